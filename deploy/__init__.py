@@ -1,0 +1,1 @@
+"""Composition: the Serve application, configurations, cluster files."""

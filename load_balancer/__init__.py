@@ -1,0 +1,1 @@
+"""The HTTP API, admission, the cascade path and dispatch."""

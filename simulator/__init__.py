@@ -1,0 +1,1 @@
+"""A discrete-event twin of the cluster that runs the same decisions."""

@@ -1,0 +1,1 @@
+"""Problem to plan: pure optimisation, no Ray and no clock."""

@@ -1,0 +1,1 @@
+"""Traces: generators, loaders, the replay client and its report."""

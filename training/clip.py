@@ -1,0 +1,217 @@
+"""The family's two text encoders and its CLIP, trained together on captions and pictures.
+
+SDXL feeds the *last but one* hidden states of both encoders to the UNet, which a contrastive loss on the pooled output
+alone would leave without word order or binding. So every encoder also has to name, from that layer, what the caption
+says of each object; and every patch of the image tower has to name the object whose centre it holds.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import (
+    CLIPConfig,
+    CLIPModel,
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+    CLIPVisionConfig,
+    CLIPVisionModelWithProjection,
+)
+
+from training.dataset import SceneData
+from training.loop import train
+from training.scenes import BACKGROUNDS, COLOURS, MAX_OBJECTS, RELATIONS, SHAPES, SIZES, TEXTURES
+from training.tokenizer import MAX_TOKENS
+from training.vae import to_tensor
+
+WIDTH = 96
+PATCH = 8
+#: Classes of each question about one object; the last class of a caption's question is "not said".
+SLOT_CLASSES = (len(SHAPES) + 1, len(COLOURS) + 1, len(TEXTURES), len(SIZES) + 1)
+CELL_CLASSES = (1, len(SHAPES), len(COLOURS), len(TEXTURES), len(SIZES))
+
+
+def _text_config(tokenizer: CLIPTokenizer, activation: str) -> CLIPTextConfig:
+    return CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=WIDTH,
+        intermediate_size=256,
+        projection_dim=WIDTH,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        max_position_embeddings=MAX_TOKENS,
+        hidden_act=activation,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+
+
+class TextHeads(nn.Module):
+    """Answers about the caption from one vector [B, width]: four objects, the background and the relation."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.slots = nn.Linear(width, MAX_OBJECTS * sum(SLOT_CLASSES))
+        self.rest = nn.Linear(width, len(BACKGROUNDS) + 1 + len(RELATIONS) + 1)
+
+    def forward(self, x: torch.Tensor, said: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The loss, and which captions were read wholly right [B]; ``said`` is :func:`said_labels`'s row."""
+        slots = self.slots(x).view(-1, MAX_OBJECTS, sum(SLOT_CLASSES)).split(SLOT_CLASSES, -1)
+        answers = [a[:, i] for i in range(MAX_OBJECTS) for a in slots]
+        answers += self.rest(x).split((len(BACKGROUNDS) + 1, len(RELATIONS) + 1), -1)
+        loss = torch.stack([F.cross_entropy(a, said[:, i]) for i, a in enumerate(answers)]).mean()
+        right = torch.stack([a.argmax(-1) == said[:, i] for i, a in enumerate(answers)]).all(0)
+        return loss, right
+
+
+def said_labels(data: SceneData) -> torch.Tensor:
+    """What every caption says, int64 [N, 4 × 4 + 2]: shape, colour, texture, size of each object, background, relation."""
+    objects = data.objects.astype(np.int64)
+    shape, colour, texture, size = (objects[..., i] for i in range(4))
+    there = shape >= 0
+    columns = [
+        np.where(there, shape, len(SHAPES)),
+        np.where(there & (objects[..., 4] > 0), colour, len(COLOURS)),
+        np.where(there & (objects[..., 5] > 0), np.maximum(texture, 0), 0),
+        np.where(there & (objects[..., 6] > 0), size, len(SIZES)),
+    ]
+    slots = np.stack(columns, -1).reshape(len(data), -1)
+    ground = np.where(data.backgrounds[:, 1] > 0, data.backgrounds[:, 0], len(BACKGROUNDS))
+    relation = np.where(data.relations >= 0, data.relations, len(RELATIONS))
+    return torch.from_numpy(np.concatenate([slots, ground[:, None], relation[:, None]], 1).astype(np.int64))
+
+
+def cell_labels(objects: np.ndarray, cells: int) -> torch.Tensor:
+    """Per cell of a grid, int64 [B, cells², 5]: whether an object's centre is in it, and its four attributes (−1: none)."""
+    grid = np.full((len(objects), cells * cells, 5), -1, np.int64)
+    grid[..., 0] = 0
+    for i in range(objects.shape[1]):
+        row = objects[:, i].astype(np.int64)
+        there = np.flatnonzero(row[:, 0] >= 0)
+        column = np.minimum(row[there, 7] * cells // 1000, cells - 1)
+        line = np.minimum(row[there, 8] * cells // 1000, cells - 1)
+        grid[there, line * cells + column, 0] = 1
+        grid[there, line * cells + column, 1:] = row[there, :4]
+    return torch.from_numpy(grid)
+
+
+def cell_loss(answers: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Detection loss of ``answers`` [B, cells, sum(CELL_CLASSES)] against :func:`cell_labels`."""
+    present, *attributes = answers.split(CELL_CLASSES, -1)
+    weight = 1 + 4 * labels[..., 0].float()  # most cells are empty
+    loss = F.binary_cross_entropy_with_logits(present.squeeze(-1), labels[..., 0].float(), weight)
+    for i, a in enumerate(attributes):
+        loss = loss + 0.5 * F.cross_entropy(a.flatten(0, 1), labels[..., i + 1].flatten(), ignore_index=-1)
+    return loss
+
+
+class Encoders(nn.Module):
+    """Everything that is trained here; the heads are thrown away afterwards."""
+
+    def __init__(self, tokenizer: CLIPTokenizer):
+        super().__init__()
+        self.first = CLIPTextModel(_text_config(tokenizer, "quick_gelu"))
+        self.second = CLIPTextModelWithProjection(_text_config(tokenizer, "gelu"))
+        self.vision = CLIPVisionModelWithProjection(
+            CLIPVisionConfig(
+                hidden_size=128,
+                intermediate_size=256,
+                projection_dim=WIDTH,
+                num_hidden_layers=4,
+                num_attention_heads=4,
+                image_size=64,
+                patch_size=PATCH,
+                hidden_act="gelu",
+            )
+        )
+        self.first_heads = TextHeads(WIDTH)
+        self.second_heads = TextHeads(WIDTH)
+        self.pooled_heads = TextHeads(WIDTH)
+        self.cell_head = nn.Linear(128, sum(CELL_CLASSES))
+        self.logit_scale = nn.Parameter(torch.tensor(2.5))
+        for encoder in (self.first, self.second):
+            for name, p in encoder.named_parameters():
+                if p.dim() == 2 and "embedding" not in name:
+                    nn.init.xavier_uniform_(p)
+            nn.init.normal_(encoder.get_input_embeddings().weight, std=0.3)
+
+    def clip(self) -> CLIPModel:
+        """The second text encoder and the image tower as one ``transformers.CLIPModel``."""
+        config = CLIPConfig(
+            text_config=self.second.config.to_dict(),
+            vision_config=self.vision.config.to_dict(),
+            projection_dim=WIDTH,
+        )
+        model = CLIPModel(config)
+        model.text_model.load_state_dict(self.second.text_model.state_dict())
+        model.text_projection.load_state_dict(self.second.text_projection.state_dict())
+        model.vision_model.load_state_dict(self.vision.vision_model.state_dict())
+        model.visual_projection.load_state_dict(self.vision.visual_projection.state_dict())
+        with torch.no_grad():
+            model.logit_scale.copy_(self.logit_scale.detach())
+        return model.eval()
+
+
+def token_ids(tokenizer: CLIPTokenizer, texts: list[str]) -> torch.Tensor:
+    """int64 [N, 32], padded and cut as SDXL's pipeline does."""
+    out = tokenizer(texts, padding="max_length", max_length=MAX_TOKENS, truncation=True, return_tensors="pt")
+    return out.input_ids
+
+
+def train_encoders(
+    data: SceneData, tokenizer: CLIPTokenizer, folder: Path, *, steps: int, batch: int, seed: int, device: str
+) -> Encoders:
+    torch.manual_seed(seed)
+    model = Encoders(tokenizer).to(device)
+    ids = token_ids(tokenizer, data.captions).to(device)
+    said = said_labels(data).to(device)
+    eos = tokenizer.eos_token_id
+
+    def loss(step: int, generator: torch.Generator) -> tuple[torch.Tensor, dict[str, float]]:
+        index = torch.randint(len(data), (batch,), generator=generator, device=device).sort().values
+        tokens, labels = ids[index], said[index]
+        rows = torch.arange(batch, device=device)
+        end = (tokens == eos).int().argmax(-1)  # eos is also the padding: take the first
+        first = model.first(tokens, output_hidden_states=True).hidden_states[-2][rows, end]
+        out = model.second(tokens, output_hidden_states=True)
+        total, right1 = model.first_heads(first, labels)
+        second, right2 = model.second_heads(out.hidden_states[-2][rows, end], labels)
+        pooled, _ = model.pooled_heads(out.text_embeds, labels)
+        numbers = index.cpu().numpy()
+        seen = model.vision(to_tensor(data.images[numbers], device))
+        cells = cell_labels(data.objects[numbers], 64 // PATCH).to(device)
+        found = cell_loss(model.cell_head(seen.last_hidden_state[:, 1:]), cells)
+        text = F.normalize(out.text_embeds, dim=-1)
+        image = F.normalize(seen.image_embeds, dim=-1)
+        logits = model.logit_scale.exp().clamp(max=50) * text @ image.T
+        contrast = (F.cross_entropy(logits, rows) + F.cross_entropy(logits.T, rows)) / 2
+        figures = {
+            "te1": float(right1.float().mean()),
+            "te2": float(right2.float().mean()),
+            "cells": float(found),
+            "match": float((logits.argmax(-1) == rows).float().mean()),
+        }
+        return total + second + 0.5 * pooled + found + contrast, figures
+
+    return train("encoders", model, loss, steps=steps, lr=1e-3, folder=folder, seed=seed, flat=0.4)
+
+
+@torch.no_grad()
+def embed_prompts(
+    encoders: Encoders, ids: torch.Tensor, batch: int = 256
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What SDXL's UNet is told: hidden states [N, 32, 192] of both encoders and the pooled vector [N, 96], fp16."""
+    states, pooled = [], []
+    for part in ids.split(batch):
+        first = encoders.first(part, output_hidden_states=True).hidden_states[-2]
+        second = encoders.second(part, output_hidden_states=True)
+        states.append(torch.cat([first, second.hidden_states[-2]], -1).half().cpu())
+        pooled.append(second.text_embeds.half().cpu())
+    return torch.cat(states), torch.cat(pooled)

@@ -1,0 +1,97 @@
+"""One resumable, step-based training loop that every part of the family is trained with."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable
+from copy import deepcopy
+from pathlib import Path
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+#: ``loss(step, generator)``: the loss of one batch and figures to show. All randomness comes from ``generator``,
+#: which is seeded by the step, so that a resumed run draws the batches that an uninterrupted one would.
+LossFn = Callable[[int, torch.Generator], tuple[torch.Tensor, dict[str, float]]]
+
+
+def learning_rate(step: int, steps: int, peak: float, warm_up: int, flat: float) -> float:
+    """Linear warm-up, flat until the share ``flat`` of the run, then a cosine to 2 % of the peak."""
+    if step < warm_up:
+        return peak * (step + 1) / warm_up
+    done = step / steps
+    if done < flat:
+        return peak
+    return peak * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * (done - flat) / (1 - flat))))
+
+
+def train(
+    name: str,
+    module: nn.Module,
+    loss: LossFn,
+    *,
+    steps: int,
+    lr: float,
+    folder: Path,
+    seed: int,
+    betas: tuple[float, float] = (0.9, 0.98),
+    weight_decay: float = 0.01,
+    warm_up: int = 100,
+    flat: float = 0.3,
+    ema: float = 0.0,
+    clip: float = 1.0,
+    save_every: int = 500,
+) -> nn.Module:
+    """Trains ``module`` for ``steps`` and returns it (or its moving average, when ``ema`` > 0) in eval mode.
+
+    A checkpoint goes to ``folder/<name>.pt`` every ``save_every`` steps and a run that was stopped goes on from it;
+    a finished one returns at once.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}.pt"
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    optimiser = torch.optim.AdamW(parameters, lr=lr, betas=betas, weight_decay=weight_decay)
+    average = deepcopy(module).eval().requires_grad_(False) if ema else None
+    start = 0
+    if path.exists():
+        saved = torch.load(path, weights_only=True)
+        start = saved["step"]
+        module.load_state_dict(saved["module"])
+        optimiser.load_state_dict(saved["optimiser"])
+        if average is not None:
+            average.load_state_dict(saved["average"])
+
+    def save(step: int) -> None:
+        state = {"step": step, "module": module.state_dict(), "optimiser": optimiser.state_dict()}
+        if average is not None:
+            state["average"] = average.state_dict()
+        torch.save(state, path.with_suffix(".tmp"))
+        os.replace(path.with_suffix(".tmp"), path)
+
+    device = parameters[0].device
+    module.train()
+    bar = tqdm(range(start, steps), desc=name, initial=start, total=steps, mininterval=5, dynamic_ncols=True)
+    for step in bar:
+        generator = torch.Generator(device=device).manual_seed(seed * 1_000_003 + step)
+        for group in optimiser.param_groups:
+            group["lr"] = learning_rate(step, steps, lr, warm_up, flat)
+        value, figures = loss(step, generator)
+        if not torch.isfinite(value):
+            raise FloatingPointError(f"{name}: the loss is {value.item()} at step {step}; lower lr={lr}")
+        optimiser.zero_grad(set_to_none=True)
+        value.backward()
+        nn.utils.clip_grad_norm_(parameters, clip)
+        optimiser.step()
+        if average is not None:
+            decay = min(ema, (step + 1) / (step + 10))
+            with torch.no_grad():
+                torch._foreach_lerp_(list(average.parameters()), list(module.parameters()), 1 - decay)
+                for kept, fresh in zip(average.buffers(), module.buffers(), strict=True):
+                    kept.copy_(fresh)
+        if step % 20 == 0:
+            bar.set_postfix({k: f"{v:.4g}" for k, v in figures.items()}, refresh=False)
+        if (step + 1) % save_every == 0 or step + 1 == steps:
+            save(step + 1)
+    return (average if average is not None else module).eval()

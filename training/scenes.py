@@ -1,0 +1,262 @@
+"""Procedurally drawn, captioned scenes: the data that the embedded family learns from.
+
+A scene is plain data (:class:`Scene`); :func:`render` draws it with signed distance functions at any size and
+:func:`caption` says *some* of it. What a caption leaves out (positions, rotations, the phase of a texture, the
+direction of the light, often colour, size or background) is drawn at random, so that the pictures of one caption
+differ and their mean is a blur: a diffusion model needs many denoising steps to commit to one sharp sample.
+
+Scenes with one object are easy to draw right; those with three or four are hard.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+SHAPES = ("circle", "square", "triangle", "star", "ring", "cross")
+COLOURS = ("red", "yellow", "green", "blue", "purple", "black")
+TEXTURES = ("plain", "striped", "dotted")
+SIZES = ("small", "large")
+BACKGROUNDS = ("white", "gray", "sand", "sky")
+RELATIONS = ("left of", "right of", "above", "below")
+
+MAX_OBJECTS = 4
+_COUNT_SHARES = (0.34, 0.34, 0.20, 0.12)
+
+_RGB = {
+    "red": (0.86, 0.12, 0.12), "yellow": (0.98, 0.82, 0.10), "green": (0.12, 0.62, 0.22),
+    "blue": (0.13, 0.30, 0.88), "purple": (0.58, 0.18, 0.72), "black": (0.10, 0.10, 0.12),
+}  # fmt: skip
+_BACKGROUND_RGB = {
+    "white": (0.97, 0.97, 0.97), "gray": (0.62, 0.62, 0.64), "sand": (0.91, 0.79, 0.60), "sky": (0.62, 0.83, 0.96),
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Thing:
+    """One object. Lengths are shares of the picture's side; angles are radians."""
+
+    shape: str
+    colour: str
+    texture: str
+    size: str
+    x: float
+    y: float
+    radius: float
+    rotation: float
+    phase: float
+    says_colour: bool = True
+    says_texture: bool = True
+    says_size: bool = True
+
+    def phrase(self) -> str:
+        """The noun phrase of the caption: only what is said, e.g. ``a small striped red circle``."""
+        words = [
+            self.size if self.says_size else "",
+            self.texture if self.says_texture and self.texture != "plain" else "",
+            self.colour if self.says_colour else "",
+            self.shape,
+        ]
+        return "a " + " ".join(w for w in words if w)
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """What is drawn. ``things`` stand in caption order; ``relation`` holds between the first two of a pair."""
+
+    things: tuple[Thing, ...]
+    background: str
+    light: float
+    says_background: bool = True
+    relation: str | None = None
+
+
+def _holds(relation: str, a: Thing, b: Thing, margin: float = 0.06) -> bool:
+    """Whether ``a`` stands to ``b`` as ``relation`` says, by more than ``margin`` of the picture's side."""
+    dx, dy = b.x - a.x, b.y - a.y
+    gap = {"left of": dx, "right of": -dx, "above": dy, "below": -dy}[relation]
+    return gap > margin and gap >= 0.8 * max(abs(dx), abs(dy))
+
+
+def _pick(rng: np.random.Generator, names: tuple[str, ...]) -> str:
+    return names[int(rng.integers(len(names)))]
+
+
+def _place(rng: np.random.Generator, radii: list[float]) -> list[tuple[float, float]] | None:
+    """Positions at which the objects may overlap at their rims, never hide one another; None when none was found."""
+    placed: list[tuple[float, float]] = []
+    for i, radius in enumerate(radii):
+        for _ in range(40):
+            x, y = rng.uniform(radius + 0.02, 0.98 - radius, size=2)
+            clear = all(
+                np.hypot(x - px, y - py) > 0.92 * (radius + radii[j]) for j, (px, py) in enumerate(placed)
+            )
+            if clear:
+                placed.append((float(x), float(y)))
+                break
+        else:
+            return None
+        assert len(placed) == i + 1
+    return placed
+
+
+def draw_scene(rng: np.random.Generator, count: int | None = None) -> Scene:
+    """A random scene of ``count`` objects (1 to 4; by default drawn, half of them with three or fewer)."""
+    if count is None:
+        count = 1 + int(rng.choice(MAX_OBJECTS, p=_COUNT_SHARES))
+    while True:
+        sizes = [_pick(rng, SIZES) if count < 4 or i == 0 else "small" for i in range(count)]
+        radii = [
+            float(rng.uniform(0.105, 0.135) if s == "small" else rng.uniform(0.18, 0.235)) for s in sizes
+        ]
+        positions = _place(rng, radii)
+        if positions is None:
+            continue
+        kinds = [(_pick(rng, SHAPES), _pick(rng, COLOURS)) for _ in range(count)]
+        if len(set(kinds)) == count:  # two objects of one kind could not be told apart in a caption
+            break
+    things = tuple(
+        Thing(
+            shape=shape,
+            colour=colour,
+            texture=str(rng.choice(TEXTURES, p=(0.56, 0.22, 0.22))),
+            size=size,
+            x=x,
+            y=y,
+            radius=radius,
+            rotation=float(rng.uniform(0, 2 * np.pi)),
+            phase=float(rng.uniform(0, 1)),
+            says_colour=bool(rng.random() < 0.88),
+            says_texture=bool(rng.random() < 0.8),
+            says_size=bool(rng.random() < 0.4),
+        )
+        for (shape, colour), size, radius, (x, y) in zip(kinds, sizes, radii, positions, strict=True)
+    )
+    relation = None
+    if count == 2 and rng.random() < 0.7:
+        holding = [r for r in RELATIONS if _holds(r, things[0], things[1])]
+        relation = holding[0] if holding else None
+    return Scene(
+        things,
+        background=_pick(rng, BACKGROUNDS),
+        light=float(rng.uniform(0, 2 * np.pi)),
+        says_background=bool(rng.random() < 0.55),
+        relation=relation,
+    )
+
+
+def redraw(scene: Scene, rng: np.random.Generator) -> Scene:
+    """Another scene with the same caption: everything the caption leaves open is drawn anew."""
+    while True:
+        other = draw_scene(rng, len(scene.things))
+        things = tuple(
+            replace(
+                new,
+                shape=old.shape,
+                colour=old.colour if old.says_colour else new.colour,
+                texture=old.texture if old.says_texture else new.texture,
+                says_colour=old.says_colour,
+                says_texture=old.says_texture,
+                says_size=old.says_size,
+            )
+            for old, new in zip(scene.things, other.things, strict=True)
+        )
+        if any(old.says_size and old.size != new.size for old, new in zip(scene.things, things, strict=True)):
+            continue
+        if scene.relation and not _holds(scene.relation, things[0], things[1]):
+            continue
+        background = scene.background if scene.says_background else other.background
+        return Scene(things, background, other.light, scene.says_background, scene.relation)
+
+
+def caption(scene: Scene) -> str:
+    """What the scene's caption says, e.g. ``a red circle left of a small blue star on a gray background``."""
+    phrases = [t.phrase() for t in scene.things]
+    if scene.relation:
+        text = f"{phrases[0]} {scene.relation} {phrases[1]}"
+    elif len(phrases) == 1:
+        text = phrases[0]
+    else:
+        text = ", ".join(phrases[:-1]) + " and " + phrases[-1]
+    return f"{text} on a {scene.background} background" if scene.says_background else text
+
+
+# ---------------------------------------------------------------------------------------------- drawing
+
+
+def _polygon(points: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Signed distance to a closed polygon ``points`` [P, 2] (negative inside), after Quilez."""
+    d = np.full_like(x, 1e9)
+    sign = np.ones_like(x)
+    for (ax, ay), (bx, by) in zip(points, np.roll(points, 1, axis=0), strict=True):
+        ex, ey, wx, wy = bx - ax, by - ay, x - ax, y - ay
+        t = np.clip((wx * ex + wy * ey) / (ex * ex + ey * ey), 0, 1)
+        d = np.minimum(d, (wx - ex * t) ** 2 + (wy - ey * t) ** 2)
+        a, b, c = y >= ay, y < by, ex * wy > ey * wx
+        sign = np.where((a & b & c) | ~(a | b | c), -sign, sign)
+    return sign * np.sqrt(d)
+
+
+def _ray_points(radii: list[float]) -> np.ndarray:
+    angles = np.arange(len(radii)) * 2 * np.pi / len(radii) - np.pi / 2
+    return np.stack([np.cos(angles), np.sin(angles)], 1) * np.asarray(radii)[:, None]
+
+
+_TRIANGLE = _ray_points([1.08] * 3)
+_STAR = _ray_points([1.08, 0.46] * 5)
+
+
+def _signed_distance(shape: str, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Signed distance to the unit ``shape``, negative inside."""
+    if shape == "circle":
+        return np.hypot(x, y) - 0.95
+    if shape == "ring":
+        return np.abs(np.hypot(x, y) - 0.72) - 0.25
+    if shape == "square":
+        return np.maximum(np.abs(x), np.abs(y)) - 0.78
+    if shape == "cross":
+        ax, ay = np.abs(x), np.abs(y)
+        return np.maximum(np.maximum(ax, ay) - 0.98, np.minimum(ax, ay) - 0.33)
+    return _polygon(_TRIANGLE if shape == "triangle" else _STAR, x, y)
+
+
+def _texture(thing: Thing, x: np.ndarray, y: np.ndarray, pixel: float) -> np.ndarray:
+    """How strongly the texture's second tone covers each point, 0 to 1; x and y in units of the side."""
+    if thing.texture == "striped":
+        wave = np.sin(2 * np.pi * (x / 0.088 + thing.phase))
+        return np.clip(wave * 0.088 / (2 * np.pi * pixel) + 0.5, 0, 1)
+    if thing.texture == "dotted":
+        period = 0.094
+        u = (x / period + thing.phase) % 1 - 0.5
+        v = (y / period + 0.37 * thing.phase) % 1 - 0.5
+        return np.clip((0.29 - np.hypot(u, v)) * period / pixel + 0.5, 0, 1)
+    return np.zeros_like(x)
+
+
+def render(scene: Scene, size: int = 64) -> np.ndarray:
+    """The scene as an image, uint8 [size, size, 3]; anti-aliased, lit from ``scene.light``, with soft shadows."""
+    pixel = 1.0 / size
+    grid = (np.arange(size, dtype=np.float32) + 0.5) / size
+    px, py = np.meshgrid(grid, grid)
+    lx, ly = np.cos(scene.light), np.sin(scene.light)
+    shade = 1 + 0.16 * ((px - 0.5) * lx + (py - 0.5) * ly)
+    image = np.asarray(_BACKGROUND_RGB[scene.background], np.float32) * shade[..., None]
+    for thing in scene.things:
+        dx, dy = px - thing.x, py - thing.y
+        c, s = np.cos(thing.rotation), np.sin(thing.rotation)
+        u, v = c * dx + s * dy, c * dy - s * dx
+        r = thing.radius
+        # The shadow falls away from the light, blurred over a few pixels.
+        sx, sy = dx + 0.045 * lx, dy + 0.045 * ly
+        shadow = _signed_distance(thing.shape, (c * sx + s * sy) / r, (c * sy - s * sx) / r) * r
+        image *= 1 - 0.38 * np.clip(0.5 - shadow / (2.6 / 64), 0, 1)[..., None]
+        distance = _signed_distance(thing.shape, u / r, v / r) * r
+        cover = np.clip(0.5 - distance / pixel, 0, 1)[..., None]
+        base = np.asarray(_RGB[thing.colour], np.float32)
+        second = base + (1 - base) * 0.72  # a pale tone of the same hue
+        tone = _texture(thing, u, v, pixel)[..., None]
+        lit = 1 + 0.26 * (dx * lx + dy * ly)[..., None] / r
+        body = (base * (1 - tone) + second * tone) * lit + 0.05 * np.maximum(lit - 1, 0)
+        image = image * (1 - cover) + body * cover
+    return np.round(np.clip(image, 0, 1) * 255).astype(np.uint8)

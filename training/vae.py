@@ -1,0 +1,128 @@
+"""The family's autoencoder: 64 px RGB to latents [16, 8, 8] (a factor of 8, as SDXL's)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL
+from tqdm import tqdm
+
+from training.dataset import SceneData
+from training.loop import train
+
+LATENT_CHANNELS = 16
+
+
+def new_vae() -> AutoencoderKL:
+    return AutoencoderKL(
+        block_out_channels=(16, 32, 64, 96),
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        layers_per_block=1,
+        latent_channels=LATENT_CHANNELS,
+        norm_num_groups=4,
+        sample_size=64,
+        force_upcast=False,
+    )
+
+
+def to_tensor(images: np.ndarray, device: torch.device | str = "cpu") -> torch.Tensor:
+    """uint8 [B, H, W, 3] to float [B, 3, H, W] in −1…1."""
+    x = torch.from_numpy(np.ascontiguousarray(images)).to(device)
+    return x.permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def _gradients(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    return x[..., 1:, :] - x[..., :-1, :], x[..., :, 1:] - x[..., :, :-1]
+
+
+def reconstruction_loss(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """L1 + 2 MSE + 0.5 L1 of the image gradients: the last term keeps edges and textures sharp."""
+    dy, dx = _gradients(output)
+    ty, tx = _gradients(target)
+    edges = F.l1_loss(dy, ty) + F.l1_loss(dx, tx)
+    return F.l1_loss(output, target) + 2 * F.mse_loss(output, target) + 0.5 * edges
+
+
+def psnr(output: torch.Tensor, target: torch.Tensor) -> float:
+    """Peak signal-to-noise ratio in dB for images in −1…1."""
+    return float(10 * torch.log10(4 / F.mse_loss(output.clamp(-1, 1), target)))
+
+
+def train_vae(
+    data: SceneData, folder: Path, *, steps: int, batch: int, seed: int, device: str
+) -> AutoencoderKL:
+    """Both halves together, with a small KL term that keeps the latents bounded."""
+    torch.manual_seed(seed)
+    vae = new_vae().to(device, memory_format=torch.channels_last)
+    if (
+        vae.quant_conv is not None
+    ):  # start with small posterior noise, or the first thousand steps only fight it
+        with torch.no_grad():
+            vae.quant_conv.bias[LATENT_CHANNELS:] = -5.0
+
+    def loss(step: int, generator: torch.Generator) -> tuple[torch.Tensor, dict[str, float]]:
+        index = torch.randint(len(data), (batch,), generator=generator, device=device).cpu().numpy()
+        target = to_tensor(data.images[np.sort(index)], device)
+        posterior = vae.encode(target).latent_dist
+        noise = torch.randn(posterior.mean.shape, generator=generator, device=device)
+        output = vae.decode(posterior.mean + posterior.std * noise).sample
+        value = reconstruction_loss(output, target) + 1e-4 * posterior.kl().mean() / LATENT_CHANNELS
+        return value, {"dB": psnr(output.detach(), target)}
+
+    return train(
+        "vae", vae, loss, steps=steps, lr=2e-3, betas=(0.9, 0.99), folder=folder, seed=seed, flat=0.4
+    )
+
+
+def refine_decoder(
+    vae: AutoencoderKL, data: SceneData, folder: Path, *, steps: int, batch: int, seed: int, device: str
+) -> AutoencoderKL:
+    """Trains the decoder alone on slightly noisy latents, so that it forgives what a denoiser leaves behind.
+
+    The encoder stays as it is, hence this can run while the denoisers train on its latents.
+    """
+    vae.encoder.requires_grad_(False)
+    if vae.quant_conv is not None:
+        vae.quant_conv.requires_grad_(False)
+
+    def loss(step: int, generator: torch.Generator) -> tuple[torch.Tensor, dict[str, float]]:
+        index = torch.randint(len(data), (batch,), generator=generator, device=device).cpu().numpy()
+        target = to_tensor(data.images[np.sort(index)], device)
+        with torch.no_grad():
+            latent = vae.encode(target).latent_dist.mean
+        level = (
+            0.1 * torch.rand(batch, 1, 1, 1, generator=generator, device=device) / vae.config.scaling_factor
+        )
+        noisy = latent + level * torch.randn(latent.shape, generator=generator, device=device)
+        output = vae.decode(noisy).sample
+        return reconstruction_loss(output, target), {"dB": psnr(output.detach(), target)}
+
+    return train("vae-decoder", vae, loss, steps=steps, lr=1e-3, folder=folder, seed=seed + 1, flat=0.1)
+
+
+@torch.no_grad()
+def encode_all(
+    vae: AutoencoderKL, data: SceneData, path: Path, *, device: str, batch: int = 64
+) -> np.ndarray:
+    """Posterior means × scaling factor of every image, fp16 [N, 16, 8, 8]; kept at ``path``.
+
+    Sets ``scaling_factor`` to one over the standard deviation of the latents, as SDXL's training did.
+    """
+    probe = vae.encode(to_tensor(data.images[:512], device)).latent_dist.mean
+    vae.register_to_config(scaling_factor=round(1 / float(probe.std()), 5))
+    if path.exists():
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    parts = [
+        (vae.encode(to_tensor(data.images[i : i + batch], device)).latent_dist.mean * vae.config.scaling_factor)
+        .half().cpu().numpy()
+        for i in tqdm(range(0, len(data), batch), desc="latents", unit="batch")
+    ]  # fmt: skip
+    latents = np.concatenate(parts)
+    temporary = path.with_name("partial-" + path.name)
+    np.save(temporary, latents)
+    temporary.replace(path)
+    return latents

@@ -1,0 +1,242 @@
+"""The configuration: one tree of models, YAML in, every mistake answered with its key, the range and the remedy.
+
+A *service* file (``deploy/configs/*.yaml``) says what ``weir up`` starts; it names a *family* file
+(``deploy/families/*.yaml``), which says what the light and the heavy variant are and where their weights lie.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from weir.core import Plan
+from weir.errors import ConfigError
+
+Scheduler = Literal["ddim", "euler", "euler-trailing"]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class VariantConfig(_Strict):
+    """One variant of a family.
+
+    The weights are a whole diffusers pipeline (``pipeline``), or the family's shared parts with another UNet: a
+    diffusers folder or a single safetensors file, as SDXL-Lightning ships (``unet``). Either is a local path or the
+    name of a hub repository; ``unet_file`` picks one file of it.
+    """
+
+    name: str = Field(description="shown in answers and metrics, e.g. sdxl-lightning-4step")
+    pipeline: str | None = None
+    revision: str | None = None
+    unet: str | None = None
+    unet_file: str | None = None
+    scheduler: Scheduler
+    steps: int = Field(ge=1, le=200)
+    guidance: float = Field(ge=0, le=30, description="classifier-free guidance scale; 0 or 1 turns it off")
+
+    @model_validator(mode="after")
+    def _one_source(self) -> VariantConfig:
+        if self.pipeline and (self.unet or self.unet_file):
+            raise ValueError("give either pipeline or unet (with unet_file where needed), not both")
+        if self.unet_file and not self.unet:
+            raise ValueError("unet_file needs unet: the repository or folder that holds the file")
+        return self
+
+
+class FamilyConfig(_Strict):
+    """A light and a heavy variant that can stand in for one another."""
+
+    name: str
+    pipeline: str = Field(
+        description="diffusers pipeline with the shared parts: local folder or hub repository"
+    )
+    revision: str | None = None
+    weights: Literal["fp16"] | None = Field(None, description="which file set of the repository to load")
+    size: int = Field(ge=16, le=4096, description="side of the square images, pixels")
+    sizes: tuple[int, ...] = Field((), description="other sides that requests may ask for, pixels")
+    dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
+    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+    light: VariantConfig
+    heavy: VariantConfig
+    discriminator: str | None = Field(None, description="folder of the discriminator; needed for a cascade")
+    clip: str | None = Field(
+        None, description="CLIP for similarity and CLIP score: local folder or hub repository"
+    )
+
+    @property
+    def allowed_sizes(self) -> tuple[int, ...]:
+        return (self.size, *self.sizes)
+
+
+class PlanConfig(_Strict):
+    """The plan to start with (and to stay with, without a controller)."""
+
+    light_replicas: int = Field(ge=0)
+    heavy_replicas: int = Field(ge=0)
+    light_batch: int = Field(4, ge=1, le=256)
+    heavy_batch: int = Field(4, ge=1, le=256)
+    threshold: float = Field(0.5, ge=0, le=1)
+
+    @model_validator(mode="after")
+    def _some_replica(self) -> PlanConfig:
+        if self.light_replicas + self.heavy_replicas == 0:
+            raise ValueError("light_replicas + heavy_replicas must be at least 1")
+        return self
+
+    def plan(self, version: int = 1) -> Plan:
+        return Plan.split(
+            version,
+            self.light_replicas,
+            self.heavy_replicas,
+            light_batch=self.light_batch,
+            heavy_batch=self.heavy_batch,
+            threshold=self.threshold,
+        )
+
+
+class PoolConfig(_Strict):
+    """The replicas that hold the models."""
+
+    cpus_per_replica: float = Field(1, ge=0)
+    gpus_per_replica: float = Field(0, ge=0)
+    resources: dict[str, float] = Field(default_factory=dict)
+    emulate: str | None = Field(
+        None, description="profile file: sleep its latencies instead of running models (the answer says so)"
+    )
+
+
+class LimitsConfig(_Strict):
+    """What one request may ask for."""
+
+    body_bytes: int = Field(64 * 1024, ge=1024)
+    prompt_characters: int = Field(2000, ge=1)
+    images: int = Field(4, ge=1, le=10)
+    steps: int = Field(100, ge=1, le=1000)
+    queued: int = Field(
+        256, ge=1, description="images in flight; beyond it requests get 429 with Retry-After"
+    )
+
+
+class HttpConfig(_Strict):
+    host: str = "127.0.0.1"
+    port: int = Field(8000, ge=0, le=65535, description="0 picks a free port")
+
+
+class ServiceConfig(_Strict):
+    """What ``weir up`` starts."""
+
+    family: str = Field(description="family file, relative to this file")
+    profile: str | None = Field(
+        None, description="profile file of the family on this hardware, relative to this file"
+    )
+    slo_s: float = Field(gt=0, le=3600, description="seconds from admission to answer")
+    plan: PlanConfig
+    pool: PoolConfig = PoolConfig()
+    limits: LimitsConfig = LimitsConfig()
+    http: HttpConfig = HttpConfig()
+
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def read_yaml(path: Path | str, model: type[Model]) -> Model:
+    """Reads and checks one file.
+
+    Raises:
+        ConfigError: names the file, and the key or the line, and what is allowed there.
+    """
+    path = Path(path)
+    try:
+        fields = yaml.safe_load(path.read_text())
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: there is no such file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(fields, dict):
+        raise ConfigError(f"{path}: expected keys and values, found {type(fields).__name__}")
+    try:
+        return model.model_validate(fields)
+    except ValidationError as error:
+        known = ", ".join(model.model_fields)
+        lines = []
+        for problem in error.errors():
+            key = ".".join(str(k) for k in problem["loc"]) or "(whole file)"
+            remedy = (
+                f"; known keys: {known}" if problem["type"] == "extra_forbidden" and "." not in key else ""
+            )
+            given = problem.get("input")
+            shown = (
+                f" (given: {given!r})" if not isinstance(given, dict) and problem["type"] != "missing" else ""
+            )
+            lines.append(f"{path}: {key}: {problem['msg']}{shown}{remedy}")
+        raise ConfigError("\n".join(lines)) from None
+
+
+def resolve(reference: str, relative_to: Path) -> str:
+    """A path in a configuration is relative to its file; anything that is no local path is a hub name and stays."""
+    candidate = (relative_to / reference).resolve()
+    if candidate.exists() or reference.startswith((".", "/")):
+        return str(candidate)
+    return reference
+
+
+def load_family(path: Path | str) -> FamilyConfig:
+    """Reads a family file; local folders in it become absolute.
+
+    Raises:
+        ConfigError: as :func:`read_yaml`, or a local folder that does not exist.
+    """
+    path = Path(path)
+    family = read_yaml(path, FamilyConfig)
+    here = path.resolve().parent
+
+    def fixed(key: str, reference: str | None) -> str | None:
+        if reference is None:
+            return None
+        found = resolve(reference, here)
+        if found.startswith("/") and not Path(found).exists():
+            raise ConfigError(f"{path}: {key}: there is no file or folder {found}")
+        return found
+
+    variants = {
+        role: getattr(family, role).model_copy(
+            update={k: fixed(f"{role}.{k}", getattr(getattr(family, role), k)) for k in ("pipeline", "unet")}
+        )
+        for role in ("light", "heavy")
+    }
+    shared = {k: fixed(k, getattr(family, k)) for k in ("pipeline", "discriminator", "clip")}
+    return family.model_copy(update={**variants, **shared})
+
+
+def load_service(path: Path | str) -> tuple[ServiceConfig, FamilyConfig]:
+    """Reads a service file and the family it names; paths in both become absolute.
+
+    Raises:
+        ConfigError: names the file and the key.
+    """
+    path = Path(path)
+    service = read_yaml(path, ServiceConfig)
+    here = path.resolve().parent
+    family_path = here / service.family
+    if not family_path.exists():
+        raise ConfigError(f"{path}: family: there is no file {family_path}")
+    update: dict[str, object] = {"family": str(family_path.resolve())}
+    if service.profile is not None:
+        update["profile"] = str((here / service.profile).resolve())
+        if not Path(str(update["profile"])).exists():
+            raise ConfigError(
+                f"{path}: profile: there is no file {update['profile']}; make it with `weir profile`"
+            )
+    if service.pool.emulate is not None:
+        emulate = (here / service.pool.emulate).resolve()
+        if not emulate.exists():
+            raise ConfigError(f"{path}: pool.emulate: there is no file {emulate}")
+        update["pool"] = service.pool.model_copy(update={"emulate": str(emulate)})
+    return service.model_copy(update=update), load_family(family_path)

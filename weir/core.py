@@ -1,0 +1,217 @@
+"""The nouns that every room of the house shares. Plain data: no Ray, torch, Redis or clock in here."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from typing import Any
+
+from weir.errors import PlanError
+
+
+class Role(StrEnum):
+    """What a replica of the pool is for. Both variants are resident; the plan gives every rank one role."""
+
+    LIGHT = "light"
+    HEAVY = "heavy"
+
+
+class Path(StrEnum):
+    """The way a request went, as the answer says it."""
+
+    LIGHT = "light"  #: the discriminator found the light image good enough
+    LIGHT_DEADLINE = "light-deadline"  #: deferred, but the heavy image could not make the deadline
+    HEAVY = "heavy"  #: the heavy variant drew the image
+
+
+@dataclass(frozen=True, slots=True)
+class ImageRequest:
+    """One admitted image. Everything random is fixed here, so that a retry on another replica gives the same image.
+
+    Attributes:
+        id: unique among all requests ever.
+        steps, guidance: overrides for the heavy variant; None means what the family says.
+        deadline: unix time, seconds, by which the answer has to be ready.
+    """
+
+    id: str
+    prompt: str
+    seed: int
+    width: int
+    height: int
+    deadline: float
+    negative_prompt: str = ""
+    steps: int | None = None
+    guidance: float | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> ImageRequest:
+        return cls(**fields)
+
+
+@dataclass(frozen=True, slots=True)
+class ImageResult:
+    """What a worker made of one :class:`ImageRequest`.
+
+    Attributes:
+        image: the encoded picture (PNG), or b"" when ``error`` is set.
+        confidence: the discriminator's confidence in a light image, 0…1; None for a heavy one.
+        queue_s, compute_s: time in the worker's queue, and time of the batch it ran in.
+        error: None, or (code, message) when this one request failed; the rest of its batch is untouched.
+        emulated: no model ran; the latency was slept and the picture is a placeholder.
+    """
+
+    id: str
+    image: bytes
+    confidence: float | None
+    steps: int
+    queue_s: float
+    compute_s: float
+    batch_size: int
+    plan_version: int
+    error: tuple[str, str] | None = None
+    emulated: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Assignment:
+    """What one rank of the pool does: its role, and the largest batch it runs."""
+
+    role: Role
+    batch_size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What the whole system does until the next plan; it travels as ``user_config`` and is checked where it arrives.
+
+    Attributes:
+        version: grows with every plan; consumers ignore one that is not newer than theirs.
+        assignments: by rank in the pool. A rank beyond the end takes the last assignment.
+        threshold: a light image with a confidence below it is deferred to the heavy variant, 0…1.
+            0 defers nothing, 1 everything.
+        admitted_rps: requests per second to admit; None admits all.
+    """
+
+    version: int
+    assignments: tuple[Assignment, ...]
+    threshold: float
+    admitted_rps: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.version < 0:
+            raise PlanError(f"version is {self.version}; it must be at least 0")
+        if not self.assignments:
+            raise PlanError("assignments is empty; a plan needs at least one replica")
+        for rank, a in enumerate(self.assignments):
+            if a.batch_size < 1:
+                raise PlanError(f"assignments[{rank}].batch_size is {a.batch_size}; it must be at least 1")
+        if not (math.isfinite(self.threshold) and 0 <= self.threshold <= 1):
+            raise PlanError(f"threshold is {self.threshold}; it must lie in 0…1")
+        if self.admitted_rps is not None and not (
+            math.isfinite(self.admitted_rps) and self.admitted_rps >= 0
+        ):
+            raise PlanError(f"admitted_rps is {self.admitted_rps}; it must be at least 0")
+
+    @classmethod
+    def split(
+        cls,
+        version: int,
+        light: int,
+        heavy: int,
+        *,
+        light_batch: int,
+        heavy_batch: int,
+        threshold: float,
+        admitted_rps: float | None = None,
+    ) -> Plan:
+        """The plan of a pool with ``light`` replicas in the light role and ``heavy`` in the heavy one."""
+        assignments = (Assignment(Role.LIGHT, light_batch),) * light
+        assignments += (Assignment(Role.HEAVY, heavy_batch),) * heavy
+        return cls(version, assignments, threshold, admitted_rps)
+
+    def assignment(self, rank: int) -> Assignment:
+        """What the replica of this rank does."""
+        return self.assignments[min(rank, len(self.assignments) - 1)]
+
+    def count(self, role: Role) -> int:
+        return sum(a.role is role for a in self.assignments)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready; :meth:`from_dict` reads it back."""
+        return {
+            "version": self.version,
+            "assignments": [[a.role.value, a.batch_size] for a in self.assignments],
+            "threshold": self.threshold,
+            "admitted_rps": self.admitted_rps,
+        }
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> Plan:
+        """Reads what :meth:`to_dict` wrote.
+
+        Raises:
+            PlanError: a key is missing or unknown, or a value is out of range; the message names it.
+        """
+        unknown = set(fields) - {"version", "assignments", "threshold", "admitted_rps"}
+        if unknown:
+            raise PlanError(f"unknown keys {sorted(unknown)}")
+        try:
+            assignments = tuple(Assignment(Role(r), int(b)) for r, b in fields["assignments"])
+            rps = fields.get("admitted_rps")
+            return cls(
+                version=int(fields["version"]),
+                assignments=assignments,
+                threshold=float(fields["threshold"]),
+                admitted_rps=None if rps is None else float(rps),
+            )
+        except KeyError as error:
+            raise PlanError(f"the key {error} is missing") from None
+        except (TypeError, ValueError) as error:
+            raise PlanError(str(error)) from None
+
+
+@dataclass(frozen=True, slots=True)
+class LatencyProfile:
+    """Measured seconds per batch of one variant on one type of device, by batch size (ascending)."""
+
+    batch_sizes: tuple[int, ...]
+    latency_s: tuple[float, ...]
+
+    def at(self, batch_size: int) -> float:
+        """Seconds of a batch; linear between the measured sizes and beyond the last one."""
+        sizes, seconds = self.batch_sizes, self.latency_s
+        if batch_size <= sizes[0]:
+            return seconds[0]
+        for (b0, s0), (b1, s1) in zip(
+            zip(sizes, seconds, strict=True), list(zip(sizes, seconds, strict=True))[1:], strict=False
+        ):
+            if batch_size <= b1:
+                return s0 + (s1 - s0) * (batch_size - b0) / (b1 - b0)
+        if len(sizes) == 1:
+            return seconds[0] * batch_size / sizes[0]
+        slope = (seconds[-1] - seconds[-2]) / (sizes[-1] - sizes[-2])
+        return seconds[-1] + slope * (batch_size - sizes[-1])
+
+
+@dataclass(frozen=True, slots=True)
+class DeferralCurve:
+    """Share of requests whose confidence lies below each threshold, from measured single-image confidences."""
+
+    thresholds: tuple[float, ...]
+    shares: tuple[float, ...]
+
+    def at(self, threshold: float) -> float:
+        """Linear interpolation of the share deferred at ``threshold``."""
+        pairs = list(zip(self.thresholds, self.shares, strict=True))
+        if threshold <= pairs[0][0]:
+            return pairs[0][1]
+        for (t0, f0), (t1, f1) in zip(pairs, pairs[1:], strict=False):
+            if threshold <= t1:
+                return f0 + (f1 - f0) * (threshold - t0) / (t1 - t0)
+        return pairs[-1][1]

@@ -1,0 +1,79 @@
+"""Every failure and the one HTTP status it maps to.
+
+WeirError
+├── InvalidRequest      400  a field of a request is wrong (``param`` names it)
+│   └── UnknownModel    404
+├── BodyTooLarge        413
+├── Overloaded          429  refused at admission; carries ``retry_after_s``
+├── GenerationFailed    500  a worker could not draw this image
+├── NotReady            503  no replica can serve yet; carries ``retry_after_s``
+├── DeadlineExceeded    504  no image at all by the deadline
+├── ConfigError         (at start) a configuration, family, profile or trace is wrong
+└── PlanError           (internal) a plan is refused; the last good one stays
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class WeirError(Exception):
+    """Base of all. ``code`` is stable and machine-readable; the message names the input and the remedy."""
+
+    status = 500
+    kind = "server_error"
+    code = "internal_error"
+
+    def __init__(self, message: str, *, param: str | None = None, retry_after_s: float | None = None):
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        self.retry_after_s = retry_after_s
+
+    def to_dict(self) -> dict[str, Any]:
+        """The body of the answer, in OpenAI's error shape."""
+        return {"error": {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}}
+
+
+class InvalidRequest(WeirError):
+    status = 400
+    kind = "invalid_request_error"
+    code = "invalid_value"
+
+
+class UnknownModel(InvalidRequest):
+    status = 404
+    code = "model_not_found"
+
+
+class BodyTooLarge(InvalidRequest):
+    status = 413
+    code = "body_too_large"
+
+
+class Overloaded(WeirError):
+    status = 429
+    kind = "rate_limit_error"
+    code = "overloaded"
+
+
+class GenerationFailed(WeirError):
+    code = "generation_failed"
+
+
+class NotReady(WeirError):
+    status = 503
+    code = "not_ready"
+
+
+class DeadlineExceeded(WeirError):
+    status = 504
+    code = "deadline_exceeded"
+
+
+class ConfigError(WeirError):
+    code = "invalid_configuration"
+
+
+class PlanError(WeirError):
+    code = "invalid_plan"

@@ -1,0 +1,88 @@
+"""Profile files: what a family costs on one kind of device and how sure its discriminator is. Plans are made from them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from weir.core import DeferralCurve, LatencyProfile, Role
+from weir.errors import ConfigError
+
+
+class VariantProfile(BaseModel):
+    """Median seconds per batch (text encoding to encoded PNG; for a light variant with its discriminator)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    steps: int = Field(ge=1)
+    batch_sizes: tuple[int, ...] = Field(min_length=1)
+    latency_s: tuple[float, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _a_curve(self) -> VariantProfile:
+        if len(self.batch_sizes) != len(self.latency_s):
+            raise ValueError("batch_sizes and latency_s must have one entry for each batch size")
+        if list(self.batch_sizes) != sorted(set(self.batch_sizes)) or self.batch_sizes[0] < 1:
+            raise ValueError("batch_sizes must ascend from at least 1")
+        if min(self.latency_s) <= 0:
+            raise ValueError("latency_s must be positive seconds")
+        return self
+
+    @property
+    def latency(self) -> LatencyProfile:
+        return LatencyProfile(self.batch_sizes, self.latency_s)
+
+
+class Profile(BaseModel):
+    """One file of ``deploy/profiles/``. ``confidences`` are single-image confidences on held-out prompts."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    family: str
+    device: str
+    light: VariantProfile
+    heavy: VariantProfile
+    confidences: tuple[float, ...] = Field((), description="each 0…1; empty: not measured")
+
+    @model_validator(mode="after")
+    def _confidences_are_shares(self) -> Profile:
+        if any(not 0 <= c <= 1 for c in self.confidences):
+            raise ValueError("confidences must lie in 0…1")
+        return self
+
+    def variant(self, role: Role) -> VariantProfile:
+        return self.light if role is Role.LIGHT else self.heavy
+
+    def deferral(self, grid: int = 200) -> DeferralCurve:
+        """F(t): the share of confidences below t, on ``grid`` + 1 thresholds from 0 to 1 (at 1 everything defers)."""
+        ordered = sorted(self.confidences)
+        thresholds = tuple(i / grid for i in range(grid + 1))
+        below, shares = 0, []
+        for t in thresholds[:-1]:
+            while below < len(ordered) and ordered[below] < t:
+                below += 1
+            shares.append(below / max(1, len(ordered)))
+        return DeferralCurve(thresholds, (*shares, 1.0))
+
+
+def load_profile(path: Path | str) -> Profile:
+    """Reads a profile.
+
+    Raises:
+        ConfigError: names the file and the key, and how to make a new one.
+    """
+    path = Path(path)
+    try:
+        return Profile.model_validate(json.loads(path.read_text()))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: there is no such file; make it with `weir profile`") from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ConfigError(f"{path}: not a readable JSON file: {error}") from None
+    except ValidationError as error:
+        problems = "\n".join(
+            f"{path}: {'.'.join(map(str, p['loc'])) or '(whole file)'}: {p['msg']}" for p in error.errors()
+        )
+        raise ConfigError(f"{problems}\nmake a fresh one with `weir profile`") from None

@@ -1,0 +1,1 @@
+"""The models: families, batching replicas, the profiler, emulated workers."""
