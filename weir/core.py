@@ -64,6 +64,8 @@ class ImageResult:
         queue_s, compute_s: time in the worker's queue, and time of the batch it ran in.
         error: None, or (code, message) when this one request failed; the rest of its batch is untouched.
         emulated: no model ran; the latency was slept and the picture is a placeholder.
+        replica: who drew it, as a request router names it.
+        queued: requests that waited there when this answer left, so that a dispatcher can correct its estimate.
     """
 
     id: str
@@ -76,6 +78,15 @@ class ImageResult:
     plan_version: int
     error: tuple[str, str] | None = None
     emulated: bool = False
+    replica: str = ""
+    queued: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in self.__slots__}
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> ImageResult:
+        return cls(**fields)
 
 
 @dataclass(frozen=True, slots=True)
