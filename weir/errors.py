@@ -7,6 +7,7 @@ WeirError
 ├── Overloaded          429  refused at admission; carries ``retry_after_s``
 ├── GenerationFailed    500  a worker could not draw this image
 ├── NotReady            503  no replica can serve yet; carries ``retry_after_s``
+│   └── RoleChanged         (internal) the replica gave up the role; dispatch the request again
 ├── DeadlineExceeded    504  no image at all by the deadline
 ├── ConfigError         (at start) a configuration, family, profile or trace is wrong
 └── PlanError           (internal) a plan is refused; the last good one stays
@@ -64,6 +65,10 @@ class GenerationFailed(WeirError):
 class NotReady(WeirError):
     status = 503
     code = "not_ready"
+
+
+class RoleChanged(NotReady):
+    code = "role_changed"
 
 
 class DeadlineExceeded(WeirError):
