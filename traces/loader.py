@@ -1,0 +1,233 @@
+"""Reads a trace, whatever its form; the form is known by the header, or by its content where there is none.
+
+form                header                                        a line
+ours                ``arrival_s,prompt`` and maybe ``seed``       ``1.250,a red circle,7``
+DiffServe           ``offset_ms,prompt_id``, or none              ``368.0,1236``
+rate curve          ``t_s,rate``                                  ``60,4.5``: requests/s from 60 s on
+timestamped log     a timestamp column and a prompt column        ``2024-05-01T12:00:00Z,a red circle``
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import NoReturn
+
+import numpy as np
+
+from traces.prompts import prompt_by_id, prompt_log
+from traces.rate_curve import RateCurve
+from traces.trace import Arrival, Trace
+from weir.errors import ConfigError
+
+TIMESTAMPS = ("timestamp", "time", "datetime", "date", "created_at")
+PROMPTS = ("prompt", "text", "query")
+FORMS = (
+    "arrival_s,prompt[,seed] · offset_ms,prompt_id · t_s,rate · "
+    f"a log with one of {', '.join(TIMESTAMPS)} and one of {', '.join(PROMPTS)}"
+)
+#: A unix time above this is in milliseconds: as seconds it would lie beyond the year 5000.
+_UNIX_MS = 1e11
+
+
+@dataclass(frozen=True, slots=True)
+class _Table:
+    """The cells of a file, and where each stands, for messages."""
+
+    path: Path
+    columns: list[str]
+    rows: list[tuple[int, list[str]]]
+
+    def fail(self, line: int, column: str, problem: str) -> NoReturn:
+        raise ConfigError(f"{self.path}: line {line}, column {column}: {problem}")
+
+    def cells(self, column: str) -> Iterator[tuple[int, str]]:
+        index = self.columns.index(column)
+        for line, row in self.rows:
+            yield line, row[index].strip()
+
+    def numbers(self, column: str, what: str, *, least: float = 0.0) -> list[float]:
+        """The column as finite numbers of at least ``least``."""
+        values = []
+        for line, cell in self.cells(column):
+            try:
+                value = float(cell)
+            except ValueError:
+                self.fail(line, column, f"{cell!r} is not a number; write {what}")
+            if not math.isfinite(value) or value < least:
+                self.fail(line, column, f"{cell} is out of range; write {what}, at least {least:g}")
+            values.append(value)
+        return values
+
+    def texts(self, column: str) -> list[str]:
+        for line, cell in self.cells(column):
+            if not cell:
+                self.fail(line, column, "the prompt is empty; fill it in or drop the line")
+        return [cell for _, cell in self.cells(column)]
+
+    def integers(self, column: str, what: str) -> list[int]:
+        values = []
+        for (line, cell), value in zip(self.cells(column), self.numbers(column, what), strict=True):
+            if value != int(value):
+                self.fail(line, column, f"{cell} is no whole number; write {what}")
+            values.append(int(value))
+        return values
+
+
+def _read(path: Path) -> _Table:
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.reader(file, strict=True)
+            lines = [(reader.line_num, row) for row in reader if any(cell.strip() for cell in row)]
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: there is no such file; a trace is a CSV file: {FORMS}") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: byte {error.start} is not UTF-8; save the file as UTF-8") from None
+    except csv.Error as error:
+        raise ConfigError(
+            f"{path}: line {reader.line_num}: {error}; put text with commas or quotes in double quotes"
+        ) from None
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
+    if not lines:
+        raise ConfigError(f"{path}: the file is empty; a trace is a CSV file: {FORMS}")
+    first = [cell.strip() for cell in lines[0][1]]
+    if len(first) == 2 and all(_is_number(cell) for cell in first):
+        columns = ["offset_ms", "prompt_id"]
+    else:
+        columns, lines = [c.lower() for c in first], lines[1:]
+    table = _Table(path, columns, lines)
+    for column in columns:
+        if columns.count(column) > 1:
+            table.fail(1, column, "the header names it twice; rename or drop one")
+    if not lines:
+        raise ConfigError(f"{path}: no line follows the header; a trace needs at least one request")
+    for line, row in lines:
+        if len(row) != len(columns):
+            raise ConfigError(
+                f"{path}: line {line}: {len(row)} cells where {len(columns)} are due ({', '.join(columns)}); "
+                "put prompts with commas in double quotes"
+            )
+    return table
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        float(cell)
+    except ValueError:
+        return False
+    return True
+
+
+def _read_own(table: _Table) -> Trace:
+    arrivals = table.numbers("arrival_s", "seconds since the start")
+    seeds: list[int | None] = [None] * len(arrivals)
+    if "seed" in table.columns:
+        for i, (line, cell) in enumerate(table.cells("seed")):
+            if cell:
+                if not cell.isdecimal():
+                    table.fail(line, "seed", f"{cell!r} is no seed; write a whole number of at least 0, or nothing")
+                seeds[i] = int(cell)
+    return Trace.of(list(map(Arrival, arrivals, table.texts("prompt"), seeds)))
+
+
+def _read_diffserve(table: _Table, prompts: Path | str | None) -> Trace:
+    offsets = table.numbers("offset_ms", "milliseconds since the start")
+    ids = table.integers("prompt_id", "the number of a prompt")
+    ask: Callable[[int], str] = prompt_by_id
+    if prompts is not None:
+        known = _read_prompts(Path(prompts))
+        for (line, _), prompt_id in zip(table.rows, ids, strict=True):
+            if prompt_id >= len(known):
+                table.fail(
+                    line,
+                    "prompt_id",
+                    f"{prompt_id} is out of range; {prompts} holds prompts 0 to {len(known) - 1}, one a line",
+                )
+        ask = known.__getitem__
+    return Trace.of([Arrival(ms / 1000, ask(i), None) for ms, i in zip(offsets, ids, strict=True)])
+
+
+def _read_prompts(path: Path) -> list[str]:
+    """Prompts by line; the first line is prompt 0."""
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: there is no such file; a prompts file holds one prompt a line") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read as UTF-8 text: {error}") from None
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            raise ConfigError(f"{path}: line {number}: the prompt is empty; ids count lines, so fill it in")
+    if not lines:
+        raise ConfigError(f"{path}: the file is empty; a prompts file holds one prompt a line")
+    return [line.strip() for line in lines]
+
+
+def _read_rate_curve(table: _Table, seed: int) -> Trace:
+    starts = table.numbers("t_s", "seconds since the start")
+    rates = table.numbers("rate", "requests per second")
+    for (line, _), before, after in zip(table.rows[1:], starts, starts[1:], strict=False):
+        if after <= before:
+            table.fail(line, "t_s", f"{after:g} does not come after {before:g}; sort the lines, each time once")
+    if starts[0] != 0:
+        table.fail(table.rows[0][0], "t_s", f"the curve starts at {starts[0]:g}; it must start at 0")
+    if len(starts) < 2:
+        raise ConfigError(f"{table.path}: one line says no duration; add a line at the end of the curve")
+    # The last rate holds as long as the one before it.
+    curve = RateCurve((*starts, 2 * starts[-1] - starts[-2]), tuple(rates))
+    arrivals = curve.draw_arrivals(seed)
+    if not len(arrivals):
+        raise ConfigError(f"{table.path}: column rate: the curve brings no request; it must hold rates above 0")
+    prompts = prompt_log(np.random.default_rng(seed), len(arrivals))
+    return Trace(tuple(arrivals.tolist()), tuple(prompts), duration_s=curve.duration_s)
+
+
+def _read_log(table: _Table, timestamp: str, prompt: str) -> Trace:
+    moments = [_moment(table, line, timestamp, cell) for line, cell in table.cells(timestamp)]
+    start = min(moments)
+    return Trace.of([Arrival(m - start, p, None) for m, p in zip(moments, table.texts(prompt), strict=True)])
+
+
+def _moment(table: _Table, line: int, column: str, cell: str) -> float:
+    """Unix seconds of an ISO 8601 time (UTC unless it says otherwise) or of unix seconds or milliseconds."""
+    if _is_number(cell) and math.isfinite(float(cell)):
+        value = float(cell)
+        return value / 1000 if value > _UNIX_MS else value
+    try:
+        moment = datetime.fromisoformat(cell)
+    except ValueError:
+        table.fail(line, column, f"{cell!r} is no time; write ISO 8601 (2024-05-01T12:00:00Z) or unix seconds")
+    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+
+
+def load_trace(path: Path | str, *, prompts: Path | str | None = None, seed: int = 0) -> Trace:
+    """Reads a trace of any form of the module's table; unsorted lines are sorted.
+
+    Args:
+        prompts: for DiffServe's form: a file with one prompt a line, prompt 0 first. Without it each id stands for a
+            prompt of :func:`traces.prompts.prompt_by_id`.
+        seed: of the arrivals (Poisson) and the prompts that a rate curve leaves open.
+
+    Raises:
+        ConfigError: names the file, the line and column, and the remedy.
+    """
+    table = _read(Path(path))
+    columns = table.columns
+    if prompts is not None and "prompt_id" not in columns:
+        raise ConfigError(f"{path}: has no column prompt_id, so the prompts file {prompts} says nothing; leave it out")
+    if {"arrival_s", "prompt"} <= set(columns):
+        return _read_own(table)
+    if {"offset_ms", "prompt_id"} <= set(columns):
+        return _read_diffserve(table, prompts)
+    if {"t_s", "rate"} <= set(columns):
+        return _read_rate_curve(table, seed)
+    timestamp = next((c for c in TIMESTAMPS if c in columns), None)
+    prompt = next((c for c in PROMPTS if c in columns), None)
+    if timestamp and prompt:
+        return _read_log(table, timestamp, prompt)
+    raise ConfigError(f"{path}: line 1: cannot tell the form from the columns {', '.join(columns)}; known: {FORMS}")

@@ -1,0 +1,165 @@
+"""What a user replays: when each request arrives and what it asks for."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from traces.rate_curve import RateCurve
+from weir.errors import ConfigError
+
+
+class Arrival(NamedTuple):
+    """One request of a trace; without a seed the server chooses one."""
+
+    arrival_s: float
+    prompt: str
+    seed: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """Requests sorted by arrival. Every transform gives a new trace.
+
+        trace = load_trace("traces/bursty.csv").clip(120).scale_rate(0.5)
+        for arrival_s, prompt, seed in trace: ...
+
+    Attributes:
+        arrivals_s: seconds since the start, ascending, within 0…duration_s.
+        prompts: one for each arrival.
+        seeds: one for each arrival, or empty when the server is to choose.
+        duration_s: how long the trace lasts; silence after the last arrival belongs to it.
+
+    Raises:
+        ConfigError: an attribute is not as stated above.
+    """
+
+    arrivals_s: tuple[float, ...]
+    prompts: tuple[str, ...]
+    seeds: tuple[int | None, ...] = ()
+    duration_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        if len(self.prompts) != len(self.arrivals_s):
+            raise ConfigError(f"{len(self.arrivals_s)} arrivals but {len(self.prompts)} prompts")
+        if self.seeds and len(self.seeds) != len(self.arrivals_s):
+            raise ConfigError(f"{len(self.arrivals_s)} arrivals but {len(self.seeds)} seeds")
+        arrivals = np.asarray(self.arrivals_s, float)
+        if not np.all(np.isfinite(arrivals)) or np.any(arrivals < 0) or np.any(np.diff(arrivals) < 0):
+            raise ConfigError("arrivals must be finite, at least 0 s and ascending")
+        if len(arrivals) and arrivals[-1] > self.duration_s:
+            raise ConfigError(f"the last arrival, {arrivals[-1]} s, lies after the end, {self.duration_s} s")
+
+    @classmethod
+    def of(cls, arrivals: Sequence[Arrival], duration_s: float | None = None) -> Trace:
+        """From arrivals in any order; by default the trace ends with the full second after the last one."""
+        ordered = sorted(arrivals, key=lambda a: a.arrival_s)
+        if duration_s is None:
+            duration_s = max(1.0, math.ceil(ordered[-1].arrival_s)) if ordered else 0.0
+        seeds = tuple(a.seed for a in ordered)
+        return cls(
+            arrivals_s=tuple(a.arrival_s for a in ordered),
+            prompts=tuple(a.prompt for a in ordered),
+            seeds=seeds if any(s is not None for s in seeds) else (),
+            duration_s=duration_s,
+        )
+
+    def __len__(self) -> int:
+        return len(self.arrivals_s)
+
+    def __iter__(self) -> Iterator[Arrival]:
+        seeds = self.seeds or (None,) * len(self)
+        return map(Arrival, self.arrivals_s, self.prompts, seeds)
+
+    @property
+    def mean_rps(self) -> float:
+        return len(self) / self.duration_s if self.duration_s else 0.0
+
+    def rate_curve(self, window_s: float = 5.0) -> RateCurve:
+        """Requests per second in windows of ``window_s`` (the last one may be shorter).
+
+        Raises:
+            ConfigError: the trace has no duration or the window is not positive.
+        """
+        if not self.duration_s:
+            raise ConfigError("an empty trace has no rate curve")
+        if not (math.isfinite(window_s) and window_s > 0):
+            raise ConfigError(f"window_s is {window_s}; it must be above 0")
+        windows = max(1, math.ceil(self.duration_s / window_s - 1e-9))
+        edges = np.append(np.arange(windows) * window_s, self.duration_s)
+        counts, _ = np.histogram(self.arrivals_s, edges)
+        return RateCurve(tuple(edges.tolist()), tuple((counts / np.diff(edges)).tolist()))
+
+    def clip(self, duration_s: float) -> Trace:
+        """The first ``duration_s`` seconds."""
+        _positive("duration_s", duration_s)
+        end = min(self.duration_s, duration_s)
+        n = int(np.searchsorted(self.arrivals_s, end, side="left" if end < self.duration_s else "right"))
+        return replace(
+            self, arrivals_s=self.arrivals_s[:n], prompts=self.prompts[:n], seeds=self.seeds[:n], duration_s=end
+        )
+
+    def scale_speed(self, factor: float) -> Trace:
+        """The same requests in 1/factor of the time."""
+        _positive("factor", factor)
+        arrivals = tuple(a / factor for a in self.arrivals_s)
+        return replace(self, arrivals_s=arrivals, duration_s=self.duration_s / factor)
+
+    def scale_rate(self, factor: float, *, window_s: float = 5.0) -> Trace:
+        """``factor`` times the requests in the same time: the curve of demand keeps its form.
+
+        Nothing is dropped at random: the requests are taken in their order, from the start again when they run out, and
+        laid on the scaled curve with their gaps shrunk or stretched, so neighbours stay neighbours and the burstiness
+        within a window stays what it was.
+        """
+        _positive("factor", factor)
+        if not len(self):
+            return self
+        curve = self.rate_curve(window_s)
+        count = curve.requests_before(self.arrivals_s)
+        rounds = np.arange(math.ceil(factor))[:, None] * len(self)
+        laid = ((count[None] + rounds) / factor).ravel()
+        return self._relaid(curve.time_of(laid[laid <= len(self)]))
+
+    def redraw(self, seed: int, cv: float | None = None, *, window_s: float = 5.0) -> Trace:
+        """Arrivals drawn anew from the trace's rate curve: Poisson, or gamma gaps with this coefficient of variation.
+
+        The expected number of requests stays; prompts keep their order and start again when they run out.
+        """
+        if not len(self):
+            return self
+        return self._relaid(self.rate_curve(window_s).draw_arrivals(seed, cv))
+
+    def _relaid(self, arrivals_s: np.ndarray) -> Trace:
+        order = [i % len(self) for i in range(len(arrivals_s))]
+        return Trace(
+            arrivals_s=tuple(np.minimum(arrivals_s, self.duration_s).tolist()),
+            prompts=tuple(self.prompts[i] for i in order),
+            seeds=tuple(self.seeds[i] for i in order) if self.seeds else (),
+            duration_s=self.duration_s,
+        )
+
+    def to_csv(self) -> str:
+        """The text of a trace file, milliseconds precise; :func:`traces.loader.load_trace` reads it back."""
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(("arrival_s", "prompt", "seed") if self.seeds else ("arrival_s", "prompt"))
+        for arrival_s, prompt, seed in self:
+            row = (f"{arrival_s:.3f}", prompt)
+            writer.writerow((*row, "" if seed is None else seed) if self.seeds else row)
+        return text.getvalue()
+
+    def save(self, path: Path | str) -> None:
+        Path(path).write_text(self.to_csv())
+
+
+def _positive(name: str, value: float) -> None:
+    if not (math.isfinite(value) and value > 0):
+        raise ConfigError(f"{name} is {value}; it must be above 0")
