@@ -124,9 +124,7 @@ class Plan:
                 raise PlanError(f"assignments[{rank}].batch_size is {a.batch_size}; it must be at least 1")
         if not (math.isfinite(self.threshold) and 0 <= self.threshold <= 1):
             raise PlanError(f"threshold is {self.threshold}; it must lie in 0…1")
-        if self.admitted_rps is not None and not (
-            math.isfinite(self.admitted_rps) and self.admitted_rps >= 0
-        ):
+        if self.admitted_rps is not None and not (math.isfinite(self.admitted_rps) and self.admitted_rps >= 0):
             raise PlanError(f"admitted_rps is {self.admitted_rps}; it must be at least 0")
 
     @classmethod
@@ -152,6 +150,10 @@ class Plan:
 
     def count(self, role: Role) -> int:
         return sum(a.role is role for a in self.assignments)
+
+    def defers(self, confidence: float | None) -> bool:
+        """Whether a light image of this confidence goes on to the heavy variant; None counts as 0."""
+        return self.threshold >= 1 or (confidence or 0.0) < self.threshold
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready; :meth:`from_dict` reads it back."""
