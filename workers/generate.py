@@ -1,0 +1,107 @@
+"""One prompt to one picture, in this process and without a cluster: what ``weir generate`` does."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+from weir.config import FamilyConfig
+from weir.core import ImageRequest, Path, Plan, Role
+from weir.errors import GenerationFailed
+from workers.engine import Engine, recipe
+
+
+@dataclass(frozen=True, slots=True)
+class Generated:
+    """A picture and the way it went.
+
+    Attributes:
+        image: PNG.
+        confidence: of the light image; None when none was drawn or the family has no discriminator.
+        steps: of the variant that drew ``image``.
+        light_s, heavy_s: seconds each variant took; 0 when it did not run.
+    """
+
+    image: bytes
+    path: Path
+    model: str
+    seed: int
+    steps: int
+    confidence: float | None
+    light_s: float
+    heavy_s: float
+
+
+def generate(
+    family: FamilyConfig,
+    prompt: str,
+    *,
+    seed: int,
+    threshold: float = 0.5,
+    role: Role | None = None,
+    size: int | None = None,
+    negative_prompt: str = "",
+    steps: int | None = None,
+    guidance: float | None = None,
+    engine: Engine | None = None,
+    threads: int | None = None,
+) -> Generated:
+    """The cascade for one prompt: light image, confidence, threshold, heavy image. Seed and parameters fix the picture.
+
+    Args:
+        role: forces one variant instead of the cascade.
+        size: side in pixels; None takes the family's.
+        steps, guidance: of the heavy variant; None takes the family's.
+        engine: a loaded family to reuse; None loads it.
+        threads: of torch on the CPU; None leaves torch's choice.
+
+    Raises:
+        ConfigError: the family cannot be loaded.
+        InvalidRequest: names the field and the accepted range; nothing was loaded yet.
+        PlanError: the threshold is out of range.
+        GenerationFailed: the model drew no picture.
+    """
+    plan = Plan.split(0, 1, 1, light_batch=1, heavy_batch=1, threshold=threshold)
+    side = family.size if size is None else size
+    request = ImageRequest(
+        id="generate",
+        prompt=prompt,
+        seed=seed,
+        width=side,
+        height=side,
+        deadline=float("inf"),
+        negative_prompt=negative_prompt,
+        steps=steps,
+        guidance=guidance,
+    )
+    for each in Role:
+        recipe(family, each, request)
+    if engine is None:
+        from workers.family import Family
+
+        engine = Family.load(family, threads=threads)
+    seconds = {Role.LIGHT: 0.0, Role.HEAVY: 0.0}
+    confidence = None
+    drawing = role or Role.LIGHT
+    while True:
+        started = time.monotonic()
+        [drawn] = engine.generate(drawing, [request])
+        seconds[drawing] = time.monotonic() - started
+        if drawn.error is not None:
+            raise GenerationFailed(drawn.error[1])
+        if drawing is Role.LIGHT:
+            confidence = drawn.confidence
+        if role is not None or drawing is Role.HEAVY or not plan.defers(confidence):
+            break
+        drawing = Role.HEAVY
+    variant = family.light if drawing is Role.LIGHT else family.heavy
+    return Generated(
+        image=drawn.image,
+        path=Path.LIGHT if drawing is Role.LIGHT else Path.HEAVY,
+        model=variant.name,
+        seed=seed,
+        steps=drawn.steps,
+        confidence=confidence,
+        light_s=seconds[Role.LIGHT],
+        heavy_s=seconds[Role.HEAVY],
+    )

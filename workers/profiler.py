@@ -1,0 +1,152 @@
+"""Measures a family on this device: what plans are made from. ``weir profile`` calls it."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from weir.config import FamilyConfig
+from weir.core import ImageRequest, Role
+from weir.errors import ConfigError
+from weir.profiles import Profile, VariantProfile
+from workers.engine import Drawn, Engine, OutOfMemory
+
+#: Told after every measured batch: how many are done, how many there are, and what the last one was.
+Progress = Callable[[int, int, str], None]
+
+
+def profile_family(
+    family: FamilyConfig,
+    batch_sizes: Sequence[int],
+    repeats: int,
+    progress: Progress | None = None,
+    *,
+    prompts: Sequence[str],
+    engine: Engine | None = None,
+    threads: int = 1,
+) -> Profile:
+    """Median seconds per batch of both variants, and the confidence in the light image of every prompt.
+
+    Each batch size runs once unmeasured before its repeats. A size that does not fit the device ends the list of its
+    variant. The seed of prompt i is i, so that two profiles of one family are comparable.
+
+    Args:
+        batch_sizes: ascending, from 1.
+        prompts: held-out ones; they are drawn from in turn for the batches, and give one confidence each.
+        engine: a loaded family to reuse; None loads it.
+        threads: of torch on the CPU; a replica runs with 1.
+
+    Raises:
+        ConfigError: an argument is wrong, the family cannot be loaded, or not even one image fits.
+    """
+    sizes = sorted(set(batch_sizes))
+    if not sizes or sizes[0] < 1:
+        raise ConfigError(f"batch_sizes is {list(batch_sizes)}; give at least one, each at least 1")
+    if repeats < 1:
+        raise ConfigError(f"repeats is {repeats}; it must be at least 1")
+    if not prompts:
+        raise ConfigError("prompts is empty; a profile needs at least one prompt")
+    if engine is None:
+        from workers.family import Family
+
+        engine = Family.load(family, threads=threads)
+    tell = _Teller(progress, total=2 * len(sizes) * (repeats + 1) + -(-len(prompts) // sizes[-1]))
+    light = _measure(engine, family, Role.LIGHT, sizes, repeats, prompts, tell)
+    heavy = _measure(engine, family, Role.HEAVY, sizes, repeats, prompts, tell)
+    confidences: list[float] = []
+    step = light.batch_sizes[-1]
+    for start in range(0, len(prompts), step):
+        drawn = engine.generate(Role.LIGHT, _requests(family, prompts[start : start + step], start))
+        confidences += [d.confidence for d in drawn if d.confidence is not None]
+        tell("confidences")
+    return Profile(family=family.name, device=_device(engine), light=light, heavy=heavy, confidences=tuple(confidences))
+
+
+def write_profile(profile: Profile, path: Path | str) -> None:
+    """Writes the file whole or not at all."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        partial.write_text(profile.model_dump_json(indent=1) + "\n")
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+class _Teller:
+    def __init__(self, progress: Progress | None, total: int):
+        self._progress, self._total, self._done = progress, total, 0
+
+    def __call__(self, what: str) -> None:
+        self._done += 1
+        if self._progress is not None:
+            self._progress(self._done, max(self._done, self._total), what)
+
+
+def _measure(
+    engine: Engine,
+    family: FamilyConfig,
+    role: Role,
+    sizes: Sequence[int],
+    repeats: int,
+    prompts: Sequence[str],
+    tell: _Teller,
+) -> VariantProfile:
+    variant = family.light if role is Role.LIGHT else family.heavy
+    seconds: dict[int, float] = {}
+    for size in sizes:
+        chosen = [prompts[i % len(prompts)] for i in range(size)]
+        label = f"{variant.name} × {size}"
+        try:
+            seconds[size] = _median_s(engine, role, _requests(family, chosen, 0), repeats, tell, label)
+        except OutOfMemory:
+            tell(f"{label}: out of memory")
+            break
+    if not seconds:
+        raise ConfigError(
+            f"family {family.name}: not even {sizes[0]} images of {variant.name} fit; use smaller batches"
+        )
+    return VariantProfile(
+        name=variant.name, steps=variant.steps, batch_sizes=tuple(seconds), latency_s=tuple(seconds.values())
+    )
+
+
+def _median_s(
+    engine: Engine, role: Role, requests: list[ImageRequest], repeats: int, tell: _Teller, label: str
+) -> float:
+    taken = []
+    for _ in range(repeats + 1):
+        started = time.perf_counter()
+        _check(engine.generate(role, requests))
+        taken.append(time.perf_counter() - started)
+        tell(label)
+    return statistics.median(taken[1:])
+
+
+def _check(drawn: Sequence[Drawn]) -> None:
+    for d in drawn:
+        if d.error is not None:
+            raise ConfigError(f"the family draws no picture: {d.error[1]}")
+
+
+def _requests(family: FamilyConfig, prompts: Sequence[str], first_seed: int) -> list[ImageRequest]:
+    return [
+        ImageRequest(f"profile-{i}", prompt, i, family.size, family.size, deadline=float("inf"))
+        for i, prompt in enumerate(prompts, first_seed)
+    ]
+
+
+def _device(engine: Engine) -> str:
+    """What the profile says of the machine: it holds on this kind of device only."""
+    device = getattr(engine, "device", None)
+    if device is None:
+        return "emulated"
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"cpu, {torch.get_num_threads()} thread{'s' * (torch.get_num_threads() > 1)}"
