@@ -28,7 +28,7 @@ STEP_S = 0.5
 
 
 class _Recipe(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
     seed: int = Field(ge=0)
     duration_s: float = Field(default=600, gt=0)

@@ -1,0 +1,204 @@
+"""The plots of a report, as SVG text."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from traces.figures import Figures, Summary
+from traces.outcome import Outcome
+from weir.core import Path as Route
+
+#: Colour by name; the page maps the same colours to its own, which follow the reader's light or dark theme.
+COLOURS = {
+    "ink": "#1b2330",
+    "muted": "#66717f",
+    "line": "#dde2e8",
+    "light": "#2b7fd9",
+    "deadline": "#d99411",
+    "heavy": "#7b52cc",
+    "good": "#16946a",
+    "bad": "#d1453b",
+    "refused": "#e58a83",
+    "failed": "#8d1f2d",
+}
+ROUTE_COLOURS = {
+    Route.LIGHT: COLOURS["light"],
+    Route.LIGHT_DEADLINE: COLOURS["deadline"],
+    Route.HEAVY: COLOURS["heavy"],
+}
+
+#: More points than this only darken the plot and swell the page.
+_MOST_POINTS = 1500
+
+_STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",
+    "font.size": 10,
+    "axes.edgecolor": COLOURS["line"],
+    "axes.labelcolor": COLOURS["muted"],
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.spines.left": False,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "axes.axisbelow": True,
+    "grid.color": COLOURS["line"],
+    "grid.linewidth": 0.8,
+    "xtick.color": COLOURS["muted"],
+    "ytick.color": COLOURS["muted"],
+    "xtick.major.size": 0,
+    "ytick.major.size": 0,
+    "text.color": COLOURS["ink"],
+    "legend.frameon": False,
+}
+
+
+def draw_plots(summary: Summary, outcomes: Sequence[Outcome]) -> dict[str, str]:
+    """SVG text by name, in the order of the page; each with a transparent ground and its title left to the page."""
+    draw: dict[str, Callable[[Axes], None]] = {
+        "demand": lambda ax: _demand(ax, summary.windows),
+        "latency": lambda ax: _latency(ax, summary, outcomes),
+        "paths": lambda ax: _paths(ax, summary.windows),
+        "violations": lambda ax: _violations(ax, summary.windows),
+    }
+    if any(o.confidence is not None for o in outcomes):
+        draw["confidence"] = lambda ax: _confidence(ax, outcomes)
+    if summary.total.quality is not None:
+        draw["quality"] = lambda ax: _quality(ax, summary)
+    return {name: _svg(name, fill) for name, fill in draw.items()}
+
+
+def _svg(name: str, fill: Callable[[Axes], None]) -> str:
+    # The salt keeps the ids of one plot apart from another's on the same page, and the same from run to run.
+    with mpl.rc_context({**_STYLE, "svg.hashsalt": name}):
+        figure = Figure(figsize=(6.4, 2.9))
+        # Fixed margins, so that the time axes of all plots stand in line on the page.
+        axes = figure.add_axes((0.085, 0.155, 0.9, 0.735))
+        axes.yaxis.set_major_locator(MaxNLocator(5))
+        fill(axes)
+        text = io.StringIO()
+        unsaid = {"Creator": None, "Date": None, "Format": None, "Type": None}
+        figure.savefig(text, format="svg", transparent=True, metadata=unsaid)
+    return text.getvalue()
+
+
+def _edges(windows: Sequence[Figures]) -> list[float]:
+    return [w.start_s for w in windows] + [windows[-1].end_s]
+
+
+def _over_time(ax: Axes, windows: Sequence[Figures], ylabel: str, **limits: tuple[float | None, float | None]) -> None:
+    start, end = windows[0].start_s, windows[-1].end_s
+    slack = 0.008 * (end - start)
+    ax.set(xlabel="arrival, s", ylabel=ylabel, xlim=(start - slack, end + slack), **limits)
+
+
+def _legend(ax: Axes, **more: object) -> None:
+    ax.legend(loc="lower left", bbox_to_anchor=(-0.01, 1.0), ncols=5, borderaxespad=0.2, handlelength=1.2, **more)
+
+
+def _demand(ax: Axes, windows: Sequence[Figures]) -> None:
+    edges = _edges(windows)
+    demand, goodput = [w.demand_rps for w in windows], [w.goodput_rps for w in windows]
+    ax.stairs(goodput, edges, fill=True, color=COLOURS["good"], alpha=0.28, lw=0)
+    ax.stairs(goodput, edges, color=COLOURS["good"], lw=1.8, label="goodput")
+    ax.stairs(demand, edges, color=COLOURS["ink"], lw=1.4, label="demand")
+    _over_time(ax, windows, "requests/s", ylim=(0, None))
+    _legend(ax)
+
+
+def _latency(ax: Axes, summary: Summary, outcomes: Sequence[Outcome]) -> None:
+    answered = [o for o in outcomes if o.answered]
+    shown = answered[:: max(1, -(-len(answered) // _MOST_POINTS))]
+    for route in (*Route, None):
+        of_route = [o for o in shown if o.path == route]
+        if of_route:
+            ax.plot(
+                [o.arrival_s for o in of_route],
+                [o.latency_s for o in of_route],
+                linestyle="none",
+                marker="o",
+                markersize=3,
+                markeredgewidth=0,
+                color=ROUTE_COLOURS[route] if route else COLOURS["muted"],
+                alpha=0.75,
+                label=route or "answered",
+            )
+    middles = [(w.start_s + w.end_s) / 2 for w in summary.windows]
+    p95 = [np.nan if w.p95_s is None else w.p95_s for w in summary.windows]
+    ax.plot(middles, p95, color=COLOURS["ink"], lw=1.4, label="p95")
+    ax.axhline(summary.slo_s, color=COLOURS["bad"], lw=1.4, ls=(0, (4, 3)), label="SLO")
+    top = max([summary.slo_s, *(o.latency_s for o in answered)])
+    _over_time(ax, summary.windows, "latency, s", ylim=(0, 1.08 * top))
+    _legend(ax, columnspacing=1.2, markerscale=2.2)
+
+
+def _stacked(ax: Axes, windows: Sequence[Figures], layers: dict[str, tuple[str, list[float]]]) -> None:
+    edges = _edges(windows)
+    base = np.zeros(len(windows))
+    for label, (colour, shares) in layers.items():
+        ax.stairs(base + shares, edges, baseline=base, fill=True, color=colour, lw=0.6, label=label)
+        base = base + shares
+
+
+def _paths(ax: Axes, windows: Sequence[Figures]) -> None:
+    totals = [max(1, sum(w.paths.values())) for w in windows]
+    _stacked(
+        ax,
+        windows,
+        {
+            route.value: (
+                ROUTE_COLOURS[route],
+                [100 * w.paths[route] / n for w, n in zip(windows, totals, strict=True)],
+            )
+            for route in Route
+        },
+    )
+    _over_time(ax, windows, "% of images", ylim=(0, 100))
+    _legend(ax)
+
+
+def _violations(ax: Axes, windows: Sequence[Figures]) -> None:
+    def shares(counts: list[int]) -> list[float]:
+        return [100 * c / max(1, w.requests) for c, w in zip(counts, windows, strict=True)]
+
+    _stacked(
+        ax,
+        windows,
+        {
+            "late": (COLOURS["bad"], shares([w.late for w in windows])),
+            "refused": (COLOURS["refused"], shares([w.refused for w in windows])),
+            "failed": (COLOURS["failed"], shares([w.failed for w in windows])),
+        },
+    )
+    highest = max(100 * (w.violation_ratio or 0) for w in windows)
+    _over_time(ax, windows, "% of requests", ylim=(0, max(5.0, 1.1 * highest)))
+    _legend(ax)
+
+
+def _confidence(ax: Axes, outcomes: Sequence[Outcome]) -> None:
+    routes = [r for r in Route if any(o.path is r and o.confidence is not None for o in outcomes)]
+    ax.hist(
+        [[o.confidence for o in outcomes if o.path is r and o.confidence is not None] for r in routes],
+        bins=list(np.linspace(0, 1, 31)),
+        stacked=True,
+        color=[ROUTE_COLOURS[r] for r in routes],
+        label=[r.value for r in routes],
+    )
+    ax.set(xlabel="confidence of the discriminator in the light image", ylabel="images", xlim=(0, 1))
+    _legend(ax)
+
+
+def _quality(ax: Axes, summary: Summary) -> None:
+    windows = summary.windows
+    quality = [np.nan if w.quality is None else w.quality for w in windows]
+    ax.stairs(quality, _edges(windows), color=COLOURS["heavy"], lw=1.8, baseline=None, label="mean quality")
+    ax.axhline(summary.total.quality or 0, color=COLOURS["muted"], lw=1.2, ls=(0, (4, 3)), label="of all images")
+    _over_time(ax, windows, "quality")
+    _legend(ax)

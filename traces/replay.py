@@ -1,0 +1,270 @@
+"""Replays a trace against a server, open loop: each request leaves when the trace says so, however slow the answers."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import os
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from traces.outcome import Outcome, OutcomeFile
+from traces.trace import Arrival, Trace
+from weir.core import Path as Route
+from weir.errors import ConfigError
+
+#: Of the files in the folder of a replay.
+ROWS = "requests.csv"
+IMAGES = "images"
+
+_SUFFIXES = {b"\x89PNG": ".png", b"\xff\xd8\xff": ".jpg", b"RIFF": ".webp"}
+#: Connections are opened and tasks started before the clock of the trace starts.
+_HEAD_START_S = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Replay:
+    """What a replay leaves behind.
+
+    Attributes:
+        outcomes: of the requests that ended, in the order of the trace.
+        rows: the CSV file with the same.
+        planned: how many requests the trace holds.
+        interrupted: Ctrl-C ended it early; requests in flight then have no outcome.
+        duration_s: of the trace, or of the part of it that was replayed.
+    """
+
+    outcomes: list[Outcome]
+    rows: Path
+    planned: int
+    interrupted: bool
+    duration_s: float
+
+
+def replay(
+    trace: Trace,
+    base_url: str,
+    *,
+    slo_s: float,
+    out: Path | str,
+    model: str | None = None,
+    keep_images: bool = True,
+    timeout_s: float = 60.0,
+    console: Console | None = None,
+) -> Replay:
+    """Sends every request of ``trace`` to ``{base_url}/v1/images/generations`` at its time and writes down what came.
+
+    Nothing is retried: what a user of the server would see is what is recorded. Ctrl-C stops it early, with a whole
+    file of what ended until then.
+
+    Args:
+        base_url: e.g. ``http://127.0.0.1:8000``, with or without ``/v1``.
+        slo_s: only for the progress bar, which counts the late.
+        out: folder, made where missing; takes ``requests.csv`` and ``images/``.
+        timeout_s: a request without its whole answer by then is given up.
+
+    Raises:
+        ConfigError: before anything is sent: an empty trace, a wrong URL, a folder in use, a time that is not positive.
+    """
+    out = Path(out)
+    if not len(trace):
+        raise ConfigError("the trace holds no request; clip it less or scale its rate less")
+    for name, value in (("slo_s", slo_s), ("timeout_s", timeout_s)):
+        if not 0 < value < float("inf"):
+            raise ConfigError(f"{name} is {value}; it must be above 0")
+    client = _Client(_endpoint(base_url), model, timeout_s, out if keep_images else None)
+    with OutcomeFile(out / ROWS) as file, _Board(trace, slo_s, console or Console(stderr=True)) as board:
+        if keep_images:
+            (out / IMAGES).mkdir(exist_ok=True)
+        outcomes: list[Outcome] = []
+
+        def ended(outcome: Outcome) -> None:
+            file.append(outcome)
+            outcomes.append(outcome)
+            board.ended(outcome)
+
+        interrupted = False
+        try:
+            asyncio.run(_send_all(trace, client, board, ended))
+        except KeyboardInterrupt:
+            interrupted = True
+        except BaseExceptionGroup as failures:
+            # Only writing can fail here (a full disk), and then every request fails alike: one says it all.
+            raise failures.exceptions[0] from None
+    outcomes.sort(key=lambda o: o.index)
+    duration_s = trace.duration_s
+    if interrupted:
+        duration_s = max((o.arrival_s for o in outcomes), default=0.0)
+    return Replay(outcomes, out / ROWS, len(trace), interrupted, duration_s)
+
+
+def _endpoint(base_url: str) -> str:
+    try:
+        url = httpx.URL(base_url)
+    except httpx.InvalidURL as error:
+        raise ConfigError(f"{base_url!r} is no URL: {error}; write http://host:port") from None
+    if url.scheme not in ("http", "https") or not url.host:
+        raise ConfigError(f"{base_url!r} is no URL of a server; write http://host:port")
+    return base_url.rstrip("/").removesuffix("/v1") + "/v1/images/generations"
+
+
+class _Client:
+    """Sends one request and turns whatever happens into an :class:`Outcome`."""
+
+    def __init__(self, endpoint: str, model: str | None, timeout_s: float, keep_in: Path | None) -> None:
+        self._endpoint = endpoint
+        self._model = model
+        self._timeout_s = timeout_s
+        self._keep_in = keep_in
+
+    def connect(self) -> httpx.AsyncClient:
+        # Without a limit on connections none waits for another's answer; a proxy between would be measured too.
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
+        return httpx.AsyncClient(limits=limits, timeout=None, trust_env=False)
+
+    async def ask(self, http: httpx.AsyncClient, index: int, arrival: Arrival, start: float) -> Outcome:
+        body: dict[str, Any] = {"prompt": arrival.prompt, "n": 1, "response_format": "b64_json"}
+        if self._model is not None:
+            body["model"] = self._model
+        if arrival.seed is not None:
+            body["seed"] = arrival.seed
+        clock = asyncio.get_running_loop().time
+        sent = clock()
+        status, error, image = 0, "", b""
+        said: dict[str, Any] = {}
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                answer = await http.post(self._endpoint, json=body)
+        except TimeoutError:
+            error = "timeout"
+        except httpx.HTTPError:
+            error = "connection_failed"
+        else:
+            status = answer.status_code
+        latency_s = clock() - sent
+        if not error:
+            error, said, image = _understand(answer)
+        return Outcome(
+            index=index,
+            arrival_s=arrival.arrival_s,
+            sent_s=sent - start,
+            latency_s=latency_s,
+            status=status,
+            error=error,
+            prompt=arrival.prompt,
+            image=self._keep(index, image) if image else "",
+            **said,
+        )
+
+    def _keep(self, index: int, image: bytes) -> str:
+        """Writes the image under a name that is there only once the file is whole."""
+        if self._keep_in is None:
+            return ""
+        suffix = next((s for magic, s in _SUFFIXES.items() if image.startswith(magic)), ".bin")
+        name = f"{IMAGES}/{index:06d}{suffix}"
+        partial = self._keep_in / f"{IMAGES}/.{index:06d}.part"
+        try:
+            partial.write_bytes(image)
+            os.replace(partial, self._keep_in / name)
+        finally:
+            partial.unlink(missing_ok=True)
+        return name
+
+
+_SAID: dict[str, type | tuple[type, ...]] = {
+    "id": str,
+    "model": str,
+    "confidence": (int, float),
+    "seed": int,
+    "steps": int,
+    "queue_s": (int, float),
+    "compute_s": (int, float),
+    "plan_version": int,
+    "emulated": bool,
+}
+
+
+def _understand(answer: httpx.Response) -> tuple[str, dict[str, Any], bytes]:
+    """(error code or "", what the server said of the image, the image's bytes)."""
+    try:
+        body = answer.json()
+        if not answer.is_success:
+            return str(body["error"]["code"] or body["error"]["type"]), {}, b""
+        (item,) = body["data"]
+        image = base64.b64decode(item["b64_json"], validate=True)
+        about = item.get("weir") or {}
+        said = {k: about[k] for k, kind in _SAID.items() if isinstance(about.get(k), kind)}
+        if about.get("path") is not None:
+            said["path"] = Route(about["path"])
+    except (ValueError, KeyError, TypeError, AttributeError, binascii.Error):
+        return ("invalid_answer" if answer.is_success else f"http_{answer.status_code}"), {}, b""
+    return ("" if image else "invalid_answer"), said, image
+
+
+async def _send_all(trace: Trace, client: _Client, board: _Board, ended: Callable[[Outcome], None]) -> None:
+    """One task for each request, each started at its time; on cancellation all end before this returns."""
+    loop = asyncio.get_running_loop()
+    async with client.connect() as http, asyncio.TaskGroup() as group:
+        start = loop.time() + _HEAD_START_S
+
+        async def one(index: int, arrival: Arrival) -> None:
+            ended(await client.ask(http, index, arrival, start))
+
+        for index, arrival in enumerate(trace):
+            await asyncio.sleep(start + arrival.arrival_s - loop.time())
+            group.create_task(one(index, arrival))
+            board.sent()
+
+
+class _Board:
+    """The progress bar."""
+
+    def __init__(self, trace: Trace, slo_s: float, console: Console) -> None:
+        self._slo_s = slo_s
+        self._sent = 0
+        self._counts: Counter[str] = Counter()
+        self._progress = Progress(
+            TextColumn("replay"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[state]}"),
+            TimeElapsedColumn(),
+            console=console,
+        )
+        self._task = self._progress.add_task("", total=len(trace), state="")
+
+    def sent(self) -> None:
+        self._sent += 1
+        self._show()
+
+    def ended(self, outcome: Outcome) -> None:
+        self._counts["ended"] += 1
+        if outcome.refused:
+            self._counts["refused"] += 1
+        elif not outcome.answered:
+            self._counts["failed"] += 1
+        else:
+            self._counts[outcome.path or "answered"] += 1
+            self._counts["late"] += not outcome.met(self._slo_s)
+        self._show()
+
+    def _show(self) -> None:
+        in_flight = self._sent - self._counts["ended"]
+        shown = [f"{in_flight} in flight"]
+        shown += [f"{self._counts[k]} {k}" for k in (*Route, "late", "refused", "failed") if self._counts[k]]
+        self._progress.update(self._task, completed=self._counts["ended"], state=" · ".join(shown))
+
+    def __enter__(self) -> _Board:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
