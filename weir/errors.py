@@ -10,6 +10,7 @@ WeirError
 │   └── RoleChanged         (internal) the replica gave up the role; dispatch the request again
 ├── DeadlineExceeded    504  no image at all by the deadline
 ├── ConfigError         (at start) a configuration, family, profile or trace is wrong
+├── ServiceError        (on the command line) a service cannot be started, or there is none to stop
 └── PlanError           (internal) a plan is refused; the last good one stays
 """
 
@@ -82,3 +83,7 @@ class ConfigError(WeirError):
 
 class PlanError(WeirError):
     code = "invalid_plan"
+
+
+class ServiceError(WeirError):
+    code = "service_state"

@@ -1,0 +1,80 @@
+"""The Serve application: a pool of workers and, in front of it, the load balancer.
+
+Named in a declarative configuration as ``import_path: deploy.app:build`` with ``args: {config: <service file>}``.
+"""
+
+# Annotations stay objects here: Serve looks at the type of build's argument to read it.
+
+from pydantic import BaseModel, ConfigDict
+from ray import serve
+from ray.serve import Application
+
+from load_balancer.deployment import ServedLoadBalancer
+from weir.config import PoolConfig, load_service
+from weir.profiles import load_profile
+from workers.replica import Worker
+
+POOL = "Pool"
+BALANCER = "LoadBalancer"
+#: Replicas queue and batch for themselves, so Serve never holds a request back.
+UNLIMITED = 100_000
+#: Constant: Serve restarts the whole application when this changes.
+ROUTER = {"request_router_class": "load_balancer.router.ChosenReplicaRouter"}
+
+
+class AppArgs(BaseModel):
+    """``args`` of the application. A change of them restarts it; plans travel as ``user_config`` and do not."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    config: str
+
+
+def build(args: AppArgs) -> Application:
+    """Builds the application of a service file.
+
+    Raises:
+        ConfigError: names the file, the key and the remedy.
+    """
+    service, family = load_service(args.config)
+    plan = service.plan.plan().to_dict()
+    profile = service.profile or service.pool.emulate
+    drain_s = max(20.0, 2 * service.slo_s)
+    pool = serve.deployment(
+        name=POOL,
+        num_replicas=len(plan["assignments"]),
+        user_config=plan,
+        ray_actor_options=actor_options(service.pool),
+        max_ongoing_requests=UNLIMITED,
+        graceful_shutdown_timeout_s=drain_s,
+        graceful_shutdown_wait_loop_s=0.5,
+        health_check_period_s=2,
+        request_router_config=ROUTER,
+    )(Worker).bind(family.model_dump(mode="json"), plan, service.pool.emulate)
+    balancer = serve.deployment(
+        name=BALANCER,
+        num_replicas=1,
+        user_config=plan,
+        ray_actor_options={"num_cpus": 0},
+        max_ongoing_requests=UNLIMITED,
+        graceful_shutdown_timeout_s=drain_s,
+        graceful_shutdown_wait_loop_s=0.5,
+        health_check_period_s=2,
+        logging_config={"enable_access_log": False},
+    )(ServedLoadBalancer)
+    return balancer.bind(
+        pool,
+        service.model_dump(mode="json"),
+        family.model_dump(mode="json"),
+        load_profile(profile).model_dump(mode="json") if profile else None,
+        plan,
+    )
+
+
+def actor_options(pool: PoolConfig) -> dict[str, object]:
+    """What one replica of the pool asks of the cluster."""
+    return {
+        "num_cpus": pool.cpus_per_replica,
+        "num_gpus": pool.gpus_per_replica,
+        "resources": dict(pool.resources),
+    }

@@ -1,0 +1,74 @@
+"""A Ray cluster to deploy on: the one that ``RAY_ADDRESS`` names, or one of our own that leaves nothing behind."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+OBJECT_STORE_BYTES = 512 * 2**20
+STOP_TIMEOUT_S = 20.0
+
+
+@contextmanager
+def cluster(cpus: float, gpus: float = 0) -> Iterator[str]:
+    """Gives the http address of the dashboard of a running Ray cluster.
+
+    An own cluster listens on 127.0.0.1, on free ports, keeps its files in a temporary folder, and offers at least
+    ``cpus`` logical CPUs, for on one machine they are bookkeeping. When the block ends, its processes and its files are
+    gone. A cluster named by ``RAY_ADDRESS`` is only connected to.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Ray's processes import this checkout, wherever the command was typed.
+    paths = [str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])]
+    os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(paths))
+    import ray
+
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if os.environ.get("RAY_ADDRESS"):
+        context = ray.init(address=os.environ["RAY_ADDRESS"], **quiet)
+        try:
+            yield f"http://{context.dashboard_url}"
+        finally:
+            ray.shutdown()
+        return
+
+    # Unix sockets have short paths; a long TMPDIR would not fit.
+    folder = tempfile.mkdtemp(prefix="weir-", dir="/tmp")
+    before = set(psutil.Process().children(recursive=True))
+    try:
+        context = ray.init(
+            address="local",
+            num_cpus=max(os.cpu_count() or 1, math.ceil(cpus)),
+            num_gpus=math.ceil(gpus) or None,
+            include_dashboard=True,
+            dashboard_host="127.0.0.1",
+            object_store_memory=OBJECT_STORE_BYTES,
+            _node_ip_address="127.0.0.1",
+            _temp_dir=folder,
+            **quiet,
+        )
+        yield f"http://{context.dashboard_url}"
+    finally:
+        started = set(psutil.Process().children(recursive=True)) - before
+        ray.shutdown()
+        end(started)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def end(processes: set[psutil.Process]) -> None:
+    """Waits until the processes have ended, and kills those that will not."""
+    _, alive = psutil.wait_procs(processes, timeout=STOP_TIMEOUT_S)
+    for process in alive:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(alive, timeout=STOP_TIMEOUT_S)

@@ -1,0 +1,262 @@
+"""``weir up``, ``weir down`` and ``weir status``: a service on this machine, from its file to no process left."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import httpx
+import yaml
+from rich.console import Console
+
+from deploy.cluster import REPOSITORY, cluster
+from deploy.state import FOLDER, Service, StateFile, find
+from weir.config import FamilyConfig, ServiceConfig, load_service
+from weir.errors import ServiceError, WeirError
+from weir.profiles import load_profile
+
+#: Loading weights may mean downloading them first.
+UP_TIMEOUT_S = 1800.0
+DOWN_TIMEOUT_S = 90.0
+POLL_S = 0.25
+
+
+def up(
+    config_path: Path | str,
+    *,
+    detach: bool = False,
+    port: int | None = None,
+    folder: Path = FOLDER,
+    console: Console | None = None,
+    on_ready: Callable[[Service], None] | None = None,
+) -> Service | None:
+    """Starts the service of a file and, unless ``detach``, stays until Ctrl-C or SIGTERM and stops it again.
+
+    Must run on the main thread, for it answers signals.
+
+    Args:
+        port: where the API listens; None: as the file says; 0: a free port.
+        folder: where state files live; :func:`down` and :func:`status` look there.
+        on_ready: called once the API can serve.
+
+    Returns:
+        With ``detach`` the service that is now up; else None, after everything has stopped.
+
+    Raises:
+        ConfigError: the file, its family or a profile is wrong; nothing was started.
+        ServiceError: a service of this name is up, or the port is taken; nothing was started.
+        NotReady: the application failed to come up; everything was stopped again.
+    """
+    console = console or Console()
+    service, family = checked(config_path)
+    state = StateFile(Path(config_path).stem, folder)
+    if state.held():
+        raise ServiceError(f"{state.name} is already up; stop it with `weir down`")
+    address = (service.http.host, bindable(service.http.host, service.http.port if port is None else port))
+    if detach:
+        return _detached(config_path, address[1], state, console)
+    state.acquire()
+    try:
+        _serve(config_path, service, family, address, state, console, on_ready)
+    finally:
+        state.release()
+    return None
+
+
+def down(name: str | None = None, *, folder: Path = FOLDER) -> Service:
+    """Stops a service and waits until all its processes are gone.
+
+    Raises:
+        ServiceError: nothing is up, several are and none is named, or it would not stop.
+    """
+    state, service = find(name, folder)
+    try:
+        os.kill(service.pid, signal.SIGTERM)
+    except ProcessLookupError:
+        return service
+    if not state.wait_released(DOWN_TIMEOUT_S):
+        raise ServiceError(f"{service.name} (process {service.pid}) did not stop within {DOWN_TIMEOUT_S:.0f} s")
+    return service
+
+
+def status(name: str | None = None, *, folder: Path = FOLDER) -> dict[str, Any]:
+    """What is up: name, pid, url, dashboard, config and, from the load balancer, readiness, replicas and plan.
+
+    Raises:
+        ServiceError: nothing is up, or several are and none is named.
+    """
+    _, service = find(name, folder)
+    state = readiness(service.url)
+    return {
+        "name": service.name,
+        "pid": service.pid,
+        "url": service.url,
+        "dashboard": service.dashboard,
+        "config": service.config,
+        "healthy": state is not None and state["ready"],
+        **(state or {"ready": False, "pending": ["the load balancer does not answer"]}),
+    }
+
+
+def checked(config_path: Path | str) -> tuple[ServiceConfig, FamilyConfig]:
+    """The service and its family, with every file that they name looked at.
+
+    Raises:
+        ConfigError: names the file, the key and the remedy.
+    """
+    service, family = load_service(config_path)
+    for profile in filter(None, (service.profile, service.pool.emulate)):
+        load_profile(profile)
+    return service, family
+
+
+def bindable(host: str, port: int) -> int:
+    """The port if it is free, a free one for 0.
+
+    Raises:
+        ServiceError: something else listens there.
+    """
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise ServiceError(
+                f"cannot listen on {host}:{port}: {error.strerror}; choose another port, or 0 for a free one"
+            ) from None
+        return probe.getsockname()[1]
+
+
+def readiness(url: str) -> dict[str, Any] | None:
+    """What ``/readyz`` says; None while nobody answers."""
+    try:
+        answer = httpx.get(f"{url}/readyz", timeout=5)
+        state = answer.json()
+    except (httpx.HTTPError, ValueError):
+        return None
+    return state if isinstance(state, dict) and "ready" in state else None
+
+
+def _serve(
+    config_path: Path | str,
+    service: ServiceConfig,
+    family: FamilyConfig,
+    address: tuple[str, int],
+    state: StateFile,
+    console: Console,
+    on_ready: Callable[[Service], None] | None,
+) -> None:
+    stop = threading.Event()
+
+    def answer_signals() -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: stop.set())
+
+    url = f"http://{address[0]}:{address[1]}"
+    console.print(_effective(service, family), markup=False, highlight=False)
+    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    answer_signals()
+    replicas = service.plan.light_replicas + service.plan.heavy_replicas
+    with ExitStack() as stack:
+        stack.callback(lambda: [signal.signal(number, handler) for number, handler in previous.items()])
+        progress = stack.enter_context(console.status("starting Ray"))
+        dashboard = stack.enter_context(
+            cluster(cpus=replicas * service.pool.cpus_per_replica, gpus=replicas * service.pool.gpus_per_replica)
+        )
+        answer_signals()  # Ray put its own in place
+        from deploy.publish import Publisher, render
+
+        running = Service(state.name, os.getpid(), url, dashboard, str(config_path))
+        state.write(running)
+        plan = service.plan.plan()
+        publisher = Publisher(dashboard)
+        publisher.put(render(config_path, plan, host=address[0], port=address[1]))
+        stack.callback(_stop, progress, console)
+        progress.update("starting replicas")
+        publisher.wait_applied(plan, timeout_s=UP_TIMEOUT_S, stopped=stop.is_set)
+        while not stop.is_set():
+            now = readiness(url)
+            if now and now["ready"] and not now["pending"]:
+                break
+            progress.update(f"waiting for {', '.join(now['pending']) if now else 'the API'}")
+            stop.wait(POLL_S)
+        if stop.is_set():
+            return
+        progress.stop()
+        running = Service(state.name, os.getpid(), url, dashboard, str(config_path), ready=True)
+        state.write(running)
+        console.print(f"{state.name} is up: {url}/v1 (dashboard {dashboard}); Ctrl-C stops it", highlight=False)
+        if on_ready:
+            on_ready(running)
+        while not stop.wait(1):  # a wait without end would not see signals
+            pass
+
+
+def _stop(progress: Any, console: Console) -> None:
+    """Takes the application off before Ray goes, so that what is in flight can finish."""
+    from ray import serve
+
+    progress.update("stopping")
+    progress.start()
+    serve.shutdown()
+
+
+def _detached(config_path: Path | str, port: int, state: StateFile, console: Console) -> Service:
+    state.path.parent.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "deploy.local", str(config_path), "--port", str(port)]
+    command += ["--folder", str(state.path.parent.resolve())]
+    paths = os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")]))
+    with state.log.open("w") as log:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+            env={**os.environ, "PYTHONPATH": paths},
+        )
+    try:
+        with console.status(f"starting {state.name}; its log is {state.log}"):
+            while process.poll() is None:
+                service = state.read()
+                if service and service.ready:
+                    return service
+                time.sleep(POLL_S)
+    except BaseException:
+        process.terminate()
+        process.wait()
+        raise
+    tail = "\n".join(state.log.read_text().splitlines()[-10:])
+    raise ServiceError(f"{state.name} did not come up; the end of {state.log}:\n{tail}")
+
+
+def _effective(service: ServiceConfig, family: FamilyConfig) -> str:
+    fields = {"service": service.model_dump(mode="json"), "family": family.model_dump(mode="json")}
+    return yaml.safe_dump(fields, sort_keys=False).rstrip()
+
+
+def main() -> None:
+    """The background process of ``up(detach=True)``."""
+    parser = argparse.ArgumentParser(description="Runs one service until SIGTERM.")
+    parser.add_argument("config")
+    parser.add_argument("--port", type=int)
+    parser.add_argument("--folder", type=Path, default=FOLDER)
+    given = parser.parse_args()
+    try:
+        up(given.config, port=given.port, folder=given.folder)
+    except WeirError as error:
+        sys.exit(f"error: {error.message}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,96 @@
+"""Deploys and actuates: one declarative PUT that carries the replica count and the plan, read back until applied."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ray.dashboard.modules.serve.sdk import ServeSubmissionClient
+
+from weir.core import Plan
+from weir.errors import NotReady
+
+APPLICATION = "weir"
+POLL_S = 0.2
+
+
+def render(config_path: Path | str, plan: Plan, *, host: str, port: int) -> dict[str, Any]:
+    """The body of ``PUT /api/serve/applications/``. Pure: two plans differ only in count and ``user_config``.
+
+    Only such differences leave every replica running; a change of anything else restarts the application.
+    """
+    fields = plan.to_dict()
+    return {
+        "proxy_location": "HeadOnly",
+        "http_options": {"host": host, "port": port},
+        "applications": [
+            {
+                "name": APPLICATION,
+                "route_prefix": "/",
+                "import_path": "deploy.app:build",
+                "args": {"config": str(Path(config_path).resolve())},
+                "deployments": [
+                    {"name": "Pool", "num_replicas": len(plan.assignments), "user_config": fields},
+                    {"name": "LoadBalancer", "user_config": fields},
+                ],
+            }
+        ],
+    }
+
+
+def is_applied(details: dict[str, Any], plan: Plan) -> bool:
+    """Whether what ``GET`` answers is a running application that has taken the plan in.
+
+    Raises:
+        NotReady: the application failed to deploy; the message is Serve's.
+    """
+    application = details.get("applications", {}).get(APPLICATION)
+    if application is None:
+        return False
+    if application["status"] in ("DEPLOY_FAILED", "UNHEALTHY"):
+        problems = [f"{name}: {it['message']}" for name, it in application["deployments"].items() if it["message"]]
+        raise NotReady("\n".join([application["message"], *problems]).strip())
+    if application["status"] != "RUNNING":
+        return False
+    pool = application["deployments"].get("Pool", {})
+    running = sum(it["state"] == "RUNNING" for it in pool.get("replicas", ()))
+    given = pool.get("deployment_config", {}).get("user_config") or {}
+    return given.get("version") == plan.version and running == len(plan.assignments)
+
+
+class Publisher:
+    """One writer of the application's configuration.
+
+    Args:
+        dashboard: http address of the Ray dashboard. Ray's token, where the cluster has one, is sent along.
+    """
+
+    def __init__(self, dashboard: str):
+        self._client = ServeSubmissionClient(dashboard)
+
+    def put(self, body: dict[str, Any]) -> None:
+        """Sends the configuration; returns before it is applied."""
+        self._client.deploy_applications(body)
+
+    def details(self) -> dict[str, Any]:
+        return self._client.get_serve_details()
+
+    def wait_applied(self, plan: Plan, *, timeout_s: float, stopped: Callable[[], bool] = lambda: False) -> None:
+        """Reads back until the plan is applied, or ``stopped`` says to give up.
+
+        Raises:
+            NotReady: the application failed to deploy, or it took longer than ``timeout_s``.
+        """
+        end = time.monotonic() + timeout_s
+        while not stopped():
+            if is_applied(self.details(), plan):
+                return
+            if time.monotonic() > end:
+                raise NotReady(f"plan {plan.version} was not applied within {timeout_s:.0f} s")
+            time.sleep(POLL_S)
+
+    def delete(self) -> None:
+        """Takes every application off the cluster."""
+        self._client.delete_applications()

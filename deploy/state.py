@@ -1,0 +1,112 @@
+"""What is up on this machine: a file for each service, which counts only while its process holds the lock beside it."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO
+
+from weir.errors import ServiceError
+
+FOLDER = Path(".weir")
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """A service as its state file tells it. ``ready`` turns true when it first could serve."""
+
+    name: str
+    pid: int
+    url: str
+    dashboard: str
+    config: str
+    ready: bool = False
+
+
+class StateFile:
+    """The state of the service of one name. The process that runs it holds the lock for as long as it lives."""
+
+    def __init__(self, name: str, folder: Path = FOLDER):
+        self.name = name
+        self.path = folder / f"{name}.json"
+        self.log = folder / f"{name}.log"
+        self._lock_path = folder / f"{name}.lock"
+        self._lock: IO[str] | None = None
+
+    def acquire(self) -> None:
+        """Claims the name.
+
+        Raises:
+            ServiceError: a service of this name is up.
+        """
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        lock = self._lock_path.open("a")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.close()
+            raise ServiceError(f"{self.name} is already up; stop it with `weir down`") from None
+        self._lock = lock
+
+    def release(self) -> None:
+        """Gives the name back; the files are gone before the lock is."""
+        assert self._lock is not None
+        self.path.unlink(missing_ok=True)
+        self._lock_path.unlink(missing_ok=True)
+        self._lock.close()
+        self._lock = None
+
+    def write(self, service: Service) -> None:
+        """Replaces the file in one step: a reader sees the old state or the new one."""
+        draft = self.path.with_suffix(f".{os.getpid()}.tmp")
+        draft.write_text(json.dumps(asdict(service), indent=1) + "\n")
+        draft.replace(self.path)
+
+    def held(self) -> bool:
+        """Whether a live process holds the name."""
+        try:
+            with self._lock_path.open("r") as lock:
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except FileNotFoundError:
+            return False
+        except BlockingIOError:
+            return True
+        return False
+
+    def read(self) -> Service | None:
+        """The service, or None when none of this name is up."""
+        if not self.held():
+            return None
+        try:
+            return Service(**json.loads(self.path.read_text()))
+        except (FileNotFoundError, json.JSONDecodeError, TypeError):
+            return None
+
+    def wait_released(self, timeout_s: float) -> bool:
+        """Waits until no process holds the name."""
+        end = time.monotonic() + timeout_s
+        while self.held():
+            if time.monotonic() > end:
+                return False
+            time.sleep(0.1)
+        return True
+
+
+def find(name: str | None = None, folder: Path = FOLDER) -> tuple[StateFile, Service]:
+    """The service of that name, or the only one that is up.
+
+    Raises:
+        ServiceError: nothing is up, or several are and no name was given.
+    """
+    names = [name] if name else sorted(path.stem for path in folder.glob("*.json"))
+    files = [StateFile(it, folder) for it in names]
+    up = [(file, service) for file in files if (service := file.read())]
+    if not up:
+        raise ServiceError(f"{name or 'nothing'} is {'not ' if name else ''}up; start it with `weir up`")
+    if len(up) > 1:
+        raise ServiceError(f"several services are up; name one of {', '.join(file.name for file, _ in up)}")
+    return up[0]

@@ -1,0 +1,182 @@
+"""The HTTP face: OpenAI's images API and health. Thin: it reads, calls the balancer, and writes."""
+
+from __future__ import annotations
+
+import base64
+import json
+import logging
+import math
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+
+from load_balancer.balancer import Balancer, Drawn
+from load_balancer.encode import encoded
+from load_balancer.files import Files
+from load_balancer.order import Order
+from load_balancer.schema import GenerationBody, RequestRules
+from weir.config import FamilyConfig, LimitsConfig
+from weir.errors import BodyTooLarge, InvalidRequest, WeirError
+
+log = logging.getLogger(__name__)
+
+GENERATIONS = "/v1/images/generations"
+FILES = "/v1/images/files"
+
+
+def create_app(balancer: Balancer, family: FamilyConfig, limits: LimitsConfig) -> FastAPI:
+    """The ASGI application of one load balancer."""
+    app = FastAPI(title="Weir", openapi_url="/openapi.json", redoc_url=None)
+    rules = RequestRules(family, limits)
+    files = Files()
+    started = int(time.time())
+
+    @app.post(
+        GENERATIONS,
+        openapi_extra={
+            "requestBody": {
+                "required": True,
+                "content": {"application/json": {"schema": GenerationBody.model_json_schema()}},
+            }
+        },
+    )
+    @_typed_errors
+    async def generations(request: Request) -> Response:
+        order = rules.read(await _body(request, limits.body_bytes))
+        drawn = await balancer.draw(order)
+        images = [await encoded(d.result.image, order.output_format, order.compression) for d in drawn]
+        if order.response_format == "b64_json":
+            pictures = [b'"b64_json":"%b"' % base64.b64encode(image) for image in images]
+        else:
+            pictures = []
+            for one, image in zip(drawn, images, strict=True):
+                name = f"{one.result.id}.{order.output_format}"
+                files.put(name, image)
+                pictures.append(b'"url":%b' % _json(f"{str(request.base_url).rstrip('/')}{FILES}/{name}"))
+        return Response(_answer(order, drawn, pictures), media_type="application/json")
+
+    @app.get("/v1/models")
+    async def models() -> Response:
+        listed = [{"id": name, "object": "model", "created": started, "owned_by": "weir"} for name in rules.models]
+        return _reply({"object": "list", "data": listed})
+
+    @app.get(FILES + "/{name}")
+    async def file(name: str) -> Response:
+        content = files.get(name)
+        if content is None:
+            return _failure(InvalidRequest("there is no such file, or newer ones pushed it out"), 404)
+        return Response(content, media_type=f"image/{name.rpartition('.')[2]}")
+
+    @app.get("/healthz")
+    async def healthz() -> Response:
+        return _reply({"status": "ok"})
+
+    @app.get("/readyz")
+    async def readyz() -> Response:
+        state = balancer.readiness()
+        return _reply(state, 200 if state["ready"] else 503)
+
+    @app.exception_handler(HTTPException)
+    async def no_such_route(request: Request, error: HTTPException) -> Response:
+        path = request.url.path[:64]
+        if error.status_code == 405:
+            allowed = (error.headers or {}).get("Allow", "another method")
+            problem = InvalidRequest(f"{path} takes {allowed}, not {request.method[:16]}")
+        else:
+            problem = InvalidRequest(f"there is no {path}; images are drawn by POST {GENERATIONS}")
+        return _failure(problem, error.status_code, error.headers)
+
+    return app
+
+
+def _typed_errors(
+    handler: Callable[[Request], Awaitable[Response]],
+) -> Callable[[Request], Awaitable[Response]]:
+    """Answers every failure in OpenAI's shape; what nobody foresaw is logged here and shown to nobody."""
+
+    async def guarded(request: Request) -> Response:
+        try:
+            return await handler(request)
+        except WeirError as error:
+            return _failure(error)
+        except ClientDisconnect:
+            return Response(status_code=499)  # nobody reads it
+        except Exception:
+            log.exception("a request failed")
+            return _failure(WeirError("something went wrong inside; the log of the service says what"))
+
+    guarded.__name__ = getattr(handler, "__name__", "guarded")
+    return guarded
+
+
+async def _body(request: Request, most_bytes: int) -> bytes:
+    """The body, of which no more than the limit is ever read.
+
+    Raises:
+        InvalidRequest: it is not declared as JSON.
+        BodyTooLarge: it is longer than ``most_bytes``, as declared or as sent.
+    """
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/json":
+        raise InvalidRequest(f"the content type is {kind[:64] or 'missing'}; accepted: application/json")
+    too_large = BodyTooLarge(f"the body is too large; accepted: at most {most_bytes} bytes")
+    declared = request.headers.get("content-length", "")
+    if declared.isdigit() and int(declared) > most_bytes:
+        raise too_large
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > most_bytes:
+            raise too_large
+    return bytes(body)
+
+
+def _answer(order: Order, drawn: list[Drawn], pictures: list[bytes]) -> bytes:
+    """The body of an answer. Assembled from parts, for a JSON encoder would look at every byte of the pictures."""
+    items = b",".join(
+        b'{%b,"weir":%b}' % (picture, _json(_about(one))) for picture, one in zip(pictures, drawn, strict=True)
+    )
+    rest = {
+        "output_format": order.output_format,
+        "size": f"{order.width}x{order.height}",
+        "quality": order.quality,
+        "background": order.background,
+    }
+    return b'{"created":%d,"data":[%b],%b' % (int(time.time()), items, _json(rest)[1:])
+
+
+def _about(one: Drawn) -> dict[str, Any]:
+    return {
+        "id": one.result.id,
+        "path": one.path.value,
+        "model": one.model,
+        "confidence": None if one.confidence is None else round(one.confidence, 6),
+        "seed": one.seed,
+        "steps": one.result.steps,
+        "queue_s": round(one.queue_s, 6),
+        "compute_s": round(one.compute_s, 6),
+        "latency_s": round(one.latency_s, 6),
+        "plan_version": one.plan_version,
+        "emulated": one.result.emulated,
+    }
+
+
+def _json(value: object) -> bytes:
+    return json.dumps(value, separators=(",", ":")).encode()
+
+
+def _reply(value: object, status: int = 200) -> Response:
+    return Response(_json(value), status_code=status, media_type="application/json")
+
+
+def _failure(error: WeirError, status: int | None = None, headers: Any = None) -> Response:
+    response = _reply(error.to_dict(), status or error.status)
+    for name, value in (headers or {}).items():
+        response.headers[name] = value
+    if error.retry_after_s is not None:
+        response.headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))
+    return response

@@ -1,0 +1,40 @@
+"""The decisions of the cascade. Pure: what to draw first, and what to do with a finished light image."""
+
+from __future__ import annotations
+
+from weir.core import Path, Plan, Role
+
+
+def first_role(plan: Plan, forced: Role | None) -> Role:
+    """The variant that draws first: the forced one, else light where the plan has any."""
+    if forced is not None:
+        return forced
+    return Role.LIGHT if plan.count(Role.LIGHT) else Role.HEAVY
+
+
+def is_deferred(confidence: float | None, threshold: float) -> bool:
+    """Whether the discriminator wants the heavy variant: confidence below the threshold; a threshold of 1 defers all.
+
+    An image without a confidence (a family without a discriminator) counts as 0.
+    """
+    return threshold >= 1 or (confidence or 0.0) < threshold
+
+
+def after_light(
+    plan: Plan,
+    confidence: float | None,
+    *,
+    forced: Role | None,
+    heavy_finish_at: float | None,
+    deadline: float,
+) -> Path:
+    """Where a request goes once its light image is there.
+
+    ``HEAVY`` means: try the heavy variant, and fall back to the light image if it fails or is late.
+    ``heavy_finish_at`` is None when no heavy image can be drawn at all.
+    """
+    if forced is Role.LIGHT or plan.count(Role.HEAVY) == 0 or not is_deferred(confidence, plan.threshold):
+        return Path.LIGHT
+    if heavy_finish_at is None or heavy_finish_at > deadline:
+        return Path.LIGHT_DEADLINE
+    return Path.HEAVY

@@ -1,0 +1,56 @@
+"""The load balancer as a Serve deployment: the ingress of the application."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from fastapi import FastAPI
+from ray import serve
+from ray.serve.handle import DeploymentHandle
+
+from load_balancer.api import create_app
+from load_balancer.balancer import Balancer
+from load_balancer.pool import ServePool
+from weir.config import FamilyConfig, ServiceConfig
+from weir.core import Plan
+from weir.profiles import Profile
+
+
+class LoadBalancer:
+    """Args are plain JSON, as the classes' ``model_dump`` and ``to_dict`` write them."""
+
+    def __init__(
+        self,
+        pool: DeploymentHandle,
+        service: dict[str, Any],
+        family: dict[str, Any],
+        profile: dict[str, Any] | None,
+        plan: dict[str, Any],
+    ):
+        self._service = ServiceConfig.model_validate(service)
+        self._family = FamilyConfig.model_validate(family)
+        self.balancer = Balancer(
+            ServePool(pool),
+            Plan.from_dict(plan),
+            self._family,
+            slo_s=self._service.slo_s,
+            queued=self._service.limits.queued,
+            profile=None if profile is None else Profile.model_validate(profile),
+        )
+        self._watching: asyncio.Task[None] | None = None
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        return create_app(self.balancer, self._family, self._service.limits)
+
+    async def reconfigure(self, user_config: Any) -> None:
+        """Takes the next plan (Serve calls it with the deployment's ``user_config``); never raises.
+
+        Serve calls it on the event loop that the requests run on, for the first time before the first of them.
+        """
+        self.balancer.apply(user_config)
+        if self._watching is None:
+            self._watching = asyncio.create_task(self.balancer.watch())
+
+
+ServedLoadBalancer = serve.ingress()(LoadBalancer)

@@ -1,0 +1,216 @@
+"""Which replica draws an image: the one of the role that would finish it first.
+
+The state is this load balancer's own book of what it sent where. A replica takes its queue in order, in batches of
+one kind (role and work) of at most the plan's batch size, so the book can say when a new image would be done:
+
+    remaining time of the running batch + whole batches queued before it + the batch that it would be part of
+
+Replies correct the book: their batch size says which images left together, and the queue length that they carry shows
+work that somebody else sent.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from load_balancer.service_times import ServiceTimes
+from weir.core import Plan, Role
+
+
+class Kind(NamedTuple):
+    """Images of one kind can share a batch. ``work`` is the share of the variant's own number of steps."""
+
+    role: Role
+    work: float = 1.0
+
+
+class Choice(NamedTuple):
+    """A replica and the time, on the caller's clock, at which it would have the image ready."""
+
+    replica: str
+    finish_at: float
+
+
+@dataclass(slots=True)
+class _Replica:
+    """What is known of one replica. The first ``running`` entries of ``queue`` are in the batch being drawn."""
+
+    id: str
+    rank: int
+    role: Role
+    batch_size: int
+    queue: dict[str, Kind] = field(default_factory=dict)
+    running: int = 0
+    free_at: float = 0.0
+    leaving: set[str] = field(default_factory=set)  # drawn in a batch of which one reply is already here
+    foreign: int = 0  # images queued there by somebody else
+
+    def start_batch(self, now: float, times: ServiceTimes) -> None:
+        """The head of the queue becomes the running batch."""
+        if not self.queue:
+            self.running = 0
+            return
+        head = next(iter(self.queue.values()))
+        size = 0
+        for kind in self.queue.values():
+            if kind != head or size == self.batch_size:
+                break
+            size += 1
+        self.running = size
+        self.free_at = now + times.seconds(head.role, size, head.work)
+
+    def finish_at(self, kind: Kind, now: float, times: ServiceTimes, ahead: int = 0) -> float:
+        """When one more image would be ready, with ``ahead`` images of its kind sent before it."""
+        # A batch that is overdue by x is expected to take x more: a stuck replica repels work the longer it hangs.
+        start = now + abs(self.free_at - now) if self.running else now
+        waiting = Counter(list(self.queue.values())[self.running :])
+        waiting[kind] += ahead + self.foreign
+        for other, count in waiting.items():
+            whole, rest = divmod(count, self.batch_size)
+            start += whole * times.seconds(other.role, self.batch_size, other.work)
+            if other == kind:
+                start += times.seconds(kind.role, rest + 1, kind.work)
+            elif rest:
+                start += times.seconds(other.role, rest, other.work)
+        return start
+
+
+class Dispatcher:
+    """The book of all replicas. Not thread-safe; time comes in as ``now`` (seconds, any monotone clock).
+
+    Every :meth:`assign` has to be answered by exactly one :meth:`finished` or :meth:`forget`; both ignore a replica
+    that is gone.
+    """
+
+    def __init__(self, plan: Plan, times: ServiceTimes):
+        self.times = times
+        self._plan = plan
+        self._replicas: dict[str, _Replica] = {}
+
+    def set_plan(self, plan: Plan) -> None:
+        """Gives every replica the role and the batch size that the plan has for its rank."""
+        self._plan = plan
+        for replica in self._replicas.values():
+            replica.role, replica.batch_size = _duty(plan, replica.rank)
+
+    def sync(self, described: Iterable[Mapping[str, Any]]) -> None:
+        """Takes in who is there: ``replica``, ``rank``, ``ready`` and ``queued`` of each. Who is missing is gone."""
+        seen: dict[str, _Replica] = {}
+        for it in described:
+            if not it.get("ready", True):
+                continue
+            role, batch_size = _duty(self._plan, it["rank"])
+            known = self._replicas.get(it["replica"]) or _Replica(it["replica"], it["rank"], role, batch_size)
+            known.rank, known.role, known.batch_size = it["rank"], role, batch_size
+            known.foreign = max(0, it.get("queued", 0) - len(known.queue) - len(known.leaving))
+            seen[known.id] = known
+        self._replicas = seen
+
+    def remove(self, replica: str) -> None:
+        """The replica died."""
+        self._replicas.pop(replica, None)
+
+    def ready(self, role: Role) -> int:
+        """How many live replicas have the role."""
+        return sum(r.role is role for r in self._replicas.values())
+
+    @property
+    def outstanding(self) -> dict[str, int]:
+        """Images sent to each replica and not answered yet."""
+        return {r.id: len(r.queue) + len(r.leaving) for r in self._replicas.values()}
+
+    def pick(self, kind: Kind, now: float, *, avoid: frozenset[str] = frozenset()) -> Choice | None:
+        """The replica that would finish one more image of this kind first; None when there is no replica at all.
+
+        Every replica holds both variants, so while none of the role is alive the others stand in.
+        """
+        best = None
+        for replica in self._candidates(kind.role, avoid):
+            finish = replica.finish_at(kind, now, self.times)
+            key = (finish, len(replica.queue) + len(replica.leaving), replica.rank)
+            if best is None or key < best[0]:
+                best = (key, Choice(replica.id, finish))
+        return best[1] if best else None
+
+    def finish_at(self, kind: Kind, now: float, images: int = 1) -> float | None:
+        """When the last of ``images`` new images would be ready; None when there is no replica at all."""
+        if images == 1:
+            choice = self.pick(kind, now)
+            return choice.finish_at if choice else None
+        candidates = self._candidates(kind.role, frozenset())
+        if not candidates:
+            return None
+        ahead: Counter[str] = Counter()
+        last = now
+        for _ in range(images):
+            finish, id = min((r.finish_at(kind, now, self.times, ahead[r.id]), r.id) for r in candidates)
+            ahead[id] += 1
+            last = max(last, finish)
+        return last
+
+    def assign(self, replica: str, request: str, kind: Kind, now: float) -> None:
+        """Notes that the image was sent there."""
+        it = self._replicas.get(replica)
+        if it is None:
+            return
+        it.queue[request] = kind
+        if not it.running:
+            it.start_batch(now, self.times)
+
+    def finished(
+        self,
+        replica: str,
+        request: str,
+        now: float,
+        *,
+        batch_size: int,
+        compute_s: float,
+        queued: int | None = None,
+    ) -> None:
+        """Takes in a reply: the size and the time of the batch it was drawn in, and the images waiting there now."""
+        it = self._replicas.get(replica)
+        if it is None:
+            return
+        if request in it.leaving:
+            it.leaving.discard(request)
+            return
+        kind = it.queue.pop(request, None)
+        if kind is None:
+            return
+        self.times.observe(kind.role, batch_size, compute_s, kind.work)
+        together = [id for id, other in it.queue.items() if other == kind][: batch_size - 1]
+        for id in together:
+            del it.queue[id]
+        it.leaving = set(together)
+        it.start_batch(now, self.times)
+        if queued is not None:
+            it.foreign = max(0, queued - len(it.queue))
+
+    def forget(self, replica: str, request: str, now: float) -> None:
+        """The image was cancelled or failed on the way; nobody waits for it any more."""
+        it = self._replicas.get(replica)
+        if it is None:
+            return
+        if request in it.leaving:
+            it.leaving.discard(request)
+            return
+        if request not in it.queue:
+            return
+        position = list(it.queue).index(request)
+        del it.queue[request]
+        if position < it.running:
+            it.running -= 1
+            if not it.running:
+                it.start_batch(now, self.times)
+
+    def _candidates(self, role: Role, avoid: frozenset[str]) -> list[_Replica]:
+        alive = [r for r in self._replicas.values() if r.id not in avoid]
+        return [r for r in alive if r.role is role] or alive
+
+
+def _duty(plan: Plan, rank: int) -> tuple[Role, int]:
+    assignment = plan.assignment(rank)
+    return assignment.role, assignment.batch_size

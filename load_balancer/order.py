@@ -1,0 +1,37 @@
+"""What a client asked for, checked and with every default filled in."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from weir.core import Role
+
+ImageFormat = Literal["png", "jpeg", "webp"]
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """One valid request for images.
+
+    Attributes:
+        role: the variant that the client forces; None lets the cascade decide.
+        seed: of the first image, the next ones count up; None draws one at admission.
+        steps, guidance: overrides for the heavy variant.
+        compression: quality of jpeg and webp, 0…100.
+    """
+
+    prompt: str
+    width: int
+    height: int
+    n: int = 1
+    role: Role | None = None
+    negative_prompt: str = ""
+    seed: int | None = None
+    steps: int | None = None
+    guidance: float | None = None
+    response_format: Literal["url", "b64_json"] = "b64_json"
+    output_format: ImageFormat = "png"
+    compression: int = 100
+    quality: str = "auto"
+    background: str = "opaque"

@@ -1,0 +1,45 @@
+"""How long a batch takes: the profile, corrected by what the workers report."""
+
+from __future__ import annotations
+
+from weir.core import LatencyProfile, Role
+from weir.profiles import Profile
+
+#: Weight of a new observation. Small enough that one slow batch does not turn traffic away.
+LEARNING_RATE = 0.2
+#: A correction beyond this says more about a broken clock than about a device.
+MOST_CORRECTION = 100.0
+
+
+class ServiceTimes:
+    """Predicted seconds of a batch, by role.
+
+    Without a profile nothing is known until the first reply: the prediction is 0 s, which admits everything, and from
+    then on a batch costs in proportion to its size what the last replies cost.
+    """
+
+    def __init__(self, profile: Profile | None = None):
+        self._measured = profile is not None
+        self._curves: dict[Role, LatencyProfile] = {
+            role: profile.variant(role).latency if profile else LatencyProfile((1,), (1.0,)) for role in Role
+        }
+        self._correction: dict[Role, float] = dict.fromkeys(Role, 1.0 if profile else 0.0)
+        self._tables: dict[Role, list[float]] = {role: [0.0] for role in Role}
+
+    def seconds(self, role: Role, batch_size: int, work: float = 1.0) -> float:
+        """Predicted seconds of one batch; ``work`` is its share of the variant's own number of steps."""
+        table = self._tables[role]
+        while len(table) <= batch_size:
+            table.append(self._curves[role].at(len(table)))
+        return table[batch_size] * self._correction[role] * work
+
+    def observe(self, role: Role, batch_size: int, compute_s: float, work: float = 1.0) -> None:
+        """Takes in the time that a batch really took."""
+        self.seconds(role, batch_size)  # fills the table
+        expected = self._tables[role][batch_size] * work
+        if expected <= 0 or compute_s < 0:
+            return
+        ratio = min(compute_s / expected, MOST_CORRECTION)
+        known = self._correction[role]
+        first = known == 0.0 and not self._measured
+        self._correction[role] = ratio if first else known + LEARNING_RATE * (ratio - known)
