@@ -1,0 +1,43 @@
+"""DiffServe's allocation problem (Ahmad et al., MLSys 2025; ``qaware_cascade_ILP.py`` of its artifact) as a
+configuration of ours: one type of GPU, no cache, the whole profiled throughput, no cost of change, one batch size a
+role, and the threshold itself as the quality. Queue delays count once each against the deadline; waiting for a batch
+and the discriminator do not.
+
+The published program has a product of a binary and an integer in each capacity constraint; ours has none, because it
+counts GPUs for each batch size. The optimal threshold is the same.
+"""
+
+from __future__ import annotations
+
+from solvers.problem import GpuType, Problem
+from weir.core import DeferralCurve, LatencyProfile
+
+
+def published_problem(
+    light: LatencyProfile,
+    heavy: LatencyProfile,
+    deferral: DeferralCurve,
+    *,
+    gpus: int,
+    demand_rps: float,
+    slo_s: float,
+    queue_delay_s: tuple[float, float] = (0.0, 0.0),
+) -> Problem:
+    """max t subject to the published constraints.
+
+    Where the published problem is infeasible, this one sheds: :attr:`Solution.shed_rps` is then above 0.
+
+    Args:
+        gpus: GPU workers (the artifact's S − 1: it reserves one worker as a sink).
+        queue_delay_s: q_light and q_heavy.
+    """
+    return Problem(
+        gpus=(GpuType("gpu", gpus, light, heavy),),
+        demand_rps=demand_rps,
+        slo_s=slo_s,
+        thresholds=deferral.thresholds,
+        deferral=deferral.shares,
+        quality=deferral.thresholds,
+        fixed_s=sum(queue_delay_s),
+        one_batch_size=True,
+    )

@@ -1,0 +1,81 @@
+"""The optimum by trying everything: the oracle that the formulation and every backend are tested against.
+
+It shares only the definition of the problem and of its objective with the program: deadlines are checked pair by pair
+and thresholds one by one, without modes or pruning. The work grows with the product of all GPU counts, so it is for
+small instances.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Iterator
+
+from solvers.milp import value
+from solvers.options import Option, options
+from solvers.problem import Problem
+from solvers.solution import Allocation, Solution, Status
+from weir.core import Role
+
+
+def enumerate_optimum(problem: Problem) -> Solution:
+    """The best solution of all, by brute force."""
+    began = time.perf_counter()
+    choices = options(problem)
+    lightest = min(range(len(problem.deferral)), key=lambda j: (problem.deferral[j], -problem.quality[j]))
+    best: tuple[float, tuple[Allocation, ...], int, float] | None = None
+    for allocations, rate in _allocations(problem, choices):
+        for j in range(len(problem.deferral)):
+            needs = {
+                Role.LIGHT: problem.demand_rps * (1 - problem.hit_share),
+                Role.HEAVY: problem.demand_rps * problem.heavy_work(j),
+            }
+            served = min([1.0] + [rate[r] * (1 + 1e-9) / needs[r] for r in Role if needs[r] > 0])
+            if served < 1 and j != lightest:
+                continue
+            found = value(problem, allocations, j, served)
+            if best is None or found > best[0]:
+                best = (found, allocations, j, served)
+    assert best is not None  # using no GPU at all is always among the allocations
+    objective, allocations, j, served = best
+    return Solution(
+        threshold=problem.thresholds[j],
+        deferral=problem.deferral[j],
+        allocations=allocations,
+        served_rps=served * problem.demand_rps,
+        shed_rps=(1 - served) * problem.demand_rps,
+        objective=objective,
+        backend="enumerate",
+        status=Status.OPTIMAL,
+        seconds=time.perf_counter() - began,
+    )
+
+
+def _allocations(
+    problem: Problem, choices: tuple[Option, ...]
+) -> Iterator[tuple[tuple[Allocation, ...], dict[Role, float]]]:
+    """Every allocation that fits the GPUs and the deadline, with its rate by role."""
+    per_gpu = [
+        list(_splits(gpu.count, [o for o in choices if o.gpu == index])) for index, gpu in enumerate(problem.gpus)
+    ]
+    for parts in itertools.product(*per_gpu):
+        used = [(o, n) for part in parts for o, n in part]
+        light = [o for o, _ in used if o.role is Role.LIGHT]
+        heavy = [o for o, _ in used if o.role is Role.HEAVY]
+        if any(a.stage_s + b.stage_s + problem.fixed_s > problem.slo_s for a in light for b in heavy):
+            continue
+        if problem.one_batch_size and any(len({o.batch_size for o in role}) > 1 for role in (light, heavy)):
+            continue
+        rate = {role: sum(o.rate_rps * n for o, n in used if o.role is role) for role in Role}
+        yield tuple(Allocation(o.gpu, o.role, o.batch_size, n) for o, n in used), rate
+
+
+def _splits(count: int, choices: list[Option]) -> Iterator[list[tuple[Option, int]]]:
+    """Every way to give up to ``count`` GPUs to the options."""
+    if not choices:
+        yield []
+        return
+    first, *rest = choices
+    for n in range(count + 1):
+        for tail in _splits(count - n, rest):
+            yield [(first, n), *tail] if n else tail

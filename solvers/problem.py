@@ -1,0 +1,149 @@
+"""The allocation problem: what the solver is told of time, hardware and quality, all as numbers."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from weir.core import LatencyProfile, Role
+from weir.errors import PlanError
+
+
+@dataclass(frozen=True, slots=True)
+class GpuType:
+    """All replicas of one type of GPU, with what each variant costs on it.
+
+    Attributes:
+        count: live replicas.
+        running_light: how many of them draw light images now; None when nothing runs yet (no change costs anything).
+    """
+
+    name: str
+    count: int
+    light: LatencyProfile
+    heavy: LatencyProfile
+    running_light: int | None = None
+
+    def latency(self, role: Role) -> LatencyProfile:
+        return self.light if role is Role.LIGHT else self.heavy
+
+
+@dataclass(frozen=True, slots=True)
+class CacheHit:
+    """Requests that resume the heavy variant at one level K of the cache.
+
+    Attributes:
+        share: h_K, share of all requests that hit at this level.
+        work: w_K = 1 − K/N plus fixed costs, as a share of a full heavy run.
+        quality: of these images, on the scale of :attr:`Problem.quality`.
+    """
+
+    share: float
+    work: float
+    quality: float
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One instance of the allocation problem (DESIGN, "The optimisation").
+
+    Attributes:
+        gpus: the hardware, one entry a type.
+        demand_rps: λ, requests per second to plan for.
+        slo_s: seconds from admission to answer.
+        thresholds: the grid t_j of confidence thresholds, ascending, 0…1.
+        deferral: F_j, share of cache misses below t_j, not falling.
+        quality: Q_j, quality of the mix at t_j; larger is better, any scale (the solver rescales it to 0…1).
+        hits: cache hits; empty when there is no cache.
+        light_utilisation, heavy_utilisation: share of the profiled throughput that a plan may count on, > 0.
+            The heavy one may lie close to 1, because a heavy stage that is full costs quality and not deadlines.
+        fixed_s: seconds of every deferred request outside the two batches: discriminator, hops, measured queue delays.
+        light_residual, heavy_residual: wait for a replica, as a share of its batch latency (0: the published model).
+        role_change_cost: quality (on the scale 0…1) worth giving up to spare one replica a change of role.
+        gpu_cost: quality (on the scale 0…1) worth giving up to leave one GPU unneeded; breaks ties when small.
+        one_batch_size: all replicas of a role run the same batch size, as in the published problem.
+    """
+
+    gpus: tuple[GpuType, ...]
+    demand_rps: float
+    slo_s: float
+    thresholds: tuple[float, ...]
+    deferral: tuple[float, ...]
+    quality: tuple[float, ...]
+    hits: tuple[CacheHit, ...] = ()
+    light_utilisation: float = 1.0
+    heavy_utilisation: float = 1.0
+    fixed_s: float = 0.0
+    light_residual: float = 0.0
+    heavy_residual: float = 0.0
+    role_change_cost: float = 0.0
+    gpu_cost: float = 0.0
+    one_batch_size: bool = False
+
+    def __post_init__(self) -> None:
+        def need(condition: bool, message: str) -> None:
+            if not condition:
+                raise PlanError(message)
+
+        need(
+            math.isfinite(self.demand_rps) and self.demand_rps >= 0,
+            f"demand_rps is {self.demand_rps}; it must be finite and at least 0",
+        )
+        need(math.isfinite(self.slo_s) and self.slo_s > 0, f"slo_s is {self.slo_s}; it must be above 0")
+        need(sum(g.count for g in self.gpus) > 0, "gpus is empty; a plan needs at least one replica")
+        need(all(g.count >= 0 for g in self.gpus), "gpus: a count is negative")
+        need(
+            len(self.thresholds) == len(self.deferral) == len(self.quality) > 0,
+            "thresholds, deferral and quality must have one entry for each grid point",
+        )
+        values = (*self.thresholds, *self.deferral, *self.quality)
+        need(all(math.isfinite(v) for v in values), "thresholds, deferral and quality must be finite")
+        need(list(self.thresholds) == sorted(self.thresholds), "thresholds must ascend")
+        need(list(self.deferral) == sorted(self.deferral), "deferral must not fall along the thresholds")
+        need(self.deferral[0] >= 0 and self.deferral[-1] <= 1, "deferral must lie in 0…1")
+        need(
+            all(h.share >= 0 and h.work >= 0 for h in self.hits) and self.hit_share <= 1,
+            "hits: shares and work must be at least 0 and the shares add up to at most 1",
+        )
+        need(
+            self.light_utilisation > 0 and self.heavy_utilisation > 0,
+            "light_utilisation and heavy_utilisation must be above 0",
+        )
+        need(
+            min(self.fixed_s, self.light_residual, self.heavy_residual, self.role_change_cost, self.gpu_cost) >= 0,
+            "fixed_s, residuals and costs must be at least 0",
+        )
+        for gpu in self.gpus:
+            for role in Role:
+                seconds = gpu.latency(role).latency_s
+                need(
+                    len(seconds) > 0 and all(math.isfinite(s) and s > 0 for s in seconds),
+                    f"gpus: {gpu.name}: the {role} latencies must be positive seconds",
+                )
+
+    @property
+    def hit_share(self) -> float:
+        """H = Σ h_K."""
+        return sum(h.share for h in self.hits)
+
+    @property
+    def hit_work(self) -> float:
+        """Σ h_K w_K: full heavy runs that one request needs for its hits, on average."""
+        return sum(h.share * h.work for h in self.hits)
+
+    def heavy_work(self, j: int) -> float:
+        """Full heavy runs that one request needs at threshold j, on average."""
+        return self.hit_work + (1 - self.hit_share) * self.deferral[j]
+
+    def scaled_quality(self) -> tuple[float, ...]:
+        """Mean quality of a request at every threshold, hits included, with the curve moved and scaled to 0…1."""
+        low, high = min(self.quality), max(self.quality)
+        span = high - low or 1.0
+        hits = sum(h.share * (h.quality - low) / span for h in self.hits)
+        return tuple(hits + (1 - self.hit_share) * (q - low) / span for q in self.quality)
+
+    def utilisation(self, role: Role) -> float:
+        return self.light_utilisation if role is Role.LIGHT else self.heavy_utilisation
+
+    def residual(self, role: Role) -> float:
+        return self.light_residual if role is Role.LIGHT else self.heavy_residual

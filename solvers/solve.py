@@ -1,0 +1,130 @@
+"""From a problem to a solution, whatever the backends do: try, check, relax, fall back."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import replace
+
+import numpy as np
+
+from solvers.backends import Backend, backend, installed
+from solvers.milp import Formulation, best_threshold, formulate, value
+from solvers.options import Option
+from solvers.problem import Problem
+from solvers.solution import Allocation, Solution, Status
+from weir.core import Role
+
+log = logging.getLogger(__name__)
+
+#: Thresholds left on the grid when the full problem gave no answer in time.
+RELAXED_GRID = 20
+
+
+def solve(problem: Problem, solver: str = "auto", time_limit_s: float = 2.0) -> Solution:
+    """The best allocation for a problem. It never raises for an answer that is late, missing or wrong.
+
+    In order: the named backend (``auto``: the fastest installed one) on the full problem; the same on a grid of
+    :data:`RELAXED_GRID` thresholds; the next installed backend; and at last every GPU on the light variant.
+    ``status`` says which of these it was. The limit holds for each attempt.
+
+    Raises:
+        ConfigError: ``solver`` names a backend that does not exist or cannot be used here.
+    """
+    began = time.perf_counter()
+    names = list(installed()) if solver == "auto" else [solver]
+    full = formulate(problem)
+    coarse: Formulation | None = None
+    for name in names:
+        chosen = backend(name)
+        found = _attempt(chosen, full, time_limit_s, began)
+        if found is not None:
+            return found
+        coarse = coarse or formulate(_relaxed(problem))
+        found = _attempt(chosen, coarse, time_limit_s, began)
+        if found is not None:
+            return replace(found, status=Status.RELAXED)
+    return _lightest(full, began)
+
+
+def _attempt(chosen: Backend, form: Formulation, time_limit_s: float, began: float) -> Solution | None:
+    try:
+        answer = chosen.solve(form.program, time_limit_s)
+    except Exception as error:  # a solver is foreign code: whatever it raises must not end the control loop
+        log.warning("solver %s failed: %s", chosen.name, error)
+        return None
+    if answer.x is None:
+        log.warning("solver %s gave no solution: %s", chosen.name, answer.reason)
+        return None
+    problem_found = _violation(form, answer.x)
+    if problem_found:
+        log.warning("solver %s answered nonsense: %s", chosen.name, problem_found)
+        return None
+    allocations, j, served = form.decode(answer.x)
+    status = Status.OPTIMAL if answer.proven else Status.FEASIBLE
+    return _solution(form.problem, allocations, j, served, chosen.name, status, began)
+
+
+def _violation(form: Formulation, x: np.ndarray) -> str:
+    """What is wrong with a vector as an allocation of GPUs, or nothing."""
+    if x.shape != (len(form.program.objective),) or not np.isfinite(x).all():
+        return "the vector has the wrong length or is not finite"
+    n = x[: len(form.options)]
+    if (np.abs(n - np.rint(n)) > 1e-3).any() or (n < -1e-3).any():
+        return "GPU counts are not whole numbers"
+    for index, gpu in enumerate(form.problem.gpus):
+        used = sum(round(c) for c, o in zip(n, form.options, strict=True) if o.gpu == index)
+        if used > gpu.count:
+            return f"{used} GPUs of type {gpu.name}, of which there are {gpu.count}"
+    used_options = [o for c, o in zip(n, form.options, strict=True) if round(c) > 0]
+    slowest = {r: max((o.stage_s for o in used_options if o.role is r), default=0.0) for r in Role}
+    if used_options and sum(slowest.values()) + form.problem.fixed_s > form.problem.slo_s + 1e-9:
+        return "a pair of batch sizes cannot meet the deadline"
+    return ""
+
+
+def _relaxed(problem: Problem) -> Problem:
+    last = len(problem.thresholds) - 1
+    kept = sorted({round(i * last / (RELAXED_GRID - 1)) for i in range(RELAXED_GRID)})
+    return replace(
+        problem,
+        thresholds=tuple(problem.thresholds[j] for j in kept),
+        deferral=tuple(problem.deferral[j] for j in kept),
+        quality=tuple(problem.quality[j] for j in kept),
+    )
+
+
+def _lightest(form: Formulation, began: float) -> Solution:
+    """Every GPU draws light images at its highest rate within the deadline; the slowest type at batch 1 if none can."""
+    best: dict[int, Option] = {}
+    for option in form.options:
+        if option.role is Role.LIGHT and option.rate_rps > getattr(best.get(option.gpu), "rate_rps", 0.0):
+            best[option.gpu] = option
+    counts = np.array([form.problem.gpus[o.gpu].count if best.get(o.gpu) is o else 0 for o in form.options], dtype=int)
+    allocations = tuple(
+        Allocation(o.gpu, o.role, o.batch_size, int(n)) for o, n in zip(form.options, counts, strict=True) if n > 0
+    )
+    j, served = best_threshold(form.problem, form.options, counts, form.thresholds[:1])
+    return _solution(form.problem, allocations, j, served, "none", Status.LIGHTEST, began)
+
+
+def _solution(
+    problem: Problem,
+    allocations: tuple[Allocation, ...],
+    j: int,
+    served: float,
+    name: str,
+    status: Status,
+    began: float,
+) -> Solution:
+    return Solution(
+        threshold=problem.thresholds[j],
+        deferral=problem.deferral[j],
+        allocations=allocations,
+        served_rps=served * problem.demand_rps,
+        shed_rps=(1 - served) * problem.demand_rps,
+        objective=value(problem, allocations, j, served),
+        backend=name,
+        status=status,
+        seconds=time.perf_counter() - began,
+    )
