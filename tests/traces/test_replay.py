@@ -1,0 +1,251 @@
+"""The replay is open loop, writes down whatever happens, and never half a line."""
+
+from __future__ import annotations
+
+import csv
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from traces.outcome import COLUMNS, Outcome, OutcomeFile, read_outcomes, save_outcomes
+from traces.replay import replay
+from traces.trace import Arrival, Trace
+from weir.core import Path as Route
+from weir.errors import ConfigError
+
+
+def evenly(count: int, gap_s: float = 0.0) -> Trace:
+    return Trace.of([Arrival(i * gap_s, f"prompt {i}", i) for i in range(count)])
+
+
+@pytest.fixture
+def send(server, tmp_path: Path, quiet):
+    """Replays a trace against the server, in a fresh folder."""
+
+    def run(trace: Trace, **options):
+        return replay(trace, server.url, **{"slo_s": 5, "out": tmp_path / "run", "console": quiet, **options})
+
+    return run
+
+
+def test_every_request_asks_for_one_image_as_the_contract_says(server, send) -> None:
+    trace = Trace.of([Arrival(0, "a red circle", 7), Arrival(0.05, "a star", None)])
+    send(trace, model="tiny")
+    first, second = sorted(server.bodies, key=lambda b: b["prompt"], reverse=False)
+    assert first == {
+        "url": "/v1/images/generations",
+        "prompt": "a red circle",
+        "model": "tiny",
+        "n": 1,
+        "seed": 7,
+        "response_format": "b64_json",
+    }
+    assert "seed" not in second
+
+
+@pytest.mark.parametrize("ending", ["", "/", "/v1", "/v1/"])
+def test_the_url_may_be_given_as_users_of_openai_do(server, tmp_path: Path, quiet, ending: str) -> None:
+    replay(evenly(1), server.url + ending, slo_s=5, out=tmp_path, console=quiet)
+    assert server.bodies[0]["url"] == "/v1/images/generations"
+
+
+def test_what_the_server_says_of_an_image_is_recorded_with_the_image(server, send, tmp_path: Path) -> None:
+    server.behaviour = lambda n, body: (
+        0,
+        200,
+        server.image(path="light-deadline", seed=body["seed"], emulated=True),
+    )
+    done = send(evenly(2, 0.02))
+    assert [o.index for o in done.outcomes] == [0, 1]
+    one = done.outcomes[1]
+    assert (one.path, one.seed, one.steps, one.plan_version) == (Route.LIGHT_DEADLINE, 1, 2, 4)
+    assert (one.confidence, one.queue_s, one.compute_s, one.emulated) == (0.75, 0.01, 0.02, True)
+    assert (one.status, one.error, one.answered, one.arrival_s) == (200, "", True, 0.02)
+    assert (tmp_path / "run" / one.image).read_bytes() == server.png
+    assert [p.name for p in sorted((tmp_path / "run/images").iterdir())] == ["000000.png", "000001.png"]
+
+
+def test_the_rows_can_be_read_back(send) -> None:
+    done = send(evenly(3))
+    read = read_outcomes(done.rows)
+    assert [o.prompt for o in read] == ["prompt 0", "prompt 1", "prompt 2"]
+    assert [o.path for o in read] == [Route.LIGHT] * 3
+    assert read[0].latency_s == pytest.approx(done.outcomes[0].latency_s, abs=1e-6)
+
+
+def test_images_are_left_out_when_asked(send, tmp_path: Path) -> None:
+    assert send(evenly(1), keep_images=False).outcomes[0].image == ""
+    assert not (tmp_path / "run/images").exists()
+
+
+def test_a_slow_server_never_delays_arrivals(server, send) -> None:
+    server.behaviour = lambda n, body: (0.8, 200, server.image())
+    trace = evenly(30, 0.01)
+    done = send(trace)
+    # Were the loop closed, thirty answers of 0.8 s would take 24 s one after the other.
+    assert server.arrived_at[-1] - server.arrived_at[0] < 0.8
+    assert all(o.lateness_s < 0.5 for o in done.outcomes)
+    assert all(o.latency_s >= 0.8 for o in done.outcomes)
+
+
+@pytest.mark.parametrize(
+    ("status", "answer", "error", "refused"),
+    [
+        (429, {"error": {"message": "", "type": "rate_limit_error", "code": "overloaded"}}, "overloaded", True),
+        (503, {"error": {"message": "", "type": "server_error", "code": "not_ready"}}, "not_ready", True),
+        (
+            400,
+            {"error": {"message": "", "type": "invalid_request_error", "code": None}},
+            "invalid_request_error",
+            False,
+        ),
+        (500, b"Internal Server Error", "http_500", False),
+        (502, {"error": "proxy"}, "http_502", False),
+        (200, b"not json", "invalid_answer", False),
+        (200, [], "invalid_answer", False),
+        (200, {"data": []}, "invalid_answer", False),
+        (200, {"data": [{"b64_json": "*"}]}, "invalid_answer", False),
+        (200, {"data": [{"b64_json": "aGk=", "weir": {"path": "sideways"}}]}, "invalid_answer", False),
+    ],
+)
+def test_a_failure_is_recorded_not_retried(server, send, status, answer, error: str, refused: bool) -> None:
+    server.behaviour = lambda n, body: (0, status, answer)
+    (outcome,) = send(evenly(1)).outcomes
+    assert (outcome.status, outcome.error, outcome.refused, outcome.answered) == (status, error, refused, False)
+    assert len(server.bodies) == 1
+
+
+def test_a_server_that_says_nothing_of_the_path_still_counts_as_answering(server, send) -> None:
+    server.behaviour = lambda n, body: (0, 200, {"data": [{"b64_json": server.image()["data"][0]["b64_json"]}]})
+    (outcome,) = send(evenly(1)).outcomes
+    assert (outcome.answered, outcome.path, outcome.confidence) == (True, None, None)
+
+
+def test_a_request_without_an_answer_is_given_up_after_the_timeout(server, send) -> None:
+    server.behaviour = lambda n, body: (1.0 if body["prompt"] == "prompt 0" else 0, 200, server.image())
+    slow, fast = send(evenly(2), timeout_s=0.4).outcomes
+    assert (slow.error, slow.status) == ("timeout", 0)
+    assert 0.4 <= slow.latency_s < 1
+    assert fast.answered
+
+
+def test_no_server_at_all_is_recorded_too(server, send) -> None:
+    server._http.socket.close()
+    (outcome,) = send(evenly(1)).outcomes
+    assert (outcome.error, outcome.status) == ("connection_failed", 0)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"base_url": "localhost:8000"}, "no URL of a server; write http://host:port"),
+        ({"base_url": "http://"}, "no URL of a server"),
+        ({"base_url": "http://a:port"}, "is no URL: .* write http://host:port"),
+        ({"slo_s": 0}, "slo_s is 0"),
+        ({"timeout_s": float("nan")}, "timeout_s is nan"),
+        ({"trace": Trace((), ())}, "the trace holds no request"),
+    ],
+)
+def test_a_mistake_is_told_before_anything_is_sent_or_written(tmp_path: Path, change: dict, says: str) -> None:
+    out = tmp_path / "run"
+    arguments = {"trace": evenly(1), "base_url": "http://127.0.0.1:1", "slo_s": 5, "out": out, **change}
+    with pytest.raises(ConfigError, match=says):
+        replay(**arguments)
+    assert not out.exists()
+
+
+def test_an_earlier_replay_is_never_overwritten(send) -> None:
+    rows = send(evenly(1)).rows
+    before = rows.read_bytes()
+    with pytest.raises(ConfigError, match="holds an earlier replay; choose another folder"):
+        send(evenly(1))
+    assert rows.read_bytes() == before
+
+
+def test_ctrl_c_ends_it_with_whole_rows_of_what_ended_and_no_partial_file(server, tmp_path: Path) -> None:
+    server.behaviour = lambda n, body: (0.01 if n < 5 else 30, 200, server.image())
+    program = (
+        "import sys; from traces.replay import replay; from traces.trace import Arrival, Trace\n"
+        "trace = Trace.of([Arrival(i * 0.02, 'a, \"b\"\\nc', i) for i in range(2000)])\n"
+        f"done = replay(trace, {server.url!r}, slo_s=5, out={str(tmp_path / 'run')!r})\n"
+        "assert done.interrupted and done.planned == 2000 and done.duration_s < 20\n"
+        "sys.exit(len(done.outcomes))"
+    )
+    process = subprocess.Popen([sys.executable, "-W", "error", "-c", program], stderr=subprocess.PIPE)
+    try:
+        rows = tmp_path / "run/requests.csv"
+        deadline = time.monotonic() + 60
+        while not rows.exists() or len(server.bodies) < 12:
+            assert time.monotonic() < deadline
+            assert process.poll() is None, process.stderr.read()
+            time.sleep(0.02)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=20)
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == 5, errors.decode()
+    assert b"Traceback" not in errors
+    assert rows.read_bytes().endswith(b"\n")
+    with rows.open(newline="") as file:
+        table = list(csv.reader(file))
+    assert tuple(table[0]) == COLUMNS
+    assert [len(row) for row in table] == [len(COLUMNS)] * 6
+    assert len(read_outcomes(rows)) == 5
+    assert not list((tmp_path / "run").rglob("*.part"))
+
+
+def test_the_progress_says_what_went_which_way(server, send, quiet) -> None:
+    answers = [(200, server.image()), (200, server.image(path="heavy")), (429, server.error("overloaded"))]
+    server.behaviour = lambda n, body: (0, *answers[n])
+    send(evenly(3))
+    assert "3/3 0 in flight · 1 light · 1 heavy · 1 refused" in " ".join(quiet.file.getvalue().split())
+
+
+def outcome(**fields) -> Outcome:
+    return Outcome(
+        **{
+            "index": 0,
+            "arrival_s": 0.0,
+            "sent_s": 0.0,
+            "latency_s": 1.0,
+            "status": 200,
+            "error": "",
+            "prompt": "a star",
+            **fields,
+        }
+    )
+
+
+def test_a_row_is_in_the_file_as_soon_as_it_is_appended(tmp_path: Path) -> None:
+    with OutcomeFile(tmp_path / "r.csv") as file:
+        file.append(outcome(index=1))
+        file.append(outcome(index=0, prompt='a, "b"'))
+        assert [o.prompt for o in read_outcomes(tmp_path / "r.csv")] == ['a, "b"', "a star"]
+
+
+def test_saving_outcomes_replaces_the_file_in_one_step(tmp_path: Path) -> None:
+    save_outcomes([outcome()], tmp_path / "r.csv")
+    save_outcomes([outcome(quality=0.5, path=Route.HEAVY, emulated=False)], tmp_path / "r.csv")
+    assert read_outcomes(tmp_path / "r.csv") == [outcome(quality=0.5, path=Route.HEAVY, emulated=False)]
+    assert [p.name for p in tmp_path.iterdir()] == ["r.csv"]
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda text: "x" + text, r"r\.csv: line 1: not the rows of a replay"),
+        (lambda text: text.replace("200", "2oo"), r"r\.csv: line 2, column status: cannot read '2oo'"),
+        (lambda text: text.replace("heavy", "sideways"), r"r\.csv: line 2, column path: cannot read 'sideways'"),
+    ],
+)
+def test_rows_that_were_tampered_with_are_named(tmp_path: Path, change, says: str) -> None:
+    path = tmp_path / "r.csv"
+    save_outcomes([outcome(path=Route.HEAVY)], path)
+    path.write_text(change(path.read_text()))
+    with pytest.raises(ConfigError, match=says):
+        read_outcomes(path)
