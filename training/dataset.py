@@ -66,9 +66,7 @@ def label(scene: Scene) -> tuple[np.ndarray, tuple[int, int], int]:
     return rows, (BACKGROUNDS.index(scene.background), int(scene.says_background)), relation
 
 
-def _draw_chunk(
-    seed: int, chunk: int, size: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, list[str]]:
+def _draw_chunk(seed: int, chunk: int, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, list[str]]:
     rng = np.random.default_rng((seed, chunk))
     scenes = [draw_scene(rng) for _ in range(_CHUNK)]
     rows, grounds, relations = zip(*map(label, scenes), strict=True)
@@ -87,9 +85,7 @@ def build(folder: Path, count: int, seed: int, size: int = 64, workers: int = 2)
         return
     folder.mkdir(parents=True, exist_ok=True)
     chunks = -(-count // _CHUNK)
-    images = np.lib.format.open_memmap(
-        folder / "images.npy", "w+", np.uint8, (chunks * _CHUNK, size, size, 3)
-    )
+    images = np.lib.format.open_memmap(folder / "images.npy", "w+", np.uint8, (chunks * _CHUNK, size, size, 3))
     objects, grounds, relations, captions = [], [], [], []
     with ProcessPoolExecutor(workers) as pool:
         drawn = pool.map(_draw_chunk, [seed] * chunks, range(chunks), [size] * chunks)

@@ -89,9 +89,7 @@ def _place(rng: np.random.Generator, radii: list[float]) -> list[tuple[float, fl
     for i, radius in enumerate(radii):
         for _ in range(40):
             x, y = rng.uniform(radius + 0.02, 0.98 - radius, size=2)
-            clear = all(
-                np.hypot(x - px, y - py) > 0.92 * (radius + radii[j]) for j, (px, py) in enumerate(placed)
-            )
+            clear = all(np.hypot(x - px, y - py) > 0.92 * (radius + radii[j]) for j, (px, py) in enumerate(placed))
             if clear:
                 placed.append((float(x), float(y)))
                 break
@@ -107,9 +105,7 @@ def draw_scene(rng: np.random.Generator, count: int | None = None) -> Scene:
         count = 1 + int(rng.choice(MAX_OBJECTS, p=_COUNT_SHARES))
     while True:
         sizes = [_pick(rng, SIZES) if count < 4 or i == 0 else "small" for i in range(count)]
-        radii = [
-            float(rng.uniform(0.105, 0.135) if s == "small" else rng.uniform(0.18, 0.235)) for s in sizes
-        ]
+        radii = [float(rng.uniform(0.105, 0.135) if s == "small" else rng.uniform(0.18, 0.235)) for s in sizes]
         positions = _place(rng, radii)
         if positions is None:
             continue

@@ -1,0 +1,26 @@
+"""The Fréchet distance between two sets of image features (Heusel et al. 2017, "FID" when they are Inception's)."""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy import linalg
+
+
+def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
+    """|μa − μb|² + tr(Σa + Σb − 2 (Σa Σb)^½) of features [N, D] and [M, D].
+
+    It falls with the number of images, so compare only figures of equal N, beside a real-against-real floor.
+
+    Raises:
+        ValueError: fewer than two images in a set, or features of different width.
+    """
+    if min(len(a), len(b)) < 2 or a.shape[1] != b.shape[1]:
+        raise ValueError(f"need two sets of at least two features of one width, got {a.shape} and {b.shape}")
+    a, b = a.astype(np.float64), b.astype(np.float64)
+    gap = a.mean(0) - b.mean(0)
+    cov_a, cov_b = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
+    # tr((Σa Σb)^½) from the eigenvalues of a symmetric product: stable where Σ is singular.
+    root = linalg.sqrtm(cov_a + 1e-9 * np.eye(len(cov_a)))
+    eigenvalues = linalg.eigvalsh(np.real(root) @ cov_b @ np.real(root))
+    cross = np.sqrt(np.clip(eigenvalues, 0, None)).sum()
+    return float(gap @ gap + np.trace(cov_a) + np.trace(cov_b) - 2 * cross)
