@@ -64,6 +64,7 @@ def load_pipelines(family: FamilyConfig, device: torch.device, dtype: torch.dtyp
     diffusers_logging.set_verbosity_error()
     diffusers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
     loaded: dict[tuple[str, str | None], Pipeline] = {}
 
     def whole(source: _Source) -> Pipeline:

@@ -1,0 +1,67 @@
+"""Model folders in every layout that families ship in, and what third parties warn about."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_models import SIZE, sd_pipeline, sdxl_pipeline, unet
+
+from weir.config import FamilyConfig
+
+with warnings.catch_warnings():  # Ray's models warn of pydantic's future at import
+    warnings.simplefilter("ignore")
+    import ray.serve  # noqa: F401
+
+#: diffusers' Euler scheduler on NumPy 2.
+_WARNINGS = ("ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning",)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            for warning in _WARNINGS:
+                item.add_marker(pytest.mark.filterwarnings(warning))
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One folder with every layout: ``sdxl``, ``light_unet``, ``lightning/unet.safetensors``, ``sd``, …"""
+    from safetensors.torch import save_file
+
+    root = tmp_path_factory.mktemp("weights")
+    base = sdxl_pipeline()
+    base.save_pretrained(root / "sdxl")
+    sdxl_pipeline().to(dtype=torch.float16).save_pretrained(root / "sdxl-fp16", variant="fp16")
+    sdxl_pipeline(seed=3).save_pretrained(root / "sdxl-turbo")
+    unet(1, channels=8).save_pretrained(root / "light_unet")
+    (root / "lightning").mkdir()
+    half = {k: v.half().contiguous() for k, v in unet(2).state_dict().items()}
+    save_file(half, root / "lightning" / "unet_4step.safetensors")
+    sd_pipeline().save_pretrained(root / "sd")
+    sd_pipeline(seed=4).save_pretrained(root / "sd-turbo")
+    return root
+
+
+@pytest.fixture(scope="session")
+def embedded(folders: Path) -> FamilyConfig:
+    """The embedded family's layout: a pipeline folder and a light UNet folder beside it."""
+    return FamilyConfig.model_validate(
+        {
+            "name": "tiny",
+            "pipeline": str(folders / "sdxl"),
+            "size": SIZE,
+            "sizes": [16],
+            "device": "cpu",
+            "light": {
+                "name": "tiny-light",
+                "unet": str(folders / "light_unet"),
+                "scheduler": "ddim",
+                "steps": 1,
+                "guidance": 1,
+            },
+            "heavy": {"name": "tiny-heavy", "scheduler": "ddim", "steps": 4, "guidance": 1.5},
+        }
+    )

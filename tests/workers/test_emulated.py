@@ -1,0 +1,66 @@
+"""An emulated worker costs the profiled time, is as sure as the real one, and says what it is."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+
+import pytest
+from samples import image_request, profile
+
+from weir.core import Role
+from workers.emulated import EmulatedEngine
+
+
+def seconds(engine: EmulatedEngine, role: Role, count: int, **fields: object) -> float:
+    started = time.perf_counter()
+    engine.generate(role, [image_request(str(i), **fields) for i in range(count)])
+    return time.perf_counter() - started
+
+
+@pytest.mark.parametrize(
+    ("role", "count", "expected"), [(Role.LIGHT, 1, 0.01), (Role.LIGHT, 4, 0.02), (Role.HEAVY, 4, 0.08)]
+)
+def test_a_batch_takes_what_the_profile_measured(role: Role, count: int, expected: float) -> None:
+    assert seconds(EmulatedEngine(profile()), role, count) >= expected - 1e-3
+
+
+def test_fewer_steps_of_the_heavy_variant_take_their_share() -> None:
+    engine = EmulatedEngine(profile(heavy_s=5.0))
+    assert 0.09 <= seconds(engine, Role.HEAVY, 1, steps=1) < 5
+
+
+def test_a_profile_of_next_to_nothing_costs_next_to_nothing() -> None:
+    engine = EmulatedEngine(profile(light_s=1e-9, heavy_s=1e-9))
+    batch = [image_request(str(i)) for i in range(1000)]
+    started = time.process_time()
+    engine.generate(Role.LIGHT, batch)
+    assert time.process_time() - started < 0.05
+
+
+def test_confidences_follow_the_profile_and_stay_with_the_request() -> None:
+    engine = EmulatedEngine(profile(1e-9, 1e-9, confidences=(0.1, 0.5, 0.5, 0.9)))
+    requests = [image_request(str(i), seed=i) for i in range(2000)]
+    first, again = (engine.generate(Role.LIGHT, requests) for _ in range(2))
+    assert [d.confidence for d in first] == [d.confidence for d in again]
+    shares = Counter(d.confidence for d in first)
+    assert 0.45 < shares[0.5] / 2000 < 0.55
+
+
+def test_without_measured_confidences_they_are_uniform() -> None:
+    engine = EmulatedEngine(profile(confidences=()))
+    sure = [engine.confidence(image_request(str(i), seed=i)) for i in range(2000)]
+    assert 0.45 < sum(c < 0.5 for c in sure) / 2000 < 0.55
+
+
+def test_heavy_images_have_no_confidence_and_every_picture_is_a_png() -> None:
+    import io
+
+    from PIL import Image
+
+    engine = EmulatedEngine(profile())
+    assert engine.emulated
+    for role in Role:
+        [drawn] = engine.generate(role, [image_request()])
+        assert (drawn.confidence is None) == (role is Role.HEAVY)
+        assert Image.open(io.BytesIO(drawn.image)).size == (8, 8)

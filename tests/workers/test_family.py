@@ -1,0 +1,307 @@
+"""Families load from every layout they ship in, and a picture depends on its own request alone."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from samples import image_request
+from tiny_models import SIZE
+
+from weir.config import FamilyConfig
+from weir.core import Role
+from weir.errors import ConfigError, InvalidRequest
+from workers.engine import Drawn, OutOfMemory, recipe
+from workers.family import Family
+from workers.weights import check_family, scheduler_for
+
+
+class Discriminator:
+    """Stands in for the trained one: confident in proportion to the picture's brightness."""
+
+    def __init__(self) -> None:
+        self.prompts: list[str] = []
+
+    def confidence(self, images: torch.Tensor, prompts: list[str]) -> list[float]:
+        assert images.shape[1] == 3
+        self.prompts = prompts
+        return (images.mean((1, 2, 3)) / 2 + 0.5).clamp(0, 1).tolist()
+
+
+def variant(name: str, **fields: Any) -> dict[str, Any]:
+    return {"name": name, "scheduler": "euler", "steps": 2, "guidance": 0} | fields
+
+
+def family(pipeline: Path, light: dict[str, Any], heavy: dict[str, Any], **fields: Any) -> FamilyConfig:
+    usual = {"name": "tiny", "pipeline": str(pipeline), "size": SIZE, "device": "cpu"}
+    return FamilyConfig.model_validate(usual | {"light": light, "heavy": heavy} | fields)
+
+
+def pixels(drawn: Drawn) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(drawn.image))).astype(int)
+
+
+@pytest.fixture(scope="module")
+def tiny(embedded: FamilyConfig) -> Family:
+    loaded = Family.load(embedded)
+    loaded.discriminator = Discriminator()
+    return loaded
+
+
+# ------------------------------------------------------------------------------------------- layouts
+
+
+def test_light_and_heavy_share_one_vae_and_one_set_of_text_encoders(tiny: Family) -> None:
+    light, heavy = tiny.pipelines[Role.LIGHT], tiny.pipelines[Role.HEAVY]
+    for part in ("vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"):
+        assert getattr(light, part) is getattr(heavy, part)
+    assert light.unet is not heavy.unet
+    assert light.scheduler is not heavy.scheduler
+
+
+def test_sdxl_with_a_single_file_unet_and_fp16_files_as_sdxl_lightning_ships(folders: Path) -> None:
+    lightning = variant(
+        "lightning",
+        unet=str(folders / "lightning"),
+        unet_file="unet_4step.safetensors",
+        scheduler="euler-trailing",
+        steps=4,
+    )
+    loaded = Family.load(family(folders / "sdxl-fp16", lightning, variant("base", guidance=5.0), weights="fp16"))
+    light, heavy = loaded.pipelines[Role.LIGHT], loaded.pipelines[Role.HEAVY]
+    assert light.scheduler.config.timestep_spacing == "trailing"
+    assert not torch.equal(light.unet.conv_in.weight, heavy.unet.conv_in.weight)
+    assert light.vae is heavy.vae
+    assert all(p.dtype == torch.float32 and not p.is_meta for p in light.unet.parameters())
+    for role in Role:
+        assert pixels(loaded.generate(role, [image_request()])[0]).shape == (SIZE, SIZE, 3)
+
+
+def test_two_whole_sdxl_pipelines_as_sdxl_turbo(folders: Path) -> None:
+    turbo = variant("turbo", pipeline=str(folders / "sdxl-turbo"), steps=1)
+    loaded = Family.load(family(folders / "sdxl", turbo, variant("base", guidance=5.0)))
+    assert loaded.pipelines[Role.LIGHT].vae is not loaded.pipelines[Role.HEAVY].vae
+    assert len(loaded.generate(Role.LIGHT, [image_request()])[0].image) > 0
+
+
+def test_two_whole_stable_diffusion_pipelines_as_sd_turbo(folders: Path) -> None:
+    turbo = variant("sd-turbo", pipeline=str(folders / "sd-turbo"), steps=1, scheduler="euler-trailing")
+    loaded = Family.load(family(folders / "sd", turbo, variant("sd15", guidance=7.5, scheduler="ddim")))
+    for role in Role:
+        both = loaded.generate(role, [image_request("cat"), image_request("dog", negative_prompt="blur")])
+        assert [pixels(d).shape for d in both] == [(SIZE, SIZE, 3)] * 2
+
+
+def test_one_pipeline_named_twice_is_loaded_once(folders: Path) -> None:
+    same = variant("light", pipeline=str(folders / "sdxl"), steps=1)
+    loaded = Family.load(family(folders / "sdxl", same, variant("heavy")))
+    assert loaded.pipelines[Role.LIGHT].unet is loaded.pipelines[Role.HEAVY].unet
+
+
+@pytest.mark.parametrize("name", ["ddim", "euler", "euler-trailing"])
+def test_a_scheduler_keeps_the_bases_noise_schedule_and_prediction_type(tiny: Family, name: Any) -> None:
+    base = tiny.pipelines[Role.HEAVY].scheduler.config
+    made = scheduler_for(name, base).config
+    for key in ("beta_start", "beta_end", "beta_schedule", "prediction_type", "rescale_betas_zero_snr"):
+        assert made[key] == base[key]
+
+
+def test_a_scheduler_never_clips_latents_even_if_the_base_does_not_say() -> None:
+    assert scheduler_for("ddim", {"beta_schedule": "scaled_linear"}).config.clip_sample is False
+
+
+@pytest.mark.parametrize("name", ["weir-tiny", "sdxl-lightning", "sdxl-turbo", "sd15-turbo"])
+def test_the_family_files_that_ship_are_valid(name: str) -> None:
+    from weir.config import read_yaml
+
+    shipped = read_yaml(Path(__file__).parents[2] / "deploy" / "families" / f"{name}.yaml", FamilyConfig)
+    assert shipped.name == name
+
+
+# ------------------------------------------------------------------------------------------ pictures
+
+
+@pytest.mark.parametrize("role", list(Role))
+def test_a_picture_does_not_depend_on_who_shares_its_batch(tiny: Family, role: Role) -> None:
+    mine = image_request("cat", seed=11)
+    others = [image_request("dog", seed=5, negative_prompt="blurry"), image_request("owl", seed=6)]
+    [alone] = tiny.generate(role, [mine])
+    together = tiny.generate(role, [others[0], mine, others[1]])[1]
+    assert np.abs(pixels(alone) - pixels(together)).max() <= 1
+
+
+def test_the_same_request_gives_the_same_bytes_and_another_seed_another_picture(tiny: Family) -> None:
+    first, again, other = (tiny.generate(Role.HEAVY, [image_request(seed=s)])[0] for s in (1, 1, 2))
+    assert first.image == again.image
+    assert first.image != other.image
+
+
+def test_batched_pictures_are_those_of_the_unmodified_diffusers_pipeline(tiny: Family) -> None:
+    pipeline = tiny.pipelines[Role.HEAVY]
+    latents = torch.randn((4, SIZE // 2, SIZE // 2), generator=torch.Generator().manual_seed(7))[None]
+    expected = pipeline(
+        prompt="a red a",
+        latents=latents,
+        height=SIZE,
+        width=SIZE,
+        num_inference_steps=4,
+        guidance_scale=1.5,
+        output_type="np",
+    ).images[0]
+    [drawn] = tiny.generate(Role.HEAVY, [image_request()])
+    assert np.abs(pixels(drawn) - expected * 255).max() <= 1
+
+
+def test_overrides_count_for_the_heavy_variant_only(tiny: Family) -> None:
+    asked = image_request(steps=2, guidance=3.0)
+    assert tiny.generate(Role.HEAVY, [asked])[0].steps == 2
+    assert tiny.generate(Role.LIGHT, [asked])[0].steps == 1
+
+
+def test_a_light_image_comes_with_its_confidence_and_a_heavy_one_without(tiny: Family) -> None:
+    light = tiny.generate(Role.LIGHT, [image_request("cat"), image_request("dog")])
+    assert all(d.confidence is not None and 0 <= d.confidence <= 1 for d in light)
+    assert tiny.discriminator.prompts == ["a red cat", "a red dog"]  # type: ignore[union-attr]
+    assert tiny.generate(Role.HEAVY, [image_request()])[0].confidence is None
+
+
+def test_other_sizes_of_the_family_and_prompts_of_any_length_are_drawn(tiny: Family) -> None:
+    [small] = tiny.generate(Role.LIGHT, [image_request(width=16, height=16, prompt="ö" * 500)])
+    assert pixels(small).shape == (16, 16, 3)
+    assert tiny.generate(Role.LIGHT, [image_request(prompt="")])[0].error is None
+
+
+def test_a_picture_that_is_not_a_number_fails_alone(tiny: Family, monkeypatch: pytest.MonkeyPatch) -> None:
+    from workers import family as module
+
+    def spoil_second(vae: Any, latents: torch.Tensor) -> torch.Tensor:
+        images = real(vae, latents)
+        images[1] = float("nan")
+        return images
+
+    real = module.decode
+    monkeypatch.setattr(module, "decode", spoil_second)
+    first, second = tiny.generate(Role.LIGHT, [image_request("cat"), image_request("dog")])
+    assert first.error is None
+    assert second.error is not None
+    assert second.error[0] == "generation_failed"
+
+
+def test_running_out_of_memory_is_told_apart(tiny: Family, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_memory(*_: Any, **__: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(tiny.pipelines[Role.LIGHT].unet, "forward", no_memory)
+    with pytest.raises(OutOfMemory, match="a batch of 1"):
+        tiny.generate(Role.LIGHT, [image_request()])
+
+
+def test_progress_is_visible_inside_a_batch(tiny: Family) -> None:
+    before = tiny.beat
+    tiny.generate(Role.HEAVY, [image_request()])
+    assert tiny.beat > before
+    tiny.probe()
+
+
+# ----------------------------------------------------------------------------------------- bad input
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"width": 48, "height": 48}, "size"),
+        ({"width": 16}, "size"),
+        ({"steps": 0}, "num_inference_steps"),
+        ({"steps": 10**6}, "num_inference_steps"),
+        ({"guidance": -1.0}, "guidance_scale"),
+        ({"guidance": float("nan")}, "guidance_scale"),
+    ],
+)
+def test_a_request_out_of_range_names_its_field(embedded: FamilyConfig, fields: dict[str, Any], param: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        recipe(embedded, Role.HEAVY, image_request(**fields))
+    assert caught.value.param == param
+
+
+def broken(folders: Path, tmp_path: Path, layout: str) -> Path:
+    copy = tmp_path / layout
+    shutil.copytree(folders / layout, copy)
+    return copy
+
+
+def refusal(config: FamilyConfig) -> str:
+    """The message of the check that runs before anything starts."""
+    with pytest.raises(ConfigError) as caught:
+        check_family(config)
+    return caught.value.message
+
+
+def test_a_missing_pipeline_names_key_path_and_remedy(tmp_path: Path) -> None:
+    said = refusal(family(tmp_path / "nowhere", variant("l"), variant("h")))
+    assert "family tiny: pipeline:" in said
+    assert str(tmp_path / "nowhere") in said
+    assert "save_pretrained" in said
+
+
+def test_a_missing_or_truncated_part_is_found_before_anything_loads(folders: Path, tmp_path: Path) -> None:
+    copy = broken(folders, tmp_path, "sdxl")
+    weights = copy / "vae" / "diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    assert "is damaged" in refusal(family(copy, variant("l"), variant("h")))
+    weights.unlink()
+    assert "no .safetensors file" in refusal(family(copy, variant("l"), variant("h")))
+
+
+def test_a_folder_of_another_pipeline_says_what_is_served(folders: Path, tmp_path: Path) -> None:
+    copy = broken(folders, tmp_path, "sdxl")
+    index = json.loads((copy / "model_index.json").read_text())
+    (copy / "model_index.json").write_text(json.dumps(index | {"_class_name": "FluxPipeline"}))
+    said = refusal(family(copy, variant("l"), variant("h")))
+    assert "FluxPipeline" in said
+    assert "StableDiffusionXLPipeline" in said
+
+
+def test_a_broken_unet_folder_names_the_variants_key(folders: Path, tmp_path: Path) -> None:
+    (tmp_path / "unet").mkdir()
+    said = refusal(family(folders / "sdxl", variant("l", unet=str(tmp_path / "unet")), variant("h")))
+    assert "light.unet" in said
+    assert "config.json" in said
+
+
+def test_a_wrong_file_name_lists_the_files_that_are_there(folders: Path) -> None:
+    wrong = variant("l", unet=str(folders / "lightning"), unet_file="8step.safetensors")
+    assert "unet_4step.safetensors" in refusal(family(folders / "sdxl", wrong, variant("h")))
+
+
+def test_a_pickle_is_never_opened(folders: Path) -> None:
+    wrong = variant("l", unet=str(folders / "lightning"), unet_file="unet.ckpt")
+    assert "not a .safetensors file" in refusal(family(folders / "sdxl", wrong, variant("h")))
+
+
+def test_a_single_file_of_another_architecture_is_refused_by_name(folders: Path) -> None:
+    wrong = variant("l", unet=str(folders / "light_unet" / "diffusion_pytorch_model.safetensors"))
+    with pytest.raises(ConfigError, match=r"light\.unet.*does not fit the UNet"):
+        Family.load(family(folders / "sdxl", wrong, variant("h")))
+
+
+def test_missing_fp16_files_are_named(folders: Path) -> None:
+    with pytest.raises(ConfigError, match="weights: fp16"):
+        Family.load(family(folders / "sdxl", variant("l"), variant("h"), weights="fp16"))
+
+
+def test_a_missing_discriminator_is_found_before_anything_loads(folders: Path, tmp_path: Path) -> None:
+    config = family(folders / "sdxl", variant("l"), variant("h"), discriminator=str(tmp_path / "none"))
+    assert "discriminator" in refusal(config)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_asking_for_cuda_without_one_is_said_plainly(folders: Path) -> None:
+    with pytest.raises(ConfigError, match="finds no CUDA"):
+        Family.load(family(folders / "sdxl", variant("l"), variant("h"), device="cuda"))

@@ -1,0 +1,77 @@
+"""The profiler measures every variant and batch size, and its file is whole or absent."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from samples import profile
+
+from weir.config import FamilyConfig
+from weir.core import ImageRequest, Role
+from weir.errors import ConfigError
+from weir.profiles import load_profile
+from workers.emulated import EmulatedEngine
+from workers.engine import Drawn, OutOfMemory
+from workers.profiler import profile_family, write_profile
+
+
+class SmallMemory(EmulatedEngine):
+    """Holds at most two images."""
+
+    def generate(self, role: Role, requests: Sequence[ImageRequest]) -> list[Drawn]:
+        if len(requests) > 2:
+            raise OutOfMemory("no room")
+        return super().generate(role, requests)
+
+
+def test_a_real_family_is_measured_through_its_real_pipeline(embedded: FamilyConfig) -> None:
+    seen: list[tuple[int, int, str]] = []
+    measured = profile_family(embedded, [1, 2], 1, lambda *step: seen.append(step), prompts=["a red cat", "a dog"])
+    assert measured.light.batch_sizes == measured.heavy.batch_sizes == (1, 2)
+    assert measured.heavy.latency_s[0] > measured.light.latency_s[0] > 0
+    assert (measured.light.steps, measured.heavy.steps) == (1, 4)
+    assert measured.device == "cpu, 1 thread"
+    assert [done for done, _, _ in seen] == list(range(1, len(seen) + 1))
+    assert seen[-1][0] == seen[-1][1]
+
+
+def test_emulating_a_profile_and_profiling_the_emulation_gives_it_back(embedded: FamilyConfig) -> None:
+    given = profile(light_s=0.01, heavy_s=0.03, confidences=(0.25,))
+    measured = profile_family(embedded, [1, 4], 3, prompts=["a", "b", "c"], engine=EmulatedEngine(given))
+    assert measured.light.latency_s == pytest.approx(given.light.latency_s, rel=0.5)
+    assert measured.heavy.latency_s == pytest.approx(given.heavy.latency_s, rel=0.5)
+    assert measured.confidences == (0.25,) * 3
+
+
+def test_a_batch_size_that_does_not_fit_ends_the_list(embedded: FamilyConfig) -> None:
+    engine = SmallMemory(profile())
+    measured = profile_family(embedded, [1, 2, 4, 8], 1, prompts=["a"] * 5, engine=engine)
+    assert measured.light.batch_sizes == (1, 2)
+    assert len(measured.confidences) == 5
+    with pytest.raises(ConfigError, match="not even 4 images"):
+        profile_family(embedded, [4], 1, prompts=["a"], engine=engine)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "repeats", "prompts", "named"),
+    [
+        ([], 1, ["a"], "batch_sizes"),
+        ([0], 1, ["a"], "batch_sizes"),
+        ([1], 0, ["a"], "repeats"),
+        ([1], 1, [], "prompts"),
+    ],
+)
+def test_a_wrong_argument_is_named_before_anything_loads(
+    embedded: FamilyConfig, sizes: list[int], repeats: int, prompts: list[str], named: str
+) -> None:
+    with pytest.raises(ConfigError, match=named):
+        profile_family(embedded, sizes, repeats, prompts=prompts)
+
+
+def test_the_file_reads_back_and_no_partial_one_stays(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "tiny.json"
+    write_profile(profile(), path)
+    assert load_profile(path) == profile()
+    assert [f.name for f in path.parent.iterdir()] == ["tiny.json"]

@@ -1,0 +1,297 @@
+"""One replica: batches what fits together, answers every request, and lives through every plan."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from samples import image_request, profile
+
+from weir.config import FamilyConfig
+from weir.core import ImageRequest, Plan, Role
+from workers.emulated import EmulatedEngine
+from workers.engine import Drawn, OutOfMemory
+from workers.replica import Worker
+
+
+class Scripted(EmulatedEngine):
+    """Draws at once, unless the script says otherwise; remembers its batches.
+
+    ``gate`` holds the device until it is set; a prompt with ``break`` fails its batch; at most ``fits`` images fit.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(profile(1e-9, 1e-9))
+        self.batches: list[list[str]] = []
+        self.gate = threading.Event()
+        self.gate.set()
+        self.fits = 1000
+
+    def generate(self, role: Role, requests: Sequence[ImageRequest]) -> list[Drawn]:
+        self.beat = time.monotonic()
+        self.batches.append([r.id for r in requests])
+        assert self.gate.wait(30)
+        if len(requests) > self.fits:
+            raise OutOfMemory("no room")
+        if any("break" in r.prompt for r in requests):
+            raise RuntimeError("no picture of that")
+        return super().generate(role, requests)
+
+
+def plan(version: int = 1, light: int = 1, heavy: int = 1, batch: int = 4) -> dict[str, Any]:
+    return Plan.split(version, light, heavy, light_batch=batch, heavy_batch=batch, threshold=0.5).to_dict()
+
+
+@pytest.fixture(scope="module")
+def profile_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("profiles") / "nothing.json"
+    path.write_text(profile(1e-9, 1e-9).model_dump_json())
+    return path
+
+
+@pytest.fixture
+def worker(embedded: FamilyConfig, profile_file: Path) -> Worker:
+    made = Worker(embedded.model_dump(), plan(), emulate=str(profile_file))
+    made.engine = Scripted()
+    return made
+
+
+def script(worker: Worker) -> Scripted:
+    assert isinstance(worker.engine, Scripted)
+    return worker.engine
+
+
+def ask(worker: Worker, name: str, role: Role = Role.LIGHT, **fields: Any) -> asyncio.Task[dict[str, Any]]:
+    return asyncio.create_task(worker.generate(role.value, image_request(name, **fields).to_dict()))
+
+
+async def until(condition: Any) -> None:
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.sleep(0.001)
+
+
+async def hold(worker: Worker) -> asyncio.Task[dict[str, Any]]:
+    """Occupies the device, so that what is asked next has to queue."""
+    script(worker).gate.clear()
+    first = ask(worker, "first")
+    await until(lambda: script(worker).batches)
+    return first
+
+
+# ------------------------------------------------------------------------------------------- answers
+
+
+async def test_an_answer_carries_image_confidence_times_plan_and_queue(worker: Worker) -> None:
+    answer = await ask(worker, "a")
+    assert answer["id"] == "a"
+    assert answer["image"].startswith(b"\x89PNG")
+    assert 0 <= answer["confidence"] <= 1
+    assert answer["queue_s"] >= 0
+    assert answer["compute_s"] > 0
+    assert (answer["batch_size"], answer["plan_version"], answer["queued"]) == (1, 1, 0)
+    assert answer["replica"] == worker.describe()["replica"]
+    assert answer["emulated"] is True
+    assert answer["error"] is None
+
+
+async def test_what_queues_up_during_a_batch_forms_the_next_one_up_to_the_plans_size(worker: Worker) -> None:
+    first = await hold(worker)
+    rest = [ask(worker, str(i)) for i in range(6)]
+    await until(lambda: worker.describe()["queued"] == 6)
+    script(worker).gate.set()
+    answers = await asyncio.gather(first, *rest)
+    assert script(worker).batches == [["first"], ["0", "1", "2", "3"], ["4", "5"]]
+    assert [a["queued"] for a in answers] == [6, 2, 2, 2, 2, 0, 0]
+
+
+async def test_requests_of_another_role_or_guidance_run_apart(worker: Worker) -> None:
+    first = await hold(worker)
+    rest = [
+        ask(worker, "l"),
+        ask(worker, "h", Role.HEAVY),
+        ask(worker, "g", Role.HEAVY, guidance=3.0),
+        ask(worker, "m"),
+    ]
+    await until(lambda: worker.describe()["queued"] == 4)
+    script(worker).gate.set()
+    await asyncio.gather(first, *rest)
+    assert script(worker).batches[1:] == [["l", "m"], ["h"], ["g"]]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{}, {"id": "x"}, image_request("x").to_dict() | {"extra": 1}, image_request("x", width=999).to_dict()],
+    ids=["empty", "fields missing", "unknown field", "size not served"],
+)
+async def test_a_wrong_request_is_answered_with_an_error_and_nothing_else(
+    worker: Worker, wrong: dict[str, Any]
+) -> None:
+    answer = await worker.generate("light", wrong)
+    assert answer["error"][0] == "invalid_value"
+    assert (await worker.generate("medium", image_request().to_dict()))["error"][0] == "invalid_value"
+    assert (await ask(worker, "fine"))["error"] is None
+
+
+async def test_one_request_that_breaks_its_batch_fails_alone(worker: Worker) -> None:
+    first = await hold(worker)
+    rest = [ask(worker, "a"), ask(worker, "b", prompt="break"), ask(worker, "c"), ask(worker, "d")]
+    await until(lambda: worker.describe()["queued"] == 4)
+    script(worker).gate.set()
+    await first
+    errors = [a["error"] for a in await asyncio.gather(*rest)]
+    assert [e is None for e in errors] == [True, False, True, True]
+    assert errors[1][0] == "generation_failed"
+    assert "no picture of that" in errors[1][1]
+
+
+async def test_out_of_memory_halves_the_batch_answers_all_and_is_remembered(worker: Worker) -> None:
+    first = await hold(worker)
+    script(worker).fits = 2
+    for expected in ([4, 2, 2], [2, 2]):
+        rest = [ask(worker, str(i)) for i in range(4)]
+        await until(lambda: worker.describe()["queued"] == 4)
+        script(worker).gate.set()
+        assert all(a["error"] is None and a["batch_size"] == 2 for a in await asyncio.gather(*rest))
+        await first
+        assert [len(b) for b in script(worker).batches[1:]] == expected
+        script(worker).batches.clear()
+        first = await hold(worker)
+    script(worker).gate.set()
+    await first
+
+
+async def test_not_even_one_image_in_memory_is_an_answer_too(worker: Worker) -> None:
+    script(worker).fits = 0
+    assert (await ask(worker, "a"))["error"][0] == "out_of_memory"
+
+
+async def test_a_cancelled_caller_leaves_the_queue(worker: Worker) -> None:
+    first = await hold(worker)
+    gone, stays = ask(worker, "gone"), ask(worker, "stays")
+    await until(lambda: worker.describe()["queued"] == 2)
+    gone.cancel()
+    await until(lambda: worker.describe()["queued"] == 1)
+    script(worker).gate.set()
+    await asyncio.gather(first, stays)
+    assert script(worker).batches == [["first"], ["stays"]]
+
+
+# --------------------------------------------------------------------------------------------- plans
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [None, [], "plan", {}, plan(2) | {"threshold": 2}, plan(2) | {"assignments": [["medium", 1]]}, plan(2) | {"x": 1}],
+)
+def test_a_bad_plan_changes_nothing_and_never_raises(worker: Worker, wrong: Any) -> None:
+    before = worker.describe()
+    worker.reconfigure(wrong)
+    assert worker.describe() == before
+
+
+def test_an_older_plan_is_ignored(worker: Worker) -> None:
+    worker.reconfigure(plan(5, light=0, heavy=1))
+    worker.reconfigure(plan(4))
+    assert worker.describe()["plan_version"] == 5
+    assert worker.describe()["role"] == "heavy"
+
+
+def test_the_role_follows_the_rank(worker: Worker) -> None:
+    worker.reconfigure(plan(1), rank=1)
+    assert worker.describe()["role"] == "heavy"
+    worker.reconfigure(plan(1), rank=0)
+    assert worker.describe()["role"] == "light"
+
+
+async def test_a_new_plan_leaves_the_running_batch_alone_and_holds_for_the_next(worker: Worker) -> None:
+    first = await hold(worker)
+    rest = [ask(worker, str(i)) for i in range(3)]
+    await until(lambda: worker.describe()["queued"] == 3)
+    worker.reconfigure(plan(2, batch=2))
+    script(worker).gate.set()
+    answers = await asyncio.gather(first, *rest)
+    assert all(a["error"] is None for a in answers)
+    assert script(worker).batches == [["first"], ["0", "1"], ["2"]]
+    assert answers[-1]["plan_version"] == 2
+
+
+async def test_a_changed_role_sends_its_queue_elsewhere(worker: Worker) -> None:
+    first = await hold(worker)
+    queued = ask(worker, "queued")
+    await until(lambda: worker.describe()["queued"] == 1)
+    swapped = {"version": 2, "assignments": [["heavy", 4], ["light", 4]], "threshold": 0.5}
+    worker.reconfigure(swapped)
+    assert (await queued)["error"][0] == "role_changed"
+    script(worker).gate.set()
+    assert (await first)["error"] is None
+    assert (await ask(worker, "late comer"))["error"] is None
+
+
+async def test_a_role_that_nobody_has_any_more_is_still_served(worker: Worker) -> None:
+    first = await hold(worker)
+    queued = ask(worker, "queued")
+    await until(lambda: worker.describe()["queued"] == 1)
+    worker.reconfigure(plan(2, light=0, heavy=2))
+    script(worker).gate.set()
+    assert [(await a)["error"] for a in (first, queued)] == [None, None]
+
+
+# -------------------------------------------------------------------------------------------- health
+
+
+async def test_a_healthy_replica_passes_idle_and_busy(worker: Worker) -> None:
+    await worker.check_health()
+    first = await hold(worker)
+    await worker.check_health()
+    script(worker).gate.set()
+    await first
+
+
+async def test_a_batch_without_progress_fails_the_health_check(worker: Worker) -> None:
+    first = await hold(worker)
+    worker.stall_s = 0.01
+    await asyncio.sleep(0.02)
+    with pytest.raises(RuntimeError, match="no progress"):
+        await worker.check_health()
+    script(worker).beat = time.monotonic()
+    await worker.check_health()
+    script(worker).gate.set()
+    await first
+
+
+async def test_an_idle_device_that_does_not_answer_fails_the_health_check(worker: Worker) -> None:
+    hung = threading.Event()
+    script(worker).probe = hung.wait  # type: ignore[method-assign, assignment]
+    worker.probe_s = 0.01
+    with pytest.raises(RuntimeError, match="did not answer"):
+        await worker.check_health()
+    hung.set()
+
+
+async def test_a_lost_device_fails_the_health_check(worker: Worker) -> None:
+    def lost() -> None:
+        raise RuntimeError("CUDA error: device lost")
+
+    script(worker).probe = lost  # type: ignore[method-assign]
+    with pytest.raises(RuntimeError, match="device lost"):
+        await worker.check_health()
+
+
+# ---------------------------------------------------------------------------------------- real models
+
+
+async def test_a_replica_with_real_models_serves_both_roles(embedded: FamilyConfig) -> None:
+    worker = Worker(embedded.model_dump(), plan())
+    light, heavy = await asyncio.gather(ask(worker, "a"), ask(worker, "b", Role.HEAVY))
+    assert light["error"] is None
+    assert heavy["error"] is None
+    assert (light["steps"], heavy["steps"]) == (1, 4)
+    assert light["emulated"] is False
+    json.dumps(worker.describe())
