@@ -20,6 +20,8 @@ BALANCER = "LoadBalancer"
 UNLIMITED = 100_000
 #: Constant: Serve restarts the whole application when this changes.
 ROUTER = {"request_router_class": "load_balancer.router.ChosenReplicaRouter"}
+#: One line of log for each call would cost more than the call.
+QUIET = {"enable_access_log": False}
 
 
 class AppArgs(BaseModel):
@@ -50,6 +52,7 @@ def build(args: AppArgs) -> Application:
         graceful_shutdown_wait_loop_s=0.5,
         health_check_period_s=2,
         request_router_config=ROUTER,
+        logging_config=QUIET,
     )(Worker).bind(family.model_dump(mode="json"), plan, service.pool.emulate)
     balancer = serve.deployment(
         name=BALANCER,
@@ -60,7 +63,7 @@ def build(args: AppArgs) -> Application:
         graceful_shutdown_timeout_s=drain_s,
         graceful_shutdown_wait_loop_s=0.5,
         health_check_period_s=2,
-        logging_config={"enable_access_log": False},
+        logging_config=QUIET,
     )(ServedLoadBalancer)
     return balancer.bind(
         pool,

@@ -31,6 +31,9 @@ def cluster(cpus: float, gpus: float = 0) -> Iterator[str]:
     # Ray's processes import this checkout, wherever the command was typed.
     paths = [str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])]
     os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(paths))
+    if not os.environ.get("RAY_ADDRESS"):
+        # The switch that keeps Ray on the loopback interface; without it Ray replaces 127.0.0.1 by the host's address.
+        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     import ray
 
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}

@@ -19,7 +19,7 @@ from load_balancer.pool import Pool, ReplicaLost
 from load_balancer.service_times import ServiceTimes
 from weir.config import FamilyConfig
 from weir.core import ImageRequest, ImageResult, Path, Plan, Role
-from weir.errors import DeadlineExceeded, GenerationFailed, InvalidRequest, PlanError, WeirError
+from weir.errors import DeadlineExceeded, GenerationFailed, InvalidRequest, PlanError, RoleChanged, WeirError
 from weir.profiles import Profile
 
 log = logging.getLogger(__name__)
@@ -31,7 +31,7 @@ ANSWER_S = 0.05
 #: Nobody waits for an image longer than so many times the SLO.
 PATIENCE = 3.0
 
-_WORKER_ERRORS: dict[str, type[WeirError]] = {e.code: e for e in (DeadlineExceeded, InvalidRequest)}
+_WORKER_ERRORS: dict[str, type[WeirError]] = {e.code: e for e in (DeadlineExceeded, InvalidRequest, RoleChanged)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,6 +212,8 @@ class Balancer:
                     except ReplicaLost as error:
                         log.warning("%s lost its replica: %s", request.id, error)
                         lost.append(error.replica)
+                    except RoleChanged:  # it never began; the book knows the new roles by now
+                        await asyncio.sleep(0)
         except TimeoutError:
             raise DeadlineExceeded(f"the {role.value} image was not ready in time") from None
         raise GenerationFailed(f"{len(lost)} replicas died while they drew the image; it is not tried again")

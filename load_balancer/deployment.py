@@ -11,7 +11,7 @@ from ray.serve.handle import DeploymentHandle
 
 from load_balancer.api import create_app
 from load_balancer.balancer import Balancer
-from load_balancer.pool import ServePool
+from load_balancer.serve_pool import ServePool
 from weir.config import FamilyConfig, ServiceConfig
 from weir.core import Plan
 from weir.profiles import Profile

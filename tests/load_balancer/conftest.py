@@ -1,0 +1,96 @@
+"""A family and a pool without Ray: the fake draws at once and does what a test tells it to."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from load_balancer.pool import ReplicaLost
+from weir.config import FamilyConfig
+from weir.core import Plan, Role
+from weir.profiles import Profile
+
+FAMILY = {
+    "name": "toy",
+    "pipeline": "nobody/nothing",
+    "size": 64,
+    "sizes": [32],
+    "light": {"name": "toy-light", "scheduler": "ddim", "steps": 2, "guidance": 1},
+    "heavy": {"name": "toy-heavy", "scheduler": "ddim", "steps": 50, "guidance": 2},
+}
+PROFILE = {
+    "family": "toy",
+    "device": "none",
+    "light": {"name": "toy-light", "steps": 2, "batch_sizes": [1, 4], "latency_s": [0.02, 0.05]},
+    "heavy": {"name": "toy-heavy", "steps": 50, "batch_sizes": [1, 4], "latency_s": [0.1, 0.25]},
+}
+
+
+def png(side: int = 8) -> bytes:
+    out = io.BytesIO()
+    Image.new("RGB", (side, side), "red").save(out, "png")
+    return out.getvalue()
+
+
+class FakePool:
+    """Replicas by rank of a plan. ``answer`` makes the reply of a call; it may await, raise, or be replaced."""
+
+    def __init__(self, plan: Plan):
+        self.alive = {f"replica-{rank}": rank for rank in range(len(plan.assignments))}
+        self.calls: list[tuple[str, Role, dict[str, Any]]] = []
+        self.cancelled = 0
+        self.confidence = 0.9
+        self.delay_s: dict[Role, float] = {Role.LIGHT: 0.0, Role.HEAVY: 0.0}
+        self.fail: Callable[[str, Role], tuple[str, str] | None] = lambda replica, role: None
+
+    async def describe(self) -> list[dict[str, Any]]:
+        return [{"replica": r, "rank": rank, "ready": True, "queued": 0} for r, rank in self.alive.items()]
+
+    async def generate(self, replica: str, role: Role, request: dict[str, Any]) -> dict[str, Any]:
+        self.calls.append((replica, role, request))
+        if replica not in self.alive:
+            raise ReplicaLost(replica, "it is dead")
+        try:
+            await asyncio.sleep(self.delay_s[role])
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
+        return {
+            "id": request["id"],
+            "image": png(),
+            "confidence": self.confidence if role is Role.LIGHT else None,
+            "steps": 2 if role is Role.LIGHT else request["steps"] or 50,
+            "queue_s": 0.001,
+            "compute_s": 0.01,
+            "batch_size": 1,
+            "plan_version": 1,
+            "error": self.fail(replica, role),
+            "emulated": True,
+            "replica": replica,
+            "queued": 0,
+        }
+
+
+@pytest.fixture
+def family() -> FamilyConfig:
+    return FamilyConfig.model_validate(FAMILY)
+
+
+@pytest.fixture
+def profile() -> Profile:
+    return Profile.model_validate(PROFILE)
+
+
+@pytest.fixture
+def plan() -> Plan:
+    return Plan.split(1, 1, 2, light_batch=4, heavy_batch=4, threshold=0.5)
+
+
+@pytest.fixture
+def pool(plan: Plan) -> FakePool:
+    return FakePool(plan)

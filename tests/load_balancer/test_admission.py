@@ -1,0 +1,77 @@
+"""Too much is refused before any work, with the time after which a retry makes sense."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from load_balancer.admission import Admission
+from weir.errors import NotReady, Overloaded, WeirError
+
+
+def admit(gate: Admission, images: int = 1, now: float = 0.0, **more) -> None:
+    gate.admit(images, **{"now": now, "deadline": now + 5, "finish_at": now + 1, **more})
+
+
+def test_images_in_flight_are_bounded():
+    gate = Admission(queued=3)
+    admit(gate, 2)
+    with pytest.raises(Overloaded, match="at most 3"):
+        admit(gate, 2)
+    admit(gate, 1)
+    gate.release(2)
+    admit(gate, 2)
+    assert gate.in_flight == 3
+
+
+def test_a_prediction_beyond_the_deadline_is_refused_until_the_queue_has_drained():
+    with pytest.raises(Overloaded) as refused:
+        admit(Admission(9), finish_at=8.5)
+    assert refused.value.retry_after_s == 3.5
+
+
+def test_a_prediction_at_the_deadline_gets_in():
+    admit(Admission(9), finish_at=5.0)
+
+
+def test_without_a_replica_it_is_503_and_not_429():
+    with pytest.raises(NotReady) as refused:
+        admit(Admission(9), finish_at=None)
+    assert refused.value.status == 503
+    assert refused.value.retry_after_s >= 1
+
+
+def test_the_admitted_rate_of_the_plan_is_kept_after_a_burst_of_a_second():
+    gate = Admission(1000)
+    admitted, retries = 0, []
+    for tenth in range(100):
+        for _ in range(3):  # 30 a second against 10 admitted
+            try:
+                admit(gate, now=tenth / 10, rps=10)
+                admitted += 1
+            except Overloaded as error:
+                retries.append(error.retry_after_s)
+    assert min(retries) > 0
+    assert 100 <= admitted <= 111
+
+
+def test_an_admitted_rate_of_nothing_admits_nothing_more_than_the_first():
+    gate = Admission(10)
+    admit(gate, rps=0)
+    with pytest.raises(Overloaded):
+        admit(gate, now=1000, rps=0)
+
+
+@given(st.lists(st.tuples(st.integers(1, 4), st.floats(0, 10), st.booleans())))
+def test_in_flight_never_passes_the_limit_and_a_refusal_takes_nothing(orders):
+    gate, inside = Admission(8), []
+    for images, finish_at, leave in orders:
+        if leave and inside:
+            gate.release(inside.pop())
+        try:
+            admit(gate, images, finish_at=finish_at)
+            inside.append(images)
+        except WeirError:
+            pass
+        assert gate.in_flight == sum(inside) <= 8

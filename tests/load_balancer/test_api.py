@@ -1,0 +1,226 @@
+"""The HTTP face, in process, over a fake pool."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from collections.abc import AsyncIterator
+
+import httpx
+import pytest
+from malformed_requests import BODIES, GOOD
+from PIL import Image
+
+from load_balancer.api import FILES, GENERATIONS, create_app
+from load_balancer.balancer import Balancer
+from weir.config import LimitsConfig
+from weir.core import Role
+
+JSON = {"content-type": "application/json"}
+
+
+@pytest.fixture
+async def balancer(pool, plan, family, profile) -> Balancer:
+    balancer = Balancer(pool, plan, family, slo_s=5.0, queued=8, profile=profile)
+    balancer.dispatcher.sync(await pool.describe())
+    return balancer
+
+
+@pytest.fixture
+async def client(balancer, family) -> AsyncIterator[httpx.AsyncClient]:
+    app = create_app(balancer, family, LimitsConfig.model_validate({}))
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://weir") as client:
+        yield client
+
+
+async def test_an_answer_carries_the_image_and_says_how_it_came_about(client):
+    answer = await client.post(GENERATIONS, json={**GOOD, "seed": 7})
+    assert answer.status_code == 200
+    body = answer.json()
+    assert set(body) == {"created", "data", "output_format", "size", "quality", "background"}
+    (item,) = body["data"]
+    assert Image.open(io.BytesIO(base64.b64decode(item["b64_json"]))).format == "PNG"
+    about = item["weir"]
+    assert about.pop("id")
+    assert about.pop("latency_s") >= 0
+    assert about == {
+        "path": "light",
+        "model": "toy-light",
+        "confidence": 0.9,
+        "seed": 7,
+        "steps": 2,
+        "queue_s": 0.001,
+        "compute_s": 0.01,
+        "plan_version": 1,
+        "emulated": True,
+    }
+
+
+@pytest.mark.parametrize(("output_format", "kind"), [("png", "PNG"), ("jpeg", "JPEG"), ("webp", "WEBP")])
+async def test_the_picture_has_the_format_that_was_asked_for(client, output_format, kind):
+    answer = await client.post(GENERATIONS, json={**GOOD, "output_format": output_format})
+    picture = base64.b64decode(answer.json()["data"][0]["b64_json"])
+    assert Image.open(io.BytesIO(picture)).format == kind
+    assert answer.json()["output_format"] == output_format
+
+
+async def test_an_image_asked_for_as_url_can_be_fetched_there(client):
+    answer = await client.post(GENERATIONS, json={**GOOD, "n": 2, "response_format": "url", "output_format": "webp"})
+    urls = [item["url"] for item in answer.json()["data"]]
+    assert [url.endswith(f"-{i}.webp") for i, url in enumerate(urls)] == [True, True]
+    fetched = await client.get(urls[1])
+    assert fetched.headers["content-type"] == "image/webp"
+    assert Image.open(io.BytesIO(fetched.content)).format == "WEBP"
+
+
+@pytest.mark.parametrize("name", ["nothing.png", "..%2F..%2Fetc%2Fpasswd", "%00"])
+async def test_a_file_that_is_not_there_is_a_404(client, name):
+    answer = await client.get(f"{FILES}/{name}")
+    assert answer.status_code == 404
+    assert answer.json()["error"]["type"] == "invalid_request_error"
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"model": "toy"},
+        {"size": "auto"},
+        {"size": "32x32"},
+        {"quality": "hd", "style": "vivid", "background": "opaque", "moderation": "low", "user": "me"},
+        {"output_format": "jpeg", "output_compression": 50},
+        {"stream": False, "partial_images": 0},
+        {"negative_prompt": "blue", "seed": 2**32 - 1, "num_inference_steps": 100, "guidance_scale": 30},
+        {"guidance_scale": 0},
+        {"n": None, "size": None, "model": None, "seed": None, "user": None},
+        {"prompt": "圆 🔴 \u0000"},
+    ],
+    ids=json.dumps,
+)
+async def test_everything_that_openai_and_the_extensions_allow_is_accepted(client, fields):
+    answer = await client.post(GENERATIONS, json={**GOOD, **fields})
+    assert answer.status_code == 200, answer.text
+
+
+@pytest.mark.parametrize("role", list(Role))
+async def test_a_variant_can_be_forced_by_its_model_name(client, pool, role):
+    pool.confidence = 0.0
+    answer = await client.post(GENERATIONS, json={**GOOD, "model": f"toy/{role.value}"})
+    assert answer.json()["data"][0]["weir"]["path"] == role.value
+    assert [called for _, called, _ in pool.calls] == [role]
+
+
+async def test_the_models_are_the_cascade_and_its_variants(client):
+    models = (await client.get("/v1/models")).json()
+    assert models["object"] == "list"
+    assert [model["id"] for model in models["data"]] == ["toy", "toy/light", "toy/heavy"]
+
+
+async def test_health_is_about_the_process_and_readiness_about_the_pool(client, balancer):
+    assert (await client.get("/readyz")).json()["replicas"]["heavy"] == {"planned": 2, "ready": 2}
+    balancer.dispatcher.sync([])
+    assert (await client.get("/healthz")).status_code == 200
+    ready = await client.get("/readyz")
+    assert ready.status_code == 503
+    assert ready.json()["pending"] == ["light: 0 of 1 replicas ready", "heavy: 0 of 2 replicas ready"]
+    assert ready.json()["plan"]["version"] == 1
+
+
+@pytest.mark.parametrize("name", BODIES)
+async def test_a_malformed_body_is_refused_with_the_field_and_what_is_accepted(client, pool, name):
+    body, status, param = BODIES[name]
+    answer = await client.post(GENERATIONS, content=body, headers=JSON)
+    assert answer.status_code == status, answer.text
+    error = answer.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert error["type"] == "invalid_request_error"
+    assert error["param"] == param
+    assert "Traceback" not in answer.text
+    if param in GenerationFields:
+        assert "accepted: " in error["message"]
+        assert len(error["message"]) < 400
+    assert pool.calls == []
+
+
+GenerationFields = {
+    "prompt",
+    "model",
+    "n",
+    "size",
+    "seed",
+    "num_inference_steps",
+    "guidance_scale",
+    "stream",
+    "quality",
+}
+
+
+async def test_a_large_body_is_refused_without_being_read(client):
+    read = 0
+
+    async def endless() -> AsyncIterator[bytes]:
+        nonlocal read
+        while True:
+            read += 1
+            yield b"x" * 2**14
+
+    answer = await client.post(GENERATIONS, content=endless(), headers=JSON)
+    assert answer.status_code == 413
+    assert read <= 6
+
+
+@pytest.mark.parametrize(
+    "kind", ["", "text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x"]
+)
+async def test_another_content_type_is_refused(client, kind):
+    answer = await client.post(GENERATIONS, content=json.dumps(GOOD).encode(), headers={"content-type": kind})
+    assert answer.status_code == 400
+    assert "application/json" in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", GENERATIONS, 405),
+        ("DELETE", "/v1/models", 405),
+        ("POST", "/v1/images/generation", 404),
+        ("POST", "/v1/images/edits", 404),
+        ("GET", "/", 404),
+        ("GET", "/v1/images/files/", 404),
+    ],
+)
+async def test_a_wrong_method_or_path_is_refused_in_the_same_shape(client, method, path, status):
+    answer = await client.request(method, path)
+    assert answer.status_code == status
+    assert answer.json()["error"]["type"] == "invalid_request_error"
+
+
+async def test_what_nobody_foresaw_is_a_500_without_a_word_about_it(client, pool, monkeypatch):
+    monkeypatch.setattr(Balancer, "draw", lambda *_: 1 / 0)
+    answer = await client.post(GENERATIONS, json=GOOD)
+    assert answer.status_code == 500
+    assert answer.json()["error"]["code"] == "internal_error"
+    assert "division" not in answer.text
+
+
+async def test_overload_is_a_429_with_whole_seconds_to_wait(client, balancer):
+    balancer.admission.in_flight = 8
+    answer = await client.post(GENERATIONS, json=GOOD)
+    assert answer.status_code == 429
+    assert int(answer.headers["retry-after"]) >= 1
+    assert answer.json()["error"]["type"] == "rate_limit_error"
+    balancer.admission.in_flight = 0
+    assert (await client.post(GENERATIONS, json=GOOD)).status_code == 200
+
+
+async def test_a_pool_without_replicas_is_a_503_with_seconds_to_wait(client, balancer):
+    balancer.dispatcher.sync([])
+    answer = await client.post(GENERATIONS, json=GOOD)
+    assert answer.status_code == 503
+    assert int(answer.headers["retry-after"]) >= 1
+
+
+async def test_the_api_describes_itself(client):
+    described = (await client.get("/openapi.json")).json()
+    schema = described["paths"][GENERATIONS]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    assert {"prompt", "seed", "num_inference_steps"} <= set(schema["properties"])

@@ -1,0 +1,227 @@
+"""The cascade path over a fake pool: what happens to a request when images are late, fail, or their replica dies."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+import pytest
+
+from load_balancer.balancer import Balancer
+from load_balancer.order import Order
+from weir.core import Path, Plan, Role
+from weir.errors import DeadlineExceeded, GenerationFailed, NotReady, Overloaded
+
+ORDER = Order("a red circle", 64, 64)
+
+
+@pytest.fixture
+def running(pool, plan, family, profile) -> Callable:
+    @asynccontextmanager
+    async def start(plan: Plan = plan, **more) -> AsyncIterator[Balancer]:
+        options = {"slo_s": 5.0, "queued": 16, "profile": profile, **more}
+        balancer = Balancer(pool, plan, family, **options)
+        watching = asyncio.create_task(balancer.watch())
+        while not balancer.readiness()["ready"]:
+            await asyncio.sleep(0)
+        try:
+            yield balancer
+        finally:
+            watching.cancel()
+
+    return start
+
+
+async def test_a_confident_image_comes_from_a_light_replica(running, pool):
+    async with running() as balancer:
+        (image,) = await balancer.draw(ORDER)
+    assert (image.path, image.model, image.confidence) == (Path.LIGHT, "toy-light", 0.9)
+    assert [(replica, role) for replica, role, _ in pool.calls] == [("replica-0", Role.LIGHT)]
+
+
+async def test_a_doubtful_one_is_drawn_again_by_a_heavy_replica_with_the_same_seed(running, pool):
+    pool.confidence = 0.1
+    async with running() as balancer:
+        (image,) = await balancer.draw(ORDER)
+    assert (image.path, image.model, image.confidence) == (Path.HEAVY, "toy-heavy", 0.1)
+    assert image.compute_s == pytest.approx(0.02)
+    (_, first, light), (replica, second, heavy) = pool.calls
+    assert (first, second, light) == (Role.LIGHT, Role.HEAVY, heavy)
+    assert replica in ("replica-1", "replica-2")
+
+
+async def test_the_images_of_one_order_have_seeds_in_a_row_and_ids_of_their_own(running, pool):
+    async with running() as balancer:
+        images = await balancer.draw(Order("a", 64, 64, n=3, seed=2**32 - 2))
+    assert [image.seed for image in images] == [2**32 - 2, 2**32 - 1, 0]
+    assert len({image.result.id for image in images}) == 3
+
+
+async def test_without_a_seed_every_order_gets_its_own(running):
+    async with running() as balancer:
+        seeds = {(await balancer.draw(ORDER))[0].seed for _ in range(20)}
+    assert len(seeds) == 20
+
+
+async def test_steps_and_guidance_travel_to_the_worker(running, pool):
+    async with running() as balancer:
+        (image,) = await balancer.draw(Order("a", 64, 64, role=Role.HEAVY, steps=10, guidance=3.0))
+    assert image.result.steps == 10
+    assert pool.calls[0][2]["guidance"] == 3.0
+
+
+async def test_a_heavy_image_that_fails_leaves_the_light_one(running, pool):
+    pool.confidence = 0.1
+    pool.fail = lambda _, role: ("generation_failed", "broken") if role is Role.HEAVY else None
+    async with running() as balancer:
+        (image,) = await balancer.draw(ORDER)
+    assert (image.path, image.model) == (Path.LIGHT_DEADLINE, "toy-light")
+
+
+async def test_a_heavy_image_that_is_late_leaves_the_light_one_and_is_cancelled(running, pool):
+    pool.confidence = 0.1
+    pool.delay_s[Role.HEAVY] = 60
+    async with running(slo_s=0.4) as balancer:
+        (image,) = await balancer.draw(ORDER)
+        assert image.path is Path.LIGHT_DEADLINE
+        assert image.latency_s < 0.4
+        assert pool.cancelled == 1
+        assert not any(balancer.dispatcher.outstanding.values())
+
+
+async def test_a_heavy_image_that_could_not_be_ready_is_not_even_begun(running, pool):
+    pool.confidence = 0.1
+    async with running(slo_s=0.09) as balancer:  # heavy takes 0.1 s
+        (image,) = await balancer.draw(ORDER)
+    assert image.path is Path.LIGHT_DEADLINE
+    assert len(pool.calls) == 1
+
+
+async def test_a_light_image_that_fails_is_a_typed_error(running, pool):
+    pool.fail = lambda *_: ("generation_failed", "the image is black")
+    async with running() as balancer:
+        with pytest.raises(GenerationFailed, match="the image is black"):
+            await balancer.draw(ORDER)
+        assert balancer.admission.in_flight == 0
+
+
+async def test_a_worker_that_saw_the_deadline_pass_is_a_504(running, pool):
+    pool.fail = lambda *_: ("deadline_exceeded", "late")
+    async with running() as balancer:
+        with pytest.raises(DeadlineExceeded):
+            await balancer.draw(ORDER)
+
+
+async def test_a_request_whose_replica_died_is_sent_once_more_elsewhere(running, pool):
+    async with running() as balancer:
+        del pool.alive["replica-0"]
+        (image,) = await balancer.draw(ORDER)
+    assert image.path is Path.LIGHT
+    (dead, _, first), (other, _, second) = pool.calls
+    assert dead == "replica-0" != other
+    assert first == second
+
+
+async def test_two_deaths_end_in_a_typed_error(running, pool):
+    async with running() as balancer:
+        pool.alive.clear()
+        with pytest.raises(GenerationFailed, match="2 replicas died"):
+            await balancer.draw(ORDER)
+
+
+async def test_a_queued_request_is_sent_again_when_its_replica_gives_up_the_role(running, pool):
+    answers = iter([("role_changed", "now heavy"), None])
+    pool.fail = lambda *_: next(answers)
+    async with running() as balancer:
+        (image,) = await balancer.draw(ORDER)
+    assert image.path is Path.LIGHT
+    assert len(pool.calls) == 2
+
+
+async def test_a_plan_without_light_replicas_draws_heavy_at_once(running, pool, plan):
+    only_heavy = Plan.split(1, 0, 3, light_batch=1, heavy_batch=1, threshold=0.5)
+    async with running(only_heavy) as balancer:
+        (image,) = await balancer.draw(ORDER)
+    assert (image.path, image.confidence) == (Path.HEAVY, None)
+    assert len(pool.calls) == 1
+
+
+async def test_a_request_keeps_the_plan_it_started_with(running, pool, plan):
+    pool.delay_s[Role.LIGHT] = 0.05
+    pool.confidence = 0.4
+    newer = Plan.split(2, 1, 2, light_batch=4, heavy_batch=4, threshold=0.1)
+    async with running() as balancer:
+        old = asyncio.create_task(balancer.draw(ORDER))
+        await asyncio.sleep(0.01)
+        balancer.apply(newer.to_dict())
+        (before,), (after,) = await old, await balancer.draw(ORDER)
+    assert (before.plan_version, before.path) == (1, Path.HEAVY)
+    assert (after.plan_version, after.path) == (2, Path.LIGHT)
+
+
+@pytest.mark.parametrize(
+    "fields", [None, 7, "plan", [], {}, {"version": 9}, {"version": 0, "assignments": [["light", 1]], "threshold": 0.5}]
+)
+async def test_a_wrong_or_older_plan_changes_nothing(running, plan, fields):
+    async with running() as balancer:
+        balancer.apply(fields)
+        assert balancer.plan is plan
+
+
+async def test_cancelling_an_order_cancels_its_work(running, pool):
+    pool.delay_s[Role.LIGHT] = 60
+    async with running() as balancer:
+        order = asyncio.create_task(balancer.draw(Order("a", 64, 64, n=3)))
+        await asyncio.sleep(0.02)
+        order.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await order
+        assert pool.cancelled == 3
+        assert balancer.admission.in_flight == 0
+        assert not any(balancer.dispatcher.outstanding.values())
+
+
+async def test_one_image_that_fails_cancels_its_siblings(running, pool):
+    failures = iter([None, ("generation_failed", "broken"), None])
+    pool.fail = lambda *_: next(failures)
+    async with running() as balancer:
+        with pytest.raises(GenerationFailed, match="broken"):
+            await balancer.draw(Order("a", 64, 64, n=3))
+        assert balancer.admission.in_flight == 0
+
+
+async def test_more_than_the_deadline_allows_is_refused_before_any_work(running, pool):
+    pool.delay_s[Role.HEAVY] = 1
+    order = Order("a", 64, 64, role=Role.HEAVY)
+    async with running(slo_s=0.3, queued=1000) as balancer:
+        tasks = [asyncio.create_task(balancer.draw(order)) for _ in range(40)]
+        await asyncio.sleep(0.05)
+        refused = [t.exception() for t in tasks if t.done() and t.exception()]
+        assert refused
+        assert all(isinstance(error, Overloaded) and error.retry_after_s > 0 for error in refused)
+        assert len(pool.calls) == 40 - len(refused)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def test_without_replicas_it_is_not_ready_and_says_what_is_missing(pool, plan, family):
+    balancer = Balancer(pool, plan, family, slo_s=1, queued=1)
+    with pytest.raises(NotReady):
+        await balancer.draw(ORDER)
+    state = balancer.readiness()
+    assert not state["ready"]
+    assert state["pending"] == ["light: 0 of 1 replicas ready", "heavy: 0 of 2 replicas ready"]
+
+
+async def test_a_pool_that_does_not_answer_for_a_while_is_kept_as_it_was(running, pool, monkeypatch):
+    async with running() as balancer:
+
+        async def silent() -> list:
+            raise TimeoutError
+
+        monkeypatch.setattr(pool, "describe", silent)
+        balancer._hurry.set()
+        await asyncio.sleep(0.01)
+        assert balancer.readiness()["ready"]

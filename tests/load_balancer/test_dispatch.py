@@ -1,0 +1,218 @@
+"""Dispatch goes to the replica of the role that would finish the image first."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from load_balancer.dispatch import Dispatcher, Kind
+from load_balancer.service_times import ServiceTimes
+from weir.core import Plan, Role
+from weir.profiles import Profile
+
+LIGHT, HEAVY = Kind(Role.LIGHT), Kind(Role.HEAVY)
+
+
+def profile(light_s: float = 1.0, heavy_s: float = 10.0) -> Profile:
+    """Batches whose time grows by a tenth with every further image."""
+
+    def variant(name: str, one: float) -> dict[str, object]:
+        return {"name": name, "steps": 2, "batch_sizes": [1, 11], "latency_s": [one, 2 * one]}
+
+    return Profile.model_validate(
+        {"family": "f", "device": "d", "light": variant("l", light_s), "heavy": variant("h", heavy_s)}
+    )
+
+
+def described(*ranks: int, **more: object) -> list[dict[str, object]]:
+    return [{"replica": f"r{rank}", "rank": rank, "ready": True, "queued": 0, **more} for rank in ranks]
+
+
+def dispatcher(light: int, heavy: int, batch: int = 2) -> Dispatcher:
+    plan = Plan.split(1, light, heavy, light_batch=batch, heavy_batch=batch, threshold=0.5)
+    book = Dispatcher(plan, ServiceTimes(profile()))
+    book.sync(described(*range(light + heavy)))
+    return book
+
+
+def send(book: Dispatcher, request: str, kind: Kind, now: float) -> tuple[str, float]:
+    choice = book.pick(kind, now)
+    assert choice is not None
+    book.assign(choice.replica, request, kind, now)
+    return choice
+
+
+def test_an_idle_replica_finishes_after_one_batch():
+    assert dispatcher(1, 1).pick(LIGHT, 100.0) == ("r0", 101.0)
+    assert dispatcher(1, 1).pick(HEAVY, 100.0) == ("r1", 110.0)
+
+
+def test_the_estimate_adds_the_running_batch_whole_batches_and_its_own():
+    book = dispatcher(1, 0, batch=2)
+    finishes = [send(book, f"q{i}", LIGHT, 0.0)[1] for i in range(5)]
+    # 1 s alone; then it shares the batches that follow: 1.0 s for one, 1.1 s for two.
+    assert finishes == pytest.approx([1.0, 2.0, 2.1, 3.1, 3.2])
+
+
+def test_images_spread_over_replicas_before_they_queue():
+    book = dispatcher(3, 0)
+    assert {send(book, f"q{i}", LIGHT, 0.0)[0] for i in range(3)} == {"r0", "r1", "r2"}
+
+
+def test_the_replica_whose_batch_ends_first_wins_over_the_one_with_the_shorter_queue():
+    book = dispatcher(0, 2, batch=4)
+    book.assign("r0", "a", HEAVY, 0.0)
+    book.assign("r0", "b", HEAVY, 0.0)
+    book.assign("r1", "c", HEAVY, 9.0)
+    # r0 is free at 10 and has one waiting; r1 is free at 19 with none.
+    assert book.pick(HEAVY, 9.5) == ("r0", pytest.approx(21.0))
+
+
+def test_a_reply_frees_its_whole_batch_and_starts_the_next():
+    book = dispatcher(1, 0, batch=2)
+    for request in "abc":
+        send(book, request, LIGHT, 0.0)
+    book.finished("r0", "a", 1.0, batch_size=1, compute_s=1.0, queued=2)
+    assert book.pick(LIGHT, 1.0).finish_at == pytest.approx(1.0 + 1.1 + 1.0)
+    book.finished("r0", "b", 2.1, batch_size=2, compute_s=1.1, queued=0)
+    assert book.outstanding == {"r0": 1}
+    book.finished("r0", "c", 2.1, batch_size=2, compute_s=1.1, queued=0)
+    assert book.outstanding == {"r0": 0}
+    assert book.pick(LIGHT, 3.0) == ("r0", 4.0)
+
+
+def test_the_batch_size_in_a_reply_corrects_a_wrong_belief_about_who_ran_together():
+    book = dispatcher(1, 0, batch=4)
+    for request in "abc":
+        send(book, request, LIGHT, 0.0)  # believed: a alone, then b and c
+    book.finished("r0", "a", 1.2, batch_size=3, compute_s=1.2, queued=0)
+    assert book.pick(LIGHT, 1.2).finish_at == pytest.approx(2.2)
+
+
+def test_work_that_somebody_else_sent_counts():
+    book = dispatcher(2, 0, batch=1)
+    send(book, "a", LIGHT, 0.0)
+    book.finished("r0", "a", 1.0, batch_size=1, compute_s=1.0, queued=3)
+    assert book.pick(LIGHT, 1.0) == ("r1", 2.0)
+
+
+def test_an_overdue_replica_repels_work_the_longer_it_hangs():
+    book = dispatcher(2, 0, batch=1)
+    book.assign("r0", "stuck", LIGHT, 0.0)
+    book.assign("r1", "b", LIGHT, 29.0)
+    assert book.pick(LIGHT, 29.5).replica == "r1"
+
+
+def test_steps_scale_the_estimate_and_do_not_share_a_batch():
+    book = dispatcher(0, 1, batch=4)
+    half = Kind(Role.HEAVY, 0.5)
+    assert book.pick(half, 0.0).finish_at == 5.0
+    book.assign("r0", "a", HEAVY, 0.0)
+    book.assign("r0", "b", half, 0.0)
+    assert book.pick(HEAVY, 0.0).finish_at == pytest.approx(10 + 5 + 10)
+    assert book.pick(half, 0.0).finish_at == pytest.approx(10 + 5.5)
+
+
+def test_the_others_stand_in_while_no_replica_of_the_role_is_alive():
+    book = dispatcher(1, 1)
+    book.remove("r0")
+    assert book.pick(LIGHT, 0.0) == ("r1", 1.0)
+
+
+def test_no_replica_at_all_is_no_choice():
+    book = dispatcher(1, 0)
+    assert book.pick(LIGHT, 0.0, avoid=frozenset({"r0"})) is None
+    book.sync([])
+    assert book.pick(LIGHT, 0.0) is None
+    assert book.finish_at(LIGHT, 0.0, 3) is None
+
+
+def test_a_replica_that_is_not_ready_gets_nothing():
+    book = dispatcher(1, 0)
+    book.sync(described(0, ready=False))
+    assert book.ready(Role.LIGHT) == 0
+
+
+def test_a_replica_that_is_gone_takes_its_book_with_it_and_late_news_of_it_is_ignored():
+    book = dispatcher(2, 0)
+    book.assign("r0", "a", LIGHT, 0.0)
+    book.sync(described(1, 2))
+    book.finished("r0", "a", 1.0, batch_size=1, compute_s=1.0)
+    book.forget("r0", "a", 1.0)
+    book.assign("r0", "b", LIGHT, 1.0)
+    assert book.outstanding == {"r1": 0, "r2": 0}
+
+
+def test_a_new_plan_gives_roles_by_rank_and_keeps_what_is_outstanding():
+    book = dispatcher(1, 1)
+    book.assign("r0", "a", LIGHT, 0.0)
+    book.set_plan(Plan.split(2, 0, 2, light_batch=1, heavy_batch=1, threshold=0.5))
+    assert (book.ready(Role.LIGHT), book.ready(Role.HEAVY)) == (0, 2)
+    assert book.outstanding == {"r0": 1, "r1": 0}
+    assert book.pick(HEAVY, 0.0).replica == "r1"
+
+
+def test_forgetting_the_running_image_lets_the_next_one_start():
+    book = dispatcher(1, 0, batch=1)
+    book.assign("r0", "a", LIGHT, 0.0)
+    book.assign("r0", "b", LIGHT, 0.0)
+    book.forget("r0", "a", 0.5)
+    assert book.pick(LIGHT, 0.5).finish_at == pytest.approx(0.5 + 1 + 1)
+
+
+def test_several_images_are_predicted_as_if_they_were_sent_one_after_another():
+    assert dispatcher(2, 0, batch=1).finish_at(LIGHT, 0.0, 2) == 1.0
+    assert dispatcher(2, 0, batch=1).finish_at(LIGHT, 0.0, 4) == 2.0
+
+
+events = st.lists(st.tuples(st.sampled_from(["send", "reply", "cancel", "die", "return", "flip"]), st.integers(0, 7)))
+
+
+@given(events=events, batch=st.integers(1, 4))
+def test_whatever_happens_the_book_balances_and_time_never_runs_backwards(events, batch):
+    book = dispatcher(2, 2, batch)
+    sent: list[tuple[str, str]] = []
+    now, version, alive = 0.0, 1, {0, 1, 2, 3}
+    for number, (event, k) in enumerate(events):
+        now += 0.3
+        if event == "send":
+            kind = Kind(Role.LIGHT if k % 2 else Role.HEAVY, 1.0 if k < 6 else 0.5)
+            choice = book.pick(kind, now)
+            assert (choice is None) == (not alive)
+            if choice:
+                assert choice.finish_at >= now
+                book.assign(choice.replica, f"q{number}", kind, now)
+                sent.append((choice.replica, f"q{number}"))
+        elif event in ("reply", "cancel") and sent:
+            replica, request = sent.pop(k % len(sent))
+            if event == "reply":
+                book.finished(replica, request, now, batch_size=1 + k % batch, compute_s=1.0, queued=k)
+            book.forget(replica, request, now)
+        elif event == "die" and alive:
+            rank = sorted(alive)[k % len(alive)]
+            alive.discard(rank)
+            book.remove(f"r{rank}")
+            sent = [(r, q) for r, q in sent if r != f"r{rank}"]
+        elif event == "return":
+            alive = {0, 1, 2, 3}
+            book.sync(described(*alive))
+        elif event == "flip":
+            version += 1
+            book.set_plan(Plan.split(version, k % 4, 4 - k % 4, light_batch=batch, heavy_batch=batch, threshold=0.5))
+    assert sum(book.outstanding.values()) == len(sent)
+    for replica, request in sent:
+        book.forget(replica, request, now)
+    assert not any(book.outstanding.values())
+
+
+@given(st.lists(st.integers(1, 4), min_size=1, max_size=30))
+def test_the_choice_is_never_later_than_any_other_replica_of_the_role(loads):
+    book = dispatcher(3, 0, batch=4)
+    for number, rank in enumerate(loads):
+        book.assign(f"r{rank % 3}", f"q{number}", LIGHT, 0.1 * number)
+    now = 0.1 * len(loads)
+    best = book.pick(LIGHT, now)
+    for rank in range(3):
+        others = frozenset(f"r{other}" for other in range(3) if other != rank)
+        assert best.finish_at <= book.pick(LIGHT, now, avoid=others).finish_at

@@ -1,0 +1,43 @@
+"""Service times start from the profile and follow what the workers report."""
+
+from __future__ import annotations
+
+import pytest
+
+from load_balancer.service_times import MOST_CORRECTION, ServiceTimes
+from weir.core import Role
+
+
+def test_with_a_profile_the_prediction_is_the_profile(profile):
+    times = ServiceTimes(profile)
+    assert times.seconds(Role.LIGHT, 1) == 0.02
+    assert times.seconds(Role.LIGHT, 4) == 0.05
+    assert times.seconds(Role.HEAVY, 1, work=0.5) == 0.05
+
+
+def test_slower_replies_raise_the_prediction_bit_by_bit(profile):
+    times = ServiceTimes(profile)
+    for _ in range(50):
+        times.observe(Role.LIGHT, 4, 0.10)
+    assert times.seconds(Role.LIGHT, 4) == pytest.approx(0.10, rel=0.01)
+    assert times.seconds(Role.HEAVY, 1) == 0.1
+
+
+def test_one_slow_batch_changes_little(profile):
+    times = ServiceTimes(profile)
+    times.observe(Role.LIGHT, 1, 0.04)
+    assert times.seconds(Role.LIGHT, 1) == pytest.approx(0.024)
+
+
+def test_without_a_profile_everything_looks_instant_until_the_first_reply():
+    times = ServiceTimes()
+    assert times.seconds(Role.HEAVY, 8) == 0
+    times.observe(Role.HEAVY, 2, 3.0)
+    assert times.seconds(Role.HEAVY, 1) == pytest.approx(1.5)
+
+
+@pytest.mark.parametrize("compute_s", [-1.0, 0.0, 1e12])
+def test_nonsense_times_leave_a_finite_prediction(profile, compute_s):
+    times = ServiceTimes(profile)
+    times.observe(Role.LIGHT, 1, compute_s)
+    assert 0 <= times.seconds(Role.LIGHT, 1) <= 0.02 * MOST_CORRECTION
