@@ -15,8 +15,8 @@ from weir.core import Path as Route
 _WINDOWS_S = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600)
 #: A report has at most so many windows, unless told otherwise.
 _MOST_WINDOWS = 30
-#: A client that sends later than this does not replay the trace any more, but its own limits.
-LATE_CLIENT_S = 0.1
+#: A client that sends later than this share of the SLO does not replay the trace any more, but its own limits.
+LATE_CLIENT_SHARE = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +94,7 @@ class Summary:
         errors: how often each error code came.
         emulated: images that no model drew.
         client_lateness_p99_s, client_lateness_max_s: how late the replay itself sent.
-        client_was_late: by more than LATE_CLIENT_S at p99; the load was then not the trace's.
+        client_was_late: by more than LATE_CLIENT_SHARE of the SLO at p99; the load was then not the trace's.
     """
 
     slo_s: float
@@ -145,7 +145,7 @@ def summarise(
         emulated=sum(bool(o.emulated) for o in outcomes),
         client_lateness_p99_s=p99_lateness,
         client_lateness_max_s=max(lateness, default=0.0),
-        client_was_late=p99_lateness > LATE_CLIENT_S,
+        client_was_late=p99_lateness > LATE_CLIENT_SHARE * slo_s,
     )
 
 

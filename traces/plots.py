@@ -81,7 +81,7 @@ def _svg(name: str, fill: Callable[[Axes], None]) -> str:
         figure = Figure(figsize=(6.4, 2.9))
         # Fixed margins, so that the time axes of all plots stand in line on the page.
         axes = figure.add_axes((0.085, 0.155, 0.9, 0.735))
-        axes.yaxis.set_major_locator(MaxNLocator(5))
+        axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
         fill(axes)
         text = io.StringIO()
         unsaid = {"Creator": None, "Date": None, "Format": None, "Type": None}

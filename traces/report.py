@@ -74,7 +74,7 @@ def write_report(
         scorer: is shown every kept image at once; the qualities also go into ``requests.csv``.
 
     Raises:
-        ConfigError: slo_s or window_s is not positive, or the scorer did not score every image.
+        ConfigError: slo_s or window_s is not positive, or the scorer did not give every image a finite quality.
     """
     out = Path(out)
     for name, value in (("slo_s", slo_s), ("window_s", window_s)):
@@ -122,6 +122,8 @@ def _scored(outcomes: Sequence[Outcome], out: Path, scorer: Scorer) -> list[Outc
     if len(qualities) != len(seen):
         raise ConfigError(f"the scorer gave {len(qualities)} qualities for {len(seen)} images; it must give one each")
     for (i, _), quality in zip(seen, qualities, strict=True):
+        if not np.isfinite(quality):
+            raise ConfigError(f"the scorer gave {quality} for {outcomes[i].image}; a quality must be finite")
         scored[i] = replace(scored[i], quality=float(quality))
     return scored
 

@@ -181,7 +181,7 @@ def test_ctrl_c_ends_it_with_whole_rows_of_what_ended_and_no_partial_file(server
         deadline = time.monotonic() + 60
         while not rows.exists() or len(server.bodies) < 12:
             assert time.monotonic() < deadline
-            assert process.poll() is None, process.stderr.read()
+            assert process.poll() is None, process.communicate()[1]
             time.sleep(0.02)
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=20)

@@ -187,6 +187,12 @@ def test_a_scorer_that_skips_an_image_is_told(run) -> None:
         write_report(outcomes, out, slo_s=5, scorer=lambda prompts, images: [1.0])
 
 
+def test_a_scorer_that_gives_no_number_is_told(run) -> None:
+    outcomes, out = run
+    with pytest.raises(ConfigError, match=r"gave nan for images/000000\.png; a quality must be finite"):
+        write_report(outcomes, out, slo_s=5, scorer=lambda prompts, images: [float("nan")] * len(images))
+
+
 @pytest.mark.parametrize(
     "outcomes",
     [[], [outcome(**FAILED)], [outcome(image="images/gone.png", path=Route.LIGHT)]],
