@@ -230,4 +230,8 @@ def load_trace(path: Path | str, *, prompts: Path | str | None = None, seed: int
     prompt = next((c for c in PROMPTS if c in columns), None)
     if timestamp and prompt:
         return _read_log(table, timestamp, prompt)
+    if "t_s" in columns:
+        raise ConfigError(
+            f"{path}: line 1: a rate curve needs a column rate; give one of {', '.join(columns)} that name"
+        )
     raise ConfigError(f"{path}: line 1: cannot tell the form from the columns {', '.join(columns)}; known: {FORMS}")

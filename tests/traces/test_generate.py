@@ -28,6 +28,7 @@ from traces.prompts import (
     prompt_log,
 )
 from traces.resemblance import resemblance
+from training import scenes
 from weir.errors import ConfigError
 
 HERE = Path(traces.__file__).parent
@@ -149,6 +150,12 @@ def test_an_edit_changes_one_attribute_and_leaves_a_prompt_the_family_knows(seed
         return [*things, picture.relation, picture.background]
 
     assert sum(a != b for a, b in zip(attributes(before), attributes(after), strict=True)) == 1
+
+
+def test_prompts_use_the_words_of_the_scenes_that_the_family_learns_from() -> None:
+    assert (SHAPES, COLOURS, SIZES) == (scenes.SHAPES, scenes.COLOURS, scenes.SIZES)
+    assert (BACKGROUNDS, RELATIONS) == (scenes.BACKGROUNDS, scenes.RELATIONS)
+    assert {"plain", *TEXTURES} == set(scenes.TEXTURES)
 
 
 def test_the_same_id_stands_for_the_same_prompt() -> None:

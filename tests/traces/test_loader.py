@@ -84,6 +84,7 @@ OWN, DIFFSERVE, CURVE, LOG = "arrival_s,prompt\n", "offset_ms,prompt_id\n", "t_s
     [
         ("", "the file is empty; a trace is a CSV file: arrival_s,prompt"),
         ("a,b,c\n1,2,3\n", "line 1: cannot tell the form from the columns a, b, c; known: arrival_s,prompt"),
+        ("t_s,qps\n0,1\n9,2\n", "line 1: a rate curve needs a column rate; give one of t_s, qps that name"),
         (OWN, "no line follows the header"),
         ("arrival_s,prompt,prompt\n1,a,b\n", "line 1, column prompt: the header names it twice"),
         (OWN + "1,a\n2,a dog, a cat\n", "line 3: 3 cells where 2 are due .* double quotes"),
