@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +15,10 @@ from load_balancer.pool import ReplicaLost
 from weir.config import FamilyConfig
 from weir.core import Plan, Role
 from weir.profiles import Profile
+
+with warnings.catch_warnings():  # Ray's models warn of pydantic's future at import
+    warnings.simplefilter("ignore")
+    import ray.serve  # noqa: F401
 
 FAMILY = {
     "name": "toy",

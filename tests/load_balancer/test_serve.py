@@ -1,0 +1,217 @@
+"""The whole service on real Ray Serve with emulated workers: what is promised holds over HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import os
+import signal
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import httpx
+import openai
+import pytest
+import yaml
+from conftest import FAMILY, PROFILE
+from malformed_requests import BODIES, GOOD
+
+from deploy.cluster import cluster
+from deploy.local import bindable, readiness
+from deploy.publish import Publisher, render
+from load_balancer.api import GENERATIONS
+from weir.core import Plan, Role
+
+pytestmark = [
+    pytest.mark.timeout(240),
+    # Ray and the subprocess it starts leave their sockets and pipes to the garbage collector.
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+    pytest.mark.filterwarnings("ignore:.*:FutureWarning:ray"),
+    pytest.mark.filterwarnings("ignore:.*:DeprecationWarning:ray"),
+]
+SLO_S = 20.0
+
+
+class Up(NamedTuple):
+    url: str
+    config: Path
+    publisher: Publisher
+    port: int
+
+    def pool(self) -> list[dict[str, Any]]:
+        """The running replicas of the pool as Serve sees them."""
+        replicas = self.publisher.details()["applications"]["weir"]["deployments"]["Pool"]["replicas"]
+        return [replica for replica in replicas if replica["state"] == "RUNNING"]
+
+    def publish(self, plan: Plan) -> None:
+        self.publisher.put(render(self.config, plan, host="127.0.0.1", port=self.port))
+
+    def version(self) -> int:
+        """The next free plan version."""
+        return readiness(self.url)["plan"]["version"] + 1
+
+    def wait(self, condition) -> None:
+        """Until the readiness report fulfils the condition."""
+        end = time.monotonic() + 60
+        while not ((state := readiness(self.url)) and condition(state)):
+            assert time.monotonic() < end, state
+            time.sleep(0.1)
+
+
+def plan(version: int, light: int = 2, heavy: int = 1, threshold: float = 0.5) -> Plan:
+    return Plan.split(version, light, heavy, light_batch=4, heavy_batch=4, threshold=threshold)
+
+
+@pytest.fixture(scope="module")
+def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
+    folder = tmp_path_factory.mktemp("service")
+    (folder / "family.yaml").write_text(yaml.safe_dump(FAMILY))
+    (folder / "profile.json").write_text(json.dumps(PROFILE))
+    config = folder / "service.yaml"
+    config.write_text(
+        yaml.safe_dump(
+            {
+                "family": "family.yaml",
+                "slo_s": SLO_S,
+                "plan": {"light_replicas": 2, "heavy_replicas": 1},
+                "pool": {"cpus_per_replica": 0.1, "emulate": "profile.json"},
+                "limits": {"queued": 64},
+            }
+        )
+    )
+    port = bindable("127.0.0.1", 0)
+    with cluster(cpus=4) as dashboard:
+        service = Up(f"http://127.0.0.1:{port}", config, Publisher(dashboard), port)
+        service.publish(plan(1))
+        service.publisher.wait_applied(plan(1), timeout_s=180)
+        service.wait(lambda state: not state["pending"])
+        yield service
+        import ray.serve
+
+        ray.serve.shutdown()
+
+
+@pytest.fixture
+def client(up: Up) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=up.url, timeout=60) as client:
+        yield client
+
+
+async def load(up: Up, requests: int, concurrency: int, **fields: Any) -> list[httpx.Response]:
+    """Sends so many requests, so many at a time."""
+    gate = asyncio.Semaphore(concurrency)
+    limits = httpx.Limits(max_connections=concurrency)
+
+    async with httpx.AsyncClient(base_url=up.url, timeout=60, limits=limits) as client:
+
+        async def one(number: int) -> httpx.Response:
+            async with gate:
+                return await client.post(GENERATIONS, json={"prompt": f"circle {number}", **fields})
+
+        return await asyncio.gather(*(one(number) for number in range(requests)))
+
+
+async def test_a_call_lands_on_the_replica_that_was_chosen(up):
+    from ray.serve import get_deployment_handle
+
+    from load_balancer.serve_pool import ServePool
+
+    pool = ServePool(get_deployment_handle("Pool", app_name="weir"))
+    known = {it["replica"]: it for it in await pool.describe()}
+    assert sorted(it["rank"] for it in known.values()) == [0, 1, 2]
+    assert Counter(it["role"] for it in known.values()) == {"light": 2, "heavy": 1}
+    request = {"id": "a", "prompt": "a", "seed": 1, "width": 64, "height": 64, "deadline": time.time() + 60}
+    for replica in [*known, *known]:
+        replies = await asyncio.gather(*(pool.generate(replica, Role.LIGHT, request) for _ in range(5)))
+        assert {reply["replica"] for reply in replies} == {replica}
+
+
+def test_the_official_client_works_unchanged(up):
+    with openai.OpenAI(base_url=f"{up.url}/v1", api_key="none", max_retries=0) as client:
+        assert [model.id for model in client.models.list()] == ["toy", "toy/light", "toy/heavy"]
+        answer = client.images.generate(
+            prompt="a red circle", model="toy", n=2, size="64x64", response_format="b64_json", user="me"
+        )
+        assert len(answer.data) == 2
+        assert base64.b64decode(answer.data[0].b64_json).startswith(b"\x89PNG")
+        extended = client.images.generate(
+            prompt="a red circle", model="toy/heavy", extra_body={"seed": 7, "num_inference_steps": 25}
+        )
+        about = extended.data[0].model_extra["weir"]
+        assert (about["seed"], about["steps"], about["path"], about["emulated"]) == (7, 25, "heavy", True)
+        url = client.images.generate(prompt="a", response_format="url").data[0].url
+        assert httpx.get(url).content.startswith(b"\x89PNG")
+        with pytest.raises(openai.BadRequestError) as refused:
+            client.images.generate(prompt="a red circle", n=99)
+        assert refused.value.param == "n"
+        with pytest.raises(openai.NotFoundError):
+            client.images.generate(prompt="a red circle", model="dall-e-3")
+
+
+def test_the_same_request_gets_the_same_answer(client):
+    answers = [client.post(GENERATIONS, json={**GOOD, "seed": 3}).json()["data"][0] for _ in range(3)]
+    assert len({item["b64_json"] for item in answers}) == 1
+    assert len({item["weir"]["confidence"] for item in answers}) == 1
+    assert len({item["weir"]["path"] for item in answers}) == 1
+    assert len({item["weir"]["id"] for item in answers}) == 3
+
+
+def test_a_hundred_malformed_bodies_leave_it_answering(up, client):
+    for name, (body, status, param) in BODIES.items():
+        answer = client.post(GENERATIONS, content=body, headers={"content-type": "application/json"})
+        assert answer.status_code == status, name
+        assert answer.json()["error"]["param"] == param, name
+    assert client.post(GENERATIONS, json=GOOD).status_code == 200
+    assert readiness(up.url)["in_flight"] == 0
+
+
+def test_a_client_that_leaves_takes_its_work_with_it(up, client):
+    up.wait(lambda state: state["in_flight"] == 0)
+    with pytest.raises(httpx.ReadTimeout):
+        client.post(GENERATIONS, json={**GOOD, "model": "toy/heavy", "num_inference_steps": 100, "n": 4}, timeout=0.05)
+    up.wait(lambda state: state["in_flight"] == 0)
+
+
+async def test_a_plan_change_under_load_fails_nothing_and_restarts_nothing(up):
+    before = {replica["pid"] for replica in up.pool()}
+    version = up.version()
+    running = asyncio.create_task(load(up, 120, 8))
+    for change in (plan(version, 1, 2, threshold=0.9), plan(version + 1, 2, 1, threshold=0.2)):
+        await asyncio.sleep(0.5)
+        await asyncio.to_thread(up.publish, change)
+        await asyncio.to_thread(up.publisher.wait_applied, change, timeout_s=30)
+    answers = await running
+    assert Counter(answer.status_code for answer in answers) == {200: 120}
+    await asyncio.to_thread(up.wait, lambda state: state["plan"]["version"] == version + 1)
+    (after,) = await load(up, 1, 1)
+    assert after.json()["data"][0]["weir"]["plan_version"] == version + 1
+    assert {replica["pid"] for replica in up.pool()} == before
+
+
+async def test_overload_is_refused_early_with_seconds_to_wait_and_recovers(up):
+    answers = await load(up, 160, 160, model="toy/heavy", num_inference_steps=100)
+    codes = Counter(answer.status_code for answer in answers)
+    assert set(codes) == {200, 429}, codes
+    assert codes[200] >= 64
+    refused = [answer for answer in answers if answer.status_code == 429]
+    assert all(int(answer.headers["retry-after"]) >= 1 for answer in refused)
+    assert all(answer.json()["error"]["type"] == "rate_limit_error" for answer in refused)
+    assert {answer.status_code for answer in await load(up, 8, 4)} == {200}
+
+
+async def test_a_worker_killed_under_load_loses_no_request(up):
+    running = asyncio.create_task(load(up, 150, 8))
+    await asyncio.sleep(0.7)
+    victim = min(up.pool(), key=lambda replica: replica["pid"])
+    os.kill(victim["pid"], signal.SIGKILL)
+    answers = await running
+    assert Counter(answer.status_code for answer in answers) == {200: 150}
+    ids = [item["weir"]["id"] for answer in answers for item in answer.json()["data"]]
+    assert len(set(ids)) == 150
+    await asyncio.to_thread(up.wait, lambda state: not state["pending"])
+    assert victim["pid"] not in {replica["pid"] for replica in up.pool()}
