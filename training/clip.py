@@ -25,6 +25,7 @@ from transformers import (
 )
 
 from training.dataset import SceneData
+from training.detection import centre_labels, detection_loss
 from training.loop import train
 from training.scenes import BACKGROUNDS, COLOURS, MAX_OBJECTS, RELATIONS, SHAPES, SIZES, TEXTURES
 from training.tokenizer import MAX_TOKENS
@@ -72,7 +73,7 @@ class TextHeads(nn.Module):
 
 
 def said_labels(data: SceneData) -> torch.Tensor:
-    """What every caption says, int64 [N, 4 × 4 + 2]: shape, colour, texture, size of each object, background, relation."""
+    """What every caption says, int64 [N, 18]: shape, colour, texture, size of each object; background; relation."""
     objects = data.objects.astype(np.int64)
     shape, colour, texture, size = (objects[..., i] for i in range(4))
     there = shape >= 0
@@ -86,30 +87,6 @@ def said_labels(data: SceneData) -> torch.Tensor:
     ground = np.where(data.backgrounds[:, 1] > 0, data.backgrounds[:, 0], len(BACKGROUNDS))
     relation = np.where(data.relations >= 0, data.relations, len(RELATIONS))
     return torch.from_numpy(np.concatenate([slots, ground[:, None], relation[:, None]], 1).astype(np.int64))
-
-
-def cell_labels(objects: np.ndarray, cells: int) -> torch.Tensor:
-    """Per cell of a grid, int64 [B, cells², 5]: whether an object's centre is in it, and its four attributes (−1: none)."""
-    grid = np.full((len(objects), cells * cells, 5), -1, np.int64)
-    grid[..., 0] = 0
-    for i in range(objects.shape[1]):
-        row = objects[:, i].astype(np.int64)
-        there = np.flatnonzero(row[:, 0] >= 0)
-        column = np.minimum(row[there, 7] * cells // 1000, cells - 1)
-        line = np.minimum(row[there, 8] * cells // 1000, cells - 1)
-        grid[there, line * cells + column, 0] = 1
-        grid[there, line * cells + column, 1:] = row[there, :4]
-    return torch.from_numpy(grid)
-
-
-def cell_loss(answers: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Detection loss of ``answers`` [B, cells, sum(CELL_CLASSES)] against :func:`cell_labels`."""
-    present, *attributes = answers.split(CELL_CLASSES, -1)
-    weight = 1 + 4 * labels[..., 0].float()  # most cells are empty
-    loss = F.binary_cross_entropy_with_logits(present.squeeze(-1), labels[..., 0].float(), weight)
-    for i, a in enumerate(attributes):
-        loss = loss + 0.5 * F.cross_entropy(a.flatten(0, 1), labels[..., i + 1].flatten(), ignore_index=-1)
-    return loss
 
 
 class Encoders(nn.Module):
@@ -186,8 +163,9 @@ def train_encoders(
         pooled, _ = model.pooled_heads(out.text_embeds, labels)
         numbers = index.cpu().numpy()
         seen = model.vision(to_tensor(data.images[numbers], device))
-        cells = cell_labels(data.objects[numbers], 64 // PATCH).to(device)
-        found = cell_loss(model.cell_head(seen.last_hidden_state[:, 1:]), cells)
+        cells, _ = centre_labels(data.objects[numbers], 64 // PATCH)
+        present, *attributes = model.cell_head(seen.last_hidden_state[:, 1:]).split(CELL_CLASSES, -1)
+        found = detection_loss(present, attributes, cells.to(device))
         text = F.normalize(out.text_embeds, dim=-1)
         image = F.normalize(seen.image_embeds, dim=-1)
         logits = model.logit_scale.exp().clamp(max=50) * text @ image.T
@@ -195,7 +173,7 @@ def train_encoders(
         figures = {
             "te1": float(right1.float().mean()),
             "te2": float(right2.float().mean()),
-            "cells": float(found),
+            "cells": found.item(),
             "match": float((logits.argmax(-1) == rows).float().mean()),
         }
         return total + second + 0.5 * pooled + found + contrast, figures

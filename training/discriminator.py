@@ -13,8 +13,9 @@ from torch import nn
 from transformers import CLIPModel, CLIPTokenizer
 
 from quality.checker import Vocabulary
-from training.checker import blemish, centre_labels, detection_loss, vocabulary
+from training.checker import blemish, vocabulary
 from training.dataset import SceneData
+from training.detection import centre_labels, detection_loss
 from training.loop import train
 from training.scenes import BACKGROUNDS, COLOURS, SHAPES, TEXTURES, Scene, Thing, caption
 from training.vae import to_tensor
@@ -128,7 +129,8 @@ def train_discriminator(
         weight = torch.cat([torch.where(target[:half] > 0.5, balance, 1.0), torch.full((half,), 0.7, device=device)])
         judging = F.binary_cross_entropy_with_logits(logits, soft, weight)
         grid, offsets = centre_labels(data.objects[real])
-        seeing = detection_loss(trainee.detect(cells[half:]), words.cell_classes, grid.to(device), offsets.to(device))
+        present, *attributes, offset = trainee.detect(cells[half:]).split(words.cell_classes, -1)
+        seeing = detection_loss(present, attributes, grid.to(device), offset, offsets.to(device))
         right = ((logits[:half] > 0) == (target[:half] > 0.5)).float().mean()
         return judging + 0.3 * seeing, {"light": float(right), "see": seeing.item(), "loss": judging.item()}
 

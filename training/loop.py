@@ -7,10 +7,13 @@ import os
 from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import nn
 from tqdm import tqdm
+
+Trained = TypeVar("Trained", bound=nn.Module)
 
 #: ``loss(step, generator)``: the loss of one batch and figures to show. All randomness comes from ``generator``,
 #: which is seeded by the step, so that a resumed run draws the batches that an uninterrupted one would.
@@ -29,7 +32,7 @@ def learning_rate(step: int, steps: int, peak: float, warm_up: int, flat: float)
 
 def train(
     name: str,
-    module: nn.Module,
+    module: Trained,
     loss: LossFn,
     *,
     steps: int,
@@ -43,7 +46,7 @@ def train(
     ema: float = 0.0,
     clip: float = 1.0,
     save_every: int = 500,
-) -> nn.Module:
+) -> Trained:
     """Trains ``module`` for ``steps`` and returns it (or its moving average, when ``ema`` > 0) in eval mode.
 
     A checkpoint goes to ``folder/<name>.pt`` every ``save_every`` steps and a run that was stopped goes on from it;

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import CLIPTokenizer
 
@@ -23,7 +25,7 @@ def _segment(word: str, merges: list[tuple[str, str]]) -> list[str]:
     pieces = [*word[:-1], word[-1] + "</w>"]
     rank = {pair: i for i, pair in enumerate(merges)}
     while len(pieces) > 1:
-        pairs = [(rank.get(p, len(rank)), i) for i, p in enumerate(zip(pieces, pieces[1:], strict=False))]
+        pairs = [(rank.get(p, len(rank)), i) for i, p in enumerate(pairwise(pieces))]
         best, i = min(pairs)
         if best == len(rank):
             break

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from enum import StrEnum
+from itertools import pairwise
 from typing import Any
 
 from weir.errors import PlanError
@@ -201,9 +202,7 @@ class LatencyProfile:
         sizes, seconds = self.batch_sizes, self.latency_s
         if batch_size <= sizes[0]:
             return seconds[0]
-        for (b0, s0), (b1, s1) in zip(
-            zip(sizes, seconds, strict=True), list(zip(sizes, seconds, strict=True))[1:], strict=False
-        ):
+        for (b0, s0), (b1, s1) in pairwise(zip(sizes, seconds, strict=True)):
             if batch_size <= b1:
                 return s0 + (s1 - s0) * (batch_size - b0) / (b1 - b0)
         if len(sizes) == 1:
@@ -224,7 +223,7 @@ class DeferralCurve:
         pairs = list(zip(self.thresholds, self.shares, strict=True))
         if threshold <= pairs[0][0]:
             return pairs[0][1]
-        for (t0, f0), (t1, f1) in zip(pairs, pairs[1:], strict=False):
+        for (t0, f0), (t1, f1) in pairwise(pairs):
             if threshold <= t1:
                 return f0 + (f1 - f0) * (threshold - t0) / (t1 - t0)
         return pairs[-1][1]

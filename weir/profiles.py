@@ -1,4 +1,4 @@
-"""Profile files: what a family costs on one kind of device and how sure its discriminator is. Plans are made from them."""
+"""Profile files: what a family costs on one kind of device, and how sure its discriminator is."""
 
 from __future__ import annotations
 
