@@ -1,0 +1,172 @@
+"""Measures a family on held-out prompts: ``weir evaluate``. The model card's figures come from here.
+
+Every prompt is drawn by both variants with one seed; the checker, the family's CLIP and the Fréchet distance to real
+renders of the same captions judge. All figures of one run are comparable with one another and with no other run's.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from sklearn.metrics import roc_auc_score
+
+from quality.checker import AttributeChecker
+from quality.clip import ClipScorer
+from quality.frechet import frechet_distance
+from training.scenes import Scene, caption, draw_scene, redraw, render
+from training.vae import to_tensor
+from weir.config import FamilyConfig
+from weir.core import ImageRequest, Role
+from weir.errors import ConfigError
+from workers.family import Family
+
+Progress = Callable[[str, int, int], None]
+STEPS = (2, 5, 10, 25, 50)
+SHARES = tuple(i / 10 for i in range(11))
+_BATCH = 16
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Images of one variant with their judgements; arrays are [N]."""
+
+    pixels: np.ndarray
+    exact: np.ndarray
+    attributes: np.ndarray
+    clip: np.ndarray
+    features: np.ndarray
+    confidence: np.ndarray
+
+    def figures(self, counts: np.ndarray, real: np.ndarray) -> dict[str, float]:
+        """One row of the card: Fréchet distance, CLIP score, attribute accuracy, exact images by object count."""
+        row = {
+            "frechet": frechet_distance(self.features, real),
+            "clip": float(self.clip.mean()),
+            "attributes": float(self.attributes.mean()),
+            "exact": float(self.exact.mean()),
+        }
+        return row | {f"exact_{n}": float(self.exact[counts == n].mean()) for n in sorted(set(counts.tolist()))}
+
+
+def held_out(count: int, seed: int = 1_000_003) -> list[Scene]:
+    """``count`` scenes no training run has drawn, evenly of one to four objects; all captions differ."""
+    rng = np.random.default_rng(seed)
+    scenes: dict[str, Scene] = {}
+    while len(scenes) < count:
+        scene = draw_scene(rng, 1 + len(scenes) % 4)
+        scenes.setdefault(caption(scene), scene)
+    return list(scenes.values())
+
+
+class Evaluation:
+    """One family with its judges. The family must come with a ``checker/`` beside its discriminator."""
+
+    def __init__(self, family: FamilyConfig, scenes: Sequence[Scene], progress: Progress | None = None):
+        if family.discriminator is None or family.clip is None:
+            raise ConfigError(f"family {family.name}: evaluating needs both `discriminator` and `clip`")
+        self.family = family
+        self.engine = Family.load(family, threads=1)
+        self.checker = AttributeChecker.load(Path(family.discriminator).parent / "checker")
+        self.scorer = ClipScorer.load(family.clip)
+        self.prompts = [caption(s) for s in scenes]
+        self.counts = np.array([len(s.things) for s in scenes])
+        self.progress = progress
+        rng = np.random.default_rng(7)
+        self.real = self.judge(np.stack([render(redraw(s, rng)) for s in scenes]))
+        self.floor = self.judge(np.stack([render(redraw(s, rng)) for s in scenes]))
+
+    def judge(self, pixels: np.ndarray, confidence: Sequence[float | None] = ()) -> Judged:
+        images = to_tensor(pixels)
+        verdicts = self.checker.check(images, self.prompts)
+        return Judged(
+            pixels=pixels,
+            exact=np.array([v is not None and v.exact for v in verdicts]),
+            attributes=np.array([v.attributes if v else 0.0 for v in verdicts]),
+            clip=self.scorer.score(images, self.prompts).numpy(),
+            features=self.checker.features(images).numpy(),
+            confidence=np.array([np.nan if c is None else c for c in confidence]),
+        )
+
+    def draw(self, role: Role, steps: int | None = None) -> Judged:
+        """All prompts through one variant; the seed of prompt i is i."""
+        pixels, confidence = [], []
+        for i in range(0, len(self.prompts), _BATCH):
+            drawn = self.engine.generate(role, self._requests(i, steps))
+            for one in drawn:
+                if one.error is not None:
+                    raise ConfigError(f"family {self.family.name}: {one.error[1]}")
+                pixels.append(np.asarray(Image.open(io.BytesIO(one.image)).convert("RGB")))
+                confidence.append(one.confidence)
+            if self.progress is not None:
+                self.progress(f"{role.value} {steps or ''}".strip(), len(pixels), len(self.prompts))
+        return self.judge(np.stack(pixels), confidence)
+
+    def _requests(self, first: int, steps: int | None) -> list[ImageRequest]:
+        side = self.family.size
+        return [
+            ImageRequest(f"evaluate-{i}", prompt, i, side, side, deadline=float("inf"), steps=steps)
+            for i, prompt in enumerate(self.prompts[first : first + _BATCH], first)
+        ]
+
+
+def quality_by_share(light: np.ndarray, heavy: np.ndarray, order: np.ndarray) -> list[float]:
+    """Mean quality when the first share of ``order`` is answered with the light image and the rest with the heavy one."""
+    curve = []
+    for share in SHARES:
+        chosen = order[: round(share * len(order))]
+        mixed = heavy.astype(float).copy()
+        mixed[chosen] = light[chosen]
+        curve.append(float(mixed.mean()))
+    return curve
+
+
+def evaluate(family: FamilyConfig, out: Path, *, count: int = 400, progress: Progress | None = None) -> dict[str, object]:
+    """Draws and judges everything; writes ``evaluation.json`` and ``images.npz`` to ``out`` and returns the figures."""
+    scenes = held_out(count)
+    run = Evaluation(family, scenes, progress)
+    light = run.draw(Role.LIGHT)
+    by_steps = {n: run.draw(Role.HEAVY, n) for n in STEPS}
+    heavy = by_steps[STEPS[-1]]
+    real = run.real.features
+
+    rng = np.random.default_rng(11)
+    random_order = np.mean(
+        [quality_by_share(light.exact, heavy.exact, rng.permutation(count)) for _ in range(200)], axis=0
+    )
+    gain = light.exact.astype(int) - heavy.exact.astype(int)
+    orders = {
+        "discriminator": np.argsort(-light.confidence, kind="stable"),
+        "clip": np.argsort(-light.clip, kind="stable"),
+        "oracle": np.argsort(-gain, kind="stable"),
+    }
+    figures: dict[str, object] = {
+        "family": family.name,
+        "prompts": count,
+        "rows": {
+            "real": run.floor.figures(run.counts, real),
+            f"light ({family.light.steps} steps)": light.figures(run.counts, real),
+            **{f"heavy ({n} steps)": by_steps[n].figures(run.counts, real) for n in STEPS},
+        },
+        "light_at_least_as_good": float(((gain >= 0) & (light.clip >= heavy.clip)).mean()),
+        "light_good_enough": float(light.exact.mean()),
+        "discriminator_auc": float(roc_auc_score(light.exact, light.confidence)),
+        "clip_auc": float(roc_auc_score(light.exact, light.clip)),
+        "light_share": list(SHARES),
+        "quality": {
+            **{name: quality_by_share(light.exact, heavy.exact, order) for name, order in orders.items()},
+            "random": random_order.tolist(),
+        },
+        "confidences": sorted(round(float(c), 4) for c in light.confidence),
+    }
+    out.mkdir(parents=True, exist_ok=True)
+    kept = {"light": light.pixels, "confidence": light.confidence, "light_exact": light.exact}
+    kept |= {"heavy_exact": heavy.exact} | {f"heavy_{n}": by_steps[n].pixels for n in STEPS}
+    np.savez_compressed(out / "images.npz", allow_pickle=False, **kept)
+    (out / "evaluation.json").write_text(json.dumps(figures, indent=1) + "\n")
+    return figures
