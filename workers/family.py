@@ -69,7 +69,7 @@ class Family:
         if config.discriminator is not None:
             from workers.discriminator import Discriminator
 
-            discriminator = Discriminator.load(config.discriminator, device)
+            discriminator = Discriminator.load(config.discriminator, str(device))
         return cls(config, pipelines, discriminator)
 
     def generate(self, role: Role, requests: Sequence[ImageRequest]) -> list[Drawn]:

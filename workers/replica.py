@@ -38,9 +38,10 @@ class _Job(Waiting):
 class Worker:
     """One replica: both variants resident, the role taken from the plan by rank.
 
-    Bind it with ``serve.deployment(Worker)``. Every method runs on the replica's event loop; only the engine runs on
-    the device thread. A request is served in the role it asks for, whatever the replica's own role is: the role says
-    what a dispatcher should send here, so a stale view costs speed and never an answer.
+    Bind it with ``serve.deployment(Worker)``. Every public method is async, for Serve runs plain ones in threads of
+    their own: all state belongs to the replica's event loop, and only the engine runs on the device thread. A request
+    is served in the role it asks for, whatever the replica's own role is: the role says what a dispatcher should send
+    here, so a stale view costs speed and never an answer.
 
     Args:
         family: ``FamilyConfig.model_dump()``.
@@ -193,7 +194,7 @@ class Worker:
 
     # ----------------------------------------------------------------------------------------------- plan
 
-    def reconfigure(self, user_config: Any, rank: Any = None) -> None:
+    async def reconfigure(self, user_config: Any, rank: Any = None) -> None:
         """Takes the next plan (Serve calls it with the deployment's ``user_config``, and again when the rank changes).
 
         Never raises: an exception here would be an outage. A wrong or older plan changes nothing, and a running batch
@@ -234,7 +235,7 @@ class Worker:
 
     # -------------------------------------------------------------------------------------------- watching
 
-    def describe(self) -> dict[str, Any]:
+    async def describe(self) -> dict[str, Any]:
         """What a dispatcher has to know; ask every replica with ``handle.broadcast("describe")``."""
         own = self._assigned()
         return {

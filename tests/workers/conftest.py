@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_models import SIZE, sd_pipeline, sdxl_pipeline, unet
 
+from tests.workers.tiny_models import SIZE, WIDTH, clip, sd_pipeline, sdxl_pipeline, tokenizer, unet
 from weir.config import FamilyConfig
 
 with warnings.catch_warnings():  # Ray's models warn of pydantic's future at import
@@ -31,6 +31,8 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One folder with every layout: ``sdxl``, ``light_unet``, ``lightning/unet.safetensors``, ``sd``, …"""
     from safetensors.torch import save_file
 
+    from workers.discriminator import Discriminator, DiscriminatorNet
+
     root = tmp_path_factory.mktemp("weights")
     base = sdxl_pipeline()
     base.save_pretrained(root / "sdxl")
@@ -42,6 +44,11 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_file(half, root / "lightning" / "unet_4step.safetensors")
     sd_pipeline().save_pretrained(root / "sd")
     sd_pipeline(seed=4).save_pretrained(root / "sd-turbo")
+    words = tokenizer()
+    reader = clip(words)
+    reader.save_pretrained(root / "clip")
+    words.save_pretrained(root / "clip")
+    Discriminator(DiscriminatorNet(SIZE, WIDTH), reader, words).save(root / "discriminator", "../clip")
     return root
 
 

@@ -6,8 +6,8 @@ import time
 from collections import Counter
 
 import pytest
-from samples import image_request, profile
 
+from tests.workers.samples import image_request, profile
 from weir.core import Role
 from workers.emulated import EmulatedEngine
 

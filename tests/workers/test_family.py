@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from samples import image_request
-from tiny_models import SIZE
 
+from tests.workers.samples import image_request
+from tests.workers.tiny_models import SIZE
 from weir.config import FamilyConfig
 from weir.core import Role
 from weir.errors import ConfigError, InvalidRequest
@@ -64,6 +64,17 @@ def test_light_and_heavy_share_one_vae_and_one_set_of_text_encoders(tiny: Family
         assert getattr(light, part) is getattr(heavy, part)
     assert light.unet is not heavy.unet
     assert light.scheduler is not heavy.scheduler
+
+
+def test_the_embedded_familys_layout_with_its_discriminator(folders: Path) -> None:
+    light = variant("light", unet=str(folders / "light_unet"), scheduler="ddim", steps=1)
+    config = family(folders / "sdxl", light, variant("heavy"), discriminator=str(folders / "discriminator"))
+    check_family(config)
+    loaded = Family.load(config)
+    [alone] = loaded.generate(Role.LIGHT, [image_request("cat")])
+    together = loaded.generate(Role.LIGHT, [image_request("dog"), image_request("cat")])
+    assert alone.confidence is not None
+    assert alone.confidence == pytest.approx(together[1].confidence, abs=1e-4)
 
 
 def test_sdxl_with_a_single_file_unet_and_fp16_files_as_sdxl_lightning_ships(folders: Path) -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from samples import profile
 
+from tests.workers.samples import profile
 from weir.config import FamilyConfig
 from weir.core import Path, Role
 from weir.errors import InvalidRequest, PlanError

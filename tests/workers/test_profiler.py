@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from samples import profile
 
+from tests.workers.samples import profile
 from weir.config import FamilyConfig
 from weir.core import ImageRequest, Role
 from weir.errors import ConfigError

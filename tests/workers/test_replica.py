@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from samples import image_request, profile
 
+from tests.workers.samples import image_request, profile
 from weir.config import FamilyConfig
 from weir.core import ImageRequest, Plan, Role
 from workers.emulated import EmulatedEngine
@@ -77,6 +77,12 @@ async def until(condition: Any) -> None:
             await asyncio.sleep(0.001)
 
 
+async def queue_of(worker: Worker, length: int) -> None:
+    async with asyncio.timeout(10):
+        while (await worker.describe())["queued"] != length:
+            await asyncio.sleep(0.001)
+
+
 async def hold(worker: Worker) -> asyncio.Task[dict[str, Any]]:
     """Occupies the device, so that what is asked next has to queue."""
     script(worker).gate.clear()
@@ -96,7 +102,7 @@ async def test_an_answer_carries_image_confidence_times_plan_and_queue(worker: W
     assert answer["queue_s"] >= 0
     assert answer["compute_s"] > 0
     assert (answer["batch_size"], answer["plan_version"], answer["queued"]) == (1, 1, 0)
-    assert answer["replica"] == worker.describe()["replica"]
+    assert answer["replica"] == (await worker.describe())["replica"]
     assert answer["emulated"] is True
     assert answer["error"] is None
 
@@ -104,7 +110,7 @@ async def test_an_answer_carries_image_confidence_times_plan_and_queue(worker: W
 async def test_what_queues_up_during_a_batch_forms_the_next_one_up_to_the_plans_size(worker: Worker) -> None:
     first = await hold(worker)
     rest = [ask(worker, str(i)) for i in range(6)]
-    await until(lambda: worker.describe()["queued"] == 6)
+    await queue_of(worker, 6)
     script(worker).gate.set()
     answers = await asyncio.gather(first, *rest)
     assert script(worker).batches == [["first"], ["0", "1", "2", "3"], ["4", "5"]]
@@ -119,7 +125,7 @@ async def test_requests_of_another_role_or_guidance_run_apart(worker: Worker) ->
         ask(worker, "g", Role.HEAVY, guidance=3.0),
         ask(worker, "m"),
     ]
-    await until(lambda: worker.describe()["queued"] == 4)
+    await queue_of(worker, 4)
     script(worker).gate.set()
     await asyncio.gather(first, *rest)
     assert script(worker).batches[1:] == [["l", "m"], ["h"], ["g"]]
@@ -142,7 +148,7 @@ async def test_a_wrong_request_is_answered_with_an_error_and_nothing_else(
 async def test_one_request_that_breaks_its_batch_fails_alone(worker: Worker) -> None:
     first = await hold(worker)
     rest = [ask(worker, "a"), ask(worker, "b", prompt="break"), ask(worker, "c"), ask(worker, "d")]
-    await until(lambda: worker.describe()["queued"] == 4)
+    await queue_of(worker, 4)
     script(worker).gate.set()
     await first
     errors = [a["error"] for a in await asyncio.gather(*rest)]
@@ -156,7 +162,7 @@ async def test_out_of_memory_halves_the_batch_answers_all_and_is_remembered(work
     script(worker).fits = 2
     for expected in ([4, 2, 2], [2, 2]):
         rest = [ask(worker, str(i)) for i in range(4)]
-        await until(lambda: worker.describe()["queued"] == 4)
+        await queue_of(worker, 4)
         script(worker).gate.set()
         assert all(a["error"] is None and a["batch_size"] == 2 for a in await asyncio.gather(*rest))
         await first
@@ -175,9 +181,9 @@ async def test_not_even_one_image_in_memory_is_an_answer_too(worker: Worker) -> 
 async def test_a_cancelled_caller_leaves_the_queue(worker: Worker) -> None:
     first = await hold(worker)
     gone, stays = ask(worker, "gone"), ask(worker, "stays")
-    await until(lambda: worker.describe()["queued"] == 2)
+    await queue_of(worker, 2)
     gone.cancel()
-    await until(lambda: worker.describe()["queued"] == 1)
+    await queue_of(worker, 1)
     script(worker).gate.set()
     await asyncio.gather(first, stays)
     assert script(worker).batches == [["first"], ["stays"]]
@@ -190,31 +196,31 @@ async def test_a_cancelled_caller_leaves_the_queue(worker: Worker) -> None:
     "wrong",
     [None, [], "plan", {}, plan(2) | {"threshold": 2}, plan(2) | {"assignments": [["medium", 1]]}, plan(2) | {"x": 1}],
 )
-def test_a_bad_plan_changes_nothing_and_never_raises(worker: Worker, wrong: Any) -> None:
-    before = worker.describe()
-    worker.reconfigure(wrong)
-    assert worker.describe() == before
+async def test_a_bad_plan_changes_nothing_and_never_raises(worker: Worker, wrong: Any) -> None:
+    before = await worker.describe()
+    await worker.reconfigure(wrong)
+    assert await worker.describe() == before
 
 
-def test_an_older_plan_is_ignored(worker: Worker) -> None:
-    worker.reconfigure(plan(5, light=0, heavy=1))
-    worker.reconfigure(plan(4))
-    assert worker.describe()["plan_version"] == 5
-    assert worker.describe()["role"] == "heavy"
+async def test_an_older_plan_is_ignored(worker: Worker) -> None:
+    await worker.reconfigure(plan(5, light=0, heavy=1))
+    await worker.reconfigure(plan(4))
+    assert (await worker.describe())["plan_version"] == 5
+    assert (await worker.describe())["role"] == "heavy"
 
 
-def test_the_role_follows_the_rank(worker: Worker) -> None:
-    worker.reconfigure(plan(1), rank=1)
-    assert worker.describe()["role"] == "heavy"
-    worker.reconfigure(plan(1), rank=0)
-    assert worker.describe()["role"] == "light"
+async def test_the_role_follows_the_rank(worker: Worker) -> None:
+    await worker.reconfigure(plan(1), rank=1)
+    assert (await worker.describe())["role"] == "heavy"
+    await worker.reconfigure(plan(1), rank=0)
+    assert (await worker.describe())["role"] == "light"
 
 
 async def test_a_new_plan_leaves_the_running_batch_alone_and_holds_for_the_next(worker: Worker) -> None:
     first = await hold(worker)
     rest = [ask(worker, str(i)) for i in range(3)]
-    await until(lambda: worker.describe()["queued"] == 3)
-    worker.reconfigure(plan(2, batch=2))
+    await queue_of(worker, 3)
+    await worker.reconfigure(plan(2, batch=2))
     script(worker).gate.set()
     answers = await asyncio.gather(first, *rest)
     assert all(a["error"] is None for a in answers)
@@ -225,9 +231,9 @@ async def test_a_new_plan_leaves_the_running_batch_alone_and_holds_for_the_next(
 async def test_a_changed_role_sends_its_queue_elsewhere(worker: Worker) -> None:
     first = await hold(worker)
     queued = ask(worker, "queued")
-    await until(lambda: worker.describe()["queued"] == 1)
+    await queue_of(worker, 1)
     swapped = {"version": 2, "assignments": [["heavy", 4], ["light", 4]], "threshold": 0.5}
-    worker.reconfigure(swapped)
+    await worker.reconfigure(swapped)
     assert (await queued)["error"][0] == "role_changed"
     script(worker).gate.set()
     assert (await first)["error"] is None
@@ -237,8 +243,8 @@ async def test_a_changed_role_sends_its_queue_elsewhere(worker: Worker) -> None:
 async def test_a_role_that_nobody_has_any_more_is_still_served(worker: Worker) -> None:
     first = await hold(worker)
     queued = ask(worker, "queued")
-    await until(lambda: worker.describe()["queued"] == 1)
-    worker.reconfigure(plan(2, light=0, heavy=2))
+    await queue_of(worker, 1)
+    await worker.reconfigure(plan(2, light=0, heavy=2))
     script(worker).gate.set()
     assert [(await a)["error"] for a in (first, queued)] == [None, None]
 
@@ -294,4 +300,4 @@ async def test_a_replica_with_real_models_serves_both_roles(embedded: FamilyConf
     assert heavy["error"] is None
     assert (light["steps"], heavy["steps"]) == (1, 4)
     assert light["emulated"] is False
-    json.dumps(worker.describe())
+    json.dumps(await worker.describe())

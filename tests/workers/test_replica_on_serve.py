@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from samples import image_request, profile
 
+from tests.workers.samples import image_request, profile
 from weir.config import FamilyConfig
 from weir.core import Plan
 
@@ -31,7 +31,7 @@ def serve_instance() -> Iterator[Any]:
         log_to_driver=False,
         _node_ip_address="127.0.0.1",
         object_store_memory=100 << 20,
-        runtime_env={"env_vars": {"PYTHONPATH": f"{here.parents[1]}:{here}", "RAY_USAGE_STATS_ENABLED": "0"}},
+        runtime_env={"env_vars": {"PYTHONPATH": str(here.parents[1]), "RAY_USAGE_STATS_ENABLED": "0"}},
     )
     serve.start(proxy_location="Disabled")
     yield serve
@@ -40,9 +40,9 @@ def serve_instance() -> Iterator[Any]:
 
 
 def until(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + 60
+    end = time.monotonic() + 180
     while not condition():
-        assert time.monotonic() < end, "waited for a minute"
+        assert time.monotonic() < end, "waited for three minutes"
         time.sleep(0.05)
 
 
@@ -61,7 +61,7 @@ def test_plans_flip_roles_without_a_restart_and_a_bad_one_changes_nothing(
         application = {
             "name": "pool",
             "route_prefix": None,
-            "import_path": "pool_app:build",
+            "import_path": "tests.workers.pool_app:build",
             "args": arguments,
             "deployments": [{"name": "Worker", "num_replicas": 2, "user_config": user_config}],
         }

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 WIDTH = 32
+TOKENS = 32
 SIZE = 32  # pixels; two levels of the decoder make it 16 × 16 latents
 
 torch.set_num_threads(1)
@@ -21,7 +22,7 @@ def tokenizer() -> Any:
     return CLIPTokenizer(
         vocab={token: i for i, token in enumerate(tokens)},
         merges=[],
-        model_max_length=16,
+        model_max_length=TOKENS,
         bos_token="<|startoftext|>",
         eos_token="<|endoftext|>",
         pad_token="<|endoftext|>",
@@ -40,7 +41,7 @@ def text_encoder(kind: Any, words: Any) -> Any:
             projection_dim=WIDTH,
             num_hidden_layers=2,
             num_attention_heads=2,
-            max_position_embeddings=16,
+            max_position_embeddings=TOKENS,
             bos_token_id=words.bos_token_id,
             eos_token_id=words.eos_token_id,
             pad_token_id=words.pad_token_id,
@@ -136,3 +137,21 @@ def sd_pipeline(seed: int = 0) -> Any:
         feature_extractor=None,
         requires_safety_checker=False,
     )
+
+
+def clip(words: Any) -> Any:
+    """As the embedded family's: the model that the discriminator reads prompts with."""
+    from transformers import CLIPConfig, CLIPModel, CLIPTextModelWithProjection, CLIPVisionConfig
+
+    text = text_encoder(CLIPTextModelWithProjection, words).config
+    vision = CLIPVisionConfig(
+        hidden_size=WIDTH,
+        intermediate_size=WIDTH,
+        projection_dim=WIDTH,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        image_size=SIZE,
+        patch_size=8,
+    )
+    both = CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=WIDTH)
+    return CLIPModel(both).eval()
