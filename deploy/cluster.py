@@ -34,6 +34,8 @@ def cluster(cpus: float, gpus: float = 0) -> Iterator[str]:
     if not os.environ.get("RAY_ADDRESS"):
         # The switch that keeps Ray on the loopback interface; without it Ray replaces 127.0.0.1 by the host's address.
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+        # On a busy machine Serve's proxy takes longer than the 5 s after which Serve kills it.
+        os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "60")
     import ray
 
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}

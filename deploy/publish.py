@@ -49,7 +49,7 @@ def is_applied(details: dict[str, Any], plan: Plan) -> bool:
     application = details.get("applications", {}).get(APPLICATION)
     if application is None:
         return False
-    if application["status"] in ("DEPLOY_FAILED", "UNHEALTHY"):
+    if application["status"] == "DEPLOY_FAILED":
         problems = [f"{name}: {it['message']}" for name, it in application["deployments"].items() if it["message"]]
         raise NotReady("\n".join([application["message"], *problems]).strip())
     if application["status"] != "RUNNING":

@@ -1,0 +1,196 @@
+"""What Weir itself costs: its whole request path, with workers that take no time, against a bare Ray Serve application.
+
+The bare application has the same two hops (ingress → handle → replica) and does nothing in either. Both run on one
+cluster at the same time; requests alternate between them, so that whatever else the machine does hits both alike. Only
+the ratios mean anything.
+
+    python -m benchmarks.overhead --out overhead.json
+"""
+
+# Annotations stay objects here: Serve looks at them when it builds `bare`.
+
+import argparse
+import asyncio
+import json
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import aiohttp
+import yaml
+from ray import serve
+from ray.serve.handle import DeploymentHandle
+from rich.console import Console
+from rich.table import Table
+from starlette.requests import Request
+
+from deploy.cluster import cluster
+from deploy.local import bindable
+from deploy.publish import Publisher, render
+from load_balancer.api import GENERATIONS
+from weir.config import load_service
+
+BODY = {"prompt": "a red circle above a blue square", "seed": 7}
+GOALS = {"p50": 1.5, "throughput": 0.7}
+
+
+@serve.deployment(max_ongoing_requests=100_000, logging_config={"enable_access_log": False})
+class Echo:
+    """The bare application's worker: gives back an answer of the size of Weir's."""
+
+    def __init__(self):
+        self.answer = {"data": [{"b64_json": "x" * 100, "weir": {"id": "x" * 300}}]}
+
+    async def __call__(self, body: dict) -> dict:
+        return self.answer
+
+
+@serve.deployment(
+    max_ongoing_requests=100_000, ray_actor_options={"num_cpus": 0}, logging_config={"enable_access_log": False}
+)
+class Ingress:
+    """The bare application's front: reads JSON, calls the worker, writes JSON."""
+
+    def __init__(self, echo: DeploymentHandle):
+        self.echo = echo
+
+    async def __call__(self, request: Request) -> dict:
+        return await self.echo.remote(await request.json())
+
+
+def bare(args: dict) -> serve.Application:
+    return Ingress.bind(Echo.options(ray_actor_options={"num_cpus": 0.1}).bind())
+
+
+def instant_service(folder: Path) -> Path:
+    """A service whose one worker takes no time and whose light image is always good enough."""
+    variant = {"steps": 1, "batch_sizes": [1, 64], "latency_s": [1e-6, 1e-6]}
+    profile = {
+        "family": "instant",
+        "device": "none",
+        "light": {"name": "l", **variant},
+        "heavy": {"name": "h", **variant},
+    }
+    drawn = {"scheduler": "ddim", "steps": 1, "guidance": 0}
+    family = {
+        "name": "instant",
+        "pipeline": "nobody/nothing",
+        "size": 64,
+        "light": {"name": "l", **drawn},
+        "heavy": {"name": "h", **drawn},
+    }
+    service = {
+        "family": "family.yaml",
+        "slo_s": 60,
+        "plan": {"light_replicas": 1, "heavy_replicas": 0, "light_batch": 64, "threshold": 0},
+        "pool": {"cpus_per_replica": 0.1, "emulate": "profile.json"},
+        "limits": {"queued": 10_000},
+    }
+    (folder / "profile.json").write_text(json.dumps(profile))
+    (folder / "family.yaml").write_text(yaml.safe_dump(family))
+    (folder / "service.yaml").write_text(yaml.safe_dump(service))
+    return folder / "service.yaml"
+
+
+async def call(session: aiohttp.ClientSession, url: str) -> float:
+    """Seconds of one request."""
+    began = time.perf_counter()
+    async with session.post(url, json=BODY) as answer:
+        text = await answer.read()
+    if answer.status != 200:
+        raise RuntimeError(f"{url} answered {answer.status}: {text[:300]!r}")
+    return time.perf_counter() - began
+
+
+async def throughput(session: aiohttp.ClientSession, url: str, concurrency: int, seconds: float) -> float:
+    """Requests a second with so many clients that wait for their answers."""
+    end = time.perf_counter() + seconds
+    done = 0
+
+    async def client() -> None:
+        nonlocal done
+        while time.perf_counter() < end:
+            await call(session, url)
+            done += 1
+
+    began = time.perf_counter()
+    await asyncio.gather(*(client() for _ in range(concurrency)))
+    return done / (time.perf_counter() - began)
+
+
+async def measure(
+    urls: dict[str, str], requests: int, rounds: int, seconds: float, concurrency: int
+) -> dict[str, object]:
+    latency: dict[str, list[float]] = {name: [] for name in urls}
+    rates: dict[str, list[float]] = {name: [] for name in urls}
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
+        for url in urls.values():
+            for _ in range(50):
+                await call(session, url)
+            await throughput(session, url, concurrency, 1)
+        for number in range(requests):
+            for name in list(urls) if number % 2 else reversed(urls):
+                latency[name].append(await call(session, urls[name]))
+        for number in range(rounds):
+            for name in list(urls) if number % 2 else reversed(urls):
+                rates[name].append(await throughput(session, urls[name], concurrency, seconds))
+    p50 = {name: statistics.median(values) for name, values in latency.items()}
+    p99 = {name: statistics.quantiles(values, n=100)[98] for name, values in latency.items()}
+    rps = {name: statistics.median(values) for name, values in rates.items()}
+    return {
+        "p50_ms": {name: round(1e3 * value, 2) for name, value in p50.items()},
+        "p99_ms": {name: round(1e3 * value, 2) for name, value in p99.items()},
+        "rps": {name: round(value, 1) for name, value in rps.items()},
+        "p50_ratio": round(p50["weir"] / p50["bare"], 3),
+        "throughput_ratio": round(
+            statistics.median(w / b for w, b in zip(rates["weir"], rates["bare"], strict=True)), 3
+        ),
+        "requests": requests,
+        "rounds": rounds,
+        "concurrency": concurrency,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--requests", type=int, default=500, help="sequential requests to each, alternating")
+    parser.add_argument("--rounds", type=int, default=6, help="throughput windows of each, alternating")
+    parser.add_argument("--seconds", type=float, default=3.0, help="length of a window")
+    parser.add_argument("--concurrency", type=int, default=32)
+    parser.add_argument("--out", type=Path, help="write the figures as JSON")
+    given = parser.parse_args()
+    console = Console()
+    port = bindable("127.0.0.1", 0)
+    with tempfile.TemporaryDirectory() as folder, cluster(cpus=2) as dashboard:
+        config = instant_service(Path(folder))
+        plan = load_service(config)[0].plan.plan()
+        body = render(config, plan, host="127.0.0.1", port=port)
+        body["applications"].append(
+            {"name": "bare", "route_prefix": "/bare", "import_path": "benchmarks.overhead:bare", "args": {"n": 1}}
+        )
+        publisher = Publisher(dashboard)
+        publisher.put(body)
+        publisher.wait_applied(plan, timeout_s=300)
+        while publisher.details()["applications"]["bare"]["status"] != "RUNNING":
+            time.sleep(0.2)
+        urls = {"bare": f"http://127.0.0.1:{port}/bare", "weir": f"http://127.0.0.1:{port}{GENERATIONS}"}
+        figures = asyncio.run(measure(urls, given.requests, given.rounds, given.seconds, given.concurrency))
+        serve.shutdown()
+    table = Table(title="Weir against a bare two-hop Ray Serve application")
+    for column in ("", "bare", "weir", "ratio", "goal"):
+        table.add_column(column, justify="right" if column else "left")
+    p50, p99, rps = figures["p50_ms"], figures["p99_ms"], figures["rps"]
+    table.add_row("p50, ms", str(p50["bare"]), str(p50["weir"]), f"{figures['p50_ratio']}", f"≤ {GOALS['p50']}")
+    table.add_row("p99, ms", str(p99["bare"]), str(p99["weir"]), f"{p99['weir'] / p99['bare']:.3f}", "")
+    table.add_row(
+        "requests/s", str(rps["bare"]), str(rps["weir"]), f"{figures['throughput_ratio']}", f"≥ {GOALS['throughput']}"
+    )
+    console.print(table)
+    console.print_json(data=figures)
+    if given.out:
+        given.out.write_text(json.dumps(figures, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

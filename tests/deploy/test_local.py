@@ -1,0 +1,76 @@
+"""From a file to a service and back to no process."""
+
+from __future__ import annotations
+
+import socket
+
+import httpx
+import psutil
+import pytest
+
+from deploy.local import bindable, down, status, up
+from deploy.state import StateFile
+from weir.errors import ConfigError, ServiceError
+
+
+def test_a_wrong_configuration_is_told_before_anything_starts(config, tmp_path):
+    config.write_text(config.read_text().replace("slo_s: 10", "slo_s: -1"))
+    with pytest.raises(ConfigError, match=r"toy\.yaml: slo_s"):
+        up(config, folder=tmp_path / "state")
+    assert not (tmp_path / "state").exists()
+
+
+def test_a_wrong_profile_is_told_before_anything_starts(config, tmp_path):
+    (tmp_path / "profile.json").write_text("{}")
+    with pytest.raises(ConfigError, match=r"profile\.json: family"):
+        up(config, folder=tmp_path / "state")
+    assert not (tmp_path / "state").exists()
+
+
+def test_a_taken_port_is_told_before_anything_starts(config, tmp_path):
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        with pytest.raises(ServiceError, match=f"cannot listen on 127.0.0.1:{port}"):
+            up(config, port=port, folder=tmp_path / "state")
+    assert bindable("127.0.0.1", port) == port
+
+
+def test_the_same_service_does_not_start_twice(config, tmp_path):
+    state = StateFile("toy", tmp_path)
+    state.acquire()
+    with pytest.raises(ServiceError, match="already up"):
+        up(config, folder=tmp_path)
+    state.release()
+
+
+def test_nothing_up_is_nothing_to_stop(tmp_path):
+    with pytest.raises(ServiceError, match="nothing is up"):
+        down(folder=tmp_path)
+    with pytest.raises(ServiceError, match="nothing is up"):
+        status(folder=tmp_path)
+
+
+@pytest.mark.timeout(280)
+def test_up_serves_in_the_background_and_down_leaves_no_process_and_no_file(config, tmp_path):
+    folder = tmp_path / "state"
+    service = up(config, detach=True, folder=folder)
+    try:
+        process = psutil.Process(service.pid)
+        family = [process, *process.children(recursive=True)]
+        assert len(family) > 5
+        now = status(folder=folder)
+        assert (now["healthy"], now["pending"], now["plan"]["version"]) == (True, [], 1)
+        assert now["replicas"] == {role: {"planned": 1, "ready": 1} for role in ("light", "heavy")}
+        answer = httpx.post(f"{service.url}/v1/images/generations", json={"prompt": "a red circle"}, timeout=30)
+        assert answer.status_code == 200
+        with pytest.raises(ServiceError, match="already up"):
+            up(config, folder=folder)
+    finally:
+        down(folder=folder)
+    _, alive = psutil.wait_procs(family, timeout=20)
+    assert alive == []
+    assert [path.name for path in folder.iterdir()] == ["toy.log"]
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(service.url)
