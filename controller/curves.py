@@ -1,0 +1,65 @@
+"""The deferral curve F(t) as it is now: the profile, corrected by the confidences of the last images."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+
+import numpy as np
+
+from weir.core import DeferralCurve
+
+#: Confidences that the window holds; at 10 requests/s it turns over in a minute and a half.
+WINDOW = 1000
+#: Images that the profile counts for: it rules the first seconds and is a tenth of a full window.
+PRIOR_WEIGHT = 100
+#: Thresholds of the curve that is given out.
+GRID = 200
+
+
+class LiveDeferral:
+    """F(t) from single-image confidences in a sliding window, blended with the profiled curve.
+
+    The thresholds it gives lie at equal steps of the share: confidences crowd near 0 and 1, where equal steps of the
+    threshold would jump over half of all requests.
+    """
+
+    def __init__(self, profile: DeferralCurve):
+        known = dict(zip(profile.thresholds, profile.shares, strict=True)) | {0.0: 0.0, 1.0: 1.0}
+        self._thresholds = np.array(sorted(known))
+        self._shares = np.maximum.accumulate([known[t] for t in sorted(known)])
+        self._window: deque[float] = deque(maxlen=WINDOW)
+
+    def observe(self, confidences: Iterable[float]) -> None:
+        """Takes in the confidences of images, newest last. Values outside 0…1 are left out."""
+        self._window.extend(c for c in confidences if 0 <= c <= 1)
+
+    def curve(self) -> DeferralCurve:
+        """The blended curve on about :data:`GRID` thresholds, from one that defers nothing to one that defers all."""
+        thresholds, shares = self._blend()
+        levels = np.linspace(0, 1, GRID + 1)
+        # The largest threshold whose share does not exceed the level: a curve with a jump stays below it.
+        picks = np.unique(np.searchsorted(shares, levels, side="right") - 1)
+        return DeferralCurve(tuple(thresholds[picks].tolist()), tuple(shares[picks].tolist()))
+
+    def threshold_for(self, share: float) -> float:
+        """The threshold that defers this share, linear between the observed confidences; 0 and 1 at the ends."""
+        if share <= 0:
+            return 0.0
+        if share >= 1:
+            return 1.0
+        thresholds, shares = self._blend()
+        return float(np.interp(share, shares, thresholds))
+
+    def _blend(self) -> tuple[np.ndarray, np.ndarray]:
+        """Thresholds, ascending, and the share of confidences below each."""
+        window = np.sort(np.array(self._window))
+        # A confidence is deferred by any threshold above it, so the step of the curve lies just behind it.
+        behind = np.nextafter(window, 2.0)
+        thresholds = np.unique(np.concatenate((self._thresholds, behind[behind <= 1])))
+        prior = np.interp(thresholds, self._thresholds, self._shares)
+        if not len(window):
+            return thresholds, prior
+        live = np.searchsorted(window, thresholds, side="left") / len(window)
+        weight = len(window) / (len(window) + PRIOR_WEIGHT)
+        return thresholds, weight * live + (1 - weight) * prior

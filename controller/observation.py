@@ -1,0 +1,35 @@
+"""What the controller sees, once a second, of the running system."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from weir.core import Role
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """Counts since the last observation, and the state at ``now_s``.
+
+    Attributes:
+        now_s: any clock that only moves forward.
+        arrivals: requests that came in.
+        confidences: of the light images finished, one value an image.
+        deferred: of these, how many lay below the threshold.
+        replicas: live ones, by type of GPU in the order of the setting.
+        queued: images waiting at replicas, by role.
+        in_flight, deferred_in_flight: requests and deferred requests admitted, not answered and younger than 2 × SLO.
+        late_answers: requests ever answered when older than 2 × SLO.
+        late_deferred: deferred requests ever that grew older than 2 × SLO unanswered.
+    """
+
+    now_s: float
+    arrivals: int
+    confidences: tuple[float, ...] = ()
+    deferred: int = 0
+    replicas: tuple[int, ...] = ()
+    queued: dict[Role, int] = field(default_factory=lambda: dict.fromkeys(Role, 0))
+    in_flight: int = 0
+    deferred_in_flight: int = 0
+    late_answers: int = 0
+    late_deferred: int = 0

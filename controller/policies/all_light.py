@@ -1,0 +1,26 @@
+"""Everything light: the fast end of Clipper (Crankshaw et al., NSDI 2017)."""
+
+from __future__ import annotations
+
+from controller.policies.policy import Policy, ReplicaChoice, best_batch, one_role
+from weir.core import Plan, Role
+
+
+class AllLight(Policy):
+    """Every replica light, at the batch size with the most images per second that leaves half the deadline for waiting."""
+
+    name = "all-light"
+
+    def first_plan(self) -> Plan:
+        light = self.setting.gpus[0].light
+        return one_role(self, Role.LIGHT, best_batch(light, self.setting.slo_s / 2))
+
+
+class AllLightAsPublished(Policy):
+    """DiffServe's baseline: batch 1, random routing."""
+
+    name = "all-light-published"
+    replica_choice = ReplicaChoice.RANDOM
+
+    def first_plan(self) -> Plan:
+        return one_role(self, Role.LIGHT, 1)

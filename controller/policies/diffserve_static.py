@@ -1,0 +1,49 @@
+"""DiffServe-Static: the cascade with one allocation and one threshold for the whole run."""
+
+from __future__ import annotations
+
+from controller.policies.policy import Policy, ReplicaChoice, best_batch
+from solvers.diffserve import published_problem
+from solvers.published import CASCADES
+from solvers.solve import solve
+from weir.core import Plan, Role
+
+
+class DiffServeStatic(Policy):
+    """The published static plan where this is a published cascade on 16 GPUs; elsewhere the published program's plan
+    for the largest demand at which it still defers half."""
+
+    name = "diffserve-static"
+    replica_choice = ReplicaChoice.RANDOM
+    dispatch_again = False
+
+    def first_plan(self) -> Plan:
+        self.drop_after_s = 22.5
+        setting = self.setting
+        for cascade in CASCADES.values():
+            if (
+                setting.replicas == 16
+                and setting.gpus[0].heavy == cascade.heavy
+                and setting.gpus[0].light == cascade.light
+            ):
+                threshold, light, heavy, light_batch, heavy_batch = cascade.static
+                return Plan.split(
+                    self.next_version(),
+                    light,
+                    heavy,
+                    light_batch=light_batch,
+                    heavy_batch=heavy_batch,
+                    threshold=threshold,
+                )
+        gpu = setting.gpus[0]
+        heavy_batch = best_batch(gpu.heavy, setting.slo_s * 0.8)
+        rate = setting.replicas * heavy_batch / gpu.heavy.at(heavy_batch)
+        problem = published_problem(
+            gpu.light,
+            gpu.heavy,
+            setting.deferral,
+            gpus=setting.replicas,
+            demand_rps=rate,
+            slo_s=setting.slo_s,
+        )
+        return solve(problem).to_plan(problem, self.next_version())

@@ -1,0 +1,152 @@
+"""Weir's own policy: the joint program on honest inputs, and no image thrown away.
+
+Differences to DiffServe, each with its reason:
+
+- demand is the arrival rate (``controller.demand``), not a count of what is in flight;
+- the light stage keeps head-room, because its queue costs deadlines. The heavy stage is planned full: what it cannot
+  finish in time is answered with the light image, so there a full queue costs quality only and an idle GPU wastes it;
+- the objective is measured quality, so nothing is deferred beyond the best mix;
+- F(t) is corrected by live confidences, and the share of deferred requests by what was really deferred: chance and
+  error in F(t) are paid back within a few plans;
+- requests go to the replica that finishes first.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from controller.curves import LiveDeferral
+from controller.demand import DemandForecast
+from controller.observation import Observation
+from controller.policies.policy import Policy
+from controller.setting import Setting
+from solvers.problem import Problem
+from solvers.solution import Solution
+from solvers.solve import solve
+from weir.core import Plan, Role
+
+#: Seconds between solutions, and between trims of the threshold, when nothing surprising happens.
+PERIOD_S = 5.0
+TRIM_S = 2.0
+#: A forecast this far above the planned demand asks for a plan at once.
+SURPRISE = 1.3
+#: Capacity planned for each request of the forecast.
+HEAD_ROOM = 1.05
+LIGHT_UTILISATION = 0.8
+HEAVY_UTILISATION = 1.0
+#: Share of a light batch that a request waits for its replica to come free.
+LIGHT_RESIDUAL = 0.5
+#: Quality (0…1 over the whole curve) worth giving up to spare one role change, and to leave a GPU spare.
+ROLE_CHANGE_COST = 2e-3
+GPU_COST = 1e-5
+#: Seconds over which a deviation of the deferred share is paid back, and the most it may move the share.
+PAYBACK_S = 2.0
+MOST_PAYBACK = 0.25
+
+
+class Weir(Policy):
+    """See the module."""
+
+    name = "weir"
+    light_fallback = True
+
+    def __init__(self, setting: Setting, solver: str = "auto"):
+        super().__init__(setting)
+        self.drop_after_s = None
+        self._solver = solver
+        self._demand = DemandForecast()
+        self._deferral = LiveDeferral(setting.deferral)
+        self._plan: Plan | None = None
+        self._planned_at_s = self._trimmed_at_s = 0.0
+        self._planned_rps = 0.0
+        self._share = 0.0
+        self._owed = 0.0
+
+    def first_plan(self) -> Plan:
+        """Without any observation: ready for the largest demand that still gets the best quality."""
+        counts = tuple(g.count for g in self.setting.gpus)
+        best = self._solve(0.0, counts)
+        low, high = 0.0, 1.0
+        while self._solve(high, counts).deferral >= best.deferral and high < 1e6:
+            low, high = high, 2 * high
+        for _ in range(6):
+            middle = (low + high) / 2
+            if self._solve(middle, counts).deferral >= best.deferral:
+                low = middle
+            else:
+                high = middle
+        return self._publish(low, counts)
+
+    def observe(self, seen: Observation) -> Plan | None:
+        self._demand.observe(seen.arrivals, 1.0)
+        self._deferral.observe(seen.confidences)
+        self._owed += self._share * len(seen.confidences) - seen.deferred
+        self._owed = max(-self._most_owed(), min(self._most_owed(), self._owed))
+        demand_rps = HEAD_ROOM * self._demand.rate_rps()
+        surprised = demand_rps > SURPRISE * self._planned_rps
+        lost = self._plan is not None and len(self._plan.assignments) != sum(seen.replicas)
+        if surprised or lost or seen.now_s - self._planned_at_s >= PERIOD_S:
+            self._planned_at_s = self._trimmed_at_s = seen.now_s
+            return self._publish(demand_rps, seen.replicas)
+        if self._plan is not None and seen.now_s - self._trimmed_at_s >= TRIM_S:
+            self._trimmed_at_s = seen.now_s
+            return self._trimmed(self._plan, self.next_version())
+        return None
+
+    def _most_owed(self) -> float:
+        return MOST_PAYBACK * PAYBACK_S * max(1.0, self._demand.rate_rps())
+
+    def _publish(self, demand_rps: float, counts: tuple[int, ...]) -> Plan:
+        problem = self._problem(demand_rps, counts)
+        solution = solve(problem, self._solver)
+        self._share, self._planned_rps = solution.deferral, demand_rps
+        version = self.next_version()
+        return self._trimmed(solution.to_plan(problem, version), version)
+
+    def _trimmed(self, plan: Plan, version: int) -> Plan:
+        """The plan with the threshold that defers the planned share, and what is owed of it, by the latest F(t)."""
+        threshold = self._deferral.threshold_for(self._share + self._payback())
+        self._plan = replace(plan, version=version, threshold=threshold)
+        return self._plan
+
+    def _payback(self) -> float:
+        """What to add to the deferred share so that the last deviation is made up for."""
+        if self._share in (0.0, 1.0):
+            return 0.0
+        expected = max(1.0, self._demand.rate_rps() * PAYBACK_S)
+        return max(-MOST_PAYBACK, min(MOST_PAYBACK, self._owed / expected))
+
+    def _solve(self, demand_rps: float, counts: tuple[int, ...]) -> Solution:
+        return solve(self._problem(demand_rps, counts), self._solver)
+
+    def _problem(self, demand_rps: float, counts: tuple[int, ...]) -> Problem:
+        setting, curve = self.setting, self._deferral.curve()
+        quality = setting.quality
+        return Problem(
+            gpus=tuple(
+                replace(gpu, count=count, running_light=running)
+                for gpu, count, running in zip(setting.gpus, counts, self._running_light(counts), strict=True)
+            ),
+            demand_rps=demand_rps,
+            slo_s=setting.slo_s,
+            thresholds=curve.thresholds,
+            deferral=curve.shares,
+            quality=tuple(quality.reward(1 - f) if quality else f for f in curve.shares),
+            light_utilisation=LIGHT_UTILISATION,
+            heavy_utilisation=HEAVY_UTILISATION,
+            fixed_s=setting.discriminator_s,
+            light_residual=LIGHT_RESIDUAL,
+            role_change_cost=ROLE_CHANGE_COST,
+            gpu_cost=GPU_COST,
+        )
+
+    def _running_light(self, counts: tuple[int, ...]) -> list[int | None]:
+        """Light replicas of each type under the running plan, whose ranks run through the types in order."""
+        if self._plan is None:
+            return [None] * len(counts)
+        running: list[int | None] = []
+        first = 0
+        for count in counts:
+            running.append(sum(self._plan.assignment(r).role is Role.LIGHT for r in range(first, first + count)))
+            first += count
+        return running

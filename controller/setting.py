@@ -1,0 +1,51 @@
+"""What a policy knows before the first request: the hardware, the deadline, the profiled curves."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from solvers.problem import GpuType
+from weir.core import DeferralCurve
+
+
+@dataclass(frozen=True, slots=True)
+class QualityCurve:
+    """Measured quality of a mix by its light share: values at equal steps from all heavy (0) to all light (1).
+
+    ``smaller_is_better`` holds for distances such as FID.
+    """
+
+    values: tuple[float, ...]
+    smaller_is_better: bool = True
+
+    def at(self, light_share: float) -> float:
+        """The measured value, linear between the points."""
+        return float(np.interp(light_share, np.linspace(0, 1, len(self.values)), self.values))
+
+    def reward(self, light_share: float) -> float:
+        """The same with larger being better."""
+        return -self.at(light_share) if self.smaller_is_better else self.at(light_share)
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One cascade on one set of GPUs.
+
+    Attributes:
+        gpus: types and counts at the start; ranks run through them in order.
+        deferral: profiled F(t), a prior that live confidences correct.
+        quality: None when it was not measured; deferring more then counts as better.
+        discriminator_s: seconds that judging adds to a light batch beyond its profile.
+    """
+
+    gpus: tuple[GpuType, ...]
+    slo_s: float
+    deferral: DeferralCurve
+    quality: QualityCurve | None = None
+    discriminator_s: float = 0.0
+
+    @property
+    def replicas(self) -> int:
+        return sum(g.count for g in self.gpus)

@@ -1,0 +1,83 @@
+"""When simulated requests arrive, and which recorded prompt each is."""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from traces.loader import load_trace
+from weir.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True)
+class Arrivals:
+    """Arrival times in seconds, ascending, and a prompt number for each."""
+
+    times_s: np.ndarray
+    prompts: np.ndarray
+
+    @classmethod
+    def of(cls, times_s: np.ndarray, prompts: np.ndarray) -> Arrivals:
+        """Sorts by time; requests at the same time keep their order."""
+        order = np.argsort(times_s, kind="stable")
+        return cls(np.asarray(times_s, dtype=float)[order], np.asarray(prompts, dtype=int)[order])
+
+    def __len__(self) -> int:
+        return len(self.times_s)
+
+
+def read_arrivals(path: Path | str) -> Arrivals:
+    """Arrivals of any trace that :func:`traces.loader.load_trace` reads.
+
+    DiffServe's form (``offset_ms,prompt_id`` without a header) keeps its prompt numbers, by which recorded scores are
+    looked up; in other forms equal prompts get equal numbers.
+
+    Raises:
+        ConfigError: names the file and the line.
+    """
+    path = Path(path)
+    numbered = _numbered(path)
+    if numbered is not None:
+        return numbered
+    trace = load_trace(path)
+    numbers: dict[str, int] = {}
+    prompts = [numbers.setdefault(p, len(numbers)) for p in trace.prompts]
+    return Arrivals.of(np.array(trace.arrivals_s), np.array(prompts))
+
+
+def _numbered(path: Path) -> Arrivals | None:
+    try:
+        with path.open(newline="") as file:
+            rows = [row for row in csv.reader(file) if row]
+    except (OSError, UnicodeDecodeError):
+        raise ConfigError(f"{path}: there is no readable file of that name") from None
+    if rows and [c.strip() for c in rows[0]] == ["offset_ms", "prompt_id"]:
+        rows = rows[1:]
+    try:
+        cells = np.array([[float(a), int(b)] for a, b in rows])
+    except ValueError:
+        return None
+    return Arrivals.of(cells[:, 0] / 1000, cells[:, 1].astype(int)) if len(cells) else None
+
+
+def poisson(rate_rps: np.ndarray, seed: int, prompts: int = 5000) -> Arrivals:
+    """A Poisson process with a rate for each second, prompts drawn evenly."""
+    rng = np.random.default_rng(seed)
+    counts = rng.poisson(rate_rps)
+    times = np.repeat(np.arange(len(counts), dtype=float), counts) + rng.random(counts.sum())
+    return Arrivals.of(times, rng.integers(0, prompts, len(times)))
+
+
+def steps(low_rps: float, high_rps: float, seconds: int, every_s: int, seed: int) -> Arrivals:
+    """Poisson arrivals whose rate jumps between two values."""
+    phase = (np.arange(seconds) // every_s) % 2
+    return poisson(np.where(phase == 0, low_rps, high_rps), seed)
+
+
+def spikes(base_rps: float, peak_rps: float, seconds: int, every_s: int, length_s: int, seed: int) -> Arrivals:
+    """Poisson arrivals at a base rate with short peaks."""
+    inside = np.arange(seconds) % every_s >= every_s - length_s
+    return poisson(np.where(inside, peak_rps, base_rps), seed)

@@ -1,0 +1,40 @@
+"""The confidence that each simulated light image gets from the discriminator."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from weir.core import DeferralCurve
+from weir.errors import ConfigError
+
+#: Scores that DiffServe recorded for each prompt, one an image.
+IMAGES_PER_PROMPT = 4
+
+
+def read_scores(path: Path | str) -> np.ndarray:
+    """Confidence by prompt number from a file of P(fake), four lines a prompt: 1 − their mean, as published.
+
+    Raises:
+        ConfigError: the file cannot be read, or its lines are no probabilities in groups of four.
+    """
+    try:
+        scores = np.loadtxt(path, ndmin=1)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: expected one probability a line: {error}") from None
+    if len(scores) == 0 or len(scores) % IMAGES_PER_PROMPT or not ((scores >= 0) & (scores <= 1)).all():
+        raise ConfigError(f"{path}: expected probabilities, {IMAGES_PER_PROMPT} lines for each prompt")
+    return 1 - scores.reshape(-1, IMAGES_PER_PROMPT).mean(axis=1)
+
+
+def recorded(scores: np.ndarray, prompts: np.ndarray) -> np.ndarray:
+    """The recorded confidence of every request; prompt numbers beyond the recording start over."""
+    return scores[prompts % len(scores)]
+
+
+def drawn(curve: DeferralCurve, count: int, seed: int) -> np.ndarray:
+    """Independent confidences whose distribution is the deferral curve."""
+    levels = np.random.default_rng(seed).random(count)
+    shares = np.maximum.accumulate(np.array(curve.shares))
+    return np.interp(levels, shares, np.array(curve.thresholds))

@@ -1,0 +1,309 @@
+"""The twin of the cluster: the same policies and plans, discrete events in place of GPUs.
+
+Three kinds of events, in the order of their time: an arrival, the end of a batch, and the controller's tick once a
+second. A run is a function of its arguments; the seed drives what a policy leaves to chance (random routing).
+"""
+
+from __future__ import annotations
+
+import heapq
+import random
+from collections import deque
+from collections.abc import Sequence
+
+import numpy as np
+
+from controller.observation import Observation
+from controller.policies import Policy, ReplicaChoice
+from simulator.arrivals import Arrivals
+from simulator.fleet import HEAVY, LIGHT, NEVER, Fleet, Replica
+from simulator.outcome import ANSWERED_AT_DEADLINE, ANSWERED_HEAVY, ANSWERED_LIGHT, UNANSWERED, Outcome
+from weir.core import Plan, Role
+
+#: Seconds between observations.
+TICK_S = 1.0
+#: A request older than this many deadlines counts as lost in what the controller sees.
+EXPIRY = 2.0
+
+
+class Simulation:
+    """One run of one policy over one trace."""
+
+    def __init__(
+        self,
+        policy: Policy,
+        arrivals: Arrivals,
+        confidences: np.ndarray,
+        *,
+        seed: int = 0,
+        actuation_s: float = 0.0,
+        deaths: Sequence[tuple[float, int]] = (),
+    ):
+        """
+        Args:
+            confidences: of the light image of every request.
+            actuation_s: seconds from a decision to its effect.
+            deaths: (time, replica) of replicas that die for good.
+        """
+        setting = policy.setting
+        self.policy = policy
+        self.slo_s = setting.slo_s
+        self.arrived: list[float] = arrivals.times_s.tolist()
+        self.confidence: list[float] = np.asarray(confidences, dtype=float).tolist()
+        self.deadline = [t + self.slo_s for t in self.arrived]
+        n = len(self.arrived)
+        self.finished = [NEVER] * n
+        self.path = [UNANSWERED] * n
+        self.deferred = [False] * n
+        self.judged_at = [0.0] * n
+        self.plan: Plan = policy.first_plan()
+        self.fleet = Fleet(setting, self.plan)
+        self.random = random.Random(seed)
+        self.earliest_finish = policy.replica_choice is ReplicaChoice.EARLIEST_FINISH
+        self.actuation_s = actuation_s
+        self.plans = [self._plan_row(0.0)]
+        self.role_changes = 0
+        self.busy_s = 0.0
+        # (time, sequence, replica or None, epoch or plan): the sequence keeps ties in their order
+        self.events: list[tuple[float, int, Replica | None, int]] = []
+        self.sequence = 0
+        self.pending_plans: deque[tuple[float, Plan]] = deque()
+        self.deaths = deque(sorted(deaths))
+        self.seen_arrivals = 0
+        self.seen_confidences: list[float] = []
+        self.seen_deferred = 0
+        self.answered = 0
+        self.in_flight_deferred = 0
+        self.oldest = 0
+        self.expired = 0
+        self.late_answers = 0
+        self.late_deferred = 0
+
+    def run(self) -> Outcome:
+        """Runs until every request is answered or lost."""
+        arrived, events = self.arrived, self.events
+        n, i, tick = len(arrived), 0, TICK_S
+        last = (arrived[-1] if n else 0.0) + EXPIRY * self.slo_s
+        while i < n or events:
+            at = arrived[i] if i < n else NEVER
+            if events and events[0][0] <= at:
+                at = events[0][0]
+                batch_ends = True
+            else:
+                batch_ends = False
+            if at > tick and tick <= last:
+                self._tick(tick, i)
+                tick += TICK_S
+            elif batch_ends:
+                _, _, replica, epoch = heapq.heappop(events)
+                if replica is not None and replica.epoch == epoch:
+                    self._batch_ended(replica, at)
+            else:
+                self._arrive(i, at)
+                i += 1
+        return Outcome(
+            policy=self.policy.name,
+            slo_s=self.slo_s,
+            arrivals_s=np.array(arrived),
+            finished_s=np.array(self.finished),
+            paths=np.array(self.path, dtype=np.int8),
+            busy_s=self.busy_s,
+            role_changes=self.role_changes,
+            plans=tuple(self.plans),
+            replicas=len(self.fleet.replicas),
+        )
+
+    def _arrive(self, i: int, now: float) -> None:
+        entry = self.policy.heavy_entry
+        role = HEAVY if entry and (entry >= 1 or self.random.random() < entry) else LIGHT
+        self._send(i, role, now)
+
+    def _pick(self, role: int, now: float) -> tuple[Replica | None, float]:
+        fleet = self.fleet
+        if not fleet.members[role]:
+            role = 1 - role  # every replica holds both variants: while a role has none, the other stands in
+        if self.earliest_finish:
+            return fleet.earliest(role, now)
+        members = fleet.members[role]
+        return (fleet.replicas[members[int(self.random.random() * len(members))]], now) if members else (None, NEVER)
+
+    def _send(self, i: int, role: int, now: float) -> None:
+        replica, _ = self._pick(role, now)
+        if replica is not None:
+            self._enqueue(replica, i, now)
+
+    def _enqueue(self, replica: Replica, i: int, now: float) -> None:
+        replica.queue.append(i)
+        if replica.running:
+            self.fleet.refresh(replica)
+        else:
+            self._start(replica, now)
+
+    def _start(self, replica: Replica, now: float) -> None:
+        """The head of the queue becomes the running batch, after what is too late for it has left."""
+        role, queue = replica.role, replica.queue
+        times = replica.times[role]
+        if role == HEAVY and self.policy.light_fallback:
+            while queue and now + times[1] > self.deadline[queue[0]]:
+                self._give_up(queue.popleft(), now)
+        bound = self.policy.drop_after_s
+        if bound is None:
+            batch = [queue.popleft() for _ in range(min(replica.limit, len(queue)))]
+        else:
+            seconds = times[min(replica.limit, len(queue))]
+            batch = []
+            while queue and len(batch) < replica.limit:
+                i = queue.popleft()
+                if now + seconds - self.arrived[i] > bound:
+                    self._give_up(i, now)
+                else:
+                    batch.append(i)
+        if not batch:
+            self.fleet.became_idle(replica)
+            return
+        replica.running, replica.running_role = batch, role
+        seconds = times[len(batch)]
+        replica.busy_until = now + seconds
+        self.busy_s += seconds
+        self.sequence += 1
+        heapq.heappush(self.events, (replica.busy_until, self.sequence, replica, replica.epoch))
+        self.fleet.refresh(replica)
+
+    def _batch_ended(self, replica: Replica, now: float) -> None:
+        batch, replica.running = replica.running, []
+        if replica.running_role == LIGHT:
+            self._judge(batch, now)
+        else:
+            for i in batch:
+                if now > self.deadline[i] and self.deferred[i] and self.policy.light_fallback:
+                    self._give_up(i, now)
+                else:
+                    self._answer(i, ANSWERED_HEAVY, now)
+        if not replica.running:  # a deferred image may have started the next batch here already
+            self._start(replica, now)
+
+    def _judge(self, batch: list[int], now: float) -> None:
+        """The discriminator's verdict on a batch of light images."""
+        threshold = self.plan.threshold
+        cascade = bool(self.fleet.members[HEAVY])
+        for i in batch:
+            confidence = self.confidence[i]
+            self.seen_confidences.append(confidence)
+            if not cascade or (confidence >= threshold and threshold < 1):
+                self._answer(i, ANSWERED_LIGHT, now)
+                continue
+            self.seen_deferred += 1
+            if not self.deferred[i]:
+                self.deferred[i] = True
+                self.judged_at[i] = now
+                self.in_flight_deferred += self._young(i)
+            self._defer(i, now)
+
+    def _defer(self, i: int, now: float) -> None:
+        replica, finish = self._pick(HEAVY, now)
+        if replica is None or (self.policy.light_fallback and finish > self.deadline[i]):
+            self._give_up(i, now)
+        else:
+            self._enqueue(replica, i, now)
+
+    def _give_up(self, i: int, now: float) -> None:
+        """The request cannot be answered in time by the variant that it waits for: its light image goes out, at the
+        deadline if that has passed (the load balancer waits no longer), or it is lost."""
+        if self.deferred[i] and self.policy.light_fallback:
+            self._answer(i, ANSWERED_AT_DEADLINE, max(self.judged_at[i], min(now, self.deadline[i])))
+
+    def _answer(self, i: int, path: int, now: float) -> None:
+        self.finished[i] = now
+        self.path[i] = path
+        if self._young(i):
+            self.answered += 1
+            self.in_flight_deferred -= self.deferred[i]
+        else:
+            self.late_answers += 1
+
+    def _young(self, i: int) -> bool:
+        return i >= self.oldest
+
+    def _tick(self, now: float, arrived: int) -> None:
+        """One second of the controller: deaths, observation, and the plans whose time has come."""
+        while self.deaths and self.deaths[0][0] <= now:
+            self._die(self.fleet.replicas[self.deaths.popleft()[1]], now)
+        while self.oldest < arrived and self.arrived[self.oldest] < now - EXPIRY * self.slo_s:
+            i = self.oldest
+            self.oldest += 1
+            if self.finished[i] == NEVER:
+                self.expired += 1
+                self.late_deferred += self.deferred[i]
+                self.in_flight_deferred -= self.deferred[i]
+        alive = [r for r in self.fleet.replicas if r.alive]
+        queued = [0, 0]
+        for replica in alive:
+            queued[replica.role] += len(replica.queue)
+        counts = [0] * len(self.policy.setting.gpus)
+        for replica in alive:
+            counts[replica.kind] += 1
+        seen = Observation(
+            now_s=now,
+            arrivals=arrived - self.seen_arrivals,
+            confidences=tuple(self.seen_confidences),
+            deferred=self.seen_deferred,
+            replicas=tuple(counts),
+            queued={Role.LIGHT: queued[LIGHT], Role.HEAVY: queued[HEAVY]},
+            in_flight=arrived - self.answered - self.expired,
+            deferred_in_flight=self.in_flight_deferred,
+            late_answers=self.late_answers,
+            late_deferred=self.late_deferred,
+        )
+        self.seen_arrivals, self.seen_confidences, self.seen_deferred = arrived, [], 0
+        if alive:
+            plan = self.policy.observe(seen)
+            if plan is not None:
+                self.pending_plans.append((now + self.actuation_s, plan))
+        while self.pending_plans and self.pending_plans[0][0] <= now:
+            self._apply(self.pending_plans.popleft()[1], now)
+
+    def _apply(self, plan: Plan, now: float) -> None:
+        self.plan = plan
+        changed = self.fleet.set_plan(plan)
+        self.role_changes += len(changed)
+        self.plans.append(self._plan_row(now))
+        if self.policy.dispatch_again:
+            for replica in changed:
+                self._dispatch_again(replica, 1 - replica.role, now)
+
+    def _dispatch_again(self, replica: Replica, role: int, now: float) -> None:
+        waiting = list(replica.queue)
+        replica.queue.clear()
+        self.fleet.refresh(replica)
+        for i in waiting:
+            if self.deferred[i]:
+                self._defer(i, now)
+            else:
+                self._send(i, role, now)
+
+    def _die(self, replica: Replica, now: float) -> None:
+        """What ran or waited there starts again elsewhere."""
+        role = replica.running_role if replica.running else replica.role
+        replica.queue.extendleft(reversed(replica.running))
+        replica.running = []
+        replica.alive = False
+        replica.epoch += 1
+        self.fleet.set_plan(self.plan)
+        self._dispatch_again(replica, role, now)
+
+    def _plan_row(self, now: float) -> tuple[float, int, int, float]:
+        return (now, self.plan.count(Role.LIGHT), self.plan.count(Role.HEAVY), self.plan.threshold)
+
+
+def simulate(
+    policy: Policy,
+    arrivals: Arrivals,
+    confidences: np.ndarray,
+    *,
+    seed: int = 0,
+    actuation_s: float = 0.0,
+    deaths: Sequence[tuple[float, int]] = (),
+) -> Outcome:
+    """One policy over one trace; see :class:`Simulation`."""
+    simulation = Simulation(policy, arrivals, confidences, seed=seed, actuation_s=actuation_s, deaths=deaths)
+    return simulation.run()

@@ -1,0 +1,93 @@
+"""The figures of one run, as users compare them."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from controller.setting import QualityCurve
+from simulator.fluid import WINDOW_S
+from simulator.outcome import UNANSWERED, Outcome
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """One policy on one trace.
+
+    Attributes:
+        violation_ratio: requests answered late or not at all, of all requests.
+        windowed_quality: mean over windows (by arrival, 30 s) of the measured quality at the light share of the answers
+            there; None when the family has no such curve.
+        light_share: of the answers.
+        goodput_rps: answers in time per second of the trace.
+        p50_s, p95_s, p99_s: latency of the answers.
+        gpu_utilisation: busy share of all GPU time from the first arrival to the last answer.
+        gpu_seconds_per_image: busy GPU time for each answer.
+        cost_per_1000_images: price of all GPUs over that time, for 1,000 answers; None without a price.
+    """
+
+    policy: str
+    requests: int
+    violation_ratio: float
+    windowed_quality: float | None
+    light_share: float
+    goodput_rps: float
+    p50_s: float
+    p95_s: float
+    p99_s: float
+    gpu_utilisation: float
+    role_flips: int
+    gpu_seconds_per_image: float
+    cost_per_1000_images: float | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return asdict(self)
+
+
+def windowed_quality(outcome: Outcome, quality: QualityCurve, window_s: float = WINDOW_S) -> float | None:
+    """Mean over windows of the quality at the light share served there; windows without an answer are left out."""
+    answered = outcome.paths != UNANSWERED
+    window = (outcome.arrivals_s[answered] // window_s).astype(int)
+    if not len(window):
+        return None
+    counts = np.bincount(window)
+    light = np.bincount(window, weights=outcome.light[answered])
+    shares = light[counts > 0] / counts[counts > 0]
+    return float(np.mean([quality.at(share) for share in shares]))
+
+
+def report(outcome: Outcome, quality: QualityCurve | None, gpu_hour_price: float | None = None) -> Report:
+    """Sums up a run.
+
+    Args:
+        gpu_hour_price: of one GPU, any currency.
+    """
+    requests = len(outcome.arrivals_s)
+    answered = outcome.paths != UNANSWERED
+    answers = int(answered.sum())
+    latencies = outcome.latencies_s[answered]
+    p50, p95, p99 = np.percentile(latencies, (50, 95, 99)) if answers else (float("nan"),) * 3
+    begin = float(outcome.arrivals_s[0]) if requests else 0.0
+    trace_s = max(float(outcome.arrivals_s[-1]) - begin, 1e-9) if requests else 1.0
+    end_s = max(float(outcome.finished_s[answered].max()) - begin, trace_s) if answers else trace_s
+    cost = None
+    if gpu_hour_price is not None and answers:
+        cost = gpu_hour_price * outcome.replicas * end_s / 3600 / answers * 1000
+    return Report(
+        policy=outcome.policy,
+        requests=requests,
+        violation_ratio=float(outcome.violated.mean()) if requests else 0.0,
+        windowed_quality=windowed_quality(outcome, quality) if quality else None,
+        light_share=float(outcome.light.sum() / answers) if answers else 0.0,
+        goodput_rps=float((~outcome.violated).sum() / trace_s),
+        p50_s=float(p50),
+        p95_s=float(p95),
+        p99_s=float(p99),
+        gpu_utilisation=outcome.busy_s / (outcome.replicas * end_s),
+        role_flips=outcome.role_changes,
+        gpu_seconds_per_image=outcome.busy_s / answers if answers else 0.0,
+        cost_per_1000_images=cost,
+    )
