@@ -23,7 +23,8 @@ def serve_instance() -> Iterator[Any]:
     import ray
     from ray import serve
 
-    here = Path(__file__).parent
+    monkeypatch = pytest.MonkeyPatch()
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
     ray.init(
         address="local",
         num_cpus=2,
@@ -31,12 +32,12 @@ def serve_instance() -> Iterator[Any]:
         log_to_driver=False,
         _node_ip_address="127.0.0.1",
         object_store_memory=100 << 20,
-        runtime_env={"env_vars": {"PYTHONPATH": str(here.parents[1]), "RAY_USAGE_STATS_ENABLED": "0"}},
     )
     serve.start(proxy_location="Disabled")
     yield serve
     serve.shutdown()
     ray.shutdown()
+    monkeypatch.undo()
 
 
 def until(condition: Callable[[], bool]) -> None:
