@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from load_balancer.pool import ReplicaLost
+from tests.load_balancer.toy_family import FAMILY, PROFILE
 from weir.config import FamilyConfig
 from weir.core import Plan, Role
 from weir.profiles import Profile
@@ -19,21 +20,6 @@ from weir.profiles import Profile
 with warnings.catch_warnings():  # Ray's models warn of pydantic's future at import
     warnings.simplefilter("ignore")
     import ray.serve  # noqa: F401
-
-FAMILY = {
-    "name": "toy",
-    "pipeline": "nobody/nothing",
-    "size": 64,
-    "sizes": [32],
-    "light": {"name": "toy-light", "scheduler": "ddim", "steps": 2, "guidance": 1},
-    "heavy": {"name": "toy-heavy", "scheduler": "ddim", "steps": 50, "guidance": 2},
-}
-PROFILE = {
-    "family": "toy",
-    "device": "none",
-    "light": {"name": "toy-light", "steps": 2, "batch_sizes": [1, 4], "latency_s": [0.02, 0.05]},
-    "heavy": {"name": "toy-heavy", "steps": 50, "batch_sizes": [1, 4], "latency_s": [0.1, 0.25]},
-}
 
 
 def png(side: int = 8) -> bytes:

@@ -9,11 +9,11 @@ from collections.abc import AsyncIterator
 
 import httpx
 import pytest
-from malformed_requests import BODIES, GOOD
 from PIL import Image
 
 from load_balancer.api import FILES, GENERATIONS, create_app
 from load_balancer.balancer import Balancer
+from tests.load_balancer.malformed_requests import BODIES, GOOD
 from weir.config import LimitsConfig
 from weir.core import Role
 

@@ -17,13 +17,13 @@ import httpx
 import openai
 import pytest
 import yaml
-from conftest import FAMILY, PROFILE
-from malformed_requests import BODIES, GOOD
 
 from deploy.cluster import cluster
 from deploy.local import bindable, readiness
 from deploy.publish import Publisher, render
 from load_balancer.api import GENERATIONS
+from tests.load_balancer.malformed_requests import BODIES, GOOD
+from tests.load_balancer.toy_family import FAMILY, PROFILE
 from weir.core import Plan, Role
 
 pytestmark = [
