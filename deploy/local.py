@@ -230,6 +230,7 @@ def _detached(config_path: Path | str, port: int, state: StateFile, console: Con
             while process.poll() is None:
                 service = state.read()
                 if service and service.ready:
+                    process.returncode = 0  # it outlives this command, and nobody here waits for it
                     return service
                 time.sleep(POLL_S)
     except BaseException:

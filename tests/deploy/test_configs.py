@@ -34,6 +34,7 @@ def test_a_shipped_profile_is_valid_and_its_light_variant_is_the_faster_one(path
 
 def test_the_emulated_cluster_has_sixteen_replicas_and_heavy_fits_its_deadline():
     service, family = load_service(DEPLOY / "configs" / "emulated-16.yaml")
+    assert service.pool.emulate
     plan, profile = service.plan.plan(), load_profile(service.pool.emulate)
     assert len(plan.assignments) == 16
     assert profile.light.name == family.light.name

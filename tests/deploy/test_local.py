@@ -56,6 +56,7 @@ def test_nothing_up_is_nothing_to_stop(tmp_path):
 def test_up_serves_in_the_background_and_down_leaves_no_process_and_no_file(config, tmp_path):
     folder = tmp_path / "state"
     service = up(config, detach=True, folder=folder)
+    assert service
     try:
         process = psutil.Process(service.pid)
         family = [process, *process.children(recursive=True)]

@@ -199,7 +199,7 @@ async def test_more_than_the_deadline_allows_is_refused_before_any_work(running,
         await asyncio.sleep(0.05)
         refused = [t.exception() for t in tasks if t.done() and t.exception()]
         assert refused
-        assert all(isinstance(error, Overloaded) and error.retry_after_s > 0 for error in refused)
+        assert all(isinstance(error, Overloaded) and error.retry_after_s for error in refused)
         assert len(pool.calls) == 40 - len(refused)
         for task in tasks:
             task.cancel()

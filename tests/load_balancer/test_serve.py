@@ -53,7 +53,13 @@ class Up(NamedTuple):
 
     def version(self) -> int:
         """The next free plan version."""
-        return readiness(self.url)["plan"]["version"] + 1
+        return self.state()["plan"]["version"] + 1
+
+    def state(self) -> dict[str, Any]:
+        """The readiness report."""
+        state = readiness(self.url)
+        assert state
+        return state
 
     def wait(self, condition) -> None:
         """Until the readiness report fulfils the condition."""
@@ -137,15 +143,17 @@ def test_the_official_client_works_unchanged(up):
         answer = client.images.generate(
             prompt="a red circle", model="toy", n=2, size="64x64", response_format="b64_json", user="me"
         )
+        assert answer.data
         assert len(answer.data) == 2
-        assert base64.b64decode(answer.data[0].b64_json).startswith(b"\x89PNG")
+        assert base64.b64decode(answer.data[0].b64_json or "").startswith(b"\x89PNG")
         extended = client.images.generate(
             prompt="a red circle", model="toy/heavy", extra_body={"seed": 7, "num_inference_steps": 25}
         )
-        about = extended.data[0].model_extra["weir"]
+        about = extended.to_dict()["data"][0]["weir"]  # type: ignore[index]
         assert (about["seed"], about["steps"], about["path"], about["emulated"]) == (7, 25, "heavy", True)
-        url = client.images.generate(prompt="a", response_format="url").data[0].url
-        assert httpx.get(url).content.startswith(b"\x89PNG")
+        fetched = client.images.generate(prompt="a", response_format="url").data
+        assert fetched
+        assert httpx.get(fetched[0].url or "").content.startswith(b"\x89PNG")
         with pytest.raises(openai.BadRequestError) as refused:
             client.images.generate(prompt="a red circle", n=99)
         assert refused.value.param == "n"
@@ -167,7 +175,7 @@ def test_a_hundred_malformed_bodies_leave_it_answering(up, client):
         assert answer.status_code == status, name
         assert answer.json()["error"]["param"] == param, name
     assert client.post(GENERATIONS, json=GOOD).status_code == 200
-    assert readiness(up.url)["in_flight"] == 0
+    assert up.state()["in_flight"] == 0
 
 
 def test_a_client_that_leaves_takes_its_work_with_it(up, client):
