@@ -18,9 +18,9 @@ def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
         raise ValueError(f"need two sets of at least two features of one width, got {a.shape} and {b.shape}")
     a, b = a.astype(np.float64), b.astype(np.float64)
     gap = a.mean(0) - b.mean(0)
-    cov_a, cov_b = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
-    # tr((Σa Σb)^½) from the eigenvalues of a symmetric product: stable where Σ is singular.
-    root = linalg.sqrtm(cov_a + 1e-9 * np.eye(len(cov_a)))
-    eigenvalues = linalg.eigvalsh(np.real(root) @ cov_b @ np.real(root))
-    cross = np.sqrt(np.clip(eigenvalues, 0, None)).sum()
+    cov_a, cov_b = (np.atleast_2d(np.cov(x, rowvar=False)) for x in (a, b))
+    # tr((Σa Σb)^½) = tr((Σa^½ Σb Σa^½)^½): symmetric, so stable where a covariance is singular.
+    values, vectors = linalg.eigh(cov_a)
+    root = (vectors * np.sqrt(np.clip(values, 0, None))) @ vectors.T
+    cross = np.sqrt(np.clip(linalg.eigvalsh(root @ cov_b @ root), 0, None)).sum()
     return float(gap @ gap + np.trace(cov_a) + np.trace(cov_b) - 2 * cross)

@@ -104,7 +104,7 @@ def train_denoiser(
 ) -> UNet2DConditionModel:
     """v-prediction with an even spread of timesteps in every batch; only ``timesteps``, when some are given."""
     torch.manual_seed(seed)
-    unet = new_unet(channels).to(device, memory_format=torch.channels_last)
+    unet = new_unet(channels).to(device)
     scheduler = new_scheduler()
     chosen = torch.tensor(timesteps, device=device)
     assert data.states.shape[1] == MAX_TOKENS
@@ -121,7 +121,7 @@ def train_denoiser(
         value = F.mse_loss(predict(unet, scheduler.add_noise(x, noise, t), t, states, pooled), target)
         return value, {"loss": value.item()}
 
-    return train(name, unet, loss, steps=steps, lr=lr, folder=folder, seed=seed, warm_up=150, ema=0.998)
+    return train(name, unet, loss, steps=steps, lr=lr, folder=folder, seed=seed, warm_up=100, ema=0.996)
 
 
 @torch.no_grad()
@@ -174,6 +174,7 @@ def distil(
     trajectory is one sharp image. ``entering[i]`` [N, 4, 16, 16] are the latents at ``timesteps[i]``.
     """
     scheduler = new_scheduler()
+    student.requires_grad_(True)  # a moving average comes frozen
     alpha = scheduler.alphas_cumprod[list(timesteps)].to(final.device)
 
     def loss(step: int, generator: torch.Generator) -> tuple[torch.Tensor, dict[str, float]]:

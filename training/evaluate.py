@@ -116,7 +116,7 @@ class Evaluation:
 
 
 def quality_by_share(light: np.ndarray, heavy: np.ndarray, order: np.ndarray) -> list[float]:
-    """Mean quality when the first share of ``order`` is answered with the light image and the rest with the heavy one."""
+    """Mean quality when the first share of ``order`` gets the light image and the rest the heavy one."""
     curve = []
     for share in SHARES:
         chosen = order[: round(share * len(order))]
@@ -126,7 +126,9 @@ def quality_by_share(light: np.ndarray, heavy: np.ndarray, order: np.ndarray) ->
     return curve
 
 
-def evaluate(family: FamilyConfig, out: Path, *, count: int = 400, progress: Progress | None = None) -> dict[str, object]:
+def evaluate(
+    family: FamilyConfig, out: Path, *, count: int = 400, progress: Progress | None = None
+) -> dict[str, object]:
     """Draws and judges everything; writes ``evaluation.json`` and ``images.npz`` to ``out`` and returns the figures."""
     scenes = held_out(count)
     run = Evaluation(family, scenes, progress)

@@ -22,7 +22,9 @@ BACKGROUNDS = ("white", "gray", "sand", "sky")
 RELATIONS = ("left of", "right of", "above", "below")
 
 MAX_OBJECTS = 4
-_COUNT_SHARES = (0.34, 0.34, 0.20, 0.12)
+_COUNT_SHARES = (0.40, 0.34, 0.18, 0.08)
+_TEXTURE_SHARES = (0.68, 0.16, 0.16)
+_TILT = 0.35  # radians; objects lean this far to either side
 
 _RGB = {
     "red": (0.86, 0.12, 0.12), "yellow": (0.98, 0.82, 0.10), "green": (0.12, 0.62, 0.22),
@@ -105,7 +107,7 @@ def draw_scene(rng: np.random.Generator, count: int | None = None) -> Scene:
         count = 1 + int(rng.choice(MAX_OBJECTS, p=_COUNT_SHARES))
     while True:
         sizes = [_pick(rng, SIZES) if count < 4 or i == 0 else "small" for i in range(count)]
-        radii = [float(rng.uniform(0.105, 0.135) if s == "small" else rng.uniform(0.18, 0.235)) for s in sizes]
+        radii = [float(rng.uniform(0.125, 0.14) if s == "small" else rng.uniform(0.185, 0.235)) for s in sizes]
         positions = _place(rng, radii)
         if positions is None:
             continue
@@ -116,12 +118,12 @@ def draw_scene(rng: np.random.Generator, count: int | None = None) -> Scene:
         Thing(
             shape=shape,
             colour=colour,
-            texture=str(rng.choice(TEXTURES, p=(0.56, 0.22, 0.22))),
+            texture=str(rng.choice(TEXTURES, p=_TEXTURE_SHARES)),
             size=size,
             x=x,
             y=y,
             radius=radius,
-            rotation=float(rng.uniform(0, 2 * np.pi)),
+            rotation=float(rng.uniform(-_TILT, _TILT)),
             phase=float(rng.uniform(0, 1)),
             says_colour=bool(rng.random() < 0.88),
             says_texture=bool(rng.random() < 0.8),

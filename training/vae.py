@@ -65,7 +65,7 @@ def train_vae(data: SceneData, folder: Path, *, steps: int, batch: int, seed: in
     A KL term strong enough to matter here made three quarters of the channels collapse.
     """
     torch.manual_seed(seed)
-    vae = new_vae().to(device, memory_format=torch.channels_last)
+    vae = new_vae().to(device)
 
     def loss(step: int, generator: torch.Generator) -> tuple[torch.Tensor, dict[str, float]]:
         index = torch.randint(len(data), (batch,), generator=generator, device=device).cpu().numpy()

@@ -1,0 +1,58 @@
+# Every command of the project; `make help` lists them.
+.DEFAULT_GOAL := help
+.PHONY: help setup setup-dev demo test lint bench train evaluate profile clean
+
+PYTHON ?= python3
+BIN := .venv/bin
+WEIR := $(BIN)/weir
+DEMO_RATE ?= 1
+export TRANSFORMERS_VERBOSITY ?= error
+export OMP_NUM_THREADS ?= 1
+export RAY_USAGE_STATS_ENABLED ?= 0
+
+help:  ## list the commands
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+.venv/.runtime: requirements.txt pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install -q -r requirements.txt
+	$(BIN)/pip install -q --no-deps -e .
+	@touch $@
+
+.venv/.dev: .venv/.runtime requirements-dev.txt
+	$(BIN)/pip install -q -r requirements-dev.txt
+	@touch $@
+
+setup: .venv/.runtime  ## make the virtual environment
+setup-dev: .venv/.dev  ## the same with what tests and linters need
+
+demo: setup  ## serve the embedded family, replay two minutes of traces/bursty.csv, show the report
+	@$(WEIR) up --detach --port 0; \
+	trap : INT; \
+	$(WEIR) replay traces/bursty.csv --duration 120 --rate $(DEMO_RATE) --score deploy/families/weir-tiny.yaml; code=$$?; \
+	$(WEIR) down; exit $$code
+
+test: setup-dev lint  ## lint, type-check and run every test
+	$(BIN)/python -m pytest
+
+lint: setup-dev  ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: setup-dev  ## Weir's own cost, solver times, cascade against all-heavy
+	$(BIN)/python benchmarks/overhead.py
+	$(BIN)/python benchmarks/solvers.py
+	$(BIN)/python benchmarks/cascade.py
+
+train: setup  ## train the embedded family from its seed (resumable; hours on a CPU)
+	$(WEIR) train
+
+evaluate: setup  ## measure the embedded family and rewrite its model card
+	$(WEIR) evaluate --card models/weir-tiny
+
+profile: setup  ## measure the embedded family's latencies on this machine
+	$(WEIR) profile --out deploy/profiles/weir-tiny-cpu.json
+
+clean:  ## remove the environment and everything that runs have left
+	rm -rf .venv .weir runs .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,49 @@
+"""Scenes are drawn from a seed; what a caption leaves out stays open."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from training.dataset import label
+from training.scenes import caption, draw_scene, redraw, render
+
+seeds = st.integers(0, 2**32 - 1)
+
+
+@given(seeds)
+def test_one_seed_gives_one_picture(seed: int) -> None:
+    first, second = (render(draw_scene(np.random.default_rng(seed))) for _ in range(2))
+    assert np.array_equal(first, second)
+
+
+@given(seeds)
+@settings(deadline=None)
+def test_a_scene_that_is_drawn_again_keeps_its_caption_and_changes_its_picture(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    scene = draw_scene(rng, 1 + seed % 2)
+    other = redraw(scene, rng)
+    assert caption(other) == caption(scene)
+    assert not np.array_equal(render(other), render(scene))
+
+
+@given(seeds)
+def test_objects_lie_inside_the_picture_and_never_hide_one_another(seed: int) -> None:
+    things = draw_scene(np.random.default_rng(seed)).things
+    for i, a in enumerate(things):
+        assert 0 < a.x - a.radius
+        assert a.x + a.radius < 1
+        for b in things[:i]:
+            assert np.hypot(a.x - b.x, a.y - b.y) > 0.9 * (a.radius + b.radius)
+
+
+@pytest.mark.parametrize("size", [32, 64, 128])
+def test_a_scene_can_be_drawn_at_any_size(size: int) -> None:
+    image = render(draw_scene(np.random.default_rng(0)), size)
+    assert image.shape == (size, size, 3)
+    assert image.dtype == np.uint8
+
+
+def test_labels_count_the_objects() -> None:
+    rows, _, _ = label(draw_scene(np.random.default_rng(0), 3))
+    assert (rows[:, 0] >= 0).sum() == 3

@@ -1,0 +1,45 @@
+"""The arrows of imports go one way: a room imports only the rooms that the map allows it."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ALLOWED = {
+    "weir": set(),
+    "solvers": {"weir"},
+    "workers": {"weir"},
+    "traces": {"weir"},
+    "quality": {"weir"},
+    "load_balancer": {"weir"},
+    "controller": {"weir", "solvers"},
+    "training": {"weir", "workers", "quality"},
+    "simulator": {"weir", "solvers", "controller", "load_balancer", "workers", "traces"},
+    "deploy": {"weir", "solvers", "controller", "load_balancer", "workers", "traces"},
+}
+#: Composes everything, one import in each command.
+FRONT_DOOR = Path("weir/cli.py")
+
+
+def imported(path: Path) -> set[str]:
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {a.name.split(".")[0] for a in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+            names.add(node.module.split(".")[0])
+    return names & set(ALLOWED)
+
+
+@pytest.mark.parametrize("room", sorted(ALLOWED))
+def test_a_room_imports_only_what_the_map_allows(room: str) -> None:
+    strays = {
+        str(path): sorted(imported(path) - ALLOWED[room] - {room})
+        for path in Path(room).rglob("*.py")
+        if path != FRONT_DOOR and imported(path) - ALLOWED[room] - {room}
+    }
+    assert not strays
+
+
+def test_the_load_balancer_reaches_workers_through_handles_only() -> None:
+    assert "workers" not in set().union(*(imported(p) for p in Path("load_balancer").rglob("*.py")))
