@@ -56,10 +56,11 @@ class LiveDeferral:
         window = np.sort(np.array(self._window))
         # A confidence is deferred by any threshold above it, so the step of the curve lies just behind it.
         behind = np.nextafter(window, 2.0)
-        thresholds = np.unique(np.concatenate((self._thresholds, behind[behind <= 1])))
+        thresholds = np.unique(np.concatenate((self._thresholds, window, behind[behind <= 1])))
         prior = np.interp(thresholds, self._thresholds, self._shares)
         if not len(window):
             return thresholds, prior
         live = np.searchsorted(window, thresholds, side="left") / len(window)
+        live[-1] = 1.0  # the threshold 1 defers everything, a confidence of 1 included
         weight = len(window) / (len(window) + PRIOR_WEIGHT)
         return thresholds, weight * live + (1 - weight) * prior

@@ -15,7 +15,7 @@ class DemandForecast:
     """Arrival rate from counts.
 
     The rate over the longest window is steady but late. Each shorter window has an interval of rates that could have
-    given its count (Poisson, ± :data:`Z` standard deviations); where the steady rate lies outside, it moves to the edge.
+    given its count (Poisson, ± :data:`Z` standard deviations); a steady rate outside of it moves to its edge.
     A tenfold jump shows after one second, noise alone moves nothing.
     """
 

@@ -15,10 +15,12 @@ import numpy as np
 
 from controller.observation import Observation
 from controller.policies import Policy, ReplicaChoice
+from load_balancer.admission import Admission
 from simulator.arrivals import Arrivals
 from simulator.fleet import HEAVY, LIGHT, NEVER, Fleet, Replica
 from simulator.outcome import ANSWERED_AT_DEADLINE, ANSWERED_HEAVY, ANSWERED_LIGHT, UNANSWERED, Outcome
 from weir.core import Plan, Role
+from weir.errors import Overloaded
 
 #: Seconds between observations.
 TICK_S = 1.0
@@ -50,7 +52,7 @@ class Simulation:
         self.slo_s = setting.slo_s
         self.arrived: list[float] = arrivals.times_s.tolist()
         self.confidence: list[float] = np.asarray(confidences, dtype=float).tolist()
-        self.deadline = [t + self.slo_s for t in self.arrived]
+        self.latest = [t + self.slo_s - policy.margin_s for t in self.arrived]
         n = len(self.arrived)
         self.finished = [NEVER] * n
         self.path = [UNANSWERED] * n
@@ -61,6 +63,7 @@ class Simulation:
         self.random = random.Random(seed)
         self.earliest_finish = policy.replica_choice is ReplicaChoice.EARLIEST_FINISH
         self.actuation_s = actuation_s
+        self.admission = Admission(queued=1)  # only its rate limit is asked, so nothing is ever in flight here
         self.plans = [self._plan_row(0.0)]
         self.role_changes = 0
         self.busy_s = 0.0
@@ -114,9 +117,19 @@ class Simulation:
         )
 
     def _arrive(self, i: int, now: float) -> None:
+        if self.plan.admitted_rps is not None and not self._admitted(now):
+            return
         entry = self.policy.heavy_entry
         role = HEAVY if entry and (entry >= 1 or self.random.random() < entry) else LIGHT
         self._send(i, role, now)
+
+    def _admitted(self, now: float) -> bool:
+        try:
+            self.admission.admit(1, now=now, deadline=NEVER, finish_at=now, rps=self.plan.admitted_rps)
+        except Overloaded:
+            return False
+        self.admission.release(1)
+        return True
 
     def _pick(self, role: int, now: float) -> tuple[Replica | None, float]:
         fleet = self.fleet
@@ -144,7 +157,7 @@ class Simulation:
         role, queue = replica.role, replica.queue
         times = replica.times[role]
         if role == HEAVY and self.policy.light_fallback:
-            while queue and now + times[1] > self.deadline[queue[0]]:
+            while queue and now + times[1] > self.latest[queue[0]]:
                 self._give_up(queue.popleft(), now)
         bound = self.policy.drop_after_s
         if bound is None:
@@ -175,7 +188,7 @@ class Simulation:
             self._judge(batch, now)
         else:
             for i in batch:
-                if now > self.deadline[i] and self.deferred[i] and self.policy.light_fallback:
+                if now > self.latest[i] and self.deferred[i] and self.policy.light_fallback:
                     self._give_up(i, now)
                 else:
                     self._answer(i, ANSWERED_HEAVY, now)
@@ -201,16 +214,16 @@ class Simulation:
 
     def _defer(self, i: int, now: float) -> None:
         replica, finish = self._pick(HEAVY, now)
-        if replica is None or (self.policy.light_fallback and finish > self.deadline[i]):
+        if replica is None or (self.policy.light_fallback and finish > self.latest[i]):
             self._give_up(i, now)
         else:
             self._enqueue(replica, i, now)
 
     def _give_up(self, i: int, now: float) -> None:
         """The request cannot be answered in time by the variant that it waits for: its light image goes out, at the
-        deadline if that has passed (the load balancer waits no longer), or it is lost."""
+        latest time for it if that has passed (the load balancer waits no longer), or it is lost."""
         if self.deferred[i] and self.policy.light_fallback:
-            self._answer(i, ANSWERED_AT_DEADLINE, max(self.judged_at[i], min(now, self.deadline[i])))
+            self._answer(i, ANSWERED_AT_DEADLINE, max(self.judged_at[i], min(now, self.latest[i])))
 
     def _answer(self, i: int, path: int, now: float) -> None:
         self.finished[i] = now

@@ -12,7 +12,7 @@ from weir.core import LatencyProfile
 from weir.errors import ConfigError
 from weir.profiles import load_profile
 
-#: SDXL base at 25 steps on an A100-40G (ml-energy/leaderboard, Apache-2.0; seconds a batch) behind cascade 3's light model.
+#: SDXL base at 25 steps on an A100-40G (ml-energy/leaderboard, Apache-2.0) behind cascade 3's light model.
 SDXL_A100 = replace(
     CASCADES["diffserve-3"],
     name="sdxl-a100",

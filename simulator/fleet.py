@@ -1,9 +1,13 @@
 """The simulated replicas, and which of them gets a request.
 
-The rule is that of ``load_balancer/dispatch.py`` (a test holds the two equal): a request goes to the replica of its role
-that would have its image ready first, where that is
+A request goes to the replica of its role that would have its image ready first, where that is
 
     end of the running batch + whole batches queued + the batch that it would be part of.
+
+In the light role the batch it would be part of is taken as it is now, in the heavy role as full. Taken as it is now, a
+heavy batch looks cheapest where nobody waits, images spread over many small batches, and the stage loses half of its
+throughput just when it is needed; besides, those already accepted would grow late with every image that joins them.
+``load_balancer/dispatch.py`` keeps the same book for the cluster; tests hold the two together where the rules coincide.
 
 With a thousand replicas asking each of them for every request would be too slow, so the answer of each busy replica is
 kept in an array and refreshed when its queue changes, and idle replicas wait in a heap by rank.
@@ -115,8 +119,7 @@ class Fleet:
         """The replica that would finish one more image of the role first, and when. None without any of the role."""
         idle = self.idle[role]
         while idle:
-            seconds, index = idle[0]
-            replica = self.replicas[index]
+            replica = self.replicas[idle[0][1]]
             if replica.alive and replica.role == role and not replica.running and not replica.queue:
                 break
             heapq.heappop(idle)

@@ -7,7 +7,7 @@ from weir.core import Plan, Role
 
 
 class AllLight(Policy):
-    """Every replica light, at the batch size with the most images per second that leaves half the deadline for waiting."""
+    """Every replica light, at the batch size with the most images per second of those within half the deadline."""
 
     name = "all-light"
 

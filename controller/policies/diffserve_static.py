@@ -6,7 +6,7 @@ from controller.policies.policy import Policy, ReplicaChoice, best_batch
 from solvers.diffserve import published_problem
 from solvers.published import CASCADES
 from solvers.solve import solve
-from weir.core import Plan, Role
+from weir.core import Plan
 
 
 class DiffServeStatic(Policy):

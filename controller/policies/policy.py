@@ -31,6 +31,7 @@ class Policy(ABC):
         drop_after_s: a queued request that cannot be ready this many seconds after its admission is dropped when its
             batch starts; None keeps all.
         light_fallback: a deferred request is answered with its light image when the heavy one would be late.
+        margin_s: a heavy image counts as late when it would be ready less than this before the deadline.
         dispatch_again: the queue of a replica that changes its role goes to others of the old role; otherwise the
             replica works it off in its new role, as DiffServe does.
     """
@@ -44,6 +45,7 @@ class Policy(ABC):
         self.setting = setting
         self.heavy_entry = 0.0
         self.drop_after_s: float | None = setting.slo_s
+        self.margin_s = 0.0
         self._version = 0
 
     @abstractmethod

@@ -3,8 +3,9 @@
 Differences to DiffServe, each with its reason:
 
 - demand is the arrival rate (``controller.demand``), not a count of what is in flight;
-- the light stage keeps head-room, because its queue costs deadlines. The heavy stage is planned full: what it cannot
-  finish in time is answered with the light image, so there a full queue costs quality only and an idle GPU wastes it;
+- the light stage keeps head-room, because its queue costs deadlines. The heavy stage is planned a little more than
+  full: what it cannot finish in time is answered with the light image, so there a full queue costs quality only, and
+  the gaps that chance leaves in a stage planned just full waste it;
 - the objective is measured quality, so nothing is deferred beyond the best mix;
 - F(t) is corrected by live confidences, and the share of deferred requests by what was really deferred: chance and
   error in F(t) are paid back within a few plans;
@@ -21,7 +22,7 @@ from controller.observation import Observation
 from controller.policies.policy import Policy
 from controller.setting import Setting
 from solvers.problem import Problem
-from solvers.solution import Solution
+from solvers.solution import Solution, Status
 from solvers.solve import solve
 from weir.core import Plan, Role
 
@@ -33,9 +34,11 @@ SURPRISE = 1.3
 #: Capacity planned for each request of the forecast.
 HEAD_ROOM = 1.05
 LIGHT_UTILISATION = 0.8
-HEAVY_UTILISATION = 1.0
+HEAVY_UTILISATION = 1.1
 #: Share of a light batch that a request waits for its replica to come free.
 LIGHT_RESIDUAL = 0.5
+#: Share of the deadline kept for what the profile does not know: hops, jitter, a slow batch.
+MARGIN = 0.02
 #: Quality (0…1 over the whole curve) worth giving up to spare one role change, and to leave a GPU spare.
 ROLE_CHANGE_COST = 2e-3
 GPU_COST = 1e-5
@@ -53,11 +56,12 @@ class Weir(Policy):
     def __init__(self, setting: Setting, solver: str = "auto"):
         super().__init__(setting)
         self.drop_after_s = None
+        self.margin_s = MARGIN * setting.slo_s
         self._solver = solver
         self._demand = DemandForecast()
         self._deferral = LiveDeferral(setting.deferral)
         self._plan: Plan | None = None
-        self._planned_at_s = self._trimmed_at_s = 0.0
+        self._seen_at_s = self._planned_at_s = self._trimmed_at_s = 0.0
         self._planned_rps = 0.0
         self._share = 0.0
         self._owed = 0.0
@@ -78,10 +82,13 @@ class Weir(Policy):
         return self._publish(low, counts)
 
     def observe(self, seen: Observation) -> Plan | None:
-        self._demand.observe(seen.arrivals, 1.0)
+        self._demand.observe(seen.arrivals, seen.now_s - self._seen_at_s)
+        self._seen_at_s = seen.now_s
         self._deferral.observe(seen.confidences)
         self._owed += self._share * len(seen.confidences) - seen.deferred
         self._owed = max(-self._most_owed(), min(self._most_owed(), self._owed))
+        if not any(seen.replicas):
+            return None  # nobody could follow a plan
         demand_rps = HEAD_ROOM * self._demand.rate_rps()
         surprised = demand_rps > SURPRISE * self._planned_rps
         lost = self._plan is not None and len(self._plan.assignments) != sum(seen.replicas)
@@ -99,6 +106,8 @@ class Weir(Policy):
     def _publish(self, demand_rps: float, counts: tuple[int, ...]) -> Plan:
         problem = self._problem(demand_rps, counts)
         solution = solve(problem, self._solver)
+        if solution.status is Status.LIGHTEST and self._plan and len(self._plan.assignments) == sum(counts):
+            return self._trimmed(self._plan, self.next_version())  # no solver answered: the last good split stays
         self._share, self._planned_rps = solution.deferral, demand_rps
         version = self.next_version()
         return self._trimmed(solution.to_plan(problem, version), version)

@@ -1,0 +1,145 @@
+"""All policies on the same arrivals, side by side: the table, the JSON and the plot behind ``weir compare``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from controller.policies import POLICIES, make_policy
+from controller.setting import Setting
+from simulator.arrivals import Arrivals, read_arrivals
+from simulator.confidences import drawn, read_scores, recorded
+from simulator.engine import simulate
+from simulator.families import family_setting
+from simulator.fluid import fluid_bound
+from simulator.outcome import Outcome
+from simulator.report import Report, report
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """What :func:`compare` found.
+
+    Attributes:
+        bound: quality that perfect foresight reaches without a violation; None when quality was not measured.
+        outcomes, reports: one a policy, in the order asked for.
+    """
+
+    setting: Setting
+    arrivals: Arrivals
+    bound: float | None
+    outcomes: tuple[Outcome, ...]
+    reports: tuple[Report, ...]
+
+    def to_json(self) -> str:
+        """A list of objects, one a policy."""
+        return json.dumps([r.to_dict() for r in self.reports], indent=2)
+
+    def print(self, console: Console | None = None) -> None:
+        """A table for people."""
+        title = f"{len(self.arrivals):,} requests, {self.setting.replicas} GPUs, SLO {self.setting.slo_s:g} s"
+        if self.bound is not None:
+            title += f"; fluid bound {self.bound:.2f}"
+        table = Table(title=title)
+        for column in ("policy", "violations", "quality", "light", "goodput", "p50", "p99", "GPU busy", "role flips"):
+            table.add_column(column, justify="left" if column == "policy" else "right")
+        for r in self.reports:
+            table.add_row(
+                r.policy,
+                f"{r.violation_ratio:.2%}",
+                "–" if r.windowed_quality is None else f"{r.windowed_quality:.2f}",
+                f"{r.light_share:.1%}",
+                f"{r.goodput_rps:.2f}/s",
+                f"{r.p50_s:.2f} s",
+                f"{r.p99_s:.2f} s",
+                f"{r.gpu_utilisation:.0%}",
+                str(r.role_flips),
+            )
+        (console or Console()).print(table)
+
+    def plot(self, path: Path | str) -> None:
+        """Demand, light share and violations over time, and the trade-off, as a picture in any format of Matplotlib."""
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=(11, 7), layout="constrained")
+        (demand, light), (late, trade) = figure.subplots(2, 2)
+        width = max(5.0, float(self.arrivals.times_s[-1]) / 60) if len(self.arrivals) else 5.0
+        window = (self.arrivals.times_s // width).astype(int)
+        counts = np.bincount(window)
+        times = (np.arange(len(counts)) + 0.5) * width
+        demand.plot(times, counts / width, color="black")
+        demand.set(title="demand", ylabel="requests/s", xlabel="s")
+        for outcome, figures in zip(self.outcomes, self.reports, strict=True):
+            for axes, mask in ((light, outcome.light), (late, outcome.violated)):
+                axes.plot(times, np.bincount(window, mask, len(counts)) / np.maximum(counts, 1), label=outcome.policy)
+            if figures.windowed_quality is not None:
+                trade.scatter(100 * figures.violation_ratio, figures.windowed_quality)
+                trade.annotate(outcome.policy, (100 * figures.violation_ratio, figures.windowed_quality))
+        light.set(title="share of light answers", xlabel="s")
+        late.set(title="share of violations", xlabel="s")
+        light.legend()
+        trade.set(title="quality against violations", xlabel="violations, %", ylabel="windowed quality")
+        if self.bound is not None:
+            trade.axhline(self.bound, linestyle=":", color="black")
+        figure.savefig(path)
+
+
+def compare(
+    setting: Setting,
+    arrivals: Arrivals,
+    confidences: np.ndarray,
+    policies: Sequence[str] = tuple(POLICIES),
+    *,
+    seed: int = 0,
+    gpu_hour_price: float | None = None,
+) -> Comparison:
+    """Runs policies on the same arrivals and confidences.
+
+    Raises:
+        ConfigError: a policy name is not known.
+    """
+    made = [make_policy(name, setting) for name in policies]
+    outcomes = tuple(simulate(policy, arrivals, confidences, seed=seed) for policy in made)
+    bound = fluid_bound(setting, arrivals.times_s) if len(arrivals) else float("nan")
+    return Comparison(
+        setting,
+        arrivals,
+        None if np.isnan(bound) else bound,
+        outcomes,
+        tuple(report(outcome, setting.quality, gpu_hour_price) for outcome in outcomes),
+    )
+
+
+def compare_files(
+    family: str,
+    trace: Path | str,
+    policies: Sequence[str] = tuple(POLICIES),
+    *,
+    scores: Path | str | None = None,
+    gpus: int = 16,
+    slo_s: float | None = None,
+    seed: int = 0,
+    gpu_hour_price: float | None = None,
+) -> Comparison:
+    """:func:`compare` from names and files, as the command line has them.
+
+    Args:
+        family: a published family or the path of a profile.
+        scores: recorded discriminator scores (P(fake), four lines a prompt); None draws confidences from the curve.
+
+    Raises:
+        ConfigError: names the argument or the file.
+    """
+    setting = family_setting(family, gpus, slo_s)
+    arrivals = read_arrivals(trace)
+    if scores is None:
+        confidences = drawn(setting.deferral, len(arrivals), seed)
+    else:
+        confidences = recorded(read_scores(scores), arrivals.prompts)
+    return compare(setting, arrivals, confidences, policies, seed=seed, gpu_hour_price=gpu_hour_price)

@@ -1,0 +1,165 @@
+"""What every policy has in common, and what makes each of them that policy."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from controller.observation import Observation
+from controller.policies import POLICIES, make_policy
+from controller.policies import weir as weir_policy
+from controller.policies.diffserve import Ewm
+from controller.setting import QualityCurve, Setting
+from solvers.problem import GpuType
+from solvers.published import cascade
+from solvers.solution import Status
+from weir.core import Role
+from weir.errors import ConfigError
+
+
+def setting(name: str = "diffserve-1", gpus: int = 16) -> Setting:
+    c = cascade(name)
+    return Setting((GpuType("a100", gpus, c.light, c.heavy),), c.slo_s, c.deferral, QualityCurve(c.fid), 0.02)
+
+
+def second(now: float, arrivals: int, **fields) -> Observation:
+    return Observation(now_s=now, arrivals=arrivals, **{"replicas": (16,), "in_flight": 2 * arrivals, **fields})
+
+
+def run(policy, counts, start: float = 1.0):
+    """The plans of consecutive seconds with these arrivals."""
+    plans = [policy.observe(second(start + i, count)) for i, count in enumerate(counts)]
+    return [p for p in plans if p is not None]
+
+
+@pytest.mark.parametrize("name", POLICIES)
+@pytest.mark.parametrize("gpus", [1, 2, 16])
+def test_every_policy_plans_for_every_replica_from_the_start(name, gpus):
+    plan = make_policy(name, setting(gpus=gpus)).first_plan()
+    assert sum(plan.count(role) for role in Role) == len(plan.assignments) == gpus
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_every_policy_survives_silence_and_a_hundredfold_jump(name):
+    policy = make_policy(name, setting())
+    versions = [policy.first_plan().version]
+    versions += [p.version for p in run(policy, [0] * 10 + [10] * 10 + [1000] * 10 + [0] * 10)]
+    assert versions == sorted(set(versions))
+
+
+def test_an_unknown_policy_is_refused_with_the_known_ones():
+    with pytest.raises(ConfigError, match=r"known: all-light.*weir"):
+        make_policy("greedy", setting())
+
+
+def test_all_heavy_takes_the_best_batch_within_the_deadline_and_as_published_one():
+    assert make_policy("all-heavy", setting()).first_plan().assignments[0].batch_size == 4
+    assert make_policy("all-heavy-published", setting()).first_plan().assignments[0].batch_size == 1
+
+
+def test_diffserve_static_is_the_published_plan():
+    plan = make_policy("diffserve-static", setting("diffserve-3")).first_plan()
+    assert (plan.threshold, plan.count(Role.LIGHT), plan.count(Role.HEAVY)) == (0.02, 9, 7)
+
+
+def test_diffserve_plans_every_five_seconds_from_what_is_in_flight():
+    # 20 in flight make a demand of 24, for which the published optimum is t = 0.23.
+    policy = make_policy("diffserve", setting())
+    policy.first_plan()
+    seconds = [policy.observe(second(1.0 + i, 7, in_flight=20)) for i in range(10)]
+    assert [i for i, plan in enumerate(seconds) if plan] == [4, 9]
+    assert seconds[9].threshold == 0.23
+
+
+def test_diffserve_uses_the_ratio_of_queue_to_flight_as_seconds():
+    policy = make_policy("diffserve", setting())
+    policy.first_plan()
+    crowded = {"in_flight": 20, "deferred_in_flight": 10, "queued": {Role.LIGHT: 10, Role.HEAVY: 9}}
+    plans = [policy.observe(second(1.0 + i, 7, **crowded)) for i in range(5)]
+    # Delays of 0.5 + 0.9 s rule out heavy batches of 4.
+    assert max(a.batch_size for a in plans[-1].assignments if a.role is Role.HEAVY) == 2
+
+
+def test_the_published_average_is_that_of_pandas():
+    ewm = Ewm()
+    for sample in (3.0, 9.0, 0.0, 1.0, 4.0, 4.0, 12.0):
+        ewm.observe(sample)
+    # pandas.Series([3, 9, 1, 4, 4, 12]).ewm(com=2.1).mean().iloc[-1]
+    assert ewm.mean == pytest.approx(6.848740166)
+
+
+def test_proteus_goes_all_heavy_when_it_can_and_mixes_when_it_must():
+    policy = make_policy("proteus", setting())
+    policy.first_plan()
+    run(policy, [5] * 20)
+    assert policy.heavy_entry == 1.0
+    run(policy, [60] * 20, start=21.0)
+    assert 0.1 < policy.heavy_entry < 0.4
+
+
+def test_weir_stops_at_the_best_mix_on_a_light_load():
+    policy = make_policy("weir", setting())
+    policy.first_plan()
+    plan = run(policy, [5] * 20)[-1]
+    assert cascade("diffserve-1").deferral.at(plan.threshold) == pytest.approx(0.6, abs=0.02)
+
+
+def test_weir_does_not_flap_on_a_steady_load():
+    policy = make_policy("weir", setting())
+    policy.first_plan()
+    plans = run(policy, [24, 30, 27, 22, 29, 31, 25, 26] * 15)
+    assert len({p.count(Role.LIGHT) for p in plans}) == 1
+
+
+def test_weir_answers_a_burst_within_two_seconds():
+    policy = make_policy("weir", setting("diffserve-3"))
+    policy.first_plan()
+    before = run(policy, [2] * 20)[-1].count(Role.LIGHT)
+    after = run(policy, [12, 12], start=21.0)[-1].count(Role.LIGHT)
+    assert after > before + 2
+
+
+def test_weir_pays_back_what_was_deferred_too_little():
+    typical = tuple(i / 20 for i in range(10))
+    thresholds = []
+    for deferred in (2, 6):
+        policy = make_policy("weir", setting())
+        policy.first_plan()
+        seconds = [second(1.0 + i, 10, confidences=typical, deferred=deferred) for i in range(20)]
+        thresholds.append([p for p in map(policy.observe, seconds) if p is not None][-1].threshold)
+    assert thresholds[0] > thresholds[1]
+
+
+def test_weir_plans_anew_when_a_replica_dies():
+    policy = make_policy("weir", setting())
+    policy.first_plan()
+    run(policy, [10] * 6)
+    plan = policy.observe(second(7.0, 10, replicas=(15,)))
+    assert plan is not None
+    assert len(plan.assignments) == 15
+
+
+def test_weir_without_replicas_waits():
+    policy = make_policy("weir", setting())
+    policy.first_plan()
+    assert policy.observe(second(1.0, 10, replicas=(0,))) is None
+
+
+def test_weir_keeps_the_last_good_split_when_no_solver_answers(monkeypatch):
+    policy = make_policy("weir", setting())
+    policy.first_plan()
+    good = run(policy, [10] * 6)[-1]
+    real = weir_policy.solve
+    monkeypatch.setattr(weir_policy, "solve", lambda *a: replace(real(*a), status=Status.LIGHTEST, allocations=()))
+    kept = run(policy, [40] * 6, start=7.0)[-1]
+    assert kept.assignments == good.assignments
+    assert kept.version > good.version
+
+
+def test_weir_sheds_at_admission_only_what_all_light_cannot_serve():
+    policy = make_policy("weir", setting())
+    policy.first_plan()
+    assert run(policy, [100] * 20)[-1].admitted_rps is None
+    limit = run(policy, [1000] * 20, start=21.0)[-1].admitted_rps
+    assert limit == pytest.approx(0.8 * 16 * 20.78, rel=0.1)

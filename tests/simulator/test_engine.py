@@ -1,0 +1,151 @@
+"""The twin: every request accounted for, the same run for the same seed, faults survived."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from controller.policies import POLICIES, make_policy
+from controller.policies.policy import Policy
+from simulator.arrivals import Arrivals, poisson
+from simulator.confidences import drawn
+from simulator.engine import simulate
+from simulator.families import family_setting
+from simulator.outcome import ANSWERED_AT_DEADLINE, ANSWERED_HEAVY, ANSWERED_LIGHT, UNANSWERED
+from weir.core import Plan
+
+SETTING = family_setting("diffserve-1", gpus=4)
+
+
+class Fixed(Policy):
+    """One plan for the whole run."""
+
+    name = "fixed"
+    plan = Plan.split(1, 1, 1, light_batch=2, heavy_batch=2, threshold=0.5)
+
+    def __init__(self, setting, **rules):
+        super().__init__(setting)
+        self.drop_after_s = None
+        for rule, value in rules.items():
+            setattr(self, rule, value)
+
+    def first_plan(self) -> Plan:
+        return self.plan
+
+
+def fixed(gpus: int = 2, **rules) -> Fixed:
+    return Fixed(family_setting("diffserve-1", gpus=gpus), **rules)
+
+
+def at(*times: float) -> Arrivals:
+    return Arrivals.of(np.array(times), np.arange(len(times)))
+
+
+def test_a_confident_light_image_takes_a_light_batch_and_its_judgement():
+    outcome = simulate(fixed(), at(1.0), np.array([0.9]))
+    assert outcome.latencies_s == pytest.approx([0.1 + 0.02])
+    assert outcome.paths.tolist() == [ANSWERED_LIGHT]
+
+
+def test_a_deferred_image_takes_the_heavy_batch_besides():
+    outcome = simulate(fixed(), at(1.0), np.array([0.1]))
+    assert outcome.latencies_s == pytest.approx([0.12 + 1.78])
+    assert outcome.paths.tolist() == [ANSWERED_HEAVY]
+
+
+def test_images_that_wait_leave_together():
+    # The first is drawn alone; the two that came meanwhile share a batch (0.15 + 0.02 s).
+    outcome = simulate(fixed(), at(1.0, 1.05, 1.1), np.array([0.9, 0.9, 0.9]))
+    assert outcome.finished_s == pytest.approx([1.12, 1.29, 1.29])
+
+
+def test_a_heavy_image_that_would_be_late_is_answered_with_the_light_one():
+    times = at(*np.linspace(0, 1, 10))
+    lost = simulate(fixed(), times, np.zeros(10))
+    saved = simulate(fixed(light_fallback=True), times, np.zeros(10))
+    assert lost.violated.any()
+    assert not saved.violated.any()
+    assert (saved.paths == ANSWERED_AT_DEADLINE).any()
+
+
+def test_what_cannot_make_its_bound_is_dropped():
+    outcome = simulate(fixed(drop_after_s=5.0), at(*np.linspace(0, 1, 10)), np.zeros(10))
+    assert (outcome.paths == UNANSWERED).any()
+    assert outcome.latencies_s[outcome.paths == ANSWERED_HEAVY].max() <= 5.0
+
+
+@pytest.mark.parametrize("name", POLICIES)
+@given(
+    gaps=st.lists(st.floats(0, 3), min_size=1, max_size=60),
+    levels=st.integers(0, 2**16),
+    gpus=st.integers(1, 4),
+)
+@settings(max_examples=8, deadline=None, derandomize=True)
+def test_every_request_ends_once_and_none_before_it_could(name, gaps, levels, gpus):
+    setting = family_setting("diffserve-1", gpus=gpus)
+    arrivals = at(*np.cumsum(gaps))
+    outcome = simulate(make_policy(name, setting), arrivals, np.random.default_rng(levels).random(len(gaps)))
+    answered = outcome.paths != UNANSWERED
+    assert np.isfinite(outcome.finished_s[answered]).all()
+    assert np.isinf(outcome.finished_s[~answered]).all()
+    assert (outcome.latencies_s >= 0.1 - 1e-9).all()
+    assert outcome.busy_s <= gpus * outcome.finished_s[answered].max(initial=0) + 1e-6
+
+
+@pytest.mark.parametrize("name", ["diffserve", "weir"])
+def test_a_run_is_a_function_of_its_seed(name):
+    arrivals = poisson(np.full(40, 6.0), seed=1)
+    confidences = drawn(SETTING.deferral, len(arrivals), seed=2)
+    runs = [simulate(make_policy(name, SETTING), arrivals, confidences, seed=7) for _ in range(2)]
+    assert np.array_equal(runs[0].finished_s, runs[1].finished_s)
+    assert runs[0].plans == runs[1].plans
+
+
+def test_weir_keeps_every_deadline_while_replicas_die():
+    arrivals = poisson(np.full(60, 5.0), seed=3)
+    confidences = drawn(SETTING.deferral, len(arrivals), seed=4)
+    deaths = [(20.0, 0), (35.0, 3)]
+    outcome = simulate(make_policy("weir", SETTING), arrivals, confidences, deaths=deaths)
+    assert (outcome.paths != UNANSWERED).all()
+    assert outcome.violated.mean() < 0.01
+    assert outcome.plans[-1][1] + outcome.plans[-1][2] == 2
+
+
+def test_the_death_of_all_loses_requests_and_ends():
+    arrivals = poisson(np.full(20, 5.0), seed=3)
+    deaths = [(5.0, i) for i in range(4)]
+    outcome = simulate(make_policy("weir", SETTING), arrivals, np.zeros(len(arrivals)), deaths=deaths)
+    assert (outcome.paths[outcome.arrivals_s > 5.0] == UNANSWERED).all()
+
+
+def test_weir_serves_what_it_can_of_a_flood():
+    # Ten times what all light GPUs could draw: the admitted part is in time, the rest is refused at once.
+    arrivals = poisson(np.full(30, 800.0), seed=5)
+    outcome = simulate(make_policy("weir", SETTING), arrivals, drawn(SETTING.deferral, len(arrivals), 6))
+    late = outcome.arrivals_s > 10
+    served = (~outcome.violated & late).sum() / 20
+    assert served > 0.6 * 4 * 20.0
+
+
+def test_no_request_at_all_is_a_run_too():
+    outcome = simulate(make_policy("weir", SETTING), at(), np.array([]))
+    assert len(outcome.paths) == 0
+
+
+def test_a_change_of_role_lets_the_running_batch_end_and_moves_the_queue():
+    class Turns(Fixed):
+        light_fallback = True
+
+        def observe(self, seen):
+            if seen.now_s != 1.0:
+                return None
+            return Plan.split(2, 2, 1, light_batch=2, heavy_batch=2, threshold=0.5)
+
+        plan = Plan.split(1, 1, 2, light_batch=2, heavy_batch=2, threshold=0.5)
+
+    outcome = simulate(Turns(family_setting("diffserve-1", gpus=3)), at(0.0, 0.2, 0.4, 0.6), np.zeros(4))
+    assert outcome.role_changes == 1
+    assert not outcome.violated.any()
+    assert (outcome.paths == ANSWERED_HEAVY).sum() >= 3

@@ -1,0 +1,99 @@
+"""Dispatch in the twin and in the cluster: where the rules coincide, so do the choices."""
+
+from __future__ import annotations
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from controller.setting import Setting
+from load_balancer.dispatch import Dispatcher, Kind
+from load_balancer.service_times import ServiceTimes
+from simulator.fleet import HEAVY, LIGHT, Fleet
+from solvers.problem import GpuType
+from weir.core import DeferralCurve, LatencyProfile, Plan, Role
+from weir.profiles import Profile, VariantProfile
+
+SIZES, SECONDS = (1, 2, 4), (0.1, 0.15, 0.22)
+LATENCY = LatencyProfile(SIZES, SECONDS)
+
+
+def variant(name: str) -> VariantProfile:
+    return VariantProfile(name=name, steps=1, batch_sizes=SIZES, latency_s=SECONDS)
+
+
+def fleet(plan: Plan) -> Fleet:
+    gpu = GpuType("gpu", len(plan.assignments), LATENCY, LATENCY)
+    return Fleet(Setting((gpu,), 5.0, DeferralCurve((0.0, 1.0), (0.0, 1.0))), plan)
+
+
+@given(gaps=st.lists(st.floats(0, 0.2), min_size=1, max_size=40), replicas=st.integers(1, 5))
+@settings(max_examples=60, deadline=None, derandomize=True)
+def test_light_images_would_be_ready_when_the_load_balancer_says_so(gaps, replicas):
+    plan = Plan.split(1, replicas, 0, light_batch=4, heavy_batch=4, threshold=0.0)
+    twin = fleet(plan)
+    profile = Profile(family="f", device="d", light=variant("l"), heavy=variant("h"))
+    dispatcher = Dispatcher(plan, ServiceTimes(profile))
+    dispatcher.sync([{"replica": str(i), "rank": i} for i in range(replicas)])
+    ends: list[tuple[float, int]] = []
+    now = 0.0
+    for number, gap in enumerate(gaps):
+        now += gap
+        while ends and min(ends)[0] <= now:
+            end, index = min(ends)
+            ends.remove((end, index))
+            finish_batch(twin, dispatcher, index, end, ends)
+        replica, at = twin.earliest(LIGHT, now)
+        choice = dispatcher.pick(Kind(Role.LIGHT), now)
+        assert choice is not None
+        assert abs(choice.finish_at - at) < 1e-9
+        # Two replicas may tie; both books then follow the twin.
+        dispatcher.assign(str(replica.index), str(number), Kind(Role.LIGHT), now)
+        replica.queue.append(number)
+        if not replica.running:
+            start_batch(twin, replica, now, ends)
+        twin.refresh(replica)
+
+
+def start_batch(twin, replica, now, ends):
+    replica.running = [replica.queue.popleft() for _ in range(min(replica.limit, len(replica.queue)))]
+    replica.busy_until = now + replica.times[LIGHT][len(replica.running)]
+    ends.append((replica.busy_until, replica.index))
+
+
+def finish_batch(twin, dispatcher, index, now, ends):
+    replica = twin.replicas[index]
+    batch, replica.running = replica.running, []
+    for number in batch:
+        dispatcher.finished(
+            str(index), str(number), now, batch_size=len(batch), compute_s=replica.times[LIGHT][len(batch)]
+        )
+    if replica.queue:
+        start_batch(twin, replica, now, ends)
+        twin.refresh(replica)
+    else:
+        twin.became_idle(replica)
+
+
+def test_a_heavy_image_joins_the_batch_that_starts_first():
+    twin = fleet(Plan.split(1, 0, 2, light_batch=4, heavy_batch=4, threshold=1.0))
+    for replica, busy_until in zip(twin.replicas, (0.05, 0.1), strict=True):
+        replica.running, replica.busy_until = [0], busy_until
+        twin.refresh(replica)
+    for _ in range(4):
+        replica, finish = twin.earliest(HEAVY, 0.0)
+        assert (replica.index, finish) == (0, 0.05 + 0.22)
+        replica.queue.append(1)
+        twin.refresh(replica)
+    assert twin.earliest(HEAVY, 0.0)[0].index == 1
+
+
+def test_an_idle_replica_comes_before_a_busy_one():
+    twin = fleet(Plan.split(1, 2, 1, light_batch=4, heavy_batch=4, threshold=0.5))
+    twin.replicas[0].running = [0]
+    twin.refresh(twin.replicas[0])
+    assert twin.earliest(LIGHT, 0.0)[0].index == 1
+
+
+def test_without_a_replica_of_the_role_there_is_no_choice():
+    twin = fleet(Plan.split(1, 2, 0, light_batch=4, heavy_batch=4, threshold=0.0))
+    assert twin.earliest(HEAVY, 0.0)[0] is None
