@@ -101,7 +101,7 @@ def explain(problem: Problem, solution: Solution) -> str:
                 )
         lines.append(f"{role.value}: {needs[role]:.2f} images/s needed, {rate:.2f} possible")
     lines.append(
-        f"threshold {solution.threshold:g}: {solution.deferral:.1%} of the light images are drawn again by the heavy variant"
+        f"threshold {solution.threshold:g}: {solution.deferral:.1%} of the light images are drawn again, heavy"
     )
     best = max(range(len(problem.quality)), key=lambda j: problem.quality[j])
     if solution.deferral == problem.deferral[best]:

@@ -14,8 +14,8 @@ WINDOW_S = 30.0
 def fluid_bound(setting: Setting, arrivals_s: np.ndarray, window_s: float = WINDOW_S) -> float:
     """Mean quality over windows when each gets the best share that its own count of requests allows.
 
-    In every window all GPUs work without pause at their best batch that meets the deadline, split into whole GPUs for
-    the whole window, and nothing queues. Windows without a request are left out. nan without a quality curve or without
+    In every window all GPUs work without pause at their best batch that meets the deadline, split at will (a GPU may
+    change its role within a window, so fractions count), and nothing queues. Windows without a request are left out. nan without a quality curve or without
     a request. One type of GPU.
     """
     if setting.quality is None or not len(arrivals_s):
@@ -34,7 +34,7 @@ def fluid_bound(setting: Setting, arrivals_s: np.ndarray, window_s: float = WIND
         # The last window ends with the trace.
         seconds = min(window_s, max(arrivals_s[-1] - index * window_s, 1.0))
         rate = count / seconds
-        light_gpus = min(gpu.count, int(np.ceil(rate / light_rps - 1e-9)))
+        light_gpus = min(gpu.count, rate / light_rps)
         most = min(1.0, (gpu.count - light_gpus) * heavy_rps / rate)
         shares = np.linspace(0, most, 201)
         best.append(max((setting.quality.reward(1 - s), setting.quality.at(1 - s)) for s in shares)[1])

@@ -1,0 +1,99 @@
+"""DiffServe's experiments in the twin: violations and windowed FID of every policy, beside the fluid bound.
+
+    python -m benchmarks.policies --data DIR [--policies weir,diffserve] [--json FILE]
+
+DIR is a folder with files of DiffServe's artifact (not part of this project): ``trace_1to8qps.txt``,
+``trace_4to32qps.txt``, ``fixed_20qps.txt``, ``dist_sdturbo.txt``, ``dist_sdxs.txt`` and
+``stable_diffusion_runtimes_{sdturbo,sdxs,sdxlltn}.csv``. First the tables in ``solvers.published`` are checked against
+them; then the recorded traces run on 16 GPUs, and after them arrivals drawn anew (Poisson at the recorded trace's rate,
+the same at 1.25 times the rate, steps, spikes), which nothing was tuned on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+
+from controller.policies import POLICIES
+from simulator.arrivals import Arrivals, poisson, read_arrivals, spikes, steps
+from simulator.compare import compare
+from simulator.confidences import read_scores, recorded
+from simulator.families import family_setting
+from solvers.published import CASCADES
+
+#: Family, scores; the artifact judges cascade 3 by the scores of cascade 2.
+SCORES = {"diffserve-1": "dist_sdturbo.txt", "diffserve-2": "dist_sdxs.txt", "diffserve-3": "dist_sdxs.txt"}
+RUNTIMES = {"diffserve-1": "sdturbo", "diffserve-2": "sdxs", "diffserve-3": "sdxlltn"}
+RECORDED = [
+    ("diffserve-1", "trace_1to8qps"),
+    ("diffserve-1", "trace_4to32qps"),
+    ("diffserve-2", "trace_4to32qps"),
+    ("diffserve-3", "trace_1to8qps"),
+    ("diffserve-1", "fixed_20qps"),
+    ("diffserve-2", "fixed_20qps"),
+]
+
+
+def check_tables(data: Path, console: Console) -> None:
+    """Says how far the embedded tables are from the artifact's files."""
+    for name, runtimes in RUNTIMES.items():
+        cascade = CASCADES[name]
+        worst = 0.0
+        with (data / f"stable_diffusion_runtimes_{runtimes}.csv").open() as file:
+            for row in csv.DictReader(file):
+                if row["Accel"] != "onnxruntime_cpu" or float(row["avg_runtime"]) >= 100_000:
+                    continue
+                profile = cascade.light if row["Model"] == "sdturbo" else cascade.heavy
+                worst = max(worst, abs(profile.at(int(row["batchsize"])) - float(row["avg_runtime"]) / 1000))
+        confidences = np.sort(read_scores(data / SCORES[name]))
+        thresholds = np.array(cascade.deferral.thresholds)
+        shares = np.searchsorted(confidences, thresholds, side="left") / len(confidences)
+        deferral = np.abs(shares - np.array(cascade.deferral.shares)).max()
+        console.print(f"{name}: latencies off by at most {worst:g} s, deferral by at most {deferral:.1e}")
+
+
+def redrawn(arrivals: Arrivals, factor: float, seed: int) -> Arrivals:
+    """Poisson arrivals at ``factor`` times the rate of a recording, second by second over windows of 10 s."""
+    seconds = int(arrivals.times_s[-1]) + 1
+    counts = np.bincount(arrivals.times_s.astype(int), minlength=seconds)
+    return poisson(factor * np.convolve(counts, np.ones(10) / 10, mode="same"), seed)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--policies", default=",".join(POLICIES))
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    console = Console(width=140)
+    check_tables(arguments.data, console)
+
+    runs: list[tuple[str, str, Arrivals]] = []
+    for family, trace in RECORDED:
+        runs.append((family, trace, read_arrivals(arguments.data / f"{trace}.txt")))
+    for seed, (family, trace) in enumerate(RECORDED[:4]):
+        for factor in (1.0, 1.25):
+            arrivals = redrawn(read_arrivals(arguments.data / f"{trace}.txt"), factor, seed)
+            runs.append((family, f"{trace} Poisson × {factor:g}", arrivals))
+    runs.append(("diffserve-1", "steps 5/30", steps(5, 30, seconds=300, every_s=40, seed=4)))
+    runs.append(("diffserve-1", "spikes 10/40", spikes(10, 40, seconds=300, every_s=40, length_s=8, seed=5)))
+    runs.append(("diffserve-3", "steps 2/8", steps(2, 8, seconds=300, every_s=40, seed=4)))
+
+    rows = []
+    for family, trace, arrivals in runs:
+        confidences = recorded(read_scores(arguments.data / SCORES[family]), arrivals.prompts)
+        found = compare(family_setting(family, 16), arrivals, confidences, arguments.policies.split(","))
+        console.print(f"\n{family}, {trace}")
+        found.print(console)
+        rows += [{"family": family, "trace": trace, "bound": found.bound, **r.to_dict()} for r in found.reports]
+    if arguments.json:
+        arguments.json.write_text(json.dumps(rows, indent=2))
+
+
+if __name__ == "__main__":
+    main()
