@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
+import torch.distributed as dist
 from torch import nn
 from tqdm import tqdm
 
@@ -28,6 +29,15 @@ def learning_rate(step: int, steps: int, peak: float, warm_up: int, flat: float)
     if done < flat:
         return peak
     return peak * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * (done - flat) / (1 - flat))))
+
+
+def _average_gradients(parameters: list[nn.Parameter], world: int) -> None:
+    """One reduction for all of them: many small ones would cost more than the step."""
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    flat = torch.cat([g.flatten() for g in gradients])
+    dist.all_reduce(flat)
+    for g, averaged in zip(gradients, flat.div_(world).split([g.numel() for g in gradients]), strict=True):
+        g.copy_(averaged.view_as(g))
 
 
 def train(
@@ -50,8 +60,10 @@ def train(
     """Trains ``module`` for ``steps`` and returns it (or its moving average, when ``ema`` > 0) in eval mode.
 
     A checkpoint goes to ``folder/<name>.pt`` every ``save_every`` steps and a run that was stopped goes on from it;
-    a finished one returns at once.
+    a finished one returns at once. Inside a process group every process draws its own batches and the gradients are
+    averaged.
     """
+    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.pt"
     parameters = [p for p in module.parameters() if p.requires_grad]
@@ -75,9 +87,9 @@ def train(
 
     device = parameters[0].device
     module.train()
-    bar = tqdm(range(start, steps), desc=name, initial=start, total=steps, mininterval=5, dynamic_ncols=True)
+    bar = tqdm(range(start, steps), desc=name, initial=start, total=steps, mininterval=5, disable=rank > 0)
     for step in bar:
-        generator = torch.Generator(device=device).manual_seed(seed * 1_000_003 + step)
+        generator = torch.Generator(device=device).manual_seed((seed * 1_000_003 + step) * world + rank)
         for group in optimiser.param_groups:
             group["lr"] = learning_rate(step, steps, lr, warm_up, flat)
         value, figures = loss(step, generator)
@@ -85,6 +97,8 @@ def train(
             raise FloatingPointError(f"{name}: the loss is {value.item()} at step {step}; lower lr={lr}")
         optimiser.zero_grad(set_to_none=True)
         value.backward()
+        if world > 1:
+            _average_gradients(parameters, world)
         nn.utils.clip_grad_norm_(parameters, clip)
         optimiser.step()
         if average is not None:
@@ -95,6 +109,6 @@ def train(
                     kept.copy_(fresh)
         if step % 20 == 0:
             bar.set_postfix({k: f"{v:.4g}" for k, v in figures.items()}, refresh=False)
-        if (step + 1) % save_every == 0 or step + 1 == steps:
+        if rank == 0 and ((step + 1) % save_every == 0 or step + 1 == steps):
             save(step + 1)
     return (average if average is not None else module).eval()

@@ -22,9 +22,12 @@ BACKGROUNDS = ("white", "gray", "sand", "sky")
 RELATIONS = ("left of", "right of", "above", "below")
 
 MAX_OBJECTS = 4
-_COUNT_SHARES = (0.40, 0.34, 0.18, 0.08)
-_TEXTURE_SHARES = (0.68, 0.16, 0.16)
-_TILT = 0.35  # radians; objects lean this far to either side
+_COUNT_SHARES = (0.42, 0.36, 0.16, 0.06)
+_TEXTURE_SHARES = (0.76, 0.12, 0.12)
+_TILT = 0.08  # radians; objects lean this far to either side
+_PLACES = (0.23, 0.5, 0.77)  # objects stand near the crossings of these lines
+_JITTER = 0.02
+_RADII = {"small": (0.115, 0.125), "large": (0.183, 0.197)}
 
 _RGB = {
     "red": (0.86, 0.12, 0.12), "yellow": (0.98, 0.82, 0.10), "green": (0.12, 0.62, 0.22),
@@ -90,14 +93,12 @@ def _place(rng: np.random.Generator, radii: list[float]) -> list[tuple[float, fl
     placed: list[tuple[float, float]] = []
     for i, radius in enumerate(radii):
         for _ in range(40):
-            x, y = rng.uniform(radius + 0.02, 0.98 - radius, size=2)
-            clear = all(np.hypot(x - px, y - py) > 0.92 * (radius + radii[j]) for j, (px, py) in enumerate(placed))
-            if clear:
+            x, y = rng.choice(_PLACES, size=2) + rng.uniform(-_JITTER, _JITTER, size=2)
+            if all(np.hypot(x - px, y - py) > 0.92 * (radius + radii[j]) for j, (px, py) in enumerate(placed)):
                 placed.append((float(x), float(y)))
                 break
-        else:
+        if len(placed) == i:
             return None
-        assert len(placed) == i + 1
     return placed
 
 
@@ -107,7 +108,7 @@ def draw_scene(rng: np.random.Generator, count: int | None = None) -> Scene:
         count = 1 + int(rng.choice(MAX_OBJECTS, p=_COUNT_SHARES))
     while True:
         sizes = [_pick(rng, SIZES) if count < 4 or i == 0 else "small" for i in range(count)]
-        radii = [float(rng.uniform(0.125, 0.14) if s == "small" else rng.uniform(0.185, 0.235)) for s in sizes]
+        radii = [float(rng.uniform(*_RADII[size])) for size in sizes]
         positions = _place(rng, radii)
         if positions is None:
             continue
@@ -124,7 +125,7 @@ def draw_scene(rng: np.random.Generator, count: int | None = None) -> Scene:
             y=y,
             radius=radius,
             rotation=float(rng.uniform(-_TILT, _TILT)),
-            phase=float(rng.uniform(0, 1)),
+            phase=0.25,
             says_colour=bool(rng.random() < 0.88),
             says_texture=bool(rng.random() < 0.8),
             says_size=bool(rng.random() < 0.4),

@@ -6,6 +6,7 @@ Exit codes: 0 done; 1 it failed while running; 2 wrong usage or configuration; 1
 from __future__ import annotations
 
 import json
+import os
 import random
 import sys
 from collections.abc import Iterator
@@ -22,6 +23,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from weir.config import FamilyConfig, load_family
 from weir.core import Role
 from weir.errors import ConfigError, InvalidRequest, ServiceError, WeirError
+
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it asks for torchvision, which nothing here needs
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SERVICE = REPOSITORY / "deploy" / "configs" / "weir-tiny.yaml"
