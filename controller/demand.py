@@ -32,11 +32,6 @@ class DemandForecast:
         while self._seconds - self._counts[0][0] >= WINDOWS_S[-1]:
             self._seconds -= self._counts.popleft()[0]
 
-    @property
-    def known(self) -> bool:
-        """Whether anything was observed yet."""
-        return bool(self._counts)
-
     def rate_rps(self) -> float:
         """Requests per second; 0 when nothing was observed."""
         if not self._counts:

@@ -15,8 +15,8 @@ def fluid_bound(setting: Setting, arrivals_s: np.ndarray, window_s: float = WIND
     """Mean quality over windows when each gets the best share that its own count of requests allows.
 
     In every window all GPUs work without pause at their best batch that meets the deadline, split at will (a GPU may
-    change its role within a window, so fractions count), and nothing queues. Windows without a request are left out. nan without a quality curve or without
-    a request. One type of GPU.
+    change its role within a window, so fractions count), and nothing queues. Windows without a request are left out.
+    nan without a quality curve or without a request. One type of GPU.
     """
     if setting.quality is None or not len(arrivals_s):
         return float("nan")

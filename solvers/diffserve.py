@@ -22,6 +22,7 @@ def published_problem(
     demand_rps: float,
     slo_s: float,
     queue_delay_s: tuple[float, float] = (0.0, 0.0),
+    tie_break: float = 0.0,
 ) -> Problem:
     """max t subject to the published constraints.
 
@@ -30,6 +31,7 @@ def published_problem(
     Args:
         gpus: GPU workers (the artifact's S − 1: it reserves one worker as a sink).
         queue_delay_s: q_light and q_heavy.
+        tie_break: cost of a GPU; above 0 it picks one of the allocations that share the optimal threshold.
     """
     return Problem(
         gpus=(GpuType("gpu", gpus, light, heavy),),
@@ -39,5 +41,6 @@ def published_problem(
         deferral=deferral.shares,
         quality=deferral.thresholds,
         fixed_s=sum(queue_delay_s),
+        gpu_cost=tie_break,
         one_batch_size=True,
     )

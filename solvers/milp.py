@@ -12,8 +12,8 @@ when a role may use one), y_j (binary, which threshold), s (share of the demand 
     shedding  0 ≤ s ≤ y_0;  Σ y_j = 1
     changes   r_g ≥ n_light,g − running light,  r_g ≥ n_heavy,g − running heavy
 
-Threshold 0 is the one that defers least. Shedding is the last resort, so it needs a column at that threshold alone: the
-served rates d_j ≤ λ y_j of the design document are y_j for all others. No GPU and s = 1 is always feasible.
+Threshold 0 is the one that defers least. Shedding is the last resort, so it needs a column at that threshold alone: at
+all others the whole demand is served. No GPU and s = 1 is always feasible.
 
 Before that, thresholds that cannot be the best leave the grid: those that defer no less than another of at least equal
 quality. On the measured, U-shaped quality curves this removes everything beyond the optimum.

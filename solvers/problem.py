@@ -45,7 +45,7 @@ class CacheHit:
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One instance of the allocation problem (DESIGN, "The optimisation").
+    """One instance of the allocation problem.
 
     Attributes:
         gpus: the hardware, one entry a type.

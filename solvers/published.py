@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-
 from weir.core import DeferralCurve, LatencyProfile
 from weir.errors import ConfigError
 
@@ -35,10 +33,6 @@ class Cascade:
     slo_s: float
     static: tuple[float, int, int, int, int]
     discriminator_s: float = 0.02
-
-    def fid_at(self, light_share: float) -> float:
-        """FID of a mix, linear between the published points."""
-        return float(np.interp(light_share, np.linspace(0, 1, len(self.fid)), self.fid))
 
 
 def _deferral(thousandths: tuple[int, ...]) -> DeferralCurve:
