@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 from typing import Any
 
 from ray.exceptions import RayActorError
@@ -28,7 +29,9 @@ class ServePool:
         if handle is None:
             handle = self._handle.options(method_name="generate", session_id=replica)
             self._to[replica] = handle
-        response = handle.remote(role.value, request)
+        # Serve names a call after the HTTP request that it finds in the context, and its router loses one of two calls
+        # of one name that wait at the same time. So the images of a request are called for from an empty context.
+        response = contextvars.Context().run(handle.remote, role.value, request)
         try:
             return await response
         except asyncio.CancelledError:

@@ -161,6 +161,12 @@ def test_the_official_client_works_unchanged(up):
             client.images.generate(prompt="a red circle", model="dall-e-3")
 
 
+async def test_the_images_of_one_request_are_all_drawn(up):
+    answers = await load(up, 24, 6, n=4)
+    assert Counter(answer.status_code for answer in answers) == {200: 24}
+    assert all(len(answer.json()["data"]) == 4 for answer in answers)
+
+
 def test_the_same_request_gets_the_same_answer(client):
     answers = [client.post(GENERATIONS, json={**GOOD, "seed": 3}).json()["data"][0] for _ in range(3)]
     assert len({item["b64_json"] for item in answers}) == 1
