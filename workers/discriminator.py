@@ -77,7 +77,7 @@ class DiscriminatorNet(nn.Module):
         return self.trunk(images).flatten(2).transpose(1, 2)
 
     def forward(self, cells: torch.Tensor, tokens: torch.Tensor, padding: torch.Tensor) -> torch.Tensor:
-        """``tokens`` [B, T, text_width], ``padding`` [B, T] true where there is no token; ``cells`` of :meth:`cells`."""
+        """``tokens`` [B, T, text_width]; ``padding`` [B, T], true where no token is; ``cells``: of :meth:`cells`."""
         memory = cells + self.place
         x = self.text(tokens)
         for layer in self.look:

@@ -29,7 +29,7 @@ def test_every_caption_of_the_grammar_is_read_as_it_was_said(seed: int) -> None:
     assert read.relation == scene.relation
 
 
-@pytest.mark.parametrize("prompt", ["", "a dragon", "a red red circle", "circle", "a castle on a sky background", "a red"])
+@pytest.mark.parametrize("prompt", ["", "a dragon", "a red red circle", "circle", "a castle on a sky background"])
 def test_text_outside_the_grammar_is_not_judged(prompt: str) -> None:
     assert read_prompt(prompt, WORDS) is None
 

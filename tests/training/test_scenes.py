@@ -31,7 +31,7 @@ def test_a_scene_that_is_drawn_again_keeps_its_caption_and_changes_its_picture(s
 def test_objects_lie_inside_the_picture_and_never_hide_one_another(seed: int) -> None:
     things = draw_scene(np.random.default_rng(seed)).things
     for i, a in enumerate(things):
-        assert 0 < a.x - a.radius
+        assert a.x - a.radius > 0
         assert a.x + a.radius < 1
         for b in things[:i]:
             assert np.hypot(a.x - b.x, a.y - b.y) > 0.9 * (a.radius + b.radius)
