@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import requests
 from ray.dashboard.modules.serve.sdk import ServeSubmissionClient
 
 from weir.core import Plan
@@ -68,14 +70,27 @@ class Publisher:
     """
 
     def __init__(self, dashboard: str):
-        self._client = ServeSubmissionClient(dashboard)
+        self._dashboard = dashboard
+        with self._typed("connect"):
+            self._client = ServeSubmissionClient(dashboard)
 
     def put(self, body: dict[str, Any]) -> None:
-        """Sends the configuration; returns before it is applied."""
-        self._client.deploy_applications(body)
+        """Sends the configuration; returns before it is applied.
+
+        Raises:
+            NotReady: the dashboard does not answer, or refuses it.
+        """
+        with self._typed("take the configuration"):
+            self._client.deploy_applications(body)
 
     def details(self) -> dict[str, Any]:
-        return self._client.get_serve_details()
+        """What Serve says of all applications.
+
+        Raises:
+            NotReady: the dashboard does not answer.
+        """
+        with self._typed("say what runs"):
+            return self._client.get_serve_details()
 
     def wait_applied(self, plan: Plan, *, timeout_s: float, stopped: Callable[[], bool] = lambda: False) -> None:
         """Reads back until the plan is applied, or ``stopped`` says to give up.
@@ -92,5 +107,26 @@ class Publisher:
             time.sleep(POLL_S)
 
     def delete(self) -> None:
-        """Takes every application off the cluster."""
-        self._client.delete_applications()
+        """Takes every application off the cluster.
+
+        Raises:
+            NotReady: the dashboard does not answer, or refuses.
+        """
+        with self._typed("delete the applications"):
+            self._client.delete_applications()
+
+    @contextmanager
+    def _typed(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except (RuntimeError, ConnectionError, requests.RequestException) as error:  # all that the client raises
+            raise NotReady(
+                f"the Ray dashboard at {self._dashboard} did not {what}: {reason(error)}; "
+                "the logs of the cluster say more, and another try is safe"
+            ) from error
+
+
+def reason(error: Exception) -> str:
+    """What went wrong, in one line: Ray answers with whole tracebacks, whose last line says it."""
+    lines = [line.strip() for line in str(error).replace("\\n", "\n").splitlines() if line.strip(' "}.')]
+    return lines[-1].rstrip('"}. ') if lines else type(error).__name__

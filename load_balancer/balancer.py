@@ -18,7 +18,7 @@ from load_balancer.order import Order
 from load_balancer.pool import Pool, ReplicaLost
 from load_balancer.service_times import ServiceTimes
 from weir.config import FamilyConfig
-from weir.core import ImageRequest, ImageResult, Path, Plan, Role
+from weir.core import ImageRequest, ImageResult, Path, Plan, Role, margin_s
 from weir.errors import DeadlineExceeded, GenerationFailed, InvalidRequest, PlanError, RoleChanged, WeirError
 from weir.profiles import Profile
 
@@ -26,8 +26,6 @@ log = logging.getLogger(__name__)
 
 #: How often the replicas are asked who they are.
 REFRESH_S = 1.0
-#: Of the time to the deadline, what is kept for encoding and sending the fallback.
-ANSWER_S = 0.05
 #: Nobody waits for an image longer than so many times the SLO.
 PATIENCE = 3.0
 
@@ -180,16 +178,17 @@ class Balancer:
         if role is Role.HEAVY:
             return self._drawn(request, plan, Path.HEAVY, admitted_at, first)
         heavy = self._kind(Role.HEAVY, request.steps)
+        latest = request.deadline - margin_s(self.slo_s)
         path = cascade.after_light(
             plan,
             first.confidence,
             forced=forced,
             heavy_finish_at=self.dispatcher.finish_at(heavy, self._clock()),
-            deadline=request.deadline,
+            latest=latest,
         )
         if path is Path.HEAVY:
             try:
-                second = await self._stage(Role.HEAVY, request, until=request.deadline - ANSWER_S)
+                second = await self._stage(Role.HEAVY, request, until=latest)
                 return self._drawn(request, plan, path, admitted_at, first, second)
             except WeirError as error:  # the finished light image is never thrown away
                 log.info("%s falls back to its light image: %s", request.id, error.message)

@@ -26,15 +26,18 @@ def after_light(
     *,
     forced: Role | None,
     heavy_finish_at: float | None,
-    deadline: float,
+    latest: float,
 ) -> Path:
     """Where a request goes once its light image is there.
 
     ``HEAVY`` means: try the heavy variant, and fall back to the light image if it fails or is late.
-    ``heavy_finish_at`` is None when no heavy image can be drawn at all.
+
+    Args:
+        heavy_finish_at: predicted; None when no heavy image can be drawn at all.
+        latest: when the answer has to leave: the deadline less ``weir.core.margin_s``.
     """
     if forced is Role.LIGHT or plan.count(Role.HEAVY) == 0 or not is_deferred(confidence, plan.threshold):
         return Path.LIGHT
-    if heavy_finish_at is None or heavy_finish_at > deadline:
+    if heavy_finish_at is None or heavy_finish_at > latest:
         return Path.LIGHT_DEADLINE
     return Path.HEAVY

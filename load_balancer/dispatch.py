@@ -5,6 +5,11 @@ one kind (role and work) of at most the plan's batch size, so the book can say w
 
     remaining time of the running batch + whole batches queued before it + the batch that it would be part of
 
+In the light role the batch it would be part of is taken as it is now, in the heavy role as full. Taken as it is now, a
+heavy batch looks cheapest where nobody waits, images spread over many small batches, and the stage loses half of its
+throughput just when it is needed; besides, those already accepted would grow late with every image that joins them. An
+idle replica begins at once, with this image alone.
+
 Replies correct the book: their batch size says which images left together, and the queue length that they carry shows
 work that somebody else sent.
 """
@@ -18,6 +23,9 @@ from typing import Any, NamedTuple
 
 from load_balancer.service_times import ServiceTimes
 from weir.core import Plan, Role
+
+#: Roles whose batches cost what full ones do, whoever is in them yet. The twin (``simulator/fleet.py``) reads it too.
+PRICED_FULL = frozenset({Role.HEAVY})
 
 
 class Kind(NamedTuple):
@@ -68,11 +76,12 @@ class _Replica:
         start = now + abs(self.free_at - now) if self.running else now
         waiting = Counter(list(self.queue.values())[self.running :])
         waiting[kind] += ahead + self.foreign
+        full = kind.role in PRICED_FULL and (self.running or waiting[kind])
         for other, count in waiting.items():
             whole, rest = divmod(count, self.batch_size)
             start += whole * times.seconds(other.role, self.batch_size, other.work)
             if other == kind:
-                start += times.seconds(kind.role, rest + 1, kind.work)
+                start += times.seconds(kind.role, self.batch_size if full else rest + 1, kind.work)
             elif rest:
                 start += times.seconds(other.role, rest, other.work)
         return start

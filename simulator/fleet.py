@@ -1,13 +1,7 @@
 """The simulated replicas, and which of them gets a request.
 
-A request goes to the replica of its role that would have its image ready first, where that is
-
-    end of the running batch + whole batches queued + the batch that it would be part of.
-
-In the light role the batch it would be part of is taken as it is now, in the heavy role as full. Taken as it is now, a
-heavy batch looks cheapest where nobody waits, images spread over many small batches, and the stage loses half of its
-throughput just when it is needed; besides, those already accepted would grow late with every image that joins them.
-``load_balancer/dispatch.py`` keeps the same book for the cluster; tests hold the two together where the rules coincide.
+A request goes to the replica of its role that would have its image ready first, by the rule of
+``load_balancer/dispatch.py``, which keeps the same book for the cluster; a test holds the two together.
 
 With a thousand replicas asking each of them for every request would be too slow, so the answer of each busy replica is
 kept in an array and refreshed when its queue changes, and idle replicas wait in a heap by rank.
@@ -21,11 +15,13 @@ from collections import deque
 import numpy as np
 
 from controller.setting import Setting
+from load_balancer.dispatch import PRICED_FULL
 from weir.core import Plan, Role
 
 LIGHT, HEAVY = 0, 1
 ROLES = {Role.LIGHT: LIGHT, Role.HEAVY: HEAVY}
 NEVER = float("inf")
+_PRICED_FULL = (Role.LIGHT in PRICED_FULL, Role.HEAVY in PRICED_FULL)
 
 
 class Replica:
@@ -112,7 +108,7 @@ class Fleet:
             return
         times, limit = replica.times[role], replica.limit
         whole, rest = divmod(len(replica.queue), limit)
-        last = times[limit] if role == HEAVY else times[rest + 1]
+        last = times[limit] if _PRICED_FULL[role] else times[rest + 1]
         self.finish[role][replica.index] = replica.busy_until + whole * times[limit] + last
 
     def earliest(self, role: int, now: float) -> tuple[Replica | None, float]:

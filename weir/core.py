@@ -11,6 +11,16 @@ from typing import Any
 
 from weir.errors import PlanError
 
+#: Of the deadline, what is kept for what no profile knows: hops, encoding, jitter, a slow batch.
+MARGIN = 0.02
+#: The least of it: the way to the client takes its time however short the deadline is.
+LEAST_MARGIN_S = 0.05
+
+
+def margin_s(slo_s: float) -> float:
+    """Seconds before the deadline at which an answer has to leave: waiting for a better image ends there."""
+    return max(LEAST_MARGIN_S, MARGIN * slo_s)
+
 
 class Role(StrEnum):
     """What a replica of the pool is for. Both variants are resident; the plan gives every rank one role."""

@@ -24,7 +24,7 @@ from controller.setting import Setting
 from solvers.problem import Problem
 from solvers.solution import Solution, Status
 from solvers.solve import solve
-from weir.core import Plan, Role
+from weir.core import Plan, Role, margin_s
 
 #: Seconds between solutions, and between trims of the threshold, when nothing surprising happens.
 PERIOD_S = 5.0
@@ -37,8 +37,6 @@ LIGHT_UTILISATION = 0.8
 HEAVY_UTILISATION = 1.1
 #: Share of a light batch that a request waits for its replica to come free.
 LIGHT_RESIDUAL = 0.5
-#: Share of the deadline kept for what the profile does not know: hops, jitter, a slow batch.
-MARGIN = 0.02
 #: Quality (0…1 over the whole curve) worth giving up to spare one role change, and to leave a GPU spare.
 ROLE_CHANGE_COST = 2e-3
 GPU_COST = 1e-5
@@ -56,7 +54,7 @@ class Weir(Policy):
     def __init__(self, setting: Setting, solver: str = "auto"):
         super().__init__(setting)
         self.drop_after_s = None
-        self.margin_s = MARGIN * setting.slo_s
+        self.margin_s = margin_s(setting.slo_s)
         self._solver = solver
         self._demand = DemandForecast()
         self._deferral = LiveDeferral(setting.deferral)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import threading
+from collections.abc import Callable, Iterator
 from copy import deepcopy
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deploy.publish import is_applied, render
+from deploy.publish import Publisher, is_applied, render
 from weir.core import Plan
 from weir.errors import NotReady
 
@@ -68,3 +71,46 @@ def test_it_is_not_while_anything_is_still_under_way():
 def test_a_failed_deployment_says_why():
     with pytest.raises(NotReady, match="no such model"):
         is_applied(details(status="DEPLOY_FAILED", message="no such model"), plan())
+
+
+@pytest.fixture
+def dashboard() -> Iterator[Callable[[], str]]:
+    """Starts a dashboard that connects, then refuses every configuration as Ray's does."""
+    servers = []
+
+    class Refusing(BaseHTTPRequestHandler):
+        def answer(self, status: int, body: dict[str, Any]) -> None:
+            self.send_response(status)
+            self.end_headers()
+            self.wfile.write(json.dumps(body).encode())
+
+        def do_GET(self) -> None:
+            self.answer(200, {"version": "4", "ray_version": "2.60.0", "ray_commit": "", "session_name": ""})
+
+        def do_PUT(self) -> None:
+            self.rfile.read(int(self.headers["content-length"]))
+            self.answer(
+                500, {"result": False, "msg": "Traceback (most recent call last):\n  ...\nValueError: no room\n"}
+            )
+
+        def log_message(self, *_: Any) -> None: ...
+
+    def start() -> str:
+        servers.append(HTTPServer(("127.0.0.1", 0), Refusing))
+        threading.Thread(target=servers[-1].serve_forever, daemon=True).start()
+        return f"http://127.0.0.1:{servers[-1].server_port}"
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+def test_a_refused_configuration_is_a_typed_error_that_says_why(dashboard):
+    with pytest.raises(NotReady, match="did not take the configuration: ValueError: no room; "):
+        Publisher(dashboard()).put(rendered(plan()))
+
+
+def test_a_dashboard_that_is_gone_is_a_typed_error():
+    with pytest.raises(NotReady, match=r"dashboard at http://127\.0\.0\.1:9 did not connect"):
+        Publisher("http://127.0.0.1:9")

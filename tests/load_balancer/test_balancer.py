@@ -10,7 +10,7 @@ import pytest
 
 from load_balancer.balancer import Balancer
 from load_balancer.order import Order
-from weir.core import Path, Plan, Role
+from weir.core import Path, Plan, Role, margin_s
 from weir.errors import DeadlineExceeded, GenerationFailed, NotReady, Overloaded
 
 ORDER = Order("a red circle", 64, 64)
@@ -88,6 +88,25 @@ async def test_a_heavy_image_that_is_late_leaves_the_light_one_and_is_cancelled(
         assert image.latency_s < 0.4
         assert pool.cancelled == 1
         assert not any(balancer.dispatcher.outstanding.values())
+
+
+async def test_the_light_image_leaves_a_margin_before_the_deadline_for_the_way_to_the_client(
+    running, pool, monkeypatch
+):
+    monkeypatch.setattr("load_balancer.balancer.margin_s", lambda slo_s: 0.5 * slo_s)
+    pool.confidence = 0.1
+    pool.delay_s[Role.HEAVY] = 60
+    async with running(slo_s=1.0) as balancer:
+        (image,) = await balancer.draw(ORDER)
+    assert 0.5 <= image.latency_s < 0.8
+
+
+async def test_a_heavy_image_predicted_within_the_margin_is_not_begun(running, pool):
+    pool.confidence = 0.1
+    async with running(slo_s=0.1 + 0.9 * margin_s(0.1)) as balancer:  # heavy takes 0.1 s
+        (image,) = await balancer.draw(ORDER)
+    assert image.path is Path.LIGHT_DEADLINE
+    assert len(pool.calls) == 1
 
 
 async def test_a_heavy_image_that_could_not_be_ready_is_not_even_begun(running, pool):

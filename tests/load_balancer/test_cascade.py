@@ -14,10 +14,10 @@ def plan(light: int = 1, heavy: int = 1, threshold: float = 0.5) -> Plan:
     return Plan.split(1, light, heavy, light_batch=1, heavy_batch=1, threshold=threshold)
 
 
-def decide(confidence: float | None, heavy_finish_at: float | None = 1.0, deadline: float = 2.0, **more) -> Path:
+def decide(confidence: float | None, heavy_finish_at: float | None = 1.0, latest: float = 2.0, **more) -> Path:
     given = {"plan": plan(), "forced": None, **more}
     return after_light(
-        given["plan"], confidence, forced=given["forced"], heavy_finish_at=heavy_finish_at, deadline=deadline
+        given["plan"], confidence, forced=given["forced"], heavy_finish_at=heavy_finish_at, latest=latest
     )
 
 
@@ -38,7 +38,7 @@ def test_a_confident_light_image_is_the_answer():
 
 def test_a_doubtful_one_is_deferred_when_heavy_can_make_the_deadline():
     assert decide(0.49) is Path.HEAVY
-    assert decide(0.49, heavy_finish_at=2.0, deadline=2.0) is Path.HEAVY
+    assert decide(0.49, heavy_finish_at=2.0, latest=2.0) is Path.HEAVY
 
 
 def test_a_doubtful_one_is_the_answer_when_heavy_cannot():

@@ -70,8 +70,17 @@ def test_the_replica_whose_batch_ends_first_wins_over_the_one_with_the_shorter_q
     book.assign("r0", "a", HEAVY, 0.0)
     book.assign("r0", "b", HEAVY, 0.0)
     book.assign("r1", "c", HEAVY, 9.0)
-    # r0 is free at 10 and has one waiting; r1 is free at 19 with none.
-    assert book.pick(HEAVY, 9.5) == ("r0", pytest.approx(21.0))
+    # r0 is free at 10 and has one waiting; r1 is free at 19 with none. A full batch takes 13 s.
+    assert book.pick(HEAVY, 9.5) == ("r0", pytest.approx(23.0))
+
+
+def test_a_heavy_batch_costs_what_a_full_one_does_so_that_images_fill_it():
+    book = dispatcher(0, 2, batch=4)
+    book.assign("r0", "a", HEAVY, 0.0)
+    book.assign("r1", "b", HEAVY, 0.5)
+    assert [send(book, f"q{i}", HEAVY, 1.0) for i in range(5)] == [("r0", pytest.approx(23.0))] * 4 + [
+        ("r1", pytest.approx(23.5))
+    ]
 
 
 def test_a_reply_frees_its_whole_batch_and_starts_the_next():
@@ -115,8 +124,8 @@ def test_steps_scale_the_estimate_and_do_not_share_a_batch():
     assert best(book, half, 0.0).finish_at == 5.0
     book.assign("r0", "a", HEAVY, 0.0)
     book.assign("r0", "b", half, 0.0)
-    assert best(book, HEAVY, 0.0).finish_at == pytest.approx(10 + 5 + 10)
-    assert best(book, half, 0.0).finish_at == pytest.approx(10 + 5.5)
+    assert best(book, HEAVY, 0.0).finish_at == pytest.approx(10 + 5 + 13)
+    assert best(book, half, 0.0).finish_at == pytest.approx(10 + 6.5)
 
 
 def test_the_others_stand_in_while_no_replica_of_the_role_is_alive():

@@ -1,14 +1,15 @@
-"""Dispatch in the twin and in the cluster: where the rules coincide, so do the choices."""
+"""Dispatch in the twin and in the cluster is one rule."""
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from controller.setting import Setting
 from load_balancer.dispatch import Dispatcher, Kind
 from load_balancer.service_times import ServiceTimes
-from simulator.fleet import HEAVY, LIGHT, Fleet
+from simulator.fleet import HEAVY, LIGHT, ROLES, Fleet
 from solvers.problem import GpuType
 from weir.core import DeferralCurve, LatencyProfile, Plan, Role
 from weir.profiles import Profile, VariantProfile
@@ -26,10 +27,12 @@ def fleet(plan: Plan) -> Fleet:
     return Fleet(Setting((gpu,), 5.0, DeferralCurve((0.0, 1.0), (0.0, 1.0))), plan)
 
 
+@pytest.mark.parametrize("role", list(Role))
 @given(gaps=st.lists(st.floats(0, 0.2), min_size=1, max_size=40), replicas=st.integers(1, 5))
 @settings(max_examples=60, deadline=None, derandomize=True)
-def test_light_images_would_be_ready_when_the_load_balancer_says_so(gaps, replicas):
-    plan = Plan.split(1, replicas, 0, light_batch=4, heavy_batch=4, threshold=0.0)
+def test_images_would_be_ready_when_the_load_balancer_says_so(role, gaps, replicas):
+    light = replicas if role is Role.LIGHT else 0
+    plan = Plan.split(1, light, replicas - light, light_batch=4, heavy_batch=4, threshold=0.0)
     twin = fleet(plan)
     profile = Profile(family="f", device="d", light=variant("l"), heavy=variant("h"))
     dispatcher = Dispatcher(plan, ServiceTimes(profile))
@@ -42,12 +45,12 @@ def test_light_images_would_be_ready_when_the_load_balancer_says_so(gaps, replic
             end, index = min(ends)
             ends.remove((end, index))
             finish_batch(twin, dispatcher, index, end, ends)
-        replica, at = twin.earliest(LIGHT, now)
-        choice = dispatcher.pick(Kind(Role.LIGHT), now)
+        replica, at = twin.earliest(ROLES[role], now)
+        choice = dispatcher.pick(Kind(role), now)
         assert choice is not None
         assert abs(choice.finish_at - at) < 1e-9
         # Two replicas may tie; both books then follow the twin.
-        dispatcher.assign(str(replica.index), str(number), Kind(Role.LIGHT), now)
+        dispatcher.assign(str(replica.index), str(number), Kind(role), now)
         replica.queue.append(number)
         if not replica.running:
             start_batch(twin, replica, now, ends)
@@ -56,17 +59,16 @@ def test_light_images_would_be_ready_when_the_load_balancer_says_so(gaps, replic
 
 def start_batch(twin, replica, now, ends):
     replica.running = [replica.queue.popleft() for _ in range(min(replica.limit, len(replica.queue)))]
-    replica.busy_until = now + replica.times[LIGHT][len(replica.running)]
+    replica.busy_until = now + replica.times[replica.role][len(replica.running)]
     ends.append((replica.busy_until, replica.index))
 
 
 def finish_batch(twin, dispatcher, index, now, ends):
     replica = twin.replicas[index]
     batch, replica.running = replica.running, []
+    compute_s = replica.times[replica.role][len(batch)]
     for number in batch:
-        dispatcher.finished(
-            str(index), str(number), now, batch_size=len(batch), compute_s=replica.times[LIGHT][len(batch)]
-        )
+        dispatcher.finished(str(index), str(number), now, batch_size=len(batch), compute_s=compute_s)
     if replica.queue:
         start_batch(twin, replica, now, ends)
         twin.refresh(replica)
