@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -43,8 +44,8 @@ class Report:
     cost_per_1000_images: float | None
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready."""
-        return asdict(self)
+        """JSON-ready; latencies of a run without an answer are None."""
+        return {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in asdict(self).items()}
 
 
 def windowed_quality(outcome: Outcome, quality: QualityCurve, window_s: float = WINDOW_S) -> float | None:

@@ -22,7 +22,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from weir.config import FamilyConfig, load_family
 from weir.core import Role
-from weir.errors import ConfigError, InvalidRequest, ServiceError, WeirError
+from weir.errors import ConfigError, InvalidRequest, PlanError, ServiceError, WeirError
 
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it asks for torchvision, which nothing here needs
 
@@ -42,6 +42,15 @@ console = Console(stderr=True)
 
 FamilyOption = Annotated[Path, typer.Option(help="Family file.", show_default="the embedded family")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
+CascadeOption = Annotated[str, typer.Option(help="diffserve-1, -2, -3, sdxl-a100, or a profile file.")]
+TraceOption = Annotated[Path, typer.Option(help="Trace file, in any form that `weir replay` reads.")]
+ScoresOption = Annotated[
+    Path | None, typer.Option(help="Recorded P(fake), four a prompt.", show_default="drawn from the family's curve")
+]
+GpusOption = Annotated[int, typer.Option(min=1, help="How many GPUs.")]
+SloOption = Annotated[float | None, typer.Option(help="Deadline, seconds.", show_default="the family's")]
+SeedOption = Annotated[int, typer.Option(min=0, help="Everything random follows from it.")]
+PriceOption = Annotated[float | None, typer.Option(min=0, help="Price of one GPU for an hour, for the cost of images.")]
 NameArgument = Annotated[str | None, typer.Argument(help="Name of the service, where several are up.")]
 
 
@@ -52,7 +61,7 @@ def _answered() -> Iterator[None]:
         yield
     except WeirError as error:
         console.print(f"[bold red]error:[/] {error.message}", highlight=False, soft_wrap=True)
-        wrong_usage = isinstance(error, ConfigError | InvalidRequest | ServiceError)
+        wrong_usage = isinstance(error, ConfigError | InvalidRequest | PlanError | ServiceError)
         raise typer.Exit(2 if wrong_usage else 1) from None
     except KeyboardInterrupt:
         console.print("interrupted")
@@ -247,6 +256,123 @@ def _print_summary(summary: Any, folder: Path) -> None:
 
 def _seconds(value: float | None) -> str:
     return "—" if value is None else f"{value:.2f} s"
+
+
+@app.command()
+def plan(
+    demand: Annotated[float, typer.Option(help="Requests per second.")],
+    family: CascadeOption = "diffserve-1",
+    gpus: GpusOption = 16,
+    slo: SloOption = None,
+    objective: Annotated[str, typer.Option(help="quality, or threshold as DiffServe has it.")] = "quality",
+    queue_delay: Annotated[
+        tuple[float, float], typer.Option(help="Seconds spent waiting for the light and for the heavy stage.")
+    ] = (0.0, 0.0),
+    solver: Annotated[str, typer.Option(help="auto, highs, gurobi or cbc.")] = "auto",
+    as_json: JsonOption = False,
+) -> None:
+    """Solve one allocation and say why it is the best.
+
+    Example: weir plan --family diffserve-1 --gpus 16 --demand 24 --slo 5
+
+    DiffServe's own problem: weir plan --demand 24 --objective threshold --queue-delay 0 0 --solver highs --json
+    """
+    from controller.explain import Objective, describe, explain, plan_for
+    from simulator.families import family_setting
+
+    with _answered():
+        if objective not in set(Objective):
+            raise ConfigError(f"--objective is {objective!r}; choose one of {', '.join(Objective)}")
+        if not all(0 <= delay <= 3600 for delay in queue_delay):
+            raise ConfigError(f"--queue-delay is {queue_delay[0]:g} {queue_delay[1]:g}; give seconds from 0 to 3600")
+        problem, solution = plan_for(
+            family_setting(family, gpus, slo),
+            demand,
+            objective=Objective(objective),
+            queue_delay_s=queue_delay,
+            solver=solver,
+        )
+    if as_json:
+        _print_json(describe(problem, solution))
+    else:
+        console.print(explain(problem, solution), markup=False, highlight=False)
+
+
+@app.command()
+def simulate(
+    trace: TraceOption,
+    family: CascadeOption = "diffserve-1",
+    policy: Annotated[list[str], typer.Option(help="Policy to run; give it several times for several.")] = ["weir"],  # noqa: B006
+    scores: ScoresOption = None,
+    gpus: GpusOption = 16,
+    slo: SloOption = None,
+    seed: SeedOption = 0,
+    gpu_hour_price: PriceOption = None,
+    plot: Annotated[Path | None, typer.Option(help="Picture to write: .svg, .png or .pdf.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Run policies on a trace in the twin of the cluster: the same decisions, no GPU.
+
+    Example: weir simulate --trace traces/bursty.csv --gpus 16 --policy weir --policy diffserve --json
+    """
+    with _answered():
+        _compared(trace, family, policy, scores, gpus, slo, seed, gpu_hour_price, plot, as_json)
+
+
+@app.command()
+def compare(
+    trace: TraceOption,
+    family: CascadeOption = "diffserve-1",
+    scores: ScoresOption = None,
+    gpus: GpusOption = 16,
+    slo: SloOption = None,
+    seed: SeedOption = 0,
+    gpu_hour_price: PriceOption = None,
+    plot: Annotated[Path, typer.Option(help="Picture to write: .svg, .png or .pdf.")] = Path("runs/compare.svg"),
+    as_json: JsonOption = False,
+) -> None:
+    """Compare all policies on one trace, side by side.
+
+    Example: weir compare --trace traces/normal.csv --family diffserve-1 --gpus 16 --plot runs/normal.svg
+    """
+    from controller.policies import POLICIES
+
+    with _answered():
+        _compared(trace, family, list(POLICIES), scores, gpus, slo, seed, gpu_hour_price, plot, as_json)
+
+
+def _compared(
+    trace: Path,
+    family: str,
+    policies: list[str],
+    scores: Path | None,
+    gpus: int,
+    slo: float | None,
+    seed: int,
+    gpu_hour_price: float | None,
+    plot: Path | None,
+    as_json: bool,
+) -> None:
+    from simulator.compare import compare_files
+
+    if plot is not None and plot.suffix not in (".svg", ".png", ".pdf"):
+        raise ConfigError(f"--plot is {plot}; its name has to end in .svg, .png or .pdf")
+    with console.status(f"running {', '.join(policies)}"):
+        found = compare_files(
+            family, trace, policies, scores=scores, gpus=gpus, slo_s=slo, seed=seed, gpu_hour_price=gpu_hour_price
+        )
+        if plot is not None:
+            try:
+                plot.parent.mkdir(parents=True, exist_ok=True)
+                found.plot(plot)
+            except OSError as error:
+                raise ConfigError(f"--plot: cannot write {plot}: {error.strerror}") from None
+    if as_json:
+        sys.stdout.write(found.to_json() + "\n")
+    else:
+        found.print(console)
+        if plot is not None:
+            console.print(f"the plots are in {plot}")
 
 
 @app.command()

@@ -1,0 +1,135 @@
+"""The command line: what it answers, and that wrong input ends in code 2, with the remedy and without a traceback."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from weir.cli import app
+
+PLAN = ("plan", "--demand", "24", "--objective", "threshold", "--slo", "5", "--queue-delay", "0", "0")
+
+
+@pytest.fixture
+def trace(tmp_path: Path) -> Path:
+    """40 s of 4 requests per second, in DiffServe's form."""
+    path = tmp_path / "trace.csv"
+    path.write_text("".join(f"{250 * i},{i % 50}\n" for i in range(160)))
+    return path
+
+
+def weir(*words: str | Path) -> Result:
+    return CliRunner().invoke(app, [str(word) for word in words], env={"COLUMNS": "200"})
+
+
+def refused(*words: str | Path) -> str:
+    """What a command that is used wrongly says."""
+    done = weir(*words)
+    assert done.exit_code == 2, done.output
+    assert "Traceback" not in done.output
+    return done.stderr
+
+
+def test_a_plan_is_diffserves_optimum():
+    done = weir(*PLAN, "--solver", "highs", "--json")
+    assert done.exit_code == 0
+    answer = json.loads(done.stdout)
+    assert {"threshold", "deferral", "gpus", "batch_sizes", "status", "solve_ms"} <= set(answer)
+    assert (answer["status"], answer["solver"], sum(answer["gpus"].values())) == ("optimal", "highs", 16)
+
+
+def test_a_plan_is_explained_in_words():
+    done = weir("plan", "--demand", "24")
+    assert done.exit_code == 0
+    assert done.stderr.startswith("24 requests/s on 16 GPUs within 5 s")
+
+
+def test_policies_run_side_by_side_on_the_same_arrivals(trace, tmp_path):
+    plot = tmp_path / "new" / "plot.svg"
+    done = weir(
+        "simulate", "--trace", trace, "--gpus", "4", "--policy", "weir", "--policy", "all-light",
+        "--gpu-hour-price", "2", "--plot", plot, "--json",
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    rows = json.loads(done.stdout)
+    assert [(row["policy"], row["requests"]) for row in rows] == [("weir", 160), ("all-light", 160)]
+    assert rows[0]["windowed_quality"] < rows[1]["windowed_quality"]  # FID: less is better
+    assert rows[0]["cost_per_1000_images"] > 0
+    assert plot.read_text().lstrip().startswith("<?xml")
+
+
+def test_all_policies_are_compared(trace, tmp_path):
+    from controller.policies import POLICIES
+
+    done = weir("compare", "--trace", trace, "--plot", tmp_path / "plot.png")
+    assert done.exit_code == 0, done.output
+    assert all(name in done.stderr for name in POLICIES)
+    assert "fluid bound" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "remedy"),
+    [
+        ((), "demand"),
+        (("--demand", "-1"), "demand"),
+        (("--demand", "nan"), "demand"),
+        (("--demand", "4", "--gpus", "0"), "gpus"),
+        (("--demand", "4", "--slo", "-5"), "slo is -5"),
+        (("--demand", "4", "--family", "dall-e"), "known: diffserve-1"),
+        (("--demand", "4", "--objective", "speed"), "choose one of threshold, quality"),
+        (("--demand", "4", "--solver", "abacus"), "highs"),
+        (("--demand", "4", "--queue-delay", "0", "-1"), "--queue-delay is 0 -1; give seconds from 0"),
+    ],
+)
+def test_a_plan_of_nonsense_is_refused(words, remedy):
+    assert remedy in refused("plan", *words)
+
+
+@pytest.mark.parametrize(
+    ("words", "remedy"),
+    [
+        (("--policy", "magic"), "diffserve-static"),
+        (("--scores", "missing.txt"), "missing.txt"),
+        (("--plot", "plot.doc"), "end in .svg, .png or .pdf"),
+        (("--seed", "-1"), "seed"),
+    ],
+)
+def test_a_simulation_of_nonsense_is_refused(trace, words, remedy):
+    assert remedy in refused("simulate", "--trace", trace, *words)
+
+
+def test_a_trace_that_is_not_there_is_refused():
+    assert "missing.csv" in refused("simulate", "--trace", "missing.csv")
+
+
+@pytest.mark.parametrize(
+    ("words", "remedy"),
+    [
+        (("up", "missing.yaml"), "there is no such file"),
+        (("up", "--port", "many"), "port"),
+        (("down", "nobody"), "start it with `weir up`"),
+        (("generate", " "), "say what the image should show"),
+        (("generate", "a", "--out", "missing/a.png"), "there is no folder missing"),
+        (("generate", "a", "--family", "missing.yaml"), "there is no such file"),
+        (("generate", "a", "--threshold", "2"), "threshold"),
+        (("replay", "missing.csv", "--url", "http://127.0.0.1:9"), "missing.csv"),
+        (("replay", "missing.csv", "--rate", "-1"), "rate"),
+        (("profile", "--out", "p.json", "--batch-sizes", "one"), "give whole numbers like 1,2,4,8"),
+        (("profile", "--out", "p.json", "--batch-sizes", "0"), "batch"),
+        (("profile", "--out", "p.json", "--prompts", "missing.txt"), "there is no file missing.txt"),
+        (("profile", "--out", "missing/p.json", "--family", "missing.yaml"), "there is no such file"),
+        (("train", "--budget", "large"), "choose one of"),
+    ],
+)
+def test_wrong_input_is_refused_with_its_remedy(words, remedy, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert remedy in refused(*words)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("command", [c.name or c.callback.__name__ for c in app.registered_commands if c.callback])
+def test_every_command_shows_an_example(command):
+    assert f"weir {command}" in weir(command, "--help").stdout.partition("Example:")[2]
