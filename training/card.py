@@ -114,7 +114,7 @@ def write_card(out: Path, folder: Path) -> None:
             as_good=figures["light_at_least_as_good"],
             auc=figures["discriminator_auc"],
             clip_auc=figures["clip_auc"],
-            heavy_4=figures["rows"]["heavy (50 steps)"]["exact_4"],
+            **{f"heavy_{n}": figures["rows"]["heavy (50 steps)"][f"exact_{n}"] for n in (1, 2, 4)},
         )
     )
     (folder / "README.md").write_text(text)

@@ -1,4 +1,7 @@
-"""The heavy and the light UNet: the same architecture as SDXL's, small, trained to predict v on the VAE's latents."""
+"""The heavy and the light UNet: SDXL's architecture, small, predicting v on the VAE's latents.
+
+The light one is a copy of the heavy one, distilled to two steps without guidance, as SDXL-Lightning is of SDXL.
+"""
 
 from __future__ import annotations
 
@@ -11,17 +14,15 @@ from diffusers import DDIMScheduler, UNet2DConditionModel
 
 from training.clip import WIDTH
 from training.loop import train
-from training.tokenizer import MAX_TOKENS
 from training.vae import LATENT_CHANNELS
 
 TIME_IDS = (64, 64, 0, 0, 64, 64)  # SDXL's micro-conditioning: original size, crop, target size
-HEAVY_CHANNELS = (32, 64, 128)
-LIGHT_CHANNELS = (16, 32, 64)
-#: The timesteps that a four-step "trailing" schedule visits: all that the light variant has to know.
-LIGHT_TIMESTEPS = (999, 749, 499, 249)
+CHANNELS = (32, 64, 128)
+#: The timesteps of a two-step "trailing" schedule: all that the light variant has to know.
+LIGHT_TIMESTEPS = (999, 499)
 
 
-def new_unet(channels: tuple[int, ...]) -> UNet2DConditionModel:
+def new_unet(channels: tuple[int, ...] = CHANNELS) -> UNet2DConditionModel:
     """SDXL's UNet: no attention at the highest resolution, ``text_time`` conditioning, linear projections."""
     deep = len(channels) - 1
     return UNet2DConditionModel(
@@ -91,7 +92,6 @@ def predict(
 
 def train_denoiser(
     name: str,
-    channels: tuple[int, ...],
     data: LatentData,
     folder: Path,
     *,
@@ -100,22 +100,20 @@ def train_denoiser(
     lr: float,
     seed: int,
     device: str,
-    timesteps: tuple[int, ...] = (),
+    start: UNet2DConditionModel | None = None,
 ) -> UNet2DConditionModel:
-    """v-prediction with an even spread of timesteps in every batch; only ``timesteps``, when some are given."""
+    """v-prediction with an even spread of timesteps in every batch; from ``start``'s weights, where given."""
     torch.manual_seed(seed)
-    unet = new_unet(channels).to(device)
+    unet = new_unet().to(device)
+    if start is not None:
+        unet.load_state_dict(start.state_dict())
     scheduler = new_scheduler()
-    chosen = torch.tensor(timesteps, device=device)
-    assert data.states.shape[1] == MAX_TOKENS
 
     def loss(step: int, generator: torch.Generator) -> tuple[torch.Tensor, dict[str, float]]:
         x, states, pooled = data.batch(batch, generator)
-        if timesteps:
-            t = chosen[torch.arange(batch, device=device) % len(chosen)]
-        else:  # stratified: one timestep from each of ``batch`` equal intervals
-            u = torch.rand(batch, generator=generator, device=device)
-            t = ((torch.arange(batch, device=device) + u) * (1000 / batch)).long()
+        # Stratified: one timestep from each of ``batch`` equal intervals.
+        u = torch.rand(batch, generator=generator, device=device)
+        t = ((torch.arange(batch, device=device) + u) * (1000 / batch)).long()
         noise = torch.randn(x.shape, generator=generator, device=device)
         target = scheduler.get_velocity(x, noise, t)
         value = F.mse_loss(predict(unet, scheduler.add_noise(x, noise, t), t, states, pooled), target)
@@ -188,4 +186,4 @@ def distil(
         value = F.smooth_l1_loss(reached, final[index].float(), beta=0.5)
         return value, {"loss": value.item()}
 
-    return train("light-distilled", student, loss, steps=steps, lr=lr, folder=folder, seed=seed, flat=0.2, ema=0.995)
+    return train("light", student, loss, steps=steps, lr=lr, folder=folder, seed=seed, flat=0.2, ema=0.995)

@@ -7,6 +7,7 @@ steps, so that two machines train the same models (up to their floating-point ar
 from __future__ import annotations
 
 import random
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,8 +21,6 @@ from training import dataset
 from training.checker import train_checker
 from training.clip import Encoders, embed_prompts, token_ids, train_encoders
 from training.denoiser import (
-    HEAVY_CHANNELS,
-    LIGHT_CHANNELS,
     LIGHT_TIMESTEPS,
     LatentData,
     distil,
@@ -37,30 +36,30 @@ from training.vae import encode_all, refine_decoder, train_vae
 
 @dataclass(frozen=True)
 class Budget:
-    """How much of everything; ``*_steps`` are optimiser steps."""
+    """How much of everything; ``*_steps`` are optimiser steps, ``batch`` is the denoisers'."""
 
-    scenes: int = 60_000
+    scenes: int = 40_000
     encoder_steps: int = 1_400
     checker_steps: int = 1_500
     vae_steps: int = 1_600
-    decoder_steps: int = 2_600
-    heavy_steps: int = 6_000
-    light_steps: int = 3_500
-    taught: int = 4_096
-    distil_steps: int = 1_500
-    judged: int = 6_000
-    discriminator_steps: int = 1_200
-    batch: int = 32
+    heavy_steps: int = 3_800
+    restart_steps: int = 1_700
+    decoder_steps: int = 1_000
+    taught: int = 1_024
+    light_steps: int = 250
+    judged: int = 3_000
+    discriminator_steps: int = 600
+    batch: int = 48
 
 
-#: ``full`` is what the shipped weights were made with; ``smoke`` runs every stage within a minute and learns nothing.
+#: ``smoke`` runs every stage within a minute or two and learns nothing.
 BUDGETS = {
     "full": Budget(),
-    "smoke": Budget(1_000, 3, 3, 3, 3, 4, 4, 64, 3, 64, 3, 8),
+    "smoke": Budget(1_000, 3, 3, 3, 3, 2, 3, 32, 3, 64, 3, 8),
 }
 
 TEACHER_STEPS = 12
-GUIDANCE = 2.0
+GUIDANCE = 3.0
 LIGHT_STEPS = 2
 _SYLLABLES = (
     "ba", "ko", "dragon", "tu", "castle", "ri", "sun", "set", "over", "the", "ocean", "por", "trait", "of", "cat", "in",
@@ -152,7 +151,7 @@ def train_family(out: Path, work: Path, *, budget: Budget, seed: int, device: st
     data = dataset.load(work / "scenes")
     tokenizer = new_tokenizer()
     encoders = train_encoders(
-        data, tokenizer, steps=budget.encoder_steps, batch=3 * budget.batch, seed=seed + 1, folder=work, device=device
+        data, tokenizer, steps=budget.encoder_steps, batch=2 * budget.batch, seed=seed + 1, folder=work, device=device
     )
     checker = train_checker(data, steps=budget.checker_steps, batch=48, seed=seed + 2, folder=work, device=device)
     vae = train_vae(data, steps=budget.vae_steps, batch=8, seed=seed, folder=work, device=device)
@@ -162,40 +161,38 @@ def train_family(out: Path, work: Path, *, budget: Budget, seed: int, device: st
     prompts = _latent_data(latents, encoders, ids, strange, work, device)
     heavy = train_denoiser(
         "heavy",
-        HEAVY_CHANNELS,
         prompts,
+        work,
         steps=budget.heavy_steps,
         batch=budget.batch,
-        lr=1.2e-3,
+        lr=1.6e-3,
         seed=seed + 3,
-        folder=work,
         device=device,
     )
-    light = train_denoiser(
-        "light",
-        LIGHT_CHANNELS,
+    heavy = train_denoiser(
+        "heavy-restart",
         prompts,
-        steps=budget.light_steps,
-        batch=budget.batch * 3 // 2,
-        lr=1.5e-3,
-        seed=seed + 4,
-        timesteps=LIGHT_TIMESTEPS,
-        folder=work,
+        work,
+        steps=budget.restart_steps,
+        batch=budget.batch,
+        lr=1.3e-3,
+        seed=seed + 43,
         device=device,
+        start=heavy,
     )
     vae = refine_decoder(vae, data, steps=budget.decoder_steps, batch=8, seed=seed, folder=work, device=device)
     entering, ends = teach(heavy, prompts, work / "teacher.npz", count=budget.taught, seed=seed)
     light = distil(
-        light,
+        deepcopy(heavy),
         entering,
         ends,
         prompts.states[: len(ends)],
         prompts.pooled[: len(ends)],
         work,
         timesteps=LIGHT_TIMESTEPS,
-        steps=budget.distil_steps,
-        batch=budget.batch * 3 // 2,
-        lr=8e-4,
+        steps=budget.light_steps,
+        batch=budget.batch,
+        lr=6e-4,
         seed=seed + 5,
     )
     judged = judge_light(
