@@ -41,9 +41,10 @@ lint: setup-dev  ## ruff and mypy
 	$(BIN)/mypy
 
 bench: setup-dev  ## Weir's own cost, solver times, cascade against all-heavy
-	$(BIN)/python benchmarks/overhead.py
-	$(BIN)/python benchmarks/solvers.py
-	$(BIN)/python benchmarks/cascade.py
+	$(BIN)/python -m benchmarks.overhead
+	$(BIN)/python -m benchmarks.solvers
+	$(BIN)/python -m benchmarks.simulator
+	$(BIN)/python -m benchmarks.cascade
 
 train: setup  ## train the embedded family from its seed (resumable; hours on a CPU)
 	$(WEIR) train

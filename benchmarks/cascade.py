@@ -4,7 +4,7 @@ Both services replay the same requests with the same seeds, one after the other,
 up with. Goodput counts the images within the deadline; quality is the share of images that show exactly what was
 asked, by the family's attribute checker.
 
-    python benchmarks/cascade.py --rate 2 --duration 90 --out cascade.json
+    python -m benchmarks.cascade --rate 2 --duration 90 --out cascade.json
 """
 
 from __future__ import annotations

@@ -6,7 +6,8 @@ DIR is a folder with files of DiffServe's artifact (not part of this project): `
 ``trace_4to32qps.txt``, ``fixed_20qps.txt``, ``dist_sdturbo.txt``, ``dist_sdxs.txt`` and
 ``stable_diffusion_runtimes_{sdturbo,sdxs,sdxlltn}.csv``. First the tables in ``solvers.published`` are checked against
 them; then the recorded traces run on 16 GPUs, and after them arrivals drawn anew (Poisson at the recorded trace's rate,
-the same at 1.25 times the rate, steps, spikes), which nothing was tuned on.
+the same at 1.25 times the rate, steps, spikes). The policy's one tuned number, the heavy utilisation, was chosen on
+all of these but the Poisson ones.
 """
 
 from __future__ import annotations
