@@ -1,8 +1,8 @@
 """The cascade against all-heavy: the same trace, machine, deadline and number of replicas.
 
 Both services replay the same requests with the same seeds, one after the other, at a rate that all-heavy cannot keep
-up with. Goodput counts the images within the deadline; quality is the share of images that show exactly what was
-asked, by the family's attribute checker.
+up with. Goodput counts the images within the deadline; quality is the share of what was asked that the images
+show, by the family's attribute checker.
 
     python -m benchmarks.cascade --rate 2 --duration 90 --out cascade.json
 """

@@ -19,6 +19,8 @@ from torch import nn
 
 from weir.errors import ConfigError
 
+GOOD_ENOUGH = 0.8
+
 
 @dataclass(frozen=True, slots=True)
 class Vocabulary:
@@ -74,6 +76,11 @@ class Verdict:
 
     attributes: float
     exact: bool
+
+    @property
+    def good_enough(self) -> bool:
+        """Four fifths of what was asked hold: for one object everything, for four some slip is forgiven."""
+        return self.attributes >= GOOD_ENOUGH
 
 
 def read_prompt(prompt: str, words: Vocabulary) -> Requirements | None:

@@ -30,19 +30,19 @@ def _batches(prompts: Sequence[str], images: Sequence[Image.Image]) -> list[tupl
 def family_scorer(family: FamilyConfig, prompts: Sequence[str]) -> tuple[str, Scorer] | None:
     """What the scorer measures, and the scorer; None when the family brings neither a checker nor a CLIP.
 
-    The checker gives 1 to an image that shows all that its prompt asks and nothing else, else 0. It is taken when it
-    can read every one of ``prompts``.
+    The checker gives the share of what the prompt asks that the image shows, 0…1. It is taken when it can read every
+    one of ``prompts``.
     """
     folder = Path(family.discriminator).parent / "checker" if family.discriminator else None
     if folder is not None and folder.exists():
         checker = AttributeChecker.load(folder)
         if all(read_prompt(p, checker.words) for p in prompts):
 
-            def exact(prompts: Sequence[str], images: Sequence[Image.Image]) -> list[float]:
+            def attributes(prompts: Sequence[str], images: Sequence[Image.Image]) -> list[float]:
                 verdicts = [v for pixels, texts in _batches(prompts, images) for v in checker.check(pixels, texts)]
-                return [float(v is not None and v.exact) for v in verdicts]
+                return [0.0 if v is None else v.attributes for v in verdicts]
 
-            return "images that show exactly what was asked", exact
+            return "share of what was asked that the images show", attributes
     if family.clip is not None:
         clip = ClipScorer.load(family.clip)
 

@@ -34,14 +34,14 @@ def write_plots(out: Path) -> None:
     fig, ax = plt.subplots(figsize=(6, 3.6), layout="constrained")
     for name, (label, colour, style) in _LINES.items():
         ax.plot(figures["light_share"], figures["quality"][name], style, color=colour, label=label, linewidth=2)
-    _dress(ax, "share answered by the light variant", "images that show exactly what was asked")
+    _dress(ax, "share answered by the light variant", "share of what was asked that holds")
     fig.savefig(out / "quality_by_share.png", dpi=130)
     plt.close(fig)
     fig, axes = plt.subplots(1, 2, figsize=(8, 3.4), layout="constrained")
     rows = [figures["rows"][f"heavy ({n} steps)"] for n in STEPS]
     for n in range(1, 5):
-        axes[0].plot(STEPS, [r[f"exact_{n}"] for r in rows], "o-", label=f"{n} object{'s' * (n > 1)}", linewidth=2)
-    _dress(axes[0], "denoising steps of the heavy variant", "exact images")
+        axes[0].plot(STEPS, [r[f"attributes_{n}"] for r in rows], "o-", label=f"{n} object{'s' * (n > 1)}", linewidth=2)
+    _dress(axes[0], "denoising steps of the heavy variant", "attributes")
     axes[1].plot(STEPS, [r["frechet"] for r in rows], "o-", color="#0f766e", label="heavy", linewidth=2)
     axes[1].axhline(figures["rows"]["real"]["frechet"], color="#94a3b8", linestyle=":", label="real against real")
     _dress(axes[1], "denoising steps of the heavy variant", "Fréchet distance")
@@ -101,7 +101,11 @@ def write_card(out: Path, folder: Path) -> None:
     rows = []
     for name, row in figures["rows"].items():
         cells = [f"{row['frechet']:.2f}", f"{row['clip']:.3f}", f"{row['attributes']:.3f}", f"{row['exact']:.3f}"]
-        rows.append(f"| {name} | " + " | ".join(cells + [f"{row[f'exact_{n}']:.2f}" for n in range(1, 5)]) + " |")
+        rows.append(
+            f"| {name} | "
+            + " | ".join(cells + [f"{row[f'attributes_{n}']:.2f} ({row[f'exact_{n}']:.2f})" for n in range(1, 5)])
+            + " |"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     for name in _PICTURES:
         shutil.copyfile(out / name, folder / name)
@@ -114,6 +118,7 @@ def write_card(out: Path, folder: Path) -> None:
             as_good=figures["light_at_least_as_good"],
             auc=figures["discriminator_auc"],
             clip_auc=figures["clip_auc"],
+            good=figures["light_good_enough"],
             **{f"heavy_{n}": figures["rows"]["heavy (50 steps)"][f"exact_{n}"] for n in (1, 2, 4)},
         )
     )

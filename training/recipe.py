@@ -138,7 +138,7 @@ def judge_light(
             noise = torch.randn((len(states), *data.latents.shape[1:]), generator=generator, device=data.latents.device)
             x, _ = trajectories(light, noise, states, pooled, steps=LIGHT_STEPS, guidance=1.0)
             drawn = vae.decode(x / vae.config.scaling_factor).sample.clamp(-1, 1)
-            good += [v is not None and v.exact for v in checker.check(drawn, captions[i : i + batch])]
+            good += [v is not None and v.good_enough for v in checker.check(drawn, captions[i : i + batch])]
             images.append(((drawn + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy())
         np.savez(path, images=np.concatenate(images), good=np.asarray(good))
     kept = np.load(path, allow_pickle=False)
