@@ -8,6 +8,7 @@ import numpy as np
 
 from solvers.problem import GpuType
 from weir.core import DeferralCurve
+from weir.profiles import Profile
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +46,12 @@ class Setting:
     deferral: DeferralCurve
     quality: QualityCurve | None = None
     discriminator_s: float = 0.0
+
+    @classmethod
+    def of(cls, profile: Profile, gpus: int, slo_s: float) -> Setting:
+        """The setting of a measured family; its light times hold the discriminator, and no quality was measured."""
+        gpu = GpuType(profile.device, gpus, profile.light.latency, profile.heavy.latency)
+        return cls(gpus=(gpu,), slo_s=slo_s, deferral=profile.deferral())
 
     @property
     def replicas(self) -> int:

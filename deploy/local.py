@@ -196,6 +196,12 @@ def _serve(
         running = Service(state.name, os.getpid(), url, dashboard, str(config_path), ready=True)
         state.write(running)
         console.print(f"{state.name} is up: {url}/v1 (dashboard {dashboard}); Ctrl-C stops it", highlight=False)
+        if service.controller.policy != "static":
+            from deploy.control import controller, start
+
+            thread = start(controller(service, config_path, publisher, *address), stop)
+            stack.callback(thread.join)  # it publishes nothing after the application is taken off
+            stack.callback(stop.set)
         if on_ready:
             on_ready(running)
         while not stop.wait(1):  # a wait without end would not see signals

@@ -17,6 +17,7 @@ from load_balancer.dispatch import Dispatcher, Kind
 from load_balancer.order import Order
 from load_balancer.pool import Pool, ReplicaLost
 from load_balancer.service_times import ServiceTimes
+from load_balancer.tally import Tally
 from weir.config import FamilyConfig
 from weir.core import ImageRequest, ImageResult, Path, Plan, Role, margin_s
 from weir.errors import DeadlineExceeded, GenerationFailed, InvalidRequest, PlanError, RoleChanged, WeirError
@@ -69,6 +70,7 @@ class Balancer:
         self.slo_s = slo_s
         self.admission = Admission(queued)
         self.dispatcher = Dispatcher(plan, ServiceTimes(profile))
+        self.tally = Tally()
         self._pool = pool
         self._family = family
         self._clock = clock
@@ -128,6 +130,20 @@ class Balancer:
             "in_flight": self.admission.in_flight,
         }
 
+    def counters(self, judged: int = 0) -> dict[str, Any]:
+        """What a controller observes, JSON-ready: the plan in force, the live replicas, and counts since the start.
+
+        Args:
+            judged: the count of the look before; its confidences are not told again.
+        """
+        return {
+            "plan": self.plan.to_dict(),
+            "ranks": self.dispatcher.ranks,
+            "queued": {role.value: self.dispatcher.queued(role) for role in Role},
+            "in_flight": self.admission.in_flight,
+            **self.tally.since(judged),
+        }
+
     # -------------------------------------------------------------------------------------------------- requests
 
     async def draw(self, order: Order) -> list[Drawn]:
@@ -139,6 +155,7 @@ class Balancer:
         """
         now = self._clock()
         plan = self.plan
+        self.tally.arrived(order.n)
         role = cascade.first_role(plan, order.role)
         deadline = now + self.slo_s
         finish_at = self.dispatcher.finish_at(self._kind(role, order.steps), now, order.n)
@@ -177,6 +194,9 @@ class Balancer:
         first = await self._stage(role, request, until=patience)
         if role is Role.HEAVY:
             return self._drawn(request, plan, Path.HEAVY, admitted_at, first)
+        if forced is None:
+            cascades = plan.count(Role.HEAVY) > 0
+            self.tally.judge(first.confidence, cascades and cascade.is_deferred(first.confidence, plan.threshold))
         heavy = self._kind(Role.HEAVY, request.steps)
         latest = request.deadline - margin_s(self.slo_s)
         path = cascade.after_light(

@@ -127,6 +127,15 @@ class Dispatcher:
         return sum(r.role is role for r in self._replicas.values())
 
     @property
+    def ranks(self) -> list[int]:
+        """Of the live replicas, ascending."""
+        return sorted(r.rank for r in self._replicas.values())
+
+    def queued(self, role: Role) -> int:
+        """Images that wait at the replicas of the role for a batch."""
+        return sum(len(r.queue) - r.running for r in self._replicas.values() if r.role is role)
+
+    @property
     def outstanding(self) -> dict[str, int]:
         """Images sent to each replica and not answered yet."""
         return {r.id: len(r.queue) + len(r.leaving) for r in self._replicas.values()}

@@ -48,8 +48,4 @@ def family_setting(family: str, gpus: int, slo_s: float | None = None) -> Settin
     profile = load_profile(family)
     if slo_s is None:
         raise ConfigError(f"{family}: a profile has no deadline; give slo")
-    return Setting(
-        gpus=(GpuType(profile.device, gpus, profile.light.latency, profile.heavy.latency),),
-        slo_s=slo_s,
-        deferral=profile.deferral(),
-    )
+    return Setting.of(profile, gpus, slo_s)

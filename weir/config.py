@@ -52,9 +52,7 @@ class FamilyConfig(_Strict):
     """A light and a heavy variant that can stand in for one another."""
 
     name: str
-    pipeline: str = Field(
-        description="diffusers pipeline with the shared parts: local folder or hub repository"
-    )
+    pipeline: str = Field(description="diffusers pipeline with the shared parts: local folder or hub repository")
     revision: str | None = None
     weights: Literal["fp16"] | None = Field(None, description="which file set of the repository to load")
     size: int = Field(ge=16, le=4096, description="side of the square images, pixels")
@@ -64,9 +62,7 @@ class FamilyConfig(_Strict):
     light: VariantConfig
     heavy: VariantConfig
     discriminator: str | None = Field(None, description="folder of the discriminator; needed for a cascade")
-    clip: str | None = Field(
-        None, description="CLIP for similarity and CLIP score: local folder or hub repository"
-    )
+    clip: str | None = Field(None, description="CLIP for similarity and CLIP score: local folder or hub repository")
 
     @property
     def allowed_sizes(self) -> tuple[int, ...]:
@@ -74,7 +70,7 @@ class FamilyConfig(_Strict):
 
 
 class PlanConfig(_Strict):
-    """The plan to start with (and to stay with, without a controller)."""
+    """The plan to start with, and to stay with under the policy ``static``."""
 
     light_replicas: int = Field(ge=0)
     heavy_replicas: int = Field(ge=0)
@@ -110,6 +106,17 @@ class PoolConfig(_Strict):
     )
 
 
+class ControllerConfig(_Strict):
+    """Who decides plans while the service runs.
+
+    A policy plans roles, batch sizes and threshold; requests are sent and answered by Weir's rules under any of them.
+    """
+
+    policy: Literal["static", "weir", "diffserve-static", "all-light", "all-heavy"] = Field(
+        "static", description="static keeps the configured plan; every other one needs a profile"
+    )
+
+
 class LimitsConfig(_Strict):
     """What one request may ask for."""
 
@@ -117,9 +124,7 @@ class LimitsConfig(_Strict):
     prompt_characters: int = Field(2000, ge=1)
     images: int = Field(4, ge=1, le=10)
     steps: int = Field(100, ge=1, le=1000)
-    queued: int = Field(
-        256, ge=1, description="images in flight; beyond it requests get 429 with Retry-After"
-    )
+    queued: int = Field(256, ge=1, description="images in flight; beyond it requests get 429 with Retry-After")
 
 
 class HttpConfig(_Strict):
@@ -131,14 +136,22 @@ class ServiceConfig(_Strict):
     """What ``weir up`` starts."""
 
     family: str = Field(description="family file, relative to this file")
-    profile: str | None = Field(
-        None, description="profile file of the family on this hardware, relative to this file"
-    )
+    profile: str | None = Field(None, description="profile file of the family on this hardware, relative to this file")
     slo_s: float = Field(gt=0, le=3600, description="seconds from admission to answer")
     plan: PlanConfig
+    controller: ControllerConfig = ControllerConfig()
     pool: PoolConfig = PoolConfig()
     limits: LimitsConfig = LimitsConfig()
     http: HttpConfig = HttpConfig()
+
+    @model_validator(mode="after")
+    def _a_profile_to_plan_with(self) -> ServiceConfig:
+        if self.controller.policy != "static" and not (self.profile or self.pool.emulate):
+            raise ValueError(
+                f"controller.policy {self.controller.policy} needs a profile; make one with `weir profile` and name it "
+                "in the key profile"
+            )
+        return self
 
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -168,13 +181,9 @@ def read_yaml(path: Path | str, model: type[Model]) -> Model:
         lines = []
         for problem in error.errors():
             key = ".".join(str(k) for k in problem["loc"]) or "(whole file)"
-            remedy = (
-                f"; known keys: {known}" if problem["type"] == "extra_forbidden" and "." not in key else ""
-            )
+            remedy = f"; known keys: {known}" if problem["type"] == "extra_forbidden" and "." not in key else ""
             given = problem.get("input")
-            shown = (
-                f" (given: {given!r})" if not isinstance(given, dict) and problem["type"] != "missing" else ""
-            )
+            shown = f" (given: {given!r})" if not isinstance(given, dict) and problem["type"] != "missing" else ""
             lines.append(f"{path}: {key}: {problem['msg']}{shown}{remedy}")
         raise ConfigError("\n".join(lines)) from None
 
@@ -231,9 +240,7 @@ def load_service(path: Path | str) -> tuple[ServiceConfig, FamilyConfig]:
     if service.profile is not None:
         update["profile"] = str((here / service.profile).resolve())
         if not Path(str(update["profile"])).exists():
-            raise ConfigError(
-                f"{path}: profile: there is no file {update['profile']}; make it with `weir profile`"
-            )
+            raise ConfigError(f"{path}: profile: there is no file {update['profile']}; make it with `weir profile`")
     if service.pool.emulate is not None:
         emulate = (here / service.pool.emulate).resolve()
         if not emulate.exists():

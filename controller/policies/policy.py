@@ -21,8 +21,8 @@ class ReplicaChoice(StrEnum):
 class Policy(ABC):
     """Decides for one cluster. Deterministic: it sees no clock and no randomness but what it is handed.
 
-    ``first_plan`` is called once before the first request; ``observe`` once a second from then on. The rules below are
-    read when a request is sent, and may change with a plan.
+    ``first_plan``, or ``resume`` in its place, is called once before the first request; ``observe`` once a second from
+    then on. The rules below are read when a request is sent, and may change with a plan.
 
     Attributes:
         name: in the registry.
@@ -51,6 +51,10 @@ class Policy(ABC):
     @abstractmethod
     def first_plan(self) -> Plan:
         """The plan to start with."""
+
+    def resume(self, running: Plan) -> None:
+        """Goes on from a plan in force, which an earlier one of this policy made, in place of ``first_plan``."""
+        self._version = running.version
 
     def observe(self, seen: Observation) -> Plan | None:
         """Takes in one second. Returns a plan when there is a new one; a policy without a controller never has."""

@@ -79,6 +79,12 @@ class Weir(Policy):
                 high = middle
         return self._publish(low, counts)
 
+    def resume(self, running: Plan) -> None:
+        """Plans anew with the first request it sees, at the cost of changing the running roles."""
+        super().resume(running)
+        self._plan, self._planned_rps = running, 0.0
+        self._share = self._deferral.curve().at(running.threshold)
+
     def observe(self, seen: Observation) -> Plan | None:
         self._demand.observe(seen.arrivals, seen.now_s - self._seen_at_s)
         self._seen_at_s = seen.now_s

@@ -163,3 +163,14 @@ def test_weir_sheds_at_admission_only_what_all_light_cannot_serve():
     assert run(policy, [100] * 20)[-1].admitted_rps is None
     limit = run(policy, [1000] * 20, start=21.0)[-1].admitted_rps
     assert limit == pytest.approx(0.8 * 16 * 20.78, rel=0.1)
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_a_policy_goes_on_from_a_running_plan(name):
+    first = make_policy(name, setting())
+    running = [first.first_plan(), *run(first, [10] * 20)][-1]
+    again = make_policy(name, setting())
+    again.resume(running)
+    plans = run(again, [10] * 20)
+    assert all(plan.version > running.version for plan in plans)
+    assert len({(plan.count(Role.LIGHT), plan.count(Role.HEAVY)) for plan in plans}) <= 1

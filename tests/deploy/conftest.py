@@ -32,6 +32,7 @@ def config(tmp_path: Path) -> Path:
         "family": "family.yaml",
         "slo_s": 10,
         "plan": {"light_replicas": 1, "heavy_replicas": 1},
+        "controller": {"policy": "weir"},
         "pool": {"cpus_per_replica": 0.1, "emulate": "profile.json"},
         "http": {"port": 0},
     }

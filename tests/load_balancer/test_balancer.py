@@ -244,3 +244,29 @@ async def test_a_pool_that_does_not_answer_for_a_while_is_kept_as_it_was(running
         balancer._hurry.set()
         await asyncio.sleep(0.01)
         assert balancer.readiness()["ready"]
+
+
+async def test_its_counters_tell_a_controller_what_happened(running, pool, plan):
+    async with running() as balancer:
+        await balancer.draw(ORDER)
+        pool.confidence = 0.2
+        await balancer.draw(Order("a", 64, 64, n=2))
+        await balancer.draw(Order("a", 64, 64, role=Role.LIGHT))  # forced: the cascade did not decide
+        seen = balancer.counters(1)
+    assert seen == {
+        "plan": plan.to_dict(),
+        "ranks": [0, 1, 2],
+        "queued": {"light": 0, "heavy": 0},
+        "in_flight": 0,
+        "arrivals": 4,
+        "judged": 3,
+        "deferred": 2,
+        "confidences": [0.2, 0.2],
+    }
+
+
+async def test_refused_images_count_as_arrivals(pool, plan, family):
+    balancer = Balancer(pool, plan, family, slo_s=1, queued=1)
+    with pytest.raises(NotReady):
+        await balancer.draw(ORDER)
+    assert balancer.counters()["arrivals"] == 1

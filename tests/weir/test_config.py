@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from weir.config import load_family, load_service
+from controller.policies import POLICIES
+from weir.config import ControllerConfig, load_family, load_service
 from weir.errors import ConfigError
 
 SERVICE = yaml.safe_load(Path("deploy/configs/weir-tiny.yaml").read_text())
@@ -41,6 +42,8 @@ def test_every_shipped_service_is_valid(path: Path) -> None:
         ({"http": {"port": 99999}}, "http.port"),
         ({"family": "nowhere.yaml"}, "nowhere.yaml"),
         ({"profile": "nowhere.json"}, "weir profile"),
+        ({"controller": {"policy": "weir"}}, "controller.policy weir needs a profile; make one with `weir profile`"),
+        ({"controller": {"policy": "magic"}}, "controller.policy"),
     ],
 )
 def test_a_mistake_names_the_file_and_the_key(tmp_path: Path, changes: dict, named: str) -> None:
@@ -55,3 +58,8 @@ def test_a_file_that_is_no_configuration_is_named(tmp_path: Path, text: str) -> 
     path.write_text(text)
     with pytest.raises(ConfigError, match=r"broken\.yaml"):
         load_service(path)
+
+
+def test_every_policy_that_a_service_may_name_exists() -> None:
+    named = ControllerConfig.model_fields["policy"].annotation.__args__  # type: ignore[union-attr]
+    assert set(named) - {"static"} <= set(POLICIES)

@@ -1,0 +1,136 @@
+"""The live controller: once a second observe, decide, check, publish. Whatever fails, the last good plan stays.
+
+It keeps no state that it could not do without: what is in force it reads from the load balancer, at its own start as
+in every second, so that it can die and come back at any time. Versions only grow, a failed publication included.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+
+from controller.counters import Counters
+from controller.policies import Policy
+from weir.core import Plan
+from weir.errors import PlanError
+
+log = logging.getLogger(__name__)
+
+#: Seconds between observations.
+TICK_S = 1.0
+#: A plan that is not in force so long after its publication is published once more.
+APPLY_S = 10.0
+#: The version of the configuration's plan; the policy's first plan takes its place.
+CONFIGURED = 1
+
+
+class Controller:
+    """Runs one policy on one live pool. All of it on one thread.
+
+    Args:
+        make_policy: a fresh policy; called at the start and after each of its failures.
+        size: replicas of the pool. A plan is for those alive; Serve brings the others back meanwhile.
+        look: the load balancer's counters; its argument is the ``judged`` of the look before.
+        publish: sends a plan on its way, and raises when it could not; its second argument is the plan in force.
+        clock: seconds, only moves forward.
+    """
+
+    def __init__(
+        self,
+        make_policy: Callable[[], Policy],
+        size: int,
+        *,
+        look: Callable[[int], Counters],
+        publish: Callable[[Plan, Plan], None],
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        self._make_policy = make_policy
+        self._size = size
+        self._look = look
+        self._publish = publish
+        self._clock = clock
+        self._policy: Policy | None = None
+        self._policy_since = 0.0
+        self._before: Counters | None = None
+        self._version = 0
+        self._published: Plan | None = None
+        self._published_at = 0.0
+        self._trouble = ""
+
+    def run(self, stop: threading.Event) -> None:
+        """Until ``stop``. Nothing that fails ends it."""
+        while not stop.wait(TICK_S):
+            self.step()
+
+    def step(self) -> None:
+        """One second. Never raises: a failure is logged once, and the plan in force stays."""
+        try:
+            self._step()
+        except Exception as error:
+            trouble = f"{type(error).__name__}: {error}"
+            if trouble != self._trouble:
+                log.warning("kept plan %d: %s", self._before.plan.version if self._before else 0, trouble)
+            self._trouble = trouble
+        else:
+            if self._trouble:
+                log.warning("the controller plans again")
+            self._trouble = ""
+
+    def _step(self) -> None:
+        seen = self._look(self._before.judged if self._before else 0)
+        self._before, before = seen, self._before
+        self._version = max(self._version, seen.plan.version)
+        if not seen.ranks:
+            return  # nobody could follow a plan
+        plan = self._decide(seen, before)
+        latest = self._published if self._published and self._published.version > seen.plan.version else seen.plan
+        if plan is not None and plan != replace(latest, version=plan.version):
+            self._send(plan, seen.plan)
+        elif latest is not seen.plan and self._clock() - self._published_at > APPLY_S:
+            self._send(latest, seen.plan)
+
+    def _decide(self, seen: Counters, before: Counters | None) -> Plan | None:
+        """The policy's next plan for the whole pool; a policy that fails makes room for a fresh one."""
+        policy, self._policy = self._policy, None
+        if policy is None:
+            policy, self._policy_since = self._make_policy(), self._clock()
+            if seen.plan.version > CONFIGURED or len(seen.ranks) < self._size:
+                policy.resume(seen.plan)
+                plan = None
+            else:
+                plan = policy.first_plan()
+        else:
+            plan = policy.observe(seen.since(before, self._clock() - self._policy_since))
+        if plan is not None:
+            plan = spread(plan, seen.ranks, self._size)
+        self._policy = policy
+        return plan
+
+    def _send(self, plan: Plan, running: Plan) -> None:
+        self._version += 1
+        plan = replace(plan, version=self._version)
+        try:
+            self._publish(plan, running)
+        except Exception:
+            if self._policy is not None:
+                self._policy.resume(running)  # it believes in a plan that is not in force
+            raise
+        self._published, self._published_at = plan, self._clock()
+
+
+def spread(plan: Plan, ranks: Iterable[int], size: int) -> Plan:
+    """The plan of the live replicas, given to their ranks; ranks that are coming back take the last assignment.
+
+    Raises:
+        PlanError: it is for another number of replicas.
+    """
+    live = sorted(rank for rank in ranks if rank < size)
+    if len(plan.assignments) != len(live):
+        raise PlanError(f"the plan is for {len(plan.assignments)} replicas and {len(live)} are alive")
+    assignments = [plan.assignments[-1]] * size
+    for assignment, rank in zip(plan.assignments, live, strict=True):
+        assignments[rank] = assignment
+    return replace(plan, assignments=tuple(assignments))

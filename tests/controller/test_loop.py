@@ -1,0 +1,242 @@
+"""The live controller over a pool that exists on paper: what it publishes, and what no failure may change."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from controller.counters import Counters
+from controller.loop import APPLY_S, Controller, spread
+from controller.policies import make_policy
+from controller.policies.weir import Weir
+from controller.setting import Setting
+from load_balancer.tally import Tally
+from solvers.problem import GpuType
+from weir.core import DeferralCurve, LatencyProfile, Plan, Role
+from weir.errors import NotReady, PlanError
+
+SIZE = 4
+SETTING = Setting(
+    (GpuType("gpu", SIZE, LatencyProfile((1, 4), (0.1, 0.25)), LatencyProfile((1, 4), (0.4, 1.0))),),
+    slo_s=5.0,
+    deferral=DeferralCurve((0.0, 1.0), (0.0, 1.0)),
+)
+CONFIGURED = Plan.split(1, 2, 2, light_batch=4, heavy_batch=4, threshold=0.5)
+
+
+#: Requests per second that one light replica carries, and that need three of the four.
+FEW, MANY = 10, 35
+
+
+class Cluster:
+    """A pool and its load balancer, a second at a time."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+        self.plan = CONFIGURED
+        self.ranks = list(range(SIZE))
+        self.tally = Tally()
+        self.published: list[Plan] = []
+        self.dead_dashboard = self.deaf = self.silent = False
+
+    def look(self, judged: int) -> Counters:
+        if self.silent:
+            raise TimeoutError
+        fields = {"plan": self.plan.to_dict(), "ranks": self.ranks, "queued": {"light": 0, "heavy": 0}, "in_flight": 0}
+        return Counters.from_dict({**fields, **self.tally.since(judged)})
+
+    def publish(self, plan: Plan, running: Plan) -> None:
+        assert running == self.plan
+        if self.dead_dashboard:
+            raise NotReady("the dashboard does not answer")
+        self.published.append(plan)
+        if not self.deaf:
+            self.plan = plan
+
+    def second(self, controller: Controller, images: int) -> None:
+        self.now += 1
+        self.tally.arrived(images)
+        for i in range(images):
+            confidence = (i * 0.618034 + self.now * 0.37) % 1
+            self.tally.judge(confidence, confidence < self.plan.threshold)
+        controller.step()
+
+    def seconds(self, controller: Controller, count: int, images: int) -> None:
+        for _ in range(count):
+            self.second(controller, images)
+
+
+@pytest.fixture
+def cluster() -> Cluster:
+    return Cluster()
+
+
+def controller(cluster: Cluster, policy: str = "weir") -> Controller:
+    return Controller(
+        lambda: make_policy(policy, SETTING),
+        SIZE,
+        look=cluster.look,
+        publish=cluster.publish,
+        clock=lambda: cluster.now,
+    )
+
+
+def test_more_demand_makes_more_replicas_light_and_less_demand_gives_them_back(cluster):
+    it = controller(cluster)
+    cluster.seconds(it, 20, FEW)
+    assert cluster.plan.count(Role.LIGHT) == 1
+    cluster.seconds(it, 10, MANY)
+    assert cluster.plan.count(Role.LIGHT) == 3
+    cluster.seconds(it, 40, FEW)
+    assert cluster.plan.count(Role.LIGHT) == 1
+
+
+def test_a_burst_is_answered_with_a_plan_within_two_seconds(cluster):
+    it = controller(cluster)
+    cluster.seconds(it, 20, FEW)
+    cluster.seconds(it, 2, MANY)
+    assert cluster.plan.count(Role.LIGHT) > 1
+
+
+def test_a_steady_load_never_changes_a_role(cluster):
+    it = controller(cluster)
+    cluster.seconds(it, 10, 8)
+    roles = [cluster.plan.assignments]
+    for _ in range(120):
+        cluster.second(it, 8)
+        if cluster.plan.assignments != roles[-1]:
+            roles.append(cluster.plan.assignments)
+    assert len({tuple(a.role for a in assignments) for assignments in roles}) == 1
+
+
+def test_versions_only_grow_and_every_plan_is_for_the_whole_pool(cluster):
+    it = controller(cluster)
+    for images in (0, 3, 30, 300, 0):
+        cluster.seconds(it, 10, images)
+    versions = [plan.version for plan in cluster.published]
+    assert versions == sorted(set(versions))
+    assert {len(plan.assignments) for plan in cluster.published} == {SIZE}
+
+
+def test_a_plan_equal_to_the_one_in_force_is_not_published(cluster):
+    it = controller(cluster, "all-light")
+    cluster.seconds(it, 30, 2)
+    assert len(cluster.published) == 1
+    assert cluster.plan.count(Role.HEAVY) == 0
+
+
+def test_a_dead_dashboard_changes_nothing_and_the_plan_comes_when_it_is_back(cluster, caplog):
+    it = controller(cluster)
+    cluster.seconds(it, 10, FEW)
+    running, cluster.dead_dashboard = cluster.plan, True
+    cluster.seconds(it, 20, MANY)
+    assert cluster.plan is running
+    assert sum("the dashboard does not answer" in record.message for record in caplog.records) == 1
+    cluster.dead_dashboard = False
+    cluster.seconds(it, 3, MANY)
+    assert cluster.plan.count(Role.LIGHT) == 3
+    assert cluster.plan.version > running.version
+
+
+@pytest.mark.parametrize("failure", [RuntimeError("the solver died"), PlanError("threshold is nan")])
+def test_a_policy_that_raises_changes_nothing_and_a_fresh_one_goes_on(cluster, monkeypatch, failure, caplog):
+    it = controller(cluster)
+    cluster.seconds(it, 10, FEW)
+    running = cluster.plan
+
+    def broken(*_: object) -> None:
+        raise failure
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Weir, "observe", broken)
+        cluster.seconds(it, 20, MANY)
+    assert cluster.plan is running
+    assert str(failure) in caplog.text
+    cluster.seconds(it, 4, MANY)
+    assert cluster.plan.count(Role.LIGHT) == 3
+
+
+@pytest.mark.parametrize("nonsense", [7, "plan", Plan.split(9, 1, 1, light_batch=1, heavy_batch=1, threshold=0)])
+def test_a_policy_that_returns_nonsense_changes_nothing(cluster, monkeypatch, nonsense):
+    it = controller(cluster)
+    cluster.seconds(it, 10, FEW)
+    running = cluster.plan
+    monkeypatch.setattr(Weir, "observe", lambda *_: nonsense)
+    cluster.seconds(it, 5, MANY)
+    assert cluster.plan is running
+
+
+def test_a_load_balancer_that_does_not_answer_for_a_while_leaves_the_demand_honest(cluster):
+    it = controller(cluster)
+    cluster.seconds(it, 20, 2)
+    before, cluster.silent = cluster.plan, True
+    cluster.seconds(it, 8, 2)
+    cluster.silent = False
+    cluster.seconds(it, 5, 2)
+    assert [a.role for a in cluster.plan.assignments] == [a.role for a in before.assignments]
+
+
+def test_a_controller_that_starts_again_goes_on_from_the_running_plan(cluster):
+    cluster.seconds(controller(cluster), 20, MANY)
+    running, count = cluster.plan, len(cluster.published)
+    again = controller(cluster)
+    cluster.second(again, MANY)
+    assert cluster.plan is running
+    cluster.seconds(again, 20, MANY)
+    assert all(plan.version > running.version for plan in cluster.published[count:])
+    for plan in cluster.published[count:]:
+        assert [a.role for a in plan.assignments] == [a.role for a in running.assignments]
+
+
+def test_a_plan_that_does_not_come_into_force_is_published_again(cluster):
+    it = controller(cluster, "all-light")
+    cluster.deaf = True
+    cluster.seconds(it, round(APPLY_S) + 3, 1)
+    assert [plan.version for plan in cluster.published] == [2, 3]
+    cluster.deaf = False
+    cluster.seconds(it, round(APPLY_S) + 3, 1)
+    assert cluster.plan.count(Role.HEAVY) == 0
+
+
+def test_while_a_replica_is_gone_the_others_share_its_work(cluster):
+    it = controller(cluster)
+    cluster.seconds(it, 10, FEW)
+    light = next(rank for rank, a in enumerate(cluster.plan.assignments) if a.role is Role.LIGHT)
+    cluster.ranks.remove(light)
+    cluster.seconds(it, 2, FEW)
+    assert len(cluster.plan.assignments) == SIZE
+    assert any(cluster.plan.assignment(rank).role is Role.LIGHT for rank in cluster.ranks)
+
+
+def test_without_any_replica_nothing_is_planned(cluster):
+    it = controller(cluster)
+    cluster.ranks.clear()
+    cluster.seconds(it, 10, 5)
+    assert cluster.published == []
+
+
+def test_a_load_balancer_that_starts_anew_counts_from_its_start(cluster):
+    cluster.tally.arrived(50)
+    before = cluster.look(0)
+    cluster.tally = Tally()
+    cluster.tally.arrived(3)
+    cluster.tally.judge(0.2, True)
+    seen = cluster.look(before.judged).since(before, 1.0)
+    assert (seen.arrivals, seen.deferred, seen.confidences) == (3, 1, (0.2,))
+
+
+def test_confidences_beyond_what_is_kept_scale_the_deferred(cluster):
+    for i in range(3000):
+        cluster.tally.judge(0.5, i % 2 == 0)
+    seen = cluster.look(0).since(None, 1.0)
+    assert (len(seen.confidences), seen.deferred) == (1000, 500)
+
+
+@given(st.sets(st.integers(0, 9), min_size=1), st.integers(0, 10), st.integers(10, 12))
+def test_a_plan_gives_its_roles_to_the_ranks_that_are_alive(ranks, light, size):
+    light = min(light, len(ranks))
+    plan = Plan.split(1, light, len(ranks) - light, light_batch=2, heavy_batch=3, threshold=0.5)
+    whole = spread(plan, ranks, size)
+    assert len(whole.assignments) == size
+    assert sum(whole.assignment(rank).role is Role.LIGHT for rank in ranks) == light

@@ -1,0 +1,142 @@
+"""The live controller on real Ray Serve with emulated workers: it follows the demand and disturbs no request."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import httpx
+import psutil
+import pytest
+import yaml
+
+from controller.loop import Controller
+from controller.policies.weir import Weir
+from deploy.cluster import cluster
+from deploy.local import bindable, readiness
+from deploy.publish import Publisher, render
+from tests.deploy.conftest import FAMILY
+from weir.config import load_service
+
+pytestmark = [
+    pytest.mark.timeout(280),
+    # Ray and the subprocess it starts leave their sockets and pipes to the garbage collector.
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+    pytest.mark.filterwarnings("ignore:.*:FutureWarning:ray"),
+    pytest.mark.filterwarnings("ignore:.*:DeprecationWarning:ray"),
+]
+#: One light replica carries few requests and leaves three to draw them again; many need two light ones.
+FEW, MANY = 4, 9
+PROFILE: dict[str, Any] = {
+    "family": "toy",
+    "device": "none",
+    "light": {"name": "toy-light", "steps": 2, "batch_sizes": [1, 4], "latency_s": [0.2, 0.5]},
+    "heavy": {"name": "toy-heavy", "steps": 50, "batch_sizes": [1, 4], "latency_s": [1.6, 3.2]},
+}
+
+
+class Up(NamedTuple):
+    url: str
+    publisher: Publisher
+    controller: Controller
+
+    def plan(self) -> dict[str, Any]:
+        state = readiness(self.url)
+        assert state
+        return {"version": state["plan"]["version"], "light": state["replicas"]["light"]["planned"]}
+
+    def pids(self) -> set[int]:
+        replicas = self.publisher.details()["applications"]["weir"]["deployments"]["Pool"]["replicas"]
+        return {replica["pid"] for replica in replicas if replica["state"] == "RUNNING"}
+
+    async def load(self, rps: float, seconds: float = 90, until: Callable[[], bool] = lambda: False) -> Counter[int]:
+        """Open loop: so many requests per second, at most until a condition holds; the status codes of the answers."""
+        async with httpx.AsyncClient(base_url=self.url, timeout=90) as client:
+            answers = []
+            held = False
+            for number in range(round(rps * seconds)):
+                answers.append(asyncio.create_task(client.post("/v1/images/generations", json={"prompt": f"{number}"})))
+                await asyncio.sleep(1 / rps)
+                if number % rps == 0 and (held := await asyncio.to_thread(until)):
+                    break
+            assert held or seconds < 90, self.plan()
+            return Counter(answer.status_code for answer in await asyncio.gather(*answers))
+
+
+@pytest.fixture(scope="module")
+def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
+    folder: Path = tmp_path_factory.mktemp("service")
+    (folder / "family.yaml").write_text(yaml.safe_dump(FAMILY))
+    (folder / "profile.json").write_text(json.dumps(PROFILE))
+    config = folder / "service.yaml"
+    config.write_text(
+        yaml.safe_dump(
+            {
+                "family": "family.yaml",
+                "slo_s": 20,
+                "plan": {"light_replicas": 2, "heavy_replicas": 2},
+                "controller": {"policy": "weir"},
+                "pool": {"cpus_per_replica": 0.1, "emulate": "profile.json"},
+            }
+        )
+    )
+    service, _ = load_service(config)
+    port = bindable("127.0.0.1", 0)
+    with cluster(cpus=4) as dashboard:
+        from deploy.control import controller, start
+
+        publisher, plan = Publisher(dashboard), service.plan.plan()
+        publisher.put(render(config, plan, host="127.0.0.1", port=port))
+        publisher.wait_applied(plan, timeout_s=180)
+        url = f"http://127.0.0.1:{port}"
+        end = time.monotonic() + 60
+        while not ((state := readiness(url)) and not state["pending"]):
+            assert time.monotonic() < end, state
+            time.sleep(0.1)
+        stop = threading.Event()
+        it = controller(service, config, publisher, "127.0.0.1", port)
+        thread = start(it, stop)
+        yield Up(url, publisher, it)
+        stop.set()
+        thread.join()
+        import ray.serve
+
+        ray.serve.shutdown()
+
+
+async def test_a_demand_step_flips_roles_without_a_restart_and_without_a_failed_request(up):
+    pids = up.pids()
+    assert set(await up.load(FEW, until=lambda: up.plan()["light"] == 1)) == {200}
+    before = up.plan()
+    assert set(await up.load(MANY, until=lambda: up.plan()["light"] > 1)) == {200}
+    assert up.plan()["version"] > before["version"] > 1
+    assert up.pids() == pids
+
+
+async def test_a_policy_that_raises_changes_nothing_and_serving_goes_on(up, monkeypatch):
+    def broken(*_: object) -> None:
+        raise RuntimeError("the solver died")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Weir, "observe", broken)
+        await asyncio.sleep(3)
+        running = up.plan()
+        assert set(await up.load(FEW, 5)) == {200}
+        assert up.plan() == running
+    assert set(await up.load(FEW, until=lambda: up.plan()["light"] == 1)) == {200}
+    assert up.plan()["version"] > running["version"]
+
+
+async def test_a_dead_dashboard_changes_no_role_and_serving_goes_on(up):
+    assert set(await up.load(FEW, until=lambda: up.plan()["light"] == 1)) == {200}
+    dashboard = next(p for p in psutil.Process().children(recursive=True) if "dashboard.py" in " ".join(p.cmdline()))
+    dashboard.kill()
+    assert set(await up.load(MANY, 12)) == {200}
+    assert up.plan()["light"] == 1
