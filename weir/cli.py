@@ -178,7 +178,7 @@ def replay(
     trace: Annotated[Path, typer.Argument(help="Trace file: ours, DiffServe's, a rate curve or a log.")],
     url: Annotated[str | None, typer.Option(help="Base URL.", show_default="the service that is up")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the report.", show_default="runs/<time>")] = None,
-    slo: Annotated[float, typer.Option(min=0.001, help="Deadline that the report judges by, seconds.")] = 20.0,
+    slo: Annotated[float, typer.Option(min=0.001, help="Deadline that the report judges by, seconds.")] = 10.0,
     duration: Annotated[float | None, typer.Option(min=1, help="Replay only the first seconds.")] = None,
     rate: Annotated[float, typer.Option(min=0.0001, help="Factor on the request rate.")] = 1.0,
     speed: Annotated[float, typer.Option(min=0.0001, help="Factor on the speed of time.")] = 1.0,
