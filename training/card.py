@@ -58,16 +58,11 @@ def _dress(ax: Axes, x: str, y: str) -> None:
 
 
 def _contact_sheet(path: Path, images: dict[str, np.ndarray], count: int, columns: int = 8) -> None:
-    """Two prompts of each object count a line; light, then heavy with 5, 10 and 50 steps."""
+    """Two prompts of each object count a line; light, then heavy with 5 and with 50 steps."""
     prompts = [caption(s) for s in held_out(count)]
-    kinds = {
-        "light": "light",
-        "heavy_5": "heavy, 5 steps",
-        "heavy_10": "heavy, 10 steps",
-        "heavy_50": "heavy, 50 steps",
-    }
-    blocks = 3
-    fig, axes = plt.subplots(blocks * len(kinds), columns, figsize=(1.55 * columns, 1.62 * blocks * len(kinds)))
+    kinds = {"light": "light", "heavy_5": "heavy, 5 steps", "heavy_50": "heavy, 50 steps"}
+    blocks = 2
+    fig, axes = plt.subplots(blocks * len(kinds), columns, figsize=(1.55 * columns, 1.66 * blocks * len(kinds)))
     for block in range(blocks):
         for line, (name, label) in enumerate(kinds.items()):
             for column in range(columns):
@@ -78,7 +73,7 @@ def _contact_sheet(path: Path, images: dict[str, np.ndarray], count: int, column
                 ax.set_yticks([])
                 ax.spines[:].set_visible(False)
                 if line == 0:
-                    ax.set_title(_wrapped(prompts[i]), fontsize=5.5, pad=3)
+                    ax.set_title(_wrapped(prompts[i]), fontsize=6, pad=3)
                 if column == 0:
                     ax.set_ylabel(label, fontsize=7)
     fig.tight_layout(pad=0.4, h_pad=0.3, w_pad=0.2)
