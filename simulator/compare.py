@@ -48,7 +48,8 @@ class Comparison:
             title += f"; fluid bound {self.bound:.2f}"
         table = Table(title=title)
         for column in ("policy", "violations", "quality", "light", "goodput", "p50", "p99", "GPU busy", "role flips"):
-            table.add_column(column, justify="left" if column == "policy" else "right")
+            name = column == "policy"
+            table.add_column(column, justify="left" if name else "right", no_wrap=name)
         for r in self.reports:
             table.add_row(
                 r.policy,
