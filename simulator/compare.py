@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -46,20 +47,20 @@ class Comparison:
         title = f"{len(self.arrivals):,} requests, {self.setting.replicas} GPUs, SLO {self.setting.slo_s:g} s"
         if self.bound is not None:
             title += f"; fluid bound {self.bound:.2f}"
-        table = Table(title=title)
-        for column in ("policy", "violations", "quality", "light", "goodput", "p50", "p99", "GPU busy", "role flips"):
-            name = column == "policy"
-            table.add_column(column, justify="left" if name else "right", no_wrap=name)
+        table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+        table.add_column("policy", no_wrap=True)
+        for column in ("late\n%", "quality\n", "light\n%", "good\n/s", "p50\ns", "p99\ns", "GPU\n%", "flips\n"):
+            table.add_column(column, justify="right", no_wrap=True)
         for r in self.reports:
             table.add_row(
                 r.policy,
-                f"{r.violation_ratio:.2%}",
+                f"{100 * r.violation_ratio:.2f}",
                 "–" if r.windowed_quality is None else f"{r.windowed_quality:.2f}",
-                f"{r.light_share:.1%}",
-                f"{r.goodput_rps:.2f}/s",
-                f"{r.p50_s:.2f} s",
-                f"{r.p99_s:.2f} s",
-                f"{r.gpu_utilisation:.0%}",
+                f"{100 * r.light_share:.1f}",
+                f"{r.goodput_rps:.2f}",
+                f"{r.p50_s:.2f}",
+                f"{r.p99_s:.2f}",
+                f"{100 * r.gpu_utilisation:.0f}",
                 str(r.role_flips),
             )
         (console or Console()).print(table)
