@@ -1,8 +1,8 @@
 """Procedurally drawn, captioned scenes: the data that the embedded family learns from.
 
 A scene is plain data (:class:`Scene`); :func:`render` draws it with signed distance functions at any size and
-:func:`caption` says *some* of it. What a caption leaves out (positions, rotations, the phase of a texture, the
-direction of the light, often colour, size or background) is drawn at random, so that the pictures of one caption
+:func:`caption` says *some* of it. What a caption leaves out (positions, the direction of the light,
+often colour, texture, size or background) is drawn at random, so that the pictures of one caption
 differ and their mean is a blur: a diffusion model needs many denoising steps to commit to one sharp sample.
 
 Scenes with one object are easy to draw right; those with three or four are hard.
@@ -103,7 +103,7 @@ def _place(rng: np.random.Generator, radii: list[float]) -> list[tuple[float, fl
 
 
 def draw_scene(rng: np.random.Generator, count: int | None = None) -> Scene:
-    """A random scene of ``count`` objects (1 to 4; by default drawn, half of them with three or fewer)."""
+    """A random scene of ``count`` objects (1 to 4; by default drawn, mostly one or two)."""
     if count is None:
         count = 1 + int(rng.choice(MAX_OBJECTS, p=_COUNT_SHARES))
     while True:
