@@ -18,7 +18,7 @@ ALLOWED = {
     "deploy": {"weir", "solvers", "controller", "load_balancer", "workers", "traces"},
 }
 #: Composes everything, one import in each command.
-FRONT_DOOR = Path("weir/cli.py")
+FRONT_DOOR = Path("weir/commands")
 
 
 def imported(path: Path) -> set[str]:
@@ -36,7 +36,7 @@ def test_a_room_imports_only_what_the_map_allows(room: str) -> None:
     strays = {
         str(path): sorted(imported(path) - ALLOWED[room] - {room})
         for path in Path(room).rglob("*.py")
-        if path != FRONT_DOOR and imported(path) - ALLOWED[room] - {room}
+        if FRONT_DOOR not in path.parents and imported(path) - ALLOWED[room] - {room}
     }
     assert not strays
 

@@ -1,0 +1,1 @@
+"""The commands, a module for each group. Only these may import the other rooms: they compose them."""

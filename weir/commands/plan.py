@@ -1,0 +1,136 @@
+"""Decide without a cluster: ``weir plan``, ``weir simulate``, ``weir compare``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from weir.commands.terminal import JsonOption, answered, console, print_json
+from weir.errors import ConfigError
+
+CascadeOption = Annotated[str, typer.Option(help="diffserve-1, -2, -3, sdxl-a100, or a profile file.")]
+TraceOption = Annotated[Path, typer.Option(help="Trace file, in any form that `weir replay` reads.")]
+ScoresOption = Annotated[
+    Path | None, typer.Option(help="Recorded P(fake), four a prompt.", show_default="drawn from the family's curve")
+]
+GpusOption = Annotated[int, typer.Option(min=1, help="How many GPUs.")]
+SloOption = Annotated[float | None, typer.Option(help="Deadline, seconds.", show_default="the family's")]
+SeedOption = Annotated[int, typer.Option(min=0, help="Everything random follows from it.")]
+PriceOption = Annotated[float | None, typer.Option(min=0, help="Price of one GPU for an hour, for the cost of images.")]
+
+
+def plan(
+    demand: Annotated[float, typer.Option(help="Requests per second.")],
+    family: CascadeOption = "diffserve-1",
+    gpus: GpusOption = 16,
+    slo: SloOption = None,
+    objective: Annotated[str, typer.Option(help="quality, or threshold as DiffServe has it.")] = "quality",
+    queue_delay: Annotated[
+        tuple[float, float], typer.Option(help="Seconds spent waiting for the light and for the heavy stage.")
+    ] = (0.0, 0.0),
+    solver: Annotated[str, typer.Option(help="auto, highs, gurobi or cbc.")] = "auto",
+    as_json: JsonOption = False,
+) -> None:
+    """Solve one allocation and say why it is the best.
+
+    Example: weir plan --family diffserve-1 --gpus 16 --demand 24 --slo 5
+
+    DiffServe's own problem: weir plan --demand 24 --objective threshold --queue-delay 0 0 --solver highs --json
+    """
+    from controller.explain import Objective, describe, explain, plan_for
+    from simulator.families import family_setting
+
+    with answered():
+        if objective not in set(Objective):
+            raise ConfigError(f"--objective is {objective!r}; choose one of {', '.join(Objective)}")
+        if not all(0 <= delay <= 3600 for delay in queue_delay):
+            raise ConfigError(f"--queue-delay is {queue_delay[0]:g} {queue_delay[1]:g}; give seconds from 0 to 3600")
+        problem, solution = plan_for(
+            family_setting(family, gpus, slo),
+            demand,
+            objective=Objective(objective),
+            queue_delay_s=queue_delay,
+            solver=solver,
+        )
+    if as_json:
+        print_json(describe(problem, solution))
+    else:
+        console.print(explain(problem, solution), markup=False, highlight=False)
+
+
+def simulate(
+    trace: TraceOption,
+    family: CascadeOption = "diffserve-1",
+    policy: Annotated[list[str], typer.Option(help="Policy to run; give it several times for several.")] = ["weir"],  # noqa: B006
+    scores: ScoresOption = None,
+    gpus: GpusOption = 16,
+    slo: SloOption = None,
+    seed: SeedOption = 0,
+    gpu_hour_price: PriceOption = None,
+    plot: Annotated[Path | None, typer.Option(help="Picture to write: .svg, .png or .pdf.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Run policies on a trace in the twin of the cluster: the same decisions, no GPU.
+
+    Example: weir simulate --trace traces/bursty.csv --gpus 16 --policy weir --policy diffserve --json
+    """
+    with answered():
+        _compared(trace, family, policy, scores, gpus, slo, seed, gpu_hour_price, plot, as_json)
+
+
+def compare(
+    trace: TraceOption,
+    family: CascadeOption = "diffserve-1",
+    scores: ScoresOption = None,
+    gpus: GpusOption = 16,
+    slo: SloOption = None,
+    seed: SeedOption = 0,
+    gpu_hour_price: PriceOption = None,
+    plot: Annotated[Path, typer.Option(help="Picture to write: .svg, .png or .pdf.")] = Path("runs/compare.svg"),
+    as_json: JsonOption = False,
+) -> None:
+    """Compare all policies on one trace, side by side.
+
+    Example: weir compare --trace traces/normal.csv --family diffserve-1 --gpus 16 --plot runs/normal.svg
+    """
+    from controller.policies import POLICIES
+
+    with answered():
+        _compared(trace, family, list(POLICIES), scores, gpus, slo, seed, gpu_hour_price, plot, as_json)
+
+
+def _compared(
+    trace: Path,
+    family: str,
+    policies: list[str],
+    scores: Path | None,
+    gpus: int,
+    slo: float | None,
+    seed: int,
+    gpu_hour_price: float | None,
+    plot: Path | None,
+    as_json: bool,
+) -> None:
+    from simulator.compare import compare_files
+
+    if plot is not None and plot.suffix not in (".svg", ".png", ".pdf"):
+        raise ConfigError(f"--plot is {plot}; its name has to end in .svg, .png or .pdf")
+    with console.status(f"running {', '.join(policies)}"):
+        found = compare_files(
+            family, trace, policies, scores=scores, gpus=gpus, slo_s=slo, seed=seed, gpu_hour_price=gpu_hour_price
+        )
+        if plot is not None:
+            try:
+                plot.parent.mkdir(parents=True, exist_ok=True)
+                found.plot(plot)
+            except OSError as error:
+                raise ConfigError(f"--plot: cannot write {plot}: {error.strerror}") from None
+    if as_json:
+        sys.stdout.write(found.to_json() + "\n")
+    else:
+        found.print(console)
+        if plot is not None:
+            console.print(f"the plots are in {plot}")

@@ -1,0 +1,58 @@
+"""Start, stop and look at a service: ``weir up``, ``weir down``, ``weir status``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from weir.commands.terminal import SERVICE, JsonOption, answered, console, print_json
+
+NameArgument = Annotated[str | None, typer.Argument(help="Name of the service, where several are up.")]
+
+
+def up(
+    config: Annotated[Path, typer.Argument(help="Service file.", show_default="the embedded family")] = SERVICE,
+    port: Annotated[int | None, typer.Option(help="Port of the API; 0 picks a free one.")] = None,
+    detach: Annotated[bool, typer.Option(help="Return once the service is up.")] = False,
+) -> None:
+    """Start a service and stay until Ctrl-C.
+
+    Example: weir up deploy/configs/weir-tiny.yaml --detach
+    """
+    from deploy.local import up as start
+
+    with answered():
+        service = start(config, detach=detach, port=port, console=console)
+    if service is not None:
+        console.print(f"{service.name} is up at {service.url}; stop it with `weir down`")
+
+
+def down(name: NameArgument = None) -> None:
+    """Stop a service and wait until nothing of it is left.
+
+    Example: weir down
+    """
+    from deploy.local import down as stop
+
+    with answered():
+        service = stop(name)
+    console.print(f"{service.name} is down")
+
+
+def status(name: NameArgument = None, as_json: JsonOption = False) -> None:
+    """Show what is up: where it answers, its replicas by role, the plan in force.
+
+    Example: weir status --json
+    """
+    from deploy.local import status as look
+
+    with answered():
+        state = look(name)
+    if as_json:
+        print_json(state)
+    else:
+        for key, value in state.items():
+            console.print(f"[bold]{key:>10}[/]  {value}", highlight=False)
+    raise typer.Exit(0 if state["healthy"] else 1)

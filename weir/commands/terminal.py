@@ -1,0 +1,50 @@
+"""What every command shares: the terminal, the exit codes, and the options that mean the same everywhere."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from weir.errors import ConfigError, InvalidRequest, PlanError, ServiceError, WeirError
+
+REPOSITORY = Path(__file__).resolve().parent.parent.parent
+SERVICE = REPOSITORY / "deploy" / "configs" / "weir-tiny.yaml"
+FAMILY = REPOSITORY / "deploy" / "families" / "weir-tiny.yaml"
+
+console = Console(stderr=True)
+
+FamilyOption = Annotated[Path, typer.Option(help="Family file.", show_default="the embedded family")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
+
+
+@contextmanager
+def answered() -> Iterator[None]:
+    """Turns every failure that has a name into one line on standard error and an exit code."""
+    try:
+        yield
+    except WeirError as error:
+        console.print(f"[bold red]error:[/] {error.message}", highlight=False, soft_wrap=True)
+        wrong_usage = isinstance(error, ConfigError | InvalidRequest | PlanError | ServiceError)
+        raise typer.Exit(2 if wrong_usage else 1) from None
+    except KeyboardInterrupt:
+        console.print("interrupted")
+        raise typer.Exit(130) from None
+
+
+def print_json(value: Any) -> None:
+    sys.stdout.write(json.dumps(value, indent=1) + "\n")
+
+
+@contextmanager
+def progress() -> Iterator[Progress]:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console) as bar:
+        yield bar
