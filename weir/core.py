@@ -45,6 +45,13 @@ class ImageRequest:
         id: unique among all requests ever.
         steps, guidance: overrides for the heavy variant; None means what the family says.
         deadline: unix time, seconds, by which the answer has to be ready.
+        resume_key, resume_step: the stored state to go on from, and the step that it enters (0: from noise). A state
+            that is missing or unfit costs speed only: the request then runs from step 0, and the result says so.
+        capture: keep the states that enter the family's capture steps; they are stored under the request's id
+            (:func:`weir.states.state_key`).
+        keep_latent: send the finished latent back with the image, for a warm start of the other variant.
+        warm_start, warm_start_step: the other variant's finished latent (:meth:`weir.states.State.to_bytes`), and the
+            step to go on from after re-noising it to that step's level (0: no warm start).
     """
 
     id: str
@@ -56,6 +63,12 @@ class ImageRequest:
     negative_prompt: str = ""
     steps: int | None = None
     guidance: float | None = None
+    resume_key: str | None = None
+    resume_step: int = 0
+    capture: bool = False
+    keep_latent: bool = False
+    warm_start: bytes | None = None
+    warm_start_step: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -72,11 +85,17 @@ class ImageResult:
     Attributes:
         image: the encoded picture (PNG), or b"" when ``error`` is set.
         confidence: the discriminator's confidence in a light image, 0…1; None for a heavy one.
-        queue_s, compute_s: time in the worker's queue, and time of the batch it ran in.
+        queue_s, compute_s: seconds in the worker's queue, and from its first step to the finished picture.
         error: None, or (code, message) when this one request failed; the rest of its batch is untouched.
         emulated: no model ran; the latency was slept and the picture is a placeholder.
         replica: who drew it, as a request router names it.
         queued: requests that waited there when this answer left, so that a dispatcher can correct its estimate.
+        steps: denoising steps that ran; those before ``resumed_at`` did not.
+        batch_size: images that shared the denoiser's calls with it, itself included; the mean over its steps, rounded.
+        left_together: images that were finished at the same step of the same replica, itself included.
+        resumed_at: the first step that ran; above 0 after a resume or a warm start.
+        captured: the steps whose entering states are now in the store.
+        latent: the finished latent, if the request asked to keep it (:meth:`weir.states.State.to_bytes`).
     """
 
     id: str
@@ -91,6 +110,10 @@ class ImageResult:
     emulated: bool = False
     replica: str = ""
     queued: int = 0
+    left_together: int = 0
+    resumed_at: int = 0
+    captured: tuple[int, ...] = ()
+    latent: bytes | None = None
 
     def to_dict(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in self.__slots__}

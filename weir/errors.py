@@ -6,11 +6,13 @@ WeirError
 ├── BodyTooLarge        413
 ├── Overloaded          429  refused at admission; carries ``retry_after_s``
 ├── GenerationFailed    500  a worker could not draw this image
+│   └── NotFinite                the model's numbers ran out of range
 ├── NotReady            503  no replica can serve yet; carries ``retry_after_s``
 │   └── RoleChanged         (internal) the replica gave up the role; dispatch the request again
 ├── DeadlineExceeded    504  no image at all by the deadline
 ├── ConfigError         (at start) a configuration, family, profile or trace is wrong
 ├── ServiceError        (on the command line) a service cannot be started, or there is none to stop
+├── StateRefused        (internal) a stored latent does not fit; the request runs without it
 └── PlanError           (internal) a plan is refused; the last good one stays
 """
 
@@ -63,6 +65,10 @@ class GenerationFailed(WeirError):
     code = "generation_failed"
 
 
+class NotFinite(GenerationFailed):
+    code = "not_finite"
+
+
 class NotReady(WeirError):
     status = 503
     code = "not_ready"
@@ -79,6 +85,10 @@ class DeadlineExceeded(WeirError):
 
 class ConfigError(WeirError):
     code = "invalid_configuration"
+
+
+class StateRefused(WeirError):
+    code = "invalid_state"
 
 
 class PlanError(WeirError):

@@ -1,0 +1,35 @@
+"""Denoising states on the side of the workers: kept in this process, or nowhere."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+
+from weir.core import ImageRequest
+from weir.states import State, StateStore, state_key
+
+__all__ = ["InMemoryStates", "State", "StateStore", "state_key"]
+
+
+class InMemoryStates:
+    """A :class:`weir.states.StateStore` in this process: for one-off pictures and tests. The oldest state leaves first.
+
+    Args:
+        limit: states to keep; one of SDXL at 1024 px takes 128 KiB.
+    """
+
+    def __init__(self, limit: int = 1000):
+        self._limit = limit
+        self._states: OrderedDict[str, State] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, key: str) -> State | None:
+        with self._lock:
+            return self._states.get(key)
+
+    def put(self, request: ImageRequest, states: Sequence[State]) -> None:
+        with self._lock:
+            self._states |= {state_key(request.id, state.step): state for state in states}
+            while len(self._states) > self._limit:
+                self._states.popitem(last=False)
