@@ -131,6 +131,49 @@ class Assignment:
     batch_size: int
 
 
+class ReplicaChoice(StrEnum):
+    """Which replica of the role gets a request."""
+
+    EARLIEST_FINISH = "earliest-finish"  #: the one that would have its image ready first
+    RANDOM = "random"  #: any, whatever its load
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """How requests are sent, dropped and answered under a plan. The defaults are Weir's; baselines have others.
+
+    Attributes:
+        replica_choice: see :class:`ReplicaChoice`.
+        heavy_entry: share of requests that go to the heavy variant at once, drawn at random; the others start light.
+        drop_after_s: a request whose image cannot be ready this many seconds after its admission is dropped; None
+            refuses at admission what cannot be ready in time, and keeps all else.
+        light_fallback: a deferred request is answered with its light image when the heavy one would be late.
+        dispatch_again: the queue of a replica that changes its role goes to others of the old role; otherwise the
+            replica works it off in its new role.
+    """
+
+    replica_choice: ReplicaChoice = ReplicaChoice.EARLIEST_FINISH
+    heavy_entry: float = 0.0
+    drop_after_s: float | None = None
+    light_fallback: bool = True
+    dispatch_again: bool = True
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.heavy_entry) and 0 <= self.heavy_entry <= 1):
+            raise PlanError(f"rules.heavy_entry is {self.heavy_entry}; it must lie in 0…1")
+        if self.drop_after_s is not None and not (math.isfinite(self.drop_after_s) and self.drop_after_s > 0):
+            raise PlanError(f"rules.drop_after_s is {self.drop_after_s}; it must be above 0")
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> Rules:
+        """Reads what ``dataclasses.asdict`` wrote.
+
+        Raises:
+            PlanError, TypeError, ValueError: a key is unknown, or a value is out of range.
+        """
+        return cls(**{**fields, "replica_choice": ReplicaChoice(fields["replica_choice"])})
+
+
 @dataclass(frozen=True, slots=True)
 class Plan:
     """What the whole system does until the next plan; it travels as ``user_config`` and is checked where it arrives.
@@ -147,6 +190,7 @@ class Plan:
     assignments: tuple[Assignment, ...]
     threshold: float
     admitted_rps: float | None = None
+    rules: Rules = Rules()
 
     def __post_init__(self) -> None:
         if self.version < 0:
@@ -172,11 +216,12 @@ class Plan:
         heavy_batch: int,
         threshold: float,
         admitted_rps: float | None = None,
+        rules: Rules = Rules(),
     ) -> Plan:
         """The plan of a pool with ``light`` replicas in the light role and ``heavy`` in the heavy one."""
         assignments = (Assignment(Role.LIGHT, light_batch),) * light
         assignments += (Assignment(Role.HEAVY, heavy_batch),) * heavy
-        return cls(version, assignments, threshold, admitted_rps)
+        return cls(version, assignments, threshold, admitted_rps, rules)
 
     def assignment(self, rank: int) -> Assignment:
         """What the replica of this rank does."""
@@ -196,6 +241,7 @@ class Plan:
             "assignments": [[a.role.value, a.batch_size] for a in self.assignments],
             "threshold": self.threshold,
             "admitted_rps": self.admitted_rps,
+            "rules": asdict(self.rules),
         }
 
     @classmethod
@@ -205,7 +251,7 @@ class Plan:
         Raises:
             PlanError: a key is missing or unknown, or a value is out of range; the message names it.
         """
-        unknown = set(fields) - {"version", "assignments", "threshold", "admitted_rps"}
+        unknown = set(fields) - {"version", "assignments", "threshold", "admitted_rps", "rules"}
         if unknown:
             raise PlanError(f"unknown keys {sorted(unknown)}")
         try:
@@ -216,6 +262,7 @@ class Plan:
                 assignments=assignments,
                 threshold=float(fields["threshold"]),
                 admitted_rps=None if rps is None else float(rps),
+                rules=Rules.from_dict(fields["rules"]) if "rules" in fields else Rules(),
             )
         except KeyError as error:
             raise PlanError(f"the key {error} is missing") from None
