@@ -7,7 +7,6 @@ from enum import StrEnum
 from typing import Any
 
 from controller.setting import Setting
-from solvers.diffserve import published_problem
 from solvers.problem import Problem
 from solvers.solution import Solution
 from solvers.solve import solve
@@ -39,17 +38,7 @@ def plan_for(
         ConfigError: the solver is not known or cannot be used here.
         PlanError: a number is out of range; the message names it.
     """
-    gpu = setting.gpus[0]
-    problem = published_problem(
-        gpu.light,
-        gpu.heavy,
-        setting.deferral,
-        gpus=gpu.count,
-        demand_rps=demand_rps,
-        slo_s=setting.slo_s,
-        queue_delay_s=queue_delay_s,
-        tie_break=1e-6,
-    )
+    problem = setting.published(demand_rps, gpus=setting.gpus[0].count, queue_delay_s=queue_delay_s, tie_break=1e-6)
     if objective is Objective.QUALITY:
         quality = setting.quality
         problem = replace(

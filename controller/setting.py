@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from solvers.problem import GpuType
+from solvers.diffserve import published_problem
+from solvers.problem import GpuType, Problem
 from weir.core import DeferralCurve
 from weir.profiles import Profile
 
@@ -56,3 +57,24 @@ class Setting:
     @property
     def replicas(self) -> int:
         return sum(g.count for g in self.gpus)
+
+    def published(
+        self,
+        demand_rps: float,
+        *,
+        gpus: int | None = None,
+        queue_delay_s: tuple[float, float] = (0.0, 0.0),
+        tie_break: float = 0.0,
+    ) -> Problem:
+        """DiffServe's own problem for this cascade, all GPUs (or so many) of the first type; see there."""
+        first = self.gpus[0]
+        return published_problem(
+            first.light,
+            first.heavy,
+            self.deferral,
+            gpus=self.replicas if gpus is None else gpus,
+            demand_rps=demand_rps,
+            slo_s=self.slo_s,
+            queue_delay_s=queue_delay_s,
+            tie_break=tie_break,
+        )

@@ -14,12 +14,12 @@ from collections.abc import Sequence
 import numpy as np
 
 from controller.observation import Observation
-from controller.policies import Policy, ReplicaChoice
+from controller.policies import Policy
 from load_balancer.admission import Admission
 from simulator.arrivals import Arrivals
 from simulator.fleet import HEAVY, LIGHT, NEVER, Fleet, Replica
 from simulator.outcome import ANSWERED_AT_DEADLINE, ANSWERED_HEAVY, ANSWERED_LIGHT, UNANSWERED, Outcome
-from weir.core import Plan, Role
+from weir.core import Plan, ReplicaChoice, Role, margin_s
 from weir.errors import Overloaded
 
 #: Seconds between observations.
@@ -52,16 +52,16 @@ class Simulation:
         self.slo_s = setting.slo_s
         self.arrived: list[float] = arrivals.times_s.tolist()
         self.confidence: list[float] = np.asarray(confidences, dtype=float).tolist()
-        self.latest = [t + self.slo_s - policy.margin_s for t in self.arrived]
+        self.latest = [t + self.slo_s - margin_s(self.slo_s) for t in self.arrived]
         n = len(self.arrived)
         self.finished = [NEVER] * n
         self.path = [UNANSWERED] * n
         self.deferred = [False] * n
         self.judged_at = [0.0] * n
         self.plan: Plan = policy.first_plan()
+        self.rules = self.plan.rules
         self.fleet = Fleet(setting, self.plan)
         self.random = random.Random(seed)
-        self.earliest_finish = policy.replica_choice is ReplicaChoice.EARLIEST_FINISH
         self.actuation_s = actuation_s
         self.admission = Admission(queued=1)  # only its rate limit is asked, so nothing is ever in flight here
         self.plans = [self._plan_row(0.0)]
@@ -119,7 +119,7 @@ class Simulation:
     def _arrive(self, i: int, now: float) -> None:
         if self.plan.admitted_rps is not None and not self._admitted(now):
             return
-        entry = self.policy.heavy_entry
+        entry = self.rules.heavy_entry
         role = HEAVY if entry and (entry >= 1 or self.random.random() < entry) else LIGHT
         self._send(i, role, now)
 
@@ -135,7 +135,7 @@ class Simulation:
         fleet = self.fleet
         if not fleet.members[role]:
             role = 1 - role  # every replica holds both variants: while a role has none, the other stands in
-        if self.earliest_finish:
+        if self.rules.replica_choice is ReplicaChoice.EARLIEST_FINISH:
             return fleet.earliest(role, now)
         members = fleet.members[role]
         return (fleet.replicas[members[int(self.random.random() * len(members))]], now) if members else (None, NEVER)
@@ -156,10 +156,10 @@ class Simulation:
         """The head of the queue becomes the running batch, after what is too late for it has left."""
         role, queue = replica.role, replica.queue
         times = replica.times[role]
-        if role == HEAVY and self.policy.light_fallback:
+        if role == HEAVY and self.rules.light_fallback:
             while queue and now + times[1] > self.latest[queue[0]]:
                 self._give_up(queue.popleft(), now)
-        bound = self.policy.drop_after_s
+        bound = self.rules.drop_after_s
         if bound is None:
             batch = [queue.popleft() for _ in range(min(replica.limit, len(queue)))]
         else:
@@ -188,7 +188,7 @@ class Simulation:
             self._judge(batch, now)
         else:
             for i in batch:
-                if now > self.latest[i] and self.deferred[i] and self.policy.light_fallback:
+                if now > self.latest[i] and self.deferred[i] and self.rules.light_fallback:
                     self._give_up(i, now)
                 else:
                     self._answer(i, ANSWERED_HEAVY, now)
@@ -214,7 +214,7 @@ class Simulation:
 
     def _defer(self, i: int, now: float) -> None:
         replica, finish = self._pick(HEAVY, now)
-        if replica is None or (self.policy.light_fallback and finish > self.latest[i]):
+        if replica is None or (self.rules.light_fallback and finish > self.latest[i]):
             self._give_up(i, now)
         else:
             self._enqueue(replica, i, now)
@@ -222,7 +222,7 @@ class Simulation:
     def _give_up(self, i: int, now: float) -> None:
         """The request cannot be answered in time by the variant that it waits for: its light image goes out, at the
         latest time for it if that has passed (the load balancer waits no longer), or it is lost."""
-        if self.deferred[i] and self.policy.light_fallback:
+        if self.deferred[i] and self.rules.light_fallback:
             self._answer(i, ANSWERED_AT_DEADLINE, max(self.judged_at[i], min(now, self.latest[i])))
 
     def _answer(self, i: int, path: int, now: float) -> None:
@@ -276,11 +276,11 @@ class Simulation:
             self._apply(self.pending_plans.popleft()[1], now)
 
     def _apply(self, plan: Plan, now: float) -> None:
-        self.plan = plan
+        self.plan, self.rules = plan, plan.rules
         changed = self.fleet.set_plan(plan)
         self.role_changes += len(changed)
         self.plans.append(self._plan_row(now))
-        if self.policy.dispatch_again:
+        if self.rules.dispatch_again:
             for replica in changed:
                 self._dispatch_again(replica, 1 - replica.role, now)
 

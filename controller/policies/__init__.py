@@ -6,7 +6,7 @@ from controller.policies.all_heavy import AllHeavy, AllHeavyAsPublished
 from controller.policies.all_light import AllLight, AllLightAsPublished
 from controller.policies.diffserve import DiffServe
 from controller.policies.diffserve_static import DiffServeStatic
-from controller.policies.policy import Policy, ReplicaChoice
+from controller.policies.policy import Policy
 from controller.policies.proteus import Proteus
 from controller.policies.weir import Weir
 from controller.setting import Setting
@@ -38,4 +38,4 @@ def make_policy(name: str, setting: Setting) -> Policy:
     return POLICIES[name](setting)
 
 
-__all__ = ["POLICIES", "Policy", "ReplicaChoice", "make_policy"]
+__all__ = ["POLICIES", "Policy", "make_policy"]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from controller.policies.policy import Policy, ReplicaChoice, best_batch, one_role
+from dataclasses import replace
+
+from controller.policies.policy import PUBLISHED, Policy, best_batch, one_role
 from weir.core import Plan, Role
 
 
@@ -12,7 +14,7 @@ class AllHeavy(Policy):
     name = "all-heavy"
 
     def first_plan(self) -> Plan:
-        self.heavy_entry = 1.0
+        self.rules = replace(self.rules, heavy_entry=1.0)
         heavy = self.setting.gpus[0].heavy
         return one_role(self, Role.HEAVY, best_batch(heavy, self.setting.slo_s))
 
@@ -21,9 +23,7 @@ class AllHeavyAsPublished(Policy):
     """DiffServe's baseline: batch 1, random routing, and its drop bound of 1.5 × 15 s whatever the deadline."""
 
     name = "all-heavy-published"
-    replica_choice = ReplicaChoice.RANDOM
 
     def first_plan(self) -> Plan:
-        self.heavy_entry = 1.0
-        self.drop_after_s = 22.5
+        self.rules = replace(PUBLISHED, heavy_entry=1.0)
         return one_role(self, Role.HEAVY, 1)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from controller.policies.policy import Policy, ReplicaChoice, best_batch, one_role
+from dataclasses import replace
+
+from controller.policies.policy import PUBLISHED, Policy, best_batch, one_role
 from weir.core import Plan, Role
 
 
@@ -17,10 +19,10 @@ class AllLight(Policy):
 
 
 class AllLightAsPublished(Policy):
-    """DiffServe's baseline: batch 1, random routing."""
+    """DiffServe's baseline: batch 1, random routing, dropped at the deadline."""
 
     name = "all-light-published"
-    replica_choice = ReplicaChoice.RANDOM
 
     def first_plan(self) -> Plan:
+        self.rules = replace(PUBLISHED, drop_after_s=self.setting.slo_s)
         return one_role(self, Role.LIGHT, 1)

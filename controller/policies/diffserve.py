@@ -10,9 +10,8 @@ from __future__ import annotations
 from collections import deque
 
 from controller.observation import Observation
-from controller.policies.policy import Policy, ReplicaChoice
+from controller.policies.policy import PUBLISHED, Policy
 from controller.setting import Setting
-from solvers.diffserve import published_problem
 from solvers.solve import solve
 from weir.core import Plan, Role
 
@@ -46,12 +45,10 @@ class DiffServe(Policy):
     """See the module."""
 
     name = "diffserve"
-    replica_choice = ReplicaChoice.RANDOM
-    dispatch_again = False
 
     def __init__(self, setting: Setting):
         super().__init__(setting)
-        self.drop_after_s = 22.5
+        self.rules = PUBLISHED
         self._demand, self._light, self._heavy = Ewm(), Ewm(), Ewm()
         self._light_queue, self._heavy_queue = Ewm(), Ewm()
         self._ticks = 0
@@ -60,7 +57,7 @@ class DiffServe(Policy):
         """Without demand: half the workers (one of them a sink) light, batches of 8, everything deferred."""
         n = self.setting.replicas
         light = -(-(n + 1) // 2)
-        return Plan.split(self.next_version(), light, n - light, light_batch=8, heavy_batch=8, threshold=1.0)
+        return self.split(light, n - light, light_batch=8, heavy_batch=8, threshold=1.0)
 
     def observe(self, seen: Observation) -> Plan | None:
         in_flight = seen.in_flight + seen.late_answers
@@ -76,16 +73,8 @@ class DiffServe(Policy):
             queue.mean / demand.mean if demand.mean else 0.0
             for queue, demand in ((self._light_queue, self._light), (self._heavy_queue, self._heavy))
         ]
-        gpu = self.setting.gpus[0]
-        problem = published_problem(
-            gpu.light,
-            gpu.heavy,
-            self.setting.deferral,
-            gpus=sum(seen.replicas),
-            demand_rps=self._demand.mean,
-            slo_s=self.setting.slo_s,
-            queue_delay_s=(delays[0], delays[1]),
-            tie_break=TIE_BREAK,
+        problem = self.setting.published(
+            self._demand.mean, gpus=sum(seen.replicas), queue_delay_s=(delays[0], delays[1]), tie_break=TIE_BREAK
         )
         solution = solve(problem)
         if solution.shed_rps > 0:
@@ -93,8 +82,7 @@ class DiffServe(Policy):
             return None
         # The artifact spends every spare worker on the heavy role.
         light = solution.count(Role.LIGHT)
-        return Plan.split(
-            self.next_version(),
+        return self.split(
             light,
             sum(seen.replicas) - light,
             light_batch=solution.batch_size(Role.LIGHT) or 1,

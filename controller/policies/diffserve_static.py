@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from controller.policies.policy import Policy, ReplicaChoice, best_batch
-from solvers.diffserve import published_problem
+from dataclasses import replace
+
+from controller.policies.policy import PUBLISHED, Policy, best_batch
 from solvers.published import CASCADES
 from solvers.solve import solve
 from weir.core import Plan
@@ -14,11 +15,9 @@ class DiffServeStatic(Policy):
     for the largest demand at which it still defers half."""
 
     name = "diffserve-static"
-    replica_choice = ReplicaChoice.RANDOM
-    dispatch_again = False
 
     def first_plan(self) -> Plan:
-        self.drop_after_s = 22.5
+        self.rules = PUBLISHED
         setting = self.setting
         for cascade in CASCADES.values():
             if (
@@ -27,23 +26,9 @@ class DiffServeStatic(Policy):
                 and setting.gpus[0].light == cascade.light
             ):
                 threshold, light, heavy, light_batch, heavy_batch = cascade.static
-                return Plan.split(
-                    self.next_version(),
-                    light,
-                    heavy,
-                    light_batch=light_batch,
-                    heavy_batch=heavy_batch,
-                    threshold=threshold,
-                )
+                return self.split(light, heavy, light_batch=light_batch, heavy_batch=heavy_batch, threshold=threshold)
         gpu = setting.gpus[0]
         heavy_batch = best_batch(gpu.heavy, setting.slo_s * 0.8)
         rate = setting.replicas * heavy_batch / gpu.heavy.at(heavy_batch)
-        problem = published_problem(
-            gpu.light,
-            gpu.heavy,
-            setting.deferral,
-            gpus=setting.replicas,
-            demand_rps=rate,
-            slo_s=setting.slo_s,
-        )
-        return solve(problem).to_plan(problem, self.next_version())
+        problem = setting.published(rate)
+        return replace(solve(problem).to_plan(problem, self.next_version()), rules=self.rules)

@@ -1,51 +1,32 @@
-"""What a policy is: plans from observations, and the rules by which requests are sent, dropped and answered."""
+"""What a policy is: plans from observations. A plan carries the rules by which requests are sent and answered."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from enum import StrEnum
 from typing import ClassVar
 
 from controller.observation import Observation
 from controller.setting import Setting
-from weir.core import LatencyProfile, Plan, Role
-
-
-class ReplicaChoice(StrEnum):
-    """Which replica of the role gets a request."""
-
-    EARLIEST_FINISH = "earliest-finish"  #: the one that would have its image ready first
-    RANDOM = "random"  #: any, whatever its load
+from weir.core import LatencyProfile, Plan, ReplicaChoice, Role, Rules
 
 
 class Policy(ABC):
     """Decides for one cluster. Deterministic: it sees no clock and no randomness but what it is handed.
 
     ``first_plan``, or ``resume`` in its place, is called once before the first request; ``observe`` once a second from
-    then on. The rules below are read when a request is sent, and may change with a plan.
+    then on.
 
     Attributes:
         name: in the registry.
-        replica_choice: see :class:`ReplicaChoice`.
-        heavy_entry: share of requests that go to the heavy variant at once, drawn at random; the others start light.
-        drop_after_s: a queued request that cannot be ready this many seconds after its admission is dropped when its
-            batch starts; None keeps all.
-        light_fallback: a deferred request is answered with its light image when the heavy one would be late.
-        margin_s: a heavy image counts as late when it would be ready less than this before the deadline.
-        dispatch_again: the queue of a replica that changes its role goes to others of the old role; otherwise the
-            replica works it off in its new role, as DiffServe does.
+        rules: of its plans. Until a policy says otherwise: Weir's dispatch, what cannot be ready by the deadline is
+            dropped, and a light image that was deferred is not kept as an answer, for no published system does.
     """
 
     name: ClassVar[str]
-    replica_choice: ClassVar[ReplicaChoice] = ReplicaChoice.EARLIEST_FINISH
-    light_fallback: ClassVar[bool] = False
-    dispatch_again: ClassVar[bool] = True
 
     def __init__(self, setting: Setting):
         self.setting = setting
-        self.heavy_entry = 0.0
-        self.drop_after_s: float | None = setting.slo_s
-        self.margin_s = 0.0
+        self.rules = Rules(drop_after_s=setting.slo_s, light_fallback=False)
         self._version = 0
 
     @abstractmethod
@@ -64,6 +45,26 @@ class Policy(ABC):
         self._version += 1
         return self._version
 
+    def split(self, light: int, heavy: int, *, light_batch: int, heavy_batch: int, threshold: float = 0.0) -> Plan:
+        """The next plan, with so many replicas in each role."""
+        return Plan.split(
+            self.next_version(),
+            light,
+            heavy,
+            light_batch=light_batch,
+            heavy_batch=heavy_batch,
+            threshold=threshold,
+            rules=self.rules,
+        )
+
+
+#: DiffServe's drop bound: 1.5 times its client's constant of 15 s, whatever the deadline (``model.py``).
+PUBLISHED_DROP_S = 22.5
+#: How DiffServe's workers and clients go about requests: a random replica, which works its queue off in a new role.
+PUBLISHED = Rules(
+    replica_choice=ReplicaChoice.RANDOM, drop_after_s=PUBLISHED_DROP_S, light_fallback=False, dispatch_again=False
+)
+
 
 def best_batch(profile: LatencyProfile, limit_s: float) -> int:
     """The batch size with the most images per second of those that take at most ``limit_s``; the least if none does."""
@@ -74,11 +75,4 @@ def best_batch(profile: LatencyProfile, limit_s: float) -> int:
 def one_role(policy: Policy, role: Role, batch_size: int) -> Plan:
     """All replicas in one role."""
     light = policy.setting.replicas if role is Role.LIGHT else 0
-    return Plan.split(
-        policy.next_version(),
-        light,
-        policy.setting.replicas - light,
-        light_batch=batch_size,
-        heavy_batch=batch_size,
-        threshold=0.0,
-    )
+    return policy.split(light, policy.setting.replicas - light, light_batch=batch_size, heavy_batch=batch_size)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from controller.demand import DemandForecast
 from controller.observation import Observation
 from controller.policies.policy import Policy, best_batch
@@ -48,12 +50,6 @@ class Proteus(Policy):
         n = self.setting.replicas
         fits = [h for h in range(n + 1) if h * self._heavy_rps + (n - h) * self._light_rps >= demand_rps]
         heavy = max(fits, default=0)
-        self.heavy_entry = 1.0 if heavy == n else min(1.0, heavy * self._heavy_rps / demand_rps)
-        return Plan.split(
-            self.next_version(),
-            n - heavy,
-            heavy,
-            light_batch=self._light_batch,
-            heavy_batch=self._heavy_batch,
-            threshold=0.0,
-        )
+        entry = 1.0 if heavy == n else min(1.0, heavy * self._heavy_rps / demand_rps)
+        self.rules = replace(self.rules, heavy_entry=entry)
+        return self.split(n - heavy, heavy, light_batch=self._light_batch, heavy_batch=self._heavy_batch)

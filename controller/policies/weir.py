@@ -24,7 +24,7 @@ from controller.setting import Setting
 from solvers.problem import Problem
 from solvers.solution import Solution, Status
 from solvers.solve import solve
-from weir.core import Plan, Role, margin_s
+from weir.core import Plan, Role, Rules
 
 #: Seconds between solutions, and between trims of the threshold, when nothing surprising happens.
 PERIOD_S = 5.0
@@ -49,12 +49,10 @@ class Weir(Policy):
     """See the module."""
 
     name = "weir"
-    light_fallback = True
 
     def __init__(self, setting: Setting, solver: str = "auto"):
         super().__init__(setting)
-        self.drop_after_s = None
-        self.margin_s = margin_s(setting.slo_s)
+        self.rules = Rules()
         self._solver = solver
         self._demand = DemandForecast()
         self._deferral = LiveDeferral(setting.deferral)

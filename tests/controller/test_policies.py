@@ -92,10 +92,8 @@ def test_the_published_average_is_that_of_pandas():
 def test_proteus_goes_all_heavy_when_it_can_and_mixes_when_it_must():
     policy = make_policy("proteus", setting())
     policy.first_plan()
-    run(policy, [5] * 20)
-    assert policy.heavy_entry == 1.0
-    run(policy, [60] * 20, start=21.0)
-    assert 0.1 < policy.heavy_entry < 0.4
+    assert run(policy, [5] * 20)[-1].rules.heavy_entry == 1.0
+    assert 0.1 < run(policy, [60] * 20, start=21.0)[-1].rules.heavy_entry < 0.4
 
 
 def test_weir_stops_at_the_best_mix_on_a_light_load():

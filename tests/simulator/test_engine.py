@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -20,19 +22,17 @@ SETTING = family_setting("diffserve-1", gpus=4)
 
 
 class Fixed(Policy):
-    """One plan for the whole run."""
+    """One plan for the whole run, with no rule of its own but that nothing is dropped."""
 
     name = "fixed"
-    plan = Plan.split(1, 1, 1, light_batch=2, heavy_batch=2, threshold=0.5)
+    light, heavy = 1, 1
 
     def __init__(self, setting, **rules):
         super().__init__(setting)
-        self.drop_after_s = None
-        for rule, value in rules.items():
-            setattr(self, rule, value)
+        self.rules = replace(self.rules, **{"drop_after_s": None, **rules})
 
     def first_plan(self) -> Plan:
-        return self.plan
+        return self.split(self.light, self.heavy, light_batch=2, heavy_batch=2, threshold=0.5)
 
 
 def fixed(gpus: int = 2, **rules) -> Fixed:
@@ -136,16 +136,15 @@ def test_no_request_at_all_is_a_run_too():
 
 def test_a_change_of_role_lets_the_running_batch_end_and_moves_the_queue():
     class Turns(Fixed):
-        light_fallback = True
+        light, heavy = 1, 2
 
         def observe(self, seen):
             if seen.now_s != 1.0:
                 return None
-            return Plan.split(2, 2, 1, light_batch=2, heavy_batch=2, threshold=0.5)
+            return self.split(2, 1, light_batch=2, heavy_batch=2, threshold=0.5)
 
-        plan = Plan.split(1, 1, 2, light_batch=2, heavy_batch=2, threshold=0.5)
-
-    outcome = simulate(Turns(family_setting("diffserve-1", gpus=3)), at(0.0, 0.2, 0.4, 0.6), np.zeros(4))
+    turns = Turns(family_setting("diffserve-1", gpus=3), light_fallback=True)
+    outcome = simulate(turns, at(0.0, 0.2, 0.4, 0.6), np.zeros(4))
     assert outcome.role_changes == 1
     assert not outcome.violated.any()
     assert (outcome.paths == ANSWERED_HEAVY).sum() >= 3
