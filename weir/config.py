@@ -59,6 +59,7 @@ class FamilyConfig(_Strict):
     sizes: tuple[int, ...] = Field((), description="other sides that requests may ask for, pixels")
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+    compile: bool = Field(False, description="torch.compile the denoisers: minutes of warm-up for faster steps on CUDA")
     light: VariantConfig
     heavy: VariantConfig
     discriminator: str | None = Field(None, description="folder of the discriminator; needed for a cascade")
@@ -107,14 +108,19 @@ class PoolConfig(_Strict):
 
 
 class ControllerConfig(_Strict):
-    """Who decides plans while the service runs.
+    """Who decides plans, and with them the rules by which requests are sent, dropped and answered."""
 
-    A policy plans roles, batch sizes and threshold; requests are sent and answered by Weir's rules under any of them.
-    """
-
-    policy: Literal["static", "weir", "diffserve-static", "all-light", "all-heavy"] = Field(
-        "static", description="static keeps the configured plan; every other one needs a profile"
-    )
+    policy: Literal[
+        "static",
+        "weir",
+        "diffserve",
+        "diffserve-static",
+        "proteus",
+        "all-light",
+        "all-light-published",
+        "all-heavy",
+        "all-heavy-published",
+    ] = Field("static", description="static keeps the configured plan; every other one needs a profile")
 
 
 class LimitsConfig(_Strict):

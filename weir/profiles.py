@@ -11,8 +11,23 @@ from weir.core import DeferralCurve, LatencyProfile, Role
 from weir.errors import ConfigError
 
 
+class FixedCosts(BaseModel):
+    """Median seconds for each image beside its denoising steps; ``png_s`` is off the device."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    text_s: float = Field(ge=0)
+    decode_s: float = Field(ge=0)
+    discriminator_s: float = Field(0.0, ge=0)
+    png_s: float = Field(0.0, ge=0)
+
+
 class VariantProfile(BaseModel):
-    """Median seconds per batch (text encoding to encoded PNG; for a light variant with its discriminator)."""
+    """Median seconds per batch (text encoding to encoded PNG; for a light variant with its discriminator).
+
+    Published profiles end there. One that ``weir profile`` measured also has the seconds of one step, by batch size,
+    and the fixed costs: what images cost that join and leave at every step.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -20,6 +35,8 @@ class VariantProfile(BaseModel):
     steps: int = Field(ge=1)
     batch_sizes: tuple[int, ...] = Field(min_length=1)
     latency_s: tuple[float, ...] = Field(min_length=1)
+    step_s: tuple[float, ...] = Field((), description="by batch size; empty: only whole batches were measured")
+    fixed: FixedCosts | None = None
 
     @model_validator(mode="after")
     def _a_curve(self) -> VariantProfile:
@@ -29,11 +46,25 @@ class VariantProfile(BaseModel):
             raise ValueError("batch_sizes must ascend from at least 1")
         if min(self.latency_s) <= 0:
             raise ValueError("latency_s must be positive seconds")
+        if self.step_s and (len(self.step_s) != len(self.batch_sizes) or min(self.step_s) <= 0):
+            raise ValueError("step_s must have one entry of positive seconds for each batch size, or none at all")
+        if bool(self.step_s) != (self.fixed is not None):
+            raise ValueError("step_s and fixed belong together; give both or neither")
         return self
 
     @property
     def latency(self) -> LatencyProfile:
         return LatencyProfile(self.batch_sizes, self.latency_s)
+
+    @property
+    def stepwise(self) -> bool:
+        """Whether steps were measured, and not only whole batches."""
+        return bool(self.step_s)
+
+    @property
+    def step_seconds(self) -> LatencyProfile:
+        """Seconds of one step by batch size; of a whole-batch profile an equal share of the batch."""
+        return LatencyProfile(self.batch_sizes, self.step_s or tuple(s / self.steps for s in self.latency_s))
 
 
 class Profile(BaseModel):

@@ -6,20 +6,37 @@ import hashlib
 import struct
 import time
 import zlib
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
 
 from weir.core import ImageRequest, Role
+from weir.errors import StateRefused, WeirError
 from weir.profiles import Profile
-from workers.engine import Drawn
+from weir.states import State, capture_steps
+from workers.engine import Drawn, Order, run_to_end
+from workers.scheduling import Recipe
 
 #: Below this a sleep costs more than it waits for.
 _SHORTEST_SLEEP_S = 1e-4
 #: A long sleep shows progress this often.
 _BEAT_S = 1.0
+#: Pixels to a side of a latent's place, and its channels: as in every Stable Diffusion, so that states weigh the same.
+_FACTOR, _CHANNELS = 8, 4
+
+
+@dataclass(slots=True, eq=False)
+class _Sample:
+    order: Order
+    step: int
 
 
 class EmulatedEngine:
     """Same interface as the real one; every answer says ``emulated``.
+
+    With a profile that measured steps, images join and leave at every step as they do in the real engine. One that only
+    measured whole batches (published ones do) is emulated as it was measured: a batch is one call as long as all its
+    steps, of images that have the same steps to go, and nobody joins it on the way.
 
     A light image's confidence is one of the profile's measured ones, picked by a hash of prompt and seed: the same
     request always gets the same, and many requests follow the measured distribution.
@@ -30,17 +47,90 @@ class EmulatedEngine:
     def __init__(self, profile: Profile):
         self.profile = profile
         self.beat = time.monotonic()
-        self._latency = {role: profile.variant(role).latency for role in Role}
         self._images = {Role.LIGHT: _placeholder(214), Role.HEAVY: _placeholder(96)}
 
-    def generate(self, role: Role, requests: Sequence[ImageRequest]) -> list[Drawn]:
-        self.beat = time.monotonic()
-        variant = self.profile.variant(role)
-        override = requests[0].steps if role is Role.HEAVY else None
-        steps = override or variant.steps
-        self._sleep(self._latency[role].at(len(requests)) * steps / variant.steps)
-        image = self._images[role]
-        return [Drawn(image, self.confidence(r) if role is Role.LIGHT else None, steps) for r in requests]
+    def generate(
+        self, role: Role, requests: Sequence[ImageRequest], starts: Sequence[State | None] = ()
+    ) -> list[Drawn]:
+        states = starts or [None] * len(requests)
+        return run_to_end(self, [self._order(role, r, s) for r, s in zip(requests, states, strict=True)])
+
+    def _order(self, role: Role, request: ImageRequest, state: State | None) -> Order:
+        steps = (request.steps if role is Role.HEAVY else None) or self.profile.variant(role).steps
+        return Order(Recipe(role, request.width, request.height, steps, request.guidance or 0.0), request, state)
+
+    def call_of(self, order: Order) -> Hashable:
+        recipe = order.recipe
+        if self.profile.variant(recipe.role).stepwise:
+            return recipe.role, recipe.width, recipe.height
+        return recipe, order.first
+
+    def check(self, order: Order) -> None:
+        start, name = order.start, self.profile.variant(order.recipe.role).name
+        if start is None or order.warm:
+            return
+        given, expected = (
+            (start.model, start.step, start.steps),
+            (name, order.request.resume_step, order.recipe.steps),
+        )
+        if given != expected:
+            raise StateRefused(f"the latent's model, step and number of steps are {given}; this run needs {expected}")
+
+    def begin(self, orders: Sequence[Order]) -> list[_Sample | WeirError]:
+        if (fixed := self.profile.variant(orders[0].recipe.role).fixed) is not None:
+            self._sleep(fixed.text_s * len(orders))
+        begun: list[_Sample | WeirError] = []
+        for order in orders:
+            try:
+                self.check(order)
+                begun.append(_Sample(order, order.first))
+            except WeirError as error:
+                begun.append(error)
+        return begun
+
+    def step(self, samples: Sequence[_Sample]) -> list[WeirError | None]:
+        recipe = samples[0].order.recipe
+        variant = self.profile.variant(recipe.role)
+        if variant.stepwise:
+            self._sleep(variant.step_seconds.at(len(samples)))
+            for sample in samples:
+                sample.step += 1
+        else:
+            left = recipe.steps - samples[0].step
+            self._sleep(variant.latency.at(len(samples)) * left / variant.steps)
+            for sample in samples:
+                sample.step = recipe.steps
+        return [None] * len(samples)
+
+    def finish(self, samples: Sequence[_Sample]) -> list[Future[Drawn]]:
+        if (fixed := self.profile.variant(samples[0].order.recipe.role).fixed) is not None:
+            self._sleep((fixed.decode_s + fixed.discriminator_s) * len(samples))
+        answers: list[Future[Drawn]] = []
+        for sample in samples:
+            answers.append(Future())
+            answers[-1].set_result(self._drawn(sample.order))
+        return answers
+
+    def _drawn(self, order: Order) -> Drawn:
+        recipe, request = order.recipe, order.request
+        return Drawn(
+            self._images[recipe.role],
+            self.confidence(request) if recipe.role is Role.LIGHT else None,
+            recipe.steps - order.first,
+            first=order.first,
+            states=tuple(
+                self._state(order, k) for k in capture_steps(recipe.steps) if request.capture and k > order.first
+            ),
+            latent=self._state(order, recipe.steps) if request.keep_latent else None,
+        )
+
+    def _state(self, order: Order, step: int) -> State:
+        """Zeros of the size that a real one has."""
+        import numpy as np
+
+        shape = (_CHANNELS, order.recipe.height // _FACTOR, order.recipe.width // _FACTOR)
+        name = self.profile.variant(order.recipe.role).name
+        return State(np.zeros(shape, np.float16), step, order.recipe.steps, "emulated", name)
 
     def confidence(self, request: ImageRequest) -> float:
         """0…1; uniform when the profile measured none."""
@@ -49,6 +139,9 @@ class EmulatedEngine:
         measured = self.profile.confidences
         return measured[int(share * len(measured))] if measured else share
 
+    def preview(self, sample: _Sample) -> bytes | None:
+        return self._images[sample.order.recipe.role]
+
     def warm_up(self, batch_size: int) -> None:
         pass
 
@@ -56,6 +149,7 @@ class EmulatedEngine:
         pass
 
     def _sleep(self, seconds: float) -> None:
+        self.beat = time.monotonic()
         end = self.beat + seconds
         while (left := end - time.monotonic()) > _SHORTEST_SLEEP_S:
             time.sleep(min(left, _BEAT_S))

@@ -2,25 +2,39 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
+import logging
 import time
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Protocol
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Protocol, TypeVar
 
+import numpy as np
 import torch
 from PIL import Image
 
 from weir.config import FamilyConfig
 from weir.core import ImageRequest, Role
-from weir.errors import ConfigError, GenerationFailed
-from workers.batching import Recipe
-from workers.engine import Drawn, OutOfMemory, recipe
+from weir.errors import ConfigError, GenerationFailed, NotFinite, StateRefused, WeirError
+from weir.states import State, capture_steps
+from workers.engine import Drawn, Order, OutOfMemory, failed, order_for, run_to_end
+from workers.previews import Previews
+from workers.samplers import Sampler, Schedule
 from workers.weights import Pipeline, is_sdxl, load_pipelines
+
+log = logging.getLogger(__name__)
 
 #: From this side on the decoder takes images one by one: each fills a device, and a batch would need memory for all.
 _SLICED_SIDE = 512
 _WARM_UP_STEPS = 2
+#: Texts whose encodings are kept. One of SDXL's takes 310 KiB.
+_TEXTS = 512
+
+T = TypeVar("T")
 
 
 class Confidence(Protocol):
@@ -29,25 +43,101 @@ class Confidence(Protocol):
     def confidence(self, images: torch.Tensor, prompts: list[str]) -> list[float]: ...
 
 
+@dataclass(frozen=True, slots=True)
+class _Text:
+    """Token states [T, D] and, of SDXL, the pooled text [P]."""
+
+    tokens: torch.Tensor
+    pooled: torch.Tensor | None
+
+    def zeros(self) -> _Text:
+        return _Text(torch.zeros_like(self.tokens), None if self.pooled is None else torch.zeros_like(self.pooled))
+
+
+@dataclass(slots=True, eq=False)
+class _Sample:
+    """One image in the making.
+
+    Attributes:
+        latent: float32 [C, H/f, W/f] that enters ``step``.
+        negative: what guidance leads away from; None where guidance is off.
+        keeps: the steps whose entering latents are kept; the number of steps itself stands for the finished one.
+        kept: step and float16 latent on the host.
+        estimate: the finished latent as the last step saw it coming; None before the first.
+    """
+
+    order: Order
+    schedule: Schedule
+    step: int
+    latent: torch.Tensor
+    prompt: _Text
+    negative: _Text | None
+    keeps: frozenset[int]
+    kept: list[tuple[int, torch.Tensor]] = field(default_factory=list)
+    estimate: Callable[[], torch.Tensor] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    """What samples that run together keep from step to step: B images, G of them guided.
+
+    Attributes:
+        latents: float32 [B, C, H/f, W/f].
+        rows: [B + G], the image that each row of the call belongs to: every prompt, then the negatives of the guided.
+        guided: [G]; guidance [G, 1, 1, 1] is their scale.
+        conditions: the denoiser's other arguments, a row each.
+    """
+
+    samples: tuple[_Sample, ...]
+    latents: torch.Tensor
+    rows: torch.Tensor
+    guided: torch.Tensor
+    guidance: torch.Tensor
+    conditions: dict[str, Any]
+
+
 class Family:
     """Light and heavy pipeline and the discriminator; implements :class:`workers.engine.Engine`.
 
         family = Family.load(load_family("deploy/families/weir-tiny.yaml"))
         [drawn] = family.generate(Role.LIGHT, [request])
 
-    The picture of a request depends on its own fields alone (to numerical noise): its noise comes from its seed, drawn
-    on the CPU so that every device starts from the same, and its negative prompt is encoded as if it were alone.
+    A call of the denoiser takes every sample at its own step, with its own prompt, guidance and schedule. The picture
+    of a request depends on its own fields alone (to numerical noise): its noise comes from its seed, drawn on the CPU
+    so that every device starts from the same, and its negative prompt is encoded as if it were alone. Latents are
+    float32 between the steps, whatever the denoiser's dtype.
     """
 
     emulated = False
 
-    def __init__(self, config: FamilyConfig, pipelines: dict[Role, Pipeline], discriminator: Confidence | None = None):
+    def __init__(
+        self,
+        config: FamilyConfig,
+        pipelines: dict[Role, Pipeline],
+        discriminator: Confidence | None = None,
+        *,
+        decode_aside: bool | None = None,
+    ):
+        """``decode_aside``: decode in a thread (on CUDA also a stream) of its own; None does so on CUDA.
+
+        On the CPU the decoder would compete with the next step for the same core.
+        """
         self.config = config
         self.pipelines = pipelines
         self.discriminator = discriminator
         self.device = pipelines[Role.LIGHT].device
+        self.samplers = {role: Sampler(pipeline.scheduler) for role, pipeline in pipelines.items()}
+        self.models = {role: f"{_variant(config, role).name}-{_digest(p.unet)}" for role, p in pipelines.items()}
+        self.previews = Previews()
         self.beat = time.monotonic()
+        self._texts: OrderedDict[tuple[int, str], _Text] = OrderedDict()
+        self._batches: dict[Role, _Batch] = {}
         self._encoders = ThreadPoolExecutor(4, thread_name_prefix="png")
+        cuda = self.device.type == "cuda"
+        aside = cuda if decode_aside is None else decode_aside
+        self._decoder = ThreadPoolExecutor(1, thread_name_prefix="decode") if aside else None
+        self._stream = torch.cuda.Stream(self.device) if cuda and aside else None
+        self._unets = {role: _prepare_unet(p.unet, cuda, config.compile) for role, p in pipelines.items()}
         for pipeline in pipelines.values():
             _prepare_decoder(pipeline.vae, max(config.allowed_sizes))
 
@@ -72,104 +162,284 @@ class Family:
             discriminator = Discriminator.load(config.discriminator, str(device))
         return cls(config, pipelines, discriminator)
 
-    def generate(self, role: Role, requests: Sequence[ImageRequest]) -> list[Drawn]:
-        shared = recipe(self.config, role, requests[0])
-        try:
-            with torch.inference_mode():
-                return self._generate(shared, requests)
-        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-            if not _is_out_of_memory(error):
-                raise
-        # Out of the handler: the exception's frames would keep the batch's tensors alive.
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
-        raise OutOfMemory(f"a batch of {len(requests)} at {shared.width} px does not fit {self.device}")
+    def generate(
+        self, role: Role, requests: Sequence[ImageRequest], starts: Sequence[State | None] = ()
+    ) -> list[Drawn]:
+        states = starts or [None] * len(requests)
+        orders = [order_for(self.config, role, r, s) for r, s in zip(requests, states, strict=True)]
+        return run_to_end(self, orders)
 
-    def _generate(self, shared: Recipe, requests: Sequence[ImageRequest]) -> list[Drawn]:
+    # ---------------------------------------------------------------------------------------------- begin
+
+    def call_of(self, order: Order) -> Hashable:
+        return order.recipe.role, order.recipe.width, order.recipe.height
+
+    def check(self, order: Order) -> None:
+        start, recipe = order.start, order.recipe
+        if start is None:
+            return
+        pipeline = self.pipelines[recipe.role]
+        wanted: dict[str, tuple[object, object]] = {
+            "shape": (start.latent.shape, _shape(pipeline, order)),
+            "dtype": (str(start.latent.dtype), "float16"),
+        }
+        if order.warm:
+            wanted["step"] = (start.step, start.steps)
+        else:
+            wanted["step"] = (start.step, order.request.resume_step)
+            wanted["number of steps"] = (start.steps, recipe.steps)
+            wanted["sampler"] = (start.sampler, self.samplers[recipe.role].id)
+            wanted["model"] = (start.model, self.models[recipe.role])
+        for what, (given, expected) in wanted.items():
+            if given != expected:
+                raise StateRefused(f"the latent's {what} is {given}; this run needs {expected}")
+        if not np.isfinite(start.latent).all():
+            raise StateRefused("the latent holds values that are not finite numbers")
+
+    def begin(self, orders: Sequence[Order]) -> list[_Sample | WeirError]:
         self.beat = time.monotonic()
-        pipeline = self.pipelines[shared.role]
-        latents = pipeline(
-            **self._encode(pipeline, shared.guidance, requests),
-            latents=self._noise(pipeline, requests),
-            height=shared.height,
-            width=shared.width,
-            num_inference_steps=shared.steps,
-            guidance_scale=shared.guidance,
-            output_type="latent",
-            callback_on_step_end=self._on_step,
-            return_dict=False,
-        )[0]
-        images = decode(pipeline.vae, latents)
-        confidences: list[float] | list[None] = [None] * len(requests)
-        if shared.role is Role.LIGHT and self.discriminator is not None:
-            confidences = self.discriminator.confidence(images.nan_to_num(), [r.prompt for r in requests])
-        finite = images.isfinite().flatten(1).all(1).tolist()
-        pictures = self._encoders.map(to_png, to_pixels(images))
+        return self._within_memory(lambda: [*self._begin(orders)], orders)
+
+    def _begin(self, orders: Sequence[Order]) -> list[_Sample | WeirError]:
+        texts = self._encode(orders)
+        begun: list[_Sample | WeirError] = []
+        for order, (prompt, negative) in zip(orders, texts, strict=True):
+            try:
+                self.check(order)
+                role, request = order.recipe.role, order.request
+                schedule = self.samplers[role].schedule(order.recipe.steps)
+                keeps = {*(capture_steps(len(schedule)) if request.capture else ())}
+                keeps |= {len(schedule)} if request.keep_latent else set()
+                latent = self._latent(order, schedule)
+                begun.append(_Sample(order, schedule, order.first, latent, prompt, negative, frozenset(keeps)))
+            except WeirError as error:
+                begun.append(error)
+        return begun
+
+    def _latent(self, order: Order, schedule: Schedule) -> torch.Tensor:
+        """The latent [C, H/f, W/f] that enters the order's first step."""
+        if order.start is not None and not order.warm:
+            return torch.from_numpy(order.start.latent).to(self.device, torch.float32)
+        pipeline = self.pipelines[order.recipe.role]
+        generator = torch.Generator().manual_seed(order.request.seed)
+        noise = torch.randn(_shape(pipeline, order), generator=generator).to(self.device)
+        if order.start is None:
+            return noise * schedule.initial
+        finished = torch.from_numpy(order.start.latent).to(self.device, torch.float32)
+        return finished * schedule.signal[order.first] + noise * schedule.noise[order.first]
+
+    def _encode(self, orders: Sequence[Order]) -> list[tuple[_Text, _Text | None]]:
+        """Prompt and, of guided orders, negative prompt; texts that are not known yet are encoded in one go.
+
+        SDXL stands zeros in for an empty negative prompt.
+        """
+        pipeline = self.pipelines[orders[0].recipe.role]
+        encoder = id(pipeline.text_encoder)
+        guided = [o.recipe.guidance > 1 and pipeline.unet.config.time_cond_proj_dim is None for o in orders]
+        zeros = is_sdxl(pipeline) and pipeline.config.force_zeros_for_empty_prompt
+        needed = {o.request.prompt for o in orders}
+        needed |= {
+            o.request.negative_prompt
+            for o, g in zip(orders, guided, strict=True)
+            if g and (o.request.negative_prompt or not zeros)
+        }
+        missing = [text for text in sorted(needed) if (encoder, text) not in self._texts]
+        if missing:
+            arguments = {"device": self.device, "num_images_per_prompt": 1, "do_classifier_free_guidance": False}
+            encoded = pipeline.encode_prompt(missing, **arguments)
+            pooled = encoded[2] if is_sdxl(pipeline) else [None] * len(missing)
+            for text, tokens, whole in zip(missing, encoded[0], pooled, strict=True):
+                self._texts[encoder, text] = _Text(tokens, whole)
+        for text in needed:
+            self._texts.move_to_end((encoder, text))
+        found = {text: self._texts[encoder, text] for text in needed}
+        while len(self._texts) > _TEXTS:
+            self._texts.popitem(last=False)
         return [
-            Drawn(png, c, shared.steps) if fine else Drawn(b"", None, shared.steps, _NOT_FINITE)
-            for png, c, fine in zip(pictures, confidences, finite, strict=True)
+            (
+                prompt := found[o.request.prompt],
+                None
+                if not g
+                else prompt.zeros()
+                if zeros and not o.request.negative_prompt
+                else found[o.request.negative_prompt],
+            )
+            for o, g in zip(orders, guided, strict=True)
         ]
 
-    def _on_step(self, pipeline: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+    # ----------------------------------------------------------------------------------------------- step
+
+    def step(self, samples: Sequence[_Sample]) -> list[WeirError | None]:
         self.beat = time.monotonic()
-        return {}
+        finite = self._within_memory(lambda: self._step(tuple(samples)), [s.order for s in samples])
+        self.beat = time.monotonic()
+        return [None if fine else NotFinite(_NOT_FINITE) for fine in finite]
 
-    def _noise(self, pipeline: Pipeline, requests: Sequence[ImageRequest]) -> torch.Tensor:
-        """Initial latents [B, C, H/f, W/f] of unit variance, one seed each."""
-        first, factor = requests[0], pipeline.vae_scale_factor
-        shape = (pipeline.unet.config.in_channels, first.height // factor, first.width // factor)
-        noise = [torch.randn(shape, generator=torch.Generator().manual_seed(r.seed)) for r in requests]
-        return torch.stack(noise).to(self.device, pipeline.unet.dtype)
+    def _step(self, samples: tuple[_Sample, ...]) -> list[bool]:
+        role = samples[0].order.recipe.role
+        pipeline, batch = self.pipelines[role], self._batches.get(role)
+        if batch is None or batch.samples != samples:
+            batch = self._assemble(samples)
+        before = batch.latents
+        columns = torch.tensor([s.schedule.rows[s.step] for s in samples]).T.to(self.device)
+        timesteps = columns[0]
+        scale, keep, push = columns[1:, :, None, None, None]
+        output = self._unets[role](
+            (before * scale).to(pipeline.unet.dtype)[batch.rows],
+            timesteps[batch.rows],
+            return_dict=False,
+            **batch.conditions,
+        )[0].float()
+        if len(batch.guided):
+            output, negative = output[: len(samples)], output[len(samples) :]
+            output[batch.guided] = negative + batch.guidance * (output[batch.guided] - negative)
+        latents = keep * before + push * output
+        finite = latents.flatten(1).isfinite().all(1)
+        self._batches[role] = _Batch(samples, latents, batch.rows, batch.guided, batch.guidance, batch.conditions)
+        for i, sample in enumerate(samples):
+            sample.estimate = _estimate(sample.schedule, sample.step, before[i], output[i])
+            sample.latent = latents[i]
+            sample.step += 1
+            if sample.step in sample.keeps:
+                sample.kept.append((sample.step, _to_host(sample.latent)))
+        # Reading the flags waits for the device: no step is sent ahead, so that a late arrival finds no queue there.
+        return finite.tolist()
 
-    def _encode(self, pipeline: Pipeline, guidance: float, requests: Sequence[ImageRequest]) -> dict[str, Any]:
-        """The pipeline's embedding arguments.
+    def _assemble(self, samples: tuple[_Sample, ...]) -> _Batch:
+        pipeline = self.pipelines[samples[0].order.recipe.role]
+        guided = [i for i, s in enumerate(samples) if s.negative is not None]
+        negatives = [s.negative for s in samples if s.negative is not None]
+        texts = [*(s.prompt for s in samples), *negatives]
+        rows = torch.tensor([*range(len(samples)), *guided], device=self.device)
+        scales = [samples[i].order.recipe.guidance for i in guided]
+        conditions: dict[str, Any] = {"encoder_hidden_states": torch.stack([t.tokens for t in texts])}
+        if is_sdxl(pipeline):
+            conditions["added_cond_kwargs"] = {
+                "text_embeds": torch.stack([t.pooled for t in texts if t.pooled is not None]),
+                "time_ids": self._time_ids(pipeline, samples[0]).expand(len(texts), -1),
+            }
+        if (width := pipeline.unet.config.time_cond_proj_dim) is not None:
+            weights = torch.tensor([s.order.recipe.guidance - 1 for s in samples])
+            embedded = pipeline.get_guidance_scale_embedding(weights, embedding_dim=width)
+            conditions["timestep_cond"] = embedded.to(self.device, pipeline.unet.dtype)
+        return _Batch(
+            samples,
+            torch.stack([s.latent for s in samples]),
+            rows,
+            rows[len(samples) :],
+            torch.tensor(scales, device=self.device)[:, None, None, None],
+            conditions,
+        )
 
-        SDXL stands zeros in for an empty negative prompt, but only if the whole batch has none; here every request gets
-        what it would get alone.
-        """
-        prompts = [r.prompt for r in requests]
-        negatives = [r.negative_prompt for r in requests]
-        guided = guidance > 1 and pipeline.unet.config.time_cond_proj_dim is None
-        arguments: dict[str, Any] = {
-            "device": self.device,
-            "num_images_per_prompt": 1,
-            "do_classifier_free_guidance": guided,
-            "negative_prompt": negatives if guided and any(negatives) else None,
-        }
-        if not is_sdxl(pipeline):
-            positive, negative = pipeline.encode_prompt(prompts, **arguments)
-            return {"prompt_embeds": positive, "negative_prompt_embeds": negative if guided else None}
-        positive, negative, pooled, negative_pooled = pipeline.encode_prompt(prompts, **arguments)
-        if guided and pipeline.config.force_zeros_for_empty_prompt:
-            empty = torch.tensor([not n for n in negatives], device=negative.device)
-            negative = negative.masked_fill(empty[:, None, None], 0)
-            negative_pooled = negative_pooled.masked_fill(empty[:, None], 0)
-        return {
-            "prompt_embeds": positive,
-            "negative_prompt_embeds": negative if guided else None,
-            "pooled_prompt_embeds": pooled,
-            "negative_pooled_prompt_embeds": negative_pooled if guided else None,
-        }
+    def _time_ids(self, pipeline: Pipeline, sample: _Sample) -> torch.Tensor:
+        """SDXL's size conditions [1, 6]: drawn and cropped at the wanted size."""
+        size = (sample.order.recipe.height, sample.order.recipe.width)
+        width = pipeline.text_encoder_2.config.projection_dim
+        ids = pipeline._get_add_time_ids(size, (0, 0), size, pipeline.unet.dtype, text_encoder_projection_dim=width)
+        return ids.to(self.device)
+
+    # --------------------------------------------------------------------------------------------- finish
+
+    def finish(self, samples: Sequence[_Sample]) -> list[Future[Drawn]]:
+        if self._decoder is None:
+            return self._finish(samples)
+        promised: list[Future[Drawn]] = [Future() for _ in samples]
+        # The latents are there: the last step waited for them.
+        self._decoder.submit(self._finish_aside, samples, promised)
+        return promised
+
+    def _finish_aside(self, samples: Sequence[_Sample], promised: list[Future[Drawn]]) -> None:
+        with torch.cuda.stream(self._stream):
+            for future, answer in zip(self._finish(samples), promised, strict=True):
+                future.add_done_callback(partial(_pass_on, answer))
+
+    def _finish(self, samples: Sequence[_Sample]) -> list[Future[Drawn]]:
+        """Decodes and judges; a batch that fails is halved until it fits or the one image that breaks it is alone."""
+        try:
+            images, confidences = self._within_memory(lambda: self._decode(samples), [s.order for s in samples])
+        except Exception as error:
+            log.warning("%d images could not be decoded: %s: %s", len(samples), type(error).__name__, error)
+            if len(samples) == 1:
+                return [self._encoders.submit(failed, error)]
+        else:
+            pixels = to_pixels(images)
+            finite = images.isfinite().flatten(1).all(1).tolist()
+            rows = zip(samples, pixels, confidences, finite, strict=True)
+            return [self._encoders.submit(self._picture, *row) for row in rows]
+        middle = (len(samples) + 1) // 2
+        return [*self._finish(samples[:middle]), *self._finish(samples[middle:])]
+
+    def _decode(self, samples: Sequence[_Sample]) -> tuple[torch.Tensor, list[float] | list[None]]:
+        role = samples[0].order.recipe.role
+        latents = torch.stack([s.latent for s in samples])
+        images = decode(self.pipelines[role].vae, latents)
+        self.previews.learn(latents, images)
+        if role is Role.LIGHT and self.discriminator is not None:
+            prompts = [s.order.request.prompt for s in samples]
+            return images, self.discriminator.confidence(images.nan_to_num(), prompts)
+        return images, [None] * len(samples)
+
+    def _picture(self, sample: _Sample, pixels: Any, confidence: float | None, finite: bool) -> Drawn:
+        """Needs no device any more."""
+        if not finite:
+            return failed(NotFinite(_NOT_FINITE))
+        order, role = sample.order, sample.order.recipe.role
+        steps = order.recipe.steps
+        kept = [State(x.numpy(), k, steps, self.samplers[role].id, self.models[role]) for k, x in sample.kept]
+        return Drawn(
+            to_png(pixels),
+            confidence,
+            steps - order.first,
+            first=order.first,
+            states=tuple(state for state in kept if state.step < steps),
+            latent=next((state for state in kept if state.step == steps), None),
+        )
+
+    def preview(self, sample: _Sample) -> bytes | None:
+        if sample.estimate is None:
+            return None
+        with torch.inference_mode():
+            image = self.previews.image(sample.estimate()[None])
+            return None if image is None else to_png(to_pixels(image)[0])
+
+    # --------------------------------------------------------------------------------------------- device
 
     def warm_up(self, batch_size: int) -> None:
         size = self.config.size
-        for role in Role:
-            for batch in sorted({1, batch_size}):
-                self.generate(
-                    role,
-                    [
-                        ImageRequest(f"warm-up-{i}", "", i, size, size, float("inf"), steps=_WARM_UP_STEPS)
-                        for i in range(batch)
-                    ],
-                )
+        doubling = {2**i for i in range(batch_size.bit_length())} if self.config.compile else {1}
+        batches = [(role, batch) for role in Role for batch in sorted({*doubling, batch_size})]
+        for done, (role, batch) in enumerate(batches, 1):
+            requests = [
+                ImageRequest(f"warm-up-{i}", "", i, size, size, float("inf"), steps=_WARM_UP_STEPS)
+                for i in range(batch)
+            ]
+            try:
+                self.generate(role, requests)
+            except OutOfMemory as error:  # the loop halves such a batch
+                log.warning("warm-up: %s", error.message)
+            log.info("warm-up: %d of %d (%s × %d)", done, len(batches), role.value, batch)
 
     def probe(self) -> None:
         value = torch.ones(8, device=self.device).sum().item()
         if value != 8:
             raise GenerationFailed(f"{self.device} adds eight ones to {value}")
 
+    def _within_memory(self, work: Callable[[], T], orders: Sequence[Order]) -> T:
+        """Raises :class:`OutOfMemory` for every kind of it."""
+        try:
+            with torch.inference_mode():
+                return work()
+        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+            if not _is_out_of_memory(error):
+                raise
+        # Out of the handler: the exception's frames would keep the batch's tensors alive.
+        self._batches.clear()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        raise OutOfMemory(f"a batch of {len(orders)} at {orders[0].recipe.width} px does not fit {self.device}")
 
-_NOT_FINITE = ("generation_failed", "the picture came out as not-a-number; try another seed or dtype: float32")
+
+_NOT_FINITE = "the picture came out as not-a-number; try another seed or dtype: float32"
 
 
 def decode(vae: Any, latents: torch.Tensor) -> torch.Tensor:
@@ -186,9 +456,52 @@ def to_pixels(images: torch.Tensor) -> list[Any]:
 
 def to_png(pixels: Any) -> bytes:
     buffer = io.BytesIO()
-    # Level 1: a fifth of the time of the default for a few per cent more bytes, and the device waits meanwhile.
+    # Level 1: a fifth of the time of the default for a few per cent more bytes, and the client waits meanwhile.
     Image.fromarray(pixels).save(buffer, "PNG", compress_level=1)
     return buffer.getvalue()
+
+
+def _pass_on(to: Future[Drawn], done: Future[Drawn]) -> None:
+    if (error := done.exception()) is None:
+        to.set_result(done.result())
+    else:
+        to.set_exception(error)
+
+
+def _estimate(schedule: Schedule, step: int, latent: torch.Tensor, output: torch.Tensor) -> Callable[[], torch.Tensor]:
+    """x̂_0 [C, H/f, W/f] of one step, when somebody asks for it."""
+    return lambda: float(schedule.from_x[step]) * latent + float(schedule.from_m[step]) * output
+
+
+def _to_host(latent: torch.Tensor) -> torch.Tensor:
+    """A float16 copy in host memory. From CUDA it is under way when this returns, and there when the step is over."""
+    half = latent.half()
+    if half.device.type != "cuda":
+        return half if half is not latent else half.clone()
+    return torch.empty(half.shape, dtype=half.dtype, pin_memory=True).copy_(half, non_blocking=True)
+
+
+def _shape(pipeline: Pipeline, order: Order) -> tuple[int, int, int]:
+    """Of one latent."""
+    factor, recipe = pipeline.vae_scale_factor, order.recipe
+    return pipeline.unet.config.in_channels, recipe.height // factor, recipe.width // factor
+
+
+def _digest(unet: Any) -> str:
+    """Tells weights apart by the first and the last layer: every step of training changes both."""
+    parts = [p.detach().float().cpu().numpy().tobytes() for p in (unet.conv_in.weight, unet.conv_out.weight)]
+    return hashlib.blake2b(b"".join(parts), digest_size=6).hexdigest()
+
+
+def _variant(config: FamilyConfig, role: Role) -> Any:
+    return config.light if role is Role.LIGHT else config.heavy
+
+
+def _prepare_unet(unet: Any, cuda: bool, compiled: bool) -> Any:
+    """What is called in place of the denoiser. Channels-last is what tensor cores read; on the CPU it gains nothing."""
+    if cuda:
+        unet.to(memory_format=torch.channels_last)
+    return torch.compile(unet, dynamic=True) if compiled else unet
 
 
 def _prepare_decoder(vae: Any, side: int) -> None:

@@ -1,4 +1,4 @@
-"""The Ray Serve deployment class of the pool: a queue, one thread for the device, and the plan."""
+"""The Ray Serve deployment class of the pool: the step loop of one device, and the plan."""
 
 from __future__ import annotations
 
@@ -6,74 +6,80 @@ import asyncio
 import logging
 import os
 import time
+from collections import Counter
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 from ray import serve
 
 from weir.config import FamilyConfig
 from weir.core import Assignment, ImageRequest, ImageResult, Plan, Role
-from weir.errors import GenerationFailed, InvalidRequest, PlanError, RoleChanged, WeirError
+from weir.errors import InvalidRequest, PlanError, RoleChanged, StateRefused, WeirError
 from weir.profiles import load_profile
-from workers.batching import Recipe, Waiting, next_batch
+from weir.states import State, StateStore
 from workers.emulated import EmulatedEngine
-from workers.engine import Drawn, Engine, OutOfMemory, recipe
+from workers.engine import Engine, Order, failed, order_for
+from workers.loop import Job, Outcome, StepLoop
 
 log = logging.getLogger(__name__)
-
-
-class _Job(Waiting):
-    """A queued request with the future that its caller awaits."""
-
-    __slots__ = ("answer", "arrived", "request")
-
-    def __init__(self, ticket: int, shared: Recipe, request: ImageRequest, answer: asyncio.Future[ImageResult]):
-        super().__init__(ticket, shared, request.deadline)
-        self.request = request
-        self.answer = answer
-        self.arrived = time.monotonic()
 
 
 class Worker:
     """One replica: both variants resident, the role taken from the plan by rank.
 
     Bind it with ``serve.deployment(Worker)``. Every public method is async, for Serve runs plain ones in threads of
-    their own: all state belongs to the replica's event loop, and only the engine runs on the device thread. A request
-    is served in the role it asks for, whatever the replica's own role is: the role says what a dispatcher should send
-    here, so a stale view costs speed and never an answer.
+    their own: all state belongs to the replica's event loop, and only the engine runs on the step loop's thread. A
+    request is served in the role it asks for, whatever the replica's own role is: the role says what a dispatcher
+    should send here, so a stale view costs speed and never an answer.
 
     Args:
         family: ``FamilyConfig.model_dump()``.
         plan: ``Plan.to_dict()`` to start with; later ones come as ``user_config``.
         emulate: profile file whose latencies are slept instead of running models.
+        states: where states to resume from are found, and captured ones are kept. None: every request runs from noise.
 
     Raises:
         ConfigError: the family's folders or the profile are not what they should be.
         PlanError: the first plan is wrong.
     """
 
-    #: A batch without a sign of progress for so long is hung. The longest single step has to be shorter.
+    #: A call without a sign of progress for so long is hung. The longest single step has to be shorter.
     stall_s = 120.0
     #: An idle device has to answer a probe within this time.
     probe_s = 10.0
+    #: A state that is not here by then is a miss: the cache may only help.
+    fetch_s = 0.02
+    #: An image does not wait longer for its captured states to be stored.
+    store_s = 0.25
 
-    def __init__(self, family: dict[str, Any], plan: dict[str, Any], emulate: str | None = None):
+    def __init__(
+        self,
+        family: dict[str, Any],
+        plan: dict[str, Any],
+        emulate: str | None = None,
+        states: StateStore | None = None,
+    ):
         self.family = FamilyConfig.model_validate(family)
         self.plan = Plan.from_dict(plan)
         self.replica, self.rank = _identity()
-        self._queue: list[_Job] = []
-        self._tickets = 0
-        self._running: tuple[_Job, ...] = ()
-        self._fits: dict[tuple[Role, int], int] = {}  # by role and width: the largest batch that memory allows
-        self._step_s: dict[Role, float] = {}  # seconds of the last batch over its steps
-        self._wake = asyncio.Event()
-        self._pump: asyncio.Task[None] | None = None
-        self._device = ThreadPoolExecutor(1, thread_name_prefix="device")
-        self._busy_since: float | None = None
+        self.states = states
+        #: What went wrong with single images and states, by error code.
+        self.failures: Counter[str] = Counter()
+        self._store = ThreadPoolExecutor(4, thread_name_prefix="states")
+        self._waiters: dict[int, asyncio.Future[Outcome]] = {}  # of jobs, by ticket
         self.engine = _engine(self.family, emulate)
         self.engine.warm_up(self._assigned().batch_size)
         self.ready = True
+
+    @property
+    def engine(self) -> Engine:
+        return self._loop.engine
+
+    @engine.setter
+    def engine(self, engine: Engine) -> None:
+        self._loop = StepLoop(engine, self._limit)
 
     # ------------------------------------------------------------------------------------------ requests
 
@@ -81,116 +87,114 @@ class Worker:
         """Draws one image; ``ImageResult.to_dict()`` comes back.
 
         What is wrong with one request comes back in its ``error``, never as an exception. Cancelling the call takes the
-        request out of the queue; a batch that already runs goes on for its other members.
+        request out before the next step.
         """
         try:
             wanted = ImageRequest.from_dict(request)
-            shared = recipe(self.family, Role(role), wanted)
+            ordered = await self._ordered(Role(role), wanted)
         except (TypeError, ValueError) as error:
             return self._refused(request, InvalidRequest(f"not a request for a worker: {error}"))
         except WeirError as error:
             return self._refused(request, error)
-        self._tickets += 1
-        job = _Job(self._tickets, shared, wanted, asyncio.get_running_loop().create_future())
-        self._queue.append(job)
-        if self._pump is None or self._pump.done():
-            self._pump = asyncio.create_task(self._serve_queue())
-        self._wake.set()
+        outcome = await self._drawn(ordered)
+        captured = await self._keep(wanted, outcome.drawn.states)
+        return self._result(wanted.id, outcome, captured).to_dict()
+
+    async def _ordered(self, role: Role, request: ImageRequest) -> Order:
+        """The order for the engine; one whose start is missing or unfit starts from noise instead.
+
+        Raises:
+            InvalidRequest: names the field.
+        """
+        order_for(self.family, role, replace(request, warm_start=None))  # nothing is fetched for a wrong request
         try:
-            result = await job.answer
+            ordered = order_for(self.family, role, request, await self._fetch(role, request))
+            self.engine.check(ordered)
+            return ordered
+        except StateRefused as error:
+            self._count(error)
+            log.warning("%s runs from step 0: %s", request.id, error.message)
+            return order_for(self.family, role, replace(request, warm_start=None))
+
+    async def _fetch(self, role: Role, request: ImageRequest) -> State | None:
+        """The state to resume from, if it comes in time; the device is busy with other images meanwhile."""
+        if self.states is None or role is Role.LIGHT or not (request.resume_key and request.resume_step):
+            return None
+        fetched = asyncio.get_running_loop().run_in_executor(self._store, self.states.get, request.resume_key)
+        try:
+            return await asyncio.wait_for(fetched, self.fetch_s)
+        except Exception as error:  # whatever a store does, it costs speed and nothing else
+            self.failures["state_fetch"] += 1
+            log.warning("%s runs from step 0: no state in time: %s: %s", request.id, type(error).__name__, error)
+            return None
+
+    async def _drawn(self, ordered: Order) -> Outcome:
+        events = asyncio.get_running_loop()
+        done: asyncio.Future[Outcome] = events.create_future()
+
+        def resolve(outcome: Outcome) -> None:
+            if not done.done():  # a cancelled caller's future is done
+                done.set_result(outcome)
+
+        job = self._loop.submit(ordered, lambda outcome: events.call_soon_threadsafe(resolve, outcome))
+        self._waiters[job.ticket] = done
+        try:
+            return await done
         except asyncio.CancelledError:
-            job.cancelled = True
-            self._wake.set()
+            self._loop.cancel(job)
             raise
-        return result.to_dict()
+        finally:
+            del self._waiters[job.ticket]
+
+    async def _keep(self, request: ImageRequest, states: tuple[State, ...]) -> tuple[int, ...]:
+        """Stores what was captured; the steps whose states are there now."""
+        if self.states is None or not states:
+            return ()
+        put = asyncio.get_running_loop().run_in_executor(self._store, self.states.put, request, states)
+        try:
+            await asyncio.wait_for(put, self.store_s)
+        except Exception as error:
+            self.failures["state_store"] += 1
+            log.warning("the states of %s are not kept: %s: %s", request.id, type(error).__name__, error)
+            return ()
+        return tuple(state.step for state in states)
 
     def _refused(self, request: object, error: WeirError) -> dict[str, Any]:
         name = str(request.get("id", "")) if isinstance(request, Mapping) else ""
-        return self._result(name, _failed(error)).to_dict()
+        waiting = Outcome(failed(error), queued=len(self._loop.waiting()))
+        return self._result(name, waiting).to_dict()
 
-    def _result(
-        self, name: str, drawn: Drawn, *, queue_s: float = 0.0, compute_s: float = 0.0, batch: int = 0
-    ) -> ImageResult:
+    def _result(self, name: str, outcome: Outcome, captured: tuple[int, ...] = ()) -> ImageResult:
+        drawn = outcome.drawn
+        if drawn.error is not None:
+            self.failures[drawn.error[0]] += 1
         return ImageResult(
             id=name,
             image=drawn.image,
             confidence=drawn.confidence,
             steps=drawn.steps,
-            queue_s=queue_s,
-            compute_s=compute_s,
-            batch_size=batch,
+            queue_s=outcome.queue_s,
+            compute_s=outcome.compute_s,
+            batch_size=outcome.batch_size,
             plan_version=self.plan.version,
             error=drawn.error,
             emulated=self.engine.emulated,
             replica=self.replica,
-            queued=self._queued(),
+            queued=outcome.queued,
+            left_together=outcome.left_together,
+            resumed_at=drawn.first,
+            captured=captured,
+            latent=None if drawn.latent is None else drawn.latent.to_bytes(),
         )
 
-    # ---------------------------------------------------------------------------------------------- queue
+    def _count(self, error: WeirError) -> None:
+        self.failures[error.code] += 1
 
-    async def _serve_queue(self) -> None:
-        """Runs batch after batch for as long as the replica lives."""
-        loop = asyncio.get_running_loop()
-        while True:
-            batch = self._take()
-            if not batch:
-                self._wake.clear()
-                await self._wake.wait()
-                continue
-            shared, started = batch[0].recipe, time.monotonic()
-            self._running, self._busy_since = batch, started
-            try:
-                drawn = await loop.run_in_executor(self._device, self._draw, batch)
-            finally:
-                self._running, self._busy_since = (), None
-            compute_s = time.monotonic() - started
-            self._step_s[shared.role] = compute_s / shared.steps
-            for job, (image, size) in zip(batch, drawn, strict=True):
-                self._answer(job, image, queue_s=started - job.arrived, compute_s=compute_s, batch=size)
-
-    def _take(self) -> tuple[_Job, ...]:
-        decision = next_batch(self._queue, self._limit, time.time(), self._service_s)
-        self._queue = list(decision.waiting)
-        return decision.batch
-
-    def _service_s(self, shared: Recipe) -> float:
-        return self._step_s.get(shared.role, 0.0) * shared.steps
-
-    def _queued(self) -> int:
-        return sum(not job.cancelled for job in self._queue)
-
-    def _answer(self, job: _Job, drawn: Drawn, *, queue_s: float, compute_s: float = 0.0, batch: int = 0) -> None:
-        if not job.answer.done():  # a cancelled caller's future is done
-            result = self._result(job.request.id, drawn, queue_s=queue_s, compute_s=compute_s, batch=batch)
-            job.answer.set_result(result)
-
-    def _limit(self, shared: Recipe) -> int:
+    def _limit(self, ordered: Order) -> int:
         """The plan's batch size for the role; what a replica draws beside its own role goes by a plan neighbour's."""
-        own = self._assigned()
-        of_role = [a.batch_size for a in self.plan.assignments if a.role is shared.role]
-        planned = own.batch_size if own.role is shared.role or not of_role else max(of_role)
-        return min(planned, self._fits.get((shared.role, shared.width), planned))
-
-    def _draw(self, batch: tuple[_Job, ...]) -> list[tuple[Drawn, int]]:
-        """On the device thread: each job's picture and the size of the batch it came from.
-
-        A batch that fails is halved until it fits or the one request that breaks it is alone.
-        """
-        shared = batch[0].recipe
-        try:
-            drawn = self.engine.generate(shared.role, [job.request for job in batch])
-            if len(drawn) != len(batch):
-                raise GenerationFailed(f"{len(drawn)} pictures came back for {len(batch)} requests")
-            return [(image, len(batch)) for image in drawn]
-        except Exception as error:
-            log.warning("a batch of %d failed: %s: %s", len(batch), type(error).__name__, error)
-            if len(batch) == 1:
-                known = error if isinstance(error, WeirError) else None
-                return [(_failed(known or GenerationFailed(f"{type(error).__name__}: {error}")), 1)]
-            if isinstance(error, OutOfMemory):
-                self._fits[shared.role, shared.width] = (len(batch) + 1) // 2
-        middle = (len(batch) + 1) // 2
-        return [*self._draw(batch[:middle]), *self._draw(batch[middle:])]
+        own, role = self._assigned(), ordered.recipe.role
+        of_role = [a.batch_size for a in self.plan.assignments if a.role is role]
+        return own.batch_size if own.role is role or not of_role else max(of_role)
 
     # ----------------------------------------------------------------------------------------------- plan
 
@@ -210,25 +214,26 @@ class Worker:
             if plan.version <= self.plan.version:
                 return
             before, self.plan = self._assigned().role, plan
-            self._fits.clear()  # memory may be free again; one failed batch finds out if not
+            self._loop.forget_memory()
             if self._assigned().role is not before:
                 self._send_away(before)
-            self._wake.set()
         except Exception as error:
             log.warning("kept plan %d: %s", self.plan.version, error)
 
     def _send_away(self, role: Role) -> None:
         """Answers the queued requests of a role that this replica gave up, so that they are dispatched again.
 
-        They would wait behind other work here. If nobody has the role now, they stay: both variants are resident.
+        They would wait behind other work here; those that are begun stay. If nobody has the role now, all stay: both
+        variants are resident.
         """
         if self.plan.count(role) == 0:
             return
         moved = RoleChanged(f"replica {self.replica} is no longer {role}; send the request to another one")
-        for job in self._queue:
-            if job.recipe.role is role:
-                job.cancelled = True
-                self._answer(job, _failed(moved), queue_s=time.monotonic() - job.arrived)
+        waiting = self._loop.waiting()
+        for job in waiting:
+            if job.order.recipe.role is role:
+                self._loop.cancel(job)
+                self._waiters[job.ticket].set_result(_sent_away(job, moved, len(waiting)))
 
     def _assigned(self) -> Assignment:
         return self.plan.assignment(self.rank)
@@ -244,9 +249,10 @@ class Worker:
             "role": own.role.value,
             "batch_size": own.batch_size,
             "plan_version": self.plan.version,
-            "queued": self._queued(),
-            "running": len(self._running),
+            "queued": len(self._loop.waiting()),
+            "running": self._loop.running,
             "ready": self.ready,
+            "failures": dict(self.failures),
         }
 
     async def check_health(self) -> None:
@@ -257,21 +263,22 @@ class Worker:
         Raises:
             RuntimeError: the device hangs, or is lost.
         """
-        if self._busy_since is not None:
-            still_s = time.monotonic() - max(self._busy_since, self.engine.beat)
+        busy_since = self._loop.busy_since
+        if busy_since is not None:
+            still_s = time.monotonic() - max(busy_since, self.engine.beat)
             if still_s > self.stall_s:
                 raise RuntimeError(f"the device made no progress for {still_s:.0f} s")
             return
-        probe = asyncio.get_running_loop().run_in_executor(self._device, self.engine.probe)
+        probe = asyncio.wrap_future(self._loop.on_device(self.engine.probe))
         done, _ = await asyncio.wait({probe}, timeout=self.probe_s)
         if done:
             probe.result()
-        elif self._busy_since is None:
+        elif self._loop.busy_since is None:
             raise RuntimeError(f"the idle device did not answer within {self.probe_s:.0f} s")
 
 
-def _failed(error: WeirError) -> Drawn:
-    return Drawn(b"", None, 0, (error.code, error.message))
+def _sent_away(job: Job, error: WeirError, queued: int) -> Outcome:
+    return Outcome(failed(error), queue_s=time.monotonic() - job.submitted, queued=queued)
 
 
 def _identity() -> tuple[str, int]:

@@ -202,7 +202,7 @@ def test_a_picture_that_is_not_a_number_fails_alone(tiny: Family, monkeypatch: p
     first, second = tiny.generate(Role.LIGHT, [image_request("cat"), image_request("dog")])
     assert first.error is None
     assert second.error is not None
-    assert second.error[0] == "generation_failed"
+    assert second.error[0] == "not_finite"
 
 
 def test_running_out_of_memory_is_told_apart(tiny: Family, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,16 +14,17 @@ import pytest
 
 from tests.workers.samples import image_request, profile
 from weir.config import FamilyConfig
-from weir.core import ImageRequest, Plan, Role
+from weir.core import Plan, Role
+from weir.errors import WeirError
 from workers.emulated import EmulatedEngine
-from workers.engine import Drawn, OutOfMemory
+from workers.engine import OutOfMemory
 from workers.replica import Worker
 
 
 class Scripted(EmulatedEngine):
-    """Draws at once, unless the script says otherwise; remembers its batches.
+    """Draws at once, unless the script says otherwise; remembers its calls.
 
-    ``gate`` holds the device until it is set; a prompt with ``break`` fails its batch; at most ``fits`` images fit.
+    ``gate`` holds the device until it is set; a prompt with ``break`` fails its call; at most ``fits`` images fit.
     """
 
     def __init__(self) -> None:
@@ -33,15 +34,15 @@ class Scripted(EmulatedEngine):
         self.gate.set()
         self.fits = 1000
 
-    def generate(self, role: Role, requests: Sequence[ImageRequest]) -> list[Drawn]:
+    def step(self, samples: Sequence[Any]) -> list[WeirError | None]:
         self.beat = time.monotonic()
-        self.batches.append([r.id for r in requests])
+        self.batches.append([s.order.request.id for s in samples])
         assert self.gate.wait(30)
-        if len(requests) > self.fits:
+        if len(samples) > self.fits:
             raise OutOfMemory("no room")
-        if any("break" in r.prompt for r in requests):
+        if any("break" in s.order.request.prompt for s in samples):
             raise RuntimeError("no picture of that")
-        return super().generate(role, requests)
+        return super().step(samples)
 
 
 def plan(version: int = 1, light: int = 1, heavy: int = 1, batch: int = 4) -> dict[str, Any]:
