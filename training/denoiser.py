@@ -11,8 +11,10 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from diffusers import DDIMScheduler, UNet2DConditionModel
+from torch import nn
 
-from training.clip import WIDTH
+from training.clip import CELL_CLASSES, WIDTH
+from training.detection import detection_loss
 from training.loop import train
 from training.vae import LATENT_CHANNELS
 
@@ -20,6 +22,8 @@ TIME_IDS = (64, 64, 0, 0, 64, 64)  # SDXL's micro-conditioning: original size, c
 CHANNELS = (32, 64, 128)
 #: The timesteps of a two-step "trailing" schedule: all that the light variant has to know.
 LIGHT_TIMESTEPS = (999, 499)
+#: How much :class:`LayoutHead`'s loss counts beside the denoising loss; both are then of one size.
+LAYOUT_WEIGHT = 0.15
 
 
 def new_unet(channels: tuple[int, ...] = CHANNELS) -> UNet2DConditionModel:
@@ -61,16 +65,21 @@ def new_scheduler() -> DDIMScheduler:
 @dataclass(frozen=True)
 class LatentData:
     """``latents`` fp16 [N, 4, 16, 16], scaled; ``states`` fp16 [N, 32, 192] and ``pooled`` fp16 [N, 96] of the
-    captions; ``strange_*`` the same of texts outside the vocabulary, which may mean any scene."""
+    captions; ``strange_*`` the same of texts outside the vocabulary, which may mean any scene; ``cells`` int8
+    [N, 64, 5], what stands where (:func:`training.detection.centre_labels`)."""
 
     latents: torch.Tensor
     states: torch.Tensor
     pooled: torch.Tensor
     strange_states: torch.Tensor
     strange_pooled: torch.Tensor
+    cells: torch.Tensor
 
-    def batch(self, size: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Latents, states and pooled vectors; 10 % of the prompts are dropped to zeros (guidance), 3 % are strange."""
+    def batch(
+        self, size: int, generator: torch.Generator
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Latents, states, pooled vectors and cells; 10 % of the prompts are dropped to zeros (guidance), 3 % are
+        strange."""
         device = self.latents.device
         index = torch.randint(len(self.latents), (size,), generator=generator, device=device)
         states, pooled = self.states[index].float(), self.pooled[index].float()
@@ -79,7 +88,36 @@ class LatentData:
         odd = draw > 0.97
         states[odd], pooled[odd] = self.strange_states[strange[odd]].float(), self.strange_pooled[strange[odd]].float()
         keep = (draw > 0.1).float()
-        return self.latents[index].float(), states * keep[:, None, None], pooled * keep[:, None]
+        states, pooled = states * keep[:, None, None], pooled * keep[:, None]
+        return self.latents[index].float(), states, pooled, self.cells[index].long()
+
+
+class LayoutHead(nn.Module):
+    """Names the object in each cell of an 8 × 8 grid from the UNet's features there; thrown away after training.
+
+    The denoising loss alone rewards a right shape or colour with a few pixels among noise, so cross-attention learned
+    in 260,000 samples where objects stand, but not which of two is red. Aligning inner features with a meaning that is
+    known shortens this (REPA, Yu et al. 2024, with labels in the place of a pretrained encoder's features): in a very
+    noisy latent the caption alone can tell what is to stand where.
+    """
+
+    def __init__(self, unet: UNet2DConditionModel):
+        super().__init__()
+        watched = unet.up_blocks[1].attentions[-1]  # the last cross-attention, 8 × 8
+        channels = unet.config.block_out_channels[1]
+        self.body = nn.Sequential(nn.GroupNorm(16, channels), nn.SiLU(), nn.Conv2d(channels, sum(CELL_CLASSES), 1))
+        self._seen: torch.Tensor | None = None
+        watched.register_forward_hook(self._keep)
+
+    def _keep(self, module: nn.Module, inputs: object, output: tuple[torch.Tensor]) -> None:
+        self._seen = output[0]
+
+    def forward(self, cells: torch.Tensor) -> torch.Tensor:
+        """The loss of the UNet's latest call against ``cells`` [B, 64, 5]."""
+        assert self._seen is not None
+        seen, self._seen = self._seen, None
+        present, *attributes = self.body(seen).flatten(2).transpose(1, 2).split(CELL_CLASSES, -1)
+        return detection_loss(present, attributes, cells)
 
 
 def predict(
@@ -101,25 +139,34 @@ def train_denoiser(
     seed: int,
     device: str,
     start: UNet2DConditionModel | None = None,
+    ema: float = 0.998,
 ) -> UNet2DConditionModel:
-    """v-prediction with an even spread of timesteps in every batch; from ``start``'s weights, where given."""
+    """v-prediction with a spread of timesteps in every batch, and the layout beside it (:class:`LayoutHead`);
+    from ``start``'s weights, where given."""
     torch.manual_seed(seed)
     unet = new_unet().to(device)
     if start is not None:
         unet.load_state_dict(start.state_dict())
     scheduler = new_scheduler()
+    head = LayoutHead(unet).to(device)
 
     def loss(step: int, generator: torch.Generator) -> tuple[torch.Tensor, dict[str, float]]:
-        x, states, pooled = data.batch(batch, generator)
-        # Stratified: one timestep from each of ``batch`` equal intervals.
-        u = torch.rand(batch, generator=generator, device=device)
-        t = ((torch.arange(batch, device=device) + u) * (1000 / batch)).long()
+        x, states, pooled, cells = data.batch(batch, generator)
+        # Stratified, one from each of ``batch`` equal intervals; bent towards noise, where it is decided what stands
+        # where, which takes longest to learn: half of the timesteps lie above 660.
+        u = (torch.arange(batch, device=device) + torch.rand(batch, generator=generator, device=device)) / batch
+        t = (1000 * u**0.6).long().clamp(max=999)
         noise = torch.randn(x.shape, generator=generator, device=device)
         target = scheduler.get_velocity(x, noise, t)
         value = F.mse_loss(predict(unet, scheduler.add_noise(x, noise, t), t, states, pooled), target)
-        return value, {"loss": value.item()}
+        layout = head(cells)
+        return value + LAYOUT_WEIGHT * layout, {"loss": value.item(), "layout": layout.item()}
 
-    return train(name, unet, loss, steps=steps, lr=lr, folder=folder, seed=seed, warm_up=100, ema=0.996)
+    both = nn.ModuleDict({"unet": unet, "layout": head})
+    trained = train(name, both, loss, steps=steps, lr=lr, folder=folder, seed=seed, warm_up=100, ema=ema)
+    average = new_unet()
+    average.load_state_dict(trained["unet"].state_dict())
+    return average.to(device).eval().requires_grad_(False)
 
 
 @torch.no_grad()

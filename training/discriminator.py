@@ -1,5 +1,5 @@
-"""Trains the discriminator: on light images that the checker has judged, and on rendered scenes with right and wrong
-captions, which teach it to read the prompt."""
+"""Trains the discriminator in two stages: it learns to read on rendered scenes with right and wrong captions, which
+cost nothing to draw, then to judge on light images that the checker has judged."""
 
 from __future__ import annotations
 
@@ -91,29 +91,39 @@ class _Trainee(nn.Module):
 
 
 def train_discriminator(
+    name: str,
     data: SceneData,
-    judged: JudgedImages,
+    judged: JudgedImages | None,
     clip: CLIPModel,
     tokenizer: CLIPTokenizer,
     folder: Path,
     *,
     steps: int,
     batch: int,
+    lr: float,
     seed: int,
     device: str,
+    start: DiscriminatorNet | None = None,
 ) -> Discriminator:
-    """Half of every batch are light images, half rendered scenes (half of those with a wrong caption)."""
+    """Half of every batch are light images (none without ``judged``), the rest rendered scenes, half of those with a
+    wrong caption; from ``start``'s weights, where given."""
     torch.manual_seed(seed)
     words = vocabulary()
     trainee = _Trainee(DiscriminatorNet(64, clip.config.text_config.hidden_size), words).to(device)
+    if start is not None:
+        trainee.net.load_state_dict(start.state_dict())
     reader = Discriminator(trainee.net, clip, tokenizer, device)
-    half = batch // 2
+    judged = judged or JudgedImages(np.zeros((0, 64, 64, 3), np.uint8), [], np.zeros(0))
+    share = 0.5 if len(judged.good) else 0.0
+    lights = round(share * batch)
+    half = batch - lights
     labels = torch.from_numpy(judged.good.astype(np.float32)).to(device)
-    balance = float((1 - judged.good.mean()) / max(judged.good.mean(), 1e-3))
+    good = float(labels.mean()) if len(labels) else 0.5
+    balance = (1 - good) / max(good, 1e-3)
 
     def loss(step: int, generator: torch.Generator) -> tuple[torch.Tensor, dict[str, float]]:
         rng = np.random.default_rng((seed, step))
-        light = torch.randint(len(labels), (half,), generator=generator, device=device).cpu().numpy()
+        light = torch.randint(max(len(labels), 1), (lights,), generator=generator, device=device).cpu().numpy()
         real = np.sort(torch.randint(len(data), (half,), generator=generator, device=device).cpu().numpy())
         wrong = rng.random(half) < 0.5
         prompts = [judged.prompts[i] for i in light]
@@ -126,13 +136,16 @@ def train_discriminator(
         target = torch.cat([labels[light], torch.from_numpy(1.0 - wrong).float().to(device)])
         # Softened labels keep the confidences spread out, so that a threshold can steer the share that is deferred.
         soft = target * 0.96 + 0.02
-        weight = torch.cat([torch.where(target[:half] > 0.5, balance, 1.0), torch.full((half,), 0.7, device=device)])
+        weight = torch.cat([torch.where(target[:lights] > 0.5, balance, 1.0), torch.full((half,), 0.7, device=device)])
         judging = F.binary_cross_entropy_with_logits(logits, soft, weight)
         grid, offsets = centre_labels(data.objects[real])
-        present, *attributes, offset = trainee.detect(cells[half:]).split(words.cell_classes, -1)
+        present, *attributes, offset = trainee.detect(cells[lights:]).split(words.cell_classes, -1)
         seeing = detection_loss(present, attributes, grid.to(device), offset, offsets.to(device))
-        right = ((logits[:half] > 0) == (target[:half] > 0.5)).float().mean()
-        return judging + 0.3 * seeing, {"light": float(right), "see": seeing.item(), "loss": judging.item()}
+        right = ((logits > 0) == (target > 0.5)).float()
+        figures = {"read": float(right[lights:].mean()), "see": seeing.item(), "loss": judging.item()}
+        if lights:
+            figures["light"] = float(right[:lights].mean())
+        return judging + 0.3 * seeing, figures
 
-    trained = train("discriminator", trainee, loss, steps=steps, lr=1.5e-3, folder=folder, seed=seed, ema=0.995)
+    trained = train(name, trainee, loss, steps=steps, lr=lr, folder=folder, seed=seed, ema=0.995)
     return Discriminator(trained.net, clip, tokenizer, device)

@@ -28,6 +28,7 @@ from training.denoiser import (
     train_denoiser,
     trajectories,
 )
+from training.detection import centre_labels
 from training.discriminator import JudgedImages, train_discriminator
 from training.export import CHECKER, CLIP, DISCRIMINATOR, export_encoders, export_pipeline
 from training.tokenizer import new_tokenizer
@@ -42,20 +43,20 @@ class Budget:
     encoder_steps: int = 1_400
     checker_steps: int = 1_500
     vae_steps: int = 1_600
-    heavy_steps: int = 3_800
-    restart_steps: int = 1_700
+    heavy_steps: int = 22_000
     decoder_steps: int = 1_000
-    taught: int = 1_024
-    light_steps: int = 250
-    judged: int = 3_000
-    discriminator_steps: int = 600
-    batch: int = 48
+    taught: int = 2_048
+    light_steps: int = 500
+    judged: int = 6_000
+    reading_steps: int = 3_000
+    judging_steps: int = 800
+    batch: int = 32
 
 
 #: ``smoke`` runs every stage within a minute or two and learns nothing.
 BUDGETS = {
     "full": Budget(),
-    "smoke": Budget(1_000, 3, 3, 3, 3, 2, 3, 32, 3, 64, 3, 8),
+    "smoke": Budget(1_000, 3, 3, 3, 3, 3, 32, 3, 64, 3, 2, 8),
 }
 
 TEACHER_STEPS = 12
@@ -77,7 +78,13 @@ def strange_texts(count: int, seed: int) -> list[str]:
 
 
 def _latent_data(
-    latents: np.ndarray, encoders: Encoders, ids: torch.Tensor, strange: torch.Tensor, work: Path, device: str
+    latents: np.ndarray,
+    objects: np.ndarray,
+    encoders: Encoders,
+    ids: torch.Tensor,
+    strange: torch.Tensor,
+    work: Path,
+    device: str,
 ) -> LatentData:
     path = work / "prompts.npz"
     if not path.exists():
@@ -86,7 +93,8 @@ def _latent_data(
         np.savez(path, states=states, pooled=pooled, odd_states=odd_states, odd_pooled=odd_pooled)
     kept = np.load(path, allow_pickle=False)
     parts = (latents, kept["states"], kept["pooled"], kept["odd_states"], kept["odd_pooled"])
-    return LatentData(*(torch.from_numpy(np.array(p)).to(device) for p in parts))
+    cells = centre_labels(objects)[0].numpy().astype(np.int8)
+    return LatentData(*(torch.from_numpy(np.array(p)).to(device) for p in (*parts, cells)))
 
 
 @torch.no_grad()
@@ -151,34 +159,16 @@ def train_family(out: Path, work: Path, *, budget: Budget, seed: int, device: st
     data = dataset.load(work / "scenes")
     tokenizer = new_tokenizer()
     encoders = train_encoders(
-        data, tokenizer, steps=budget.encoder_steps, batch=2 * budget.batch, seed=seed + 1, folder=work, device=device
+        data, tokenizer, steps=budget.encoder_steps, batch=3 * budget.batch, seed=seed + 1, folder=work, device=device
     )
     checker = train_checker(data, steps=budget.checker_steps, batch=48, seed=seed + 2, folder=work, device=device)
     vae = train_vae(data, steps=budget.vae_steps, batch=8, seed=seed, folder=work, device=device)
     latents = encode_all(vae, data, work / "latents.npy", device=device)
     ids = token_ids(tokenizer, data.captions)
     strange = token_ids(tokenizer, strange_texts(512, seed))
-    prompts = _latent_data(latents, encoders, ids, strange, work, device)
+    prompts = _latent_data(latents, data.objects, encoders, ids, strange, work, device)
     heavy = train_denoiser(
-        "heavy",
-        prompts,
-        work,
-        steps=budget.heavy_steps,
-        batch=budget.batch,
-        lr=1.6e-3,
-        seed=seed + 3,
-        device=device,
-    )
-    heavy = train_denoiser(
-        "heavy-restart",
-        prompts,
-        work,
-        steps=budget.restart_steps,
-        batch=budget.batch,
-        lr=1.3e-3,
-        seed=seed + 43,
-        device=device,
-        start=heavy,
+        "heavy", prompts, work, steps=budget.heavy_steps, batch=budget.batch, lr=1.2e-3, seed=seed + 3, device=device
     )
     vae = refine_decoder(vae, data, steps=budget.decoder_steps, batch=8, seed=seed, folder=work, device=device)
     entering, ends = teach(heavy, prompts, work / "teacher.npz", count=budget.taught, seed=seed)
@@ -198,16 +188,32 @@ def train_family(out: Path, work: Path, *, budget: Budget, seed: int, device: st
     judged = judge_light(
         light, vae, checker, prompts, data.captions, work / "judged.npz", count=budget.judged, seed=seed + 6
     )
+    reading = train_discriminator(
+        "discriminator-reading",
+        data,
+        None,
+        encoders.clip(),
+        tokenizer,
+        work,
+        steps=budget.reading_steps,
+        batch=2 * budget.batch,
+        lr=1.5e-3,
+        seed=seed + 7,
+        device=device,
+    )
     discriminator = train_discriminator(
+        "discriminator",
         data,
         judged,
         encoders.clip(),
         tokenizer,
-        steps=budget.discriminator_steps,
-        batch=48,
-        seed=seed + 7,
-        folder=work,
+        work,
+        steps=budget.judging_steps,
+        batch=2 * budget.batch,
+        lr=6e-4,
+        seed=seed + 8,
         device=device,
+        start=reading.net,
     )
     export_encoders(out, encoders, tokenizer)
     export_pipeline(out, encoders, tokenizer, vae, heavy, light)

@@ -68,7 +68,8 @@ class Thing:
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """What is drawn. ``things`` stand in caption order; ``relation`` holds between the first two of a pair."""
+    """What is drawn. ``things`` stand in caption order: reading order, unless ``relation`` says how the two of a pair
+    stand to one another."""
 
     things: tuple[Thing, ...]
     background: str
@@ -100,6 +101,16 @@ def _place(rng: np.random.Generator, radii: list[float]) -> list[tuple[float, fl
         if len(placed) == i:
             return None
     return placed
+
+
+def _reading_order(things: tuple[Thing, ...]) -> tuple[Thing, ...]:
+    """Line by line from the top, each from the left: as people list what they see. A list in any order would not say
+    which object is where, and every one of its n! layouts would have to be learned."""
+
+    def line(thing: Thing) -> int:
+        return int(np.argmin([abs(thing.y - place) for place in _PLACES]))
+
+    return tuple(sorted(things, key=lambda t: (line(t), t.x)))
 
 
 def draw_scene(rng: np.random.Generator, count: int | None = None) -> Scene:
@@ -137,7 +148,7 @@ def draw_scene(rng: np.random.Generator, count: int | None = None) -> Scene:
         holding = [r for r in RELATIONS if _holds(r, things[0], things[1])]
         relation = holding[0] if holding else None
     return Scene(
-        things,
+        things if relation else _reading_order(things),
         background=_pick(rng, BACKGROUNDS),
         light=float(rng.uniform(0, 2 * np.pi)),
         says_background=bool(rng.random() < 0.55),
@@ -149,6 +160,7 @@ def redraw(scene: Scene, rng: np.random.Generator) -> Scene:
     """Another scene with the same caption: everything the caption leaves open is drawn anew."""
     while True:
         other = draw_scene(rng, len(scene.things))
+        fresh = other.things if scene.relation else _reading_order(other.things)
         things = tuple(
             replace(
                 new,
@@ -159,7 +171,7 @@ def redraw(scene: Scene, rng: np.random.Generator) -> Scene:
                 says_texture=old.says_texture,
                 says_size=old.says_size,
             )
-            for old, new in zip(scene.things, other.things, strict=True)
+            for old, new in zip(scene.things, fresh, strict=True)
         )
         if any(old.says_size and old.size != new.size for old, new in zip(scene.things, things, strict=True)):
             continue

@@ -1,5 +1,7 @@
 """Scenes are drawn from a seed; what a caption leaves out stays open."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -35,6 +37,14 @@ def test_objects_lie_inside_the_picture_and_never_hide_one_another(seed: int) ->
         assert a.x + a.radius < 1
         for b in things[:i]:
             assert np.hypot(a.x - b.x, a.y - b.y) > 0.9 * (a.radius + b.radius)
+
+
+@given(seeds, st.integers(1, 4))
+def test_a_caption_lists_objects_in_reading_order_unless_it_says_a_relation(seed: int, count: int) -> None:
+    scene = draw_scene(np.random.default_rng(seed), count)
+    for a, b in pairwise(scene.things):
+        same_line = abs(a.y - b.y) < 0.1
+        assert scene.relation or (a.x < b.x if same_line else a.y < b.y)
 
 
 @pytest.mark.parametrize("size", [32, 64, 128])
