@@ -10,12 +10,13 @@ ALLOWED = {
     "solvers": {"weir"},
     "workers": {"weir"},
     "traces": {"weir"},
+    "cache": {"weir"},
     "quality": {"weir"},
     "load_balancer": {"weir"},
     "controller": {"weir", "solvers"},
     "training": {"weir", "workers", "quality"},
     "simulator": {"weir", "solvers", "controller", "load_balancer", "workers", "traces"},
-    "deploy": {"weir", "solvers", "controller", "load_balancer", "workers", "traces"},
+    "deploy": {"weir", "solvers", "controller", "load_balancer", "cache", "workers", "traces"},
 }
 #: Composes everything, one import in each command.
 FRONT_DOOR = Path("weir/commands")

@@ -1,0 +1,184 @@
+"""Replays a log against the cache's decisions, without drawing anything: what would it have saved?
+
+Two kinds of logs: *similarities*, where somebody's cache has noted the similarity that it found, and *prompts*, whose
+neighbours are found here, under an eviction policy and a capacity.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cache.approaches import Approach
+from cache.eviction import POLICIES
+from cache.index import VectorIndex
+from cache.ledger import Index, Ledger
+from weir.errors import ConfigError
+
+_SIMILARITY_COLUMNS = ("scores", "score", "similarity", "similarities")
+_PROMPT_COLUMNS = ("prompt", "prompts", "queries", "query")
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """What a log would have saved.
+
+    Attributes:
+        served: requests by the K that they resumed at; 0 is a miss.
+        steps_saved: share of all heavy denoising steps, 0…1.
+        entries, states, evicted: left in the cache at the end, and how many states had to leave.
+    """
+
+    requests: int
+    served: dict[int, int]
+    steps_saved: float
+    entries: int = 0
+    states: int = 0
+    evicted: int = 0
+
+    @property
+    def hit_ratio(self) -> float:
+        return sum(n for k, n in self.served.items() if k) / self.requests if self.requests else 0.0
+
+    @property
+    def shares(self) -> dict[int, float]:
+        return {k: n / self.requests for k, n in sorted(self.served.items())}
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready; the keys of ``weir cache replay-log --json``."""
+        return {
+            "requests": self.requests,
+            "hit_ratio": self.hit_ratio,
+            "shares": {str(k): share for k, share in self.shares.items()},
+            "steps_saved": self.steps_saved,
+            "entries": self.entries,
+            "states": self.states,
+            "evicted": self.evicted,
+        }
+
+
+def figures(approach: Approach, served: Counter[int], **more: int) -> Figures:
+    """The figures of requests counted by K."""
+    requests = sum(served.values())
+    saved = sum(approach.saved(k) * n for k, n in served.items())
+    ks = approach.rules.selector.ks if approach.rules else ()
+    counted = {k: served.get(k, 0) for k in sorted({0, *ks, *served})}
+    return Figures(requests, counted, saved / (approach.steps * requests) if requests else 0.0, **more)
+
+
+def replay_similarities(similarities: Iterable[float], approach: Approach) -> Figures:
+    """Applies the approach's thresholds to a log of similarities, as if every state were there."""
+    if approach.rules is None:
+        return figures(approach, Counter({0: len(list(similarities))}))
+    return figures(approach, Counter(approach.rules.selector.select(s) for s in similarities))
+
+
+def replay_prompts(
+    vectors: Sequence[np.ndarray] | np.ndarray,
+    approach: Approach,
+    *,
+    eviction: str | None = None,
+    capacity: int | None = None,
+    index: Callable[[], Index] | None = None,
+    partitions: Sequence[str] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Figures:
+    """Replays prompts in order, from an empty cache that takes ``capacity`` states.
+
+    Args:
+        vectors: unit vectors of the prompts, [N, D].
+        eviction: policy by name; None takes the approach's own.
+        partitions: of each prompt; prompts of different partitions never see each other.
+
+    Raises:
+        ConfigError: the eviction policy is unknown, or the approach compares prompts with pictures.
+    """
+    eviction = eviction or approach.eviction
+    if eviction not in POLICIES:
+        raise ConfigError(f"there is no eviction policy {eviction!r}; choose one of {', '.join(POLICIES)}")
+    if approach.between != "prompts":
+        raise ConfigError(f"{approach.name} compares prompts with pictures, and a log of prompts has none; draw them")
+    rules = approach.rules
+    if rules is None:
+        return figures(approach, Counter({0: len(vectors)}))
+    dim = len(vectors[0]) if len(vectors) else 1
+    ledger = Ledger(rules, POLICIES[eviction](), capacity or len(vectors) * 16, index or (lambda: VectorIndex(dim)))
+    served: Counter[int] = Counter()
+    evicted = 0
+    for i, vector in enumerate(vectors):
+        partition = partitions[i] if partitions is not None else ""
+        found = ledger.find(partition, vector)
+        served[found.k] += 1
+        if found.match is not None:
+            ledger.use(found.match)
+        kept = ledger.keeps(found, rules.selector.ks)
+        evicted += len(ledger.insert(partition, str(i), vector, dict.fromkeys(kept, 1)))
+        if progress is not None and i % 256 == 0:
+            progress(i, len(vectors))
+    return figures(approach, served, entries=len(ledger), states=ledger.states, evicted=evicted)
+
+
+@dataclass(frozen=True, slots=True)
+class Log:
+    """A log as read: prompts, or similarities, or both."""
+
+    prompts: list[str]
+    similarities: list[float]
+
+
+def read_log(path: Path) -> Log:
+    """Reads a CSV with a column of similarities (``Scores``, ``similarity``) or prompts, or prompts one a line.
+
+    Raises:
+        ConfigError: names the file, the line and the remedy.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            if path.suffix.lower() not in (".csv", ".tsv"):
+                lines = [line.strip() for line in file]
+                prompts = [line for line in lines if line]
+                if not prompts:
+                    raise ConfigError(f"{path}: the log is empty; give one prompt a line")
+                return Log(prompts, [])
+            reader = csv.reader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
+            header = [name.strip().lower() for name in next(reader, [])]
+            scores = next((i for i, name in enumerate(header) if name in _SIMILARITY_COLUMNS), None)
+            texts = next((i for i, name in enumerate(header) if name in _PROMPT_COLUMNS), None)
+            if scores is None and texts is None:
+                raise ConfigError(
+                    f"{path}: line 1: no column of similarities ({', '.join(_SIMILARITY_COLUMNS)}) or prompts "
+                    f"({', '.join(_PROMPT_COLUMNS)}); found: {', '.join(header) or 'nothing'}"
+                )
+            log = Log([], [])
+            for row in reader:
+                if not row:
+                    continue
+                if scores is not None:
+                    log.similarities.append(_similarity(path, reader.line_num, row, scores))
+                if texts is not None and texts < len(row):
+                    log.prompts.append(row[texts])
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: there is no such file") from None
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise ConfigError(f"{path}: cannot be read as a log: {error}") from None
+    if not log.similarities and not log.prompts:
+        raise ConfigError(f"{path}: the log has a header and no rows")
+    return log
+
+
+def _similarity(path: Path, line: int, row: list[str], column: int) -> float:
+    text = row[column] if column < len(row) else ""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not -1.01 <= value <= 1.01:  # also refuses NaN
+        raise ConfigError(f"{path}: line {line}: the similarity is {text!r}; it must be a number in −1…1")
+    return value

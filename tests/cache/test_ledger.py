@@ -1,0 +1,116 @@
+"""What the cache decides: which state is resumed from, what is kept, what leaves."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cache.eviction import POLICIES
+from cache.index import VectorIndex
+from cache.ledger import Insert, Ledger, Match, Rules
+from cache.selector import PUBLISHED
+
+KS = (5, 10, 15, 20, 25)
+RULES = Rules(PUBLISHED["nirvana"])
+
+
+def ledger(budget: int = 1000, rules: Rules = RULES, eviction: str = "weir") -> Ledger:
+    return Ledger(rules, POLICIES[eviction](), budget, lambda: VectorIndex(2))
+
+
+def at(cosine: float) -> np.ndarray:
+    """The unit vector of this cosine to (1, 0)."""
+    return np.array([cosine, (1 - cosine**2) ** 0.5], np.float32)
+
+
+def test_a_similar_prompt_resumes_at_the_step_its_similarity_allows() -> None:
+    book = ledger()
+    book.insert("p", "a", at(1), dict.fromkeys(KS, 1))
+    found = book.find("p", at(0.87))
+    assert found.match == Match("a", pytest.approx(0.87, abs=1e-4), 15, 15)
+
+
+def test_nobody_finds_the_entries_of_another_partition() -> None:
+    book = ledger()
+    book.insert("tenant-1", "a", at(1), dict.fromkeys(KS, 1))
+    assert book.find("tenant-2", at(1)).match is None
+    assert book.find("tenant-2", at(1)).similarity == -1
+
+
+def test_a_hole_is_filled_by_another_neighbour_where_that_saves_more() -> None:
+    book = ledger()
+    book.insert("p", "near", at(0.97), {5: 1})
+    book.insert("p", "far", at(0.99), {20: 1})
+    query = np.array([1, 0], np.float32)
+    assert book.find("p", query).match == Match("far", pytest.approx(0.99, abs=1e-4), 25, 20)
+    book.drop("far", 20)
+    assert book.find("p", query).k == 5
+
+
+def test_an_entry_leaves_the_index_with_its_last_state() -> None:
+    book = ledger()
+    book.insert("p", "a", at(1), {5: 1, 10: 1})
+    book.drop("a", 10)
+    assert book.find("p", at(1)).k == 5
+    book.drop("a", 5)
+    assert book.find("p", at(1)).match is None
+    assert "a" not in book
+    assert book.used_bytes == 0
+
+
+def test_a_pinned_state_survives_whatever_comes_in() -> None:
+    book = ledger(budget=10)
+    book.insert("p", "a", at(1), {25: 10})
+    match = book.find("p", at(1)).match
+    assert match is not None
+    book.pin(match)
+    book.insert("p", "b", at(0), {25: 10})
+    assert book.stored("a") == (25,)
+    book.unpin(match)
+    book.insert("p", "c", at(-1), {25: 10})
+    assert book.used_bytes <= 10
+
+
+def test_what_is_larger_than_the_budget_is_not_taken_in() -> None:
+    book = ledger(budget=10)
+    book.insert("p", "small", at(0), {5: 5})
+    assert book.insert("p", "a", at(1), {5: 6, 10: 6}) == [("a", 5), ("a", 10)]
+    assert book.entries() == ["small"]
+
+
+def test_nirvana_keeps_nothing_after_a_hit_and_weir_keeps_what_lies_above() -> None:
+    for insert, kept in ((Insert.MISSES, ()), (Insert.ALL, (20, 25))):
+        book = ledger(rules=Rules(PUBLISHED["nirvana"], insert))
+        assert book.keeps(book.find("p", at(1)), KS) == KS
+        book.insert("p", "a", at(1), dict.fromkeys(KS, 1))
+        assert book.keeps(book.find("p", at(0.87)), KS) == kept
+        assert book.keeps(book.find("p", at(1)), KS) == ()
+
+
+def test_a_purge_takes_one_partition_and_leaves_the_others() -> None:
+    book = ledger()
+    book.insert("p", "a", at(1), {5: 1, 10: 1})
+    book.insert("q", "b", at(1), {5: 1})
+    assert set(book.purge("p")) == {("a", 5), ("a", 10)}
+    assert book.entries() == ["b"]
+
+
+@pytest.mark.parametrize("eviction", POLICIES)
+@given(
+    seen=st.lists(
+        st.tuples(st.floats(-1, 1), st.dictionaries(st.sampled_from(KS), st.integers(1, 40), min_size=1)), max_size=40
+    )
+)
+def test_the_budget_holds_and_nothing_is_lost_track_of(eviction: str, seen: list) -> None:
+    book = ledger(budget=100, eviction=eviction)
+    here: dict[tuple[str, int], int] = {}
+    for i, (cosine, sizes) in enumerate(seen):
+        found = book.find("p", at(cosine))
+        if found.match is not None:
+            assert (found.match.entry, found.match.k) in here
+            book.use(found.match)
+        for key in (leaving := book.insert("p", str(i), at(cosine), sizes)):
+            here.pop(key, None)
+        here |= {(str(i), k): size for k, size in sizes.items() if (str(i), k) not in leaving}
+        assert book.used_bytes == sum(here.values()) <= 100
+        assert {(e, k) for e in book.entries() for k in book.stored(e)} == set(here)

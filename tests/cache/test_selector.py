@@ -1,0 +1,77 @@
+"""A similarity decides how many steps are skipped: published thresholds by name, measured ones from a profile."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cache.selector import PUBLISHED, Selector, load_selector, usable
+from weir.errors import ConfigError
+
+NIRVANA = PUBLISHED["nirvana"]
+
+
+@pytest.mark.parametrize(
+    ("similarity", "k"),
+    [(1.0, 25), (0.951, 25), (0.95, 20), (0.9, 15), (0.85, 10), (0.75, 5), (0.65, 0), (0.1, 0), (float("nan"), 0)],
+)
+def test_nirvanas_thresholds_are_strict(similarity: float, k: int) -> None:
+    assert NIRVANA.select(similarity) == k
+
+
+@given(st.floats(-1, 1), st.floats(-1, 1))
+def test_a_higher_similarity_never_skips_fewer_steps(a: float, b: float) -> None:
+    assert NIRVANA.select(max(a, b)) >= NIRVANA.select(min(a, b))
+
+
+def test_a_hole_is_served_by_the_next_lower_state() -> None:
+    assert usable(20, (5, 15, 25)) == 15
+    assert usable(20, (25,)) == 0
+
+
+def test_a_run_of_other_length_skips_the_same_shares() -> None:
+    assert NIRVANA.for_steps(20).levels == ((0.95, 10), (0.9, 8), (0.85, 6), (0.75, 4), (0.65, 2))
+    assert NIRVANA.for_steps(4).ks == (1, 2)
+    assert NIRVANA.for_steps(1).select(1.0) == 0
+
+
+@given(st.integers(1, 200))
+def test_no_length_of_run_makes_it_bolder(steps: int) -> None:
+    scaled = NIRVANA.for_steps(steps)
+    for similarity in (0.66, 0.76, 0.86, 0.91, 0.96):
+        assert scaled.select(similarity) / steps <= NIRVANA.select(similarity) / 50
+
+
+def test_a_profile_file_is_read_back(tmp_path) -> None:
+    path = tmp_path / "profile.json"
+    path.write_text(json.dumps({"selector": NIRVANA.to_dict()}))
+    assert load_selector(path) == NIRVANA
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("{", "not a cache profile"),
+        ("{}", "selector"),
+        ('{"selector": {"steps": 50, "levels": [[0.9, 5], [0.8, 10]]}}', "must both fall"),
+        ('{"selector": {"steps": 50, "levels": [[0.9, 60]]}}', "1…50"),
+        ('{"selector": {"steps": 50, "levels": [["high", 5]]}}', "not a cache profile"),
+    ],
+)
+def test_a_wrong_profile_is_named_with_its_mistake(tmp_path, text: str, says: str) -> None:
+    path = tmp_path / "profile.json"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=says) as refused:
+        load_selector(path)
+    assert str(path) in refused.value.message
+
+
+def test_an_unknown_name_is_answered_with_the_known_ones() -> None:
+    with pytest.raises(ConfigError, match="nirvana, accuscale, modm"):
+        load_selector("no-such")
+
+
+def test_levels_have_to_fall() -> None:
+    with pytest.raises(ConfigError, match="must both fall"):
+        Selector(((0.5, 10), (0.6, 5)))
