@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from controller.observation import Observation
+from controller.observation import Batch, Observation
 from weir.core import Plan, Role
 
 
@@ -22,16 +22,24 @@ class Counters:
         judged: light images finished that the cascade decided about.
         deferred: of these, how many were to be drawn again.
         confidences: of those judged since the last look, newest last; the oldest may be left out.
+        batches_run: by the workers.
+        batches: those since the last look, newest last; the oldest may be left out.
+        in_flight, deferred_in_flight, late_answers, late_deferred: see :class:`Observation`.
     """
 
     plan: Plan
     ranks: tuple[int, ...]
     queued: dict[Role, int]
-    in_flight: int
     arrivals: int
     judged: int
     deferred: int
     confidences: tuple[float, ...]
+    batches_run: int = 0
+    batches: tuple[Batch, ...] = ()
+    in_flight: int = 0
+    deferred_in_flight: int = 0
+    late_answers: int = 0
+    late_deferred: int = 0
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> Counters:
@@ -44,11 +52,16 @@ class Counters:
             plan=Plan.from_dict(fields["plan"]),
             ranks=tuple(sorted(int(rank) for rank in fields["ranks"])),
             queued={role: int(fields["queued"][role.value]) for role in Role},
-            in_flight=int(fields["in_flight"]),
             arrivals=int(fields["arrivals"]),
             judged=int(fields["judged"]),
             deferred=int(fields["deferred"]),
             confidences=tuple(float(c) for c in fields["confidences"]),
+            batches_run=int(fields["batches_run"]),
+            batches=tuple(Batch(Role(role), int(size), float(seconds)) for role, size, seconds in fields["batches"]),
+            in_flight=int(fields["in_flight"]),
+            deferred_in_flight=int(fields["deferred_in_flight"]),
+            late_answers=int(fields["late_answers"]),
+            late_deferred=int(fields["late_deferred"]),
         )
 
     def since(self, before: Counters | None, now_s: float) -> Observation:
@@ -63,7 +76,11 @@ class Counters:
             arrivals=self.arrivals - (before.arrivals if before else 0),
             confidences=self.confidences,
             deferred=deferred if kept == judged else round(deferred * kept / max(1, judged)),
+            batches=self.batches,
             replicas=(len(self.ranks),),
             queued=self.queued,
             in_flight=self.in_flight,
+            deferred_in_flight=self.deferred_in_flight,
+            late_answers=self.late_answers,
+            late_deferred=self.late_deferred,
         )

@@ -33,7 +33,7 @@ class Controller:
     Args:
         make_policy: a fresh policy; called at the start and after each of its failures.
         size: replicas of the pool. A plan is for those alive; Serve brings the others back meanwhile.
-        look: the load balancer's counters; its argument is the ``judged`` of the look before.
+        look: the load balancer's counters; its argument is the look before.
         publish: sends a plan on its way, and raises when it could not; its second argument is the plan in force.
         clock: seconds, only moves forward.
     """
@@ -43,7 +43,7 @@ class Controller:
         make_policy: Callable[[], Policy],
         size: int,
         *,
-        look: Callable[[int], Counters],
+        look: Callable[[Counters | None], Counters],
         publish: Callable[[Plan, Plan], None],
         clock: Callable[[], float] = time.monotonic,
     ):
@@ -80,7 +80,7 @@ class Controller:
             self._trouble = ""
 
     def _step(self) -> None:
-        seen = self._look(self._before.judged if self._before else 0)
+        seen = self._look(self._before)
         self._before, before = seen, self._before
         self._version = max(self._version, seen.plan.version)
         if not seen.ranks:

@@ -3,8 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from weir.core import Role
+
+
+class Batch(NamedTuple):
+    """One batch that a worker ran, whatever it drew beside the variant's own number of steps left out.
+
+    ``gpu`` is its type, in the order of the setting.
+    """
+
+    role: Role
+    size: int
+    seconds: float
+    gpu: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,6 +29,7 @@ class Observation:
         arrivals: requests that came in.
         confidences: of the light images finished, one value an image.
         deferred: of these, how many lay below the threshold.
+        batches: that ended.
         replicas: live ones, by type of GPU in the order of the setting.
         queued: images waiting at replicas, by role.
         in_flight, deferred_in_flight: requests and deferred requests admitted, not answered and younger than 2 × SLO.
@@ -27,6 +41,7 @@ class Observation:
     arrivals: int
     confidences: tuple[float, ...] = ()
     deferred: int = 0
+    batches: tuple[Batch, ...] = ()
     replicas: tuple[int, ...] = ()
     queued: dict[Role, int] = field(default_factory=lambda: dict.fromkeys(Role, 0))
     in_flight: int = 0

@@ -40,8 +40,9 @@ def controller(
     setting = Setting.of(load_profile(profile), size, service.slo_s)
     balancer = serve.get_deployment_handle(BALANCER, app_name=APPLICATION)
 
-    def look(judged: int) -> Counters:
-        return Counters.from_dict(balancer.counters.remote(judged).result(timeout_s=TIMEOUT_S))
+    def look(before: Counters | None) -> Counters:
+        told = (before.judged, before.batches_run) if before else (0, 0)
+        return Counters.from_dict(balancer.counters.remote(*told).result(timeout_s=TIMEOUT_S))
 
     def publish(plan: Plan, running: Plan) -> None:
         if plan.assignments == running.assignments:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
+import random
 import secrets
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +21,7 @@ from load_balancer.pool import Pool, ReplicaLost
 from load_balancer.service_times import ServiceTimes
 from load_balancer.tally import Tally
 from weir.config import FamilyConfig
-from weir.core import ImageRequest, ImageResult, Path, Plan, Role, margin_s
+from weir.core import ImageRequest, ImageResult, Path, Plan, Role, Rules, margin_s
 from weir.errors import DeadlineExceeded, GenerationFailed, InvalidRequest, PlanError, RoleChanged, WeirError
 from weir.profiles import Profile
 
@@ -29,6 +31,8 @@ log = logging.getLogger(__name__)
 REFRESH_S = 1.0
 #: Nobody waits for an image longer than so many times the SLO.
 PATIENCE = 3.0
+#: A controller counts an image as lost when it is not answered within so many times the SLO.
+EXPIRY = 2.0
 
 _WORKER_ERRORS: dict[str, type[WeirError]] = {e.code: e for e in (DeadlineExceeded, InvalidRequest, RoleChanged)}
 
@@ -70,7 +74,7 @@ class Balancer:
         self.slo_s = slo_s
         self.admission = Admission(queued)
         self.dispatcher = Dispatcher(plan, ServiceTimes(profile))
-        self.tally = Tally()
+        self.tally = Tally(EXPIRY * slo_s)
         self._pool = pool
         self._family = family
         self._clock = clock
@@ -130,18 +134,17 @@ class Balancer:
             "in_flight": self.admission.in_flight,
         }
 
-    def counters(self, judged: int = 0) -> dict[str, Any]:
+    def counters(self, judged: int = 0, batches: int = 0) -> dict[str, Any]:
         """What a controller observes, JSON-ready: the plan in force, the live replicas, and counts since the start.
 
         Args:
-            judged: the count of the look before; its confidences are not told again.
+            judged, batches: the counts of the look before; what it told is not told again.
         """
         return {
             "plan": self.plan.to_dict(),
             "ranks": self.dispatcher.ranks,
             "queued": {role.value: self.dispatcher.queued(role) for role in Role},
-            "in_flight": self.admission.in_flight,
-            **self.tally.since(judged),
+            **self.tally.since(judged, batches, self._clock()),
         }
 
     # -------------------------------------------------------------------------------------------------- requests
@@ -156,10 +159,17 @@ class Balancer:
         now = self._clock()
         plan = self.plan
         self.tally.arrived(order.n)
-        role = cascade.first_role(plan, order.role)
-        deadline = now + self.slo_s
+        role = cascade.first_role(plan, order.role, random.random())
+        drop_after_s = plan.rules.drop_after_s
         finish_at = self.dispatcher.finish_at(self._kind(role, order.steps), now, order.n)
-        self.admission.admit(order.n, now=now, deadline=deadline, finish_at=finish_at, rps=plan.admitted_rps)
+        self.admission.admit(
+            order.n,
+            now=now,
+            # What is dropped before it runs costs nothing, so the rule decides later and knows better.
+            deadline=now + self.slo_s if drop_after_s is None else math.inf,
+            finish_at=finish_at,
+            rps=plan.admitted_rps,
+        )
         try:
             first_seed = secrets.randbelow(2**32) if order.seed is None else order.seed
             name = uuid.uuid4().hex
@@ -170,7 +180,7 @@ class Balancer:
                     seed=(first_seed + i) % 2**32,
                     width=order.width,
                     height=order.height,
-                    deadline=deadline,
+                    deadline=now + (drop_after_s or self.slo_s),
                     negative_prompt=order.negative_prompt,
                     steps=order.steps,
                     guidance=order.guidance,
@@ -190,74 +200,95 @@ class Balancer:
     async def _cascade(
         self, request: ImageRequest, plan: Plan, forced: Role | None, role: Role, admitted_at: float
     ) -> Drawn:
+        """One image by the rules of the plan that the request was admitted under."""
+        self.tally.admitted(request.id, admitted_at)
+        latest = admitted_at + self.slo_s - margin_s(self.slo_s)
         patience = request.deadline + (PATIENCE - 1) * self.slo_s
-        first = await self._stage(role, request, until=patience)
-        if role is Role.HEAVY:
-            return self._drawn(request, plan, Path.HEAVY, admitted_at, first)
-        if forced is None:
-            cascades = plan.count(Role.HEAVY) > 0
-            self.tally.judge(first.confidence, cascades and cascade.is_deferred(first.confidence, plan.threshold))
-        heavy = self._kind(Role.HEAVY, request.steps)
-        latest = request.deadline - margin_s(self.slo_s)
-        path = cascade.after_light(
-            plan,
-            first.confidence,
-            forced=forced,
-            heavy_finish_at=self.dispatcher.finish_at(heavy, self._clock()),
-            latest=latest,
-        )
-        if path is Path.HEAVY:
+        stages: list[ImageResult] = []
+        while True:
+            fallback = bool(stages) and plan.rules.light_fallback
             try:
-                second = await self._stage(Role.HEAVY, request, until=latest)
-                return self._drawn(request, plan, path, admitted_at, first, second)
-            except WeirError as error:  # the finished light image is never thrown away
+                role, result = await self._stage(role, request, plan.rules, until=latest if fallback else patience)
+            except WeirError as error:
+                if not fallback:
+                    raise
+                # A finished light image is never thrown away.
                 log.info("%s falls back to its light image: %s", request.id, error.message)
-                path = Path.LIGHT_DEADLINE
-        return self._drawn(request, plan, path, admitted_at, first)
+                return self._drawn(request, plan, Path.LIGHT_DEADLINE, admitted_at, stages)
+            stages.append(result)
+            path = Path.HEAVY if role is Role.HEAVY else self._judged(request, plan, forced, result.confidence, latest)
+            if role is Role.HEAVY or path is not Path.HEAVY:
+                return self._drawn(request, plan, path, admitted_at, stages)
+            role = Role.HEAVY
 
-    async def _stage(self, role: Role, request: ImageRequest, *, until: float) -> ImageResult:
-        """One variant's image, from another replica if the first one dies.
+    def _judged(
+        self, request: ImageRequest, plan: Plan, forced: Role | None, confidence: float | None, latest: float
+    ) -> Path:
+        """Where a request goes whose light image is there."""
+        if forced is None:
+            deferred = plan.count(Role.HEAVY) > 0 and cascade.is_deferred(confidence, plan.threshold)
+            self.tally.judge(request.id, confidence, deferred)
+        heavy_at = self.dispatcher.finish_at(self._kind(Role.HEAVY, request.steps), self._clock())
+        return cascade.after_light(plan, confidence, forced=forced, heavy_finish_at=heavy_at, latest=latest)
+
+    async def _stage(
+        self, role: Role, request: ImageRequest, rules: Rules, *, until: float
+    ) -> tuple[Role, ImageResult]:
+        """One variant's image, from another replica if the first one dies; and the variant, for a replica that takes
+        its queue along into another role changes it.
 
         Raises:
-            DeadlineExceeded: not there by ``until``.
+            DeadlineExceeded: not there by ``until``, or dropped by the rules.
             GenerationFailed: the worker could not draw it, or two replicas died of it.
         """
         try:
             async with asyncio.timeout(max(0.0, until - self._clock())):
                 lost: list[str] = []
+                stay = ""
                 while len(lost) < 2:
+                    replica = stay or await self._choose(role, request, avoid=frozenset(lost))
                     try:
-                        return await self._send(role, request, avoid=frozenset(lost))
+                        return role, await self._send(replica, role, request, rules)
                     except ReplicaLost as error:
                         log.warning("%s lost its replica: %s", request.id, error)
                         lost.append(error.replica)
+                        stay = ""
                     except RoleChanged:  # it never began; the book knows the new roles by now
                         await asyncio.sleep(0)
+                        if not rules.dispatch_again:
+                            stay = replica
+                            role = Role.HEAVY if role is Role.LIGHT else Role.LIGHT
         except TimeoutError:
             raise DeadlineExceeded(f"the {role.value} image was not ready in time") from None
         raise GenerationFailed(f"{len(lost)} replicas died while they drew the image; it is not tried again")
 
-    async def _send(self, role: Role, request: ImageRequest, *, avoid: frozenset[str]) -> ImageResult:
+    async def _choose(self, role: Role, request: ImageRequest, *, avoid: frozenset[str]) -> str:
+        """The replica for an image, as soon as there is any."""
         kind = self._kind(role, request.steps)
-        choice = self.dispatcher.pick(kind, self._clock(), avoid=avoid)
-        while choice is None:
+        while (choice := self.dispatcher.pick(kind, self._clock(), avoid=avoid)) is None:
             await self._refreshed.wait()
-            choice = self.dispatcher.pick(kind, self._clock(), avoid=avoid)
-        replica = choice.replica
+        return choice.replica
+
+    async def _send(self, replica: str, role: Role, request: ImageRequest, rules: Rules) -> ImageResult:
+        kind = self._kind(role, request.steps)
         self.dispatcher.assign(replica, request.id, kind, self._clock())
         try:
-            reply = await self._pool.generate(replica, role, request.to_dict())
-            result = ImageResult.from_dict(reply)
+            drawing = self._pool.generate(replica, role, request.to_dict())
+            if rules.drop_after_s is not None:
+                drawing = self._or_dropped(drawing, replica, kind, request)
+            result = ImageResult.from_dict(await drawing)
         except ReplicaLost:
             self.dispatcher.remove(replica)
             self._hurry.set()
+            raise
+        except WeirError:
             raise
         except Exception as error:
             log.exception("%s failed on %s", request.id, replica)
             raise GenerationFailed(f"the worker failed: {type(error).__name__}") from error
         else:
             if result.batch_size > 0:
-                self.dispatcher.finished(
+                batch = self.dispatcher.finished(
                     replica,
                     request.id,
                     self._clock(),
@@ -265,6 +296,8 @@ class Balancer:
                     compute_s=result.compute_s,
                     queued=result.queued,
                 )
+                if batch is not None and batch.work == 1:
+                    self.tally.batch(batch.role, result.batch_size, result.compute_s)
         finally:
             self.dispatcher.forget(replica, request.id, self._clock())
         if result.error is not None:
@@ -272,21 +305,43 @@ class Balancer:
             raise _WORKER_ERRORS.get(code, GenerationFailed)(message)
         return result
 
+    async def _or_dropped(
+        self, drawing: Awaitable[dict[str, Any]], replica: str, kind: Kind, request: ImageRequest
+    ) -> dict[str, Any]:
+        """The reply, unless the image is still queued when a batch that began now would end after its deadline.
+
+        Raises:
+            DeadlineExceeded: it is, and was taken out of the queue.
+        """
+        task = asyncio.ensure_future(drawing)
+        try:
+            last_start = request.deadline - self.dispatcher.batch_s(replica, kind)
+            await asyncio.wait({task}, timeout=max(0.0, last_start - self._clock()))
+            if not task.done() and not self.dispatcher.begun(replica, request.id):
+                raise DeadlineExceeded("the image could not be ready in time and was dropped")
+            return await task
+        finally:
+            task.cancel()
+
     def _kind(self, role: Role, steps: int | None) -> Kind:
         if role is Role.LIGHT or steps is None:
             return Kind(role)
         return Kind(role, steps / self._family.heavy.steps)
 
-    def _drawn(self, request: ImageRequest, plan: Plan, path: Path, admitted_at: float, *stages: ImageResult) -> Drawn:
+    def _drawn(
+        self, request: ImageRequest, plan: Plan, path: Path, admitted_at: float, stages: list[ImageResult]
+    ) -> Drawn:
+        now = self._clock()
+        self.tally.answered(request.id, now)
         variant = self._family.heavy if path is Path.HEAVY else self._family.light
         return Drawn(
-            result=stages[-1] if path is Path.HEAVY else stages[0],
+            result=stages[-1],
             path=path,
             model=variant.name,
             seed=request.seed,
-            confidence=stages[0].confidence,
+            confidence=next((s.confidence for s in reversed(stages) if s.confidence is not None), None),
             queue_s=sum(s.queue_s for s in stages),
             compute_s=sum(s.compute_s for s in stages),
-            latency_s=self._clock() - admitted_at,
+            latency_s=now - admitted_at,
             plan_version=plan.version,
         )

@@ -5,11 +5,16 @@ from __future__ import annotations
 from weir.core import Path, Plan, Role
 
 
-def first_role(plan: Plan, forced: Role | None) -> Role:
-    """The variant that draws first: the forced one, else light where the plan has any."""
+def first_role(plan: Plan, forced: Role | None, draw: float = 1.0) -> Role:
+    """The variant that draws first: the forced one, else light where the plan has any.
+
+    Args:
+        draw: random in 0…1; the plan's ``heavy_entry`` is the share of draws that begin heavy.
+    """
     if forced is not None:
         return forced
-    return Role.LIGHT if plan.count(Role.LIGHT) else Role.HEAVY
+    heavy = plan.count(Role.LIGHT) == 0 or (draw < plan.rules.heavy_entry and plan.count(Role.HEAVY) > 0)
+    return Role.HEAVY if heavy else Role.LIGHT
 
 
 def is_deferred(confidence: float | None, threshold: float) -> bool:
@@ -30,7 +35,8 @@ def after_light(
 ) -> Path:
     """Where a request goes once its light image is there.
 
-    ``HEAVY`` means: try the heavy variant, and fall back to the light image if it fails or is late.
+    ``HEAVY`` means: try the heavy variant, and (where the plan's rules say so) fall back to the light image if it fails
+    or is late.
 
     Args:
         heavy_finish_at: predicted; None when no heavy image can be drawn at all.
@@ -38,6 +44,6 @@ def after_light(
     """
     if forced is Role.LIGHT or plan.count(Role.HEAVY) == 0 or not is_deferred(confidence, plan.threshold):
         return Path.LIGHT
-    if heavy_finish_at is None or heavy_finish_at > latest:
+    if plan.rules.light_fallback and (heavy_finish_at is None or heavy_finish_at > latest):
         return Path.LIGHT_DEADLINE
     return Path.HEAVY

@@ -16,13 +16,14 @@ work that somebody else sent.
 
 from __future__ import annotations
 
+import random
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from load_balancer.service_times import ServiceTimes
-from weir.core import Plan, Role
+from weir.core import Plan, ReplicaChoice, Role
 
 #: Roles whose batches cost what full ones do, whoever is in them yet. The twin (``simulator/fleet.py``) reads it too.
 PRICED_FULL = frozenset({Role.HEAVY})
@@ -94,8 +95,13 @@ class Dispatcher:
     that is gone.
     """
 
-    def __init__(self, plan: Plan, times: ServiceTimes):
+    def __init__(self, plan: Plan, times: ServiceTimes, chance: random.Random | None = None):
+        """
+        Args:
+            chance: for plans whose rules leave the choice of a replica to it.
+        """
         self.times = times
+        self._chance = chance or random.Random()
         self._plan = plan
         self._replicas: dict[str, _Replica] = {}
 
@@ -141,10 +147,19 @@ class Dispatcher:
         return {r.id: len(r.queue) + len(r.leaving) for r in self._replicas.values()}
 
     def pick(self, kind: Kind, now: float, *, avoid: frozenset[str] = frozenset()) -> Choice | None:
-        """The replica that would finish one more image of this kind first; None when there is no replica at all.
+        """The replica that the plan's rules send an image of this kind to; None when there is no replica at all.
 
         Every replica holds both variants, so while none of the role is alive the others stand in.
         """
+        if self._plan.rules.replica_choice is ReplicaChoice.EARLIEST_FINISH:
+            return self._earliest(kind, now, avoid)
+        candidates = self._candidates(kind.role, avoid)
+        if not candidates:
+            return None
+        replica = self._chance.choice(candidates)
+        return Choice(replica.id, replica.finish_at(kind, now, self.times))
+
+    def _earliest(self, kind: Kind, now: float, avoid: frozenset[str] = frozenset()) -> Choice | None:
         best = None
         for replica in self._candidates(kind.role, avoid):
             finish = replica.finish_at(kind, now, self.times)
@@ -154,9 +169,9 @@ class Dispatcher:
         return best[1] if best else None
 
     def finish_at(self, kind: Kind, now: float, images: int = 1) -> float | None:
-        """When the last of ``images`` new images would be ready; None when there is no replica at all."""
+        """When the last of ``images`` new images could be ready; None when there is no replica at all."""
         if images == 1:
-            choice = self.pick(kind, now)
+            choice = self._earliest(kind, now)
             return choice.finish_at if choice else None
         candidates = self._candidates(kind.role, frozenset())
         if not candidates:
@@ -187,17 +202,21 @@ class Dispatcher:
         batch_size: int,
         compute_s: float,
         queued: int | None = None,
-    ) -> None:
-        """Takes in a reply: the size and the time of the batch it was drawn in, and the images waiting there now."""
+    ) -> Kind | None:
+        """Takes in a reply: the size and the time of the batch it was drawn in, and the images waiting there now.
+
+        Returns:
+            What the batch was of, with its first reply; None with the others.
+        """
         it = self._replicas.get(replica)
         if it is None:
-            return
+            return None
         if request in it.leaving:
             it.leaving.discard(request)
-            return
+            return None
         kind = it.queue.pop(request, None)
         if kind is None:
-            return
+            return None
         self.times.observe(kind.role, batch_size, compute_s, kind.work)
         together = [id for id, other in it.queue.items() if other == kind][: batch_size - 1]
         for id in together:
@@ -206,6 +225,19 @@ class Dispatcher:
         it.start_batch(now, self.times)
         if queued is not None:
             it.foreign = max(0, queued - len(it.queue))
+        return kind
+
+    def begun(self, replica: str, request: str) -> bool:
+        """Whether the image is being drawn, as far as the book knows; what it does not know counts as begun."""
+        it = self._replicas.get(replica)
+        if it is None or request not in it.queue:
+            return True
+        return list(it.queue).index(request) < it.running
+
+    def batch_s(self, replica: str, kind: Kind) -> float:
+        """Predicted seconds of a full batch of the kind there; 0 when the replica is gone."""
+        it = self._replicas.get(replica)
+        return self.times.seconds(kind.role, it.batch_size, kind.work) if it else 0.0
 
     def forget(self, replica: str, request: str, now: float) -> None:
         """The image was cancelled or failed on the way; nobody waits for it any more."""

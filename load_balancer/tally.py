@@ -5,36 +5,85 @@ from __future__ import annotations
 from collections import deque
 from typing import Any
 
-#: Confidences kept for the next look. A controller that looks every second misses none below this rate.
+from weir.core import Role
+
+#: Confidences and batches kept for the next look. A controller that looks every second misses none below this rate.
 MOST_CONFIDENCES = 1000
+MOST_BATCHES = 1000
 
 
 class Tally:
-    """Counts since the start; they never go back, so that a reader that missed a look has lost nothing."""
+    """Counts since the start; they never go back, so that a reader that missed a look has lost nothing.
 
-    def __init__(self) -> None:
+    Args:
+        expiry_s: an image that is not answered this long after its admission counts as lost.
+    """
+
+    def __init__(self, expiry_s: float):
         self.arrivals = 0
         self.judged = 0
         self.deferred = 0
+        self.batches = 0
+        self.late_answers = 0
+        self.late_deferred = 0
+        self._expiry_s = expiry_s
         self._confidences: deque[float] = deque(maxlen=MOST_CONFIDENCES)
+        self._batches: deque[tuple[str, int, float]] = deque(maxlen=MOST_BATCHES)
+        self._open: dict[str, tuple[float, bool]] = {}  # by image, in order of admission: when, and whether deferred
 
     def arrived(self, images: int) -> None:
         """Images asked for, whether or not they are let in."""
         self.arrivals += images
 
-    def judge(self, confidence: float | None, deferred: bool) -> None:
+    def admitted(self, image: str, now: float) -> None:
+        """The image is on its way from now on, until it is answered or expires: one that failed expires too."""
+        self._open[image] = (now, False)
+
+    def judge(self, image: str, confidence: float | None, deferred: bool) -> None:
         """The cascade's verdict on one light image; no confidence counts as 0."""
         self.judged += 1
         self.deferred += deferred
         self._confidences.append(confidence or 0.0)
+        if deferred and image in self._open:
+            self._open[image] = (self._open[image][0], True)
 
-    def since(self, judged: int) -> dict[str, Any]:
-        """JSON-ready; ``confidences`` are those after the first ``judged``, all that are kept if so many never were."""
-        new = self.judged - judged if judged <= self.judged else self.judged
-        kept = list(self._confidences)
+    def answered(self, image: str, now: float) -> None:
+        """The image is ready."""
+        self._expire(now)
+        if self._open.pop(image, None) is None:
+            self.late_answers += 1
+
+    def batch(self, role: Role, size: int, seconds: float) -> None:
+        """A worker ran a batch of the variant's own number of steps."""
+        self.batches += 1
+        self._batches.append((role.value, size, seconds))
+
+    def since(self, judged: int, batches: int, now: float) -> dict[str, Any]:
+        """JSON-ready; ``confidences`` and ``batches`` (role, size, seconds) are those after the first so many, all that
+        are kept if so many never were."""
+        self._expire(now)
         return {
             "arrivals": self.arrivals,
             "judged": self.judged,
             "deferred": self.deferred,
-            "confidences": kept[max(0, len(kept) - new) :],
+            "confidences": _newest(self._confidences, self.judged, judged),
+            "batches_run": self.batches,
+            "batches": _newest(self._batches, self.batches, batches),
+            "in_flight": len(self._open),
+            "deferred_in_flight": sum(deferred for _, deferred in self._open.values()),
+            "late_answers": self.late_answers,
+            "late_deferred": self.late_deferred,
         }
+
+    def _expire(self, now: float) -> None:
+        while self._open:
+            image, (admitted_at, deferred) = next(iter(self._open.items()))
+            if now - admitted_at <= self._expiry_s:
+                return
+            del self._open[image]
+            self.late_deferred += deferred
+
+
+def _newest(kept: deque[Any], count: int, told: int) -> list[Any]:
+    new = count - told if told <= count else count
+    return list(kept)[max(0, len(kept) - new) :]

@@ -36,15 +36,16 @@ class Cluster:
         self.now = 100.0
         self.plan = CONFIGURED
         self.ranks = list(range(SIZE))
-        self.tally = Tally()
+        self.tally = Tally(expiry_s=2 * SETTING.slo_s)
         self.published: list[Plan] = []
         self.dead_dashboard = self.deaf = self.silent = False
 
-    def look(self, judged: int) -> Counters:
+    def look(self, before: Counters | None = None) -> Counters:
         if self.silent:
             raise TimeoutError
-        fields = {"plan": self.plan.to_dict(), "ranks": self.ranks, "queued": {"light": 0, "heavy": 0}, "in_flight": 0}
-        return Counters.from_dict({**fields, **self.tally.since(judged)})
+        fields = {"plan": self.plan.to_dict(), "ranks": self.ranks, "queued": {"light": 0, "heavy": 0}}
+        told = (before.judged, before.batches_run) if before else (0, 0)
+        return Counters.from_dict({**fields, **self.tally.since(*told, self.now)})
 
     def publish(self, plan: Plan, running: Plan) -> None:
         assert running == self.plan
@@ -59,7 +60,7 @@ class Cluster:
         self.tally.arrived(images)
         for i in range(images):
             confidence = (i * 0.618034 + self.now * 0.37) % 1
-            self.tally.judge(confidence, confidence < self.plan.threshold)
+            self.tally.judge("", confidence, confidence < self.plan.threshold)
         controller.step()
 
     def seconds(self, controller: Controller, count: int, images: int) -> None:
@@ -218,18 +219,18 @@ def test_without_any_replica_nothing_is_planned(cluster):
 
 def test_a_load_balancer_that_starts_anew_counts_from_its_start(cluster):
     cluster.tally.arrived(50)
-    before = cluster.look(0)
-    cluster.tally = Tally()
+    before = cluster.look()
+    cluster.tally = Tally(expiry_s=10)
     cluster.tally.arrived(3)
-    cluster.tally.judge(0.2, True)
-    seen = cluster.look(before.judged).since(before, 1.0)
+    cluster.tally.judge("", 0.2, True)
+    seen = cluster.look(before).since(before, 1.0)
     assert (seen.arrivals, seen.deferred, seen.confidences) == (3, 1, (0.2,))
 
 
 def test_confidences_beyond_what_is_kept_scale_the_deferred(cluster):
     for i in range(3000):
-        cluster.tally.judge(0.5, i % 2 == 0)
-    seen = cluster.look(0).since(None, 1.0)
+        cluster.tally.judge("", 0.5, i % 2 == 0)
+    seen = cluster.look().since(None, 1.0)
     assert (len(seen.confidences), seen.deferred) == (1000, 500)
 
 

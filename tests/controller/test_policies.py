@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import get_args
 
 import pytest
 
@@ -14,6 +15,7 @@ from controller.setting import QualityCurve, Setting
 from solvers.problem import GpuType
 from solvers.published import cascade
 from solvers.solution import Status
+from weir.config import ControllerConfig
 from weir.core import Role
 from weir.errors import ConfigError
 
@@ -172,3 +174,8 @@ def test_a_policy_goes_on_from_a_running_plan(name):
     plans = run(again, [10] * 20)
     assert all(plan.version > running.version for plan in plans)
     assert len({(plan.count(Role.LIGHT), plan.count(Role.HEAVY)) for plan in plans}) <= 1
+
+
+def test_every_policy_can_be_configured_for_a_service():
+    names = get_args(ControllerConfig.model_fields["policy"].annotation)
+    assert set(names) == {"static", *POLICIES}

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import pytest
 
 from load_balancer.balancer import Balancer
 from load_balancer.order import Order
-from weir.core import Path, Plan, Role, margin_s
+from weir.core import Path, Plan, ReplicaChoice, Role, Rules, margin_s
 from weir.errors import DeadlineExceeded, GenerationFailed, NotReady, Overloaded
 
 ORDER = Order("a red circle", 64, 64)
@@ -252,17 +253,28 @@ async def test_its_counters_tell_a_controller_what_happened(running, pool, plan)
         pool.confidence = 0.2
         await balancer.draw(Order("a", 64, 64, n=2))
         await balancer.draw(Order("a", 64, 64, role=Role.LIGHT))  # forced: the cascade did not decide
-        seen = balancer.counters(1)
+        seen = balancer.counters(1, 3)
     assert seen == {
         "plan": plan.to_dict(),
         "ranks": [0, 1, 2],
         "queued": {"light": 0, "heavy": 0},
-        "in_flight": 0,
         "arrivals": 4,
         "judged": 3,
         "deferred": 2,
         "confidences": [0.2, 0.2],
+        "batches_run": 6,
+        "batches": [("heavy", 1, 0.01), ("heavy", 1, 0.01), ("light", 1, 0.01)],
+        "in_flight": 0,
+        "deferred_in_flight": 0,
+        "late_answers": 0,
+        "late_deferred": 0,
     }
+
+
+async def test_a_batch_of_other_than_the_variants_own_steps_is_no_measure_of_it(running, pool):
+    async with running() as balancer:
+        await balancer.draw(Order("a", 64, 64, role=Role.HEAVY, steps=10))
+        assert balancer.counters()["batches"] == []
 
 
 async def test_refused_images_count_as_arrivals(pool, plan, family):
@@ -270,3 +282,69 @@ async def test_refused_images_count_as_arrivals(pool, plan, family):
     with pytest.raises(NotReady):
         await balancer.draw(ORDER)
     assert balancer.counters()["arrivals"] == 1
+
+
+# ---------------------------------------------------------------------------------------- rules of other policies
+
+
+def ruled(light: int = 1, heavy: int = 2, **rules) -> Plan:
+    """A plan whose rules are those of DiffServe but for what is given."""
+    published = Rules(ReplicaChoice.RANDOM, drop_after_s=5.0, light_fallback=False, dispatch_again=False)
+    return Plan.split(1, light, heavy, light_batch=4, heavy_batch=4, threshold=0.5, rules=replace(published, **rules))
+
+
+async def test_random_choice_uses_every_replica_of_the_role(running, pool):
+    async with running(ruled(heavy=2, heavy_entry=1.0)) as balancer:
+        for _ in range(30):
+            await balancer.draw(ORDER)
+    assert {replica for replica, _, _ in pool.calls} == {"replica-1", "replica-2"}
+
+
+async def test_a_share_of_the_requests_begins_heavy(running, pool):
+    async with running(ruled(heavy_entry=0.5)) as balancer:
+        paths = [(await balancer.draw(ORDER))[0].path for _ in range(60)]
+    assert 10 < paths.count(Path.HEAVY) < 50
+
+
+async def test_what_cannot_be_ready_in_time_is_dropped_while_it_waits(running, pool):
+    pool.delay_s[Role.LIGHT] = 60
+    async with running(ruled(drop_after_s=0.2)) as balancer:
+        begun = asyncio.create_task(balancer.draw(ORDER))
+        await asyncio.sleep(0.01)
+        with pytest.raises(DeadlineExceeded, match="dropped"):
+            await balancer.draw(ORDER)
+        await asyncio.sleep(0)
+        assert (pool.cancelled, balancer.admission.in_flight) == (1, 1)
+        assert balancer.counters()["in_flight"] == 2  # a dropped image counts until it expires
+        begun.cancel()
+
+
+async def test_what_is_being_drawn_is_not_dropped(running, pool):
+    pool.delay_s[Role.LIGHT] = 0.3
+    async with running(ruled(drop_after_s=0.2)) as balancer:
+        (image,) = await balancer.draw(ORDER)
+    assert image.path is Path.LIGHT
+
+
+async def test_without_fallback_a_late_heavy_image_is_awaited_and_a_failed_one_is_an_error(running, pool):
+    pool.confidence = 0.1
+    pool.delay_s[Role.HEAVY] = 0.2
+    async with running(ruled(), slo_s=0.1) as balancer:
+        (image,) = await balancer.draw(ORDER)
+        assert image.path is Path.HEAVY
+        assert image.latency_s > 0.1
+        pool.fail = lambda _, role: ("generation_failed", "broken") if role is Role.HEAVY else None
+        with pytest.raises(GenerationFailed, match="broken"):
+            await balancer.draw(ORDER)
+
+
+async def test_a_replica_that_takes_its_queue_along_draws_it_in_its_new_role(running, pool):
+    answers = iter([("role_changed", "now heavy"), None])
+    pool.fail = lambda *_: next(answers)
+    async with running(ruled()) as balancer:
+        (image,) = await balancer.draw(ORDER)
+    assert image.path is Path.HEAVY
+    assert [(replica, role) for replica, role, _ in pool.calls] == [
+        ("replica-0", Role.LIGHT),
+        ("replica-0", Role.HEAVY),
+    ]

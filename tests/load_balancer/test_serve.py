@@ -10,6 +10,7 @@ import signal
 import time
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +19,7 @@ import openai
 import pytest
 import yaml
 
+from controller.policies.policy import PUBLISHED
 from deploy.cluster import cluster
 from deploy.local import bindable, readiness
 from deploy.publish import Publisher, render
@@ -205,6 +207,23 @@ async def test_a_plan_change_under_load_fails_nothing_and_restarts_nothing(up):
     (after,) = await load(up, 1, 1)
     assert after.json()["data"][0]["weir"]["plan_version"] == version + 1
     assert {replica["pid"] for replica in up.pool()} == before
+
+
+async def test_diffserves_rules_hold_on_the_cluster(up):
+    published = replace(PUBLISHED, heavy_entry=0.3)
+    version = up.version()
+    running = asyncio.create_task(load(up, 120, 8))
+    for change in (plan(version, 1, 2), plan(version + 1, 2, 1)):
+        await asyncio.to_thread(up.publish, replace(change, rules=published))
+        await asyncio.to_thread(up.publisher.wait_applied, change, timeout_s=30)
+    answers = await running
+    assert Counter(answer.status_code for answer in answers) == {200: 120}
+    paths = Counter(answer.json()["data"][0]["weir"]["path"] for answer in answers)
+    assert set(paths) <= {"light", "heavy"}
+    after = await load(up, 20, 1)
+    assert {answer.json()["data"][0]["weir"]["plan_version"] for answer in after} == {version + 1}
+    await asyncio.to_thread(up.publish, plan(version + 2))
+    await asyncio.to_thread(up.wait, lambda state: state["plan"]["version"] == version + 2)
 
 
 async def test_overload_is_refused_early_with_seconds_to_wait_and_recovers(up):

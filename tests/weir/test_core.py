@@ -1,10 +1,12 @@
 """Plans are checked where they are made and where they arrive."""
 
+from dataclasses import asdict
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from weir.core import Assignment, DeferralCurve, LatencyProfile, Plan, Role
+from weir.core import Assignment, DeferralCurve, LatencyProfile, Plan, Role, Rules
 from weir.errors import PlanError
 
 assignments = st.lists(st.builds(Assignment, st.sampled_from(Role), st.integers(1, 64)), min_size=1, max_size=20)
@@ -14,6 +16,7 @@ plans = st.builds(
     assignments=assignments.map(tuple),
     threshold=st.floats(0, 1),
     admitted_rps=st.none() | st.floats(0, 1e6),
+    rules=st.builds(Rules, heavy_entry=st.floats(0, 1), drop_after_s=st.none() | st.floats(1e-3, 1e6)),
 )
 
 
@@ -33,6 +36,11 @@ def test_a_plan_survives_the_way_to_its_consumers(plan: Plan) -> None:
         ({"assignments": [["medium", 1]]}, "medium"),
         ({"admitted_rps": -1.0}, "admitted_rps"),
         ({"colour": "red"}, "colour"),
+        ({"rules": {**asdict(Rules()), "heavy_entry": 2.0}}, "heavy_entry"),
+        ({"rules": {**asdict(Rules()), "drop_after_s": 0.0}}, "drop_after_s"),
+        ({"rules": {**asdict(Rules()), "replica_choice": "nearest"}}, "nearest"),
+        ({"rules": {**asdict(Rules()), "colour": "red"}}, "colour"),
+        ({"rules": None}, "NoneType"),
     ],
 )
 def test_a_wrong_plan_is_refused_by_name(change: dict, named: str) -> None:
