@@ -49,6 +49,7 @@ class ImageRequest:
             that is missing or unfit costs speed only: the request then runs from step 0, and the result says so.
         capture: keep the states that enter the family's capture steps; they are stored under the request's id
             (:func:`weir.states.state_key`).
+        cache_partition: whose requests may reuse what is captured, and for which model and settings (``cache/``).
         keep_latent: send the finished latent back with the image, for a warm start of the other variant.
         warm_start, warm_start_step: the other variant's finished latent (:meth:`weir.states.State.to_bytes`), and the
             step to go on from after re-noising it to that step's level (0: no warm start).
@@ -66,6 +67,7 @@ class ImageRequest:
     resume_key: str | None = None
     resume_step: int = 0
     capture: bool = False
+    cache_partition: str = ""
     keep_latent: bool = False
     warm_start: bytes | None = None
     warm_start_step: int = 0

