@@ -36,6 +36,8 @@ def cluster(cpus: float, gpus: float = 0) -> Iterator[str]:
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
         # On a busy machine Serve's proxy takes longer than the 5 s after which Serve kills it.
         os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "60")
+        # Ray runs its workers at nice 15, and any other busy process starves them: here the workers are the service.
+        os.environ.setdefault("RAY_worker_niceness", "0")
     import ray
 
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
