@@ -15,6 +15,10 @@ class StoreFailed(WeirError):
     code = "store_failed"
 
 
+#: How the message begins when a key holds something that is no string.
+WRONG_TYPE = "WRONGTYPE"
+
+
 class Backend(Protocol):
     """Bytes by key. Safe to call from several threads.
 

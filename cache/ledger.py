@@ -7,10 +7,10 @@ replay of logs all decide here.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -25,8 +25,17 @@ class Index(Protocol):
     """Unit vectors by integer id; :class:`cache.index.VectorIndex` is one."""
 
     def add(self, ident: int, vector: np.ndarray) -> None: ...
+    def add_many(self, ids: Sequence[int], vectors: np.ndarray) -> None: ...
     def remove(self, ident: int) -> None: ...
     def search(self, vector: np.ndarray, count: int = 1) -> list[tuple[int, float]]: ...
+
+
+class Gone(NamedTuple):
+    """A state that has left the ledger and has to leave the store."""
+
+    partition: str
+    entry: str
+    k: int
 
 
 class Insert(StrEnum):
@@ -115,8 +124,9 @@ class Ledger:
     def entries(self, partition: str | None = None) -> list[str]:
         return [name for name, e in self._entries.items() if partition is None or e.partition == partition]
 
-    def partition_of(self, entry: str) -> str:
-        return self._entries[entry].partition
+    @property
+    def partitions(self) -> list[str]:
+        return list(self._indexes)
 
     def stored(self, entry: str) -> tuple[int, ...]:
         """The K of an entry that are there, ascending."""
@@ -164,7 +174,23 @@ class Ledger:
             return ()
         return tuple(k for k in ks if k > found.match.k)
 
-    def insert(self, partition: str, entry: str, vector: np.ndarray, sizes: Mapping[int, int]) -> list[StateKey]:
+    def restore(
+        self, partition: str, entries: Sequence[str], vectors: np.ndarray, sizes: Sequence[Mapping[int, int]]
+    ) -> None:
+        """Takes many entries in at once, the oldest first; :meth:`make_room` has to follow."""
+        fresh = [i for i, entry in enumerate(entries) if entry not in self._entries and sizes[i]]
+        idents = range(self._next, self._next + len(fresh))
+        self._next += len(fresh)
+        for i, ident in zip(fresh, idents, strict=True):
+            self._entries[entries[i]] = _Entry(partition, ident, dict(sizes[i]))
+            self._names[ident] = entries[i]
+            self._eviction.insert(entries[i], sizes[i])
+            self.used_bytes += sum(sizes[i].values())
+        if partition not in self._indexes:
+            self._indexes[partition] = self._new_index()
+        self._indexes[partition].add_many(idents, vectors[fresh])
+
+    def insert(self, partition: str, entry: str, vector: np.ndarray, sizes: Mapping[int, int]) -> list[Gone]:
         """Takes the states of a finished run in: bytes by K. Answers the states that have to leave for them.
 
         What is larger than the whole budget is not taken in and answered right back.
@@ -172,7 +198,7 @@ class Ledger:
         if not sizes:
             return []
         if sum(sizes.values()) > self.budget_bytes:
-            return [(entry, k) for k in sizes]
+            return [Gone(partition, entry, k) for k in sizes]
         known = self._entries.get(entry)
         replaced = sum(known.sizes.get(k, 0) for k in sizes) if known else 0
         leaving = self.make_room(sum(sizes.values()) - replaced)
@@ -189,15 +215,15 @@ class Ledger:
         self._eviction.insert(entry, sizes)
         return leaving + self.make_room(0)
 
-    def make_room(self, size_bytes: int) -> list[StateKey]:
+    def make_room(self, size_bytes: int) -> list[Gone]:
         """Evicts until so many bytes are free; pinned states stay, so that a short excess is possible."""
         leaving = []
         while self.used_bytes + size_bytes > self.budget_bytes:
             victim = self._eviction.victim(self._pins)
             if victim is None:
                 break
+            leaving.append(Gone(self._entries[victim[0]].partition, *victim))
             self.drop(*victim)
-            leaving.append(victim)
         return leaving
 
     def drop(self, entry: str, k: int) -> None:
@@ -211,9 +237,10 @@ class Ledger:
             self._indexes[known.partition].remove(known.ident)
             del self._entries[entry], self._names[known.ident]
 
-    def purge(self, partition: str | None = None) -> list[StateKey]:
+    def purge(self, partition: str | None = None) -> list[Gone]:
         """Forgets every entry of a partition, or all. Answers the states to delete."""
-        gone = [(name, k) for name in self.entries(partition) for k in self.stored(name)]
-        for name, k in gone:
-            self.drop(name, k)
+        names = self.entries(partition)
+        gone = [Gone(self._entries[name].partition, name, k) for name in names for k in self.stored(name)]
+        for each in gone:
+            self.drop(each.entry, each.k)
         return gone

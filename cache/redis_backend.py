@@ -5,17 +5,16 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from typing import Any, TypeVar
+from functools import partial
+from typing import Any
 
 import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from cache.backend import StoreFailed
+from cache.backend import WRONG_TYPE, StoreFailed
 from cache.breaker import Breaker
 from weir.errors import ConfigError
-
-Answer = TypeVar("Answer")
 
 #: Keys that one round trip of an administrative task touches.
 _BATCH = 256
@@ -64,15 +63,14 @@ class RedisBackend:
 
     def delete(self, keys: Sequence[str]) -> None:
         for start in range(0, len(keys), _BATCH):
-            self._guarded(self.writing, lambda chunk=keys[start : start + _BATCH]: self._writer.unlink(*chunk))
+            self._guarded(self.writing, partial(self._writer.unlink, *keys[start : start + _BATCH]))
 
     def keys(self, prefix: str) -> Iterator[str]:
         pattern = prefix.translate(_GLOB) + "*"
         cursor = 0
         while True:
-            cursor, found = self._guarded(
-                self.writing, lambda at=cursor: self._writer.scan(at, match=pattern, count=_BATCH)
-            )
+            step = partial(self._writer.scan, cursor, match=pattern, count=_BATCH)
+            cursor, found = self._guarded(self.writing, step)
             for key in found:
                 with suppress(UnicodeDecodeError):  # not one of ours
                     yield key.decode()
@@ -106,9 +104,9 @@ class RedisBackend:
             answer = call()
         except redis.ResponseError as error:
             # A value of another type says nothing about the server; one that is full or read-only refuses every write.
-            down = not str(error).startswith("WRONGTYPE")
-            breaker.record(not down, self._clock())
-            raise StoreFailed(f"the store refuses: {error}") from None
+            said = str(error).rpartition("of pipeline caused error: ")[2]  # before it stands the whole value
+            breaker.record(said.startswith(WRONG_TYPE), self._clock())
+            raise StoreFailed(said if said.startswith(WRONG_TYPE) else f"{type(error).__name__}: {said}") from None
         except (redis.RedisError, OSError) as error:
             breaker.record(False, self._clock())
             raise StoreFailed(f"the store fails: {type(error).__name__}: {error}") from None

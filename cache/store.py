@@ -10,7 +10,7 @@ import json
 import logging
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from cache.backend import Backend, StoreFailed, batches
+from cache.backend import WRONG_TYPE, Backend, StoreFailed, batches
 from cache.quantise import quantise, restore
 from cache.seal import FORMAT, Compression, seal, unseal
 from weir.core import ImageRequest
@@ -143,14 +143,25 @@ class SealedStore:
         body = save({"vector": record.vector.astype(np.float16)}, metadata=fields)
         self.backend.put({key: seal(key, body, self._secret)})
 
-    def forget(self, states: Mapping[str, Sequence[tuple[str, int]]], entries: Mapping[str, Sequence[str]]) -> None:
-        """Deletes states and records, by partition.
+    def lost(self, key: str) -> bool:
+        """Whether a state is not there, or is there and not ours; False while the store does not answer."""
+        try:
+            value = self.backend.get(key)
+            if value is not None:
+                _read_state(*unseal(key, value, self._secret))
+        except StoreFailed as error:
+            return error.message.startswith(WRONG_TYPE)
+        except StateRefused:
+            return True
+        return value is None
+
+    def forget(self, states: Iterable[tuple[str, str, int]], entries: Iterable[tuple[str, str]] = ()) -> None:
+        """Deletes states (partition, entry, K) and records (partition, entry).
 
         Raises:
             StoreFailed: some may be left; they are found as orphans at the next start.
         """
-        keys = [state_key(p, name, k) for p, gone in states.items() for name, k in gone]
-        keys += [entry_key(p, name) for p, gone in entries.items() for name in gone]
+        keys = [state_key(*state) for state in states] + [entry_key(*entry) for entry in entries]
         if keys:
             self.backend.delete(keys)
 

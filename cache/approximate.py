@@ -1,0 +1,254 @@
+"""The approximate cache of one family: encoder, indexes, ledger and store put together.
+
+It can only help: a lookup that fails in any way is a miss, and an insertion that fails leaves everything as it was.
+Not safe for several threads: the service calls it from one.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+
+from cache.backend import StoreFailed
+from cache.encoder import Encoder
+from cache.ledger import Found, Gone, Ledger, Match
+from cache.partition import Partitions, Settings
+from cache.store import PREFIX, ROOT, Record, SealedStore, state_key
+from weir.states import capture_steps
+
+log = logging.getLogger(__name__)
+
+#: A request that has not been finished after so many seconds will not be.
+_FORGET_S = 900.0
+
+
+class Predictor(Protocol):
+    """Says before the search whether a prompt will find anything."""
+
+    def likely(self, vector: np.ndarray) -> bool: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Lookup:
+    """What a request may resume from, and what to keep of it.
+
+    Attributes:
+        partition: of the request; states that it captures belong there.
+        similarity: of the nearest prompt; None where none was looked for.
+        entry, key, k: the match, where its state lies, and the step it enters; k = 0 is a miss.
+        capture: whether what a heavy run passes is worth keeping.
+    """
+
+    partition: str
+    similarity: float | None = None
+    entry: str | None = None
+    key: str | None = None
+    k: int = 0
+    capture: bool = False
+
+    def to_dict(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in self.__slots__}
+
+
+@dataclass(frozen=True, slots=True)
+class _Open:
+    """A request between its lookup and its end."""
+
+    partition: str
+    prompt: str
+    vector: np.ndarray
+    found: Found
+    since: float
+
+
+@dataclass
+class Counters:
+    """What happened, since the start.
+
+    Attributes:
+        served: requests by the K that they really resumed at.
+        reasons: misses by reason, and whatever else went wrong.
+    """
+
+    lookups: int = 0
+    served: Counter[int] = field(default_factory=Counter)
+    inserted: int = 0
+    evicted: int = 0
+    reasons: Counter[str] = field(default_factory=Counter)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "lookups": self.lookups,
+            "served": {str(k): n for k, n in sorted(self.served.items())},
+            "inserted": self.inserted,
+            "evicted": self.evicted,
+            "reasons": dict(self.reasons),
+        }
+
+
+class ApproximateCache:
+    """Answers lookups and takes finished runs in.
+
+    Args:
+        steps: of a whole run of the heavy variant, where a request does not say.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        partitions: Partitions,
+        ledger: Ledger,
+        store: SealedStore,
+        *,
+        steps: int,
+        predictor: Predictor | None = None,
+        clock: Callable[[], float] = time.time,
+    ):
+        self.counters = Counters()
+        self.ledger = ledger
+        self.store = store
+        self._encoder = encoder
+        self._partitions = partitions
+        self._steps = steps
+        self._predictor = predictor
+        self._clock = clock
+        self._open: OrderedDict[str, _Open] = OrderedDict()
+
+    def lookup(self, name: str, tenant: str, prompt: str, settings: Settings) -> Lookup:
+        """Looks for a state for the request ``name``; :meth:`finish` has to follow, whatever becomes of it."""
+        self.counters.lookups += 1
+        partition = self._partitions.name(tenant, settings)
+        [vector] = self._encoder.encode([prompt])
+        steps = settings.steps or self._steps
+        found = Found(-1.0, None)
+        if self._predictor is None or self._predictor.likely(vector):
+            found = self.ledger.find(partition, vector, self.ledger.rules.selector.for_steps(steps))
+        else:
+            self.counters.reasons["predicted_miss"] += 1
+        self._forget_old()
+        self._open[name] = _Open(partition, prompt, vector, found, self._clock())
+        capture = bool(self.ledger.keeps(found, capture_steps(steps)))
+        similarity = None if found.similarity <= -1 else found.similarity
+        match = found.match
+        if match is None:
+            return Lookup(partition, similarity, capture=capture)
+        self.ledger.pin(match)
+        key = state_key(partition, match.entry, match.k)
+        return Lookup(partition, similarity, match.entry, key, match.k, capture)
+
+    def finish(self, name: str, resumed_at: int = 0, captured: Sequence[int] = (), sought: bool = True) -> None:
+        """The request is answered, or has failed. Never raises.
+
+        Args:
+            resumed_at: the step that its heavy run really began at.
+            captured: the K whose states the worker has stored.
+            sought: a worker tried to fetch the state of the match; where it did not come, it is looked after.
+        """
+        ticket = self._open.pop(name, None)
+        if ticket is None:
+            return
+        match = ticket.found.match
+        try:
+            if match is not None:
+                self.ledger.unpin(match)
+                if resumed_at == match.k:
+                    self.ledger.use(match)
+                elif sought:
+                    self.counters.reasons["state_not_used"] += 1
+                    self._look_after(ticket.partition, match)
+            self.counters.served[resumed_at] += 1
+            if captured:
+                self._insert(name, ticket, tuple(captured))
+        except StoreFailed as error:
+            self.counters.reasons["store_failed"] += 1
+            log.info("the cache goes on without the store: %s", error.message)
+
+    def rebuild(self, progress: Callable[[int], None] | None = None) -> int:
+        """Takes in what the store holds; how many entries.
+
+        Raises:
+            StoreFailed: the store cannot be read; the cache stays as it was.
+        """
+        records: dict[str, list[Record]] = {}
+        for record in self.store.records(progress):
+            if len(record.vector) == self._encoder.dim:
+                records.setdefault(record.partition, []).append(record)
+        for partition, found in records.items():
+            found.sort(key=lambda r: r.created)
+            vectors = np.stack([r.vector for r in found]).astype(np.float32)
+            self.ledger.restore(partition, [r.entry for r in found], vectors, [r.sizes for r in found])
+        self._leave(self.ledger.make_room(0))
+        return len(self.ledger)
+
+    def purge(self, tenant: str | None = None) -> int:
+        """Forgets everything of a tenant, or everything; how many states.
+
+        Raises:
+            StoreFailed: values may be left in the store; nobody will find them.
+        """
+        mine = None if tenant is None else Partitions.prefix(tenant)
+        count = 0
+        for partition in self.ledger.partitions:
+            if mine is None or partition.startswith(mine):
+                count += len(self.ledger.purge(partition))
+        self.store.purge(ROOT if mine is None else PREFIX + mine)
+        return count
+
+    def stats(self) -> dict[str, Any]:
+        """JSON-ready, for ``weir cache stats`` and metrics."""
+        return {
+            "entries": len(self.ledger),
+            "states": self.ledger.states,
+            "used_bytes": self.ledger.used_bytes,
+            "budget_bytes": self.ledger.budget_bytes,
+            "partitions": {p: len(self.ledger.entries(p)) for p in self.ledger.partitions},
+            "encoder": self._encoder.version,
+            "open": len(self._open),
+            **self.counters.to_dict(),
+        }
+
+    def _insert(self, name: str, ticket: _Open, captured: tuple[int, ...]) -> None:
+        sizes = self.store.sizes(ticket.partition, name, captured)
+        if not sizes:
+            self.counters.reasons["captured_not_there"] += 1
+            return
+        leaving = self.ledger.insert(ticket.partition, name, ticket.vector, sizes)
+        self.counters.inserted += len(sizes)
+        stayed = {k: sizes[k] for k in self.ledger.stored(name)}
+        if stayed:
+            vector = ticket.vector.astype(np.float16)
+            self.store.remember(Record(ticket.partition, name, ticket.prompt, vector, stayed, self._clock()))
+        self._leave(leaving)
+
+    def _leave(self, gone: Sequence[Gone]) -> None:
+        """Deletes states from the store, and the records of entries that have none left."""
+        entries = {(p, entry) for p, entry, _ in gone if entry not in self.ledger}
+        self.counters.evicted += len(gone)
+        self.store.forget(gone, entries)
+
+    def _look_after(self, partition: str, match: Match) -> None:
+        """A state that a worker could not use: if it is really not there, or not ours, the ledger lets it go."""
+        if not self.store.lost(state_key(partition, match.entry, match.k)):
+            return
+        self.counters.reasons["state_lost"] += 1
+        self.ledger.drop(match.entry, match.k)
+        rest = self.ledger.stored(match.entry)  # what took one of an entry's states often took all
+        there = self.store.sizes(partition, match.entry, rest)
+        for k in rest:
+            if k not in there:
+                self.ledger.drop(match.entry, k)
+
+    def _forget_old(self) -> None:
+        until = self._clock() - _FORGET_S
+        while self._open and next(iter(self._open.values())).since < until:
+            name, ticket = self._open.popitem(last=False)
+            if ticket.found.match is not None:
+                self.ledger.unpin(ticket.found.match)
+            self.counters.reasons["never_finished"] += 1
+            log.info("%s was never finished", name)

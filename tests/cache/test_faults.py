@@ -1,0 +1,296 @@
+"""Whatever happens to Redis: a counted miss and an honest answer, never an error and never a wrong state.
+
+Every fault is made on a real server. The state that a worker would resume from is asked for exactly as a worker does.
+"""
+
+import os
+import signal
+import time
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import redis
+
+from cache.approximate import ApproximateCache
+from cache.backend import StoreFailed
+from cache.breaker import Breaker
+from cache.encoder import WordEncoder
+from cache.eviction import Weir
+from cache.index import VectorIndex
+from cache.ledger import Ledger, Rules
+from cache.partition import Partitions, Settings
+from cache.redis_backend import RedisBackend
+from cache.redis_server import RedisServer
+from cache.selector import PUBLISHED
+from cache.store import PREFIX, SealedStore, state_key
+from tests.cache.conftest import PARTITION, SECRET, request, state
+from weir.config import load_family
+from weir.errors import ServiceError
+
+KEY = state_key(PARTITION, "a", 10)
+
+
+def raw(server: RedisServer) -> redis.Redis:
+    return redis.Redis.from_url(server.url)
+
+
+def flipped(value: bytes) -> bytes:
+    return value[:-5] + bytes([value[-5] ^ 1]) + value[-4:]
+
+
+DAMAGE: dict[str, Callable[[redis.Redis, bytes], object]] = {
+    "a flipped bit": lambda r, v: r.set(KEY, flipped(v)),
+    "a truncated value": lambda r, v: r.set(KEY, v[: len(v) // 2]),
+    "an empty value": lambda r, v: r.set(KEY, b""),
+    "somebody else's value": lambda r, v: r.set(KEY, b"\x80\x04\x95 not ours"),
+    "a state moved to another key": lambda r, v: (r.delete(KEY), r.rename(state_key(PARTITION, "a", 5), KEY)),
+    "a value sealed with another secret": lambda r, v: SealedStore(
+        RedisBackend(url_of(r), read_s=0.5, write_s=0.5), b"the secret of a stranger"
+    ).put(request(), [state(10, seed=9)]),
+    "a value of an older format": lambda r, v: r.set(KEY, v[:4] + b"\0" + v[5:]),
+}
+
+
+def url_of(client: redis.Redis) -> str:
+    options = client.connection_pool.connection_kwargs
+    return f"redis://:{options['password']}@{options['host']}:{options['port']}/0"
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_value_that_is_not_proven_ours_is_a_counted_miss(
+    server: RedisServer, store: SealedStore, damage: str
+) -> None:
+    store.put(request(), [state(5), state(10)])
+    with raw(server) as client:
+        DAMAGE[damage](client, client.get(KEY))
+    assert store.get(KEY) is None
+    assert store.counts["refused"] == 1
+    assert store.lost(KEY)
+
+
+def test_a_key_of_another_type_is_a_counted_miss_and_says_nothing_about_the_server(
+    server: RedisServer, store: SealedStore, backend: RedisBackend
+) -> None:
+    with raw(server) as client:
+        client.rpush(KEY, "a", "list")
+    for _ in range(10):
+        assert store.get(KEY) is None
+    assert store.counts["failed"] == 10
+    assert not backend.reading.is_open
+    assert store.lost(KEY)
+
+
+def test_a_server_that_is_not_there_is_a_counted_miss() -> None:
+    store = SealedStore(RedisBackend("redis://127.0.0.1:1/0"), SECRET)
+    assert store.get(KEY) is None
+    assert not store.lost(KEY)
+    with pytest.raises(StoreFailed):
+        store.put(request(), [state()])
+    assert store.counts["failed"] == store.counts["write_failed"] == 1
+
+
+def test_a_server_that_dies_and_comes_back_is_used_again(server: RedisServer, store: SealedStore) -> None:
+    store.put(request(), [state(10)])
+    server.process.kill()
+    server.process.wait()
+    assert store.get(KEY) is None
+    port, password = int(server.url.split(":")[3].split("/")[0]), server.url.split(":")[2].split("@")[0]
+    again = RedisServer.start(port=port, password=password)
+    try:
+        store.put(request(), [state(10)])
+        assert store.get(KEY) is not None
+    finally:
+        again.stop()
+
+
+def test_a_slow_server_costs_the_time_limit_and_then_nothing(server: RedisServer) -> None:
+    backend = RedisBackend(server.url, read_s=0.05, breaker=(3, 30.0))
+    store = SealedStore(backend, SECRET)
+    assert store.get(KEY) is None  # connected
+    os.kill(server.process.pid, signal.SIGSTOP)
+    try:
+        for _ in range(3):
+            assert store.get(KEY) is None
+        assert backend.reading.is_open
+        started = time.monotonic()
+        for _ in range(100):
+            assert store.get(KEY) is None
+        assert time.monotonic() - started < 100 * 0.05, "nobody waits while the breaker is open"
+        assert store.counts["failed"] == 103
+    finally:
+        os.kill(server.process.pid, signal.SIGCONT)
+
+
+def test_the_breaker_closes_again_once_the_server_answers(server: RedisServer) -> None:
+    now = [0.0]
+    backend = RedisBackend(server.url, read_s=0.2, write_s=0.5, breaker=(2, 5.0), clock=lambda: now[0])
+    store = SealedStore(backend, SECRET)
+    store.put(request(), [state(10)])
+    os.kill(server.process.pid, signal.SIGSTOP)
+    for _ in range(2):
+        assert store.get(KEY) is None
+    os.kill(server.process.pid, signal.SIGCONT)
+    assert store.get(KEY) is None, "still open"
+    now[0] = 5.1
+    assert store.get(KEY) is not None
+    assert not backend.reading.is_open
+
+
+def test_a_full_server_refuses_writes_and_goes_on_reading(server: RedisServer, store: SealedStore) -> None:
+    store.put(request(), [state(10)])
+    with raw(server) as client:
+        client.config_set("maxmemory", 1)
+        client.config_set("maxmemory-policy", "noeviction")
+    with pytest.raises(StoreFailed, match="OutOfMemory"):
+        store.put(request("b"), [state(10)])
+    assert store.get(KEY) is not None
+
+
+def test_a_read_only_server_refuses_writes_and_goes_on_reading(server: RedisServer, store: SealedStore) -> None:
+    store.put(request(), [state(10)])
+    with raw(server) as client:
+        client.replicaof("127.0.0.1", "1")
+    with pytest.raises(StoreFailed, match="ReadOnly"):
+        store.put(request("b"), [state(10)])
+    assert store.get(KEY) is not None
+
+
+def test_a_server_that_cannot_start_is_answered_with_its_last_words(server: RedisServer) -> None:
+    taken = int(server.url.split(":")[3].split("/")[0])
+    with pytest.raises(ServiceError, match=str(taken)):
+        RedisServer.start(port=taken)
+
+
+def test_the_breaker_lets_one_probe_through_at_a_time() -> None:
+    breaker = Breaker(failures=2, open_s=10)
+    for _ in range(2):
+        assert breaker.allows(0)
+        breaker.record(False, 0)
+    assert not breaker.allows(9.9)
+    assert breaker.allows(10)
+    assert not breaker.allows(10.1), "the probe is under way"
+    breaker.record(False, 10.2)
+    assert not breaker.allows(20)
+    assert breaker.allows(20.2)
+    breaker.record(True, 20.3)
+    assert breaker.allows(20.3)
+    assert breaker.allows(20.3)
+
+
+# ------------------------------------------------------------------------------------- the cache above the store
+
+
+class Setup:
+    """A cache over a store, and what a heavy run and its worker do to both."""
+
+    def __init__(self, store: SealedStore, budget: int = 10**9):
+        family = load_family("deploy/families/weir-tiny.yaml")
+        self.store = store
+        encoder = WordEncoder(256)
+        ledger = Ledger(Rules(PUBLISHED["nirvana"]), Weir(), budget, lambda: VectorIndex(256))
+        self.cache = ApproximateCache(encoder, Partitions(family, encoder.version), ledger, store, steps=50)
+
+    def serve(self, name: str, prompt: str, tenant: str = "acme", seed: int = 0) -> int:
+        """Looks up, draws and finishes as the request path does; the step that the run began at."""
+        found = self.cache.lookup(name, tenant, prompt, Settings(64, 64))
+        fetched = None if found.key is None else self.store.get(found.key)
+        first = found.k if fetched is not None else 0
+        captured = ()
+        if found.capture:
+            wanted = [state(k, seed) for k in (5, 10, 15, 20, 25) if k > first]
+            try:
+                self.store.put(request(name, found.partition), wanted)
+                captured = tuple(s.step for s in wanted)
+            except StoreFailed:
+                pass
+        self.cache.finish(name, first, captured)
+        return first
+
+
+def test_a_repeated_prompt_resumes_and_a_restart_remembers_it(store: SealedStore) -> None:
+    before = Setup(store)
+    assert before.serve("1", "a red circle left of a blue star") == 0
+    assert before.serve("2", "a red circle left of a blue star") == 25
+    after = Setup(store)
+    assert after.cache.rebuild() == 1
+    assert after.serve("3", "a red circle left of a blue star") == 25
+
+
+def test_tenants_never_meet(store: SealedStore) -> None:
+    setup = Setup(store)
+    setup.serve("1", "a red circle", tenant="acme")
+    assert setup.serve("2", "a red circle", tenant="globex") == 0
+    assert setup.cache.purge("acme") == 5
+    assert setup.serve("3", "a red circle", tenant="acme") == 0
+    assert setup.serve("4", "a red circle", tenant="globex") == 25
+
+
+def test_other_settings_never_meet(store: SealedStore) -> None:
+    setup = Setup(store)
+    setup.serve("1", "a red circle")
+    for i, settings in enumerate(
+        (
+            Settings(128, 64),
+            Settings(64, 64, steps=40),
+            Settings(64, 64, guidance=5),
+            Settings(64, 64, negative_prompt="blurry"),
+        )
+    ):
+        assert setup.cache.lookup(f"other-{i}", "acme", "a red circle", settings).k == 0
+
+
+def test_the_budget_is_kept_by_us_and_the_store_holds_nothing_else(store: SealedStore) -> None:
+    setup = Setup(store, budget=40_000)
+    for i in range(30):
+        setup.serve(str(i), f"prompt number {i} of nothing alike {i * 7919}")
+    stats = setup.cache.stats()
+    assert stats["used_bytes"] <= 40_000
+    assert stats["evicted"] > 0
+    keys = set(store.backend.keys(PREFIX))
+    assert len(keys) == stats["states"] + stats["entries"]
+
+
+def test_a_state_that_somebody_deleted_is_missed_once(server: RedisServer, store: SealedStore) -> None:
+    setup = Setup(store)
+    setup.serve("1", "a red circle")
+    with raw(server) as client:
+        for key in client.scan_iter(f"{PREFIX}*:1:*"):
+            client.delete(key)
+    assert setup.serve("2", "a red circle") == 0
+    assert setup.cache.counters.reasons["state_lost"] == 1
+    setup.serve("3", "a red circle")
+    assert setup.serve("4", "a red circle") > 0
+
+
+def test_the_cache_goes_on_while_the_server_is_down_and_after(server: RedisServer, store: SealedStore) -> None:
+    setup = Setup(store)
+    setup.serve("1", "a red circle")
+    server.process.kill()
+    server.process.wait()
+    for i in range(10):
+        assert setup.serve(f"down-{i}", "a red circle") == 0
+    assert setup.cache.counters.served[0] == 11
+    assert setup.cache.ledger.states == 5, "what is not proven lost is kept"
+
+
+def test_a_request_that_is_never_finished_is_forgotten(store: SealedStore) -> None:
+    now = [0.0]
+    setup = Setup(store)
+    setup.serve("1", "a red circle")
+    setup.cache._clock = lambda: now[0]
+    setup.cache.lookup("lost", "acme", "a red circle", Settings(64, 64))
+    assert setup.cache.ledger._pins
+    now[0] = 1000
+    setup.serve("2", "a red circle")
+    assert not setup.cache.ledger._pins
+    assert setup.cache.counters.reasons["never_finished"] == 1
+
+
+def test_no_state_of_another_prompt_is_taken_for_its_own(store: SealedStore) -> None:
+    setup = Setup(store)
+    setup.serve("1", "a red circle", seed=1)
+    found = setup.cache.lookup("2", "acme", "a red circle", Settings(64, 64))
+    fetched = store.get(found.key or "")
+    assert fetched is not None
+    assert np.array_equal(fetched.latent, state(25, 1).latent)

@@ -1,0 +1,138 @@
+"""Sealed states: what comes back is what was written under this very key, or nothing."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cache.backend import MemoryBackend
+from cache.quantise import quantise, restore
+from cache.redis_backend import RedisBackend
+from cache.redis_server import RedisServer
+from cache.seal import COMPRESSIONS, seal, unseal
+from cache.store import Record, SealedStore, entry_key, state_key
+from tests.cache.conftest import PARTITION, SECRET, request, state
+from weir.errors import ConfigError, StateRefused
+
+
+@pytest.fixture(params=["redis", "memory"])
+def either(request: pytest.FixtureRequest) -> SealedStore:
+    return SealedStore(request.getfixturevalue("backend") if request.param == "redis" else MemoryBackend(), SECRET)
+
+
+def record(entry: str = "a", sizes: dict[int, int] | None = None, created: float = 0.0) -> Record:
+    vector = np.array([0.6, 0.8], np.float16)
+    return Record(PARTITION, entry, "a dog, “quoted” ☂", vector, sizes or {5: 100, 10: 100}, created)
+
+
+def test_a_state_comes_back_as_it_was_written(either: SealedStore) -> None:
+    written = state(10)
+    either.put(request(), [state(5), written])
+    read = either.get(state_key(PARTITION, "a", 10))
+    assert read is not None
+    assert np.array_equal(read.latent, written.latent)
+    assert (read.step, read.steps, read.sampler, read.model) == (10, 50, written.sampler, written.model)
+    assert either.get(state_key(PARTITION, "a", 25)) is None
+    assert either.counts == {"written": 2, "read": 1, "absent": 1}
+
+
+def test_a_request_of_no_partition_leaves_nothing_behind(either: SealedStore) -> None:
+    either.put(request(partition=""), [state()])
+    assert list(either.backend.keys("")) == []
+
+
+def test_the_records_are_what_a_restart_needs(either: SealedStore) -> None:
+    either.put(request("a"), [state(5), state(10)])
+    either.remember(record("a"))
+    [read] = either.records()
+    assert (read.partition, read.entry, read.prompt, read.sizes) == (
+        PARTITION,
+        "a",
+        "a dog, “quoted” ☂",
+        {5: 100, 10: 100},
+    )
+    assert np.allclose(read.vector, [0.6, 0.8], atol=1e-3)
+
+
+def test_a_restart_removes_what_belongs_to_nobody(either: SealedStore) -> None:
+    either.put(request("crashed"), [state(5)])  # its record was never written
+    either.remember(record("evicted"))  # its states are gone
+    either.put(request("whole"), [state(5)])
+    either.remember(record("whole"))
+    told: list[int] = []
+    assert [r.entry for r in either.records(told.append)] == ["whole"]
+    assert told == [2]
+    assert sorted(either.backend.keys("weir:")) == [entry_key(PARTITION, "whole"), state_key(PARTITION, "whole", 5)]
+
+
+def test_a_purge_takes_one_tenant_only(either: SealedStore) -> None:
+    either.put(request("a"), [state(5)])
+    either.put(request("b", partition=PARTITION.replace("acme", "acme2")), [state(5)])
+    assert either.purge("weir:1:acme|") == 1
+    assert list(either.backend.keys("weir:")) == [state_key(PARTITION.replace("acme", "acme2"), "b", 5)]
+
+
+@pytest.mark.parametrize("compression", COMPRESSIONS)
+def test_compressed_states_come_back_within_the_stated_error(compression: str) -> None:
+    written = state()
+    store = SealedStore(MemoryBackend(), SECRET, compression)
+    store.put(request(), [written])
+    read = store.get(state_key(PARTITION, "a", 10))
+    assert read is not None
+    error = np.sqrt(np.mean((read.latent.astype(float) - written.latent.astype(float)) ** 2))
+    assert error <= (0.01 if compression == "int8" else 0)
+
+
+@given(st.floats(1e-3, 60), st.integers(0, 1000))
+def test_eight_bits_are_off_by_half_a_step_at_most(scale: float, seed: int) -> None:
+    latent = (scale * np.random.default_rng(seed).normal(size=(4, 8, 8))).astype(np.float16)
+    step = np.abs(latent.astype(float)).max(axis=(1, 2), keepdims=True) / 127
+    assert (np.abs(restore(quantise(latent)).astype(float) - latent) <= 0.51 * step + 1e-3 * abs(latent)).all()
+
+
+@given(st.integers(0, 10_000), st.integers(0, 7))
+def test_a_flipped_bit_anywhere_is_refused(place: int, bit: int) -> None:
+    value = bytearray(seal("key", state().to_bytes(), SECRET))
+    value[place % len(value)] ^= 1 << bit
+    with pytest.raises(StateRefused):
+        unseal("key", bytes(value), SECRET)
+
+
+@given(st.integers(0, 3000))
+def test_a_truncated_value_is_refused(length: int) -> None:
+    value = seal("key", state().to_bytes(), SECRET)
+    with pytest.raises(StateRefused):
+        unseal("key", value[: length % len(value)], SECRET)
+
+
+@given(st.binary(max_size=200))
+def test_bytes_of_anybody_else_are_refused(value: bytes) -> None:
+    with pytest.raises(StateRefused):
+        unseal("key", value, SECRET)
+
+
+def test_a_true_value_under_another_key_or_by_another_hand_is_refused() -> None:
+    value = seal("key", b"body", SECRET)
+    for key, secret in (("other", SECRET), ("key", b"the secret of a stranger")):
+        with pytest.raises(StateRefused, match="tag"):
+            unseal(key, value, secret)
+
+
+def test_a_value_of_another_format_says_so() -> None:
+    value = bytearray(seal("key", b"body", SECRET))
+    value[4] = 0
+    with pytest.raises(StateRefused, match="format 0"):
+        unseal("key", bytes(value), SECRET)
+
+
+@pytest.mark.parametrize("url", ["http://host", "host:6379", ""])
+def test_a_url_that_is_none_of_rediss_is_answered_with_the_form(url: str) -> None:
+    with pytest.raises(ConfigError, match="redis://"):
+        RedisBackend(url)
+
+
+def test_a_server_asks_for_its_password(server: RedisServer) -> None:
+    without = server.url.replace(server.url.split("@")[0] + "@", "redis://")
+    stranger = SealedStore(RedisBackend(without, read_s=0.5), SECRET)
+    assert stranger.get("weir:1:x") is None
+    assert stranger.counts == {"failed": 1}
