@@ -50,9 +50,10 @@ class Setting:
 
     @classmethod
     def of(cls, profile: Profile, gpus: int, slo_s: float) -> Setting:
-        """The setting of a measured family; its light times hold the discriminator, and no quality was measured."""
+        """The setting of a measured family; its light times hold the discriminator."""
         gpu = GpuType(profile.device, gpus, profile.light.latency, profile.heavy.latency)
-        return cls(gpus=(gpu,), slo_s=slo_s, deferral=profile.deferral())
+        quality = QualityCurve(**profile.quality.model_dump()) if profile.quality else None
+        return cls(gpus=(gpu,), slo_s=slo_s, deferral=profile.deferral(), quality=quality)
 
     @property
     def replicas(self) -> int:

@@ -67,6 +67,15 @@ class VariantProfile(BaseModel):
         return LatencyProfile(self.batch_sizes, self.step_s or tuple(s / self.steps for s in self.latency_s))
 
 
+class QualityProfile(BaseModel):
+    """Measured quality of a mix at equal steps of its light share, from all heavy to all light."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    values: tuple[float, ...] = Field(min_length=2)
+    smaller_is_better: bool = Field(description="true for distances such as FID")
+
+
 class Profile(BaseModel):
     """One file of ``deploy/profiles/``. ``confidences`` are single-image confidences on held-out prompts."""
 
@@ -77,6 +86,7 @@ class Profile(BaseModel):
     light: VariantProfile
     heavy: VariantProfile
     confidences: tuple[float, ...] = Field((), description="each 0…1; empty: not measured")
+    quality: QualityProfile | None = Field(None, description="none: the more is drawn heavy, the better")
 
     @model_validator(mode="after")
     def _confidences_are_shares(self) -> Profile:

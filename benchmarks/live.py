@@ -1,0 +1,179 @@
+"""The cluster against its twin: 16 emulated workers on a whole trace of DiffServe, in real time.
+
+    python -m benchmarks.live --data DIR [--policy weir] [--dilation 1] [--out live.json]
+
+DIR is a folder with files of DiffServe's artifact (not part of this project): ``trace_4to32qps.txt`` and
+``dist_sdturbo.txt``. ``weir up`` starts the emulated cluster with the times, scores and FID of cascade 1; the trace is
+replayed over HTTP while the controller plans; then the simulator runs the same arrivals with the same confidences under
+the same policy. On a machine that is too small for the load ``--dilation 4`` makes arrivals, deadline and batches four
+times as slow, in both; the controller's own seconds stay what they are.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from rich.console import Console
+
+from controller.policies import make_policy
+from controller.setting import Setting
+from deploy.local import down, up
+from simulator.arrivals import Arrivals, read_arrivals
+from simulator.confidences import read_scores
+from simulator.engine import simulate
+from simulator.outcome import ANSWERED_AT_DEADLINE, ANSWERED_HEAVY, ANSWERED_LIGHT, UNANSWERED, Outcome
+from simulator.report import report
+from solvers.published import CASCADES
+from traces.outcome import Outcome as Answer
+from traces.replay import replay
+from traces.trace import Arrival, Trace
+from weir.core import ImageRequest
+from weir.core import Path as Route
+from weir.profiles import Profile
+from workers.emulated import EmulatedEngine
+
+CONFIG = Path(__file__).resolve().parent.parent / "deploy" / "configs" / "emulated-16.yaml"
+GPUS = 16
+#: The most that cluster and twin may differ by, in shares of the requests.
+GOALS = {"violation_ratio": 0.005, "light_share": 0.03}
+PATHS = {
+    Route.LIGHT: ANSWERED_LIGHT,
+    Route.LIGHT_DEADLINE: ANSWERED_AT_DEADLINE,
+    Route.HEAVY: ANSWERED_HEAVY,
+    None: UNANSWERED,
+}
+
+
+def cascade_profile(scores: Path, dilation: float) -> Profile:
+    """Cascade 1 as a profile: published times (the discriminator among the light ones), recorded scores, FID."""
+    cascade = CASCADES["diffserve-1"]
+
+    def variant(name: str, steps: int, latency: Any, more_s: float = 0.0) -> dict[str, Any]:
+        seconds = [dilation * (s + more_s) for s in latency.latency_s]
+        return {"name": name, "steps": steps, "batch_sizes": latency.batch_sizes, "latency_s": seconds}
+
+    return Profile.model_validate(
+        {
+            "family": cascade.name,
+            "device": "a100",
+            "light": variant("sd-turbo", 1, cascade.light, cascade.discriminator_s),
+            "heavy": variant("sd-1.5", 50, cascade.heavy),
+            "confidences": read_scores(scores).tolist(),
+            "quality": {"values": cascade.fid, "smaller_is_better": True},
+        }
+    )
+
+
+def written(folder: Path, profile: Profile, policy: str, slo_s: float) -> Path:
+    """The emulated cluster's configuration with this profile, policy and deadline."""
+    fields: dict[str, Any] = yaml.safe_load(CONFIG.read_text())
+    (folder / "profile.json").write_text(profile.model_dump_json())
+    fields["family"] = str((CONFIG.parent / fields["family"]).resolve())
+    fields["pool"]["emulate"] = str(folder / "profile.json")
+    plan = make_policy(policy, Setting.of(profile, GPUS, slo_s)).first_plan()
+    fields["plan"] |= {
+        "light_replicas": sum(a.role == "light" for a in plan.assignments),
+        "heavy_replicas": sum(a.role == "heavy" for a in plan.assignments),
+        "threshold": plan.threshold,
+    }
+    fields |= {"slo_s": slo_s, "controller": {"policy": policy}, "limits": {"queued": 100_000}}
+    path = folder / "live.yaml"
+    path.write_text(yaml.safe_dump(fields))
+    return path
+
+
+def confidences(profile: Profile, trace: Trace) -> np.ndarray:
+    """What the emulated workers will answer."""
+    engine = EmulatedEngine(profile)
+
+    def request(arrival: Arrival) -> ImageRequest:
+        return ImageRequest("", arrival.prompt, arrival.seed or 0, width=0, height=0, deadline=0)
+
+    return np.array([engine.confidence(request(arrival)) for arrival in trace])
+
+
+def as_outcome(answers: list[Answer], planned: int, slo_s: float, policy: str) -> Outcome:
+    """The replay in the simulator's terms. What came is judged by the client's clock; what never came is lost."""
+    arrivals, finished = np.zeros(planned), np.full(planned, np.inf)
+    paths = np.full(planned, UNANSWERED, dtype=np.int8)
+    for a in answers:
+        arrivals[a.index] = a.arrival_s
+        paths[a.index] = PATHS[a.path]
+        if a.answered:
+            finished[a.index] = a.arrival_s + a.latency_s
+    return Outcome(policy, slo_s, arrivals, finished, paths, 0.0, 0, (), GPUS)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--policy", default="weir")
+    parser.add_argument("--dilation", type=float, default=1.0, help="factor on all times of arrivals and batches")
+    parser.add_argument("--duration", type=float, default=float("inf"), help="seconds of the trace, before dilation")
+    parser.add_argument("--start", type=float, default=0.0, help="first second of the trace")
+    parser.add_argument("--out", type=Path, help="also write the figures here")
+    arguments = parser.parse_args()
+    dilation, console = arguments.dilation, Console(stderr=True)
+    slo_s = dilation * CASCADES["diffserve-1"].slo_s
+    profile = cascade_profile(arguments.data / "dist_sdturbo.txt", dilation)
+    recorded = read_arrivals(arguments.data / "trace_4to32qps.txt")
+    since = recorded.times_s - arguments.start
+    inside = (since >= 0) & (since < arguments.duration)
+    arrivals = Arrivals.of(dilation * since[inside], recorded.prompts[inside])
+    trace = Trace.of(
+        [
+            Arrival(t, f"prompt {n}", n)
+            for t, n in zip(arrivals.times_s.tolist(), arrivals.prompts.tolist(), strict=True)
+        ]
+    )
+
+    twin = simulate(
+        make_policy(arguments.policy, Setting.of(profile, GPUS, slo_s)), arrivals, confidences(profile, trace)
+    )
+    with tempfile.TemporaryDirectory(prefix="weir-live-") as name:
+        folder = Path(name)
+        service = up(written(folder, profile, arguments.policy, slo_s), detach=True, port=0, folder=folder / "state")
+        assert service is not None
+        try:
+            done = replay(
+                trace, service.url, slo_s=slo_s, out=folder / "replay", keep_images=False, timeout_s=10 * slo_s,
+                console=console,
+            )  # fmt: skip
+        finally:
+            down(folder=folder / "state")
+    live = as_outcome(done.outcomes, len(trace), slo_s, arguments.policy)
+    quality = Setting.of(profile, GPUS, slo_s).quality
+    rows = {"live": report(live, quality), "simulated": report(twin, quality)}
+    kept = ("violation_ratio", "light_share", "windowed_quality", "goodput_rps", "p50_s", "p95_s", "p99_s")
+    statuses = Counter(str(a.status) for a in done.outcomes)
+    figures: dict[str, Any] = {
+        "policy": arguments.policy,
+        "requests": len(trace),
+        "dilation": dilation,
+        "slo_s": slo_s,
+        **{run: {key: round(row.to_dict()[key], 5) for key in kept} for run, row in rows.items()},
+        "statuses": dict(statuses),
+        "lost": len(trace) - len(done.outcomes) + statuses["0"],
+        "answers_5xx": sum(n for code, n in statuses.items() if code.startswith("5")),
+        "plans": len({a.plan_version for a in done.outcomes if a.plan_version is not None}),
+        "client_lateness_p99_s": round(float(np.percentile([a.sent_s - a.arrival_s for a in done.outcomes], 99)), 4),
+    }
+    differences = {key: abs(figures["live"][key] - figures["simulated"][key]) for key in GOALS}
+    figures["difference"] = {key: round(value, 5) for key, value in differences.items()}
+    figures["within"] = {key: differences[key] <= most for key, most in GOALS.items()}
+    text = json.dumps(figures, indent=1)
+    sys.stdout.write(text + "\n")
+    if arguments.out:
+        arguments.out.write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    main()
