@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from controller.observation import Observation
+from controller.observation import Batch, Observation
 from controller.policies import Policy
 from load_balancer.admission import Admission
 from simulator.arrivals import Arrivals
@@ -40,12 +40,15 @@ class Simulation:
         seed: int = 0,
         actuation_s: float = 0.0,
         deaths: Sequence[tuple[float, int]] = (),
+        slowdowns: Sequence[tuple[float, float]] = (),
     ):
         """
         Args:
             confidences: of the light image of every request.
             actuation_s: seconds from a decision to its effect.
             deaths: (time, replica) of replicas that die for good.
+            slowdowns: (time, factor) from when on batches take so many times what the profile says. Dispatch knows it
+                at once, as the load balancer does after a few replies.
         """
         setting = policy.setting
         self.policy = policy
@@ -72,9 +75,11 @@ class Simulation:
         self.sequence = 0
         self.pending_plans: deque[tuple[float, Plan]] = deque()
         self.deaths = deque(sorted(deaths))
+        self.slowdowns = deque(sorted(slowdowns))
         self.seen_arrivals = 0
         self.seen_confidences: list[float] = []
         self.seen_deferred = 0
+        self.seen_batches: list[Batch] = []
         self.answered = 0
         self.in_flight_deferred = 0
         self.oldest = 0
@@ -176,7 +181,7 @@ class Simulation:
             return
         replica.running, replica.running_role = batch, role
         seconds = times[len(batch)]
-        replica.busy_until = now + seconds
+        replica.batch_s, replica.busy_until = seconds, now + seconds
         self.busy_s += seconds
         self.sequence += 1
         heapq.heappush(self.events, (replica.busy_until, self.sequence, replica, replica.epoch))
@@ -184,6 +189,8 @@ class Simulation:
 
     def _batch_ended(self, replica: Replica, now: float) -> None:
         batch, replica.running = replica.running, []
+        role = Role.LIGHT if replica.running_role == LIGHT else Role.HEAVY
+        self.seen_batches.append(Batch(role, len(batch), replica.batch_s, replica.kind))
         if replica.running_role == LIGHT:
             self._judge(batch, now)
         else:
@@ -241,6 +248,9 @@ class Simulation:
         """One second of the controller: deaths, observation, and the plans whose time has come."""
         while self.deaths and self.deaths[0][0] <= now:
             self._die(self.fleet.replicas[self.deaths.popleft()[1]], now)
+        while self.slowdowns and self.slowdowns[0][0] <= now:
+            self.fleet.slow_down(self.slowdowns.popleft()[1])
+            self.fleet.set_plan(self.plan)
         while self.oldest < arrived and self.arrived[self.oldest] < now - EXPIRY * self.slo_s:
             i = self.oldest
             self.oldest += 1
@@ -260,6 +270,7 @@ class Simulation:
             arrivals=arrived - self.seen_arrivals,
             confidences=tuple(self.seen_confidences),
             deferred=self.seen_deferred,
+            batches=tuple(self.seen_batches),
             replicas=tuple(counts),
             queued={Role.LIGHT: queued[LIGHT], Role.HEAVY: queued[HEAVY]},
             in_flight=arrived - self.answered - self.expired,
@@ -267,7 +278,7 @@ class Simulation:
             late_answers=self.late_answers,
             late_deferred=self.late_deferred,
         )
-        self.seen_arrivals, self.seen_confidences, self.seen_deferred = arrived, [], 0
+        self.seen_arrivals, self.seen_confidences, self.seen_deferred, self.seen_batches = arrived, [], 0, []
         if alive:
             plan = self.policy.observe(seen)
             if plan is not None:
@@ -316,7 +327,10 @@ def simulate(
     seed: int = 0,
     actuation_s: float = 0.0,
     deaths: Sequence[tuple[float, int]] = (),
+    slowdowns: Sequence[tuple[float, float]] = (),
 ) -> Outcome:
     """One policy over one trace; see :class:`Simulation`."""
-    simulation = Simulation(policy, arrivals, confidences, seed=seed, actuation_s=actuation_s, deaths=deaths)
+    simulation = Simulation(
+        policy, arrivals, confidences, seed=seed, actuation_s=actuation_s, deaths=deaths, slowdowns=slowdowns
+    )
     return simulation.run()

@@ -31,12 +31,13 @@ class Replica:
         times: seconds by batch size, for each role.
         running: requests in the batch being drawn; empty when idle.
         running_role: the role it was begun in; a change of role lets it end as it is.
-        busy_until: end of that batch.
+        batch_s, busy_until: how long that batch takes, and when it ends.
         epoch: grows when a batch is abandoned, so that its end is ignored.
     """
 
     __slots__ = (
         "alive",
+        "batch_s",
         "busy_until",
         "epoch",
         "index",
@@ -57,7 +58,7 @@ class Replica:
         self.limit = 1
         self.queue: deque[int] = deque()
         self.running: list[int] = []
-        self.busy_until = 0.0
+        self.batch_s = self.busy_until = 0.0
         self.alive = True
         self.epoch = 0
 
@@ -68,10 +69,12 @@ class Fleet:
     def __init__(self, setting: Setting, plan: Plan):
         most = max(a.batch_size for a in plan.assignments)
         self.replicas: list[Replica] = []
+        self._profiled: list[tuple[list[float], tuple[float, ...]]] = []  # the times in force, and the profile's
         for kind, gpu in enumerate(setting.gpus):
             most = max(most, *gpu.light.batch_sizes, *gpu.heavy.batch_sizes)
             light = [gpu.light.at(b) + setting.discriminator_s for b in range(most + 2)]
             heavy = [gpu.heavy.at(b) for b in range(most + 2)]
+            self._profiled += [(times, tuple(times)) for times in (light, heavy)]
             for _ in range(gpu.count):
                 self.replicas.append(Replica(len(self.replicas), kind, (light, heavy)))
         n = len(self.replicas)
@@ -99,6 +102,11 @@ class Fleet:
         for replica in alive:
             self.refresh(replica)
         return changed
+
+    def slow_down(self, factor: float) -> None:
+        """Every batch begun from now on takes so many times what the profile says. The book follows at ``set_plan``."""
+        for times, profiled in self._profiled:
+            times[:] = [factor * seconds for seconds in profiled]
 
     def refresh(self, replica: Replica) -> None:
         """Writes down when a busy replica would finish one more image of its role."""

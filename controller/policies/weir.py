@@ -9,6 +9,7 @@ Differences to DiffServe, each with its reason:
 - the objective is measured quality, so nothing is deferred beyond the best mix;
 - F(t) is corrected by live confidences, and the share of deferred requests by what was really deferred: chance and
   error in F(t) are paid back within a few plans;
+- batch times are corrected by what the workers measured;
 - requests go to the replica that finishes first.
 """
 
@@ -18,6 +19,7 @@ from dataclasses import replace
 
 from controller.curves import LiveDeferral
 from controller.demand import DemandForecast
+from controller.latencies import LiveLatency
 from controller.observation import Observation
 from controller.policies.policy import Policy
 from controller.setting import Setting
@@ -56,6 +58,7 @@ class Weir(Policy):
         self._solver = solver
         self._demand = DemandForecast()
         self._deferral = LiveDeferral(setting.deferral)
+        self._latency = LiveLatency(setting)
         self._plan: Plan | None = None
         self._seen_at_s = self._planned_at_s = self._trimmed_at_s = 0.0
         self._planned_rps = 0.0
@@ -87,6 +90,7 @@ class Weir(Policy):
         self._demand.observe(seen.arrivals, seen.now_s - self._seen_at_s)
         self._seen_at_s = seen.now_s
         self._deferral.observe(seen.confidences)
+        self._latency.observe(seen.batches, seen.now_s)
         self._owed += self._share * len(seen.confidences) - seen.deferred
         self._owed = max(-self._most_owed(), min(self._most_owed(), self._owed))
         if not any(seen.replicas):
@@ -136,7 +140,7 @@ class Weir(Policy):
         return Problem(
             gpus=tuple(
                 replace(gpu, count=count, running_light=running)
-                for gpu, count, running in zip(setting.gpus, counts, self._running_light(counts), strict=True)
+                for gpu, count, running in zip(self._latency.gpus(), counts, self._running_light(counts), strict=True)
             ),
             demand_rps=demand_rps,
             slo_s=setting.slo_s,

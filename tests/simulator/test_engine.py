@@ -148,3 +148,18 @@ def test_a_change_of_role_lets_the_running_batch_end_and_moves_the_queue():
     assert outcome.role_changes == 1
     assert not outcome.violated.any()
     assert (outcome.paths == ANSWERED_HEAVY).sum() >= 3
+
+
+def test_a_slower_device_moves_the_plan_within_a_minute_and_keeps_the_deadlines():
+    arrivals = poisson(np.full(150, 6.0), seed=3)
+    confidences = drawn(SETTING.deferral, len(arrivals), seed=4)
+    slower = simulate(make_policy("weir", SETTING), arrivals, confidences, slowdowns=[(60.0, 1.5)])
+    steady = simulate(make_policy("weir", SETTING), arrivals, confidences)
+
+    def share(outcome, since: float) -> float:
+        return outcome.light[outcome.arrivals_s > since].mean()
+
+    assert share(slower, 120) > share(steady, 120) + 0.05
+    assert slower.violated[slower.arrivals_s > 120].mean() < 0.01
+    before, after = ([row for row in slower.plans if low < row[0] < low + 20] for low in (40, 100))
+    assert np.mean([threshold for *_, threshold in after]) < 0.7 * np.mean([threshold for *_, threshold in before])

@@ -1,0 +1,77 @@
+"""How long batches take as it is now: the profile, corrected by the last batches of the workers."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import replace
+from statistics import median
+
+from controller.observation import Batch
+from controller.setting import Setting
+from solvers.problem import GpuType
+from weir.core import LatencyProfile, Role
+
+#: Seconds that a batch counts for. The median follows a device that changed after half of it.
+WINDOW_S = 30.0
+#: Fewer batches than this prove nothing.
+LEAST_BATCHES = 5
+#: A correction stays in force while the median is within this share of it, so that noise moves no plan.
+TOLERANCE = 0.1
+#: Beyond these a clock is broken, not a device.
+LEAST_FACTOR, MOST_FACTOR = 0.1, 10.0
+
+
+class LiveLatency:
+    """A factor on the profiled times for each type of GPU and role: the median of measured over profiled seconds.
+
+    A median, for one stuck batch must not change a plan; one factor for all batch sizes, for a slower clock or a busier
+    host slows all of them, and few sizes are in use at a time.
+    """
+
+    def __init__(self, setting: Setting):
+        self._setting = setting
+        keys = [(index, role) for index in range(len(setting.gpus)) for role in Role]
+        self._ratios: dict[tuple[int, Role], deque[tuple[float, float]]] = {key: deque() for key in keys}
+        self._factors = dict.fromkeys(keys, 1.0)
+
+    def observe(self, batches: Iterable[Batch], now_s: float) -> None:
+        """Takes in the batches that ended since the last call. Times that make no sense are left out."""
+        for batch in batches:
+            key = (batch.gpu, batch.role)
+            if key in self._ratios and batch.size >= 1 and math.isfinite(batch.seconds) and batch.seconds > 0:
+                self._ratios[key].append((now_s, batch.seconds / self._profiled(batch)))
+        for key, ratios in self._ratios.items():
+            while ratios and ratios[0][0] <= now_s - WINDOW_S:
+                ratios.popleft()
+            if len(ratios) < LEAST_BATCHES:
+                continue
+            seen = min(max(median(ratio for _, ratio in ratios), LEAST_FACTOR), MOST_FACTOR)
+            if abs(seen - self._factors[key]) > TOLERANCE * self._factors[key]:
+                self._factors[key] = seen
+
+    def factor(self, role: Role, gpu: int = 0) -> float:
+        """What the profiled times of this role on this type of GPU are multiplied by; without evidence 1."""
+        return self._factors[gpu, role]
+
+    def gpus(self) -> tuple[GpuType, ...]:
+        """The setting's types of GPU with their times as they are now."""
+        return tuple(
+            replace(
+                gpu,
+                light=_scaled(gpu.light, self._factors[index, Role.LIGHT]),
+                heavy=_scaled(gpu.heavy, self._factors[index, Role.HEAVY]),
+            )
+            for index, gpu in enumerate(self._setting.gpus)
+        )
+
+    def _profiled(self, batch: Batch) -> float:
+        seconds = self._setting.gpus[batch.gpu].latency(batch.role).at(batch.size)
+        return seconds + (self._setting.discriminator_s if batch.role is Role.LIGHT else 0.0)
+
+
+def _scaled(profile: LatencyProfile, factor: float) -> LatencyProfile:
+    if factor == 1.0:
+        return profile
+    return LatencyProfile(profile.batch_sizes, tuple(factor * s for s in profile.latency_s))

@@ -1,0 +1,70 @@
+"""Batch times as they are now, from what the workers measured."""
+
+from __future__ import annotations
+
+import math
+import random
+
+import pytest
+
+from controller.latencies import LiveLatency
+from controller.observation import Batch
+from controller.setting import Setting
+from solvers.problem import GpuType
+from solvers.published import cascade
+from weir.core import Role
+
+CASCADE = cascade("diffserve-1")
+SETTING = Setting((GpuType("a100", 4, CASCADE.light, CASCADE.heavy),), 5.0, CASCADE.deferral, discriminator_s=0.02)
+
+
+def heavy(factor: float, size: int = 2) -> Batch:
+    return Batch(Role.HEAVY, size, factor * CASCADE.heavy.at(size))
+
+
+def after(latency: LiveLatency, seconds: int, batches: list[Batch], start: float = 0.0) -> LiveLatency:
+    for second in range(seconds):
+        latency.observe(batches, start + second)
+    return latency
+
+
+def test_without_evidence_the_profile_holds():
+    latency = LiveLatency(SETTING)
+    latency.observe([heavy(3.0)] * 2, 1.0)
+    assert latency.gpus() == SETTING.gpus
+
+
+def test_a_slower_device_shows_within_a_minute_in_its_role_alone():
+    latency = after(after(LiveLatency(SETTING), 60, [heavy(1.0)]), 30, [heavy(1.5)], start=60)
+    assert latency.factor(Role.HEAVY) == pytest.approx(1.5)
+    assert latency.factor(Role.LIGHT) == 1.0
+    assert latency.gpus()[0].heavy.at(4) == pytest.approx(1.5 * CASCADE.heavy.at(4))
+
+
+def test_it_shows_when_the_device_is_itself_again():
+    latency = after(after(LiveLatency(SETTING), 60, [heavy(1.5)]), 40, [heavy(1.0)], start=60)
+    assert latency.factor(Role.HEAVY) == pytest.approx(1.0)
+
+
+def test_the_light_profile_is_held_against_batches_with_their_judgement():
+    latency = after(LiveLatency(SETTING), 40, [Batch(Role.LIGHT, 4, CASCADE.light.at(4) + 0.02)])
+    assert latency.factor(Role.LIGHT) == 1.0
+
+
+def test_noise_and_outliers_move_nothing():
+    chance = random.Random(1)
+    latency = LiveLatency(SETTING)
+    for second in range(300):
+        noisy = [heavy(chance.uniform(0.8, 1.2), chance.choice((1, 2, 4))) for _ in range(3)]
+        latency.observe([*noisy, heavy(50.0)] if second % 5 == 0 else noisy, float(second))
+        assert latency.gpus() == SETTING.gpus
+
+
+@pytest.mark.parametrize("seconds", [0.0, -1.0, math.nan, math.inf])
+def test_times_that_make_no_sense_are_left_out(seconds):
+    latency = after(LiveLatency(SETTING), 40, [Batch(Role.HEAVY, 1, seconds), Batch(Role.HEAVY, 0, 1.0)])
+    assert latency.gpus() == SETTING.gpus
+
+
+def test_a_broken_clock_is_not_believed_without_bound():
+    assert after(LiveLatency(SETTING), 40, [heavy(1e6)]).factor(Role.HEAVY) == 10.0
