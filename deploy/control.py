@@ -22,8 +22,9 @@ from weir.config import ServiceConfig
 from weir.core import Plan
 from weir.profiles import load_profile
 
-#: A load balancer that does not answer within this time is asked again in the next second.
+#: A load balancer or a dashboard that does not answer in time is asked again; `weir down` waits no longer for them.
 TIMEOUT_S = 5.0
+DASHBOARD_TIMEOUT_S = 15.0
 
 
 def controller(

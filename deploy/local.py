@@ -197,9 +197,10 @@ def _serve(
         state.write(running)
         console.print(f"{state.name} is up: {url}/v1 (dashboard {dashboard}); Ctrl-C stops it", highlight=False)
         if service.controller.policy != "static":
-            from deploy.control import controller, start
+            from deploy.control import DASHBOARD_TIMEOUT_S, controller, start
 
-            thread = start(controller(service, config_path, publisher, *address), stop)
+            impatient = Publisher(dashboard, DASHBOARD_TIMEOUT_S)
+            thread = start(controller(service, config_path, impatient, *address), stop)
             stack.callback(thread.join)  # it publishes nothing after the application is taken off
             stack.callback(stop.set)
         if on_ready:

@@ -16,6 +16,8 @@ from weir.errors import NotReady
 
 APPLICATION = "weir"
 POLL_S = 0.2
+#: The first configuration starts Serve itself, which takes its time on a busy machine.
+START_TIMEOUT_S = 120.0
 
 
 def render(config_path: Path | str, plan: Plan, *, host: str, port: int) -> dict[str, Any]:
@@ -62,17 +64,29 @@ def is_applied(details: dict[str, Any], plan: Plan) -> bool:
     return given.get("version") == plan.version and running == len(plan.assignments)
 
 
+class _Client(ServeSubmissionClient):
+    """Ray's client, which by itself waits for a hanging dashboard for ever."""
+
+    def __init__(self, dashboard: str, timeout_s: float):
+        self._timeout_s = timeout_s
+        super().__init__(dashboard)
+
+    def _do_request(self, *args: Any, **kwargs: Any) -> requests.Response:
+        return super()._do_request(*args, **{"timeout": self._timeout_s, **kwargs})
+
+
 class Publisher:
     """One writer of the application's configuration.
 
     Args:
         dashboard: http address of the Ray dashboard. Ray's token, where the cluster has one, is sent along.
+        timeout_s: a call that is not answered by then has failed.
     """
 
-    def __init__(self, dashboard: str):
+    def __init__(self, dashboard: str, timeout_s: float = START_TIMEOUT_S):
         self._dashboard = dashboard
         with self._typed("connect"):
-            self._client = ServeSubmissionClient(dashboard)
+            self._client = _Client(dashboard, timeout_s)
 
     def put(self, body: dict[str, Any]) -> None:
         """Sends the configuration; returns before it is applied.

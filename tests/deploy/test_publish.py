@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from copy import deepcopy
@@ -109,6 +110,14 @@ def dashboard() -> Iterator[Callable[[], str]]:
 def test_a_refused_configuration_is_a_typed_error_that_says_why(dashboard):
     with pytest.raises(NotReady, match="did not take the configuration: ValueError: no room; "):
         Publisher(dashboard()).put(rendered(plan()))
+
+
+def test_a_dashboard_that_hangs_is_given_up_in_time():
+    with socket.socket() as hanging:  # it takes connections and never answers
+        hanging.bind(("127.0.0.1", 0))
+        hanging.listen()
+        with pytest.raises(NotReady, match=r"did not connect: .*timed out"):
+            Publisher(f"http://127.0.0.1:{hanging.getsockname()[1]}", timeout_s=0.2)
 
 
 def test_a_dashboard_that_is_gone_is_a_typed_error():
