@@ -1,0 +1,332 @@
+"""What the cache costs and what each eviction policy saves.
+
+    python -m benchmarks.cache eviction --prompts FILE        a log of prompts, one a line, in submission order
+    python -m benchmarks.cache eviction --requests 1000000    a synthetic log with recurring themes
+    python -m benchmarks.cache lookup --entries 100000        similarity search: p50, p99, memory, rebuild
+    python -m benchmarks.cache fetch                          states of 128 and 512 KiB from a Redis on this machine
+
+Capacities count states. Every policy runs on the same machinery, once with NIRVANA's insertion (after misses, nearest
+neighbour only) and once with Weir's (after hits too, best of four neighbours).
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import os
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from cache.approaches import approach
+from cache.backend import Backend
+from cache.encoder import WordEncoder
+from cache.eviction import POLICIES
+from cache.index import VectorIndex
+from cache.quantise import quantise, restore
+from cache.redis_backend import RedisBackend
+from cache.redis_server import RedisServer
+from cache.replay import read_log, replay_prompts
+from cache.seal import Compression
+from cache.store import SealedStore, state_key
+from weir.core import ImageRequest
+from weir.states import State, capture_steps
+
+console = Console()
+
+
+class SmallIndex:
+    """An exact index of few vectors: what one theme of the synthetic log needs."""
+
+    def __init__(self, dim: int):
+        self._rows = np.zeros((4, dim), np.float32)
+        self._ids: list[int] = []
+        self._place: dict[int, int] = {}
+
+    def add(self, ident: int, vector: np.ndarray) -> None:
+        if len(self._ids) == len(self._rows):
+            self._rows = np.concatenate([self._rows, np.zeros_like(self._rows)])
+        self._rows[len(self._ids)] = vector
+        self._place[ident] = len(self._ids)
+        self._ids.append(ident)
+
+    def add_many(self, ids: Sequence[int], vectors: np.ndarray) -> None:
+        for ident, vector in zip(ids, vectors, strict=True):
+            self.add(ident, vector)
+
+    def remove(self, ident: int) -> None:
+        place, last = self._place.pop(ident), self._ids.pop()
+        if last != ident:
+            self._ids[place], self._place[last] = last, place
+            self._rows[place] = self._rows[len(self._ids)]
+
+    def search(self, vector: np.ndarray, count: int = 1) -> list[tuple[int, float]]:
+        if not self._ids:
+            return []
+        cosines = self._rows[: len(self._ids)] @ vector
+        if count == 1 or len(cosines) == 1:
+            best = [int(cosines.argmax())]
+        else:
+            best = np.argpartition(-cosines, min(count, len(cosines)) - 1)[:count].tolist()
+            best.sort(key=lambda i: -cosines[i])
+        return [(self._ids[i], float(cosines[i])) for i in best]
+
+
+def synthetic_log(requests: int, seed: int, dim: int = 32) -> tuple[np.ndarray, list[str]]:
+    """Unit vectors [N, dim] of prompts with recurring themes, and the theme of each.
+
+    The model: one theme for every 50 requests, the n-th asked for as often as n ** -0.8; half of the places in this
+    ranking are trends, whose theme gives way to a new one after 20 requests on average. A prompt is its theme's centre
+    and a detail of its own; within a theme the mean cosine is uniform in 0.55…0.8. With 0.35 one of the last 50 users
+    goes on instead: in 0.3 of these with the same prompt, else with one of cosine 0.7…0.99 to it. Prompts of different
+    themes are not compared (their cosine is about 0).
+    """
+    rng = np.random.default_rng(seed)
+    themes = max(100, requests // 50)
+    popularity = np.arange(1, themes + 1) ** -0.8
+    ranks = rng.choice(themes, size=requests, p=popularity / popularity.sum())
+    trend = rng.random(themes) < 0.5
+    now, fresh = np.arange(themes), themes
+    centres: dict[int, tuple[np.ndarray, float]] = {}
+    users: list[tuple[int, np.ndarray]] = []
+    vectors, names = np.zeros((requests, dim), np.float32), []
+
+    def direction() -> np.ndarray:
+        vector = rng.normal(size=dim)
+        return vector / np.linalg.norm(vector)
+
+    for i in range(requests):
+        if users and rng.random() < 0.35:
+            place = int(rng.integers(len(users)))
+            theme, vector = users[place]
+            if rng.random() >= 0.3:
+                cosine = rng.uniform(0.7, 0.99)
+                vector = cosine * vector + np.sqrt(1 - cosine**2) * direction()
+                vector /= np.linalg.norm(vector)
+            users[place] = (theme, vector)
+        else:
+            rank = ranks[i]
+            if trend[rank] and rng.random() < 1 / 20:
+                now[rank], fresh = fresh, fresh + 1
+            theme = int(now[rank])
+            centre, mean = centres.setdefault(theme, (direction(), rng.uniform(0.55, 0.8)))
+            vector = np.sqrt(mean) * centre + np.sqrt(1 - mean) * direction()
+            vector /= np.linalg.norm(vector)
+            users = [*users[-49:], (theme, vector)]
+        vectors[i] = vector
+        names.append(str(theme))
+    return vectors, names
+
+
+def eviction(args: argparse.Namespace) -> dict:
+    """Compute saved by policy and capacity."""
+    if args.prompts:
+        log = read_log(args.prompts)
+        vectors, themes = WordEncoder().encode(log.prompts), None
+        capacities = args.capacities or [150, 500, 1500, 5000]
+        what = f"{len(log.prompts)} prompts of {args.prompts.name} in order, encoder words-1024"
+    else:
+        vectors, themes = synthetic_log(args.requests, args.seed)
+        capacities = args.capacities or [1_500, 15_000, 150_000]
+        what = f"synthetic log of {args.requests} prompts, seed {args.seed}"
+    found: dict = {"log": what, "rules": {}}
+    for rules in ("nirvana", "weir"):
+        index = (lambda: SmallIndex(vectors.shape[1])) if themes else None
+        rows: dict[str, dict[str, float]] = {}
+        for capacity in [*capacities, len(vectors) * 5]:
+            names = list(POLICIES) if capacity < len(vectors) * 5 else ["lru"]
+            for name in names:
+                figures = replay_prompts(
+                    vectors, approach(rules), eviction=name, capacity=capacity, index=index, partitions=themes
+                )
+                rows.setdefault(str(capacity), {})[name] = figures.steps_saved
+                console.print(
+                    f"{rules} insertion, {capacity} states, {name}: {figures.steps_saved:.4f} "
+                    f"{ {k: round(v, 3) for k, v in figures.shares.items()} }",
+                    highlight=False,
+                )
+                gc.collect()
+        found["rules"][rules] = rows
+        table = Table("states", *POLICIES, title=f"share of steps saved, {rules} insertion: {what}")
+        for capacity, row in rows.items():
+            table.add_row(capacity, *(f"{row[p]:.4f}" if p in row else "" for p in POLICIES))
+        console.print(table)
+    return found
+
+
+def percentiles(seconds: list[float]) -> dict[str, float]:
+    return {f"p{q}_ms": float(np.percentile(seconds, q)) * 1e3 for q in (50, 99)}
+
+
+def resident_mib() -> float:
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+def lookup(args: argparse.Namespace) -> dict:
+    """Similarity search at a number of entries, alone and beside a writer; clustered vectors, as prompts are."""
+    rng = np.random.default_rng(0)
+    centres = rng.normal(size=(2000, args.dim)).astype(np.float32)
+    ids = np.arange(args.entries)
+    vectors = centres[rng.integers(2000, size=args.entries)]
+    for start in range(0, args.entries, 100_000):
+        part = vectors[start : start + 100_000]
+        part += 0.5 * rng.normal(size=part.shape).astype(np.float32)
+        part /= np.linalg.norm(part, axis=1, keepdims=True)
+    queries = vectors[rng.integers(args.entries, size=args.queries)]
+    queries = queries + 0.1 * rng.normal(size=queries.shape).astype(np.float32) / np.sqrt(args.dim)
+    queries /= np.linalg.norm(queries, axis=1, keepdims=True)
+    before = resident_mib()
+    index = VectorIndex(args.dim)
+    started = time.perf_counter()
+    index.add_many(ids.tolist(), vectors)
+    build_s = time.perf_counter() - started
+    gc.collect()
+    memory = resident_mib() - before
+
+    def timed(times: int) -> list[float]:
+        seconds = []
+        for query in queries[:times]:
+            begin = time.perf_counter()
+            index.search(query, 4)
+            seconds.append(time.perf_counter() - begin)
+        return seconds
+
+    timed(50)
+    alone = timed(args.queries)
+    stop = threading.Event()
+    written = [0]
+
+    def write() -> None:
+        at = args.entries
+        while not stop.is_set():
+            index.add(at, vectors[at % args.entries])
+            index.remove(at - 50 if at - 50 >= args.entries else at % args.entries)
+            at, written[0] = at + 1, written[0] + 1
+            time.sleep(0.005)
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    beside = timed(args.queries)
+    stop.set()
+    writer.join()
+    sample = queries[:200]
+    exact = np.array([int((vectors @ q).argmax()) for q in sample])
+    recall = float(np.mean([index.search(q)[0][0] == e for q, e in zip(sample, exact, strict=True)]))
+    path = Path(args.snapshot)
+    started = time.perf_counter()
+    index.save(path)
+    save_s = time.perf_counter() - started
+    started = time.perf_counter()
+    VectorIndex.load(path)
+    load_s = time.perf_counter() - started
+    size_mib = path.stat().st_size / 2**20
+    path.unlink()
+    path.with_suffix(".json").unlink()
+    found = {
+        "entries": args.entries,
+        "dim": args.dim,
+        "cells": index.cells,
+        "build_s": build_s,
+        "index_mib": memory,
+        "alone": percentiles(alone),
+        "beside_a_writer": percentiles(beside) | {"writes": written[0]},
+        "recall_at_1": recall,
+        "snapshot": {"mib": size_mib, "save_s": save_s, "load_s": load_s},
+    }
+    console.print_json(json.dumps(found))
+    return found
+
+
+def fetch(args: argparse.Namespace) -> dict:
+    """Fetching a state as a worker does: Redis, the tag, the tensors; by size and compression."""
+    server = RedisServer.start()
+    found: dict = {}
+    try:
+        for side, channels in ((128, 4), (128, 16)):
+            for compression in ("none", "zlib", "int8"):
+                found[f"{2 * channels * side**2 // 1024} KiB, {compression}"] = _fetched(
+                    RedisBackend(server.url, read_s=1, write_s=1), (channels, side, side), compression, args.times
+                )
+    finally:
+        server.stop()
+    table = Table("state", "put p50", "p99", "get p50", "p99", "bytes", "Redis MiB for 200", "rms error")
+    for name, row in found.items():
+        table.add_row(
+            name,
+            f"{row['put']['p50_ms']:.2f} ms",
+            f"{row['put']['p99_ms']:.2f}",
+            f"{row['get']['p50_ms']:.2f} ms",
+            f"{row['get']['p99_ms']:.2f}",
+            str(row["bytes"]),
+            f"{row['redis_mib']:.0f}",
+            f"{row['rms_error']:.4f}",
+        )
+    console.print(table)
+    return found
+
+
+def _fetched(backend: Backend, shape: tuple[int, int, int], compression: Compression, times: int) -> dict:
+    store = SealedStore(backend, os.urandom(32), compression)
+    rng = np.random.default_rng(0)
+    latent = rng.normal(size=shape).astype(np.float16)
+    put, get, count = [], [], 200
+    base = backend.used_bytes() or 0
+    for i in range(count):
+        request = ImageRequest(str(i), "", 0, 1024, 1024, 0.0, cache_partition="p")
+        begin = time.perf_counter()
+        store.put(request, [State(latent, 10, 50, "s", "m")])
+        put.append(time.perf_counter() - begin)
+    used = (backend.used_bytes() or 0) - base
+    for i in range(times):
+        begin = time.perf_counter()
+        state = store.get(state_key("p", str(i % count), 10))
+        get.append(time.perf_counter() - begin)
+        assert state is not None
+    size = backend.sizes([state_key("p", "0", 10)])[0]
+    store.purge()
+    read = restore(quantise(latent)) if compression == "int8" else latent
+    error = float(np.sqrt(np.mean((read.astype(np.float64) - latent.astype(np.float64)) ** 2)))
+    return {
+        "put": percentiles(put),
+        "get": percentiles(get),
+        "bytes": size,
+        "redis_mib": used / 2**20,
+        "rms_error": error,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, help="also write the figures as JSON")
+    commands = parser.add_subparsers(required=True)
+    one = commands.add_parser("eviction")
+    one.add_argument("--prompts", type=Path)
+    one.add_argument("--requests", type=int, default=100_000)
+    one.add_argument("--capacities", type=int, nargs="+")
+    one.add_argument("--seed", type=int, default=0)
+    one.set_defaults(run=eviction)
+    one = commands.add_parser("lookup")
+    one.add_argument("--entries", type=int, default=100_000)
+    one.add_argument("--dim", type=int, default=768)
+    one.add_argument("--queries", type=int, default=5_000)
+    one.add_argument("--snapshot", default="runs/index.faiss")
+    one.set_defaults(run=lookup)
+    one = commands.add_parser("fetch")
+    one.add_argument("--times", type=int, default=2_000)
+    one.set_defaults(run=fetch)
+    args = parser.parse_args()
+    found = args.run(args)
+    if args.out:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.write_text(json.dumps(found, indent=1))
+
+
+if __name__ == "__main__":
+    main()
