@@ -152,6 +152,10 @@ def main() -> None:
     live = as_outcome(done.outcomes, len(trace), slo_s, arguments.policy)
     quality = Setting.of(profile, GPUS, slo_s).quality
     rows = {"live": report(live, quality), "simulated": report(twin, quality)}
+    paths = {
+        run: {path.value: round(float((outcome.paths == code).mean()), 5) for path, code in PATHS.items() if path}
+        for run, outcome in (("live", live), ("simulated", twin))
+    }
     kept = ("violation_ratio", "light_share", "windowed_quality", "goodput_rps", "p50_s", "p95_s", "p99_s")
     statuses = Counter(str(a.status) for a in done.outcomes)
     figures: dict[str, Any] = {
@@ -160,6 +164,7 @@ def main() -> None:
         "dilation": dilation,
         "slo_s": slo_s,
         **{run: {key: round(row.to_dict()[key], 5) for key in kept} for run, row in rows.items()},
+        "paths": paths,
         "statuses": dict(statuses),
         "lost": len(trace) - len(done.outcomes) + statuses["0"],
         "answers_5xx": sum(n for code, n in statuses.items() if code.startswith("5")),
