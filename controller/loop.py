@@ -14,8 +14,10 @@ from dataclasses import replace
 
 from controller.counters import Counters
 from controller.policies import Policy
-from weir.core import Plan
+from weir import metrics as metrics_of
+from weir.core import Plan, Role
 from weir.errors import PlanError
+from weir.metrics import Metrics, NoMetrics
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +37,7 @@ class Controller:
         size: replicas of the pool. A plan is for those alive; Serve brings the others back meanwhile.
         look: the load balancer's counters; its argument is the look before.
         publish: sends a plan on its way, and raises when it could not; its second argument is the plan in force.
+        metrics: where the controller says what it sees and does.
         clock: seconds, only moves forward.
     """
 
@@ -45,12 +48,14 @@ class Controller:
         *,
         look: Callable[[Counters | None], Counters],
         publish: Callable[[Plan, Plan], None],
+        metrics: Metrics | None = None,
         clock: Callable[[], float] = time.monotonic,
     ):
         self._make_policy = make_policy
         self._size = size
         self._look = look
         self._publish = publish
+        self._metrics = metrics or NoMetrics()
         self._clock = clock
         self._policy: Policy | None = None
         self._policy_since = 0.0
@@ -58,6 +63,8 @@ class Controller:
         self._version = 0
         self._published: Plan | None = None
         self._published_at = 0.0
+        self._in_force_since = (0, 0.0)
+        self._seen_at = 0.0
         self._trouble = ""
 
     def run(self, stop: threading.Event) -> None:
@@ -70,6 +77,7 @@ class Controller:
         try:
             self._step()
         except Exception as error:
+            self._metrics.add(metrics_of.FAILURES)
             trouble = f"{type(error).__name__}: {error}"
             if trouble != self._trouble:
                 log.warning("kept plan %d: %s", self._before.plan.version if self._before else 0, trouble)
@@ -82,6 +90,7 @@ class Controller:
     def _step(self) -> None:
         seen = self._look(self._before)
         self._before, before = seen, self._before
+        self._tell_of(seen, before)
         self._version = max(self._version, seen.plan.version)
         if not seen.ranks:
             return  # nobody could follow a plan
@@ -89,6 +98,7 @@ class Controller:
         latest = self._published if self._published and self._published.version > seen.plan.version else seen.plan
         if plan is not None and plan != replace(latest, version=plan.version):
             self._send(plan, seen.plan)
+            self._tell_change(seen.plan, plan)
         elif latest is not seen.plan and self._clock() - self._published_at > APPLY_S:
             self._send(latest, seen.plan)
 
@@ -104,6 +114,7 @@ class Controller:
                 plan = policy.first_plan()
         else:
             plan = policy.observe(seen.since(before, self._clock() - self._policy_since))
+        self._tell_account(policy)
         if plan is not None:
             plan = spread(plan, seen.ranks, self._size)
         self._policy = policy
@@ -119,6 +130,42 @@ class Controller:
                 self._policy.resume(running)  # it believes in a plan that is not in force
             raise
         self._published, self._published_at = plan, self._clock()
+
+    # ------------------------------------------------------------------------------------------------- metrics
+
+    def _tell_of(self, seen: Counters, before: Counters | None) -> None:
+        now, plan, tell = self._clock(), seen.plan, self._metrics
+        if self._in_force_since[0] != plan.version:
+            self._in_force_since = (plan.version, now)
+        if before is not None and now > self._seen_at:
+            tell.set(metrics_of.DEMAND, seen.since(before, now).arrivals / (now - self._seen_at))
+        self._seen_at = now
+        tell.set(metrics_of.PLAN_VERSION, plan.version)
+        tell.set(metrics_of.PLAN_AGE, now - self._in_force_since[1])
+        tell.set(metrics_of.PLAN_THRESHOLD, plan.threshold)
+        tell.set(metrics_of.PLAN_ADMITTED, -1.0 if plan.admitted_rps is None else plan.admitted_rps)
+        for role in Role:
+            sizes = [a.batch_size for a in plan.assignments if a.role is role]
+            tell.set(metrics_of.PLAN_REPLICAS, len(sizes), role=role.value)
+            tell.set(metrics_of.PLAN_BATCH_SIZE, max(sizes, default=0), role=role.value)
+        tell.set(metrics_of.REPLICAS, len(seen.ranks))
+        tell.set(metrics_of.IN_FLIGHT, seen.in_flight)
+
+    def _tell_account(self, policy: Policy) -> None:
+        account = policy.account
+        self._metrics.set(metrics_of.FORECAST, account.forecast_rps)
+        if account.solution is not None:
+            self._metrics.set(metrics_of.SOLVE_SECONDS, account.solution.seconds)
+        for status, count in account.solved.items():
+            self._metrics.add(metrics_of.SOLVES, count, status=status)
+        account.solved.clear()
+        for role, factor in account.latency_factors.items():
+            self._metrics.set(metrics_of.LATENCY_FACTOR, factor, role=role.value)
+
+    def _tell_change(self, running: Plan, plan: Plan) -> None:
+        flips = sum(a.role is not b.role for a, b in zip(running.assignments, plan.assignments, strict=False))
+        self._metrics.add(metrics_of.PLANS)
+        self._metrics.add(metrics_of.ROLE_FLIPS, flips)
 
 
 def spread(plan: Plan, ranks: Iterable[int], size: int) -> Plan:

@@ -20,6 +20,7 @@ from deploy.app import BALANCER
 from deploy.publish import APPLICATION, Publisher, render
 from weir.config import ServiceConfig
 from weir.core import Plan
+from weir.metrics import RayMetrics
 from weir.profiles import load_profile
 
 #: A load balancer or a dashboard that does not answer in time is asked again; `weir down` waits no longer for them.
@@ -51,7 +52,13 @@ def controller(
         else:
             publisher.put(render(config_path, plan, host=host, port=port))
 
-    return Controller(lambda: make_policy(service.controller.policy, setting), size, look=look, publish=publish)
+    return Controller(
+        lambda: make_policy(service.controller.policy, setting),
+        size,
+        look=look,
+        publish=publish,
+        metrics=RayMetrics(),
+    )
 
 
 def start(it: Controller, stop: threading.Event) -> threading.Thread:

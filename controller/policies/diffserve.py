@@ -77,6 +77,7 @@ class DiffServe(Policy):
             self._demand.mean, gpus=sum(seen.replicas), queue_delay_s=(delays[0], delays[1]), tie_break=TIE_BREAK
         )
         solution = solve(problem)
+        self.account.solves(self._demand.mean, solution)
         if solution.shed_rps > 0:
             # The artifact's program is infeasible here and its control thread dies; the running plan stays.
             return None

@@ -3,11 +3,36 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections import Counter
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 from controller.observation import Observation
 from controller.setting import Setting
+from solvers.solution import Solution
 from weir.core import LatencyProfile, Plan, ReplicaChoice, Role, Rules
+
+
+@dataclass(slots=True)
+class Account:
+    """What a policy's last plan was made of, for those who watch it.
+
+    Attributes:
+        forecast_rps: demand it was made for, head-room included.
+        solution: None where nothing had to be solved.
+        solved: solutions so far, by status.
+        latency_factors: measured over profiled batch times.
+    """
+
+    forecast_rps: float = 0.0
+    solution: Solution | None = None
+    solved: Counter[str] = field(default_factory=Counter)
+    latency_factors: dict[Role, float] = field(default_factory=lambda: dict.fromkeys(Role, 1.0))
+
+    def solves(self, forecast_rps: float, solution: Solution) -> None:
+        """Notes one solution."""
+        self.forecast_rps, self.solution = forecast_rps, solution
+        self.solved[solution.status.value] += 1
 
 
 class Policy(ABC):
@@ -20,6 +45,7 @@ class Policy(ABC):
         name: in the registry.
         rules: of its plans. Until a policy says otherwise: Weir's dispatch, what cannot be ready by the deadline is
             dropped, and a light image that was deferred is not kept as an answer, for no published system does.
+        account: of its last plan.
     """
 
     name: ClassVar[str]
@@ -27,6 +53,7 @@ class Policy(ABC):
     def __init__(self, setting: Setting):
         self.setting = setting
         self.rules = Rules(drop_after_s=setting.slo_s, light_fallback=False)
+        self.account = Account()
         self._version = 0
 
     @abstractmethod

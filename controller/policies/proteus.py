@@ -44,7 +44,8 @@ class Proteus(Policy):
         if self._planned_at_s and seen.now_s - self._planned_at_s < PERIOD_S:
             return None
         self._planned_at_s = seen.now_s
-        return self._plan(OVER_PROVISION * self._demand.rate_rps())
+        self.account.forecast_rps = OVER_PROVISION * self._demand.rate_rps()
+        return self._plan(self.account.forecast_rps)
 
     def _plan(self, demand_rps: float) -> Plan:
         n = self.setting.replicas

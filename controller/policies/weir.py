@@ -91,6 +91,7 @@ class Weir(Policy):
         self._seen_at_s = seen.now_s
         self._deferral.observe(seen.confidences)
         self._latency.observe(seen.batches, seen.now_s)
+        self.account.latency_factors = {role: self._latency.factor(role) for role in Role}
         self._owed += self._share * len(seen.confidences) - seen.deferred
         self._owed = max(-self._most_owed(), min(self._most_owed(), self._owed))
         if not any(seen.replicas):
@@ -112,6 +113,7 @@ class Weir(Policy):
     def _publish(self, demand_rps: float, counts: tuple[int, ...]) -> Plan:
         problem = self._problem(demand_rps, counts)
         solution = solve(problem, self._solver)
+        self.account.solves(demand_rps, solution)
         if solution.status is Status.LIGHTEST and self._plan and len(self._plan.assignments) == sum(counts):
             return self._trimmed(self._plan, self.next_version())  # no solver answered: the last good split stays
         self._share, self._planned_rps = solution.deferral, demand_rps

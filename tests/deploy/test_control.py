@@ -15,6 +15,7 @@ import httpx
 import psutil
 import pytest
 import yaml
+from prometheus_client.parser import text_string_to_metric_families
 
 from controller.loop import Controller
 from controller.policies.weir import Weir
@@ -22,6 +23,7 @@ from deploy.cluster import cluster
 from deploy.local import bindable, readiness
 from deploy.publish import Publisher, render
 from tests.deploy.conftest import FAMILY
+from weir import metrics
 from weir.config import load_service
 
 pytestmark = [
@@ -118,6 +120,22 @@ async def test_a_demand_step_flips_roles_without_a_restart_and_without_a_failed_
     assert set(await up.load(MANY, until=lambda: up.plan()["light"] > 1)) == {200}
     assert up.plan()["version"] > before["version"] > 1
     assert up.pids() == pids
+
+
+async def test_what_the_controller_does_can_be_scraped(up):
+    import ray
+
+    address = f"http://127.0.0.1:{ray.nodes()[0]['MetricsExportPort']}/metrics"
+    end = time.monotonic() + 60
+    while "ray_weir_plan_version" not in (text := httpx.get(address, timeout=10).text):  # Ray reports in intervals
+        assert time.monotonic() < end
+        await asyncio.sleep(0.5)
+    families = {family.name: family for family in text_string_to_metric_families(text)}
+    names = {f"ray_{metric.name.removesuffix('_total')}" for metric in metrics.ALL if metric is not metrics.FAILURES}
+    assert names <= set(families)
+    (version,) = families["ray_weir_plan_version"].samples
+    assert 1 <= version.value <= up.plan()["version"]
+    assert {sample.labels["role"] for sample in families["ray_weir_plan_replicas"].samples} == {"light", "heavy"}
 
 
 async def test_a_policy_that_raises_changes_nothing_and_serving_goes_on(up, monkeypatch):
