@@ -40,7 +40,10 @@ from weir.core import Path as Route
 from weir.profiles import Profile
 from workers.emulated import EmulatedEngine
 
-CONFIG = Path(__file__).resolve().parent.parent / "deploy" / "configs" / "emulated-16.yaml"
+DEPLOY = Path(__file__).resolve().parent.parent / "deploy"
+CONFIG = DEPLOY / "configs" / "emulated-16.yaml"
+#: Cascade 1. Its numbers of steps have to be those of the profile.
+FAMILY = DEPLOY / "families" / "sd15-turbo.yaml"
 GPUS = 16
 #: The most that cluster and twin may differ by, in shares of the requests.
 GOALS = {"violation_ratio": 0.005, "light_share": 0.03}
@@ -76,7 +79,7 @@ def written(folder: Path, profile: Profile, policy: str, slo_s: float) -> Path:
     """The emulated cluster's configuration with this profile, policy and deadline."""
     fields: dict[str, Any] = yaml.safe_load(CONFIG.read_text())
     (folder / "profile.json").write_text(profile.model_dump_json())
-    fields["family"] = str((CONFIG.parent / fields["family"]).resolve())
+    fields["family"] = str(FAMILY)
     fields["pool"]["emulate"] = str(folder / "profile.json")
     plan = make_policy(policy, Setting.of(profile, GPUS, slo_s)).first_plan()
     fields["plan"] |= {
