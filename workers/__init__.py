@@ -1,1 +1,1 @@
-"""The models: families, batching replicas, the profiler, emulated workers."""
+"""The models: families, the step loop, replicas, the profiler, emulated workers."""

@@ -15,6 +15,7 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
+from diffusers.models.attention_processor import Attention
 from PIL import Image
 
 from weir.config import FamilyConfig
@@ -501,7 +502,27 @@ def _prepare_unet(unet: Any, cuda: bool, compiled: bool) -> Any:
     """What is called in place of the denoiser. Channels-last is what tensor cores read; on the CPU it gains nothing."""
     if cuda:
         unet.to(memory_format=torch.channels_last)
-    return torch.compile(unet, dynamic=True) if compiled else unet
+    if compiled:
+        return torch.compile(unet, dynamic=True)
+    for module in unet.modules():
+        if isinstance(module, Attention) and module.is_cross_attention:
+            for projection in (module.to_k, module.to_v):
+                projection.forward = _remembering(projection.forward)
+    return unet
+
+
+def _remembering(forward: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Keys and values of the prompts are the same at every step: made again only when the batch changes."""
+    seen: torch.Tensor | None = None
+    made: torch.Tensor | None = None
+
+    def remembering(states: torch.Tensor) -> torch.Tensor:
+        nonlocal seen, made
+        if made is None or states is not seen:
+            seen, made = states, forward(states)
+        return made
+
+    return remembering
 
 
 def _prepare_decoder(vae: Any, side: int) -> None:

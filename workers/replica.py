@@ -7,7 +7,7 @@ import logging
 import os
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
@@ -38,7 +38,8 @@ class Worker:
         family: ``FamilyConfig.model_dump()``.
         plan: ``Plan.to_dict()`` to start with; later ones come as ``user_config``.
         emulate: profile file whose latencies are slept instead of running models.
-        states: where states to resume from are found, and captured ones are kept. None: every request runs from noise.
+        states: makes the store where states to resume from are found, and captured ones are kept; called in the
+            replica's process, so that no connection travels. None: every request runs from noise.
 
     Raises:
         ConfigError: the family's folders or the profile are not what they should be.
@@ -59,12 +60,12 @@ class Worker:
         family: dict[str, Any],
         plan: dict[str, Any],
         emulate: str | None = None,
-        states: StateStore | None = None,
+        states: Callable[[], StateStore] | None = None,
     ):
         self.family = FamilyConfig.model_validate(family)
         self.plan = Plan.from_dict(plan)
         self.replica, self.rank = _identity()
-        self.states = states
+        self.states = None if states is None else states()
         #: What went wrong with single images and states, by error code.
         self.failures: Counter[str] = Counter()
         self._store = ThreadPoolExecutor(4, thread_name_prefix="states")

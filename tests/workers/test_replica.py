@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import threading
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from tests.workers.samples import image_request, profile
 from weir.config import FamilyConfig
-from weir.core import Plan, Role
+from weir.core import ImageRequest, Plan, Role
 from weir.errors import WeirError
 from workers.emulated import EmulatedEngine
 from workers.engine import OutOfMemory
 from workers.replica import Worker
+from workers.states import InMemoryStates, State, state_key
 
 
 class Scripted(EmulatedEngine):
@@ -190,6 +195,87 @@ async def test_a_cancelled_caller_leaves_the_queue(worker: Worker) -> None:
     assert script(worker).batches == [["first"], ["stays"]]
 
 
+# -------------------------------------------------------------------------------------------- states
+
+
+class Stubborn(InMemoryStates):
+    """Raises, or keeps everybody waiting."""
+
+    def __init__(self, wait: threading.Event | None = None):
+        super().__init__()
+        self.wait = wait
+
+    def get(self, key: str) -> State | None:
+        if self.wait is None:
+            raise ConnectionError("no such host")
+        self.wait.wait(30)
+        return None
+
+    def put(self, request: ImageRequest, states: Sequence[State]) -> None:
+        raise ConnectionError("no such host")
+
+
+@pytest.fixture
+def kept(worker: Worker) -> InMemoryStates:
+    worker.states = InMemoryStates()
+    return worker.states
+
+
+async def test_a_captured_run_is_resumed_by_another_request(worker: Worker, kept: InMemoryStates) -> None:
+    first = await ask(worker, "first", Role.HEAVY, capture=True)
+    assert first["captured"] == (1, 2)
+    assert (first["resumed_at"], first["steps"]) == (0, 4)
+    again = await ask(worker, "again", Role.HEAVY, resume_key=state_key("first", 2), resume_step=2)
+    assert (again["resumed_at"], again["steps"], again["error"]) == (2, 2, None)
+    assert worker.failures == {}
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda kept, state: None,
+        lambda kept, state: kept.put(image_request("first"), [replace(state, model="another")]),
+        lambda kept, state: kept.put(image_request("first"), [replace(state, steps=50)]),
+    ],
+    ids=["missing", "of another model", "of another run"],
+)
+async def test_a_state_that_is_missing_or_unfit_costs_speed_only(
+    worker: Worker, kept: InMemoryStates, spoil: Any
+) -> None:
+    await ask(worker, "other", Role.HEAVY, capture=True)
+    state = kept.get(state_key("other", 2))
+    assert state is not None
+    spoil(kept, state)
+    answer = await ask(worker, "a", Role.HEAVY, resume_key=state_key("first", 2), resume_step=2)
+    assert (answer["resumed_at"], answer["steps"], answer["error"]) == (0, 4, None)
+
+
+async def test_a_store_that_fails_or_hangs_costs_speed_only_and_is_counted(worker: Worker) -> None:
+    hung = threading.Event()
+    for store in (Stubborn(), Stubborn(hung)):
+        worker.states = store
+        answer = await ask(worker, "a", Role.HEAVY, resume_key="k", resume_step=2, capture=True)
+        assert (answer["resumed_at"], answer["captured"], answer["error"]) == (0, (), None)
+    hung.set()
+    assert (await worker.describe())["failures"] == {"state_fetch": 2, "state_store": 2}
+
+
+async def test_the_heavy_variant_starts_warm_from_the_light_latent_that_came_with_its_image(worker: Worker) -> None:
+    light = await ask(worker, "a", Role.LIGHT, keep_latent=True)
+    assert isinstance(light["latent"], bytes)
+    heavy = await ask(worker, "a", Role.HEAVY, warm_start=light["latent"], warm_start_step=3)
+    assert (heavy["resumed_at"], heavy["steps"], heavy["error"]) == (3, 1, None)
+    spoilt = await ask(worker, "b", Role.HEAVY, warm_start=light["latent"][:50], warm_start_step=3)
+    assert (spoilt["resumed_at"], spoilt["error"]) == (0, None)
+    assert worker.failures == {"invalid_state": 1}
+
+
+async def test_a_step_outside_of_the_run_is_refused_by_name(worker: Worker) -> None:
+    answer = await ask(worker, "a", Role.HEAVY, resume_key="k", resume_step=4)
+    assert answer["error"][0] == "invalid_value"
+    assert "resume_step is 4" in answer["error"][1]
+
+
 # --------------------------------------------------------------------------------------------- plans
 
 
@@ -294,11 +380,16 @@ async def test_a_lost_device_fails_the_health_check(worker: Worker) -> None:
 # ---------------------------------------------------------------------------------------- real models
 
 
-async def test_a_replica_with_real_models_serves_both_roles(embedded: FamilyConfig) -> None:
-    worker = Worker(embedded.model_dump(), plan())
+async def test_a_replica_with_real_models_serves_both_roles_and_resumes(embedded: FamilyConfig) -> None:
+    worker = Worker(embedded.model_dump(), plan(), states=InMemoryStates)
     light, heavy = await asyncio.gather(ask(worker, "a"), ask(worker, "b", Role.HEAVY))
     assert light["error"] is None
     assert heavy["error"] is None
     assert (light["steps"], heavy["steps"]) == (1, 4)
     assert light["emulated"] is False
     json.dumps(await worker.describe())
+    whole = await ask(worker, "c", Role.HEAVY, prompt="the same", capture=True)
+    resumed = await ask(worker, "d", Role.HEAVY, prompt="the same", resume_key=state_key("c", 2), resume_step=2)
+    assert (resumed["steps"], resumed["resumed_at"]) == (2, 2)
+    first, second = (np.asarray(Image.open(io.BytesIO(a["image"]))).astype(int) for a in (whole, resumed))
+    assert np.abs(first - second).max() <= 2
