@@ -155,6 +155,14 @@ class SealedStore:
             return True
         return value is None
 
+    def is_ours(self, key: str, value: bytes) -> bool:
+        """Whether a value was sealed with our secret under this very key."""
+        try:
+            unseal(key, value, self._secret)
+        except StateRefused:
+            return False
+        return True
+
     def forget(self, states: Iterable[tuple[str, str, int]], entries: Iterable[tuple[str, str]] = ()) -> None:
         """Deletes states (partition, entry, K) and records (partition, entry).
 

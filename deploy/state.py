@@ -17,7 +17,10 @@ FOLDER = Path(".weir")
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """A service as its state file tells it. ``ready`` turns true when it first could serve."""
+    """A service as its state file tells it. ``ready`` turns true when it first could serve.
+
+    ``cache_url`` and ``cache_secret`` are those of a Redis that was started for it; empty where there is none.
+    """
 
     name: str
     pid: int
@@ -25,6 +28,8 @@ class Service:
     dashboard: str
     config: str
     ready: bool = False
+    cache_url: str = ""
+    cache_secret: str = ""
 
 
 class StateFile:
@@ -61,8 +66,9 @@ class StateFile:
         self._lock = None
 
     def write(self, service: Service) -> None:
-        """Replaces the file in one step: a reader sees the old state or the new one."""
+        """Replaces the file in one step: a reader sees the old state or the new one. It is nobody else's to read."""
         draft = self.path.with_suffix(f".{os.getpid()}.tmp")
+        draft.touch(mode=0o600)
         draft.write_text(json.dumps(asdict(service), indent=1) + "\n")
         draft.replace(self.path)
 

@@ -9,7 +9,7 @@ import os
 
 import typer
 
-from weir.commands import family, generate, plan, serve, trace
+from weir.commands import cache, family, generate, plan, serve, trace
 
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it asks for torchvision, which nothing here needs
 
@@ -35,6 +35,7 @@ for command in (
     family.evaluate,
 ):
     app.command()(command)
+app.add_typer(cache.app, name="cache")
 
 if __name__ == "__main__":
     app()

@@ -123,6 +123,30 @@ class ControllerConfig(_Strict):
     ] = Field("static", description="static keeps the configured plan; every other one needs a profile")
 
 
+class CacheConfig(_Strict):
+    """The approximate cache in front of the cascade; off unless switched on."""
+
+    mode: Literal["off", "read", "read-write"] = Field("off", description="what requests do that do not say themselves")
+    url: str | None = Field(
+        None, description="Redis; else the environment's WEIR_CACHE_URL; else `weir up` starts a server on this machine"
+    )
+    tls_ca: str | None = Field(None, description="certificates that a rediss:// server is checked against")
+    secret_file: str | None = Field(None, description="the tags' secret; else the environment's WEIR_CACHE_SECRET")
+    budget_mib: int = Field(1024, ge=1, description="of states in Redis; what leaves is decided by `eviction`")
+    selector: str = Field("nirvana", description="published thresholds by name, or a file of `weir cache profile`")
+    insert: Literal["misses", "all"] = Field("all", description="keep states after misses only, or after hits too")
+    candidates: int = Field(4, ge=1, le=64, description="neighbours to choose from")
+    eviction: Literal["fifo", "lru", "lfu", "lcbfu", "weir"] = "weir"
+    encoder: str | None = Field(None, description="text model of transformers, or words; else the family's own")
+    predictor: str | None = Field(None, description="file of a match predictor; else every prompt is looked up")
+    compression: Literal["none", "zlib", "int8"] = "none"
+    fetch_s: float = Field(0.02, gt=0, le=1, description="longest wait for Redis on a request's path")
+    lookup_s: float = Field(0.25, gt=0, le=5, description="longest wait for a lookup, encoder included")
+    direct: float = Field(
+        0, ge=0, le=1, description="hits that save at least this share of the steps skip the light variant"
+    )
+
+
 class LimitsConfig(_Strict):
     """What one request may ask for."""
 
@@ -147,6 +171,7 @@ class ServiceConfig(_Strict):
     plan: PlanConfig
     controller: ControllerConfig = ControllerConfig()
     pool: PoolConfig = PoolConfig()
+    cache: CacheConfig = CacheConfig()
     limits: LimitsConfig = LimitsConfig()
     http: HttpConfig = HttpConfig()
 
@@ -252,4 +277,7 @@ def load_service(path: Path | str) -> tuple[ServiceConfig, FamilyConfig]:
         if not emulate.exists():
             raise ConfigError(f"{path}: pool.emulate: there is no file {emulate}")
         update["pool"] = service.pool.model_copy(update={"emulate": str(emulate)})
+    files = ("selector", "encoder", "predictor", "secret_file", "tls_ca")
+    given = {key: value for key in files if (value := getattr(service.cache, key)) is not None}
+    update["cache"] = service.cache.model_copy(update={key: resolve(value, here) for key, value in given.items()})
     return service.model_copy(update=update), load_family(family_path)

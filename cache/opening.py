@@ -1,0 +1,82 @@
+"""From a configuration to a store and a cache: where the server is, and who may write to it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from cache.approximate import ApproximateCache
+from cache.backend import Backend
+from cache.encoder import family_encoder
+from cache.eviction import POLICIES
+from cache.index import VectorIndex
+from cache.ledger import Insert, Ledger, Rules
+from cache.partition import Partitions
+from cache.predictor import MatchPredictor
+from cache.redis_backend import RedisBackend
+from cache.selector import load_selector
+from cache.store import SealedStore
+from weir.config import CacheConfig, FamilyConfig
+from weir.errors import ConfigError
+
+URL, SECRET = "WEIR_CACHE_URL", "WEIR_CACHE_SECRET"
+
+
+def connected(config: CacheConfig) -> RedisBackend:
+    """The backend of a configuration; nothing is asked of it yet.
+
+    Raises:
+        ConfigError: no server is named, or its URL is wrong.
+    """
+    url = config.url or os.environ.get(URL)
+    if url is None:
+        raise ConfigError(f"cache.url names no Redis, and the environment has no {URL}; give one of them")
+    if config.tls_ca is not None and not Path(config.tls_ca).is_file():
+        raise ConfigError(f"cache.tls_ca: there is no file {config.tls_ca}")
+    return RedisBackend(url, read_s=config.fetch_s, tls_ca=config.tls_ca)
+
+
+def secret(config: CacheConfig) -> bytes:
+    """The secret of the integrity tags.
+
+    Raises:
+        ConfigError: there is none, or it is too short to keep anybody out.
+    """
+    if config.secret_file is not None:
+        try:
+            found = Path(config.secret_file).read_bytes().strip()
+        except OSError as error:
+            raise ConfigError(f"cache.secret_file: {config.secret_file} cannot be read: {error.strerror}") from None
+    else:
+        found = os.environ.get(SECRET, "").encode()
+    if len(found) < 16:
+        raise ConfigError(
+            f"the secret of the cache has {len(found)} bytes, and needs at least 16; give it in cache.secret_file or "
+            f"{SECRET}, e.g. the output of `openssl rand -hex 32`"
+        )
+    return found
+
+
+def open_store(config: CacheConfig, backend: Backend | None = None) -> SealedStore:
+    """The store that workers fetch from and write to; call it in the process that uses it.
+
+    Raises:
+        ConfigError: names the key and the remedy.
+    """
+    return SealedStore(backend or connected(config), secret(config), config.compression)
+
+
+def open_cache(config: CacheConfig, family: FamilyConfig, store: SealedStore | None = None) -> ApproximateCache:
+    """The cache of a family over a store, empty until :meth:`ApproximateCache.rebuild`.
+
+    Raises:
+        ConfigError: names the key and the remedy.
+    """
+    store = store or open_store(config)
+    encoder = family_encoder(family, config.encoder)
+    rules = Rules(load_selector(config.selector), Insert(config.insert), config.candidates)
+    budget = config.budget_mib * 2**20
+    ledger = Ledger(rules, POLICIES[config.eviction](), budget, lambda: VectorIndex(encoder.dim))
+    predictor = None if config.predictor is None else MatchPredictor.load(Path(config.predictor), encoder.version)
+    partitions = Partitions(family, encoder.version)
+    return ApproximateCache(encoder, partitions, ledger, store, steps=family.heavy.steps, predictor=predictor)

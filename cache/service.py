@@ -1,0 +1,77 @@
+"""The cache as a Serve deployment: one replica holds the index and the ledger; the states lie in Redis."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+from cache.approximate import ApproximateCache, Lookup
+from cache.opening import open_cache
+from cache.partition import Settings
+from weir.config import CacheConfig, FamilyConfig
+from weir.errors import WeirError
+
+log = logging.getLogger(__name__)
+Answer = TypeVar("Answer")
+
+
+class CacheService:
+    """Args are plain JSON, as the classes' ``model_dump`` writes them.
+
+    All work is done on one thread, in order; the event loop only waits. Until the index is rebuilt from the store every
+    lookup is a miss, and requests go their way.
+
+    Raises:
+        ConfigError: names the key and the remedy.
+    """
+
+    def __init__(self, config: dict[str, Any], family: dict[str, Any]):
+        import torch
+
+        torch.set_num_threads(1)
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="cache")
+        self._cache = open_cache(CacheConfig.model_validate(config), FamilyConfig.model_validate(family))
+        self._read = 0
+        self._ready = False
+        self._thread.submit(self._rebuild)
+
+    async def lookup(self, name: str, tenant: str, prompt: str, settings: dict[str, Any]) -> dict[str, Any]:
+        """:meth:`ApproximateCache.lookup`; the fields of a :class:`cache.approximate.Lookup` come back."""
+        if not self._ready:
+            return Lookup("").to_dict()
+        wanted = Settings(**settings)
+        found = await self._do(lambda cache: cache.lookup(name, tenant, prompt, wanted))
+        return found.to_dict()
+
+    async def finish(self, name: str, resumed_at: int, captured: Sequence[int], sought: bool) -> None:
+        """:meth:`ApproximateCache.finish`."""
+        if self._ready:
+            await self._do(lambda cache: cache.finish(name, resumed_at, captured, sought))
+
+    async def stats(self) -> dict[str, Any]:
+        """What is cached and what happened; ``rebuilding`` counts the records read while it is not ready."""
+        found = await asyncio.get_running_loop().run_in_executor(None, self._cache.stats) if self._ready else {}
+        return {"ready": self._ready, "rebuilding": self._read, **found}
+
+    async def purge(self, tenant: str | None) -> int:
+        """:meth:`ApproximateCache.purge`."""
+        return await self._do(lambda cache: cache.purge(tenant))
+
+    def _rebuild(self) -> None:
+        def tell(done: int) -> None:
+            self._read = done
+
+        try:
+            count = self._cache.rebuild(tell)
+            log.info("the index holds %d entries", count)
+        except WeirError as error:
+            log.warning("the cache begins empty: %s", error.message)
+        except Exception:
+            log.exception("the cache begins empty")
+        self._ready = True
+
+    async def _do(self, work: Callable[[ApproximateCache], Answer]) -> Answer:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, work, self._cache)

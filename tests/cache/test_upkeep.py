@@ -1,0 +1,130 @@
+"""What an administrator does: count, purge, carry elsewhere; through the command line, on a real Redis."""
+
+import json
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from cache.redis_backend import RedisBackend
+from cache.redis_server import RedisServer
+from cache.store import Record, SealedStore, state_key
+from tests.cache.conftest import PARTITION, SECRET, request, state
+from weir.cli import app
+
+OTHER = PARTITION.replace("acme", "globex")
+
+
+@pytest.fixture
+def run(server: RedisServer, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("WEIR_CACHE_URL", server.url)
+    monkeypatch.setenv("WEIR_CACHE_SECRET", SECRET.decode())
+    return lambda *args: CliRunner().invoke(app, ["cache", *args])
+
+
+@pytest.fixture
+def filled(store: SealedStore) -> SealedStore:
+    for partition in (PARTITION, OTHER):
+        store.put(request("a", partition), [state(5), state(10)])
+        store.remember(Record(partition, "a", "a dog", np.ones(2, np.float16), {5: 1, 10: 1}, 0.0))
+    return store
+
+
+def test_stats_count_by_tenant(run, filled: SealedStore) -> None:
+    found = json.loads(run("stats", "--json").stdout)
+    assert found["entries"] == 2
+    assert found["tenants"]["acme"]["states"] == 2
+    assert found["bytes"] > 4 * 2048
+
+
+def test_a_purge_names_whose(run, filled: SealedStore) -> None:
+    assert run("purge").exit_code == 2
+    assert json.loads(run("purge", "--tenant", "acme", "--json").stdout) == {"deleted": 3}
+    assert filled.get(state_key(PARTITION, "a", 5)) is None
+    assert filled.get(state_key(OTHER, "a", 5)) is not None
+    assert json.loads(run("purge", "--all", "--json").stdout) == {"deleted": 3}
+
+
+def test_an_export_comes_back_elsewhere(run, filled: SealedStore, tmp_path) -> None:
+    out = tmp_path / "cache.weir"
+    assert run("export", str(out), "--tenant", "acme").exit_code == 0
+    filled.purge()
+    assert run("import", str(out)).exit_code == 0
+    assert filled.get(state_key(PARTITION, "a", 10)) is not None
+    assert filled.get(state_key(OTHER, "a", 10)) is None
+    assert [r.entry for r in filled.records()] == ["a"]
+
+
+def test_an_import_leaves_out_what_is_not_proven_ours(run, filled: SealedStore, tmp_path, monkeypatch) -> None:
+    out = tmp_path / "cache.weir"
+    run("export", str(out))
+    monkeypatch.setenv("WEIR_CACHE_SECRET", "the secret of a stranger")
+    filled.purge()
+    result = run("import", str(out))
+    assert "0 values taken, 6 refused" in result.output
+    assert list(filled.backend.keys("weir:")) == []
+
+
+@pytest.mark.parametrize("content", [b"", b"something else", b"WEIRCACHE1\n\0\0\0\x05ab", b"WEIRCACHE1\n\0\0\0\x01a"])
+def test_a_file_that_is_no_export_is_named(run, tmp_path, content: bytes) -> None:
+    path = tmp_path / "x.weir"
+    path.write_bytes(content)
+    result = run("import", str(path))
+    assert result.exit_code == 2
+    assert "x.weir" in result.output.replace("\n", "")
+
+
+def test_without_a_server_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("WEIR_CACHE_URL", raising=False)
+    result = CliRunner().invoke(app, ["cache", "stats"])
+    assert result.exit_code == 2
+    assert "WEIR_CACHE_URL" in result.output
+    result = CliRunner().invoke(app, ["cache", "stats", "--url", "redis://127.0.0.1:1"])
+    assert result.exit_code == 2
+    assert "secret" in result.output
+    monkeypatch.setenv("WEIR_CACHE_SECRET", SECRET.decode())
+    result = CliRunner().invoke(app, ["cache", "stats", "--url", "redis://127.0.0.1:1"])
+    assert result.exit_code == 1
+    assert "is it up" in result.output
+
+
+def test_a_short_secret_is_refused(run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WEIR_CACHE_SECRET", "short")
+    result = run("stats")
+    assert result.exit_code == 2
+    assert "at least 16" in result.output
+
+
+def test_a_log_is_replayed_from_the_command_line(tmp_path) -> None:
+    log = tmp_path / "log.csv"
+    log.write_text("Scores,Queries,Caches\n0.96,a dog,x\n0.2,no dog,\n0.7,a dog,x\n0.1,a cat,\n")
+    result = CliRunner().invoke(app, ["cache", "replay-log", str(log), "--policy", "nirvana", "--json"])
+    found = json.loads(result.stdout)
+    assert found["requests"] == 4
+    assert found["hit_ratio"] == 0.5
+    assert found["shares"] == {"0": 0.5, "5": 0.25, "10": 0.0, "15": 0.0, "20": 0.0, "25": 0.25}
+    assert found["steps_saved"] == 30 / 200
+
+
+def test_eviction_policies_are_compared_on_the_prompts_of_a_log_with_a_plot(tmp_path) -> None:
+    log, plot = tmp_path / "log.txt", tmp_path / "plots" / "saved.svg"
+    log.write_text("\n".join(f"a picture of thing {i % 7} at dawn" for i in range(60)))
+    args = ["cache", "replay-log", str(log), "--eviction", "lru", "--eviction", "weir", "--capacity", "10"]
+    result = CliRunner().invoke(app, [*args, "--capacity", "100", "--plot", str(plot), "--json"])
+    runs = json.loads(result.stdout)["runs"]
+    assert [(r["eviction"], r["capacity"]) for r in runs] == [("lru", 10), ("lru", 100), ("weir", 10), ("weir", 100)]
+    assert runs[1]["steps_saved"] >= runs[0]["steps_saved"]
+    assert plot.read_text().startswith("<?xml")
+
+
+@pytest.mark.parametrize("extra", [["--policy", "best"], ["--plot", "x.txt"], ["--selector", "no-such"]])
+def test_a_wrong_option_ends_in_code_2(tmp_path, extra: list[str]) -> None:
+    log = tmp_path / "log.txt"
+    log.write_text("a dog\n")
+    assert CliRunner().invoke(app, ["cache", "replay-log", str(log), *extra]).exit_code == 2
+
+
+def test_a_second_connection_sees_what_the_first_wrote(server: RedisServer, store: SealedStore) -> None:
+    store.put(request(), [state(5)])
+    assert SealedStore(RedisBackend(server.url, read_s=0.5), SECRET).get(state_key(PARTITION, "a", 5)) is not None

@@ -1,0 +1,233 @@
+"""Look at, measure and tend the approximate cache: ``weir cache …``."""
+
+from __future__ import annotations
+
+import itertools
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from weir.commands.terminal import FAMILY, FamilyOption, JsonOption, answered, console, print_json, progress
+from weir.config import CacheConfig, load_family
+from weir.errors import ConfigError, NotReady
+
+app = typer.Typer(help="Look at, measure and tend the approximate cache.", no_args_is_help=True)
+
+UrlOption = Annotated[
+    str | None, typer.Option(help="Redis of the cache.", show_default="WEIR_CACHE_URL, else the service that is up")
+]
+SecretOption = Annotated[
+    Path | None,
+    typer.Option("--secret-file", help="Secret of the tags.", show_default="WEIR_CACHE_SECRET, else the service's"),
+]
+
+
+@app.command("replay-log")
+def replay_log(
+    log: Annotated[Path, typer.Argument(help="CSV of similarities or prompts, or prompts one a line.")],
+    policy: Annotated[str, typer.Option(help="weir, nirvana, gptcache, pinecone, crs, modm, ...")] = "weir",
+    eviction: Annotated[
+        list[str] | None,
+        typer.Option(help="fifo, lru, lfu, lcbfu or weir; several to compare.", show_default="the policy's own"),
+    ] = None,
+    capacity: Annotated[
+        list[int] | None, typer.Option(min=1, help="States that fit; several to compare.", show_default="all")
+    ] = None,
+    selector: Annotated[str, typer.Option(help="Thresholds: a published name, or a cache profile.")] = "nirvana",
+    encoder: Annotated[str, typer.Option(help="For prompts: words, family, or a text model.")] = "words",
+    family: FamilyOption = FAMILY,
+    plot: Annotated[Path | None, typer.Option(help="Picture to write: .svg, .png or .pdf.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Replay a log against the cache's decisions: what would it have saved?
+
+    A log of similarities has them from the cache that wrote it; a log of prompts is looked up here, from an empty
+    cache, under an eviction policy and a capacity.
+
+    Example: weir cache replay-log log.csv --policy nirvana --json
+    """
+    from cache.approaches import approach
+    from cache.encoder import WordEncoder, family_encoder
+    from cache.replay import read_log, replay_prompts, replay_similarities
+    from cache.selector import load_selector
+
+    with answered():
+        if plot is not None and plot.suffix not in (".svg", ".png", ".pdf"):
+            raise ConfigError(f"--plot is {plot}; its name has to end in .svg, .png or .pdf")
+        chosen = approach(policy, load_selector(selector))
+        read = read_log(log)
+        if read.similarities and not (eviction or capacity):
+            runs = [{"policy": policy, **replay_similarities(read.similarities, chosen).to_dict()}]
+        else:
+            if not read.prompts:
+                raise ConfigError(f"{log}: --eviction and --capacity need the prompts, and the log has none")
+            named = WordEncoder() if encoder == "words" else None
+            vectors = (named or family_encoder(load_family(family), None if encoder == "family" else encoder)).encode(
+                read.prompts
+            )
+            runs = []
+            limits: list[int | None] = list(capacity) if capacity else [None]
+            for each, states in itertools.product(eviction or [chosen.eviction], limits):
+                with progress() as bar:
+                    task = bar.add_task(f"{each}, {states or 'all'} states", total=len(vectors))
+                    tell = partial(_tell, bar, task)
+                    found = replay_prompts(vectors, chosen, eviction=each, capacity=states, progress=tell)
+                runs.append({"policy": policy, "eviction": each, "capacity": states, **found.to_dict()})
+        if plot is not None:
+            _plot(runs, plot)
+    if as_json:
+        print_json(runs[0] if len(runs) == 1 else {"runs": runs})
+        return
+    for run in runs:
+        about = ", ".join(str(run[key]) for key in ("policy", "eviction", "capacity") if run.get(key) is not None)
+        shares = ", ".join(f"K={k}: {share:.1%}" for k, share in run["shares"].items())
+        console.print(
+            f"[bold]{about}[/]: {run['requests']} requests, {run['hit_ratio']:.1%} hits, "
+            f"{run['steps_saved']:.1%} of the steps saved ({shares})",
+            highlight=False,
+        )
+
+
+def _tell(bar: Any, task: Any, done: int, total: int) -> None:
+    bar.update(task, completed=done, total=total)
+
+
+def _plot(runs: list[dict[str, Any]], path: Path) -> None:
+    """Steps saved by capacity, a line for each eviction policy; of a single run its shares by K."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(6, 4), layout="constrained")
+    if len(runs) == 1:
+        axes.bar(list(runs[0]["shares"]), [100 * s for s in runs[0]["shares"].values()])
+        axes.set(xlabel="steps skipped (0: miss)", ylabel="% of requests")
+    else:
+        for name in dict.fromkeys(run["eviction"] for run in runs):
+            of = [r for r in runs if r["eviction"] == name]
+            axes.plot(
+                [r["capacity"] or r["states"] for r in of], [100 * r["steps_saved"] for r in of], "o-", label=name
+            )
+        axes.set(xlabel="states that fit", ylabel="% of steps saved", xscale="log")
+        axes.legend()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path)
+    except OSError as error:
+        raise ConfigError(f"--plot: cannot write {path}: {error.strerror}") from None
+    finally:
+        pyplot.close(figure)
+
+
+@app.command()
+def stats(url: UrlOption = None, secret_file: SecretOption = None, as_json: JsonOption = False) -> None:
+    """Say what lies in the store: entries, states, bytes, by tenant.
+
+    Example: weir cache stats --json
+    """
+    from cache.upkeep import summary
+
+    with answered():
+        store = _store(url, secret_file)
+        found = _asked(lambda: summary(store))
+    if as_json:
+        print_json(found)
+        return
+    for tenant, counts in found["tenants"].items():
+        console.print(f"[bold]{tenant}[/]: {counts['entries']} entries, {counts['states']} states", highlight=False)
+    console.print(f"{found['entries']} entries, {found['states']} states, {found['bytes']} bytes of states")
+
+
+@app.command()
+def purge(
+    tenant: Annotated[str | None, typer.Option(help="Only this tenant's.")] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Every tenant's.")] = False,
+    url: UrlOption = None,
+    secret_file: SecretOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Delete what is cached, of one tenant or of all. A running service misses it at once.
+
+    Example: weir cache purge --tenant acme
+    """
+    from cache.partition import Partitions
+    from cache.store import PREFIX, ROOT
+
+    with answered():
+        if (tenant is None) != everything:
+            raise ConfigError("say whose: either --tenant NAME or --all")
+        store = _store(url, secret_file)
+        prefix = ROOT if tenant is None else PREFIX + Partitions.prefix(tenant)
+        count = _asked(lambda: store.purge(prefix))
+    if as_json:
+        print_json({"deleted": count})
+    else:
+        console.print(f"deleted {count} values")
+
+
+@app.command("export")
+def export_(
+    out: Annotated[Path, typer.Argument(help="File to write.")],
+    tenant: Annotated[str | None, typer.Option(help="Only this tenant's.")] = None,
+    url: UrlOption = None,
+    secret_file: SecretOption = None,
+) -> None:
+    """Write everything that is cached into one file, sealed as it lies in the store.
+
+    Example: weir cache export cache.weir --tenant acme
+    """
+    from cache.upkeep import export_store
+
+    with answered():
+        store = _store(url, secret_file)
+        count = _asked(lambda: export_store(store, out, tenant))
+    console.print(f"{count} values are in {out}")
+
+
+@app.command("import")
+def import_(
+    source: Annotated[Path, typer.Argument(help="File that `weir cache export` wrote.")],
+    url: UrlOption = None,
+    secret_file: SecretOption = None,
+) -> None:
+    """Put an exported file back; values that are not proven ours are left out. A service sees them when it starts.
+
+    Example: weir cache import cache.weir
+    """
+    from cache.upkeep import import_store
+
+    with answered():
+        store = _store(url, secret_file)
+        taken, refused = _asked(lambda: import_store(store, source))
+    console.print(f"{taken} values taken, {refused} refused")
+
+
+def _store(url: str | None, secret_file: Path | None) -> Any:
+    """The store that was asked for: the options, the environment, or the service that is up."""
+    import os
+
+    from cache.opening import SECRET, URL, open_store
+    from deploy.state import find
+    from weir.errors import ServiceError
+
+    if url is None and URL not in os.environ:
+        with suppress(ServiceError):  # nothing is up; what is missing then is said below
+            _, service = find()
+            if service.cache_url:
+                os.environ[URL], os.environ[SECRET] = service.cache_url, service.cache_secret
+    named = None if secret_file is None else str(secret_file)
+    # Longer than on a request's path: an administrator waits.
+    return open_store(CacheConfig(url=url, secret_file=named, fetch_s=1))
+
+
+def _asked(work: Any) -> Any:
+    from cache.backend import StoreFailed
+
+    try:
+        return work()
+    except StoreFailed as error:
+        raise NotReady(f"the cache's Redis does not do it: {error.message}; is it up, and the URL right?") from None
