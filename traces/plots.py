@@ -72,10 +72,11 @@ def draw_plots(summary: Summary, outcomes: Sequence[Outcome]) -> dict[str, str]:
         draw["confidence"] = lambda ax: _confidence(ax, outcomes)
     if summary.total.quality is not None:
         draw["quality"] = lambda ax: _quality(ax, summary)
-    return {name: _svg(name, fill) for name, fill in draw.items()}
+    return {name: svg(name, fill) for name, fill in draw.items()}
 
 
-def _svg(name: str, fill: Callable[[Axes], None]) -> str:
+def svg(name: str, fill: Callable[[Axes], None]) -> str:
+    """One plot in the style of the page, as SVG text; ``fill`` draws it."""
     # The salt keeps the ids of one plot apart from another's on the same page, and the same from run to run.
     with mpl.rc_context({**_STYLE, "svg.hashsalt": name}):
         figure = Figure(figsize=(6.4, 2.9))

@@ -5,20 +5,17 @@ from __future__ import annotations
 import base64
 import io
 import json
-import os
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
 from PIL import Image, UnidentifiedImageError
 
 from traces.figures import Summary, summarise
 from traces.outcome import Outcome, save_outcomes
-from traces.plots import COLOURS, draw_plots
+from traces.page import inline, render, write_whole
+from traces.plots import draw_plots
 from traces.replay import ROWS
 from weir.core import Path as Route
 from weir.errors import ConfigError
@@ -88,28 +85,20 @@ def write_report(
     plots = draw_plots(summary, outcomes)
     (out / "plots").mkdir(exist_ok=True)
     for name, svg in plots.items():
-        _write_whole(out / "plots" / f"{name}.svg", svg)
-    _write_whole(
+        write_whole(out / "plots" / f"{name}.svg", svg)
+    write_whole(
         out / "report.json", json.dumps({"title": title, "about": dict(about or {}), **asdict(summary)}, indent=2)
     )
-    environment = Environment(
-        loader=PackageLoader("traces", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"percent": _percent, "number": _number}
-    page = environment.get_template("report.html.j2").render(
+    page = render(
+        "report.html.j2",
         title=title,
         about=dict(about or {}),
         summary=summary,
         total=summary.total,
-        plots=[(_TITLES[name], Markup(_for_page(svg))) for name, svg in plots.items()],
+        plots=[(_TITLES[name], inline(svg)) for name, svg in plots.items()],
         gallery=[(route, *_PATHS[route], _cards(outcomes, out, route, slo_s)) for route in Route],
-        colours=COLOURS,
     )
-    _write_whole(out / "report.html", page)
+    write_whole(out / "report.html", page)
     return summary
 
 
@@ -154,28 +143,3 @@ def _cards(outcomes: Sequence[Outcome], out: Path, route: Route, slo_s: float) -
             source = "data:image/webp;base64," + base64.b64encode(data.getvalue()).decode()
             cards.append(_Card(source, kept[i], kept[i].met(slo_s)))
     return cards
-
-
-def _for_page(svg: str) -> str:
-    """An SVG as a part of HTML: no prolog and namespaces, width from the page, colours that follow its theme."""
-    svg = svg[svg.index("<svg") :]
-    svg = (
-        re.sub(r'\s(xmlns(:\w+)?|version|width|height)="[^"]*"', "", svg.split(">", 1)[0]) + ">" + svg.split(">", 1)[1]
-    )
-    for name, colour in COLOURS.items():
-        svg = svg.replace(colour, f"var(--{name})")
-    return svg
-
-
-def _percent(share: float | None, digits: int = 1) -> str:
-    return "–" if share is None else f"{100 * share:.{digits}f} %"
-
-
-def _number(value: float | None, digits: int = 2) -> str:
-    return "–" if value is None else f"{value:,.{digits}f}"
-
-
-def _write_whole(path: Path, text: str) -> None:
-    partial = path.with_name(path.name + ".part")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)

@@ -64,8 +64,10 @@ def test_policies_run_side_by_side_on_the_same_arrivals(trace, tmp_path):
 def test_all_policies_are_compared(trace, tmp_path):
     from controller.policies import POLICIES
 
-    done = weir("compare", "--trace", trace, "--plot", tmp_path / "plot.png")
+    page = tmp_path / "page.html"
+    done = weir("compare", "--trace", trace, "--plot", page)
     assert done.exit_code == 0, done.output
+    assert "<svg" in page.read_text()
     assert all(name in done.stderr for name in POLICIES)
     assert "fluid bound" in done.stderr
 
@@ -93,7 +95,7 @@ def test_a_plan_of_nonsense_is_refused(words, remedy):
     [
         (("--policy", "magic"), "diffserve-static"),
         (("--scores", "missing.txt"), "missing.txt"),
-        (("--plot", "plot.doc"), "end in .svg, .png or .pdf"),
+        (("--plot", "plot.doc"), "end in .html, .svg, .png or .pdf"),
         (("--seed", "-1"), "seed"),
     ],
 )

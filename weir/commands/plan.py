@@ -70,7 +70,7 @@ def simulate(
     slo: SloOption = None,
     seed: SeedOption = 0,
     gpu_hour_price: PriceOption = None,
-    plot: Annotated[Path | None, typer.Option(help="Picture to write: .svg, .png or .pdf.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Page (.html) or picture (.svg, .png, .pdf) to write.")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Run policies on a trace in the twin of the cluster: the same decisions, no GPU.
@@ -89,12 +89,14 @@ def compare(
     slo: SloOption = None,
     seed: SeedOption = 0,
     gpu_hour_price: PriceOption = None,
-    plot: Annotated[Path, typer.Option(help="Picture to write: .svg, .png or .pdf.")] = Path("runs/compare.svg"),
+    plot: Annotated[Path, typer.Option(help="Page (.html) or picture (.svg, .png, .pdf) to write.")] = Path(
+        "runs/compare.html"
+    ),
     as_json: JsonOption = False,
 ) -> None:
-    """Compare all policies on one trace, side by side.
+    """Compare all policies on one trace, side by side, on one page.
 
-    Example: weir compare --trace traces/normal.csv --family diffserve-1 --gpus 16 --plot runs/normal.svg
+    Example: weir compare --trace traces/normal.csv --family diffserve-1 --gpus 16 --plot runs/normal.html
     """
     from controller.policies import POLICIES
 
@@ -115,9 +117,10 @@ def _compared(
     as_json: bool,
 ) -> None:
     from simulator.compare import compare_files
+    from simulator.page import write_page
 
-    if plot is not None and plot.suffix not in (".svg", ".png", ".pdf"):
-        raise ConfigError(f"--plot is {plot}; its name has to end in .svg, .png or .pdf")
+    if plot is not None and plot.suffix not in (".html", ".svg", ".png", ".pdf"):
+        raise ConfigError(f"--plot is {plot}; its name has to end in .html, .svg, .png or .pdf")
     with console.status(f"running {', '.join(policies)}"):
         found = compare_files(
             family, trace, policies, scores=scores, gpus=gpus, slo_s=slo, seed=seed, gpu_hour_price=gpu_hour_price
@@ -125,7 +128,10 @@ def _compared(
         if plot is not None:
             try:
                 plot.parent.mkdir(parents=True, exist_ok=True)
-                found.plot(plot)
+                if plot.suffix == ".html":
+                    write_page(found, plot, title=f"{family} on {trace.name}")
+                else:
+                    found.plot(plot)
             except OSError as error:
                 raise ConfigError(f"--plot: cannot write {plot}: {error.strerror}") from None
     if as_json:
@@ -133,4 +139,4 @@ def _compared(
     else:
         found.print(console)
         if plot is not None:
-            console.print(f"the plots are in {plot}")
+            console.print(f"written to {plot}")
