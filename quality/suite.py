@@ -1,0 +1,143 @@
+"""All measures of images behind one interface: a family's own, or the published ones by hub name.
+
+suite = family_suite(load_family("deploy/families/weir-tiny.yaml"))
+suite.measure(prompts, images, reference)   # {"frechet": 4.1, "clip": 0.85, "attributes": 0.97}
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from PIL import Image
+
+from quality.checker import AttributeChecker
+from quality.clip import ClipScorer
+from quality.frechet import frechet_distance
+from quality.inception import InceptionFeatures
+from weir.config import FamilyConfig
+from weir.errors import ConfigError
+
+_BATCH = 32
+_PICTURES = (".png", ".jpg", ".jpeg", ".webp")
+
+
+class Extractor(Protocol):
+    """Features [B, D] of images [B, 3, H, W] in −1…1, for the Fréchet distance."""
+
+    def features(self, images: torch.Tensor) -> torch.Tensor: ...
+
+
+class Judge(Protocol):
+    """One number for each image and its prompt, higher is better; [B]."""
+
+    def score(self, images: torch.Tensor, prompts: list[str]) -> torch.Tensor: ...
+
+
+class AttributeJudge:
+    """Share of what the prompt asks that the image shows; 0 where the checker cannot read the prompt."""
+
+    def __init__(self, checker: AttributeChecker):
+        self._checker = checker
+
+    def score(self, images: torch.Tensor, prompts: list[str]) -> torch.Tensor:
+        verdicts = self._checker.check(images, prompts)
+        return torch.tensor([0.0 if v is None else v.attributes for v in verdicts])
+
+
+@dataclass(frozen=True)
+class Suite:
+    """An extractor for sets of images, and judges of single ones by name."""
+
+    extractor: Extractor
+    judges: Mapping[str, Judge]
+
+    def features(self, images: Sequence[Image.Image]) -> np.ndarray:
+        """[N, D]."""
+        return np.concatenate([self.extractor.features(tensors(part)).numpy() for part in _parts(images)])
+
+    def scores(self, prompts: Sequence[str], images: Sequence[Image.Image]) -> dict[str, np.ndarray]:
+        """By judge, [N]."""
+        found: dict[str, list[np.ndarray]] = {name: [] for name in self.judges}
+        for start, part in enumerate(_parts(images)):
+            texts = list(prompts[start * _BATCH : start * _BATCH + len(part)])
+            for name, judge in self.judges.items():
+                found[name].append(judge.score(tensors(part), texts).numpy())
+        return {name: np.concatenate(values) for name, values in found.items()}
+
+    def measure(
+        self, prompts: Sequence[str], images: Sequence[Image.Image], reference: np.ndarray | None = None
+    ) -> dict[str, float]:
+        """The mean of every judge and, given the features of reference images, the Fréchet distance to them."""
+        found = {name: float(values.mean()) for name, values in self.scores(prompts, images).items()}
+        if reference is not None:
+            found["frechet"] = frechet_distance(self.features(images), reference)
+        return found
+
+
+def family_suite(family: FamilyConfig) -> Suite:
+    """The family's own: the features and the judgement of its attribute checker, and its CLIP.
+
+    Raises:
+        ConfigError: it brings no checker or no CLIP; name published ones instead.
+    """
+    folder = Path(family.discriminator).parent / "checker" if family.discriminator else None
+    if folder is None or not folder.exists() or family.clip is None:
+        raise ConfigError(f"family {family.name} brings no checker or no CLIP of its own; name Inception-v3 and a CLIP")
+    checker = AttributeChecker.load(folder)
+    return Suite(checker, {"attributes": AttributeJudge(checker), "clip": ClipScorer.load(family.clip)})
+
+
+def hub_suite(
+    *,
+    inception: str = "timm/inception_v3.tf_in1k",
+    clip: str = "openai/clip-vit-large-patch14",
+    pick: str | None = "yuvalkirstain/PickScore_v1",
+    pick_processor: str = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K",
+    device: str = "cpu",
+) -> Suite:
+    """The published measures for real families: FID, CLIP score and PickScore, by local folder or hub name.
+
+    Raises:
+        ConfigError: one of them cannot be loaded.
+    """
+    judges: dict[str, Judge] = {"clip": ClipScorer.load(clip, device)}
+    if pick is not None:
+        judges["pick"] = ClipScorer.load(pick, device, processor=pick_processor, scaled=True)
+    return Suite(InceptionFeatures.load(inception, device), judges)
+
+
+def read_pictures(folder: Path) -> list[Image.Image]:
+    """The pictures of a folder of reference images, by name.
+
+    Raises:
+        ConfigError: there are fewer than two, or one cannot be read.
+    """
+    paths = sorted(p for p in folder.iterdir() if p.suffix.lower() in _PICTURES) if folder.is_dir() else []
+    if len(paths) < 2:
+        raise ConfigError(f"{folder}: a reference needs at least two pictures ({', '.join(_PICTURES)})")
+    pictures = []
+    for path in paths:
+        try:
+            with Image.open(path) as picture:
+                pictures.append(picture.convert("RGB"))
+        except OSError as error:
+            raise ConfigError(f"{path}: not a picture: {error}") from None
+    sizes = {p.size for p in pictures}
+    if len(sizes) > 1:
+        raise ConfigError(f"{folder}: the pictures have different sizes: {sorted(sizes)}; crop them to one")
+    return pictures
+
+
+def tensors(images: Sequence[Image.Image]) -> torch.Tensor:
+    """Pictures of one size as float [B, 3, H, W] in −1…1."""
+    pixels = np.stack([np.asarray(image.convert("RGB")) for image in images])
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def _parts(images: Sequence[Image.Image]) -> list[Sequence[Image.Image]]:
+    return [images[start : start + _BATCH] for start in range(0, len(images), _BATCH)]

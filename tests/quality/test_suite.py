@@ -1,0 +1,126 @@
+"""All measures behind one interface; published models load from folders of their own classes, here tiny ones."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from transformers import CLIPConfig, CLIPModel
+
+from quality.clip import ClipScorer
+from quality.inception import InceptionFeatures, InceptionV3
+from quality.paired import paired_ratio
+from quality.suite import family_suite, hub_suite, read_pictures, tensors
+from training.scenes import caption, draw_scene, render
+from weir.config import load_family
+from weir.errors import ConfigError
+
+FAMILY = load_family("deploy/families/weir-tiny.yaml")
+CLIP = Path("models/weir-tiny/clip")
+
+
+def scenes(count: int, seed: int) -> tuple[list[str], list[Image.Image]]:
+    rng = np.random.default_rng(seed)
+    drawn = [draw_scene(rng) for _ in range(count)]
+    return [caption(s) for s in drawn], [Image.fromarray(render(s)) for s in drawn]
+
+
+@pytest.fixture
+def inception(tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    folder = tmp_path / "inception"
+    folder.mkdir()
+    weights = {k: v for k, v in InceptionV3(narrow=8).state_dict().items()}
+    weights["fc.weight"] = torch.zeros(10, 256)
+    save_file(weights, folder / "model.safetensors")
+    return folder
+
+
+def test_the_familys_own_measures_prefer_right_pictures_to_shuffled_ones() -> None:
+    prompts, images = scenes(40, 1)
+    suite = family_suite(FAMILY)
+    reference = suite.features(scenes(40, 2)[1])
+    right = suite.measure(prompts, images, reference)
+    wrong = suite.measure(prompts, images[1:] + images[:1], reference)
+    assert right.keys() == {"attributes", "clip", "frechet"}
+    assert right["attributes"] > wrong["attributes"] + 0.2
+    assert right["clip"] > wrong["clip"]
+    assert right["frechet"] == pytest.approx(wrong["frechet"], rel=1e-3), "it does not look at prompts"
+
+
+def test_the_published_measures_load_by_folder(inception: Path, tmp_path: Path) -> None:
+    pick = tmp_path / "pick"
+    shutil.copytree(CLIP, pick)
+    suite = hub_suite(inception=str(inception), clip=str(CLIP), pick=str(pick), pick_processor=str(CLIP))
+    prompts, images = scenes(6, 3)
+    found = suite.measure(prompts, images, suite.features(scenes(6, 4)[1]))
+    assert found.keys() == {"clip", "pick", "frechet"}
+    scale = CLIPModel.from_pretrained(pick).logit_scale.exp().item()
+    assert found["pick"] == pytest.approx(scale * found["clip"], rel=1e-3)
+    assert found["frechet"] > 0
+
+
+def test_inceptions_features_are_pooled_and_do_not_depend_on_the_batch(inception: Path) -> None:
+    extractor = InceptionFeatures.load(inception)
+    images = tensors(scenes(3, 5)[1])
+    features = extractor.features(images)
+    assert features.shape == (3, 2048 // 8)
+    assert torch.allclose(extractor.features(images[1:2]), features[1:2], atol=1e-4)
+
+
+def test_inception_has_the_published_parameters() -> None:
+    with torch.device("meta"):
+        model = InceptionV3()
+    assert sum(p.numel() for p in model.parameters()) == 21_785_568
+    assert "Mixed_7c.branch3x3dbl_3b.bn.running_var" in model.state_dict()
+
+
+def test_a_tower_gets_the_pixels_that_it_was_trained_on(tmp_path: Path) -> None:
+    shutil.copytree(CLIP, tmp_path / "clip")
+    config = tmp_path / "clip" / "preprocessor_config.json"
+    images = tensors(scenes(2, 6)[1])
+    plain = ClipScorer.load(tmp_path / "clip").embed_images(images)
+    config.write_text(config.read_text().replace("0.5", "0.25"))
+    assert not torch.allclose(ClipScorer.load(tmp_path / "clip").embed_images(images), plain)
+
+
+@pytest.mark.parametrize("load", [ClipScorer.load, InceptionFeatures.load])
+def test_what_is_no_such_model_is_named(tmp_path: Path, load) -> None:
+    (tmp_path / "model.safetensors").write_bytes(b"no")
+    CLIPConfig().save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match=str(tmp_path)):
+        load(tmp_path)
+
+
+def test_a_family_without_measures_of_its_own_says_what_to_name() -> None:
+    with pytest.raises(ConfigError, match="Inception-v3"):
+        family_suite(FAMILY.model_copy(update={"clip": None}))
+
+
+def test_a_folder_of_reference_pictures_is_read_or_its_mistake_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="at least two"):
+        read_pictures(tmp_path)
+    for i in range(3):
+        Image.new("RGB", (8, 8), (i, 0, 0)).save(tmp_path / f"{i}.png")
+    assert [p.getpixel((0, 0))[0] for p in read_pictures(tmp_path)] == [0, 1, 2]
+    Image.new("RGB", (9, 8)).save(tmp_path / "3.png")
+    with pytest.raises(ConfigError, match="different sizes"):
+        read_pictures(tmp_path)
+    (tmp_path / "3.png").write_bytes(b"no")
+    with pytest.raises(ConfigError, match=r"3\.png"):
+        read_pictures(tmp_path)
+
+
+def test_the_paired_ratio_compares_means_with_an_interval() -> None:
+    found = paired_ratio([0.9, 1.0, 0.8, 1.0], [1.0, 1.0, 1.0, 1.0])
+    assert found.ratio == pytest.approx(0.925)
+    assert found.low <= found.ratio <= found.high <= 1
+    assert found.worse == 0.5
+    assert paired_ratio([0.5, 1.0], [0.0, 1.0]).ratio == 1.5, "one whole run of quality 0 does not decide"
+    with pytest.raises(ValueError, match="pairs"):
+        paired_ratio([], [])
+    with pytest.raises(ValueError, match="no quality"):
+        paired_ratio([1.0], [0.0])
