@@ -12,7 +12,10 @@ from weir.errors import ConfigError
 
 
 class FixedCosts(BaseModel):
-    """Median seconds for each image beside its denoising steps; ``png_s`` is off the device."""
+    """Median seconds for each image beside its denoising steps.
+
+    ``png_s`` does not hold up the next step: from then until the picture is there (on CUDA that includes the decoder).
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 

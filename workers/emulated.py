@@ -113,14 +113,13 @@ class EmulatedEngine:
 
     def _drawn(self, order: Order) -> Drawn:
         recipe, request = order.recipe, order.request
+        keeps = capture_steps(recipe.steps) if request.capture else ()
         return Drawn(
             self._images[recipe.role],
             self.confidence(request) if recipe.role is Role.LIGHT else None,
             recipe.steps - order.first,
             first=order.first,
-            states=tuple(
-                self._state(order, k) for k in capture_steps(recipe.steps) if request.capture and k > order.first
-            ),
+            states=tuple(self._state(order, k) for k in keeps if k > order.first),
             latent=self._state(order, recipe.steps) if request.keep_latent else None,
         )
 

@@ -7,12 +7,13 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from weir.config import FamilyConfig
 from weir.core import ImageRequest, Role
-from weir.errors import ConfigError
-from weir.profiles import Profile, VariantProfile
-from workers.engine import Drawn, Engine, OutOfMemory
+from weir.errors import ConfigError, WeirError
+from weir.profiles import FixedCosts, Profile, VariantProfile
+from workers.engine import Engine, Order, OutOfMemory, Sample, order_for
 
 #: Told after every measured batch: how many are done, how many there are, and what the last one was.
 Progress = Callable[[int, int, str], None]
@@ -28,10 +29,11 @@ def profile_family(
     engine: Engine | None = None,
     threads: int = 1,
 ) -> Profile:
-    """Median seconds per batch of both variants, and the confidence in the light image of every prompt.
+    """Median seconds per batch and per step of both variants, and the confidence in every prompt's light image.
 
     Each batch size runs once unmeasured before its repeats. A size that does not fit the device ends the list of its
-    variant. The seed of prompt i is i, so that two profiles of one family are comparable.
+    variant. The seed of prompt i is i, so that two profiles of one family are comparable. The fixed costs are those of
+    an image in the largest batch, with prompts that were not encoded before.
 
     Args:
         batch_sizes: ascending, from 1.
@@ -87,6 +89,16 @@ class _Teller:
             self._progress(self._done, max(self._done, self._total), what)
 
 
+class _Timed(NamedTuple):
+    """Seconds of one batch: all of it, of each step, and for each image its fixed costs."""
+
+    whole: float
+    step: float
+    text: float
+    decode: float
+    png: float
+
+
 def _measure(
     engine: Engine,
     family: FamilyConfig,
@@ -97,40 +109,93 @@ def _measure(
     tell: _Teller,
 ) -> VariantProfile:
     variant = family.light if role is Role.LIGHT else family.heavy
-    seconds: dict[int, float] = {}
+    measured: dict[int, _Timed] = {}
     for size in sizes:
         chosen = [prompts[i % len(prompts)] for i in range(size)]
         label = f"{variant.name} × {size}"
         try:
-            seconds[size] = _median_s(engine, role, _requests(family, chosen, 0), repeats, tell, label)
+            runs = []
+            for i in range(repeats + 1):
+                # a text that was seen is not encoded again: every repeat says the same in words of its own
+                worded = [f"{prompt} {' ' * i}" for prompt in chosen]
+                runs.append(_run(engine, [order_for(family, role, r) for r in _requests(family, worded, 0)]))
+                tell(label)
+            measured[size] = _Timed(*map(statistics.median, zip(*runs[1:], strict=True)))
         except OutOfMemory:
             tell(f"{label}: out of memory")
             break
-    if not seconds:
+    if not measured:
         raise ConfigError(
             f"family {family.name}: not even {sizes[0]} images of {variant.name} fit; use smaller batches"
         )
+    size, largest = list(measured.items())[-1]
+    judging_s = _judging_s(engine, family.size, prompts, size, repeats) if role is Role.LIGHT else 0.0
     return VariantProfile(
-        name=variant.name, steps=variant.steps, batch_sizes=tuple(seconds), latency_s=tuple(seconds.values())
+        name=variant.name,
+        steps=variant.steps,
+        batch_sizes=tuple(measured),
+        latency_s=tuple(m.whole for m in measured.values()),
+        step_s=tuple(m.step for m in measured.values()),
+        fixed=FixedCosts(
+            text_s=largest.text,
+            decode_s=max(0.0, largest.decode - judging_s),
+            discriminator_s=judging_s,
+            png_s=largest.png,
+        ),
     )
 
 
-def _median_s(
-    engine: Engine, role: Role, requests: list[ImageRequest], repeats: int, tell: _Teller, label: str
-) -> float:
-    taken = []
+def _judging_s(engine: Engine, side: int, prompts: Sequence[str], size: int, repeats: int) -> float:
+    """Median seconds of the discriminator for one image of a batch; 0 without one."""
+    discriminator = getattr(engine, "discriminator", None)
+    if discriminator is None:
+        return 0.0
+    import torch
+
+    images, chosen, taken = torch.zeros(size, 3, side, side), [prompts[i % len(prompts)] for i in range(size)], []
     for _ in range(repeats + 1):
         started = time.perf_counter()
-        _check(engine.generate(role, requests))
+        discriminator.confidence(images, chosen)
         taken.append(time.perf_counter() - started)
-        tell(label)
-    return statistics.median(taken[1:])
+    return statistics.median(taken[1:]) / size
 
 
-def _check(drawn: Sequence[Drawn]) -> None:
-    for d in drawn:
-        if d.error is not None:
-            raise ConfigError(f"the family draws no picture: {d.error[1]}")
+def _run(engine: Engine, orders: Sequence[Order]) -> _Timed:
+    """Draws one batch and times its parts.
+
+    Raises:
+        ConfigError: an image failed.
+        OutOfMemory: the batch does not fit.
+    """
+    started = time.perf_counter()
+    samples = [_fine(begun) for begun in engine.begin(orders)]
+    begun, steps = time.perf_counter(), []
+    while samples[0].step < orders[0].recipe.steps:
+        before, step = time.perf_counter(), samples[0].step
+        for error in engine.step(samples):
+            if error is not None:
+                raise ConfigError(f"the family draws no picture: {error.message}")
+        steps.append((time.perf_counter() - before) / (samples[0].step - step))
+    stepped = time.perf_counter()
+    pictures = engine.finish(samples)
+    decoded = time.perf_counter()
+    for picture in pictures:
+        if (reason := picture.result().error) is not None:
+            raise ConfigError(f"the family draws no picture: {reason[1]}")
+    ended, size = time.perf_counter(), len(orders)
+    return _Timed(
+        ended - started,
+        statistics.median(steps),
+        (begun - started) / size,
+        (decoded - stepped) / size,
+        (ended - decoded) / size,
+    )
+
+
+def _fine(begun: Sample | WeirError) -> Sample:
+    if isinstance(begun, WeirError):
+        raise ConfigError(f"the family draws no picture: {begun.message}")
+    return begun
 
 
 def _requests(family: FamilyConfig, prompts: Sequence[str], first_seed: int) -> list[ImageRequest]:

@@ -4,26 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.workers.samples import profile
 from weir.config import FamilyConfig
-from weir.core import ImageRequest, Role
-from weir.errors import ConfigError
+from weir.errors import ConfigError, WeirError
 from weir.profiles import load_profile
 from workers.emulated import EmulatedEngine
-from workers.engine import Drawn, OutOfMemory
+from workers.engine import OutOfMemory
 from workers.profiler import profile_family, write_profile
 
 
 class SmallMemory(EmulatedEngine):
     """Holds at most two images."""
 
-    def generate(self, role: Role, requests: Sequence[ImageRequest]) -> list[Drawn]:
-        if len(requests) > 2:
+    def step(self, samples: Sequence[Any]) -> list[WeirError | None]:
+        if len(samples) > 2:
             raise OutOfMemory("no room")
-        return super().generate(role, requests)
+        return super().step(samples)
 
 
 def test_a_real_family_is_measured_through_its_real_pipeline(embedded: FamilyConfig) -> None:
@@ -32,6 +32,13 @@ def test_a_real_family_is_measured_through_its_real_pipeline(embedded: FamilyCon
     assert measured.light.batch_sizes == measured.heavy.batch_sizes == (1, 2)
     assert measured.heavy.latency_s[0] > measured.light.latency_s[0] > 0
     assert (measured.light.steps, measured.heavy.steps) == (1, 4)
+    for variant in (measured.light, measured.heavy):
+        assert variant.stepwise
+        assert variant.fixed is not None
+        assert variant.fixed.text_s > 0
+        assert variant.fixed.decode_s > 0
+        steps_s = [variant.steps * s for s in variant.step_s]
+        assert all(steps < whole for steps, whole in zip(steps_s, variant.latency_s, strict=True))
     assert measured.device == "cpu, 1 thread"
     assert [done for done, _, _ in seen] == list(range(1, len(seen) + 1))
     assert seen[-1][0] == seen[-1][1]
@@ -39,9 +46,11 @@ def test_a_real_family_is_measured_through_its_real_pipeline(embedded: FamilyCon
 
 def test_emulating_a_profile_and_profiling_the_emulation_gives_it_back(embedded: FamilyConfig) -> None:
     given = profile(light_s=0.01, heavy_s=0.03, confidences=(0.25,))
-    measured = profile_family(embedded, [1, 4], 3, prompts=["a", "b", "c"], engine=EmulatedEngine(given))
+    family = embedded.model_copy(update={"heavy": embedded.heavy.model_copy(update={"steps": 50})})
+    measured = profile_family(family, [1, 4], 3, prompts=["a", "b", "c"], engine=EmulatedEngine(given))
     assert measured.light.latency_s == pytest.approx(given.light.latency_s, rel=0.5)
     assert measured.heavy.latency_s == pytest.approx(given.heavy.latency_s, rel=0.5)
+    assert measured.heavy.step_s == pytest.approx([s / 50 for s in given.heavy.latency_s], rel=0.5)
     assert measured.confidences == (0.25,) * 3
 
 
