@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from rich.console import Console
 
+from benchmarks.service import service_file
 from controller.policies import make_policy
 from controller.setting import Setting
 from deploy.local import down, up
@@ -75,24 +75,6 @@ def cascade_profile(scores: Path, dilation: float) -> Profile:
     )
 
 
-def written(folder: Path, profile: Profile, policy: str, slo_s: float) -> Path:
-    """The emulated cluster's configuration with this profile, policy and deadline."""
-    fields: dict[str, Any] = yaml.safe_load(CONFIG.read_text())
-    (folder / "profile.json").write_text(profile.model_dump_json())
-    fields["family"] = str(FAMILY)
-    fields["pool"]["emulate"] = str(folder / "profile.json")
-    plan = make_policy(policy, Setting.of(profile, GPUS, slo_s)).first_plan()
-    fields["plan"] |= {
-        "light_replicas": sum(a.role == "light" for a in plan.assignments),
-        "heavy_replicas": sum(a.role == "heavy" for a in plan.assignments),
-        "threshold": plan.threshold,
-    }
-    fields |= {"slo_s": slo_s, "controller": {"policy": policy}, "limits": {"queued": 100_000}}
-    path = folder / "live.yaml"
-    path.write_text(yaml.safe_dump(fields))
-    return path
-
-
 def confidences(profile: Profile, trace: Trace) -> np.ndarray:
     """What the emulated workers will answer."""
     engine = EmulatedEngine(profile)
@@ -143,7 +125,16 @@ def main() -> None:
     )
     with tempfile.TemporaryDirectory(prefix="weir-live-") as name:
         folder = Path(name)
-        service = up(written(folder, profile, arguments.policy, slo_s), detach=True, port=0, folder=folder / "state")
+        (folder / "profile.json").write_text(profile.model_dump_json())
+        config = service_file(
+            CONFIG,
+            folder / "live.yaml",
+            policy=arguments.policy,
+            slo_s=slo_s,
+            family=str(FAMILY),
+            pool={"emulate": str(folder / "profile.json")},
+        )
+        service = up(config, detach=True, port=0, folder=folder / "state")
         assert service is not None
         try:
             done = replay(

@@ -75,9 +75,11 @@ def _windows(found: Comparison) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 def _demand(ax: Axes, found: Comparison) -> None:
     _, middles, counts = _windows(found)
-    width = 2 * middles[0] if len(middles) else 1.0
-    ax.fill_between(middles, counts / width, color=COLOURS["ink"], alpha=0.12, lw=0)
-    ax.plot(middles, counts / width, color=COLOURS["ink"], lw=1.4)
+    seconds = np.full(len(counts), 2 * middles[0]) if len(counts) else np.ones(0)
+    # The last window ends with the trace.
+    seconds[-1:] = np.maximum(found.arrivals.times_s[-1:] - middles[-1:] + seconds[-1:] / 2, 1.0)
+    ax.fill_between(middles, counts / seconds, color=COLOURS["ink"], alpha=0.12, lw=0)
+    ax.plot(middles, counts / seconds, color=COLOURS["ink"], lw=1.4)
     ax.set(xlabel="arrival, s", ylabel="requests/s", ylim=(0, None))
 
 
@@ -99,7 +101,7 @@ def _trade(ax: Axes, found: Comparison) -> None:
         ax.annotate(
             r.policy,
             (x, r.windowed_quality),
-            xytext=(-8 if right else 8, 4),
+            xytext=(-8 if right else 8, -11 if r.policy.endswith("-published") else 4),
             textcoords="offset points",
             ha="right" if right else "left",
             fontsize=8.5,

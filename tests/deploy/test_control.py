@@ -22,7 +22,7 @@ from controller.policies.weir import Weir
 from deploy.cluster import cluster
 from deploy.local import bindable, readiness
 from deploy.publish import Publisher, render
-from tests.deploy.conftest import FAMILY
+from tests.toy_family import FAMILY
 from weir import metrics
 from weir.config import load_service
 

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from load_balancer.pool import ReplicaLost
-from tests.load_balancer.toy_family import FAMILY, PROFILE
+from tests.toy_family import FAMILY, PROFILE
 from weir.config import FamilyConfig
 from weir.core import Plan, Role
 from weir.profiles import Profile

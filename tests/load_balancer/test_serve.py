@@ -25,7 +25,7 @@ from deploy.local import bindable, readiness
 from deploy.publish import Publisher, render
 from load_balancer.api import GENERATIONS
 from tests.load_balancer.malformed_requests import BODIES, GOOD
-from tests.load_balancer.toy_family import FAMILY, PROFILE
+from tests.toy_family import FAMILY, PROFILE
 from weir.core import Plan, Role
 
 pytestmark = [
