@@ -26,7 +26,7 @@ def align(predicted: Sequence[float], target: Sequence[float], aligner: str = "m
     """
     if aligner not in ALIGNERS:
         raise ConfigError(f"there is no aligner {aligner!r}; choose one of {', '.join(ALIGNERS)}")
-    h, f = _shares("predicted", predicted), _shares("target", target)
+    h, f = shares_of("predicted", predicted), shares_of("target", target)
     if len(h) != len(f):
         raise PlanError(f"predicted has {len(h)} levels and target has {len(f)}; both need one share for each level")
     return ALIGNERS[aligner](h, f)
@@ -93,12 +93,18 @@ def total_variation(p: np.ndarray, q: np.ndarray) -> float:
     return float(np.abs(p - q).sum() / 2)
 
 
-def _shares(name: str, values: Sequence[float]) -> np.ndarray:
+def shares_of(name: str, values: Sequence[float]) -> np.ndarray:
+    """A histogram, scaled so that it adds up to exactly one.
+
+    Raises:
+        PlanError: it is empty, has an entry that is negative or no number, or is further than :data:`TOLERANCE` from
+            one; the message begins with ``name``.
+    """
     shares = np.asarray(values, dtype=float)
     if shares.ndim != 1 or len(shares) == 0:
         raise PlanError(f"{name} must be a list with one share for each level")
     if not (np.isfinite(shares).all() and (shares >= 0).all()):
         raise PlanError(f"{name} is {shares.tolist()}; every share must be a number of at least 0")
     if abs(shares.sum() - 1) > TOLERANCE:
-        raise PlanError(f"{name} adds up to {shares.sum():g}; shares over levels must add up to 1")
+        raise PlanError(f"{name} adds up to {shares.sum():g}; shares have to add up to 1")
     return shares / shares.sum()

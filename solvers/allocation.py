@@ -1,14 +1,18 @@
-"""AccuScale's allocation: a level and a load for every GPU, for the best mean quality (Agarwal et al., 2025).
+"""Levels for GPUs and for prompts: AccuScale's allocation (Agarwal et al., Middleware 2025), and more in one program.
+
+The published problem gives every GPU g a level x_g and a load y_g:
 
     maximise  Σ y_g q[x_g]    with  Σ y_g = λ,  0 ≤ y_g ≤ rate[x_g]
 
-over the level x_g and the load y_g of every GPU g. GPUs of one type are alike, so the program counts them: n_tk
-(integer, GPUs of type t at level k) and s_tk (the share of the demand that they serve).
+Prompts are aligned with its answer afterwards (``solvers/alignment.py``). Where the quality is known by what was
+predicted for a prompt, both are decided at once here: prompts come in classes i with shares h_i and qualities q_ik. The
+published problem is the case of one class. GPUs of one type are alike, so the program counts them: n_tk (integer, GPUs
+of type t at level k) and s_ik (share of the demand: prompts of class i that are served at level k).
 
-    maximise  Σ q_k s_tk
+    maximise  Σ q_ik s_ik
     GPUs      Σ_k n_tk ≤ N_t
-    capacity  λ s_tk ≤ rate_tk n_tk
-    demand    Σ s_tk = 1
+    capacity  λ Σ_i s_ik ≤ Σ_t rate_tk n_tk
+    prompts   Σ_k s_ik = h_i
 
 Its size does not depend on the number of GPUs. Demand beyond the capacity is shed before: the fastest levels serve all
 that can be served.
@@ -20,12 +24,12 @@ import itertools
 import logging
 import math
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
 
+from solvers.alignment import shares_of
 from solvers.backends import backend, installed
 from solvers.milp import MixedProgram
 from solvers.solution import Status
@@ -33,8 +37,8 @@ from weir.errors import PlanError
 
 log = logging.getLogger(__name__)
 
-#: How much more than its capacity an allocation may be given: within the tolerance of every solver.
-SLACK = 1 + 1e-6
+#: How much more than its capacity a GPU may be given: within the tolerance of every solver.
+SLACK = 1 + 1e-5
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,17 +56,35 @@ class LevelGpus:
 
 
 @dataclass(frozen=True, slots=True)
+class PromptClass:
+    """Prompts that are alike to the planner: all of them, or those for which the same level was predicted.
+
+    Attributes:
+        share: of all requests.
+        quality: mean quality of their images, by level; any scale, the same for all classes.
+    """
+
+    share: float
+    quality: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class LevelProblem:
     """One instance.
 
     Attributes:
-        quality: mean quality of the images of each level, not rising along the ladder; any scale.
+        classes: of prompts; over all of them the quality does not rise along the ladder.
         demand_rps: λ, requests per second to plan for.
     """
 
     gpus: tuple[LevelGpus, ...]
-    quality: tuple[float, ...]
+    classes: tuple[PromptClass, ...]
     demand_rps: float
+
+    @classmethod
+    def of(cls, gpus: tuple[LevelGpus, ...], quality: tuple[float, ...], demand_rps: float) -> LevelProblem:
+        """The published problem, which does not tell prompts apart."""
+        return cls(gpus, (PromptClass(1.0, quality),), demand_rps)
 
     def __post_init__(self) -> None:
         def need(condition: bool, message: str) -> None:
@@ -73,19 +95,26 @@ class LevelProblem:
             math.isfinite(self.demand_rps) and self.demand_rps >= 0,
             f"demand_rps is {self.demand_rps}; it must be finite and at least 0",
         )
-        need(len(self.quality) > 0, "quality is empty; a ladder needs at least one level")
-        need(all(map(math.isfinite, self.quality)), f"quality is {self.quality}; every entry must be finite")
+        need(len(self.classes) > 0, "classes is empty; give one with share 1 when prompts are not told apart")
+        levels = len(self.classes[0].quality)
+        need(levels > 0, "quality is empty; a ladder needs at least one level")
+        for i, each in enumerate(self.classes):
+            need(
+                len(each.quality) == levels, f"classes[{i}]: quality has {len(each.quality)} levels instead of {levels}"
+            )
+            need(all(map(math.isfinite, each.quality)), f"classes[{i}]: quality is {each.quality}; it must be finite")
+        mean = self.quality
         need(
-            all(better >= faster for better, faster in pairwise(self.quality)),
-            f"quality is {self.quality}; levels are out of order: it must not rise along the ladder",
+            all(better >= faster - 1e-9 for better, faster in pairwise(mean)),
+            f"quality is {mean}; levels are out of order: it must not rise along the ladder",
         )
         need(sum(g.count for g in self.gpus) > 0, "gpus is empty; a plan needs at least one GPU")
         for gpu in self.gpus:
             rates = gpu.rate_rps
             need(gpu.count >= 0, f"gpus: {gpu.name}: count is {gpu.count}; it must be at least 0")
             need(
-                len(rates) == len(self.quality),
-                f"gpus: {gpu.name}: {len(rates)} rates for {len(self.quality)} levels; give one for each level",
+                len(rates) == levels,
+                f"gpus: {gpu.name}: {len(rates)} rates for {levels} levels; give one for each level",
             )
             need(
                 all(math.isfinite(r) and r >= 0 for r in rates),
@@ -97,14 +126,29 @@ class LevelProblem:
             )
 
     @property
+    def shares(self) -> np.ndarray:
+        """h_i, adding up to one."""
+        return shares_of("the shares of classes", [each.share for each in self.classes])
+
+    @property
+    def quality(self) -> tuple[float, ...]:
+        """Mean over all prompts, by level."""
+        return tuple((self.shares @ self.qualities).tolist())
+
+    @property
+    def qualities(self) -> np.ndarray:
+        """q_ik; [classes, levels]."""
+        return np.array([each.quality for each in self.classes])
+
+    @property
+    def rates_rps(self) -> np.ndarray:
+        """[types, levels]."""
+        return np.array([gpu.rate_rps for gpu in self.gpus])
+
+    @property
     def capacity_rps(self) -> float:
         """What all GPUs serve at the fastest level."""
         return sum(g.count * g.rate_rps[-1] for g in self.gpus)
-
-    @property
-    def served_rps(self) -> float:
-        """The demand, as far as there is capacity for it."""
-        return min(self.demand_rps, self.capacity_rps)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,12 +168,14 @@ class LevelAllocation:
     Attributes:
         loads: by type, and from the best level to the fastest.
         target: f_k, share of the served requests at each level; what prompts are aligned with.
-        quality: mean of the served requests; of level 0 when there are none.
+        shift: for each class, the probability of every level; for one class this is the target.
+        quality: mean of the served requests; without any, of the level that one would get.
         backend, status, seconds: who answered, how sure it is, and wall time with building and checking.
     """
 
     loads: tuple[LevelLoad, ...]
     target: tuple[float, ...]
+    shift: tuple[tuple[float, ...], ...]
     quality: float
     served_rps: float
     shed_rps: float
@@ -150,8 +196,12 @@ def allocate(problem: LevelProblem, solver: str = "auto", time_limit_s: float = 
         ConfigError: ``solver`` names a backend that does not exist or cannot be used here.
     """
     began = time.perf_counter()
-    if problem.demand_rps >= problem.capacity_rps:  # also where there is no capacity at all
-        return _allocation(problem, _all_fastest(problem), "none", Status.OPTIMAL, began)
+    if problem.demand_rps == 0:
+        best = np.outer(problem.shares, np.eye(len(problem.quality))[0])
+        nothing = np.zeros((len(problem.gpus), len(problem.quality)), dtype=int)
+        return _allocation(problem, nothing, best, "none", Status.OPTIMAL, began)
+    if problem.demand_rps >= problem.capacity_rps:
+        return _all_fastest(problem, "none", Status.OPTIMAL, began)
     program = formulate_levels(problem)
     for name in installed() if solver == "auto" else [solver]:
         chosen = backend(name)
@@ -163,98 +213,86 @@ def allocate(problem: LevelProblem, solver: str = "auto", time_limit_s: float = 
         if answer.x is None:
             log.warning("solver %s gave no solution: %s", name, answer.reason)
             continue
-        counts = _counts(problem, answer.x)
-        if counts is None:
+        decoded = _decode(problem, answer.x)
+        if decoded is None:
             log.warning("solver %s answered nonsense", name)
             continue
-        status = Status.OPTIMAL if answer.proven else Status.FEASIBLE
-        return _allocation(problem, counts, name, status, began)
-    return _allocation(problem, _all_fastest(problem), "none", Status.LIGHTEST, began)
+        return _allocation(problem, *decoded, name, Status.OPTIMAL if answer.proven else Status.FEASIBLE, began)
+    return _all_fastest(problem, "none", Status.LIGHTEST, began)
 
 
 def formulate_levels(problem: LevelProblem) -> MixedProgram:
-    """Builds the program; its first columns are n_tk, types in order."""
-    levels = range(len(problem.quality))
-    lowest, span = problem.quality[-1], problem.quality[0] - problem.quality[-1] or 1.0
+    """Builds the program. Its first columns are n_tk, types in order, and then come s_ik, classes in order."""
+    quality = problem.qualities
+    scaled = (quality - quality.min()) / ((quality.max() - quality.min()) or 1.0)
+    levels = range(quality.shape[1])
     program = MixedProgram()
     n = [[program.column(0, gpu.count, integer=True) for _ in levels] for gpu in problem.gpus]
-    s = [[program.column((q - lowest) / span, 1, integer=False) for q in problem.quality] for _ in problem.gpus]
-    for t, gpu in enumerate(problem.gpus):
-        program.row([(column, 1.0) for column in n[t]], upper=gpu.count)
-        for k, rate in enumerate(gpu.rate_rps):
-            program.row([(n[t][k], rate), (s[t][k], -problem.demand_rps)], lower=0)
-    program.row([(column, 1.0) for row in s for column in row], lower=1, upper=1)
+    s = [[program.column(float(q), 1, integer=False) for q in row] for row in scaled]
+    for row, gpu in zip(n, problem.gpus, strict=True):
+        program.row([(column, 1.0) for column in row], upper=gpu.count)
+    for k in levels:
+        rates = [(row[k], gpu.rate_rps[k]) for row, gpu in zip(n, problem.gpus, strict=True)]
+        program.row([*rates, *((row[k], -problem.demand_rps) for row in s)], lower=0)
+    for row, share in zip(s, problem.shares, strict=True):
+        program.row([(column, 1.0) for column in row], lower=float(share), upper=float(share))
     return program
 
 
-def enumerate_levels(problem: LevelProblem) -> float:
-    """The best mean quality by trying every count of GPUs at every level: the oracle for small instances."""
-    if problem.demand_rps >= problem.capacity_rps:
-        return _allocation(problem, _all_fastest(problem), "enumerate", Status.OPTIMAL, 0.0).quality
-    splits = [np.array(list(_splits(gpu.count, len(problem.quality)))) for gpu in problem.gpus]
-    capacity = np.zeros((1, len(problem.quality)))
-    for gpu, split in zip(problem.gpus, splits, strict=True):
-        rates = split * np.array(gpu.rate_rps)
-        capacity = (capacity[:, None] + rates[None]).reshape(-1, len(problem.quality))
-    enough = capacity[capacity.sum(axis=1) * SLACK >= problem.demand_rps]
-    return float((_fill(enough, problem.demand_rps) @ np.array(problem.quality)).max())
+def _decode(problem: LevelProblem, x: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+    """GPUs by type and level and shares by class and level of a solver's vector, without what its tolerances left
+    behind; or None when they are not an allocation of these GPUs to these prompts."""
+    levels = len(problem.classes[0].quality)
+    gpus, classes = len(problem.gpus) * levels, len(problem.classes) * levels
+    if x.size < gpus + classes or not np.isfinite(x).all():
+        return None
+    counts = np.rint(x[:gpus]).astype(int)
+    if (counts < 0).any() or (np.abs(x[:gpus] - counts) > 1e-3).any():
+        return None
+    counts = counts.reshape(-1, levels)
+    if (counts.sum(axis=1) > [gpu.count for gpu in problem.gpus]).any():
+        return None
+    capacity = (counts * problem.rates_rps).sum(axis=0)
+    shares = np.where(capacity > 0, np.maximum(x[gpus : gpus + classes].reshape(-1, levels), 0.0), 0.0)
+    served, wanted = shares.sum(axis=1), problem.shares
+    if (np.abs(served - wanted) > SLACK - 1).any():
+        return None
+    shares *= np.divide(wanted, served, out=np.zeros_like(wanted), where=served > 0)[:, None]
+    if (shares.sum(axis=0) * problem.demand_rps > capacity * SLACK + SLACK - 1).any():
+        return None
+    return counts, shares
 
 
-def _splits(count: int, levels: int) -> Iterator[tuple[int, ...]]:
-    """Every way to give all ``count`` GPUs a level."""
-    for bars in itertools.combinations(range(count + levels - 1), levels - 1):
-        yield tuple(b - a - 1 for a, b in pairwise((-1, *bars, count + levels - 1)))
-
-
-def _fill(capacity_rps: np.ndarray, served_rps: float) -> np.ndarray:
-    """Shares of the load by level when the best levels are filled first; [..., levels], each row adds up to one."""
-    if served_rps <= 0:
-        return np.broadcast_to(np.eye(capacity_rps.shape[-1])[0], capacity_rps.shape)
-    filled = np.minimum(np.cumsum(capacity_rps, axis=-1), served_rps)
-    shares = np.diff(filled, axis=-1, prepend=0.0) / served_rps
-    return shares / shares.sum(axis=-1, keepdims=True)
-
-
-def _all_fastest(problem: LevelProblem) -> np.ndarray:
-    """Every GPU at the best of the levels at which it is fastest; [types, levels]."""
+def _all_fastest(problem: LevelProblem, name: str, status: Status, began: float) -> LevelAllocation:
+    """Every GPU at the best of the levels at which it is fastest, with the same mix of levels for every class."""
     counts = np.zeros((len(problem.gpus), len(problem.quality)), dtype=int)
     for t, gpu in enumerate(problem.gpus):
         counts[t, gpu.rate_rps.index(gpu.rate_rps[-1])] = gpu.count
-    return counts
+    capacity = (counts * problem.rates_rps).sum(axis=0)
+    mix = capacity / capacity.sum() if capacity.sum() > 0 else counts.sum(axis=0) / counts.sum()
+    return _allocation(problem, counts, np.outer(problem.shares, mix), name, status, began)
 
 
-def _counts(problem: LevelProblem, x: np.ndarray) -> np.ndarray | None:
-    """GPUs by type and level of a solver's vector, or None when it is not an allocation of these GPUs."""
-    shape = (len(problem.gpus), len(problem.quality))
-    n = x[: math.prod(shape)]
-    if n.size != math.prod(shape) or not np.isfinite(n).all() or (np.abs(n - np.rint(n)) > 1e-3).any():
-        return None
-    counts = np.rint(n).astype(int).reshape(shape)
-    spare = np.array([gpu.count for gpu in problem.gpus]) - counts.sum(axis=1)
-    rates = np.array([gpu.rate_rps for gpu in problem.gpus])
-    if (counts < 0).any() or (spare < 0).any() or (counts * rates).sum() * SLACK < problem.demand_rps:
-        return None
-    return counts
-
-
-def _allocation(problem: LevelProblem, counts: np.ndarray, name: str, status: Status, began: float) -> LevelAllocation:
-    """The loads that go with these counts. Only the counts are a solver's: the loads are evaluated again from them, so
-    its tolerances never give a GPU more than it can carry."""
-    rates = np.array([gpu.rate_rps for gpu in problem.gpus])
-    counts = _idle_to_best(problem, counts, rates)
-    capacity = counts * rates
-    served = min(problem.demand_rps, float(capacity.sum()))
-    target = _fill(capacity.sum(axis=0), served)
-    of_level = np.divide(target * served, capacity.sum(axis=0), out=np.zeros(len(target)), where=capacity.sum(0) > 0)
+def _allocation(
+    problem: LevelProblem, counts: np.ndarray, shares: np.ndarray, name: str, status: Status, began: float
+) -> LevelAllocation:
+    """The answer from GPUs by type and level and shares by class and level."""
+    rates, target = problem.rates_rps, shares.sum(axis=0)
+    served = min(problem.demand_rps, problem.capacity_rps)
+    counts = _idle_to_best(problem, counts, target * served)
+    capacity = (counts * rates).sum(axis=0)
+    use = np.divide(target * served, capacity, out=np.zeros_like(target), where=capacity > 0)
     loads = tuple(
-        LevelLoad(t, k, int(counts[t, k]), float(of_level[k] * rates[t, k]))
+        LevelLoad(t, k, int(counts[t, k]), float(use[k] * rates[t, k]))
         for t, k in itertools.product(*map(range, counts.shape))
         if counts[t, k]
     )
+    shift = [row / row.sum() if row.sum() > 0 else target for row in shares]
     return LevelAllocation(
         loads=loads,
         target=tuple(target.tolist()),
-        quality=float(target @ np.array(problem.quality)),
+        shift=tuple(tuple(row.tolist()) for row in shift),
+        quality=float((shares * problem.qualities).sum()),
         served_rps=served,
         shed_rps=problem.demand_rps - served,
         backend=name,
@@ -263,17 +301,16 @@ def _allocation(problem: LevelProblem, counts: np.ndarray, name: str, status: St
     )
 
 
-def _idle_to_best(problem: LevelProblem, counts: np.ndarray, rates: np.ndarray) -> np.ndarray:
+def _idle_to_best(problem: LevelProblem, counts: np.ndarray, load_rps: np.ndarray) -> np.ndarray:
     """Gives GPUs that no request needs the best level that their type can serve, so that they help at once."""
     counts = counts.copy()
-    capacity = (counts * rates).sum(axis=0)
-    served = min(problem.demand_rps, float(capacity.sum()))
-    unused_rps = capacity - _fill(capacity, served) * served
+    unused_rps = (counts * problem.rates_rps).sum(axis=0) - load_rps
     for t, gpu in enumerate(problem.gpus):
         best = next((k for k, rate in enumerate(gpu.rate_rps) if rate > 0), len(gpu.rate_rps) - 1)
         counts[t, best] += gpu.count - counts[t].sum()
-        for k in range(best + 1, len(problem.quality)):
-            idle = min(counts[t, k], math.floor(max(0.0, unused_rps[k]) / rates[t, k]))
-            unused_rps[k] -= idle * rates[t, k]
+        for k in range(best + 1, len(gpu.rate_rps)):
+            rate = gpu.rate_rps[k]
+            idle = max(0, min(counts[t, k], math.floor(unused_rps[k] / rate + SLACK - 1)))
+            unused_rps[k] -= idle * rate
             counts[t, [best, k]] += np.array([idle, -idle])
     return counts
