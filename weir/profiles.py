@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+from itertools import accumulate
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -47,7 +49,7 @@ class VariantProfile(BaseModel):
             raise ValueError("batch_sizes and latency_s must have one entry for each batch size")
         if list(self.batch_sizes) != sorted(set(self.batch_sizes)) or self.batch_sizes[0] < 1:
             raise ValueError("batch_sizes must ascend from at least 1")
-        if min(self.latency_s) <= 0:
+        if not all(math.isfinite(s) and s > 0 for s in self.latency_s):
             raise ValueError("latency_s must be positive seconds")
         if self.step_s and (len(self.step_s) != len(self.batch_sizes) or min(self.step_s) <= 0):
             raise ValueError("step_s must have one entry of positive seconds for each batch size, or none at all")
@@ -57,7 +59,8 @@ class VariantProfile(BaseModel):
 
     @property
     def latency(self) -> LatencyProfile:
-        return LatencyProfile(self.batch_sizes, self.latency_s)
+        """A larger batch that was measured to take less time counts as taking as long: that was noise."""
+        return LatencyProfile(self.batch_sizes, tuple(accumulate(self.latency_s, max)))
 
     @property
     def stepwise(self) -> bool:

@@ -29,9 +29,9 @@ def second(now: float, arrivals: int, **fields) -> Observation:
     return Observation(now_s=now, arrivals=arrivals, **{"replicas": (16,), "in_flight": 2 * arrivals, **fields})
 
 
-def run(policy, counts, start: float = 1.0):
+def run(policy, counts, start: float = 1.0, **fields):
     """The plans of consecutive seconds with these arrivals."""
-    plans = [policy.observe(second(start + i, count)) for i, count in enumerate(counts)]
+    plans = [policy.observe(second(start + i, count, **fields)) for i, count in enumerate(counts)]
     return [p for p in plans if p is not None]
 
 
@@ -40,6 +40,14 @@ def run(policy, counts, start: float = 1.0):
 def test_every_policy_plans_for_every_replica_from_the_start(name, gpus):
     plan = make_policy(name, setting(gpus=gpus)).first_plan()
     assert sum(plan.count(role) for role in Role) == len(plan.assignments) == gpus
+
+
+@pytest.mark.parametrize("name", POLICIES)
+@pytest.mark.parametrize("slo_s", [0.01, 1.0])
+def test_a_deadline_that_nothing_meets_still_gets_plans_for_every_replica(name, slo_s):
+    policy = make_policy(name, replace(setting(gpus=4), slo_s=slo_s))
+    plans = [policy.first_plan(), *run(policy, [5] * 20, replicas=(4,))]
+    assert all(len(plan.assignments) == 4 for plan in plans)
 
 
 @pytest.mark.parametrize("name", POLICIES)
