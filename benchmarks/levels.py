@@ -5,7 +5,7 @@
 On the published ladder. Enumeration: 8 GPUs, 60 to 400 requests a minute. Solve time: 1,000 GPUs between the loads at
 which level 0 and the fastest level are full; on a machine that does other work look at the processor time, which counts
 CBC's subprocess too. The bound is the linear relaxation, in points of quality (level 0 has 100); with several types of
-GPU it is approached within a limit of 100 ms and seldom proven.
+GPU or classes of prompts it is approached within a limit of 100 ms and seldom proven.
 """
 
 from __future__ import annotations
@@ -21,10 +21,11 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 from rich.table import Table
-from scipy.optimize import linprog
+from scipy.optimize import Bounds, LinearConstraint, milp
+from scipy.sparse import csr_matrix
 
 from solvers.alignment import ALIGNERS, align, total_variation
-from solvers.allocation import LevelGpus, LevelProblem, allocate
+from solvers.allocation import LevelGpus, LevelProblem, PromptClass, allocate, formulate_levels
 from solvers.backends import installed
 from solvers.enumerate_levels import enumerate_levels
 from solvers.solution import Status
@@ -35,29 +36,32 @@ LEVELS = LADDER.of(Strategy.AC)
 LIMIT_S = 0.1
 
 
-def problem(counts: tuple[int, ...], load: float) -> LevelProblem:
-    """Types of GPU, each slower than the one before, at a share of what they serve at the fastest level."""
+def problem(counts: tuple[int, ...], load: float, classes: int = 1) -> LevelProblem:
+    """Types of GPU, each slower than the one before, at a share of what they serve at the fastest level.
+
+    With several classes, the prompts of each lose nothing up to their level and 5 points at each level beyond; that is
+    made up, to time the program.
+    """
     rates = LADDER.rates_rps(LEVELS)
     gpus = tuple(LevelGpus(f"type{i}", n, tuple(r / (1 + 0.35 * i) for r in rates)) for i, n in enumerate(counts))
-    at_rest = LevelProblem.of(gpus, tuple(100 * level.quality for level in LEVELS), 0.0)
-    return replace(at_rest, demand_rps=load * at_rest.capacity_rps)
+    found = LevelProblem.of(gpus, tuple(100 * level.quality for level in LEVELS), 0.0)
+    if classes > 1:
+        steps = [[max(0, k - i) for k in range(len(LEVELS))] for i in range(classes)]
+        kinds = tuple(PromptClass(1 / classes, tuple(100.0 - 5 * step for step in row)) for row in steps)
+        found = replace(found, classes=kinds)
+    return replace(found, demand_rps=load * found.capacity_rps)
 
 
 def bound(instance: LevelProblem) -> float:
-    """The mean quality that GPUs which could be divided among levels would reach."""
-    quality, demand = np.array(instance.quality), instance.demand_rps
-    levels, types = len(quality), len(instance.gpus)
-    use = np.zeros((types, types * levels))
-    for t, gpu in enumerate(instance.gpus):
-        use[t, t * levels : (t + 1) * levels] = demand / np.array(gpu.rate_rps)
-    result = linprog(
-        -np.tile(quality, types),
-        A_ub=use,
-        b_ub=[gpu.count for gpu in instance.gpus],
-        A_eq=np.ones((1, types * levels)),
-        b_eq=[1],
+    """The mean quality that GPUs which could be divided among levels would reach: the linear relaxation."""
+    program, quality = formulate_levels(instance), instance.qualities
+    rows = csr_matrix((program.values, program.columns, program.starts))
+    relaxed = milp(
+        -np.array(program.objective),
+        bounds=Bounds(0, program.upper),
+        constraints=LinearConstraint(rows, program.row_lower, program.row_upper),
     )
-    return float(-result.fun)
+    return float(quality.min() - relaxed.fun * (quality.max() - quality.min()))
 
 
 def enumeration_table() -> Table:
@@ -74,11 +78,11 @@ def enumeration_table() -> Table:
 
 def time_table(rounds: int) -> Table:
     table = Table(title=f"1,000 GPUs, {rounds} demands: ms, and points of quality below the bound")
-    for column in ("types", "limit", "backend", "proven", "wall median", "wall max", "CPU median", "below bound, max"):
+    for column in ("types", "classes", "limit", "backend", "proven", "median", "max", "CPU", "below, max"):
         table.add_column(column, justify="right")
     loads = np.random.default_rng(0).uniform(0.5, 1.0, rounds)
-    for counts, limit in (((1000,), 10.0), ((400, 300, 300), LIMIT_S)):
-        instances = [problem(counts, load) for load in loads]
+    for counts, classes, limit in (((1000,), 1, 10.0), ((400, 300, 300), 1, LIMIT_S), ((1000,), 6, LIMIT_S)):
+        instances = [problem(counts, load, classes) for load in loads]
         bounds = [bound(instance) for instance in instances]
         for name in installed():
             allocate(instances[0], name)  # the first call loads the library
@@ -90,8 +94,9 @@ def time_table(rounds: int) -> Table:
                 wall.append(1000 * found.seconds)
                 below.append(most - found.quality)
                 proven += found.status is Status.OPTIMAL
-            figures = (f"{statistics.median(wall):.0f}", f"{max(wall):.0f}", f"{statistics.median(cpu):.0f}")
-            table.add_row(str(len(counts)), f"{limit:g} s", name, f"{proven}/{rounds}", *figures, f"{max(below):.4f}")
+            figures = (f"{f:.0f}" for f in (statistics.median(wall), max(wall), statistics.median(cpu)))
+            row = (str(len(counts)), str(classes), f"{limit:g} s", name, f"{proven}/{rounds}")
+            table.add_row(*row, *figures, f"{max(below):.4f}")
     return table
 
 
