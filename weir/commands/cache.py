@@ -124,6 +124,85 @@ def _plot(runs: list[dict[str, Any]], path: Path) -> None:
 
 
 @app.command()
+def profile(
+    out: Annotated[Path, typer.Option(help="Profile file to write; name it in cache.selector.")],
+    family: FamilyOption = FAMILY,
+    alpha: Annotated[float, typer.Option(min=0.01, max=1, help="Share of the quality to keep.")] = 0.95,
+    count: Annotated[int, typer.Option(min=8, help="Pairs of prompts to draw.")] = 160,
+    prompts: Annotated[Path | None, typer.Option(help="Log of prompts, one a line.", show_default="its own")] = None,
+    encoder: Annotated[str | None, typer.Option(help="Text model, or words.", show_default="the family's")] = None,
+    judge: Annotated[str, typer.Option(help="attributes or clip.")] = "attributes",
+    seed: Annotated[int, typer.Option(min=0, help="Everything random follows from it.")] = 0,
+    threads: Annotated[int, typer.Option(min=1, help="Threads of torch on the CPU.")] = 1,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure how far similarities may be trusted: similarity × K → quality → thresholds.
+
+    Example: weir cache profile --out deploy/profiles/weir-tiny-cache.json
+    """
+    import numpy as np
+
+    from cache.encoder import family_encoder
+    from cache.profiling import measure, thresholds, write_profile
+    from cache.replay import read_log
+    from quality.suite import family_suite
+    from traces.prompts import prompt_log
+    from weir.states import capture_steps
+    from workers.family import Family
+
+    with answered():
+        config = load_family(family)
+        suite = family_suite(config)
+        if judge not in suite.judges:
+            raise ConfigError(f"--judge is {judge!r}; choose one of {', '.join(suite.judges)}")
+        log = read_log(prompts).prompts if prompts else prompt_log(np.random.default_rng(seed), 20 * count)
+        named = family_encoder(config, encoder)
+        distinct = list(dict.fromkeys(log))
+        ks = capture_steps(config.heavy.steps)
+        with progress() as bar:
+            task = bar.add_task("loading", total=None)
+            draw = judged_runs(Family.load(config, threads=threads), suite, judge)
+
+            def tell(done: int, total: int, what: str) -> None:
+                bar.update(task, completed=done, total=total, description=what)
+
+            found = measure(distinct, named.encode(distinct), ks, draw, count=count, seed=seed, progress=tell)
+        selector = thresholds(found, alpha, config.heavy.steps)
+        write_profile(out, found, selector, family=config.name, encoder=named.version, alpha=alpha, judge=judge)
+    if as_json:
+        print_json({**selector.to_dict(), "measured": found.bins()})
+        return
+    for row in found.bins():
+        cells = ", ".join(f"K={k}: {ratio:.2f}" for k, ratio in row["ratio"].items())
+        console.print(f"similarity {row['from']:.2f}…{row['to']:.2f} ({row['pairs']}): {cells}", highlight=False)
+    for similarity, k in selector.levels:
+        console.print(f"resume at {k} above {similarity:.3f}", highlight=False)
+    console.print(f"written to {out}")
+
+
+def judged_runs(engine: Any, suite: Any, judge: str) -> Any:
+    """Whole and resumed heavy runs in this process, judged: what :func:`cache.profiling.measure` draws with."""
+    import io
+
+    from PIL import Image
+
+    from weir.core import ImageRequest, Role
+
+    side = engine.config.size
+
+    def draw(prompts: Any, seeds: Any, states: Any) -> Any:
+        requests = [
+            ImageRequest(f"run-{i}", p, s, side, side, float("inf"), capture=x is None, resume_step=x.step if x else 0)
+            for i, (p, s, x) in enumerate(zip(prompts, seeds, states, strict=True))
+        ]
+        drawn = engine.generate(Role.HEAVY, requests, states)
+        images = [Image.open(io.BytesIO(each.image)) for each in drawn]
+        return suite.scores(prompts, images)[judge], [{s.step: s for s in each.states} for each in drawn]
+
+    return draw
+
+
+@app.command()
 def stats(url: UrlOption = None, secret_file: SecretOption = None, as_json: JsonOption = False) -> None:
     """Say what lies in the store: entries, states, bytes, by tenant.
 

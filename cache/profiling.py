@@ -1,0 +1,146 @@
+"""Measures how far a similarity may be trusted: similarity × K → quality of the resumed image over that of a whole run.
+
+The threshold of a K is the lowest similarity from which resumed images keep the share α of the quality of whole runs
+of the same prompts and seeds. The expected quality is taken to rise with the similarity (isotonic regression), so that
+a lucky pair far down does not decide.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cache.selector import Selector
+from weir.errors import ConfigError
+
+#: ``draw(prompts, seeds, states)``: what each run is judged to be worth, and the states that it passed, by K. A state
+#: that is not None is resumed from.
+Draw = Callable[[Sequence[str], Sequence[int], Sequence[Any]], tuple[np.ndarray, list[dict[int, Any]]]]
+
+
+_EDGES = (-1, 0.2, 0.4, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 1.01)
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What was measured: pairs of a query and a cached prompt.
+
+    Attributes:
+        similarity: cosine of each pair, [N].
+        whole: quality of the query's whole run, [N].
+        resumed: by K, quality of the query resumed at K from the cached prompt's state, [N].
+    """
+
+    similarity: np.ndarray
+    whole: np.ndarray
+    resumed: dict[int, np.ndarray]
+
+    def bins(self) -> list[dict[str, Any]]:
+        """The ratio by similarity and K, for people; bins without pairs are left out."""
+        rows = []
+        for low, high in pairwise(_EDGES):
+            here = (self.similarity >= low) & (self.similarity < high)
+            if here.any() and self.whole[here].mean() > 0:
+                ratios = {str(k): float(q[here].mean() / self.whole[here].mean()) for k, q in self.resumed.items()}
+                rows.append({"from": low, "to": high, "pairs": int(here.sum()), "ratio": ratios})
+        return rows
+
+
+def choose_pairs(vectors: np.ndarray, count: int, seed: int) -> list[tuple[int, int]]:
+    """Pairs (query, cached) of a log whose similarities cover the whole range as evenly as the log allows."""
+    rng = np.random.default_rng(seed)
+    queries = rng.choice(len(vectors), size=min(count, len(vectors)), replace=False)
+    pairs = []
+    for i, query in enumerate(queries):
+        cosines = vectors @ vectors[query]
+        cosines[query] = -2
+        top = float(cosines.max())
+        # Every other query looks near its nearest: hits live there.
+        wanted = rng.uniform(0.6 * top, top) if i % 2 else rng.uniform(0, top)
+        pairs.append((int(query), int(np.abs(cosines - wanted).argmin())))
+    return pairs
+
+
+def measure(
+    prompts: Sequence[str],
+    vectors: np.ndarray,
+    ks: Sequence[int],
+    draw: Draw,
+    *,
+    count: int,
+    seed: int = 0,
+    batch: int = 8,
+    progress: Callable[[int, int, str], None] | None = None,
+) -> Measured:
+    """Draws pairs of a log of prompts and judges them.
+
+    Args:
+        vectors: unit vectors of the prompts, [N, D].
+        ks: the steps to resume at.
+        batch: runs that are drawn together.
+    """
+    pairs = choose_pairs(vectors, count, seed)
+    similarity = np.array([float(vectors[q] @ vectors[c]) for q, c in pairs])
+    whole = np.zeros(len(pairs))
+    resumed = {k: np.zeros(len(pairs)) for k in ks}
+    for start in range(0, len(pairs), batch):
+        part = pairs[start : start + batch]
+        where = slice(start, start + len(part))
+        asked, cached = [prompts[q] for q, _ in part], [prompts[c] for _, c in part]
+        seeds = list(range(2 * start, 2 * start + len(part)))
+        _, states = draw(cached, [s + 1_000_003 for s in seeds], [None] * len(part))
+        whole[where], _ = draw(asked, seeds, [None] * len(part))
+        for k in ks:
+            resumed[k][where], _ = draw(asked, seeds, [s[k] for s in states])
+        if progress is not None:
+            progress(start + len(part), len(pairs), f"{len(pairs)} pairs, {len(ks)} resumes each")
+    return Measured(similarity, whole, resumed)
+
+
+def thresholds(measured: Measured, alpha: float, steps: int) -> Selector:
+    """The selector that keeps the share ``alpha`` of the quality; a K that never does is left out."""
+    from sklearn.isotonic import IsotonicRegression
+
+    if not 0 < alpha <= 1:
+        raise ConfigError(f"alpha is {alpha}; it must lie in 0…1")
+    levels: list[tuple[float, int]] = []
+    least = -1.0
+    for k in sorted(measured.resumed):
+        gain = measured.resumed[k] - alpha * measured.whole
+        expected = IsotonicRegression().fit(measured.similarity, gain).predict(measured.similarity)
+        enough = measured.similarity[expected >= -1e-9]
+        if not len(enough):
+            break  # a larger K is not better
+        # Strictly above, so just below the lowest that held; each K at least as strict as the one before.
+        least = max(least + 1e-4, float(enough.min()) - 1e-4)
+        levels.append((round(least, 4), k))
+    return Selector(tuple(reversed(levels)), steps)
+
+
+def write_profile(
+    path: Path, measured: Measured, selector: Selector, *, family: str, encoder: str, alpha: float, judge: str
+) -> None:
+    """Writes what ``cache.selector`` reads, with what it was made from.
+
+    Raises:
+        ConfigError: the file cannot be written.
+    """
+    fields = {
+        "family": family,
+        "encoder": encoder,
+        "judge": judge,
+        "alpha": alpha,
+        "pairs": len(measured.similarity),
+        "selector": selector.to_dict(),
+        "measured": measured.bins(),
+    }
+    try:
+        path.write_text(json.dumps(fields, indent=1) + "\n")
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be written: {error.strerror}") from None

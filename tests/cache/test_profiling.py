@@ -1,0 +1,89 @@
+"""Thresholds come from measured pairs: the lowest similarity from which enough quality is kept."""
+
+import json
+
+import numpy as np
+import pytest
+
+from cache.profiling import Measured, choose_pairs, measure, thresholds, write_profile
+from cache.selector import load_selector
+from weir.errors import ConfigError
+
+KS = (5, 25)
+
+
+def pairs(count: int = 400) -> Measured:
+    """Quality is kept above a similarity of 0.5 at K = 5, and of 0.9 at K = 25."""
+    rng = np.random.default_rng(0)
+    similarity = rng.uniform(0, 1, count)
+    noise = 0.02 * rng.normal(size=(2, count))
+    resumed = {k: np.where(similarity > s, 1.0, 0.5) + n for k, s, n in zip(KS, (0.5, 0.9), noise, strict=True)}
+    return Measured(similarity, np.ones(count), resumed)
+
+
+def test_the_threshold_lies_where_quality_begins_to_hold() -> None:
+    selector = thresholds(pairs(), 0.95, 50)
+    assert [k for _, k in selector.levels] == [25, 5]
+    assert selector.levels[0][0] == pytest.approx(0.9, abs=0.03)
+    assert selector.levels[1][0] == pytest.approx(0.5, abs=0.03)
+
+
+def test_a_k_that_never_holds_is_left_out() -> None:
+    found = pairs()
+    found.resumed[25][:] = 0.5
+    assert thresholds(found, 0.95, 50).ks == (5,)
+
+
+def test_nothing_holds_for_a_cache_that_only_harms() -> None:
+    found = pairs()
+    for quality in found.resumed.values():
+        quality[:] = 0.5
+    assert thresholds(found, 0.95, 50).select(1.0) == 0
+
+
+def test_a_larger_k_is_never_trusted_at_a_lower_similarity() -> None:
+    found = pairs()
+    found.resumed[5], found.resumed[25] = found.resumed[25], found.resumed[5]
+    (high, more), (low, less) = thresholds(found, 0.95, 50).levels
+    assert (more, less) == (25, 5)
+    assert high > low
+
+
+def test_pairs_cover_similarities_from_far_to_near() -> None:
+    rng = np.random.default_rng(1)
+    vectors = rng.normal(size=(300, 4))
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    chosen = choose_pairs(vectors, 200, seed=0)
+    cosines = np.array([vectors[q] @ vectors[c] for q, c in chosen])
+    assert all(q != c for q, c in chosen)
+    assert np.percentile(cosines, 20) < 0.5 < np.percentile(cosines, 60)
+
+
+def test_every_pair_is_drawn_whole_and_resumed_at_every_k_from_the_cached_prompts_state() -> None:
+    seen = []
+
+    def draw(prompts, seeds, states):
+        seen.append((list(prompts), list(seeds), list(states)))
+        return np.ones(len(prompts)), [{k: (p, k) for k in KS} for p in prompts]
+
+    prompts = [str(i) for i in range(10)]
+    found = measure(prompts, np.eye(10), KS, draw, count=10, batch=4)
+    assert len(found.similarity) == 10
+    cached, asked, at_5, _ = seen[:4]
+    assert asked[2] == [None] * 4
+    assert at_5[0] == asked[0]
+    assert at_5[1] == asked[1] != cached[1]
+    assert at_5[2] == [(p, 5) for p in cached[0]]
+
+
+def test_a_profile_is_what_the_selector_reads(tmp_path) -> None:
+    path, found = tmp_path / "cache.json", pairs()
+    selector = thresholds(found, 0.95, 50)
+    write_profile(path, found, selector, family="f", encoder="e", alpha=0.95, judge="attributes")
+    assert load_selector(path) == selector
+    assert json.loads(path.read_text())["pairs"] == 400
+
+
+def test_alpha_is_a_share() -> None:
+    with pytest.raises(ConfigError, match="alpha"):
+        thresholds(pairs(), 1.5, 50)
