@@ -36,7 +36,7 @@ from cache.replay import read_log, replay_prompts
 from cache.seal import Compression
 from cache.store import SealedStore, state_key
 from weir.core import ImageRequest
-from weir.states import State, capture_steps
+from weir.states import State
 
 console = Console()
 
@@ -136,12 +136,11 @@ def eviction(args: argparse.Namespace) -> dict:
         capacities = args.capacities or [1_500, 15_000, 150_000]
         what = f"synthetic log of {args.requests} prompts, seed {args.seed}"
     found: dict = {"log": what, "rules": {}}
-    for rules in ("nirvana", "weir"):
+    for rules in args.rules:
         index = (lambda: SmallIndex(vectors.shape[1])) if themes else None
         rows: dict[str, dict[str, float]] = {}
-        for capacity in [*capacities, len(vectors) * 5]:
-            names = list(POLICIES) if capacity < len(vectors) * 5 else ["lru"]
-            for name in names:
+        for capacity in capacities:
+            for name in POLICIES:
                 figures = replay_prompts(
                     vectors, approach(rules), eviction=name, capacity=capacity, index=index, partitions=themes
                 )
@@ -310,6 +309,7 @@ def main() -> None:
     one.add_argument("--prompts", type=Path)
     one.add_argument("--requests", type=int, default=100_000)
     one.add_argument("--capacities", type=int, nargs="+")
+    one.add_argument("--rules", nargs="+", default=["nirvana", "weir"], choices=["nirvana", "weir"])
     one.add_argument("--seed", type=int, default=0)
     one.set_defaults(run=eviction)
     one = commands.add_parser("lookup")
