@@ -15,6 +15,7 @@ wait as run; resumed, with all images there from the start and sorted by K, whic
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import statistics
 import threading
@@ -296,8 +297,8 @@ def _arrive(bench: Bench, batch: int, moment: int) -> tuple[int, float]:
     return its_step - came_at - 1, (first - came) / whole  # the step that it was part of itself does not count
 
 
-def sdxl_family(steps: int) -> tuple[FamilyConfig, Pipeline]:
-    """SDXL base 1.0's architecture with random weights: the configurations that it ships with, none of its weights."""
+def sdxl_family(device: str, size: int, steps: int) -> tuple[FamilyConfig, Pipeline]:
+    """SDXL base 1.0's architecture with random weights, for speed alone."""
     from benchmarks.sdxl_architecture import pipeline
 
     light = {"name": "light", "scheduler": "euler-trailing", "steps": 4, "guidance": 0}
@@ -305,12 +306,13 @@ def sdxl_family(steps: int) -> tuple[FamilyConfig, Pipeline]:
         {
             "name": "sdxl-random",
             "pipeline": "none",
-            "size": 1024,
+            "size": size,
+            "device": device,
             "light": light,
             "heavy": {"name": "heavy", "scheduler": "euler", "steps": steps, "guidance": 5.0},
         }
     )
-    return config, pipeline()
+    return config, pipeline(device)
 
 
 def main() -> None:
@@ -327,8 +329,8 @@ def main() -> None:
     if arguments.sdxl:
         if not torch.cuda.is_available():
             parser.exit(2, "benchmarks.engine: --sdxl needs a CUDA device; torch finds none\n")
-        config, pipeline = sdxl_family(50)
-        engine = Family(config, {role: pipeline for role in Role})
+        config, pipeline = sdxl_family("cuda", 1024, 50)
+        engine = Family(config, dict.fromkeys(Role, copy.deepcopy(pipeline)))
     else:
         config = load_family(arguments.family)
         engine = Family.load(config, threads=1)
