@@ -15,7 +15,8 @@ from typing import Any
 
 from load_balancer import cascade
 from load_balancer.admission import Admission
-from load_balancer.dispatch import Dispatcher, Kind
+from load_balancer.dispatch import Choice, Dispatcher, Kind
+from load_balancer.lateness import Lateness
 from load_balancer.order import Order
 from load_balancer.pool import Pool, ReplicaLost
 from load_balancer.service_times import ServiceTimes
@@ -75,6 +76,7 @@ class Balancer:
         self.admission = Admission(queued)
         self.dispatcher = Dispatcher(plan, ServiceTimes(profile))
         self.tally = Tally(EXPIRY * slo_s)
+        self.lateness = Lateness()
         self._pool = pool
         self._family = family
         self._clock = clock
@@ -228,7 +230,10 @@ class Balancer:
         if forced is None:
             deferred = plan.count(Role.HEAVY) > 0 and cascade.is_deferred(confidence, plan.threshold)
             self.tally.judge(request.id, confidence, deferred)
-        heavy_at = self.dispatcher.finish_at(self._kind(Role.HEAVY, request.steps), self._clock())
+        now = self._clock()
+        heavy_at = self.dispatcher.finish_at(self._kind(Role.HEAVY, request.steps), now)
+        if heavy_at is not None:
+            heavy_at += self.lateness.seconds(now)
         return cascade.after_light(plan, confidence, forced=forced, heavy_finish_at=heavy_at, latest=latest)
 
     async def _stage(
@@ -241,14 +246,19 @@ class Balancer:
             DeadlineExceeded: not there by ``until``, or dropped by the rules.
             GenerationFailed: the worker could not draw it, or two replicas died of it.
         """
+        stay, ready_at = "", math.inf
         try:
             async with asyncio.timeout(max(0.0, until - self._clock())):
                 lost: list[str] = []
-                stay = ""
                 while len(lost) < 2:
-                    replica = stay or await self._choose(role, request, avoid=frozenset(lost))
+                    if stay:
+                        replica, ready_at = stay, math.inf
+                    else:
+                        replica, ready_at = await self._choose(role, request, avoid=frozenset(lost))
                     try:
-                        return role, await self._send(replica, role, request, rules)
+                        result = await self._send(replica, role, request, rules)
+                        self._note_lateness(role, ready_at)
+                        return role, result
                     except ReplicaLost as error:
                         log.warning("%s lost its replica: %s", request.id, error)
                         lost.append(error.replica)
@@ -259,15 +269,21 @@ class Balancer:
                             stay = replica
                             role = Role.HEAVY if role is Role.LIGHT else Role.LIGHT
         except TimeoutError:
+            self._note_lateness(role, ready_at)
             raise DeadlineExceeded(f"the {role.value} image was not ready in time") from None
         raise GenerationFailed(f"{len(lost)} replicas died while they drew the image; it is not tried again")
 
-    async def _choose(self, role: Role, request: ImageRequest, *, avoid: frozenset[str]) -> str:
+    def _note_lateness(self, role: Role, ready_at: float) -> None:
+        if role is Role.HEAVY and ready_at < math.inf:
+            now = self._clock()
+            self.lateness.observe(now - ready_at, now)
+
+    async def _choose(self, role: Role, request: ImageRequest, *, avoid: frozenset[str]) -> Choice:
         """The replica for an image, as soon as there is any."""
         kind = self._kind(role, request.steps)
         while (choice := self.dispatcher.pick(kind, self._clock(), avoid=avoid)) is None:
             await self._refreshed.wait()
-        return choice.replica
+        return choice
 
     async def _send(self, replica: str, role: Role, request: ImageRequest, rules: Rules) -> ImageResult:
         kind = self._kind(role, request.steps)

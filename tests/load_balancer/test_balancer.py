@@ -110,6 +110,17 @@ async def test_a_heavy_image_predicted_within_the_margin_is_not_begun(running, p
     assert len(pool.calls) == 1
 
 
+async def test_where_heavy_images_come_late_the_next_ones_are_not_begun_so_near_to_the_deadline(running, pool):
+    pool.confidence = 0.1
+    pool.delay_s[Role.HEAVY] = 60  # predicted: 0.1 s
+    async with running(slo_s=0.3) as balancer:
+        paths = [(await balancer.draw(ORDER))[0].path for _ in range(11)]
+        begun = len(pool.calls)
+        await balancer.draw(ORDER)
+    assert set(paths) == {Path.LIGHT_DEADLINE}
+    assert len(pool.calls) == begun + 1  # its light image alone
+
+
 async def test_a_heavy_image_that_could_not_be_ready_is_not_even_begun(running, pool):
     pool.confidence = 0.1
     async with running(slo_s=0.09) as balancer:  # heavy takes 0.1 s
