@@ -157,7 +157,7 @@ class LevelLoad:
 
     gpu: int
     level: int
-    count: int
+    count: float
     load_rps: float
 
 
@@ -184,8 +184,9 @@ class LevelAllocation:
     seconds: float
 
     def levels(self) -> tuple[int, ...]:
-        """The level of every GPU, by rank: types in order, in each from the best level to the fastest."""
-        return tuple(load.level for load in self.loads for _ in range(load.count))
+        """The level of every GPU, by rank: types in order, in each from the best level to the fastest; for whole
+        GPUs only."""
+        return tuple(load.level for load in self.loads for _ in range(int(load.count)))
 
 
 def allocate(problem: LevelProblem, solver: str = "auto", time_limit_s: float = 2.0) -> LevelAllocation:
@@ -195,14 +196,30 @@ def allocate(problem: LevelProblem, solver: str = "auto", time_limit_s: float = 
     Raises:
         ConfigError: ``solver`` names a backend that does not exist or cannot be used here.
     """
+    return _solved(problem, solver, time_limit_s, whole=True)
+
+
+def share_levels(problem: LevelProblem, solver: str = "auto", time_limit_s: float = 2.0) -> LevelAllocation:
+    """The same where every GPU serves every level at any time, as the levels of one resident model allow: the counts
+    of ``loads`` are shares of GPU time and need not be whole. It is the linear relaxation.
+
+    Raises:
+        ConfigError: as :func:`allocate`.
+    """
+    return _solved(problem, solver, time_limit_s, whole=False)
+
+
+def _solved(problem: LevelProblem, solver: str, time_limit_s: float, *, whole: bool) -> LevelAllocation:
     began = time.perf_counter()
     if problem.demand_rps == 0:
         best = np.outer(problem.shares, np.eye(len(problem.quality))[0])
-        nothing = np.zeros((len(problem.gpus), len(problem.quality)), dtype=int)
-        return _allocation(problem, nothing, best, "none", Status.OPTIMAL, began)
+        counts = _idle_to_best(problem, np.zeros(problem.rates_rps.shape, dtype=int), np.zeros(len(problem.quality)))
+        return _allocation(problem, counts, best, "none", Status.OPTIMAL, began)
     if problem.demand_rps >= problem.capacity_rps:
         return _all_fastest(problem, "none", Status.OPTIMAL, began)
     program = formulate_levels(problem)
+    if not whole:
+        program.integer = [False] * len(program.integer)
     for name in installed() if solver == "auto" else [solver]:
         chosen = backend(name)
         try:
@@ -213,7 +230,7 @@ def allocate(problem: LevelProblem, solver: str = "auto", time_limit_s: float = 
         if answer.x is None:
             log.warning("solver %s gave no solution: %s", name, answer.reason)
             continue
-        decoded = _decode(problem, answer.x)
+        decoded = _decode(problem, answer.x, whole)
         if decoded is None:
             log.warning("solver %s answered nonsense", name)
             continue
@@ -239,18 +256,18 @@ def formulate_levels(problem: LevelProblem) -> MixedProgram:
     return program
 
 
-def _decode(problem: LevelProblem, x: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+def _decode(problem: LevelProblem, x: np.ndarray, whole: bool) -> tuple[np.ndarray, np.ndarray] | None:
     """GPUs by type and level and shares by class and level of a solver's vector, without what its tolerances left
     behind; or None when they are not an allocation of these GPUs to these prompts."""
     levels = len(problem.classes[0].quality)
     gpus, classes = len(problem.gpus) * levels, len(problem.classes) * levels
     if x.size < gpus + classes or not np.isfinite(x).all():
         return None
-    counts = np.rint(x[:gpus]).astype(int)
+    counts = np.rint(x[:gpus]).astype(int) if whole else np.maximum(x[:gpus], 0.0)
     if (counts < 0).any() or (np.abs(x[:gpus] - counts) > 1e-3).any():
         return None
     counts = counts.reshape(-1, levels)
-    if (counts.sum(axis=1) > [gpu.count for gpu in problem.gpus]).any():
+    if (counts.sum(axis=1) > SLACK * np.array([gpu.count for gpu in problem.gpus])).any():
         return None
     capacity = (counts * problem.rates_rps).sum(axis=0)
     shares = np.where(capacity > 0, np.maximum(x[gpus : gpus + classes].reshape(-1, levels), 0.0), 0.0)
@@ -258,9 +275,10 @@ def _decode(problem: LevelProblem, x: np.ndarray) -> tuple[np.ndarray, np.ndarra
     if (np.abs(served - wanted) > SLACK - 1).any():
         return None
     shares *= np.divide(wanted, served, out=np.zeros_like(wanted), where=served > 0)[:, None]
-    if (shares.sum(axis=0) * problem.demand_rps > capacity * SLACK + SLACK - 1).any():
+    load_rps = shares.sum(axis=0) * problem.demand_rps
+    if (load_rps > capacity * SLACK + SLACK - 1).any():
         return None
-    return counts, shares
+    return (_idle_to_best(problem, counts, load_rps) if whole else counts), shares
 
 
 def _all_fastest(problem: LevelProblem, name: str, status: Status, began: float) -> LevelAllocation:
@@ -270,6 +288,7 @@ def _all_fastest(problem: LevelProblem, name: str, status: Status, began: float)
         counts[t, gpu.rate_rps.index(gpu.rate_rps[-1])] = gpu.count
     capacity = (counts * problem.rates_rps).sum(axis=0)
     mix = capacity / capacity.sum() if capacity.sum() > 0 else counts.sum(axis=0) / counts.sum()
+    counts = _idle_to_best(problem, counts, mix * min(problem.demand_rps, problem.capacity_rps))
     return _allocation(problem, counts, np.outer(problem.shares, mix), name, status, began)
 
 
@@ -279,11 +298,10 @@ def _allocation(
     """The answer from GPUs by type and level and shares by class and level."""
     rates, target = problem.rates_rps, shares.sum(axis=0)
     served = min(problem.demand_rps, problem.capacity_rps)
-    counts = _idle_to_best(problem, counts, target * served)
     capacity = (counts * rates).sum(axis=0)
     use = np.divide(target * served, capacity, out=np.zeros_like(target), where=capacity > 0)
     loads = tuple(
-        LevelLoad(t, k, int(counts[t, k]), float(use[k] * rates[t, k]))
+        LevelLoad(t, k, counts[t, k].item(), float(use[k] * rates[t, k]))
         for t, k in itertools.product(*map(range, counts.shape))
         if counts[t, k]
     )

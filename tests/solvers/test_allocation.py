@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from solvers import allocation
 from solvers.alignment import align
-from solvers.allocation import LevelAllocation, LevelGpus, LevelProblem, PromptClass, allocate
+from solvers.allocation import LevelAllocation, LevelGpus, LevelProblem, PromptClass, allocate, share_levels
 from solvers.backends import Answer, Backend, installed
 from solvers.enumerate_levels import enumerate_levels
 from solvers.solution import Status
@@ -133,6 +133,17 @@ def test_a_thousand_gpus_get_a_proven_optimum_that_all_backends_share(per_min_ea
         assert_valid(problem, each)
         assert each.status is Status.OPTIMAL
         assert each.quality == pytest.approx(found[0].quality, abs=1e-5)
+
+
+@pytest.mark.parametrize(("per_min", "quality"), [(150, 100.0), (200, 99.03), (300, 93.72), (377, 91.52), (400, 91.52)])
+def test_sharing_levels_reaches_the_bound_that_whole_gpus_fall_short_of(per_min, quality):
+    problem = argus(8, per_min)
+    for solver in installed():
+        found = share_levels(problem, solver)
+        assert found.quality == pytest.approx(quality, abs=0.01)
+        assert found.quality >= allocate(problem, solver).quality - 1e-6
+        assert sum(load.count for load in found.loads) <= 8 * (1 + 1e-5)
+        assert sum(load.count * load.load_rps for load in found.loads) == pytest.approx(found.served_rps)
 
 
 def test_without_demand_every_gpu_stands_by_at_level_0():
