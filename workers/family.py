@@ -6,7 +6,6 @@ import hashlib
 import io
 import logging
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -25,6 +24,7 @@ from weir.states import State, capture_steps
 from workers.engine import Drawn, Order, OutOfMemory, failed, order_for, run_to_end
 from workers.previews import Previews
 from workers.samplers import Sampler, Schedule
+from workers.texts import Text, Texts
 from workers.weights import Pipeline, is_sdxl, load_pipelines
 
 log = logging.getLogger(__name__)
@@ -32,8 +32,6 @@ log = logging.getLogger(__name__)
 #: From this side on the decoder takes images one by one: each fills a device, and a batch would need memory for all.
 _SLICED_SIDE = 512
 _WARM_UP_STEPS = 2
-#: Texts whose encodings are kept. One of SDXL's takes 310 KiB.
-_TEXTS = 512
 
 T = TypeVar("T")
 
@@ -42,17 +40,6 @@ class Confidence(Protocol):
     """What the family needs of a discriminator; images are [B, 3, H, W] in −1…1, answers 0…1."""
 
     def confidence(self, images: torch.Tensor, prompts: list[str]) -> list[float]: ...
-
-
-@dataclass(frozen=True, slots=True)
-class _Text:
-    """Token states [T, D] and, of SDXL, the pooled text [P]."""
-
-    tokens: torch.Tensor
-    pooled: torch.Tensor | None
-
-    def zeros(self) -> _Text:
-        return _Text(torch.zeros_like(self.tokens), None if self.pooled is None else torch.zeros_like(self.pooled))
 
 
 @dataclass(slots=True, eq=False)
@@ -71,8 +58,8 @@ class _Sample:
     schedule: Schedule
     step: int
     latent: torch.Tensor
-    prompt: _Text
-    negative: _Text | None
+    prompt: Text
+    negative: Text | None
     keeps: frozenset[int]
     kept: list[tuple[int, torch.Tensor]] = field(default_factory=list)
     estimate: Callable[[], torch.Tensor] | None = None
@@ -131,7 +118,7 @@ class Family:
         self.models = {role: f"{_variant(config, role).name}-{_digest(p.unet)}" for role, p in pipelines.items()}
         self.previews = Previews()
         self.beat = time.monotonic()
-        self._texts: OrderedDict[tuple[int, str], _Text] = OrderedDict()
+        self._texts = Texts(self.device)
         self._batches: dict[Role, _Batch] = {}
         self._encoders = ThreadPoolExecutor(4, thread_name_prefix="png")
         cuda = self.device.type == "cuda"
@@ -229,44 +216,25 @@ class Family:
         finished = torch.from_numpy(order.start.latent).to(self.device, torch.float32)
         return finished * schedule.signal[order.first] + noise * schedule.noise[order.first]
 
-    def _encode(self, orders: Sequence[Order]) -> list[tuple[_Text, _Text | None]]:
-        """Prompt and, of guided orders, negative prompt; texts that are not known yet are encoded in one go.
-
-        SDXL stands zeros in for an empty negative prompt.
-        """
+    def _encode(self, orders: Sequence[Order]) -> list[tuple[Text, Text | None]]:
+        """Prompt and, of guided orders, negative prompt. SDXL stands zeros in for an empty negative prompt."""
         pipeline = self.pipelines[orders[0].recipe.role]
-        encoder = id(pipeline.text_encoder)
-        guided = [o.recipe.guidance > 1 and pipeline.unet.config.time_cond_proj_dim is None for o in orders]
+        embeds_guidance = pipeline.unet.config.time_cond_proj_dim is not None
         zeros = is_sdxl(pipeline) and pipeline.config.force_zeros_for_empty_prompt
-        needed = {o.request.prompt for o in orders}
-        needed |= {
-            o.request.negative_prompt
-            for o, g in zip(orders, guided, strict=True)
-            if g and (o.request.negative_prompt or not zeros)
-        }
-        missing = [text for text in sorted(needed) if (encoder, text) not in self._texts]
-        if missing:
-            arguments = {"device": self.device, "num_images_per_prompt": 1, "do_classifier_free_guidance": False}
-            encoded = pipeline.encode_prompt(missing, **arguments)
-            pooled = encoded[2] if is_sdxl(pipeline) else [None] * len(missing)
-            for text, tokens, whole in zip(missing, encoded[0], pooled, strict=True):
-                self._texts[encoder, text] = _Text(tokens, whole)
-        for text in needed:
-            self._texts.move_to_end((encoder, text))
-        found = {text: self._texts[encoder, text] for text in needed}
-        while len(self._texts) > _TEXTS:
-            self._texts.popitem(last=False)
-        return [
-            (
-                prompt := found[o.request.prompt],
-                None
-                if not g
-                else prompt.zeros()
-                if zeros and not o.request.negative_prompt
-                else found[o.request.negative_prompt],
-            )
-            for o, g in zip(orders, guided, strict=True)
+        negatives = [
+            order.request.negative_prompt if order.recipe.guidance > 1 and not embeds_guidance else None
+            for order in orders
         ]
+        read = [n for n in negatives if n is not None and (n or not zeros)]
+        texts = self._texts.read(pipeline, [*(order.request.prompt for order in orders), *read])
+        encoded: list[tuple[Text, Text | None]] = []
+        for order, negative in zip(orders, negatives, strict=True):
+            prompt = texts[order.request.prompt]
+            if negative == "" and zeros:
+                encoded.append((prompt, prompt.zeros()))
+            else:
+                encoded.append((prompt, None if negative is None else texts[negative]))
+        return encoded
 
     # ----------------------------------------------------------------------------------------------- step
 

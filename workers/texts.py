@@ -1,0 +1,50 @@
+"""Prompts as the denoiser reads them. What was said before is not encoded again."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+
+from workers.weights import Pipeline, is_sdxl
+
+#: Texts whose encodings are kept. One of SDXL's takes 310 KiB.
+_KEPT = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """Token states [T, D] and, of SDXL, the pooled text [P]."""
+
+    tokens: torch.Tensor
+    pooled: torch.Tensor | None
+
+    def zeros(self) -> Text:
+        return Text(torch.zeros_like(self.tokens), None if self.pooled is None else torch.zeros_like(self.pooled))
+
+
+class Texts:
+    """The encodings of a family's pipelines, each by its own text encoders; those read longest ago leave first."""
+
+    def __init__(self, device: torch.device):
+        self._device = device
+        self._known: OrderedDict[tuple[int, str], Text] = OrderedDict()
+
+    def read(self, pipeline: Pipeline, texts: Iterable[str]) -> dict[str, Text]:
+        """The encodings of ``texts``; those that are new are encoded in one go."""
+        encoder, wanted = id(pipeline.text_encoder), sorted(set(texts))
+        if new := [text for text in wanted if (encoder, text) not in self._known]:
+            encoded = pipeline.encode_prompt(
+                new, device=self._device, num_images_per_prompt=1, do_classifier_free_guidance=False
+            )
+            pooled = encoded[2] if is_sdxl(pipeline) else [None] * len(new)
+            for text, tokens, whole in zip(new, encoded[0], pooled, strict=True):
+                self._known[encoder, text] = Text(tokens, whole)
+        for text in wanted:
+            self._known.move_to_end((encoder, text))
+        found = {text: self._known[encoder, text] for text in wanted}
+        while len(self._known) > _KEPT:
+            self._known.popitem(last=False)
+        return found
