@@ -42,6 +42,7 @@ lint: setup-dev  ## ruff and mypy
 
 bench: setup-dev  ## Weir's own cost, solver times, cascade against all-heavy
 	$(BIN)/python -m benchmarks.overhead
+	$(BIN)/python -m benchmarks.engine
 	$(BIN)/python -m benchmarks.solvers
 	$(BIN)/python -m benchmarks.simulator
 	$(BIN)/python -m benchmarks.cascade
