@@ -5,16 +5,21 @@ Named in a declarative configuration as ``import_path: deploy.app:build`` with `
 
 # Annotations stay objects here: Serve looks at the type of build's argument to read it.
 
+from functools import partial
+
 from pydantic import BaseModel, ConfigDict
 from ray import serve
 from ray.serve import Application
 
+from cache.opening import open_store
+from cache.service import CacheService
 from load_balancer.deployment import ServedLoadBalancer
 from weir.config import PoolConfig, load_service
 from weir.profiles import load_profile
 from workers.replica import Worker
 
 POOL = "Pool"
+CACHE = "Cache"
 BALANCER = "LoadBalancer"
 #: Replicas queue and batch for themselves, so Serve never holds a request back.
 UNLIMITED = 100_000
@@ -42,6 +47,7 @@ def build(args: AppArgs) -> Application:
     plan = service.plan.plan().to_dict()
     profile = service.profile or service.pool.emulate
     drain_s = max(20.0, 2 * service.slo_s)
+    cached = service.cache.mode != "off"
     pool = serve.deployment(
         name=POOL,
         num_replicas=len(plan["assignments"]),
@@ -53,7 +59,20 @@ def build(args: AppArgs) -> Application:
         health_check_period_s=2,
         request_router_config=ROUTER,
         logging_config=QUIET,
-    )(Worker).bind(family.model_dump(mode="json"), plan, service.pool.emulate)
+    )(Worker).bind(
+        family.model_dump(mode="json"),
+        plan,
+        service.pool.emulate,
+        partial(open_store, service.cache) if cached else None,
+    )
+    cache = serve.deployment(
+        name=CACHE,
+        num_replicas=1,
+        ray_actor_options={"num_cpus": 0},
+        max_ongoing_requests=UNLIMITED,
+        health_check_period_s=2,
+        logging_config=QUIET,
+    )(CacheService).bind(service.cache.model_dump(mode="json"), family.model_dump(mode="json"))
     balancer = serve.deployment(
         name=BALANCER,
         num_replicas=1,
@@ -71,6 +90,7 @@ def build(args: AppArgs) -> Application:
         family.model_dump(mode="json"),
         load_profile(profile).model_dump(mode="json") if profile else None,
         plan,
+        cache if cached else None,
     )
 
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import argparse
 import os
+import secrets
 import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +21,12 @@ import httpx
 import yaml
 from rich.console import Console
 
+from cache.opening import SECRET, URL
+from cache.redis_server import RedisServer
 from deploy.cluster import REPOSITORY, cluster
 from deploy.state import FOLDER, Service, StateFile, find
 from weir.config import FamilyConfig, ServiceConfig, load_service
-from weir.errors import ServiceError, WeirError
+from weir.errors import ConfigError, ServiceError, WeirError
 from weir.profiles import load_profile
 
 #: Loading weights may mean downloading them first.
@@ -170,13 +174,14 @@ def _serve(
     with ExitStack() as stack:
         stack.callback(lambda: [signal.signal(number, handler) for number, handler in previous.items()])
         progress = stack.enter_context(console.status("starting Ray"))
+        access = stack.enter_context(_redis(service))
         dashboard = stack.enter_context(
             cluster(cpus=replicas * service.pool.cpus_per_replica, gpus=replicas * service.pool.gpus_per_replica)
         )
         answer_signals()  # Ray put its own in place
         from deploy.publish import Publisher, render
 
-        running = Service(state.name, os.getpid(), url, dashboard, str(config_path))
+        running = Service(state.name, os.getpid(), url, dashboard, str(config_path), False, *access)
         state.write(running)
         plan = service.plan.plan()
         publisher = Publisher(dashboard)
@@ -193,7 +198,7 @@ def _serve(
         if stop.is_set():
             return
         progress.stop()
-        running = Service(state.name, os.getpid(), url, dashboard, str(config_path), ready=True)
+        running = replace(running, ready=True)
         state.write(running)
         console.print(f"{state.name} is up: {url}/v1 (dashboard {dashboard}); Ctrl-C stops it", highlight=False)
         if service.controller.policy != "static":
@@ -207,6 +212,36 @@ def _serve(
             on_ready(running)
         while not stop.wait(1):  # a wait without end would not see signals
             pass
+
+
+@contextmanager
+def _redis(service: ServiceConfig) -> Iterator[tuple[str, str]]:
+    """A Redis server for a service that wants a cache and names none; its URL and the secret of the cache.
+
+    Replicas find both in their environment, which is inherited from the Ray that is started after this.
+
+    Raises:
+        ConfigError: the replicas are on a cluster that a server on this machine does not serve.
+        ServiceError: the server does not start.
+    """
+    if service.cache.mode == "off" or service.cache.url or URL in os.environ:
+        yield "", ""
+        return
+    if os.environ.get("RAY_ADDRESS"):
+        raise ConfigError(
+            f"cache.url names no Redis, and RAY_ADDRESS a cluster; name a Redis that it reaches, or set {URL}"
+        )
+    server = RedisServer.start()
+    given = {URL: server.url}
+    if SECRET not in os.environ and service.cache.secret_file is None:
+        given[SECRET] = secrets.token_hex(32)
+    os.environ.update(given)
+    try:
+        yield server.url, os.environ.get(SECRET, "")
+    finally:
+        for name in given:
+            os.environ.pop(name, None)
+        server.stop()
 
 
 def _stop(progress: Any, console: Console) -> None:

@@ -20,6 +20,7 @@ from load_balancer.files import Files
 from load_balancer.order import Order
 from load_balancer.schema import GenerationBody, RequestRules
 from weir.config import FamilyConfig, LimitsConfig
+from weir.core import Path
 from weir.errors import BodyTooLarge, InvalidRequest, WeirError
 
 log = logging.getLogger(__name__)
@@ -161,8 +162,18 @@ def _about(one: Drawn) -> dict[str, Any]:
         "compute_s": round(one.compute_s, 6),
         "latency_s": round(one.latency_s, 6),
         "plan_version": one.plan_version,
+        "cache": _reused(one),
         "emulated": one.result.emulated,
     }
+
+
+def _reused(one: Drawn) -> dict[str, Any] | None:
+    """What the cache gave: how similar the nearest cached prompt is, its id, and the step that was resumed at."""
+    reuse = one.reuse
+    if reuse is None or reuse.similarity is None:
+        return None
+    similarity = round(reuse.similarity, 6)
+    return {"similarity": similarity, "k": one.result.resumed_at if one.path is Path.CACHE else 0, "id": reuse.entry}
 
 
 def _json(value: object) -> bytes:

@@ -10,15 +10,16 @@ import secrets
 import time
 import uuid
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from load_balancer import cascade
 from load_balancer.admission import Admission
 from load_balancer.dispatch import Choice, Dispatcher, Kind
 from load_balancer.lateness import Lateness
-from load_balancer.order import Order
+from load_balancer.order import CacheMode, Order
 from load_balancer.pool import Pool, ReplicaLost
+from load_balancer.reuse import NOTHING, Cache, Reuse
 from load_balancer.service_times import ServiceTimes
 from load_balancer.tally import Tally
 from weir.config import FamilyConfig
@@ -35,12 +36,17 @@ PATIENCE = 3.0
 #: A controller counts an image as lost when it is not answered within so many times the SLO.
 EXPIRY = 2.0
 
+#: The ways on which the heavy variant drew the image.
+_HEAVY = (Path.HEAVY, Path.CACHE)
 _WORKER_ERRORS: dict[str, type[WeirError]] = {e.code: e for e in (DeadlineExceeded, InvalidRequest, RoleChanged)}
 
 
 @dataclass(frozen=True, slots=True)
 class Drawn:
-    """One finished image and how it came about. ``queue_s`` and ``compute_s`` sum over the stages it went through."""
+    """One finished image and how it came about. ``queue_s`` and ``compute_s`` sum over the stages it went through.
+
+    ``reuse`` is what the cache had for it; None where it was not asked.
+    """
 
     result: ImageResult
     path: Path
@@ -51,12 +57,15 @@ class Drawn:
     compute_s: float
     latency_s: float
     plan_version: int
+    reuse: Reuse | None = None
 
 
 class Balancer:
     """Serves orders from a pool under the plan in force. Lives on one event loop.
 
     Args:
+        cache_mode: what requests do with the cache that do not say themselves.
+        direct: the least share of steps saved for which a hit skips the light variant.
         clock: unix time, seconds.
     """
 
@@ -69,6 +78,9 @@ class Balancer:
         slo_s: float,
         queued: int,
         profile: Profile | None = None,
+        cache: Cache | None = None,
+        cache_mode: CacheMode = "off",
+        direct: float = 0.0,
         clock: Callable[[], float] = time.time,
     ):
         self.plan = plan
@@ -78,6 +90,9 @@ class Balancer:
         self.tally = Tally(EXPIRY * slo_s)
         self.lateness = Lateness()
         self._pool = pool
+        self._cache = cache
+        self._cache_mode: CacheMode = cache_mode
+        self._direct = direct
         self._family = family
         self._clock = clock
         self._plan_since = clock()
@@ -163,7 +178,7 @@ class Balancer:
         self.tally.arrived(order.n)
         role = cascade.first_role(plan, order.role, random.random())
         drop_after_s = plan.rules.drop_after_s
-        finish_at = self.dispatcher.finish_at(self._kind(role, order.steps), now, order.n)
+        finish_at = self.dispatcher.finish_at(self._kind_of(role, order.steps), now, order.n)
         self.admission.admit(
             order.n,
             now=now,
@@ -190,21 +205,50 @@ class Balancer:
                 for i in range(order.n)
             ]
             if len(requests) == 1:
-                return [await self._cascade(requests[0], plan, order.role, role, now)]
+                return [await self._one(requests[0], plan, order, role, now)]
             async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(self._cascade(request, plan, order.role, role, now)) for request in requests]
+                tasks = [group.create_task(self._one(request, plan, order, role, now)) for request in requests]
             return [task.result() for task in tasks]
         except ExceptionGroup as errors:
             raise errors.exceptions[0] from None
         finally:
             self.admission.release(order.n)
 
+    async def _one(self, request: ImageRequest, plan: Plan, order: Order, role: Role, admitted_at: float) -> Drawn:
+        """One image: what the cache has for it, then the cascade; and what became of it is told to the cache."""
+        self.tally.admitted(request.id, admitted_at)
+        mode = order.cache or self._cache_mode
+        if self._cache is None or mode == "off" or order.role is Role.LIGHT:
+            return await self._cascade(request, plan, order.role, role, admitted_at)
+        reuse = await self._cache.find(request, order.tenant)
+        if mode == "read":
+            reuse = replace(reuse, capture=False)
+        request = reuse.of(request)
+        if order.role is None:
+            now = self._clock()
+            role = cascade.after_lookup(
+                plan,
+                role,
+                reuse.k / (request.steps or self._family.heavy.steps),
+                direct=self._direct,
+                heavy_finish_at=self._heavy_finish_at(request, now),
+                latest=self._latest(admitted_at),
+            )
+        drawn = None
+        try:
+            drawn = await self._cascade(request, plan, order.role, role, admitted_at)
+            return replace(drawn, reuse=reuse)
+        finally:
+            heavy = drawn.result if drawn is not None and drawn.path in _HEAVY else None
+            resumed_at = heavy.resumed_at if heavy else 0
+            self.tally.reuse(resumed_at)
+            self._cache.finished(request, resumed_at, heavy.captured if heavy else (), heavy is not None)
+
     async def _cascade(
         self, request: ImageRequest, plan: Plan, forced: Role | None, role: Role, admitted_at: float
     ) -> Drawn:
         """One image by the rules of the plan that the request was admitted under."""
-        self.tally.admitted(request.id, admitted_at)
-        latest = admitted_at + self.slo_s - margin_s(self.slo_s)
+        latest = self._latest(admitted_at)
         patience = request.deadline + (PATIENCE - 1) * self.slo_s
         stages: list[ImageResult] = []
         while True:
@@ -218,8 +262,11 @@ class Balancer:
                 log.info("%s falls back to its light image: %s", request.id, error.message)
                 return self._drawn(request, plan, Path.LIGHT_DEADLINE, admitted_at, stages)
             stages.append(result)
-            path = Path.HEAVY if role is Role.HEAVY else self._judged(request, plan, forced, result.confidence, latest)
-            if role is Role.HEAVY or path is not Path.HEAVY:
+            if role is Role.HEAVY:
+                resumed = request.resume_step and result.resumed_at == request.resume_step
+                return self._drawn(request, plan, Path.CACHE if resumed else Path.HEAVY, admitted_at, stages)
+            path = self._judged(request, plan, forced, result.confidence, latest)
+            if path is not Path.HEAVY:
                 return self._drawn(request, plan, path, admitted_at, stages)
             role = Role.HEAVY
 
@@ -230,11 +277,17 @@ class Balancer:
         if forced is None:
             deferred = plan.count(Role.HEAVY) > 0 and cascade.is_deferred(confidence, plan.threshold)
             self.tally.judge(request.id, confidence, deferred)
-        now = self._clock()
-        heavy_at = self.dispatcher.finish_at(self._kind(Role.HEAVY, request.steps), now)
-        if heavy_at is not None:
-            heavy_at += self.lateness.seconds(now)
+        heavy_at = self._heavy_finish_at(request, self._clock())
         return cascade.after_light(plan, confidence, forced=forced, heavy_finish_at=heavy_at, latest=latest)
+
+    def _heavy_finish_at(self, request: ImageRequest, now: float) -> float | None:
+        """When the heavy image would be ready, by the book and how late the last ones were."""
+        ready_at = self.dispatcher.finish_at(self._kind(Role.HEAVY, request), now)
+        return None if ready_at is None else ready_at + self.lateness.seconds(now)
+
+    def _latest(self, admitted_at: float) -> float:
+        """When the answer has to leave."""
+        return admitted_at + self.slo_s - margin_s(self.slo_s)
 
     async def _stage(
         self, role: Role, request: ImageRequest, rules: Rules, *, until: float
@@ -280,16 +333,17 @@ class Balancer:
 
     async def _choose(self, role: Role, request: ImageRequest, *, avoid: frozenset[str]) -> Choice:
         """The replica for an image, as soon as there is any."""
-        kind = self._kind(role, request.steps)
+        kind = self._kind(role, request)
         while (choice := self.dispatcher.pick(kind, self._clock(), avoid=avoid)) is None:
             await self._refreshed.wait()
         return choice
 
     async def _send(self, replica: str, role: Role, request: ImageRequest, rules: Rules) -> ImageResult:
-        kind = self._kind(role, request.steps)
+        kind = self._kind(role, request)
         self.dispatcher.assign(replica, request.id, kind, self._clock())
         try:
-            drawing = self._pool.generate(replica, role, request.to_dict())
+            wanted = request if role is Role.HEAVY else NOTHING.of(request)
+            drawing = self._pool.generate(replica, role, wanted.to_dict())
             if rules.drop_after_s is not None:
                 drawing = self._or_dropped(drawing, replica, kind, request)
             result = ImageResult.from_dict(await drawing)
@@ -339,17 +393,19 @@ class Balancer:
         finally:
             task.cancel()
 
-    def _kind(self, role: Role, steps: int | None) -> Kind:
-        if role is Role.LIGHT or steps is None:
-            return Kind(role)
-        return Kind(role, steps / self._family.heavy.steps)
+    def _kind(self, role: Role, request: ImageRequest) -> Kind:
+        return self._kind_of(role, request.steps, request.resume_step)
+
+    def _kind_of(self, role: Role, steps: int | None, skipped: int = 0) -> Kind:
+        own = self._family.heavy.steps
+        return Kind(role) if role is Role.LIGHT else Kind(role, ((steps or own) - skipped) / own)
 
     def _drawn(
         self, request: ImageRequest, plan: Plan, path: Path, admitted_at: float, stages: list[ImageResult]
     ) -> Drawn:
         now = self._clock()
         self.tally.answered(request.id, now)
-        variant = self._family.heavy if path is Path.HEAVY else self._family.light
+        variant = self._family.heavy if path in _HEAVY else self._family.light
         return Drawn(
             result=stages[-1],
             path=path,

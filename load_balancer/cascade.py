@@ -17,6 +17,24 @@ def first_role(plan: Plan, forced: Role | None, draw: float = 1.0) -> Role:
     return Role.HEAVY if heavy else Role.LIGHT
 
 
+def after_lookup(
+    plan: Plan, role: Role, saved: float, *, direct: float, heavy_finish_at: float | None, latest: float
+) -> Role:
+    """The variant that draws first once the cache has answered, where :func:`first_role` said ``role``.
+
+    A hit goes on from its state in the heavy variant right away, if that can make the deadline. Else the light variant
+    draws first, and if its image is deferred the heavy one still goes on from the state.
+
+    Args:
+        saved: share of the heavy steps that the hit saves; 0 is a miss.
+        direct: the least share for which the light variant is skipped.
+    """
+    hurried = heavy_finish_at is None or heavy_finish_at > latest
+    if saved <= 0 or saved < direct or hurried or plan.count(Role.HEAVY) == 0:
+        return role
+    return Role.HEAVY
+
+
 def is_deferred(confidence: float | None, threshold: float) -> bool:
     """Whether the discriminator wants the heavy variant: confidence below the threshold; a threshold of 1 defers all.
 

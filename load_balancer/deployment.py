@@ -11,6 +11,7 @@ from ray.serve.handle import DeploymentHandle
 
 from load_balancer.api import create_app
 from load_balancer.balancer import Balancer
+from load_balancer.reuse import ServeCache
 from load_balancer.serve_pool import ServePool
 from weir.config import FamilyConfig, ServiceConfig
 from weir.core import Plan
@@ -27,6 +28,7 @@ class LoadBalancer:
         family: dict[str, Any],
         profile: dict[str, Any] | None,
         plan: dict[str, Any],
+        cache: DeploymentHandle | None = None,
     ):
         self._service = ServiceConfig.model_validate(service)
         self._family = FamilyConfig.model_validate(family)
@@ -37,6 +39,9 @@ class LoadBalancer:
             slo_s=self._service.slo_s,
             queued=self._service.limits.queued,
             profile=None if profile is None else Profile.model_validate(profile),
+            cache=None if cache is None else ServeCache(cache, self._service.cache.lookup_s),
+            cache_mode=self._service.cache.mode,
+            direct=self._service.cache.direct,
         )
         self._watching: asyncio.Task[None] | None = None
 

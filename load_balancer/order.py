@@ -7,6 +7,7 @@ from typing import Literal
 
 from weir.core import Role
 
+CacheMode = Literal["off", "read", "read-write"]
 ImageFormat = Literal["png", "jpeg", "webp"]
 
 
@@ -18,6 +19,8 @@ class Order:
         role: the variant that the client forces; None lets the cascade decide.
         seed: of the first image, the next ones count up; None draws one at admission.
         steps, guidance: overrides for the heavy variant.
+        cache: what this request does with the approximate cache; None: as the service says.
+        tenant: whose states it may reuse, and who may reuse its own.
         compression: quality of jpeg and webp, 0…100.
     """
 
@@ -30,6 +33,8 @@ class Order:
     seed: int | None = None
     steps: int | None = None
     guidance: float | None = None
+    cache: CacheMode | None = None
+    tenant: str = "public"
     response_format: Literal["url", "b64_json"] = "b64_json"
     output_format: ImageFormat = "png"
     compression: int = 100

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from load_balancer.order import ImageFormat, Order
+from load_balancer.order import CacheMode, ImageFormat, Order
 from weir.config import FamilyConfig, LimitsConfig
 from weir.core import Role
 from weir.errors import InvalidRequest, UnknownModel
@@ -43,6 +43,7 @@ class GenerationBody(BaseModel):
     seed: int | None = None
     num_inference_steps: int | None = None
     guidance_scale: float | None = None
+    cache: CacheMode | None = None
 
 
 class RequestRules:
@@ -102,6 +103,7 @@ class RequestRules:
             seed=body.seed,
             steps=body.num_inference_steps,
             guidance=body.guidance_scale,
+            cache=body.cache,
             response_format=body.response_format or "b64_json",
             output_format=body.output_format or "png",
             compression=100 if body.output_compression is None else body.output_compression,

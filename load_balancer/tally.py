@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from typing import Any
 
 from weir.core import Role
@@ -24,6 +24,8 @@ class Tally:
         self.judged = 0
         self.deferred = 0
         self.batches = 0
+        self.looked_up = 0
+        self.reused: Counter[int] = Counter()
         self.late_answers = 0
         self.late_deferred = 0
         self._expiry_s = expiry_s
@@ -46,6 +48,12 @@ class Tally:
         self._confidences.append(confidence or 0.0)
         if deferred and image in self._open:
             self._open[image] = (self._open[image][0], True)
+
+    def reuse(self, k: int) -> None:
+        """The cache was asked for an image, which then went on from step ``k``; 0 where it did not."""
+        self.looked_up += 1
+        if k:
+            self.reused[k] += 1
 
     def answered(self, image: str, now: float) -> None:
         """The image is ready."""
@@ -73,6 +81,8 @@ class Tally:
             "deferred_in_flight": sum(deferred for _, deferred in self._open.values()),
             "late_answers": self.late_answers,
             "late_deferred": self.late_deferred,
+            "looked_up": self.looked_up,
+            "reused": {str(k): count for k, count in sorted(self.reused.items())},
         }
 
     def _expire(self, now: float) -> None:

@@ -35,6 +35,7 @@ class Path(StrEnum):
     LIGHT = "light"  #: the discriminator found the light image good enough
     LIGHT_DEADLINE = "light-deadline"  #: deferred, but the heavy image could not make the deadline
     HEAVY = "heavy"  #: the heavy variant drew the image
+    CACHE = "cache"  #: the heavy variant went on from a stored state of a similar prompt
 
 
 @dataclass(frozen=True, slots=True)

@@ -53,6 +53,7 @@ async def test_an_answer_carries_the_image_and_says_how_it_came_about(client):
         "queue_s": 0.001,
         "compute_s": 0.01,
         "plan_version": 1,
+        "cache": None,
         "emulated": True,
     }
 

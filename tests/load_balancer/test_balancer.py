@@ -279,6 +279,8 @@ async def test_its_counters_tell_a_controller_what_happened(running, pool, plan)
         "deferred_in_flight": 0,
         "late_answers": 0,
         "late_deferred": 0,
+        "looked_up": 0,
+        "reused": {},
     }
 
 

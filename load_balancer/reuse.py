@@ -1,0 +1,140 @@
+"""The approximate cache as the load balancer sees it: ask before drawing, tell afterwards, and never depend on it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import logging
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+from ray.serve.handle import DeploymentHandle
+
+from weir.core import ImageRequest
+
+log = logging.getLogger(__name__)
+
+#: After so many lookups in a row that failed, the next ones are misses for a while, at no wait.
+_FAILURES = 5
+_REST_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Reuse:
+    """What the cache has for a request.
+
+    Attributes:
+        partition: where states of this request belong; "" without a cache.
+        similarity: cosine to the nearest cached prompt; None where none was looked for.
+        entry, key, k: id of the cached prompt, where its state lies, and the step it enters; k = 0 is a miss.
+        capture: whether the states of a heavy run from noise are worth keeping.
+    """
+
+    partition: str = ""
+    similarity: float | None = None
+    entry: str | None = None
+    key: str | None = None
+    k: int = 0
+    capture: bool = False
+
+    def of(self, request: ImageRequest) -> ImageRequest:
+        """The request for the heavy variant: resumed where there is a match, captured where that is worth it."""
+        return replace(
+            request,
+            resume_key=self.key,
+            resume_step=self.k,
+            capture=self.capture,
+            cache_partition=self.partition,
+        )
+
+
+#: No cache was asked.
+NOTHING = Reuse()
+
+
+class Cache(Protocol):
+    """What the load balancer needs of a cache; tests put a fake in its place."""
+
+    async def find(self, request: ImageRequest, tenant: str) -> Reuse:
+        """What may be reused; a miss when the cache fails or is slow. Never raises."""
+        ...
+
+    def finished(self, request: ImageRequest, resumed_at: int, captured: tuple[int, ...], sought: bool) -> None:
+        """Tells what became of the request. Never waits and never raises.
+
+        Args:
+            resumed_at: the step that its heavy run began at; 0 from noise, or without one.
+            captured: the steps whose states its worker has stored.
+            sought: a worker was asked to resume.
+        """
+        ...
+
+
+class ServeCache:
+    """A :class:`Cache` behind the handle of ``cache.service.CacheService``.
+
+    Args:
+        wait_s: longest wait for a lookup.
+    """
+
+    def __init__(self, handle: DeploymentHandle, wait_s: float):
+        self._handle = handle
+        self._wait_s = wait_s
+        self._telling: set[asyncio.Task[None]] = set()
+        self._failed = 0
+        self._rests_until = 0.0
+        #: Lookups that gave nothing for another reason than that there was nothing, by reason.
+        self.failures: Counter[str] = Counter()
+
+    async def find(self, request: ImageRequest, tenant: str) -> Reuse:
+        now = asyncio.get_running_loop().time()
+        if now < self._rests_until:
+            self.failures["resting"] += 1
+            return NOTHING
+        settings = {
+            "width": request.width,
+            "height": request.height,
+            "steps": request.steps,
+            "guidance": request.guidance,
+            "negative_prompt": request.negative_prompt,
+        }
+        try:
+            found = await asyncio.wait_for(
+                self._call("lookup", request.id, tenant, request.prompt, settings), self._wait_s
+            )
+        except Exception as error:  # whatever a cache does, it costs speed and nothing else
+            self.failures[type(error).__name__] += 1
+            self._failed += 1
+            if self._failed >= _FAILURES:
+                self._failed, self._rests_until = 0, now + _REST_S
+                log.warning("the cache fails and is left alone for %g s: %s", _REST_S, type(error).__name__)
+            return NOTHING
+        self._failed = 0
+        return Reuse(**found)
+
+    def finished(self, request: ImageRequest, resumed_at: int, captured: tuple[int, ...], sought: bool) -> None:
+        task = asyncio.create_task(self._tell(request.id, resumed_at, captured, sought))
+        self._telling.add(task)
+        task.add_done_callback(self._telling.discard)
+
+    async def stats(self) -> Mapping[str, Any]:
+        """What the cache says of itself; empty when it does not answer."""
+        try:
+            return await asyncio.wait_for(self._call("stats"), 1.0)
+        except Exception as error:
+            log.info("the cache does not say how it is: %s", type(error).__name__)
+            return {}
+
+    async def _tell(self, *what: object) -> None:
+        try:
+            await self._call("finish", *what)
+        except Exception as error:
+            self.failures["tell"] += 1
+            log.info("the cache was not told how a request ended: %s", type(error).__name__)
+
+    async def _call(self, method: str, *arguments: object) -> Any:
+        # From an empty context, as in serve_pool.py: images of one HTTP request would get calls of one name.
+        handle = self._handle.options(method_name=method)
+        return await contextvars.Context().run(handle.remote, *arguments)

@@ -1,0 +1,220 @@
+"""The cache in the request path: a hit goes on from its state, everything else goes its way as without a cache."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from load_balancer.balancer import Balancer
+from load_balancer.cascade import after_lookup
+from load_balancer.order import Order
+from load_balancer.reuse import NOTHING, Reuse, ServeCache
+from weir.core import ImageRequest, Path, Plan, Role
+
+ORDER = Order("a red circle", 64, 64)
+HIT = Reuse("acme|…", 0.97, "entry-1", "weir:1:acme|…:entry-1:25", 25, capture=False)
+MISS = Reuse("acme|…", 0.31, capture=True)
+
+
+class FakeCache:
+    def __init__(self, gives: Reuse):
+        self.gives = gives
+        self.asked: list[tuple[str, str]] = []
+        self.told: list[tuple[int, tuple[int, ...], bool]] = []
+
+    async def find(self, request: ImageRequest, tenant: str) -> Reuse:
+        self.asked.append((request.prompt, tenant))
+        return self.gives
+
+    def finished(self, request: ImageRequest, resumed_at: int, captured: tuple[int, ...], sought: bool) -> None:
+        self.told.append((resumed_at, captured, sought))
+
+
+@pytest.fixture
+def pool(pool):
+    """Heavy replicas that resume where they are asked to, and store what they are asked to capture."""
+    draw = pool.generate
+    pool.loses_states = False
+
+    async def generate(replica: str, role: Role, request: dict[str, Any]) -> dict[str, Any]:
+        answer = await draw(replica, role, request)
+        resumed = 0 if pool.loses_states else request["resume_step"]
+        captured = tuple(k for k in (5, 25) if k > resumed) if request["capture"] else ()
+        return answer | {"resumed_at": resumed, "captured": captured}
+
+    pool.generate = generate
+    return pool
+
+
+@pytest.fixture
+def running(pool, plan, family, profile):
+    @asynccontextmanager
+    async def start(cache: FakeCache, mode: str = "read-write", plan: Plan = plan, **more) -> AsyncIterator[Balancer]:
+        options = {"slo_s": 5.0, "queued": 16, "profile": profile, "cache": cache, "cache_mode": mode, **more}
+        balancer = Balancer(pool, plan, family, **options)
+        watching = asyncio.create_task(balancer.watch())
+        while not balancer.readiness()["ready"]:
+            await asyncio.sleep(0)
+        try:
+            yield balancer
+        finally:
+            watching.cancel()
+
+    return start
+
+
+async def test_a_hit_goes_straight_to_the_heavy_variant_from_its_state(running, pool):
+    cache = FakeCache(HIT)
+    async with running(cache) as balancer:
+        (image,) = await balancer.draw(replace(ORDER, tenant="acme"))
+    [(_, role, request)] = pool.calls
+    assert role is Role.HEAVY
+    assert (request["resume_key"], request["resume_step"], request["capture"]) == (HIT.key, 25, False)
+    assert (image.path, image.model, image.reuse) == (Path.CACHE, "toy-heavy", HIT)
+    assert cache.asked == [("a red circle", "acme")]
+    assert cache.told == [(25, (), True)]
+    assert balancer.counters()["reused"] == {"25": 1}
+
+
+async def test_a_miss_goes_through_the_cascade_and_its_heavy_run_is_captured(running, pool):
+    pool.confidence = 0.1
+    cache = FakeCache(MISS)
+    async with running(cache) as balancer:
+        (image,) = await balancer.draw(ORDER)
+    (_, first, light), (_, second, heavy) = pool.calls
+    assert (first, second) == (Role.LIGHT, Role.HEAVY)
+    assert (light["capture"], light["cache_partition"]) == (False, "")
+    assert (heavy["capture"], heavy["cache_partition"]) == (True, MISS.partition)
+    assert image.path is Path.HEAVY
+    assert cache.told == [(0, (5, 25), True)]
+
+
+async def test_an_accepted_light_image_leaves_nothing_in_the_cache(running, pool):
+    cache = FakeCache(MISS)
+    async with running(cache) as balancer:
+        (image,) = await balancer.draw(ORDER)
+        assert image.path is Path.LIGHT
+    assert cache.told == [(0, (), False)]
+    assert balancer.counters()["looked_up"] == 1
+
+
+async def test_a_lost_state_costs_steps_and_the_answer_says_so(running, pool):
+    pool.loses_states = True
+    cache = FakeCache(HIT)
+    async with running(cache) as balancer:
+        (image,) = await balancer.draw(ORDER)
+    assert image.path is Path.HEAVY
+    assert cache.told == [(0, (), True)]
+
+
+async def test_a_hit_that_would_be_late_is_drawn_light_first_and_still_resumes_if_deferred(running, pool, plan):
+    pool.confidence = 0.1
+    cache = FakeCache(HIT)
+    async with running(cache, direct=0.6) as balancer:
+        (image,) = await balancer.draw(ORDER)
+    assert [role for _, role, _ in pool.calls] == [Role.LIGHT, Role.HEAVY]
+    assert pool.calls[0][2]["resume_key"] is None
+    assert image.path is Path.CACHE
+
+
+@pytest.mark.parametrize(("service", "request_", "asked"), [("off", None, 0), ("off", "read", 1), ("read", "off", 0)])
+async def test_a_request_says_more_than_the_service(running, service, request_, asked):
+    cache = FakeCache(MISS)
+    async with running(cache, service) as balancer:
+        (image,) = await balancer.draw(replace(ORDER, cache=request_))
+    assert len(cache.asked) == asked
+    assert (image.reuse is None) == (asked == 0)
+
+
+async def test_reading_only_captures_nothing(running, pool):
+    pool.confidence = 0.1
+    cache = FakeCache(MISS)
+    async with running(cache, "read") as balancer:
+        await balancer.draw(ORDER)
+    assert not pool.calls[1][2]["capture"]
+    assert cache.told == [(0, (), True)]
+
+
+async def test_who_forces_the_light_variant_is_not_looked_up(running):
+    cache = FakeCache(HIT)
+    async with running(cache) as balancer:
+        (image,) = await balancer.draw(replace(ORDER, role=Role.LIGHT))
+    assert image.path is Path.LIGHT
+    assert not cache.asked
+
+
+async def test_a_failed_request_is_told_too(running, pool):
+    pool.fail = lambda replica, role: ("generation_failed", "no")
+    cache = FakeCache(HIT)
+    async with running(cache) as balancer:
+        with pytest.raises(Exception, match="no"):
+            await balancer.draw(ORDER)
+    assert cache.told == [(0, (), False)]
+
+
+@pytest.mark.parametrize(
+    ("saved", "direct", "finish_at", "first"),
+    [
+        (0.5, 0.0, 1.0, Role.HEAVY),
+        (0.0, 0.0, 1.0, Role.LIGHT),
+        (0.1, 0.2, 1.0, Role.LIGHT),
+        (0.5, 0.0, 3.0, Role.LIGHT),
+        (0.5, 0.0, None, Role.LIGHT),
+    ],
+)
+def test_only_a_hit_that_is_worth_it_and_in_time_skips_the_light_variant(saved, direct, finish_at, first, plan):
+    assert after_lookup(plan, Role.LIGHT, saved, direct=direct, heavy_finish_at=finish_at, latest=2.0) is first
+
+
+class FakeHandle:
+    """A deployment handle whose calls do what a test tells them to."""
+
+    def __init__(self) -> None:
+        self.answer: Any = {"partition": "p", "k": 5, "entry": "e", "key": "x", "similarity": 0.7, "capture": True}
+        self.delay_s = 0.0
+        self.calls: list[str] = []
+        self._method = ""
+
+    def options(self, *, method_name: str) -> FakeHandle:
+        self._method = method_name
+        return self
+
+    async def remote(self, *arguments: object) -> Any:
+        self.calls.append(self._method)
+        await asyncio.sleep(self.delay_s)
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        return self.answer
+
+
+REQUEST = ImageRequest("a", "a red circle", 1, 64, 64, 0.0)
+
+
+async def test_what_the_cache_finds_is_taken_over():
+    assert (await ServeCache(FakeHandle(), 1.0).find(REQUEST, "acme")).k == 5
+
+
+async def test_a_slow_cache_is_a_miss_after_its_time():
+    handle = FakeHandle()
+    handle.delay_s = 5
+    cache = ServeCache(handle, 0.01)
+    assert await cache.find(REQUEST, "acme") == NOTHING
+    assert cache.failures["TimeoutError"] == 1
+
+
+async def test_a_cache_that_keeps_failing_is_left_alone_for_a_while(monkeypatch):
+    handle = FakeHandle()
+    handle.answer = RuntimeError("the replica died")
+    cache = ServeCache(handle, 1.0)
+    for _ in range(8):
+        assert await cache.find(REQUEST, "acme") == NOTHING
+    assert len(handle.calls) == 5
+    assert cache.failures == {"RuntimeError": 5, "resting": 3}
+    cache.finished(REQUEST, 0, (), False)
+    await asyncio.sleep(0.01)
+    assert cache.failures["tell"] == 1
