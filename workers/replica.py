@@ -113,7 +113,7 @@ class Worker:
             self.engine.check(ordered)
             return ordered
         except StateRefused as error:
-            self._count(error)
+            self.failures[error.code] += 1
             log.warning("%s runs from step 0: %s", request.id, error.message)
             return order_for(self.family, role, replace(request, warm_start=None))
 
@@ -187,9 +187,6 @@ class Worker:
             captured=captured,
             latent=None if drawn.latent is None else drawn.latent.to_bytes(),
         )
-
-    def _count(self, error: WeirError) -> None:
-        self.failures[error.code] += 1
 
     def _limit(self, ordered: Order) -> int:
         """The plan's batch size for the role; what a replica draws beside its own role goes by a plan neighbour's."""
