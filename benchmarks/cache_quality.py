@@ -1,0 +1,330 @@
+"""The cache against its baselines on a family that runs here: steps saved, paired quality, distance, a gallery.
+
+    python -m benchmarks.cache_quality --warm 300 --requests 100 --selector deploy/profiles/weir-tiny-cache.json \
+        --out runs/cache
+
+The first prompts of a log are drawn whole and fill the cache; then every approach answers the same next requests, with
+the same seeds, and its images are judged beside those of whole runs (``vanilla``). Approaches see a cache that does not
+change, so that all answer from the same. ``fewer-steps`` gets, request by request, as many steps as ``weir`` leaves;
+``modm`` resumes as often at every K as ``weir``, at the requests whose picture fits best, for its published thresholds
+are those of another CLIP. Latencies are those of single requests, one after another, lookup and fetch included.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import html
+import io
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from cache.approaches import APPROACHES, Act, Approach, approach
+from cache.encoder import Encoder, family_encoder
+from cache.eviction import Lru
+from cache.index import VectorIndex
+from cache.ledger import Found, Ledger, Match
+from cache.selector import load_selector
+from quality.clip import ClipScorer
+from quality.paired import paired_ratio
+from quality.suite import Suite, family_suite, tensors
+from traces.prompts import Habits, prompt_log
+from training.scenes import draw_scene, render
+from weir.config import FamilyConfig, load_family
+from weir.core import ImageRequest, Role
+from weir.states import State, capture_steps
+from workers.family import Family
+
+console = Console()
+BATCH = 8
+LOGS = {
+    "sessions": Habits(),
+    "zipf": Habits(goes_on=0.0, zipf=1.0, themes=100),
+}
+
+
+@dataclass
+class Cached:
+    """A prompt that was drawn whole."""
+
+    prompt: str
+    image: Image.Image
+    states: dict[int, State]
+    finished: State
+
+
+@dataclass
+class Answers:
+    """What one approach made of the requests."""
+
+    images: list[Image.Image]
+    steps: list[int]
+    found: list[Found]
+    cached: list[Cached | None] = field(default_factory=list)
+
+
+class Bench:
+    """A family, its judges, and a log of prompts of which the first are cached."""
+
+    def __init__(self, config: FamilyConfig, prompts: Sequence[str], warm: int, seed: int):
+        self.config = config
+        self.engine = Family.load(config, threads=1)
+        self.suite: Suite = family_suite(config)
+        self.clip = ClipScorer.load(str(config.clip))
+        self.encoder: Encoder = family_encoder(config)
+        self.steps = config.heavy.steps
+        self.asked = list(prompts[warm:])
+        self.seeds = [seed + 1_000_003 + i for i in range(len(self.asked))]
+        self.cached = self._warm(list(dict.fromkeys(prompts[:warm])), seed)
+        self.vectors = self.encoder.encode([c.prompt for c in self.cached])
+        self.queries = self.encoder.encode(self.asked)
+
+    def _warm(self, prompts: list[str], seed: int) -> list[Cached]:
+        requests = [
+            self.request(f"warm-{i}", prompt, seed + i, capture=True, keep_latent=True)
+            for i, prompt in enumerate(prompts)
+        ]
+        return [
+            Cached(prompt, picture(drawn.image), {s.step: s for s in drawn.states}, drawn.latent)
+            for prompt, drawn in zip(prompts, self.draw(Role.HEAVY, requests, what="filling the cache"), strict=True)
+        ]
+
+    def request(self, name: str, prompt: str, seed: int, **more: object) -> ImageRequest:
+        side = self.config.size
+        return ImageRequest(name, prompt, seed, side, side, float("inf"), **more)  # type: ignore[arg-type]
+
+    def draw(
+        self, role: Role, requests: Sequence[ImageRequest], states: Sequence[State | None] = (), what: str = ""
+    ) -> list:
+        states = states or [None] * len(requests)
+        starts = (
+            track(range(0, len(requests), BATCH), what, console=console) if what else range(0, len(requests), BATCH)
+        )
+        return [
+            drawn
+            for start in starts
+            for drawn in self.engine.generate(role, requests[start : start + BATCH], states[start : start + BATCH])
+        ]
+
+    def found(self, chosen: Approach) -> list[Found]:
+        """What the approach's rules find for every request in the warm cache."""
+        assert chosen.rules is not None
+        ledger = Ledger(chosen.rules, Lru(), 1 << 60, lambda: VectorIndex(self.encoder.dim))
+        ks = {*capture_steps(self.steps), self.steps}
+        for i, vector in enumerate(self.vectors):
+            ledger.insert("", str(i), vector, dict.fromkeys(ks, 1))
+        return [ledger.find("", query) for query in self.queries]
+
+    def fitting(self) -> np.ndarray:
+        """Cosines of every request with every cached picture, [R, C]."""
+        pictures = torch.cat(
+            [
+                self.clip.embed_images(tensors([c.image for c in self.cached[i : i + 64]]))
+                for i in range(0, len(self.cached), 64)
+            ]
+        )
+        return (self.clip.embed_text(self.asked) @ pictures.T).numpy()
+
+    def answer(self, name: str, selector: str, like: Answers | None) -> Answers:
+        """Draws, or takes from the cache, what the approach answers.
+
+        Args:
+            like: ``weir``'s answers, for the approaches that are given its K.
+        """
+        chosen = approach(name, load_selector(selector))
+        count = len(self.asked)
+        none = [Found(-1.0, None)] * count
+        if name in ("crs", "modm"):
+            cosines = self.fitting()
+            nearest = cosines.argmax(1)
+            ks = [self.steps] * count
+            if name == "modm":
+                assert like is not None
+                ranks = np.argsort(np.argsort(-cosines.max(1)))
+                ks = np.array(sorted((f.k for f in like.found), reverse=True))[ranks].tolist()
+            found = [
+                Found(float(cosines[i, j]), Match(str(j), float(cosines[i, j]), k, k) if k else None)
+                for i, (j, k) in enumerate(zip(nearest, ks, strict=True))
+            ]
+        elif name == "fewer-steps":
+            assert like is not None
+            found = like.found
+        else:
+            found = self.found(chosen) if chosen.rules is not None else none
+        cached = [None if f.match is None else self.cached[int(f.match.entry)] for f in found]
+        images: list[Image.Image | None] = [None] * count
+        steps = [0] * count
+        jobs: dict[Role, list[tuple[int, ImageRequest, State | None]]] = {Role.LIGHT: [], Role.HEAVY: []}
+        for i, (prompt, seed, one, near) in enumerate(zip(self.asked, self.seeds, found, cached, strict=True)):
+            act = chosen.act(one.k)
+            if act is Act.RETURN:
+                assert near is not None
+                images[i] = near.image
+            elif act is Act.LIGHT:
+                jobs[Role.LIGHT].append((i, self.request(f"r{i}", prompt, seed), None))
+            elif act is Act.RESUME:
+                assert near is not None
+                request = self.request(f"r{i}", prompt, seed, resume_key="-", resume_step=one.k)
+                jobs[Role.HEAVY].append((i, request, near.states[one.k]))
+            elif act is Act.RENOISE:
+                assert near is not None
+                start = near.finished.to_bytes()
+                request = self.request(f"r{i}", prompt, seed, warm_start=start, warm_start_step=one.k)
+                jobs[Role.HEAVY].append((i, request, None))
+            else:
+                left = self.steps - one.k if act is Act.FEWER else self.steps
+                jobs[Role.HEAVY].append((i, self.request(f"r{i}", prompt, seed, steps=left), None))
+        for role, part in jobs.items():
+            drawn = self.draw(role, [r for _, r, _ in part], [s for _, _, s in part], what=name if part else "")
+            for (i, _, _), one in zip(part, drawn, strict=True):
+                images[i] = picture(one.image)
+                steps[i] = one.steps if role is Role.HEAVY else 0
+        return Answers([i for i in images if i is not None], steps, found, cached)
+
+    def latencies(self, selector: str, count: int) -> dict[str, dict[str, float]]:
+        """Seconds of single requests, with the cache on and off, alternating."""
+        from cache.redis_backend import RedisBackend
+        from cache.redis_server import RedisServer
+        from cache.store import SealedStore, state_key
+
+        chosen = approach("weir", load_selector(selector))
+        assert chosen.rules is not None
+        server = RedisServer.start()
+        try:
+            store = SealedStore(RedisBackend(server.url, read_s=1, write_s=1), b"the benchmark's secret")
+            ledger = Ledger(chosen.rules, Lru(), 1 << 60, lambda: VectorIndex(self.encoder.dim))
+            for i, (one, vector) in enumerate(zip(self.cached, self.vectors, strict=True)):
+                store.put(
+                    ImageRequest(str(i), one.prompt, 0, 64, 64, 0.0, cache_partition="p"), list(one.states.values())
+                )
+                ledger.insert("p", str(i), vector, dict.fromkeys(one.states, 1))
+            seconds: dict[str, list[float]] = {"off": [], "on": [], "lookup": [], "fetch": []}
+            for i, (prompt, seed) in enumerate(zip(self.asked[:count], self.seeds[:count], strict=True)):
+                begin = time.perf_counter()
+                self.engine.generate(Role.HEAVY, [self.request(f"off-{i}", prompt, seed)])
+                seconds["off"].append(time.perf_counter() - begin)
+                begin = time.perf_counter()
+                found = ledger.find("p", self.encoder.encode([prompt])[0])
+                looked = time.perf_counter()
+                state = store.get(state_key("p", found.match.entry, found.k)) if found.match else None
+                fetched = time.perf_counter()
+                request = self.request(f"on-{i}", prompt, seed, resume_key="-", resume_step=found.k)
+                self.engine.generate(Role.HEAVY, [request], [state])
+                seconds["on"].append(time.perf_counter() - begin)
+                seconds["lookup"].append(looked - begin)
+                if state is not None:
+                    seconds["fetch"].append(fetched - looked)
+        finally:
+            server.stop()
+        return {
+            name: {f"p{q}_s": float(np.percentile(values, q)) for q in (50, 95, 99)} | {"requests": len(values)}
+            for name, values in seconds.items()
+            if values
+        }
+
+
+def picture(png: bytes) -> Image.Image:
+    return Image.open(io.BytesIO(png)).convert("RGB")
+
+
+def gallery(bench: Bench, weir: Answers, vanilla: Answers, path: Path, count: int = 24) -> None:
+    """A page: cached image, approximate image, whole run, side by side; hits of every K, the largest first."""
+    hits = sorted((i for i, f in enumerate(weir.found) if f.k), key=lambda i: (-weir.found[i].k, i))
+    shown = hits[:: max(1, len(hits) // count)][:count]
+
+    def embedded(image: Image.Image) -> str:
+        buffer = io.BytesIO()
+        image.resize((192, 192), Image.Resampling.NEAREST).save(buffer, "PNG")
+        return f'<img src="data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}" alt="">'
+
+    rows = []
+    for i in shown:
+        one, near = weir.found[i], weir.cached[i]
+        assert near is not None
+        rows.append(
+            f"<tr><td>{embedded(near.image)}<br>{html.escape(near.prompt)}</td>"
+            f"<td>{embedded(weir.images[i])}<br>{bench.steps - one.k} of {bench.steps} steps</td>"
+            f"<td>{embedded(vanilla.images[i])}<br>{bench.steps} steps</td>"
+            f"<td>{html.escape(bench.asked[i])}<br>similarity {one.match.similarity if one.match else 0:.3f}</td></tr>"
+        )
+    path.write_text(
+        "<!doctype html><meta charset=utf-8><title>Approximate cache</title>"
+        "<style>body{font:14px system-ui;margin:2em}td{padding:8px;vertical-align:top;max-width:220px}</style>"
+        f"<h1>{html.escape(bench.config.name)}: cached, approximate, whole</h1>"
+        "<table><tr><th>cached image</th><th>resumed from its state</th><th>whole run</th><th>asked for</th></tr>"
+        f"{''.join(rows)}</table>"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--family", type=Path, default=Path("deploy/families/weir-tiny.yaml"))
+    parser.add_argument("--log", choices=sorted(LOGS), default="sessions")
+    parser.add_argument("--warm", type=int, default=300, help="requests that fill the cache")
+    parser.add_argument("--requests", type=int, default=100)
+    parser.add_argument("--selector", default="nirvana", help="of weir, fewer-steps and modm")
+    parser.add_argument("--approaches", nargs="+", default=list(APPROACHES), choices=list(APPROACHES))
+    parser.add_argument("--latency", type=int, default=0, help="requests to time one by one")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=Path("runs/cache"))
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    args.out.mkdir(parents=True, exist_ok=True)
+    prompts = prompt_log(np.random.default_rng(args.seed), args.warm + args.requests, LOGS[args.log])
+    bench = Bench(load_family(args.family), prompts, args.warm, args.seed)
+    rng = np.random.default_rng(args.seed + 1)
+    real = [Image.fromarray(render(draw_scene(rng))) for _ in range(max(200, args.requests))]
+    reference = bench.suite.features(real)
+    names = ["vanilla", "weir", *(n for n in args.approaches if n not in ("vanilla", "weir"))]
+    answers: dict[str, Answers] = {}
+    for name in names:
+        answers[name] = bench.answer(name, args.selector, answers.get("weir"))
+    scores = {name: bench.suite.scores(bench.asked, a.images) for name, a in answers.items()}
+    table = Table(
+        "approach", "hits", "steps saved", "attributes", "CLIP", "paired ratio", "Fréchet", title=f"log: {args.log}"
+    )
+    figures: dict[str, dict] = {}
+    for name, a in answers.items():
+        ratios = {j: paired_ratio(values, scores["vanilla"][j]) for j, values in scores[name].items()}
+        saved = 1 - sum(a.steps) / (bench.steps * len(a.steps))
+        hits = sum(1 for f in a.found if f.k) / len(a.found)
+        figures[name] = {
+            "hit_ratio": hits,
+            "shares": {str(k): sum(f.k == k for f in a.found) / len(a.found) for k in sorted({f.k for f in a.found})},
+            "steps_saved": saved,
+            **{j: float(v.mean()) for j, v in scores[name].items()},
+            "paired": {j: {"ratio": r.ratio, "low": r.low, "high": r.high} for j, r in ratios.items()},
+            "frechet": bench.suite.measure(bench.asked, a.images, reference)["frechet"],
+        }
+        row = figures[name]
+        table.add_row(
+            name,
+            f"{hits:.0%}",
+            f"{saved:.1%}",
+            f"{row['attributes']:.3f}",
+            f"{row['clip']:.3f}",
+            ratios["attributes"].text,
+            f"{row['frechet']:.2f}",
+        )
+    console.print(table)
+    found: dict = {"log": args.log, "warm": len(bench.cached), "requests": len(bench.asked), "approaches": figures}
+    if args.latency:
+        found["latency"] = bench.latencies(args.selector, args.latency)
+        console.print_json(json.dumps(found["latency"]))
+    gallery(bench, answers["weir"], answers["vanilla"], args.out / f"gallery-{args.log}.html")
+    (args.out / f"{args.log}.json").write_text(json.dumps(found, indent=1))
+    console.print(f"figures and gallery are in {args.out}")
+
+
+if __name__ == "__main__":
+    main()
