@@ -77,7 +77,7 @@ class Figures:
             p50_s=p50,
             p95_s=p95,
             p99_s=p99,
-            light_share=1 - paths[Route.HEAVY] / routed if routed else None,
+            light_share=1 - (paths[Route.HEAVY] + paths[Route.CACHE]) / routed if routed else None,
             paths={route.value: paths[route] for route in Route},
             mean_confidence=_mean([o.confidence for o in answered]),
             mean_steps=_mean([o.steps for o in answered]),

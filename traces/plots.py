@@ -24,6 +24,7 @@ COLOURS = {
     "light": "#2b7fd9",
     "deadline": "#d99411",
     "heavy": "#7b52cc",
+    "cache": "#b04a9c",
     "good": "#16946a",
     "bad": "#d1453b",
     "refused": "#e58a83",
@@ -33,6 +34,7 @@ ROUTE_COLOURS = {
     Route.LIGHT: COLOURS["light"],
     Route.LIGHT_DEADLINE: COLOURS["deadline"],
     Route.HEAVY: COLOURS["heavy"],
+    Route.CACHE: COLOURS["cache"],
 }
 
 #: More points than this only darken the plot and swell the page.

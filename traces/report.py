@@ -30,6 +30,7 @@ _PATHS = {
     Route.LIGHT: ("light", "The discriminator found the light image good enough."),
     Route.LIGHT_DEADLINE: ("deadline", "Deferred, but the heavy image could not make the deadline."),
     Route.HEAVY: ("heavy", "Deferred, and drawn by the heavy variant."),
+    Route.CACHE: ("cache", "The heavy variant went on from a stored state of a similar prompt."),
 }
 _TITLES = {
     "demand": "Demand and goodput",

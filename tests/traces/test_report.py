@@ -57,7 +57,7 @@ def test_the_light_share_counts_both_ways_of_answering_with_the_light_image() ->
     routes = [Route.LIGHT, Route.LIGHT_DEADLINE, Route.HEAVY, Route.HEAVY]
     total = summarise([outcome(i, path=r) for i, r in enumerate(routes)] + [outcome(9)], 5).total
     assert total.light_share == 0.5
-    assert total.paths == {"light": 1, "light-deadline": 1, "heavy": 2}
+    assert total.paths == {"light": 1, "light-deadline": 1, "heavy": 2, "cache": 0}
 
 
 def test_a_client_that_sends_late_is_told_of() -> None:
