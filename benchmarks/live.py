@@ -51,6 +51,7 @@ PATHS = {
     Route.LIGHT: ANSWERED_LIGHT,
     Route.LIGHT_DEADLINE: ANSWERED_AT_DEADLINE,
     Route.HEAVY: ANSWERED_HEAVY,
+    Route.CACHE: ANSWERED_HEAVY,
     None: UNANSWERED,
 }
 
@@ -147,7 +148,11 @@ def main() -> None:
     quality = Setting.of(profile, GPUS, slo_s).quality
     rows = {"live": report(live, quality), "simulated": report(twin, quality)}
     paths = {
-        run: {path.value: round(float((outcome.paths == code).mean()), 5) for path, code in PATHS.items() if path}
+        run: {
+            path.value: round(float((outcome.paths == code).mean()), 5)
+            for path, code in PATHS.items()
+            if path and path is not Route.CACHE
+        }
         for run, outcome in (("live", live), ("simulated", twin))
     }
     kept = ("violation_ratio", "light_share", "windowed_quality", "goodput_rps", "p50_s", "p95_s", "p99_s")

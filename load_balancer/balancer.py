@@ -269,6 +269,8 @@ class Balancer:
             if path is not Path.HEAVY:
                 return self._drawn(request, plan, path, admitted_at, stages)
             role = Role.HEAVY
+            if plan.rules.light_fallback:  # nobody waits for it longer, so the worker should not begin it later
+                request = replace(request, deadline=latest)
 
     def _judged(
         self, request: ImageRequest, plan: Plan, forced: Role | None, confidence: float | None, latest: float
