@@ -55,7 +55,8 @@ def main() -> None:
         if rows:
             _show(console, title, rows)
     best = best_warm_start(warm, JUDGE)
-    console.print(f"warm start: {f'from step {best}' if best else 'off: no step is worth it'}")
+    if warm:
+        console.print(f"warm start: {f'from step {best}' if best else 'off: no step is worth it'}")
     if arguments.out:
         figures = {
             "family": family.name,
