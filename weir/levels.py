@@ -68,10 +68,22 @@ class Level(BaseModel):
         return max((b / s for b, s in batches if s <= longest_s), default=0.0)
 
 
+class PromptGroup(BaseModel):
+    """Prompts for which the same level was predicted: their ``share`` of all, and the mean quality of their images at
+    each of the ladder's levels."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    share: float = Field(ge=0, le=1)
+    quality: tuple[float, ...]
+
+
 class Ladder(BaseModel):
     """One file of ``deploy/ladders/``: level 0, then the levels of each strategy from the best to the fastest.
 
     ``throughput_factor`` is what a GPU serves over one batch after another (overlap of images); 1 when measured by us.
+    ``similarity_shares`` are the shares of requests by ac level when their similarity to the cache alone chooses K.
+    ``prompts`` has one group for each ac level that a classifier predicts; empty: prompts are not told apart.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -81,6 +93,8 @@ class Ladder(BaseModel):
     steps: int = Field(ge=1, description="denoising steps of level 0")
     throughput_factor: float = Field(1.0, gt=0)
     levels: tuple[Level, ...] = Field(min_length=1)
+    similarity_shares: tuple[float, ...] = ()
+    prompts: tuple[PromptGroup, ...] = ()
 
     @model_validator(mode="after")
     def _in_order(self) -> Ladder:
@@ -102,6 +116,26 @@ class Ladder(BaseModel):
                         f"levels out of order: {faster.name} must be faster than {better.name} and of lower quality; "
                         "sort the levels, and leave out those that another beats in both"
                     )
+        return self
+
+    @model_validator(mode="after")
+    def _add_up(self) -> Ladder:
+        cached = len(self._of(Strategy.AC))
+        lists = {"similarity_shares": self.similarity_shares, "prompts": tuple(group.share for group in self.prompts)}
+        for name, shares in lists.items():
+            if shares and len(shares) != cached:
+                raise ValueError(f"{name} has {len(shares)} entries for {cached} ac levels; give one for each, or none")
+            if shares and (min(shares) < 0 or abs(sum(shares) - 1) > 1e-6):
+                raise ValueError(f"{name}: shares must be at least 0 and add up to 1; they add up to {sum(shares):g}")
+        for i, group in enumerate(self.prompts):
+            if len(group.quality) != len(self.levels):
+                raise ValueError(f"prompts.{i}: quality has {len(group.quality)} entries for {len(self.levels)} levels")
+        for k, level in enumerate(self.levels):
+            mean = sum(group.share * group.quality[k] for group in self.prompts)
+            if self.prompts and abs(mean - level.quality) > 0.01:
+                raise ValueError(
+                    f"prompts: their mean quality at level {level.name} is {mean:g}, not {level.quality:g}"
+                )
         return self
 
     def _of(self, strategy: Strategy) -> list[Level]:

@@ -72,6 +72,19 @@ def test_all_policies_are_compared(trace, tmp_path):
     assert "fluid bound" in done.stderr
 
 
+def test_policies_for_a_ladder_run_side_by_side(trace, tmp_path):
+    plot = tmp_path / "plot.html"
+    done = weir(
+        "simulate", "--trace", trace, "--family", "argus-sdxl", "--gpus", "8", "--policy", "weir", "--policy", "pac",
+        "--plot", plot, "--json",
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    rows = json.loads(done.stdout)
+    assert [(row["policy"], row["requests"]) for row in rows] == [("weir", 160), ("pac", 160)]
+    assert all(row["peak_throughput_per_min"] > 0 and 90 < row["peak_quality"] <= 100 for row in rows)
+    assert "<svg" in plot.read_text()
+
+
 @pytest.mark.parametrize(
     ("words", "remedy"),
     [
@@ -97,6 +110,8 @@ def test_a_plan_of_nonsense_is_refused(words, remedy):
         (("--scores", "missing.txt"), "missing.txt"),
         (("--plot", "plot.doc"), "end in .html, .svg, .png or .pdf"),
         (("--seed", "-1"), "seed"),
+        (("--family", "argus-sdxl", "--policy", "diffserve"), "for a ladder: clipper-ha"),
+        (("--family", "argus-sdxl", "--gpu-hour-price", "2"), "--gpu-hour-price are for cascades"),
     ],
 )
 def test_a_simulation_of_nonsense_is_refused(trace, words, remedy):

@@ -88,6 +88,27 @@ def test_a_bad_ladder_is_refused_by_name(tmp_path, levels, says):
     assert str(refusal.value).startswith(str(path))
 
 
+HALVES = [{"share": 0.5, "quality": [1.0, 0.95]}, {"share": 0.5, "quality": [1.0, 0.85]}]
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        ({"similarity_shares": [1.0]}, "similarity_shares has 1 entries for 2 ac levels"),
+        ({"similarity_shares": [0.5, 0.4]}, "similarity_shares: shares must .* add up to 0.9"),
+        ({"prompts": HALVES[:1]}, "prompts has 1 entries for 2 ac levels"),
+        ({"prompts": [HALVES[0] | {"share": 0.6}, HALVES[1]]}, "prompts: shares must .* add up to 1.1"),
+        ({"prompts": [HALVES[0] | {"quality": [1.0]}, HALVES[1]]}, r"prompts\.0: quality has 1 entries for 2 levels"),
+        ({"prompts": [HALVES[0], HALVES[0]]}, "mean quality at level half is 0.95, not 0.9"),
+        ({"prompts": [HALVES[0] | {"share": float("nan")}, HALVES[1]]}, "share.*"),
+    ],
+)
+def test_shares_that_do_not_fit_the_levels_are_refused_by_name(tmp_path, more, says):
+    assert load_ladder(written(tmp_path / "good.json", TOP, HALF, prompts=HALVES)).prompts
+    with pytest.raises(ConfigError, match=says):
+        load_ladder(written(tmp_path / "bad.json", TOP, HALF, **more))
+
+
 def test_a_missing_or_broken_file_is_named(tmp_path):
     with pytest.raises(ConfigError, match=r"nothing\.json: there is no such file"):
         load_ladder(tmp_path / "nothing.json")

@@ -12,6 +12,7 @@ from weir.commands.terminal import JsonOption, answered, console, print_json
 from weir.errors import ConfigError
 
 CascadeOption = Annotated[str, typer.Option(help="diffserve-1, -2, -3, sdxl-a100, or a profile file.")]
+FamilyOption = Annotated[str, typer.Option(help="The same, or argus-sdxl, or another ladder file.")]
 TraceOption = Annotated[Path, typer.Option(help="Trace file, in any form that `weir replay` reads.")]
 ScoresOption = Annotated[
     Path | None, typer.Option(help="Recorded P(fake), four a prompt.", show_default="drawn from the family's curve")
@@ -63,7 +64,7 @@ def plan(
 
 def simulate(
     trace: TraceOption,
-    family: CascadeOption = "diffserve-1",
+    family: FamilyOption = "diffserve-1",
     policy: Annotated[list[str], typer.Option(help="Policy to run; give it several times for several.")] = ["weir"],  # noqa: B006
     scores: ScoresOption = None,
     gpus: GpusOption = 16,
@@ -83,7 +84,7 @@ def simulate(
 
 def compare(
     trace: TraceOption,
-    family: CascadeOption = "diffserve-1",
+    family: FamilyOption = "diffserve-1",
     scores: ScoresOption = None,
     gpus: GpusOption = 16,
     slo: SloOption = None,
@@ -98,16 +99,14 @@ def compare(
 
     Example: weir compare --trace traces/normal.csv --family diffserve-1 --gpus 16 --plot runs/normal.html
     """
-    from controller.policies import POLICIES
-
     with answered():
-        _compared(trace, family, list(POLICIES), scores, gpus, slo, seed, gpu_hour_price, plot, as_json)
+        _compared(trace, family, None, scores, gpus, slo, seed, gpu_hour_price, plot, as_json)
 
 
 def _compared(
     trace: Path,
     family: str,
-    policies: list[str],
+    policies: list[str] | None,
     scores: Path | None,
     gpus: int,
     slo: float | None,
@@ -116,19 +115,31 @@ def _compared(
     plot: Path | None,
     as_json: bool,
 ) -> None:
-    from simulator.compare import compare_files
+    from controller.levels import LEVEL_POLICIES
+    from controller.policies import POLICIES
+    from simulator.compare import Comparison, compare_files
+    from simulator.level_compare import LevelComparison, compare_level_files, ladder_file
     from simulator.page import write_page
+
+    ladder = ladder_file(family)
+    if ladder and (scores or gpu_hour_price is not None):
+        raise ConfigError(f"--scores and --gpu-hour-price are for cascades; {family} is a ladder of levels")
+    policies = policies or list(LEVEL_POLICIES if ladder else POLICIES)
+    found: Comparison | LevelComparison
 
     if plot is not None and plot.suffix not in (".html", ".svg", ".png", ".pdf"):
         raise ConfigError(f"--plot is {plot}; its name has to end in .html, .svg, .png or .pdf")
     with console.status(f"running {', '.join(policies)}"):
-        found = compare_files(
-            family, trace, policies, scores=scores, gpus=gpus, slo_s=slo, seed=seed, gpu_hour_price=gpu_hour_price
-        )
+        if ladder:
+            found = compare_level_files(ladder, trace, policies, gpus=gpus, slo_s=slo, seed=seed)
+        else:
+            found = compare_files(
+                family, trace, policies, scores=scores, gpus=gpus, slo_s=slo, seed=seed, gpu_hour_price=gpu_hour_price
+            )
         if plot is not None:
             try:
                 plot.parent.mkdir(parents=True, exist_ok=True)
-                if plot.suffix == ".html":
+                if isinstance(found, Comparison) and plot.suffix == ".html":
                     write_page(found, plot, title=f"{family} on {trace.name}")
                 else:
                     found.plot(plot)

@@ -1,0 +1,188 @@
+"""Policies for a ladder on the same arrivals, side by side: the figures, the table, the JSON and the plot."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from controller.levels import LEVEL_POLICIES, LevelSetting, make_level_policy
+from simulator.arrivals import Arrivals, read_arrivals
+from simulator.levels import LevelOutcome, simulate_levels
+from weir.levels import load_ladder
+
+#: Where ladders with a name are.
+LADDERS = Path(__file__).parents[1] / "deploy" / "ladders"
+#: The deadline when none is given, in latencies of level 0. The paper does not say its own.
+SLO_LATENCIES = 3.0
+#: Seconds of the windows by which bursts are told from calm.
+WINDOW_S = 4.0
+
+
+@dataclass(frozen=True, slots=True)
+class LevelReport:
+    """One policy on one trace. Qualities are percent of level 0's, means over the answers.
+
+    Attributes:
+        violation_ratio: requests without an answer by the deadline, of all.
+        level_shares: of the answers, by level's name.
+        peak_throughput_per_min, peak_quality, peak_violation_ratio: over the bursts: the windows in which as many requests
+            arrive as midway between the calmest and the busiest tenth of them, or more.
+    """
+
+    policy: str
+    requests: int
+    violation_ratio: float
+    quality: float | None
+    goodput_rps: float
+    p50_s: float | None
+    p99_s: float | None
+    level_shares: dict[str, float]
+    peak_throughput_per_min: float
+    peak_quality: float | None
+    peak_violation_ratio: float
+
+
+def level_report(outcome: LevelOutcome) -> LevelReport:
+    """Sums up a run."""
+    arrivals, answered = outcome.arrivals_s, outcome.answered
+    levels = outcome.setting.ladder.levels
+    window = (arrivals // WINDOW_S).astype(int)
+    counts = np.bincount(window, minlength=1)
+    bursts = counts >= (np.quantile(counts, 0.1) + np.quantile(counts, 0.9)) / 2
+    inside = bursts[window]
+    latencies = (outcome.finished_s - arrivals)[answered]
+    shares = np.bincount(outcome.levels[answered], minlength=len(levels)) / max(1, answered.sum())
+    return LevelReport(
+        policy=outcome.policy,
+        requests=len(arrivals),
+        violation_ratio=_mean(~answered) or 0.0,
+        quality=_mean(outcome.qualities[answered]),
+        goodput_rps=float(answered.sum() / max(arrivals[-1], 1e-9)) if len(arrivals) else 0.0,
+        p50_s=float(np.quantile(latencies, 0.5)) if len(latencies) else None,
+        p99_s=float(np.quantile(latencies, 0.99)) if len(latencies) else None,
+        level_shares={level.name: round(float(s), 4) for level, s in zip(levels, shares, strict=True) if s > 0},
+        peak_throughput_per_min=float(answered[inside].sum() * 60 / WINDOW_S / max(1, bursts.sum())),
+        peak_quality=_mean(outcome.qualities[answered & inside]),
+        peak_violation_ratio=_mean(~answered[inside]) or 0.0,
+    )
+
+
+def _mean(values: np.ndarray) -> float | None:
+    return float(values.mean()) if len(values) else None
+
+
+@dataclass(frozen=True, slots=True)
+class LevelComparison:
+    """What :func:`compare_levels` found; one outcome and one report for each policy, in the order asked for."""
+
+    setting: LevelSetting
+    outcomes: tuple[LevelOutcome, ...]
+    reports: tuple[LevelReport, ...]
+
+    def to_json(self) -> str:
+        """A list of objects, one a policy."""
+        return json.dumps([asdict(r) for r in self.reports], indent=2)
+
+    def print(self, console: Console | None = None) -> None:
+        """A table for people."""
+        requests = self.reports[0].requests if self.reports else 0
+        title = (
+            f"{requests:,} requests, {self.setting.gpus} GPUs, SLO {self.setting.slo_s:g} s; on the right: in bursts"
+        )
+        table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+        table.add_column("policy", no_wrap=True)
+        for column in ("late\n%", "quality\n%", "good\n/s", "p99\ns", "late\n%", "quality\n%", "good\n/min"):
+            table.add_column(column, justify="right", no_wrap=True)
+        for r in self.reports:
+            row: list[tuple[Any, str]] = [
+                (100 * r.violation_ratio, ".2f"),
+                (r.quality, ".2f"),
+                (r.goodput_rps, ".2f"),
+                (r.p99_s, ".1f"),
+                (100 * r.peak_violation_ratio, ".2f"),
+                (r.peak_quality, ".2f"),
+                (r.peak_throughput_per_min, ".0f"),
+            ]
+            table.add_row(r.policy, *("–" if figure is None else format(figure, form) for figure, form in row))
+        (console or Console()).print(table)
+
+    def plot(self, path: Path) -> None:
+        """Throughput, quality and violations over time, as a picture in any format of Matplotlib, or as a page."""
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=(11, 9), layout="constrained")
+        throughput, quality, late = figure.subplots(3, 1, sharex=True)
+        for outcome in self.outcomes:
+            end = float(outcome.arrivals_s[-1]) if len(outcome.arrivals_s) else 0.0
+            width = max(2 * WINDOW_S, end / 60)
+            window = (outcome.arrivals_s // width).astype(int)
+            counts = np.bincount(window, minlength=1)
+            times = (np.arange(len(counts)) + 0.5) * width
+            answers = np.bincount(window, outcome.answered, len(counts))
+            sums = np.bincount(window, np.where(outcome.answered, outcome.qualities, 0.0), len(counts))
+            if outcome is self.outcomes[0]:
+                throughput.plot(times, 60 * counts / width, color="black", label="demand")
+            throughput.plot(times, 60 * answers / width, label=outcome.policy)
+            quality.plot(times, np.divide(sums, answers, out=np.full(len(counts), np.nan), where=answers > 0))
+            late.plot(times, 1 - answers / np.maximum(counts, 1))
+        throughput.set(ylabel="answers/min in time")
+        quality.set(ylabel="quality, %")
+        late.set(ylabel="share of violations", xlabel="s")
+        throughput.legend()
+        if path.suffix != ".html":
+            figure.savefig(path)
+            return
+        picture = io.StringIO()
+        figure.savefig(picture, format="svg")
+        svg = picture.getvalue()
+        path.write_text(f"<!doctype html><meta charset=utf-8><title>{path.stem}</title>{svg[svg.index('<svg') :]}")
+
+
+def ladder_file(family: str) -> Path | None:
+    """The ladder of that name, or the file if it is one; None when it is neither."""
+    named, path = LADDERS / f"{family}.json", Path(family)
+    if "/" not in family and named.is_file():
+        return named
+    try:
+        return path if path.is_file() and "levels" in json.loads(path.read_text()) else None
+    except (OSError, ValueError):
+        return None
+
+
+def compare_levels(
+    setting: LevelSetting, arrivals: Arrivals, policies: Sequence[str] = tuple(LEVEL_POLICIES), *, seed: int = 0
+) -> LevelComparison:
+    """Runs policies on the same arrivals; equal prompts belong to the same class, drawn with the ladder's shares.
+
+    Raises:
+        ConfigError: a policy's name is not known, or the ladder lacks what it needs.
+    """
+    made = [make_level_policy(name, setting) for name in policies]
+    shares = np.array([group.share for group in setting.ladder.prompts] or [1.0])
+    prompts = int(arrivals.prompts.max()) + 1 if len(arrivals) else 0
+    classes = np.random.default_rng(seed).choice(len(shares), size=prompts, p=shares / shares.sum())
+    outcomes = tuple(simulate_levels(policy, arrivals.times_s, classes[arrivals.prompts], seed=seed) for policy in made)
+    return LevelComparison(setting, outcomes, tuple(map(level_report, outcomes)))
+
+
+def compare_level_files(
+    ladder: Path, trace: Path | str, policies: Sequence[str], *, gpus: int, slo_s: float | None = None, seed: int = 0
+) -> LevelComparison:
+    """:func:`compare_levels` from files, as the command line has them.
+
+    Raises:
+        ConfigError: names the argument or the file.
+    """
+    read = load_ladder(ladder)
+    if slo_s is None:
+        slo_s = SLO_LATENCIES * read.levels[0].latency_s[0]
+    return compare_levels(LevelSetting(read, gpus, slo_s), read_arrivals(trace), policies, seed=seed)

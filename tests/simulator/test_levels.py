@@ -1,0 +1,128 @@
+"""The twin of a ladder: every policy keeps its promise, and the published figures come out where the ladder allows."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from controller.levels import LEVEL_POLICIES, LevelSetting, make_level_policy
+from simulator.arrivals import Arrivals, poisson
+from simulator.level_compare import LADDERS, compare_level_files, compare_levels, ladder_file, level_report
+from simulator.levels import LevelOutcome, simulate_levels
+from weir.errors import ConfigError
+from weir.levels import Ladder, PromptGroup, load_ladder
+
+PUBLISHED = load_ladder(LADDERS / "argus-sdxl.json")
+
+
+def told_apart(ladder: Ladder) -> Ladder:
+    """The same ladder with six classes of prompts: the later a class, the less it loses to approximation. Made up."""
+    shares = (0.1, 0.1, 0.2, 0.2, 0.2, 0.2)
+    losses = np.array([2.2, 1.8, 1.4, 1.0, 0.6, 0.2])
+    losses /= losses @ shares
+    qualities = (tuple(1 - loss * (1 - level.quality) for level in ladder.levels) for loss in losses)
+    groups = tuple(PromptGroup(share=s, quality=q) for s, q in zip(shares, qualities, strict=True))
+    return Ladder.model_validate(ladder.model_dump() | {"prompts": groups})
+
+
+def run(policy: str, per_min: float, seconds: int = 300, ladder: Ladder = PUBLISHED) -> LevelOutcome:
+    arrivals = poisson(np.full(seconds, per_min / 60), seed=0, prompts=500)
+    (outcome,) = compare_levels(LevelSetting(ladder, 8, 12.6), arrivals, [policy]).outcomes
+    return outcome
+
+
+@pytest.mark.parametrize("policy", LEVEL_POLICIES)
+@pytest.mark.parametrize("ladder", [PUBLISHED, told_apart(PUBLISHED)], ids=["one class", "six classes"])
+def test_answers_are_in_time_and_no_gpu_does_more_than_it_can(policy, ladder):
+    outcome = run(policy, 300, 60, ladder)
+    answered = outcome.answered
+    waits = (outcome.finished_s - outcome.arrivals_s)[answered]
+    latency = np.array([level.latency_s[0] for level in ladder.levels])[outcome.levels[answered]]
+    assert answered.any()
+    assert (waits >= latency - 1e-9).all()
+    assert (waits <= 12.6 + 1e-9).all()
+    seconds = 1 / np.array(ladder.rates_rps(ladder.levels))
+    assert seconds[outcome.levels[answered]].sum() <= 8 * outcome.finished_s[answered].max()
+
+
+@pytest.mark.parametrize(
+    ("policy", "per_min", "quality"),
+    [("clipper-ha", 188.6, 100), ("clipper-ht", 327, 89.8), ("nirvana", 220, 96.9), ("pac", 377, 91.7)],
+)
+def test_baselines_reach_the_throughput_and_quality_that_their_levels_give(policy, per_min, quality):
+    """Published at 388 a minute: 177 to 186 at 100, 325 to 329 at 89.8, 223 to 225 at 96.7; and 370 for AccuScale."""
+    outcome = run(policy, 388, 600)
+    steady = outcome.arrivals_s > 120
+    served = outcome.answered & steady
+    assert served.sum() / 8 == pytest.approx(per_min, rel=0.07)
+    assert outcome.qualities[served].mean() == pytest.approx(quality, abs=1.2)
+
+
+def test_calm_gets_the_best_level_from_all_but_the_fixed():
+    for policy in ("clipper-ha", "pac", "argus", "weir"):
+        outcome = run(policy, 50, 120)
+        assert outcome.answered.all()
+        assert outcome.qualities.mean() == pytest.approx(100, abs=0.2)
+
+
+def test_weir_answers_more_in_time_than_argus_and_knows_prompts_better():
+    ladder = told_apart(PUBLISHED)
+    argus, agnostic, weir = (run(policy, 250, 120, ladder) for policy in ("argus", "pac", "weir"))
+    assert weir.answered.mean() >= argus.answered.mean()
+    assert weir.qualities[weir.answered].mean() > argus.qualities[argus.answered].mean()
+    assert weir.qualities[weir.answered].mean() > agnostic.qualities[agnostic.answered].mean() + 0.5
+
+
+def test_a_gpu_that_loads_another_model_is_lost_for_the_time():
+    smaller = make_level_policy("proteus", LevelSetting(PUBLISHED, 1, 12.6))
+    arrivals = np.arange(0, 60, 2.6)
+    outcome = simulate_levels(smaller, arrivals, np.zeros(len(arrivals), dtype=int))
+    assert "tiny-sd" in level_report(outcome).level_shares
+    assert not outcome.answered.all()
+
+
+def test_the_same_seed_gives_the_same_run():
+    first, second = run("argus", 250, 60), run("argus", 250, 60)
+    assert np.array_equal(first.finished_s, second.finished_s)
+
+
+def test_a_trace_without_requests_gives_a_report():
+    empty = Arrivals(np.zeros(0), np.zeros(0, dtype=int))
+    (report,) = compare_levels(LevelSetting(PUBLISHED, 8, 12.6), empty, ["weir"]).reports
+    assert (report.requests, report.violation_ratio, report.quality) == (0, 0.0, None)
+
+
+def test_files_give_json_a_table_and_pictures(tmp_path, capsys):
+    trace = tmp_path / "trace.csv"
+    trace.write_text("arrival_s,prompt\n" + "".join(f"{i / 5},prompt {i % 7}\n" for i in range(100)))
+    found = compare_level_files(LADDERS / "argus-sdxl.json", trace, ["weir", "pac"], gpus=8)
+    first, second = json.loads(found.to_json())
+    assert (first["policy"], second["policy"]) == ("weir", "pac")
+    assert {"peak_throughput_per_min", "peak_quality", "peak_violation_ratio"} <= set(first)
+    found.print()
+    assert "weir" in capsys.readouterr().out
+    for name in ("found.svg", "found.html"):
+        found.plot(tmp_path / name)
+        assert "<svg" in (tmp_path / name).read_text()
+
+
+def test_a_ladder_is_found_by_name_or_path(tmp_path):
+    assert ladder_file("argus-sdxl") == LADDERS / "argus-sdxl.json"
+    assert ladder_file(str(LADDERS / "argus-sdxl.json")) == LADDERS / "argus-sdxl.json"
+    (tmp_path / "profile.json").write_text("{}")
+    for other in ("diffserve-1", "nowhere/ladder.json", str(tmp_path / "profile.json")):
+        assert ladder_file(other) is None
+
+
+def test_bad_input_is_named():
+    with pytest.raises(ConfigError, match=r"policy is 'best'; for a ladder: clipper-ha, .*weir"):
+        make_level_policy("best", LevelSetting(PUBLISHED, 8, 12.6))
+    bare = Ladder.model_validate(PUBLISHED.model_dump() | {"similarity_shares": ()})
+    with pytest.raises(ConfigError, match="nirvana: the ladder of argus-sdxl has no similarity_shares"):
+        make_level_policy("nirvana", LevelSetting(bare, 8, 12.6))
+    with pytest.raises(ConfigError, match="gpus is 0"):
+        LevelSetting(PUBLISHED, 0, 12.6)
+    with pytest.raises(ConfigError, match="slo is nan"):
+        LevelSetting(PUBLISHED, 8, float("nan"))
