@@ -125,6 +125,18 @@ def replay_prompts(
     return figures(approach, served, entries=len(ledger), states=ledger.states, evicted=evicted)
 
 
+def found_anything(vectors: np.ndarray, approach: Approach) -> np.ndarray:
+    """Whether each prompt of a log found something in an unlimited cache, boolean [N]: what a predictor learns from."""
+    assert approach.rules is not None
+    ledger = Ledger(approach.rules, POLICIES["fifo"](), 1 << 60, lambda: VectorIndex(vectors.shape[1]))
+    hits = np.zeros(len(vectors), bool)
+    for i, vector in enumerate(vectors):
+        found = ledger.find("", vector)
+        hits[i] = found.match is not None
+        ledger.insert("", str(i), vector, dict.fromkeys(ledger.keeps(found, approach.rules.selector.ks), 1))
+    return hits
+
+
 @dataclass(frozen=True, slots=True)
 class Log:
     """A log as read: prompts, or similarities, or both."""

@@ -125,6 +125,18 @@ def test_a_wrong_option_ends_in_code_2(tmp_path, extra: list[str]) -> None:
     assert CliRunner().invoke(app, ["cache", "replay-log", str(log), *extra]).exit_code == 2
 
 
+def test_a_predictor_is_fitted_and_says_whether_it_pays(tmp_path) -> None:
+    log, out = tmp_path / "log.txt", tmp_path / "predictor.safetensors"
+    log.write_text("\n".join(f"a picture of thing {i % 9} at dawn" if i % 3 else f"only {i} once" for i in range(400)))
+    result = CliRunner().invoke(
+        app, ["cache", "fit-predictor", str(log), "--out", str(out), "--encoder", "words", "--json"]
+    )
+    found = json.loads(result.stdout)
+    assert 0.5 < found["recall"] <= 1
+    assert found["pays"] in (True, False)
+    assert out.exists()
+
+
 def test_a_second_connection_sees_what_the_first_wrote(server: RedisServer, store: SealedStore) -> None:
     store.put(request(), [state(5)])
     assert SealedStore(RedisBackend(server.url, read_s=0.5), SECRET).get(state_key(PARTITION, "a", 5)) is not None

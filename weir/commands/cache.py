@@ -202,6 +202,72 @@ def judged_runs(engine: Any, suite: Any, judge: str) -> Any:
     return draw
 
 
+@app.command("fit-predictor")
+def fit_predictor(
+    log: Annotated[Path, typer.Argument(help="Log of prompts in order.")],
+    out: Annotated[Path, typer.Option(help="Predictor file to write; name it in cache.predictor.")],
+    selector: Annotated[str, typer.Option(help="Thresholds: a published name, or a cache profile.")] = "nirvana",
+    encoder: Annotated[str, typer.Option(help="words, family, or a text model.")] = "family",
+    family: FamilyOption = FAMILY,
+    nu: Annotated[float, typer.Option(min=0.001, max=0.999, help="Share of hits that may be called misses.")] = 0.1,
+    gamma: Annotated[float, typer.Option(min=0.001, help="Width of the kernel.")] = 2.0,
+    as_json: JsonOption = False,
+) -> None:
+    """Fit the match predictor on the first half of a log and measure on the second whether it pays.
+
+    Example: weir cache fit-predictor log.txt --out predictor.safetensors
+    """
+    import time
+
+    from cache.approaches import approach
+    from cache.encoder import WordEncoder, family_encoder
+    from cache.index import VectorIndex
+    from cache.predictor import MatchPredictor
+    from cache.replay import found_anything, read_log
+    from cache.selector import load_selector
+
+    with answered():
+        prompts = read_log(log).prompts
+        named = (
+            WordEncoder()
+            if encoder == "words"
+            else family_encoder(load_family(family), None if encoder == "family" else encoder)
+        )
+        vectors = named.encode(prompts)
+        hits = found_anything(vectors, approach("weir", load_selector(selector)))
+        half = len(prompts) // 2
+        fitted = MatchPredictor.fit(vectors[:half][hits[:half]], named.version, nu=nu, gamma=gamma)
+        measured = fitted.measure(vectors[half:], hits[half:])
+        index = VectorIndex(named.dim)
+        index.add_many(range(half), vectors[:half])
+        timed = []
+        for work in (fitted.likely, lambda v: index.search(v, 4)):
+            begin = time.perf_counter()
+            for vector in vectors[half : half + 200]:
+                work(vector)
+            timed.append((time.perf_counter() - begin) / min(200, len(prompts) - half))
+        fitted.save(out)
+    found = {
+        "precision": measured.precision,
+        "recall": measured.recall,
+        "hit_ratio": measured.hit_ratio,
+        "kept": measured.kept,
+        "hits_lost": (1 - measured.recall) * measured.hit_ratio,
+        "prediction_s": timed[0],
+        "search_s": timed[1],
+        "pays": timed[0] < (1 - measured.kept) * timed[1] and measured.recall > 0.99,
+    }
+    if as_json:
+        print_json(found)
+        return
+    console.print(
+        f"precision {measured.precision:.3f}, recall {measured.recall:.3f}; {found['hits_lost']:.1%} of all requests "
+        f"would lose a hit; a prediction takes {1e3 * timed[0]:.2f} ms, a search {1e3 * timed[1]:.2f} ms: "
+        f"{'it pays' if found['pays'] else 'it does not pay'}",
+        highlight=False,
+    )
+
+
 @app.command()
 def stats(url: UrlOption = None, secret_file: SecretOption = None, as_json: JsonOption = False) -> None:
     """Say what lies in the store: entries, states, bytes, by tenant.
