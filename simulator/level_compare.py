@@ -34,8 +34,8 @@ class LevelReport:
     Attributes:
         violation_ratio: requests without an answer by the deadline, of all.
         level_shares: of the answers, by level's name.
-        peak_throughput_per_min, peak_quality, peak_violation_ratio: over the bursts: the windows in which as many requests
-            arrive as midway between the calmest and the busiest tenth of them, or more.
+        peak_throughput_per_min, peak_quality, peak_violation_ratio: over the bursts: the windows in which at least as
+            many requests arrive as midway between the calmest and the busiest tenth of them.
     """
 
     policy: str
