@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from controller.observation import Batch, Observation
@@ -24,6 +24,7 @@ class Counters:
         confidences: of those judged since the last look, newest last; the oldest may be left out.
         batches_run: by the workers.
         batches: those since the last look, newest last; the oldest may be left out.
+        reused: answers that went on from a cached state, by the share of steps saved.
         in_flight, deferred_in_flight, late_answers, late_deferred: see :class:`Observation`.
     """
 
@@ -40,6 +41,7 @@ class Counters:
     deferred_in_flight: int = 0
     late_answers: int = 0
     late_deferred: int = 0
+    reused: Mapping[float, int] = field(default_factory=dict)
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> Counters:
@@ -62,6 +64,7 @@ class Counters:
             deferred_in_flight=int(fields["deferred_in_flight"]),
             late_answers=int(fields["late_answers"]),
             late_deferred=int(fields["late_deferred"]),
+            reused={float(saved): int(count) for saved, count in fields.get("reused", {}).items()},
         )
 
     def since(self, before: Counters | None, now_s: float) -> Observation:
@@ -83,4 +86,5 @@ class Counters:
             deferred_in_flight=self.deferred_in_flight,
             late_answers=self.late_answers,
             late_deferred=self.late_deferred,
+            reused={s: n - (before.reused.get(s, 0) if before else 0) for s, n in self.reused.items()},
         )

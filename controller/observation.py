@@ -35,6 +35,7 @@ class Observation:
         in_flight, deferred_in_flight: requests and deferred requests admitted, not answered and younger than 2 × SLO.
         late_answers: requests ever answered when older than 2 × SLO.
         late_deferred: deferred requests ever that grew older than 2 × SLO unanswered.
+        reused: answers that went on from a cached state, by the share of the heavy steps that this saved.
     """
 
     now_s: float
@@ -48,3 +49,4 @@ class Observation:
     deferred_in_flight: int = 0
     late_answers: int = 0
     late_deferred: int = 0
+    reused: dict[float, int] = field(default_factory=dict)

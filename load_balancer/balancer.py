@@ -241,7 +241,7 @@ class Balancer:
         finally:
             heavy = drawn.result if drawn is not None and drawn.path in _HEAVY else None
             resumed_at = heavy.resumed_at if heavy else 0
-            self.tally.reuse(resumed_at)
+            self.tally.reuse(resumed_at / (request.steps or self._family.heavy.steps))
             self._cache.finished(request, resumed_at, heavy.captured if heavy else (), heavy is not None)
 
     async def _cascade(

@@ -25,7 +25,7 @@ class Tally:
         self.deferred = 0
         self.batches = 0
         self.looked_up = 0
-        self.reused: Counter[int] = Counter()
+        self.reused: Counter[float] = Counter()
         self.late_answers = 0
         self.late_deferred = 0
         self._expiry_s = expiry_s
@@ -49,11 +49,11 @@ class Tally:
         if deferred and image in self._open:
             self._open[image] = (self._open[image][0], True)
 
-    def reuse(self, k: int) -> None:
-        """The cache was asked for an image, which then went on from step ``k``; 0 where it did not."""
+    def reuse(self, saved: float) -> None:
+        """The cache was asked for an image, and this saved the share ``saved`` of its heavy steps."""
         self.looked_up += 1
-        if k:
-            self.reused[k] += 1
+        if saved:
+            self.reused[round(saved, 3)] += 1
 
     def answered(self, image: str, now: float) -> None:
         """The image is ready."""
@@ -82,7 +82,7 @@ class Tally:
             "late_answers": self.late_answers,
             "late_deferred": self.late_deferred,
             "looked_up": self.looked_up,
-            "reused": {str(k): count for k, count in sorted(self.reused.items())},
+            "reused": {str(saved): count for saved, count in sorted(self.reused.items())},
         }
 
     def _expire(self, now: float) -> None:

@@ -10,6 +10,7 @@ Differences to DiffServe, each with its reason:
 - F(t) is corrected by live confidences, and the share of deferred requests by what was really deferred: chance and
   error in F(t) are paid back within a few plans;
 - batch times are corrected by what the workers measured;
+- what the cache saves is planned with, as it was in the last minute;
 - requests go to the replica that finishes first.
 """
 
@@ -19,6 +20,7 @@ from dataclasses import replace
 
 from controller.curves import LiveDeferral
 from controller.demand import DemandForecast
+from controller.hits import LiveHits
 from controller.latencies import LiveLatency
 from controller.observation import Observation
 from controller.policies.policy import Policy
@@ -59,6 +61,7 @@ class Weir(Policy):
         self._demand = DemandForecast()
         self._deferral = LiveDeferral(setting.deferral)
         self._latency = LiveLatency(setting)
+        self._hits = LiveHits()
         self._plan: Plan | None = None
         self._seen_at_s = self._planned_at_s = self._trimmed_at_s = 0.0
         self._planned_rps = 0.0
@@ -90,6 +93,7 @@ class Weir(Policy):
         self._demand.observe(seen.arrivals, seen.now_s - self._seen_at_s)
         self._seen_at_s = seen.now_s
         self._deferral.observe(seen.confidences)
+        self._hits.observe(seen.arrivals, seen.reused)
         self._latency.observe(seen.batches, seen.now_s)
         self.account.latency_factors = {role: self._latency.factor(role) for role in Role}
         self._owed += self._share * len(seen.confidences) - seen.deferred
@@ -149,6 +153,7 @@ class Weir(Policy):
             thresholds=curve.thresholds,
             deferral=curve.shares,
             quality=tuple(quality.reward(1 - f) if quality else f for f in curve.shares),
+            hits=self._hits.hits(quality.reward(0) if quality else 1.0),
             light_utilisation=LIGHT_UTILISATION,
             heavy_utilisation=HEAVY_UTILISATION,
             fixed_s=setting.discriminator_s,

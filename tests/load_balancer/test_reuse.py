@@ -78,7 +78,7 @@ async def test_a_hit_goes_straight_to_the_heavy_variant_from_its_state(running, 
     assert (image.path, image.model, image.reuse) == (Path.CACHE, "toy-heavy", HIT)
     assert cache.asked == [("a red circle", "acme")]
     assert cache.told == [(25, (), True)]
-    assert balancer.counters()["reused"] == {"25": 1}
+    assert balancer.counters()["reused"] == {"0.5": 1}
 
 
 async def test_a_miss_goes_through_the_cascade_and_its_heavy_run_is_captured(running, pool):

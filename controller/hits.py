@@ -1,0 +1,40 @@
+"""What the cache saves now: the shares of requests by the share of heavy steps that they do not run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from solvers.problem import CacheHit
+
+#: What one observation leaves of the ones before it: a mean over about a minute of seconds.
+KEPT = 0.98
+#: Requests below which nothing is believed.
+LEAST_REQUESTS = 10.0
+
+
+class LiveHits:
+    """An exponentially forgetting histogram. Without a cache it stays empty."""
+
+    def __init__(self) -> None:
+        self._requests = 0.0
+        self._hits: dict[float, float] = {}
+
+    def observe(self, arrivals: int, reused: Mapping[float, int]) -> None:
+        """Takes in one observation: requests that came, and answers by the share of steps saved."""
+        self._requests = KEPT * self._requests + arrivals
+        self._hits = {saved: KEPT * count for saved, count in self._hits.items()}
+        for saved, count in reused.items():
+            self._hits[saved] = self._hits.get(saved, 0.0) + count
+
+    def hits(self, quality: float) -> tuple[CacheHit, ...]:
+        """The hits for the allocation problem; shares add up to at most 1.
+
+        Args:
+            quality: of a heavy image, which a resumed one is measured to be nearly worth.
+        """
+        if self._requests < LEAST_REQUESTS:
+            return ()
+        whole = max(self._requests, sum(self._hits.values()))
+        return tuple(
+            CacheHit(count / whole, 1 - saved, quality) for saved, count in sorted(self._hits.items()) if count > 1e-3
+        )

@@ -1,0 +1,34 @@
+"""The hits that plans are made with are those of the last minute."""
+
+import pytest
+
+from controller.hits import LiveHits
+
+
+def test_nothing_is_believed_before_there_were_requests() -> None:
+    hits = LiveHits()
+    hits.observe(3, {0.5: 3})
+    assert hits.hits(1.0) == ()
+
+
+def test_shares_are_of_all_requests_and_work_is_what_is_left() -> None:
+    hits = LiveHits()
+    hits.observe(100, {0.1: 20, 0.5: 10})
+    low, high = hits.hits(0.9)
+    assert (low.share, low.work, low.quality) == pytest.approx((0.2, 0.9, 0.9))
+    assert (high.share, high.work) == pytest.approx((0.1, 0.5))
+
+
+def test_a_cache_that_went_away_is_forgotten_within_minutes() -> None:
+    hits = LiveHits()
+    hits.observe(100, {0.5: 50})
+    for _ in range(180):
+        hits.observe(10, {})
+    assert sum(h.share for h in hits.hits(1.0)) < 0.01
+
+
+def test_late_answers_never_make_more_hits_than_requests() -> None:
+    hits = LiveHits()
+    hits.observe(20, {})
+    hits.observe(0, {0.2: 40})
+    assert sum(h.share for h in hits.hits(1.0)) <= 1
