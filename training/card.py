@@ -90,6 +90,16 @@ def _wrapped(text: str, width: int = 34) -> str:
     return "\n".join(lines)
 
 
+def _routing(figures: dict[str, Any]) -> str:
+    """Where the discriminator's routing stands to random routing, between the two ends, which are one image set."""
+    quality = figures["quality"]
+    by_share = list(zip(figures["light_share"], quality["discriminator"], quality["random"], strict=True))[1:-1]
+    worse = [f"{share:.0%}" for share, discriminator, random in by_share if discriminator <= random]
+    return (
+        f"no better than random at light shares of {', '.join(worse)}" if worse else "above random at every light share"
+    )
+
+
 def write_card(out: Path, folder: Path) -> None:
     """Copies the pictures of the evaluation in ``out`` to ``folder`` and writes its README.md."""
     figures: dict[str, Any] = json.loads((out / "evaluation.json").read_text())
@@ -114,6 +124,7 @@ def write_card(out: Path, folder: Path) -> None:
             auc=figures["discriminator_auc"],
             clip_auc=figures["clip_auc"],
             good=figures["light_good_enough"],
+            routing=_routing(figures),
             **{f"heavy_{n}": figures["rows"]["heavy (50 steps)"][f"exact_{n}"] for n in (1, 2, 4)},
         )
     )
