@@ -77,6 +77,7 @@ def main() -> None:
     parser.add_argument("--duration", type=float, default=90.0, help="seconds of each trace")
     parser.add_argument("--rate", type=float, default=2.0, help="factor on its request rate")
     parser.add_argument("--slo", type=float, default=10.0, help="deadline, seconds")
+    parser.add_argument("--cache", choices=("off", "read-write"), default="off", help="the cache in front of all")
     parser.add_argument("--out", type=Path, help="also write the figures here, as JSON")
     arguments = parser.parse_args()
     console = Console()
@@ -92,7 +93,10 @@ def main() -> None:
         runs = found[path.stem] = {}
         for policy in policies:
             with tempfile.TemporaryDirectory(prefix="weir-bench-") as name:
-                config = service_file(SERVICE, Path(name) / f"{policy}.yaml", policy=policy, slo_s=arguments.slo)
+                file = Path(name) / f"{policy}.yaml"
+                config = service_file(
+                    SERVICE, file, policy=policy, slo_s=arguments.slo, cache={"mode": arguments.cache}
+                )
                 runs[policy] = measured(config, trace, arguments.slo, Path(name), console)
         table = Table("", "goodput /s", "quality", "violations", "p50 s", "p99 s", "light share", title=path.stem)
         for policy, total in runs.items():
