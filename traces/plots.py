@@ -103,7 +103,9 @@ def _over_time(ax: Axes, windows: Sequence[Figures], ylabel: str, **limits: tupl
 
 
 def _legend(ax: Axes, **more: object) -> None:
-    ax.legend(loc="lower left", bbox_to_anchor=(-0.01, 1.0), ncols=5, borderaxespad=0.2, handlelength=1.2, **more)
+    """One line above the plot: six entries at most."""
+    places = {"loc": "lower left", "bbox_to_anchor": (-0.01, 1.0), "ncols": 6, "borderaxespad": 0.2}
+    ax.legend(**places | {"handlelength": 1.2} | more)
 
 
 def _demand(ax: Axes, windows: Sequence[Figures]) -> None:
@@ -139,7 +141,7 @@ def _latency(ax: Axes, summary: Summary, outcomes: Sequence[Outcome]) -> None:
     ax.axhline(summary.slo_s, color=COLOURS["bad"], lw=1.4, ls=(0, (4, 3)), label="SLO")
     top = max([summary.slo_s, *(o.latency_s for o in answered)])
     _over_time(ax, summary.windows, "latency, s", ylim=(0, 1.08 * top))
-    _legend(ax, columnspacing=1.2, markerscale=2.2)
+    _legend(ax, columnspacing=0.9, handletextpad=0.4, handlelength=0.9, markerscale=2.2)
 
 
 def _stacked(ax: Axes, windows: Sequence[Figures], layers: dict[str, tuple[str, list[float]]]) -> None:
