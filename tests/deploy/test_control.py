@@ -126,13 +126,16 @@ async def test_what_the_controller_does_can_be_scraped(up):
     import ray
 
     address = f"http://127.0.0.1:{ray.nodes()[0]['MetricsExportPort']}/metrics"
-    end = time.monotonic() + 60
-    while "ray_weir_plan_version" not in (text := httpx.get(address, timeout=10).text):  # Ray reports in intervals
-        assert time.monotonic() < end
-        await asyncio.sleep(0.5)
-    families = {family.name: family for family in text_string_to_metric_families(text)}
     names = {f"ray_{metric.name.removesuffix('_total')}" for metric in metrics.ALL if metric is not metrics.FAILURES}
-    assert names <= set(families)
+
+    def scraped() -> dict[str, Any]:
+        text = httpx.get(address, timeout=10).text
+        return {family.name: family for family in text_string_to_metric_families(text)}
+
+    end = time.monotonic() + 60
+    while missing := names - set(families := scraped()):  # Ray reports in intervals, and not all at once
+        assert time.monotonic() < end, missing
+        await asyncio.sleep(0.5)
     (version,) = families["ray_weir_plan_version"].samples
     assert 1 <= version.value <= up.plan()["version"]
     assert {sample.labels["role"] for sample in families["ray_weir_plan_replicas"].samples} == {"light", "heavy"}
@@ -149,6 +152,7 @@ async def test_a_policy_that_raises_changes_nothing_and_serving_goes_on(up, monk
         assert set(await up.load(FEW, 5)) == {200}
         assert up.plan() == running
     assert set(await up.load(FEW, until=lambda: up.plan()["light"] == 1)) == {200}
+    assert set(await up.load(MANY, until=lambda: up.plan()["light"] > 1)) == {200}
     assert up.plan()["version"] > running["version"]
 
 
