@@ -1,6 +1,6 @@
 # Every command of the project; `make help` lists them.
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev demo test lint bench train evaluate profile clean
+.PHONY: help setup setup-dev system-packages demo test lint bench train evaluate profile clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -11,7 +11,7 @@ export OMP_NUM_THREADS ?= 1
 export RAY_USAGE_STATS_ENABLED ?= 0
 
 help:  ## list the commands
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
 
 .venv/.runtime: requirements.txt pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -24,7 +24,20 @@ help:  ## list the commands
 	@touch $@
 
 setup: .venv/.runtime  ## make the virtual environment
-setup-dev: .venv/.dev  ## the same with what tests and linters need
+setup-dev: .venv/.dev system-packages  ## the same with what tests and linters need
+
+# Programs that tests run and PyPI does not have, as command:package of Debian. Without them the rest still works.
+SYSTEM := promtool:prometheus chromium:chromium chromedriver:chromium-driver
+
+system-packages:  ## install what tests need from Debian (as root; else say what is missing)
+	@missing=; for it in $(SYSTEM); do command -v $${it%%:*} > /dev/null || missing="$$missing $${it##*:}"; done; \
+	if [ -z "$$missing" ]; then exit 0; fi; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null; then \
+		echo "installing$$missing"; apt-get update -qq && \
+		DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing > /dev/null; \
+	else \
+		echo "missing:$$missing; tests that need them fail. Install them: sudo apt-get install$$missing" >&2; \
+	fi
 
 demo: setup  ## serve the embedded family, replay two minutes of traces/bursty.csv, show the report
 	@$(WEIR) up --detach --port 0; \
