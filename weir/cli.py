@@ -9,7 +9,7 @@ import os
 
 import typer
 
-from weir.commands import cache, family, generate, plan, serve, trace
+from weir.commands import cache, calibrate, family, generate, plan, serve, trace
 
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it asks for torchvision, which nothing here needs
 
@@ -33,6 +33,7 @@ for command in (
     family.profile,
     family.train,
     family.evaluate,
+    calibrate.calibrate,
 ):
     app.command()(command)
 app.add_typer(cache.app, name="cache")

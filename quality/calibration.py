@@ -1,0 +1,97 @@
+"""Which threshold buys which quality: from an evaluation of a family to what its profile and its plan should say."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from weir.errors import ConfigError
+from weir.profiles import QualityProfile
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """One threshold and what it gives.
+
+    Attributes:
+        threshold: light images with a confidence below it are deferred, 0…1.
+        light_share: share of requests answered by the light variant.
+        quality: mean quality of the mix.
+        kept: the same as a share of all-heavy quality.
+    """
+
+    threshold: float
+    light_share: float
+    quality: float
+    kept: float
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """Measured quality of a cascade by its light share, and the confidences that steer the share.
+
+    Attributes:
+        confidences: of single light images on held-out prompts, ascending, each 0…1.
+        quality: at equal steps of the light share from 0 (all heavy) to 1, the most confident images staying light;
+            more is better.
+    """
+
+    confidences: tuple[float, ...]
+    quality: tuple[float, ...]
+
+    @classmethod
+    def read(cls, path: Path) -> Calibration:
+        """Reads the ``evaluation.json`` that ``weir evaluate`` wrote.
+
+        Raises:
+            ConfigError: names the file, what is wrong with it, and how to make one.
+        """
+        remedy = "make it with `weir evaluate`"
+        try:
+            figures = json.loads(path.read_text())
+            confidences = sorted(float(c) for c in figures["confidences"])
+            quality = tuple(float(q) for q in figures["quality"]["discriminator"])
+        except FileNotFoundError:
+            raise ConfigError(f"{path}: there is no such file; {remedy}") from None
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"{path}: not a readable JSON file: {error}; {remedy}") from None
+        except (KeyError, TypeError) as error:
+            raise ConfigError(f"{path}: no evaluation of a cascade: {error} is missing or wrong; {remedy}") from None
+        known = np.asarray([*confidences, *quality])
+        if not confidences or len(quality) < 2 or not np.isfinite(known).all() or quality[0] <= 0:
+            raise ConfigError(f"{path}: confidences or quality are empty, not finite or not positive; {remedy}")
+        if confidences[0] < 0 or confidences[-1] > 1:
+            raise ConfigError(f"{path}: confidences must lie in 0…1; {remedy}")
+        return cls(tuple(confidences), quality)
+
+    @property
+    def profile(self) -> QualityProfile:
+        """The curve as a profile file holds it, for the controller to maximise."""
+        return QualityProfile(values=self.quality, smaller_is_better=False)
+
+    def at(self, threshold: float) -> Choice:
+        """What this threshold gives."""
+        below = float(np.searchsorted(self.confidences, threshold, side="left")) / len(self.confidences)
+        light = 0.0 if threshold >= 1 else 1.0 - below
+        quality = float(np.interp(light, np.linspace(0, 1, len(self.quality)), self.quality))
+        return Choice(threshold, light, quality, quality / self.quality[0])
+
+    def table(self, thresholds: Sequence[float]) -> list[Choice]:
+        return [self.at(t) for t in thresholds]
+
+    def least(self, kept: float, grid: int = 100) -> Choice:
+        """The lowest threshold, and so the least heavy work, that keeps this share of all-heavy quality.
+
+        Only thresholds count whose every higher one keeps it too, so that noise in the curve cannot lure it down.
+        """
+        best = self.at(1.0)
+        for i in range(grid - 1, -1, -1):
+            choice = self.at(i / grid)
+            if choice.kept < kept:
+                break
+            best = choice
+        return best

@@ -1,0 +1,93 @@
+"""An evaluation says which threshold keeps which quality, and a profile learns it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from typer.testing import CliRunner
+
+from quality.calibration import Calibration
+from tests.toy_family import PROFILE
+from weir.cli import app
+from weir.profiles import load_profile
+
+#: A hundred confidences, evenly spread, and a quality that falls once more than half is light.
+SPREAD = Calibration(tuple(i / 100 for i in range(100)), (0.8, 0.8, 0.8, 0.8, 0.8, 0.8, 0.76, 0.72, 0.68, 0.64, 0.6))
+
+
+def test_a_threshold_defers_what_lies_below_it():
+    half = SPREAD.at(0.5)
+    assert (half.light_share, half.quality, half.kept) == pytest.approx((0.5, 0.8, 1.0))
+    assert SPREAD.at(0.0).light_share == 1.0
+    assert SPREAD.at(1.0).light_share == 0.0
+
+
+def test_the_least_threshold_keeps_what_was_asked_with_as_little_heavy_work_as_possible():
+    chosen = SPREAD.least(0.95)
+    assert chosen.kept >= 0.95
+    assert chosen.threshold == pytest.approx(0.4)
+    assert SPREAD.at(chosen.threshold - 0.02).kept < 0.95
+
+
+def test_more_than_all_heavy_has_is_answered_with_all_heavy():
+    assert SPREAD.least(1.5).threshold == 1.0
+
+
+@given(keep=st.floats(0, 1), quality=st.lists(st.floats(0.1, 1), min_size=2, max_size=12))
+def test_every_threshold_above_the_chosen_one_keeps_the_quality_too(keep, quality):
+    measured = Calibration(SPREAD.confidences, tuple(quality))
+    chosen = measured.least(keep)
+    above = [t / 100 for t in range(100) if t / 100 >= chosen.threshold]
+    assert chosen.threshold == 1.0 or all(measured.at(t).kept >= keep for t in above)
+
+
+@pytest.fixture
+def evaluation(tmp_path: Path) -> Path:
+    path = tmp_path / "evaluation.json"
+    path.write_text(
+        json.dumps({"confidences": SPREAD.confidences, "quality": {"discriminator": SPREAD.quality, "random": []}})
+    )
+    return path
+
+
+def weir(*words: object):
+    return CliRunner().invoke(app, [str(word) for word in words], env={"COLUMNS": "200"})
+
+
+def test_a_profile_takes_the_curve_and_the_confidences(evaluation, tmp_path):
+    profile = tmp_path / "profile.json"
+    profile.write_text(json.dumps(PROFILE))
+    done = weir("calibrate", evaluation, "--keep", "0.95", "--profile", profile, "--json")
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["chosen"]["kept"] >= 0.95
+    taught = load_profile(profile)
+    assert taught.confidences == SPREAD.confidences
+    assert taught.quality is not None
+    assert (taught.quality.values, taught.quality.smaller_is_better) == (SPREAD.quality, False)
+    assert taught.heavy == load_profile(profile).heavy
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (None, "there is no such file; make it with `weir evaluate`"),
+        ("{", "not a readable JSON file"),
+        ("[]", "no evaluation of a cascade"),
+        ('{"confidences": []}', "no evaluation of a cascade"),
+        ('{"confidences": [], "quality": {"discriminator": [1, 1]}}', "are empty"),
+        ('{"confidences": [2], "quality": {"discriminator": [1, 1]}}', "must lie in 0…1"),
+        ('{"confidences": [NaN], "quality": {"discriminator": [1, 1]}}', "not finite"),
+    ],
+)
+def test_a_wrong_evaluation_is_named_with_its_remedy(tmp_path, content, problem):
+    path = tmp_path / "evaluation.json"
+    if content is not None:
+        path.write_text(content)
+    done = weir("calibrate", path)
+    assert done.exit_code == 2
+    assert problem in done.stderr
+    assert "Traceback" not in done.output
