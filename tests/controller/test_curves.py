@@ -23,7 +23,7 @@ def test_without_images_it_is_the_profile():
 
 
 @given(st.lists(st.floats(0, 1), max_size=60))
-@settings(max_examples=100, deadline=None, derandomize=True)
+@settings(max_examples=100, derandomize=True)
 def test_it_rises_from_nothing_to_everything_whatever_the_images(confidences):
     live = LiveDeferral(STRAIGHT)
     live.observe(confidences)

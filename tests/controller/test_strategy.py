@@ -67,7 +67,7 @@ def test_what_speaks_for_neither_changes_nothing(strategy, seen):
         max_size=400,
     )
 )
-@settings(max_examples=100, deadline=None, derandomize=True)
+@settings(max_examples=100, derandomize=True)
 def test_whatever_is_measured_sm_lasts_at_least_the_hold_down(looks):
     strategies = run(looks)
     changes = [i for i in range(1, len(strategies)) if strategies[i] is not strategies[i - 1]]

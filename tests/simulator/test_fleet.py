@@ -29,7 +29,7 @@ def fleet(plan: Plan) -> Fleet:
 
 @pytest.mark.parametrize("role", list(Role))
 @given(gaps=st.lists(st.floats(0, 0.2), min_size=1, max_size=40), replicas=st.integers(1, 5))
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60, derandomize=True)
 def test_images_would_be_ready_when_the_load_balancer_says_so(role, gaps, replicas):
     light = replicas if role is Role.LIGHT else 0
     plan = Plan.split(1, light, replicas - light, light_batch=4, heavy_batch=4, threshold=0.0)

@@ -31,7 +31,7 @@ def assert_exact(h: np.ndarray, f: np.ndarray) -> np.ndarray:
 
 
 @given(pair=pairs())
-@settings(max_examples=200, deadline=None, derandomize=True)
+@settings(max_examples=200, derandomize=True)
 def test_alignment_is_exact_with_any_levels_empty(pair):
     assert_exact(*pair)
 
@@ -61,7 +61,7 @@ def test_nobody_moves_when_the_load_allows_what_prompts_want():
 
 
 @given(pair=pairs())
-@settings(max_examples=200, deadline=None, derandomize=True)
+@settings(max_examples=200, derandomize=True)
 def test_prompts_never_change_their_order(pair):
     shift = align(*pair)
     last = 0

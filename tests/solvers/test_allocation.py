@@ -101,7 +101,7 @@ def problems(draw, classes: int = 1) -> LevelProblem:
 
 
 @given(problem=problems() | problems(classes=2))
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=150, derandomize=True)
 def test_in_process_backends_find_what_enumeration_finds(problem):
     best = enumerate_levels(problem)
     for solver in installed():

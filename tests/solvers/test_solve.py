@@ -58,14 +58,14 @@ def problems(draw) -> Problem:
 
 
 @given(problem=problems())
-@settings(max_examples=500, deadline=None, derandomize=True)
+@settings(max_examples=500, derandomize=True)
 def test_in_process_backends_find_what_enumeration_finds(problem):
     assert_optimal(problem, [name for name in installed() if name != "cbc"])
 
 
 @pytest.mark.skipif("cbc" not in installed(), reason="PuLP has no CBC binary here")
 @given(problem=problems())
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60, derandomize=True)
 def test_cbc_finds_what_enumeration_finds(problem):
     assert_optimal(problem, ["cbc"])
 
@@ -79,7 +79,7 @@ def assert_optimal(problem: Problem, solvers: list[str]) -> None:
 
 
 @given(problem=problems())
-@settings(max_examples=100, deadline=None, derandomize=True)
+@settings(max_examples=100, derandomize=True)
 def test_a_solution_never_uses_more_than_there_is(problem):
     solution = solve(problem)
     for index, gpu in enumerate(problem.gpus):
@@ -93,7 +93,7 @@ def test_a_solution_never_uses_more_than_there_is(problem):
 
 
 @given(problem=problems())
-@settings(max_examples=100, deadline=None, derandomize=True)
+@settings(max_examples=100, derandomize=True)
 def test_a_plan_gives_every_gpu_a_role(problem):
     plan = solve(problem).to_plan(problem, version=3)
     assert len(plan.assignments) == sum(g.count for g in problem.gpus)

@@ -119,7 +119,7 @@ def test_a_mistake_in_a_recipe_is_named(tmp_path: Path, text: str, says: str) ->
         read_recipe(tmp_path / "none.json")
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(0, 10**9), st.floats(0.2, 3))
 def test_recipes_of_any_seed_bring_arrivals_within_their_duration(seed: int, cv: float) -> None:
     for recipe in (NormalRecipe(seed=seed, duration_s=20, cv=cv), BurstyRecipe(seed=seed, duration_s=20, cv=cv)):
@@ -135,7 +135,7 @@ WORDS = {
 }  # fmt: skip
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.integers(0, 10**9))
 def test_an_edit_changes_one_attribute_and_leaves_a_prompt_the_family_knows(seed: int) -> None:
     rng = np.random.default_rng(seed)

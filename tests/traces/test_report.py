@@ -75,7 +75,7 @@ ends = st.builds(
 )
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(ends, max_size=60), st.sampled_from([None, 0.7, 7, 1000]))
 def test_the_windows_add_up_to_the_total(outcomes: list[Outcome], window_s: float | None) -> None:
     summary = summarise(outcomes, 5, window_s=window_s)

@@ -15,7 +15,7 @@ arrivals = st.lists(st.floats(0, 300, allow_nan=False), min_size=1, max_size=60)
 traces = arrivals.map(lambda times: Trace.of([Arrival(t, f"prompt {i}", i) for i, t in enumerate(times)]))
 factors = st.floats(0.05, 8)
 
-invariant = settings(max_examples=40, deadline=None)
+invariant = settings(max_examples=40)
 
 
 def ascend(trace: Trace) -> bool:

@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from training.dataset import label
@@ -20,7 +20,6 @@ def test_one_seed_gives_one_picture(seed: int) -> None:
 
 
 @given(seeds)
-@settings(deadline=None)
 def test_a_scene_that_is_drawn_again_keeps_its_caption_and_changes_its_picture(seed: int) -> None:
     rng = np.random.default_rng(seed)
     scene = draw_scene(rng, 1 + seed % 2)
