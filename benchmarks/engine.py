@@ -34,8 +34,9 @@ from weir.config import FamilyConfig, Scheduler, load_family
 from weir.core import ImageRequest, Role
 from weir.states import State
 from workers.engine import Order, order_for
-from workers.family import Family, to_png
+from workers.family import Family
 from workers.loop import Outcome, Progress, StepLoop
+from workers.pictures import to_png
 from workers.weights import Pipeline, load_pipelines, scheduler_for
 
 #: Shares of K = 0, 5, 10, 15, 20 and 25 of 50 steps among the requests of NIRVANA's and Argus' published logs.

@@ -50,9 +50,7 @@ def pixels(drawn: Drawn) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def tiny(embedded: FamilyConfig) -> Family:
-    loaded = Family.load(embedded)
-    loaded.discriminator = Discriminator()
-    return loaded
+    return Family(embedded, Family.load(embedded).pipelines, Discriminator())
 
 
 # ------------------------------------------------------------------------------------------- layouts
@@ -190,7 +188,7 @@ def test_other_sizes_of_the_family_and_prompts_of_any_length_are_drawn(tiny: Fam
 
 
 def test_a_picture_that_is_not_a_number_fails_alone(tiny: Family, monkeypatch: pytest.MonkeyPatch) -> None:
-    from workers import family as module
+    from workers import pictures as module
 
     def spoil_second(vae: Any, latents: torch.Tensor) -> torch.Tensor:
         images = real(vae, latents)
