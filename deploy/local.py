@@ -25,7 +25,7 @@ from cache.opening import SECRET, URL
 from cache.redis_server import RedisServer
 from deploy.cluster import REPOSITORY, cluster
 from deploy.state import FOLDER, Service, StateFile, find
-from weir.config import FamilyConfig, ServiceConfig, load_service
+from weir.config import FamilyConfig, ServiceConfig, load_keys, load_service
 from weir.errors import ConfigError, ServiceError, WeirError
 from weir.profiles import load_profile
 
@@ -121,6 +121,8 @@ def checked(config_path: Path | str) -> tuple[ServiceConfig, FamilyConfig]:
     service, family = load_service(config_path)
     for profile in filter(None, (service.profile, service.pool.emulate)):
         load_profile(profile)
+    if service.keys_file is not None:
+        load_keys(service.keys_file)
     return service, family
 
 

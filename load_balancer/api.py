@@ -6,8 +6,10 @@ import base64
 import json
 import logging
 import math
+import secrets
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -15,8 +17,10 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from load_balancer.balancer import Balancer, Drawn
+from load_balancer.callers import Callers
 from load_balancer.encode import encoded
 from load_balancer.files import Files
+from load_balancer.gate import Gate
 from load_balancer.order import Order
 from load_balancer.schema import GenerationBody, RequestRules
 from weir.config import FamilyConfig, LimitsConfig
@@ -29,9 +33,12 @@ GENERATIONS = "/v1/images/generations"
 FILES = "/v1/images/files"
 
 
-def create_app(balancer: Balancer, family: FamilyConfig, limits: LimitsConfig) -> FastAPI:
-    """The ASGI application of one load balancer."""
+def create_app(
+    balancer: Balancer, family: FamilyConfig, limits: LimitsConfig, callers: Callers | None = None
+) -> FastAPI:
+    """The ASGI application of one load balancer; without ``callers`` it is open to everybody."""
     app = FastAPI(title="Weir", openapi_url="/openapi.json", redoc_url=None)
+    app.add_middleware(Gate, callers=callers or Callers(), refuse=_failure)
     rules = RequestRules(family, limits)
     files = Files()
     started = int(time.time())
@@ -47,15 +54,16 @@ def create_app(balancer: Balancer, family: FamilyConfig, limits: LimitsConfig) -
     )
     @_typed_errors
     async def generations(request: Request) -> Response:
-        order = rules.read(await _body(request, limits.body_bytes))
+        order = replace(rules.read(await _body(request, limits.body_bytes)), caller=request.state.caller)
         drawn = await balancer.draw(order)
         images = [await encoded(d.result.image, order.output_format, order.compression) for d in drawn]
         if order.response_format == "b64_json":
             pictures = [b'"b64_json":"%b"' % base64.b64encode(image) for image in images]
         else:
             pictures = []
-            for one, image in zip(drawn, images, strict=True):
-                name = f"{one.result.id}.{order.output_format}"
+            for image in images:
+                # Not the id: others learn it where a request of theirs resumes from this one.
+                name = f"{secrets.token_urlsafe(24)}.{order.output_format}"
                 files.put(name, image)
                 pictures.append(b'"url":%b' % _json(f"{str(request.base_url).rstrip('/')}{FILES}/{name}"))
         return Response(_answer(order, drawn, pictures), media_type="application/json")
@@ -188,6 +196,8 @@ def _failure(error: WeirError, status: int | None = None, headers: Any = None) -
     response = _reply(error.to_dict(), status or error.status)
     for name, value in (headers or {}).items():
         response.headers[name] = value
+    if error.status == 401:
+        response.headers["WWW-Authenticate"] = "Bearer"
     if error.retry_after_s is not None:
         response.headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))
     return response

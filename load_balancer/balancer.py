@@ -19,6 +19,7 @@ from load_balancer.dispatch import Choice, Dispatcher, Kind
 from load_balancer.lateness import Lateness
 from load_balancer.order import CacheMode, Order
 from load_balancer.pool import Pool, ReplicaLost
+from load_balancer.quotas import Quotas
 from load_balancer.reuse import NOTHING, Cache, Reuse
 from load_balancer.service_times import ServiceTimes
 from load_balancer.tally import Tally
@@ -86,6 +87,7 @@ class Balancer:
         self.plan = plan
         self.slo_s = slo_s
         self.admission = Admission(queued)
+        self.quotas = Quotas()
         self.dispatcher = Dispatcher(plan, ServiceTimes(profile))
         self.tally = Tally(EXPIRY * slo_s)
         self.lateness = Lateness()
@@ -170,10 +172,19 @@ class Balancer:
         """Draws all images of an order, or none.
 
         Raises:
+            RateLimited: the caller has used up what its key allows.
             Overloaded, NotReady: not admitted; no work was done.
             DeadlineExceeded, GenerationFailed: an image failed; the work on the others is cancelled.
         """
         now = self._clock()
+        self.quotas.take(order.caller, order.n, now)
+        try:
+            return await self._admitted(order, now)
+        finally:
+            self.quotas.give_back(order.caller, order.n)
+
+    async def _admitted(self, order: Order, now: float) -> list[Drawn]:
+        """Draws an order, unless there is too much to do."""
         plan = self.plan
         self.tally.arrived(order.n)
         role = cascade.first_role(plan, order.role, random.random())
@@ -220,7 +231,7 @@ class Balancer:
         mode = order.cache or self._cache_mode
         if self._cache is None or mode == "off" or order.role is Role.LIGHT:
             return await self._cascade(request, plan, order.role, role, admitted_at)
-        reuse = await self._cache.find(request, order.tenant)
+        reuse = await self._cache.find(request, order.caller.tenant)
         if mode == "read":
             reuse = replace(reuse, capture=False)
         request = reuse.of(request)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from typing import Any
 
 from fastapi import FastAPI
@@ -11,11 +12,14 @@ from ray.serve.handle import DeploymentHandle
 
 from load_balancer.api import create_app
 from load_balancer.balancer import Balancer
+from load_balancer.callers import Callers
 from load_balancer.reuse import ServeCache
 from load_balancer.serve_pool import ServePool
 from weir.config import FamilyConfig, ServiceConfig
 from weir.core import Plan
 from weir.profiles import Profile
+
+log = logging.getLogger(__name__)
 
 
 class LoadBalancer:
@@ -43,10 +47,14 @@ class LoadBalancer:
             cache_mode=self._service.cache.mode,
             direct=self._service.cache.direct,
         )
+        http = self._service.http
+        self._callers = Callers(self._service.keys_file, open_admin=http.is_local)
+        if self._service.keys_file is None and not http.is_local:
+            log.warning("everybody who reaches %s:%d may ask for images; keys_file names who may", http.host, http.port)
         self._watching: asyncio.Task[None] | None = None
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return create_app(self.balancer, self._family, self._service.limits)
+        return create_app(self.balancer, self._family, self._service.limits, self._callers)
 
     async def counters(self, judged: int, batches: int) -> dict[str, Any]:
         """See :meth:`Balancer.counters`; on the event loop, for all state belongs to it."""

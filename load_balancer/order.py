@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from load_balancer.callers import ANONYMOUS, Caller
 from weir.core import Role
 
 CacheMode = Literal["off", "read", "read-write"]
@@ -20,7 +21,7 @@ class Order:
         seed: of the first image, the next ones count up; None draws one at admission.
         steps, guidance: overrides for the heavy variant.
         cache: what this request does with the approximate cache; None: as the service says.
-        tenant: whose states it may reuse, and who may reuse its own.
+        caller: who asks; its tenant says whose states it may reuse, and who may reuse its own.
         compression: quality of jpeg and webp, 0…100.
     """
 
@@ -34,7 +35,7 @@ class Order:
     steps: int | None = None
     guidance: float | None = None
     cache: CacheMode | None = None
-    tenant: str = "public"
+    caller: Caller = ANONYMOUS
     response_format: Literal["url", "b64_json"] = "b64_json"
     output_format: ImageFormat = "png"
     compression: int = 100

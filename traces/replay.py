@@ -58,6 +58,7 @@ def replay(
     model: str | None = None,
     keep_images: bool = True,
     timeout_s: float = 60.0,
+    key: str | None = None,
     console: Console | None = None,
 ) -> Replay:
     """Sends every request of ``trace`` to ``{base_url}/v1/images/generations`` at its time and writes down what came.
@@ -70,6 +71,7 @@ def replay(
         slo_s: only for the progress bar, which counts the late.
         out: folder, made where missing; takes ``requests.csv`` and ``images/``.
         timeout_s: a request without its whole answer by then is given up.
+        key: of the service, where it asks for one; it is written down nowhere.
 
     Raises:
         ConfigError: before anything is sent: an empty trace, a wrong URL, a folder in use, a time that is not positive.
@@ -80,7 +82,7 @@ def replay(
     for name, value in (("slo_s", slo_s), ("timeout_s", timeout_s)):
         if not 0 < value < float("inf"):
             raise ConfigError(f"{name} is {value}; it must be above 0")
-    client = _Client(_endpoint(base_url), model, timeout_s, out if keep_images else None)
+    client = _Client(_endpoint(base_url), model, timeout_s, out if keep_images else None, key)
     with OutcomeFile(out / ROWS) as file, _Board(trace, slo_s, console or Console(stderr=True)) as board:
         if keep_images:
             (out / IMAGES).mkdir(exist_ok=True)
@@ -119,16 +121,20 @@ def _endpoint(base_url: str) -> str:
 class _Client:
     """Sends one request and turns whatever happens into an :class:`Outcome`."""
 
-    def __init__(self, endpoint: str, model: str | None, timeout_s: float, keep_in: Path | None) -> None:
+    def __init__(
+        self, endpoint: str, model: str | None, timeout_s: float, keep_in: Path | None, key: str | None
+    ) -> None:
         self._endpoint = endpoint
         self._model = model
         self._timeout_s = timeout_s
         self._keep_in = keep_in
+        self._key = key
 
     def connect(self) -> httpx.AsyncClient:
         # Without a limit on connections none waits for another's answer; a proxy between would be measured too.
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
-        return httpx.AsyncClient(limits=limits, timeout=None, trust_env=False)
+        headers = {"authorization": f"Bearer {self._key}"} if self._key else {}
+        return httpx.AsyncClient(limits=limits, timeout=None, trust_env=False, headers=headers)
 
     async def ask(self, http: httpx.AsyncClient, index: int, arrival: Arrival, start: float) -> Outcome:
         body: dict[str, Any] = {"prompt": arrival.prompt, "n": 1, "response_format": "b64_json"}

@@ -147,6 +147,35 @@ class CacheConfig(_Strict):
     )
 
 
+class KeyConfig(_Strict):
+    """One key of the API and what its holder may do. The key itself is nowhere, only its digest."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+    sha256: str = Field(
+        pattern=r"^[0-9a-f]{64}$",
+        description="of the whole key; a key has 256 random bits, so nothing slower is needed to hide it",
+    )
+    tenant: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", description="whose cached states it may reuse")
+    priority: Literal["interactive", "batch"] = "interactive"
+    images_per_minute: float | None = Field(None, gt=0, description="as a mean; a minute's worth may come at once")
+    concurrent_images: int | None = Field(None, ge=1, description="images asked for and not answered yet")
+    admin: bool = Field(False, description="may see and change plans and caches")
+
+
+class KeysConfig(_Strict):
+    """The keys file: who may call."""
+
+    keys: tuple[KeyConfig, ...] = ()
+
+    @model_validator(mode="after")
+    def _told_apart(self) -> KeysConfig:
+        for what in ("name", "sha256"):
+            values = [getattr(key, what) for key in self.keys]
+            if len(set(values)) < len(values):
+                raise ValueError(f"two keys have the same {what}")
+        return self
+
+
 class LimitsConfig(_Strict):
     """What one request may ask for."""
 
@@ -161,6 +190,11 @@ class HttpConfig(_Strict):
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=0, le=65535, description="0 picks a free port")
 
+    @property
+    def is_local(self) -> bool:
+        """Whether only this machine can reach it."""
+        return self.host == "localhost" or self.host == "::1" or self.host.startswith("127.")
+
 
 class ServiceConfig(_Strict):
     """What ``weir up`` starts."""
@@ -174,6 +208,9 @@ class ServiceConfig(_Strict):
     cache: CacheConfig = CacheConfig()
     limits: LimitsConfig = LimitsConfig()
     http: HttpConfig = HttpConfig()
+    keys_file: str | None = Field(
+        None, description="who may call, relative to this file; `weir keys new` writes it. Without one everybody may"
+    )
 
     @model_validator(mode="after")
     def _a_profile_to_plan_with(self) -> ServiceConfig:
@@ -188,8 +225,11 @@ class ServiceConfig(_Strict):
 Model = TypeVar("Model", bound=BaseModel)
 
 
-def read_yaml(path: Path | str, model: type[Model]) -> Model:
+def read_yaml(path: Path | str, model: type[Model], *, quoted: bool = True) -> Model:
     """Reads and checks one file.
+
+    Args:
+        quoted: complaints show what was given; False for files where that may be a secret.
 
     Raises:
         ConfigError: names the file, and the key or the line, and what is allowed there.
@@ -202,7 +242,10 @@ def read_yaml(path: Path | str, model: type[Model]) -> Model:
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read: {error}") from None
     except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+        mark = getattr(error, "problem_mark", None)
+        place = f"line {mark.line + 1}" if mark else "somewhere"
+        said = " ".join(str(error).split()) if quoted else place
+        raise ConfigError(f"{path}: not valid YAML: {said}") from None
     if not isinstance(fields, dict):
         raise ConfigError(f"{path}: expected keys and values, found {type(fields).__name__}")
     try:
@@ -214,7 +257,8 @@ def read_yaml(path: Path | str, model: type[Model]) -> Model:
             key = ".".join(str(k) for k in problem["loc"]) or "(whole file)"
             remedy = f"; known keys: {known}" if problem["type"] == "extra_forbidden" and "." not in key else ""
             given = problem.get("input")
-            shown = f" (given: {given!r})" if not isinstance(given, dict) and problem["type"] != "missing" else ""
+            told = quoted and not isinstance(given, dict) and problem["type"] != "missing"
+            shown = f" (given: {given!r})" if told else ""
             lines.append(f"{path}: {key}: {problem['msg']}{shown}{remedy}")
         raise ConfigError("\n".join(lines)) from None
 
@@ -280,4 +324,15 @@ def load_service(path: Path | str) -> tuple[ServiceConfig, FamilyConfig]:
     files = ("selector", "encoder", "predictor", "secret_file", "tls_ca")
     given = {key: value for key in files if (value := getattr(service.cache, key)) is not None}
     update["cache"] = service.cache.model_copy(update={key: resolve(value, here) for key, value in given.items()})
+    if service.keys_file is not None:
+        update["keys_file"] = str((here / service.keys_file).resolve())
     return service.model_copy(update=update), load_family(family_path)
+
+
+def load_keys(path: Path | str) -> KeysConfig:
+    """Reads a keys file; no complaint quotes it, for somebody may have put a key itself there.
+
+    Raises:
+        ConfigError: names the file and the entry.
+    """
+    return read_yaml(path, KeysConfig, quoted=False)

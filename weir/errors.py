@@ -4,6 +4,9 @@ WeirError
 ├── InvalidRequest      400  a field of a request is wrong (``param`` names it)
 │   └── UnknownModel    404
 ├── BodyTooLarge        413
+├── Unauthorized        401  no key, or none that is known
+├── Forbidden           403  the key may call, but not this
+├── RateLimited         429  the caller asks for more than its key allows; carries ``retry_after_s``
 ├── Overloaded          429  refused at admission; carries ``retry_after_s``
 ├── GenerationFailed    500  a worker could not draw this image
 │   └── NotFinite                the model's numbers ran out of range
@@ -53,6 +56,24 @@ class UnknownModel(InvalidRequest):
 class BodyTooLarge(InvalidRequest):
     status = 413
     code = "body_too_large"
+
+
+class Unauthorized(WeirError):
+    status = 401
+    kind = "authentication_error"
+    code = "invalid_api_key"
+
+
+class Forbidden(WeirError):
+    status = 403
+    kind = "permission_error"
+    code = "insufficient_scope"
+
+
+class RateLimited(WeirError):
+    status = 429
+    kind = "rate_limit_error"
+    code = "rate_limit_exceeded"
 
 
 class Overloaded(WeirError):

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from load_balancer.balancer import Balancer
+from load_balancer.callers import Caller
 from load_balancer.cascade import after_lookup
 from load_balancer.order import Order
 from load_balancer.reuse import NOTHING, Reuse, ServeCache
@@ -71,7 +72,7 @@ def running(pool, plan, family, profile):
 async def test_a_hit_goes_straight_to_the_heavy_variant_from_its_state(running, pool):
     cache = FakeCache(HIT)
     async with running(cache) as balancer:
-        (image,) = await balancer.draw(replace(ORDER, tenant="acme"))
+        (image,) = await balancer.draw(replace(ORDER, caller=Caller("alice", "acme")))
     [(_, role, request)] = pool.calls
     assert role is Role.HEAVY
     assert (request["resume_key"], request["resume_step"], request["capture"]) == (HIT.key, 25, False)

@@ -139,6 +139,9 @@ def test_a_trace_that_is_not_there_is_refused():
         (("profile", "--out", "p.json", "--prompts", "missing.txt"), "there is no file missing.txt"),
         (("profile", "--out", "missing/p.json", "--family", "missing.yaml"), "there is no such file"),
         (("train", "--budget", "large"), "choose one of"),
+        (("keys", "new", "--name", "no spaces"), "--name"),
+        (("keys", "new", "--name", "alice", "--images-per-minute", "0"), "--images-per-minute"),
+        (("keys", "list"), "there is no such file"),
     ],
 )
 def test_wrong_input_is_refused_with_its_remedy(words, remedy, tmp_path, monkeypatch):
@@ -150,3 +153,23 @@ def test_wrong_input_is_refused_with_its_remedy(words, remedy, tmp_path, monkeyp
 @pytest.mark.parametrize("command", [c.name or c.callback.__name__ for c in app.registered_commands if c.callback])
 def test_every_command_shows_an_example(command):
     assert f"weir {command}" in weir(command, "--help").stdout.partition("Example:")[2]
+
+
+def test_a_key_is_printed_once_and_only_its_digest_is_kept(tmp_path):
+    file = tmp_path / "keys.yaml"
+    made = weir("keys", "new", "--name", "alice", "--tenant", "acme", "--batch", "--file", file)
+    key = made.stdout.strip()
+    assert key.startswith("weir-")
+    assert made.output.count(key) == 1
+    assert key not in file.read_text()
+    assert json.loads(weir("keys", "list", "--json", "--file", file).stdout) == [
+        {
+            "name": "alice",
+            "tenant": "acme",
+            "priority": "batch",
+            "images_per_minute": None,
+            "concurrent_images": None,
+            "admin": False,
+        }
+    ]
+    assert "alice already" in refused("keys", "new", "--name", "alice", "--file", file)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -31,7 +32,7 @@ def replay(
     images: Annotated[bool, typer.Option(help="Keep the images for the gallery.")] = True,
     as_json: JsonOption = False,
 ) -> None:
-    """Replay a trace, open loop, and write a report.
+    """Replay a trace, open loop, and write a report. Where the service wants a key, WEIR_API_KEY holds it.
 
     Example: weir replay traces/bursty.csv --duration 120 --rate 0.5
     """
@@ -59,7 +60,15 @@ def replay(
         base = url or look()["url"]
         folder = out or Path("runs") / datetime.now().strftime("%Y%m%d-%H%M%S")
         done = send(
-            chosen, base, slo_s=slo, out=folder, model=model, keep_images=images, timeout_s=timeout, console=console
+            chosen,
+            base,
+            slo_s=slo,
+            out=folder,
+            model=model,
+            keep_images=images,
+            timeout_s=timeout,
+            key=os.environ.get("WEIR_API_KEY"),  # an option would show in the list of processes
+            console=console,
         )
         about = {"trace": trace.name, "rate": f"× {rate:g}", "model": model or "default"}
         summary = write_report(

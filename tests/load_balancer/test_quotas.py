@@ -1,0 +1,81 @@
+"""What one caller may ask for: each key for itself, with the time after which a retry makes sense."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from load_balancer.callers import ANONYMOUS, Caller
+from load_balancer.quotas import Quotas
+from weir.errors import InvalidRequest, RateLimited
+
+ALICE = Caller("alice", "acme", images_per_minute=60, concurrent_images=4)
+BOB = Caller("bob", "acme", images_per_minute=60)
+
+
+def test_a_minutes_worth_may_come_at_once_and_then_one_a_second() -> None:
+    quotas = Quotas()
+    for _ in range(60):
+        quotas.take(BOB, 1, 0.0)
+    with pytest.raises(RateLimited) as refused:
+        quotas.take(BOB, 1, 0.0)
+    assert refused.value.retry_after_s == pytest.approx(1.0)
+    quotas.take(BOB, 1, 1.0)
+
+
+def test_images_at_once_are_counted_until_they_are_answered() -> None:
+    quotas = Quotas()
+    quotas.take(ALICE, 3, 0.0)
+    with pytest.raises(RateLimited, match="3 images in flight and may have 4"):
+        quotas.take(ALICE, 2, 0.0)
+    quotas.give_back(ALICE, 3)
+    quotas.take(ALICE, 2, 0.0)
+
+
+def test_one_caller_is_not_the_others_problem() -> None:
+    quotas = Quotas()
+    quotas.take(BOB, 60, 0.0)
+    quotas.take(ALICE, 1, 0.0)
+    quotas.take(ANONYMOUS, 1000, 0.0)
+
+
+def test_what_a_key_may_never_ask_for_is_a_wrong_request_and_not_a_matter_of_time() -> None:
+    with pytest.raises(InvalidRequest, match="at most 4 at once") as refused:
+        Quotas().take(ALICE, 5, 0.0)
+    assert refused.value.param == "n"
+
+
+@given(
+    st.lists(st.tuples(st.floats(0, 5), st.integers(1, 3), st.booleans()), max_size=60),
+    st.floats(0.5, 120),
+    st.integers(1, 8),
+)
+def test_no_key_ever_gets_more_than_it_may(steps, rate, most) -> None:
+    caller = Caller("carol", "acme", images_per_minute=rate, concurrent_images=most)
+    quotas, now, flying, given_at = Quotas(), 0.0, [], []
+    for gap, images, answered in steps:
+        now += gap
+        if answered and flying:
+            quotas.give_back(caller, flying.pop())
+        try:
+            quotas.take(caller, images, now)
+        except (RateLimited, InvalidRequest):
+            continue
+        flying.append(images)
+        given_at += [now] * images
+        assert sum(flying) <= most
+        for start in given_at:
+            within = sum(start <= at for at in given_at)
+            assert within <= max(1.0, rate) + rate / 60 * (now - start) + 1e-6
+
+
+@given(st.integers(1, 10))
+def test_a_retry_after_the_time_that_was_named_gets_in(images) -> None:
+    quotas = Quotas()
+    quotas.take(BOB, 60, 0.0)
+    with pytest.raises(RateLimited) as refused:
+        quotas.take(BOB, images, 10.0 if images > 10 else 0.0)
+    wait_s = refused.value.retry_after_s
+    assert wait_s
+    quotas.take(BOB, images, wait_s + 1e-6)
