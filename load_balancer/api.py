@@ -16,8 +16,9 @@ from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from load_balancer.balancer import Balancer, Drawn
+from load_balancer.balancer import Balancer
 from load_balancer.callers import Callers
+from load_balancer.drawing import Drawn
 from load_balancer.encode import encoded
 from load_balancer.files import Files
 from load_balancer.gate import Gate

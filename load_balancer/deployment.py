@@ -61,17 +61,17 @@ class LoadBalancer:
         return self.balancer.counters(judged, batches)
 
     async def take(self, plan: dict[str, Any]) -> None:
-        """Takes a plan without the pause in routing that a ``user_config`` brings; see :meth:`Balancer.apply`."""
-        self.balancer.apply(plan)
+        """Takes a plan without the pause in routing that a ``user_config`` brings; see ``load_balancer/roster.py``."""
+        self.balancer.roster.apply(plan)
 
     async def reconfigure(self, user_config: Any) -> None:
         """Takes the next plan (Serve calls it with the deployment's ``user_config``); never raises.
 
         Serve calls it on the event loop that the requests run on, for the first time before the first of them.
         """
-        self.balancer.apply(user_config)
+        self.balancer.roster.apply(user_config)
         if self._watching is None:
-            self._watching = asyncio.create_task(self.balancer.watch())
+            self._watching = asyncio.create_task(self.balancer.roster.watch())
 
 
 ServedLoadBalancer = serve.ingress()(LoadBalancer)

@@ -20,6 +20,7 @@ import random
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from heapq import heapify, heapreplace
 from typing import Any, NamedTuple
 
 from load_balancer.service_times import ServiceTimes
@@ -176,12 +177,14 @@ class Dispatcher:
         candidates = self._candidates(kind.role, frozenset())
         if not candidates:
             return None
-        ahead: Counter[str] = Counter()
+        # Each goes where it is ready first; only where the last one went does the next one find another time.
+        offers = [(replica.finish_at(kind, now, self.times), replica.id, 0, replica) for replica in candidates]
+        heapify(offers)
         last = now
         for _ in range(images):
-            finish, id = min((r.finish_at(kind, now, self.times, ahead[r.id]), r.id) for r in candidates)
-            ahead[id] += 1
+            finish, id, ahead, replica = offers[0]
             last = max(last, finish)
+            heapreplace(offers, (replica.finish_at(kind, now, self.times, ahead + 1), id, ahead + 1, replica))
         return last
 
     def assign(self, replica: str, request: str, kind: Kind, now: float) -> None:

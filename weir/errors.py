@@ -3,9 +3,10 @@
 WeirError
 ├── InvalidRequest      400  a field of a request is wrong (``param`` names it)
 │   └── UnknownModel    404
-├── BodyTooLarge        413
 ├── Unauthorized        401  no key, or none that is known
 ├── Forbidden           403  the key may call, but not this
+├── Cancelled           409  somebody cancelled the request while it was drawn
+├── BodyTooLarge        413
 ├── RateLimited         429  the caller asks for more than its key allows; carries ``retry_after_s``
 ├── Overloaded          429  refused at admission; carries ``retry_after_s``
 ├── GenerationFailed    500  a worker could not draw this image
@@ -58,6 +59,10 @@ class BodyTooLarge(InvalidRequest):
     code = "body_too_large"
 
 
+class Cancelled(WeirError):
+    status = 409
+    kind = "invalid_request_error"
+    code = "cancelled"
 class Unauthorized(WeirError):
     status = 401
     kind = "authentication_error"

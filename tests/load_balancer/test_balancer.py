@@ -23,7 +23,7 @@ def running(pool, plan, family, profile) -> Callable:
     async def start(plan: Plan = plan, **more) -> AsyncIterator[Balancer]:
         options = {"slo_s": 5.0, "queued": 16, "profile": profile, **more}
         balancer = Balancer(pool, plan, family, **options)
-        watching = asyncio.create_task(balancer.watch())
+        watching = asyncio.create_task(balancer.roster.watch())
         while not balancer.readiness()["ready"]:
             await asyncio.sleep(0)
         try:
@@ -96,7 +96,7 @@ async def test_a_heavy_image_that_is_late_leaves_the_light_one_and_is_cancelled(
 async def test_the_light_image_leaves_a_margin_before_the_deadline_for_the_way_to_the_client(
     running, pool, monkeypatch
 ):
-    monkeypatch.setattr("load_balancer.balancer.margin_s", lambda slo_s: 0.5 * slo_s)
+    monkeypatch.setattr("load_balancer.terms.margin_s", lambda slo_s: 0.5 * slo_s)
     pool.confidence = 0.1
     pool.delay_s[Role.HEAVY] = 60
     async with running(slo_s=1.0) as balancer:
@@ -187,7 +187,7 @@ async def test_a_request_keeps_the_plan_it_started_with(running, pool, plan):
     async with running() as balancer:
         old = asyncio.create_task(balancer.draw(ORDER))
         await asyncio.sleep(0.01)
-        balancer.apply(newer.to_dict())
+        balancer.roster.apply(newer.to_dict())
         (before,), (after,) = await old, await balancer.draw(ORDER)
     assert (before.plan_version, before.path) == (1, Path.HEAVY)
     assert (after.plan_version, after.path) == (2, Path.LIGHT)
@@ -198,8 +198,8 @@ async def test_a_request_keeps_the_plan_it_started_with(running, pool, plan):
 )
 async def test_a_wrong_or_older_plan_changes_nothing(running, plan, fields):
     async with running() as balancer:
-        balancer.apply(fields)
-        assert balancer.plan is plan
+        balancer.roster.apply(fields)
+        assert balancer.roster.plan is plan
 
 
 async def test_cancelling_an_order_cancels_its_work(running, pool):
@@ -255,7 +255,7 @@ async def test_a_pool_that_does_not_answer_for_a_while_is_kept_as_it_was(running
             raise TimeoutError
 
         monkeypatch.setattr(pool, "describe", silent)
-        balancer._hurry.set()
+        balancer.roster.hurry()
         await asyncio.sleep(0.01)
         assert balancer.readiness()["ready"]
 

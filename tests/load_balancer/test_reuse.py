@@ -58,7 +58,7 @@ def running(pool, plan, family, profile):
     async def start(cache: FakeCache, mode: str = "read-write", plan: Plan = plan, **more) -> AsyncIterator[Balancer]:
         options = {"slo_s": 5.0, "queued": 16, "profile": profile, "cache": cache, "cache_mode": mode, **more}
         balancer = Balancer(pool, plan, family, **options)
-        watching = asyncio.create_task(balancer.watch())
+        watching = asyncio.create_task(balancer.roster.watch())
         while not balancer.readiness()["ready"]:
             await asyncio.sleep(0)
         try:

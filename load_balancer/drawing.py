@@ -1,0 +1,140 @@
+"""An order on its way: what of it is there already, for anybody who looks, and its end."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+
+from load_balancer.order import Order
+from load_balancer.reuse import Reuse
+from weir.core import ImageResult, Path, Role
+from weir.errors import Cancelled
+
+
+@dataclass(frozen=True, slots=True)
+class Partial:
+    """A picture that another one will replace.
+
+    Attributes:
+        index: which of the order's images.
+        image: PNG.
+        role: the variant that drew it.
+        step: denoising steps behind it.
+    """
+
+    index: int
+    image: bytes
+    role: Role
+    step: int
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """One finished image and how it came about. ``queue_s`` and ``compute_s`` sum over the stages it went through.
+
+    ``reuse`` is what the cache had for it; None where it was not asked.
+    """
+
+    result: ImageResult
+    path: Path
+    model: str
+    seed: int
+    confidence: float | None
+    queue_s: float
+    compute_s: float
+    latency_s: float
+    plan_version: int
+    reuse: Reuse | None = None
+    index: int = 0
+
+
+Event = Partial | Drawn
+#: Draws one image of an order; pictures on the way go to the function.
+Draw = Callable[[int, Callable[[Partial], None]], Awaitable[Drawn]]
+
+
+class Drawing:
+    """Draws all images of an order, or none: it goes on whether or not anybody looks, until :meth:`close`.
+
+    Args:
+        name: unique among all orders ever.
+        draw: called once for each image, at once.
+        ended: called once, when no work is left.
+    """
+
+    def __init__(self, order: Order, name: str, draw: Draw, ended: Callable[[], None]):
+        self.order = order
+        self.name = name
+        self._draw = draw
+        self._ended = ended
+        self._events: list[Event] = []
+        self._error: BaseException | None = None
+        self._changed = asyncio.Event()
+        self._left = order.n
+        self._tasks = [asyncio.create_task(self._one(index)) for index in range(order.n)]
+        for task in self._tasks:
+            task.add_done_callback(self._gone)
+
+    async def events(self) -> AsyncIterator[Event]:
+        """What there was so far, then what comes, up to the last finished image.
+
+        Raises:
+            WeirError: an image failed; the work on the others is cancelled.
+            Cancelled: somebody closed it.
+        """
+        seen = finished = 0
+        while finished < self.order.n:
+            while seen < len(self._events):
+                event = self._events[seen]
+                seen += 1
+                finished += isinstance(event, Drawn)
+                yield event
+            if finished == self.order.n:
+                return
+            if self._error is not None:
+                raise self._error
+            await self._changed.wait()
+
+    async def images(self) -> list[Drawn]:
+        """All finished images, in the order of their seeds.
+
+        Raises:
+            WeirError: as :meth:`events`.
+        """
+        drawn = [event async for event in self.events() if isinstance(event, Drawn)]
+        return sorted(drawn, key=lambda one: one.index)
+
+    async def close(self) -> None:
+        """Cancels what is still being drawn; returns when it is over."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.wait(self._tasks)
+
+    @property
+    def over(self) -> bool:
+        """Whether no work is left."""
+        return self._left == 0
+
+    async def _one(self, index: int) -> None:
+        self._tell(await self._draw(index, self._tell))
+
+    def _tell(self, event: Event) -> None:
+        self._events.append(event)
+        self._wake()
+
+    def _wake(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    def _gone(self, task: asyncio.Task[None]) -> None:
+        """An image is finished, or failed and takes the others with it."""
+        error = Cancelled("the request was cancelled") if task.cancelled() else task.exception()
+        if error is not None and self._error is None:
+            self._error = error
+            for other in self._tasks:
+                other.cancel()
+            self._wake()
+        self._left -= 1
+        if self._left == 0:
+            self._ended()

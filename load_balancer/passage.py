@@ -1,0 +1,160 @@
+"""The way of one image: what the cache has for it, then the cascade; and what became of it is told to both."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+from load_balancer import cascade
+from load_balancer.drawing import Drawn, Partial
+from load_balancer.order import CacheMode, Order
+from load_balancer.reuse import Cache
+from load_balancer.stage import Stage
+from load_balancer.tally import Tally
+from load_balancer.terms import Terms
+from weir.config import FamilyConfig
+from weir.core import ImageRequest, ImageResult, Path, Role
+from weir.errors import WeirError
+
+log = logging.getLogger(__name__)
+
+#: The ways on which the heavy variant drew the image.
+_HEAVY = (Path.HEAVY, Path.CACHE)
+
+
+class Passage:
+    """Takes images from their admission to their answer.
+
+    Args:
+        mode: what requests do with the cache that do not say themselves.
+        direct: the least share of steps saved for which a hit skips the light variant.
+        clock: unix time, seconds.
+    """
+
+    def __init__(
+        self,
+        stage: Stage,
+        tally: Tally,
+        family: FamilyConfig,
+        *,
+        cache: Cache | None = None,
+        mode: CacheMode = "off",
+        direct: float = 0.0,
+        clock: Callable[[], float] = time.time,
+    ):
+        self._stage = stage
+        self._tally = tally
+        self._family = family
+        self._cache = cache
+        self._mode: CacheMode = mode
+        self._direct = direct
+        self._clock = clock
+
+    async def take(
+        self, request: ImageRequest, order: Order, terms: Terms, index: int, tell: Callable[[Partial], None]
+    ) -> Drawn:
+        """Draws one image of an order.
+
+        Args:
+            index: which one.
+            tell: called with every picture that a better one may still replace.
+
+        Raises:
+            DeadlineExceeded, GenerationFailed: there is no image, and none stands in for it.
+        """
+        self._tally.admitted(request.id, terms.admitted_at)
+
+        def show(result: ImageResult) -> None:
+            tell(Partial(index, result.image, Role.LIGHT, result.steps))
+
+        drawn = await self._reused(request, order, terms, show)
+        return replace(drawn, index=index)
+
+    async def _reused(
+        self, request: ImageRequest, order: Order, terms: Terms, show: Callable[[ImageResult], None]
+    ) -> Drawn:
+        """The image, from what the cache has for it where that is something."""
+        mode = order.cache or self._mode
+        if self._cache is None or mode == "off" or order.role is Role.LIGHT:
+            return await self._cascade(request, order.role, terms, show)
+        reuse = await self._cache.find(request, order.caller.tenant)
+        if mode == "read":
+            reuse = replace(reuse, capture=False)
+        request = reuse.of(request)
+        if order.role is None:
+            now = self._clock()
+            role = cascade.after_lookup(
+                terms.plan,
+                terms.role,
+                reuse.k / (request.steps or self._family.heavy.steps),
+                direct=self._direct,
+                heavy_finish_at=self._stage.heavy_finish_at(request, now),
+                latest=terms.latest,
+            )
+            terms = replace(terms, role=role)
+        drawn = None
+        try:
+            drawn = await self._cascade(request, order.role, terms, show)
+            return replace(drawn, reuse=reuse)
+        finally:
+            heavy = drawn.result if drawn is not None and drawn.path in _HEAVY else None
+            resumed_at = heavy.resumed_at if heavy else 0
+            self._tally.reuse(resumed_at / (request.steps or self._family.heavy.steps))
+            self._cache.finished(request, resumed_at, heavy.captured if heavy else (), heavy is not None)
+
+    async def _cascade(
+        self, request: ImageRequest, forced: Role | None, terms: Terms, show: Callable[[ImageResult], None]
+    ) -> Drawn:
+        """The image by the rules of the plan that the order was admitted under; a deferred light one is shown."""
+        role, rules, patience = terms.role, terms.plan.rules, terms.patience
+        stages: list[ImageResult] = []
+        while True:
+            fallback = bool(stages) and rules.light_fallback
+            try:
+                role, result = await self._stage.draw(
+                    role, request, rules, until=terms.latest if fallback else patience
+                )
+            except WeirError as error:
+                if not fallback:
+                    raise
+                # A finished light image is never thrown away.
+                log.info("%s falls back to its light image: %s", request.id, error.message)
+                return self._drawn(request, terms, Path.LIGHT_DEADLINE, stages)
+            stages.append(result)
+            if role is Role.HEAVY:
+                resumed = request.resume_step and result.resumed_at == request.resume_step
+                return self._drawn(request, terms, Path.CACHE if resumed else Path.HEAVY, stages)
+            path = self._judged(request, forced, terms, result.confidence)
+            if path is not Path.HEAVY:
+                return self._drawn(request, terms, path, stages)
+            show(result)
+            role = Role.HEAVY
+            if rules.light_fallback:  # nobody waits for it longer, so the worker should not begin it later
+                request = replace(request, deadline=terms.latest)
+
+    def _judged(self, request: ImageRequest, forced: Role | None, terms: Terms, confidence: float | None) -> Path:
+        """Where a request goes whose light image is there."""
+        plan = terms.plan
+        if forced is None:
+            deferred = plan.count(Role.HEAVY) > 0 and cascade.is_deferred(confidence, plan.threshold)
+            self._tally.judge(request.id, confidence, deferred)
+        heavy_at = self._stage.heavy_finish_at(request, self._clock())
+        return cascade.after_light(plan, confidence, forced=forced, heavy_finish_at=heavy_at, latest=terms.latest)
+
+    def _drawn(self, request: ImageRequest, terms: Terms, path: Path, stages: list[ImageResult]) -> Drawn:
+        now = self._clock()
+        self._tally.answered(request.id, now)
+        variant = self._family.heavy if path in _HEAVY else self._family.light
+        return Drawn(
+            result=stages[-1],
+            path=path,
+            model=variant.name,
+            seed=request.seed,
+            confidence=next((s.confidence for s in reversed(stages) if s.confidence is not None), None),
+            queue_s=sum(s.queue_s for s in stages),
+            compute_s=sum(s.compute_s for s in stages),
+            latency_s=now - terms.admitted_at,
+            plan_version=terms.plan.version,
+        )

@@ -1,0 +1,178 @@
+"""One variant's image: from the replica that would finish it first, and once more from another where that one dies."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import time
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any
+
+from load_balancer.dispatch import Choice, Dispatcher, Kind
+from load_balancer.lateness import Lateness
+from load_balancer.pool import Pool, ReplicaLost
+from load_balancer.reuse import NOTHING
+from load_balancer.roster import Roster
+from load_balancer.tally import Tally
+from weir.config import FamilyConfig
+from weir.core import ImageRequest, ImageResult, Role, Rules
+from weir.errors import DeadlineExceeded, GenerationFailed, InvalidRequest, RoleChanged, WeirError
+
+log = logging.getLogger(__name__)
+
+_WORKER_ERRORS: dict[str, type[WeirError]] = {e.code: e for e in (DeadlineExceeded, InvalidRequest, RoleChanged)}
+
+
+class Stage:
+    """Sends images to replicas and keeps the dispatcher's book of them.
+
+    Args:
+        clock: unix time, seconds.
+    """
+
+    def __init__(
+        self,
+        pool: Pool,
+        roster: Roster,
+        dispatcher: Dispatcher,
+        tally: Tally,
+        family: FamilyConfig,
+        clock: Callable[[], float] = time.time,
+    ):
+        self.lateness = Lateness()
+        self._pool = pool
+        self._roster = roster
+        self._dispatcher = dispatcher
+        self._tally = tally
+        self._heavy_steps = family.heavy.steps
+        self._clock = clock
+        self._expected: dict[str, Role] = {}  # admitted images that are not in the book yet
+
+    def expect(self, images: Iterable[str], role: Role) -> None:
+        """Images of the role are admitted: the next ones will have them in front. Each :meth:`draw` takes its own off;
+        :meth:`forget` those that never came to it."""
+        self._expected.update(dict.fromkeys(images, role))
+
+    def forget(self, images: Iterable[str]) -> None:
+        for image in images:
+            self._expected.pop(image, None)
+
+    def finish_at(self, role: Role, steps: int | None, now: float, images: int = 1) -> float | None:
+        """When the last of so many new images would be ready, by the book; None when there is no replica."""
+        ahead = sum(it is role for it in self._expected.values())
+        return self._dispatcher.finish_at(self._kind_of(role, steps), now, images + ahead)
+
+    def heavy_finish_at(self, request: ImageRequest, now: float) -> float | None:
+        """When the heavy image would be ready, by the book and how late the last ones were."""
+        ready_at = self._dispatcher.finish_at(self._kind(Role.HEAVY, request), now)
+        return None if ready_at is None else ready_at + self.lateness.seconds(now)
+
+    async def draw(self, role: Role, request: ImageRequest, rules: Rules, *, until: float) -> tuple[Role, ImageResult]:
+        """The image, and the variant that drew it: a replica that takes its queue along into another role changes it.
+
+        Raises:
+            DeadlineExceeded: not there by ``until``, or dropped by the rules.
+            GenerationFailed: the worker could not draw it, or two replicas died of it.
+        """
+        stay, ready_at = "", math.inf
+        try:
+            async with asyncio.timeout(max(0.0, until - self._clock())):
+                lost: list[str] = []
+                while len(lost) < 2:
+                    if stay:
+                        replica, ready_at = stay, math.inf
+                    else:
+                        replica, ready_at = await self._choose(role, request, avoid=frozenset(lost))
+                    try:
+                        result = await self._send(replica, role, request, rules)
+                        self._note_lateness(role, ready_at)
+                        return role, result
+                    except ReplicaLost as error:
+                        log.warning("%s lost its replica: %s", request.id, error)
+                        lost.append(error.replica)
+                        stay = ""
+                    except RoleChanged:  # it never began; the book knows the new roles by now
+                        await asyncio.sleep(0)
+                        if not rules.dispatch_again:
+                            stay = replica
+                            role = Role.HEAVY if role is Role.LIGHT else Role.LIGHT
+        except TimeoutError:
+            self._note_lateness(role, ready_at)
+            raise DeadlineExceeded(f"the {role.value} image was not ready in time") from None
+        raise GenerationFailed(f"{len(lost)} replicas died while they drew the image; it is not tried again")
+
+    def _note_lateness(self, role: Role, ready_at: float) -> None:
+        if role is Role.HEAVY and ready_at < math.inf:
+            now = self._clock()
+            self.lateness.observe(now - ready_at, now)
+
+    async def _choose(self, role: Role, request: ImageRequest, *, avoid: frozenset[str]) -> Choice:
+        """The replica for an image, as soon as there is any."""
+        kind = self._kind(role, request)
+        while (choice := self._dispatcher.pick(kind, self._clock(), avoid=avoid)) is None:
+            await self._roster.refreshed()
+        return choice
+
+    async def _send(self, replica: str, role: Role, request: ImageRequest, rules: Rules) -> ImageResult:
+        kind = self._kind(role, request)
+        self._dispatcher.assign(replica, request.id, kind, self._clock())
+        self._expected.pop(request.id, None)
+        try:
+            wanted = request if role is Role.HEAVY else NOTHING.of(request)
+            drawing = self._pool.generate(replica, role, wanted.to_dict())
+            if rules.drop_after_s is not None:
+                drawing = self._or_dropped(drawing, replica, kind, request)
+            result = ImageResult.from_dict(await drawing)
+        except ReplicaLost:
+            self._dispatcher.remove(replica)
+            self._roster.hurry()
+            raise
+        except WeirError:
+            raise
+        except Exception as error:
+            log.exception("%s failed on %s", request.id, replica)
+            raise GenerationFailed(f"the worker failed: {type(error).__name__}") from error
+        else:
+            if result.batch_size > 0:
+                batch = self._dispatcher.finished(
+                    replica,
+                    request.id,
+                    self._clock(),
+                    batch_size=result.batch_size,
+                    compute_s=result.compute_s,
+                    queued=result.queued,
+                )
+                if batch is not None and batch.work == 1:
+                    self._tally.batch(batch.role, result.batch_size, result.compute_s)
+        finally:
+            self._dispatcher.forget(replica, request.id, self._clock())
+        if result.error is not None:
+            code, message = result.error
+            raise _WORKER_ERRORS.get(code, GenerationFailed)(message)
+        return result
+
+    async def _or_dropped(
+        self, drawing: Awaitable[dict[str, Any]], replica: str, kind: Kind, request: ImageRequest
+    ) -> dict[str, Any]:
+        """The reply, unless the image is still queued when a batch that began now would end after its deadline.
+
+        Raises:
+            DeadlineExceeded: it is, and was taken out of the queue.
+        """
+        task = asyncio.ensure_future(drawing)
+        try:
+            last_start = request.deadline - self._dispatcher.batch_s(replica, kind)
+            await asyncio.wait({task}, timeout=max(0.0, last_start - self._clock()))
+            if not task.done() and not self._dispatcher.begun(replica, request.id):
+                raise DeadlineExceeded("the image could not be ready in time and was dropped")
+            return await task
+        finally:
+            task.cancel()
+
+    def _kind(self, role: Role, request: ImageRequest) -> Kind:
+        return self._kind_of(role, request.steps, request.resume_step)
+
+    def _kind_of(self, role: Role, steps: int | None, skipped: int = 0) -> Kind:
+        own = self._heavy_steps
+        return Kind(role) if role is Role.LIGHT else Kind(role, ((steps or own) - skipped) / own)
