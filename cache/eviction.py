@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
 
+from weir.errors import ConfigError
+
 #: An entry's name, and one of its K.
 StateKey = tuple[str, int]
 
@@ -173,10 +175,14 @@ class Weir(EvictionPolicy):
 
     Args:
         prior: uses that an entry is given credit for before it had any.
+        after_hits: whether hits insert states too. Where only misses do, an entry that serves distant prompts keeps
+            the closer ones from being drawn, which later requests would have gained more from; there a step is worth
+            the more the higher the K is (K² in place of K), so that what serves from far away leaves earlier.
     """
 
-    def __init__(self, prior: float = 1.0) -> None:
+    def __init__(self, prior: float = 1.0, *, after_hits: bool = True) -> None:
         self._prior = prior
+        self._power = 1 if after_hits else 2
         self._entries: dict[str, _Known] = {}
         self._queue = _Queue()  # one item for each entry: its cheapest state
         self._all_uses: dict[int, float] = {}
@@ -234,24 +240,48 @@ class Weir(EvictionPolicy):
     def _rank(self, entry: str, known: _Known) -> None:
         self._queue.put(entry, known.born + self._cheapest(known, known.sizes)[1])
 
-    def _cheapest(self, known: _Known, among: Any) -> tuple[int, float]:
+    def _cheapest(self, known: _Known, among: Container[int]) -> tuple[int, float]:
         """The state of the least value, and this value: the root of the expected steps lost per megabyte."""
         ks = sorted(known.sizes)
-        best, least = ks[0], float("inf")
+        demand = self._demand(known)
+        best, least, below = ks[0], math.inf, 0
         for i, k in enumerate(ks):
-            if k not in among:
-                continue
-            below = ks[i - 1] if i else 0
-            above = ks[i + 1] if i + 1 < len(ks) else float("inf")
-            demand = sum(n for w, n in known.uses.items() if k <= w < above)
-            if self._total:
-                demand += self._prior * sum(n for w, n in self._all_uses.items() if k <= w < above) / self._total
-            else:
-                demand += self._prior
-            value = math.sqrt(demand * (k - below) / (known.sizes[k] / 2**20))
-            if value < least:
-                best, least = k, value
+            if k in among:
+                above = ks[i + 1] if i + 1 < len(ks) else math.inf
+                uses = 0.0
+                for wanted, n in demand:
+                    if k <= wanted < above:
+                        uses += n
+                lost = uses * (k**self._power - below**self._power)
+                value = math.sqrt(lost / (known.sizes[k] / 2**20))
+                if value < least:
+                    best, least = k, value
+            below = k
         return best, least
+
+    def _demand(self, known: _Known) -> list[tuple[float, float]]:
+        """(wanted K, uses) of an entry: its own, and the prior's, spread as all uses are; before any, for every K."""
+        if not self._total:
+            return [(k, self._prior) for k in known.sizes]
+        share = self._prior / self._total
+        own = known.uses
+        if not own:
+            return [(wanted, share * n) for wanted, n in self._all_uses.items()]
+        return [(wanted, share * n + own.get(wanted, 0.0)) for wanted, n in self._all_uses.items()]
+
+
+def eviction_policy(name: str, *, after_hits: bool = True) -> EvictionPolicy:
+    """The policy of a name.
+
+    Args:
+        after_hits: whether states are inserted after hits too, or after misses only.
+
+    Raises:
+        ConfigError: there is none of that name.
+    """
+    if name not in POLICIES:
+        raise ConfigError(f"there is no eviction policy {name!r}; choose one of {', '.join(POLICIES)}")
+    return Weir(after_hits=after_hits) if name == "weir" else POLICIES[name]()
 
 
 POLICIES: dict[str, type[EvictionPolicy]] = {"fifo": Fifo, "lru": Lru, "lfu": Lfu, "lcbfu": Lcbfu, "weir": Weir}

@@ -8,7 +8,7 @@ from pathlib import Path
 from cache.approximate import ApproximateCache
 from cache.backend import Backend
 from cache.encoder import family_encoder
-from cache.eviction import POLICIES
+from cache.eviction import eviction_policy
 from cache.index import VectorIndex
 from cache.ledger import Insert, Ledger, Rules
 from cache.partition import Partitions
@@ -76,7 +76,8 @@ def open_cache(config: CacheConfig, family: FamilyConfig, store: SealedStore | N
     encoder = family_encoder(family, config.encoder)
     rules = Rules(load_selector(config.selector), Insert(config.insert), config.candidates)
     budget = config.budget_mib * 2**20
-    ledger = Ledger(rules, POLICIES[config.eviction](), budget, lambda: VectorIndex(encoder.dim))
+    policy = eviction_policy(config.eviction, after_hits=rules.insert is Insert.ALL)
+    ledger = Ledger(rules, policy, budget, lambda: VectorIndex(encoder.dim))
     predictor = None if config.predictor is None else MatchPredictor.load(Path(config.predictor), encoder.version)
     partitions = Partitions(family, encoder.version)
     return ApproximateCache(encoder, partitions, ledger, store, steps=family.heavy.steps, predictor=predictor)

@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 
 from cache.approaches import Approach
-from cache.eviction import POLICIES
+from cache.eviction import eviction_policy
 from cache.index import VectorIndex
-from cache.ledger import Index, Ledger
+from cache.ledger import Index, Insert, Ledger
 from weir.errors import ConfigError
 
 _SIMILARITY_COLUMNS = ("scores", "score", "similarity", "similarities")
@@ -100,16 +100,14 @@ def replay_prompts(
     Raises:
         ConfigError: the eviction policy is unknown, or the approach compares prompts with pictures.
     """
-    eviction = eviction or approach.eviction
-    if eviction not in POLICIES:
-        raise ConfigError(f"there is no eviction policy {eviction!r}; choose one of {', '.join(POLICIES)}")
     if approach.between != "prompts":
         raise ConfigError(f"{approach.name} compares prompts with pictures, and a log of prompts has none; draw them")
     rules = approach.rules
     if rules is None:
         return figures(approach, Counter({0: len(vectors)}))
     dim = len(vectors[0]) if len(vectors) else 1
-    ledger = Ledger(rules, POLICIES[eviction](), capacity or len(vectors) * 16, index or (lambda: VectorIndex(dim)))
+    policy = eviction_policy(eviction or approach.eviction, after_hits=rules.insert is Insert.ALL)
+    ledger = Ledger(rules, policy, capacity or len(vectors) * 16, index or (lambda: VectorIndex(dim)))
     served: Counter[int] = Counter()
     evicted = 0
     for i, vector in enumerate(vectors):
@@ -128,7 +126,7 @@ def replay_prompts(
 def found_anything(vectors: np.ndarray, approach: Approach) -> np.ndarray:
     """Whether each prompt of a log found something in an unlimited cache, boolean [N]: what a predictor learns from."""
     assert approach.rules is not None
-    ledger = Ledger(approach.rules, POLICIES["fifo"](), 1 << 60, lambda: VectorIndex(vectors.shape[1]))
+    ledger = Ledger(approach.rules, eviction_policy("fifo"), 1 << 60, lambda: VectorIndex(vectors.shape[1]))
     hits = np.zeros(len(vectors), bool)
     for i, vector in enumerate(vectors):
         found = ledger.find("", vector)

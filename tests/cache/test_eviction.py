@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cache.eviction import POLICIES, EvictionPolicy, Fifo, Lcbfu, Lfu, Lru, Weir
+from cache.eviction import POLICIES, EvictionPolicy, Fifo, Lcbfu, Lfu, Lru, Weir, eviction_policy
+from weir.errors import ConfigError
 
 SIZES = dict.fromkeys((5, 10, 15, 20, 25), 131_072)
 
@@ -67,6 +68,25 @@ def test_weir_lets_a_large_state_go_before_a_small_one_that_saves_as_much() -> N
     policy.insert("large", {5: 524_288})
     policy.insert("small", {5: 131_072})
     assert drain(policy) == [("large", 5), ("small", 5)]
+
+
+def test_where_hits_insert_nothing_weir_lets_go_of_what_serves_from_far_away() -> None:
+    def first_to_go(after_hits: bool) -> tuple[str, int] | None:
+        policy = Weir(after_hits=after_hits)
+        policy.insert("far", {5: 131_072})
+        policy.insert("near", {25: 131_072})
+        for entry, k, times in (("far", 5, 20), ("near", 25, 2)):
+            for _ in range(times):
+                policy.use(entry, k, k)
+        return policy.victim()
+
+    assert first_to_go(after_hits=True) == ("near", 25)
+    assert first_to_go(after_hits=False) == ("far", 5)
+
+
+def test_an_unknown_policy_is_refused_with_the_names_of_all() -> None:
+    with pytest.raises(ConfigError, match="'rand'; choose one of fifo, lru, lfu, lcbfu, weir"):
+        eviction_policy("rand")
 
 
 def test_weir_forgets_old_favourites() -> None:
