@@ -25,6 +25,8 @@ class Counters:
         batches_run: by the workers.
         batches: those since the last look, newest last; the oldest may be left out.
         reused: answers that went on from a cached state, by the share of steps saved.
+        fetched: states that workers asked the cache's store for.
+        fetches: seconds that each took, of those since the last look, newest last; the oldest may be left out.
         in_flight, deferred_in_flight, late_answers, late_deferred: see :class:`Observation`.
     """
 
@@ -42,6 +44,8 @@ class Counters:
     late_answers: int = 0
     late_deferred: int = 0
     reused: Mapping[float, int] = field(default_factory=dict)
+    fetched: int = 0
+    fetches: tuple[float, ...] = ()
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> Counters:
@@ -65,6 +69,8 @@ class Counters:
             late_answers=int(fields["late_answers"]),
             late_deferred=int(fields["late_deferred"]),
             reused={float(saved): int(count) for saved, count in fields.get("reused", {}).items()},
+            fetched=int(fields.get("fetched", 0)),
+            fetches=tuple(float(seconds) for seconds in fields.get("fetches", ())),
         )
 
     def since(self, before: Counters | None, now_s: float) -> Observation:
@@ -87,4 +93,5 @@ class Counters:
             late_answers=self.late_answers,
             late_deferred=self.late_deferred,
             reused={s: n - (before.reused.get(s, 0) if before else 0) for s, n in self.reused.items()},
+            fetches=self.fetches,
         )

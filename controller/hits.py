@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections import deque
+from collections.abc import Mapping, Sequence
 
 from solvers.problem import CacheHit
 
@@ -10,6 +12,9 @@ from solvers.problem import CacheHit
 KEPT = 0.98
 #: Requests below which nothing is believed.
 LEAST_REQUESTS = 10.0
+#: Fetches of states that are remembered, and the quantile of them that plans reckon with.
+FETCHES = 200
+QUANTILE = 0.95
 
 
 class LiveHits:
@@ -18,9 +23,12 @@ class LiveHits:
     def __init__(self) -> None:
         self._requests = 0.0
         self._hits: dict[float, float] = {}
+        self._fetches: deque[float] = deque(maxlen=FETCHES)
 
-    def observe(self, arrivals: int, reused: Mapping[float, int]) -> None:
-        """Takes in one observation: requests that came, and answers by the share of steps saved."""
+    def observe(self, arrivals: int, reused: Mapping[float, int], fetches: Sequence[float] = ()) -> None:
+        """Takes in one observation: requests that came, answers by the share of steps saved, and the seconds that
+        workers waited for states."""
+        self._fetches.extend(fetches)
         self._requests = KEPT * self._requests + arrivals
         self._hits = {saved: KEPT * count for saved, count in self._hits.items()}
         for saved, count in reused.items():
@@ -38,3 +46,10 @@ class LiveHits:
         return tuple(
             CacheHit(count / whole, 1 - saved, quality) for saved, count in sorted(self._hits.items()) if count > 1e-3
         )
+
+    @property
+    def fetch_s(self) -> float:
+        """Seconds that a resumed image waits for its state: the 95th percentile of the last 200; 0 before any."""
+        if not self._fetches:
+            return 0.0
+        return sorted(self._fetches)[math.ceil(QUANTILE * len(self._fetches)) - 1]

@@ -36,6 +36,7 @@ class Observation:
         late_answers: requests ever answered when older than 2 × SLO.
         late_deferred: deferred requests ever that grew older than 2 × SLO unanswered.
         reused: answers that went on from a cached state, by the share of the heavy steps that this saved.
+        fetches: seconds that workers waited for each state to resume from, whether or not it came.
     """
 
     now_s: float
@@ -50,3 +51,4 @@ class Observation:
     late_answers: int = 0
     late_deferred: int = 0
     reused: dict[float, int] = field(default_factory=dict)
+    fetches: tuple[float, ...] = ()

@@ -64,6 +64,7 @@ def build(args: AppArgs) -> Application:
         plan,
         service.pool.emulate,
         partial(open_store, service.cache) if cached else None,
+        service.cache.fetch_s,
     )
     cache = serve.deployment(
         name=CACHE,

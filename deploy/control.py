@@ -43,7 +43,7 @@ def controller(
     balancer = serve.get_deployment_handle(BALANCER, app_name=APPLICATION)
 
     def look(before: Counters | None) -> Counters:
-        told = (before.judged, before.batches_run) if before else (0, 0)
+        told = (before.judged, before.batches_run, before.fetched) if before else (0, 0, 0)
         return Counters.from_dict(balancer.counters.remote(*told).result(timeout_s=TIMEOUT_S))
 
     def publish(plan: Plan, running: Plan) -> None:

@@ -71,17 +71,17 @@ class Balancer:
         """Whether it can serve, what is still missing, and how many images are in flight."""
         return {**self.roster.readiness(), "in_flight": self.admission.in_flight}
 
-    def counters(self, judged: int = 0, batches: int = 0) -> dict[str, Any]:
+    def counters(self, judged: int = 0, batches: int = 0, fetched: int = 0) -> dict[str, Any]:
         """What a controller observes, JSON-ready: the plan in force, the live replicas, and counts since the start.
 
         Args:
-            judged, batches: the counts of the look before; what it told is not told again.
+            judged, batches, fetched: the counts of the look before; what it told is not told again.
         """
         return {
             "plan": self.roster.plan.to_dict(),
             "ranks": self.dispatcher.ranks,
             "queued": {role.value: self.dispatcher.queued(role) for role in Role},
-            **self.tally.since(judged, batches, self._clock()),
+            **self.tally.since(judged, batches, self._clock(), fetched=fetched),
         }
 
     async def draw(self, order: Order) -> list[Drawn]:

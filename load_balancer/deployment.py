@@ -56,9 +56,9 @@ class LoadBalancer:
     def __serve_build_asgi_app__(self) -> FastAPI:
         return create_app(self.balancer, self._family, self._service.limits, self._callers)
 
-    async def counters(self, judged: int, batches: int) -> dict[str, Any]:
+    async def counters(self, judged: int, batches: int, fetched: int) -> dict[str, Any]:
         """See :meth:`Balancer.counters`; on the event loop, for all state belongs to it."""
-        return self.balancer.counters(judged, batches)
+        return self.balancer.counters(judged, batches, fetched)
 
     async def take(self, plan: dict[str, Any]) -> None:
         """Takes a plan without the pause in routing that a ``user_config`` brings; see ``load_balancer/roster.py``."""

@@ -134,6 +134,8 @@ class Stage:
             log.exception("%s failed on %s", request.id, replica)
             raise GenerationFailed(f"the worker failed: {type(error).__name__}") from error
         else:
+            if result.fetch_s is not None:
+                self._tally.fetch(result.fetch_s)
             if result.batch_size > 0:
                 batch = self._dispatcher.finished(
                     replica,

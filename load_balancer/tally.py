@@ -7,9 +7,11 @@ from typing import Any
 
 from weir.core import Role
 
-#: Confidences and batches kept for the next look. A controller that looks every second misses none below this rate.
+#: Confidences, batches and fetches kept for the next look. A controller that looks every second misses none below this
+#: rate.
 MOST_CONFIDENCES = 1000
 MOST_BATCHES = 1000
+MOST_FETCHES = 1000
 
 
 class Tally:
@@ -25,12 +27,14 @@ class Tally:
         self.deferred = 0
         self.batches = 0
         self.looked_up = 0
+        self.fetched = 0
         self.reused: Counter[float] = Counter()
         self.late_answers = 0
         self.late_deferred = 0
         self._expiry_s = expiry_s
         self._confidences: deque[float] = deque(maxlen=MOST_CONFIDENCES)
         self._batches: deque[tuple[str, int, float]] = deque(maxlen=MOST_BATCHES)
+        self._fetches: deque[float] = deque(maxlen=MOST_FETCHES)
         self._open: dict[str, tuple[float, bool]] = {}  # by image, in order of admission: when, and whether deferred
 
     def arrived(self, images: int) -> None:
@@ -66,9 +70,14 @@ class Tally:
         self.batches += 1
         self._batches.append((role.value, size, seconds))
 
-    def since(self, judged: int, batches: int, now: float) -> dict[str, Any]:
-        """JSON-ready; ``confidences`` and ``batches`` (role, size, seconds) are those after the first so many, all that
-        are kept if so many never were."""
+    def fetch(self, seconds: float) -> None:
+        """A worker waited so long for a state to resume from."""
+        self.fetched += 1
+        self._fetches.append(seconds)
+
+    def since(self, judged: int, batches: int, now: float, *, fetched: int = 0) -> dict[str, Any]:
+        """JSON-ready; ``confidences``, ``batches`` (role, size, seconds) and ``fetches`` (seconds) are those after the
+        first so many, all that are kept if so many never were."""
         self._expire(now)
         return {
             "arrivals": self.arrivals,
@@ -82,6 +91,8 @@ class Tally:
             "late_answers": self.late_answers,
             "late_deferred": self.late_deferred,
             "looked_up": self.looked_up,
+            "fetched": self.fetched,
+            "fetches": _newest(self._fetches, self.fetched, fetched),
             "reused": {str(saved): count for saved, count in sorted(self.reused.items())},
         }
 

@@ -99,6 +99,7 @@ class ImageResult:
         resumed_at: the first step that ran; above 0 after a resume or a warm start.
         captured: the steps whose entering states are now in the store.
         latent: the finished latent, if the request asked to keep it (:meth:`weir.states.State.to_bytes`).
+        fetch_s: seconds that the worker waited for the state to resume from; None: it asked for none.
     """
 
     id: str
@@ -117,6 +118,7 @@ class ImageResult:
     resumed_at: int = 0
     captured: tuple[int, ...] = ()
     latent: bytes | None = None
+    fetch_s: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in self.__slots__}

@@ -40,6 +40,7 @@ class Worker:
         emulate: profile file whose latencies are slept instead of running models.
         states: makes the store where states to resume from are found, and captured ones are kept; called in the
             replica's process, so that no connection travels. None: every request runs from noise.
+        fetch_s: a state that is not here by then is a miss: the cache may only help.
 
     Raises:
         ConfigError: the family's folders or the profile are not what they should be.
@@ -50,8 +51,6 @@ class Worker:
     stall_s = 120.0
     #: An idle device has to answer a probe within this time.
     probe_s = 10.0
-    #: A state that is not here by then is a miss: the cache may only help.
-    fetch_s = 0.02
     #: An image does not wait longer for its captured states to be stored.
     store_s = 0.25
 
@@ -61,11 +60,13 @@ class Worker:
         plan: dict[str, Any],
         emulate: str | None = None,
         states: Callable[[], StateStore] | None = None,
+        fetch_s: float = 0.02,
     ):
         self.family = FamilyConfig.model_validate(family)
         self.plan = Plan.from_dict(plan)
         self.replica, self.rank = _identity()
         self.states = None if states is None else states()
+        self.fetch_s = fetch_s
         #: What went wrong with single images and states, by error code.
         self.failures: Counter[str] = Counter()
         self._store = ThreadPoolExecutor(4, thread_name_prefix="states")
@@ -92,24 +93,24 @@ class Worker:
         """
         try:
             wanted = ImageRequest.from_dict(request)
-            ordered = await self._ordered(Role(role), wanted)
+            state, fetch_s = await self._fetch(Role(role), wanted)
+            ordered = self._ordered(Role(role), wanted, state)
         except (TypeError, ValueError) as error:
             return self._refused(request, InvalidRequest(f"not a request for a worker: {error}"))
         except WeirError as error:
             return self._refused(request, error)
         outcome = await self._drawn(ordered)
         captured = await self._keep(wanted, outcome.drawn.states)
-        return self._result(wanted.id, outcome, captured).to_dict()
+        return self._result(wanted.id, outcome, captured, fetch_s).to_dict()
 
-    async def _ordered(self, role: Role, request: ImageRequest) -> Order:
+    def _ordered(self, role: Role, request: ImageRequest, state: State | None) -> Order:
         """The order for the engine; one whose start is missing or unfit starts from noise instead.
 
         Raises:
             InvalidRequest: names the field.
         """
-        order_for(self.family, role, replace(request, warm_start=None))  # nothing is fetched for a wrong request
         try:
-            ordered = order_for(self.family, role, request, await self._fetch(role, request))
+            ordered = order_for(self.family, role, request, state)
             self.engine.check(ordered)
             return ordered
         except StateRefused as error:
@@ -117,17 +118,24 @@ class Worker:
             log.warning("%s runs from step 0: %s", request.id, error.message)
             return order_for(self.family, role, replace(request, warm_start=None))
 
-    async def _fetch(self, role: Role, request: ImageRequest) -> State | None:
-        """The state to resume from, if it comes in time; the device is busy with other images meanwhile."""
+    async def _fetch(self, role: Role, request: ImageRequest) -> tuple[State | None, float | None]:
+        """The state to resume from, if it comes in time, and the seconds that this took; None where there is none to
+        fetch. The device is busy with other images meanwhile.
+
+        Raises:
+            InvalidRequest: names the field; nothing is fetched for a wrong request.
+        """
+        order_for(self.family, role, replace(request, warm_start=None))
         if self.states is None or role is Role.LIGHT or not (request.resume_key and request.resume_step):
-            return None
+            return None, None
         fetched = asyncio.get_running_loop().run_in_executor(self._store, self.states.get, request.resume_key)
+        begun, state = time.monotonic(), None
         try:
-            return await asyncio.wait_for(fetched, self.fetch_s)
+            state = await asyncio.wait_for(fetched, self.fetch_s)
         except Exception as error:  # whatever a store does, it costs speed and nothing else
             self.failures["state_fetch"] += 1
             log.warning("%s runs from step 0: no state in time: %s: %s", request.id, type(error).__name__, error)
-            return None
+        return state, time.monotonic() - begun
 
     async def _drawn(self, ordered: Order) -> Outcome:
         events = asyncio.get_running_loop()
@@ -165,7 +173,9 @@ class Worker:
         waiting = Outcome(failed(error), queued=len(self._loop.waiting()))
         return self._result(name, waiting).to_dict()
 
-    def _result(self, name: str, outcome: Outcome, captured: tuple[int, ...] = ()) -> ImageResult:
+    def _result(
+        self, name: str, outcome: Outcome, captured: tuple[int, ...] = (), fetch_s: float | None = None
+    ) -> ImageResult:
         drawn = outcome.drawn
         if drawn.error is not None:
             self.failures[drawn.error[0]] += 1
@@ -186,6 +196,7 @@ class Worker:
             resumed_at=drawn.first,
             captured=captured,
             latent=None if drawn.latent is None else drawn.latent.to_bytes(),
+            fetch_s=fetch_s,
         )
 
     def _limit(self, ordered: Order) -> int:

@@ -93,7 +93,7 @@ class Weir(Policy):
         self._demand.observe(seen.arrivals, seen.now_s - self._seen_at_s)
         self._seen_at_s = seen.now_s
         self._deferral.observe(seen.confidences)
-        self._hits.observe(seen.arrivals, seen.reused)
+        self._hits.observe(seen.arrivals, seen.reused, seen.fetches)
         self._latency.observe(seen.batches, seen.now_s)
         self.account.latency_factors = {role: self._latency.factor(role) for role in Role}
         self._owed += self._share * len(seen.confidences) - seen.deferred
@@ -156,7 +156,7 @@ class Weir(Policy):
             hits=self._hits.hits(quality.reward(0) if quality else 1.0),
             light_utilisation=LIGHT_UTILISATION,
             heavy_utilisation=HEAVY_UTILISATION,
-            fixed_s=setting.discriminator_s,
+            fixed_s=setting.discriminator_s + self._hits.fetch_s,
             light_residual=LIGHT_RESIDUAL,
             role_change_cost=ROLE_CHANGE_COST,
             gpu_cost=GPU_COST,

@@ -32,3 +32,14 @@ def test_late_answers_never_make_more_hits_than_requests() -> None:
     hits.observe(20, {})
     hits.observe(0, {0.2: 40})
     assert sum(h.share for h in hits.hits(1.0)) <= 1
+
+
+def test_plans_reckon_with_the_slowest_of_twenty_fetches() -> None:
+    hits = LiveHits()
+    assert hits.fetch_s == 0.0
+    hits.observe(20, {0.5: 20}, [0.001] * 19 + [0.02])
+    assert hits.fetch_s == 0.001
+    hits.observe(20, {0.5: 20}, [0.02])
+    assert hits.fetch_s == 0.02
+    hits.observe(300, {0.5: 300}, [0.002] * 300)
+    assert hits.fetch_s == 0.002, "a store that is well again is forgiven"

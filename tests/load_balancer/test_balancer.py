@@ -282,6 +282,8 @@ async def test_its_counters_tell_a_controller_what_happened(running, pool, plan)
         "late_answers": 0,
         "late_deferred": 0,
         "looked_up": 0,
+        "fetched": 0,
+        "fetches": [],
         "reused": {},
     }
 

@@ -46,7 +46,8 @@ def pool(pool):
         answer = await draw(replica, role, request)
         resumed = 0 if pool.loses_states else request["resume_step"]
         captured = tuple(k for k in (5, 25) if k > resumed) if request["capture"] else ()
-        return answer | {"resumed_at": resumed, "captured": captured}
+        fetch_s = 0.004 if request["resume_step"] else None
+        return answer | {"resumed_at": resumed, "captured": captured, "fetch_s": fetch_s}
 
     pool.generate = generate
     return pool
@@ -80,6 +81,7 @@ async def test_a_hit_goes_straight_to_the_heavy_variant_from_its_state(running, 
     assert cache.asked == [("a red circle", "acme")]
     assert cache.told == [(25, (), True)]
     assert balancer.counters()["reused"] == {"0.5": 1}
+    assert balancer.counters()["fetches"] == [0.004]
 
 
 async def test_a_miss_goes_through_the_cascade_and_its_heavy_run_is_captured(running, pool):

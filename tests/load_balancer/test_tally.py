@@ -11,17 +11,20 @@ from weir.core import Role
 
 @given(st.lists(st.lists(st.floats(0, 1), max_size=30), max_size=10))
 def test_everything_is_told_once_to_a_reader_that_looks_on(seconds):
-    tally, confidences, batches, before = Tally(10), [], [], (0, 0)
+    tally, confidences, batches, fetches, before, fetched = Tally(10), [], [], [], (0, 0), 0
     for second in seconds:
         for number in second:
             tally.judge("a", number, number < 0.5)
             tally.batch(Role.LIGHT, 1, number)
-        look = tally.since(*before, now=0)
+            tally.fetch(number)
+        look = tally.since(*before, now=0, fetched=fetched)
         confidences += look["confidences"]
         batches += look["batches"]
-        before = (look["judged"], look["batches_run"])
+        fetches += look["fetches"]
+        before, fetched = (look["judged"], look["batches_run"]), look["fetched"]
     assert confidences == [number for second in seconds for number in second]
     assert batches == [("light", 1, number) for number in confidences]
+    assert fetches == confidences
     assert tally.deferred == sum(confidence < 0.5 for confidence in confidences)
 
 

@@ -227,6 +227,7 @@ async def test_a_captured_run_is_resumed_by_another_request(worker: Worker, kept
     assert (first["resumed_at"], first["steps"]) == (0, 4)
     again = await ask(worker, "again", Role.HEAVY, resume_key=state_key("first", 2), resume_step=2)
     assert (again["resumed_at"], again["steps"], again["error"]) == (2, 2, None)
+    assert (first["fetch_s"], again["fetch_s"] > 0) == (None, True)
     assert worker.failures == {}
 
 
@@ -256,6 +257,7 @@ async def test_a_store_that_fails_or_hangs_costs_speed_only_and_is_counted(worke
         worker.states = store
         answer = await ask(worker, "a", Role.HEAVY, resume_key="k", resume_step=2, capture=True)
         assert (answer["resumed_at"], answer["captured"], answer["error"]) == (0, (), None)
+    assert answer["fetch_s"] >= worker.fetch_s, "the wait in vain counts"
     hung.set()
     assert (await worker.describe())["failures"] == {"state_fetch": 2, "state_store": 2}
 
