@@ -40,6 +40,7 @@ class Setting:
         deferral: profiled F(t), a prior that live confidences correct.
         quality: None when it was not measured; deferring more then counts as better.
         discriminator_s: seconds that judging adds to a light batch beyond its profile.
+        stepwise: images join and leave at every step; otherwise a batch is drawn as one.
     """
 
     gpus: tuple[GpuType, ...]
@@ -47,13 +48,14 @@ class Setting:
     deferral: DeferralCurve
     quality: QualityCurve | None = None
     discriminator_s: float = 0.0
+    stepwise: bool = False
 
     @classmethod
     def of(cls, profile: Profile, gpus: int, slo_s: float) -> Setting:
         """The setting of a measured family; its light times hold the discriminator."""
         gpu = GpuType(profile.device, gpus, profile.light.latency, profile.heavy.latency)
         quality = QualityCurve(**profile.quality.model_dump()) if profile.quality else None
-        return cls(gpus=(gpu,), slo_s=slo_s, deferral=profile.deferral(), quality=quality)
+        return cls(gpus=(gpu,), slo_s=slo_s, deferral=profile.deferral(), quality=quality, stepwise=profile.stepwise)
 
     @property
     def replicas(self) -> int:

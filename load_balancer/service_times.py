@@ -20,6 +20,8 @@ class ServiceTimes:
 
     def __init__(self, profile: Profile | None = None):
         self._measured = profile is not None
+        self.stepwise = profile is not None and profile.stepwise
+        self._fixed_s: dict[Role, float] = {role: profile.variant(role).fixed_s if profile else 0.0 for role in Role}
         self._curves: dict[Role, LatencyProfile] = {
             role: profile.variant(role).latency if profile else LatencyProfile((1,), (1.0,)) for role in Role
         }
@@ -27,19 +29,26 @@ class ServiceTimes:
         self._tables: dict[Role, list[float]] = {role: [0.0] for role in Role}
 
     def seconds(self, role: Role, batch_size: int, work: float = 1.0) -> float:
-        """Predicted seconds of one batch; ``work`` is its share of the variant's own number of steps."""
-        table = self._tables[role]
-        while len(table) <= batch_size:
-            table.append(self._curves[role].at(len(table)))
-        return table[batch_size] * self._correction[role] * work
+        """Predicted seconds of one batch; ``work`` is its share of the variant's own number of steps.
+
+        Where steps were measured, what an image costs beside them is not scaled by its work.
+        """
+        return self._profiled(role, batch_size, work) * self._correction[role]
 
     def observe(self, role: Role, batch_size: int, compute_s: float, work: float = 1.0) -> None:
         """Takes in the time that a batch really took."""
-        self.seconds(role, batch_size)  # fills the table
-        expected = self._tables[role][batch_size] * work
+        expected = self._profiled(role, batch_size, work)
         if expected <= 0 or compute_s < 0:
             return
         ratio = min(compute_s / expected, MOST_CORRECTION)
         known = self._correction[role]
         first = known == 0.0 and not self._measured
         self._correction[role] = ratio if first else known + LEARNING_RATE * (ratio - known)
+
+    def _profiled(self, role: Role, batch_size: int, work: float) -> float:
+        table = self._tables[role]
+        while len(table) <= batch_size:
+            table.append(self._curves[role].at(len(table)))
+        whole = table[batch_size]
+        fixed = min(whole, batch_size * self._fixed_s[role])
+        return fixed + (whole - fixed) * work

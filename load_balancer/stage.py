@@ -9,9 +9,10 @@ import time
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
-from load_balancer.dispatch import Choice, Dispatcher, Kind
+from load_balancer.dispatch import Choice, Dispatcher
 from load_balancer.lateness import Lateness
 from load_balancer.pool import Pool, ReplicaLost
+from load_balancer.replica_book import Kind
 from load_balancer.reuse import NOTHING
 from load_balancer.roster import Roster
 from load_balancer.tally import Tally
@@ -143,6 +144,9 @@ class Stage:
                     self._clock(),
                     batch_size=result.batch_size,
                     compute_s=result.compute_s,
+                    together=result.left_together,
+                    # An image that waited for its states to be stored says nothing of the way.
+                    queue_s=None if result.captured else result.queue_s + (result.fetch_s or 0.0),
                     queued=result.queued,
                 )
                 if batch is not None and batch.work == 1:

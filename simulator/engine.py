@@ -9,7 +9,9 @@ from __future__ import annotations
 import heapq
 import random
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -17,8 +19,9 @@ from controller.observation import Batch, Observation
 from controller.policies import Policy
 from load_balancer.admission import Admission
 from simulator.arrivals import Arrivals
-from simulator.fleet import HEAVY, LIGHT, NEVER, Fleet, Replica
+from simulator.fleet import HEAVY, LIGHT, NEVER, ROLE_NAMES, Fleet, Replica
 from simulator.outcome import ANSWERED_AT_DEADLINE, ANSWERED_HEAVY, ANSWERED_LIGHT, UNANSWERED, Outcome
+from simulator.seat_fleet import SeatFleet, advance, leavers
 from weir.core import Plan, ReplicaChoice, Role, margin_s
 from weir.errors import Overloaded
 
@@ -39,6 +42,7 @@ class Simulation:
         *,
         seed: int = 0,
         actuation_s: float = 0.0,
+        transit_s: Sequence[float] = (),
         deaths: Sequence[tuple[float, int]] = (),
         slowdowns: Sequence[tuple[float, float]] = (),
     ):
@@ -46,6 +50,7 @@ class Simulation:
         Args:
             confidences: of the light image of every request.
             actuation_s: seconds from a decision to its effect.
+            transit_s: seconds that a call takes to a replica, and its reply back: each way one of these, drawn anew.
             deaths: (time, replica) of replicas that die for good.
             slowdowns: (time, factor) from when on batches take so many times what the profile says. Dispatch knows it
                 at once, as the load balancer does after a few replies.
@@ -63,15 +68,18 @@ class Simulation:
         self.judged_at = [0.0] * n
         self.plan: Plan = policy.first_plan()
         self.rules = self.plan.rules
-        self.fleet = Fleet(setting, self.plan)
+        self.stepwise = setting.stepwise
+        self.fleet = (SeatFleet if setting.stepwise else Fleet)(setting, self.plan, transit_s)
+        self.transit_s = transit_s
         self.random = random.Random(seed)
         self.actuation_s = actuation_s
         self.admission = Admission(queued=1)  # only its rate limit is asked, so nothing is ever in flight here
         self.plans = [self._plan_row(0.0)]
         self.role_changes = 0
         self.busy_s = 0.0
-        # (time, sequence, replica or None, epoch or plan): the sequence keeps ties in their order
-        self.events: list[tuple[float, int, Replica | None, int]] = []
+        # (time, sequence, replica, epoch): a batch ends; or (time, sequence, None, what to do then). The sequence keeps
+        # ties in their order.
+        self.events: list[tuple[float, int, Replica | None, Any]] = []
         self.sequence = 0
         self.pending_plans: deque[tuple[float, Plan]] = deque()
         self.deaths = deque(sorted(deaths))
@@ -104,7 +112,9 @@ class Simulation:
                 tick += TICK_S
             elif batch_ends:
                 _, _, replica, epoch = heapq.heappop(events)
-                if replica is not None and replica.epoch == epoch:
+                if replica is None:
+                    epoch(at)
+                elif replica.epoch == epoch:
                     self._batch_ended(replica, at)
             else:
                 self._arrive(i, at)
@@ -151,14 +161,41 @@ class Simulation:
             self._enqueue(replica, i, now)
 
     def _enqueue(self, replica: Replica, i: int, now: float) -> None:
+        if self.transit_s:
+            replica.coming += 1
+            self.fleet.refresh(replica)
+            self._later(now + self._way(), partial(self._reach, replica, replica.role, i))
+        else:
+            self._join(replica, i, now)
+
+    def _reach(self, replica: Replica, role: int, i: int, now: float) -> None:
+        """A call arrives at a replica; one that changed its role meanwhile, or died, sends it on."""
+        replica.coming -= 1
+        if replica.alive and replica.role == role:
+            self._join(replica, i, now)
+            return
+        self.fleet.refresh(replica)
+        self._send_on(i, role, now)
+
+    def _join(self, replica: Replica, i: int, now: float) -> None:
         replica.queue.append(i)
-        if replica.running:
+        if replica.running and not (self.stepwise and len(replica.running) < replica.limit):
             self.fleet.refresh(replica)
         else:
             self._start(replica, now)
 
+    def _way(self) -> float:
+        return self.random.choice(self.transit_s)
+
+    def _later(self, at: float, do: Callable[[float], None]) -> None:
+        self.sequence += 1
+        heapq.heappush(self.events, (at, self.sequence, None, do))
+
     def _start(self, replica: Replica, now: float) -> None:
         """The head of the queue becomes the running batch, after what is too late for it has left."""
+        if self.stepwise:
+            self._seat(replica, now)
+            return
         role, queue = replica.role, replica.queue
         times = replica.times[role]
         if role == HEAVY and self.rules.light_fallback:
@@ -187,20 +224,56 @@ class Simulation:
         heapq.heappush(self.events, (replica.busy_until, self.sequence, replica, replica.epoch))
         self.fleet.refresh(replica)
 
+    def _seat(self, replica: Replica, now: float) -> None:
+        """The head of the queue takes the free seats, after what is too late for it has left."""
+        self.busy_s += advance(replica, now)
+        role, queue, bound = replica.role, replica.queue, self.rules.drop_after_s
+        if not replica.running:
+            replica.running_role = role
+        times = replica.times[role]
+        while queue and len(replica.running) < replica.limit and replica.running_role == role:
+            i = queue.popleft()
+            hopeless = role == HEAVY and self.rules.light_fallback and now + times[1] > self.latest[i]
+            if hopeless or (bound is not None and now + times[len(replica.running) + 1] - self.arrived[i] > bound):
+                self._give_up(i, now)
+            else:
+                replica.running.append(i)
+                replica.left.append(1.0)
+        self.fleet.refresh(replica)
+        if replica.running:
+            replica.epoch += 1
+            replica.batch_s = replica.times[replica.running_role][len(replica.running)]
+            replica.busy_until = now + max(0.0, min(replica.left)) * replica.batch_s
+            self.sequence += 1
+            heapq.heappush(self.events, (replica.busy_until, self.sequence, replica, replica.epoch))
+
     def _batch_ended(self, replica: Replica, now: float) -> None:
-        batch, replica.running = replica.running, []
-        role = Role.LIGHT if replica.running_role == LIGHT else Role.HEAVY
-        self.seen_batches.append(Batch(role, len(batch), replica.batch_s, replica.kind))
-        if replica.running_role == LIGHT:
-            self._judge(batch, now)
+        """A batch is done, or those whose steps are: the replica goes on, and the images go out."""
+        role, size = replica.running_role, len(replica.running)
+        if self.stepwise:
+            self.busy_s += advance(replica, now)
+            batch = leavers(replica)
+            replica.epoch += 1
         else:
-            for i in batch:
-                if now > self.latest[i] and self.deferred[i] and self.rules.light_fallback:
-                    self._give_up(i, now)
-                else:
-                    self._answer(i, ANSWERED_HEAVY, now)
-        if not replica.running:  # a deferred image may have started the next batch here already
+            batch, replica.running = replica.running, []
+        self.seen_batches.append(Batch(ROLE_NAMES[role], size, replica.batch_s, replica.kind))
+        if self.transit_s:
+            self._later(now + self._way(), partial(self._replied, role, batch))
+        else:
+            self._replied(role, batch, now)
+        if self.stepwise or not replica.running:  # a deferred image may have started the next batch here already
             self._start(replica, now)
+
+    def _replied(self, role: int, batch: list[int], now: float) -> None:
+        """The images of a batch are there."""
+        if role == LIGHT:
+            self._judge(batch, now)
+            return
+        for i in batch:
+            if now > self.latest[i] and self.deferred[i] and self.rules.light_fallback:
+                self._give_up(i, now)
+            else:
+                self._answer(i, ANSWERED_HEAVY, now)
 
     def _judge(self, batch: list[int], now: float) -> None:
         """The discriminator's verdict on a batch of light images."""
@@ -289,6 +362,10 @@ class Simulation:
     def _apply(self, plan: Plan, now: float) -> None:
         self.plan, self.rules = plan, plan.rules
         changed = self.fleet.set_plan(plan)
+        if self.stepwise:  # there may be more seats
+            for replica in self.fleet.replicas:
+                if replica.alive and replica.queue and replica not in changed:
+                    self._seat(replica, now)
         self.role_changes += len(changed)
         self.plans.append(self._plan_row(now))
         if self.rules.dispatch_again:
@@ -300,16 +377,19 @@ class Simulation:
         replica.queue.clear()
         self.fleet.refresh(replica)
         for i in waiting:
-            if self.deferred[i]:
-                self._defer(i, now)
-            else:
-                self._send(i, role, now)
+            self._send_on(i, role, now)
+
+    def _send_on(self, i: int, role: int, now: float) -> None:
+        if self.deferred[i]:
+            self._defer(i, now)
+        else:
+            self._send(i, role, now)
 
     def _die(self, replica: Replica, now: float) -> None:
         """What ran or waited there starts again elsewhere."""
         role = replica.running_role if replica.running else replica.role
         replica.queue.extendleft(reversed(replica.running))
-        replica.running = []
+        replica.running, replica.left = [], []
         replica.alive = False
         replica.epoch += 1
         self.fleet.set_plan(self.plan)
@@ -326,11 +406,19 @@ def simulate(
     *,
     seed: int = 0,
     actuation_s: float = 0.0,
+    transit_s: Sequence[float] = (),
     deaths: Sequence[tuple[float, int]] = (),
     slowdowns: Sequence[tuple[float, float]] = (),
 ) -> Outcome:
     """One policy over one trace; see :class:`Simulation`."""
     simulation = Simulation(
-        policy, arrivals, confidences, seed=seed, actuation_s=actuation_s, deaths=deaths, slowdowns=slowdowns
+        policy,
+        arrivals,
+        confidences,
+        seed=seed,
+        actuation_s=actuation_s,
+        transit_s=transit_s,
+        deaths=deaths,
+        slowdowns=slowdowns,
     )
     return simulation.run()

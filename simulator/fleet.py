@@ -11,15 +11,17 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
+from collections.abc import Sequence
 
 import numpy as np
 
 from controller.setting import Setting
-from load_balancer.dispatch import PRICED_FULL
+from load_balancer.replica_book import PRICED_FULL
 from weir.core import Plan, Role
 
 LIGHT, HEAVY = 0, 1
 ROLES = {Role.LIGHT: LIGHT, Role.HEAVY: HEAVY}
+ROLE_NAMES = (Role.LIGHT, Role.HEAVY)
 NEVER = float("inf")
 _PRICED_FULL = (Role.LIGHT in PRICED_FULL, Role.HEAVY in PRICED_FULL)
 
@@ -33,15 +35,20 @@ class Replica:
         running_role: the role it was begun in; a change of role lets it end as it is.
         batch_s, busy_until: how long that batch takes, and when it ends.
         epoch: grows when a batch is abandoned, so that its end is ignored.
+        coming: requests on their way there.
+        left, as_of: of those that run step by step, the share of their runs still to go at this time.
     """
 
     __slots__ = (
         "alive",
+        "as_of",
         "batch_s",
         "busy_until",
+        "coming",
         "epoch",
         "index",
         "kind",
+        "left",
         "limit",
         "queue",
         "role",
@@ -58,7 +65,9 @@ class Replica:
         self.limit = 1
         self.queue: deque[int] = deque()
         self.running: list[int] = []
-        self.batch_s = self.busy_until = 0.0
+        self.batch_s = self.busy_until = self.as_of = 0.0
+        self.left: list[float] = []
+        self.coming = 0
         self.alive = True
         self.epoch = 0
 
@@ -66,7 +75,12 @@ class Replica:
 class Fleet:
     """All replicas, and the book of when each would finish one more image."""
 
-    def __init__(self, setting: Setting, plan: Plan):
+    def __init__(self, setting: Setting, plan: Plan, transit_s: Sequence[float] = ()):
+        """
+        Args:
+            transit_s: what calls take one way; see :mod:`load_balancer.transit`.
+        """
+        self.usual_s, self.slow_s = (float(s) for s in np.percentile(transit_s, (50, 90))) if transit_s else (0.0, 0.0)
         most = max(a.batch_size for a in plan.assignments)
         self.replicas: list[Replica] = []
         self._profiled: list[tuple[list[float], tuple[float, ...]]] = []  # the times in force, and the profile's
@@ -115,12 +129,17 @@ class Fleet:
             self.finish[role][replica.index] = NEVER
             return
         times, limit = replica.times[role], replica.limit
-        whole, rest = divmod(len(replica.queue), limit)
+        whole, rest = divmod(len(replica.queue) + replica.coming, limit)
         last = times[limit] if _PRICED_FULL[role] else times[rest + 1]
         self.finish[role][replica.index] = replica.busy_until + whole * times[limit] + last
 
     def earliest(self, role: int, now: float) -> tuple[Replica | None, float]:
         """The replica that would finish one more image of the role first, and when. None without any of the role."""
+        if self.slow_s:
+            at, index = min(
+                ((self._finish_at(self.replicas[i], now), i) for i in self.members[role]), default=(NEVER, 0)
+            )
+            return (self.replicas[index], at) if at < NEVER else (None, NEVER)
         idle = self.idle[role]
         while idle:
             replica = self.replicas[idle[0][1]]
@@ -133,6 +152,18 @@ class Fleet:
         if idle and now + idle[0][0] <= at:
             return self.replicas[idle[0][1]], now + idle[0][0]
         return (self.replicas[index], at) if at < NEVER else (None, NEVER)
+
+    def _finish_at(self, replica: Replica, now: float) -> float:
+        """With calls that take their time no table helps: an image may miss the batch that is next."""
+        times, limit, ahead = replica.times[replica.role], replica.limit, len(replica.queue) + replica.coming
+        if not replica.running and not ahead:
+            return now + 2 * self.usual_s + times[1]
+        whole, rest = divmod(ahead, limit)
+        start = max(replica.busy_until, now) + whole * times[limit]
+        if rest and start < now + self.slow_s:
+            start, rest = start + times[rest], 0
+        own = times[limit] if _PRICED_FULL[replica.role] else times[rest + 1]
+        return max(start, now + self.usual_s) + own + self.usual_s
 
     def became_idle(self, replica: Replica) -> None:
         self.finish[replica.role][replica.index] = NEVER

@@ -63,6 +63,8 @@ class Cancelled(WeirError):
     status = 409
     kind = "invalid_request_error"
     code = "cancelled"
+
+
 class Unauthorized(WeirError):
     status = 401
     kind = "authentication_error"

@@ -72,6 +72,11 @@ class VariantProfile(BaseModel):
         """Seconds of one step by batch size; of a whole-batch profile an equal share of the batch."""
         return LatencyProfile(self.batch_sizes, self.step_s or tuple(s / self.steps for s in self.latency_s))
 
+    @property
+    def fixed_s(self) -> float:
+        """Seconds that an image takes the device beside its steps; 0 where only whole batches were measured."""
+        return 0.0 if self.fixed is None else self.fixed.text_s + self.fixed.decode_s + self.fixed.discriminator_s
+
 
 class QualityProfile(BaseModel):
     """Measured quality of a mix at equal steps of its light share, from all heavy to all light."""
@@ -99,6 +104,11 @@ class Profile(BaseModel):
         if any(not 0 <= c <= 1 for c in self.confidences):
             raise ValueError("confidences must lie in 0…1")
         return self
+
+    @property
+    def stepwise(self) -> bool:
+        """Whether workers with this profile let images join and leave at every step."""
+        return self.light.stepwise and self.heavy.stepwise
 
     def variant(self, role: Role) -> VariantProfile:
         return self.light if role is Role.LIGHT else self.heavy

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from load_balancer.dispatch import Choice, Dispatcher, Kind
+from load_balancer.dispatch import Choice, Dispatcher
+from load_balancer.replica_book import Kind
 from load_balancer.service_times import ServiceTimes
 from weir.core import Plan, Role
 from weir.profiles import Profile

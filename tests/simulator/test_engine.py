@@ -11,12 +11,14 @@ from hypothesis import strategies as st
 
 from controller.policies import POLICIES, make_policy
 from controller.policies.policy import Policy
+from controller.setting import Setting
 from simulator.arrivals import Arrivals, poisson
 from simulator.confidences import drawn
 from simulator.engine import simulate
 from simulator.families import family_setting
 from simulator.outcome import ANSWERED_AT_DEADLINE, ANSWERED_HEAVY, ANSWERED_LIGHT, UNANSWERED
 from weir.core import Plan
+from weir.profiles import Profile
 
 SETTING = family_setting("diffserve-1", gpus=4)
 
@@ -163,3 +165,41 @@ def test_a_slower_device_moves_the_plan_within_a_minute_and_keeps_the_deadlines(
     assert slower.violated[slower.arrivals_s > 120].mean() < 0.01
     before, after = ([row for row in slower.plans if low < row[0] < low + 20] for low in (40, 100))
     assert np.mean([threshold for *_, threshold in after]) < 0.7 * np.mean([threshold for *_, threshold in before])
+
+
+STEPWISE = Profile.model_validate(
+    {
+        "family": "f",
+        "device": "d",
+        "light": {"name": "l", "steps": 2, "batch_sizes": [1, 2], "latency_s": [0.1, 0.15], "step_s": [0.05, 0.07],
+                  "fixed": {"text_s": 0, "decode_s": 0}},
+        "heavy": {"name": "h", "steps": 50, "batch_sizes": [1, 2], "latency_s": [2, 3], "step_s": [0.04, 0.06],
+                  "fixed": {"text_s": 0, "decode_s": 0}},
+    }
+)  # fmt: skip
+
+
+def test_where_steps_were_measured_a_late_image_joins_those_that_run():
+    outcome = simulate(Fixed(Setting.of(STEPWISE, 2, 10.0)), at(1.0, 2.0), np.zeros(2))
+    # The second joins after 1 s of the first one's 2 s; both then go at the pace of two, 3 s for a whole run.
+    assert outcome.finished_s[0] == pytest.approx(1.1 + 1.0 + 0.5 * 3)
+    assert outcome.finished_s[1] == pytest.approx(3.6 + 0.5 * 2)
+    assert outcome.busy_s == pytest.approx(0.2 + 3.5)
+
+
+@pytest.mark.parametrize("name", POLICIES)
+@given(gaps=st.lists(st.floats(0, 1), min_size=1, max_size=60), levels=st.integers(0, 99), way_s=st.floats(0, 0.3))
+@settings(max_examples=8, derandomize=True, deadline=None)
+def test_every_request_ends_once_also_by_steps_and_with_calls_that_take_their_time(name, gaps, levels, way_s):
+    arrivals, confidences = at(*np.cumsum(gaps)), np.random.default_rng(levels).random(len(gaps))
+    for setting in (family_setting("diffserve-1", gpus=3), Setting.of(STEPWISE, 3, 6.0)):
+        outcome = simulate(make_policy(name, setting), arrivals, confidences, transit_s=(way_s,), deaths=[(3.0, 1)])
+        answered = outcome.paths != UNANSWERED
+        assert np.isfinite(outcome.finished_s[answered]).all()
+        assert np.isinf(outcome.finished_s[~answered]).all()
+        assert (outcome.latencies_s >= 0.1 + 2 * way_s - 1e-9).all()
+
+
+def test_a_call_takes_its_time_out_and_back():
+    outcome = simulate(fixed(), at(1.0), np.array([0.1]), transit_s=(0.05,))
+    assert outcome.latencies_s == pytest.approx([0.05 + 0.12 + 0.05 + 0.05 + 1.78 + 0.05])

@@ -7,12 +7,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from controller.setting import Setting
-from load_balancer.dispatch import Dispatcher, Kind
+from load_balancer.dispatch import Dispatcher
+from load_balancer.replica_book import Kind
 from load_balancer.service_times import ServiceTimes
-from simulator.fleet import HEAVY, LIGHT, ROLES, Fleet
+from simulator.fleet import HEAVY, LIGHT, NEVER, ROLES, Fleet
+from simulator.seat_fleet import SeatFleet, advance, leavers
 from solvers.problem import GpuType
 from weir.core import DeferralCurve, LatencyProfile, Plan, Role
-from weir.profiles import Profile, VariantProfile
+from weir.profiles import FixedCosts, Profile, VariantProfile
 
 SIZES, SECONDS = (1, 2, 4), (0.1, 0.15, 0.22)
 LATENCY = LatencyProfile(SIZES, SECONDS)
@@ -99,3 +101,68 @@ def test_an_idle_replica_comes_before_a_busy_one():
 def test_without_a_replica_of_the_role_there_is_no_choice():
     twin = fleet(Plan.split(1, 2, 0, light_batch=4, heavy_batch=4, threshold=0.0))
     assert twin.earliest(HEAVY, 0.0)[0] is None
+
+
+STEPWISE = Profile(
+    family="f",
+    device="d",
+    **{
+        name: VariantProfile(
+            name=name,
+            steps=10,
+            batch_sizes=SIZES,
+            latency_s=SECONDS,
+            step_s=tuple(s / 10 for s in SECONDS),
+            fixed=FixedCosts(text_s=0, decode_s=0),
+        )
+        for name in ("light", "heavy")
+    },
+)
+
+
+@pytest.mark.parametrize("role", list(Role))
+@given(gaps=st.lists(st.floats(0, 0.2), min_size=1, max_size=40), replicas=st.integers(1, 4))
+@settings(max_examples=60, deadline=None, derandomize=True)
+def test_images_that_join_at_steps_would_be_ready_when_the_load_balancer_says_so(role, gaps, replicas):
+    light = replicas if role is Role.LIGHT else 0
+    plan = Plan.split(1, light, replicas - light, light_batch=3, heavy_batch=3, threshold=0.0)
+    twin = SeatFleet(Setting.of(STEPWISE, replicas, 5.0), plan)
+    dispatcher = Dispatcher(plan, ServiceTimes(STEPWISE))
+    dispatcher.sync([{"replica": str(i), "rank": i} for i in range(replicas)])
+    now = 0.0
+    for number, gap in enumerate(gaps):
+        now += gap
+        for replica in twin.replicas:
+            while (end := ends_at(replica)) <= now:
+                leave(twin, dispatcher, replica, end)
+        choice = dispatcher.pick(Kind(role), now)
+        replica, at = twin.earliest(ROLES[role], now)
+        assert choice is not None
+        assert choice.finish_at == pytest.approx(at, abs=1e-6)
+        dispatcher.assign(str(replica.index), str(number), Kind(role), now)  # of two that tie both take the twin's
+        replica.queue.append(number)
+        seat(twin, replica, now)
+
+
+def ends_at(replica):
+    if not replica.running:
+        return NEVER
+    return replica.as_of + min(replica.left) * replica.times[replica.role][len(replica.running)]
+
+
+def seat(twin, replica, now):
+    advance(replica, now)
+    replica.running_role = replica.role
+    while replica.queue and len(replica.running) < replica.limit:
+        replica.running.append(replica.queue.popleft())
+        replica.left.append(1.0)
+    twin.refresh(replica)
+
+
+def leave(twin, dispatcher, replica, now):
+    advance(replica, now)
+    gone = leavers(replica)
+    assert gone
+    for number in gone:
+        dispatcher.finished(str(replica.index), str(number), now, batch_size=1, compute_s=0.1, together=len(gone))
+    seat(twin, replica, now)

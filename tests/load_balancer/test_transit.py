@@ -1,0 +1,67 @@
+"""Promises know that a call takes its time on the way."""
+
+from __future__ import annotations
+
+import pytest
+
+from load_balancer.dispatch import Dispatcher
+from load_balancer.replica_book import Kind
+from load_balancer.service_times import ServiceTimes
+from load_balancer.transit import CALLS, Transit
+from weir.core import Plan, Role
+
+LIGHT = Kind(Role.LIGHT)
+
+
+def test_one_way_is_half_of_the_way_out_and_back():
+    transit = Transit()
+    for trip_s in [0.02] * 9 + [0.4]:
+        transit.observe(trip_s)
+    assert (transit.usual_s, transit.slow_s) == (0.01, pytest.approx(0.029))
+
+
+def test_it_follows_a_host_that_grew_busy():
+    transit = Transit()
+    for trip_s in [0.002] * CALLS + [0.2] * CALLS:
+        transit.observe(trip_s)
+    assert transit.usual_s == transit.slow_s == 0.1
+
+
+def test_before_the_first_calls_and_from_clocks_that_jump_it_is_nothing():
+    transit = Transit()
+    assert transit.usual_s == 0
+    transit.observe(-5.0)
+    transit.observe(-5.0)
+    assert transit.usual_s == transit.slow_s == 0
+
+
+@pytest.fixture
+def book(profile) -> Dispatcher:
+    """One light replica 0.1 s away; a light image takes 0.02 s, four of them 0.05 s."""
+    book = Dispatcher(Plan.split(1, 1, 0, light_batch=4, heavy_batch=1, threshold=0), ServiceTimes(profile))
+    book.sync([{"replica": "r", "rank": 0}])
+    book.transit.observe(0.2)
+    book.transit.observe(0.2)
+    return book
+
+
+def test_an_image_is_ready_after_the_way_out_the_batch_and_the_way_back(book):
+    choice = book.pick(LIGHT, 10.0)
+    assert choice is not None
+    assert choice.finish_at == pytest.approx(10.0 + 0.1 + 0.02 + 0.1)
+
+
+def test_an_image_does_not_count_on_a_batch_that_leaves_before_it_arrives(book):
+    book.assign("r", "a", LIGHT, 10.0)  # there at 10.1, drawn until 10.12
+    book.assign("r", "b", LIGHT, 10.01)  # there at 10.11, drawn in the next batch until 10.14
+    in_time, too_late = book.finish_at(LIGHT, 10.015), book.finish_at(LIGHT, 10.03)
+    assert in_time == pytest.approx(10.12 + 0.03 + 0.1)  # two images share the batch at 10.12
+    assert too_late == pytest.approx(10.12 + 0.02 + 0.02 + 0.1)  # b is drawn first, and then it alone
+
+
+def test_a_reply_says_who_was_there_when_the_next_batch_began(book):
+    for request, now in (("a", 10.0), ("b", 10.01), ("c", 10.15)):
+        book.assign("r", request, LIGHT, now)
+    book.finished("r", "a", 10.22, batch_size=1, compute_s=0.02, queued=1)
+    assert book.begun("r", "b")
+    assert not book.begun("r", "c")  # it was on its way
