@@ -32,6 +32,8 @@ log = logging.getLogger(__name__)
 
 GENERATIONS = "/v1/images/generations"
 FILES = "/v1/images/files"
+#: Things change: nobody is told to stay away for longer.
+MOST_RETRY_AFTER_S = 600.0
 
 
 def create_app(
@@ -199,6 +201,7 @@ def _failure(error: WeirError, status: int | None = None, headers: Any = None) -
         response.headers[name] = value
     if error.status == 401:
         response.headers["WWW-Authenticate"] = "Bearer"
-    if error.retry_after_s is not None:
-        response.headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))
+    if response.status_code in (429, 503):  # without a better guess: a second
+        seconds = min(MOST_RETRY_AFTER_S, max(1.0, error.retry_after_s or 1.0))
+        response.headers["Retry-After"] = str(math.ceil(seconds))
     return response

@@ -183,7 +183,7 @@ class LimitsConfig(_Strict):
     prompt_characters: int = Field(2000, ge=1)
     images: int = Field(4, ge=1, le=10)
     steps: int = Field(100, ge=1, le=1000)
-    queued: int = Field(256, ge=1, description="images in flight; beyond it requests get 429 with Retry-After")
+    queued: int = Field(256, ge=1, description="images in flight; beyond it requests get 503 with Retry-After")
 
 
 class HttpConfig(_Strict):

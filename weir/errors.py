@@ -8,7 +8,7 @@ WeirError
 ├── Cancelled           409  somebody cancelled the request while it was drawn
 ├── BodyTooLarge        413
 ├── RateLimited         429  the caller asks for more than its key allows; carries ``retry_after_s``
-├── Overloaded          429  refused at admission; carries ``retry_after_s``
+├── Overloaded          503  the system has too much to do; refused at admission, carries ``retry_after_s``
 ├── GenerationFailed    500  a worker could not draw this image
 │   └── NotFinite                the model's numbers ran out of range
 ├── NotReady            503  no replica can serve yet; carries ``retry_after_s``
@@ -84,8 +84,7 @@ class RateLimited(WeirError):
 
 
 class Overloaded(WeirError):
-    status = 429
-    kind = "rate_limit_error"
+    status = 503
     code = "overloaded"
 
 

@@ -35,7 +35,7 @@ def test_a_prediction_at_the_deadline_gets_in():
     admit(Admission(9), finish_at=5.0)
 
 
-def test_without_a_replica_it_is_503_and_not_429():
+def test_without_a_replica_it_says_so_and_when_to_come_again():
     with pytest.raises(NotReady) as refused:
         admit(Admission(9), finish_at=None)
     assert refused.value.status == 503

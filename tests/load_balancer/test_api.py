@@ -16,6 +16,7 @@ from load_balancer.balancer import Balancer
 from tests.load_balancer.malformed_requests import BODIES, GOOD
 from weir.config import LimitsConfig
 from weir.core import Role
+from weir.errors import Overloaded
 
 JSON = {"content-type": "application/json"}
 
@@ -205,14 +206,23 @@ async def test_what_nobody_foresaw_is_a_500_without_a_word_about_it(client, pool
     assert "division" not in answer.text
 
 
-async def test_overload_is_a_429_with_whole_seconds_to_wait(client, balancer):
+async def test_overload_of_the_system_is_a_503_with_whole_seconds_to_wait(client, balancer):
     balancer.admission.in_flight = 8
     answer = await client.post(GENERATIONS, json=GOOD)
-    assert answer.status_code == 429
+    assert answer.status_code == 503
     assert int(answer.headers["retry-after"]) >= 1
-    assert answer.json()["error"]["type"] == "rate_limit_error"
+    assert answer.json()["error"]["code"] == "overloaded"
     balancer.admission.in_flight = 0
     assert (await client.post(GENERATIONS, json=GOOD)).status_code == 200
+
+
+@pytest.mark.parametrize(("wait_s", "told"), [(None, 1), (0.0, 1), (1.2, 2), (1e9, 600), (float("inf"), 600)])
+async def test_a_refusal_always_says_when_to_come_again(client, monkeypatch, wait_s, told):
+    def refuse(*_: object) -> None:
+        raise Overloaded("too much to do", retry_after_s=wait_s)
+
+    monkeypatch.setattr(Balancer, "draw", refuse)
+    assert int((await client.post(GENERATIONS, json=GOOD)).headers["retry-after"]) == told
 
 
 async def test_a_pool_without_replicas_is_a_503_with_seconds_to_wait(client, balancer):
