@@ -23,7 +23,7 @@ from load_balancer.encode import encoded
 from load_balancer.files import Files
 from load_balancer.gate import Gate
 from load_balancer.order import Order
-from load_balancer.schema import GenerationBody, RequestRules
+from load_balancer.schema import ERROR, RequestRules
 from weir.config import FamilyConfig, LimitsConfig
 from weir.core import Path
 from weir.errors import BodyTooLarge, InvalidRequest, WeirError
@@ -40,7 +40,10 @@ def create_app(
     balancer: Balancer, family: FamilyConfig, limits: LimitsConfig, callers: Callers | None = None
 ) -> FastAPI:
     """The ASGI application of one load balancer; without ``callers`` it is open to everybody."""
-    app = FastAPI(title="Weir", openapi_url="/openapi.json", redoc_url=None)
+    failures: dict[int | str, dict[str, Any]] = {
+        "default": {"description": "An error.", "content": {"application/json": {"schema": ERROR}}}
+    }
+    app = FastAPI(title="Weir", openapi_url="/openapi.json", redoc_url=None, responses=failures)
     app.add_middleware(Gate, callers=callers or Callers(), refuse=_failure)
     rules = RequestRules(family, limits)
     files = Files()
@@ -51,7 +54,7 @@ def create_app(
         openapi_extra={
             "requestBody": {
                 "required": True,
-                "content": {"application/json": {"schema": GenerationBody.model_json_schema()}},
+                "content": {"application/json": {"schema": rules.described()}},
             }
         },
     )
@@ -76,7 +79,9 @@ def create_app(
         listed = [{"id": name, "object": "model", "created": started, "owned_by": "weir"} for name in rules.models]
         return _reply({"object": "list", "data": listed})
 
-    @app.get(FILES + "/{name}")
+    pictures_of = {"content": {f"image/{kind}": {} for kind in ("png", "jpeg", "webp")}}
+
+    @app.get(FILES + "/{name}", response_class=Response, responses={200: pictures_of})
     async def file(name: str) -> Response:
         content = files.get(name)
         if content is None:

@@ -14,6 +14,23 @@ from weir.config import FamilyConfig, LimitsConfig
 from weir.core import Role
 from weir.errors import InvalidRequest, UnknownModel
 
+#: JSON schema of every error, in OpenAI's shape.
+ERROR: dict[str, Any] = {
+    "type": "object",
+    "required": ["error"],
+    "properties": {
+        "error": {
+            "type": "object",
+            "required": ["message", "type", "param", "code"],
+            "properties": {
+                "message": {"type": "string"},
+                "type": {"type": "string"},
+                "param": {"type": ["string", "null"]},
+                "code": {"type": "string"},
+            },
+        }
+    },
+}
 MOST_GUIDANCE = 30.0
 MOST_SEED = 2**32 - 1
 MOST_TAG_CHARACTERS = 512
@@ -58,6 +75,15 @@ class RequestRules:
             family.name: None,
             f"{family.name}/light": Role.LIGHT,
             f"{family.name}/heavy": Role.HEAVY,
+        }
+        #: The least and the most of a number.
+        self.ranges: dict[str, tuple[float, float]] = {
+            "n": (1, limits.images),
+            "output_compression": (0, 100),
+            "partial_images": (0, 0),
+            "seed": (0, MOST_SEED),
+            "num_inference_steps": (1, limits.steps),
+            "guidance_scale": (0, MOST_GUIDANCE),
         }
         choices = {
             name: " or ".join(_literals(field.annotation))
@@ -110,6 +136,31 @@ class RequestRules:
             quality=body.quality or "auto",
         )
 
+    def described(self) -> dict[str, Any]:
+        """The JSON schema of a body, with what this service accepts: neither wider nor narrower than :meth:`read`."""
+        schema = GenerationBody.model_json_schema()
+        most = self._limits.prompt_characters
+        limits: dict[str, dict[str, Any]] = {
+            name: {"minimum": least, "maximum": most} for name, (least, most) in self.ranges.items()
+        }
+        limits |= {
+            "prompt": {"minLength": 1, "maxLength": most, "pattern": r"\S"},
+            "negative_prompt": {"maxLength": most},
+            "model": {"enum": list(self.models)},
+            "size": {"enum": list(self._sizes)},
+            "user": {"maxLength": MOST_TAG_CHARACTERS},
+            "safety_identifier": {"maxLength": MOST_TAG_CHARACTERS},
+            "stream": {"enum": [False]},
+        }
+        for name, limit in limits.items():
+            field = schema["properties"][name]
+            field.get("anyOf", [field])[0].update(limit)
+        for name, field in schema["properties"].items():
+            field["description"] = self.accepted.get(name, "")
+        png = {"properties": {"output_format": {"enum": ["png", None]}}}
+        schema["allOf"] = [{"if": png, "then": {"properties": {"output_compression": {"enum": [100, None]}}}}]
+        return schema
+
     def _check_ranges(self, body: GenerationBody) -> None:
         limits = self._limits
         if not body.prompt.strip():
@@ -126,15 +177,7 @@ class RequestRules:
             )
         if body.size is not None and body.size not in self._sizes:
             raise self._refusal("size", f"is {_shown(body.size)}")
-        ranges: dict[str, tuple[float, float]] = {
-            "n": (1, limits.images),
-            "output_compression": (0, 100),
-            "partial_images": (0, 0),
-            "seed": (0, MOST_SEED),
-            "num_inference_steps": (1, limits.steps),
-            "guidance_scale": (0, MOST_GUIDANCE),
-        }
-        for name, (least, most) in ranges.items():
+        for name, (least, most) in self.ranges.items():
             value = getattr(body, name)
             if value is not None and not least <= value <= most:
                 raise self._refusal(name, f"is {_shown(value)}")
