@@ -1,6 +1,6 @@
 # Every command of the project; `make help` lists them.
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev system-packages demo test lint bench train evaluate profile clean
+.PHONY: help setup setup-dev system-packages demo test fuzz lint bench train evaluate profile clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -48,6 +48,9 @@ demo: setup  ## serve the embedded family, replay two minutes of traces/bursty.c
 # Tests on a real cluster share the machine with whatever else runs there: what failed is tried once more, alone.
 test: setup-dev lint  ## lint, type-check and run every test
 	$(BIN)/python -m pytest || $(BIN)/python -m pytest --last-failed --last-failed-no-failures none
+
+fuzz: setup-dev  ## fuzz the API from its own description
+	$(BIN)/python -m tests.fuzz
 
 lint: setup-dev  ## ruff and mypy
 	$(BIN)/ruff check .

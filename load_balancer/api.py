@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import logging
@@ -26,7 +27,7 @@ from load_balancer.order import Order
 from load_balancer.schema import ERROR, RequestRules
 from weir.config import FamilyConfig, LimitsConfig
 from weir.core import Path
-from weir.errors import BodyTooLarge, InvalidRequest, WeirError
+from weir.errors import BodyTooLarge, BodyTooSlow, InvalidRequest, WeirError
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +61,7 @@ def create_app(
     )
     @_typed_errors
     async def generations(request: Request) -> Response:
-        order = replace(rules.read(await _body(request, limits.body_bytes)), caller=request.state.caller)
+        order = replace(rules.read(await _body(request, limits)), caller=request.state.caller)
         drawn = await balancer.draw(order)
         images = [await encoded(d.result.image, order.output_format, order.compression) for d in drawn]
         if order.response_format == "b64_json":
@@ -130,25 +131,31 @@ def _typed_errors(
     return guarded
 
 
-async def _body(request: Request, most_bytes: int) -> bytes:
+async def _body(request: Request, limits: LimitsConfig) -> bytes:
     """The body, of which no more than the limit is ever read.
 
     Raises:
         InvalidRequest: it is not declared as JSON.
-        BodyTooLarge: it is longer than ``most_bytes``, as declared or as sent.
+        BodyTooLarge: it is longer than allowed, as declared or as sent.
+        BodyTooSlow: it is not there in time.
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":
         raise InvalidRequest(f"the content type is {kind[:64] or 'missing'}; accepted: application/json")
+    most_bytes = limits.body_bytes
     too_large = BodyTooLarge(f"the body is too large; accepted: at most {most_bytes} bytes")
     declared = request.headers.get("content-length", "")
     if declared.isdigit() and int(declared) > most_bytes:
         raise too_large
     body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > most_bytes:
-            raise too_large
+    try:
+        async with asyncio.timeout(limits.body_s):
+            async for chunk in request.stream():
+                body += chunk
+                if len(body) > most_bytes:
+                    raise too_large
+    except TimeoutError:
+        raise BodyTooSlow(f"the body was not there within {limits.body_s:g} s") from None
     return bytes(body)
 
 

@@ -5,6 +5,7 @@ Every mistake becomes one :class:`InvalidRequest` that names the field and what 
 
 from __future__ import annotations
 
+import re
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -31,6 +32,8 @@ ERROR: dict[str, Any] = {
         }
     },
 }
+#: Anything but white space and control characters, of whichever language's reading of ``\\s``.
+SOMETHING = re.compile(r"[^\s\x00-\x1f\x7f-\xa0\ufeff]")
 MOST_GUIDANCE = 30.0
 MOST_SEED = 2**32 - 1
 MOST_TAG_CHARACTERS = 512
@@ -144,7 +147,7 @@ class RequestRules:
             name: {"minimum": least, "maximum": most} for name, (least, most) in self.ranges.items()
         }
         limits |= {
-            "prompt": {"minLength": 1, "maxLength": most, "pattern": r"\S"},
+            "prompt": {"minLength": 1, "maxLength": most, "pattern": SOMETHING.pattern},
             "negative_prompt": {"maxLength": most},
             "model": {"enum": list(self.models)},
             "size": {"enum": list(self._sizes)},
@@ -163,7 +166,7 @@ class RequestRules:
 
     def _check_ranges(self, body: GenerationBody) -> None:
         limits = self._limits
-        if not body.prompt.strip():
+        if not SOMETHING.search(body.prompt):
             raise self._refusal("prompt", "is empty")
         for text in ("prompt", "negative_prompt"):
             if len(getattr(body, text) or "") > limits.prompt_characters:

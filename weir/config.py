@@ -180,6 +180,7 @@ class LimitsConfig(_Strict):
     """What one request may ask for."""
 
     body_bytes: int = Field(64 * 1024, ge=1024)
+    body_s: float = Field(10, gt=0, le=600, description="longest wait for the whole body, seconds")
     prompt_characters: int = Field(2000, ge=1)
     images: int = Field(4, ge=1, le=10)
     steps: int = Field(100, ge=1, le=1000)

@@ -7,6 +7,7 @@ WeirError
 ├── Forbidden           403  the key may call, but not this
 ├── Cancelled           409  somebody cancelled the request while it was drawn
 ├── BodyTooLarge        413
+├── BodyTooSlow         408  the body was not there in time
 ├── RateLimited         429  the caller asks for more than its key allows; carries ``retry_after_s``
 ├── Overloaded          503  the system has too much to do; refused at admission, carries ``retry_after_s``
 ├── GenerationFailed    500  a worker could not draw this image
@@ -63,6 +64,11 @@ class Cancelled(WeirError):
     status = 409
     kind = "invalid_request_error"
     code = "cancelled"
+
+
+class BodyTooSlow(InvalidRequest):
+    status = 408
+    code = "body_too_slow"
 
 
 class Unauthorized(WeirError):

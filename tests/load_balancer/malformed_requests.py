@@ -17,7 +17,7 @@ def _raw(text: str) -> bytes:
 
 
 WRONG_FIELDS: dict[str, tuple[Any, ...]] = {
-    "prompt": ("", " ", "\n\t", "x" * 2001, None, 1, 1.5, True, [], ["a"], {}, {"text": "a"}),
+    "prompt": ("", " ", "\n\t", "\x1f\0", "\u00a0\ufeff", "x" * 2001, None, 1, 1.5, True, [], ["a"], {}, {"text": "a"}),
     "negative_prompt": ("x" * 2001, 1, True, [], {}),
     "model": (1, True, [], {}),
     "n": (0, -1, 5, 10**9, 10**30, 1.5, "1", "two", True, False, [], {}),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import io
 import json
@@ -170,6 +171,18 @@ async def test_a_large_body_is_refused_without_being_read(client):
     answer = await client.post(GENERATIONS, content=endless(), headers=JSON)
     assert answer.status_code == 413
     assert read <= 6
+
+
+async def test_a_body_that_never_ends_is_not_waited_for(balancer, family):
+    async def slow() -> AsyncIterator[bytes]:
+        yield b'{"prompt": '
+        await asyncio.Event().wait()
+
+    app = create_app(balancer, family, LimitsConfig(body_s=0.05))
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://weir") as client:
+        answer = await client.post(GENERATIONS, content=slow(), headers=JSON)
+    assert answer.status_code == 408
+    assert answer.json()["error"]["code"] == "body_too_slow"
 
 
 @pytest.mark.parametrize(
