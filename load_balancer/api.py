@@ -80,7 +80,7 @@ def create_app(
         listed = [{"id": name, "object": "model", "created": started, "owned_by": "weir"} for name in rules.models]
         return _reply({"object": "list", "data": listed})
 
-    pictures_of = {"content": {f"image/{kind}": {} for kind in ("png", "jpeg", "webp")}}
+    pictures_of: dict[str, Any] = {"content": {f"image/{kind}": {} for kind in ("png", "jpeg", "webp")}}
 
     @app.get(FILES + "/{name}", response_class=Response, responses={200: pictures_of})
     async def file(name: str) -> Response:
