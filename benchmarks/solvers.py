@@ -2,27 +2,47 @@
 
     python -m benchmarks.solvers [--rounds 20]
 
-Two sizes: 16 GPUs of one type, and 1,000 GPUs of three types, with 200 thresholds both; each round draws another demand
-between 0.2 and 4 requests/s for each GPU. The time is that of ``solvers.solve.solve``: building, solving, checking. On
-a machine that does other work look at the processor time, which counts CBC's subprocess too.
+Two sizes: 16 GPUs of one type, and 1,000 GPUs of three types, with 200 thresholds both: the cascade alone, and with
+half of all requests finding a state of the cache at five levels and the others in three groups by predicted level. Each
+round draws another demand between 0.2 and 4 requests/s for each GPU. The time is that of ``solvers.solve.solve``:
+building, solving, checking. On a machine that does other work look at the processor time, CBC's own included.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import statistics
 import time
+from dataclasses import replace
 
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 
 from solvers.backends import installed
-from solvers.problem import GpuType, Problem
+from solvers.problem import CacheHit, GpuType, Problem, PromptGroup
 from solvers.published import CASCADES
 from solvers.solve import solve
 from weir.core import LatencyProfile
+
+#: Shares of requests by share of the heavy steps that their state saves.
+HITS = {0.1: 0.2, 0.2: 0.1, 0.3: 0.1, 0.4: 0.05, 0.5: 0.05}
+#: How much more often than all prompts those of a group are deferred: F_g = F^exponent.
+GROUPS = (1.6, 1.0, 0.55)
+
+
+def joint(plain: Problem) -> Problem:
+    """The same with a cache and predicted levels to plan with."""
+    deferral = np.array(plain.deferral)
+    curves = [tuple((deferral**exponent).tolist()) for exponent in GROUPS]
+    return replace(
+        plain,
+        hits=tuple(CacheHit(share, 1 - saved, 0.97) for saved, share in HITS.items()),
+        direct_cuts=(0.0, *list(HITS)[1:], 1.0),
+        groups=tuple(PromptGroup(1 / len(curves), curve, curve, 1.0) for curve in curves),
+    )
 
 
 def problem(gpus: int, types: int, load: float) -> Problem:
@@ -65,10 +85,12 @@ def main() -> None:
     rounds = parser.parse_args().rounds
     loads = np.random.default_rng(0).uniform(0.2, 4.0, rounds)
     table = Table(title=f"solve time, ms, {rounds} demands")
-    for column in ("GPUs", "types", "backend", "wall median", "wall max", "CPU median"):
+    for column in ("GPUs", "types", "program", "backend", "wall median", "wall max", "CPU median"):
         table.add_column(column, justify="right")
-    for gpus, types in ((16, 1), (1000, 3)):
+    for (gpus, types), kind in itertools.product(((16, 1), (1000, 3)), ("cascade", "joint")):
         instances = [problem(gpus, types, load) for load in loads]
+        if kind == "joint":
+            instances = [joint(instance) for instance in instances]
         for name in installed():
             solve(instances[0], name)  # the first call loads the library
             wall, cpu = [], []
@@ -78,7 +100,7 @@ def main() -> None:
                 wall.append(1000 * (time.perf_counter() - began))
                 cpu.append(1000 * (sum(os.times()[:4]) - processor))
             figures = (statistics.median(wall), max(wall), statistics.median(cpu))
-            table.add_row(str(gpus), str(types), name, *(f"{f:.1f}" for f in figures))
+            table.add_row(str(gpus), str(types), kind, name, *(f"{f:.1f}" for f in figures))
     Console().print(table)
 
 

@@ -43,6 +43,7 @@ class Lookup:
         similarity: of the nearest prompt; None where none was looked for.
         entry, key, k: the match, where its state lies, and the step it enters; k = 0 is a miss.
         capture: whether what a heavy run passes is worth keeping.
+        level: predicted for the prompt by its embedding; None without a classifier.
     """
 
     partition: str
@@ -51,6 +52,7 @@ class Lookup:
     key: str | None = None
     k: int = 0
     capture: bool = False
+    level: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in self.__slots__}

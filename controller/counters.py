@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from controller.observation import Batch, Observation
 from weir.core import Plan, Role
+
+Key = TypeVar("Key", float, int)
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +26,8 @@ class Counters:
         confidences: of those judged since the last look, newest last; the oldest may be left out.
         batches_run: by the workers.
         batches: those since the last look, newest last; the oldest may be left out.
-        reused: answers that went on from a cached state, by the share of steps saved.
+        reused, found, missed: see :class:`Observation`.
+        levels: of ``confidences``; empty without a classifier.
         fetched: states that workers asked the cache's store for.
         fetches: seconds that each took, of those since the last look, newest last; the oldest may be left out.
         in_flight, deferred_in_flight, late_answers, late_deferred: see :class:`Observation`.
@@ -44,6 +47,9 @@ class Counters:
     late_answers: int = 0
     late_deferred: int = 0
     reused: Mapping[float, int] = field(default_factory=dict)
+    found: Mapping[float, int] = field(default_factory=dict)
+    missed: Mapping[int, int] = field(default_factory=dict)
+    levels: tuple[int, ...] = ()
     fetched: int = 0
     fetches: tuple[float, ...] = ()
 
@@ -69,6 +75,9 @@ class Counters:
             late_answers=int(fields["late_answers"]),
             late_deferred=int(fields["late_deferred"]),
             reused={float(saved): int(count) for saved, count in fields.get("reused", {}).items()},
+            found={float(saved): int(count) for saved, count in fields.get("found", {}).items()},
+            missed={int(level): int(count) for level, count in fields.get("missed", {}).items()},
+            levels=tuple(int(level) for level in fields.get("levels", ())),
             fetched=int(fields.get("fetched", 0)),
             fetches=tuple(float(seconds) for seconds in fields.get("fetches", ())),
         )
@@ -92,6 +101,13 @@ class Counters:
             deferred_in_flight=self.deferred_in_flight,
             late_answers=self.late_answers,
             late_deferred=self.late_deferred,
-            reused={s: n - (before.reused.get(s, 0) if before else 0) for s, n in self.reused.items()},
+            reused=_grown(self.reused, before.reused if before else {}),
+            found=_grown(self.found, before.found if before else {}),
+            missed=_grown(self.missed, before.missed if before else {}),
+            levels=self.levels if len(self.levels) == kept else (),
             fetches=self.fetches,
         )
+
+
+def _grown(now: Mapping[Key, int], before: Mapping[Key, int]) -> dict[Key, int]:
+    return {key: count - before.get(key, 0) for key, count in now.items()}

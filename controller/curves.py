@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -41,6 +41,11 @@ class LiveDeferral:
         # The largest threshold whose share does not exceed the level: a curve with a jump stays below it.
         picks = np.unique(np.searchsorted(shares, levels, side="right") - 1)
         return DeferralCurve(tuple(thresholds[picks].tolist()), tuple(shares[picks].tolist()))
+
+    def at(self, thresholds: Sequence[float]) -> tuple[float, ...]:
+        """F(t) at ascending thresholds."""
+        known, shares = self._blend()
+        return tuple(np.maximum.accumulate(np.interp(thresholds, known, shares)).tolist())
 
     def threshold_for(self, share: float) -> float:
         """The threshold that defers this share, linear between the observed confidences; 0 and 1 at the ends."""

@@ -25,13 +25,13 @@ class LiveHits:
         self._hits: dict[float, float] = {}
         self._fetches: deque[float] = deque(maxlen=FETCHES)
 
-    def observe(self, arrivals: int, reused: Mapping[float, int], fetches: Sequence[float] = ()) -> None:
-        """Takes in one observation: requests that came, answers by the share of steps saved, and the seconds that
-        workers waited for states."""
+    def observe(self, arrivals: int, found: Mapping[float, int], fetches: Sequence[float] = ()) -> None:
+        """Takes in one observation: requests that came, the cached states found for them, by the share of steps that
+        they would save, and the seconds that workers waited for states."""
         self._fetches.extend(fetches)
         self._requests = KEPT * self._requests + arrivals
         self._hits = {saved: KEPT * count for saved, count in self._hits.items()}
-        for saved, count in reused.items():
+        for saved, count in found.items():
             self._hits[saved] = self._hits.get(saved, 0.0) + count
 
     def hits(self, quality: float) -> tuple[CacheHit, ...]:

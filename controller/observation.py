@@ -37,6 +37,9 @@ class Observation:
         late_deferred: deferred requests ever that grew older than 2 × SLO unanswered.
         reused: answers that went on from a cached state, by the share of the heavy steps that this saved.
         fetches: seconds that workers waited for each state to resume from, whether or not it came.
+        found: lookups that found a state, by the share of the heavy steps that it would save, used or not.
+        missed: lookups that found none, by the level predicted for the prompt; none without a classifier.
+        levels: of ``confidences``, the predicted level of each, −1 where it is not known; empty without a classifier.
     """
 
     now_s: float
@@ -52,3 +55,6 @@ class Observation:
     late_deferred: int = 0
     reused: dict[float, int] = field(default_factory=dict)
     fetches: tuple[float, ...] = ()
+    found: dict[float, int] = field(default_factory=dict)
+    missed: dict[int, int] = field(default_factory=dict)
+    levels: tuple[int, ...] = ()

@@ -32,6 +32,16 @@ class QualityCurve:
 
 
 @dataclass(frozen=True, slots=True)
+class LevelStats:
+    """Prompts for which one level was predicted, as measured: their ``share`` of all, F(t) of their light images, and
+    the quality of their mix on the scale of :attr:`Setting.quality`."""
+
+    share: float
+    deferral: DeferralCurve
+    quality: QualityCurve
+
+
+@dataclass(frozen=True, slots=True)
 class Setting:
     """One cascade on one set of GPUs.
 
@@ -41,6 +51,7 @@ class Setting:
         quality: None when it was not measured; deferring more then counts as better.
         discriminator_s: seconds that judging adds to a light batch beyond its profile.
         stepwise: images join and leave at every step; otherwise a batch is drawn as one.
+        levels: prompts by predicted level, from level 0, the hardest; empty: they are not told apart.
     """
 
     gpus: tuple[GpuType, ...]
@@ -49,6 +60,7 @@ class Setting:
     quality: QualityCurve | None = None
     discriminator_s: float = 0.0
     stepwise: bool = False
+    levels: tuple[LevelStats, ...] = ()
 
     @classmethod
     def of(cls, profile: Profile, gpus: int, slo_s: float) -> Setting:

@@ -18,21 +18,31 @@ def first_role(plan: Plan, forced: Role | None, draw: float = 1.0) -> Role:
 
 
 def after_lookup(
-    plan: Plan, role: Role, saved: float, *, direct: float, heavy_finish_at: float | None, latest: float
+    plan: Plan,
+    role: Role,
+    saved: float,
+    *,
+    direct: float,
+    heavy_finish_at: float | None,
+    latest: float,
+    level: int | None = None,
 ) -> Role:
     """The variant that draws first once the cache has answered, where :func:`first_role` said ``role``.
 
-    A hit goes on from its state in the heavy variant right away, if that can make the deadline. Else the light variant
-    draws first, and if its image is deferred the heavy one still goes on from the state.
+    A hit that saves enough goes on from its state in the heavy variant right away, and so does a prompt that only the
+    heavy variant is predicted to draw well, if that can make the deadline. Else the light variant draws first, and if
+    its image is deferred the heavy one still goes on from the state.
 
     Args:
         saved: share of the heavy steps that the hit saves; 0 is a miss.
-        direct: the least share for which the light variant is skipped.
+        direct: the least share for which the light variant is skipped, where the plan does not say.
+        level: predicted for the prompt; None: not known.
     """
-    hurried = heavy_finish_at is None or heavy_finish_at > latest
-    if saved <= 0 or saved < direct or hurried or plan.count(Role.HEAVY) == 0:
+    if heavy_finish_at is None or heavy_finish_at > latest or plan.count(Role.HEAVY) == 0:
         return role
-    return Role.HEAVY
+    least = direct if plan.rules.direct is None else plan.rules.direct
+    at_once = saved >= least if saved > 0 else level is not None and level < plan.rules.heavy_levels
+    return Role.HEAVY if at_once else role
 
 
 def is_deferred(confidence: float | None, threshold: float) -> bool:

@@ -83,15 +83,18 @@ class Passage:
         if mode == "read":
             reuse = replace(reuse, capture=False)
         request = reuse.of(request)
+        saved = reuse.k / (request.steps or self._family.heavy.steps)
+        self._tally.lookup(request.id, saved, reuse.level)
         if order.role is None:
             now = self._clock()
             role = cascade.after_lookup(
                 terms.plan,
                 terms.role,
-                reuse.k / (request.steps or self._family.heavy.steps),
+                saved,
                 direct=self._direct,
                 heavy_finish_at=self._stage.heavy_finish_at(request, now),
                 latest=terms.latest,
+                level=reuse.level,
             )
             terms = replace(terms, role=role)
         drawn = None

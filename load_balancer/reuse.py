@@ -30,6 +30,7 @@ class Reuse:
         similarity: cosine to the nearest cached prompt; None where none was looked for.
         entry, key, k: id of the cached prompt, where its state lies, and the step it enters; k = 0 is a miss.
         capture: whether the states of a heavy run from noise are worth keeping.
+        level: predicted for the prompt (``weir/prompt_levels.py``); None without a classifier.
     """
 
     partition: str = ""
@@ -38,6 +39,7 @@ class Reuse:
     key: str | None = None
     k: int = 0
     capture: bool = False
+    level: int | None = None
 
     def of(self, request: ImageRequest) -> ImageRequest:
         """The request for the heavy variant: resumed where there is a match, captured where that is worth it."""

@@ -12,6 +12,8 @@ from weir.core import Role
 MOST_CONFIDENCES = 1000
 MOST_BATCHES = 1000
 MOST_FETCHES = 1000
+#: Of an image whose prompt nobody has predicted a level for.
+UNKNOWN_LEVEL = -1
 
 
 class Tally:
@@ -29,10 +31,14 @@ class Tally:
         self.looked_up = 0
         self.fetched = 0
         self.reused: Counter[float] = Counter()
+        self.found: Counter[float] = Counter()
+        self.missed: Counter[int] = Counter()
         self.late_answers = 0
         self.late_deferred = 0
         self._expiry_s = expiry_s
         self._confidences: deque[float] = deque(maxlen=MOST_CONFIDENCES)
+        self._levels: deque[int] = deque(maxlen=MOST_CONFIDENCES)
+        self._level_of: dict[str, int] = {}  # by image that is open
         self._batches: deque[tuple[str, int, float]] = deque(maxlen=MOST_BATCHES)
         self._fetches: deque[float] = deque(maxlen=MOST_FETCHES)
         self._open: dict[str, tuple[float, bool]] = {}  # by image, in order of admission: when, and whether deferred
@@ -50,8 +56,19 @@ class Tally:
         self.judged += 1
         self.deferred += deferred
         self._confidences.append(confidence or 0.0)
+        self._levels.append(self._level_of.get(image, UNKNOWN_LEVEL))
         if deferred and image in self._open:
             self._open[image] = (self._open[image][0], True)
+
+    def lookup(self, image: str, saved: float, level: int | None) -> None:
+        """The cache was asked for an image: a state that it has would save the share ``saved`` of the heavy steps; the
+        level predicted for its prompt is None without a classifier."""
+        if saved:
+            self.found[round(saved, 3)] += 1
+        elif level is not None:
+            self.missed[level] += 1
+        if level is not None and image in self._open:
+            self._level_of[image] = level
 
     def reuse(self, saved: float) -> None:
         """The cache was asked for an image, and this saved the share ``saved`` of its heavy steps."""
@@ -62,6 +79,7 @@ class Tally:
     def answered(self, image: str, now: float) -> None:
         """The image is ready."""
         self._expire(now)
+        self._level_of.pop(image, None)
         if self._open.pop(image, None) is None:
             self.late_answers += 1
 
@@ -93,6 +111,9 @@ class Tally:
             "looked_up": self.looked_up,
             "fetched": self.fetched,
             "fetches": _newest(self._fetches, self.fetched, fetched),
+            "found": {str(saved): count for saved, count in sorted(self.found.items())},
+            "missed": {str(level): count for level, count in sorted(self.missed.items())},
+            "levels": _newest(self._levels, self.judged, judged),
             "reused": {str(saved): count for saved, count in sorted(self.reused.items())},
         }
 
@@ -102,6 +123,7 @@ class Tally:
             if now - admitted_at <= self._expiry_s:
                 return
             del self._open[image]
+            self._level_of.pop(image, None)
             self.late_deferred += deferred
 
 

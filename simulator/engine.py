@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import heapq
 import random
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -27,6 +27,8 @@ from weir.errors import Overloaded
 
 #: Seconds between observations.
 TICK_S = 1.0
+#: Of a prompt that no level was predicted for.
+NO_LEVEL = -1
 #: A request older than this many deadlines counts as lost in what the controller sees.
 EXPIRY = 2.0
 
@@ -40,6 +42,8 @@ class Simulation:
         arrivals: Arrivals,
         confidences: np.ndarray,
         *,
+        saved: np.ndarray | None = None,
+        levels: np.ndarray | None = None,
         seed: int = 0,
         actuation_s: float = 0.0,
         transit_s: Sequence[float] = (),
@@ -49,6 +53,8 @@ class Simulation:
         """
         Args:
             confidences: of the light image of every request.
+            saved: share of the heavy steps that the cache saves each request; 0 is a miss, None: there is no cache.
+            levels: predicted for the prompt of each request; None without a classifier.
             actuation_s: seconds from a decision to its effect.
             transit_s: seconds that a call takes to a replica, and its reply back: each way one of these, drawn anew.
             deaths: (time, replica) of replicas that die for good.
@@ -62,6 +68,8 @@ class Simulation:
         self.confidence: list[float] = np.asarray(confidences, dtype=float).tolist()
         self.latest = [t + self.slo_s - margin_s(self.slo_s) for t in self.arrived]
         n = len(self.arrived)
+        self.saved: list[float] = [0.0] * n if saved is None else np.asarray(saved, dtype=float).tolist()
+        self.level: list[int] | None = None if levels is None else np.asarray(levels, dtype=int).tolist()
         self.finished = [NEVER] * n
         self.path = [UNANSWERED] * n
         self.deferred = [False] * n
@@ -69,7 +77,8 @@ class Simulation:
         self.plan: Plan = policy.first_plan()
         self.rules = self.plan.rules
         self.stepwise = setting.stepwise
-        self.fleet = (SeatFleet if setting.stepwise else Fleet)(setting, self.plan, transit_s)
+        work = None if saved is None else [1 - s for s in self.saved]
+        self.fleet = (SeatFleet if setting.stepwise else Fleet)(setting, self.plan, transit_s, work)
         self.transit_s = transit_s
         self.random = random.Random(seed)
         self.actuation_s = actuation_s
@@ -86,6 +95,9 @@ class Simulation:
         self.slowdowns = deque(sorted(slowdowns))
         self.seen_arrivals = 0
         self.seen_confidences: list[float] = []
+        self.seen_levels: list[int] = []
+        self.seen_found: Counter[float] = Counter()
+        self.seen_missed: Counter[int] = Counter()
         self.seen_deferred = 0
         self.seen_batches: list[Batch] = []
         self.answered = 0
@@ -136,6 +148,17 @@ class Simulation:
             return
         entry = self.rules.heavy_entry
         role = HEAVY if entry and (entry >= 1 or self.random.random() < entry) else LIGHT
+        saved, level = self.saved[i], NO_LEVEL if self.level is None else self.level[i]
+        if saved:
+            self.seen_found[saved] += 1
+        elif level != NO_LEVEL:
+            self.seen_missed[level] += 1
+        at_once = saved >= (self.rules.direct or 0.0) if saved else NO_LEVEL < level < self.rules.heavy_levels
+        if role == LIGHT and at_once and self.fleet.members[HEAVY]:
+            replica, finish = self._pick(HEAVY, now)
+            if replica is not None and finish - saved * replica.times[HEAVY][replica.limit] <= self.latest[i]:
+                self._enqueue(replica, i, now)
+                return
         self._send(i, role, now)
 
     def _admitted(self, now: float) -> bool:
@@ -199,7 +222,7 @@ class Simulation:
         role, queue = replica.role, replica.queue
         times = replica.times[role]
         if role == HEAVY and self.rules.light_fallback:
-            while queue and now + times[1] > self.latest[queue[0]]:
+            while queue and now + times[1] * (1 - self.saved[queue[0]]) > self.latest[queue[0]]:
                 self._give_up(queue.popleft(), now)
         bound = self.rules.drop_after_s
         if bound is None:
@@ -218,6 +241,8 @@ class Simulation:
             return
         replica.running, replica.running_role = batch, role
         seconds = times[len(batch)]
+        if role == HEAVY:  # images leave the batch when they are finished, and others join
+            seconds *= 1 - sum(self.saved[i] for i in batch) / len(batch)
         replica.batch_s, replica.busy_until = seconds, now + seconds
         self.busy_s += seconds
         self.sequence += 1
@@ -233,12 +258,13 @@ class Simulation:
         times = replica.times[role]
         while queue and len(replica.running) < replica.limit and replica.running_role == role:
             i = queue.popleft()
-            hopeless = role == HEAVY and self.rules.light_fallback and now + times[1] > self.latest[i]
+            work = 1 - self.saved[i] if role == HEAVY else 1.0
+            hopeless = role == HEAVY and self.rules.light_fallback and now + work * times[1] > self.latest[i]
             if hopeless or (bound is not None and now + times[len(replica.running) + 1] - self.arrived[i] > bound):
                 self._give_up(i, now)
             else:
                 replica.running.append(i)
-                replica.left.append(1.0)
+                replica.left.append(work)
         self.fleet.refresh(replica)
         if replica.running:
             replica.epoch += 1
@@ -256,7 +282,8 @@ class Simulation:
             replica.epoch += 1
         else:
             batch, replica.running = replica.running, []
-        self.seen_batches.append(Batch(ROLE_NAMES[role], size, replica.batch_s, replica.kind))
+        if self.stepwise or role == LIGHT or not any(self.saved[i] for i in batch):  # what a whole run takes
+            self.seen_batches.append(Batch(ROLE_NAMES[role], size, replica.batch_s, replica.kind))
         if self.transit_s:
             self._later(now + self._way(), partial(self._replied, role, batch))
         else:
@@ -282,6 +309,7 @@ class Simulation:
         for i in batch:
             confidence = self.confidence[i]
             self.seen_confidences.append(confidence)
+            self.seen_levels.append(NO_LEVEL if self.level is None else self.level[i])
             if not cascade or (confidence >= threshold and threshold < 1):
                 self._answer(i, ANSWERED_LIGHT, now)
                 continue
@@ -350,7 +378,13 @@ class Simulation:
             deferred_in_flight=self.in_flight_deferred,
             late_answers=self.late_answers,
             late_deferred=self.late_deferred,
+            found=dict(self.seen_found),
+            missed=dict(self.seen_missed),
+            levels=tuple(self.seen_levels),
         )
+        self.seen_levels = []
+        self.seen_found.clear()
+        self.seen_missed.clear()
         self.seen_arrivals, self.seen_confidences, self.seen_deferred, self.seen_batches = arrived, [], 0, []
         if alive:
             plan = self.policy.observe(seen)
@@ -404,6 +438,8 @@ def simulate(
     arrivals: Arrivals,
     confidences: np.ndarray,
     *,
+    saved: np.ndarray | None = None,
+    levels: np.ndarray | None = None,
     seed: int = 0,
     actuation_s: float = 0.0,
     transit_s: Sequence[float] = (),
@@ -415,6 +451,8 @@ def simulate(
         policy,
         arrivals,
         confidences,
+        saved=saved,
+        levels=levels,
         seed=seed,
         actuation_s=actuation_s,
         transit_s=transit_s,

@@ -75,10 +75,13 @@ class Replica:
 class Fleet:
     """All replicas, and the book of when each would finish one more image."""
 
-    def __init__(self, setting: Setting, plan: Plan, transit_s: Sequence[float] = ()):
+    def __init__(
+        self, setting: Setting, plan: Plan, transit_s: Sequence[float] = (), work: Sequence[float] | None = None
+    ):
         """
         Args:
             transit_s: what calls take one way; see :mod:`load_balancer.transit`.
+            work: share of a whole heavy run that each request needs; None: all need all of it.
         """
         self.usual_s, self.slow_s = (float(s) for s in np.percentile(transit_s, (50, 90))) if transit_s else (0.0, 0.0)
         most = max(a.batch_size for a in plan.assignments)
@@ -92,6 +95,7 @@ class Fleet:
             for _ in range(gpu.count):
                 self.replicas.append(Replica(len(self.replicas), kind, (light, heavy)))
         n = len(self.replicas)
+        self._work = work
         self.finish = (np.full(n, NEVER), np.full(n, NEVER))
         self.idle: tuple[list[tuple[float, int]], list[tuple[float, int]]] = ([], [])
         self.members: tuple[list[int], list[int]] = ([], [])
@@ -131,7 +135,10 @@ class Fleet:
         times, limit = replica.times[role], replica.limit
         whole, rest = divmod(len(replica.queue) + replica.coming, limit)
         last = times[limit] if _PRICED_FULL[role] else times[rest + 1]
-        self.finish[role][replica.index] = replica.busy_until + whole * times[limit] + last
+        waits = whole * times[limit]
+        if self._work is not None and role == HEAVY and replica.queue:
+            waits *= sum(self._work[i] for i in replica.queue) / len(replica.queue)
+        self.finish[role][replica.index] = replica.busy_until + waits + last
 
     def earliest(self, role: int, now: float) -> tuple[Replica | None, float]:
         """The replica that would finish one more image of the role first, and when. None without any of the role."""

@@ -25,9 +25,11 @@ _OVER = 1e-9
 class SeatFleet(Fleet):
     """Replicas with a free seat say how long one more image takes; the others when it would be ready."""
 
-    def __init__(self, setting: Setting, plan: Plan, transit_s: Sequence[float] = ()):
+    def __init__(
+        self, setting: Setting, plan: Plan, transit_s: Sequence[float] = (), work: Sequence[float] | None = None
+    ):
         self.soon = (np.full(setting.replicas, NEVER), np.full(setting.replicas, NEVER))
-        super().__init__(setting, plan, transit_s)
+        super().__init__(setting, plan, transit_s, work)
 
     def refresh(self, replica: Replica) -> None:
         role, limit, index = replica.role, replica.limit, replica.index

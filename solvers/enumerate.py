@@ -1,8 +1,8 @@
 """The optimum by trying everything: the oracle that the formulation and every backend are tested against.
 
-It shares only the definition of the problem and of its objective with the program: deadlines are checked pair by pair
-and thresholds one by one, without modes or pruning. The work grows with the product of all GPU counts, so it is for
-small instances.
+It shares only the definition of the problem, of its operating points and of its objective with the program: deadlines
+are checked pair by pair and points one by one, without modes or pruning. The work grows with the product of all GPU
+counts, so it is for small instances.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections.abc import Iterator
 
 from solvers.milp import value
 from solvers.options import Option, options
+from solvers.points import Point, curves
 from solvers.problem import Problem
 from solvers.solution import Allocation, Solution, Status
 from weir.core import Role
@@ -22,25 +23,22 @@ def enumerate_optimum(problem: Problem) -> Solution:
     """The best solution of all, by brute force."""
     began = time.perf_counter()
     choices = options(problem)
-    lightest = min(range(len(problem.deferral)), key=lambda j: (problem.deferral[j], -problem.quality[j]))
-    best: tuple[float, tuple[Allocation, ...], int, float] | None = None
+    points = [curve.point(j) for curve in curves(problem) for j in range(len(problem.thresholds))]
+    best: tuple[float, tuple[Allocation, ...], Point, float] | None = None
     for allocations, rate in _allocations(problem, choices):
-        for j in range(len(problem.deferral)):
-            needs = {
-                Role.LIGHT: problem.demand_rps * (1 - problem.hit_share),
-                Role.HEAVY: problem.demand_rps * problem.heavy_work(j),
-            }
+        for point in points:
+            needs = {role: problem.demand_rps * point.needs(role is Role.LIGHT) for role in Role}
             served = min([1.0] + [rate[r] * (1 + 1e-9) / needs[r] for r in Role if needs[r] > 0])
-            if served < 1 and j != lightest:
+            if served < 1 and problem.deferral[point.j] > problem.deferral[0]:
                 continue
-            found = value(problem, allocations, j, served)
+            found = value(problem, allocations, point, served)
             if best is None or found > best[0]:
-                best = (found, allocations, j, served)
+                best = (found, allocations, point, served)
     assert best is not None  # using no GPU at all is always among the allocations
-    objective, allocations, j, served = best
+    objective, allocations, point, served = best
     return Solution(
-        threshold=problem.thresholds[j],
-        deferral=problem.deferral[j],
+        threshold=problem.thresholds[point.j],
+        deferral=problem.deferral[point.j],
         allocations=allocations,
         served_rps=served * problem.demand_rps,
         shed_rps=(1 - served) * problem.demand_rps,
@@ -48,6 +46,7 @@ def enumerate_optimum(problem: Problem) -> Solution:
         backend="enumerate",
         status=Status.OPTIMAL,
         seconds=time.perf_counter() - began,
+        point=point,
     )
 
 

@@ -1,22 +1,23 @@
 """The allocation problem as a mixed-integer linear program, in a form that every backend reads.
 
 Columns: n_o (integer, GPUs with option o), z_m (binary, which latency mode), a_rb (binary, batch size b of role r, only
-when a role may use one), y_j (binary, which threshold), s (share of the demand that is shed), r_g (role changes).
+when a role may use one), y_p (binary, which operating point: ``solvers/points.py``), s_p (share of the demand that is
+shed, at the points that defer least), r_g (role changes).
 
-    maximise  Σ Q_j y_j − (κ + Q_0) s − ρ Σ r_g − c Σ n_o
+    maximise  Σ Q_p y_p − Σ (κ + Q_p) s_p − ρ Σ r_g − c Σ n_o
     GPUs      Σ_{o of g} n_o ≤ N_g
-    light     Σ_{light o} rate_o n_o ≥ λ (1 − H) (1 − s)
-    heavy     Σ_{heavy o} rate_o n_o ≥ λ (Σ_j W_j y_j − W_0 s),   W_j = Σ_K h_K w_K + (1 − H) F_j
+    light     Σ_{light o} rate_o n_o ≥ λ (Σ_p A_p y_p − Σ_p A_p s_p)
+    heavy     Σ_{heavy o} rate_o n_o ≥ λ (Σ_p B_p y_p − Σ_p B_p s_p)
     latency   n_o ≤ N_g Σ_{m with o} z_m,  Σ z_m = 1
     one batch n_o ≤ N_g a_rb,  Σ_b a_rb ≤ 1
-    shedding  0 ≤ s ≤ y_0;  Σ y_j = 1
+    shedding  0 ≤ s_p ≤ y_p;  Σ y_p = 1
     changes   r_g ≥ n_light,g − running light,  r_g ≥ n_heavy,g − running heavy
 
-Threshold 0 is the one that defers least. Shedding is the last resort, so it needs a column at that threshold alone: at
-all others the whole demand is served. No GPU and s = 1 is always feasible.
+Shedding is the last resort, so it needs a column only at points that defer least: at all others the whole demand is
+served. No GPU and s = 1 is always feasible.
 
-Before that, thresholds that cannot be the best leave the grid: those that defer no less than another of at least equal
-quality. On the measured, U-shaped quality curves this removes everything beyond the optimum.
+Before that, points that cannot be the best leave the program: those that another beats in light work, heavy work and
+quality. On the measured, U-shaped quality curves this removes every threshold beyond the optimum.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from solvers.options import Option, modes, options
+from solvers.points import Curve, Point, candidates, curves
 from solvers.problem import Problem
 from solvers.solution import Allocation
 from weir.core import Role
@@ -66,16 +68,6 @@ def shed_penalty(problem: Problem) -> float:
     return 1000.0 * (1 + gpus * (problem.role_change_cost + problem.gpu_cost))
 
 
-def useful_thresholds(problem: Problem) -> list[int]:
-    """Grid points that defer less than every other of at least their quality; the first of them defers least."""
-    kept: list[int] = []
-    order = sorted(range(len(problem.deferral)), key=lambda j: (problem.deferral[j], -problem.quality[j]))
-    for j in order:
-        if not kept or problem.quality[j] > problem.quality[kept[-1]]:
-            kept.append(j)
-    return kept
-
-
 @dataclass(frozen=True)
 class Formulation:
     """The program of one problem, and the way back from its columns."""
@@ -83,63 +75,73 @@ class Formulation:
     problem: Problem
     program: MixedProgram
     options: tuple[Option, ...]
-    thresholds: list[int]
+    curves: list[Curve]
 
-    def decode(self, x: np.ndarray) -> tuple[tuple[Allocation, ...], int, float]:
-        """The allocations, the grid point and the served share of a solution vector.
+    def decode(self, x: np.ndarray) -> tuple[tuple[Allocation, ...], Point, float]:
+        """The allocations, the operating point and the served share of a solution vector.
 
-        Only the GPU counts are taken from ``x``. The threshold and the served share are evaluated again from them,
-        so a solver's tolerances never give a plan more than its GPUs can carry.
+        Only the GPU counts are taken from ``x``. The point and the served share are evaluated again from them, among
+        all points, so a solver's tolerances never give a plan more than its GPUs can carry.
         """
         counts = np.rint(x[: len(self.options)]).astype(int)
+        point, served = best_point(self.problem, self.options, counts, self.curves)
         allocations = tuple(
             Allocation(o.gpu, o.role, o.batch_size, int(n)) for o, n in zip(self.options, counts, strict=True) if n > 0
         )
-        j, served = best_threshold(self.problem, self.options, counts, self.thresholds)
-        return allocations, j, served
+        return allocations, point, served
 
 
-def best_threshold(
-    problem: Problem, choices: tuple[Option, ...], counts: np.ndarray, thresholds: list[int]
-) -> tuple[int, float]:
-    """The best grid point that these GPUs carry, and the share of the demand served there (below 1 when none does)."""
+def best_point(
+    problem: Problem, choices: tuple[Option, ...], counts: np.ndarray, found: list[Curve]
+) -> tuple[Point, float]:
+    """The best point that these GPUs carry, and the share of the demand served there (below 1 when none does)."""
     rate = {role: sum(o.rate_rps * n for o, n in zip(choices, counts, strict=True) if o.role is role) for role in Role}
-    slack = 1 + 1e-9
-    light_need = problem.demand_rps * (1 - problem.hit_share)
-    if light_need <= rate[Role.LIGHT] * slack:
-        for j in reversed(thresholds):
-            if problem.demand_rps * problem.heavy_work(j) <= rate[Role.HEAVY] * slack:
-                return j, 1.0
-    lightest = thresholds[0]
-    heavy_need = problem.demand_rps * problem.heavy_work(lightest)
-    served = min(
-        [1.0]
-        + ([rate[Role.LIGHT] / light_need] if light_need > 0 else [])
-        + ([rate[Role.HEAVY] / heavy_need] if heavy_need > 0 else [])
-    )
-    return lightest, served
+    light, heavy = (rate[role] * (1 + 1e-9) for role in (Role.LIGHT, Role.HEAVY))
+    best: tuple[float, Point, float] | None = None
+    for curve in found:
+        fits = problem.demand_rps * curve.heavy_work <= heavy
+        if problem.demand_rps * curve.light_work <= light and fits.any():
+            top = curve.quality[fits].max()
+            j = int(np.flatnonzero(fits & (curve.quality == top))[0])  # of equal ones, the one that defers least
+            if best is None or top > best[0]:
+                best = (float(top), curve.point(j), 1.0)
+    if best is not None:
+        return best[1], best[2]
+    for curve in found:
+        point = curve.point(curve.useful()[0])
+        needs = ((problem.demand_rps * point.light_work, light), (problem.demand_rps * point.heavy_work, heavy))
+        served = min([1.0] + [has / need / (1 + 1e-9) for need, has in needs if need > 0])
+        worth = point.quality * served - shed_penalty(problem) * (1 - served)
+        if best is None or worth > best[0]:
+            best = (worth, point, served)
+    assert best is not None  # there is always a curve
+    return best[1], best[2]
 
 
 def formulate(problem: Problem) -> Formulation:
-    """Builds the program. Its size depends on types, batch sizes and thresholds, not on the number of GPUs."""
+    """Builds the program. Its size depends on types, batch sizes and points, not on the number of GPUs."""
     choices = options(problem)
-    thresholds = useful_thresholds(problem)
-    quality = problem.scaled_quality()
+    found = curves(problem)
+    points, least = candidates(found)
     program = MixedProgram()
 
     n = [program.column(-problem.gpu_cost, problem.gpus[o.gpu].count, integer=True) for o in choices]
-    y = [program.column(quality[j], 1, integer=True) for j in thresholds]
-    shed = program.column(-shed_penalty(problem) - quality[thresholds[0]], 1, integer=False)
+    y = [program.column(point.quality, 1, integer=True) for point in points]
+    penalty = shed_penalty(problem)
+    shed = [program.column(-penalty - point.quality, 1, integer=False) for point in least]
 
     for index, gpu in enumerate(problem.gpus):
         program.row([(n[i], 1.0) for i, o in enumerate(choices) if o.gpu == index], upper=gpu.count)
-    by_role = {role: [(n[i], o.rate_rps) for i, o in enumerate(choices) if o.role is role] for role in Role}
-    light_need = problem.demand_rps * (1 - problem.hit_share)
-    program.row([*by_role[Role.LIGHT], (shed, light_need)], lower=light_need)
-    work = [problem.demand_rps * problem.heavy_work(j) for j in thresholds]
-    program.row([*by_role[Role.HEAVY], *((c, -w) for c, w in zip(y, work, strict=True)), (shed, work[0])], lower=0)
+    for role in Role:
+        rates = [(n[i], o.rate_rps) for i, o in enumerate(choices) if o.role is role]
+        need = [problem.demand_rps * point.needs(role is Role.LIGHT) for point in points]
+        less = [problem.demand_rps * point.needs(role is Role.LIGHT) for point in least]
+        everywhere = min(need) if role is Role.LIGHT else 0.0  # Σ y_p = 1: what every point needs is a constant
+        works = [(c, everywhere - w) for c, w in zip(y, need, strict=True) if role is Role.HEAVY or w > everywhere]
+        program.row([*rates, *works, *zip(shed, less, strict=True)], lower=everywhere)
     program.row([(c, 1.0) for c in y], lower=1, upper=1)
-    program.row([(y[0], 1.0), (shed, -1.0)], lower=0)
+    for point, column in zip(least, shed, strict=True):
+        program.row([(y[points.index(point)], 1.0), (column, -1.0)], lower=0)
 
     sets = modes(problem, choices)
     if len(sets) > 1:
@@ -167,12 +169,12 @@ def formulate(problem: Problem) -> Formulation:
             for role in Role:
                 mine = [(n[i], 1.0) for i, o in enumerate(choices) if o.gpu == index and o.role is role]
                 program.row([*mine, (change, -1.0)], upper=running[role])
-    return Formulation(problem, program, choices, thresholds)
+    return Formulation(problem, program, choices, found)
 
 
-def value(problem: Problem, allocations: tuple[Allocation, ...], j: int, served: float) -> float:
+def value(problem: Problem, allocations: tuple[Allocation, ...], point: Point, served: float) -> float:
     """The objective of a decoded solution, evaluated exactly; what backends and the enumerator are compared by."""
-    total = problem.scaled_quality()[j] * served - shed_penalty(problem) * (1 - served)
+    total = point.quality * served - shed_penalty(problem) * (1 - served)
     for index, gpu in enumerate(problem.gpus):
         count = {role: sum(a.count for a in allocations if a.gpu == index and a.role is role) for role in Role}
         total -= problem.gpu_cost * sum(count.values())

@@ -44,6 +44,22 @@ class CacheHit:
 
 
 @dataclass(frozen=True, slots=True)
+class PromptGroup:
+    """Cache misses for which about the same level was predicted.
+
+    Attributes:
+        share: of all misses.
+        deferral, quality: F_gj and Q_gj of these prompts, by threshold, when they begin light.
+        heavy_quality: when they go to the heavy variant at once.
+    """
+
+    share: float
+    deferral: tuple[float, ...]
+    quality: tuple[float, ...]
+    heavy_quality: float
+
+
+@dataclass(frozen=True, slots=True)
 class Problem:
     """One instance of the allocation problem.
 
@@ -55,6 +71,10 @@ class Problem:
         deferral: F_j, share of cache misses below t_j, not falling.
         quality: Q_j, quality of the mix at t_j; larger is better, any scale (the solver rescales it to 0…1).
         hits: cache hits; empty when there is no cache.
+        direct_cuts: the plan chooses one: hits that save at least this share of the steps go to the heavy variant at
+            once, the others begin light. (0,): all of them at once.
+        groups: misses by predicted level, from the easiest to the hardest; the plan may send the hardest ones to the
+            heavy variant at once. Empty: prompts are not told apart, and all begin light.
         light_utilisation, heavy_utilisation: share of the profiled throughput that a plan may count on, > 0.
             The heavy one may lie close to 1, because a heavy stage that is full costs quality and not deadlines.
         fixed_s: seconds of every deferred request outside the two batches: discriminator, hops, measured queue delays.
@@ -71,6 +91,8 @@ class Problem:
     deferral: tuple[float, ...]
     quality: tuple[float, ...]
     hits: tuple[CacheHit, ...] = ()
+    direct_cuts: tuple[float, ...] = (0.0,)
+    groups: tuple[PromptGroup, ...] = ()
     light_utilisation: float = 1.0
     heavy_utilisation: float = 1.0
     fixed_s: float = 0.0
@@ -106,6 +128,27 @@ class Problem:
             "hits: shares and work must be at least 0 and the shares add up to at most 1",
         )
         need(
+            len(self.direct_cuts) > 0 and all(0 <= cut <= 1 for cut in self.direct_cuts),
+            f"direct_cuts is {self.direct_cuts}; give at least one share of steps, each 0…1",
+        )
+        for i, group in enumerate(self.groups):
+            grid = len(self.thresholds)
+            need(
+                len(group.deferral) == len(group.quality) == grid,
+                f"groups[{i}]: deferral and quality must have one entry for each grid point",
+            )
+            need(
+                all(map(math.isfinite, (group.share, *group.deferral, *group.quality, group.heavy_quality))),
+                f"groups[{i}]: every number must be finite",
+            )
+            need(
+                list(group.deferral) == sorted(group.deferral) and group.deferral[0] >= 0 and group.deferral[-1] <= 1,
+                f"groups[{i}]: deferral must lie in 0…1 and not fall along the thresholds",
+            )
+            need(group.share >= 0, f"groups[{i}]: share is {group.share}; it must be at least 0")
+        total = sum(group.share for group in self.groups)
+        need(not self.groups or abs(total - 1) < 1e-6, f"groups: shares add up to {total:g}; they have to add up to 1")
+        need(
             self.light_utilisation > 0 and self.heavy_utilisation > 0,
             "light_utilisation and heavy_utilisation must be above 0",
         )
@@ -125,22 +168,6 @@ class Problem:
     def hit_share(self) -> float:
         """H = Σ h_K."""
         return sum(h.share for h in self.hits)
-
-    @property
-    def hit_work(self) -> float:
-        """Σ h_K w_K: full heavy runs that one request needs for its hits, on average."""
-        return sum(h.share * h.work for h in self.hits)
-
-    def heavy_work(self, j: int) -> float:
-        """Full heavy runs that one request needs at threshold j, on average."""
-        return self.hit_work + (1 - self.hit_share) * self.deferral[j]
-
-    def scaled_quality(self) -> tuple[float, ...]:
-        """Mean quality of a request at every threshold, hits included, with the curve moved and scaled to 0…1."""
-        low, high = min(self.quality), max(self.quality)
-        span = high - low or 1.0
-        hits = sum(h.share * (h.quality - low) / span for h in self.hits)
-        return tuple(hits + (1 - self.hit_share) * (q - low) / span for q in self.quality)
 
     def utilisation(self, role: Role) -> float:
         return self.light_utilisation if role is Role.LIGHT else self.heavy_utilisation

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+from solvers.points import Point
 from solvers.problem import Problem
 from weir.core import Assignment, Plan, Role
 
@@ -32,6 +33,7 @@ class Solution:
 
     Attributes:
         threshold, deferral: t_j and F_j of the chosen grid point.
+        point: that, and which hits and which groups of prompts go to the heavy variant at once.
         allocations: GPUs that are needed; fewer than there are when some are spare.
         served_rps, shed_rps: they add up to the demand.
         objective: scaled quality − cost of changes − cost of GPUs − penalty for shedding; comparable among backends.
@@ -47,6 +49,7 @@ class Solution:
     backend: str
     status: Status
     seconds: float
+    point: Point
 
     def count(self, role: Role, gpu: int | None = None) -> int:
         """GPUs needed in a role, of one type or of all."""
@@ -86,9 +89,7 @@ class Solution:
         return Plan(version, tuple(ranks), self.threshold, admitted)
 
     def _needed_rps(self, problem: Problem, role: Role) -> float:
-        misses = 1 - problem.hit_share
-        work = misses if role is Role.LIGHT else problem.hit_work + misses * self.deferral
-        return work * self.served_rps / problem.utilisation(role)
+        return self.point.needs(role is Role.LIGHT) * self.served_rps / problem.utilisation(role)
 
     def _spread(
         self, problem: Problem, index: int, needed: dict[Role, float], capacity: dict[Role, float]

@@ -9,8 +9,9 @@ from dataclasses import replace
 import numpy as np
 
 from solvers.backends import Backend, backend, installed
-from solvers.milp import Formulation, best_threshold, formulate, value
+from solvers.milp import Formulation, best_point, formulate, value
 from solvers.options import Option
+from solvers.points import Point
 from solvers.problem import Problem
 from solvers.solution import Allocation, Solution, Status
 from weir.core import Role
@@ -60,9 +61,9 @@ def _attempt(chosen: Backend, form: Formulation, time_limit_s: float, began: flo
     if problem_found:
         log.warning("solver %s answered nonsense: %s", chosen.name, problem_found)
         return None
-    allocations, j, served = form.decode(answer.x)
+    allocations, point, served = form.decode(answer.x)
     status = Status.OPTIMAL if answer.proven else Status.FEASIBLE
-    return _solution(form.problem, allocations, j, served, chosen.name, status, began)
+    return _solution(form.problem, allocations, point, served, chosen.name, status, began)
 
 
 def _violation(form: Formulation, x: np.ndarray) -> str:
@@ -86,11 +87,18 @@ def _violation(form: Formulation, x: np.ndarray) -> str:
 def _relaxed(problem: Problem) -> Problem:
     last = len(problem.thresholds) - 1
     kept = sorted({round(i * last / (RELAXED_GRID - 1)) for i in range(RELAXED_GRID)})
+
+    def thinned(values: tuple[float, ...]) -> tuple[float, ...]:
+        return tuple(values[j] for j in kept)
+
     return replace(
         problem,
-        thresholds=tuple(problem.thresholds[j] for j in kept),
-        deferral=tuple(problem.deferral[j] for j in kept),
-        quality=tuple(problem.quality[j] for j in kept),
+        thresholds=thinned(problem.thresholds),
+        deferral=thinned(problem.deferral),
+        quality=thinned(problem.quality),
+        groups=tuple(
+            replace(group, deferral=thinned(group.deferral), quality=thinned(group.quality)) for group in problem.groups
+        ),
     )
 
 
@@ -104,27 +112,28 @@ def _lightest(form: Formulation, began: float) -> Solution:
     allocations = tuple(
         Allocation(o.gpu, o.role, o.batch_size, int(n)) for o, n in zip(form.options, counts, strict=True) if n > 0
     )
-    j, served = best_threshold(form.problem, form.options, counts, form.thresholds[:1])
-    return _solution(form.problem, allocations, j, served, "none", Status.LIGHTEST, began)
+    point, served = best_point(form.problem, form.options, counts, form.curves)
+    return _solution(form.problem, allocations, point, served, "none", Status.LIGHTEST, began)
 
 
 def _solution(
     problem: Problem,
     allocations: tuple[Allocation, ...],
-    j: int,
+    point: Point,
     served: float,
     name: str,
     status: Status,
     began: float,
 ) -> Solution:
     return Solution(
-        threshold=problem.thresholds[j],
-        deferral=problem.deferral[j],
+        threshold=problem.thresholds[point.j],
+        deferral=problem.deferral[point.j],
         allocations=allocations,
         served_rps=served * problem.demand_rps,
         shed_rps=(1 - served) * problem.demand_rps,
-        objective=value(problem, allocations, j, served),
+        objective=value(problem, allocations, point, served),
         backend=name,
         status=status,
         seconds=time.perf_counter() - began,
+        point=point,
     )

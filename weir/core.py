@@ -153,6 +153,10 @@ class Rules:
         drop_after_s: a request whose image cannot be ready this many seconds after its admission is dropped; None
             refuses at admission what cannot be ready in time, and keeps all else.
         light_fallback: a deferred request is answered with its light image when the heavy one would be late.
+        direct: a cache hit that saves at least this share of the steps goes to the heavy variant at once; the others
+            begin light and go on from their state only if they are deferred. None: what the service's cache says.
+        heavy_levels: a request without a hit whose predicted level (``weir/prompt_levels.py``) lies below this goes to
+            the heavy variant at once; 0: none does.
         dispatch_again: the queue of a replica that changes its role goes to others of the old role; otherwise the
             replica works it off in its new role.
     """
@@ -162,12 +166,18 @@ class Rules:
     drop_after_s: float | None = None
     light_fallback: bool = True
     dispatch_again: bool = True
+    direct: float | None = None
+    heavy_levels: int = 0
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.heavy_entry) and 0 <= self.heavy_entry <= 1):
             raise PlanError(f"rules.heavy_entry is {self.heavy_entry}; it must lie in 0…1")
         if self.drop_after_s is not None and not (math.isfinite(self.drop_after_s) and self.drop_after_s > 0):
             raise PlanError(f"rules.drop_after_s is {self.drop_after_s}; it must be above 0")
+        if self.direct is not None and not (math.isfinite(self.direct) and 0 <= self.direct <= 1):
+            raise PlanError(f"rules.direct is {self.direct}; it must lie in 0…1")
+        if not (isinstance(self.heavy_levels, int) and self.heavy_levels >= 0):
+            raise PlanError(f"rules.heavy_levels is {self.heavy_levels}; it must be a whole number of at least 0")
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> Rules:

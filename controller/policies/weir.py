@@ -10,7 +10,9 @@ Differences to DiffServe, each with its reason:
 - F(t) is corrected by live confidences, and the share of deferred requests by what was really deferred: chance and
   error in F(t) are paid back within a few plans;
 - batch times are corrected by what the workers measured;
-- what the cache saves is planned with, as it was in the last minute;
+- what the cache saves is planned with, as it was in the last minute, and the plan says which hits are worth the heavy
+  variant at once and which begin light like any other request;
+- prompts that are predicted to need the heavy variant go there at once while that costs less than drawing them twice;
 - requests go to the replica that finishes first.
 """
 
@@ -20,6 +22,7 @@ from dataclasses import replace
 
 from controller.curves import LiveDeferral
 from controller.demand import DemandForecast
+from controller.groups import LiveGroups
 from controller.hits import LiveHits
 from controller.latencies import LiveLatency
 from controller.observation import Observation
@@ -62,6 +65,7 @@ class Weir(Policy):
         self._deferral = LiveDeferral(setting.deferral)
         self._latency = LiveLatency(setting)
         self._hits = LiveHits()
+        self._groups = LiveGroups(setting.levels)
         self._plan: Plan | None = None
         self._seen_at_s = self._planned_at_s = self._trimmed_at_s = 0.0
         self._planned_rps = 0.0
@@ -93,7 +97,8 @@ class Weir(Policy):
         self._demand.observe(seen.arrivals, seen.now_s - self._seen_at_s)
         self._seen_at_s = seen.now_s
         self._deferral.observe(seen.confidences)
-        self._hits.observe(seen.arrivals, seen.reused, seen.fetches)
+        self._hits.observe(seen.arrivals, seen.found, seen.fetches)
+        self._groups.observe(seen.missed, zip(seen.levels, seen.confidences, strict=False))
         self._latency.observe(seen.batches, seen.now_s)
         self.account.latency_factors = {role: self._latency.factor(role) for role in Role}
         self._owed += self._share * len(seen.confidences) - seen.deferred
@@ -120,9 +125,14 @@ class Weir(Policy):
         self.account.solves(demand_rps, solution)
         if solution.status is Status.LIGHTEST and self._plan and len(self._plan.assignments) == sum(counts):
             return self._trimmed(self._plan, self.next_version())  # no solver answered: the last good split stays
-        self._share, self._planned_rps = solution.deferral, demand_rps
+        self._share, self._planned_rps = begun_share(problem, solution), demand_rps
+        rules = replace(
+            self.rules,
+            direct=solution.point.direct if problem.hits else None,
+            heavy_levels=self._groups.levels_from(problem.groups, solution.point.entry),
+        )
         version = self.next_version()
-        return self._trimmed(solution.to_plan(problem, version), version)
+        return self._trimmed(replace(solution.to_plan(problem, version), rules=rules), version)
 
     def _trimmed(self, plan: Plan, version: int) -> Plan:
         """The plan with the threshold that defers the planned share, and what is owed of it, by the latest F(t)."""
@@ -143,6 +153,7 @@ class Weir(Policy):
     def _problem(self, demand_rps: float, counts: tuple[int, ...]) -> Problem:
         setting, curve = self.setting, self._deferral.curve()
         quality = setting.quality
+        hits = self._hits.hits(quality.reward(0) if quality else 1.0)
         return Problem(
             gpus=tuple(
                 replace(gpu, count=count, running_light=running)
@@ -153,7 +164,9 @@ class Weir(Policy):
             thresholds=curve.thresholds,
             deferral=curve.shares,
             quality=tuple(quality.reward(1 - f) if quality else f for f in curve.shares),
-            hits=self._hits.hits(quality.reward(0) if quality else 1.0),
+            hits=hits,
+            direct_cuts=(0.0, *(1 - hit.work for hit in hits[1:]), 1.0) if hits else (0.0,),
+            groups=self._groups.groups(curve.thresholds),
             light_utilisation=LIGHT_UTILISATION,
             heavy_utilisation=HEAVY_UTILISATION,
             fixed_s=setting.discriminator_s + self._hits.fetch_s,
@@ -172,3 +185,12 @@ class Weir(Policy):
             running.append(sum(self._plan.assignment(r).role is Role.LIGHT for r in range(first, first + count)))
             first += count
         return running
+
+
+def begun_share(problem: Problem, solution: Solution) -> float:
+    """Of the requests that begin light, the share that the solution defers."""
+    j, begun = solution.point.j, problem.groups[: solution.point.entry]
+    total = sum(group.share for group in begun)
+    if not problem.groups or total <= 0:
+        return solution.deferral
+    return sum(group.share * group.deferral[j] for group in begun) / total

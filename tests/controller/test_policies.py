@@ -11,13 +11,16 @@ from controller.observation import Observation
 from controller.policies import POLICIES, make_policy
 from controller.policies import weir as weir_policy
 from controller.policies.diffserve import Ewm
-from controller.setting import QualityCurve, Setting
+from controller.setting import LevelStats, QualityCurve, Setting
 from solvers.problem import GpuType
 from solvers.published import cascade
 from solvers.solution import Status
 from weir.config import ControllerConfig
-from weir.core import Role
+from weir.core import DeferralCurve, Role
 from weir.errors import ConfigError
+
+#: Quality by light share, where the discriminator picks the light ones: the more is drawn heavy, the better.
+RISING = QualityCurve((1.0, 0.998, 0.995, 0.99, 0.985, 0.98, 0.972, 0.963, 0.953, 0.942, 0.93), smaller_is_better=False)
 
 
 def setting(name: str = "diffserve-1", gpus: int = 16) -> Setting:
@@ -187,3 +190,37 @@ def test_a_policy_goes_on_from_a_running_plan(name):
 def test_every_policy_can_be_configured_for_a_service():
     names = get_args(ControllerConfig.model_fields["policy"].annotation)
     assert set(names) == {"static", *POLICIES}
+
+
+def cached(seconds: int, rate: int, saved: float = 0.2):
+    """The last plan of Weir's policy where half of all requests have a state that saves so much."""
+    policy = make_policy("weir", replace(setting("diffserve-3"), quality=RISING))
+    policy.first_plan()
+    return run(policy, [rate] * seconds, found={saved: rate // 2})[-1]
+
+
+def test_weir_sends_every_hit_to_the_heavy_variant_while_there_is_room():
+    assert cached(15, rate=2).rules.direct <= 0.2
+
+
+def test_weir_lets_hits_begin_light_when_the_heavy_stage_is_full():
+    assert cached(15, rate=14).rules.direct > 0.2
+
+
+def test_weir_says_nothing_about_hits_without_any():
+    policy = make_policy("weir", setting())
+    policy.first_plan()
+    assert run(policy, [10] * 15)[-1].rules.direct is None
+
+
+def test_weir_sends_hard_prompts_to_the_heavy_variant_where_the_light_one_would_be_drawn_in_vain():
+    def level(confidences, light: float) -> LevelStats:
+        grid = tuple(i / 50 for i in range(51))
+        shares = tuple(sum(c < t for c in confidences) / len(confidences) for t in grid[:-1])
+        values = tuple(1 - (1 - light) * (i / 10) ** 2 for i in range(11))
+        return LevelStats(0.5, DeferralCurve(grid, (*shares, 1.0)), QualityCurve(values, smaller_is_better=False))
+
+    hard, easy = level((0.05, 0.1), 0.5), level((0.8, 0.9), 1.0)
+    policy = make_policy("weir", replace(setting("diffserve-3"), quality=RISING, levels=(hard, easy)))
+    policy.first_plan()
+    assert run(policy, [4] * 15, missed={0: 2, 1: 2})[-1].rules.heavy_levels == 1

@@ -284,6 +284,9 @@ async def test_its_counters_tell_a_controller_what_happened(running, pool, plan)
         "looked_up": 0,
         "fetched": 0,
         "fetches": [],
+        "found": {},
+        "missed": {},
+        "levels": [-1, -1],
         "reused": {},
     }
 

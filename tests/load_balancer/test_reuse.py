@@ -221,3 +221,16 @@ async def test_a_cache_that_keeps_failing_is_left_alone_for_a_while(monkeypatch)
     cache.finished(REQUEST, 0, (), False)
     await asyncio.sleep(0.01)
     assert cache.failures["tell"] == 1
+
+
+@pytest.mark.parametrize(("saved", "first"), [(0.2, Role.LIGHT), (0.3, Role.HEAVY)])
+def test_what_the_plan_says_of_hits_comes_before_what_the_service_says(saved, first, plan):
+    plan = replace(plan, rules=replace(plan.rules, direct=0.3))
+    assert after_lookup(plan, Role.LIGHT, saved, direct=0.1, heavy_finish_at=1.0, latest=2.0) is first
+
+
+@pytest.mark.parametrize(("level", "first"), [(0, Role.HEAVY), (1, Role.LIGHT), (None, Role.LIGHT)])
+def test_a_prompt_that_only_the_heavy_variant_draws_well_skips_the_light_one(level, first, plan):
+    plan = replace(plan, rules=replace(plan.rules, heavy_levels=1))
+    role = after_lookup(plan, Role.LIGHT, 0.0, direct=0.0, heavy_finish_at=1.0, latest=2.0, level=level)
+    assert role is first

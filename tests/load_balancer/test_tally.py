@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from load_balancer.tally import MOST_CONFIDENCES, Tally
+from load_balancer.tally import MOST_CONFIDENCES, UNKNOWN_LEVEL, Tally
 from weir.core import Role
 
 
@@ -58,3 +58,15 @@ def test_an_image_is_in_flight_until_it_is_answered_or_expires():
     assert seen(11.5) == (1, 1, 0, 1)
     tally.answered("b", 11.6)
     assert seen(11.7) == (1, 1, 1, 1)
+
+
+def test_lookups_are_told_by_what_they_found_and_what_was_predicted():
+    tally = Tally(10)
+    tally.admitted("a", 0.0)
+    tally.lookup("a", 0.2, level=1)
+    tally.lookup("b", 0.0, level=2)
+    tally.lookup("c", 0.0, level=None)
+    tally.judge("a", 0.5, False)
+    tally.judge("c", 0.6, False)
+    seen = tally.since(0, 0, now=0)
+    assert (seen["found"], seen["missed"], seen["levels"]) == ({"0.2": 1}, {"2": 1}, [1, UNKNOWN_LEVEL])

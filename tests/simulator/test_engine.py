@@ -203,3 +203,20 @@ def test_every_request_ends_once_also_by_steps_and_with_calls_that_take_their_ti
 def test_a_call_takes_its_time_out_and_back():
     outcome = simulate(fixed(), at(1.0), np.array([0.1]), transit_s=(0.05,))
     assert outcome.latencies_s == pytest.approx([0.05 + 0.12 + 0.05 + 0.05 + 1.78 + 0.05])
+
+
+def test_a_hit_goes_to_the_heavy_variant_at_once_and_runs_only_what_is_left():
+    outcome = simulate(fixed(), at(1.0), np.array([0.9]), saved=np.array([0.5]))
+    assert outcome.latencies_s == pytest.approx([0.5 * 1.78])
+    assert outcome.paths.tolist() == [ANSWERED_HEAVY]
+
+
+def test_a_hit_that_saves_too_little_for_the_plan_begins_light_and_resumes_when_deferred():
+    outcome = simulate(fixed(direct=0.6), at(1.0, 9.0), np.array([0.9, 0.1]), saved=np.array([0.5, 0.5]))
+    assert outcome.latencies_s == pytest.approx([0.12, 0.12 + 0.5 * 1.78])
+    assert outcome.paths.tolist() == [ANSWERED_LIGHT, ANSWERED_HEAVY]
+
+
+def test_a_prompt_of_a_hard_level_goes_to_the_heavy_variant_at_once():
+    outcome = simulate(fixed(heavy_levels=1), at(1.0, 9.0, 17.0), np.array([0.9] * 3), levels=np.array([0, 1, -1]))
+    assert outcome.paths.tolist() == [ANSWERED_HEAVY, ANSWERED_LIGHT, ANSWERED_LIGHT]

@@ -14,7 +14,7 @@ from solvers import solve as solving
 from solvers.backends import Answer, Backend, backend, installed
 from solvers.enumerate import enumerate_optimum
 from solvers.milp import formulate
-from solvers.problem import CacheHit, GpuType, Problem
+from solvers.problem import CacheHit, GpuType, Problem, PromptGroup
 from solvers.solution import Status
 from solvers.solve import solve
 from weir.core import LatencyProfile, Role
@@ -29,6 +29,14 @@ def profiles(draw, slowest: float) -> LatencyProfile:
 
 
 @st.composite
+def groups_of(draw, grid: int) -> PromptGroup:
+    shares = sorted(draw(st.lists(st.integers(0, 100), min_size=grid, max_size=grid)))
+    quality = draw(st.lists(st.integers(0, 10).map(float), min_size=grid, max_size=grid))
+    share = draw(st.integers(1, 10))
+    return PromptGroup(share, tuple(s / 100 for s in shares), tuple(quality), float(draw(st.integers(0, 10))))
+
+
+@st.composite
 def problems(draw) -> Problem:
     types = draw(st.integers(1, 2))
     gpus = []
@@ -39,6 +47,9 @@ def problems(draw) -> Problem:
     grid = draw(st.integers(1, 6))
     shares = sorted(draw(st.lists(st.integers(0, 100), min_size=grid, max_size=grid)))
     hits = draw(st.lists(st.tuples(st.integers(0, 40), st.integers(0, 100), st.integers(0, 10)), max_size=2))
+    cuts = draw(st.lists(st.sampled_from((0.0, 0.2, 0.5, 1.0)), min_size=1, max_size=3))
+    groups = draw(st.lists(groups_of(grid), max_size=2))
+    total = sum(group.share for group in groups)
     return Problem(
         gpus=tuple(gpus),
         demand_rps=draw(st.integers(0, 300)) / 10,
@@ -47,6 +58,8 @@ def problems(draw) -> Problem:
         deferral=tuple(s / 100 for s in shares),
         quality=tuple(draw(st.lists(st.integers(0, 10).map(float), min_size=grid, max_size=grid))),
         hits=tuple(CacheHit(s / 100, w / 100, float(q)) for s, w, q in hits),
+        direct_cuts=tuple(cuts),
+        groups=tuple(replace(group, share=group.share / total) for group in groups),
         light_utilisation=draw(st.sampled_from((0.7, 1.0))),
         heavy_utilisation=draw(st.sampled_from((0.9, 1.0))),
         fixed_s=draw(st.sampled_from((0.0, 0.1))),
@@ -87,7 +100,7 @@ def test_a_solution_never_uses_more_than_there_is(problem):
     rate = dict.fromkeys(Role, 0.0)
     for a in solution.allocations:
         rate[a.role] += a.count * a.batch_size / problem.gpus[a.gpu].latency(a.role).at(a.batch_size)
-    need = solution.served_rps * (1 - problem.hit_share)
+    need = solution.served_rps * solution.point.light_work
     assert need <= rate[Role.LIGHT] * problem.light_utilisation * (1 + 1e-6)
     assert solution.served_rps + solution.shed_rps == pytest.approx(problem.demand_rps)
 

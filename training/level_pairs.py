@@ -1,0 +1,165 @@
+"""What each prompt tolerates: the same prompts drawn at every rung of a family's ladder, and judged.
+
+One seed draws all images of a prompt, so that rungs are compared image by image. The pairs lie in one file that a run
+which was stopped goes on with.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from quality.suite import Suite
+from training.evaluate import held_out
+from training.scenes import caption
+from weir.config import FamilyConfig
+from weir.core import ImageRequest, Role
+from weir.errors import ConfigError
+from workers.family import Family
+
+#: Prompts that are drawn at once, and kept at once.
+_BATCH = 32
+#: Of the prompts; another than that of ``weir evaluate``, whose prompts a classifier must not have seen.
+SEED = 2_000_003
+
+#: Told how many prompts are drawn, and how many there will be.
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Rung:
+    """One way to draw: a variant, and its number of steps (0: what the family says)."""
+
+    role: Role
+    steps: int = 0
+
+    @property
+    def name(self) -> str:
+        return f"{self.role.value}-{self.steps}" if self.steps else self.role.value
+
+
+@dataclass(frozen=True)
+class LevelPairs:
+    """One row for each prompt.
+
+    Attributes:
+        quality: what the judge says of the prompt's image at every rung, from the best to the fastest; [N, L].
+        confidence: of the discriminator in the light variant's image; [N].
+    """
+
+    prompts: list[str]
+    rungs: tuple[str, ...]
+    quality: np.ndarray
+    confidence: np.ndarray
+
+    def labels(self, alpha: float) -> np.ndarray:
+        """The strongest rung of every prompt whose image keeps the share ``alpha`` of the best rung's quality; [N]."""
+        keeps = self.quality >= alpha * self.quality[:, :1] - 1e-9
+        return keeps.shape[1] - 1 - np.argmax(keeps[:, ::-1], axis=1)
+
+    def save(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.savez_compressed(
+            path,
+            allow_pickle=False,
+            prompts=np.array(self.prompts),
+            rungs=np.array(self.rungs),
+            quality=self.quality.astype(np.float32),
+            confidence=self.confidence.astype(np.float32),
+        )
+
+    @classmethod
+    def load(cls, path: Path) -> LevelPairs:
+        """Reads what :meth:`save` wrote.
+
+        Raises:
+            ConfigError: it is something else.
+        """
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                prompts, rungs = file["prompts"].tolist(), tuple(file["rungs"].tolist())
+                quality, confidence = file["quality"].astype(float), file["confidence"].astype(float)
+        except (OSError, ValueError, KeyError) as error:
+            raise ConfigError(f"{path}: not a file of level pairs ({error}); remove it and draw anew") from None
+        if quality.shape != (len(prompts), len(rungs)) or confidence.shape != (len(prompts),):
+            raise ConfigError(f"{path}: not a file of level pairs (its parts do not fit); remove it and draw anew")
+        return cls(prompts, rungs, quality, confidence)
+
+    def first(self, count: int) -> LevelPairs:
+        """So many of them."""
+        return LevelPairs(self.prompts[:count], self.rungs, self.quality[:count], self.confidence[:count])
+
+
+def ladder_of(family: FamilyConfig, steps: Sequence[int]) -> tuple[Rung, ...]:
+    """The heavy variant with its own steps, with each of ``steps`` and then the light variant.
+
+    Raises:
+        ConfigError: steps do not fall from below the heavy variant's own.
+    """
+    own = [family.heavy.steps, *steps]
+    if any(fewer >= more for more, fewer in pairwise(own)) or min(own) < 1:
+        raise ConfigError(f"--steps is {','.join(map(str, steps))}; give numbers that fall from below {own[0]} to 1")
+    return (*(Rung(Role.HEAVY, n) for n in own), Rung(Role.LIGHT))
+
+
+def draw_pairs(
+    family: FamilyConfig,
+    judges: Suite,
+    judge: str,
+    rungs: Sequence[Rung],
+    count: int,
+    file: Path,
+    progress: Progress | None = None,
+) -> LevelPairs:
+    """Draws ``count`` prompts at every rung, going on where ``file`` ends.
+
+    Raises:
+        ConfigError: the family draws no picture, or the file holds other rungs.
+    """
+    prompts = [caption(scene) for scene in held_out(count, SEED)]
+    names = tuple(rung.name for rung in rungs)
+    pairs = LevelPairs([], names, np.zeros((0, len(names))), np.zeros(0))
+    if file.exists():
+        pairs = LevelPairs.load(file)
+        if pairs.rungs != names or pairs.prompts[:count] != prompts[: len(pairs.prompts)]:
+            raise ConfigError(f"{file}: holds other prompts or rungs ({', '.join(pairs.rungs)}); name another --work")
+    if len(pairs.prompts) >= count:
+        return pairs.first(count)
+    engine = Family.load(family, threads=1)
+    while len(pairs.prompts) < count:
+        first = len(pairs.prompts)
+        batch = prompts[first : first + _BATCH]
+        drawn = [_drawn(engine, family.size, rung, batch, first) for rung in rungs]
+        scores = [judges.scores(batch, [image for image, _ in images])[judge] for images in drawn]
+        pairs = LevelPairs(
+            pairs.prompts + batch,
+            names,
+            np.concatenate([pairs.quality, np.stack(scores, axis=1)]),
+            np.concatenate([pairs.confidence, [confidence for _, confidence in drawn[-1]]]),
+        )
+        pairs.save(file)
+        if progress is not None:
+            progress(len(pairs.prompts), count)
+    return pairs
+
+
+def _drawn(
+    engine: Family, side: int, rung: Rung, prompts: Sequence[str], first: int
+) -> list[tuple[Image.Image, float]]:
+    """Pictures and confidences (0 without)."""
+    requests = [
+        ImageRequest(f"level-{i}", prompt, i, side, side, deadline=float("inf"), steps=rung.steps or None)
+        for i, prompt in enumerate(prompts, first)
+    ]
+    images = []
+    for one in engine.generate(rung.role, requests):
+        if one.error is not None:
+            raise ConfigError(f"{rung.name}: the family draws no picture: {one.error[1]}")
+        images.append((Image.open(io.BytesIO(one.image)).convert("RGB"), one.confidence or 0.0))
+    return images
