@@ -36,22 +36,26 @@ def connected(config: CacheConfig) -> RedisBackend:
     return RedisBackend(url, read_s=config.fetch_s, tls_ca=config.tls_ca)
 
 
-def secret(config: CacheConfig) -> bytes:
-    """The secret of the integrity tags.
+def secrets(config: CacheConfig) -> list[bytes]:
+    """The secrets of the integrity tags, one a line: the first seals, all of them open.
+
+    To replace a secret, put the new one above it, restart, and delete the old line once its states have been evicted.
 
     Raises:
         ConfigError: there is none, or it is too short to keep anybody out.
     """
     if config.secret_file is not None:
         try:
-            found = Path(config.secret_file).read_bytes().strip()
+            text = Path(config.secret_file).read_bytes()
         except OSError as error:
             raise ConfigError(f"cache.secret_file: {config.secret_file} cannot be read: {error.strerror}") from None
     else:
-        found = os.environ.get(SECRET, "").encode()
-    if len(found) < 16:
+        text = os.environ.get(SECRET, "").encode()
+    found = [line.strip() for line in text.splitlines() if line.strip()] or [b""]
+    shortest = min(map(len, found))
+    if shortest < 16:
         raise ConfigError(
-            f"the secret of the cache has {len(found)} bytes, and needs at least 16; give it in cache.secret_file or "
+            f"a secret of the cache has {shortest} bytes, and needs at least 16; give it in cache.secret_file or "
             f"{SECRET}, e.g. the output of `openssl rand -hex 32`"
         )
     return found
@@ -63,7 +67,9 @@ def open_store(config: CacheConfig, backend: Backend | None = None) -> SealedSto
     Raises:
         ConfigError: names the key and the remedy.
     """
-    return SealedStore(backend or connected(config), secret(config), config.compression)
+    backend = backend or connected(config)
+    first, *retired = secrets(config)
+    return SealedStore(backend, first, config.compression, retired)
 
 
 def open_cache(config: CacheConfig, family: FamilyConfig, store: SealedStore | None = None) -> ApproximateCache:

@@ -11,6 +11,7 @@ import logging
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,15 +64,19 @@ class SealedStore:
 
     Args:
         secret: for the integrity tags; only holders of it can write what others will use.
+        retired: secrets of before, whose values are still read, so that a secret can be replaced without a cold cache.
     """
 
-    def __init__(self, backend: Backend, secret: bytes, compression: Compression = "none"):
-        if len(secret) < 16:
+    def __init__(
+        self, backend: Backend, secret: bytes, compression: Compression = "none", retired: Sequence[bytes] = ()
+    ):
+        if min(map(len, (secret, *retired))) < 16:
             raise ValueError("the secret has to have at least 16 bytes")
         self.backend = backend
         #: What happened, by name: hits, and misses by their reason.
         self.counts: Counter[str] = Counter()
         self._secret = secret
+        self._retired = tuple(retired)
         self._compression: Compression = compression
         self._lock = threading.Lock()
 
@@ -84,7 +89,7 @@ class SealedStore:
             if value is None:
                 self._count("absent")
                 return None
-            state = _read_state(*unseal(key, value, self._secret))
+            state = _read_state(*self._unseal(key, value))
         except StoreFailed as error:
             self._count("failed")
             log.info("a state is not fetched: %s", error.message)
@@ -148,7 +153,7 @@ class SealedStore:
         try:
             value = self.backend.get(key)
             if value is not None:
-                _read_state(*unseal(key, value, self._secret))
+                _read_state(*self._unseal(key, value))
         except StoreFailed as error:
             return error.message.startswith(WRONG_TYPE)
         except StateRefused:
@@ -158,7 +163,7 @@ class SealedStore:
     def is_ours(self, key: str, value: bytes) -> bool:
         """Whether a value was sealed with our secret under this very key."""
         try:
-            unseal(key, value, self._secret)
+            self._unseal(key, value)
         except StateRefused:
             return False
         return True
@@ -219,7 +224,7 @@ class SealedStore:
         if value is None:
             return None
         try:
-            body, _ = unseal(key, value, self._secret)
+            body, _ = self._unseal(key, value)
             fields = _metadata(body)
             sizes = {int(k): int(n) for k, n in json.loads(fields["sizes"]).items() if int(k) in states}
             vector = load(body)["vector"]
@@ -231,6 +236,20 @@ class SealedStore:
             log.warning("a stored record is not used: %s", error)
             return None
         return record if sizes else None
+
+    def _unseal(self, key: str, value: bytes) -> tuple[bytes, Compression]:
+        """:func:`unseal` with the secret, else with one that was in use before.
+
+        Raises:
+            StateRefused: no secret fits.
+        """
+        try:
+            return unseal(key, value, self._secret)
+        except StateRefused:
+            for secret in self._retired:
+                with suppress(StateRefused):
+                    return unseal(key, value, secret)
+            raise
 
     def _count(self, what: str, times: int = 1) -> None:
         with self._lock:

@@ -56,7 +56,7 @@ class ClipScorer:
         try:
             pixels, _ = ImageProcessingMixin.get_image_processor_dict(beside)
             return cls(
-                CLIPModel.from_pretrained(name, dtype=torch.float32),
+                CLIPModel.from_pretrained(name, dtype=torch.float32, use_safetensors=True),
                 CLIPTokenizer.from_pretrained(beside),
                 device,
                 mean=pixels["image_mean"],

@@ -131,7 +131,7 @@ class CacheConfig(_Strict):
         None, description="Redis; else the environment's WEIR_CACHE_URL; else `weir up` starts a server on this machine"
     )
     tls_ca: str | None = Field(None, description="certificates that a rediss:// server is checked against")
-    secret_file: str | None = Field(None, description="the tags' secret; else the environment's WEIR_CACHE_SECRET")
+    secret_file: str | None = Field(None, description="the tags' secret, older ones below it; else WEIR_CACHE_SECRET")
     budget_mib: int = Field(1024, ge=1, description="of states in Redis; what leaves is decided by `eviction`")
     selector: str = Field("nirvana", description="published thresholds by name, or a file of `weir cache profile`")
     insert: Literal["misses", "all"] = Field("all", description="keep states after misses only, or after hits too")

@@ -111,7 +111,7 @@ class Discriminator:
             clip = folder / config.pop("clip")
             net = DiscriminatorNet(**config)
             net.load_state_dict({k: v.float() for k, v in load_file(folder / "model.safetensors").items()})
-            model = CLIPModel.from_pretrained(clip, dtype=torch.float32)
+            model = CLIPModel.from_pretrained(clip, dtype=torch.float32, use_safetensors=True)
             tokenizer = CLIPTokenizer.from_pretrained(clip)
         except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
             raise ConfigError(f"{folder}: not a discriminator ({error}); train one with `weir train`") from None
