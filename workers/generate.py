@@ -3,12 +3,27 @@
 from __future__ import annotations
 
 import time
+import uuid
 from dataclasses import dataclass
+from typing import Protocol
 
 from weir.config import FamilyConfig
 from weir.core import ImageRequest, Path, Plan, Role
 from weir.errors import GenerationFailed
-from workers.engine import Engine, recipe
+from weir.states import State
+from workers.engine import Drawn, Engine, recipe
+
+
+class Cache(Protocol):
+    """Earlier heavy runs to go on from (:class:`cache.local.LocalCache`)."""
+
+    def find(self, request: ImageRequest) -> tuple[ImageRequest, State | None]:
+        """The request for the heavy variant, and the state that it resumes from."""
+        ...
+
+    def finished(self, request: ImageRequest, run: Drawn | None) -> None:
+        """Follows every :meth:`find`, with the heavy run if there was one."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +35,7 @@ class Generated:
         confidence: of the light image; None when none was drawn or the family has no discriminator.
         steps: of the variant that drew ``image``.
         light_s, heavy_s: seconds each variant took; 0 when it did not run.
+        resumed_at: the first step that ran; above 0 when an earlier run's state was gone on from.
     """
 
     image: bytes
@@ -30,6 +46,7 @@ class Generated:
     confidence: float | None
     light_s: float
     heavy_s: float
+    resumed_at: int = 0
 
 
 def generate(
@@ -45,8 +62,11 @@ def generate(
     guidance: float | None = None,
     engine: Engine | None = None,
     threads: int | None = None,
+    cache: Cache | None = None,
 ) -> Generated:
     """The cascade for one prompt: light image, confidence, threshold, heavy image. Seed and parameters fix the picture.
+
+    With a cache, a prompt that resembles an earlier one goes to the heavy variant at once and on from there.
 
     Args:
         role: forces one variant instead of the cascade.
@@ -54,6 +74,7 @@ def generate(
         steps, guidance: of the heavy variant; None takes the family's.
         engine: a loaded family to reuse; None loads it.
         threads: of torch on the CPU; None leaves torch's choice.
+        cache: is not asked where the light variant is forced.
 
     Raises:
         ConfigError: the family cannot be loaded.
@@ -64,7 +85,7 @@ def generate(
     plan = Plan.split(0, 1, 1, light_batch=1, heavy_batch=1, threshold=threshold)
     side = family.size if size is None else size
     request = ImageRequest(
-        id="generate",
+        id=f"generate-{uuid.uuid4().hex}",
         prompt=prompt,
         seed=seed,
         width=side,
@@ -80,28 +101,39 @@ def generate(
         from workers.family import Family
 
         engine = Family.load(family, threads=threads)
-    seconds = {Role.LIGHT: 0.0, Role.HEAVY: 0.0}
-    confidence = None
-    drawing = role or Role.LIGHT
-    while True:
-        started = time.monotonic()
-        [drawn] = engine.generate(drawing, [request])
-        seconds[drawing] = time.monotonic() - started
-        if drawn.error is not None:
-            raise GenerationFailed(drawn.error[1])
-        if drawing is Role.LIGHT:
-            confidence = drawn.confidence
-        if role is not None or drawing is Role.HEAVY or not plan.defers(confidence):
-            break
-        drawing = Role.HEAVY
+    cached = cache if role is not Role.LIGHT else None
+    state, run = None, None
+    if cached is not None:
+        request, state = cached.find(request)
+    try:
+        seconds = {Role.LIGHT: 0.0, Role.HEAVY: 0.0}
+        confidence = None
+        drawing = Role.HEAVY if state is not None else role or Role.LIGHT
+        while True:
+            started = time.monotonic()
+            [drawn] = engine.generate(drawing, [request], [state] if drawing is Role.HEAVY else [])
+            seconds[drawing] = time.monotonic() - started
+            if drawn.error is not None:
+                raise GenerationFailed(drawn.error[1])
+            if drawing is Role.LIGHT:
+                confidence = drawn.confidence
+            else:
+                run = drawn
+            if role is not None or drawing is Role.HEAVY or not plan.defers(confidence):
+                break
+            drawing = Role.HEAVY
+    finally:
+        if cached is not None:
+            cached.finished(request, run)
     variant = family.light if drawing is Role.LIGHT else family.heavy
     return Generated(
         image=drawn.image,
-        path=Path.LIGHT if drawing is Role.LIGHT else Path.HEAVY,
+        path=Path.LIGHT if drawing is Role.LIGHT else Path.CACHE if drawn.first else Path.HEAVY,
         model=variant.name,
         seed=seed,
         steps=drawn.steps,
         confidence=confidence,
         light_s=seconds[Role.LIGHT],
         heavy_s=seconds[Role.HEAVY],
+        resumed_at=drawn.first,
     )

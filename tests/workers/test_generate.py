@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from tests.workers.samples import profile
 from weir.config import FamilyConfig
-from weir.core import Path, Role
+from weir.core import ImageRequest, Path, Role
 from weir.errors import InvalidRequest, PlanError
+from weir.states import State
 from workers.emulated import EmulatedEngine
+from workers.engine import Drawn
+from workers.family import Family
 from workers.generate import Generated, generate
 
 
@@ -50,3 +55,37 @@ def test_a_wrong_argument_is_refused_before_anything_loads(embedded: FamilyConfi
 def test_a_threshold_out_of_range_is_refused(embedded: FamilyConfig) -> None:
     with pytest.raises(PlanError, match="threshold"):
         draw(embedded, threshold=1.5)
+
+
+class Remembers:
+    """A cache that finds the last run, whatever the prompt."""
+
+    def __init__(self) -> None:
+        self.last: State | None = None
+        self.told: list[int | None] = []
+
+    def find(self, request: ImageRequest) -> tuple[ImageRequest, State | None]:
+        step = 0 if self.last is None else self.last.step
+        return replace(request, resume_key="-", resume_step=step, capture=self.last is None), self.last
+
+    def finished(self, request: ImageRequest, run: Drawn | None) -> None:
+        self.told.append(None if run is None else run.first)
+        if run is not None and run.states:
+            self.last = run.states[-1]
+
+
+def test_what_the_cache_finds_goes_on_in_the_heavy_variant_at_once(embedded: FamilyConfig) -> None:
+    cache, engine = Remembers(), Family.load(embedded, threads=1)
+    first = draw(embedded, engine=engine, threshold=1.0, cache=cache)
+    again = draw(embedded, engine=engine, threshold=0.0, cache=cache)
+    assert (first.path, first.resumed_at, first.light_s > 0) == (Path.HEAVY, 0, True)
+    assert (again.path, again.resumed_at, again.light_s) == (Path.CACHE, cache.told[1], 0.0)
+    assert cache.told == [0, cache.last.step if cache.last else None]
+
+
+def test_a_light_image_that_is_kept_is_told_to_the_cache_too(embedded: FamilyConfig) -> None:
+    cache = Remembers()
+    assert draw(embedded, threshold=0.0, cache=cache).path is Path.LIGHT
+    assert cache.told == [None]
+    draw(embedded, role=Role.LIGHT, cache=cache)
+    assert cache.told == [None], "where light is forced, nothing is asked"

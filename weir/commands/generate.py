@@ -9,8 +9,8 @@ from typing import Annotated
 
 import typer
 
-from weir.commands.terminal import FAMILY, FamilyOption, JsonOption, answered, console, print_json
-from weir.config import load_family
+from weir.commands.terminal import CACHE_PROFILE, FAMILY, FamilyOption, JsonOption, answered, console, print_json
+from weir.config import CacheConfig, load_family
 from weir.core import Role
 from weir.errors import ConfigError
 
@@ -25,12 +25,19 @@ def generate(
     negative_prompt: Annotated[str, typer.Option(help="What the image should not show.")] = "",
     steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps of the heavy variant.")] = None,
     guidance: Annotated[float | None, typer.Option(min=0, help="Guidance scale of the heavy variant.")] = None,
+    cache: Annotated[
+        Path | None, typer.Option(help="File of earlier runs: go on from a similar one, and add this one.")
+    ] = None,
+    selector: Annotated[
+        str | None, typer.Option(help="Thresholds: a published name, or a cache profile.", show_default="the family's")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Draw one image in this process, without a cluster.
 
     Example: weir generate "a red circle" --out a.png
     """
+    from cache.local import LocalCache
     from workers.generate import generate as draw
 
     with answered():
@@ -38,9 +45,16 @@ def generate(
             raise ConfigError("the prompt is empty; say what the image should show")
         if not out.parent.is_dir():
             raise ConfigError(f"--out: there is no folder {out.parent}")
+        config = load_family(family)
         with console.status("drawing"):
+            kept = None
+            if cache is not None:
+                if not cache.parent.is_dir():
+                    raise ConfigError(f"--cache: there is no folder {cache.parent}")
+                thresholds = selector or (str(CACHE_PROFILE) if family == FAMILY else "nirvana")
+                kept = LocalCache(CacheConfig(mode="read-write", selector=thresholds), config, cache)
             drawn = draw(
-                load_family(family),
+                config,
                 prompt,
                 seed=random.randrange(2**32) if seed is None else seed,
                 threshold=threshold,
@@ -49,14 +63,18 @@ def generate(
                 steps=steps,
                 guidance=guidance,
                 threads=1,
+                cache=kept,
             )
+            if kept is not None:
+                kept.save()
         _write_whole(out, drawn.image)
     facts = {k: v for k, v in asdict(drawn).items() if k != "image"} | {"file": str(out)}
     if as_json:
         print_json(facts)
     else:
         sure = "" if drawn.confidence is None else f", light confidence {drawn.confidence:.2f}"
-        console.print(f"{out}: {drawn.model}, {drawn.steps} steps, seed {drawn.seed}{sure}", highlight=False)
+        resumed = f" on from step {drawn.resumed_at} of an earlier run" if drawn.resumed_at else ""
+        console.print(f"{out}: {drawn.model}, {drawn.steps} steps{resumed}, seed {drawn.seed}{sure}", highlight=False)
 
 
 def _write_whole(path: Path, data: bytes) -> None:

@@ -18,6 +18,8 @@ from weir.errors import ConfigError, InvalidRequest, PlanError, ServiceError, We
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
 SERVICE = REPOSITORY / "deploy" / "configs" / "weir-tiny.yaml"
 FAMILY = REPOSITORY / "deploy" / "families" / "weir-tiny.yaml"
+#: Thresholds of the embedded family's cache, measured by ``weir cache profile``.
+CACHE_PROFILE = REPOSITORY / "deploy" / "profiles" / "weir-tiny-cache.json"
 
 console = Console(stderr=True)
 

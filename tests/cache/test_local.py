@@ -1,0 +1,86 @@
+"""The cache of one process, kept in a file between runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+
+from cache.local import LocalCache
+from tests.cache.conftest import request, state
+from weir.config import CacheConfig, FamilyConfig
+from weir.core import ImageRequest
+from weir.errors import ConfigError
+from weir.states import State
+
+FAMILY = FamilyConfig.model_validate(
+    {
+        "name": "tiny",
+        "pipeline": "nowhere",
+        "size": 64,
+        "light": {"name": "light", "scheduler": "ddim", "steps": 1, "guidance": 0},
+        "heavy": {"name": "heavy", "scheduler": "ddim", "steps": 50, "guidance": 3},
+    }
+)
+CONFIG = CacheConfig(mode="read-write", encoder="words")
+
+
+@dataclass
+class Run:
+    first: int
+    states: tuple[State, ...]
+
+
+def asked(name: str, prompt: str = "a red circle") -> ImageRequest:
+    return replace(request(name, partition=""), prompt=prompt, capture=False)
+
+
+def draw(cache: LocalCache, name: str) -> ImageRequest:
+    wanted, found = cache.find(asked(name))
+    assert found is None
+    assert wanted.capture
+    cache.finished(wanted, Run(0, tuple(state(k) for k in (5, 10, 15, 20, 25))))
+    return wanted
+
+
+def test_a_later_process_goes_on_from_an_earlier_ones_states(tmp_path: Path) -> None:
+    file = tmp_path / "cache.weir"
+    first = LocalCache(CONFIG, FAMILY, file)
+    draw(first, "first")
+    first.save()
+    wanted, found = LocalCache(CONFIG, FAMILY, file).find(asked("second"))
+    assert found is not None
+    assert (wanted.resume_step, found.step) == (25, 25)
+    assert not wanted.capture, "the same prompt again leaves nothing new"
+
+
+def test_another_prompt_and_a_run_that_never_was_leave_nothing(tmp_path: Path) -> None:
+    cache = LocalCache(CONFIG, FAMILY, tmp_path / "cache.weir")
+    draw(cache, "first")
+    wanted, found = cache.find(asked("second", "two blue stars above a yellow ring"))
+    assert (wanted.resume_step, found) == (0, None)
+    cache.finished(wanted, None)
+    again, found = cache.find(asked("third", "two blue stars above a yellow ring"))
+    assert (again.resume_step, found) == (0, None)
+
+
+def test_states_that_another_secret_sealed_are_not_used(tmp_path: Path) -> None:
+    theirs, mine = tmp_path / "theirs.weir", tmp_path / "mine.weir"
+    other = LocalCache(CONFIG, FAMILY, theirs)
+    draw(other, "first")
+    other.save()
+    mine.write_bytes(theirs.read_bytes())
+    assert LocalCache(CONFIG, FAMILY, mine).find(asked("second"))[1] is None
+    assert (tmp_path / "mine.weir.secret").stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [("cache.weir", b"something else", "not an export of a cache"), ("cache.weir.secret", b"short", "not the secret")],
+)
+def test_a_file_that_is_no_cache_is_named(tmp_path: Path, name: str, content: bytes, said: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ConfigError, match=said) as caught:
+        LocalCache(CONFIG, FAMILY, tmp_path / "cache.weir")
+    assert str(tmp_path / name) in caught.value.message
