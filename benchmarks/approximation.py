@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from quality.clip import ClipScorer
-from quality.resume import Approximations, Row, best_warm_start
+from quality.resume import Approximations, Row, best_warm_start, figures
 from quality.suite import family_suite
 from training.evaluate import held_out
 from training.scenes import caption
@@ -58,16 +58,10 @@ def main() -> None:
     if warm:
         console.print(f"warm start: {f'from step {best}' if best else 'off: no step is worth it'}")
     if arguments.out:
-        figures = {
-            "family": family.name,
-            "prompts": len(prompts),
-            "threshold": arguments.threshold,
-            "resume": [row.to_dict() for row in resumed],
-            "warm_start": [row.to_dict() for row in warm],
-            "warm_start_step": best,
-        }
+        found = {"family": family.name, "threshold": arguments.threshold, "judge": JUDGE}
+        found |= figures(len(prompts), resumed, warm, JUDGE)
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        arguments.out.write_text(json.dumps(figures, indent=1) + "\n")
+        arguments.out.write_text(json.dumps(found, indent=1) + "\n")
 
 
 def _show(console: Console, title: str, rows: list[Row]) -> None:

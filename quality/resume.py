@@ -202,6 +202,16 @@ class Approximations:
         return self._judges.scores([self.prompts[i] for i in of], images)
 
 
+def figures(prompts: int, resumed: Sequence[Row], warm: Sequence[Row], judge: str) -> dict[str, Any]:
+    """JSON-ready: all rows, and the warm start that is worth it by the judge's word."""
+    return {
+        "prompts": prompts,
+        "resume": [row.to_dict() for row in resumed],
+        "warm_start": [row.to_dict() for row in warm],
+        "warm_start_step": best_warm_start(warm, judge),
+    }
+
+
 def best_warm_start(rows: Sequence[Row], judge: str) -> int:
     """The warm start that saves most among those that are worth it; 0: none is, leave it off."""
     return max((row.step for row in rows if row.worth(judge)), default=0)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,9 @@ from sklearn.metrics import roc_auc_score
 from quality.checker import AttributeChecker
 from quality.clip import ClipScorer
 from quality.frechet import frechet_distance
+from quality.resume import Approximations
+from quality.resume import figures as approximation_figures
+from quality.suite import family_suite
 from training.scenes import Scene, caption, draw_scene, redraw, render
 from training.vae import to_tensor
 from weir.config import FamilyConfig
@@ -131,10 +135,30 @@ def quality_by_share(light: np.ndarray, heavy: np.ndarray, order: np.ndarray) ->
     return curve
 
 
+def measured_approximations(run: Evaluation, count: int, progress: Progress | None = None) -> dict[str, object]:
+    """Resume at K by similarity and warm start by K (:mod:`quality.resume`) over the first prompts, all deferred."""
+    family, prompts = run.family, run.prompts[:count]
+    measures = Approximations(
+        run.engine,
+        family_suite(family),
+        prompts,
+        run.scorer.embed_text(prompts).numpy(),
+        size=family.size,
+        steps=family.heavy.steps,
+        progress=progress,
+    )
+    return approximation_figures(len(prompts), measures.resume(), measures.warm_start(math.inf), "attributes")
+
+
 def evaluate(
-    family: FamilyConfig, out: Path, *, count: int = 400, progress: Progress | None = None
+    family: FamilyConfig, out: Path, *, count: int = 400, approximations: int = 0, progress: Progress | None = None
 ) -> dict[str, object]:
-    """Draws and judges everything; writes ``evaluation.json`` and ``images.npz`` to ``out`` and returns the figures."""
+    """Draws and judges everything; writes ``evaluation.json`` and ``images.npz`` to ``out`` and returns the figures.
+
+    Args:
+        approximations: prompts for which resume at K and warm start are measured, too; each costs as much as 30 whole
+            runs.
+    """
     scenes = held_out(count)
     run = Evaluation(family, scenes, progress)
     light = run.draw(Role.LIGHT)
@@ -172,6 +196,8 @@ def evaluate(
         },
         "confidences": sorted(round(float(c), 4) for c in light.confidence),
     }
+    if approximations:
+        figures["approximation"] = measured_approximations(run, approximations, progress)
     out.mkdir(parents=True, exist_ok=True)
     kept = {"light": light.pixels, "confidence": light.confidence, "light_exact": light.exact}
     kept |= {"heavy_exact": heavy.exact} | {f"heavy_{n}": by_steps[n].pixels for n in STEPS}

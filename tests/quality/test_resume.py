@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from quality.resume import RANKS, Approximations, best_warm_start
+from quality.resume import RANKS, Approximations, best_warm_start, figures
 from weir.core import ImageRequest, Role
 from weir.states import State, capture_steps
 
@@ -106,8 +106,10 @@ def test_the_warm_start_that_saves_most_and_keeps_the_quality_is_taken_or_none(l
     assert best_warm_start(measures(light).warm_start(1.1), "brightness") == expected
 
 
-def test_rows_are_plain_data() -> None:
+def test_a_profile_is_plain_data_with_the_verdict() -> None:
     import json
 
-    [row, *_] = measures(0.9).warm_start(1.1)
-    assert json.loads(json.dumps(row.to_dict()))["worth"] == {"brightness": True}
+    rows = measures(0.92).warm_start(1.1)
+    read = json.loads(json.dumps(figures(len(PROMPTS), [], rows, "brightness")))
+    assert (read["prompts"], read["warm_start_step"], len(read["warm_start"])) == (len(PROMPTS), 3, len(rows))
+    assert set(read["warm_start"][0]["worth"]) == {"brightness"}

@@ -87,6 +87,7 @@ def evaluate(
     out: Annotated[Path, typer.Option(help="Folder of the figures and plots.")] = Path("runs/evaluation"),
     family: FamilyOption = FAMILY,
     count: Annotated[int, typer.Option(min=8, help="Held-out prompts.")] = 400,
+    approximations: Annotated[int, typer.Option(min=0, help="Prompts to measure resume and warm start on.")] = 0,
     card: Annotated[Path | None, typer.Option(help="Also write the model card into this folder.")] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -107,7 +108,7 @@ def evaluate(
                     tasks[what] = bar.add_task(what, total=total)
                 bar.update(tasks[what], completed=done)
 
-            figures = measure(config, out, count=count, progress=tell)
+            figures = measure(config, out, count=count, approximations=min(approximations, count), progress=tell)
         write_plots(out)
         if card is not None:
             write_card(out, card)
