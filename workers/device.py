@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -10,6 +11,9 @@ import torch
 from weir.config import FamilyConfig
 from weir.errors import ConfigError, GenerationFailed
 from workers.engine import OutOfMemory
+
+#: Of ``mallopt`` (malloc.h).
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
 T = TypeVar("T")
 
@@ -38,6 +42,18 @@ def dtype_of(config: FamilyConfig) -> torch.dtype:
     if config.dtype == "float16" and device_of(config).type == "cpu":
         raise ConfigError(f"family {config.name}: dtype: float16 does not run on the CPU; use auto or float32")
     return {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}[config.dtype]
+
+
+def keep_freed_memory() -> None:
+    """Lets this process keep what it frees (up to 512 MiB), for the next step asks for as much again.
+
+    glibc gives large blocks back to the system and takes page faults for them at every step: 4,000 in one of the
+    embedded family's with 8 images, a tenth of its time. Without glibc nothing happens.
+    """
+    allocator = ctypes.CDLL(None)
+    if hasattr(allocator, "mallopt"):
+        allocator.mallopt(_M_MMAP_THRESHOLD, 32 * 2**20)
+        allocator.mallopt(_M_TRIM_THRESHOLD, 512 * 2**20)
 
 
 def within_memory(device: torch.device, work: Callable[[], T], what: str, forget: Callable[[], None]) -> T:

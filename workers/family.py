@@ -16,7 +16,7 @@ from weir.core import ImageRequest, Role
 from weir.errors import NotFinite, StateRefused, WeirError
 from weir.states import State, capture_steps
 from workers.denoiser import Denoiser, InTheMaking
-from workers.device import device_of, dtype_of, probe, within_memory
+from workers.device import device_of, dtype_of, keep_freed_memory, probe, within_memory
 from workers.engine import Drawn, Order, OutOfMemory, order_for, run_to_end
 from workers.pictures import NOT_FINITE, Confidence, Pictures
 from workers.samplers import Schedule
@@ -77,8 +77,10 @@ class Family:
             ConfigError: names the key of the family file, the path and the remedy.
         """
         device, dtype = device_of(config), dtype_of(config)
-        if threads is not None and device.type == "cpu":
-            torch.set_num_threads(threads)
+        if device.type == "cpu":
+            keep_freed_memory()
+            if threads is not None:
+                torch.set_num_threads(threads)
         pipelines = load_pipelines(config, device, dtype)
         discriminator = None
         if config.discriminator is not None:
