@@ -1,0 +1,195 @@
+"""What the step loop gives on bursts: one heavy replica, the same arrivals, models and states, with it and without it.
+
+    python -m benchmarks.bursty --images 80
+
+*Steps* is the order of :mod:`workers.scheduling`: images join and leave between any two steps. *Batches* runs what
+waits, up to the batch size, until the last of it is through; nobody joins and nobody leaves before. Both resume: the
+shares of K are those of the published logs. Models run for real, and a call takes the processor time that it took, so
+that other load on the machine counts for nothing: the clock is that of a processor of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from benchmarks.engine import LEVELS, SHARES
+from traces.loader import load_trace
+from weir.config import load_family
+from weir.core import ImageRequest, Role
+from weir.states import State
+from workers.engine import Order, order_for
+from workers.family import Family
+from workers.scheduling import Task, next_call
+
+console = Console(width=120)
+
+
+@dataclass(slots=True, eq=False, kw_only=True)
+class Waiting(Task):
+    """An image with the moment that it was asked for and, in the end, the one that it was ready."""
+
+    order: Order
+    arrival_s: float
+    sample: Any = None
+    done_s: float | None = field(default=None)
+
+
+class Replica:
+    """One engine under a clock that only its own work moves."""
+
+    def __init__(self, engine: Family, batch: int):
+        self.engine, self.batch, self.now = engine, batch, 0.0
+
+    def worked(self, work: Callable[[], Any]) -> Any:
+        begun = time.process_time()
+        answer = work()
+        self.now += time.process_time() - begun
+        return answer
+
+    def begin(self, images: Sequence[Waiting]) -> None:
+        fresh = [image for image in images if image.sample is None]
+        if fresh:
+            samples = self.worked(lambda: self.engine.begin([image.order for image in fresh]))
+            for image, sample in zip(fresh, samples, strict=True):
+                image.sample = sample
+
+    def step(self, images: Sequence[Waiting]) -> list[Waiting]:
+        """One call of the denoiser; those that are through."""
+        self.worked(lambda: self.engine.step([image.sample for image in images]))
+        for image in images:
+            image.left -= 1
+        return [image for image in images if image.left <= 0]
+
+    def finish(self, images: Sequence[Waiting]) -> None:
+        if images:
+            self.worked(lambda: [f.result() for f in self.engine.finish([image.sample for image in images])])
+            for image in images:
+                image.done_s = self.now
+
+    def steps(self, queue: list[Waiting]) -> None:
+        """What the step loop does between two looks at the queue."""
+        call = next_call(queue, lambda image: self.batch, self.now)
+        self.begin(call)
+        through = self.step(call)
+        self.finish(through)
+        queue[:] = [image for image in queue if image not in through]
+
+    def batches(self, queue: list[Waiting]) -> None:
+        """A batch from its first step to its last."""
+        batch, queue[:] = queue[: self.batch], queue[self.batch :]
+        self.begin(batch)
+        running = list(batch)
+        while running:
+            through = self.step(running)
+            running = [image for image in running if image not in through]
+        self.finish(batch)
+
+
+def serve(replica: Replica, images: Sequence[Waiting], mode: Callable[[list[Waiting]], None], name: str) -> None:
+    queue: list[Waiting] = []
+    for image in track(images, name, console=console):
+        while queue and replica.now < image.arrival_s:
+            mode(queue)
+        replica.now = max(replica.now, image.arrival_s)
+        queue.append(image)
+    while queue:
+        mode(queue)
+
+
+def figures(images: Sequence[Waiting], slo_s: float) -> dict[str, float]:
+    latencies = np.array([image.done_s - image.arrival_s for image in images if image.done_s is not None])
+    span = max(image.done_s or 0.0 for image in images) - images[0].arrival_s
+    return {
+        "p50_s": float(np.percentile(latencies, 50)),
+        "p99_s": float(np.percentile(latencies, 99)),
+        "violations": float((latencies > slo_s).mean()),
+        "goodput_rps": float((latencies <= slo_s).sum() / span),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--family", type=Path, default=Path("deploy/families/weir-tiny.yaml"))
+    parser.add_argument("--trace", type=Path, default=Path("traces/bursty.csv"))
+    parser.add_argument("--images", type=int, default=80, help="the first of the trace")
+    parser.add_argument("--load", type=float, default=0.7, help="mean demand over what full batches get through")
+    parser.add_argument("--slo", type=float, default=5.0, help="seconds")
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    config = load_family(args.family)
+    engine = Family.load(config, threads=1)
+    trace = load_trace(args.trace)
+    arrivals = np.array(trace.arrivals_s[: args.images]) - trace.arrivals_s[0]
+    side, steps = config.size, config.heavy.steps
+    requests = [
+        ImageRequest(f"bursty-{i}", prompt, i, side, side, float("inf"))
+        for i, prompt in enumerate(trace.prompts[: args.images])
+    ]
+    rng = np.random.default_rng(0)
+    levels = [round(int(k) / 50 * steps) for k in rng.choice(LEVELS, len(requests), p=np.array(SHARES) / sum(SHARES))]
+    # Speed does not depend on whose state it is: one run's serve all.
+    [drawn] = engine.generate(
+        Role.HEAVY, [ImageRequest("source", "a red circle", 0, side, side, float("inf"), capture=True)]
+    )
+    states: dict[int, State] = {state.step: state for state in drawn.states}
+
+    def images(scale: float) -> list[Waiting]:
+        made = []
+        for i, (request, level, arrival) in enumerate(zip(requests, levels, arrivals * scale, strict=True)):
+            fields = {"resume_key": "-", "resume_step": level} if level else {}
+            order = order_for(config, Role.HEAVY, ImageRequest.from_dict(request.to_dict() | fields), states.get(level))
+            made.append(
+                Waiting(
+                    ticket=i,
+                    call=engine.call_of(order),
+                    deadline=arrival + args.slo,
+                    left=steps - level,
+                    order=order,
+                    arrival_s=float(arrival),
+                )
+            )
+        return made
+
+    warm = Replica(engine, args.batch)
+    full = images(0.0)[: args.batch]
+    warm.begin(full)
+    warm.step(full)
+    before = warm.now
+    for _ in range(5):
+        warm.step(full)
+    image_s = (warm.now - before) / 5 / args.batch * (steps - float(np.mean(levels)))
+    scale = len(requests) * image_s / args.load / float(arrivals[-1])
+    found: dict[str, Any] = {"images": len(requests), "batch": args.batch, "slo_s": args.slo, "load": args.load}
+    table = Table("", "p50", "p99", "violations", "goodput", title=f"{len(requests)} images of {args.trace.name}")
+    for name in ("batches", "steps"):
+        replica, asked = Replica(engine, args.batch), images(scale)
+        serve(replica, asked, getattr(replica, name), name)
+        row = found[name] = figures(asked, args.slo)
+        table.add_row(
+            name,
+            f"{row['p50_s']:.2f} s",
+            f"{row['p99_s']:.2f} s",
+            f"{row['violations']:.1%}",
+            f"{row['goodput_rps']:.2f}/s",
+        )
+    console.print(table)
+    if args.out:
+        args.out.write_text(json.dumps(found, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
