@@ -29,7 +29,7 @@ from starlette.requests import Request
 from deploy.cluster import cluster
 from deploy.local import bindable
 from deploy.publish import Publisher, render
-from load_balancer.api import GENERATIONS
+from load_balancer.openapi import GENERATIONS
 from weir.config import load_service
 
 BODY = {"prompt": "a red circle above a blue square", "seed": 7}

@@ -21,7 +21,7 @@ from load_balancer.quotas import Quotas
 from load_balancer.reuse import Cache
 from load_balancer.roster import Roster
 from load_balancer.service_times import ServiceTimes
-from load_balancer.stage import Stage
+from load_balancer.stage import Place, Stage
 from load_balancer.tally import Tally
 from load_balancer.terms import Terms
 from weir.config import FamilyConfig
@@ -107,7 +107,7 @@ class Balancer:
         terms = self._admitted(order)
         first_seed = secrets.randbelow(2**32) if order.seed is None else order.seed
         name = uuid.uuid4().hex
-        images = [f"{name}-{index}" for index in range(order.n)]
+        images = tuple(f"{name}-{index}" for index in range(order.n))
 
         async def draw(index: int, tell: Callable[[Partial], None]) -> Drawn:
             request = ImageRequest(
@@ -129,7 +129,12 @@ class Balancer:
             self.quotas.give_back(order.caller, order.n)
 
         self._stage.expect(images, terms.role)
-        return Drawing(order, name, draw, ended)
+        return Drawing(order, images, draw, ended)
+
+    def place(self, drawing: Drawing) -> Place | None:
+        """Where the image of a drawing stands that will be ready last; None when none of them is at a replica."""
+        places = [self._stage.place(image) for image in drawing.ids]
+        return max(filter(None, places), key=lambda place: place.ready_at, default=None)
 
     def _admitted(self, order: Order) -> Terms:
         """The terms that the order is drawn under.

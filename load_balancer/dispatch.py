@@ -176,6 +176,16 @@ class Dispatcher:
         it = self._replicas.get(replica)
         return self.times.seconds(kind.role, it.batch_size, kind.work) if it else 0.0
 
+    def position(self, request: str) -> int | None:
+        """0 while the image is drawn, else 1 for the first of those that wait; None where it is at no replica."""
+        for it in self._replicas.values():
+            if request in it.queue:
+                if it.begun(request):
+                    return 0
+                names = list(it.queue)
+                return sum(not it.begun(name) for name in names[: names.index(request) + 1])
+        return None
+
     def forget(self, replica: str, request: str, now: float) -> None:
         """The image was cancelled or failed on the way; nobody waits for it any more."""
         if replica in self._replicas:

@@ -58,14 +58,14 @@ class Drawing:
     """Draws all images of an order, or none: it goes on whether or not anybody looks, until :meth:`close`.
 
     Args:
-        name: unique among all orders ever.
+        ids: of its images, unique among all images ever.
         draw: called once for each image, at once.
         ended: called once, when no work is left.
     """
 
-    def __init__(self, order: Order, name: str, draw: Draw, ended: Callable[[], None]):
+    def __init__(self, order: Order, ids: tuple[str, ...], draw: Draw, ended: Callable[[], None]):
         self.order = order
-        self.name = name
+        self.ids = ids
         self._draw = draw
         self._ended = ended
         self._events: list[Event] = []
@@ -110,6 +110,16 @@ class Drawing:
         for task in self._tasks:
             task.cancel()
         await asyncio.wait(self._tasks)
+
+    @property
+    def begun(self) -> bool:
+        """Whether there is a picture already."""
+        return bool(self._events)
+
+    @property
+    def size_bytes(self) -> int:
+        """Of the pictures that it holds."""
+        return sum(len(e.image if isinstance(e, Partial) else e.result.image) for e in self._events)
 
     @property
     def over(self) -> bool:

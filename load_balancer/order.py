@@ -22,6 +22,8 @@ class Order:
         steps, guidance: overrides for the heavy variant.
         cache: what this request does with the approximate cache; None: as the service says.
         caller: who asks; its tenant says whose states it may reuse, and who may reuse its own.
+        stream: whether images are sent as they come.
+        partial_images: how many pictures are sent at most before each finished one; 0 without ``stream``.
         compression: quality of jpeg and webp, 0…100.
     """
 
@@ -36,6 +38,8 @@ class Order:
     guidance: float | None = None
     cache: CacheMode | None = None
     caller: Caller = ANONYMOUS
+    stream: bool = False
+    partial_images: int = 0
     response_format: Literal["url", "b64_json"] = "b64_json"
     output_format: ImageFormat = "png"
     compression: int = 100

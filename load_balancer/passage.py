@@ -11,7 +11,7 @@ from load_balancer import cascade
 from load_balancer.drawing import Drawn, Partial
 from load_balancer.order import CacheMode, Order
 from load_balancer.reuse import Cache
-from load_balancer.stage import Stage
+from load_balancer.stage import Show, Stage
 from load_balancer.tally import Tally
 from load_balancer.terms import Terms
 from weir.config import FamilyConfig
@@ -66,19 +66,17 @@ class Passage:
         """
         self._tally.admitted(request.id, terms.admitted_at)
 
-        def show(result: ImageResult) -> None:
-            tell(Partial(index, result.image, Role.LIGHT, result.steps))
+        def show(image: bytes, role: Role, step: int) -> None:
+            tell(Partial(index, image, role, step))
 
         drawn = await self._reused(request, order, terms, show)
         return replace(drawn, index=index)
 
-    async def _reused(
-        self, request: ImageRequest, order: Order, terms: Terms, show: Callable[[ImageResult], None]
-    ) -> Drawn:
+    async def _reused(self, request: ImageRequest, order: Order, terms: Terms, show: Show) -> Drawn:
         """The image, from what the cache has for it where that is something."""
         mode = order.cache or self._mode
         if self._cache is None or mode == "off" or order.role is Role.LIGHT:
-            return await self._cascade(request, order.role, terms, show)
+            return await self._cascade(request, order, terms, show)
         reuse = await self._cache.find(request, order.caller.tenant)
         if mode == "read":
             reuse = replace(reuse, capture=False)
@@ -99,7 +97,7 @@ class Passage:
             terms = replace(terms, role=role)
         drawn = None
         try:
-            drawn = await self._cascade(request, order.role, terms, show)
+            drawn = await self._cascade(request, order, terms, show)
             return replace(drawn, reuse=reuse)
         finally:
             heavy = drawn.result if drawn is not None and drawn.path in _HEAVY else None
@@ -107,18 +105,16 @@ class Passage:
             self._tally.reuse(resumed_at / (request.steps or self._family.heavy.steps))
             self._cache.finished(request, resumed_at, heavy.captured if heavy else (), heavy is not None)
 
-    async def _cascade(
-        self, request: ImageRequest, forced: Role | None, terms: Terms, show: Callable[[ImageResult], None]
-    ) -> Drawn:
-        """The image by the rules of the plan that the order was admitted under; a deferred light one is shown."""
+    async def _cascade(self, request: ImageRequest, order: Order, terms: Terms, show: Show) -> Drawn:
+        """The image by the rules of the plan that the order was admitted under; a deferred light one is shown first."""
+        request = replace(request, previews=order.partial_images)
         role, rules, patience = terms.role, terms.plan.rules, terms.patience
         stages: list[ImageResult] = []
         while True:
             fallback = bool(stages) and rules.light_fallback
             try:
-                role, result = await self._stage.draw(
-                    role, request, rules, until=terms.latest if fallback else patience
-                )
+                until = terms.latest if fallback else patience
+                role, result = await self._stage.draw(role, request, rules, until=until, show=show)
             except WeirError as error:
                 if not fallback:
                     raise
@@ -129,10 +125,11 @@ class Passage:
             if role is Role.HEAVY:
                 resumed = request.resume_step and result.resumed_at == request.resume_step
                 return self._drawn(request, terms, Path.CACHE if resumed else Path.HEAVY, stages)
-            path = self._judged(request, forced, terms, result.confidence)
+            path = self._judged(request, order.role, terms, result.confidence)
             if path is not Path.HEAVY:
                 return self._drawn(request, terms, path, stages)
-            show(result)
+            show(result.image, role, result.steps)
+            request = replace(request, previews=max(0, order.partial_images - 1))
             role = Role.HEAVY
             if rules.light_fallback:  # nobody waits for it longer, so the worker should not begin it later
                 request = replace(request, deadline=terms.latest)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator
 from typing import Any, Protocol
 
 from weir.core import Role
@@ -26,6 +27,11 @@ class Pool(Protocol):
         Raises:
             ReplicaLost: the replica is gone; nothing is known about the image.
         """
+        ...
+
+    def stream(self, replica: str, role: Role, request: dict[str, Any]) -> AsyncGenerator[dict[str, Any]]:
+        """As :meth:`generate`, with pictures on the way (``workers.replica.Worker.stream``): each part has a
+        ``preview`` but for the last, which is the result."""
         ...
 
     async def describe(self) -> list[dict[str, Any]]:

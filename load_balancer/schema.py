@@ -6,37 +6,35 @@ Every mistake becomes one :class:`InvalidRequest` that names the field and what 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from load_balancer.headers import MOST_KEY_CHARACTERS
 from load_balancer.order import CacheMode, ImageFormat, Order
 from weir.config import FamilyConfig, LimitsConfig
 from weir.core import Role
 from weir.errors import InvalidRequest, UnknownModel
 
-#: JSON schema of every error, in OpenAI's shape.
-ERROR: dict[str, Any] = {
-    "type": "object",
-    "required": ["error"],
-    "properties": {
-        "error": {
-            "type": "object",
-            "required": ["message", "type", "param", "code"],
-            "properties": {
-                "message": {"type": "string"},
-                "type": {"type": "string"},
-                "param": {"type": ["string", "null"]},
-                "code": {"type": "string"},
-            },
-        }
-    },
-}
 #: Anything but white space and control characters, of whichever language's reading of ``\\s``.
 SOMETHING = re.compile(r"[^\s\x00-\x1f\x7f-\xa0\ufeff]")
 MOST_GUIDANCE = 30.0
 MOST_SEED = 2**32 - 1
 MOST_TAG_CHARACTERS = 512
+#: As OpenAI's API has it.
+MOST_PARTIAL_IMAGES = 3
+
+
+#: Name, schema and meaning of the headers that change what a request does.
+HEADERS: tuple[tuple[str, dict[str, Any], str], ...] = (
+    (
+        "Idempotency-Key",
+        {"type": "string", "minLength": 1, "maxLength": MOST_KEY_CHARACTERS, "pattern": "^[!-~]([ -~]*[!-~])?$"},
+        "the same request with the same key is drawn once, and every time gets the same answer",
+    ),
+    ("Prefer", {"type": "string"}, "`respond-async` answers 202 at once, `respond-async, wait=N` after N seconds"),
+)
 
 
 class GenerationBody(BaseModel):
@@ -71,7 +69,6 @@ class RequestRules:
 
     def __init__(self, family: FamilyConfig, limits: LimitsConfig):
         self._family = family
-        self._limits = limits
         self._sizes = {f"{side}x{side}": side for side in family.allowed_sizes}
         self._sizes["auto"] = family.size
         self.models: dict[str, Role | None] = {
@@ -79,19 +76,25 @@ class RequestRules:
             f"{family.name}/light": Role.LIGHT,
             f"{family.name}/heavy": Role.HEAVY,
         }
-        #: The least and the most of a number.
-        self.ranges: dict[str, tuple[float, float]] = {
-            "n": (1, limits.images),
-            "output_compression": (0, 100),
-            "partial_images": (0, 0),
-            "seed": (0, MOST_SEED),
-            "num_inference_steps": (1, limits.steps),
-            "guidance_scale": (0, MOST_GUIDANCE),
-        }
         choices = {
             name: " or ".join(_literals(field.annotation))
             for name, field in GenerationBody.model_fields.items()
             if _literals(field.annotation)
+        }
+        #: The least and the most of a number.
+        self.ranges: dict[str, tuple[float, float]] = {
+            "n": (1, limits.images),
+            "output_compression": (0, 100),
+            "partial_images": (0, MOST_PARTIAL_IMAGES),
+            "seed": (0, MOST_SEED),
+            "num_inference_steps": (1, limits.steps),
+            "guidance_scale": (0, MOST_GUIDANCE),
+        }
+        self._longest = {
+            "prompt": limits.prompt_characters,
+            "negative_prompt": limits.prompt_characters,
+            "user": MOST_TAG_CHARACTERS,
+            "safety_identifier": MOST_TAG_CHARACTERS,
         }
         self.accepted: dict[str, str] = {
             **choices,
@@ -103,8 +106,8 @@ class RequestRules:
             "output_compression": "an integer from 0 to 100; below 100 only for jpeg and webp",
             "user": f"a string of at most {MOST_TAG_CHARACTERS} characters",
             "safety_identifier": f"a string of at most {MOST_TAG_CHARACTERS} characters",
-            "stream": "false; streaming is not supported yet",
-            "partial_images": "0; streaming is not supported yet",
+            "stream": "true or false; true sends server-sent events, with the pictures themselves in them",
+            "partial_images": f"an integer from 0 to {MOST_PARTIAL_IMAGES}; above 0 with stream",
             "seed": f"an integer from 0 to {MOST_SEED}",
             "num_inference_steps": f"an integer from 1 to {limits.steps}",
             "guidance_scale": f"a number from 0 to {MOST_GUIDANCE:g}",
@@ -133,6 +136,8 @@ class RequestRules:
             steps=body.num_inference_steps,
             guidance=body.guidance_scale,
             cache=body.cache,
+            stream=bool(body.stream),
+            partial_images=body.partial_images or 0,
             response_format=body.response_format or "b64_json",
             output_format=body.output_format or "png",
             compression=100 if body.output_compression is None else body.output_compression,
@@ -140,40 +145,41 @@ class RequestRules:
         )
 
     def described(self) -> dict[str, Any]:
-        """The JSON schema of a body, with what this service accepts: neither wider nor narrower than :meth:`read`."""
+        """The request in an OpenAPI document: the headers, and what this service accepts as a body, neither wider nor
+        narrower than :meth:`read`."""
         schema = GenerationBody.model_json_schema()
-        most = self._limits.prompt_characters
         limits: dict[str, dict[str, Any]] = {
-            name: {"minimum": least, "maximum": most} for name, (least, most) in self.ranges.items()
-        }
-        limits |= {
-            "prompt": {"minLength": 1, "maxLength": most, "pattern": SOMETHING.pattern},
-            "negative_prompt": {"maxLength": most},
+            **{name: {"minimum": least, "maximum": most} for name, (least, most) in self.ranges.items()},
+            **{name: {"maxLength": longest} for name, longest in self._longest.items()},
             "model": {"enum": list(self.models)},
             "size": {"enum": list(self._sizes)},
-            "user": {"maxLength": MOST_TAG_CHARACTERS},
-            "safety_identifier": {"maxLength": MOST_TAG_CHARACTERS},
-            "stream": {"enum": [False]},
         }
+        limits["prompt"] |= {"minLength": 1, "pattern": SOMETHING.pattern}
         for name, limit in limits.items():
             field = schema["properties"][name]
             field.get("anyOf", [field])[0].update(limit)
         for name, field in schema["properties"].items():
+            field.pop("title", None)
             field["description"] = self.accepted.get(name, "")
-        png = {"properties": {"output_format": {"enum": ["png", None]}}}
-        schema["allOf"] = [{"if": png, "then": {"properties": {"output_compression": {"enum": [100, None]}}}}]
-        return schema
+        schema["allOf"] = [
+            _implies({"output_format": {"enum": ["png", None]}}, {"output_compression": {"enum": [100, None]}}),
+            _implies({"stream": {"enum": [False, None]}}, {"partial_images": {"enum": [0, None]}}),
+            _implies({"response_format": {"const": "url"}}, {"stream": {"enum": [False, None]}}, ["response_format"]),
+        ]
+        return {
+            "requestBody": {"required": True, "content": {"application/json": {"schema": schema}}},
+            "parameters": [
+                {"name": name, "in": "header", "required": False, "schema": values, "description": what}
+                for name, values, what in HEADERS
+            ],
+        }
 
     def _check_ranges(self, body: GenerationBody) -> None:
-        limits = self._limits
         if not SOMETHING.search(body.prompt):
             raise self._refusal("prompt", "is empty")
-        for text in ("prompt", "negative_prompt"):
-            if len(getattr(body, text) or "") > limits.prompt_characters:
+        for text, longest in self._longest.items():
+            if len(getattr(body, text) or "") > longest:
                 raise self._refusal(text, f"has {len(getattr(body, text))} characters")
-        for tag in ("user", "safety_identifier"):
-            if len(getattr(body, tag) or "") > MOST_TAG_CHARACTERS:
-                raise self._refusal(tag, f"has {len(getattr(body, tag))} characters")
         if body.model is not None and body.model not in self.models:
             raise UnknownModel(
                 f"there is no model {_shown(body.model)}; accepted: {self.accepted['model']}", param="model"
@@ -186,8 +192,10 @@ class RequestRules:
                 raise self._refusal(name, f"is {_shown(value)}")
         if body.output_format in (None, "png") and body.output_compression not in (None, 100):
             raise self._refusal("output_compression", f"is {body.output_compression} for png")
-        if body.stream:
-            raise self._refusal("stream", "is true")
+        if body.partial_images and not body.stream:
+            raise self._refusal("partial_images", f"is {body.partial_images} without stream")
+        if body.stream and body.response_format == "url":
+            raise self._refusal("stream", "is true, and response_format is url")
 
     def _refusal(self, param: str, problem: str) -> InvalidRequest:
         return InvalidRequest(f"{param} {problem}; accepted: {self.accepted[param]}", param=param)
@@ -207,6 +215,11 @@ class RequestRules:
         if problem["type"] == "missing":
             return self._refusal(param, "is missing")
         return self._refusal(param, f"is {_shown(problem['input'])}")
+
+
+def _implies(given: dict[str, Any], then: dict[str, Any], required: Sequence[str] = ()) -> dict[str, Any]:
+    """JSON schema: where these properties are so, those are so; what is absent is as given unless it is required."""
+    return {"if": {"properties": given, "required": list(required)}, "then": {"properties": then}}
 
 
 def _literals(annotation: Any) -> tuple[str, ...]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from ray.exceptions import RayActorError
@@ -29,16 +31,16 @@ class ServePool:
         if handle is None:
             handle = self._handle.options(method_name="generate", session_id=replica)
             self._to[replica] = handle
-        # Serve names a call after the HTTP request that it finds in the context, and its router loses one of two calls
-        # of one name that wait at the same time. So the images of a request are called for from an empty context.
-        response = contextvars.Context().run(handle.remote, role.value, request)
-        try:
+        response = _called(handle, role, request)
+        with _lost(replica, response):
             return await response
-        except asyncio.CancelledError:
-            response.cancel()
-            raise
-        except (RayActorError, RayServeException) as error:
-            raise ReplicaLost(replica, type(error).__name__) from error
+
+    async def stream(self, replica: str, role: Role, request: dict[str, Any]) -> AsyncGenerator[dict[str, Any]]:
+        handle = self._handle.options(method_name="stream", session_id=replica, stream=True)
+        response = _called(handle, role, request)
+        with _lost(replica, response):
+            async for part in response:
+                yield part
 
     async def describe(self) -> list[dict[str, Any]]:
         try:
@@ -51,3 +53,25 @@ class ServePool:
         here = {it["replica"] for it in described}
         self._to = {replica: handle for replica, handle in self._to.items() if replica in here}
         return described
+
+
+def _called(handle: DeploymentHandle, role: Role, request: dict[str, Any]) -> Any:
+    # Serve names a call after the HTTP request that it finds in the context, and its router loses one of two calls of
+    # one name that wait at the same time. So the images of a request are called for from an empty context.
+    return contextvars.Context().run(handle.remote, role.value, request)
+
+
+@contextmanager
+def _lost(replica: str, response: Any) -> Iterator[None]:
+    """Who is cancelled while waiting for the response, or leaves it half read, cancels it; its failures get their name.
+
+    Raises:
+        ReplicaLost: the replica is gone.
+    """
+    try:
+        yield
+    except (asyncio.CancelledError, GeneratorExit):
+        response.cancel()
+        raise
+    except (RayActorError, RayServeException) as error:
+        raise ReplicaLost(replica, type(error).__name__) from error

@@ -7,7 +7,9 @@ import logging
 import math
 import time
 from collections.abc import Awaitable, Callable, Iterable
-from typing import Any
+from contextlib import aclosing
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 from load_balancer.dispatch import Choice, Dispatcher
 from load_balancer.lateness import Lateness
@@ -22,7 +24,22 @@ from weir.errors import DeadlineExceeded, GenerationFailed, InvalidRequest, Role
 
 log = logging.getLogger(__name__)
 
+#: Takes a picture (PNG) on the way, the variant that draws it, and the denoising steps behind it.
+Show = Callable[[bytes, Role, int], None]
+
 _WORKER_ERRORS: dict[str, type[WeirError]] = {e.code: e for e in (DeadlineExceeded, InvalidRequest, RoleChanged)}
+
+
+class Place(NamedTuple):
+    """Where an image stands at its replica.
+
+    Attributes:
+        position: 0 while it is drawn; else 1 for the first of those that wait.
+        ready_at: when it should be ready, as it was predicted when it was sent there; unix time, seconds.
+    """
+
+    position: int
+    ready_at: float
 
 
 class Stage:
@@ -48,6 +65,7 @@ class Stage:
         self._tally = tally
         self._heavy_steps = family.heavy.steps
         self._clock = clock
+        self._promised: dict[str, float] = {}  # when the images that are at replicas should be ready
         self._expected: dict[str, Role] = {}  # admitted images that are not in the book yet
 
     def expect(self, images: Iterable[str], role: Role) -> None:
@@ -64,13 +82,23 @@ class Stage:
         ahead = sum(it is role for it in self._expected.values())
         return self._dispatcher.finish_at(self._kind_of(role, steps), now, images + ahead)
 
+    def place(self, image: str) -> Place | None:
+        """Where an image stands; None while it is on its way to a replica, and afterwards."""
+        position, ready_at = self._dispatcher.position(image), self._promised.get(image)
+        return None if position is None or ready_at is None or ready_at == math.inf else Place(position, ready_at)
+
     def heavy_finish_at(self, request: ImageRequest, now: float) -> float | None:
         """When the heavy image would be ready, by the book and how late the last ones were."""
         ready_at = self._dispatcher.finish_at(self._kind(Role.HEAVY, request), now)
         return None if ready_at is None else ready_at + self.lateness.seconds(now)
 
-    async def draw(self, role: Role, request: ImageRequest, rules: Rules, *, until: float) -> tuple[Role, ImageResult]:
+    async def draw(
+        self, role: Role, request: ImageRequest, rules: Rules, *, until: float, show: Show
+    ) -> tuple[Role, ImageResult]:
         """The image, and the variant that drew it: a replica that takes its queue along into another role changes it.
+
+        Args:
+            show: called with the previews that the request asks for.
 
         Raises:
             DeadlineExceeded: not there by ``until``, or dropped by the rules.
@@ -85,8 +113,9 @@ class Stage:
                         replica, ready_at = stay, math.inf
                     else:
                         replica, ready_at = await self._choose(role, request, avoid=frozenset(lost))
+                    self._promised[request.id] = ready_at
                     try:
-                        result = await self._send(replica, role, request, rules)
+                        result = await self._send(replica, role, request, rules, show)
                         self._note_lateness(role, ready_at)
                         return role, result
                     except ReplicaLost as error:
@@ -115,13 +144,13 @@ class Stage:
             await self._roster.refreshed()
         return choice
 
-    async def _send(self, replica: str, role: Role, request: ImageRequest, rules: Rules) -> ImageResult:
+    async def _send(self, replica: str, role: Role, request: ImageRequest, rules: Rules, show: Show) -> ImageResult:
         kind = self._kind(role, request)
         self._dispatcher.assign(replica, request.id, kind, self._clock())
         self._expected.pop(request.id, None)
         try:
-            wanted = request if role is Role.HEAVY else NOTHING.of(request)
-            drawing = self._pool.generate(replica, role, wanted.to_dict())
+            wanted = request if role is Role.HEAVY else replace(NOTHING.of(request), previews=0)
+            drawing = self._reply(replica, role, wanted, show)
             if rules.drop_after_s is not None:
                 drawing = self._or_dropped(drawing, replica, kind, request)
             result = ImageResult.from_dict(await drawing)
@@ -153,10 +182,21 @@ class Stage:
                     self._tally.batch(batch.role, result.batch_size, result.compute_s)
         finally:
             self._dispatcher.forget(replica, request.id, self._clock())
+            self._promised.pop(request.id, None)
         if result.error is not None:
             code, message = result.error
             raise _WORKER_ERRORS.get(code, GenerationFailed)(message)
         return result
+
+    async def _reply(self, replica: str, role: Role, request: ImageRequest, show: Show) -> dict[str, Any]:
+        if not request.previews:
+            return await self._pool.generate(replica, role, request.to_dict())
+        async with aclosing(self._pool.stream(replica, role, request.to_dict())) as parts:
+            async for part in parts:
+                if "preview" not in part:
+                    return part
+                show(part["preview"], role, part["step"])
+        raise ReplicaLost(replica, "it ended without a result")
 
     async def _or_dropped(
         self, drawing: Awaitable[dict[str, Any]], replica: str, kind: Kind, request: ImageRequest

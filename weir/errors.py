@@ -2,7 +2,9 @@
 
 WeirError
 ├── InvalidRequest      400  a field of a request is wrong (``param`` names it)
-│   └── UnknownModel    404
+│   ├── UnknownModel    404
+│   ├── NotFound        404  there is no such thing, or none of this caller's, or no more
+│   └── KeyReused       422  an idempotency key came again with another request
 ├── Unauthorized        401  no key, or none that is known
 ├── Forbidden           403  the key may call, but not this
 ├── Cancelled           409  somebody cancelled the request while it was drawn
@@ -53,6 +55,16 @@ class InvalidRequest(WeirError):
 class UnknownModel(InvalidRequest):
     status = 404
     code = "model_not_found"
+
+
+class NotFound(InvalidRequest):
+    status = 404
+    code = "not_found"
+
+
+class KeyReused(InvalidRequest):
+    status = 422
+    code = "idempotency_key_reused"
 
 
 class BodyTooLarge(InvalidRequest):

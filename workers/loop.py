@@ -44,6 +44,13 @@ class Progress(NamedTuple):
     preview: Callable[[], bytes | None]
 
 
+def preview_steps(first: int, steps: int, previews: int) -> frozenset[int]:
+    """The steps after which to make so many previews of a run: evenly apart, and none of the finished image."""
+    left = steps - first
+    at = {first + round(left * number / (previews + 1)) for number in range(1, previews + 1)}
+    return frozenset(at - {first, steps})
+
+
 @dataclass(slots=True, eq=False, kw_only=True)
 class Job(Task):
     """An order with the one who waits for it.

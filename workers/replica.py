@@ -7,7 +7,7 @@ import logging
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
@@ -21,7 +21,7 @@ from weir.profiles import load_profile
 from weir.states import State, StateStore
 from workers.emulated import EmulatedEngine
 from workers.engine import Engine, Order, failed, order_for
-from workers.loop import Job, Outcome, StepLoop
+from workers.loop import Job, Outcome, Progress, StepLoop, preview_steps
 
 log = logging.getLogger(__name__)
 
@@ -91,6 +91,24 @@ class Worker:
         What is wrong with one request comes back in its ``error``, never as an exception. Cancelling the call takes the
         request out before the next step.
         """
+        return await self._generated(role, request, None)
+
+    async def stream(self, role: str, request: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
+        """As :meth:`generate`, and before the result as many previews as the request asks for and can be had: of each
+        its ``preview`` (a small PNG) and the ``step`` it was made after."""
+        parts: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
+        drawing = asyncio.create_task(self._generated(role, request, parts.put_nowait))
+        drawing.add_done_callback(lambda _: parts.put_nowait(None))
+        try:
+            while (part := await parts.get()) is not None:
+                yield part
+            yield await drawing
+        finally:
+            drawing.cancel()
+
+    async def _generated(
+        self, role: str, request: dict[str, Any], show: Callable[[dict[str, Any]], None] | None
+    ) -> dict[str, Any]:
         try:
             wanted = ImageRequest.from_dict(request)
             state, fetch_s = await self._fetch(Role(role), wanted)
@@ -99,7 +117,7 @@ class Worker:
             return self._refused(request, InvalidRequest(f"not a request for a worker: {error}"))
         except WeirError as error:
             return self._refused(request, error)
-        outcome = await self._drawn(ordered)
+        outcome = await self._drawn(ordered, show)
         captured = await self._keep(wanted, outcome.drawn.states)
         return self._result(wanted.id, outcome, captured, fetch_s).to_dict()
 
@@ -137,15 +155,21 @@ class Worker:
             log.warning("%s runs from step 0: no state in time: %s: %s", request.id, type(error).__name__, error)
         return state, time.monotonic() - begun
 
-    async def _drawn(self, ordered: Order) -> Outcome:
+    async def _drawn(self, ordered: Order, show: Callable[[dict[str, Any]], None] | None) -> Outcome:
         events = asyncio.get_running_loop()
         done: asyncio.Future[Outcome] = events.create_future()
+        wanted = preview_steps(ordered.first, ordered.recipe.steps, ordered.request.previews)
+
+        def on_step(progress: Progress) -> None:
+            if show and progress.step in wanted and (image := progress.preview()):
+                events.call_soon_threadsafe(show, {"preview": image, "step": progress.step})
 
         def resolve(outcome: Outcome) -> None:
             if not done.done():  # a cancelled caller's future is done
                 done.set_result(outcome)
 
-        job = self._loop.submit(ordered, lambda outcome: events.call_soon_threadsafe(resolve, outcome))
+        watched = on_step if wanted else None
+        job = self._loop.submit(ordered, lambda outcome: events.call_soon_threadsafe(resolve, outcome), watched)
         self._waiters[job.ticket] = done
         try:
             return await done

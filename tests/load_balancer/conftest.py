@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import warnings
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
 import pytest
@@ -65,6 +65,11 @@ class FakePool:
             "replica": replica,
             "queued": 0,
         }
+
+    async def stream(self, replica: str, role: Role, request: dict[str, Any]) -> AsyncGenerator[dict[str, Any]]:
+        for number in range(request["previews"]):
+            yield {"preview": png(4), "step": 10 * (number + 1)}
+        yield await self.generate(replica, role, request)
 
 
 @pytest.fixture

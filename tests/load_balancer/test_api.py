@@ -12,8 +12,9 @@ import httpx
 import pytest
 from PIL import Image
 
-from load_balancer.api import FILES, GENERATIONS, create_app
+from load_balancer.api import create_app
 from load_balancer.balancer import Balancer
+from load_balancer.openapi import FILES, GENERATIONS
 from tests.load_balancer.malformed_requests import BODIES, GOOD
 from weir.config import LimitsConfig
 from weir.core import Role
@@ -212,7 +213,7 @@ async def test_a_wrong_method_or_path_is_refused_in_the_same_shape(client, metho
 
 
 async def test_what_nobody_foresaw_is_a_500_without_a_word_about_it(client, pool, monkeypatch):
-    monkeypatch.setattr(Balancer, "draw", lambda *_: 1 / 0)
+    monkeypatch.setattr(Balancer, "begin", lambda *_: 1 / 0)
     answer = await client.post(GENERATIONS, json=GOOD)
     assert answer.status_code == 500
     assert answer.json()["error"]["code"] == "internal_error"
@@ -234,7 +235,7 @@ async def test_a_refusal_always_says_when_to_come_again(client, monkeypatch, wai
     def refuse(*_: object) -> None:
         raise Overloaded("too much to do", retry_after_s=wait_s)
 
-    monkeypatch.setattr(Balancer, "draw", refuse)
+    monkeypatch.setattr(Balancer, "begin", refuse)
     assert int((await client.post(GENERATIONS, json=GOOD)).headers["retry-after"]) == told
 
 

@@ -11,9 +11,10 @@ from pathlib import Path
 import httpx
 import pytest
 
-from load_balancer.api import FILES, GENERATIONS, create_app
+from load_balancer.api import create_app
 from load_balancer.balancer import Balancer
 from load_balancer.callers import Callers, append_key, digest, new_key
+from load_balancer.openapi import FILES, GENERATIONS
 from tests.load_balancer.malformed_requests import GOOD
 from weir.config import KeyConfig, LimitsConfig
 from weir.core import Role
@@ -74,13 +75,13 @@ async def test_health_and_the_description_are_open(client, path):
 
 async def test_a_known_key_draws_for_its_tenant(client, balancer, monkeypatch):
     seen = []
-    draw = Balancer.draw
+    begin = Balancer.begin
 
-    async def watched(self, order):
+    def watched(self, order):
         seen.append(order.caller)
-        return await draw(self, order)
+        return begin(self, order)
 
-    monkeypatch.setattr(Balancer, "draw", watched)
+    monkeypatch.setattr(Balancer, "begin", watched)
     assert (await client.post(GENERATIONS, json=GOOD, headers=bearer(ALICE))).status_code == 200
     assert [(caller.name, caller.tenant) for caller in seen] == [("alice", "acme")]
 
@@ -137,7 +138,7 @@ async def test_no_key_shows_in_logs_answers_or_errors(client, caplog, capfd, mon
             answers.append(await client.post(GENERATIONS, json=body, headers=bearer(key)))
         answers.append(await client.get(f"/v1/{key}", headers=bearer(planted)))
         answers.append(await client.post(GENERATIONS, json=GOOD, headers={"authorization": key}))
-    monkeypatch.setattr(Balancer, "draw", lambda *_: 1 / 0)
+    monkeypatch.setattr(Balancer, "begin", lambda *_: 1 / 0)
     answers.append(await client.post(GENERATIONS, json=GOOD, headers=bearer(ALICE)))
     assert answers[-1].status_code == 500
     said = "".join(json.dumps(dict(answer.headers)) + answer.text for answer in answers)

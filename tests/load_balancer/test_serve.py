@@ -23,7 +23,7 @@ from controller.policies.policy import PUBLISHED
 from deploy.cluster import cluster
 from deploy.local import bindable, readiness
 from deploy.publish import Publisher, render
-from load_balancer.api import GENERATIONS
+from load_balancer.openapi import GENERATIONS
 from tests.load_balancer.malformed_requests import BODIES, GOOD
 from tests.toy_family import FAMILY, PROFILE
 from weir.core import Plan, Role
@@ -79,7 +79,9 @@ def plan(version: int, light: int = 2, heavy: int = 1, threshold: float = 0.5) -
 def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
     folder = tmp_path_factory.mktemp("service")
     (folder / "family.yaml").write_text(yaml.safe_dump(FAMILY))
-    (folder / "profile.json").write_text(json.dumps(PROFILE))
+    heavy = PROFILE["heavy"]
+    steps = {"step_s": [it / heavy["steps"] for it in heavy["latency_s"]], "fixed": {"text_s": 0, "decode_s": 0}}
+    (folder / "profile.json").write_text(json.dumps({**PROFILE, "heavy": {**heavy, **steps}}))
     config = folder / "service.yaml"
     config.write_text(
         yaml.safe_dump(
@@ -161,6 +163,57 @@ def test_the_official_client_works_unchanged(up):
         assert refused.value.param == "n"
         with pytest.raises(openai.NotFoundError):
             client.images.generate(prompt="a red circle", model="dall-e-3")
+
+
+def test_the_official_client_streams_the_light_image_a_preview_and_the_heavy_one(up):
+    kinds: dict[int, list[str]] = {}
+    with openai.OpenAI(base_url=f"{up.url}/v1", api_key="none", max_retries=0) as client:
+        for seed in range(8):  # some of them are good enough at once
+            stream = client.images.generate(
+                prompt="a red circle", stream=True, partial_images=2, size="64x64", extra_body={"seed": seed}
+            )
+            kinds[seed] = []
+            for event in stream:
+                assert base64.b64decode(event.b64_json).startswith(b"\x89PNG")
+                assert (event.output_format, event.size, event.background) == ("png", "64x64", "opaque")
+                if event.type == "image_generation.partial_image":
+                    assert event.partial_image_index == len(kinds[seed])
+                kinds[seed].append(f"{event.type.rpartition('.')[2]} {event.to_dict()['weir'].get('role', '')}".strip())
+    assert ["completed"] in kinds.values()
+    assert ["partial_image light", "partial_image heavy", "completed"] in kinds.values()
+
+
+def test_a_client_that_leaves_a_stream_takes_its_work_with_it(up, client):
+    up.wait(lambda state: state["in_flight"] == 0)
+    body = {**GOOD, "model": "toy/heavy", "num_inference_steps": 100, "n": 4, "stream": True, "partial_images": 3}
+    with client.stream("POST", GENERATIONS, json=body) as answer:
+        assert next(answer.iter_lines()) == "event: image_generation.partial_image"
+        assert up.state()["in_flight"] == 4
+    up.wait(lambda state: state["in_flight"] == 0)
+    assert client.post(GENERATIONS, json=GOOD).status_code == 200
+
+
+def test_a_request_is_answered_later_found_by_its_id_and_cancelled(up, client):
+    long = {**GOOD, "model": "toy/heavy", "num_inference_steps": 100, "n": 4}
+    answer = client.post(GENERATIONS, json=long, headers={"prefer": "respond-async"})
+    assert answer.status_code == 202
+    assert client.get(answer.headers["location"]).json()["status"] in ("queued", "running")
+    assert client.delete(answer.headers["location"]).json()["status"] == "cancelled"
+    up.wait(lambda state: state["in_flight"] == 0)
+    answer = client.post(GENERATIONS, json=GOOD, headers={"prefer": "respond-async"})
+    until = time.monotonic() + 60
+    while (state := client.get(answer.headers["location"]).json())["status"] != "succeeded":
+        assert time.monotonic() < until, state
+    assert state["result"]["data"][0]["b64_json"]
+
+
+async def test_many_requests_with_one_key_are_drawn_once(up):
+    limits = httpx.Limits(max_connections=10)
+    async with httpx.AsyncClient(base_url=up.url, timeout=60, limits=limits) as client:
+        key = {"idempotency-key": "one"}
+        answers = await asyncio.gather(*(client.post(GENERATIONS, json=GOOD, headers=key) for _ in range(20)))
+    assert {answer.status_code for answer in answers} == {200}
+    assert len({answer.json()["data"][0]["weir"]["id"] for answer in answers}) == 1
 
 
 async def test_the_images_of_one_request_are_all_drawn(up):

@@ -20,6 +20,7 @@ from tests.workers.samples import image_request, profile
 from weir.config import FamilyConfig
 from weir.core import ImageRequest, Plan, Role
 from weir.errors import WeirError
+from weir.profiles import FixedCosts
 from workers.emulated import EmulatedEngine
 from workers.engine import OutOfMemory
 from workers.replica import Worker
@@ -395,3 +396,50 @@ async def test_a_replica_with_real_models_serves_both_roles_and_resumes(embedded
     assert (resumed["steps"], resumed["resumed_at"]) == (2, 2)
     first, second = (np.asarray(Image.open(io.BytesIO(a["image"]))).astype(int) for a in (whole, resumed))
     assert np.abs(first - second).max() <= 2
+
+
+# ------------------------------------------------------------------------------------------ previews
+
+
+class Stepwise(EmulatedEngine):
+    """Advances by single steps, as the real engine does."""
+
+    def __init__(self) -> None:
+        usual = profile(1e-9, 1e-9)
+        steps = {"step_s": (1e-9, 1e-9), "fixed": FixedCosts(text_s=0, decode_s=0)}
+        super().__init__(usual.model_copy(update={"heavy": usual.heavy.model_copy(update=steps)}))
+
+
+async def parts(worker: Worker, **fields: Any) -> list[dict[str, Any]]:
+    return [part async for part in worker.stream("heavy", image_request("a", **fields).to_dict())]
+
+
+async def test_previews_come_evenly_apart_and_then_the_result(worker: Worker) -> None:
+    worker.engine = Stepwise()
+    *previews, result = await parts(worker, previews=3, steps=20)
+    assert [part["step"] for part in previews] == [5, 10, 15]
+    assert all(part["preview"].startswith(b"\x89PNG") for part in previews)
+    assert (result["id"], result["steps"], result["error"]) == ("a", 20, None)
+
+
+@pytest.mark.parametrize("fields", [{"previews": 0}, {"previews": 5, "steps": 1}])
+async def test_where_there_is_nothing_to_show_only_the_result_comes(worker: Worker, fields: dict[str, Any]) -> None:
+    worker.engine = Stepwise()
+    assert ["preview" in part for part in await parts(worker, **fields)] == [False]
+
+
+async def test_what_is_wrong_with_a_streamed_request_is_its_result(worker: Worker) -> None:
+    (answer,) = await parts(worker, previews=2, width=7)
+    assert answer["error"][0] == "invalid_value"
+
+
+async def test_who_leaves_a_stream_takes_the_image_out(worker: Worker) -> None:
+    held = await hold(worker)
+    stream = worker.stream("heavy", image_request("b", previews=2).to_dict())
+    first = asyncio.create_task(anext(stream))
+    await queue_of(worker, 1)
+    first.cancel()
+    await asyncio.wait({first})
+    await queue_of(worker, 0)
+    script(worker).gate.set()
+    assert (await held)["error"] is None

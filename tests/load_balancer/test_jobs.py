@@ -1,0 +1,336 @@
+"""Requests that outlive their connection: idempotency keys, answers that come later, status, cancellation."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from load_balancer.api import create_app
+from load_balancer.balancer import Balancer
+from load_balancer.callers import Caller, Callers, append_key, digest, new_key
+from load_balancer.jobs import Jobs
+from load_balancer.openapi import GENERATIONS
+from load_balancer.order import Order
+from tests.load_balancer.malformed_requests import GOOD
+from weir.config import KeyConfig, LimitsConfig
+from weir.core import Role
+from weir.errors import NotFound
+
+ALICE, BOB, ROOT = new_key(), new_key(), new_key()
+ASYNC = {"prefer": "respond-async"}
+ORDER = Order("a red circle", 64, 64)
+
+
+@pytest.fixture
+async def balancer(pool, plan, family, profile) -> Balancer:
+    balancer = Balancer(pool, plan, family, slo_s=5.0, queued=64, profile=profile)
+    balancer.dispatcher.sync(await pool.describe())
+    return balancer
+
+
+@pytest.fixture
+async def client(balancer, family) -> AsyncIterator[httpx.AsyncClient]:
+    app = create_app(balancer, family, LimitsConfig())
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://weir") as client:
+        yield client
+
+
+async def ended(ask: Callable[[], Awaitable[httpx.Response]]) -> dict[str, Any]:
+    """The state of a request, once it is none of the first two."""
+    while (state := (await ask()).json())["status"] in ("queued", "running"):
+        await asyncio.sleep(0)
+    return state
+
+
+# ----------------------------------------------------------------------------------------------- the same once more
+
+
+async def test_the_same_request_with_the_same_key_is_drawn_once_and_answered_alike(client, pool):
+    key = {"idempotency-key": "k"}
+    first = await client.post(GENERATIONS, json=GOOD, headers=key)
+    again = await client.post(GENERATIONS, json=GOOD, headers=key)
+    assert first.status_code == again.status_code == 200
+    assert first.content == again.content
+    assert len(pool.calls) == 1
+    assert ("idempotent-replayed" in first.headers, again.headers["idempotent-replayed"]) == (False, "true")
+    assert first.headers["x-request-id"] == again.headers["x-request-id"]
+
+
+async def test_so_it_is_when_all_come_at_once(client, pool, balancer):
+    pool.delay_s[Role.LIGHT] = 0.05
+    answers = await asyncio.gather(
+        *(client.post(GENERATIONS, json=GOOD, headers={"idempotency-key": "k"}) for _ in range(20))
+    )
+    assert {answer.status_code for answer in answers} == {200}
+    assert len({answer.content for answer in answers}) == 1
+    assert len(pool.calls) == 1
+    assert balancer.admission.in_flight == 0
+
+
+async def test_a_client_that_lost_its_connection_finds_its_image_under_the_key(client, pool):
+    pool.delay_s[Role.LIGHT] = 0.1
+    lost = asyncio.create_task(client.post(GENERATIONS, json=GOOD, headers={"idempotency-key": "k"}))
+    while not pool.calls:
+        await asyncio.sleep(0)
+    lost.cancel()
+    again = await client.post(GENERATIONS, json=GOOD, headers={"idempotency-key": "k"})
+    assert again.status_code == 200
+    assert (len(pool.calls), pool.cancelled) == (1, 0)
+
+
+async def test_a_stream_is_attached_from_its_beginning(client, pool):
+    pool.confidence = 0.1
+    body = {**GOOD, "stream": True, "partial_images": 2}
+    first = await client.post(GENERATIONS, json=body, headers={"idempotency-key": "k"})
+    calls = len(pool.calls)
+    again = await client.post(GENERATIONS, json=body, headers={"idempotency-key": "k"})
+    assert [line for line in first.text.split("\n") if line.startswith("event")] == [
+        line for line in again.text.split("\n") if line.startswith("event")
+    ]
+    assert len(pool.calls) == calls
+
+
+@pytest.mark.parametrize("change", [{"prompt": "a blue star"}, {"n": 2}, {"seed": 1}, {"stream": True}], ids=str)
+async def test_another_request_with_the_same_key_is_refused(client, pool, change):
+    await client.post(GENERATIONS, json=GOOD, headers={"idempotency-key": "k"})
+    answer = await client.post(GENERATIONS, json={**GOOD, **change}, headers={"idempotency-key": "k"})
+    assert answer.status_code == 422
+    assert answer.json()["error"]["code"] == "idempotency_key_reused"
+    assert answer.json()["error"]["param"] == "Idempotency-Key"
+    assert len(pool.calls) == 1
+
+
+async def test_a_request_that_failed_is_drawn_again_under_its_key(client, pool):
+    failures = iter([("generation_failed", "black"), None])
+    pool.fail = lambda *_: next(failures)
+    key = {"idempotency-key": "k"}
+    assert (await client.post(GENERATIONS, json=GOOD, headers=key)).status_code == 500
+    assert (await client.post(GENERATIONS, json=GOOD, headers=key)).status_code == 200
+
+
+async def test_a_request_that_was_not_admitted_leaves_its_key_free(client, balancer):
+    balancer.admission.in_flight = 64
+    key = {"idempotency-key": "k"}
+    assert (await client.post(GENERATIONS, json=GOOD, headers=key)).status_code == 503
+    balancer.admission.in_flight = 0
+    assert (await client.post(GENERATIONS, json=GOOD, headers=key)).status_code == 200
+
+
+async def test_after_a_crash_the_same_key_draws_from_the_same_noise(client, balancer, family, pool):
+    await client.post(GENERATIONS, json=GOOD, headers={"idempotency-key": "k"})
+    app = create_app(balancer, family, LimitsConfig())  # it knows nothing of before
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://weir") as other:
+        await other.post(GENERATIONS, json=GOOD, headers={"idempotency-key": "k"})
+    assert len({request["seed"] for _, _, request in pool.calls}) == 1
+    assert len(pool.calls) == 2
+
+
+@pytest.mark.parametrize("key", ["", " ", "x" * 256, "a\tb"])
+async def test_a_bad_key_is_refused_with_the_header_and_what_is_accepted(client, pool, key):
+    answer = await client.post(GENERATIONS, json=GOOD, headers={"idempotency-key": key})
+    assert answer.status_code == 400
+    assert answer.json()["error"]["param"] == "Idempotency-Key"
+    assert "accepted: " in answer.json()["error"]["message"]
+    assert pool.calls == []
+
+
+# ------------------------------------------------------------------------------------------------------------- later
+
+
+async def test_an_answer_that_may_come_later_is_accepted_and_found_where_it_says(client, pool):
+    pool.delay_s[Role.LIGHT] = 0.05
+    answer = await client.post(GENERATIONS, json={**GOOD, "seed": 7}, headers=ASYNC)
+    assert answer.status_code == 202
+    assert answer.headers["preference-applied"] == "respond-async"
+    assert int(answer.headers["retry-after"]) >= 1
+    place = answer.headers["location"]
+    assert place == f"{GENERATIONS}/{answer.json()['id']}"
+    assert answer.json()["status"] == "queued"
+    assert answer.json()["result"] is None
+    state = await ended(lambda: client.get(place))
+    assert state["status"] == "succeeded"
+    assert state["error"] is None
+    assert state["expires_at"] > state["created"]
+    whole = (await client.post(GENERATIONS, json={**GOOD, "seed": 7})).json()
+    assert state["result"]["data"][0]["b64_json"] == whole["data"][0]["b64_json"]
+
+
+async def test_who_waits_a_while_gets_the_answer_itself_when_it_is_there_by_then(client, pool):
+    quick = await client.post(GENERATIONS, json=GOOD, headers={"prefer": "respond-async, wait=30"})
+    assert quick.status_code == 200
+    assert quick.json()["data"]
+    pool.delay_s[Role.LIGHT] = 60
+    slow = await client.post(GENERATIONS, json=GOOD, headers={"prefer": "respond-async, wait=0"})
+    assert slow.status_code == 202
+    await client.delete(slow.headers["location"])
+
+
+async def test_a_stream_is_never_postponed(client):
+    answer = await client.post(GENERATIONS, json={**GOOD, "stream": True}, headers=ASYNC)
+    assert answer.status_code == 200
+    assert "preference-applied" not in answer.headers
+
+
+async def test_a_request_that_failed_says_why(client, pool):
+    pool.fail = lambda *_: ("generation_failed", "the image is black")
+    answer = await client.post(GENERATIONS, json=GOOD, headers=ASYNC)
+    state = await ended(lambda: client.get(answer.headers["location"]))
+    assert (state["status"], state["result"]) == ("failed", None)
+    assert state["error"]["message"] == "the image is black"
+
+
+async def test_it_says_how_many_are_before_it_and_how_long_it_should_take(client, pool, balancer):
+    pool.delay_s[Role.LIGHT] = 60
+    places = [(await client.post(GENERATIONS, json=GOOD, headers=ASYNC)).headers["location"] for _ in range(3)]
+    while len(pool.calls) < 3:
+        await asyncio.sleep(0)
+    states = [(await client.get(place)).json() for place in places]
+    assert [state["status"] for state in states] == ["running", "queued", "queued"]
+    assert [state["queue_position"] for state in states] == [None, 1, 2]
+    # A batch is drawn in 0.02 to 0.05 s, so the profile says.
+    estimates = [state["estimated_s"] for state in states]
+    assert 0 <= estimates[0] <= estimates[1] <= estimates[2] < 1
+    for place in places:
+        await client.delete(place)
+    assert balancer.admission.in_flight == 0
+
+
+# ------------------------------------------------------------------------------------------------------------ cancel
+
+
+async def test_a_cancelled_request_leaves_its_worker_and_the_others_go_on(client, pool, balancer):
+    pool.delay_s[Role.LIGHT] = 0.2
+    one, two = [(await client.post(GENERATIONS, json=GOOD, headers=ASYNC)).headers["location"] for _ in range(2)]
+    while len(pool.calls) < 2:
+        await asyncio.sleep(0)
+    answer = await client.delete(one)
+    assert (answer.status_code, answer.json()["status"]) == (200, "cancelled")
+    assert (pool.cancelled, balancer.admission.in_flight) == (1, 1)
+    assert (await client.get(one)).json()["status"] == "cancelled"
+    assert (await ended(lambda: client.get(two)))["status"] == "succeeded"
+
+
+async def test_whoever_waits_for_a_cancelled_request_is_told(client, pool):
+    pool.delay_s[Role.LIGHT] = 60
+    key = {"idempotency-key": "k"}
+    waiting = asyncio.create_task(client.post(GENERATIONS, json=GOOD, headers=key))
+    while not pool.calls:
+        await asyncio.sleep(0)
+    known = await client.post(GENERATIONS, json=GOOD, headers={**ASYNC, **key})
+    await client.delete(known.headers["location"])
+    answer = await waiting
+    assert (answer.status_code, answer.json()["error"]["code"]) == (409, "cancelled")
+
+
+async def test_a_request_that_has_ended_is_forgotten_when_it_is_deleted(client):
+    place = (await client.post(GENERATIONS, json=GOOD, headers=ASYNC)).headers["location"]
+    await ended(lambda: client.get(place))
+    assert (await client.delete(place)).json()["status"] == "succeeded"
+    assert (await client.get(place)).status_code == 404
+    assert (await client.delete(place)).status_code == 404
+
+
+@pytest.mark.parametrize("id", ["nothing", "0" * 32, "%00", "..%2F..", "x" * 2000])
+@pytest.mark.parametrize("method", ["GET", "DELETE"])
+async def test_a_request_that_is_not_there_is_a_404_in_openais_shape(client, id, method):
+    answer = await client.request(method, f"{GENERATIONS}/{id}")
+    assert answer.status_code == 404
+    assert answer.json()["error"]["type"] == "invalid_request_error"
+
+
+async def test_a_request_that_nobody_can_ask_for_is_gone_with_its_answer(client):
+    answer = await client.post(GENERATIONS, json=GOOD)
+    assert (await client.get(f"{GENERATIONS}/{answer.headers['x-request-id']}")).status_code == 404
+
+
+async def test_only_its_caller_and_an_administrator_find_a_request(balancer, family, pool, tmp_path: Path):
+    keys = tmp_path / "keys.yaml"
+    for name, key, admin in (("alice", ALICE, False), ("bob", BOB, False), ("root", ROOT, True)):
+        append_key(keys, KeyConfig(name=name, sha256=digest(key), tenant="acme", admin=admin))
+    app = create_app(balancer, family, LimitsConfig(), Callers(keys))
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://weir") as client:
+
+        def of(key: str, **more: str) -> dict[str, str]:
+            return {"authorization": f"Bearer {key}", **more}
+
+        place = (await client.post(GENERATIONS, json=GOOD, headers=of(ALICE, **ASYNC))).headers["location"]
+        found = {key: (await client.get(place, headers=of(key))).status_code for key in (ALICE, BOB, ROOT)}
+        assert found == {ALICE: 200, BOB: 404, ROOT: 200}
+        assert (await client.delete(place, headers=of(BOB))).status_code == 404
+        # The same key of another caller is another key.
+        for key in (ALICE, BOB):
+            await client.post(GENERATIONS, json=GOOD, headers=of(key, **{"idempotency-key": "k"}))
+        assert len(pool.calls) == 3
+
+
+# ----------------------------------------------------------------------------------------------------------- bounded
+
+
+class Clock:
+    now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+async def rendered(job, drawn) -> bytes:
+    return b"x" * 100
+
+
+async def finished(jobs: Jobs, **more: Any) -> str:
+    job, _ = jobs.begin(ORDER, "", keep=True, **more)
+    await job.answer()
+    return job.id
+
+
+def known(jobs: Jobs, ids: list[str]) -> list[bool]:
+    found = []
+    for id in ids:
+        try:
+            found.append(bool(jobs.find(id, ORDER.caller)))
+        except NotFound:
+            found.append(False)
+    return found
+
+
+async def test_an_answer_is_forgotten_after_a_while_and_its_key_with_it(balancer, pool):
+    clock = Clock()
+    jobs = Jobs(balancer, rendered, kept_s=60, clock=clock)
+    old = await finished(jobs, key="k")
+    clock.now += 59
+    new = await finished(jobs)
+    assert known(jobs, [old, new]) == [True, True]
+    clock.now += 1
+    assert known(jobs, [old, new]) == [False, True]
+    await finished(jobs, key="k")
+    assert len(pool.calls) == 3
+
+
+async def test_the_oldest_leave_when_there_are_too_many(balancer):
+    jobs = Jobs(balancer, rendered, most_jobs=3)
+    ids = [await finished(jobs) for _ in range(5)]
+    assert known(jobs, ids) == [False, False, True, True, True]
+
+
+async def test_the_oldest_leave_when_they_are_too_large_and_what_runs_stays(balancer, pool):
+    probe, _ = Jobs(balancer, rendered).begin(ORDER, "")
+    await probe.answer()
+    jobs = Jobs(balancer, rendered, most_bytes=2 * probe.size_bytes)
+    pool.delay_s[Role.HEAVY] = 60
+    running, _ = jobs.begin(Order("a", 64, 64, role=Role.HEAVY), "", keep=True)
+    ids = [await finished(jobs) for _ in range(4)]
+    assert known(jobs, [*ids, running.id]) == [False, False, True, True, True]
+    await running.cancel()
+
+
+async def test_another_caller_has_keys_of_its_own(balancer):
+    jobs = Jobs(balancer, rendered)
+    job, _ = jobs.begin(ORDER, "", key="k")
+    with pytest.raises(NotFound):
+        jobs.find(job.id, Caller("bob", "acme"))
+    await job.answer()
