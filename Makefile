@@ -45,9 +45,8 @@ demo: setup  ## serve the embedded family, replay two minutes of traces/bursty.c
 	$(WEIR) replay traces/bursty.csv --duration 120 --rate $(DEMO_RATE) --score deploy/families/weir-tiny.yaml; code=$$?; \
 	$(WEIR) down; exit $$code
 
-# Tests on a real cluster share the machine with whatever else runs there: what failed is tried once more, alone.
 test: setup-dev lint  ## lint, type-check and run every test
-	$(BIN)/python -m pytest || $(BIN)/python -m pytest --last-failed --last-failed-no-failures none
+	$(BIN)/python -m pytest
 
 fuzz: setup-dev  ## fuzz the API from its own description
 	$(BIN)/python -m tests.fuzz

@@ -28,6 +28,7 @@ class Outcome:
         error: "" for an image, else the server's code, or the client's: ``timeout``, ``connection_failed``,
             ``invalid_answer``.
         path: the way through the cascade.
+        served_s: from its admission to its answer, by the server's clock.
         image: file of the image, relative to the folder of the replay; "" when none was kept.
         quality: of the image, filled in by the report's scorer.
     """
@@ -45,6 +46,7 @@ class Outcome:
     steps: int | None = None
     queue_s: float | None = None
     compute_s: float | None = None
+    served_s: float | None = None
     plan_version: int | None = None
     emulated: bool | None = None
     model: str = ""
@@ -76,7 +78,8 @@ COLUMNS = tuple(f.name for f in fields(Outcome))
 _READERS: dict[str, Callable[[str], Any]] = {
     **dict.fromkeys(("error", "prompt", "model", "id", "image"), str),
     **dict.fromkeys(("index", "status", "seed", "steps", "plan_version"), int),
-    **dict.fromkeys(("arrival_s", "sent_s", "latency_s", "confidence", "queue_s", "compute_s", "quality"), float),
+    **dict.fromkeys(("arrival_s", "sent_s", "latency_s", "confidence", "quality"), float),
+    **dict.fromkeys(("queue_s", "compute_s", "served_s"), float),
     "path": Route,
     "emulated": {"True": True, "False": False}.__getitem__,
 }

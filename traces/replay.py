@@ -185,6 +185,7 @@ class _Client:
         return name
 
 
+#: Fields of an answer's ``weir`` that an outcome keeps, with their types, and the one that it has another name for.
 _SAID: dict[str, type | tuple[type, ...]] = {
     "id": str,
     "model": str,
@@ -208,6 +209,8 @@ def _understand(answer: httpx.Response) -> tuple[str, dict[str, Any], bytes]:
         image = base64.b64decode(item["b64_json"], validate=True)
         about = item.get("weir") or {}
         said = {k: about[k] for k, kind in _SAID.items() if isinstance(about.get(k), kind)}
+        if isinstance(about.get("latency_s"), (int, float)):
+            said["served_s"] = about["latency_s"]
         if about.get("path") is not None:
             said["path"] = Route(about["path"])
     except (ValueError, KeyError, TypeError, AttributeError, binascii.Error):

@@ -64,6 +64,7 @@ def test_what_the_server_says_of_an_image_is_recorded_with_the_image(server, sen
     one = done.outcomes[1]
     assert (one.path, one.seed, one.steps, one.plan_version) == (Route.LIGHT_DEADLINE, 1, 2, 4)
     assert (one.confidence, one.queue_s, one.compute_s, one.emulated) == (0.75, 0.01, 0.02, True)
+    assert one.served_s == 0.03
     assert (one.status, one.error, one.answered, one.arrival_s) == (200, "", True, 0.02)
     assert (tmp_path / "run" / one.image).read_bytes() == server.png
     assert [p.name for p in sorted((tmp_path / "run/images").iterdir())] == ["000000.png", "000001.png"]
