@@ -1,21 +1,29 @@
 """Every policy on the embedded family for real: goodput and measured quality on the same traces and the same machine.
 
-    python -m benchmarks.cascade --rate 2 --duration 90 --out cascade.json
-    python -m benchmarks.cascade --policies weir,all-heavy --trace traces/bursty.csv
+    python -m benchmarks.cascade [--out runs/cascade]
+    python -m benchmarks.cascade --policies weir,all-heavy --trace traces/bursty.csv --rate 1.5 --duration 60
 
 Each policy gets a service of its own, one after the other, with the same number of replicas, requests, seeds and
-deadline. ``static`` is the plan of the shipped configuration. Goodput counts the images within the deadline; quality is
-the share of what was asked that the images show, by the family's attribute checker. The ratios are those of ``weir``
-(or of ``static`` without it) to ``all-heavy``.
+deadline; one start of it serves all traces. ``static`` is the plan of the shipped configuration. Goodput counts the
+images within the deadline; quality is the share of what was asked that the images show, by the family's attribute
+checker. The ratios are those of ``weir`` (or of ``static`` without it) to ``all-heavy``.
+
+A policy takes about two minutes, all of them on both traces about 20. Each leaves a file in the folder of ``--out``,
+and one that is there is not run again, unless the settings, the models or the traces have changed; ``table.md`` is
+written anew each time.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import tempfile
+import time
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -24,7 +32,6 @@ from benchmarks.service import service_file
 from controller.policies import POLICIES
 from deploy.local import down, up
 from quality.scorer import family_scorer
-from traces.figures import Figures
 from traces.loader import load_trace
 from traces.replay import replay
 from traces.report import write_report
@@ -36,88 +43,152 @@ GOALS = {"goodput": 2.0, "quality": 0.97}
 REPOSITORY = Path(__file__).resolve().parent.parent
 SERVICE = REPOSITORY / "deploy" / "configs" / "weir-tiny.yaml"
 TRACES = [REPOSITORY / "traces" / "normal.csv", REPOSITORY / "traces" / "bursty.csv"]
+#: Of the figures of a run, those in the tables: key, heading, factor, decimals.
+COLUMNS = (
+    ("goodput_rps", "goodput /s", 1, 2),
+    ("quality", "quality", 1, 3),
+    ("violation_ratio", "violations %", 100, 1),
+    ("light_share", "light %", 100, 1),
+    ("p50_s", "p50 s", 1, 2),
+    ("p99_s", "p99 s", 1, 2),
+)
+
+#: Figures by trace.
+Runs = dict[str, dict[str, Any]]
 
 
-def measured(config: Path, trace: Trace, slo_s: float, out: Path, console: Console) -> Figures:
-    """One service's replay, from its start to its end."""
-    service = up(config, detach=True, port=0, folder=out / "state", console=console)
+def measured(config: Path, traces: dict[str, Trace], slo_s: float, folder: Path, say: Callable[[str], None]) -> Runs:
+    """Starts one service, replays all traces against it, stops it, and judges the images."""
+    quiet, found = Console(quiet=True), {}
+    say("starting")
+    service = up(config, detach=True, port=0, folder=folder / "state", console=quiet)
     assert service is not None
     try:
-        done = replay(trace, service.url, slo_s=slo_s, out=out / "replay", timeout_s=120, console=console)
+        replays = {}
+        for name, trace in traces.items():
+            say(f"{name}, {len(trace)} requests")
+            replays[name] = replay(
+                trace, service.url, slo_s=slo_s, out=folder / name, timeout_s=120, console=quiet
+            )  # fmt: skip
     finally:
-        down(folder=out / "state")
-    judge = family_scorer(load_family(read_yaml(config, ServiceConfig).family), [a.prompt for a in trace])
-    assert judge is not None
-    return write_report(
-        done.outcomes,
-        out / "replay",
-        slo_s=slo_s,
-        title=config.stem,
-        duration_s=done.duration_s,
-        planned=done.planned,
-        scorer=judge[1],
-    ).total
+        down(folder=folder / "state")
+    say("judging the images")
+    for name, done in replays.items():
+        judge = family_scorer(
+            load_family(read_yaml(config, ServiceConfig).family), [arrival.prompt for arrival in traces[name]]
+        )
+        assert judge is not None
+        summary = write_report(
+            done.outcomes,
+            folder / name,
+            slo_s=slo_s,
+            title=config.stem,
+            duration_s=done.duration_s,
+            planned=done.planned,
+            scorer=judge[1],
+        )
+        found[name] = asdict(summary.total)
+    return found
 
 
-def ratios(runs: dict[str, Figures]) -> dict[str, float]:
+def fingerprint(files: Iterable[Path], **settings: object) -> str:
+    """Of all that a result depends on."""
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+    for file in sorted(files):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+def ratios(runs: dict[str, Runs], trace: str) -> dict[str, float]:
     """Of ours to all-heavy; empty when one of them did not run."""
     ours, base = runs.get("weir") or runs.get("static"), runs.get("all-heavy")
     if ours is None or base is None:
         return {}
+    mine, theirs = ours[trace], base[trace]
     return {
-        "goodput": ours.goodput_rps / base.goodput_rps if base.goodput_rps else float("inf"),
-        "quality": (ours.quality or 0.0) / (base.quality or 1.0),
+        "goodput": mine["goodput_rps"] / theirs["goodput_rps"] if theirs["goodput_rps"] else float("inf"),
+        "quality": (mine["quality"] or 0.0) / (theirs["quality"] or 1.0),
     }
+
+
+def rows(runs: dict[str, Runs], trace: str) -> list[list[str]]:
+    """A line a policy."""
+    table = []
+    for policy, found in runs.items():
+        values = [(found[trace][key], factor, decimals) for key, _, factor, decimals in COLUMNS]
+        table.append([policy, *("–" if v is None else f"{factor * v:.{decimals}f}" for v, factor, decimals in values)])
+    return table
+
+
+def markdown(runs: dict[str, Runs], traces: Iterable[str]) -> str:
+    """All tables, and the ratios below each."""
+    heads = ["policy", *(heading for _, heading, _, _ in COLUMNS)]
+    parts = []
+    for trace in traces:
+        lines = [heads, ["---"] * len(heads), *rows(runs, trace)]
+        parts.append(f"## {trace}\n\n" + "".join(f"| {' | '.join(line)} |\n" for line in lines))
+        parts += [
+            f"{what}: {ratio:.2f} of all-heavy (goal: at least {GOALS[what]})\n"
+            for what, ratio in ratios(runs, trace).items()
+        ]
+    return "\n".join(parts)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trace", type=Path, action="append", help="again for several; default: Normal and Bursty")
     parser.add_argument("--policies", default=",".join(("static", *POLICIES)))
-    parser.add_argument("--duration", type=float, default=90.0, help="seconds of each trace")
+    parser.add_argument("--duration", type=float, default=40.0, help="seconds of each trace")
     parser.add_argument("--rate", type=float, default=2.0, help="factor on its request rate")
     parser.add_argument("--slo", type=float, default=10.0, help="deadline, seconds")
     parser.add_argument("--cache", choices=("off", "read-write"), default="off", help="the cache in front of all")
-    parser.add_argument("--out", type=Path, help="also write the figures here, as JSON")
+    parser.add_argument("--out", type=Path, default=Path("runs/cascade"), help="folder for a file a policy")
     arguments = parser.parse_args()
     console = Console()
     policies = arguments.policies.split(",")
     if unknown := set(policies) - {"static", *POLICIES}:
         raise SystemExit(f"--policies: unknown {', '.join(sorted(unknown))}; known: static, {', '.join(POLICIES)}")
-    found: dict[str, dict[str, Figures]] = {}
-    for path in arguments.trace or TRACES:
-        try:
-            trace = load_trace(path).clip(arguments.duration).scale_rate(arguments.rate)
-        except ConfigError as error:
-            raise SystemExit(f"--trace: {error.message}") from None
-        runs = found[path.stem] = {}
-        for policy in policies:
-            with tempfile.TemporaryDirectory(prefix="weir-bench-") as name:
-                file = Path(name) / f"{policy}.yaml"
-                config = service_file(
-                    SERVICE, file, policy=policy, slo_s=arguments.slo, cache={"mode": arguments.cache}
-                )
-                runs[policy] = measured(config, trace, arguments.slo, Path(name), console)
-        table = Table("", "goodput /s", "quality", "violations", "p50 s", "p99 s", "light share", title=path.stem)
-        for policy, total in runs.items():
-            cells = (
-                total.goodput_rps,
-                total.quality,
-                total.violation_ratio,
-                total.p50_s,
-                total.p99_s,
-                total.light_share,
-            )
-            table.add_row(policy, *("—" if c is None else f"{c:.3f}" for c in cells))
+    paths = arguments.trace or TRACES
+    try:
+        traces = {path.stem: load_trace(path).clip(arguments.duration).scale_rate(arguments.rate) for path in paths}
+    except ConfigError as error:
+        raise SystemExit(f"--trace: {error.message}") from None
+    service = read_yaml(SERVICE, ServiceConfig)
+    assert service.profile is not None
+    weights = (REPOSITORY / "models").rglob("*.safetensors")
+    depends = fingerprint(
+        [SERVICE, Path(service.family), Path(service.profile), *paths, *weights],
+        duration=arguments.duration, rate=arguments.rate, slo=arguments.slo, cache=arguments.cache,
+    )  # fmt: skip
+    arguments.out.mkdir(parents=True, exist_ok=True)
+
+    runs: dict[str, Runs] = {}
+    for number, policy in enumerate(policies, 1):
+        kept = arguments.out / f"{policy}.json"
+        if kept.exists() and (known := json.loads(kept.read_text()))["fingerprint"] == depends:
+            console.print(f"{number}/{len(policies)} {policy}: kept from {kept}", highlight=False)
+            runs[policy] = known["traces"]
+            continue
+        began = time.monotonic()
+
+        def say(what: str, number: int = number, policy: str = policy, began: float = began) -> None:
+            passed = time.monotonic() - began
+            console.print(f"{number}/{len(policies)} {policy} {passed:4.0f} s: {what}", highlight=False)
+
+        with tempfile.TemporaryDirectory(prefix="weir-bench-") as folder:
+            file = Path(folder) / f"{policy}.yaml"
+            config = service_file(SERVICE, file, policy=policy, slo_s=arguments.slo, cache={"mode": arguments.cache})
+            runs[policy] = measured(config, traces, arguments.slo, Path(folder), say)
+        kept.write_text(json.dumps({"fingerprint": depends, "traces": runs[policy]}, indent=1) + "\n")
+        say("done")
+    for trace in traces:
+        table = Table("policy", *(heading for _, heading, _, _ in COLUMNS), title=trace)
+        for line in rows(runs, trace):
+            table.add_row(*line)
         console.print(table)
-        for what, ratio in ratios(runs).items():
+        for what, ratio in ratios(runs, trace).items():
             console.print(f"{what}: {ratio:.2f} of all-heavy (goal: at least {GOALS[what]})", highlight=False)
-    if arguments.out:
-        figures = {
-            trace: {"runs": {policy: asdict(total) for policy, total in runs.items()}, "ratios": ratios(runs)}
-            for trace, runs in found.items()
-        }
-        arguments.out.write_text(json.dumps({"traces": figures, "goals": GOALS}, indent=1) + "\n")
+    (arguments.out / "table.md").write_text(markdown(runs, traces))
 
 
 if __name__ == "__main__":

@@ -29,6 +29,8 @@ from weir.errors import Overloaded
 TICK_S = 1.0
 #: Of a prompt that no level was predicted for.
 NO_LEVEL = -1
+#: Of the time before the first arrival the controller sees so many seconds at most.
+IDLE_S = 60.0
 #: A request older than this many deadlines counts as lost in what the controller sees.
 EXPIRY = 2.0
 
@@ -110,7 +112,8 @@ class Simulation:
     def run(self) -> Outcome:
         """Runs until every request is answered or lost."""
         arrived, events = self.arrived, self.events
-        n, i, tick = len(arrived), 0, TICK_S
+        n, i = len(arrived), 0
+        tick = max(TICK_S, arrived[0] // TICK_S - IDLE_S) if n else TICK_S
         last = (arrived[-1] if n else 0.0) + EXPIRY * self.slo_s
         while i < n or events:
             at = arrived[i] if i < n else NEVER

@@ -12,6 +12,9 @@ from controller.setting import QualityCurve
 from simulator.fluid import WINDOW_S
 from simulator.outcome import UNANSWERED, Outcome
 
+#: Requests that all come at once have no rate; they are counted as those of one second.
+SHORTEST_S = 1.0
+
 
 @dataclass(frozen=True, slots=True)
 class Report:
@@ -22,7 +25,7 @@ class Report:
         windowed_quality: mean over windows (by arrival, 30 s) of the measured quality at the light share of the answers
             there; None when the family has no such curve.
         light_share: of the answers.
-        goodput_rps: answers in time per second of the trace.
+        goodput_rps: answers in time per second of the trace; one that is shorter counts as a second long.
         p50_s, p95_s, p99_s: latency of the answers.
         gpu_utilisation: busy share of all GPU time from the first arrival to the last answer.
         gpu_seconds_per_image: busy GPU time for each answer.
@@ -72,7 +75,7 @@ def report(outcome: Outcome, quality: QualityCurve | None, gpu_hour_price: float
     latencies = outcome.latencies_s[answered]
     p50, p95, p99 = np.percentile(latencies, (50, 95, 99)) if answers else (float("nan"),) * 3
     begin = float(outcome.arrivals_s[0]) if requests else 0.0
-    trace_s = max(float(outcome.arrivals_s[-1]) - begin, 1e-9) if requests else 1.0
+    trace_s = max(float(outcome.arrivals_s[-1]) - begin, SHORTEST_S) if requests else SHORTEST_S
     end_s = max(float(outcome.finished_s[answered].max()) - begin, trace_s) if answers else trace_s
     cost = None
     if gpu_hour_price is not None and answers:

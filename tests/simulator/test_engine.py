@@ -131,6 +131,11 @@ def test_weir_serves_what_it_can_of_a_flood():
     assert served > 0.6 * 4 * 20.0
 
 
+def test_a_trace_need_not_begin_at_zero():
+    late = simulate(make_policy("weir", SETTING), at(1e9, 1e9 + 1), np.array([0.9, 0.9]))
+    assert late.latencies_s == pytest.approx([0.12, 0.12], abs=1e-6)
+
+
 def test_no_request_at_all_is_a_run_too():
     outcome = simulate(make_policy("weir", SETTING), at(), np.array([]))
     assert len(outcome.paths) == 0

@@ -36,6 +36,10 @@ def test_quality_is_the_mean_over_windows_of_the_curve_at_their_light_share():
     assert report(run, curve).light_share == 0.75
 
 
+def test_requests_that_all_come_at_once_count_as_those_of_one_second():
+    assert report(outcome([3, 3], [1, 1], [1, 1]), None).goodput_rps == 2.0
+
+
 def test_a_run_without_requests_has_figures_too():
     assert report(outcome([], [], []), None).violation_ratio == 0.0
 
