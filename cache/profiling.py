@@ -124,15 +124,24 @@ def thresholds(measured: Measured, alpha: float, steps: int) -> Selector:
 
 
 def write_profile(
-    path: Path, measured: Measured, selector: Selector, *, family: str, encoder: str, alpha: float, judge: str
+    path: Path,
+    measured: Measured,
+    selector: Selector,
+    *,
+    family: str,
+    model: str,
+    encoder: str,
+    alpha: float,
+    judge: str,
 ) -> None:
-    """Writes what ``cache.selector`` reads, with what it was made from.
+    """Writes what ``cache.selector`` reads, with what it was made from; ``model`` names the weights.
 
     Raises:
         ConfigError: the file cannot be written.
     """
     fields = {
         "family": family,
+        "model": model,
         "encoder": encoder,
         "judge": judge,
         "alpha": alpha,

@@ -79,7 +79,7 @@ def test_every_pair_is_drawn_whole_and_resumed_at_every_k_from_the_cached_prompt
 def test_a_profile_is_what_the_selector_reads(tmp_path) -> None:
     path, found = tmp_path / "cache.json", pairs()
     selector = thresholds(found, 0.95, 50)
-    write_profile(path, found, selector, family="f", encoder="e", alpha=0.95, judge="attributes")
+    write_profile(path, found, selector, family="f", model="m", encoder="e", alpha=0.95, judge="attributes")
     assert load_selector(path) == selector
     assert json.loads(path.read_text())["pairs"] == 400
 

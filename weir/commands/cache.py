@@ -147,6 +147,7 @@ def profile(
     from cache.replay import read_log
     from quality.suite import family_suite
     from traces.prompts import prompt_log
+    from weir.core import Role
     from weir.states import capture_steps
     from workers.family import Family
 
@@ -161,14 +162,16 @@ def profile(
         ks = capture_steps(config.heavy.steps)
         with progress() as bar:
             task = bar.add_task("loading", total=None)
-            draw = judged_runs(Family.load(config, threads=threads), suite, judge)
+            engine = Family.load(config, threads=threads)
+            draw = judged_runs(engine, suite, judge)
 
             def tell(done: int, total: int, what: str) -> None:
                 bar.update(task, completed=done, total=total, description=what)
 
             found = measure(distinct, named.encode(distinct), ks, draw, count=count, seed=seed, progress=tell)
         selector = thresholds(found, alpha, config.heavy.steps)
-        write_profile(out, found, selector, family=config.name, encoder=named.version, alpha=alpha, judge=judge)
+        about = {"family": config.name, "model": engine.models[Role.HEAVY], "encoder": named.version}
+        write_profile(out, found, selector, **about, alpha=alpha, judge=judge)
     if as_json:
         print_json({**selector.to_dict(), "measured": found.bins()})
         return
