@@ -20,6 +20,7 @@ from cache.encoder import Encoder
 from cache.ledger import Found, Gone, Ledger, Match
 from cache.partition import Partitions, Settings
 from cache.store import PREFIX, ROOT, Record, SealedStore, state_key
+from weir.prompt_levels import LevelHead
 from weir.states import capture_steps
 
 log = logging.getLogger(__name__)
@@ -110,6 +111,7 @@ class ApproximateCache:
         *,
         steps: int,
         predictor: Predictor | None = None,
+        levels: LevelHead | None = None,
         clock: Callable[[], float] = time.time,
     ):
         self.counters = Counters()
@@ -119,6 +121,7 @@ class ApproximateCache:
         self._partitions = partitions
         self._steps = steps
         self._predictor = predictor
+        self._levels = levels
         self._clock = clock
         self._open: OrderedDict[str, _Open] = OrderedDict()
 
@@ -137,12 +140,13 @@ class ApproximateCache:
         self._open[name] = _Open(partition, prompt, vector, found, self._clock())
         capture = bool(self.ledger.keeps(found, capture_steps(steps)))
         similarity = None if found.similarity <= -1 else found.similarity
+        level = None if self._levels is None else self._levels.level(vector)
         match = found.match
         if match is None:
-            return Lookup(partition, similarity, capture=capture)
+            return Lookup(partition, similarity, capture=capture, level=level)
         self.ledger.pin(match)
         key = state_key(partition, match.entry, match.k)
-        return Lookup(partition, similarity, match.entry, key, match.k, capture)
+        return Lookup(partition, similarity, match.entry, key, match.k, capture, level)
 
     def finish(self, name: str, resumed_at: int = 0, captured: Sequence[int] = (), sought: bool = True) -> None:
         """The request is answered, or has failed. Never raises.

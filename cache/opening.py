@@ -18,6 +18,7 @@ from cache.selector import load_selector
 from cache.store import SealedStore
 from weir.config import CacheConfig, FamilyConfig
 from weir.errors import ConfigError
+from weir.prompt_levels import LevelHead
 
 URL, SECRET = "WEIR_CACHE_URL", "WEIR_CACHE_SECRET"
 
@@ -85,5 +86,10 @@ def open_cache(config: CacheConfig, family: FamilyConfig, store: SealedStore | N
     policy = eviction_policy(config.eviction, after_hits=rules.insert is Insert.ALL)
     ledger = Ledger(rules, policy, budget, lambda: VectorIndex(encoder.dim))
     predictor = None if config.predictor is None else MatchPredictor.load(Path(config.predictor), encoder.version)
+    levels = None
+    if config.levels is not None:
+        levels = LevelHead.load(Path(config.levels), encoder=encoder.version, steps=family.heavy.steps)
     partitions = Partitions(family, encoder.version)
-    return ApproximateCache(encoder, partitions, ledger, store, steps=family.heavy.steps, predictor=predictor)
+    return ApproximateCache(
+        encoder, partitions, ledger, store, steps=family.heavy.steps, predictor=predictor, levels=levels
+    )

@@ -9,7 +9,8 @@ import numpy as np
 from solvers.diffserve import published_problem
 from solvers.problem import GpuType, Problem
 from weir.core import DeferralCurve
-from weir.profiles import Profile
+from weir.profiles import Profile, deferral_of
+from weir.prompt_levels import LevelHead
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,11 +64,26 @@ class Setting:
     levels: tuple[LevelStats, ...] = ()
 
     @classmethod
-    def of(cls, profile: Profile, gpus: int, slo_s: float) -> Setting:
-        """The setting of a measured family; its light times hold the discriminator."""
+    def of(cls, profile: Profile, gpus: int, slo_s: float, levels: LevelHead | None = None) -> Setting:
+        """The setting of a measured family; its light times hold the discriminator. With a level head its measured
+        qualities count, for those of the profile may be on another scale."""
         gpu = GpuType(profile.device, gpus, profile.light.latency, profile.heavy.latency)
         quality = QualityCurve(**profile.quality.model_dump()) if profile.quality else None
-        return cls(gpus=(gpu,), slo_s=slo_s, deferral=profile.deferral(), quality=quality, stepwise=profile.stepwise)
+        stats: tuple[LevelStats, ...] = ()
+        if levels is not None:
+            quality = QualityCurve(levels.about.quality, smaller_is_better=False)
+            stats = tuple(
+                LevelStats(record.share, deferral_of(record.confidences), QualityCurve(record.quality, False))
+                for record in levels.about.records
+            )
+        return cls(
+            gpus=(gpu,),
+            slo_s=slo_s,
+            deferral=profile.deferral(),
+            quality=quality,
+            stepwise=profile.stepwise,
+            levels=stats,
+        )
 
     @property
     def replicas(self) -> int:

@@ -22,6 +22,7 @@ from weir.config import ServiceConfig
 from weir.core import Plan
 from weir.metrics import RayMetrics
 from weir.profiles import load_profile
+from weir.prompt_levels import LevelHead
 
 #: A load balancer or a dashboard that does not answer in time is asked again; `weir down` waits no longer for them.
 TIMEOUT_S = 5.0
@@ -39,7 +40,8 @@ def controller(
     profile = service.profile or service.pool.emulate
     assert profile is not None  # the configuration was checked
     size = service.plan.light_replicas + service.plan.heavy_replicas
-    setting = Setting.of(load_profile(profile), size, service.slo_s)
+    levels = None if service.cache.levels is None else LevelHead.load(Path(service.cache.levels))
+    setting = Setting.of(load_profile(profile), size, service.slo_s, levels)
     balancer = serve.get_deployment_handle(BALANCER, app_name=APPLICATION)
 
     def look(before: Counters | None) -> Counters:

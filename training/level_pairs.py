@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from quality.suite import Suite
+from quality.resume import Judges
 from training.evaluate import held_out
 from training.scenes import caption
 from weir.config import FamilyConfig
@@ -110,7 +110,7 @@ def ladder_of(family: FamilyConfig, steps: Sequence[int]) -> tuple[Rung, ...]:
 
 def draw_pairs(
     family: FamilyConfig,
-    judges: Suite,
+    judges: Judges,
     judge: str,
     rungs: Sequence[Rung],
     count: int,

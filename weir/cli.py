@@ -9,7 +9,7 @@ import os
 
 import typer
 
-from weir.commands import cache, calibrate, family, generate, keys, plan, serve, trace
+from weir.commands import cache, calibrate, family, generate, keys, levels, plan, serve, trace
 
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it asks for torchvision, which nothing here needs
 
@@ -38,6 +38,7 @@ for command in (
     app.command()(command)
 app.add_typer(cache.app, name="cache")
 app.add_typer(keys.app, name="keys")
+app.add_typer(levels.app, name="levels")
 
 if __name__ == "__main__":
     app()

@@ -139,6 +139,7 @@ class CacheConfig(_Strict):
     eviction: Literal["fifo", "lru", "lfu", "lcbfu", "weir"] = "weir"
     encoder: str | None = Field(None, description="text model of transformers, or words; else the family's own")
     predictor: str | None = Field(None, description="file of a match predictor; else every prompt is looked up")
+    levels: str | None = Field(None, description="file of `weir levels fit`; else prompts are not told apart")
     compression: Literal["none", "zlib", "int8"] = "none"
     fetch_s: float = Field(0.02, gt=0, le=1, description="longest wait for Redis on a request's path")
     lookup_s: float = Field(0.25, gt=0, le=5, description="longest wait for a lookup, encoder included")
@@ -322,7 +323,7 @@ def load_service(path: Path | str) -> tuple[ServiceConfig, FamilyConfig]:
         if not emulate.exists():
             raise ConfigError(f"{path}: pool.emulate: there is no file {emulate}")
         update["pool"] = service.pool.model_copy(update={"emulate": str(emulate)})
-    files = ("selector", "encoder", "predictor", "secret_file", "tls_ca")
+    files = ("selector", "encoder", "predictor", "levels", "secret_file", "tls_ca")
     given = {key: value for key in files if (value := getattr(service.cache, key)) is not None}
     update["cache"] = service.cache.model_copy(update={key: resolve(value, here) for key, value in given.items()})
     if service.keys_file is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from itertools import accumulate
 from pathlib import Path
 
@@ -113,16 +114,21 @@ class Profile(BaseModel):
     def variant(self, role: Role) -> VariantProfile:
         return self.light if role is Role.LIGHT else self.heavy
 
-    def deferral(self, grid: int = 200) -> DeferralCurve:
-        """F(t): the share of confidences below t, on ``grid`` + 1 thresholds from 0 to 1 (at 1 everything defers)."""
-        ordered = sorted(self.confidences)
-        thresholds = tuple(i / grid for i in range(grid + 1))
-        below, shares = 0, []
-        for t in thresholds[:-1]:
-            while below < len(ordered) and ordered[below] < t:
-                below += 1
-            shares.append(below / max(1, len(ordered)))
-        return DeferralCurve(thresholds, (*shares, 1.0))
+    def deferral(self) -> DeferralCurve:
+        """F(t) of :attr:`confidences`."""
+        return deferral_of(self.confidences)
+
+
+def deferral_of(confidences: Sequence[float], grid: int = 200) -> DeferralCurve:
+    """F(t): the share of confidences below t, on ``grid`` + 1 thresholds from 0 to 1 (at 1 everything defers)."""
+    ordered = sorted(confidences)
+    thresholds = tuple(i / grid for i in range(grid + 1))
+    below, shares = 0, []
+    for t in thresholds[:-1]:
+        while below < len(ordered) and ordered[below] < t:
+            below += 1
+        shares.append(below / max(1, len(ordered)))
+    return DeferralCurve(thresholds, (*shares, 1.0))
 
 
 def load_profile(path: Path | str) -> Profile:

@@ -1,0 +1,68 @@
+"""Level heads: files that cannot be used are refused by name, vectors that say nothing get no level."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from weir.errors import ConfigError
+from weir.prompt_levels import LevelAbout, LevelHead, LevelRecord
+
+RECORD = LevelRecord(share=0.5, confidences=(0.2, 0.8), quality=(1.0, 0.9))
+ABOUT = LevelAbout(
+    encoder="clip-1",
+    family="f",
+    rungs=("heavy-50", "light"),
+    alpha=0.95,
+    prompts=100,
+    records=(RECORD, RECORD),
+    quality=(1.0, 0.9),
+    accuracy=0.6,
+    mean_level_error=0.4,
+    confusion=((30, 20), (20, 30)),
+)
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "head.safetensors"
+    LevelHead(np.array([1.0, 0.0]), np.array([0.2]), ABOUT).save(path)
+    return path
+
+
+def test_what_is_saved_is_read_back(file):
+    head = LevelHead.load(file, encoder="clip-1", steps=50)
+    assert head.about == ABOUT
+    assert head.levels(np.array([[0.1, 0.9], [0.3, -0.9]])).tolist() == [0, 1]
+    assert head.level(np.array([0.3, 0.1])) == 1
+
+
+@pytest.mark.parametrize("vector", [[np.nan, 0.0], [np.inf, 0.0], [0.5], [0.1, 0.2, 0.3], []])
+def test_a_vector_that_says_nothing_gets_no_level(file, vector):
+    assert LevelHead.load(file).level(np.array(vector)) is None
+
+
+def test_a_missing_file_is_named_with_the_remedy(tmp_path):
+    with pytest.raises(ConfigError, match=r"there is no file .*none.*weir levels fit"):
+        LevelHead.load(tmp_path / "none")
+
+
+def test_another_file_is_refused(tmp_path):
+    (tmp_path / "x").write_text("no head")
+    with pytest.raises(ConfigError, match=r"not a level head.*weir levels fit"):
+        LevelHead.load(tmp_path / "x")
+
+
+def test_a_head_of_another_encoder_is_refused(file):
+    with pytest.raises(ConfigError, match="fitted on vectors of clip-1, the cache's encoder is clip-2"):
+        LevelHead.load(file, encoder="clip-2")
+
+
+def test_a_head_that_is_older_than_the_ladder_is_refused(file):
+    with pytest.raises(ConfigError, match="its best level is heavy-50, the heavy variant now runs 25 steps"):
+        LevelHead.load(file, steps=25)
+
+
+def test_cuts_that_do_not_fit_the_rungs_or_do_not_ascend_are_refused():
+    with pytest.raises(ValueError, match="one fewer than there are rungs"):
+        LevelHead(np.ones(2), np.array([0.1, 0.2]), ABOUT)
