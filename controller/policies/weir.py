@@ -3,9 +3,10 @@
 Differences to DiffServe, each with its reason:
 
 - demand is the arrival rate (``controller.demand``), not a count of what is in flight;
-- the light stage keeps head-room, because its queue costs deadlines. The heavy stage is planned a little more than
-  full: what it cannot finish in time is answered with the light image, so there a full queue costs quality only, and
-  the gaps that chance leaves in a stage planned just full waste it;
+- the light stage keeps head-room, because its queue costs deadlines. A heavy stage of whole batches is planned a little
+  more than full: what it cannot finish in time is answered with the light image, so there a full queue costs quality
+  only, and the gaps that chance leaves in a stage planned just full waste it. One that images join at every step has
+  no such gaps and is planned just full, so that the threshold chooses who is deferred and not the deadline;
 - the objective is measured quality, so nothing is deferred beyond the best mix;
 - F(t) is corrected by live confidences, and the share of deferred requests by what was really deferred: chance and
   error in F(t) are paid back within a few plans;
@@ -42,6 +43,8 @@ SURPRISE = 1.3
 HEAD_ROOM = 1.05
 LIGHT_UTILISATION = 0.8
 HEAVY_UTILISATION = 1.1
+#: Where images join at every step chance leaves no gaps, and what is too much falls back whatever its confidence.
+HEAVY_UTILISATION_BY_STEPS = 0.95
 #: Share of a light batch that a request waits for its replica to come free.
 LIGHT_RESIDUAL = 0.5
 #: Quality (0…1 over the whole curve) worth giving up to spare one role change, and to leave a GPU spare.
@@ -168,7 +171,7 @@ class Weir(Policy):
             direct_cuts=(0.0, *(1 - hit.work for hit in hits[1:]), 1.0) if hits else (0.0,),
             groups=self._groups.groups(curve.thresholds),
             light_utilisation=LIGHT_UTILISATION,
-            heavy_utilisation=HEAVY_UTILISATION,
+            heavy_utilisation=HEAVY_UTILISATION_BY_STEPS if setting.stepwise else HEAVY_UTILISATION,
             fixed_s=setting.discriminator_s + self._hits.fetch_s,
             light_residual=LIGHT_RESIDUAL,
             role_change_cost=ROLE_CHANGE_COST,
