@@ -2,9 +2,9 @@
 
     python -m benchmarks.overload [--seconds 20] [--factor 5] [--json]
 
-Starts a service of emulated replicas and sends requests open loop at even distances: half of what the light variant can
-do, then ``--factor`` times as much, then half again. Times are those of the client, its own delays included, and it
-shares the machine with the service.
+Starts a service of emulated replicas and sends requests for the heavy variant open loop, at even distances: half of
+what it can do, then ``--factor`` times as much, then half again. Times are those of the client, its own delays
+included, and it shares the machine with the service.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import yaml
 from deploy.local import down, up
 
 SLO_S = 4.0
-#: Two replicas in batches of four within a second.
+#: One heavy replica, in batches of four within half a second.
 CAPACITY_RPS = 8.0
 CALM = 0.5
 FAMILY: dict[str, Any] = {
@@ -40,8 +40,8 @@ FAMILY: dict[str, Any] = {
 PROFILE: dict[str, Any] = {
     "family": "calm",
     "device": "none",
-    "light": {"name": "calm-light", "steps": 2, "batch_sizes": [1, 4], "latency_s": [0.5, 1.0]},
-    "heavy": {"name": "calm-heavy", "steps": 50, "batch_sizes": [1, 4], "latency_s": [1.0, 2.5]},
+    "light": {"name": "calm-light", "steps": 2, "batch_sizes": [1, 4], "latency_s": [0.02, 0.05]},
+    "heavy": {"name": "calm-heavy", "steps": 50, "batch_sizes": [1, 4], "latency_s": [0.25, 0.5]},
 }
 
 
@@ -78,7 +78,7 @@ def write_service(folder: Path, **changes: Any) -> Path:
     service = {
         "family": "family.yaml",
         "slo_s": SLO_S,
-        "plan": {"light_replicas": 2, "heavy_replicas": 1, "threshold": 0.3},
+        "plan": {"light_replicas": 1, "heavy_replicas": 1, "threshold": 0},
         "pool": {"cpus_per_replica": 0.1, "emulate": "profile.json"},
     }
     path.write_text(yaml.safe_dump(service | changes))
@@ -107,7 +107,9 @@ async def overload(url: str, *, seconds: float, calm_s: float, factor: float, ke
 
         async def one(number: int, at_s: float) -> None:
             began = time.perf_counter()
-            answer = await client.post("/v1/images/generations", json={"prompt": f"number {number}"})
+            answer = await client.post(
+                "/v1/images/generations", json={"prompt": f"number {number}", "model": "calm/heavy"}
+            )
             took_s = time.perf_counter() - began
             answers.append(_Answer(at_s, took_s, answer.status_code, "retry-after" in answer.headers))
 

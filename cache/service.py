@@ -13,6 +13,7 @@ from cache.opening import open_cache
 from cache.partition import Settings
 from weir.config import CacheConfig, FamilyConfig
 from weir.errors import WeirError
+from weir.loopback import keep_to_loopback
 
 log = logging.getLogger(__name__)
 Answer = TypeVar("Answer")
@@ -31,6 +32,7 @@ class CacheService:
     def __init__(self, config: dict[str, Any], family: dict[str, Any]):
         import torch
 
+        keep_to_loopback()
         torch.set_num_threads(1)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="cache")
         self._cache = open_cache(CacheConfig.model_validate(config), FamilyConfig.model_validate(family))

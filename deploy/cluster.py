@@ -14,6 +14,8 @@ from typing import Any
 
 import psutil
 
+from weir.loopback import SWITCH
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 OBJECT_STORE_BYTES = 512 * 2**20
 STOP_TIMEOUT_S = 20.0
@@ -34,6 +36,9 @@ def cluster(cpus: float, gpus: float = 0) -> Iterator[str]:
     if not os.environ.get("RAY_ADDRESS"):
         # The switch that keeps Ray on the loopback interface; without it Ray replaces 127.0.0.1 by the host's address.
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+        # Whoever reaches a Ray cluster can run code on it: without the token nobody does.
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+        os.environ[SWITCH] = "1"
         # On a busy machine Serve's proxy takes longer than the 5 s after which Serve kills it.
         os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "60")
         # Ray runs its workers at nice 15, and any other busy process starves them: here the workers are the service.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import secrets
 import signal
 import socket
@@ -287,7 +288,8 @@ def _detached(config_path: Path | str, port: int, state: StateFile, console: Con
 
 def _effective(service: ServiceConfig, family: FamilyConfig) -> str:
     fields = {"service": service.model_dump(mode="json"), "family": family.model_dump(mode="json")}
-    return yaml.safe_dump(fields, sort_keys=False).rstrip()
+    text = yaml.safe_dump(fields, sort_keys=False).rstrip()
+    return re.sub(r"(//[^/@\s]*):[^/@\s]*@", r"\1:***@", text)  # passwords in URLs are nobody's to read in a log
 
 
 def main() -> None:

@@ -147,15 +147,16 @@ class Balancer:
         try:
             self.tally.arrived(order.n)
             role = cascade.first_role(plan, order.role, random.random())
+            terms = Terms(plan, role, now, self.slo_s)
             self.admission.admit(
                 order.n,
                 now=now,
                 # What is dropped before it runs costs nothing, so the rule decides later and knows better.
-                deadline=now + self.slo_s if plan.rules.drop_after_s is None else math.inf,
+                deadline=terms.latest if plan.rules.drop_after_s is None else math.inf,
                 finish_at=self._stage.finish_at(role, order.steps, now, order.n),
                 rps=plan.admitted_rps,
             )
         except BaseException:
             self.quotas.give_back(order.caller, order.n)
             raise
-        return Terms(plan, role, now, self.slo_s)
+        return terms

@@ -17,6 +17,7 @@ from load_balancer.reuse import ServeCache
 from load_balancer.serve_pool import ServePool
 from weir.config import FamilyConfig, ServiceConfig
 from weir.core import Plan
+from weir.loopback import keep_to_loopback
 from weir.profiles import Profile
 
 log = logging.getLogger(__name__)
@@ -34,6 +35,7 @@ class LoadBalancer:
         plan: dict[str, Any],
         cache: DeploymentHandle | None = None,
     ):
+        keep_to_loopback()
         self._service = ServiceConfig.model_validate(service)
         self._family = FamilyConfig.model_validate(family)
         self.balancer = Balancer(

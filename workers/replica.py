@@ -17,6 +17,7 @@ from ray import serve
 from weir.config import FamilyConfig
 from weir.core import Assignment, ImageRequest, ImageResult, Plan, Role
 from weir.errors import InvalidRequest, PlanError, RoleChanged, StateRefused, WeirError
+from weir.loopback import keep_to_loopback
 from weir.profiles import load_profile
 from weir.states import State, StateStore
 from workers.emulated import EmulatedEngine
@@ -62,6 +63,7 @@ class Worker:
         states: Callable[[], StateStore] | None = None,
         fetch_s: float = 0.02,
     ):
+        keep_to_loopback()
         self.family = FamilyConfig.model_validate(family)
         self.plan = Plan.from_dict(plan)
         self.replica, self.rank = _identity()

@@ -1,0 +1,149 @@
+"""``weir up`` with keys and a cache: who may call, what listens, what leaks, what a flood and a fuzzer do."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import httpx
+import psutil
+import pytest
+from psutil import CONN_LISTEN, NoSuchProcess
+
+from benchmarks.overload import overload, write_service
+from deploy.local import down, up
+from deploy.state import Service, StateFile
+from load_balancer.callers import append_key, digest, new_key
+from tests.fuzz import fuzz
+from weir.config import KeyConfig
+
+pytestmark = pytest.mark.timeout(290)
+ALICE, BOB, ADMIN = new_key(), new_key(), new_key()
+LOOPBACK = ("127.0.0.1", "::1", "::ffff:127.0.0.1")
+GENERATIONS = "/v1/images/generations"
+GOOD = {"prompt": "a red circle", "model": "calm/light"}
+
+
+class Up(NamedTuple):
+    service: Service
+    folder: Path
+
+    def processes(self) -> list[psutil.Process]:
+        """Everything that the service has started, itself included."""
+        root = psutil.Process(self.service.pid)
+        return [root, *root.children(recursive=True)]
+
+    def secrets(self) -> list[str]:
+        """Everything that nobody is to read anywhere."""
+        password = self.service.cache_url.rpartition("@")[0].rpartition(":")[2]
+        return [ALICE, BOB, ADMIN, password, self.service.cache_secret]
+
+
+def bearer(key: str) -> dict[str, str]:
+    return {"authorization": f"Bearer {key}"}
+
+
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
+    folder = tmp_path_factory.mktemp("guarded")
+    keys = folder / "keys.yaml"
+    append_key(keys, KeyConfig(name="alice", sha256=digest(ALICE), tenant="acme"))
+    append_key(keys, KeyConfig(name="bob", sha256=digest(BOB), tenant="globex", concurrent_images=1))
+    append_key(keys, KeyConfig(name="root", sha256=digest(ADMIN), tenant="ops", admin=True))
+    cache = {"mode": "read-write", "encoder": "words", "fetch_s": 0.5, "lookup_s": 5}
+    config = write_service(folder, keys_file="keys.yaml", cache=cache)
+    started = up(config, detach=True, port=0, folder=folder / "state")
+    assert started
+    # `up` tells nobody the password of the Redis that it has started; the state file does, to its owner.
+    service = StateFile(started.name, folder / "state").read()
+    assert service
+    yield Up(service, folder)
+    down(service.name, folder=folder / "state")
+
+
+def test_a_key_is_needed_and_everything_else_says_so(guarded: Up) -> None:
+    with httpx.Client(base_url=guarded.service.url, timeout=60) as client:
+        assert client.post(GENERATIONS, json=GOOD).status_code == 401
+        assert client.post(GENERATIONS, json=GOOD, headers=bearer(new_key())).status_code == 401
+        assert client.post(GENERATIONS, json=GOOD, headers=bearer(ALICE)).status_code == 200
+        assert client.get("/v1/cache", headers=bearer(ALICE)).status_code == 403
+        assert client.get("/healthz").status_code == 200
+    # The cluster behind it: nobody without Ray's token.
+    dashboard = httpx.get(f"{guarded.service.dashboard}/api/serve/applications/", timeout=30)
+    assert dashboard.status_code == 401
+
+
+def test_nothing_listens_beyond_this_machine(guarded: Up) -> None:
+    listening, strays = set(), set()
+    for process in guarded.processes():
+        try:
+            name = " ".join(process.cmdline())[:80]
+            for socket in process.net_connections(kind="inet"):
+                if socket.status == CONN_LISTEN:
+                    listening.add(socket.laddr.port)
+                    if socket.laddr.ip not in LOOPBACK:
+                        strays.add(f"{socket.laddr.ip}:{socket.laddr.port} of {name}")
+        except NoSuchProcess:
+            continue
+    redis_port = int(guarded.service.cache_url.rpartition(":")[2].partition("/")[0])
+    dashboard_port = int(guarded.service.dashboard.rpartition(":")[2])
+    assert {redis_port, dashboard_port, int(guarded.service.url.rpartition(":")[2])} <= listening
+    assert not strays
+
+
+def test_a_fuzzer_finds_no_server_error_and_nothing_undescribed(guarded: Up) -> None:
+    found = fuzz(guarded.service.url, 8, key=ALICE)
+    assert found.returncode == 0, found.stdout
+    assert "Server error" not in found.stdout
+
+
+def test_five_times_the_capacity_is_refused_early_and_forgotten_at_once(guarded: Up) -> None:
+    found = asyncio.run(overload(guarded.service.url, seconds=4, calm_s=2.5, factor=5, key=ALICE))
+    assert set(found.codes) == {"200", "503"}
+    assert found.refused > 0
+    assert found.with_retry_after == 1
+    assert found.refused_p50_ms < 250, "no refusal waits for an image, of which the quickest takes as long"
+    assert found.accepted_over_capacity > 0.7
+    assert found.in_time > 0.95, found
+    assert found.refused_calm == 0
+    assert found.recovered_s <= 2.0
+
+
+def test_what_one_caller_floods_is_its_own_429(guarded: Up) -> None:
+    async def flood() -> list[httpx.Response]:
+        async with httpx.AsyncClient(base_url=guarded.service.url, timeout=60) as client:
+            heavy = {"prompt": "a", "model": "calm/heavy"}
+            bob = [client.post(GENERATIONS, json=heavy, headers=bearer(BOB)) for _ in range(6)]
+            return await asyncio.gather(*bob, client.post(GENERATIONS, json=GOOD, headers=bearer(ALICE)))
+
+    *bob, alice = asyncio.run(flood())
+    assert alice.status_code == 200
+    assert {answer.status_code for answer in bob} == {200, 429}
+    assert all("retry-after" in answer.headers for answer in bob if answer.status_code == 429)
+
+
+def test_no_secret_shows_in_any_log_command_line_or_metric(guarded: Up) -> None:
+    secrets = guarded.secrets()
+    assert all(len(secret) >= 16 for secret in secrets)
+    commands = []
+    for process in guarded.processes():
+        try:
+            commands.append(" ".join(process.cmdline()))
+        except NoSuchProcess:
+            continue
+    told = {"command lines": "\n".join(commands)}
+    (session,) = set(re.findall(r"/tmp/weir-[\w-]+", told["command lines"])) - set(
+        re.findall(r"/tmp/weir-redis-[\w-]+", told["command lines"])
+    )
+    for path in [*Path(session).rglob("*.log"), *Path(session).rglob("*.out"), *Path(session).rglob("*.err")]:
+        told[str(path)] = path.read_text(errors="replace")
+    told["the log"] = (guarded.folder / "state" / "overload.log").read_text()
+    ports = next(Path(session).rglob("prom_metrics_service_discovery.json"))
+    for target in {target for group in json.loads(ports.read_text()) for target in group["targets"]}:
+        told[target] = httpx.get(f"http://{target}/metrics", timeout=30).text
+    assert len(told) > 10
+    assert [place for place, text in told.items() for secret in secrets if secret in text] == []
