@@ -72,6 +72,7 @@ def about(one: Drawn) -> dict[str, Any]:
         "compute_s": round(one.compute_s, 6),
         "latency_s": round(one.latency_s, 6),
         "plan_version": one.plan_version,
+        "made_with": one.made_with,
         "cache": _reused(one),
         "emulated": one.result.emulated,
     }

@@ -33,7 +33,7 @@ class Partial:
 class Drawn:
     """One finished image and how it came about. ``queue_s`` and ``compute_s`` sum over the stages it went through.
 
-    ``reuse`` is what the cache had for it; None where it was not asked.
+    ``reuse`` is what the cache had for it; None where it was not asked. ``made_with`` names software and weights.
     """
 
     result: ImageResult
@@ -45,6 +45,7 @@ class Drawn:
     compute_s: float
     latency_s: float
     plan_version: int
+    made_with: dict[str, str]
     reuse: Reuse | None = None
     index: int = 0
 

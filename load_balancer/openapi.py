@@ -74,6 +74,7 @@ class About(_Described):
     compute_s: float = Field(description="seconds at work")
     latency_s: float = Field(description="seconds from admission to the finished image")
     plan_version: int
+    made_with: dict[str, str] = Field(description="software by version, and weights as repository@revision")
     cache: CacheUse | None
     emulated: bool = Field(description="no model ran: its latency was slept, and the picture is a placeholder")
 
@@ -165,7 +166,7 @@ GENERATE: dict[str, Any] = {
         200: {
             "model": Images,
             "description": f"The images. {_EVENTS}",
-            "content": {"text/event-stream": {"schema": {"type": "string"}}},
+            "content": {"text/event-stream": {}},
         },
         202: {"model": Generation, "description": "Asked for with `Prefer: respond-async`; ask at `Location` for it"},
         **errors(

@@ -10,6 +10,7 @@ from dataclasses import replace
 from load_balancer import cascade
 from load_balancer.drawing import Drawn, Partial
 from load_balancer.order import CacheMode, Order
+from load_balancer.provenance import made_with
 from load_balancer.reuse import Cache
 from load_balancer.stage import Show, Stage
 from load_balancer.tally import Tally
@@ -47,6 +48,7 @@ class Passage:
         self._stage = stage
         self._tally = tally
         self._family = family
+        self._made_with = {it.name: made_with(family, it) for it in (family.light, family.heavy)}
         self._cache = cache
         self._mode: CacheMode = mode
         self._direct = direct
@@ -157,4 +159,5 @@ class Passage:
             compute_s=sum(s.compute_s for s in stages),
             latency_s=now - terms.admitted_at,
             plan_version=terms.plan.version,
+            made_with=self._made_with[variant.name],
         )

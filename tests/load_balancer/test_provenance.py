@@ -1,0 +1,49 @@
+"""An answer says what its image was made with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import weir
+from load_balancer.provenance import made_with
+from weir.config import FamilyConfig, load_family
+
+FAMILIES = {path.stem: load_family(path) for path in sorted(Path("deploy/families").glob("*.yaml"))}
+
+
+def test_weights_of_the_hub_are_named_with_their_revision() -> None:
+    family = FAMILIES["sdxl-lightning"]
+    light, heavy = made_with(family, family.light), made_with(family, family.heavy)
+    base = f"stabilityai/stable-diffusion-xl-base-1.0@{family.revision}"
+    assert light["pipeline"] == heavy["pipeline"] == base
+    assert light["unet"] == f"ByteDance/SDXL-Lightning@{family.light.revision}#sdxl_lightning_4step_unet.safetensors"
+    assert "unet" not in heavy
+    turbo = FAMILIES["sdxl-turbo"]
+    assert made_with(turbo, turbo.light)["pipeline"] == f"stabilityai/sdxl-turbo@{turbo.light.revision}"
+
+
+def test_the_versions_that_can_change_a_pixel_are_told(family: FamilyConfig) -> None:
+    told = made_with(family, family.heavy)
+    assert told["weir"] == weir.__version__
+    assert {"torch", "diffusers", "transformers", "scheduler", "dtype"} <= set(told)
+    assert told["pipeline"] == "nobody/nothing@latest", "and so is that nobody pinned the weights"
+
+
+def test_a_local_folder_is_named_without_its_place() -> None:
+    family = FAMILIES["weir-tiny"]
+    assert made_with(family, family.light)["unet"] == "light_unet@local"
+    assert not any("/" in value for value in made_with(family, family.light).values())
+
+
+@pytest.mark.parametrize("name", sorted(set(FAMILIES) - {"weir-tiny"}))
+def test_every_family_that_ships_takes_its_weights_from_the_hub_by_revision(name: str) -> None:
+    family = FAMILIES[name]
+    told = [made_with(family, variant) for variant in (family.light, family.heavy)]
+    weights = [value for it in told for key, value in it.items() if key in ("pipeline", "unet")]
+    assert len(weights) >= 2
+    for reference in weights:
+        revision = reference.partition("@")[2].partition("#")[0]
+        assert len(revision) == 40, reference
+        int(revision, 16)
