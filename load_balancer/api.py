@@ -6,6 +6,7 @@ import time
 
 from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
+from starlette.routing import BaseRoute, Match, Route
 
 from load_balancer.answers import failure, reply
 from load_balancer.balancer import Balancer
@@ -29,7 +30,8 @@ def create_app(
     rules = RequestRules(family, limits)
     files = Files()
     started = int(time.time())
-    app.include_router(generations(balancer, rules, files, limits))
+    drawing = generations(balancer, rules, files, limits)
+    app.include_router(drawing)
 
     @app.get("/v1/models", **LIST_MODELS)
     async def models() -> Response:
@@ -56,11 +58,22 @@ def create_app(
     async def no_such_route(request: Request, error: HTTPException) -> Response:
         path = request.url.path[:64]
         if error.status_code == 405:
-            allowed = (error.headers or {}).get("Allow", "another method")
+            allowed = ", ".join(_methods([*app.routes, *drawing.routes], request))
             problem = InvalidRequest(f"{path} takes {allowed}, not {request.method[:16]}")
-        else:
-            problem = InvalidRequest(f"there is no {path}; images are drawn by POST {GENERATIONS}")
+            return failure(problem, 405, {"Allow": allowed})
+        problem = InvalidRequest(f"there is no {path}; images are drawn by POST {GENERATIONS}")
         return failure(problem, error.status_code, error.headers)
 
     describe(app, __version__)
     return app
+
+
+def _methods(routes: list[BaseRoute], request: Request) -> list[str]:
+    """What a path can be asked for; a framework that looks at one route at a time tells those of the first alone."""
+    found = {
+        method
+        for route in routes
+        if isinstance(route, Route) and route.matches(request.scope)[0] is not Match.NONE
+        for method in route.methods or ()
+    }
+    return sorted(found)

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
 from load_balancer.headers import MOST_KEY_CHARACTERS
 from load_balancer.order import CacheMode, ImageFormat, Order
@@ -37,6 +37,14 @@ HEADERS: tuple[tuple[str, dict[str, Any], str], ...] = (
 )
 
 
+def _integral(value: object) -> object:
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+#: As JSON schema has it: 7.0 is one too.
+Integer = Annotated[int, BeforeValidator(_integral)]
+
+
 class GenerationBody(BaseModel):
     """Types only; the ranges depend on the service and are checked by :class:`RequestRules`. null means the default."""
 
@@ -44,7 +52,7 @@ class GenerationBody(BaseModel):
 
     prompt: str
     model: str | None = None
-    n: int | None = None
+    n: Integer | None = None
     size: str | None = None
     quality: Literal["auto", "standard", "hd", "low", "medium", "high"] | None = None
     style: Literal["vivid", "natural"] | None = None
@@ -52,14 +60,14 @@ class GenerationBody(BaseModel):
     moderation: Literal["auto", "low"] | None = None
     response_format: Literal["b64_json", "url"] | None = None
     output_format: ImageFormat | None = None
-    output_compression: int | None = None
+    output_compression: Integer | None = None
     user: str | None = None
     safety_identifier: str | None = None
     stream: bool | None = None
-    partial_images: int | None = None
+    partial_images: Integer | None = None
     negative_prompt: str | None = None
-    seed: int | None = None
-    num_inference_steps: int | None = None
+    seed: Integer | None = None
+    num_inference_steps: Integer | None = None
     guidance_scale: float | None = None
     cache: CacheMode | None = None
 

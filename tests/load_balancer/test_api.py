@@ -12,6 +12,7 @@ import httpx
 import pytest
 from PIL import Image
 
+import weir
 from load_balancer.api import create_app
 from load_balancer.balancer import Balancer
 from load_balancer.openapi import FILES, GENERATIONS
@@ -47,6 +48,9 @@ async def test_an_answer_carries_the_image_and_says_how_it_came_about(client):
     about = item["weir"]
     assert about.pop("id")
     assert about.pop("latency_s") >= 0
+    made_with = about.pop("made_with")
+    assert made_with["weir"] == weir.__version__
+    assert made_with["pipeline"] == "nobody/nothing@latest"
     assert about == {
         "path": "light",
         "model": "toy-light",
@@ -97,6 +101,7 @@ async def test_a_file_that_is_not_there_is_a_404(client, name):
         {"stream": False, "partial_images": 0},
         {"negative_prompt": "blue", "seed": 2**32 - 1, "num_inference_steps": 100, "guidance_scale": 30},
         {"guidance_scale": 0},
+        {"seed": 7.0, "n": 1.0},
         {"n": None, "size": None, "model": None, "seed": None, "user": None},
         {"prompt": "圆 🔴 \u0000"},
     ],
@@ -210,6 +215,12 @@ async def test_a_wrong_method_or_path_is_refused_in_the_same_shape(client, metho
     answer = await client.request(method, path)
     assert answer.status_code == status
     assert answer.json()["error"]["type"] == "invalid_request_error"
+
+
+async def test_a_wrong_method_is_told_all_that_a_path_takes(client):
+    answer = await client.put(f"{GENERATIONS}/abc")
+    assert answer.status_code == 405
+    assert answer.headers["allow"] == "DELETE, GET"
 
 
 async def test_what_nobody_foresaw_is_a_500_without_a_word_about_it(client, pool, monkeypatch):
