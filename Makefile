@@ -1,6 +1,6 @@
 # Every command of the project; `make help` lists them.
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev system-packages demo test fuzz lint bench train evaluate profile clean
+.PHONY: help setup setup-dev system-packages demo test fuzz overload mutations lock audit sbom lint bench train evaluate profile clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -13,14 +13,15 @@ export RAY_USAGE_STATS_ENABLED ?= 0
 help:  ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
 
-.venv/.runtime: requirements.txt pyproject.toml
+.venv/.runtime: requirements.lock requirements.txt pyproject.toml
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install -q -r requirements.txt
+	$(BIN)/pip install -q --require-hashes --no-deps -r requirements.lock
+	$(BIN)/pip install -q $$(grep ^torch== requirements.txt)
 	$(BIN)/pip install -q --no-deps -e .
 	@touch $@
 
-.venv/.dev: .venv/.runtime requirements-dev.txt
-	$(BIN)/pip install -q -r requirements-dev.txt
+.venv/.dev: .venv/.runtime requirements-dev.lock
+	$(BIN)/pip install -q --require-hashes --no-deps -r requirements-dev.lock
 	@touch $@
 
 setup: .venv/.runtime  ## make the virtual environment
@@ -51,6 +52,21 @@ test: setup-dev lint  ## lint, type-check and run every test
 fuzz: setup-dev  ## fuzz the API from its own description
 	$(BIN)/python -m tests.fuzz
 
+lock: setup-dev  ## resolve and hash the dependencies anew; UPGRADE=--upgrade takes newer ones
+	$(BIN)/python -m tests.lock $(UPGRADE)
+
+audit: setup-dev  ## look the dependencies up in the advisory database (needs the network)
+	$(BIN)/python -m tests.audit
+
+sbom: setup-dev  ## write the software bill of materials of this environment to sbom.json
+	$(BIN)/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible --output-format JSON --output-file sbom.json $(BIN)/python
+
+mutations: setup-dev  ## switch mechanisms off and see that the tests that guard them fail
+	$(BIN)/python -m tests.mutations
+
+overload: setup-dev  ## five times the capacity: who is refused, how fast, and who is answered in time
+	$(BIN)/python -m benchmarks.overload
+
 lint: setup-dev  ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -73,4 +89,4 @@ profile: setup  ## measure the embedded family's latencies on this machine
 	$(WEIR) profile --out deploy/profiles/weir-tiny-cpu.json
 
 clean:  ## remove the environment and everything that runs have left
-	rm -rf .venv .weir runs .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .weir runs sbom.json .schemathesis .pytest_cache .mypy_cache .ruff_cache .hypothesis
