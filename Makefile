@@ -1,6 +1,6 @@
 # Every command of the project; `make help` lists them.
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev system-packages demo test fuzz overload mutations lock audit sbom lint bench train evaluate profile clean
+.PHONY: help setup setup-dev system-packages demo monitoring check-dashboards test fuzz overload mutations lock audit sbom lint bench train evaluate profile clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -11,7 +11,7 @@ export OMP_NUM_THREADS ?= 1
 export RAY_USAGE_STATS_ENABLED ?= 0
 
 help:  ## list the commands
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
 
 .venv/.runtime: requirements.lock requirements.txt pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -45,6 +45,13 @@ demo: setup  ## serve the embedded family, replay two minutes of traces/bursty.c
 	trap : INT; \
 	$(WEIR) replay traces/bursty.csv --duration 120 --rate $(DEMO_RATE) --score deploy/families/weir-tiny.yaml; code=$$?; \
 	$(WEIR) down; exit $$code
+
+monitoring: setup system-packages  ## watch the service that is up with Prometheus, and say how to start Grafana
+	@$(WEIR) monitor
+
+check-dashboards: setup  ## make the dashboards and hold them against Grafana's own types (needs npm)
+	$(BIN)/python -m deploy.monitoring.dashboards
+	cd deploy/monitoring/grafana/schema && npm ci --silent && npm run --silent check
 
 test: setup-dev lint  ## lint, type-check and run every test
 	$(BIN)/python -m pytest

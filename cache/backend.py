@@ -47,6 +47,10 @@ class Backend(Protocol):
         """Memory that the store takes; None where it does not say."""
         ...
 
+    def breakers(self) -> dict[str, bool]:
+        """Whether reading and writing have failed so often that they are not tried for a while; asks nothing."""
+        ...
+
 
 class MemoryBackend:
     """In this process: for ``weir generate``, for tests, and for a service without Redis."""
@@ -80,6 +84,9 @@ class MemoryBackend:
     def used_bytes(self) -> int | None:
         with self._lock:
             return sum(map(len, self._values.values()))
+
+    def breakers(self) -> dict[str, bool]:
+        return {"read": False, "write": False}
 
 
 def batches(keys: Iterable[str], size: int) -> Iterator[list[str]]:

@@ -19,6 +19,7 @@ from cache.store import SealedStore
 from weir.config import CacheConfig, FamilyConfig
 from weir.errors import ConfigError
 from weir.prompt_levels import LevelHead
+from weir.telemetry import Metrics
 
 URL, SECRET = "WEIR_CACHE_URL", "WEIR_CACHE_SECRET"
 
@@ -62,7 +63,7 @@ def secrets(config: CacheConfig) -> list[bytes]:
     return found
 
 
-def open_store(config: CacheConfig, backend: Backend | None = None) -> SealedStore:
+def open_store(config: CacheConfig, backend: Backend | None = None, *, metrics: Metrics | None = None) -> SealedStore:
     """The store that workers fetch from and write to; call it in the process that uses it.
 
     Raises:
@@ -70,7 +71,7 @@ def open_store(config: CacheConfig, backend: Backend | None = None) -> SealedSto
     """
     backend = backend or connected(config)
     first, *retired = secrets(config)
-    return SealedStore(backend, first, config.compression, retired)
+    return SealedStore(backend, first, config.compression, retired, metrics)
 
 
 def open_cache(config: CacheConfig, family: FamilyConfig, store: SealedStore | None = None) -> ApproximateCache:

@@ -93,6 +93,9 @@ class RedisBackend:
     def used_bytes(self) -> int | None:
         return int(self._guarded(self.writing, lambda: self._writer.info("memory"))["used_memory"])
 
+    def breakers(self) -> dict[str, bool]:
+        return {"read": self.reading.is_open, "write": self.writing.is_open}
+
     def close(self) -> None:
         self._reader.close()
         self._writer.close()

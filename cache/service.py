@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from cache.approximate import ApproximateCache, Lookup
-from cache.opening import open_cache
+from cache.meter import CacheMeter
+from cache.opening import open_cache, open_store
 from cache.partition import Settings
 from weir.config import CacheConfig, FamilyConfig
 from weir.errors import WeirError
 from weir.loopback import keep_to_loopback
+from weir.telemetry import RayMetrics
 
 log = logging.getLogger(__name__)
 Answer = TypeVar("Answer")
@@ -35,7 +38,13 @@ class CacheService:
         keep_to_loopback()
         torch.set_num_threads(1)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="cache")
-        self._cache = open_cache(CacheConfig.model_validate(config), FamilyConfig.model_validate(family))
+        settings, models, metrics = (
+            CacheConfig.model_validate(config),
+            FamilyConfig.model_validate(family),
+            RayMetrics(),
+        )
+        self._cache = open_cache(settings, models, open_store(settings, metrics=metrics))
+        self._meter = CacheMeter(self._cache, metrics, models.heavy.steps)
         self._read = 0
         self._ready = False
         self._thread.submit(self._rebuild)
@@ -45,7 +54,9 @@ class CacheService:
         if not self._ready:
             return Lookup("").to_dict()
         wanted = Settings(**settings)
+        began = time.perf_counter()
         found = await self._do(lambda cache: cache.lookup(name, tenant, prompt, wanted))
+        self._meter.looked_up(found, time.perf_counter() - began)
         return found.to_dict()
 
     async def finish(self, name: str, resumed_at: int, captured: Sequence[int], sought: bool) -> None:
@@ -57,6 +68,10 @@ class CacheService:
         """What is cached and what happened; ``rebuilding`` counts the records read while it is not ready."""
         found = await asyncio.get_running_loop().run_in_executor(None, self._cache.stats) if self._ready else {}
         return {"ready": self._ready, "rebuilding": self._read, **found}
+
+    async def check_health(self) -> None:
+        """Serve asks every few seconds; it is the clock of what is not told with every request."""
+        self._meter.tell()
 
     async def purge(self, tenant: str | None) -> int:
         """:meth:`ApproximateCache.purge`."""

@@ -22,9 +22,11 @@ from safetensors.numpy import load, save
 from cache.backend import WRONG_TYPE, Backend, StoreFailed, batches
 from cache.quantise import quantise, restore
 from cache.seal import FORMAT, Compression, seal, unseal
+from weir import metrics as metrics_of
 from weir.core import ImageRequest
 from weir.errors import StateRefused
 from weir.states import State
+from weir.telemetry import Metrics, NoMetrics
 
 log = logging.getLogger(__name__)
 
@@ -65,10 +67,16 @@ class SealedStore:
     Args:
         secret: for the integrity tags; only holders of it can write what others will use.
         retired: secrets of before, whose values are still read, so that a secret can be replaced without a cold cache.
+        metrics: where the store says how its calls ended.
     """
 
     def __init__(
-        self, backend: Backend, secret: bytes, compression: Compression = "none", retired: Sequence[bytes] = ()
+        self,
+        backend: Backend,
+        secret: bytes,
+        compression: Compression = "none",
+        retired: Sequence[bytes] = (),
+        metrics: Metrics | None = None,
     ):
         if min(map(len, (secret, *retired))) < 16:
             raise ValueError("the secret has to have at least 16 bytes")
@@ -79,6 +87,7 @@ class SealedStore:
         self._retired = tuple(retired)
         self._compression: Compression = compression
         self._lock = threading.Lock()
+        self._metrics = metrics or NoMetrics()
 
     # --------------------------------------------------------------------------------------------- states
 
@@ -119,6 +128,11 @@ class SealedStore:
             self._count("write_failed")
             raise
         self._count("written", len(values))
+
+    def show(self) -> None:
+        """Tells the metrics whether the backend is asked; call it every few seconds."""
+        for side, is_open in self.backend.breakers().items():
+            self._metrics.set(metrics_of.BREAKER_OPEN, float(is_open), side=side)
 
     # -------------------------------------------------------------------------------------------- records
 
@@ -254,6 +268,7 @@ class SealedStore:
     def _count(self, what: str, times: int = 1) -> None:
         with self._lock:
             self.counts[what] += times
+        self._metrics.add(metrics_of.STORE_CALLS, times, outcome=what)
 
 
 def _write_state(state: State, compression: Compression) -> bytes:

@@ -14,10 +14,11 @@ from dataclasses import replace
 
 from controller.counters import Counters
 from controller.policies import Policy
+from solvers.solution import Solution
 from weir import metrics as metrics_of
-from weir.core import Plan, Role
+from weir.core import Plan
 from weir.errors import PlanError
-from weir.metrics import Metrics, NoMetrics
+from weir.telemetry import Metrics, NoMetrics
 
 log = logging.getLogger(__name__)
 
@@ -63,8 +64,7 @@ class Controller:
         self._version = 0
         self._published: Plan | None = None
         self._published_at = 0.0
-        self._in_force_since = (0, 0.0)
-        self._seen_at = 0.0
+        self._told_of: Solution | None = None
         self._trouble = ""
 
     def run(self, stop: threading.Event) -> None:
@@ -90,7 +90,7 @@ class Controller:
     def _step(self) -> None:
         seen = self._look(self._before)
         self._before, before = seen, self._before
-        self._tell_of(seen, before)
+        self._metrics.set(metrics_of.REPLICAS, len(seen.ranks))
         self._version = max(self._version, seen.plan.version)
         if not seen.ranks:
             return  # nobody could follow a plan
@@ -133,29 +133,15 @@ class Controller:
 
     # ------------------------------------------------------------------------------------------------- metrics
 
-    def _tell_of(self, seen: Counters, before: Counters | None) -> None:
-        now, plan, tell = self._clock(), seen.plan, self._metrics
-        if self._in_force_since[0] != plan.version:
-            self._in_force_since = (plan.version, now)
-        if before is not None and now > self._seen_at:
-            tell.set(metrics_of.DEMAND, seen.since(before, now).arrivals / (now - self._seen_at))
-        self._seen_at = now
-        tell.set(metrics_of.PLAN_VERSION, plan.version)
-        tell.set(metrics_of.PLAN_AGE, now - self._in_force_since[1])
-        tell.set(metrics_of.PLAN_THRESHOLD, plan.threshold)
-        tell.set(metrics_of.PLAN_ADMITTED, -1.0 if plan.admitted_rps is None else plan.admitted_rps)
-        for role in Role:
-            sizes = [a.batch_size for a in plan.assignments if a.role is role]
-            tell.set(metrics_of.PLAN_REPLICAS, len(sizes), role=role.value)
-            tell.set(metrics_of.PLAN_BATCH_SIZE, max(sizes, default=0), role=role.value)
-        tell.set(metrics_of.REPLICAS, len(seen.ranks))
-        tell.set(metrics_of.IN_FLIGHT, seen.in_flight)
-
     def _tell_account(self, policy: Policy) -> None:
         account = policy.account
         self._metrics.set(metrics_of.FORECAST, account.forecast_rps)
         if account.solution is not None:
-            self._metrics.set(metrics_of.SOLVE_SECONDS, account.solution.seconds)
+            self._metrics.set(metrics_of.PLANNED_DEFERRAL, account.solution.deferral)
+            self._metrics.set(metrics_of.PLANNED_SHED, account.solution.shed_rps)
+            if account.solution is not self._told_of:
+                self._metrics.observe(metrics_of.SOLVE_SECONDS, account.solution.seconds)
+                self._told_of = account.solution
         for status, count in account.solved.items():
             self._metrics.add(metrics_of.SOLVES, count, status=status)
         account.solved.clear()

@@ -16,6 +16,7 @@ from cache.service import CacheService
 from load_balancer.deployment import ServedLoadBalancer
 from weir.config import PoolConfig, load_service
 from weir.profiles import load_profile
+from weir.telemetry import RayMetrics
 from workers.replica import Worker
 
 POOL = "Pool"
@@ -63,8 +64,9 @@ def build(args: AppArgs) -> Application:
         family.model_dump(mode="json"),
         plan,
         service.pool.emulate,
-        partial(open_store, service.cache) if cached else None,
+        partial(open_store, service.cache, metrics=RayMetrics()) if cached else None,
         service.cache.fetch_s,
+        RayMetrics(),
     )
     cache = serve.deployment(
         name=CACHE,

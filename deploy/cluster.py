@@ -6,6 +6,7 @@ import logging
 import math
 import os
 import shutil
+import socket
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -43,6 +44,10 @@ def cluster(cpus: float, gpus: float = 0) -> Iterator[str]:
         os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "60")
         # Ray runs its workers at nice 15, and any other busy process starves them: here the workers are the service.
         os.environ.setdefault("RAY_worker_niceness", "0")
+        # Prometheus scrapes every five seconds; there is no use in telling its figures half as often.
+        os.environ.setdefault("RAY_metrics_report_interval_ms", "5000")
+        # Ray would take the same two ports for its own figures in every cluster of a machine.
+        os.environ |= {name: str(_free_port()) for name in ("AUTOSCALER_METRIC_PORT", "DASHBOARD_METRIC_PORT")}
     import ray
 
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
@@ -75,6 +80,21 @@ def cluster(cpus: float, gpus: float = 0) -> Iterator[str]:
         ray.shutdown()
         end(started)
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def targets_file() -> Path | None:
+    """Where Ray lists what Prometheus has to scrape of the cluster that this process is connected to: on the head node,
+    some seconds after its start, and again as nodes come and go. None without a connection."""
+    import ray
+
+    node: Any = ray._private.worker.global_worker.node
+    return node and Path(node.get_session_dir_path()) / "prom_metrics_service_discovery.json"
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 def end(processes: set[psutil.Process]) -> None:

@@ -20,9 +20,9 @@ from deploy.app import BALANCER
 from deploy.publish import APPLICATION, Publisher, render
 from weir.config import ServiceConfig
 from weir.core import Plan
-from weir.metrics import RayMetrics
 from weir.profiles import load_profile
 from weir.prompt_levels import LevelHead
+from weir.telemetry import RayMetrics
 
 #: A load balancer or a dashboard that does not answer in time is asked again; `weir down` waits no longer for them.
 TIMEOUT_S = 5.0

@@ -24,7 +24,7 @@ from rich.console import Console
 
 from cache.opening import SECRET, URL
 from cache.redis_server import RedisServer
-from deploy.cluster import REPOSITORY, cluster
+from deploy.cluster import REPOSITORY, cluster, targets_file
 from deploy.state import FOLDER, Service, StateFile, find
 from weir.config import FamilyConfig, ServiceConfig, load_keys, load_service
 from weir.errors import ConfigError, ServiceError, WeirError
@@ -95,7 +95,8 @@ def down(name: str | None = None, *, folder: Path = FOLDER) -> Service:
 
 
 def status(name: str | None = None, *, folder: Path = FOLDER) -> dict[str, Any]:
-    """What is up: name, pid, url, dashboard, config and, from the load balancer, readiness, replicas and plan.
+    """What is up: name, pid, url, dashboard, config, targets of Prometheus and, from the load balancer, readiness,
+    replicas and plan.
 
     Raises:
         ServiceError: nothing is up, or several are and none is named.
@@ -108,6 +109,7 @@ def status(name: str | None = None, *, folder: Path = FOLDER) -> dict[str, Any]:
         "url": service.url,
         "dashboard": service.dashboard,
         "config": service.config,
+        "targets": service.targets,
         "healthy": state is not None and state["ready"],
         **(state or {"ready": False, "pending": ["the load balancer does not answer"]}),
     }
@@ -184,7 +186,11 @@ def _serve(
         answer_signals()  # Ray put its own in place
         from deploy.publish import Publisher, render
 
-        running = Service(state.name, os.getpid(), url, dashboard, str(config_path), False, *access)
+        targets = ""
+        if listed := targets_file():
+            state.link_targets(listed)
+            targets = str(state.targets.absolute())
+        running = Service(state.name, os.getpid(), url, dashboard, str(config_path), False, *access, targets)
         state.write(running)
         plan = service.plan.plan()
         publisher = Publisher(dashboard)

@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO
@@ -19,7 +20,8 @@ FOLDER = Path(".weir")
 class Service:
     """A service as its state file tells it. ``ready`` turns true when it first could serve.
 
-    ``cache_url`` and ``cache_secret`` are those of a Redis that was started for it; empty where there is none.
+    ``targets`` is the list of what Prometheus scrapes. ``cache_url`` and ``cache_secret`` are those of a Redis that was
+    started for it; empty where there is none.
     """
 
     name: str
@@ -30,6 +32,7 @@ class Service:
     ready: bool = False
     cache_url: str = ""
     cache_secret: str = ""
+    targets: str = ""
 
 
 class StateFile:
@@ -39,6 +42,7 @@ class StateFile:
         self.name = name
         self.path = folder / f"{name}.json"
         self.log = folder / f"{name}.log"
+        self.targets = folder / "targets" / f"{name}.json"
         self._lock_path = folder / f"{name}.lock"
         self._lock: IO[str] | None = None
 
@@ -61,6 +65,9 @@ class StateFile:
         """Gives the name back; the files are gone before the lock is."""
         assert self._lock is not None
         self.path.unlink(missing_ok=True)
+        self.targets.unlink(missing_ok=True)
+        with suppress(OSError):  # another service's list is in there
+            self.targets.parent.rmdir()
         self._lock_path.unlink(missing_ok=True)
         self._lock.close()
         self._lock = None
@@ -71,6 +78,12 @@ class StateFile:
         draft.touch(mode=0o600)
         draft.write_text(json.dumps(asdict(service), indent=1) + "\n")
         draft.replace(self.path)
+
+    def link_targets(self, source: Path) -> None:
+        """Gives Ray's list of Prometheus targets, which lies elsewhere in every session, a stable place."""
+        self.targets.parent.mkdir(parents=True, exist_ok=True)
+        self.targets.unlink(missing_ok=True)
+        self.targets.symlink_to(source)
 
     def held(self) -> bool:
         """Whether a live process holds the name."""

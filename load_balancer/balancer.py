@@ -14,6 +14,7 @@ from load_balancer import cascade
 from load_balancer.admission import Admission
 from load_balancer.dispatch import Dispatcher
 from load_balancer.drawing import Drawing, Drawn, Partial
+from load_balancer.meter import Meter
 from load_balancer.order import CacheMode, Order
 from load_balancer.passage import Passage
 from load_balancer.pool import Pool
@@ -26,7 +27,9 @@ from load_balancer.tally import Tally
 from load_balancer.terms import Terms
 from weir.config import FamilyConfig
 from weir.core import ImageRequest, Plan, Role
+from weir.errors import WeirError
 from weir.profiles import Profile
+from weir.telemetry import Metrics
 
 #: A controller counts an image as lost when it is not answered within so many times the SLO.
 EXPIRY = 2.0
@@ -38,6 +41,7 @@ class Balancer:
     Args:
         cache_mode: what requests do with the cache that do not say themselves.
         direct: the least share of steps saved for which a hit skips the light variant.
+        metrics: where it shows what it does.
         clock: unix time, seconds.
     """
 
@@ -53,6 +57,7 @@ class Balancer:
         cache: Cache | None = None,
         cache_mode: CacheMode = "off",
         direct: float = 0.0,
+        metrics: Metrics | None = None,
         clock: Callable[[], float] = time.time,
     ):
         self.slo_s = slo_s
@@ -60,11 +65,13 @@ class Balancer:
         self.quotas = Quotas()
         self.dispatcher = Dispatcher(plan, ServiceTimes(profile))
         self.tally = Tally(EXPIRY * slo_s)
+        self.meter = Meter(slo_s, metrics)
         self.roster = Roster(pool, plan, self.dispatcher, clock)
-        self._stage = Stage(pool, self.roster, self.dispatcher, self.tally, family, clock)
+        self._stage = Stage(pool, self.roster, self.dispatcher, self.tally, self.meter, family, clock)
         self._passage = Passage(
-            self._stage, self.tally, family, cache=cache, mode=cache_mode, direct=direct, clock=clock
+            self._stage, self.tally, self.meter, family, cache=cache, mode=cache_mode, direct=direct, clock=clock
         )
+        self._cache = cache
         self._clock = clock
 
     def readiness(self) -> dict[str, Any]:
@@ -83,6 +90,17 @@ class Balancer:
             "queued": {role.value: self.dispatcher.queued(role) for role in Role},
             **self.tally.since(judged, batches, self._clock(), fetched=fetched),
         }
+
+    def show(self) -> None:
+        """Tells the metrics what there is now; call it once a second."""
+        self.meter.tell(
+            self.roster.plan,
+            self.dispatcher,
+            now=self._clock(),
+            plan_since=self.roster.plan_since,
+            in_flight=self.admission.in_flight,
+            unanswered={} if self._cache is None else self._cache.failures,
+        )
 
     async def draw(self, order: Order) -> list[Drawn]:
         """Draws all images of an order, or none; cancelling the call cancels the work.
@@ -121,7 +139,13 @@ class Balancer:
                 steps=order.steps,
                 guidance=order.guidance,
             )
-            return await self._passage.take(request, order, terms, index, tell)
+            try:
+                drawn = await self._passage.take(request, order, terms, index, tell)
+            except WeirError as error:
+                self.meter.failed(error)
+                raise
+            self.meter.answered(drawn)
+            return drawn
 
         def ended() -> None:
             self._stage.forget(images)
@@ -146,6 +170,7 @@ class Balancer:
         self.quotas.take(order.caller, order.n, now)
         try:
             self.tally.arrived(order.n)
+            self.meter.asked(order.n)
             role = cascade.first_role(plan, order.role, random.random())
             terms = Terms(plan, role, now, self.slo_s)
             self.admission.admit(
@@ -156,7 +181,10 @@ class Balancer:
                 finish_at=self._stage.finish_at(role, order.steps, now, order.n),
                 rps=plan.admitted_rps,
             )
-        except BaseException:
+        except BaseException as error:
+            if isinstance(error, WeirError):
+                self.meter.refused(order.n, error)
             self.quotas.give_back(order.caller, order.n)
             raise
+        self.meter.admitted(order.n)
         return terms

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from typing import Any
 
 from fastapi import FastAPI
@@ -19,8 +20,12 @@ from weir.config import FamilyConfig, ServiceConfig
 from weir.core import Plan
 from weir.loopback import keep_to_loopback
 from weir.profiles import Profile
+from weir.telemetry import RayMetrics
 
 log = logging.getLogger(__name__)
+
+#: Seconds between two looks of the metrics.
+SHOW_S = 1.0
 
 
 class LoadBalancer:
@@ -48,18 +53,20 @@ class LoadBalancer:
             cache=None if cache is None else ServeCache(cache, self._service.cache.lookup_s),
             cache_mode=self._service.cache.mode,
             direct=self._service.cache.direct,
+            metrics=RayMetrics(),
         )
         http = self._service.http
         self._callers = Callers(self._service.keys_file, open_admin=http.is_local)
         if self._service.keys_file is None and not http.is_local:
             log.warning("everybody who reaches %s:%d may ask for images; keys_file names who may", http.host, http.port)
-        self._watching: asyncio.Task[None] | None = None
+        self._watching: list[asyncio.Task[None]] = []
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         return create_app(self.balancer, self._family, self._service.limits, self._callers)
 
     async def counters(self, judged: int, batches: int, fetched: int) -> dict[str, Any]:
         """See :meth:`Balancer.counters`; on the event loop, for all state belongs to it."""
+        self.balancer.meter.looked(time.time())
         return self.balancer.counters(judged, batches, fetched)
 
     async def take(self, plan: dict[str, Any]) -> None:
@@ -72,8 +79,17 @@ class LoadBalancer:
         Serve calls it on the event loop that the requests run on, for the first time before the first of them.
         """
         self.balancer.roster.apply(user_config)
-        if self._watching is None:
-            self._watching = asyncio.create_task(self.balancer.roster.watch())
+        if not self._watching:
+            self._watching = [asyncio.create_task(self.balancer.roster.watch()), asyncio.create_task(self._show())]
+
+    async def _show(self) -> None:
+        """Shows the state and the counts, off every request's path."""
+        while True:
+            await asyncio.sleep(SHOW_S)
+            try:
+                self.balancer.show()
+            except Exception:
+                log.exception("the metrics were not told")
 
 
 ServedLoadBalancer = serve.ingress()(LoadBalancer)

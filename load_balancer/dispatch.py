@@ -81,6 +81,13 @@ class Dispatcher:
         """Images that wait at the replicas of the role for a batch."""
         return sum(r.waiting for r in self._replicas.values() if r.role is role)
 
+    def capacity_rps(self, role: Role) -> float:
+        """Images per second that the replicas of the role can draw whole, in full batches; 0 while no time is known."""
+        seconds = [
+            (r.batch_size, self.times.seconds(role, r.batch_size)) for r in self._replicas.values() if r.role is role
+        ]
+        return sum(size / batch_s for size, batch_s in seconds if batch_s > 0)
+
     @property
     def outstanding(self) -> dict[str, int]:
         """Images sent to each replica and not answered yet."""

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from load_balancer import cascade
 from load_balancer.drawing import Drawn, Partial
+from load_balancer.meter import Meter
 from load_balancer.order import CacheMode, Order
 from load_balancer.provenance import made_with
 from load_balancer.reuse import Cache
@@ -38,6 +39,7 @@ class Passage:
         self,
         stage: Stage,
         tally: Tally,
+        meter: Meter,
         family: FamilyConfig,
         *,
         cache: Cache | None = None,
@@ -47,6 +49,7 @@ class Passage:
     ):
         self._stage = stage
         self._tally = tally
+        self._meter = meter
         self._family = family
         self._made_with = {it.name: made_with(family, it) for it in (family.light, family.heavy)}
         self._cache = cache
@@ -142,6 +145,7 @@ class Passage:
         if forced is None:
             deferred = plan.count(Role.HEAVY) > 0 and cascade.is_deferred(confidence, plan.threshold)
             self._tally.judge(request.id, confidence, deferred)
+            self._meter.judged(confidence, deferred)
         heavy_at = self._stage.heavy_finish_at(request, self._clock())
         return cascade.after_light(plan, confidence, forced=forced, heavy_finish_at=heavy_at, latest=terms.latest)
 

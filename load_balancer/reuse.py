@@ -59,6 +59,9 @@ NOTHING = Reuse()
 class Cache(Protocol):
     """What the load balancer needs of a cache; tests put a fake in its place."""
 
+    #: Lookups that gave nothing for another reason than that there was nothing, by reason.
+    failures: Counter[str]
+
     async def find(self, request: ImageRequest, tenant: str) -> Reuse:
         """What may be reused; a miss when the cache fails or is slow. Never raises."""
         ...
@@ -87,7 +90,6 @@ class ServeCache:
         self._telling: set[asyncio.Task[None]] = set()
         self._failed = 0
         self._rests_until = 0.0
-        #: Lookups that gave nothing for another reason than that there was nothing, by reason.
         self.failures: Counter[str] = Counter()
 
     async def find(self, request: ImageRequest, tenant: str) -> Reuse:

@@ -31,7 +31,7 @@ class Roster:
         self._pool = pool
         self._dispatcher = dispatcher
         self._clock = clock
-        self._plan_since = clock()
+        self.plan_since = clock()
         self._refreshed = asyncio.Event()
         self._hurry = asyncio.Event()
 
@@ -45,7 +45,7 @@ class Roster:
         if plan.version <= self.plan.version:
             return
         self.plan = plan
-        self._plan_since = self._clock()
+        self.plan_since = self._clock()
         self._dispatcher.set_plan(plan)
         self.hurry()
 
@@ -84,7 +84,7 @@ class Roster:
             if live < planned:
                 pending.append(f"{role.value}: {live} of {planned} replicas ready")
             ready = ready and (live > 0 or planned == 0)
-        age_s = round(self._clock() - self._plan_since, 3)
+        age_s = round(self._clock() - self.plan_since, 3)
         return {
             "ready": ready,
             "pending": pending,

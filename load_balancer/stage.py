@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from load_balancer.dispatch import Choice, Dispatcher
 from load_balancer.lateness import Lateness
+from load_balancer.meter import Meter
 from load_balancer.pool import Pool, ReplicaLost
 from load_balancer.replica_book import Kind
 from load_balancer.reuse import NOTHING
@@ -55,6 +56,7 @@ class Stage:
         roster: Roster,
         dispatcher: Dispatcher,
         tally: Tally,
+        meter: Meter,
         family: FamilyConfig,
         clock: Callable[[], float] = time.time,
     ):
@@ -63,6 +65,7 @@ class Stage:
         self._roster = roster
         self._dispatcher = dispatcher
         self._tally = tally
+        self._meter = meter
         self._heavy_steps = family.heavy.steps
         self._clock = clock
         self._promised: dict[str, float] = {}  # when the images that are at replicas should be ready
@@ -120,9 +123,11 @@ class Stage:
                         return role, result
                     except ReplicaLost as error:
                         log.warning("%s lost its replica: %s", request.id, error)
+                        self._meter.retried("replica_lost")
                         lost.append(error.replica)
                         stay = ""
                     except RoleChanged:  # it never began; the book knows the new roles by now
+                        self._meter.retried("role_changed")
                         await asyncio.sleep(0)
                         if not rules.dispatch_again:
                             stay = replica
@@ -186,6 +191,7 @@ class Stage:
         if result.error is not None:
             code, message = result.error
             raise _WORKER_ERRORS.get(code, GenerationFailed)(message)
+        self._meter.replied(role, result)
         return result
 
     async def _reply(self, replica: str, role: Role, request: ImageRequest, show: Show) -> dict[str, Any]:

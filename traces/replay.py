@@ -18,8 +18,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from traces.outcome import Outcome, OutcomeFile
 from traces.trace import Arrival, Trace
+from weir import metrics as metrics_of
 from weir.core import Path as Route
 from weir.errors import ConfigError
+from weir.telemetry import Metrics, NoMetrics
 
 #: Of the files in the folder of a replay.
 ROWS = "requests.csv"
@@ -59,6 +61,7 @@ def replay(
     keep_images: bool = True,
     timeout_s: float = 60.0,
     key: str | None = None,
+    metrics: Metrics | None = None,
     console: Console | None = None,
 ) -> Replay:
     """Sends every request of ``trace`` to ``{base_url}/v1/images/generations`` at its time and writes down what came.
@@ -68,10 +71,11 @@ def replay(
 
     Args:
         base_url: e.g. ``http://127.0.0.1:8000``, with or without ``/v1``.
-        slo_s: only for the progress bar, which counts the late.
+        slo_s: only for the progress bar and the metrics, which count the late.
         out: folder, made where missing; takes ``requests.csv`` and ``images/``.
         timeout_s: a request without its whole answer by then is given up.
         key: of the service, where it asks for one; it is written down nowhere.
+        metrics: where it says how requests end, as they do.
 
     Raises:
         ConfigError: before anything is sent: an empty trace, a wrong URL, a folder in use, a time that is not positive.
@@ -92,7 +96,10 @@ def replay(
             file.append(outcome)
             outcomes.append(outcome)
             board.ended(outcome)
+            told.add(metrics_of.REPLAYED, outcome=_ending(outcome, slo_s))
+            told.observe(metrics_of.REPLAY_LATENCY, outcome.latency_s)
 
+        told = metrics or NoMetrics()
         interrupted = False
         try:
             asyncio.run(_send_all(trace, client, board, ended))
@@ -106,6 +113,12 @@ def replay(
     if interrupted:
         duration_s = max((o.arrival_s for o in outcomes), default=0.0)
     return Replay(outcomes, out / ROWS, len(trace), interrupted, duration_s)
+
+
+def _ending(outcome: Outcome, slo_s: float) -> str:
+    if outcome.answered:
+        return "in_time" if outcome.met(slo_s) else "late"
+    return "refused" if outcome.refused else "failed"
 
 
 def _endpoint(base_url: str) -> str:

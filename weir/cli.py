@@ -25,6 +25,7 @@ for command in (
     serve.up,
     serve.down,
     serve.status,
+    serve.monitor,
     generate.generate,
     trace.replay,
     plan.plan,

@@ -84,3 +84,7 @@ class StateStore(Protocol):
     def put(self, request: ImageRequest, states: Sequence[State]) -> None:
         """Keeps the states of one finished request, each under ``state_key(request.id, state.step)``."""
         ...
+
+    def show(self) -> None:
+        """Tells the metrics how the store is; called every second, asks nothing and waits for nothing."""
+        ...

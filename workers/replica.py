@@ -14,12 +14,14 @@ from typing import Any
 
 from ray import serve
 
+from weir import metrics as metrics_of
 from weir.config import FamilyConfig
 from weir.core import Assignment, ImageRequest, ImageResult, Plan, Role
 from weir.errors import InvalidRequest, PlanError, RoleChanged, StateRefused, WeirError
 from weir.loopback import keep_to_loopback
 from weir.profiles import load_profile
 from weir.states import State, StateStore
+from weir.telemetry import Metrics, NoMetrics
 from workers.emulated import EmulatedEngine
 from workers.engine import Engine, Order, failed, order_for
 from workers.loop import Job, Outcome, Progress, StepLoop, preview_steps
@@ -42,6 +44,7 @@ class Worker:
         states: makes the store where states to resume from are found, and captured ones are kept; called in the
             replica's process, so that no connection travels. None: every request runs from noise.
         fetch_s: a state that is not here by then is a miss: the cache may only help.
+        metrics: where the worker says what went wrong; all else of a request comes back with its result.
 
     Raises:
         ConfigError: the family's folders or the profile are not what they should be.
@@ -62,6 +65,7 @@ class Worker:
         emulate: str | None = None,
         states: Callable[[], StateStore] | None = None,
         fetch_s: float = 0.02,
+        metrics: Metrics | None = None,
     ):
         keep_to_loopback()
         self.family = FamilyConfig.model_validate(family)
@@ -71,6 +75,7 @@ class Worker:
         self.fetch_s = fetch_s
         #: What went wrong with single images and states, by error code.
         self.failures: Counter[str] = Counter()
+        self._metrics = metrics or NoMetrics()
         self._store = ThreadPoolExecutor(4, thread_name_prefix="states")
         self._waiters: dict[int, asyncio.Future[Outcome]] = {}  # of jobs, by ticket
         self.engine = _engine(self.family, emulate)
@@ -134,7 +139,7 @@ class Worker:
             self.engine.check(ordered)
             return ordered
         except StateRefused as error:
-            self.failures[error.code] += 1
+            self._failed(error.code)
             log.warning("%s runs from step 0: %s", request.id, error.message)
             return order_for(self.family, role, replace(request, warm_start=None))
 
@@ -153,7 +158,7 @@ class Worker:
         try:
             state = await asyncio.wait_for(fetched, self.fetch_s)
         except Exception as error:  # whatever a store does, it costs speed and nothing else
-            self.failures["state_fetch"] += 1
+            self._failed("state_fetch")
             log.warning("%s runs from step 0: no state in time: %s: %s", request.id, type(error).__name__, error)
         return state, time.monotonic() - begun
 
@@ -189,7 +194,7 @@ class Worker:
         try:
             await asyncio.wait_for(put, self.store_s)
         except Exception as error:
-            self.failures["state_store"] += 1
+            self._failed("state_store")
             log.warning("the states of %s are not kept: %s: %s", request.id, type(error).__name__, error)
             return ()
         return tuple(state.step for state in states)
@@ -204,7 +209,7 @@ class Worker:
     ) -> ImageResult:
         drawn = outcome.drawn
         if drawn.error is not None:
-            self.failures[drawn.error[0]] += 1
+            self._failed(drawn.error[0])
         return ImageResult(
             id=name,
             image=drawn.image,
@@ -224,6 +229,10 @@ class Worker:
             latent=None if drawn.latent is None else drawn.latent.to_bytes(),
             fetch_s=fetch_s,
         )
+
+    def _failed(self, code: str) -> None:
+        self.failures[code] += 1
+        self._metrics.add(metrics_of.WORKER_FAILURES, code=code)
 
     def _limit(self, ordered: Order) -> int:
         """The plan's batch size for the role; what a replica draws beside its own role goes by a plan neighbour's."""
@@ -276,8 +285,11 @@ class Worker:
     # -------------------------------------------------------------------------------------------- watching
 
     async def describe(self) -> dict[str, Any]:
-        """What a dispatcher has to know; ask every replica with ``handle.broadcast("describe")``."""
+        """What a dispatcher has to know; ask every replica with ``handle.broadcast("describe")``. Once a second it is
+        asked, and that is the clock of what the worker shows of itself."""
         own = self._assigned()
+        if self.states is not None:
+            self.states.show()
         return {
             "replica": self.replica,
             "rank": self.rank,

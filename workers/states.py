@@ -33,3 +33,5 @@ class InMemoryStates:
             self._states |= {state_key(request.id, state.step): state for state in states}
             while len(self._states) > self._limit:
                 self._states.popitem(last=False)
+
+    def show(self) -> None: ...

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from prometheus_client import CollectorRegistry
 
 from controller.counters import Counters
 from controller.loop import APPLY_S, Controller, spread
@@ -15,7 +16,7 @@ from load_balancer.tally import Tally
 from solvers.problem import GpuType
 from weir.core import DeferralCurve, LatencyProfile, Plan, Role
 from weir.errors import NotReady, PlanError
-from weir.metrics import Metric
+from weir.telemetry import Metrics, PrometheusMetrics
 
 SIZE = 4
 SETTING = Setting(
@@ -74,23 +75,7 @@ def cluster() -> Cluster:
     return Cluster()
 
 
-class Recorded:
-    """The figures as they were told last."""
-
-    def __init__(self) -> None:
-        self.values: dict[str, float] = {}
-
-    def set(self, metric: Metric, value: float, **labels: str) -> None:
-        assert (metric.kind, set(labels)) == ("gauge", set(metric.labels))
-        self.values[",".join([metric.name, *labels.values()])] = value
-
-    def add(self, metric: Metric, value: float = 1.0, **labels: str) -> None:
-        assert (metric.kind, set(labels)) == ("counter", set(metric.labels))
-        key = ",".join([metric.name, *labels.values()])
-        self.values[key] = self.values.get(key, 0.0) + value
-
-
-def controller(cluster: Cluster, policy: str = "weir", metrics: Recorded | None = None) -> Controller:
+def controller(cluster: Cluster, policy: str = "weir", metrics: Metrics | None = None) -> Controller:
     return Controller(
         lambda: make_policy(policy, SETTING),
         SIZE,
@@ -261,24 +246,24 @@ def test_a_plan_gives_its_roles_to_the_ranks_that_are_alive(ranks, light, size):
     assert sum(whole.assignment(rank).role is Role.LIGHT for rank in ranks) == light
 
 
-def test_it_tells_what_it_sees_and_does(cluster):
-    told = Recorded()
-    it = controller(cluster, metrics=told)
+def test_it_tells_what_it_decides_and_what_that_costs(cluster):
+    registry = CollectorRegistry()
+    it = controller(cluster, metrics=PrometheusMetrics(registry))
     cluster.seconds(it, 20, FEW)
-    assert told.values["weir_demand_rps"] == FEW
-    assert told.values["weir_forecast_rps"] == pytest.approx(1.05 * FEW)
-    assert told.values["weir_plan_version"] in (cluster.plan.version, cluster.plan.version - 1)
-    assert 0 <= told.values["weir_plan_age_seconds"] <= 20
-    assert (told.values["weir_plan_replicas,light"], told.values["weir_plan_replicas,heavy"]) == (1, 3)
-    assert told.values["weir_plans_published_total"] == len(cluster.published)
-    assert told.values["weir_solves_total,optimal"] >= 4
-    assert 0 < told.values["weir_solve_seconds"] < 10
-    flips = told.values["weir_role_flips_total"]
+    told = registry.get_sample_value
+    assert told("weir_forecast_rps") == pytest.approx(1.05 * FEW)
+    assert told("weir_replicas_alive") == SIZE
+    assert 0 < told("weir_planned_deferral") <= 1
+    assert told("weir_planned_shed_rps") == 0
+    assert told("weir_plans_published_total") == len(cluster.published)
+    assert told("weir_solves_total", {"status": "optimal"}) >= 4
+    assert 0 < told("weir_solve_seconds_count") <= told("weir_solves_total", {"status": "optimal"})
+    flips = told("weir_role_flips_total")
     cluster.seconds(it, 10, MANY)
-    assert told.values["weir_role_flips_total"] == flips + 2
+    assert told("weir_role_flips_total") == flips + 2
     cluster.silent = True
     cluster.second(it, FEW)
-    assert told.values["weir_controller_failures_total"] == 1
+    assert told("weir_controller_failures_total") == 1
 
 
 def test_slower_batches_reach_the_plan(cluster):

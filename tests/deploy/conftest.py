@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -11,10 +12,10 @@ import yaml
 from tests.toy_family import FAMILY, PROFILE
 
 
-@pytest.fixture
-def config(tmp_path: Path) -> Path:
-    (tmp_path / "family.yaml").write_text(yaml.safe_dump(FAMILY))
-    (tmp_path / "profile.json").write_text(json.dumps(PROFILE))
+def toy_service(folder: Path, **more: Any) -> Path:
+    """A service file, and the family and the profile that it names."""
+    (folder / "family.yaml").write_text(yaml.safe_dump(FAMILY))
+    (folder / "profile.json").write_text(json.dumps(PROFILE))
     service = {
         "family": "family.yaml",
         "slo_s": 10,
@@ -23,6 +24,11 @@ def config(tmp_path: Path) -> Path:
         "pool": {"cpus_per_replica": 0.1, "emulate": "profile.json"},
         "http": {"port": 0},
     }
-    path = tmp_path / "toy.yaml"
-    path.write_text(yaml.safe_dump(service))
+    path = folder / "toy.yaml"
+    path.write_text(yaml.safe_dump(service | more))
     return path
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    return toy_service(tmp_path)

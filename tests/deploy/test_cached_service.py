@@ -1,69 +1,133 @@
-"""The whole request path with the cache on: Serve, emulated workers, a Redis server that the service starts itself."""
+"""The whole service with the cache on, watched by a real Prometheus: Serve, emulated workers, a Redis of its own."""
 
 from __future__ import annotations
 
-import json
 import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import httpx
 import psutil
 import pytest
-import yaml
+from rich.console import Console
 
-from deploy.local import down, up
-from deploy.state import StateFile
+from deploy.local import down, status, up
+from deploy.monitoring.dashboards import DASHBOARDS
+from deploy.monitoring.prometheus import Prometheus
+from deploy.state import Service, StateFile
+from tests.deploy.conftest import toy_service
+from traces.loader import load_trace
+from traces.replay import replay
+
+pytestmark = pytest.mark.timeout(550)
+#: Of the rates in panels; Prometheus scrapes every second here.
+RATE_INTERVAL = "15s"
 
 
-def ask(url: str, prompt: str, **more: Any) -> dict[str, Any]:
-    body = {"prompt": prompt, "model": "toy/heavy", "seed": 1, **more}
-    answer = httpx.post(f"{url}/v1/images/generations", json=body, timeout=60)
-    assert answer.status_code == 200, answer.text
-    return answer.json()["data"][0]["weir"]
+class Watched(NamedTuple):
+    state: StateFile
+    service: Service
+    prometheus: Prometheus
+
+    def ask(self, prompt: str, **more: Any) -> dict[str, Any]:
+        body = {"prompt": prompt, "model": "toy/heavy", "seed": 1, **more}
+        answer = httpx.post(f"{self.service.url}/v1/images/generations", json=body, timeout=60)
+        assert answer.status_code == 200, answer.text
+        return answer.json()["data"][0]["weir"]
 
 
-@pytest.mark.timeout(550)
-def test_a_repeated_prompt_resumes_until_redis_dies_and_nobody_notices(config: Path, tmp_path: Path) -> None:
-    fields = yaml.safe_load(config.read_text()) | {
-        "controller": {"policy": "static"},
+@pytest.fixture(scope="module")
+def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
+    folder = tmp_path_factory.mktemp("watched")
+    config = toy_service(
+        folder,
         # A laptop under tests stalls longer than a server: what is tested is the path, not the time limits.
-        "cache": {"mode": "read-write", "encoder": "words", "fetch_s": 0.5, "lookup_s": 5},
-    }
-    config.write_text(yaml.safe_dump(fields))
-    folder = tmp_path / "state"
-    service = up(config, detach=True, folder=folder)
+        cache={"mode": "read-write", "encoder": "words", "fetch_s": 0.5, "lookup_s": 5},
+    )
+    states = folder / "state"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_metrics_report_interval_ms", "2000")
+        assert up(config, detach=True, folder=states)
+    state = StateFile("toy", states)
+    service = state.read()
     assert service
+    prometheus = None
     try:
-        state = StateFile("toy", folder)
-        running = state.read()
-        assert running
-        assert running.cache_url.startswith("redis://")
-        assert state.path.stat().st_mode & 0o077 == 0, "the file holds a secret"
-
-        first = ask(service.url, "a red circle left of a blue star")
-        assert first["path"] == "heavy"
-        until = time.monotonic() + 60
-        while (again := ask(service.url, "a red circle left of a blue star"))["path"] != "cache":
-            assert time.monotonic() < until, again
-            time.sleep(0.2)
-        assert again["cache"]["k"] == 25
-        assert again["cache"]["similarity"] == pytest.approx(1, abs=1e-3)
-        assert again["cache"]["id"] != again["id"]
-        assert again["steps"] == 25
-        other = ask(service.url, "nothing alike whatsoever")
-        assert (other["path"], other["cache"]["k"]) == ("heavy", 0)
-        assert ask(service.url, "a red circle left of a blue star", cache="off")["cache"] is None
-
-        [server] = [p for p in psutil.process_iter(["name"]) if p.name() == "redis-server" and _is_ours(p, running)]
-        server.send_signal(signal.SIGKILL)
-        for _ in range(3):
-            assert ask(service.url, "a red circle left of a blue star")["path"] == "heavy"
+        wait_for(state.targets.exists)
+        often = {"scrape_interval": "1s", "evaluation_interval": "1s"}
+        prometheus = Prometheus.start(state.targets, folder / "prometheus", overrides=often)
+        yield Watched(state, service, prometheus)
     finally:
-        down(folder=folder)
-    assert json.dumps([p.name for p in folder.iterdir()]) == '["toy.log"]'
+        if prometheus is not None:
+            prometheus.stop()
+        down(folder=states)
+    assert [path.name for path in states.iterdir()] == ["toy.log"]
 
 
-def _is_ours(process: psutil.Process, running: Any) -> bool:
+def wait_for(condition: Any, seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.2)
+
+
+def test_a_repeated_prompt_resumes(watched: Watched) -> None:
+    assert watched.service.cache_url.startswith("redis://")
+    assert watched.state.path.stat().st_mode & 0o077 == 0, "the file holds a secret"
+    first = watched.ask("a red circle left of a blue star")
+    assert first["path"] == "heavy"
+    again: dict[str, Any] = {}
+
+    def resumed() -> bool:
+        again.update(watched.ask("a red circle left of a blue star"))
+        return again["path"] == "cache"
+
+    wait_for(resumed)
+    assert again["cache"]["k"] == 25
+    assert again["cache"]["similarity"] == pytest.approx(1, abs=1e-3)
+    assert again["cache"]["id"] != again["id"]
+    assert again["steps"] == 25
+    other = watched.ask("nothing alike whatsoever")
+    assert (other["path"], other["cache"]["k"]) == ("heavy", 0)
+    assert watched.ask("a red circle left of a blue star", cache="off")["cache"] is None
+
+
+def test_every_panel_has_data_after_a_bursty_replay(watched: Watched, tmp_path: Path) -> None:
+    assert status(folder=watched.state.path.parent)["targets"] == str(watched.state.targets)
+    trace = load_trace("traces/bursty.csv").clip(100).scale_speed(5)
+    quiet = Console(quiet=True)
+    done = replay(trace, watched.service.url, slo_s=10, out=tmp_path, keep_images=False, console=quiet)
+    assert len(done.outcomes) == done.planned > 100
+    asked = {
+        (dashboard["title"], panel["title"], target["expr"].replace("$__rate_interval", RATE_INTERVAL))
+        for dashboard in (make() for make in DASHBOARDS)
+        for panel in dashboard["panels"]
+        for target in panel.get("targets", ())
+    }
+    prometheus, end = watched.prometheus, time.monotonic() + 30
+    while empty := {query for query in asked if not prometheus.query(query[2])}:  # Ray reports in intervals
+        assert time.monotonic() < end, sorted(empty)
+        time.sleep(0.5)
+    assert set(prometheus.targets().values()) == {"up"}
+    assert len(prometheus.targets()) == 3, "the node's agent, the autoscaler, the dashboard"
+    assert {name: rule["lastError"] for name, rule in prometheus.rules().items() if rule["health"] != "ok"} == {}
+    [counted] = prometheus.query("sum(ray_weir_images_asked_total)")
+    assert float(counted["value"][1]) >= done.planned
+
+
+def test_when_redis_dies_nobody_but_prometheus_notices(watched: Watched) -> None:
+    [server] = [p for p in psutil.process_iter(["name"]) if p.name() == "redis-server" and _is_ours(p, watched.service)]
+    server.send_signal(signal.SIGKILL)
+
+    def is_open() -> bool:
+        assert watched.ask("a red circle left of a blue star")["path"] == "heavy"
+        found = watched.prometheus.query('max(ray_weir_cache_breaker_open{side="read"})')
+        return float(found[0]["value"][1]) == 1
+
+    wait_for(is_open)
+
+
+def _is_ours(process: psutil.Process, running: Service) -> bool:
     return process.ppid() == running.pid

@@ -10,12 +10,14 @@ import time
 from pathlib import Path
 
 import pytest
+from prometheus_client import CollectorRegistry
 
 from traces.outcome import COLUMNS, Outcome, OutcomeFile, read_outcomes, save_outcomes
 from traces.replay import replay
 from traces.trace import Arrival, Trace
 from weir.core import Path as Route
 from weir.errors import ConfigError
+from weir.telemetry import PrometheusMetrics
 
 
 def evenly(count: int, gap_s: float = 0.0) -> Trace:
@@ -68,6 +70,18 @@ def test_what_the_server_says_of_an_image_is_recorded_with_the_image(server, sen
     assert (one.status, one.error, one.answered, one.arrival_s) == (200, "", True, 0.02)
     assert (tmp_path / "run" / one.image).read_bytes() == server.png
     assert [p.name for p in sorted((tmp_path / "run/images").iterdir())] == ["000000.png", "000001.png"]
+
+
+def test_prometheus_can_see_how_requests_end(server, send) -> None:
+    refusal = (0, 503, server.error("overloaded"))
+    server.behaviour = lambda n, body: refusal if body["seed"] == 1 else (0.05, 200, server.image())
+    registry = CollectorRegistry()
+    send(evenly(3), slo_s=0.01, metrics=PrometheusMetrics(registry))
+    ended = {
+        how: registry.get_sample_value("weir_replay_requests_total", {"outcome": how}) for how in ("late", "refused")
+    }
+    assert ended == {"late": 2, "refused": 1}
+    assert registry.get_sample_value("weir_replay_latency_seconds_count") == 3
 
 
 def test_the_rows_can_be_read_back(send) -> None:

@@ -1,4 +1,4 @@
-"""Start, stop and look at a service: ``weir up``, ``weir down``, ``weir status``."""
+"""Start, stop and look at a service: ``weir up``, ``weir down``, ``weir status``, ``weir monitor``."""
 
 from __future__ import annotations
 
@@ -56,3 +56,17 @@ def status(name: NameArgument = None, as_json: JsonOption = False) -> None:
         for key, value in state.items():
             console.print(f"[bold]{key:>10}[/]  {value}", highlight=False)
     raise typer.Exit(0 if state["healthy"] else 1)
+
+
+def monitor(
+    name: NameArgument = None,
+    port: Annotated[int, typer.Option(help="Port of Prometheus; 0 picks a free one.")] = 9090,
+) -> None:
+    """Watch a service with Prometheus on this machine until Ctrl-C, and say how to start Grafana beside it.
+
+    Example: weir monitor --port 9090
+    """
+    from deploy.monitoring.watch import watch
+
+    with answered():
+        watch(name, port=port, console=console)

@@ -30,6 +30,9 @@ def replay(
     score: Annotated[Path | None, typer.Option(help="Family file: score the images with its judge.")] = None,
     timeout: Annotated[float, typer.Option(min=0.1, help="Give up on a request after these seconds.")] = 120.0,
     images: Annotated[bool, typer.Option(help="Keep the images for the gallery.")] = True,
+    metrics_port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="Show Prometheus on 127.0.0.1 how requests end.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Replay a trace, open loop, and write a report. Where the service wants a key, WEIR_API_KEY holds it.
@@ -41,6 +44,7 @@ def replay(
     from traces.loader import load_trace
     from traces.replay import replay as send
     from traces.report import write_report
+    from weir.telemetry import exposed
 
     with answered():
         chosen = load_trace(trace, prompts=prompts, seed=redraw or 0)
@@ -68,6 +72,7 @@ def replay(
             keep_images=images,
             timeout_s=timeout,
             key=os.environ.get("WEIR_API_KEY"),  # an option would show in the list of processes
+            metrics=None if metrics_port is None else exposed(metrics_port, console),
             console=console,
         )
         about = {"trace": trace.name, "rate": f"× {rate:g}", "model": model or "default"}

@@ -1,0 +1,99 @@
+"""What the cache shows: hits by K, similarities, what it holds, and how the store behaves."""
+
+from __future__ import annotations
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from cache.approximate import ApproximateCache
+from cache.encoder import WordEncoder
+from cache.eviction import Weir
+from cache.index import VectorIndex
+from cache.ledger import Ledger, Rules
+from cache.meter import CacheMeter
+from cache.partition import Partitions, Settings
+from cache.redis_backend import RedisBackend
+from cache.redis_server import RedisServer
+from cache.selector import PUBLISHED
+from cache.store import SealedStore
+from tests.cache.conftest import SECRET, request, state
+from weir.config import load_family
+from weir.telemetry import PrometheusMetrics
+
+KS = (5, 10, 15, 20, 25)
+
+
+class Seen:
+    """A cache over a real Redis, and what a scrape of it shows."""
+
+    def __init__(self, backend: RedisBackend):
+        self.registry = CollectorRegistry()
+        metrics = PrometheusMetrics(self.registry)
+        family, encoder = load_family("deploy/families/weir-tiny.yaml"), WordEncoder(256)
+        self.store = SealedStore(backend, SECRET, metrics=metrics)
+        ledger = Ledger(Rules(PUBLISHED["nirvana"]), Weir(), 40_000, lambda: VectorIndex(256))
+        self.cache = ApproximateCache(encoder, Partitions(family, encoder.version), ledger, self.store, steps=50)
+        self.meter = CacheMeter(self.cache, metrics, family.heavy.steps)
+
+    def serve(self, name: str, prompt: str, resumed_at: int = 0, steps: int | None = None) -> None:
+        found = self.cache.lookup(name, "acme", prompt, Settings(64, 64, steps=steps))
+        self.meter.looked_up(found, 0.003)
+        captured = KS if found.capture and not steps else ()
+        if captured:
+            self.store.put(request(name, found.partition), [state(k) for k in captured])
+        self.cache.finish(name, resumed_at, captured)
+
+    def value(self, name: str, **labels: str) -> float:
+        self.meter.tell()
+        return self.registry.get_sample_value(f"weir_{name}", labels) or 0.0
+
+
+@pytest.fixture
+def seen(backend: RedisBackend) -> Seen:
+    return Seen(backend)
+
+
+def test_hits_are_told_by_the_step_that_they_resumed_at(seen: Seen) -> None:
+    seen.serve("1", "a red circle")
+    for name, k in (("2", 25), ("3", 25), ("4", 10)):
+        seen.serve(name, "a red circle", resumed_at=k)
+    assert seen.value("cache_lookups_total") == 4
+    assert [seen.value("cache_served_total", k=str(k)) for k in (0, 10, 25)] == [1, 1, 2]
+
+
+def test_a_step_that_is_not_one_of_the_family_is_another(seen: Seen) -> None:
+    for number in range(3, 60, 2):
+        if number % 5:
+            seen.serve(str(number), "a red circle", resumed_at=number, steps=60)
+    assert seen.value("cache_served_total", k="other") > 10
+    told = {s.labels["k"] for f in seen.registry.collect() for s in f.samples if s.name == "weir_cache_served_total"}
+    assert told == {"other"}
+
+
+def test_lookups_show_their_time_and_the_similarity_that_they_found(seen: Seen) -> None:
+    seen.serve("1", "a red circle")
+    seen.serve("2", "a red circle", resumed_at=25)
+    assert seen.value("cache_lookup_seconds_count") == 2
+    assert seen.value("cache_similarity_count") == 1, "an empty index has no nearest prompt"
+    assert seen.value("cache_similarity_sum") == pytest.approx(1, abs=1e-3)
+
+
+def test_what_is_held_and_what_left_is_shown(seen: Seen) -> None:
+    for number in range(10):
+        seen.serve(str(number), f"prompt number {number} of nothing alike {number * 7919}")
+    assert seen.value("cache_inserted_total") == 50
+    assert seen.value("cache_evicted_total") > 0
+    assert seen.value("cache_entries") == len(seen.cache.ledger)
+    assert seen.value("cache_states") == 50 - seen.value("cache_evicted_total")
+    assert 0 < seen.value("cache_bytes") <= seen.value("cache_budget_bytes") == 40_000
+
+
+def test_a_server_that_dies_opens_the_breaker_and_every_failed_read_is_counted(seen: Seen, server: RedisServer) -> None:
+    assert seen.value("cache_breaker_open", side="read") == 0
+    server.process.kill()
+    server.process.wait()
+    for _ in range(5):
+        assert seen.store.get("weir:1:nothing:here:5") is None
+    assert seen.value("cache_breaker_open", side="read") == 1
+    assert seen.value("cache_breaker_open", side="write") == 0
+    assert seen.value("store_calls_total", outcome="failed") == 5

@@ -1,0 +1,16 @@
+"""The reference of metrics is what the code says."""
+
+from __future__ import annotations
+
+from deploy.monitoring.reference import PAGE, page
+from weir import metrics
+
+
+def test_the_committed_page_is_current():
+    assert PAGE.read_text() == page(), "run `python -m deploy.monitoring.reference`"
+
+
+def test_every_metric_is_on_it_once():
+    text = page()
+    for metric in metrics.ALL:
+        assert text.count(f"| `{metric.name}` |") == 1

@@ -1,0 +1,131 @@
+"""What the load balancer shows of the requests that passed."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from load_balancer.balancer import Balancer
+from load_balancer.order import Order
+from weir.core import Plan, Role
+from weir.errors import NotReady, WeirError
+from weir.telemetry import PrometheusMetrics
+
+
+class Seen:
+    """A balancer over a fake pool, and what a scrape of it shows."""
+
+    def __init__(self, pool, plan, family, profile, slo_s: float = 10.0):
+        self.registry = CollectorRegistry()
+        self.now = 1000.0
+        metrics = PrometheusMetrics(self.registry)
+        self.balancer = Balancer(
+            pool, plan, family, slo_s=slo_s, queued=64, profile=profile, metrics=metrics, clock=lambda: self.now
+        )
+
+    async def up(self) -> None:
+        self.balancer.dispatcher.sync(await self.balancer.roster._pool.describe())
+
+    async def draw(self, **more: object) -> None:
+        order = Order(prompt="a red circle", n=1, width=64, height=64, **more)  # type: ignore[arg-type]
+        with suppress(WeirError):
+            await self.balancer.draw(order)
+
+    def value(self, name: str, **labels: str) -> float:
+        self.balancer.show()
+        return self.registry.get_sample_value(f"weir_{name}", labels) or 0.0
+
+
+@pytest.fixture
+def seen(pool, plan, family, profile) -> Seen:
+    return Seen(pool, plan, family, profile)
+
+
+async def test_demand_is_what_is_let_in_and_what_is_refused(seen, pool):
+    with suppress(NotReady):
+        await seen.draw()  # no replica yet
+    await seen.up()
+    await seen.draw()
+    assert seen.value("images_asked_total") == 2
+    assert seen.value("images_admitted_total") == 1
+    assert seen.value("images_refused_total", code="not_ready") == 1
+    assert seen.value("violations_total", kind="refused") == 1
+
+
+async def test_answers_are_counted_by_path_with_their_time_and_quality(seen, pool):
+    await seen.up()
+    await seen.draw()
+    pool.confidence = 0.25
+    await seen.draw()
+    assert seen.value("images_answered_total", path="light") == 1
+    assert seen.value("images_answered_total", path="heavy") == 1
+    assert seen.value("latency_seconds_count", path="heavy") == 1
+    assert seen.value("answers_good_total") == pytest.approx(0.9 + 1)
+    assert seen.value("light_judged_total") == 2
+    assert seen.value("light_deferred_total") == 1
+    assert seen.value("confidence_sum") == pytest.approx(0.9 + 0.25)
+    assert seen.value("violations_total", kind="late") == 0
+
+
+async def test_every_stage_is_counted_with_its_steps_queue_and_service(seen, pool):
+    await seen.up()
+    pool.confidence = 0.25
+    await seen.draw()
+    assert (seen.value("steps_total", role="light"), seen.value("steps_total", role="heavy")) == (2, 50)
+    for role in Role:
+        assert seen.value("queue_seconds_count", role=role.value) == 1
+        assert seen.value("service_seconds_sum", role=role.value) == pytest.approx(0.01)
+        assert seen.value("busy_seconds_total", role=role.value) == pytest.approx(0.01)
+        assert seen.value("batch_size_count", role=role.value) == 1
+
+
+async def test_what_a_worker_could_not_draw_is_a_failure_and_a_violation(seen, pool):
+    await seen.up()
+    pool.fail = lambda *_: ("not_finite", "broken")
+    await seen.draw()
+    assert seen.value("images_failed_total", code="generation_failed") == 1
+    assert seen.value("violations_total", kind="failed") == 1
+
+
+async def test_a_late_answer_is_a_violation(seen, pool):
+    await seen.up()
+    pool.delay_s = dict.fromkeys(Role, 0.01)
+    drawing = asyncio.create_task(seen.draw())
+    await asyncio.sleep(0)
+    seen.now += 11
+    await drawing
+    assert seen.value("violations_total", kind="late") == 1
+
+
+async def test_a_dead_replica_shows_as_a_retry(seen, pool):
+    await seen.up()
+    del pool.alive["replica-0"]
+    await seen.draw()
+    assert seen.value("retries_total", cause="replica_lost") == 1
+    assert seen.value("images_answered_total", path="light") == 1
+
+
+async def test_the_plan_in_force_and_the_capacity_are_shown(seen, profile):
+    await seen.up()
+    seen.now += 5
+    seen.balancer.roster.apply(Plan.split(7, 2, 1, light_batch=4, heavy_batch=2, threshold=0.25).to_dict())
+    seen.now += 3
+    assert seen.value("plan_version") == 7
+    assert seen.value("plan_age_seconds") == 3
+    assert seen.value("plan_threshold") == 0.25
+    assert seen.value("plan_admitted_rps") == -1
+    assert seen.value("plan_replicas", role="light") == seen.value("replicas_ready", role="light") == 2
+    assert seen.value("plan_batch_size", role="heavy") == 2
+    assert seen.value("capacity_rps", role="light") == pytest.approx(2 * 4 / profile.light.latency.at(4))
+    assert seen.value("deadline_seconds") == 10
+
+
+async def test_a_controller_that_no_longer_looks_can_be_told(seen):
+    await seen.up()
+    assert seen.registry.get_sample_value("weir_controller_silent_seconds") is None  # there is none under `static`
+    seen.balancer.meter.looked(seen.now)
+    seen.now += 42
+    assert seen.value("controller_silent_seconds") == 42

@@ -1,0 +1,96 @@
+"""What every metric promises: a name with its unit, a help text, and few enough series for any Prometheus."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+import pytest
+from prometheus_client import CollectorRegistry
+from prometheus_client.parser import text_string_to_metric_families
+
+from weir import metrics
+from weir.errors import NotFinite, Overloaded
+from weir.metrics import OTHER, Metric
+
+UNITS = ("seconds", "bytes", "rps", "total")
+#: Numbers without a unit: counts of things that are there now, shares, cosines, versions.
+BARE = {
+    "weir_batch_size",
+    "weir_cache_breaker_open",
+    "weir_cache_entries",
+    "weir_cache_similarity",
+    "weir_cache_states",
+    "weir_confidence",
+    "weir_in_flight",
+    "weir_latency_factor",
+    "weir_plan_batch_size",
+    "weir_plan_replicas",
+    "weir_plan_threshold",
+    "weir_plan_version",
+    "weir_planned_deferral",
+    "weir_queued",
+    "weir_replicas_alive",
+    "weir_replicas_ready",
+}
+#: Of one process; a histogram has a series for each bucket and three more.
+MOST_SERIES = 110
+EVERY = pytest.mark.parametrize("metric", metrics.ALL, ids=lambda metric: metric.name)
+
+
+def test_no_two_have_the_same_name():
+    assert len({metric.name for metric in metrics.ALL}) == len(metrics.ALL)
+
+
+@EVERY
+def test_a_name_ends_in_its_unit_and_a_help_is_a_sentence(metric: Metric):
+    assert metric.name.startswith("weir_")
+    assert metric.name.rpartition("_")[2] in UNITS or metric.name in BARE
+    assert metric.name.endswith("_total") == (metric.kind == "counter")
+    assert metric.help[0].isupper() or metric.help[0].isdigit()
+    assert metric.help.endswith(".")
+    assert metric.help.isascii()  # Ray takes nothing else
+
+
+@EVERY
+def test_the_number_of_series_is_bounded(metric: Metric):
+    series = math.prod(len(label.values) + 1 for label in metric.labels)
+    if metric.kind == "histogram":
+        series *= len(metric.buckets) + 3
+    assert series <= MOST_SERIES
+    assert {label.name for label in metric.labels} <= {
+        "role", "path", "code", "kind", "cause", "reason", "status", "k", "side", "outcome",
+    }  # fmt: skip
+
+
+@EVERY
+def test_only_a_histogram_has_buckets_and_they_ascend(metric: Metric):
+    assert bool(metric.buckets) == (metric.kind == "histogram")
+    assert all(low < high for low, high in pairwise((0.0, *metric.buckets)))  # Ray takes none at or below 0
+
+
+def test_every_error_of_the_house_is_a_code():
+    assert {Overloaded.code, NotFinite.code} <= set(metrics.CODE.values)
+
+
+def test_what_a_label_does_not_list_becomes_other():
+    checked = metrics.FAILED.checked({"code": "a prompt that somebody typed"})
+    assert checked == {"code": OTHER}
+    with pytest.raises(KeyError):
+        metrics.FAILED.checked({})
+
+
+def test_every_metric_can_be_told_and_read_back():
+    from weir.telemetry import PrometheusMetrics
+
+    registry = CollectorRegistry()
+    told = PrometheusMetrics(registry)
+    for metric in metrics.ALL:
+        tell = {"gauge": told.set, "counter": told.add, "histogram": told.observe}[metric.kind]
+        tell(metric, 0.5, **{label.name: label.values[0] for label in metric.labels})
+    from prometheus_client import generate_latest
+
+    families = {it.name: it for it in text_string_to_metric_families(generate_latest(registry).decode())}
+    for metric in metrics.ALL:
+        family = families[metric.name.removesuffix("_total")]
+        assert (family.documentation, family.type) == (metric.help, metric.kind)
