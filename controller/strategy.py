@@ -87,8 +87,9 @@ class StrategyState:
     against_since_s: float | None = None
 
 
-def saved_seconds(hits: Mapping[int, float], step_s: float) -> float:
-    """Mean seconds of denoising that a hit saves: ``hits`` are the shares of requests by K, of any sum; 0 for none."""
+def saved_seconds(hits: Mapping[float, float], step_s: float) -> float:
+    """Mean seconds of denoising that a hit saves: ``hits`` are the shares of requests by what is skipped, in units of
+    ``step_s`` (steps, or shares of a run of ``step_s`` seconds), of any sum; 0 for none."""
     shares = sum(share for k, share in hits.items() if k > 0)
     return step_s * sum(k * share for k, share in hits.items()) / shares if shares > 0 else 0.0
 
@@ -114,6 +115,7 @@ def _speaks_against(seen: CacheHealth, rules: SwitchRules) -> bool:
 
 
 def _speaks_for(seen: CacheHealth, rules: SwitchRules) -> bool:
-    if seen.fetch_s is None or seen.hit_share is None:
+    if seen.fetch_s is None:
         return False
-    return seen.fetch_s < rules.fetch_back * seen.saved_s and seen.hit_share > rules.hits_back
+    fast = seen.fetch_s < rules.fetch_back * seen.saved_s
+    return fast and (seen.hit_share is None or seen.hit_share > rules.hits_back)

@@ -8,11 +8,13 @@ from controller.levels.nirvana import Nirvana
 from controller.levels.pac import PromptAgnostic
 from controller.levels.policy import LevelPlan, LevelPolicy, LevelSetting
 from controller.levels.proteus import Proteus
+from controller.levels.sommelier import Sommelier
 from controller.levels.weir import Weir
 from weir.errors import ConfigError
 
 LEVEL_POLICIES: dict[str, type[LevelPolicy]] = {
-    p.name: p for p in (ClipperHighAccuracy, ClipperHighThroughput, Nirvana, Proteus, PromptAgnostic, Argus, Weir)
+    p.name: p
+    for p in (ClipperHighAccuracy, ClipperHighThroughput, Nirvana, Sommelier, Proteus, PromptAgnostic, Argus, Weir)
 }
 
 

@@ -13,6 +13,7 @@ Differences to DiffServe, each with its reason:
 - batch times are corrected by what the workers measured;
 - what the cache saves is planned with, as it was in the last minute, and the plan says which hits are worth the heavy
   variant at once and which begin light like any other request;
+- while fetching states takes longer than it saves, hits begin light (``controller/strategy.py``);
 - prompts that are predicted to need the heavy variant go there at once while that costs less than drawing them twice;
 - requests go to the replica that finishes first.
 """
@@ -29,10 +30,12 @@ from controller.latencies import LiveLatency
 from controller.observation import Observation
 from controller.policies.policy import Policy
 from controller.setting import Setting
-from solvers.problem import Problem
+from controller.strategy import CacheHealth, StrategyState, SwitchRules, next_strategy, saved_seconds
+from solvers.problem import CacheHit, Problem
 from solvers.solution import Solution, Status
 from solvers.solve import solve
 from weir.core import Plan, Role, Rules
+from weir.levels import Strategy
 
 #: Seconds between solutions, and between trims of the threshold, when nothing surprising happens.
 PERIOD_S = 5.0
@@ -69,6 +72,7 @@ class Weir(Policy):
         self._latency = LiveLatency(setting)
         self._hits = LiveHits()
         self._groups = LiveGroups(setting.levels)
+        self._strategy = StrategyState()
         self._plan: Plan | None = None
         self._seen_at_s = self._planned_at_s = self._trimmed_at_s = 0.0
         self._planned_rps = 0.0
@@ -103,6 +107,7 @@ class Weir(Policy):
         self._hits.observe(seen.arrivals, seen.found, seen.fetches)
         self._groups.observe(seen.missed, zip(seen.levels, seen.confidences, strict=False))
         self._latency.observe(seen.batches, seen.now_s)
+        self._strategy = next_strategy(self._strategy, self._cache_health(seen), seen.now_s, SwitchRules())
         self.account.latency_factors = {role: self._latency.factor(role) for role in Role}
         self._owed += self._share * len(seen.confidences) - seen.deferred
         self._owed = max(-self._most_owed(), min(self._most_owed(), self._owed))
@@ -168,7 +173,7 @@ class Weir(Policy):
             deferral=curve.shares,
             quality=tuple(quality.reward(1 - f) if quality else f for f in curve.shares),
             hits=hits,
-            direct_cuts=(0.0, *(1 - hit.work for hit in hits[1:]), 1.0) if hits else (0.0,),
+            direct_cuts=self._direct_cuts(hits),
             groups=self._groups.groups(curve.thresholds),
             light_utilisation=LIGHT_UTILISATION,
             heavy_utilisation=HEAVY_UTILISATION_BY_STEPS if setting.stepwise else HEAVY_UTILISATION,
@@ -176,6 +181,24 @@ class Weir(Policy):
             light_residual=LIGHT_RESIDUAL,
             role_change_cost=ROLE_CHANGE_COST,
             gpu_cost=GPU_COST,
+        )
+
+    def _direct_cuts(self, hits: tuple[CacheHit, ...]) -> tuple[float, ...]:
+        """What the plan may choose from: while fetching does not pay, hits begin light like all others (SM), and those
+        that are deferred go on showing what a fetch takes."""
+        if not hits:
+            return (0.0,)
+        if self._strategy.strategy is Strategy.SM:
+            return (1.0,)
+        return (0.0, *(1 - hit.work for hit in hits[1:]), 1.0)
+
+    def _cache_health(self, seen: Observation) -> CacheHealth:
+        hits = self._hits.hits(1.0)
+        heavy_s = self._latency.gpus()[0].heavy.at(1)
+        return CacheHealth(
+            fetch_s=self._hits.fetch_s if seen.fetches else None,
+            saved_s=saved_seconds({1 - hit.work: hit.share for hit in hits}, heavy_s),
+            hit_share=None,  # few hits cost nothing here: only those that exist go to the heavy variant at once
         )
 
     def _running_light(self, counts: tuple[int, ...]) -> list[int | None]:

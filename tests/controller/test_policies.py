@@ -224,3 +224,12 @@ def test_weir_sends_hard_prompts_to_the_heavy_variant_where_the_light_one_would_
     policy = make_policy("weir", replace(setting("diffserve-3"), quality=RISING, levels=(hard, easy)))
     policy.first_plan()
     assert run(policy, [4] * 15, missed={0: 2, 1: 2})[-1].rules.heavy_levels == 1
+
+
+def test_weir_lets_hits_begin_light_while_fetching_takes_longer_than_it_saves_and_comes_back():
+    policy = make_policy("weir", replace(setting("diffserve-3"), quality=RISING))
+    policy.first_plan()
+    found = {0.2: 1}
+    assert run(policy, [2] * 20, found=found, fetches=(0.01,))[-1].rules.direct <= 0.2
+    assert run(policy, [2] * 20, start=21.0, found=found, fetches=(30.0,) * 20)[-1].rules.direct > 0.9
+    assert run(policy, [2] * 160, start=41.0, found=found, fetches=(0.01,) * 20)[-1].rules.direct <= 0.2
