@@ -72,10 +72,15 @@ class Requirements:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """``attributes``: share of the requirements that hold; ``exact``: all hold and nothing else is there."""
+    """``attributes``: share of the requirements that hold; ``exact``: all hold and nothing else is there.
+
+    ``held``: which of them, in this order: of each object its shape and what is said of its colour, texture and size;
+    the relation and the background, where said; the number of objects.
+    """
 
     attributes: float
     exact: bool
+    held: tuple[bool, ...] = ()
 
     @property
     def good_enough(self) -> bool:
@@ -136,7 +141,7 @@ def judge(wanted: Requirements, found: tuple[Found, ...], background: str) -> Ve
     if wanted.background:
         best.append(wanted.background == background)
     best.append(len(found) == len(wanted.objects))
-    return Verdict(sum(best) / len(best), all(best))
+    return Verdict(sum(best) / len(best), all(best), tuple(best))
 
 
 class _Residual(nn.Module):

@@ -13,6 +13,7 @@ from tqdm import tqdm
 from training.scenes import (
     BACKGROUNDS,
     COLOURS,
+    COUNT_SHARES,
     MAX_OBJECTS,
     RELATIONS,
     SHAPES,
@@ -66,9 +67,11 @@ def label(scene: Scene) -> tuple[np.ndarray, tuple[int, int], int]:
     return rows, (BACKGROUNDS.index(scene.background), int(scene.says_background)), relation
 
 
-def _draw_chunk(seed: int, chunk: int, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, list[str]]:
+def _draw_chunk(
+    seed: int, chunk: int, size: int, shares: tuple[float, ...]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, list[str]]:
     rng = np.random.default_rng((seed, chunk))
-    scenes = [draw_scene(rng) for _ in range(_CHUNK)]
+    scenes = [draw_scene(rng, shares=shares) for _ in range(_CHUNK)]
     rows, grounds, relations = zip(*map(label, scenes), strict=True)
     return (
         np.stack([render(s, size) for s in scenes]),
@@ -79,8 +82,16 @@ def _draw_chunk(seed: int, chunk: int, size: int) -> tuple[np.ndarray, np.ndarra
     )
 
 
-def build(folder: Path, count: int, seed: int, size: int = 64, workers: int = 2) -> None:
-    """Draws ``count`` scenes into ``folder``; does nothing when they are there already."""
+def build(
+    folder: Path,
+    count: int,
+    seed: int,
+    size: int = 64,
+    workers: int = 2,
+    shares: tuple[float, ...] = COUNT_SHARES,
+) -> None:
+    """Draws ``count`` scenes, ``shares`` of them with one, two, three and four objects, into ``folder``; does nothing
+    when they are there already."""
     if (folder / "captions.json").exists():
         return
     folder.mkdir(parents=True, exist_ok=True)
@@ -88,7 +99,7 @@ def build(folder: Path, count: int, seed: int, size: int = 64, workers: int = 2)
     images = np.lib.format.open_memmap(folder / "images.npy", "w+", np.uint8, (chunks * _CHUNK, size, size, 3))
     objects, grounds, relations, captions = [], [], [], []
     with ProcessPoolExecutor(workers) as pool:
-        drawn = pool.map(_draw_chunk, [seed] * chunks, range(chunks), [size] * chunks)
+        drawn = pool.map(_draw_chunk, [seed] * chunks, range(chunks), [size] * chunks, [shares] * chunks)
         for i, (pixels, rows, ground, relation, texts) in enumerate(
             tqdm(drawn, total=chunks, desc="scenes", unit="chunk")
         ):

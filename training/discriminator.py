@@ -1,34 +1,32 @@
-"""Trains the discriminator in two stages: it learns to read on rendered scenes with right and wrong captions, which
-cost nothing to draw, then to judge on light images that the checker has judged."""
+"""Trains the discriminator: it learns to see what the checker sees, to read what the caption says, to tell what of it
+holds, and from these whether the light image is good enough.
+
+It learns on light images and on rendered scenes alike. What is to be seen on either is known (the checker's finds, the
+renderer's labels), so any caption can be judged against any image: right ones, ones wrong in one thing, another's.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import nn
 from transformers import CLIPModel, CLIPTokenizer
 
-from quality.checker import Vocabulary
 from training.checker import blemish, vocabulary
 from training.dataset import SceneData
-from training.detection import centre_labels, detection_loss
+from training.detection import centre_labels
+from training.judging import ASKS_NOTHING, MOST, Judge, SeenImages, mirrored
 from training.loop import train
-from training.scenes import BACKGROUNDS, COLOURS, SHAPES, TEXTURES, Scene, Thing, caption
+from training.scenes import BACKGROUNDS, COLOURS, SHAPES, SIZES, TEXTURES, Scene, Thing, caption
 from training.vae import to_tensor
-from workers.discriminator import Discriminator, DiscriminatorNet
+from workers.discriminator import Discriminator, DiscriminatorNet, Sight, Wish
 
-
-@dataclass(frozen=True)
-class JudgedImages:
-    """``images`` uint8 [N, 64, 64, 3] of the light variant, their ``prompts``, and 1 where the checker was content."""
-
-    images: np.ndarray
-    prompts: list[str]
-    good: np.ndarray
+#: The words that turn into one another in a mirror.
+_MIRROR = {"left of": "right of", "right of": "left of"}
 
 
 def _scene(data: SceneData, i: int) -> Scene:
@@ -43,7 +41,7 @@ def _scene(data: SceneData, i: int) -> Scene:
                 SHAPES[shape],
                 COLOURS[colour],
                 TEXTURES[texture],
-                ("small", "large")[size],
+                SIZES[size],
                 *(0.0,) * 5,
                 bool(says_colour),
                 bool(says_texture),
@@ -81,23 +79,22 @@ def wrong_caption(data: SceneData, i: int, rng: np.random.Generator) -> str:
     return caption(replace(scene, things=tuple(things)))
 
 
-class _Trainee(nn.Module):
-    """The network with a detection head that only training uses: it teaches the cells to see objects."""
-
-    def __init__(self, net: DiscriminatorNet, words: Vocabulary):
-        super().__init__()
-        self.net = net
-        self.detect = nn.Linear(net.text.out_features, sum(words.cell_classes))
+def mirrored_caption(text: str) -> str:
+    """The caption that is right for the image in a mirror if ``text`` is for the image. Lists keep their order."""
+    for now, then in _MIRROR.items():
+        if f" {now} " in text:
+            return text.replace(f" {now} ", f" {then} ")
+    return text
 
 
 def train_discriminator(
-    name: str,
     data: SceneData,
-    judged: JudgedImages | None,
+    seen: SeenImages,
     clip: CLIPModel,
     tokenizer: CLIPTokenizer,
     folder: Path,
     *,
+    name: str = "discriminator",
     steps: int,
     batch: int,
     lr: float,
@@ -105,47 +102,92 @@ def train_discriminator(
     device: str,
     start: DiscriminatorNet | None = None,
 ) -> Discriminator:
-    """Half of every batch are light images (none without ``judged``), the rest rendered scenes, half of those with a
-    wrong caption; from ``start``'s weights, where given."""
+    """Three quarters of every batch are light images, the rest rendered scenes; every image meets its own caption and
+    one that is wrong in one thing. From ``start``'s weights, where given."""
     torch.manual_seed(seed)
     words = vocabulary()
-    trainee = _Trainee(DiscriminatorNet(64, clip.config.text_config.hidden_size), words).to(device)
+    net = DiscriminatorNet(64, clip.config.text_config.hidden_size, kinds=words.cell_classes[1:-1]).to(device)
     if start is not None:
-        trainee.net.load_state_dict(start.state_dict())
-    reader = Discriminator(trainee.net, clip, tokenizer, device)
-    judged = judged or JudgedImages(np.zeros((0, 64, 64, 3), np.uint8), [], np.zeros(0))
-    share = 0.5 if len(judged.good) else 0.0
-    lights = round(share * batch)
-    half = batch - lights
-    labels = torch.from_numpy(judged.good.astype(np.float32)).to(device)
-    good = float(labels.mean()) if len(labels) else 0.5
-    balance = (1 - good) / max(good, 1e-3)
+        net.load_state_dict(start.state_dict())
+    reader = Discriminator(net, clip, tokenizer, device)
+    judge = Judge(words)
+    lights = (3 * batch) // 4
+    renders = batch - lights
 
     def loss(step: int, generator: torch.Generator) -> tuple[torch.Tensor, dict[str, float]]:
-        rng = np.random.default_rng((seed, step))
-        light = torch.randint(max(len(labels), 1), (lights,), generator=generator, device=device).cpu().numpy()
-        real = np.sort(torch.randint(len(data), (half,), generator=generator, device=device).cpu().numpy())
-        wrong = rng.random(half) < 0.5
-        prompts = [judged.prompts[i] for i in light]
-        prompts += [
-            wrong_caption(data, int(i), rng) if w else data.captions[i] for i, w in zip(real, wrong, strict=True)
-        ]
+        rng = np.random.default_rng(int(torch.randint(2**31, (1,), generator=generator, device=device)))
+        light = rng.integers(len(seen), size=lights)
+        real = np.sort(rng.integers(len(data), size=renders))
+        scenes = np.concatenate([seen.scenes[light], real])
+        rows = np.full((batch, MOST, 10), -1, np.int16)
+        rows[:lights], rows[lights:, : data.objects.shape[1]] = seen.objects[light], data.objects[real]
+        grounds = np.concatenate([seen.backgrounds[light], data.backgrounds[real, 0]]).astype(np.int64)
         drawn = blemish(to_tensor(data.images[real], device), generator)
-        cells = trainee.net.cells(torch.cat([to_tensor(judged.images[light], device), drawn]))
-        logits = trainee.net(cells, *reader.read(prompts))
-        target = torch.cat([labels[light], torch.from_numpy(1.0 - wrong).float().to(device)])
-        # Softened labels keep the confidences spread out, so that a threshold can steer the share that is deferred.
-        soft = target * 0.96 + 0.02
-        weight = torch.cat([torch.where(target[:lights] > 0.5, balance, 1.0), torch.full((half,), 0.7, device=device)])
-        judging = F.binary_cross_entropy_with_logits(logits, soft, weight)
-        grid, offsets = centre_labels(data.objects[real])
-        present, *attributes, offset = trainee.detect(cells[lights:]).split(words.cell_classes, -1)
-        seeing = detection_loss(present, attributes, grid.to(device), offset, offsets.to(device))
-        right = ((logits > 0) == (target > 0.5)).float()
-        figures = {"read": float(right[lights:].mean()), "see": seeing.item(), "loss": judging.item()}
-        if lights:
-            figures["light"] = float(right[:lights].mean())
-        return judging + 0.3 * seeing, figures
+        images = torch.cat([to_tensor(seen.images[light], device), drawn])
+        flip = rng.random(batch) < 0.5
+        images = torch.where(torch.from_numpy(flip).to(device)[:, None, None, None], images.flip(-1), images)
+        rows[flip] = mirrored(rows[flip])
 
-    trained = train(name, trainee, loss, steps=steps, lr=lr, folder=folder, seed=seed, ema=0.995)
-    return Discriminator(trained.net, clip, tokenizer, device)
+        own = [data.captions[i] for i in scenes]
+        wrong = [wrong_caption(data, int(i), rng) for i in scenes]
+        prompts = [mirrored_caption(p) if f else p for p, f in zip(own + wrong, [*flip, *flip], strict=True)]
+        lessons = [judge(p, rows[i % batch], int(grounds[i % batch])) for i, p in enumerate(prompts)]
+
+        sight = net.look(images)
+        wish = net.wish(reader.read(prompts))
+        twice = Sight(*(_twice(part) for part in sight))
+        compared = net.compare(twice, wish)
+        seeing = _seeing(sight, rows, torch.from_numpy(grounds).to(device))
+        said = torch.from_numpy(np.stack([one.wish for one in lessons])).to(device)
+        reading = _reading(wish, said)
+        held = torch.from_numpy(np.stack([one.holds for one in lessons])).to(device)
+        asked = held != ASKS_NOTHING
+        holding = F.binary_cross_entropy(compared.holds[asked], held[asked].float())
+        good = torch.tensor([float(one.verdict.good_enough) for one in lessons], device=device)
+        share = torch.tensor([one.verdict.attributes for one in lessons], device=device)
+        # A share tells more than a bit. Softened targets also keep the confidences spread out, so that a threshold can
+        # steer the share that is deferred.
+        target = 0.8 * good + 0.2 * ((share - 0.8) * 8).sigmoid()
+        weight = torch.full((2 * batch,), 0.3, device=device)
+        weight[:lights] = 1.0  # a light image and the caption it was drawn for: what serving will see
+        judging = F.binary_cross_entropy_with_logits(compared.verdict, target, weight, reduction="sum") / weight.sum()
+        right = ((compared.verdict > 0) == (good > 0.5)).float()
+        figures = {
+            "light": float(right[:lights].mean()),
+            "holds": float(((compared.holds > 0.5) == (held > 0))[asked].float().mean()),
+            "read": reading.item(),
+            "see": seeing.item(),
+            "judge": judging.item(),
+        }
+        return judging + holding + reading + seeing, figures
+
+    trained = train(name, net, loss, steps=steps, lr=lr, folder=folder, seed=seed, ema=0.99, save_every=250)
+    return Discriminator(trained, clip, tokenizer, device)
+
+
+def _twice(part: torch.Tensor | tuple[torch.Tensor, ...]) -> Any:
+    """Every image meets two captions."""
+    return torch.cat([part, part]) if isinstance(part, torch.Tensor) else tuple(torch.cat([p, p]) for p in part)
+
+
+def _seeing(sight: Sight, rows: np.ndarray, grounds: torch.Tensor) -> torch.Tensor:
+    """The loss of what is seen, against objects [B, 6, 10] and backgrounds [B]."""
+    device = grounds.device
+    grid, offsets = (labels.to(device) for labels in centre_labels(rows))
+    here = grid[..., 0].float()
+    # Plain cross entropy, unlike the checker's: presences must add up to the number of objects.
+    loss = 20 * F.binary_cross_entropy_with_logits(sight.present, here)
+    for i, logits in enumerate(sight.kinds):
+        loss = loss + 0.5 * F.cross_entropy(logits.flatten(0, 1), grid[..., i + 1].flatten(), ignore_index=-1)
+    loss = loss + 0.5 * ((sight.offset - offsets).abs().mean(-1) * here).sum() / here.sum().clamp(min=1)
+    numbers = torch.from_numpy((rows[..., 0] >= 0).sum(1)).to(device)
+    return loss + 0.5 * F.cross_entropy(sight.ground, grounds) + 0.5 * F.cross_entropy(sight.numbers, numbers)
+
+
+def _reading(wish: Wish, said: torch.Tensor) -> torch.Tensor:
+    """The loss of what is read, against :attr:`training.judging.Lesson.wish` [B, 18]."""
+    slots = said[:, :-2].view(len(said), -1, len(wish.kinds))
+    loss = F.cross_entropy(wish.ground, said[:, -2]) + F.cross_entropy(wish.relation, said[:, -1])
+    for kind, logits in enumerate(wish.kinds):
+        loss = loss + F.cross_entropy(logits.flatten(0, 1), slots[..., kind].flatten())
+    return loss

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, StableDiffusionXLPipeline, UNet2DConditionModel
-from transformers import CLIPImageProcessor, CLIPTokenizer
+from transformers import CLIPImageProcessor, CLIPModel, CLIPTextModel, CLIPTokenizer
 
 from training.clip import Encoders
 from training.denoiser import new_scheduler
@@ -57,3 +57,22 @@ def export_pipeline(
     )
     pipeline.save_pretrained(out / PIPELINE)
     _half(light).save_pretrained(out / LIGHT_UNET)
+
+
+def load_encoders(folder: Path) -> Encoders:
+    """The encoders of a family that was exported, in fp32; the heads of their training are new.
+
+    Raises:
+        OSError: they are not there.
+    """
+    tokenizer = CLIPTokenizer.from_pretrained(folder / CLIP)
+    clip = CLIPModel.from_pretrained(folder / CLIP, dtype=torch.float32, use_safetensors=True)
+    first = CLIPTextModel.from_pretrained(folder / PIPELINE / "text_encoder", dtype=torch.float32, use_safetensors=True)
+    encoders = Encoders(tokenizer)
+    encoders.first.load_state_dict(first.state_dict())
+    encoders.second.text_model.load_state_dict(clip.text_model.state_dict())
+    encoders.second.text_projection.load_state_dict(clip.text_projection.state_dict())
+    encoders.vision.vision_model.load_state_dict(clip.vision_model.state_dict())
+    encoders.vision.visual_projection.load_state_dict(clip.visual_projection.state_dict())
+    encoders.logit_scale.data.copy_(clip.logit_scale.detach())
+    return encoders

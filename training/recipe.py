@@ -2,6 +2,10 @@
 
 Every stage is resumable: a part whose checkpoint is complete is loaded, one that was stopped goes on. Budgets are in
 steps, so that two machines train the same models (up to their floating-point arithmetic).
+
+A run may also go on from a family that is there (``weir train --start``). It keeps the family's encoders, autoencoder
+and checker, on which all else is built, and trains the UNets, the decoder and the discriminator on, those of them that
+the budget has steps for.
 """
 
 from __future__ import annotations
@@ -10,16 +14,19 @@ import random
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from tqdm import tqdm
+from transformers import CLIPTokenizer
 
 from quality.checker import AttributeChecker
 from training import dataset
 from training.checker import train_checker
 from training.clip import Encoders, embed_prompts, token_ids, train_encoders
+from training.dataset import SceneData
 from training.denoiser import (
     LIGHT_TIMESTEPS,
     LatentData,
@@ -29,17 +36,30 @@ from training.denoiser import (
     trajectories,
 )
 from training.detection import centre_labels
-from training.discriminator import JudgedImages, train_discriminator
-from training.export import CHECKER, CLIP, DISCRIMINATOR, export_encoders, export_pipeline
+from training.discriminator import train_discriminator
+from training.export import (
+    CHECKER,
+    CLIP,
+    DISCRIMINATOR,
+    LIGHT_UNET,
+    PIPELINE,
+    export_encoders,
+    export_pipeline,
+    load_encoders,
+)
+from training.judging import see_light
 from training.tokenizer import new_tokenizer
 from training.vae import encode_all, refine_decoder, train_vae
+from weir.errors import ConfigError
+from workers.discriminator import Discriminator
 
 
 @dataclass(frozen=True)
 class Budget:
-    """How much of everything; ``*_steps`` are optimiser steps, ``batch`` is the denoisers'."""
+    """How much of everything; ``*_steps`` are optimiser steps, ``batch`` is the denoisers'. A UNet with no steps is
+    taken as it is from the family that the run starts from."""
 
-    scenes: int = 40_000
+    scenes: int = 60_000
     encoder_steps: int = 1_400
     checker_steps: int = 1_500
     vae_steps: int = 1_600
@@ -47,25 +67,67 @@ class Budget:
     decoder_steps: int = 1_000
     taught: int = 2_048
     light_steps: int = 500
-    judged: int = 6_000
-    reading_steps: int = 3_000
-    judging_steps: int = 800
+    seen: int = 18_000
+    judging_steps: int = 2_200
     batch: int = 32
 
+    @property
+    def needs_start(self) -> bool:
+        return not (self.heavy_steps and self.light_steps)
 
-#: ``smoke`` runs every stage within a minute or two and learns nothing.
+
+#: ``smoke`` runs every stage within a minute or two and learns nothing; ``discriminator`` trains nothing else.
 BUDGETS = {
     "full": Budget(),
-    "smoke": Budget(1_000, 3, 3, 3, 3, 3, 32, 3, 64, 3, 2, 8),
+    "smoke": Budget(1_000, 3, 3, 3, 3, 3, 32, 3, 64, 3, 8),
+    "discriminator": Budget(heavy_steps=0, decoder_steps=0, light_steps=0),
 }
 
+#: Scenes of one, two, three and four objects: more of the hard ones than are asked for, since they are what fails.
+SHARES = (0.20, 0.32, 0.26, 0.22)
 TEACHER_STEPS = 12
 GUIDANCE = 3.0
-LIGHT_STEPS = 2
 _SYLLABLES = (
     "ba", "ko", "dragon", "tu", "castle", "ri", "sun", "set", "over", "the", "ocean", "por", "trait", "of", "cat", "in",
     "oil", "night", "city", "forest", "with", "light", "sky", "man", "photo", "el", "za", "mo", "river", "dog",
 )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Shipped:
+    """The parts of a family that is there, in fp32."""
+
+    encoders: Encoders
+    checker: AttributeChecker
+    vae: AutoencoderKL
+    heavy: UNet2DConditionModel
+    light: UNet2DConditionModel
+    discriminator: Discriminator
+
+    @classmethod
+    def load(cls, folder: Path, device: str) -> Shipped:
+        """Raises ConfigError when the folder holds no whole family of ours."""
+        try:
+            parts: dict[str, Any] = {
+                "encoders": load_encoders(folder),
+                "vae": AutoencoderKL.from_pretrained(
+                    folder / PIPELINE / "vae", torch_dtype=torch.float32, use_safetensors=True
+                ),
+                "heavy": UNet2DConditionModel.from_pretrained(
+                    folder / PIPELINE / "unet", torch_dtype=torch.float32, use_safetensors=True
+                ),
+                "light": UNet2DConditionModel.from_pretrained(
+                    folder / LIGHT_UNET, torch_dtype=torch.float32, use_safetensors=True
+                ),
+            }
+        except (OSError, ValueError, RuntimeError) as error:
+            raise ConfigError(f"{folder}: no family to start from ({error})") from None
+        moved = {name: part.to(device).eval() for name, part in parts.items()}
+        return cls(
+            **moved,
+            checker=AttributeChecker.load(folder / CHECKER, device),
+            discriminator=Discriminator.load(folder / DISCRIMINATOR, device),
+        )
 
 
 def strange_texts(count: int, seed: int) -> list[str]:
@@ -112,7 +174,8 @@ def teach(
         generator = torch.Generator(device=data.latents.device).manual_seed(seed)
         ends, points = [], []
         for i in tqdm(range(0, count, batch), desc="teacher", unit="batch"):
-            states, pooled = data.states[i : i + batch].float(), data.pooled[i : i + batch].float()
+            last = min(i + batch, count)
+            states, pooled = data.states[i:last].float(), data.pooled[i:last].float()
             noise = torch.randn((len(states), *data.latents.shape[1:]), generator=generator, device=data.latents.device)
             end, kept = trajectories(heavy, noise, states, pooled, steps=TEACHER_STEPS, guidance=GUIDANCE, keep=keep)
             ends.append(end.half().cpu())
@@ -123,57 +186,95 @@ def teach(
     return list(entering), torch.from_numpy(kept["end"]).to(data.latents.device)
 
 
-@torch.no_grad()
-def judge_light(
-    light: UNet2DConditionModel,
-    vae: AutoencoderKL,
-    checker: AttributeChecker,
-    data: LatentData,
-    captions: list[str],
-    path: Path,
-    *,
-    count: int,
-    seed: int,
-    batch: int = 64,
-) -> JudgedImages:
-    """Light images of the last ``count`` training captions, judged by the checker; kept at ``path``."""
-    first = len(captions) - count
-    if not path.exists():
-        generator = torch.Generator(device=data.latents.device).manual_seed(seed)
-        images, good = [], []
-        for i in tqdm(range(first, len(captions), batch), desc="light images", unit="batch"):
-            states, pooled = data.states[i : i + batch].float(), data.pooled[i : i + batch].float()
-            noise = torch.randn((len(states), *data.latents.shape[1:]), generator=generator, device=data.latents.device)
-            x, _ = trajectories(light, noise, states, pooled, steps=LIGHT_STEPS, guidance=1.0)
-            drawn = vae.decode(x / vae.config.scaling_factor).sample.clamp(-1, 1)
-            good += [v is not None and v.good_enough for v in checker.check(drawn, captions[i : i + batch])]
-            images.append(((drawn + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy())
-        np.savez(path, images=np.concatenate(images), good=np.asarray(good))
-    kept = np.load(path, allow_pickle=False)
-    return JudgedImages(kept["images"], captions[first:], kept["good"])
+def train_family(out: Path, work: Path, *, budget: Budget, seed: int, device: str, start: Path | None = None) -> None:
+    """Trains everything and writes the family to ``out``; checkpoints and data stay in ``work``.
 
+    Args:
+        start: the folder of a family to go on from.
 
-def train_family(out: Path, work: Path, *, budget: Budget, seed: int, device: str) -> None:
-    """Trains everything and writes the family to ``out``; checkpoints and data stay in ``work``."""
-    dataset.build(work / "scenes", budget.scenes, seed)
+    Raises:
+        ConfigError: the budget has no steps for a UNet, and there is no ``start`` to take it from; or that is none.
+    """
+    if start is None and budget.needs_start:
+        raise ConfigError("this budget trains no UNets; say with --start which family to take them from")
+    shipped = Shipped.load(start, device) if start else None
+    dataset.build(work / "scenes", budget.scenes, seed, shares=SHARES)
     data = dataset.load(work / "scenes")
     tokenizer = new_tokenizer()
-    encoders = train_encoders(
-        data, tokenizer, steps=budget.encoder_steps, batch=3 * budget.batch, seed=seed + 1, folder=work, device=device
+    if shipped:  # what all the rest is built on stays as it is
+        encoders, checker, vae = shipped.encoders, shipped.checker, shipped.vae
+    else:
+        encoders = train_encoders(
+            data,
+            tokenizer,
+            steps=budget.encoder_steps,
+            batch=3 * budget.batch,
+            seed=seed + 1,
+            folder=work,
+            device=device,
+        )
+        checker = train_checker(data, steps=budget.checker_steps, batch=48, seed=seed + 2, folder=work, device=device)
+        vae = train_vae(data, steps=budget.vae_steps, batch=8, seed=seed, folder=work, device=device)
+    heavy, light = _train_denoisers(shipped, vae, encoders, tokenizer, data, work, budget, seed, device)
+    seen = see_light(
+        light, vae, checker, encoders, tokenizer, data.captions, work / "seen.npz", count=budget.seen, seed=seed + 6
     )
-    checker = train_checker(data, steps=budget.checker_steps, batch=48, seed=seed + 2, folder=work, device=device)
-    vae = train_vae(data, steps=budget.vae_steps, batch=8, seed=seed, folder=work, device=device)
+    discriminator = train_discriminator(
+        data,
+        seen,
+        encoders.clip(),
+        tokenizer,
+        work,
+        steps=budget.judging_steps,
+        batch=budget.batch,
+        lr=1.5e-3,
+        seed=seed + 8,
+        device=device,
+        start=shipped.discriminator.net if shipped else None,
+    )
+    export_encoders(out, encoders, tokenizer)
+    export_pipeline(out, encoders, tokenizer, vae, heavy, light)
+    checker.save(out / CHECKER)
+    discriminator.save(out / DISCRIMINATOR, f"../{CLIP}")
+
+
+def _train_denoisers(
+    shipped: Shipped | None,
+    vae: AutoencoderKL,
+    encoders: Encoders,
+    tokenizer: CLIPTokenizer,
+    data: SceneData,
+    work: Path,
+    budget: Budget,
+    seed: int,
+    device: str,
+) -> tuple[UNet2DConditionModel, UNet2DConditionModel]:
+    """The heavy and the light UNet, and between them the decoder (``vae`` is changed)."""
+    if shipped and not budget.heavy_steps and not budget.light_steps:
+        return shipped.heavy, shipped.light
     latents = encode_all(vae, data, work / "latents.npy", device=device)
     ids = token_ids(tokenizer, data.captions)
     strange = token_ids(tokenizer, strange_texts(512, seed))
     prompts = _latent_data(latents, data.objects, encoders, ids, strange, work, device)
-    heavy = train_denoiser(
-        "heavy", prompts, work, steps=budget.heavy_steps, batch=budget.batch, lr=1.2e-3, seed=seed + 3, device=device
-    )
-    vae = refine_decoder(vae, data, steps=budget.decoder_steps, batch=8, seed=seed, folder=work, device=device)
+    if shipped and not budget.heavy_steps:
+        heavy = shipped.heavy
+    else:
+        heavy = train_denoiser(
+            "heavy",
+            prompts,
+            work,
+            steps=budget.heavy_steps,
+            batch=budget.batch,
+            lr=1.2e-3,
+            seed=seed + 3,
+            device=device,
+            start=shipped.heavy if shipped else None,
+        )
+    if budget.decoder_steps:
+        refine_decoder(vae, data, steps=budget.decoder_steps, batch=8, seed=seed, folder=work, device=device)
     entering, ends = teach(heavy, prompts, work / "teacher.npz", count=budget.taught, seed=seed)
     light = distil(
-        deepcopy(heavy),
+        deepcopy(shipped.light if shipped else heavy),
         entering,
         ends,
         prompts.states[: len(ends)],
@@ -185,37 +286,4 @@ def train_family(out: Path, work: Path, *, budget: Budget, seed: int, device: st
         lr=6e-4,
         seed=seed + 5,
     )
-    judged = judge_light(
-        light, vae, checker, prompts, data.captions, work / "judged.npz", count=budget.judged, seed=seed + 6
-    )
-    reading = train_discriminator(
-        "discriminator-reading",
-        data,
-        None,
-        encoders.clip(),
-        tokenizer,
-        work,
-        steps=budget.reading_steps,
-        batch=2 * budget.batch,
-        lr=1.5e-3,
-        seed=seed + 7,
-        device=device,
-    )
-    discriminator = train_discriminator(
-        "discriminator",
-        data,
-        judged,
-        encoders.clip(),
-        tokenizer,
-        work,
-        steps=budget.judging_steps,
-        batch=2 * budget.batch,
-        lr=6e-4,
-        seed=seed + 8,
-        device=device,
-        start=reading.net,
-    )
-    export_encoders(out, encoders, tokenizer)
-    export_pipeline(out, encoders, tokenizer, vae, heavy, light)
-    checker.save(out / CHECKER)
-    discriminator.save(out / DISCRIMINATOR, f"../{CLIP}")
+    return heavy, light

@@ -22,7 +22,8 @@ BACKGROUNDS = ("white", "gray", "sand", "sky")
 RELATIONS = ("left of", "right of", "above", "below")
 
 MAX_OBJECTS = 4
-_COUNT_SHARES = (0.42, 0.36, 0.16, 0.06)
+#: How many scenes have one, two, three and four objects, unless told otherwise.
+COUNT_SHARES = (0.42, 0.36, 0.16, 0.06)
 _TEXTURE_SHARES = (0.76, 0.12, 0.12)
 _TILT = 0.08  # radians; objects lean this far to either side
 _PLACES = (0.23, 0.5, 0.77)  # objects stand near the crossings of these lines
@@ -113,10 +114,10 @@ def _reading_order(things: tuple[Thing, ...]) -> tuple[Thing, ...]:
     return tuple(sorted(things, key=lambda t: (line(t), t.x)))
 
 
-def draw_scene(rng: np.random.Generator, count: int | None = None) -> Scene:
-    """A random scene of ``count`` objects (1 to 4; by default drawn, mostly one or two)."""
+def draw_scene(rng: np.random.Generator, count: int | None = None, shares: tuple[float, ...] = COUNT_SHARES) -> Scene:
+    """A random scene of ``count`` objects (1 to 4; by default drawn by ``shares``, mostly one or two)."""
     if count is None:
-        count = 1 + int(rng.choice(MAX_OBJECTS, p=_COUNT_SHARES))
+        count = 1 + int(rng.choice(MAX_OBJECTS, p=shares))
     while True:
         sizes = [_pick(rng, SIZES) if count < 4 or i == 0 else "small" for i in range(count)]
         radii = [float(rng.uniform(*_RADII[size])) for size in sizes]

@@ -1,13 +1,15 @@
 """The discriminator: how likely is it that this light image is good enough for its prompt?
 
-Unlike DiffServe's, which tells real images from generated ones and never sees the prompt, it reads both: the prompt's
-tokens (from the family's CLIP) look at the cells of the image, and say whether what they ask for is there.
+Unlike DiffServe's, which tells real images from generated ones and never sees the prompt, it looks at both: it sees
+objects in the cells of the image, reads from the prompt (by the family's CLIP) which are wanted, and compares.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +21,13 @@ from weir.errors import ConfigError
 
 #: Tokens of a prompt that are looked at.
 MAX_TOKENS = 32
+#: Left of, right of, above, below.
+_RELATIONS = 4
+#: An image has 0 to 6 objects, as far as anybody counts.
+_NUMBERS = 7
+#: An object sits on a cell if its score there is above this.
+_NO_SEAT = -1.0
+_SUMS = 9
 
 
 class _Mobile(nn.Module):
@@ -43,12 +52,66 @@ class _Mobile(nn.Module):
         return x + self.body(x) if self.keeps_shape else self.body(x)
 
 
-class DiscriminatorNet(nn.Module):
-    """Images [B, 3, S, S] in −1…1 and token states [B, T, text_width] to one logit each [B]."""
+class Sight(NamedTuple):
+    """What is seen in each of C cells: logits of an object's presence [B, C], how far its centre is from the
+    cell's middle [B, C, 2], in cells, logits of its shape, colour, texture and size, [B, C, classes] each; and of the
+    whole image logits of the background [B, grounds] and of the number of objects [B, numbers]."""
 
-    def __init__(self, image_size: int, text_width: int, width: int = 96):
+    present: torch.Tensor
+    offset: torch.Tensor
+    kinds: tuple[torch.Tensor, ...]
+    ground: torch.Tensor
+    numbers: torch.Tensor
+
+
+class Wish(NamedTuple):
+    """What a prompt asks for: logits of the shape, colour, texture and size of each of its objects,
+    [B, O, classes + 1], and of background and relation, [B, classes + 1]. The last class is "not said"; of the shape:
+    "no such object"."""
+
+    kinds: tuple[torch.Tensor, ...]
+    ground: torch.Tensor
+    relation: torch.Tensor
+
+
+class Comparison(NamedTuple):
+    """The verdict's logit [B]; and the probabilities that a thing is said and that it holds in the image, [B, R] each.
+
+    R runs over every object's shape, colour, texture and size, then relation, background and number of objects.
+    """
+
+    verdict: torch.Tensor
+    said: torch.Tensor
+    holds: torch.Tensor
+
+
+class DiscriminatorNet(nn.Module):
+    """Sees objects in an image, reads wishes from a prompt, and compares the two; every part is learned.
+
+    Attention could learn to compare by itself, but needed far more images than there are: told only good or bad it
+    reached an area under the ROC curve of 0.84. Here the grid of cells names objects, the prompt's vector names what is
+    wanted, and a soft assignment (Sinkhorn, a few rounds) pairs them, so that each part can be taught what it is for.
+    What the pairs amount to is learned again.
+
+    Args:
+        kinds: classes of an object's shape, colour, texture and size.
+        grounds, relations: classes of the background and of the relation between the two objects of a pair, which
+            must be "left of", "right of", "above", "below" (or none: 0).
+        objects: the most objects that a prompt asks for.
+    """
+
+    def __init__(
+        self,
+        image_size: int,
+        text_width: int,
+        width: int = 96,
+        kinds: Sequence[int] = (6, 6, 3, 2),
+        grounds: int = 4,
+        objects: int = 4,
+    ):
         super().__init__()
-        self.image_size = image_size
+        self.image_size, self.text_width, self.width = image_size, text_width, width
+        self.kinds, self.grounds, self.objects = tuple(kinds), grounds, objects
         self.trunk = nn.Sequential(
             nn.Conv2d(3, 24, 3, 2, 1, bias=False),
             nn.BatchNorm2d(24),
@@ -58,34 +121,115 @@ class DiscriminatorNet(nn.Module):
             nn.SiLU(),
             _Mobile(48, 48, 1),
             _Mobile(48, width, 2),
-            _Mobile(width, width, 1),
-            _Mobile(width, width, 1),
+            *(_Mobile(width, width, 1) for _ in range(4)),
         )
-        self.place = nn.Parameter(0.02 * torch.randn(1, (image_size // 8) ** 2, width))
-        self.text = nn.Linear(text_width, width)
-        self.look = nn.ModuleList(
-            nn.TransformerDecoderLayer(width, 4, 2 * width, 0.0, batch_first=True, norm_first=True) for _ in range(2)
-        )
-        self.verdict = nn.Sequential(
-            nn.LayerNorm(3 * width), nn.Linear(3 * width, width), nn.SiLU(), nn.Linear(width, 1)
-        )
+        self.see_cells = nn.Linear(width, 1 + sum(self.kinds) + 2)
+        self.see_whole = nn.Linear(2 * width, grounds + _NUMBERS)
+        self.read = nn.Sequential(nn.LayerNorm(2 * text_width), nn.Linear(2 * text_width, 2 * width), nn.SiLU())
+        self.read_objects = nn.Linear(2 * width, objects * (sum(self.kinds) + len(self.kinds)))
+        self.read_whole = nn.Linear(2 * width, grounds + 1 + _RELATIONS + 1)
+        self.verdict = nn.Sequential(nn.Linear(_SUMS, 32), nn.SiLU(), nn.Linear(32, 1))
 
-    def cells(self, images: torch.Tensor) -> torch.Tensor:
-        """What each cell of 8×8 pixels looks like, [B, (S/8)², width]."""
+    def look(self, images: torch.Tensor) -> Sight:
+        """``images`` [B, 3, H, W] in −1…1."""
         if images.shape[-1] != self.image_size:
             images = F.interpolate(images, self.image_size, mode="bilinear", antialias=True)
-        return self.trunk(images).flatten(2).transpose(1, 2)
+        x = self.trunk(images)
+        cells = self.see_cells(x.flatten(2).transpose(1, 2))
+        present, *kinds, offset = cells.split((1, *self.kinds, 2), -1)
+        whole = self.see_whole(torch.cat([x.mean((2, 3)), x.amax((2, 3))], 1))
+        ground, numbers = whole.split((self.grounds, _NUMBERS), -1)
+        return Sight(present.squeeze(-1), offset, tuple(kinds), ground, numbers)
 
-    def forward(self, cells: torch.Tensor, tokens: torch.Tensor, padding: torch.Tensor) -> torch.Tensor:
-        """``tokens`` [B, T, text_width]; ``padding`` [B, T], true where no token is; ``cells``: of :meth:`cells`."""
-        memory = cells + self.place
-        x = self.text(tokens)
-        for layer in self.look:
-            x = layer(x, memory, tgt_key_padding_mask=padding)
-        there = (~padding).float().unsqueeze(-1)
-        mean = (x * there).sum(1) / there.sum(1)
-        worst = x.masked_fill(padding.unsqueeze(-1), -1e4).amax(1)  # one thing that is missing spoils the image
-        return self.verdict(torch.cat([mean, worst, memory.mean(1)], -1)).squeeze(-1)
+    def wish(self, text: torch.Tensor) -> Wish:
+        """``text`` [B, 2 · text_width], of :meth:`Discriminator.read`."""
+        x = self.read(text)
+        each = self.read_objects(x).view(len(x), self.objects, -1).split([n + 1 for n in self.kinds], -1)
+        ground, relation = self.read_whole(x).split((self.grounds + 1, _RELATIONS + 1), -1)
+        return Wish(tuple(each), ground, relation)
+
+    def compare(self, sight: Sight, wish: Wish) -> Comparison:
+        there = sight.present.sigmoid()  # [B, C]
+        asked = [w.softmax(-1) for w in wish.kinds]
+        exists = 1 - asked[0][..., -1]  # [B, O]
+        said, fits = [], []  # [B, O] each; [B, O, C] each
+        for want, see in zip(asked, sight.kinds, strict=True):
+            named = want[..., :-1]
+            total = named.sum(-1, keepdim=True)
+            said.append(exists * total.squeeze(-1))
+            fits.append((named / total.clamp(min=1e-4)) @ see.softmax(-1).transpose(1, 2))
+        score = sum(s.unsqueeze(-1) * f for s, f in zip(said, fits, strict=True))
+        pairs = self._assign(6 * score + F.logsigmoid(sight.present).unsqueeze(1), exists)  # [B, O, C]
+        seat = pairs.sum(-1)  # an object that has no seat is not there
+        holds = [(pairs * f).sum(-1) for f in fits]
+
+        side = round(there.shape[1] ** 0.5)
+        index = torch.arange(there.shape[1], device=there.device)
+        middle = torch.stack([index % side, index // side], -1) + 0.5
+        centre = (middle + sight.offset) / side  # [B, C, 2]
+        place = pairs @ centre / seat.clamp(min=1e-3).unsqueeze(-1)  # [B, O, 2]
+        gap = place[:, 1] - place[:, 0]
+        far = 0.7 * gap.abs().amax(-1, keepdim=True)
+        sides = torch.stack([gap[:, 0], -gap[:, 0], gap[:, 1], -gap[:, 1]], -1) - far  # as _RELATIONS are named
+        related = wish.relation.softmax(-1)
+        relates = (related[:, :-1] * (25 * sides).sigmoid()).sum(-1) / related[:, :-1].sum(-1).clamp(min=1e-4)
+        grounded = wish.ground.softmax(-1)
+        stands = (grounded[:, :-1] * sight.ground.softmax(-1)).sum(-1) / grounded[:, :-1].sum(-1).clamp(min=1e-4)
+        wanted = _count(exists)
+        counts = sight.numbers.softmax(-1)
+        numbers = (wanted * counts[:, : wanted.shape[1]]).sum(-1)
+
+        pair_holds = relates * seat[:, :2].clamp(max=1).prod(-1)
+        all_said = torch.cat([*said, 1 - related[:, -1:], 1 - grounded[:, -1:], torch.ones_like(numbers)[:, None]], 1)
+        all_hold = torch.cat([*holds, pair_holds[:, None], stands[:, None], numbers[:, None]], 1).clamp(1e-3, 1 - 1e-3)
+        sums = self._sums(all_said, all_hold, exists, there, numbers, seat)
+        return Comparison(self.verdict(sums).squeeze(-1), all_said, all_hold)
+
+    @staticmethod
+    def _assign(score: torch.Tensor, exists: torch.Tensor, rounds: int = 5) -> torch.Tensor:
+        """A soft one-to-one assignment [B, O, C] of wanted objects to cells; a column beside the cells takes objects
+        that fit none. Sinkhorn's rounds with columns that need not be full (Cuturi 2013)."""
+        empty = torch.full_like(score[..., :1], _NO_SEAT)
+        pairs = torch.cat([score, empty], -1).softmax(-1) * exists.unsqueeze(-1)
+        for _ in range(rounds):
+            crowded = pairs[..., :-1].sum(1, keepdim=True).clamp(min=1)
+            pairs = torch.cat([pairs[..., :-1] / crowded, pairs[..., -1:]], -1)
+            pairs = pairs / pairs.sum(-1, keepdim=True).clamp(min=1e-6) * exists.unsqueeze(-1)
+        return pairs[..., :-1] / pairs[..., :-1].sum(1, keepdim=True).clamp(min=1)
+
+    @staticmethod
+    def _sums(
+        said: torch.Tensor,
+        holds: torch.Tensor,
+        exists: torch.Tensor,
+        there: torch.Tensor,
+        numbers: torch.Tensor,
+        seat: torch.Tensor,
+    ) -> torch.Tensor:
+        """What the verdict is made from, [B, 9]: the share that holds and how sure that is, the worst, all at once."""
+        asked = said.sum(1)
+        share = (said * holds).sum(1) / asked
+        spread = (said * holds * (1 - holds)).sum(1).clamp(min=1e-4).sqrt() / asked
+        doubt = -(said * holds.log()).sum(1)
+        worst = (said * (1 - holds)).amax(1)
+        empty = (exists - seat).clamp(min=0).sum(1)
+        many = there.sum(1) - exists.sum(1)
+        beyond = ((share - 0.8) / (spread + 0.03)).clamp(-6, 6)
+        return torch.stack(
+            [4 * share, 4 * spread, doubt / 3, worst, beyond / 2, asked / 5, numbers, empty, many / 2], -1
+        )
+
+    def forward(self, images: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
+        """The verdict's logit [B]."""
+        return self.compare(self.look(images), self.wish(text)).verdict
+
+
+def _count(exists: torch.Tensor) -> torch.Tensor:
+    """The distribution [B, O + 1] of the number of objects, each of which is there with a probability [B, O]."""
+    counts = torch.ones_like(exists[:, :1])
+    for p in exists.unsqueeze(-1).unbind(1):
+        counts = F.pad(counts, (0, 1)) * (1 - p) + F.pad(counts, (1, 0)) * p
+    return counts
 
 
 class Discriminator:
@@ -123,8 +267,11 @@ class Discriminator:
         net = self.net
         config = {
             "image_size": net.image_size,
-            "text_width": net.text.in_features,
-            "width": net.text.out_features,
+            "text_width": net.text_width,
+            "width": net.width,
+            "kinds": net.kinds,
+            "grounds": net.grounds,
+            "objects": net.objects,
             "clip": clip,
         }
         (folder / "config.json").write_text(json.dumps(config, indent=1))
@@ -132,16 +279,18 @@ class Discriminator:
         save_file(weights, folder / "model.safetensors")
 
     @torch.no_grad()
-    def read(self, prompts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Token states [B, 32, text_width] and padding mask [B, 32] of the prompts."""
+    def read(self, prompts: list[str]) -> torch.Tensor:
+        """The prompts at their end tokens, [B, 2 · text_width]: the last but one layer, which knows what is said of
+        each object, and the last."""
         batch = self.tokenizer(
             prompts, padding="max_length", max_length=MAX_TOKENS, truncation=True, return_tensors="pt"
         ).to(self.device)
-        states = self.text_model(batch.input_ids, attention_mask=batch.attention_mask).last_hidden_state
-        return states, batch.attention_mask == 0
+        out = self.text_model(batch.input_ids, output_hidden_states=True)
+        end = (batch.input_ids == self.tokenizer.eos_token_id).int().argmax(-1)  # it is the padding too: the first
+        rows = torch.arange(len(prompts), device=self.device)
+        return torch.cat([out.hidden_states[-2][rows, end], out.last_hidden_state[rows, end]], -1)
 
     @torch.no_grad()
     def confidence(self, images: torch.Tensor, prompts: list[str]) -> list[float]:
         """Confidence 0…1 that each image [B, 3, H, W] in −1…1 is good enough for its prompt."""
-        cells = self.net.cells(images.to(self.device, torch.float32))
-        return self.net(cells, *self.read(prompts)).sigmoid().tolist()
+        return self.net(images.to(self.device, torch.float32), self.read(prompts)).sigmoid().tolist()

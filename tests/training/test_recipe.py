@@ -1,12 +1,15 @@
-"""The recipe runs from a seed to a family that the workers load."""
+"""The recipe runs from a seed to a family that the workers load, and from a family on."""
 
+from dataclasses import replace
 from pathlib import Path
 
+import pytest
 import torch
 
 from training.recipe import BUDGETS, train_family
 from weir.config import load_family
 from weir.core import ImageRequest, Role
+from weir.errors import ConfigError
 from workers.family import Family
 
 
@@ -25,3 +28,23 @@ def test_the_smoke_budget_runs_every_stage_and_its_family_draws(tmp_path: Path) 
     assert drawn.error is None
     assert drawn.confidence is not None
     assert 0 < drawn.confidence < 1
+
+    goes_on_from_it(tmp_path)
+
+
+def goes_on_from_it(tmp_path: Path) -> None:
+    """A run that starts from the family trains what its budget has steps for, and leaves the rest as it is."""
+    kept = replace(BUDGETS["smoke"], scenes=500, seen=32, heavy_steps=0, decoder_steps=0, light_steps=0)
+    made, again = tmp_path / "weir-tiny", tmp_path / "again"
+    train_family(again, tmp_path / "work-again", budget=kept, seed=2, device="cpu", start=made)
+    weights = {p.relative_to(made) for p in made.rglob("*.safetensors")}
+    assert {p.relative_to(again) for p in again.rglob("*.safetensors")} == weights
+    changed = {str(p.parent) for p in weights if (made / p).read_bytes() != (again / p).read_bytes()}
+    assert changed == {"discriminator"}
+
+
+def test_a_budget_without_unets_asks_where_to_take_them_from(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="--start"):
+        train_family(tmp_path, tmp_path / "work", budget=BUDGETS["discriminator"], seed=1, device="cpu")
+    with pytest.raises(ConfigError, match="no family to start from"):
+        train_family(tmp_path, tmp_path / "work", budget=BUDGETS["smoke"], seed=1, device="cpu", start=tmp_path / "not")

@@ -60,14 +60,15 @@ def profile(
 def train(
     out: Annotated[Path, typer.Option(help="Folder of the weights.")] = REPOSITORY / "models" / "weir-tiny",
     work: Annotated[Path, typer.Option(help="Folder of data and checkpoints.")] = REPOSITORY / "training" / "work",
-    budget: Annotated[str, typer.Option(help="full, or smoke: every stage, nothing learned.")] = "full",
+    budget: Annotated[str, typer.Option(help="full, discriminator (needs --start), or smoke.")] = "full",
+    start: Annotated[Path | None, typer.Option(help="Folder of a family to go on from.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Everything random follows from it.")] = 1,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     threads: Annotated[int, typer.Option(min=1, help="Threads of torch on the CPU.")] = 1,
 ) -> None:
-    """Train the embedded family from scratch; a run that was stopped goes on where it was.
+    """Train the embedded family, from scratch or from what is there; a run that was stopped goes on where it was.
 
-    Example: weir train --budget smoke --out /tmp/family --work /tmp/work
+    Example: weir train --start models/weir-tiny --budget discriminator --work /tmp/work
     """
     import torch
 
@@ -79,7 +80,7 @@ def train(
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         torch.set_num_threads(threads)
-        train_family(out, work, budget=BUDGETS[budget], seed=seed, device=device)
+        train_family(out, work, budget=BUDGETS[budget], seed=seed, device=device, start=start)
     console.print(f"the family is in {out}")
 
 

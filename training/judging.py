@@ -1,0 +1,173 @@
+"""What the checker sees on light images, and what of a caption holds there: the discriminator's lessons."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from tqdm import tqdm
+from transformers import CLIPTokenizer
+
+from quality.checker import AttributeChecker, Found, Requirements, Verdict, Vocabulary, judge, read_prompt
+from training.clip import Encoders, embed_prompts, token_ids
+from training.denoiser import trajectories
+from training.scenes import BACKGROUNDS, COLOURS, MAX_OBJECTS, SHAPES, SIZES, TEXTURES
+from training.vae import LATENT_CHANNELS
+
+LIGHT_STEPS = 2
+#: The most objects that are kept of one image; the checker stops there too.
+MOST = 6
+#: The label of what a caption does not ask for.
+ASKS_NOTHING = -1
+
+
+@dataclass(frozen=True)
+class SeenImages:
+    """``images`` uint8 [N, 64, 64, 3] of the light variant and what the checker saw on them: ``objects`` int16
+    [N, 6, 10] and ``backgrounds`` int8 [N], in :mod:`training.dataset`'s columns. ``scenes`` [N] are the training
+    scenes whose captions were drawn; what was seen can be judged against any other caption too."""
+
+    images: np.ndarray
+    objects: np.ndarray
+    backgrounds: np.ndarray
+    scenes: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.scenes)
+
+
+def found_objects(rows: np.ndarray) -> tuple[Found, ...]:
+    """Rows of :data:`training.dataset.OBJECT_COLUMNS` as the judge takes them."""
+    return tuple(
+        Found(SHAPES[r[0]], COLOURS[r[1]], TEXTURES[r[2]], SIZES[r[3]], float(r[7]) / 1000, float(r[8]) / 1000)
+        for r in rows
+        if r[0] >= 0
+    )
+
+
+def object_rows(found: tuple[Found, ...]) -> np.ndarray:
+    """The inverse of :func:`found_objects`, int16 [6, 10]; the radius is unknown and 0."""
+    rows = np.full((MOST, 10), -1, np.int16)
+    for row, f in zip(rows, found[:MOST], strict=False):
+        centre = (min(999, max(0, round(f.x * 1000))), min(999, max(0, round(f.y * 1000))))
+        names = (SHAPES.index(f.shape), COLOURS.index(f.colour), TEXTURES.index(f.texture), SIZES.index(f.size))
+        row[:] = (*names, 1, 1, 1, *centre, 0)
+    return rows
+
+
+def mirrored(rows: np.ndarray) -> np.ndarray:
+    """The objects of the image seen in a mirror."""
+    there = rows[..., 0] >= 0
+    out = rows.copy()
+    out[..., 7] = np.where(there, 999 - rows[..., 7], rows[..., 7])
+    return out
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """A caption against what is on an image.
+
+    Attributes:
+        verdict: the judge's.
+        wish: what the caption asks for, int64 [18]: shape, colour, texture, size of each of four objects, background,
+            relation; each attribute's last class is "not said".
+        holds: whether it holds, int8 [19]: four shapes, four colours, four textures, four sizes, relation, background,
+            number of objects; −1 where nothing is asked.
+    """
+
+    verdict: Verdict
+    wish: np.ndarray
+    holds: np.ndarray
+
+
+class Judge:
+    """Judges captions against what was seen; every caption is read once."""
+
+    def __init__(self, words: Vocabulary):
+        self._words = words
+        self._read: dict[str, tuple[Requirements, np.ndarray]] = {}
+
+    def __call__(self, caption: str, rows: np.ndarray, background: int) -> Lesson:
+        """Raises ValueError when it is no caption."""
+        if caption not in self._read:
+            wanted = read_prompt(caption, self._words)
+            if wanted is None:
+                raise ValueError(f"not a caption: {caption!r}")
+            self._read[caption] = wanted, self._wish(wanted)
+        wanted, wish = self._read[caption]
+        verdict = judge(wanted, found_objects(rows), BACKGROUNDS[background])
+        return Lesson(verdict, wish, self._holds(wanted, verdict))
+
+    def _wish(self, wanted: Requirements) -> np.ndarray:
+        def place(names: tuple[str, ...], name: str | None) -> int:
+            return len(names) if name is None else names.index(name)
+
+        words = self._words
+        rows = [
+            (
+                place(words.shapes, w.shape),
+                place(words.colours, w.colour),
+                place(words.textures, w.texture),
+                place(words.sizes, w.size),
+            )
+            for w in wanted.objects
+        ]
+        nobody = (len(words.shapes), len(words.colours), len(words.textures), len(words.sizes))
+        rows += [nobody] * (MAX_OBJECTS - len(rows))
+        rest = (place(words.backgrounds, wanted.background), place(words.relations, wanted.relation))
+        return np.array([n for row in rows for n in row] + [*rest])
+
+    @staticmethod
+    def _holds(wanted: Requirements, verdict: Verdict) -> np.ndarray:
+        table = np.full((4, MAX_OBJECTS), ASKS_NOTHING, np.int8)
+        held = iter(verdict.held)
+        for i, w in enumerate(wanted.objects):
+            for kind, said in enumerate((w.shape, w.colour, w.texture, w.size)):
+                if said is not None:
+                    table[kind, i] = next(held)
+        rest = [next(held) if said else ASKS_NOTHING for said in (wanted.relation, wanted.background, "number")]
+        return np.concatenate([table.ravel(), np.array(rest, np.int8)])
+
+
+@torch.no_grad()
+def see_light(
+    light: UNet2DConditionModel,
+    vae: AutoencoderKL,
+    checker: AttributeChecker,
+    encoders: Encoders,
+    tokenizer: CLIPTokenizer,
+    captions: list[str],
+    path: Path,
+    *,
+    count: int,
+    seed: int,
+    batch: int = 32,
+) -> SeenImages:
+    """Light images of the last ``count`` training captions as the checker sees them; kept at ``path``."""
+    first = len(captions) - count
+    if not path.exists():
+        device = light.device
+        generator = torch.Generator(device=device).manual_seed(seed)
+        side = light.config.sample_size
+        images, objects, backgrounds = [], [], []
+        for i in tqdm(range(first, len(captions), batch), desc="light images", unit="batch"):
+            ids = token_ids(tokenizer, captions[i : i + batch]).to(device)
+            states, pooled = (part.float().to(device) for part in embed_prompts(encoders, ids))
+            noise = torch.randn((len(ids), LATENT_CHANNELS, side, side), generator=generator, device=device)
+            x, _ = trajectories(light, noise, states, pooled, steps=LIGHT_STEPS, guidance=1.0)
+            drawn = vae.decode(x / vae.config.scaling_factor).sample.clamp(-1, 1)
+            for found, background in checker.look(drawn):
+                objects.append(object_rows(found))
+                backgrounds.append(BACKGROUNDS.index(background))
+            images.append(((drawn + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy())
+        np.savez(
+            path,
+            images=np.concatenate(images),
+            objects=np.stack(objects),
+            backgrounds=np.asarray(backgrounds, np.int8),
+        )
+    kept = np.load(path, allow_pickle=False)
+    return SeenImages(kept["images"], kept["objects"], kept["backgrounds"], np.arange(first, len(captions)))
