@@ -113,7 +113,7 @@ def overview() -> dict[str, Any]:
             lines(
                 "Demand against capacity",
                 [
-                    Query("weir:demand:rps1m", "demand"),
+                    Query(_rate(metrics.ASKED), "demand"),
                     Query(_rate(metrics.ADMITTED), "admitted"),
                     Query("weir:capacity:rps", "capacity"),
                     Query(_or_zero(_now(metrics.FORECAST)), "planned for"),
@@ -388,7 +388,7 @@ def controller() -> dict[str, Any]:
             lines(
                 "Demand and forecast",
                 [
-                    Query("weir:demand:rps1m", "demand"),
+                    Query(_rate(metrics.ASKED), "demand"),
                     Query(_now(metrics.FORECAST), "forecast"),
                     Query(_now(metrics.PLANNED_SHED), "to be shed"),
                 ],

@@ -238,8 +238,9 @@ def _legend(canvas: _Canvas, names: list[str], colours: list[str], styles: list[
     handles = [Line2D([], [], color=c, linestyle=s, linewidth=2.4) for c, s in zip(colours, styles, strict=True)]
     holder = canvas.axes(0.14, 0.1, 0.14, canvas.height - 0.36)
     holder.axis("off")
+    size = 6.5 if len("".join(names)) > 60 else 8
     holder.legend(
-        handles, names, loc="center left", ncols=max(1, len(names)), frameon=False, fontsize=8, labelcolor=INK,
+        handles, names, loc="center left", ncols=max(1, len(names)), frameon=False, fontsize=size, labelcolor=INK,
         handlelength=1.6, columnspacing=1.1, handletextpad=0.5, borderpad=0, borderaxespad=0,
     )  # fmt: skip
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from pathlib import Path
 
@@ -16,7 +17,7 @@ LISTED_S = 15.0
 
 
 def watch(name: str | None, *, port: int, console: Console, folder: Path = FOLDER) -> None:
-    """Runs Prometheus on the loopback interface until Ctrl-C, or until the service is down.
+    """Runs Prometheus on the loopback interface until Ctrl-C or SIGTERM, or until the service is down.
 
     What it has seen stays in ``monitoring`` in the folder of states, for the next time.
 
@@ -25,6 +26,11 @@ def watch(name: str | None, *, port: int, console: Console, folder: Path = FOLDE
             Prometheus does not start; with the remedy.
     """
     state, _ = find(name, folder)
+
+    def end(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, end)
     prometheus = Prometheus.start(_targets(state), folder / "monitoring" / state.name, port=port)
     try:
         console.print(f"Prometheus watches {state.name} at {prometheus.url}; Ctrl-C stops it", highlight=False)
