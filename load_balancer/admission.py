@@ -20,12 +20,20 @@ class Admission:
         self._filled_at = 0.0
 
     def admit(
-        self, images: int, *, now: float, deadline: float, finish_at: float | None, rps: float | None = None
+        self,
+        images: int,
+        *,
+        now: float,
+        deadline: float,
+        finish_at: float | None,
+        rps: float | None = None,
+        share: float = 1.0,
     ) -> None:
         """Lets a request of so many images in.
 
         Args:
             finish_at: predicted time of its last first-stage image; None when no replica is there.
+            share: of all images that may be in flight, those that this request may add to.
             rps: the plan's admitted rate of requests; None admits all.
 
         Raises:
@@ -34,9 +42,10 @@ class Admission:
         """
         if finish_at is None:
             raise NotReady("no replica is ready to draw", retry_after_s=RESTART_S)
-        if self.in_flight + images > self.queued:
+        most = int(self.queued * share)
+        if self.in_flight + images > most:
             raise Overloaded(
-                f"{self.in_flight} images are in flight and at most {self.queued} may be",
+                f"{self.in_flight} images are in flight and at most {most} may be",
                 retry_after_s=finish_at - now,
             )
         if finish_at > deadline:

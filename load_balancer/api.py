@@ -1,4 +1,4 @@
-"""The HTTP face: OpenAI's images API, the models, health. Thin: it reads, calls the balancer, and writes."""
+"""The HTTP face: OpenAI's images API, the page, the models, health. Thin: it reads, calls the balancer, and writes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from load_balancer.callers import Callers
 from load_balancer.files import Files
 from load_balancer.gate import Gate
 from load_balancer.generations import generations
-from load_balancer.openapi import FETCH, FILES, GENERATIONS, HEALTH, LIST_MODELS, READY, describe
+from load_balancer.openapi import FETCH, FILES, GENERATIONS, HEALTH, LIST_MODELS, LIVE, READY, describe
+from load_balancer.page import Page
 from load_balancer.schema import RequestRules
 from weir import __version__
 from weir.config import FamilyConfig, LimitsConfig
@@ -28,7 +29,7 @@ def create_app(
     app = FastAPI(title="Weir", openapi_url="/openapi.json", redoc_url=None)
     app.add_middleware(Gate, callers=callers or Callers(), refuse=failure)
     rules = RequestRules(family, limits)
-    files = Files()
+    files, page = Files(), Page()
     started = int(time.time())
     drawing = generations(balancer, rules, files, limits)
     app.include_router(drawing)
@@ -44,6 +45,14 @@ def create_app(
         if content is None:
             return failure(NotFound("there is no such file, or newer ones pushed it out", param="name"))
         return Response(content, media_type=f"image/{name.rpartition('.')[2]}")
+
+    @app.get("/v1/live", **LIVE)
+    async def live() -> Response:
+        return reply(balancer.live())
+
+    @app.get("/", include_in_schema=False)
+    async def index() -> Response:
+        return page.response()
 
     @app.get("/healthz", **HEALTH)
     async def healthz() -> Response:

@@ -33,6 +33,10 @@ from weir.telemetry import Metrics
 
 #: A controller counts an image as lost when it is not answered within so many times the SLO.
 EXPIRY = 2.0
+#: Requests of the priority ``batch`` have so many times the SLO, and let all others go first meanwhile.
+BATCH_SLACK = 10.0
+#: Of the images that may be in flight at all, the share that they may take.
+BATCH_SHARE = 0.5
 
 
 class Balancer:
@@ -102,6 +106,26 @@ class Balancer:
             unanswered={} if self._cache is None else self._cache.failures,
         )
 
+    def live(self) -> dict[str, Any]:
+        """What somebody wants to see who looks once a second; two looks make rates."""
+        state, plan, tally = self.readiness(), self.roster.plan, self.tally
+        return {
+            "time": self._clock(),
+            "ready": state["ready"],
+            "pending": state["pending"],
+            "roles": state["replicas"],
+            "plan_version": plan.version,
+            "threshold": plan.threshold,
+            "in_flight": state["in_flight"],
+            "queued": {role.value: self.dispatcher.queued(role) for role in Role},
+            "arrivals": tally.arrivals,
+            "judged": tally.judged,
+            "deferred": tally.deferred,
+            "cache": self._cache is not None,
+            "looked_up": tally.looked_up,
+            "hits": sum(tally.reused.values()),
+        }
+
     async def draw(self, order: Order) -> list[Drawn]:
         """Draws all images of an order, or none; cancelling the call cancels the work.
 
@@ -138,6 +162,7 @@ class Balancer:
                 negative_prompt=order.negative_prompt,
                 steps=order.steps,
                 guidance=order.guidance,
+                patient=_is_patient(order),
             )
             try:
                 drawn = await self._passage.take(request, order, terms, index, tell)
@@ -166,20 +191,22 @@ class Balancer:
         Raises:
             RateLimited, Overloaded, NotReady: it is not admitted.
         """
-        now, plan = self._clock(), self.roster.plan
+        now, plan, patient = self._clock(), self.roster.plan, _is_patient(order)
+        slo_s = self.slo_s * (BATCH_SLACK if patient else 1.0)
         self.quotas.take(order.caller, order.n, now)
         try:
             self.tally.arrived(order.n)
             self.meter.asked(order.n)
             role = cascade.first_role(plan, order.role, random.random())
-            terms = Terms(plan, role, now, self.slo_s)
+            terms = Terms(plan, role, now, slo_s)
             self.admission.admit(
                 order.n,
                 now=now,
                 # What is dropped before it runs costs nothing, so the rule decides later and knows better.
                 deadline=terms.latest if plan.rules.drop_after_s is None else math.inf,
-                finish_at=self._stage.finish_at(role, order.steps, now, order.n),
+                finish_at=self._stage.finish_at(role, order.steps, now, order.n, patient=patient),
                 rps=plan.admitted_rps,
+                share=BATCH_SHARE if patient else 1.0,
             )
         except BaseException as error:
             if isinstance(error, WeirError):
@@ -188,3 +215,7 @@ class Balancer:
             raise
         self.meter.admitted(order.n)
         return terms
+
+
+def _is_patient(order: Order) -> bool:
+    return order.caller.priority == "batch"

@@ -93,50 +93,55 @@ class Dispatcher:
         """Images sent to each replica and not answered yet."""
         return {r.id: r.outstanding for r in self._replicas.values()}
 
-    def pick(self, kind: Kind, now: float, *, avoid: frozenset[str] = frozenset()) -> Choice | None:
+    def pick(
+        self, kind: Kind, now: float, *, avoid: frozenset[str] = frozenset(), patient: bool = False
+    ) -> Choice | None:
         """The replica that the plan's rules send an image of this kind to; None when there is no replica at all.
 
         Every replica holds both variants, so while none of the role is alive the others stand in.
         """
         if self._plan.rules.replica_choice is ReplicaChoice.EARLIEST_FINISH:
-            return self._earliest(kind, now, avoid)
+            return self._earliest(kind, now, avoid, patient)
         candidates = self._candidates(kind.role, avoid)
         if not candidates:
             return None
         replica = self._chance.choice(candidates)
-        return Choice(replica.id, replica.finish_at(kind, now))
+        return Choice(replica.id, replica.finish_at(kind, now, patient=patient))
 
-    def _earliest(self, kind: Kind, now: float, avoid: frozenset[str] = frozenset()) -> Choice | None:
+    def _earliest(
+        self, kind: Kind, now: float, avoid: frozenset[str] = frozenset(), patient: bool = False
+    ) -> Choice | None:
         best = None
         for replica in self._candidates(kind.role, avoid):
-            finish = replica.finish_at(kind, now)
+            finish = replica.finish_at(kind, now, patient=patient)
             key = (finish, replica.outstanding, replica.rank)
             if best is None or key < best[0]:
                 best = (key, Choice(replica.id, finish))
         return best[1] if best else None
 
-    def finish_at(self, kind: Kind, now: float, images: int = 1) -> float | None:
+    def finish_at(self, kind: Kind, now: float, images: int = 1, *, patient: bool = False) -> float | None:
         """When the last of ``images`` new images could be ready; None when there is no replica at all."""
         if images == 1:
-            choice = self._earliest(kind, now)
+            choice = self._earliest(kind, now, patient=patient)
             return choice.finish_at if choice else None
         candidates = self._candidates(kind.role, frozenset())
         if not candidates:
             return None
         # Each goes where it is ready first; only where the last one went does the next one find another time.
-        offers = [(replica.finish_at(kind, now), replica.id, 0, replica) for replica in candidates]
+        offers = [(it.finish_at(kind, now, patient=patient), it.id, 0, it) for it in candidates]
         heapify(offers)
         last = now
         for _ in range(images):
             finish, id, ahead, replica = offers[0]
             last = max(last, finish)
-            heapreplace(offers, (replica.finish_at(kind, now, ahead + 1), id, ahead + 1, replica))
+            ahead += 1
+            heapreplace(offers, (replica.finish_at(kind, now, ahead, patient=patient), id, ahead, replica))
         return last
 
-    def assign(self, replica: str, request: str, kind: Kind, now: float) -> None:
-        """Notes that the image was sent there."""
+    def assign(self, replica: str, request: str, kind: Kind, now: float, *, patient: bool = False) -> None:
+        """Notes that the image was sent there; a ``patient`` one lets all others go first."""
         if replica in self._replicas:
-            self._replicas[replica].assign(request, kind, now)
+            self._replicas[replica].assign(request, kind, now, patient=patient)
 
     def finished(
         self,

@@ -145,6 +145,23 @@ class Readiness(_Described):
     in_flight: int = Field(description="images admitted and not answered")
 
 
+class Live(_Described):
+    time: float = Field(description="unix time, seconds")
+    ready: bool
+    pending: list[str] = Field(description="what is still missing")
+    roles: dict[str, RoleReplicas]
+    plan_version: int
+    threshold: float = Field(description="a light image of a lower confidence is drawn again by the heavy variant")
+    in_flight: int = Field(description="images admitted and not answered")
+    queued: dict[str, int] = Field(description="images that wait at the replicas of a role")
+    arrivals: int = Field(description="images asked for since the start, as all counts here")
+    judged: int = Field(description="light images that the cascade decided on")
+    deferred: int = Field(description="of these those for the heavy variant")
+    cache: bool = Field(description="whether there is an approximate cache")
+    looked_up: int = Field(description="images that the cache was asked for")
+    hits: int = Field(description="of these those that were resumed from a stored state")
+
+
 def errors(*kinds: type[WeirError]) -> dict[int | str, dict[str, Any]]:
     """The answers of a route for these failures."""
     described: dict[int | str, dict[str, Any]] = {}
@@ -168,7 +185,13 @@ GENERATE: dict[str, Any] = {
             "description": f"The images. {_EVENTS}",
             "content": {"text/event-stream": {}},
         },
-        202: {"model": Generation, "description": "Asked for with `Prefer: respond-async`; ask at `Location` for it"},
+        202: {
+            "model": Generation,
+            "description": "Asked for with `Prefer: respond-async`; ask at `Location` for it",
+            "links": {
+                name: {"operationId": name, "parameters": {"id": "$response.body#/id"}} for name in ("status", "cancel")
+            },
+        },
         **errors(
             InvalidRequest,
             Unauthorized,
@@ -188,11 +211,13 @@ GENERATE: dict[str, Any] = {
 }
 STATUS: dict[str, Any] = {
     "summary": "Ask how a request stands",
+    "operation_id": "status",
     "tags": ["images"],
     "responses": {200: {"model": Generation, "description": "Where it stands"}, **errors(Unauthorized, NotFound)},
 }
 CANCEL: dict[str, Any] = {
     "summary": "Cancel a request",
+    "operation_id": "cancel",
     "tags": ["images"],
     "responses": {200: {"model": Generation, "description": _GONE}, **errors(Unauthorized, NotFound)},
 }
@@ -213,6 +238,11 @@ FETCH: dict[str, Any] = {
         },
         **errors(NotFound),
     },
+}
+LIVE: dict[str, Any] = {
+    "summary": "What it is doing now",
+    "tags": ["health"],
+    "responses": {200: {"model": Live, "description": "Counts and the plan in force"}, **errors(Unauthorized)},
 }
 HEALTH: dict[str, Any] = {
     "summary": "Whether the process is alive",

@@ -36,6 +36,7 @@ class ReplicaBook:
 
     Attributes:
         queue: images sent and not answered, in order; of those in ``leaving`` one of the same batch has been answered.
+        patient: images in the queue that let all others go first.
         foreign: images queued there by somebody else.
     """
 
@@ -48,6 +49,7 @@ class ReplicaBook:
     queue: dict[str, Kind] = field(default_factory=dict)
     sent_at: dict[str, float] = field(default_factory=dict)
     leaving: set[str] = field(default_factory=set)
+    patient: set[str] = field(default_factory=set)
     foreign: int = 0
 
     @property
@@ -59,7 +61,7 @@ class ReplicaBook:
         """Images in the queue that are not being drawn."""
         raise NotImplementedError
 
-    def finish_at(self, kind: Kind, now: float, ahead: int = 0) -> float:
+    def finish_at(self, kind: Kind, now: float, ahead: int = 0, *, patient: bool = False) -> float:
         """When one more image would be ready, with ``ahead`` images of its kind sent before it."""
         raise NotImplementedError
 
@@ -67,9 +69,14 @@ class ReplicaBook:
         """Whether the image is being drawn, as far as the book knows; what it does not know counts as begun."""
         raise NotImplementedError
 
-    def assign(self, request: str, kind: Kind, now: float) -> None:
+    def assign(self, request: str, kind: Kind, now: float, *, patient: bool = False) -> None:
         """The image is on its way there."""
+        behind = [] if patient else [name for name in self.queue if name in self.patient and not self.begun(name)]
         self.queue[request] = kind
+        for name in behind:
+            self.queue[name] = self.queue.pop(name)
+        if patient:
+            self.patient.add(request)
         self.sent_at[request] = now
         self._assigned(request, now)
 
@@ -98,6 +105,7 @@ class ReplicaBook:
         gone = [request, *self._beside(request, kind, together - 1, now)]
         for name in gone:
             del self.queue[name]
+        self.patient.difference_update(gone)
         self.leaving |= set(gone[1:])
         self._left(gone, now, queued)
         if queued is not None:
@@ -107,10 +115,17 @@ class ReplicaBook:
     def forget(self, request: str, now: float) -> None:
         """The image was cancelled or failed on the way; nobody waits for it any more."""
         self.sent_at.pop(request, None)
+        self.patient.discard(request)
         if request in self.leaving:
             self.leaving.discard(request)
         elif request in self.queue:
             self._forgotten(request, now)
+
+    def _before(self, patient: bool) -> list[Kind]:
+        """The waiting images that one more would have to let go first."""
+        return [
+            kind for name, kind in self.queue.items() if not self.begun(name) and (patient or name not in self.patient)
+        ]
 
     def _assigned(self, request: str, now: float) -> None:
         raise NotImplementedError
@@ -147,13 +162,13 @@ class BatchBook(ReplicaBook):
     def waiting(self) -> int:
         return len(self.queue) - self.running
 
-    def finish_at(self, kind: Kind, now: float, ahead: int = 0) -> float:
+    def finish_at(self, kind: Kind, now: float, ahead: int = 0, *, patient: bool = False) -> float:
         arrives = start = now + self.transit.usual_s
         if self.running:
             # The reply of a batch that has ended is on its way for so long. One that is overdue by x beyond that is
             # expected to take x more: a stuck replica repels work the longer it hangs.
             start = self.free_at + 2 * max(0.0, now - self.free_at - self.transit.usual_s)
-        waiting = Counter(list(self.queue.values())[self.running :])
+        waiting = Counter(self._before(patient) if self.patient else list(self.queue.values())[self.running :])
         waiting[kind] += ahead + self.foreign
         full = kind.role in PRICED_FULL and (self.running or waiting[kind])
         own = 0.0
@@ -226,7 +241,7 @@ class SeatBook(ReplicaBook):
     def waiting(self) -> int:
         return len(self.queue) - len(self.left)
 
-    def finish_at(self, kind: Kind, now: float, ahead: int = 0) -> float:
+    def finish_at(self, kind: Kind, now: float, ahead: int = 0, *, patient: bool = False) -> float:
         arrives = now + self.transit.usual_s
         ahead += self.foreign
         self._advance(now)
@@ -240,7 +255,7 @@ class SeatBook(ReplicaBook):
         free = free[max(0, len(free) - self.batch_size) :]
         free += [arrives] * (self.batch_size - len(free))
         heapq.heapify(free)
-        for it in [*(k for name, k in self.queue.items() if name not in self.left), *[kind] * ahead]:
+        for it in [*self._before(patient), *[kind] * ahead]:
             heapq.heapreplace(free, max(free[0], arrives) + run_s(it))
         return max(free[0], arrives) + run_s(kind) + self.transit.usual_s
 

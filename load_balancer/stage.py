@@ -80,10 +80,12 @@ class Stage:
         for image in images:
             self._expected.pop(image, None)
 
-    def finish_at(self, role: Role, steps: int | None, now: float, images: int = 1) -> float | None:
+    def finish_at(
+        self, role: Role, steps: int | None, now: float, images: int = 1, *, patient: bool = False
+    ) -> float | None:
         """When the last of so many new images would be ready, by the book; None when there is no replica."""
         ahead = sum(it is role for it in self._expected.values())
-        return self._dispatcher.finish_at(self._kind_of(role, steps), now, images + ahead)
+        return self._dispatcher.finish_at(self._kind_of(role, steps), now, images + ahead, patient=patient)
 
     def place(self, image: str) -> Place | None:
         """Where an image stands; None while it is on its way to a replica, and afterwards."""
@@ -92,7 +94,7 @@ class Stage:
 
     def heavy_finish_at(self, request: ImageRequest, now: float) -> float | None:
         """When the heavy image would be ready, by the book and how late the last ones were."""
-        ready_at = self._dispatcher.finish_at(self._kind(Role.HEAVY, request), now)
+        ready_at = self._dispatcher.finish_at(self._kind(Role.HEAVY, request), now, patient=request.patient)
         return None if ready_at is None else ready_at + self.lateness.seconds(now)
 
     async def draw(
@@ -119,7 +121,7 @@ class Stage:
                     self._promised[request.id] = ready_at
                     try:
                         result = await self._send(replica, role, request, rules, show)
-                        self._note_lateness(role, ready_at)
+                        self._note_lateness(role, request, ready_at)
                         return role, result
                     except ReplicaLost as error:
                         log.warning("%s lost its replica: %s", request.id, error)
@@ -133,25 +135,26 @@ class Stage:
                             stay = replica
                             role = Role.HEAVY if role is Role.LIGHT else Role.LIGHT
         except TimeoutError:
-            self._note_lateness(role, ready_at)
+            self._note_lateness(role, request, ready_at)
             raise DeadlineExceeded(f"the {role.value} image was not ready in time") from None
         raise GenerationFailed(f"{len(lost)} replicas died while they drew the image; it is not tried again")
 
-    def _note_lateness(self, role: Role, ready_at: float) -> None:
-        if role is Role.HEAVY and ready_at < math.inf:
+    def _note_lateness(self, role: Role, request: ImageRequest, ready_at: float) -> None:
+        # Whoever lets others go first is late because of them, which says nothing about the book.
+        if role is Role.HEAVY and ready_at < math.inf and not request.patient:
             now = self._clock()
             self.lateness.observe(now - ready_at, now)
 
     async def _choose(self, role: Role, request: ImageRequest, *, avoid: frozenset[str]) -> Choice:
         """The replica for an image, as soon as there is any."""
         kind = self._kind(role, request)
-        while (choice := self._dispatcher.pick(kind, self._clock(), avoid=avoid)) is None:
+        while (choice := self._dispatcher.pick(kind, self._clock(), avoid=avoid, patient=request.patient)) is None:
             await self._roster.refreshed()
         return choice
 
     async def _send(self, replica: str, role: Role, request: ImageRequest, rules: Rules, show: Show) -> ImageResult:
         kind = self._kind(role, request)
-        self._dispatcher.assign(replica, request.id, kind, self._clock())
+        self._dispatcher.assign(replica, request.id, kind, self._clock(), patient=request.patient)
         self._expected.pop(request.id, None)
         try:
             wanted = request if role is Role.HEAVY else replace(NOTHING.of(request), previews=0)

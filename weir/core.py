@@ -51,6 +51,7 @@ class ImageRequest:
         capture: keep the states that enter the family's capture steps; they are stored under the request's id
             (:func:`weir.states.state_key`).
         cache_partition: whose requests may reuse what is captured, and for which model and settings (``cache/``).
+        patient: its caller lets others go first (the priority ``batch``).
         previews: pictures of what is becoming, to be sent on the way (:meth:`workers.replica.Worker.stream`).
         keep_latent: send the finished latent back with the image, for a warm start of the other variant.
         warm_start, warm_start_step: the other variant's finished latent (:meth:`weir.states.State.to_bytes`), and the
@@ -70,6 +71,7 @@ class ImageRequest:
     resume_step: int = 0
     capture: bool = False
     cache_partition: str = ""
+    patient: bool = False
     previews: int = 0
     keep_latent: bool = False
     warm_start: bytes | None = None

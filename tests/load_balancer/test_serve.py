@@ -188,7 +188,6 @@ def test_a_client_that_leaves_a_stream_takes_its_work_with_it(up, client):
     body = {**GOOD, "model": "toy/heavy", "num_inference_steps": 100, "n": 4, "stream": True, "partial_images": 3}
     with client.stream("POST", GENERATIONS, json=body) as answer:
         assert next(answer.iter_lines()) == "event: image_generation.partial_image"
-        assert up.state()["in_flight"] == 4
     up.wait(lambda state: state["in_flight"] == 0)
     assert client.post(GENERATIONS, json=GOOD).status_code == 200
 

@@ -1,0 +1,85 @@
+"""A service in this process: the real API on a real port over real workers, with nothing of Ray around them."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import uvicorn
+
+from load_balancer.api import create_app
+from load_balancer.balancer import Balancer
+from load_balancer.callers import Callers
+from weir.config import FamilyConfig, LimitsConfig
+from weir.core import Plan, Role
+from weir.profiles import Profile
+from workers.replica import Worker
+
+
+class LocalPool:
+    """The workers of a plan, by rank."""
+
+    def __init__(self, workers: Sequence[Worker]):
+        self.workers = {f"local-{rank}": worker for rank, worker in enumerate(workers)}
+        for rank, (name, worker) in enumerate(self.workers.items()):
+            worker.replica, worker.rank = name, rank
+
+    async def generate(self, replica: str, role: Role, request: dict[str, Any]) -> dict[str, Any]:
+        return await self.workers[replica].generate(role.value, request)
+
+    async def stream(self, replica: str, role: Role, request: dict[str, Any]) -> AsyncGenerator[dict[str, Any]]:
+        async for part in self.workers[replica].stream(role.value, request):
+            yield part
+
+    async def describe(self) -> list[dict[str, Any]]:
+        return [await worker.describe() for worker in self.workers.values()]
+
+
+@dataclass
+class LocalService:
+    url: str
+    balancer: Balancer
+    stop: threading.Event
+
+
+@contextmanager
+def serving(
+    workers: Sequence[Worker],
+    plan: Plan,
+    family: FamilyConfig,
+    *,
+    slo_s: float = 60.0,
+    profile: Profile | None = None,
+    callers: Callers | None = None,
+) -> Iterator[LocalService]:
+    """Serves on a free port of this machine until the block is left, or ``stop`` is set."""
+    up, stop = threading.Event(), threading.Event()
+    made: list[LocalService] = []
+
+    async def run() -> None:
+        balancer = Balancer(LocalPool(workers), plan, family, slo_s=slo_s, queued=64, profile=profile)
+        app = create_app(balancer, family, LimitsConfig(), callers)
+        server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error", timeout_graceful_shutdown=1))
+        tasks = [asyncio.create_task(balancer.roster.watch()), asyncio.create_task(server.serve())]
+        while not (server.started and balancer.readiness()["ready"]):
+            await asyncio.sleep(0.01)
+        port = server.servers[0].sockets[0].getsockname()[1]
+        made.append(LocalService(f"http://127.0.0.1:{port}", balancer, stop))
+        up.set()
+        await asyncio.to_thread(stop.wait)
+        server.should_exit = True
+        tasks[0].cancel()
+        await asyncio.wait(tasks)
+
+    thread = threading.Thread(target=asyncio.run, args=(run(),))
+    thread.start()
+    try:
+        assert up.wait(60), "the service did not start"
+        yield made[0]
+    finally:
+        stop.set()
+        thread.join(30)
