@@ -1,0 +1,69 @@
+"""Keys of the priority ``batch``: they let all others go first, and come to their turn all the same."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+
+import pytest
+
+from load_balancer.balancer import BATCH_SHARE, BATCH_SLACK, Balancer
+from load_balancer.callers import Caller
+from load_balancer.dispatch import Dispatcher
+from load_balancer.order import Order
+from load_balancer.replica_book import Kind
+from load_balancer.service_times import ServiceTimes
+from tests.toy_family import PROFILE
+from weir.core import Plan, Role
+from weir.errors import Overloaded
+from weir.profiles import Profile
+
+ORDER = Order("a", 64, 64)
+BATCH = replace(ORDER, caller=Caller("nightly", "acme", priority="batch"))
+LIGHT = Kind(Role.LIGHT)
+STEPWISE = {
+    role: {**PROFILE[role], "step_s": [1e-3, 1e-3], "fixed": {"text_s": 0, "decode_s": 0}}
+    for role in ("light", "heavy")
+}
+
+
+@pytest.fixture
+async def balancer(pool, plan, family, profile) -> Balancer:
+    balancer = Balancer(pool, plan, family, slo_s=5.0, queued=8, profile=profile)
+    balancer.dispatcher.sync(await pool.describe())
+    return balancer
+
+
+async def test_workers_are_told_a_later_deadline_by_which_they_let_others_go_first(balancer, pool):
+    await balancer.draw(ORDER)
+    await balancer.draw(BATCH)
+    (_, _, first), (_, _, second) = pool.calls
+    assert second["deadline"] - first["deadline"] > (BATCH_SLACK - 1) * 5.0 - 1
+    assert (first["patient"], second["patient"]) == (False, True)
+
+
+async def test_they_leave_room_for_the_others(balancer, pool):
+    pool.delay_s = {Role.LIGHT: 60, Role.HEAVY: 60}
+    drawings = [balancer.begin(BATCH) for _ in range(int(8 * BATCH_SHARE))]
+    with pytest.raises(Overloaded, match="at most 4 may be"):
+        balancer.begin(BATCH)
+    drawings.append(balancer.begin(ORDER))
+    await asyncio.gather(*(drawing.close() for drawing in drawings))
+    assert balancer.admission.in_flight == 0
+
+
+@pytest.mark.parametrize("profile", [PROFILE, {**PROFILE, **STEPWISE}], ids=["whole batches", "single steps"])
+def test_the_book_has_them_behind_all_others_that_wait(profile):
+    plan = Plan.split(1, 1, 0, light_batch=1, heavy_batch=1, threshold=0.5)
+    dispatcher = Dispatcher(plan, ServiceTimes(Profile.model_validate(profile)))
+    dispatcher.sync([{"replica": "r", "rank": 0, "queued": 0}])
+    alone = dispatcher.finish_at(LIGHT, 0.0)
+    for number in range(5):
+        dispatcher.assign("r", f"batch-{number}", LIGHT, 0.0, patient=True)
+    urgent, patient = dispatcher.finish_at(LIGHT, 0.0), dispatcher.finish_at(LIGHT, 0.0, patient=True)
+    assert alone < urgent < patient
+    dispatcher.assign("r", "urgent", LIGHT, 0.0)
+    assert dispatcher.position("batch-0") == 0  # it is being drawn
+    assert (dispatcher.position("urgent"), dispatcher.position("batch-1")) == (1, 2)
+    dispatcher.forget("r", "urgent", 0.0)
+    assert dispatcher.position("batch-1") == 1

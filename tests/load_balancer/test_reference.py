@@ -1,0 +1,52 @@
+"""``docs/api.md``: its reference is what the code says, and its examples run."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from load_balancer.reference import FAMILY, document, written
+from tests.load_balancer.local_service import serving
+from tests.toy_family import PROFILE
+from weir.config import FamilyConfig, load_family
+from weir.core import Plan
+from workers.replica import Worker
+
+PAGE = Path("docs/api.md")
+
+
+def test_the_reference_is_up_to_date() -> None:
+    assert PAGE.read_text() == written(PAGE.read_text()), "run `python -m load_balancer.reference docs/api.md`"
+
+
+def test_the_description_names_every_route_and_no_answer_that_none_gives() -> None:
+    described = document(load_family(FAMILY))
+    assert set(described["paths"]) == {
+        "/v1/images/generations",
+        "/v1/images/generations/{id}",
+        "/v1/images/files/{name}",
+        "/v1/models",
+        "/v1/live",
+        "/healthz",
+        "/readyz",
+    }
+    assert "HTTPValidationError" not in str(described)
+
+
+@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
+def test_every_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tests.toy_family import FAMILY as TOY
+    from weir.profiles import Profile
+
+    profile = tmp_path / "profile.json"
+    profile.write_text(Profile.model_validate(PROFILE).model_dump_json())
+    plan = Plan.split(1, 1, 1, light_batch=4, heavy_batch=4, threshold=0.5)
+    workers = [Worker(TOY, plan.to_dict(), emulate=str(profile)) for _ in plan.assignments]
+    examples = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    assert len(examples) == 4
+    with serving(workers, plan, FamilyConfig.model_validate(TOY)) as service:
+        monkeypatch.setenv("URL", service.url)
+        for example in examples:
+            exec(compile(example, str(PAGE), "exec"), {})
