@@ -157,7 +157,7 @@ def main() -> None:
     assert service.profile is not None
     weights = (REPOSITORY / "models").rglob("*.safetensors")
     depends = fingerprint(
-        [SERVICE, Path(service.family), Path(service.profile), *paths, *weights],
+        [SERVICE, SERVICE.parent / service.family, SERVICE.parent / service.profile, *paths, *weights],
         duration=arguments.duration, rate=arguments.rate, slo=arguments.slo, cache=arguments.cache,
     )  # fmt: skip
     arguments.out.mkdir(parents=True, exist_ok=True)
