@@ -31,6 +31,7 @@ for command in (
     plan.plan,
     plan.simulate,
     plan.compare,
+    family.fetch,
     family.profile,
     family.train,
     family.evaluate,

@@ -1,4 +1,4 @@
-"""Make and measure a family of models: ``weir profile``, ``weir train``, ``weir evaluate``."""
+"""Fetch, make and measure a family: ``weir fetch``, ``weir profile``, ``weir train``, ``weir evaluate``."""
 
 from __future__ import annotations
 
@@ -117,3 +117,20 @@ def evaluate(
         print_json(figures)
     else:
         console.print(f"figures and plots are in {out}")
+
+
+def fetch(
+    family: Annotated[Path, typer.Argument(help="Family file.")],
+) -> None:
+    """Fetch a family's weights from the Hugging Face hub into its cache folder (HF_HOME), with progress.
+
+    Example: weir fetch deploy/families/sdxl-lightning.yaml
+    """
+    from workers.fetch import fetch as get
+
+    with answered():
+        folders = get(load_family(family), lambda line: console.print(line, highlight=False))
+    for folder in folders:
+        console.print(f"in {folder}", highlight=False, soft_wrap=True)
+    if not folders:
+        console.print(f"{family} names local folders only: there is nothing to fetch", highlight=False)

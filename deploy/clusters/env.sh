@@ -1,0 +1,12 @@
+# What every Ray process of a node has in its environment; replicas inherit it. Sourced, in sh, before `ray start`.
+export PATH="$HOME/weir-venv/bin:$HOME/.local/bin:$PATH"
+export PYTHONPATH="$HOME/weir"
+export HF_HOME="${HF_HOME:-$HOME/.cache/huggingface}"
+export RAY_USAGE_STATS_ENABLED=0
+export RAY_AUTH_MODE=token
+export RAY_AUTH_TOKEN_PATH="$HOME/.weir-secrets/ray_token"
+# The address at which this node was reached: right on hosts with several, too.
+NODE_IP=$(echo "$SSH_CONNECTION" | cut -d' ' -f3)
+WEIR_CACHE_URL="redis://:$(cat "$HOME/.weir-secrets/redis_password")@${RAY_HEAD_IP:-$NODE_IP}:6380/0"
+WEIR_CACHE_SECRET=$(cat "$HOME/.weir-secrets/cache_secret")
+export NODE_IP WEIR_CACHE_URL WEIR_CACHE_SECRET

@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# Prepares a node with nothing but an NVIDIA driver and Python: a virtual environment with the pinned versions. Again
+# is cheap. uv brings the Python, so that all nodes have the same one.
+set -euo pipefail
+checkout=$(cd "$(dirname "$0")/../.." && pwd)
+python3 -m pip --version > /dev/null 2>&1 || sudo apt-get install -y -q python3-pip
+command -v uv > /dev/null || [ -x ~/.local/bin/uv ] || python3 -m pip install -q --user uv ||
+  python3 -m pip install -q --user --break-system-packages uv
+export PATH="$HOME/.local/bin:$PATH"
+[ -x ~/weir-venv/bin/python ] || uv venv --python 3.11 ~/weir-venv
+uv pip install -q --python ~/weir-venv/bin/python --require-hashes --no-deps -r "$checkout/requirements.lock"
+uv pip install -q --python ~/weir-venv/bin/python "$(grep ^torch== "$checkout/requirements.txt")"
+uv pip install -q --python ~/weir-venv/bin/python --no-deps -e "$checkout"
