@@ -21,6 +21,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,6 +37,7 @@ from cache.index import VectorIndex
 from cache.ledger import Found, Ledger, Match
 from cache.selector import load_selector
 from quality.clip import ClipScorer
+from quality.frechet import frechet_distance
 from quality.paired import paired_ratio
 from quality.suite import Suite, family_suite, tensors
 from traces.prompts import Habits, prompt_log
@@ -71,6 +73,14 @@ class Answers:
     steps: list[int]
     found: list[Found]
     cached: list[Cached | None] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Scores by judge, [R] each, and features [R, D] of one approach's images."""
+
+    scores: dict[str, np.ndarray]
+    features: np.ndarray
 
 
 class Bench:
@@ -191,6 +201,9 @@ class Bench:
                 steps[i] = one.steps if role is Role.HEAVY else 0
         return Answers([i for i in images if i is not None], steps, found, cached)
 
+    def judge(self, answers: Answers) -> Judged:
+        return Judged(self.suite.scores(self.asked, answers.images), self.suite.features(answers.images))
+
     def latencies(self, selector: str, count: int) -> dict[str, dict[str, float]]:
         """Seconds of single requests, with the cache on and off, alternating."""
         from cache.redis_backend import RedisBackend
@@ -231,6 +244,42 @@ class Bench:
             for name, values in seconds.items()
             if values
         }
+
+
+def figures(bench: Bench, answers: Answers, judged: Judged, whole: Judged, reference: np.ndarray) -> dict[str, Any]:
+    """One row of the table, JSON-ready. ``likeness``: cosine of features to the whole run's of the same request."""
+    ratios = {judge: paired_ratio(values, whole.scores[judge]) for judge, values in judged.scores.items()}
+    ks = [f.k for f in answers.found]
+    return {
+        "hit_ratio": sum(k > 0 for k in ks) / len(ks),
+        "shares": {str(k): ks.count(k) / len(ks) for k in sorted(set(ks))},
+        "steps_saved": 1 - sum(answers.steps) / (bench.steps * len(answers.steps)),
+        **{judge: float(values.mean()) for judge, values in judged.scores.items()},
+        "paired": {judge: {"ratio": r.ratio, "low": r.low, "high": r.high} for judge, r in ratios.items()},
+        "frechet": frechet_distance(judged.features, reference),
+        "likeness": float((unit(judged.features) * unit(whole.features)).sum(1).mean()),
+    }
+
+
+def unit(rows: np.ndarray) -> np.ndarray:
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+COLUMNS = ("approach", "hits", "steps saved", "attributes", "CLIP", "paired ratio", "Fréchet", "likeness")
+
+
+def cells_of(name: str, row: dict[str, Any]) -> list[str]:
+    paired = row["paired"]["attributes"]
+    return [
+        name,
+        f"{row['hit_ratio']:.0%}",
+        f"{row['steps_saved']:.1%}",
+        f"{row['attributes']:.3f}",
+        f"{row['clip']:.3f}",
+        f"{paired['ratio']:.3f} [{paired['low']:.3f}, {paired['high']:.3f}]",
+        f"{row['frechet']:.2f}",
+        f"{row['likeness']:.3f}",
+    ]
 
 
 def picture(png: bytes) -> Image.Image:
@@ -287,42 +336,30 @@ def main() -> None:
     reference = bench.suite.features(real)
     names = ["vanilla", "weir", *(n for n in args.approaches if n not in ("vanilla", "weir"))]
     answers: dict[str, Answers] = {}
+    judged: dict[str, Judged] = {}
+    found: dict = {"log": args.log, "model": bench.engine.models[Role.HEAVY], "warm": len(bench.cached)}
+    found |= {"requests": len(bench.asked), "approaches": {}}
+    table = Table(*COLUMNS, title=f"log: {args.log}")
+
+    def written() -> None:
+        (args.out / f"{args.log}.json").write_text(json.dumps(found, indent=1))
+
     for name in names:
         answers[name] = bench.answer(name, args.selector, answers.get("weir"))
-    scores = {name: bench.suite.scores(bench.asked, a.images) for name, a in answers.items()}
-    table = Table(
-        "approach", "hits", "steps saved", "attributes", "CLIP", "paired ratio", "Fréchet", title=f"log: {args.log}"
-    )
-    figures: dict[str, dict] = {}
-    for name, a in answers.items():
-        ratios = {j: paired_ratio(values, scores["vanilla"][j]) for j, values in scores[name].items()}
-        saved = 1 - sum(a.steps) / (bench.steps * len(a.steps))
-        hits = sum(1 for f in a.found if f.k) / len(a.found)
-        figures[name] = {
-            "hit_ratio": hits,
-            "shares": {str(k): sum(f.k == k for f in a.found) / len(a.found) for k in sorted({f.k for f in a.found})},
-            "steps_saved": saved,
-            **{j: float(v.mean()) for j, v in scores[name].items()},
-            "paired": {j: {"ratio": r.ratio, "low": r.low, "high": r.high} for j, r in ratios.items()},
-            "frechet": bench.suite.measure(bench.asked, a.images, reference)["frechet"],
-        }
-        row = figures[name]
-        table.add_row(
-            name,
-            f"{hits:.0%}",
-            f"{saved:.1%}",
-            f"{row['attributes']:.3f}",
-            f"{row['clip']:.3f}",
-            ratios["attributes"].text,
-            f"{row['frechet']:.2f}",
-        )
+        judged[name] = bench.judge(answers[name])
+        row = figures(bench, answers[name], judged[name], judged["vanilla"], reference)
+        found["approaches"][name] = row
+        cells = cells_of(name, row)
+        console.print(", ".join(f"{c} {v}" for c, v in zip(COLUMNS, cells, strict=True)), highlight=False)
+        table.add_row(*cells)
+        written()
+        if name == "weir":
+            gallery(bench, answers["weir"], answers["vanilla"], args.out / f"gallery-{args.log}.html")
     console.print(table)
-    found: dict = {"log": args.log, "warm": len(bench.cached), "requests": len(bench.asked), "approaches": figures}
     if args.latency:
         found["latency"] = bench.latencies(args.selector, args.latency)
         console.print_json(json.dumps(found["latency"]))
-    gallery(bench, answers["weir"], answers["vanilla"], args.out / f"gallery-{args.log}.html")
-    (args.out / f"{args.log}.json").write_text(json.dumps(found, indent=1))
+        written()
     console.print(f"figures and gallery are in {args.out}")
 
 
