@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 from controller.counters import Counters
+from controller.live_ranks import LiveRanks
 from controller.policies import Policy
 from solvers.solution import Solution
 from weir import metrics as metrics_of
@@ -61,6 +62,7 @@ class Controller:
         self._policy: Policy | None = None
         self._policy_since = 0.0
         self._before: Counters | None = None
+        self._ranks = LiveRanks()
         self._version = 0
         self._published: Plan | None = None
         self._published_at = 0.0
@@ -89,6 +91,7 @@ class Controller:
 
     def _step(self) -> None:
         seen = self._look(self._before)
+        seen = replace(seen, ranks=self._ranks.observe(seen.ranks, self._clock()))
         self._before, before = seen, self._before
         self._metrics.set(metrics_of.REPLICAS, len(seen.ranks))
         self._version = max(self._version, seen.plan.version)

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
 from controller.counters import Counters
+from controller.live_ranks import ABSENCE_S
 from controller.loop import APPLY_S, Controller, spread
 from controller.policies import make_policy
 from controller.policies.weir import Weir
@@ -208,7 +209,7 @@ def test_while_a_replica_is_gone_the_others_share_its_work(cluster):
     cluster.seconds(it, 10, FEW)
     light = next(rank for rank, a in enumerate(cluster.plan.assignments) if a.role is Role.LIGHT)
     cluster.ranks.remove(light)
-    cluster.seconds(it, 2, FEW)
+    cluster.seconds(it, int(ABSENCE_S) + 1, FEW)
     assert len(cluster.plan.assignments) == SIZE
     assert any(cluster.plan.assignment(rank).role is Role.LIGHT for rank in cluster.ranks)
 

@@ -65,7 +65,7 @@ class Up(NamedTuple):
 
     def pids(self) -> set[int]:
         replicas = self.publisher.details()["applications"]["weir"]["deployments"]["Pool"]["replicas"]
-        return {replica["pid"] for replica in replicas if replica["state"] == "RUNNING"}
+        return {replica["pid"] for replica in replicas}
 
     async def load(self, rps: float, until: Callable[[], bool]) -> Counter[int]:
         """Open loop: so many requests per second until a condition holds; the status codes of the answers."""
@@ -160,8 +160,10 @@ async def test_what_the_controller_does_can_be_scraped(up):
     while missing := names - set(families := scraped()):  # Ray reports in intervals, and not all at once
         assert time.monotonic() < end, missing
         await asyncio.sleep(0.5)
-    (alive,) = families["ray_weir_replicas_alive"].samples
-    assert alive.value == 4
+    while [it.value for it in families["ray_weir_replicas_alive"].samples] != [4]:
+        assert time.monotonic() < end
+        await asyncio.sleep(0.5)
+        families = scraped()
     assert {sample.labels["role"] for sample in families["ray_weir_latency_factor"].samples} == {"light", "heavy"}
 
 

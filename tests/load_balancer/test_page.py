@@ -182,6 +182,21 @@ def test_the_last_images_are_kept_and_shown_again(page, engines):
     page.wait(lambda: page.picture()["alt"] == "number 0")
 
 
+def test_what_was_told_of_the_last_image_goes_when_the_next_one_is_begun(page, engines):
+    open_gates(engines)
+    page.type("a red circle")
+    page.find("go").click()
+    page.shows("message", "Finished after")
+    assert page.text("path") == "heavy"
+    for engine in engines:
+        engine.gate.clear()
+    page.find("go").click()
+    page.shows("caption", "light image")
+    assert {page.text(id) for id in ("path", "drawn-by", "confidence", "steps", "drawn-seed")} == {"–"}
+    open_gates(engines)
+    page.shows("message", "Finished after")
+
+
 def test_it_is_worked_by_keyboard_alone(page, engines):
     body = page.browser.find_element(By.TAG_NAME, "body")
     reached = []
