@@ -183,7 +183,7 @@ def test_the_official_client_streams_the_light_image_a_preview_and_the_heavy_one
     assert ["partial_image light", "partial_image heavy", "completed"] in kinds.values()
 
 
-def test_a_client_that_leaves_a_stream_takes_its_work_with_it(up, client):
+def test_a_client_that_leaves_a_stream_leaves_nothing_behind(up, client):
     up.wait(lambda state: state["in_flight"] == 0)
     body = {**GOOD, "model": "toy/heavy", "num_inference_steps": 100, "n": 4, "stream": True, "partial_images": 3}
     with client.stream("POST", GENERATIONS, json=body) as answer:
