@@ -184,7 +184,9 @@ def test_an_earlier_replay_is_never_overwritten(send) -> None:
 def test_ctrl_c_ends_it_with_whole_rows_of_what_ended_and_no_partial_file(server, tmp_path: Path) -> None:
     server.behaviour = lambda n, body: (0.01 if n < 5 else 30, 200, server.image())
     program = (
-        "import sys; from traces.replay import replay; from traces.trace import Arrival, Trace\n"
+        "import signal, sys; from traces.replay import replay; from traces.trace import Arrival, Trace\n"
+        # As at a terminal: what a shell starts in the background ignores the signal, and so does all that it starts.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "trace = Trace.of([Arrival(i * 0.02, 'a, \"b\"\\nc', i) for i in range(2000)])\n"
         f"done = replay(trace, {server.url!r}, slo_s=5, out={str(tmp_path / 'run')!r})\n"
         "assert done.interrupted and done.planned == 2000 and done.duration_s < 20\n"
