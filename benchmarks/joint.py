@@ -4,9 +4,9 @@
 
 Service times and the deadline are SDXL's on A100s behind cascade 3's light model. What the discriminator says and how
 good images are is the embedded family's, as the shipped level head records it by predicted level. Half of all requests
-find a state, a tenth of them each saving 10 to 50 % of the steps: an assumption, as is that a resumed image is worth
-0.97 of a whole run's. Copies of the trace lie half a second apart. Answers that resumed are counted apart from the
-discriminator's curves, which understates the others a little.
+find a state, a tenth of them each saving 10 to 50 % of the steps: an assumption. A resumed image is worth what the
+family's cache profile measured, as a share of a whole run's. Copies of the trace lie half a second apart. Answers that
+resumed are counted apart from the discriminator's curves, which understates the others a little.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from cache.selector import load_resumed
 from controller.policies import make_policy
 from controller.policies.weir import Weir
 from controller.setting import LevelStats, QualityCurve, Setting
@@ -35,7 +36,7 @@ ROOT = Path(__file__).parents[1]
 HEAD = ROOT / "models" / "weir-tiny" / "levels" / "head.safetensors"
 #: Shares of requests by share of steps saved; the others miss.
 HITS = {0.1: 0.1, 0.2: 0.1, 0.3: 0.1, 0.4: 0.1, 0.5: 0.1}
-RESUMED = 0.97
+RESUMED = load_resumed(ROOT / "deploy" / "profiles" / "weir-tiny-cache.json")
 
 
 class LevelsOnly(Weir):
@@ -69,10 +70,9 @@ def workload(trace: Path, copies: int, head: LevelHead, seed: int = 0) -> Worklo
     return Workload(arrivals, levels, confidences, saved)
 
 
-def quality(outcome: Outcome, work: Workload, saved: np.ndarray, stats: tuple[LevelStats, ...]) -> float:
+def quality(outcome: Outcome, work: Workload, stats: tuple[LevelStats, ...]) -> float:
     """Mean over the answers."""
-    answered = outcome.paths != UNANSWERED
-    resumed = answered & ~outcome.light & (saved > 0)
+    answered, resumed = outcome.paths != UNANSWERED, outcome.resumed
     total = 0.0
     for level, each in enumerate(stats):
         mine = work.levels == level
@@ -99,6 +99,7 @@ def main() -> None:
         family_setting("sdxl-a100", chosen.gpus),
         deferral=deferral_of(every),
         quality=QualityCurve(head.about.quality, smaller_is_better=False),
+        resumed=RESUMED,
     )
     told = replace(bare, levels=stats)
     rows = []
@@ -118,7 +119,6 @@ def main() -> None:
                 saved=work.saved if cached else None,
                 levels=work.levels if predicted else None,
             )
-            saved = work.saved if cached else np.zeros(len(work.saved))
             answered = outcome.paths != UNANSWERED
             rows.append(
                 {
@@ -126,18 +126,19 @@ def main() -> None:
                     "plan": name,
                     "violation_ratio": float(outcome.violated.mean()),
                     "goodput_rps": float((~outcome.violated).sum() / work.arrivals.times_s[-1]),
-                    "quality": quality(outcome, work, saved, stats),
+                    "quality": quality(outcome, work, stats),
                     "light_share": float(outcome.light.sum() / max(1, answered.sum())),
+                    "resumed_share": float(outcome.resumed.sum() / max(1, answered.sum())),
                 }
             )
     table = Table(title=f"SDXL's times on {chosen.gpus} GPUs, the embedded family's qualities")
-    for column in ("trace", "plan", "late %", "good/s", "quality", "light %"):
+    for column in ("trace", "plan", "late %", "good/s", "quality", "light %", "resumed %"):
         table.add_column(column, justify="left" if column in ("trace", "plan") else "right")
     for row in rows:
-        late, good, value, light = (
-            float(row[key]) for key in ("violation_ratio", "goodput_rps", "quality", "light_share")
+        late, good, value, *shares = (
+            float(row[key]) for key in ("violation_ratio", "goodput_rps", "quality", "light_share", "resumed_share")
         )
-        cells = (f"{100 * late:.2f}", f"{good:.2f}", f"{value:.4f}", f"{100 * light:.0f}")
+        cells = (f"{100 * late:.2f}", f"{good:.2f}", f"{value:.4f}", *(f"{100 * share:.0f}" for share in shares))
         table.add_row(str(row["trace"]), str(row["plan"]), *cells)
     Console().print(table)
     if chosen.json is not None:

@@ -38,7 +38,7 @@ class LiveHits:
         """The hits for the allocation problem; shares add up to at most 1.
 
         Args:
-            quality: of a heavy image, which a resumed one is measured to be nearly worth.
+            quality: of a resumed image.
         """
         if self._requests < LEAST_REQUESTS:
             return ()

@@ -52,6 +52,8 @@ class Setting:
         quality: None when it was not measured; deferring more then counts as better.
         discriminator_s: seconds that judging adds to a light batch beyond its profile.
         stepwise: images join and leave at every step; otherwise a batch is drawn as one.
+        resumed: measured quality of images that went on from a cached state, as a share of a whole run's. It says
+            nothing of distances such as FID.
         levels: prompts by predicted level, from level 0, the hardest; empty: they are not told apart.
     """
 
@@ -61,10 +63,13 @@ class Setting:
     quality: QualityCurve | None = None
     discriminator_s: float = 0.0
     stepwise: bool = False
+    resumed: float = 1.0
     levels: tuple[LevelStats, ...] = ()
 
     @classmethod
-    def of(cls, profile: Profile, gpus: int, slo_s: float, levels: LevelHead | None = None) -> Setting:
+    def of(
+        cls, profile: Profile, gpus: int, slo_s: float, levels: LevelHead | None = None, resumed: float = 1.0
+    ) -> Setting:
         """The setting of a measured family; its light times hold the discriminator. With a level head its measured
         qualities count, for those of the profile may be on another scale."""
         gpu = GpuType(profile.device, gpus, profile.light.latency, profile.heavy.latency)
@@ -82,8 +87,16 @@ class Setting:
             deferral=profile.deferral(),
             quality=quality,
             stepwise=profile.stepwise,
+            resumed=resumed,
             levels=stats,
         )
+
+    @property
+    def resumed_reward(self) -> float:
+        """What a resumed image is worth, larger being better, on the scale of the curve's rewards."""
+        if self.quality is None:
+            return 1.0
+        return self.quality.reward(0) * (1.0 if self.quality.smaller_is_better else self.resumed)
 
     @property
     def replicas(self) -> int:

@@ -85,9 +85,11 @@ class Passage:
         reuse = await self._cache.find(request, order.caller.tenant)
         if mode == "read":
             reuse = replace(reuse, capture=False)
-        request = reuse.of(request)
-        saved = reuse.k / (request.steps or self._family.heavy.steps)
-        self._tally.lookup(request.id, saved, reuse.level)
+        steps = request.steps or self._family.heavy.steps
+        self._tally.lookup(request.id, reuse.k / steps, reuse.level)
+        if order.cache is None and not terms.plan.rules.reuse:
+            reuse = replace(reuse, key=None, k=0)
+        request, saved = reuse.of(request), reuse.k / steps
         if order.role is None:
             now = self._clock()
             role = cascade.after_lookup(
@@ -107,7 +109,7 @@ class Passage:
         finally:
             heavy = drawn.result if drawn is not None and drawn.path in _HEAVY else None
             resumed_at = heavy.resumed_at if heavy else 0
-            self._tally.reuse(resumed_at / (request.steps or self._family.heavy.steps))
+            self._tally.reuse(resumed_at / steps)
             self._cache.finished(request, resumed_at, heavy.captured if heavy else (), heavy is not None)
 
     async def _cascade(self, request: ImageRequest, order: Order, terms: Terms, show: Show) -> Drawn:

@@ -8,20 +8,21 @@ from __future__ import annotations
 
 import heapq
 import random
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 import numpy as np
 
-from controller.observation import Batch, Observation
+from controller.observation import Batch
 from controller.policies import Policy
 from load_balancer.admission import Admission
 from simulator.arrivals import Arrivals
 from simulator.fleet import HEAVY, LIGHT, NEVER, ROLE_NAMES, Fleet, Replica
 from simulator.outcome import ANSWERED_AT_DEADLINE, ANSWERED_HEAVY, ANSWERED_LIGHT, UNANSWERED, Outcome
 from simulator.seat_fleet import SeatFleet, advance, leavers
+from simulator.tally import EXPIRY, Tally
 from weir.core import Plan, ReplicaChoice, Role, margin_s
 from weir.errors import Overloaded
 
@@ -31,8 +32,6 @@ TICK_S = 1.0
 NO_LEVEL = -1
 #: Of the time before the first arrival the controller sees so many seconds at most.
 IDLE_S = 60.0
-#: A request older than this many deadlines counts as lost in what the controller sees.
-EXPIRY = 2.0
 
 
 class Simulation:
@@ -71,6 +70,7 @@ class Simulation:
         self.latest = [t + self.slo_s - margin_s(self.slo_s) for t in self.arrived]
         n = len(self.arrived)
         self.saved: list[float] = [0.0] * n if saved is None else np.asarray(saved, dtype=float).tolist()
+        self.work = [1.0] * n  # share of a whole heavy run that a request needs, known when it arrives
         self.level: list[int] | None = None if levels is None else np.asarray(levels, dtype=int).tolist()
         self.finished = [NEVER] * n
         self.path = [UNANSWERED] * n
@@ -79,7 +79,7 @@ class Simulation:
         self.plan: Plan = policy.first_plan()
         self.rules = self.plan.rules
         self.stepwise = setting.stepwise
-        work = None if saved is None else [1 - s for s in self.saved]
+        work = None if saved is None else self.work
         self.fleet = (SeatFleet if setting.stepwise else Fleet)(setting, self.plan, transit_s, work)
         self.transit_s = transit_s
         self.random = random.Random(seed)
@@ -95,19 +95,7 @@ class Simulation:
         self.pending_plans: deque[tuple[float, Plan]] = deque()
         self.deaths = deque(sorted(deaths))
         self.slowdowns = deque(sorted(slowdowns))
-        self.seen_arrivals = 0
-        self.seen_confidences: list[float] = []
-        self.seen_levels: list[int] = []
-        self.seen_found: Counter[float] = Counter()
-        self.seen_missed: Counter[int] = Counter()
-        self.seen_deferred = 0
-        self.seen_batches: list[Batch] = []
-        self.answered = 0
-        self.in_flight_deferred = 0
-        self.oldest = 0
-        self.expired = 0
-        self.late_answers = 0
-        self.late_deferred = 0
+        self.tally = Tally(self.arrived, self.slo_s)
 
     def run(self) -> Outcome:
         """Runs until every request is answered or lost."""
@@ -140,6 +128,7 @@ class Simulation:
             arrivals_s=np.array(arrived),
             finished_s=np.array(self.finished),
             paths=np.array(self.path, dtype=np.int8),
+            resumed=(np.array(self.path, dtype=np.int8) == ANSWERED_HEAVY) & (np.array(self.work) < 1),
             busy_s=self.busy_s,
             role_changes=self.role_changes,
             plans=tuple(self.plans),
@@ -153,9 +142,12 @@ class Simulation:
         role = HEAVY if entry and (entry >= 1 or self.random.random() < entry) else LIGHT
         saved, level = self.saved[i], NO_LEVEL if self.level is None else self.level[i]
         if saved:
-            self.seen_found[saved] += 1
+            self.tally.found[saved] += 1
         elif level != NO_LEVEL:
-            self.seen_missed[level] += 1
+            self.tally.missed[level] += 1
+        if not self.rules.reuse:
+            saved = 0.0
+        self.work[i] = 1 - saved
         at_once = saved >= (self.rules.direct or 0.0) if saved else NO_LEVEL < level < self.rules.heavy_levels
         if role == LIGHT and at_once and self.fleet.members[HEAVY]:
             replica, finish = self._pick(HEAVY, now)
@@ -225,7 +217,7 @@ class Simulation:
         role, queue = replica.role, replica.queue
         times = replica.times[role]
         if role == HEAVY and self.rules.light_fallback:
-            while queue and now + times[1] * (1 - self.saved[queue[0]]) > self.latest[queue[0]]:
+            while queue and now + times[1] * self.work[queue[0]] > self.latest[queue[0]]:
                 self._give_up(queue.popleft(), now)
         bound = self.rules.drop_after_s
         if bound is None:
@@ -245,7 +237,7 @@ class Simulation:
         replica.running, replica.running_role = batch, role
         seconds = times[len(batch)]
         if role == HEAVY:  # images leave the batch when they are finished, and others join
-            seconds *= 1 - sum(self.saved[i] for i in batch) / len(batch)
+            seconds *= sum(self.work[i] for i in batch) / len(batch)
         replica.batch_s, replica.busy_until = seconds, now + seconds
         self.busy_s += seconds
         self.sequence += 1
@@ -261,7 +253,7 @@ class Simulation:
         times = replica.times[role]
         while queue and len(replica.running) < replica.limit and replica.running_role == role:
             i = queue.popleft()
-            work = 1 - self.saved[i] if role == HEAVY else 1.0
+            work = self.work[i] if role == HEAVY else 1.0
             hopeless = role == HEAVY and self.rules.light_fallback and now + work * times[1] > self.latest[i]
             if hopeless or (bound is not None and now + times[len(replica.running) + 1] - self.arrived[i] > bound):
                 self._give_up(i, now)
@@ -285,8 +277,8 @@ class Simulation:
             replica.epoch += 1
         else:
             batch, replica.running = replica.running, []
-        if self.stepwise or role == LIGHT or not any(self.saved[i] for i in batch):  # what a whole run takes
-            self.seen_batches.append(Batch(ROLE_NAMES[role], size, replica.batch_s, replica.kind))
+        if self.stepwise or role == LIGHT or all(self.work[i] == 1 for i in batch):  # what a whole run takes
+            self.tally.batches.append(Batch(ROLE_NAMES[role], size, replica.batch_s, replica.kind))
         if self.transit_s:
             self._later(now + self._way(), partial(self._replied, role, batch))
         else:
@@ -311,16 +303,15 @@ class Simulation:
         cascade = bool(self.fleet.members[HEAVY])
         for i in batch:
             confidence = self.confidence[i]
-            self.seen_confidences.append(confidence)
-            self.seen_levels.append(NO_LEVEL if self.level is None else self.level[i])
+            self.tally.judged(confidence, NO_LEVEL if self.level is None else self.level[i])
             if not cascade or (confidence >= threshold and threshold < 1):
                 self._answer(i, ANSWERED_LIGHT, now)
                 continue
-            self.seen_deferred += 1
+            self.tally.deferred += 1
             if not self.deferred[i]:
                 self.deferred[i] = True
                 self.judged_at[i] = now
-                self.in_flight_deferred += self._young(i)
+                self.tally.deferred_first(i)
             self._defer(i, now)
 
     def _defer(self, i: int, now: float) -> None:
@@ -339,14 +330,7 @@ class Simulation:
     def _answer(self, i: int, path: int, now: float) -> None:
         self.finished[i] = now
         self.path[i] = path
-        if self._young(i):
-            self.answered += 1
-            self.in_flight_deferred -= self.deferred[i]
-        else:
-            self.late_answers += 1
-
-    def _young(self, i: int) -> bool:
-        return i >= self.oldest
+        self.tally.answered(i, self.deferred[i])
 
     def _tick(self, now: float, arrived: int) -> None:
         """One second of the controller: deaths, observation, and the plans whose time has come."""
@@ -355,13 +339,7 @@ class Simulation:
         while self.slowdowns and self.slowdowns[0][0] <= now:
             self.fleet.slow_down(self.slowdowns.popleft()[1])
             self.fleet.set_plan(self.plan)
-        while self.oldest < arrived and self.arrived[self.oldest] < now - EXPIRY * self.slo_s:
-            i = self.oldest
-            self.oldest += 1
-            if self.finished[i] == NEVER:
-                self.expired += 1
-                self.late_deferred += self.deferred[i]
-                self.in_flight_deferred -= self.deferred[i]
+        self.tally.expire(now, arrived, self.finished, self.deferred)
         alive = [r for r in self.fleet.replicas if r.alive]
         queued = [0, 0]
         for replica in alive:
@@ -369,26 +347,7 @@ class Simulation:
         counts = [0] * len(self.policy.setting.gpus)
         for replica in alive:
             counts[replica.kind] += 1
-        seen = Observation(
-            now_s=now,
-            arrivals=arrived - self.seen_arrivals,
-            confidences=tuple(self.seen_confidences),
-            deferred=self.seen_deferred,
-            batches=tuple(self.seen_batches),
-            replicas=tuple(counts),
-            queued={Role.LIGHT: queued[LIGHT], Role.HEAVY: queued[HEAVY]},
-            in_flight=arrived - self.answered - self.expired,
-            deferred_in_flight=self.in_flight_deferred,
-            late_answers=self.late_answers,
-            late_deferred=self.late_deferred,
-            found=dict(self.seen_found),
-            missed=dict(self.seen_missed),
-            levels=tuple(self.seen_levels),
-        )
-        self.seen_levels = []
-        self.seen_found.clear()
-        self.seen_missed.clear()
-        self.seen_arrivals, self.seen_confidences, self.seen_deferred, self.seen_batches = arrived, [], 0, []
+        seen = self.tally.look(now, arrived, tuple(counts), {Role.LIGHT: queued[LIGHT], Role.HEAVY: queued[HEAVY]})
         if alive:
             plan = self.policy.observe(seen)
             if plan is not None:

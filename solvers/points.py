@@ -8,8 +8,10 @@ h_K and w_K of the hits, H = Σ h_K, groups g with shares s_g of the misses, D t
     heavy work  B = Σ_{K∈D} h_K w_K + F_j Σ_{K∉D} h_K w_K + (1 − H) (Σ_{g∉E} s_g F_gj + Σ_{g∈E} s_g)
     quality     Q = Σ_{K∈D} h_K q_K + Σ_{K∉D} h_K (Q_j + F_j (q_K − q)) + (1 − H) (Σ_{g∉E} s_g Q_gj + Σ_{g∈E} s_g q_g)
 
-where q is the quality of a heavy image. All three are shares of one request. Everything that a plan decides about
-single requests is in the point, so that the program only has to choose one of them and the GPUs that carry it.
+where q is the quality of a heavy image. A resumed image is worth a little less than a whole one; where there is time,
+the cache may be left alone, as if there were no hits. All three are shares of one request. Everything that a plan
+decides about single requests is in the point, so that the program only has to choose one of them and the GPUs that
+carry it.
 """
 
 from __future__ import annotations
@@ -33,6 +35,7 @@ class Point:
         j: of the threshold grid.
         direct: share of steps saved from which a hit goes to the heavy variant at once.
         entry: groups of prompts from this index on, the hard ones, go to the heavy variant at once.
+        reuse: False: hits are drawn from noise like misses.
         light_work, heavy_work: light images and full heavy runs for each request.
         quality: mean of a request, on the scale 0…1 of the quality curve.
     """
@@ -40,6 +43,7 @@ class Point:
     j: int
     direct: float
     entry: int
+    reuse: bool
     light_work: float
     heavy_work: float
     quality: float
@@ -54,12 +58,14 @@ class Curve:
 
     direct: float
     entry: int
+    reuse: bool
     light_work: float
     heavy_work: np.ndarray
     quality: np.ndarray
 
     def point(self, j: int) -> Point:
-        return Point(j, self.direct, self.entry, self.light_work, float(self.heavy_work[j]), float(self.quality[j]))
+        heavy_work, quality = float(self.heavy_work[j]), float(self.quality[j])
+        return Point(j, self.direct, self.entry, self.reuse, self.light_work, heavy_work, quality)
 
     def useful(self) -> list[int]:
         """Grid points that defer less than every other of at least their quality; the first of them defers least."""
@@ -77,23 +83,25 @@ def curves(problem: Problem) -> list[Curve]:
     span = high - low or 1.0
     deferral, quality = np.array(problem.deferral), (np.array(problem.quality) - low) / span
     heavy = quality[-1]
-    misses = 1 - problem.hit_share
     shares = np.array([group.share for group in problem.groups])
     deferrals = np.array([group.deferral for group in problem.groups])
     qualities = (np.array([group.quality for group in problem.groups]) - low) / span
     heavies = (np.array([group.heavy_quality for group in problem.groups]) - low) / span
     found = []
-    for direct in dict.fromkeys(problem.direct_cuts):
-        now = [hit for hit in problem.hits if 1 - hit.work >= direct - 1e-9]
-        wait = [hit for hit in problem.hits if 1 - hit.work < direct - 1e-9]
+    ways = [(direct, problem.hits, True) for direct in dict.fromkeys(problem.direct_cuts)]
+    if problem.may_draw_whole and problem.hits:
+        ways.append((0.0, (), False))
+    for direct, hits, reuse in ways:
+        misses = 1 - sum(hit.share for hit in hits)
+        now = [hit for hit in hits if 1 - hit.work >= direct - 1e-9]
+        wait = [hit for hit in hits if 1 - hit.work < direct - 1e-9]
         waiting = sum(h.share for h in wait)
         hit_heavy = sum(h.share * h.work for h in now) + deferral * sum(h.share * h.work for h in wait)
         hit_quality = sum(h.share * (h.quality - low) / span for h in now) + waiting * quality
         hit_quality = hit_quality + deferral * sum(h.share * ((h.quality - low) / span - heavy) for h in wait)
         if not problem.groups:
-            found.append(
-                Curve(direct, 0, waiting + misses, hit_heavy + misses * deferral, hit_quality + misses * quality)
-            )
+            light_work, heavy_work = waiting + misses, hit_heavy + misses * deferral
+            found.append(Curve(direct, 0, reuse, light_work, heavy_work, hit_quality + misses * quality))
             continue
         for entry in range(len(shares), -1, -1):
             begun, at_once = shares[:entry], shares[entry:]
@@ -101,6 +109,7 @@ def curves(problem: Problem) -> list[Curve]:
                 Curve(
                     direct,
                     entry,
+                    reuse,
                     waiting + misses * float(begun.sum()),
                     hit_heavy + misses * (begun @ deferrals[:entry] + at_once.sum()),
                     hit_quality + misses * (begun @ qualities[:entry] + at_once @ heavies[entry:]),

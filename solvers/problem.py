@@ -73,6 +73,7 @@ class Problem:
         hits: cache hits; empty when there is no cache.
         direct_cuts: the plan chooses one: hits that save at least this share of the steps go to the heavy variant at
             once, the others begin light. (0,): all of them at once.
+        may_draw_whole: the plan may leave the cache alone instead, and draw hits from noise as if they were misses.
         groups: misses by predicted level, from the easiest to the hardest; the plan may send the hardest ones to the
             heavy variant at once. Empty: prompts are not told apart, and all begin light.
         light_utilisation, heavy_utilisation: share of the profiled throughput that a plan may count on, > 0.
@@ -92,6 +93,7 @@ class Problem:
     quality: tuple[float, ...]
     hits: tuple[CacheHit, ...] = ()
     direct_cuts: tuple[float, ...] = (0.0,)
+    may_draw_whole: bool = False
     groups: tuple[PromptGroup, ...] = ()
     light_utilisation: float = 1.0
     heavy_utilisation: float = 1.0

@@ -161,6 +161,8 @@ class Rules:
             begin light and go on from their state only if they are deferred. None: what the service's cache says.
         heavy_levels: a request without a hit whose predicted level (``weir/prompt_levels.py``) lies below this goes to
             the heavy variant at once; 0: none does.
+        reuse: False leaves what the cache finds alone, for there is time: images are drawn from noise, but for requests
+            that ask for the cache themselves.
         dispatch_again: the queue of a replica that changes its role goes to others of the old role; otherwise the
             replica works it off in its new role.
     """
@@ -172,6 +174,7 @@ class Rules:
     dispatch_again: bool = True
     direct: float | None = None
     heavy_levels: int = 0
+    reuse: bool = True
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.heavy_entry) and 0 <= self.heavy_entry <= 1):

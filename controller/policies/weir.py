@@ -12,7 +12,8 @@ Differences to DiffServe, each with its reason:
   error in F(t) are paid back within a few plans;
 - batch times are corrected by what the workers measured;
 - what the cache saves is planned with, as it was in the last minute, and the plan says which hits are worth the heavy
-  variant at once and which begin light like any other request;
+  variant at once and which begin light like any other request. A resumed image is worth what was measured, so where
+  there is time for whole runs the cache is left alone;
 - while fetching states takes longer than it saves, hits begin light (``controller/strategy.py``);
 - prompts that are predicted to need the heavy variant go there at once while that costs less than drawing them twice;
 - requests go to the replica that finishes first.
@@ -138,6 +139,7 @@ class Weir(Policy):
             self.rules,
             direct=solution.point.direct if problem.hits else None,
             heavy_levels=self._groups.levels_from(problem.groups, solution.point.entry),
+            reuse=solution.point.reuse,
         )
         version = self.next_version()
         return self._trimmed(replace(solution.to_plan(problem, version), rules=rules), version)
@@ -161,7 +163,7 @@ class Weir(Policy):
     def _problem(self, demand_rps: float, counts: tuple[int, ...]) -> Problem:
         setting, curve = self.setting, self._deferral.curve()
         quality = setting.quality
-        hits = self._hits.hits(quality.reward(0) if quality else 1.0)
+        hits = self._hits.hits(setting.resumed_reward)
         return Problem(
             gpus=tuple(
                 replace(gpu, count=count, running_light=running)
@@ -174,6 +176,7 @@ class Weir(Policy):
             quality=tuple(quality.reward(1 - f) if quality else f for f in curve.shares),
             hits=hits,
             direct_cuts=self._direct_cuts(hits),
+            may_draw_whole=True,
             groups=self._groups.groups(curve.thresholds),
             light_utilisation=LIGHT_UTILISATION,
             heavy_utilisation=HEAVY_UTILISATION_BY_STEPS if setting.stepwise else HEAVY_UTILISATION,

@@ -207,6 +207,13 @@ def test_weir_lets_hits_begin_light_when_the_heavy_stage_is_full():
     assert cached(15, rate=14).rules.direct > 0.2
 
 
+@pytest.mark.parametrize(("rate", "reuse"), [(1, False), (14, True)])
+def test_weir_leaves_the_cache_alone_where_there_is_time_for_whole_runs(rate, reuse):
+    policy = make_policy("weir", replace(setting("diffserve-3"), quality=RISING, resumed=0.97))
+    policy.first_plan()
+    assert run(policy, [rate] * 15, found={0.5: rate // 2 + 1})[-1].rules.reuse is reuse
+
+
 def test_weir_says_nothing_about_hits_without_any():
     policy = make_policy("weir", setting())
     policy.first_plan()

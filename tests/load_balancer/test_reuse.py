@@ -151,6 +151,20 @@ async def test_who_forces_the_light_variant_is_not_looked_up(running):
     assert not cache.asked
 
 
+@pytest.mark.parametrize(("asked", "step"), [(None, 0), ("read-write", 25)])
+async def test_where_the_plan_leaves_the_cache_alone_only_who_asks_for_it_goes_on_from_a_state(
+    asked, step, running, pool, plan
+):
+    alone = replace(plan, threshold=1.0, rules=replace(plan.rules, reuse=False))
+    async with running(FakeCache(HIT), plan=alone) as balancer:
+        (image,) = await balancer.draw(replace(ORDER, cache=asked))
+        counted = balancer.counters(0, 0)["found"]
+    assert pool.calls[-1][1] is Role.HEAVY
+    assert pool.calls[-1][2]["resume_step"] == step
+    assert counted == {"0.5": 1}, "what could be saved is still seen"
+    assert image.reuse.similarity == HIT.similarity
+
+
 async def test_a_failed_request_is_told_too(running, pool):
     pool.fail = lambda replica, role: ("generation_failed", "no")
     cache = FakeCache(HIT)

@@ -220,6 +220,14 @@ def test_a_hit_that_saves_too_little_for_the_plan_begins_light_and_resumes_when_
     outcome = simulate(fixed(direct=0.6), at(1.0, 9.0), np.array([0.9, 0.1]), saved=np.array([0.5, 0.5]))
     assert outcome.latencies_s == pytest.approx([0.12, 0.12 + 0.5 * 1.78])
     assert outcome.paths.tolist() == [ANSWERED_LIGHT, ANSWERED_HEAVY]
+    assert outcome.resumed.tolist() == [False, True]
+
+
+def test_where_the_plan_leaves_the_cache_alone_a_hit_is_drawn_like_a_miss():
+    outcome = simulate(fixed(reuse=False), at(1.0, 9.0), np.array([0.9, 0.1]), saved=np.array([0.5, 0.5]))
+    assert outcome.latencies_s == pytest.approx([0.12, 0.12 + 1.78])
+    assert outcome.paths.tolist() == [ANSWERED_LIGHT, ANSWERED_HEAVY]
+    assert not outcome.resumed.any()
 
 
 def test_a_prompt_of_a_hard_level_goes_to_the_heavy_variant_at_once():

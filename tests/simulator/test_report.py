@@ -14,7 +14,8 @@ from simulator.report import report, windowed_quality
 
 def outcome(arrivals, latencies, paths, slo_s=5.0) -> Outcome:
     arrivals = np.array(arrivals, dtype=float)
-    return Outcome("p", slo_s, arrivals, arrivals + latencies, np.array(paths), 8.0, 3, (), 2)
+    resumed = np.zeros(len(paths), dtype=bool)
+    return Outcome("p", slo_s, arrivals, arrivals + latencies, np.array(paths), resumed, 8.0, 3, (), 2)
 
 
 def test_late_and_unanswered_requests_are_violations():

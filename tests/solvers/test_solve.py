@@ -59,6 +59,7 @@ def problems(draw) -> Problem:
         quality=tuple(draw(st.lists(st.integers(0, 10).map(float), min_size=grid, max_size=grid))),
         hits=tuple(CacheHit(s / 100, w / 100, float(q)) for s, w, q in hits),
         direct_cuts=tuple(cuts),
+        may_draw_whole=draw(st.booleans()),
         groups=tuple(replace(group, share=group.share / total) for group in groups),
         light_utilisation=draw(st.sampled_from((0.7, 1.0))),
         heavy_utilisation=draw(st.sampled_from((0.9, 1.0))),
@@ -156,6 +157,13 @@ def test_quality_that_peaks_inside_stops_there():
 def test_cache_hits_free_gpus_for_deferral():
     hit = CacheHit(share=0.4, work=0.2, quality=1.0)
     assert solve(cascade_problem(hits=(hit,))).deferral > solve(cascade_problem()).deferral
+
+
+@pytest.mark.parametrize(("demand", "reuse"), [(1.0, False), (20.0, True)])
+def test_hits_are_drawn_whole_where_there_is_time_and_resumed_images_are_worth_less(demand, reuse):
+    hit = CacheHit(share=0.4, work=0.5, quality=0.9)
+    solution = solve(cascade_problem(demand_rps=demand, hits=(hit,), direct_cuts=(0.0, 1.0), may_draw_whole=True))
+    assert solution.point.reuse is reuse
 
 
 def test_a_costly_role_change_keeps_the_running_split():
