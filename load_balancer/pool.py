@@ -35,5 +35,9 @@ class Pool(Protocol):
         ...
 
     async def describe(self) -> list[dict[str, Any]]:
-        """What every live replica says of itself (``Worker.describe``); empty when there is none."""
+        """What every live replica says of itself (``Worker.describe``); empty when there is none.
+
+        One that does not answer in time comes as last known, with ``silent`` true; it never delays the others' answers
+        by more than that time.
+        """
         ...

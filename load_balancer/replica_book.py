@@ -11,6 +11,7 @@ it arrives, and a reply that has not come yet may be on its way back.
 from __future__ import annotations
 
 import heapq
+from abc import ABC, abstractmethod
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -31,7 +32,7 @@ class Kind(NamedTuple):
 
 
 @dataclass(slots=True)
-class ReplicaBook:
+class ReplicaBook(ABC):
     """What both books have in common: who was sent there, and the replica's duty.
 
     Attributes:
@@ -57,17 +58,17 @@ class ReplicaBook:
         return len(self.queue) + len(self.leaving)
 
     @property
+    @abstractmethod
     def waiting(self) -> int:
         """Images in the queue that are not being drawn."""
-        raise NotImplementedError
 
+    @abstractmethod
     def finish_at(self, kind: Kind, now: float, ahead: int = 0, *, patient: bool = False) -> float:
         """When one more image would be ready, with ``ahead`` images of its kind sent before it."""
-        raise NotImplementedError
 
+    @abstractmethod
     def begun(self, request: str) -> bool:
         """Whether the image is being drawn, as far as the book knows; what it does not know counts as begun."""
-        raise NotImplementedError
 
     def assign(self, request: str, kind: Kind, now: float, *, patient: bool = False) -> None:
         """The image is on its way there."""
@@ -127,18 +128,18 @@ class ReplicaBook:
             kind for name, kind in self.queue.items() if not self.begun(name) and (patient or name not in self.patient)
         ]
 
-    def _assigned(self, request: str, now: float) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def _assigned(self, request: str, now: float) -> None: ...
 
+    @abstractmethod
     def _beside(self, request: str, kind: Kind, count: int, now: float) -> list[str]:
         """The images most likely to have left with this one."""
-        raise NotImplementedError
 
-    def _left(self, gone: list[str], now: float, queued: int | None) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def _left(self, gone: list[str], now: float, queued: int | None) -> None: ...
 
-    def _forgotten(self, request: str, now: float) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def _forgotten(self, request: str, now: float) -> None: ...
 
 
 @dataclass(slots=True)

@@ -161,7 +161,8 @@ class Stage:
             drawing = self._reply(replica, role, wanted, show)
             if rules.drop_after_s is not None:
                 drawing = self._or_dropped(drawing, replica, kind, request)
-            result = ImageResult.from_dict(await drawing)
+            async with self._roster.while_heard(replica):
+                result = ImageResult.from_dict(await drawing)
         except ReplicaLost:
             self._dispatcher.remove(replica)
             self._roster.hurry()

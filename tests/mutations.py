@@ -72,6 +72,20 @@ MUTATIONS = (
         "if True:",
         "tests/load_balancer/test_balancer.py::test_a_heavy_image_that_fails_leaves_the_light_one",
     ),
+    Mutation(
+        "a replica that says nothing stays in the book",
+        "load_balancer/roster.py",
+        'return [it for it in looked if it["replica"] not in lost]',
+        "return looked",
+        "tests/load_balancer/test_roster.py::test_who_is_silent_leaves_the_book_after_some_looks_and_the_others_stay",
+    ),
+    Mutation(
+        "images wait for a hung replica for ever",
+        "load_balancer/roster.py",
+        "if not wait.expired():",
+        "if False:",
+        "tests/load_balancer/test_roster.py::test_images_at_a_hung_replica_are_drawn_by_another",
+    ),
 )
 
 

@@ -1,0 +1,202 @@
+"""The book of replicas while some of them say nothing: they hang, and their process is still there."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from ray.exceptions import ActorDiedError
+
+from load_balancer import roster as rosters
+from load_balancer.balancer import Balancer
+from load_balancer.dispatch import Dispatcher
+from load_balancer.order import Order
+from load_balancer.pool import ReplicaLost
+from load_balancer.roster import SILENT_LOOKS, Roster
+from load_balancer.serve_pool import ServePool
+from load_balancer.service_times import ServiceTimes
+from weir.core import Role
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rosters, "REFRESH_S", 0.001)
+
+
+class Hanging:
+    """Wraps the fake pool: the replicas in ``hung`` are silent, and images sent there never come."""
+
+    def __init__(self, pool: Any):
+        self.pool, self.looks = pool, 0
+        self.hung: set[str] = set()
+
+    async def describe(self) -> list[dict[str, Any]]:
+        self.looks += 1
+        return [it | {"silent": True} if it["replica"] in self.hung else it for it in await self.pool.describe()]
+
+    async def generate(self, replica: str, role: Role, request: dict[str, Any]) -> dict[str, Any]:
+        if replica in self.hung:
+            self.pool.calls.append((replica, role, request))
+            await asyncio.Event().wait()
+        return await self.pool.generate(replica, role, request)
+
+    def stream(self, replica: str, role: Role, request: dict[str, Any]) -> AsyncGenerator[dict[str, Any]]:
+        return self.pool.stream(replica, role, request)
+
+
+@pytest.fixture
+def hanging(pool: Any) -> Hanging:
+    return Hanging(pool)
+
+
+@asynccontextmanager
+async def watched(hanging: Hanging, plan: Any, profile: Any) -> AsyncIterator[tuple[Roster, Dispatcher]]:
+    dispatcher = Dispatcher(plan, ServiceTimes(profile), random.Random(1))
+    roster = Roster(hanging, plan, dispatcher)
+    task = asyncio.create_task(roster.watch())
+    await roster.refreshed()
+    yield roster, dispatcher
+    task.cancel()
+
+
+async def test_who_is_silent_leaves_the_book_after_some_looks_and_the_others_stay(hanging, plan, profile):
+    async with watched(hanging, plan, profile) as (roster, dispatcher):
+        hanging.hung.add("replica-1")
+        for _ in range(SILENT_LOOKS - 1):
+            await roster.refreshed()
+            assert dispatcher.ranks == [0, 1, 2]
+        await roster.refreshed()
+        assert dispatcher.ranks == [0, 2]
+        hanging.hung.clear()
+        await roster.refreshed()
+        assert dispatcher.ranks == [0, 1, 2]
+
+
+async def test_a_word_in_between_begins_the_count_anew(hanging, plan, profile):
+    async with watched(hanging, plan, profile) as (roster, dispatcher):
+        for _ in range(2 * SILENT_LOOKS):
+            hanging.hung ^= {"replica-1"}
+            await roster.refreshed()
+            assert dispatcher.ranks == [0, 1, 2]
+
+
+async def test_a_wait_for_one_that_falls_silent_ends_as_if_it_had_died(hanging, plan, profile):
+    async with watched(hanging, plan, profile) as (roster, _):
+        hanging.hung.add("replica-1")
+        with pytest.raises(ReplicaLost, match="replica-1"):
+            async with roster.while_heard("replica-1"):
+                await asyncio.Event().wait()
+
+
+async def test_a_time_limit_of_somebody_else_stays_one(hanging, plan, profile):
+    async with watched(hanging, plan, profile) as (roster, _):
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.01), roster.while_heard("replica-1"):
+                await asyncio.Event().wait()
+
+
+async def test_images_at_a_hung_replica_are_drawn_by_another(hanging, plan, family, profile):
+    balancer = Balancer(hanging, plan, family, slo_s=5.0, queued=16, profile=profile)
+    watching = asyncio.create_task(balancer.roster.watch())
+    while not balancer.readiness()["ready"]:
+        await asyncio.sleep(0)
+    hanging.pool.confidence = 0.1
+    hanging.hung.add("replica-1")
+    (image,) = await balancer.draw(Order("a red circle", 64, 64))
+    watching.cancel()
+    assert image.model == "toy-heavy"
+    assert [replica for replica, role, _ in hanging.pool.calls if role is Role.HEAVY] == ["replica-1", "replica-2"]
+
+
+class Result:
+    """One replica's part of a broadcast, or of an image."""
+
+    def __init__(self, replica: str, error: BaseException | None, hangs: bool):
+        self.replica, self.error, self.hangs, self.cancelled = replica, error, hangs, False
+
+    async def get_async(self) -> dict[str, Any]:
+        if self.hangs:
+            await asyncio.Event().wait()
+        if self.error is not None:
+            raise self.error
+        return {"replica": self.replica, "rank": 0}
+
+    def __await__(self) -> Any:
+        return self.get_async().__await__()
+
+    def cancel(self) -> None:
+        self.cancelled = True
+
+
+class Handle:
+    """Of a deployment with some replicas, of which some hang and some fail."""
+
+    def __init__(self, *replicas: str):
+        self.replicas = replicas
+        self.hung: set[str] = set()
+        self.failing: dict[str, BaseException] = {}
+        self.results: list[Result] = []
+        self._chosen = ""
+
+    def broadcast(self, method: str) -> Handle:
+        self.results = [self._result(name) for name in self.replicas]
+        return self
+
+    async def _fetch_replica_results_async(self) -> list[Result]:
+        return self.results
+
+    def options(self, *, method_name: str, session_id: str) -> Handle:
+        self._chosen = session_id
+        return self
+
+    def remote(self, role: str, request: dict[str, Any]) -> Result:
+        return self._result(self._chosen)
+
+    def _result(self, name: str) -> Result:
+        return Result(name, self.failing.get(name), name in self.hung)
+
+
+async def silent(pool: ServePool) -> dict[str, bool]:
+    return {it["replica"]: it.get("silent", False) for it in await pool.describe()}
+
+
+@pytest.fixture
+def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("load_balancer.serve_pool.DESCRIBE_TIMEOUT_S", 0.01)
+
+
+@pytest.mark.usefixtures("_impatient")
+async def test_each_replica_has_its_own_time_to_say_who_it_is():
+    handle = Handle("a", "b")
+    pool = ServePool(handle)  # type: ignore[arg-type]
+    assert await silent(pool) == {"a": False, "b": False}
+    handle.hung = {"b"}
+    handle.replicas = ("a", "b", "c")
+    assert await silent(pool) == {"a": False, "b": True, "c": False}
+    assert [it.cancelled for it in handle.results] == [False, True, False]
+    handle.replicas = ("a", "c")
+    assert await silent(pool) == {"a": False, "c": False}
+
+
+@pytest.mark.usefixtures("_impatient")
+async def test_who_died_is_gone_and_not_silent_though_another_one_hangs():
+    handle = Handle("a", "b", "c")
+    pool = ServePool(handle)  # type: ignore[arg-type]
+    await pool.describe()
+    handle.failing = {"b": ActorDiedError()}
+    with pytest.raises(ReplicaLost):
+        await pool.generate("b", Role.LIGHT, {})
+    handle.replicas = ("a", "c")
+    handle.hung = {"c"}
+    assert await silent(pool) == {"a": False, "c": True}
+
+
+@pytest.mark.parametrize("error", [ActorDiedError(), asyncio.CancelledError(), RuntimeError("broken")], ids=type)
+async def test_who_cannot_say_who_it_is_takes_no_others_along(error):
+    handle = Handle("a", "b")
+    handle.failing = {"b": error}
+    assert await silent(ServePool(handle)) == {"a": False}  # type: ignore[arg-type]
