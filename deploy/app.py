@@ -47,7 +47,6 @@ def build(args: AppArgs) -> Application:
     service, family = load_service(args.config)
     plan = service.plan.plan().to_dict()
     profile = service.profile or service.pool.emulate
-    drain_s = max(20.0, 2 * service.slo_s)
     cached = service.cache.mode != "off"
     pool = serve.deployment(
         name=POOL,
@@ -55,7 +54,7 @@ def build(args: AppArgs) -> Application:
         user_config=plan,
         ray_actor_options=actor_options(service.pool),
         max_ongoing_requests=UNLIMITED,
-        graceful_shutdown_timeout_s=drain_s,
+        graceful_shutdown_timeout_s=service.drain_s,
         graceful_shutdown_wait_loop_s=0.5,
         health_check_period_s=2,
         request_router_config=ROUTER,
@@ -82,7 +81,7 @@ def build(args: AppArgs) -> Application:
         user_config=plan,
         ray_actor_options={"num_cpus": 0},
         max_ongoing_requests=UNLIMITED,
-        graceful_shutdown_timeout_s=drain_s,
+        graceful_shutdown_timeout_s=service.drain_s,
         graceful_shutdown_wait_loop_s=0.5,
         health_check_period_s=2,
         logging_config=QUIET,

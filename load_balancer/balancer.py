@@ -43,6 +43,7 @@ class Balancer:
     """Serves orders from a pool under the plan in force. Lives on one event loop.
 
     Args:
+        drain_s: how long a replica that is told to stop may go on with what it has begun.
         cache_mode: what requests do with the cache that do not say themselves.
         direct: the least share of steps saved for which a hit skips the light variant.
         metrics: where it shows what it does.
@@ -57,6 +58,7 @@ class Balancer:
         *,
         slo_s: float,
         queued: int,
+        drain_s: float = 60.0,
         profile: Profile | None = None,
         cache: Cache | None = None,
         cache_mode: CacheMode = "off",
@@ -70,7 +72,7 @@ class Balancer:
         self.dispatcher = Dispatcher(plan, ServiceTimes(profile))
         self.tally = Tally(EXPIRY * slo_s)
         self.meter = Meter(slo_s, metrics)
-        self.roster = Roster(pool, plan, self.dispatcher, clock)
+        self.roster = Roster(pool, plan, self.dispatcher, clock, drain_s=drain_s)
         self._stage = Stage(pool, self.roster, self.dispatcher, self.tally, self.meter, family, clock)
         self._passage = Passage(
             self._stage, self.tally, self.meter, family, cache=cache, mode=cache_mode, direct=direct, clock=clock

@@ -49,6 +49,7 @@ class LoadBalancer:
             self._family,
             slo_s=self._service.slo_s,
             queued=self._service.limits.queued,
+            drain_s=self._service.drain_s,
             profile=None if profile is None else Profile.model_validate(profile),
             cache=None if cache is None else ServeCache(cache, self._service.cache.lookup_s),
             cache_mode=self._service.cache.mode,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from typing import Any, Protocol
 
 from weir.core import Role
@@ -40,4 +40,9 @@ class Pool(Protocol):
         One that does not answer in time comes as last known, with ``silent`` true; it never delays the others' answers
         by more than that time.
         """
+        ...
+
+    async def end(self, described: Mapping[str, Any]) -> None:
+        """Ends a replica that is beyond hope, as it last described itself; the cluster starts another one. Nothing
+        happens where it is gone already."""
         ...

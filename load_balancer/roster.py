@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections import defaultdict
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
 from load_balancer.dispatch import Dispatcher
 from load_balancer.pool import Pool, ReplicaLost
+from load_balancer.silence import Silence
 from weir.core import Plan, Role
 from weir.errors import PlanError
 
@@ -19,18 +20,27 @@ log = logging.getLogger(__name__)
 
 #: How often the replicas are asked who they are.
 REFRESH_S = 1.0
-#: A replica that has said nothing this many times in a row is out of the book until it speaks again.
-SILENT_LOOKS = 3
+#: Beyond what a replica may take that is told to stop, seconds.
+PATIENCE_S = 15.0
 
 
 class Roster:
     """Keeps the dispatcher's book of replicas true, under the newest valid plan.
 
     Args:
+        drain_s: the longest that a replica takes to finish what it has begun when it is told to stop.
         clock: unix time, seconds.
     """
 
-    def __init__(self, pool: Pool, plan: Plan, dispatcher: Dispatcher, clock: Callable[[], float] = time.time):
+    def __init__(
+        self,
+        pool: Pool,
+        plan: Plan,
+        dispatcher: Dispatcher,
+        clock: Callable[[], float] = time.time,
+        *,
+        drain_s: float = 60.0,
+    ):
         self.plan = plan
         self._pool = pool
         self._dispatcher = dispatcher
@@ -38,7 +48,7 @@ class Roster:
         self.plan_since = clock()
         self._refreshed = asyncio.Event()
         self._hurry = asyncio.Event()
-        self._silent: Counter[str] = Counter()
+        self._silence = Silence(drain_s + PATIENCE_S)
         self._waits: defaultdict[str, set[asyncio.Timeout]] = defaultdict(set)
 
     def apply(self, fields: Any) -> None:
@@ -60,39 +70,37 @@ class Roster:
         while True:
             self._hurry.clear()
             try:
-                self._dispatcher.sync(self._heard(await self._pool.describe()))
-                self._refreshed.set()
-                self._refreshed.clear()
+                await self._look(await self._pool.describe())
             except Exception:
                 log.exception("could not ask the replicas who they are; keeping what was known")
             wait = REFRESH_S if any(self._dispatcher.ready(role) for role in Role) else REFRESH_S / 5
-            if any(looks < SILENT_LOOKS for looks in self._silent.values()):
+            if self._silence.pending:
                 wait = 0.0  # images wait there
             try:
                 await asyncio.wait_for(self._hurry.wait(), wait)
             except TimeoutError:
                 continue
 
-    def _heard(self, described: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Those that speak, or have been silent for less than ``SILENT_LOOKS`` looks. Ends the waits for the others."""
-        looked = list(described)
-        silent = {it["replica"] for it in looked if it.get("silent")}
-        self._silent = Counter({replica: self._silent[replica] + 1 for replica in silent})
-        lost = {replica for replica, looks in self._silent.items() if looks >= SILENT_LOOKS}
-        for replica in lost:
-            if self._silent[replica] == SILENT_LOOKS:
-                log.warning("%s says nothing; no image goes there until it does", replica)
+    async def _look(self, described: Iterable[Mapping[str, Any]]) -> None:
+        """Brings the book up to date; ends the waits for those that are lost, and those themselves beyond hope."""
+        found = self._silence.look(described, self._clock())
+        self._dispatcher.sync(found.book)
+        for replica in found.lost:
             for wait in self._waits.get(replica, ()):
                 if not wait.expired():
                     wait.reschedule(0)  # long ago, on any clock
-        return [it for it in looked if it["replica"] not in lost]
+        self._refreshed.set()
+        self._refreshed.clear()
+        for it in found.to_end:
+            log.warning("%s has said nothing for too long; another one takes its place", it["replica"])
+            await self._pool.end(it)
 
     @asynccontextmanager
     async def while_heard(self, replica: str) -> AsyncIterator[None]:
         """Around a wait for the replica's answer.
 
         Raises:
-            ReplicaLost: the replica fell silent for ``SILENT_LOOKS`` looks.
+            ReplicaLost: the replica fell silent; see ``load_balancer/silence.py``.
         """
         limit = asyncio.timeout(None)
         try:

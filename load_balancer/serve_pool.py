@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-from collections.abc import AsyncGenerator, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from typing import Any
 
+import ray
 from ray.exceptions import RayActorError
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
@@ -17,6 +18,8 @@ from weir.core import Role
 
 #: A replica that does not say who it is within this time is silent.
 DESCRIBE_TIMEOUT_S = 2.0
+#: Of Serve's actors.
+NAMESPACE = "serve"
 
 
 class ServePool:
@@ -61,6 +64,10 @@ class ServePool:
         self._to = {replica: handle for replica, handle in self._to.items() if replica in known}
         return list(known.values())
 
+    async def end(self, described: Mapping[str, Any]) -> None:
+        if (actor := described.get("actor")) is not None:
+            await asyncio.to_thread(_kill, actor)
+
     @contextmanager
     def _lost(self, replica: str, response: Any) -> Iterator[None]:
         """Who is cancelled while waiting for the response, or leaves it half read, cancels it; failures get their name.
@@ -84,6 +91,11 @@ def _said(task: asyncio.Task[Any]) -> dict[str, Any] | None:
         return None
     answer = task.result()
     return answer if isinstance(answer, dict) else None
+
+
+def _kill(actor: str) -> None:
+    with suppress(ValueError):  # it is dead
+        ray.kill(ray.get_actor(actor, NAMESPACE))
 
 
 def _called(handle: DeploymentHandle, role: Role, request: dict[str, Any]) -> Any:

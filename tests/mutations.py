@@ -74,9 +74,9 @@ MUTATIONS = (
     ),
     Mutation(
         "a replica that says nothing stays in the book",
-        "load_balancer/roster.py",
-        'return [it for it in looked if it["replica"] not in lost]',
-        "return looked",
+        "load_balancer/silence.py",
+        "if 0 < it.looks < SILENT_LOOKS:",
+        "if 0 < it.looks:",
         "tests/load_balancer/test_roster.py::test_who_is_silent_leaves_the_book_after_some_looks_and_the_others_stay",
     ),
     Mutation(

@@ -223,6 +223,11 @@ class ServiceConfig(_Strict):
             )
         return self
 
+    @property
+    def drain_s(self) -> float:
+        """How long a replica that is told to stop may go on with what it has begun."""
+        return max(20.0, 2 * self.slo_s)
+
 
 Model = TypeVar("Model", bound=BaseModel)
 

@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
+import ray
 from ray import serve
 
 from weir import metrics as metrics_of
@@ -70,7 +71,7 @@ class Worker:
         keep_to_loopback()
         self.family = FamilyConfig.model_validate(family)
         self.plan = Plan.from_dict(plan)
-        self.replica, self.rank = _identity()
+        self.replica, self.rank, self.actor = _identity()
         self.states = None if states is None else states()
         self.fetch_s = fetch_s
         #: What went wrong with single images and states, by error code.
@@ -292,6 +293,7 @@ class Worker:
             self.states.show()
         return {
             "replica": self.replica,
+            "actor": self.actor,
             "rank": self.rank,
             "role": own.role.value,
             "batch_size": own.batch_size,
@@ -328,13 +330,15 @@ def _sent_away(job: Job, error: WeirError, queued: int) -> Outcome:
     return Outcome(failed(error), queue_s=time.monotonic() - job.submitted, queued=queued)
 
 
-def _identity() -> tuple[str, int]:
-    """The replica's unique id, as a request router sees it, and its rank; outside of Serve a made-up one and 0."""
+def _identity() -> tuple[str, int, str | None]:
+    """The replica's unique id, as a request router sees it, its rank, and the name of its actor; outside of Serve a
+    made-up id, 0 and None."""
     try:
         context = serve.get_replica_context()
     except Exception:
-        return f"local-{os.getpid()}", 0
-    return context.replica_id.unique_id, 0 if context.rank is None else context.rank.rank
+        return f"local-{os.getpid()}", 0, None
+    rank = 0 if context.rank is None else context.rank.rank
+    return context.replica_id.unique_id, rank, ray.get_runtime_context().get_actor_name()
 
 
 def _engine(family: FamilyConfig, emulate: str | None) -> Engine:

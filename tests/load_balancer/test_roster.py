@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -16,9 +16,10 @@ from load_balancer.balancer import Balancer
 from load_balancer.dispatch import Dispatcher
 from load_balancer.order import Order
 from load_balancer.pool import ReplicaLost
-from load_balancer.roster import SILENT_LOOKS, Roster
+from load_balancer.roster import PATIENCE_S, Roster
 from load_balancer.serve_pool import ServePool
 from load_balancer.service_times import ServiceTimes
+from load_balancer.silence import ABSENT_S, SILENT_LOOKS
 from weir.core import Role
 
 
@@ -28,18 +29,24 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Hanging:
-    """Wraps the fake pool: the replicas in ``hung`` are silent, and images sent there never come."""
+    """Wraps the fake pool: the replicas in ``hung`` are silent, those in ``gone`` are not routed to, and images sent to
+    them never come."""
 
     def __init__(self, pool: Any):
-        self.pool, self.looks = pool, 0
+        self.pool = pool
         self.hung: set[str] = set()
+        self.gone: set[str] = set()
+        self.ended: list[str] = []
 
     async def describe(self) -> list[dict[str, Any]]:
-        self.looks += 1
-        return [it | {"silent": True} if it["replica"] in self.hung else it for it in await self.pool.describe()]
+        there = [it for it in await self.pool.describe() if it["replica"] not in self.gone]
+        return [it | {"silent": True} if it["replica"] in self.hung else it for it in there]
+
+    async def end(self, described: Mapping[str, Any]) -> None:
+        self.ended.append(described["replica"])
 
     async def generate(self, replica: str, role: Role, request: dict[str, Any]) -> dict[str, Any]:
-        if replica in self.hung:
+        if replica in self.hung | self.gone:
             self.pool.calls.append((replica, role, request))
             await asyncio.Event().wait()
         return await self.pool.generate(replica, role, request)
@@ -53,18 +60,32 @@ def hanging(pool: Any) -> Hanging:
     return Hanging(pool)
 
 
+class Clock:
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
 @asynccontextmanager
-async def watched(hanging: Hanging, plan: Any, profile: Any) -> AsyncIterator[tuple[Roster, Dispatcher]]:
+async def watched(hanging: Hanging, plan: Any, profile: Any) -> AsyncIterator[tuple[Roster, Dispatcher, Clock]]:
     dispatcher = Dispatcher(plan, ServiceTimes(profile), random.Random(1))
-    roster = Roster(hanging, plan, dispatcher)
+    clock = Clock()
+    roster = Roster(hanging, plan, dispatcher, clock, drain_s=0)
     task = asyncio.create_task(roster.watch())
     await roster.refreshed()
-    yield roster, dispatcher
+    yield roster, dispatcher, clock
     task.cancel()
 
 
+async def for_ever(roster: Roster, replica: str) -> None:
+    async with roster.while_heard(replica):
+        await asyncio.Event().wait()
+
+
 async def test_who_is_silent_leaves_the_book_after_some_looks_and_the_others_stay(hanging, plan, profile):
-    async with watched(hanging, plan, profile) as (roster, dispatcher):
+    async with watched(hanging, plan, profile) as (roster, dispatcher, _):
         hanging.hung.add("replica-1")
         for _ in range(SILENT_LOOKS - 1):
             await roster.refreshed()
@@ -77,7 +98,7 @@ async def test_who_is_silent_leaves_the_book_after_some_looks_and_the_others_sta
 
 
 async def test_a_word_in_between_begins_the_count_anew(hanging, plan, profile):
-    async with watched(hanging, plan, profile) as (roster, dispatcher):
+    async with watched(hanging, plan, profile) as (roster, dispatcher, _):
         for _ in range(2 * SILENT_LOOKS):
             hanging.hung ^= {"replica-1"}
             await roster.refreshed()
@@ -85,18 +106,43 @@ async def test_a_word_in_between_begins_the_count_anew(hanging, plan, profile):
 
 
 async def test_a_wait_for_one_that_falls_silent_ends_as_if_it_had_died(hanging, plan, profile):
-    async with watched(hanging, plan, profile) as (roster, _):
+    async with watched(hanging, plan, profile) as (roster, _, _):
         hanging.hung.add("replica-1")
         with pytest.raises(ReplicaLost, match="replica-1"):
-            async with roster.while_heard("replica-1"):
-                await asyncio.Event().wait()
+            await for_ever(roster, "replica-1")
+
+
+async def test_a_wait_for_one_that_is_not_routed_to_any_more_ends_after_a_while(hanging, plan, profile):
+    async with watched(hanging, plan, profile) as (roster, _, clock):
+        hanging.gone.add("replica-1")
+        for _ in range(2 * SILENT_LOOKS):
+            await roster.refreshed()
+        waiting = asyncio.create_task(for_ever(roster, "replica-1"))
+        await roster.refreshed()
+        await roster.refreshed()
+        assert not waiting.done()
+        clock.now = ABSENT_S
+        with pytest.raises(ReplicaLost, match="replica-1"):
+            await waiting
+
+
+@pytest.mark.parametrize("how", ["hung", "gone"])
+async def test_who_is_not_heard_for_longer_than_a_drain_takes_is_ended_once(hanging, plan, profile, how):
+    async with watched(hanging, plan, profile) as (roster, _, clock):
+        getattr(hanging, how).add("replica-1")
+        await roster.refreshed()
+        await roster.refreshed()
+        assert hanging.ended == []
+        clock.now = PATIENCE_S
+        for _ in range(4):
+            await roster.refreshed()
+        assert hanging.ended == ["replica-1"]
 
 
 async def test_a_time_limit_of_somebody_else_stays_one(hanging, plan, profile):
-    async with watched(hanging, plan, profile) as (roster, _):
+    async with watched(hanging, plan, profile) as (roster, _, _):
         with pytest.raises(TimeoutError):
-            async with asyncio.timeout(0.01), roster.while_heard("replica-1"):
-                await asyncio.Event().wait()
+            await asyncio.wait_for(for_ever(roster, "replica-1"), 0.01)
 
 
 async def test_images_at_a_hung_replica_are_drawn_by_another(hanging, plan, family, profile):
