@@ -99,7 +99,8 @@ def as_outcome(answers: list[Answer], planned: int, slo_s: float, policy: str) -
         paths[a.index] = PATHS[a.path]
         if a.answered:
             finished[a.index] = a.arrival_s + a.latency_s
-    return Outcome(policy, slo_s, arrivals, finished, paths, 0.0, 0, (), GPUS)
+    whole = np.zeros(planned)  # no cache and no short runs here
+    return Outcome(policy, slo_s, arrivals, finished, paths, whole.astype(bool), whole, 0.0, 0, (), GPUS)
 
 
 def ways(answers: list[Answer]) -> tuple[float, ...]:

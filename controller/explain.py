@@ -47,6 +47,7 @@ def plan_for(
             quality=tuple(quality.reward(1 - f) if quality else f for f in setting.deferral.shares),
             fixed_s=problem.fixed_s + setting.discriminator_s,
             one_batch_size=False,
+            short_runs=setting.short_runs,
         )
     return problem, solve(problem, solver, time_limit_s)
 
@@ -55,6 +56,7 @@ def describe(problem: Problem, solution: Solution) -> dict[str, Any]:
     """The answer, JSON-ready. ``gpus`` and ``batch_sizes`` are by role; spare GPUs count for neither."""
     return {
         "threshold": solution.threshold,
+        "heavy_steps": solution.point.steps,
         "deferral": solution.deferral,
         "gpus": {role.value: solution.count(role) for role in Role},
         "batch_sizes": {role.value: solution.batch_size(role) for role in Role},
@@ -78,8 +80,8 @@ def explain(problem: Problem, solution: Solution) -> str:
         lines.append(
             f"cannot be served whole: {solution.served_rps:.2f} requests/s fit, {solution.shed_rps:.2f} are refused"
         )
-    needs = {Role.LIGHT: solution.served_rps, Role.HEAVY: solution.served_rps * solution.deferral}
-    for role in Role:
+    needs = {role: solution.served_rps * solution.point.needs(role is Role.LIGHT) for role in Role}
+    for role, unit in ((Role.LIGHT, "images/s"), (Role.HEAVY, "whole runs/s")):
         rate = 0.0
         for a in solution.allocations:
             if a.role is role:
@@ -88,9 +90,10 @@ def explain(problem: Problem, solution: Solution) -> str:
                 lines.append(
                     f"{role.value}: {a.count} × {problem.gpus[a.gpu].name}, batch {a.batch_size}, {seconds:g} s"
                 )
-        lines.append(f"{role.value}: {needs[role]:.2f} images/s needed, {rate:.2f} possible")
+        lines.append(f"{role.value}: {needs[role]:.2f} {unit} needed, {rate:.2f} possible")
     lines.append(
         f"threshold {solution.threshold:g}: {solution.deferral:.1%} of the light images are drawn again, heavy"
+        + (f", with {solution.point.steps} steps" if solution.point.steps else "")
     )
     best = max(range(len(problem.quality)), key=lambda j: problem.quality[j])
     if solution.deferral == problem.deferral[best]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from solvers.diffserve import published_problem
-from solvers.problem import GpuType, Problem
+from solvers.problem import GpuType, Problem, ShortRun
 from weir.core import DeferralCurve
 from weir.profiles import Profile, deferral_of
 from weir.prompt_levels import LevelHead
@@ -54,6 +54,7 @@ class Setting:
         stepwise: images join and leave at every step; otherwise a batch is drawn as one.
         resumed: measured quality of images that went on from a cached state, as a share of a whole run's. It says
             nothing of distances such as FID.
+        short_runs: lengths of heavy runs from noise that a plan may choose, with what they save and lose.
         levels: prompts by predicted level, from level 0, the hardest; empty: they are not told apart.
     """
 
@@ -64,6 +65,7 @@ class Setting:
     discriminator_s: float = 0.0
     stepwise: bool = False
     resumed: float = 1.0
+    short_runs: tuple[ShortRun, ...] = ()
     levels: tuple[LevelStats, ...] = ()
 
     @classmethod
@@ -73,7 +75,8 @@ class Setting:
         """The setting of a measured family; its light times hold the discriminator. With a level head its measured
         qualities count, for those of the profile may be on another scale."""
         gpu = GpuType(profile.device, gpus, profile.light.latency, profile.heavy.latency)
-        quality = QualityCurve(**profile.quality.model_dump()) if profile.quality else None
+        measured = profile.quality
+        quality = QualityCurve(measured.values, measured.smaller_is_better) if measured else None
         stats: tuple[LevelStats, ...] = ()
         if levels is not None:
             quality = QualityCurve(levels.about.quality, smaller_is_better=False)
@@ -88,6 +91,7 @@ class Setting:
             quality=quality,
             stepwise=profile.stepwise,
             resumed=resumed,
+            short_runs=_short_runs(profile, quality) if quality else (),
             levels=stats,
         )
 
@@ -122,3 +126,14 @@ class Setting:
             queue_delay_s=queue_delay_s,
             tie_break=tie_break,
         )
+
+
+def _short_runs(profile: Profile, quality: QualityCurve) -> tuple[ShortRun, ...]:
+    """What was measured of each length; what it loses, as a share, also holds on another scale of quality."""
+    if profile.quality is None:
+        return ()
+    whole, worse = profile.quality.values[0], 1.0 if profile.quality.smaller_is_better else -1.0
+    return tuple(
+        ShortRun(steps, profile.heavy.work(steps), worse * (value / whole - 1) * quality.at(0))
+        for steps, value in sorted(profile.quality.by_heavy_steps.items())
+    )

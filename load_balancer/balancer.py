@@ -201,12 +201,13 @@ class Balancer:
             self.meter.asked(order.n)
             role = cascade.first_role(plan, order.role, random.random())
             terms = Terms(plan, role, now, slo_s)
+            steps = cascade.noise_steps(plan, order.role, order.steps)
             self.admission.admit(
                 order.n,
                 now=now,
                 # What is dropped before it runs costs nothing, so the rule decides later and knows better.
                 deadline=terms.latest if plan.rules.drop_after_s is None else math.inf,
-                finish_at=self._stage.finish_at(role, order.steps, now, order.n, patient=patient),
+                finish_at=self._stage.finish_at(role, steps, now, order.n, patient=patient),
                 rps=plan.admitted_rps,
                 share=BATCH_SHARE if patient else 1.0,
             )

@@ -17,6 +17,14 @@ def first_role(plan: Plan, forced: Role | None, draw: float = 1.0) -> Role:
     return Role.HEAVY if heavy else Role.LIGHT
 
 
+def noise_steps(plan: Plan, forced: Role | None, asked: int | None) -> int | None:
+    """Denoising steps of a heavy run from noise: what the request asks for, else what the plan says.
+
+    None is the variant's own number, which a request for the heavy variant itself gets.
+    """
+    return asked if asked is not None or forced is Role.HEAVY else plan.rules.heavy_steps
+
+
 def after_lookup(
     plan: Plan,
     role: Role,

@@ -80,15 +80,19 @@ class Passage:
     async def _reused(self, request: ImageRequest, order: Order, terms: Terms, show: Show) -> Drawn:
         """The image, from what the cache has for it where that is something."""
         mode = order.cache or self._mode
+        from_noise = cascade.noise_steps(terms.plan, order.role, order.steps)
         if self._cache is None or mode == "off" or order.role is Role.LIGHT:
-            return await self._cascade(request, order, terms, show)
+            return await self._cascade(replace(request, steps=from_noise), order, terms, show)
         reuse = await self._cache.find(request, order.caller.tenant)
         if mode == "read":
             reuse = replace(reuse, capture=False)
         steps = request.steps or self._family.heavy.steps
         self._tally.lookup(request.id, reuse.k / steps, reuse.level)
-        if order.cache is None and not terms.plan.rules.reuse:
+        left_alone = not terms.plan.rules.reuse or (from_noise is not None and steps - reuse.k > from_noise)
+        if order.cache is None and left_alone:
             reuse = replace(reuse, key=None, k=0)
+        if not reuse.k and from_noise != request.steps:  # the states of such a run are none that others look for
+            request, reuse = replace(request, steps=from_noise), replace(reuse, capture=False)
         request, saved = reuse.of(request), reuse.k / steps
         if order.role is None:
             now = self._clock()

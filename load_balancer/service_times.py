@@ -35,6 +35,11 @@ class ServiceTimes:
         """
         return self._profiled(role, batch_size, work) * self._correction[role]
 
+    def whole(self, role: Role, batch_size: int, compute_s: float, work: float) -> float:
+        """What a batch of the variant's own number of steps would have taken, from one of another."""
+        known = self._profiled(role, batch_size, work)
+        return compute_s * self._profiled(role, batch_size, 1.0) / known if known > 0 else compute_s
+
     def observe(self, role: Role, batch_size: int, compute_s: float, work: float = 1.0) -> None:
         """Takes in the time that a batch really took."""
         expected = self._profiled(role, batch_size, work)

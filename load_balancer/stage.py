@@ -187,8 +187,11 @@ class Stage:
                     queue_s=None if result.captured else result.queue_s + (result.fetch_s or 0.0),
                     queued=result.queued,
                 )
-                if batch is not None and batch.work == 1:
-                    self._tally.batch(batch.role, result.batch_size, result.compute_s)
+                if batch is not None and not result.resumed_at:
+                    whole_s = self._dispatcher.times.whole(
+                        batch.role, result.batch_size, result.compute_s, batch.work
+                    )  # fmt: skip
+                    self._tally.batch(batch.role, result.batch_size, whole_s)
         finally:
             self._dispatcher.forget(replica, request.id, self._clock())
             self._promised.pop(request.id, None)

@@ -84,7 +84,7 @@ class Tally:
             self.late_answers += 1
 
     def batch(self, role: Role, size: int, seconds: float) -> None:
-        """A worker ran a batch of the variant's own number of steps."""
+        """A worker ran a batch that takes so long with the variant's own number of steps."""
         self.batches += 1
         self._batches.append((role.value, size, seconds))
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -38,10 +38,12 @@ class Calibration:
         confidences: of single light images on held-out prompts, ascending, each 0…1.
         quality: at equal steps of the light share from 0 (all heavy) to 1, the most confident images staying light;
             more is better.
+        by_heavy_steps: of all-heavy images, by their denoising steps; empty: not measured.
     """
 
     confidences: tuple[float, ...]
     quality: tuple[float, ...]
+    by_heavy_steps: Mapping[int, float] = field(default_factory=dict)
 
     @classmethod
     def read(cls, path: Path) -> Calibration:
@@ -55,23 +57,24 @@ class Calibration:
             figures = json.loads(path.read_text())
             confidences = sorted(float(c) for c in figures["confidences"])
             quality = tuple(float(q) for q in figures["quality"]["discriminator"])
+            by_steps = {int(n): float(q) for n, q in figures.get("heavy_by_steps", {}).items()}
         except FileNotFoundError:
             raise ConfigError(f"{path}: there is no such file; {remedy}") from None
         except (OSError, ValueError) as error:
             raise ConfigError(f"{path}: not a readable JSON file: {error}; {remedy}") from None
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, AttributeError) as error:
             raise ConfigError(f"{path}: no evaluation of a cascade: {error} is missing or wrong; {remedy}") from None
-        known = np.asarray([*confidences, *quality])
+        known = np.asarray([*confidences, *quality, *by_steps.values()])
         if not confidences or len(quality) < 2 or not np.isfinite(known).all() or quality[0] <= 0:
             raise ConfigError(f"{path}: confidences or quality are empty, not finite or not positive; {remedy}")
         if confidences[0] < 0 or confidences[-1] > 1:
             raise ConfigError(f"{path}: confidences must lie in 0…1; {remedy}")
-        return cls(tuple(confidences), quality)
+        return cls(tuple(confidences), quality, by_steps)
 
-    @property
-    def profile(self) -> QualityProfile:
-        """The curve as a profile file holds it, for the controller to maximise."""
-        return QualityProfile(values=self.quality, smaller_is_better=False)
+    def profile(self, heavy_steps: int) -> QualityProfile:
+        """What was measured as the profile of a variant of so many steps holds it, for the controller to maximise."""
+        shorter = {n: q for n, q in sorted(self.by_heavy_steps.items()) if n < heavy_steps}
+        return QualityProfile(values=self.quality, smaller_is_better=False, by_heavy_steps=shorter)
 
     def at(self, threshold: float) -> Choice:
         """What this threshold gives."""

@@ -71,6 +71,9 @@ class Simulation:
         n = len(self.arrived)
         self.saved: list[float] = [0.0] * n if saved is None else np.asarray(saved, dtype=float).tolist()
         self.work = [1.0] * n  # share of a whole heavy run that a request needs, known when it arrives
+        self.resumed = [False] * n  # its heavy run goes on from a cached state
+        self.loss = [0.0] * n  # quality that its heavy run loses for being short
+        self.short_runs = {run.steps: run for run in setting.short_runs}
         self.level: list[int] | None = None if levels is None else np.asarray(levels, dtype=int).tolist()
         self.finished = [NEVER] * n
         self.path = [UNANSWERED] * n
@@ -79,7 +82,7 @@ class Simulation:
         self.plan: Plan = policy.first_plan()
         self.rules = self.plan.rules
         self.stepwise = setting.stepwise
-        work = None if saved is None else self.work
+        work = None if saved is None and not self.short_runs else self.work
         self.fleet = (SeatFleet if setting.stepwise else Fleet)(setting, self.plan, transit_s, work)
         self.transit_s = transit_s
         self.random = random.Random(seed)
@@ -128,7 +131,8 @@ class Simulation:
             arrivals_s=np.array(arrived),
             finished_s=np.array(self.finished),
             paths=np.array(self.path, dtype=np.int8),
-            resumed=(np.array(self.path, dtype=np.int8) == ANSWERED_HEAVY) & (np.array(self.work) < 1),
+            resumed=(np.array(self.path, dtype=np.int8) == ANSWERED_HEAVY) & np.array(self.resumed, dtype=bool),
+            loss=np.where(np.array(self.path, dtype=np.int8) == ANSWERED_HEAVY, self.loss, 0.0),
             busy_s=self.busy_s,
             role_changes=self.role_changes,
             plans=tuple(self.plans),
@@ -145,13 +149,16 @@ class Simulation:
             self.tally.found[saved] += 1
         elif level != NO_LEVEL:
             self.tally.missed[level] += 1
-        if not self.rules.reuse:
+        run = self.short_runs.get(self.rules.heavy_steps or 0)
+        if not self.rules.reuse or (run is not None and 1 - saved > run.work):
             saved = 0.0
-        self.work[i] = 1 - saved
+        self.resumed[i], self.work[i] = saved > 0, 1 - saved
+        if run is not None and not saved:
+            self.work[i], self.loss[i] = run.work, run.loss
         at_once = saved >= (self.rules.direct or 0.0) if saved else NO_LEVEL < level < self.rules.heavy_levels
         if role == LIGHT and at_once and self.fleet.members[HEAVY]:
-            replica, finish = self._pick(HEAVY, now)
-            if replica is not None and finish - saved * replica.times[HEAVY][replica.limit] <= self.latest[i]:
+            replica, finish = self._heavy(i, now)
+            if replica is not None and finish <= self.latest[i]:
                 self._enqueue(replica, i, now)
                 return
         self._send(i, role, now)
@@ -172,6 +179,13 @@ class Simulation:
             return fleet.earliest(role, now)
         members = fleet.members[role]
         return (fleet.replicas[members[int(self.random.random() * len(members))]], now) if members else (None, NEVER)
+
+    def _heavy(self, i: int, now: float) -> tuple[Replica | None, float]:
+        """Where the heavy image would be drawn, and when it would be ready: the book counts whole runs."""
+        replica, finish = self._pick(HEAVY, now)
+        if replica is not None:
+            finish -= (1 - self.work[i]) * replica.times[HEAVY][replica.limit]
+        return replica, finish
 
     def _send(self, i: int, role: int, now: float) -> None:
         replica, _ = self._pick(role, now)
@@ -277,8 +291,9 @@ class Simulation:
             replica.epoch += 1
         else:
             batch, replica.running = replica.running, []
-        if self.stepwise or role == LIGHT or all(self.work[i] == 1 for i in batch):  # what a whole run takes
-            self.tally.batches.append(Batch(ROLE_NAMES[role], size, replica.batch_s, replica.kind))
+        if self.stepwise or role == LIGHT or not any(self.resumed[i] for i in batch):
+            share = 1.0 if self.stepwise or role == LIGHT else sum(self.work[i] for i in batch) / len(batch)
+            self.tally.batches.append(Batch(ROLE_NAMES[role], size, replica.batch_s / share, replica.kind))
         if self.transit_s:
             self._later(now + self._way(), partial(self._replied, role, batch))
         else:
@@ -315,7 +330,7 @@ class Simulation:
             self._defer(i, now)
 
     def _defer(self, i: int, now: float) -> None:
-        replica, finish = self._pick(HEAVY, now)
+        replica, finish = self._heavy(i, now)
         if replica is None or (self.rules.light_fallback and finish > self.latest[i]):
             self._give_up(i, now)
         else:

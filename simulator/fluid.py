@@ -15,7 +15,8 @@ def fluid_bound(setting: Setting, arrivals_s: np.ndarray, window_s: float = WIND
     """Mean quality over windows when each gets the best share that its own count of requests allows.
 
     In every window all GPUs work without pause at their best batch that meets the deadline, split at will (a GPU may
-    change its role within a window, so fractions count), and nothing queues. Windows without a request are left out.
+    change its role within a window, so fractions count), on heavy runs of the best length, and nothing queues. Windows
+    without a request are left out.
     nan without a quality curve or without a request. One type of GPU.
     """
     if setting.quality is None or not len(arrivals_s):
@@ -35,7 +36,9 @@ def fluid_bound(setting: Setting, arrivals_s: np.ndarray, window_s: float = WIND
         seconds = min(window_s, max(arrivals_s[-1] - index * window_s, 1.0))
         rate = count / seconds
         light_gpus = min(gpu.count, rate / light_rps)
-        most = min(1.0, (gpu.count - light_gpus) * heavy_rps / rate)
-        shares = np.linspace(0, most, 201)
-        best.append(max((setting.quality.reward(1 - s), setting.quality.at(1 - s)) for s in shares)[1])
-    return float(np.mean(best))
+        rewards = []
+        for work, loss in ((1.0, 0.0), *((run.work, run.loss) for run in setting.short_runs)):
+            most = min(1.0, (gpu.count - light_gpus) * heavy_rps / work / rate)
+            rewards += [setting.quality.reward(1 - s) - s * loss for s in np.linspace(0, most, 201)]
+        best.append(max(rewards))
+    return float(np.mean(best)) * (-1 if setting.quality.smaller_is_better else 1)

@@ -19,6 +19,7 @@ class Outcome:
         arrivals_s, finished_s: by request; a request without an answer finishes at infinity.
         paths: by request; :data:`UNANSWERED` was dropped or refused.
         resumed: by request; answered with a heavy image that went on from a cached state.
+        loss: by request; quality that its image is worth less because its heavy run was a short one.
         busy_s: seconds of batches, all replicas together.
         role_changes: replicas that got another role, over the whole run.
         plans: (time, light replicas, heavy replicas, threshold) of every plan.
@@ -31,6 +32,7 @@ class Outcome:
     finished_s: np.ndarray
     paths: np.ndarray
     resumed: np.ndarray
+    loss: np.ndarray
     busy_s: float
     role_changes: int
     plans: tuple[tuple[float, int, int, float], ...]

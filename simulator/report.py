@@ -52,15 +52,20 @@ class Report:
 
 
 def windowed_quality(outcome: Outcome, quality: QualityCurve, window_s: float = WINDOW_S) -> float | None:
-    """Mean over windows of the quality at the light share served there; windows without an answer are left out."""
+    """Mean over windows of the quality at the light share served there, less what short heavy runs lost.
+
+    Windows without an answer are left out.
+    """
     answered = outcome.paths != UNANSWERED
     window = (outcome.arrivals_s[answered] // window_s).astype(int)
     if not len(window):
         return None
     counts = np.bincount(window)
     light = np.bincount(window, weights=outcome.light[answered])
+    lost = np.bincount(window, weights=outcome.loss[answered])[counts > 0] / counts[counts > 0]
     shares = light[counts > 0] / counts[counts > 0]
-    return float(np.mean([quality.at(share) for share in shares]))
+    worth = np.array([quality.at(share) for share in shares])
+    return float(np.mean(worth + lost if quality.smaller_is_better else worth - lost))
 
 
 def report(outcome: Outcome, quality: QualityCurve | None, gpu_hour_price: float | None = None) -> Report:

@@ -12,7 +12,7 @@ import numpy as np
 
 from controller.setting import Setting
 from load_balancer.replica_book import PRICED_FULL
-from simulator.fleet import NEVER, ROLES, Fleet, Replica
+from simulator.fleet import HEAVY, NEVER, ROLES, Fleet, Replica
 from weir.core import Plan
 
 _PRICED_FULL = frozenset(ROLES[role] for role in PRICED_FULL)
@@ -50,8 +50,11 @@ class SeatFleet(Fleet):
             free = free[max(0, len(free) - limit) :]
             free += [replica.as_of] * (limit - len(free))
             heapq.heapify(free)
+            run_s = times[limit]
+            if self._work is not None and role == HEAVY and replica.queue:
+                run_s *= sum(self._work[i] for i in replica.queue) / len(replica.queue)
             for _ in range(company - len(replica.running)):
-                heapq.heapreplace(free, free[0] + times[limit])
+                heapq.heapreplace(free, free[0] + run_s)
             self.finish[role][index] = free[0] + times[limit]
 
     def earliest(self, role: int, now: float) -> tuple[Replica | None, float]:

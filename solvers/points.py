@@ -1,26 +1,30 @@
 """Operating points: what the cascade, the cache and predicted levels do together, and what that costs and gives.
 
 A point is a threshold, the share of steps from which a cache hit goes to the heavy variant at once (hits that save less
-begin light, and resume only if they are deferred), and which groups of prompts go to the heavy variant at once. With
-h_K and w_K of the hits, H = Σ h_K, groups g with shares s_g of the misses, D the hits and E the groups at once:
+begin light, and resume only if they are deferred), which groups of prompts go to the heavy variant at once, and how
+long a heavy run from noise is. With h_K and w_K of the hits, H = Σ h_K, groups g with shares s_g of the misses, D the
+hits and E the groups at once, w the work of a run from noise and d the quality that it loses against a whole one
+(w = 1, d = 0):
 
     light work  A = Σ_{K∉D} h_K + (1 − H) Σ_{g∉E} s_g
-    heavy work  B = Σ_{K∈D} h_K w_K + F_j Σ_{K∉D} h_K w_K + (1 − H) (Σ_{g∉E} s_g F_gj + Σ_{g∈E} s_g)
-    quality     Q = Σ_{K∈D} h_K q_K + Σ_{K∉D} h_K (Q_j + F_j (q_K − q)) + (1 − H) (Σ_{g∉E} s_g Q_gj + Σ_{g∈E} s_g q_g)
+    heavy work  B = Σ_{K∈D} h_K w_K + F_j Σ_{K∉D} h_K w_K + (1 − H) w (Σ_{g∉E} s_g F_gj + Σ_{g∈E} s_g)
+    quality     Q = Σ_{K∈D} h_K q_K + Σ_{K∉D} h_K (Q_j + F_j (q_K − q))
+                    + (1 − H) (Σ_{g∉E} s_g (Q_gj − F_gj d) + Σ_{g∈E} s_g (q_g − d))
 
-where q is the quality of a heavy image. A resumed image is worth a little less than a whole one; where there is time,
-the cache may be left alone, as if there were no hits. All three are shares of one request. Everything that a plan
-decides about single requests is in the point, so that the program only has to choose one of them and the GPUs that
-carry it.
+where q is the quality of a whole heavy image. A resumed image is worth a little less than a whole one; where there is
+time, the cache may be left alone, as if there were no hits, and so are hits that cost more than a run from noise. All
+three are shares of one request. Everything that a plan decides about single requests is in the point, so that the
+program only has to choose one of them and the GPUs that carry it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
-from solvers.problem import Problem
+from solvers.problem import CacheHit, Problem, ShortRun
 
 #: Points in the program. More than one curve of thresholds is thinned evenly to so many together; the threshold is
 #: chosen among all of them afterwards, for the GPUs that were found.
@@ -36,6 +40,7 @@ class Point:
         direct: share of steps saved from which a hit goes to the heavy variant at once.
         entry: groups of prompts from this index on, the hard ones, go to the heavy variant at once.
         reuse: False: hits are drawn from noise like misses.
+        steps: of heavy runs from noise; None: the variant's own.
         light_work, heavy_work: light images and full heavy runs for each request.
         quality: mean of a request, on the scale 0…1 of the quality curve.
     """
@@ -44,6 +49,7 @@ class Point:
     direct: float
     entry: int
     reuse: bool
+    steps: int | None
     light_work: float
     heavy_work: float
     quality: float
@@ -54,18 +60,19 @@ class Point:
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """The points of one way to treat hits and groups, by threshold; arrays [J]."""
+    """The points of one way to treat hits, groups and runs from noise, by threshold; arrays [J]."""
 
     direct: float
     entry: int
     reuse: bool
+    steps: int | None
     light_work: float
     heavy_work: np.ndarray
     quality: np.ndarray
 
     def point(self, j: int) -> Point:
         heavy_work, quality = float(self.heavy_work[j]), float(self.quality[j])
-        return Point(j, self.direct, self.entry, self.reuse, self.light_work, heavy_work, quality)
+        return Point(j, self.direct, self.entry, self.reuse, self.steps, self.light_work, heavy_work, quality)
 
     def useful(self) -> list[int]:
         """Grid points that defer less than every other of at least their quality; the first of them defers least."""
@@ -78,7 +85,8 @@ class Curve:
 
 
 def curves(problem: Problem) -> list[Curve]:
-    """Every way to treat hits and groups that the problem leaves open, all hits and no group at once first."""
+    """Every way to treat hits, groups and runs from noise that the problem leaves open; the first of them sends all
+    hits and no group to the heavy variant at once, and runs it whole."""
     low, high = min(problem.quality), max(problem.quality)
     span = high - low or 1.0
     deferral, quality = np.array(problem.deferral), (np.array(problem.quality) - low) / span
@@ -88,10 +96,9 @@ def curves(problem: Problem) -> list[Curve]:
     qualities = (np.array([group.quality for group in problem.groups]) - low) / span
     heavies = (np.array([group.heavy_quality for group in problem.groups]) - low) / span
     found = []
-    ways = [(direct, problem.hits, True) for direct in dict.fromkeys(problem.direct_cuts)]
-    if problem.may_draw_whole and problem.hits:
-        ways.append((0.0, (), False))
-    for direct, hits, reuse in ways:
+    for run, direct, hits in _ways(problem):
+        work, loss, steps = (run.work, run.loss / span, run.steps) if run else (1.0, 0.0, None)
+        reuse = bool(hits) or not problem.hits
         misses = 1 - sum(hit.share for hit in hits)
         now = [hit for hit in hits if 1 - hit.work >= direct - 1e-9]
         wait = [hit for hit in hits if 1 - hit.work < direct - 1e-9]
@@ -100,22 +107,28 @@ def curves(problem: Problem) -> list[Curve]:
         hit_quality = sum(h.share * (h.quality - low) / span for h in now) + waiting * quality
         hit_quality = hit_quality + deferral * sum(h.share * ((h.quality - low) / span - heavy) for h in wait)
         if not problem.groups:
-            light_work, heavy_work = waiting + misses, hit_heavy + misses * deferral
-            found.append(Curve(direct, 0, reuse, light_work, heavy_work, hit_quality + misses * quality))
+            light_work, heavy_work = waiting + misses, hit_heavy + misses * work * deferral
+            miss_quality = misses * (quality - deferral * loss)
+            found.append(Curve(direct, 0, reuse, steps, light_work, heavy_work, hit_quality + miss_quality))
             continue
         for entry in range(len(shares), -1, -1):
             begun, at_once = shares[:entry], shares[entry:]
-            found.append(
-                Curve(
-                    direct,
-                    entry,
-                    reuse,
-                    waiting + misses * float(begun.sum()),
-                    hit_heavy + misses * (begun @ deferrals[:entry] + at_once.sum()),
-                    hit_quality + misses * (begun @ qualities[:entry] + at_once @ heavies[entry:]),
-                )
-            )
+            drawn = begun @ deferrals[:entry] + at_once.sum()  # from noise, share of the misses
+            miss_quality = misses * (begun @ qualities[:entry] + at_once @ heavies[entry:] - drawn * loss)
+            light_work = waiting + misses * float(begun.sum())
+            heavy_work = hit_heavy + misses * work * drawn
+            found.append(Curve(direct, entry, reuse, steps, light_work, heavy_work, hit_quality + miss_quality))
     return found
+
+
+def _ways(problem: Problem) -> Iterator[tuple[ShortRun | None, float, tuple[CacheHit, ...]]]:
+    """(how long runs from noise are, from which share of steps hits go at once, which hits resume)."""
+    for run in (None, *problem.short_runs):
+        hits = tuple(hit for hit in problem.hits if run is None or hit.work <= run.work)
+        if hits or not problem.hits:
+            yield from ((run, direct, hits) for direct in dict.fromkeys(problem.direct_cuts))
+        if problem.hits and (problem.may_draw_whole or not hits):
+            yield run, 0.0, ()
 
 
 def candidates(found: list[Curve]) -> tuple[list[Point], list[Point]]:

@@ -44,6 +44,21 @@ class CacheHit:
 
 
 @dataclass(frozen=True, slots=True)
+class ShortRun:
+    """Heavy runs from noise of fewer steps than the variant's own.
+
+    Attributes:
+        steps: that run.
+        work: as a share of a full heavy run, fixed costs included.
+        loss: quality that an image is worth less than one of a full run, on the scale of :attr:`Problem.quality`.
+    """
+
+    steps: int
+    work: float
+    loss: float
+
+
+@dataclass(frozen=True, slots=True)
 class PromptGroup:
     """Cache misses for which about the same level was predicted.
 
@@ -74,6 +89,8 @@ class Problem:
         direct_cuts: the plan chooses one: hits that save at least this share of the steps go to the heavy variant at
             once, the others begin light. (0,): all of them at once.
         may_draw_whole: the plan may leave the cache alone instead, and draw hits from noise as if they were misses.
+        short_runs: lengths of heavy runs that the plan may choose instead of the whole one. Only what is drawn from
+            noise gets shorter; a hit that would leave more steps than that is drawn from noise too.
         groups: misses by predicted level, from the easiest to the hardest; the plan may send the hardest ones to the
             heavy variant at once. Empty: prompts are not told apart, and all begin light.
         light_utilisation, heavy_utilisation: share of the profiled throughput that a plan may count on, > 0.
@@ -94,6 +111,7 @@ class Problem:
     hits: tuple[CacheHit, ...] = ()
     direct_cuts: tuple[float, ...] = (0.0,)
     may_draw_whole: bool = False
+    short_runs: tuple[ShortRun, ...] = ()
     groups: tuple[PromptGroup, ...] = ()
     light_utilisation: float = 1.0
     heavy_utilisation: float = 1.0
@@ -132,6 +150,10 @@ class Problem:
         need(
             len(self.direct_cuts) > 0 and all(0 <= cut <= 1 for cut in self.direct_cuts),
             f"direct_cuts is {self.direct_cuts}; give at least one share of steps, each 0…1",
+        )
+        need(
+            all(0 < run.work <= 1 and math.isfinite(run.loss) and run.steps >= 1 for run in self.short_runs),
+            "short_runs: work must lie above 0 and at most at 1, steps must be at least 1 and losses finite",
         )
         for i, group in enumerate(self.groups):
             grid = len(self.thresholds)

@@ -194,6 +194,7 @@ def evaluate(
             **{name: quality_by_share(light.attributes, heavy.attributes, order) for name, order in orders.items()},
             "random": random_order.tolist(),
         },
+        "heavy_by_steps": {str(n): float(by_steps[n].attributes.mean()) for n in STEPS},
         "confidences": sorted(round(float(c), 4) for c in light.confidence),
     }
     if approximations:

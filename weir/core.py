@@ -163,6 +163,8 @@ class Rules:
             the heavy variant at once; 0: none does.
         reuse: False leaves what the cache finds alone, for there is time: images are drawn from noise, but for requests
             that ask for the cache themselves.
+        heavy_steps: denoising steps of heavy runs from noise, for requests that neither say how many nor ask for the
+            heavy variant; None: the variant's own. A cached state that would leave more is left alone.
         dispatch_again: the queue of a replica that changes its role goes to others of the old role; otherwise the
             replica works it off in its new role.
     """
@@ -175,6 +177,7 @@ class Rules:
     direct: float | None = None
     heavy_levels: int = 0
     reuse: bool = True
+    heavy_steps: int | None = None
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.heavy_entry) and 0 <= self.heavy_entry <= 1):
@@ -185,6 +188,8 @@ class Rules:
             raise PlanError(f"rules.direct is {self.direct}; it must lie in 0…1")
         if not (isinstance(self.heavy_levels, int) and self.heavy_levels >= 0):
             raise PlanError(f"rules.heavy_levels is {self.heavy_levels}; it must be a whole number of at least 0")
+        if self.heavy_steps is not None and not (isinstance(self.heavy_steps, int) and self.heavy_steps >= 1):
+            raise PlanError(f"rules.heavy_steps is {self.heavy_steps}; it must be a whole number of at least 1")
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> Rules:

@@ -78,14 +78,31 @@ class VariantProfile(BaseModel):
         """Seconds that an image takes the device beside its steps; 0 where only whole batches were measured."""
         return 0.0 if self.fixed is None else self.fixed.text_s + self.fixed.decode_s + self.fixed.discriminator_s
 
+    def work(self, steps: int) -> float:
+        """What a run of so many steps costs, as a share of one of the variant's own number: at batch 1, where the fixed
+        costs are the largest part."""
+        whole = self.latency_s[0]
+        fixed = min(whole, self.fixed_s)
+        return (fixed + (whole - fixed) * steps / self.steps) / whole
+
 
 class QualityProfile(BaseModel):
-    """Measured quality of a mix at equal steps of its light share, from all heavy to all light."""
+    """Measured quality of a mix at equal steps of its light share, from all heavy to all light, and of heavy images of
+    fewer denoising steps than the variant's own, on the same scale."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     values: tuple[float, ...] = Field(min_length=2)
     smaller_is_better: bool = Field(description="true for distances such as FID")
+    by_heavy_steps: dict[int, float] = Field(
+        default_factory=dict, description="all heavy, by steps; a plan may choose any of them. Empty: not measured"
+    )
+
+    @model_validator(mode="after")
+    def _steps_are_steps(self) -> QualityProfile:
+        if not all(steps >= 1 and math.isfinite(q) for steps, q in self.by_heavy_steps.items()):
+            raise ValueError("by_heavy_steps: steps must be at least 1, and each quality finite")
+        return self
 
 
 class Profile(BaseModel):
@@ -104,6 +121,9 @@ class Profile(BaseModel):
     def _confidences_are_shares(self) -> Profile:
         if any(not 0 <= c <= 1 for c in self.confidences):
             raise ValueError("confidences must lie in 0…1")
+        by_steps = self.quality.by_heavy_steps if self.quality else {}
+        if any(steps >= self.heavy.steps for steps in by_steps):
+            raise ValueError(f"quality.by_heavy_steps: all must be fewer than heavy.steps, which is {self.heavy.steps}")
         return self
 
     @property

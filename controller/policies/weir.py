@@ -14,6 +14,8 @@ Differences to DiffServe, each with its reason:
 - what the cache saves is planned with, as it was in the last minute, and the plan says which hits are worth the heavy
   variant at once and which begin light like any other request. A resumed image is worth what was measured, so where
   there is time for whole runs the cache is left alone;
+- heavy runs from noise get shorter where the whole ones would leave more requests light, by what was measured of each
+  length;
 - while fetching states takes longer than it saves, hits begin light (``controller/strategy.py``);
 - prompts that are predicted to need the heavy variant go there at once while that costs less than drawing them twice;
 - requests go to the replica that finishes first.
@@ -140,6 +142,7 @@ class Weir(Policy):
             direct=solution.point.direct if problem.hits else None,
             heavy_levels=self._groups.levels_from(problem.groups, solution.point.entry),
             reuse=solution.point.reuse,
+            heavy_steps=solution.point.steps,
         )
         version = self.next_version()
         return self._trimmed(replace(solution.to_plan(problem, version), rules=rules), version)
@@ -177,6 +180,7 @@ class Weir(Policy):
             hits=hits,
             direct_cuts=self._direct_cuts(hits),
             may_draw_whole=True,
+            short_runs=setting.short_runs,
             groups=self._groups.groups(curve.thresholds),
             light_utilisation=LIGHT_UTILISATION,
             heavy_utilisation=HEAVY_UTILISATION_BY_STEPS if setting.stepwise else HEAVY_UTILISATION,

@@ -12,11 +12,11 @@ from controller.policies import POLICIES, make_policy
 from controller.policies import weir as weir_policy
 from controller.policies.diffserve import Ewm
 from controller.setting import LevelStats, QualityCurve, Setting
-from solvers.problem import GpuType
+from solvers.problem import GpuType, ShortRun
 from solvers.published import cascade
 from solvers.solution import Status
 from weir.config import ControllerConfig
-from weir.core import DeferralCurve, Role
+from weir.core import DeferralCurve, Plan, Role
 from weir.errors import ConfigError
 
 #: Quality by light share, where the discriminator picks the light ones: the more is drawn heavy, the better.
@@ -212,6 +212,16 @@ def test_weir_leaves_the_cache_alone_where_there_is_time_for_whole_runs(rate, re
     policy = make_policy("weir", replace(setting("diffserve-3"), quality=RISING, resumed=0.97))
     policy.first_plan()
     assert run(policy, [rate] * 15, found={0.5: rate // 2 + 1})[-1].rules.reuse is reuse
+
+
+@pytest.mark.parametrize(("rate", "steps"), [(1, None), (10, 25)])
+def test_weir_runs_the_heavy_variant_shorter_where_whole_runs_would_leave_more_requests_light(rate, steps):
+    runs = (ShortRun(steps=25, work=0.5, loss=0.002),)
+    policy = make_policy("weir", replace(setting("diffserve-3"), quality=RISING, short_runs=runs))
+    policy.first_plan()
+    plan = run(policy, [rate] * 15)[-1]
+    assert plan.rules.heavy_steps == steps
+    assert Plan.from_dict(plan.to_dict()) == plan
 
 
 def test_weir_says_nothing_about_hits_without_any():

@@ -291,10 +291,20 @@ async def test_its_counters_tell_a_controller_what_happened(running, pool, plan)
     }
 
 
-async def test_a_batch_of_other_than_the_variants_own_steps_is_no_measure_of_it(running, pool):
+async def test_a_batch_of_fewer_steps_says_what_a_whole_one_would_take(running, pool):
     async with running() as balancer:
         await balancer.draw(Order("a", 64, 64, role=Role.HEAVY, steps=10))
-        assert balancer.counters()["batches"] == []
+        assert balancer.counters()["batches"] == [("heavy", 1, pytest.approx(0.05))]
+
+
+async def test_the_plan_says_how_long_a_deferred_image_is_drawn_unless_the_request_does(running, pool, plan):
+    pool.confidence = 0.1
+    async with running(replace(plan, rules=Rules(heavy_steps=20))) as balancer:
+        await balancer.draw(ORDER)
+        await balancer.draw(replace(ORDER, steps=30))
+        await balancer.draw(replace(ORDER, role=Role.HEAVY))
+    drawn = [request["steps"] for _, role, request in pool.calls if role is Role.HEAVY]
+    assert drawn == [20, 30, None]
 
 
 async def test_refused_images_count_as_arrivals(pool, plan, family):

@@ -15,7 +15,7 @@ from load_balancer.callers import Caller
 from load_balancer.cascade import after_lookup
 from load_balancer.order import Order
 from load_balancer.reuse import NOTHING, Reuse, ServeCache
-from weir.core import ImageRequest, Path, Plan, Role
+from weir.core import ImageRequest, Path, Plan, Role, Rules
 
 ORDER = Order("a red circle", 64, 64)
 HIT = Reuse("acme|…", 0.97, "entry-1", "weir:1:acme|…:entry-1:25", 25, capture=False)
@@ -123,6 +123,24 @@ async def test_a_hit_that_would_be_late_is_drawn_light_first_and_still_resumes_i
     assert [role for _, role, _ in pool.calls] == [Role.LIGHT, Role.HEAVY]
     assert pool.calls[0][2]["resume_key"] is None
     assert image.path is Path.CACHE
+
+
+@pytest.mark.parametrize(("heavy_steps", "resumed_at"), [(25, 25), (24, 0)])
+async def test_a_state_that_leaves_more_steps_than_the_plans_short_run_is_left_alone(
+    running, pool, plan, heavy_steps, resumed_at
+):
+    pool.confidence = 0.1
+    async with running(FakeCache(HIT), plan=replace(plan, rules=Rules(heavy_steps=heavy_steps))) as balancer:
+        (image,) = await balancer.draw(ORDER)
+    assert image.result.resumed_at == resumed_at
+    assert pool.calls[-1][2]["steps"] == (None if resumed_at else heavy_steps)
+
+
+async def test_a_short_run_leaves_no_states_for_others(running, pool, plan):
+    pool.confidence = 0.1
+    async with running(FakeCache(MISS), plan=replace(plan, rules=Rules(heavy_steps=10))) as balancer:
+        await balancer.draw(ORDER)
+    assert (pool.calls[-1][2]["steps"], pool.calls[-1][2]["capture"]) == (10, False)
 
 
 @pytest.mark.parametrize(("service", "request_", "asked"), [("off", None, 0), ("off", "read", 1), ("read", "off", 0)])

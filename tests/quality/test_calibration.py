@@ -48,9 +48,12 @@ def test_every_threshold_above_the_chosen_one_keeps_the_quality_too(keep, qualit
 @pytest.fixture
 def evaluation(tmp_path: Path) -> Path:
     path = tmp_path / "evaluation.json"
-    path.write_text(
-        json.dumps({"confidences": SPREAD.confidences, "quality": {"discriminator": SPREAD.quality, "random": []}})
-    )
+    figures = {
+        "confidences": SPREAD.confidences,
+        "quality": {"discriminator": SPREAD.quality, "random": []},
+        "heavy_by_steps": {"1": 0.5, "2": 0.7, "1000": 0.8},
+    }
+    path.write_text(json.dumps(figures))
     return path
 
 
@@ -68,6 +71,7 @@ def test_a_profile_takes_the_curve_and_the_confidences(evaluation, tmp_path):
     assert taught.confidences == SPREAD.confidences
     assert taught.quality is not None
     assert (taught.quality.values, taught.quality.smaller_is_better) == (SPREAD.quality, False)
+    assert taught.quality.by_heavy_steps == {1: 0.5, 2: 0.7}  # those of fewer steps than the variant runs
     assert taught.heavy == load_profile(profile).heavy
 
 

@@ -17,6 +17,7 @@ from simulator.confidences import drawn
 from simulator.engine import simulate
 from simulator.families import family_setting
 from simulator.outcome import ANSWERED_AT_DEADLINE, ANSWERED_HEAVY, ANSWERED_LIGHT, UNANSWERED
+from solvers.problem import ShortRun
 from weir.core import Plan
 from weir.profiles import Profile
 
@@ -37,8 +38,8 @@ class Fixed(Policy):
         return self.split(self.light, self.heavy, light_batch=2, heavy_batch=2, threshold=0.5)
 
 
-def fixed(gpus: int = 2, **rules) -> Fixed:
-    return Fixed(family_setting("diffserve-1", gpus=gpus), **rules)
+def fixed(gpus: int = 2, runs: tuple[ShortRun, ...] = (), **rules) -> Fixed:
+    return Fixed(replace(family_setting("diffserve-1", gpus=gpus), short_runs=runs), **rules)
 
 
 def at(*times: float) -> Arrivals:
@@ -228,6 +229,14 @@ def test_where_the_plan_leaves_the_cache_alone_a_hit_is_drawn_like_a_miss():
     assert outcome.latencies_s == pytest.approx([0.12, 0.12 + 1.78])
     assert outcome.paths.tolist() == [ANSWERED_LIGHT, ANSWERED_HEAVY]
     assert not outcome.resumed.any()
+
+
+def test_a_short_run_takes_less_time_and_is_worth_less_unless_a_state_leaves_fewer_steps():
+    policy = fixed(runs=(ShortRun(steps=10, work=0.2, loss=3.0),), heavy_steps=10, direct=1.0)
+    outcome = simulate(policy, at(1.0, 9.0, 17.0), np.array([0.1] * 3), saved=np.array([0.0, 0.5, 0.9]))
+    assert outcome.latencies_s == pytest.approx([0.12 + 0.2 * 1.78, 0.12 + 0.2 * 1.78, 0.12 + 0.1 * 1.78])
+    assert outcome.loss.tolist() == [3.0, 3.0, 0.0]
+    assert outcome.resumed.tolist() == [False, False, True]
 
 
 def test_a_prompt_of_a_hard_level_goes_to_the_heavy_variant_at_once():

@@ -12,10 +12,11 @@ from simulator.outcome import ANSWERED_AT_DEADLINE, ANSWERED_HEAVY, ANSWERED_LIG
 from simulator.report import report, windowed_quality
 
 
-def outcome(arrivals, latencies, paths, slo_s=5.0) -> Outcome:
+def outcome(arrivals, latencies, paths, slo_s=5.0, loss=None) -> Outcome:
+    loss = np.zeros(len(paths)) if loss is None else np.array(loss)
     arrivals = np.array(arrivals, dtype=float)
     resumed = np.zeros(len(paths), dtype=bool)
-    return Outcome("p", slo_s, arrivals, arrivals + latencies, np.array(paths), resumed, 8.0, 3, (), 2)
+    return Outcome("p", slo_s, arrivals, arrivals + latencies, np.array(paths), resumed, loss, 8.0, 3, (), 2)
 
 
 def test_late_and_unanswered_requests_are_violations():
@@ -35,6 +36,12 @@ def test_quality_is_the_mean_over_windows_of_the_curve_at_their_light_share():
     run = outcome([0, 1, 31, 32], [1] * 4, [ANSWERED_LIGHT, ANSWERED_HEAVY, ANSWERED_LIGHT, ANSWERED_AT_DEADLINE])
     assert windowed_quality(run, curve) == pytest.approx(20.0)
     assert report(run, curve).light_share == 0.75
+
+
+@pytest.mark.parametrize(("smaller_is_better", "quality"), [(True, 11.0), (False, 9.0)])
+def test_what_short_heavy_runs_lose_makes_it_worse(smaller_is_better, quality):
+    run = outcome([0, 1], [1, 1], [ANSWERED_LIGHT, ANSWERED_HEAVY], loss=[0.0, 2.0])
+    assert windowed_quality(run, QualityCurve((20.0, 10.0, 30.0), smaller_is_better)) == pytest.approx(quality)
 
 
 def test_requests_that_all_come_at_once_count_as_those_of_one_second():

@@ -14,7 +14,7 @@ from solvers import solve as solving
 from solvers.backends import Answer, Backend, backend, installed
 from solvers.enumerate import enumerate_optimum
 from solvers.milp import formulate
-from solvers.problem import CacheHit, GpuType, Problem, PromptGroup
+from solvers.problem import CacheHit, GpuType, Problem, PromptGroup, ShortRun
 from solvers.solution import Status
 from solvers.solve import solve
 from weir.core import LatencyProfile, Role
@@ -48,6 +48,7 @@ def problems(draw) -> Problem:
     shares = sorted(draw(st.lists(st.integers(0, 100), min_size=grid, max_size=grid)))
     hits = draw(st.lists(st.tuples(st.integers(0, 40), st.integers(0, 100), st.integers(0, 10)), max_size=2))
     cuts = draw(st.lists(st.sampled_from((0.0, 0.2, 0.5, 1.0)), min_size=1, max_size=3))
+    runs = draw(st.lists(st.tuples(st.integers(1, 100), st.integers(-2, 10)), max_size=2))
     groups = draw(st.lists(groups_of(grid), max_size=2))
     total = sum(group.share for group in groups)
     return Problem(
@@ -60,6 +61,7 @@ def problems(draw) -> Problem:
         hits=tuple(CacheHit(s / 100, w / 100, float(q)) for s, w, q in hits),
         direct_cuts=tuple(cuts),
         may_draw_whole=draw(st.booleans()),
+        short_runs=tuple(ShortRun(work, work / 100, float(loss)) for work, loss in runs),
         groups=tuple(replace(group, share=group.share / total) for group in groups),
         light_utilisation=draw(st.sampled_from((0.7, 1.0))),
         heavy_utilisation=draw(st.sampled_from((0.9, 1.0))),
@@ -164,6 +166,22 @@ def test_hits_are_drawn_whole_where_there_is_time_and_resumed_images_are_worth_l
     hit = CacheHit(share=0.4, work=0.5, quality=0.9)
     solution = solve(cascade_problem(demand_rps=demand, hits=(hit,), direct_cuts=(0.0, 1.0), may_draw_whole=True))
     assert solution.point.reuse is reuse
+
+
+@pytest.mark.parametrize(("demand", "steps"), [(1.0, None), (20.0, 25), (60.0, 10)])
+def test_runs_from_noise_get_as_short_as_the_demand_asks(demand, steps):
+    runs = (ShortRun(steps=25, work=0.5, loss=0.01), ShortRun(steps=10, work=0.2, loss=0.1))
+    solution = solve(cascade_problem(demand_rps=demand, short_runs=runs))
+    assert solution.point.steps == steps
+    assert solution.point.quality >= solve(cascade_problem(demand_rps=demand)).point.quality
+
+
+def test_a_hit_that_would_leave_more_steps_than_a_short_run_is_drawn_from_noise_too():
+    hit, run = CacheHit(share=0.4, work=0.5, quality=0.9), ShortRun(steps=10, work=0.2, loss=0.01)
+    solution = solve(cascade_problem(demand_rps=60.0, hits=(hit,), short_runs=(run,)))
+    assert (solution.point.steps, solution.point.reuse) == (10, False)
+    cheap = solve(cascade_problem(demand_rps=60.0, hits=(replace(hit, work=0.1),), short_runs=(run,)))
+    assert (cheap.point.steps, cheap.point.reuse) == (10, True)
 
 
 def test_a_costly_role_change_keeps_the_running_split():

@@ -35,8 +35,9 @@ def calibrate(
         measured = Calibration.read(evaluation)
         chosen = measured.least(keep)
         if profile is not None:
-            update = {"confidences": measured.confidences, "quality": measured.profile}
-            taught = load_profile(profile).model_copy(update=update)
+            known = load_profile(profile)
+            update = {"confidences": measured.confidences, "quality": measured.profile(known.heavy.steps)}
+            taught = known.model_copy(update=update)
             draft = profile.with_suffix(".tmp")
             try:
                 draft.write_text(json.dumps(taught.model_dump(mode="json"), indent=1) + "\n")
@@ -57,4 +58,4 @@ def calibrate(
         highlight=False,
     )
     if profile is not None:
-        console.print(f"{profile} now holds these confidences and this curve")
+        console.print(f"{profile} now holds these confidences and this quality")
