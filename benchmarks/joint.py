@@ -20,7 +20,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from cache.selector import load_resumed
+from cache.worth import resumed_share
 from controller.policies import make_policy
 from controller.policies.weir import Weir
 from controller.setting import LevelStats, QualityCurve, Setting
@@ -36,7 +36,7 @@ ROOT = Path(__file__).parents[1]
 HEAD = ROOT / "models" / "weir-tiny" / "levels" / "head.safetensors"
 #: Shares of requests by share of steps saved; the others miss.
 HITS = {0.1: 0.1, 0.2: 0.1, 0.3: 0.1, 0.4: 0.1, 0.5: 0.1}
-RESUMED = load_resumed(ROOT / "deploy" / "profiles" / "weir-tiny-cache.json")
+RESUMED = resumed_share(ROOT / "deploy" / "profiles" / "weir-tiny-cache.json")
 
 
 class LevelsOnly(Weir):

@@ -79,7 +79,10 @@ class TextEncoder:
             CLIPTextModelWithProjection,
             CLIPTokenizer,
         )
+        from transformers.utils import logging
 
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
         where: dict[str, Any] = {"revision": revision}
         try:
             config = AutoConfig.from_pretrained(source, subfolder=folder, **where)

@@ -106,26 +106,3 @@ def load_selector(source: str | Path) -> Selector:
         raise ConfigError(f"{source}: not a cache profile ({error}); make one with `weir cache profile`") from None
     except ConfigError as error:
         raise ConfigError(f"{source}: {error.message}") from None
-
-
-def load_resumed(source: str | Path) -> float:
-    """Quality of resumed images as a share of whole runs', as ``weir cache profile`` measured it: its pairs weighted by
-    their number, each at the K that the selector gives for it; at most 1. A published selector was measured on no
-    family of ours and counts as 1.
-
-    Raises:
-        ConfigError: as :func:`load_selector`.
-    """
-    selector = load_selector(source)
-    if str(source) in PUBLISHED:
-        return 1.0
-    try:
-        rows = [
-            (int(row["pairs"]), float(row["ratio"][str(k)]))
-            for row in json.loads(Path(source).read_text()).get("measured", ())
-            if (k := selector.select((row["from"] + row["to"]) / 2))
-        ]
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ConfigError(f"{source}: not a cache profile ({error}); make one with `weir cache profile`") from None
-    pairs = sum(count for count, _ in rows)
-    return min(1.0, sum(count * ratio for count, ratio in rows) / pairs) if pairs else 1.0

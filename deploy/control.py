@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ray import serve
 
-from cache.selector import load_resumed
+from cache.worth import resumed_share
 from controller.counters import Counters
 from controller.loop import Controller
 from controller.policies import make_policy
@@ -42,7 +42,7 @@ def controller(
     assert profile is not None  # the configuration was checked
     size = service.plan.light_replicas + service.plan.heavy_replicas
     levels = None if service.cache.levels is None else LevelHead.load(Path(service.cache.levels))
-    resumed = load_resumed(service.cache.selector) if service.cache.mode != "off" else 1.0
+    resumed = resumed_share(service.cache.selector) if service.cache.mode != "off" else 1.0
     setting = Setting.of(load_profile(profile), size, service.slo_s, levels, resumed)
     balancer = serve.get_deployment_handle(BALANCER, app_name=APPLICATION)
 

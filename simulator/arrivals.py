@@ -9,7 +9,11 @@ from pathlib import Path
 import numpy as np
 
 from traces.loader import load_trace
+from traces.trace import Arrival, Trace
 from weir.errors import ConfigError
+
+#: A trace that begins later than this begins at its first request, and silence before it is no part of its demand.
+FIRST_S = 3600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,10 +46,35 @@ def read_arrivals(path: Path | str) -> Arrivals:
     numbered = _numbered(path)
     if numbered is not None:
         return numbered
-    trace = load_trace(path)
+    return trace_arrivals(load_trace(path))
+
+
+def trace_arrivals(trace: Trace) -> Arrivals:
+    """The arrivals of a trace; equal prompts get equal numbers."""
     numbers: dict[str, int] = {}
     prompts = [numbers.setdefault(p, len(numbers)) for p in trace.prompts]
     return Arrivals.of(np.array(trace.arrivals_s), np.array(prompts))
+
+
+def laid_anew(arrivals: Arrivals, rate: float = 1.0, redraw: int | None = None) -> Arrivals:
+    """The same demand times ``rate``, and drawn anew with the seed ``redraw`` (None: as it is); prompts keep their
+    order and start again when they run out. See :class:`traces.trace.Trace`.
+
+    Raises:
+        ConfigError: the rate is not above 0.
+    """
+    if rate == 1 and redraw is None:
+        return arrivals
+    begin = float(arrivals.times_s[0]) if len(arrivals) else 0.0
+    begin = 0.0 if begin < FIRST_S else begin
+    trace = Trace.of(
+        [Arrival(t - begin, str(p), None) for t, p in zip(arrivals.times_s, arrivals.prompts, strict=True)]
+    )
+    if rate != 1:
+        trace = trace.scale_rate(rate)
+    if redraw is not None:
+        trace = trace.redraw(redraw)
+    return Arrivals(begin + np.array(trace.arrivals_s), np.array([int(p) for p in trace.prompts], dtype=int))
 
 
 def _numbered(path: Path) -> Arrivals | None:

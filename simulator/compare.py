@@ -14,7 +14,7 @@ from rich.table import Table
 
 from controller.policies import POLICIES, make_policy
 from controller.setting import Setting
-from simulator.arrivals import Arrivals, read_arrivals
+from simulator.arrivals import Arrivals, laid_anew, read_arrivals
 from simulator.confidences import drawn, read_scores, recorded
 from simulator.engine import simulate
 from simulator.families import family_setting
@@ -128,18 +128,21 @@ def compare_files(
     slo_s: float | None = None,
     seed: int = 0,
     gpu_hour_price: float | None = None,
+    rate: float = 1.0,
+    redraw: int | None = None,
 ) -> Comparison:
     """:func:`compare` from names and files, as the command line has them.
 
     Args:
         family: a published family or the path of a profile.
         scores: recorded discriminator scores (P(fake), four lines a prompt); None draws confidences from the curve.
+        rate, redraw: see :func:`simulator.arrivals.laid_anew`.
 
     Raises:
         ConfigError: names the argument or the file.
     """
     setting = family_setting(family, gpus, slo_s)
-    arrivals = read_arrivals(trace)
+    arrivals = laid_anew(read_arrivals(trace), rate, redraw)
     if scores is None:
         confidences = drawn(setting.deferral, len(arrivals), seed)
     else:

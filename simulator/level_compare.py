@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -15,16 +14,19 @@ from rich.console import Console
 from rich.table import Table
 
 from controller.levels import LEVEL_POLICIES, LevelSetting, make_level_policy
-from simulator.arrivals import Arrivals, read_arrivals
+from simulator.arrivals import Arrivals, laid_anew, read_arrivals
+from simulator.bursts import in_bursts
 from simulator.levels import LevelOutcome, simulate_levels
+from simulator.runs import Run, plot_runs
+from simulator.runs_page import write_runs_page
 from weir.levels import load_ladder
 
 #: Where ladders with a name are.
 LADDERS = Path(__file__).parents[1] / "deploy" / "ladders"
+#: The system that a policy is of; the others are what systems were compared with.
+SYSTEMS = {"weir": "Weir", "nirvana": "NIRVANA", "argus": "Argus", "pac": "Argus"}
 #: The deadline when none is given, in latencies of level 0. The paper does not say its own.
 SLO_LATENCIES = 3.0
-#: Seconds of the windows by which bursts are told from calm.
-WINDOW_S = 4.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,13 +34,14 @@ class LevelReport:
     """One policy on one trace. Qualities are percent of level 0's, means over the answers.
 
     Attributes:
+        system: that the policy is of.
         violation_ratio: requests without an answer by the deadline, of all.
         level_shares: of the answers, by level's name.
-        peak_throughput_per_min, peak_quality, peak_violation_ratio: over the bursts: the windows in which at least as
-            many requests arrive as midway between the calmest and the busiest tenth of them.
+        peak_throughput_per_min, peak_quality, peak_violation_ratio: over the bursts (``simulator/bursts.py``).
     """
 
     policy: str
+    system: str
     requests: int
     violation_ratio: float
     quality: float | None
@@ -55,14 +58,12 @@ def level_report(outcome: LevelOutcome) -> LevelReport:
     """Sums up a run."""
     arrivals, answered = outcome.arrivals_s, outcome.answered
     levels = outcome.setting.ladder.levels
-    window = (arrivals // WINDOW_S).astype(int)
-    counts = np.bincount(window, minlength=1)
-    bursts = counts >= (np.quantile(counts, 0.1) + np.quantile(counts, 0.9)) / 2
-    inside = bursts[window]
+    inside, burst_s = in_bursts(arrivals)
     latencies = (outcome.finished_s - arrivals)[answered]
     shares = np.bincount(outcome.levels[answered], minlength=len(levels)) / max(1, answered.sum())
     return LevelReport(
         policy=outcome.policy,
+        system=SYSTEMS.get(outcome.policy, "others"),
         requests=len(arrivals),
         violation_ratio=_mean(~answered) or 0.0,
         quality=_mean(outcome.qualities[answered]),
@@ -70,7 +71,7 @@ def level_report(outcome: LevelOutcome) -> LevelReport:
         p50_s=float(np.quantile(latencies, 0.5)) if len(latencies) else None,
         p99_s=float(np.quantile(latencies, 0.99)) if len(latencies) else None,
         level_shares={level.name: round(float(s), 4) for level, s in zip(levels, shares, strict=True) if s > 0},
-        peak_throughput_per_min=float(answered[inside].sum() * 60 / WINDOW_S / max(1, bursts.sum())),
+        peak_throughput_per_min=float(answered[inside].sum() * 60 / burst_s),
         peak_quality=_mean(outcome.qualities[answered & inside]),
         peak_violation_ratio=_mean(~answered[inside]) or 0.0,
     )
@@ -115,36 +116,29 @@ class LevelComparison:
             table.add_row(r.policy, *("–" if figure is None else format(figure, form) for figure, form in row))
         (console or Console()).print(table)
 
-    def plot(self, path: Path) -> None:
-        """Throughput, quality and violations over time, as a picture in any format of Matplotlib, or as a page."""
-        from matplotlib.figure import Figure
+    @property
+    def runs(self) -> tuple[Run, ...]:
+        return tuple(
+            Run(o.policy, o.answered, o.finished_s - o.arrivals_s, np.where(o.answered, o.qualities, np.nan))
+            for o in self.outcomes
+        )
 
-        figure = Figure(figsize=(11, 9), layout="constrained")
-        throughput, quality, late = figure.subplots(3, 1, sharex=True)
-        for outcome in self.outcomes:
-            end = float(outcome.arrivals_s[-1]) if len(outcome.arrivals_s) else 0.0
-            width = max(2 * WINDOW_S, end / 60)
-            window = (outcome.arrivals_s // width).astype(int)
-            counts = np.bincount(window, minlength=1)
-            times = (np.arange(len(counts)) + 0.5) * width
-            answers = np.bincount(window, outcome.answered, len(counts))
-            sums = np.bincount(window, np.where(outcome.answered, outcome.qualities, 0.0), len(counts))
-            if outcome is self.outcomes[0]:
-                throughput.plot(times, 60 * counts / width, color="black", label="demand")
-            throughput.plot(times, 60 * answers / width, label=outcome.policy)
-            quality.plot(times, np.divide(sums, answers, out=np.full(len(counts), np.nan), where=answers > 0))
-            late.plot(times, 1 - answers / np.maximum(counts, 1))
-        throughput.set(ylabel="answers/min in time")
-        quality.set(ylabel="quality, %")
-        late.set(ylabel="share of violations", xlabel="s")
-        throughput.legend()
-        if path.suffix != ".html":
-            figure.savefig(path)
-            return
-        picture = io.StringIO()
-        figure.savefig(picture, format="svg")
-        svg = picture.getvalue()
-        path.write_text(f"<!doctype html><meta charset=utf-8><title>{path.stem}</title>{svg[svg.index('<svg') :]}")
+    def plot(self, path: Path) -> None:
+        """Throughput, quality and violations over time, as a picture in any format of Matplotlib."""
+        plot_runs(self.outcomes[0].arrivals_s, self.runs, path)
+
+    def write_page(self, path: Path, title: str) -> None:
+        """All of it as one page.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        arrivals_s = self.outcomes[0].arrivals_s
+        lead = (
+            f"{len(arrivals_s):,} requests on {self.setting.gpus} GPUs, each due within {self.setting.slo_s:g} s; "
+            "simulated, the same requests for every policy, on a ladder of approximation levels."
+        )
+        write_runs_page(path, arrivals_s, self.runs, self.reports, title=title, lead=lead)
 
 
 def ladder_file(family: str) -> Path | None:
@@ -175,9 +169,18 @@ def compare_levels(
 
 
 def compare_level_files(
-    ladder: Path, trace: Path | str, policies: Sequence[str], *, gpus: int, slo_s: float | None = None, seed: int = 0
+    ladder: Path,
+    trace: Path | str,
+    policies: Sequence[str] = tuple(LEVEL_POLICIES),
+    *,
+    gpus: int,
+    slo_s: float | None = None,
+    seed: int = 0,
+    rate: float = 1.0,
+    redraw: int | None = None,
 ) -> LevelComparison:
-    """:func:`compare_levels` from files, as the command line has them.
+    """:func:`compare_levels` from files, as the command line has them; ``rate`` and ``redraw`` as in
+    :func:`simulator.arrivals.laid_anew`.
 
     Raises:
         ConfigError: names the argument or the file.
@@ -185,4 +188,6 @@ def compare_level_files(
     read = load_ladder(ladder)
     if slo_s is None:
         slo_s = SLO_LATENCIES * read.levels[0].latency_s[0]
-    return compare_levels(LevelSetting(read, gpus, slo_s), read_arrivals(trace), policies, seed=seed)
+    return compare_levels(
+        LevelSetting(read, gpus, slo_s), laid_anew(read_arrivals(trace), rate, redraw), policies, seed=seed
+    )

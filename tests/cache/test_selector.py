@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cache.selector import PUBLISHED, Selector, load_resumed, load_selector, usable
+from cache.selector import PUBLISHED, Selector, load_selector, usable
 from weir.errors import ConfigError
 
 NIRVANA = PUBLISHED["nirvana"]
@@ -75,29 +75,3 @@ def test_an_unknown_name_is_answered_with_the_known_ones() -> None:
 def test_levels_have_to_fall() -> None:
     with pytest.raises(ConfigError, match="must both fall"):
         Selector(((0.5, 10), (0.6, 5)))
-
-
-def profiled(*measured) -> str:
-    rows = [{"from": low, "to": high, "pairs": n, "ratio": ratio} for low, high, n, ratio in measured]
-    return json.dumps({"selector": {"steps": 50, "levels": [[0.9, 25], [0.5, 5]]}, "measured": rows})
-
-
-def test_what_resumed_images_are_worth_is_what_was_measured_at_the_k_that_is_used(tmp_path) -> None:
-    path = tmp_path / "profile.json"
-    unused = (0.0, 0.4, 90, {"5": 0.1, "25": 0.1})
-    path.write_text(profiled(unused, (0.5, 0.7, 30, {"5": 0.96, "25": 0.2}), (0.94, 1.0, 10, {"5": 1.0, "25": 0.92})))
-    assert load_resumed(path) == pytest.approx((30 * 0.96 + 10 * 0.92) / 40)
-    path.write_text(profiled((0.5, 0.7, 30, {"5": 1.2})))
-    assert load_resumed(path) == 1.0, "nothing is better than a whole run"
-
-
-def test_a_published_selector_says_nothing_of_what_resumed_images_are_worth() -> None:
-    assert load_resumed("nirvana") == 1.0
-
-
-@pytest.mark.parametrize("measured", [[{}], [[0.5]], "x", [{"from": 0.5, "to": 0.7, "pairs": 1, "ratio": {}}]])
-def test_a_cache_profile_whose_measurements_make_no_sense_is_named(tmp_path, measured) -> None:
-    path = tmp_path / "profile.json"
-    path.write_text(json.dumps(json.loads(profiled()) | {"measured": measured}))
-    with pytest.raises(ConfigError, match=r"profile\.json: not a cache profile"):
-        load_resumed(path)

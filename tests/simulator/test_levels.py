@@ -103,9 +103,10 @@ def test_files_give_json_a_table_and_pictures(tmp_path, capsys):
     assert {"peak_throughput_per_min", "peak_quality", "peak_violation_ratio"} <= set(first)
     found.print()
     assert "weir" in capsys.readouterr().out
-    for name in ("found.svg", "found.html"):
-        found.plot(tmp_path / name)
-        assert "<svg" in (tmp_path / name).read_text()
+    found.plot(tmp_path / "found.svg")
+    found.write_page(tmp_path / "found.html", "found")
+    assert (tmp_path / "found.svg").read_text().count("<svg") == 1
+    assert (tmp_path / "found.html").read_text().count("<svg") == 4
 
 
 def test_a_ladder_is_found_by_name_or_path(tmp_path):

@@ -15,7 +15,7 @@ ALLOWED = {
     "load_balancer": {"weir"},
     "controller": {"weir", "solvers"},
     "training": {"weir", "workers", "quality"},
-    "simulator": {"weir", "solvers", "controller", "load_balancer", "workers", "traces"},
+    "simulator": {"weir", "solvers", "controller", "load_balancer", "cache", "workers", "traces"},
     "deploy": {"weir", "solvers", "controller", "load_balancer", "cache", "workers", "traces"},
 }
 #: Composes everything, one import in each command.

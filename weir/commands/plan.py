@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -12,7 +12,9 @@ from weir.commands.terminal import JsonOption, answered, console, print_json
 from weir.errors import ConfigError
 
 CascadeOption = Annotated[str, typer.Option(help="diffserve-1, -2, -3, sdxl-a100, or a profile file.")]
-FamilyOption = Annotated[str, typer.Option(help="The same, or argus-sdxl, or another ladder file.")]
+FamilyOption = Annotated[
+    str, typer.Option(help="The same, or argus-sdxl or another ladder file, or a service file for all systems.")
+]
 TraceOption = Annotated[Path, typer.Option(help="Trace file, in any form that `weir replay` reads.")]
 ScoresOption = Annotated[
     Path | None, typer.Option(help="Recorded P(fake), four a prompt.", show_default="drawn from the family's curve")
@@ -20,6 +22,8 @@ ScoresOption = Annotated[
 GpusOption = Annotated[int, typer.Option(min=1, help="How many GPUs.")]
 SloOption = Annotated[float | None, typer.Option(help="Deadline, seconds.", show_default="the family's")]
 SeedOption = Annotated[int, typer.Option(min=0, help="Everything random follows from it.")]
+RateOption = Annotated[float, typer.Option(min=0.0001, help="Factor on the request rate.")]
+RedrawOption = Annotated[int | None, typer.Option(min=0, help="Draw arrivals anew from the demand with this seed.")]
 PriceOption = Annotated[float | None, typer.Option(min=0, help="Price of one GPU for an hour, for the cost of images.")]
 
 
@@ -70,6 +74,8 @@ def simulate(
     gpus: GpusOption = 16,
     slo: SloOption = None,
     seed: SeedOption = 0,
+    rate: RateOption = 1.0,
+    redraw: RedrawOption = None,
     gpu_hour_price: PriceOption = None,
     plot: Annotated[Path | None, typer.Option(help="Page (.html) or picture (.svg, .png, .pdf) to write.")] = None,
     as_json: JsonOption = False,
@@ -79,7 +85,10 @@ def simulate(
     Example: weir simulate --trace traces/bursty.csv --gpus 16 --policy weir --policy diffserve --json
     """
     with answered():
-        _compared(trace, family, policy, scores, gpus, slo, seed, gpu_hour_price, plot, as_json)
+        _compared(
+            trace, family, policy, scores, gpu_hour_price, plot, as_json,
+            gpus=gpus, slo_s=slo, seed=seed, rate=rate, redraw=redraw,
+        )  # fmt: skip
 
 
 def compare(
@@ -89,6 +98,8 @@ def compare(
     gpus: GpusOption = 16,
     slo: SloOption = None,
     seed: SeedOption = 0,
+    rate: RateOption = 1.0,
+    redraw: RedrawOption = None,
     gpu_hour_price: PriceOption = None,
     plot: Annotated[Path, typer.Option(help="Page (.html) or picture (.svg, .png, .pdf) to write.")] = Path(
         "runs/compare.html"
@@ -98,9 +109,14 @@ def compare(
     """Compare all policies on one trace, side by side, on one page.
 
     Example: weir compare --trace traces/normal.csv --family diffserve-1 --gpus 16 --plot runs/normal.html
+
+    All systems: weir compare --trace traces/bursty.csv --family deploy/configs/weir-tiny.yaml --gpus 4 --rate 3
     """
     with answered():
-        _compared(trace, family, None, scores, gpus, slo, seed, gpu_hour_price, plot, as_json)
+        _compared(
+            trace, family, None, scores, gpu_hour_price, plot, as_json,
+            gpus=gpus, slo_s=slo, seed=seed, rate=rate, redraw=redraw,
+        )  # fmt: skip
 
 
 def _compared(
@@ -108,41 +124,44 @@ def _compared(
     family: str,
     policies: list[str] | None,
     scores: Path | None,
-    gpus: int,
-    slo: float | None,
-    seed: int,
     gpu_hour_price: float | None,
     plot: Path | None,
     as_json: bool,
+    **more: Any,
 ) -> None:
     from controller.levels import LEVEL_POLICIES
     from controller.policies import POLICIES
     from simulator.compare import Comparison, compare_files
     from simulator.level_compare import LevelComparison, compare_level_files, ladder_file
     from simulator.page import write_page
+    from simulator.systems import SYSTEM_OF, SystemComparison, compare_service
 
-    ladder = ladder_file(family)
-    if ladder and (scores or gpu_hour_price is not None):
-        raise ConfigError(f"--scores and --gpu-hour-price are for cascades; {family} is a ladder of levels")
-    policies = policies or list(LEVEL_POLICIES if ladder else POLICIES)
-    found: Comparison | LevelComparison
+    ladder, service = ladder_file(family), family.endswith((".yaml", ".yml"))
+    if (ladder or service) and (scores or gpu_hour_price is not None):
+        kind = "a ladder of levels" if ladder else "a service"
+        raise ConfigError(f"--scores and --gpu-hour-price are for cascades; {family} is {kind}")
+    policies = policies or list(LEVEL_POLICIES if ladder else SYSTEM_OF if service else POLICIES)
+    found: Comparison | LevelComparison | SystemComparison
 
     if plot is not None and plot.suffix not in (".html", ".svg", ".png", ".pdf"):
         raise ConfigError(f"--plot is {plot}; its name has to end in .html, .svg, .png or .pdf")
     with console.status(f"running {', '.join(policies)}"):
         if ladder:
-            found = compare_level_files(ladder, trace, policies, gpus=gpus, slo_s=slo, seed=seed)
+            found = compare_level_files(ladder, trace, policies, **more)
+        elif service:
+            found = compare_service(Path(family), trace, policies, **more)
         else:
-            found = compare_files(
-                family, trace, policies, scores=scores, gpus=gpus, slo_s=slo, seed=seed, gpu_hour_price=gpu_hour_price
-            )
+            found = compare_files(family, trace, policies, scores=scores, gpu_hour_price=gpu_hour_price, **more)
         if plot is not None:
+            title = f"{Path(family).stem if ladder or service else family} on {trace.name}"
             try:
                 plot.parent.mkdir(parents=True, exist_ok=True)
-                if isinstance(found, Comparison) and plot.suffix == ".html":
-                    write_page(found, plot, title=f"{family} on {trace.name}")
-                else:
+                if plot.suffix != ".html":
                     found.plot(plot)
+                elif isinstance(found, Comparison):
+                    write_page(found, plot, title=title)
+                else:
+                    found.write_page(plot, title)
             except OSError as error:
                 raise ConfigError(f"--plot: cannot write {plot}: {error.strerror}") from None
     if as_json:

@@ -1,0 +1,53 @@
+"""What resumed images are worth comes from the cache profile, and never from a lucky pair."""
+
+import json
+
+import numpy as np
+import pytest
+
+from cache.selector import PUBLISHED
+from cache.worth import load_worth, resumed_share
+from weir.errors import ConfigError
+
+
+def profiled(*measured) -> str:
+    rows = [{"from": low, "to": high, "pairs": n, "ratio": ratio} for low, high, n, ratio in measured]
+    return json.dumps({"selector": {"steps": 50, "levels": [[0.9, 25], [0.5, 5]]}, "measured": rows})
+
+
+def test_what_resumed_images_are_worth_is_what_was_measured_at_the_k_that_is_used(tmp_path) -> None:
+    path = tmp_path / "profile.json"
+    unused = (0.0, 0.4, 90, {"5": 0.1, "25": 0.1})
+    path.write_text(profiled(unused, (0.5, 0.7, 30, {"5": 0.96, "25": 0.2}), (0.94, 1.0, 10, {"5": 1.0, "25": 0.92})))
+    assert resumed_share(path) == pytest.approx((30 * 0.96 + 10 * 0.92) / 40)
+    path.write_text(profiled((0.5, 0.7, 30, {"5": 1.2, "25": 1.1})))
+    assert resumed_share(path) == 1.0, "nothing is better than a whole run"
+
+
+def test_the_expected_worth_rises_with_the_similarity_falls_with_k_and_never_exceeds_a_whole_run(tmp_path) -> None:
+    path = tmp_path / "profile.json"
+    lucky = (0.0, 0.2, 1, {"5": 1.3, "25": 1.1})
+    path.write_text(profiled(lucky, (0.2, 0.6, 50, {"5": 0.9, "25": 0.95}), (0.6, 1.0, 50, {"5": 1.0, "25": 0.97})))
+    worth = load_worth(path).at(np.linspace(-1, 1, 50), (5, 25))
+    assert (np.diff(worth, axis=0) >= 0).all()
+    assert (np.diff(worth, axis=1) <= 0).all()
+    assert worth.max() == 1.0
+    assert worth[0, 0] < 0.95
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_the_measurements_of_a_published_selector_are_asked_for_in_vain(name) -> None:
+    with pytest.raises(ConfigError, match="weir cache profile"):
+        load_worth(name)
+
+
+def test_a_published_selector_says_nothing_of_what_resumed_images_are_worth() -> None:
+    assert resumed_share("nirvana") == 1.0
+
+
+@pytest.mark.parametrize("measured", [[{}], [[0.5]], "x", [], [{"from": 0.5, "to": 0.7, "pairs": 1, "ratio": {}}]])
+def test_a_cache_profile_whose_measurements_make_no_sense_is_named(tmp_path, measured) -> None:
+    path = tmp_path / "profile.json"
+    path.write_text(json.dumps(json.loads(profiled()) | {"measured": measured}))
+    with pytest.raises(ConfigError, match=r"profile\.json: not a cache profile"):
+        resumed_share(path)
