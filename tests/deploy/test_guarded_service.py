@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -15,6 +16,7 @@ import pytest
 from psutil import CONN_LISTEN, NoSuchProcess
 
 from benchmarks.overload import overload, write_service
+from benchmarks.soak import sample
 from deploy.local import down, up
 from deploy.state import Service, StateFile
 from load_balancer.callers import append_key, digest, new_key
@@ -93,6 +95,16 @@ def test_nothing_listens_beyond_this_machine(guarded: Up) -> None:
     dashboard_port = int(guarded.service.dashboard.rpartition(":")[2])
     assert {redis_port, dashboard_port, int(guarded.service.url.rpartition(":")[2])} <= listening
     assert not strays
+
+
+def test_a_soak_sees_every_part_of_the_service(guarded: Up) -> None:
+    until = time.monotonic() + 60
+    while (found := sample(guarded.service)).get(("weir's metrics", "series"), 0) < 10:  # Ray reports in intervals
+        assert time.monotonic() < until, found
+        time.sleep(0.5)
+    for whose in ("weir up", "Pool", "LoadBalancer", "Cache", "ProxyActor", "ServeController", "redis-server"):
+        assert all(found[whose, what] > 0 for what in ("memory MiB", "files", "threads")), whose
+    assert found["Redis", "bytes MiB"] > 0
 
 
 def test_a_fuzzer_finds_no_server_error_and_nothing_undescribed(guarded: Up) -> None:

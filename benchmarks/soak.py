@@ -1,0 +1,215 @@
+"""Keeps a service under load for long and says what of it grows: memory, files, threads, Redis, metric series.
+
+    python -m benchmarks.soak [--minutes 60] [--embedded 10] [--every 5] [--json]
+
+First emulated replicas serve the Normal trace for half of the time and the Bursty one for the other half, then the
+embedded family draws the Bursty one, thinned to what two cores can do. Everything is on the loopback interface and of
+its own. The table has the first quarter of each run beside the last, and what the second half grew by; exit code 1
+when something grows.
+
+A short run sees large leaks alone: what may pass for flat in ten minutes is six times as much in an hour.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from itertools import chain
+from pathlib import Path
+
+import httpx
+import psutil
+import redis
+from rich.console import Console
+
+from benchmarks.service import service_file
+from benchmarks.testbed import write_service
+from benchmarks.trend import Allowance, Trend, trend
+from deploy.local import down, up
+from deploy.state import Service, StateFile
+from traces.loader import load_trace
+from traces.replay import replay
+from traces.trace import Trace
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+TINY = REPOSITORY / "deploy" / "configs" / "weir-tiny.yaml"
+#: Of the embedded family on two cores.
+TINY_SHARE = 0.25
+#: States that fit the cache; it fills within the first minutes.
+BUDGET_MIB = 1
+MIB = 2**20
+#: By what a figure is of. Files and threads come and go with connections, and allocators keep pages.
+ALLOWED = {
+    "memory MiB": Allowance(0.03, 6.0),
+    "files": Allowance(0.05, 6),
+    "threads": Allowance(0.05, 4),
+    "keys": Allowance(0.05, 20),
+    "bytes MiB": Allowance(0.05, 1.0),
+    "series": Allowance(0.01, 5),
+}
+
+#: (whose, what) → the figure.
+Sample = dict[tuple[str, str], float]
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    run: str
+    whose: str
+    what: str
+    trend: Trend
+
+
+def sample(service: Service) -> Sample:
+    """What every kind of process of a service has now, summed over the processes of the kind; its Redis; its metrics.
+
+    Memory is what belongs to a process alone (USS), for Ray's share the libraries and the object store.
+    """
+    found: Sample = defaultdict(float)
+    root = psutil.Process(service.pid)
+    for process in [root, *root.children(recursive=True)]:
+        try:
+            whose = "weir up" if process == root else kind(process.cmdline())
+            if whose is None or process.status() == psutil.STATUS_ZOMBIE:
+                continue
+            memory, files, threads = process.memory_full_info().uss, process.num_fds(), process.num_threads()
+        except psutil.Error:  # it ended meanwhile
+            continue
+        found[whose, "memory MiB"] += memory / MIB
+        found[whose, "files"] += files
+        found[whose, "threads"] += threads
+    if service.cache_url:
+        with redis.Redis.from_url(service.cache_url) as client:
+            found["Redis", "keys"] = client.dbsize()
+            found["Redis", "bytes MiB"] = client.info("memory")["used_memory"] / MIB
+    for ours, count in series(service.targets).items():
+        found["weir's metrics" if ours else "Ray's metrics", "series"] = count
+    return dict(found)
+
+
+def kind(command: list[str]) -> str | None:
+    """What a process is, by its command line; None for workers that Ray keeps ahead of need, and for what passes."""
+    line = " ".join(command)
+    if actor := re.match(r"ray::([\w:-]+)", line):
+        name = actor[1].removeprefix("ServeReplica:weir:")
+        return None if name == "IDLE" else name
+    if line.startswith("ray-dashboard-") or "multiprocessing.forkserver" in line:
+        return "dashboard"
+    for name in ("raylet", "gcs_server", "redis-server"):
+        if command and Path(command[0]).name == name:
+            return name
+    script = re.search(r"/(\w+)\.py\b", line)
+    return script[1] if script else None
+
+
+def series(targets: str) -> dict[bool, int]:
+    """Series of all metrics that Prometheus would scrape: how many of Weir (true), and of Ray (false)."""
+    counts = {True: 0, False: 0}
+    if not Path(targets).is_file():
+        return counts
+    for target in {it for group in json.loads(Path(targets).read_text()) for it in group["targets"]}:
+        for line in httpx.get(f"http://{target}/metrics", timeout=30, trust_env=False).text.splitlines():
+            if line and not line.startswith("#"):
+                counts[line.startswith("ray_weir_")] += 1
+    return counts
+
+
+def repeated(name: str, seconds: float, share: float = 1.0) -> Iterator[Trace]:
+    """A shipped trace again and again, for so long, with a share of its requests."""
+    trace = load_trace(REPOSITORY / "traces" / f"{name}.csv")
+    trace = trace if share == 1 else trace.scale_rate(share)
+    while seconds > 1:
+        part = trace.clip(min(seconds, trace.duration_s))
+        yield part
+        seconds -= part.duration_s
+
+
+def soaked(config: Path, loads: Iterable[Trace], *, folder: Path, every_s: float) -> list[tuple[float, Sample]]:
+    """Serves the loads one after the other; samples with the seconds since the first request."""
+    quiet = Console(quiet=True)
+    up(config, detach=True, port=0, folder=folder / "state", console=quiet)
+    service = StateFile(config.stem, folder / "state").read()
+    assert service is not None
+    samples: list[tuple[float, Sample]] = []
+    over = threading.Event()
+    begun = time.monotonic()
+
+    def look() -> None:
+        while not over.wait(every_s):
+            samples.append((time.monotonic() - begun, sample(service)))
+
+    looking = threading.Thread(target=look)
+    looking.start()
+    ends: Counter[str] = Counter()
+    try:
+        for number, part in enumerate(loads):
+            out = folder / f"replay-{config.stem}-{number}"
+            done = replay(part, service.url, slo_s=30, out=out, keep_images=False, timeout_s=120, console=quiet)
+            ends.update(outcome.error or "answered" for outcome in done.outcomes)
+    finally:
+        over.set()
+        looking.join()
+        down(service.name, folder=folder / "state")
+    sys.stderr.write(f"{config.stem}: {time.monotonic() - begun:.0f} s, {len(samples)} samples, {dict(ends)}\n")
+    return samples
+
+
+def judged(run: str, samples: list[tuple[float, Sample]]) -> list[Row]:
+    """A row for every figure that there was from the first quarter on."""
+    rows = []
+    for whose, what in sorted({name for _, found in samples for name in found}):
+        points = [(at_s, found[whose, what]) for at_s, found in samples if (whose, what) in found]
+        if len(points) > len(samples) / 2:
+            times, values = zip(*points, strict=True)
+            rows.append(Row(run, whose, what, trend(times, values, ALLOWED[what])))
+    return rows
+
+
+def line(row: Row) -> str:
+    t = row.trend
+    return (
+        f"{row.run:<9} {row.whose:<28} {row.what:<11} {t.first:9.1f} {t.last:9.1f} {t.growth:+9.2f} "
+        f"{t.per_hour:+9.1f}  {'GROWING' if t.growing else 'flat'}\n"
+    )
+
+
+HEAD = f"{'run':<9} {'whose':<28} {'what':<11} {'first ¼':>9} {'last ¼':>9} {'2nd half':>9} {'per hour':>9}  judged\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Keeps a service under load for long and says what of it grows.")
+    parser.add_argument("--minutes", type=float, default=60.0, help="of emulated replicas")
+    parser.add_argument("--embedded", type=float, default=10.0, help="minutes of the embedded family")
+    parser.add_argument("--every", type=float, default=5.0, help="seconds between two samples")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    given = parser.parse_args()
+    rows: list[Row] = []
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        cache = {"mode": "read-write", "encoder": "words", "budget_mib": BUDGET_MIB}
+        half_s = 30 * given.minutes
+        if given.minutes:
+            loads = chain(repeated("normal", half_s), repeated("bursty", half_s))
+            config = write_service(folder, cache=cache)
+            rows += judged("emulated", soaked(config, loads, folder=folder, every_s=given.every))
+        if given.embedded:
+            config = service_file(TINY, folder / "tiny.yaml", policy="weir", slo_s=15, cache={"budget_mib": BUDGET_MIB})
+            loads = chain(repeated("bursty", 60 * given.embedded, TINY_SHARE))
+            rows += judged("embedded", soaked(config, loads, folder=folder, every_s=given.every))
+    if given.json:
+        sys.stdout.write(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
+    else:
+        sys.stdout.write(HEAD + "".join(map(line, rows)))
+    sys.exit(1 if any(row.trend.growing for row in rows) else 0)
+
+
+if __name__ == "__main__":
+    main()

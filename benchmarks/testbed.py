@@ -1,0 +1,297 @@
+"""A real service of emulated replicas on a cluster in this process, every part of which can be found and harmed.
+
+    python -m benchmarks.testbed SERVICE_FILE --ray ADDRESS --dashboard URL --port N
+
+is one live controller of such a service, in a process of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import math
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import psutil
+import yaml
+
+from cache.opening import SECRET
+from cache.redis_server import RedisServer
+from deploy.cluster import REPOSITORY, cluster, end
+from deploy.local import bindable, readiness
+from load_balancer.openapi import GENERATIONS
+from weir.config import load_service
+from weir.core import Plan, Role
+
+if TYPE_CHECKING:  # Ray reads its environment as it is imported, and the cluster sets it
+    from deploy.publish import Publisher
+
+#: As ``deploy/app.py`` and ``deploy/publish.py`` call them.
+APPLICATION, POOL, BALANCER, CACHE = "weir", "Pool", "LoadBalancer", "Cache"
+SLO_S = 15.0
+LIGHT, HEAVY = 2, 2
+#: What the head node offers, and what a replica takes of it: the pool fills it.
+HEAD_CPUS = max(os.cpu_count() or 1, LIGHT + HEAVY)
+CPUS = HEAD_CPUS / (LIGHT + HEAVY)
+#: Of all processes of a service of Ray and ours.
+START_S = 180.0
+FAMILY: dict[str, Any] = {
+    "name": "bed",
+    "pipeline": "none/emulated",
+    "size": 64,
+    "light": {"name": "bed-light", "scheduler": "ddim", "steps": 2, "guidance": 1},
+    "heavy": {"name": "bed-heavy", "scheduler": "ddim", "steps": 50, "guidance": 2},
+}
+PROFILE: dict[str, Any] = {
+    "family": "bed",
+    "device": "none",
+    "light": {"name": "bed-light", "steps": 2, "batch_sizes": [1, 4], "latency_s": [0.1, 0.25]},
+    "heavy": {"name": "bed-heavy", "steps": 50, "batch_sizes": [1, 4], "latency_s": [0.8, 1.6]},
+}
+PROMPTS = [f"a {color} {shape}" for color in ("red", "green", "blue", "white") for shape in ("circle", "star", "box")]
+
+
+def plan(version: int, light: int = LIGHT, heavy: int = HEAVY) -> Plan:
+    return Plan.split(version, light, heavy, light_batch=4, heavy_batch=4, threshold=0.5)
+
+
+def write_service(folder: Path, **changes: Any) -> Path:
+    """The service file of the testbed, with the family and the profile beside it."""
+    (folder / "family.yaml").write_text(yaml.safe_dump(FAMILY))
+    (folder / "profile.json").write_text(json.dumps(PROFILE))
+    path = folder / "bed.yaml"
+    service = {
+        "family": "family.yaml",
+        "slo_s": SLO_S,
+        "plan": {"light_replicas": LIGHT, "heavy_replicas": HEAVY, "light_batch": 4, "heavy_batch": 4},
+        "pool": {"cpus_per_replica": CPUS, "emulate": "profile.json"},
+        "controller": {"policy": "weir"},
+    }
+    path.write_text(yaml.safe_dump(service | changes))
+    return path
+
+
+@dataclass
+class Testbed:
+    """A service and the ways to its parts. Methods block; call them off the event loop.
+
+    Attributes:
+        dashboard: its http address.
+        redis: the cache's server; None where the service has no cache of ours.
+        controllers: the live controllers that were started and not stopped.
+    """
+
+    __test__ = False  # for pytest, which takes classes of this name for its own
+
+    url: str
+    config: Path
+    port: int
+    dashboard: str
+    publisher: Publisher
+    redis: RedisServer | None = None
+    controllers: list[subprocess.Popen[bytes]] = field(default_factory=list)
+
+    def state(self) -> dict[str, Any] | None:
+        """The readiness report; None while nobody answers."""
+        return readiness(self.url)
+
+    def deployments(self) -> dict[str, Any]:
+        """What Serve says of each."""
+        deployed: dict[str, Any] = self.publisher.details()["applications"][APPLICATION]["deployments"]
+        return deployed
+
+    def running(self, deployment: str) -> dict[str, int]:
+        """Process ids of the running replicas of a deployment, by their unique ids."""
+        return _running(self.deployments()[deployment])
+
+    def target(self) -> Plan:
+        """The plan of the last PUT."""
+        return Plan.from_dict(self.deployments()[POOL]["deployment_config"]["user_config"])
+
+    def pids(self, role: Role) -> list[int]:
+        """Process ids of the replicas that draw for a role, by rank."""
+        from ray.serve import get_deployment_handle
+
+        answers = get_deployment_handle(POOL, app_name=APPLICATION).broadcast("describe").results(timeout_s=30)
+        running = self.running(POOL)
+        found = sorted((it["rank"], running[it["replica"]]) for it in answers if it["role"] == role.value)
+        return [pid for _, pid in found]
+
+    def process(self, name: str) -> int:
+        """The process id of Ray's own actor of that name, such as ``ServeController``."""
+        for process in psutil.Process().children(recursive=True):
+            with suppress(psutil.Error):
+                if " ".join(process.cmdline()).startswith(f"ray::{name}"):
+                    return process.pid
+        raise RuntimeError(f"nothing that runs is called {name}")
+
+    def is_whole(self, without: int | None = None) -> bool:
+        """Whether everything that the last PUT asked for runs and is ready, and a process of old is gone."""
+        state, deployed = self.state(), self.deployments()
+        target = Plan.from_dict(deployed[POOL]["deployment_config"]["user_config"])
+        running = {name: set(_running(it).values()) for name, it in deployed.items()}
+        return (
+            state is not None
+            and state["ready"]
+            and not state["pending"]
+            and state["plan"]["version"] >= target.version
+            and len(running[POOL]) == len(target.assignments)
+            and all(running.values())
+            and not any(without in pids for pids in running.values())
+        )
+
+    def wait(self, condition: Callable[[], bool], timeout_s: float = START_S) -> bool:
+        """Until the condition holds; False when it took too long. What cannot be asked now is asked again."""
+        until = time.monotonic() + timeout_s
+        while time.monotonic() < until:
+            with suppress(Exception):
+                if condition():
+                    return True
+            time.sleep(0.1)
+        return False
+
+    def publish(self, wanted: Plan) -> None:
+        from deploy.publish import render
+
+        self.publisher.put(render(self.config, wanted, host="127.0.0.1", port=self.port))
+
+    def next_version(self) -> int:
+        state = self.state()
+        return 1 + max(self.target().version, state["plan"]["version"] if state else 0)
+
+    def ask(self, prompt: str, **fields: Any) -> dict[str, Any]:
+        """What one request is told of its image."""
+        answer = httpx.post(f"{self.url}{GENERATIONS}", json={"prompt": prompt, **fields}, timeout=60, trust_env=False)
+        answer.raise_for_status()
+        about: dict[str, Any] = answer.json()["data"][0]["weir"]
+        return about
+
+    # --------------------------------------------------------------------------------------------- processes
+
+    def start_controller(self) -> subprocess.Popen[bytes]:
+        """One more live controller, in a process of its own."""
+        import ray
+
+        address = ray.get_runtime_context().gcs_address
+        command = [sys.executable, "-m", "benchmarks.testbed", str(self.config), "--ray", address]
+        command += ["--dashboard", self.dashboard, "--port", str(self.port)]
+        process = subprocess.Popen(command, cwd=REPOSITORY, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        self.controllers.append(process)
+        return process
+
+    def stop_controller(self, process: subprocess.Popen[bytes], number: int = signal.SIGTERM) -> None:
+        process.send_signal(number)
+        process.wait(60)
+        self.controllers.remove(process)
+
+    @contextmanager
+    def without_controllers(self) -> Iterator[None]:
+        """Nobody else plans meanwhile; afterwards as many controllers as before."""
+        running = list(self.controllers)
+        for process in running:
+            self.stop_controller(process)
+        yield
+        for _ in running:
+            self.start_controller()
+
+    @contextmanager
+    def node(self, cpus: float) -> Iterator[psutil.Process]:
+        """A second node of the cluster on this machine; gives its raylet."""
+        import ray
+
+        nodes = len(ray.nodes())
+        address = ray.get_runtime_context().gcs_address
+        command = [sys.executable, "-m", "ray.scripts.scripts", "start", f"--address={address}", "--block"]
+        command += [
+            "--node-ip-address=127.0.0.1",
+            f"--num-cpus={math.ceil(cpus)}",
+            f"--object-store-memory={100 * 2**20}",
+        ]
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        family: set[psutil.Process] = set()
+        try:
+            if not self.wait(lambda: sum(it["Alive"] for it in ray.nodes()) > nodes, 60):
+                raise RuntimeError("the second node did not come up")
+            family = set(psutil.Process(process.pid).children(recursive=True))
+            yield next(it for it in family if it.name() == "raylet")
+        finally:
+            process.terminate()
+            with suppress(psutil.Error):
+                family |= set(psutil.Process(process.pid).children(recursive=True))
+            process.wait(30)
+            end(family)
+
+
+def _running(deployment: dict[str, Any]) -> dict[str, int]:
+    return {it["replica_id"]: it["pid"] for it in deployment["replicas"] if it["state"] == "RUNNING"}
+
+
+@contextmanager
+def testbed(folder: Path) -> Iterator[Testbed]:
+    """A service that is up, with its own Redis and one live controller. Its pool fills the head node of the cluster."""
+    redis = RedisServer.start()
+    # A laptop under faults stalls longer than a server: what is looked at is the path, not the time limits.
+    cache = {"mode": "read-write", "encoder": "words", "url": redis.url, "fetch_s": 0.5, "lookup_s": 2}
+    config = write_service(folder, cache=cache)
+    os.environ[SECRET] = secrets.token_hex(32)
+    os.environ["RAY_SERVE_LOG_TO_STDERR"] = "0"  # its files have it too
+    port = bindable("127.0.0.1", 0)
+    try:
+        with cluster(cpus=HEAD_CPUS) as dashboard:
+            from deploy.publish import Publisher
+
+            bed = Testbed(f"http://127.0.0.1:{port}", config, port, dashboard, Publisher(dashboard), redis)
+            bed.publish(plan(1))
+            bed.publisher.wait_applied(plan(1), timeout_s=START_S)
+            if not bed.wait(bed.is_whole):
+                raise RuntimeError(f"the service did not become ready: {bed.state()}")
+            bed.start_controller()
+            try:
+                yield bed
+            finally:
+                for process in list(bed.controllers):
+                    bed.stop_controller(process, signal.SIGKILL)
+                import ray.serve
+
+                ray.serve.shutdown()
+    finally:
+        del os.environ[SECRET]
+        redis.stop()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="One live controller of a testbed.")
+    parser.add_argument("config", type=Path)
+    parser.add_argument("--ray", required=True)
+    parser.add_argument("--dashboard", required=True)
+    parser.add_argument("--port", type=int, required=True)
+    given = parser.parse_args()
+    import ray
+
+    from deploy.control import DASHBOARD_TIMEOUT_S, controller
+    from deploy.publish import Publisher
+
+    ray.init(address=given.ray, log_to_driver=False, logging_level=logging.ERROR)
+    stop = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    service, _ = load_service(given.config)
+    publisher = Publisher(given.dashboard, DASHBOARD_TIMEOUT_S)
+    controller(service, given.config, publisher, "127.0.0.1", given.port).run(stop)
+    ray.shutdown()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,31 @@
+"""What a soak takes a process for."""
+
+from __future__ import annotations
+
+import pytest
+
+from benchmarks.soak import kind, repeated
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("ray::ServeReplica:weir:Pool.handle_request_with_rejection", "Pool"),
+        ("ray::ServeReplica:weir:LoadBalancer", "LoadBalancer"),
+        ("ray::ProxyActor.receive_asgi_messages", "ProxyActor"),
+        ("ray::IDLE", None),
+        ("ray-dashboard-ServeHead-0 (python -B -c …)", "dashboard"),
+        ("/venv/bin/python /venv/ray/dashboard/dashboard.py --host=127.0.0.1", "dashboard"),
+        ("/venv/ray/core/src/ray/raylet/raylet --raylet_socket_name=/tmp/x", "raylet"),
+        ("/usr/bin/redis-server /tmp/redis.conf", "redis-server"),
+        ("sh -c true", None),
+    ],
+    ids=str,
+)
+def test_processes_are_told_apart_by_their_command_lines(line: str, expected: str | None) -> None:
+    assert kind(line.split()) == expected
+
+
+def test_a_trace_is_repeated_until_the_time_is_over() -> None:
+    parts = list(repeated("normal", 1500.0))
+    assert [round(part.duration_s) for part in parts] == [598, 598, 304]
