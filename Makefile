@@ -1,11 +1,14 @@
 # Every command of the project; `make help` lists them.
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev system-packages demo monitoring check-dashboards test fuzz overload mutations lock audit sbom lint bench train evaluate profile clean
+.PHONY: help setup setup-dev system-packages demo monitoring check-dashboards test fuzz overload chaos soak mutations lock audit sbom lint bench train evaluate profile clean
 
 PYTHON ?= python3
 BIN := .venv/bin
 WEIR := $(BIN)/weir
 DEMO_RATE ?= 1
+SEED ?= 1
+MINUTES ?= 60
+EMBEDDED ?= 10
 export TRANSFORMERS_VERBOSITY ?= error
 export OMP_NUM_THREADS ?= 1
 export RAY_USAGE_STATS_ENABLED ?= 0
@@ -73,6 +76,12 @@ mutations: setup-dev  ## switch mechanisms off and see that the tests that guard
 
 overload: setup-dev  ## five times the capacity: who is refused, how fast, and who is answered in time
 	$(BIN)/python -m benchmarks.overload
+
+chaos: setup-dev  ## harm a service under load, part by part, and keep the books of every request; SEED=1 FAULTS=a,b FLIPS=4
+	$(BIN)/python -m benchmarks.chaos --seed $(SEED) $(if $(FAULTS),--faults $(FAULTS)) $(if $(FLIPS),--flips $(FLIPS))
+
+soak: setup-dev  ## keep a service under load for MINUTES=60 and EMBEDDED=10 more, and say what of it grows
+	$(BIN)/python -m benchmarks.soak --minutes $(MINUTES) --embedded $(EMBEDDED)
 
 lint: setup-dev  ## ruff and mypy
 	$(BIN)/ruff check .

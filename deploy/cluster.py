@@ -42,6 +42,8 @@ def cluster(cpus: float, gpus: float = 0) -> Iterator[str]:
         os.environ[SWITCH] = "1"
         # On a busy machine Serve's proxy takes longer than the 5 s after which Serve kills it.
         os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "60")
+        # Serve starts a dead proxy again when three looks have failed, and by itself looks every ten seconds.
+        os.environ.setdefault("RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S", "1")
         # Ray runs its workers at nice 15, and any other busy process starves them: here the workers are the service.
         os.environ.setdefault("RAY_worker_niceness", "0")
         # Prometheus scrapes every five seconds; there is no use in telling its figures half as often.

@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
-import os
-import signal
+import random
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -19,6 +18,9 @@ import openai
 import pytest
 import yaml
 
+from benchmarks.chaos import harmed
+from benchmarks.faults import faults
+from benchmarks.testbed import Testbed
 from controller.policies.policy import PUBLISHED
 from deploy.cluster import cluster
 from deploy.local import bindable, readiness
@@ -289,14 +291,12 @@ async def test_overload_is_refused_early_with_seconds_to_wait_and_recovers(up):
     assert {answer.status_code for answer in await load(up, 8, 4)} == {200}
 
 
-async def test_a_worker_killed_under_load_loses_no_request(up):
-    running = asyncio.create_task(load(up, 150, 8))
-    await asyncio.sleep(0.7)
-    victim = min(up.pool(), key=lambda replica: replica["pid"])
-    os.kill(victim["pid"], signal.SIGKILL)
-    answers = await running
-    assert Counter(answer.status_code for answer in answers) == {200: 150}
-    ids = [item["weir"]["id"] for answer in answers for item in answer.json()["data"]]
-    assert len(set(ids)) == 150
-    await asyncio.to_thread(up.wait, lambda state: not state["pending"])
-    assert victim["pid"] not in {replica["pid"] for replica in up.pool()}
+@pytest.mark.parametrize("name", ["heavy", "balancer"])
+async def test_who_is_killed_under_load_takes_no_request_along(up, name):
+    bed = Testbed(up.url, up.config, up.port, "", up.publisher)
+    row = await harmed(bed, faults(flips=0)[name], random.Random(name), rps=10, before_s=1, after_s=1)
+    assert row.in_flight > 0
+    assert (row.lost, row.duplicated) == (0, 0)
+    assert row.whole_s is not None
+    if name == "heavy":  # whoever waits for the load balancer has to send the request again
+        assert (row.errors, row.broken, row.refused) == (0, 0, 0)

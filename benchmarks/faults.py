@@ -1,0 +1,173 @@
+"""What can be done to a service, one fault at a time, and how to see that it is whole again."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import redis
+
+from benchmarks.testbed import BALANCER, CACHE, CPUS, HEAVY, LIGHT, PROMPTS, Testbed, plan
+from cache.redis_server import RedisServer
+from weir.core import Role
+
+#: A fault that passes lasts so long; and between two flips.
+LASTS_S, FLIP_S = 5.0, 5.0
+#: Asks whether the service is whole again.
+Whole = Callable[[], bool]
+#: Calls the third argument and does the harm at once; takes it back where it passes, and returns when that is done.
+Harm = Callable[[Testbed, random.Random, Callable[[], None]], Whole]
+
+
+def kill(find: Callable[[Testbed, random.Random], int]) -> Harm:
+    """SIGKILL for one process of the service."""
+
+    def harm(bed: Testbed, chance: random.Random, strike: Callable[[], None]) -> Whole:
+        victim = find(bed, chance)
+        strike()
+        os.kill(victim, signal.SIGKILL)
+        return lambda: bed.is_whole(without=victim)
+
+    return harm
+
+
+def hang(flipped: bool) -> Harm:
+    """A heavy replica freezes, and its process is still there; or just before all replicas are told of a new plan."""
+
+    def harm(bed: Testbed, chance: random.Random, strike: Callable[[], None]) -> Whole:
+        victim = chance.choice(bed.pids(Role.HEAVY))
+        strike()
+        os.kill(victim, signal.SIGSTOP)
+        if flipped:
+            bed.publish(plan(bed.next_version(), LIGHT - 1, HEAVY + 1))
+        return lambda: bed.is_whole(without=victim)
+
+    return harm
+
+
+def lose_controller(bed: Testbed, chance: random.Random, strike: Callable[[], None]) -> Whole:
+    """The controller is killed, and after a while somebody starts it again."""
+    (controller,) = bed.controllers
+    strike()
+    bed.stop_controller(controller, signal.SIGKILL)
+    time.sleep(LASTS_S)
+    bed.start_controller()
+    return bed.is_whole
+
+
+def two_controllers(bed: Testbed, chance: random.Random, strike: Callable[[], None]) -> Whole:
+    strike()
+    second = bed.start_controller()
+    time.sleep(2 * LASTS_S)
+    bed.stop_controller(second)
+    return bed.is_whole
+
+
+def lose_node(bed: Testbed, chance: random.Random, strike: Callable[[], None]) -> Whole:
+    """The raylet of a second node, where two more replicas run, is killed; nobody brings the node back."""
+    with bed.node(2 * CPUS) as raylet:
+        bed.publish(plan(bed.next_version(), LIGHT + 1, HEAVY + 1))
+        if not bed.wait(bed.is_whole):
+            raise RuntimeError("the second node's replicas did not come up")
+        strike()
+        raylet.kill()
+        time.sleep(LASTS_S)
+    bed.publish(plan(bed.next_version()))
+    return bed.is_whole
+
+
+def flip(times: int) -> Harm:
+    """Light replicas become heavy and back, again and again."""
+
+    def harm(bed: Testbed, chance: random.Random, strike: Callable[[], None]) -> Whole:
+        strike()
+        for number in range(times):
+            bed.publish(plan(bed.next_version(), *((3, 1) if number % 2 else (1, 3))))
+            time.sleep(FLIP_S)
+        bed.publish(plan(bed.next_version()))
+        return bed.is_whole
+
+    return harm
+
+
+def hits(bed: Testbed) -> bool:
+    """Whether a request goes on from a cached state again."""
+    return any(bed.ask(PROMPTS[0], model="bed/heavy")["path"] == "cache" for _ in range(2))
+
+
+def redis_down(bed: Testbed, chance: random.Random, strike: Callable[[], None]) -> Whole:
+    """Redis dies, and comes back empty."""
+    assert bed.redis is not None
+    password, _, address = bed.redis.url.removeprefix("redis://:").partition("@")
+    strike()
+    bed.redis.process.kill()
+    bed.redis.stop()
+    time.sleep(LASTS_S)
+    port = int(address.partition("/")[0].rpartition(":")[2])
+    bed.redis = RedisServer.start(port=port, password=password)
+    return lambda: hits(bed)
+
+
+def redis_paused(bed: Testbed, chance: random.Random, strike: Callable[[], None]) -> Whole:
+    """Redis takes connections and says nothing."""
+    assert bed.redis is not None
+    strike()
+    os.kill(bed.redis.process.pid, signal.SIGSTOP)
+    time.sleep(LASTS_S)
+    os.kill(bed.redis.process.pid, signal.SIGCONT)
+    return lambda: hits(bed)
+
+
+def redis_flushed(bed: Testbed, chance: random.Random, strike: Callable[[], None]) -> Whole:
+    """All states are gone, and the index still knows them."""
+    assert bed.redis is not None
+    with redis.Redis.from_url(bed.redis.url) as client:
+        strike()
+        client.flushall()
+    return lambda: hits(bed)
+
+
+def redis_full(bed: Testbed, chance: random.Random, strike: Callable[[], None]) -> Whole:
+    """Redis refuses every write."""
+    assert bed.redis is not None
+    with redis.Redis.from_url(bed.redis.url) as client:
+        strike()
+        client.config_set("maxmemory", 1)
+        time.sleep(LASTS_S)
+        client.config_set("maxmemory", 0)
+    return lambda: hits(bed)
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """What the table says, the harm, and whether the live controller, which would plan against it, is stopped."""
+
+    what: str
+    harm: Harm
+    alone: bool = False
+
+
+def faults(flips: int) -> dict[str, Fault]:
+    """All faults by name."""
+    return {
+        "light": Fault("kill -9 of a light replica", kill(lambda bed, chance: chance.choice(bed.pids(Role.LIGHT)))),
+        "heavy": Fault("kill -9 of a heavy replica", kill(lambda bed, chance: chance.choice(bed.pids(Role.HEAVY)))),
+        "cache": Fault("kill -9 of the cache", kill(lambda bed, _: min(bed.running(CACHE).values()))),
+        "balancer": Fault("kill -9 of the load balancer", kill(lambda bed, _: min(bed.running(BALANCER).values()))),
+        "proxy": Fault("kill -9 of Serve's proxy", kill(lambda bed, _: bed.process("ProxyActor"))),
+        "serve": Fault("kill -9 of Serve's controller", kill(lambda bed, _: bed.process("ServeController"))),
+        "controller": Fault("kill -9 of the controller", lose_controller),
+        "controllers": Fault("two controllers at once", two_controllers),
+        "hang": Fault("a heavy replica hangs (SIGSTOP)", hang(flipped=False), alone=True),
+        "freeze": Fault("one hangs as roles flip", hang(flipped=True), alone=True),
+        "redis-down": Fault("Redis down", redis_down),
+        "redis-paused": Fault("Redis paused", redis_paused),
+        "redis-flushed": Fault("Redis flushed", redis_flushed),
+        "redis-full": Fault("Redis full", redis_full),
+        "flips": Fault(f"roles flipped {flips} times", flip(flips), alone=True),
+        "node": Fault("kill -9 of a raylet", lose_node, alone=True),
+    }

@@ -1,0 +1,86 @@
+"""The books that the faults are judged by notice what they are for."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import Counter
+from collections.abc import Callable
+
+import httpx
+import pytest
+
+from benchmarks import ledger as ledgers
+from benchmarks.ledger import Account, Ledger
+
+#: Answers the given attempt of the request with the given key.
+Service = Callable[[str, int], httpx.Response]
+
+
+def image(key: str, seed: int = 1) -> httpx.Response:
+    return httpx.Response(200, json={"data": [{"weir": {"id": f"image of {key}", "seed": seed, "path": "light"}}]})
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ledgers, "PAUSE_S", 0.001)
+    monkeypatch.setattr(ledgers, "LONGEST_PAUSE_S", 0.001)
+
+
+async def account(service: Service, *, patience_s: float = 30.0, requests: int = 20) -> Account:
+    attempts: Counter[str] = Counter()
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        key = request.headers["idempotency-key"]
+        attempts[key] += 1
+        return service(key, attempts[key])
+
+    ledger = Ledger(
+        "http://nowhere", ["a"], random.Random(1), patience_s=patience_s, transport=httpx.MockTransport(answer)
+    )
+    stop = asyncio.Event()
+    running = asyncio.create_task(ledger.run(1000.0, stop))
+    while len(ledger.entries) < requests:
+        await asyncio.sleep(0)
+    stop.set()
+    await running
+    await ledger.ask_again(ledger.entries)
+    return ledger.account()
+
+
+async def test_where_all_is_well_the_books_are_clean():
+    found = await account(lambda key, attempt: image(key))
+    assert found.sent >= 20
+    assert (found.refused, found.errors, found.broken, found.lost, found.duplicated) == (0, 0, 0, 0, 0)
+    assert found.last_trouble_s is None
+
+
+async def test_what_goes_wrong_is_sent_again_and_counted_by_its_kind():
+    def service(key: str, attempt: int) -> httpx.Response:
+        if attempt == 1:
+            return httpx.Response(503, headers={"retry-after": "1"})
+        if attempt == 2:
+            return httpx.Response(500)
+        if attempt == 3:
+            raise httpx.ReadError("gone")
+        return image(key)
+
+    found = await account(service)
+    assert found.refused == found.errors == found.broken == found.sent
+    assert (found.lost, found.duplicated) == (0, 0)
+    assert found.last_trouble_s is not None
+
+
+async def test_a_request_that_never_gets_its_image_is_lost():
+    found = await account(lambda key, attempt: httpx.Response(500), patience_s=0.02)
+    assert found.lost == found.sent
+
+
+async def test_one_image_for_two_requests_is_a_duplicate():
+    found = await account(lambda key, attempt: image("all"))
+    assert found.duplicated == found.sent - 1
+
+
+async def test_another_image_for_the_same_key_is_a_duplicate():
+    found = await account(lambda key, attempt: image(key, seed=attempt))
+    assert found.duplicated == found.sent
