@@ -7,7 +7,7 @@ interface. For each fault a load begins at Poisson times; some seconds later the
 until the service is whole again. Clients send a request again, with the same idempotency key, until they have its
 image. Exit code 1 when an image is lost or drawn twice, or when the service does not become whole.
 
-The second node and the flips of roles are done without the live controller, which would plan against them.
+Hung replicas and flips of roles are done without the live controller, which would plan against them.
 """
 
 from __future__ import annotations

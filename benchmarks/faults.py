@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import redis
 
-from benchmarks.testbed import BALANCER, CACHE, CPUS, HEAVY, LIGHT, PROMPTS, Testbed, plan
+from benchmarks.testbed import BALANCER, CACHE, HEAVY, LIGHT, PROMPTS, Testbed, plan
 from cache.redis_server import RedisServer
 from weir.core import Role
 
@@ -19,11 +19,23 @@ from weir.core import Role
 LASTS_S, FLIP_S = 5.0, 5.0
 #: Asks whether the service is whole again.
 Whole = Callable[[], bool]
+#: The process id of the victim.
+Find = Callable[[Testbed, random.Random], int]
 #: Calls the third argument and does the harm at once; takes it back where it passes, and returns when that is done.
 Harm = Callable[[Testbed, random.Random, Callable[[], None]], Whole]
 
 
-def kill(find: Callable[[Testbed, random.Random], int]) -> Harm:
+def replica(role: Role) -> Find:
+    """One that draws for the role."""
+    return lambda bed, chance: chance.choice(bed.pids(role))
+
+
+def only(deployment: str) -> Find:
+    """The only replica of a deployment."""
+    return lambda bed, _: min(bed.running(deployment).values())
+
+
+def kill(find: Find) -> Harm:
     """SIGKILL for one process of the service."""
 
     def harm(bed: Testbed, chance: random.Random, strike: Callable[[], None]) -> Whole:
@@ -35,11 +47,11 @@ def kill(find: Callable[[Testbed, random.Random], int]) -> Harm:
     return harm
 
 
-def hang(flipped: bool) -> Harm:
-    """A heavy replica freezes, and its process is still there; or just before all replicas are told of a new plan."""
+def hang(find: Find, *, flipped: bool = False) -> Harm:
+    """A process freezes and is still there; with ``flipped`` just before all replicas are told of a new plan."""
 
     def harm(bed: Testbed, chance: random.Random, strike: Callable[[], None]) -> Whole:
-        victim = chance.choice(bed.pids(Role.HEAVY))
+        victim = find(bed, chance)
         strike()
         os.kill(victim, signal.SIGSTOP)
         if flipped:
@@ -64,19 +76,6 @@ def two_controllers(bed: Testbed, chance: random.Random, strike: Callable[[], No
     second = bed.start_controller()
     time.sleep(2 * LASTS_S)
     bed.stop_controller(second)
-    return bed.is_whole
-
-
-def lose_node(bed: Testbed, chance: random.Random, strike: Callable[[], None]) -> Whole:
-    """The raylet of a second node, where two more replicas run, is killed; nobody brings the node back."""
-    with bed.node(2 * CPUS) as raylet:
-        bed.publish(plan(bed.next_version(), LIGHT + 1, HEAVY + 1))
-        if not bed.wait(bed.is_whole):
-            raise RuntimeError("the second node's replicas did not come up")
-        strike()
-        raylet.kill()
-        time.sleep(LASTS_S)
-    bed.publish(plan(bed.next_version()))
     return bed.is_whole
 
 
@@ -154,20 +153,20 @@ class Fault:
 def faults(flips: int) -> dict[str, Fault]:
     """All faults by name."""
     return {
-        "light": Fault("kill -9 of a light replica", kill(lambda bed, chance: chance.choice(bed.pids(Role.LIGHT)))),
-        "heavy": Fault("kill -9 of a heavy replica", kill(lambda bed, chance: chance.choice(bed.pids(Role.HEAVY)))),
-        "cache": Fault("kill -9 of the cache", kill(lambda bed, _: min(bed.running(CACHE).values()))),
-        "balancer": Fault("kill -9 of the load balancer", kill(lambda bed, _: min(bed.running(BALANCER).values()))),
+        "light": Fault("kill -9 of a light replica", kill(replica(Role.LIGHT))),
+        "heavy": Fault("kill -9 of a heavy replica", kill(replica(Role.HEAVY))),
+        "cache": Fault("kill -9 of the cache", kill(only(CACHE))),
+        "balancer": Fault("kill -9 of the load balancer", kill(only(BALANCER))),
         "proxy": Fault("kill -9 of Serve's proxy", kill(lambda bed, _: bed.process("ProxyActor"))),
         "serve": Fault("kill -9 of Serve's controller", kill(lambda bed, _: bed.process("ServeController"))),
         "controller": Fault("kill -9 of the controller", lose_controller),
         "controllers": Fault("two controllers at once", two_controllers),
-        "hang": Fault("a heavy replica hangs (SIGSTOP)", hang(flipped=False), alone=True),
-        "freeze": Fault("one hangs as roles flip", hang(flipped=True), alone=True),
+        "hang": Fault("a heavy replica hangs (SIGSTOP)", hang(replica(Role.HEAVY)), alone=True),
+        "freeze": Fault("one hangs as roles flip", hang(replica(Role.HEAVY), flipped=True), alone=True),
+        "balancer-hang": Fault("the load balancer hangs", hang(only(BALANCER))),
         "redis-down": Fault("Redis down", redis_down),
         "redis-paused": Fault("Redis paused", redis_paused),
         "redis-flushed": Fault("Redis flushed", redis_flushed),
         "redis-full": Fault("Redis full", redis_full),
         "flips": Fault(f"roles flipped {flips} times", flip(flips), alone=True),
-        "node": Fault("kill -9 of a raylet", lose_node, alone=True),
     }

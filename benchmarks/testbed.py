@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import math
 import os
 import secrets
 import signal
@@ -30,7 +29,7 @@ import yaml
 
 from cache.opening import SECRET
 from cache.redis_server import RedisServer
-from deploy.cluster import REPOSITORY, cluster, end
+from deploy.cluster import REPOSITORY, cluster
 from deploy.local import bindable, readiness
 from load_balancer.openapi import GENERATIONS
 from weir.config import load_service
@@ -206,33 +205,6 @@ class Testbed:
         yield
         for _ in running:
             self.start_controller()
-
-    @contextmanager
-    def node(self, cpus: float) -> Iterator[psutil.Process]:
-        """A second node of the cluster on this machine; gives its raylet."""
-        import ray
-
-        nodes = len(ray.nodes())
-        address = ray.get_runtime_context().gcs_address
-        command = [sys.executable, "-m", "ray.scripts.scripts", "start", f"--address={address}", "--block"]
-        command += [
-            "--node-ip-address=127.0.0.1",
-            f"--num-cpus={math.ceil(cpus)}",
-            f"--object-store-memory={100 * 2**20}",
-        ]
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-        family: set[psutil.Process] = set()
-        try:
-            if not self.wait(lambda: sum(it["Alive"] for it in ray.nodes()) > nodes, 60):
-                raise RuntimeError("the second node did not come up")
-            family = set(psutil.Process(process.pid).children(recursive=True))
-            yield next(it for it in family if it.name() == "raylet")
-        finally:
-            process.terminate()
-            with suppress(psutil.Error):
-                family |= set(psutil.Process(process.pid).children(recursive=True))
-            process.wait(30)
-            end(family)
 
 
 def _running(deployment: dict[str, Any]) -> dict[str, int]:

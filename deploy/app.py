@@ -24,6 +24,8 @@ CACHE = "Cache"
 BALANCER = "LoadBalancer"
 #: Replicas queue and batch for themselves, so Serve never holds a request back.
 UNLIMITED = 100_000
+#: There is one load balancer and one cache: whichever does not answer three times for so long is replaced.
+HUNG_S = 10
 #: Constant: Serve restarts the whole application when this changes.
 ROUTER = {"request_router_class": "load_balancer.router.ChosenReplicaRouter"}
 #: One line of log for each call would cost more than the call.
@@ -73,6 +75,7 @@ def build(args: AppArgs) -> Application:
         ray_actor_options={"num_cpus": 0},
         max_ongoing_requests=UNLIMITED,
         health_check_period_s=2,
+        health_check_timeout_s=HUNG_S,
         logging_config=QUIET,
     )(CacheService).bind(service.cache.model_dump(mode="json"), family.model_dump(mode="json"))
     balancer = serve.deployment(
@@ -84,6 +87,7 @@ def build(args: AppArgs) -> Application:
         graceful_shutdown_timeout_s=service.drain_s,
         graceful_shutdown_wait_loop_s=0.5,
         health_check_period_s=2,
+        health_check_timeout_s=HUNG_S,
         logging_config=QUIET,
     )(ServedLoadBalancer)
     return balancer.bind(

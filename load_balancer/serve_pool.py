@@ -5,21 +5,19 @@ from __future__ import annotations
 import asyncio
 import contextvars
 from collections.abc import AsyncGenerator, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any
 
-import ray
 from ray.exceptions import RayActorError
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
+from load_balancer.ending import end
 from load_balancer.pool import ReplicaLost
 from weir.core import Role
 
 #: A replica that does not say who it is within this time is silent.
 DESCRIBE_TIMEOUT_S = 2.0
-#: Of Serve's actors.
-NAMESPACE = "serve"
 
 
 class ServePool:
@@ -65,8 +63,8 @@ class ServePool:
         return list(known.values())
 
     async def end(self, described: Mapping[str, Any]) -> None:
-        if (actor := described.get("actor")) is not None:
-            await asyncio.to_thread(_kill, actor)
+        if (process := described.get("process")) is not None:
+            await asyncio.to_thread(end, process)
 
     @contextmanager
     def _lost(self, replica: str, response: Any) -> Iterator[None]:
@@ -91,11 +89,6 @@ def _said(task: asyncio.Task[Any]) -> dict[str, Any] | None:
         return None
     answer = task.result()
     return answer if isinstance(answer, dict) else None
-
-
-def _kill(actor: str) -> None:
-    with suppress(ValueError):  # it is dead
-        ray.kill(ray.get_actor(actor, NAMESPACE))
 
 
 def _called(handle: DeploymentHandle, role: Role, request: dict[str, Any]) -> Any:

@@ -80,6 +80,13 @@ MUTATIONS = (
         "tests/load_balancer/test_roster.py::test_who_is_silent_leaves_the_book_after_some_looks_and_the_others_stay",
     ),
     Mutation(
+        "a replica that froze is never ended",
+        "load_balancer/silence.py",
+        "if now - it.since >= self._end_s and not it.ended:",
+        "if False:",
+        "tests/load_balancer/test_roster.py::test_who_is_not_heard_for_longer_than_a_drain_takes_is_ended_once",
+    ),
+    Mutation(
         "images wait for a hung replica for ever",
         "load_balancer/roster.py",
         "if not wait.expired():",

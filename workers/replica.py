@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
+import psutil
 import ray
 from ray import serve
 
@@ -71,7 +72,8 @@ class Worker:
         keep_to_loopback()
         self.family = FamilyConfig.model_validate(family)
         self.plan = Plan.from_dict(plan)
-        self.replica, self.rank, self.actor = _identity()
+        self.replica, self.rank = _identity()
+        self.process = _process()
         self.states = None if states is None else states()
         self.fetch_s = fetch_s
         #: What went wrong with single images and states, by error code.
@@ -293,7 +295,7 @@ class Worker:
             self.states.show()
         return {
             "replica": self.replica,
-            "actor": self.actor,
+            "process": self.process,
             "rank": self.rank,
             "role": own.role.value,
             "batch_size": own.batch_size,
@@ -330,15 +332,21 @@ def _sent_away(job: Job, error: WeirError, queued: int) -> Outcome:
     return Outcome(failed(error), queue_s=time.monotonic() - job.submitted, queued=queued)
 
 
-def _identity() -> tuple[str, int, str | None]:
-    """The replica's unique id, as a request router sees it, its rank, and the name of its actor; outside of Serve a
-    made-up id, 0 and None."""
+def _identity() -> tuple[str, int]:
+    """The replica's unique id, as a request router sees it, and its rank; outside of Serve a made-up one and 0."""
     try:
         context = serve.get_replica_context()
     except Exception:
-        return f"local-{os.getpid()}", 0, None
-    rank = 0 if context.rank is None else context.rank.rank
-    return context.replica_id.unique_id, rank, ray.get_runtime_context().get_actor_name()
+        return f"local-{os.getpid()}", 0
+    return context.replica_id.unique_id, 0 if context.rank is None else context.rank.rank
+
+
+def _process() -> dict[str, Any] | None:
+    """What somebody has to know who is to end this replica; None outside of a cluster."""
+    if not ray.is_initialized() or (actor := ray.get_runtime_context().get_actor_name()) is None:
+        return None
+    pid, started = os.getpid(), psutil.Process().create_time()
+    return {"actor": actor, "node": ray.get_runtime_context().get_node_id(), "pid": pid, "started": started}
 
 
 def _engine(family: FamilyConfig, emulate: str | None) -> Engine:

@@ -1,0 +1,42 @@
+"""Who ends a process ends that one, and no other that has got its id since."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import psutil
+import pytest
+
+from load_balancer.ending import kill
+
+
+@pytest.fixture
+def sleeper() -> Iterator[subprocess.Popen[bytes]]:
+    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]) as process:
+        yield process
+        process.kill()
+
+
+def started(process: subprocess.Popen[bytes]) -> float:
+    return psutil.Process(process.pid).create_time()
+
+
+def test_a_process_that_is_frozen_is_killed(sleeper):
+    sleeper.send_signal(signal.SIGSTOP)
+    kill(sleeper.pid, started(sleeper))
+    assert sleeper.wait(10) == -signal.SIGKILL
+
+
+def test_one_that_got_the_same_id_later_is_spared(sleeper):
+    kill(sleeper.pid, started(sleeper) - 1)
+    assert sleeper.poll() is None
+
+
+def test_one_that_is_gone_already_is_no_error(sleeper):
+    since = started(sleeper)
+    sleeper.kill()
+    sleeper.wait(10)
+    kill(sleeper.pid, since)
