@@ -31,6 +31,10 @@ def service_file(shipped: Path, path: Path, *, policy: str, slo_s: float, **chan
     for holder, key in ((fields, "family"), (fields, "profile"), (fields.get("pool", {}), "emulate")):
         if holder.get(key):
             holder[key] = str((shipped.parent / holder[key]).resolve())
+    cache = fields.get("cache", {})
+    for key in ("selector", "levels", "predictor"):  # files, or names of published ones
+        if (file := (shipped.parent / str(cache.get(key))).resolve()).is_file():
+            cache[key] = str(file)
     if policy != "static":
         replicas = fields["plan"]["light_replicas"] + fields["plan"]["heavy_replicas"]
         profile = load_profile(fields.get("profile") or fields["pool"]["emulate"])

@@ -192,23 +192,31 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print JSON")
     given = parser.parse_args()
     rows: list[Row] = []
+    tell = sys.stderr.write if given.json else sys.stdout.write
+    tell(HEAD)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        cache = {"mode": "read-write", "encoder": "words", "budget_mib": BUDGET_MIB}
-        half_s = 30 * given.minutes
-        if given.minutes:
-            loads = chain(repeated("normal", half_s), repeated("bursty", half_s))
-            config = write_service(folder, cache=cache)
-            rows += judged("emulated", soaked(config, loads, folder=folder, every_s=given.every))
-        if given.embedded:
-            config = service_file(TINY, folder / "tiny.yaml", policy="weir", slo_s=15, cache={"budget_mib": BUDGET_MIB})
-            loads = chain(repeated("bursty", 60 * given.embedded, TINY_SHARE))
-            rows += judged("embedded", soaked(config, loads, folder=folder, every_s=given.every))
+        for run, (config, loads) in runs(folder, given.minutes, given.embedded).items():
+            found = judged(run, soaked(config, loads, folder=folder, every_s=given.every))
+            tell("".join(map(line, found)))
+            rows += found
     if given.json:
         sys.stdout.write(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
-    else:
-        sys.stdout.write(HEAD + "".join(map(line, rows)))
     sys.exit(1 if any(row.trend.growing for row in rows) else 0)
+
+
+def runs(folder: Path, minutes: float, embedded: float) -> dict[str, tuple[Path, Iterable[Trace]]]:
+    """The service file and the load of each run that lasts at all."""
+    found: dict[str, tuple[Path, Iterable[Trace]]] = {}
+    if minutes:
+        cache = {"mode": "read-write", "encoder": "words", "budget_mib": BUDGET_MIB}
+        half_s = 30 * minutes
+        config = write_service(folder, cache=cache)
+        found["emulated"] = config, chain(repeated("normal", half_s), repeated("bursty", half_s))
+    if embedded:
+        config = service_file(TINY, folder / "tiny.yaml", policy="weir", slo_s=15, cache={"budget_mib": BUDGET_MIB})
+        found["embedded"] = config, repeated("bursty", 60 * embedded, TINY_SHARE)
+    return found
 
 
 if __name__ == "__main__":

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from benchmarks.soak import kind, repeated
+from benchmarks.soak import kind, repeated, runs
+from cache.selector import load_selector
+from deploy.local import checked
 
 
 @pytest.mark.parametrize(
@@ -29,3 +33,10 @@ def test_processes_are_told_apart_by_their_command_lines(line: str, expected: st
 def test_a_trace_is_repeated_until_the_time_is_over() -> None:
     parts = list(repeated("normal", 1500.0))
     assert [round(part.duration_s) for part in parts] == [598, 598, 304]
+
+
+def test_the_services_of_both_runs_are_complete(tmp_path: Path) -> None:
+    for config, loads in runs(tmp_path, 1, 1).values():
+        service, _ = checked(config)
+        load_selector(service.cache.selector)
+        assert sum(len(part) for part in loads) > 5
