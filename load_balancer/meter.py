@@ -121,6 +121,7 @@ class Meter:
         tell(metrics_of.PLAN_VERSION, plan.version)
         tell(metrics_of.PLAN_AGE, now - plan_since)
         tell(metrics_of.PLAN_THRESHOLD, plan.threshold)
+        tell(metrics_of.PLAN_HEAVY_STEPS, plan.rules.heavy_steps or 0)
         tell(metrics_of.PLAN_ADMITTED, -1.0 if plan.admitted_rps is None else plan.admitted_rps)
         for role in Role:
             sizes = [a.batch_size for a in plan.assignments if a.role is role]

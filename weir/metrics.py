@@ -166,6 +166,9 @@ DEADLINE = Metric("weir_deadline_seconds", "gauge", "The deadline that is served
 PLAN_VERSION = Metric("weir_plan_version", "gauge", "Version of the plan in force.", _LB)
 PLAN_AGE = Metric("weir_plan_age_seconds", "gauge", "Since the plan in force came into force.", _LB)
 PLAN_THRESHOLD = Metric("weir_plan_threshold", "gauge", "Confidence below which a light image is deferred.", _LB)
+PLAN_HEAVY_STEPS = Metric(
+    "weir_plan_heavy_steps", "gauge", "Denoising steps of heavy runs from noise; 0: the variant's own.", _LB
+)
 PLAN_REPLICAS = Metric("weir_plan_replicas", "gauge", "Replicas that the plan gives a role.", _LB, (ROLE,))
 PLAN_BATCH_SIZE = Metric("weir_plan_batch_size", "gauge", "Largest batch that the plan allows in a role.", _LB, (ROLE,))
 PLAN_ADMITTED = Metric("weir_plan_admitted_rps", "gauge", "Requests per second to admit; -1 when all are.", _LB)

@@ -25,6 +25,7 @@ BARE = {
     "weir_in_flight",
     "weir_latency_factor",
     "weir_plan_batch_size",
+    "weir_plan_heavy_steps",
     "weir_plan_replicas",
     "weir_plan_threshold",
     "weir_plan_version",
