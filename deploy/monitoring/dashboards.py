@@ -427,6 +427,13 @@ def controller() -> dict[str, Any]:
                 help="The threshold moves so that the planned share is deferred.",
             ),
             lines(
+                "Steps of a heavy run",
+                [Query(_now(metrics.PLAN_HEAVY_STEPS), "from noise")],
+                unit="short",
+                steps=True,
+                help="Fewer under load, of the lengths whose quality was measured. 0: the variant's own number.",
+            ),
+            lines(
                 "Plan version",
                 [Query(_now(metrics.PLAN_VERSION), "version")],
                 unit="short",
