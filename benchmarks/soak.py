@@ -97,14 +97,14 @@ def sample(service: Service) -> Sample:
 
 def kind(command: list[str]) -> str | None:
     """What a process is, by its command line; None for workers that Ray keeps ahead of need, and for what passes."""
-    line = " ".join(command)
+    line = " ".join(command).strip()  # some write their own into the first word
     if actor := re.match(r"ray::([\w:-]+)", line):
         name = actor[1].removeprefix("ServeReplica:weir:")
         return None if name == "IDLE" else name
     if line.startswith("ray-dashboard-") or "multiprocessing.forkserver" in line:
         return "dashboard"
     for name in ("raylet", "gcs_server", "redis-server"):
-        if command and Path(command[0]).name == name:
+        if line and Path(line.split()[0]).name == name:
             return name
     script = re.search(r"/(\w+)\.py\b", line)
     return script[1] if script else None

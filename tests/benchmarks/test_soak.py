@@ -21,13 +21,14 @@ from deploy.local import checked
         ("ray-dashboard-ServeHead-0 (python -B -c …)", "dashboard"),
         ("/venv/bin/python /venv/ray/dashboard/dashboard.py --host=127.0.0.1", "dashboard"),
         ("/venv/ray/core/src/ray/raylet/raylet --raylet_socket_name=/tmp/x", "raylet"),
-        ("/usr/bin/redis-server /tmp/redis.conf", "redis-server"),
+        ("/usr/bin/redis-server 127.0.0.1:6379", "redis-server"),
         ("sh -c true", None),
     ],
     ids=str,
 )
 def test_processes_are_told_apart_by_their_command_lines(line: str, expected: str | None) -> None:
     assert kind(line.split()) == expected
+    assert kind([line, ""]) == expected
 
 
 def test_a_trace_is_repeated_until_the_time_is_over() -> None:
