@@ -82,6 +82,24 @@ def quality(outcome: Outcome, work: Workload, stats: tuple[LevelStats, ...]) -> 
     return total / max(1, int(answered.sum()))
 
 
+def setting(gpus: int) -> tuple[Setting, tuple[LevelStats, ...], LevelHead]:
+    """The setting with predicted levels, what is known of each of them, and the head that predicts them."""
+    head = LevelHead.load(HEAD)
+    stats = tuple(
+        LevelStats(r.share, deferral_of(r.confidences), QualityCurve(r.quality, smaller_is_better=False))
+        for r in head.about.records
+    )
+    every = [confidence for record in head.about.records for confidence in record.confidences]
+    told = replace(
+        family_setting("sdxl-a100", gpus),
+        deferral=deferral_of(every),
+        quality=QualityCurve(head.about.quality, smaller_is_better=False),
+        resumed=RESUMED,
+        levels=stats,
+    )
+    return told, stats, head
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--gpus", type=int, default=16)
@@ -89,19 +107,8 @@ def main() -> None:
     parser.add_argument("--traces", default="normal,bursty")
     parser.add_argument("--json", type=Path)
     chosen = parser.parse_args()
-    head = LevelHead.load(HEAD)
-    stats = tuple(
-        LevelStats(r.share, deferral_of(r.confidences), QualityCurve(r.quality, smaller_is_better=False))
-        for r in head.about.records
-    )
-    every = [confidence for record in head.about.records for confidence in record.confidences]
-    bare: Setting = replace(
-        family_setting("sdxl-a100", chosen.gpus),
-        deferral=deferral_of(every),
-        quality=QualityCurve(head.about.quality, smaller_is_better=False),
-        resumed=RESUMED,
-    )
-    told = replace(bare, levels=stats)
+    told, stats, head = setting(chosen.gpus)
+    bare = replace(told, levels=())
     rows = []
     for trace in chosen.traces.split(","):
         work = workload(ROOT / "traces" / f"{trace}.csv", chosen.copies, head)

@@ -14,6 +14,9 @@ KEPT = 0.98
 LEAST_REQUESTS = 10.0
 #: Fetches of states that are remembered, and the quantile of them that plans reckon with.
 FETCHES = 200
+#: Fetches that count as having come before any was seen, and what one fetch leaves of those before it.
+PRIOR_FETCHES = 5.0
+FORGET_FETCHES = 0.95
 QUANTILE = 0.95
 
 
@@ -24,11 +27,19 @@ class LiveHits:
         self._requests = 0.0
         self._hits: dict[float, float] = {}
         self._fetches: deque[float] = deque(maxlen=FETCHES)
+        self._asked = self._came = PRIOR_FETCHES
 
-    def observe(self, arrivals: int, found: Mapping[float, int], fetches: Sequence[float] = ()) -> None:
+    def observe(
+        self, arrivals: int, found: Mapping[float, int], fetches: Sequence[float] = (), resumed: int | None = None
+    ) -> None:
         """Takes in one observation: requests that came, the cached states found for them, by the share of steps that
-        they would save, and the seconds that workers waited for states."""
+        they would save, the seconds that workers waited for states, and the images that went on from one (None: it is
+        not known, and as many as were asked for)."""
         self._fetches.extend(fetches)
+        if fetches:
+            kept = FORGET_FETCHES ** len(fetches)
+            self._asked = kept * self._asked + len(fetches)
+            self._came = kept * self._came + min(len(fetches), len(fetches) if resumed is None else resumed)
         self._requests = KEPT * self._requests + arrivals
         self._hits = {saved: KEPT * count for saved, count in self._hits.items()}
         for saved, count in found.items():
@@ -44,8 +55,15 @@ class LiveHits:
             return ()
         whole = max(self._requests, sum(self._hits.values()))
         return tuple(
-            CacheHit(count / whole, 1 - saved, quality) for saved, count in sorted(self._hits.items()) if count > 1e-3
+            CacheHit(count / whole, 1 - saved * self.arriving, quality)
+            for saved, count in sorted(self._hits.items())
+            if count > 1e-3
         )
+
+    @property
+    def arriving(self) -> float:
+        """Share of the states asked for that came: the others cost a whole run, whatever the lookup promised."""
+        return self._came / self._asked
 
     @property
     def fetch_s(self) -> float:

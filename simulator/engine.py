@@ -28,6 +28,8 @@ from weir.errors import Overloaded
 
 #: Seconds between observations.
 TICK_S = 1.0
+#: A worker waits no longer for a state (``cache.fetch_s`` of a service).
+FETCH_WAIT_S = 0.02
 #: Of a prompt that no level was predicted for.
 NO_LEVEL = -1
 #: Of the time before the first arrival the controller sees so many seconds at most.
@@ -50,6 +52,7 @@ class Simulation:
         transit_s: Sequence[float] = (),
         deaths: Sequence[tuple[float, int]] = (),
         slowdowns: Sequence[tuple[float, float]] = (),
+        fetches: Sequence[tuple[float, float]] = (),
     ):
         """
         Args:
@@ -61,6 +64,8 @@ class Simulation:
             deaths: (time, replica) of replicas that die for good.
             slowdowns: (time, factor) from when on batches take so many times what the profile says. Dispatch knows it
                 at once, as the load balancer does after a few replies.
+            fetches: (time, seconds) from when on fetching a state takes so long. Workers wait :data:`FETCH_WAIT_S` at
+                most, and then draw the whole image. Empty: fetching takes no time, and nobody measures it.
         """
         setting = policy.setting
         self.policy = policy
@@ -98,6 +103,8 @@ class Simulation:
         self.pending_plans: deque[tuple[float, Plan]] = deque()
         self.deaths = deque(sorted(deaths))
         self.slowdowns = deque(sorted(slowdowns))
+        self.fetches = deque(sorted(fetches))
+        self.fetch_s: float | None = None
         self.tally = Tally(self.arrived, self.slo_s)
 
     def run(self) -> Outcome:
@@ -193,12 +200,28 @@ class Simulation:
             self._enqueue(replica, i, now)
 
     def _enqueue(self, replica: Replica, i: int, now: float) -> None:
-        if self.transit_s:
+        wait_s = self._fetched(i, now) if replica.role == HEAVY and self.resumed[i] else 0.0
+        if self.transit_s or wait_s:
             replica.coming += 1
             self.fleet.refresh(replica)
-            self._later(now + self._way(), partial(self._reach, replica, replica.role, i))
+            way_s = self._way() if self.transit_s else 0.0
+            self._later(now + way_s + wait_s, partial(self._reach, replica, replica.role, i))
         else:
             self._join(replica, i, now)
+
+    def _fetched(self, i: int, now: float) -> float:
+        """Seconds that the worker waits for the state of a request; one that does not come saves nothing."""
+        while self.fetches and self.fetches[0][0] <= now:
+            self.fetch_s = self.fetches.popleft()[1]
+        if self.fetch_s is None:
+            return 0.0
+        wait_s = min(self.fetch_s, FETCH_WAIT_S)
+        self.tally.fetches.append(wait_s)
+        if self.fetch_s > FETCH_WAIT_S:
+            self.resumed[i], self.work[i] = False, 1.0
+        else:
+            self.tally.reused[self.saved[i]] += 1
+        return wait_s
 
     def _reach(self, replica: Replica, role: int, i: int, now: float) -> None:
         """A call arrives at a replica; one that changed its role meanwhile, or died, sends it on."""
@@ -422,6 +445,7 @@ def simulate(
     transit_s: Sequence[float] = (),
     deaths: Sequence[tuple[float, int]] = (),
     slowdowns: Sequence[tuple[float, float]] = (),
+    fetches: Sequence[tuple[float, float]] = (),
 ) -> Outcome:
     """One policy over one trace; see :class:`Simulation`."""
     simulation = Simulation(
@@ -435,5 +459,6 @@ def simulate(
         transit_s=transit_s,
         deaths=deaths,
         slowdowns=slowdowns,
+        fetches=fetches,
     )
     return simulation.run()

@@ -250,7 +250,7 @@ def _cascade_qualities(outcome: Outcome, workload: Workload) -> np.ndarray:
         mixes = light * curve.at(1.0) + (1 - light) * whole
     else:
         mixes = np.array([curve.at(share) for share in light])
-    qualities = np.where(mixed, 100 * mixes[window] / whole, np.nan)
+    qualities = np.where(mixed, 100 * (mixes[window] - outcome.loss) / whole, np.nan)
     return np.where(outcome.resumed, 100 * workload.own_worth, qualities)
 
 

@@ -31,6 +31,7 @@ class Tally:
         self.batches: list[Batch] = []
         self.fetches: list[float] = []
         self.found: Counter[float] = Counter()
+        self.reused: Counter[float] = Counter()
         self.missed: Counter[int] = Counter()
         self.deferred = 0
 
@@ -74,6 +75,7 @@ class Tally:
             deferred_in_flight=self._deferred_in_flight,
             late_answers=self._late_answers,
             late_deferred=self._late_deferred,
+            reused=dict(self.reused),
             fetches=tuple(self.fetches),
             found=dict(self.found),
             missed=dict(self.missed),

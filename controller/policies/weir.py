@@ -16,13 +16,15 @@ Differences to DiffServe, each with its reason:
   there is time for whole runs the cache is left alone;
 - heavy runs from noise get shorter where the whole ones would leave more requests light, by what was measured of each
   length;
-- while fetching states takes longer than it saves, hits begin light (``controller/strategy.py``);
+- states that do not come in time count as what they cost, a whole run. While fetching takes longer than it saves, hits
+  begin light (``controller/strategy.py``);
 - prompts that are predicted to need the heavy variant go there at once while that costs less than drawing them twice;
 - requests go to the replica that finishes first.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 from controller.curves import LiveDeferral
@@ -58,16 +60,32 @@ ROLE_CHANGE_COST = 2e-3
 GPU_COST = 1e-5
 #: Seconds over which a deviation of the deferred share is paid back, and the most it may move the share.
 PAYBACK_S = 2.0
+DEFAULT_SWITCH = SwitchRules()
+#: Share of states that have to come in time for the cache to be left alone where it is not needed: one that ails goes
+#: on being asked, or nobody would see it recover.
+SOUND = 0.9
+#: Seconds for which fetches count as measured: under SM seconds without any are many.
+MEASURED_S = 30.0
+#: Shares of steps are told apart no finer than this.
+ROUNDING = 1e-6
 MOST_PAYBACK = 0.25
 
 
 class Weir(Policy):
-    """See the module."""
+    """See the module.
+
+    Args:
+        switch: when fetching states is given up, and taken up again.
+
+    Attributes:
+        strategy: AC while states are fetched for what they save, SM while that does not pay.
+    """
 
     name = "weir"
 
-    def __init__(self, setting: Setting, solver: str = "auto"):
+    def __init__(self, setting: Setting, solver: str = "auto", switch: SwitchRules = DEFAULT_SWITCH):
         super().__init__(setting)
+        self.switch = switch
         self.rules = Rules()
         self._solver = solver
         self._demand = DemandForecast()
@@ -79,6 +97,7 @@ class Weir(Policy):
         self._plan: Plan | None = None
         self._seen_at_s = self._planned_at_s = self._trimmed_at_s = 0.0
         self._planned_rps = 0.0
+        self._fetched_at_s = -math.inf
         self._share = 0.0
         self._owed = 0.0
 
@@ -107,10 +126,10 @@ class Weir(Policy):
         self._demand.observe(seen.arrivals, seen.now_s - self._seen_at_s)
         self._seen_at_s = seen.now_s
         self._deferral.observe(seen.confidences)
-        self._hits.observe(seen.arrivals, seen.found, seen.fetches)
+        self._hits.observe(seen.arrivals, seen.found, seen.fetches, sum(seen.reused.values()))
         self._groups.observe(seen.missed, zip(seen.levels, seen.confidences, strict=False))
         self._latency.observe(seen.batches, seen.now_s)
-        self._strategy = next_strategy(self._strategy, self._cache_health(seen), seen.now_s, SwitchRules())
+        self._strategy = next_strategy(self._strategy, self._cache_health(seen), seen.now_s, self.switch)
         self.account.latency_factors = {role: self._latency.factor(role) for role in Role}
         self._owed += self._share * len(seen.confidences) - seen.deferred
         self._owed = max(-self._most_owed(), min(self._most_owed(), self._owed))
@@ -139,7 +158,7 @@ class Weir(Policy):
         self._share, self._planned_rps = begun_share(problem, solution), demand_rps
         rules = replace(
             self.rules,
-            direct=solution.point.direct if problem.hits else None,
+            direct=self._least_saved(solution.point.direct) if problem.hits else None,
             heavy_levels=self._groups.levels_from(problem.groups, solution.point.entry),
             reuse=solution.point.reuse,
             heavy_steps=solution.point.steps,
@@ -179,7 +198,7 @@ class Weir(Policy):
             quality=tuple(quality.reward(1 - f) if quality else f for f in curve.shares),
             hits=hits,
             direct_cuts=self._direct_cuts(hits),
-            may_draw_whole=True,
+            may_draw_whole=self.strategy is Strategy.AC and self._hits.arriving > SOUND,
             short_runs=setting.short_runs,
             groups=self._groups.groups(curve.thresholds),
             light_utilisation=LIGHT_UTILISATION,
@@ -199,13 +218,28 @@ class Weir(Policy):
             return (1.0,)
         return (0.0, *(1 - hit.work for hit in hits[1:]), 1.0)
 
+    @property
+    def strategy(self) -> Strategy:
+        return self._strategy.strategy
+
+    def _least_saved(self, cut: float) -> float:
+        """A cut of the program as the rule that requests are held against: in what a lookup promises, of which only a
+        part arrives, and a hair below, so that rounding turns no hit away."""
+        arriving = self._hits.arriving
+        return cut if cut in (0.0, 1.0) else min(1.0, cut / arriving - ROUNDING)
+
     def _cache_health(self, seen: Observation) -> CacheHealth:
+        if seen.fetches:
+            self._fetched_at_s = seen.now_s
+        measured = seen.now_s - self._fetched_at_s <= MEASURED_S
         hits = self._hits.hits(1.0)
         heavy_s = self._latency.gpus()[0].heavy.at(1)
         return CacheHealth(
-            fetch_s=self._hits.fetch_s if seen.fetches else None,
+            fetch_s=self._hits.fetch_s if measured else None,
             saved_s=saved_seconds({1 - hit.work: hit.share for hit in hits}, heavy_s),
-            hit_share=None,  # few hits cost nothing here: only those that exist go to the heavy variant at once
+            # Few hits cost nothing here, for only those that exist go to the heavy variant at once; what costs a whole
+            # run is a state that was promised and does not come.
+            hit_share=self._hits.arriving if measured else None,
         )
 
     def _running_light(self, counts: tuple[int, ...]) -> list[int | None]:

@@ -43,3 +43,15 @@ def test_plans_reckon_with_the_slowest_of_twenty_fetches() -> None:
     assert hits.fetch_s == 0.02
     hits.observe(300, {0.5: 300}, [0.002] * 300)
     assert hits.fetch_s == 0.002, "a store that is well again is forgiven"
+
+
+def test_states_that_do_not_come_are_planned_as_the_whole_runs_that_they_cost() -> None:
+    hits = LiveHits()
+    for _ in range(100):
+        hits.observe(10, {0.5: 5}, [0.02] * 5, 0)
+    (hit,) = hits.hits(1.0)
+    assert hit.work > 0.99
+    for _ in range(100):
+        hits.observe(10, {0.5: 5}, [0.001] * 5, 5)
+    (hit,) = hits.hits(1.0)
+    assert hit.work == pytest.approx(0.5, abs=0.01)

@@ -18,6 +18,7 @@ from solvers.solution import Status
 from weir.config import ControllerConfig
 from weir.core import DeferralCurve, Plan, Role
 from weir.errors import ConfigError
+from weir.levels import Strategy
 
 #: Quality by light share, where the discriminator picks the light ones: the more is drawn heavy, the better.
 RISING = QualityCurve((1.0, 0.998, 0.995, 0.99, 0.985, 0.98, 0.972, 0.963, 0.953, 0.942, 0.93), smaller_is_better=False)
@@ -246,7 +247,21 @@ def test_weir_sends_hard_prompts_to_the_heavy_variant_where_the_light_one_would_
 def test_weir_lets_hits_begin_light_while_fetching_takes_longer_than_it_saves_and_comes_back():
     policy = make_policy("weir", replace(setting("diffserve-3"), quality=RISING))
     policy.first_plan()
-    found = {0.2: 1}
-    assert run(policy, [2] * 20, found=found, fetches=(0.01,))[-1].rules.direct <= 0.2
-    assert run(policy, [2] * 20, start=21.0, found=found, fetches=(30.0,) * 20)[-1].rules.direct > 0.9
-    assert run(policy, [2] * 160, start=41.0, found=found, fetches=(0.01,) * 20)[-1].rules.direct <= 0.2
+    seen = {"found": {0.2: 1}, "reused": {0.2: 20}}
+    assert run(policy, [2] * 20, fetches=(0.01,), **seen)[-1].rules.direct <= 0.2
+    assert run(policy, [2] * 20, start=21.0, fetches=(30.0,) * 20, **seen)[-1].rules.direct > 0.9
+    assert run(policy, [2] * 160, start=41.0, fetches=(0.01,) * 20, **seen)[-1].rules.direct <= 0.2
+
+
+def test_weir_gives_up_on_a_store_whose_states_do_not_come_and_comes_back_after_its_hold_down():
+    policy = make_policy("weir", replace(setting("diffserve-3"), quality=RISING))
+    policy.first_plan()
+    seen = {"found": {0.2: 1}, "fetches": (0.02, 0.02)}
+    run(policy, [2] * 20, reused={0.2: 2}, **seen)
+    assert policy.strategy is Strategy.AC
+    run(policy, [2] * 60, start=21.0, **seen)
+    assert policy.strategy is Strategy.SM
+    run(policy, [2] * 100, start=81.0, reused={0.2: 2}, **seen)
+    assert policy.strategy is Strategy.SM, "not at the first good minute"
+    run(policy, [2] * 60, start=181.0, reused={0.2: 2}, **seen)
+    assert policy.strategy is Strategy.AC

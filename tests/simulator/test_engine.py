@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 
 from controller.policies import POLICIES, make_policy
 from controller.policies.policy import Policy
-from controller.setting import Setting
-from simulator.arrivals import Arrivals, poisson
+from controller.policies.weir import Weir
+from controller.setting import QualityCurve, Setting
+from simulator.arrivals import Arrivals, poisson, steps
 from simulator.confidences import drawn
-from simulator.engine import simulate
+from simulator.engine import FETCH_WAIT_S, simulate
 from simulator.families import family_setting
 from simulator.outcome import ANSWERED_AT_DEADLINE, ANSWERED_HEAVY, ANSWERED_LIGHT, UNANSWERED
 from solvers.problem import ShortRun
@@ -222,6 +223,33 @@ def test_a_hit_that_saves_too_little_for_the_plan_begins_light_and_resumes_when_
     assert outcome.latencies_s == pytest.approx([0.12, 0.12 + 0.5 * 1.78])
     assert outcome.paths.tolist() == [ANSWERED_LIGHT, ANSWERED_HEAVY]
     assert outcome.resumed.tolist() == [False, True]
+
+
+def test_a_state_is_waited_for_and_one_that_comes_too_late_costs_a_whole_run():
+    saved = np.array([0.5, 0.5])
+    outcome = simulate(fixed(), at(1.0, 9.0), np.zeros(2), saved=saved, fetches=[(0.0, 0.01), (8.0, 0.5)])
+    assert outcome.latencies_s == pytest.approx([0.01 + 0.5 * 1.78, FETCH_WAIT_S + 1.78])
+    assert outcome.resumed.tolist() == [True, False]
+
+
+def test_weir_stops_asking_a_store_that_fails_and_keeps_deadlines_that_believing_it_would_miss():
+    falling = QualityCurve(tuple(1 - 0.07 * (k / 10) ** 2 for k in range(11)), smaller_is_better=False)
+    setting = replace(family_setting("sdxl-a100", gpus=16), resumed=0.97, quality=falling)
+    arrivals = steps(6, 9, 200, 30, 3)
+    confidences = drawn(setting.deferral, len(arrivals), 4)
+    saved = np.where(np.random.default_rng(1).random(len(arrivals)) < 0.5, 0.4, 0)
+
+    class Believes(Weir):
+        def observe(self, seen):
+            return super().observe(replace(seen, reused={0.4: len(seen.fetches)}))
+
+    believing, counting = (
+        simulate(policy(setting), arrivals, confidences, saved=saved, fetches=[(0.0, 0.001), (60.0, 5.0)])
+        for policy in (Believes, Weir)
+    )
+    late = arrivals.times_s > 75
+    assert believing.violated[late].mean() > 0.015
+    assert counting.violated[late].mean() < 0.005
 
 
 def test_where_the_plan_leaves_the_cache_alone_a_hit_is_drawn_like_a_miss():
