@@ -17,7 +17,7 @@ from solvers.allocation import share_levels
 #: Share of the time between the slowest level's latency and the deadline that may go by in a queue, unanswered for.
 CALM = 0.98
 #: Share of the rate that levels are planned for meanwhile. Less gives better images and more late ones.
-PLANNED = 0.65
+PLANNED = 0.9
 
 
 class Weir(LevelPolicy):
