@@ -1,0 +1,91 @@
+"""Cascades from variants: nothing beaten is kept, nothing worth having is lost, the pair is the best for the load."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import pairwise
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from solvers.cascades import Variant, chains, choice, chosen_pair, front
+from solvers.enumerate import enumerate_optimum
+from tests.solvers.test_solve import cascade_problem, problems
+from weir.core import LatencyProfile
+from weir.errors import PlanError
+
+variants = st.lists(st.tuples(st.integers(1, 6), st.integers(0, 6)), min_size=1, max_size=6).map(
+    lambda rows: [Variant(f"v{i}", cost / 10, float(quality)) for i, (cost, quality) in enumerate(rows)]
+)
+
+
+def beats(a: Variant, b: Variant) -> bool:
+    return (a.image_s, -a.quality) != (b.image_s, -b.quality) and a.image_s <= b.image_s and a.quality >= b.quality
+
+
+@given(variants)
+def test_the_front_is_what_no_other_variant_beats(given_variants):
+    kept = front(given_variants)
+    worth = {(v.image_s, v.quality) for v in given_variants if not any(beats(o, v) for o in given_variants)}
+    assert {(v.image_s, v.quality) for v in kept} == worth
+    assert len(kept) == len(worth)
+
+
+@given(variants, st.integers(2, 3))
+def test_a_chain_gets_dearer_and_better_at_every_step(given_variants, longest):
+    kept = front(given_variants)
+    found = chains(given_variants, longest)
+    assert (
+        len(set(found))
+        == len(found)
+        == sum(
+            {2: n * (n - 1) // 2, 3: n * (n - 1) * (n - 2) // 6}[k] for n in [len(kept)] for k in range(2, longest + 1)
+        )
+    )
+    for chain in found:
+        assert all(a.image_s < b.image_s and a.quality < b.quality for a, b in pairwise(chain))
+
+
+@given(st.lists(problems(), min_size=1, max_size=3), st.integers(0, 100))
+@settings(max_examples=60, derandomize=True, deadline=None)
+def test_the_chosen_pair_is_the_one_that_enumeration_finds(given_problems, demand):
+    free = [replace(p, demand_rps=demand / 10, role_change_cost=0.0, gpu_cost=0.0) for p in given_problems]
+    found = chosen_pair(free)
+    best = [choice(i, p, enumerate_optimum(p)) for i, p in enumerate(free)]
+    most = max(it.served for it in best)
+    assert found.served == pytest.approx(most, abs=1e-5)
+    if most == 1:
+        top = max(it.quality for it in best if it.served == 1)
+        assert found.quality == pytest.approx(top, abs=1e-3)
+
+
+def pairs(demand: float):
+    """A light variant that is good and one that is fast, before the same heavy one."""
+    good = cascade_problem(demand_rps=demand)
+    worse = tuple(q - 0.2 * (1 - q) for q in good.quality)
+    fast = replace(good.gpus[0], light=LatencyProfile((1, 2, 4), (0.02, 0.03, 0.05)))
+    return good, replace(good, gpus=(fast,), quality=worse)
+
+
+@pytest.mark.parametrize(("demand", "pair"), [(40.0, 0), (600.0, 1)])
+def test_a_flood_takes_the_pair_whose_light_variant_is_faster(demand, pair):
+    assert chosen_pair(pairs(demand)).pair == pair
+
+
+def test_a_running_pair_stays_until_another_is_better_by_more_than_the_switch_costs():
+    good, fast = pairs(40.0)
+    assert chosen_pair([good, fast], running=1, switch_cost=1.0).pair == 1
+    assert chosen_pair([good, fast], running=1, switch_cost=0.0).pair == 0
+    assert chosen_pair(pairs(600.0), running=0, switch_cost=1.0).pair == 1, "to serve more is worth any switch"
+
+
+def test_nonsense_is_refused_by_name():
+    with pytest.raises(PlanError, match="variant slow: image_s is nan"):
+        Variant("slow", float("nan"), 1.0)
+    with pytest.raises(PlanError, match="names must differ; they are a, a"):
+        front([Variant("a", 1.0, 1.0), Variant("a", 2.0, 2.0)])
+    with pytest.raises(PlanError, match="pairs is empty"):
+        chosen_pair([])
+    with pytest.raises(PlanError, match="different demands"):
+        chosen_pair([cascade_problem(demand_rps=1.0), cascade_problem(demand_rps=2.0)])
