@@ -116,13 +116,14 @@ def draw_pairs(
     count: int,
     file: Path,
     progress: Progress | None = None,
+    seed: int = SEED,
 ) -> LevelPairs:
     """Draws ``count`` prompts at every rung, going on where ``file`` ends.
 
     Raises:
         ConfigError: the family draws no picture, or the file holds other rungs.
     """
-    prompts = [caption(scene) for scene in held_out(count, SEED)]
+    prompts = [caption(scene) for scene in held_out(count, seed)]
     names = tuple(rung.name for rung in rungs)
     pairs = LevelPairs([], names, np.zeros((0, len(names))), np.zeros(0))
     if file.exists():

@@ -7,6 +7,7 @@ Level 0 is the hardest: only the whole heavy run keeps the quality. The file is 
 
 from __future__ import annotations
 
+import hashlib
 import json
 from itertools import pairwise
 from pathlib import Path
@@ -86,6 +87,14 @@ class LevelHead:
         self.about = about
         self._weights = np.asarray(weights, np.float32)
         self._cuts = np.asarray(cuts, np.float32)
+
+    @property
+    def version(self) -> str:
+        """Changes with what the head predicts and with what is recorded of it."""
+        digest = hashlib.blake2b(digest_size=6)
+        for part in (self._weights.tobytes(), self._cuts.tobytes(), self.about.model_dump_json().encode()):
+            digest.update(part)
+        return digest.hexdigest()
 
     def scores(self, vectors: np.ndarray) -> np.ndarray:
         """w · x; the larger, the stronger an approximation the prompt stands; [B]."""

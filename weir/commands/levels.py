@@ -1,7 +1,8 @@
-"""Predicted levels: ``weir levels fit``."""
+"""Predicted levels: ``weir levels fit`` and ``weir levels check``."""
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -12,6 +13,11 @@ from rich.table import Table
 from weir.commands.terminal import FAMILY, REPOSITORY, FamilyOption, JsonOption, answered, console, print_json, progress
 from weir.config import load_family
 from weir.errors import ConfigError
+from weir.prompt_levels import LevelHead
+
+HEAD = REPOSITORY / "models" / "weir-tiny" / "levels" / "head.safetensors"
+#: Of shadow samples: other prompts than any head was fitted on.
+SHADOW_SEED = 3_000_017
 
 app = typer.Typer(help="Predict which approximation a prompt stands.", no_args_is_help=True)
 
@@ -26,11 +32,7 @@ def fit(
     alpha: Annotated[float, typer.Option(min=0.5, max=1, help="Share of the best level's quality to keep.")] = 0.95,
     judge: Annotated[str, typer.Option(help="attributes or clip.")] = "attributes",
     work: Annotated[Path, typer.Option(help="Folder of the drawn pairs; a run goes on there.")] = Path("runs/levels"),
-    out: Annotated[Path, typer.Option(help="Level head to write.")] = REPOSITORY
-    / "models"
-    / "weir-tiny"
-    / "levels"
-    / "head.safetensors",
+    out: Annotated[Path, typer.Option(help="Level head to write.")] = HEAD,
     as_json: JsonOption = False,
 ) -> None:
     """Draw prompts at every level, judge them, and fit the classifier that predicts levels from embeddings.
@@ -87,3 +89,71 @@ def fit(
         gains.add_row(f"{share:.0%}", *(f"{v:.4f}" for v in values))
     console.print(gains)
     console.print(f"gained over random, mean: {report.gained:+.4f}; written to {out}", highlight=False)
+
+
+@app.command()
+def check(
+    head: Annotated[Path, typer.Argument(help="Level head to hold against samples of now.")] = HEAD,
+    family: FamilyOption = FAMILY,
+    count: Annotated[int, typer.Option(min=50, help="Shadow samples: prompts to draw at every level.")] = 200,
+    judge: Annotated[str, typer.Option(help="attributes or clip.")] = "attributes",
+    work: Annotated[Path, typer.Option(help="Folder of the samples; a run goes on there.")] = Path("runs/levels-check"),
+    was: Annotated[
+        bool, typer.Option("--alarmed", help="The last check raised an alarm; it takes more to end it.")
+    ] = False,
+    refit: Annotated[bool, typer.Option(help="On an alarm, fit the head again from the samples.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Draw shadow samples, hold the level head against them, and say whether it has drifted: exit code 1 if so.
+
+    Example: weir levels check --count 200 --refit
+    """
+    from cache.encoder import family_encoder
+    from quality.suite import family_suite
+    from training.drift import DriftRules, alarmed, level_drifts
+    from training.level_head import fit_levels
+    from training.level_pairs import draw_pairs, ladder_of
+
+    with answered():
+        config = load_family(family)
+        encoder = family_encoder(config)
+        known = LevelHead.load(head, encoder=encoder.version, steps=config.heavy.steps)
+        suite = family_suite(config)
+        if judge not in suite.judges:
+            raise ConfigError(f"--judge is {judge!r}; choose one of {', '.join(suite.judges)}")
+        shorter = [int(rung.rsplit("-", 1)[1]) for rung in known.about.rungs[1:-1]]
+        with progress() as bar:
+            task = bar.add_task("shadow samples", total=count)
+            pairs = draw_pairs(
+                config,
+                suite,
+                judge,
+                ladder_of(config, shorter),
+                count,
+                work / "pairs.npz",
+                lambda done, total: bar.update(task, completed=done, total=total),
+                seed=SHADOW_SEED,
+            )
+        vectors = encoder.encode(pairs.prompts)
+        drifts = level_drifts(known, pairs, vectors)
+        drifted = alarmed(drifts, DriftRules(), was)
+        fitted = known
+        if drifted and refit:
+            fitted, _ = fit_levels(pairs, vectors, encoder.version, config.name, alpha=known.about.alpha)
+            fitted.save(head)
+    if as_json:
+        rows = [asdict(it) for it in drifts]
+        print_json({"drifted": drifted, "was": known.version, "version": fitted.version, "levels": rows})
+    else:
+        table = Table(title=f"{len(pairs.prompts)} shadow samples: what the light variant loses", box=box.SIMPLE_HEAD)
+        for column in ("level", "samples", "recorded", "now", "±"):
+            table.add_column(column, justify="left" if column == "level" else "right")
+        for it in drifts:
+            table.add_row(it.level, str(it.samples), f"{it.recorded:.3f}", f"{it.realised:.3f}", f"{it.error:.3f}")
+        console.print(table)
+        said = "it holds"
+        if drifted:
+            said = f"fitted again: {fitted.version}" if refit else "it has drifted; fit it again with --refit"
+        console.print(f"level head {known.version}: {said}", highlight=False)
+    if drifted and not refit:
+        raise typer.Exit(1)
