@@ -126,6 +126,7 @@ def test_a_trace_that_is_not_there_is_refused():
     ("words", "remedy"),
     [
         (("up", "missing.yaml"), "there is no such file"),
+        (("levels", "check", "missing.safetensors"), "fit it again with `weir levels fit`"),
         (("up", "--port", "many"), "port"),
         (("down", "nobody"), "start it with `weir up`"),
         (("generate", " "), "say what the image should show"),

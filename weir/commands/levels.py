@@ -116,6 +116,7 @@ def check(
 
     with answered():
         config = load_family(family)
+        LevelHead.load(head, steps=config.heavy.steps)  # before anything that takes time
         encoder = family_encoder(config)
         known = LevelHead.load(head, encoder=encoder.version, steps=config.heavy.steps)
         suite = family_suite(config)
