@@ -26,7 +26,7 @@ def create_app(
     balancer: Balancer, family: FamilyConfig, limits: LimitsConfig, callers: Callers | None = None
 ) -> FastAPI:
     """The ASGI application of one load balancer; without ``callers`` it is open to everybody."""
-    app = FastAPI(title="Weir", openapi_url="/openapi.json", redoc_url=None)
+    app = FastAPI(title="Weir", openapi_url="/openapi.json", docs_url=None, redoc_url=None)
     app.add_middleware(Gate, callers=callers or Callers(), refuse=failure)
     rules = RequestRules(family, limits)
     files, page = Files(), Page()

@@ -12,7 +12,7 @@ from load_balancer.callers import Callers
 from weir.errors import Forbidden, WeirError
 
 #: Open to everybody: the page, health, and the description of the API. Whatever else there is needs a key.
-OPEN = frozenset({"/", "/healthz", "/readyz", "/openapi.json", "/docs"})
+OPEN = frozenset({"/", "/healthz", "/readyz", "/openapi.json"})
 #: Open too: names of files are secrets of those who asked for them, and browsers send no key for pictures.
 OPEN_BELOW = ("/v1/images/files/", "/page/")
 #: For callers with the admin scope alone.

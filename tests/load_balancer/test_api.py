@@ -260,3 +260,8 @@ async def test_the_api_describes_itself(client):
     described = (await client.get("/openapi.json")).json()
     schema = described["paths"][GENERATIONS]["post"]["requestBody"]["content"]["application/json"]["schema"]
     assert {"prompt", "seed", "num_inference_steps"} <= set(schema["properties"])
+
+
+@pytest.mark.parametrize("viewer", ["/docs", "/redoc"])
+async def test_no_viewer_of_it_loads_anything_from_elsewhere(client, viewer):
+    assert (await client.get(viewer)).status_code == 404
