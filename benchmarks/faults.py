@@ -11,8 +11,9 @@ from dataclasses import dataclass
 
 import redis
 
-from benchmarks.testbed import BALANCER, CACHE, HEAVY, LIGHT, PROMPTS, Testbed, plan
+from benchmarks.testbed import HEAVY, LIGHT, PROMPTS, Testbed, plan
 from cache.redis_server import RedisServer
+from deploy.serve_config import BALANCER, CACHE
 from weir.core import Role
 
 #: A fault that passes lasts so long; and between two flips.

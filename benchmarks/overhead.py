@@ -28,7 +28,8 @@ from starlette.requests import Request
 
 from deploy.cluster import cluster
 from deploy.local import bindable
-from deploy.publish import Publisher, render
+from deploy.publish import Publisher
+from deploy.serve_config import render
 from load_balancer.openapi import GENERATIONS
 from weir.config import load_service
 
@@ -166,7 +167,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, cluster(cpus=2) as dashboard:
         config = instant_service(Path(folder))
         plan = load_service(config)[0].plan.plan()
-        body = render(config, plan, host="127.0.0.1", port=port)
+        body = render(config, host="127.0.0.1", port=port, controlled=False)
         body["applications"].append(
             {"name": "bare", "route_prefix": "/bare", "import_path": "benchmarks.overhead:bare", "args": {"n": 1}}
         )

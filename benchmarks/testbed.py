@@ -1,6 +1,6 @@
 """A real service of emulated replicas on a cluster in this process, every part of which can be found and harmed.
 
-    python -m benchmarks.testbed SERVICE_FILE --ray ADDRESS --dashboard URL --port N
+    python -m benchmarks.testbed SERVICE_FILE --ray ADDRESS
 
 is one live controller of such a service, in a process of its own.
 """
@@ -31,6 +31,7 @@ from cache.opening import SECRET
 from cache.redis_server import RedisServer
 from deploy.cluster import REPOSITORY, cluster
 from deploy.local import bindable, readiness
+from deploy.serve_config import APPLICATION, POOL, render, with_plan
 from load_balancer.openapi import GENERATIONS
 from weir.config import load_service
 from weir.core import Plan, Role
@@ -38,8 +39,6 @@ from weir.core import Plan, Role
 if TYPE_CHECKING:  # Ray reads its environment as it is imported, and the cluster sets it
     from deploy.publish import Publisher
 
-#: As ``deploy/app.py`` and ``deploy/publish.py`` call them.
-APPLICATION, POOL, BALANCER, CACHE = "weir", "Pool", "LoadBalancer", "Cache"
 SLO_S = 15.0
 LIGHT, HEAVY = 2, 2
 #: What the head node offers, and what a replica takes of it: the pool fills it.
@@ -163,9 +162,7 @@ class Testbed:
         return False
 
     def publish(self, wanted: Plan) -> None:
-        from deploy.publish import render
-
-        self.publisher.put(render(self.config, wanted, host="127.0.0.1", port=self.port))
+        self.publisher.put(with_plan(render(self.config, host="127.0.0.1", port=self.port, controlled=False), wanted))
 
     def next_version(self) -> int:
         state = self.state()
@@ -186,7 +183,6 @@ class Testbed:
 
         address = ray.get_runtime_context().gcs_address
         command = [sys.executable, "-m", "benchmarks.testbed", str(self.config), "--ray", address]
-        command += ["--dashboard", self.dashboard, "--port", str(self.port)]
         process = subprocess.Popen(command, cwd=REPOSITORY, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
         self.controllers.append(process)
         return process
@@ -248,20 +244,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="One live controller of a testbed.")
     parser.add_argument("config", type=Path)
     parser.add_argument("--ray", required=True)
-    parser.add_argument("--dashboard", required=True)
-    parser.add_argument("--port", type=int, required=True)
     given = parser.parse_args()
     import ray
 
-    from deploy.control import DASHBOARD_TIMEOUT_S, controller
-    from deploy.publish import Publisher
+    from deploy.control import Edges, controller
 
     ray.init(address=given.ray, log_to_driver=False, logging_level=logging.ERROR)
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     service, _ = load_service(given.config)
-    publisher = Publisher(given.dashboard, DASHBOARD_TIMEOUT_S)
-    controller(service, given.config, publisher, "127.0.0.1", given.port).run(stop)
+    edges = Edges()
+    controller(service, edges).run(stop)
+    edges.follow()
     ray.shutdown()
 
 

@@ -27,6 +27,8 @@ log = logging.getLogger(__name__)
 TICK_S = 1.0
 #: A plan that is not in force so long after its publication is published once more.
 APPLY_S = 10.0
+#: A pool that is still starting is left to the configuration's plan, but no longer than this.
+START_S = 120.0
 #: The version of the configuration's plan; the policy's first plan takes its place.
 CONFIGURED = 1
 
@@ -40,6 +42,7 @@ class Controller:
         look: the load balancer's counters; its argument is the look before.
         publish: sends a plan on its way, and raises when it could not; its second argument is the plan in force.
         metrics: where the controller says what it sees and does.
+        lead: whether this controller may publish. One that may not forgets what it knew, and waits.
         clock: seconds, only moves forward.
     """
 
@@ -51,6 +54,7 @@ class Controller:
         look: Callable[[Counters | None], Counters],
         publish: Callable[[Plan, Plan], None],
         metrics: Metrics | None = None,
+        lead: Callable[[], bool] = lambda: True,
         clock: Callable[[], float] = time.monotonic,
     ):
         self._make_policy = make_policy
@@ -58,16 +62,21 @@ class Controller:
         self._look = look
         self._publish = publish
         self._metrics = metrics or NoMetrics()
+        self._lead = lead
         self._clock = clock
-        self._policy: Policy | None = None
         self._policy_since = 0.0
-        self._before: Counters | None = None
-        self._ranks = LiveRanks()
         self._version = 0
-        self._published: Plan | None = None
         self._published_at = 0.0
         self._told_of: Solution | None = None
         self._trouble = ""
+        self._forget()
+
+    def _forget(self) -> None:
+        self._policy: Policy | None = None
+        self._before: Counters | None = None
+        self._published: Plan | None = None
+        self._ranks = LiveRanks()
+        self._starting_since: float | None = self._clock()
 
     def run(self, stop: threading.Event) -> None:
         """Until ``stop``. Nothing that fails ends it."""
@@ -90,13 +99,16 @@ class Controller:
             self._trouble = ""
 
     def _step(self) -> None:
+        if not self._lead():
+            self._forget()
+            return
         seen = self._look(self._before)
         seen = replace(seen, ranks=self._ranks.observe(seen.ranks, self._clock()))
         self._before, before = seen, self._before
         self._metrics.set(metrics_of.REPLICAS, len(seen.ranks))
         self._version = max(self._version, seen.plan.version)
-        if not seen.ranks:
-            return  # nobody could follow a plan
+        if not seen.ranks or self._is_starting(seen):
+            return  # nobody, or hardly anybody, could follow a plan
         plan = self._decide(seen, before)
         latest = self._published if self._published and self._published.version > seen.plan.version else seen.plan
         if plan is not None and plan != replace(latest, version=plan.version):
@@ -104,6 +116,14 @@ class Controller:
             self._tell_change(seen.plan, plan)
         elif latest is not seen.plan and self._clock() - self._published_at > APPLY_S:
             self._send(latest, seen.plan)
+
+    def _is_starting(self, seen: Counters) -> bool:
+        since = self._starting_since
+        if since is None:
+            return False
+        if seen.plan.version > CONFIGURED or len(seen.ranks) >= self._size or self._clock() - since > START_S:
+            self._starting_since = None
+        return self._starting_since is not None
 
     def _decide(self, seen: Counters, before: Counters | None) -> Plan | None:
         """The policy's next plan for the whole pool; a policy that fails makes room for a fresh one."""

@@ -13,15 +13,13 @@ from ray.serve import Application
 
 from cache.opening import open_store
 from cache.service import CacheService
+from deploy.serve_config import BALANCER, CACHE, ON_HEAD, POOL, located
 from load_balancer.deployment import ServedLoadBalancer
 from weir.config import PoolConfig, load_service
 from weir.profiles import load_profile
 from weir.telemetry import RayMetrics
 from workers.replica import Worker
 
-POOL = "Pool"
-CACHE = "Cache"
-BALANCER = "LoadBalancer"
 #: Replicas queue and batch for themselves, so Serve never holds a request back.
 UNLIMITED = 100_000
 #: There is one load balancer and one cache: whichever does not answer three times for so long is replaced.
@@ -46,7 +44,7 @@ def build(args: AppArgs) -> Application:
     Raises:
         ConfigError: names the file, the key and the remedy.
     """
-    service, family = load_service(args.config)
+    service, family = load_service(located(args.config))
     plan = service.plan.plan().to_dict()
     profile = service.profile or service.pool.emulate
     cached = service.cache.mode != "off"
@@ -72,7 +70,7 @@ def build(args: AppArgs) -> Application:
     cache = serve.deployment(
         name=CACHE,
         num_replicas=1,
-        ray_actor_options={"num_cpus": 0},
+        ray_actor_options=ON_HEAD,
         max_ongoing_requests=UNLIMITED,
         health_check_period_s=2,
         health_check_timeout_s=HUNG_S,
@@ -82,7 +80,7 @@ def build(args: AppArgs) -> Application:
         name=BALANCER,
         num_replicas=1,
         user_config=plan,
-        ray_actor_options={"num_cpus": 0},
+        ray_actor_options=ON_HEAD,
         max_ongoing_requests=UNLIMITED,
         graceful_shutdown_timeout_s=service.drain_s,
         graceful_shutdown_wait_loop_s=0.5,

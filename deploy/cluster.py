@@ -23,12 +23,16 @@ STOP_TIMEOUT_S = 20.0
 
 
 @contextmanager
-def cluster(cpus: float, gpus: float = 0) -> Iterator[str]:
+def cluster(cpus: float, gpus: float = 0, nodes: int = 0) -> Iterator[str]:
     """Gives the http address of the dashboard of a running Ray cluster.
 
     An own cluster listens on 127.0.0.1, on free ports, keeps its files in a temporary folder, and offers at least
     ``cpus`` logical CPUs, for on one machine they are bookkeeping. When the block ends, its processes and its files are
     gone. A cluster named by ``RAY_ADDRESS`` is only connected to.
+
+    Args:
+        nodes: 0: the head has it all. Else so many nodes beside it, with raylets of their own, share the CPUs and GPUs
+            evenly, and the head has none, as on a cluster of several machines.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Ray's processes import this checkout, wherever the command was typed.
@@ -51,6 +55,7 @@ def cluster(cpus: float, gpus: float = 0) -> Iterator[str]:
         # Ray would take the same two ports for its own figures in every cluster of a machine.
         os.environ |= {name: str(_free_port()) for name in ("AUTOSCALER_METRIC_PORT", "DASHBOARD_METRIC_PORT")}
     import ray
+    from ray._private import ray_constants
 
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if os.environ.get("RAY_ADDRESS"):
@@ -61,27 +66,53 @@ def cluster(cpus: float, gpus: float = 0) -> Iterator[str]:
             ray.shutdown()
         return
 
+    ray_constants.ENABLE_RAY_CLUSTER = False  # the switch, for those who imported Ray before it was set
     # Unix sockets have short paths; a long TMPDIR would not fit.
     folder = tempfile.mkdtemp(prefix="weir-", dir="/tmp")
     before = set(psutil.Process().children(recursive=True))
     try:
         context = ray.init(
             address="local",
-            num_cpus=max(os.cpu_count() or 1, math.ceil(cpus)),
-            num_gpus=math.ceil(gpus) or None,
+            num_cpus=0 if nodes else max(os.cpu_count() or 1, math.ceil(cpus)),
+            num_gpus=None if nodes else math.ceil(gpus) or None,
+            object_store_memory=OBJECT_STORE_BYTES,
             include_dashboard=True,
             dashboard_host="127.0.0.1",
-            object_store_memory=OBJECT_STORE_BYTES,
             _node_ip_address="127.0.0.1",
             _temp_dir=folder,
             **quiet,
         )
+        for _ in range(nodes):
+            start_node(math.ceil(cpus / nodes), math.ceil(gpus / nodes))
         yield f"http://{context.dashboard_url}"
     finally:
         started = set(psutil.Process().children(recursive=True)) - before
         ray.shutdown()
+        for process in started:
+            with suppress(psutil.NoSuchProcess):
+                if process.name() == "raylet":  # beside the head's, which has ended; they would wait for it
+                    process.kill()
         end(started)
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def start_node(cpus: int, gpus: int = 0) -> None:
+    """Starts one more node of the cluster that this process is connected to, as ``ray.cluster_utils`` does it.
+
+    Ray's command ``ray start`` does not do: it would have the node listen on the host's address.
+    """
+    import ray
+    from ray._private.node import Node
+    from ray._private.parameter import RayParams
+
+    # Several nodes share the address, so each takes the ports that are free.
+    ports = ("node_manager_port", "min_worker_port", "max_worker_port", "dashboard_agent_listen_port")
+    fields: dict[str, Any] = dict.fromkeys(ports, 0)
+    fields["include_log_monitor"] = False
+    fields |= {"num_cpus": cpus, "num_gpus": gpus, "object_store_memory": OBJECT_STORE_BYTES // 4}
+    address = ray.get_runtime_context().gcs_address
+    params = RayParams(gcs_address=address, node_ip_address="127.0.0.1", **fields)
+    Node(params, head=False, shutdown_at_exit=False)
 
 
 def targets_file() -> Path | None:

@@ -1,39 +1,112 @@
-"""The edges of the live controller: it sees through the load balancer's handle and acts by the publisher's PUT.
+"""The live controller as a Serve application of its own: it sees through the load balancer's handle and acts by PUT.
 
 Serve routes nothing to a replica while it takes in a new ``user_config``, the load balancer included. So a plan that
 only moves the threshold, as most do, goes to the load balancer by a call, and a load balancer that starts anew gets
 the plan of the last PUT until the controller sees it there.
+
+Named in a declarative configuration as ``import_path: deploy.control:build`` with ``args: {config: <service file>}``.
+Serve starts it again when it dies; the plan in force stays meanwhile.
 """
 
-from __future__ import annotations
+# Annotations stay objects here: Serve looks at the type of build's argument to read it.
 
+import asyncio
 import threading
+import uuid
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
+from pydantic import BaseModel, ConfigDict
 from ray import serve
+from ray._private.services import get_webui_url_from_internal_kv
+from ray.serve import Application
+from ray.serve.handle import DeploymentHandle
 
 from cache.worth import resumed_share
 from controller.counters import Counters
 from controller.loop import Controller
 from controller.policies import make_policy
 from controller.setting import Setting
-from deploy.app import BALANCER
-from deploy.publish import APPLICATION, Publisher, render
-from weir.config import ServiceConfig
+from deploy.publish import Publisher
+from deploy.serve_config import APPLICATION, BALANCER, CONTROLLER, ON_HEAD, located
+from weir.config import ServiceConfig, load_service
 from weir.core import Plan
+from weir.errors import ConfigError, NotReady
+from weir.loopback import keep_to_loopback
 from weir.profiles import load_profile
 from weir.prompt_levels import LevelHead
 from weir.telemetry import RayMetrics
 
-#: A load balancer or a dashboard that does not answer in time is asked again; `weir down` waits no longer for them.
+#: A load balancer that does not answer in time is asked again.
 TIMEOUT_S = 5.0
-DASHBOARD_TIMEOUT_S = 15.0
+#: Of each of the two calls of a publication: both are over before another controller could have taken the lease.
+DASHBOARD_TIMEOUT_S = 4.0
 
 
-def controller(
-    service: ServiceConfig, config_path: Path | str, publisher: Publisher, host: str, port: int
-) -> Controller:
-    """The controller of a service that runs on the cluster this process is connected to.
+class ControlArgs(BaseModel):
+    """``args`` of the application. A change of them restarts it, and nothing else."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    config: str
+
+
+def build(args: ControlArgs) -> Application:
+    """Builds the application that plans for the service of a file.
+
+    Raises:
+        ConfigError: names the file, the key and the remedy; the policy ``static`` has nothing to do here.
+    """
+    service, _ = load_service(located(args.config))
+    if not service.controlled:
+        raise ConfigError(f"{args.config}: controller.policy is static: there is nothing to plan")
+    controller = serve.deployment(
+        name=CONTROLLER,
+        num_replicas=1,
+        ray_actor_options=ON_HEAD,
+        health_check_period_s=2,
+        graceful_shutdown_wait_loop_s=0.5,
+        logging_config={"enable_access_log": False},
+    )(ControlLoop)
+    return controller.bind(service.model_dump(mode="json"))
+
+
+class Edges:
+    """What a controller sees and moves, on the cluster that this process is connected to."""
+
+    def __init__(self) -> None:
+        self._name = uuid.uuid4().hex
+
+    @cached_property
+    def _balancer(self) -> DeploymentHandle:
+        return serve.get_deployment_handle(BALANCER, app_name=APPLICATION)
+
+    def lead(self) -> bool:
+        """Whether this controller may publish; nobody may while there is no load balancer yet."""
+        try:
+            balancer = self._balancer
+        except KeyError:
+            return False
+        return balancer.lead.remote(self._name).result(timeout_s=TIMEOUT_S)
+
+    def follow(self) -> None:
+        """The next controller need not wait."""
+        self._balancer.follow.remote(self._name).result(timeout_s=TIMEOUT_S)
+
+    def look(self, before: Counters | None) -> Counters:
+        told = (before.judged, before.batches_run, before.fetched) if before else (0, 0, 0)
+        return Counters.from_dict(self._balancer.counters.remote(*told).result(timeout_s=TIMEOUT_S))
+
+    def publish(self, plan: Plan, running: Plan) -> None:
+        if plan.assignments == running.assignments:
+            self._balancer.take.remote(plan.to_dict()).result(timeout_s=TIMEOUT_S)
+        else:
+            Publisher(dashboard(), DASHBOARD_TIMEOUT_S).actuate(plan)
+
+
+def controller(service: ServiceConfig, edges: Edges) -> Controller:
+    """The controller of a service.
 
     Raises:
         ConfigError: the profile is not what it should be.
@@ -44,29 +117,44 @@ def controller(
     levels = None if service.cache.levels is None else LevelHead.load(Path(service.cache.levels))
     resumed = resumed_share(service.cache.selector) if service.cache.mode != "off" else 1.0
     setting = Setting.of(load_profile(profile), size, service.slo_s, levels, resumed)
-    balancer = serve.get_deployment_handle(BALANCER, app_name=APPLICATION)
-
-    def look(before: Counters | None) -> Counters:
-        told = (before.judged, before.batches_run, before.fetched) if before else (0, 0, 0)
-        return Counters.from_dict(balancer.counters.remote(*told).result(timeout_s=TIMEOUT_S))
-
-    def publish(plan: Plan, running: Plan) -> None:
-        if plan.assignments == running.assignments:
-            balancer.take.remote(plan.to_dict()).result(timeout_s=TIMEOUT_S)
-        else:
-            publisher.put(render(config_path, plan, host=host, port=port))
-
     return Controller(
         lambda: make_policy(service.controller.policy, setting),
         size,
-        look=look,
-        publish=publish,
+        look=edges.look,
+        publish=edges.publish,
         metrics=RayMetrics(),
+        lead=edges.lead,
     )
 
 
-def start(it: Controller, stop: threading.Event) -> threading.Thread:
-    """Runs it on a thread of its own until ``stop``; join the thread before the service is taken down."""
-    thread = threading.Thread(target=it.run, args=(stop,), name="controller", daemon=True)
-    thread.start()
-    return thread
+class ControlLoop:
+    """Runs a controller on a thread of its own until it is shut down. ``service``: a ``ServiceConfig`` as JSON."""
+
+    def __init__(self, service: dict[str, Any]):
+        keep_to_loopback()
+        self._edges, self._stop = Edges(), threading.Event()
+        it = controller(ServiceConfig.model_validate(service), self._edges)
+        self._thread = threading.Thread(target=it.run, args=(self._stop,), name="controller", daemon=True)
+        self._thread.start()
+
+    def check_health(self) -> None:
+        if not self._thread.is_alive():
+            raise RuntimeError("the control loop has ended")
+
+    async def __del__(self) -> None:
+        """Serve calls it before the process ends: nothing is published after that."""
+        self._stop.set()
+        await asyncio.to_thread(self._thread.join)
+        await asyncio.to_thread(self._edges.follow)
+
+
+def dashboard() -> str:
+    """The http address of the dashboard of the cluster that this process belongs to.
+
+    Raises:
+        NotReady: it has none.
+    """
+    url = get_webui_url_from_internal_kv()
+    if not url:
+        raise NotReady("this cluster has no dashboard; start Ray with --include-dashboard=true")
+    return f"http://{url}"

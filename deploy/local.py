@@ -41,6 +41,7 @@ def up(
     *,
     detach: bool = False,
     port: int | None = None,
+    nodes: int = 0,
     folder: Path = FOLDER,
     console: Console | None = None,
     on_ready: Callable[[Service], None] | None = None,
@@ -51,6 +52,7 @@ def up(
 
     Args:
         port: where the API listens; None: as the file says; 0: a free port.
+        nodes: Ray nodes beside the head that the replicas are spread over; 0: they are on the head.
         folder: where state files live; :func:`down` and :func:`status` look there.
         on_ready: called once the API can serve.
 
@@ -59,7 +61,8 @@ def up(
 
     Raises:
         ConfigError: the file, its family or a profile is wrong; nothing was started.
-        ServiceError: a service of this name is up, or the port is taken; nothing was started.
+        ServiceError: a service of this name is up, the port is taken, or ``nodes`` are asked of a cluster that is there
+            already; nothing was started.
         NotReady: the application failed to come up; everything was stopped again.
     """
     console = console or Console()
@@ -67,12 +70,14 @@ def up(
     state = StateFile(Path(config_path).stem, folder)
     if state.held():
         raise ServiceError(f"{state.name} is already up; stop it with `weir down`")
+    if nodes and os.environ.get("RAY_ADDRESS"):
+        raise ServiceError("--nodes starts Ray nodes here, and RAY_ADDRESS names a cluster; give one of the two")
     address = (service.http.host, bindable(service.http.host, service.http.port if port is None else port))
     if detach:
-        return _detached(config_path, address[1], state, console)
+        return _detached(config_path, address[1], nodes, state, console)
     state.acquire()
     try:
-        _serve(config_path, service, family, address, state, console, on_ready)
+        _serve(config_path, service, family, address, nodes, state, console, on_ready)
     finally:
         state.release()
     return None
@@ -161,6 +166,7 @@ def _serve(
     service: ServiceConfig,
     family: FamilyConfig,
     address: tuple[str, int],
+    nodes: int,
     state: StateFile,
     console: Console,
     on_ready: Callable[[Service], None] | None,
@@ -180,11 +186,13 @@ def _serve(
         stack.callback(lambda: [signal.signal(number, handler) for number, handler in previous.items()])
         progress = stack.enter_context(console.status("starting Ray"))
         access = stack.enter_context(_redis(service))
+        pool = service.pool
         dashboard = stack.enter_context(
-            cluster(cpus=replicas * service.pool.cpus_per_replica, gpus=replicas * service.pool.gpus_per_replica)
+            cluster(cpus=replicas * pool.cpus_per_replica, gpus=replicas * pool.gpus_per_replica, nodes=nodes)
         )
         answer_signals()  # Ray put its own in place
-        from deploy.publish import Publisher, render
+        from deploy.publish import Publisher
+        from deploy.serve_config import render
 
         targets = ""
         if listed := targets_file():
@@ -194,7 +202,7 @@ def _serve(
         state.write(running)
         plan = service.plan.plan()
         publisher = Publisher(dashboard)
-        publisher.put(render(config_path, plan, host=address[0], port=address[1]))
+        publisher.put(render(config_path, host=address[0], port=address[1], controlled=service.controlled))
         stack.callback(_stop, progress, console)
         progress.update("starting replicas")
         publisher.wait_applied(plan, timeout_s=UP_TIMEOUT_S, stopped=stop.is_set)
@@ -210,13 +218,6 @@ def _serve(
         running = replace(running, ready=True)
         state.write(running)
         console.print(f"{state.name} is up: {url}/v1 (dashboard {dashboard}); Ctrl-C stops it", highlight=False)
-        if service.controller.policy != "static":
-            from deploy.control import DASHBOARD_TIMEOUT_S, controller, start
-
-            impatient = Publisher(dashboard, DASHBOARD_TIMEOUT_S)
-            thread = start(controller(service, config_path, impatient, *address), stop)
-            stack.callback(thread.join)  # it publishes nothing after the application is taken off
-            stack.callback(stop.set)
         if on_ready:
             on_ready(running)
         while not stop.wait(1):  # a wait without end would not see signals
@@ -262,9 +263,9 @@ def _stop(progress: Any, console: Console) -> None:
     serve.shutdown()
 
 
-def _detached(config_path: Path | str, port: int, state: StateFile, console: Console) -> Service:
+def _detached(config_path: Path | str, port: int, nodes: int, state: StateFile, console: Console) -> Service:
     state.path.parent.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "deploy.local", str(config_path), "--port", str(port)]
+    command = [sys.executable, "-m", "deploy.local", str(config_path), "--port", str(port), "--nodes", str(nodes)]
     command += ["--folder", str(state.path.parent.resolve())]
     paths = os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")]))
     with state.log.open("w") as log:
@@ -303,10 +304,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Runs one service until SIGTERM.")
     parser.add_argument("config")
     parser.add_argument("--port", type=int)
+    parser.add_argument("--nodes", type=int, default=0)
     parser.add_argument("--folder", type=Path, default=FOLDER)
     given = parser.parse_args()
     try:
-        up(given.config, port=given.port, folder=given.folder)
+        up(given.config, port=given.port, nodes=given.nodes, folder=given.folder)
     except WeirError as error:
         sys.exit(f"error: {error.message}")
 

@@ -1,51 +1,26 @@
-"""Deploys and actuates: one declarative PUT that carries the replica count and the plan, read back until applied."""
+"""Deploys and actuates: one declarative PUT of the whole configuration, read back until its plan is applied."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import requests
 from ray.dashboard.modules.serve.sdk import ServeSubmissionClient
 
+from deploy.serve_config import APPLICATION, POOL, deployed, with_plan
 from weir.core import Plan
 from weir.errors import NotReady
 
-APPLICATION = "weir"
 POLL_S = 0.2
 #: The first configuration starts Serve itself, which takes its time on a busy machine.
 START_TIMEOUT_S = 120.0
 
 
-def render(config_path: Path | str, plan: Plan, *, host: str, port: int) -> dict[str, Any]:
-    """The body of ``PUT /api/serve/applications/``. Pure: two plans differ only in count and ``user_config``.
-
-    Only such differences leave every replica running; a change of anything else restarts the application.
-    """
-    fields = plan.to_dict()
-    return {
-        "proxy_location": "HeadOnly",
-        "http_options": {"host": host, "port": port},
-        "applications": [
-            {
-                "name": APPLICATION,
-                "route_prefix": "/",
-                "import_path": "deploy.app:build",
-                "args": {"config": str(Path(config_path).resolve())},
-                "deployments": [
-                    {"name": "Pool", "num_replicas": len(plan.assignments), "user_config": fields},
-                    {"name": "LoadBalancer", "user_config": fields},
-                ],
-            }
-        ],
-    }
-
-
 def is_applied(details: dict[str, Any], plan: Plan) -> bool:
-    """Whether what ``GET`` answers is a running application that has taken the plan in.
+    """Whether what ``GET`` answers is a running application that has taken the plan, or a newer one, in.
 
     Raises:
         NotReady: the application failed to deploy; the message is Serve's.
@@ -58,10 +33,10 @@ def is_applied(details: dict[str, Any], plan: Plan) -> bool:
         raise NotReady("\n".join([application["message"], *problems]).strip())
     if application["status"] != "RUNNING":
         return False
-    pool = application["deployments"].get("Pool", {})
+    pool = application["deployments"].get(POOL, {})
     running = sum(it["state"] == "RUNNING" for it in pool.get("replicas", ()))
     given = pool.get("deployment_config", {}).get("user_config") or {}
-    return given.get("version") == plan.version and running == len(plan.assignments)
+    return given.get("version", 0) >= plan.version and running == len(plan.assignments)
 
 
 class _Client(ServeSubmissionClient):
@@ -76,7 +51,7 @@ class _Client(ServeSubmissionClient):
 
 
 class Publisher:
-    """One writer of the application's configuration.
+    """Writes the configuration of the cluster.
 
     Args:
         dashboard: http address of the Ray dashboard. Ray's token, where the cluster has one, is sent along.
@@ -96,6 +71,15 @@ class Publisher:
         """
         with self._typed("take the configuration"):
             self._client.deploy_applications(body)
+
+    def actuate(self, plan: Plan) -> None:
+        """Puts a plan in the place of the one that is deployed; everything else of the configuration stays.
+
+        Raises:
+            NotReady: the dashboard does not answer or refuses it, or nothing of ours is deployed.
+            PlanError: a plan as new as this one is deployed.
+        """
+        self.put(with_plan(deployed(self.details()), plan))
 
     def details(self) -> dict[str, Any]:
         """What Serve says of all applications.

@@ -14,6 +14,7 @@ from ray.serve.handle import DeploymentHandle
 from load_balancer.api import create_app
 from load_balancer.balancer import Balancer
 from load_balancer.callers import Callers
+from load_balancer.lease import Lease
 from load_balancer.reuse import ServeCache
 from load_balancer.serve_pool import ServePool
 from weir.config import FamilyConfig, ServiceConfig
@@ -60,10 +61,19 @@ class LoadBalancer:
         self._callers = Callers(self._service.keys_file, open_admin=http.is_local)
         if self._service.keys_file is None and not http.is_local:
             log.warning("everybody who reaches %s:%d may ask for images; keys_file names who may", http.host, http.port)
+        self._lease = Lease()
         self._watching: list[asyncio.Task[None]] = []
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         return create_app(self.balancer, self._family, self._service.limits, self._callers)
+
+    async def lead(self, controller: str) -> bool:
+        """Whether this controller may publish; asking renews its lease."""
+        return self._lease.take(controller, time.monotonic())
+
+    async def follow(self, controller: str) -> None:
+        """This controller ends, and publishes nothing more."""
+        self._lease.give_up(controller)
 
     async def counters(self, judged: int, batches: int, fetched: int) -> dict[str, Any]:
         """See :meth:`Balancer.counters`; on the event loop, for all state belongs to it."""

@@ -31,6 +31,20 @@ class Mutation:
 
 MUTATIONS = (
     Mutation(
+        "every controller may publish",
+        "load_balancer/lease.py",
+        'if self._holder not in ("", holder) and now < self._until:',
+        "if False:",
+        "tests/load_balancer/test_lease.py::test_the_other_one_takes_over_when_the_first_was_silent",
+    ),
+    Mutation(
+        "a plan takes the rest of the configuration down",
+        "deploy/serve_config.py",
+        'kept = ("proxy_location", "http_options", "grpc_options", "target_capacity")',
+        "kept = ()",
+        "tests/deploy/test_serve_config.py::test_a_plan_leaves_the_rest_of_what_is_deployed_as_it_is",
+    ),
+    Mutation(
         "the tags of cached states are not checked",
         "cache/seal.py",
         "if not hmac.compare_digest(tag, _tag(key, head, packed, secret)):",

@@ -24,6 +24,7 @@ app = typer.Typer(
 for command in (
     serve.up,
     serve.down,
+    serve.render,
     serve.status,
     serve.monitor,
     generate.generate,

@@ -214,9 +214,14 @@ class ServiceConfig(_Strict):
         None, description="who may call, relative to this file; `weir keys new` writes it. Without one everybody may"
     )
 
+    @property
+    def controlled(self) -> bool:
+        """Whether a controller makes the plans."""
+        return self.controller.policy != "static"
+
     @model_validator(mode="after")
     def _a_profile_to_plan_with(self) -> ServiceConfig:
-        if self.controller.policy != "static" and not (self.profile or self.pool.emulate):
+        if self.controlled and not (self.profile or self.pool.emulate):
             raise ValueError(
                 f"controller.policy {self.controller.policy} needs a profile; make one with `weir profile` and name it "
                 "in the key profile"

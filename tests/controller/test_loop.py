@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -9,7 +11,7 @@ from prometheus_client import CollectorRegistry
 
 from controller.counters import Counters
 from controller.live_ranks import ABSENCE_S
-from controller.loop import APPLY_S, Controller, spread
+from controller.loop import APPLY_S, START_S, Controller, spread
 from controller.policies import make_policy
 from controller.policies.weir import Weir
 from controller.setting import Setting
@@ -76,13 +78,19 @@ def cluster() -> Cluster:
     return Cluster()
 
 
-def controller(cluster: Cluster, policy: str = "weir", metrics: Metrics | None = None) -> Controller:
+def controller(
+    cluster: Cluster,
+    policy: str = "weir",
+    metrics: Metrics | None = None,
+    lead: Callable[[], bool] | None = None,
+) -> Controller:
     return Controller(
         lambda: make_policy(policy, SETTING),
         SIZE,
         look=cluster.look,
         publish=cluster.publish,
         metrics=metrics,
+        lead=lead or (lambda: True),
         clock=lambda: cluster.now,
     )
 
@@ -192,6 +200,42 @@ def test_a_controller_that_starts_again_goes_on_from_the_running_plan(cluster):
     assert all(plan.version > running.version for plan in cluster.published[count:])
     for plan in cluster.published[count:]:
         assert [a.role for a in plan.assignments] == [a.role for a in running.assignments]
+
+
+def test_of_two_controllers_the_one_that_may_publishes_and_the_other_one_takes_over(cluster):
+    leads = [True, False]
+    first, second = (controller(cluster, lead=lambda n=n: leads[n]) for n in (0, 1))
+    for _ in range(20):
+        cluster.second(first, FEW)
+        second.step()
+    running, count = cluster.plan, len(cluster.published)
+    assert count > 0
+    leads.reverse()
+    for _ in range(20):
+        cluster.second(second, MANY)
+        first.step()
+    assert cluster.plan.count(Role.LIGHT) == 3
+    versions = [plan.version for plan in cluster.published]
+    assert versions == sorted(set(versions))
+    assert cluster.published[count].version == running.version + 1, "the second one has counted on from the first"
+
+
+def test_a_pool_that_is_still_starting_is_left_to_the_configuration(cluster):
+    it = controller(cluster)
+    cluster.ranks = [0, 1]
+    cluster.seconds(it, 20, FEW)
+    assert cluster.plan is CONFIGURED
+    cluster.ranks = list(range(SIZE))
+    cluster.seconds(it, 5, FEW)
+    assert cluster.plan.version > CONFIGURED.version
+
+
+def test_a_pool_that_never_gets_whole_is_planned_for_as_it_is(cluster):
+    it = controller(cluster)
+    cluster.ranks = [0, 1]
+    cluster.seconds(it, round(START_S) + 5, FEW)
+    assert cluster.plan.version > CONFIGURED.version
+    assert {cluster.plan.assignment(rank).role for rank in cluster.ranks} == set(Role)
 
 
 def test_a_plan_that_does_not_come_into_force_is_published_again(cluster):

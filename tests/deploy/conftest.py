@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,15 @@ def toy_service(folder: Path, **more: Any) -> Path:
     path = folder / "toy.yaml"
     path.write_text(yaml.safe_dump(service | more))
     return path
+
+
+@pytest.fixture(scope="session")
+def serve_schema() -> Any:
+    """Serve's own word on what a configuration may hold."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of what Ray does with pydantic
+        from ray.serve.schema import ServeDeploySchema
+    return ServeDeploySchema
 
 
 @pytest.fixture

@@ -1,13 +1,18 @@
-"""The live controller on real Ray Serve with emulated workers: it follows the demand and disturbs no request."""
+"""What ``serve deploy`` brings up on a Ray cluster of a head and two nodes, its own controller included, with emulated
+workers: it follows the demand, and neither that nor anything that dies disturbs a request."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-import threading
+import os
+import signal
+import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,14 +23,13 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
-from controller.loop import Controller
-from controller.policies.weir import Weir
-from deploy.cluster import cluster
+from benchmarks.lost_node import kill_a_node
+from deploy.cluster import cluster, start_node
 from deploy.local import bindable, readiness
-from deploy.publish import Publisher, render
+from deploy.publish import Publisher
+from deploy.serve_config import render
 from tests.toy_family import FAMILY
 from weir import metrics
-from weir.config import load_service
 
 pytestmark = [
     pytest.mark.timeout(600),
@@ -50,22 +54,27 @@ PROFILE: dict[str, Any] = {
 class Up(NamedTuple):
     url: str
     publisher: Publisher
-    controller: Controller
 
-    def plan(self) -> dict[str, Any]:
+    def state(self) -> dict[str, Any]:
         end = time.monotonic() + LONGEST_S
         while (state := readiness(self.url)) is None:  # on a busy machine it may answer too late for one look
             assert time.monotonic() < end
+        return state
+
+    def plan(self) -> dict[str, Any]:
+        state = self.state()
         return {"version": state["plan"]["version"], "light": state["replicas"]["light"]["planned"]}
 
-    def published(self) -> int:
-        """The version of the last plan that was put to Serve, whether or not it is in force yet."""
-        deployments = self.publisher.details()["applications"]["weir"]["deployments"]
-        return deployments["LoadBalancer"]["deployment_config"]["user_config"]["version"]
+    def running(self, application: str, deployment: str) -> set[int]:
+        """The processes of the replicas that run."""
+        replicas = self.publisher.details()["applications"][application]["deployments"][deployment]["replicas"]
+        return {it["pid"] for it in replicas if it["state"] == "RUNNING"}
 
     def pids(self) -> set[int]:
-        replicas = self.publisher.details()["applications"]["weir"]["deployments"]["Pool"]["replicas"]
-        return {replica["pid"] for replica in replicas}
+        return self.running("weir", "Pool")
+
+    def controllers(self) -> set[int]:
+        return self.running("weir-controller", "Controller")
 
     async def load(self, rps: float, until: Callable[[], bool]) -> Counter[int]:
         """Open loop: so many requests per second until a condition holds; the status codes of the answers."""
@@ -94,39 +103,37 @@ def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
     (folder / "family.yaml").write_text(yaml.safe_dump(FAMILY))
     (folder / "profile.json").write_text(json.dumps(PROFILE))
     config = folder / "service.yaml"
-    config.write_text(
-        yaml.safe_dump(
-            {
-                "family": "family.yaml",
-                "slo_s": 20,
-                "plan": {"light_replicas": 2, "heavy_replicas": 2},
-                "controller": {"policy": "weir"},
-                "pool": {"cpus_per_replica": 0.1, "emulate": "profile.json"},
-            }
-        )
-    )
-    service, _ = load_service(config)
+    service = {
+        "family": "family.yaml",
+        "slo_s": 20,
+        "plan": {"light_replicas": 2, "heavy_replicas": 2},
+        "controller": {"policy": "weir"},
+        "pool": {"cpus_per_replica": 0.5, "emulate": "profile.json"},  # two replicas fill a node
+    }
+    config.write_text(yaml.safe_dump(service))
     port = bindable("127.0.0.1", 0)
-    with cluster(cpus=4) as dashboard:
-        from deploy.control import controller, start
-
-        publisher, plan = Publisher(dashboard), service.plan.plan()
-        publisher.put(render(config, plan, host="127.0.0.1", port=port))
-        publisher.wait_applied(plan, timeout_s=180)
+    body = render(config, host="127.0.0.1", port=port, controlled=True)
+    body["http_options"]["request_timeout_s"] = LONGEST_S
+    (folder / "serve.yaml").write_text(yaml.safe_dump(body))
+    with pytest.MonkeyPatch.context() as patch, cluster_quick_to_miss_a_node(patch) as dashboard:
+        command = [sys.executable, "-m", "ray.serve.scripts", "deploy", str(folder / "serve.yaml"), "-a", dashboard]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
         url = f"http://127.0.0.1:{port}"
-        end = time.monotonic() + 60
+        end = time.monotonic() + 180
         while not ((state := readiness(url)) and not state["pending"]):
             assert time.monotonic() < end, state
             time.sleep(0.1)
-        stop = threading.Event()
-        it = controller(service, config, publisher, "127.0.0.1", port)
-        thread = start(it, stop)
-        yield Up(url, publisher, it)
-        stop.set()
-        thread.join()
-        import ray.serve
+        yield Up(url, Publisher(dashboard))
 
-        ray.serve.shutdown()
+
+@contextmanager
+def cluster_quick_to_miss_a_node(patch: pytest.MonkeyPatch) -> Iterator[str]:
+    """By default Ray waits for up to half a minute before it gives a silent node up."""
+    patch.setenv("RAY_health_check_period_ms", "1000")
+    patch.setenv("RAY_health_check_failure_threshold", "3")
+    with cluster(cpus=2, nodes=2) as dashboard:
+        yield dashboard
 
 
 async def awaited(condition: Callable[[], bool]) -> None:
@@ -137,18 +144,23 @@ async def awaited(condition: Callable[[], bool]) -> None:
 
 
 async def test_a_demand_step_flips_roles_without_a_restart_and_without_a_failed_request(up):
-    pids = up.pids()
+    pids, first = up.pids(), up.publisher.details()
     assert set(await up.load(FEW, until=lambda: up.plan()["light"] == 1)) == {200}
     before = up.plan()
     assert set(await up.load(MANY, until=lambda: up.plan()["light"] > 1)) == {200}
     assert up.plan()["version"] > before["version"] > 1
     assert up.pids() == pids
+    last = up.publisher.details()
+    assert last["http_options"] == first["http_options"], "whatever else was deployed stays"
+    assert last["applications"].keys() == first["applications"].keys() == {"weir", "weir-controller"}
+    assert last["applications"]["weir"]["last_deployed_time_s"] > first["applications"]["weir"]["last_deployed_time_s"]
 
 
 async def test_what_the_controller_does_can_be_scraped(up):
     import ray
 
-    address = f"http://127.0.0.1:{ray.nodes()[0]['MetricsExportPort']}/metrics"
+    head = next(node for node in ray.nodes() if "node:__internal_head__" in node["Resources"])
+    address = f"http://127.0.0.1:{head['MetricsExportPort']}/metrics"
     told = (it for it in metrics.ALL if it.room == "controller" and it is not metrics.FAILURES)
     names = {f"ray_{metric.name.removesuffix('_total')}" for metric in told}
 
@@ -167,35 +179,45 @@ async def test_what_the_controller_does_can_be_scraped(up):
     assert {sample.labels["role"] for sample in families["ray_weir_latency_factor"].samples} == {"light", "heavy"}
 
 
-async def test_a_policy_that_raises_changes_nothing_and_serving_goes_on(up, monkeypatch):
-    failures: list[float] = []
+async def test_a_second_controller_waits(up):
+    from deploy.control import Edges
 
-    def broken(*_: object) -> None:
-        failures.append(time.monotonic())
-        raise RuntimeError("the solver died")
+    assert await asyncio.to_thread(Edges().lead) is False
 
-    def failed(times: int) -> Callable[[], bool]:
-        target = len(failures) + times
-        return lambda: len(failures) >= target
 
-    with monkeypatch.context() as patch:
-        patch.setattr(Weir, "observe", broken)
-        await awaited(failed(2))
-        await awaited(lambda: up.plan()["version"] >= up.published())
-        running = up.plan()
-        assert set(await up.load(FEW, until=failed(3))) == {200}
-        assert up.plan() == running
-    assert set(await up.load(FEW, until=lambda: up.plan()["light"] == 1)) == {200}
-    assert set(await up.load(MANY, until=lambda: up.plan()["light"] > 1)) == {200}
-    assert up.plan()["version"] > running["version"]
+async def test_a_dead_controller_changes_nothing_and_the_next_one_goes_on(up):
+    (dead,) = up.controllers()
+    os.kill(dead, signal.SIGKILL)
+    running = up.plan()
+    assert running["light"] > 1
+    assert set(await up.load(MANY, until=lambda: bool(up.controllers() - {dead}))) == {200}
+    assert up.plan()["light"] > 1
+    assert set(await up.load(FEW, until=lambda: up.plan()["version"] > running["version"])) == {200}
+
+
+async def test_a_node_that_dies_loses_no_request_and_the_plan_does_without_it(up):
+    def ready(light: int, heavy: int) -> bool:
+        return {role: it["ready"] for role, it in up.state()["replicas"].items()} == {"light": light, "heavy": heavy}
+
+    version, looks = up.plan()["version"], count(1)
+    assert set(await up.load(FEW, until=lambda: next(looks) == 5)) == {200}  # some are on their way
+    kill_a_node(os.getpid())
+    assert set(await up.load(FEW, until=lambda: up.plan()["version"] > version and ready(1, 1))) == {200}
+
+
+async def test_the_replicas_of_a_node_that_comes_back_come_back(up):
+    start_node(cpus=1)
+    assert set(await up.load(FEW, until=lambda: len(up.pids()) == 4 and up.state()["pending"] == [])) == {200}
 
 
 async def test_a_dead_dashboard_changes_no_role_and_serving_goes_on(up):
     assert set(await up.load(FEW, until=lambda: up.plan()["light"] == 1)) == {200}
     ours = psutil.Process().children(recursive=True)
     running = (p for p in psutil.process_iter(["cmdline"]) if p in ours)  # forgives processes that end meanwhile
-    next(p for p in running if "dashboard.py" in " ".join(p.info["cmdline"] or ())).kill()
+    dashboard = next(p for p in running if "dashboard.py" in " ".join(p.info["cmdline"] or ()))
+    for process in [*dashboard.children(recursive=True), dashboard]:
+        process.kill()
     looks = count(1)
     # Enough requests and seconds for a plan that would have flipped a role.
-    assert set(await up.load(MANY, until=lambda: time.sleep(1) or next(looks) == 12)) == {200}
+    assert set(await up.load(MANY, until=lambda: time.sleep(1) or next(looks) == 8)) == {200}
     assert up.plan()["light"] == 1

@@ -38,6 +38,12 @@ def test_a_taken_port_is_told_before_anything_starts(config, tmp_path):
     assert bindable("127.0.0.1", port) == port
 
 
+def test_nodes_of_a_cluster_that_is_there_already_are_not_ours_to_start(config, tmp_path, monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:6379")
+    with pytest.raises(ServiceError, match="RAY_ADDRESS names a cluster"):
+        up(config, nodes=2, folder=tmp_path / "state")
+
+
 def test_the_same_service_does_not_start_twice(config, tmp_path):
     state = StateFile("toy", tmp_path)
     state.acquire()

@@ -24,7 +24,8 @@ from benchmarks.testbed import Testbed
 from controller.policies.policy import PUBLISHED
 from deploy.cluster import cluster
 from deploy.local import bindable, readiness
-from deploy.publish import Publisher, render
+from deploy.publish import Publisher
+from deploy.serve_config import render, with_plan
 from load_balancer.openapi import GENERATIONS
 from tests.load_balancer.malformed_requests import BODIES, GOOD
 from tests.toy_family import FAMILY, PROFILE
@@ -53,7 +54,7 @@ class Up(NamedTuple):
         return [replica for replica in replicas if replica["state"] == "RUNNING"]
 
     def publish(self, plan: Plan) -> None:
-        self.publisher.put(render(self.config, plan, host="127.0.0.1", port=self.port))
+        self.publisher.put(with_plan(render(self.config, host="127.0.0.1", port=self.port, controlled=False), plan))
 
     def version(self) -> int:
         """The next free plan version."""

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+import yaml
 from typer.testing import CliRunner, Result
 
 from weir.cli import app
@@ -45,6 +46,14 @@ def test_a_plan_is_explained_in_words():
     done = weir("plan", "--demand", "24")
     assert done.exit_code == 0
     assert done.stderr.startswith("24 requests/s on 16 GPUs within 5 s")
+
+
+def test_a_service_is_rendered_for_serve_deploy():
+    done = weir("render", "deploy/configs/sdxl-cluster.yaml")
+    assert done.exit_code == 0, done.output
+    body = yaml.safe_load(done.stdout)
+    assert [it["name"] for it in body["applications"]] == ["weir", "weir-controller"]
+    assert "missing.yaml: there is no such file" in refused("render", "missing.yaml")
 
 
 def test_policies_run_side_by_side_on_the_same_arrivals(trace, tmp_path):

@@ -1,11 +1,13 @@
-"""Start, stop and look at a service: ``weir up``, ``weir down``, ``weir status``, ``weir monitor``."""
+"""Start, stop and look at a service: ``weir up``, ``weir down``, ``weir render``, ``weir status``, ``weir monitor``."""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
+import yaml
 
 from weir.commands.terminal import SERVICE, JsonOption, answered, console, print_json
 
@@ -16,6 +18,9 @@ def up(
     config: Annotated[Path, typer.Argument(help="Service file.", show_default="the embedded family")] = SERVICE,
     port: Annotated[int | None, typer.Option(help="Port of the API; 0 picks a free one.")] = None,
     detach: Annotated[bool, typer.Option(help="Return once the service is up.")] = False,
+    nodes: Annotated[
+        int, typer.Option(min=0, max=64, help="Ray nodes for the replicas, beside the head; 0: the head has them.")
+    ] = 0,
 ) -> None:
     """Start a service and stay until Ctrl-C.
 
@@ -24,9 +29,25 @@ def up(
     from deploy.local import up as start
 
     with answered():
-        service = start(config, detach=detach, port=port, console=console)
+        service = start(config, detach=detach, port=port, nodes=nodes, console=console)
     if service is not None:
         console.print(f"{service.name} is up at {service.url}; stop it with `weir down`")
+
+
+def render(
+    config: Annotated[Path, typer.Argument(help="Service file.", show_default="the embedded family")] = SERVICE,
+) -> None:
+    """Write a service as a Serve configuration, for `serve deploy` on a Ray cluster.
+
+    Example: weir render deploy/configs/sdxl-cluster.yaml > serve.yaml
+    """
+    from deploy.local import checked
+    from deploy.serve_config import render as rendered
+
+    with answered():
+        service, _ = checked(config)
+    body = rendered(config, host=service.http.host, port=service.http.port, controlled=service.controlled)
+    sys.stdout.write(yaml.safe_dump(body, sort_keys=False))
 
 
 def down(name: NameArgument = None) -> None:

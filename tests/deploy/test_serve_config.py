@@ -1,0 +1,118 @@
+"""The Serve configuration of a service, and a plan in it: only what restarts nothing differs between two of them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from deploy.cluster import REPOSITORY
+from deploy.serve_config import APPLICATION, deployed, located, render, with_plan
+from weir.core import Plan
+from weir.errors import NotReady, PlanError
+
+
+def plan(version: int = 1, light: int = 1, heavy: int = 2, threshold: float = 0.5) -> Plan:
+    return Plan.split(version, light, heavy, light_batch=4, heavy_batch=2, threshold=threshold)
+
+
+def rendered(path: str = "service.yaml", controlled: bool = True) -> dict[str, Any]:
+    return render(path, host="127.0.0.1", port=8000, controlled=controlled)
+
+
+def test_it_is_what_serve_takes(serve_schema):
+    serve_schema.model_validate(with_plan(rendered(), plan()))
+
+
+def test_a_controller_comes_along_where_one_is_wanted():
+    assert [it["name"] for it in rendered()["applications"]] == ["weir", "weir-controller"]
+    assert [it["name"] for it in rendered(controlled=False)["applications"]] == ["weir"]
+
+
+def test_a_file_of_the_checkout_is_found_wherever_the_checkout_lies(tmp_path, monkeypatch):
+    path = REPOSITORY / "deploy" / "configs" / "weir-tiny.yaml"
+    named = rendered(str(path))["applications"][0]["args"]["config"]
+    assert named == "deploy/configs/weir-tiny.yaml"
+    monkeypatch.chdir(tmp_path)
+    assert located(named) == path
+    other = rendered("other.yaml")["applications"][0]["args"]["config"]
+    assert located(other) == tmp_path / "other.yaml" == Path(other)
+
+
+def test_the_pool_has_a_replica_for_every_assignment_and_both_deployments_get_the_same_plan():
+    pool, balancer = with_plan(rendered(), plan())["applications"][0]["deployments"]
+    assert (pool["name"], pool["num_replicas"]) == ("Pool", 3)
+    assert pool["user_config"] == balancer["user_config"] == plan().to_dict()
+
+
+plans = st.builds(plan, st.integers(1, 99), st.integers(0, 8), st.integers(1, 8), st.floats(0, 1))
+
+
+@given(plans, plans)
+def test_two_plans_differ_only_where_no_replica_restarts(one, other):
+    first, second = with_plan(rendered(), one), with_plan(rendered(), other)
+    for body in (first, second):
+        json.dumps(body, allow_nan=False)
+        for deployment in body["applications"][0]["deployments"]:
+            deployment.pop("num_replicas", None)
+            Plan.from_dict(deployment.pop("user_config"))
+    assert first == second
+
+
+#: More than ``render`` writes, as somebody may have deployed it.
+RICH: dict[str, Any] = {
+    "proxy_location": "EveryNode",
+    "http_options": {"host": "0.0.0.0", "port": 80, "request_timeout_s": 60.0},
+    "applications": [
+        {
+            "name": APPLICATION,
+            "route_prefix": "/weir",
+            "import_path": "deploy.app:build",
+            "args": {"config": "a.yaml"},
+            "runtime_env": {"env_vars": {"HF_HOME": "/weights"}},
+            "deployments": [
+                {"name": "Cache", "ray_actor_options": {"num_cpus": 1}},
+                {"name": "Pool", "num_replicas": 1},
+            ],
+        },
+        {"name": "another", "route_prefix": "/other", "import_path": "other:app"},
+    ],
+}
+
+
+def answered(body: dict[str, Any]) -> dict[str, Any]:
+    """What ``GET`` says of a configuration that was put."""
+    applications = {it["name"]: {"status": "RUNNING", "deployed_app_config": it} for it in body["applications"]}
+    by_code = {"by code": {"status": "RUNNING", "deployed_app_config": None}}
+    about = {"controller_info": {}, "grpc_options": None, "target_capacity": None, "proxies": {}}
+    return {**about, **body, "applications": applications | by_code}
+
+
+def test_a_plan_leaves_the_rest_of_what_is_deployed_as_it_is():
+    assert deployed(answered(RICH)) == RICH
+    changed = with_plan(deployed(answered(RICH)), plan(version=7))
+    cache, pool, balancer = changed["applications"][0].pop("deployments")
+    assert cache == RICH["applications"][0]["deployments"][0]
+    assert (pool["num_replicas"], pool["user_config"]["version"], balancer["user_config"]["version"]) == (3, 7, 7)
+    unplanned = {key: value for key, value in RICH["applications"][0].items() if key != "deployments"}
+    assert changed == {**RICH, "applications": [unplanned, RICH["applications"][1]]}
+
+
+def test_a_capacity_that_is_being_moved_to_another_cluster_stays_what_it_is():
+    assert deployed({**answered(RICH), "target_capacity": 40.0})["target_capacity"] == 40.0
+
+
+def test_a_plan_that_is_not_newer_is_refused():
+    body = with_plan(RICH, plan(version=7))
+    for version in (6, 7):
+        with pytest.raises(PlanError, match=f"plan {version} came too late: plan 7 is deployed"):
+            with_plan(body, plan(version))
+
+
+def test_nothing_of_ours_deployed_is_said():
+    with pytest.raises(NotReady, match="no application weir is deployed"):
+        with_plan(deployed({"applications": {}}), plan())

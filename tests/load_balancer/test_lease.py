@@ -1,0 +1,29 @@
+"""Of several controllers one publishes: the first, for as long as it is heard of."""
+
+from __future__ import annotations
+
+from load_balancer.lease import LEASE_S, Lease
+
+
+def test_the_first_one_has_it_for_as_long_as_it_asks():
+    lease = Lease()
+    for second in range(100):
+        assert lease.take("one", second)
+        assert not lease.take("other", second + 0.5)
+
+
+def test_the_other_one_takes_over_when_the_first_was_silent():
+    lease = Lease()
+    lease.take("one", 0.0)
+    assert not lease.take("other", LEASE_S - 0.1)
+    assert lease.take("other", LEASE_S)
+    assert not lease.take("one", LEASE_S + 1)
+
+
+def test_who_gives_it_up_is_followed_at_once():
+    lease = Lease()
+    lease.take("one", 0.0)
+    lease.give_up("other")
+    assert not lease.take("other", 1.0)
+    lease.give_up("one")
+    assert lease.take("other", 1.0)
