@@ -2,6 +2,7 @@
 # Starts Redis on the head: for the cache's states, in memory only. It listens on this machine and on the address that
 # the workers reach it at, asks everybody for the password, and refuses what does not fit: the cache keeps its own budget.
 set -euo pipefail
+sudo() { if [ "$(id -u)" = 0 ]; then "$@"; else command sudo "$@"; fi; } # root may have none
 command -v redis-server > /dev/null || { sudo apt-get update -q; sudo apt-get install -y -q redis-server; }
 sudo systemctl disable --now redis-server > /dev/null 2>&1 || true # the distribution's own, without a password
 folder=$HOME/.weir-redis

@@ -2,9 +2,10 @@
 # Prepares a node with nothing but an NVIDIA driver and Python: a virtual environment with the pinned versions. Again
 # is cheap. uv brings the Python, so that all nodes have the same one.
 set -euo pipefail
+sudo() { if [ "$(id -u)" = 0 ]; then "$@"; else command sudo "$@"; fi; } # root may have none
 checkout=$(cd "$(dirname "$0")/../.." && pwd)
 python3 -m pip --version > /dev/null 2>&1 || sudo apt-get install -y -q python3-pip
-command -v uv > /dev/null || [ -x ~/.local/bin/uv ] || python3 -m pip install -q --user uv ||
+command -v uv > /dev/null || [ -x ~/.local/bin/uv ] || python3 -m pip install -q --user uv 2> /dev/null ||
   python3 -m pip install -q --user --break-system-packages uv
 export PATH="$HOME/.local/bin:$PATH"
 [ -x ~/weir-venv/bin/python ] || uv venv --python 3.11 ~/weir-venv

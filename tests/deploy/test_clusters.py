@@ -39,7 +39,7 @@ def test_the_files_that_its_commands_name_are_in_the_checkout(path):
     fields = ray_up(path)
     commands = " ".join(word for key, lines in fields.items() if key.endswith("commands") for word in lines).split()
     named = {word.rstrip(";") for word in commands if word.startswith("~/weir/")}
-    assert len(named) == 5
+    assert len(named) == 6
     for word in named:
         assert (CLUSTERS.parents[1] / word.removeprefix("~/weir/")).is_file(), word
 
