@@ -7,6 +7,7 @@ import math
 import os
 import shutil
 import socket
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -88,12 +89,19 @@ def cluster(cpus: float, gpus: float = 0, nodes: int = 0) -> Iterator[str]:
     finally:
         started = set(psutil.Process().children(recursive=True)) - before
         ray.shutdown()
+        _forget_serve()
         for process in started:
             with suppress(psutil.NoSuchProcess):
                 if process.name() == "raylet":  # beside the head's, which has ended; they would wait for it
                     process.kill()
         end(started)
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _forget_serve() -> None:
+    """Serve keeps its client by the number of the job, and the next cluster of this process has a job of that number."""
+    if "ray.serve.context" in sys.modules:
+        sys.modules["ray.serve.context"]._set_global_client(None)
 
 
 def start_node(cpus: int, gpus: int = 0) -> None:
