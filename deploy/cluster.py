@@ -99,7 +99,7 @@ def cluster(cpus: float, gpus: float = 0, nodes: int = 0) -> Iterator[str]:
 
 
 def _forget_serve() -> None:
-    """Serve keeps its client by the number of the job, and the next cluster of this process has a job of that number."""
+    """Serve keeps its client by the job's number, and the next cluster of this process has a job of the same one."""
     if "ray.serve.context" in sys.modules:
         sys.modules["ray.serve.context"]._set_global_client(None)
 
