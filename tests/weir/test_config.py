@@ -15,7 +15,7 @@ SERVICE = yaml.safe_load(Path("deploy/configs/weir-tiny.yaml").read_text())
 def service(tmp_path: Path, **changes: object) -> Path:
     family = Path("deploy/families/weir-tiny.yaml").resolve()
     path = tmp_path / "service.yaml"
-    path.write_text(yaml.safe_dump({**SERVICE, "family": str(family), "profile": None, **changes}))
+    path.write_text(yaml.safe_dump({**SERVICE, "family": str(family), "profile": None, "controller": {}, **changes}))
     return path
 
 
