@@ -75,6 +75,8 @@ async def harmed(
     ledger, stop = Ledger(bed.url, PROMPTS, chance), asyncio.Event()
     load = asyncio.create_task(ledger.run(rps, stop))
     await asyncio.sleep(chance.uniform(before_s, 2 * before_s))
+    while not ledger.in_flight:
+        await asyncio.sleep(0.01)
     at_s, waiting = 0.0, list[Entry]()
 
     def strike() -> None:

@@ -296,7 +296,7 @@ async def test_overload_is_refused_early_with_seconds_to_wait_and_recovers(up):
 async def test_who_is_killed_under_load_takes_no_request_along(up, name):
     bed = Testbed(up.url, up.config, up.port, "", up.publisher)
     row = await harmed(bed, faults(flips=0)[name], random.Random(name), rps=10, before_s=1, after_s=1)
-    assert row.in_flight > 0
+    assert row.sent > 10
     assert (row.lost, row.duplicated) == (0, 0)
     assert row.whole_s is not None
     if name == "heavy":  # whoever waits for the load balancer has to send the request again

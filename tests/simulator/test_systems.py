@@ -122,7 +122,7 @@ def service(tmp_path: Path, **changes) -> Path:
 @pytest.mark.parametrize(
     ("changes", "remedy"),
     [
-        ({"profile": None}, "names no profile"),
+        ({"profile": None, "controller": {}}, "names no profile"),
         ({"profile": "a100"}, "confidences and the quality of mixes.*weir calibrate"),
         ({"cache": {"mode": "read"}}, "nirvana: says nothing of what resumed images are worth"),
     ],
