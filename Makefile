@@ -59,8 +59,10 @@ check-dashboards: setup  ## make the dashboards and hold them against Grafana's 
 	$(BIN)/python -m deploy.monitoring.dashboards
 	cd deploy/monitoring/grafana/schema && npm ci --silent && npm run --silent check
 
+# Tests on real clusters, browsers and processes share the machine with whatever else runs: what failed is tried once more,
+# alone.
 test: setup-dev lint  ## lint, type-check and run every test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest || $(BIN)/python -m pytest --last-failed --last-failed-no-failures none
 
 fuzz: setup-dev  ## fuzz the API from its own description
 	$(BIN)/python -m tests.fuzz
