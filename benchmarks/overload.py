@@ -22,27 +22,14 @@ from typing import Any
 
 import httpx
 import numpy as np
-import yaml
 
+from benchmarks.service import emulated_service
 from deploy.local import down, up
 
 SLO_S = 4.0
 #: One heavy replica, in batches of four within half a second.
 CAPACITY_RPS = 8.0
 CALM = 0.5
-FAMILY: dict[str, Any] = {
-    "name": "calm",
-    "pipeline": "none/emulated",
-    "size": 64,
-    "light": {"name": "calm-light", "scheduler": "ddim", "steps": 2, "guidance": 1},
-    "heavy": {"name": "calm-heavy", "scheduler": "ddim", "steps": 50, "guidance": 2},
-}
-PROFILE: dict[str, Any] = {
-    "family": "calm",
-    "device": "none",
-    "light": {"name": "calm-light", "steps": 2, "batch_sizes": [1, 4], "latency_s": [0.02, 0.05]},
-    "heavy": {"name": "calm-heavy", "steps": 50, "batch_sizes": [1, 4], "latency_s": [0.25, 0.5]},
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,18 +58,13 @@ class Overload:
 
 
 def write_service(folder: Path, **changes: Any) -> Path:
-    """The service file of the benchmark, with the family and the profile beside it."""
-    (folder / "family.yaml").write_text(yaml.safe_dump(FAMILY))
-    (folder / "profile.json").write_text(json.dumps(PROFILE))
-    path = folder / "overload.yaml"
-    service = {
-        "family": "family.yaml",
+    """The service file of the benchmark: one heavy replica, in batches of four within half a second."""
+    fields = {
         "slo_s": SLO_S,
         "plan": {"light_replicas": 1, "heavy_replicas": 1, "threshold": 0},
-        "pool": {"cpus_per_replica": 0.1, "emulate": "profile.json"},
+        "pool": {"cpus_per_replica": 0.1},
     }
-    path.write_text(yaml.safe_dump(service | changes))
-    return path
+    return emulated_service(folder, "overload", light_s=(0.02, 0.05), heavy_s=(0.25, 0.5), **fields | changes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +90,7 @@ async def overload(url: str, *, seconds: float, calm_s: float, factor: float, ke
         async def one(number: int, at_s: float) -> None:
             began = time.perf_counter()
             answer = await client.post(
-                "/v1/images/generations", json={"prompt": f"number {number}", "model": "calm/heavy"}
+                "/v1/images/generations", json={"prompt": f"number {number}", "model": "overload/heavy"}
             )
             took_s = time.perf_counter() - began
             answers.append(_Answer(at_s, took_s, answer.status_code, "retry-after" in answer.headers))

@@ -1,7 +1,8 @@
-"""Service files for benchmarks: one that ships, with another policy, deadline or profile."""
+"""Service files for benchmarks: those that ship, with another policy, deadline or profile, and emulated workers."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -45,4 +46,31 @@ def service_file(shipped: Path, path: Path, *, policy: str, slo_s: float, **chan
             "threshold": plan.threshold,
         } | {f"{a.role}_batch": a.batch_size for a in plan.assignments}
     path.write_text(yaml.safe_dump(fields))
+    return path
+
+
+def emulated_service(
+    folder: Path, name: str, *, light_s: tuple[float, float], heavy_s: tuple[float, float], **fields: Any
+) -> Path:
+    """Writes the service file of emulated workers, with the family and the profile beside it.
+
+    Args:
+        name: of the family, and of the file.
+        light_s, heavy_s: seconds of batches of one and of four.
+        fields: of the service file.
+    """
+    variants = {"light": (2, 1, light_s), "heavy": (50, 2, heavy_s)}
+    family = {"name": name, "pipeline": "none/emulated", "size": 64} | {
+        role: {"name": f"{name}-{role}", "scheduler": "ddim", "steps": steps, "guidance": guidance}
+        for role, (steps, guidance, _) in variants.items()
+    }
+    profile = {"family": name, "device": "none"} | {
+        role: {"name": f"{name}-{role}", "steps": steps, "batch_sizes": [1, 4], "latency_s": list(seconds)}
+        for role, (steps, _, seconds) in variants.items()
+    }
+    (folder / "family.yaml").write_text(yaml.safe_dump(family))
+    (folder / "profile.json").write_text(json.dumps(profile))
+    path = folder / f"{name}.yaml"
+    pool = {"emulate": "profile.json"} | fields.pop("pool", {})
+    path.write_text(yaml.safe_dump({"family": "family.yaml", "pool": pool} | fields))
     return path

@@ -8,7 +8,6 @@ is one live controller of such a service, in a process of its own.
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import os
 import secrets
@@ -25,8 +24,8 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 import psutil
-import yaml
 
+from benchmarks.service import emulated_service
 from cache.opening import SECRET
 from cache.redis_server import RedisServer
 from deploy.cluster import REPOSITORY, cluster
@@ -46,19 +45,6 @@ HEAD_CPUS = max(os.cpu_count() or 1, LIGHT + HEAVY)
 CPUS = HEAD_CPUS / (LIGHT + HEAVY)
 #: Of all processes of a service of Ray and ours.
 START_S = 180.0
-FAMILY: dict[str, Any] = {
-    "name": "bed",
-    "pipeline": "none/emulated",
-    "size": 64,
-    "light": {"name": "bed-light", "scheduler": "ddim", "steps": 2, "guidance": 1},
-    "heavy": {"name": "bed-heavy", "scheduler": "ddim", "steps": 50, "guidance": 2},
-}
-PROFILE: dict[str, Any] = {
-    "family": "bed",
-    "device": "none",
-    "light": {"name": "bed-light", "steps": 2, "batch_sizes": [1, 4], "latency_s": [0.1, 0.25]},
-    "heavy": {"name": "bed-heavy", "steps": 50, "batch_sizes": [1, 4], "latency_s": [0.8, 1.6]},
-}
 PROMPTS = [f"a {color} {shape}" for color in ("red", "green", "blue", "white") for shape in ("circle", "star", "box")]
 
 
@@ -67,19 +53,14 @@ def plan(version: int, light: int = LIGHT, heavy: int = HEAVY) -> Plan:
 
 
 def write_service(folder: Path, **changes: Any) -> Path:
-    """The service file of the testbed, with the family and the profile beside it."""
-    (folder / "family.yaml").write_text(yaml.safe_dump(FAMILY))
-    (folder / "profile.json").write_text(json.dumps(PROFILE))
-    path = folder / "bed.yaml"
-    service = {
-        "family": "family.yaml",
+    """The service file of the testbed."""
+    fields = {
         "slo_s": SLO_S,
         "plan": {"light_replicas": LIGHT, "heavy_replicas": HEAVY, "light_batch": 4, "heavy_batch": 4},
-        "pool": {"cpus_per_replica": CPUS, "emulate": "profile.json"},
+        "pool": {"cpus_per_replica": CPUS},
         "controller": {"policy": "weir"},
     }
-    path.write_text(yaml.safe_dump(service | changes))
-    return path
+    return emulated_service(folder, "bed", light_s=(0.1, 0.25), heavy_s=(0.8, 1.6), **fields | changes)
 
 
 @dataclass

@@ -188,6 +188,10 @@ class Dispatcher:
         it = self._replicas.get(replica)
         return self.times.seconds(kind.role, it.batch_size, kind.work) if it else 0.0
 
+    def whole_s(self, kind: Kind, batch_size: int, compute_s: float) -> float:
+        """What a batch of the kind would have taken with the variant's own number of steps."""
+        return self.times.whole(kind.role, batch_size, compute_s, kind.work)
+
     def position(self, request: str) -> int | None:
         """0 while the image is drawn, else 1 for the first of those that wait; None where it is at no replica."""
         for it in self._replicas.values():

@@ -102,7 +102,7 @@ class ReplicaBook(ABC):
         kind = self.queue.get(request)
         if kind is None:
             return None
-        self.times.observe(kind.role, batch_size, compute_s, kind.work)
+        self.times.observe(kind.role, batch_size, compute_s, kind.work, now=now)
         gone = [request, *self._beside(request, kind, together - 1, now)]
         for name in gone:
             del self.queue[name]

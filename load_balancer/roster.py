@@ -83,8 +83,10 @@ class Roster:
 
     async def _look(self, described: Iterable[Mapping[str, Any]]) -> None:
         """Brings the book up to date; ends the waits for those that are lost, and those themselves beyond hope."""
-        found = self._silence.look(described, self._clock())
+        now = self._clock()
+        found = self._silence.look(described, now)
         self._dispatcher.sync(found.book)
+        self._dispatcher.times.forgive(now)
         for replica in found.lost:
             for wait in self._waits.get(replica, ()):
                 if not wait.expired():

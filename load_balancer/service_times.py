@@ -7,6 +7,8 @@ from weir.profiles import Profile
 
 #: Weight of a new observation. Small enough that one slow batch does not turn traffic away.
 LEARNING_RATE = 0.2
+#: Seconds without a batch after which a slow past is forgiven.
+MEMORY_S = 30.0
 #: A correction beyond this says more about a broken clock than about a device.
 MOST_CORRECTION = 100.0
 
@@ -16,6 +18,9 @@ class ServiceTimes:
 
     Without a profile nothing is known until the first reply: the prediction is 0 s, which admits everything, and from
     then on a batch costs in proportion to its size what the last replies cost.
+
+    A variant that is predicted too slow for the deadline gets no image that could show that it is not. So what was
+    learned of a stall is forgotten when no batch has come for a while, and the next image tries again.
     """
 
     def __init__(self, profile: Profile | None = None):
@@ -25,7 +30,9 @@ class ServiceTimes:
         self._curves: dict[Role, LatencyProfile] = {
             role: profile.variant(role).latency if profile else LatencyProfile((1,), (1.0,)) for role in Role
         }
-        self._correction: dict[Role, float] = dict.fromkeys(Role, 1.0 if profile else 0.0)
+        self._prior = 1.0 if profile else 0.0
+        self._correction: dict[Role, float] = dict.fromkeys(Role, self._prior)
+        self._heard_at: dict[Role, float] = dict.fromkeys(Role, 0.0)
         self._tables: dict[Role, list[float]] = {role: [0.0] for role in Role}
 
     def seconds(self, role: Role, batch_size: int, work: float = 1.0) -> float:
@@ -40,8 +47,9 @@ class ServiceTimes:
         known = self._profiled(role, batch_size, work)
         return compute_s * self._profiled(role, batch_size, 1.0) / known if known > 0 else compute_s
 
-    def observe(self, role: Role, batch_size: int, compute_s: float, work: float = 1.0) -> None:
+    def observe(self, role: Role, batch_size: int, compute_s: float, work: float = 1.0, *, now: float) -> None:
         """Takes in the time that a batch really took."""
+        self._heard_at[role] = now
         expected = self._profiled(role, batch_size, work)
         if expected <= 0 or compute_s < 0:
             return
@@ -49,6 +57,12 @@ class ServiceTimes:
         known = self._correction[role]
         first = known == 0.0 and not self._measured
         self._correction[role] = ratio if first else known + LEARNING_RATE * (ratio - known)
+
+    def forgive(self, now: float) -> None:
+        """Corrections to the worse that no batch has confirmed for :data:`MEMORY_S` are dropped."""
+        for role, heard_at in self._heard_at.items():
+            if now - heard_at > MEMORY_S:
+                self._correction[role] = min(self._correction[role], self._prior)
 
     def _profiled(self, role: Role, batch_size: int, work: float) -> float:
         table = self._tables[role]

@@ -188,9 +188,7 @@ class Stage:
                     queued=result.queued,
                 )
                 if batch is not None and not result.resumed_at:
-                    whole_s = self._dispatcher.times.whole(
-                        batch.role, result.batch_size, result.compute_s, batch.work
-                    )  # fmt: skip
+                    whole_s = self._dispatcher.whole_s(batch, result.batch_size, result.compute_s)
                     self._tally.batch(batch.role, result.batch_size, whole_s)
         finally:
             self._dispatcher.forget(replica, request.id, self._clock())

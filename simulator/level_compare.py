@@ -6,18 +6,14 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
 from controller.levels import LEVEL_POLICIES, LevelSetting, make_level_policy
 from simulator.arrivals import Arrivals, laid_anew, read_arrivals
-from simulator.bursts import in_bursts
 from simulator.levels import LevelOutcome, simulate_levels
-from simulator.runs import Run, plot_runs
+from simulator.runs import Run, RunReport, figures, plot_runs, print_reports
 from simulator.runs_page import write_runs_page
 from weir.levels import load_ladder
 
@@ -30,55 +26,26 @@ SLO_LATENCIES = 3.0
 
 
 @dataclass(frozen=True, slots=True)
-class LevelReport:
-    """One policy on one trace. Qualities are percent of level 0's, means over the answers.
+class LevelReport(RunReport):
+    """One policy on one trace; ``level_shares`` of its answers, by level's name."""
 
-    Attributes:
-        system: that the policy is of.
-        violation_ratio: requests without an answer by the deadline, of all.
-        level_shares: of the answers, by level's name.
-        peak_throughput_per_min, peak_quality, peak_violation_ratio: over the bursts (``simulator/bursts.py``).
-    """
-
-    policy: str
-    system: str
-    requests: int
-    violation_ratio: float
-    quality: float | None
-    goodput_rps: float
-    p50_s: float | None
-    p99_s: float | None
     level_shares: dict[str, float]
-    peak_throughput_per_min: float
-    peak_quality: float | None
-    peak_violation_ratio: float
+
+
+def level_run(outcome: LevelOutcome) -> Run:
+    """The run as it compares with those of cascades."""
+    qualities = np.where(outcome.answered, outcome.qualities, np.nan)
+    return Run(outcome.policy, outcome.answered, outcome.finished_s - outcome.arrivals_s, qualities)
 
 
 def level_report(outcome: LevelOutcome) -> LevelReport:
     """Sums up a run."""
-    arrivals, answered = outcome.arrivals_s, outcome.answered
     levels = outcome.setting.ladder.levels
-    inside, burst_s = in_bursts(arrivals)
-    latencies = (outcome.finished_s - arrivals)[answered]
-    shares = np.bincount(outcome.levels[answered], minlength=len(levels)) / max(1, answered.sum())
+    shares = np.bincount(outcome.levels[outcome.answered], minlength=len(levels)) / max(1, outcome.answered.sum())
     return LevelReport(
-        policy=outcome.policy,
-        system=SYSTEMS.get(outcome.policy, "others"),
-        requests=len(arrivals),
-        violation_ratio=_mean(~answered) or 0.0,
-        quality=_mean(outcome.qualities[answered]),
-        goodput_rps=float(answered.sum() / max(arrivals[-1], 1e-9)) if len(arrivals) else 0.0,
-        p50_s=float(np.quantile(latencies, 0.5)) if len(latencies) else None,
-        p99_s=float(np.quantile(latencies, 0.99)) if len(latencies) else None,
+        **figures(level_run(outcome), outcome.arrivals_s, SYSTEMS.get(outcome.policy, "others")),
         level_shares={level.name: round(float(s), 4) for level, s in zip(levels, shares, strict=True) if s > 0},
-        peak_throughput_per_min=float(answered[inside].sum() * 60 / burst_s),
-        peak_quality=_mean(outcome.qualities[answered & inside]),
-        peak_violation_ratio=_mean(~answered[inside]) or 0.0,
     )
-
-
-def _mean(values: np.ndarray) -> float | None:
-    return float(values.mean()) if len(values) else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,33 +62,11 @@ class LevelComparison:
 
     def print(self, console: Console | None = None) -> None:
         """A table for people."""
-        requests = self.reports[0].requests if self.reports else 0
-        title = (
-            f"{requests:,} requests, {self.setting.gpus} GPUs, SLO {self.setting.slo_s:g} s; on the right: in bursts"
-        )
-        table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-        table.add_column("policy", no_wrap=True)
-        for column in ("late\n%", "quality\n%", "good\n/s", "p99\ns", "late\n%", "quality\n%", "good\n/min"):
-            table.add_column(column, justify="right", no_wrap=True)
-        for r in self.reports:
-            row: list[tuple[Any, str]] = [
-                (100 * r.violation_ratio, ".2f"),
-                (r.quality, ".2f"),
-                (r.goodput_rps, ".2f"),
-                (r.p99_s, ".1f"),
-                (100 * r.peak_violation_ratio, ".2f"),
-                (r.peak_quality, ".2f"),
-                (r.peak_throughput_per_min, ".0f"),
-            ]
-            table.add_row(r.policy, *("–" if figure is None else format(figure, form) for figure, form in row))
-        (console or Console()).print(table)
+        print_reports(self.reports, self.setting.gpus, self.setting.slo_s, console)
 
     @property
     def runs(self) -> tuple[Run, ...]:
-        return tuple(
-            Run(o.policy, o.answered, o.finished_s - o.arrivals_s, np.where(o.answered, o.qualities, np.nan))
-            for o in self.outcomes
-        )
+        return tuple(map(level_run, self.outcomes))
 
     def plot(self, path: Path) -> None:
         """Throughput, quality and violations over time, as a picture in any format of Matplotlib."""

@@ -1,12 +1,18 @@
-"""Runs whose answers each have a quality: throughput, quality and violations over time, in numbers and as a picture."""
+"""Runs whose answers each have a quality: their figures in a table, and over time in numbers and as a picture."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from simulator.bursts import in_bursts
 
 #: Windows over the whole trace, and the least seconds of one.
 _WINDOWS, _LEAST_WINDOW_S = 60, 5.0
@@ -21,6 +27,81 @@ class Run:
     in_time: np.ndarray
     latencies_s: np.ndarray
     qualities: np.ndarray
+
+
+@dataclass(frozen=True, slots=True)
+class RunReport:
+    """One policy on one trace.
+
+    Attributes:
+        system: that the policy is of.
+        violation_ratio: requests without an answer by the deadline, of all.
+        quality: mean over the answers, percent of a whole heavy run's.
+        goodput_rps: answers in time per second of the trace; one that is shorter counts as a second long.
+        peak_throughput_per_min, peak_quality, peak_violation_ratio: over the bursts (``simulator/bursts.py``).
+    """
+
+    policy: str
+    system: str
+    requests: int
+    violation_ratio: float
+    quality: float | None
+    goodput_rps: float
+    p50_s: float | None
+    p99_s: float | None
+    peak_throughput_per_min: float
+    peak_quality: float | None
+    peak_violation_ratio: float
+
+
+def figures(run: Run, arrivals_s: np.ndarray, system: str) -> dict[str, Any]:
+    """The fields of :class:`RunReport`."""
+    inside, burst_s = in_bursts(arrivals_s)
+    latencies = run.latencies_s[np.isfinite(run.latencies_s)]
+    return {
+        "policy": run.policy,
+        "system": system,
+        "requests": len(arrivals_s),
+        "violation_ratio": float((~run.in_time).mean()) if len(arrivals_s) else 0.0,
+        "quality": _mean(run.qualities),
+        "goodput_rps": float(run.in_time.sum() / max(arrivals_s[-1], 1.0)) if len(arrivals_s) else 0.0,
+        "p50_s": float(np.quantile(latencies, 0.5)) if len(latencies) else None,
+        "p99_s": float(np.quantile(latencies, 0.99)) if len(latencies) else None,
+        "peak_throughput_per_min": float(run.in_time[inside].sum() * 60 / burst_s),
+        "peak_quality": _mean(run.qualities[inside]),
+        "peak_violation_ratio": float((~run.in_time[inside]).mean()) if inside.any() else 0.0,
+    }
+
+
+def _mean(values: np.ndarray) -> float | None:
+    found = values[np.isfinite(values)]
+    return float(found.mean()) if len(found) else None
+
+
+def print_reports(reports: Sequence[RunReport], gpus: int, slo_s: float, console: Console | None = None) -> None:
+    """A table for people."""
+    requests = reports[0].requests if reports else 0
+    title = f"{requests:,} requests, {gpus} GPUs, SLO {slo_s:g} s; on the right: in bursts"
+    table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for column in ("system", "policy"):
+        table.add_column(column, no_wrap=True)
+    for column in ("late\n%", "quality\n%", "good\n/s", "p99\ns", "late\n%", "quality\n%", "good\n/min"):
+        table.add_column(column, justify="right", no_wrap=True)
+    shown = ""
+    for r in reports:
+        row: list[tuple[float | None, str]] = [
+            (100 * r.violation_ratio, ".2f"),
+            (r.quality, ".2f"),
+            (r.goodput_rps, ".2f"),
+            (r.p99_s, ".1f"),
+            (100 * r.peak_violation_ratio, ".2f"),
+            (r.peak_quality, ".2f"),
+            (r.peak_throughput_per_min, ".0f"),
+        ]
+        columns = ("–" if figure is None else format(figure, form) for figure, form in row)
+        table.add_row("" if r.system == shown else r.system, r.policy, *columns)
+        shown = r.system
+    (console or Console()).print(table)
 
 
 @dataclass(frozen=True)

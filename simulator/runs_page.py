@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from jinja2 import PackageLoader
 from matplotlib.axes import Axes
 
-from simulator.runs import Run, Windows
+from simulator.runs import Run, RunReport, Windows
 from traces.page import inline, render, write_whole
 from traces.plots import COLOURS, svg
 
@@ -19,22 +19,13 @@ _COLOURS = {"Weir": "good", "DiffServe": "bad", "NIRVANA": "heavy", "Argus": "de
 _DASHES: tuple[Any, ...] = ("-", (0, (4, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)))
 
 
-class Figures(Protocol):
-    """What the page reads of a report; see :class:`simulator.systems.SystemReport`."""
-
-    policy: str
-    system: str
-    violation_ratio: float
-    quality: float | None
-
-
 def write_runs_page(
-    path: Path, arrivals_s: np.ndarray, runs: Sequence[Run], reports: Sequence[Any], *, title: str, lead: str
+    path: Path, arrivals_s: np.ndarray, runs: Sequence[Run], reports: Sequence[RunReport], *, title: str, lead: str
 ) -> None:
     """Writes the page; ``path`` ends in .html.
 
     Args:
-        reports: one a run; see :class:`Figures`, and the columns of the page.
+        reports: one a run.
         lead: what was run, in a sentence or two.
 
     Raises:
@@ -61,13 +52,13 @@ def write_runs_page(
     write_whole(path, page)
 
 
-def _best(reports: Sequence[Figures]) -> str:
+def _best(reports: Sequence[RunReport]) -> str:
     """The policy with the best images of those that keep nearly every deadline."""
     kept = [r for r in reports if r.violation_ratio <= 0.01 and r.quality is not None]
     return max(kept, key=lambda r: r.quality or 0.0).policy if kept else ""
 
 
-def _lines(reports: Sequence[Figures]) -> dict[str, dict[str, Any]]:
+def _lines(reports: Sequence[RunReport]) -> dict[str, dict[str, Any]]:
     seen: dict[str, int] = {}
     lines = {}
     for r in reports:
@@ -100,7 +91,7 @@ def _over_time(
     ax.set(xlabel="arrival, s", ylabel=ylabel)
 
 
-def _trade(ax: Axes, reports: Sequence[Figures], lines: dict[str, dict[str, Any]]) -> None:
+def _trade(ax: Axes, reports: Sequence[RunReport], lines: dict[str, dict[str, Any]]) -> None:
     shown = sorted((r for r in reports if r.quality is not None), key=lambda r: r.quality or 0.0)
     span = max(1e-9, (shown[-1].quality or 0) - (shown[0].quality or 0)) if shown else 1.0
     labels: list[tuple[bool, float]] = []

@@ -13,22 +13,18 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
 from controller.levels import LevelSetting, make_level_policy
 from controller.policies import POLICIES, make_policy
 from controller.policies.policy import best_batch
-from simulator.bursts import in_bursts
 from simulator.engine import simulate
 from simulator.fluid import WINDOW_S
 from simulator.levels import simulate_levels
 from simulator.outcome import UNANSWERED, Outcome
-from simulator.runs import Run, plot_runs
+from simulator.runs import Run, RunReport, figures, plot_runs, print_reports
 from simulator.runs_page import write_runs_page
 from simulator.workload import Workload, service_workload
 from traces.loader import load_trace
@@ -51,36 +47,13 @@ _CASCADED = {"nirvana": "all-heavy"}
 _CACHED = ("weir", "nirvana")
 
 
-@dataclass(frozen=True, slots=True)
-class SystemReport:
-    """One policy on one trace.
-
-    Attributes:
-        violation_ratio: requests without an answer by the deadline, of all.
-        quality: mean over the answers, percent of a whole heavy run's.
-        peak_throughput_per_min, peak_quality, peak_violation_ratio: over the bursts (``simulator/bursts.py``).
-    """
-
-    policy: str
-    system: str
-    requests: int
-    violation_ratio: float
-    quality: float | None
-    goodput_rps: float
-    p50_s: float | None
-    p99_s: float | None
-    peak_throughput_per_min: float
-    peak_quality: float | None
-    peak_violation_ratio: float
-
-
 @dataclass(frozen=True)
 class SystemComparison:
     """What :func:`compare_systems` found; one run and one report for each policy, in the order asked for."""
 
     workload: Workload
     runs: tuple[Run, ...]
-    reports: tuple[SystemReport, ...]
+    reports: tuple[RunReport, ...]
 
     def to_json(self) -> str:
         """A list of objects, one a policy."""
@@ -89,29 +62,7 @@ class SystemComparison:
     def print(self, console: Console | None = None) -> None:
         """A table for people."""
         setting = self.workload.setting
-        title = (
-            f"{len(self.workload.arrivals):,} requests, {setting.replicas} GPUs, SLO {setting.slo_s:g} s; "
-            "on the right: in bursts"
-        )
-        table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-        table.add_column("system", no_wrap=True)
-        table.add_column("policy", no_wrap=True)
-        for column in ("late\n%", "quality\n%", "good\n/s", "late\n%", "quality\n%", "good\n/min"):
-            table.add_column(column, justify="right", no_wrap=True)
-        shown = ""
-        for r in self.reports:
-            row: list[tuple[Any, str]] = [
-                (100 * r.violation_ratio, ".2f"),
-                (r.quality, ".2f"),
-                (r.goodput_rps, ".2f"),
-                (100 * r.peak_violation_ratio, ".2f"),
-                (r.peak_quality, ".2f"),
-                (r.peak_throughput_per_min, ".0f"),
-            ]
-            figures = ("–" if figure is None else format(figure, form) for figure, form in row)
-            table.add_row("" if r.system == shown else r.system, r.policy, *figures)
-            shown = r.system
-        (console or Console()).print(table)
+        print_reports(self.reports, setting.replicas, setting.slo_s, console)
 
     def plot(self, path: Path) -> None:
         """Throughput, quality and violations over time, as a picture in any format of Matplotlib."""
@@ -148,7 +99,9 @@ def compare_systems(
     runs = tuple(
         _levelled(workload, name, seed) if name in _LEVELLED else _cascaded(workload, name, seed) for name in policies
     )
-    return SystemComparison(workload, runs, tuple(_report(run, workload.arrivals.times_s) for run in runs))
+    arrivals_s = workload.arrivals.times_s
+    reports = tuple(RunReport(**figures(run, arrivals_s, SYSTEM_OF.get(run.policy, "others"))) for run in runs)
+    return SystemComparison(workload, runs, reports)
 
 
 def compare_service(
@@ -252,26 +205,3 @@ def _cascade_qualities(outcome: Outcome, workload: Workload) -> np.ndarray:
         mixes = np.array([curve.at(share) for share in light])
     qualities = np.where(mixed, 100 * (mixes[window] - outcome.loss) / whole, np.nan)
     return np.where(outcome.resumed, 100 * workload.own_worth, qualities)
-
-
-def _report(run: Run, arrivals_s: np.ndarray) -> SystemReport:
-    inside, burst_s = in_bursts(arrivals_s)
-    latencies = run.latencies_s[np.isfinite(run.latencies_s)]
-    return SystemReport(
-        policy=run.policy,
-        system=SYSTEM_OF.get(run.policy, "others"),
-        requests=len(arrivals_s),
-        violation_ratio=float((~run.in_time).mean()) if len(arrivals_s) else 0.0,
-        quality=_mean(run.qualities),
-        goodput_rps=float(run.in_time.sum() / max(arrivals_s[-1], 1.0)) if len(arrivals_s) else 0.0,
-        p50_s=float(np.quantile(latencies, 0.5)) if len(latencies) else None,
-        p99_s=float(np.quantile(latencies, 0.99)) if len(latencies) else None,
-        peak_throughput_per_min=float(run.in_time[inside].sum() * 60 / burst_s),
-        peak_quality=_mean(run.qualities[inside]),
-        peak_violation_ratio=float((~run.in_time[inside]).mean()) if inside.any() else 0.0,
-    )
-
-
-def _mean(values: np.ndarray) -> float | None:
-    found = values[np.isfinite(values)]
-    return float(found.mean()) if len(found) else None

@@ -60,6 +60,7 @@ ROLE_CHANGE_COST = 2e-3
 GPU_COST = 1e-5
 #: Seconds over which a deviation of the deferred share is paid back, and the most it may move the share.
 PAYBACK_S = 2.0
+MOST_PAYBACK = 0.25
 DEFAULT_SWITCH = SwitchRules()
 #: Share of states that have to come in time for the cache to be left alone where it is not needed: one that ails goes
 #: on being asked, or nobody would see it recover.
@@ -68,7 +69,6 @@ SOUND = 0.9
 MEASURED_S = 30.0
 #: Shares of steps are told apart no finer than this.
 ROUNDING = 1e-6
-MOST_PAYBACK = 0.25
 
 
 class Weir(Policy):

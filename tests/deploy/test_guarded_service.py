@@ -128,7 +128,7 @@ def test_five_times_the_capacity_is_refused_early_and_forgotten_at_once(guarded:
 def test_what_one_caller_floods_is_its_own_429(guarded: Up) -> None:
     async def flood() -> list[httpx.Response]:
         async with httpx.AsyncClient(base_url=guarded.service.url, timeout=60) as client:
-            heavy = {"prompt": "a", "model": "calm/heavy"}
+            heavy = {"prompt": "a", "model": "overload/heavy"}
             bob = [client.post(GENERATIONS, json=heavy, headers=bearer(BOB)) for _ in range(6)]
             return await asyncio.gather(*bob, client.post(GENERATIONS, json=GOOD, headers=bearer(ALICE)))
 

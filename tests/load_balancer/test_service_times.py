@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from load_balancer.service_times import MOST_CORRECTION, ServiceTimes
+from load_balancer.service_times import MEMORY_S, MOST_CORRECTION, ServiceTimes
 from weir.core import Role
 
 
@@ -18,26 +18,44 @@ def test_with_a_profile_the_prediction_is_the_profile(profile):
 def test_slower_replies_raise_the_prediction_bit_by_bit(profile):
     times = ServiceTimes(profile)
     for _ in range(50):
-        times.observe(Role.LIGHT, 4, 0.10)
+        times.observe(Role.LIGHT, 4, 0.10, now=0.0)
     assert times.seconds(Role.LIGHT, 4) == pytest.approx(0.10, rel=0.01)
     assert times.seconds(Role.HEAVY, 1) == 0.1
 
 
 def test_one_slow_batch_changes_little(profile):
     times = ServiceTimes(profile)
-    times.observe(Role.LIGHT, 1, 0.04)
+    times.observe(Role.LIGHT, 1, 0.04, now=0.0)
     assert times.seconds(Role.LIGHT, 1) == pytest.approx(0.024)
 
 
 def test_without_a_profile_everything_looks_instant_until_the_first_reply():
     times = ServiceTimes()
     assert times.seconds(Role.HEAVY, 8) == 0
-    times.observe(Role.HEAVY, 2, 3.0)
+    times.observe(Role.HEAVY, 2, 3.0, now=0.0)
     assert times.seconds(Role.HEAVY, 1) == pytest.approx(1.5)
 
 
 @pytest.mark.parametrize("compute_s", [-1.0, 0.0, 1e12])
 def test_nonsense_times_leave_a_finite_prediction(profile, compute_s):
     times = ServiceTimes(profile)
-    times.observe(Role.LIGHT, 1, compute_s)
+    times.observe(Role.LIGHT, 1, compute_s, now=0.0)
     assert 0 <= times.seconds(Role.LIGHT, 1) <= 0.02 * MOST_CORRECTION
+
+
+def test_a_stall_is_forgiven_when_nothing_was_drawn_since_for_then_nothing_could_show_that_it_is_over(profile):
+    times = ServiceTimes(profile)
+    times.observe(Role.HEAVY, 1, 10.0, now=0.0)
+    stalled = times.seconds(Role.HEAVY, 1)
+    assert stalled > 1.0
+    times.forgive(MEMORY_S)
+    assert times.seconds(Role.HEAVY, 1) == stalled
+    times.forgive(MEMORY_S + 1)
+    assert times.seconds(Role.HEAVY, 1) == 0.1
+
+
+def test_what_was_faster_than_the_profile_is_not_forgotten(profile):
+    times = ServiceTimes(profile)
+    times.observe(Role.HEAVY, 1, 0.05, now=0.0)
+    times.forgive(MEMORY_S + 1)
+    assert times.seconds(Role.HEAVY, 1) == pytest.approx(0.09)

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich import box
 from rich.table import Table
 
 from weir.commands.terminal import FAMILY, REPOSITORY, FamilyOption, JsonOption, answered, console, print_json, progress
-from weir.config import load_family
+from weir.config import FamilyConfig, load_family
 from weir.errors import ConfigError
 from weir.prompt_levels import LevelHead
+
+if TYPE_CHECKING:
+    from training.level_pairs import LevelPairs
 
 HEAD = REPOSITORY / "models" / "weir-tiny" / "levels" / "head.safetensors"
 #: Of shadow samples: other prompts than any head was fitted on.
@@ -40,9 +43,7 @@ def fit(
     Example: weir levels fit --count 1000
     """
     from cache.encoder import family_encoder
-    from quality.suite import family_suite
     from training.level_head import fit_levels
-    from training.level_pairs import draw_pairs, ladder_of
 
     with answered():
         config = load_family(family)
@@ -50,20 +51,7 @@ def fit(
             shorter = [int(n) for n in steps.split(",") if n.strip()]
         except ValueError:
             raise ConfigError(f"--steps is {steps!r}; give whole numbers like 10,5") from None
-        suite = family_suite(config)
-        if judge not in suite.judges:
-            raise ConfigError(f"--judge is {judge!r}; choose one of {', '.join(suite.judges)}")
-        with progress() as bar:
-            task = bar.add_task("prompts at every level", total=count)
-            pairs = draw_pairs(
-                config,
-                suite,
-                judge,
-                ladder_of(config, shorter),
-                count,
-                work / "pairs.npz",
-                lambda done, total: bar.update(task, completed=done, total=total),
-            )
+        pairs = _pairs(config, judge, shorter, count, work, "prompts at every level")
         encoder = family_encoder(config)
         head, report = fit_levels(pairs, encoder.encode(pairs.prompts), encoder.version, config.name, alpha=alpha)
         head.save(out)
@@ -109,32 +97,16 @@ def check(
     Example: weir levels check --count 200 --refit
     """
     from cache.encoder import family_encoder
-    from quality.suite import family_suite
     from training.drift import DriftRules, alarmed, level_drifts
     from training.level_head import fit_levels
-    from training.level_pairs import draw_pairs, ladder_of
 
     with answered():
         config = load_family(family)
         LevelHead.load(head, steps=config.heavy.steps)  # before anything that takes time
         encoder = family_encoder(config)
         known = LevelHead.load(head, encoder=encoder.version, steps=config.heavy.steps)
-        suite = family_suite(config)
-        if judge not in suite.judges:
-            raise ConfigError(f"--judge is {judge!r}; choose one of {', '.join(suite.judges)}")
         shorter = [int(rung.rsplit("-", 1)[1]) for rung in known.about.rungs[1:-1]]
-        with progress() as bar:
-            task = bar.add_task("shadow samples", total=count)
-            pairs = draw_pairs(
-                config,
-                suite,
-                judge,
-                ladder_of(config, shorter),
-                count,
-                work / "pairs.npz",
-                lambda done, total: bar.update(task, completed=done, total=total),
-                seed=SHADOW_SEED,
-            )
+        pairs = _pairs(config, judge, shorter, count, work, "shadow samples", seed=SHADOW_SEED)
         vectors = encoder.encode(pairs.prompts)
         drifts = level_drifts(known, pairs, vectors)
         drifted = alarmed(drifts, DriftRules(), was)
@@ -158,3 +130,27 @@ def check(
         console.print(f"level head {known.version}: {said}", highlight=False)
     if drifted and not refit:
         raise typer.Exit(1)
+
+
+def _pairs(
+    config: FamilyConfig, judge: str, shorter: list[int], count: int, work: Path, what: str, **seed: int
+) -> LevelPairs:
+    """Prompts drawn at every level and judged, with a progress bar; ``seed`` where it is not that of a fit."""
+    from quality.suite import family_suite
+    from training.level_pairs import draw_pairs, ladder_of
+
+    suite = family_suite(config)
+    if judge not in suite.judges:
+        raise ConfigError(f"--judge is {judge!r}; choose one of {', '.join(suite.judges)}")
+    with progress() as bar:
+        task = bar.add_task(what, total=count)
+        return draw_pairs(
+            config,
+            suite,
+            judge,
+            ladder_of(config, shorter),
+            count,
+            work / "pairs.npz",
+            lambda done, total: bar.update(task, completed=done, total=total),
+            **seed,
+        )
