@@ -90,11 +90,8 @@ def cluster(cpus: float, gpus: float = 0, nodes: int = 0) -> Iterator[str]:
         started = set(psutil.Process().children(recursive=True)) - before
         ray.shutdown()
         _forget_serve()
-        for process in started:
-            with suppress(psutil.NoSuchProcess):
-                if process.name() == "raylet":  # beside the head's, which has ended; they would wait for it
-                    process.kill()
-        end(started)
+        # What Ray leaves of the other nodes would wait for the head, which has ended.
+        end(started, timeout_s=0 if nodes else STOP_TIMEOUT_S)
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -138,9 +135,9 @@ def _free_port() -> int:
         return probe.getsockname()[1]
 
 
-def end(processes: set[psutil.Process]) -> None:
-    """Waits until the processes have ended, and kills those that will not."""
-    _, alive = psutil.wait_procs(processes, timeout=STOP_TIMEOUT_S)
+def end(processes: set[psutil.Process], timeout_s: float = STOP_TIMEOUT_S) -> None:
+    """Waits until the processes have ended, and kills those that have not by then."""
+    _, alive = psutil.wait_procs(processes, timeout=timeout_s)
     for process in alive:
         with suppress(psutil.NoSuchProcess):
             process.kill()

@@ -27,7 +27,7 @@ pytestmark = pytest.mark.timeout(290)
 ALICE, BOB, ADMIN = new_key(), new_key(), new_key()
 LOOPBACK = ("127.0.0.1", "::1", "::ffff:127.0.0.1")
 GENERATIONS = "/v1/images/generations"
-GOOD = {"prompt": "a red circle", "model": "calm/light"}
+GOOD = {"prompt": "a red circle", "model": "overload/light"}
 
 
 class Up(NamedTuple):
