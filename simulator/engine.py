@@ -191,7 +191,7 @@ class Simulation:
         """Where the heavy image would be drawn, and when it would be ready: the book counts whole runs."""
         replica, finish = self._pick(HEAVY, now)
         if replica is not None:
-            finish -= (1 - self.work[i]) * replica.times[HEAVY][replica.limit]
+            finish -= (1 - self.work[i]) * self.fleet.own_s(replica)
         return replica, finish
 
     def _send(self, i: int, role: int, now: float) -> None:
@@ -272,14 +272,25 @@ class Simulation:
             self.fleet.became_idle(replica)
             return
         replica.running, replica.running_role = batch, role
-        seconds = times[len(batch)]
-        if role == HEAVY:  # images leave the batch when they are finished, and others join
-            seconds *= sum(self.work[i] for i in batch) / len(batch)
+        seconds = self._batch_s(times, role, batch)
+        if role == HEAVY and self.rules.light_fallback:
+            late = [i for i in batch if not self.deferred[i] and now + seconds > self.latest[i]]
+            if late and self.fleet.members[LIGHT]:
+                for i in late:
+                    self._give_up(i, now)
+                replica.queue.extendleft(i for i in reversed(batch) if i not in late)
+                self._start(replica, now)
+                return
         replica.batch_s, replica.busy_until = seconds, now + seconds
         self.busy_s += seconds
         self.sequence += 1
         heapq.heappush(self.events, (replica.busy_until, self.sequence, replica, replica.epoch))
         self.fleet.refresh(replica)
+
+    def _batch_s(self, times: list[float], role: int, batch: list[int]) -> float:
+        """Seconds of a batch. Of heavy runs images leave when they are finished, and others join."""
+        share = sum(self.work[i] for i in batch) / len(batch) if role == HEAVY else 1.0
+        return share * times[len(batch)]
 
     def _seat(self, replica: Replica, now: float) -> None:
         """The head of the queue takes the free seats, after what is too late for it has left."""
@@ -362,8 +373,12 @@ class Simulation:
     def _give_up(self, i: int, now: float) -> None:
         """The request cannot be answered in time by the variant that it waits for: its light image goes out, at the
         latest time for it if that has passed (the load balancer waits no longer), or it is lost."""
-        if self.deferred[i] and self.rules.light_fallback:
+        if not self.rules.light_fallback:
+            return
+        if self.deferred[i]:
             self._answer(i, ANSWERED_AT_DEADLINE, max(self.judged_at[i], min(now, self.latest[i])))
+        elif self.fleet.members[LIGHT]:
+            self._send(i, LIGHT, now)
 
     def _answer(self, i: int, path: int, now: float) -> None:
         self.finished[i] = now

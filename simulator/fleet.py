@@ -137,8 +137,14 @@ class Fleet:
         last = times[limit] if _PRICED_FULL[role] else times[rest + 1]
         waits = whole * times[limit]
         if self._work is not None and role == HEAVY and replica.queue:
-            waits *= sum(self._work[i] for i in replica.queue) / len(replica.queue)
+            works = [self._work[i] for i in replica.queue] + [1.0] * replica.coming
+            waits = sum(works[: whole * limit]) / limit * times[limit]
+            last *= (sum(works[whole * limit :]) + limit - rest) / limit
         self.finish[role][replica.index] = replica.busy_until + waits + last
+
+    def own_s(self, replica: Replica) -> float:
+        """What one image's own steps add to the batch that it would be part of, if it runs all of them."""
+        return replica.times[HEAVY][replica.limit] / (replica.limit if replica.running else 1)
 
     def earliest(self, role: int, now: float) -> tuple[Replica | None, float]:
         """The replica that would finish one more image of the role first, and when. None without any of the role."""

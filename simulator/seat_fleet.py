@@ -57,6 +57,9 @@ class SeatFleet(Fleet):
                 heapq.heapreplace(free, free[0] + run_s)
             self.finish[role][index] = free[0] + times[limit]
 
+    def own_s(self, replica: Replica) -> float:
+        return replica.times[HEAVY][replica.limit]
+
     def earliest(self, role: int, now: float) -> tuple[Replica | None, float]:
         soon, finish = self.soon[role], self.finish[role]
         first, other = int(soon.argmin()), int(finish.argmin())
