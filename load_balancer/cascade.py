@@ -53,6 +53,12 @@ def after_lookup(
     return Role.HEAVY if at_once else role
 
 
+def may_turn_light(plan: Plan, forced: Role | None) -> bool:
+    """Whether a request that began heavy may be answered with a light image when its heavy one could only begin too
+    late: it asked for no variant, and the plan lets light images stand in and draws some."""
+    return forced is None and plan.rules.light_fallback and plan.count(Role.LIGHT) > 0
+
+
 def is_deferred(confidence: float | None, threshold: float) -> bool:
     """Whether the discriminator wants the heavy variant: confidence below the threshold; a threshold of 1 defers all.
 

@@ -18,7 +18,7 @@ from load_balancer.tally import Tally
 from load_balancer.terms import Terms
 from weir.config import FamilyConfig
 from weir.core import ImageRequest, ImageResult, Path, Role
-from weir.errors import WeirError
+from weir.errors import DeadlineExceeded, WeirError
 
 log = logging.getLogger(__name__)
 
@@ -121,18 +121,27 @@ class Passage:
         request = replace(request, previews=order.partial_images)
         role, rules, patience = terms.role, terms.plan.rules, terms.patience
         stages: list[ImageResult] = []
+        or_light = cascade.may_turn_light(terms.plan, order.role) and role is Role.HEAVY
+        if or_light:
+            request = replace(request, deadline=terms.latest)
         while True:
             fallback = bool(stages) and rules.light_fallback
             try:
                 until = terms.latest if fallback else patience
-                role, result = await self._stage.draw(role, request, rules, until=until, show=show)
+                role, result = await self._stage.draw(
+                    role, request, rules, until=until, show=show, or_light=or_light
+                )
             except WeirError as error:
+                if or_light and isinstance(error, DeadlineExceeded) and self._light_in_time(terms):
+                    role, or_light = Role.LIGHT, False
+                    continue
                 if not fallback:
                     raise
                 # A finished light image is never thrown away.
                 log.info("%s falls back to its light image: %s", request.id, error.message)
                 return self._drawn(request, terms, Path.LIGHT_DEADLINE, stages)
             stages.append(result)
+            or_light = False
             if role is Role.HEAVY:
                 resumed = request.resume_step and result.resumed_at == request.resume_step
                 return self._drawn(request, terms, Path.CACHE if resumed else Path.HEAVY, stages)
@@ -144,6 +153,11 @@ class Passage:
             role = Role.HEAVY
             if rules.light_fallback:  # nobody waits for it longer, so the worker should not begin it later
                 request = replace(request, deadline=terms.latest)
+
+    def _light_in_time(self, terms: Terms) -> bool:
+        now = self._clock()
+        ready_at = self._stage.finish_at(Role.LIGHT, None, now)
+        return ready_at is not None and ready_at <= terms.latest
 
     def _judged(self, request: ImageRequest, forced: Role | None, terms: Terms, confidence: float | None) -> Path:
         """Where a request goes whose light image is there."""

@@ -98,15 +98,17 @@ class Stage:
         return None if ready_at is None else ready_at + self.lateness.seconds(now)
 
     async def draw(
-        self, role: Role, request: ImageRequest, rules: Rules, *, until: float, show: Show
+        self, role: Role, request: ImageRequest, rules: Rules, *, until: float, show: Show, or_light: bool = False
     ) -> tuple[Role, ImageResult]:
         """The image, and the variant that drew it: a replica that takes its queue along into another role changes it.
 
         Args:
             show: called with the previews that the request asks for.
+            or_light: a light image could be drawn instead, so one that still waits when it would have to begin to be
+                ready by the request's deadline is given up then.
 
         Raises:
-            DeadlineExceeded: not there by ``until``, or dropped by the rules.
+            DeadlineExceeded: not there by ``until``, dropped by the rules, or given up for a light one.
             GenerationFailed: the worker could not draw it, or two replicas died of it.
         """
         stay, ready_at = "", math.inf
@@ -120,7 +122,7 @@ class Stage:
                         replica, ready_at = await self._choose(role, request, avoid=frozenset(lost))
                     self._promised[request.id] = ready_at
                     try:
-                        result = await self._send(replica, role, request, rules, show)
+                        result = await self._send(replica, role, request, rules.drop_after_s is not None or or_light, show)
                         self._note_lateness(role, request, ready_at)
                         return role, result
                     except ReplicaLost as error:
@@ -152,14 +154,16 @@ class Stage:
             await self._roster.refreshed()
         return choice
 
-    async def _send(self, replica: str, role: Role, request: ImageRequest, rules: Rules, show: Show) -> ImageResult:
+    async def _send(
+        self, replica: str, role: Role, request: ImageRequest, droppable: bool, show: Show
+    ) -> ImageResult:
         kind = self._kind(role, request)
         self._dispatcher.assign(replica, request.id, kind, self._clock(), patient=request.patient)
         self._expected.pop(request.id, None)
         try:
             wanted = request if role is Role.HEAVY else replace(NOTHING.of(request), previews=0)
             drawing = self._reply(replica, role, wanted, show)
-            if rules.drop_after_s is not None:
+            if droppable:
                 drawing = self._or_dropped(drawing, replica, kind, request)
             async with self._roster.while_heard(replica):
                 result = ImageResult.from_dict(await drawing)

@@ -7,11 +7,12 @@ hits and E the groups at once, w the work of a run from noise and d the quality 
 (w = 1, d = 0):
 
     light work  A = Σ_{K∉D} h_K + (1 − H) Σ_{g∉E} s_g
-    heavy work  B = Σ_{K∈D} h_K w_K + F_j Σ_{K∉D} h_K w_K + (1 − H) w (Σ_{g∉E} s_g F_gj + Σ_{g∈E} s_g)
+    heavy work  B = a Σ_{K∈D} h_K w_K + F_j Σ_{K∉D} h_K w_K + (1 − H) w (Σ_{g∉E} s_g F_gj + a Σ_{g∈E} s_g)
     quality     Q = Σ_{K∈D} h_K q_K + Σ_{K∉D} h_K (Q_j + F_j (q_K − q))
                     + (1 − H) (Σ_{g∉E} s_g (Q_gj − F_gj d) + Σ_{g∈E} s_g (q_g − d))
 
-where q is the quality of a whole heavy image. A resumed image is worth a little less than a whole one; where there is
+where q is the quality of a whole heavy image, and a ≥ 1 what an image that begins heavy weighs: no light image stands
+behind it when it would be late, so the plan counts on less of the heavy stage for it. A resumed image is worth a little less than a whole one; where there is
 time, the cache may be left alone, as if there were no hits, and so are hits that cost more than a run from noise. All
 three are shares of one request. Everything that a plan decides about single requests is in the point, so that the
 program only has to choose one of them and the GPUs that carry it.
@@ -41,7 +42,7 @@ class Point:
         entry: groups of prompts from this index on, the hard ones, go to the heavy variant at once.
         reuse: False: hits are drawn from noise like misses.
         steps: of heavy runs from noise; None: the variant's own.
-        light_work, heavy_work: light images and full heavy runs for each request.
+        light_work, heavy_work: light images and full heavy runs for each request; those that begin heavy weigh more.
         quality: mean of a request, on the scale 0…1 of the quality curve.
     """
 
@@ -90,7 +91,7 @@ def curves(problem: Problem) -> list[Curve]:
     low, high = min(problem.quality), max(problem.quality)
     span = high - low or 1.0
     deferral, quality = np.array(problem.deferral), (np.array(problem.quality) - low) / span
-    heavy = quality[-1]
+    heavy, alone = quality[-1], problem.unbacked_weight
     shares = np.array([group.share for group in problem.groups])
     deferrals = np.array([group.deferral for group in problem.groups])
     qualities = (np.array([group.quality for group in problem.groups]) - low) / span
@@ -103,7 +104,7 @@ def curves(problem: Problem) -> list[Curve]:
         now = [hit for hit in hits if 1 - hit.work >= direct - 1e-9]
         wait = [hit for hit in hits if 1 - hit.work < direct - 1e-9]
         waiting = sum(h.share for h in wait)
-        hit_heavy = sum(h.share * h.work for h in now) + deferral * sum(h.share * h.work for h in wait)
+        hit_heavy = alone * sum(h.share * h.work for h in now) + deferral * sum(h.share * h.work for h in wait)
         hit_quality = sum(h.share * (h.quality - low) / span for h in now) + waiting * quality
         hit_quality = hit_quality + deferral * sum(h.share * ((h.quality - low) / span - heavy) for h in wait)
         if not problem.groups:
@@ -114,9 +115,10 @@ def curves(problem: Problem) -> list[Curve]:
         for entry in range(len(shares), -1, -1):
             begun, at_once = shares[:entry], shares[entry:]
             drawn = begun @ deferrals[:entry] + at_once.sum()  # from noise, share of the misses
+            weighed = drawn + (alone - 1) * at_once.sum()
             miss_quality = misses * (begun @ qualities[:entry] + at_once @ heavies[entry:] - drawn * loss)
             light_work = waiting + misses * float(begun.sum())
-            heavy_work = hit_heavy + misses * work * drawn
+            heavy_work = hit_heavy + misses * work * weighed
             found.append(Curve(direct, entry, reuse, steps, light_work, heavy_work, hit_quality + miss_quality))
     return found
 

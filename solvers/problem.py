@@ -95,6 +95,8 @@ class Problem:
             heavy variant at once. Empty: prompts are not told apart, and all begin light.
         light_utilisation, heavy_utilisation: share of the profiled throughput that a plan may count on, > 0.
             The heavy one may lie close to 1, because a heavy stage that is full costs quality and not deadlines.
+        unbacked_utilisation: the same for heavy images of requests that begin heavy: no light image stands in for one
+            that is late, so their queue costs deadlines or a light image more. None: the heavy one.
         fixed_s: seconds of every deferred request outside the two batches: discriminator, hops, measured queue delays.
         light_residual, heavy_residual: wait for a replica, as a share of its batch latency (0: the published model).
         role_change_cost: quality (on the scale 0…1) worth giving up to spare one replica a change of role.
@@ -115,6 +117,7 @@ class Problem:
     groups: tuple[PromptGroup, ...] = ()
     light_utilisation: float = 1.0
     heavy_utilisation: float = 1.0
+    unbacked_utilisation: float | None = None
     fixed_s: float = 0.0
     light_residual: float = 0.0
     heavy_residual: float = 0.0
@@ -173,8 +176,8 @@ class Problem:
         total = sum(group.share for group in self.groups)
         need(not self.groups or abs(total - 1) < 1e-6, f"groups: shares add up to {total:g}; they have to add up to 1")
         need(
-            self.light_utilisation > 0 and self.heavy_utilisation > 0,
-            "light_utilisation and heavy_utilisation must be above 0",
+            self.light_utilisation > 0 and self.heavy_utilisation > 0 and self.unbacked_weight > 0,
+            "light_utilisation, heavy_utilisation and unbacked_utilisation must be above 0",
         )
         need(
             min(self.fixed_s, self.light_residual, self.heavy_residual, self.role_change_cost, self.gpu_cost) >= 0,
@@ -192,6 +195,12 @@ class Problem:
     def hit_share(self) -> float:
         """H = Σ h_K."""
         return sum(h.share for h in self.hits)
+
+    @property
+    def unbacked_weight(self) -> float:
+        """What a heavy image that begins heavy weighs beside one with a light image behind it."""
+        unbacked = self.heavy_utilisation if self.unbacked_utilisation is None else self.unbacked_utilisation
+        return self.heavy_utilisation / unbacked if unbacked > 0 else 0.0
 
     def utilisation(self, role: Role) -> float:
         return self.light_utilisation if role is Role.LIGHT else self.heavy_utilisation

@@ -7,6 +7,7 @@ Differences to DiffServe, each with its reason:
   more than full: what it cannot finish in time is answered with the light image, so there a full queue costs quality
   only, and the gaps that chance leaves in a stage planned just full waste it. One that images join at every step has
   no such gaps and is planned just full, so that the threshold chooses who is deferred and not the deadline;
+- requests that begin heavy have no light image to fall back on, so they weigh as much as a stage planned just full;
 - the objective is measured quality, so nothing is deferred beyond the best mix;
 - F(t) is corrected by live confidences, and the share of deferred requests by what was really deferred: chance and
   error in F(t) are paid back within a few plans;
@@ -53,6 +54,9 @@ LIGHT_UTILISATION = 0.8
 HEAVY_UTILISATION = 1.1
 #: Where images join at every step chance leaves no gaps, and what is too much falls back whatever its confidence.
 HEAVY_UTILISATION_BY_STEPS = 0.95
+#: Share of the heavy stage that requests which begin heavy may count on. No light image stands behind them, so their
+#: queue costs deadlines or light images; it is planned just full.
+UNBACKED_UTILISATION = 0.95
 #: Share of a light batch that a request waits for its replica to come free.
 LIGHT_RESIDUAL = 0.5
 #: Quality (0…1 over the whole curve) worth giving up to spare one role change, and to leave a GPU spare.
@@ -203,6 +207,7 @@ class Weir(Policy):
             groups=self._groups.groups(curve.thresholds),
             light_utilisation=LIGHT_UTILISATION,
             heavy_utilisation=HEAVY_UTILISATION_BY_STEPS if setting.stepwise else HEAVY_UTILISATION,
+            unbacked_utilisation=UNBACKED_UTILISATION,
             fixed_s=setting.discriminator_s + self._hits.fetch_s,
             light_residual=LIGHT_RESIDUAL,
             role_change_cost=ROLE_CHANGE_COST,

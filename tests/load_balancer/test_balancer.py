@@ -349,6 +349,19 @@ async def test_what_cannot_be_ready_in_time_is_dropped_while_it_waits(running, p
         begun.cancel()
 
 
+async def test_a_light_image_stands_in_for_one_that_began_heavy_and_could_only_be_drawn_too_late(running, pool, plan):
+    pool.delay_s[Role.HEAVY] = 60
+    one = Plan.split(1, 1, 2, light_batch=1, heavy_batch=1, threshold=0.5, rules=Rules(heavy_entry=1.0))
+    async with running(one, slo_s=1.0) as balancer:
+        begun = [asyncio.create_task(balancer.draw(ORDER)) for _ in range(2)]
+        await asyncio.sleep(0.01)
+        (image,) = await balancer.draw(ORDER)
+        for each in begun:
+            each.cancel()
+    assert image.path in (Path.LIGHT, Path.LIGHT_DEADLINE)
+    assert image.latency_s < 1.0
+
+
 async def test_what_is_being_drawn_is_not_dropped(running, pool):
     pool.delay_s[Role.LIGHT] = 0.3
     async with running(ruled(drop_after_s=0.2)) as balancer:

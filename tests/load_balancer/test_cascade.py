@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from load_balancer.cascade import after_light, first_role, is_deferred
-from weir.core import Path, Plan, Role
+from load_balancer.cascade import after_light, first_role, is_deferred, may_turn_light
+from weir.core import Path, Plan, Role, Rules
 
 
 def plan(light: int = 1, heavy: int = 1, threshold: float = 0.5) -> Plan:
@@ -69,3 +71,10 @@ def test_threshold_0_defers_nothing_and_1_everything(confidence):
 def test_a_higher_threshold_never_defers_less(confidence, one, other):
     low, high = sorted((one, other))
     assert is_deferred(confidence, low) <= is_deferred(confidence, high)
+
+
+def test_who_began_heavy_may_turn_light_unless_he_asked_for_it_or_the_plan_has_no_light_images():
+    assert may_turn_light(plan(), None)
+    assert not may_turn_light(plan(), Role.HEAVY)
+    assert not may_turn_light(plan(light=0), None)
+    assert not may_turn_light(replace(plan(), rules=Rules(light_fallback=False)), None)

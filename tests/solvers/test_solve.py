@@ -161,6 +161,13 @@ def test_cache_hits_free_gpus_for_deferral():
     assert solve(cascade_problem(hits=(hit,))).deferral > solve(cascade_problem()).deferral
 
 
+def test_what_begins_heavy_fits_a_stage_that_is_not_planned_overfull():
+    hit = CacheHit(share=0.9, work=0.5, quality=1.0)
+    problem = cascade_problem(demand_rps=24.0, hits=(hit,), direct_cuts=(0.0, 1.0), heavy_utilisation=1.1)
+    overfull, honest = solve(problem), solve(replace(problem, unbacked_utilisation=0.5))
+    assert (overfull.point.direct, honest.point.direct) == (0.0, 1.0)
+
+
 @pytest.mark.parametrize(("demand", "reuse"), [(1.0, False), (20.0, True)])
 def test_hits_are_drawn_whole_where_there_is_time_and_resumed_images_are_worth_less(demand, reuse):
     hit = CacheHit(share=0.4, work=0.5, quality=0.9)
