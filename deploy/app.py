@@ -36,6 +36,7 @@ class AppArgs(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     config: str
+    digest: str = ""  # read by nobody: it changes when the file does, and the application with it
 
 
 def build(args: AppArgs) -> Application:

@@ -50,6 +50,7 @@ class ControlArgs(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     config: str
+    digest: str = ""  # read by nobody: it changes when the file does, and the application with it
 
 
 def build(args: ControlArgs) -> Application:

@@ -1,12 +1,14 @@
-"""The Serve configuration of a service: what ``serve deploy`` takes, and how a plan gets into it. Pure."""
+"""The Serve configuration of a service: what ``serve deploy`` takes, and how a plan gets into it."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from deploy.cluster import REPOSITORY
+from weir.config import load_service
 from weir.core import Plan
 from weir.errors import NotReady, PlanError
 
@@ -25,13 +27,20 @@ ON_HEAD = {"num_cpus": 0, "resources": {"node:__internal_head__": 0.001}}
 def render(config_path: Path | str, *, host: str, port: int, controlled: bool) -> dict[str, Any]:
     """What ``PUT /api/serve/applications/`` and ``serve deploy`` take, for the service of a file.
 
-    A service file inside the checkout is named relative to it, for on a cluster the checkout lies elsewhere.
+    A service file inside the checkout is named relative to it, for on a cluster the checkout lies elsewhere. Its digest
+    is beside its name: Serve compares arguments to see what has changed, and would take a changed file for the same.
 
     Args:
         controlled: whether a controller comes along.
+
+    Raises:
+        ConfigError: the file or its family is wrong.
     """
     path = Path(config_path).resolve()
-    args = {"config": str(path.relative_to(REPOSITORY) if path.is_relative_to(REPOSITORY) else path)}
+    args = {
+        "config": str(path.relative_to(REPOSITORY) if path.is_relative_to(REPOSITORY) else path),
+        "digest": digest(path),
+    }
     serving = {"name": APPLICATION, "route_prefix": "/", "import_path": "deploy.app:build", "args": args}
     planning = {
         "name": CONTROLLER_APPLICATION,
@@ -44,6 +53,17 @@ def render(config_path: Path | str, *, host: str, port: int, controlled: bool) -
         "http_options": {"host": host, "port": port},
         "applications": [serving, planning] if controlled else [serving],
     }
+
+
+def digest(path: Path) -> str:
+    """Tells a service file, with the family and the profiles that it names, from what they were before a change.
+
+    Raises:
+        ConfigError: the file or its family is wrong.
+    """
+    service, _ = load_service(path)
+    files = (path, *map(Path, filter(None, (service.family, service.profile, service.pool.emulate))))
+    return hashlib.sha256(b"\0".join(file.read_bytes() for file in files)).hexdigest()[:16]
 
 
 def located(config: str) -> Path:

@@ -58,8 +58,10 @@ def service() -> ServiceConfig:
 def test_the_serve_configuration_is_the_rendered_one_with_a_proxy_on_every_node(serve_schema):
     body = yaml.safe_load(of("RayService")["spec"]["serveConfigV2"])
     serve_schema.model_validate(body)
-    config, http = "/etc/weir/service/service.yaml", service().http
-    wanted = render(config, host=http.host, port=http.port, controlled=service().controlled)
+    config, http = {"config": "/etc/weir/service/service.yaml"}, service().http
+    ours = REPOSITORY / "deploy" / "configs" / "sdxl-cluster.yaml"
+    wanted = render(ours, host=http.host, port=http.port, controlled=service().controlled)
+    wanted["applications"] = [{**it, "args": config} for it in wanted["applications"]]
     assert body == {**wanted, "proxy_location": "EveryNode"}
 
 

@@ -20,7 +20,10 @@ def plan(version: int = 1, light: int = 1, heavy: int = 2, threshold: float = 0.
     return Plan.split(version, light, heavy, light_batch=4, heavy_batch=2, threshold=threshold)
 
 
-def rendered(path: str = "service.yaml", controlled: bool = True) -> dict[str, Any]:
+SERVICE = REPOSITORY / "deploy" / "configs" / "weir-tiny.yaml"
+
+
+def rendered(path: Path = SERVICE, controlled: bool = True) -> dict[str, Any]:
     return render(path, host="127.0.0.1", port=8000, controlled=controlled)
 
 
@@ -33,14 +36,23 @@ def test_a_controller_comes_along_where_one_is_wanted():
     assert [it["name"] for it in rendered(controlled=False)["applications"]] == ["weir"]
 
 
-def test_a_file_of_the_checkout_is_found_wherever_the_checkout_lies(tmp_path, monkeypatch):
-    path = REPOSITORY / "deploy" / "configs" / "weir-tiny.yaml"
-    named = rendered(str(path))["applications"][0]["args"]["config"]
+def test_a_file_of_the_checkout_is_found_wherever_the_checkout_lies(config, monkeypatch):
+    named = rendered(SERVICE)["applications"][0]["args"]["config"]
     assert named == "deploy/configs/weir-tiny.yaml"
-    monkeypatch.chdir(tmp_path)
-    assert located(named) == path
-    other = rendered("other.yaml")["applications"][0]["args"]["config"]
-    assert located(other) == tmp_path / "other.yaml" == Path(other)
+    monkeypatch.chdir(config.parent)
+    assert located(named) == SERVICE
+    other = rendered(Path(config.name))["applications"][0]["args"]["config"]
+    assert located(other) == config == Path(other)
+
+
+@pytest.mark.parametrize("changed", ["toy.yaml", "family.yaml", "profile.json"])
+def test_a_changed_file_of_the_same_name_is_deployed_anew(config, changed):
+    before = [it["args"] for it in rendered(config)["applications"]]
+    assert [it["args"] for it in rendered(config)["applications"]] == before
+    path = config.parent / changed
+    path.write_text(path.read_text().replace("10", "11") + "\n")
+    after = [it["args"] for it in rendered(config)["applications"]]
+    assert all(one != other for one, other in zip(before, after, strict=True))
 
 
 def test_the_pool_has_a_replica_for_every_assignment_and_both_deployments_get_the_same_plan():
