@@ -1,0 +1,23 @@
+"""The dashboards: Overview, Cascade, Cache, Controller. Grafana is provisioned with the JSON that this writes.
+
+python -m deploy.monitoring.dashboards
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from deploy.monitoring.dashboards.cache import cache
+from deploy.monitoring.dashboards.cascade import cascade
+from deploy.monitoring.dashboards.controller import controller
+from deploy.monitoring.dashboards.overview import overview
+
+FOLDER = Path(__file__).parents[1] / "grafana" / "dashboards"
+DASHBOARDS = (overview, cascade, cache, controller)
+
+
+def files() -> dict[Path, str]:
+    """Every file and what has to be in it."""
+    made = (make() for make in DASHBOARDS)
+    return {FOLDER / f"{d['uid'].removeprefix('weir-')}.json": json.dumps(d, indent=1) + "\n" for d in made}

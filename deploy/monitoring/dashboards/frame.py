@@ -1,0 +1,57 @@
+"""What every dashboard has around its panels: the choice of Prometheus, the links to the others, the span of time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from deploy.monitoring.panels import placed
+
+#: Of @grafana/schema, which `make check-dashboards` holds the files against.
+SCHEMA_VERSION = 42
+
+
+def dashboard(name: str, title: str, about: str, panels: list[dict[str, Any]]) -> dict[str, Any]:
+    return {
+        "uid": f"weir-{name}",
+        "title": title,
+        "description": about,
+        "tags": ["weir"],
+        "schemaVersion": SCHEMA_VERSION,
+        "editable": True,
+        "graphTooltip": 1,
+        "refresh": "5s",
+        "time": {"from": "now-15m", "to": "now"},
+        "timezone": "browser",
+        "templating": {
+            "list": [
+                {
+                    "name": "datasource",
+                    "label": "Prometheus",
+                    "type": "datasource",
+                    "query": "prometheus",
+                    "current": {"text": "Weir", "value": "weir"},
+                    "hide": 0,
+                    "includeAll": False,
+                    "multi": False,
+                    "options": [],
+                    "refresh": 1,
+                    "regex": "",
+                }
+            ]
+        },
+        "links": [
+            {
+                "type": "dashboards",
+                "title": "Weir",
+                "tags": ["weir"],
+                "icon": "external link",
+                "tooltip": "",
+                "asDropdown": False,
+                "includeVars": True,
+                "keepTime": True,
+                "targetBlank": False,
+            }
+        ],
+        "annotations": {"list": []},
+        "panels": placed(panels),
+    }
