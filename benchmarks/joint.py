@@ -1,7 +1,13 @@
 """One plan over cascade, cache and predicted levels against each of the three alone, in the twin.
 
-    python -m benchmarks.joint [--gpus 16] [--copies 2] [--traces normal,bursty] [--json FILE]
+    python -m benchmarks.joint [--gpus 16] [--copies 2] [--seeds 1] [--traces normal,bursty] [--json FILE]
+    python -m benchmarks.joint --service deploy/configs/weir-tiny.yaml --gpus 4 --rate 3
 
+With a service everything is of its files: times, confidences and quality of mixes of its profile, similarities of the
+trace's own prompts, what resumed images are worth of its cache profile. Levels are then the K of its cache and the
+light variant, and quality is in percent of a whole heavy image; its level classifier is off, as it ships.
+
+Without one:
 Service times and the deadline are SDXL's on A100s behind cascade 3's light model. What the discriminator says and how
 good images are is the embedded family's, as the shipped level head records it by predicted level. Half of all requests
 find a state, a tenth of them each saving 10 to 50 % of the steps: an assumption. A resumed image is worth what the
@@ -12,6 +18,7 @@ resumed are counted apart from the discriminator's curves, which understates the
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,7 +35,10 @@ from simulator.arrivals import Arrivals, read_arrivals
 from simulator.engine import simulate
 from simulator.families import family_setting
 from simulator.outcome import UNANSWERED, Outcome
+from simulator.systems import cascaded, compare_systems
+from simulator.workload import service_workload
 from solvers.problem import Problem
+from traces.loader import load_trace
 from weir.profiles import deferral_of
 from weir.prompt_levels import LevelHead
 
@@ -100,53 +110,83 @@ def setting(gpus: int) -> tuple[Setting, tuple[LevelStats, ...], LevelHead]:
     return told, stats, head
 
 
+def emulated_rows(trace: str, gpus: int, copies: int, seed: int) -> list[dict[str, object]]:
+    """SDXL's times with the embedded family's qualities."""
+    told, stats, head = setting(gpus)
+    bare, work = replace(told, levels=()), workload(ROOT / "traces" / f"{trace}.csv", copies, head, seed)
+    rows: list[dict[str, object]] = []
+    for name, policy, cached, predicted in (
+        ("cascade only", Weir(bare), False, False),
+        ("cache only", make_policy("all-heavy", bare), True, False),
+        ("levels only", LevelsOnly(told), False, True),
+        ("cascade and cache", Weir(bare), True, False),
+        ("one plan", Weir(told), True, True),
+    ):
+        outcome = simulate(
+            policy,
+            work.arrivals,
+            work.confidences,
+            saved=work.saved if cached else None,
+            levels=work.levels if predicted else None,
+        )
+        in_time = ~outcome.violated
+        rows.append(_row(trace, name, in_time, work.arrivals.times_s[-1], quality(outcome, work, stats)))
+    return rows
+
+
+def service_rows(trace: str, service: Path, gpus: int, rate: float, seed: int) -> list[dict[str, object]]:
+    """One service, by its own files."""
+    work = service_workload(service, load_trace(ROOT / "traces" / f"{trace}.csv"), gpus=gpus, rate=rate, seed=seed)
+    whole_runs = replace(work.setting, short_runs=())
+    runs = (
+        cascaded(work, "cascade only", Weir(whole_runs), cached=False, seed=seed),
+        cascaded(work, "cache only", make_policy("all-heavy", work.setting), cached=True, seed=seed),
+        replace(compare_systems(work, ("weir-levels",), seed=seed).runs[0], policy="levels only"),
+        cascaded(work, "cascade and cache", Weir(whole_runs), cached=True, seed=seed),
+        cascaded(work, "one plan", Weir(work.setting), cached=True, seed=seed),
+    )
+    times_s = work.arrivals.times_s
+    return [_row(trace, run.policy, run.in_time, times_s[-1], float(np.nanmean(run.qualities))) for run in runs]
+
+
+def _row(trace: str, plan: str, in_time: np.ndarray, seconds: float, quality: float) -> dict[str, object]:
+    return {
+        "trace": trace,
+        "plan": plan,
+        "violation_ratio": float(1 - in_time.mean()),
+        "goodput_rps": float(in_time.sum() / seconds),
+        "quality": quality,
+        "quality_in_time": quality * float(in_time.mean()),
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--gpus", type=int, default=16)
     parser.add_argument("--copies", type=int, default=2)
+    parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--traces", default="normal,bursty")
+    parser.add_argument("--service", type=Path)
+    parser.add_argument("--rate", type=float, default=1.0)
     parser.add_argument("--json", type=Path)
     chosen = parser.parse_args()
-    told, stats, head = setting(chosen.gpus)
-    bare = replace(told, levels=())
-    rows = []
-    for trace in chosen.traces.split(","):
-        work = workload(ROOT / "traces" / f"{trace}.csv", chosen.copies, head)
-        for name, policy, cached, predicted in (
-            ("cascade only", Weir(bare), False, False),
-            ("cache only", make_policy("all-heavy", bare), True, False),
-            ("levels only", LevelsOnly(told), False, True),
-            ("cascade and cache", Weir(bare), True, False),
-            ("one plan", Weir(told), True, True),
-        ):
-            outcome = simulate(
-                policy,
-                work.arrivals,
-                work.confidences,
-                saved=work.saved if cached else None,
-                levels=work.levels if predicted else None,
-            )
-            answered = outcome.paths != UNANSWERED
-            rows.append(
-                {
-                    "trace": trace,
-                    "plan": name,
-                    "violation_ratio": float(outcome.violated.mean()),
-                    "goodput_rps": float((~outcome.violated).sum() / work.arrivals.times_s[-1]),
-                    "quality": quality(outcome, work, stats),
-                    "light_share": float(outcome.light.sum() / max(1, answered.sum())),
-                    "resumed_share": float(outcome.resumed.sum() / max(1, answered.sum())),
-                }
-            )
-    table = Table(title=f"SDXL's times on {chosen.gpus} GPUs, the embedded family's qualities")
-    for column in ("trace", "plan", "late %", "good/s", "quality", "light %", "resumed %"):
+    rows: list[dict[str, object]] = []
+    for trace, seed in itertools.product(chosen.traces.split(","), range(chosen.seeds)):
+        if chosen.service is None:
+            found = emulated_rows(trace, chosen.gpus, chosen.copies, seed)
+        else:
+            found = service_rows(trace, chosen.service, chosen.gpus, chosen.rate, seed)
+        rows += [{"seed": seed, **row} for row in found]
+    what = chosen.service.stem if chosen.service else "SDXL's times, the embedded family's qualities"
+    table = Table(title=f"{what}, {chosen.gpus} GPUs", caption="quality: of answers; per request: late ones count 0")
+    for column in ("trace", "seed", "plan", "late %", "good/s", "quality", "per request"):
         table.add_column(column, justify="left" if column in ("trace", "plan") else "right")
     for row in rows:
-        late, good, value, *shares = (
-            float(row[key]) for key in ("violation_ratio", "goodput_rps", "quality", "light_share", "resumed_share")
+        late, good, value, each = (
+            float(str(row[key])) for key in ("violation_ratio", "goodput_rps", "quality", "quality_in_time")
         )
-        cells = (f"{100 * late:.2f}", f"{good:.2f}", f"{value:.4f}", *(f"{100 * share:.0f}" for share in shares))
-        table.add_row(str(row["trace"]), str(row["plan"]), *cells)
+        cells = (f"{100 * late:.2f}", f"{good:.2f}", f"{value:.4f}", f"{each:.4f}")
+        table.add_row(str(row["trace"]), str(row["seed"]), str(row["plan"]), *cells)
     Console().print(table)
     if chosen.json is not None:
         chosen.json.write_text(json.dumps(rows, indent=1) + "\n")

@@ -128,9 +128,7 @@ class Passage:
             fallback = bool(stages) and rules.light_fallback
             try:
                 until = terms.latest if fallback else patience
-                role, result = await self._stage.draw(
-                    role, request, rules, until=until, show=show, or_light=or_light
-                )
+                role, result = await self._stage.draw(role, request, rules, until=until, show=show, or_light=or_light)
             except WeirError as error:
                 if or_light and isinstance(error, DeadlineExceeded) and self._light_in_time(terms):
                     role, or_light = Role.LIGHT, False

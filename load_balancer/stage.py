@@ -122,7 +122,9 @@ class Stage:
                         replica, ready_at = await self._choose(role, request, avoid=frozenset(lost))
                     self._promised[request.id] = ready_at
                     try:
-                        result = await self._send(replica, role, request, rules.drop_after_s is not None or or_light, show)
+                        result = await self._send(
+                            replica, role, request, rules.drop_after_s is not None or or_light, show
+                        )
                         self._note_lateness(role, request, ready_at)
                         return role, result
                     except ReplicaLost as error:
@@ -154,9 +156,7 @@ class Stage:
             await self._roster.refreshed()
         return choice
 
-    async def _send(
-        self, replica: str, role: Role, request: ImageRequest, droppable: bool, show: Show
-    ) -> ImageResult:
+    async def _send(self, replica: str, role: Role, request: ImageRequest, droppable: bool, show: Show) -> ImageResult:
         kind = self._kind(role, request)
         self._dispatcher.assign(replica, request.id, kind, self._clock(), patient=request.patient)
         self._expected.pop(request.id, None)

@@ -18,7 +18,7 @@ import numpy as np
 from rich.console import Console
 
 from controller.levels import LevelSetting, make_level_policy
-from controller.policies import POLICIES, make_policy
+from controller.policies import POLICIES, Policy, make_policy
 from controller.policies.policy import best_batch
 from simulator.engine import simulate
 from simulator.fluid import WINDOW_S
@@ -187,8 +187,12 @@ def _levelled(workload: Workload, name: str, seed: int) -> Run:
 
 
 def _cascaded(workload: Workload, name: str, seed: int) -> Run:
-    policy = make_policy(_CASCADED.get(name, name), workload.setting)
-    saved = workload.saved if name in _CACHED else None
+    return cascaded(workload, name, make_policy(_CASCADED.get(name, name), workload.setting), name in _CACHED, seed)
+
+
+def cascaded(workload: Workload, name: str, policy: Policy, cached: bool, seed: int = 0) -> Run:
+    """The run of a policy in the twin of the cluster, with the cache or without."""
+    saved = workload.saved if cached else None
     outcome = simulate(policy, workload.arrivals, workload.confidences, saved=saved, seed=seed)
     return Run(name, ~outcome.violated, outcome.latencies_s, _cascade_qualities(outcome, workload))
 

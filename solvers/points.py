@@ -12,10 +12,10 @@ hits and E the groups at once, w the work of a run from noise and d the quality 
                     + (1 − H) (Σ_{g∉E} s_g (Q_gj − F_gj d) + Σ_{g∈E} s_g (q_g − d))
 
 where q is the quality of a whole heavy image, and a ≥ 1 what an image that begins heavy weighs: no light image stands
-behind it when it would be late, so the plan counts on less of the heavy stage for it. A resumed image is worth a little less than a whole one; where there is
-time, the cache may be left alone, as if there were no hits, and so are hits that cost more than a run from noise. All
-three are shares of one request. Everything that a plan decides about single requests is in the point, so that the
-program only has to choose one of them and the GPUs that carry it.
+behind it when it would be late, so the plan counts on less of the heavy stage for it. A resumed image is worth a little
+less than a whole one; where there is time, the cache may be left alone, as if there were no hits, and so are hits that
+cost more than a run from noise. All three are shares of one request. Everything that a plan decides about single
+requests is in the point, so that the program only has to choose one of them and the GPUs that carry it.
 """
 
 from __future__ import annotations
