@@ -52,8 +52,8 @@ RESUMED = resumed_share(ROOT / "deploy" / "profiles" / "weir-tiny-cache.json")
 class LevelsOnly(Weir):
     """The light or the heavy variant by predicted level alone: no light image is ever deferred."""
 
-    def _problem(self, demand_rps: float, counts: tuple[int, ...]) -> Problem:
-        whole = super()._problem(demand_rps, counts)
+    def problem(self, demand_rps: float, counts: tuple[int, ...]) -> Problem:
+        whole = super().problem(demand_rps, counts)
         groups = tuple(replace(g, deferral=(0.0,), quality=g.quality[:1]) for g in whole.groups)
         return replace(whole, thresholds=(0.0,), deferral=(0.0,), quality=whole.quality[:1], groups=groups)
 

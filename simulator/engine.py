@@ -53,10 +53,13 @@ class Simulation:
         deaths: Sequence[tuple[float, int]] = (),
         slowdowns: Sequence[tuple[float, float]] = (),
         fetches: Sequence[tuple[float, float]] = (),
+        pairs: np.ndarray | None = None,
     ):
         """
         Args:
             confidences: of the light image of every request.
+            pairs: the same for every pair of a policy that has several, [pairs, requests]. Images that are being drawn
+                when the pair changes count as of the new one.
             saved: share of the heavy steps that the cache saves each request; 0 is a miss, None: there is no cache.
             levels: predicted for the prompt of each request; None without a classifier.
             actuation_s: seconds from a decision to its effect.
@@ -71,7 +74,8 @@ class Simulation:
         self.policy = policy
         self.slo_s = setting.slo_s
         self.arrived: list[float] = arrivals.times_s.tolist()
-        self.confidence: list[float] = np.asarray(confidences, dtype=float).tolist()
+        every = np.atleast_2d(np.asarray(confidences if pairs is None else pairs, dtype=float))
+        self.confidences: list[list[float]] = every.tolist()
         self.latest = [t + self.slo_s - margin_s(self.slo_s) for t in self.arrived]
         n = len(self.arrived)
         self.saved: list[float] = [0.0] * n if saved is None else np.asarray(saved, dtype=float).tolist()
@@ -85,10 +89,13 @@ class Simulation:
         self.deferred = [False] * n
         self.judged_at = [0.0] * n
         self.plan: Plan = policy.first_plan()
+        self.pair, self.pair_changes = policy.pair, 0
+        self.drawn_by = [self.pair] * n
         self.rules = self.plan.rules
         self.stepwise = setting.stepwise
         work = None if saved is None and not self.short_runs else self.work
         self.fleet = (SeatFleet if setting.stepwise else Fleet)(setting, self.plan, transit_s, work)
+        self._use_pair()
         self.transit_s = transit_s
         self.random = random.Random(seed)
         self.actuation_s = actuation_s
@@ -351,7 +358,7 @@ class Simulation:
         threshold = self.plan.threshold
         cascade = bool(self.fleet.members[HEAVY])
         for i in batch:
-            confidence = self.confidence[i]
+            confidence = self.confidences[self.pair][i]
             self.tally.judged(confidence, NO_LEVEL if self.level is None else self.level[i])
             if not cascade or (confidence >= threshold and threshold < 1):
                 self._answer(i, ANSWERED_LIGHT, now)
@@ -383,6 +390,7 @@ class Simulation:
     def _answer(self, i: int, path: int, now: float) -> None:
         self.finished[i] = now
         self.path[i] = path
+        self.drawn_by[i] = self.pair
         self.tally.answered(i, self.deferred[i])
 
     def _tick(self, now: float, arrived: int) -> None:
@@ -410,6 +418,9 @@ class Simulation:
 
     def _apply(self, plan: Plan, now: float) -> None:
         self.plan, self.rules = plan, plan.rules
+        if self.policy.pair != self.pair:
+            self.pair_changes += 1
+            self._use_pair()
         changed = self.fleet.set_plan(plan)
         if self.stepwise:  # there may be more seats
             for replica in self.fleet.replicas:
@@ -420,6 +431,13 @@ class Simulation:
         if self.rules.dispatch_again:
             for replica in changed:
                 self._dispatch_again(replica, 1 - replica.role, now)
+
+    def _use_pair(self) -> None:
+        """Light images are of the policy's pair from now on."""
+        self.pair = self.policy.pair
+        settings = getattr(self.policy, "settings", None)
+        if settings is not None:
+            self.fleet.use_light(settings[self.pair])
 
     def _dispatch_again(self, replica: Replica, role: int, now: float) -> None:
         waiting = list(replica.queue)

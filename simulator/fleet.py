@@ -126,6 +126,14 @@ class Fleet:
         for times, profiled in self._profiled:
             times[:] = [factor * seconds for seconds in profiled]
 
+    def use_light(self, setting: Setting) -> None:
+        """Light batches begun from now on take what they do in this setting. The book follows at ``set_plan``."""
+        for kind, gpu in enumerate(setting.gpus):
+            times, before = self._profiled[2 * kind]
+            profiled = tuple(gpu.light.at(b) + setting.discriminator_s for b in range(len(before)))
+            times[:] = profiled
+            self._profiled[2 * kind] = (times, profiled)
+
     def refresh(self, replica: Replica) -> None:
         """Writes down when a busy replica would finish one more image of its role."""
         role = replica.role

@@ -22,6 +22,7 @@ class Cascade:
         deferral: F(t) on the grid t = 0, 0.005, …, 1, of the mean confidence of four images a prompt.
         fid: at light shares 0, 0.1, …, 1; smaller is better.
         slo_s: deadline of the experiments.
+        models: names of the light and of the heavy variant.
         static: (threshold, light GPUs, heavy GPUs, light batch, heavy batch) of DiffServe-Static on 16 GPUs.
     """
 
@@ -32,6 +33,7 @@ class Cascade:
     fid: tuple[float, ...]
     slo_s: float
     static: tuple[float, int, int, int, int]
+    models: tuple[str, str] = ("light", "heavy")
     discriminator_s: float = 0.02
 
 
@@ -66,6 +68,7 @@ _SD15 = LatencyProfile(_SIZES, (1.780, 2.160, 3.680, 6.790, 12.880, 25.350))
 CASCADES = {
     "diffserve-1": Cascade(
         "diffserve-1",
+        models=("sd-turbo", "sd-1.5"),
         light=LatencyProfile(_SIZES, (0.100, 0.150, 0.220, 0.410, 0.770, 1.560)),
         heavy=_SD15,
         deferral=_SD_TURBO_DEFERRAL,
@@ -75,6 +78,7 @@ CASCADES = {
     ),
     "diffserve-2": Cascade(
         "diffserve-2",
+        models=("sdxs", "sd-1.5"),
         light=LatencyProfile(_SIZES, (0.050, 0.060, 0.080, 0.130, 0.240, 0.480)),
         heavy=_SD15,
         deferral=_SDXS_DEFERRAL,
@@ -84,6 +88,7 @@ CASCADES = {
     ),
     "diffserve-3": Cascade(
         "diffserve-3",
+        models=("sdxl-lightning", "sdxl"),
         light=LatencyProfile(_SIZES[:5], (0.550, 0.980, 1.850, 3.580, 7.100)),
         heavy=LatencyProfile(_SIZES[:5], (6.100, 10.650, 20.920, 40.230, 79.110)),
         deferral=_SDXS_DEFERRAL,

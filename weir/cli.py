@@ -32,6 +32,7 @@ for command in (
     plan.plan,
     plan.simulate,
     plan.compare,
+    plan.cascades,
     family.fetch,
     family.profile,
     family.train,

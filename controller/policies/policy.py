@@ -46,9 +46,11 @@ class Policy(ABC):
         rules: of its plans. Until a policy says otherwise: Weir's dispatch, what cannot be ready by the deadline is
             dropped, and a light image that was deferred is not kept as an answer, for no published system does.
         account: of its last plan.
+        pair: of several light variants before the heavy one, which is in use (``controller/policies/pairs.py``).
     """
 
     name: ClassVar[str]
+    pair: int = 0
 
     def __init__(self, setting: Setting):
         self.setting = setting

@@ -139,22 +139,31 @@ class Weir(Policy):
         self._owed = max(-self._most_owed(), min(self._most_owed(), self._owed))
         if not any(seen.replicas):
             return None  # nobody could follow a plan
-        demand_rps = HEAD_ROOM * self._demand.rate_rps()
+        demand_rps = self.demand_rps
         surprised = demand_rps > SURPRISE * self._planned_rps
         lost = self._plan is not None and len(self._plan.assignments) != sum(seen.replicas)
         if surprised or lost or seen.now_s - self._planned_at_s >= PERIOD_S:
-            self._planned_at_s = self._trimmed_at_s = seen.now_s
-            return self._publish(demand_rps, seen.replicas)
+            return self.plan_now(seen.now_s, seen.replicas)
         if self._plan is not None and seen.now_s - self._trimmed_at_s >= TRIM_S:
             self._trimmed_at_s = seen.now_s
             return self._trimmed(self._plan, self.next_version())
         return None
 
+    @property
+    def demand_rps(self) -> float:
+        """What it plans for now, head-room included."""
+        return HEAD_ROOM * self._demand.rate_rps()
+
+    def plan_now(self, now_s: float, counts: tuple[int, ...]) -> Plan:
+        """The plan for the demand as it is, whether one is due or not."""
+        self._planned_at_s = self._trimmed_at_s = now_s
+        return self._publish(self.demand_rps, counts)
+
     def _most_owed(self) -> float:
         return MOST_PAYBACK * PAYBACK_S * max(1.0, self._demand.rate_rps())
 
     def _publish(self, demand_rps: float, counts: tuple[int, ...]) -> Plan:
-        problem = self._problem(demand_rps, counts)
+        problem = self.problem(demand_rps, counts)
         solution = solve(problem, self._solver)
         self.account.solves(demand_rps, solution)
         if solution.status is Status.LIGHTEST and self._plan and len(self._plan.assignments) == sum(counts):
@@ -184,9 +193,10 @@ class Weir(Policy):
         return max(-MOST_PAYBACK, min(MOST_PAYBACK, self._owed / expected))
 
     def _solve(self, demand_rps: float, counts: tuple[int, ...]) -> Solution:
-        return solve(self._problem(demand_rps, counts), self._solver)
+        return solve(self.problem(demand_rps, counts), self._solver)
 
-    def _problem(self, demand_rps: float, counts: tuple[int, ...]) -> Problem:
+    def problem(self, demand_rps: float, counts: tuple[int, ...]) -> Problem:
+        """The program for a demand and so many live replicas of each type, with all that was observed."""
         setting, curve = self.setting, self._deferral.curve()
         quality = setting.quality
         hits = self._hits.hits(setting.resumed_reward)

@@ -1,4 +1,4 @@
-"""Decide without a cluster: ``weir plan``, ``weir simulate``, ``weir compare``."""
+"""Decide without a cluster: ``weir plan``, ``weir simulate``, ``weir compare``, ``weir cascades``."""
 
 from __future__ import annotations
 
@@ -117,6 +117,61 @@ def compare(
             trace, family, None, scores, gpu_hour_price, plot, as_json,
             gpus=gpus, slo_s=slo, seed=seed, rate=rate, redraw=redraw,
         )  # fmt: skip
+
+
+def cascades(
+    families: Annotated[
+        list[str],
+        typer.Argument(help="Cascades that end in one heavy variant: diffserve-1, diffserve-2, or profile files."),
+    ],
+    trace: Annotated[Path | None, typer.Option(help="Also run each pair and the choice on it.")] = None,
+    gpus: GpusOption = 16,
+    slo: SloOption = None,
+    rate: RateOption = 1.0,
+    redraw: RedrawOption = None,
+    seed: SeedOption = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Build cascades from several light variants: which pairs are worth having, and which one is best at which load.
+
+    Example: weir cascades diffserve-1 diffserve-2 --gpus 16 --trace traces/bursty.csv --rate 40
+
+    A profile names one light variant, the heavy one, and what a discriminator said and gave (`weir train --budget
+    discriminator`, `weir profile`, `weir evaluate`, `weir calibrate`), so it takes one for each light variant.
+    """
+    from rich.table import Table
+
+    from simulator.arrivals import laid_anew, read_arrivals
+    from simulator.pairs import best_by_demand, built, read_cascades, run_pairs, usable
+
+    with answered():
+        found = read_cascades(families, gpus, slo)
+        pairs = [" → ".join(variant.name for variant in chain) for chain in built(found)]
+        kept = usable(found)
+        by_demand = best_by_demand(kept)
+        runs = run_pairs(kept, laid_anew(read_arrivals(trace), rate, redraw), seed) if trace else []
+    if as_json:
+        print_json({"pairs": pairs, "by_demand": by_demand, "runs": [run.to_dict() for run in runs]})
+        return
+    console.print(f"pairs on the front of quality and cost: {', '.join(pairs)}", highlight=False)
+    known = ", ".join(f"{cascade.light} → {cascade.heavy}" for cascade in kept)
+    console.print(f"with a discriminator: {known}", highlight=False)
+    table = Table(title=f"the pair for a load, {gpus} GPUs")
+    for column in ("requests/s", "light variant", "served, %", "quality"):
+        table.add_column(column, justify="right")
+    for row in by_demand:
+        served, quality = float(str(row["served"])), float(str(row["quality"]))
+        table.add_row(f"{row['demand_rps']:g}", str(row["light"]), f"{100 * served:.0f}", f"{quality:.4g}")
+    console.print(table)
+    if runs:
+        table = Table(title=f"{trace}, simulated")
+        for column in ("light variant", "late, %", "in time/s", "quality", "changes", "share of answers"):
+            table.add_column(column, justify="right")
+        for run in runs:
+            shares = ", ".join(f"{name} {100 * share:.0f} %" for name, share in run.shares.items())
+            late, good = f"{100 * run.violation_ratio:.2f}", f"{run.goodput_rps:.1f}"
+            table.add_row(run.pair, late, good, f"{run.quality:.4g}", str(run.changes), shares)
+        console.print(table)
 
 
 def _compared(
