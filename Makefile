@@ -1,6 +1,6 @@
 # Every command of the project; `make help` lists them.
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev system-packages demo cluster-demo monitoring check-dashboards test fuzz overload chaos soak mutations lock audit sbom lint bench train evaluate profile clean
+.PHONY: help setup setup-dev system-packages demo cluster-demo ray-up-demo monitoring check-dashboards test fuzz overload chaos soak mutations lock audit sbom lint bench train evaluate profile clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -51,6 +51,9 @@ demo: setup  ## serve the embedded family, replay two minutes of traces/bursty.c
 
 cluster-demo: setup  ## serve 16 emulated GPUs on five Ray nodes of this machine, kill one in the middle of a replay
 	@$(BIN)/python -m benchmarks.lost_node
+
+ray-up-demo: setup system-packages  ## ray up, serve deploy, a replay, ray down, on hosts made of Linux namespaces (as root)
+	@$(BIN)/python -m benchmarks.ray_up
 
 monitoring: setup system-packages  ## watch the service that is up with Prometheus, and say how to start Grafana
 	@$(WEIR) monitor

@@ -14,7 +14,9 @@ import ray.autoscaler
 import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 
+from benchmarks.ray_up import CLUSTER, SERVICE, write_files
 from cache.opening import SECRET, URL
+from weir.config import load_service
 
 CLUSTERS = Path(__file__).parents[2] / "deploy" / "clusters"
 RAY_UP = sorted(CLUSTERS.glob("*.yaml"))
@@ -55,6 +57,19 @@ def test_both_clusters_set_a_node_up_in_the_same_way():
     one, other = (ray_up(path) for path in RAY_UP)
     same = {key for key in one if key.endswith("commands") or "mount" in key or "rsync" in key}
     assert {key: one[key] for key in same} == {key: other[key] for key in same}
+
+
+def test_the_demonstration_runs_the_cluster_file_that_ships_with_other_hosts_and_another_family(tmp_path):
+    root = CLUSTERS.parents[1]
+    shutil.copytree(root / "deploy", tmp_path / "deploy")
+    write_files(tmp_path, ["10.0.0.1", "10.0.0.2"], tmp_path / "key")
+    demo, shipped = ray_up(tmp_path / CLUSTER), ray_up(CLUSTERS / "on-premises.yaml")
+    validate_config(prepare_config(demo))
+    assert demo["provider"] | {"worker_ips": []} == {"type": "local", "head_ip": "10.0.0.1", "worker_ips": []}
+    assert {key for key in shipped if demo[key] != shipped[key]} == {"provider", "auth", "setup_commands"}
+    service, _ = load_service(tmp_path / SERVICE)
+    assert service.controlled
+    assert service.pool.emulate
 
 
 def test_a_node_passes_on_what_replicas_and_the_cache_read(tmp_path):

@@ -1,0 +1,313 @@
+"""``ray up`` from its first command to ``ray down``: the cluster file for one's own hosts, on hosts of this machine.
+
+    python -m benchmarks.ray_up [--workers 1] [--seconds 60]
+
+A host is a set of Linux namespaces: processes, network, mounts, home folder and ``/tmp`` of its own, and a real sshd.
+One more is the laptop, with a copy of this checkout, and types the commands of ``docs/deploy.md``. The cluster file is
+the one that ships, with other addresses, user, key and family; the workers are emulated, the cache is on. Nothing of it
+reaches anything else, or is reached, and all of it ends with this command.
+
+Needs root, and the programs that :data:`PROGRAMS` names. The first virtual environment is made with the network, by the
+script that sets hosts up; the hosts have none. Exit code 1 when a step fails.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import textwrap
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import psutil
+import yaml
+
+from deploy.monitoring.prometheus import Api
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+LAPTOP, HEAD = "10.77.0.1", "10.77.0.10"
+#: What the hosts have of this machine; a Unix socket of Ray must have a short path.
+ROOT = Path("/var/tmp/weir-ray-up")
+HOME = ROOT / "home"
+PROGRAMS = ("unshare", "nsenter", "ip", "rsync", "sshd", "ssh-keygen", "redis-server", "prometheus")
+SKIPPED = (".git", ".venv", ".weir", "runs", "__pycache__", "node_modules", ".*_cache", ".hypothesis")
+NAMESPACES = ("--mount", "--net", "--pid", "--fork", "--kill-child", "--mount-proc")
+CLUSTER, SERVICE = "deploy/clusters/here.yaml", "deploy/configs/here.yaml"
+READY_S = 240.0
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--workers", type=int, default=1, help="hosts beside the head")
+    parser.add_argument("--seconds", type=float, default=60.0, help="of traces/bursty.csv")
+    parser.add_argument("--inside", type=Path, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.inside is not None:
+        sys.exit(_inside(given.inside, given.workers, given.seconds))
+    missing = [it for it in PROGRAMS if shutil.which(it, path=os.environ["PATH"] + ":/usr/sbin:/sbin") is None]
+    if missing or os.geteuid() != 0:
+        sys.exit(f"error: needs root, and these programs: {', '.join(missing) or 'all are there'}")
+    ROOT.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="run-", dir=ROOT) as name:
+        command = ["unshare", *NAMESPACES, sys.executable, "-m", "benchmarks.ray_up", "--inside", name]
+        command += ["--workers", str(given.workers), "--seconds", str(given.seconds)]
+        environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+        # Hosts share one virtual environment to begin with, made by the script that sets hosts up.
+        _say("setup.sh on a host, with the network")
+        made = ["unshare", "--mount", sys.executable, "-c", _FIRST_HOST, name]
+        code = subprocess.run(made, env=environment, cwd=REPOSITORY).returncode
+        sys.exit(code or subprocess.run(command, env=environment, cwd=REPOSITORY).returncode)
+
+
+_FIRST_HOST = (
+    "import sys; from pathlib import Path; from benchmarks.ray_up import first_host; first_host(Path(sys.argv[1]))"
+)
+
+
+def first_host(run: Path) -> None:
+    """Sets up the home folder that every host starts with."""
+    home = run / "template"
+    shutil.copytree(REPOSITORY, home / "weir", ignore=shutil.ignore_patterns(*SKIPPED))
+    (home / ".bashrc").write_text(f"export PATH={os.environ['PATH']}\n")  # as ray finds it on a host
+    _mount(home, run)
+    subprocess.run(["bash", f"{HOME}/weir/deploy/clusters/setup.sh"], env=_environment(), check=True)
+
+
+def _inside(run: Path, workers: int, seconds: float) -> int:
+    """On the laptop: the hosts, then the commands. Returns the exit code."""
+    addresses = [HEAD, *(f"10.77.0.{20 + number}" for number in range(workers))]
+    for line in ("link set lo up", "link add weir-lan type bridge", f"addr add {LAPTOP}/24 dev weir-lan"):
+        _run("ip", *line.split())
+    _run("ip", "link", "set", "weir-lan", "up")
+    key = run / "key"
+    _run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(key))
+    for number, address in enumerate(addresses):
+        _host(run, number, address, key)
+    _take_home(run, "laptop")
+    checkout = HOME / "weir"
+    binaries = HOME / "weir-venv" / "bin"
+    os.environ |= _environment() | {"PYTHONPATH": str(checkout), "PATH": f"{binaries}:{os.environ['PATH']}"}
+    os.chdir(checkout)
+    write_files(checkout, addresses, key)
+    try:
+        _commands(run, checkout, addresses, seconds)
+    except subprocess.CalledProcessError as error:
+        _say(f"FAILED: {error}; the end of what was said:")
+        _say("\n".join((run / "log").read_text().splitlines()[-30:]))
+        return 1
+    return 0
+
+
+def _commands(run: Path, checkout: Path, hosts: list[str], seconds: float) -> None:
+    """The commands of ``docs/deploy.md``, one after the other."""
+    began = time.monotonic()
+
+    def step(*command: str, quiet: bool = False, shown: bool = False) -> str:
+        """Types a command; ``shown``: prints what it says. Returns its output."""
+        if not quiet:
+            _say(f"{time.monotonic() - began:4.0f} s  $ {' '.join(command)}")
+        with (run / "log").open("a") as log:
+            done = subprocess.run(
+                command, check=True, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT if shown else log
+            )
+            log.write(done.stdout)
+        if shown:
+            _say(textwrap.indent(done.stdout.strip(), " " * 8))
+        return done.stdout
+
+    step("bash", "deploy/clusters/secrets.sh")
+    os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(HOME / ".weir-secrets" / "ray_token")}
+    step("ray", "up", "-y", CLUSTER)
+    try:
+        with ExitStack() as stack:
+            for port in (8265, 8000, 9090):
+                stack.enter_context(_forwarded(run / "key", port))
+            dashboard = ("--address", "http://127.0.0.1:8265")
+
+            def joined() -> str:
+                nodes = json.loads(step("ray", "list", "nodes", "--format", "json", *dashboard, quiet=True))
+                there = {it["node_ip"] for it in nodes if it["state"] == "ALIVE"}
+                return there == set(hosts) and f"Ray runs on {', '.join(sorted(there))}"
+
+            def running() -> str:
+                found = yaml.safe_load(step("serve", "status", quiet=True))["applications"]
+                ready = len(found) == 2 and all(it["status"] == "RUNNING" for it in found.values())
+                return ready and f"{' and '.join(found)} run"
+
+            _until(joined, began)
+            (checkout / "serve.yaml").write_text(step("weir", "render", SERVICE))
+            step("serve", "deploy", "serve.yaml")
+            _until(running, began)
+            where = ("ray", "list", "actors", "--format", "json", "--limit", "1000", *dashboard, "--detail")
+            actors = json.loads(step(*where, "--filter", "state=ALIVE", quiet=True))
+            for host in _hosts_of_replicas(
+                actors, json.loads(step("ray", "list", "nodes", "--format", "json", *dashboard, quiet=True))
+            ):
+                _say(f"        {host}")
+            replay = ("weir", "replay", "traces/bursty.csv", "--url", "http://127.0.0.1:8000", "--slo", "15")
+            step(*replay, "--duration", f"{seconds:g}", shown=True)
+            prometheus = Api("http://127.0.0.1:9090")
+
+            def figure(expr: str) -> float:
+                return next((float(it["value"][1]) for it in prometheus.query(expr)), 0.0)
+
+            _say(f"        Prometheus: {figure('sum(ray_weir_images_asked_total)'):g} images asked for")
+            _say(f"        its targets: {prometheus.targets()}")
+
+            service = checkout / SERVICE
+            service.write_text(service.read_text().replace("slo_s: 15", "slo_s: 20"))
+            step("ray", "rsync-up", CLUSTER, SERVICE, str(service))
+            (checkout / "serve.yaml").write_text(step("weir", "render", SERVICE))
+            step("serve", "deploy", "serve.yaml")
+            _until(lambda: "the changed deadline holds" * (figure("max(ray_weir_deadline_seconds)") == 20), began)
+            step("serve", "shutdown", "-y")
+    finally:
+        step("ray", "down", "-y", CLUSTER)
+        # The processes of the hosts are also in the laptop's namespace, which they came from.
+        left = [it.info["name"] for it in psutil.process_iter(["name"]) if it.info["name"] in ("raylet", "gcs_server")]
+        _say(f"{time.monotonic() - began:4.0f} s    Ray's servers left on the hosts: {len(left)}")
+
+
+def _hosts_of_replicas(actors: list[dict[str, Any]], nodes: list[dict[str, Any]]) -> list[str]:
+    """How many replicas of the pool are on each host, one line a host."""
+    names = {it["node_id"]: it["node_ip"] for it in nodes}
+    count = Counter(names[it["node_id"]] for it in actors if "weir#Pool" in (it["name"] or ""))
+    return [f"{number} replicas on {host}" for host, number in sorted(count.items())]
+
+
+def write_files(checkout: Path, addresses: list[str], key: Path) -> None:
+    """The cluster file that ships with this place's addresses, and a service whose workers are emulated."""
+    fields = yaml.safe_load((checkout / "deploy/clusters/on-premises.yaml").read_text())
+    head, *workers = addresses
+    fields["provider"] |= {"head_ip": head, "worker_ips": [*workers, "10.77.0.254"]}
+    fields["auth"] |= {"ssh_user": "root", "ssh_private_key": str(key)}
+    fields["setup_commands"] = [it.replace("sdxl-lightning", "weir-tiny") for it in fields["setup_commands"]]
+    (checkout / CLUSTER).write_text(yaml.safe_dump(fields))
+    service = yaml.safe_load((checkout / "deploy/configs/emulated-16.yaml").read_text())
+    service["plan"] |= {"light_replicas": 2, "heavy_replicas": 4}
+    service |= {
+        "controller": {"policy": "weir"},
+        "cache": {"mode": "read-write", "encoder": "words", "fetch_s": 0.5, "lookup_s": 2},
+    }
+    (checkout / SERVICE).write_text(yaml.safe_dump(service))
+
+
+def _host(run: Path, number: int, address: str, key: Path) -> None:
+    """Starts a host: its namespaces, its home folder, its address, its sshd."""
+    name = f"host{number}"
+    shutil.copytree(run / "template", run / name, symlinks=True, copy_function=os.link)
+    code = f"from pathlib import Path; from benchmarks.ray_up import serve_ssh; serve_ssh(Path('{run}'), '{name}')"
+    process = subprocess.Popen(["unshare", *NAMESPACES, sys.executable, "-c", code])
+    (run / name / ".ssh").mkdir(mode=0o700)
+    shutil.copy(key.with_suffix(".pub"), run / name / ".ssh" / "authorized_keys")
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    while not (child := children.read_text().strip()):
+        time.sleep(0.05)
+    inside, outside = f"weir-in{number}", f"weir-out{number}"
+    _run("ip", "link", "add", outside, "type", "veth", "peer", "name", inside)
+    _run("ip", "link", "set", outside, "master", "weir-lan", "up")
+    _run("ip", "link", "set", inside, "netns", child)
+    enter = ("nsenter", f"--target={child}", "--net", "ip")
+    _run(*enter, "link", "set", "lo", "up")
+    _run(*enter, "addr", "add", f"{address}/24", "dev", inside)
+    _run(*enter, "link", "set", inside, "up")
+
+
+def serve_ssh(run: Path, name: str) -> None:
+    """On a host: its home folder, and an sshd in the place of this process."""
+    _take_home(run, name)
+    folder = Path("/tmp/sshd")
+    folder.mkdir(mode=0o700)
+    Path("/run/sshd").mkdir(exist_ok=True)
+    _run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", f"{folder}/host")
+    lines = [
+        f"HostKey {folder}/host",
+        "UsePAM no",
+        "StrictModes no",
+        "PermitRootLogin prohibit-password",
+        "MaxStartups 100",
+    ]
+    lines += [
+        "MaxSessions 100",
+        "PrintMotd no",
+        "SetEnv " + " ".join(f"{k}={v}" for k, v in (_environment() | {"UV_OFFLINE": "1"}).items()),
+    ]
+    (folder / "config").write_text("\n".join(lines) + "\n")
+    sshd = shutil.which("sshd", path="/usr/sbin:/usr/bin") or "sshd"
+    os.execv(sshd, [sshd, "-D", "-e", "-f", str(folder / "config"), "-E", str(run / f"{name}.log")])
+
+
+def _take_home(run: Path, name: str) -> None:
+    """Gives this mount namespace a home folder and a /tmp of its own."""
+    home = run / name
+    if not home.exists():
+        shutil.copytree(run / "template", home, symlinks=True, copy_function=os.link)
+    _run("mount", "-t", "tmpfs", "tmpfs", "/tmp")
+    _mount(home, run)
+
+
+def _mount(home: Path, run: Path) -> None:
+    """Puts a folder where root's home is, here and nowhere else, and says so to whoever looks into /etc/passwd."""
+    _run("mount", "--make-rprivate", "/")
+    HOME.mkdir(parents=True, exist_ok=True)
+    _run("mount", "--bind", str(home), str(HOME))
+    shown = run / "passwd"
+    lines = [it for it in Path("/etc/passwd").read_text().splitlines() if not it.startswith("root:")]
+    shown.write_text("\n".join([f"root:x:0:0:root:{HOME}:/bin/bash", *lines]) + "\n")
+    _run("mount", "--bind", str(shown), "/etc/passwd")
+
+
+def _environment() -> dict[str, str]:
+    """What a shell has on a host. What was fetched once is not asked for again: there is no network."""
+    kept = {name: os.environ[name] for name in ("PATH", "UV_FIND_LINKS", "SSL_CERT_FILE") if name in os.environ}
+    return {**kept, "HOME": str(HOME), "RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1"}
+
+
+@contextmanager
+def _forwarded(key: Path, port: int) -> Iterator[None]:
+    """Keeps a port of the head forwarded, as ``ray attach -p`` does, which wants a terminal."""
+    options = ["-N", "-i", str(key), "-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null"]
+    process = subprocess.Popen(["ssh", "-q", *options, "-L", f"127.0.0.1:{port}:127.0.0.1:{port}", f"root@{HEAD}"])
+    try:
+        yield
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def _until(condition: Callable[[], str], began: float) -> None:
+    """Waits until a condition gives a word of what is there now.
+
+    Raises:
+        CalledProcessError: it does not come.
+    """
+    end = time.monotonic() + READY_S
+    while True:
+        with suppress(subprocess.CalledProcessError):
+            if found := condition():
+                return _say(f"{time.monotonic() - began:4.0f} s    {found}")
+        if time.monotonic() > end:
+            raise subprocess.CalledProcessError(1, "the wait for it")
+        time.sleep(1)
+
+
+def _run(*command: str) -> None:
+    subprocess.run(command, check=True)
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()
