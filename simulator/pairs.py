@@ -1,4 +1,4 @@
-"""Cascades of several light variants in the twin: each pair alone, and the one that the plan picks as the load changes."""
+"""Cascades of several light variants in the twin: each pair alone, and the pair in use as the load changes."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def _names(family: str) -> tuple[str, str]:
 
 def built(cascades: Sequence[Cascade]) -> tuple[tuple[Variant, ...], ...]:
     """The pairs on the Pareto front of quality and cost, of all variants that the cascades list."""
-    variants = {}
+    variants: dict[str, Variant] = {}
     for cascade in cascades:
         gpu, quality, slo_s = cascade.setting.gpus[0], cascade.setting.quality, cascade.setting.slo_s
         assert quality is not None

@@ -144,9 +144,11 @@ def see_light(
     *,
     count: int,
     seed: int,
+    steps: int = LIGHT_STEPS,
     batch: int = 32,
 ) -> SeenImages:
-    """Light images of the last ``count`` training captions as the checker sees them; kept at ``path``."""
+    """Light images, of so many steps, of the last ``count`` training captions as the checker sees them; kept at
+    ``path``."""
     first = len(captions) - count
     if not path.exists():
         device = light.device
@@ -157,7 +159,7 @@ def see_light(
             ids = token_ids(tokenizer, captions[i : i + batch]).to(device)
             states, pooled = (part.float().to(device) for part in embed_prompts(encoders, ids))
             noise = torch.randn((len(ids), LATENT_CHANNELS, side, side), generator=generator, device=device)
-            x, _ = trajectories(light, noise, states, pooled, steps=LIGHT_STEPS, guidance=1.0)
+            x, _ = trajectories(light, noise, states, pooled, steps=steps, guidance=1.0)
             drawn = vae.decode(x / vae.config.scaling_factor).sample.clamp(-1, 1)
             for found, background in checker.look(drawn):
                 objects.append(object_rows(found))

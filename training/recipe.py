@@ -47,7 +47,7 @@ from training.export import (
     export_pipeline,
     load_encoders,
 )
-from training.judging import see_light
+from training.judging import LIGHT_STEPS, see_light
 from training.tokenizer import new_tokenizer
 from training.vae import encode_all, refine_decoder, train_vae
 from weir.errors import ConfigError
@@ -186,11 +186,22 @@ def teach(
     return list(entering), torch.from_numpy(kept["end"]).to(data.latents.device)
 
 
-def train_family(out: Path, work: Path, *, budget: Budget, seed: int, device: str, start: Path | None = None) -> None:
+def train_family(
+    out: Path,
+    work: Path,
+    *,
+    budget: Budget,
+    seed: int,
+    device: str,
+    start: Path | None = None,
+    drawn_steps: int = LIGHT_STEPS,
+) -> None:
     """Trains everything and writes the family to ``out``; checkpoints and data stay in ``work``.
 
     Args:
         start: the folder of a family to go on from.
+        drawn_steps: of the light images that the discriminator learns on. The light UNet in so many steps is a light
+            variant of its own, with a discriminator of its own.
 
     Raises:
         ConfigError: the budget has no steps for a UNet, and there is no ``start`` to take it from; or that is none.
@@ -216,8 +227,18 @@ def train_family(out: Path, work: Path, *, budget: Budget, seed: int, device: st
         checker = train_checker(data, steps=budget.checker_steps, batch=48, seed=seed + 2, folder=work, device=device)
         vae = train_vae(data, steps=budget.vae_steps, batch=8, seed=seed, folder=work, device=device)
     heavy, light = _train_denoisers(shipped, vae, encoders, tokenizer, data, work, budget, seed, device)
+    suffix = "" if drawn_steps == LIGHT_STEPS else f"-{drawn_steps}"
     seen = see_light(
-        light, vae, checker, encoders, tokenizer, data.captions, work / "seen.npz", count=budget.seen, seed=seed + 6
+        light,
+        vae,
+        checker,
+        encoders,
+        tokenizer,
+        data.captions,
+        work / f"seen{suffix}.npz",
+        count=budget.seen,
+        seed=seed + 6,
+        steps=drawn_steps,
     )
     discriminator = train_discriminator(
         data,
@@ -225,6 +246,7 @@ def train_family(out: Path, work: Path, *, budget: Budget, seed: int, device: st
         encoders.clip(),
         tokenizer,
         work,
+        name=f"discriminator{suffix}",
         steps=budget.judging_steps,
         batch=budget.batch,
         lr=1.5e-3,

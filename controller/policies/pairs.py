@@ -67,7 +67,7 @@ class WeirPairs(Policy):
 
     def observe(self, seen: Observation) -> Plan | None:
         blind = replace(
-            seen, confidences=(), levels=(), deferred=0, batches=[b for b in seen.batches if b.role is Role.HEAVY]
+            seen, confidences=(), levels=(), deferred=0, batches=tuple(b for b in seen.batches if b.role is Role.HEAVY)
         )
         plans = [member.observe(seen if i == self.pair else blind) for i, member in enumerate(self._members)]
         running, self.account = self.pair, self._members[self.pair].account

@@ -65,10 +65,16 @@ def train(
     seed: Annotated[int, typer.Option(min=0, help="Everything random follows from it.")] = 1,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     threads: Annotated[int, typer.Option(min=1, help="Threads of torch on the CPU.")] = 1,
+    light_steps: Annotated[
+        int, typer.Option(min=1, max=50, help="Steps of the light images that the discriminator learns on.")
+    ] = 2,
 ) -> None:
     """Train the embedded family, from scratch or from what is there; a run that was stopped goes on where it was.
 
     Example: weir train --start models/weir-tiny --budget discriminator --work /tmp/work
+
+    A discriminator for the light model in 4 steps, which is a light variant of its own (`weir cascades`):
+    weir train --start models/weir-tiny --budget discriminator --light-steps 4 --out models/weir-tiny-4
     """
     import torch
 
@@ -80,7 +86,7 @@ def train(
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         torch.set_num_threads(threads)
-        train_family(out, work, budget=BUDGETS[budget], seed=seed, device=device, start=start)
+        train_family(out, work, budget=BUDGETS[budget], seed=seed, device=device, start=start, drawn_steps=light_steps)
     console.print(f"the family is in {out}")
 
 
