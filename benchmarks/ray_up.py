@@ -172,9 +172,10 @@ def _commands(run: Path, checkout: Path, hosts: list[str], seconds: float) -> No
             step("serve", "shutdown", "-y")
     finally:
         step("ray", "down", "-y", CLUSTER)
-        # The processes of the hosts are also in the laptop's namespace, which they came from.
-        left = [it.info["name"] for it in psutil.process_iter(["name"]) if it.info["name"] in ("raylet", "gcs_server")]
-        _say(f"{time.monotonic() - began:4.0f} s    Ray's servers left on the hosts: {len(left)}")
+        # The hosts' processes are also the laptop's, which started them; what an sshd has not reaped is no server.
+        looks = (it.info for it in psutil.process_iter(["name", "status"]) if it.info["status"] != "zombie")
+        left = [it["name"] for it in looks if it["name"] in ("raylet", "gcs_server")]
+        _say(f"{time.monotonic() - began:4.0f} s    Ray's servers left on the hosts: {', '.join(left) or 'none'}")
 
 
 def _hosts_of_replicas(actors: list[dict[str, Any]], nodes: list[dict[str, Any]]) -> list[str]:

@@ -247,6 +247,8 @@ def _legend(canvas: _Canvas, names: list[str], colours: list[str], styles: list[
 
 def _format(unit: str, decimals: int | None = None) -> Callable[[float], str]:
     def plain(value: float) -> str:
+        if decimals is None and abs(value) >= 1000:
+            return f"{value:,.0f}"
         return f"{value:.{decimals}f}" if decimals is not None else f"{value:.3g}"
 
     def seconds(value: float) -> str:
@@ -277,6 +279,7 @@ def main() -> None:
     parser.add_argument("--end", type=float, help="unix time at which the pictures end; now, if it is not given")
     parser.add_argument("--out", type=Path, default=Path("docs/images"))
     given = parser.parse_args()
+    given.out.mkdir(parents=True, exist_ok=True)
     end = given.end or time.time()
     end -= end % STEP_S
     for path in sorted(FOLDER.glob("*.json")):

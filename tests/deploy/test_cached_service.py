@@ -96,7 +96,7 @@ def test_a_repeated_prompt_resumes(watched: Watched) -> None:
 
 def test_every_panel_has_data_after_a_bursty_replay(watched: Watched, tmp_path: Path) -> None:
     assert status(folder=watched.state.path.parent)["targets"] == str(watched.state.targets)
-    trace = load_trace("traces/bursty.csv").clip(100).scale_speed(5)
+    trace = load_trace("traces/bursty.csv").clip(50).scale_speed(5)
     quiet = Console(quiet=True)
     done = replay(trace, watched.service.url, slo_s=10, out=tmp_path, keep_images=False, console=quiet)
     assert len(done.outcomes) == done.planned > 100

@@ -114,8 +114,6 @@ def controller() -> dict[str, Any]:
                 "Failures of the controller",
                 [Query(or_zero(rate(metrics.FAILURES)), "seconds that failed")],
                 unit="short",
-                width=24,
-                height=6,
                 help="A second that fails changes nothing: the plan in force stays.",
             ),
         ],
