@@ -75,6 +75,13 @@ def test_weir_answers_more_in_time_than_argus_and_knows_prompts_better():
     assert weir.qualities[weir.answered].mean() > agnostic.qualities[agnostic.answered].mean() + 0.5
 
 
+def test_weir_plans_no_level_that_the_queue_leaves_no_time_for():
+    policy = make_level_policy("weir", LevelSetting(PUBLISHED, 8, 12.6))
+    calm, full = (policy.observe(second, [3], backlog) for second, backlog in ((1.0, 0.0), (2.0, 9.0)))
+    assert calm.shift[0][0] > 0.9
+    assert sum(full.shift[0][:2]) == 0  # K = 0 and K = 5 would take 4.2 and 3.78 s
+
+
 def test_a_gpu_that_loads_another_model_is_lost_for_the_time():
     smaller = make_level_policy("proteus", LevelSetting(PUBLISHED, 1, 12.6))
     arrivals = np.arange(0, 60, 2.6)
