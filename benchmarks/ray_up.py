@@ -165,17 +165,24 @@ def _commands(run: Path, checkout: Path, hosts: list[str], seconds: float) -> No
 
             service = checkout / SERVICE
             service.write_text(service.read_text().replace("slo_s: 15", "slo_s: 20"))
-            step("ray", "rsync-up", CLUSTER, SERVICE, str(service))
+            step("ray", "rsync-up", CLUSTER, SERVICE, f"~/weir/{SERVICE}")
             (checkout / "serve.yaml").write_text(step("weir", "render", SERVICE))
             step("serve", "deploy", "serve.yaml")
             _until(lambda: "the changed deadline holds" * (figure("max(ray_weir_deadline_seconds)") == 20), began)
             step("serve", "shutdown", "-y")
     finally:
+        step("ray", "exec", CLUSTER, "bash ~/weir/deploy/clusters/stop.sh")
         step("ray", "down", "-y", CLUSTER)
-        # The hosts' processes are also the laptop's, which started them; what an sshd has not reaped is no server.
-        looks = (it.info for it in psutil.process_iter(["name", "status"]) if it.info["status"] != "zombie")
-        left = [it["name"] for it in looks if it["name"] in ("raylet", "gcs_server")]
-        _say(f"{time.monotonic() - began:4.0f} s    Ray's servers left on the hosts: {', '.join(left) or 'none'}")
+    _until(lambda: "" if _servers() else "no server of Ray, Redis or Prometheus is left on any host", began)
+
+
+def _servers() -> list[str]:
+    """The servers that run on the hosts, whose processes are also the laptop's, for it started the hosts.
+
+    What an sshd has not reaped is no server.
+    """
+    looks = (it.info for it in psutil.process_iter(["name", "status"]) if it.info["status"] != "zombie")
+    return [it["name"] for it in looks if it["name"] in ("raylet", "gcs_server", "redis-server", "prometheus")]
 
 
 def _hosts_of_replicas(actors: list[dict[str, Any]], nodes: list[dict[str, Any]]) -> list[str]:
