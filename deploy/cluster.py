@@ -53,6 +53,8 @@ def cluster(cpus: float, gpus: float = 0, nodes: int = 0) -> Iterator[str]:
         os.environ.setdefault("RAY_worker_niceness", "0")
         # Prometheus scrapes every five seconds; there is no use in telling its figures half as often.
         os.environ.setdefault("RAY_metrics_report_interval_ms", "5000")
+        # The threads of Ray's processes would have an arena of their own each, and what one has freed no other takes.
+        os.environ.setdefault("MALLOC_ARENA_MAX", "2")
         # Ray would take the same two ports for its own figures in every cluster of a machine.
         os.environ |= {name: str(_free_port()) for name in ("AUTOSCALER_METRIC_PORT", "DASHBOARD_METRIC_PORT")}
     import ray
