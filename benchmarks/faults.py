@@ -43,7 +43,7 @@ def kill(find: Find) -> Harm:
         victim = find(bed, chance)
         strike()
         os.kill(victim, signal.SIGKILL)
-        return lambda: bed.is_whole(without=victim)
+        return lambda: bed.is_whole(without=[victim])
 
     return harm
 
@@ -57,7 +57,7 @@ def hang(find: Find, *, flipped: bool = False) -> Harm:
         os.kill(victim, signal.SIGSTOP)
         if flipped:
             bed.publish(plan(bed.next_version(), LIGHT - 1, HEAVY + 1))
-        return lambda: bed.is_whole(without=victim)
+        return lambda: bed.is_whole(without=[victim])
 
     return harm
 
@@ -70,6 +70,17 @@ def lose_controller(bed: Testbed, chance: random.Random, strike: Callable[[], No
     time.sleep(LASTS_S)
     bed.start_controller()
     return bed.is_whole
+
+
+def lose_node(bed: Testbed, chance: random.Random, strike: Callable[[], None]) -> Whole:
+    """The raylet of a node is killed and all that runs there dies with it; after a while another node comes."""
+    node = chance.choice(bed.nodes())
+    dead = [process.pid for process in node.children()]
+    strike()
+    node.kill()
+    time.sleep(LASTS_S)
+    bed.start_node()
+    return lambda: bed.is_whole(without=dead)
 
 
 def two_controllers(bed: Testbed, chance: random.Random, strike: Callable[[], None]) -> Whole:
@@ -161,6 +172,7 @@ def faults(flips: int) -> dict[str, Fault]:
         "proxy": Fault("kill -9 of Serve's proxy", kill(lambda bed, _: bed.process("ProxyActor"))),
         "serve": Fault("kill -9 of Serve's controller", kill(lambda bed, _: bed.process("ServeController"))),
         "controller": Fault("kill -9 of the controller", lose_controller),
+        "node": Fault("kill -9 of a node's raylet", lose_node),
         "controllers": Fault("two controllers at once", two_controllers),
         "hang": Fault("a heavy replica hangs (SIGSTOP)", hang(replica(Role.HEAVY)), alone=True),
         "freeze": Fault("one hangs as roles flip", hang(replica(Role.HEAVY), flipped=True), alone=True),

@@ -18,6 +18,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -71,10 +72,19 @@ class LostNode:
     whole_after_s: float | None
 
 
+def nodes_of(pid: int) -> list[psutil.Process]:
+    """The raylets beside the head's, of the cluster that a process has started."""
+    found = []
+    for process in psutil.Process(pid).children(recursive=True):
+        with suppress(psutil.Error):  # it ended meanwhile
+            if process.name() == "raylet" and "--head" not in process.cmdline():
+                found.append(process)
+    return found
+
+
 def kill_a_node(pid: int) -> None:
-    """Ends a raylet beside the head's, of the cluster that a process has started, as a power cut would."""
-    children = psutil.Process(pid).children(recursive=True)
-    next(p for p in children if p.name() == "raylet" and "--head" not in p.cmdline()).kill()
+    """Ends one of them, as a power cut would."""
+    nodes_of(pid)[0].kill()
 
 
 def lost_node(nodes: int, seconds: float, console: Console) -> LostNode:

@@ -1,6 +1,6 @@
 """Keeps a service under load for long and says what of it grows: memory, files, threads, Redis, metric series.
 
-    python -m benchmarks.soak [--minutes 60] [--embedded 10] [--every 5] [--json]
+    python -m benchmarks.soak [--minutes 60] [--embedded 10] [--every 5] [--samples FILE] [--json]
 
 First emulated replicas serve the Normal trace for half of the time and the Bursty one for the other half, then the
 embedded family draws the Bursty one, thinned to what two cores can do. Everything is on the loopback interface and of
@@ -14,13 +14,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import sys
 import tempfile
 import threading
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
@@ -132,8 +133,14 @@ def repeated(name: str, seconds: float, share: float = 1.0) -> Iterator[Trace]:
         seconds -= part.duration_s
 
 
-def soaked(config: Path, loads: Iterable[Trace], *, folder: Path, every_s: float) -> list[tuple[float, Sample]]:
-    """Serves the loads one after the other; samples with the seconds since the first request."""
+def soaked(
+    config: Path, loads: Iterable[Trace], *, folder: Path, every_s: float, keep: Callable[[float, Sample], object]
+) -> list[tuple[float, Sample]]:
+    """Serves the loads one after the other; samples with the seconds since the first request.
+
+    Args:
+        keep: is told each sample as it is taken.
+    """
     quiet = Console(quiet=True)
     up(config, detach=True, port=0, folder=folder / "state", console=quiet)
     service = StateFile(config.stem, folder / "state").read()
@@ -145,6 +152,7 @@ def soaked(config: Path, loads: Iterable[Trace], *, folder: Path, every_s: float
     def look() -> None:
         while not over.wait(every_s):
             samples.append((time.monotonic() - begun, sample(service)))
+            keep(*samples[-1])
 
     looking = threading.Thread(target=look)
     looking.start()
@@ -189,15 +197,22 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=60.0, help="of emulated replicas")
     parser.add_argument("--embedded", type=float, default=10.0, help="minutes of the embedded family")
     parser.add_argument("--every", type=float, default=5.0, help="seconds between two samples")
+    parser.add_argument("--samples", type=Path, help="file that takes every sample, a line each: CSV without a head")
     parser.add_argument("--json", action="store_true", help="print JSON")
     given = parser.parse_args()
     rows: list[Row] = []
     tell = sys.stderr.write if given.json else sys.stdout.write
     tell(HEAD)
-    with tempfile.TemporaryDirectory() as name:
+    with tempfile.TemporaryDirectory() as name, (given.samples or Path(os.devnull)).open("w") as file:
         folder = Path(name)
         for run, (config, loads) in runs(folder, given.minutes, given.embedded).items():
-            found = judged(run, soaked(config, loads, folder=folder, every_s=given.every))
+
+            def keep(at_s: float, found: Sample, run: str = run) -> None:
+                rows = (f"{run},{at_s:.1f},{whose},{what},{value:.3f}\n" for (whose, what), value in found.items())
+                file.write("".join(rows))
+                file.flush()
+
+            found = judged(run, soaked(config, loads, folder=folder, every_s=given.every, keep=keep))
             tell("".join(map(line, found)))
             rows += found
     if given.json:

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,10 +25,11 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import psutil
 
+from benchmarks.lost_node import nodes_of
 from benchmarks.service import emulated_service
 from cache.opening import SECRET
 from cache.redis_server import RedisServer
-from deploy.cluster import REPOSITORY, cluster
+from deploy.cluster import REPOSITORY, cluster, start_node
 from deploy.local import bindable, readiness
 from deploy.serve_config import APPLICATION, POOL, render, with_plan
 from load_balancer.openapi import GENERATIONS
@@ -40,9 +41,9 @@ if TYPE_CHECKING:  # Ray reads its environment as it is imported, and the cluste
 
 SLO_S = 15.0
 LIGHT, HEAVY = 2, 2
-#: What the head node offers, and what a replica takes of it: the pool fills it.
-HEAD_CPUS = max(os.cpu_count() or 1, LIGHT + HEAVY)
-CPUS = HEAD_CPUS / (LIGHT + HEAVY)
+#: Nodes beside the head, and the logical CPUs of each, one for a replica: the pool fills them.
+NODES = 2
+NODE_CPUS = (LIGHT + HEAVY) // NODES
 #: Of all processes of a service of Ray and ours.
 START_S = 180.0
 PROMPTS = [f"a {color} {shape}" for color in ("red", "green", "blue", "white") for shape in ("circle", "star", "box")]
@@ -57,7 +58,7 @@ def write_service(folder: Path, **changes: Any) -> Path:
     fields = {
         "slo_s": SLO_S,
         "plan": {"light_replicas": LIGHT, "heavy_replicas": HEAVY, "light_batch": 4, "heavy_batch": 4},
-        "pool": {"cpus_per_replica": CPUS},
+        "pool": {"cpus_per_replica": 1},
         "controller": {"policy": "weir"},
     }
     return emulated_service(folder, "bed", light_s=(0.1, 0.25), heavy_s=(0.8, 1.6), **fields | changes)
@@ -117,8 +118,16 @@ class Testbed:
                     return process.pid
         raise RuntimeError(f"nothing that runs is called {name}")
 
-    def is_whole(self, without: int | None = None) -> bool:
-        """Whether everything that the last PUT asked for runs and is ready, and a process of old is gone."""
+    def nodes(self) -> list[psutil.Process]:
+        """The raylets beside the head's."""
+        return nodes_of(os.getpid())
+
+    def start_node(self) -> None:
+        """One more node, with room for as many replicas as each of the others."""
+        start_node(NODE_CPUS)
+
+    def is_whole(self, without: Collection[int] = ()) -> bool:
+        """Whether everything that the last PUT asked for runs and is ready, and the processes of old are gone."""
         state, deployed = self.state(), self.deployments()
         target = Plan.from_dict(deployed[POOL]["deployment_config"]["user_config"])
         running = {name: set(_running(it).values()) for name, it in deployed.items()}
@@ -129,7 +138,7 @@ class Testbed:
             and state["plan"]["version"] >= target.version
             and len(running[POOL]) == len(target.assignments)
             and all(running.values())
-            and not any(without in pids for pids in running.values())
+            and all(pids.isdisjoint(without) for pids in running.values())
         )
 
     def wait(self, condition: Callable[[], bool], timeout_s: float = START_S) -> bool:
@@ -190,7 +199,7 @@ def _running(deployment: dict[str, Any]) -> dict[str, int]:
 
 @contextmanager
 def testbed(folder: Path) -> Iterator[Testbed]:
-    """A service that is up, with its own Redis and one live controller. Its pool fills the head node of the cluster."""
+    """A service that is up, with its own Redis and one live controller. Its pool fills the nodes beside the head."""
     redis = RedisServer.start()
     # A laptop under faults stalls longer than a server: what is looked at is the path, not the time limits.
     cache = {"mode": "read-write", "encoder": "words", "url": redis.url, "fetch_s": 0.5, "lookup_s": 2}
@@ -199,7 +208,7 @@ def testbed(folder: Path) -> Iterator[Testbed]:
     os.environ["RAY_SERVE_LOG_TO_STDERR"] = "0"  # its files have it too
     port = bindable("127.0.0.1", 0)
     try:
-        with cluster(cpus=HEAD_CPUS) as dashboard:
+        with cluster(cpus=NODES * NODE_CPUS, nodes=NODES) as dashboard:
             from deploy.publish import Publisher
 
             bed = Testbed(f"http://127.0.0.1:{port}", config, port, dashboard, Publisher(dashboard), redis)
