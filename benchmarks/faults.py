@@ -8,6 +8,7 @@ import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import redis
 
@@ -60,6 +61,26 @@ def hang(find: Find, *, flipped: bool = False) -> Harm:
         return lambda: bed.is_whole(without=[victim])
 
     return harm
+
+
+def poison(bed: Testbed, chance: random.Random, strike: Callable[[], None]) -> Whole:
+    """Whatever a light replica is asked to draw fails from now on, at once, so that it looks idle and draws work."""
+    import ray
+
+    process = chance.choice(bed.replicas(Role.LIGHT))["process"]
+    actor = ray.get_actor(process["actor"], namespace="serve")
+    strike()
+    ray.get(actor.__ray_call__.remote(_break))
+    return lambda: bed.is_whole(without=[process["pid"]])
+
+
+def _break(replica: Any) -> None:
+    """Runs in the process of the replica."""
+
+    def fail(samples: object) -> None:
+        raise RuntimeError("the device is broken")
+
+    replica._user_callable_wrapper._callable.engine.step = fail
 
 
 def lose_controller(bed: Testbed, chance: random.Random, strike: Callable[[], None]) -> Whole:
@@ -174,6 +195,7 @@ def faults(flips: int) -> dict[str, Fault]:
         "controller": Fault("kill -9 of the controller", lose_controller),
         "node": Fault("kill -9 of a node's raylet", lose_node),
         "controllers": Fault("two controllers at once", two_controllers),
+        "poison": Fault("a light replica fails at everything", poison),
         "hang": Fault("a heavy replica hangs (SIGSTOP)", hang(replica(Role.HEAVY)), alone=True),
         "freeze": Fault("one hangs as roles flip", hang(replica(Role.HEAVY), flipped=True), alone=True),
         "balancer-hang": Fault("the load balancer hangs", hang(only(BALANCER))),

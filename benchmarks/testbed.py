@@ -101,14 +101,16 @@ class Testbed:
         """The plan of the last PUT."""
         return Plan.from_dict(self.deployments()[POOL]["deployment_config"]["user_config"])
 
-    def pids(self, role: Role) -> list[int]:
-        """Process ids of the replicas that draw for a role, by rank."""
+    def replicas(self, role: Role) -> list[dict[str, Any]]:
+        """What the replicas say of themselves that draw for a role, by rank."""
         from ray.serve import get_deployment_handle
 
         answers = get_deployment_handle(POOL, app_name=APPLICATION).broadcast("describe").results(timeout_s=30)
-        running = self.running(POOL)
-        found = sorted((it["rank"], running[it["replica"]]) for it in answers if it["role"] == role.value)
-        return [pid for _, pid in found]
+        return sorted((it for it in answers if it["role"] == role.value), key=lambda it: it["rank"])
+
+    def pids(self, role: Role) -> list[int]:
+        """Their process ids."""
+        return [it["process"]["pid"] for it in self.replicas(role)]
 
     def process(self, name: str) -> int:
         """The process id of Ray's own actor of that name, such as ``ServeController``."""

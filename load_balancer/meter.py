@@ -90,7 +90,7 @@ class Meter:
             self._metrics.observe(metrics_of.FETCH_SECONDS, result.fetch_s)
 
     def retried(self, cause: str) -> None:
-        """An image goes to another replica: ``replica_lost`` or ``role_changed``."""
+        """An image goes to another replica: ``replica_lost``, ``role_changed`` or ``failed``."""
         self._retried[cause] += 1
 
     def looked(self, now: float) -> None:

@@ -109,7 +109,7 @@ class Stage:
 
         Raises:
             DeadlineExceeded: not there by ``until``, dropped by the rules, or given up for a light one.
-            GenerationFailed: the worker could not draw it, or two replicas died of it.
+            GenerationFailed: two replicas could not draw it or died of it, or the only one could not.
         """
         stay, ready_at = "", math.inf
         try:
@@ -132,6 +132,12 @@ class Stage:
                         self._meter.retried("replica_lost")
                         lost.append(error.replica)
                         stay = ""
+                    except GenerationFailed:  # the replica may be broken: another one shows
+                        lost.append(replica)
+                        if len(lost) == 2 or not self._other(role, request, lost):
+                            raise
+                        self._meter.retried("failed")
+                        stay = ""
                     except RoleChanged:  # it never began; the book knows the new roles by now
                         self._meter.retried("role_changed")
                         await asyncio.sleep(0)
@@ -141,13 +147,17 @@ class Stage:
         except TimeoutError:
             self._note_lateness(role, request, ready_at)
             raise DeadlineExceeded(f"the {role.value} image was not ready in time") from None
-        raise GenerationFailed(f"{len(lost)} replicas died while they drew the image; it is not tried again")
+        raise GenerationFailed(f"{len(lost)} replicas died or failed as they drew the image; it is not tried again")
 
     def _note_lateness(self, role: Role, request: ImageRequest, ready_at: float) -> None:
         # Whoever lets others go first is late because of them, which says nothing about the book.
         if role is Role.HEAVY and ready_at < math.inf and not request.patient:
             now = self._clock()
             self.lateness.observe(now - ready_at, now)
+
+    def _other(self, role: Role, request: ImageRequest, lost: list[str]) -> bool:
+        """Whether there is a replica that has not tried yet."""
+        return self._dispatcher.pick(self._kind(role, request), self._clock(), avoid=frozenset(lost)) is not None
 
     async def _choose(self, role: Role, request: ImageRequest, *, avoid: frozenset[str]) -> Choice:
         """The replica for an image, as soon as there is any."""

@@ -146,9 +146,9 @@ STEPS_SAVED = Metric(
 RETRIES = Metric(
     "weir_retries_total",
     "counter",
-    "Images sent again: their replica died, or changed its role before they began.",
+    "Images sent again: their replica died or failed, or changed its role before they began.",
     _LB,
-    (Label("cause", ("replica_lost", "role_changed")),),
+    (Label("cause", ("replica_lost", "role_changed", "failed")),),
 )
 IN_FLIGHT = Metric("weir_in_flight", "gauge", "Images admitted and not answered.", _LB)
 QUEUED = Metric("weir_queued", "gauge", "Images that wait at replicas, by role.", _LB, (ROLE,))

@@ -19,16 +19,21 @@ from ray import serve
 from weir import metrics as metrics_of
 from weir.config import FamilyConfig
 from weir.core import Assignment, ImageRequest, ImageResult, Plan, Role
-from weir.errors import InvalidRequest, PlanError, RoleChanged, StateRefused, WeirError
+from weir.errors import GenerationFailed, InvalidRequest, NotFinite, PlanError, RoleChanged, StateRefused, WeirError
 from weir.loopback import keep_to_loopback
 from weir.profiles import load_profile
 from weir.states import State, StateStore
 from weir.telemetry import Metrics, NoMetrics
 from workers.emulated import EmulatedEngine
-from workers.engine import Engine, Order, failed, order_for
+from workers.engine import Drawn, Engine, Order, OutOfMemory, failed, order_for
 from workers.loop import Job, Outcome, Progress, StepLoop, preview_steps
 
 log = logging.getLogger(__name__)
+
+#: Failures of a replica, and not of what it was asked for.
+_OWN_FAILURES = frozenset(error.code for error in (GenerationFailed, NotFinite, OutOfMemory))
+#: Of the heavy image that a doubted replica has to draw.
+_TRIAL_STEPS = 2
 
 
 class Worker:
@@ -57,6 +62,8 @@ class Worker:
     stall_s = 120.0
     #: An idle device has to answer a probe within this time.
     probe_s = 10.0
+    #: After so many images in a row that failed, the replica has to show that it can still draw any.
+    doubt_after = 3
     #: An image does not wait longer for its captured states to be stored.
     store_s = 0.25
 
@@ -81,6 +88,8 @@ class Worker:
         self._metrics = metrics or NoMetrics()
         self._store = ThreadPoolExecutor(4, thread_name_prefix="states")
         self._waiters: dict[int, asyncio.Future[Outcome]] = {}  # of jobs, by ticket
+        self._failed_in_a_row = 0
+        self._trial: asyncio.Task[None] | None = None
         self.engine = _engine(self.family, emulate)
         self.engine.warm_up(self._assigned().batch_size)
         self.ready = True
@@ -128,6 +137,7 @@ class Worker:
         except WeirError as error:
             return self._refused(request, error)
         outcome = await self._drawn(ordered, show)
+        self._watch(outcome.drawn)
         captured = await self._keep(wanted, outcome.drawn.states)
         return self._result(wanted.id, outcome, captured, fetch_s).to_dict()
 
@@ -233,6 +243,28 @@ class Worker:
             fetch_s=fetch_s,
         )
 
+    def _watch(self, drawn: Drawn) -> None:
+        """Doubts the replica when one image after the other fails; one that succeeds takes the doubt away."""
+        if drawn.error is None:
+            self._failed_in_a_row = 0
+        elif drawn.error[0] in _OWN_FAILURES:
+            self._failed_in_a_row += 1
+            if self._failed_in_a_row >= self.doubt_after and (self._trial is None or self._trial.done()):
+                self._trial = asyncio.create_task(self._try())
+
+    async def _try(self) -> None:
+        """Draws an image of nothing by each variant, as every replica does at its start: it may be the prompts that
+        fail. A replica that cannot is broken: no image goes there any more, and Serve replaces it."""
+        for role in Role:
+            size, now = self.family.size, time.time()
+            request = ImageRequest("trial", "", 0, size, size, now, steps=_TRIAL_STEPS)
+            outcome = await self._drawn(order_for(self.family, role, request), None)
+            if outcome.drawn.error is not None:
+                self.ready = False
+                log.error("this replica cannot draw any more: %s", outcome.drawn.error[1])
+                return
+        self._failed_in_a_row = 0
+
     def _failed(self, code: str) -> None:
         self.failures[code] += 1
         self._metrics.add(metrics_of.WORKER_FAILURES, code=code)
@@ -312,8 +344,10 @@ class Worker:
         A busy device has to show progress (a denoising step within :attr:`stall_s`), an idle one has to answer a probe.
 
         Raises:
-            RuntimeError: the device hangs, or is lost.
+            RuntimeError: the device hangs, is lost, or does not draw any more.
         """
+        if not self.ready:
+            raise RuntimeError("the replica cannot draw any more")
         busy_since = self._loop.busy_since
         if busy_since is not None:
             still_s = time.monotonic() - max(busy_since, self.engine.beat)

@@ -131,12 +131,33 @@ async def test_a_heavy_image_that_could_not_be_ready_is_not_even_begun(running, 
     assert len(pool.calls) == 1
 
 
-async def test_a_light_image_that_fails_is_a_typed_error(running, pool):
+async def test_a_light_image_that_fails_twice_is_a_typed_error(running, pool):
     pool.fail = lambda *_: ("generation_failed", "the image is black")
     async with running() as balancer:
         with pytest.raises(GenerationFailed, match="the image is black"):
             await balancer.draw(ORDER)
         assert balancer.admission.in_flight == 0
+    first, second = (replica for replica, _, _ in pool.calls)
+    assert first != second
+
+
+async def test_an_image_that_a_broken_replica_cannot_draw_is_drawn_by_another(running, pool):
+    pool.fail = lambda replica, _: ("generation_failed", "broken") if replica == "replica-0" else None
+    async with running() as balancer:
+        (image,) = await balancer.draw(ORDER)
+    assert image.path is Path.LIGHT
+    (broken, _, first), (_, _, second) = pool.calls
+    assert broken == "replica-0"
+    assert first == second
+
+
+async def test_an_image_that_the_only_replica_cannot_draw_is_an_error_at_once(running, pool):
+    pool.alive = {"replica-0": 0}
+    pool.fail = lambda *_: ("not_finite", "the image is black")
+    async with running(slo_s=60) as balancer:
+        with pytest.raises(GenerationFailed, match="the image is black"):
+            await balancer.draw(ORDER)
+    assert len(pool.calls) == 1
 
 
 async def test_a_worker_that_saw_the_deadline_pass_is_a_504(running, pool):
@@ -216,8 +237,8 @@ async def test_cancelling_an_order_cancels_its_work(running, pool):
 
 
 async def test_one_image_that_fails_cancels_its_siblings(running, pool):
-    failures = iter([None, ("generation_failed", "broken"), None])
-    pool.fail = lambda *_: next(failures)
+    failures = iter([None, *[("generation_failed", "broken")] * 2])
+    pool.fail = lambda *_: next(failures, None)
     async with running() as balancer:
         with pytest.raises(GenerationFailed, match="broken"):
             await balancer.draw(Order("a", 64, 64, n=3))

@@ -30,7 +30,8 @@ from workers.states import InMemoryStates, State, state_key
 class Scripted(EmulatedEngine):
     """Draws at once, unless the script says otherwise; remembers its calls.
 
-    ``gate`` holds the device until it is set; a prompt with ``break`` fails its call; at most ``fits`` images fit.
+    ``gate`` holds the device until it is set; a prompt with ``break`` fails its call; at most ``fits`` images fit; a
+    ``broken`` device fails at everything.
     """
 
     def __init__(self) -> None:
@@ -39,6 +40,7 @@ class Scripted(EmulatedEngine):
         self.gate = threading.Event()
         self.gate.set()
         self.fits = 1000
+        self.broken = False
 
     def step(self, samples: Sequence[Any]) -> list[WeirError | None]:
         self.beat = time.monotonic()
@@ -46,7 +48,7 @@ class Scripted(EmulatedEngine):
         assert self.gate.wait(30)
         if len(samples) > self.fits:
             raise OutOfMemory("no room")
-        if any("break" in s.order.request.prompt for s in samples):
+        if self.broken or any("break" in s.order.request.prompt for s in samples):
             raise RuntimeError("no picture of that")
         return super().step(samples)
 
@@ -378,6 +380,27 @@ async def test_a_lost_device_fails_the_health_check(worker: Worker) -> None:
     script(worker).probe = lost  # type: ignore[method-assign]
     with pytest.raises(RuntimeError, match="device lost"):
         await worker.check_health()
+
+
+async def test_a_replica_that_cannot_draw_any_more_takes_no_images_and_fails_the_health_check(worker: Worker) -> None:
+    script(worker).broken = True
+    for number in range(worker.doubt_after):
+        assert (await worker.describe())["ready"]
+        assert (await ask(worker, str(number)))["error"][0] == "generation_failed"
+    async with asyncio.timeout(10):
+        while (await worker.describe())["ready"]:
+            await asyncio.sleep(0.001)
+    with pytest.raises(RuntimeError, match="cannot draw any more"):
+        await worker.check_health()
+
+
+async def test_prompts_that_fail_cast_no_lasting_doubt_on_a_replica_that_draws(worker: Worker) -> None:
+    for number in range(3 * worker.doubt_after):
+        assert (await ask(worker, str(number), prompt="break"))["error"] is not None
+    assert ["trial"] in script(worker).batches
+    assert (await ask(worker, "good"))["error"] is None
+    assert (await worker.describe())["ready"]
+    await worker.check_health()
 
 
 # ---------------------------------------------------------------------------------------- real models

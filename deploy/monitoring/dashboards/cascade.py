@@ -90,7 +90,7 @@ def cascade() -> dict[str, Any]:
             ),
             lines(
                 "Sent again",
-                each(metrics.RETRIES, "cause", ("replica_lost", "role_changed")),
+                each(metrics.RETRIES, "cause", ("replica_lost", "role_changed", "failed")),
                 unit="reqps",
                 help="Images whose replica died, or changed its role before they began.",
             ),
