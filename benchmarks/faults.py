@@ -80,7 +80,7 @@ def _break(replica: Any) -> None:
     def fail(samples: object) -> None:
         raise RuntimeError("the device is broken")
 
-    replica._user_callable_wrapper._callable.engine.step = fail
+    replica._replica_impl._user_callable_wrapper.user_callable.engine.step = fail
 
 
 def lose_controller(bed: Testbed, chance: random.Random, strike: Callable[[], None]) -> Whole:
