@@ -5,6 +5,7 @@
     python -m benchmarks.cache lookup --entries 100000        similarity search: p50, p99, memory, rebuild
                                                               (OMP_NUM_THREADS=1: processor times count one thread)
     python -m benchmarks.cache fetch                          states of 128 and 512 KiB from a Redis on this machine
+    python -m benchmarks.cache probe                          what a tenant learns of another one from a lookup's time
 
 Capacities count states. Every policy runs on the same machinery, once with NIRVANA's insertion (after misses, nearest
 neighbour only) and once with Weir's (after hits too, best of four neighbours).
@@ -14,8 +15,11 @@ from __future__ import annotations
 
 import argparse
 import gc
+import itertools
 import json
+import math
 import os
+import random
 import threading
 import time
 from collections.abc import Sequence
@@ -24,22 +28,32 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 from rich.table import Table
+from scipy.stats import mannwhitneyu
 
 from cache.approaches import approach
-from cache.backend import Backend
+from cache.backend import Backend, MemoryBackend
 from cache.encoder import WordEncoder
 from cache.eviction import POLICIES
 from cache.index import VectorIndex
+from cache.opening import open_cache
+from cache.partition import Settings
 from cache.quantise import quantise, restore
 from cache.redis_backend import RedisBackend
 from cache.redis_server import RedisServer
 from cache.replay import read_log, replay_prompts
 from cache.seal import Compression
 from cache.store import SealedStore, state_key
+from weir.config import CacheConfig, load_family
 from weir.core import ImageRequest
 from weir.states import State
 
 console = Console()
+
+TINY = Path(__file__).resolve().parents[1] / "deploy" / "families" / "weir-tiny.yaml"
+#: Words of the embedded family's prompts.
+COLORS = ("red", "green", "blue", "yellow", "white", "black")
+SHAPES = ("circle", "square", "star", "cross", "ring", "triangle")
+PLACES = ("left of", "right of", "above", "below")
 
 
 class SmallIndex:
@@ -304,6 +318,56 @@ def _fetched(backend: Backend, shape: tuple[int, int, int], compression: Compres
     }
 
 
+def probe(args: argparse.Namespace) -> dict:
+    """A tenant looks up what another one has cached, what it has cached itself, and what nobody has, in random order,
+    by the embedded family's own encoder. ``told`` is the chance to tell such a lookup from one of the last kind by its
+    time (area under the ROC curve): 0.5 tells nothing.
+    """
+    rng = random.Random(args.seed)
+    forms = [[f"a {size} {color}" for size in ("small", "large") for color in COLORS], SHAPES, PLACES, COLORS, SHAPES]
+    prompts = [f"{a} {b} {c} a {d} {e}" for a, b, c, d, e in itertools.product(*forms)]
+    rng.shuffle(prompts)
+    theirs, own, nobodys = (prompts[i * args.times : (i + 1) * args.times] for i in range(3))
+    store = SealedStore(MemoryBackend(), os.urandom(32))
+    cache = open_cache(CacheConfig(mode="read-write"), load_family(TINY), store)
+    latent = np.zeros((4, 8, 8), np.float16)
+
+    def lookup(tenant: str, name: str, prompt: str, *, keep: bool) -> float:
+        """Seconds of the processor until the worker has what it resumes from, or knows that there is nothing: what the
+        most patient prober could average the noise away to."""
+        begin = time.thread_time()
+        found = cache.lookup(name, tenant, prompt, Settings(64, 64))
+        if found.key is not None:
+            store.get(found.key)
+        took_s = time.thread_time() - begin
+        if keep:
+            request = ImageRequest(name, prompt, 0, 64, 64, 0.0, cache_partition=found.partition)
+            store.put(request, [State(latent, 10, 50, "s", "m")])
+        cache.finish(name, found.k, (10,) if keep else ())
+        return took_s
+
+    for tenant, cached in (("acme", theirs), ("globex", own)):
+        for i, prompt in enumerate(cached):
+            lookup(tenant, f"{tenant}-{i}", prompt, keep=True)
+    groups = {"cached by another tenant": theirs, "cached by itself": own, "cached by nobody": nobodys}
+    order = [(name, prompt) for name, group in groups.items() for prompt in group]
+    rng.shuffle(order)
+    taken: dict[str, list[float]] = {name: [] for name in groups}
+    for i, (name, prompt) in enumerate(order):
+        taken[name].append(lookup("globex", f"probe-{i}", prompt, keep=False))
+    unknown = taken["cached by nobody"]
+    found: dict = {"lookups of each": args.times}
+    table = Table("prompt", "p50", "p99", "told", "±95 %")
+    for name, seconds in taken.items():
+        told = float(mannwhitneyu(seconds, unknown).statistic) / args.times**2
+        within = 1.96 * math.sqrt((2 * args.times + 1) / 12) / args.times
+        found[name] = percentiles(seconds) | {"told": told, "within": within}
+        ms = [f"{value:.2f} ms" for value in percentiles(seconds).values()]
+        table.add_row(name, *ms, *([] if seconds is unknown else [f"{told:.3f}", f"{within:.3f}"]))
+    console.print(table)
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, help="also write the figures as JSON")
@@ -324,6 +388,10 @@ def main() -> None:
     one = commands.add_parser("fetch")
     one.add_argument("--times", type=int, default=2_000)
     one.set_defaults(run=fetch)
+    one = commands.add_parser("probe")
+    one.add_argument("--times", type=int, default=1000, help="lookups of each kind")
+    one.add_argument("--seed", type=int, default=0)
+    one.set_defaults(run=probe)
     args = parser.parse_args()
     found = args.run(args)
     if args.out:

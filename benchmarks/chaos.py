@@ -18,7 +18,7 @@ import json
 import random
 import sys
 import tempfile
-from contextlib import nullcontext
+from contextlib import nullcontext, redirect_stdout
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -137,16 +137,18 @@ def main() -> None:
     if unknown := set(names) - set(known):
         parser.error(f"there is no fault {', '.join(sorted(unknown))}; accepted: {', '.join(known)}")
     rows: list[Row] = []
-    with tempfile.TemporaryDirectory() as folder, testbed(Path(folder)) as bed:
+    table = sys.stdout
+    # Ray prints of each node that dies; the table is to stay one.
+    with redirect_stdout(sys.stderr), tempfile.TemporaryDirectory() as folder, testbed(Path(folder)) as bed:
         if not given.json:
-            sys.stdout.write(HEAD)
+            table.write(HEAD)
         for name in names:
             fault, chance = known[name], random.Random(f"{given.seed} {name}")
             with bed.without_controllers() if fault.alone else nullcontext():
                 rows.append(asyncio.run(harmed(bed, fault, chance, rps=given.rps)))
             if not given.json:
-                sys.stdout.write(line(rows[-1]))
-                sys.stdout.flush()
+                table.write(line(rows[-1]))
+                table.flush()
     if given.json:
         sys.stdout.write(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
     sys.exit(0 if all(row.kept for row in rows) else 1)

@@ -164,6 +164,7 @@ class Balancer:
                 negative_prompt=order.negative_prompt,
                 steps=order.steps,
                 guidance=order.guidance,
+                tenant=order.caller.tenant,
                 patient=_is_patient(order),
             )
             try:

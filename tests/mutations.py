@@ -157,6 +157,13 @@ MUTATIONS = (
         "tests/cache/test_tenants.py::test_what_another_model_or_encoder_left_is_never_looked_at",
     ),
     Mutation(
+        "all tenants share the encodings of prompts",
+        "workers/family.py",
+        "prompts = [(order.request.tenant, order.request.prompt) for order in orders]",
+        'prompts = [("", order.request.prompt) for order in orders]',
+        "tests/workers/test_family.py::test_a_prompt_is_encoded_anew_for_another_tenant",
+    ),
+    Mutation(
         "the secrets of before open nothing",
         "cache/store.py",
         "for secret in self._retired:",

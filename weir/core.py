@@ -51,6 +51,7 @@ class ImageRequest:
         capture: keep the states that enter the family's capture steps; they are stored under the request's id
             (:func:`weir.states.state_key`).
         cache_partition: whose requests may reuse what is captured, and for which model and settings (``cache/``).
+        tenant: whose it is; what a worker remembers of it helps no other tenant.
         patient: its caller lets others go first (the priority ``batch``).
         previews: pictures of what is becoming, to be sent on the way (:meth:`workers.replica.Worker.stream`).
         keep_latent: send the finished latent back with the image, for a warm start of the other variant.
@@ -71,6 +72,7 @@ class ImageRequest:
     resume_step: int = 0
     capture: bool = False
     cache_partition: str = ""
+    tenant: str = ""
     patient: bool = False
     previews: int = 0
     keep_latent: bool = False

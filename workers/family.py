@@ -164,16 +164,19 @@ class Family:
         pipeline = self.pipelines[orders[0].recipe.role]
         embeds_guidance = pipeline.unet.config.time_cond_proj_dim is not None
         zeros = is_sdxl(pipeline) and pipeline.config.force_zeros_for_empty_prompt
+        prompts = [(order.request.tenant, order.request.prompt) for order in orders]
         negatives = [
-            order.request.negative_prompt if order.recipe.guidance > 1 and not embeds_guidance else None
+            (order.request.tenant, order.request.negative_prompt)
+            if order.recipe.guidance > 1 and not embeds_guidance
+            else None
             for order in orders
         ]
-        read = [n for n in negatives if n is not None and (n or not zeros)]
-        texts = self._texts.read(pipeline, [*(order.request.prompt for order in orders), *read])
+        read = [said for said in negatives if said is not None and (said[1] or not zeros)]
+        texts = self._texts.read(pipeline, [*prompts, *read])
         encoded: list[tuple[Text, Text | None]] = []
-        for order, negative in zip(orders, negatives, strict=True):
-            prompt = texts[order.request.prompt]
-            if negative == "" and zeros:
+        for said, negative in zip(prompts, negatives, strict=True):
+            prompt = texts[said]
+            if negative is not None and not negative[1] and zeros:
                 encoded.append((prompt, prompt.zeros()))
             else:
                 encoded.append((prompt, None if negative is None else texts[negative]))

@@ -1,4 +1,7 @@
-"""Prompts as the denoiser reads them. What was said before is not encoded again."""
+"""Prompts as the denoiser reads them. What a tenant has said before is not encoded again.
+
+What another one has said is: how long an image takes would tell whether anybody had asked for the same words.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,8 @@ import torch
 
 from workers.weights import Pipeline, is_sdxl
 
+#: A tenant and its text.
+Said = tuple[str, str]
 #: Texts whose encodings are kept. One of SDXL's takes 310 KiB.
 _KEPT = 512
 
@@ -30,21 +35,24 @@ class Texts:
 
     def __init__(self, device: torch.device):
         self._device = device
-        self._known: OrderedDict[tuple[int, str], Text] = OrderedDict()
+        self._known: OrderedDict[tuple[int, Said], Text] = OrderedDict()
 
-    def read(self, pipeline: Pipeline, texts: Iterable[str]) -> dict[str, Text]:
-        """The encodings of ``texts``; those that are new are encoded in one go."""
+    def read(self, pipeline: Pipeline, texts: Iterable[Said]) -> dict[Said, Text]:
+        """The encodings of ``texts``; those that are new to their tenants are encoded in one go."""
         encoder, wanted = id(pipeline.text_encoder), sorted(set(texts))
-        if new := [text for text in wanted if (encoder, text) not in self._known]:
+        if new := [said for said in wanted if (encoder, said) not in self._known]:
             encoded = pipeline.encode_prompt(
-                new, device=self._device, num_images_per_prompt=1, do_classifier_free_guidance=False
+                [text for _, text in new],
+                device=self._device,
+                num_images_per_prompt=1,
+                do_classifier_free_guidance=False,
             )
             pooled = encoded[2] if is_sdxl(pipeline) else [None] * len(new)
-            for text, tokens, whole in zip(new, encoded[0], pooled, strict=True):
-                self._known[encoder, text] = Text(tokens, whole)
-        for text in wanted:
-            self._known.move_to_end((encoder, text))
-        found = {text: self._known[encoder, text] for text in wanted}
+            for said, tokens, whole in zip(new, encoded[0], pooled, strict=True):
+                self._known[encoder, said] = Text(tokens, whole)
+        for said in wanted:
+            self._known.move_to_end((encoder, said))
+        found = {said: self._known[encoder, said] for said in wanted}
         while len(self._known) > _KEPT:
             self._known.popitem(last=False)
         return found

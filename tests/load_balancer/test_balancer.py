@@ -10,6 +10,7 @@ from dataclasses import replace
 import pytest
 
 from load_balancer.balancer import Balancer
+from load_balancer.callers import Caller
 from load_balancer.order import Order
 from weir.core import Path, Plan, ReplicaChoice, Role, Rules, margin_s
 from weir.errors import DeadlineExceeded, GenerationFailed, NotReady, Overloaded
@@ -72,6 +73,12 @@ async def test_steps_and_guidance_travel_to_the_worker(running, pool):
         (image,) = await balancer.draw(Order("a", 64, 64, role=Role.HEAVY, steps=10, guidance=3.0))
     assert image.result.steps == 10
     assert pool.calls[0][2]["guidance"] == 3.0
+
+
+async def test_a_worker_is_told_whose_image_it_is(running, pool):
+    async with running() as balancer:
+        await balancer.draw(replace(ORDER, caller=Caller("alice", "acme")))
+    assert pool.calls[0][2]["tenant"] == "acme"
 
 
 async def test_a_heavy_image_that_fails_leaves_the_light_one(running, pool):

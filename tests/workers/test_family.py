@@ -64,6 +64,15 @@ def test_light_and_heavy_share_one_vae_and_one_set_of_text_encoders(tiny: Family
     assert light.scheduler is not heavy.scheduler
 
 
+def test_a_prompt_is_encoded_anew_for_another_tenant(tiny: Family, monkeypatch: pytest.MonkeyPatch) -> None:
+    pipeline, encoded = tiny.pipelines[Role.LIGHT], list[str]()
+    encode = pipeline.encode_prompt
+    monkeypatch.setattr(pipeline, "encode_prompt", lambda texts, **how: encoded.extend(texts) or encode(texts, **how))
+    for tenant in ("acme", "acme", "globex"):
+        tiny.generate(Role.LIGHT, [image_request(prompt="said by one and by another", tenant=tenant)])
+    assert encoded == ["said by one and by another"] * 2
+
+
 def test_the_embedded_familys_layout_with_its_discriminator(folders: Path) -> None:
     light = variant("light", unet=str(folders / "light_unet"), scheduler="ddim", steps=1)
     config = family(folders / "sdxl", light, variant("heavy"), discriminator=str(folders / "discriminator"))
