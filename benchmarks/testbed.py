@@ -17,6 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -83,6 +84,8 @@ class Testbed:
     publisher: Publisher
     redis: RedisServer | None = None
     controllers: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    #: Linux kills a node with the thread that started it, so one thread starts them all and stays.
+    _starter: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1))
 
     def state(self) -> dict[str, Any] | None:
         """The readiness report; None while nobody answers."""
@@ -126,7 +129,7 @@ class Testbed:
 
     def start_node(self) -> None:
         """One more node, with room for as many replicas as each of the others."""
-        start_node(NODE_CPUS)
+        self._starter.submit(start_node, NODE_CPUS).result()
 
     def is_whole(self, without: Collection[int] = ()) -> bool:
         """Whether everything that the last PUT asked for runs and is ready, and the processes of old are gone."""
