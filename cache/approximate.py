@@ -121,7 +121,7 @@ class ApproximateCache:
         self._partitions = partitions
         self._steps = steps
         self._predictor = predictor
-        self._levels = levels
+        self.levels = levels
         self._clock = clock
         self._open: OrderedDict[str, _Open] = OrderedDict()
 
@@ -140,7 +140,7 @@ class ApproximateCache:
         self._open[name] = _Open(partition, prompt, vector, found, self._clock())
         capture = bool(self.ledger.keeps(found, capture_steps(steps)))
         similarity = None if found.similarity <= -1 else found.similarity
-        level = None if self._levels is None else self._levels.level(vector)
+        level = None if self.levels is None else self.levels.level(vector)
         match = found.match
         if match is None:
             return Lookup(partition, similarity, capture=capture, level=level)

@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, TypeVar
 
 from cache.approximate import ApproximateCache, Lookup
@@ -16,6 +17,7 @@ from cache.partition import Settings
 from weir.config import CacheConfig, FamilyConfig
 from weir.errors import WeirError
 from weir.loopback import keep_to_loopback
+from weir.prompt_levels import WatchedHead
 from weir.telemetry import RayMetrics
 
 log = logging.getLogger(__name__)
@@ -45,6 +47,10 @@ class CacheService:
         )
         self._cache = open_cache(settings, models, open_store(settings, metrics=metrics))
         self._meter = CacheMeter(self._cache, metrics, models.heavy.steps)
+        self._levels = None
+        if settings.levels is not None and self._cache.levels is not None:
+            encoder = self._cache.levels.about.encoder
+            self._levels = WatchedHead(Path(settings.levels), encoder=encoder, steps=models.heavy.steps)
         self._read = 0
         self._ready = False
         self._thread.submit(self._rebuild)
@@ -72,6 +78,9 @@ class CacheService:
     async def check_health(self) -> None:
         """Serve asks every few seconds; it is the clock of what is not told with every request."""
         self._meter.tell()
+        if self._levels is not None and self._levels.renewed():
+            log.info("levels are predicted by %s from now on", self._levels.head.version)
+            self._cache.levels = self._levels.head
 
     async def purge(self, tenant: str | None) -> int:
         """:meth:`ApproximateCache.purge`."""

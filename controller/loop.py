@@ -37,11 +37,12 @@ class Controller:
     """Runs one policy on one live pool. All of it on one thread.
 
     Args:
-        make_policy: a fresh policy; called at the start and after each of its failures.
+        make_policy: a fresh policy; called at the start, after each of its failures, and when it is outdated.
         size: replicas of the pool. A plan is for those alive; Serve brings the others back meanwhile.
         look: the load balancer's counters; its argument is the look before.
         publish: sends a plan on its way, and raises when it could not; its second argument is the plan in force.
         metrics: where the controller says what it sees and does.
+        outdated: whether what a policy is made from has changed since it was asked the last time.
         lead: whether this controller may publish. One that may not forgets what it knew, and waits.
         clock: seconds, only moves forward.
     """
@@ -54,6 +55,7 @@ class Controller:
         look: Callable[[Counters | None], Counters],
         publish: Callable[[Plan, Plan], None],
         metrics: Metrics | None = None,
+        outdated: Callable[[], bool] = lambda: False,
         lead: Callable[[], bool] = lambda: True,
         clock: Callable[[], float] = time.monotonic,
     ):
@@ -62,6 +64,7 @@ class Controller:
         self._look = look
         self._publish = publish
         self._metrics = metrics or NoMetrics()
+        self._outdated = outdated
         self._lead = lead
         self._clock = clock
         self._policy_since = 0.0
@@ -128,7 +131,7 @@ class Controller:
     def _decide(self, seen: Counters, before: Counters | None) -> Plan | None:
         """The policy's next plan for the whole pool; a policy that fails makes room for a fresh one."""
         policy, self._policy = self._policy, None
-        if policy is None:
+        if self._outdated() or policy is None:
             policy, self._policy_since = self._make_policy(), self._clock()
             if seen.plan.version > CONFIGURED or len(seen.ranks) < self._size:
                 policy.resume(seen.plan)

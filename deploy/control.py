@@ -13,6 +13,7 @@ Serve starts it again when it dies; the plan in force stays meanwhile.
 import asyncio
 import threading
 import uuid
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -26,22 +27,24 @@ from ray.serve.handle import DeploymentHandle
 from cache.worth import resumed_share
 from controller.counters import Counters
 from controller.loop import Controller
-from controller.policies import make_policy
+from controller.policies import Policy, make_policy
 from controller.setting import Setting
 from deploy.publish import Publisher
 from deploy.serve_config import APPLICATION, BALANCER, CONTROLLER, ON_HEAD, located
-from weir.config import ServiceConfig, load_service
+from weir.config import FamilyConfig, ServiceConfig, load_service
 from weir.core import Plan
 from weir.errors import ConfigError, NotReady
 from weir.loopback import keep_to_loopback
 from weir.profiles import load_profile
-from weir.prompt_levels import LevelHead
+from weir.prompt_levels import WatchedHead
 from weir.telemetry import RayMetrics
 
 #: A load balancer that does not answer in time is asked again.
 TIMEOUT_S = 5.0
 #: Of each of the two calls of a publication: both are over before another controller could have taken the lease.
 DASHBOARD_TIMEOUT_S = 4.0
+#: A shadow sample lets everybody go first.
+SAMPLE_TIMEOUT_S = 600.0
 
 
 class ControlArgs(BaseModel):
@@ -59,9 +62,13 @@ def build(args: ControlArgs) -> Application:
     Raises:
         ConfigError: names the file, the key and the remedy; the policy ``static`` has nothing to do here.
     """
-    service, _ = load_service(located(args.config))
+    service, family = load_service(located(args.config))
     if not service.controlled:
         raise ConfigError(f"{args.config}: controller.policy is static: there is nothing to plan")
+    if service.cache.shadow:
+        from quality.suite import family_suite
+
+        family_suite(family)  # refuses now what would fail in the middle of the night
     controller = serve.deployment(
         name=CONTROLLER,
         num_replicas=1,
@@ -70,7 +77,7 @@ def build(args: ControlArgs) -> Application:
         graceful_shutdown_wait_loop_s=0.5,
         logging_config={"enable_access_log": False},
     )(ControlLoop)
-    return controller.bind(service.model_dump(mode="json"))
+    return controller.bind(service.model_dump(mode="json"), family.model_dump(mode="json"))
 
 
 class Edges:
@@ -99,6 +106,10 @@ class Edges:
         told = (before.judged, before.batches_run, before.fetched) if before else (0, 0, 0)
         return Counters.from_dict(self._balancer.counters.remote(*told).result(timeout_s=TIMEOUT_S))
 
+    def sample(self, levels: Sequence[tuple[str, int]]) -> dict[str, Any] | None:
+        """A shadow sample at these variants and steps, if there is time for one."""
+        return self._balancer.shadow_sample.remote(levels).result(timeout_s=SAMPLE_TIMEOUT_S)
+
     def publish(self, plan: Plan, running: Plan) -> None:
         if plan.assignments == running.assignments:
             self._balancer.take.remote(plan.to_dict()).result(timeout_s=TIMEOUT_S)
@@ -115,12 +126,18 @@ def controller(service: ServiceConfig, edges: Edges) -> Controller:
     profile = service.profile or service.pool.emulate
     assert profile is not None  # the configuration was checked
     size = service.plan.light_replicas + service.plan.heavy_replicas
-    levels = None if service.cache.levels is None else LevelHead.load(Path(service.cache.levels))
+    levels = None if service.cache.levels is None else WatchedHead(Path(service.cache.levels))
     resumed = resumed_share(service.cache.selector) if service.cache.mode != "off" else 1.0
-    setting = Setting.of(load_profile(profile), size, service.slo_s, levels, resumed)
+    measured = load_profile(profile)
+
+    def policy() -> Policy:
+        setting = Setting.of(measured, size, service.slo_s, levels.head if levels else None, resumed)
+        return make_policy(service.controller.policy, setting)
+
     return Controller(
-        lambda: make_policy(service.controller.policy, setting),
+        policy,
         size,
+        outdated=levels.renewed if levels else lambda: False,
         look=edges.look,
         publish=edges.publish,
         metrics=RayMetrics(),
@@ -129,14 +146,21 @@ def controller(service: ServiceConfig, edges: Edges) -> Controller:
 
 
 class ControlLoop:
-    """Runs a controller on a thread of its own until it is shut down. ``service``: a ``ServiceConfig`` as JSON."""
+    """Runs a controller on a thread of its own until it is shut down, and beside it the level head's check where the
+    configuration asks for shadow samples. Args are a ``ServiceConfig`` and a ``FamilyConfig`` as JSON."""
 
-    def __init__(self, service: dict[str, Any]):
+    def __init__(self, service: dict[str, Any], family: dict[str, Any]):
         keep_to_loopback()
         self._edges, self._stop = Edges(), threading.Event()
-        it = controller(ServiceConfig.model_validate(service), self._edges)
+        config = ServiceConfig.model_validate(service)
+        it = controller(config, self._edges)
         self._thread = threading.Thread(target=it.run, args=(self._stop,), name="controller", daemon=True)
         self._thread.start()
+        if config.cache.shadow:
+            from deploy.shadow import ShadowLoop  # nobody else pays for torch
+
+            check = ShadowLoop(config, FamilyConfig.model_validate(family), self._edges.sample, RayMetrics())
+            threading.Thread(target=check.run, args=(self._stop,), name="shadow", daemon=True).start()
 
     def check_health(self) -> None:
         if not self._thread.is_alive():

@@ -7,7 +7,7 @@ import random
 import secrets
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from load_balancer import cascade
@@ -22,6 +22,7 @@ from load_balancer.quotas import Quotas
 from load_balancer.reuse import Cache
 from load_balancer.roster import Roster
 from load_balancer.service_times import ServiceTimes
+from load_balancer.shadow import QUIET, Sample, Shadow
 from load_balancer.stage import Place, Stage
 from load_balancer.tally import Tally
 from load_balancer.terms import Terms
@@ -46,6 +47,7 @@ class Balancer:
         drain_s: how long a replica that is told to stop may go on with what it has begun.
         cache_mode: what requests do with the cache that do not say themselves.
         direct: the least share of steps saved for which a hit skips the light variant.
+        shadow: share of the images that may be drawn again as shadow samples.
         metrics: where it shows what it does.
         clock: unix time, seconds.
     """
@@ -63,6 +65,7 @@ class Balancer:
         cache: Cache | None = None,
         cache_mode: CacheMode = "off",
         direct: float = 0.0,
+        shadow: float = 0.0,
         metrics: Metrics | None = None,
         clock: Callable[[], float] = time.time,
     ):
@@ -77,6 +80,7 @@ class Balancer:
         self._passage = Passage(
             self._stage, self.tally, self.meter, family, cache=cache, mode=cache_mode, direct=direct, clock=clock
         )
+        self._shadow = Shadow(shadow, family.size, random.Random())
         self._cache = cache
         self._clock = clock
 
@@ -149,6 +153,7 @@ class Balancer:
             RateLimited, Overloaded, NotReady: not admitted; no work was done.
         """
         terms = self._admitted(order)
+        self._shadow.note(order)
         first_seed = secrets.randbelow(2**32) if order.seed is None else order.seed
         name = uuid.uuid4().hex
         images = tuple(f"{name}-{index}" for index in range(order.n))
@@ -182,6 +187,14 @@ class Balancer:
 
         self._stage.expect(images, terms.role)
         return Drawing(order, images, draw, ended)
+
+    async def shadow_sample(self, levels: Sequence[tuple[Role, int]]) -> Sample | None:
+        """:meth:`Shadow.sample` on this pool, while hardly any replica has anything to do."""
+
+        def quiet() -> bool:
+            return self.admission.in_flight < max(1.0, QUIET * len(self.dispatcher.ranks))
+
+        return await self._shadow.sample(levels, self.draw, quiet)
 
     def place(self, drawing: Drawing) -> Place | None:
         """Where the image of a drawing stands that will be ready last; None when none of them is at a replica."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from dataclasses import asdict
 from typing import Any
 
 from fastapi import FastAPI
@@ -18,7 +19,7 @@ from load_balancer.lease import Lease
 from load_balancer.reuse import ServeCache
 from load_balancer.serve_pool import ServePool
 from weir.config import FamilyConfig, ServiceConfig
-from weir.core import Plan
+from weir.core import Plan, Role
 from weir.loopback import keep_to_loopback
 from weir.profiles import Profile
 from weir.telemetry import RayMetrics
@@ -55,6 +56,7 @@ class LoadBalancer:
             cache=None if cache is None else ServeCache(cache, self._service.cache.lookup_s),
             cache_mode=self._service.cache.mode,
             direct=self._service.cache.direct,
+            shadow=self._service.cache.shadow,
             metrics=RayMetrics(),
         )
         http = self._service.http
@@ -79,6 +81,11 @@ class LoadBalancer:
         """See :meth:`Balancer.counters`; on the event loop, for all state belongs to it."""
         self.balancer.meter.looked(time.time())
         return self.balancer.counters(judged, batches, fetched)
+
+    async def shadow_sample(self, levels: list[tuple[str, int]]) -> dict[str, Any] | None:
+        """See :meth:`Balancer.shadow_sample`; the fields of a :class:`load_balancer.shadow.Sample` come back."""
+        sample = await self.balancer.shadow_sample([(Role(role), steps) for role, steps in levels])
+        return None if sample is None else asdict(sample)
 
     async def take(self, plan: dict[str, Any]) -> None:
         """Takes a plan without the pause in routing that a ``user_config`` brings; see ``load_balancer/roster.py``."""

@@ -140,12 +140,24 @@ class CacheConfig(_Strict):
     encoder: str | None = Field(None, description="text model of transformers, or words; else the family's own")
     predictor: str | None = Field(None, description="file of a match predictor; else every prompt is looked up")
     levels: str | None = Field(None, description="file of `weir levels fit`; else prompts are not told apart")
+    shadow: float = Field(
+        0,
+        ge=0,
+        le=0.2,
+        description="share of images that an idle service may draw again at every level, to see whether `levels` holds",
+    )
     compression: Literal["none", "zlib", "int8"] = "none"
     fetch_s: float = Field(0.02, gt=0, le=1, description="longest wait for Redis on a request's path")
     lookup_s: float = Field(0.25, gt=0, le=5, description="longest wait for a lookup, encoder included")
     direct: float = Field(
         0, ge=0, le=1, description="hits that save at least this share of the steps skip the light variant"
     )
+
+    @model_validator(mode="after")
+    def _a_head_to_check(self) -> CacheConfig:
+        if self.shadow and (self.levels is None or self.mode == "off"):
+            raise ValueError("shadow needs levels, the file that it checks, and a mode other than off")
+        return self
 
 
 class KeyConfig(_Strict):

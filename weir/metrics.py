@@ -218,6 +218,19 @@ LATENCY_FACTOR = Metric(
 )
 FAILURES = Metric("weir_controller_failures_total", "counter", "Seconds in which the controller failed.", _CONTROLLER)
 
+# -------------------------------------------------------------------------------------------------------------- deploy
+
+_DEPLOY = "deploy"
+SHADOW_SAMPLES = Metric(
+    "weir_shadow_samples_total", "counter", "Prompts drawn at every level in idle time, and judged.", _DEPLOY
+)
+LEVELS_DRIFTED = Metric(
+    "weir_levels_drifted", "gauge", "1 while predicted levels surely lose other than what was recorded.", _DEPLOY
+)
+LEVELS_REFITTED = Metric(
+    "weir_levels_refitted_total", "counter", "Level heads fitted again from shadow samples.", _DEPLOY
+)
+
 # --------------------------------------------------------------------------------------------------------------- cache
 
 _CACHE = "cache"

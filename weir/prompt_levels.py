@@ -9,6 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
+import os
+import shutil
 from itertools import pairwise
 from pathlib import Path
 
@@ -18,6 +21,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from weir.errors import ConfigError
+
+log = logging.getLogger(__name__)
 
 _FORMAT = "1"
 
@@ -117,6 +122,22 @@ class LevelHead:
         about = {"format": _FORMAT, "about": self.about.model_dump_json()}
         save_file({"weights": self._weights, "cuts": self._cuts}, path, metadata=about)
 
+    def publish(self, path: Path) -> None:
+        """Takes the place of the head at ``path`` in one step. Both lie beside it under their versions as well, so that
+        a copy brings the old one back.
+
+        Raises:
+            ConfigError: what lies there is no level head.
+            OSError: the folder cannot be written.
+        """
+        if path.exists():
+            shutil.copy2(path, _versioned(path, LevelHead.load(path).version))
+        mine = _versioned(path, self.version)
+        self.save(mine)
+        draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        shutil.copy2(mine, draft)
+        draft.replace(path)
+
     @classmethod
     def load(cls, path: Path, *, encoder: str | None = None, steps: int | None = None) -> LevelHead:
         """Reads what :meth:`save` wrote.
@@ -153,3 +174,50 @@ class LevelHead:
                 f"{remedy}"
             )
         return found
+
+
+class WatchedHead:
+    """The head of a file, read again when another one has taken its place.
+
+    Args:
+        encoder, steps: as :meth:`LevelHead.load`.
+
+    Raises:
+        ConfigError: as :meth:`LevelHead.load`.
+    """
+
+    def __init__(self, path: Path, *, encoder: str | None = None, steps: int | None = None):
+        self.path = path
+        self._encoder, self._steps = encoder, steps
+        self._stamp = _stamp(path)
+        self.head = self._load()
+
+    def renewed(self) -> bool:
+        """Whether :attr:`head` is another one than at the last call. A file that turns bad changes nothing."""
+        stamp = _stamp(self.path)
+        if stamp == self._stamp:
+            return False
+        self._stamp = stamp
+        try:
+            head = self._load()
+        except ConfigError as error:
+            log.warning("kept the level head %s: %s", self.head.version, error.message)
+            return False
+        self.head, before = head, self.head
+        return head.version != before.version
+
+    def _load(self) -> LevelHead:
+        return LevelHead.load(self.path, encoder=self._encoder, steps=self._steps)
+
+
+def _versioned(path: Path, version: str) -> Path:
+    return path.with_name(f"{path.stem}-{version}{path.suffix}")
+
+
+def _stamp(path: Path) -> tuple[int, int] | None:
+    """Changes when the file does; None without one."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_ino

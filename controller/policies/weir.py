@@ -71,7 +71,7 @@ DEFAULT_SWITCH = SwitchRules()
 SOUND = 0.9
 #: Seconds for which fetches count as measured: under SM seconds without any are many.
 MEASURED_S = 30.0
-#: Shares of steps are told apart no finer than this.
+#: Shares of steps, and qualities, are told apart no finer than this.
 ROUNDING = 1e-6
 
 
@@ -106,19 +106,22 @@ class Weir(Policy):
         self._owed = 0.0
 
     def first_plan(self) -> Plan:
-        """Without any observation: ready for the largest demand that still gets the best quality."""
+        """Without any observation: ready for the largest demand that still gets the best quality. For that there is
+        time, so resumed images, if they are worth less, are not needed either."""
         counts = tuple(g.count for g in self.setting.gpus)
-        best = self._solve(0.0, counts)
+        best = self._solve(0.0, counts).point.quality - ROUNDING
         low, high = 0.0, 1.0
-        while self._solve(high, counts).deferral >= best.deferral and high < 1e6:
+        while self._solve(high, counts).point.quality >= best and high < 1e6:
             low, high = high, 2 * high
         for _ in range(6):
             middle = (low + high) / 2
-            if self._solve(middle, counts).deferral >= best.deferral:
+            if self._solve(middle, counts).point.quality >= best:
                 low = middle
             else:
                 high = middle
-        return self._publish(low, counts)
+        plan = self._publish(low, counts)
+        self._plan = replace(plan, rules=replace(plan.rules, reuse=self.setting.resumed >= 1))
+        return self._plan
 
     def resume(self, running: Plan) -> None:
         """Plans anew with the first request it sees, at the cost of changing the running roles."""

@@ -30,6 +30,7 @@ and `_sum` is an estimate from the middles of the buckets: use quantiles.
 _ROOMS = {
     "load_balancer": "Load balancer: demand, answers, cascade, replicas, the plan in force",
     "controller": "Controller: what it expects and decides",
+    "deploy": "Shadow samples: beside the controller, where `cache.shadow` asks for them",
     "cache": "Cache",
     "cache, workers": "Store: in the cache and in every worker",
     "workers": "Workers",

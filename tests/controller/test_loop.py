@@ -320,3 +320,28 @@ def test_slower_batches_reach_the_plan(cluster):
             cluster.tally.batch(Role.HEAVY, size, 1.5 * SETTING.gpus[0].heavy.at(size))
         cluster.second(it, 15)
     assert cluster.plan.threshold < before - 0.1
+
+
+def test_an_outdated_policy_makes_room_for_a_fresh_one_and_the_plan_in_force_stays(cluster):
+    made: list[Weir] = []
+
+    def make() -> Weir:
+        made.append(Weir(SETTING))
+        return made[-1]
+
+    answers = iter([False] * 20 + [True] + [False] * 30)
+    it = Controller(
+        make,
+        SIZE,
+        look=cluster.look,
+        publish=cluster.publish,
+        outdated=lambda: next(answers),
+        clock=lambda: cluster.now,
+    )
+    cluster.seconds(it, 20, FEW)
+    plan = cluster.plan
+    cluster.second(it, FEW)
+    assert len(made) == 2
+    assert cluster.plan == plan
+    cluster.seconds(it, 20, MANY)
+    assert cluster.plan.version > plan.version

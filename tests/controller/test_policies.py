@@ -215,6 +215,14 @@ def test_weir_leaves_the_cache_alone_where_there_is_time_for_whole_runs(rate, re
     assert run(policy, [rate] * 15, found={0.5: rate // 2 + 1})[-1].rules.reuse is reuse
 
 
+def test_the_first_plan_leaves_the_cache_alone_and_runs_heavy_images_whole():
+    short = (ShortRun(steps=10, work=0.2, loss=0.004),)
+    told = replace(setting("diffserve-3"), quality=RISING, resumed=0.97, short_runs=short)
+    rules = make_policy("weir", told).first_plan().rules
+    assert (rules.reuse, rules.heavy_steps) == (False, None)
+    assert make_policy("weir", replace(told, resumed=1.0)).first_plan().rules.reuse
+
+
 @pytest.mark.parametrize(("rate", "steps"), [(1, None), (10, 25)])
 def test_weir_runs_the_heavy_variant_shorter_where_whole_runs_would_leave_more_requests_light(rate, steps):
     runs = (ShortRun(steps=25, work=0.5, loss=0.002),)

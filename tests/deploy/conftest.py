@@ -12,6 +12,10 @@ import yaml
 
 from tests.toy_family import FAMILY, PROFILE
 
+with warnings.catch_warnings():  # Ray's models warn of pydantic's future at import
+    warnings.simplefilter("ignore")
+    import ray.serve  # noqa: F401
+
 
 def toy_service(folder: Path, **more: Any) -> Path:
     """A service file, and the family and the profile that it names."""

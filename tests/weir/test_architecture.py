@@ -16,7 +16,7 @@ ALLOWED = {
     "controller": {"weir", "solvers"},
     "training": {"weir", "workers", "quality"},
     "simulator": {"weir", "solvers", "controller", "load_balancer", "cache", "workers", "traces"},
-    "deploy": {"weir", "solvers", "controller", "load_balancer", "cache", "workers", "traces"},
+    "deploy": {"weir", "solvers", "controller", "load_balancer", "cache", "workers", "traces", "quality", "training"},
 }
 #: Composes everything, one import in each command.
 FRONT_DOOR = Path("weir/commands")

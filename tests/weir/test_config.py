@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pytest
 import yaml
+from pydantic import ValidationError
 
 from controller.policies import POLICIES
-from weir.config import ControllerConfig, load_family, load_service
+from weir.config import CacheConfig, ControllerConfig, load_family, load_service
 from weir.errors import ConfigError
 
 SERVICE = yaml.safe_load(Path("deploy/configs/weir-tiny.yaml").read_text())
@@ -63,3 +64,11 @@ def test_a_file_that_is_no_configuration_is_named(tmp_path: Path, text: str) -> 
 def test_every_policy_that_a_service_may_name_exists() -> None:
     named = ControllerConfig.model_fields["policy"].annotation.__args__  # type: ignore[union-attr]
     assert set(named) - {"static"} <= set(POLICIES)
+
+
+def test_shadow_samples_need_a_head_that_they_check():
+    with pytest.raises(ValidationError, match="shadow needs levels"):
+        CacheConfig(mode="read-write", shadow=0.02)
+    with pytest.raises(ValidationError, match="a mode other than off"):
+        CacheConfig(levels="head.safetensors", shadow=0.02)
+    assert CacheConfig(mode="read", levels="head.safetensors", shadow=0.02).shadow == 0.02

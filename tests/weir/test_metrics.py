@@ -24,6 +24,7 @@ BARE = {
     "weir_confidence",
     "weir_in_flight",
     "weir_latency_factor",
+    "weir_levels_drifted",
     "weir_plan_batch_size",
     "weir_plan_heavy_steps",
     "weir_plan_replicas",

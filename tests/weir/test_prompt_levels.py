@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from weir.errors import ConfigError
-from weir.prompt_levels import LevelAbout, LevelHead, LevelRecord
+from weir.prompt_levels import LevelAbout, LevelHead, LevelRecord, WatchedHead
 
 RECORD = LevelRecord(share=0.5, confidences=(0.2, 0.8), quality=(1.0, 0.9))
 ABOUT = LevelAbout(
@@ -66,3 +66,35 @@ def test_a_head_that_is_older_than_the_ladder_is_refused(file):
 def test_cuts_that_do_not_fit_the_rungs_or_do_not_ascend_are_refused():
     with pytest.raises(ValueError, match="one fewer than there are rungs"):
         LevelHead(np.ones(2), np.array([0.1, 0.2]), ABOUT)
+
+
+def other() -> LevelHead:
+    return LevelHead(np.array([0.0, 1.0]), np.array([0.1]), ABOUT)
+
+
+def test_a_new_head_takes_the_old_ones_place_and_both_are_kept_by_version(file):
+    old, new = LevelHead.load(file), other()
+    new.publish(file)
+    assert LevelHead.load(file).version == new.version
+    for head in (old, new):
+        assert LevelHead.load(file.with_name(f"head-{head.version}.safetensors")).version == head.version
+    assert len(list(file.parent.iterdir())) == 3
+
+
+def test_a_head_that_is_replaced_is_noticed_once(file):
+    watched = WatchedHead(file, encoder="clip-1", steps=50)
+    assert not watched.renewed()
+    other().publish(file)
+    assert watched.renewed()
+    assert watched.head.version == other().version
+    assert not watched.renewed()
+
+
+def test_a_file_that_turns_bad_or_goes_leaves_the_head_as_it_is(file):
+    watched = WatchedHead(file)
+    before = watched.head.version
+    file.write_text("no head")
+    assert not watched.renewed()
+    file.unlink()
+    assert not watched.renewed()
+    assert watched.head.version == before

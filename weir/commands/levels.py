@@ -113,7 +113,7 @@ def check(
         fitted = known
         if drifted and refit:
             fitted, _ = fit_levels(pairs, vectors, encoder.version, config.name, alpha=known.about.alpha)
-            fitted.save(head)
+            fitted.publish(head)
     if as_json:
         rows = [asdict(it) for it in drifts]
         print_json({"drifted": drifted, "was": known.version, "version": fitted.version, "levels": rows})

@@ -100,6 +100,8 @@ def controller() -> dict[str, Any]:
                 [
                     Query(or_zero(rate(metrics.PLANS)), "plans"),
                     Query(or_zero(rate(metrics.ROLE_FLIPS)), "replicas that change role"),
+                    Query(or_zero(rate(metrics.SHADOW_SAMPLES)), "shadow samples"),
+                    Query(or_zero(rate(metrics.LEVELS_REFITTED)), "level heads fitted again"),
                 ],
                 unit="short",
                 help="Per second.",

@@ -1,0 +1,103 @@
+"""Shadow samples: only what was seen, only in quiet times, no more than allowed, behind everybody else."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from random import Random
+
+import pytest
+
+from load_balancer.balancer import Balancer
+from load_balancer.order import Order
+from load_balancer.shadow import RECENT, Shadow
+from weir.core import Role
+
+ORDER = Order("a red circle", 64, 64)
+LEVELS = ((Role.HEAVY, 50), (Role.HEAVY, 5), (Role.LIGHT, 0))
+
+
+@pytest.fixture
+async def balancer(pool, plan, family, profile) -> Balancer:
+    balancer = Balancer(pool, plan, family, slo_s=5.0, queued=16, profile=profile, shadow=0.2)
+    balancer.dispatcher.sync(await pool.describe())
+    return balancer
+
+
+async def after(balancer: Balancer, count: int, order: Order = ORDER) -> None:
+    for _ in range(count):
+        await balancer.draw(order)
+
+
+async def test_a_prompt_is_drawn_at_every_level_with_one_seed_behind_everybody_else(balancer, pool):
+    await after(balancer, 15)
+    pool.calls.clear()
+    sample = await balancer.shadow_sample(LEVELS)
+    assert (sample.prompt, len(sample.images), sample.confidence) == ("a red circle", 3, 0.9)
+    drawn = [request for _, _, request in pool.calls]
+    assert [(role, request["steps"]) for _, role, request in pool.calls] == [
+        (Role.HEAVY, 50),
+        (Role.HEAVY, 5),
+        (Role.LIGHT, None),
+    ]
+    assert len({request["seed"] for request in drawn}) == 1
+    assert all(request["patient"] and not request["capture"] for request in drawn)
+
+
+async def test_it_draws_no_more_than_its_share(balancer):
+    await after(balancer, 14)
+    assert await balancer.shadow_sample(LEVELS) is None, "14 images at a fifth allow two"
+    await after(balancer, 1)
+    assert await balancer.shadow_sample(LEVELS) is not None
+    assert await balancer.shadow_sample(LEVELS) is None
+
+
+async def test_it_waits_while_others_are_drawn_and_gives_up_when_they_come(balancer, pool):
+    await after(balancer, 30)
+    pool.delay_s = {role: 0.05 for role in Role}
+    drawing = balancer.begin(ORDER)
+    pool.calls.clear()
+    assert await balancer.shadow_sample(LEVELS) is None
+    await drawing.images()
+    await drawing.close()
+    assert len(pool.calls) == 1, "the request's own"
+    generate = pool.generate
+
+    async def and_somebody_comes(replica, role, request):
+        answer = await generate(replica, role, request)
+        balancer.admission.in_flight += 1
+        return answer
+
+    pool.generate = and_somebody_comes
+    pool.calls.clear()
+    assert await balancer.shadow_sample(LEVELS) is None
+    assert len(pool.calls) == 1
+
+
+async def test_a_worker_that_fails_is_no_sample(balancer, pool):
+    await after(balancer, 30)
+    pool.fail = lambda replica, role: ("generation_failed", "no") if role is Role.LIGHT else None
+    assert await balancer.shadow_sample(LEVELS) is None
+
+
+async def test_nothing_is_remembered_unless_it_is_asked_for(pool, plan, family, profile):
+    balancer = Balancer(pool, plan, family, slo_s=5.0, queued=16, profile=profile)
+    balancer.dispatcher.sync(await pool.describe())
+    await after(balancer, 30)
+    assert await balancer.shadow_sample(LEVELS) is None
+    assert not balancer._shadow._prompts
+
+
+@pytest.mark.parametrize(
+    "other", [{"role": Role.LIGHT}, {"steps": 7}, {"guidance": 1.5}, {"negative_prompt": "blue"}, {"width": 32}]
+)
+def test_what_a_level_would_change_is_not_sampled(other):
+    shadow = Shadow(0.2, 64, Random(0))
+    shadow.note(replace(ORDER, **other))
+    assert not shadow._prompts
+
+
+def test_the_oldest_prompt_is_forgotten_first():
+    shadow = Shadow(0.2, 64, Random(0))
+    for i in range(RECENT + 1):
+        shadow.note(replace(ORDER, prompt=str(i)))
+    assert shadow._prompts == [str(i) for i in range(1, RECENT + 1)]
