@@ -62,8 +62,6 @@ class Worker:
     stall_s = 120.0
     #: An idle device has to answer a probe within this time.
     probe_s = 10.0
-    #: After so many images in a row that failed, the replica has to show that it can still draw any.
-    doubt_after = 3
     #: An image does not wait longer for its captured states to be stored.
     store_s = 0.25
 
@@ -88,7 +86,6 @@ class Worker:
         self._metrics = metrics or NoMetrics()
         self._store = ThreadPoolExecutor(4, thread_name_prefix="states")
         self._waiters: dict[int, asyncio.Future[Outcome]] = {}  # of jobs, by ticket
-        self._failed_in_a_row = 0
         self._trial: asyncio.Task[None] | None = None
         self.engine = _engine(self.family, emulate)
         self.engine.warm_up(self._assigned().batch_size)
@@ -137,7 +134,7 @@ class Worker:
         except WeirError as error:
             return self._refused(request, error)
         outcome = await self._drawn(ordered, show)
-        self._watch(outcome.drawn)
+        self._doubt(outcome.drawn)
         captured = await self._keep(wanted, outcome.drawn.states)
         return self._result(wanted.id, outcome, captured, fetch_s).to_dict()
 
@@ -243,18 +240,14 @@ class Worker:
             fetch_s=fetch_s,
         )
 
-    def _watch(self, drawn: Drawn) -> None:
-        """Doubts the replica when one image after the other fails; one that succeeds takes the doubt away."""
-        if drawn.error is None:
-            self._failed_in_a_row = 0
-        elif drawn.error[0] in _OWN_FAILURES:
-            self._failed_in_a_row += 1
-            if self._failed_in_a_row >= self.doubt_after and (self._trial is None or self._trial.done()):
-                self._trial = asyncio.create_task(self._try())
+    def _doubt(self, drawn: Drawn) -> None:
+        """A replica that failed at an image has to show that it can still draw any; one trial at a time."""
+        if drawn.error is not None and drawn.error[0] in _OWN_FAILURES and (self._trial is None or self._trial.done()):
+            self._trial = asyncio.create_task(self._try())
 
     async def _try(self) -> None:
-        """Draws an image of nothing by each variant, as every replica does at its start: it may be the prompts that
-        fail. A replica that cannot is broken: no image goes there any more, and Serve replaces it."""
+        """Draws an image of nothing by each variant, as every replica does at its start: it may be the prompt that
+        failed. A replica that cannot is broken: no image goes there any more, and Serve replaces it."""
         for role in Role:
             size, now = self.family.size, time.time()
             request = ImageRequest("trial", "", 0, size, size, now, steps=_TRIAL_STEPS)
@@ -263,7 +256,6 @@ class Worker:
                 self.ready = False
                 log.error("this replica cannot draw any more: %s", outcome.drawn.error[1])
                 return
-        self._failed_in_a_row = 0
 
     def _failed(self, code: str) -> None:
         self.failures[code] += 1

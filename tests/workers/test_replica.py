@@ -384,9 +384,8 @@ async def test_a_lost_device_fails_the_health_check(worker: Worker) -> None:
 
 async def test_a_replica_that_cannot_draw_any_more_takes_no_images_and_fails_the_health_check(worker: Worker) -> None:
     script(worker).broken = True
-    for number in range(worker.doubt_after):
-        assert (await worker.describe())["ready"]
-        assert (await ask(worker, str(number)))["error"][0] == "generation_failed"
+    assert (await worker.describe())["ready"]
+    assert (await ask(worker, "a"))["error"][0] == "generation_failed"
     async with asyncio.timeout(10):
         while (await worker.describe())["ready"]:
             await asyncio.sleep(0.001)
@@ -395,9 +394,9 @@ async def test_a_replica_that_cannot_draw_any_more_takes_no_images_and_fails_the
 
 
 async def test_prompts_that_fail_cast_no_lasting_doubt_on_a_replica_that_draws(worker: Worker) -> None:
-    for number in range(3 * worker.doubt_after):
+    for number in range(3):
         assert (await ask(worker, str(number), prompt="break"))["error"] is not None
-    assert ["trial"] in script(worker).batches
+    await until(lambda: script(worker).batches.count(["trial"]) >= 2)  # by each variant
     assert (await ask(worker, "good"))["error"] is None
     assert (await worker.describe())["ready"]
     await worker.check_health()
