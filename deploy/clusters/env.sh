@@ -3,6 +3,8 @@ export PATH="$HOME/weir-venv/bin:$HOME/.local/bin:$PATH"
 export PYTHONPATH="$HOME/weir"
 export HF_HOME="${HF_HOME:-$HOME/.cache/huggingface}"
 export RAY_USAGE_STATS_ENABLED=0
+# With an arena for every thread, as glibc has it, processes of many threads grow for long.
+export MALLOC_ARENA_MAX=2
 export RAY_AUTH_MODE=token
 export RAY_AUTH_TOKEN_PATH="$HOME/.weir-secrets/ray_token"
 # The address at which this node was reached: right on hosts with several, too.
