@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from load_balancer.balancer import Balancer
 from load_balancer.callers import Caller
 from load_balancer.lateness import LEAST_IMAGES
 from load_balancer.order import Order
+from tests.load_balancer.conftest import FakePool
 from weir.core import Path, Plan, ReplicaChoice, Role, Rules, margin_s
 from weir.errors import DeadlineExceeded, GenerationFailed, NotReady, Overloaded
 
@@ -229,6 +234,42 @@ async def test_a_wrong_or_older_plan_changes_nothing(running, plan, fields):
     async with running() as balancer:
         balancer.roster.apply(fields)
         assert balancer.roster.plan is plan
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=6,
+)
+GOOD = Plan.split(2, 2, 1, light_batch=4, heavy_batch=4, threshold=0.3).to_dict()
+
+
+@st.composite
+def damaged(draw: st.DrawFn) -> Any:
+    """Any JSON at all, or a good plan with anything in the place of one of its values."""
+    if draw(st.booleans()):
+        return draw(JSON)
+    fields, anything = copy.deepcopy(GOOD), draw(JSON)
+    where = draw(st.sampled_from([*fields, "rules.", "assignment"]))
+    if where == "rules.":
+        fields["rules"][draw(st.sampled_from([*fields["rules"], "unknown"]))] = anything
+    elif where == "assignment":
+        fields["assignments"][0] = anything
+    else:
+        fields[where] = anything
+    return fields
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(damaged())
+async def test_whatever_comes_as_a_plan_raises_nothing_and_images_are_drawn(plan, family, profile, fields):
+    pool = FakePool(plan)
+    balancer = Balancer(pool, plan, family, slo_s=5.0, queued=16, profile=profile)
+    balancer.dispatcher.sync(await pool.describe())
+    balancer.roster.apply(fields)
+    (image,) = await balancer.draw(ORDER)
+    assert image.path in (Path.LIGHT, Path.HEAVY)
+    assert 0 <= balancer.roster.plan.threshold <= 1
 
 
 async def test_cancelling_an_order_cancels_its_work(running, pool):

@@ -127,6 +127,17 @@ def test_weir_keeps_every_deadline_while_replicas_die():
     assert outcome.plans[-1][1] + outcome.plans[-1][2] == 2
 
 
+def test_a_controller_that_is_dead_for_an_hour_leaves_a_plan_that_serves():
+    class Dies(Weir):
+        def observe(self, seen):
+            return super().observe(seen) if seen.now_s < 60 else None
+
+    arrivals = poisson(np.full(3660, 4.0), seed=3)
+    outcome = simulate(Dies(SETTING), arrivals, drawn(SETTING.deferral, len(arrivals), seed=4))
+    assert (outcome.paths != UNANSWERED).all()
+    assert outcome.violated.mean() < 0.01
+
+
 def test_the_death_of_all_loses_requests_and_ends():
     arrivals = poisson(np.full(20, 5.0), seed=3)
     deaths = [(5.0, i) for i in range(4)]
