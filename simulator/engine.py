@@ -278,7 +278,6 @@ class Simulation:
         if not batch:
             self.fleet.became_idle(replica)
             return
-        replica.running, replica.running_role = batch, role
         seconds = self._batch_s(times, role, batch)
         if role == HEAVY and self.rules.light_fallback:
             late = [i for i in batch if not self.deferred[i] and now + seconds > self.latest[i]]
@@ -288,6 +287,7 @@ class Simulation:
                 replica.queue.extendleft(i for i in reversed(batch) if i not in late)
                 self._start(replica, now)
                 return
+        replica.running, replica.running_role = batch, role
         replica.batch_s, replica.busy_until = seconds, now + seconds
         self.busy_s += seconds
         self.sequence += 1

@@ -65,6 +65,15 @@ def test_images_that_wait_leave_together():
     assert outcome.finished_s == pytest.approx([1.12, 1.29, 1.29])
 
 
+def test_a_heavy_batch_of_which_all_would_be_late_is_given_up_whole_and_the_replica_goes_on():
+    setting = replace(family_setting("diffserve-1", gpus=2), slo_s=3.0)
+    policy = Fixed(setting, heavy_entry=1.0, light_fallback=True)
+    # The second and the third wait until 2.78 s; either alone would be in time then, together they would not.
+    outcome = simulate(policy, at(1.0, 1.9, 1.9, 8.0), np.full(4, 0.9))
+    assert outcome.paths.tolist() == [ANSWERED_HEAVY, ANSWERED_LIGHT, ANSWERED_LIGHT, ANSWERED_HEAVY]
+    assert not outcome.violated.any()
+
+
 def test_a_heavy_image_that_would_be_late_is_answered_with_the_light_one():
     times = at(*np.linspace(0, 1, 10))
     lost = simulate(fixed(), times, np.zeros(10))
