@@ -11,6 +11,7 @@ import torch
 from diffusers.models.attention_processor import Attention
 
 from workers.engine import Order
+from workers.linear import through_onednn
 from workers.samplers import Sampler, Schedule
 from workers.texts import Text
 from workers.weights import Pipeline, is_sdxl
@@ -170,6 +171,8 @@ def _prepared(unet: Any, cuda: bool, compiled: bool) -> Any:
         unet.to(memory_format=torch.channels_last)
     if compiled:
         return torch.compile(unet, dynamic=True)
+    if not cuda:
+        through_onednn(unet)
     for module in unet.modules():
         if isinstance(module, Attention) and module.is_cross_attention:
             for projection in (module.to_k, module.to_v):
