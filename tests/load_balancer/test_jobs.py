@@ -106,7 +106,8 @@ async def test_another_request_with_the_same_key_is_refused(client, pool, change
 
 
 async def test_a_request_that_failed_is_drawn_again_under_its_key(client, pool):
-    failures = iter([("generation_failed", "black"), None])
+    broken = ("generation_failed", "black")
+    failures = iter([broken, broken, None])  # another replica tries, too
     pool.fail = lambda *_: next(failures)
     key = {"idempotency-key": "k"}
     assert (await client.post(GENERATIONS, json=GOOD, headers=key)).status_code == 500
