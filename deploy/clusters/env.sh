@@ -3,6 +3,8 @@ export PATH="$HOME/weir-venv/bin:$HOME/.local/bin:$PATH"
 export PYTHONPATH="$HOME/weir"
 export HF_HOME="${HF_HOME:-$HOME/.cache/huggingface}"
 export RAY_USAGE_STATS_ENABLED=0
+# Who has failed three health checks is beyond finishing what it has begun.
+export RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS=1
 # With an arena for every thread, as glibc has it, processes of many threads grow for long.
 export MALLOC_ARENA_MAX=2
 export RAY_AUTH_MODE=token
