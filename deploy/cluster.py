@@ -49,7 +49,7 @@ def cluster(cpus: float, gpus: float = 0, nodes: int = 0) -> Iterator[str]:
         os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "60")
         # Serve starts a dead proxy again when three looks have failed, and by itself looks every ten seconds.
         os.environ.setdefault("RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S", "1")
-        # Who has failed three health checks is beyond finishing what it has begun; its successor should not wait for it.
+        # Who has failed three health checks is beyond finishing anything; its successor need not wait for it.
         os.environ.setdefault("RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS", "1")
         # Ray runs its workers at nice 15, and any other busy process starves them: here the workers are the service.
         os.environ.setdefault("RAY_worker_niceness", "0")
