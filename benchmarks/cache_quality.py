@@ -7,7 +7,10 @@ The first prompts of a log are drawn whole and fill the cache; then every approa
 the same seeds, and its images are judged beside those of whole runs (``vanilla``). Approaches see a cache that does not
 change, so that all answer from the same. ``fewer-steps`` gets, request by request, as many steps as ``weir`` leaves;
 ``modm`` resumes as often at every K as ``weir``, at the requests whose picture fits best, for its published thresholds
-are those of another CLIP. Latencies are those of single requests, one after another, lookup and fetch included.
+are those of another CLIP. ``judged`` takes the neighbour whose picture the family's discriminator likes best for the
+new prompt (``--judged``, a profile by confidence), and is followed by ``fewer-steps`` with the mean of its steps for
+all. The judge of the table, the attribute checker, shares neither weights nor architecture with the discriminator.
+Latencies are those of single requests, one after another, lookup and fetch included.
 """
 
 from __future__ import annotations
@@ -19,7 +22,8 @@ import io
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +35,12 @@ from rich.progress import track
 from rich.table import Table
 
 from cache.approaches import APPROACHES, Act, Approach, approach
+from cache.approximate import Judge
 from cache.encoder import Encoder, family_encoder
 from cache.eviction import Lru
 from cache.index import VectorIndex
 from cache.ledger import Found, Ledger, Match
-from cache.selector import load_selector
+from cache.selector import Selector, load_selector
 from quality.clip import ClipScorer
 from quality.frechet import frechet_distance
 from quality.paired import paired_ratio
@@ -63,6 +68,7 @@ class Cached:
     image: Image.Image
     states: dict[int, State]
     finished: State
+    seen: np.ndarray | None
 
 
 @dataclass
@@ -105,7 +111,13 @@ class Bench:
             for i, prompt in enumerate(prompts)
         ]
         return [
-            Cached(prompt, picture(drawn.image), {s.step: s for s in drawn.states}, drawn.latent)
+            Cached(
+                prompt,
+                picture(drawn.image),
+                {s.step: s for s in drawn.states},
+                drawn.latent,
+                None if drawn.seen is None else np.frombuffer(drawn.seen, np.float16),
+            )
             for prompt, drawn in zip(prompts, self.draw(Role.HEAVY, requests, what="filling the cache"), strict=True)
         ]
 
@@ -132,8 +144,10 @@ class Bench:
         ledger = Ledger(chosen.rules, Lru(), 1 << 60, lambda: VectorIndex(self.encoder.dim))
         ks = {*capture_steps(self.steps), self.steps}
         for i, vector in enumerate(self.vectors):
-            ledger.insert("", str(i), vector, dict.fromkeys(ks, 1))
-        return [ledger.find("", query) for query in self.queries]
+            ledger.insert("", str(i), vector, dict.fromkeys(ks, 1), self.cached[i].seen)
+        judge = self.engine.discriminator
+        weighs = [partial(judge.weigh, prompt=p) if isinstance(judge, Judge) else None for p in self.asked]
+        return [ledger.find("", query, weigh=weigh) for query, weigh in zip(self.queries, weighs, strict=True)]
 
     def fitting(self) -> np.ndarray:
         """Cosines of every request with every cached picture, [R, C]."""
@@ -145,13 +159,15 @@ class Bench:
         )
         return (self.clip.embed_text(self.asked) @ pictures.T).numpy()
 
-    def answer(self, name: str, selector: str, like: Answers | None) -> Answers:
+    def answer(self, name: str, selector: str, like: Answers | None, even: int | None = None) -> Answers:
         """Draws, or takes from the cache, what the approach answers.
 
         Args:
-            like: ``weir``'s answers, for the approaches that are given its K.
+            like: another approach's answers, for the approaches that are given its K.
+            even: steps of every run of ``fewer-steps``; None: as many as each K leaves.
         """
         chosen = approach(name, load_selector(selector))
+        trusted = chosen.rules.selector if chosen.rules else Selector(())
         count = len(self.asked)
         none = [Found(-1.0, None)] * count
         if name in ("crs", "modm"):
@@ -176,7 +192,7 @@ class Bench:
         steps = [0] * count
         jobs: dict[Role, list[tuple[int, ImageRequest, State | None]]] = {Role.LIGHT: [], Role.HEAVY: []}
         for i, (prompt, seed, one, near) in enumerate(zip(self.asked, self.seeds, found, cached, strict=True)):
-            act = chosen.act(one.k)
+            act = chosen.act(one.k) if even is None else Act.FEWER
             if act is Act.RETURN:
                 assert near is not None
                 images[i] = near.image
@@ -184,7 +200,8 @@ class Bench:
                 jobs[Role.LIGHT].append((i, self.request(f"r{i}", prompt, seed), None))
             elif act is Act.RESUME:
                 assert near is not None
-                request = self.request(f"r{i}", prompt, seed, resume_key="-", resume_step=one.k)
+                request = self.request(f"r{i}", prompt, seed, resume_step=one.k, resume_stride=trusted.stride)
+                request = replace(request, accept=trusted.accept)
                 jobs[Role.HEAVY].append((i, request, near.states[one.k]))
             elif act is Act.RENOISE:
                 assert near is not None
@@ -192,13 +209,25 @@ class Bench:
                 request = self.request(f"r{i}", prompt, seed, warm_start=start, warm_start_step=one.k)
                 jobs[Role.HEAVY].append((i, request, None))
             else:
-                left = self.steps - one.k if act is Act.FEWER else self.steps
+                left = self.steps - chosen.saved(one.k)
+                if even is not None:
+                    left = even
                 jobs[Role.HEAVY].append((i, self.request(f"r{i}", prompt, seed, steps=left), None))
         for role, part in jobs.items():
             drawn = self.draw(role, [r for _, r, _ in part], [s for _, _, s in part], what=name if part else "")
             for (i, _, _), one in zip(part, drawn, strict=True):
                 images[i] = picture(one.image)
                 steps[i] = one.steps if role is Role.HEAVY else 0
+            doubted = [
+                (i, request, one)
+                for (i, request, state), one in zip(part, drawn, strict=True)
+                if state is not None and (one.confidence or 0.0) < request.accept
+            ]
+            anew = [replace(request, resume_step=0, resume_stride=1) for _, request, _ in doubted]
+            for (i, _, before), one in zip(doubted, self.draw(role, anew), strict=True):
+                steps[i] += one.steps
+                if (one.confidence or 0.0) >= (before.confidence or 0.0):
+                    images[i] = picture(one.image)
         return Answers([i for i in images if i is not None], steps, found, cached)
 
     def judge(self, answers: Answers) -> Judged:
@@ -322,6 +351,7 @@ def main() -> None:
     parser.add_argument("--warm", type=int, default=300, help="requests that fill the cache")
     parser.add_argument("--requests", type=int, default=100)
     parser.add_argument("--selector", default="nirvana", help="of weir, fewer-steps and modm")
+    parser.add_argument("--judged", help="a profile by confidence; left out, pictures are not judged")
     parser.add_argument("--approaches", nargs="+", default=list(APPROACHES), choices=list(APPROACHES))
     parser.add_argument("--latency", type=int, default=0, help="requests to time one by one")
     parser.add_argument("--seed", type=int, default=0)
@@ -334,7 +364,10 @@ def main() -> None:
     rng = np.random.default_rng(args.seed + 1)
     real = [Image.fromarray(render(draw_scene(rng))) for _ in range(max(200, args.requests))]
     reference = bench.suite.features(real)
-    names = ["vanilla", "weir", *(n for n in args.approaches if n not in ("vanilla", "weir"))]
+    others = [n for n in args.approaches if n not in ("vanilla", "weir", "judged")]
+    rows = [(n, n, args.selector, "weir") for n in ("vanilla", "weir", *others)]
+    if args.judged:
+        rows += [("judged", "judged", args.judged, ""), ("fewer-steps (judged)", "fewer-steps", args.judged, "judged")]
     answers: dict[str, Answers] = {}
     judged: dict[str, Judged] = {}
     found: dict = {"log": args.log, "model": bench.engine.models[Role.HEAVY], "warm": len(bench.cached)}
@@ -344,8 +377,9 @@ def main() -> None:
     def written() -> None:
         (args.out / f"{args.log}.json").write_text(json.dumps(found, indent=1))
 
-    for name in names:
-        answers[name] = bench.answer(name, args.selector, answers.get("weir"))
+    for name, of, selector, like in rows:
+        even = round(float(np.mean(answers[like].steps))) if name == "fewer-steps (judged)" else None
+        answers[name] = bench.answer(of, selector, answers.get(like), even)
         judged[name] = bench.judge(answers[name])
         row = figures(bench, answers[name], judged[name], judged["vanilla"], reference)
         found["approaches"][name] = row
@@ -356,6 +390,12 @@ def main() -> None:
         if name == "weir":
             gallery(bench, answers["weir"], answers["vanilla"], args.out / f"gallery-{args.log}.html")
     console.print(table)
+    for name, fewer in (("weir", "fewer-steps"), ("judged", "fewer-steps (judged)")):
+        if {name, fewer} <= judged.keys():
+            over = paired_ratio(judged[name].scores["attributes"], judged[fewer].scores["attributes"])
+            found["approaches"][name]["over_fewer_steps"] = {"ratio": over.ratio, "low": over.low, "high": over.high}
+            console.print(f"attributes of {name} over those of as few steps from noise: {over.text}", highlight=False)
+    written()
     if args.latency:
         found["latency"] = bench.latencies(args.selector, args.latency)
         console.print_json(json.dumps(found["latency"]))

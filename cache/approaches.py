@@ -60,7 +60,9 @@ class Approach:
         act = self.act(k)
         if act in (Act.RETURN, Act.LIGHT):
             return self.steps
-        return k if act in (Act.RESUME, Act.RENOISE, Act.FEWER) else 0
+        if act is Act.RENOISE:
+            return k
+        return self.steps - self.rules.selector.left(k) if self.rules and act in (Act.RESUME, Act.FEWER) else 0
 
 
 def _whole(threshold: float) -> Selector:
@@ -78,6 +80,15 @@ APPROACHES: dict[str, Callable[[Selector], Approach]] = {
         Rules(s),
         "resume from the best of four neighbours; keep states after hits too",
         "weir",
+    ),
+    "judged": lambda s: Approach(
+        "judged",
+        Act.RESUME,
+        Act.DRAW,
+        Rules(s, candidates=32),
+        "resume from that of 32 neighbours whose picture the discriminator likes best for the new prompt",
+        "weir",
+        between="prompt and picture",
     ),
     "nirvana": lambda s: Approach(
         "nirvana",

@@ -11,7 +11,8 @@ import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from functools import partial
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -35,6 +36,21 @@ class Predictor(Protocol):
     def likely(self, vector: np.ndarray) -> bool: ...
 
 
+@runtime_checkable
+class Judge(Protocol):
+    """Says how well pictures of earlier runs fit a new prompt (``workers.discriminator.Discriminator`` is one).
+
+    Attributes:
+        version: what one version has seen, no other can read.
+    """
+
+    version: str
+
+    def weigh(self, seen: np.ndarray, prompt: str) -> np.ndarray:
+        """Confidence 0…1, [N], in the pictures of which this was seen, float16 [N, F]."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Lookup:
     """What a request may resume from, and what to keep of it.
@@ -43,6 +59,8 @@ class Lookup:
         partition: of the request; states that it captures belong there.
         similarity: of the nearest prompt; None where none was looked for.
         entry, key, k: the match, where its state lies, and the step it enters; k = 0 is a miss.
+        stride, accept: go on with every so-many-th of the steps that are left, and draw the picture anew where the
+            discriminator's confidence in it is less.
         capture: whether what a heavy run passes is worth keeping.
         level: predicted for the prompt by its embedding; None without a classifier.
     """
@@ -52,6 +70,8 @@ class Lookup:
     entry: str | None = None
     key: str | None = None
     k: int = 0
+    stride: int = 1
+    accept: float = 0.0
     capture: bool = False
     level: int | None = None
 
@@ -100,6 +120,7 @@ class ApproximateCache:
 
     Args:
         steps: of a whole run of the heavy variant, where a request does not say.
+        judge: of the pictures, where the selector goes by confidence.
     """
 
     def __init__(
@@ -112,6 +133,7 @@ class ApproximateCache:
         steps: int,
         predictor: Predictor | None = None,
         levels: LevelHead | None = None,
+        judge: Judge | None = None,
         clock: Callable[[], float] = time.time,
     ):
         self.counters = Counters()
@@ -122,6 +144,7 @@ class ApproximateCache:
         self._steps = steps
         self._predictor = predictor
         self.levels = levels
+        self._judge = judge
         self._clock = clock
         self._open: OrderedDict[str, _Open] = OrderedDict()
 
@@ -131,9 +154,11 @@ class ApproximateCache:
         partition = self._partitions.name(tenant, settings)
         [vector] = self._encoder.encode([prompt])
         steps = settings.steps or self._steps
+        selector = self.ledger.rules.selector.for_steps(steps)
         found = Found(-1.0, None)
         if self._predictor is None or self._predictor.likely(vector):
-            found = self.ledger.find(partition, vector, self.ledger.rules.selector.for_steps(steps))
+            weigh = None if self._judge is None else partial(self._judge.weigh, prompt=prompt)
+            found = self.ledger.find(partition, vector, selector, weigh)
         else:
             self.counters.reasons["predicted_miss"] += 1
         self._forget_old()
@@ -146,15 +171,25 @@ class ApproximateCache:
             return Lookup(partition, similarity, capture=capture, level=level)
         self.ledger.pin(match)
         key = state_key(partition, match.entry, match.k)
-        return Lookup(partition, similarity, match.entry, key, match.k, capture, level)
+        return Lookup(
+            partition, similarity, match.entry, key, match.k, selector.stride, selector.accept, capture, level
+        )
 
-    def finish(self, name: str, resumed_at: int = 0, captured: Sequence[int] = (), sought: bool = True) -> None:
+    def finish(
+        self,
+        name: str,
+        resumed_at: int = 0,
+        captured: Sequence[int] = (),
+        sought: bool = True,
+        seen: bytes | None = None,
+    ) -> None:
         """The request is answered, or has failed. Never raises.
 
         Args:
             resumed_at: the step that its heavy run really began at.
             captured: the K whose states the worker has stored.
             sought: a worker tried to fetch the state of the match; where it did not come, it is looked after.
+            seen: what the discriminator saw in its picture, float16.
         """
         ticket = self._open.pop(name, None)
         if ticket is None:
@@ -170,7 +205,7 @@ class ApproximateCache:
                     self._look_after(ticket.partition, match)
             self.counters.served[resumed_at] += 1
             if captured:
-                self._insert(name, ticket, tuple(captured))
+                self._insert(name, ticket, tuple(captured), seen)
         except StoreFailed as error:
             self.counters.reasons["store_failed"] += 1
             log.info("the cache goes on without the store: %s", error.message)
@@ -188,7 +223,9 @@ class ApproximateCache:
         for partition, found in records.items():
             found.sort(key=lambda r: r.created)
             vectors = np.stack([r.vector for r in found]).astype(np.float32)
-            self.ledger.restore(partition, [r.entry for r in found], vectors, [r.sizes for r in found])
+            readable = None if self._judge is None else self._judge.version
+            seen = [r.seen if r.judge == readable else None for r in found]
+            self.ledger.restore(partition, [r.entry for r in found], vectors, [r.sizes for r in found], seen)
         self._leave(self.ledger.make_room(0))
         return len(self.ledger)
 
@@ -219,17 +256,21 @@ class ApproximateCache:
             **self.counters.to_dict(),
         }
 
-    def _insert(self, name: str, ticket: _Open, captured: tuple[int, ...]) -> None:
+    def _insert(self, name: str, ticket: _Open, captured: tuple[int, ...], seen: bytes | None) -> None:
         sizes = self.store.sizes(ticket.partition, name, captured)
         if not sizes:
             self.counters.reasons["captured_not_there"] += 1
             return
-        leaving = self.ledger.insert(ticket.partition, name, ticket.vector, sizes)
+        sight = None if self._judge is None or seen is None else np.frombuffer(seen, np.float16)
+        leaving = self.ledger.insert(ticket.partition, name, ticket.vector, sizes, sight)
         self.counters.inserted += len(sizes)
         stayed = {k: sizes[k] for k in self.ledger.stored(name)}
         if stayed:
             vector = ticket.vector.astype(np.float16)
-            self.store.remember(Record(ticket.partition, name, ticket.prompt, vector, stayed, self._clock()))
+            version = "" if self._judge is None else self._judge.version
+            self.store.remember(
+                Record(ticket.partition, name, ticket.prompt, vector, stayed, self._clock(), sight, version)
+            )
         self._leave(leaving)
 
     def _leave(self, gone: Sequence[Gone]) -> None:

@@ -6,6 +6,7 @@ replay of logs all decide here.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from cache.eviction import EvictionPolicy, StateKey
-from cache.selector import Selector, usable
+from cache.selector import By, Selector, usable
 
 #: From this cosine on two prompts count as the same: a whole ladder of one serves the other.
 SAME = 0.999
@@ -28,6 +29,10 @@ class Index(Protocol):
     def add_many(self, ids: Sequence[int], vectors: np.ndarray) -> None: ...
     def remove(self, ident: int) -> None: ...
     def search(self, vector: np.ndarray, count: int = 1) -> list[tuple[int, float]]: ...
+
+
+#: The confidence 0…1, [N], that pictures of which so much was seen, float16 [N, F], are good enough for a prompt.
+Weigh = Callable[[np.ndarray], np.ndarray]
 
 
 class Gone(NamedTuple):
@@ -50,7 +55,8 @@ class Rules:
     """How the ledger decides.
 
     Attributes:
-        candidates: neighbours to look at; of those the one that saves the most steps is taken. NIRVANA looks at 1.
+        candidates: neighbours to look at; of those the one that saves the most steps is taken, of several the most
+            similar, or the best judged. NIRVANA looks at 1.
     """
 
     selector: Selector
@@ -65,7 +71,7 @@ class Match:
     Attributes:
         entry: whose it is.
         similarity: cosine of the two prompts.
-        wanted, k: the step that the similarity allows, and the stored one at or below it.
+        wanted, k: the step that the selector allows, and the stored one at or below it.
     """
 
     entry: str
@@ -90,6 +96,7 @@ class Found:
 class _Entry:
     partition: str
     ident: int
+    seen: np.ndarray | None = None
     sizes: dict[int, int] = field(default_factory=dict)
 
 
@@ -133,24 +140,43 @@ class Ledger:
         known = self._entries.get(entry)
         return tuple(sorted(known.sizes)) if known else ()
 
-    def find(self, partition: str, vector: np.ndarray, selector: Selector | None = None) -> Found:
-        """The state of this partition that saves the most steps; nothing changes."""
+    def find(
+        self, partition: str, vector: np.ndarray, selector: Selector | None = None, weigh: Weigh | None = None
+    ) -> Found:
+        """The state of this partition that saves the most steps; nothing changes.
+
+        Args:
+            weigh: judges the neighbours' pictures for this prompt; without it a selector by confidence finds nothing.
+        """
         index = self._indexes.get(partition)
         if index is None:
             return Found(-1.0, None)
         selector = selector or self.rules.selector
-        best: Match | None = None
-        nearest = -1.0
-        for ident, similarity in index.search(vector, self.rules.candidates):
-            name = self._names.get(ident)
-            if name is None:
-                continue
-            nearest = max(nearest, similarity)
-            wanted = selector.select(similarity)
+        near = [
+            (self._names[ident], similarity)
+            for ident, similarity in index.search(vector, self.rules.candidates)
+            if ident in self._names
+        ]
+        if not near:
+            return Found(-1.0, None)
+        trusts = dict(near) if selector.by is By.SIMILARITY else self._judged([name for name, _ in near], weigh)
+        best, highest = None, (0, -math.inf)
+        for name, similarity in near:
+            trust = trusts.get(name, -math.inf)
+            wanted = selector.select(trust)
             k = usable(wanted, self._entries[name].sizes)
-            if k > (best.k if best else 0):
-                best = Match(name, similarity, wanted, k)
-        return Found(nearest, best)
+            if k and (k, trust) > highest:
+                best, highest = Match(name, similarity, wanted, k), (k, trust)
+        return Found(near[0][1], best)
+
+    def _judged(self, names: Sequence[str], weigh: Weigh | None) -> dict[str, float]:
+        """The confidence in each entry's picture, of those of which it is known what was seen in it."""
+        seen = {name: self._entries[name].seen for name in names}
+        rows = [row for row in seen.values() if row is not None]
+        if weigh is None or not rows:
+            return {}
+        known = (name for name, row in seen.items() if row is not None)
+        return dict(zip(known, weigh(np.stack(rows)).tolist(), strict=True))
 
     def pin(self, match: Match) -> None:
         """The state is about to be read: it stays until :meth:`unpin`."""
@@ -168,21 +194,26 @@ class Ledger:
 
     def keeps(self, found: Found, ks: tuple[int, ...]) -> tuple[int, ...]:
         """Of the K that a run with this outcome of its lookup passes, those that are worth keeping."""
-        if found.match is None:
-            return ks
+        if found.match is None or self.rules.selector.by is By.CONFIDENCE:
+            return ks  # a resumed run that leaves steps out keeps nothing itself; the one drawn in its place does
         if self.rules.insert is Insert.MISSES or found.similarity >= SAME:
             return ()
         return tuple(k for k in ks if k > found.match.k)
 
     def restore(
-        self, partition: str, entries: Sequence[str], vectors: np.ndarray, sizes: Sequence[Mapping[int, int]]
+        self,
+        partition: str,
+        entries: Sequence[str],
+        vectors: np.ndarray,
+        sizes: Sequence[Mapping[int, int]],
+        seen: Sequence[np.ndarray | None] = (),
     ) -> None:
         """Takes many entries in at once, the oldest first; :meth:`make_room` has to follow."""
         fresh = [i for i, entry in enumerate(entries) if entry not in self._entries and sizes[i]]
         idents = range(self._next, self._next + len(fresh))
         self._next += len(fresh)
         for i, ident in zip(fresh, idents, strict=True):
-            self._entries[entries[i]] = _Entry(partition, ident, dict(sizes[i]))
+            self._entries[entries[i]] = _Entry(partition, ident, seen[i] if seen else None, dict(sizes[i]))
             self._names[ident] = entries[i]
             self._eviction.insert(entries[i], sizes[i])
             self.used_bytes += sum(sizes[i].values())
@@ -190,10 +221,20 @@ class Ledger:
             self._indexes[partition] = self._new_index()
         self._indexes[partition].add_many(idents, vectors[fresh])
 
-    def insert(self, partition: str, entry: str, vector: np.ndarray, sizes: Mapping[int, int]) -> list[Gone]:
+    def insert(
+        self,
+        partition: str,
+        entry: str,
+        vector: np.ndarray,
+        sizes: Mapping[int, int],
+        seen: np.ndarray | None = None,
+    ) -> list[Gone]:
         """Takes the states of a finished run in: bytes by K. Answers the states that have to leave for them.
 
         What is larger than the whole budget is not taken in and answered right back.
+
+        Args:
+            seen: what the discriminator saw in the run's picture, float16 [F].
         """
         if not sizes:
             return []
@@ -204,7 +245,7 @@ class Ledger:
         leaving = self.make_room(sum(sizes.values()) - replaced)
         known = self._entries.get(entry)
         if known is None:
-            known = self._entries[entry] = _Entry(partition, self._next)
+            known = self._entries[entry] = _Entry(partition, self._next, seen)
             self._names[self._next] = entry
             self._next += 1
             if partition not in self._indexes:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import secrets
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
+from cache.approximate import Judge
 from cache.backend import MemoryBackend
 from cache.opening import open_cache
 from cache.partition import Settings
@@ -31,6 +33,9 @@ class Run(Protocol):
     @property
     def states(self) -> tuple[State, ...]: ...
 
+    @property
+    def seen(self) -> bytes | None: ...
+
 
 class LocalCache:
     """Index, ledger and states in memory; the file is what ``weir cache export`` writes.
@@ -38,8 +43,13 @@ class LocalCache:
     The secret of its tags lies beside the file, readable by its owner alone: who can read both can write states.
     """
 
-    def __init__(self, config: CacheConfig, family: FamilyConfig, path: Path):
+    def __init__(
+        self, config: CacheConfig, family: FamilyConfig, path: Path, judge: Callable[[str], Judge] | None = None
+    ):
         """Reads the file where there is one.
+
+        Args:
+            judge: as :func:`cache.opening.open_cache` has it.
 
         Raises:
             ConfigError: the file or its secret cannot be read, or is something else.
@@ -48,7 +58,7 @@ class LocalCache:
         self._store = SealedStore(MemoryBackend(), _secret(path.with_name(path.name + ".secret")), config.compression)
         if path.exists():
             import_store(self._store, path)
-        self._cache = open_cache(config, family, self._store)
+        self._cache = open_cache(config, family, self._store, judge)
         self._cache.rebuild()
 
     def find(self, request: ImageRequest) -> tuple[ImageRequest, State | None]:
@@ -61,19 +71,26 @@ class LocalCache:
                 request,
                 resume_key=found.key,
                 resume_step=found.k,
+                resume_stride=found.stride,
+                accept=found.accept,
                 capture=found.capture,
                 cache_partition=found.partition,
             ),
             state,
         )
 
-    def finished(self, request: ImageRequest, run: Run | None) -> None:
-        """Keeps what a heavy run passed; None: there was none."""
+    def finished(self, request: ImageRequest, run: Run | None, sought: bool = True) -> None:
+        """Keeps what a heavy run passed; None: there was none.
+
+        Args:
+            sought: a run that did not resume should have.
+        """
         if run is None:
             self._cache.finish(request.id, sought=False)
             return
         self._store.put(request, run.states)
-        self._cache.finish(request.id, run.first, tuple(state.step for state in run.states))
+        captured = tuple(state.step for state in run.states)
+        self._cache.finish(request.id, run.first, captured, sought, run.seen)
 
     def save(self) -> None:
         """Writes the file whole or not at all.

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
-from cache.approximate import ApproximateCache
+from cache.approximate import ApproximateCache, Judge
 from cache.backend import Backend
 from cache.encoder import family_encoder
 from cache.eviction import eviction_policy
@@ -14,7 +15,7 @@ from cache.ledger import Insert, Ledger, Rules
 from cache.partition import Partitions
 from cache.predictor import MatchPredictor
 from cache.redis_backend import RedisBackend
-from cache.selector import load_selector
+from cache.selector import By, load_selector
 from cache.store import SealedStore
 from weir.config import CacheConfig, FamilyConfig
 from weir.errors import ConfigError
@@ -74,8 +75,16 @@ def open_store(config: CacheConfig, backend: Backend | None = None, *, metrics: 
     return SealedStore(backend, first, config.compression, retired, metrics)
 
 
-def open_cache(config: CacheConfig, family: FamilyConfig, store: SealedStore | None = None) -> ApproximateCache:
+def open_cache(
+    config: CacheConfig,
+    family: FamilyConfig,
+    store: SealedStore | None = None,
+    judge: Callable[[str], Judge] | None = None,
+) -> ApproximateCache:
     """The cache of a family over a store, empty until :meth:`ApproximateCache.rebuild`.
+
+    Args:
+        judge: loads the family's discriminator from its folder, where the selector goes by confidence.
 
     Raises:
         ConfigError: names the key and the remedy.
@@ -83,6 +92,14 @@ def open_cache(config: CacheConfig, family: FamilyConfig, store: SealedStore | N
     store = store or open_store(config)
     encoder = family_encoder(family, config.encoder)
     rules = Rules(load_selector(config.selector), Insert(config.insert), config.candidates)
+    judged = None
+    if rules.selector.by is By.CONFIDENCE:
+        if judge is None or family.discriminator is None:
+            raise ConfigError(
+                f"cache.selector: {config.selector} goes by a discriminator's confidence, and family {family.name} "
+                "brings none; choose one by similarity"
+            )
+        judged = judge(family.discriminator)
     budget = config.budget_mib * 2**20
     policy = eviction_policy(config.eviction, after_hits=rules.insert is Insert.ALL)
     ledger = Ledger(rules, policy, budget, lambda: VectorIndex(encoder.dim))
@@ -92,5 +109,12 @@ def open_cache(config: CacheConfig, family: FamilyConfig, store: SealedStore | N
         levels = LevelHead.load(Path(config.levels), encoder=encoder.version, steps=family.heavy.steps)
     partitions = Partitions(family, encoder.version)
     return ApproximateCache(
-        encoder, partitions, ledger, store, steps=family.heavy.steps, predictor=predictor, levels=levels
+        encoder,
+        partitions,
+        ledger,
+        store,
+        steps=family.heavy.steps,
+        predictor=predictor,
+        levels=levels,
+        judge=judged,
     )

@@ -20,6 +20,7 @@ from cache.approaches import Approach
 from cache.eviction import eviction_policy
 from cache.index import VectorIndex
 from cache.ledger import Index, Insert, Ledger
+from cache.selector import By
 from weir.errors import ConfigError
 
 _SIMILARITY_COLUMNS = ("scores", "score", "similarity", "similarities")
@@ -100,8 +101,7 @@ def replay_prompts(
     Raises:
         ConfigError: the eviction policy is unknown, or the approach compares prompts with pictures.
     """
-    if approach.between != "prompts":
-        raise ConfigError(f"{approach.name} compares prompts with pictures, and a log of prompts has none; draw them")
+    _compares_prompts(approach)
     rules = approach.rules
     if rules is None:
         return figures(approach, Counter({0: len(vectors)}))
@@ -126,6 +126,7 @@ def replay_prompts(
 def found_anything(vectors: np.ndarray, approach: Approach) -> np.ndarray:
     """Whether each prompt of a log found something in an unlimited cache, boolean [N]: what a predictor learns from."""
     assert approach.rules is not None
+    _compares_prompts(approach)
     ledger = Ledger(approach.rules, eviction_policy("fifo"), 1 << 60, lambda: VectorIndex(vectors.shape[1]))
     hits = np.zeros(len(vectors), bool)
     for i, vector in enumerate(vectors):
@@ -133,6 +134,13 @@ def found_anything(vectors: np.ndarray, approach: Approach) -> np.ndarray:
         hits[i] = found.match is not None
         ledger.insert("", str(i), vector, dict.fromkeys(ledger.keeps(found, approach.rules.selector.ks), 1))
     return hits
+
+
+def _compares_prompts(approach: Approach) -> None:
+    """Raises ConfigError where the approach would need pictures."""
+    by_confidence = approach.rules is not None and approach.rules.selector.by is By.CONFIDENCE
+    if approach.between != "prompts" or by_confidence:
+        raise ConfigError(f"{approach.name} compares prompts with pictures, and a log of prompts has none; draw them")
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
-from cache.approximate import ApproximateCache, Lookup
+from cache.approximate import ApproximateCache, Judge, Lookup
 from cache.meter import CacheMeter
 from cache.opening import open_cache, open_store
 from cache.partition import Settings
@@ -25,7 +25,10 @@ Answer = TypeVar("Answer")
 
 
 class CacheService:
-    """Args are plain JSON, as the classes' ``model_dump`` writes them.
+    """Configuration and family are plain JSON, as the classes' ``model_dump`` writes them.
+
+    Args:
+        judge: as :func:`cache.opening.open_cache` has it.
 
     All work is done on one thread, in order; the event loop only waits. Until the index is rebuilt from the store every
     lookup is a miss, and requests go their way.
@@ -34,7 +37,7 @@ class CacheService:
         ConfigError: names the key and the remedy.
     """
 
-    def __init__(self, config: dict[str, Any], family: dict[str, Any]):
+    def __init__(self, config: dict[str, Any], family: dict[str, Any], judge: Callable[[str], Judge] | None = None):
         import torch
 
         keep_to_loopback()
@@ -45,7 +48,7 @@ class CacheService:
             FamilyConfig.model_validate(family),
             RayMetrics(),
         )
-        self._cache = open_cache(settings, models, open_store(settings, metrics=metrics))
+        self._cache = open_cache(settings, models, open_store(settings, metrics=metrics), judge)
         self._meter = CacheMeter(self._cache, metrics, models.heavy.steps)
         self._levels = None
         if settings.levels is not None and self._cache.levels is not None:
@@ -65,10 +68,12 @@ class CacheService:
         self._meter.looked_up(found, time.perf_counter() - began)
         return found.to_dict()
 
-    async def finish(self, name: str, resumed_at: int, captured: Sequence[int], sought: bool) -> None:
+    async def finish(
+        self, name: str, resumed_at: int, captured: Sequence[int], sought: bool, seen: bytes | None = None
+    ) -> None:
         """:meth:`ApproximateCache.finish`."""
         if self._ready:
-            await self._do(lambda cache: cache.finish(name, resumed_at, captured, sought))
+            await self._do(lambda cache: cache.finish(name, resumed_at, captured, sought, seen))
 
     async def stats(self) -> dict[str, Any]:
         """What is cached and what happened; ``rebuilding`` counts the records read while it is not ready."""

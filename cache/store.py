@@ -43,6 +43,7 @@ class Record:
     Attributes:
         vector: of the prompt, unit length, float16 [D].
         sizes: bytes of the states in the store, by K.
+        seen: what the discriminator of version ``judge`` saw in the picture, float16 [F]; None where there was none.
     """
 
     partition: str
@@ -51,6 +52,8 @@ class Record:
     vector: np.ndarray
     sizes: dict[int, int]
     created: float
+    seen: np.ndarray | None = None
+    judge: str = ""
 
 
 def entry_key(partition: str, entry: str) -> str:
@@ -158,8 +161,12 @@ class SealedStore:
             "prompt": record.prompt,
             "sizes": json.dumps(record.sizes),
             "created": repr(record.created),
+            "judge": record.judge,
         }
-        body = save({"vector": record.vector.astype(np.float16)}, metadata=fields)
+        tensors = {"vector": record.vector.astype(np.float16)}
+        if record.seen is not None:
+            tensors["seen"] = record.seen
+        body = save(tensors, metadata=fields)
         self.backend.put({key: seal(key, body, self._secret)})
 
     def lost(self, key: str) -> bool:
@@ -241,9 +248,16 @@ class SealedStore:
             body, _ = self._unseal(key, value)
             fields = _metadata(body)
             sizes = {int(k): int(n) for k, n in json.loads(fields["sizes"]).items() if int(k) in states}
-            vector = load(body)["vector"]
+            tensors = load(body)
             record = Record(
-                fields["partition"], fields["entry"], fields["prompt"], vector, sizes, float(fields["created"])
+                fields["partition"],
+                fields["entry"],
+                fields["prompt"],
+                tensors["vector"],
+                sizes,
+                float(fields["created"]),
+                tensors.get("seen"),
+                fields.get("judge", ""),
             )
         except (StateRefused, SafetensorError, KeyError, ValueError, TypeError) as error:
             self._count("refused")

@@ -6,6 +6,7 @@ Named in a declarative configuration as ``import_path: deploy.app:build`` with `
 # Annotations stay objects here: Serve looks at the type of build's argument to read it.
 
 from functools import partial
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 from ray import serve
@@ -76,7 +77,7 @@ def build(args: AppArgs) -> Application:
         health_check_period_s=2,
         health_check_timeout_s=HUNG_S,
         logging_config=QUIET,
-    )(CacheService).bind(service.cache.model_dump(mode="json"), family.model_dump(mode="json"))
+    )(CacheService).bind(service.cache.model_dump(mode="json"), family.model_dump(mode="json"), discriminator)
     balancer = serve.deployment(
         name=BALANCER,
         num_replicas=1,
@@ -97,6 +98,13 @@ def build(args: AppArgs) -> Application:
         plan,
         cache if cached else None,
     )
+
+
+def discriminator(folder: str) -> Any:
+    """The family's discriminator, where the cache judges pictures; loaded in the process that asks for it."""
+    from workers.discriminator import Discriminator
+
+    return Discriminator.load(folder)
 
 
 def actor_options(pool: PoolConfig) -> dict[str, object]:

@@ -67,6 +67,18 @@ def is_deferred(confidence: float | None, threshold: float) -> bool:
     return threshold >= 1 or (confidence or 0.0) < threshold
 
 
+def is_drawn_anew(accept: float, confidence: float | None, *, heavy_finish_at: float | None, latest: float) -> bool:
+    """Whether a heavy image that was resumed from another prompt's state is drawn once more, from noise: the
+    discriminator doubts it, and the second one would be in time.
+
+    Args:
+        accept: the least confidence; 0 accepts every one.
+        heavy_finish_at, latest: as in :func:`after_light`.
+    """
+    in_time = heavy_finish_at is not None and heavy_finish_at <= latest
+    return in_time and (confidence or 0.0) < accept
+
+
 def after_light(
     plan: Plan,
     confidence: float | None,

@@ -33,7 +33,9 @@ class Partial:
 class Drawn:
     """One finished image and how it came about. ``queue_s`` and ``compute_s`` sum over the stages it went through.
 
-    ``reuse`` is what the cache had for it; None where it was not asked. ``made_with`` names software and weights.
+    ``reuse`` is what the cache had for it; None where it was not asked. ``anew`` is the run from noise that followed a
+    resumed one which the discriminator doubted, whichever of the two is the answer. ``made_with`` names software and
+    weights.
     """
 
     result: ImageResult
@@ -47,6 +49,7 @@ class Drawn:
     plan_version: int
     made_with: dict[str, str]
     reuse: Reuse | None = None
+    anew: ImageResult | None = None
     index: int = 0
 
 

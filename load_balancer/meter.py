@@ -77,11 +77,11 @@ class Meter:
         self._deferred += deferred
         self._metrics.observe(metrics_of.CONFIDENCE, confidence or 0.0)
 
-    def replied(self, role: Role, result: ImageResult) -> None:
-        """A worker drew an image."""
+    def replied(self, role: Role, result: ImageResult, whole: int) -> None:
+        """A worker drew an image, which has ``whole`` steps from noise."""
         name = role.value
         self._steps[name] += result.steps
-        self._steps_saved += result.resumed_at
+        self._steps_saved += whole - result.steps if result.resumed_at else 0
         self._busy_s[name] = self._busy_s.get(name, 0.0) + result.compute_s / max(1, result.batch_size)
         self._metrics.observe(metrics_of.QUEUE_SECONDS, result.queue_s, role=name)
         self._metrics.observe(metrics_of.SERVICE_SECONDS, result.compute_s, role=name)

@@ -87,13 +87,13 @@ class Passage:
         if mode == "read":
             reuse = replace(reuse, capture=False)
         steps = request.steps or self._family.heavy.steps
-        self._tally.lookup(request.id, reuse.k / steps, reuse.level)
-        left_alone = not terms.plan.rules.reuse or (from_noise is not None and steps - reuse.k > from_noise)
+        self._tally.lookup(request.id, reuse.saved(steps), reuse.level)
+        left_alone = not terms.plan.rules.reuse or (from_noise is not None and reuse.left(steps) > from_noise)
         if order.cache is None and left_alone:
             reuse = replace(reuse, key=None, k=0)
         if not reuse.k and from_noise != request.steps:  # the states of such a run are none that others look for
             request, reuse = replace(request, steps=from_noise), replace(reuse, capture=False)
-        request, saved = reuse.of(request), reuse.k / steps
+        request, saved = reuse.of(request), reuse.saved(steps)
         if order.role is None:
             now = self._clock()
             role = cascade.after_lookup(
@@ -111,21 +111,22 @@ class Passage:
             drawn = await self._cascade(request, order, terms, show)
             return replace(drawn, reuse=reuse)
         finally:
-            heavy = drawn.result if drawn is not None and drawn.path in _HEAVY else None
-            resumed_at = heavy.resumed_at if heavy else 0
-            self._tally.reuse(resumed_at / steps)
-            self._cache.finished(request, resumed_at, heavy.captured if heavy else (), heavy is not None)
+            anew = None if drawn is None else drawn.anew
+            heavy = anew or (drawn.result if drawn is not None and drawn.path in _HEAVY else None)
+            self._tally.reuse(saved if heavy is not None and heavy.resumed_at else 0.0)
+            self._cache.finished(request, heavy, anew is None)
 
     async def _cascade(self, request: ImageRequest, order: Order, terms: Terms, show: Show) -> Drawn:
         """The image by the rules of the plan that the order was admitted under; a deferred light one is shown first."""
         request = replace(request, previews=order.partial_images)
         role, rules, patience = terms.role, terms.plan.rules, terms.patience
         stages: list[ImageResult] = []
+        doubted: ImageResult | None = None
         or_light = cascade.may_turn_light(terms.plan, order.role) and role is Role.HEAVY
         if or_light:
             request = replace(request, deadline=terms.latest)
         while True:
-            fallback = bool(stages) and rules.light_fallback
+            fallback = doubted is not None or (bool(stages) and rules.light_fallback)
             try:
                 until = terms.latest if fallback else patience
                 role, result = await self._stage.draw(role, request, rules, until=until, show=show, or_light=or_light)
@@ -135,14 +136,21 @@ class Passage:
                     continue
                 if not fallback:
                     raise
-                # A finished light image is never thrown away.
-                log.info("%s falls back to its light image: %s", request.id, error.message)
-                return self._drawn(request, terms, Path.LIGHT_DEADLINE, stages)
+                # A finished image is never thrown away.
+                log.info("%s falls back to the image that it has: %s", request.id, error.message)
+                path = Path.LIGHT_DEADLINE if doubted is None else Path.CACHE
+                return self._drawn(request, terms, path, stages)
             stages.append(result)
             or_light = False
+            if role is Role.HEAVY and doubted is not None:
+                return self._better(request, terms, stages)
             if role is Role.HEAVY:
                 resumed = request.resume_step and result.resumed_at == request.resume_step
-                return self._drawn(request, terms, Path.CACHE if resumed else Path.HEAVY, stages)
+                if not resumed or not self._drawn_anew(request, terms, result.confidence):
+                    return self._drawn(request, terms, Path.CACHE if resumed else Path.HEAVY, stages)
+                show(result.image, role, result.steps)
+                doubted, request = result, _from_noise(request)
+                continue
             path = self._judged(request, order.role, terms, result.confidence)
             if path is not Path.HEAVY:
                 return self._drawn(request, terms, path, stages)
@@ -151,6 +159,17 @@ class Passage:
             role = Role.HEAVY
             if rules.light_fallback:  # nobody waits for it longer, so the worker should not begin it later
                 request = replace(request, deadline=terms.latest)
+
+    def _drawn_anew(self, request: ImageRequest, terms: Terms, confidence: float | None) -> bool:
+        heavy_at = self._stage.heavy_finish_at(_from_noise(request), self._clock())
+        return cascade.is_drawn_anew(request.accept, confidence, heavy_finish_at=heavy_at, latest=terms.latest)
+
+    def _better(self, request: ImageRequest, terms: Terms, stages: list[ImageResult]) -> Drawn:
+        """Of a resumed image that was doubted and the one that was drawn anew, the one with more confidence."""
+        *before, doubted, anew = stages
+        if (doubted.confidence or 0.0) > (anew.confidence or 0.0):
+            return replace(self._drawn(request, terms, Path.CACHE, [*before, anew, doubted]), anew=anew)
+        return replace(self._drawn(request, terms, Path.HEAVY, stages), anew=anew)
 
     def _light_in_time(self, terms: Terms) -> bool:
         now = self._clock()
@@ -183,3 +202,7 @@ class Passage:
             plan_version=terms.plan.version,
             made_with=self._made_with[variant.name],
         )
+
+
+def _from_noise(request: ImageRequest) -> ImageRequest:
+    return replace(request, resume_key=None, resume_step=0, resume_stride=1)

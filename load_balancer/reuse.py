@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from ray.serve.handle import DeploymentHandle
 
-from weir.core import ImageRequest
+from weir.core import ImageRequest, ImageResult
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +29,8 @@ class Reuse:
         partition: where states of this request belong; "" without a cache.
         similarity: cosine to the nearest cached prompt; None where none was looked for.
         entry, key, k: id of the cached prompt, where its state lies, and the step it enters; k = 0 is a miss.
+        stride: of the steps that are left every so-many-th runs.
+        accept: the least confidence in the resumed picture; below, it is drawn anew from noise.
         capture: whether the states of a heavy run from noise are worth keeping.
         level: predicted for the prompt (``weir/prompt_levels.py``); None without a classifier.
     """
@@ -38,6 +40,8 @@ class Reuse:
     entry: str | None = None
     key: str | None = None
     k: int = 0
+    stride: int = 1
+    accept: float = 0.0
     capture: bool = False
     level: int | None = None
 
@@ -47,9 +51,19 @@ class Reuse:
             request,
             resume_key=self.key,
             resume_step=self.k,
+            resume_stride=self.stride if self.k else 1,
+            accept=self.accept if self.k else 0.0,
             capture=self.capture,
             cache_partition=self.partition,
         )
+
+    def left(self, steps: int) -> int:
+        """Steps that run, of a run that has so many from noise."""
+        return (steps - self.k) // self.stride if self.k else steps
+
+    def saved(self, steps: int) -> float:
+        """The share of the steps that do not run."""
+        return (steps - self.left(steps)) / steps
 
 
 #: No cache was asked.
@@ -66,13 +80,12 @@ class Cache(Protocol):
         """What may be reused; a miss when the cache fails or is slow. Never raises."""
         ...
 
-    def finished(self, request: ImageRequest, resumed_at: int, captured: tuple[int, ...], sought: bool) -> None:
+    def finished(self, request: ImageRequest, drawn: ImageResult | None, sought: bool) -> None:
         """Tells what became of the request. Never waits and never raises.
 
         Args:
-            resumed_at: the step that its heavy run began at; 0 from noise, or without one.
-            captured: the steps whose states its worker has stored.
-            sought: a worker was asked to resume.
+            drawn: by the heavy variant, at last; None: it drew nothing.
+            sought: that run was asked to resume, if there was a match.
         """
         ...
 
@@ -118,8 +131,9 @@ class ServeCache:
         self._failed = 0
         return Reuse(**found)
 
-    def finished(self, request: ImageRequest, resumed_at: int, captured: tuple[int, ...], sought: bool) -> None:
-        task = asyncio.create_task(self._tell(request.id, resumed_at, captured, sought))
+    def finished(self, request: ImageRequest, drawn: ImageResult | None, sought: bool) -> None:
+        what = (0, (), False, None) if drawn is None else (drawn.resumed_at, drawn.captured, sought, drawn.seen)
+        task = asyncio.create_task(self._tell(request.id, *what))
         self._telling.add(task)
         task.add_done_callback(self._telling.discard)
 

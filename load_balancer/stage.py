@@ -210,7 +210,7 @@ class Stage:
         if result.error is not None:
             code, message = result.error
             raise _WORKER_ERRORS.get(code, GenerationFailed)(message)
-        self._meter.replied(role, result)
+        self._meter.replied(role, result, request.steps or self._heavy_steps)
         return result
 
     async def _reply(self, replica: str, role: Role, request: ImageRequest, show: Show) -> dict[str, Any]:
@@ -242,8 +242,8 @@ class Stage:
             task.cancel()
 
     def _kind(self, role: Role, request: ImageRequest) -> Kind:
-        return self._kind_of(role, request.steps, request.resume_step)
+        return self._kind_of(role, request.steps, request.resume_step, request.resume_stride)
 
-    def _kind_of(self, role: Role, steps: int | None, skipped: int = 0) -> Kind:
+    def _kind_of(self, role: Role, steps: int | None, skipped: int = 0, stride: int = 1) -> Kind:
         own = self._heavy_steps
-        return Kind(role) if role is Role.LIGHT else Kind(role, ((steps or own) - skipped) / own)
+        return Kind(role) if role is Role.LIGHT else Kind(role, ((steps or own) - skipped) / stride / own)

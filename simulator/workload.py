@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from cache.encoder import family_encoder
-from cache.selector import load_selector
+from cache.selector import By, load_selector
 from cache.worth import load_worth
 from controller.setting import QualityCurve, Setting
 from simulator.arrivals import Arrivals, laid_anew, trace_arrivals
@@ -99,6 +99,10 @@ def service_workload(
             "on a scale where more is better; `weir calibrate` adds both"
         )
     selector, worth = load_selector(service.cache.selector), load_worth(service.cache.selector)
+    if selector.by is not By.SIMILARITY:
+        raise ConfigError(
+            f"{service.cache.selector}: goes by pictures, and the twin draws none; name a cache profile by similarity"
+        )
     if selector.steps != profile.heavy.steps:
         raise ConfigError(
             f"{service.cache.selector}: measured on runs of {selector.steps} steps, and the profile has "

@@ -48,6 +48,9 @@ class ImageRequest:
         deadline: unix time, seconds, by which the answer has to be ready.
         resume_key, resume_step: the stored state to go on from, and the step that it enters (0: from noise). A state
             that is missing or unfit costs speed only: the request then runs from step 0, and the result says so.
+        resume_stride: go on with every so-many-th of the steps that are left; what it leaves out is saved too.
+        accept: the least confidence for which the picture of a resumed run is the answer; above 0 the discriminator
+            judges a heavy image too.
         capture: keep the states that enter the family's capture steps; they are stored under the request's id
             (:func:`weir.states.state_key`).
         cache_partition: whose requests may reuse what is captured, and for which model and settings (``cache/``).
@@ -70,6 +73,8 @@ class ImageRequest:
     guidance: float | None = None
     resume_key: str | None = None
     resume_step: int = 0
+    resume_stride: int = 1
+    accept: float = 0.0
     capture: bool = False
     cache_partition: str = ""
     tenant: str = ""
@@ -93,7 +98,7 @@ class ImageResult:
 
     Attributes:
         image: the encoded picture (PNG), or b"" when ``error`` is set.
-        confidence: the discriminator's confidence in a light image, 0…1; None for a heavy one.
+        confidence: the discriminator's in a light image, 0…1; in a heavy one only where the request accepts not all.
         queue_s, compute_s: seconds in the worker's queue, and from its first step to the finished picture.
         error: None, or (code, message) when this one request failed; the rest of its batch is untouched.
         emulated: no model ran; the latency was slept and the picture is a placeholder.
@@ -102,10 +107,11 @@ class ImageResult:
         steps: denoising steps that ran; those before ``resumed_at`` did not.
         batch_size: images that shared the denoiser's calls with it, itself included; the mean over its steps, rounded.
         left_together: images that were finished at the same step of the same replica, itself included.
-        resumed_at: the first step that ran; above 0 after a resume or a warm start.
+        resumed_at: the first step that ran, of a whole run; above 0 after a resume or a warm start.
         captured: the steps whose entering states are now in the store.
         latent: the finished latent, if the request asked to keep it (:meth:`weir.states.State.to_bytes`).
         fetch_s: seconds that the worker waited for the state to resume from; None: it asked for none.
+        seen: what the discriminator saw in the picture, for later prompts, beside states that were captured.
     """
 
     id: str
@@ -125,6 +131,7 @@ class ImageResult:
     captured: tuple[int, ...] = ()
     latent: bytes | None = None
     fetch_s: float | None = None
+    seen: bytes | None = None
 
     def to_dict(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in self.__slots__}

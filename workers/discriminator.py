@@ -6,11 +6,13 @@ objects in the cells of the image, reads from the prompt (by the family's CLIP) 
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
@@ -62,6 +64,19 @@ class Sight(NamedTuple):
     kinds: tuple[torch.Tensor, ...]
     ground: torch.Tensor
     numbers: torch.Tensor
+
+    def packed(self) -> torch.Tensor:
+        """One row for each image, [B, F]."""
+        return torch.cat([x.flatten(1) for x in (self.present, self.offset, *self.kinds, self.ground, self.numbers)], 1)
+
+    @classmethod
+    def unpacked(cls, rows: torch.Tensor, cells: int, kinds: Sequence[int], grounds: int) -> Sight:
+        """What :meth:`packed` wrote."""
+        present, offset, *seen, ground, numbers = rows.split(
+            [cells, 2 * cells, *(cells * n for n in kinds), grounds, _NUMBERS], 1
+        )
+        shaped = tuple(x.unflatten(1, (cells, n)) for x, n in zip(seen, kinds, strict=True))
+        return cls(present, offset.unflatten(1, (cells, 2)), shaped, ground, numbers)
 
 
 class Wish(NamedTuple):
@@ -240,6 +255,12 @@ class Discriminator:
         self.text_model = clip.text_model.eval().to(device)
         self.tokenizer = tokenizer
         self.device = device
+        digest = hashlib.blake2b(digest_size=6)
+        for name, tensor in sorted(net.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().view(-1).numpy().data)
+        #: Of the weights: what one version has seen, no other can read.
+        self.version = digest.hexdigest()
 
     @classmethod
     def load(cls, folder: Path | str, device: str = "cpu") -> Discriminator:
@@ -289,6 +310,22 @@ class Discriminator:
         end = (batch.input_ids == self.tokenizer.eos_token_id).int().argmax(-1)  # it is the padding too: the first
         rows = torch.arange(len(prompts), device=self.device)
         return torch.cat([out.hidden_states[-2][rows, end], out.last_hidden_state[rows, end]], -1)
+
+    @torch.no_grad()
+    def see(self, images: torch.Tensor) -> torch.Tensor:
+        """All that a verdict on these images [B, 3, H, W] needs of them, whatever the prompt: float16 [B, F]."""
+        return self.net.look(images.to(self.device, torch.float32)).packed().half().cpu()
+
+    @torch.no_grad()
+    def weigh(self, seen: np.ndarray, prompt: str) -> np.ndarray:
+        """Confidence 0…1, float32 [N], that each of the images of which it was :meth:`see`n this, [N, F], is good
+        enough for the prompt."""
+        net = self.net
+        rows = torch.from_numpy(seen).to(self.device, torch.float32)
+        rest = net.grounds + _NUMBERS
+        sight = Sight.unpacked(rows, (rows.shape[1] - rest) // (3 + sum(net.kinds)), net.kinds, net.grounds)
+        wish = net.wish(self.read([prompt]).expand(len(rows), -1))
+        return net.compare(sight, wish).verdict.sigmoid().cpu().numpy()
 
     @torch.no_grad()
     def confidence(self, images: torch.Tensor, prompts: list[str]) -> list[float]:

@@ -71,7 +71,7 @@ class EmulatedEngine:
             return
         given, expected = (
             (start.model, start.step, start.steps),
-            (name, order.request.resume_step, order.recipe.steps),
+            (name, order.request.resume_step, order.recipe.steps * order.stride),
         )
         if given != expected:
             raise StateRefused(f"the latent's model, step and number of steps are {given}; this run needs {expected}")
@@ -113,12 +113,12 @@ class EmulatedEngine:
 
     def _drawn(self, order: Order) -> Drawn:
         recipe, request = order.recipe, order.request
-        keeps = capture_steps(recipe.steps) if request.capture else ()
+        keeps = capture_steps(recipe.steps) if request.capture and order.stride == 1 else ()
         return Drawn(
             self._images[recipe.role],
-            self.confidence(request) if recipe.role is Role.LIGHT else None,
+            self.confidence(request) if recipe.role is Role.LIGHT or request.accept else None,
             recipe.steps - order.first,
-            first=order.first,
+            first=order.first * order.stride,
             states=tuple(self._state(order, k) for k in keeps if k > order.first),
             latent=self._state(order, recipe.steps) if request.keep_latent else None,
         )

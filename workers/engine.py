@@ -41,10 +41,15 @@ class Order:
 
     @property
     def first(self) -> int:
-        """The first step that runs."""
+        """The first step that runs, of the recipe's."""
         if self.start is None:
             return 0
-        return self.request.warm_start_step if self.warm else self.start.step
+        return self.request.warm_start_step if self.warm else self.start.step // self.stride
+
+    @property
+    def stride(self) -> int:
+        """Steps of a whole run that one of the recipe's stands for."""
+        return 1 if self.start is None or self.warm else self.request.resume_stride
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,12 +58,13 @@ class Drawn:
 
     Attributes:
         image: PNG, or b"" when ``error`` is set.
-        confidence: the discriminator's, 0…1; None for a heavy image or a family without a discriminator.
+        confidence: the discriminator's, 0…1; None for a heavy image that nobody doubts, and without a discriminator.
         steps: denoising steps that ran.
         error: None, or (code, message).
-        first: the first step that ran.
+        first: the first step that ran, of a whole run.
         states: what was captured on the way, if the request asked for it.
         latent: the finished latent, if the request asked to keep it.
+        seen: what the discriminator saw in a picture whose states were captured, float16 (``Discriminator.see``).
     """
 
     image: bytes
@@ -68,6 +74,7 @@ class Drawn:
     first: int = 0
     states: tuple[State, ...] = ()
     latent: State | None = None
+    seen: bytes | None = None
 
 
 def failed(error: BaseException) -> Drawn:
@@ -172,6 +179,12 @@ def recipe(family: FamilyConfig, role: Role, request: ImageRequest) -> Recipe:
         raise InvalidRequest(f"steps is {steps}; it must lie in 1…{MAX_STEPS}", param="num_inference_steps")
     if not 0 <= guidance <= MAX_GUIDANCE:  # also refuses NaN
         raise InvalidRequest(f"guidance is {guidance}; it must lie in 0…{MAX_GUIDANCE:g}", param="guidance_scale")
+    stride = request.resume_stride
+    if role is Role.HEAVY and (stride < 1 or steps % stride or request.resume_step % stride):
+        raise InvalidRequest(
+            f"resume_stride is {stride}; it must divide resume_step and the {steps} steps",
+            param="resume_stride",
+        )
     for name in ("resume_step", "warm_start_step"):
         step = getattr(request, name)
         if role is Role.HEAVY and not 0 <= step < steps:
@@ -195,7 +208,7 @@ def order_for(family: FamilyConfig, role: Role, request: ImageRequest, state: St
     if role is Role.LIGHT:
         return Order(made, request)
     if state is not None:
-        return Order(made, request, state)
+        return Order(made._replace(steps=made.steps // request.resume_stride), request, state)
     if request.warm_start is not None and request.warm_start_step:
         return Order(made, request, State.from_bytes(request.warm_start), warm=True)
     return Order(made, request)

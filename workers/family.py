@@ -18,7 +18,7 @@ from weir.states import State, capture_steps
 from workers.denoiser import Denoiser, InTheMaking
 from workers.device import device_of, dtype_of, keep_freed_memory, probe, within_memory
 from workers.engine import Drawn, Order, OutOfMemory, order_for, run_to_end
-from workers.pictures import NOT_FINITE, Confidence, Pictures
+from workers.pictures import NOT_FINITE, Confidence, Judged, Pictures
 from workers.samplers import Schedule
 from workers.texts import Text, Texts
 from workers.weights import Pipeline, is_sdxl, load_pipelines
@@ -113,9 +113,11 @@ class Family:
             wanted["step"] = (start.step, start.steps)
         else:
             wanted["step"] = (start.step, order.request.resume_step)
-            wanted["number of steps"] = (start.steps, recipe.steps)
+            wanted["number of steps"] = (start.steps, recipe.steps * order.stride)
             wanted["sampler"] = (start.sampler, self.samplers[recipe.role].id)
             wanted["model"] = (start.model, self.models[recipe.role])
+            if order.stride > 1 and start.steps == recipe.steps * order.stride:
+                wanted["noise level"] = (self._level(order, start.steps, start.step), self._level(order))
         for what, (given, expected) in wanted.items():
             if given != expected:
                 raise StateRefused(f"the latent's {what} is {given}; this run needs {expected}")
@@ -134,7 +136,8 @@ class Family:
                 self.check(order)
                 role, request = order.recipe.role, order.request
                 schedule = self.samplers[role].schedule(order.recipe.steps)
-                keeps = {*(capture_steps(len(schedule)) if request.capture else ())}
+                # the states of a run that leaves steps out are not those that others look for
+                keeps = {*(capture_steps(len(schedule)) if request.capture and order.stride == 1 else ())}
                 keeps |= {len(schedule)} if request.keep_latent else set()
                 latent = self._latent(order, schedule)
                 begun.append(InTheMaking(order, schedule, order.first, latent, prompt, negative, frozenset(keeps)))
@@ -152,6 +155,12 @@ class Family:
             return noise * schedule.initial
         finished = torch.from_numpy(order.start.latent).to(self.device, torch.float32)
         return finished * schedule.signal[order.first] + noise * schedule.noise[order.first]
+
+    def _level(self, order: Order, steps: int | None = None, step: int | None = None) -> tuple[float, float]:
+        """Shares of signal and of noise in the latent that enters a step; of the order's own first one, if not said."""
+        schedule = self.samplers[order.recipe.role].schedule(order.recipe.steps if steps is None else steps)
+        at = order.first if step is None else step
+        return round(float(schedule.signal[at]), 6), round(float(schedule.noise[at]), 6)
 
     def _shape(self, order: Order) -> tuple[int, int, int]:
         """Of one latent."""
@@ -194,17 +203,18 @@ class Family:
     def finish(self, samples: Sequence[InTheMaking]) -> list[Future[Drawn]]:
         return self._pictures.finish(samples)
 
-    def _drawn(self, sample: InTheMaking, image: bytes, confidence: float | None) -> Drawn:
+    def _drawn(self, sample: InTheMaking, image: bytes, judged: Judged) -> Drawn:
         order, role = sample.order, sample.order.recipe.role
         steps = order.recipe.steps
         kept = [State(x.numpy(), k, steps, self.samplers[role].id, self.models[role]) for k, x in sample.kept]
         return Drawn(
             image,
-            confidence,
+            judged.confidence,
             steps - order.first,
-            first=order.first,
+            first=order.first * order.stride,
             states=tuple(state for state in kept if state.step < steps),
             latent=next((state for state in kept if state.step == steps), None),
+            seen=judged.seen,
         )
 
     def preview(self, sample: InTheMaking) -> bytes | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from weir.config import FamilyConfig
@@ -21,8 +21,8 @@ class Cache(Protocol):
         """The request for the heavy variant, and the state that it resumes from."""
         ...
 
-    def finished(self, request: ImageRequest, run: Drawn | None) -> None:
-        """Follows every :meth:`find`, with the heavy run if there was one."""
+    def finished(self, request: ImageRequest, run: Drawn | None, sought: bool) -> None:
+        """Follows every :meth:`find`, with the last heavy run if there was one; ``sought``: it should have resumed."""
         ...
 
 
@@ -102,7 +102,7 @@ def generate(
 
         engine = Family.load(family, threads=threads)
     cached = cache if role is not Role.LIGHT else None
-    state, run = None, None
+    state, run, doubted = None, None, None
     if cached is not None:
         request, state = cached.find(request)
     try:
@@ -112,19 +112,25 @@ def generate(
         while True:
             started = time.monotonic()
             [drawn] = engine.generate(drawing, [request], [state] if drawing is Role.HEAVY else [])
-            seconds[drawing] = time.monotonic() - started
+            seconds[drawing] += time.monotonic() - started
             if drawn.error is not None:
                 raise GenerationFailed(drawn.error[1])
             if drawing is Role.LIGHT:
                 confidence = drawn.confidence
             else:
                 run = drawn
+                if state is not None and drawn.first and (drawn.confidence or 0.0) < request.accept:
+                    doubted, state = drawn, None
+                    request = replace(request, resume_key=None, resume_step=0, resume_stride=1)
+                    continue
+                if doubted is not None and (doubted.confidence or 0.0) > (drawn.confidence or 0.0):
+                    drawn = doubted
             if role is not None or drawing is Role.HEAVY or not plan.defers(confidence):
                 break
             drawing = Role.HEAVY
     finally:
         if cached is not None:
-            cached.finished(request, run)
+            cached.finished(request, run, doubted is None)
     variant = family.light if drawing is Role.LIGHT else family.heavy
     return Generated(
         image=drawn.image,

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from PIL import Image
@@ -33,22 +33,37 @@ class Confidence(Protocol):
     def confidence(self, images: torch.Tensor, prompts: list[str]) -> list[float]: ...
 
 
+@runtime_checkable
+class Seeing(Protocol):
+    """A discriminator that can look now and judge later, under another prompt; float16 [B, F] of images."""
+
+    def see(self, images: torch.Tensor) -> torch.Tensor: ...
+
+
+class Judged(NamedTuple):
+    """Of one picture: the discriminator's confidence, and what it has seen for later prompts; None where not asked."""
+
+    confidence: float | None = None
+    seen: bytes | None = None
+
+
 class Pictures:
     """Decodes, judges and encodes the samples whose steps have all run.
 
     Args:
-        discriminator: judges light images; None where the family brings none.
+        discriminator: judges light images, and looks at heavy ones whose states are kept; None where the family brings
+            none.
         aside: decode in a thread (on CUDA also a stream) of its own; None does so on CUDA. On the CPU the decoder
             would compete with the next step for the same core.
         side: of the largest images, in pixels.
-        drawn: what a finished sample's answer is made of: its picture, and the confidence.
+        drawn: what a finished sample's answer is made of: its picture, and the discriminator's word.
     """
 
     def __init__(
         self,
         pipelines: Mapping[Role, Pipeline],
         discriminator: Confidence | None,
-        drawn: Callable[[InTheMaking, bytes, float | None], Drawn],
+        drawn: Callable[[InTheMaking, bytes, Judged], Drawn],
         *,
         side: int,
         aside: bool | None = None,
@@ -92,7 +107,7 @@ class Pictures:
         """A batch that fails is halved until it fits, or the one image that breaks it is alone."""
         try:
             what = f"decoding {len(samples)} images at {samples[0].order.recipe.width} px"
-            images, confidences = within_memory(self._device, lambda: self._decode(samples), what, lambda: None)
+            images, judged = within_memory(self._device, lambda: self._decode(samples), what, lambda: None)
         except Exception as error:
             log.warning("%d images could not be decoded: %s: %s", len(samples), type(error).__name__, error)
             if len(samples) == 1:
@@ -100,24 +115,31 @@ class Pictures:
         else:
             pixels = to_pixels(images)
             finite = images.isfinite().flatten(1).all(1).tolist()
-            rows = zip(samples, pixels, confidences, finite, strict=True)
+            rows = zip(samples, pixels, judged, finite, strict=True)
             return [self._encoders.submit(self._picture, *row) for row in rows]
         middle = (len(samples) + 1) // 2
         return [*self._finish(samples[:middle]), *self._finish(samples[middle:])]
 
-    def _decode(self, samples: Sequence[InTheMaking]) -> tuple[torch.Tensor, list[float] | list[None]]:
+    def _decode(self, samples: Sequence[InTheMaking]) -> tuple[torch.Tensor, list[Judged]]:
         role = samples[0].order.recipe.role
         latents = torch.stack([s.latent for s in samples])
         images = decode(self._vaes[role], latents)
         self.previews.learn(latents, images)
-        if role is Role.LIGHT and self.discriminator is not None:
-            prompts = [s.order.request.prompt for s in samples]
-            return images, self.discriminator.confidence(images.nan_to_num(), prompts)
-        return images, [None] * len(samples)
+        requests, looked = [s.order.request for s in samples], images.nan_to_num()
+        confidences: Sequence[float | None] = [None] * len(samples)
+        seen: Sequence[bytes | None] = [None] * len(samples)
+        if self.discriminator is not None and (role is Role.LIGHT or any(r.accept for r in requests)):
+            confidences = self.discriminator.confidence(looked, [r.prompt for r in requests])
+        if isinstance(self.discriminator, Seeing) and role is Role.HEAVY and any(r.capture for r in requests):
+            seen = [row.tobytes() for row in self.discriminator.see(looked).numpy()]
+        return images, [
+            Judged(c if role is Role.LIGHT or r.accept else None, s if r.capture else None)
+            for r, c, s in zip(requests, confidences, seen, strict=True)
+        ]
 
-    def _picture(self, sample: InTheMaking, pixels: Any, confidence: float | None, finite: bool) -> Drawn:
+    def _picture(self, sample: InTheMaking, pixels: Any, judged: Judged, finite: bool) -> Drawn:
         """Needs no device any more."""
-        return self._drawn(sample, to_png(pixels), confidence) if finite else failed(NotFinite(NOT_FINITE))
+        return self._drawn(sample, to_png(pixels), judged) if finite else failed(NotFinite(NOT_FINITE))
 
 
 def decode(vae: Any, latents: torch.Tensor) -> torch.Tensor:

@@ -238,6 +238,7 @@ class Worker:
             captured=captured,
             latent=None if drawn.latent is None else drawn.latent.to_bytes(),
             fetch_s=fetch_s,
+            seen=drawn.seen if captured else None,
         )
 
     def _doubt(self, drawn: Drawn) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import redis
 
-from cache.approximate import ApproximateCache
+from cache.approximate import ApproximateCache, Judge
 from cache.backend import StoreFailed
 from cache.breaker import Breaker
 from cache.encoder import WordEncoder
@@ -22,7 +22,7 @@ from cache.ledger import Ledger, Rules
 from cache.partition import Partitions, Settings
 from cache.redis_backend import RedisBackend
 from cache.redis_server import RedisServer
-from cache.selector import PUBLISHED
+from cache.selector import PUBLISHED, By, Selector
 from cache.store import PREFIX, SealedStore, state_key
 from tests.cache.conftest import PARTITION, SECRET, request, state
 from weir.config import load_family
@@ -184,12 +184,15 @@ def test_the_breaker_lets_one_probe_through_at_a_time() -> None:
 class Setup:
     """A cache over a store, and what a heavy run and its worker do to both."""
 
-    def __init__(self, store: SealedStore, budget: int = 10**9):
+    def __init__(self, store: SealedStore, budget: int = 10**9, judge: Judge | None = None):
         family = load_family("deploy/families/weir-tiny.yaml")
         self.store = store
         encoder = WordEncoder(256)
-        ledger = Ledger(Rules(PUBLISHED["nirvana"]), Weir(), budget, lambda: VectorIndex(256))
-        self.cache = ApproximateCache(encoder, Partitions(family, encoder.version), ledger, store, steps=50)
+        selector = PUBLISHED["nirvana"] if judge is None else Selector(((0.5, 25),), by=By.CONFIDENCE)
+        ledger = Ledger(Rules(selector), Weir(), budget, lambda: VectorIndex(256))
+        self.cache = ApproximateCache(
+            encoder, Partitions(family, encoder.version), ledger, store, steps=50, judge=judge
+        )
 
     def serve(self, name: str, prompt: str, tenant: str = "acme", seed: int = 0) -> int:
         """Looks up, draws and finishes as the request path does; the step that the run began at."""
@@ -204,7 +207,7 @@ class Setup:
                 captured = tuple(s.step for s in wanted)
             except StoreFailed:
                 pass
-        self.cache.finish(name, first, captured)
+        self.cache.finish(name, first, captured, seen=np.float16([len(prompt)]).tobytes())
         return first
 
 
@@ -215,6 +218,36 @@ def test_a_repeated_prompt_resumes_and_a_restart_remembers_it(store: SealedStore
     after = Setup(store)
     assert after.cache.rebuild() == 1
     assert after.serve("3", "a red circle left of a blue star") == 25
+
+
+class Lengths:
+    """Likes pictures of prompts of the same length."""
+
+    def __init__(self, version: str = "1"):
+        self.version = version
+
+    def weigh(self, seen: np.ndarray, prompt: str) -> np.ndarray:
+        return np.where(seen[:, 0] == len(prompt), 0.9, 0.1)
+
+
+def test_a_judged_picture_serves_any_prompt_that_it_fits_and_a_restart_remembers_what_was_seen(
+    store: SealedStore,
+) -> None:
+    before = Setup(store, judge=Lengths())
+    assert before.serve("1", "a red circle") == 0
+    assert before.serve("2", "a red circle on a sky background") == 0
+    assert before.serve("3", "a blue cross", seed=1) == 25
+    after = Setup(store, judge=Lengths())
+    after.cache.rebuild()
+    assert after.serve("4", "a red square") == 25
+
+
+def test_what_another_discriminator_saw_is_not_read(store: SealedStore) -> None:
+    before = Setup(store, judge=Lengths())
+    before.serve("1", "a red circle")
+    after = Setup(store, judge=Lengths("2"))
+    assert after.cache.rebuild() == 1
+    assert after.serve("2", "a red circle") == 0
 
 
 def test_tenants_never_meet(store: SealedStore) -> None:

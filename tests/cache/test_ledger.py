@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from cache.eviction import POLICIES
 from cache.index import VectorIndex
 from cache.ledger import Insert, Ledger, Match, Rules
-from cache.selector import PUBLISHED
+from cache.selector import PUBLISHED, By, Selector
 
 KS = (5, 10, 15, 20, 25)
 RULES = Rules(PUBLISHED["nirvana"])
@@ -45,6 +45,27 @@ def test_a_hole_is_filled_by_another_neighbour_where_that_saves_more() -> None:
     assert book.find("p", query).match == Match("far", pytest.approx(0.99, abs=1e-4), 25, 20)
     book.drop("far", 20)
     assert book.find("p", query).k == 5
+
+
+def test_by_confidence_the_best_judged_neighbour_serves_however_near_the_others_are() -> None:
+    book = ledger(rules=Rules(Selector(((0.8, 25), (0.5, 20)), by=By.CONFIDENCE), candidates=3))
+    for name, cosine, confidence in (("near", 0.99, 0.1), ("fits", 0.5, 0.9), ("fair", 0.6, 0.85), ("far", -1, 1.0)):
+        book.insert("p", name, at(cosine), dict.fromkeys(KS, 1), np.array([confidence], np.float16))
+    weigh = lambda seen: seen[:, 0].astype(float)  # noqa: E731
+    query = np.array([1, 0], np.float32)
+    found = book.find("p", query, weigh=weigh)
+    assert found.match == Match("fits", pytest.approx(0.5, abs=1e-4), 25, 25)
+    assert found.similarity == pytest.approx(0.99, abs=1e-4)
+    book.drop("fits", 25)
+    book.drop("fair", 25)
+    assert book.find("p", query, weigh=weigh).match == Match("fits", pytest.approx(0.5, abs=1e-4), 25, 20)
+    assert book.find("p", query).match is None, "nobody judges"
+
+
+def test_a_picture_that_nobody_looked_at_serves_nobody_by_confidence() -> None:
+    book = ledger(rules=Rules(Selector(((0.5, 25),), by=By.CONFIDENCE)))
+    book.insert("p", "a", at(1), dict.fromkeys(KS, 1))
+    assert book.find("p", at(1), weigh=lambda seen: np.ones(len(seen))).match is None
 
 
 def test_an_entry_leaves_the_index_with_its_last_state() -> None:

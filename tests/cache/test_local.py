@@ -30,6 +30,7 @@ CONFIG = CacheConfig(mode="read-write", encoder="words")
 class Run:
     first: int
     states: tuple[State, ...]
+    seen: bytes | None = None
 
 
 def asked(name: str, prompt: str = "a red circle") -> ImageRequest:

@@ -1,12 +1,13 @@
 """Thresholds come from measured pairs: the lowest similarity from which enough quality is kept."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from cache.profiling import Measured, choose_pairs, measure, thresholds, write_profile
-from cache.selector import load_selector
+from cache.profiling import Measured, Runs, choose_pairs, measure, measure_judged, thresholds, write_profile
+from cache.selector import By, load_selector
 from weir.errors import ConfigError
 
 KS = (5, 25)
@@ -64,7 +65,8 @@ def test_every_pair_is_drawn_whole_and_resumed_at_every_k_from_the_cached_prompt
 
     def draw(prompts, seeds, states):
         seen.append((list(prompts), list(seeds), list(states)))
-        return np.ones(len(prompts)), [{k: (p, k) for k in KS} for p in prompts]
+        passed = [{k: (p, k) for k in KS} for p in prompts]
+        return Runs(np.ones(len(prompts)), passed, [None] * len(prompts), np.zeros(len(prompts)))
 
     prompts = [str(i) for i in range(10)]
     found = measure(prompts, np.eye(10), KS, draw, count=10, batch=4)
@@ -74,6 +76,48 @@ def test_every_pair_is_drawn_whole_and_resumed_at_every_k_from_the_cached_prompt
     assert at_5[0] == asked[0]
     assert at_5[1] == asked[1] != cached[1]
     assert at_5[2] == [(p, 5) for p in cached[0]]
+
+
+def judged(confidence: float, accept: float = 0.9) -> tuple[Measured, list]:
+    """Three prompts are cached; the query lies nearest to the first, and the pictures of the second and third fit it
+    better, of which only the second is near enough to be looked at. The resumed picture has a quality of 0.7 and this
+    confidence, the whole run's 0.8 and a confidence of 0.5."""
+    vectors = np.array([[1, 0], [0.8, 0.6], [0, 1], [1, 0]], float)
+    resumed: list = []
+
+    def draw(prompts, seeds, states):
+        resumed.extend(s for s in states if s is not None)
+        mine = np.array([s is not None for s in states])
+        seen = [np.array([seed], np.float16) for seed in seeds]
+        states = [{k: (s, k) for k in KS} for s in seeds]
+        return Runs(np.where(mine, 0.7, 0.8), states, seen, np.where(mine, confidence, 0.5))
+
+    def weigh(seen, prompt):
+        assert prompt == "query"
+        return np.array([0.1, 0.7, 0.9])[seen[:, 0].astype(int)]
+
+    sizes = {"count": 1, "candidates": 2, "steps": 50, "stride": 5, "accept": accept}
+    return measure_judged(["a", "b", "c", "query"], vectors, 25, draw, weigh, **sizes), resumed
+
+
+def test_by_confidence_the_best_judged_of_the_neighbours_is_resumed() -> None:
+    found, resumed = judged(0.95)
+    assert resumed == [(1, 25)]
+    assert found.similarity == pytest.approx([0.7])
+
+
+@pytest.mark.parametrize(("confidence", "quality", "ran"), [(0.95, 0.7, 5), (0.4, 0.8, 55), (0.6, 0.7, 55)])
+def test_a_doubted_picture_costs_both_runs_and_gives_the_better_judged(confidence, quality, ran) -> None:
+    found, _ = judged(confidence)
+    assert (found.resumed[25], found.ran[25]) == (pytest.approx([quality]), [ran])
+
+
+def test_a_hit_has_to_save_steps_too() -> None:
+    found = pairs()
+    ran = {k: np.where(found.similarity > 0.7, 5, 55) for k in KS}
+    (_, more), (least, less) = thresholds(replace(found, ran=ran, by=By.CONFIDENCE), 0.95, 50, stride=5).levels
+    assert (more, less) == (25, 5)
+    assert least == pytest.approx(0.7, abs=0.03), "0.5 by quality alone"
 
 
 def test_a_profile_is_what_the_selector_reads(tmp_path) -> None:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cache.selector import PUBLISHED, Selector, load_selector, usable
+from cache.selector import PUBLISHED, By, Selector, load_selector, usable
 from weir.errors import ConfigError
 
 NIRVANA = PUBLISHED["nirvana"]
@@ -49,6 +49,25 @@ def test_a_profile_file_is_read_back(tmp_path) -> None:
     assert load_selector(path) == NIRVANA
 
 
+JUDGED = Selector(((0.6, 25), (0.5, 20)), by=By.CONFIDENCE, stride=5)
+
+
+def test_a_run_that_leaves_steps_out_takes_fewer_than_are_left() -> None:
+    assert (NIRVANA.left(20), JUDGED.left(20), JUDGED.left(25), JUDGED.left(0)) == (30, 6, 5, 50)
+
+
+def test_a_profile_by_confidence_is_read_back_as_one(tmp_path) -> None:
+    path = tmp_path / "profile.json"
+    path.write_text(json.dumps({"selector": JUDGED.to_dict()}))
+    assert load_selector(path) == JUDGED
+
+
+def test_only_runs_of_the_measured_length_leave_steps_out() -> None:
+    assert JUDGED.for_steps(50).stride == 5
+    scaled = JUDGED.for_steps(20)
+    assert (scaled.levels, scaled.by, scaled.stride) == (((0.6, 10), (0.5, 8)), By.CONFIDENCE, 1)
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [
@@ -57,6 +76,8 @@ def test_a_profile_file_is_read_back(tmp_path) -> None:
         ('{"selector": {"steps": 50, "levels": [[0.9, 5], [0.8, 10]]}}', "must both fall"),
         ('{"selector": {"steps": 50, "levels": [[0.9, 60]]}}', "1…50"),
         ('{"selector": {"steps": 50, "levels": [["high", 5]]}}', "not a cache profile"),
+        ('{"selector": {"steps": 50, "levels": [[0.9, 5]], "by": "chance"}}', "not a cache profile"),
+        ('{"selector": {"steps": 50, "levels": [[0.9, 5]], "stride": 3}}', "must divide"),
     ],
 )
 def test_a_wrong_profile_is_named_with_its_mistake(tmp_path, text: str, says: str) -> None:

@@ -12,10 +12,10 @@ import pytest
 
 from load_balancer.balancer import Balancer
 from load_balancer.callers import Caller
-from load_balancer.cascade import after_lookup
+from load_balancer.cascade import after_lookup, is_drawn_anew
 from load_balancer.order import Order
 from load_balancer.reuse import NOTHING, Reuse, ServeCache
-from weir.core import ImageRequest, Path, Plan, Role, Rules
+from weir.core import ImageRequest, ImageResult, Path, Plan, Role, Rules
 
 ORDER = Order("a red circle", 64, 64)
 HIT = Reuse("acme|…", 0.97, "entry-1", "weir:1:acme|…:entry-1:25", 25, capture=False)
@@ -32,8 +32,8 @@ class FakeCache:
         self.asked.append((request.prompt, tenant))
         return self.gives
 
-    def finished(self, request: ImageRequest, resumed_at: int, captured: tuple[int, ...], sought: bool) -> None:
-        self.told.append((resumed_at, captured, sought))
+    def finished(self, request: ImageRequest, drawn: ImageResult | None, sought: bool) -> None:
+        self.told.append((0, (), False) if drawn is None else (drawn.resumed_at, drawn.captured, sought))
 
 
 @pytest.fixture
@@ -82,6 +82,71 @@ async def test_a_hit_goes_straight_to_the_heavy_variant_from_its_state(running, 
     assert cache.told == [(25, (), True)]
     assert balancer.counters()["reused"] == {"0.5": 1}
     assert balancer.counters()["fetches"] == [0.004]
+
+
+async def test_a_hit_that_leaves_steps_out_counts_all_that_do_not_run(running, pool):
+    cache = FakeCache(replace(HIT, stride=5))
+    async with running(cache) as balancer:
+        (image,) = await balancer.draw(ORDER)
+    [(_, _, request)] = pool.calls
+    assert (request["resume_step"], request["resume_stride"]) == (25, 5)
+    assert (image.path, cache.told) == (Path.CACHE, [(25, (), True)])
+    assert balancer.counters()["reused"] == {"0.9": 1}
+
+
+@pytest.mark.parametrize(
+    ("confidences", "path"), [((0.4, 0.8), Path.HEAVY), ((0.4, 0.3), Path.CACHE), ((0.9, 0.0), Path.CACHE)]
+)
+async def test_a_resumed_image_that_is_doubted_is_drawn_anew_and_the_better_judged_is_the_answer(
+    running, pool, confidences, path
+):
+    draw, judged = pool.generate, iter(confidences)
+
+    async def generate(replica: str, role: Role, request: dict[str, Any]) -> dict[str, Any]:
+        return await draw(replica, role, request) | {"confidence": next(judged)}
+
+    pool.generate = generate
+    cache = FakeCache(replace(HIT, stride=5, accept=0.9, capture=True))
+    async with running(cache) as balancer:
+        (image,) = await balancer.draw(ORDER)
+    assert (image.path, image.confidence) == (path, max(confidences))
+    asked = [(request["resume_step"], request["resume_stride"], request["accept"]) for _, _, request in pool.calls]
+    if confidences[0] >= 0.9:
+        assert asked == [(25, 5, 0.9)]
+        assert [told[0] for told in cache.told] == [25]
+        assert balancer.counters()["reused"] == {"0.9": 1}
+    else:
+        assert asked == [(25, 5, 0.9), (0, 1, 0.9)]
+        assert cache.told == [(0, (5, 25), False)], "what the run from noise passed is kept"
+        assert balancer.counters()["reused"] == {}
+
+
+async def test_a_doubted_image_is_the_answer_where_a_second_one_would_fail(running, pool):
+    draw = pool.generate
+
+    async def generate(replica: str, role: Role, request: dict[str, Any]) -> dict[str, Any]:
+        answer = await draw(replica, role, request)
+        error = None if request["resume_step"] else ("generation_failed", "broken")
+        return answer | {"confidence": 0.4, "error": error}
+
+    pool.generate = generate
+    async with running(FakeCache(replace(HIT, accept=0.9))) as balancer:
+        (image,) = await balancer.draw(ORDER)
+    assert (image.path, image.result.resumed_at) == (Path.CACHE, 25)
+
+
+@pytest.mark.parametrize(
+    ("accept", "confidence", "finish_at", "anew"),
+    [
+        (0.9, 0.8, 5.0, True),
+        (0.9, 0.9, 5.0, False),
+        (0.9, 0.8, 9.0, False),
+        (0.9, 0.8, None, False),
+        (0, 0, 5.0, False),
+    ],
+)
+def test_only_what_is_doubted_and_in_time_is_drawn_anew(accept, confidence, finish_at, anew):
+    assert is_drawn_anew(accept, confidence, heavy_finish_at=finish_at, latest=8.0) is anew
 
 
 async def test_a_miss_goes_through_the_cascade_and_its_heavy_run_is_captured(running, pool):
@@ -250,7 +315,7 @@ async def test_a_cache_that_keeps_failing_is_left_alone_for_a_while(monkeypatch)
         assert await cache.find(REQUEST, "acme") == NOTHING
     assert len(handle.calls) == 5
     assert cache.failures == {"RuntimeError": 5, "resting": 3}
-    cache.finished(REQUEST, 0, (), False)
+    cache.finished(REQUEST, None, True)
     await asyncio.sleep(0.01)
     assert cache.failures["tell"] == 1
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -60,15 +61,17 @@ def test_a_threshold_out_of_range_is_refused(embedded: FamilyConfig) -> None:
 class Remembers:
     """A cache that finds the last run, whatever the prompt."""
 
-    def __init__(self) -> None:
+    def __init__(self, accept: float = 0.0) -> None:
+        self.accept = accept
         self.last: State | None = None
         self.told: list[int | None] = []
 
     def find(self, request: ImageRequest) -> tuple[ImageRequest, State | None]:
         step = 0 if self.last is None else self.last.step
-        return replace(request, resume_key="-", resume_step=step, capture=self.last is None), self.last
+        resumed = replace(request, resume_key="-", resume_step=step, capture=self.last is None, accept=self.accept)
+        return resumed, self.last
 
-    def finished(self, request: ImageRequest, run: Drawn | None) -> None:
+    def finished(self, request: ImageRequest, run: Drawn | None, sought: bool) -> None:
         self.told.append(None if run is None else run.first)
         if run is not None and run.states:
             self.last = run.states[-1]
@@ -81,6 +84,26 @@ def test_what_the_cache_finds_goes_on_in_the_heavy_variant_at_once(embedded: Fam
     assert (first.path, first.resumed_at, first.light_s > 0) == (Path.HEAVY, 0, True)
     assert (again.path, again.resumed_at, again.light_s) == (Path.CACHE, cache.told[1], 0.0)
     assert cache.told == [0, cache.last.step if cache.last else None]
+
+
+@pytest.mark.parametrize(("resumed", "anew", "path"), [(0.4, 0.8, Path.HEAVY), (0.4, 0.3, Path.CACHE)])
+def test_a_resumed_image_that_is_doubted_is_drawn_anew_and_the_better_judged_is_kept(
+    embedded: FamilyConfig, monkeypatch: pytest.MonkeyPatch, resumed: float, anew: float, path: Path
+) -> None:
+    cache, engine = Remembers(accept=0.9), Family.load(embedded, threads=1)
+    draw(embedded, engine=engine, threshold=1.0, cache=cache)
+    generate, made = engine.generate, []
+
+    def watched(*what: Any) -> list[Drawn]:
+        [drawn] = generate(*what)
+        made.append(replace(drawn, confidence=resumed if drawn.first else anew))
+        return made[-1:]
+
+    monkeypatch.setattr(engine, "generate", watched)
+    again = draw(embedded, engine=engine, cache=cache)
+    assert [drawn.first > 0 for drawn in made] == [True, False]
+    assert (again.path, again.image) == (path, made[resumed < anew].image)
+    assert cache.told == [0, 0], "the cache is told of the run from noise"
 
 
 def test_a_light_image_that_is_kept_is_told_to_the_cache_too(embedded: FamilyConfig) -> None:

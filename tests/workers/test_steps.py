@@ -16,7 +16,7 @@ from tests.workers.samples import image_request
 from tests.workers.tiny_models import SIZE, sd_pipeline, sdxl_pipeline
 from weir.config import FamilyConfig
 from weir.core import ImageRequest, Role
-from weir.errors import StateRefused, WeirError
+from weir.errors import InvalidRequest, StateRefused, WeirError
 from weir.states import State, capture_steps
 from workers.engine import Order, order_for
 from workers.family import Family
@@ -187,6 +187,37 @@ def test_resuming_is_what_diffusers_calls_denoising_start(tiny: Family, states: 
 def test_another_prompt_goes_its_own_way_from_the_same_state(tiny: Family, states: dict[int, State]) -> None:
     same, other = draw(tiny, [ordered(n, state=states[3], resume_step=3, seed=9) for n in ("a", "b")])
     assert not torch.equal(same.latent, other.latent)
+
+
+def test_a_resumed_run_may_leave_steps_out(tiny: Family, states: dict[int, State]) -> None:
+    """It is the end of a shorter run, which enters its steps at the same levels of noise."""
+    [drawn] = draw(tiny, [ordered(state=states[4], resume_step=4, resume_stride=2)])
+    as_shorter = replace(states[4], step=2, steps=STEPS // 2)
+    [shorter] = draw(tiny, [ordered(state=as_shorter, resume_step=2, steps=STEPS // 2)])
+    assert torch.equal(drawn.latent, shorter.latent)
+    [picture] = tiny.generate(Role.HEAVY, [image_request(resume_step=4, resume_stride=2, capture=True)], [states[4]])
+    assert (picture.first, picture.steps, picture.states) == (4, 3, ())
+
+
+def test_a_run_whose_state_is_lost_leaves_no_steps_out(tiny: Family) -> None:
+    [picture] = tiny.generate(Role.HEAVY, [image_request(resume_key="lost", resume_step=4, resume_stride=2)])
+    assert (picture.first, picture.steps) == (0, STEPS)
+
+
+def test_a_schedule_whose_shorter_runs_have_other_levels_takes_no_state_into_them(states: dict[int, State]) -> None:
+    leading = sdxl_pipeline()
+    leading.scheduler.register_to_config(timestep_spacing="leading")
+    other = family(leading)
+    fit = replace(states[4], sampler=other.samplers[Role.HEAVY].id, model=other.models[Role.HEAVY])
+    [refused] = other.begin([ordered(state=fit, resume_step=4, resume_stride=2)])
+    assert isinstance(refused, StateRefused)
+    assert "noise level" in refused.message
+
+
+@pytest.mark.parametrize("stride", [0, 3, 4])
+def test_a_stride_divides_the_run(stride: int) -> None:
+    with pytest.raises(InvalidRequest, match="must divide"):
+        ordered(resume_step=6, resume_stride=stride)
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from cache.selector import By
 from weir.commands.terminal import FAMILY, FamilyOption, JsonOption, answered, console, print_json, progress
 from weir.config import CacheConfig, load_family
 from weir.errors import ConfigError, NotReady
@@ -132,18 +133,29 @@ def profile(
     prompts: Annotated[Path | None, typer.Option(help="Log of prompts, one a line.", show_default="its own")] = None,
     encoder: Annotated[str | None, typer.Option(help="Text model, or words.", show_default="the family's")] = None,
     judge: Annotated[str, typer.Option(help="attributes or clip.")] = "attributes",
+    by: Annotated[By, typer.Option(help="What decides whether a cached run serves a prompt.")] = By.SIMILARITY,
+    cached: Annotated[int, typer.Option(min=1, help="By confidence: prompts that fill the cache first.")] = 240,
+    candidates: Annotated[int, typer.Option(min=1, max=64, help="By confidence: neighbours to choose from.")] = 32,
+    stride: Annotated[int, typer.Option(min=1, help="Resumed runs take every so-many-th step that is left.")] = 1,
+    accept: Annotated[
+        float, typer.Option(min=0, max=1, help="By confidence: draw a resumed picture anew below this.")
+    ] = 0.9,
     seed: Annotated[int, typer.Option(min=0, help="Everything random follows from it.")] = 0,
     threads: Annotated[int, typer.Option(min=1, help="Threads of torch on the CPU.")] = 1,
     as_json: JsonOption = False,
 ) -> None:
-    """Measure how far similarities may be trusted: similarity × K → quality → thresholds.
+    """Measure how far a cached run may be trusted: similarity × K → quality → thresholds.
+
+    With --by confidence it is not the prompts that are compared: the family's discriminator says how well the picture
+    of the cached run fits the new prompt.
 
     Example: weir cache profile --out deploy/profiles/weir-tiny-cache.json
     """
     import numpy as np
 
+    from cache.approximate import Judge
     from cache.encoder import family_encoder
-    from cache.profiling import measure, thresholds, write_profile
+    from cache.profiling import measure, measure_judged, thresholds, write_profile
     from cache.replay import read_log
     from quality.suite import family_suite
     from traces.prompts import prompt_log
@@ -156,20 +168,41 @@ def profile(
         suite = family_suite(config)
         if judge not in suite.judges:
             raise ConfigError(f"--judge is {judge!r}; choose one of {', '.join(suite.judges)}")
-        log = read_log(prompts).prompts if prompts else prompt_log(np.random.default_rng(seed), 20 * count)
+        length = cached + count if by is By.CONFIDENCE else 20 * count
+        log = read_log(prompts).prompts if prompts else prompt_log(np.random.default_rng(seed), length)
         named = family_encoder(config, encoder)
         distinct = list(dict.fromkeys(log))
-        ks = capture_steps(config.heavy.steps)
+        ks = [k for k in capture_steps(config.heavy.steps) if k % stride == 0]
+        if not ks or config.heavy.steps % stride:
+            raise ConfigError(f"--stride is {stride}; it must divide {config.heavy.steps} steps and a captured one")
         with progress() as bar:
             task = bar.add_task("loading", total=None)
             engine = Family.load(config, threads=threads)
-            draw = judged_runs(engine, suite, judge)
+            draw = judged_runs(engine, suite, judge, stride)
 
             def tell(done: int, total: int, what: str) -> None:
                 bar.update(task, completed=done, total=total, description=what)
 
-            found = measure(distinct, named.encode(distinct), ks, draw, count=count, seed=seed, progress=tell)
-        selector = thresholds(found, alpha, config.heavy.steps)
+            if by is By.SIMILARITY:
+                found = measure(distinct, named.encode(distinct), ks, draw, count=count, seed=seed, progress=tell)
+            elif isinstance(engine.discriminator, Judge):
+                log = [*dict.fromkeys(log[:-count]), *log[-count:]]
+                found = measure_judged(
+                    log,
+                    named.encode(log),
+                    ks[-1],
+                    draw,
+                    engine.discriminator.weigh,
+                    count=count,
+                    candidates=candidates,
+                    steps=config.heavy.steps,
+                    stride=stride,
+                    accept=accept,
+                    progress=tell,
+                )
+            else:
+                raise ConfigError(f"--by confidence: family {config.name} brings no discriminator that can judge later")
+        selector = thresholds(found, alpha, config.heavy.steps, stride, accept if by is By.CONFIDENCE else 0.0)
         about = {"family": config.name, "model": engine.models[Role.HEAVY], "encoder": named.version}
         write_profile(out, found, selector, **about, alpha=alpha, judge=judge)
     if as_json:
@@ -177,30 +210,38 @@ def profile(
         return
     for row in found.bins():
         cells = ", ".join(f"K={k}: {ratio:.2f}" for k, ratio in row["ratio"].items())
-        console.print(f"similarity {row['from']:.2f}…{row['to']:.2f} ({row['pairs']}): {cells}", highlight=False)
+        console.print(f"{by.value} {row['from']:.2f}…{row['to']:.2f} ({row['pairs']}): {cells}", highlight=False)
     for similarity, k in selector.levels:
         console.print(f"resume at {k} above {similarity:.3f}", highlight=False)
     console.print(f"written to {out}")
 
 
-def judged_runs(engine: Any, suite: Any, judge: str) -> Any:
+def judged_runs(engine: Any, suite: Any, judge: str, stride: int = 1) -> Any:
     """Whole and resumed heavy runs in this process, judged: what :func:`cache.profiling.measure` draws with."""
     import io
 
+    import numpy as np
     from PIL import Image
 
+    from cache.profiling import Runs
     from weir.core import ImageRequest, Role
 
     side = engine.config.size
 
-    def draw(prompts: Any, seeds: Any, states: Any) -> Any:
-        requests = [
-            ImageRequest(f"run-{i}", p, s, side, side, float("inf"), capture=x is None, resume_step=x.step if x else 0)
-            for i, (p, s, x) in enumerate(zip(prompts, seeds, states, strict=True))
-        ]
+    def asked(name: str, prompt: str, seed: int, state: Any) -> ImageRequest:
+        start = {"capture": True} if state is None else {"resume_step": state.step, "resume_stride": stride}
+        return ImageRequest(name, prompt, seed, side, side, float("inf"), accept=1.0, **start)
+
+    def draw(prompts: Any, seeds: Any, states: Any) -> Runs:
+        requests = [asked(f"run-{i}", *row) for i, row in enumerate(zip(prompts, seeds, states, strict=True))]
         drawn = engine.generate(Role.HEAVY, requests, states)
         images = [Image.open(io.BytesIO(each.image)) for each in drawn]
-        return suite.scores(prompts, images)[judge], [{s.step: s for s in each.states} for each in drawn]
+        return Runs(
+            suite.scores(prompts, images)[judge],
+            [{s.step: s for s in each.states} for each in drawn],
+            [None if each.seen is None else np.frombuffer(each.seen, np.float16) for each in drawn],
+            np.array([each.confidence or 0.0 for each in drawn]),
+        )
 
     return draw
 

@@ -38,6 +38,7 @@ def generate(
     Example: weir generate "a red circle" --out a.png
     """
     from cache.local import LocalCache
+    from workers.discriminator import Discriminator
     from workers.generate import generate as draw
 
     with answered():
@@ -52,7 +53,9 @@ def generate(
                 if not cache.parent.is_dir():
                     raise ConfigError(f"--cache: there is no folder {cache.parent}")
                 thresholds = selector or (str(CACHE_PROFILE) if family == FAMILY else "nirvana")
-                kept = LocalCache(CacheConfig(mode="read-write", selector=thresholds), config, cache)
+                kept = LocalCache(
+                    CacheConfig(mode="read-write", selector=thresholds), config, cache, Discriminator.load
+                )
             drawn = draw(
                 config,
                 prompt,

@@ -1,0 +1,38 @@
+"""The embedded family's discriminator: it looks once and judges later, under any prompt."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from training.scenes import draw_scene, render
+from workers.discriminator import Discriminator
+
+FOLDER = Path("models/weir-tiny/discriminator")
+
+
+@pytest.fixture(scope="module")
+def discriminator() -> Discriminator:
+    return Discriminator.load(FOLDER)
+
+
+def test_what_was_seen_is_judged_as_the_images_are(discriminator: Discriminator) -> None:
+    rng = np.random.default_rng(0)
+    scenes = [draw_scene(rng) for _ in range(12)]
+    pixels = np.stack([render(scene) for scene in scenes])
+    images = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
+    seen = np.stack([np.frombuffer(row.numpy().tobytes(), np.float16) for row in discriminator.see(images)])
+    for prompt in ("a red circle", "a blue star left of a yellow ring on a gray background"):
+        now = discriminator.confidence(images, [prompt] * len(images))
+        assert discriminator.weigh(seen, prompt) == pytest.approx(now, abs=0.02)
+
+
+def test_other_weights_are_another_version(discriminator: Discriminator) -> None:
+    other = Discriminator.load(FOLDER)
+    assert other.version == discriminator.version
+    with torch.no_grad():
+        next(other.net.parameters()).add_(0.1)
+    assert Discriminator(other.net, discriminator, other.tokenizer).version != discriminator.version  # type: ignore[arg-type]
