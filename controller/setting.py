@@ -55,6 +55,7 @@ class Setting:
         resumed: measured quality of images that went on from a cached state, as a share of a whole run's. It says
             nothing of distances such as FID.
         short_runs: lengths of heavy runs from noise that a plan may choose, with what they save and lose.
+        light: name of the light variant, for plans of a service that holds several; None where there is one.
         levels: prompts by predicted level, from level 0, the hardest; empty: they are not told apart.
     """
 
@@ -67,6 +68,7 @@ class Setting:
     resumed: float = 1.0
     short_runs: tuple[ShortRun, ...] = ()
     levels: tuple[LevelStats, ...] = ()
+    light: str | None = None
 
     @classmethod
     def of(

@@ -14,6 +14,7 @@ import asyncio
 import threading
 import uuid
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from cache.worth import resumed_share
 from controller.counters import Counters
 from controller.loop import Controller
 from controller.policies import Policy, make_policy
+from controller.policies.pairs import WeirPairs
 from controller.setting import Setting
 from deploy.publish import Publisher
 from deploy.serve_config import APPLICATION, BALANCER, CONTROLLER, ON_HEAD, located
@@ -128,11 +130,14 @@ def controller(service: ServiceConfig, edges: Edges) -> Controller:
     size = service.plan.light_replicas + service.plan.heavy_replicas
     levels = None if service.cache.levels is None else WatchedHead(Path(service.cache.levels))
     resumed = resumed_share(service.cache.selector) if service.cache.mode != "off" else 1.0
-    measured = load_profile(profile)
+    measured = [load_profile(it) for it in (profile, *(pair.profile for pair in service.pairs))]
 
     def policy() -> Policy:
-        setting = Setting.of(measured, size, service.slo_s, levels.head if levels else None, resumed)
-        return make_policy(service.controller.policy, setting)
+        head = levels.head if levels else None
+        settings = [Setting.of(it, size, service.slo_s, head, resumed) for it in measured]
+        if len(settings) == 1:
+            return make_policy(service.controller.policy, settings[0])
+        return WeirPairs([replace(it, light=of.light.name) for it, of in zip(settings, measured, strict=True)])
 
     return Controller(
         policy,

@@ -26,7 +26,7 @@ from cache.opening import SECRET, URL
 from cache.redis_server import RedisServer
 from deploy.cluster import REPOSITORY, cluster, targets_file
 from deploy.state import FOLDER, Service, StateFile, find
-from weir.config import FamilyConfig, ServiceConfig, load_keys, load_service
+from weir.config import FamilyConfig, ServiceConfig, load_keys, load_pairs, load_service
 from weir.errors import ConfigError, ServiceError, WeirError
 from weir.profiles import load_profile
 
@@ -127,8 +127,12 @@ def checked(config_path: Path | str) -> tuple[ServiceConfig, FamilyConfig]:
         ConfigError: names the file, the key and the remedy.
     """
     service, family = load_service(config_path)
+    lights = [it.light.name for it in load_pairs(service, family)]
     for profile in filter(None, (service.profile, service.pool.emulate)):
         load_profile(profile)
+    for pair, light in zip(service.pairs, lights, strict=True):
+        if (named := load_profile(pair.profile).light.name) != light:
+            raise ConfigError(f"{pair.profile}: its light variant is {named}, and that of {pair.family} {light}")
     if service.keys_file is not None:
         load_keys(service.keys_file)
     return service, family

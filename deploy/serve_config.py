@@ -62,7 +62,9 @@ def digest(path: Path) -> str:
         ConfigError: the file or its family is wrong.
     """
     service, _ = load_service(path)
-    files = (path, *map(Path, filter(None, (service.family, service.profile, service.pool.emulate))))
+    named = (service.family, service.profile, service.pool.emulate)
+    pairs = (file for pair in service.pairs for file in (pair.family, pair.profile))
+    files = (path, *map(Path, filter(None, (*named, *pairs))))
     return hashlib.sha256(b"\0".join(file.read_bytes() for file in files)).hexdigest()[:16]
 
 

@@ -47,6 +47,7 @@ class Balancer:
         drain_s: how long a replica that is told to stop may go on with what it has begun.
         cache_mode: what requests do with the cache that do not say themselves.
         direct: the least share of steps saved for which a hit skips the light variant.
+        pairs: families and profiles of further light variants before the same heavy one.
         shadow: share of the images that may be drawn again as shadow samples.
         metrics: where it shows what it does.
         clock: unix time, seconds.
@@ -62,6 +63,7 @@ class Balancer:
         queued: int,
         drain_s: float = 60.0,
         profile: Profile | None = None,
+        pairs: Sequence[tuple[FamilyConfig, Profile]] = (),
         cache: Cache | None = None,
         cache_mode: CacheMode = "off",
         direct: float = 0.0,
@@ -72,13 +74,22 @@ class Balancer:
         self.slo_s = slo_s
         self.admission = Admission(queued)
         self.quotas = Quotas()
-        self.dispatcher = Dispatcher(plan, ServiceTimes(profile))
+        self.dispatcher = Dispatcher(plan, ServiceTimes(profile, {it.light.name: measured for it, measured in pairs}))
+        #: Names of the light variants, the family's own first.
+        self.lights = (family.light.name, *(it.light.name for it, _ in pairs))
         self.tally = Tally(EXPIRY * slo_s)
         self.meter = Meter(slo_s, metrics)
         self.roster = Roster(pool, plan, self.dispatcher, clock, drain_s=drain_s)
         self._stage = Stage(pool, self.roster, self.dispatcher, self.tally, self.meter, family, clock)
         self._passage = Passage(
-            self._stage, self.tally, self.meter, family, cache=cache, mode=cache_mode, direct=direct, clock=clock
+            self._stage,
+            self.tally,
+            self.meter,
+            (family, *(it for it, _ in pairs)),
+            cache=cache,
+            mode=cache_mode,
+            direct=direct,
+            clock=clock,
         )
         self._shadow = Shadow(shadow, family.size, random.Random())
         self._cache = cache
@@ -108,6 +119,7 @@ class Balancer:
             self.dispatcher,
             now=self._clock(),
             plan_since=self.roster.plan_since,
+            light=self.lights.index(light) if (light := self.roster.plan.rules.light) in self.lights else 0,
             in_flight=self.admission.in_flight,
             unanswered={} if self._cache is None else self._cache.failures,
         )
@@ -170,6 +182,7 @@ class Balancer:
                 steps=order.steps,
                 guidance=order.guidance,
                 tenant=order.caller.tenant,
+                light=terms.plan.rules.light if order.role is None else None,
                 patient=_is_patient(order),
             )
             try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -41,6 +42,7 @@ class LoadBalancer:
         profile: dict[str, Any] | None,
         plan: dict[str, Any],
         cache: DeploymentHandle | None = None,
+        pairs: Sequence[tuple[dict[str, Any], dict[str, Any]]] = (),
     ):
         keep_to_loopback()
         self._service = ServiceConfig.model_validate(service)
@@ -53,6 +55,7 @@ class LoadBalancer:
             queued=self._service.limits.queued,
             drain_s=self._service.drain_s,
             profile=None if profile is None else Profile.model_validate(profile),
+            pairs=[(FamilyConfig.model_validate(it), Profile.model_validate(measured)) for it, measured in pairs],
             cache=None if cache is None else ServeCache(cache, self._service.cache.lookup_s),
             cache_mode=self._service.cache.mode,
             direct=self._service.cache.direct,

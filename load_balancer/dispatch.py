@@ -46,6 +46,7 @@ class Dispatcher:
     def set_plan(self, plan: Plan) -> None:
         """Gives every replica the role and the batch size that the plan has for its rank."""
         self._plan = plan
+        self.times.use_light(plan.rules.light)
         for replica in self._replicas.values():
             replica.role, replica.batch_size = _duty(plan, replica.rank)
 

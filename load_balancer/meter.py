@@ -106,12 +106,14 @@ class Meter:
         *,
         now: float,
         plan_since: float,
+        light: int = 0,
         in_flight: int,
         unanswered: Mapping[str, int],
     ) -> None:
         """Tells the state at ``now`` (unix time), and the counts since the last time.
 
         Args:
+            light: place of the plan's light variant among the service's.
             unanswered: lookups that the cache did not answer, by what went wrong.
         """
         self._tell_counts(unanswered)
@@ -122,6 +124,7 @@ class Meter:
         tell(metrics_of.PLAN_AGE, now - plan_since)
         tell(metrics_of.PLAN_THRESHOLD, plan.threshold)
         tell(metrics_of.PLAN_HEAVY_STEPS, plan.rules.heavy_steps or 0)
+        tell(metrics_of.PLAN_LIGHT, light)
         tell(metrics_of.PLAN_ADMITTED, -1.0 if plan.admitted_rps is None else plan.admitted_rps)
         for role in Role:
             sizes = [a.batch_size for a in plan.assignments if a.role is role]

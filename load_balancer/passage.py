@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from load_balancer import cascade
@@ -30,6 +30,7 @@ class Passage:
     """Takes images from their admission to their answer.
 
     Args:
+        families: the service's own, then those of its further light variants, which differ in the light one alone.
         mode: what requests do with the cache that do not say themselves.
         direct: the least share of steps saved for which a hit skips the light variant.
         clock: unix time, seconds.
@@ -40,7 +41,7 @@ class Passage:
         stage: Stage,
         tally: Tally,
         meter: Meter,
-        family: FamilyConfig,
+        families: Sequence[FamilyConfig],
         *,
         cache: Cache | None = None,
         mode: CacheMode = "off",
@@ -50,8 +51,8 @@ class Passage:
         self._stage = stage
         self._tally = tally
         self._meter = meter
-        self._family = family
-        self._made_with = {it.name: made_with(family, it) for it in (family.light, family.heavy)}
+        self._family = families[0]
+        self._made_with = {v.name: made_with(it, v) for it in reversed(families) for v in (it.light, it.heavy)}
         self._cache = cache
         self._mode: CacheMode = mode
         self._direct = direct
@@ -189,18 +190,18 @@ class Passage:
     def _drawn(self, request: ImageRequest, terms: Terms, path: Path, stages: list[ImageResult]) -> Drawn:
         now = self._clock()
         self._tally.answered(request.id, now)
-        variant = self._family.heavy if path in _HEAVY else self._family.light
+        model = self._family.heavy.name if path in _HEAVY else request.light or self._family.light.name
         return Drawn(
             result=stages[-1],
             path=path,
-            model=variant.name,
+            model=model,
             seed=request.seed,
             confidence=next((s.confidence for s in reversed(stages) if s.confidence is not None), None),
             queue_s=sum(s.queue_s for s in stages),
             compute_s=sum(s.compute_s for s in stages),
             latency_s=now - terms.admitted_at,
             plan_version=terms.plan.version,
-            made_with=self._made_with[variant.name],
+            made_with=self._made_with[model],
         )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from weir.core import LatencyProfile, Role
 from weir.profiles import Profile
 
@@ -21,9 +23,12 @@ class ServiceTimes:
 
     A variant that is predicted too slow for the deadline gets no image that could show that it is not. So what was
     learned of a stall is forgotten when no batch has come for a while, and the next image tries again.
+
+    Args:
+        lights: profiles of further light variants, by name.
     """
 
-    def __init__(self, profile: Profile | None = None):
+    def __init__(self, profile: Profile | None = None, lights: Mapping[str, Profile] | None = None):
         self._measured = profile is not None
         self.stepwise = profile is not None and profile.stepwise
         self._fixed_s: dict[Role, float] = {role: profile.variant(role).fixed_s if profile else 0.0 for role in Role}
@@ -34,6 +39,18 @@ class ServiceTimes:
         self._correction: dict[Role, float] = dict.fromkeys(Role, self._prior)
         self._heard_at: dict[Role, float] = dict.fromkeys(Role, 0.0)
         self._tables: dict[Role, list[float]] = {role: [0.0] for role in Role}
+        self._own = self._light = profile
+        self._lights = lights or {}
+
+    def use_light(self, name: str | None) -> None:
+        """Light batches are of this variant from now on, of the family's own where the name is not known; what was
+        learned of the other one is of no use for it."""
+        profile = self._lights.get(name or "") or self._own
+        if profile is None or profile is self._light:
+            return
+        self._light = profile
+        self._curves[Role.LIGHT], self._fixed_s[Role.LIGHT] = profile.light.latency, profile.light.fixed_s
+        self._tables[Role.LIGHT], self._correction[Role.LIGHT] = [0.0], self._prior
 
     def seconds(self, role: Role, batch_size: int, work: float = 1.0) -> float:
         """Predicted seconds of one batch; ``work`` is its share of the variant's own number of steps.

@@ -210,11 +210,21 @@ class HttpConfig(_Strict):
         return self.host == "localhost" or self.host == "::1" or self.host.startswith("127.")
 
 
+class PairConfig(_Strict):
+    """One more light variant before the heavy one of the service's family."""
+
+    family: str = Field(description="family file, relative to this file; it differs in light and discriminator")
+    profile: str = Field(description="profile file of that family on this hardware, relative to this file")
+
+
 class ServiceConfig(_Strict):
     """What ``weir up`` starts."""
 
     family: str = Field(description="family file, relative to this file")
     profile: str | None = Field(None, description="profile file of the family on this hardware, relative to this file")
+    pairs: tuple[PairConfig, ...] = Field(
+        (), max_length=4, description="further light variants: the plan has the one in use that is best for the load"
+    )
     slo_s: float = Field(gt=0, le=3600, description="seconds from admission to answer")
     plan: PlanConfig
     controller: ControllerConfig = ControllerConfig()
@@ -238,6 +248,14 @@ class ServiceConfig(_Strict):
                 f"controller.policy {self.controller.policy} needs a profile; make one with `weir profile` and name it "
                 "in the key profile"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _pairs_to_choose_from(self) -> ServiceConfig:
+        if self.pairs and self.controller.policy != "weir":
+            raise ValueError("pairs needs controller.policy weir, which alone chooses among them")
+        if self.pairs and self.cache.levels is not None:
+            raise ValueError("pairs and cache.levels: levels are fitted on one light variant; leave one of them out")
         return self
 
     @property
@@ -340,6 +358,14 @@ def load_service(path: Path | str) -> tuple[ServiceConfig, FamilyConfig]:
         update["profile"] = str((here / service.profile).resolve())
         if not Path(str(update["profile"])).exists():
             raise ConfigError(f"{path}: profile: there is no file {update['profile']}; make it with `weir profile`")
+    pairs = []
+    for i, pair in enumerate(service.pairs):
+        found = {key: (here / getattr(pair, key)).resolve() for key in ("family", "profile")}
+        for key, file in found.items():
+            if not file.exists():
+                raise ConfigError(f"{path}: pairs.{i}.{key}: there is no file {file}")
+        pairs.append(PairConfig(family=str(found["family"]), profile=str(found["profile"])))
+    update["pairs"] = tuple(pairs)
     if service.pool.emulate is not None:
         emulate = (here / service.pool.emulate).resolve()
         if not emulate.exists():
@@ -351,6 +377,23 @@ def load_service(path: Path | str) -> tuple[ServiceConfig, FamilyConfig]:
     if service.keys_file is not None:
         update["keys_file"] = str((here / service.keys_file).resolve())
     return service.model_copy(update=update), load_family(family_path)
+
+
+def load_pairs(service: ServiceConfig, family: FamilyConfig) -> tuple[FamilyConfig, ...]:
+    """The families of the further light variants of a service that :func:`load_service` read.
+
+    Raises:
+        ConfigError: names the file and the key that differs from the service's family and must not.
+    """
+    found = tuple(load_family(pair.family) for pair in service.pairs)
+    for pair, other in zip(service.pairs, found, strict=True):
+        for key in FamilyConfig.model_fields:
+            if key not in ("name", "light", "discriminator") and getattr(other, key) != getattr(family, key):
+                raise ConfigError(f"{pair.family}: {key} is not that of {family.name}; a pair shares all but light")
+    names = [it.light.name for it in (family, *found)]
+    if len(set(names)) < len(names):
+        raise ConfigError(f"pairs: light variants have the names {', '.join(names)}; each needs one of its own")
+    return found
 
 
 def load_keys(path: Path | str) -> KeysConfig:

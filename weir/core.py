@@ -55,6 +55,7 @@ class ImageRequest:
             (:func:`weir.states.state_key`).
         cache_partition: whose requests may reuse what is captured, and for which model and settings (``cache/``).
         tenant: whose it is; what a worker remembers of it helps no other tenant.
+        light: name of the light variant, where the service holds several; None: the family's own.
         patient: its caller lets others go first (the priority ``batch``).
         previews: pictures of what is becoming, to be sent on the way (:meth:`workers.replica.Worker.stream`).
         keep_latent: send the finished latent back with the image, for a warm start of the other variant.
@@ -78,6 +79,7 @@ class ImageRequest:
     capture: bool = False
     cache_partition: str = ""
     tenant: str = ""
+    light: str | None = None
     patient: bool = False
     previews: int = 0
     keep_latent: bool = False
@@ -174,6 +176,8 @@ class Rules:
             that ask for the cache themselves.
         heavy_steps: denoising steps of heavy runs from noise, for requests that neither say how many nor ask for the
             heavy variant; None: the variant's own. A cached state that would leave more is left alone.
+        light: name of the light variant that the cascade draws with, where the service holds several; None: the
+            family's own. The threshold is one of its discriminator.
         dispatch_again: the queue of a replica that changes its role goes to others of the old role; otherwise the
             replica works it off in its new role.
     """
@@ -187,6 +191,7 @@ class Rules:
     heavy_levels: int = 0
     reuse: bool = True
     heavy_steps: int | None = None
+    light: str | None = None
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.heavy_entry) and 0 <= self.heavy_entry <= 1):
@@ -199,6 +204,8 @@ class Rules:
             raise PlanError(f"rules.heavy_levels is {self.heavy_levels}; it must be a whole number of at least 0")
         if self.heavy_steps is not None and not (isinstance(self.heavy_steps, int) and self.heavy_steps >= 1):
             raise PlanError(f"rules.heavy_steps is {self.heavy_steps}; it must be a whole number of at least 1")
+        if self.light is not None and not (isinstance(self.light, str) and self.light):
+            raise PlanError(f"rules.light is {self.light!r}; it must be the name of a light variant")
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> Rules:

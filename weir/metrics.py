@@ -169,6 +169,9 @@ PLAN_THRESHOLD = Metric("weir_plan_threshold", "gauge", "Confidence below which 
 PLAN_HEAVY_STEPS = Metric(
     "weir_plan_heavy_steps", "gauge", "Denoising steps of heavy runs from noise; 0: the variant's own.", _LB
 )
+PLAN_LIGHT = Metric(
+    "weir_plan_light", "gauge", "Light variant in use: 0 the family's own, 1 the first of the service's pairs.", _LB
+)
 PLAN_REPLICAS = Metric("weir_plan_replicas", "gauge", "Replicas that the plan gives a role.", _LB, (ROLE,))
 PLAN_BATCH_SIZE = Metric("weir_plan_batch_size", "gauge", "Largest batch that the plan allows in a role.", _LB, (ROLE,))
 PLAN_ADMITTED = Metric("weir_plan_admitted_rps", "gauge", "Requests per second to admit; -1 when all are.", _LB)

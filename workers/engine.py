@@ -97,9 +97,15 @@ class Engine(Protocol):
     One thread at a time may call :meth:`begin`, :meth:`step` and :meth:`finish`; :attr:`beat` may be read from any.
     """
 
-    emulated: bool
-    #: ``time.monotonic()`` of the last sign of progress; a watcher tells a hang from a long call by it.
-    beat: float
+    @property
+    def emulated(self) -> bool:
+        """Whether no model runs."""
+        ...
+
+    @property
+    def beat(self) -> float:
+        """``time.monotonic()`` of the last sign of progress; a watcher tells a hang from a long call by it."""
+        ...
 
     def call_of(self, order: Order) -> Hashable:
         """Images whose orders give equal values here can share a call of :meth:`step`."""

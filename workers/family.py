@@ -21,7 +21,7 @@ from workers.engine import Drawn, Order, OutOfMemory, order_for, run_to_end
 from workers.pictures import NOT_FINITE, Confidence, Judged, Pictures
 from workers.samplers import Schedule
 from workers.texts import Text, Texts
-from workers.weights import Pipeline, is_sdxl, load_pipelines
+from workers.weights import Pipeline, is_sdxl, load_light, load_pipelines
 
 log = logging.getLogger(__name__)
 
@@ -81,13 +81,17 @@ class Family:
             keep_freed_memory()
             if threads is not None:
                 torch.set_num_threads(threads)
-        pipelines = load_pipelines(config, device, dtype)
-        discriminator = None
-        if config.discriminator is not None:
-            from workers.discriminator import Discriminator
+        return cls(config, load_pipelines(config, device, dtype), _discriminator(config, device))
 
-            discriminator = Discriminator.load(config.discriminator, str(device))
-        return cls(config, pipelines, discriminator)
+    def with_light(self, config: FamilyConfig) -> Family:
+        """The same with another light variant and its discriminator; everything else is shared.
+
+        Raises:
+            ConfigError: as :meth:`load`.
+        """
+        heavy = self.pipelines[Role.HEAVY]
+        light = load_light(config, heavy, self.device, dtype_of(config))
+        return Family(config, {Role.LIGHT: light, Role.HEAVY: heavy}, _discriminator(config, self.device))
 
     def generate(
         self, role: Role, requests: Sequence[ImageRequest], starts: Sequence[State | None] = ()
@@ -250,3 +254,11 @@ class Family:
     def _forget(self) -> None:
         for denoiser in self._denoisers.values():
             denoiser.forget()
+
+
+def _discriminator(config: FamilyConfig, device: torch.device) -> Confidence | None:
+    if config.discriminator is None:
+        return None
+    from workers.discriminator import Discriminator
+
+    return Discriminator.load(config.discriminator, str(device))

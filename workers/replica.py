@@ -7,7 +7,7 @@ import logging
 import os
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
@@ -27,6 +27,7 @@ from weir.telemetry import Metrics, NoMetrics
 from workers.emulated import EmulatedEngine
 from workers.engine import Drawn, Engine, Order, OutOfMemory, failed, order_for
 from workers.loop import Job, Outcome, Progress, StepLoop, preview_steps
+from workers.pairs import Pairs
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +53,7 @@ class Worker:
             replica's process, so that no connection travels. None: every request runs from noise.
         fetch_s: a state that is not here by then is a miss: the cache may only help.
         metrics: where the worker says what went wrong; all else of a request comes back with its result.
+        pairs: families of further light variants, as ``family``, each with its profile.
 
     Raises:
         ConfigError: the family's folders or the profile are not what they should be.
@@ -73,6 +75,7 @@ class Worker:
         states: Callable[[], StateStore] | None = None,
         fetch_s: float = 0.02,
         metrics: Metrics | None = None,
+        pairs: Sequence[tuple[dict[str, Any], str]] = (),
     ):
         keep_to_loopback()
         self.family = FamilyConfig.model_validate(family)
@@ -87,7 +90,10 @@ class Worker:
         self._store = ThreadPoolExecutor(4, thread_name_prefix="states")
         self._waiters: dict[int, asyncio.Future[Outcome]] = {}  # of jobs, by ticket
         self._trial: asyncio.Task[None] | None = None
-        self.engine = _engine(self.family, emulate)
+        others = [(FamilyConfig.model_validate(other), profile) for other, profile in pairs]
+        #: By the name of their light variant.
+        self.families = {it.light.name: it for it in (self.family, *(other for other, _ in others))}
+        self.engine = _engine(self.family, emulate, others)
         self.engine.warm_up(self._assigned().batch_size)
         self.ready = True
 
@@ -145,13 +151,25 @@ class Worker:
             InvalidRequest: names the field.
         """
         try:
-            ordered = order_for(self.family, role, request, state)
+            ordered = order_for(self._family_of(request), role, request, state)
             self.engine.check(ordered)
             return ordered
         except StateRefused as error:
             self._failed(error.code)
             log.warning("%s runs from step 0: %s", request.id, error.message)
-            return order_for(self.family, role, replace(request, warm_start=None))
+            return order_for(self._family_of(request), role, replace(request, warm_start=None))
+
+    def _family_of(self, request: ImageRequest) -> FamilyConfig:
+        """The family whose light variant the request asks for.
+
+        Raises:
+            InvalidRequest: this worker does not hold it.
+        """
+        if request.light is None:
+            return self.family
+        if request.light not in self.families:
+            raise InvalidRequest(f"light is {request.light}; this worker holds {', '.join(self.families)}")
+        return self.families[request.light]
 
     async def _fetch(self, role: Role, request: ImageRequest) -> tuple[State | None, float | None]:
         """The state to resume from, if it comes in time, and the seconds that this took; None where there is none to
@@ -160,7 +178,7 @@ class Worker:
         Raises:
             InvalidRequest: names the field; nothing is fetched for a wrong request.
         """
-        order_for(self.family, role, replace(request, warm_start=None))
+        order_for(self._family_of(request), role, replace(request, warm_start=None))
         if self.states is None or role is Role.LIGHT or not (request.resume_key and request.resume_step):
             return None, None
         fetched = asyncio.get_running_loop().run_in_executor(self._store, self.states.get, request.resume_key)
@@ -376,9 +394,15 @@ def _process() -> dict[str, Any] | None:
     return {"actor": actor, "node": ray.get_runtime_context().get_node_id(), "pid": pid, "started": started}
 
 
-def _engine(family: FamilyConfig, emulate: str | None) -> Engine:
+def _engine(family: FamilyConfig, emulate: str | None, others: Sequence[tuple[FamilyConfig, str]] = ()) -> Engine:
+    own: Engine
+    beside: dict[str, Engine]
     if emulate is not None:
-        return EmulatedEngine(load_profile(emulate))
-    from workers.family import Family  # an emulated replica never pays for torch
+        own = EmulatedEngine(load_profile(emulate))
+        beside = {it.light.name: EmulatedEngine(load_profile(profile)) for it, profile in others}
+    else:
+        from workers.family import Family  # an emulated replica never pays for torch
 
-    return Family.load(family, threads=1)
+        own = loaded = Family.load(family, threads=1)
+        beside = {it.light.name: loaded.with_light(it) for it, _ in others}
+    return Pairs(own, beside) if beside else own

@@ -87,6 +87,26 @@ def load_pipelines(family: FamilyConfig, device: torch.device, dtype: torch.dtyp
     return pipelines
 
 
+def load_light(family: FamilyConfig, beside: Pipeline, device: torch.device, dtype: torch.dtype) -> Pipeline:
+    """The light pipeline of a family whose shared parts are those of a pipeline that is loaded.
+
+    Raises:
+        ConfigError: as :func:`load_pipelines`; or the light variant brings a whole pipeline and shares nothing.
+    """
+    check_family(family)
+    if family.light.pipeline:
+        raise _pipeline_source(family, Role.LIGHT).error(
+            "a further light variant shares the parts of its family", "give its denoiser in light.unet"
+        )
+    unet = beside.unet
+    if family.light.unet:
+        unet = _load_unet(_unet_source(family, Role.LIGHT), family.light, beside, family.weights, dtype)
+    pipeline = _assemble(beside, unet, family.light.scheduler)
+    pipeline.to(device)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
 def check_family(family: FamilyConfig) -> None:
     """Looks at every local folder of the family without reading weights: cheap enough to do before anything starts.
 

@@ -65,6 +65,12 @@ class WeirPairs(Policy):
         self.pair = self._best(0.0, tuple(gpu.count for gpu in self.setting.gpus))
         return self._as_mine(self._members[self.pair].first_plan())
 
+    def resume(self, running: Plan) -> None:
+        super().resume(running)
+        named = [i for i, setting in enumerate(self.settings) if setting.light == running.rules.light]
+        self.pair = named[0] if named else 0
+        self._members[self.pair].resume(running)
+
     def observe(self, seen: Observation) -> Plan | None:
         blind = replace(
             seen, confidences=(), levels=(), deferred=0, batches=tuple(b for b in seen.batches if b.role is Role.HEAVY)
@@ -85,4 +91,5 @@ class WeirPairs(Policy):
         return chosen_pair(problems, running=self.pair, switch_cost=self._switch_cost, solver=self._solver).pair
 
     def _as_mine(self, plan: Plan) -> Plan:
-        return replace(plan, version=self.next_version())
+        rules = replace(plan.rules, light=self.settings[self.pair].light)
+        return replace(plan, version=self.next_version(), rules=rules)

@@ -461,3 +461,16 @@ async def test_a_replica_that_takes_its_queue_along_draws_it_in_its_new_role(run
         ("replica-0", Role.LIGHT),
         ("replica-0", Role.HEAVY),
     ]
+
+
+async def test_the_light_variant_is_the_one_that_the_plan_names(running, pool, plan, family, profile):
+    named = {"name": "toy-quick"}
+    other = family.model_copy(update={"light": family.light.model_copy(update=named)})
+    measured = profile.model_copy(update={"light": profile.light.model_copy(update=named)})
+    async with running(pairs=[(other, measured)]) as balancer:
+        (own,) = await balancer.draw(ORDER)
+        balancer.roster.apply(replace(plan, version=2, rules=Rules(light="toy-quick")).to_dict())
+        (quick,) = await balancer.draw(ORDER)
+        (forced,) = await balancer.draw(replace(ORDER, role=Role.LIGHT))
+    assert [image.model for image in (own, quick, forced)] == ["toy-light", "toy-quick", "toy-light"]
+    assert [request["light"] for _, _, request in pool.calls] == [None, "toy-quick", None]

@@ -59,3 +59,18 @@ def test_what_was_faster_than_the_profile_is_not_forgotten(profile):
     times.observe(Role.HEAVY, 1, 0.05, now=0.0)
     times.forgive(MEMORY_S + 1)
     assert times.seconds(Role.HEAVY, 1) == pytest.approx(0.09)
+
+
+def test_another_light_variant_has_times_of_its_own_and_nothing_learnt_of_the_old_one(profile):
+    quick = profile.model_copy(update={"light": profile.light.model_copy(update={"latency_s": (0.01, 0.02)})})
+    times = ServiceTimes(profile, {"quick": quick})
+    times.observe(Role.LIGHT, 1, 0.2, now=0.0)
+    times.use_light("quick")
+    assert (times.seconds(Role.LIGHT, 1), times.seconds(Role.LIGHT, 4)) == (0.01, 0.02)
+    assert times.seconds(Role.HEAVY, 1) == 0.1
+    times.observe(Role.LIGHT, 1, 0.02, now=0.0)
+    learnt = times.seconds(Role.LIGHT, 1)
+    times.use_light("quick")
+    assert times.seconds(Role.LIGHT, 1) == learnt > 0.01
+    times.use_light("unheard of")
+    assert times.seconds(Role.LIGHT, 1) == 0.02

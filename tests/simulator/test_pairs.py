@@ -39,6 +39,15 @@ def test_the_pair_in_use_changes_within_a_run_and_is_better_than_either_alone(ca
     assert chosen.quality < sdxs.quality  # FID
 
 
+def test_its_plans_name_the_light_variant_and_it_goes_on_from_one_that_runs(cascades):
+    settings = [replace(cascade.setting, light=cascade.light) for cascade in cascades]
+    plan = WeirPairs(settings).first_plan()
+    assert plan.rules.light == "sd-turbo"
+    second = WeirPairs(settings)
+    second.resume(replace(plan, version=7, rules=replace(plan.rules, light="sdxs")))
+    assert (second.pair, second.next_version()) == (1, 8)
+
+
 def test_a_single_cascade_is_a_run_without_a_choice(cascades):
     (alone,) = run_pairs(cascades[:1], steps(4, 8, 20, 5, 1))
     assert (alone.pair, alone.changes) == ("sd-turbo", 0)

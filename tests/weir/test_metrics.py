@@ -27,6 +27,7 @@ BARE = {
     "weir_levels_drifted",
     "weir_plan_batch_size",
     "weir_plan_heavy_steps",
+    "weir_plan_light",
     "weir_plan_replicas",
     "weir_plan_threshold",
     "weir_plan_version",

@@ -66,11 +66,11 @@ def controller() -> dict[str, Any]:
             ),
             lines(
                 "Plan version",
-                [Query(now(metrics.PLAN_VERSION), "version")],
+                [Query(now(metrics.PLAN_VERSION), "version"), Query(now(metrics.PLAN_LIGHT), "light variant")],
                 unit="short",
                 least=None,
                 steps=True,
-                help="Of the plan in force.",
+                help="Of the plan in force; the light variant that it has in use, 0 for the family's own.",
             ),
             lines(
                 "Plan age and silence",
