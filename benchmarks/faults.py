@@ -28,7 +28,7 @@ Harm = Callable[[Testbed, random.Random, Callable[[], None]], Whole]
 
 
 def replica(role: Role) -> Find:
-    """One that draws for the role."""
+    """One that draws for the role, where the plan has any."""
     return lambda bed, chance: chance.choice(bed.pids(role))
 
 
@@ -65,10 +65,10 @@ def hang(find: Find, *, flipped: bool = False) -> Harm:
 
 def poison(bed: Testbed, chance: random.Random, strike: Callable[[], None]) -> Whole:
     """Whatever a replica is asked to draw fails from now on, at once, so that it looks idle and draws work: the one
-    that gets the first image of all when nobody has work. A plan of little load has no light replica."""
+    that gets the next image when nobody has work."""
     import ray
 
-    process = (bed.replicas(Role.LIGHT) or bed.replicas(Role.HEAVY))[0]["process"]
+    process = bed.replicas(Role.LIGHT)[0]["process"]
     actor = ray.get_actor(process["actor"], namespace="serve")
     strike()
     ray.get(actor.__ray_call__.remote(_break))

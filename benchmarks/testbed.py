@@ -105,11 +105,12 @@ class Testbed:
         return Plan.from_dict(self.deployments()[POOL]["deployment_config"]["user_config"])
 
     def replicas(self, role: Role) -> list[dict[str, Any]]:
-        """What the replicas say of themselves that draw for a role, by rank."""
+        """What the replicas say of themselves that draw for a role, by rank; a plan may have none of it: then all."""
         from ray.serve import get_deployment_handle
 
         answers = get_deployment_handle(POOL, app_name=APPLICATION).broadcast("describe").results(timeout_s=30)
-        return sorted((it for it in answers if it["role"] == role.value), key=lambda it: it["rank"])
+        answers = sorted(answers, key=lambda it: it["rank"])
+        return [it for it in answers if it["role"] == role.value] or answers
 
     def pids(self, role: Role) -> list[int]:
         """Their process ids."""
