@@ -39,7 +39,7 @@ def drawn(scenes: list[Scene], seeds: int, work: Path) -> dict[str, np.ndarray]:
     """``heavy``, ``light`` and ``confidence``: [prompts, seeds]."""
     config = load_family(FAMILY)
     prompts = [caption(scene) for scene in scenes]
-    found: dict[str, np.ndarray] = dict(np.load(work)) if work.exists() else {}
+    found: dict[str, np.ndarray] = dict(np.load(work, allow_pickle=False)) if work.exists() else {}
     judge, engine = family_suite(config), Family.load(config, threads=1)
     for seed in range(seeds):
         for role, steps in ((Role.LIGHT, None), (Role.HEAVY, HEAVY_STEPS)):

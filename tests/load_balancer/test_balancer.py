@@ -260,7 +260,7 @@ def damaged(draw: st.DrawFn) -> Any:
     return fields
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(damaged())
 async def test_whatever_comes_as_a_plan_raises_nothing_and_images_are_drawn(plan, family, profile, fields):
     pool = FakePool(plan)
