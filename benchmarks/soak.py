@@ -129,7 +129,8 @@ def repeated(name: str, seconds: float, share: float = 1.0) -> Iterator[Trace]:
     trace = trace if share == 1 else trace.scale_rate(share)
     while seconds > 1:
         part = trace.clip(min(seconds, trace.duration_s))
-        yield part
+        if len(part):  # the end of a thin one may be empty
+            yield part
         seconds -= part.duration_s
 
 

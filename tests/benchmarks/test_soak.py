@@ -36,6 +36,11 @@ def test_a_trace_is_repeated_until_the_time_is_over() -> None:
     assert [round(part.duration_s) for part in parts] == [598, 598, 304]
 
 
+def test_no_part_of_a_thinned_trace_is_without_requests() -> None:
+    parts = [part for seconds in range(590, 640) for part in repeated("bursty", seconds, 0.01)]
+    assert all(len(part) for part in parts)
+
+
 def test_the_services_of_both_runs_are_complete(tmp_path: Path) -> None:
     for config, loads in runs(tmp_path, 1, 1).values():
         service, _ = checked(config)
