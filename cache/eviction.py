@@ -176,13 +176,14 @@ class Weir(EvictionPolicy):
     Args:
         prior: uses that an entry is given credit for before it had any.
         after_hits: whether hits insert states too. Where only misses do, an entry that serves distant prompts keeps
-            the closer ones from being drawn, which later requests would have gained more from; there a step is worth
-            the more the higher the K is (K² in place of K), so that what serves from far away leaves earlier.
+            the closer ones from being drawn, which later requests would have gained more from. There the steps up to
+            the lowest K count as nothing, so that what serves from far away leaves first.
     """
 
     def __init__(self, prior: float = 1.0, *, after_hits: bool = True) -> None:
         self._prior = prior
-        self._power = 1 if after_hits else 2
+        self._after_hits = after_hits
+        self._lowest = math.inf  # K of all states there ever were
         self._entries: dict[str, _Known] = {}
         self._queue = _Queue()  # one item for each entry: its cheapest state
         self._all_uses: dict[int, float] = {}
@@ -195,6 +196,7 @@ class Weir(EvictionPolicy):
         self._states += len(sizes.keys() - known.sizes.keys())
         known.sizes.update(sizes)
         known.born = self._floor
+        self._lowest = min([self._lowest, *sizes])
         self._rank(entry, known)
 
     def use(self, entry: str, k: int, wanted: int) -> None:
@@ -244,7 +246,9 @@ class Weir(EvictionPolicy):
         """The state of the least value, and this value: the root of the expected steps lost per megabyte."""
         ks = sorted(known.sizes)
         demand = self._demand(known)
-        best, least, below = ks[0], math.inf, 0
+        best, least = ks[0], math.inf
+        free = 0 if self._after_hits else self._lowest  # steps that count as nothing
+        below = free
         for i, k in enumerate(ks):
             if k in among:
                 above = ks[i + 1] if i + 1 < len(ks) else math.inf
@@ -252,11 +256,11 @@ class Weir(EvictionPolicy):
                 for wanted, n in demand:
                     if k <= wanted < above:
                         uses += n
-                lost = uses * (k**self._power - below**self._power)
+                lost = uses * max(0, k - below)
                 value = math.sqrt(lost / (known.sizes[k] / 2**20))
                 if value < least:
                     best, least = k, value
-            below = k
+            below = max(free, k)
         return best, least
 
     def _demand(self, known: _Known) -> list[tuple[float, float]]:
