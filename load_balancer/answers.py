@@ -66,6 +66,8 @@ def about(one: Drawn) -> dict[str, Any]:
         "path": one.path.value,
         "model": one.model,
         "confidence": None if one.confidence is None else round(one.confidence, 6),
+        "heavy_confidence": None if one.heavy_confidence is None else round(one.heavy_confidence, 6),
+        "draws": one.draws,
         "seed": one.seed,
         "steps": one.result.steps,
         "queue_s": round(one.queue_s, 6),

@@ -26,7 +26,7 @@ from load_balancer.shadow import QUIET, Sample, Shadow
 from load_balancer.stage import Place, Stage
 from load_balancer.tally import Tally
 from load_balancer.terms import Terms
-from weir.config import FamilyConfig
+from weir.config import FamilyConfig, RedrawConfig
 from weir.core import ImageRequest, Plan, Role
 from weir.errors import WeirError
 from weir.profiles import Profile
@@ -49,6 +49,7 @@ class Balancer:
         direct: the least share of steps saved for which a hit skips the light variant.
         pairs: families and profiles of further light variants before the same heavy one.
         shadow: share of the images that may be drawn again as shadow samples.
+        redraw: which heavy images are drawn again.
         metrics: where it shows what it does.
         clock: unix time, seconds.
     """
@@ -68,6 +69,7 @@ class Balancer:
         cache_mode: CacheMode = "off",
         direct: float = 0.0,
         shadow: float = 0.0,
+        redraw: RedrawConfig = RedrawConfig(),
         metrics: Metrics | None = None,
         clock: Callable[[], float] = time.time,
     ):
@@ -89,6 +91,7 @@ class Balancer:
             cache=cache,
             mode=cache_mode,
             direct=direct,
+            redraw=redraw,
             clock=clock,
         )
         self._shadow = Shadow(shadow, family.size, random.Random())

@@ -1,7 +1,10 @@
-"""The decisions of the cascade. Pure: what to draw first, and what to do with a finished light image."""
+"""The decisions of the cascade. Pure: what to draw first, and what to do with a finished image."""
 
 from __future__ import annotations
 
+import random
+
+from weir.config import RedrawConfig
 from weir.core import Path, Plan, Role
 
 
@@ -101,3 +104,25 @@ def after_light(
     if plan.rules.light_fallback and (heavy_finish_at is None or heavy_finish_at > latest):
         return Path.LIGHT_DEADLINE
     return Path.HEAVY
+
+
+def is_drawn_again(
+    redraw: RedrawConfig, confidence: float | None, draws: int, *, heavy_finish_at: float | None, latest: float
+) -> bool:
+    """Whether a heavy image is drawn once more from other noise: the discriminator doubts the best one so far, and
+    there is time for another.
+
+    Args:
+        confidence: in the best heavy image so far; None: nobody judged it.
+        draws: heavy images so far.
+        heavy_finish_at: predicted for one that lets all others go first; None when none can be drawn.
+        latest: when the answer has to leave.
+    """
+    if confidence is None or confidence >= redraw.below or draws > redraw.most:
+        return False
+    return heavy_finish_at is not None and heavy_finish_at <= latest
+
+
+def next_seed(seed: int) -> int:
+    """Of the next image of a request, 0…2³² − 1; the same for the same seed."""
+    return random.Random(seed).getrandbits(32)

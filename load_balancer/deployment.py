@@ -60,6 +60,7 @@ class LoadBalancer:
             cache_mode=self._service.cache.mode,
             direct=self._service.cache.direct,
             shadow=self._service.cache.shadow,
+            redraw=self._service.redraw,
             metrics=RayMetrics(),
         )
         http = self._service.http

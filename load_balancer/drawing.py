@@ -36,6 +36,8 @@ class Drawn:
     ``reuse`` is what the cache had for it; None where it was not asked. ``anew`` is the run from noise that followed a
     resumed one which the discriminator doubted, whichever of the two is the answer. ``made_with`` names software and
     weights.
+    ``confidence`` is the discriminator's in the light image, ``heavy_confidence`` in the heavy one; None where nobody
+    judged it. The heavy one is the best of ``draws``; 0 where the light one is the answer.
     """
 
     result: ImageResult
@@ -51,6 +53,8 @@ class Drawn:
     reuse: Reuse | None = None
     anew: ImageResult | None = None
     index: int = 0
+    draws: int = 0
+    heavy_confidence: float | None = None
 
 
 Event = Partial | Drawn

@@ -33,7 +33,7 @@ class Meter:
         self._slo_s = slo_s
         self._metrics = metrics or NoMetrics()
         self._growth = Growth(self._metrics)
-        self._asked = self._admitted = self._judged = self._deferred = self._steps_saved = 0
+        self._asked = self._admitted = self._judged = self._deferred = self._steps_saved = self._redrawn = 0
         self._good = 0.0
         self._refused: Counter[str] = Counter()
         self._failed: Counter[str] = Counter()
@@ -63,6 +63,7 @@ class Meter:
         """An image is ready."""
         self._answered[drawn.path.value] += 1
         self._violations["late"] += drawn.latency_s > self._slo_s
+        self._redrawn += max(0, drawn.draws - 1)
         self._good += 1.0 if drawn.path in (Path.HEAVY, Path.CACHE) else drawn.confidence or 0.0
         self._metrics.observe(metrics_of.LATENCY, drawn.latency_s, path=drawn.path.value)
 
@@ -151,6 +152,7 @@ class Meter:
         growth.counts(metrics_of.STEPS, self._steps)
         growth.count(metrics_of.STEPS_SAVED, self._steps_saved)
         growth.counts(metrics_of.RETRIES, self._retried)
+        growth.count(metrics_of.REDRAWN, self._redrawn)
         reasons: Counter[str] = Counter()
         for name, count in unanswered.items():
             if name != _NO_LOOKUP:

@@ -68,8 +68,12 @@ class About(_Described):
     )
     model: str = Field(description="the variant that drew it")
     confidence: float | None = Field(description="the discriminator's confidence in the light image, 0…1")
-    seed: int
-    steps: int = Field(description="denoising steps that ran")
+    heavy_confidence: float | None = Field(
+        description="the same in the heavy image, where the service draws doubtful ones again"
+    )
+    draws: int = Field(description="heavy images drawn; the answer is the best of them")
+    seed: int = Field(description="of the image that is the answer")
+    steps: int = Field(description="denoising steps that ran for it")
     queue_s: float = Field(description="seconds in workers' queues")
     compute_s: float = Field(description="seconds at work")
     latency_s: float = Field(description="seconds from admission to the finished image")

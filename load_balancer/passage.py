@@ -16,7 +16,7 @@ from load_balancer.reuse import Cache
 from load_balancer.stage import Show, Stage
 from load_balancer.tally import Tally
 from load_balancer.terms import Terms
-from weir.config import FamilyConfig
+from weir.config import FamilyConfig, RedrawConfig
 from weir.core import ImageRequest, ImageResult, Path, Role
 from weir.errors import DeadlineExceeded, WeirError
 
@@ -24,6 +24,8 @@ log = logging.getLogger(__name__)
 
 #: The ways on which the heavy variant drew the image.
 _HEAVY = (Path.HEAVY, Path.CACHE)
+#: What was drawn for one image, in this order, and by which variant.
+Stages = list[tuple[Role, ImageResult]]
 
 
 class Passage:
@@ -33,6 +35,7 @@ class Passage:
         families: the service's own, then those of its further light variants, which differ in the light one alone.
         mode: what requests do with the cache that do not say themselves.
         direct: the least share of steps saved for which a hit skips the light variant.
+        redraw: which heavy images are drawn again.
         clock: unix time, seconds.
     """
 
@@ -46,6 +49,7 @@ class Passage:
         cache: Cache | None = None,
         mode: CacheMode = "off",
         direct: float = 0.0,
+        redraw: RedrawConfig = RedrawConfig(),
         clock: Callable[[], float] = time.time,
     ):
         self._stage = stage
@@ -56,6 +60,7 @@ class Passage:
         self._cache = cache
         self._mode: CacheMode = mode
         self._direct = direct
+        self._redraw = redraw
         self._clock = clock
 
     async def take(
@@ -75,7 +80,11 @@ class Passage:
         def show(image: bytes, role: Role, step: int) -> None:
             tell(Partial(index, image, role, step))
 
+        # Who names a seed or a variant gets what he names.
+        request = replace(request, judge=self._redraw.below > 0 and order.seed is None and order.role is None)
         drawn = await self._reused(request, order, terms, show)
+        if request.judge and drawn.draws:
+            drawn = await self._best(drawn, request, order, terms)
         return replace(drawn, index=index)
 
     async def _reused(self, request: ImageRequest, order: Order, terms: Terms, show: Show) -> Drawn:
@@ -121,7 +130,7 @@ class Passage:
         """The image by the rules of the plan that the order was admitted under; a deferred light one is shown first."""
         request = replace(request, previews=order.partial_images)
         role, rules, patience = terms.role, terms.plan.rules, terms.patience
-        stages: list[ImageResult] = []
+        stages: Stages = []
         doubted: ImageResult | None = None
         or_light = cascade.may_turn_light(terms.plan, order.role) and role is Role.HEAVY
         if or_light:
@@ -141,7 +150,7 @@ class Passage:
                 log.info("%s falls back to the image that it has: %s", request.id, error.message)
                 path = Path.LIGHT_DEADLINE if doubted is None else Path.CACHE
                 return self._drawn(request, terms, path, stages)
-            stages.append(result)
+            stages.append((role, result))
             or_light = False
             if role is Role.HEAVY and doubted is not None:
                 return self._better(request, terms, stages)
@@ -165,12 +174,49 @@ class Passage:
         heavy_at = self._stage.heavy_finish_at(_from_noise(request), self._clock())
         return cascade.is_drawn_anew(request.accept, confidence, heavy_finish_at=heavy_at, latest=terms.latest)
 
-    def _better(self, request: ImageRequest, terms: Terms, stages: list[ImageResult]) -> Drawn:
+    def _better(self, request: ImageRequest, terms: Terms, stages: Stages) -> Drawn:
         """Of a resumed image that was doubted and the one that was drawn anew, the one with more confidence."""
         *before, doubted, anew = stages
-        if (doubted.confidence or 0.0) > (anew.confidence or 0.0):
-            return replace(self._drawn(request, terms, Path.CACHE, [*before, anew, doubted]), anew=anew)
-        return replace(self._drawn(request, terms, Path.HEAVY, stages), anew=anew)
+        path = Path.HEAVY
+        if (doubted[1].confidence or 0.0) > (anew[1].confidence or 0.0):
+            path, stages = Path.CACHE, [*before, anew, doubted]
+        return replace(self._drawn(request, terms, path, stages), anew=anew[1])
+
+    async def _best(self, first: Drawn, request: ImageRequest, order: Order, terms: Terms) -> Drawn:
+        """The heavy image that the discriminator believes most: the first one, or another from other noise, drawn while
+        the best is doubted and time is left. Everybody else goes first meanwhile."""
+        best, draws, queue_s, compute_s = first, first.draws, first.queue_s, first.compute_s
+        again = replace(
+            request,
+            steps=cascade.noise_steps(terms.plan, order.role, order.steps),
+            patient=True,
+            # A worker draws first what is due first: so this comes behind all that may arrive while it is waited for.
+            deadline=terms.latest + terms.slo_s,
+        )
+        while cascade.is_drawn_again(
+            self._redraw,
+            best.heavy_confidence,
+            draws,
+            heavy_finish_at=self._stage.heavy_finish_at(again, self._clock()),
+            latest=terms.latest,
+        ):
+            again = replace(again, seed=cascade.next_seed(again.seed))
+            try:
+                role, result = await self._stage.draw(
+                    Role.HEAVY, again, terms.plan.rules, until=terms.latest, show=_to_nobody
+                )
+            except WeirError as error:
+                log.info("%s stays as it is: %s", request.id, error.message)
+                break
+            if role is Role.LIGHT:  # its replica took it along into another role
+                break
+            draws, queue_s, compute_s = draws + 1, queue_s + result.queue_s, compute_s + result.compute_s
+            if (result.confidence or 0.0) > (best.heavy_confidence or 0.0):
+                best = replace(
+                    best, result=result, path=Path.HEAVY, seed=again.seed, heavy_confidence=result.confidence
+                )
+        latency_s = self._clock() - terms.admitted_at
+        return replace(best, draws=draws, queue_s=queue_s, compute_s=compute_s, latency_s=latency_s)
 
     def _light_in_time(self, terms: Terms) -> bool:
         now = self._clock()
@@ -187,23 +233,31 @@ class Passage:
         heavy_at = self._stage.heavy_finish_at(request, self._clock())
         return cascade.after_light(plan, confidence, forced=forced, heavy_finish_at=heavy_at, latest=terms.latest)
 
-    def _drawn(self, request: ImageRequest, terms: Terms, path: Path, stages: list[ImageResult]) -> Drawn:
+    def _drawn(self, request: ImageRequest, terms: Terms, path: Path, stages: Stages) -> Drawn:
         now = self._clock()
         self._tally.answered(request.id, now)
-        model = self._family.heavy.name if path in _HEAVY else request.light or self._family.light.name
+        heavy, results = path in _HEAVY, [result for _, result in stages]
+        light = next((result for role, result in stages if role is Role.LIGHT), None)
+        model = self._family.heavy.name if heavy else request.light or self._family.light.name
         return Drawn(
-            result=stages[-1],
+            result=results[-1],
             path=path,
             model=model,
             seed=request.seed,
-            confidence=next((s.confidence for s in reversed(stages) if s.confidence is not None), None),
-            queue_s=sum(s.queue_s for s in stages),
-            compute_s=sum(s.compute_s for s in stages),
+            confidence=None if light is None else light.confidence,
+            queue_s=sum(r.queue_s for r in results),
+            compute_s=sum(r.compute_s for r in results),
             latency_s=now - terms.admitted_at,
             plan_version=terms.plan.version,
             made_with=self._made_with[model],
+            draws=sum(role is Role.HEAVY for role, _ in stages),
+            heavy_confidence=results[-1].confidence if heavy else None,
         )
 
 
 def _from_noise(request: ImageRequest) -> ImageRequest:
     return replace(request, resume_key=None, resume_step=0, resume_stride=1)
+
+
+def _to_nobody(image: bytes, role: Role, step: int) -> None:
+    """A preview that nobody waits for."""

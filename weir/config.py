@@ -160,6 +160,16 @@ class CacheConfig(_Strict):
         return self
 
 
+class RedrawConfig(_Strict):
+    """Heavy images that the discriminator doubts are drawn again from other noise, where time is left; off by default.
+
+    Requests that name a seed or a variant get what they name.
+    """
+
+    below: float = Field(0, ge=0, le=1, description="a heavy image of a lower confidence is doubted; 0 doubts none")
+    most: int = Field(1, ge=1, le=8, description="times that an image is drawn again; the best one is the answer")
+
+
 class KeyConfig(_Strict):
     """One key of the API and what its holder may do. The key itself is nowhere, only its digest."""
 
@@ -230,6 +240,7 @@ class ServiceConfig(_Strict):
     controller: ControllerConfig = ControllerConfig()
     pool: PoolConfig = PoolConfig()
     cache: CacheConfig = CacheConfig()
+    redraw: RedrawConfig = RedrawConfig()
     limits: LimitsConfig = LimitsConfig()
     http: HttpConfig = HttpConfig()
     keys_file: str | None = Field(

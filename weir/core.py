@@ -56,7 +56,8 @@ class ImageRequest:
         cache_partition: whose requests may reuse what is captured, and for which model and settings (``cache/``).
         tenant: whose it is; what a worker remembers of it helps no other tenant.
         light: name of the light variant, where the service holds several; None: the family's own.
-        patient: its caller lets others go first (the priority ``batch``).
+        patient: it lets others go first.
+        judge: the discriminator looks at the image also where the heavy variant draws it.
         previews: pictures of what is becoming, to be sent on the way (:meth:`workers.replica.Worker.stream`).
         keep_latent: send the finished latent back with the image, for a warm start of the other variant.
         warm_start, warm_start_step: the other variant's finished latent (:meth:`weir.states.State.to_bytes`), and the
@@ -81,6 +82,7 @@ class ImageRequest:
     tenant: str = ""
     light: str | None = None
     patient: bool = False
+    judge: bool = False
     previews: int = 0
     keep_latent: bool = False
     warm_start: bytes | None = None
@@ -100,7 +102,7 @@ class ImageResult:
 
     Attributes:
         image: the encoded picture (PNG), or b"" when ``error`` is set.
-        confidence: the discriminator's in a light image, 0…1; in a heavy one only where the request accepts not all.
+        confidence: the discriminator's confidence in the image, 0…1; None for a heavy one that it was not to judge.
         queue_s, compute_s: seconds in the worker's queue, and from its first step to the finished picture.
         error: None, or (code, message) when this one request failed; the rest of its batch is untouched.
         emulated: no model ran; the latency was slept and the picture is a placeholder.

@@ -58,7 +58,8 @@ class Drawn:
 
     Attributes:
         image: PNG, or b"" when ``error`` is set.
-        confidence: the discriminator's, 0…1; None for a heavy image that nobody doubts, and without a discriminator.
+        confidence: the discriminator's, 0…1; None for a heavy image that it was not to judge, and for a family without
+            a discriminator.
         steps: denoising steps that ran.
         error: None, or (code, message).
         first: the first step that ran, of a whole run.

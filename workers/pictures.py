@@ -51,8 +51,8 @@ class Pictures:
     """Decodes, judges and encodes the samples whose steps have all run.
 
     Args:
-        discriminator: judges light images, and looks at heavy ones whose states are kept; None where the family brings
-            none.
+        discriminator: judges light images, and heavy ones that ask for it; looks at those whose states are kept. None
+            where the family brings none.
         aside: decode in a thread (on CUDA also a stream) of its own; None does so on CUDA. On the CPU the decoder
             would compete with the next step for the same core.
         side: of the largest images, in pixels.
@@ -126,15 +126,16 @@ class Pictures:
         images = decode(self._vaes[role], latents)
         self.previews.learn(latents, images)
         requests, looked = [s.order.request for s in samples], images.nan_to_num()
+        judge = [role is Role.LIGHT or r.judge or r.accept > 0 for r in requests]
         confidences: Sequence[float | None] = [None] * len(samples)
         seen: Sequence[bytes | None] = [None] * len(samples)
-        if self.discriminator is not None and (role is Role.LIGHT or any(r.accept for r in requests)):
+        if self.discriminator is not None and any(judge):
             confidences = self.discriminator.confidence(looked, [r.prompt for r in requests])
         if isinstance(self.discriminator, Seeing) and role is Role.HEAVY and any(r.capture for r in requests):
             seen = [row.tobytes() for row in self.discriminator.see(looked).numpy()]
         return images, [
-            Judged(c if role is Role.LIGHT or r.accept else None, s if r.capture else None)
-            for r, c, s in zip(requests, confidences, seen, strict=True)
+            Judged(c if judged else None, s if r.capture else None)
+            for r, c, s, judged in zip(requests, confidences, seen, judge, strict=True)
         ]
 
     def _picture(self, sample: InTheMaking, pixels: Any, judged: Judged, finite: bool) -> Drawn:

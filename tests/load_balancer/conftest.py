@@ -36,6 +36,7 @@ class FakePool:
         self.calls: list[tuple[str, Role, dict[str, Any]]] = []
         self.cancelled = 0
         self.confidence = 0.9
+        self.heavy_confidences: list[float] = []  # of the next heavy images that are to be judged
         self.delay_s: dict[Role, float] = {Role.LIGHT: 0.0, Role.HEAVY: 0.0}
         self.fail: Callable[[str, Role], tuple[str, str] | None] = lambda replica, role: None
 
@@ -54,7 +55,7 @@ class FakePool:
         return {
             "id": request["id"],
             "image": png(),
-            "confidence": self.confidence if role is Role.LIGHT else None,
+            "confidence": self._confidence(role, request),
             "steps": 2 if role is Role.LIGHT else request["steps"] or 50,
             "queue_s": 0.001,
             "compute_s": 0.01,
@@ -65,6 +66,11 @@ class FakePool:
             "replica": replica,
             "queued": 0,
         }
+
+    def _confidence(self, role: Role, request: dict[str, Any]) -> float | None:
+        if role is Role.LIGHT:
+            return self.confidence
+        return self.heavy_confidences.pop(0) if request["judge"] and self.heavy_confidences else None
 
     async def stream(self, replica: str, role: Role, request: dict[str, Any]) -> AsyncGenerator[dict[str, Any]]:
         for number in range(request["previews"]):

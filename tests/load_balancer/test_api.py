@@ -55,6 +55,8 @@ async def test_an_answer_carries_the_image_and_says_how_it_came_about(client):
         "path": "light",
         "model": "toy-light",
         "confidence": 0.9,
+        "heavy_confidence": None,
+        "draws": 0,
         "seed": 7,
         "steps": 2,
         "queue_s": 0.001,

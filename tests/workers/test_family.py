@@ -155,6 +155,12 @@ def test_a_picture_does_not_depend_on_who_shares_its_batch(tiny: Family, role: R
     assert np.abs(pixels(alone) - pixels(together)).max() <= 1
 
 
+def test_the_discriminator_judges_light_images_and_heavy_ones_that_ask_for_it(tiny: Family) -> None:
+    asked = [image_request(seed=seed, judge=seed > 1) for seed in (1, 2, 3)]
+    assert [d.confidence is None for d in tiny.generate(Role.LIGHT, asked)] == [False, False, False]
+    assert [d.confidence is None for d in tiny.generate(Role.HEAVY, asked)] == [True, False, False]
+
+
 def test_the_same_request_gives_the_same_bytes_and_another_seed_another_picture(tiny: Family) -> None:
     first, again, other = (tiny.generate(Role.HEAVY, [image_request(seed=s)])[0] for s in (1, 1, 2))
     assert first.image == again.image

@@ -46,11 +46,14 @@ def cascade() -> dict[str, Any]:
                 help="Light images below the threshold, beside the share that the plan was made for.",
             ),
             lines(
-                "Heavy images that were too late",
-                [Query(or_zero(rate(metrics.ANSWERED, '{path="light-deadline"}')), "light-deadline")],
+                "Heavy images too late, and drawn again",
+                [
+                    Query(or_zero(rate(metrics.ANSWERED, '{path="light-deadline"}')), "light-deadline"),
+                    Query(or_zero(rate(metrics.REDRAWN)), "drawn again"),
+                ],
                 unit="reqps",
                 help="Deferred images that were answered with the light one, for the heavy would have missed the "
-                "deadline.",
+                "deadline; and heavy ones that were doubted, and drawn once more in the time that was left.",
             ),
             row("The replicas"),
             lines(
