@@ -42,6 +42,12 @@ from weir.errors import ConfigError
 GOALS = {"goodput": 2.0, "quality": 0.97}
 REPOSITORY = Path(__file__).resolve().parent.parent
 SERVICE = REPOSITORY / "deploy" / "configs" / "weir-tiny.yaml"
+#: ``judged``: by how well the earlier pictures fit, in place of how alike the prompts are.
+CACHES: dict[str, dict[str, Any]] = {
+    "off": {"mode": "off"},
+    "read-write": {"mode": "read-write"},
+    "judged": {"mode": "read-write", "selector": "../profiles/weir-tiny-judged.json", "candidates": 32},
+}
 TRACES = [REPOSITORY / "traces" / "normal.csv", REPOSITORY / "traces" / "bursty.csv"]
 #: Of the figures of a run, those in the tables: key, heading, factor, decimals.
 COLUMNS = (
@@ -141,7 +147,7 @@ def main() -> None:
     parser.add_argument("--duration", type=float, default=40.0, help="seconds of each trace")
     parser.add_argument("--rate", type=float, default=2.0, help="factor on its request rate")
     parser.add_argument("--slo", type=float, default=10.0, help="deadline, seconds")
-    parser.add_argument("--cache", choices=("off", "read-write"), default="off", help="the cache in front of all")
+    parser.add_argument("--cache", choices=list(CACHES), default="off", help="the cache in front of all")
     parser.add_argument("--out", type=Path, default=Path("runs/cascade"), help="folder for a file a policy")
     arguments = parser.parse_args()
     console = Console()
@@ -177,7 +183,7 @@ def main() -> None:
 
         with tempfile.TemporaryDirectory(prefix="weir-bench-") as folder:
             file = Path(folder) / f"{policy}.yaml"
-            config = service_file(SERVICE, file, policy=policy, slo_s=arguments.slo, cache={"mode": arguments.cache})
+            config = service_file(SERVICE, file, policy=policy, slo_s=arguments.slo, cache=CACHES[arguments.cache])
             runs[policy] = measured(config, traces, arguments.slo, Path(folder), say)
         kept.write_text(json.dumps({"fingerprint": depends, "traces": runs[policy]}, indent=1) + "\n")
         say("done")

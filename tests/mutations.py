@@ -45,6 +45,13 @@ MUTATIONS = (
         "tests/deploy/test_serve_config.py::test_a_plan_leaves_the_rest_of_what_is_deployed_as_it_is",
     ),
     Mutation(
+        "resumed images are the answer whatever the discriminator says",
+        "load_balancer/cascade.py",
+        "return in_time and (confidence or 0.0) < accept",
+        "return False",
+        "tests/load_balancer/test_reuse.py::test_only_what_is_doubted_and_in_time_is_drawn_anew",
+    ),
+    Mutation(
         "the tags of cached states are not checked",
         "cache/seal.py",
         "if not hmac.compare_digest(tag, _tag(key, head, packed, secret)):",
