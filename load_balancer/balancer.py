@@ -96,6 +96,7 @@ class Balancer:
         )
         self._shadow = Shadow(shadow, family.size, random.Random())
         self._cache = cache
+        self._heavy_steps = family.heavy.steps
         self._clock = clock
 
     def readiness(self) -> dict[str, Any]:
@@ -231,7 +232,7 @@ class Balancer:
             self.meter.asked(order.n)
             role = cascade.first_role(plan, order.role, random.random())
             terms = Terms(plan, role, now, slo_s)
-            steps = cascade.noise_steps(plan, order.role, order.steps)
+            steps = cascade.noise_steps(plan, order.role, order.steps, self._heavy_steps)
             self.admission.admit(
                 order.n,
                 now=now,

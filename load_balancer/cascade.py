@@ -20,12 +20,18 @@ def first_role(plan: Plan, forced: Role | None, draw: float = 1.0) -> Role:
     return Role.HEAVY if heavy else Role.LIGHT
 
 
-def noise_steps(plan: Plan, forced: Role | None, asked: int | None) -> int | None:
+def noise_steps(plan: Plan, forced: Role | None, asked: int | None, own: int) -> int | None:
     """Denoising steps of a heavy run from noise: what the request asks for, else what the plan says.
 
-    None is the variant's own number, which a request for the heavy variant itself gets.
+    None is the variant's own number, which a request for the heavy variant itself gets; no plan makes a run longer.
+
+    Args:
+        own: the heavy variant's own number of steps.
     """
-    return asked if asked is not None or forced is Role.HEAVY else plan.rules.heavy_steps
+    if asked is not None or forced is Role.HEAVY:
+        return asked
+    planned = plan.rules.heavy_steps
+    return planned if planned is not None and planned < own else None
 
 
 def after_lookup(

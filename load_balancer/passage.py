@@ -90,7 +90,7 @@ class Passage:
     async def _reused(self, request: ImageRequest, order: Order, terms: Terms, show: Show) -> Drawn:
         """The image, from what the cache has for it where that is something."""
         mode = order.cache or self._mode
-        from_noise = cascade.noise_steps(terms.plan, order.role, order.steps)
+        from_noise = cascade.noise_steps(terms.plan, order.role, order.steps, self._family.heavy.steps)
         if self._cache is None or mode == "off" or order.role is Role.LIGHT:
             return await self._cascade(replace(request, steps=from_noise), order, terms, show)
         reuse = await self._cache.find(request, order.caller.tenant)
@@ -188,7 +188,7 @@ class Passage:
         best, draws, queue_s, compute_s = first, first.draws, first.queue_s, first.compute_s
         again = replace(
             request,
-            steps=cascade.noise_steps(terms.plan, order.role, order.steps),
+            steps=cascade.noise_steps(terms.plan, order.role, order.steps, self._family.heavy.steps),
             patient=True,
             # A worker draws first what is due first: so this comes behind all that may arrive while it is waited for.
             deadline=terms.latest + terms.slo_s,

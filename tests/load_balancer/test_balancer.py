@@ -377,6 +377,14 @@ async def test_the_plan_says_how_long_a_deferred_image_is_drawn_unless_the_reque
     assert drawn == [20, 30, None]
 
 
+async def test_no_plan_makes_a_run_longer_than_the_variants_own(running, pool, plan):
+    pool.confidence = 0.1
+    async with running(replace(plan, rules=Rules(heavy_steps=10**6))) as balancer:
+        (image,) = await balancer.draw(ORDER)
+    assert image.path is Path.HEAVY
+    assert pool.calls[1][2]["steps"] is None
+
+
 async def test_refused_images_count_as_arrivals(pool, plan, family):
     balancer = Balancer(pool, plan, family, slo_s=1, queued=1)
     with pytest.raises(NotReady):
