@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from cache.eviction import POLICIES
 from cache.index import VectorIndex
-from cache.ledger import Insert, Ledger, Match, Rules
+from cache.ledger import Found, Insert, Ledger, Match, Rules
 from cache.selector import PUBLISHED, By, Selector
 
 KS = (5, 10, 15, 20, 25)
@@ -60,6 +60,13 @@ def test_by_confidence_the_best_judged_neighbour_serves_however_near_the_others_
     book.drop("fair", 25)
     assert book.find("p", query, weigh=weigh).match == Match("fits", pytest.approx(0.5, abs=1e-4), 25, 20)
     assert book.find("p", query).match is None, "nobody judges"
+
+
+def test_by_confidence_every_whole_run_is_kept_for_one_that_goes_on_from_a_state_passes_none() -> None:
+    selector = Selector(((0.5, 25),), by=By.CONFIDENCE, stride=5)
+    hit = Found(1.0, Match("a", 1.0, 25, 25))
+    assert ledger(rules=Rules(selector)).keeps(hit, KS) == KS
+    assert ledger().keeps(hit, KS) == ()
 
 
 def test_a_picture_that_nobody_looked_at_serves_nobody_by_confidence() -> None:

@@ -76,6 +76,12 @@ def test_states_that_another_secret_sealed_are_not_used(tmp_path: Path) -> None:
     assert (tmp_path / "mine.weir.secret").stat().st_mode & 0o777 == 0o600
 
 
+def test_pictures_are_judged_only_where_the_family_brings_a_discriminator(tmp_path: Path) -> None:
+    judged = CONFIG.model_copy(update={"selector": "deploy/profiles/weir-tiny-judged.json"})
+    with pytest.raises(ConfigError, match="family tiny brings none"):
+        LocalCache(judged, FAMILY, tmp_path / "cache.weir", lambda folder: pytest.fail(folder))
+
+
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [("cache.weir", b"something else", "not an export of a cache"), ("cache.weir.secret", b"short", "not the secret")],

@@ -5,6 +5,7 @@ import pytest
 
 from cache.approaches import APPROACHES, approach
 from cache.replay import read_log, replay_prompts, replay_similarities
+from cache.selector import By, Selector
 from weir.errors import ConfigError
 
 
@@ -58,6 +59,8 @@ def test_tenants_do_not_serve_each_other() -> None:
 def test_prompts_alone_cannot_be_compared_with_pictures() -> None:
     with pytest.raises(ConfigError, match="pictures"):
         replay_prompts(sessions(5), approach("modm"))
+    with pytest.raises(ConfigError, match="pictures"):
+        replay_prompts(sessions(5), approach("weir", Selector(((0.5, 25),), by=By.CONFIDENCE)))
 
 
 def test_an_unknown_name_is_answered_with_the_known_ones() -> None:

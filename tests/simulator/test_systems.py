@@ -18,6 +18,7 @@ from traces.loader import load_trace
 from weir.errors import ConfigError
 
 SERVICE = Path("deploy/configs/weir-tiny.yaml")
+JUDGED = str(Path("deploy/profiles/weir-tiny-judged.json").resolve())
 
 
 @pytest.fixture(scope="module")
@@ -125,6 +126,7 @@ def service(tmp_path: Path, **changes) -> Path:
         ({"profile": None, "controller": {}}, "names no profile"),
         ({"profile": "a100"}, "confidences and the quality of mixes.*weir calibrate"),
         ({"cache": {"mode": "read"}}, "nirvana: says nothing of what resumed images are worth"),
+        ({"cache": {"mode": "read", "selector": JUDGED}}, "goes by pictures, and the twin draws none"),
     ],
 )
 def test_a_service_that_lacks_a_measurement_is_told_which(tmp_path, changes, remedy):
