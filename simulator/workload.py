@@ -77,6 +77,8 @@ def service_workload(
 
     A request finds the nearest earlier prompt of the trace, as if the cache had kept all of them. Similarities are of
     the service's own encoder, the K of its own thresholds, and what a resumed image is worth of its cache profile.
+    Under a profile by confidence, which would take pictures, requests are hits at random, as often as they were when it
+    was measured, and each saves what they saved on average.
     Prompts that come again because the demand was scaled count as what they were the first time.
 
     Args:
@@ -99,26 +101,31 @@ def service_workload(
             "on a scale where more is better; `weir calibrate` adds both"
         )
     selector, worth = load_selector(service.cache.selector), load_worth(service.cache.selector)
-    if selector.by is not By.SIMILARITY:
-        raise ConfigError(
-            f"{service.cache.selector}: goes by pictures, and the twin draws none; name a cache profile by similarity"
-        )
     if selector.steps != profile.heavy.steps:
         raise ConfigError(
             f"{service.cache.selector}: measured on runs of {selector.steps} steps, and the profile has "
             f"{profile.heavy.steps}; measure again with `weir cache profile`"
         )
-    first = nearest_earlier(family_encoder(family, service.cache.encoder).encode(list(trace.prompts)))
     arrivals = laid_anew(trace_arrivals(trace), rate, redraw)
-    similarities = first[np.arange(len(arrivals)) % max(1, len(first))]
+    if selector.by is By.SIMILARITY:
+        first = nearest_earlier(family_encoder(family, service.cache.encoder).encode(list(trace.prompts)))
+        similarities = first[np.arange(len(arrivals)) % max(1, len(first))]
+        ladder = selector.ks
+        ks = np.array([selector.select(s) for s in similarities.tolist()], int)
+        resumed = worth.at(similarities, ladder)
+    else:
+        share, ran = worth.hits(selector)
+        ladder = (round(selector.steps - ran),)
+        ks = np.where(np.random.default_rng(seed).random(len(arrivals)) < share, ladder[0], 0)
+        resumed = np.full((len(arrivals), 1), worth.mean(selector))
     setting = Setting.of(profile, gpus, slo_s or service.slo_s, resumed=worth.mean(selector))
     return Workload(
         setting=setting,
         profile=profile,
         arrivals=arrivals,
-        ks=np.array([selector.select(s) for s in similarities.tolist()], int),
-        ladder=(0, *selector.ks),
-        worth=np.concatenate([np.ones((len(arrivals), 1)), worth.at(similarities, selector.ks)], axis=1),
+        ks=ks,
+        ladder=(0, *ladder),
+        worth=np.concatenate([np.ones((len(arrivals), 1)), resumed], axis=1),
         confidences=drawn(setting.deferral, len(arrivals), seed),
     )
 

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from cache.selector import PUBLISHED
+from cache.selector import PUBLISHED, load_selector
 from cache.worth import load_worth, resumed_share
 from weir.errors import ConfigError
 
@@ -51,3 +51,17 @@ def test_a_cache_profile_whose_measurements_make_no_sense_is_named(tmp_path, mea
     path.write_text(json.dumps(json.loads(profiled()) | {"measured": measured}))
     with pytest.raises(ConfigError, match=r"profile\.json: not a cache profile"):
         resumed_share(path)
+
+
+def test_what_hits_cost_is_the_mean_of_what_ran(tmp_path) -> None:
+    path = tmp_path / "profile.json"
+    rows = [
+        {"from": low, "to": low + 0.2, "pairs": n, "ratio": {"25": 1.0}, "steps": {"25": steps}}
+        for low, n, steps in ((0.0, 60, 55.0), (0.4, 30, 25.0), (0.8, 10, 5.0))
+    ]
+    selector = {"steps": 50, "levels": [[0.3, 25]], "by": "confidence", "stride": 5, "accept": 0.9}
+    path.write_text(json.dumps({"selector": selector, "measured": rows}))
+    assert load_worth(path).hits(load_selector(path)) == pytest.approx((0.4, 20.0))
+    del rows[0]["steps"]
+    path.write_text(json.dumps({"selector": selector, "measured": rows}))
+    assert load_worth(path).hits(load_selector(path)) == pytest.approx((0.4, 5.0)), "as many as are left"

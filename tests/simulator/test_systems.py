@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 import yaml
 
+from cache.selector import load_selector
+from cache.worth import load_worth
 from simulator.arrivals import Arrivals, laid_anew
 from simulator.runs import Run, Windows
 from simulator.systems import SYSTEM_OF, SystemComparison, compare_systems, ladder_of
@@ -120,13 +122,21 @@ def service(tmp_path: Path, **changes) -> Path:
     return path
 
 
+def test_hits_by_confidence_come_as_often_and_save_as_much_as_was_measured(tmp_path):
+    judged = service(tmp_path, cache={"mode": "read", "selector": JUDGED})
+    found = service_workload(judged, load_trace(Path("traces/bursty.csv")), gpus=2)
+    share, ran = load_worth(JUDGED).hits(load_selector(JUDGED))
+    assert found.ladder == (0, round(50 - ran))
+    assert (found.ks > 0).mean() == pytest.approx(share, abs=0.1)
+    assert found.own_worth.max() <= 1
+
+
 @pytest.mark.parametrize(
     ("changes", "remedy"),
     [
         ({"profile": None, "controller": {}}, "names no profile"),
         ({"profile": "a100"}, "confidences and the quality of mixes.*weir calibrate"),
         ({"cache": {"mode": "read"}}, "nirvana: says nothing of what resumed images are worth"),
-        ({"cache": {"mode": "read", "selector": JUDGED}}, "goes by pictures, and the twin draws none"),
     ],
 )
 def test_a_service_that_lacks_a_measurement_is_told_which(tmp_path, changes, remedy):
