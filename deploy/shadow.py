@@ -77,6 +77,8 @@ class ShadowLoop:
         """One sample, where there is time for it, and what follows from it."""
         if self._watched.renewed():
             self.check = ShadowCheck(self._watched.head, self._encode)
+        # Ray forgets a gauge that is not told again.
+        self._metrics.set(metrics_of.LEVELS_DRIFTED, float(self.check.drifted))
         sample = self._draw(levels_of(self._watched.head, self._family))
         if sample is None:
             return
@@ -84,7 +86,6 @@ class ShadowLoop:
         scores = self._judges.scores([sample["prompt"]] * len(images), images)[self._judge]
         drifts = self.check.take(sample["prompt"], scores.tolist(), sample["confidence"])
         self._metrics.add(metrics_of.SHADOW_SAMPLES)
-        self._metrics.set(metrics_of.LEVELS_DRIFTED, float(self.check.drifted))
         if (head := self.check.refitted()) is not None:
             told = ", ".join(f"{it.level} {it.recorded:.3f} recorded, {it.realised:.3f} now" for it in drifts)
             log.warning("level head %s has drifted (%s); fitted again: %s", self.check.head.version, told, head.version)
