@@ -1,0 +1,53 @@
+"""The running cache predicts levels by the head that lies in the file now."""
+
+from __future__ import annotations
+
+import asyncio
+
+import numpy as np
+
+from cache.service import CacheService
+from tests.toy_family import FAMILY
+from weir.config import CacheConfig
+from weir.prompt_levels import LevelAbout, LevelHead, LevelRecord
+
+RECORD = LevelRecord(share=0.5, confidences=(0.2, 0.8), quality=(1.0, 0.9))
+ABOUT = LevelAbout(
+    encoder="words-1024",
+    family="toy",
+    rungs=("heavy-50", "light"),
+    alpha=0.95,
+    prompts=100,
+    records=(RECORD, RECORD),
+    quality=(1.0, 0.9),
+    accuracy=0.6,
+    mean_level_error=0.4,
+    confusion=((30, 20), (20, 30)),
+)
+
+
+def head(cut: float) -> LevelHead:
+    """Everybody is hard, or everybody easy."""
+    return LevelHead(np.zeros(1024), np.array([cut]), ABOUT)
+
+
+async def test_a_head_that_takes_the_files_place_is_taken_up_with_the_next_look_at_health(
+    server, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("WEIR_CACHE_URL", server.url)
+    monkeypatch.setenv("WEIR_CACHE_SECRET", "a secret of the tests")
+    file = tmp_path / "head.safetensors"
+    head(1.0).save(file)
+    config = CacheConfig(mode="read", encoder="words", levels=str(file))
+    service = CacheService(config.model_dump(), FAMILY)
+    while not (await service.stats())["ready"]:
+        await asyncio.sleep(0.01)
+
+    async def level() -> int | None:
+        found = await service.lookup("a", "acme", "a red circle", {"width": 64, "height": 64})
+        return found["level"]
+
+    assert await level() == 0
+    head(-1.0).publish(file)
+    await service.check_health()
+    assert await level() == 1
