@@ -9,8 +9,9 @@ change, so that all answer from the same. ``fewer-steps`` gets, request by reque
 ``modm`` resumes as often at every K as ``weir``, at the requests whose picture fits best, for its published thresholds
 are those of another CLIP. ``judged`` takes the neighbour whose picture the family's discriminator likes best for the
 new prompt (``--judged``, a profile by confidence), and is followed by ``fewer-steps`` with the mean of its steps for
-all. The judge of the table, the attribute checker, shares neither weights nor architecture with the discriminator.
-Latencies are those of single requests, one after another, lookup and fetch included.
+all, and by ``tries``: short runs from noise, judged likewise, without a cache. The judge of the table, the attribute
+checker, shares neither weights nor architecture with the discriminator. Latencies are those of single requests, one
+after another, lookup and fetch included.
 """
 
 from __future__ import annotations
@@ -230,6 +231,23 @@ class Bench:
                     images[i] = picture(one.image)
         return Answers([i for i in images if i is not None], steps, found, cached)
 
+    def tries(self, selector: Selector, most: int = 3) -> Answers:
+        """Short runs from noise, as long as a resumed one would be from the beginning, until the discriminator accepts
+        one: what judging gives without a cache. The best judged of ``most`` is the answer where none is accepted."""
+        count, short = len(self.asked), selector.steps // selector.stride
+        best: list[tuple[float, Image.Image | None]] = [(-1.0, None)] * count
+        steps = [0] * count
+        for attempt in range(most):
+            left = [i for i, (confidence, _) in enumerate(best) if confidence < selector.accept]
+            requests = [
+                self.request(f"r{i}", self.asked[i], self.seeds[i] + 7919 * attempt, steps=short, accept=1.0)
+                for i in left
+            ]
+            for i, one in zip(left, self.draw(Role.HEAVY, requests, what=f"try {attempt + 1}"), strict=True):
+                steps[i] += one.steps
+                best[i] = max(best[i], (one.confidence or 0.0, picture(one.image)), key=lambda tried: tried[0])
+        return Answers([image for _, image in best if image is not None], steps, [Found(-1.0, None)] * count)
+
     def judge(self, answers: Answers) -> Judged:
         return Judged(self.suite.scores(self.asked, answers.images), self.suite.features(answers.images))
 
@@ -368,6 +386,7 @@ def main() -> None:
     rows = [(n, n, args.selector, "weir") for n in ("vanilla", "weir", *others)]
     if args.judged:
         rows += [("judged", "judged", args.judged, ""), ("fewer-steps (judged)", "fewer-steps", args.judged, "judged")]
+        rows.append(("tries (judged)", "", args.judged, ""))
     answers: dict[str, Answers] = {}
     judged: dict[str, Judged] = {}
     found: dict = {"log": args.log, "model": bench.engine.models[Role.HEAVY], "warm": len(bench.cached)}
@@ -379,7 +398,8 @@ def main() -> None:
 
     for name, of, selector, like in rows:
         even = round(float(np.mean(answers[like].steps))) if name == "fewer-steps (judged)" else None
-        answers[name] = bench.answer(of, selector, answers.get(like), even)
+        found_by = load_selector(selector)
+        answers[name] = bench.answer(of, selector, answers.get(like), even) if of else bench.tries(found_by)
         judged[name] = bench.judge(answers[name])
         row = figures(bench, answers[name], judged[name], judged["vanilla"], reference)
         found["approaches"][name] = row
