@@ -13,7 +13,7 @@ from weir.profiles import load_profile
 DEPLOY = Path(__file__).parents[2] / "deploy"
 CONFIGS = sorted((DEPLOY / "configs").glob("*.yaml"))
 #: Two kinds of files beside them have their own readers: what the cache trusts, and what a warm start is worth.
-OTHERS = ("-cache", "-warm-start")
+OTHERS = ("-cache", "-judged", "-warm-start")
 PROFILES = [path for path in sorted((DEPLOY / "profiles").glob("*.json")) if not path.stem.endswith(OTHERS)]
 
 
