@@ -1,0 +1,107 @@
+"""What it is worth to draw doubtful heavy images again: the best judged of a few against one, on prompts held out.
+
+    python -m benchmarks.second_draws [--family deploy/families/weir-tiny.yaml] [--prompts 160]
+
+Every prompt is drawn light once, and heavy ``--most`` + 1 times from other noise, for each number of steps. The rest
+is arithmetic: light images below a threshold are deferred, heavy ones below a confidence are drawn again, and the best
+judged is the answer. Quality is the share of what was asked that the images show, by the family's attribute checker,
+which is not the discriminator that judges.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from quality.suite import Suite, family_suite, tensors
+from training.scenes import caption, draw_scene
+from weir.config import load_family
+from weir.core import ImageRequest, Role
+from workers.family import Family
+
+BATCH = 8
+
+
+class Images(NamedTuple):
+    """Of one image for each prompt: the share of what was asked that it shows, and the confidence in it."""
+
+    quality: np.ndarray
+    confidence: np.ndarray
+
+
+def drawn(engine: Family, suite: Suite, role: Role, prompts: list[str], seeds: list[int], steps: int | None) -> Images:
+    assert engine.discriminator is not None
+    side, pictures = engine.config.size, []
+    for start in track(range(0, len(prompts), BATCH), f"{role.value} {steps or ''}"):
+        requests = [
+            ImageRequest(str(i), prompts[i], seeds[i], side, side, float("inf"), steps=steps)
+            for i in range(start, min(start + BATCH, len(prompts)))
+        ]
+        pictures += [Image.open(io.BytesIO(d.image)).convert("RGB") for d in engine.generate(role, requests)]
+    confidence = engine.discriminator.confidence(tensors(pictures), prompts)
+    return Images(suite.scores(prompts, pictures)["attributes"], np.array(confidence))
+
+
+def best(heavy: list[Images], below: float, most: int) -> tuple[np.ndarray, np.ndarray]:
+    """Quality of the best judged of the first image and up to ``most`` more, each drawn while the best one has less
+    confidence than ``below``; and how many were drawn."""
+    quality, confidence = heavy[0].quality.copy(), heavy[0].confidence.copy()
+    runs = np.ones(len(quality))
+    for more in heavy[1 : most + 1]:
+        again = confidence < below
+        runs += again
+        better = again & (more.confidence > confidence)
+        quality[better], confidence[better] = more.quality[better], more.confidence[better]
+    return quality, runs
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--family", type=Path, default=Path("deploy/families/weir-tiny.yaml"))
+    parser.add_argument("--prompts", type=int, default=160)
+    parser.add_argument("--steps", type=int, nargs="+", default=[50, 10])
+    parser.add_argument("--thresholds", type=float, nargs="+", default=[1.01, 0.97, 0.4])
+    parser.add_argument("--below", type=float, default=0.6)
+    parser.add_argument("--most", type=int, default=2)
+    parser.add_argument("--seed", type=int, default=990211)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    config = load_family(arguments.family)
+    engine, suite = Family.load(config, threads=1), family_suite(config)
+    rng = np.random.default_rng(arguments.seed)
+    prompts = [caption(draw_scene(rng)) for _ in range(arguments.prompts)]
+    seeds = rng.integers(0, 2**31, (arguments.most + 2, len(prompts))).tolist()
+    light = drawn(engine, suite, Role.LIGHT, prompts, seeds[0], None)
+    more = [f"up to {n} more" for n in range(1, arguments.most + 1)]
+    table = Table("steps", "threshold", "deferred", "one heavy", *more, "gain ± error", "runs")
+    for steps in arguments.steps:
+        heavy = [drawn(engine, suite, Role.HEAVY, prompts, chosen, steps) for chosen in seeds[1:]]
+        for threshold in arguments.thresholds:
+            deferred = light.confidence < threshold
+            one = np.where(deferred, heavy[0].quality, light.quality)
+            found = [best(heavy, arguments.below, n) for n in range(1, arguments.most + 1)]
+            answers = [np.where(deferred, quality, light.quality) for quality, _ in found]
+            gain, runs = answers[-1] - one, found[-1][1]
+            table.add_row(
+                str(steps),
+                f"{threshold:g}",
+                f"{deferred.mean():.0%}",
+                f"{one.mean():.3f}",
+                *(f"{a.mean():.3f}" for a in answers),
+                f"{gain.mean():+.3f} ± {gain.std() / len(gain) ** 0.5:.3f}",
+                f"{runs[deferred].mean():.2f}",
+            )
+    Console(width=120).print(f"all light {light.quality.mean():.3f}", table)
+
+
+if __name__ == "__main__":
+    main()
