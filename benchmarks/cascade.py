@@ -148,6 +148,7 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=2.0, help="factor on its request rate")
     parser.add_argument("--slo", type=float, default=10.0, help="deadline, seconds")
     parser.add_argument("--cache", choices=list(CACHES), default="off", help="the cache in front of all")
+    parser.add_argument("--unseeded", action="store_true", help="the server chooses seeds, and may redraw images")
     parser.add_argument("--out", type=Path, default=Path("runs/cascade"), help="folder for a file a policy")
     arguments = parser.parse_args()
     console = Console()
@@ -159,12 +160,15 @@ def main() -> None:
         traces = {path.stem: load_trace(path).clip(arguments.duration).scale_rate(arguments.rate) for path in paths}
     except ConfigError as error:
         raise SystemExit(f"--trace: {error.message}") from None
+    if arguments.unseeded:
+        traces = {name: trace.unseeded() for name, trace in traces.items()}
     service = read_yaml(SERVICE, ServiceConfig)
     assert service.profile is not None
     weights = (REPOSITORY / "models").rglob("*.safetensors")
     depends = fingerprint(
         [SERVICE, SERVICE.parent / service.family, SERVICE.parent / service.profile, *paths, *weights],
         duration=arguments.duration, rate=arguments.rate, slo=arguments.slo, cache=arguments.cache,
+        unseeded=arguments.unseeded,
     )  # fmt: skip
     arguments.out.mkdir(parents=True, exist_ok=True)
 

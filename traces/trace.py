@@ -128,6 +128,10 @@ class Trace:
         laid = ((count[None] + rounds) / factor).ravel()
         return self._relaid(curve.time_of(laid[laid <= len(self)]))
 
+    def unseeded(self) -> Trace:
+        """The same requests without seeds: the server chooses them, and may draw an image more than once."""
+        return replace(self, seeds=())
+
     def redraw(self, seed: int, cv: float | None = None, *, window_s: float = 5.0) -> Trace:
         """Arrivals drawn anew from the trace's rate curve: Poisson, or gamma gaps with this coefficient of variation.
 

@@ -151,3 +151,8 @@ def test_a_number_out_of_range_is_named(change: object, names: str) -> None:
 def test_a_trace_that_makes_no_sense_cannot_be_made(fields: dict, names: str) -> None:
     with pytest.raises(ConfigError, match=names):
         Trace(**{"duration_s": 10.0, **fields})
+
+
+def test_without_seeds_the_requests_are_the_same() -> None:
+    trace = Trace.of([Arrival(0.5, "a", 7), Arrival(1.0, "b", 8)])
+    assert list(trace.unseeded()) == [Arrival(0.5, "a", None), Arrival(1.0, "b", None)]
