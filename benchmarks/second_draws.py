@@ -21,6 +21,7 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
+from sklearn.metrics import roc_auc_score
 
 from quality.suite import Suite, family_suite, tensors
 from training.scenes import caption, draw_scene
@@ -75,6 +76,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=990211)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    console = Console(width=120)
     config = load_family(arguments.family)
     engine, suite = Family.load(config, threads=1), family_suite(config)
     rng = np.random.default_rng(arguments.seed)
@@ -85,6 +87,8 @@ def main() -> None:
     table = Table("steps", "threshold", "deferred", "one heavy", *more, "gain ± error", "runs")
     for steps in arguments.steps:
         heavy = [drawn(engine, suite, Role.HEAVY, prompts, chosen, steps) for chosen in seeds[1:]]
+        shown, believed = (np.concatenate(column) for column in zip(*heavy, strict=True))
+        console.print(f"{steps} steps: ROC AUC of 'shows all' {roc_auc_score(shown > 0.999, believed):.3f}")
         for threshold in arguments.thresholds:
             deferred = light.confidence < threshold
             one = np.where(deferred, heavy[0].quality, light.quality)
@@ -100,7 +104,7 @@ def main() -> None:
                 f"{gain.mean():+.3f} ± {gain.std() / len(gain) ** 0.5:.3f}",
                 f"{runs[deferred].mean():.2f}",
             )
-    Console(width=120).print(f"all light {light.quality.mean():.3f}", table)
+    console.print(f"all light {light.quality.mean():.3f}", table)
 
 
 if __name__ == "__main__":

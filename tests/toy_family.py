@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from weir.prompt_levels import LevelAbout, LevelRecord
+
 FAMILY: dict[str, Any] = {
     "name": "toy",
     "pipeline": "nobody/nothing",
@@ -16,3 +18,17 @@ PROFILE: dict[str, Any] = {
     "light": {"name": "toy-light", "steps": 2, "batch_sizes": [1, 4], "latency_s": [0.02, 0.05]},
     "heavy": {"name": "toy-heavy", "steps": 50, "batch_sizes": [1, 4], "latency_s": [0.1, 0.25]},
 }
+_RECORD = LevelRecord(share=0.5, confidences=(0.2, 0.8), quality=(1.0, 0.9))
+#: What a level head says of itself.
+LEVELS = LevelAbout(
+    encoder="clip-1",
+    family="f",
+    rungs=("heavy-50", "light"),
+    alpha=0.95,
+    prompts=100,
+    records=(_RECORD, _RECORD),
+    quality=(1.0, 0.9),
+    accuracy=0.6,
+    mean_level_error=0.4,
+    confusion=((30, 20), (20, 30)),
+)

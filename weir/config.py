@@ -163,7 +163,7 @@ class CacheConfig(_Strict):
 class RedrawConfig(_Strict):
     """Heavy images that the discriminator doubts are drawn again from other noise, where time is left; off by default.
 
-    Requests that name a seed or a variant get what they name.
+    Requests that name a seed or a variant get what they name; an idempotency key names a seed.
     """
 
     below: float = Field(0, ge=0, le=1, description="a heavy image of a lower confidence is doubted; 0 doubts none")

@@ -150,9 +150,7 @@ RETRIES = Metric(
     _LB,
     (Label("cause", ("replica_lost", "role_changed", "failed")),),
 )
-REDRAWN = Metric(
-    "weir_redraws_total", "counter", "Heavy images drawn once more from other noise, for the last one was doubted.", _LB
-)
+REDRAWN = Metric("weir_redraws_total", "counter", "Heavy images drawn once more, for the last one was doubted.", _LB)
 IN_FLIGHT = Metric("weir_in_flight", "gauge", "Images admitted and not answered.", _LB)
 QUEUED = Metric("weir_queued", "gauge", "Images that wait at replicas, by role.", _LB, (ROLE,))
 REPLICAS_READY = Metric(

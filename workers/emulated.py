@@ -141,7 +141,7 @@ class EmulatedEngine:
     def preview(self, sample: _Sample) -> bytes | None:
         return self._images[sample.order.recipe.role]
 
-    def warm_up(self, batch_size: int) -> None:
+    def warm_up(self, batch_size: int, roles: Sequence[Role] = tuple(Role)) -> None:
         pass
 
     def probe(self) -> None:

@@ -144,8 +144,8 @@ class Engine(Protocol):
         """A small PNG of what the sample is becoming, at next to no cost; None when there is no telling yet."""
         ...
 
-    def warm_up(self, batch_size: int) -> None:
-        """Runs both roles once, so that the first request does not pay for it."""
+    def warm_up(self, batch_size: int, roles: Sequence[Role] = tuple(Role)) -> None:
+        """Runs these roles once, so that the first request does not pay for it."""
         ...
 
     def probe(self) -> None:

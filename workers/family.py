@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import Future
 from typing import TypeVar
 
@@ -51,14 +51,22 @@ class Family:
         discriminator: Confidence | None = None,
         *,
         decode_aside: bool | None = None,
+        denoisers: Mapping[Role, Denoiser] | None = None,
     ):
-        """``decode_aside``: as :class:`workers.pictures.Pictures` has it."""
+        """
+        Args:
+            decode_aside: as :class:`workers.pictures.Pictures` has it.
+            denoisers: of these pipelines, where there are some already.
+        """
         self.config = config
         self.pipelines = pipelines
         self.discriminator = discriminator
         self.device = pipelines[Role.LIGHT].device
         self.beat = time.monotonic()
-        self._denoisers = {role: Denoiser(p, compiled=config.compile) for role, p in pipelines.items()}
+        known = denoisers or {}
+        self._denoisers = {
+            role: known.get(role) or Denoiser(pipeline, compiled=config.compile) for role, pipeline in pipelines.items()
+        }
         self.samplers = {role: denoiser.sampler for role, denoiser in self._denoisers.items()}
         names = {Role.LIGHT: config.light.name, Role.HEAVY: config.heavy.name}
         self.models = {role: f"{names[role]}-{denoiser.revision}" for role, denoiser in self._denoisers.items()}
@@ -91,7 +99,12 @@ class Family:
         """
         heavy = self.pipelines[Role.HEAVY]
         light = load_light(config, heavy, self.device, dtype_of(config))
-        return Family(config, {Role.LIGHT: light, Role.HEAVY: heavy}, _discriminator(config, self.device))
+        return Family(
+            config,
+            {Role.LIGHT: light, Role.HEAVY: heavy},
+            _discriminator(config, self.device),
+            denoisers={Role.HEAVY: self._denoisers[Role.HEAVY]},
+        )
 
     def generate(
         self, role: Role, requests: Sequence[ImageRequest], starts: Sequence[State | None] = ()
@@ -229,10 +242,10 @@ class Family:
 
     # --------------------------------------------------------------------------------------------- device
 
-    def warm_up(self, batch_size: int) -> None:
+    def warm_up(self, batch_size: int, roles: Sequence[Role] = tuple(Role)) -> None:
         size = self.config.size
         doubling = {2**i for i in range(batch_size.bit_length())} if self.config.compile else {1}
-        batches = [(role, batch) for role in Role for batch in sorted({*doubling, batch_size})]
+        batches = [(role, batch) for role in roles for batch in sorted({*doubling, batch_size})]
         for done, (role, batch) in enumerate(batches, 1):
             requests = [
                 ImageRequest(f"warm-up-{i}", "", i, size, size, float("inf"), steps=_WARM_UP_STEPS)

@@ -65,9 +65,10 @@ class Pairs:
     def preview(self, sample: Any) -> bytes | None:
         return self._of_order(sample.order).preview(sample)
 
-    def warm_up(self, batch_size: int) -> None:
-        for engine in (self._own, *self._others.values()):
-            engine.warm_up(batch_size)
+    def warm_up(self, batch_size: int, roles: Sequence[Role] = tuple(Role)) -> None:
+        self._own.warm_up(batch_size, roles)
+        for engine in self._others.values():
+            engine.warm_up(batch_size, [role for role in roles if role is Role.LIGHT])
 
     def probe(self) -> None:
         self._own.probe()

@@ -7,28 +7,14 @@ import asyncio
 import numpy as np
 
 from cache.service import CacheService
-from tests.toy_family import FAMILY
+from tests.toy_family import FAMILY, LEVELS
 from weir.config import CacheConfig
-from weir.prompt_levels import LevelAbout, LevelHead, LevelRecord
-
-RECORD = LevelRecord(share=0.5, confidences=(0.2, 0.8), quality=(1.0, 0.9))
-ABOUT = LevelAbout(
-    encoder="words-1024",
-    family="toy",
-    rungs=("heavy-50", "light"),
-    alpha=0.95,
-    prompts=100,
-    records=(RECORD, RECORD),
-    quality=(1.0, 0.9),
-    accuracy=0.6,
-    mean_level_error=0.4,
-    confusion=((30, 20), (20, 30)),
-)
+from weir.prompt_levels import LevelHead
 
 
 def head(cut: float) -> LevelHead:
     """Everybody is hard, or everybody easy."""
-    return LevelHead(np.zeros(1024), np.array([cut]), ABOUT)
+    return LevelHead(np.zeros(1024), np.array([cut]), LEVELS.model_copy(update={"encoder": "words-1024", "family": "toy"}))
 
 
 async def test_a_head_that_takes_the_files_place_is_taken_up_with_the_next_look_at_health(

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import io
 import warnings
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
@@ -76,6 +77,26 @@ class FakePool:
         for number in range(request["previews"]):
             yield {"preview": png(4), "step": 10 * (number + 1)}
         yield await self.generate(replica, role, request)
+
+
+@pytest.fixture
+def running(pool: FakePool, plan: Plan, family: FamilyConfig, profile: Profile) -> Callable[..., Any]:
+    """``async with running(plan, …) as balancer``: a balancer that knows its replicas; further options are its own."""
+    from load_balancer.balancer import Balancer  # brings ray.serve, whose warnings are caught above
+
+    @asynccontextmanager
+    async def start(plan: Plan = plan, **more: Any) -> AsyncIterator[Balancer]:
+        options = {"slo_s": 5.0, "queued": 16, "profile": profile, **more}
+        balancer = Balancer(pool, plan, family, **options)
+        watching = asyncio.create_task(balancer.roster.watch())
+        while not balancer.readiness()["ready"]:
+            await asyncio.sleep(0)
+        try:
+            yield balancer
+        finally:
+            watching.cancel()
+
+    return start
 
 
 @pytest.fixture

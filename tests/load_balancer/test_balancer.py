@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import copy
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -22,23 +20,6 @@ from weir.core import Path, Plan, ReplicaChoice, Role, Rules, margin_s
 from weir.errors import DeadlineExceeded, GenerationFailed, NotReady, Overloaded
 
 ORDER = Order("a red circle", 64, 64)
-
-
-@pytest.fixture
-def running(pool, plan, family, profile) -> Callable:
-    @asynccontextmanager
-    async def start(plan: Plan = plan, **more) -> AsyncIterator[Balancer]:
-        options = {"slo_s": 5.0, "queued": 16, "profile": profile, **more}
-        balancer = Balancer(pool, plan, family, **options)
-        watching = asyncio.create_task(balancer.roster.watch())
-        while not balancer.readiness()["ready"]:
-            await asyncio.sleep(0)
-        try:
-            yield balancer
-        finally:
-            watching.cancel()
-
-    return start
 
 
 async def test_a_confident_image_comes_from_a_light_replica(running, pool):

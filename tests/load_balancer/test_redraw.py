@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from dataclasses import replace
 
 import pytest
 
-from load_balancer.balancer import Balancer
 from load_balancer.cascade import is_drawn_again, next_seed
 from load_balancer.drawing import Drawn
 from load_balancer.order import Order
@@ -21,24 +18,13 @@ REDRAW = RedrawConfig(below=0.6, most=2)
 
 
 @pytest.fixture
-def draw(pool, plan, family, profile):
+def draw(running, pool):
     """Draws one order where every light image is deferred and heavy ones have the given confidences."""
     pool.confidence = 0.1
 
-    @asynccontextmanager
-    async def running(slo_s: float) -> AsyncIterator[Balancer]:
-        balancer = Balancer(pool, plan, family, slo_s=slo_s, queued=16, profile=profile, redraw=REDRAW)
-        watching = asyncio.create_task(balancer.roster.watch())
-        while not balancer.readiness()["ready"]:
-            await asyncio.sleep(0)
-        try:
-            yield balancer
-        finally:
-            watching.cancel()
-
     async def one(*confidences: float, order: Order = ORDER, slo_s: float = 5.0) -> Drawn:
         pool.heavy_confidences[:] = confidences
-        async with running(slo_s) as balancer:
+        async with running(slo_s=slo_s, redraw=REDRAW) as balancer:
             (image,) = await balancer.draw(order)
             assert not any(balancer.dispatcher.outstanding.values())
             assert balancer.counters()["late_answers"] == 0
@@ -82,10 +68,24 @@ async def test_others_go_first(draw, pool):
     assert second["deadline"] > first["deadline"] + 4.9  # behind what may arrive until then
 
 
-async def test_a_second_image_that_fails_or_comes_too_late_leaves_the_first(draw, pool):
+async def test_a_second_image_that_fails_leaves_the_first(draw, pool):
     pool.fail = lambda replica, role: ("generation_failed", "broken") if len(heavy_calls(pool)) > 1 else None
     image = await draw(0.3, 0.8)
     assert (image.draws, image.heavy_confidence) == (1, 0.3)
+
+
+async def test_a_second_image_that_is_not_ready_by_the_deadline_is_given_up_for_the_first(draw, pool):
+    generate = pool.generate
+
+    async def slow(replica: str, role: Role, request: dict) -> dict:
+        if request["patient"]:
+            await asyncio.sleep(60)
+        return await generate(replica, role, request)
+
+    pool.generate = slow
+    image = await draw(0.3, 0.8, slo_s=0.5)  # a heavy image is predicted to take 0.1 s
+    assert (image.draws, image.heavy_confidence) == (1, 0.3)
+    assert 0.4 < image.latency_s < 0.5
 
 
 def test_there_has_to_be_time_for_another():

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from load_balancer.balancer import Balancer
 from load_balancer.callers import Caller
 from load_balancer.cascade import after_lookup, is_drawn_anew
 from load_balancer.order import Order
 from load_balancer.reuse import NOTHING, Reuse, ServeCache
-from weir.core import ImageRequest, ImageResult, Path, Plan, Role, Rules
+from weir.core import ImageRequest, ImageResult, Path, Role, Rules
 
 ORDER = Order("a red circle", 64, 64)
 HIT = Reuse("acme|…", 0.97, "entry-1", "weir:1:acme|…:entry-1:25", 25, capture=False)
@@ -54,20 +51,8 @@ def pool(pool):
 
 
 @pytest.fixture
-def running(pool, plan, family, profile):
-    @asynccontextmanager
-    async def start(cache: FakeCache, mode: str = "read-write", plan: Plan = plan, **more) -> AsyncIterator[Balancer]:
-        options = {"slo_s": 5.0, "queued": 16, "profile": profile, "cache": cache, "cache_mode": mode, **more}
-        balancer = Balancer(pool, plan, family, **options)
-        watching = asyncio.create_task(balancer.roster.watch())
-        while not balancer.readiness()["ready"]:
-            await asyncio.sleep(0)
-        try:
-            yield balancer
-        finally:
-            watching.cancel()
-
-    return start
+def running(running):
+    return lambda cache, mode="read-write", **more: running(cache=cache, cache_mode=mode, **more)
 
 
 async def test_a_hit_goes_straight_to_the_heavy_variant_from_its_state(running, pool):

@@ -5,34 +5,21 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from tests.toy_family import LEVELS
 from weir.errors import ConfigError
-from weir.prompt_levels import LevelAbout, LevelHead, LevelRecord, WatchedHead
-
-RECORD = LevelRecord(share=0.5, confidences=(0.2, 0.8), quality=(1.0, 0.9))
-ABOUT = LevelAbout(
-    encoder="clip-1",
-    family="f",
-    rungs=("heavy-50", "light"),
-    alpha=0.95,
-    prompts=100,
-    records=(RECORD, RECORD),
-    quality=(1.0, 0.9),
-    accuracy=0.6,
-    mean_level_error=0.4,
-    confusion=((30, 20), (20, 30)),
-)
+from weir.prompt_levels import LevelHead, WatchedHead
 
 
 @pytest.fixture
 def file(tmp_path):
     path = tmp_path / "head.safetensors"
-    LevelHead(np.array([1.0, 0.0]), np.array([0.2]), ABOUT).save(path)
+    LevelHead(np.array([1.0, 0.0]), np.array([0.2]), LEVELS).save(path)
     return path
 
 
 def test_what_is_saved_is_read_back(file):
     head = LevelHead.load(file, encoder="clip-1", steps=50)
-    assert head.about == ABOUT
+    assert head.about == LEVELS
     assert head.levels(np.array([[0.1, 0.9], [0.3, -0.9]])).tolist() == [0, 1]
     assert head.level(np.array([0.3, 0.1])) == 1
 
@@ -65,11 +52,11 @@ def test_a_head_that_is_older_than_the_ladder_is_refused(file):
 
 def test_cuts_that_do_not_fit_the_rungs_or_do_not_ascend_are_refused():
     with pytest.raises(ValueError, match="one fewer than there are rungs"):
-        LevelHead(np.ones(2), np.array([0.1, 0.2]), ABOUT)
+        LevelHead(np.ones(2), np.array([0.1, 0.2]), LEVELS)
 
 
 def other() -> LevelHead:
-    return LevelHead(np.array([0.0, 1.0]), np.array([0.1]), ABOUT)
+    return LevelHead(np.array([0.0, 1.0]), np.array([0.1]), LEVELS)
 
 
 def test_a_new_head_takes_the_old_ones_place_and_both_are_kept_by_version(file):
