@@ -14,7 +14,8 @@ from weir.prompt_levels import LevelHead
 
 def head(cut: float) -> LevelHead:
     """Everybody is hard, or everybody easy."""
-    return LevelHead(np.zeros(1024), np.array([cut]), LEVELS.model_copy(update={"encoder": "words-1024", "family": "toy"}))
+    about = LEVELS.model_copy(update={"encoder": "words-1024", "family": "toy"})
+    return LevelHead(np.zeros(1024), np.array([cut]), about)
 
 
 async def test_a_head_that_takes_the_files_place_is_taken_up_with_the_next_look_at_health(
