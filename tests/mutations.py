@@ -45,6 +45,13 @@ MUTATIONS = (
         "tests/deploy/test_serve_config.py::test_a_plan_leaves_the_rest_of_what_is_deployed_as_it_is",
     ),
     Mutation(
+        "doubted images are drawn again whether or not there is time",
+        "load_balancer/cascade.py",
+        "return heavy_finish_at is not None and heavy_finish_at <= latest",
+        "return True",
+        "tests/load_balancer/test_redraw.py::test_there_has_to_be_time_for_another",
+    ),
+    Mutation(
         "resumed images are the answer whatever the discriminator says",
         "load_balancer/cascade.py",
         "return in_time and (confidence or 0.0) < accept",
