@@ -320,6 +320,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--family", type=Path, default=Path("deploy/families/weir-tiny.yaml"))
     parser.add_argument("--sdxl", action="store_true", help="SDXL's architecture with random weights, on CUDA")
+    parser.add_argument("--steps", type=int, default=50, help="of --sdxl; levels are their shares of 50")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 2, 4, 8])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--images", type=int, default=32, help="of the mixed load")
@@ -330,7 +331,7 @@ def main() -> None:
     if arguments.sdxl:
         if not torch.cuda.is_available():
             parser.exit(2, "benchmarks.engine: --sdxl needs a CUDA device; torch finds none\n")
-        config, pipeline = sdxl_family("cuda", 1024, 50)
+        config, pipeline = sdxl_family("cuda", 1024, arguments.steps)
         engine = Family(config, dict.fromkeys(Role, copy.deepcopy(pipeline)))
     else:
         config = load_family(arguments.family)

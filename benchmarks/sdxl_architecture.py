@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import torch
+import yaml
 from diffusers import AutoencoderKL, EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
@@ -12,6 +15,45 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 from workers.weights import Pipeline
 
 _TOKENS = 77
+_DISCRIMINATOR = Path(__file__).resolve().parents[1] / "models" / "weir-tiny" / "discriminator"
+#: Of a family that only tries the code: seconds on one core instead of minutes.
+SMALL: dict[str, Any] = {
+    "channels": (32, 64, 64),
+    "depth": (1, 1, 1),
+    "text_layers": (1, 1),
+    "vae_channels": (32, 32, 32, 32),
+}
+
+
+def write_family(folder: Path, device: str, size: int, **shape: Any) -> Path:
+    """Saves the pipeline, and the file of a family whose light variant has weights of its own of the same shape.
+
+    Steps and schedulers are those of ``deploy/families/sdxl-lightning.yaml``. The embedded family's discriminator looks
+    at the images: it finds nothing in them, but its confidences differ and a threshold divides them.
+
+    Args:
+        size: side of the images, pixels.
+        shape: as of :func:`pipeline`.
+
+    Returns:
+        The family file, ``folder/family.yaml``.
+    """
+    whole = pipeline(device, **shape)
+    whole.save_pretrained(folder / "pipeline")
+    file = folder / "family.yaml"
+    light = {"name": "sdxl-lightning-4step", "unet": "pipeline/unet", "scheduler": "euler-trailing", "steps": 4}
+    family = {
+        "name": "sdxl-random",
+        "pipeline": "pipeline",
+        "size": size,
+        "dtype": "bfloat16",
+        "device": device,
+        "light": light | {"guidance": 0},
+        "heavy": {"name": "sdxl-base-1.0", "scheduler": "euler", "steps": 50, "guidance": 5.0},
+        "discriminator": str(_DISCRIMINATOR),
+    }
+    file.write_text(yaml.safe_dump(family, sort_keys=False))
+    return file
 
 
 def pipeline(

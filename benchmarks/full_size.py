@@ -1,0 +1,129 @@
+"""The whole service at full size: SDXL's architecture with random weights, 1024 px, on the GPUs of this machine.
+
+    python -m benchmarks.full_size                       # CUDA; nothing to download
+    python -m benchmarks.full_size --small --size 64     # tries the benchmark itself, on the CPU
+
+It writes the family, measures its profile (``weir profile``), and replays the bursty trace against a real service under
+each policy, one after the other, with the same requests, replicas and deadline. Random weights draw noise, so this says
+what a GPU gives (seconds, memory, goodput, deadlines) and nothing of quality. Family and profile stay in the folder of
+``--out`` and are used again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.cascade import COLUMNS, REPOSITORY, ratios, rows
+from benchmarks.sdxl_architecture import SMALL, write_family
+from benchmarks.service import service_file
+from controller.policies import POLICIES
+from deploy.local import down, up
+from traces.loader import load_trace
+from traces.prompts import prompt_by_id
+from traces.replay import replay
+from traces.report import write_report
+from traces.trace import Trace
+from weir.config import load_family
+from workers.profiler import profile_family, write_profile
+
+
+def profiled(family: Path, path: Path, batch_sizes: list[int], repeats: int, console: Console) -> Path:
+    """The family's profile, measured unless it is there."""
+    if not path.exists():
+        prompts = [prompt_by_id(i) for i in range(16)]
+        profile = profile_family(
+            load_family(family),
+            batch_sizes,
+            repeats,
+            lambda done, total, what: console.print(f"{done}/{total} {what}", highlight=False),
+            prompts=prompts,
+        )
+        write_profile(profile, path)
+    return path
+
+
+def served(config: Path, trace: Trace, slo_s: float, folder: Path) -> dict[str, Any]:
+    """The figures of one replay, by the keys of a report."""
+    quiet = Console(quiet=True)
+    service = up(config, detach=True, port=0, folder=folder / "state", console=quiet)
+    assert service is not None
+    try:
+        done = replay(trace, service.url, slo_s=slo_s, out=folder / "replay", timeout_s=20 * slo_s, console=quiet)
+    finally:
+        down(folder=folder / "state")
+    report = write_report(
+        done.outcomes,
+        folder / "replay",
+        slo_s=slo_s,
+        title=config.stem,
+        duration_s=done.duration_s,
+        planned=done.planned,
+    )
+    statuses = [str(outcome.status) for outcome in done.outcomes]
+    counted = {status: statuses.count(status) for status in sorted(set(statuses))}
+    return {**{key: getattr(report.total, key) for key, *_ in COLUMNS}, "statuses": counted}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--policies", nargs="*", default=["weir", "all-heavy"], choices=POLICIES, help="none: profile only"
+    )
+    parser.add_argument("--trace", type=Path, default=REPOSITORY / "traces" / "bursty.csv")
+    parser.add_argument("--rate", type=float, default=0.4, help="factor on the trace's request rate")
+    parser.add_argument("--duration", type=float, default=90.0, help="seconds of the trace")
+    parser.add_argument("--slo", type=float, default=15.0, help="deadline, seconds")
+    parser.add_argument("--replicas", type=int, default=2, help="they share the GPUs of this machine")
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 2, 4], help="of the profile")
+    parser.add_argument("--repeats", type=int, default=2, help="of the profile")
+    parser.add_argument("--size", type=int, default=1024, help="side of the images, pixels")
+    parser.add_argument("--small", action="store_true", help="a few layers instead of SDXL's, on the CPU")
+    parser.add_argument("--out", type=Path, default=Path("runs/full-size"))
+    arguments = parser.parse_args()
+    console, gpus = Console(width=120), 0 if arguments.small else torch.cuda.device_count()
+    if not gpus and not arguments.small:
+        parser.exit(2, "benchmarks.full_size: needs a CUDA device; torch finds none\n")
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    out, family = arguments.out.resolve(), arguments.out.resolve() / "family.yaml"
+    if not family.exists():
+        console.print("writing the family")
+        shape = SMALL if arguments.small else {}
+        write_family(out, "cuda" if gpus else "cpu", arguments.size, **shape)
+    profile = profiled(family, out / "profile.json", arguments.batches, arguments.repeats, console)
+    console.print(f"the profile is {profile}", highlight=False)
+    if not arguments.policies:
+        return
+    pool = {"cpus_per_replica": 0.5, "gpus_per_replica": gpus / arguments.replicas}
+    plan = {"light_replicas": 1, "heavy_replicas": arguments.replicas - 1}
+    fields = {"family": str(family), "profile": str(profile), "plan": plan, "pool": pool}
+    (out / "service.yaml").write_text(yaml.safe_dump(fields))
+    trace = load_trace(arguments.trace).clip(arguments.duration).scale_rate(arguments.rate)
+    runs: dict[str, dict[str, dict[str, Any]]] = {}
+    for policy in arguments.policies:
+        console.print(f"{policy}: {len(trace)} requests", highlight=False)
+        with tempfile.TemporaryDirectory(prefix="weir-bench-") as folder:
+            config = service_file(
+                out / "service.yaml", Path(folder) / f"{policy}.yaml", policy=policy, slo_s=arguments.slo
+            )
+            runs[policy] = {"bursty": served(config, trace, arguments.slo, Path(folder))}
+        (out / "figures.json").write_text(json.dumps(runs, indent=1) + "\n")
+        console.print(runs[policy]["bursty"]["statuses"])
+    table = Table("policy", *(heading for _, heading, _, _ in COLUMNS), title=f"{len(trace)} requests")
+    for line in rows(runs, "bursty"):
+        table.add_row(*line)
+    console.print(table)
+    if ratio := ratios(runs, "bursty").get("goodput"):
+        console.print(f"goodput: {ratio:.2f} of all-heavy", highlight=False)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,23 @@
+"""The family of SDXL's architecture with random weights, with few layers: it is served like any other."""
+
+from __future__ import annotations
+
+import io
+
+from PIL import Image
+
+from benchmarks.sdxl_architecture import SMALL, write_family
+from weir.config import load_family
+from weir.core import ImageRequest, Role
+from workers.family import Family
+
+
+def test_both_variants_draw_and_the_light_one_is_judged(tmp_path):
+    family = load_family(write_family(tmp_path, "cpu", 64, **SMALL))
+    engine = Family.load(family, threads=1)
+    request = ImageRequest("r", "a red circle", 1, 64, 64, deadline=float("inf"))
+    [light], [heavy] = engine.generate(Role.LIGHT, [request]), engine.generate(Role.HEAVY, [request])
+    assert (light.steps, heavy.steps) == (4, 50)
+    assert light.confidence is not None
+    for drawn in (light, heavy):
+        assert Image.open(io.BytesIO(drawn.image)).size == (64, 64)
