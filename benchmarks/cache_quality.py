@@ -22,7 +22,8 @@ import html
 import io
 import json
 import time
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -40,8 +41,11 @@ from cache.approximate import Judge
 from cache.encoder import Encoder, family_encoder
 from cache.eviction import Lru
 from cache.index import VectorIndex
-from cache.ledger import Found, Ledger, Match
+from cache.ledger import Found, Ledger, Match, Weigh
+from cache.redis_backend import RedisBackend
+from cache.redis_server import RedisServer
 from cache.selector import Selector, load_selector
+from cache.store import SealedStore, state_key
 from quality.clip import ClipScorer
 from quality.frechet import frechet_distance
 from quality.paired import paired_ratio
@@ -141,14 +145,23 @@ class Bench:
 
     def found(self, chosen: Approach) -> list[Found]:
         """What the approach's rules find for every request in the warm cache."""
+        ledger = self.ledger(chosen)
+        asked = zip(self.queries, self.asked, strict=True)
+        return [ledger.find("", query, weigh=self.weigh(prompt)) for query, prompt in asked]
+
+    def ledger(self, chosen: Approach) -> Ledger:
+        """All that is cached, under the approach's rules."""
         assert chosen.rules is not None
         ledger = Ledger(chosen.rules, Lru(), 1 << 60, lambda: VectorIndex(self.encoder.dim))
         ks = {*capture_steps(self.steps), self.steps}
         for i, vector in enumerate(self.vectors):
             ledger.insert("", str(i), vector, dict.fromkeys(ks, 1), self.cached[i].seen)
+        return ledger
+
+    def weigh(self, prompt: str) -> Weigh | None:
+        """How well a cached picture fits the prompt, by the discriminator of a family that has one."""
         judge = self.engine.discriminator
-        weighs = [partial(judge.weigh, prompt=p) if isinstance(judge, Judge) else None for p in self.asked]
-        return [ledger.find("", query, weigh=weigh) for query, weigh in zip(self.queries, weighs, strict=True)]
+        return partial(judge.weigh, prompt=prompt) if isinstance(judge, Judge) else None
 
     def fitting(self) -> np.ndarray:
         """Cosines of every request with every cached picture, [R, C]."""
@@ -251,46 +264,59 @@ class Bench:
     def judge(self, answers: Answers) -> Judged:
         return Judged(self.suite.scores(self.asked, answers.images), self.suite.features(answers.images))
 
-    def latencies(self, selector: str, count: int) -> dict[str, dict[str, float]]:
-        """Seconds of single requests, with the cache on and off, alternating."""
-        from cache.redis_backend import RedisBackend
-        from cache.redis_server import RedisServer
-        from cache.store import SealedStore, state_key
-
-        chosen = approach("weir", load_selector(selector))
-        assert chosen.rules is not None
+    def latencies(self, selectors: Mapping[str, str], count: int) -> dict[str, dict[str, float]]:
+        """Seconds of single requests without a cache (``off``) and with each approach that has a selector, taking
+        turns; and of the lookup, encoder included, and the fetch from Redis among them."""
+        chosen = {name: approach(name, load_selector(selector)) for name, selector in selectors.items()}
+        ledgers = {name: self.ledger(one) for name, one in chosen.items()}
+        seconds: dict[str, list[float]] = defaultdict(list)
         server = RedisServer.start()
         try:
             store = SealedStore(RedisBackend(server.url, read_s=1, write_s=1), b"the benchmark's secret")
-            ledger = Ledger(chosen.rules, Lru(), 1 << 60, lambda: VectorIndex(self.encoder.dim))
-            for i, (one, vector) in enumerate(zip(self.cached, self.vectors, strict=True)):
-                store.put(
-                    ImageRequest(str(i), one.prompt, 0, 64, 64, 0.0, cache_partition="p"), list(one.states.values())
-                )
-                ledger.insert("p", str(i), vector, dict.fromkeys(one.states, 1))
-            seconds: dict[str, list[float]] = {"off": [], "on": [], "lookup": [], "fetch": []}
-            for i, (prompt, seed) in enumerate(zip(self.asked[:count], self.seeds[:count], strict=True)):
+            for i, one in enumerate(self.cached):
+                request = ImageRequest(str(i), one.prompt, 0, 64, 64, 0.0, cache_partition="p")
+                store.put(request, list(one.states.values()))
+            for prompt, seed in list(zip(self.asked, self.seeds, strict=True))[:count]:
+                whole = self.request("off", prompt, seed)
                 begin = time.perf_counter()
-                self.engine.generate(Role.HEAVY, [self.request(f"off-{i}", prompt, seed)])
+                self.engine.generate(Role.HEAVY, [whole])
                 seconds["off"].append(time.perf_counter() - begin)
-                begin = time.perf_counter()
-                found = ledger.find("p", self.encoder.encode([prompt])[0])
-                looked = time.perf_counter()
-                state = store.get(state_key("p", found.match.entry, found.k)) if found.match else None
-                fetched = time.perf_counter()
-                request = self.request(f"on-{i}", prompt, seed, resume_key="-", resume_step=found.k)
-                self.engine.generate(Role.HEAVY, [request], [state])
-                seconds["on"].append(time.perf_counter() - begin)
-                seconds["lookup"].append(looked - begin)
-                if state is not None:
-                    seconds["fetch"].append(fetched - looked)
+                for name, ledger in ledgers.items():
+                    begin = time.perf_counter()
+                    self._reuse(chosen[name], ledger, store, whole, name, seconds)
+                    seconds[name].append(time.perf_counter() - begin)
         finally:
             server.stop()
         return {
             name: {f"p{q}_s": float(np.percentile(values, q)) for q in (50, 95, 99)} | {"requests": len(values)}
             for name, values in seconds.items()
-            if values
         }
+
+    def _reuse(
+        self,
+        chosen: Approach,
+        ledger: Ledger,
+        store: SealedStore,
+        whole: ImageRequest,
+        name: str,
+        seconds: dict[str, list[float]],
+    ) -> None:
+        """Answers one request as a service does: looks up, fetches, resumes, and draws anew what is doubted."""
+        begin = time.perf_counter()
+        found = ledger.find("", self.encoder.encode([whole.prompt])[0], weigh=self.weigh(whole.prompt))
+        seconds[f"{name}: lookup"].append(time.perf_counter() - begin)
+        if found.match is None:
+            self.engine.generate(Role.HEAVY, [whole])
+            return
+        assert chosen.rules is not None
+        begin = time.perf_counter()
+        state = store.get(state_key("p", found.match.entry, found.k))
+        seconds[f"{name}: fetch"].append(time.perf_counter() - begin)
+        trusted = chosen.rules.selector
+        short = replace(whole, resume_key="-", resume_step=found.k, resume_stride=trusted.stride, accept=trusted.accept)
+        [drawn] = self.engine.generate(Role.HEAVY, [short], [state])
+        if (drawn.confidence or 0.0) < trusted.accept:
+            self.engine.generate(Role.HEAVY, [replace(whole, judge=True)])
 
 
 def figures(bench: Bench, answers: Answers, judged: Judged, whole: Judged, reference: np.ndarray) -> dict[str, Any]:
@@ -417,7 +443,8 @@ def main() -> None:
             console.print(f"attributes of {name} over those of as few steps from noise: {over.text}", highlight=False)
     written()
     if args.latency:
-        found["latency"] = bench.latencies(args.selector, args.latency)
+        timed = {"weir": args.selector} | ({"judged": args.judged} if args.judged else {})
+        found["latency"] = bench.latencies(timed, args.latency)
         console.print_json(json.dumps(found["latency"]))
         written()
     console.print(f"figures and gallery are in {args.out}")
