@@ -63,8 +63,16 @@ COLUMNS = (
 Runs = dict[str, dict[str, Any]]
 
 
-def measured(config: Path, traces: dict[str, Trace], slo_s: float, folder: Path, say: Callable[[str], None]) -> Runs:
-    """Starts one service, replays all traces against it, stops it, and judges the images."""
+def measured(
+    config: Path,
+    traces: dict[str, Trace],
+    slo_s: float,
+    folder: Path,
+    say: Callable[[str], None],
+    *,
+    judge: bool = True,
+) -> Runs:
+    """Starts one service, replays all traces against it, stops it, and judges the images, unless told not to."""
     quiet, found = Console(quiet=True), {}
     say("starting")
     service = up(config, detach=True, port=0, folder=folder / "state", console=quiet)
@@ -74,16 +82,15 @@ def measured(config: Path, traces: dict[str, Trace], slo_s: float, folder: Path,
         for name, trace in traces.items():
             say(f"{name}, {len(trace)} requests")
             replays[name] = replay(
-                trace, service.url, slo_s=slo_s, out=folder / name, timeout_s=120, console=quiet
+                trace, service.url, slo_s=slo_s, out=folder / name, timeout_s=12 * slo_s, console=quiet
             )  # fmt: skip
     finally:
         down(folder=folder / "state")
-    say("judging the images")
+    family = load_family(read_yaml(config, ServiceConfig).family)
+    if judge:
+        say("judging the images")
     for name, done in replays.items():
-        judge = family_scorer(
-            load_family(read_yaml(config, ServiceConfig).family), [arrival.prompt for arrival in traces[name]]
-        )
-        assert judge is not None
+        judges = family_scorer(family, [arrival.prompt for arrival in traces[name]]) if judge else None
         summary = write_report(
             done.outcomes,
             folder / name,
@@ -91,7 +98,7 @@ def measured(config: Path, traces: dict[str, Trace], slo_s: float, folder: Path,
             title=config.stem,
             duration_s=done.duration_s,
             planned=done.planned,
-            scorer=judge[1],
+            scorer=judges[1] if judges else None,
         )
         found[name] = asdict(summary.total)
     return found

@@ -15,23 +15,18 @@ import argparse
 import json
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import torch
 import yaml
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.cascade import COLUMNS, REPOSITORY, ratios, rows
+from benchmarks.cascade import COLUMNS, REPOSITORY, Runs, measured, ratios, rows
 from benchmarks.sdxl_architecture import SMALL, write_family
 from benchmarks.service import service_file
 from controller.policies import POLICIES
-from deploy.local import down, up
 from traces.loader import load_trace
 from traces.prompts import prompt_by_id
-from traces.replay import replay
-from traces.report import write_report
-from traces.trace import Trace
 from weir.config import load_family
 from workers.profiler import profile_family, write_profile
 
@@ -49,28 +44,6 @@ def profiled(family: Path, path: Path, batch_sizes: list[int], repeats: int, con
         )
         write_profile(profile, path)
     return path
-
-
-def served(config: Path, trace: Trace, slo_s: float, folder: Path) -> dict[str, Any]:
-    """The figures of one replay, by the keys of a report."""
-    quiet = Console(quiet=True)
-    service = up(config, detach=True, port=0, folder=folder / "state", console=quiet)
-    assert service is not None
-    try:
-        done = replay(trace, service.url, slo_s=slo_s, out=folder / "replay", timeout_s=20 * slo_s, console=quiet)
-    finally:
-        down(folder=folder / "state")
-    report = write_report(
-        done.outcomes,
-        folder / "replay",
-        slo_s=slo_s,
-        title=config.stem,
-        duration_s=done.duration_s,
-        planned=done.planned,
-    )
-    statuses = [str(outcome.status) for outcome in done.outcomes]
-    counted = {status: statuses.count(status) for status in sorted(set(statuses))}
-    return {**{key: getattr(report.total, key) for key, *_ in COLUMNS}, "statuses": counted}
 
 
 def main() -> None:
@@ -106,22 +79,21 @@ def main() -> None:
     plan = {"light_replicas": 1, "heavy_replicas": arguments.replicas - 1}
     fields = {"family": str(family), "profile": str(profile), "plan": plan, "pool": pool}
     (out / "service.yaml").write_text(yaml.safe_dump(fields))
-    trace = load_trace(arguments.trace).clip(arguments.duration).scale_rate(arguments.rate)
-    runs: dict[str, dict[str, dict[str, Any]]] = {}
+    name = arguments.trace.stem
+    traces = {name: load_trace(arguments.trace).clip(arguments.duration).scale_rate(arguments.rate)}
+    runs: dict[str, Runs] = {}
     for policy in arguments.policies:
-        console.print(f"{policy}: {len(trace)} requests", highlight=False)
         with tempfile.TemporaryDirectory(prefix="weir-bench-") as folder:
             config = service_file(
                 out / "service.yaml", Path(folder) / f"{policy}.yaml", policy=policy, slo_s=arguments.slo
             )
-            runs[policy] = {"bursty": served(config, trace, arguments.slo, Path(folder))}
+            runs[policy] = measured(config, traces, arguments.slo, Path(folder), console.print, judge=False)
         (out / "figures.json").write_text(json.dumps(runs, indent=1) + "\n")
-        console.print(runs[policy]["bursty"]["statuses"])
-    table = Table("policy", *(heading for _, heading, _, _ in COLUMNS), title=f"{len(trace)} requests")
-    for line in rows(runs, "bursty"):
+    table = Table("policy", *(heading for _, heading, _, _ in COLUMNS), title=f"{name}, {len(traces[name])} requests")
+    for line in rows(runs, name):
         table.add_row(*line)
     console.print(table)
-    if ratio := ratios(runs, "bursty").get("goodput"):
+    if ratio := ratios(runs, name).get("goodput"):
         console.print(f"goodput: {ratio:.2f} of all-heavy", highlight=False)
 
 
