@@ -64,6 +64,9 @@ class SmallIndex:
         self._ids: list[int] = []
         self._place: dict[int, int] = {}
 
+    def __len__(self) -> int:
+        return len(self._ids)
+
     def add(self, ident: int, vector: np.ndarray) -> None:
         if len(self._ids) == len(self._rows):
             self._rows = np.concatenate([self._rows, np.zeros_like(self._rows)])

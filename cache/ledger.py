@@ -29,6 +29,7 @@ class Index(Protocol):
     def add_many(self, ids: Sequence[int], vectors: np.ndarray) -> None: ...
     def remove(self, ident: int) -> None: ...
     def search(self, vector: np.ndarray, count: int = 1) -> list[tuple[int, float]]: ...
+    def __len__(self) -> int: ...
 
 
 #: The confidence 0…1, [N], that pictures of which so much was seen, float16 [N, F], are good enough for a prompt.
@@ -210,6 +211,8 @@ class Ledger:
     ) -> None:
         """Takes many entries in at once, the oldest first; :meth:`make_room` has to follow."""
         fresh = [i for i, entry in enumerate(entries) if entry not in self._entries and sizes[i]]
+        if not fresh:
+            return
         idents = range(self._next, self._next + len(fresh))
         self._next += len(fresh)
         for i, ident in zip(fresh, idents, strict=True):
@@ -268,14 +271,18 @@ class Ledger:
         return leaving
 
     def drop(self, entry: str, k: int) -> None:
-        """Forgets one state; with its last state the entry leaves the index."""
+        """Forgets one state; with its last state the entry leaves the index, and the last entry takes that along:
+        guidance and negative prompts, which are the callers' to choose, make any number of partitions."""
         known = self._entries.get(entry)
         if known is None or k not in known.sizes:
             return
         self.used_bytes -= known.sizes.pop(k)
         self._eviction.remove(entry, k)
         if not known.sizes:
-            self._indexes[known.partition].remove(known.ident)
+            index = self._indexes[known.partition]
+            index.remove(known.ident)
+            if not len(index):
+                del self._indexes[known.partition]
             del self._entries[entry], self._names[known.ident]
 
     def purge(self, partition: str | None = None) -> list[Gone]:

@@ -86,6 +86,18 @@ def test_an_entry_leaves_the_index_with_its_last_state() -> None:
     assert book.used_bytes == 0
 
 
+def test_a_partition_without_entries_keeps_no_index() -> None:
+    book = ledger(budget=10)
+    for i in range(100):  # a caller who never asks for the same guidance twice
+        book.insert(f"p|{i}", str(i), at(1), {5: 5})
+    assert sorted(book.entries()) == ["98", "99"]
+    assert len(book._indexes) == 2
+    book.restore("q", ["nothing"], at(1).reshape(1, 2), [{}])
+    assert "q" not in book._indexes
+    book.insert("p|1", "back", at(1), {5: 5})
+    assert book.find("p|1", at(1)).k == 5
+
+
 def test_a_pinned_state_survives_whatever_comes_in() -> None:
     book = ledger(budget=10)
     book.insert("p", "a", at(1), {25: 10})
