@@ -206,13 +206,13 @@ class SealedStore:
             StoreFailed: the store cannot be read.
         """
         states: dict[str, dict[int, str]] = {}
-        entries = []
+        entries: dict[str, None] = {}  # Redis may give a key twice while its table grows or shrinks
         for key in self.backend.keys(PREFIX):
             parts = key.removeprefix(PREFIX).split(":")
             if len(parts) == 3 and parts[2].isdigit():
                 states.setdefault(f"{PREFIX}{parts[0]}:{parts[1]}", {})[int(parts[2])] = key
             elif len(parts) == 2:
-                entries.append(key)
+                entries[key] = None
         done = 0
         for batch in batches(entries, _BATCH):
             for key, value in zip(batch, self.backend.get_many(batch), strict=True):

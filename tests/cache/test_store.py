@@ -1,5 +1,7 @@
 """Sealed states: what comes back is what was written under this very key, or nothing."""
 
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -63,6 +65,22 @@ def test_a_restart_removes_what_belongs_to_nobody(either: SealedStore) -> None:
     assert [r.entry for r in either.records(told.append)] == ["whole"]
     assert told == [2]
     assert sorted(either.backend.keys("weir:")) == [entry_key(PARTITION, "whole"), state_key(PARTITION, "whole", 5)]
+
+
+def test_a_record_that_a_scan_gives_twice_is_read_once_and_stays() -> None:
+    class Resized(MemoryBackend):
+        """Gives every key twice, as Redis may while its table changes size."""
+
+        def keys(self, prefix: str) -> Iterator[str]:
+            found = list(super().keys(prefix))
+            yield from found + found
+
+    store = SealedStore(Resized(), SECRET)
+    store.put(request(), [state(5)])
+    store.remember(record())
+    for _ in range(2):
+        assert [r.entry for r in store.records()] == ["a"]
+    assert len(set(store.backend.keys("weir:"))) == 2
 
 
 def test_a_purge_takes_one_tenant_only(either: SealedStore) -> None:
