@@ -147,6 +147,7 @@ class ApproximateCache:
         self._judge = judge
         self._clock = clock
         self._open: OrderedDict[str, _Open] = OrderedDict()
+        self._leaving: list[Gone] = []
 
     def lookup(self, name: str, tenant: str, prompt: str, settings: Settings) -> Lookup:
         """Looks for a state for the request ``name``; :meth:`finish` has to follow, whatever becomes of it."""
@@ -182,6 +183,7 @@ class ApproximateCache:
         captured: Sequence[int] = (),
         sought: bool = True,
         seen: bytes | None = None,
+        refused: bool = False,
     ) -> None:
         """The request is answered, or has failed. Never raises.
 
@@ -190,22 +192,23 @@ class ApproximateCache:
             captured: the K whose states the worker has stored.
             sought: a worker tried to fetch the state of the match; where it did not come, it is looked after.
             seen: what the discriminator saw in its picture, float16.
+            refused: a worker had the state of the match, and it did not fit the worker's model.
         """
         ticket = self._open.pop(name, None)
         if ticket is None:
             return
         match = ticket.found.match
+        self.counters.served[resumed_at] += 1
+        if match is not None:
+            self.ledger.unpin(match)
+            if resumed_at == match.k:
+                self.ledger.use(match)
         try:
-            if match is not None:
-                self.ledger.unpin(match)
-                if resumed_at == match.k:
-                    self.ledger.use(match)
-                elif sought:
-                    self.counters.reasons["state_not_used"] += 1
-                    self._look_after(ticket.partition, match)
-            self.counters.served[resumed_at] += 1
             if captured:
                 self._insert(name, ticket, tuple(captured), seen)
+            if match is not None and resumed_at != match.k and sought:
+                self.counters.reasons["state_not_used"] += 1
+                self._look_after(ticket.partition, match, refused)
         except StoreFailed as error:
             self.counters.reasons["store_failed"] += 1
             log.info("the cache goes on without the store: %s", error.message)
@@ -226,8 +229,20 @@ class ApproximateCache:
             readable = None if self._judge is None else self._judge.version
             seen = [r.seen if r.judge == readable else None for r in found]
             self.ledger.restore(partition, [r.entry for r in found], vectors, [r.sizes for r in found], seen)
-        self._leave(self.ledger.make_room(0))
+        self._evicted(self.ledger.make_room(0))
+        self.sweep()
         return len(self.ledger)
+
+    def sweep(self) -> None:
+        """Deletes from the store what has left the ledger, and the records of entries that have no state left. What
+        the store does not delete now it is asked to the next time: in between it counts as free, and is not.
+
+        Raises:
+            StoreFailed: some may be left.
+        """
+        entries = {(partition, entry) for partition, entry, _ in self._leaving if entry not in self.ledger}
+        self.store.forget(self._leaving, entries)
+        self._leaving.clear()
 
     def purge(self, tenant: str | None = None) -> int:
         """Forgets everything of a tenant, or everything; how many states.
@@ -257,39 +272,50 @@ class ApproximateCache:
         }
 
     def _insert(self, name: str, ticket: _Open, captured: tuple[int, ...], seen: bytes | None) -> None:
-        sizes = self.store.sizes(ticket.partition, name, captured)
+        partition = ticket.partition
+        try:
+            sizes = self.store.sizes(partition, name, captured)
+        except StoreFailed:
+            self._leaving += [Gone(partition, name, k) for k in captured]  # they may be there, and nobody knows them
+            raise
         if not sizes:
             self.counters.reasons["captured_not_there"] += 1
             return
         sight = None if self._judge is None or seen is None else np.frombuffer(seen, np.float16)
-        leaving = self.ledger.insert(ticket.partition, name, ticket.vector, sizes, sight)
+        self._evicted(self.ledger.insert(partition, name, ticket.vector, sizes, sight))
         self.counters.inserted += len(sizes)
         stayed = {k: sizes[k] for k in self.ledger.stored(name)}
-        if stayed:
-            vector = ticket.vector.astype(np.float16)
-            version = "" if self._judge is None else self._judge.version
-            self.store.remember(
-                Record(ticket.partition, name, ticket.prompt, vector, stayed, self._clock(), sight, version)
-            )
-        self._leave(leaving)
+        try:
+            if stayed:
+                vector = ticket.vector.astype(np.float16)
+                version = "" if self._judge is None else self._judge.version
+                self.store.remember(
+                    Record(partition, name, ticket.prompt, vector, stayed, self._clock(), sight, version)
+                )
+        finally:  # a store that is full refuses the record, and takes deletions
+            self.sweep()
 
-    def _leave(self, gone: Sequence[Gone]) -> None:
-        """Deletes states from the store, and the records of entries that have none left."""
-        entries = {(p, entry) for p, entry, _ in gone if entry not in self.ledger}
+    def _evicted(self, gone: Sequence[Gone]) -> None:
         self.counters.evicted += len(gone)
-        self.store.forget(gone, entries)
+        self._leaving += gone
 
-    def _look_after(self, partition: str, match: Match) -> None:
-        """A state that a worker could not use: if it is really not there, or not ours, the ledger lets it go."""
-        if not self.store.lost(state_key(partition, match.entry, match.k)):
+    def _look_after(self, partition: str, match: Match, refused: bool) -> None:
+        """A state that a worker could not use: if it is really not there, or not ours, the ledger lets it go; if it was
+        refused, its whole entry, for one model made all of an entry's states. The next run of the prompt is kept."""
+        entry, stored = match.entry, self.ledger.stored(match.entry)
+        if refused:
+            lost = stored
+            log.warning("the states of %s do not fit a worker's model, and go", entry)
+        elif self.store.lost(state_key(partition, entry, match.k)):
+            there = self.store.sizes(partition, entry, stored)  # what took one of an entry's states often took all
+            lost = tuple(k for k in stored if k == match.k or k not in there)
+            self.counters.reasons["state_lost"] += 1
+        else:
             return
-        self.counters.reasons["state_lost"] += 1
-        self.ledger.drop(match.entry, match.k)
-        rest = self.ledger.stored(match.entry)  # what took one of an entry's states often took all
-        there = self.store.sizes(partition, match.entry, rest)
-        for k in rest:
-            if k not in there:
-                self.ledger.drop(match.entry, k)
+        for k in lost:
+            self.ledger.drop(entry, k)
+        self._leaving += [Gone(partition, entry, k) for k in lost]
+        self.sweep()
 
     def _forget_old(self) -> None:
         until = self._clock() - _FORGET_S

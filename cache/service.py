@@ -69,11 +69,17 @@ class CacheService:
         return found.to_dict()
 
     async def finish(
-        self, name: str, resumed_at: int, captured: Sequence[int], sought: bool, seen: bytes | None = None
+        self,
+        name: str,
+        resumed_at: int,
+        captured: Sequence[int],
+        sought: bool,
+        seen: bytes | None = None,
+        refused: bool = False,
     ) -> None:
         """:meth:`ApproximateCache.finish`."""
         if self._ready:
-            await self._do(lambda cache: cache.finish(name, resumed_at, captured, sought, seen))
+            await self._do(lambda cache: cache.finish(name, resumed_at, captured, sought, seen, refused))
 
     async def stats(self) -> dict[str, Any]:
         """What is cached and what happened; ``rebuilding`` counts the records read while it is not ready."""

@@ -132,7 +132,9 @@ class ServeCache:
         return Reuse(**found)
 
     def finished(self, request: ImageRequest, drawn: ImageResult | None, sought: bool) -> None:
-        what = (0, (), False, None) if drawn is None else (drawn.resumed_at, drawn.captured, sought, drawn.seen)
+        what: tuple[object, ...] = (0, (), False, None, False)
+        if drawn is not None:
+            what = drawn.resumed_at, drawn.captured, sought, drawn.seen, drawn.refused
         task = asyncio.create_task(self._tell(request.id, *what))
         self._telling.add(task)
         task.add_done_callback(self._telling.discard)

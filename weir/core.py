@@ -116,6 +116,7 @@ class ImageResult:
         latent: the finished latent, if the request asked to keep it (:meth:`weir.states.State.to_bytes`).
         fetch_s: seconds that the worker waited for the state to resume from; None: it asked for none.
         seen: what the discriminator saw in the picture, for later prompts, beside states that were captured.
+        refused: the worker had the state to resume from, and it did not fit; never for one that did not come in time.
     """
 
     id: str
@@ -136,6 +137,7 @@ class ImageResult:
     latent: bytes | None = None
     fetch_s: float | None = None
     seen: bytes | None = None
+    refused: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in self.__slots__}

@@ -134,7 +134,7 @@ class Worker:
         try:
             wanted = ImageRequest.from_dict(request)
             state, fetch_s = await self._fetch(Role(role), wanted)
-            ordered = self._ordered(Role(role), wanted, state)
+            ordered, refused = self._ordered(Role(role), wanted, state)
         except (TypeError, ValueError) as error:
             return self._refused(request, InvalidRequest(f"not a request for a worker: {error}"))
         except WeirError as error:
@@ -142,10 +142,11 @@ class Worker:
         outcome = await self._drawn(ordered, show)
         self._doubt(outcome.drawn)
         captured = await self._keep(wanted, outcome.drawn.states)
-        return self._result(wanted.id, outcome, captured, fetch_s).to_dict()
+        return self._result(wanted.id, outcome, captured, fetch_s, refused).to_dict()
 
-    def _ordered(self, role: Role, request: ImageRequest, state: State | None) -> Order:
-        """The order for the engine; one whose start is missing or unfit starts from noise instead.
+    def _ordered(self, role: Role, request: ImageRequest, state: State | None) -> tuple[Order, bool]:
+        """The order for the engine, and whether it does not fit the state: one whose start is missing or unfit starts
+        from noise instead.
 
         Raises:
             InvalidRequest: names the field.
@@ -153,11 +154,11 @@ class Worker:
         try:
             ordered = order_for(self._family_of(request), role, request, state)
             self.engine.check(ordered)
-            return ordered
+            return ordered, False
         except StateRefused as error:
             self._failed(error.code)
             log.warning("%s runs from step 0: %s", request.id, error.message)
-            return order_for(self._family_of(request), role, replace(request, warm_start=None))
+            return order_for(self._family_of(request), role, replace(request, warm_start=None)), state is not None
 
     def _family_of(self, request: ImageRequest) -> FamilyConfig:
         """The family whose light variant the request asks for.
@@ -233,7 +234,12 @@ class Worker:
         return self._result(name, waiting).to_dict()
 
     def _result(
-        self, name: str, outcome: Outcome, captured: tuple[int, ...] = (), fetch_s: float | None = None
+        self,
+        name: str,
+        outcome: Outcome,
+        captured: tuple[int, ...] = (),
+        fetch_s: float | None = None,
+        refused: bool = False,
     ) -> ImageResult:
         drawn = outcome.drawn
         if drawn.error is not None:
@@ -257,6 +263,7 @@ class Worker:
             latent=None if drawn.latent is None else drawn.latent.to_bytes(),
             fetch_s=fetch_s,
             seen=drawn.seen if captured else None,
+            refused=refused,
         )
 
     def _doubt(self, drawn: Drawn) -> None:

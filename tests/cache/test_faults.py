@@ -23,7 +23,7 @@ from cache.partition import Partitions, Settings
 from cache.redis_backend import RedisBackend
 from cache.redis_server import RedisServer
 from cache.selector import PUBLISHED, By, Selector
-from cache.store import PREFIX, SealedStore, state_key
+from cache.store import PREFIX, Record, SealedStore, state_key
 from tests.cache.conftest import PARTITION, SECRET, request, state
 from weir.config import load_family
 from weir.errors import ServiceError
@@ -194,20 +194,22 @@ class Setup:
             encoder, Partitions(family, encoder.version), ledger, store, steps=50, judge=judge
         )
 
-    def serve(self, name: str, prompt: str, tenant: str = "acme", seed: int = 0) -> int:
-        """Looks up, draws and finishes as the request path does; the step that the run began at."""
+    def serve(self, name: str, prompt: str, tenant: str = "acme", seed: int = 0, model: str = "heavy-1") -> int:
+        """Looks up, draws with the weights of ``model`` and finishes as the request path does; the step that the run
+        began at."""
         found = self.cache.lookup(name, tenant, prompt, Settings(64, 64))
         fetched = None if found.key is None else self.store.get(found.key)
-        first = found.k if fetched is not None else 0
+        refused = fetched is not None and fetched.model != model
+        first = found.k if fetched is not None and not refused else 0
         captured = ()
         if found.capture:
-            wanted = [state(k, seed) for k in (5, 10, 15, 20, 25) if k > first]
+            wanted = [state(k, seed, model) for k in (5, 10, 15, 20, 25) if k > first]
             try:
                 self.store.put(request(name, found.partition), wanted)
                 captured = tuple(s.step for s in wanted)
             except StoreFailed:
                 pass
-        self.cache.finish(name, first, captured, seen=np.float16([len(prompt)]).tobytes())
+        self.cache.finish(name, first, captured, seen=np.float16([len(prompt)]).tobytes(), refused=refused)
         return first
 
 
@@ -294,6 +296,86 @@ def test_a_state_that_somebody_deleted_is_missed_once(server: RedisServer, store
     assert setup.cache.counters.reasons["state_lost"] == 1
     setup.serve("3", "a red circle")
     assert setup.serve("4", "a red circle") > 0
+
+
+def keys_and_states(setup: Setup) -> tuple[list[str], int]:
+    """The keys of states that lie in the store, and how many states the ledger knows."""
+    return [key for key in setup.store.backend.keys(PREFIX) if key.count(":") == 4], setup.cache.ledger.states
+
+
+def test_what_left_the_ledger_leaves_the_store_even_where_the_records_are_refused(
+    server: RedisServer, store: SealedStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    setup, remember = Setup(store, budget=15_000), store.remember
+
+    def remembered(record: Record) -> None:
+        with raw(server) as client:  # the memory is full from here on, and free again for the next image
+            client.config_set("maxmemory", 1)
+            try:
+                remember(record)
+            finally:
+                client.config_set("maxmemory", 0)
+
+    monkeypatch.setattr(store, "remember", remembered)
+    for i in range(10):
+        setup.serve(str(i), f"prompt number {i} of nothing alike {i * 7919}")
+    there, known = keys_and_states(setup)
+    counters = setup.cache.counters
+    assert counters.reasons["store_failed"] == 10
+    assert counters.evicted == counters.inserted - known > 0
+    assert len(there) == known
+
+
+@pytest.mark.parametrize("broken", ["delete", "sizes"])
+def test_a_deletion_that_the_store_did_not_do_is_tried_again(
+    store: SealedStore, monkeypatch: pytest.MonkeyPatch, broken: str
+) -> None:
+    setup = Setup(store, budget=15_000)
+
+    def fails(*_: object) -> None:
+        raise StoreFailed("no answer in time")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store.backend, broken, fails)
+        for i in range(10):
+            setup.serve(str(i), f"prompt number {i} of nothing alike {i * 7919}")
+    there, known = keys_and_states(setup)
+    assert len(there) > known
+    setup.cache.sweep()
+    there, known = keys_and_states(setup)
+    assert len(there) == known
+    assert Setup(store).cache.rebuild() == len(setup.cache.ledger)
+
+
+def test_a_state_that_a_worker_refuses_makes_room_for_one_that_fits(store: SealedStore) -> None:
+    setup = Setup(store)
+    assert setup.serve("1", "a red circle", model="the old weights") == 0
+    served = [setup.serve(str(i), "a red circle", model="the new weights") for i in range(2, 5)]
+    assert served == [0, 0, 25], "refused, kept anew, resumed from"
+    there, _ = keys_and_states(setup)
+    assert all(":3:" in key for key in there), "the old ones are gone from the store too"
+    assert setup.cache.counters.reasons == {"state_not_used": 1}
+
+
+def test_a_state_that_did_not_come_in_time_stays(store: SealedStore) -> None:
+    setup = Setup(store)
+    setup.serve("1", "a red circle")
+    setup.cache.lookup("2", "acme", "a red circle", Settings(64, 64))
+    setup.cache.finish("2", 0)
+    setup.cache.lookup("3", "acme", "a red circle", Settings(64, 64))
+    setup.cache.finish("3", sought=False)
+    assert setup.serve("4", "a red circle") == 25
+
+
+def test_a_damaged_state_leaves_the_store_with_its_place_in_the_ledger(server: RedisServer, store: SealedStore) -> None:
+    setup = Setup(store)
+    setup.serve("1", "a red circle")
+    [key] = [key for key in store.backend.keys(PREFIX) if key.endswith(":25")]
+    with raw(server) as client:
+        client.set(key, flipped(client.get(key)))
+    assert setup.serve("2", "a red circle") == 0
+    assert store.backend.get(key) is None
+    assert setup.serve("3", "a red circle") == 20
 
 
 def test_the_cache_goes_on_while_the_server_is_down_and_after(server: RedisServer, store: SealedStore) -> None:

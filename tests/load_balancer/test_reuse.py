@@ -263,6 +263,7 @@ class FakeHandle:
         self.answer: Any = {"partition": "p", "k": 5, "entry": "e", "key": "x", "similarity": 0.7, "capture": True}
         self.delay_s = 0.0
         self.calls: list[str] = []
+        self.told: list[tuple[object, ...]] = []
         self._method = ""
 
     def options(self, *, method_name: str) -> FakeHandle:
@@ -271,6 +272,8 @@ class FakeHandle:
 
     async def remote(self, *arguments: object) -> Any:
         self.calls.append(self._method)
+        if self._method == "finish":
+            self.told.append(arguments)
         await asyncio.sleep(self.delay_s)
         if isinstance(self.answer, Exception):
             raise self.answer
@@ -282,6 +285,15 @@ REQUEST = ImageRequest("a", "a red circle", 1, 64, 64, 0.0)
 
 async def test_what_the_cache_finds_is_taken_over():
     assert (await ServeCache(FakeHandle(), 1.0).find(REQUEST, "acme")).k == 5
+
+
+async def test_the_cache_hears_of_a_state_that_a_worker_refused():
+    handle = FakeHandle()
+    cache = ServeCache(handle, 1.0)
+    drawn = ImageResult("a", b"png", None, 50, 0.0, 1.0, 1, 1, refused=True)
+    cache.finished(REQUEST, drawn, True)
+    await asyncio.sleep(0)
+    assert handle.told == [("a", 0, (), True, None, True)]
 
 
 async def test_a_slow_cache_is_a_miss_after_its_time():

@@ -235,16 +235,16 @@ async def test_a_captured_run_is_resumed_by_another_request(worker: Worker, kept
 
 
 @pytest.mark.parametrize(
-    "spoil",
+    ("spoil", "refused"),
     [
-        lambda kept, state: None,
-        lambda kept, state: kept.put(image_request("first"), [replace(state, model="another")]),
-        lambda kept, state: kept.put(image_request("first"), [replace(state, steps=50)]),
+        (lambda kept, state: None, False),
+        (lambda kept, state: kept.put(image_request("first"), [replace(state, model="another")]), True),
+        (lambda kept, state: kept.put(image_request("first"), [replace(state, steps=50)]), True),
     ],
     ids=["missing", "of another model", "of another run"],
 )
 async def test_a_state_that_is_missing_or_unfit_costs_speed_only(
-    worker: Worker, kept: InMemoryStates, spoil: Any
+    worker: Worker, kept: InMemoryStates, spoil: Any, refused: bool
 ) -> None:
     await ask(worker, "other", Role.HEAVY, capture=True)
     state = kept.get(state_key("other", 2))
@@ -252,6 +252,7 @@ async def test_a_state_that_is_missing_or_unfit_costs_speed_only(
     spoil(kept, state)
     answer = await ask(worker, "a", Role.HEAVY, resume_key=state_key("first", 2), resume_step=2)
     assert (answer["resumed_at"], answer["steps"], answer["error"]) == (0, 4, None)
+    assert answer["refused"] is refused, "only what was there can be"
 
 
 async def test_a_store_that_fails_or_hangs_costs_speed_only_and_is_counted(worker: Worker) -> None:
@@ -260,6 +261,7 @@ async def test_a_store_that_fails_or_hangs_costs_speed_only_and_is_counted(worke
         worker.states = store
         answer = await ask(worker, "a", Role.HEAVY, resume_key="k", resume_step=2, capture=True)
         assert (answer["resumed_at"], answer["captured"], answer["error"]) == (0, (), None)
+        assert not answer["refused"]
     assert answer["fetch_s"] >= worker.fetch_s, "the wait in vain counts"
     hung.set()
     assert (await worker.describe())["failures"] == {"state_fetch": 2, "state_store": 2}
