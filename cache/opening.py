@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,7 @@ from cache.ledger import Insert, Ledger, Rules
 from cache.partition import Partitions
 from cache.predictor import MatchPredictor
 from cache.redis_backend import RedisBackend
-from cache.selector import By, load_selector
+from cache.selector import PUBLISHED, By, load_selector
 from cache.store import SealedStore
 from weir.config import CacheConfig, FamilyConfig
 from weir.errors import ConfigError
@@ -92,6 +93,12 @@ def open_cache(
     store = store or open_store(config)
     encoder = family_encoder(family, config.encoder)
     rules = Rules(load_selector(config.selector), Insert(config.insert), config.candidates)
+    measured_on = _encoder_of(config.selector)
+    if rules.selector.by is By.SIMILARITY and measured_on not in (None, encoder.version):
+        raise ConfigError(
+            f"cache.selector: {config.selector} was measured on similarities of the encoder {measured_on}, and the "
+            f"cache's is {encoder.version}; measure one for it with `weir cache profile`, or set cache.encoder"
+        )
     judged = None
     if rules.selector.by is By.CONFIDENCE:
         if judge is None or family.discriminator is None:
@@ -118,3 +125,9 @@ def open_cache(
         levels=levels,
         judge=judged,
     )
+
+
+def _encoder_of(selector: str) -> str | None:
+    """The encoder of a profile that :func:`load_selector` has read; None for published thresholds, and where it is not
+    said."""
+    return None if selector in PUBLISHED else json.loads(Path(selector).read_text()).get("encoder")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -80,6 +81,22 @@ def test_pictures_are_judged_only_where_the_family_brings_a_discriminator(tmp_pa
     judged = CONFIG.model_copy(update={"selector": "deploy/profiles/weir-tiny-judged.json"})
     with pytest.raises(ConfigError, match="family tiny brings none"):
         LocalCache(judged, FAMILY, tmp_path / "cache.weir", lambda folder: pytest.fail(folder))
+
+
+def thresholds(path: Path, **about: str) -> CacheConfig:
+    path.write_text(json.dumps({"selector": {"steps": 50, "levels": [[0.9, 25]]}, **about}))
+    return CONFIG.model_copy(update={"selector": str(path)})
+
+
+def test_similarities_of_another_encoder_are_no_thresholds(tmp_path: Path) -> None:
+    config = thresholds(tmp_path / "profile.json", encoder="clip-1")
+    with pytest.raises(ConfigError, match=r"profile\.json .* clip-1, and the cache's is words-1024; .*cache profile"):
+        LocalCache(config, FAMILY, tmp_path / "cache.weir")
+
+
+@pytest.mark.parametrize("about", [{"encoder": "words-1024"}, {}], ids=["of this encoder", "of nobody knows which"])
+def test_a_profile_whose_encoder_is_not_another_is_taken(tmp_path: Path, about: dict[str, str]) -> None:
+    LocalCache(thresholds(tmp_path / "profile.json", **about), FAMILY, tmp_path / "cache.weir")
 
 
 @pytest.mark.parametrize(
