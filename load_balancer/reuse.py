@@ -6,7 +6,6 @@ import asyncio
 import contextvars
 import logging
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -19,6 +18,8 @@ log = logging.getLogger(__name__)
 #: After so many lookups in a row that failed, the next ones are misses for a while, at no wait.
 _FAILURES = 5
 _REST_S = 1.0
+#: A cache that is away is not told later than this how a request ended, seconds: calls would pile up.
+_TELL_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,17 +140,9 @@ class ServeCache:
         self._telling.add(task)
         task.add_done_callback(self._telling.discard)
 
-    async def stats(self) -> Mapping[str, Any]:
-        """What the cache says of itself; empty when it does not answer."""
-        try:
-            return await asyncio.wait_for(self._call("stats"), 1.0)
-        except Exception as error:
-            log.info("the cache does not say how it is: %s", type(error).__name__)
-            return {}
-
     async def _tell(self, *what: object) -> None:
         try:
-            await self._call("finish", *what)
+            await asyncio.wait_for(self._call("finish", *what), _TELL_S)
         except Exception as error:
             self.failures["tell"] += 1
             log.info("the cache was not told how a request ended: %s", type(error).__name__)

@@ -292,8 +292,19 @@ async def test_the_cache_hears_of_a_state_that_a_worker_refused():
     cache = ServeCache(handle, 1.0)
     drawn = ImageResult("a", b"png", None, 50, 0.0, 1.0, 1, 1, refused=True)
     cache.finished(REQUEST, drawn, True)
-    await asyncio.sleep(0)
+    await asyncio.wait(cache._telling, timeout=5)
     assert handle.told == [("a", 0, (), True, None, True)]
+
+
+async def test_nobody_waits_for_ever_to_tell_a_cache_that_is_away(monkeypatch):
+    monkeypatch.setattr("load_balancer.reuse._TELL_S", 0.01)
+    handle = FakeHandle()
+    handle.delay_s = 60
+    cache = ServeCache(handle, 1.0)
+    cache.finished(REQUEST, None, True)
+    await asyncio.wait(cache._telling, timeout=5)
+    assert not cache._telling
+    assert cache.failures == {"tell": 1}
 
 
 async def test_a_slow_cache_is_a_miss_after_its_time():
