@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import Counter, OrderedDict
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from operator import itemgetter
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -20,7 +21,7 @@ from cache.backend import StoreFailed
 from cache.encoder import Encoder
 from cache.ledger import Found, Gone, Ledger, Match
 from cache.partition import Partitions, Settings
-from cache.store import PREFIX, ROOT, Record, SealedStore, state_key
+from cache.store import Record, SealedStore, state_key
 from weir.prompt_levels import LevelHead
 from weir.states import capture_steps
 
@@ -28,6 +29,8 @@ log = logging.getLogger(__name__)
 
 #: A request that has not been finished after so many seconds will not be.
 _FORGET_S = 900.0
+#: States that wait for a store to delete them; what is more, the next start finds.
+_LEAVING = 10_000
 
 
 class Predictor(Protocol):
@@ -105,15 +108,6 @@ class Counters:
     evicted: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
 
-    def to_dict(self) -> dict[str, Any]:
-        return {
-            "lookups": self.lookups,
-            "served": {str(k): n for k, n in sorted(self.served.items())},
-            "inserted": self.inserted,
-            "evicted": self.evicted,
-            "reasons": dict(self.reasons),
-        }
-
 
 class ApproximateCache:
     """Answers lookups and takes finished runs in.
@@ -147,7 +141,7 @@ class ApproximateCache:
         self._judge = judge
         self._clock = clock
         self._open: OrderedDict[str, _Open] = OrderedDict()
-        self._leaving: list[Gone] = []
+        self._leaving: deque[Gone] = deque(maxlen=_LEAVING)
 
     def lookup(self, name: str, tenant: str, prompt: str, settings: Settings) -> Lookup:
         """Looks for a state for the request ``name``; :meth:`finish` has to follow, whatever becomes of it."""
@@ -219,13 +213,15 @@ class ApproximateCache:
         Raises:
             StoreFailed: the store cannot be read; the cache stays as it was.
         """
-        records: dict[str, list[Record]] = {}
+        # Vectors of another width are another encoder's. Its entries may be in use: while services are replaced one by
+        # one, the old one reads the same store. So they are not deleted; they count, and are the first to make room.
+        records: dict[tuple[bool, str], list[Record]] = {}
         for record in self.store.records(progress):
-            if len(record.vector) == self._encoder.dim:
-                records.setdefault(record.partition, []).append(record)
-        for partition, found in records.items():
+            is_ours = len(record.vector) == self._encoder.dim
+            records.setdefault((is_ours, record.partition), []).append(record)
+        for (is_ours, partition), found in sorted(records.items(), key=itemgetter(0)):
             found.sort(key=lambda r: r.created)
-            vectors = np.stack([r.vector for r in found]).astype(np.float32)
+            vectors = np.stack([r.vector for r in found]).astype(np.float32) if is_ours else None
             readable = None if self._judge is None else self._judge.version
             seen = [r.seen if r.judge == readable else None for r in found]
             self.ledger.restore(partition, [r.entry for r in found], vectors, [r.sizes for r in found], seen)
@@ -244,33 +240,6 @@ class ApproximateCache:
         self.store.forget(self._leaving, entries)
         self._leaving.clear()
 
-    def purge(self, tenant: str | None = None) -> int:
-        """Forgets everything of a tenant, or everything; how many states.
-
-        Raises:
-            StoreFailed: values may be left in the store; nobody will find them.
-        """
-        mine = None if tenant is None else Partitions.prefix(tenant)
-        count = 0
-        for partition in self.ledger.partitions:
-            if mine is None or partition.startswith(mine):
-                count += len(self.ledger.purge(partition))
-        self.store.purge(ROOT if mine is None else PREFIX + mine)
-        return count
-
-    def stats(self) -> dict[str, Any]:
-        """JSON-ready, for ``weir cache stats`` and metrics."""
-        return {
-            "entries": len(self.ledger),
-            "states": self.ledger.states,
-            "used_bytes": self.ledger.used_bytes,
-            "budget_bytes": self.ledger.budget_bytes,
-            "partitions": {p: len(self.ledger.entries(p)) for p in self.ledger.partitions},
-            "encoder": self._encoder.version,
-            "open": len(self._open),
-            **self.counters.to_dict(),
-        }
-
     def _insert(self, name: str, ticket: _Open, captured: tuple[int, ...], seen: bytes | None) -> None:
         partition = ticket.partition
         try:
@@ -278,6 +247,7 @@ class ApproximateCache:
         except StoreFailed:
             self._leaving += [Gone(partition, name, k) for k in captured]  # they may be there, and nobody knows them
             raise
+        self._leaving += [Gone(partition, name, k) for k in captured if k not in sizes]  # they may come yet
         if not sizes:
             self.counters.reasons["captured_not_there"] += 1
             return

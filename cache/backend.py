@@ -22,7 +22,8 @@ WRONG_TYPE = "WRONGTYPE"
 class Backend(Protocol):
     """Bytes by key. Safe to call from several threads.
 
-    Every method may raise :class:`StoreFailed`, and none waits longer than the limits it was made with.
+    Every method may raise :class:`StoreFailed`. The limits that a backend was made with hold for each answer of the
+    server: what takes several, or one that comes in pieces, may take longer.
     """
 
     def get(self, key: str) -> bytes | None: ...

@@ -132,10 +132,6 @@ class Ledger:
     def entries(self, partition: str | None = None) -> list[str]:
         return [name for name, e in self._entries.items() if partition is None or e.partition == partition]
 
-    @property
-    def partitions(self) -> list[str]:
-        return list(self._indexes)
-
     def stored(self, entry: str) -> tuple[int, ...]:
         """The K of an entry that are there, ascending."""
         known = self._entries.get(entry)
@@ -205,11 +201,15 @@ class Ledger:
         self,
         partition: str,
         entries: Sequence[str],
-        vectors: np.ndarray,
+        vectors: np.ndarray | None,
         sizes: Sequence[Mapping[int, int]],
         seen: Sequence[np.ndarray | None] = (),
     ) -> None:
-        """Takes many entries in at once, the oldest first; :meth:`make_room` has to follow."""
+        """Takes many entries in at once, the oldest first; :meth:`make_room` has to follow.
+
+        Args:
+            vectors: float32 [N, D]; None: of another encoder. Nobody finds those entries; they leave as others do.
+        """
         fresh = [i for i, entry in enumerate(entries) if entry not in self._entries and sizes[i]]
         if not fresh:
             return
@@ -220,9 +220,10 @@ class Ledger:
             self._names[ident] = entries[i]
             self._eviction.insert(entries[i], sizes[i])
             self.used_bytes += sum(sizes[i].values())
-        if partition not in self._indexes:
-            self._indexes[partition] = self._new_index()
-        self._indexes[partition].add_many(idents, vectors[fresh])
+        if vectors is not None:
+            if partition not in self._indexes:
+                self._indexes[partition] = self._new_index()
+            self._indexes[partition].add_many(idents, vectors[fresh])
 
     def insert(
         self,
@@ -279,16 +280,9 @@ class Ledger:
         self.used_bytes -= known.sizes.pop(k)
         self._eviction.remove(entry, k)
         if not known.sizes:
-            index = self._indexes[known.partition]
-            index.remove(known.ident)
-            if not len(index):
-                del self._indexes[known.partition]
+            index = self._indexes.get(known.partition)
+            if index is not None:
+                index.remove(known.ident)
+                if not len(index):
+                    del self._indexes[known.partition]
             del self._entries[entry], self._names[known.ident]
-
-    def purge(self, partition: str | None = None) -> list[Gone]:
-        """Forgets every entry of a partition, or all. Answers the states to delete."""
-        names = self.entries(partition)
-        gone = [Gone(self._entries[name].partition, name, k) for name in names for k in self.stored(name)]
-        for each in gone:
-            self.drop(each.entry, each.k)
-        return gone

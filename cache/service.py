@@ -7,21 +7,25 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from cache.approximate import ApproximateCache, Judge, Lookup
+from cache.backend import StoreFailed
 from cache.meter import CacheMeter
 from cache.opening import open_cache, open_store
 from cache.partition import Settings
 from weir.config import CacheConfig, FamilyConfig
-from weir.errors import WeirError
 from weir.loopback import keep_to_loopback
 from weir.prompt_levels import WatchedHead
 from weir.telemetry import RayMetrics
 
 log = logging.getLogger(__name__)
 Answer = TypeVar("Answer")
+#: While the store is read, the log says this often how far it is, seconds.
+_TELL_S = 10.0
 
 
 class CacheService:
@@ -30,8 +34,12 @@ class CacheService:
     Args:
         judge: as :func:`cache.opening.open_cache` has it.
 
-    All work is done on one thread, in order; the event loop only waits. Until the index is rebuilt from the store every
-    lookup is a miss, and requests go their way.
+    All work is done on one thread, in order; the event loop only waits. While the index is being rebuilt from the store
+    every lookup is a miss, and requests go their way. Where the store cannot be read, lookups are answered and nothing
+    is kept, for what lies there counts; it is read again with every look at health.
+
+    Attributes:
+        ready: lookups are answered.
 
     Raises:
         ConfigError: names the key and the remedy.
@@ -54,19 +62,20 @@ class CacheService:
         if settings.levels is not None and self._cache.levels is not None:
             encoder = self._cache.levels.about.encoder
             self._levels = WatchedHead(Path(settings.levels), encoder=encoder, steps=models.heavy.steps)
-        self._read = 0
-        self._ready = False
-        self._thread.submit(self._rebuild)
+        self.ready = False
+        self._whole = False  # all that the store holds is in the index
+        self._failed = False
+        self._tending = self._thread.submit(self._tend)
 
     async def lookup(self, name: str, tenant: str, prompt: str, settings: dict[str, Any]) -> dict[str, Any]:
         """:meth:`ApproximateCache.lookup`; the fields of a :class:`cache.approximate.Lookup` come back."""
-        if not self._ready:
+        if not self.ready:
             return Lookup("").to_dict()
         wanted = Settings(**settings)
         began = time.perf_counter()
         found = await self._do(lambda cache: cache.lookup(name, tenant, prompt, wanted))
         self._meter.looked_up(found, time.perf_counter() - began)
-        return found.to_dict()
+        return (found if self._whole else replace(found, capture=False)).to_dict()
 
     async def finish(
         self,
@@ -78,37 +87,50 @@ class CacheService:
         refused: bool = False,
     ) -> None:
         """:meth:`ApproximateCache.finish`."""
-        if self._ready:
-            await self._do(lambda cache: cache.finish(name, resumed_at, captured, sought, seen, refused))
-
-    async def stats(self) -> dict[str, Any]:
-        """What is cached and what happened; ``rebuilding`` counts the records read while it is not ready."""
-        found = await asyncio.get_running_loop().run_in_executor(None, self._cache.stats) if self._ready else {}
-        return {"ready": self._ready, "rebuilding": self._read, **found}
+        await self._do(lambda cache: cache.finish(name, resumed_at, captured, sought, seen, refused))
 
     async def check_health(self) -> None:
-        """Serve asks every few seconds; it is the clock of what is not told with every request."""
+        """Serve asks every few seconds; it is the clock of what is not done with every request."""
         self._meter.tell()
+        if self._tending.done():
+            self._tending = self._thread.submit(self._tend)
         if self._levels is not None and self._levels.renewed():
             log.info("levels are predicted by %s from now on", self._levels.head.version)
             self._cache.levels = self._levels.head
 
-    async def purge(self, tenant: str | None) -> int:
-        """:meth:`ApproximateCache.purge`."""
-        return await self._do(lambda cache: cache.purge(tenant))
+    def _tend(self) -> None:
+        """Reads the store where that is still to be done, and deletes what it did not delete when it was asked to."""
+        if not self._whole:
+            self.ready = False
+            self._whole = self._rebuilt()
+            self.ready = True
+        with suppress(StoreFailed):  # the next time, then
+            self._cache.sweep()
 
-    def _rebuild(self) -> None:
+    def _rebuilt(self) -> bool:
+        began = told = time.perf_counter()
+
         def tell(done: int) -> None:
-            self._read = done
+            nonlocal told
+            if (now := time.perf_counter()) - told >= _TELL_S:
+                told = now
+                log.info("%d entries are read from the store, after %.0f s", done, now - began)
 
         try:
             count = self._cache.rebuild(tell)
-            log.info("the index holds %d entries", count)
-        except WeirError as error:
-            log.warning("the cache begins empty: %s", error.message)
+        except StoreFailed as error:
+            log.log(
+                logging.DEBUG if self._failed else logging.WARNING,
+                "the cache keeps nothing until its store can be read, which is tried again: %s",
+                error.message,
+            )
+            self._failed = True
+            return False
         except Exception:
             log.exception("the cache begins empty")
-        self._ready = True
+            return True
+        log.info("the index holds %d entries, read from the store in %.1f s", count, time.perf_counter() - began)
+        return True
 
     async def _do(self, work: Callable[[ApproximateCache], Answer]) -> Answer:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work, self._cache)

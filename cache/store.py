@@ -221,6 +221,7 @@ class SealedStore:
                 if record is None:
                     self.backend.delete([key, *mine.values()])
                 else:
+                    self.backend.delete([mine[k] for k in mine.keys() - record.sizes.keys()])
                     yield record
             done += len(batch)
             if progress is not None:

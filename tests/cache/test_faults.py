@@ -184,12 +184,12 @@ def test_the_breaker_lets_one_probe_through_at_a_time() -> None:
 class Setup:
     """A cache over a store, and what a heavy run and its worker do to both."""
 
-    def __init__(self, store: SealedStore, budget: int = 10**9, judge: Judge | None = None):
+    def __init__(self, store: SealedStore, budget: int = 10**9, judge: Judge | None = None, width: int = 256):
         family = load_family("deploy/families/weir-tiny.yaml")
         self.store = store
-        encoder = WordEncoder(256)
+        encoder = WordEncoder(width)
         selector = PUBLISHED["nirvana"] if judge is None else Selector(((0.5, 25),), by=By.CONFIDENCE)
-        ledger = Ledger(Rules(selector), Weir(), budget, lambda: VectorIndex(256))
+        ledger = Ledger(Rules(selector), Weir(), budget, lambda: VectorIndex(width))
         self.cache = ApproximateCache(
             encoder, Partitions(family, encoder.version), ledger, store, steps=50, judge=judge
         )
@@ -252,13 +252,36 @@ def test_what_another_discriminator_saw_is_not_read(store: SealedStore) -> None:
     assert after.serve("2", "a red circle") == 0
 
 
+def test_what_another_encoder_left_counts_and_is_not_taken_from_a_service_that_still_uses_it(
+    store: SealedStore,
+) -> None:
+    before = Setup(store, width=128)
+    before.serve("1", "a red circle")
+    after = Setup(store)
+    assert after.cache.rebuild() == 1
+    assert after.cache.ledger.used_bytes == before.cache.ledger.used_bytes
+    assert after.serve("2", "a red circle") == 0
+    assert before.serve("3", "a red circle") == 25, "replaced one by one, both run for a while"
+
+
 def test_tenants_never_meet(store: SealedStore) -> None:
     setup = Setup(store)
     setup.serve("1", "a red circle", tenant="acme")
     assert setup.serve("2", "a red circle", tenant="globex") == 0
-    assert setup.cache.purge("acme") == 5
-    assert setup.serve("3", "a red circle", tenant="acme") == 0
-    assert setup.serve("4", "a red circle", tenant="globex") == 25
+    assert setup.serve("3", "a red circle", tenant="globex") == 25
+
+
+def test_what_is_purged_beside_a_running_cache_is_missed_once_for_each_entry(store: SealedStore) -> None:
+    setup = Setup(store)
+    prompts = ("a red circle", "two yellow stars")
+    for i, prompt in enumerate(prompts):
+        setup.serve(f"before-{i}", prompt)
+    store.purge()
+    for i, prompt in enumerate(prompts):
+        assert setup.serve(f"after-{i}", prompt) == 0
+        assert f"before-{i}" not in setup.cache.ledger
+    for again, expected in (("once more", 0), ("and again", 25)):
+        assert [setup.serve(f"{again}-{i}", prompt) for i, prompt in enumerate(prompts)] == [expected, expected]
 
 
 def test_other_settings_never_meet(store: SealedStore) -> None:
@@ -279,11 +302,11 @@ def test_the_budget_is_kept_by_us_and_the_store_holds_nothing_else(store: Sealed
     setup = Setup(store, budget=40_000)
     for i in range(30):
         setup.serve(str(i), f"prompt number {i} of nothing alike {i * 7919}")
-    stats = setup.cache.stats()
-    assert stats["used_bytes"] <= 40_000
-    assert stats["evicted"] > 0
+    ledger = setup.cache.ledger
+    assert ledger.used_bytes <= 40_000
+    assert setup.cache.counters.evicted > 0
     keys = set(store.backend.keys(PREFIX))
-    assert len(keys) == stats["states"] + stats["entries"]
+    assert len(keys) == ledger.states + len(ledger)
 
 
 def test_a_state_that_somebody_deleted_is_missed_once(server: RedisServer, store: SealedStore) -> None:

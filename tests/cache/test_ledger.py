@@ -127,12 +127,14 @@ def test_nirvana_keeps_nothing_after_a_hit_and_weir_keeps_what_lies_above() -> N
         assert book.keeps(book.find("p", at(1)), KS) == ()
 
 
-def test_a_purge_takes_one_partition_and_leaves_the_others() -> None:
-    book = ledger()
-    book.insert("p", "a", at(1), {5: 1, 10: 1})
-    book.insert("q", "b", at(1), {5: 1})
-    assert set(book.purge("p")) == {("p", "a", 5), ("p", "a", 10)}
-    assert book.entries() == ["b"]
+def test_entries_of_another_encoder_are_found_by_nobody_count_and_leave_first() -> None:
+    book = ledger(budget=10)
+    book.restore("theirs", ["t"], None, [{5: 6}])
+    book.insert("p", "a", at(1), {5: 4})
+    assert book.find("theirs", at(1)).match is None
+    assert book.used_bytes == 10
+    assert book.insert("p", "b", at(0), {5: 4}) == [("theirs", "t", 5)]
+    assert sorted(book.entries()) == ["a", "b"]
 
 
 @pytest.mark.parametrize("eviction", POLICIES)

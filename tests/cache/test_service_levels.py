@@ -27,7 +27,7 @@ async def test_a_head_that_takes_the_files_place_is_taken_up_with_the_next_look_
     head(1.0).save(file)
     config = CacheConfig(mode="read", encoder="words", levels=str(file))
     service = CacheService(config.model_dump(), FAMILY)
-    while not (await service.stats())["ready"]:
+    while not service.ready:
         await asyncio.sleep(0.01)
 
     async def level() -> int | None:

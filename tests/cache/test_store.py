@@ -59,8 +59,8 @@ def test_the_records_are_what_a_restart_needs(either: SealedStore) -> None:
 def test_a_restart_removes_what_belongs_to_nobody(either: SealedStore) -> None:
     either.put(request("crashed"), [state(5)])  # its record was never written
     either.remember(record("evicted"))  # its states are gone
-    either.put(request("whole"), [state(5)])
-    either.remember(record("whole"))
+    either.put(request("whole"), [state(5), state(25)])
+    either.remember(record("whole"))  # 25 came after it, and is in nobody's books
     told: list[int] = []
     assert [r.entry for r in either.records(told.append)] == ["whole"]
     assert told == [2]

@@ -1,0 +1,98 @@
+"""The cache's service: it begins with what the store holds, also where the store comes later than it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+
+import pytest
+
+from cache.backend import StoreFailed
+from cache.redis_backend import RedisBackend
+from cache.redis_server import RedisServer
+from cache.service import CacheService
+from cache.store import SealedStore
+from tests.cache.conftest import SECRET, request, state
+from tests.toy_family import FAMILY
+from weir.config import CacheConfig
+
+KS = (5, 10, 15, 20, 25)
+HERE = {"width": 64, "height": 64}
+
+
+def running(url: str, monkeypatch: pytest.MonkeyPatch) -> CacheService:
+    monkeypatch.setenv("WEIR_CACHE_URL", url)
+    monkeypatch.setenv("WEIR_CACHE_SECRET", SECRET.decode())
+    return CacheService(CacheConfig(mode="read-write", encoder="words").model_dump(), FAMILY)
+
+
+async def tended(service: CacheService) -> CacheService:
+    """The service once it has done what it does with every look at health."""
+    await asyncio.wrap_future(service._tending)
+    assert service.ready
+    return service
+
+
+async def draw(service: CacheService, store: SealedStore, name: str) -> None:
+    found = await service.lookup(name, "acme", "a red circle", HERE)
+    assert found["capture"]
+    store.put(request(name, found["partition"]), [state(k) for k in KS])
+    await service.finish(name, 0, KS, False)
+
+
+async def test_a_store_that_comes_after_the_cache_is_read_when_it_is_there(
+    server: RedisServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    backend = RedisBackend(server.url, read_s=0.5, write_s=0.5)
+    store = SealedStore(backend, SECRET)
+    await draw(await tended(running(server.url, monkeypatch)), store, "earlier")
+    kept = {key: backend.get(key) for key in backend.keys("weir:")}
+    server.process.kill()
+    server.process.wait()
+
+    late = await tended(running(server.url, monkeypatch))
+    found = await late.lookup("a", "acme", "a red circle", HERE)
+    assert (found["k"], found["capture"]) == (0, False), "what it keeps now would not count with what lies there"
+    for _ in range(3):
+        await late.check_health()
+        await tended(late)
+    said = [record.message for record in caplog.records if record.levelno >= logging.WARNING]
+    assert [message.partition(":")[0] for message in said] == [
+        "the cache keeps nothing until its store can be read, which is tried again"
+    ], "once is enough"
+
+    port, password = int(server.url.split(":")[3].split("/")[0]), server.url.split(":")[2].split("@")[0]
+    again = RedisServer.start(port=port, password=password)
+    try:
+        backend.put({key: value for key, value in kept.items() if value is not None})
+        for _ in range(200):  # its breaker is open for a second
+            await late.check_health()
+            await tended(late)
+            found = await late.lookup("b", "acme", "a red circle", HERE)
+            if found["k"]:
+                break
+            await asyncio.sleep(0.05)
+        assert (found["entry"], found["k"]) == ("earlier", 25)
+    finally:
+        again.stop()
+        backend.close()
+
+
+async def test_a_deletion_that_failed_is_done_with_a_later_look_at_health(
+    server: RedisServer, store: SealedStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service = await tended(running(server.url, monkeypatch))
+    await draw(service, store, "a")
+    found = await service.lookup("b", "acme", "a red circle", HERE)
+
+    def fails(keys: Sequence[str]) -> None:
+        raise StoreFailed("no answer in time")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(service._cache.store.backend, "delete", fails)
+        await service.finish("b", 0, (), True, refused=True)
+    assert store.backend.get(found["key"]) is not None
+    await service.check_health()
+    await tended(service)
+    assert list(store.backend.keys("weir:")) == []
