@@ -193,6 +193,13 @@ MUTATIONS = (
         "tests/cache/test_faults.py::test_a_slow_server_costs_the_time_limit_and_then_nothing",
     ),
     Mutation(
+        "what leaves the cache stays in Redis",
+        "cache/approximate.py",
+        "self._leaving += gone",
+        "pass",
+        "tests/cache/test_faults.py::test_the_budget_is_kept_by_us_and_the_store_holds_nothing_else",
+    ),
+    Mutation(
         "an older plan is as good as a newer one",
         "load_balancer/roster.py",
         "if plan.version <= self.plan.version:",
