@@ -10,6 +10,7 @@ import logging
 import time
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from operator import itemgetter
@@ -214,7 +215,7 @@ class ApproximateCache:
             StoreFailed: the store cannot be read; the cache stays as it was.
         """
         # Vectors of another width are another encoder's. Its entries may be in use: while services are replaced one by
-        # one, the old one reads the same store. So they are not deleted; they count, and are the first to make room.
+        # one, the old one reads the same store. So they are not deleted; they count, and of equals they leave first.
         records: dict[tuple[bool, str], list[Record]] = {}
         for record in self.store.records(progress):
             is_ours = len(record.vector) == self._encoder.dim
@@ -226,7 +227,8 @@ class ApproximateCache:
             seen = [r.seen if r.judge == readable else None for r in found]
             self.ledger.restore(partition, [r.entry for r in found], vectors, [r.sizes for r in found], seen)
         self._evicted(self.ledger.make_room(0))
-        self.sweep()
+        with suppress(StoreFailed):  # the next time, then
+            self.sweep()
         return len(self.ledger)
 
     def sweep(self) -> None:
