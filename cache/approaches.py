@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from cache.ledger import Insert, Rules
-from cache.selector import PUBLISHED, Selector
+from cache.selector import MODM, PUBLISHED, Selector
 from weir.errors import ConfigError
 
 
@@ -134,7 +134,7 @@ APPROACHES: dict[str, Callable[[Selector], Approach]] = {
         "modm",
         Act.RENOISE,
         Act.DRAW,
-        Rules(PUBLISHED["modm"], Insert.ALL, 1),
+        Rules(MODM, Insert.ALL, 1),
         "re-noise the picture that fits the prompt best (MoDM, ASPLOS 2026)",
         "fifo",
         between="prompt and picture",

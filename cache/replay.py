@@ -75,7 +75,12 @@ def figures(approach: Approach, served: Counter[int], **more: int) -> Figures:
 
 
 def replay_similarities(similarities: Iterable[float], approach: Approach) -> Figures:
-    """Applies the approach's thresholds to a log of similarities, as if every state were there."""
+    """Applies the approach's thresholds to a log of similarities of prompts, as if every state were there.
+
+    Raises:
+        ConfigError: the approach compares prompts with pictures.
+    """
+    _compares_prompts(approach)
     if approach.rules is None:
         return figures(approach, Counter({0: len(list(similarities))}))
     return figures(approach, Counter(approach.rules.selector.select(s) for s in similarities))
@@ -140,7 +145,11 @@ def _compares_prompts(approach: Approach) -> None:
     """Raises ConfigError where the approach would need pictures."""
     by_confidence = approach.rules is not None and approach.rules.selector.by is By.CONFIDENCE
     if approach.between != "prompts" or by_confidence:
-        raise ConfigError(f"{approach.name} compares prompts with pictures, and a log of prompts has none; draw them")
+        how = " by confidence" if by_confidence else ""
+        raise ConfigError(
+            f"{approach.name}{how} compares prompts with pictures, and a log has none; `python -m "
+            "benchmarks.cache_quality` draws them"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +160,18 @@ class Log:
     similarities: list[float]
 
 
+def read_prompts(path: Path) -> list[str]:
+    """The prompts of a log.
+
+    Raises:
+        ConfigError: as :func:`read_log`; or the log has similarities only.
+    """
+    prompts = read_log(path).prompts
+    if not prompts:
+        raise ConfigError(f"{path}: prompts are needed, and the log has none; name a column {_PROMPT_COLUMNS[0]!r}")
+    return prompts
+
+
 def read_log(path: Path) -> Log:
     """Reads a CSV with a column of similarities (``Scores``, ``similarity``) or prompts, or prompts one a line.
 
@@ -158,7 +179,7 @@ def read_log(path: Path) -> Log:
         ConfigError: names the file, the line and the remedy.
     """
     try:
-        with path.open(newline="", encoding="utf-8") as file:
+        with path.open(newline="", encoding="utf-8-sig") as file:  # with or without a mark at its beginning
             if path.suffix.lower() not in (".csv", ".tsv"):
                 lines = [line.strip() for line in file]
                 prompts = [line for line in lines if line]

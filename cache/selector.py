@@ -108,12 +108,13 @@ def usable(k: int, stored: Collection[int]) -> int:
     return max((s for s in stored if s <= k), default=0)
 
 
-#: NIRVANA's (its sample code), AccuScale's (100 worked examples of its log), MoDM's (its code; between text and image).
+#: Of the similarity of two prompts: NIRVANA's (its sample code), AccuScale's (100 worked examples of its log).
 PUBLISHED = {
     "nirvana": Selector(((0.95, 25), (0.90, 20), (0.85, 15), (0.75, 10), (0.65, 5))),
     "accuscale": Selector(((0.90, 20), (0.80, 15), (0.70, 10), (0.65, 5))),
-    "modm": Selector(((0.30, 30), (0.29, 25), (0.28, 15), (0.27, 10), (0.25, 5))),
 }
+#: MoDM's (its code), of the similarity of a prompt and a picture: by CLIP two prompts are mostly more alike than that.
+MODM = Selector(((0.30, 30), (0.29, 25), (0.28, 15), (0.27, 10), (0.25, 5)))
 
 
 def load_selector(source: str | Path) -> Selector:
@@ -124,6 +125,11 @@ def load_selector(source: str | Path) -> Selector:
     """
     if str(source) in PUBLISHED:
         return PUBLISHED[str(source)]
+    if str(source) == "modm":
+        raise ConfigError(
+            f"modm: its thresholds are of a prompt and a picture, and here two prompts are compared; choose one of "
+            f"{', '.join(PUBLISHED)}, or make one with `weir cache profile`"
+        )
     path = Path(source)
     try:
         fields = json.loads(path.read_text())["selector"]

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from cache.approaches import APPROACHES, approach
-from cache.replay import read_log, replay_prompts, replay_similarities
+from cache.approaches import APPROACHES, Approach, approach
+from cache.replay import read_log, read_prompts, replay_prompts, replay_similarities
 from cache.selector import By, Selector
 from weir.errors import ConfigError
 
@@ -17,9 +17,7 @@ def test_shares_and_savings_of_a_log_of_similarities_follow_the_published_rule_t
     assert found["steps_saved"] == (25 + 2 * 20 + 15 + 10 + 2 * 5) / (50 * 10)
 
 
-@pytest.mark.parametrize(
-    ("name", "saved"), [("vanilla", 0), ("small-model", 1), ("crs", 1), ("gptcache", 0.5), ("pinecone", 0.75)]
-)
+@pytest.mark.parametrize(("name", "saved"), [("vanilla", 0), ("small-model", 1), ("gptcache", 0.5), ("pinecone", 0.75)])
 def test_every_baseline_saves_what_its_definition_says(name: str, saved: float) -> None:
     assert replay_similarities([0.9, 0.85, 0.7, 0.1], approach(name)).steps_saved == saved
 
@@ -56,11 +54,14 @@ def test_tenants_do_not_serve_each_other() -> None:
     assert alone.steps_saved < shared.steps_saved
 
 
-def test_prompts_alone_cannot_be_compared_with_pictures() -> None:
-    with pytest.raises(ConfigError, match="pictures"):
-        replay_prompts(sessions(5), approach("modm"))
-    with pytest.raises(ConfigError, match="pictures"):
-        replay_prompts(sessions(5), approach("weir", Selector(((0.5, 25),), by=By.CONFIDENCE)))
+@pytest.mark.parametrize(
+    "chosen", [approach("modm"), approach("crs"), approach("weir", Selector(((0.5, 25),), by=By.CONFIDENCE))]
+)
+def test_a_log_cannot_be_compared_with_pictures(chosen: Approach) -> None:
+    with pytest.raises(ConfigError, match="compares prompts with pictures"):
+        replay_prompts(sessions(5), chosen)
+    with pytest.raises(ConfigError, match="compares prompts with pictures"):
+        replay_similarities([0.9, 0.4], chosen)
 
 
 def test_an_unknown_name_is_answered_with_the_known_ones() -> None:
@@ -79,6 +80,20 @@ def test_a_log_is_read_by_its_header(tmp_path) -> None:
     lines = tmp_path / "log.txt"
     lines.write_text("a dog\n\nno dog\n")
     assert read_log(lines).prompts == ["a dog", "no dog"]
+
+
+@pytest.mark.parametrize("name", ["log.csv", "log.txt"])
+def test_a_byte_order_mark_is_no_part_of_a_log(tmp_path, name: str) -> None:
+    path = tmp_path / name
+    path.write_text("prompt\na dog\n", encoding="utf-8-sig")
+    assert read_log(path).prompts[0] == {"log.csv": "a dog", "log.txt": "prompt"}[name]
+
+
+def test_a_log_of_similarities_alone_has_no_prompts_to_draw(tmp_path) -> None:
+    path = tmp_path / "log.csv"
+    path.write_text("Scores\n0.9\n")
+    with pytest.raises(ConfigError, match="prompts are needed"):
+        read_prompts(path)
 
 
 @pytest.mark.parametrize(

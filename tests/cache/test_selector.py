@@ -89,8 +89,13 @@ def test_a_wrong_profile_is_named_with_its_mistake(tmp_path, text: str, says: st
 
 
 def test_an_unknown_name_is_answered_with_the_known_ones() -> None:
-    with pytest.raises(ConfigError, match="nirvana, accuscale, modm"):
+    with pytest.raises(ConfigError, match="nirvana, accuscale,"):
         load_selector("no-such")
+
+
+def test_thresholds_of_prompts_and_pictures_are_not_applied_to_two_prompts() -> None:
+    with pytest.raises(ConfigError, match="of a prompt and a picture"):
+        load_selector("modm")
 
 
 def test_levels_have_to_fall() -> None:
