@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any
+from urllib.parse import parse_qsl, urlsplit
 
 import redis
 from redis.backoff import NoBackoff
@@ -18,6 +19,9 @@ from weir.errors import ConfigError
 
 #: Keys that one round trip of an administrative task touches.
 _BATCH = 256
+#: What a URL may say after its ``?``. Time limits and retries are not among them: those are Weir's.
+_OPTIONS = ("db", "username", "password", "client_name", "protocol")
+_TLS_OPTIONS = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile", "ssl_cert_reqs", "ssl_check_hostname")
 _GLOB = str.maketrans({c: f"\\{c}" for c in "*?[]\\^"})
 
 
@@ -31,7 +35,7 @@ class RedisBackend:
         breaker: failures in a row that stop asking, and the seconds until it is tried again.
 
     Raises:
-        ConfigError: the URL is none of Redis's.
+        ConfigError: the URL is none of Redis's, or asks for what there is not. Its password is never quoted.
     """
 
     def __init__(
@@ -119,6 +123,7 @@ class RedisBackend:
 
 def _client(url: str, seconds: float, tls_ca: str | None) -> redis.Redis:
     options: dict[str, Any] = {"ssl_ca_certs": tls_ca} if tls_ca else {}
+    _check(url, tls_ca)
     try:
         return redis.Redis.from_url(
             url,
@@ -129,6 +134,30 @@ def _client(url: str, seconds: float, tls_ca: str | None) -> redis.Redis:
             **options,
         )
     except ValueError as error:
+        raise ConfigError(f"cache.url: {error}") from None
+
+
+def _check(url: str, tls_ca: str | None) -> None:
+    """Refuses what redis-py would stumble over later, or by quoting a piece of the password.
+
+    Raises:
+        ConfigError: says how a URL looks, or which option is not known.
+    """
+    try:
+        parts = urlsplit(url)
+        # An @ behind the host belongs to a password that was cut at one of its own characters.
+        cut = "@" in parts.path + parts.query + parts.fragment
+        sound = parts.scheme in ("redis", "rediss", "unix") and not cut and parts.port != 0
+    except ValueError:  # brackets, or a port that is no number
+        sound = False
+    if not sound:
         raise ConfigError(
-            f"cache.url: {error}; it looks like redis://:password@host:6379/0, rediss:// for TLS, or unix:///path"
-        ) from None
+            "cache.url: no URL of a Redis; it looks like redis://:password@host:6379/0, rediss:// for TLS, or "
+            "unix:///path; in the password / is written %2F, ? is %3F, # is %23, @ is %40"
+        )
+    tls = parts.scheme == "rediss"
+    if tls_ca is not None and not tls:
+        raise ConfigError(f"cache.tls_ca: it needs a rediss:// URL, and cache.url is {parts.scheme}://")
+    known = (*_OPTIONS, *(_TLS_OPTIONS if tls else ()))
+    if any(name not in known for name, _ in parse_qsl(parts.query, keep_blank_values=True)):
+        raise ConfigError(f"cache.url: what may stand after its ? with {parts.scheme}:// is {', '.join(known)}")

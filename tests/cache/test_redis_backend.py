@@ -1,0 +1,53 @@
+"""The URL of a Redis is checked where the client is made, and nothing of its password is ever quoted."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cache.backend import StoreFailed
+from cache.redis_backend import RedisBackend
+from weir.errors import ConfigError
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://127.0.0.1:1/0?db=3&client_name=weir&protocol=2",
+        "rediss://127.0.0.1:1?ssl_cert_reqs=none",
+        "unix://:password@/no/such/socket?db=1",
+        "unix:///no/such/socket?username=weir&password=a%40b",
+    ],
+)
+def test_a_url_may_say_what_redis_knows(url: str) -> None:
+    with pytest.raises(StoreFailed):
+        RedisBackend(url).get("key")
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("http://127.0.0.1", "no URL of a Redis"),
+        ("127.0.0.1:6379", "no URL of a Redis"),
+        ("redis://127.0.0.1:high", "no URL of a Redis"),
+        ("redis://127.0.0.1?foo=bar", "db, username"),
+        ("redis://127.0.0.1?socket_timeout=60", "db, username"),
+        ("redis://127.0.0.1?ssl_cert_reqs=none", "db, username"),
+        ("redis://127.0.0.1?db=first", "'db'"),
+    ],
+)
+def test_a_wrong_url_is_answered_with_what_it_may_be(url: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        RedisBackend(url)
+
+
+@pytest.mark.parametrize("url", ["redis://127.0.0.1", "unix:///no/such/socket"])
+def test_certificates_are_for_tls_only(url: str) -> None:
+    with pytest.raises(ConfigError, match="rediss://"):
+        RedisBackend(url, tls_ca="ca.pem")
+
+
+@given(st.text("/?#@:[]&=%0123456789", max_size=8))
+def test_a_password_is_never_quoted(nasty: str) -> None:
+    with pytest.raises((ConfigError, StoreFailed)) as refused:
+        RedisBackend(f"redis://:hush{nasty}hush@127.0.0.1:1/0").get("key")
+    assert "hush" not in refused.value.message
