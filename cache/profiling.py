@@ -165,11 +165,15 @@ def measure_judged(
         )
 
     cached = drawn(range(pool), [None] * pool, "cached runs")
+    judgeable = {j: row for j, row in enumerate(cached.seen) if row is not None}
+    if not judgeable:
+        raise ConfigError("the discriminator saw nothing in any of the cached pictures; profile by similarity")
+    known = np.array(list(judgeable))
     queries = range(pool, len(prompts))
     confidence, chosen = np.zeros(count), []
     for i, query in enumerate(queries):
-        near = np.argsort(-(vectors[:pool] @ vectors[query]))[:candidates]
-        judged = weigh(np.stack([row for j in near if (row := cached.seen[j]) is not None]), prompts[query])
+        near = known[np.argsort(-(vectors[known] @ vectors[query]))[:candidates]]
+        judged = weigh(np.stack([judgeable[j] for j in near]), prompts[query])
         confidence[i] = judged.max()
         chosen.append(int(near[judged.argmax()]))
     whole = drawn(queries, [None] * count, "whole runs")

@@ -78,17 +78,17 @@ def test_every_pair_is_drawn_whole_and_resumed_at_every_k_from_the_cached_prompt
     assert at_5[2] == [(p, 5) for p in cached[0]]
 
 
-def judged(confidence: float, accept: float = 0.9) -> tuple[Measured, list]:
+def judged(confidence: float, accept: float = 0.9, unseen: tuple[int, ...] = ()) -> tuple[Measured, list]:
     """Three prompts are cached; the query lies nearest to the first, and the pictures of the second and third fit it
     better, of which only the second is near enough to be looked at. The resumed picture has a quality of 0.7 and this
-    confidence, the whole run's 0.8 and a confidence of 0.5."""
+    confidence, the whole run's 0.8 and a confidence of 0.5. Of the runs ``unseen`` it is not known how they look."""
     vectors = np.array([[1, 0], [0.8, 0.6], [0, 1], [1, 0]], float)
     resumed: list = []
 
     def draw(prompts, seeds, states):
         resumed.extend(s for s in states if s is not None)
         mine = np.array([s is not None for s in states])
-        seen = [np.array([seed], np.float16) for seed in seeds]
+        seen = [None if seed in unseen else np.array([seed], np.float16) for seed in seeds]
         states = [{k: (s, k) for k in KS} for s in seeds]
         return Runs(np.where(mine, 0.7, 0.8), states, seen, np.where(mine, confidence, 0.5))
 
@@ -104,6 +104,14 @@ def test_by_confidence_the_best_judged_of_the_neighbours_is_resumed() -> None:
     found, resumed = judged(0.95)
     assert resumed == [(1, 25)]
     assert found.similarity == pytest.approx([0.7])
+
+
+def test_by_confidence_a_neighbour_of_which_nothing_was_seen_is_passed_over() -> None:
+    found, resumed = judged(0.95, unseen=(0,))
+    assert resumed == [(2, 25)], "the second and third are the two nearest that can be judged"
+    assert found.similarity == pytest.approx([0.9])
+    with pytest.raises(ConfigError, match="saw nothing"):
+        judged(0.95, unseen=(0, 1, 2))
 
 
 @pytest.mark.parametrize(("confidence", "quality", "ran"), [(0.95, 0.7, 5), (0.4, 0.8, 55), (0.6, 0.7, 55)])
