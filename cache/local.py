@@ -18,6 +18,7 @@ from cache.upkeep import export_store, import_store
 from weir.config import CacheConfig, FamilyConfig
 from weir.core import ImageRequest
 from weir.errors import ConfigError
+from weir.files import check_place
 from weir.states import State
 
 #: Whoever draws on this machine without a service.
@@ -52,8 +53,9 @@ class LocalCache:
             judge: as :func:`cache.opening.open_cache` has it.
 
         Raises:
-            ConfigError: the file or its secret cannot be read, or is something else.
+            ConfigError: the file or its secret cannot be read or written, or is something else.
         """
+        check_place(path)
         self._path = path
         self._store = SealedStore(MemoryBackend(), _secret(path.with_name(path.name + ".secret")), config.compression)
         if path.exists():

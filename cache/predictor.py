@@ -12,9 +12,10 @@ from pathlib import Path
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from weir.errors import ConfigError
+from weir.files import written_whole
 
 _FORMAT = "1"
 #: Support vectors, and with them the time of a prediction, grow with the sample.
@@ -90,13 +91,19 @@ class MatchPredictor:
         )
 
     def save(self, path: Path) -> None:
+        """Writes the file whole or not at all.
+
+        Raises:
+            ConfigError: it cannot be written.
+        """
         about = {
             "format": _FORMAT,
             "encoder": self.encoder,
             "gamma": repr(self._gamma),
             "offset": repr(self._offset),
         }
-        save_file({"support": self._support, "weights": self._weights}, path, metadata=about)
+        with written_whole(path) as draft:
+            draft.write_bytes(save({"support": self._support, "weights": self._weights}, metadata=about))
 
     @classmethod
     def load(cls, path: Path, encoder: str | None = None) -> MatchPredictor:

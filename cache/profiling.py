@@ -18,6 +18,7 @@ import numpy as np
 
 from cache.selector import By, Selector
 from weir.errors import ConfigError
+from weir.files import written_whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,7 +223,10 @@ def write_profile(
     alpha: float,
     judge: str,
 ) -> None:
-    """Writes what ``cache.selector`` reads, with what it was made from; ``model`` names the weights.
+    """Writes what ``cache.selector`` reads, with what it was made from; whole or not at all.
+
+    Args:
+        model: names the weights.
 
     Raises:
         ConfigError: the file cannot be written.
@@ -237,7 +241,5 @@ def write_profile(
         "selector": selector.to_dict(),
         "measured": measured.bins(),
     }
-    try:
-        path.write_text(json.dumps(fields, indent=1) + "\n")
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be written: {error.strerror}") from None
+    with written_whole(path) as draft:
+        draft.write_text(json.dumps(fields, indent=1) + "\n")

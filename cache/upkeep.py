@@ -11,6 +11,7 @@ from cache.backend import batches
 from cache.partition import Partitions
 from cache.store import PREFIX, SealedStore
 from weir.errors import ConfigError
+from weir.files import written_whole
 
 _MAGIC = b"WEIRCACHE1\n"
 _BATCH = 64
@@ -51,22 +52,15 @@ def export_store(store: SealedStore, path: Path, tenant: str | None = None) -> i
         ConfigError: the file cannot be written.
     """
     prefix = PREFIX + ("" if tenant is None else Partitions.prefix(tenant))
-    draft = path.with_name(f".{path.name}.partial")
     count = 0
-    try:
-        with draft.open("wb") as file:
-            file.write(_MAGIC)
-            for batch in batches(store.backend.keys(prefix), _BATCH):
-                for key, value in zip(batch, store.backend.get_many(batch), strict=True):
-                    if value is not None:
-                        _write(file, key.encode())
-                        _write(file, value)
-                        count += 1
-        draft.replace(path)
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be written: {error.strerror}") from None
-    finally:
-        draft.unlink(missing_ok=True)
+    with written_whole(path) as draft, draft.open("wb") as file:
+        file.write(_MAGIC)
+        for batch in batches(store.backend.keys(prefix), _BATCH):
+            for key, value in zip(batch, store.backend.get_many(batch), strict=True):
+                if value is not None:
+                    _write(file, key.encode())
+                    _write(file, value)
+                    count += 1
     return count
 
 

@@ -99,6 +99,16 @@ def test_a_profile_whose_encoder_is_not_another_is_taken(tmp_path: Path, about: 
     LocalCache(thresholds(tmp_path / "profile.json", **about), FAMILY, tmp_path / "cache.weir")
 
 
+def test_a_folder_is_no_cache_and_thresholds_of_pictures_are_not_applied_to_prompts(
+    tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match="is a folder"):
+        LocalCache(CONFIG, FAMILY, Path("."))
+    with pytest.raises(ConfigError, match="of a prompt and a picture"):
+        LocalCache(CONFIG.model_copy(update={"selector": "modm"}), FAMILY, Path("cache.weir"))
+
+
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [("cache.weir", b"something else", "not an export of a cache"), ("cache.weir.secret", b"short", "not the secret")],

@@ -48,6 +48,11 @@ def test_it_is_read_back_and_knows_its_encoder(tmp_path) -> None:
         MatchPredictor.load(path, "clip-2")
 
 
+def test_where_it_cannot_be_written_it_is_not_half_written(tmp_path) -> None:
+    with pytest.raises(ConfigError, match="no folder"):
+        MatchPredictor.fit(themes(100, 0), "clip-1").save(tmp_path / "missing" / "predictor.safetensors")
+
+
 def test_too_few_hits_and_foreign_files_are_refused(tmp_path) -> None:
     with pytest.raises(ConfigError, match="at least 50"):
         MatchPredictor.fit(themes(20, 0), "clip-1")

@@ -134,6 +134,8 @@ def test_a_profile_is_what_the_selector_reads(tmp_path) -> None:
     write_profile(path, found, selector, family="f", model="m", encoder="e", alpha=0.95, judge="attributes")
     assert load_selector(path) == selector
     assert json.loads(path.read_text())["pairs"] == 400
+    with pytest.raises(ConfigError, match="is a folder"):
+        write_profile(tmp_path, found, selector, family="f", model="m", encoder="e", alpha=0.95, judge="attributes")
 
 
 def test_alpha_is_a_share() -> None:

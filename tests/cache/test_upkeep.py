@@ -1,6 +1,7 @@
 """What an administrator does: count, purge, carry elsewhere; through the command line, on a real Redis."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -37,6 +38,13 @@ def test_stats_count_by_tenant(run, filled: SealedStore) -> None:
     assert found["bytes"] > 4 * 2048
 
 
+def test_a_tenant_that_looks_like_markup_is_shown_as_it_is(run, store: SealedStore) -> None:
+    store.put(request("a", PARTITION.replace("acme", "%5B/acme%5D")), [state(5)])
+    result = run("stats")
+    assert result.exit_code == 0
+    assert "[/acme]: 0 entries, 1 states" in result.output
+
+
 def test_a_purge_names_whose(run, filled: SealedStore) -> None:
     assert run("purge").exit_code == 2
     assert json.loads(run("purge", "--tenant", "acme", "--json").stdout) == {"deleted": 3}
@@ -63,6 +71,13 @@ def test_an_import_leaves_out_what_is_not_proven_ours(run, filled: SealedStore, 
     result = run("import", str(out))
     assert "0 values taken, 6 refused" in result.output
     assert list(filled.backend.keys("weir:")) == []
+
+
+@pytest.mark.parametrize("place", [".", "/"])
+def test_an_export_needs_a_file(run, filled: SealedStore, place: str) -> None:
+    result = run("export", place)
+    assert result.exit_code == 2
+    assert f"{place}: is a folder" in result.output
 
 
 @pytest.mark.parametrize("content", [b"", b"something else", b"WEIRCACHE1\n\0\0\0\x05ab", b"WEIRCACHE1\n\0\0\0\x01a"])
@@ -107,6 +122,46 @@ def test_a_log_is_replayed_from_the_command_line(tmp_path) -> None:
     assert found["steps_saved"] == 30 / 200
 
 
+@pytest.mark.parametrize("extra", [["--policy", "modm"], ["--selector", "deploy/profiles/weir-tiny-judged.json"]])
+def test_thresholds_of_pictures_are_not_applied_to_a_log_of_similarities(tmp_path, extra: list[str]) -> None:
+    log = tmp_path / "log.csv"
+    log.write_text("Scores\n0.96\n0.2\n")
+    result = CliRunner().invoke(app, ["cache", "replay-log", str(log), *extra])
+    assert result.exit_code == 2
+    assert "compares prompts with pictures" in result.output
+
+
+def test_what_a_user_wrote_is_quoted_as_it_is_even_where_it_looks_like_markup(tmp_path) -> None:
+    log = tmp_path / "log[old].csv"
+    log.write_text("Scores\n[/INST]\n")
+    result = CliRunner().invoke(app, ["cache", "replay-log", str(log)])
+    assert result.exit_code == 2
+    assert f"{log}: line 2: the similarity is '[/INST]'" in result.output
+
+
+@pytest.mark.parametrize("command", ["profile", "fit-predictor"])
+def test_what_cannot_end_well_does_not_begin(tmp_path, monkeypatch, command: str) -> None:
+    """Neither without prompts nor without a place for the result."""
+    monkeypatch.setattr("workers.family.Family.load", lambda *_, **__: pytest.fail("models are loaded"))
+    monkeypatch.setattr("quality.suite.family_suite", lambda _: pytest.fail("measures are loaded"))
+    monkeypatch.setattr("cache.replay.found_anything", lambda *_: pytest.fail("a log is replayed"))
+    log, scores = tmp_path / "log.txt", tmp_path / "scores.csv"
+    log.write_text("a dog\n")
+    scores.write_text("Scores\n0.9\n")
+
+    def run(log: Path, out: Path):
+        given = ["--prompts", str(log)] if command == "profile" else [str(log), "--encoder", "words"]
+        return CliRunner().invoke(app, ["cache", command, *given, "--out", str(out)])
+
+    for result, said in (
+        (run(log, tmp_path / "missing" / "out"), "there is no folder"),
+        (run(log, tmp_path), "is a folder"),
+        (run(scores, tmp_path / "out"), "prompts are needed"),
+    ):
+        assert result.exit_code == 2
+        assert said in result.output
+
+
 def test_eviction_policies_are_compared_on_the_prompts_of_a_log_with_a_plot(tmp_path) -> None:
     log, plot = tmp_path / "log.txt", tmp_path / "plots" / "saved.svg"
     log.write_text("\n".join(f"a picture of thing {i % 7} at dawn" for i in range(60)))
@@ -118,7 +173,9 @@ def test_eviction_policies_are_compared_on_the_prompts_of_a_log_with_a_plot(tmp_
     assert plot.read_text().startswith("<?xml")
 
 
-@pytest.mark.parametrize("extra", [["--policy", "best"], ["--plot", "x.txt"], ["--selector", "no-such"]])
+@pytest.mark.parametrize(
+    "extra", [["--policy", "best"], ["--plot", "x.txt"], ["--plot", "/dev/null/x.svg"], ["--selector", "no-such"]]
+)
 def test_a_wrong_option_ends_in_code_2(tmp_path, extra: list[str]) -> None:
     log = tmp_path / "log.txt"
     log.write_text("a dog\n")

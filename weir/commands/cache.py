@@ -11,9 +11,10 @@ from typing import Annotated, Any
 import typer
 
 from cache.selector import By
-from weir.commands.terminal import FAMILY, FamilyOption, JsonOption, answered, console, print_json, progress
+from weir.commands.terminal import FAMILY, FamilyOption, JsonOption, answered, console, print_json, progress, say
 from weir.config import CacheConfig, load_family
 from weir.errors import ConfigError, NotReady
+from weir.files import check_place, written_whole
 
 app = typer.Typer(help="Look at, measure and tend the approximate cache.", no_args_is_help=True)
 
@@ -56,8 +57,8 @@ def replay_log(
     from cache.selector import load_selector
 
     with answered():
-        if plot is not None and plot.suffix not in (".svg", ".png", ".pdf"):
-            raise ConfigError(f"--plot is {plot}; its name has to end in .svg, .png or .pdf")
+        if plot is not None:
+            _check_plot(plot)
         chosen = approach(policy, load_selector(selector))
         read = read_log(log)
         if read.similarities and not (eviction or capacity):
@@ -85,15 +86,25 @@ def replay_log(
     for run in runs:
         about = ", ".join(str(run[key]) for key in ("policy", "eviction", "capacity") if run.get(key) is not None)
         shares = ", ".join(f"K={k}: {share:.1%}" for k, share in run["shares"].items())
-        console.print(
-            f"[bold]{about}[/]: {run['requests']} requests, {run['hit_ratio']:.1%} hits, "
-            f"{run['steps_saved']:.1%} of the steps saved ({shares})",
-            highlight=False,
+        say(
+            f": {run['requests']} requests, {run['hit_ratio']:.1%} hits, {run['steps_saved']:.1%} of the steps saved "
+            f"({shares})",
+            bold=about,
         )
 
 
 def _tell(bar: Any, task: Any, done: int, total: int) -> None:
     bar.update(task, completed=done, total=total)
+
+
+def _check_plot(path: Path) -> None:
+    if path.suffix not in (".svg", ".png", ".pdf"):
+        raise ConfigError(f"--plot is {path}; its name has to end in .svg, .png or .pdf")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--plot: there is no folder {path.parent}, and none can be made: {error.strerror}") from None
+    check_place(path)
 
 
 def _plot(runs: list[dict[str, Any]], path: Path) -> None:
@@ -116,10 +127,8 @@ def _plot(runs: list[dict[str, Any]], path: Path) -> None:
         axes.set(xlabel="states that fit", ylabel="% of steps saved", xscale="log")
         axes.legend()
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path)
-    except OSError as error:
-        raise ConfigError(f"--plot: cannot write {path}: {error.strerror}") from None
+        with written_whole(path) as draft:
+            figure.savefig(draft, format=path.suffix[1:])
     finally:
         pyplot.close(figure)
 
@@ -156,7 +165,7 @@ def profile(
     from cache.approximate import Judge
     from cache.encoder import family_encoder
     from cache.profiling import measure, measure_judged, thresholds, write_profile
-    from cache.replay import read_log
+    from cache.replay import read_prompts
     from quality.suite import family_suite
     from traces.prompts import prompt_log
     from weir.core import Role
@@ -164,17 +173,18 @@ def profile(
     from workers.family import Family
 
     with answered():
+        check_place(out)
         config = load_family(family)
-        suite = family_suite(config)
-        if judge not in suite.judges:
-            raise ConfigError(f"--judge is {judge!r}; choose one of {', '.join(suite.judges)}")
         length = cached + count if by is By.CONFIDENCE else 20 * count
-        log = read_log(prompts).prompts if prompts else prompt_log(np.random.default_rng(seed), length)
-        named = family_encoder(config, encoder)
+        log = read_prompts(prompts) if prompts else prompt_log(np.random.default_rng(seed), length)
         distinct = list(dict.fromkeys(log))
         ks = [k for k in capture_steps(config.heavy.steps) if k % stride == 0]
         if not ks or config.heavy.steps % stride:
             raise ConfigError(f"--stride is {stride}; it must divide {config.heavy.steps} steps and a captured one")
+        suite = family_suite(config)
+        if judge not in suite.judges:
+            raise ConfigError(f"--judge is {judge!r}; choose one of {', '.join(suite.judges)}")
+        named = family_encoder(config, encoder)
         with progress() as bar:
             task = bar.add_task("loading", total=None)
             engine = Family.load(config, threads=threads)
@@ -213,7 +223,7 @@ def profile(
         console.print(f"{by.value} {row['from']:.2f}…{row['to']:.2f} ({row['pairs']}): {cells}", highlight=False)
     for similarity, k in selector.levels:
         console.print(f"resume at {k} above {similarity:.3f}", highlight=False)
-    console.print(f"written to {out}")
+    say(f"written to {out}")
 
 
 def judged_runs(engine: Any, suite: Any, judge: str, stride: int = 1) -> Any:
@@ -267,11 +277,12 @@ def fit_predictor(
     from cache.encoder import WordEncoder, family_encoder
     from cache.index import VectorIndex
     from cache.predictor import MatchPredictor
-    from cache.replay import found_anything, read_log
+    from cache.replay import found_anything, read_prompts
     from cache.selector import load_selector
 
     with answered():
-        prompts = read_log(log).prompts
+        check_place(out)
+        prompts = read_prompts(log)
         named = (
             WordEncoder()
             if encoder == "words"
@@ -327,7 +338,7 @@ def stats(url: UrlOption = None, secret_file: SecretOption = None, as_json: Json
         print_json(found)
         return
     for tenant, counts in found["tenants"].items():
-        console.print(f"[bold]{tenant}[/]: {counts['entries']} entries, {counts['states']} states", highlight=False)
+        say(f": {counts['entries']} entries, {counts['states']} states", bold=tenant)
     console.print(f"{found['entries']} entries, {found['states']} states, {found['bytes']} bytes of states")
 
 
@@ -374,7 +385,7 @@ def export_(
     with answered():
         store = _store(url, secret_file)
         count = _asked(lambda: export_store(store, out, tenant))
-    console.print(f"{count} values are in {out}")
+    say(f"{count} values are in {out}")
 
 
 @app.command("import")

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
 from weir.errors import ConfigError, InvalidRequest, PlanError, ServiceError, WeirError
 
@@ -33,12 +34,22 @@ def answered() -> Iterator[None]:
     try:
         yield
     except WeirError as error:
-        console.print(f"[bold red]error:[/] {error.message}", highlight=False, soft_wrap=True)
+        # Not as markup: the message quotes what a user wrote.
+        console.print(Text.assemble(("error:", "bold red"), f" {error.message}"), soft_wrap=True)
         wrong_usage = isinstance(error, ConfigError | InvalidRequest | PlanError | ServiceError)
         raise typer.Exit(2 if wrong_usage else 1) from None
     except KeyboardInterrupt:
         console.print("interrupted")
         raise typer.Exit(130) from None
+
+
+def say(line: str, *, bold: str = "") -> None:
+    """One line that may quote what a user wrote: names of files and tenants are printed as they are, never as markup.
+
+    Args:
+        bold: what stands before it, in bold.
+    """
+    console.print(Text.assemble((bold, "bold"), line), soft_wrap=True)
 
 
 def print_json(value: Any) -> None:
@@ -47,6 +58,6 @@ def print_json(value: Any) -> None:
 
 @contextmanager
 def progress() -> Iterator[Progress]:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console) as bar:
         yield bar

@@ -1,0 +1,52 @@
+"""A file is there whole or not at all, and a wrong place is known before the work."""
+
+from pathlib import Path
+
+import pytest
+
+from weir.errors import ConfigError
+from weir.files import check_place, written_whole
+
+
+def test_the_file_is_there_when_the_block_has_ended_well(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    with written_whole(path) as draft:
+        draft.write_text("new")
+        assert path.read_text() == "old"
+    assert path.read_text() == "new"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_block_that_fails_leaves_what_was_there_and_no_draft(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+
+    def fail_halfway() -> None:
+        with written_whole(path) as draft:
+            draft.write_text("ne")
+            raise RuntimeError("half of it")
+
+    with pytest.raises(RuntimeError, match="half"):
+        fail_halfway()
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        (".", "is a folder"),
+        ("/", "is a folder"),
+        ("missing/a.txt", "no folder"),
+        ("/dev/null", "no regular file"),
+        ("a" * 250, "cannot be written"),
+    ],
+)
+def test_a_place_where_no_file_can_be_written_is_named(tmp_path: Path, monkeypatch, name: str, said: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    for attempt in (check_place, lambda path: written_whole(path).__enter__()):
+        with pytest.raises(ConfigError, match=said) as refused:
+            attempt(Path(name))
+        assert refused.value.message.startswith(str(Path(name)))
+    assert list(tmp_path.iterdir()) == []
