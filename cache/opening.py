@@ -26,8 +26,11 @@ from weir.telemetry import Metrics
 URL, SECRET = "WEIR_CACHE_URL", "WEIR_CACHE_SECRET"
 
 
-def connected(config: CacheConfig) -> RedisBackend:
+def connected(config: CacheConfig, *, patience_s: float | None = None) -> RedisBackend:
     """The backend of a configuration; nothing is asked of it yet.
+
+    Args:
+        patience_s: longest wait for any answer where no request waits for it; None: what a request's path allows.
 
     Raises:
         ConfigError: no server is named, or its URL is wrong.
@@ -37,11 +40,16 @@ def connected(config: CacheConfig) -> RedisBackend:
         raise ConfigError(f"cache.url names no Redis, and the environment has no {URL}; give one of them")
     if config.tls_ca is not None and not Path(config.tls_ca).is_file():
         raise ConfigError(f"cache.tls_ca: there is no file {config.tls_ca}")
+    if patience_s is not None:
+        return RedisBackend(url, read_s=patience_s, write_s=patience_s, tls_ca=config.tls_ca)
     return RedisBackend(url, read_s=config.fetch_s, tls_ca=config.tls_ca)
 
 
-def secrets(config: CacheConfig) -> list[bytes]:
+def secrets(config: CacheConfig, default: str = "") -> list[bytes]:
     """The secrets of the integrity tags, one a line: the first seals, all of them open.
+
+    Args:
+        default: where neither the configuration nor the environment has one.
 
     To replace a secret, put the new one above it, restart, and delete the old line once its states have been evicted.
 
@@ -54,7 +62,7 @@ def secrets(config: CacheConfig) -> list[bytes]:
         except OSError as error:
             raise ConfigError(f"cache.secret_file: {config.secret_file} cannot be read: {error.strerror}") from None
     else:
-        text = os.environ.get(SECRET, "").encode()
+        text = os.environ.get(SECRET, default).encode()
     found = [line.strip() for line in text.splitlines() if line.strip()] or [b""]
     shortest = min(map(len, found))
     if shortest < 16:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 from urllib.parse import unquote
 
-from cache.backend import batches
+from cache.backend import StoreFailed, batches
 from cache.partition import Partitions
 from cache.store import PREFIX, SealedStore
 from weir.errors import ConfigError
@@ -68,14 +68,17 @@ def import_store(store: SealedStore, path: Path) -> tuple[int, int]:
     """Takes in what is proven ours; how many values, and how many were refused.
 
     Raises:
-        StoreFailed: the store does not take them.
-        ConfigError: the file is no export, or ends in the middle.
+        StoreFailed: the store does not take them; says how many it took before, and importing again goes on.
+        ConfigError: the file is no export, or ends in the middle; nothing is taken in.
     """
     taken = refused = 0
     try:
         with path.open("rb") as file:
             if file.read(len(_MAGIC)) != _MAGIC:
                 raise ConfigError(f"{path}: not an export of a cache; `weir cache export` writes them")
+            for _ in _pairs(file, path):  # to its end, before anything is taken in
+                pass
+            file.seek(len(_MAGIC))
             for key, value in _pairs(file, path):
                 if key.startswith(PREFIX) and store.is_ours(key, value):
                     store.backend.put({key: value})
@@ -84,6 +87,8 @@ def import_store(store: SealedStore, path: Path) -> tuple[int, int]:
                     refused += 1
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
+    except StoreFailed as error:
+        raise StoreFailed(f"{error.message} ({taken} values were taken in; importing again goes on)") from None
     return taken, refused
 
 

@@ -1,17 +1,21 @@
 """What an administrator does: count, purge, carry elsewhere; through the command line, on a real Redis."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
+import redis
 from typer.testing import CliRunner
 
 from cache.redis_backend import RedisBackend
 from cache.redis_server import RedisServer
 from cache.store import Record, SealedStore, state_key
+from deploy.state import Service, StateFile
 from tests.cache.conftest import PARTITION, SECRET, request, state
 from weir.cli import app
+from weir.states import State
 
 OTHER = PARTITION.replace("acme", "globex")
 
@@ -73,6 +77,37 @@ def test_an_import_leaves_out_what_is_not_proven_ours(run, filled: SealedStore, 
     assert list(filled.backend.keys("weir:")) == []
 
 
+def test_an_import_that_the_store_refuses_says_how_much_was_taken_and_goes_on_when_repeated(
+    run, store: SealedStore, server: RedisServer, tmp_path
+) -> None:
+    out, mebibyte = tmp_path / "cache.weir", 2**20
+    large = State(np.ones((4, 512, 256), np.float16), 5, 50, "DDIM", "heavy-1")
+    for name in "abcdefghij":
+        store.put(request(name), [large])
+    run("export", str(out))
+    store.purge()
+    with redis.Redis.from_url(server.url) as admin:
+        admin.config_set("maxmemory", admin.info("memory")["used_memory"] + 6 * mebibyte)
+        result = run("import", str(out))
+        assert result.exit_code == 1
+        taken = len(list(store.backend.keys("weir:")))
+        assert 0 < taken < 10
+        assert f"({taken} values were taken in; importing again goes on)" in result.output
+        admin.config_set("maxmemory", 0)
+    assert "10 values taken, 0 refused" in run("import", str(out)).output
+
+
+def test_of_an_export_that_ends_in_the_middle_nothing_is_taken_in(run, filled: SealedStore, tmp_path) -> None:
+    out = tmp_path / "cache.weir"
+    run("export", str(out))
+    out.write_bytes(out.read_bytes()[:-1])
+    filled.purge()
+    result = run("import", str(out))
+    assert result.exit_code == 2
+    assert "ends in the middle" in result.output
+    assert list(filled.backend.keys("weir:")) == []
+
+
 @pytest.mark.parametrize("place", [".", "/"])
 def test_an_export_needs_a_file(run, filled: SealedStore, place: str) -> None:
     result = run("export", place)
@@ -102,6 +137,38 @@ def test_without_a_server_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch, t
     result = CliRunner().invoke(app, ["cache", "stats", "--url", "redis://127.0.0.1:1"])
     assert result.exit_code == 1
     assert "is it up" in result.output
+
+
+def test_an_administrator_waits_longer_than_a_request(run, filled: SealedStore, server: RedisServer) -> None:
+    """Counting reads by scans: they wait too."""
+    with redis.Redis.from_url(server.url) as admin:
+        admin.client_pause(600)
+        assert run("stats").exit_code == 0
+
+
+def test_the_service_that_is_up_is_asked_and_the_environments_secret_goes_before_its(
+    server: RedisServer, filled: SealedStore, tmp_path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("WEIR_CACHE_URL", raising=False)
+    file = StateFile("weir")
+    file.acquire()
+    for own, mine in (("the service's own secret", SECRET.decode()), (SECRET.decode(), None)):
+        file.write(Service("weir", 1, "", "", "", cache_url=server.url, cache_secret=own))
+        if mine is None:
+            monkeypatch.delenv("WEIR_CACHE_SECRET", raising=False)
+        else:
+            monkeypatch.setenv("WEIR_CACHE_SECRET", mine)
+        assert CliRunner().invoke(app, ["cache", "export", "cache.weir"]).exit_code == 0
+        assert "6 values taken, 0 refused" in CliRunner().invoke(app, ["cache", "import", "cache.weir"]).output
+        assert (os.environ.get("WEIR_CACHE_URL"), os.environ.get("WEIR_CACHE_SECRET")) == (None, mine)
+    file.release()
+
+
+def test_certificates_are_named_for_tls(run, tmp_path) -> None:
+    assert "there is no file" in run("stats", "--tls-ca", str(tmp_path / "ca.pem")).output
+    (tmp_path / "ca.pem").write_text("")
+    assert "needs a rediss:// URL" in run("stats", "--tls-ca", str(tmp_path / "ca.pem")).output
 
 
 def test_a_short_secret_is_refused(run, monkeypatch: pytest.MonkeyPatch) -> None:

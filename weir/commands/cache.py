@@ -25,12 +25,17 @@ SecretOption = Annotated[
     Path | None,
     typer.Option("--secret-file", help="Secret of the tags.", show_default="WEIR_CACHE_SECRET, else the service's"),
 ]
+TlsOption = Annotated[
+    Path | None, typer.Option("--tls-ca", help="Certificates that a rediss:// server is checked against.")
+]
+#: Longest wait of an administrator for one answer of Redis, seconds.
+_PATIENCE_S = 10.0
 
 
 @app.command("replay-log")
 def replay_log(
     log: Annotated[Path, typer.Argument(help="CSV of similarities or prompts, or prompts one a line.")],
-    policy: Annotated[str, typer.Option(help="weir, nirvana, gptcache, pinecone, crs, modm, ...")] = "weir",
+    policy: Annotated[str, typer.Option(help="weir, nirvana, gptcache, pinecone, fewer-steps, ...")] = "weir",
     eviction: Annotated[
         list[str] | None,
         typer.Option(help="fifo, lru, lfu, lcbfu or weir; several to compare.", show_default="the policy's own"),
@@ -324,7 +329,9 @@ def fit_predictor(
 
 
 @app.command()
-def stats(url: UrlOption = None, secret_file: SecretOption = None, as_json: JsonOption = False) -> None:
+def stats(
+    url: UrlOption = None, secret_file: SecretOption = None, tls_ca: TlsOption = None, as_json: JsonOption = False
+) -> None:
     """Say what lies in the store: entries, states, bytes, by tenant.
 
     Example: weir cache stats --json
@@ -332,7 +339,7 @@ def stats(url: UrlOption = None, secret_file: SecretOption = None, as_json: Json
     from cache.upkeep import summary
 
     with answered():
-        store = _store(url, secret_file)
+        store = _store(url, secret_file, tls_ca)
         found = _asked(lambda: summary(store))
     if as_json:
         print_json(found)
@@ -348,6 +355,7 @@ def purge(
     everything: Annotated[bool, typer.Option("--all", help="Every tenant's.")] = False,
     url: UrlOption = None,
     secret_file: SecretOption = None,
+    tls_ca: TlsOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Delete what is cached, of one tenant or of all. A running service misses it at once.
@@ -360,7 +368,7 @@ def purge(
     with answered():
         if (tenant is None) != everything:
             raise ConfigError("say whose: either --tenant NAME or --all")
-        store = _store(url, secret_file)
+        store = _store(url, secret_file, tls_ca)
         prefix = ROOT if tenant is None else PREFIX + Partitions.prefix(tenant)
         count = _asked(lambda: store.purge(prefix))
     if as_json:
@@ -375,6 +383,7 @@ def export_(
     tenant: Annotated[str | None, typer.Option(help="Only this tenant's.")] = None,
     url: UrlOption = None,
     secret_file: SecretOption = None,
+    tls_ca: TlsOption = None,
 ) -> None:
     """Write everything that is cached into one file, sealed as it lies in the store.
 
@@ -383,7 +392,7 @@ def export_(
     from cache.upkeep import export_store
 
     with answered():
-        store = _store(url, secret_file)
+        store = _store(url, secret_file, tls_ca)
         count = _asked(lambda: export_store(store, out, tenant))
     say(f"{count} values are in {out}")
 
@@ -393,6 +402,7 @@ def import_(
     source: Annotated[Path, typer.Argument(help="File that `weir cache export` wrote.")],
     url: UrlOption = None,
     secret_file: SecretOption = None,
+    tls_ca: TlsOption = None,
 ) -> None:
     """Put an exported file back; values that are not proven ours are left out. A service sees them when it starts.
 
@@ -401,27 +411,30 @@ def import_(
     from cache.upkeep import import_store
 
     with answered():
-        store = _store(url, secret_file)
+        store = _store(url, secret_file, tls_ca)
         taken, refused = _asked(lambda: import_store(store, source))
     console.print(f"{taken} values taken, {refused} refused")
 
 
-def _store(url: str | None, secret_file: Path | None) -> Any:
+def _store(url: str | None, secret_file: Path | None, tls_ca: Path | None) -> Any:
     """The store that was asked for: the options, the environment, or the service that is up."""
     import os
 
-    from cache.opening import SECRET, URL, open_store
+    from cache.opening import URL, connected, secrets
+    from cache.store import SealedStore
     from deploy.state import find
     from weir.errors import ServiceError
 
+    secret = ""
     if url is None and URL not in os.environ:
         with suppress(ServiceError):  # nothing is up; what is missing then is said below
             _, service = find()
-            if service.cache_url:
-                os.environ[URL], os.environ[SECRET] = service.cache_url, service.cache_secret
-    named = None if secret_file is None else str(secret_file)
-    # Longer than on a request's path: an administrator waits.
-    return open_store(CacheConfig(url=url, secret_file=named, fetch_s=1))
+            url, secret = service.cache_url or None, service.cache_secret
+    named, certificates = (None if path is None else str(path) for path in (secret_file, tls_ca))
+    config = CacheConfig(url=url, secret_file=named, tls_ca=certificates)
+    backend = connected(config, patience_s=_PATIENCE_S)
+    first, *retired = secrets(config, secret)
+    return SealedStore(backend, first, config.compression, retired)
 
 
 def _asked(work: Any) -> Any:
