@@ -189,6 +189,17 @@ def test_a_log_is_replayed_from_the_command_line(tmp_path) -> None:
     assert found["steps_saved"] == 30 / 200
 
 
+def test_thresholds_that_a_policy_does_not_go_by_are_not_ignored(tmp_path) -> None:
+    log = tmp_path / "log.csv"
+    log.write_text("Scores\n0.96\n0.2\n")
+    args = ["cache", "replay-log", str(log), "--selector", "accuscale", "--policy"]
+    for policy in ("nirvana", "pinecone", "vanilla"):
+        result = CliRunner().invoke(app, [*args, policy])
+        assert result.exit_code == 2
+        assert f"--policy {policy} does not go by --selector" in result.output
+    assert CliRunner().invoke(app, [*args, "fewer-steps"]).exit_code == 0
+
+
 @pytest.mark.parametrize("extra", [["--policy", "modm"], ["--selector", "deploy/profiles/weir-tiny-judged.json"]])
 def test_thresholds_of_pictures_are_not_applied_to_a_log_of_similarities(tmp_path, extra: list[str]) -> None:
     log = tmp_path / "log.csv"

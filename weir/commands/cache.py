@@ -43,7 +43,13 @@ def replay_log(
     capacity: Annotated[
         list[int] | None, typer.Option(min=1, help="States that fit; several to compare.", show_default="all")
     ] = None,
-    selector: Annotated[str, typer.Option(help="Thresholds: a published name, or a cache profile.")] = "nirvana",
+    selector: Annotated[
+        str | None,
+        typer.Option(
+            help="Thresholds: a published name, or a cache profile; for policies that bring none of their own.",
+            show_default="nirvana",
+        ),
+    ] = None,
     encoder: Annotated[str, typer.Option(help="For prompts: words, family, or a text model.")] = "words",
     family: FamilyOption = FAMILY,
     plot: Annotated[Path | None, typer.Option(help="Picture to write: .svg, .png or .pdf.")] = None,
@@ -64,7 +70,10 @@ def replay_log(
     with answered():
         if plot is not None:
             _check_plot(plot)
-        chosen = approach(policy, load_selector(selector))
+        thresholds = load_selector(selector or "nirvana")
+        chosen = approach(policy, thresholds)
+        if selector is not None and (chosen.rules is None or chosen.rules.selector != thresholds):
+            raise ConfigError(f"--policy {policy} does not go by --selector; leave it out, or take --policy weir")
         read = read_log(log)
         if read.similarities and not (eviction or capacity):
             runs = [{"policy": policy, **replay_similarities(read.similarities, chosen).to_dict()}]
