@@ -22,6 +22,9 @@ from quality.inception import InceptionFeatures
 from weir.config import FamilyConfig
 from weir.errors import ConfigError
 
+#: What published figures of images are measured by.
+INCEPTION, CLIP = "timm/inception_v3.tf_in1k", "openai/clip-vit-large-patch14"
+PICK, PICK_PROCESSOR = "yuvalkirstain/PickScore_v1", "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
 _BATCH = 32
 _PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 
@@ -62,12 +65,7 @@ class Suite:
 
     def scores(self, prompts: Sequence[str], images: Sequence[Image.Image]) -> dict[str, np.ndarray]:
         """By judge, [N]."""
-        found: dict[str, list[np.ndarray]] = {name: [] for name in self.judges}
-        for start, part in enumerate(_parts(images)):
-            texts = list(prompts[start * _BATCH : start * _BATCH + len(part)])
-            for name, judge in self.judges.items():
-                found[name].append(judge.score(tensors(part), texts).numpy())
-        return {name: np.concatenate(values) for name, values in found.items()}
+        return {name: scored(judge, prompts, images) for name, judge in self.judges.items()}
 
     def measure(
         self, prompts: Sequence[str], images: Sequence[Image.Image], reference: np.ndarray | None = None
@@ -85,8 +83,8 @@ def family_suite(family: FamilyConfig) -> Suite:
     Raises:
         ConfigError: it brings no checker or no CLIP; name published ones instead.
     """
-    folder = Path(family.discriminator).parent / "checker" if family.discriminator else None
-    if folder is None or not folder.exists() or family.clip is None:
+    folder = _checker(family)
+    if folder is None or family.clip is None:
         raise ConfigError(f"family {family.name} brings no checker or no CLIP of its own; name Inception-v3 and a CLIP")
     checker = AttributeChecker.load(folder)
     return Suite(checker, {"attributes": AttributeJudge(checker), "clip": ClipScorer.load(family.clip)})
@@ -94,10 +92,10 @@ def family_suite(family: FamilyConfig) -> Suite:
 
 def hub_suite(
     *,
-    inception: str = "timm/inception_v3.tf_in1k",
-    clip: str = "openai/clip-vit-large-patch14",
-    pick: str | None = "yuvalkirstain/PickScore_v1",
-    pick_processor: str = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K",
+    inception: str = INCEPTION,
+    clip: str = CLIP,
+    pick: str | None = PICK,
+    pick_processor: str = PICK_PROCESSOR,
     device: str = "cpu",
 ) -> Suite:
     """The published measures for real families: FID, CLIP score and PickScore, by local folder or hub name.
@@ -109,6 +107,49 @@ def hub_suite(
     if pick is not None:
         judges["pick"] = ClipScorer.load(pick, device, processor=pick_processor, scaled=True)
     return Suite(InceptionFeatures.load(inception, device), judges)
+
+
+def load_judge(
+    family: FamilyConfig, name: str, *, clip: str | None = None, pick: str | None = None, device: str = "cpu"
+) -> Judge:
+    """One measure of single pictures: the family's own, or a published one by hub name or local folder.
+
+    Args:
+        name: ``attributes``, ``clip`` or ``pick``.
+        clip: None takes the family's.
+        pick: a folder has the tokenizer and the preprocessing in it too.
+
+    Raises:
+        ConfigError: the family brings none, and none is named; or it cannot be loaded.
+    """
+    if name not in ("attributes", "clip", "pick"):
+        raise ConfigError(f"--judge is {name!r}; choose one of attributes, clip, pick")
+    folder, clip = _checker(family), clip or family.clip
+    if name == "attributes" and folder is not None:
+        return AttributeJudge(AttributeChecker.load(folder))
+    if name == "clip" and clip is not None:
+        return ClipScorer.load(clip, device)
+    if name == "pick" and pick is not None:
+        return ClipScorer.load(pick, device, processor=None if Path(pick).is_dir() else PICK_PROCESSOR, scaled=True)
+    raise ConfigError(
+        f"family {family.name} brings nothing to judge {name} by; name a published model, by hub name or folder: "
+        f"--clip {CLIP}, or --pick {PICK}"
+    )
+
+
+def _checker(family: FamilyConfig) -> Path | None:
+    folder = Path(family.discriminator).parent / "checker" if family.discriminator else None
+    return folder if folder is not None and folder.exists() else None
+
+
+def scored(judge: Judge, prompts: Sequence[str], images: Sequence[Image.Image]) -> np.ndarray:
+    """What the judge says of every picture for its prompt, [N]; the pictures have one size."""
+    return np.concatenate(
+        [
+            judge.score(tensors(part), list(prompts[i * _BATCH : i * _BATCH + len(part)])).numpy()
+            for i, part in enumerate(_parts(images))
+        ]
+    )
 
 
 def read_pictures(folder: Path) -> list[Image.Image]:

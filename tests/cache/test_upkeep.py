@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import redis
+import yaml
 from typer.testing import CliRunner
 
 from cache.redis_backend import RedisBackend
@@ -15,6 +16,7 @@ from cache.store import Record, SealedStore, state_key
 from deploy.state import Service, StateFile
 from tests.cache.conftest import PARTITION, SECRET, request, state
 from weir.cli import app
+from weir.config import load_family
 from weir.states import State
 
 OTHER = PARTITION.replace("acme", "globex")
@@ -217,11 +219,29 @@ def test_what_a_user_wrote_is_quoted_as_it_is_even_where_it_looks_like_markup(tm
     assert f"{log}: line 2: the similarity is '[/INST]'" in result.output
 
 
+def test_a_family_without_a_checker_is_profiled_by_a_model_that_is_named(tmp_path) -> None:
+    family, out = tmp_path / "family.yaml", tmp_path / "profile.json"
+    fields = load_family("deploy/families/weir-tiny.yaml").model_dump(mode="json")
+    fields |= {"discriminator": None, "clip": None, "heavy": fields["heavy"] | {"steps": 10}}
+    family.write_text(yaml.safe_dump(fields))
+    args = ["cache", "profile", "--family", str(family), "--encoder", "words", "--count", "8", "--out", str(out)]
+    result = CliRunner().invoke(app, args)
+    assert result.exit_code == 2
+    assert "--clip openai/clip-vit-large-patch14, or --pick yuvalkirstain/PickScore_v1" in result.output
+    result = CliRunner().invoke(app, [*args, "--judge", "pick", "--clip", "models/weir-tiny/clip"])
+    assert result.exit_code == 2
+    assert "name one" in result.output
+    assert CliRunner().invoke(app, [*args, "--clip", "models/weir-tiny/clip"]).exit_code == 0
+    found = json.loads(out.read_text())
+    assert found["judge"] == "clip models/weir-tiny/clip"
+    assert sum(row["pairs"] for row in found["measured"]) == 8
+
+
 @pytest.mark.parametrize("command", ["profile", "fit-predictor"])
 def test_what_cannot_end_well_does_not_begin(tmp_path, monkeypatch, command: str) -> None:
     """Neither without prompts nor without a place for the result."""
     monkeypatch.setattr("workers.family.Family.load", lambda *_, **__: pytest.fail("models are loaded"))
-    monkeypatch.setattr("quality.suite.family_suite", lambda _: pytest.fail("measures are loaded"))
+    monkeypatch.setattr("quality.suite.load_judge", lambda *_, **__: pytest.fail("measures are loaded"))
     monkeypatch.setattr("cache.replay.found_anything", lambda *_: pytest.fail("a log is replayed"))
     log, scores = tmp_path / "log.txt", tmp_path / "scores.csv"
     log.write_text("a dog\n")

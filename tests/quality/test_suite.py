@@ -13,7 +13,7 @@ from transformers import CLIPConfig, CLIPModel
 from quality.clip import ClipScorer
 from quality.inception import InceptionFeatures, InceptionV3
 from quality.paired import paired_ratio
-from quality.suite import family_suite, hub_suite, read_pictures, tensors
+from quality.suite import family_suite, hub_suite, load_judge, read_pictures, scored, tensors
 from training.scenes import caption, draw_scene, render
 from weir.config import load_family
 from weir.errors import ConfigError
@@ -61,6 +61,27 @@ def test_the_published_measures_load_by_folder(inception: Path, tmp_path: Path) 
     scale = CLIPModel.from_pretrained(pick).logit_scale.exp().item()
     assert found["pick"] == pytest.approx(scale * found["clip"], rel=1e-3)
     assert found["frechet"] > 0
+
+
+def test_a_single_judge_is_the_familys_own_or_a_published_one_by_folder(tmp_path: Path) -> None:
+    pick = tmp_path / "pick"
+    shutil.copytree(CLIP, pick)
+    bare = FAMILY.model_copy(update={"clip": None, "discriminator": None})
+    prompts, images = scenes(40, 7)
+    own = family_suite(FAMILY).scores(prompts, images)
+    for name in ("attributes", "clip"):
+        assert scored(load_judge(FAMILY, name), prompts, images) == pytest.approx(own[name])
+    assert scored(load_judge(bare, "clip", clip=str(CLIP)), prompts, images) == pytest.approx(own["clip"])
+    picked = scored(load_judge(bare, "pick", pick=str(pick)), prompts, images)
+    assert picked / own["clip"] == pytest.approx(picked[0] / own["clip"][0], rel=1e-3)
+
+
+@pytest.mark.parametrize("name", ["attributes", "clip", "pick"])
+def test_a_judge_that_is_not_there_is_answered_with_what_may_be_named(name: str) -> None:
+    with pytest.raises(ConfigError, match="--clip openai/clip-vit-large-patch14, or --pick yuvalkirstain/PickScore_v1"):
+        load_judge(FAMILY.model_copy(update={"clip": None, "discriminator": None}), name)
+    with pytest.raises(ConfigError, match="attributes, clip, pick"):
+        load_judge(FAMILY, "taste")
 
 
 def test_inceptions_features_are_pooled_and_do_not_depend_on_the_batch(inception: Path) -> None:

@@ -155,7 +155,14 @@ def profile(
     count: Annotated[int, typer.Option(min=8, help="Pairs of prompts to draw.")] = 160,
     prompts: Annotated[Path | None, typer.Option(help="Log of prompts, one a line.", show_default="its own")] = None,
     encoder: Annotated[str | None, typer.Option(help="Text model, or words.", show_default="the family's")] = None,
-    judge: Annotated[str, typer.Option(help="attributes or clip.")] = "attributes",
+    judge: Annotated[
+        str | None,
+        typer.Option(help="attributes, clip or pick.", show_default="what --clip or --pick names, else attributes"),
+    ] = None,
+    clip: Annotated[
+        str | None, typer.Option(help="CLIP to judge by: hub name or folder.", show_default="the family's")
+    ] = None,
+    pick: Annotated[str | None, typer.Option(help="PickScore to judge by: hub name or folder.")] = None,
     by: Annotated[By, typer.Option(help="What decides whether a cached run serves a prompt.")] = By.SIMILARITY,
     cached: Annotated[int, typer.Option(min=1, help="By confidence: prompts that fill the cache first.")] = 240,
     candidates: Annotated[int, typer.Option(min=1, max=64, help="By confidence: neighbours to choose from.")] = 32,
@@ -180,10 +187,11 @@ def profile(
     from cache.encoder import family_encoder
     from cache.profiling import measure, measure_judged, thresholds, write_profile
     from cache.replay import read_prompts
-    from quality.suite import family_suite
+    from quality.suite import load_judge
     from traces.prompts import prompt_log
     from weir.core import Role
     from weir.states import capture_steps
+    from workers.device import device_of
     from workers.family import Family
 
     with answered():
@@ -195,14 +203,16 @@ def profile(
         ks = [k for k in capture_steps(config.heavy.steps) if k % stride == 0]
         if not ks or config.heavy.steps % stride:
             raise ConfigError(f"--stride is {stride}; it must divide {config.heavy.steps} steps and a captured one")
-        suite = family_suite(config)
-        if judge not in suite.judges:
-            raise ConfigError(f"--judge is {judge!r}; choose one of {', '.join(suite.judges)}")
+        models = {kind: source for kind, source in (("clip", clip), ("pick", pick)) if source}
+        kind = judge or next(iter(models), "attributes")
+        if models.keys() - {kind}:
+            raise ConfigError("--judge, --clip and --pick name different judges; name one")
+        judging = load_judge(config, kind, clip=clip, pick=pick, device=str(device_of(config)))
         named = family_encoder(config, encoder)
         with progress() as bar:
             task = bar.add_task("loading", total=None)
             engine = Family.load(config, threads=threads)
-            draw = judged_runs(engine, suite, judge, stride)
+            draw = judged_runs(engine, judging, stride)
 
             def tell(done: int, total: int, what: str) -> None:
                 bar.update(task, completed=done, total=total, description=what)
@@ -228,7 +238,7 @@ def profile(
                 raise ConfigError(f"--by confidence: family {config.name} brings no discriminator that can judge later")
         selector = thresholds(found, alpha, config.heavy.steps, stride, accept if by is By.CONFIDENCE else 0.0)
         about = {"family": config.name, "model": engine.models[Role.HEAVY], "encoder": named.version}
-        write_profile(out, found, selector, **about, alpha=alpha, judge=judge)
+        write_profile(out, found, selector, **about, alpha=alpha, judge=" ".join((kind, *models.values())))
     if as_json:
         print_json({**selector.to_dict(), "measured": found.bins()})
         return
@@ -240,7 +250,7 @@ def profile(
     say(f"written to {out}")
 
 
-def judged_runs(engine: Any, suite: Any, judge: str, stride: int = 1) -> Any:
+def judged_runs(engine: Any, judge: Any, stride: int = 1) -> Any:
     """Whole and resumed heavy runs in this process, judged: what :func:`cache.profiling.measure` draws with."""
     import io
 
@@ -248,6 +258,7 @@ def judged_runs(engine: Any, suite: Any, judge: str, stride: int = 1) -> Any:
     from PIL import Image
 
     from cache.profiling import Runs
+    from quality.suite import scored
     from weir.core import ImageRequest, Role
 
     side = engine.config.size
@@ -261,7 +272,7 @@ def judged_runs(engine: Any, suite: Any, judge: str, stride: int = 1) -> Any:
         drawn = engine.generate(Role.HEAVY, requests, states)
         images = [Image.open(io.BytesIO(each.image)) for each in drawn]
         return Runs(
-            suite.scores(prompts, images)[judge],
+            scored(judge, prompts, images),
             [{s.step: s for s in each.states} for each in drawn],
             [None if each.seen is None else np.frombuffer(each.seen, np.float16) for each in drawn],
             np.array([each.confidence or 0.0 for each in drawn]),
