@@ -208,6 +208,14 @@ class ApproximateCache:
             self.counters.reasons["store_failed"] += 1
             log.info("the cache goes on without the store: %s", error.message)
 
+    def stored(self, name: str, captured: Sequence[int]) -> bool:
+        """Whether the store has all that a run captured, as far as anybody can say."""
+        ticket = self._open.get(name)
+        try:
+            return ticket is None or len(self.store.sizes(ticket.partition, name, captured)) == len(captured)
+        except StoreFailed:
+            return True
+
     def rebuild(self, progress: Callable[[int], None] | None = None) -> int:
         """Takes in what the store holds; how many entries.
 

@@ -26,6 +26,8 @@ log = logging.getLogger(__name__)
 Answer = TypeVar("Answer")
 #: While the store is read, the log says this often how far it is, seconds.
 _TELL_S = 10.0
+#: How often the store is asked for what a worker is just storing, and seconds between.
+_LOOKS, _LOOK_S = 5, 0.1
 
 
 class CacheService:
@@ -86,7 +88,12 @@ class CacheService:
         seen: bytes | None = None,
         refused: bool = False,
     ) -> None:
-        """:meth:`ApproximateCache.finish`."""
+        """:meth:`ApproximateCache.finish`, once what was captured is in the store: the worker does not wait for that
+        before it answers. What does not come counts as not there."""
+        for _ in range(_LOOKS if captured else 0):
+            if await self._do(lambda cache: cache.stored(name, captured)):
+                break
+            await asyncio.sleep(_LOOK_S)
         await self._do(lambda cache: cache.finish(name, resumed_at, captured, sought, seen, refused))
 
     async def check_health(self) -> None:

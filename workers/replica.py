@@ -64,8 +64,8 @@ class Worker:
     stall_s = 120.0
     #: An idle device has to answer a probe within this time.
     probe_s = 10.0
-    #: An image does not wait longer for its captured states to be stored.
-    store_s = 0.25
+    #: Images whose captured states are being stored at a time; those of a further one are let go.
+    most_storing = 8
 
     def __init__(
         self,
@@ -87,7 +87,10 @@ class Worker:
         #: What went wrong with single images and states, by error code.
         self.failures: Counter[str] = Counter()
         self._metrics = metrics or NoMetrics()
-        self._store = ThreadPoolExecutor(4, thread_name_prefix="states")
+        # Apart, so that no state that an image waits for stands behind those that nobody waits for.
+        self._reading = ThreadPoolExecutor(4, thread_name_prefix="read-states")
+        self._storing = ThreadPoolExecutor(2, thread_name_prefix="store-states")
+        self._stores: set[asyncio.Task[None]] = set()
         self._waiters: dict[int, asyncio.Future[Outcome]] = {}  # of jobs, by ticket
         self._trial: asyncio.Task[None] | None = None
         others = [(FamilyConfig.model_validate(other), profile) for other, profile in pairs]
@@ -141,7 +144,7 @@ class Worker:
             return self._refused(request, error)
         outcome = await self._drawn(ordered, show)
         self._doubt(outcome.drawn)
-        captured = await self._keep(wanted, outcome.drawn.states)
+        captured = self._keep(wanted, outcome.drawn.states)
         return self._result(wanted.id, outcome, captured, fetch_s, refused).to_dict()
 
     def _ordered(self, role: Role, request: ImageRequest, state: State | None) -> tuple[Order, bool]:
@@ -182,7 +185,7 @@ class Worker:
         order_for(self._family_of(request), role, replace(request, warm_start=None))
         if self.states is None or role is Role.LIGHT or not (request.resume_key and request.resume_step):
             return None, None
-        fetched = asyncio.get_running_loop().run_in_executor(self._store, self.states.get, request.resume_key)
+        fetched = asyncio.get_running_loop().run_in_executor(self._reading, self.states.get, request.resume_key)
         begun, state = time.monotonic(), None
         try:
             state = await asyncio.wait_for(fetched, self.fetch_s)
@@ -215,18 +218,27 @@ class Worker:
         finally:
             del self._waiters[job.ticket]
 
-    async def _keep(self, request: ImageRequest, states: tuple[State, ...]) -> tuple[int, ...]:
-        """Stores what was captured; the steps whose states are there now."""
+    def _keep(self, request: ImageRequest, states: tuple[State, ...]) -> tuple[int, ...]:
+        """Begins to store what was captured; the steps whose states will be there. The image does not wait for it."""
         if self.states is None or not states:
             return ()
-        put = asyncio.get_running_loop().run_in_executor(self._store, self.states.put, request, states)
-        try:
-            await asyncio.wait_for(put, self.store_s)
-        except Exception as error:
-            self._failed("state_store")
-            log.warning("the states of %s are not kept: %s: %s", request.id, type(error).__name__, error)
+        if len(self._stores) >= self.most_storing:
+            self._not_kept(request, "the store is slow")
             return ()
+        task = asyncio.create_task(self._put(self.states, request, states))
+        self._stores.add(task)
+        task.add_done_callback(self._stores.discard)
         return tuple(state.step for state in states)
+
+    async def _put(self, store: StateStore, request: ImageRequest, states: tuple[State, ...]) -> None:
+        try:
+            await asyncio.get_running_loop().run_in_executor(self._storing, store.put, request, states)
+        except Exception as error:
+            self._not_kept(request, f"{type(error).__name__}: {error}")
+
+    def _not_kept(self, request: ImageRequest, why: str) -> None:
+        self._failed("state_store")
+        log.warning("the states of %s are not kept: %s", request.id, why)
 
     def _refused(self, request: object, error: WeirError) -> dict[str, Any]:
         name = str(request.get("id", "")) if isinstance(request, Mapping) else ""

@@ -10,6 +10,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from benchmarks.sdxl_architecture import SMALL, pipeline
 from cache.encoder import TextEncoder, WordEncoder, family_encoder, unit
 from cache.partition import Partitions, Settings
 from weir.config import load_family
@@ -33,10 +34,17 @@ def test_the_familys_clip_gives_unit_vectors_that_do_not_depend_on_the_batch(cli
         assert np.allclose(clip.encode([prompt])[0], vector, atol=1e-5)
 
 
-def test_without_a_clip_the_pipelines_last_text_encoder_is_taken(clip) -> None:
+def test_without_a_clip_the_pipelines_first_text_encoder_is_taken(clip) -> None:
     own = family_encoder(FAMILY.model_copy(update={"clip": None}))
     assert own.encode(["a red circle"]).shape[1] == own.dim
     assert own.version != clip.version
+
+
+def test_it_is_read_from_the_file_set_that_the_family_names_and_weir_fetch_brings(tmp_path) -> None:
+    pipeline("cpu", **SMALL).save_pretrained(tmp_path, variant="fp16")
+    assert not list(tmp_path.rglob("model.safetensors"))
+    family = FAMILY.model_copy(update={"clip": None, "pipeline": str(tmp_path), "weights": "fp16"})
+    assert family_encoder(family).dim == 768
 
 
 def test_other_weights_are_another_version(clip, tmp_path) -> None:

@@ -215,6 +215,8 @@ class Stubborn(InMemoryStates):
         return None
 
     def put(self, request: ImageRequest, states: Sequence[State]) -> None:
+        if self.wait is not None:
+            self.wait.wait(30)
         raise ConnectionError("no such host")
 
 
@@ -224,8 +226,15 @@ def kept(worker: Worker) -> InMemoryStates:
     return worker.states
 
 
+async def stored(worker: Worker) -> None:
+    """Until nothing is being stored any more."""
+    while worker._stores:
+        await asyncio.sleep(0.001)
+
+
 async def test_a_captured_run_is_resumed_by_another_request(worker: Worker, kept: InMemoryStates) -> None:
     first = await ask(worker, "first", Role.HEAVY, capture=True)
+    await stored(worker)
     assert first["captured"] == (1, 2)
     assert (first["resumed_at"], first["steps"]) == (0, 4)
     again = await ask(worker, "again", Role.HEAVY, resume_key=state_key("first", 2), resume_step=2)
@@ -247,6 +256,7 @@ async def test_a_state_that_is_missing_or_unfit_costs_speed_only(
     worker: Worker, kept: InMemoryStates, spoil: Any, refused: bool
 ) -> None:
     await ask(worker, "other", Role.HEAVY, capture=True)
+    await stored(worker)
     state = kept.get(state_key("other", 2))
     assert state is not None
     spoil(kept, state)
@@ -260,11 +270,21 @@ async def test_a_store_that_fails_or_hangs_costs_speed_only_and_is_counted(worke
     for store in (Stubborn(), Stubborn(hung)):
         worker.states = store
         answer = await ask(worker, "a", Role.HEAVY, resume_key="k", resume_step=2, capture=True)
-        assert (answer["resumed_at"], answer["captured"], answer["error"]) == (0, (), None)
-        assert not answer["refused"]
+        assert (answer["resumed_at"], answer["error"], answer["refused"]) == (0, None, False)
     assert answer["fetch_s"] >= worker.fetch_s, "the wait in vain counts"
     hung.set()
+    await stored(worker)
     assert (await worker.describe())["failures"] == {"state_fetch": 2, "state_store": 2}
+
+
+async def test_no_image_waits_for_its_states_to_be_stored_and_those_of_too_many_are_let_go(worker: Worker) -> None:
+    hung = threading.Event()
+    worker.states = Stubborn(hung)
+    answers = [await ask(worker, f"a{i}", Role.HEAVY, capture=True) for i in range(worker.most_storing + 1)]
+    assert [answer["captured"] for answer in answers] == [(1, 2)] * worker.most_storing + [()]
+    assert worker.failures == {"state_store": 1}
+    hung.set()
+    await stored(worker)
 
 
 async def test_the_heavy_variant_starts_warm_from_the_light_latent_that_came_with_its_image(worker: Worker) -> None:

@@ -243,6 +243,16 @@ def test_an_unfit_latent_is_refused_for_its_own_request_alone(
     assert not isinstance(fine, WeirError)
 
 
+def test_a_lora_merged_into_the_attention_makes_another_model(tiny: Family) -> None:
+    merged = sdxl_pipeline()
+    with torch.no_grad():
+        for name, weight in merged.unet.named_parameters():
+            if "to_q" in name:
+                weight += 0.01
+    assert family(sdxl_pipeline()).models == tiny.models
+    assert family(merged).models != tiny.models
+
+
 # ----------------------------------------------------------------------------------------- warm start
 
 
