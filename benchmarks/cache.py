@@ -5,6 +5,7 @@
     python -m benchmarks.cache lookup --entries 100000        similarity search: p50, p99, memory, rebuild
                                                               (OMP_NUM_THREADS=1: processor times count one thread)
     python -m benchmarks.cache fetch                          states of 128 and 512 KiB from a Redis on this machine
+    python -m benchmarks.cache rebuild --entries 100000       a start with a full Redis: seconds until it answers
     python -m benchmarks.cache probe                          what a tenant learns of another one from a lookup's time
 
 Capacities count states. Every policy runs on the same machinery, once with NIRVANA's insertion (after misses, nearest
@@ -27,12 +28,14 @@ from pathlib import Path
 
 import numpy as np
 from rich.console import Console
+from rich.progress import track
 from rich.table import Table
 from scipy.stats import mannwhitneyu
 
 from cache.approaches import approach
+from cache.approximate import ApproximateCache
 from cache.backend import Backend, MemoryBackend
-from cache.encoder import WordEncoder
+from cache.encoder import WordEncoder, family_encoder
 from cache.eviction import POLICIES
 from cache.index import VectorIndex
 from cache.opening import open_cache
@@ -42,7 +45,7 @@ from cache.redis_backend import RedisBackend
 from cache.redis_server import RedisServer
 from cache.replay import read_log, replay_prompts
 from cache.seal import Compression
-from cache.store import SealedStore, state_key
+from cache.store import Record, SealedStore, state_key
 from weir.config import CacheConfig, load_family
 from weir.core import ImageRequest
 from weir.states import State
@@ -321,6 +324,34 @@ def _fetched(backend: Backend, shape: tuple[int, int, int], compression: Compres
     }
 
 
+def rebuild(args: argparse.Namespace) -> dict:
+    """A cache starts beside a Redis that holds entries already: records read and proven, cells trained, vectors in."""
+    server, rng, latent = RedisServer.start(), np.random.default_rng(0), np.zeros((4, 8, 8), np.float16)
+    try:
+        backend = RedisBackend(server.url, read_s=5, write_s=5)
+        store = SealedStore(backend, os.urandom(32))
+
+        def opened() -> ApproximateCache:
+            return open_cache(CacheConfig(mode="read-write"), load_family(TINY), store)
+
+        partition = opened().lookup("first", "acme", "a red circle", Settings(64, 64)).partition
+        dim = family_encoder(load_family(TINY)).dim
+        for i in track(range(args.entries), "filling Redis", console=console):
+            vector = rng.normal(size=dim).astype(np.float32)
+            vector /= np.linalg.norm(vector)
+            request = ImageRequest(str(i), "", 0, 64, 64, 0.0, cache_partition=partition)
+            store.put(request, [State(latent, 10, 50, "s", "m")])
+            store.remember(Record(partition, str(i), "a red circle", vector.astype(np.float16), {10: 1000}, float(i)))
+        cache, begin = opened(), time.perf_counter()
+        count = cache.rebuild()
+        took_s = time.perf_counter() - begin
+        found = {"entries": count, "dim": dim, "rebuild_s": took_s, "redis_mib": (backend.used_bytes() or 0) / 2**20}
+    finally:
+        server.stop()
+    console.print_json(json.dumps(found))
+    return found
+
+
 def probe(args: argparse.Namespace) -> dict:
     """A tenant looks up what another one has cached, what it has cached itself, and what nobody has, in random order,
     by the embedded family's own encoder. ``told`` is the chance to tell such a lookup from one of the last kind by its
@@ -391,6 +422,9 @@ def main() -> None:
     one = commands.add_parser("fetch")
     one.add_argument("--times", type=int, default=2_000)
     one.set_defaults(run=fetch)
+    one = commands.add_parser("rebuild")
+    one.add_argument("--entries", type=int, default=100_000)
+    one.set_defaults(run=rebuild)
     one = commands.add_parser("probe")
     one.add_argument("--times", type=int, default=1000, help="lookups of each kind")
     one.add_argument("--seed", type=int, default=0)
