@@ -81,18 +81,19 @@ class LocalCache:
             state,
         )
 
-    def finished(self, request: ImageRequest, run: Run | None, sought: bool = True) -> None:
+    def finished(self, request: ImageRequest, run: Run | None, sought: bool = True, refused: bool = False) -> None:
         """Keeps what a heavy run passed; None: there was none.
 
         Args:
             sought: a run that did not resume should have.
+            refused: the state that was found does not fit the weights that are here, and goes.
         """
         if run is None:
-            self._cache.finish(request.id, sought=False)
+            self._cache.finish(request.id, sought=False, refused=refused)
             return
         self._store.put(request, run.states)
         captured = tuple(state.step for state in run.states)
-        self._cache.finish(request.id, run.first, captured, sought, run.seen)
+        self._cache.finish(request.id, run.first, captured, sought, run.seen, refused)
 
     def save(self) -> None:
         """Writes the file whole or not at all.

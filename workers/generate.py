@@ -9,9 +9,9 @@ from typing import Protocol
 
 from weir.config import FamilyConfig
 from weir.core import ImageRequest, Path, Plan, Role
-from weir.errors import GenerationFailed
+from weir.errors import GenerationFailed, StateRefused
 from weir.states import State
-from workers.engine import Drawn, Engine, recipe
+from workers.engine import Drawn, Engine, order_for, recipe
 
 
 class Cache(Protocol):
@@ -21,8 +21,9 @@ class Cache(Protocol):
         """The request for the heavy variant, and the state that it resumes from."""
         ...
 
-    def finished(self, request: ImageRequest, run: Drawn | None, sought: bool) -> None:
-        """Follows every :meth:`find`, with the last heavy run if there was one; ``sought``: it should have resumed."""
+    def finished(self, request: ImageRequest, run: Drawn | None, sought: bool, refused: bool) -> None:
+        """Follows every :meth:`find`, with the last heavy run if there was one; ``sought``: it should have resumed;
+        ``refused``: the state does not fit the weights that are here."""
         ...
 
 
@@ -102,10 +103,12 @@ def generate(
 
         engine = Family.load(family, threads=threads)
     cached = cache if role is not Role.LIGHT else None
-    state, run, doubted = None, None, None
+    state, run, doubted, refused = None, None, None, False
     if cached is not None:
         request, state = cached.find(request)
     try:
+        if state is not None and (refused := not _fits(engine, family, request, state)):
+            request, state = _from_noise(request), None
         seconds = {Role.LIGHT: 0.0, Role.HEAVY: 0.0}
         confidence = None
         drawing = Role.HEAVY if state is not None else role or Role.LIGHT
@@ -121,7 +124,7 @@ def generate(
                 run = drawn
                 if state is not None and drawn.first and (drawn.confidence or 0.0) < request.accept:
                     doubted, state = drawn, None
-                    request = replace(request, resume_key=None, resume_step=0, resume_stride=1)
+                    request = _from_noise(request)
                     continue
                 if doubted is not None and (doubted.confidence or 0.0) > (drawn.confidence or 0.0):
                     drawn = doubted
@@ -130,7 +133,7 @@ def generate(
             drawing = Role.HEAVY
     finally:
         if cached is not None:
-            cached.finished(request, run, doubted is None)
+            cached.finished(request, run, doubted is None, refused)
     variant = family.light if drawing is Role.LIGHT else family.heavy
     return Generated(
         image=drawn.image,
@@ -143,3 +146,16 @@ def generate(
         heavy_s=seconds[Role.HEAVY],
         resumed_at=drawn.first,
     )
+
+
+def _fits(engine: Engine, family: FamilyConfig, request: ImageRequest, state: State) -> bool:
+    """Whether the engine goes on from the state; one of other weights under the same name it does not."""
+    try:
+        engine.check(order_for(family, Role.HEAVY, request, state))
+    except StateRefused:
+        return False
+    return True
+
+
+def _from_noise(request: ImageRequest) -> ImageRequest:
+    return replace(request, resume_key=None, resume_step=0, resume_stride=1)

@@ -57,6 +57,15 @@ def test_a_later_process_goes_on_from_an_earlier_ones_states(tmp_path: Path) -> 
     assert not wanted.capture, "the same prompt again leaves nothing new"
 
 
+def test_a_state_that_does_not_fit_goes_and_the_next_run_is_kept_in_its_place(tmp_path: Path) -> None:
+    cache = LocalCache(CONFIG, FAMILY, tmp_path / "cache.weir")
+    draw(cache, "first")
+    wanted, found = cache.find(asked("second"))
+    assert found is not None
+    cache.finished(wanted, Run(0, ()), refused=True)
+    draw(cache, "third")
+
+
 def test_another_prompt_and_a_run_that_never_was_leave_nothing(tmp_path: Path) -> None:
     cache = LocalCache(CONFIG, FAMILY, tmp_path / "cache.weir")
     draw(cache, "first")

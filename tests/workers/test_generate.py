@@ -65,14 +65,16 @@ class Remembers:
         self.accept = accept
         self.last: State | None = None
         self.told: list[int | None] = []
+        self.refused: list[bool] = []
 
     def find(self, request: ImageRequest) -> tuple[ImageRequest, State | None]:
         step = 0 if self.last is None else self.last.step
         resumed = replace(request, resume_key="-", resume_step=step, capture=self.last is None, accept=self.accept)
         return resumed, self.last
 
-    def finished(self, request: ImageRequest, run: Drawn | None, sought: bool) -> None:
+    def finished(self, request: ImageRequest, run: Drawn | None, sought: bool, refused: bool) -> None:
         self.told.append(None if run is None else run.first)
+        self.refused.append(refused)
         if run is not None and run.states:
             self.last = run.states[-1]
 
@@ -104,6 +106,16 @@ def test_a_resumed_image_that_is_doubted_is_drawn_anew_and_the_better_judged_is_
     assert [drawn.first > 0 for drawn in made] == [True, False]
     assert (again.path, again.image) == (path, made[resumed < anew].image)
     assert cache.told == [0, 0], "the cache is told of the run from noise"
+
+
+def test_a_state_of_other_weights_is_given_back_and_the_image_drawn_from_noise(embedded: FamilyConfig) -> None:
+    cache, engine = Remembers(), Family.load(embedded, threads=1)
+    draw(embedded, engine=engine, threshold=1.0, cache=cache)
+    assert cache.last is not None
+    cache.last = replace(cache.last, model="the same name, other weights")
+    again = draw(embedded, engine=engine, threshold=1.0, cache=cache)
+    assert (again.path, again.resumed_at) == (Path.HEAVY, 0)
+    assert cache.refused == [False, True]
 
 
 def test_a_light_image_that_is_kept_is_told_to_the_cache_too(embedded: FamilyConfig) -> None:
