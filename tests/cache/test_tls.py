@@ -1,0 +1,107 @@
+"""The way to Redis through TLS: a real Redis behind a TLS end on this machine, for the wheel's own speaks none."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import ssl
+import threading
+from collections.abc import Iterator
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+from cache.backend import StoreFailed
+from cache.redis_backend import RedisBackend
+from cache.redis_server import RedisServer
+from cache.store import SealedStore, state_key
+from tests.cache.conftest import PARTITION, SECRET, request, state
+
+
+def certificate(folder: Path) -> tuple[Path, Path]:
+    """Files of a certificate for 127.0.0.1 that is its own authority, and of its key."""
+    key, name = ec.generate_private_key(ec.SECP256R1()), x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "redis")])
+    now = datetime.now(UTC)
+    signed = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - timedelta(minutes=1))
+        .not_valid_after(now + timedelta(hours=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), True)
+        .sign(key, hashes.SHA256())
+    )
+    paths = folder / "redis.pem", folder / "redis.key"
+    paths[0].write_bytes(signed.public_bytes(serialization.Encoding.PEM))
+    pem, plain = serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    paths[1].write_bytes(key.private_bytes(serialization.Encoding.PEM, pem, plain))
+    return paths
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    return certificate(tmp_path_factory.mktemp("tls"))
+
+
+@pytest.fixture
+def url(server: RedisServer, authority: tuple[Path, Path]) -> Iterator[str]:
+    """Of a TLS end in front of the server."""
+    plain, context = urlsplit(server.url), ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*authority)
+    loop, ready, port = asyncio.new_event_loop(), threading.Event(), 0
+
+    async def copy(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+        with suppress(OSError, asyncio.CancelledError):
+            while part := await source.read(65536):
+                sink.write(part)
+                await sink.drain()
+        sink.close()
+
+    async def relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        behind, to_redis = await asyncio.open_connection(plain.hostname, plain.port)
+        await asyncio.gather(copy(reader, to_redis), copy(behind, writer))
+
+    async def serve() -> None:
+        nonlocal port
+        listening = await asyncio.start_server(relay, "127.0.0.1", 0, ssl=context)
+        port = listening.sockets[0].getsockname()[1]
+        ready.set()
+        with suppress(asyncio.CancelledError):
+            await listening.serve_forever()
+
+    thread = threading.Thread(target=lambda: loop.run_until_complete(serve()))
+    thread.start()
+    assert ready.wait(10)
+    yield f"rediss://{plain.netloc.rpartition('@')[0]}@127.0.0.1:{port}/0"
+    loop.call_soon_threadsafe(lambda: [task.cancel() for task in asyncio.all_tasks(loop)])
+    thread.join(10)
+    loop.close()
+
+
+def test_states_go_through_tls_to_a_server_that_the_authority_vouches_for(
+    url: str, authority: tuple[Path, Path]
+) -> None:
+    backend = RedisBackend(url, read_s=2, write_s=2, tls_ca=str(authority[0]))
+    store = SealedStore(backend, SECRET)
+    store.put(request(), [state(10)])
+    assert store.get(state_key(PARTITION, "a", 10)) is not None
+    backend.close()
+
+
+def test_a_server_that_nobody_vouches_for_is_a_store_that_fails(url: str, tmp_path: Path) -> None:
+    stranger, _ = certificate(tmp_path)
+    for ca in (None, str(stranger)):
+        backend = RedisBackend(url, read_s=2, write_s=2, tls_ca=ca)
+        with pytest.raises(StoreFailed, match="certificate verify failed"):
+            backend.put({"key": b"value"})
+        backend.close()
