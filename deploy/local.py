@@ -21,6 +21,7 @@ from typing import Any
 import httpx
 import yaml
 from rich.console import Console
+from rich.text import Text
 
 from cache.opening import SECRET, URL
 from cache.redis_server import RedisServer
@@ -182,7 +183,7 @@ def _serve(
             signal.signal(number, lambda *_: stop.set())
 
     url = f"http://{address[0]}:{address[1]}"
-    console.print(_effective(service, family), markup=False, highlight=False)
+    console.print(Text(_effective(service, family)), soft_wrap=True)
     previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     answer_signals()
     replicas = service.plan.light_replicas + service.plan.heavy_replicas
@@ -214,14 +215,14 @@ def _serve(
             now = readiness(url)
             if now and now["ready"] and not now["pending"]:
                 break
-            progress.update(f"waiting for {', '.join(now['pending']) if now else 'the API'}")
+            progress.update(Text(f"waiting for {', '.join(now['pending']) if now else 'the API'}"))
             stop.wait(POLL_S)
         if stop.is_set():
             return
         progress.stop()
         running = replace(running, ready=True)
         state.write(running)
-        console.print(f"{state.name} is up: {url}/v1 (dashboard {dashboard}); Ctrl-C stops it", highlight=False)
+        console.print(Text(f"{state.name} is up: {url}/v1 (dashboard {dashboard}); Ctrl-C stops it"), soft_wrap=True)
         if on_ready:
             on_ready(running)
         while not stop.wait(1):  # a wait without end would not see signals
@@ -282,7 +283,7 @@ def _detached(config_path: Path | str, port: int, nodes: int, state: StateFile, 
             env={**os.environ, "PYTHONPATH": paths},
         )
     try:
-        with console.status(f"starting {state.name}; its log is {state.log}"):
+        with console.status(Text(f"starting {state.name}; its log is {state.log}")):
             while process.poll() is None:
                 service = state.read()
                 if service and service.ready:

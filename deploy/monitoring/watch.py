@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 from rich.console import Console
+from rich.text import Text
 
 from deploy.monitoring.prometheus import Prometheus, grafana_command
 from deploy.state import FOLDER, StateFile, find
@@ -33,15 +34,14 @@ def watch(name: str | None, *, port: int, console: Console, folder: Path = FOLDE
     signal.signal(signal.SIGTERM, end)
     prometheus = Prometheus.start(_targets(state), folder / "monitoring" / state.name, port=port)
     try:
-        console.print(f"Prometheus watches {state.name} at {prometheus.url}; Ctrl-C stops it", highlight=False)
-        console.print(
-            f"Grafana, at http://127.0.0.1:3000:\n{grafana_command(prometheus.url)}", highlight=False, soft_wrap=True
-        )
+        told = Text(f"Prometheus watches {state.name} at {prometheus.url}; Ctrl-C stops it\n")
+        told.append(f"Grafana, at http://127.0.0.1:3000:\n{grafana_command(prometheus.url)}")
+        console.print(told, soft_wrap=True)
         while prometheus.running and state.held():
             time.sleep(0.5)
         if not prometheus.running:
             raise ServiceError(f"Prometheus ended; its log is {folder / 'monitoring' / state.name / 'prometheus.log'}")
-        console.print(f"{state.name} is down")
+        console.print(Text(f"{state.name} is down"))
     finally:
         prometheus.stop()
 

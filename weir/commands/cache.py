@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from cache.selector import By
-from weir.commands.terminal import FAMILY, FamilyOption, JsonOption, answered, console, print_json, progress, say
+from weir.commands.terminal import FAMILY, FamilyOption, JsonOption, answered, print_json, progress, say
 from weir.config import CacheConfig, load_family
 from weir.errors import ConfigError, NotReady
 from weir.files import check_place, written_whole
@@ -244,9 +244,9 @@ def profile(
         return
     for row in found.bins():
         cells = ", ".join(f"K={k}: {ratio:.2f}" for k, ratio in row["ratio"].items())
-        console.print(f"{by.value} {row['from']:.2f}…{row['to']:.2f} ({row['pairs']}): {cells}", highlight=False)
+        say(f"{by.value} {row['from']:.2f}…{row['to']:.2f} ({row['pairs']}): {cells}")
     for similarity, k in selector.levels:
-        console.print(f"resume at {k} above {similarity:.3f}", highlight=False)
+        say(f"resume at {k} above {similarity:.3f}")
     say(f"written to {out}")
 
 
@@ -340,11 +340,10 @@ def fit_predictor(
     if as_json:
         print_json(found)
         return
-    console.print(
+    say(
         f"precision {measured.precision:.3f}, recall {measured.recall:.3f}; {found['hits_lost']:.1%} of all requests "
         f"would lose a hit; a prediction takes {1e3 * timed[0]:.2f} ms, a search {1e3 * timed[1]:.2f} ms: "
-        f"{'it pays' if found['pays'] else 'it does not pay'}",
-        highlight=False,
+        f"{'it pays' if found['pays'] else 'it does not pay'}"
     )
 
 
@@ -366,7 +365,7 @@ def stats(
         return
     for tenant, counts in found["tenants"].items():
         say(f": {counts['entries']} entries, {counts['states']} states", bold=tenant)
-    console.print(f"{found['entries']} entries, {found['states']} states, {found['bytes']} bytes of states")
+    say(f"{found['entries']} entries, {found['states']} states, {found['bytes']} bytes of states")
 
 
 @app.command()
@@ -394,7 +393,7 @@ def purge(
     if as_json:
         print_json({"deleted": count})
     else:
-        console.print(f"deleted {count} values")
+        say(f"deleted {count} values")
 
 
 @app.command("export")
@@ -433,7 +432,7 @@ def import_(
     with answered():
         store = _store(url, secret_file, tls_ca)
         taken, refused = _asked(lambda: import_store(store, source))
-    console.print(f"{taken} values taken, {refused} refused")
+    say(f"{taken} values taken, {refused} refused")
 
 
 def _store(url: str | None, secret_file: Path | None, tls_ca: Path | None) -> Any:

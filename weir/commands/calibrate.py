@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from weir.commands.terminal import JsonOption, answered, console, print_json
+from weir.commands.terminal import JsonOption, answered, console, print_json, say
 from weir.errors import ConfigError
 
 
@@ -52,10 +52,9 @@ def calibrate(
     for row in rows:
         table.add_row(f"{row.threshold:.1f}", f"{row.light_share:.0%}", f"{row.quality:.3f}", f"{row.kept:.1%}")
     console.print(table)
-    console.print(
+    say(
         f"threshold {chosen.threshold:.2f} keeps {chosen.kept:.1%} of all-heavy quality with {chosen.light_share:.0%} "
-        "light images: that is `plan.threshold` of the service file",
-        highlight=False,
+        "light images: that is `plan.threshold` of the service file"
     )
     if profile is not None:
-        console.print(f"{profile} now holds these confidences and this quality")
+        say(f"{profile} now holds these confidences and this quality")

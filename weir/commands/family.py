@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from weir.commands.terminal import FAMILY, REPOSITORY, FamilyOption, JsonOption, answered, console, print_json, progress
+from weir.commands.terminal import FAMILY, REPOSITORY, FamilyOption, JsonOption, answered, print_json, progress, say
 from weir.config import FamilyConfig, load_family
 from weir.errors import ConfigError
 
@@ -53,8 +53,8 @@ def profile(
     else:
         for variant in (measured.light, measured.heavy):
             cells = ", ".join(f"{b}: {s:.3f} s" for b, s in zip(variant.batch_sizes, variant.latency_s, strict=True))
-            console.print(f"[bold]{variant.name}[/]  {cells}", highlight=False)
-        console.print(f"written to {out}")
+            say(f"  {cells}", bold=variant.name)
+        say(f"written to {out}")
 
 
 def train(
@@ -87,7 +87,7 @@ def train(
             device = "cuda" if torch.cuda.is_available() else "cpu"
         torch.set_num_threads(threads)
         train_family(out, work, budget=BUDGETS[budget], seed=seed, device=device, start=start, drawn_steps=light_steps)
-    console.print(f"the family is in {out}")
+    say(f"the family is in {out}")
 
 
 def evaluate(
@@ -122,7 +122,7 @@ def evaluate(
     if as_json:
         print_json(figures)
     else:
-        console.print(f"figures and plots are in {out}")
+        say(f"figures and plots are in {out}")
 
 
 def fetch(
@@ -135,8 +135,8 @@ def fetch(
     from workers.fetch import fetch as get
 
     with answered():
-        folders = get(load_family(family), lambda line: console.print(line, highlight=False))
+        folders = get(load_family(family), say)
     for folder in folders:
-        console.print(f"in {folder}", highlight=False, soft_wrap=True)
+        say(f"in {folder}")
     if not folders:
-        console.print(f"{family} names local folders only: there is nothing to fetch", highlight=False)
+        say(f"{family} names local folders only: there is nothing to fetch")

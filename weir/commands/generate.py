@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from weir.commands.terminal import CACHE_PROFILE, FAMILY, FamilyOption, JsonOption, answered, console, print_json
+from weir.commands.terminal import CACHE_PROFILE, FAMILY, FamilyOption, JsonOption, answered, console, print_json, say
 from weir.config import CacheConfig, load_family
 from weir.core import Role
 from weir.errors import ConfigError
@@ -77,7 +77,7 @@ def generate(
     else:
         sure = "" if drawn.confidence is None else f", light confidence {drawn.confidence:.2f}"
         resumed = f" on from step {drawn.resumed_at} of an earlier run" if drawn.resumed_at else ""
-        console.print(f"{out}: {drawn.model}, {drawn.steps} steps{resumed}, seed {drawn.seed}{sure}", highlight=False)
+        say(f"{out}: {drawn.model}, {drawn.steps} steps{resumed}, seed {drawn.seed}{sure}")
 
 
 def _write_whole(path: Path, data: bytes) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from weir.commands.terminal import JsonOption, answered, console, print_json
+from weir.commands.terminal import JsonOption, answered, print_json, say
 from weir.config import KeyConfig, load_keys
 from weir.errors import ConfigError
 
@@ -53,7 +53,7 @@ def new(
             raise ConfigError(f"--{option}: {problem['msg']} (given: {problem['input']!r})") from None
         append_key(file, entry)
         sys.stdout.write(key + "\n")
-        console.print(f"the key of {name} is above, for the first and last time; its digest is in {file}")
+        say(f"the key of {name} is above, for the first and last time; its digest is in {file}")
 
 
 @app.command("list")
@@ -74,4 +74,4 @@ def list_keys(file: FileOption = Path("keys.yaml"), as_json: JsonOption = False)
             if value is not None
         )
         scope = "admin, " if key.admin else ""
-        console.print(f"[bold]{key.name}[/]: tenant {key.tenant}, {scope}{key.priority}, {limits or 'no limits'}")
+        say(f": tenant {key.tenant}, {scope}{key.priority}, {limits or 'no limits'}", bold=key.name)

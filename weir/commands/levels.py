@@ -10,7 +10,17 @@ import typer
 from rich import box
 from rich.table import Table
 
-from weir.commands.terminal import FAMILY, REPOSITORY, FamilyOption, JsonOption, answered, console, print_json, progress
+from weir.commands.terminal import (
+    FAMILY,
+    REPOSITORY,
+    FamilyOption,
+    JsonOption,
+    answered,
+    console,
+    print_json,
+    progress,
+    say,
+)
 from weir.config import FamilyConfig, load_family
 from weir.errors import ConfigError
 from weir.prompt_levels import LevelHead
@@ -65,10 +75,9 @@ def fit(
     for rung, row in zip(report.rungs, report.confusion, strict=True):
         table.add_row(rung, *map(str, row))
     console.print(table)
-    console.print(
+    say(
         f"right level: {report.accuracy:.1%} (always the most frequent: {report.majority:.1%}); "
-        f"mean error {report.mean_level_error:.2f} levels",
-        highlight=False,
+        f"mean error {report.mean_level_error:.2f} levels"
     )
     gains = Table(title="quality at equal load: who is drawn heavy", box=box.SIMPLE_HEAD)
     for column in ("heavy share", "predicted", "at random", "best possible"):
@@ -76,7 +85,7 @@ def fit(
     for share, *values in zip(report.heavy_share, report.predicted, report.agnostic, report.oracle, strict=True):
         gains.add_row(f"{share:.0%}", *(f"{v:.4f}" for v in values))
     console.print(gains)
-    console.print(f"gained over random, mean: {report.gained:+.4f}; written to {out}", highlight=False)
+    say(f"gained over random, mean: {report.gained:+.4f}; written to {out}")
 
 
 @app.command()
@@ -127,7 +136,7 @@ def check(
         said = "it holds"
         if drifted:
             said = f"fitted again: {fitted.version}" if refit else "it has drifted; fit it again with --refit"
-        console.print(f"level head {known.version}: {said}", highlight=False)
+        say(f"level head {known.version}: {said}")
     if drifted and not refit:
         raise typer.Exit(1)
 

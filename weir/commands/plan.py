@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.text import Text
 
-from weir.commands.terminal import JsonOption, answered, console, print_json
+from weir.commands.terminal import JsonOption, answered, console, print_json, say
 from weir.errors import ConfigError
 
 CascadeOption = Annotated[str, typer.Option(help="diffserve-1, -2, -3, sdxl-a100, or a profile file.")]
@@ -63,7 +64,7 @@ def plan(
     if as_json:
         print_json(describe(problem, solution))
     else:
-        console.print(explain(problem, solution), markup=False, highlight=False)
+        say(explain(problem, solution))
 
 
 def simulate(
@@ -153,9 +154,9 @@ def cascades(
     if as_json:
         print_json({"pairs": pairs, "by_demand": by_demand, "runs": [run.to_dict() for run in runs]})
         return
-    console.print(f"pairs on the front of quality and cost: {', '.join(pairs)}", highlight=False)
+    say(f"pairs on the front of quality and cost: {', '.join(pairs)}")
     known = ", ".join(f"{cascade.light} → {cascade.heavy}" for cascade in kept)
-    console.print(f"with a discriminator: {known}", highlight=False)
+    say(f"with a discriminator: {known}")
     table = Table(title=f"the pair for a load, {gpus} GPUs")
     for column in ("requests/s", "light variant", "served, %", "quality"):
         table.add_column(column, justify="right")
@@ -164,7 +165,8 @@ def cascades(
         table.add_row(f"{row['demand_rps']:g}", str(row["light"]), f"{100 * served:.0f}", f"{quality:.4g}")
     console.print(table)
     if runs:
-        table = Table(title=f"{trace}, simulated")
+        say(f"{trace}, simulated:")
+        table = Table()
         for column in ("light variant", "late, %", "in time/s", "quality", "changes", "share of answers"):
             table.add_column(column, justify="right")
         for run in runs:
@@ -200,7 +202,7 @@ def _compared(
 
     if plot is not None and plot.suffix not in (".html", ".svg", ".png", ".pdf"):
         raise ConfigError(f"--plot is {plot}; its name has to end in .html, .svg, .png or .pdf")
-    with console.status(f"running {', '.join(policies)}"):
+    with console.status(Text(f"running {', '.join(policies)}")):
         if ladder:
             found = compare_level_files(ladder, trace, policies, **more)
         elif service:
@@ -224,4 +226,4 @@ def _compared(
     else:
         found.print(console)
         if plot is not None:
-            console.print(f"written to {plot}")
+            say(f"written to {plot}")

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 import yaml
 
-from weir.commands.terminal import SERVICE, JsonOption, answered, console, print_json
+from weir.commands.terminal import SERVICE, JsonOption, answered, console, print_json, say
 
 NameArgument = Annotated[str | None, typer.Argument(help="Name of the service, where several are up.")]
 
@@ -31,7 +31,7 @@ def up(
     with answered():
         service = start(config, detach=detach, port=port, nodes=nodes, console=console)
     if service is not None:
-        console.print(f"{service.name} is up at {service.url}; stop it with `weir down`")
+        say(f"{service.name} is up at {service.url}; stop it with `weir down`")
 
 
 def render(
@@ -59,7 +59,7 @@ def down(name: NameArgument = None) -> None:
 
     with answered():
         service = stop(name)
-    console.print(f"{service.name} is down")
+    say(f"{service.name} is down")
 
 
 def status(name: NameArgument = None, as_json: JsonOption = False) -> None:
@@ -75,7 +75,7 @@ def status(name: NameArgument = None, as_json: JsonOption = False) -> None:
         print_json(state)
     else:
         for key, value in state.items():
-            console.print(f"[bold]{key:>10}[/]  {value}", highlight=False)
+            say(f"  {value}", bold=f"{key:>10}")
     raise typer.Exit(0 if state["healthy"] else 1)
 
 

@@ -22,7 +22,8 @@ FAMILY = REPOSITORY / "deploy" / "families" / "weir-tiny.yaml"
 #: Thresholds of the embedded family's cache, measured by ``weir cache profile``.
 CACHE_PROFILE = REPOSITORY / "deploy" / "profiles" / "weir-tiny-cache.json"
 
-console = Console(stderr=True)
+#: Takes nothing as markup: what it prints quotes what users wrote.
+console = Console(stderr=True, markup=False, highlight=False, emoji=False)
 
 FamilyOption = Annotated[Path, typer.Option(help="Family file.", show_default="the embedded family")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
@@ -34,7 +35,6 @@ def answered() -> Iterator[None]:
     try:
         yield
     except WeirError as error:
-        # Not as markup: the message quotes what a user wrote.
         console.print(Text.assemble(("error:", "bold red"), f" {error.message}"), soft_wrap=True)
         wrong_usage = isinstance(error, ConfigError | InvalidRequest | PlanError | ServiceError)
         raise typer.Exit(2 if wrong_usage else 1) from None
@@ -44,7 +44,7 @@ def answered() -> Iterator[None]:
 
 
 def say(line: str, *, bold: str = "") -> None:
-    """One line that may quote what a user wrote: names of files and tenants are printed as they are, never as markup.
+    """One line, unbroken: names of files can be copied from it.
 
     Args:
         bold: what stands before it, in bold.

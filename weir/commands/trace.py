@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from weir.commands.terminal import JsonOption, answered, console, print_json
+from weir.commands.terminal import JsonOption, answered, console, print_json, say
 from weir.config import load_family
 from weir.errors import ConfigError
 
@@ -105,7 +105,7 @@ def _print_summary(summary: Any, folder: Path) -> None:
         "report": str(folder / "report.html"),
     }
     for key, value in rows.items():
-        console.print(f"[bold]{key:>12}[/]  {value}", highlight=False)
+        say(f"  {value}", bold=f"{key:>12}")
 
 
 def _seconds(value: float | None) -> str:
