@@ -1,0 +1,46 @@
+"""Prompts that an encoder finds alike and that ask for opposite pictures: the judge of pictures tells them apart."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from cache.encoder import family_encoder
+from cache.selector import load_selector
+from weir.config import load_family
+from weir.core import ImageRequest, Role
+from workers.family import Family
+
+FAMILY = load_family("deploy/families/weir-tiny.yaml")
+BY_SIMILARITY = load_selector("deploy/profiles/weir-tiny-cache.json")
+BY_PICTURE = load_selector("deploy/profiles/weir-tiny-judged.json")
+
+
+@pytest.fixture(scope="module")
+def family() -> Family:
+    return Family.load(FAMILY, threads=1)
+
+
+@pytest.mark.parametrize(
+    ("drawn", "opposite"),
+    [
+        ("a red circle left of a blue star", "a red circle right of a blue star"),
+        ("a red circle left of a blue star", "a blue star left of a red circle"),
+        ("a red circle on a white background", "a red circle on a gray background"),
+        ("a red circle", "a red square"),
+    ],
+)
+def test_a_picture_is_believed_for_its_own_prompt_and_not_for_an_opposite_one(
+    family: Family, drawn: str, opposite: str
+) -> None:
+    own, other = family_encoder(FAMILY).encode([drawn, opposite])
+    assert BY_SIMILARITY.select(float(own @ other)) > 0, "by similarity it would be gone on from"
+    request = ImageRequest("r", drawn, 2, FAMILY.size, FAMILY.size, float("inf"), capture=True)
+    [picture] = family.generate(Role.HEAVY, [request])
+    assert picture.seen is not None
+    assert family.discriminator is not None
+    seen = np.frombuffer(picture.seen, np.float16)[None].copy()
+    believed, doubted = (float(family.discriminator.weigh(seen, prompt=p)[0]) for p in (drawn, opposite))
+    assert BY_PICTURE.select(believed) == 25
+    assert doubted < BY_PICTURE.accept
+    assert doubted < believed / 2
