@@ -54,13 +54,19 @@ class AttributeJudge:
 
 @dataclass(frozen=True)
 class Suite:
-    """An extractor for sets of images, and judges of single ones by name."""
+    """An extractor for sets of images, where there is one, and judges of single ones by name."""
 
-    extractor: Extractor
+    extractor: Extractor | None
     judges: Mapping[str, Judge]
 
     def features(self, images: Sequence[Image.Image]) -> np.ndarray:
-        """[N, D]."""
+        """[N, D].
+
+        Raises:
+            ConfigError: there is no extractor.
+        """
+        if self.extractor is None:
+            raise ConfigError("there is nothing to see sets of images with; name an Inception-v3")
         return np.concatenate([self.extractor.features(tensors(part)).numpy() for part in _parts(images)])
 
     def scores(self, prompts: Sequence[str], images: Sequence[Image.Image]) -> dict[str, np.ndarray]:
@@ -90,23 +96,17 @@ def family_suite(family: FamilyConfig) -> Suite:
     return Suite(checker, {"attributes": AttributeJudge(checker), "clip": ClipScorer.load(family.clip)})
 
 
-def hub_suite(
-    *,
-    inception: str = INCEPTION,
-    clip: str = CLIP,
-    pick: str | None = PICK,
-    pick_processor: str = PICK_PROCESSOR,
-    device: str = "cpu",
-) -> Suite:
-    """The published measures for real families: FID, CLIP score and PickScore, by local folder or hub name.
+def hub_suite(*, inception: str | None = INCEPTION, clip: str | None = CLIP, pick: str | None = PICK) -> Suite:
+    """The published measures for real families: FID, CLIP score and PickScore, by local folder or hub name; None leaves
+    one out.
 
     Raises:
         ConfigError: one of them cannot be loaded.
     """
-    judges: dict[str, Judge] = {"clip": ClipScorer.load(clip, device)}
+    judges: dict[str, Judge] = {} if clip is None else {"clip": ClipScorer.load(clip)}
     if pick is not None:
-        judges["pick"] = ClipScorer.load(pick, device, processor=pick_processor, scaled=True)
-    return Suite(InceptionFeatures.load(inception, device), judges)
+        judges["pick"] = _pick_score(pick)
+    return Suite(None if inception is None else InceptionFeatures.load(inception), judges)
 
 
 def load_judge(
@@ -130,11 +130,16 @@ def load_judge(
     if name == "clip" and clip is not None:
         return ClipScorer.load(clip, device)
     if name == "pick" and pick is not None:
-        return ClipScorer.load(pick, device, processor=None if Path(pick).is_dir() else PICK_PROCESSOR, scaled=True)
+        return _pick_score(pick, device)
     raise ConfigError(
         f"family {family.name} brings nothing to judge {name} by; name a published model, by hub name or folder: "
         f"--clip {CLIP}, or --pick {PICK}"
     )
+
+
+def _pick_score(name: str, device: str = "cpu") -> Judge:
+    """On the hub its tokenizer and preprocessing lie in the repository of the CLIP that it was trained from."""
+    return ClipScorer.load(name, device, processor=None if Path(name).is_dir() else PICK_PROCESSOR, scaled=True)
 
 
 def _checker(family: FamilyConfig) -> Path | None:

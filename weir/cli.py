@@ -9,7 +9,7 @@ import os
 
 import typer
 
-from weir.commands import cache, calibrate, family, generate, keys, levels, plan, serve, trace
+from weir.commands import cache, calibrate, family, generate, keys, levels, plan, score, serve, trace
 
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it asks for torchvision, which nothing here needs
 
@@ -29,6 +29,7 @@ for command in (
     serve.monitor,
     generate.generate,
     trace.replay,
+    score.score,
     plan.plan,
     plan.simulate,
     plan.compare,

@@ -54,7 +54,7 @@ def test_the_familys_own_measures_prefer_right_pictures_to_shuffled_ones() -> No
 def test_the_published_measures_load_by_folder(inception: Path, tmp_path: Path) -> None:
     pick = tmp_path / "pick"
     shutil.copytree(CLIP, pick)
-    suite = hub_suite(inception=str(inception), clip=str(CLIP), pick=str(pick), pick_processor=str(CLIP))
+    suite = hub_suite(inception=str(inception), clip=str(CLIP), pick=str(pick))
     prompts, images = scenes(6, 3)
     found = suite.measure(prompts, images, suite.features(scenes(6, 4)[1]))
     assert found.keys() == {"clip", "pick", "frechet"}

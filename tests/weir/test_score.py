@@ -1,0 +1,112 @@
+"""`weir score`: the images of replays, by a family's own measures and by published ones."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from typer.testing import CliRunner
+
+from quality.inception import InceptionV3
+from traces.outcome import Outcome, OutcomeFile
+from training.scenes import caption, draw_scene, render
+from weir.cli import app
+
+CLIP = Path("models/weir-tiny/clip")
+
+
+def scenes(count: int, seed: int) -> list[tuple[str, Image.Image]]:
+    rng = np.random.default_rng(seed)
+    return [(caption(scene), Image.fromarray(render(scene))) for scene in (draw_scene(rng) for _ in range(count))]
+
+
+def replayed(folder: Path, drawn: Sequence[tuple[str, Image.Image | None]]) -> Path:
+    """The folder of a replay that got these images; None for a request that got none."""
+    (folder / "images").mkdir(parents=True)
+    with OutcomeFile(folder / "requests.csv") as file:
+        for i, (prompt, image) in enumerate(drawn):
+            name = "" if image is None else f"images/{i}.png"
+            if image is not None:
+                image.save(folder / name)
+            file.append(Outcome(i, i, i, 0.5, 200 if image else 503, "" if image else "overloaded", prompt, image=name))
+    return folder
+
+
+def score(*arguments: object) -> tuple[int, str, str]:
+    done = CliRunner().invoke(app, ["score", *map(str, arguments)])
+    return done.exit_code, done.stdout, done.stderr
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> tuple[Path, Path, Path]:
+    """Right images, the same shuffled and with one missing, and a folder of real ones."""
+    drawn = scenes(12, 1)
+    prompts, images = [prompt for prompt, _ in drawn], [image for _, image in drawn]
+    shuffled: list[Image.Image | None] = [None, *images[:-1]]
+    wrong = replayed(tmp_path / "wrong", list(zip(prompts, shuffled, strict=True)))
+    (tmp_path / "real").mkdir()
+    for i, (_, image) in enumerate(scenes(20, 2)):
+        image.save(tmp_path / "real" / f"{i}.png")
+    return replayed(tmp_path / "right", drawn), wrong, tmp_path / "real"
+
+
+def test_a_replay_is_measured_by_what_the_family_brings_and_beside_another(runs: tuple[Path, Path, Path]) -> None:
+    right, wrong, real = runs
+    code, out, err = score(right, wrong, "--reference", real, "--against", right, "--json")
+    assert code == 0, err
+    first, second = json.loads(out)["runs"]
+    assert first.keys() == {"run", "images", "attributes", "clip", "frechet", "paired"}
+    assert (first["images"], second["images"]) == (12, 11)
+    assert first["attributes"] > second["attributes"] + 0.2
+    assert first["paired"]["attributes"] == {"ratio": 1, "low": 1, "high": 1, "images": 12}
+    assert second["paired"]["attributes"]["images"] == 11
+    assert second["paired"]["attributes"]["high"] < 1
+
+
+def test_published_measures_are_named_by_folder(runs: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    right, wrong, real = runs
+    torch.manual_seed(0)
+    (tmp_path / "inception").mkdir()
+    weights = InceptionV3(narrow=8).state_dict() | {"fc.weight": torch.zeros(10, 256)}
+    save_file(weights, tmp_path / "inception" / "model.safetensors")
+    shutil.copytree(CLIP, tmp_path / "pick")
+    named = ("--clip", CLIP, "--pick", tmp_path / "pick", "--inception", tmp_path / "inception")
+    code, out, err = score(right, wrong, "--reference", real, *named, "--json")
+    assert code == 0, err
+    first, second = json.loads(out)["runs"]
+    assert first.keys() == {"run", "images", "clip", "pick", "frechet"}
+    assert first["clip"] > second["clip"]
+    code, _, err = score(right, "--against", wrong, "--clip", CLIP)
+    assert code == 0
+    assert "images 12" in err
+    assert "11 images" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["nowhere"], "make it with `weir replay`"),
+        (["empty"], "kept no images"),
+        (["right", "--against", "late"], "no request in common"),
+        (["right", "--reference", "empty"], "at least two pictures"),
+        (["right", "--clip", "empty"], "empty"),
+        (["right", "--family", "nowhere.yaml"], "nowhere.yaml"),
+    ],
+)
+def test_what_cannot_be_measured_is_named(
+    runs: tuple[Path, Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], said: str
+) -> None:
+    replayed(tmp_path / "empty", [("a red circle", None)])
+    replayed(tmp_path / "late", [("a red circle", None)] * 12 + scenes(2, 3))
+    monkeypatch.chdir(tmp_path)
+    code, out, err = score(*arguments)
+    assert (code, out) == (2, "")
+    assert said in err
+    assert "Traceback" not in err
