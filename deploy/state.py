@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import json
-import os
 import time
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import IO
 
 from weir.errors import ServiceError
+from weir.files import written_whole
 
 FOLDER = Path(".weir")
 
@@ -74,10 +74,9 @@ class StateFile:
 
     def write(self, service: Service) -> None:
         """Replaces the file in one step: a reader sees the old state or the new one. It is nobody else's to read."""
-        draft = self.path.with_suffix(f".{os.getpid()}.tmp")
-        draft.touch(mode=0o600)
-        draft.write_text(json.dumps(asdict(service), indent=1) + "\n")
-        draft.replace(self.path)
+        with written_whole(self.path) as draft:
+            draft.touch(mode=0o600)
+            draft.write_text(json.dumps(asdict(service), indent=1) + "\n")
 
     def link_targets(self, source: Path) -> None:
         """Gives Ray's list of Prometheus targets, which lies elsewhere in every session, a stable place."""

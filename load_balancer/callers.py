@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import hmac
 import logging
-import os
 import secrets
 import time
 from collections.abc import Callable
@@ -18,6 +17,7 @@ from typing import Literal
 
 from weir.config import KeyConfig, KeysConfig, load_keys
 from weir.errors import ConfigError, Unauthorized
+from weir.files import make_folder, written_whole
 
 log = logging.getLogger(__name__)
 
@@ -145,14 +145,10 @@ def append_key(path: Path, key: KeyConfig) -> None:
             f"{path}: there is a key {key.name} already; revoke it by deleting its entry, or name another"
         )
     fields = {"keys": [it.model_dump(exclude_defaults=True) for it in (*known, key)]}
-    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
+    with written_whole(path) as draft:
         draft.touch(mode=0o600)
         draft.write_text(yaml.safe_dump(fields, sort_keys=False))
-        draft.replace(path)
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be written: {error.strerror}") from None
 
 
 def _stamp(path: Path) -> tuple[int, int]:

@@ -21,6 +21,7 @@ from simulator.families import family_setting
 from simulator.fluid import fluid_bound
 from simulator.outcome import Outcome
 from simulator.report import Report, report
+from weir.files import written_whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +66,7 @@ class Comparison:
             )
         (console or Console()).print(table)
 
-    def plot(self, path: Path | str) -> None:
+    def plot(self, path: Path) -> None:
         """Demand, light share and violations over time, and the trade-off, as a picture in any format of Matplotlib."""
         from matplotlib.figure import Figure
 
@@ -89,7 +90,8 @@ class Comparison:
         trade.set(title="quality against violations", xlabel="violations, %", ylabel="windowed quality")
         if self.bound is not None:
             trade.axhline(self.bound, linestyle=":", color="black")
-        figure.savefig(path)
+        with written_whole(path) as draft:
+            figure.savefig(draft, format=path.suffix[1:])
 
 
 def compare(

@@ -76,7 +76,7 @@ class LevelComparison:
         """All of it as one page.
 
         Raises:
-            OSError: it cannot be written.
+            ConfigError: it cannot be written.
         """
         arrivals_s = self.outcomes[0].arrivals_s
         lead = (

@@ -12,8 +12,9 @@ from matplotlib.axes import Axes
 
 from simulator.compare import Comparison
 from simulator.outcome import Outcome
-from traces.page import inline, render, write_whole
+from traces.page import inline, render
 from traces.plots import COLOURS, svg
+from weir.files import written_whole
 
 #: Colour and stroke of a policy; what is drawn as published is dashed.
 _STROKES = {
@@ -34,7 +35,7 @@ def write_page(found: Comparison, path: Path, *, title: str) -> None:
     """Writes the page; ``path`` ends in .html.
 
     Raises:
-        OSError: it cannot be written.
+        ConfigError: it cannot be written.
     """
     plots: list[tuple[str, Callable[[Axes], None]]] = [
         ("Quality against violations", lambda ax: _trade(ax, found)),
@@ -56,7 +57,8 @@ def write_page(found: Comparison, path: Path, *, title: str) -> None:
         better="less is better" if smaller else "more is better",
         plots=[(name, inline(svg(name, fill))) for name, fill in plots],
     )
-    write_whole(path, page)
+    with written_whole(path) as draft:
+        draft.write_text(page, encoding="utf-8")
 
 
 def _line(policy: str) -> dict[str, Any]:

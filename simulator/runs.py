@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from simulator.bursts import in_bursts
+from weir.files import written_whole
 
 #: Windows over the whole trace, and the least seconds of one.
 _WINDOWS, _LEAST_WINDOW_S = 60, 5.0
@@ -164,4 +165,5 @@ def plot_runs(arrivals_s: np.ndarray, runs: Sequence[Run], path: Path) -> None:
     quality.set(ylabel="quality, %")
     late.set(ylabel="violations, %", xlabel="s")
     throughput.legend()
-    figure.savefig(path)
+    with written_whole(path) as draft:
+        figure.savefig(draft, format=path.suffix[1:])

@@ -11,8 +11,9 @@ from jinja2 import PackageLoader
 from matplotlib.axes import Axes
 
 from simulator.runs import Run, RunReport, Windows
-from traces.page import inline, render, write_whole
+from traces.page import inline, render
 from traces.plots import COLOURS, svg
+from weir.files import written_whole
 
 #: Colour of a system; the first policy that is shown of each has a whole line, the others of it broken ones.
 _COLOURS = {"Weir": "good", "DiffServe": "bad", "NIRVANA": "heavy", "Argus": "deadline", "others": "light"}
@@ -29,7 +30,7 @@ def write_runs_page(
         lead: what was run, in a sentence or two.
 
     Raises:
-        OSError: it cannot be written.
+        ConfigError: it cannot be written.
     """
     windows = Windows.of(arrivals_s)
     lines = _lines(reports)
@@ -49,7 +50,8 @@ def write_runs_page(
         best=_best(reports),
         plots=[(name, inline(svg(name, fill))) for name, fill in plots],
     )
-    write_whole(path, page)
+    with written_whole(path) as draft:
+        draft.write_text(page, encoding="utf-8")
 
 
 def _best(reports: Sequence[RunReport]) -> str:

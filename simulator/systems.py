@@ -72,7 +72,7 @@ class SystemComparison:
         """All of it as one page.
 
         Raises:
-            OSError: it cannot be written.
+            ConfigError: it cannot be written.
         """
         setting = self.workload.setting
         lead = (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import os
 from collections.abc import Callable, Iterable
@@ -13,6 +14,7 @@ from typing import Any
 
 from weir.core import Path as Route
 from weir.errors import ConfigError
+from weir.files import written_whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,10 +105,11 @@ class OutcomeFile:
     was killed, finds whole lines only.
 
     Raises:
-        ConfigError: the file is there already, or its folder cannot be written to.
+        ConfigError: the file is there already, its folder cannot be written to, or the disk is full.
     """
 
     def __init__(self, path: Path) -> None:
+        self._path = path
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o644)
@@ -121,9 +124,14 @@ class OutcomeFile:
 
     def _write(self, line: bytes) -> None:
         size = os.fstat(self._fd).st_size
-        if os.write(self._fd, line) != len(line):
-            os.ftruncate(self._fd, size)
-            raise OSError("the disk is full; the rows before this one are kept")
+        try:
+            if os.write(self._fd, line) != len(line):
+                os.ftruncate(self._fd, size)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:
+            raise ConfigError(
+                f"{self._path}: cannot be written: {error.strerror}; the rows before this one are kept"
+            ) from None
 
     def __enter__(self) -> OutcomeFile:
         return self
@@ -136,12 +144,9 @@ class OutcomeFile:
 
 def save_outcomes(outcomes: Iterable[Outcome], path: Path) -> None:
     """Replaces the file by these outcomes, in one step: whoever reads meanwhile finds the old or the new file."""
-    partial = path.with_name(path.name + ".part")
-    partial.unlink(missing_ok=True)
-    with OutcomeFile(partial) as file:
+    with written_whole(path) as draft, OutcomeFile(draft) as file:
         for outcome in outcomes:
             file.append(outcome)
-    os.replace(partial, path)
 
 
 def read_outcomes(path: Path | str) -> list[Outcome]:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-from pathlib import Path
 from typing import Any
 
 from jinja2 import BaseLoader, ChoiceLoader, Environment, PackageLoader, StrictUndefined
@@ -35,13 +33,6 @@ def inline(svg: str) -> Markup:
     for name, colour in COLOURS.items():
         svg = svg.replace(colour, f"var(--{name})")
     return Markup(svg)
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Writes the file whole or not at all."""
-    partial = path.with_name(path.name + ".part")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
 
 
 def _percent(share: float | None, digits: int = 1) -> str:

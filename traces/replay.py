@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
-import os
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from traces.trace import Arrival, Trace
 from weir import metrics as metrics_of
 from weir.core import Path as Route
 from weir.errors import ConfigError
+from weir.files import written_whole
 from weir.telemetry import Metrics, NoMetrics
 
 #: Of the files in the folder of a replay.
@@ -184,17 +184,12 @@ class _Client:
         )
 
     def _keep(self, index: int, image: bytes) -> str:
-        """Writes the image under a name that is there only once the file is whole."""
         if self._keep_in is None:
             return ""
         suffix = next((s for magic, s in _SUFFIXES.items() if image.startswith(magic)), ".bin")
         name = f"{IMAGES}/{index:06d}{suffix}"
-        partial = self._keep_in / f"{IMAGES}/.{index:06d}.part"
-        try:
-            partial.write_bytes(image)
-            os.replace(partial, self._keep_in / name)
-        finally:
-            partial.unlink(missing_ok=True)
+        with written_whole(self._keep_in / name) as draft:
+            draft.write_bytes(image)
         return name
 
 

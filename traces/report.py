@@ -14,11 +14,12 @@ from PIL import Image, UnidentifiedImageError
 
 from traces.figures import Summary, summarise
 from traces.outcome import Outcome, save_outcomes
-from traces.page import inline, render, write_whole
+from traces.page import inline, render
 from traces.plots import draw_plots
 from traces.replay import ROWS
 from weir.core import Path as Route
 from weir.errors import ConfigError
+from weir.files import written_whole
 
 #: (prompts, their images) → one quality each, higher is better.
 Scorer = Callable[[list[str], list[Image.Image]], Sequence[float]]
@@ -72,7 +73,8 @@ def write_report(
         scorer: is shown every kept image at once; the qualities also go into ``requests.csv``.
 
     Raises:
-        ConfigError: slo_s or window_s is not positive, or the scorer did not give every image a finite quality.
+        ConfigError: slo_s or window_s is not positive, the scorer did not give every image a finite quality, or a file
+            cannot be written.
     """
     out = Path(out)
     for name, value in (("slo_s", slo_s), ("window_s", window_s)):
@@ -86,10 +88,11 @@ def write_report(
     plots = draw_plots(summary, outcomes)
     (out / "plots").mkdir(exist_ok=True)
     for name, svg in plots.items():
-        write_whole(out / "plots" / f"{name}.svg", svg)
-    write_whole(
-        out / "report.json", json.dumps({"title": title, "about": dict(about or {}), **asdict(summary)}, indent=2)
-    )
+        with written_whole(out / "plots" / f"{name}.svg") as draft:
+            draft.write_text(svg, encoding="utf-8")
+    figures = {"title": title, "about": dict(about or {}), **asdict(summary)}
+    with written_whole(out / "report.json") as draft:
+        draft.write_text(json.dumps(figures, indent=2), encoding="utf-8")
     page = render(
         "report.html.j2",
         title=title,
@@ -99,7 +102,8 @@ def write_report(
         plots=[(_TITLES[name], inline(svg)) for name, svg in plots.items()],
         gallery=[(route, *_PATHS[route], _cards(outcomes, out, route, slo_s)) for route in Route],
     )
-    write_whole(out / "report.html", page)
+    with written_whole(out / "report.html") as draft:
+        draft.write_text(page, encoding="utf-8")
     return summary
 
 

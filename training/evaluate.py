@@ -28,6 +28,7 @@ from training.vae import to_tensor
 from weir.config import FamilyConfig
 from weir.core import ImageRequest, Role
 from weir.errors import ConfigError
+from weir.files import written_whole
 from workers.family import Family
 
 Progress = Callable[[str, int, int], None]
@@ -202,6 +203,8 @@ def evaluate(
     out.mkdir(parents=True, exist_ok=True)
     kept = {"light": light.pixels, "confidence": light.confidence, "light_exact": light.exact}
     kept |= {"heavy_exact": heavy.exact} | {f"heavy_{n}": by_steps[n].pixels for n in STEPS}
-    np.savez_compressed(out / "images.npz", allow_pickle=False, **kept)
-    (out / "evaluation.json").write_text(json.dumps(figures, indent=1) + "\n")
+    with written_whole(out / "images.npz") as draft, draft.open("wb") as file:
+        np.savez_compressed(file, allow_pickle=False, **kept)
+    with written_whole(out / "evaluation.json") as draft:
+        draft.write_text(json.dumps(figures, indent=1) + "\n")
     return figures

@@ -21,6 +21,7 @@ from training.scenes import caption
 from weir.config import FamilyConfig
 from weir.core import ImageRequest, Role
 from weir.errors import ConfigError
+from weir.files import written_whole
 from workers.family import Family
 
 #: Prompts that are drawn at once, and kept at once.
@@ -65,14 +66,15 @@ class LevelPairs:
 
     def save(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        np.savez_compressed(
-            path,
-            allow_pickle=False,
-            prompts=np.array(self.prompts),
-            rungs=np.array(self.rungs),
-            quality=self.quality.astype(np.float32),
-            confidence=self.confidence.astype(np.float32),
-        )
+        with written_whole(path) as draft, draft.open("wb") as file:
+            np.savez_compressed(
+                file,
+                allow_pickle=False,
+                prompts=np.array(self.prompts),
+                rungs=np.array(self.rungs),
+                quality=self.quality.astype(np.float32),
+                confidence=self.confidence.astype(np.float32),
+            )
 
     @classmethod
     def load(cls, path: Path) -> LevelPairs:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
@@ -13,6 +12,8 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from tqdm import tqdm
+
+from weir.files import written_whole
 
 Trained = TypeVar("Trained", bound=nn.Module)
 
@@ -82,8 +83,8 @@ def train(
         state = {"step": step, "module": module.state_dict(), "optimiser": optimiser.state_dict()}
         if average is not None:
             state["average"] = average.state_dict()
-        torch.save(state, path.with_suffix(".tmp"))
-        os.replace(path.with_suffix(".tmp"), path)
+        with written_whole(path) as draft:
+            torch.save(state, draft)
 
     device = parameters[0].device
     module.train()

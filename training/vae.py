@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from training.dataset import SceneData
 from training.loop import train
+from weir.files import written_whole
 
 LATENT_CHANNELS = 4
 
@@ -119,7 +120,6 @@ def encode_all(vae: AutoencoderKL, data: SceneData, path: Path, *, device: str, 
         for i in tqdm(range(0, len(data), batch), desc="latents", unit="batch")
     ]  # fmt: skip
     latents = np.concatenate(parts)
-    temporary = path.with_name("partial-" + path.name)
-    np.save(temporary, latents)
-    temporary.replace(path)
+    with written_whole(path) as draft, draft.open("wb") as file:
+        np.save(file, latents)
     return latents

@@ -30,6 +30,21 @@ def check_place(path: Path) -> None:
         raise ConfigError(f"{path}: cannot be written: {error.strerror}") from None
 
 
+def make_folder(folder: Path) -> None:
+    """Call it before the work: makes a folder where there is none, and knows whether files can be written in it.
+
+    Raises:
+        ConfigError: they cannot; names the folder.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        draft = _draft(folder / "a")
+        draft.touch()
+        draft.unlink()
+    except OSError as error:
+        raise ConfigError(f"{folder}: no folder that can be written in: {error.strerror}; name another") from None
+
+
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
     """A draft beside the file, to be written by the block; it takes the file's place when the block has ended well.

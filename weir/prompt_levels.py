@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import shutil
 from itertools import pairwise
 from pathlib import Path
@@ -18,9 +17,10 @@ from pathlib import Path
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from weir.errors import ConfigError
+from weir.files import make_folder, written_whole
 
 log = logging.getLogger(__name__)
 
@@ -118,25 +118,27 @@ class LevelHead:
         return int(self.levels(vector)[0])
 
     def save(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        """Writes the file whole or not at all, and makes its folder where there is none.
+
+        Raises:
+            ConfigError: it cannot be written.
+        """
+        make_folder(path.parent)
         about = {"format": _FORMAT, "about": self.about.model_dump_json()}
-        save_file({"weights": self._weights, "cuts": self._cuts}, path, metadata=about)
+        with written_whole(path) as draft:
+            draft.write_bytes(save({"weights": self._weights, "cuts": self._cuts}, metadata=about))
 
     def publish(self, path: Path) -> None:
         """Takes the place of the head at ``path`` in one step. Both lie beside it under their versions as well, so that
         a copy brings the old one back.
 
         Raises:
-            ConfigError: what lies there is no level head.
-            OSError: the folder cannot be written.
+            ConfigError: what lies there is no level head, or the folder cannot be written.
         """
         if path.exists():
             shutil.copy2(path, _versioned(path, LevelHead.load(path).version))
-        mine = _versioned(path, self.version)
-        self.save(mine)
-        draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        shutil.copy2(mine, draft)
-        draft.replace(path)
+        self.save(_versioned(path, self.version))
+        self.save(path)
 
     @classmethod
     def load(cls, path: Path, *, encoder: str | None = None, steps: int | None = None) -> LevelHead:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -12,6 +11,7 @@ from typing import NamedTuple
 from weir.config import FamilyConfig
 from weir.core import ImageRequest, Role
 from weir.errors import ConfigError, WeirError
+from weir.files import make_folder, written_whole
 from weir.profiles import FixedCosts, Profile, VariantProfile
 from workers.engine import Engine, Order, OutOfMemory, Sample, order_for
 
@@ -68,15 +68,15 @@ def profile_family(
 
 
 def write_profile(profile: Profile, path: Path | str) -> None:
-    """Writes the file whole or not at all."""
+    """Writes the file whole or not at all, and makes its folder where there is none.
+
+    Raises:
+        ConfigError: it cannot be written.
+    """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        partial.write_text(profile.model_dump_json(indent=1) + "\n")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    make_folder(path.parent)
+    with written_whole(path) as draft:
+        draft.write_text(profile.model_dump_json(indent=1) + "\n")
 
 
 class _Teller:

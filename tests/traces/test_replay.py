@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import resource
 import signal
 import subprocess
 import sys
@@ -213,7 +214,7 @@ def test_ctrl_c_ends_it_with_whole_rows_of_what_ended_and_no_partial_file(server
     assert tuple(table[0]) == COLUMNS
     assert [len(row) for row in table] == [len(COLUMNS)] * 6
     assert len(read_outcomes(rows)) == 5
-    assert not list((tmp_path / "run").rglob("*.part"))
+    assert not list((tmp_path / "run").rglob("*.part*"))
 
 
 def test_the_progress_says_what_went_which_way(server, send, quiet) -> None:
@@ -243,6 +244,24 @@ def test_a_row_is_in_the_file_as_soon_as_it_is_appended(tmp_path: Path) -> None:
         file.append(outcome(index=1))
         file.append(outcome(index=0, prompt='a, "b"'))
         assert [o.prompt for o in read_outcomes(tmp_path / "r.csv")] == ['a, "b"', "a star"]
+
+
+def test_a_full_disk_is_named_and_the_rows_before_it_are_kept(tmp_path: Path) -> None:
+    path = tmp_path / "r.csv"
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with OutcomeFile(path) as file:
+        file.append(outcome())
+        resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 10, limits[1]))
+        try:
+            for _ in range(2):
+                with pytest.raises(ConfigError, match=r"r\.csv: cannot be written: .*; the rows before"):
+                    file.append(outcome(index=1))
+            with pytest.raises(ConfigError, match="cannot be written"):
+                save_outcomes([outcome(index=1)] * 9, path)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert read_outcomes(path) == [outcome()]
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_saving_outcomes_replaces_the_file_in_one_step(tmp_path: Path) -> None:

@@ -160,6 +160,30 @@ def test_wrong_input_is_refused_with_its_remedy(words, remedy, tmp_path, monkeyp
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        (("generate", "a", "--out", "."), ".: is a folder"),
+        (("profile", "--out", "taken/p.json"), "taken: no folder"),
+        (("profile", "--out", "."), ".: is a folder"),
+        (("evaluate", "--out", "taken"), "taken: no folder"),
+        (("evaluate", "--card", "taken"), "taken: no folder"),
+        (("train", "--out", "taken"), "taken: no folder"),
+        (("train", "--out", ".", "--work", "taken"), "taken: no folder"),
+        (("levels", "fit", "--out", "taken/head"), "taken: no folder"),
+        (("levels", "fit", "--out", "head", "--work", "taken"), "taken: no folder"),
+        (("compare", "--trace", "trace.csv", "--plot", "taken/plot.svg"), "taken: no folder"),
+        (("cache", "replay-log", "trace.csv", "--plot", "taken/plot.svg"), "taken: no folder"),
+        (("keys", "new", "--name", "alice", "--file", "taken/keys.yaml"), "taken: no folder"),
+    ],
+)
+def test_a_place_that_takes_no_file_is_known_before_the_work(trace, words, problem, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("workers.family.Family.load", None)  # what all the work begins with
+    Path("taken").touch()
+    assert problem in refused(*words)
+
+
 @pytest.mark.parametrize("command", [c.name or c.callback.__name__ for c in app.registered_commands if c.callback])
 def test_every_command_shows_an_example(command):
     assert f"weir {command}" in weir(command, "--help").stdout.partition("Example:")[2]

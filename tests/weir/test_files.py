@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from weir.errors import ConfigError
-from weir.files import check_place, written_whole
+from weir.files import check_place, make_folder, written_whole
 
 
 def test_the_file_is_there_when_the_block_has_ended_well(tmp_path: Path) -> None:
@@ -50,3 +50,17 @@ def test_a_place_where_no_file_can_be_written_is_named(tmp_path: Path, monkeypat
             attempt(Path(name))
         assert refused.value.message.startswith(str(Path(name)))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_is_made_and_stays_empty(tmp_path: Path) -> None:
+    for _ in range(2):
+        make_folder(tmp_path / "a" / "b")
+        assert list((tmp_path / "a" / "b").iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["taken", "taken/a", "/proc", "/proc/a"])
+def test_a_folder_that_takes_no_files_is_named(tmp_path: Path, monkeypatch, name: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("taken").touch()
+    with pytest.raises(ConfigError, match=f"^{name}: no folder that can be written in"):
+        make_folder(Path(name))

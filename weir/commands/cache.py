@@ -14,7 +14,7 @@ from cache.selector import By
 from weir.commands.terminal import FAMILY, FamilyOption, JsonOption, answered, print_json, progress, say
 from weir.config import CacheConfig, load_family
 from weir.errors import ConfigError, NotReady
-from weir.files import check_place, written_whole
+from weir.files import check_place, make_folder, written_whole
 
 app = typer.Typer(help="Look at, measure and tend the approximate cache.", no_args_is_help=True)
 
@@ -114,10 +114,7 @@ def _tell(bar: Any, task: Any, done: int, total: int) -> None:
 def _check_plot(path: Path) -> None:
     if path.suffix not in (".svg", ".png", ".pdf"):
         raise ConfigError(f"--plot is {path}; its name has to end in .svg, .png or .pdf")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"--plot: there is no folder {path.parent}, and none can be made: {error.strerror}") from None
+    make_folder(path.parent)
     check_place(path)
 
 

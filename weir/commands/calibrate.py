@@ -11,7 +11,7 @@ import typer
 from rich.table import Table
 
 from weir.commands.terminal import JsonOption, answered, console, print_json, say
-from weir.errors import ConfigError
+from weir.files import written_whole
 
 
 def calibrate(
@@ -38,12 +38,8 @@ def calibrate(
             known = load_profile(profile)
             update = {"confidences": measured.confidences, "quality": measured.profile(known.heavy.steps)}
             taught = known.model_copy(update=update)
-            draft = profile.with_suffix(".tmp")
-            try:
+            with written_whole(profile) as draft:
                 draft.write_text(json.dumps(taught.model_dump(mode="json"), indent=1) + "\n")
-                draft.replace(profile)
-            except OSError as error:
-                raise ConfigError(f"--profile: cannot write {profile}: {error.strerror}") from None
     rows = measured.table([i / 10 for i in range(11)])
     if as_json:
         print_json({"keep": keep, "chosen": asdict(chosen), "table": [asdict(row) for row in rows]})

@@ -8,8 +8,9 @@ from typing import Annotated, Any
 import typer
 
 from weir.commands.terminal import FAMILY, REPOSITORY, FamilyOption, JsonOption, answered, print_json, progress, say
-from weir.config import FamilyConfig, load_family
+from weir.config import load_family
 from weir.errors import ConfigError
+from weir.files import check_place, make_folder
 
 
 def profile(
@@ -37,10 +38,13 @@ def profile(
         if prompts is not None and not prompts.is_file():
             raise ConfigError(f"--prompts: there is no file {prompts}")
         lines = prompts.read_text().splitlines() if prompts else [prompt_by_id(i) for i in range(count)]
+        config = load_family(family)
+        make_folder(out.parent)
+        check_place(out)
         with progress() as bar:
             task = bar.add_task("loading", total=None)
             measured = profile_family(
-                load_family(family),
+                config,
                 sizes,
                 repeats,
                 lambda done, total, what: bar.update(task, completed=done, total=total, description=what),
@@ -83,6 +87,8 @@ def train(
     with answered():
         if budget not in BUDGETS:
             raise ConfigError(f"--budget is {budget!r}; choose one of {', '.join(BUDGETS)}")
+        make_folder(out)
+        make_folder(work)
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         torch.set_num_threads(threads)
@@ -106,7 +112,9 @@ def evaluate(
     from training.evaluate import evaluate as measure
 
     with answered():
-        config: FamilyConfig = load_family(family)
+        config = load_family(family)
+        for folder in filter(None, (out, card)):
+            make_folder(folder)
         with progress() as bar:
             tasks: dict[str, Any] = {}
 

@@ -13,6 +13,7 @@ from weir.commands.terminal import CACHE_PROFILE, FAMILY, FamilyOption, JsonOpti
 from weir.config import CacheConfig, load_family
 from weir.core import Role
 from weir.errors import ConfigError
+from weir.files import check_place, written_whole
 
 
 def generate(
@@ -44,14 +45,11 @@ def generate(
     with answered():
         if not prompt.strip():
             raise ConfigError("the prompt is empty; say what the image should show")
-        if not out.parent.is_dir():
-            raise ConfigError(f"--out: there is no folder {out.parent}")
+        check_place(out)
         config = load_family(family)
         with console.status("drawing"):
             kept = None
             if cache is not None:
-                if not cache.parent.is_dir():
-                    raise ConfigError(f"--cache: there is no folder {cache.parent}")
                 thresholds = selector or (str(CACHE_PROFILE) if family == FAMILY else "nirvana")
                 kept = LocalCache(
                     CacheConfig(mode="read-write", selector=thresholds), config, cache, Discriminator.load
@@ -70,7 +68,8 @@ def generate(
             )
             if kept is not None:
                 kept.save()
-        _write_whole(out, drawn.image)
+        with written_whole(out) as draft:
+            draft.write_bytes(drawn.image)
     facts = {k: v for k, v in asdict(drawn).items() if k != "image"} | {"file": str(out)}
     if as_json:
         print_json(facts)
@@ -78,15 +77,3 @@ def generate(
         sure = "" if drawn.confidence is None else f", light confidence {drawn.confidence:.2f}"
         resumed = f" on from step {drawn.resumed_at} of an earlier run" if drawn.resumed_at else ""
         say(f"{out}: {drawn.model}, {drawn.steps} steps{resumed}, seed {drawn.seed}{sure}")
-
-
-def _write_whole(path: Path, data: bytes) -> None:
-    """Writes the file whole or not at all."""
-    draft = path.with_name(f".{path.name}.partial")
-    try:
-        draft.write_bytes(data)
-        draft.replace(path)
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be written: {error.strerror}") from None
-    finally:
-        draft.unlink(missing_ok=True)

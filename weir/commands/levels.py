@@ -23,6 +23,7 @@ from weir.commands.terminal import (
 )
 from weir.config import FamilyConfig, load_family
 from weir.errors import ConfigError
+from weir.files import check_place, make_folder
 from weir.prompt_levels import LevelHead
 
 if TYPE_CHECKING:
@@ -61,6 +62,8 @@ def fit(
             shorter = [int(n) for n in steps.split(",") if n.strip()]
         except ValueError:
             raise ConfigError(f"--steps is {steps!r}; give whole numbers like 10,5") from None
+        make_folder(out.parent)
+        check_place(out)
         pairs = _pairs(config, judge, shorter, count, work, "prompts at every level")
         encoder = family_encoder(config)
         head, report = fit_levels(pairs, encoder.encode(pairs.prompts), encoder.version, config.name, alpha=alpha)
@@ -112,6 +115,8 @@ def check(
     with answered():
         config = load_family(family)
         LevelHead.load(head, steps=config.heavy.steps)  # before anything that takes time
+        if refit:
+            check_place(head)
         encoder = family_encoder(config)
         known = LevelHead.load(head, encoder=encoder.version, steps=config.heavy.steps)
         shorter = [int(rung.rsplit("-", 1)[1]) for rung in known.about.rungs[1:-1]]
@@ -151,6 +156,7 @@ def _pairs(
     suite = family_suite(config)
     if judge not in suite.judges:
         raise ConfigError(f"--judge is {judge!r}; choose one of {', '.join(suite.judges)}")
+    make_folder(work)
     with progress() as bar:
         task = bar.add_task(what, total=count)
         return draw_pairs(

@@ -11,6 +11,7 @@ from rich.text import Text
 
 from weir.commands.terminal import JsonOption, answered, console, print_json, say
 from weir.errors import ConfigError
+from weir.files import check_place, make_folder
 
 CascadeOption = Annotated[str, typer.Option(help="diffserve-1, -2, -3, sdxl-a100, or a profile file.")]
 FamilyOption = Annotated[
@@ -202,6 +203,9 @@ def _compared(
 
     if plot is not None and plot.suffix not in (".html", ".svg", ".png", ".pdf"):
         raise ConfigError(f"--plot is {plot}; its name has to end in .html, .svg, .png or .pdf")
+    if plot is not None:
+        make_folder(plot.parent)
+        check_place(plot)
     with console.status(Text(f"running {', '.join(policies)}")):
         if ladder:
             found = compare_level_files(ladder, trace, policies, **more)
@@ -211,16 +215,12 @@ def _compared(
             found = compare_files(family, trace, policies, scores=scores, gpu_hour_price=gpu_hour_price, **more)
         if plot is not None:
             title = f"{Path(family).stem if ladder or service else family} on {trace.name}"
-            try:
-                plot.parent.mkdir(parents=True, exist_ok=True)
-                if plot.suffix != ".html":
-                    found.plot(plot)
-                elif isinstance(found, Comparison):
-                    write_page(found, plot, title=title)
-                else:
-                    found.write_page(plot, title)
-            except OSError as error:
-                raise ConfigError(f"--plot: cannot write {plot}: {error.strerror}") from None
+            if plot.suffix != ".html":
+                found.plot(plot)
+            elif isinstance(found, Comparison):
+                write_page(found, plot, title=title)
+            else:
+                found.write_page(plot, title)
     if as_json:
         sys.stdout.write(found.to_json() + "\n")
     else:
