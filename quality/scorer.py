@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -11,6 +10,7 @@ from PIL import Image
 
 from quality.checker import AttributeChecker, read_prompt
 from quality.clip import ClipScorer
+from quality.suite import checker_folder
 from weir.config import FamilyConfig
 
 #: ``scorer(prompts, images)``: one finite number for each image, higher is better.
@@ -33,8 +33,8 @@ def family_scorer(family: FamilyConfig, prompts: Sequence[str]) -> tuple[str, Sc
     The checker gives the share of what the prompt asks that the image shows, 0…1. It is taken when it can read every
     one of ``prompts``.
     """
-    folder = Path(family.discriminator).parent / "checker" if family.discriminator else None
-    if folder is not None and folder.exists():
+    folder = checker_folder(family)
+    if folder is not None:
         checker = AttributeChecker.load(folder)
         if all(read_prompt(p, checker.words) for p in prompts):
 

@@ -87,13 +87,29 @@ def family_suite(family: FamilyConfig) -> Suite:
     """The family's own: the features and the judgement of its attribute checker, and its CLIP.
 
     Raises:
-        ConfigError: it brings no checker or no CLIP; name published ones instead.
+        ConfigError: as :func:`own_measures` has it, or one of them cannot be loaded.
     """
-    folder = _checker(family)
-    if folder is None or family.clip is None:
-        raise ConfigError(f"family {family.name} brings no checker or no CLIP of its own; name Inception-v3 and a CLIP")
+    folder, clip = own_measures(family)
     checker = AttributeChecker.load(folder)
-    return Suite(checker, {"attributes": AttributeJudge(checker), "clip": ClipScorer.load(family.clip)})
+    return Suite(checker, {"attributes": AttributeJudge(checker), "clip": ClipScorer.load(clip)})
+
+
+def own_measures(family: FamilyConfig) -> tuple[Path, str]:
+    """The folder of the family's attribute checker, and its CLIP.
+
+    Raises:
+        ConfigError: it brings no checker or no CLIP; says what is left to do.
+    """
+    folder = checker_folder(family)
+    if folder is None:
+        raise ConfigError(
+            f"family {family.name} has no attribute checker beside its discriminator, as families of `weir train` do. "
+            f"Its images can be measured by published models, by hub name or folder: `weir score --clip {CLIP}`, and "
+            f"for the thresholds of a cache `weir cache profile --clip {CLIP}`"
+        )
+    if family.clip is None:
+        raise ConfigError(f"family {family.name} has no CLIP; name one in its file, e.g. `clip: {CLIP}`")
+    return folder, family.clip
 
 
 def hub_suite(*, inception: str | None = INCEPTION, clip: str | None = CLIP, pick: str | None = PICK) -> Suite:
@@ -124,7 +140,7 @@ def load_judge(
     """
     if name not in ("attributes", "clip", "pick"):
         raise ConfigError(f"--judge is {name!r}; choose one of attributes, clip, pick")
-    folder, clip = _checker(family), clip or family.clip
+    folder, clip = checker_folder(family), clip or family.clip
     if name == "attributes" and folder is not None:
         return AttributeJudge(AttributeChecker.load(folder))
     if name == "clip" and clip is not None:
@@ -142,7 +158,8 @@ def _pick_score(name: str, device: str = "cpu") -> Judge:
     return ClipScorer.load(name, device, processor=None if Path(name).is_dir() else PICK_PROCESSOR, scaled=True)
 
 
-def _checker(family: FamilyConfig) -> Path | None:
+def checker_folder(family: FamilyConfig) -> Path | None:
+    """Where the attribute checker of the family lies; None where it has none."""
     folder = Path(family.discriminator).parent / "checker" if family.discriminator else None
     return folder if folder is not None and folder.exists() else None
 

@@ -22,7 +22,7 @@ from quality.clip import ClipScorer
 from quality.frechet import frechet_distance
 from quality.resume import Approximations
 from quality.resume import figures as approximation_figures
-from quality.suite import family_suite
+from quality.suite import family_suite, own_measures
 from training.scenes import Scene, caption, draw_scene, redraw, render
 from training.vae import to_tensor
 from weir.config import FamilyConfig
@@ -77,12 +77,11 @@ class Evaluation:
     """One family with its judges. The family must come with a ``checker/`` beside its discriminator."""
 
     def __init__(self, family: FamilyConfig, scenes: Sequence[Scene], progress: Progress | None = None):
-        if family.discriminator is None or family.clip is None:
-            raise ConfigError(f"family {family.name}: evaluating needs both `discriminator` and `clip`")
+        checker, clip = own_measures(family)
         self.family = family
         self.engine = Family.load(family, threads=1)
-        self.checker = AttributeChecker.load(Path(family.discriminator).parent / "checker")
-        self.scorer = ClipScorer.load(family.clip)
+        self.checker = AttributeChecker.load(checker)
+        self.scorer = ClipScorer.load(clip)
         self.prompts = [caption(s) for s in scenes]
         self.counts = np.array([len(s.things) for s in scenes])
         self.progress = progress

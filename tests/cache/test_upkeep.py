@@ -15,6 +15,7 @@ from cache.redis_server import RedisServer
 from cache.store import Record, SealedStore, state_key
 from deploy.state import Service, StateFile
 from tests.cache.conftest import PARTITION, SECRET, request, state
+from traces.prompts import prompt_log
 from weir.cli import app
 from weir.config import load_family
 from weir.states import State
@@ -225,6 +226,12 @@ def test_a_family_without_a_checker_is_profiled_by_a_model_that_is_named(tmp_pat
     fields |= {"discriminator": None, "clip": None, "heavy": fields["heavy"] | {"steps": 10}}
     family.write_text(yaml.safe_dump(fields))
     args = ["cache", "profile", "--family", str(family), "--encoder", "words", "--count", "8", "--out", str(out)]
+    result = CliRunner().invoke(app, args)
+    assert result.exit_code == 2
+    assert "say nothing of family weir-tiny; name a log of prompts of its users" in result.output
+    log = tmp_path / "log.txt"
+    log.write_text("\n".join(prompt_log(np.random.default_rng(0), 160)))
+    args += ["--prompts", str(log)]
     result = CliRunner().invoke(app, args)
     assert result.exit_code == 2
     assert "--clip openai/clip-vit-large-patch14, or --pick yuvalkirstain/PickScore_v1" in result.output

@@ -6,15 +6,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 from safetensors.torch import save_file
 from transformers import CLIPConfig, CLIPModel
+from typer.testing import CliRunner
 
 from quality.clip import ClipScorer
 from quality.inception import InceptionFeatures, InceptionV3
 from quality.paired import paired_ratio
+from quality.suite import CLIP as CLIP_NAME
 from quality.suite import family_suite, hub_suite, load_judge, read_pictures, scored, tensors
 from training.scenes import caption, draw_scene, render
+from weir.cli import app
 from weir.config import load_family
 from weir.errors import ConfigError
 
@@ -116,9 +120,25 @@ def test_what_is_no_such_model_is_named(tmp_path: Path, load) -> None:
         load(tmp_path)
 
 
-def test_a_family_without_measures_of_its_own_says_what_to_name() -> None:
-    with pytest.raises(ConfigError, match="Inception-v3"):
+def test_a_family_without_measures_of_its_own_is_told_what_is_left_to_do() -> None:
+    with pytest.raises(ConfigError, match=f"has no CLIP; name one in its file, e.g. `clip: {CLIP_NAME}`"):
         family_suite(FAMILY.model_copy(update={"clip": None}))
+    remedies = f"`weir score --clip {CLIP_NAME}`, .*`weir cache profile --clip {CLIP_NAME}`"
+    with pytest.raises(ConfigError, match=f"has no attribute checker .*{remedies}"):
+        family_suite(FAMILY.model_copy(update={"discriminator": None}))
+
+
+@pytest.mark.parametrize("command", ["evaluate", "levels fit"])
+def test_a_family_that_cannot_be_measured_is_refused_before_its_models_are_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    family = tmp_path / "family.yaml"
+    family.write_text(yaml.safe_dump(FAMILY.model_dump(mode="json") | {"discriminator": None}))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("workers.family.Family.load", None)
+    refused = CliRunner().invoke(app, [*command.split(), "--family", str(family)])
+    assert refused.exit_code == 2, refused.output
+    assert "has no attribute checker" in refused.stderr
 
 
 def test_a_folder_of_reference_pictures_is_read_or_its_mistake_named(tmp_path: Path) -> None:

@@ -52,6 +52,7 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "cascades diffserve-1 {}.json",
         "replay {}.csv --url http://127.0.0.1:9",
         "replay trace.csv --url {}",
+        "score {}",
         "keys list --file {}.yaml",
         "levels check {}.safetensors",
         "levels fit --steps {}",

@@ -150,7 +150,9 @@ def profile(
     family: FamilyOption = FAMILY,
     alpha: Annotated[float, typer.Option(min=0.01, max=1, help="Share of the quality to keep.")] = 0.95,
     count: Annotated[int, typer.Option(min=8, help="Pairs of prompts to draw.")] = 160,
-    prompts: Annotated[Path | None, typer.Option(help="Log of prompts, one a line.", show_default="its own")] = None,
+    prompts: Annotated[
+        Path | None, typer.Option(help="Log of prompts, one a line.", show_default="scenes, for families of weir train")
+    ] = None,
     encoder: Annotated[str | None, typer.Option(help="Text model, or words.", show_default="the family's")] = None,
     judge: Annotated[
         str | None,
@@ -184,7 +186,7 @@ def profile(
     from cache.encoder import family_encoder
     from cache.profiling import measure, measure_judged, thresholds, write_profile
     from cache.replay import read_prompts
-    from quality.suite import load_judge
+    from quality.suite import checker_folder, load_judge
     from traces.prompts import prompt_log
     from weir.core import Role
     from weir.states import capture_steps
@@ -194,6 +196,12 @@ def profile(
     with answered():
         check_place(out)
         config = load_family(family)
+        # A checker reads prompts of scenes: a family that has one was trained on them.
+        if prompts is None and checker_folder(config) is None:
+            raise ConfigError(
+                f"--prompts: the prompts that are drawn where none are given ask for scenes of `weir train`, which say "
+                f"nothing of family {config.name}; name a log of prompts of its users, one a line"
+            )
         length = cached + count if by is By.CONFIDENCE else 20 * count
         log = read_prompts(prompts) if prompts else prompt_log(np.random.default_rng(seed), length)
         distinct = list(dict.fromkeys(log))
