@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import secrets
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -16,6 +15,7 @@ from pathlib import Path
 import redis
 
 from weir.errors import ServiceError
+from weir.ports import free_port
 
 _START_S = 10.0
 
@@ -61,7 +61,7 @@ class RedisServer:
         Raises:
             ServiceError: it does not come up; the message has the end of its log.
         """
-        port = port or _free_port()
+        port = port or free_port()
         password = password or secrets.token_urlsafe(24)
         folder = Path(tempfile.mkdtemp(prefix="weir-redis-"))
         config = folder / "redis.conf"  # not on the command line, where every user of the machine could read it
@@ -96,9 +96,3 @@ class RedisServer:
                 self.process.kill()
                 self.process.wait()
         shutil.rmtree(self.folder, ignore_errors=True)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

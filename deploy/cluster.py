@@ -6,7 +6,6 @@ import logging
 import math
 import os
 import shutil
-import socket
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ from typing import Any
 import psutil
 
 from weir.loopback import SWITCH
+from weir.ports import free_port
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 OBJECT_STORE_BYTES = 512 * 2**20
@@ -58,7 +58,7 @@ def cluster(cpus: float, gpus: float = 0, nodes: int = 0) -> Iterator[str]:
         # The threads of Ray's processes would have an arena of their own each, and what one has freed no other takes.
         os.environ.setdefault("MALLOC_ARENA_MAX", "2")
         # Ray would take the same two ports for its own figures in every cluster of a machine.
-        os.environ |= {name: str(_free_port()) for name in ("AUTOSCALER_METRIC_PORT", "DASHBOARD_METRIC_PORT")}
+        os.environ |= {name: str(free_port()) for name in ("AUTOSCALER_METRIC_PORT", "DASHBOARD_METRIC_PORT")}
     import ray
     from ray._private import ray_constants
 
@@ -131,12 +131,6 @@ def targets_file() -> Path | None:
 
     node: Any = ray._private.worker.global_worker.node
     return node and Path(node.get_session_dir_path()) / "prom_metrics_service_discovery.json"
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def end(processes: set[psutil.Process], timeout_s: float = STOP_TIMEOUT_S) -> None:

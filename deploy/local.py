@@ -7,7 +7,6 @@ import os
 import re
 import secrets
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -29,6 +28,7 @@ from deploy.cluster import REPOSITORY, cluster, targets_file
 from deploy.state import FOLDER, Service, StateFile, find
 from weir.config import FamilyConfig, ServiceConfig, load_keys, load_pairs, load_service
 from weir.errors import ConfigError, ServiceError, WeirError
+from weir.ports import listenable
 from weir.profiles import load_profile
 
 #: Loading weights may mean downloading them first.
@@ -145,15 +145,12 @@ def bindable(host: str, port: int) -> int:
     Raises:
         ServiceError: something else listens there.
     """
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            raise ServiceError(
-                f"cannot listen on {host}:{port}: {error.strerror}; choose another port, or 0 for a free one"
-            ) from None
-        return probe.getsockname()[1]
+    try:
+        return listenable(host, port)
+    except OSError as error:
+        raise ServiceError(
+            f"cannot listen on {host}:{port}: {error.strerror}; choose another port, or 0 for a free one"
+        ) from None
 
 
 def readiness(url: str) -> dict[str, Any] | None:

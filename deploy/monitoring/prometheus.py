@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import signal
-import socket
 import subprocess
 import time
 from pathlib import Path
@@ -14,6 +13,7 @@ import httpx
 import yaml
 
 from weir.errors import ServiceError
+from weir.ports import listenable
 
 HERE = Path(__file__).parent
 CONFIG = HERE / "prometheus.yml"
@@ -158,12 +158,9 @@ def grafana_command(prometheus_url: str, port: int = 3000) -> str:
 
 
 def _free(port: int) -> int:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError as error:
-            raise ServiceError(
-                f"Prometheus cannot listen on 127.0.0.1:{port}: {error.strerror}; choose another --port, or 0"
-            ) from None
-        return probe.getsockname()[1]
+    try:
+        return listenable("127.0.0.1", port)
+    except OSError as error:
+        raise ServiceError(
+            f"Prometheus cannot listen on 127.0.0.1:{port}: {error.strerror}; choose another --port, or 0"
+        ) from None
