@@ -57,8 +57,8 @@ def written_whole(path: Path) -> Iterator[Path]:
     try:
         yield draft
         draft.replace(path)
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be written: {error.strerror}") from None
+    except OSError as error:  # NumPy's have no strerror
+        raise ConfigError(f"{path}: cannot be written: {error.strerror or error}") from None
     finally:
         with suppress(OSError):
             draft.unlink(missing_ok=True)

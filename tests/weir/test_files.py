@@ -1,7 +1,9 @@
 """A file is there whole or not at all, and a wrong place is known before the work."""
 
+import resource
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from weir.errors import ConfigError
@@ -29,6 +31,24 @@ def test_a_block_that_fails_leaves_what_was_there_and_no_draft(tmp_path: Path) -
 
     with pytest.raises(RuntimeError, match="half"):
         fail_halfway()
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_full_disk_is_named_and_leaves_what_was_there(tmp_path: Path) -> None:
+    path = tmp_path / "a.npy"
+    path.write_text("old")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+    try:
+        for write in (lambda draft: draft.write_bytes(bytes(1000)), lambda draft: np.zeros(1000).tofile(draft)):
+            with (
+                pytest.raises(ConfigError, match=r"a\.npy: cannot be written: (?!None)."),
+                written_whole(path) as draft,
+            ):
+                write(draft)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
 
