@@ -42,7 +42,7 @@ class Predictor(Protocol):
 
 @runtime_checkable
 class Judge(Protocol):
-    """Says how well pictures of earlier runs fit a new prompt (``workers.discriminator.Discriminator`` is one).
+    """Says how well pictures of earlier runs fit a new prompt (those of ``workers.judges`` are some).
 
     Attributes:
         version: what one version has seen, no other can read.

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
-from cache.approximate import Judge
 from cache.backend import MemoryBackend
-from cache.opening import open_cache
+from cache.opening import LoadJudge, open_cache
 from cache.partition import Settings
 from cache.store import SealedStore
 from cache.upkeep import export_store, import_store
@@ -45,7 +43,11 @@ class LocalCache:
     """
 
     def __init__(
-        self, config: CacheConfig, family: FamilyConfig, path: Path, judge: Callable[[str], Judge] | None = None
+        self,
+        config: CacheConfig,
+        family: FamilyConfig,
+        path: Path,
+        judge: LoadJudge | None = None,
     ):
         """Reads the file where there is one.
 

@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeAlias
 
 from cache.approximate import ApproximateCache, Judge
 from cache.backend import Backend
@@ -24,6 +25,8 @@ from weir.prompt_levels import LevelHead
 from weir.telemetry import Metrics
 
 URL, SECRET = "WEIR_CACHE_URL", "WEIR_CACHE_SECRET"
+#: Loads who judges a family's pictures; None where nobody does.
+LoadJudge: TypeAlias = Callable[[FamilyConfig], Judge | None]
 
 
 def connected(config: CacheConfig, *, patience_s: float | None = None) -> RedisBackend:
@@ -88,12 +91,12 @@ def open_cache(
     config: CacheConfig,
     family: FamilyConfig,
     store: SealedStore | None = None,
-    judge: Callable[[str], Judge] | None = None,
+    judge: LoadJudge | None = None,
 ) -> ApproximateCache:
     """The cache of a family over a store, empty until :meth:`ApproximateCache.rebuild`.
 
     Args:
-        judge: loads the family's discriminator from its folder, where the selector goes by confidence.
+        judge: loads who judges the family's pictures, where the selector goes by confidence.
 
     Raises:
         ConfigError: names the key and the remedy.
@@ -114,7 +117,7 @@ def open_cache(
                 f"cache.selector: {config.selector} goes by a discriminator's confidence, and family {family.name} "
                 "brings none; choose one by similarity"
             )
-        judged = judge(family.discriminator)
+        judged = judge(family)
     budget = config.budget_mib * 2**20
     policy = eviction_policy(config.eviction, after_hits=rules.insert is Insert.ALL)
     ledger = Ledger(rules, policy, budget, lambda: VectorIndex(encoder.dim))

@@ -12,10 +12,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from cache.approximate import ApproximateCache, Judge, Lookup
+from cache.approximate import ApproximateCache, Lookup
 from cache.backend import StoreFailed
 from cache.meter import CacheMeter
-from cache.opening import open_cache, open_store
+from cache.opening import LoadJudge, open_cache, open_store
 from cache.partition import Settings
 from weir.config import CacheConfig, FamilyConfig
 from weir.loopback import keep_to_loopback
@@ -47,7 +47,12 @@ class CacheService:
         ConfigError: names the key and the remedy.
     """
 
-    def __init__(self, config: dict[str, Any], family: dict[str, Any], judge: Callable[[str], Judge] | None = None):
+    def __init__(
+        self,
+        config: dict[str, Any],
+        family: dict[str, Any],
+        judge: LoadJudge | None = None,
+    ):
         import torch
 
         keep_to_loopback()

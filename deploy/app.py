@@ -16,7 +16,7 @@ from cache.opening import open_store
 from cache.service import CacheService
 from deploy.serve_config import BALANCER, CACHE, ON_HEAD, POOL, located
 from load_balancer.deployment import ServedLoadBalancer
-from weir.config import PoolConfig, load_pairs, load_service
+from weir.config import FamilyConfig, PoolConfig, load_pairs, load_service
 from weir.profiles import load_profile
 from weir.telemetry import RayMetrics
 from workers.replica import Worker
@@ -82,7 +82,7 @@ def build(args: AppArgs) -> Application:
         health_check_period_s=2,
         health_check_timeout_s=HUNG_S,
         logging_config=QUIET,
-    )(CacheService).bind(service.cache.model_dump(mode="json"), family.model_dump(mode="json"), discriminator)
+    )(CacheService).bind(service.cache.model_dump(mode="json"), family.model_dump(mode="json"), judge)
     balancer = serve.deployment(
         name=BALANCER,
         num_replicas=1,
@@ -106,11 +106,11 @@ def build(args: AppArgs) -> Application:
     )
 
 
-def discriminator(folder: str) -> Any:
-    """The family's discriminator, where the cache judges pictures; loaded in the process that asks for it."""
-    from workers.discriminator import Discriminator
+def judge(family: FamilyConfig) -> Any:
+    """Who judges the family's pictures, where the cache does; loaded in the process that asks for it."""
+    from workers.judges import load_judge
 
-    return Discriminator.load(folder)
+    return load_judge(family)
 
 
 def actor_options(pool: PoolConfig) -> dict[str, object]:

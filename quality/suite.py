@@ -19,7 +19,7 @@ from quality.checker import AttributeChecker
 from quality.clip import ClipScorer
 from quality.frechet import frechet_distance
 from quality.inception import InceptionFeatures
-from weir.config import FamilyConfig
+from weir.config import CLIP_SCORE, FamilyConfig
 from weir.errors import ConfigError
 
 #: What published figures of images are measured by.
@@ -160,8 +160,10 @@ def _pick_score(name: str, device: str = "cpu") -> Judge:
 
 def checker_folder(family: FamilyConfig) -> Path | None:
     """Where the attribute checker of the family lies; None where it has none."""
-    folder = Path(family.discriminator).parent / "checker" if family.discriminator else None
-    return folder if folder is not None and folder.exists() else None
+    if family.discriminator is None or family.discriminator == CLIP_SCORE:
+        return None
+    folder = Path(family.discriminator).parent / "checker"
+    return folder if folder.exists() else None
 
 
 def scored(judge: Judge, prompts: Sequence[str], images: Sequence[Image.Image]) -> np.ndarray:

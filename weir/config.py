@@ -48,6 +48,10 @@ class VariantConfig(_Strict):
         return self
 
 
+#: As a family's discriminator: no folder, but the score of its CLIP.
+CLIP_SCORE = "clip"
+
+
 class FamilyConfig(_Strict):
     """A light and a heavy variant that can stand in for one another."""
 
@@ -62,8 +66,16 @@ class FamilyConfig(_Strict):
     compile: bool = Field(False, description="torch.compile the denoisers: minutes of warm-up for faster steps on CUDA")
     light: VariantConfig
     heavy: VariantConfig
-    discriminator: str | None = Field(None, description="folder of the discriminator; needed for a cascade")
+    discriminator: str | None = Field(
+        None, description="folder of the discriminator, or clip: the score of the family's clip; needed for a cascade"
+    )
     clip: str | None = Field(None, description="CLIP for similarity and CLIP score: local folder or hub repository")
+
+    @model_validator(mode="after")
+    def _clip_is_named(self) -> FamilyConfig:
+        if self.discriminator == CLIP_SCORE and self.clip is None:
+            raise ValueError("discriminator is clip, and no clip is named")
+        return self
 
     @property
     def allowed_sizes(self) -> tuple[int, ...]:
@@ -349,6 +361,8 @@ def load_family(path: Path | str) -> FamilyConfig:
         for role in ("light", "heavy")
     }
     shared = {k: fixed(k, getattr(family, k)) for k in ("pipeline", "discriminator", "clip")}
+    if family.discriminator == CLIP_SCORE:
+        shared["discriminator"] = CLIP_SCORE
     return family.model_copy(update={**variants, **shared})
 
 

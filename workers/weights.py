@@ -23,7 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from transformers.utils import logging as transformers_logging
 
-from weir.config import FamilyConfig, Scheduler, VariantConfig
+from weir.config import CLIP_SCORE, FamilyConfig, Scheduler, VariantConfig
 from weir.core import Role
 from weir.errors import ConfigError
 
@@ -121,7 +121,7 @@ def check_family(family: FamilyConfig) -> None:
             source = _unet_source(family, role)
             if (folder := source.folder) is not None:
                 _check_unet(source, folder, _variant(family, role).unet_file)
-    if family.discriminator is not None:
+    if family.discriminator is not None and family.discriminator != CLIP_SCORE:
         source = _Source(family.name, "discriminator", family.discriminator, None)
         remedy = "the family's training recipe writes it (`weir train`)"
         _check_model(source, Path(family.discriminator), "config.json", remedy)

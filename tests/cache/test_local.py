@@ -89,7 +89,7 @@ def test_states_that_another_secret_sealed_are_not_used(tmp_path: Path) -> None:
 def test_pictures_are_judged_only_where_the_family_brings_a_discriminator(tmp_path: Path) -> None:
     judged = CONFIG.model_copy(update={"selector": "deploy/profiles/weir-tiny-judged.json"})
     with pytest.raises(ConfigError, match="family tiny brings none"):
-        LocalCache(judged, FAMILY, tmp_path / "cache.weir", lambda folder: pytest.fail(folder))
+        LocalCache(judged, FAMILY, tmp_path / "cache.weir", lambda family: pytest.fail(family.name))
 
 
 def thresholds(path: Path, **about: str) -> CacheConfig:

@@ -8,7 +8,7 @@ import pytest
 ALLOWED = {
     "weir": set(),
     "solvers": {"weir"},
-    "workers": {"weir"},
+    "workers": {"weir", "quality"},
     "traces": {"weir"},
     "cache": {"weir"},
     "quality": {"weir"},

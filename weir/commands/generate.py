@@ -39,8 +39,8 @@ def generate(
     Example: weir generate "a red circle" --out a.png
     """
     from cache.local import LocalCache
-    from workers.discriminator import Discriminator
     from workers.generate import generate as draw
+    from workers.judges import load_judge
 
     with answered():
         if not prompt.strip():
@@ -51,9 +51,7 @@ def generate(
             kept = None
             if cache is not None:
                 thresholds = selector or (str(CACHE_PROFILE) if family == FAMILY else "nirvana")
-                kept = LocalCache(
-                    CacheConfig(mode="read-write", selector=thresholds), config, cache, Discriminator.load
-                )
+                kept = LocalCache(CacheConfig(mode="read-write", selector=thresholds), config, cache, load_judge)
             drawn = draw(
                 config,
                 prompt,
