@@ -165,7 +165,7 @@ def family_encoder(family: FamilyConfig, name: str | None = None) -> Encoder:
     if name is not None:
         return TextEncoder.load(name)
     if family.clip is not None:
-        return TextEncoder.load(family.clip)
+        return TextEncoder.load(family.clip, revision=family.clip_revision)
     return TextEncoder.load(
         family.pipeline,
         folder="text_encoder",

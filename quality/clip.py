@@ -42,22 +42,29 @@ class ClipScorer:
 
     @classmethod
     def load(
-        cls, name: str | Path, device: str = "cpu", *, processor: str | Path | None = None, scaled: bool = False
+        cls,
+        name: str | Path,
+        device: str = "cpu",
+        *,
+        revision: str | None = None,
+        processor: str | Path | None = None,
+        scaled: bool = False,
     ) -> ClipScorer:
         """Loads a local folder or a hub name.
 
         Args:
+            revision: of the hub's repository.
             processor: where tokenizer and preprocessing lie, if not with the model.
 
         Raises:
             ConfigError: it is neither, or no CLIP.
         """
-        beside = processor or name
+        beside, of_beside = (name, revision) if processor is None else (processor, None)
         try:
-            pixels, _ = ImageProcessingMixin.get_image_processor_dict(beside)
+            pixels, _ = ImageProcessingMixin.get_image_processor_dict(beside, revision=of_beside)
             return cls(
-                CLIPModel.from_pretrained(name, dtype=torch.float32, use_safetensors=True),
-                CLIPTokenizer.from_pretrained(beside),
+                CLIPModel.from_pretrained(name, revision=revision, dtype=torch.float32, use_safetensors=True),
+                CLIPTokenizer.from_pretrained(beside, revision=of_beside),
                 device,
                 mean=pixels["image_mean"],
                 std=pixels["image_std"],

@@ -44,7 +44,7 @@ def family_scorer(family: FamilyConfig, prompts: Sequence[str]) -> tuple[str, Sc
 
             return "share of what was asked that the images show", attributes
     if family.clip is not None:
-        clip = ClipScorer.load(family.clip)
+        clip = ClipScorer.load(family.clip, revision=family.clip_revision)
 
         def score(prompts: Sequence[str], images: Sequence[Image.Image]) -> list[float]:
             return [s for pixels, texts in _batches(prompts, images) for s in clip.score(pixels, texts).tolist()]

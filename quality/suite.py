@@ -140,11 +140,12 @@ def load_judge(
     """
     if name not in ("attributes", "clip", "pick"):
         raise ConfigError(f"--judge is {name!r}; choose one of attributes, clip, pick")
-    folder, clip = checker_folder(family), clip or family.clip
+    folder, revision = checker_folder(family), None if clip else family.clip_revision
+    clip = clip or family.clip
     if name == "attributes" and folder is not None:
         return AttributeJudge(AttributeChecker.load(folder))
     if name == "clip" and clip is not None:
-        return ClipScorer.load(clip, device)
+        return ClipScorer.load(clip, device, revision=revision)
     if name == "pick" and pick is not None:
         return _pick_score(pick, device)
     raise ConfigError(

@@ -70,6 +70,7 @@ class FamilyConfig(_Strict):
         None, description="folder of the discriminator, or clip: the score of the family's clip; needed for a cascade"
     )
     clip: str | None = Field(None, description="CLIP for similarity and CLIP score: local folder or hub repository")
+    clip_revision: str | None = None
 
     @model_validator(mode="after")
     def _clip_is_named(self) -> FamilyConfig:

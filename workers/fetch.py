@@ -40,7 +40,7 @@ def wanted(family: FamilyConfig) -> list[Wanted]:
         if variant.unet:
             found.append(Wanted(f"{key}.unet", variant.unet, variant.revision, variant.unet_file))
     if family.clip:
-        found.append(Wanted("clip", family.clip, None))
+        found.append(Wanted("clip", family.clip, family.clip_revision))
     own = all(variant.pipeline for variant in (family.light, family.heavy))
     found = found[1:] if own else found  # nobody loads shared parts that each variant brings itself
     places = {(it.repository, it.revision, it.file): it for it in reversed(found) if not Path(it.repository).exists()}

@@ -68,5 +68,5 @@ def load_judge(family: FamilyConfig, device: str = "cpu") -> ImageJudge | None:
         return None
     if family.discriminator == CLIP_SCORE:
         assert family.clip is not None  # the family file says so
-        return ClipConfidence(ClipScorer.load(family.clip, device))
+        return ClipConfidence(ClipScorer.load(family.clip, device, revision=family.clip_revision))
     return Discriminator.load(family.discriminator, device)

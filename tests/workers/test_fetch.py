@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from tests.toy_family import FAMILY
-from weir.config import FamilyConfig
+from weir.config import FamilyConfig, load_family
 from workers.fetch import chosen, wanted
 
 SDXL = [
@@ -64,6 +64,11 @@ def test_a_family_wants_its_shared_parts_once_and_nothing_that_lies_here(tmp_pat
     fields["light"] = {**FAMILY["light"], "unet": "fast/unet", "unet_file": "unet.safetensors", "revision": "abc"}
     named = [(it.key, it.repository, it.revision, it.file) for it in wanted(FamilyConfig.model_validate(fields))]
     assert named == [("pipeline", "nobody/nothing", None, None), ("light.unet", "fast/unet", "abc", "unet.safetensors")]
+
+
+@pytest.mark.parametrize("file", sorted(Path("deploy/families").glob("*.yaml")), ids=lambda file: file.stem)
+def test_a_shipped_family_names_every_repository_by_revision(file):
+    assert [it.repository for it in wanted(load_family(file)) if it.revision is None] == []
 
 
 @pytest.fixture
