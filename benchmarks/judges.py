@@ -25,7 +25,7 @@ from traces.prompts import prompt_by_id
 from weir.config import CLIP_SCORE, load_family
 from weir.core import ImageRequest, Role
 from workers.family import Family
-from workers.judges import load_judge
+from workers.judges import family_judge
 
 _SHARES = (0.2, 0.5, 0.7)
 _BATCH = 10
@@ -39,7 +39,7 @@ def main() -> None:
     torch.set_num_threads(1)
     config, console = load_family(arguments.family), Console()
     engine, suite = Family.load(config, threads=1), family_suite(config)
-    clip = load_judge(config.model_copy(update={"discriminator": CLIP_SCORE}))
+    clip = family_judge(config.model_copy(update={"discriminator": CLIP_SCORE}))
     assert clip is not None
     prompts, side = [prompt_by_id(i) for i in range(arguments.count)], config.size
     requests = [ImageRequest(str(i), prompt, i, side, side, float("inf")) for i, prompt in enumerate(prompts)]

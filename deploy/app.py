@@ -108,9 +108,9 @@ def build(args: AppArgs) -> Application:
 
 def judge(family: FamilyConfig) -> Any:
     """Who judges the family's pictures, where the cache does; loaded in the process that asks for it."""
-    from workers.judges import load_judge
+    from workers.judges import family_judge
 
-    return load_judge(family)
+    return family_judge(family)
 
 
 def actor_options(pool: PoolConfig) -> dict[str, object]:

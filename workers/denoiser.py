@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,14 +9,12 @@ from typing import Any
 import torch
 from diffusers.models.attention_processor import Attention
 
+from workers.digest import weights_digest
 from workers.engine import Order
 from workers.linear import through_onednn
 from workers.samplers import Sampler, Schedule
 from workers.texts import Text
 from workers.weights import Pipeline, is_sdxl
-
-#: Numbers of every weight that tell it from another.
-_SAMPLES = 64
 
 
 @dataclass(slots=True, eq=False)
@@ -75,7 +72,7 @@ class Denoiser:
 
     def __init__(self, pipeline: Pipeline, *, compiled: bool = False):
         self.sampler = Sampler(pipeline.scheduler)
-        self.revision = _digest(pipeline.unet)
+        self.revision = weights_digest(pipeline.unet)
         self._pipeline = pipeline
         self._device = pipeline.device
         self._unet = _prepared(pipeline.unet, self._device.type == "cuda", compiled)
@@ -161,19 +158,6 @@ def _to_host(latent: torch.Tensor) -> torch.Tensor:
     if half.device.type != "cuda":
         return half if half is not latent else half.clone()
     return torch.empty(half.shape, dtype=half.dtype, pin_memory=True).copy_(half, non_blocking=True)
-
-
-def _digest(unet: Any) -> str:
-    """Of the names of all weights and a few numbers of each: a LoRA merged into the attention makes other weights, and
-    gigabytes need not be read."""
-    digest = hashlib.blake2b(digest_size=6)
-    samples = []
-    for name, weight in sorted(unet.state_dict().items()):
-        digest.update(f"{name} {tuple(weight.shape)} ".encode())
-        flat = weight.detach().flatten()
-        samples.append(flat[:: max(1, flat.numel() // _SAMPLES)][:_SAMPLES].float())
-    digest.update(torch.cat(samples).cpu().numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _prepared(unet: Any, cuda: bool, compiled: bool) -> Any:

@@ -18,7 +18,7 @@ from weir.states import State, capture_steps
 from workers.denoiser import Denoiser, InTheMaking
 from workers.device import device_of, dtype_of, keep_freed_memory, probe, within_memory
 from workers.engine import Drawn, Order, OutOfMemory, order_for, run_to_end
-from workers.judges import load_judge
+from workers.judges import family_judge
 from workers.pictures import NOT_FINITE, Confidence, Judged, Pictures
 from workers.samplers import Schedule
 from workers.texts import Text, Texts
@@ -90,7 +90,7 @@ class Family:
             keep_freed_memory()
             if threads is not None:
                 torch.set_num_threads(threads)
-        return cls(config, load_pipelines(config, device, dtype), load_judge(config, str(device)))
+        return cls(config, load_pipelines(config, device, dtype), family_judge(config, str(device)))
 
     def with_light(self, config: FamilyConfig) -> Family:
         """The same with another light variant and its discriminator; everything else is shared.
@@ -103,7 +103,7 @@ class Family:
         return Family(
             config,
             {Role.LIGHT: light, Role.HEAVY: heavy},
-            load_judge(config, str(self.device)),
+            family_judge(config, str(self.device)),
             denoisers={Role.HEAVY: self._denoisers[Role.HEAVY]},
         )
 

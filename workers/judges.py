@@ -2,31 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
-from typing import Protocol
-
 import numpy as np
 import torch
 
 from quality.clip import ClipScorer
 from weir.config import CLIP_SCORE, FamilyConfig
+from workers.digest import weights_digest
 from workers.discriminator import Discriminator
-
-
-class ImageJudge(Protocol):
-    """Confidence 0…1 that images fit their prompts: at once, or later from what was seen of them.
-
-    Attributes:
-        version: of the weights: what one version has seen, no other can read.
-    """
-
-    version: str
-
-    def confidence(self, images: torch.Tensor, prompts: list[str]) -> list[float]: ...
-
-    def see(self, images: torch.Tensor) -> torch.Tensor: ...
-
-    def weigh(self, seen: np.ndarray, prompt: str) -> np.ndarray: ...
 
 
 class ClipConfidence:
@@ -35,14 +17,14 @@ class ClipConfidence:
     The cosine c of image and prompt counts as (1 + c) / 2. It orders images, which is all that a plan needs: thresholds
     are taken from the confidences that were seen. It is no probability of anything, and knows less than a discriminator
     that was trained on the light variant's images.
+
+    Attributes:
+        version: of the weights: what one version has seen, no other can read.
     """
 
     def __init__(self, scorer: ClipScorer):
         self._scorer = scorer
-        digest = hashlib.blake2b(digest_size=6)
-        for weight in (scorer.model.visual_projection.weight, scorer.model.text_projection.weight):
-            digest.update(weight.detach().cpu().contiguous().numpy().tobytes())
-        self.version = digest.hexdigest()
+        self.version = weights_digest(scorer.model)
 
     def confidence(self, images: torch.Tensor, prompts: list[str]) -> list[float]:
         """Of each image [B, 3, H, W] in −1…1 for its own prompt."""
@@ -58,7 +40,7 @@ class ClipConfidence:
         return np.clip((1 + cosines) / 2, 0, 1)
 
 
-def load_judge(family: FamilyConfig, device: str = "cpu") -> ImageJudge | None:
+def family_judge(family: FamilyConfig, device: str = "cpu") -> Discriminator | ClipConfidence | None:
     """The family's judge; None where it names none.
 
     Raises:

@@ -22,9 +22,9 @@ def test_it_can_be_listened_on_and_no_outgoing_connection_gets_it() -> None:
 def test_one_that_is_taken_is_not_given(monkeypatch: pytest.MonkeyPatch) -> None:
     port = free_port()
     monkeypatch.setattr(ports, "_FIRST", port)
-    (monkeypatch.setattr(ports, "_RANGE", Path("/nowhere")), monkeypatch.setattr(ports, "_EPHEMERAL", port + 2))
+    monkeypatch.setattr(ports, "_RANGE", Path("/nowhere"))
+    monkeypatch.setattr(ports, "_EPHEMERAL", port + 2)
     with socket.create_server(("127.0.0.1", port)):
-        assert {free_port() for _ in range(20)} != {port}
         assert port not in {free_port() for _ in range(20)}
 
 

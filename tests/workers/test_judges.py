@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 
 from quality.suite import tensors
-from training.scenes import caption, draw_scene, render
+from tests.workers.samples import image_request
+from training.scenes import Scene, caption, draw_scene, render
 from weir.config import load_family
 from weir.core import Role
 from weir.errors import ConfigError
 from workers.discriminator import Discriminator
 from workers.family import Family
-from workers.judges import ClipConfidence, load_judge
+from workers.judges import ClipConfidence, family_judge
 from workers.weights import check_family
 
 TINY = load_family("deploy/families/weir-tiny.yaml")
@@ -25,14 +28,14 @@ BY_CLIP = TINY.model_copy(update={"discriminator": "clip"})
 
 @pytest.fixture(scope="module")
 def by_clip() -> ClipConfidence:
-    judge = load_judge(BY_CLIP)
+    judge = family_judge(BY_CLIP)
     assert isinstance(judge, ClipConfidence)
     return judge
 
 
 def test_a_family_names_a_folder_its_clip_or_nobody() -> None:
-    assert isinstance(load_judge(TINY), Discriminator)
-    assert load_judge(TINY.model_copy(update={"discriminator": None})) is None
+    assert isinstance(family_judge(TINY), Discriminator)
+    assert family_judge(TINY.model_copy(update={"discriminator": None})) is None
     check_family(BY_CLIP)
 
 
@@ -54,8 +57,6 @@ def test_what_it_saw_is_judged_later_as_at_once(by_clip: ClipConfidence) -> None
 
 
 def test_light_images_of_such_a_family_have_a_confidence(by_clip: ClipConfidence) -> None:
-    from tests.workers.samples import image_request
-
     family = Family.load(BY_CLIP, threads=1)
     [drawn] = family.generate(Role.LIGHT, [image_request(width=64, height=64)])
     assert drawn.confidence is not None
@@ -76,7 +77,5 @@ def test_the_families_that_ship_without_a_discriminator_go_by_their_clip() -> No
         assert (family.discriminator, family.clip) == ("clip", "openai/clip-vit-large-patch14")
 
 
-def tensors_of(scenes: list) -> torch.Tensor:
-    from PIL import Image
-
+def tensors_of(scenes: Sequence[Scene]) -> torch.Tensor:
     return tensors([Image.fromarray(render(scene)) for scene in scenes])

@@ -40,7 +40,7 @@ def generate(
     """
     from cache.local import LocalCache
     from workers.generate import generate as draw
-    from workers.judges import load_judge
+    from workers.judges import family_judge
 
     with answered():
         if not prompt.strip():
@@ -51,7 +51,7 @@ def generate(
             kept = None
             if cache is not None:
                 thresholds = selector or (str(CACHE_PROFILE) if family == FAMILY else "nirvana")
-                kept = LocalCache(CacheConfig(mode="read-write", selector=thresholds), config, cache, load_judge)
+                kept = LocalCache(CacheConfig(mode="read-write", selector=thresholds), config, cache, family_judge)
             drawn = draw(
                 config,
                 prompt,
