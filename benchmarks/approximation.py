@@ -21,7 +21,7 @@ from quality.suite import family_suite
 from training.evaluate import held_out
 from training.scenes import caption
 from weir.config import load_family
-from workers.family import Family
+from workers.models.family import Family
 
 #: The judge that decides.
 JUDGE = "attributes"

@@ -2,10 +2,10 @@
 
     python -m benchmarks.bursty --images 80
 
-*Steps* is the order of :mod:`workers.scheduling`: images join and leave between any two steps. *Batches* runs what
-waits, up to the batch size, until the last of it is through; nobody joins and nobody leaves before. Both resume: the
-shares of K are those of the published logs. Models run for real, and a call takes the processor time that it took, so
-that other load on the machine counts for nothing: the clock is that of a processor of its own.
+*Steps* is the order of :mod:`workers.engine.scheduling`: images join and leave between any two steps. *Batches* runs
+what waits, up to the batch size, until the last of it is through; nobody joins and nobody leaves before. Both resume:
+the shares of K are those of the published logs. Models run for real, and a call takes the processor time that it took,
+so that other load on the machine counts for nothing: the clock is that of a processor of its own.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from traces.loader import load_trace
 from weir.config import load_family
 from weir.core import ImageRequest, Role
 from weir.states import State
-from workers.engine import Order, order_for
-from workers.family import Family
-from workers.scheduling import Task, next_call
+from workers.engine.engine import DenoiseJob, order_for
+from workers.engine.scheduling import Task, next_call
+from workers.models.family import Family
 
 console = Console(width=120)
 
@@ -40,7 +40,7 @@ console = Console(width=120)
 class Waiting(Task):
     """An image with the moment that it was asked for and, in the end, the one that it was ready."""
 
-    order: Order
+    order: DenoiseJob
     arrival_s: float
     sample: Any = None
     done_s: float | None = field(default=None)

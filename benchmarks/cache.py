@@ -32,20 +32,20 @@ from rich.progress import track
 from rich.table import Table
 from scipy.stats import mannwhitneyu
 
-from cache.approaches import approach
-from cache.approximate import ApproximateCache
-from cache.backend import Backend, MemoryBackend
+from cache.cache import ApproximateCache
 from cache.encoder import WordEncoder, family_encoder
-from cache.eviction import POLICIES
+from cache.factory import open_cache
 from cache.index import VectorIndex
-from cache.opening import open_cache
-from cache.partition import Settings
-from cache.quantise import quantise, restore
-from cache.redis_backend import RedisBackend
-from cache.redis_server import RedisServer
+from cache.policy.approaches import approach
+from cache.policy.eviction import POLICIES
+from cache.policy.partition import Settings
 from cache.replay import read_log, replay_prompts
-from cache.seal import Compression
-from cache.store import Record, SealedStore, state_key
+from cache.store.backend import Backend, MemoryBackend
+from cache.store.quantise import quantise, restore
+from cache.store.redis_backend import RedisBackend
+from cache.store.redis_server import RedisServer
+from cache.store.seal import Compression
+from cache.store.store import Record, SealedStore, state_key
 from weir.config import CacheConfig, load_family
 from weir.core import ImageRequest
 from weir.states import State

@@ -36,16 +36,16 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from cache.approaches import APPROACHES, Act, Approach, approach
-from cache.approximate import Judge
+from cache.cache import Judge
 from cache.encoder import Encoder, family_encoder
-from cache.eviction import Lru
 from cache.index import VectorIndex
-from cache.ledger import Found, Ledger, Match, Weigh
-from cache.redis_backend import RedisBackend
-from cache.redis_server import RedisServer
-from cache.selector import Selector, load_selector
-from cache.store import SealedStore, state_key
+from cache.policy.approaches import APPROACHES, Act, Approach, approach
+from cache.policy.catalog import Catalog, Found, Match, Weigh
+from cache.policy.eviction import Lru
+from cache.policy.selector import Selector, load_selector
+from cache.store.redis_backend import RedisBackend
+from cache.store.redis_server import RedisServer
+from cache.store.store import SealedStore, state_key
 from quality.clip import ClipScorer
 from quality.frechet import frechet_distance
 from quality.paired import paired_ratio
@@ -55,7 +55,7 @@ from training.scenes import draw_scene, render
 from weir.config import FamilyConfig, load_family
 from weir.core import ImageRequest, Role
 from weir.states import State, capture_steps
-from workers.family import Family
+from workers.models.family import Family
 
 console = Console()
 BATCH = 8
@@ -149,10 +149,10 @@ class Bench:
         asked = zip(self.queries, self.asked, strict=True)
         return [ledger.find("", query, weigh=self.weigh(prompt)) for query, prompt in asked]
 
-    def ledger(self, chosen: Approach) -> Ledger:
+    def ledger(self, chosen: Approach) -> Catalog:
         """All that is cached, under the approach's rules."""
         assert chosen.rules is not None
-        ledger = Ledger(chosen.rules, Lru(), 1 << 60, lambda: VectorIndex(self.encoder.dim))
+        ledger = Catalog(chosen.rules, Lru(), 1 << 60, lambda: VectorIndex(self.encoder.dim))
         ks = {*capture_steps(self.steps), self.steps}
         for i, vector in enumerate(self.vectors):
             ledger.insert("", str(i), vector, dict.fromkeys(ks, 1), self.cached[i].seen)
@@ -295,7 +295,7 @@ class Bench:
     def _reuse(
         self,
         chosen: Approach,
-        ledger: Ledger,
+        ledger: Catalog,
         store: SealedStore,
         whole: ImageRequest,
         name: str,

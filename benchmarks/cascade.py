@@ -28,10 +28,10 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.service import service_file
 from controller.policies import POLICIES
 from deploy.local import down, up
 from quality.scorer import family_scorer
+from testing.service_files import service_file
 from traces.loader import load_trace
 from traces.replay import replay
 from traces.report import write_report

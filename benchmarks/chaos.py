@@ -22,9 +22,9 @@ from contextlib import nullcontext, redirect_stdout
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from benchmarks.faults import FLIP_S, Fault, faults
-from benchmarks.ledger import Entry, Ledger
-from benchmarks.testbed import PROMPTS, Testbed, testbed
+from testing.faults import FLIP_S, Fault, faults
+from testing.request_ledger import Entry, RequestLedger
+from testing.testbed import PROMPTS, Testbed, testbed
 
 #: What does not heal within so long does not heal.
 HEAL_S = 150.0
@@ -39,7 +39,7 @@ class Row:
     Attributes:
         at_s: since the load began.
         in_flight: requests at that time.
-        others: see :class:`~benchmarks.ledger.Account`.
+        others: see :class:`~testing.request_ledger.Account`.
         trouble_s: until the last attempt ended that brought no image; 0 when all did.
         whole_s: until everything ran as planned again; None when it never did.
     """
@@ -72,7 +72,7 @@ async def harmed(
     after_s: float = AFTER_S,
 ) -> Row:
     """One round: load, harm, load until the service is whole and a little longer."""
-    ledger, stop = Ledger(bed.url, PROMPTS, chance), asyncio.Event()
+    ledger, stop = RequestLedger(bed.url, PROMPTS, chance), asyncio.Event()
     load = asyncio.create_task(ledger.run(rps, stop))
     await asyncio.sleep(chance.uniform(before_s, 2 * before_s))
     while not ledger.in_flight:

@@ -33,11 +33,11 @@ from rich.table import Table
 from weir.config import FamilyConfig, Scheduler, load_family
 from weir.core import ImageRequest, Role
 from weir.states import State
-from workers.engine import Order, order_for
-from workers.family import Family
-from workers.loop import Outcome, Progress, StepLoop
-from workers.pictures import to_png
-from workers.weights import Pipeline, load_pipelines, scheduler_for
+from workers.engine.engine import DenoiseJob, order_for
+from workers.engine.image_decoder import to_png
+from workers.engine.step_loop import Outcome, Progress, StepLoop
+from workers.models.family import Family
+from workers.models.weights import Pipeline, load_pipelines, scheduler_for
 
 #: Shares of K = 0, 5, 10, 15, 20 and 25 of 50 steps among the requests of NIRVANA's and Argus' published logs.
 SHARES = (0.225, 0.426, 0.213, 0.046, 0.032, 0.059)
@@ -119,11 +119,11 @@ class Bench:
 
     # ------------------------------------------------------------------------------------------- engine
 
-    def orders(self, requests: Sequence[ImageRequest], states: Sequence[State | None] = ()) -> list[Order]:
+    def orders(self, requests: Sequence[ImageRequest], states: Sequence[State | None] = ()) -> list[DenoiseJob]:
         states = states or [None] * len(requests)
         return [order_for(self.config, Role.HEAVY, r, s) for r, s in zip(requests, states, strict=True)]
 
-    def looped(self, orders: Sequence[Order], batch: int, ahead: int | None = None) -> list[Outcome]:
+    def looped(self, orders: Sequence[DenoiseJob], batch: int, ahead: int | None = None) -> list[Outcome]:
         """All orders through a step loop of ``batch`` places; at most ``ahead`` of them sent and not answered."""
         loop = StepLoop(self.engine, lambda order: batch)
         outcomes: list[Outcome] = []
@@ -176,14 +176,14 @@ def request_with(request: ImageRequest, **fields: Any) -> ImageRequest:
     return ImageRequest.from_dict(request.to_dict() | fields)
 
 
-def _latent(engine: Family, order: Order) -> tuple[torch.Tensor, dict[int, torch.Tensor]]:
+def _latent(engine: Family, order: DenoiseJob) -> tuple[torch.Tensor, dict[int, torch.Tensor]]:
     [sample] = engine.begin([order])
     while sample.step < order.recipe.steps:  # type: ignore[union-attr]
         engine.step([sample])  # type: ignore[list-item]
     return sample.latent, dict(sample.kept)  # type: ignore[union-attr]
 
 
-def _resume(bench: Bench, engine: Family, request: ImageRequest, step: int, latent: torch.Tensor) -> Order:
+def _resume(bench: Bench, engine: Family, request: ImageRequest, step: int, latent: torch.Tensor) -> DenoiseJob:
     model, sampler = engine.models[Role.HEAVY], engine.samplers[Role.HEAVY].id
     state = State(latent.numpy(), step, bench.steps, sampler, model)
     return order_for(bench.config, Role.HEAVY, request_with(request, resume_key="-", resume_step=step), state)
@@ -300,7 +300,7 @@ def _arrive(bench: Bench, batch: int, moment: int) -> tuple[int, float]:
 
 def sdxl_family(device: str, size: int, steps: int) -> tuple[FamilyConfig, Pipeline]:
     """SDXL base 1.0's architecture with random weights, for speed alone."""
-    from benchmarks.sdxl_architecture import pipeline
+    from testing.sdxl_architecture import pipeline
 
     light = {"name": "light", "scheduler": "euler-trailing", "steps": 4, "guidance": 0}
     config = FamilyConfig.model_validate(

@@ -22,9 +22,9 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.cascade import COLUMNS, REPOSITORY, Runs, measured, ratios, rows
-from benchmarks.sdxl_architecture import SMALL, write_family
-from benchmarks.service import service_file
 from controller.policies import POLICIES
+from testing.sdxl_architecture import SMALL, write_family
+from testing.service_files import service_file
 from traces.loader import load_trace
 from traces.prompts import prompt_by_id
 from weir.config import load_family

@@ -27,7 +27,8 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from cache.worth import resumed_share
+from baselines.comparison.systems import cascaded, compare_systems
+from cache.policy.resume_quality import resumed_share
 from controller.policies import make_policy
 from controller.policies.weir import Weir
 from controller.setting import LevelStats, QualityCurve, Setting
@@ -35,7 +36,6 @@ from simulator.arrivals import Arrivals, read_arrivals
 from simulator.engine import simulate
 from simulator.families import family_setting
 from simulator.outcome import UNANSWERED, Outcome
-from simulator.systems import cascaded, compare_systems
 from simulator.workload import service_workload
 from solvers.problem import Problem
 from traces.loader import load_trace

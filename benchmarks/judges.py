@@ -24,8 +24,8 @@ from quality.suite import family_suite, tensors
 from traces.prompts import prompt_by_id
 from weir.config import CLIP_SCORE, load_family
 from weir.core import ImageRequest, Role
-from workers.family import Family
-from workers.judges import family_judge
+from workers.models.family import Family
+from workers.models.judges import family_judge
 
 _SHARES = (0.2, 0.5, 0.7)
 _BATCH = 10

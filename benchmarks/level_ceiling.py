@@ -29,7 +29,7 @@ from training.level_pairs import SEED
 from training.scenes import Scene, caption
 from weir.config import load_family
 from weir.core import ImageRequest, Role
-from workers.family import Family
+from workers.models.family import Family
 
 FAMILY = ROOT / "deploy" / "families" / "weir-tiny.yaml"
 HEAVY_STEPS = 10

@@ -16,8 +16,8 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from baselines.comparison.level_compare import LADDERS, LevelReport, compare_level_files
 from benchmarks.joint import ROOT
-from simulator.level_compare import LADDERS, LevelReport, compare_level_files
 
 POLICIES = ("weir", "argus", "pac")
 #: Factor on the demand of each trace.

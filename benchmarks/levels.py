@@ -25,15 +25,15 @@ from rich.table import Table
 from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import csr_matrix
 
+from baselines.comparison.level_compare import compare_levels
 from controller.levels import LevelSetting
 from simulator.arrivals import poisson
-from simulator.level_compare import compare_levels
 from solvers.alignment import ALIGNERS, align, total_variation
 from solvers.allocation import LevelGpus, LevelProblem, PromptClass, allocate, formulate_levels
 from solvers.backends import installed
 from solvers.enumerate_levels import enumerate_levels
 from solvers.solution import Status
-from weir.levels import Strategy, load_ladder
+from weir.approximation_levels import Strategy, load_ladder
 
 LADDER = load_ladder(Path(__file__).parents[1] / "deploy" / "ladders" / "argus-sdxl.json")
 LEVELS = LADDER.of(Strategy.AC)

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from benchmarks.service import service_file
+from baselines.published import CASCADES
 from controller.policies import make_policy
 from controller.setting import Setting
 from deploy.local import down, up
@@ -35,7 +35,7 @@ from simulator.confidences import read_scores
 from simulator.engine import simulate
 from simulator.outcome import ANSWERED_AT_DEADLINE, ANSWERED_HEAVY, ANSWERED_LIGHT, UNANSWERED, Outcome
 from simulator.report import report
-from solvers.published import CASCADES
+from testing.service_files import service_file
 from traces.outcome import Outcome as Answer
 from traces.replay import replay
 from traces.trace import Arrival, Trace

@@ -25,8 +25,8 @@ from pathlib import Path
 import psutil
 from rich.console import Console
 
-from benchmarks.service import service_file
 from deploy.local import down, readiness, up
+from testing.service_files import service_file
 from traces.loader import load_trace
 from traces.replay import replay
 

@@ -30,7 +30,7 @@ from deploy.cluster import cluster
 from deploy.local import bindable
 from deploy.publish import Publisher
 from deploy.serve_config import render
-from load_balancer.openapi import GENERATIONS
+from load_balancer.http.openapi import GENERATIONS
 from weir.config import load_service
 
 BODY = {"prompt": "a red circle above a blue square", "seed": 7}

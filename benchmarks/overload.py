@@ -23,8 +23,8 @@ from typing import Any
 import httpx
 import numpy as np
 
-from benchmarks.service import emulated_service
 from deploy.local import down, up
+from testing.service_files import emulated_service
 
 SLO_S = 4.0
 #: One heavy replica, in batches of four within half a second.

@@ -13,11 +13,11 @@ import argparse
 from rich.console import Console
 from rich.table import Table
 
-from controller.policies.policy import best_batch
+from baselines.published import CASCADES
+from controller.policy import best_batch
 from simulator.families import family_setting
 from solvers.cascades import Variant, chains, choice, chosen_pair
 from solvers.problem import Problem
-from solvers.published import CASCADES
 from solvers.solve import solve
 
 PAIRS = {"sd-turbo": "diffserve-1", "sdxs": "diffserve-2"}

@@ -4,10 +4,10 @@
 
 DIR is a folder with files of DiffServe's artifact (not part of this project): ``trace_1to8qps.txt``,
 ``trace_4to32qps.txt``, ``fixed_20qps.txt``, ``dist_sdturbo.txt``, ``dist_sdxs.txt`` and
-``stable_diffusion_runtimes_{sdturbo,sdxs,sdxlltn}.csv``. First the tables in ``solvers.published`` are checked against
-them; then the recorded traces run on 16 GPUs, and after them arrivals drawn anew: Poisson at the recorded trace's rate
-and at 1.25 times of it, and of the same mean a steady rate, steps and spikes. The policy's one tuned number, the heavy
-utilisation, was chosen on the recorded traces, steps and spikes with other numbers. ``--dominance`` says at the end
+``stable_diffusion_runtimes_{sdturbo,sdxs,sdxlltn}.csv``. First the tables in ``baselines.published`` are checked
+against them; then the recorded traces run on 16 GPUs, and after them arrivals drawn anew: Poisson at the recorded
+trace's rate and at 1.25 times of it, and of the same mean a steady rate, steps and spikes. The policy's
+one tuned number, the heavy utilisation, was chosen on the recorded traces, steps and spikes with other numbers. ``--dominance`` says at the end
 which policy is on which arrivals at least as good as Weir's on both axes and better on one; the exit code is then 1.
 """
 
@@ -22,13 +22,13 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
+from baselines.comparison.compare import compare
+from baselines.published import CASCADES
 from controller.policies import POLICIES
 from simulator.arrivals import Arrivals, poisson, read_arrivals, spikes, steps
-from simulator.compare import compare
 from simulator.confidences import read_scores, recorded
 from simulator.families import family_setting
 from simulator.report import Report
-from solvers.published import CASCADES
 
 #: Family, scores; the artifact judges cascade 3 by the scores of cascade 2.
 SCORES = {"diffserve-1": "dist_sdturbo.txt", "diffserve-2": "dist_sdxs.txt", "diffserve-3": "dist_sdxs.txt"}

@@ -27,7 +27,7 @@ from quality.suite import Suite, family_suite, tensors
 from training.scenes import caption, draw_scene
 from weir.config import load_family
 from weir.core import ImageRequest, Role
-from workers.family import Family
+from workers.models.family import Family
 
 BATCH = 8
 

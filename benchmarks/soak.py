@@ -31,11 +31,11 @@ import psutil
 import redis
 from rich.console import Console
 
-from benchmarks.service import service_file
-from benchmarks.testbed import write_service
-from benchmarks.trend import Allowance, Trend, trend
 from deploy.local import down, up
 from deploy.state import Service, StateFile
+from testing.service_files import service_file
+from testing.testbed import write_service
+from testing.trend import Allowance, Trend, trend
 from traces.loader import load_trace
 from traces.replay import replay
 from traces.trace import Trace

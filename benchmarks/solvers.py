@@ -21,9 +21,9 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from baselines.published import CASCADES
 from solvers.backends import installed
 from solvers.problem import CacheHit, GpuType, Problem, PromptGroup
-from solvers.published import CASCADES
 from solvers.solve import solve
 from weir.core import LatencyProfile
 

@@ -21,14 +21,14 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.joint import ROOT, quality, setting, workload
-from controller.hits import LiveHits
+from controller.cache_forecast import LiveHits
 from controller.observation import Observation
 from controller.policies.weir import Weir
 from controller.setting import Setting
 from controller.strategy import SwitchRules
 from simulator.engine import simulate
+from weir.approximation_levels import Strategy
 from weir.core import Plan
-from weir.levels import Strategy
 
 #: A switch that never trips.
 NEVER = SwitchRules(fetch_limit=1e9, fetch_back=1e8, trip_s=1e6)

@@ -8,11 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
-from cache.backend import MemoryBackend
-from cache.opening import LoadJudge, open_cache
-from cache.partition import Settings
-from cache.store import SealedStore
-from cache.upkeep import export_store, import_store
+from cache.factory import LoadJudge, open_cache
+from cache.policy.partition import Settings
+from cache.store.backend import MemoryBackend
+from cache.store.maintenance import export_store, import_store
+from cache.store.store import SealedStore
 from weir.config import CacheConfig, FamilyConfig
 from weir.core import ImageRequest
 from weir.errors import ConfigError
@@ -24,7 +24,7 @@ TENANT = "local"
 
 
 class Run(Protocol):
-    """What the cache needs of a finished heavy run (:class:`workers.engine.Drawn`)."""
+    """What the cache needs of a finished heavy run (:class:`workers.engine.engine.EngineOutput`)."""
 
     @property
     def first(self) -> int: ...
@@ -52,7 +52,7 @@ class LocalCache:
         """Reads the file where there is one.
 
         Args:
-            judge: as :func:`cache.opening.open_cache` has it.
+            judge: as :func:`cache.factory.open_cache` has it.
 
         Raises:
             ConfigError: the file or its secret cannot be read or written, or is something else.

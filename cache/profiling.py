@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from cache.selector import By, Selector
+from cache.policy.selector import By, Selector
 from weir.errors import ConfigError
 from weir.files import written_whole
 

@@ -16,11 +16,11 @@ from typing import Any
 
 import numpy as np
 
-from cache.approaches import Approach
-from cache.eviction import eviction_policy
 from cache.index import VectorIndex
-from cache.ledger import Index, Insert, Ledger
-from cache.selector import By
+from cache.policy.approaches import Approach
+from cache.policy.catalog import Catalog, Index, Insert
+from cache.policy.eviction import eviction_policy
+from cache.policy.selector import By
 from weir.errors import ConfigError
 
 _SIMILARITY_COLUMNS = ("scores", "score", "similarity", "similarities")
@@ -112,7 +112,7 @@ def replay_prompts(
         return figures(approach, Counter({0: len(vectors)}))
     dim = len(vectors[0]) if len(vectors) else 1
     policy = eviction_policy(eviction or approach.eviction, after_hits=rules.insert is Insert.ALL)
-    ledger = Ledger(rules, policy, capacity or len(vectors) * 16, index or (lambda: VectorIndex(dim)))
+    ledger = Catalog(rules, policy, capacity or len(vectors) * 16, index or (lambda: VectorIndex(dim)))
     served: Counter[int] = Counter()
     evicted = 0
     for i, vector in enumerate(vectors):
@@ -132,7 +132,7 @@ def found_anything(vectors: np.ndarray, approach: Approach) -> np.ndarray:
     """Whether each prompt of a log found something in an unlimited cache, boolean [N]: what a predictor learns from."""
     assert approach.rules is not None
     _compares_prompts(approach)
-    ledger = Ledger(approach.rules, eviction_policy("fifo"), 1 << 60, lambda: VectorIndex(vectors.shape[1]))
+    ledger = Catalog(approach.rules, eviction_policy("fifo"), 1 << 60, lambda: VectorIndex(vectors.shape[1]))
     hits = np.zeros(len(vectors), bool)
     for i, vector in enumerate(vectors):
         found = ledger.find("", vector)

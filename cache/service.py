@@ -12,11 +12,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from cache.approximate import ApproximateCache, Lookup
-from cache.backend import StoreFailed
-from cache.meter import CacheMeter
-from cache.opening import LoadJudge, open_cache, open_store
-from cache.partition import Settings
+from cache.cache import ApproximateCache, Lookup
+from cache.cache_metrics import CacheMetrics
+from cache.factory import LoadJudge, open_cache, open_store
+from cache.policy.partition import Settings
+from cache.store.backend import StoreFailed
 from weir.config import CacheConfig, FamilyConfig
 from weir.loopback import keep_to_loopback
 from weir.prompt_levels import WatchedHead
@@ -34,7 +34,7 @@ class CacheService:
     """Configuration and family are plain JSON, as the classes' ``model_dump`` writes them.
 
     Args:
-        judge: as :func:`cache.opening.open_cache` has it.
+        judge: as :func:`cache.factory.open_cache` has it.
 
     All work is done on one thread, in order; the event loop only waits. While the index is being rebuilt from the store
     every lookup is a miss, and requests go their way. Where the store cannot be read, lookups are answered and nothing
@@ -64,7 +64,7 @@ class CacheService:
             RayMetrics(),
         )
         self._cache = open_cache(settings, models, open_store(settings, metrics=metrics), judge)
-        self._meter = CacheMeter(self._cache, metrics, models.heavy.steps)
+        self._meter = CacheMetrics(self._cache, metrics, models.heavy.steps)
         self._levels = None
         if settings.levels is not None and self._cache.levels is not None:
             encoder = self._cache.levels.about.encoder
@@ -75,7 +75,7 @@ class CacheService:
         self._tending = self._thread.submit(self._tend)
 
     async def lookup(self, name: str, tenant: str, prompt: str, settings: dict[str, Any]) -> dict[str, Any]:
-        """:meth:`ApproximateCache.lookup`; the fields of a :class:`cache.approximate.Lookup` come back."""
+        """:meth:`ApproximateCache.lookup`; the fields of a :class:`cache.cache.Lookup` come back."""
         if not self.ready:
             return Lookup("").to_dict()
         wanted = Settings(**settings)

@@ -11,8 +11,8 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from weir.approximation_levels import Strategy
 from weir.errors import PlanError
-from weir.levels import Strategy
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +26,7 @@ class SwitchRules:
             above the second.
         trip_s: how long measurements have to speak against AC without a break before it is left.
         hold_s: how long they have to speak for it before it is taken up again; longer than a GPU is lost for when it
-            loads another model (:attr:`weir.levels.Level.load_s`, 12 to 47 s in the published ladder).
+            loads another model (:attr:`weir.approximation_levels.Level.load_s`, 12 to 47 s in the published ladder).
     """
 
     fetch_limit: float = 1.0

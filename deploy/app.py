@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict
 from ray import serve
 from ray.serve import Application
 
-from cache.opening import open_store
+from cache.factory import open_store
 from cache.service import CacheService
 from deploy.serve_config import BALANCER, CACHE, ON_HEAD, POOL, located
 from load_balancer.deployment import ServedLoadBalancer
@@ -26,7 +26,7 @@ UNLIMITED = 100_000
 #: There is one load balancer and one cache: whichever does not answer three times for so long is replaced.
 HUNG_S = 10
 #: Constant: Serve restarts the whole application when this changes.
-ROUTER = {"request_router_class": "load_balancer.router.ChosenReplicaRouter"}
+ROUTER = {"request_router_class": "load_balancer.pool.router.ChosenReplicaRouter"}
 #: One line of log for each call would cost more than the call.
 QUIET = {"enable_access_log": False}
 
@@ -108,7 +108,7 @@ def build(args: AppArgs) -> Application:
 
 def judge(family: FamilyConfig) -> Any:
     """Who judges the family's pictures, where the cache does; loaded in the process that asks for it."""
-    from workers.judges import family_judge
+    from workers.models.judges import family_judge
 
     return family_judge(family)
 

@@ -25,11 +25,11 @@ from ray._private.services import get_webui_url_from_internal_kv
 from ray.serve import Application
 from ray.serve.handle import DeploymentHandle
 
-from cache.worth import resumed_share
+from cache.policy.resume_quality import resumed_share
 from controller.counters import Counters
 from controller.loop import Controller
 from controller.policies import Policy, make_policy
-from controller.policies.pairs import WeirPairs
+from controller.policies.light_variants import WeirPairs
 from controller.setting import Setting
 from deploy.publish import Publisher
 from deploy.serve_config import APPLICATION, BALANCER, CONTROLLER, ON_HEAD, located

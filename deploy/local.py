@@ -22,8 +22,8 @@ import yaml
 from rich.console import Console
 from rich.text import Text
 
-from cache.opening import SECRET, URL
-from cache.redis_server import RedisServer
+from cache.factory import SECRET, URL
+from cache.store.redis_server import RedisServer
 from deploy.cluster import REPOSITORY, cluster, targets_file
 from deploy.state import FOLDER, Service, StateFile, find
 from weir.config import FamilyConfig, ServiceConfig, load_keys, load_pairs, load_service

@@ -38,7 +38,7 @@ class ShadowLoop:
     """Everything it needs, loaded.
 
     Args:
-        draw: a sample at these variants and steps (fields of :class:`load_balancer.shadow.Sample`); None for now.
+        draw: a sample at these variants and steps (fields of a ``ShadowSample``); None for now.
 
     Raises:
         ConfigError: the head is not what it should be, or the family brings nothing that judges its images.

@@ -13,12 +13,12 @@ from fastapi import FastAPI
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
-from load_balancer.api import create_app
-from load_balancer.balancer import Balancer
-from load_balancer.callers import Callers
+from load_balancer.http.api import create_app
+from load_balancer.http.api_keys import ApiKeys
 from load_balancer.lease import Lease
-from load_balancer.reuse import ServeCache
-from load_balancer.serve_pool import ServePool
+from load_balancer.pool.serve_pool import ServePool
+from load_balancer.runner.balancer import Balancer
+from load_balancer.runner.cache_client import ServeCacheClient
 from weir.config import FamilyConfig, ServiceConfig
 from weir.core import Plan, Role
 from weir.loopback import keep_to_loopback
@@ -56,7 +56,7 @@ class LoadBalancer:
             drain_s=self._service.drain_s,
             profile=None if profile is None else Profile.model_validate(profile),
             pairs=[(FamilyConfig.model_validate(it), Profile.model_validate(measured)) for it, measured in pairs],
-            cache=None if cache is None else ServeCache(cache, self._service.cache.lookup_s),
+            cache=None if cache is None else ServeCacheClient(cache, self._service.cache.lookup_s),
             cache_mode=self._service.cache.mode,
             direct=self._service.cache.direct,
             shadow=self._service.cache.shadow,
@@ -64,7 +64,7 @@ class LoadBalancer:
             metrics=RayMetrics(),
         )
         http = self._service.http
-        self._callers = Callers(self._service.keys_file, open_admin=http.is_local)
+        self._callers = ApiKeys(self._service.keys_file, open_admin=http.is_local)
         if self._service.keys_file is None and not http.is_local:
             log.warning("everybody who reaches %s:%d may ask for images; keys_file names who may", http.host, http.port)
         self._lease = Lease()
@@ -87,12 +87,12 @@ class LoadBalancer:
         return self.balancer.counters(judged, batches, fetched)
 
     async def shadow_sample(self, levels: list[tuple[str, int]]) -> dict[str, Any] | None:
-        """See :meth:`Balancer.shadow_sample`; the fields of a :class:`load_balancer.shadow.Sample` come back."""
+        """See :meth:`Balancer.shadow_sample`; the fields of a ``ShadowSample`` come back."""
         sample = await self.balancer.shadow_sample([(Role(role), steps) for role, steps in levels])
         return None if sample is None else asdict(sample)
 
     async def take(self, plan: dict[str, Any]) -> None:
-        """Takes a plan without the pause in routing that a ``user_config`` brings; see ``load_balancer/roster.py``."""
+        """Takes a plan without the pause in routing that a ``user_config`` brings; see ``pool/replica_registry.py``."""
         self.balancer.roster.apply(plan)
 
     async def reconfigure(self, user_config: Any) -> None:

@@ -33,7 +33,7 @@ Progress = Callable[[str, int, int], None]
 
 
 class Picture(Protocol):
-    """What the measures need of a drawn image (:class:`workers.engine.Drawn`)."""
+    """What the measures need of a drawn image (:class:`workers.engine.engine.EngineOutput`)."""
 
     image: bytes
     confidence: float | None
@@ -43,7 +43,7 @@ class Picture(Protocol):
 
 
 class Engine(Protocol):
-    """What draws (:class:`workers.engine.Engine`)."""
+    """What draws (:class:`workers.engine.engine.Engine`)."""
 
     def generate(
         self, role: Role, requests: Sequence[ImageRequest], starts: Sequence[State | None] = ()

@@ -17,7 +17,7 @@ import numpy as np
 
 from controller.observation import Batch
 from controller.policies import Policy
-from load_balancer.admission import Admission
+from load_balancer.admission.admission import Admission
 from simulator.arrivals import Arrivals
 from simulator.fleet import HEAVY, LIGHT, NEVER, ROLE_NAMES, Fleet, Replica
 from simulator.outcome import ANSWERED_AT_DEADLINE, ANSWERED_HEAVY, ANSWERED_LIGHT, UNANSWERED, Outcome

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from baselines.published import CASCADES, Cascade
 from controller.setting import QualityCurve, Setting
 from solvers.problem import GpuType
-from solvers.published import CASCADES, Cascade
 from weir.core import LatencyProfile
 from weir.errors import ConfigError
 from weir.profiles import load_profile

@@ -1,7 +1,7 @@
 """The simulated replicas, and which of them gets a request.
 
 A request goes to the replica of its role that would have its image ready first, by the rule of
-``load_balancer/dispatch.py``, which keeps the same book for the cluster; a test holds the two together.
+``load_balancer/dispatch/dispatcher.py``, which keeps the same book for the cluster; a test holds the two together.
 
 With a thousand replicas asking each of them for every request would be too slow, so the answer of each busy replica is
 kept in an array and refreshed when its queue changes, and idle replicas wait in a heap by rank.
@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from controller.setting import Setting
-from load_balancer.replica_book import PRICED_FULL
+from load_balancer.dispatch.finish_time import PRICED_FULL
 from weir.core import Plan, Role
 
 LIGHT, HEAVY = 0, 1
@@ -80,7 +80,7 @@ class Fleet:
     ):
         """
         Args:
-            transit_s: what calls take one way; see :mod:`load_balancer.transit`.
+            transit_s: what calls take one way; see :mod:`load_balancer.dispatch.network_delay`.
             work: share of a whole heavy run that each request needs; None: all need all of it.
         """
         self.usual_s, self.slow_s = (float(s) for s in np.percentile(transit_s, (50, 90))) if transit_s else (0.0, 0.0)

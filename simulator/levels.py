@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from controller.levels import LevelPlan, LevelPolicy, LevelSetting
-from weir.levels import Strategy
+from weir.approximation_levels import Strategy
 
 #: Seconds between observations.
 TICK_S = 1.0

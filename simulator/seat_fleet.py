@@ -1,4 +1,4 @@
-"""Simulated replicas whose images join and leave at every step, by the rule of ``load_balancer/replica_book.py``.
+"""Simulated replicas whose images join and leave at every step, by the rule of ``dispatch/finish_time.py``.
 
 A step is so short beside a run that the twin lets an image join at once: it is ahead of a worker by half a step.
 """
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from controller.setting import Setting
-from load_balancer.replica_book import PRICED_FULL
+from load_balancer.dispatch.finish_time import PRICED_FULL
 from simulator.fleet import HEAVY, NEVER, ROLES, Fleet, Replica
 from weir.core import Plan
 

@@ -1,4 +1,4 @@
-"""What the twin counts of its requests for the controller, as the load balancer does (``load_balancer/tally.py``)."""
+"""What the twin counts of its requests for the controller, as the load balancer does."""
 
 from __future__ import annotations
 

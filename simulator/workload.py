@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from cache.encoder import family_encoder
-from cache.selector import By, load_selector
-from cache.worth import load_worth
+from cache.policy.resume_quality import load_worth
+from cache.policy.selector import By, load_selector
 from controller.setting import QualityCurve, Setting
 from simulator.arrivals import Arrivals, laid_anew, trace_arrivals
 from simulator.confidences import drawn

@@ -12,8 +12,8 @@ import time
 from collections.abc import Iterator
 
 from solvers.milp import value
+from solvers.operating_points import OperatingPoint, curves
 from solvers.options import Option, options
-from solvers.points import Point, curves
 from solvers.problem import Problem
 from solvers.solution import Allocation, Solution, Status
 from weir.core import Role
@@ -24,7 +24,7 @@ def enumerate_optimum(problem: Problem) -> Solution:
     began = time.perf_counter()
     choices = options(problem)
     points = [curve.point(j) for curve in curves(problem) for j in range(len(problem.thresholds))]
-    best: tuple[float, tuple[Allocation, ...], Point, float] | None = None
+    best: tuple[float, tuple[Allocation, ...], OperatingPoint, float] | None = None
     for allocations, rate in _allocations(problem, choices):
         for point in points:
             needs = {role: problem.demand_rps * point.needs(role is Role.LIGHT) for role in Role}

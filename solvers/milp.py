@@ -1,8 +1,8 @@
 """The allocation problem as a mixed-integer linear program, in a form that every backend reads.
 
 Columns: n_o (integer, GPUs with option o), z_m (binary, which latency mode), a_rb (binary, batch size b of role r, only
-when a role may use one), y_p (binary, which operating point: ``solvers/points.py``), s_p (share of the demand that is
-shed, at the points that defer least), r_g (role changes).
+when a role may use one), y_p (binary, which operating point: ``solvers/operating_points.py``), s_p (share of the
+demand that is shed, at the points that defer least), r_g (role changes).
 
     maximise  Σ Q_p y_p − Σ (κ + Q_p) s_p − ρ Σ r_g − c Σ n_o
     GPUs      Σ_{o of g} n_o ≤ N_g
@@ -26,8 +26,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from solvers.operating_points import Curve, OperatingPoint, candidates, curves
 from solvers.options import Option, modes, options
-from solvers.points import Curve, Point, candidates, curves
 from solvers.problem import Problem
 from solvers.solution import Allocation
 from weir.core import Role
@@ -77,7 +77,7 @@ class Formulation:
     options: tuple[Option, ...]
     curves: list[Curve]
 
-    def decode(self, x: np.ndarray) -> tuple[tuple[Allocation, ...], Point, float]:
+    def decode(self, x: np.ndarray) -> tuple[tuple[Allocation, ...], OperatingPoint, float]:
         """The allocations, the operating point and the served share of a solution vector.
 
         Only the GPU counts are taken from ``x``. The point and the served share are evaluated again from them, among
@@ -93,11 +93,11 @@ class Formulation:
 
 def best_point(
     problem: Problem, choices: tuple[Option, ...], counts: np.ndarray, found: list[Curve]
-) -> tuple[Point, float]:
+) -> tuple[OperatingPoint, float]:
     """The best point that these GPUs carry, and the share of the demand served there (below 1 when none does)."""
     rate = {role: sum(o.rate_rps * n for o, n in zip(choices, counts, strict=True) if o.role is role) for role in Role}
     light, heavy = (rate[role] * (1 + 1e-9) for role in (Role.LIGHT, Role.HEAVY))
-    best: tuple[float, Point, float] | None = None
+    best: tuple[float, OperatingPoint, float] | None = None
     for curve in found:
         fits = problem.demand_rps * curve.heavy_work <= heavy
         if problem.demand_rps * curve.light_work <= light and fits.any():
@@ -172,7 +172,7 @@ def formulate(problem: Problem) -> Formulation:
     return Formulation(problem, program, choices, found)
 
 
-def value(problem: Problem, allocations: tuple[Allocation, ...], point: Point, served: float) -> float:
+def value(problem: Problem, allocations: tuple[Allocation, ...], point: OperatingPoint, served: float) -> float:
     """The objective of a decoded solution, evaluated exactly; what backends and the enumerator are compared by."""
     total = point.quality * served - shed_penalty(problem) * (1 - served)
     for index, gpu in enumerate(problem.gpus):

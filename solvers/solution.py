@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
-from solvers.points import Point
+from solvers.operating_points import OperatingPoint
 from solvers.problem import Problem
 from weir.core import Assignment, Plan, Role
 
@@ -49,7 +49,7 @@ class Solution:
     backend: str
     status: Status
     seconds: float
-    point: Point
+    point: OperatingPoint
 
     def count(self, role: Role, gpu: int | None = None) -> int:
         """GPUs needed in a role, of one type or of all."""

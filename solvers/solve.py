@@ -10,8 +10,8 @@ import numpy as np
 
 from solvers.backends import Backend, backend, installed
 from solvers.milp import Formulation, best_point, formulate, value
+from solvers.operating_points import OperatingPoint
 from solvers.options import Option
-from solvers.points import Point
 from solvers.problem import Problem
 from solvers.solution import Allocation, Solution, Status
 from weir.core import Role
@@ -119,7 +119,7 @@ def _lightest(form: Formulation, began: float) -> Solution:
 def _solution(
     problem: Problem,
     allocations: tuple[Allocation, ...],
-    point: Point,
+    point: OperatingPoint,
     served: float,
     name: str,
     status: Status,

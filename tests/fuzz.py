@@ -17,7 +17,7 @@ from pathlib import Path
 import yaml
 
 from deploy.local import down, up
-from tests.toy_family import FAMILY, PROFILE
+from testing.toy_family import FAMILY, PROFILE
 
 #: A known idempotency key with another request is the one thing that a schema cannot forbid: 422.
 CONFIG = """

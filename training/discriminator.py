@@ -23,7 +23,7 @@ from training.judging import ASKS_NOTHING, MOST, Judge, SeenImages, mirrored
 from training.loop import train
 from training.scenes import BACKGROUNDS, COLOURS, SHAPES, SIZES, TEXTURES, Scene, Thing, caption
 from training.vae import to_tensor
-from workers.discriminator import Discriminator, DiscriminatorNet, Sight, Wish
+from workers.models.discriminator import Discriminator, DiscriminatorNet, Sight, Wish
 
 #: The words that turn into one another in a mirror.
 _MIRROR = {"left of": "right of", "right of": "left of"}

@@ -29,7 +29,7 @@ from weir.config import FamilyConfig
 from weir.core import ImageRequest, Role
 from weir.errors import ConfigError
 from weir.files import written_whole
-from workers.family import Family
+from workers.models.family import Family
 
 Progress = Callable[[str, int, int], None]
 STEPS = (2, 5, 10, 25, 50)

@@ -22,7 +22,7 @@ from weir.config import FamilyConfig
 from weir.core import ImageRequest, Role
 from weir.errors import ConfigError
 from weir.files import written_whole
-from workers.family import Family
+from workers.models.family import Family
 
 #: Prompts that are drawn at once, and kept at once.
 _BATCH = 32

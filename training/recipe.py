@@ -51,7 +51,7 @@ from training.judging import LIGHT_STEPS, see_light
 from training.tokenizer import new_tokenizer
 from training.vae import encode_all, refine_decoder, train_vae
 from weir.errors import ConfigError
-from workers.discriminator import Discriminator
+from workers.models.discriminator import Discriminator
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ class State:
     Attributes:
         latent: float16 [C, H/f, W/f], on the host.
         step: 0…``steps``; ``steps`` is the finished latent.
-        sampler: solver, noise schedule and prediction type (:attr:`workers.samplers.Sampler.id`).
+        sampler: solver, noise schedule and prediction type (:attr:`workers.engine.samplers.Sampler.id`).
         model: variant and revision that made it.
     """
 

@@ -14,8 +14,8 @@ from weir.core import ImageRequest, Role
 from weir.errors import StateRefused, WeirError
 from weir.profiles import Profile
 from weir.states import State, capture_steps
-from workers.engine import Drawn, Order, run_to_end
-from workers.scheduling import Recipe
+from workers.engine.engine import DenoiseJob, EngineOutput, run_to_end
+from workers.engine.scheduling import Recipe
 
 #: Below this a sleep costs more than it waits for.
 _SHORTEST_SLEEP_S = 1e-4
@@ -27,7 +27,7 @@ _FACTOR, _CHANNELS = 8, 4
 
 @dataclass(slots=True, eq=False)
 class _Sample:
-    order: Order
+    order: DenoiseJob
     step: int
 
 
@@ -51,21 +51,21 @@ class EmulatedEngine:
 
     def generate(
         self, role: Role, requests: Sequence[ImageRequest], starts: Sequence[State | None] = ()
-    ) -> list[Drawn]:
+    ) -> list[EngineOutput]:
         states = starts or [None] * len(requests)
         return run_to_end(self, [self._order(role, r, s) for r, s in zip(requests, states, strict=True)])
 
-    def _order(self, role: Role, request: ImageRequest, state: State | None) -> Order:
+    def _order(self, role: Role, request: ImageRequest, state: State | None) -> DenoiseJob:
         steps = (request.steps if role is Role.HEAVY else None) or self.profile.variant(role).steps
-        return Order(Recipe(role, request.width, request.height, steps, request.guidance or 0.0), request, state)
+        return DenoiseJob(Recipe(role, request.width, request.height, steps, request.guidance or 0.0), request, state)
 
-    def call_of(self, order: Order) -> Hashable:
+    def call_of(self, order: DenoiseJob) -> Hashable:
         recipe = order.recipe
         if self.profile.variant(recipe.role).stepwise:
             return recipe.role, recipe.width, recipe.height
         return recipe, order.first
 
-    def check(self, order: Order) -> None:
+    def check(self, order: DenoiseJob) -> None:
         start, name = order.start, self.profile.variant(order.recipe.role).name
         if start is None or order.warm:
             return
@@ -76,7 +76,7 @@ class EmulatedEngine:
         if given != expected:
             raise StateRefused(f"the latent's model, step and number of steps are {given}; this run needs {expected}")
 
-    def begin(self, orders: Sequence[Order]) -> list[_Sample | WeirError]:
+    def begin(self, orders: Sequence[DenoiseJob]) -> list[_Sample | WeirError]:
         if (fixed := self.profile.variant(orders[0].recipe.role).fixed) is not None:
             self._sleep(fixed.text_s * len(orders))
         begun: list[_Sample | WeirError] = []
@@ -102,19 +102,19 @@ class EmulatedEngine:
                 sample.step = recipe.steps
         return [None] * len(samples)
 
-    def finish(self, samples: Sequence[_Sample]) -> list[Future[Drawn]]:
+    def finish(self, samples: Sequence[_Sample]) -> list[Future[EngineOutput]]:
         if (fixed := self.profile.variant(samples[0].order.recipe.role).fixed) is not None:
             self._sleep((fixed.decode_s + fixed.discriminator_s) * len(samples))
-        answers: list[Future[Drawn]] = []
+        answers: list[Future[EngineOutput]] = []
         for sample in samples:
             answers.append(Future())
             answers[-1].set_result(self._drawn(sample.order))
         return answers
 
-    def _drawn(self, order: Order) -> Drawn:
+    def _drawn(self, order: DenoiseJob) -> EngineOutput:
         recipe, request = order.recipe, order.request
         keeps = capture_steps(recipe.steps) if request.capture and order.stride == 1 else ()
-        return Drawn(
+        return EngineOutput(
             self._images[recipe.role],
             self.confidence(request) if recipe.role is Role.LIGHT or request.accept else None,
             recipe.steps - order.first,
@@ -123,7 +123,7 @@ class EmulatedEngine:
             latent=self._state(order, recipe.steps) if request.keep_latent else None,
         )
 
-    def _state(self, order: Order, step: int) -> State:
+    def _state(self, order: DenoiseJob, step: int) -> State:
         """Zeros of the size that a real one has."""
         import numpy as np
 

@@ -11,7 +11,7 @@ from weir.config import FamilyConfig
 from weir.core import ImageRequest, Path, Plan, Role
 from weir.errors import GenerationFailed, StateRefused
 from weir.states import State
-from workers.engine import Drawn, Engine, order_for, recipe
+from workers.engine.engine import Engine, EngineOutput, order_for, recipe
 
 
 class Cache(Protocol):
@@ -21,7 +21,7 @@ class Cache(Protocol):
         """The request for the heavy variant, and the state that it resumes from."""
         ...
 
-    def finished(self, request: ImageRequest, run: Drawn | None, sought: bool, refused: bool) -> None:
+    def finished(self, request: ImageRequest, run: EngineOutput | None, sought: bool, refused: bool) -> None:
         """Follows every :meth:`find`, with the last heavy run if there was one; ``sought``: it should have resumed;
         ``refused``: the state does not fit the weights that are here."""
         ...
@@ -99,7 +99,7 @@ def generate(
     for each in Role:
         recipe(family, each, request)
     if engine is None:
-        from workers.family import Family
+        from workers.models.family import Family
 
         engine = Family.load(family, threads=threads)
     cached = cache if role is not Role.LIGHT else None

@@ -13,7 +13,7 @@ from weir.core import ImageRequest, Role
 from weir.errors import ConfigError, WeirError
 from weir.files import make_folder, written_whole
 from weir.profiles import FixedCosts, Profile, VariantProfile
-from workers.engine import Engine, Order, OutOfMemory, Sample, order_for
+from workers.engine.engine import DenoiseJob, Engine, OutOfMemory, Sample, order_for
 
 #: Told after every measured batch: how many are done, how many there are, and what the last one was.
 Progress = Callable[[int, int, str], None]
@@ -52,7 +52,7 @@ def profile_family(
     if not prompts:
         raise ConfigError("prompts is empty; a profile needs at least one prompt")
     if engine is None:
-        from workers.family import Family
+        from workers.models.family import Family
 
         engine = Family.load(family, threads=threads)
     tell = _Teller(progress, total=2 * len(sizes) * (repeats + 1) + -(-len(prompts) // sizes[-1]))
@@ -160,7 +160,7 @@ def _judging_s(engine: Engine, side: int, prompts: Sequence[str], size: int, rep
     return statistics.median(taken[1:]) / size
 
 
-def _run(engine: Engine, orders: Sequence[Order]) -> _Timed:
+def _run(engine: Engine, orders: Sequence[DenoiseJob]) -> _Timed:
     """Draws one batch and times its parts.
 
     Raises:

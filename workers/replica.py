@@ -25,9 +25,9 @@ from weir.profiles import load_profile
 from weir.states import State, StateStore
 from weir.telemetry import Metrics, NoMetrics
 from workers.emulated import EmulatedEngine
-from workers.engine import Drawn, Engine, Order, OutOfMemory, failed, order_for
-from workers.loop import Job, Outcome, Progress, StepLoop, preview_steps
-from workers.pairs import Pairs
+from workers.engine.engine import DenoiseJob, Engine, EngineOutput, OutOfMemory, failed, order_for
+from workers.engine.step_loop import Job, Outcome, Progress, StepLoop, preview_steps
+from workers.models.light_variants import LightVariants
 
 log = logging.getLogger(__name__)
 
@@ -147,7 +147,7 @@ class Worker:
         captured = self._keep(wanted, outcome.drawn.states)
         return self._result(wanted.id, outcome, captured, fetch_s, refused).to_dict()
 
-    def _ordered(self, role: Role, request: ImageRequest, state: State | None) -> tuple[Order, bool]:
+    def _ordered(self, role: Role, request: ImageRequest, state: State | None) -> tuple[DenoiseJob, bool]:
         """The order for the engine, and whether it does not fit the state: one whose start is missing or unfit starts
         from noise instead.
 
@@ -194,7 +194,7 @@ class Worker:
             log.warning("%s runs from step 0: no state in time: %s: %s", request.id, type(error).__name__, error)
         return state, time.monotonic() - begun
 
-    async def _drawn(self, ordered: Order, show: Callable[[dict[str, Any]], None] | None) -> Outcome:
+    async def _drawn(self, ordered: DenoiseJob, show: Callable[[dict[str, Any]], None] | None) -> Outcome:
         events = asyncio.get_running_loop()
         done: asyncio.Future[Outcome] = events.create_future()
         wanted = preview_steps(ordered.first, ordered.recipe.steps, ordered.request.previews)
@@ -278,7 +278,7 @@ class Worker:
             refused=refused,
         )
 
-    def _doubt(self, drawn: Drawn) -> None:
+    def _doubt(self, drawn: EngineOutput) -> None:
         """A replica that failed at an image has to show that it can still draw any; one trial at a time."""
         if drawn.error is not None and drawn.error[0] in _OWN_FAILURES and (self._trial is None or self._trial.done()):
             self._trial = asyncio.create_task(self._try())
@@ -299,7 +299,7 @@ class Worker:
         self.failures[code] += 1
         self._metrics.add(metrics_of.WORKER_FAILURES, code=code)
 
-    def _limit(self, ordered: Order) -> int:
+    def _limit(self, ordered: DenoiseJob) -> int:
         """The plan's batch size for the role; what a replica draws beside its own role goes by a plan neighbour's."""
         own, role = self._assigned(), ordered.recipe.role
         of_role = [a.batch_size for a in self.plan.assignments if a.role is role]
@@ -420,8 +420,8 @@ def _engine(family: FamilyConfig, emulate: str | None, others: Sequence[tuple[Fa
         own = EmulatedEngine(load_profile(emulate))
         beside = {it.light.name: EmulatedEngine(load_profile(profile)) for it, profile in others}
     else:
-        from workers.family import Family  # an emulated replica never pays for torch
+        from workers.models.family import Family  # an emulated replica never pays for torch
 
         own = loaded = Family.load(family, threads=1)
         beside = {it.light.name: loaded.with_light(it) for it, _ in others}
-    return Pairs(own, beside) if beside else own
+    return LightVariants(own, beside) if beside else own

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from controller.levels.argus import Argus
-from controller.levels.clipper import ClipperHighAccuracy, ClipperHighThroughput
-from controller.levels.nirvana import Nirvana
-from controller.levels.pac import PromptAgnostic
-from controller.levels.policy import LevelPlan, LevelPolicy, LevelSetting
-from controller.levels.proteus import Proteus
-from controller.levels.sommelier import Sommelier
-from controller.levels.weir import Weir
+from baselines.argus import Argus
+from baselines.clipper import ClipperHighAccuracy, ClipperHighThroughput
+from baselines.level_proteus import Proteus
+from baselines.nirvana import Nirvana
+from baselines.pac import PromptAgnostic
+from baselines.sommelier import Sommelier
+from controller.level_policy import LevelPlan, LevelPolicy, LevelSetting
+from controller.policies.weir_levels import Weir
 from weir.errors import ConfigError
 
 LEVEL_POLICIES: dict[str, type[LevelPolicy]] = {

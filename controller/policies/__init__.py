@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from controller.policies.all_heavy import AllHeavy, AllHeavyAsPublished
-from controller.policies.all_light import AllLight, AllLightAsPublished
-from controller.policies.diffserve import DiffServe
-from controller.policies.diffserve_static import DiffServeStatic
-from controller.policies.policy import Policy
-from controller.policies.proteus import Proteus
+from baselines.all_heavy import AllHeavy, AllHeavyAsPublished
+from baselines.all_light import AllLight, AllLightAsPublished
+from baselines.diffserve import DiffServe
+from baselines.diffserve_static import DiffServeStatic
+from baselines.proteus import Proteus
 from controller.policies.weir import Weir
+from controller.policy import Policy
 from controller.setting import Setting
 from weir.errors import ConfigError
 

@@ -28,20 +28,20 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
+from controller.cache_forecast import LiveHits
 from controller.curves import LiveDeferral
 from controller.demand import DemandForecast
-from controller.groups import LiveGroups
-from controller.hits import LiveHits
 from controller.latencies import LiveLatency
 from controller.observation import Observation
-from controller.policies.policy import Policy
+from controller.policy import Policy
+from controller.prompt_groups import LiveGroups
 from controller.setting import Setting
 from controller.strategy import CacheHealth, StrategyState, SwitchRules, next_strategy, saved_seconds
 from solvers.problem import CacheHit, Problem
 from solvers.solution import Solution, Status
 from solvers.solve import solve
+from weir.approximation_levels import Strategy
 from weir.core import Plan, Role, Rules
-from weir.levels import Strategy
 
 #: Seconds between solutions, and between trims of the threshold, when nothing surprising happens.
 PERIOD_S = 5.0

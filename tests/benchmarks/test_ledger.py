@@ -10,8 +10,8 @@ from collections.abc import Callable
 import httpx
 import pytest
 
-from benchmarks import ledger as ledgers
-from benchmarks.ledger import Account, Ledger
+from testing import request_ledger as ledgers
+from testing.request_ledger import Account, RequestLedger
 
 #: Answers the given attempt of the request with the given key.
 Service = Callable[[str, int], httpx.Response]
@@ -35,7 +35,7 @@ async def account(service: Service, *, patience_s: float = 30.0, requests: int =
         attempts[key] += 1
         return service(key, attempts[key])
 
-    ledger = Ledger(
+    ledger = RequestLedger(
         "http://nowhere", ["a"], random.Random(1), patience_s=patience_s, transport=httpx.MockTransport(answer)
     )
     stop = asyncio.Event()

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.soak import kind, repeated, runs
-from cache.selector import load_selector
+from cache.policy.selector import load_selector
 from deploy.local import checked
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from benchmarks.trend import LEAST_SAMPLES, Allowance, trend
+from testing.trend import LEAST_SAMPLES, Allowance, trend
 
 TIMES = np.arange(0.0, 3600.0, 5.0)
 MEMORY = Allowance(share=0.03, step=6.0)

@@ -5,9 +5,9 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from cache.redis_backend import RedisBackend
-from cache.redis_server import RedisServer
-from cache.store import SealedStore
+from cache.store.redis_backend import RedisBackend
+from cache.store.redis_server import RedisServer
+from cache.store.store import SealedStore
 from weir.core import ImageRequest
 from weir.states import State
 

@@ -10,9 +10,9 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from benchmarks.sdxl_architecture import SMALL, pipeline
 from cache.encoder import TextEncoder, WordEncoder, family_encoder, unit
-from cache.partition import Partitions, Settings
+from cache.policy.partition import Partitions, Settings
+from testing.sdxl_architecture import SMALL, pipeline
 from weir.config import load_family
 from weir.errors import ConfigError
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cache.eviction import POLICIES, EvictionPolicy, Fifo, Lcbfu, Lfu, Lru, Weir, eviction_policy
+from cache.policy.eviction import POLICIES, EvictionPolicy, Fifo, Lcbfu, Lfu, Lru, Weir, eviction_policy
 from weir.errors import ConfigError
 
 SIZES = dict.fromkeys((5, 10, 15, 20, 25), 131_072)

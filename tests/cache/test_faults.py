@@ -12,18 +12,18 @@ import numpy as np
 import pytest
 import redis
 
-from cache.approximate import ApproximateCache, Judge
-from cache.backend import StoreFailed
-from cache.breaker import Breaker
+from cache.cache import ApproximateCache, Judge
 from cache.encoder import WordEncoder
-from cache.eviction import Weir
 from cache.index import VectorIndex
-from cache.ledger import Ledger, Rules
-from cache.partition import Partitions, Settings
-from cache.redis_backend import RedisBackend
-from cache.redis_server import RedisServer
-from cache.selector import PUBLISHED, By, Selector
-from cache.store import PREFIX, Record, SealedStore, state_key
+from cache.policy.catalog import Catalog, Rules
+from cache.policy.eviction import Weir
+from cache.policy.partition import Partitions, Settings
+from cache.policy.selector import PUBLISHED, By, Selector
+from cache.store.backend import StoreFailed
+from cache.store.breaker import Breaker
+from cache.store.redis_backend import RedisBackend
+from cache.store.redis_server import RedisServer
+from cache.store.store import PREFIX, Record, SealedStore, state_key
 from tests.cache.conftest import PARTITION, SECRET, request, state
 from weir.config import load_family
 from weir.errors import ServiceError
@@ -189,7 +189,7 @@ class Setup:
         self.store = store
         encoder = WordEncoder(width)
         selector = PUBLISHED["nirvana"] if judge is None else Selector(((0.5, 25),), by=By.CONFIDENCE)
-        ledger = Ledger(Rules(selector), Weir(), budget, lambda: VectorIndex(width))
+        ledger = Catalog(Rules(selector), Weir(), budget, lambda: VectorIndex(width))
         self.cache = ApproximateCache(
             encoder, Partitions(family, encoder.version), ledger, store, steps=50, judge=judge
         )

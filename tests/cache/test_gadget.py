@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from cache.redis_server import RedisServer
-from cache.seal import COMPRESSIONS, seal
-from cache.store import SealedStore, entry_key, state_key
+from cache.store.redis_server import RedisServer
+from cache.store.seal import COMPRESSIONS, seal
+from cache.store.store import SealedStore, entry_key, state_key
 from tests.cache.conftest import PARTITION, SECRET
 from tests.cache.test_faults import raw
 from tests.gadget import FORMS

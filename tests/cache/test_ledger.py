@@ -5,17 +5,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cache.eviction import POLICIES
 from cache.index import VectorIndex
-from cache.ledger import Found, Insert, Ledger, Match, Rules
-from cache.selector import PUBLISHED, By, Selector
+from cache.policy.catalog import Catalog, Found, Insert, Match, Rules
+from cache.policy.eviction import POLICIES
+from cache.policy.selector import PUBLISHED, By, Selector
 
 KS = (5, 10, 15, 20, 25)
 RULES = Rules(PUBLISHED["nirvana"])
 
 
-def ledger(budget: int = 1000, rules: Rules = RULES, eviction: str = "weir") -> Ledger:
-    return Ledger(rules, POLICIES[eviction](), budget, lambda: VectorIndex(2))
+def ledger(budget: int = 1000, rules: Rules = RULES, eviction: str = "weir") -> Catalog:
+    return Catalog(rules, POLICIES[eviction](), budget, lambda: VectorIndex(2))
 
 
 def at(cosine: float) -> np.ndarray:

@@ -5,17 +5,17 @@ from __future__ import annotations
 import pytest
 from prometheus_client import CollectorRegistry
 
-from cache.approximate import ApproximateCache
+from cache.cache import ApproximateCache
+from cache.cache_metrics import CacheMetrics
 from cache.encoder import WordEncoder
-from cache.eviction import Weir
 from cache.index import VectorIndex
-from cache.ledger import Ledger, Rules
-from cache.meter import CacheMeter
-from cache.partition import Partitions, Settings
-from cache.redis_backend import RedisBackend
-from cache.redis_server import RedisServer
-from cache.selector import PUBLISHED
-from cache.store import SealedStore
+from cache.policy.catalog import Catalog, Rules
+from cache.policy.eviction import Weir
+from cache.policy.partition import Partitions, Settings
+from cache.policy.selector import PUBLISHED
+from cache.store.redis_backend import RedisBackend
+from cache.store.redis_server import RedisServer
+from cache.store.store import SealedStore
 from tests.cache.conftest import SECRET, request, state
 from weir.config import load_family
 from weir.telemetry import PrometheusMetrics
@@ -31,9 +31,9 @@ class Seen:
         metrics = PrometheusMetrics(self.registry)
         family, encoder = load_family("deploy/families/weir-tiny.yaml"), WordEncoder(256)
         self.store = SealedStore(backend, SECRET, metrics=metrics)
-        ledger = Ledger(Rules(PUBLISHED["nirvana"]), Weir(), 40_000, lambda: VectorIndex(256))
+        ledger = Catalog(Rules(PUBLISHED["nirvana"]), Weir(), 40_000, lambda: VectorIndex(256))
         self.cache = ApproximateCache(encoder, Partitions(family, encoder.version), ledger, self.store, steps=50)
-        self.meter = CacheMeter(self.cache, metrics, family.heavy.steps)
+        self.meter = CacheMetrics(self.cache, metrics, family.heavy.steps)
 
     def serve(self, name: str, prompt: str, resumed_at: int = 0, steps: int | None = None) -> None:
         found = self.cache.lookup(name, "acme", prompt, Settings(64, 64, steps=steps))

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from cache.encoder import family_encoder
-from cache.selector import load_selector
+from cache.policy.selector import load_selector
 from weir.config import load_family
 from weir.core import ImageRequest, Role
-from workers.family import Family
+from workers.models.family import Family
 
 FAMILY = load_family("deploy/families/weir-tiny.yaml")
 BY_SIMILARITY = load_selector("deploy/profiles/weir-tiny-cache.json")

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from cache.predictor import MatchPredictor
+from cache.policy.predictor import MatchPredictor
 from weir.errors import ConfigError
 
 

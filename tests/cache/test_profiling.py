@@ -6,8 +6,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from cache.policy.selector import By, load_selector
 from cache.profiling import Measured, Runs, choose_pairs, measure, measure_judged, thresholds, write_profile
-from cache.selector import By, load_selector
 from weir.errors import ConfigError
 
 KS = (5, 25)

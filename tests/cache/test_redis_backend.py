@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cache.backend import StoreFailed
-from cache.redis_backend import RedisBackend
+from cache.store.backend import StoreFailed
+from cache.store.redis_backend import RedisBackend
 from weir.errors import ConfigError
 
 

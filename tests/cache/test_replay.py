@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from cache.approaches import APPROACHES, Approach, approach
+from cache.policy.approaches import APPROACHES, Approach, approach
+from cache.policy.selector import By, Selector
 from cache.replay import read_log, read_prompts, replay_prompts, replay_similarities
-from cache.selector import By, Selector
 from weir.errors import ConfigError
 
 

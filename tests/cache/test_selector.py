@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cache.selector import PUBLISHED, By, Selector, load_selector, usable
+from cache.policy.selector import PUBLISHED, By, Selector, load_selector, usable
 from weir.errors import ConfigError
 
 NIRVANA = PUBLISHED["nirvana"]

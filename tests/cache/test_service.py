@@ -8,13 +8,13 @@ from collections.abc import Sequence
 
 import pytest
 
-from cache.backend import StoreFailed
-from cache.redis_backend import RedisBackend
-from cache.redis_server import RedisServer
 from cache.service import CacheService
-from cache.store import SealedStore
+from cache.store.backend import StoreFailed
+from cache.store.redis_backend import RedisBackend
+from cache.store.redis_server import RedisServer
+from cache.store.store import SealedStore
+from testing.toy_family import FAMILY
 from tests.cache.conftest import SECRET, request, state
-from tests.toy_family import FAMILY
 from weir.config import CacheConfig
 
 KS = (5, 10, 15, 20, 25)

@@ -7,7 +7,7 @@ import asyncio
 import numpy as np
 
 from cache.service import CacheService
-from tests.toy_family import FAMILY, LEVELS
+from testing.toy_family import FAMILY, LEVELS
 from weir.config import CacheConfig
 from weir.prompt_levels import LevelHead
 

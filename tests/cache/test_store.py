@@ -7,12 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cache.backend import MemoryBackend
-from cache.quantise import quantise, restore
-from cache.redis_backend import RedisBackend
-from cache.redis_server import RedisServer
-from cache.seal import COMPRESSIONS, seal, unseal
-from cache.store import Record, SealedStore, entry_key, state_key
+from cache.store.backend import MemoryBackend
+from cache.store.quantise import quantise, restore
+from cache.store.redis_backend import RedisBackend
+from cache.store.redis_server import RedisServer
+from cache.store.seal import COMPRESSIONS, seal, unseal
+from cache.store.store import Record, SealedStore, entry_key, state_key
 from tests.cache.conftest import PARTITION, SECRET, request, state
 from weir.errors import ConfigError, StateRefused
 

@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cache.backend import MemoryBackend
+from cache.factory import secrets
 from cache.index import VectorIndex
-from cache.opening import secrets
-from cache.partition import Partitions, Settings
-from cache.redis_server import RedisServer
-from cache.store import PREFIX, SealedStore, state_key
+from cache.policy.partition import Partitions, Settings
+from cache.store.backend import MemoryBackend
+from cache.store.redis_server import RedisServer
+from cache.store.store import PREFIX, SealedStore, state_key
 from tests.cache.conftest import SECRET, request, state
 from tests.cache.test_faults import Setup, raw
 from weir.config import CacheConfig, load_family

@@ -18,10 +18,10 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from cache.backend import StoreFailed
-from cache.redis_backend import RedisBackend
-from cache.redis_server import RedisServer
-from cache.store import SealedStore, state_key
+from cache.store.backend import StoreFailed
+from cache.store.redis_backend import RedisBackend
+from cache.store.redis_server import RedisServer
+from cache.store.store import SealedStore, state_key
 from tests.cache.conftest import PARTITION, SECRET, request, state
 
 

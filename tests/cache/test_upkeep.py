@@ -10,13 +10,13 @@ import redis
 import yaml
 from typer.testing import CliRunner
 
-from cache.redis_backend import RedisBackend
-from cache.redis_server import RedisServer
-from cache.store import Record, SealedStore, state_key
+from cache.store.redis_backend import RedisBackend
+from cache.store.redis_server import RedisServer
+from cache.store.store import Record, SealedStore, state_key
+from cli.main import app
 from deploy.state import Service, StateFile
 from tests.cache.conftest import PARTITION, SECRET, request, state
 from traces.prompts import prompt_log
-from weir.cli import app
 from weir.config import load_family
 from weir.states import State
 
@@ -247,7 +247,7 @@ def test_a_family_without_a_checker_is_profiled_by_a_model_that_is_named(tmp_pat
 @pytest.mark.parametrize("command", ["profile", "fit-predictor"])
 def test_what_cannot_end_well_does_not_begin(tmp_path, monkeypatch, command: str) -> None:
     """Neither without prompts nor without a place for the result."""
-    monkeypatch.setattr("workers.family.Family.load", lambda *_, **__: pytest.fail("models are loaded"))
+    monkeypatch.setattr("workers.models.family.Family.load", lambda *_, **__: pytest.fail("models are loaded"))
     monkeypatch.setattr("quality.suite.load_judge", lambda *_, **__: pytest.fail("measures are loaded"))
     monkeypatch.setattr("cache.replay.found_anything", lambda *_: pytest.fail("a log is replayed"))
     log, scores = tmp_path / "log.txt", tmp_path / "scores.csv"

@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from cache.selector import PUBLISHED, load_selector
-from cache.worth import load_worth, resumed_share
+from cache.policy.resume_quality import load_worth, resumed_share
+from cache.policy.selector import PUBLISHED, load_selector
 from weir.errors import ConfigError
 
 

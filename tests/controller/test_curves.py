@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from baselines.published import cascade
 from controller.curves import LiveDeferral
-from solvers.published import cascade
 from weir.core import DeferralCurve
 
 STRAIGHT = DeferralCurve((0.0, 1.0), (0.0, 1.0))

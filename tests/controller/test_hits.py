@@ -2,7 +2,7 @@
 
 import pytest
 
-from controller.hits import LiveHits
+from controller.cache_forecast import LiveHits
 
 
 def test_nothing_is_believed_before_there_were_requests() -> None:

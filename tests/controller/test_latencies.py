@@ -7,11 +7,11 @@ import random
 
 import pytest
 
+from baselines.published import cascade
 from controller.latencies import LiveLatency
 from controller.observation import Batch
 from controller.setting import Setting
 from solvers.problem import GpuType
-from solvers.published import cascade
 from weir.core import Role
 
 CASCADE = cascade("diffserve-1")

@@ -15,7 +15,7 @@ from controller.loop import APPLY_S, START_S, Controller, spread
 from controller.policies import make_policy
 from controller.policies.weir import Weir
 from controller.setting import Setting
-from load_balancer.tally import Tally
+from load_balancer.runner.observation_counters import ObservationCounters
 from solvers.problem import GpuType
 from weir.core import DeferralCurve, LatencyProfile, Plan, Role
 from weir.errors import NotReady, PlanError
@@ -41,7 +41,7 @@ class Cluster:
         self.now = 100.0
         self.plan = CONFIGURED
         self.ranks = list(range(SIZE))
-        self.tally = Tally(expiry_s=2 * SETTING.slo_s)
+        self.tally = ObservationCounters(expiry_s=2 * SETTING.slo_s)
         self.published: list[Plan] = []
         self.dead_dashboard = self.deaf = self.silent = False
 
@@ -268,7 +268,7 @@ def test_without_any_replica_nothing_is_planned(cluster):
 def test_a_load_balancer_that_starts_anew_counts_from_its_start(cluster):
     cluster.tally.arrived(50)
     before = cluster.look()
-    cluster.tally = Tally(expiry_s=10)
+    cluster.tally = ObservationCounters(expiry_s=10)
     cluster.tally.arrived(3)
     cluster.tally.judge("", 0.2, True)
     seen = cluster.look(before).since(before, 1.0)

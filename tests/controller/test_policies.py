@@ -7,18 +7,18 @@ from typing import get_args
 
 import pytest
 
+from baselines.diffserve import Ewm
+from baselines.published import cascade
 from controller.observation import Observation
 from controller.policies import POLICIES, make_policy
 from controller.policies import weir as weir_policy
-from controller.policies.diffserve import Ewm
 from controller.setting import LevelStats, QualityCurve, Setting
 from solvers.problem import GpuType, ShortRun
-from solvers.published import cascade
 from solvers.solution import Status
+from weir.approximation_levels import Strategy
 from weir.config import ControllerConfig
 from weir.core import DeferralCurve, Plan, Role
 from weir.errors import ConfigError
-from weir.levels import Strategy
 
 #: Quality by light share, where the discriminator picks the light ones: the more is drawn heavy, the better.
 RISING = QualityCurve((1.0, 0.998, 0.995, 0.99, 0.985, 0.98, 0.972, 0.963, 0.953, 0.942, 0.93), smaller_is_better=False)

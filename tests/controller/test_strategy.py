@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from controller.strategy import CacheHealth, StrategyState, SwitchRules, next_strategy, saved_seconds
+from weir.approximation_levels import Strategy
 from weir.errors import PlanError
-from weir.levels import Strategy
 
 RULES = SwitchRules(trip_s=10, hold_s=60)
 GOOD = CacheHealth(fetch_s=0.02, saved_s=1.2, hit_share=0.8)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.toy_family import FAMILY, PROFILE
+from testing.toy_family import FAMILY, PROFILE
 
 with warnings.catch_warnings():  # Ray's models warn of pydantic's future at import
     warnings.simplefilter("ignore")

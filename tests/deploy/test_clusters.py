@@ -15,7 +15,7 @@ import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 
 from benchmarks.ray_up import CLUSTER, SERVICE, write_files
-from cache.opening import SECRET, URL
+from cache.factory import SECRET, URL
 from weir.config import load_service
 
 CLUSTERS = Path(__file__).parents[2] / "deploy" / "clusters"

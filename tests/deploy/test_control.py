@@ -28,7 +28,7 @@ from deploy.cluster import cluster, start_node
 from deploy.local import bindable, readiness
 from deploy.publish import Publisher
 from deploy.serve_config import render
-from tests.toy_family import FAMILY
+from testing.toy_family import FAMILY
 from weir import metrics
 
 pytestmark = [

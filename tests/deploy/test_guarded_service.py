@@ -19,7 +19,7 @@ from benchmarks.overload import overload, write_service
 from benchmarks.soak import sample
 from deploy.local import down, up
 from deploy.state import Service, StateFile
-from load_balancer.callers import append_key, digest, new_key
+from load_balancer.http.api_keys import append_key, digest, new_key
 from tests.fuzz import fuzz
 from weir.config import KeyConfig
 

@@ -15,8 +15,8 @@ import yaml
 
 from deploy.local import down, up
 from deploy.state import Service
+from testing.toy_family import FAMILY, PROFILE
 from tests.deploy.conftest import toy_service
-from tests.toy_family import FAMILY, PROFILE
 from weir.config import load_pairs, load_service
 from weir.errors import ConfigError
 

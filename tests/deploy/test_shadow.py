@@ -10,8 +10,8 @@ from prometheus_client import CollectorRegistry
 
 from cache.encoder import family_encoder
 from deploy.shadow import ShadowLoop
-from load_balancer.balancer import Balancer
-from load_balancer.order import Order
+from load_balancer.runner.balancer import Balancer
+from load_balancer.runner.generation_request import GenerationRequest
 from tests.load_balancer.local_service import LocalPool
 from training.evaluate import held_out
 from training.scenes import caption
@@ -24,7 +24,7 @@ from weir.telemetry import PrometheusMetrics
 from workers.replica import Worker
 
 SERVICE = "deploy/configs/weir-tiny.yaml"
-ORDER = Order("a red circle left of a blue star", 64, 64, n=10)
+ORDER = GenerationRequest("a red circle left of a blue star", 64, 64, n=10)
 
 
 def head_that_lost(lost: float, encoder: str, dim: int) -> LevelHead:

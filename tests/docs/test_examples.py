@@ -28,7 +28,7 @@ case "$1" in
   up) [ -e .weir/weir-tiny.json ] && exit 0 ;;
   down) exit 0 ;;
 esac
-exec {python} -m weir.cli "$@"
+exec {python} -m cli.main "$@"
 """
 
 
@@ -100,7 +100,7 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reader]:
     it = Reader(folder, port)
     yield it
     if (folder / ".weir" / "weir-tiny.json").exists():
-        it.runs([sys.executable, "-m", "weir.cli"], "down", "at the end")
+        it.runs([sys.executable, "-m", "cli.main"], "down", "at the end")
 
 
 @pytest.mark.timeout(280)

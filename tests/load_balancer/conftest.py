@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from load_balancer.pool import ReplicaLost
-from tests.toy_family import FAMILY, PROFILE
+from load_balancer.pool.pool import ReplicaLost
+from testing.toy_family import FAMILY, PROFILE
 from weir.config import FamilyConfig
 from weir.core import Plan, Role
 from weir.profiles import Profile
@@ -82,7 +82,7 @@ class FakePool:
 @pytest.fixture
 def running(pool: FakePool, plan: Plan, family: FamilyConfig, profile: Profile) -> Callable[..., Any]:
     """``async with running(plan, …) as balancer``: a balancer that knows its replicas; further options are its own."""
-    from load_balancer.balancer import Balancer  # brings ray.serve, whose warnings are caught above
+    from load_balancer.runner.balancer import Balancer  # brings ray.serve, whose warnings are caught above
 
     @asynccontextmanager
     async def start(plan: Plan = plan, **more: Any) -> AsyncIterator[Balancer]:

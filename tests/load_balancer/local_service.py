@@ -11,9 +11,9 @@ from typing import Any
 
 import uvicorn
 
-from load_balancer.api import create_app
-from load_balancer.balancer import Balancer
-from load_balancer.callers import Callers
+from load_balancer.http.api import create_app
+from load_balancer.http.api_keys import ApiKeys
+from load_balancer.runner.balancer import Balancer
 from weir.config import FamilyConfig, LimitsConfig
 from weir.core import Plan, Role
 from weir.profiles import Profile
@@ -54,7 +54,7 @@ def serving(
     *,
     slo_s: float = 60.0,
     profile: Profile | None = None,
-    callers: Callers | None = None,
+    callers: ApiKeys | None = None,
 ) -> Iterator[LocalService]:
     """Serves on a free port of this machine until the block is left, or ``stop`` is set."""
     up, stop = threading.Event(), threading.Event()

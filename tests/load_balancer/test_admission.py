@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from load_balancer.admission import Admission
+from load_balancer.admission.admission import Admission
 from weir.errors import NotReady, Overloaded, WeirError
 
 

@@ -13,9 +13,9 @@ import pytest
 from PIL import Image
 
 import weir
-from load_balancer.api import create_app
-from load_balancer.balancer import Balancer
-from load_balancer.openapi import FILES, GENERATIONS
+from load_balancer.http.api import create_app
+from load_balancer.http.openapi import FILES, GENERATIONS
+from load_balancer.runner.balancer import Balancer
 from tests.load_balancer.malformed_requests import BODIES, GOOD
 from weir.config import LimitsConfig
 from weir.core import Role

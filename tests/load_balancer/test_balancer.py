@@ -11,15 +11,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from load_balancer.balancer import Balancer
-from load_balancer.callers import Caller
-from load_balancer.lateness import LEAST_IMAGES
-from load_balancer.order import Order
+from load_balancer.dispatch.lateness import LEAST_IMAGES
+from load_balancer.http.api_keys import Caller
+from load_balancer.runner.balancer import Balancer
+from load_balancer.runner.generation_request import GenerationRequest
 from tests.load_balancer.conftest import FakePool
 from weir.core import Path, Plan, ReplicaChoice, Role, Rules, margin_s
 from weir.errors import DeadlineExceeded, GenerationFailed, NotReady, Overloaded
 
-ORDER = Order("a red circle", 64, 64)
+ORDER = GenerationRequest("a red circle", 64, 64)
 
 
 async def test_a_confident_image_comes_from_a_light_replica(running, pool):
@@ -44,7 +44,7 @@ async def test_a_doubtful_one_is_drawn_again_by_a_heavy_replica_with_the_same_se
 
 async def test_the_images_of_one_order_have_seeds_in_a_row_and_ids_of_their_own(running, pool):
     async with running() as balancer:
-        images = await balancer.draw(Order("a", 64, 64, n=3, seed=2**32 - 2))
+        images = await balancer.draw(GenerationRequest("a", 64, 64, n=3, seed=2**32 - 2))
     assert [image.seed for image in images] == [2**32 - 2, 2**32 - 1, 0]
     assert len({image.result.id for image in images}) == 3
 
@@ -57,7 +57,7 @@ async def test_without_a_seed_every_order_gets_its_own(running):
 
 async def test_steps_and_guidance_travel_to_the_worker(running, pool):
     async with running() as balancer:
-        (image,) = await balancer.draw(Order("a", 64, 64, role=Role.HEAVY, steps=10, guidance=3.0))
+        (image,) = await balancer.draw(GenerationRequest("a", 64, 64, role=Role.HEAVY, steps=10, guidance=3.0))
     assert image.result.steps == 10
     assert pool.calls[0][2]["guidance"] == 3.0
 
@@ -90,7 +90,7 @@ async def test_a_heavy_image_that_is_late_leaves_the_light_one_and_is_cancelled(
 async def test_the_light_image_leaves_a_margin_before_the_deadline_for_the_way_to_the_client(
     running, pool, monkeypatch
 ):
-    monkeypatch.setattr("load_balancer.terms.margin_s", lambda slo_s: 0.5 * slo_s)
+    monkeypatch.setattr("load_balancer.admission.admission_context.margin_s", lambda slo_s: 0.5 * slo_s)
     pool.confidence = 0.1
     pool.delay_s[Role.HEAVY] = 60
     async with running(slo_s=1.0) as balancer:
@@ -256,7 +256,7 @@ async def test_whatever_comes_as_a_plan_raises_nothing_and_images_are_drawn(plan
 async def test_cancelling_an_order_cancels_its_work(running, pool):
     pool.delay_s[Role.LIGHT] = 60
     async with running() as balancer:
-        order = asyncio.create_task(balancer.draw(Order("a", 64, 64, n=3)))
+        order = asyncio.create_task(balancer.draw(GenerationRequest("a", 64, 64, n=3)))
         await asyncio.sleep(0.02)
         order.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -271,13 +271,13 @@ async def test_one_image_that_fails_cancels_its_siblings(running, pool):
     pool.fail = lambda *_: next(failures, ("generation_failed", "broken"))
     async with running() as balancer:
         with pytest.raises(GenerationFailed, match="broken"):
-            await balancer.draw(Order("a", 64, 64, n=3))
+            await balancer.draw(GenerationRequest("a", 64, 64, n=3))
         assert balancer.admission.in_flight == 0
 
 
 async def test_more_than_the_deadline_allows_is_refused_before_any_work(running, pool):
     pool.delay_s[Role.HEAVY] = 1
-    order = Order("a", 64, 64, role=Role.HEAVY)
+    order = GenerationRequest("a", 64, 64, role=Role.HEAVY)
     async with running(slo_s=0.3, queued=1000) as balancer:
         tasks = [asyncio.create_task(balancer.draw(order)) for _ in range(40)]
         await asyncio.sleep(0.05)
@@ -315,8 +315,8 @@ async def test_its_counters_tell_a_controller_what_happened(running, pool, plan)
     async with running() as balancer:
         await balancer.draw(ORDER)
         pool.confidence = 0.2
-        await balancer.draw(Order("a", 64, 64, n=2))
-        await balancer.draw(Order("a", 64, 64, role=Role.LIGHT))  # forced: the cascade did not decide
+        await balancer.draw(GenerationRequest("a", 64, 64, n=2))
+        await balancer.draw(GenerationRequest("a", 64, 64, role=Role.LIGHT))  # forced: the cascade did not decide
         seen = balancer.counters(1, 3)
     assert seen == {
         "plan": plan.to_dict(),
@@ -344,7 +344,7 @@ async def test_its_counters_tell_a_controller_what_happened(running, pool, plan)
 
 async def test_a_batch_of_fewer_steps_says_what_a_whole_one_would_take(running, pool):
     async with running() as balancer:
-        await balancer.draw(Order("a", 64, 64, role=Role.HEAVY, steps=10))
+        await balancer.draw(GenerationRequest("a", 64, 64, role=Role.HEAVY, steps=10))
         assert balancer.counters()["batches"] == [("heavy", 1, pytest.approx(0.05))]
 
 

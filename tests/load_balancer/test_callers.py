@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from load_balancer.callers import Callers, append_key, digest, new_key
+from load_balancer.http.api_keys import ApiKeys, append_key, digest, new_key
 from weir.config import KeyConfig
 from weir.errors import ConfigError, Unauthorized
 
@@ -36,7 +36,7 @@ def test_a_key_has_256_random_bits_and_a_prefix_that_scanners_know() -> None:
 
 
 def test_a_key_is_known_by_its_digest_and_brings_what_its_holder_may_do(keys: Path) -> None:
-    callers = Callers(keys)
+    callers = ApiKeys(keys)
     alice, bob = callers.identify(f"Bearer {ALICE}"), callers.identify(f"bearer  {BOB} ")
     assert (alice.name, alice.tenant, alice.admin, alice.concurrent_images) == ("alice", "of-alice", True, 4)
     assert (bob.name, bob.tenant, bob.admin, bob.priority) == ("bob", "of-bob", False, "batch")
@@ -68,7 +68,7 @@ def test_the_file_holds_no_key_and_only_its_owner_may_read_it(keys: Path) -> Non
 )
 def test_anything_else_is_refused_and_never_repeated(keys: Path, header: str | None) -> None:
     with pytest.raises(Unauthorized) as refused:
-        Callers(keys).identify(header)
+        ApiKeys(keys).identify(header)
     assert ALICE[5:20] not in refused.value.message
 
 
@@ -77,7 +77,7 @@ def test_every_known_digest_is_compared_in_constant_time_whoever_calls(
 ) -> None:
     compared: list[bytes] = []
     monkeypatch.setattr(hmac, "compare_digest", lambda a, b: compared.append(b) or a == b)
-    callers = Callers(keys)
+    callers = ApiKeys(keys)
     counts = []
     for key in (ALICE, BOB, new_key()):
         compared.clear()
@@ -89,7 +89,7 @@ def test_every_known_digest_is_compared_in_constant_time_whoever_calls(
 
 def test_keys_come_and_go_while_the_service_runs(keys: Path) -> None:
     now = [0.0]
-    callers = Callers(keys, clock=lambda: now[0])
+    callers = ApiKeys(keys, clock=lambda: now[0])
     carol = new_key()
     append_key(keys, entry("carol", carol))
     now[0] = 1.5
@@ -107,7 +107,7 @@ def test_a_file_that_turns_bad_locks_nobody_out_and_lets_nobody_in(
     keys: Path, broken: str | None, caplog: pytest.LogCaptureFixture
 ) -> None:
     now = [0.0]
-    callers = Callers(keys, clock=lambda: now[0])
+    callers = ApiKeys(keys, clock=lambda: now[0])
     if broken is None:
         keys.unlink()
     else:
@@ -136,7 +136,7 @@ def test_a_key_that_somebody_wrote_into_the_file_itself_is_not_quoted(
     path.write_text(text.replace("PLANTED", ALICE))
     caplog.set_level(logging.DEBUG)
     with pytest.raises(ConfigError, match=r"keys\.yaml") as refused:
-        Callers(path)
+        ApiKeys(path)
     assert ALICE not in str(refused.value) + caplog.text
 
 
@@ -145,10 +145,10 @@ def test_two_keys_of_one_name_or_one_digest_are_refused(keys: Path) -> None:
         append_key(keys, entry("alice", new_key()))
     append_key(keys, entry("dave", ALICE))
     with pytest.raises(ConfigError, match="same sha256"):
-        Callers(keys)
+        ApiKeys(keys)
 
 
 def test_without_a_keys_file_everybody_is_the_public_tenant() -> None:
-    assert Callers().identify("Bearer none").tenant == "public"
-    assert not Callers().identify(None).admin
-    assert Callers(open_admin=True).identify(None).admin
+    assert ApiKeys().identify("Bearer none").tenant == "public"
+    assert not ApiKeys().identify(None).admin
+    assert ApiKeys(open_admin=True).identify(None).admin

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from load_balancer.cascade import after_light, first_role, is_deferred, may_turn_light
+from load_balancer.runner.cascade_rules import after_light, first_role, is_deferred, may_turn_light
 from weir.core import Path, Plan, Role, Rules
 
 

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from load_balancer.dispatch import Choice, Dispatcher
-from load_balancer.replica_book import Kind
-from load_balancer.service_times import ServiceTimes
+from load_balancer.dispatch.dispatcher import Choice, Dispatcher
+from load_balancer.dispatch.finish_time import Kind
+from load_balancer.dispatch.service_times import ServiceTimes
 from weir.core import Plan, Role
 from weir.profiles import Profile
 

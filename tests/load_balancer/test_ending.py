@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import psutil
 import pytest
 
-from load_balancer.ending import kill
+from load_balancer.pool.replica_killer import kill
 
 
 @pytest.fixture

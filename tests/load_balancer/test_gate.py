@@ -11,10 +11,10 @@ from pathlib import Path
 import httpx
 import pytest
 
-from load_balancer.api import create_app
-from load_balancer.balancer import Balancer
-from load_balancer.callers import Callers, append_key, digest, new_key
-from load_balancer.openapi import FILES, GENERATIONS
+from load_balancer.http.api import create_app
+from load_balancer.http.api_keys import ApiKeys, append_key, digest, new_key
+from load_balancer.http.openapi import FILES, GENERATIONS
+from load_balancer.runner.balancer import Balancer
 from tests.load_balancer.malformed_requests import GOOD
 from weir.config import KeyConfig, LimitsConfig
 from weir.core import Role
@@ -39,7 +39,7 @@ async def client(balancer, family, tmp_path: Path) -> AsyncIterator[httpx.AsyncC
     alice = {"tenant": "acme", "concurrent_images": 4, "images_per_minute": 30}
     append_key(keys, KeyConfig(name="alice", sha256=digest(ALICE), **alice))
     append_key(keys, KeyConfig(name="root", sha256=digest(ADMIN), tenant="ops", admin=True))
-    app = create_app(balancer, family, LimitsConfig(), Callers(keys))
+    app = create_app(balancer, family, LimitsConfig(), ApiKeys(keys))
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://weir") as client:
         yield client
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from load_balancer.callers import Caller
-from load_balancer.headers import Later, idempotency_key, later, seed_of
+from load_balancer.http.api_keys import Caller
+from load_balancer.http.headers import Later, idempotency_key, later, seed_of
 from weir.errors import InvalidRequest
 
 

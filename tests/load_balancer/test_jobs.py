@@ -10,12 +10,12 @@ from typing import Any
 import httpx
 import pytest
 
-from load_balancer.api import create_app
-from load_balancer.balancer import Balancer
-from load_balancer.callers import Caller, Callers, append_key, digest, new_key
-from load_balancer.jobs import Jobs
-from load_balancer.openapi import GENERATIONS
-from load_balancer.order import Order
+from load_balancer.http.api import create_app
+from load_balancer.http.api_keys import ApiKeys, Caller, append_key, digest, new_key
+from load_balancer.http.jobs import Jobs
+from load_balancer.http.openapi import GENERATIONS
+from load_balancer.runner.balancer import Balancer
+from load_balancer.runner.generation_request import GenerationRequest
 from tests.load_balancer.malformed_requests import GOOD
 from weir.config import KeyConfig, LimitsConfig
 from weir.core import Role
@@ -23,7 +23,7 @@ from weir.errors import NotFound
 
 ALICE, BOB, ROOT = new_key(), new_key(), new_key()
 ASYNC = {"prefer": "respond-async"}
-ORDER = Order("a red circle", 64, 64)
+ORDER = GenerationRequest("a red circle", 64, 64)
 
 
 @pytest.fixture
@@ -253,7 +253,7 @@ async def test_only_its_caller_and_an_administrator_find_a_request(balancer, fam
     keys = tmp_path / "keys.yaml"
     for name, key, admin in (("alice", ALICE, False), ("bob", BOB, False), ("root", ROOT, True)):
         append_key(keys, KeyConfig(name=name, sha256=digest(key), tenant="acme", admin=admin))
-    app = create_app(balancer, family, LimitsConfig(), Callers(keys))
+    app = create_app(balancer, family, LimitsConfig(), ApiKeys(keys))
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://weir") as client:
 
         def of(key: str, **more: str) -> dict[str, str]:
@@ -323,7 +323,7 @@ async def test_the_oldest_leave_when_they_are_too_large_and_what_runs_stays(bala
     await probe.answer()
     jobs = Jobs(balancer, rendered, most_bytes=2 * probe.size_bytes)
     pool.delay_s[Role.HEAVY] = 60
-    running, _ = jobs.begin(Order("a", 64, 64, role=Role.HEAVY), "", keep=True)
+    running, _ = jobs.begin(GenerationRequest("a", 64, 64, role=Role.HEAVY), "", keep=True)
     ids = [await finished(jobs) for _ in range(4)]
     assert known(jobs, [*ids, running.id]) == [False, False, True, True, True]
     await running.cancel()

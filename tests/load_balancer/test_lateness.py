@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from load_balancer.lateness import LEAST_IMAGES, WINDOW_S, Lateness
+from load_balancer.dispatch.lateness import LEAST_IMAGES, WINDOW_S, Lateness
 
 
 def test_a_few_images_prove_nothing():

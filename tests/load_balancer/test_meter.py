@@ -8,8 +8,8 @@ from contextlib import suppress
 import pytest
 from prometheus_client import CollectorRegistry
 
-from load_balancer.balancer import Balancer
-from load_balancer.order import Order
+from load_balancer.runner.balancer import Balancer
+from load_balancer.runner.generation_request import GenerationRequest
 from weir.core import Plan, Role
 from weir.errors import NotReady, WeirError
 from weir.telemetry import PrometheusMetrics
@@ -30,7 +30,7 @@ class Seen:
         self.balancer.dispatcher.sync(await self.balancer.roster._pool.describe())
 
     async def draw(self, **more: object) -> None:
-        order = Order(prompt="a red circle", n=1, width=64, height=64, **more)  # type: ignore[arg-type]
+        order = GenerationRequest(prompt="a red circle", n=1, width=64, height=64, **more)  # type: ignore[arg-type]
         with suppress(WeirError):
             await self.balancer.draw(order)
 

@@ -17,9 +17,9 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
 
-from load_balancer.callers import Callers, append_key, digest, new_key
+from load_balancer.http.api_keys import ApiKeys, append_key, digest, new_key
+from testing.toy_family import FAMILY, PROFILE
 from tests.load_balancer.local_service import LocalService, serving
-from tests.toy_family import FAMILY, PROFILE
 from weir.config import FamilyConfig, KeyConfig, load_family
 from weir.core import Plan, Role
 from weir.errors import WeirError
@@ -313,7 +313,7 @@ def test_where_keys_are_asked_for_the_page_asks_for_one(browser, tmp_path: Path,
     profile.write_text(DOUBTFUL.model_dump_json())
     plan = Plan.split(1, 1, 0, light_batch=4, heavy_batch=4, threshold=0.5)
     worker = Worker(FAMILY, plan.to_dict(), emulate=str(profile))
-    callers = Callers(tmp_path / "keys.yaml")
+    callers = ApiKeys(tmp_path / "keys.yaml")
     with serving([worker], plan, FamilyConfig.model_validate(FAMILY), callers=callers) as guarded:
         browser.get(guarded.url)
         page = Page.__new__(Page)

@@ -7,18 +7,18 @@ from dataclasses import replace
 
 import pytest
 
-from load_balancer.balancer import BATCH_SHARE, BATCH_SLACK, Balancer
-from load_balancer.callers import Caller
-from load_balancer.dispatch import Dispatcher
-from load_balancer.order import Order
-from load_balancer.replica_book import Kind
-from load_balancer.service_times import ServiceTimes
-from tests.toy_family import PROFILE
+from load_balancer.dispatch.dispatcher import Dispatcher
+from load_balancer.dispatch.finish_time import Kind
+from load_balancer.dispatch.service_times import ServiceTimes
+from load_balancer.http.api_keys import Caller
+from load_balancer.runner.balancer import BATCH_SHARE, BATCH_SLACK, Balancer
+from load_balancer.runner.generation_request import GenerationRequest
+from testing.toy_family import PROFILE
 from weir.core import Plan, Role
 from weir.errors import Overloaded
 from weir.profiles import Profile
 
-ORDER = Order("a", 64, 64)
+ORDER = GenerationRequest("a", 64, 64)
 BATCH = replace(ORDER, caller=Caller("nightly", "acme", priority="batch"))
 LIGHT = Kind(Role.LIGHT)
 STEPWISE = {

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import weir
-from load_balancer.provenance import made_with
+from load_balancer.runner.provenance import made_with
 from weir.config import FamilyConfig, load_family
 
 FAMILIES = {path.stem: load_family(path) for path in sorted(Path("deploy/families").glob("*.yaml"))}

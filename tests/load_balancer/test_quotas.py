@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from load_balancer.callers import ANONYMOUS, Caller
-from load_balancer.quotas import Quotas
+from load_balancer.admission.quotas import Quotas
+from load_balancer.http.api_keys import ANONYMOUS, Caller
 from weir.errors import InvalidRequest, RateLimited
 
 ALICE = Caller("alice", "acme", images_per_minute=60, concurrent_images=4)

@@ -7,13 +7,13 @@ from dataclasses import replace
 
 import pytest
 
-from load_balancer.cascade import is_drawn_again, next_seed
-from load_balancer.drawing import Drawn
-from load_balancer.order import Order
+from load_balancer.runner.cascade_rules import is_drawn_again, next_seed
+from load_balancer.runner.generation_request import GenerationRequest
+from load_balancer.runner.generation_task import GeneratedImage
 from weir.config import RedrawConfig
 from weir.core import Path, Role
 
-ORDER = Order("a red circle", 64, 64)
+ORDER = GenerationRequest("a red circle", 64, 64)
 REDRAW = RedrawConfig(below=0.6, most=2)
 
 
@@ -22,7 +22,7 @@ def draw(running, pool):
     """Draws one order where every light image is deferred and heavy ones have the given confidences."""
     pool.confidence = 0.1
 
-    async def one(*confidences: float, order: Order = ORDER, slo_s: float = 5.0) -> Drawn:
+    async def one(*confidences: float, order: GenerationRequest = ORDER, slo_s: float = 5.0) -> GeneratedImage:
         pool.heavy_confidences[:] = confidences
         async with running(slo_s=slo_s, redraw=REDRAW) as balancer:
             (image,) = await balancer.draw(order)

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from load_balancer.reference import FAMILY, document, written
+from load_balancer.http.reference import FAMILY, document, written
+from testing.toy_family import PROFILE
 from tests.load_balancer.local_service import serving
-from tests.toy_family import PROFILE
 from weir.config import FamilyConfig, load_family
 from weir.core import Plan
 from workers.replica import Worker
@@ -18,7 +18,7 @@ PAGE = Path("docs/api.md")
 
 
 def test_the_reference_is_up_to_date() -> None:
-    assert PAGE.read_text() == written(PAGE.read_text()), "run `python -m load_balancer.reference docs/api.md`"
+    assert PAGE.read_text() == written(PAGE.read_text()), "run `python -m load_balancer.http.reference docs/api.md`"
 
 
 def test_the_description_names_every_route_and_no_answer_that_none_gives() -> None:
@@ -37,7 +37,7 @@ def test_the_description_names_every_route_and_no_answer_that_none_gives() -> No
 
 @pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
 def test_every_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from tests.toy_family import FAMILY as TOY
+    from testing.toy_family import FAMILY as TOY
     from weir.profiles import Profile
 
     profile = tmp_path / "profile.json"

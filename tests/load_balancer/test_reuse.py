@@ -8,24 +8,24 @@ from typing import Any
 
 import pytest
 
-from load_balancer.callers import Caller
-from load_balancer.cascade import after_lookup, is_drawn_anew
-from load_balancer.order import Order
-from load_balancer.reuse import NOTHING, Reuse, ServeCache
+from load_balancer.http.api_keys import Caller
+from load_balancer.runner.cache_client import NO_REUSE, CacheLookup, ServeCacheClient
+from load_balancer.runner.cascade_rules import after_lookup, is_drawn_anew
+from load_balancer.runner.generation_request import GenerationRequest
 from weir.core import ImageRequest, ImageResult, Path, Role, Rules
 
-ORDER = Order("a red circle", 64, 64)
-HIT = Reuse("acme|…", 0.97, "entry-1", "weir:1:acme|…:entry-1:25", 25, capture=False)
-MISS = Reuse("acme|…", 0.31, capture=True)
+ORDER = GenerationRequest("a red circle", 64, 64)
+HIT = CacheLookup("acme|…", 0.97, "entry-1", "weir:1:acme|…:entry-1:25", 25, capture=False)
+MISS = CacheLookup("acme|…", 0.31, capture=True)
 
 
 class FakeCache:
-    def __init__(self, gives: Reuse):
+    def __init__(self, gives: CacheLookup):
         self.gives = gives
         self.asked: list[tuple[str, str]] = []
         self.told: list[tuple[int, tuple[int, ...], bool]] = []
 
-    async def find(self, request: ImageRequest, tenant: str) -> Reuse:
+    async def find(self, request: ImageRequest, tenant: str) -> CacheLookup:
         self.asked.append((request.prompt, tenant))
         return self.gives
 
@@ -284,12 +284,12 @@ REQUEST = ImageRequest("a", "a red circle", 1, 64, 64, 0.0)
 
 
 async def test_what_the_cache_finds_is_taken_over():
-    assert (await ServeCache(FakeHandle(), 1.0).find(REQUEST, "acme")).k == 5
+    assert (await ServeCacheClient(FakeHandle(), 1.0).find(REQUEST, "acme")).k == 5
 
 
 async def test_the_cache_hears_of_a_state_that_a_worker_refused():
     handle = FakeHandle()
-    cache = ServeCache(handle, 1.0)
+    cache = ServeCacheClient(handle, 1.0)
     drawn = ImageResult("a", b"png", None, 50, 0.0, 1.0, 1, 1, refused=True)
     cache.finished(REQUEST, drawn, True)
     await asyncio.wait(cache._telling, timeout=5)
@@ -297,10 +297,10 @@ async def test_the_cache_hears_of_a_state_that_a_worker_refused():
 
 
 async def test_nobody_waits_for_ever_to_tell_a_cache_that_is_away(monkeypatch):
-    monkeypatch.setattr("load_balancer.reuse._TELL_S", 0.01)
+    monkeypatch.setattr("load_balancer.runner.cache_client._TELL_S", 0.01)
     handle = FakeHandle()
     handle.delay_s = 60
-    cache = ServeCache(handle, 1.0)
+    cache = ServeCacheClient(handle, 1.0)
     cache.finished(REQUEST, None, True)
     await asyncio.wait(cache._telling, timeout=5)
     assert not cache._telling
@@ -310,17 +310,17 @@ async def test_nobody_waits_for_ever_to_tell_a_cache_that_is_away(monkeypatch):
 async def test_a_slow_cache_is_a_miss_after_its_time():
     handle = FakeHandle()
     handle.delay_s = 5
-    cache = ServeCache(handle, 0.01)
-    assert await cache.find(REQUEST, "acme") == NOTHING
+    cache = ServeCacheClient(handle, 0.01)
+    assert await cache.find(REQUEST, "acme") == NO_REUSE
     assert cache.failures["TimeoutError"] == 1
 
 
 async def test_a_cache_that_keeps_failing_is_left_alone_for_a_while(monkeypatch):
     handle = FakeHandle()
     handle.answer = RuntimeError("the replica died")
-    cache = ServeCache(handle, 1.0)
+    cache = ServeCacheClient(handle, 1.0)
     for _ in range(8):
-        assert await cache.find(REQUEST, "acme") == NOTHING
+        assert await cache.find(REQUEST, "acme") == NO_REUSE
     assert len(handle.calls) == 5
     assert cache.failures == {"RuntimeError": 5, "resting": 3}
     cache.finished(REQUEST, None, True)

@@ -11,15 +11,15 @@ from typing import Any
 import pytest
 from ray.exceptions import ActorDiedError
 
-from load_balancer import roster as rosters
-from load_balancer.balancer import Balancer
-from load_balancer.dispatch import Dispatcher
-from load_balancer.order import Order
-from load_balancer.pool import ReplicaLost
-from load_balancer.roster import PATIENCE_S, Roster
-from load_balancer.serve_pool import ServePool
-from load_balancer.service_times import ServiceTimes
-from load_balancer.silence import ABSENT_S, SILENT_LOOKS
+from load_balancer.dispatch.dispatcher import Dispatcher
+from load_balancer.dispatch.failure_detector import ABSENT_S, SILENT_LOOKS
+from load_balancer.dispatch.service_times import ServiceTimes
+from load_balancer.pool.pool import ReplicaLost
+from load_balancer.pool.pool import replica_registry as rosters
+from load_balancer.pool.replica_registry import PATIENCE_S, ReplicaRegistry
+from load_balancer.pool.serve_pool import ServePool
+from load_balancer.runner.balancer import Balancer
+from load_balancer.runner.generation_request import GenerationRequest
 from weir.core import Role
 
 
@@ -69,17 +69,19 @@ class Clock:
 
 
 @asynccontextmanager
-async def watched(hanging: Hanging, plan: Any, profile: Any) -> AsyncIterator[tuple[Roster, Dispatcher, Clock]]:
+async def watched(
+    hanging: Hanging, plan: Any, profile: Any
+) -> AsyncIterator[tuple[ReplicaRegistry, Dispatcher, Clock]]:
     dispatcher = Dispatcher(plan, ServiceTimes(profile), random.Random(1))
     clock = Clock()
-    roster = Roster(hanging, plan, dispatcher, clock, drain_s=0)
+    roster = ReplicaRegistry(hanging, plan, dispatcher, clock, drain_s=0)
     task = asyncio.create_task(roster.watch())
     await roster.refreshed()
     yield roster, dispatcher, clock
     task.cancel()
 
 
-async def for_ever(roster: Roster, replica: str) -> None:
+async def for_ever(roster: ReplicaRegistry, replica: str) -> None:
     async with roster.while_heard(replica):
         await asyncio.Event().wait()
 
@@ -152,7 +154,7 @@ async def test_images_at_a_hung_replica_are_drawn_by_another(hanging, plan, fami
         await asyncio.sleep(0)
     hanging.pool.confidence = 0.1
     hanging.hung.add("replica-1")
-    (image,) = await balancer.draw(Order("a red circle", 64, 64))
+    (image,) = await balancer.draw(GenerationRequest("a red circle", 64, 64))
     watching.cancel()
     assert image.model == "toy-heavy"
     assert [replica for replica, role, _ in hanging.pool.calls if role is Role.HEAVY] == ["replica-1", "replica-2"]
@@ -212,7 +214,7 @@ async def silent(pool: ServePool) -> dict[str, bool]:
 
 @pytest.fixture
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("load_balancer.serve_pool.DESCRIBE_TIMEOUT_S", 0.01)
+    monkeypatch.setattr("load_balancer.pool.serve_pool.DESCRIBE_TIMEOUT_S", 0.01)
 
 
 @pytest.mark.usefixtures("_impatient")

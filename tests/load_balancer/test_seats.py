@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from load_balancer.dispatch import Dispatcher
-from load_balancer.replica_book import Kind
-from load_balancer.service_times import ServiceTimes
+from load_balancer.dispatch.dispatcher import Dispatcher
+from load_balancer.dispatch.finish_time import Kind
+from load_balancer.dispatch.service_times import ServiceTimes
 from weir.core import Plan, Role
 from weir.profiles import Profile
 

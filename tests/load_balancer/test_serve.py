@@ -19,16 +19,16 @@ import pytest
 import yaml
 
 from benchmarks.chaos import harmed
-from benchmarks.faults import faults
-from benchmarks.testbed import Testbed
-from controller.policies.policy import PUBLISHED
+from controller.policy import PUBLISHED
 from deploy.cluster import cluster
 from deploy.local import bindable, readiness
 from deploy.publish import Publisher
 from deploy.serve_config import render, with_plan
-from load_balancer.openapi import GENERATIONS
+from load_balancer.http.openapi import GENERATIONS
+from testing.faults import faults
+from testing.testbed import Testbed
+from testing.toy_family import FAMILY, PROFILE
 from tests.load_balancer.malformed_requests import BODIES, GOOD
-from tests.toy_family import FAMILY, PROFILE
 from weir.core import Plan, Role
 
 pytestmark = [
@@ -132,7 +132,7 @@ async def load(up: Up, requests: int, concurrency: int, **fields: Any) -> list[h
 async def test_a_call_lands_on_the_replica_that_was_chosen(up):
     from ray.serve import get_deployment_handle
 
-    from load_balancer.serve_pool import ServePool
+    from load_balancer.pool.serve_pool import ServePool
 
     pool = ServePool(get_deployment_handle("Pool", app_name="weir"))
     known = {it["replica"]: it for it in await pool.describe()}

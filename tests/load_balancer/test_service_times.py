@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from load_balancer.service_times import MEMORY_S, MOST_CORRECTION, ServiceTimes
+from load_balancer.dispatch.service_times import MEMORY_S, MOST_CORRECTION, ServiceTimes
 from weir.core import Role
 
 

@@ -1,4 +1,4 @@
-"""Shadow samples: only what was seen, only in quiet times, no more than allowed, behind everybody else."""
+"""ShadowSamples samples: only what was seen, only in quiet times, no more than allowed, behind everybody else."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from random import Random
 
 import pytest
 
-from load_balancer.balancer import Balancer
-from load_balancer.order import Order
-from load_balancer.shadow import RECENT, Shadow
+from load_balancer.runner.balancer import Balancer
+from load_balancer.runner.generation_request import GenerationRequest
+from load_balancer.runner.shadow_samples import RECENT, ShadowSamples
 from weir.core import Role
 
-ORDER = Order("a red circle", 64, 64)
+ORDER = GenerationRequest("a red circle", 64, 64)
 LEVELS = ((Role.HEAVY, 50), (Role.HEAVY, 5), (Role.LIGHT, 0))
 
 
@@ -23,7 +23,7 @@ async def balancer(pool, plan, family, profile) -> Balancer:
     return balancer
 
 
-async def after(balancer: Balancer, count: int, order: Order = ORDER) -> None:
+async def after(balancer: Balancer, count: int, order: GenerationRequest = ORDER) -> None:
     for _ in range(count):
         await balancer.draw(order)
 
@@ -91,13 +91,13 @@ async def test_nothing_is_remembered_unless_it_is_asked_for(pool, plan, family, 
     "other", [{"role": Role.LIGHT}, {"steps": 7}, {"guidance": 1.5}, {"negative_prompt": "blue"}, {"width": 32}]
 )
 def test_what_a_level_would_change_is_not_sampled(other):
-    shadow = Shadow(0.2, 64, Random(0))
+    shadow = ShadowSamples(0.2, 64, Random(0))
     shadow.note(replace(ORDER, **other))
     assert not shadow._prompts
 
 
 def test_the_oldest_prompt_is_forgotten_first():
-    shadow = Shadow(0.2, 64, Random(0))
+    shadow = ShadowSamples(0.2, 64, Random(0))
     for i in range(RECENT + 1):
         shadow.note(replace(ORDER, prompt=str(i)))
     assert shadow._prompts == [str(i) for i in range(1, RECENT + 1)]

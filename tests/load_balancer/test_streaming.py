@@ -14,10 +14,10 @@ import httpx
 import pytest
 from PIL import Image
 
-from load_balancer.api import create_app
-from load_balancer.balancer import Balancer
-from load_balancer.openapi import GENERATIONS
-from load_balancer.order import Order
+from load_balancer.http.api import create_app
+from load_balancer.http.openapi import GENERATIONS
+from load_balancer.runner.balancer import Balancer
+from load_balancer.runner.generation_request import GenerationRequest
 from tests.load_balancer.malformed_requests import GOOD
 from weir.config import LimitsConfig
 from weir.core import Role, Rules
@@ -118,7 +118,7 @@ async def test_the_completed_picture_is_the_one_that_is_answered_without_a_strea
 async def test_the_light_image_does_not_wait_for_the_heavy_one(balancer, pool):
     pool.confidence = 0.1
     pool.delay_s[Role.HEAVY] = 60
-    drawing = balancer.begin(Order("a", 64, 64, stream=True, partial_images=1))
+    drawing = balancer.begin(GenerationRequest("a", 64, 64, stream=True, partial_images=1))
     first = await anext(drawing.events())
     assert (first.role, drawing.over) == (Role.LIGHT, False)
     await drawing.close()
@@ -141,7 +141,7 @@ async def test_a_failure_on_the_way_is_an_error_event_and_the_end(client, pool, 
 
 
 async def test_what_nobody_foresaw_is_an_error_event_without_a_word_about_it(client, monkeypatch):
-    monkeypatch.setattr("load_balancer.events.about", lambda _: 1 / 0)
+    monkeypatch.setattr("load_balancer.http.events.about", lambda _: 1 / 0)
     ((name, data),) = await streamed(client)
     assert (name, data["error"]["code"]) == ("error", "internal_error")
     assert "division" not in json.dumps(data)

@@ -5,13 +5,13 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from load_balancer.tally import MOST_CONFIDENCES, UNKNOWN_LEVEL, Tally
+from load_balancer.runner.observation_counters import MOST_CONFIDENCES, UNKNOWN_LEVEL, ObservationCounters
 from weir.core import Role
 
 
 @given(st.lists(st.lists(st.floats(0, 1), max_size=30), max_size=10))
 def test_everything_is_told_once_to_a_reader_that_looks_on(seconds):
-    tally, confidences, batches, fetches, before, fetched = Tally(10), [], [], [], (0, 0), 0
+    tally, confidences, batches, fetches, before, fetched = ObservationCounters(10), [], [], [], (0, 0), 0
     for second in seconds:
         for number in second:
             tally.judge("a", number, number < 0.5)
@@ -29,21 +29,21 @@ def test_everything_is_told_once_to_a_reader_that_looks_on(seconds):
 
 
 def test_a_reader_of_an_earlier_life_is_told_all_that_is_kept():
-    tally = Tally(10)
+    tally = ObservationCounters(10)
     tally.judge("a", None, True)
     look = tally.since(99, 99, now=0)
     assert (look["judged"], look["confidences"]) == (1, [0.0])
 
 
 def test_the_oldest_confidences_make_room():
-    tally = Tally(10)
+    tally = ObservationCounters(10)
     for i in range(MOST_CONFIDENCES + 5):
         tally.judge("a", i / 2000, False)
     assert tally.since(0, 0, now=0)["confidences"][0] == 5 / 2000
 
 
 def test_an_image_is_in_flight_until_it_is_answered_or_expires():
-    tally = Tally(expiry_s=10)
+    tally = ObservationCounters(expiry_s=10)
     for second, image in enumerate("abc"):
         tally.admitted(image, float(second))
     tally.judge("b", 0.1, True)
@@ -61,7 +61,7 @@ def test_an_image_is_in_flight_until_it_is_answered_or_expires():
 
 
 def test_lookups_are_told_by_what_they_found_and_what_was_predicted():
-    tally = Tally(10)
+    tally = ObservationCounters(10)
     tally.admitted("a", 0.0)
     tally.lookup("a", 0.2, level=1)
     tally.lookup("b", 0.0, level=2)

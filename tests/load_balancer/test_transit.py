@@ -4,31 +4,31 @@ from __future__ import annotations
 
 import pytest
 
-from load_balancer.dispatch import Dispatcher
-from load_balancer.replica_book import Kind
-from load_balancer.service_times import ServiceTimes
-from load_balancer.transit import CALLS, Transit
+from load_balancer.dispatch.dispatcher import Dispatcher
+from load_balancer.dispatch.finish_time import Kind
+from load_balancer.dispatch.network_delay import CALLS, NetworkDelay
+from load_balancer.dispatch.service_times import ServiceTimes
 from weir.core import Plan, Role
 
 LIGHT = Kind(Role.LIGHT)
 
 
 def test_one_way_is_half_of_the_way_out_and_back():
-    transit = Transit()
+    transit = NetworkDelay()
     for trip_s in [0.02] * 9 + [0.4]:
         transit.observe(trip_s)
     assert (transit.usual_s, transit.slow_s) == (0.01, pytest.approx(0.029))
 
 
 def test_it_follows_a_host_that_grew_busy():
-    transit = Transit()
+    transit = NetworkDelay()
     for trip_s in [0.002] * CALLS + [0.2] * CALLS:
         transit.observe(trip_s)
     assert transit.usual_s == transit.slow_s == 0.1
 
 
 def test_before_the_first_calls_and_from_clocks_that_jump_it_is_nothing():
-    transit = Transit()
+    transit = NetworkDelay()
     assert transit.usual_s == 0
     transit.observe(-5.0)
     transit.observe(-5.0)

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
+from cli.main import app
 from quality.calibration import Calibration
-from tests.toy_family import PROFILE
-from weir.cli import app
+from testing.toy_family import PROFILE
 from weir.profiles import load_profile
 
 #: A hundred confidences, evenly spread, and a quality that falls once more than half is light.

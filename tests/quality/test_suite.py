@@ -12,13 +12,13 @@ from safetensors.torch import save_file
 from transformers import CLIPConfig, CLIPModel
 from typer.testing import CliRunner
 
+from cli.main import app
 from quality.clip import ClipScorer
 from quality.inception import InceptionFeatures, InceptionV3
 from quality.paired import paired_ratio
 from quality.suite import CLIP as CLIP_NAME
 from quality.suite import family_suite, hub_suite, load_judge, read_pictures, scored, tensors
 from training.scenes import caption, draw_scene, render
-from weir.cli import app
 from weir.config import load_family
 from weir.errors import ConfigError
 
@@ -135,7 +135,7 @@ def test_a_family_that_cannot_be_measured_is_refused_before_its_models_are_loade
     family = tmp_path / "family.yaml"
     family.write_text(yaml.safe_dump(FAMILY.model_dump(mode="json") | {"discriminator": None}))
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("workers.family.Family.load", None)
+    monkeypatch.setattr("workers.models.family.Family.load", None)
     refused = CliRunner().invoke(app, [*command.split(), "--family", str(family)])
     assert refused.exit_code == 2, refused.output
     assert "has no attribute checker" in refused.stderr

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from baselines.comparison.compare import Comparison, compare, compare_files
 from simulator.arrivals import Arrivals, poisson, read_arrivals, spikes, steps
-from simulator.compare import Comparison, compare, compare_files
 from simulator.confidences import drawn, read_scores, recorded
 from simulator.families import family_setting
 from weir.errors import ConfigError

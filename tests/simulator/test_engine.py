@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from controller.policies import POLICIES, make_policy
-from controller.policies.policy import Policy
 from controller.policies.weir import Weir
+from controller.policy import Policy
 from controller.setting import QualityCurve, Setting
 from simulator.arrivals import Arrivals, poisson, steps
 from simulator.confidences import drawn

@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from controller.setting import Setting
-from load_balancer.dispatch import Dispatcher
-from load_balancer.replica_book import Kind
-from load_balancer.service_times import ServiceTimes
+from load_balancer.dispatch.dispatcher import Dispatcher
+from load_balancer.dispatch.finish_time import Kind
+from load_balancer.dispatch.service_times import ServiceTimes
 from simulator.fleet import HEAVY, LIGHT, NEVER, ROLES, Fleet
 from simulator.seat_fleet import SeatFleet, advance, leavers
 from solvers.problem import GpuType

@@ -7,12 +7,12 @@ import json
 import numpy as np
 import pytest
 
+from baselines.comparison.level_compare import LADDERS, compare_level_files, compare_levels, ladder_file, level_report
 from controller.levels import LEVEL_POLICIES, LevelSetting, make_level_policy
 from simulator.arrivals import Arrivals, poisson
-from simulator.level_compare import LADDERS, compare_level_files, compare_levels, ladder_file, level_report
 from simulator.levels import LevelOutcome, simulate_levels
+from weir.approximation_levels import Ladder, PromptGroup, load_ladder
 from weir.errors import ConfigError
-from weir.levels import Ladder, PromptGroup, load_ladder
 
 PUBLISHED = load_ladder(LADDERS / "argus-sdxl.json")
 

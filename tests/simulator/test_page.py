@@ -8,11 +8,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from baselines.comparison.compare import Comparison, compare
+from baselines.comparison.page import write_page
 from simulator.arrivals import Arrivals, poisson
-from simulator.compare import Comparison, compare
 from simulator.confidences import drawn
 from simulator.families import family_setting
-from simulator.page import write_page
 
 SETTING = family_setting("diffserve-1", 4)
 

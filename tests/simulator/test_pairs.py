@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import pytest
 
-from controller.policies.pairs import WeirPairs
+from baselines.comparison.light_variants import best_by_demand, built, read_cascades, run_pairs, usable
+from controller.policies.light_variants import WeirPairs
 from simulator.arrivals import steps
 from simulator.families import family_setting
-from simulator.pairs import best_by_demand, built, read_cascades, run_pairs, usable
 from weir.errors import ConfigError
 
 

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import yaml
 
-from cache.selector import load_selector
-from cache.worth import load_worth
+from baselines.comparison.runs import Run, Windows
+from baselines.comparison.systems import SYSTEM_OF, SystemComparison, compare_systems, ladder_of
+from cache.policy.resume_quality import load_worth
+from cache.policy.selector import load_selector
 from simulator.arrivals import Arrivals, laid_anew
-from simulator.runs import Run, Windows
-from simulator.systems import SYSTEM_OF, SystemComparison, compare_systems, ladder_of
 from simulator.workload import Workload, nearest_earlier, service_workload
 from traces.loader import load_trace
 from weir.errors import ConfigError

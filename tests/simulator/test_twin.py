@@ -5,14 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from baselines.published import CASCADES
 from controller.policies import make_policy
 from controller.setting import Setting
 from simulator.arrivals import Arrivals, poisson, steps
 from simulator.engine import simulate
 from simulator.outcome import ANSWERED_AT_DEADLINE, ANSWERED_LIGHT
-from solvers.published import CASCADES
-from tests.simulator.virtual_cluster import confidences, serve
-from tests.toy_family import FAMILY
+from testing.toy_family import FAMILY
+from testing.virtual_cluster import confidences, serve
 from weir.config import FamilyConfig
 from weir.profiles import Profile
 

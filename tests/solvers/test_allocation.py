@@ -17,8 +17,8 @@ from solvers.allocation import LevelAllocation, LevelGpus, LevelProblem, PromptC
 from solvers.backends import Answer, Backend, installed
 from solvers.enumerate_levels import enumerate_levels
 from solvers.solution import Status
+from weir.approximation_levels import Strategy, load_ladder
 from weir.errors import ConfigError, PlanError
-from weir.levels import Strategy, load_ladder
 
 LADDER = load_ladder(Path(__file__).parents[2] / "deploy" / "ladders" / "argus-sdxl.json")
 LEVELS = LADDER.of(Strategy.AC)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from baselines.published import cascade
 from solvers.backends import installed
 from solvers.diffserve import published_problem
-from solvers.published import cascade
 from solvers.solve import solve
 from weir.core import Role
 

@@ -7,7 +7,7 @@ from diffusers import StableDiffusionXLPipeline
 
 from quality.checker import AttributeChecker
 from training.checker import vocabulary
-from workers.discriminator import Discriminator
+from workers.models.discriminator import Discriminator
 
 ROOT = Path("models/weir-tiny")
 

@@ -10,7 +10,7 @@ from training.recipe import BUDGETS, train_family
 from weir.config import load_family
 from weir.core import ImageRequest, Role
 from weir.errors import ConfigError
-from workers.family import Family
+from workers.models.family import Family
 
 
 def test_the_smoke_budget_runs_every_stage_and_its_family_draws(tmp_path: Path) -> None:

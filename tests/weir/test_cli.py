@@ -9,7 +9,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner, Result
 
-from weir.cli import app
+from cli.main import app
 
 PLAN = ("plan", "--demand", "24", "--objective", "threshold", "--slo", "5", "--queue-delay", "0", "0")
 
@@ -179,7 +179,7 @@ def test_wrong_input_is_refused_with_its_remedy(words, remedy, tmp_path, monkeyp
 )
 def test_a_place_that_takes_no_file_is_known_before_the_work(trace, words, problem, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("workers.family.Family.load", None)  # what all the work begins with
+    monkeypatch.setattr("workers.models.family.Family.load", None)  # what all the work begins with
     Path("taken").touch()
     assert problem in refused(*words)
 

@@ -14,20 +14,20 @@ import numpy as np
 import pytest
 import yaml
 
-from cache.predictor import MatchPredictor
+from cache.policy.predictor import MatchPredictor
+from cache.policy.selector import load_selector
 from cache.replay import read_log
-from cache.selector import load_selector
-from cache.store import SealedStore
-from cache.upkeep import import_store
+from cache.store.maintenance import import_store
+from cache.store.store import SealedStore
 from simulator.arrivals import read_arrivals
 from simulator.confidences import read_scores
 from tests.gadget import FORMS, as_array, as_pickle
 from traces.generate import read_recipe
 from traces.loader import load_trace
 from traces.outcome import read_outcomes
+from weir.approximation_levels import load_ladder
 from weir.config import load_family, load_keys, load_service
 from weir.errors import StateRefused, WeirError
-from weir.levels import load_ladder
 from weir.profiles import load_profile
 from weir.states import State
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from weir.approximation_levels import Strategy, load_ladder
 from weir.errors import ConfigError
-from weir.levels import Strategy, load_ladder
 
 SHIPPED = Path(__file__).parents[2] / "deploy" / "ladders" / "argus-sdxl.json"
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.toy_family import PROFILE
+from testing.toy_family import PROFILE
 from weir.core import Role
 from weir.errors import ConfigError
 from weir.profiles import Profile, load_profile

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tests.toy_family import LEVELS
+from testing.toy_family import LEVELS
 from weir.errors import ConfigError
 from weir.prompt_levels import LevelHead, WatchedHead
 

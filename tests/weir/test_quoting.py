@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from tests.toy_family import PROFILE
-from weir.cli import app
+from cli.main import app
+from testing.toy_family import PROFILE
 
 #: Each of them is markup to Rich, and some break it.
 WRITTEN = ("log[old]", "[/INST]", "runs[1]/a", "[bold]a:smile:")

@@ -14,10 +14,10 @@ from PIL import Image
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
+from cli.main import app
 from quality.inception import InceptionV3
 from traces.outcome import Outcome, OutcomeFile
 from training.scenes import caption, draw_scene, render
-from weir.cli import app
 
 CLIP = Path("models/weir-tiny/clip")
 

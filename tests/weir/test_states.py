@@ -9,7 +9,7 @@ from safetensors.numpy import save
 from weir.core import ImageRequest
 from weir.errors import StateRefused
 from weir.states import State, capture_steps, state_key
-from workers.states import InMemoryStates
+from workers.engine.state_memory import InMemoryStates
 
 STATE = State(np.arange(16, dtype=np.float16).reshape(4, 2, 2), 10, 50, "DDIM-v_prediction-00", "heavy-00")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.workers.tiny_models import SIZE, WIDTH, clip, sd_pipeline, sdxl_pipeline, tokenizer, unet
+from testing.tiny_models import SIZE, WIDTH, clip, sd_pipeline, sdxl_pipeline, tokenizer, unet
 from weir.config import FamilyConfig
 
 with warnings.catch_warnings():  # Ray's models warn of pydantic's future at import
@@ -31,7 +31,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One folder with every layout: ``sdxl``, ``light_unet``, ``lightning/unet.safetensors``, ``sd``, …"""
     from safetensors.torch import save_file
 
-    from workers.discriminator import Discriminator, DiscriminatorNet
+    from workers.models.discriminator import Discriminator, DiscriminatorNet
 
     root = tmp_path_factory.mktemp("weights")
     base = sdxl_pipeline()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tests.workers.tiny_models import SIZE
+from testing.tiny_models import SIZE
 from weir.core import ImageRequest
 from weir.profiles import Profile, VariantProfile
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from training.scenes import draw_scene, render
-from workers.discriminator import Discriminator
+from workers.models.discriminator import Discriminator
 
 FOLDER = Path("models/weir-tiny/discriminator")
 

@@ -13,14 +13,14 @@ import pytest
 import torch
 from PIL import Image
 
+from testing.tiny_models import SIZE
 from tests.workers.samples import image_request
-from tests.workers.tiny_models import SIZE
 from weir.config import FamilyConfig
 from weir.core import Role
 from weir.errors import ConfigError, InvalidRequest
-from workers.engine import Drawn, OutOfMemory, recipe
-from workers.family import Family
-from workers.weights import check_family, scheduler_for
+from workers.engine.engine import EngineOutput, OutOfMemory, recipe
+from workers.models.family import Family
+from workers.models.weights import check_family, scheduler_for
 
 
 class Discriminator:
@@ -44,7 +44,7 @@ def family(pipeline: Path, light: dict[str, Any], heavy: dict[str, Any], **field
     return FamilyConfig.model_validate(usual | {"light": light, "heavy": heavy} | fields)
 
 
-def pixels(drawn: Drawn) -> np.ndarray:
+def pixels(drawn: EngineOutput) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(drawn.image))).astype(int)
 
 
@@ -203,7 +203,7 @@ def test_other_sizes_of_the_family_and_prompts_of_any_length_are_drawn(tiny: Fam
 
 
 def test_a_picture_that_is_not_a_number_fails_alone(tiny: Family, monkeypatch: pytest.MonkeyPatch) -> None:
-    from workers import pictures as module
+    from workers.engine.engine import image_decoder as module
 
     def spoil_second(vae: Any, latents: torch.Tensor) -> torch.Tensor:
         images = real(vae, latents)

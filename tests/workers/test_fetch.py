@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.toy_family import FAMILY
+from testing.toy_family import FAMILY
 from weir.config import FamilyConfig, load_family
-from workers.fetch import chosen, wanted
+from workers.models.fetch import chosen, wanted
 
 SDXL = [
     "README.md",
@@ -126,7 +126,7 @@ def fetched(folder: Path, endpoint: str, repository: str) -> subprocess.Complete
     family = folder / "family.yaml"
     family.write_text(yaml.safe_dump({**FAMILY, "pipeline": repository}))
     return subprocess.run(
-        [sys.executable, "-m", "weir.cli", "fetch", str(family)],
+        [sys.executable, "-m", "cli.main", "fetch", str(family)],
         env={**os.environ, "HF_ENDPOINT": endpoint, "HF_HOME": str(folder / "hub"), "COLUMNS": "500"},
         capture_output=True,
         text=True,

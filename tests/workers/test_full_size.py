@@ -6,10 +6,10 @@ import io
 
 from PIL import Image
 
-from benchmarks.sdxl_architecture import SMALL, write_family
+from testing.sdxl_architecture import SMALL, write_family
 from weir.config import load_family
 from weir.core import ImageRequest, Role
-from workers.family import Family
+from workers.models.family import Family
 
 
 def test_both_variants_draw_and_the_light_one_is_judged(tmp_path):

@@ -13,9 +13,9 @@ from weir.core import ImageRequest, Path, Role
 from weir.errors import InvalidRequest, PlanError
 from weir.states import State
 from workers.emulated import EmulatedEngine
-from workers.engine import Drawn
-from workers.family import Family
+from workers.engine.engine import EngineOutput
 from workers.generate import Generated, generate
+from workers.models.family import Family
 
 
 def draw(family: FamilyConfig, confidence: float = 0.6, **arguments: object) -> Generated:
@@ -72,7 +72,7 @@ class Remembers:
         resumed = replace(request, resume_key="-", resume_step=step, capture=self.last is None, accept=self.accept)
         return resumed, self.last
 
-    def finished(self, request: ImageRequest, run: Drawn | None, sought: bool, refused: bool) -> None:
+    def finished(self, request: ImageRequest, run: EngineOutput | None, sought: bool, refused: bool) -> None:
         self.told.append(None if run is None else run.first)
         self.refused.append(refused)
         if run is not None and run.states:
@@ -96,7 +96,7 @@ def test_a_resumed_image_that_is_doubted_is_drawn_anew_and_the_better_judged_is_
     draw(embedded, engine=engine, threshold=1.0, cache=cache)
     generate, made = engine.generate, []
 
-    def watched(*what: Any) -> list[Drawn]:
+    def watched(*what: Any) -> list[EngineOutput]:
         [drawn] = generate(*what)
         made.append(replace(drawn, confidence=resumed if drawn.first else anew))
         return made[-1:]

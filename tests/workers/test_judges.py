@@ -17,10 +17,10 @@ from training.scenes import Scene, caption, draw_scene, render
 from weir.config import load_family
 from weir.core import Role
 from weir.errors import ConfigError
-from workers.discriminator import Discriminator
-from workers.family import Family
-from workers.judges import ClipConfidence, family_judge
-from workers.weights import check_family
+from workers.models.discriminator import Discriminator
+from workers.models.family import Family
+from workers.models.judges import ClipConfidence, family_judge
+from workers.models.weights import check_family
 
 TINY = load_family("deploy/families/weir-tiny.yaml")
 BY_CLIP = TINY.model_copy(update={"discriminator": "clip"})

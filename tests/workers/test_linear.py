@@ -3,7 +3,7 @@
 import torch
 from torch.nn.functional import gelu, linear
 
-from workers.linear import through_onednn
+from workers.models.linear import through_onednn
 
 
 def test_large_and_small_products_are_those_of_the_layer_itself() -> None:

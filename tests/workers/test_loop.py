@@ -15,9 +15,9 @@ from weir.errors import NotFinite, WeirError
 from weir.profiles import FixedCosts, Profile
 from weir.states import State
 from workers.emulated import EmulatedEngine
-from workers.engine import Order, OutOfMemory
-from workers.loop import Job, Outcome, Progress, StepLoop
-from workers.scheduling import Recipe
+from workers.engine.engine import DenoiseJob, OutOfMemory
+from workers.engine.scheduling import Recipe
+from workers.engine.step_loop import Job, Outcome, Progress, StepLoop
 
 STEPS = 8
 
@@ -67,7 +67,7 @@ class Crowd:
         role = fields.pop("role", Role.HEAVY)
         on_step = fields.pop("on_step", None)
         request = image_request(name, **fields)
-        order = Order(Recipe(role, request.width, request.height, steps, 1.0), request, start)
+        order = DenoiseJob(Recipe(role, request.width, request.height, steps, 1.0), request, start)
         self.jobs[name] = self.loop.submit(order, lambda outcome: self.take(name, outcome), on_step)
 
     def take(self, name: str, outcome: Outcome) -> None:

@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-from tests.toy_family import FAMILY, PROFILE
+from testing.toy_family import FAMILY, PROFILE
 from tests.workers.samples import image_request
 from weir.config import load_family
 from weir.core import Plan, Role
 from weir.errors import ConfigError
-from workers.engine import order_for
-from workers.family import Family
+from workers.engine.engine import order_for
+from workers.models.family import Family
 from workers.replica import Worker
 
 PLAN = Plan.split(1, 1, 0, light_batch=4, heavy_batch=4, threshold=0.5)

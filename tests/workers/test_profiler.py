@@ -13,7 +13,7 @@ from weir.config import FamilyConfig
 from weir.errors import ConfigError, WeirError
 from weir.profiles import load_profile
 from workers.emulated import EmulatedEngine
-from workers.engine import OutOfMemory
+from workers.engine.engine import OutOfMemory
 from workers.profiler import profile_family, write_profile
 
 

@@ -22,9 +22,9 @@ from weir.core import ImageRequest, Plan, Role
 from weir.errors import WeirError
 from weir.profiles import FixedCosts
 from workers.emulated import EmulatedEngine
-from workers.engine import OutOfMemory
+from workers.engine.engine import OutOfMemory
+from workers.engine.state_memory import InMemoryStates, State, state_key
 from workers.replica import Worker
-from workers.states import InMemoryStates, State, state_key
 
 
 class Scripted(EmulatedEngine):

@@ -10,7 +10,7 @@ import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler
 
 from weir.errors import ConfigError
-from workers.samplers import Sampler
+from workers.engine.samplers import Sampler
 
 BETAS = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 SPACINGS = {"leading": {"steps_offset": 1}, "trailing": {}, "linspace": {}}

@@ -8,7 +8,7 @@ import sys
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workers.scheduling import TURN_OF_THE_OLDEST, Task, next_call
+from workers.engine.scheduling import TURN_OF_THE_OLDEST, Task, next_call
 
 NOW = 100.0
 HEAVY, LIGHT = ("heavy", 64), ("light", 64)
@@ -82,5 +82,6 @@ def test_a_limit_below_one_still_serves() -> None:
 
 
 def test_neither_the_decision_nor_the_loop_nor_the_emulation_imports_torch() -> None:
-    code = "import sys, workers.scheduling, workers.loop, workers.emulated; sys.exit('torch' in sys.modules)"
+    modules = "workers.engine.scheduling, workers.engine.step_loop, workers.emulated"
+    code = f"import sys, {modules}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -12,15 +12,15 @@ import pytest
 import torch
 from PIL import Image
 
+from testing.tiny_models import SIZE, sd_pipeline, sdxl_pipeline
 from tests.workers.samples import image_request
-from tests.workers.tiny_models import SIZE, sd_pipeline, sdxl_pipeline
 from weir.config import FamilyConfig
 from weir.core import ImageRequest, Role
 from weir.errors import InvalidRequest, StateRefused, WeirError
 from weir.states import State, capture_steps
-from workers.engine import Order, order_for
-from workers.family import Family
-from workers.weights import scheduler_for
+from workers.engine.engine import DenoiseJob, order_for
+from workers.models.family import Family
+from workers.models.weights import scheduler_for
 
 STEPS = 10
 #: The largest difference of two latents (of standard deviation about 1) of one request that were drawn in different
@@ -49,7 +49,7 @@ def tiny() -> Family:
     return family()
 
 
-def draw(engine: Family, orders: Sequence[Order]) -> list[Any]:
+def draw(engine: Family, orders: Sequence[DenoiseJob]) -> list[Any]:
     """The samples at the end of their runs; all of them together, however many steps each has left."""
     samples: list[Any] = [s for s in engine.begin(orders) if not isinstance(s, WeirError)]
     assert len(samples) == len(orders)
@@ -58,7 +58,7 @@ def draw(engine: Family, orders: Sequence[Order]) -> list[Any]:
     return samples
 
 
-def ordered(name: str = "a", state: State | None = None, role: Role = Role.HEAVY, **fields: Any) -> Order:
+def ordered(name: str = "a", state: State | None = None, role: Role = Role.HEAVY, **fields: Any) -> DenoiseJob:
     return order_for(config(), role, image_request(name, **fields), state)
 
 
@@ -327,7 +327,7 @@ def test_a_preview_is_a_small_picture_of_what_is_becoming() -> None:
 
 
 def test_a_linear_decoder_is_previewed_exactly() -> None:
-    from workers.previews import Previews
+    from workers.engine.previews import Previews
 
     latents, weights = torch.randn(2, 4, 8, 8), torch.randn(3, 4)
     colours = torch.einsum("oc,bchw->bohw", weights, latents) + 0.5

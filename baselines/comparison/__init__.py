@@ -1,0 +1,1 @@
+"""Comparisons of policies on the same trace: runs, tables and pages."""

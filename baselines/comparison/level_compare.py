@@ -1,0 +1,138 @@
+"""Policies for a ladder on the same arrivals, side by side: the figures, the table, the JSON and the plot."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+
+from baselines.comparison.runs import Run, RunReport, figures, plot_runs, print_reports
+from baselines.comparison.runs_page import write_runs_page
+from controller.levels import LEVEL_POLICIES, LevelSetting, make_level_policy
+from simulator.arrivals import Arrivals, laid_anew, read_arrivals
+from simulator.levels import LevelOutcome, simulate_levels
+from weir.approximation_levels import load_ladder
+
+#: Where ladders with a name are.
+LADDERS = Path(__file__).parents[2] / "deploy" / "ladders"
+#: The system that a policy is of; the others are what systems were compared with.
+SYSTEMS = {"weir": "Weir", "nirvana": "NIRVANA", "argus": "Argus", "pac": "Argus"}
+#: The deadline when none is given, in latencies of level 0. The paper does not say its own.
+SLO_LATENCIES = 3.0
+
+
+@dataclass(frozen=True, slots=True)
+class LevelReport(RunReport):
+    """One policy on one trace; ``level_shares`` of its answers, by level's name."""
+
+    level_shares: dict[str, float]
+
+
+def level_run(outcome: LevelOutcome) -> Run:
+    """The run as it compares with those of cascades."""
+    qualities = np.where(outcome.answered, outcome.qualities, np.nan)
+    return Run(outcome.policy, outcome.answered, outcome.finished_s - outcome.arrivals_s, qualities)
+
+
+def level_report(outcome: LevelOutcome) -> LevelReport:
+    """Sums up a run."""
+    levels = outcome.setting.ladder.levels
+    shares = np.bincount(outcome.levels[outcome.answered], minlength=len(levels)) / max(1, outcome.answered.sum())
+    return LevelReport(
+        **figures(level_run(outcome), outcome.arrivals_s, SYSTEMS.get(outcome.policy, "others")),
+        level_shares={level.name: round(float(s), 4) for level, s in zip(levels, shares, strict=True) if s > 0},
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class LevelComparison:
+    """What :func:`compare_levels` found; one outcome and one report for each policy, in the order asked for."""
+
+    setting: LevelSetting
+    outcomes: tuple[LevelOutcome, ...]
+    reports: tuple[LevelReport, ...]
+
+    def to_json(self) -> str:
+        """A list of objects, one a policy."""
+        return json.dumps([asdict(r) for r in self.reports], indent=2)
+
+    def print(self, console: Console | None = None) -> None:
+        """A table for people."""
+        print_reports(self.reports, self.setting.gpus, self.setting.slo_s, console)
+
+    @property
+    def runs(self) -> tuple[Run, ...]:
+        return tuple(map(level_run, self.outcomes))
+
+    def plot(self, path: Path) -> None:
+        """Throughput, quality and violations over time, as a picture in any format of Matplotlib."""
+        plot_runs(self.outcomes[0].arrivals_s, self.runs, path)
+
+    def write_page(self, path: Path, title: str) -> None:
+        """All of it as one page.
+
+        Raises:
+            ConfigError: it cannot be written.
+        """
+        arrivals_s = self.outcomes[0].arrivals_s
+        lead = (
+            f"{len(arrivals_s):,} requests on {self.setting.gpus} GPUs, each due within {self.setting.slo_s:g} s; "
+            "simulated, the same requests for every policy, on a ladder of approximation levels."
+        )
+        write_runs_page(path, arrivals_s, self.runs, self.reports, title=title, lead=lead)
+
+
+def ladder_file(family: str) -> Path | None:
+    """The ladder of that name, or the file if it is one; None when it is neither."""
+    named, path = LADDERS / f"{family}.json", Path(family)
+    if "/" not in family and named.is_file():
+        return named
+    try:
+        return path if path.is_file() and "levels" in json.loads(path.read_text()) else None
+    except (OSError, ValueError):
+        return None
+
+
+def compare_levels(
+    setting: LevelSetting, arrivals: Arrivals, policies: Sequence[str] = tuple(LEVEL_POLICIES), *, seed: int = 0
+) -> LevelComparison:
+    """Runs policies on the same arrivals; equal prompts belong to the same class, drawn with the ladder's shares.
+
+    Raises:
+        ConfigError: a policy's name is not known, or the ladder lacks what it needs.
+    """
+    made = [make_level_policy(name, setting) for name in policies]
+    shares = np.array([group.share for group in setting.ladder.prompts] or [1.0])
+    prompts = int(arrivals.prompts.max()) + 1 if len(arrivals) else 0
+    classes = np.random.default_rng(seed).choice(len(shares), size=prompts, p=shares / shares.sum())
+    outcomes = tuple(simulate_levels(policy, arrivals.times_s, classes[arrivals.prompts], seed=seed) for policy in made)
+    return LevelComparison(setting, outcomes, tuple(map(level_report, outcomes)))
+
+
+def compare_level_files(
+    ladder: Path,
+    trace: Path | str,
+    policies: Sequence[str] = tuple(LEVEL_POLICIES),
+    *,
+    gpus: int,
+    slo_s: float | None = None,
+    seed: int = 0,
+    rate: float = 1.0,
+    redraw: int | None = None,
+) -> LevelComparison:
+    """:func:`compare_levels` from files, as the command line has them; ``rate`` and ``redraw`` as in
+    :func:`simulator.arrivals.laid_anew`.
+
+    Raises:
+        ConfigError: names the argument or the file.
+    """
+    read = load_ladder(ladder)
+    if slo_s is None:
+        slo_s = SLO_LATENCIES * read.levels[0].latency_s[0]
+    return compare_levels(
+        LevelSetting(read, gpus, slo_s), laid_anew(read_arrivals(trace), rate, redraw), policies, seed=seed
+    )

@@ -1,0 +1,119 @@
+"""The page of policies of several systems on one trace: one self-contained HTML file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import PackageLoader
+from matplotlib.axes import Axes
+
+from baselines.comparison.runs import Run, RunReport, Windows
+from traces.page import inline, render
+from traces.plots import COLOURS, svg
+from weir.files import written_whole
+
+#: Colour of a system; the first policy that is shown of each has a whole line, the others of it broken ones.
+_COLOURS = {"Weir": "good", "DiffServe": "bad", "NIRVANA": "heavy", "Argus": "deadline", "others": "light"}
+_DASHES: tuple[Any, ...] = ("-", (0, (4, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)))
+
+
+def write_runs_page(
+    path: Path, arrivals_s: np.ndarray, runs: Sequence[Run], reports: Sequence[RunReport], *, title: str, lead: str
+) -> None:
+    """Writes the page; ``path`` ends in .html.
+
+    Args:
+        reports: one a run.
+        lead: what was run, in a sentence or two.
+
+    Raises:
+        ConfigError: it cannot be written.
+    """
+    windows = Windows.of(arrivals_s)
+    lines = _lines(reports)
+    plots: list[tuple[str, Callable[[Axes], None]]] = [
+        ("Quality against violations", lambda ax: _trade(ax, reports, lines)),
+        ("Throughput", lambda ax: _throughput(ax, windows, runs, lines)),
+        ("Quality", lambda ax: _over_time(ax, windows, runs, lines, windows.quality, "quality, %")),
+        ("Violations", lambda ax: _over_time(ax, windows, runs, lines, windows.violations, "violations, %")),
+    ]
+    page = render(
+        "runs.html.j2",
+        PackageLoader("baselines.comparison", "."),
+        title=title,
+        lead=lead,
+        reports=reports,
+        colours_of=_COLOURS,
+        best=_best(reports),
+        plots=[(name, inline(svg(name, fill))) for name, fill in plots],
+    )
+    with written_whole(path) as draft:
+        draft.write_text(page, encoding="utf-8")
+
+
+def _best(reports: Sequence[RunReport]) -> str:
+    """The policy with the best images of those that keep nearly every deadline."""
+    kept = [r for r in reports if r.violation_ratio <= 0.01 and r.quality is not None]
+    return max(kept, key=lambda r: r.quality or 0.0).policy if kept else ""
+
+
+def _lines(reports: Sequence[RunReport]) -> dict[str, dict[str, Any]]:
+    seen: dict[str, int] = {}
+    lines = {}
+    for r in reports:
+        n = seen[r.system] = seen.get(r.system, -1) + 1
+        lines[r.policy] = {
+            "color": COLOURS[_COLOURS[r.system]],
+            "ls": _DASHES[min(n, len(_DASHES) - 1)],
+            "lw": 2.4 if r.policy == "weir" else 1.5 if n == 0 else 1.1,
+            "zorder": 3 if r.policy == "weir" else 2,
+        }
+    return lines
+
+
+def _throughput(ax: Axes, windows: Windows, runs: Sequence[Run], lines: dict[str, dict[str, Any]]) -> None:
+    ax.fill_between(windows.middles_s, windows.demand_rps(), color=COLOURS["ink"], alpha=0.12, lw=0)
+    _over_time(ax, windows, runs, lines, windows.throughput_rps, "in time, /s")
+    ax.set(ylim=(0, None))
+
+
+def _over_time(
+    ax: Axes,
+    windows: Windows,
+    runs: Sequence[Run],
+    lines: dict[str, dict[str, Any]],
+    value: Callable[[Run], np.ndarray],
+    ylabel: str,
+) -> None:
+    for run in runs:
+        ax.plot(windows.middles_s, value(run), label=run.policy, **lines[run.policy])
+    ax.set(xlabel="arrival, s", ylabel=ylabel)
+
+
+def _trade(ax: Axes, reports: Sequence[RunReport], lines: dict[str, dict[str, Any]]) -> None:
+    shown = sorted((r for r in reports if r.quality is not None), key=lambda r: r.quality or 0.0)
+    span = max(1e-9, (shown[-1].quality or 0) - (shown[0].quality or 0)) if shown else 1.0
+    labels: list[tuple[bool, float]] = []
+    for r in shown:
+        x, y = 100 * r.violation_ratio, float(r.quality or 0.0)
+        ax.plot([x], [y], "o", ms=9 if r.policy == "weir" else 6, color=lines[r.policy]["color"])
+        right = x > 10
+        # Labels of near neighbours are pushed up, for many policies keep every deadline.
+        at = max([y, *(other + 0.055 * span for side, other in labels if side == right)])
+        labels.append((right, at))
+        ax.annotate(
+            r.policy,
+            (x, at),
+            xytext=(-8 if right else 8, 0),
+            textcoords="offset points",
+            ha="right" if right else "left",
+            va="center",
+            fontsize=8,
+            fontweight="bold" if r.policy == "weir" else "normal",
+        )
+    ax.set_xscale("symlog", linthresh=0.1)
+    ax.set(xlabel="violations, % (logarithmic above 0.1)", ylabel="quality, %", xlim=(-0.02, 130))
+    ax.margins(y=0.15)

@@ -1,0 +1,34 @@
+"""DiffServe-Static: the cascade with one allocation and one threshold for the whole run."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from baselines.published import CASCADES
+from controller.policy import PUBLISHED, Policy, best_batch
+from solvers.solve import solve
+from weir.core import Plan
+
+
+class DiffServeStatic(Policy):
+    """The published static plan where this is a published cascade on 16 GPUs; elsewhere the published program's plan
+    for the largest demand at which it still defers half."""
+
+    name = "diffserve-static"
+
+    def first_plan(self) -> Plan:
+        self.rules = PUBLISHED
+        setting = self.setting
+        for cascade in CASCADES.values():
+            if (
+                setting.replicas == 16
+                and setting.gpus[0].heavy == cascade.heavy
+                and setting.gpus[0].light == cascade.light
+            ):
+                threshold, light, heavy, light_batch, heavy_batch = cascade.static
+                return self.split(light, heavy, light_batch=light_batch, heavy_batch=heavy_batch, threshold=threshold)
+        gpu = setting.gpus[0]
+        heavy_batch = best_batch(gpu.heavy, setting.slo_s * 0.8)
+        rate = setting.replicas * heavy_batch / gpu.heavy.at(heavy_batch)
+        problem = setting.published(rate)
+        return replace(solve(problem).to_plan(problem, self.next_version()), rules=self.rules)

@@ -1,0 +1,89 @@
+"""What a resumed image is worth: its quality as a share of the whole run's, as ``weir cache profile`` measured it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from cache.policy.selector import PUBLISHED, Selector, load_selector
+from weir.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Worth:
+    """What was measured, by similarity of the two prompts (or confidence in the cached picture) and by K.
+
+    Attributes:
+        similarity: the middle of each bin, ascending, [B].
+        pairs: measured in it, [B].
+        ratio: by K, of resumed images to whole runs, [B].
+        ran: by K, mean steps that ran, [B]; empty: those that were left.
+    """
+
+    similarity: np.ndarray
+    pairs: np.ndarray
+    ratio: dict[int, np.ndarray]
+    ran: dict[int, np.ndarray] = field(default_factory=dict)
+
+    def mean(self, selector: Selector) -> float:
+        """Of the images that the selector resumes, each at its K; at most 1, and 1 where none was measured."""
+        ks = [selector.select(similarity) for similarity in self.similarity.tolist()]
+        rows = [(n, self.ratio[k][b]) for b, (k, n) in enumerate(zip(ks, self.pairs, strict=True)) if k]
+        total = sum(n for n, _ in rows)
+        return min(1.0, float(sum(n * ratio for n, ratio in rows) / total)) if total else 1.0
+
+    def hits(self, selector: Selector) -> tuple[float, float]:
+        """The share of the measured pairs that the selector resumes, and the mean steps that ran for one of them."""
+        ks = [selector.select(similarity) for similarity in self.similarity.tolist()]
+        ran = [self.ran[k][b] if k in self.ran else selector.left(k) for b, k in enumerate(ks)]
+        resumed = self.pairs * (np.array(ks) > 0)
+        total = float(resumed.sum())
+        return total / float(self.pairs.sum()), float(resumed @ np.array(ran)) / total if total else selector.steps
+
+    def at(self, similarities: np.ndarray, ks: tuple[int, ...]) -> np.ndarray:
+        """The expected ratio of each similarity (rows) at each of ``ks``, ascending: at most 1, rising with the
+        similarity (isotonic regression) and falling with K, so that no lucky pair decides."""
+        from sklearn.isotonic import IsotonicRegression
+
+        columns = []
+        for k in ks:
+            rising = IsotonicRegression(y_max=1.0, out_of_bounds="clip")
+            columns.append(rising.fit(self.similarity, self.ratio[k], self.pairs).predict(similarities))
+        return np.minimum.accumulate(np.stack(columns, axis=1), axis=1)
+
+
+def load_worth(source: str | Path) -> Worth:
+    """Reads a cache profile.
+
+    Raises:
+        ConfigError: names the file and the remedy; a published selector by name has no measurements.
+    """
+    if str(source) in PUBLISHED:
+        raise ConfigError(
+            f"{source}: says nothing of what resumed images are worth; measure it with `weir cache profile`"
+        )
+    ks = load_selector(source).ks
+    try:
+        rows = json.loads(Path(source).read_text())["measured"]
+        middles = np.array([(row["from"] + row["to"]) / 2 for row in rows], float)
+        pairs = np.array([row["pairs"] for row in rows], float)
+        ratio = {k: np.array([row["ratio"][str(k)] for row in rows], float) for k in ks}
+        ran = {k: np.array([row["steps"][str(k)] for row in rows], float) for k in ks if rows and "steps" in rows[0]}
+        measured = [middles, pairs, *ratio.values(), *ran.values()]
+        if not len(rows) or not np.isfinite(measured).all() or pairs.min() <= 0:
+            raise ValueError("its measurements are no numbers, or there are none")
+    except (ValueError, TypeError, KeyError) as error:
+        raise ConfigError(f"{source}: not a cache profile ({error}); make one with `weir cache profile`") from None
+    return Worth(middles, pairs, ratio, ran)
+
+
+def resumed_share(source: str | Path) -> float:
+    """What plans count a resumed image as under this selector: as measured, or 1 for a published one by name.
+
+    Raises:
+        ConfigError: as :func:`load_worth`.
+    """
+    return 1.0 if str(source) in PUBLISHED else load_worth(source).mean(load_selector(source))

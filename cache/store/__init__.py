@@ -1,0 +1,1 @@
+"""Where cached latents are kept: sealed values in Redis or in memory."""

@@ -1,0 +1,58 @@
+"""Values as they lie in the store: bytes with a tag that proves who wrote them and under which key.
+
+    b"WEIR" · format (1 byte) · compression (1 byte) · HMAC-SHA-256 (32 bytes) · body
+
+The tag is over the key, the two bytes and the body, so a damaged, truncated or foreign value is refused, and so is a
+true one that somebody has copied under another key. Bodies are safetensors; nothing is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import hmac
+import zlib
+from typing import Literal
+
+from weir.errors import StateRefused
+
+Compression = Literal["none", "zlib", "int8"]
+COMPRESSIONS: tuple[Compression, ...] = ("none", "zlib", "int8")
+
+_MAGIC = b"WEIR"
+#: Grows with every change of the layout; values of another format are refused.
+FORMAT = 1
+_HEAD = len(_MAGIC) + 2
+_TAG = 32
+
+
+def seal(key: str, body: bytes, secret: bytes, compression: Compression = "none") -> bytes:
+    """The value for a key. ``int8`` is a matter of the body (:mod:`cache.store.quantise`) and only noted here."""
+    packed = zlib.compress(body, 1) if compression == "zlib" else body
+    head = _MAGIC + bytes([FORMAT, COMPRESSIONS.index(compression)])
+    return head + _tag(key, head, packed, secret) + packed
+
+
+def unseal(key: str, value: bytes, secret: bytes) -> tuple[bytes, Compression]:
+    """The body of a value and how it was compressed.
+
+    Raises:
+        StateRefused: says what is wrong with it; nothing of it may be used.
+    """
+    head, tag, packed = value[:_HEAD], value[_HEAD : _HEAD + _TAG], value[_HEAD + _TAG :]
+    if len(value) < _HEAD + _TAG or head[: len(_MAGIC)] != _MAGIC:
+        raise StateRefused("not a value of Weir's")
+    if head[-2] != FORMAT:
+        raise StateRefused(f"written in format {head[-2]}, this is format {FORMAT}")
+    if not hmac.compare_digest(tag, _tag(key, head, packed, secret)):
+        raise StateRefused("the tag does not fit: damaged, moved, or written with another secret")
+    if head[-1] >= len(COMPRESSIONS):
+        raise StateRefused(f"compressed in the unknown way {head[-1]}")
+    compression = COMPRESSIONS[head[-1]]
+    try:
+        return (zlib.decompress(packed) if compression == "zlib" else packed), compression
+    except zlib.error as error:  # only with a secret that somebody else knows too
+        raise StateRefused(f"cannot be decompressed: {error}") from None
+
+
+def _tag(key: str, head: bytes, packed: bytes, secret: bytes) -> bytes:
+    name = key.encode()
+    return hmac.digest(secret, len(name).to_bytes(4, "big") + name + head + packed, "sha256")

@@ -1,0 +1,470 @@
+"""Look at, measure and tend the approximate cache: ``weir cache …``."""
+
+from __future__ import annotations
+
+import itertools
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from cache.policy.selector import By
+from cli.terminal import FAMILY, FamilyOption, JsonOption, answered, print_json, progress, say
+from weir.config import CacheConfig, load_family
+from weir.errors import ConfigError, NotReady
+from weir.files import check_place, make_folder, written_whole
+
+app = typer.Typer(help="Look at, measure and tend the approximate cache.", no_args_is_help=True)
+
+UrlOption = Annotated[
+    str | None, typer.Option(help="Redis of the cache.", show_default="WEIR_CACHE_URL, else the service that is up")
+]
+SecretOption = Annotated[
+    Path | None,
+    typer.Option("--secret-file", help="Secret of the tags.", show_default="WEIR_CACHE_SECRET, else the service's"),
+]
+TlsOption = Annotated[
+    Path | None, typer.Option("--tls-ca", help="Certificates that a rediss:// server is checked against.")
+]
+#: Longest wait of an administrator for one answer of Redis, seconds.
+_PATIENCE_S = 10.0
+
+
+@app.command("replay-log")
+def replay_log(
+    log: Annotated[Path, typer.Argument(help="CSV of similarities or prompts, or prompts one a line.")],
+    policy: Annotated[str, typer.Option(help="weir, nirvana, gptcache, pinecone, fewer-steps, ...")] = "weir",
+    eviction: Annotated[
+        list[str] | None,
+        typer.Option(help="fifo, lru, lfu, lcbfu or weir; several to compare.", show_default="the policy's own"),
+    ] = None,
+    capacity: Annotated[
+        list[int] | None, typer.Option(min=1, help="States that fit; several to compare.", show_default="all")
+    ] = None,
+    selector: Annotated[
+        str | None,
+        typer.Option(
+            help="Thresholds: a published name, or a cache profile; for policies that bring none of their own.",
+            show_default="nirvana",
+        ),
+    ] = None,
+    encoder: Annotated[str, typer.Option(help="For prompts: words, family, or a text model.")] = "words",
+    family: FamilyOption = FAMILY,
+    plot: Annotated[Path | None, typer.Option(help="Picture to write: .svg, .png or .pdf.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Replay a log against the cache's decisions: what would it have saved?
+
+    A log of similarities has them from the cache that wrote it; a log of prompts is looked up here, from an empty
+    cache, under an eviction policy and a capacity.
+
+    Example: weir cache replay-log log.csv --policy nirvana --json
+    """
+    from cache.encoder import WordEncoder, family_encoder
+    from cache.policy.approaches import approach
+    from cache.policy.selector import load_selector
+    from cache.replay import read_log, replay_prompts, replay_similarities
+
+    with answered():
+        if plot is not None:
+            _check_plot(plot)
+        thresholds = load_selector(selector or "nirvana")
+        chosen = approach(policy, thresholds)
+        if selector is not None and (chosen.rules is None or chosen.rules.selector != thresholds):
+            raise ConfigError(f"--policy {policy} does not go by --selector; leave it out, or take --policy weir")
+        read = read_log(log)
+        if read.similarities and not (eviction or capacity):
+            runs = [{"policy": policy, **replay_similarities(read.similarities, chosen).to_dict()}]
+        else:
+            if not read.prompts:
+                raise ConfigError(f"{log}: --eviction and --capacity need the prompts, and the log has none")
+            named = WordEncoder() if encoder == "words" else None
+            vectors = (named or family_encoder(load_family(family), None if encoder == "family" else encoder)).encode(
+                read.prompts
+            )
+            runs = []
+            limits: list[int | None] = list(capacity) if capacity else [None]
+            for each, states in itertools.product(eviction or [chosen.eviction], limits):
+                with progress() as bar:
+                    task = bar.add_task(f"{each}, {states or 'all'} states", total=len(vectors))
+                    tell = partial(_tell, bar, task)
+                    found = replay_prompts(vectors, chosen, eviction=each, capacity=states, progress=tell)
+                runs.append({"policy": policy, "eviction": each, "capacity": states, **found.to_dict()})
+        if plot is not None:
+            _plot(runs, plot)
+    if as_json:
+        print_json(runs[0] if len(runs) == 1 else {"runs": runs})
+        return
+    for run in runs:
+        about = ", ".join(str(run[key]) for key in ("policy", "eviction", "capacity") if run.get(key) is not None)
+        shares = ", ".join(f"K={k}: {share:.1%}" for k, share in run["shares"].items())
+        say(
+            f": {run['requests']} requests, {run['hit_ratio']:.1%} hits, {run['steps_saved']:.1%} of the steps saved "
+            f"({shares})",
+            bold=about,
+        )
+
+
+def _tell(bar: Any, task: Any, done: int, total: int) -> None:
+    bar.update(task, completed=done, total=total)
+
+
+def _check_plot(path: Path) -> None:
+    if path.suffix not in (".svg", ".png", ".pdf"):
+        raise ConfigError(f"--plot is {path}; its name has to end in .svg, .png or .pdf")
+    make_folder(path.parent)
+    check_place(path)
+
+
+def _plot(runs: list[dict[str, Any]], path: Path) -> None:
+    """Steps saved by capacity, a line for each eviction policy; of a single run its shares by K."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(6, 4), layout="constrained")
+    if len(runs) == 1:
+        axes.bar(list(runs[0]["shares"]), [100 * s for s in runs[0]["shares"].values()])
+        axes.set(xlabel="steps skipped (0: miss)", ylabel="% of requests")
+    else:
+        for name in dict.fromkeys(run["eviction"] for run in runs):
+            of = [r for r in runs if r["eviction"] == name]
+            axes.plot(
+                [r["capacity"] or r["states"] for r in of], [100 * r["steps_saved"] for r in of], "o-", label=name
+            )
+        axes.set(xlabel="states that fit", ylabel="% of steps saved", xscale="log")
+        axes.legend()
+    try:
+        with written_whole(path) as draft:
+            figure.savefig(draft, format=path.suffix[1:])
+    finally:
+        pyplot.close(figure)
+
+
+@app.command()
+def profile(
+    out: Annotated[Path, typer.Option(help="Profile file to write; name it in cache.selector.")],
+    family: FamilyOption = FAMILY,
+    alpha: Annotated[float, typer.Option(min=0.01, max=1, help="Share of the quality to keep.")] = 0.95,
+    count: Annotated[int, typer.Option(min=8, help="Pairs of prompts to draw.")] = 160,
+    prompts: Annotated[
+        Path | None, typer.Option(help="Log of prompts, one a line.", show_default="scenes, for families of weir train")
+    ] = None,
+    encoder: Annotated[str | None, typer.Option(help="Text model, or words.", show_default="the family's")] = None,
+    judge: Annotated[
+        str | None,
+        typer.Option(help="attributes, clip or pick.", show_default="what --clip or --pick names, else attributes"),
+    ] = None,
+    clip: Annotated[
+        str | None, typer.Option(help="CLIP to judge by: hub name or folder.", show_default="the family's")
+    ] = None,
+    pick: Annotated[str | None, typer.Option(help="PickScore to judge by: hub name or folder.")] = None,
+    by: Annotated[By, typer.Option(help="What decides whether a cached run serves a prompt.")] = By.SIMILARITY,
+    cached: Annotated[int, typer.Option(min=1, help="By confidence: prompts that fill the cache first.")] = 240,
+    candidates: Annotated[int, typer.Option(min=1, max=64, help="By confidence: neighbours to choose from.")] = 32,
+    stride: Annotated[int, typer.Option(min=1, help="Resumed runs take every so-many-th step that is left.")] = 1,
+    accept: Annotated[
+        float, typer.Option(min=0, max=1, help="By confidence: draw a resumed picture anew below this.")
+    ] = 0.9,
+    seed: Annotated[int, typer.Option(min=0, help="Everything random follows from it.")] = 0,
+    threads: Annotated[int, typer.Option(min=1, help="Threads of torch on the CPU.")] = 1,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure how far a cached run may be trusted: similarity × K → quality → thresholds.
+
+    With --by confidence it is not the prompts that are compared: the family's discriminator says how well the picture
+    of the cached run fits the new prompt.
+
+    Example: weir cache profile --out deploy/profiles/weir-tiny-cache.json
+    """
+    import numpy as np
+
+    from cache.cache import Judge
+    from cache.encoder import family_encoder
+    from cache.profiling import measure, measure_judged, thresholds, write_profile
+    from cache.replay import read_prompts
+    from quality.suite import checker_folder, load_judge
+    from traces.prompts import prompt_log
+    from weir.core import Role
+    from weir.states import capture_steps
+    from workers.models.device import device_of
+    from workers.models.family import Family
+
+    with answered():
+        check_place(out)
+        config = load_family(family)
+        # A checker reads prompts of scenes: a family that has one was trained on them.
+        if prompts is None and checker_folder(config) is None:
+            raise ConfigError(
+                f"--prompts: the prompts that are drawn where none are given ask for scenes of `weir train`, which say "
+                f"nothing of family {config.name}; name a log of prompts of its users, one a line"
+            )
+        length = cached + count if by is By.CONFIDENCE else 20 * count
+        log = read_prompts(prompts) if prompts else prompt_log(np.random.default_rng(seed), length)
+        distinct = list(dict.fromkeys(log))
+        ks = [k for k in capture_steps(config.heavy.steps) if k % stride == 0]
+        if not ks or config.heavy.steps % stride:
+            raise ConfigError(f"--stride is {stride}; it must divide {config.heavy.steps} steps and a captured one")
+        models = {kind: source for kind, source in (("clip", clip), ("pick", pick)) if source}
+        kind = judge or next(iter(models), "attributes")
+        if models.keys() - {kind}:
+            raise ConfigError("--judge, --clip and --pick name different judges; name one")
+        judging = load_judge(config, kind, clip=clip, pick=pick, device=str(device_of(config)))
+        named = family_encoder(config, encoder)
+        with progress() as bar:
+            task = bar.add_task("loading", total=None)
+            engine = Family.load(config, threads=threads)
+            draw = judged_runs(engine, judging, stride)
+
+            def tell(done: int, total: int, what: str) -> None:
+                bar.update(task, completed=done, total=total, description=what)
+
+            if by is By.SIMILARITY:
+                found = measure(distinct, named.encode(distinct), ks, draw, count=count, seed=seed, progress=tell)
+            elif isinstance(engine.discriminator, Judge):
+                log = [*dict.fromkeys(log[:-count]), *log[-count:]]
+                found = measure_judged(
+                    log,
+                    named.encode(log),
+                    ks[-1],
+                    draw,
+                    engine.discriminator.weigh,
+                    count=count,
+                    candidates=candidates,
+                    steps=config.heavy.steps,
+                    stride=stride,
+                    accept=accept,
+                    progress=tell,
+                )
+            else:
+                raise ConfigError(f"--by confidence: family {config.name} brings no discriminator that can judge later")
+        selector = thresholds(found, alpha, config.heavy.steps, stride, accept if by is By.CONFIDENCE else 0.0)
+        about = {"family": config.name, "model": engine.models[Role.HEAVY], "encoder": named.version}
+        write_profile(out, found, selector, **about, alpha=alpha, judge=" ".join((kind, *models.values())))
+    if as_json:
+        print_json({**selector.to_dict(), "measured": found.bins()})
+        return
+    for row in found.bins():
+        cells = ", ".join(f"K={k}: {ratio:.2f}" for k, ratio in row["ratio"].items())
+        say(f"{by.value} {row['from']:.2f}…{row['to']:.2f} ({row['pairs']}): {cells}")
+    for similarity, k in selector.levels:
+        say(f"resume at {k} above {similarity:.3f}")
+    say(f"written to {out}")
+
+
+def judged_runs(engine: Any, judge: Any, stride: int = 1) -> Any:
+    """Whole and resumed heavy runs in this process, judged: what :func:`cache.profiling.measure` draws with."""
+    import io
+
+    import numpy as np
+    from PIL import Image
+
+    from cache.profiling import Runs
+    from quality.suite import scored
+    from weir.core import ImageRequest, Role
+
+    side = engine.config.size
+
+    def asked(name: str, prompt: str, seed: int, state: Any) -> ImageRequest:
+        start = {"capture": True} if state is None else {"resume_step": state.step, "resume_stride": stride}
+        return ImageRequest(name, prompt, seed, side, side, float("inf"), accept=1.0, **start)
+
+    def draw(prompts: Any, seeds: Any, states: Any) -> Runs:
+        requests = [asked(f"run-{i}", *row) for i, row in enumerate(zip(prompts, seeds, states, strict=True))]
+        drawn = engine.generate(Role.HEAVY, requests, states)
+        images = [Image.open(io.BytesIO(each.image)) for each in drawn]
+        return Runs(
+            scored(judge, prompts, images),
+            [{s.step: s for s in each.states} for each in drawn],
+            [None if each.seen is None else np.frombuffer(each.seen, np.float16) for each in drawn],
+            np.array([each.confidence or 0.0 for each in drawn]),
+        )
+
+    return draw
+
+
+@app.command("fit-predictor")
+def fit_predictor(
+    log: Annotated[Path, typer.Argument(help="Log of prompts in order.")],
+    out: Annotated[Path, typer.Option(help="Predictor file to write; name it in cache.predictor.")],
+    selector: Annotated[str, typer.Option(help="Thresholds: a published name, or a cache profile.")] = "nirvana",
+    encoder: Annotated[str, typer.Option(help="words, family, or a text model.")] = "family",
+    family: FamilyOption = FAMILY,
+    nu: Annotated[float, typer.Option(min=0.001, max=0.999, help="Share of hits that may be called misses.")] = 0.1,
+    gamma: Annotated[float, typer.Option(min=0.001, help="Width of the kernel.")] = 2.0,
+    as_json: JsonOption = False,
+) -> None:
+    """Fit the match predictor on the first half of a log and measure on the second whether it pays.
+
+    Example: weir cache fit-predictor log.txt --out predictor.safetensors
+    """
+    import time
+
+    from cache.encoder import WordEncoder, family_encoder
+    from cache.index import VectorIndex
+    from cache.policy.approaches import approach
+    from cache.policy.predictor import MatchPredictor
+    from cache.policy.selector import load_selector
+    from cache.replay import found_anything, read_prompts
+
+    with answered():
+        check_place(out)
+        prompts = read_prompts(log)
+        named = (
+            WordEncoder()
+            if encoder == "words"
+            else family_encoder(load_family(family), None if encoder == "family" else encoder)
+        )
+        vectors = named.encode(prompts)
+        hits = found_anything(vectors, approach("weir", load_selector(selector)))
+        half = len(prompts) // 2
+        fitted = MatchPredictor.fit(vectors[:half][hits[:half]], named.version, nu=nu, gamma=gamma)
+        measured = fitted.measure(vectors[half:], hits[half:])
+        index = VectorIndex(named.dim)
+        index.add_many(range(half), vectors[:half])
+        timed = []
+        for work in (fitted.likely, lambda v: index.search(v, 4)):
+            begin = time.perf_counter()
+            for vector in vectors[half : half + 200]:
+                work(vector)
+            timed.append((time.perf_counter() - begin) / min(200, len(prompts) - half))
+        fitted.save(out)
+    found = {
+        "precision": measured.precision,
+        "recall": measured.recall,
+        "hit_ratio": measured.hit_ratio,
+        "kept": measured.kept,
+        "hits_lost": (1 - measured.recall) * measured.hit_ratio,
+        "prediction_s": timed[0],
+        "search_s": timed[1],
+        "pays": timed[0] < (1 - measured.kept) * timed[1] and measured.recall > 0.99,
+    }
+    if as_json:
+        print_json(found)
+        return
+    say(
+        f"precision {measured.precision:.3f}, recall {measured.recall:.3f}; {found['hits_lost']:.1%} of all requests "
+        f"would lose a hit; a prediction takes {1e3 * timed[0]:.2f} ms, a search {1e3 * timed[1]:.2f} ms: "
+        f"{'it pays' if found['pays'] else 'it does not pay'}"
+    )
+
+
+@app.command()
+def stats(
+    url: UrlOption = None, secret_file: SecretOption = None, tls_ca: TlsOption = None, as_json: JsonOption = False
+) -> None:
+    """Say what lies in the store: entries, states, bytes, by tenant.
+
+    Example: weir cache stats --json
+    """
+    from cache.store.maintenance import summary
+
+    with answered():
+        store = _store(url, secret_file, tls_ca)
+        found = _asked(lambda: summary(store))
+    if as_json:
+        print_json(found)
+        return
+    for tenant, counts in found["tenants"].items():
+        say(f": {counts['entries']} entries, {counts['states']} states", bold=tenant)
+    say(f"{found['entries']} entries, {found['states']} states, {found['bytes']} bytes of states")
+
+
+@app.command()
+def purge(
+    tenant: Annotated[str | None, typer.Option(help="Only this tenant's.")] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Every tenant's.")] = False,
+    url: UrlOption = None,
+    secret_file: SecretOption = None,
+    tls_ca: TlsOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Delete what is cached, of one tenant or of all. A running service misses it at once.
+
+    Example: weir cache purge --tenant acme
+    """
+    from cache.policy.partition import Partitions
+    from cache.store.store import PREFIX, ROOT
+
+    with answered():
+        if (tenant is None) != everything:
+            raise ConfigError("say whose: either --tenant NAME or --all")
+        store = _store(url, secret_file, tls_ca)
+        prefix = ROOT if tenant is None else PREFIX + Partitions.prefix(tenant)
+        count = _asked(lambda: store.purge(prefix))
+    if as_json:
+        print_json({"deleted": count})
+    else:
+        say(f"deleted {count} values")
+
+
+@app.command("export")
+def export_(
+    out: Annotated[Path, typer.Argument(help="File to write.")],
+    tenant: Annotated[str | None, typer.Option(help="Only this tenant's.")] = None,
+    url: UrlOption = None,
+    secret_file: SecretOption = None,
+    tls_ca: TlsOption = None,
+) -> None:
+    """Write everything that is cached into one file, sealed as it lies in the store.
+
+    Example: weir cache export cache.weir --tenant acme
+    """
+    from cache.store.maintenance import export_store
+
+    with answered():
+        store = _store(url, secret_file, tls_ca)
+        count = _asked(lambda: export_store(store, out, tenant))
+    say(f"{count} values are in {out}")
+
+
+@app.command("import")
+def import_(
+    source: Annotated[Path, typer.Argument(help="File that `weir cache export` wrote.")],
+    url: UrlOption = None,
+    secret_file: SecretOption = None,
+    tls_ca: TlsOption = None,
+) -> None:
+    """Put an exported file back; values that are not proven ours are left out. A service sees them when it starts.
+
+    Example: weir cache import cache.weir
+    """
+    from cache.store.maintenance import import_store
+
+    with answered():
+        store = _store(url, secret_file, tls_ca)
+        taken, refused = _asked(lambda: import_store(store, source))
+    say(f"{taken} values taken, {refused} refused")
+
+
+def _store(url: str | None, secret_file: Path | None, tls_ca: Path | None) -> Any:
+    """The store that was asked for: the options, the environment, or the service that is up."""
+    import os
+
+    from cache.factory import URL, connected, secrets
+    from cache.store.store import SealedStore
+    from deploy.state import find
+    from weir.errors import ServiceError
+
+    secret = ""
+    if url is None and URL not in os.environ:
+        with suppress(ServiceError):  # nothing is up; what is missing then is said below
+            _, service = find()
+            url, secret = service.cache_url or None, service.cache_secret
+    named, certificates = (None if path is None else str(path) for path in (secret_file, tls_ca))
+    config = CacheConfig(url=url, secret_file=named, tls_ca=certificates)
+    backend = connected(config, patience_s=_PATIENCE_S)
+    first, *retired = secrets(config, secret)
+    return SealedStore(backend, first, config.compression, retired)
+
+
+def _asked(work: Any) -> Any:
+    from cache.store.backend import StoreFailed
+
+    try:
+        return work()
+    except StoreFailed as error:
+        raise NotReady(f"the cache's Redis does not do it: {error.message}; is it up, and the URL right?") from None

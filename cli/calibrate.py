@@ -1,0 +1,56 @@
+"""From measured quality to thresholds: ``weir calibrate``."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from cli.terminal import JsonOption, answered, console, print_json, say
+from weir.files import written_whole
+
+
+def calibrate(
+    evaluation: Annotated[Path, typer.Argument(help="The evaluation.json of `weir evaluate`.")] = Path(
+        "runs/evaluation/evaluation.json"
+    ),
+    keep: Annotated[float, typer.Option(min=0, help="Share of all-heavy quality to keep.")] = 0.97,
+    profile: Annotated[
+        Path | None, typer.Option(help="Profile file that takes the measured confidences and quality.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Say which threshold keeps which quality, and teach it to a profile.
+
+    Example: weir calibrate runs/evaluation/evaluation.json --keep 0.97
+    """
+    from quality.calibration import Calibration
+    from weir.profiles import load_profile
+
+    with answered():
+        measured = Calibration.read(evaluation)
+        chosen = measured.least(keep)
+        if profile is not None:
+            known = load_profile(profile)
+            update = {"confidences": measured.confidences, "quality": measured.profile(known.heavy.steps)}
+            taught = known.model_copy(update=update)
+            with written_whole(profile) as draft:
+                draft.write_text(json.dumps(taught.model_dump(mode="json"), indent=1) + "\n")
+    rows = measured.table([i / 10 for i in range(11)])
+    if as_json:
+        print_json({"keep": keep, "chosen": asdict(chosen), "table": [asdict(row) for row in rows]})
+        return
+    table = Table("threshold", "light share", "quality", "of all-heavy")
+    for row in rows:
+        table.add_row(f"{row.threshold:.1f}", f"{row.light_share:.0%}", f"{row.quality:.3f}", f"{row.kept:.1%}")
+    console.print(table)
+    say(
+        f"threshold {chosen.threshold:.2f} keeps {chosen.kept:.1%} of all-heavy quality with {chosen.light_share:.0%} "
+        "light images: that is `plan.threshold` of the service file"
+    )
+    if profile is not None:
+        say(f"{profile} now holds these confidences and this quality")

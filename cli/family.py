@@ -1,0 +1,150 @@
+"""Fetch, make and measure a family: ``weir fetch``, ``weir profile``, ``weir train``, ``weir evaluate``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from cli.terminal import FAMILY, REPOSITORY, FamilyOption, JsonOption, answered, print_json, progress, say
+from weir.config import load_family
+from weir.errors import ConfigError
+from weir.files import check_place, make_folder
+
+
+def profile(
+    out: Annotated[Path, typer.Option(help="Profile file to write.")],
+    family: FamilyOption = FAMILY,
+    batch_sizes: Annotated[str, typer.Option(help="Batch sizes, comma-separated.")] = "1,2,4,8",
+    repeats: Annotated[int, typer.Option(min=1, help="Measured batches of each size.")] = 3,
+    prompts: Annotated[Path | None, typer.Option(help="Prompts, one a line.", show_default="its own")] = None,
+    count: Annotated[int, typer.Option(min=1, help="How many prompts to measure confidences on.")] = 200,
+    threads: Annotated[int, typer.Option(min=1, help="Threads of torch on the CPU.")] = 1,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure a family on this machine: seconds per batch by variant, and confidences.
+
+    Example: weir profile --out deploy/profiles/weir-tiny-cpu.json
+    """
+    from traces.prompts import prompt_by_id
+    from workers.profiler import profile_family, write_profile
+
+    with answered():
+        try:
+            sizes = [int(b) for b in batch_sizes.split(",")]
+        except ValueError:
+            raise ConfigError(f"--batch-sizes is {batch_sizes!r}; give whole numbers like 1,2,4,8") from None
+        if prompts is not None and not prompts.is_file():
+            raise ConfigError(f"--prompts: there is no file {prompts}")
+        lines = prompts.read_text().splitlines() if prompts else [prompt_by_id(i) for i in range(count)]
+        config = load_family(family)
+        make_folder(out.parent)
+        check_place(out)
+        with progress() as bar:
+            task = bar.add_task("loading", total=None)
+            measured = profile_family(
+                config,
+                sizes,
+                repeats,
+                lambda done, total, what: bar.update(task, completed=done, total=total, description=what),
+                prompts=[line for line in lines if line.strip()][:count],
+                threads=threads,
+            )
+        write_profile(measured, out)
+    if as_json:
+        print_json(measured.model_dump(mode="json"))
+    else:
+        for variant in (measured.light, measured.heavy):
+            cells = ", ".join(f"{b}: {s:.3f} s" for b, s in zip(variant.batch_sizes, variant.latency_s, strict=True))
+            say(f"  {cells}", bold=variant.name)
+        say(f"written to {out}")
+
+
+def train(
+    out: Annotated[Path, typer.Option(help="Folder of the weights.")] = REPOSITORY / "models" / "weir-tiny",
+    work: Annotated[Path, typer.Option(help="Folder of data and checkpoints.")] = REPOSITORY / "training" / "work",
+    budget: Annotated[str, typer.Option(help="full, discriminator (needs --start), or smoke.")] = "full",
+    start: Annotated[Path | None, typer.Option(help="Folder of a family to go on from.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Everything random follows from it.")] = 1,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    threads: Annotated[int, typer.Option(min=1, help="Threads of torch on the CPU.")] = 1,
+    light_steps: Annotated[
+        int, typer.Option(min=1, max=50, help="Steps of the light images that the discriminator learns on.")
+    ] = 2,
+) -> None:
+    """Train the embedded family, from scratch or from what is there; a run that was stopped goes on where it was.
+
+    Example: weir train --start models/weir-tiny --budget discriminator --work /tmp/work
+
+    A discriminator for the light model in 4 steps, which is a light variant of its own (`weir cascades`):
+    weir train --start models/weir-tiny --budget discriminator --light-steps 4 --out models/weir-tiny-4
+    """
+    import torch
+
+    from training.recipe import BUDGETS, train_family
+
+    with answered():
+        if budget not in BUDGETS:
+            raise ConfigError(f"--budget is {budget!r}; choose one of {', '.join(BUDGETS)}")
+        make_folder(out)
+        make_folder(work)
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        torch.set_num_threads(threads)
+        train_family(out, work, budget=BUDGETS[budget], seed=seed, device=device, start=start, drawn_steps=light_steps)
+    say(f"the family is in {out}")
+
+
+def evaluate(
+    out: Annotated[Path, typer.Option(help="Folder of the figures and plots.")] = Path("runs/evaluation"),
+    family: FamilyOption = FAMILY,
+    count: Annotated[int, typer.Option(min=8, help="Held-out prompts.")] = 400,
+    approximations: Annotated[int, typer.Option(min=0, help="Prompts to measure resume and warm start on.")] = 0,
+    card: Annotated[Path | None, typer.Option(help="Also write the model card into this folder.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure a family's quality on held-out prompts.
+
+    Example: weir evaluate --count 100 --out runs/evaluation
+    """
+    from training.card import write_card, write_plots
+    from training.evaluate import evaluate as measure
+
+    with answered():
+        config = load_family(family)
+        for folder in filter(None, (out, card)):
+            make_folder(folder)
+        with progress() as bar:
+            tasks: dict[str, Any] = {}
+
+            def tell(what: str, done: int, total: int) -> None:
+                if what not in tasks:
+                    tasks[what] = bar.add_task(what, total=total)
+                bar.update(tasks[what], completed=done)
+
+            figures = measure(config, out, count=count, approximations=min(approximations, count), progress=tell)
+        write_plots(out)
+        if card is not None:
+            write_card(out, card)
+    if as_json:
+        print_json(figures)
+    else:
+        say(f"figures and plots are in {out}")
+
+
+def fetch(
+    family: Annotated[Path, typer.Argument(help="Family file.")],
+) -> None:
+    """Fetch a family's weights from the Hugging Face hub into its cache folder (HF_HOME), with progress.
+
+    Example: weir fetch deploy/families/sdxl-lightning.yaml
+    """
+    from workers.models.fetch import fetch as get
+
+    with answered():
+        folders = get(load_family(family), say)
+    for folder in folders:
+        say(f"in {folder}")
+    if not folders:
+        say(f"{family} names local folders only: there is nothing to fetch")

@@ -1,0 +1,171 @@
+"""Predicted levels: ``weir levels fit`` and ``weir levels check``."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich import box
+from rich.table import Table
+
+from cli.terminal import (
+    FAMILY,
+    REPOSITORY,
+    FamilyOption,
+    JsonOption,
+    answered,
+    console,
+    print_json,
+    progress,
+    say,
+)
+from weir.config import FamilyConfig, load_family
+from weir.errors import ConfigError
+from weir.files import check_place, make_folder
+from weir.prompt_levels import LevelHead
+
+if TYPE_CHECKING:
+    from training.level_pairs import LevelPairs
+
+HEAD = REPOSITORY / "models" / "weir-tiny" / "levels" / "head.safetensors"
+#: Of shadow samples: other prompts than any head was fitted on.
+SHADOW_SEED = 3_000_017
+
+app = typer.Typer(help="Predict which approximation a prompt stands.", no_args_is_help=True)
+
+
+@app.command()
+def fit(
+    family: FamilyOption = FAMILY,
+    count: Annotated[int, typer.Option(min=50, help="Prompts to draw at every level.")] = 1000,
+    steps: Annotated[
+        str, typer.Option(help="Shorter heavy runs between the whole one and the light variant.")
+    ] = "10,5",
+    alpha: Annotated[float, typer.Option(min=0.5, max=1, help="Share of the best level's quality to keep.")] = 0.95,
+    judge: Annotated[str, typer.Option(help="attributes or clip.")] = "attributes",
+    work: Annotated[Path, typer.Option(help="Folder of the drawn pairs; a run goes on there.")] = Path("runs/levels"),
+    out: Annotated[Path, typer.Option(help="Level head to write.")] = HEAD,
+    as_json: JsonOption = False,
+) -> None:
+    """Draw prompts at every level, judge them, and fit the classifier that predicts levels from embeddings.
+
+    Example: weir levels fit --count 1000
+    """
+    from cache.encoder import family_encoder
+    from training.level_head import fit_levels
+
+    with answered():
+        config = load_family(family)
+        try:
+            shorter = [int(n) for n in steps.split(",") if n.strip()]
+        except ValueError:
+            raise ConfigError(f"--steps is {steps!r}; give whole numbers like 10,5") from None
+        make_folder(out.parent)
+        check_place(out)
+        pairs = _pairs(config, judge, shorter, count, work, "prompts at every level")
+        encoder = family_encoder(config)
+        head, report = fit_levels(pairs, encoder.encode(pairs.prompts), encoder.version, config.name, alpha=alpha)
+        head.save(out)
+    if as_json:
+        print_json(report.to_dict())
+        return
+    table = Table(title=f"{report.prompts} held-out prompts: true level by predicted level", box=box.SIMPLE_HEAD)
+    table.add_column("")
+    for rung in report.rungs:
+        table.add_column(rung, justify="right")
+    for rung, row in zip(report.rungs, report.confusion, strict=True):
+        table.add_row(rung, *map(str, row))
+    console.print(table)
+    say(
+        f"right level: {report.accuracy:.1%} (always the most frequent: {report.majority:.1%}); "
+        f"mean error {report.mean_level_error:.2f} levels"
+    )
+    gains = Table(title="quality at equal load: who is drawn heavy", box=box.SIMPLE_HEAD)
+    for column in ("heavy share", "predicted", "at random", "best possible"):
+        gains.add_column(column, justify="right")
+    for share, *values in zip(report.heavy_share, report.predicted, report.agnostic, report.oracle, strict=True):
+        gains.add_row(f"{share:.0%}", *(f"{v:.4f}" for v in values))
+    console.print(gains)
+    say(f"gained over random, mean: {report.gained:+.4f}; written to {out}")
+
+
+@app.command()
+def check(
+    head: Annotated[Path, typer.Argument(help="Level head to hold against samples of now.")] = HEAD,
+    family: FamilyOption = FAMILY,
+    count: Annotated[int, typer.Option(min=50, help="Shadow samples: prompts to draw at every level.")] = 200,
+    judge: Annotated[str, typer.Option(help="attributes or clip.")] = "attributes",
+    work: Annotated[Path, typer.Option(help="Folder of the samples; a run goes on there.")] = Path("runs/levels-check"),
+    was: Annotated[
+        bool, typer.Option("--alarmed", help="The last check raised an alarm; it takes more to end it.")
+    ] = False,
+    refit: Annotated[bool, typer.Option(help="On an alarm, fit the head again from the samples.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Draw shadow samples, hold the level head against them, and say whether it has drifted: exit code 1 if so.
+
+    Example: weir levels check --count 200 --refit
+    """
+    from cache.encoder import family_encoder
+    from training.drift import DriftRules, alarmed, level_drifts
+    from training.level_head import fit_levels
+
+    with answered():
+        config = load_family(family)
+        LevelHead.load(head, steps=config.heavy.steps)  # before anything that takes time
+        if refit:
+            check_place(head)
+        encoder = family_encoder(config)
+        known = LevelHead.load(head, encoder=encoder.version, steps=config.heavy.steps)
+        shorter = [int(rung.rsplit("-", 1)[1]) for rung in known.about.rungs[1:-1]]
+        pairs = _pairs(config, judge, shorter, count, work, "shadow samples", seed=SHADOW_SEED)
+        vectors = encoder.encode(pairs.prompts)
+        drifts = level_drifts(known, pairs, vectors)
+        drifted = alarmed(drifts, DriftRules(), was)
+        fitted = known
+        if drifted and refit:
+            fitted, _ = fit_levels(pairs, vectors, encoder.version, config.name, alpha=known.about.alpha)
+            fitted.publish(head)
+    if as_json:
+        rows = [asdict(it) for it in drifts]
+        print_json({"drifted": drifted, "was": known.version, "version": fitted.version, "levels": rows})
+    else:
+        table = Table(title=f"{len(pairs.prompts)} shadow samples: what the light variant loses", box=box.SIMPLE_HEAD)
+        for column in ("level", "samples", "recorded", "now", "±"):
+            table.add_column(column, justify="left" if column == "level" else "right")
+        for it in drifts:
+            table.add_row(it.level, str(it.samples), f"{it.recorded:.3f}", f"{it.realised:.3f}", f"{it.error:.3f}")
+        console.print(table)
+        said = "it holds"
+        if drifted:
+            said = f"fitted again: {fitted.version}" if refit else "it has drifted; fit it again with --refit"
+        say(f"level head {known.version}: {said}")
+    if drifted and not refit:
+        raise typer.Exit(1)
+
+
+def _pairs(
+    config: FamilyConfig, judge: str, shorter: list[int], count: int, work: Path, what: str, **seed: int
+) -> LevelPairs:
+    """Prompts drawn at every level and judged, with a progress bar; ``seed`` where it is not that of a fit."""
+    from quality.suite import family_suite
+    from training.level_pairs import draw_pairs, ladder_of
+
+    suite = family_suite(config)
+    if judge not in suite.judges:
+        raise ConfigError(f"--judge is {judge!r}; choose one of {', '.join(suite.judges)}")
+    make_folder(work)
+    with progress() as bar:
+        task = bar.add_task(what, total=count)
+        return draw_pairs(
+            config,
+            suite,
+            judge,
+            ladder_of(config, shorter),
+            count,
+            work / "pairs.npz",
+            lambda done, total: bar.update(task, completed=done, total=total),
+            **seed,
+        )

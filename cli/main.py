@@ -1,0 +1,49 @@
+"""The command line: which commands there are. Each module of ``cli`` imports what it needs when it runs.
+
+Exit codes: 0 done; 1 it failed while running; 2 wrong usage or configuration; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import os
+
+import typer
+
+from cli import cache, calibrate, family, generate, keys, levels, plan, score, serve, trace
+
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it asks for torchvision, which nothing here needs
+
+app = typer.Typer(
+    name="weir",
+    help="Serves text-to-image diffusion models at the best quality that a deadline and a set of GPUs allow.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for command in (
+    serve.up,
+    serve.down,
+    serve.render,
+    serve.status,
+    serve.monitor,
+    generate.generate,
+    trace.replay,
+    score.score,
+    plan.plan,
+    plan.simulate,
+    plan.compare,
+    plan.cascades,
+    family.fetch,
+    family.profile,
+    family.train,
+    family.evaluate,
+    calibrate.calibrate,
+):
+    app.command()(command)
+app.add_typer(cache.app, name="cache")
+app.add_typer(keys.app, name="keys")
+app.add_typer(levels.app, name="levels")
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,229 @@
+"""Decide without a cluster: ``weir plan``, ``weir simulate``, ``weir compare``, ``weir cascades``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.text import Text
+
+from cli.terminal import JsonOption, answered, console, print_json, say
+from weir.errors import ConfigError
+from weir.files import check_place, make_folder
+
+CascadeOption = Annotated[str, typer.Option(help="diffserve-1, -2, -3, sdxl-a100, or a profile file.")]
+FamilyOption = Annotated[
+    str, typer.Option(help="The same, or argus-sdxl or another ladder file, or a service file for all systems.")
+]
+TraceOption = Annotated[Path, typer.Option(help="Trace file, in any form that `weir replay` reads.")]
+ScoresOption = Annotated[
+    Path | None, typer.Option(help="Recorded P(fake), four a prompt.", show_default="drawn from the family's curve")
+]
+GpusOption = Annotated[int, typer.Option(min=1, help="How many GPUs.")]
+SloOption = Annotated[float | None, typer.Option(help="Deadline, seconds.", show_default="the family's")]
+SeedOption = Annotated[int, typer.Option(min=0, help="Everything random follows from it.")]
+RateOption = Annotated[float, typer.Option(min=0.0001, help="Factor on the request rate.")]
+RedrawOption = Annotated[int | None, typer.Option(min=0, help="Draw arrivals anew from the demand with this seed.")]
+PriceOption = Annotated[float | None, typer.Option(min=0, help="Price of one GPU for an hour, for the cost of images.")]
+
+
+def plan(
+    demand: Annotated[float, typer.Option(help="Requests per second.")],
+    family: CascadeOption = "diffserve-1",
+    gpus: GpusOption = 16,
+    slo: SloOption = None,
+    objective: Annotated[str, typer.Option(help="quality, or threshold as DiffServe has it.")] = "quality",
+    queue_delay: Annotated[
+        tuple[float, float], typer.Option(help="Seconds spent waiting for the light and for the heavy stage.")
+    ] = (0.0, 0.0),
+    solver: Annotated[str, typer.Option(help="auto, highs, gurobi or cbc.")] = "auto",
+    as_json: JsonOption = False,
+) -> None:
+    """Solve one allocation and say why it is the best.
+
+    Example: weir plan --family diffserve-1 --gpus 16 --demand 24 --slo 5
+
+    DiffServe's own problem: weir plan --demand 24 --objective threshold --queue-delay 0 0 --solver highs --json
+    """
+    from controller.explain import Objective, describe, explain, plan_for
+    from simulator.families import family_setting
+
+    with answered():
+        if objective not in set(Objective):
+            raise ConfigError(f"--objective is {objective!r}; choose one of {', '.join(Objective)}")
+        if not all(0 <= delay <= 3600 for delay in queue_delay):
+            raise ConfigError(f"--queue-delay is {queue_delay[0]:g} {queue_delay[1]:g}; give seconds from 0 to 3600")
+        problem, solution = plan_for(
+            family_setting(family, gpus, slo),
+            demand,
+            objective=Objective(objective),
+            queue_delay_s=queue_delay,
+            solver=solver,
+        )
+    if as_json:
+        print_json(describe(problem, solution))
+    else:
+        say(explain(problem, solution))
+
+
+def simulate(
+    trace: TraceOption,
+    family: FamilyOption = "diffserve-1",
+    policy: Annotated[list[str], typer.Option(help="Policy to run; give it several times for several.")] = ["weir"],  # noqa: B006
+    scores: ScoresOption = None,
+    gpus: GpusOption = 16,
+    slo: SloOption = None,
+    seed: SeedOption = 0,
+    rate: RateOption = 1.0,
+    redraw: RedrawOption = None,
+    gpu_hour_price: PriceOption = None,
+    plot: Annotated[Path | None, typer.Option(help="Page (.html) or picture (.svg, .png, .pdf) to write.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Run policies on a trace in the twin of the cluster: the same decisions, no GPU.
+
+    Example: weir simulate --trace traces/bursty.csv --gpus 16 --policy weir --policy diffserve --json
+    """
+    with answered():
+        _compared(
+            trace, family, policy, scores, gpu_hour_price, plot, as_json,
+            gpus=gpus, slo_s=slo, seed=seed, rate=rate, redraw=redraw,
+        )  # fmt: skip
+
+
+def compare(
+    trace: TraceOption,
+    family: FamilyOption = "diffserve-1",
+    scores: ScoresOption = None,
+    gpus: GpusOption = 16,
+    slo: SloOption = None,
+    seed: SeedOption = 0,
+    rate: RateOption = 1.0,
+    redraw: RedrawOption = None,
+    gpu_hour_price: PriceOption = None,
+    plot: Annotated[Path, typer.Option(help="Page (.html) or picture (.svg, .png, .pdf) to write.")] = Path(
+        "runs/compare.html"
+    ),
+    as_json: JsonOption = False,
+) -> None:
+    """Compare all policies on one trace, side by side, on one page.
+
+    Example: weir compare --trace traces/normal.csv --family diffserve-1 --gpus 16 --plot runs/normal.html
+
+    All systems: weir compare --trace traces/bursty.csv --family deploy/configs/weir-tiny.yaml --gpus 4 --rate 3
+    """
+    with answered():
+        _compared(
+            trace, family, None, scores, gpu_hour_price, plot, as_json,
+            gpus=gpus, slo_s=slo, seed=seed, rate=rate, redraw=redraw,
+        )  # fmt: skip
+
+
+def cascades(
+    families: Annotated[
+        list[str],
+        typer.Argument(help="Cascades that end in one heavy variant: diffserve-1, diffserve-2, or profile files."),
+    ],
+    trace: Annotated[Path | None, typer.Option(help="Also run each pair and the choice on it.")] = None,
+    gpus: GpusOption = 16,
+    slo: SloOption = None,
+    rate: RateOption = 1.0,
+    redraw: RedrawOption = None,
+    seed: SeedOption = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Build cascades from several light variants: which pairs are worth having, and which one is best at which load.
+
+    Example: weir cascades diffserve-1 diffserve-2 --gpus 16 --trace traces/bursty.csv --rate 40
+
+    A profile names one light variant, the heavy one, and what a discriminator said and gave (`weir train --budget
+    discriminator`, `weir profile`, `weir evaluate`, `weir calibrate`), so it takes one for each light variant.
+    """
+    from rich.table import Table
+
+    from baselines.comparison.light_variants import best_by_demand, built, read_cascades, run_pairs, usable
+    from simulator.arrivals import laid_anew, read_arrivals
+
+    with answered():
+        found = read_cascades(families, gpus, slo)
+        pairs = [" → ".join(variant.name for variant in chain) for chain in built(found)]
+        kept = usable(found)
+        by_demand = best_by_demand(kept)
+        runs = run_pairs(kept, laid_anew(read_arrivals(trace), rate, redraw), seed) if trace else []
+    if as_json:
+        print_json({"pairs": pairs, "by_demand": by_demand, "runs": [run.to_dict() for run in runs]})
+        return
+    say(f"pairs on the front of quality and cost: {', '.join(pairs)}")
+    known = ", ".join(f"{cascade.light} → {cascade.heavy}" for cascade in kept)
+    say(f"with a discriminator: {known}")
+    table = Table(title=f"the pair for a load, {gpus} GPUs")
+    for column in ("requests/s", "light variant", "served, %", "quality"):
+        table.add_column(column, justify="right")
+    for row in by_demand:
+        served, quality = float(str(row["served"])), float(str(row["quality"]))
+        table.add_row(f"{row['demand_rps']:g}", str(row["light"]), f"{100 * served:.0f}", f"{quality:.4g}")
+    console.print(table)
+    if runs:
+        say(f"{trace}, simulated:")
+        table = Table()
+        for column in ("light variant", "late, %", "in time/s", "quality", "changes", "share of answers"):
+            table.add_column(column, justify="right")
+        for run in runs:
+            shares = ", ".join(f"{name} {100 * share:.0f} %" for name, share in run.shares.items())
+            late, good = f"{100 * run.violation_ratio:.2f}", f"{run.goodput_rps:.1f}"
+            table.add_row(run.pair, late, good, f"{run.quality:.4g}", str(run.changes), shares)
+        console.print(table)
+
+
+def _compared(
+    trace: Path,
+    family: str,
+    policies: list[str] | None,
+    scores: Path | None,
+    gpu_hour_price: float | None,
+    plot: Path | None,
+    as_json: bool,
+    **more: Any,
+) -> None:
+    from baselines.comparison.compare import Comparison, compare_files
+    from baselines.comparison.level_compare import LevelComparison, compare_level_files, ladder_file
+    from baselines.comparison.page import write_page
+    from baselines.comparison.systems import SYSTEM_OF, SystemComparison, compare_service
+    from controller.levels import LEVEL_POLICIES
+    from controller.policies import POLICIES
+
+    ladder, service = ladder_file(family), family.endswith((".yaml", ".yml"))
+    if (ladder or service) and (scores or gpu_hour_price is not None):
+        kind = "a ladder of levels" if ladder else "a service"
+        raise ConfigError(f"--scores and --gpu-hour-price are for cascades; {family} is {kind}")
+    policies = policies or list(LEVEL_POLICIES if ladder else SYSTEM_OF if service else POLICIES)
+    found: Comparison | LevelComparison | SystemComparison
+
+    if plot is not None and plot.suffix not in (".html", ".svg", ".png", ".pdf"):
+        raise ConfigError(f"--plot is {plot}; its name has to end in .html, .svg, .png or .pdf")
+    if plot is not None:
+        make_folder(plot.parent)
+        check_place(plot)
+    with console.status(Text(f"running {', '.join(policies)}")):
+        if ladder:
+            found = compare_level_files(ladder, trace, policies, **more)
+        elif service:
+            found = compare_service(Path(family), trace, policies, **more)
+        else:
+            found = compare_files(family, trace, policies, scores=scores, gpu_hour_price=gpu_hour_price, **more)
+        if plot is not None:
+            title = f"{Path(family).stem if ladder or service else family} on {trace.name}"
+            if plot.suffix != ".html":
+                found.plot(plot)
+            elif isinstance(found, Comparison):
+                write_page(found, plot, title=title)
+            else:
+                found.write_page(plot, title)
+    if as_json:
+        sys.stdout.write(found.to_json() + "\n")
+    else:
+        found.print(console)
+        if plot is not None:
+            say(f"written to {plot}")

@@ -1,0 +1,137 @@
+"""Measure the images of replays: ``weir score``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cli.terminal import FAMILY, FamilyOption, JsonOption, answered, print_json, say
+from weir.config import load_family
+from weir.errors import ConfigError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from PIL import Image
+
+    from quality.suite import Suite
+
+
+def score(
+    runs: Annotated[list[Path], typer.Argument(help="Folders of replays, with their requests.csv and images.")],
+    reference: Annotated[Path | None, typer.Option(help="Folder of real pictures, for the Fréchet distance.")] = None,
+    against: Annotated[
+        Path | None, typer.Option(help="Folder of another replay of the trace: paired ratios to its images.")
+    ] = None,
+    family: FamilyOption = FAMILY,
+    clip: Annotated[str | None, typer.Option(help="A CLIP, by hub name or folder, for CLIP scores.")] = None,
+    pick: Annotated[str | None, typer.Option(help="PickScore, by hub name or folder.")] = None,
+    inception: Annotated[str | None, typer.Option(help="Inception-v3, by hub name or folder.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure the images of replays: CLIP score, PickScore, Fréchet distance, image by image against another replay.
+
+    What --clip, --pick and --inception name is measured by; without any, what the family brings.
+
+    Example: weir score runs/weir --against runs/all-heavy --clip openai/clip-vit-large-patch14
+    """
+    from quality.suite import INCEPTION, family_suite, hub_suite, read_pictures
+
+    with answered():
+        pictures = {run: _pictures(run) for run in [*runs, *([against] if against else [])]}
+        if clip or pick or inception:
+            published = (inception or INCEPTION) if reference is not None else None
+            suite = hub_suite(inception=published, clip=clip, pick=pick)
+        else:
+            suite = family_suite(load_family(family))
+        real = None if reference is None else suite.features(read_pictures(reference))
+        scores = {run: _scores(suite, found) for run, found in pictures.items()}
+        rows = [_row(suite, run, pictures[run], scores[run], real) for run in runs]
+        if against is not None:
+            for run, row in zip(runs, rows, strict=True):
+                row["paired"] = _paired(run, scores[run], against, scores[against])
+    if as_json:
+        print_json({"runs": rows})
+        return
+    for row in rows:
+        paired = row.pop("paired", {})
+        cells = [f"{name} {it:.3f}" if isinstance(it, float) else f"{name} {it}" for name, it in row.items()]
+        say(f"  {', '.join(cells[1:])}", bold=row["run"])
+        for name, of in paired.items():
+            ratio = f"{of['ratio']:.3f} [{of['low']:.3f}, {of['high']:.3f}]"
+            say(f"  {name} {ratio} of {against}'s, over {of['images']} images")
+
+
+def _pictures(run: Path) -> dict[int, tuple[str, Image.Image]]:
+    """Prompts and images of a replay, by place in the trace.
+
+    Raises:
+        ConfigError: it is no replay, kept no images, or one of them cannot be read.
+    """
+    from PIL import Image
+
+    from traces.outcome import read_outcomes
+    from traces.replay import ROWS
+
+    found = {}
+    for outcome in read_outcomes(run / ROWS):
+        if outcome.image:
+            try:
+                with Image.open(run / outcome.image) as picture:
+                    found[outcome.index] = (outcome.prompt, picture.convert("RGB"))
+            except OSError as error:
+                raise ConfigError(f"{run / outcome.image}: not a picture: {error}") from None
+    if not found:
+        raise ConfigError(f"{run}: the replay kept no images; replay again, without --no-images")
+    sizes = sorted({picture.size for _, picture in found.values()})
+    if len(sizes) > 1:
+        raise ConfigError(f"{run}: the images have different sizes, {sizes}; nothing measures those together")
+    return found
+
+
+def _scores(suite: Suite, found: dict[int, tuple[str, Image.Image]]) -> dict[str, dict[int, float]]:
+    """By judge and place in the trace."""
+    prompts, images = [prompt for prompt, _ in found.values()], [image for _, image in found.values()]
+    return {
+        name: dict(zip(found, values.tolist(), strict=True)) for name, values in suite.scores(prompts, images).items()
+    }
+
+
+def _row(
+    suite: Suite,
+    run: Path,
+    found: dict[int, tuple[str, Image.Image]],
+    scores: dict[str, dict[int, float]],
+    real: np.ndarray | None,
+) -> dict[str, Any]:
+    from quality.frechet import frechet_distance
+
+    row: dict[str, Any] = {"run": str(run), "images": len(found)}
+    row |= {name: sum(values.values()) / len(values) for name, values in scores.items()}
+    if real is not None:
+        row["frechet"] = frechet_distance(suite.features([image for _, image in found.values()]), real)
+    return row
+
+
+def _paired(
+    run: Path, mine: dict[str, dict[int, float]], against: Path, theirs: dict[str, dict[int, float]]
+) -> dict[str, dict[str, float]]:
+    """Ratios over the requests that both replays have an image of.
+
+    Raises:
+        ConfigError: there is none, or theirs have no quality to compare with.
+    """
+    from quality.paired import paired_ratio
+
+    found = {}
+    for name, values in mine.items():
+        both = sorted(values.keys() & theirs[name].keys())
+        if not both:
+            raise ConfigError(f"{run} and {against} have images of no request in common; replay the same trace")
+        try:
+            ratio = paired_ratio([values[i] for i in both], [theirs[name][i] for i in both])
+        except ValueError as error:
+            raise ConfigError(f"{against}: {name}: {error}") from None
+        found[name] = {"ratio": ratio.ratio, "low": ratio.low, "high": ratio.high, "images": len(both)}
+    return found

@@ -1,0 +1,112 @@
+"""Replay a trace against a service: ``weir replay``."""
+
+from __future__ import annotations
+
+import json
+import os
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from cli.terminal import JsonOption, answered, console, print_json, say
+from weir.config import load_family
+from weir.errors import ConfigError
+
+
+def replay(
+    trace: Annotated[Path, typer.Argument(help="Trace file: ours, DiffServe's, a rate curve or a log.")],
+    url: Annotated[str | None, typer.Option(help="Base URL.", show_default="the service that is up")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the report.", show_default="runs/<time>")] = None,
+    slo: Annotated[float, typer.Option(min=0.001, help="Deadline that the report judges by, seconds.")] = 10.0,
+    duration: Annotated[float | None, typer.Option(min=1, help="Replay only the first seconds.")] = None,
+    rate: Annotated[float, typer.Option(min=0.0001, help="Factor on the request rate.")] = 1.0,
+    speed: Annotated[float, typer.Option(min=0.0001, help="Factor on the speed of time.")] = 1.0,
+    redraw: Annotated[int | None, typer.Option(help="Draw arrivals anew from the rate curve with this seed.")] = None,
+    cv: Annotated[float | None, typer.Option(min=0.01, help="With --redraw: gamma gaps of this CV.")] = None,
+    prompts: Annotated[Path | None, typer.Option(help="Prompts file, for traces that hold ids.")] = None,
+    model: Annotated[str | None, typer.Option(help="Model to ask for.")] = None,
+    score: Annotated[Path | None, typer.Option(help="Family file: score the images with its judge.")] = None,
+    timeout: Annotated[float, typer.Option(min=0.1, help="Give up on a request after these seconds.")] = 120.0,
+    images: Annotated[bool, typer.Option(help="Keep the images for the gallery.")] = True,
+    metrics_port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="Show Prometheus on 127.0.0.1 how requests end.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Replay a trace, open loop, and write a report. Where the service wants a key, WEIR_API_KEY holds it.
+
+    Example: weir replay traces/bursty.csv --duration 120 --rate 0.5
+    """
+    from deploy.local import status as look
+    from quality.scorer import family_scorer
+    from traces.loader import load_trace
+    from traces.replay import replay as send
+    from traces.report import write_report
+    from weir.telemetry import exposed
+
+    with answered():
+        chosen = load_trace(trace, prompts=prompts, seed=redraw or 0)
+        if duration is not None:
+            chosen = chosen.clip(duration)
+        if rate != 1:
+            chosen = chosen.scale_rate(rate)
+        if speed != 1:
+            chosen = chosen.scale_speed(speed)
+        if redraw is not None:
+            chosen = chosen.redraw(redraw, cv)
+        judge = None
+        if score is not None:
+            judge = family_scorer(load_family(score), [a.prompt for a in chosen])
+            if judge is None:
+                raise ConfigError(f"{score}: the family has neither a discriminator's checker nor a clip to score with")
+        base = url or look()["url"]
+        folder = out or Path("runs") / datetime.now().strftime("%Y%m%d-%H%M%S")
+        done = send(
+            chosen,
+            base,
+            slo_s=slo,
+            out=folder,
+            model=model,
+            keep_images=images,
+            timeout_s=timeout,
+            key=os.environ.get("WEIR_API_KEY"),  # an option would show in the list of processes
+            metrics=None if metrics_port is None else exposed(metrics_port, console),
+            console=console,
+        )
+        about = {"trace": trace.name, "rate": f"× {rate:g}", "model": model or "default"}
+        summary = write_report(
+            done.outcomes,
+            folder,
+            slo_s=slo,
+            title=f"Replay of {trace.name}",
+            about=about | ({"quality": judge[0]} if judge else {}),
+            duration_s=done.duration_s,
+            planned=done.planned,
+            scorer=judge[1] if judge else None,
+        )
+    if as_json:
+        print_json(json.loads((folder / "report.json").read_text()))
+    else:
+        _print_summary(summary, folder)
+    raise typer.Exit(130 if done.interrupted else 0)
+
+
+def _print_summary(summary: Any, folder: Path) -> None:
+    total = summary.total
+    rows = {
+        "requests": f"{total.requests}",
+        "violations": f"{total.violation_ratio:.2%} (late, refused or failed)",
+        "goodput": f"{total.goodput_rps:.2f} answers in time per second",
+        "latency": f"p50 {_seconds(total.p50_s)}, p95 {_seconds(total.p95_s)}, p99 {_seconds(total.p99_s)}",
+        "light share": "—" if total.light_share is None else f"{total.light_share:.0%}",
+        "quality": "—" if total.quality is None else f"{total.quality:.3f}",
+        "report": str(folder / "report.html"),
+    }
+    for key, value in rows.items():
+        say(f"  {value}", bold=f"{key:>12}")
+
+
+def _seconds(value: float | None) -> str:
+    return "—" if value is None else f"{value:.2f} s"

@@ -1,0 +1,1 @@
+"""The HTTP API: routes, request bodies, responses, authentication, jobs and the web page."""

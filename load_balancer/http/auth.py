@@ -1,0 +1,48 @@
+"""The door of the API: what needs a key, what needs the admin scope, and what is open."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from starlette.datastructures import Headers
+from starlette.responses import Response
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from load_balancer.http.api_keys import ApiKeys
+from weir.errors import Forbidden, WeirError
+
+#: Open to everybody: the page, health, and the description of the API. Whatever else there is needs a key.
+OPEN = frozenset({"/", "/healthz", "/readyz", "/openapi.json"})
+#: Open too: names of files are secrets of those who asked for them, and browsers send no key for pictures.
+OPEN_BELOW = ("/v1/images/files/", "/page/")
+#: For callers with the admin scope alone.
+ADMIN_BELOW = ("/v1/plan", "/v1/cache", "/admin")
+
+
+class Gate:
+    """ASGI middleware: finds out who calls before anything of a request is read, and lets nobody in who may not.
+
+    Handlers find the :class:`Caller` in ``request.state.caller``.
+
+    Args:
+        refuse: makes the answer to a refusal.
+    """
+
+    def __init__(self, app: ASGIApp, callers: ApiKeys, refuse: Callable[[WeirError], Response]):
+        self._app = app
+        self._callers = callers
+        self._refuse = refuse
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            path = scope["path"].removeprefix(scope.get("root_path", "").rstrip("/"))
+            try:
+                if path not in OPEN and not path.startswith(OPEN_BELOW):
+                    caller = self._callers.identify(Headers(scope=scope).get("authorization"))
+                    if path.startswith(ADMIN_BELOW) and not caller.admin:
+                        raise Forbidden(f"{path[:64]} needs a key with the admin scope")
+                    scope.setdefault("state", {})["caller"] = caller
+            except WeirError as error:
+                await self._refuse(error)(scope, receive, send)
+                return
+        await self._app(scope, receive, send)

@@ -1,0 +1,71 @@
+"""A request as a stream of server-sent events, under OpenAI's names: pictures as they come, then the images."""
+
+from __future__ import annotations
+
+import base64
+import logging
+import time
+from collections import Counter
+from collections.abc import AsyncGenerator
+from typing import Any
+
+from load_balancer.http.image_encoding import encoded
+from load_balancer.http.jobs import UNFORESEEN, Job
+from load_balancer.http.responses import about, settings, to_json
+from load_balancer.runner.generation_task import GeneratedImage, PartialImage
+from weir.errors import WeirError
+
+log = logging.getLogger(__name__)
+
+PARTIAL = "image_generation.partial_image"
+COMPLETED = "image_generation.completed"
+
+
+async def events(job: Job) -> AsyncGenerator[bytes]:
+    """At most ``partial_images`` partial events for each image, and then its completed one.
+
+    What goes wrong on the way is an ``error`` event, the last one. ``weir.image`` says which of several images an event
+    belongs to.
+    """
+    shown: Counter[int] = Counter()
+    try:
+        async for event in job.drawing.events():
+            if isinstance(event, GeneratedImage):
+                yield await _completed(job, event)
+            elif shown[event.index] < job.order.partial_images:
+                number = shown[event.index]
+                shown[event.index] += 1
+                yield await _partial(job, event, number)
+    except WeirError as error:
+        yield _event("error", error.to_dict())
+    except Exception:
+        log.exception("a stream failed")
+        yield _event("error", WeirError(UNFORESEEN).to_dict())
+
+
+async def _partial(job: Job, event: PartialImage, number: int) -> bytes:
+    told = {"image": event.index, "role": event.role.value, "step": event.step}
+    order = job.order
+    # A preview is as small as the latent; it is shown in the place of the finished image, so it gets its size.
+    image = await encoded(event.image, order.output_format, order.compression, (order.width, order.height))
+    return _picture(job, PARTIAL, image, {"partial_image_index": number, "weir": told})
+
+
+async def _completed(job: Job, event: GeneratedImage) -> bytes:
+    image = await encoded(event.result.image, job.order.output_format, job.order.compression)
+    return _picture(job, COMPLETED, image, {"weir": {"image": event.index, **about(event)}})
+
+
+def _picture(job: Job, kind: str, image: bytes, more: dict[str, Any]) -> bytes:
+    fields = {"created_at": int(time.time()), **settings(job.order), **more}
+    # The picture goes past the JSON encoder, which would look at every byte of it.
+    return b'event: %b\ndata: {"type":"%b","b64_json":"%b",%b\n\n' % (
+        kind.encode(),
+        kind.encode(),
+        base64.b64encode(image),
+        to_json(fields)[1:],
+    )
+
+
+def _event(kind: str, fields: dict[str, Any]) -> bytes:
+    return b"event: %b\ndata: %b\n\n" % (kind.encode(), to_json({"type": kind, **fields}))

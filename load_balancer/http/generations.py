@@ -1,0 +1,161 @@
+"""The routes of ``/v1/images/generations``: draw, stream, answer later, ask how it stands, cancel."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import secrets
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from dataclasses import replace
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import StreamingResponse
+
+from load_balancer.http import responses as answers
+from load_balancer.http.events import events
+from load_balancer.http.headers import idempotency_key, later, seed_of
+from load_balancer.http.image_encoding import encoded
+from load_balancer.http.image_store import ImageStore
+from load_balancer.http.jobs import Job, Jobs
+from load_balancer.http.openapi import CANCEL, FILES, GENERATE, GENERATIONS, STATUS
+from load_balancer.http.responses import typed_errors
+from load_balancer.http.schema import RequestRules
+from load_balancer.runner.balancer import Balancer
+from load_balancer.runner.generation_request import GenerationRequest
+from load_balancer.runner.generation_task import GeneratedImage
+from weir.config import LimitsConfig
+from weir.errors import BodyTooLarge, BodyTooSlow, InvalidRequest
+
+
+def generations(balancer: Balancer, rules: RequestRules, files: ImageStore, limits: LimitsConfig) -> APIRouter:
+    """The routes over one balancer.
+
+    Args:
+        files: where images go that are asked for as URLs.
+        limits: how long a body may be, and how long it may take.
+    """
+    router = APIRouter()
+
+    async def render(job: Job, drawn: list[GeneratedImage]) -> bytes:
+        order = job.order
+        images = [await encoded(one.result.image, order.output_format, order.compression) for one in drawn]
+        if order.response_format == "b64_json":
+            return answers.generated(job, drawn, [answers.inline(image) for image in images])
+        pictures = []
+        for image in images:
+            # Not the id: others learn it where a request of theirs resumes from this one.
+            name = f"{secrets.token_urlsafe(24)}.{order.output_format}"
+            files.put(name, image)
+            pictures.append(answers.linked(f"{job.base_url}{FILES}/{name}"))
+        return answers.generated(job, drawn, pictures)
+
+    jobs = Jobs(balancer, render)
+
+    @router.post(GENERATIONS, **GENERATE, openapi_extra=rules.described())
+    @typed_errors
+    async def generate(request: Request) -> Response:
+        key = idempotency_key(request.headers.get("idempotency-key"))
+        order = _ordered(rules.read(await _body(request, limits)), request, key)
+        postponed = None if order.stream else later(request.headers.getlist("prefer"))
+        base_url = str(request.base_url).rstrip("/")
+        job, replayed = jobs.begin(order, base_url, key=key, keep=postponed is not None)
+        headers = {"X-Request-Id": job.id, **({"Idempotent-Replayed": "true"} if replayed else {})}
+        if order.stream:
+            headers |= {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+            return StreamingResponse(_stream(jobs, job), media_type="text/event-stream", headers=headers)
+        if postponed is not None:
+            jobs.keep(job)
+            headers |= {"Preference-Applied": "respond-async"}
+            if not await _ended(job, postponed.wait_s):
+                return _accepted(jobs, job, headers)
+        try:
+            return Response(await job.answer(), media_type="application/json", headers=headers)
+        finally:
+            await _left(jobs, job)
+
+    @router.get(GENERATIONS + "/{id}", **STATUS)
+    @typed_errors
+    async def status(request: Request, id: str) -> Response:
+        job = jobs.find(id, request.state.caller)
+        return Response(answers.state(jobs, job), media_type="application/json")
+
+    @router.delete(GENERATIONS + "/{id}", **CANCEL)
+    @typed_errors
+    async def cancel(request: Request, id: str) -> Response:
+        job = jobs.find(id, request.state.caller)
+        over = job.ended is not None
+        await job.cancel()
+        answer = answers.state(jobs, job)
+        if over:
+            jobs.forget(job)
+        return Response(answer, media_type="application/json")
+
+    return router
+
+
+def _ordered(order: GenerationRequest, request: Request, key: str | None) -> GenerationRequest:
+    """The order with who asks, and with a seed that follows from the key where it names none."""
+    caller = request.state.caller
+    seed = seed_of(caller, key) if key is not None and order.seed is None else order.seed
+    return replace(order, caller=caller, seed=seed)
+
+
+async def _stream(jobs: Jobs, job: Job) -> AsyncIterator[bytes]:
+    try:
+        async with aclosing(events(job)) as coming:
+            async for event in coming:
+                yield event
+    finally:
+        await _left(jobs, job)
+
+
+async def _left(jobs: Jobs, job: Job) -> None:
+    """Nobody listens any more: what cannot be asked for later leaves its worker before the next step."""
+    if not jobs.is_kept(job):
+        await job.cancel()
+
+
+async def _ended(job: Job, wait_s: float) -> bool:
+    if wait_s:
+        await job.wait(wait_s)
+    return job.ended is not None
+
+
+def _accepted(jobs: Jobs, job: Job, headers: dict[str, str]) -> Response:
+    """202: where to ask, and when it makes sense."""
+    place = jobs.status(job)
+    headers = {
+        **headers,
+        "Location": f"{GENERATIONS}/{job.id}",
+        "Retry-After": str(max(1, math.ceil(place.estimated_s or 0))),
+    }
+    return Response(answers.state(jobs, job), 202, headers, "application/json")
+
+
+async def _body(request: Request, limits: LimitsConfig) -> bytes:
+    """The body, of which no more than the limit is ever read.
+
+    Raises:
+        InvalidRequest: it is not declared as JSON.
+        BodyTooLarge: it is longer than allowed, as declared or as sent.
+        BodyTooSlow: it is not there in time.
+    """
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/json":
+        raise InvalidRequest(f"the content type is {kind[:64] or 'missing'}; accepted: application/json")
+    most_bytes = limits.body_bytes
+    too_large = BodyTooLarge(f"the body is too large; accepted: at most {most_bytes} bytes")
+    declared = request.headers.get("content-length", "")
+    if declared.isdigit() and int(declared) > most_bytes:
+        raise too_large
+    body = bytearray()
+    try:
+        async with asyncio.timeout(limits.body_s):
+            async for chunk in request.stream():
+                body += chunk
+                if len(body) > most_bytes:
+                    raise too_large
+    except TimeoutError:
+        raise BodyTooSlow(f"the body was not there within {limits.body_s:g} s") from None
+    return bytes(body)

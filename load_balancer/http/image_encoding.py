@@ -1,0 +1,41 @@
+"""The picture in the format that the client asked for. Workers send PNG."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import struct
+
+from PIL import Image
+
+from load_balancer.runner.generation_request import ImageFormat
+
+
+async def encoded(
+    png: bytes, output_format: ImageFormat, compression: int, size: tuple[int, int] | None = None
+) -> bytes:
+    """The same picture as png (untouched), jpeg or webp; ``compression`` is their quality, 0…100.
+
+    Args:
+        size: width and height that a smaller picture is brought to, pixels.
+    """
+    if size is not None and _size(png) >= size:
+        size = None
+    if output_format == "png" and size is None:
+        return png
+    return await asyncio.to_thread(_reencoded, png, output_format, compression, size)
+
+
+def _size(png: bytes) -> tuple[int, int]:
+    """Width and height, from the header."""
+    return struct.unpack_from(">II", png, 16) if len(png) >= 24 else (0, 0)
+
+
+def _reencoded(png: bytes, output_format: ImageFormat, quality: int, size: tuple[int, int] | None) -> bytes:
+    out = io.BytesIO()
+    with Image.open(io.BytesIO(png)) as image:
+        picture = image.convert("RGB")
+    if size is not None:
+        picture = picture.resize(size, Image.Resampling.BICUBIC)
+    picture.save(out, output_format, quality=quality)
+    return out.getvalue()

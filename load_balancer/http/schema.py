@@ -1,0 +1,243 @@
+"""The body of ``POST /v1/images/generations``: OpenAI's fields and the extensions that peers use.
+
+Every mistake becomes one :class:`InvalidRequest` that names the field and what is accepted there.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
+
+from load_balancer.http.headers import MOST_KEY_CHARACTERS
+from load_balancer.runner.generation_request import CacheMode, GenerationRequest, ImageFormat
+from weir.config import FamilyConfig, LimitsConfig
+from weir.core import Role
+from weir.errors import InvalidRequest, UnknownModel
+
+#: Anything but white space and control characters, of whichever language's reading of ``\\s``.
+SOMETHING = re.compile(r"[^\s\x00-\x1f\x7f-\xa0\ufeff]")
+MOST_GUIDANCE = 30.0
+MOST_SEED = 2**32 - 1
+MOST_TAG_CHARACTERS = 512
+#: As OpenAI's API has it.
+MOST_PARTIAL_IMAGES = 3
+
+
+#: Name, schema and meaning of the headers that change what a request does.
+HEADERS: tuple[tuple[str, dict[str, Any], str], ...] = (
+    (
+        "Idempotency-Key",
+        {"type": "string", "minLength": 1, "maxLength": MOST_KEY_CHARACTERS, "pattern": "^[!-~]([ -~]*[!-~])?$"},
+        "the same request with the same key is drawn once, and every time gets the same answer",
+    ),
+    ("Prefer", {"type": "string"}, "`respond-async` answers 202 at once, `respond-async, wait=N` after N seconds"),
+)
+
+
+def _integral(value: object) -> object:
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+#: As JSON schema has it: 7.0 is one too.
+Integer = Annotated[int, BeforeValidator(_integral)]
+
+
+class GenerationBody(BaseModel):
+    """Types only; the ranges depend on the service and are checked by :class:`RequestRules`. null means the default."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+    prompt: str
+    model: str | None = None
+    n: Integer | None = None
+    size: str | None = None
+    quality: Literal["auto", "standard", "hd", "low", "medium", "high"] | None = None
+    style: Literal["vivid", "natural"] | None = None
+    background: Literal["auto", "opaque"] | None = None
+    moderation: Literal["auto", "low"] | None = None
+    response_format: Literal["b64_json", "url"] | None = None
+    output_format: ImageFormat | None = None
+    output_compression: Integer | None = None
+    user: str | None = None
+    safety_identifier: str | None = None
+    stream: bool | None = None
+    partial_images: Integer | None = None
+    negative_prompt: str | None = None
+    seed: Integer | None = None
+    num_inference_steps: Integer | None = None
+    guidance_scale: float | None = None
+    cache: CacheMode | None = None
+
+
+class RequestRules:
+    """What this service accepts, and the reading of a body under these rules."""
+
+    def __init__(self, family: FamilyConfig, limits: LimitsConfig):
+        self._family = family
+        self._sizes = {f"{side}x{side}": side for side in family.allowed_sizes}
+        self._sizes["auto"] = family.size
+        self.models: dict[str, Role | None] = {
+            family.name: None,
+            f"{family.name}/light": Role.LIGHT,
+            f"{family.name}/heavy": Role.HEAVY,
+        }
+        choices = {
+            name: " or ".join(_literals(field.annotation))
+            for name, field in GenerationBody.model_fields.items()
+            if _literals(field.annotation)
+        }
+        #: The least and the most of a number.
+        self.ranges: dict[str, tuple[float, float]] = {
+            "n": (1, limits.images),
+            "output_compression": (0, 100),
+            "partial_images": (0, MOST_PARTIAL_IMAGES),
+            "seed": (0, MOST_SEED),
+            "num_inference_steps": (1, limits.steps),
+            "guidance_scale": (0, MOST_GUIDANCE),
+        }
+        self._longest = {
+            "prompt": limits.prompt_characters,
+            "negative_prompt": limits.prompt_characters,
+            "user": MOST_TAG_CHARACTERS,
+            "safety_identifier": MOST_TAG_CHARACTERS,
+        }
+        self.accepted: dict[str, str] = {
+            **choices,
+            "prompt": f"a string of 1 to {limits.prompt_characters} characters",
+            "negative_prompt": f"a string of at most {limits.prompt_characters} characters",
+            "model": " or ".join(self.models),
+            "n": f"an integer from 1 to {limits.images}",
+            "size": " or ".join(self._sizes),
+            "output_compression": "an integer from 0 to 100; below 100 only for jpeg and webp",
+            "user": f"a string of at most {MOST_TAG_CHARACTERS} characters",
+            "safety_identifier": f"a string of at most {MOST_TAG_CHARACTERS} characters",
+            "stream": "true or false; true sends server-sent events, with the pictures themselves in them",
+            "partial_images": f"an integer from 0 to {MOST_PARTIAL_IMAGES}; above 0 with stream",
+            "seed": f"an integer from 0 to {MOST_SEED}",
+            "num_inference_steps": f"an integer from 1 to {limits.steps}",
+            "guidance_scale": f"a number from 0 to {MOST_GUIDANCE:g}",
+        }
+
+    def read(self, raw: bytes) -> GenerationRequest:
+        """Reads a body.
+
+        Raises:
+            InvalidRequest, UnknownModel: ``param`` names the field.
+        """
+        try:
+            body = GenerationBody.model_validate_json(raw)
+        except ValidationError as error:
+            raise self._explained(error) from None
+        self._check_ranges(body)
+        side = self._sizes[body.size or "auto"]
+        return GenerationRequest(
+            prompt=body.prompt,
+            width=side,
+            height=side,
+            n=1 if body.n is None else body.n,
+            role=self.models[body.model or self._family.name],
+            negative_prompt=body.negative_prompt or "",
+            seed=body.seed,
+            steps=body.num_inference_steps,
+            guidance=body.guidance_scale,
+            cache=body.cache,
+            stream=bool(body.stream),
+            partial_images=body.partial_images or 0,
+            response_format=body.response_format or "b64_json",
+            output_format=body.output_format or "png",
+            compression=100 if body.output_compression is None else body.output_compression,
+            quality=body.quality or "auto",
+        )
+
+    def described(self) -> dict[str, Any]:
+        """The request in an OpenAPI document: the headers, and what this service accepts as a body, neither wider nor
+        narrower than :meth:`read`."""
+        schema = GenerationBody.model_json_schema()
+        limits: dict[str, dict[str, Any]] = {
+            **{name: {"minimum": least, "maximum": most} for name, (least, most) in self.ranges.items()},
+            **{name: {"maxLength": longest} for name, longest in self._longest.items()},
+            "model": {"enum": list(self.models)},
+            "size": {"enum": list(self._sizes)},
+        }
+        limits["prompt"] |= {"minLength": 1, "pattern": SOMETHING.pattern}
+        for name, limit in limits.items():
+            field = schema["properties"][name]
+            field.get("anyOf", [field])[0].update(limit)
+        for name, field in schema["properties"].items():
+            field.pop("title", None)
+            field["description"] = self.accepted.get(name, "")
+        schema["allOf"] = [
+            _implies({"output_format": {"enum": ["png", None]}}, {"output_compression": {"enum": [100, None]}}),
+            _implies({"stream": {"enum": [False, None]}}, {"partial_images": {"enum": [0, None]}}),
+            _implies({"response_format": {"const": "url"}}, {"stream": {"enum": [False, None]}}, ["response_format"]),
+        ]
+        return {
+            "requestBody": {"required": True, "content": {"application/json": {"schema": schema}}},
+            "parameters": [
+                {"name": name, "in": "header", "required": False, "schema": values, "description": what}
+                for name, values, what in HEADERS
+            ],
+        }
+
+    def _check_ranges(self, body: GenerationBody) -> None:
+        if not SOMETHING.search(body.prompt):
+            raise self._refusal("prompt", "is empty")
+        for text, longest in self._longest.items():
+            if len(getattr(body, text) or "") > longest:
+                raise self._refusal(text, f"has {len(getattr(body, text))} characters")
+        if body.model is not None and body.model not in self.models:
+            raise UnknownModel(
+                f"there is no model {_shown(body.model)}; accepted: {self.accepted['model']}", param="model"
+            )
+        if body.size is not None and body.size not in self._sizes:
+            raise self._refusal("size", f"is {_shown(body.size)}")
+        for name, (least, most) in self.ranges.items():
+            value = getattr(body, name)
+            if value is not None and not least <= value <= most:
+                raise self._refusal(name, f"is {_shown(value)}")
+        if body.output_format in (None, "png") and body.output_compression not in (None, 100):
+            raise self._refusal("output_compression", f"is {body.output_compression} for png")
+        if body.partial_images and not body.stream:
+            raise self._refusal("partial_images", f"is {body.partial_images} without stream")
+        if body.stream and body.response_format == "url":
+            raise self._refusal("stream", "is true, and response_format is url")
+
+    def _refusal(self, param: str, problem: str) -> InvalidRequest:
+        return InvalidRequest(f"{param} {problem}; accepted: {self.accepted[param]}", param=param)
+
+    def _explained(self, error: ValidationError) -> InvalidRequest:
+        problem = error.errors(include_url=False)[0]
+        if problem["type"] == "json_invalid":
+            return InvalidRequest(f"the body is not valid JSON: {problem['ctx']['error']}")
+        if not problem["loc"]:
+            return InvalidRequest(f"the body has to be a JSON object with the fields {', '.join(self.accepted)}")
+        param = str(problem["loc"][0])
+        if problem["type"] == "extra_forbidden":
+            return InvalidRequest(
+                f"there is no field {_shown(param)}; known fields: {', '.join(self.accepted)}",
+                param=param[:64],
+            )
+        if problem["type"] == "missing":
+            return self._refusal(param, "is missing")
+        return self._refusal(param, f"is {_shown(problem['input'])}")
+
+
+def _implies(given: dict[str, Any], then: dict[str, Any], required: Sequence[str] = ()) -> dict[str, Any]:
+    """JSON schema: where these properties are so, those are so; what is absent is as given unless it is required."""
+    return {"if": {"properties": given, "required": list(required)}, "then": {"properties": then}}
+
+
+def _literals(annotation: Any) -> tuple[str, ...]:
+    """The choices of a ``Literal[...] | None``."""
+    for part in getattr(annotation, "__args__", ()):
+        if getattr(part, "__origin__", None) is Literal:
+            return part.__args__
+    return ()
+
+
+def _shown(value: object) -> str:
+    text = repr(value) if not isinstance(value, bool | None) else {True: "true", False: "false", None: "null"}[value]
+    return text if len(text) <= 64 else f"{text[:61]}..."

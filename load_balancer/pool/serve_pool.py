@@ -1,0 +1,97 @@
+"""The pool behind a Serve deployment handle."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+from collections.abc import AsyncGenerator, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from ray.exceptions import RayActorError
+from ray.serve.exceptions import RayServeException
+from ray.serve.handle import DeploymentHandle
+
+from load_balancer.pool.pool import ReplicaLost
+from load_balancer.pool.replica_killer import end
+from weir.core import Role
+
+#: A replica that does not say who it is within this time is silent.
+DESCRIBE_TIMEOUT_S = 2.0
+
+
+class ServePool:
+    """A :class:`~load_balancer.pool.pool.Pool`. The deployment has to route by ``ChosenReplicaRouter``."""
+
+    def __init__(self, handle: DeploymentHandle):
+        self._handle = handle
+        self._to: dict[str, DeploymentHandle] = {}
+        self._known: dict[str, dict[str, Any]] = {}
+
+    async def generate(self, replica: str, role: Role, request: dict[str, Any]) -> dict[str, Any]:
+        handle = self._to.get(replica)
+        if handle is None:
+            handle = self._handle.options(method_name="generate", session_id=replica)
+            self._to[replica] = handle
+        response = _called(handle, role, request)
+        with self._lost(replica, response):
+            return await response
+
+    async def stream(self, replica: str, role: Role, request: dict[str, Any]) -> AsyncGenerator[dict[str, Any]]:
+        handle = self._handle.options(method_name="stream", session_id=replica, stream=True)
+        response = _called(handle, role, request)
+        with self._lost(replica, response):
+            async for part in response:
+                yield part
+
+    async def describe(self) -> list[dict[str, Any]]:
+        try:
+            # Its public way to the results has one time limit for all: one replica that hangs would hide the others.
+            results = await self._handle.broadcast("describe")._fetch_replica_results_async()
+        except RayServeException:  # no replica is routable
+            results = []
+        asked = {asyncio.ensure_future(it.get_async()): it for it in results}
+        done, late = await asyncio.wait(asked, timeout=DESCRIBE_TIMEOUT_S) if asked else (set(), set())
+        for task in late:
+            asked[task].cancel()
+            task.cancel()
+        known = {it["replica"]: it for task in done if (it := _said(task)) is not None}
+        if late:  # nobody tells which: those that were here, were not found dead, and have not spoken
+            known = {replica: it | {"silent": True} for replica, it in self._known.items()} | known
+        self._known = known
+        self._to = {replica: handle for replica, handle in self._to.items() if replica in known}
+        return list(known.values())
+
+    async def end(self, described: Mapping[str, Any]) -> None:
+        if (process := described.get("process")) is not None:
+            await asyncio.to_thread(end, process)
+
+    @contextmanager
+    def _lost(self, replica: str, response: Any) -> Iterator[None]:
+        """Who is cancelled while waiting for the response, or leaves it half read, cancels it; failures get their name.
+
+        Raises:
+            ReplicaLost: the replica is gone.
+        """
+        try:
+            yield
+        except (asyncio.CancelledError, GeneratorExit):
+            response.cancel()
+            raise
+        except (RayActorError, RayServeException) as error:
+            self._known.pop(replica, None)
+            raise ReplicaLost(replica, type(error).__name__) from error
+
+
+def _said(task: asyncio.Task[Any]) -> dict[str, Any] | None:
+    """What one replica says of itself; None when it died, or could not."""
+    if task.cancelled() or task.exception() is not None:
+        return None
+    answer = task.result()
+    return answer if isinstance(answer, dict) else None
+
+
+def _called(handle: DeploymentHandle, role: Role, request: dict[str, Any]) -> Any:
+    # Serve names a call after the HTTP request that it finds in the context, and its router loses one of two calls of
+    # one name that wait at the same time. So the images of a request are called for from an empty context.
+    return contextvars.Context().run(handle.remote, role.value, request)

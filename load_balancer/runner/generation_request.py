@@ -1,0 +1,47 @@
+"""What a client asked for, checked and with every default filled in."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from load_balancer.http.api_keys import ANONYMOUS, Caller
+from weir.core import Role
+
+CacheMode = Literal["off", "read", "read-write"]
+ImageFormat = Literal["png", "jpeg", "webp"]
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationRequest:
+    """One valid request for images.
+
+    Attributes:
+        role: the variant that the client forces; None lets the cascade decide.
+        seed: of the first image, the next ones count up; None draws one at admission.
+        steps, guidance: overrides for the heavy variant.
+        cache: what this request does with the approximate cache; None: as the service says.
+        caller: who asks; its tenant says whose states it may reuse, and who may reuse its own.
+        stream: whether images are sent as they come.
+        partial_images: how many pictures are sent at most before each finished one; 0 without ``stream``.
+        compression: quality of jpeg and webp, 0…100.
+    """
+
+    prompt: str
+    width: int
+    height: int
+    n: int = 1
+    role: Role | None = None
+    negative_prompt: str = ""
+    seed: int | None = None
+    steps: int | None = None
+    guidance: float | None = None
+    cache: CacheMode | None = None
+    caller: Caller = ANONYMOUS
+    stream: bool = False
+    partial_images: int = 0
+    response_format: Literal["url", "b64_json"] = "b64_json"
+    output_format: ImageFormat = "png"
+    compression: int = 100
+    quality: str = "auto"
+    background: str = "opaque"

@@ -1,0 +1,127 @@
+"""SDXL base 1.0's architecture with random weights: the shapes of the published configurations, nothing to download."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from diffusers import AutoencoderKL, EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
+from tokenizers.pre_tokenizers import ByteLevel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+from workers.models.weights import Pipeline
+
+_TOKENS = 77
+_DISCRIMINATOR = Path(__file__).resolve().parents[1] / "models" / "weir-tiny" / "discriminator"
+#: Of a family that only tries the code: seconds on one core instead of minutes.
+SMALL: dict[str, Any] = {
+    "channels": (32, 64, 64),
+    "depth": (1, 1, 1),
+    "text_layers": (1, 1),
+    "vae_channels": (32, 32, 32, 32),
+}
+
+
+def write_family(folder: Path, device: str, size: int, **shape: Any) -> Path:
+    """Saves the pipeline, and the file of a family whose light variant has weights of its own of the same shape.
+
+    Steps and schedulers are those of ``deploy/families/sdxl-lightning.yaml``. The embedded family's discriminator looks
+    at the images: it finds nothing in them, but its confidences differ and a threshold divides them.
+
+    Args:
+        size: side of the images, pixels.
+        shape: as of :func:`pipeline`.
+
+    Returns:
+        The family file, ``folder/family.yaml``.
+    """
+    whole = pipeline(device, **shape)
+    whole.save_pretrained(folder / "pipeline")
+    file = folder / "family.yaml"
+    light = {"name": "sdxl-lightning-4step", "unet": "pipeline/unet", "scheduler": "euler-trailing", "steps": 4}
+    family = {
+        "name": "sdxl-random",
+        "pipeline": "pipeline",
+        "size": size,
+        "dtype": "bfloat16",
+        "device": device,
+        "light": light | {"guidance": 0},
+        "heavy": {"name": "sdxl-base-1.0", "scheduler": "euler", "steps": 50, "guidance": 5.0},
+        "discriminator": str(_DISCRIMINATOR),
+    }
+    file.write_text(yaml.safe_dump(family, sort_keys=False))
+    return file
+
+
+def pipeline(
+    device: str,
+    *,
+    channels: Sequence[int] = (320, 640, 1280),
+    depth: Sequence[int] = (1, 2, 10),
+    text_layers: tuple[int, int] = (12, 32),
+    vae_channels: Sequence[int] = (128, 256, 512, 512),
+) -> Pipeline:
+    """2.6 billion parameters in the UNet, bfloat16 (random weights may leave float16's range) on ``device``.
+
+    The other arguments make a small one, to try the benchmark itself.
+    """
+    torch.manual_seed(0)
+    with torch.device(device):
+        unet = UNet2DConditionModel(
+            sample_size=128,
+            block_out_channels=tuple(channels),
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+            transformer_layers_per_block=tuple(depth),
+            attention_head_dim=tuple(c // 64 for c in channels),
+            cross_attention_dim=2048,
+            use_linear_projection=True,
+            addition_embed_type="text_time",
+            addition_time_embed_dim=256,
+            projection_class_embeddings_input_dim=2816,
+        )
+        vae = AutoencoderKL(
+            block_out_channels=tuple(vae_channels),
+            down_block_types=("DownEncoderBlock2D",) * len(vae_channels),
+            up_block_types=("UpDecoderBlock2D",) * len(vae_channels),
+            layers_per_block=2,
+            sample_size=1024,
+            scaling_factor=0.13025,
+        )
+        first = CLIPTextModel(_text(768, text_layers[0], 12, 768, "quick_gelu"))
+        second = CLIPTextModelWithProjection(_text(1280, text_layers[1], 20, 1280, "gelu"))
+    scheduler = EulerDiscreteScheduler(
+        beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, timestep_spacing="leading", steps_offset=1
+    )
+    whole = StableDiffusionXLPipeline(
+        vae=vae.eval(),
+        text_encoder=first.eval(),
+        text_encoder_2=second.eval(),
+        tokenizer=_tokenizer(),
+        tokenizer_2=_tokenizer(),
+        unet=unet.eval(),
+        scheduler=scheduler,
+        add_watermarker=False,
+    )
+    return whole.to(device, torch.bfloat16)
+
+
+def _text(width: int, layers: int, heads: int, projection: int, activation: str) -> CLIPTextConfig:
+    return CLIPTextConfig(
+        hidden_size=width,
+        intermediate_size=4 * width,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        projection_dim=projection,
+        hidden_act=activation,
+    )
+
+
+def _tokenizer() -> CLIPTokenizer:
+    """One token for each byte: what the tokens are makes no difference to speed, how many there are does."""
+    alphabet = sorted(ByteLevel.alphabet())
+    tokens = [*alphabet, *(c + "</w>" for c in alphabet), "<|startoftext|>", "<|endoftext|>"]
+    return CLIPTokenizer(vocab={t: i for i, t in enumerate(tokens)}, merges=[], model_max_length=_TOKENS)

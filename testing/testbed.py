@@ -1,0 +1,259 @@
+"""A real service of emulated replicas on a cluster in this process, every part of which can be found and harmed.
+
+    python -m testing.testbed SERVICE_FILE --ray ADDRESS
+
+is one live controller of such a service, in a process of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Collection, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import psutil
+
+from benchmarks.lost_node import nodes_of
+from cache.factory import SECRET
+from cache.store.redis_server import RedisServer
+from deploy.cluster import REPOSITORY, cluster, start_node
+from deploy.local import bindable, readiness
+from deploy.serve_config import APPLICATION, POOL, render, with_plan
+from load_balancer.http.openapi import GENERATIONS
+from testing.service_files import emulated_service
+from weir.config import load_service
+from weir.core import Plan, Role
+
+if TYPE_CHECKING:  # Ray reads its environment as it is imported, and the cluster sets it
+    from deploy.publish import Publisher
+
+SLO_S = 15.0
+LIGHT, HEAVY = 2, 2
+#: Nodes beside the head, and the logical CPUs of each, one for a replica: the pool fills them.
+NODES = 2
+NODE_CPUS = (LIGHT + HEAVY) // NODES
+#: Of all processes of a service of Ray and ours.
+START_S = 180.0
+PROMPTS = [f"a {color} {shape}" for color in ("red", "green", "blue", "white") for shape in ("circle", "star", "box")]
+
+
+def plan(version: int, light: int = LIGHT, heavy: int = HEAVY) -> Plan:
+    return Plan.split(version, light, heavy, light_batch=4, heavy_batch=4, threshold=0.5)
+
+
+def write_service(folder: Path, **changes: Any) -> Path:
+    """The service file of the testbed."""
+    fields = {
+        "slo_s": SLO_S,
+        "plan": {"light_replicas": LIGHT, "heavy_replicas": HEAVY, "light_batch": 4, "heavy_batch": 4},
+        "pool": {"cpus_per_replica": 1},
+        "controller": {"policy": "weir"},
+    }
+    return emulated_service(folder, "bed", light_s=(0.1, 0.25), heavy_s=(0.8, 1.6), **fields | changes)
+
+
+@dataclass
+class Testbed:
+    """A service and the ways to its parts. Methods block; call them off the event loop.
+
+    Attributes:
+        dashboard: its http address.
+        redis: the cache's server; None where the service has no cache of ours.
+        controllers: the live controllers that were started and not stopped.
+    """
+
+    __test__ = False  # for pytest, which takes classes of this name for its own
+
+    url: str
+    config: Path
+    port: int
+    dashboard: str
+    publisher: Publisher
+    redis: RedisServer | None = None
+    controllers: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    #: Linux kills a node with the thread that started it, so one thread starts them all and stays.
+    _starter: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1))
+
+    def state(self) -> dict[str, Any] | None:
+        """The readiness report; None while nobody answers."""
+        return readiness(self.url)
+
+    def deployments(self) -> dict[str, Any]:
+        """What Serve says of each."""
+        deployed: dict[str, Any] = self.publisher.details()["applications"][APPLICATION]["deployments"]
+        return deployed
+
+    def running(self, deployment: str) -> dict[str, int]:
+        """Process ids of the running replicas of a deployment, by their unique ids."""
+        return _running(self.deployments()[deployment])
+
+    def target(self) -> Plan:
+        """The plan of the last PUT."""
+        return Plan.from_dict(self.deployments()[POOL]["deployment_config"]["user_config"])
+
+    def replicas(self, role: Role) -> list[dict[str, Any]]:
+        """What the replicas say of themselves that draw for a role, by rank; a plan may have none of it: then all."""
+        from ray.serve import get_deployment_handle
+
+        answers = get_deployment_handle(POOL, app_name=APPLICATION).broadcast("describe").results(timeout_s=30)
+        answers = sorted(answers, key=lambda it: it["rank"])
+        return [it for it in answers if it["role"] == role.value] or answers
+
+    def pids(self, role: Role) -> list[int]:
+        """Their process ids."""
+        return [it["process"]["pid"] for it in self.replicas(role)]
+
+    def process(self, name: str) -> int:
+        """The process id of Ray's own actor of that name, such as ``ServeController``."""
+        for process in psutil.Process().children(recursive=True):
+            with suppress(psutil.Error):
+                if " ".join(process.cmdline()).startswith(f"ray::{name}"):
+                    return process.pid
+        raise RuntimeError(f"nothing that runs is called {name}")
+
+    def nodes(self) -> list[psutil.Process]:
+        """The raylets beside the head's."""
+        return nodes_of(os.getpid())
+
+    def start_node(self) -> None:
+        """One more node, with room for as many replicas as each of the others."""
+        self._starter.submit(start_node, NODE_CPUS).result()
+
+    def is_whole(self, without: Collection[int] = ()) -> bool:
+        """Whether everything that the last PUT asked for runs and is ready, and the processes of old are gone."""
+        state, deployed = self.state(), self.deployments()
+        target = Plan.from_dict(deployed[POOL]["deployment_config"]["user_config"])
+        running = {name: set(_running(it).values()) for name, it in deployed.items()}
+        return (
+            state is not None
+            and state["ready"]
+            and not state["pending"]
+            and state["plan"]["version"] >= target.version
+            and len(running[POOL]) == len(target.assignments)
+            and all(running.values())
+            and all(pids.isdisjoint(without) for pids in running.values())
+        )
+
+    def wait(self, condition: Callable[[], bool], timeout_s: float = START_S) -> bool:
+        """Until the condition holds; False when it took too long. What cannot be asked now is asked again."""
+        until = time.monotonic() + timeout_s
+        while time.monotonic() < until:
+            with suppress(Exception):
+                if condition():
+                    return True
+            time.sleep(0.1)
+        return False
+
+    def publish(self, wanted: Plan) -> None:
+        self.publisher.put(with_plan(render(self.config, host="127.0.0.1", port=self.port, controlled=False), wanted))
+
+    def next_version(self) -> int:
+        state = self.state()
+        return 1 + max(self.target().version, state["plan"]["version"] if state else 0)
+
+    def ask(self, prompt: str, **fields: Any) -> dict[str, Any]:
+        """What one request is told of its image."""
+        answer = httpx.post(f"{self.url}{GENERATIONS}", json={"prompt": prompt, **fields}, timeout=60, trust_env=False)
+        answer.raise_for_status()
+        about: dict[str, Any] = answer.json()["data"][0]["weir"]
+        return about
+
+    # --------------------------------------------------------------------------------------------- processes
+
+    def start_controller(self) -> subprocess.Popen[bytes]:
+        """One more live controller, in a process of its own."""
+        import ray
+
+        address = ray.get_runtime_context().gcs_address
+        command = [sys.executable, "-m", "testing.testbed", str(self.config), "--ray", address]
+        process = subprocess.Popen(command, cwd=REPOSITORY, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        self.controllers.append(process)
+        return process
+
+    def stop_controller(self, process: subprocess.Popen[bytes], number: int = signal.SIGTERM) -> None:
+        process.send_signal(number)
+        process.wait(60)
+        self.controllers.remove(process)
+
+    @contextmanager
+    def without_controllers(self) -> Iterator[None]:
+        """Nobody else plans meanwhile; afterwards as many controllers as before."""
+        running = list(self.controllers)
+        for process in running:
+            self.stop_controller(process)
+        yield
+        for _ in running:
+            self.start_controller()
+
+
+def _running(deployment: dict[str, Any]) -> dict[str, int]:
+    return {it["replica_id"]: it["pid"] for it in deployment["replicas"] if it["state"] == "RUNNING"}
+
+
+@contextmanager
+def testbed(folder: Path) -> Iterator[Testbed]:
+    """A service that is up, with its own Redis and one live controller. Its pool fills the nodes beside the head."""
+    redis = RedisServer.start()
+    # A laptop under faults stalls longer than a server: what is looked at is the path, not the time limits.
+    cache = {"mode": "read-write", "encoder": "words", "url": redis.url, "fetch_s": 0.5, "lookup_s": 2}
+    config = write_service(folder, cache=cache)
+    os.environ[SECRET] = secrets.token_hex(32)
+    os.environ["RAY_SERVE_LOG_TO_STDERR"] = "0"  # its files have it too
+    port = bindable("127.0.0.1", 0)
+    try:
+        with cluster(cpus=NODES * NODE_CPUS, nodes=NODES) as dashboard:
+            from deploy.publish import Publisher
+
+            bed = Testbed(f"http://127.0.0.1:{port}", config, port, dashboard, Publisher(dashboard), redis)
+            bed.publish(plan(1))
+            bed.publisher.wait_applied(plan(1), timeout_s=START_S)
+            if not bed.wait(bed.is_whole):
+                raise RuntimeError(f"the service did not become ready: {bed.state()}")
+            bed.start_controller()
+            try:
+                yield bed
+            finally:
+                for process in list(bed.controllers):
+                    bed.stop_controller(process, signal.SIGKILL)
+                import ray.serve
+
+                ray.serve.shutdown()
+    finally:
+        del os.environ[SECRET]
+        redis.stop()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="One live controller of a testbed.")
+    parser.add_argument("config", type=Path)
+    parser.add_argument("--ray", required=True)
+    given = parser.parse_args()
+    import ray
+
+    from deploy.control import Edges, controller
+
+    ray.init(address=given.ray, log_to_driver=False, logging_level=logging.ERROR)
+    stop = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    service, _ = load_service(given.config)
+    edges = Edges()
+    controller(service, edges).run(stop)
+    edges.follow()
+    ray.shutdown()
+
+
+if __name__ == "__main__":
+    main()

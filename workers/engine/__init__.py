@@ -1,0 +1,1 @@
+"""The step loop and what it drives: scheduling, samplers, decoding, previews."""

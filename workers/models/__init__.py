@@ -1,0 +1,1 @@
+"""Models of a family: weights, text encoders, denoisers, discriminators and judges."""
