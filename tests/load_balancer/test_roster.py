@@ -15,7 +15,7 @@ from load_balancer.dispatch.dispatcher import Dispatcher
 from load_balancer.dispatch.failure_detector import ABSENT_S, SILENT_LOOKS
 from load_balancer.dispatch.service_times import ServiceTimes
 from load_balancer.pool.pool import ReplicaLost
-from load_balancer.pool.pool import replica_registry as rosters
+from load_balancer.pool import replica_registry as rosters
 from load_balancer.pool.replica_registry import PATIENCE_S, ReplicaRegistry
 from load_balancer.pool.serve_pool import ServePool
 from load_balancer.runner.balancer import Balancer
