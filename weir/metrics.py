@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from weir import errors
-from weir.core import Path, Role
+from weir.cascade import AT_DEADLINE, FROM_CACHE
+from weir.plan import HEAVY, LIGHT
 
 #: What a value becomes that its label does not list.
 OTHER = "other"
@@ -64,8 +65,10 @@ def _codes(error: type[errors.WeirError]) -> tuple[str, ...]:
     return tuple(dict.fromkeys((error.code, *below)))
 
 
-ROLE = Label("role", tuple(role.value for role in Role))
-PATH = Label("path", tuple(path.value for path in Path))
+#: Keys of variants that have a name of their own in the metrics; those of other ladders are recorded as ``other``.
+VARIANTS = (LIGHT, "medium", HEAVY)
+ROLE = Label("role", VARIANTS)
+PATH = Label("path", (*VARIANTS, *(it + AT_DEADLINE for it in VARIANTS[:-1]), FROM_CACHE))
 CODE = Label("code", _codes(errors.WeirError))
 #: Step that a run began at. A family uses a handful, those that it captures at, and tells any other as ``other``.
 K = Label("k", tuple(str(k) for k in range(101)))

@@ -13,6 +13,11 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+#: Of stored states and records: a part of their keys, and of every sealed value. It grows with every change of the
+#: layout; values of another format are refused.
+FORMAT = 1
+#: Begins the keys of this format.
+PREFIX = f"weir:{FORMAT}:"
 #: Of a full run, the steps whose entering states are kept (NIRVANA keeps them at 5, 10, 15, 20 and 25 of 50).
 CAPTURE_SHARES = (0.1, 0.2, 0.3, 0.4, 0.5)
 
@@ -22,9 +27,15 @@ def capture_steps(steps: int) -> tuple[int, ...]:
     return tuple(sorted({round(share * steps) for share in CAPTURE_SHARES} - {0}))
 
 
-def state_key(request_id: str, step: int) -> str:
-    """The name of a captured state: request ids are unique, so no two states share one."""
-    return f"{request_id}:{step}"
+def state_key(partition: str, entry: str, step: int) -> str:
+    """The key of a captured state.
+
+    Args:
+        partition: of the request whose run passed it (:attr:`weir.core.ImageRequest.capture`).
+        entry: id of that request. Ids are unique, so no two states share a key.
+        step: K, which it enters.
+    """
+    return f"{PREFIX}{partition}:{entry}:{step}"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -82,7 +93,8 @@ class StateStore(Protocol):
         ...
 
     def put(self, request: ImageRequest, states: Sequence[State]) -> None:
-        """Keeps the states of one finished request, each under ``state_key(request.id, state.step)``."""
+        """Keeps the states of one finished request, each under its :func:`state_key`; a request without a
+        partition to capture them in keeps none."""
         ...
 
     def show(self) -> None:
