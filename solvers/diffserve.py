@@ -34,7 +34,7 @@ def published_problem(
         tie_break: cost of a GPU; above 0 it picks one of the allocations that share the optimal threshold.
     """
     return Problem(
-        gpus=(GpuType("gpu", gpus, light, heavy),),
+        gpus=(GpuType.pair("gpu", gpus, light, heavy),),
         demand_rps=demand_rps,
         slo_s=slo_s,
         thresholds=deferral.thresholds,
