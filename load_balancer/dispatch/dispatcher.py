@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from load_balancer.dispatch.finish_time import BatchQueueModel, Kind, ReplicaQueueModel, SlotQueueModel, priced_open
 from load_balancer.dispatch.network_delay import NetworkDelay
+from load_balancer.dispatch.role_index import MOST_FALLEN, MOST_SWING_S, TIE_S, RoleIndex
 from load_balancer.dispatch.service_times import ServiceTimes
 from weir.plan import Plan, ReplicaChoice
 
@@ -42,30 +43,40 @@ class Dispatcher:
         self._chance = chance or random.Random()
         self._plan = plan
         self._replicas: dict[str, ReplicaQueueModel] = {}
+        self._roles: dict[str, RoleIndex] = {}
 
     def set_plan(self, plan: Plan) -> None:
         """Gives every replica the role and the batch size that the plan has for its rank."""
         self._plan = plan
         for replica in self._replicas.values():
             self._follow(replica, replica.rank)
+        self._roles = {}
 
     def sync(self, described: Iterable[Mapping[str, Any]]) -> None:
-        """Takes in the live replicas: ``replica``, ``rank``, ``ready`` and ``queued`` of each. One that is missing is gone."""
+        """Takes in the live replicas: ``replica``, ``rank``, ``ready`` and ``queued`` of each; others are gone."""
         seen: dict[str, ReplicaQueueModel] = {}
+        same = True
         for it in described:
             if not it.get("ready", True):
                 continue
-            known = self._replicas.get(it["replica"]) or self._model(
-                it["replica"], it["rank"], "", 1, "", self.times, self.delay
-            )
-            self._follow(known, it["rank"])
-            known.foreign = max(0, it.get("queued", 0) - known.outstanding)
+            known = self._replicas.get(it["replica"])
+            if known is None or known.rank != it["rank"]:
+                same = False
+                known = known or self._model(it["replica"], it["rank"], "", 1, "", self.times, self.delay)
+                self._follow(known, it["rank"])
+            foreign = max(0, it.get("queued", 0) - known.outstanding)
+            if foreign != known.foreign:
+                known.foreign = foreign
+                self._changed(known)
             seen[known.id] = known
+        if not same or len(seen) < len(self._replicas):
+            self._roles = {}
         self._replicas = seen
 
     def remove(self, replica: str) -> None:
         """The replica died."""
-        self._replicas.pop(replica, None)
+        if self._replicas.pop(replica, None) is not None:
+            self._roles = {}
 
     def role_of(self, replica: str) -> str:
         """The role of a live replica under the plan in force; "" when it is gone."""
@@ -74,7 +85,8 @@ class Dispatcher:
 
     def ready(self, role: str) -> int:
         """Live replicas of the role."""
-        return sum(r.role == role for r in self._replicas.values())
+        index = self._index().get(role)
+        return len(index.members) if index is not None else 0
 
     @property
     def ranks(self) -> list[int]:
@@ -86,7 +98,7 @@ class Dispatcher:
         return sum(r.waiting for r in self._replicas.values() if r.role == role)
 
     def capacity_rps(self, role: str) -> float:
-        """Whole images per second that the replicas of the role can generate in full batches; 0 while no time is known."""
+        """Whole images per second that the replicas of the role generate in full batches; 0 while no time is known."""
         variant = self._plan.variant_of(role)
         seconds = [
             (r.batch_size, self.times.seconds(variant, r.batch_size)) for r in self._replicas.values() if r.role == role
@@ -113,13 +125,15 @@ class Dispatcher:
         replica = self._chance.choice(candidates)
         return Choice(replica.id, replica.finish_at(kind, now, low_priority=low_priority))
 
-    def _earliest(
-        self, kind: Kind, now: float, avoid: frozenset[str] = frozenset(), low_priority: bool = False
-    ) -> Choice | None:
+    def _earliest(self, kind: Kind, now: float, avoid: frozenset[str], low_priority: bool) -> Choice | None:
+        index = self._index().get(kind.role)
+        if index is not None and not avoid:
+            found = index.earliest(kind, now, low_priority)
+            return None if found is None else Choice(found[0].id, found[1])
         best = None
         for replica in self._candidates(kind.role, avoid):
             finish = replica.finish_at(kind, now, low_priority=low_priority)
-            key = (finish, replica.outstanding, replica.rank)
+            key = (finish + TIE_S * replica.outstanding, replica.rank)
             if best is None or key < best[0]:
                 best = (key, Choice(replica.id, finish))
         return best[1] if best else None
@@ -137,6 +151,11 @@ class Dispatcher:
         if images == 1:
             choice = self._earliest(kind, now, avoid, low_priority)
             return choice.finish_at if choice else None
+        index = self._index().get(kind.role)
+        if index is not None and not avoid:
+            found = index.earliest(kind, now, low_priority)
+            if found is not None and index.alike(found[0]) >= images:
+                return found[1]
         candidates = self._candidates(kind.role, avoid)
         if not candidates:
             return None
@@ -153,8 +172,10 @@ class Dispatcher:
 
     def assign(self, replica: str, request: str, kind: Kind, now: float, *, low_priority: bool = False) -> None:
         """Notes that the image was sent there; one of low priority lets all others go first."""
-        if replica in self._replicas:
-            self._replicas[replica].assign(request, kind, now, low_priority=low_priority)
+        it = self._replicas.get(replica)
+        if it is not None:
+            it.assign(request, kind, now, low_priority=low_priority)
+            self._changed(it)
 
     def finished(
         self,
@@ -181,7 +202,7 @@ class Dispatcher:
         it = self._replicas.get(replica)
         if it is None:
             return None
-        return it.replied(
+        kind = it.replied(
             request,
             now,
             batch_size=batch_size,
@@ -190,6 +211,8 @@ class Dispatcher:
             queue_s=queue_s,
             queued=queued,
         )
+        self._changed(it)
+        return kind
 
     def begun(self, replica: str, request: str) -> bool:
         """Whether the image is being generated, as far as is known; what is not known counts as begun."""
@@ -217,12 +240,36 @@ class Dispatcher:
 
     def forget(self, replica: str, request: str, now: float) -> None:
         """The image was cancelled or failed on the way; nobody waits for it any more."""
-        if replica in self._replicas:
-            self._replicas[replica].forget(request, now)
+        it = self._replicas.get(replica)
+        if it is not None and it.knows(request):
+            it.forget(request, now)
+            self._changed(it)
 
     def _candidates(self, role: str, avoid: frozenset[str]) -> list[ReplicaQueueModel]:
-        alive = [r for r in self._replicas.values() if r.id not in avoid]
-        return [r for r in alive if r.role == role] or alive
+        index = self._index().get(role)
+        members = index.members if index is not None else []
+        if avoid:
+            members = [r for r in members if r.id not in avoid]
+        return members or [r for r in self._replicas.values() if r.id not in avoid]
+
+    def _index(self) -> dict[str, RoleIndex]:
+        """The live replicas by role; made afresh after a change of plan or of replicas."""
+        if not self._roles:
+            members: dict[str, list[ReplicaQueueModel]] = {}
+            for it in self._replicas.values():
+                members.setdefault(it.role, []).append(it)
+            self._roles = {role: RoleIndex(its, self.times, self.delay) for role, its in members.items()}
+        if self.times.fallen > MOST_FALLEN or self.delay.swing_s > MOST_SWING_S:
+            self.times.settle()
+            self.delay.settle()
+            for index in self._roles.values():
+                index.settle()
+        return self._roles
+
+    def _changed(self, replica: ReplicaQueueModel) -> None:
+        index = self._roles.get(replica.role)
+        if index is not None:
+            index.refresh(replica)
 
     def _follow(self, replica: ReplicaQueueModel, rank: int) -> None:
         """Gives the replica what the plan has for its rank."""

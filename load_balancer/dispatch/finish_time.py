@@ -11,7 +11,9 @@ what begins before it arrives, and a reply that has not come yet may be on its w
 from __future__ import annotations
 
 import heapq
+import math
 from abc import ABC, abstractmethod
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import NamedTuple
@@ -80,6 +82,21 @@ class ReplicaQueueModel(ABC):
     def finish_at(self, kind: Kind, now: float, ahead: int = 0, *, low_priority: bool = False) -> float:
         """When one more image would be ready, with ``ahead`` images of its kind sent before it."""
 
+    def floor(self, kind: Kind, now: float, *, low_priority: bool = False) -> float:
+        """A lower bound of :meth:`finish_at` from now on, while nothing happens here and :attr:`steady` holds."""
+        return self.finish_at(kind, now, low_priority=low_priority)
+
+    @property
+    @abstractmethod
+    def signature(self) -> Hashable:
+        """Equal for replicas of one role that could begin an image at once, and would have it ready at the same time;
+        None for one that could not."""
+
+    @property
+    @abstractmethod
+    def steady(self) -> bool:
+        """Whether :meth:`finish_at` never decreases as time goes by, while nothing happens here."""
+
     @abstractmethod
     def begun(self, request: str) -> bool:
         """Whether the image is being generated, as far as the model knows; what it does not know counts as begun."""
@@ -130,6 +147,10 @@ class ReplicaQueueModel(ABC):
             self.foreign = max(0, queued - len(self.queue))
         return kind
 
+    def knows(self, request: str) -> bool:
+        """Whether the image was sent there and is not answered."""
+        return request in self.queue or request in self.leaving
+
     def forget(self, request: str, now: float) -> None:
         """The image was cancelled or failed on the way; nobody waits for it any more."""
         self.sent_at.pop(request, None)
@@ -174,7 +195,22 @@ class BatchQueueModel(ReplicaQueueModel):
     def waiting(self) -> int:
         return len(self.queue) - self.running
 
+    @property
+    def signature(self) -> Hashable:
+        return len(self.leaving) if not (self.queue or self.foreign) else None
+
+    @property
+    def steady(self) -> bool:
+        return True
+
     def finish_at(self, kind: Kind, now: float, ahead: int = 0, *, low_priority: bool = False) -> float:
+        return self._finish_at(kind, now, ahead, low_priority, now + self.delay.slow_s)
+
+    def floor(self, kind: Kind, now: float, *, low_priority: bool = False) -> float:
+        return self._finish_at(kind, now, 0, low_priority, -math.inf)
+
+    def _finish_at(self, kind: Kind, now: float, ahead: int, low_priority: bool, there_by: float) -> float:
+        """A batch that begins before ``there_by`` is one that the image may miss."""
         usual_s, seconds = self.delay.usual_s, self.times.seconds
         arrives = start = now + usual_s
         if self.running:
@@ -191,7 +227,7 @@ class BatchQueueModel(ReplicaQueueModel):
         whole, rest = divmod(own, self.batch_size)
         if whole:
             start += whole * seconds(kind.variant, self.batch_size, kind.work)
-        if rest and start < now + self.delay.slow_s:  # they may leave before it is there
+        if rest and start < there_by:  # they may leave before it is there
             start += seconds(kind.variant, rest, kind.work)
             rest = 0
         full = kind.role != self.open_role and (self.running or own)
@@ -263,6 +299,16 @@ class SlotQueueModel(ReplicaQueueModel):
     @property
     def waiting(self) -> int:
         return len(self.queue) - len(self.left)
+
+    @property
+    def signature(self) -> Hashable:
+        free = len(self.left) < self.batch_size and len(self.left) == len(self.queue) and not self.foreign
+        return (self.batch_size, len(self.queue), len(self.leaving)) if free else None
+
+    @property
+    def steady(self) -> bool:
+        """With free slots, images in the others are priced by another pace than they have."""
+        return len(self.left) >= self.batch_size
 
     def finish_at(self, kind: Kind, now: float, ahead: int = 0, *, low_priority: bool = False) -> float:
         arrives = now + self.delay.usual_s
