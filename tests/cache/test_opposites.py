@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from cache.cache import Judge
 from cache.encoder import family_encoder
 from cache.policy.selector import load_selector
 from weir.config import load_family
@@ -38,9 +39,10 @@ def test_a_picture_is_believed_for_its_own_prompt_and_not_for_an_opposite_one(
     request = ImageRequest("r", drawn, 2, FAMILY.size, FAMILY.size, float("inf"), capture="p")
     [picture] = family.generate("heavy", [request])
     assert picture.seen is not None
-    assert family.discriminator is not None
+    judge = family.judges["light"]
+    assert isinstance(judge, Judge)
     seen = np.frombuffer(picture.seen, np.float16)[None].copy()
-    believed, doubted = (float(family.discriminator.weigh(seen, prompt=p)[0]) for p in (drawn, opposite))
+    believed, doubted = (float(judge.weigh(seen, prompt=p)[0]) for p in (drawn, opposite))
     assert BY_PICTURE.select(believed) == 25
     assert doubted < BY_PICTURE.accept
     assert doubted < believed / 2
