@@ -32,10 +32,11 @@ class Choice:
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """Measured quality of a cascade by its light share, and the confidences that steer the share.
+    """Measured quality of a mix of a lighter variant with the last one by its light share, and the confidences that
+    steer the share.
 
     Attributes:
-        confidences: of single light images on held-out prompts, ascending, each 0…1.
+        confidences: of single light images on held-out prompts, each 0…1, in the order of the prompts.
         quality: at equal steps of the light share from 0 (all heavy) to 1, the most confident images staying light;
             more is better.
         by_heavy_steps: of all-heavy images, by their denoising steps; empty: not measured.
@@ -46,8 +47,11 @@ class Calibration:
     by_heavy_steps: Mapping[int, float] = field(default_factory=dict)
 
     @classmethod
-    def read(cls, path: Path) -> Calibration:
+    def read(cls, path: Path, variant: str | None = None) -> Calibration:
         """Reads the ``evaluation.json`` that ``weir evaluate`` wrote.
+
+        Args:
+            variant: key of the lighter variant; None: the first.
 
         Raises:
             ConfigError: names the file, what is wrong with it, and how to make one.
@@ -55,8 +59,9 @@ class Calibration:
         remedy = "make it with `weir evaluate`"
         try:
             figures = json.loads(path.read_text())
-            confidences = sorted(float(c) for c in figures["confidences"])
-            quality = tuple(float(q) for q in figures["quality"]["discriminator"])
+            of = figures if variant is None else figures["variants"][variant]
+            confidences = [float(c) for c in of["confidences"]]
+            quality = tuple(float(q) for q in of["quality"]["discriminator"])
             by_steps = {int(n): float(q) for n, q in figures.get("heavy_by_steps", {}).items()}
         except FileNotFoundError:
             raise ConfigError(f"{path}: there is no such file; {remedy}") from None
@@ -67,7 +72,7 @@ class Calibration:
         known = np.asarray([*confidences, *quality, *by_steps.values()])
         if not confidences or len(quality) < 2 or not np.isfinite(known).all() or quality[0] <= 0:
             raise ConfigError(f"{path}: confidences or quality are empty, not finite or not positive; {remedy}")
-        if confidences[0] < 0 or confidences[-1] > 1:
+        if min(confidences) < 0 or max(confidences) > 1:
             raise ConfigError(f"{path}: confidences must lie in 0…1; {remedy}")
         return cls(tuple(confidences), quality, by_steps)
 
@@ -78,7 +83,7 @@ class Calibration:
 
     def at(self, threshold: float) -> Choice:
         """What this threshold gives."""
-        below = float(np.searchsorted(self.confidences, threshold, side="left")) / len(self.confidences)
+        below = float(np.mean(np.asarray(self.confidences) < threshold))
         light = 0.0 if threshold >= 1 else 1.0 - below
         quality = float(np.interp(light, np.linspace(0, 1, len(self.quality)), self.quality))
         return Choice(threshold, light, quality, quality / self.quality[0])

@@ -16,8 +16,9 @@ import numpy as np
 from PIL import Image
 
 from quality.paired import PairedRatio, paired_ratio
-from weir.core import ImageRequest, Role
+from weir.core import ImageRequest, Overrides, Resume, WarmStart
 from weir.errors import ConfigError
+from weir.plan import HEAVY, LIGHT
 from weir.states import State, capture_steps
 
 _BATCH = 16
@@ -46,7 +47,7 @@ class Engine(Protocol):
     """What draws (:class:`workers.engine.engine.Engine`)."""
 
     def generate(
-        self, role: Role, requests: Sequence[ImageRequest], starts: Sequence[State | None] = ()
+        self, variant: str, requests: Sequence[ImageRequest], starts: Sequence[State | None] = ()
     ) -> Sequence[Any]: ...
 
 
@@ -89,6 +90,7 @@ class Approximations:
         prompts: held out from training, all different.
         embeddings: unit vectors [N, D] of the prompts, by the encoder that the cache looks them up with.
         size, steps: of the heavy variant's images and whole runs.
+        variants: keys of the light and the heavy variant.
     """
 
     def __init__(
@@ -100,16 +102,18 @@ class Approximations:
         *,
         size: int,
         steps: int,
+        variants: tuple[str, str] = (LIGHT, HEAVY),
         progress: Progress | None = None,
     ):
         self.prompts, self.similarities, self.steps = list(prompts), embeddings @ embeddings.T, steps
         self._engine, self._judges, self._progress = engine, judges, progress
+        self._light, self._heavy = variants
         self._requests = [
             ImageRequest(f"resume-{i}", prompt, i, size, size, deadline=float("inf"))
             for i, prompt in enumerate(self.prompts)
         ]
         self._everyone = range(len(self.prompts))
-        whole = self._draw("heavy", Role.HEAVY, [replace(r, capture=True) for r in self._requests])
+        whole = self._draw("heavy", self._heavy, [replace(r, capture="") for r in self._requests])
         self._states: list[dict[int, State]] = [{s.step: s for s in picture.states} for picture in whole]
         self.whole = self._judge(whole, self._everyone)
         self._short: dict[int, dict[str, np.ndarray]] = {}
@@ -127,8 +131,8 @@ class Approximations:
         targets = [i for i, _ in pairs]
         rows = []
         for step in capture_steps(self.steps):
-            requests = [replace(self._requests[i], resume_key="-", resume_step=step) for i in targets]
-            drawn = self._draw(f"resumed at {step}", Role.HEAVY, requests, [self._states[j][step] for _, j in pairs])
+            requests = [replace(self._requests[i], resume=Resume("-", step)) for i in targets]
+            drawn = self._draw(f"resumed at {step}", self._heavy, requests, [self._states[j][step] for _, j in pairs])
             scores = self._judge(drawn, targets)
             for low, high in pairwise(bins):
                 inside = (low <= similarity) & (similarity < high)
@@ -145,16 +149,15 @@ class Approximations:
 
     def warm_start(self, threshold: float) -> list[Row]:
         """Rows by step, over the prompts whose light image a threshold defers; empty if it defers none."""
-        light = self._draw("light", Role.LIGHT, [replace(r, keep_latent=True) for r in self._requests])
+        light = self._draw("light", self._light, [replace(r, keep_latent=True) for r in self._requests])
         deferred = [i for i in self._everyone if (light[i].confidence or 0.0) < threshold]
         rows = []
         for share in WARM_SHARES if deferred else ():
             step = round(share * self.steps)
             requests = [
-                replace(self._requests[i], warm_start=light[i].latent.to_bytes(), warm_start_step=step)
-                for i in deferred
+                replace(self._requests[i], warm_start=WarmStart(light[i].latent.to_bytes(), step)) for i in deferred
             ]
-            scores = self._judge(self._draw(f"warm at {step}", Role.HEAVY, requests), deferred)
+            scores = self._judge(self._draw(f"warm at {step}", self._heavy, requests), deferred)
             everyone = np.ones(len(deferred), bool)
             rows.append(self._row(step, None, scores, np.array(deferred), everyone))
         return rows
@@ -181,15 +184,17 @@ class Approximations:
     def _from_noise(self, steps: int) -> dict[str, np.ndarray]:
         """The scores of all prompts at so few steps."""
         if steps not in self._short:
-            requests = [replace(r, steps=steps) for r in self._requests]
-            drawn = self._draw(f"heavy, {steps} steps", Role.HEAVY, requests)
+            requests = [replace(r, overrides=Overrides(steps=steps)) for r in self._requests]
+            drawn = self._draw(f"heavy, {steps} steps", self._heavy, requests)
             self._short[steps] = self._judge(drawn, self._everyone)
         return self._short[steps]
 
-    def _draw(self, what: str, role: Role, requests: Sequence[ImageRequest], starts: Sequence[State] = ()) -> list[Any]:
+    def _draw(
+        self, what: str, variant: str, requests: Sequence[ImageRequest], starts: Sequence[State] = ()
+    ) -> list[Any]:
         drawn: list[Any] = []
         for i in range(0, len(requests), _BATCH):
-            drawn += self._engine.generate(role, requests[i : i + _BATCH], starts[i : i + _BATCH])
+            drawn += self._engine.generate(variant, requests[i : i + _BATCH], starts[i : i + _BATCH])
             if self._progress is not None:
                 self._progress(what, len(drawn), len(requests))
         for picture in drawn:

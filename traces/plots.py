@@ -14,7 +14,8 @@ from matplotlib.ticker import MaxNLocator
 
 from traces.figures import Figures, Summary
 from traces.outcome import Outcome
-from weir.core import Path as Route
+from traces.paths import in_order
+from weir.cascade import AT_DEADLINE
 
 #: Colour by name; the page maps the same colours to its own, which follow the reader's light or dark theme.
 COLOURS = {
@@ -23,18 +24,13 @@ COLOURS = {
     "line": "#dde2e8",
     "light": "#2b7fd9",
     "deadline": "#d99411",
+    "medium": "#2a9da0",
     "heavy": "#7b52cc",
     "cache": "#b04a9c",
     "good": "#16946a",
     "bad": "#d1453b",
     "refused": "#e58a83",
     "failed": "#8d1f2d",
-}
-ROUTE_COLOURS = {
-    Route.LIGHT: COLOURS["light"],
-    Route.LIGHT_DEADLINE: COLOURS["deadline"],
-    Route.HEAVY: COLOURS["heavy"],
-    Route.CACHE: COLOURS["cache"],
 }
 
 #: More points than this only darken the plot and swell the page.
@@ -108,6 +104,11 @@ def _legend(ax: Axes, **more: object) -> None:
     ax.legend(**places | {"handlelength": 1.2} | more)
 
 
+def _colour(path: str) -> str:
+    """One for each of the usual paths, and one for those of further variants."""
+    return COLOURS["deadline"] if path.endswith(AT_DEADLINE) else COLOURS.get(path, COLOURS["medium"])
+
+
 def _demand(ax: Axes, windows: Sequence[Figures]) -> None:
     edges = _edges(windows)
     demand, goodput = [w.demand_rps for w in windows], [w.goodput_rps for w in windows]
@@ -121,8 +122,8 @@ def _demand(ax: Axes, windows: Sequence[Figures]) -> None:
 def _latency(ax: Axes, summary: Summary, outcomes: Sequence[Outcome]) -> None:
     answered = [o for o in outcomes if o.answered]
     shown = answered[:: max(1, -(-len(answered) // _MOST_POINTS))]
-    for route in (*Route, None):
-        of_route = [o for o in shown if o.path == route]
+    for path in (*in_order(o.path for o in answered), None):
+        of_route = [o for o in shown if o.path == path]
         if of_route:
             ax.plot(
                 [o.arrival_s for o in of_route],
@@ -131,9 +132,9 @@ def _latency(ax: Axes, summary: Summary, outcomes: Sequence[Outcome]) -> None:
                 marker="o",
                 markersize=3,
                 markeredgewidth=0,
-                color=ROUTE_COLOURS[route] if route else COLOURS["muted"],
+                color=_colour(path) if path else COLOURS["muted"],
                 alpha=0.75,
-                label=route or "answered",
+                label=path or "answered",
             )
     middles = [(w.start_s + w.end_s) / 2 for w in summary.windows]
     p95 = [np.nan if w.p95_s is None else w.p95_s for w in summary.windows]
@@ -158,11 +159,8 @@ def _paths(ax: Axes, windows: Sequence[Figures]) -> None:
         ax,
         windows,
         {
-            route.value: (
-                ROUTE_COLOURS[route],
-                [100 * w.paths[route] / n for w, n in zip(windows, totals, strict=True)],
-            )
-            for route in Route
+            path: (_colour(path), [100 * w.paths.get(path, 0) / n for w, n in zip(windows, totals, strict=True)])
+            for path in in_order(path for w in windows for path in w.paths)
         },
     )
     _over_time(ax, windows, "% of images", ylim=(0, 100))
@@ -188,13 +186,14 @@ def _violations(ax: Axes, windows: Sequence[Figures]) -> None:
 
 
 def _confidence(ax: Axes, outcomes: Sequence[Outcome]) -> None:
-    routes = [r for r in Route if any(o.path is r and o.confidence is not None for o in outcomes)]
+    judged = [o for o in outcomes if o.path and o.confidence is not None]
+    paths = [path for path in in_order(o.path for o in judged) if any(o.path == path for o in judged)]
     ax.hist(
-        [[o.confidence for o in outcomes if o.path is r and o.confidence is not None] for r in routes],
+        [[o.confidence for o in judged if o.path == path and o.confidence is not None] for path in paths],
         bins=list(np.linspace(0, 1, 31)),
         stacked=True,
-        color=[ROUTE_COLOURS[r] for r in routes],
-        label=[r.value for r in routes],
+        color=[_colour(path) for path in paths],
+        label=paths,
     )
     ax.set(xlabel="confidence of the discriminator in the light image", ylabel="images", xlim=(0, 1))
     _legend(ax)

@@ -16,9 +16,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from traces.outcome import Outcome, OutcomeFile
+from traces.paths import in_order, read_path
 from traces.trace import Arrival, Trace
 from weir import metrics as metrics_of
-from weir.core import Path as Route
 from weir.errors import ConfigError
 from weir.files import written_whole
 from weir.telemetry import Metrics, NoMetrics
@@ -220,7 +220,7 @@ def _understand(answer: httpx.Response) -> tuple[str, dict[str, Any], bytes]:
         if isinstance(about.get("latency_s"), (int, float)):
             said["served_s"] = about["latency_s"]
         if about.get("path") is not None:
-            said["path"] = Route(about["path"])
+            said["path"] = read_path(about["path"])
     except (ValueError, KeyError, TypeError, AttributeError, binascii.Error):
         return ("invalid_answer" if answer.is_success else f"http_{answer.status_code}"), {}, b""
     return ("" if image else "invalid_answer"), said, image
@@ -248,6 +248,7 @@ class _Board:
         self._slo_s = slo_s
         self._sent = 0
         self._counts: Counter[str] = Counter()
+        self._paths: set[str | None] = set()
         self._progress = Progress(
             TextColumn("replay"),
             BarColumn(),
@@ -269,6 +270,7 @@ class _Board:
         elif not outcome.answered:
             self._counts["failed"] += 1
         else:
+            self._paths.add(outcome.path)
             self._counts[outcome.path or "answered"] += 1
             self._counts["late"] += not outcome.met(self._slo_s)
         self._show()
@@ -276,7 +278,8 @@ class _Board:
     def _show(self) -> None:
         in_flight = self._sent - self._counts["ended"]
         shown = [f"{in_flight} in flight"]
-        shown += [f"{self._counts[k]} {k}" for k in (*Route, "late", "refused", "failed") if self._counts[k]]
+        kinds = (*in_order(self._paths), "late", "refused", "failed")
+        shown += [f"{self._counts[kind]} {kind}" for kind in kinds if self._counts[kind]]
         self._progress.update(self._task, completed=self._counts["ended"], state=" · ".join(shown))
 
     def __enter__(self) -> _Board:

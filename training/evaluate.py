@@ -1,6 +1,6 @@
 """Measures a family on held-out prompts: ``weir evaluate``. The model card's figures come from here.
 
-Every prompt is drawn by both variants with one seed; the checker, the family's CLIP and the Fréchet distance to real
+Every prompt is run by every variant with one seed; the checker, the family's CLIP and the Fréchet distance to real
 renders of the same captions judge. All figures of one run are comparable with one another and with no other run's.
 """
 
@@ -26,7 +26,7 @@ from quality.suite import family_suite, own_measures
 from training.scenes import Scene, caption, draw_scene, redraw, render
 from training.vae import to_tensor
 from weir.config import FamilyConfig
-from weir.core import ImageRequest, Role
+from weir.core import ImageRequest, Overrides
 from weir.errors import ConfigError
 from weir.files import written_whole
 from workers.models.family import Family
@@ -102,24 +102,24 @@ class Evaluation:
             good_enough=np.array([v is not None and v.good_enough for v in verdicts]),
         )
 
-    def draw(self, role: Role, steps: int | None = None) -> Judged:
+    def draw(self, variant: str, steps: int | None = None) -> Judged:
         """All prompts through one variant; the seed of prompt i is i."""
         pixels, confidence = [], []
         for i in range(0, len(self.prompts), _BATCH):
-            drawn = self.engine.generate(role, self._requests(i, steps))
+            drawn = self.engine.generate(variant, self._requests(i, steps))
             for one in drawn:
                 if one.error is not None:
                     raise ConfigError(f"family {self.family.name}: {one.error[1]}")
                 pixels.append(np.asarray(Image.open(io.BytesIO(one.image)).convert("RGB")))
                 confidence.append(one.confidence)
             if self.progress is not None:
-                self.progress(f"{role.value} {steps or ''}".strip(), len(pixels), len(self.prompts))
+                self.progress(f"{variant} {steps or ''}".strip(), len(pixels), len(self.prompts))
         return self.judge(np.stack(pixels), confidence)
 
     def _requests(self, first: int, steps: int | None) -> list[ImageRequest]:
         side = self.family.size
         return [
-            ImageRequest(f"evaluate-{i}", prompt, i, side, side, deadline=float("inf"), steps=steps)
+            ImageRequest(f"evaluate-{i}", prompt, i, side, side, float("inf"), overrides=Overrides(steps=steps))
             for i, prompt in enumerate(self.prompts[first : first + _BATCH], first)
         ]
 
@@ -135,6 +135,16 @@ def quality_by_share(light: np.ndarray, heavy: np.ndarray, order: np.ndarray) ->
     return curve
 
 
+def _surest(judged: Judged) -> np.ndarray:
+    """Prompts by the discriminator's confidence, the surest first."""
+    return np.argsort(-judged.confidence, kind="stable")
+
+
+def _rounded(confidences: np.ndarray) -> list[float]:
+    """In the order of the prompts, which is the same for every variant."""
+    return [round(float(c), 4) for c in confidences]
+
+
 def measured_approximations(run: Evaluation, count: int, progress: Progress | None = None) -> dict[str, object]:
     """Resume at K by similarity and warm start by K (:mod:`quality.resume`) over the first prompts, all deferred."""
     family, prompts = run.family, run.prompts[:count]
@@ -145,6 +155,7 @@ def measured_approximations(run: Evaluation, count: int, progress: Progress | No
         run.scorer.embed_text(prompts).numpy(),
         size=family.size,
         steps=family.heavy.steps,
+        variants=(family.keys[0], family.keys[-1]),
         progress=progress,
     )
     return approximation_figures(len(prompts), measures.resume(), measures.warm_start(math.inf), "attributes")
@@ -161,8 +172,10 @@ def evaluate(
     """
     scenes = held_out(count)
     run = Evaluation(family, scenes, progress)
-    light = run.draw(Role.LIGHT)
-    by_steps = {n: run.draw(Role.HEAVY, n) for n in STEPS}
+    first, *others, last = family.keys
+    light = run.draw(first)
+    middle = {key: run.draw(key) for key in others}
+    by_steps = {n: run.draw(last, n) for n in STEPS}
     heavy = by_steps[STEPS[-1]]
     real = run.real.features
 
@@ -173,7 +186,7 @@ def evaluate(
     gain = light.attributes - heavy.attributes
     good = light.good_enough
     orders = {
-        "discriminator": np.argsort(-light.confidence, kind="stable"),
+        "discriminator": _surest(light),
         "clip": np.argsort(-light.clip, kind="stable"),
         "oracle": np.argsort(-gain, kind="stable"),
     }
@@ -183,6 +196,7 @@ def evaluate(
         "rows": {
             "real": run.floor.figures(run.counts, real),
             f"light ({family.light.steps} steps)": light.figures(run.counts, real),
+            **{f"{k} ({family.variants[k].steps} steps)": it.figures(run.counts, real) for k, it in middle.items()},
             **{f"heavy ({n} steps)": by_steps[n].figures(run.counts, real) for n in STEPS},
         },
         "light_at_least_as_good": float(((gain >= 0) & (light.clip >= heavy.clip)).mean()),
@@ -195,12 +209,20 @@ def evaluate(
             "random": random_order.tolist(),
         },
         "heavy_by_steps": {str(n): float(by_steps[n].attributes.mean()) for n in STEPS},
-        "confidences": sorted(round(float(c), 4) for c in light.confidence),
+        "confidences": _rounded(light.confidence),
+        "variants": {
+            key: {
+                "confidences": _rounded(it.confidence),
+                "quality": {"discriminator": quality_by_share(it.attributes, heavy.attributes, _surest(it))},
+            }
+            for key, it in middle.items()
+        },
     }
     if approximations:
         figures["approximation"] = measured_approximations(run, approximations, progress)
     out.mkdir(parents=True, exist_ok=True)
-    kept = {"light": light.pixels, "confidence": light.confidence, "light_exact": light.exact}
+    kept = {key: it.pixels for key, it in middle.items()}
+    kept |= {"light": light.pixels, "confidence": light.confidence, "light_exact": light.exact}
     kept |= {"heavy_exact": heavy.exact} | {f"heavy_{n}": by_steps[n].pixels for n in STEPS}
     with written_whole(out / "images.npz") as draft, draft.open("wb") as file:
         np.savez_compressed(file, allow_pickle=False, **kept)

@@ -19,7 +19,7 @@ from quality.resume import Judges
 from training.evaluate import held_out
 from training.scenes import caption
 from weir.config import FamilyConfig
-from weir.core import ImageRequest, Role
+from weir.core import ImageRequest, Overrides
 from weir.errors import ConfigError
 from weir.files import written_whole
 from workers.models.family import Family
@@ -37,12 +37,12 @@ Progress = Callable[[int, int], None]
 class Rung:
     """One way to draw: a variant, and its number of steps (0: what the family says)."""
 
-    role: Role
+    variant: str
     steps: int = 0
 
     @property
     def name(self) -> str:
-        return f"{self.role.value}-{self.steps}" if self.steps else self.role.value
+        return f"{self.variant}-{self.steps}" if self.steps else self.variant
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ def ladder_of(family: FamilyConfig, steps: Sequence[int]) -> tuple[Rung, ...]:
     own = [family.heavy.steps, *steps]
     if any(fewer >= more for more, fewer in pairwise(own)) or min(own) < 1:
         raise ConfigError(f"--steps is {','.join(map(str, steps))}; give numbers that fall from below {own[0]} to 1")
-    return (*(Rung(Role.HEAVY, n) for n in own), Rung(Role.LIGHT))
+    return (*(Rung(family.keys[-1], n) for n in own), Rung(family.keys[0]))
 
 
 def draw_pairs(
@@ -157,11 +157,11 @@ def _drawn(
 ) -> list[tuple[Image.Image, float]]:
     """Pictures and confidences (0 without)."""
     requests = [
-        ImageRequest(f"level-{i}", prompt, i, side, side, deadline=float("inf"), steps=rung.steps or None)
+        ImageRequest(f"level-{i}", prompt, i, side, side, float("inf"), overrides=Overrides(steps=rung.steps or None))
         for i, prompt in enumerate(prompts, first)
     ]
     images = []
-    for one in engine.generate(rung.role, requests):
+    for one in engine.generate(rung.variant, requests):
         if one.error is not None:
             raise ConfigError(f"{rung.name}: the family draws no picture: {one.error[1]}")
         images.append((Image.open(io.BytesIO(one.image)).convert("RGB"), one.confidence or 0.0))

@@ -26,6 +26,14 @@ LIGHT, HEAVY = "light", "heavy"
 MAX_VERSION = 2**53
 
 
+def _finite(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
 class ReplicaChoice(StrEnum):
     """Which replica of the role gets a request."""
 
@@ -161,6 +169,7 @@ class Plan:
             deferred to the next variant: 0 defers nothing, 1 everything.
         admitted_rps: requests per second to admit; None admits all.
         routing: deals requests to approximation levels instead of sending them through the chain.
+        reason: why the plan is what it is, in words for a log or a report; plans that differ in it alone are equal.
     """
 
     version: int
@@ -170,6 +179,7 @@ class Plan:
     admitted_rps: float | None = None
     rules: Rules = Rules()
     routing: LevelRouting | None = None
+    reason: str = field(default="", compare=False)
     counts: Mapping[str, int] = field(init=False, repr=False, compare=False)  #: replicas by role
 
     def __post_init__(self) -> None:
@@ -308,6 +318,7 @@ class Plan:
             "admitted_rps": self.admitted_rps,
             "rules": asdict(self.rules),
             "routing": routing,
+            "reason": self.reason,
         }
 
     @classmethod
@@ -334,6 +345,7 @@ class Plan:
                 admitted_rps=None if rps is None else _number(rps),
                 rules=_rules(given["rules"]) if given.get("rules") is not None else Rules(),
                 routing=None if given.get("routing") is None else _routing(given["routing"]),
+                reason=str(given.get("reason", "")),
             )
         except KeyError as error:
             raise PlanError(f"the key {error} is missing") from None
@@ -370,11 +382,3 @@ def _number(value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise PlanError(f"{value!r} is not a number")
     return float(value)
-
-
-def _finite(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)

@@ -72,7 +72,27 @@ def test_a_profile_takes_the_curve_and_the_confidences(evaluation, tmp_path):
     assert taught.quality is not None
     assert (taught.quality.values, taught.quality.smaller_is_better) == (SPREAD.quality, False)
     assert taught.quality.by_heavy_steps == {1: 0.5, 2: 0.7}  # those of fewer steps than the variant runs
-    assert taught.heavy == load_profile(profile).heavy
+    assert taught.heavy.quality is None
+
+
+def test_a_profile_of_three_takes_the_curve_of_every_lighter_variant(evaluation, tmp_path):
+    figures = json.loads(evaluation.read_text())
+    backwards = tuple(reversed(SPREAD.confidences))
+    figures["variants"] = {"medium": {"confidences": backwards, "quality": {"discriminator": [0.8, 0.79]}}}
+    evaluation.write_text(json.dumps(figures))
+    profile = tmp_path / "profile.json"
+    heavy = PROFILE["heavy"]
+    ladder = {"light": PROFILE["light"], "medium": {**heavy, "name": "toy-medium"}, "heavy": heavy}
+    profile.write_text(json.dumps({"family": "toy", "device": "none", "variants": ladder}))
+    assert weir("calibrate", evaluation, "--profile", profile).exit_code == 0
+    taught = load_profile(profile)
+    assert taught.variant("light").confidences == SPREAD.confidences
+    assert taught.variant("medium").confidences == backwards, "in the order of the prompts"
+    assert taught.variant("medium").quality.values == (0.8, 0.79)
+    chosen = weir("calibrate", evaluation, "--variant", "medium", "--keep", "0.99")
+    assert "plan.thresholds.medium" in chosen.stderr
+    missing = weir("calibrate", evaluation, "--variant", "large")
+    assert (missing.exit_code, "'large' is missing" in missing.stderr) == (2, True)
 
 
 @pytest.mark.parametrize(

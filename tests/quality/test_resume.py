@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from quality.resume import RANKS, Approximations, best_warm_start, figures
-from weir.core import ImageRequest, Role
+from weir.core import ImageRequest
 from weir.states import State, capture_steps
 
 STEPS = 10
@@ -41,20 +41,20 @@ class Engine:
         self.light = light
 
     def generate(
-        self, role: Role, requests: Sequence[ImageRequest], starts: Sequence[State | None] = ()
+        self, variant: str, requests: Sequence[ImageRequest], starts: Sequence[State | None] = ()
     ) -> list[Picture]:
-        return [self._draw(role, r, s) for r, s in zip(requests, starts or [None] * len(requests), strict=True)]
+        return [self._draw(variant, r, s) for r, s in zip(requests, starts or [None] * len(requests), strict=True)]
 
-    def _draw(self, role: Role, request: ImageRequest, start: State | None) -> Picture:
-        if role is Role.LIGHT:
+    def _draw(self, variant: str, request: ImageRequest, start: State | None) -> Picture:
+        if variant == "light":
             return Picture(painted(self.light), confidence=request.seed / len(PROMPTS), latent=state(request, STEPS))
-        steps = request.steps or STEPS
+        steps = request.overrides.steps or STEPS
         if start is not None:
             own = start.model == request.prompt
             return Picture(painted(1.0 if own else 1 - 0.08 * start.step))
         if request.warm_start is not None:
-            return Picture(painted(self.light + (1 - self.light) * (1 - request.warm_start_step / STEPS)))
-        kept = tuple(state(request, k) for k in capture_steps(STEPS)) if request.capture else ()
+            return Picture(painted(self.light + (1 - self.light) * (1 - request.warm_start.step / STEPS)))
+        kept = tuple(state(request, k) for k in capture_steps(STEPS)) if request.capture is not None else ()
         return Picture(painted(min(1.0, 0.2 + 0.08 * steps)), states=kept)
 
 

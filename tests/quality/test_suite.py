@@ -18,6 +18,7 @@ from quality.inception import InceptionFeatures, InceptionV3
 from quality.paired import paired_ratio
 from quality.suite import CLIP as CLIP_NAME
 from quality.suite import family_suite, hub_suite, load_judge, read_pictures, scored, tensors
+from testing.toy_family import with_variants
 from training.scenes import caption, draw_scene, render
 from weir.config import load_family
 from weir.errors import ConfigError
@@ -70,7 +71,7 @@ def test_the_published_measures_load_by_folder(inception: Path, tmp_path: Path) 
 def test_a_single_judge_is_the_familys_own_or_a_published_one_by_folder(tmp_path: Path) -> None:
     pick = tmp_path / "pick"
     shutil.copytree(CLIP, pick)
-    bare = FAMILY.model_copy(update={"clip": None, "discriminator": None})
+    bare = with_variants(FAMILY, light={"discriminator": None}).model_copy(update={"clip": None})
     prompts, images = scenes(40, 7)
     own = family_suite(FAMILY).scores(prompts, images)
     for name in ("attributes", "clip"):
@@ -83,7 +84,7 @@ def test_a_single_judge_is_the_familys_own_or_a_published_one_by_folder(tmp_path
 @pytest.mark.parametrize("name", ["attributes", "clip", "pick"])
 def test_a_judge_that_is_not_there_is_answered_with_what_may_be_named(name: str) -> None:
     with pytest.raises(ConfigError, match="--clip openai/clip-vit-large-patch14, or --pick yuvalkirstain/PickScore_v1"):
-        load_judge(FAMILY.model_copy(update={"clip": None, "discriminator": None}), name)
+        load_judge(with_variants(FAMILY, light={"discriminator": None}).model_copy(update={"clip": None}), name)
     with pytest.raises(ConfigError, match="attributes, clip, pick"):
         load_judge(FAMILY, "taste")
 
@@ -125,7 +126,7 @@ def test_a_family_without_measures_of_its_own_is_told_what_is_left_to_do() -> No
         family_suite(FAMILY.model_copy(update={"clip": None}))
     remedies = f"`weir score --clip {CLIP_NAME}`, .*`weir cache profile --clip {CLIP_NAME}`"
     with pytest.raises(ConfigError, match=f"has no attribute checker .*{remedies}"):
-        family_suite(FAMILY.model_copy(update={"discriminator": None}))
+        family_suite(with_variants(FAMILY, light={"discriminator": None}))
 
 
 @pytest.mark.parametrize("command", ["evaluate", "levels fit"])
@@ -133,7 +134,7 @@ def test_a_family_that_cannot_be_measured_is_refused_before_its_models_are_loade
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
 ) -> None:
     family = tmp_path / "family.yaml"
-    family.write_text(yaml.safe_dump(FAMILY.model_dump(mode="json") | {"discriminator": None}))
+    family.write_text(yaml.safe_dump(with_variants(FAMILY, light={"discriminator": None}).model_dump(mode="json")))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("workers.models.family.Family.load", None)
     refused = CliRunner().invoke(app, [*command.split(), "--family", str(family)])

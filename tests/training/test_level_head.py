@@ -13,7 +13,6 @@ from training.level_head import fit_levels
 from training.level_pairs import SEED, LevelPairs, Rung, draw_pairs, ladder_of
 from training.scenes import caption
 from weir.config import FamilyConfig, load_family
-from weir.core import Role
 from weir.errors import ConfigError
 from weir.prompt_levels import LevelHead
 
@@ -89,7 +88,7 @@ def test_drawing_goes_on_where_it_was_stopped(tmp_path, embedded):
     assert ((pairs.quality[1] > 0) & (pairs.quality[1] < 1)).all()
     assert draw_pairs(embedded, Ink(), "ink", rungs, 1, file).prompts == prompts[:1]
     with pytest.raises(ConfigError, match=r"holds other prompts or rungs .*heavy-1"):
-        draw_pairs(embedded, Ink(), "ink", (Rung(Role.LIGHT),), 4, file)
+        draw_pairs(embedded, Ink(), "ink", (Rung("light"),), 4, file)
 
 
 def test_steps_that_do_not_fall_are_refused(embedded):

@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from testing.toy_family import with_variants
 from training.recipe import BUDGETS, train_family
 from weir.config import load_family
-from weir.core import ImageRequest, Role
+from weir.core import ImageRequest
 from weir.errors import ConfigError
 from workers.models.family import Family
 
@@ -19,12 +20,12 @@ def test_the_smoke_budget_runs_every_stage_and_its_family_draws(tmp_path: Path) 
     family = load_family("deploy/families/weir-tiny.yaml")
     moved = {
         "pipeline": str(tmp_path / "weir-tiny" / "pipeline"),
-        "discriminator": str(tmp_path / "weir-tiny" / "discriminator"),
         "clip": str(tmp_path / "weir-tiny" / "clip"),
-        "light": family.light.model_copy(update={"unet": str(tmp_path / "weir-tiny" / "light_unet")}),
     }
-    engine = Family.load(family.model_copy(update=moved), threads=1)
-    [drawn] = engine.generate(Role.LIGHT, [ImageRequest("a", "a red circle", 1, 64, 64, deadline=1e12)])
+    parts = {"unet": "light_unet", "discriminator": "discriminator"}
+    light = {key: str(tmp_path / "weir-tiny" / folder) for key, folder in parts.items()}
+    engine = Family.load(with_variants(family.model_copy(update=moved), light=light), threads=1)
+    [drawn] = engine.generate("light", [ImageRequest("a", "a red circle", 1, 64, 64, deadline=1e12)])
     assert drawn.error is None
     assert drawn.confidence is not None
     assert 0 < drawn.confidence < 1

@@ -14,16 +14,24 @@ from PIL import Image
 from quality.suite import tensors
 from tests.workers.samples import image_request
 from training.scenes import Scene, caption, draw_scene, render
-from weir.config import load_family
-from weir.core import Role
+from weir.config import FamilyConfig, load_family
 from weir.errors import ConfigError
+from weir.plan import LIGHT
 from workers.models.discriminator import Discriminator
 from workers.models.family import Family
 from workers.models.judges import ClipConfidence, family_judge
 from workers.models.weights import check_family
 
 TINY = load_family("deploy/families/weir-tiny.yaml")
-BY_CLIP = TINY.model_copy(update={"discriminator": "clip"})
+
+
+def judged_by(discriminator: str | None) -> FamilyConfig:
+    """The embedded family with another judge."""
+    light = TINY.light.model_copy(update={"discriminator": discriminator})
+    return TINY.model_copy(update={"variants": {**TINY.variants, "light": light}})
+
+
+BY_CLIP = judged_by("clip")
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +43,7 @@ def by_clip() -> ClipConfidence:
 
 def test_a_family_names_a_folder_its_clip_or_nobody() -> None:
     assert isinstance(family_judge(TINY), Discriminator)
-    assert family_judge(TINY.model_copy(update={"discriminator": None})) is None
+    assert family_judge(judged_by(None)) is None
     check_family(BY_CLIP)
 
 
@@ -58,7 +66,7 @@ def test_what_it_saw_is_judged_later_as_at_once(by_clip: ClipConfidence) -> None
 
 def test_light_images_of_such_a_family_have_a_confidence(by_clip: ClipConfidence) -> None:
     family = Family.load(BY_CLIP, threads=1)
-    [drawn] = family.generate(Role.LIGHT, [image_request(width=64, height=64)])
+    [drawn] = family.generate(LIGHT, [image_request(width=64, height=64)])
     assert drawn.confidence is not None
     assert 0.5 < drawn.confidence < 1
 
