@@ -381,6 +381,14 @@ def first_variant(task: ImageTask) -> str:
     return next((variant for variant in plan.chain if plan.count(variant)), plan.last)
 
 
+def first_run(task: ImageTask, settings: CascadeSettings) -> Run:
+    """The run that a request starts with where the cache has nothing for it; admission predicts when it is ready."""
+    progress, routing = Progress(task, settings), task.plan.routing
+    if routing is not None and task.variant is None:
+        return _run_of_level(progress, routing.pick(None, task.draw))
+    return _run_of(progress, first_variant(task))
+
+
 def steps_from_noise(task: ImageTask, own: int) -> int | None:
     """Denoising steps of the last variant's runs from noise: what the client asks for, else what the plan says.
 
@@ -463,6 +471,7 @@ def _run_of(progress: Progress, variant: str) -> Run:
     if is_last:
         steps = task.steps if lookup.resume is not None else steps_from_noise(task, progress.settings.steps[variant])
     falls = progress.may_fall and is_last
+    resumes = is_last and progress.doubted is None  # a state whose image was doubted is not tried again
     return Run(
         variant=variant,
         role=variant,
@@ -470,9 +479,9 @@ def _run_of(progress: Progress, variant: str) -> Run:
         # Nobody waits for it longer, so the worker should not start it later.
         deadline=task.latest if waits or falls else task.deadline,
         steps=steps,
-        resume=lookup.resume if is_last else None,
+        resume=lookup.resume if resumes else None,
         capture=is_last and lookup.capture,
-        judge=is_last and _may_redraw(progress),
+        judge=is_last and (_may_redraw(progress) or progress.doubted is not None),
         droppable=rules.drop_after_s is not None or falls,
         low_priority=task.low_priority,
     )
@@ -543,18 +552,17 @@ def _image_ready(progress: Progress, forecast: Forecast) -> Step:
 def _judged(progress: Progress, number: int, forecast: Forecast) -> Step:
     """An image of the chain before the last: good enough, or on to the next variant."""
     task, image = progress.task, progress.images[number]
-    if task.variant is not None:
-        return _settle(progress, number, image.variant, forecast)
-    following = task.plan.next_variant(image.variant)
+    following = None if image.variant == task.variant else task.plan.next_variant(image.variant)
     deferred = following is not None and task.plan.defers(image.variant, image.confidence)
-    verdict = Judged(image.variant, image.confidence, deferred)
+    # A client that names a variant decides itself, which says nothing of the cascade.
+    verdict = (Judged(image.variant, image.confidence, deferred),) if task.variant is None else ()
     if not deferred or following is None:
-        return _settle(progress, number, image.variant, forecast, verdict)
+        return _settle(progress, number, image.variant, forecast, *verdict)
     progress = replace(progress, may_fall=False)
     run = _run_of(progress, following)
     if task.plan.rules.light_fallback and not _in_time(task, run, forecast):
-        return _settle(progress, number, image.variant + AT_DEADLINE, forecast, verdict)
-    return _start(progress, run, verdict, Show(number))
+        return _settle(progress, number, image.variant + AT_DEADLINE, forecast, *verdict)
+    return _start(progress, run, *verdict, Show(number))
 
 
 def _better(progress: Progress, number: int, forecast: Forecast) -> Step:
@@ -634,11 +642,8 @@ def _run_failed(progress: Progress, event: RunFailed, forecast: Forecast) -> Ste
     match event.reason:
         case Reason.ROLE_CHANGED:
             again = replace(run, stay="")
-            if not plan.rules.dispatch_again and event.new_role:
-                variant = plan.variant_of(event.new_role)
-                again = replace(again, stay=event.replica, role=event.new_role, variant=variant)
-                if variant != run.variant:
-                    again = replace(_run_of(progress, variant), stay=event.replica, role=event.new_role)
+            if not plan.rules.dispatch_again and event.new_role in plan.roles:
+                again = _taken_along(progress, run, event.replica, event.new_role)
             return _start(progress, again, phase=progress.phase)
         case Reason.LOST | Reason.FAILED:
             tried = (*run.avoid, event.replica)
@@ -646,6 +651,18 @@ def _run_failed(progress: Progress, event: RunFailed, forecast: Forecast) -> Ste
             if len(tried) < ATTEMPTS and (event.reason is Reason.LOST or forecast.finish_at(again) is not None):
                 return _start(progress, again, phase=progress.phase)
     return _fall_back(progress, event.reason in (Reason.LATE, Reason.DROPPED), forecast)
+
+
+def _taken_along(progress: Progress, run: Run, replica: str, role: str) -> Run:
+    """The run as its replica generates it in its new role. Until when it is waited for stays as it was."""
+    variant = progress.task.plan.variant_of(role)
+    run = replace(run, variant=variant, role=role, stay=replica)
+    if progress.run is None or progress.run.variant == variant:
+        return run
+    other = _run_of(progress, variant)
+    if run.redraw:  # from other noise, so no state fits it, nor does anybody look for its own
+        other = replace(other, resume=None, capture=False)
+    return replace(run, steps=other.steps, resume=other.resume, capture=other.capture, judge=other.judge)
 
 
 def _fall_back(progress: Progress, late: bool, forecast: Forecast) -> Step:
@@ -656,11 +673,11 @@ def _fall_back(progress: Progress, late: bool, forecast: Forecast) -> Step:
     if progress.may_fall and late:
         progress = replace(progress, may_fall=False)
         first = next(it for it in task.plan.chain[:-1] if task.plan.count(it))
-        run = _run_of(progress, first)
+        run = replace(_run_of(progress, first), deadline=task.latest)
         if _in_time(task, run, forecast):
             return _start(progress, run)
     if progress.doubted is not None:
-        return _answer(progress, progress.doubted, FROM_CACHE)
+        return _settle(progress, progress.doubted, FROM_CACHE, forecast)
     if progress.images and task.plan.rules.light_fallback:
         number = len(progress.images) - 1
         return _answer(progress, number, progress.images[number].variant + AT_DEADLINE)
