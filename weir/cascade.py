@@ -16,6 +16,9 @@ The phases and how events lead from one to the next are in :data:`TRANSITIONS`, 
 
 The only thing that a decision needs from outside is a :class:`Forecast`: what time it is, and when a run would be ready
 if it were dispatched now.
+
+What is made for every step of every image is a named tuple: it is made in a third of the time of a frozen dataclass, and
+the simulator makes millions.
 """
 
 from __future__ import annotations
@@ -24,7 +27,7 @@ import random
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum, StrEnum
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 from weir.core import NO_LOOKUP, CacheLookup, Resume, margin_s
 from weir.plan import Plan
@@ -109,8 +112,7 @@ class LookUp:
     """Ask the cache; answer with :class:`LookupAnswered`, also when it fails or is slow (with nothing found)."""
 
 
-@dataclass(frozen=True, slots=True)
-class Run:
+class Run(NamedTuple):
     """Generate an image on a replica; answer with :class:`ImageReady` or :class:`RunFailed`.
 
     Attributes:
@@ -145,8 +147,7 @@ class Run:
     stay: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Judged:
+class Judged(NamedTuple):
     """Count a judge's verdict on an image of a chain."""
 
     variant: str
@@ -174,8 +175,7 @@ class TellCache:
     sought: int
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(NamedTuple):
     """Answer with an image. Nothing follows.
 
     Attributes:
@@ -210,8 +210,7 @@ class LookupAnswered:
     lookup: CacheLookup
 
 
-@dataclass(frozen=True, slots=True)
-class ImageReady:
+class ImageReady(NamedTuple):
     """A run ended with an image.
 
     Attributes:
@@ -299,8 +298,7 @@ TRANSITIONS: dict[tuple[Phase, type], frozenset[Phase]] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Image:
+class Image(NamedTuple):
     """A finished run. Its number is its place in :attr:`Progress.images`."""
 
     variant: str
@@ -309,8 +307,7 @@ class Image:
     run: Run
 
 
-@dataclass(frozen=True, slots=True)
-class Progress:
+class Progress(NamedTuple):
     """The state of one image between two events.
 
     Attributes:
@@ -352,7 +349,7 @@ def advance(progress: Progress, event: Event, forecast: Forecast) -> Step:
             return _end(progress, ())
         case Phase.NEW, Admitted():
             if _looks_up(progress.task):
-                return replace(progress, phase=Phase.LOOKING_UP, looked_up=True), (LookUp(),)
+                return progress._replace(phase=Phase.LOOKING_UP, looked_up=True), (LookUp(),)
             return _enter(progress, NO_LOOKUP, forecast)
         case Phase.LOOKING_UP, LookupAnswered(lookup):
             return _enter(progress, lookup, forecast)
@@ -410,7 +407,7 @@ def _enter(progress: Progress, lookup: CacheLookup, forecast: Forecast) -> Step:
     if task.cache == "read":
         lookup = replace(lookup, capture=False)
     if plan.routing is not None and task.variant is None:
-        return _enter_level(replace(progress, lookup=lookup), forecast)
+        return _enter_level(progress._replace(lookup=lookup), forecast)
     own = progress.settings.steps[plan.last]
     from_noise = steps_from_noise(task, own)
     if lookup.resume is not None and not task.cache_named:
@@ -419,13 +416,14 @@ def _enter(progress: Progress, lookup: CacheLookup, forecast: Forecast) -> Step:
             lookup = replace(lookup, resume=None)
     if lookup.resume is None and from_noise != task.steps:  # nobody looks for the states of a shortened run
         lookup = replace(lookup, capture=False)
-    progress = replace(progress, lookup=lookup)
+    if lookup is not progress.lookup:
+        progress = progress._replace(lookup=lookup)
     variant = first_variant(task)
     if task.variant is None and variant != plan.last and _enters_last(progress, own, forecast):
         variant = plan.last
     if variant == plan.last and task.variant is None and plan.rules.light_fallback:
         first = next((it for it in plan.chain[:-1] if plan.count(it)), None)
-        progress = replace(progress, may_fall=first is not None)
+        progress = progress._replace(may_fall=first is not None)
     return _start(progress, _run_of(progress, variant))
 
 
@@ -507,7 +505,7 @@ def _run_of_level(progress: Progress, index: int) -> Run:
 
 
 def _start(progress: Progress, run: Run, *actions: Action, phase: Phase = Phase.RUNNING) -> Step:
-    return replace(progress, phase=phase, run=run), (*actions, run)
+    return progress._replace(phase=phase, run=run), (*actions, run)
 
 
 def _in_time(task: ImageTask, run: Run, forecast: Forecast) -> bool:
@@ -518,7 +516,7 @@ def _in_time(task: ImageTask, run: Run, forecast: Forecast) -> bool:
 def _finished(progress: Progress, event: ImageReady) -> Progress:
     assert progress.run is not None
     image = Image(event.variant, event.confidence, event.resumed_at, progress.run)
-    return replace(progress, run=None, images=(*progress.images, image))
+    return progress._replace(run=None, images=(*progress.images, image))
 
 
 # ---------------------------------------------------------------------------------------------- an image is there
@@ -535,8 +533,7 @@ def _image_ready(progress: Progress, forecast: Forecast) -> Step:
         return _better(progress, number, forecast)
     if resumed and resume is not None and (image.confidence or 0.0) < resume.min_confidence:
         # Judged as well, for the more confident of the two will be the answer.
-        again = replace(
-            image.run,
+        again = image.run._replace(
             resume=None,
             until=progress.task.latest,
             judge=True,
@@ -545,7 +542,7 @@ def _image_ready(progress: Progress, forecast: Forecast) -> Step:
             stay="",
         )
         if _in_time(progress.task, again, forecast):
-            return _start(replace(progress, doubted=number, may_fall=False), again, Show(number))
+            return _start(progress._replace(doubted=number, may_fall=False), again, Show(number))
     return _settle(progress, number, FROM_CACHE if resumed else image.variant, forecast)
 
 
@@ -558,7 +555,8 @@ def _judged(progress: Progress, number: int, forecast: Forecast) -> Step:
     verdict = (Judged(image.variant, image.confidence, deferred),) if task.variant is None else ()
     if not deferred or following is None:
         return _settle(progress, number, image.variant, forecast, *verdict)
-    progress = replace(progress, may_fall=False)
+    if progress.may_fall:
+        progress = progress._replace(may_fall=False)
     run = _run_of(progress, following)
     if task.plan.rules.light_fallback and not _in_time(task, run, forecast):
         return _settle(progress, number, image.variant + AT_DEADLINE, forecast, *verdict)
@@ -577,7 +575,7 @@ def _better(progress: Progress, number: int, forecast: Forecast) -> Step:
 
 def _settle(progress: Progress, number: int, path: str, forecast: Forecast, *actions: Action) -> Step:
     """There is an answer. It leaves at once, unless it is doubted and there is time for another one."""
-    progress = replace(progress, best=number, path=path)
+    progress = progress._replace(best=number, path=path)
     told, progress = _told(progress)
     return _answer_or_redraw(progress, forecast, *actions, *told)
 
@@ -606,7 +604,7 @@ def _answer_or_redraw(progress: Progress, forecast: Forecast, *actions: Action) 
             redraw=progress.redraws + 1,
         )
         if _in_time(task, again, forecast):
-            return _start(replace(progress, redraws=again.redraw), again, *actions, phase=Phase.REDRAWING)
+            return _start(progress._replace(redraws=again.redraw), again, *actions, phase=Phase.REDRAWING)
     return _end(progress, actions, Answer(progress.best, progress.path))
 
 
@@ -618,7 +616,7 @@ def _redrawn(progress: Progress, forecast: Forecast) -> Step:
     if newest.variant != progress.task.plan.last:  # its replica took it along into another role
         return _end(progress, (), Answer(progress.best, progress.path))
     if (newest.confidence or 0.0) > (best.confidence or 0.0):
-        progress = replace(progress, best=number, path=newest.variant)
+        progress = progress._replace(best=number, path=newest.variant)
     return _answer_or_redraw(progress, forecast)
 
 
@@ -641,13 +639,13 @@ def _run_failed(progress: Progress, event: RunFailed, forecast: Forecast) -> Ste
     assert run is not None
     match event.reason:
         case Reason.ROLE_CHANGED:
-            again = replace(run, stay="")
+            again = run._replace(stay="")
             if not plan.rules.dispatch_again and event.new_role in plan.roles:
                 again = _taken_along(progress, run, event.replica, event.new_role)
             return _start(progress, again, phase=progress.phase)
         case Reason.LOST | Reason.FAILED:
             tried = (*run.avoid, event.replica)
-            again = replace(run, avoid=tried, stay="")
+            again = run._replace(avoid=tried, stay="")
             if len(tried) < ATTEMPTS and (event.reason is Reason.LOST or forecast.finish_at(again) is not None):
                 return _start(progress, again, phase=progress.phase)
     return _fall_back(progress, event.reason in (Reason.LATE, Reason.DROPPED), forecast)
@@ -656,13 +654,13 @@ def _run_failed(progress: Progress, event: RunFailed, forecast: Forecast) -> Ste
 def _taken_along(progress: Progress, run: Run, replica: str, role: str) -> Run:
     """The run as its replica generates it in its new role. Until when it is waited for stays as it was."""
     variant = progress.task.plan.variant_of(role)
-    run = replace(run, variant=variant, role=role, stay=replica)
+    run = run._replace(variant=variant, role=role, stay=replica)
     if progress.run is None or progress.run.variant == variant:
         return run
     other = _run_of(progress, variant)
     if run.redraw:  # from other noise, so no state fits it, nor does anybody look for its own
-        other = replace(other, resume=None, capture=False)
-    return replace(run, steps=other.steps, resume=other.resume, capture=other.capture, judge=other.judge)
+        other = other._replace(resume=None, capture=False)
+    return run._replace(steps=other.steps, resume=other.resume, capture=other.capture, judge=other.judge)
 
 
 def _fall_back(progress: Progress, late: bool, forecast: Forecast) -> Step:
@@ -671,9 +669,9 @@ def _fall_back(progress: Progress, late: bool, forecast: Forecast) -> Step:
     if progress.best is not None:
         return _end(progress, (), Answer(progress.best, progress.path))
     if progress.may_fall and late:
-        progress = replace(progress, may_fall=False)
+        progress = progress._replace(may_fall=False)
         first = next(it for it in task.plan.chain[:-1] if task.plan.count(it))
-        run = replace(_run_of(progress, first), deadline=task.latest)
+        run = _run_of(progress, first)._replace(deadline=task.latest)
         if _in_time(task, run, forecast):
             return _start(progress, run)
     if progress.doubted is not None:
@@ -688,12 +686,12 @@ def _fall_back(progress: Progress, late: bool, forecast: Forecast) -> Step:
 
 
 def _answer(progress: Progress, number: int, path: str) -> Step:
-    return _end(replace(progress, best=number, path=path), (), Answer(number, path))
+    return _end(progress._replace(best=number, path=path), (), Answer(number, path))
 
 
 def _end(progress: Progress, actions: tuple[Action, ...], *last: Action) -> Step:
     told, progress = _told(progress)
-    return replace(progress, phase=Phase.OVER, run=None), (*actions, *told, *last)
+    return progress._replace(phase=Phase.OVER, run=None), (*actions, *told, *last)
 
 
 def _told(progress: Progress) -> tuple[tuple[Action, ...], Progress]:
@@ -703,4 +701,4 @@ def _told(progress: Progress) -> tuple[tuple[Action, ...], Progress]:
     runs = [n for n, image in enumerate(progress.images) if image.variant == progress.task.plan.last]
     number = runs[-1] if runs else None
     resume = progress.images[number].run.resume if number is not None else None
-    return (TellCache(number, resume.step if resume else 0),), replace(progress, looked_up=False)
+    return (TellCache(number, resume.step if resume else 0),), progress._replace(looked_up=False)
