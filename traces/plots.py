@@ -15,6 +15,7 @@ from matplotlib.ticker import MaxNLocator
 from traces.figures import Figures, Summary
 from traces.outcome import Outcome
 from traces.paths import in_order
+from traces.plan_log import PlanSeen
 from weir.cascade import AT_DEADLINE
 
 #: Colour by name; the page maps the same colours to its own, which follow the reader's light or dark theme.
@@ -58,14 +59,17 @@ _STYLE: dict[Any, Any] = {
 }
 
 
-def draw_plots(summary: Summary, outcomes: Sequence[Outcome]) -> dict[str, str]:
+def draw_plots(summary: Summary, outcomes: Sequence[Outcome], plans: Sequence[PlanSeen] = ()) -> dict[str, str]:
     """SVG text by name, in the order of the page; each with a transparent ground and its title left to the page."""
     draw: dict[str, Callable[[Axes], None]] = {
         "demand": lambda ax: _demand(ax, summary.windows),
         "latency": lambda ax: _latency(ax, summary, outcomes),
+        "plan": lambda ax: _plan(ax, summary.windows, plans),
         "paths": lambda ax: _paths(ax, summary.windows),
         "violations": lambda ax: _violations(ax, summary.windows),
     }
+    if not plans:
+        del draw["plan"]
     if any(o.confidence is not None for o in outcomes):
         draw["confidence"] = lambda ax: _confidence(ax, outcomes)
     if summary.total.quality is not None:
@@ -151,6 +155,33 @@ def _stacked(ax: Axes, windows: Sequence[Figures], layers: dict[str, tuple[str, 
     for label, (colour, shares) in layers.items():
         ax.stairs(base + shares, edges, baseline=base, fill=True, color=colour, lw=0.6, label=label)
         base = base + shares
+
+
+def _plan(ax: Axes, windows: Sequence[Figures], plans: Sequence[PlanSeen]) -> None:
+    """Replicas by role, stacked, and the thresholds over them on a scale of their own."""
+    edges = [*(plan.at_s for plan in plans), max(windows[-1].end_s, plans[-1].at_s + 1e-3)]
+    base = np.zeros(len(plans))
+    roles = list(dict.fromkeys(role for plan in plans for role in plan.roles))
+    for role in roles:
+        counts = np.array([plan.roles.get(role, 0) for plan in plans], dtype=float)
+        if counts.any():
+            ax.stairs(base + counts, edges, baseline=base, fill=True, color=_colour(role), alpha=0.55, lw=0, label=role)
+        base = base + counts
+    _over_time(ax, windows, "replicas", ylim=(0, max(1.0, float(base.max()))))
+    ax.yaxis.set_major_locator(MaxNLocator(5, integer=True))
+    scale = ax.twinx()
+    styles = ("-", (0, (4, 2)), (0, (1, 1)))
+    for i in range(max(len(plan.thresholds) for plan in plans)):
+        values = [plan.thresholds[i] if i < len(plan.thresholds) else np.nan for plan in plans]
+        label = "threshold" if i == 0 else f"threshold {i + 1}"
+        scale.stairs(
+            values, edges, baseline=None, color=COLOURS["ink"], lw=1.4, ls=styles[i % len(styles)], label=label
+        )
+    scale.set(ylim=(0, 1))
+    scale.grid(visible=False)
+    handles, labels = ax.get_legend_handles_labels()
+    more_handles, more_labels = scale.get_legend_handles_labels()
+    _legend(ax, handles=handles + more_handles, labels=labels + more_labels)
 
 
 def _paths(ax: Axes, windows: Sequence[Figures]) -> None:

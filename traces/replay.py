@@ -17,6 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from traces.outcome import Outcome, OutcomeFile
 from traces.paths import in_order, read_path
+from traces.plan_log import PlanLog
 from traces.trace import Arrival, Trace
 from weir import metrics as metrics_of
 from weir.errors import ConfigError
@@ -100,14 +101,15 @@ def replay(
             told.observe(metrics_of.REPLAY_LATENCY, outcome.latency_s)
 
         told = metrics or NoMetrics()
-        interrupted = False
+        interrupted, plans = False, PlanLog()
         try:
-            asyncio.run(_send_all(trace, client, board, ended))
+            asyncio.run(_send_all(trace, client, board, ended, plans))
         except KeyboardInterrupt:
             interrupted = True
         except BaseExceptionGroup as failures:
             # Only writing can fail here (a full disk), and then every request fails alike: one says it all.
             raise failures.exceptions[0] from None
+    plans.save(out)
     outcomes.sort(key=lambda o: o.index)
     duration_s = trace.duration_s
     if interrupted:
@@ -138,6 +140,7 @@ class _Client:
         self, endpoint: str, model: str | None, timeout_s: float, keep_in: Path | None, key: str | None
     ) -> None:
         self._endpoint = endpoint
+        self.live_url = endpoint.replace("/v1/images/generations", "/v1/live")
         self._model = model
         self._timeout_s = timeout_s
         self._keep_in = keep_in
@@ -226,19 +229,26 @@ def _understand(answer: httpx.Response) -> tuple[str, dict[str, Any], bytes]:
     return ("" if image else "invalid_answer"), said, image
 
 
-async def _send_all(trace: Trace, client: _Client, board: _Board, ended: Callable[[Outcome], None]) -> None:
+async def _send_all(
+    trace: Trace, client: _Client, board: _Board, ended: Callable[[Outcome], None], plans: PlanLog
+) -> None:
     """One task for each request, each started at its time; on cancellation all end before this returns."""
     loop = asyncio.get_running_loop()
-    async with client.connect() as http, asyncio.TaskGroup() as group:
+    async with client.connect() as http:
         start = loop.time() + _HEAD_START_S
 
         async def one(index: int, arrival: Arrival) -> None:
             ended(await client.ask(http, index, arrival, start))
 
-        for index, arrival in enumerate(trace):
-            await asyncio.sleep(start + arrival.arrival_s - loop.time())
-            group.create_task(one(index, arrival))
-            board.sent()
+        following = loop.create_task(plans.follow(http, client.live_url, start))
+        try:
+            async with asyncio.TaskGroup() as group:
+                for index, arrival in enumerate(trace):
+                    await asyncio.sleep(start + arrival.arrival_s - loop.time())
+                    group.create_task(one(index, arrival))
+                    board.sent()
+        finally:
+            following.cancel()
 
 
 class _Board:

@@ -15,6 +15,7 @@ from PIL import Image, UnidentifiedImageError
 from traces.figures import Summary, summarise
 from traces.outcome import Outcome, save_outcomes
 from traces.page import inline, render
+from traces.plan_log import read_plans, turning_points
 from traces.plots import draw_plots
 from traces.replay import ROWS
 from weir.cascade import AT_DEADLINE
@@ -31,6 +32,7 @@ _GALLERY, _SIDE = 14, 256
 _TITLES = {
     "demand": "Demand and goodput",
     "latency": "Latency of each image",
+    "plan": "Replicas by role, and the threshold",
     "paths": "Path through the cascade",
     "violations": "Violations of the SLO",
     "confidence": "Confidence",
@@ -80,7 +82,8 @@ def write_report(
         outcomes = _scored(outcomes, out, scorer)
         save_outcomes(outcomes, out / ROWS)
     summary = summarise(outcomes, slo_s, duration_s=duration_s, planned=planned, window_s=window_s)
-    plots = draw_plots(summary, outcomes)
+    plans = read_plans(out)
+    plots = draw_plots(summary, outcomes, plans)
     (out / "plots").mkdir(exist_ok=True)
     for name, svg in plots.items():
         with written_whole(out / "plots" / f"{name}.svg") as draft:
@@ -94,6 +97,8 @@ def write_report(
         about=dict(about or {}),
         summary=summary,
         total=summary.total,
+        plans=turning_points(plans),
+        versions=len(plans),
         plots=[(_TITLES[name], inline(svg)) for name, svg in plots.items()],
         gallery=[(path, *_described(path), _cards(outcomes, out, path, slo_s)) for path in summary.total.paths],
     )

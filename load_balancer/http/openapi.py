@@ -160,6 +160,8 @@ class Live(_Described):
     threshold: float = Field(
         description="an image of the first variant with a lower confidence is deferred to the next one"
     )
+    thresholds: list[float] = Field(description="the same for every judge in use, from the first on")
+    reason: str = Field(description="why the controller made this plan; empty for the configured one")
     in_flight: int = Field(description="images admitted and not answered")
     queued: dict[str, int] = Field(description="images that wait at the replicas of a role")
     arrivals: int = Field(description="images asked for since the start, as all counts here")

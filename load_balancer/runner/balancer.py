@@ -260,6 +260,8 @@ class Balancer:
             "roles": state["replicas"],
             "plan_version": plan.version,
             "threshold": plan.threshold,
+            "thresholds": list(plan.thresholds),
+            "reason": plan.reason,
             "in_flight": state["in_flight"],
             "queued": self._queued(),
             "arrivals": seen.arrivals,

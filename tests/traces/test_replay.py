@@ -124,7 +124,7 @@ def test_a_slow_server_never_delays_arrivals(server, send) -> None:
         (200, [], "invalid_answer", False),
         (200, {"data": []}, "invalid_answer", False),
         (200, {"data": [{"b64_json": "*"}]}, "invalid_answer", False),
-        (200, {"data": [{"b64_json": "aGk=", "weir": {"path": "sideways"}}]}, "invalid_answer", False),
+        (200, {"data": [{"b64_json": "aGk=", "weir": {"path": "Up & down"}}]}, "invalid_answer", False),
     ],
 )
 def test_a_failure_is_recorded_not_retried(server, send, status, answer, error: str, refused: bool) -> None:
@@ -275,7 +275,7 @@ def test_saving_outcomes_replaces_the_file_in_one_step(tmp_path: Path) -> None:
     [
         (lambda text: "x" + text, r"r\.csv: line 1: not the rows of a replay"),
         (lambda text: text.replace("200", "2oo"), r"r\.csv: line 2, column status: cannot read '2oo'"),
-        (lambda text: text.replace("heavy", "sideways"), r"r\.csv: line 2, column path: cannot read 'sideways'"),
+        (lambda text: text.replace("heavy", "Up & down"), r"r\.csv: line 2, column path: cannot read 'Up & down'"),
     ],
 )
 def test_rows_that_were_tampered_with_are_named(tmp_path: Path, change, says: str) -> None:
