@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from controller.batch_size import best_batch
 from controller.demand import DemandForecast
 from controller.observation import Observation
-from controller.policy import Policy, best_batch
+from controller.policy import Policy
 from controller.setting import Setting
-from weir.core import Plan
+from weir.plan import Plan
 
 #: Seconds between plans.
 PERIOD_S = 5.0
@@ -53,4 +54,10 @@ class Proteus(Policy):
         heavy = max(fits, default=0)
         entry = 1.0 if heavy == n else min(1.0, heavy * self._heavy_rps / demand_rps)
         self.rules = replace(self.rules, heavy_entry=entry)
-        return self.split(n - heavy, heavy, light_batch=self._light_batch, heavy_batch=self._heavy_batch)
+        return self.split(
+            n - heavy,
+            heavy,
+            light_batch=self._light_batch,
+            heavy_batch=self._heavy_batch,
+            reason=f"demand is {demand_rps:.1f}/s; {entry:.0%} of the requests go to the best variant, at random",
+        )

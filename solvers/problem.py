@@ -189,7 +189,7 @@ class Problem:
         )
         values = (*self.thresholds, *self.deferral, *self.quality)
         need(all(math.isfinite(v) for v in values), "thresholds, deferral and quality must be finite")
-        need(bool(self.middle) or list(self.thresholds) == sorted(self.thresholds), "thresholds must ascend")
+        need(len(self.variants) > 2 or list(self.thresholds) == sorted(self.thresholds), "thresholds must ascend")
         need(list(self.deferral) == sorted(self.deferral), "deferral must not fall along the thresholds")
         need(self.deferral[0] >= 0 and self.deferral[-1] <= 1, "deferral must lie in 0…1")
         need(

@@ -83,7 +83,8 @@ class Ladder(BaseModel):
 
     ``throughput_factor`` is what a GPU serves over one batch after another (overlap of images); 1 when measured by us.
     ``similarity_shares`` are the shares of requests by ac level when their similarity to the cache alone chooses K.
-    ``prompts`` has one group for each ac level that a classifier predicts; empty: prompts are not told apart.
+    ``prompts`` has one group for each class of prompts that a classifier predicts, from the hardest prompts to the
+    easiest; empty: prompts are not told apart.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -120,11 +121,13 @@ class Ladder(BaseModel):
 
     @model_validator(mode="after")
     def _add_up(self) -> Ladder:
-        cached = len(self._of(Strategy.AC))
-        lists = {"similarity_shares": self.similarity_shares, "prompts": tuple(group.share for group in self.prompts)}
+        cached, similar = len(self._of(Strategy.AC)), self.similarity_shares
+        if similar and len(similar) != cached:
+            raise ValueError(
+                f"similarity_shares has {len(similar)} entries for {cached} ac levels; give one for each, or none"
+            )
+        lists = {"similarity_shares": similar, "prompts": tuple(group.share for group in self.prompts)}
         for name, shares in lists.items():
-            if shares and len(shares) != cached:
-                raise ValueError(f"{name} has {len(shares)} entries for {cached} ac levels; give one for each, or none")
             if shares and (min(shares) < 0 or abs(sum(shares) - 1) > 1e-6):
                 raise ValueError(f"{name}: shares must be at least 0 and add up to 1; they add up to {sum(shares):g}")
         for i, group in enumerate(self.prompts):

@@ -96,7 +96,7 @@ HALVES = [{"share": 0.5, "quality": [1.0, 0.95]}, {"share": 0.5, "quality": [1.0
     [
         ({"similarity_shares": [1.0]}, "similarity_shares has 1 entries for 2 ac levels"),
         ({"similarity_shares": [0.5, 0.4]}, "similarity_shares: shares must .* add up to 0.9"),
-        ({"prompts": HALVES[:1]}, "prompts has 1 entries for 2 ac levels"),
+        ({"prompts": HALVES[:1]}, "prompts: shares must .* add up to 0.5"),
         ({"prompts": [HALVES[0] | {"share": 0.6}, HALVES[1]]}, "prompts: shares must .* add up to 1.1"),
         ({"prompts": [HALVES[0] | {"quality": [1.0]}, HALVES[1]]}, r"prompts\.0: quality has 1 entries for 2 levels"),
         ({"prompts": [HALVES[0], HALVES[0]]}, "mean quality at level half is 0.95, not 0.9"),

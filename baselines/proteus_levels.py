@@ -6,10 +6,11 @@ from baselines.pac import PromptAgnostic
 from weir.approximation_levels import Ladder, Level, Strategy
 
 
-class Proteus(PromptAgnostic):
+class ProteusLevels(PromptAgnostic):
     """The prompt-agnostic allocation over smaller models; over the levels there are when the ladder has none."""
 
-    name = "proteus"
+    name = "proteus-levels"
+    needs_states = False
 
     def chosen_levels(self, ladder: Ladder) -> tuple[Level, ...]:
         smaller = ladder.of(Strategy.SM)
