@@ -11,7 +11,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from tqdm import tqdm
 from transformers import CLIPTokenizer
 
-from quality.checker import AttributeChecker, Found, Requirements, Verdict, Vocabulary, judge, read_prompt
+from quality.checker import AttributeChecker, DetectedObject, Requirements, Verdict, Vocabulary, judge, read_prompt
 from training.clip import Encoders, embed_prompts, token_ids
 from training.denoiser import trajectories
 from training.scenes import BACKGROUNDS, COLOURS, MAX_OBJECTS, SHAPES, SIZES, TEXTURES
@@ -39,16 +39,16 @@ class SeenImages:
         return len(self.scenes)
 
 
-def found_objects(rows: np.ndarray) -> tuple[Found, ...]:
+def found_objects(rows: np.ndarray) -> tuple[DetectedObject, ...]:
     """Rows of :data:`training.dataset.OBJECT_COLUMNS` as the judge takes them."""
     return tuple(
-        Found(SHAPES[r[0]], COLOURS[r[1]], TEXTURES[r[2]], SIZES[r[3]], float(r[7]) / 1000, float(r[8]) / 1000)
+        DetectedObject(SHAPES[r[0]], COLOURS[r[1]], TEXTURES[r[2]], SIZES[r[3]], float(r[7]) / 1000, float(r[8]) / 1000)
         for r in rows
         if r[0] >= 0
     )
 
 
-def object_rows(found: tuple[Found, ...]) -> np.ndarray:
+def object_rows(found: tuple[DetectedObject, ...]) -> np.ndarray:
     """The inverse of :func:`found_objects`, int16 [6, 10]; the radius is unknown and 0."""
     rows = np.full((MOST, 10), -1, np.int16)
     for row, f in zip(rows, found[:MOST], strict=False):
@@ -161,7 +161,7 @@ def see_light(
             noise = torch.randn((len(ids), LATENT_CHANNELS, side, side), generator=generator, device=device)
             x, _ = trajectories(light, noise, states, pooled, steps=steps, guidance=1.0)
             drawn = vae.decode(x / vae.config.scaling_factor).sample.clamp(-1, 1)
-            for found, background in checker.look(drawn):
+            for found, background in checker.detect(drawn):
                 objects.append(object_rows(found))
                 backgrounds.append(BACKGROUNDS.index(background))
             images.append(((drawn + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy())

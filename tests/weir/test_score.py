@@ -95,7 +95,7 @@ def test_published_measures_are_named_by_folder(runs: tuple[Path, Path, Path], t
         (["nowhere"], "make it with `weir replay`"),
         (["empty"], "kept no images"),
         (["right", "--against", "late"], "no request in common"),
-        (["right", "--reference", "empty"], "at least two pictures"),
+        (["right", "--reference", "empty"], "at least two images"),
         (["right", "--clip", "empty"], "empty"),
         (["right", "--family", "nowhere.yaml"], "nowhere.yaml"),
     ],
