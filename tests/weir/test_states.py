@@ -41,7 +41,7 @@ def test_the_same_shares_of_every_run_are_captured(steps: int, captured: tuple[i
 def test_states_are_found_under_the_name_of_the_request_and_the_oldest_leave_first() -> None:
     store = InMemoryStates(limit=2)
     for name in ("a", "b", "c"):
-        store.put(ImageRequest(name, "a red circle", 1, 64, 64, deadline=1.0), [STATE])
-    assert store.get(state_key("a", 10)) is None
-    assert store.get(state_key("c", 10)) is STATE
-    assert store.get(state_key("c", 5)) is None
+        store.put(ImageRequest(name, "a red circle", 1, 64, 64, deadline=1.0, capture="p"), [STATE])
+    assert store.get(state_key("p", "a", 10)) is None
+    assert store.get(state_key("p", "c", 10)) is STATE
+    assert store.get(state_key("p", "c", 5)) is None
