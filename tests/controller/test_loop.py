@@ -12,6 +12,7 @@ from prometheus_client import CollectorRegistry
 from controller.counters import Counters
 from controller.live_ranks import ABSENCE_S
 from controller.loop import APPLY_S, START_S, Controller, spread
+from controller.plan_notes import MOST_NOTES
 from controller.policies.weir import Weir
 from controller.registry import make_policy
 from controller.setting import Setting
@@ -353,3 +354,25 @@ def test_an_outdated_policy_makes_room_for_a_fresh_one_and_the_plan_in_force_sta
     assert cluster.plan == plan
     cluster.seconds(it, 20, MANY)
     assert cluster.plan.version > plan.version
+
+
+def test_every_published_plan_leaves_a_note_that_says_why(cluster, caplog):
+    caplog.set_level("INFO")
+    it = controller(cluster)
+    cluster.seconds(it, 10, FEW)
+    cluster.seconds(it, 6, MANY)
+    assert [note.version for note in it.notes] == [plan.version for plan in cluster.published]
+    note = next(note for note in reversed(it.notes) if "rose" in note.reason)
+    assert note.roles == dict(next(plan for plan in cluster.published if plan.version == note.version).counts)
+    assert note.demand_rps > FEW
+    assert "% of the light images are deferred" in note.reason
+    assert str(note) in caplog.messages
+    assert note.to_dict()["thresholds"] == note.thresholds
+    assert cluster.plan.reason, "the plan itself carries it, for reports of the load balancer"
+
+
+def test_notes_are_kept_for_the_last_plans_only(cluster):
+    it = controller(cluster)
+    for images in (FEW, MANY) * 40:
+        cluster.seconds(it, 6, images)
+    assert len(it.notes) == MOST_NOTES
