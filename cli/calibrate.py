@@ -45,6 +45,9 @@ def calibrate(
                 of = Calibration.read(evaluation, None if key == known.keys[0] else key)
                 update = {"confidences": of.confidences, "quality": of.profile(known.heavy.steps)}
                 variants[key] = known.variants[key].model_copy(update=update)
+            last = known.keys[-1]
+            found = {"confidences": Calibration.last_confidences(evaluation, last) or known.heavy.confidences}
+            variants[last] = known.heavy.model_copy(update=found)
             taught = known.model_copy(update={"variants": variants})
             with written_whole(profile) as draft:
                 draft.write_text(json.dumps(taught.model_dump(mode="json"), indent=1) + "\n")
