@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from enum import Enum, StrEnum
 from typing import Literal, NamedTuple, Protocol
 
@@ -63,8 +63,7 @@ class CascadeSettings:
     redraw_most: int = 1
 
 
-@dataclass(frozen=True, slots=True)
-class ImageTask:
+class ImageTask(NamedTuple):
     """One admitted image: what was asked for, and under which plan. It keeps its plan until it is answered.
 
     Times are unix time, seconds.
@@ -78,9 +77,6 @@ class ImageTask:
         cache_named: the request itself said so, and not the service.
         low_priority: lets all others go first.
         draw: uniform in [0, 1), for what a plan leaves to chance.
-        deadline: the worker's; by then the image is late, or dropped where the plan's rules say so.
-        latest: when the answer has to leave to be in time.
-        patience: when a run that nothing can stand in for is given up.
     """
 
     plan: Plan
@@ -93,15 +89,21 @@ class ImageTask:
     cache_named: bool = False
     low_priority: bool = False
     draw: float = 1.0
-    deadline: float = field(init=False)
-    latest: float = field(init=False)
-    patience: float = field(init=False)
 
-    def __post_init__(self) -> None:
-        deadline = self.admitted_at + (self.plan.rules.drop_after_s or self.slo_s)
-        object.__setattr__(self, "deadline", deadline)
-        object.__setattr__(self, "latest", self.admitted_at + self.slo_s - margin_s(self.slo_s))
-        object.__setattr__(self, "patience", deadline + (PATIENCE - 1) * self.slo_s)
+    @property
+    def deadline(self) -> float:
+        """The worker's; by then the image is late, or dropped where the plan's rules say so."""
+        return self.admitted_at + (self.plan.rules.drop_after_s or self.slo_s)
+
+    @property
+    def latest(self) -> float:
+        """When the answer has to leave to be in time."""
+        return self.admitted_at + self.slo_s - margin_s(self.slo_s)
+
+    @property
+    def patience(self) -> float:
+        """When a run that nothing can stand in for is given up."""
+        return self.deadline + (PATIENCE - 1) * self.slo_s
 
 
 # ------------------------------------------------------------------------------------------------------- actions
@@ -375,7 +377,10 @@ def first_variant(task: ImageTask) -> str:
         return plan.routing.levels[plan.routing.pick(None, task.draw)].variant
     if task.draw < plan.rules.heavy_entry and plan.count(plan.last):
         return plan.last
-    return next((variant for variant in plan.chain if plan.count(variant)), plan.last)
+    for variant in plan.chain:
+        if plan.count(variant):
+            return variant
+    return plan.last
 
 
 def first_run(task: ImageTask, settings: CascadeSettings) -> Run:
@@ -473,7 +478,7 @@ def _run_of(progress: Progress, variant: str) -> Run:
     return Run(
         variant=variant,
         role=variant,
-        until=task.latest if waits else task.patience,
+        until=task.latest if waits or progress.doubted is not None else task.patience,
         # Nobody waits for it longer, so the worker should not start it later.
         deadline=task.latest if waits or falls else task.deadline,
         steps=steps,
@@ -600,6 +605,7 @@ def _answer_or_redraw(progress: Progress, forecast: Forecast, *actions: Action) 
             deadline=task.latest + task.slo_s,
             steps=steps_from_noise(task, progress.settings.steps[best.variant]),
             judge=True,
+            droppable=task.plan.rules.drop_after_s is not None,
             low_priority=True,
             redraw=progress.redraws + 1,
         )

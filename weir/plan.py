@@ -181,6 +181,9 @@ class Plan:
     routing: LevelRouting | None = None
     reason: str = field(default="", compare=False)
     counts: Mapping[str, int] = field(init=False, repr=False, compare=False)  #: replicas by role
+    first: str = field(init=False, repr=False, compare=False)  #: the first variant of the chain
+    #: The last variant of the chain, whose images nobody defers and whose states are cached.
+    last: str = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not _whole(self.version) or not 0 <= self.version <= MAX_VERSION:
@@ -206,6 +209,8 @@ class Plan:
         if self.admitted_rps is not None and not (_finite(self.admitted_rps) and self.admitted_rps >= 0):
             raise PlanError(f"admitted_rps is {self.admitted_rps!r}; it must be at least 0")
         object.__setattr__(self, "counts", Counter(a.role for a in self.assignments))
+        object.__setattr__(self, "first", self.chain[0])
+        object.__setattr__(self, "last", self.chain[-1])
 
     @classmethod
     def split(
@@ -226,16 +231,6 @@ class Plan:
         return cls(version, assignments, (threshold,), chain, admitted_rps, rules)
 
     # ------------------------------------------------------------------------------------------- what it says
-
-    @property
-    def first(self) -> str:
-        """The first variant of the chain."""
-        return self.chain[0]
-
-    @property
-    def last(self) -> str:
-        """The last variant of the chain, whose images nobody defers and whose states are cached."""
-        return self.chain[-1]
 
     @property
     def threshold(self) -> float:

@@ -11,7 +11,14 @@ from collections.abc import Iterable, Mapping
 from heapq import heapify, heapreplace
 from typing import Any, NamedTuple
 
-from load_balancer.dispatch.finish_time import BatchQueueModel, Kind, ReplicaQueueModel, SlotQueueModel, priced_open
+from load_balancer.dispatch.finish_time import (
+    BatchQueueModel,
+    ImageId,
+    Kind,
+    ReplicaQueueModel,
+    SlotQueueModel,
+    priced_open,
+)
 from load_balancer.dispatch.network_delay import NetworkDelay
 from load_balancer.dispatch.role_index import MOST_FALLEN, MOST_SWING_S, TIE_S, RoleIndex
 from load_balancer.dispatch.service_times import ServiceTimes
@@ -44,6 +51,8 @@ class Dispatcher:
         self._plan = plan
         self._replicas: dict[str, ReplicaQueueModel] = {}
         self._roles: dict[str, RoleIndex] = {}
+        self._asked: tuple[Kind, float, bool] | None = None
+        self._answer: Choice | None = None
 
     def set_plan(self, plan: Plan) -> None:
         """Gives every replica the role and the batch size that the plan has for its rank."""
@@ -128,12 +137,15 @@ class Dispatcher:
     def _earliest(self, kind: Kind, now: float, avoid: frozenset[str], low_priority: bool) -> Choice | None:
         index = self._index().get(kind.role)
         if index is not None and not avoid:
-            found = index.earliest(kind, now, low_priority)
-            return None if found is None else Choice(found[0].id, found[1])
+            question = (kind, now, low_priority)
+            if self._asked != question:  # prediction and dispatch ask the same, one after the other
+                found = index.earliest(kind, now, low_priority)
+                self._asked, self._answer = question, None if found is None else Choice(found[0].id, found[1])
+            return self._answer
         best = None
         for replica in self._candidates(kind.role, avoid):
             finish = replica.finish_at(kind, now, low_priority=low_priority)
-            key = (finish + TIE_S * replica.outstanding, replica.rank)
+            key = (finish + TIE_S * len(replica.queue), replica.rank)
             if best is None or key < best[0]:
                 best = (key, Choice(replica.id, finish))
         return best[1] if best else None
@@ -170,7 +182,7 @@ class Dispatcher:
             heapreplace(offers, (replica.finish_at(kind, now, ahead, low_priority=low_priority), id, ahead, replica))
         return last
 
-    def assign(self, replica: str, request: str, kind: Kind, now: float, *, low_priority: bool = False) -> None:
+    def assign(self, replica: str, request: ImageId, kind: Kind, now: float, *, low_priority: bool = False) -> None:
         """Notes that the image was sent there; one of low priority lets all others go first."""
         it = self._replicas.get(replica)
         if it is not None:
@@ -180,7 +192,7 @@ class Dispatcher:
     def finished(
         self,
         replica: str,
-        request: str,
+        request: ImageId,
         now: float,
         *,
         batch_size: int,
@@ -211,10 +223,12 @@ class Dispatcher:
             queue_s=queue_s,
             queued=queued,
         )
-        self._changed(it)
+        self._asked = None
+        if kind is not None:
+            self._changed(it)
         return kind
 
-    def begun(self, replica: str, request: str) -> bool:
+    def begun(self, replica: str, request: ImageId) -> bool:
         """Whether the image is being generated, as far as is known; what is not known counts as begun."""
         it = self._replicas.get(replica)
         return it is None or it.begun(request)
@@ -228,7 +242,7 @@ class Dispatcher:
         """What a batch of the kind would have taken with the variant's own number of steps."""
         return self.times.whole(kind.variant, batch_size, compute_s, kind.work)
 
-    def position(self, request: str) -> int | None:
+    def position(self, request: ImageId) -> int | None:
         """0 while the image is generated, else 1 for the first of those that wait; None where it is at no replica."""
         for it in self._replicas.values():
             if request in it.queue:
@@ -238,7 +252,7 @@ class Dispatcher:
                 return sum(not it.begun(name) for name in names[: names.index(request) + 1])
         return None
 
-    def forget(self, replica: str, request: str, now: float) -> None:
+    def forget(self, replica: str, request: ImageId, now: float) -> None:
         """The image was cancelled or failed on the way; nobody waits for it any more."""
         it = self._replicas.get(replica)
         if it is not None and it.knows(request):
@@ -255,6 +269,7 @@ class Dispatcher:
     def _index(self) -> dict[str, RoleIndex]:
         """The live replicas by role; made afresh after a change of plan or of replicas."""
         if not self._roles:
+            self._asked = None
             members: dict[str, list[ReplicaQueueModel]] = {}
             for it in self._replicas.values():
                 members.setdefault(it.role, []).append(it)
@@ -267,6 +282,7 @@ class Dispatcher:
         return self._roles
 
     def _changed(self, replica: ReplicaQueueModel) -> None:
+        self._asked = None
         index = self._roles.get(replica.role)
         if index is not None:
             index.refresh(replica)

@@ -22,6 +22,9 @@ from load_balancer.dispatch.network_delay import NetworkDelay
 from load_balancer.dispatch.service_times import ServiceTimes
 from weir.plan import Plan
 
+#: Unique among all images ever: the load balancer's are strings, the simulator's numbers.
+ImageId = str | int
+
 
 class Kind(NamedTuple):
     """Images of one kind can share a batch.
@@ -63,10 +66,10 @@ class ReplicaQueueModel(ABC):
     open_role: str
     times: ServiceTimes
     delay: NetworkDelay
-    queue: dict[str, Kind] = field(default_factory=dict)
-    sent_at: dict[str, float] = field(default_factory=dict)
-    leaving: set[str] = field(default_factory=set)
-    low_priority: set[str] = field(default_factory=set)
+    queue: dict[ImageId, Kind] = field(default_factory=dict)
+    sent_at: dict[ImageId, float] = field(default_factory=dict)
+    leaving: set[ImageId] = field(default_factory=set)
+    low_priority: set[ImageId] = field(default_factory=set)
     foreign: int = 0
 
     @property
@@ -98,12 +101,12 @@ class ReplicaQueueModel(ABC):
         """Whether :meth:`finish_at` never decreases as time goes by, while nothing happens here."""
 
     @abstractmethod
-    def begun(self, request: str) -> bool:
+    def begun(self, request: ImageId) -> bool:
         """Whether the image is being generated, as far as the model knows; what it does not know counts as begun."""
 
-    def assign(self, request: str, kind: Kind, now: float, *, low_priority: bool = False) -> None:
+    def assign(self, request: ImageId, kind: Kind, now: float, *, low_priority: bool = False) -> None:
         """The image is on its way there."""
-        behind: list[str] = []
+        behind: list[ImageId] = []
         if self.low_priority and not low_priority:
             behind = [name for name in self.queue if name in self.low_priority and not self.begun(name)]
         self.queue[request] = kind
@@ -116,7 +119,7 @@ class ReplicaQueueModel(ABC):
 
     def replied(
         self,
-        request: str,
+        request: ImageId,
         now: float,
         *,
         batch_size: int,
@@ -147,11 +150,11 @@ class ReplicaQueueModel(ABC):
             self.foreign = max(0, queued - len(self.queue))
         return kind
 
-    def knows(self, request: str) -> bool:
+    def knows(self, request: ImageId) -> bool:
         """Whether the image was sent there and is not answered."""
         return request in self.queue or request in self.leaving
 
-    def forget(self, request: str, now: float) -> None:
+    def forget(self, request: ImageId, now: float) -> None:
         """The image was cancelled or failed on the way; nobody waits for it any more."""
         self.sent_at.pop(request, None)
         self.low_priority.discard(request)
@@ -161,17 +164,17 @@ class ReplicaQueueModel(ABC):
             self._forgotten(request, now)
 
     @abstractmethod
-    def _assigned(self, request: str, now: float) -> None: ...
+    def _assigned(self, request: ImageId, now: float) -> None: ...
 
     @abstractmethod
-    def _beside(self, request: str, kind: Kind, count: int, now: float) -> list[str]:
+    def _beside(self, request: ImageId, kind: Kind, count: int, now: float) -> list[ImageId]:
         """The images most likely to have left with this one."""
 
     @abstractmethod
-    def _left(self, gone: list[str], now: float, queued: int | None) -> None: ...
+    def _left(self, gone: list[ImageId], now: float, queued: int | None) -> None: ...
 
     @abstractmethod
-    def _forgotten(self, request: str, now: float) -> None: ...
+    def _forgotten(self, request: ImageId, now: float) -> None: ...
 
 
 @dataclass(slots=True)
@@ -197,7 +200,7 @@ class BatchQueueModel(ReplicaQueueModel):
 
     @property
     def signature(self) -> Hashable:
-        return len(self.leaving) if not (self.queue or self.foreign) else None
+        return None if self.queue or self.foreign else 0
 
     @property
     def steady(self) -> bool:
@@ -211,30 +214,35 @@ class BatchQueueModel(ReplicaQueueModel):
 
     def _finish_at(self, kind: Kind, now: float, ahead: int, low_priority: bool, there_by: float) -> float:
         """A batch that begins before ``there_by`` is one that the image may miss."""
-        usual_s, seconds = self.delay.usual_s, self.times.seconds
+        usual_s, seconds, size, running = self.delay.usual_s, self.times.seconds, self.batch_size, self.running
         arrives = start = now + usual_s
-        if self.running:
+        if running:
             # The reply of a batch that has ended is on its way for so long. One that is overdue by x beyond that is
             # expected to take x more: a stuck replica repels work the longer it hangs.
-            start = self.free_at + 2 * max(0.0, now - self.free_at - usual_s)
-        before = self._before(low_priority)
-        own = before.pop(kind, 0) + ahead + self.foreign
-        for other, count in before.items():
-            whole, rest = divmod(count, self.batch_size)
-            start += whole * seconds(other.variant, self.batch_size, other.work)
-            if rest:
-                start += seconds(other.variant, rest, other.work)
-        whole, rest = divmod(own, self.batch_size)
-        if whole:
-            start += whole * seconds(kind.variant, self.batch_size, kind.work)
+            start = self.free_at
+            overdue_s = now - start - usual_s
+            if overdue_s > 0:
+                start += 2 * overdue_s
+        rest = ahead + self.foreign
+        if len(self.queue) > running:
+            before = self._before(low_priority)
+            rest += before.pop(kind, 0)
+            for other, count in before.items():
+                whole, odd = divmod(count, size)
+                start += whole * seconds(other.variant, size, other.work)
+                if odd:
+                    start += seconds(other.variant, odd, other.work)
+        full = kind.role != self.open_role and (running or rest)
+        if rest >= size:
+            start += rest // size * seconds(kind.variant, size, kind.work)
+            rest %= size
         if rest and start < there_by:  # they may leave before it is there
             start += seconds(kind.variant, rest, kind.work)
             rest = 0
-        full = kind.role != self.open_role and (self.running or own)
-        last = seconds(kind.variant, self.batch_size if full else rest + 1, kind.work)
-        return max(start, arrives) + last + usual_s
+        last_s = seconds(kind.variant, size if full else rest + 1, kind.work)
+        return (start if start > arrives else arrives) + last_s + usual_s
 
-    def begun(self, request: str) -> bool:
+    def begun(self, request: ImageId) -> bool:
         return request not in self.queue or request in islice(self.queue, self.running)
 
     def _before(self, low_priority: bool) -> dict[Kind, int]:
@@ -246,17 +254,17 @@ class BatchQueueModel(ReplicaQueueModel):
                     counts[kind] = counts.get(kind, 0) + 1
         return counts
 
-    def _assigned(self, request: str, now: float) -> None:
+    def _assigned(self, request: ImageId, now: float) -> None:
         if not self.running:
             self._start(now + self.delay.usual_s)
 
-    def _beside(self, request: str, kind: Kind, count: int, now: float) -> list[str]:
+    def _beside(self, request: ImageId, kind: Kind, count: int, now: float) -> list[ImageId]:
         return [name for name, other in self.queue.items() if other == kind and name != request][: max(0, count)]
 
-    def _left(self, gone: list[str], now: float, queued: int | None) -> None:
+    def _left(self, gone: list[ImageId], now: float, queued: int | None) -> None:
         self._start(now - self.delay.usual_s if queued else now, queued)
 
-    def _forgotten(self, request: str, now: float) -> None:
+    def _forgotten(self, request: ImageId, now: float) -> None:
         running = request in islice(self.queue, self.running)
         del self.queue[request]
         if running:
@@ -293,7 +301,7 @@ class SlotQueueModel(ReplicaQueueModel):
         left: of the images in a slot, the share of their run that is still to go at ``as_of``; below 0 when overdue.
     """
 
-    left: dict[str, float] = field(default_factory=dict)
+    left: dict[ImageId, float] = field(default_factory=dict)
     as_of: float = 0.0
 
     @property
@@ -303,7 +311,7 @@ class SlotQueueModel(ReplicaQueueModel):
     @property
     def signature(self) -> Hashable:
         free = len(self.left) < self.batch_size and len(self.left) == len(self.queue) and not self.foreign
-        return (self.batch_size, len(self.queue), len(self.leaving)) if free else None
+        return (self.batch_size, len(self.queue)) if free else None
 
     @property
     def steady(self) -> bool:
@@ -328,7 +336,7 @@ class SlotQueueModel(ReplicaQueueModel):
             heapq.heapreplace(free, max(free[0], arrives) + run_s(it))
         return max(free[0], arrives) + run_s(kind) + self.delay.usual_s
 
-    def begun(self, request: str) -> bool:
+    def begun(self, request: ImageId) -> bool:
         return request not in self.queue or request in self.left
 
     def _before(self, low_priority: bool) -> list[Kind]:
@@ -341,21 +349,21 @@ class SlotQueueModel(ReplicaQueueModel):
             if name not in self.left and (low_priority or name not in self.low_priority)
         ]
 
-    def _assigned(self, request: str, now: float) -> None:
+    def _assigned(self, request: ImageId, now: float) -> None:
         self._advance(now)
         self._fill()
 
-    def _beside(self, request: str, kind: Kind, count: int, now: float) -> list[str]:
+    def _beside(self, request: ImageId, kind: Kind, count: int, now: float) -> list[ImageId]:
         self._advance(now)
         others = [name for name in self.left if name != request and self.queue[name].variant == kind.variant]
         return sorted(others, key=self.left.__getitem__)[: max(0, count)]
 
-    def _left(self, gone: list[str], now: float, queued: int | None) -> None:
+    def _left(self, gone: list[ImageId], now: float, queued: int | None) -> None:
         for name in gone:
             self.left.pop(name, None)
         self._fill()
 
-    def _forgotten(self, request: str, now: float) -> None:
+    def _forgotten(self, request: ImageId, now: float) -> None:
         self._advance(now)
         del self.queue[request]
         self.left.pop(request, None)

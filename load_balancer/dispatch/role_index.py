@@ -24,6 +24,8 @@ MOST_FALLEN = 0.05
 MOST_SWING_S = 0.02
 #: Kinds of images whose bounds are kept.
 MOST_KINDS = 32
+#: Smaller changes are errors of rounding.
+_ROUNDING = 1e-9
 #: Stands for infinity, but can be subtracted from itself.
 _NEVER = 1e300
 
@@ -45,6 +47,7 @@ class RoleIndex:
         self._place = {it.id: place for place, it in enumerate(self.members)}
         self._alike: dict[Hashable, list[int]] = {}
         self._signatures: list[Hashable] = [None] * len(self.members)
+        self._others = len(self.members)  # that are like no other
         self._unsteady: set[int] = set()
         self._initial = np.full(len(self.members), -_NEVER)
         self._bounds: dict[tuple[Kind, bool], _Bounds] = {}
@@ -57,6 +60,7 @@ class RoleIndex:
         known = self._signatures[place]
         if signature != known:
             self._signatures[place] = signature
+            self._others += (signature is None) - (known is None)
             if known is not None:
                 alike = self._alike[known]
                 del alike[bisect_left(alike, place)]
@@ -82,11 +86,11 @@ class RoleIndex:
             cost, finish_at = self._ask(alike[0], kind, now, low_priority)
             if (cost, alike[0]) < (best_cost, best) or best < 0:
                 best_cost, best, best_at = cost, alike[0], finish_at
-        if len(self.members) > sum(map(len, self._alike.values())):
+        if self._others:
             bounds = self._bounds_of(kind, low_priority)
             for place in self._unsteady:
                 bounds.cost[place] = -_NEVER
-            exact = not (self._delay.slow_s or self._times.fallen or self._delay.swing_s)
+            exact = max(self._delay.slow_s, self._delay.swing_s, self._times.fallen) < _ROUNDING
             search = self._search if exact else self._search_loosely
             best_cost, best, best_at = search(bounds, kind, now, low_priority, (best_cost, best, best_at))
         return (self.members[best], best_at) if best >= 0 else None
@@ -103,22 +107,23 @@ class RoleIndex:
     def _ask(self, place: int, kind: Kind, now: float, low_priority: bool) -> tuple[float, float]:
         replica = self.members[place]
         finish_at = replica.finish_at(kind, now, low_priority=low_priority)
-        return finish_at + TIE_S * replica.outstanding, finish_at
+        return finish_at + TIE_S * len(replica.queue), finish_at
 
     def _search(
         self, bounds: _Bounds, kind: Kind, now: float, low_priority: bool, best: tuple[float, int, float]
     ) -> tuple[float, int, float]:
         """Where nothing but the replica's own queue moves its answer."""
-        costs = bounds.cost
+        costs, asked = bounds.cost, -1
+        finish_at = 0.0
         while True:
             place = int(costs.argmin())
             bound = float(costs[place])
             if best[1] >= 0 and (bound, place) >= best[:2]:
                 return best
+            if place == asked:
+                return bound, place, finish_at
             cost, finish_at = self._ask(place, kind, now, low_priority)
-            if cost == bound:
-                return cost, place, finish_at
-            costs[place], bounds.at[place] = cost, now
+            costs[place], bounds.at[place], asked = cost, now, place
 
     def _search_loosely(
         self, bounds: _Bounds, kind: Kind, now: float, low_priority: bool, best: tuple[float, int, float]
@@ -133,7 +138,7 @@ class RoleIndex:
             left[place] = _NEVER
             cost, finish_at = self._ask(place, kind, now, low_priority)
             floor = self.members[place].floor(kind, now, low_priority=low_priority)
-            bounds.cost[place], bounds.at[place] = min(floor + TIE_S * self.members[place].outstanding, cost), now
+            bounds.cost[place], bounds.at[place] = min(floor + TIE_S * len(self.members[place].queue), cost), now
             if best[1] < 0 or (cost, place) < best[:2]:
                 best = cost, place, finish_at
 

@@ -58,9 +58,10 @@ class ServiceTimes:
     def __init__(self, profile: Profile | None = None):
         self.stepwise = profile is not None and profile.stepwise
         self._variants: dict[str, _Variant] = {}
-        for key in profile.keys if profile is not None else ():
-            variant = profile.variant(key)
-            self._variants[key] = _Variant(variant.latency, variant.fixed_s, 1.0, 1.0, 1.0)
+        if profile is not None:
+            for key in profile.keys:
+                variant = profile.variant(key)
+                self._variants[key] = _Variant(variant.latency, variant.fixed_s, 1.0, 1.0, 1.0)
         #: Largest share by which a correction lies below its :attr:`_Variant.highest`.
         self.fallen = 0.0
 
@@ -70,6 +71,8 @@ class ServiceTimes:
         Where steps were measured, what an image costs beside them is not scaled by its work.
         """
         known = self._variants.get(variant) or self._unknown(variant)
+        if work == 1.0 and batch_size < len(known.table):
+            return known.table[batch_size] * known.correction
         return known.profiled(batch_size, work) * known.correction
 
     def whole(self, variant: str, batch_size: int, compute_s: float, work: float) -> float:

@@ -6,6 +6,7 @@ from collections import Counter, deque
 from collections.abc import Iterable
 from typing import Any
 
+from load_balancer.dispatch.finish_time import ImageId
 from weir.cascade import Action, Answer, Event, Judged, LookupAnswered, Progress, TellCache
 
 #: Confidences, batches and fetches kept for the next look. A controller that looks every second misses none below this
@@ -13,11 +14,10 @@ from weir.cascade import Action, Answer, Event, Judged, LookupAnswered, Progress
 MOST_CONFIDENCES = 1000
 MOST_BATCHES = 1000
 MOST_FETCHES = 1000
+#: An image counts as lost when it is not answered within this many SLOs.
+EXPIRY = 2.0
 #: Class of a prompt that no class was predicted for.
 UNKNOWN_CLASS = -1
-
-#: Unique among all images ever: the load balancer's are strings, the simulator's numbers.
-ImageId = str | int
 
 
 class ObservationCounters:
@@ -33,7 +33,7 @@ class ObservationCounters:
         self.arrivals = 0
         self.judged = 0
         self.deferred = 0
-        self.judged_later = 0
+        self.verdicts = 0
         self.batches = 0
         self.looked_up = 0
         self.fetched = 0
@@ -46,7 +46,7 @@ class ObservationCounters:
         self._expiry_s = expiry_s
         self._confidences: deque[float] = deque(maxlen=MOST_CONFIDENCES)
         self._judged_classes: deque[int] = deque(maxlen=MOST_CONFIDENCES)
-        self._later: deque[tuple[str, float]] = deque(maxlen=MOST_CONFIDENCES)
+        self._by_variant: deque[tuple[str, float]] = deque(maxlen=MOST_CONFIDENCES)
         self._batches: deque[tuple[str, int, float]] = deque(maxlen=MOST_BATCHES)
         self._fetches: deque[float] = deque(maxlen=MOST_FETCHES)
         self._open: dict[ImageId, float] = {}  # by image, in order of admission: when
@@ -87,25 +87,24 @@ class ObservationCounters:
         self.fetched += 1
         self._fetches.append(seconds)
 
-    def since(
-        self, judged: int, batches: int, now: float, *, fetched: int = 0, judged_later: int = 0
-    ) -> dict[str, Any]:
+    def since(self, judged: int, batches: int, now: float, *, fetched: int = 0, verdicts: int = 0) -> dict[str, Any]:
         """Everything that was counted, JSON-ready.
 
-        ``confidences`` (of the ladder's first variant), ``confidences_by_variant`` (of the others), ``batches``
-        (variant, size, seconds) and ``fetches`` (seconds) are those after the given counts: all that are kept if the
-        counts were never reached. ``levels`` are the prompt classes of ``confidences``.
+        ``confidences`` (of the first variant of the chain), ``confidences_by_variant`` (of all), ``batches`` (variant,
+        size, seconds) and ``fetches`` (seconds) are those after the counts ``judged``, ``verdicts``, ``batches`` and
+        ``fetched``: all that are kept if these were never reached. ``levels`` are the prompt classes of
+        ``confidences``.
         """
         self._expire(now)
         by_variant: dict[str, list[float]] = {}
-        for variant, confidence in _newest(self._later, self.judged_later, judged_later):
+        for variant, confidence in _newest(self._by_variant, self.verdicts, verdicts):
             by_variant.setdefault(variant, []).append(confidence)
         return {
             "arrivals": self.arrivals,
             "judged": self.judged,
             "deferred": self.deferred,
             "confidences": _newest(self._confidences, self.judged, judged),
-            "judged_later": self.judged_later,
+            "verdicts": self.verdicts,
             "confidences_by_variant": by_variant,
             "batches_run": self.batches,
             "batches": _newest(self._batches, self.batches, batches),
@@ -134,15 +133,14 @@ class ObservationCounters:
     def _judge(self, image: ImageId, progress: Progress, verdict: Judged) -> None:
         """No confidence counts as 0."""
         confidence = verdict.confidence or 0.0
-        if verdict.variant == next(iter(progress.settings.steps)):
+        self.verdicts += 1
+        self._by_variant.append((verdict.variant, confidence))
+        if verdict.variant == progress.task.plan.first:
             self.judged += 1
             self.deferred += verdict.deferred
             self._confidences.append(confidence)
             prompt_class = progress.lookup.prompt_class
             self._judged_classes.append(UNKNOWN_CLASS if prompt_class is None else prompt_class)
-        else:
-            self.judged_later += 1
-            self._later.append((verdict.variant, confidence))
         if verdict.deferred and image in self._open:
             self._open_deferred.add(image)
 
