@@ -149,10 +149,16 @@ def arrivals_of(demand: str, setting: Setting, data: Path | None, seconds: int |
         batch = best_batch(light, SLO_S)
         found = poisson(np.full(min(length, 60), 2 * setting.replicas * batch / light.at(batch)), 5)
     if seconds is not None and demand not in ("spike", "overload"):
-        begin = float(found.times_s[0])
-        kept = found.times_s < begin + seconds
-        found = Arrivals(found.times_s[kept], found.prompts[kept])
+        found = busiest(found, seconds)
     return found
+
+
+def busiest(arrivals: Arrivals, seconds: int) -> Arrivals:
+    """The part of a trace with the most requests, from whole seconds on."""
+    counts = np.bincount(arrivals.times_s.astype(int))
+    begin = int(np.convolve(counts, np.ones(seconds), mode="valid").argmax()) if len(counts) > seconds else 0
+    kept = (arrivals.times_s >= begin) & (arrivals.times_s < begin + seconds)
+    return Arrivals(arrivals.times_s[kept] - begin, arrivals.prompts[kept])
 
 
 def stream(case: Case, setting: Setting, arrivals: Arrivals, data: Path | None) -> RequestStream:
@@ -230,7 +236,7 @@ def main() -> None:
     parser.add_argument("--gpus", type=lambda text: [int(it) for it in text.split(",")], default=list(GPUS))
     parser.add_argument("--profile", type=Path, help="times of these replicas instead of DiffServe's first cascade's")
     parser.add_argument("--data", type=Path, help="folder with files of DiffServe's artifact")
-    parser.add_argument("--seconds", type=int, help="of each trace, at most; spike and overload are short")
+    parser.add_argument("--seconds", type=int, help="the busiest part of each trace; spike and overload are short")
     parser.add_argument("--jobs", type=int, default=1, help="processes")
     parser.add_argument("--json", type=Path, help="file for all figures")
     arguments = parser.parse_args()
