@@ -51,7 +51,7 @@ from quality.frechet import frechet_distance
 from quality.paired import paired_ratio
 from quality.suite import Suite, family_suite, tensors
 from traces.prompts import Habits, prompt_log
-from training.scenes import draw_scene, render
+from training.scenes import render, sample_scene
 from weir.config import FamilyConfig, load_family
 from weir.core import ImageRequest, Overrides, Resume, WarmStart
 from weir.states import State, capture_steps, state_key
@@ -408,7 +408,7 @@ def main() -> None:
     prompts = prompt_log(np.random.default_rng(args.seed), args.warm + args.requests, LOGS[args.log])
     bench = Bench(load_family(args.family), prompts, args.warm, args.seed)
     rng = np.random.default_rng(args.seed + 1)
-    real = [Image.fromarray(render(draw_scene(rng))) for _ in range(max(200, args.requests))]
+    real = [Image.fromarray(render(sample_scene(rng))) for _ in range(max(200, args.requests))]
     reference = bench.suite.features(real)
     others = [n for n in args.approaches if n not in ("vanilla", "weir", "judged")]
     rows = [(n, n, args.selector, "weir") for n in ("vanilla", "weir", *others)]

@@ -68,7 +68,7 @@ def counts(scenes: list[Scene]) -> np.ndarray:
     rows = []
     for scene in scenes:
         text = caption(scene)
-        objects = len(scene.things)
+        objects = len(scene.objects)
         rows.append([*(objects == n for n in (1, 2, 3, 4)), len(text.split()), " background" in text])
     table = np.array(rows, float)
     return np.asarray((table - table.mean(0)) / (table.std(0) + 1e-9))

@@ -24,7 +24,7 @@ from rich.table import Table
 from sklearn.metrics import roc_auc_score
 
 from quality.suite import Suite, family_suite, tensors
-from training.scenes import caption, draw_scene
+from training.scenes import caption, sample_scene
 from weir.config import load_family
 from weir.core import ImageRequest, Overrides
 from workers.models.family import Family
@@ -83,7 +83,7 @@ def main() -> None:
     config = load_family(arguments.family)
     engine, suite = Family.load(config, threads=1), family_suite(config)
     rng = np.random.default_rng(arguments.seed)
-    prompts = [caption(draw_scene(rng)) for _ in range(arguments.prompts)]
+    prompts = [caption(sample_scene(rng)) for _ in range(arguments.prompts)]
     seeds = rng.integers(0, 2**31, (arguments.most + 2, len(prompts))).tolist()
     light = drawn(engine, suite, "light", prompts, seeds[0], None)
     more = [f"up to {n} more" for n in range(1, arguments.most + 1)]

@@ -13,7 +13,7 @@ from PIL import Image
 
 from quality.suite import tensors
 from tests.workers.samples import image_request
-from training.scenes import Scene, caption, draw_scene, render
+from training.scenes import Scene, caption, render, sample_scene
 from weir.config import FamilyConfig, load_family
 from weir.errors import ConfigError
 from weir.plan import LIGHT
@@ -49,7 +49,7 @@ def test_a_family_names_a_folder_its_clip_or_nobody() -> None:
 
 def test_the_clip_is_surer_of_an_image_of_its_prompt_than_of_another(by_clip: ClipConfidence) -> None:
     rng = np.random.default_rng(3)
-    scenes = [draw_scene(rng) for _ in range(24)]
+    scenes = [sample_scene(rng) for _ in range(24)]
     prompts, images = [caption(scene) for scene in scenes], tensors_of(scenes)
     right = by_clip.confidence(images, prompts)
     wrong = by_clip.confidence(images, prompts[1:] + prompts[:1])
@@ -58,7 +58,7 @@ def test_the_clip_is_surer_of_an_image_of_its_prompt_than_of_another(by_clip: Cl
 
 
 def test_what_it_saw_is_judged_later_as_at_once(by_clip: ClipConfidence) -> None:
-    images = tensors_of([draw_scene(np.random.default_rng(seed)) for seed in range(3)])
+    images = tensors_of([sample_scene(np.random.default_rng(seed)) for seed in range(3)])
     at_once = by_clip.confidence(images, ["a red circle"] * 3)
     later = by_clip.weigh(by_clip.see(images).numpy(), "a red circle")
     assert later == pytest.approx(at_once, abs=1e-3)
