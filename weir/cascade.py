@@ -17,7 +17,7 @@ The phases and how events lead from one to the next are in :data:`TRANSITIONS`, 
 The only thing that a decision needs from outside is a :class:`Forecast`: what time it is, and when a run would be ready
 if it were dispatched now.
 
-What is made for every step of every image is a named tuple: it is made in a third of the time of a frozen dataclass, and
+What is made for every step of every image is a named tuple: that takes a third of the time of a frozen dataclass, and
 the simulator makes millions.
 """
 
@@ -290,7 +290,7 @@ TRANSITIONS: dict[tuple[Phase, type], frozenset[Phase]] = {
     (Phase.NEW, Admitted): frozenset({Phase.LOOKING_UP, Phase.RUNNING}),
     (Phase.LOOKING_UP, LookupAnswered): frozenset({Phase.RUNNING}),
     (Phase.RUNNING, ImageReady): frozenset({Phase.RUNNING, Phase.REDRAWING, Phase.OVER}),
-    (Phase.RUNNING, RunFailed): frozenset({Phase.RUNNING, Phase.OVER}),
+    (Phase.RUNNING, RunFailed): frozenset({Phase.RUNNING, Phase.REDRAWING, Phase.OVER}),
     (Phase.REDRAWING, ImageReady): frozenset({Phase.REDRAWING, Phase.OVER}),
     (Phase.REDRAWING, RunFailed): frozenset({Phase.REDRAWING, Phase.OVER}),
     (Phase.NEW, Cancelled): frozenset({Phase.OVER}),

@@ -137,13 +137,14 @@ class RequestRunner:
     def _answer(self, work: _Generation, number: int, path: str) -> GeneratedImage:
         task, images, best = work.progress.task, work.progress.images, work.progress.images[number]
         last = task.plan.last
+        judged = [it.confidence for it in images if it.variant != last and not it.run.redraw]
         return GeneratedImage(
             result=work.results[number],
             path=path,
             variant=best.variant,
             model=self._family.variants[best.variant].name,
             seed=_seed(work.request, best.run),
-            confidence=next((image.confidence for image in reversed(images) if image.variant != last), None),
+            confidence=judged[-1] if judged else None,
             heavy_confidence=best.confidence if best.variant == last else None,
             draws=sum(image.variant == last for image in images),
             queue_s=sum(result.queue_s for result in work.results),

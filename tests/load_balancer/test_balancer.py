@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import subprocess
+import sys
 from dataclasses import replace
 from typing import Any
 
@@ -532,3 +534,11 @@ async def test_a_plan_with_a_variant_that_the_family_does_not_hold_changes_nothi
         balancer.registry.apply(foreign.to_dict())
         assert balancer.registry.plan is plan
     assert "medium" in caplog.text
+
+
+def test_a_request_is_admitted_and_run_without_ray():
+    imports = (
+        "import sys, load_balancer.runner.balancer; print([it for it in sys.modules if it.split('.')[0] == 'ray'])"
+    )
+    found = subprocess.run([sys.executable, "-c", imports], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"
