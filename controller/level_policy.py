@@ -103,7 +103,7 @@ class LevelPolicy(Policy):
     def observe(self, seen: Observation) -> Plan | None:
         gpus = sum(seen.replicas)
         if not gpus:
-            return None  # nobody could follow a plan
+            return None  # no replica could follow a plan
         lost, self._gpus = gpus != self._gpus, gpus
         self._backlog_s = self._estimated_backlog_s(seen) if seen.backlog_s is None else seen.backlog_s
         self._forecast.observe(seen.arrivals, seen.now_s - self._seen_at_s)

@@ -97,10 +97,10 @@ class Policy(ABC):
         )
         return replace(plan, reason=reason)
 
-    def one_variant(self, variant: str, batch_size: int, replicas: int | None = None, *, reason: str = "") -> Plan:
-        """The next plan with every replica (or ``replicas`` of them) in the role of one variant."""
+    def one_variant(self, variant: str, batch_size: int, *, reason: str = "") -> Plan:
+        """The next plan with every replica in the role of one variant."""
         first, last = self.setting.variants[0], self.setting.last
-        assignments = (Assignment(variant, batch_size),) * (self.setting.replicas if replicas is None else replicas)
+        assignments = (Assignment(variant, batch_size),) * self.setting.replicas
         return Plan(self.next_version(), assignments, (0.0,), (first, last), rules=self.rules, reason=reason)
 
 

@@ -56,7 +56,7 @@ class ControlArgs(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     config: str
-    digest: str = ""  # read by nobody: it changes when the file does, and the application with it
+    digest: str = ""  # not read: it changes when the file does, and the application with it
 
 
 def build(args: ControlArgs) -> Application:
@@ -97,7 +97,7 @@ class Edges:
         return serve.get_deployment_handle(BALANCER, app_name=APPLICATION)
 
     def lead(self) -> bool:
-        """Whether this controller may publish; nobody may while there is no load balancer yet."""
+        """Whether this controller may publish; none may while there is no load balancer yet."""
         try:
             balancer = self._balancer
         except KeyError:
@@ -193,7 +193,7 @@ class ControlLoop:
         self._thread = threading.Thread(target=it.run, args=(self._stop,), name="controller", daemon=True)
         self._thread.start()
         if config.cache.shadow:
-            from deploy.shadow import ShadowLoop  # nobody else pays for torch
+            from deploy.shadow import ShadowLoop  # services without it do not load torch
 
             check = ShadowLoop(config, FamilyConfig.model_validate(family), self._edges.sample, RayMetrics())
             threading.Thread(target=check.run, args=(self._stop,), name="shadow", daemon=True).start()

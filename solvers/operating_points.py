@@ -44,7 +44,7 @@ class OperatingPoint:
         j: of the threshold grid.
         direct: share of steps saved from which a hit goes to the heavy variant at once.
         entry: groups of prompts from this index on, the hard ones, go to the heavy variant at once.
-        reuse: False: hits are drawn from noise like misses.
+        reuse: False: hits run from noise like misses.
         steps: of heavy runs from noise; None: the variant's own.
         works: images of each variant of the chain for each request; for the last one full runs, of which those that
             begin there weigh more.
@@ -131,9 +131,9 @@ def curves(problem: Problem) -> list[Curve]:
             continue
         for entry in range(len(shares), -1, -1):
             begun, at_once = shares[:entry], shares[entry:]
-            drawn = begun @ deferrals[:entry] + at_once.sum()  # from noise, share of the misses
-            weighed = drawn + (alone - 1) * at_once.sum()
-            miss_quality = misses * (begun @ qualities[:entry] + at_once @ heavies[entry:] - drawn * loss)
+            whole = begun @ deferrals[:entry] + at_once.sum()  # from noise, share of the misses
+            weighed = whole + (alone - 1) * at_once.sum()
+            miss_quality = misses * (begun @ qualities[:entry] + at_once @ heavies[entry:] - whole * loss)
             works = (waiting + misses * float(begun.sum()), hit_heavy + misses * work * weighed)
             found.append(Curve(direct, entry, reuse, steps, _stacked(works, deferral), hit_quality + miss_quality))
     return found
@@ -150,7 +150,7 @@ def _ways(problem: Problem) -> Iterator[tuple[ShortRun | None, float, tuple[Cach
         hits = tuple(hit for hit in problem.hits if run is None or hit.work <= run.work)
         if hits or not problem.hits:
             yield from ((run, direct, hits) for direct in dict.fromkeys(problem.direct_cuts))
-        if problem.hits and (problem.may_draw_whole or not hits):
+        if problem.hits and (problem.may_run_whole or not hits):
             yield run, 0.0, ()
 
 

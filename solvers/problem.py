@@ -130,15 +130,15 @@ class Problem:
         hits: cache hits; empty when there is no cache.
         direct_cuts: the plan chooses one: hits that save at least this share of the steps go to the heavy variant at
             once, the others begin light. (0,): all of them at once.
-        may_draw_whole: the plan may leave the cache alone instead, and draw hits from noise as if they were misses.
-        short_runs: lengths of heavy runs that the plan may choose instead of the whole one. Only what is drawn from
-            noise gets shorter; a hit that would leave more steps than that is drawn from noise too.
+        may_run_whole: the plan may leave the cache alone instead, and run hits from noise as if they were misses.
+        short_runs: lengths of heavy runs that the plan may choose instead of the whole one. Only runs from
+            noise get shorter; a hit that would leave more steps than that runs from noise too.
         groups: misses by predicted level, from the easiest to the hardest; the plan may send the hardest ones to the
             heavy variant at once. Empty: prompts are not told apart, and all begin light.
         middle: of a chain of more than two, the stages between the first and the last.
-        light_utilisation, heavy_utilisation: share of the profiled throughput that a plan may count on, > 0, of the
-            first stage and of the others, which may lie close to 1, because a later stage that is full costs quality
-            and not deadlines.
+        light_utilisation, middle_utilisation, heavy_utilisation: share of the profiled throughput that a plan may count
+            on, > 0, of the first stage, of those between and of the last one. The last one's may lie close to 1,
+            because a last stage that is full costs quality and not deadlines.
         unbacked_utilisation: the same for heavy images of requests that begin heavy: no light image stands in for one
             that is late, so their queue costs deadlines or a light image more. None: the heavy one.
         fixed_s: seconds of every deferred request outside the two batches: discriminator, hops, measured queue delays.
@@ -157,11 +157,12 @@ class Problem:
     quality: tuple[float, ...]
     hits: tuple[CacheHit, ...] = ()
     direct_cuts: tuple[float, ...] = (0.0,)
-    may_draw_whole: bool = False
+    may_run_whole: bool = False
     short_runs: tuple[ShortRun, ...] = ()
     groups: tuple[PromptGroup, ...] = ()
     middle: tuple[MiddleStage, ...] = ()
     light_utilisation: float = 1.0
+    middle_utilisation: float = 1.0
     heavy_utilisation: float = 1.0
     unbacked_utilisation: float | None = None
     fixed_s: float = 0.0
@@ -223,8 +224,8 @@ class Problem:
         total = sum(group.share for group in self.groups)
         need(not self.groups or abs(total - 1) < 1e-6, f"groups: shares add up to {total:g}; they have to add up to 1")
         need(
-            self.light_utilisation > 0 and self.heavy_utilisation > 0 and self.unbacked_weight > 0,
-            "light_utilisation, heavy_utilisation and unbacked_utilisation must be above 0",
+            min(self.light_utilisation, self.middle_utilisation, self.heavy_utilisation, self.unbacked_weight) > 0,
+            "light_utilisation, middle_utilisation, heavy_utilisation and unbacked_utilisation must be above 0",
         )
         need(
             min(self.fixed_s, self.light_residual, self.heavy_residual, self.role_change_cost, self.gpu_cost) >= 0,
@@ -281,7 +282,8 @@ class Problem:
         return self.heavy_utilisation / unbacked if unbacked > 0 else 0.0
 
     def utilisation(self, variant: str) -> float:
-        return self.light_utilisation if variant == self.variants[0] else self.heavy_utilisation
+        ends = {self.variants[0]: self.light_utilisation, self.variants[-1]: self.heavy_utilisation}
+        return ends.get(variant, self.middle_utilisation)
 
     def residual(self, variant: str) -> float:
         return self.light_residual if variant == self.variants[0] else self.heavy_residual

@@ -61,6 +61,9 @@ SURPRISE = 1.3
 HEAD_ROOM = 1.05
 LIGHT_UTILISATION = 0.8
 HEAVY_UTILISATION = 1.1
+#: What the middle stage of a chain of three does not finish is answered with the first variant's image, which is the
+#: larger loss: it is planned just full.
+MIDDLE_UTILISATION = 0.95
 #: Where images join at every step chance leaves no gaps, and what is too much falls back whatever its confidence.
 HEAVY_UTILISATION_BY_STEPS = 0.95
 #: Share of the heavy stage that requests which begin heavy may count on. No light image stands behind them, so their
@@ -74,8 +77,8 @@ GPU_COST = 1e-5
 #: Seconds over which a deviation of the deferred share is paid back, and the most it may move the share.
 PAYBACK_S = 2.0
 MOST_PAYBACK = 0.25
-#: Share of states that have to come in time for the cache to be left alone where it is not needed: one that ails goes
-#: on being asked, or nobody would see it recover.
+#: Share of states that have to come in time for the cache to be left alone where it is not needed: an unhealthy store
+#: keeps being probed, or its recovery would not be seen.
 SOUND = 0.9
 #: Shares of steps, and qualities, are told apart no finer than this.
 ROUNDING = 1e-6
@@ -157,7 +160,7 @@ class Weir(Policy):
     def observe(self, seen: Observation) -> Plan | None:
         self._take_in(seen)
         if not any(seen.replicas):
-            return None  # nobody could follow a plan
+            return None  # no replica could follow a plan
         demand_rps = self.demand_rps
         surprised = demand_rps > SURPRISE * self._planned_rps
         lost = self._plan is not None and len(self._plan.assignments) != sum(seen.replicas)
@@ -273,10 +276,11 @@ class Weir(Policy):
             middle=middle,
             hits=hits,
             direct_cuts=self._direct_cuts(hits),
-            may_draw_whole=self.strategy is Strategy.AC and self._hits.arriving > SOUND,
+            may_run_whole=self.strategy is Strategy.AC and self._hits.arriving > SOUND,
             short_runs=setting.short_runs,
             groups=self._groups.groups(curve.thresholds),
             light_utilisation=LIGHT_UTILISATION,
+            middle_utilisation=MIDDLE_UTILISATION,
             heavy_utilisation=HEAVY_UTILISATION_BY_STEPS if setting.stepwise else HEAVY_UTILISATION,
             unbacked_utilisation=UNBACKED_UTILISATION,
             fixed_s=setting.discriminator_s + self._hits.fetch_s,

@@ -274,7 +274,7 @@ def test_without_any_replica_nothing_is_planned(cluster):
     assert cluster.published == []
 
 
-def test_a_load_balancer_that_starts_anew_counts_from_its_start(cluster):
+def test_a_load_balancer_that_starts_again_counts_from_its_start(cluster):
     cluster.tally.arrived(50)
     before = cluster.look()
     cluster.tally = ObservationCounters(expiry_s=10)

@@ -18,7 +18,7 @@ from weir.approximation_levels import Ladder, Level, Strategy
 from weir.core import DeferralCurve
 from weir.plan import HEAVY, LIGHT, Plan
 
-#: Quality by light share, where the discriminator picks the light ones: the more is drawn heavy, the better.
+#: Quality by light share, where the discriminator picks the light ones: the more is heavy, the better.
 RISING = QualityCurve((1.0, 0.998, 0.995, 0.99, 0.985, 0.98, 0.972, 0.963, 0.953, 0.942, 0.93), smaller_is_better=False)
 
 
@@ -151,7 +151,7 @@ def test_weir_pays_back_what_was_deferred_too_little():
     assert thresholds[0] > thresholds[1]
 
 
-def test_weir_plans_anew_when_a_replica_dies():
+def test_weir_plans_again_when_a_replica_dies():
     policy = make_policy("weir", setting())
     policy.first_plan()
     run(policy, [10] * 6)
@@ -242,7 +242,7 @@ def test_weir_says_nothing_about_hits_without_any():
     assert run(policy, [10] * 15)[-1].rules.direct is None
 
 
-def test_weir_sends_hard_prompts_to_the_heavy_variant_where_the_light_one_would_be_drawn_in_vain():
+def test_weir_sends_hard_prompts_to_the_heavy_variant_where_the_light_one_would_run_in_vain():
     def level(confidences, light: float) -> LevelStats:
         grid = tuple(i / 50 for i in range(51))
         shares = tuple(sum(c < t for c in confidences) / len(confidences) for t in grid[:-1])

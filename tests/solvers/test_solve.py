@@ -61,7 +61,7 @@ def problems(draw) -> Problem:
         quality=tuple(draw(st.lists(st.integers(0, 10).map(float), min_size=grid, max_size=grid))),
         hits=tuple(CacheHit(s / 100, w / 100, float(q)) for s, w, q in hits),
         direct_cuts=tuple(cuts),
-        may_draw_whole=draw(st.booleans()),
+        may_run_whole=draw(st.booleans()),
         short_runs=tuple(ShortRun(work, work / 100, float(loss)) for work, loss in runs),
         groups=tuple(replace(group, share=group.share / total) for group in groups),
         light_utilisation=draw(st.sampled_from((0.7, 1.0))),
@@ -97,7 +97,7 @@ def chains_of_three(draw) -> Problem:
         quality=tuple(draw(st.lists(st.integers(0, 10).map(float), min_size=grid, max_size=grid))),
         hits=tuple(CacheHit(s / 100, w / 100, float(q)) for s, w, q in hits),
         direct_cuts=tuple(draw(st.lists(st.sampled_from((0.0, 0.5, 1.0)), min_size=1, max_size=2))),
-        may_draw_whole=draw(st.booleans()),
+        may_run_whole=draw(st.booleans()),
         middle=(MiddleStage((0.5,) * grid, tuple(share / 100 for share in reached)),),
         light_utilisation=draw(st.sampled_from((0.7, 1.0))),
         fixed_s=draw(st.sampled_from((0.0, 0.1))),
@@ -218,9 +218,9 @@ def test_what_begins_heavy_fits_a_stage_that_is_not_planned_overfull():
 
 
 @pytest.mark.parametrize(("demand", "reuse"), [(1.0, False), (20.0, True)])
-def test_hits_are_drawn_whole_where_there_is_time_and_resumed_images_are_worth_less(demand, reuse):
+def test_hits_run_whole_where_there_is_time_and_resumed_images_are_worth_less(demand, reuse):
     hit = CacheHit(share=0.4, work=0.5, quality=0.9)
-    solution = solve(cascade_problem(demand_rps=demand, hits=(hit,), direct_cuts=(0.0, 1.0), may_draw_whole=True))
+    solution = solve(cascade_problem(demand_rps=demand, hits=(hit,), direct_cuts=(0.0, 1.0), may_run_whole=True))
     assert solution.point.reuse is reuse
 
 
@@ -232,7 +232,7 @@ def test_runs_from_noise_get_as_short_as_the_demand_asks(demand, steps):
     assert solution.point.quality >= solve(cascade_problem(demand_rps=demand)).point.quality
 
 
-def test_a_hit_that_would_leave_more_steps_than_a_short_run_is_drawn_from_noise_too():
+def test_a_hit_that_would_leave_more_steps_than_a_short_run_runs_from_noise_too():
     hit, run = CacheHit(share=0.4, work=0.5, quality=0.9), ShortRun(steps=10, work=0.2, loss=0.01)
     solution = solve(cascade_problem(demand_rps=60.0, hits=(hit,), short_runs=(run,)))
     assert (solution.point.steps, solution.point.reuse) == (10, False)
