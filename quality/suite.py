@@ -185,17 +185,17 @@ def read_pictures(folder: Path) -> list[Image.Image]:
     paths = sorted(p for p in folder.iterdir() if p.suffix.lower() in _PICTURES) if folder.is_dir() else []
     if len(paths) < 2:
         raise ConfigError(f"{folder}: a reference needs at least two images ({', '.join(_PICTURES)})")
-    pictures = []
+    images = []
     for path in paths:
         try:
-            with Image.open(path) as picture:
-                pictures.append(picture.convert("RGB"))
+            with Image.open(path) as image:
+                images.append(image.convert("RGB"))
         except OSError as error:
             raise ConfigError(f"{path}: not an image: {error}") from None
-    sizes = {p.size for p in pictures}
+    sizes = {p.size for p in images}
     if len(sizes) > 1:
         raise ConfigError(f"{folder}: the images have different sizes: {sorted(sizes)}; crop them to one size")
-    return pictures
+    return images
 
 
 def tensors(images: Sequence[Image.Image]) -> torch.Tensor:

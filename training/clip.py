@@ -184,7 +184,7 @@ def train_encoders(
 
 @torch.no_grad()
 def embed_prompts(encoders: Encoders, ids: torch.Tensor, batch: int = 256) -> tuple[torch.Tensor, torch.Tensor]:
-    """What SDXL's UNet is told: hidden states [N, 32, 192] of both encoders and the pooled vector [N, 96], fp16."""
+    """Conditioning of SDXL's UNet: hidden states [N, 32, 192] of both encoders and pooled vectors [N, 96], fp16."""
     states, pooled = [], []
     for part in ids.split(batch):
         first = encoders.first(part, output_hidden_states=True).hidden_states[-2]

@@ -102,15 +102,15 @@ class Judge:
             ValueError: the text is not a caption.
         """
         if caption not in self._read:
-            wanted = read_prompt(caption, self._words)
-            if wanted is None:
+            requirements = read_prompt(caption, self._words)
+            if requirements is None:
                 raise ValueError(f"not a caption: {caption!r}")
-            self._read[caption] = wanted, self._wish(wanted)
-        wanted, wish = self._read[caption]
-        verdict = judge(wanted, found_objects(rows), BACKGROUNDS[background])
-        return Lesson(verdict, wish, self._holds(wanted, verdict))
+            self._read[caption] = requirements, self._wish(requirements)
+        requirements, wish = self._read[caption]
+        verdict = judge(requirements, found_objects(rows), BACKGROUNDS[background])
+        return Lesson(verdict, wish, self._holds(requirements, verdict))
 
-    def _wish(self, wanted: Requirements) -> np.ndarray:
+    def _wish(self, requirements: Requirements) -> np.ndarray:
         def place(names: tuple[str, ...], name: str | None) -> int:
             return len(names) if name is None else names.index(name)
 
@@ -122,22 +122,25 @@ class Judge:
                 place(words.textures, w.texture),
                 place(words.sizes, w.size),
             )
-            for w in wanted.objects
+            for w in requirements.objects
         ]
         nothing = (len(words.shapes), len(words.colours), len(words.textures), len(words.sizes))
         rows += [nothing] * (MAX_OBJECTS - len(rows))
-        rest = (place(words.backgrounds, wanted.background), place(words.relations, wanted.relation))
+        rest = (place(words.backgrounds, requirements.background), place(words.relations, requirements.relation))
         return np.array([n for row in rows for n in row] + [*rest])
 
     @staticmethod
-    def _holds(wanted: Requirements, verdict: Verdict) -> np.ndarray:
+    def _holds(requirements: Requirements, verdict: Verdict) -> np.ndarray:
         table = np.full((4, MAX_OBJECTS), ASKS_NOTHING, np.int8)
         held = iter(verdict.held)
-        for i, w in enumerate(wanted.objects):
-            for kind, said in enumerate((w.shape, w.colour, w.texture, w.size)):
-                if said is not None:
+        for i, w in enumerate(requirements.objects):
+            for kind, stated in enumerate((w.shape, w.colour, w.texture, w.size)):
+                if stated is not None:
                     table[kind, i] = next(held)
-        rest = [next(held) if said else ASKS_NOTHING for said in (wanted.relation, wanted.background, "number")]
+        rest = [
+            next(held) if stated else ASKS_NOTHING
+            for stated in (requirements.relation, requirements.background, "number")
+        ]
         return np.concatenate([table.ravel(), np.array(rest, np.int8)])
 
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from quality.checker import AttributeChecker, DetectedObject, RequestedObject, Requirements, judge, read_prompt
 from training.checker import vocabulary
-from training.scenes import caption, draw_scene, render
+from training.scenes import caption, render, sample_scene
 from training.vae import to_tensor
 from weir.errors import ConfigError
 
@@ -20,11 +20,11 @@ def found(shape: str, colour: str = "red", x: float = 0.5, y: float = 0.5, **mor
 
 @given(st.integers(0, 2**32 - 1))
 def test_every_caption_of_the_grammar_is_parsed_to_its_scene(seed: int) -> None:
-    scene = draw_scene(np.random.default_rng(seed))
+    scene = sample_scene(np.random.default_rng(seed))
     read = read_prompt(caption(scene), WORDS)
     assert read is not None
-    assert [o.shape for o in read.objects] == [t.shape for t in scene.things]
-    assert [o.colour for o in read.objects] == [t.colour if t.says_colour else None for t in scene.things]
+    assert [o.shape for o in read.objects] == [t.shape for t in scene.objects]
+    assert [o.colour for o in read.objects] == [t.colour if t.says_colour else None for t in scene.objects]
     assert read.background == (scene.background if scene.says_background else None)
     assert read.relation == scene.relation
 
@@ -62,7 +62,7 @@ def test_a_relation_is_checked_by_the_positions_of_the_objects() -> None:
 def test_the_shipped_checker_reads_rendered_scenes() -> None:
     checker = AttributeChecker.load("models/weir-tiny/checker")
     rng = np.random.default_rng(5)
-    scenes = [draw_scene(rng) for _ in range(64)]
+    scenes = [sample_scene(rng) for _ in range(64)]
     verdicts = checker.check(to_tensor(np.stack([render(s) for s in scenes])), [caption(s) for s in scenes])
     assert np.mean([v is not None and v.exact for v in verdicts]) > 0.9
 

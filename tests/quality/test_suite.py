@@ -19,7 +19,7 @@ from quality.paired import paired_ratio
 from quality.suite import CLIP as CLIP_NAME
 from quality.suite import family_suite, hub_suite, load_judge, read_pictures, scored, tensors
 from testing.toy_family import with_variants
-from training.scenes import caption, draw_scene, render
+from training.scenes import caption, render, sample_scene
 from weir.config import load_family
 from weir.errors import ConfigError
 
@@ -29,7 +29,7 @@ CLIP = Path("models/weir-tiny/clip")
 
 def scenes(count: int, seed: int) -> tuple[list[str], list[Image.Image]]:
     rng = np.random.default_rng(seed)
-    sampled = [draw_scene(rng) for _ in range(count)]
+    sampled = [sample_scene(rng) for _ in range(count)]
     return [caption(s) for s in sampled], [Image.fromarray(render(s)) for s in sampled]
 
 

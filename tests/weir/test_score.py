@@ -17,14 +17,14 @@ from typer.testing import CliRunner
 from cli.main import app
 from quality.inception import InceptionV3
 from traces.outcome import Outcome, OutcomeFile
-from training.scenes import caption, draw_scene, render
+from training.scenes import caption, render, sample_scene
 
 CLIP = Path("models/weir-tiny/clip")
 
 
 def scenes(count: int, seed: int) -> list[tuple[str, Image.Image]]:
     rng = np.random.default_rng(seed)
-    return [(caption(scene), Image.fromarray(render(scene))) for scene in (draw_scene(rng) for _ in range(count))]
+    return [(caption(scene), Image.fromarray(render(scene))) for scene in (sample_scene(rng) for _ in range(count))]
 
 
 def replayed(folder: Path, drawn: Sequence[tuple[str, Image.Image | None]]) -> Path:

@@ -45,10 +45,10 @@ def test_a_label_value_that_is_not_listed_is_recorded_as_other():
 
 
 def test_values_can_be_discarded():
-    nobody = NoMetrics()
-    nobody.set(metrics.IN_FLIGHT, 1)
-    nobody.add(metrics.ASKED)
-    nobody.observe(metrics.CONFIDENCE, 0.5)
+    discarding = NoMetrics()
+    discarding.set(metrics.IN_FLIGHT, 1)
+    discarding.add(metrics.ASKED)
+    discarding.observe(metrics.CONFIDENCE, 0.5)
 
 
 def test_a_recorder_can_be_sent_to_another_process():
@@ -56,8 +56,8 @@ def test_a_recorder_can_be_sent_to_another_process():
 
 
 def test_prometheus_can_scrape_a_process_outside_of_a_cluster(capsys):
-    told = exposed(0, Console())
-    told.add(metrics.REPLAYED, outcome="in_time")
+    recorder = exposed(0, Console())
+    recorder.add(metrics.REPLAYED, outcome="in_time")
     url = capsys.readouterr().out.split()[-1]
     assert 'weir_replay_requests_total{outcome="in_time"} 1.0' in httpx.get(url).text
     port = int(url.split(":")[2].split("/")[0])
