@@ -41,7 +41,7 @@ def row(title: str) -> dict[str, Any]:
     return {"type": "row", "title": title, "collapsed": False, "panels": [], "gridPos": {"w": COLUMNS, "h": 1}}
 
 
-def lines(
+def timeseries(
     title: str,
     queries: Sequence[Query],
     *,
@@ -127,7 +127,7 @@ def stat(
     }
 
 
-def spread(title: str, metric: str, *, unit: str, help: str, width: int = 12, height: int = 8) -> dict[str, Any]:
+def heatmap(title: str, metric: str, *, unit: str, help: str, width: int = 12, height: int = 8) -> dict[str, Any]:
     """A histogram over time: the number of observations in each bucket, as a heatmap."""
     query = Query(f"sum by (le) (increase({metric}_bucket[$__rate_interval]))", "{{le}}")
     panel = _panel("heatmap", title, [query], help, width, height)

@@ -6,7 +6,7 @@ from typing import Any
 
 from deploy.monitoring.dashboards.frame import dashboard
 from deploy.monitoring.dashboards.queries import each, name, now, or_zero, quantiles, rate
-from deploy.monitoring.panels import Query, lines, row, spread
+from deploy.monitoring.panels import Query, heatmap, row, timeseries
 from weir import metrics
 
 
@@ -18,7 +18,7 @@ def cache() -> dict[str, Any]:
         "What reused states save, what lookups cost, and the condition of the store.",
         [
             row("Savings"),
-            lines(
+            timeseries(
                 "Requests by K",
                 [Query(rate(metrics.SERVED, by="k"), "K = {{k}}")],
                 unit="reqps",
@@ -26,7 +26,7 @@ def cache() -> dict[str, Any]:
                 stacked=True,
                 help="Step at which the heavy run began: K steps were skipped. 0 is a miss or a light answer.",
             ),
-            lines(
+            timeseries(
                 "Hit share and steps saved",
                 [
                     Query("weir:hit:ratio_rate1m", "hit share"),
@@ -37,7 +37,7 @@ def cache() -> dict[str, Any]:
                 most=1,
                 help="Share of hits among requests that used the cache, and share of heavy steps that were skipped.",
             ),
-            spread(
+            heatmap(
                 "Similarity of the nearest prompt",
                 name(metrics.SIMILARITY),
                 unit="short",
@@ -45,21 +45,21 @@ def cache() -> dict[str, Any]:
                 help="Cosine similarity of the prompts' embeddings; the selector's thresholds map it to K.",
             ),
             row("Costs"),
-            lines(
+            timeseries(
                 "Lookup time",
                 quantiles(metrics.LOOKUP_SECONDS),
                 unit="s",
                 width=8,
                 help="Time in the cache: waiting for its thread, encoding the prompt, searching, selecting K.",
             ),
-            lines(
+            timeseries(
                 "Fetch time of states",
                 quantiles(metrics.FETCH_SECONDS),
                 unit="s",
                 width=8,
                 help="Time that a worker waits for a state, whether it arrives or not; at most cache.fetch_s.",
             ),
-            lines(
+            timeseries(
                 "Lookups",
                 [
                     Query(rate(metrics.LOOKUPS), "answered"),
@@ -70,21 +70,21 @@ def cache() -> dict[str, Any]:
                 help="A lookup without an answer is a miss. Resting: after several failures the cache is not called.",
             ),
             row("Contents"),
-            lines(
+            timeseries(
                 "Size",
                 [Query(now(metrics.CACHE_BYTES), "states"), Query(now(metrics.CACHE_BUDGET_BYTES), "budget")],
                 unit="bytes",
                 width=8,
                 help="Size of the states in the store, and its limit.",
             ),
-            lines(
+            timeseries(
                 "Prompts and states",
                 [Query(now(metrics.CACHE_ENTRIES), "prompts"), Query(now(metrics.CACHE_STATES), "states")],
                 unit="short",
                 width=8,
                 help="A prompt has several states, one for each K.",
             ),
-            lines(
+            timeseries(
                 "Insertions and evictions",
                 [
                     Query(or_zero(rate(metrics.INSERTED)), "inserted"),
@@ -94,14 +94,14 @@ def cache() -> dict[str, Any]:
                 width=8,
                 help="States per second.",
             ),
-            lines(
+            timeseries(
                 "Store calls",
                 each(metrics.STORE_CALLS, "outcome", outcomes),
                 unit="reqps",
                 width=8,
                 help="Calls by the cache and all workers. Refused: no valid tag. Absent: evicted in the meantime.",
             ),
-            lines(
+            timeseries(
                 "Circuit breaker",
                 [Query(now(metrics.BREAKER_OPEN, "side"), "{{side}}")],
                 unit="short",
@@ -110,7 +110,7 @@ def cache() -> dict[str, Any]:
                 steps=True,
                 help="1 while a process does not call the store after several consecutive failures.",
             ),
-            lines(
+            timeseries(
                 "Unused lookups and states",
                 each(
                     metrics.TROUBLES,

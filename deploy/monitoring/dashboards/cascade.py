@@ -6,7 +6,7 @@ from typing import Any
 
 from deploy.monitoring.dashboards.frame import dashboard
 from deploy.monitoring.dashboards.queries import by_role, each, name, now, or_zero, quantile, rate
-from deploy.monitoring.panels import Query, lines, row, spread
+from deploy.monitoring.panels import Query, heatmap, row, timeseries
 from weir import metrics
 
 
@@ -17,13 +17,13 @@ def cascade() -> dict[str, Any]:
         "Light images, their judge, and deferred images; queues and batches of the replicas.",
         [
             row("Judge"),
-            spread(
+            heatmap(
                 "Confidence of light images",
                 name(metrics.CONFIDENCE),
                 unit="short",
                 help="Confidence of the discriminator; images below the threshold are deferred to the heavy variant.",
             ),
-            lines(
+            timeseries(
                 "Threshold and confidence",
                 [
                     Query(now(metrics.PLAN_THRESHOLD), "threshold"),
@@ -35,7 +35,7 @@ def cascade() -> dict[str, Any]:
                 most=1,
                 help="A threshold at the median of the confidences defers half of the images.",
             ),
-            lines(
+            timeseries(
                 "Deferred share",
                 [
                     Query("weir:deferral:ratio_rate1m", "deferred"),
@@ -45,7 +45,7 @@ def cascade() -> dict[str, Any]:
                 most=1,
                 help="Share of light images below the threshold, and the share that the plan was made for.",
             ),
-            lines(
+            timeseries(
                 "Late heavy images and redraws",
                 [
                     Query(or_zero(rate(metrics.ANSWERED, '{path="light-deadline"}')), "light-deadline"),
@@ -56,31 +56,31 @@ def cascade() -> dict[str, Any]:
                 "deadline; and heavy images that were generated again because the discriminator doubted them.",
             ),
             row("Replicas"),
-            lines(
+            timeseries(
                 "Utilisation by role",
                 [Query("weir:utilisation:ratio_rate1m", "{{role}}")],
                 unit="percentunit",
                 help="Share of time that the replicas of a role spend on generation.",
             ),
-            lines(
+            timeseries(
                 "Images waiting",
                 [Query(now(metrics.QUEUED, "role"), "{{role}}"), Query(now(metrics.IN_FLIGHT), "in flight")],
                 unit="short",
                 help="Images in the queues of the replicas, by role, and all admitted images without an answer.",
             ),
-            lines(
+            timeseries(
                 "Queue time by role",
                 by_role(metrics.QUEUE_SECONDS),
                 unit="s",
                 help="Time before an image's first step.",
             ),
-            lines(
+            timeseries(
                 "Service time by role",
                 by_role(metrics.SERVICE_SECONDS),
                 unit="s",
                 help="Time from an image's first step to the finished image.",
             ),
-            lines(
+            timeseries(
                 "Batch size by role",
                 [
                     Query(quantile(0.5, metrics.BATCH_SIZE, "role"), "{{role}} p50"),
@@ -89,20 +89,20 @@ def cascade() -> dict[str, Any]:
                 unit="short",
                 help="Images that were generated together, and the largest batch size that the plan allows.",
             ),
-            lines(
+            timeseries(
                 "Denoising steps",
                 [Query(rate(metrics.STEPS, by="role"), "{{role}}")],
                 unit="short",
                 stacked=True,
                 help="Denoising steps per second, by role.",
             ),
-            lines(
+            timeseries(
                 "Retries",
                 each(metrics.RETRIES, "cause", ("replica_lost", "role_changed", "failed")),
                 unit="reqps",
                 help="Images that were sent to another replica because the first one died, failed or changed its role.",
             ),
-            lines(
+            timeseries(
                 "Failures of workers",
                 [
                     Query(or_zero(rate(metrics.WORKER_FAILURES, '{code!="role_changed"}')), "images and states"),

@@ -6,7 +6,7 @@ from typing import Any
 
 from deploy.monitoring.dashboards.frame import dashboard
 from deploy.monitoring.dashboards.queries import each, now, or_zero, quantiles, rate
-from deploy.monitoring.panels import Query, lines
+from deploy.monitoring.panels import Query, timeseries
 from weir import metrics
 
 
@@ -16,7 +16,7 @@ def controller() -> dict[str, Any]:
         "Weir: Controller",
         "The forecast of the controller, its decisions, and whether it runs.",
         [
-            lines(
+            timeseries(
                 "Demand and forecast",
                 [
                     Query(rate(metrics.ASKED), "demand"),
@@ -26,7 +26,7 @@ def controller() -> dict[str, Any]:
                 unit="reqps",
                 help="The forecast includes headroom. For demand that is planned to be refused there are no GPUs.",
             ),
-            lines(
+            timeseries(
                 "Admission limit",
                 [
                     Query(f"{now(metrics.PLAN_ADMITTED)} >= 0 or weir:capacity:rps", "limit"),
@@ -36,7 +36,7 @@ def controller() -> dict[str, Any]:
                 unit="reqps",
                 help="Where the plan has no limit, the curve shows the capacity.",
             ),
-            lines(
+            timeseries(
                 "Planned replicas by role",
                 [
                     Query(now(metrics.PLAN_REPLICAS, "role"), "{{role}}"),
@@ -46,7 +46,7 @@ def controller() -> dict[str, Any]:
                 steps=True,
                 help="Replicas that the plan assigns to each role, and live replicas as counted by the controller.",
             ),
-            lines(
+            timeseries(
                 "Threshold",
                 [
                     Query(now(metrics.PLAN_THRESHOLD), "threshold"),
@@ -57,14 +57,14 @@ def controller() -> dict[str, Any]:
                 most=1,
                 help="The controller sets the threshold so that the planned share is deferred.",
             ),
-            lines(
+            timeseries(
                 "Steps of a heavy run",
                 [Query(now(metrics.PLAN_HEAVY_STEPS), "from noise")],
                 unit="short",
                 steps=True,
                 help="Fewer under load, out of the numbers whose quality was measured. 0: the variant's own number.",
             ),
-            lines(
+            timeseries(
                 "Plan version",
                 [Query(now(metrics.PLAN_VERSION), "version"), Query(now(metrics.PLAN_LIGHT), "first variant")],
                 unit="short",
@@ -72,7 +72,7 @@ def controller() -> dict[str, Any]:
                 steps=True,
                 help="Version of the current plan, and the position in the ladder of the first variant that it uses.",
             ),
-            lines(
+            timeseries(
                 "Plan age and controller silence",
                 [
                     Query(now(metrics.PLAN_AGE), "plan age"),
@@ -81,13 +81,13 @@ def controller() -> dict[str, Any]:
                 unit="s",
                 help="A plan may be old when demand does not change. A controller that is silent has stopped working.",
             ),
-            lines(
+            timeseries(
                 "Time to solve",
                 quantiles(metrics.SOLVE_SECONDS),
                 unit="s",
                 help="Time to build, solve and check the allocation problem.",
             ),
-            lines(
+            timeseries(
                 "Solutions by status",
                 each(metrics.SOLVES, "status", ("optimal", "feasible", "relaxed", "lightest")),
                 unit="short",
@@ -95,7 +95,7 @@ def controller() -> dict[str, Any]:
                 help="Solutions per second. Feasible: the time limit was reached. Relaxed: solved on a coarser grid. "
                 "Lightest: no solver answered.",
             ),
-            lines(
+            timeseries(
                 "Plans and role changes",
                 [
                     Query(or_zero(rate(metrics.PLANS)), "plans"),
@@ -106,13 +106,13 @@ def controller() -> dict[str, Any]:
                 unit="short",
                 help="Events per second.",
             ),
-            lines(
+            timeseries(
                 "Measured over profiled batch time",
                 [Query(now(metrics.LATENCY_FACTOR, "role"), "{{role}}")],
                 unit="short",
                 help="Above 1 the devices are slower than their profile; plans use the measured times.",
             ),
-            lines(
+            timeseries(
                 "Failures of the controller",
                 [Query(or_zero(rate(metrics.FAILURES)), "failed seconds")],
                 unit="short",

@@ -6,7 +6,7 @@ from typing import Any
 
 from deploy.monitoring.dashboards.frame import dashboard
 from deploy.monitoring.dashboards.queries import WINDOW, now, or_zero, quantiles, rate
-from deploy.monitoring.panels import Query, lines, stat
+from deploy.monitoring.panels import Query, stat, timeseries
 from weir import metrics
 
 
@@ -60,7 +60,7 @@ def overview() -> dict[str, Any]:
                 alarm_above=1,
                 help="Alerts that fire now; docs/monitoring.md says what to do about each.",
             ),
-            lines(
+            timeseries(
                 "Demand against capacity",
                 [
                     Query(rate(metrics.ASKED), "demand"),
@@ -72,7 +72,7 @@ def overview() -> dict[str, Any]:
                 help="Requested and admitted images, the demand that the plan was made for, and what its replicas can "
                 "generate if nothing is deferred.",
             ),
-            lines(
+            timeseries(
                 "Replicas by role",
                 [Query(now(metrics.REPLICAS_READY, "role"), "{{role}}")],
                 unit="short",
@@ -80,7 +80,7 @@ def overview() -> dict[str, Any]:
                 steps=True,
                 help="Live replicas, by their role in the plan.",
             ),
-            lines(
+            timeseries(
                 "SLO violations",
                 [
                     Query(f"(sum (rate({late % kind}[{WINDOW}]))) or vector(0)", kind)
@@ -90,20 +90,20 @@ def overview() -> dict[str, Any]:
                 stacked=True,
                 help="Images that were answered after the deadline, failed, or were refused.",
             ),
-            lines(
+            timeseries(
                 "Latency",
                 [*quantiles(metrics.LATENCY), Query(now(metrics.DEADLINE), "deadline")],
                 unit="s",
                 help="Time from admission to the answer, and the deadline.",
             ),
-            lines(
+            timeseries(
                 "Quality and light share",
                 [Query("weir:quality:ratio_rate1m", "quality"), Query("weir:light_share:ratio_rate1m", "light share")],
                 unit="percentunit",
                 most=1,
                 help="The cost of high demand: the more answers come from the light variant, the lower the quality.",
             ),
-            lines(
+            timeseries(
                 "Answers by path",
                 [Query(rate(metrics.ANSWERED, by="path"), "{{path}}")],
                 unit="reqps",
