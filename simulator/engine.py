@@ -403,10 +403,11 @@ class Simulation:
     def _drop(self, waited: tuple[_Image, Run], now: float) -> None:
         """The image is dropped if it still waits when a batch that starts now would end after its deadline."""
         image, run = waited
-        if image.run is run and image.replica is not None:
-            if not self.dispatcher.begun(image.replica.name, image.number):
-                self._give_up(image, now)
-                self._fail(image, Reason.DROPPED)
+        if image.run is not run or image.replica is None:
+            return
+        if not self.dispatcher.begun(image.replica.name, image.number):
+            self._give_up(image, now)
+            self._fail(image, Reason.DROPPED)
 
     def _give_up(self, image: _Image, now: float) -> None:
         """Takes the image out of its replica's queue."""

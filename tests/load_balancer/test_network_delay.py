@@ -8,31 +8,40 @@ from load_balancer.dispatch.dispatcher import Dispatcher
 from load_balancer.dispatch.finish_time import Kind
 from load_balancer.dispatch.network_delay import CALLS, NetworkDelay
 from load_balancer.dispatch.service_times import ServiceTimes
-from weir.plan import HEAVY, LIGHT, Plan
+from weir.plan import LIGHT, Plan
 
 LIGHT_IMAGE = Kind(LIGHT, LIGHT)
 
 
 def test_one_way_is_half_of_the_way_out_and_back():
-    transit = NetworkDelay()
+    delay = NetworkDelay()
     for trip_s in [0.02] * 9 + [0.4]:
-        transit.observe(trip_s)
-    assert (transit.usual_s, transit.slow_s) == (0.01, pytest.approx(0.029))
+        delay.observe(trip_s)
+    assert (delay.usual_s, delay.slow_s) == (0.01, pytest.approx(0.029))
 
 
 def test_it_follows_a_host_that_grew_busy():
-    transit = NetworkDelay()
+    delay = NetworkDelay()
     for trip_s in [0.002] * CALLS + [0.2] * CALLS:
-        transit.observe(trip_s)
-    assert transit.usual_s == transit.slow_s == 0.1
+        delay.observe(trip_s)
+    assert delay.usual_s == delay.slow_s == 0.1
 
 
 def test_before_the_first_calls_and_from_clocks_that_jump_it_is_nothing():
-    transit = NetworkDelay()
-    assert transit.usual_s == 0
-    transit.observe(-5.0)
-    transit.observe(-5.0)
-    assert transit.usual_s == transit.slow_s == 0
+    delay = NetworkDelay()
+    assert delay.usual_s == 0
+    delay.observe(-5.0)
+    delay.observe(-5.0)
+    assert delay.usual_s == delay.slow_s == 0
+
+
+def test_it_says_how_far_the_usual_delay_has_moved_since_it_was_settled():
+    delay = NetworkDelay()
+    for trip_s in [0.02] * CALLS + [0.06] * CALLS:
+        delay.observe(trip_s)
+    assert delay.swing_s == pytest.approx(0.03)
+    delay.settle()
+    assert delay.swing_s == 0
 
 
 @pytest.fixture
