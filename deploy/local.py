@@ -25,6 +25,7 @@ from rich.text import Text
 from cache.factory import SECRET, URL
 from cache.store.redis_server import RedisServer
 from deploy.cluster import REPOSITORY, cluster, targets_file
+from deploy.policy import policy_of
 from deploy.state import FOLDER, Service, StateFile, find
 from weir.config import FamilyConfig, ServiceConfig, load_keys, load_service
 from weir.errors import ConfigError, ServiceError, WeirError
@@ -144,8 +145,6 @@ def _check_policy(config_path: Path | str, service: ServiceConfig) -> None:
     Raises:
         ConfigError: names the file and what is missing.
     """
-    from deploy.control import policy_of  # brings Ray along
-
     try:
         policy_of(service, None if service.cache.levels is None else LevelHead.load(Path(service.cache.levels)))
     except ConfigError as error:
