@@ -7,13 +7,13 @@ A *service* file (``deploy/configs/*.yaml``) says what ``weir up`` starts; it na
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from weir.core import Plan
 from weir.errors import ConfigError
+from weir.yaml_files import read_mapping, whole_number
 
 Scheduler = Literal["ddim", "euler", "euler-trailing"]
 
@@ -301,21 +301,9 @@ def read_yaml(path: Path | str, model: type[Model], *, quoted: bool = True) -> M
         ConfigError: names the file, and the key or the line, and what is allowed there.
     """
     path = Path(path)
+    fields = read_mapping(path, quoted=quoted)
     try:
-        fields = yaml.safe_load(path.read_text())
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: there is no such file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read: {error}") from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f"line {mark.line + 1}" if mark else "somewhere"
-        said = " ".join(str(error).split()) if quoted else place
-        raise ConfigError(f"{path}: not valid YAML: {said}") from None
-    if not isinstance(fields, dict):
-        raise ConfigError(f"{path}: expected keys and values, found {type(fields).__name__}")
-    try:
-        return model.model_validate(fields)
+        return _validated(model, fields)
     except ValidationError as error:
         known = ", ".join(model.model_fields)
         lines = []
@@ -327,6 +315,30 @@ def read_yaml(path: Path | str, model: type[Model], *, quoted: bool = True) -> M
             shown = f" (given: {given!r})" if told else ""
             lines.append(f"{path}: {key}: {problem['msg']}{shown}{remedy}")
         raise ConfigError("\n".join(lines)) from None
+
+
+def _validated(model: type[Model], fields: dict[str, Any]) -> Model:
+    """The model of these fields, whole numbers written as 1e3 or 0x10 among them.
+
+    Raises:
+        ValidationError: as pydantic says it.
+    """
+    try:
+        return model.model_validate(fields)
+    except ValidationError as error:
+        numbers = {
+            problem["loc"]: number
+            for problem in error.errors()
+            if problem["type"] == "int_parsing" and (number := whole_number(problem["input"])) is not None
+        }
+        if not numbers:
+            raise
+    for (*way, last), number in numbers.items():
+        container: Any = fields
+        for step in way:
+            container = container[step]
+        container[last] = number
+    return model.model_validate(fields)
 
 
 def resolve(reference: str, relative_to: Path) -> str:
