@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any, Literal, TypeVar
+from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from weir.core import Plan
 from weir.errors import ConfigError
@@ -77,6 +78,11 @@ class FamilyConfig(_Strict):
         if self.discriminator == CLIP_SCORE and self.clip is None:
             raise ValueError("discriminator is clip, and no clip is named")
         return self
+
+    @property
+    def model_names(self) -> tuple[str, ...]:
+        """What requests may name as their model: the cascade, and each variant on its own."""
+        return (self.name, f"{self.name}/light", f"{self.name}/heavy")
 
     @property
     def allowed_sizes(self) -> tuple[int, ...]:
@@ -226,11 +232,34 @@ class LimitsConfig(_Strict):
 class HttpConfig(_Strict):
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=0, le=65535, description="0 picks a free port")
+    allowed_origins: tuple[str, ...] = Field(
+        (), description="whose web pages may call from a browser, such as https://chat.example.com; any: everybody's"
+    )
+
+    @field_validator("allowed_origins")
+    @classmethod
+    def _are_origins(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
+        """As browsers send them: in lower case, without a path, and without the port that goes without saying."""
+        return tuple("*" if origin in ("any", "*") else _origin(origin) for origin in origins)
 
     @property
     def is_local(self) -> bool:
         """Whether only this machine can reach it."""
         return self.host == "localhost" or self.host == "::1" or self.host.startswith("127.")
+
+
+def _origin(text: str) -> str:
+    """An origin as browsers send it.
+
+    Raises:
+        ValueError: it is none.
+    """
+    parts = urlsplit(text)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.path not in ("", "/") or "@" in text:
+        raise ValueError(f"{text!r} is no origin; write scheme://host or scheme://host:port, without a path")
+    host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+    told = parts.port is not None and parts.port != {"http": 80, "https": 443}[parts.scheme]
+    return f"{parts.scheme}://{host}" + (f":{parts.port}" if told else "")
 
 
 class PairConfig(_Strict):
@@ -256,6 +285,9 @@ class ServiceConfig(_Strict):
     redraw: RedrawConfig = RedrawConfig()
     limits: LimitsConfig = LimitsConfig()
     http: HttpConfig = HttpConfig()
+    aliases: dict[str, str] = Field(
+        default_factory=dict, description="further names of models, for clients that ask for OpenAI's: name → model"
+    )
     keys_file: str | None = Field(
         None, description="who may call, relative to this file; `weir keys new` writes it. Without one everybody may"
     )
@@ -414,7 +446,14 @@ def load_service(path: Path | str) -> tuple[ServiceConfig, FamilyConfig]:
     update["cache"] = service.cache.model_copy(update={key: resolve(value, here) for key, value in given.items()})
     if service.keys_file is not None:
         update["keys_file"] = str((here / service.keys_file).resolve())
-    return service.model_copy(update=update), load_family(family_path)
+    family = load_family(family_path)
+    for alias, model in service.aliases.items():
+        if model not in family.model_names or alias in family.model_names or not 1 <= len(alias) <= 64:
+            raise ConfigError(
+                f"{path}: aliases.{alias}: {model}: an alias is a new name of 1 to 64 characters for one of the models "
+                f"{', '.join(family.model_names)}"
+            )
+    return service.model_copy(update=update), family
 
 
 def load_pairs(service: ServiceConfig, family: FamilyConfig) -> tuple[FamilyConfig, ...]:

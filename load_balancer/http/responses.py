@@ -21,6 +21,8 @@ from weir.errors import WeirError
 
 log = logging.getLogger(__name__)
 
+#: Headers that scripts of web pages on other origins may read.
+EXPOSED = ("Location", "Retry-After", "X-Request-Id", "Idempotent-Replayed", "Preference-Applied")
 #: Things change: nobody is told to stay away for longer.
 MOST_RETRY_AFTER_S = 600.0
 
@@ -54,6 +56,7 @@ def settings(order: GenerationRequest) -> dict[str, Any]:
     return {
         "output_format": order.output_format,
         "size": f"{order.width}x{order.height}",
+        **({"requested_size": order.requested_size} if order.requested_size else {}),
         "quality": order.quality,
         "background": order.background,
     }

@@ -36,6 +36,8 @@ from weir.telemetry import Metrics
 EXPIRY = 2.0
 #: Requests of the priority ``batch`` have so many times the SLO, and let all others go first meanwhile.
 BATCH_SLACK = 10.0
+#: How many seeds there are; PyTorch's generators take 64 bits.
+SEEDS = 2**64
 #: Of the images that may be in flight at all, the share that they may take.
 BATCH_SHARE = 0.5
 
@@ -178,7 +180,7 @@ class Balancer:
             request = ImageRequest(
                 id=images[index],
                 prompt=order.prompt,
-                seed=(first_seed + index) % 2**32,
+                seed=(first_seed + index) % SEEDS,
                 width=order.width,
                 height=order.height,
                 deadline=terms.deadline,
