@@ -156,7 +156,7 @@ def bindable(host: str, port: int) -> int:
 def readiness(url: str) -> dict[str, Any] | None:
     """What ``/readyz`` says; None while nobody answers."""
     try:
-        answer = httpx.get(f"{url}/readyz", timeout=5)
+        answer = httpx.get(f"{url}/readyz", timeout=5, trust_env=False)
         state = answer.json()
     except (httpx.HTTPError, ValueError):
         return None

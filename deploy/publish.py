@@ -13,6 +13,7 @@ from ray.dashboard.modules.serve.sdk import ServeSubmissionClient
 from deploy.serve_config import APPLICATION, POOL, deployed, with_plan
 from weir.core import Plan
 from weir.errors import NotReady
+from weir.proxies import DIRECT
 
 POLL_S = 0.2
 #: The first configuration starts Serve itself, which takes its time on a busy machine.
@@ -40,14 +41,14 @@ def is_applied(details: dict[str, Any], plan: Plan) -> bool:
 
 
 class _Client(ServeSubmissionClient):
-    """Ray's client, which by itself waits for a hanging dashboard for ever."""
+    """Ray's client, which by itself waits for a hanging dashboard for ever, and asks for it at a proxy."""
 
     def __init__(self, dashboard: str, timeout_s: float):
         self._timeout_s = timeout_s
         super().__init__(dashboard)
 
     def _do_request(self, *args: Any, **kwargs: Any) -> requests.Response:
-        return super()._do_request(*args, **{"timeout": self._timeout_s, **kwargs})
+        return super()._do_request(*args, **{"timeout": self._timeout_s, "proxies": DIRECT, **kwargs})
 
 
 class Publisher:
