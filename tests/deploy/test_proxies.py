@@ -10,7 +10,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -161,9 +161,7 @@ def listening() -> Iterator[tuple[int, list[bytes]]]:
         ("all_proxy", "socks5h", b"\x05"),
     ],
 )
-@pytest.mark.filterwarnings(
-    "ignore::pytest.PytestUnraisableExceptionWarning"
-)  # the hub's client leaves its socket open
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # a socket of the hub's client
 def test_the_hub_is_asked_through_the_proxy(
     monkeypatch: pytest.MonkeyPatch, name: str, scheme: str, begins: bytes
 ) -> None:
@@ -173,7 +171,7 @@ def test_the_hub_is_asked_through_the_proxy(
         monkeypatch.setenv(name, f"{scheme}://127.0.0.1:{port}")
         close_session()  # the hub's client keeps what the environment said when it was made
         try:
-            with pytest.raises(Exception, match=r".") as caught:
+            with suppress(Exception):  # nothing answers behind the proxy
                 HfApi(endpoint="https://huggingface.co").model_info("somebody/something", timeout=5)
         finally:
             close_session()
@@ -181,7 +179,7 @@ def test_the_hub_is_asked_through_the_proxy(
         until = time.monotonic() + 5
         while not heard and time.monotonic() < until:
             time.sleep(0.01)
-    assert heard, caught.value
+    assert heard
     assert heard[0].startswith(begins)
 
 
