@@ -1,8 +1,8 @@
 """What the times of a trace file mean: unix times are told by their magnitude, and counted from the first one.
 
 A unix time of 2000 to 2100 has nine or ten digits in seconds, three more in milliseconds, and so on: the ranges of the
-units do not meet, so a column whose least value lies in one of them is a column of unix times in that unit, whatever its
-name says. Anything else is a time since the start, in the unit that the column's name says.
+units do not meet, so a column whose least value lies in one of them is a column of unix times in that unit, whatever
+its name says. Anything else is a time since the start, in the unit that the column's name says.
 """
 
 from __future__ import annotations
