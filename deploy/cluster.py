@@ -1,4 +1,4 @@
-"""A Ray cluster to deploy on: the one that ``RAY_ADDRESS`` names, or one of our own that leaves nothing behind."""
+"""A Ray cluster to deploy on: the one at ``RAY_ADDRESS``, or a local one that is removed completely afterwards."""
 
 from __future__ import annotations
 
@@ -26,40 +26,40 @@ STOP_TIMEOUT_S = 20.0
 
 @contextmanager
 def cluster(cpus: float, gpus: float = 0, nodes: int = 0) -> Iterator[str]:
-    """Gives the http address of the dashboard of a running Ray cluster.
+    """Context manager that yields the HTTP address of the dashboard of a running Ray cluster.
 
-    An own cluster listens on 127.0.0.1, on free ports, keeps its files in a temporary folder, and offers at least
-    ``cpus`` logical CPUs, for on one machine they are bookkeeping. When the block ends, its processes and its files are
-    gone. A cluster named by ``RAY_ADDRESS`` is only connected to.
+    A local cluster listens on free ports of 127.0.0.1 and keeps its files in a temporary folder. It offers at least
+    ``cpus`` logical CPUs, because on one machine their number is only bookkeeping. When the block ends, its processes
+    and files are removed. To a cluster at ``RAY_ADDRESS`` the block only connects.
 
     Args:
-        nodes: 0: the head has it all. Else so many nodes beside it, with raylets of their own, share the CPUs and GPUs
-            evenly, and the head has none, as on a cluster of several machines.
+        nodes: number of nodes beside the head. They have raylets of their own and share the CPUs and GPUs evenly, and
+            the head has none, as on a cluster of several machines. 0: the head has all CPUs and GPUs.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     spare_loopback()
-    # Ray's processes import this checkout, wherever the command was typed.
+    # Ray's processes import this checkout, whatever the working directory is.
     paths = [str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])]
     os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(paths))
     if not os.environ.get("RAY_ADDRESS"):
-        # The switch that keeps Ray on the loopback interface; without it Ray replaces 127.0.0.1 by the host's address.
+        # Keeps Ray on the loopback interface; without this Ray replaces 127.0.0.1 by the host's address.
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
-        # Whoever reaches a Ray cluster can run code on it: without the token nobody does.
+        # Every client that reaches a Ray cluster can run code on it, so require the token.
         os.environ.setdefault("RAY_AUTH_MODE", "token")
         os.environ[SWITCH] = "1"
-        # On a busy machine Serve's proxy takes longer than the 5 s after which Serve kills it.
+        # On a busy machine Ray Serve's proxy needs longer than the 5 s after which Ray Serve kills it.
         os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "60")
-        # Serve starts a dead proxy again when three looks have failed, and by itself looks every ten seconds.
+        # Ray Serve restarts a proxy after three failed checks, and checks only every ten seconds by default.
         os.environ.setdefault("RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S", "1")
-        # Who has failed three health checks is beyond finishing anything; its successor need not wait for it.
+        # A replica that failed three health checks will not finish its requests; its successor need not wait for it.
         os.environ.setdefault("RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS", "1")
-        # Ray runs its workers at nice 15, and any other busy process starves them: here the workers are the service.
+        # Ray runs its workers at nice 15, so any busy process starves them; here the workers are the service.
         os.environ.setdefault("RAY_worker_niceness", "0")
-        # Prometheus scrapes every five seconds; there is no use in telling its figures half as often.
+        # Prometheus scrapes every five seconds; by default Ray reports only half as often.
         os.environ.setdefault("RAY_metrics_report_interval_ms", "5000")
-        # The threads of Ray's processes would have an arena of their own each, and what one has freed no other takes.
+        # By default each thread has a malloc arena of its own, and memory freed in one is not reused in another.
         os.environ.setdefault("MALLOC_ARENA_MAX", "2")
-        # Ray would take the same two ports for its own figures in every cluster of a machine.
+        # By default every cluster of a machine uses the same two ports for Ray's own metrics.
         os.environ |= {name: str(free_port()) for name in ("AUTOSCALER_METRIC_PORT", "DASHBOARD_METRIC_PORT")}
     import ray
     from ray._private import ray_constants
@@ -73,8 +73,8 @@ def cluster(cpus: float, gpus: float = 0, nodes: int = 0) -> Iterator[str]:
             ray.shutdown()
         return
 
-    ray_constants.ENABLE_RAY_CLUSTER = False  # the switch, for those who imported Ray before it was set
-    # Unix sockets have short paths; a long TMPDIR would not fit.
+    ray_constants.ENABLE_RAY_CLUSTER = False  # same as above, if Ray was imported before the variable was set
+    # The path of a Unix socket has a maximum length, which a long TMPDIR would exceed.
     folder = tempfile.mkdtemp(prefix="weir-", dir="/tmp")
     before = set(psutil.Process().children(recursive=True))
     try:
@@ -96,13 +96,13 @@ def cluster(cpus: float, gpus: float = 0, nodes: int = 0) -> Iterator[str]:
         started = set(psutil.Process().children(recursive=True)) - before
         ray.shutdown()
         _forget_serve()
-        # What Ray leaves of the other nodes would wait for the head, which has ended.
+        # Processes that Ray leaves of the other nodes would wait for the head, which has ended.
         end(started, timeout_s=0 if nodes else STOP_TIMEOUT_S)
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def _forget_serve() -> None:
-    """Serve keeps its client by the job's number, and the next cluster of this process has a job of the same one."""
+    """Makes Ray Serve forget its client, which it keeps by job number: the next cluster's job has the same number."""
     if "ray.serve.context" in sys.modules:
         sys.modules["ray.serve.context"]._set_global_client(None)
 
@@ -110,13 +110,13 @@ def _forget_serve() -> None:
 def start_node(cpus: int, gpus: int = 0) -> None:
     """Starts one more node of the cluster that this process is connected to, as ``ray.cluster_utils`` does it.
 
-    Ray's command ``ray start`` does not do: it would have the node listen on the host's address.
+    ``ray start`` cannot be used, because its node would listen on the host's address.
     """
     import ray
     from ray._private.node import Node
     from ray._private.parameter import RayParams
 
-    # Several nodes share the address, so each takes the ports that are free.
+    # Several nodes share the address, so each uses free ports.
     ports = ("node_manager_port", "min_worker_port", "max_worker_port", "dashboard_agent_listen_port")
     fields: dict[str, Any] = dict.fromkeys(ports, 0)
     fields["include_log_monitor"] = False
@@ -127,8 +127,11 @@ def start_node(cpus: int, gpus: int = 0) -> None:
 
 
 def targets_file() -> Path | None:
-    """Where Ray lists what Prometheus has to scrape of the cluster that this process is connected to: on the head node,
-    some seconds after its start, and again as nodes come and go. None without a connection."""
+    """The file in which Ray lists the Prometheus targets of the cluster that this process is connected to.
+
+    Ray writes it on the head node some seconds after its start, and again as nodes join and leave. None without a
+    connection.
+    """
     import ray
 
     node: Any = ray._private.worker.global_worker.node
@@ -136,7 +139,7 @@ def targets_file() -> Path | None:
 
 
 def end(processes: set[psutil.Process], timeout_s: float = STOP_TIMEOUT_S) -> None:
-    """Waits until the processes have ended, and kills those that have not by then."""
+    """Waits until the processes have ended, and kills those that still run after ``timeout_s``."""
     _, alive = psutil.wait_procs(processes, timeout=timeout_s)
     for process in alive:
         with suppress(psutil.NoSuchProcess):

@@ -1,7 +1,7 @@
 """Writes the lock files from the pins: ``python -m tests.lock [--upgrade]``.
 
 They hold every package that is installed, in every platform's builds, with its hashes; ``--upgrade`` takes the newest
-versions of what is not pinned. Torch is not among them, see docs/decisions/2026-11-24-locks.md.
+versions of what is not pinned. Torch is not among them, see docs/decisions/2026-11-24-dependency-locks.md.
 """
 
 from __future__ import annotations

@@ -15,7 +15,6 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 from load_balancer.http.headers import MOST_KEY_CHARACTERS
 from load_balancer.runner.generation_request import CacheMode, GenerationRequest, ImageFormat
 from weir.config import FamilyConfig, LimitsConfig
-from weir.core import Role
 from weir.errors import InvalidRequest, UnknownModel
 
 #: Anything but white space and control characters, of whichever language's reading of ``\\s``.
@@ -37,7 +36,7 @@ HEADERS: tuple[tuple[str, dict[str, Any], str], ...] = (
     (
         "Idempotency-Key",
         {"type": "string", "minLength": 1, "maxLength": MOST_KEY_CHARACTERS, "pattern": "^[!-~]([ -~]*[!-~])?$"},
-        "the same request with the same key is drawn once, and every time gets the same answer",
+        "the same request with the same key is generated once, and gets the same answer every time",
     ),
     ("Prefer", {"type": "string"}, "`respond-async` answers 202 at once, `respond-async, wait=N` after N seconds"),
 )
@@ -89,10 +88,10 @@ class RequestRules:
         self._stand_ins = {
             size: _nearest(size, family.allowed_sizes) for size in OPENAI_SIZES if size not in self._sizes
         }
-        self.models: dict[str, Role | None] = {
+        #: Variants by name of the model; None is the cascade.
+        self.models: dict[str, str | None] = {
             family.name: None,
-            f"{family.name}/light": Role.LIGHT,
-            f"{family.name}/heavy": Role.HEAVY,
+            **{f"{family.name}/{key}": key for key in family.keys},
         }
         self.models |= {alias: self.models[model] for alias, model in (aliases or {}).items()}
         choices = {
@@ -156,7 +155,7 @@ class RequestRules:
             width=side,
             height=side,
             n=1 if body.n is None else body.n,
-            role=self.models[body.model or self._family.name],
+            variant=self.models[body.model or self._family.name],
             negative_prompt=body.negative_prompt or "",
             seed=None if body.seed == ANY_SEED else body.seed,
             steps=body.num_inference_steps,
