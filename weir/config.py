@@ -386,6 +386,10 @@ def _origin(text: str) -> str:
     return f"{parts.scheme}://{host}" + (f":{parts.port}" if told else "")
 
 
+#: As the model of an alias: the family itself, whatever its name is.
+CASCADE = "cascade"
+
+
 class ServiceConfig(_Strict):
     """What ``weir up`` starts."""
 
@@ -400,7 +404,8 @@ class ServiceConfig(_Strict):
     limits: LimitsConfig = LimitsConfig()
     http: HttpConfig = HttpConfig()
     aliases: dict[str, str] = Field(
-        default_factory=dict, description="further names of models, for clients that ask for OpenAI's: name → model"
+        default_factory=dict,
+        description="further names, for clients that ask for OpenAI's models: name → cascade, a variant or a model",
     )
     keys_file: str | None = Field(
         None, description="who may call, relative to this file; `weir keys new` writes it. Without one everybody may"
@@ -565,12 +570,15 @@ def load_service(path: Path | str) -> tuple[ServiceConfig, FamilyConfig]:
             f"{path}: cache.levels: levels are fitted on one light variant, and {family.name} has "
             f"{len(family.variants) - 1}; name a family of two, or leave it out"
         )
+    targets = {CASCADE: family.name} | {key: f"{family.name}/{key}" for key in family.keys}
+    targets |= {name: name for name in family.model_names}
     for alias, model in service.aliases.items():
-        if model not in family.model_names or alias in family.model_names or not 1 <= len(alias) <= 64:
+        if model not in targets or alias in family.model_names or not 1 <= len(alias) <= 64:
             raise ConfigError(
-                f"{path}: aliases.{alias}: {model}: an alias is a new name of 1 to 64 characters for one of the models "
-                f"{', '.join(family.model_names)}"
+                f"{path}: aliases.{alias}: {model}: an alias is a new name of 1 to 64 characters for {CASCADE} or for one "
+                f"of the models {', '.join(family.model_names)}"
             )
+    update["aliases"] = {alias: targets[model] for alias, model in service.aliases.items()}
     return service.model_copy(update=update), family
 
 

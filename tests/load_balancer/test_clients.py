@@ -343,9 +343,9 @@ def service(tmp_path: Path, **fields: Any) -> Path:
 
 
 def test_aliases_and_origins_are_in_the_service_file(tmp_path: Path):
-    fields = {"aliases": {"my-model": "weir-tiny/heavy"}, "http": {"allowed_origins": [ORIGIN]}}
+    fields = {"aliases": {"a": "cascade", "b": "light", "c": "weir-tiny/heavy"}, "http": {"allowed_origins": [ORIGIN]}}
     configured, _ = load_service(service(tmp_path, **fields))
-    assert configured.aliases == {"my-model": "weir-tiny/heavy"}
+    assert configured.aliases == {"a": "weir-tiny", "b": "weir-tiny/light", "c": "weir-tiny/heavy"}
     assert configured.http.allowed_origins == (ORIGIN,)
 
 
@@ -353,7 +353,7 @@ def test_aliases_and_origins_are_in_the_service_file(tmp_path: Path):
     "aliases", [{"a": "nothing"}, {"a": "weir-tiny/medium"}, {"weir-tiny": "weir-tiny/light"}, {"": "weir-tiny"}]
 )
 def test_an_alias_of_nothing_or_of_a_name_in_use_is_refused(tmp_path: Path, aliases: dict[str, str]):
-    with pytest.raises(ConfigError, match=r"aliases\..*one of the models weir-tiny, weir-tiny/light, weir-tiny/heavy"):
+    with pytest.raises(ConfigError, match=r"aliases\..*of the models weir-tiny, weir-tiny/light, weir-tiny/heavy"):
         load_service(service(tmp_path, aliases=aliases))
 
 
