@@ -405,7 +405,7 @@ class ServiceConfig(_Strict):
     http: HttpConfig = HttpConfig()
     aliases: dict[str, str] = Field(
         default_factory=dict,
-        description="further names, for clients that ask for OpenAI's models: name → cascade, a variant or a model",
+        description="further names of models, as OpenAI's: name → cascade, a variant or a model",
     )
     keys_file: str | None = Field(
         None, description="who may call, relative to this file; `weir keys new` writes it. Without one everybody may"
@@ -575,8 +575,8 @@ def load_service(path: Path | str) -> tuple[ServiceConfig, FamilyConfig]:
     for alias, model in service.aliases.items():
         if model not in targets or alias in family.model_names or not 1 <= len(alias) <= 64:
             raise ConfigError(
-                f"{path}: aliases.{alias}: {model}: an alias is a new name of 1 to 64 characters for {CASCADE} or for one "
-                f"of the models {', '.join(family.model_names)}"
+                f"{path}: aliases.{alias}: {model}: an alias is a new name of 1 to 64 characters for {CASCADE} or for "
+                f"one of the models {', '.join(family.model_names)}"
             )
     update["aliases"] = {alias: targets[model] for alias, model in service.aliases.items()}
     return service.model_copy(update=update), family
