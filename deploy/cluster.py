@@ -17,6 +17,7 @@ import psutil
 
 from weir.loopback import SWITCH
 from weir.ports import free_port
+from weir.proxies import spare_loopback
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 OBJECT_STORE_BYTES = 512 * 2**20
@@ -36,6 +37,7 @@ def cluster(cpus: float, gpus: float = 0, nodes: int = 0) -> Iterator[str]:
             the head has none, as on a cluster of several machines. 0: the head has all CPUs and GPUs.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    spare_loopback()
     # Ray's processes import this checkout, whatever the working directory is.
     paths = [str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])]
     os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(paths))

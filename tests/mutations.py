@@ -267,8 +267,8 @@ MUTATIONS = (
     Mutation(
         "the noise does not follow from the seed",
         "workers/models/family.py",
-        "torch.Generator().manual_seed(order.request.seed)",
-        "torch.Generator().manual_seed(id(order) % 2**32)",
+        "generator(order.request.seed)",
+        "generator(id(order) % 2**32)",
         "tests/workers/test_family.py::test_the_same_request_gives_the_same_bytes_and_another_seed_another_picture",
     ),
     Mutation(
