@@ -6,21 +6,26 @@ import logging
 import math
 import os
 import shutil
-import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import psutil
 
+from weir import ray_private
 from weir.loopback import SWITCH
 from weir.ports import free_port
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 OBJECT_STORE_BYTES = 512 * 2**20
 STOP_TIMEOUT_S = 20.0
+#: How often Ray is started before its failure is the caller's: on a busy machine its own limits strike.
+STARTS = 3
+
+T = TypeVar("T")
+_log = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -45,6 +50,8 @@ def cluster(cpus: float, gpus: float = 0, nodes: int = 0) -> Iterator[str]:
         # Whoever reaches a Ray cluster can run code on it: without the token nobody does.
         os.environ.setdefault("RAY_AUTH_MODE", "token")
         os.environ[SWITCH] = "1"
+        # On a busy machine Ray's own server takes longer than the 20 s for which Ray tries to reach it.
+        os.environ.setdefault("RAY_gcs_server_port_wait_time_s", "60")
         # On a busy machine Serve's proxy takes longer than the 5 s after which Serve kills it.
         os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "60")
         # Serve starts a dead proxy again when three looks have failed, and by itself looks every ten seconds.
@@ -60,7 +67,6 @@ def cluster(cpus: float, gpus: float = 0, nodes: int = 0) -> Iterator[str]:
         # Ray would take the same two ports for its own figures in every cluster of a machine.
         os.environ |= {name: str(free_port()) for name in ("AUTOSCALER_METRIC_PORT", "DASHBOARD_METRIC_PORT")}
     import ray
-    from ray._private import ray_constants
 
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if os.environ.get("RAY_ADDRESS"):
@@ -71,66 +77,72 @@ def cluster(cpus: float, gpus: float = 0, nodes: int = 0) -> Iterator[str]:
             ray.shutdown()
         return
 
-    ray_constants.ENABLE_RAY_CLUSTER = False  # the switch, for those who imported Ray before it was set
+    ray_private.allow_loopback()
     # Unix sockets have short paths; a long TMPDIR would not fit.
     folder = tempfile.mkdtemp(prefix="weir-", dir="/tmp")
     before = set(psutil.Process().children(recursive=True))
     try:
-        context = ray.init(
-            address="local",
-            num_cpus=0 if nodes else max(os.cpu_count() or 1, math.ceil(cpus)),
-            num_gpus=None if nodes else math.ceil(gpus) or None,
-            object_store_memory=OBJECT_STORE_BYTES,
-            include_dashboard=True,
-            dashboard_host="127.0.0.1",
-            _node_ip_address="127.0.0.1",
-            _temp_dir=folder,
-            **quiet,
+        context = started(
+            lambda: ray.init(
+                address="local",
+                num_cpus=0 if nodes else max(os.cpu_count() or 1, math.ceil(cpus)),
+                num_gpus=None if nodes else math.ceil(gpus) or None,
+                object_store_memory=OBJECT_STORE_BYTES,
+                include_dashboard=True,
+                dashboard_host="127.0.0.1",
+                _node_ip_address="127.0.0.1",
+                _temp_dir=folder,
+                **quiet,
+            )
         )
         for _ in range(nodes):
             start_node(math.ceil(cpus / nodes), math.ceil(gpus / nodes))
         yield f"http://{context.dashboard_url}"
     finally:
-        started = set(psutil.Process().children(recursive=True)) - before
+        processes = set(psutil.Process().children(recursive=True)) - before
         ray.shutdown()
-        _forget_serve()
+        ray_private.forget_serve()
         # What Ray leaves of the other nodes would wait for the head, which has ended.
-        end(started, timeout_s=0 if nodes else STOP_TIMEOUT_S)
+        end(processes, timeout_s=0 if nodes else STOP_TIMEOUT_S)
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _forget_serve() -> None:
-    """Serve keeps its client by the job's number, and the next cluster of this process has a job of the same one."""
-    if "ray.serve.context" in sys.modules:
-        sys.modules["ray.serve.context"]._set_global_client(None)
+def started(start: Callable[[], T]) -> T:
+    """Starts processes of Ray by ``start``; when they do not come up in time, ends them and starts them again.
+
+    Raises:
+        Exception: what ``start`` raised, if that was something else or the last of :data:`STARTS`.
+    """
+    for attempt in range(1, STARTS + 1):
+        before = set(psutil.Process().children(recursive=True))
+        try:
+            return start()
+        except Exception as error:
+            if attempt == STARTS or not ray_private.started_too_slowly(error):
+                raise
+            _log.warning("Ray was too slow to start, attempt %d of %d: %s", attempt, STARTS, error)
+            end(set(psutil.Process().children(recursive=True)) - before, timeout_s=0)
+    raise AssertionError("unreachable")
 
 
 def start_node(cpus: int, gpus: int = 0) -> None:
-    """Starts one more node of the cluster that this process is connected to, as ``ray.cluster_utils`` does it.
-
-    Ray's command ``ray start`` does not do: it would have the node listen on the host's address.
-    """
+    """Starts one more node of the cluster that this process is connected to."""
     import ray
-    from ray._private.node import Node
-    from ray._private.parameter import RayParams
 
     # Several nodes share the address, so each takes the ports that are free.
     ports = ("node_manager_port", "min_worker_port", "max_worker_port", "dashboard_agent_listen_port")
     fields: dict[str, Any] = dict.fromkeys(ports, 0)
     fields["include_log_monitor"] = False
     fields |= {"num_cpus": cpus, "num_gpus": gpus, "object_store_memory": OBJECT_STORE_BYTES // 4}
-    address = ray.get_runtime_context().gcs_address
-    params = RayParams(gcs_address=address, node_ip_address="127.0.0.1", **fields)
-    Node(params, head=False, shutdown_at_exit=False)
+    fields |= {"gcs_address": ray.get_runtime_context().gcs_address, "node_ip_address": "127.0.0.1"}
+    started(lambda: ray_private.start_node(**fields))
 
 
 def targets_file() -> Path | None:
     """Where Ray lists what Prometheus has to scrape of the cluster that this process is connected to: on the head node,
     some seconds after its start, and again as nodes come and go. None without a connection."""
-    import ray
-
-    node: Any = ray._private.worker.global_worker.node
-    return node and Path(node.get_session_dir_path()) / "prom_metrics_service_discovery.json"
+    folder = ray_private.session_folder()
+    return folder and folder / "prom_metrics_service_discovery.json"
 
 
 def end(processes: set[psutil.Process], timeout_s: float = STOP_TIMEOUT_S) -> None:

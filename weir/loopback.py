@@ -9,7 +9,8 @@ stops working.
 from __future__ import annotations
 
 import os
-from typing import Any
+
+from weir.ray_private import bind_replicas_to_loopback
 
 #: Set where the whole cluster is on this machine.
 SWITCH = "WEIR_LOOPBACK"
@@ -17,16 +18,5 @@ SWITCH = "WEIR_LOOPBACK"
 
 def keep_to_loopback() -> None:
     """Called in a replica before its server starts: in the constructor of what it serves."""
-    if os.environ.get(SWITCH) != "1":
-        return
-    from ray.serve._private import replica
-
-    bind = replica.add_port_to_grpc_server
-    if getattr(bind, "kept", False):
-        return
-
-    def kept(server: Any, address: str) -> int:
-        return bind(server, address.replace("[::]:", "127.0.0.1:"))
-
-    kept.kept = True  # type: ignore[attr-defined]
-    replica.add_port_to_grpc_server = kept
+    if os.environ.get(SWITCH) == "1":
+        bind_replicas_to_loopback()
