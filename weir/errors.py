@@ -6,7 +6,6 @@ WeirError
 │   ├── NotFound        404  there is no such thing, or none of this caller's, or no more
 │   └── KeyReused       422  an idempotency key came again with another request
 ├── Unauthorized        401  no key, or none that is known
-├── Forbidden           403  the key may call, but not this
 ├── Cancelled           409  somebody cancelled the request while it was drawn
 ├── BodyTooLarge        413
 ├── BodyTooSlow         408  the body was not there in time
@@ -87,12 +86,6 @@ class Unauthorized(WeirError):
     status = 401
     kind = "authentication_error"
     code = "invalid_api_key"
-
-
-class Forbidden(WeirError):
-    status = 403
-    kind = "permission_error"
-    code = "insufficient_scope"
 
 
 class RateLimited(WeirError):
