@@ -15,10 +15,10 @@ from typing import Any, TypeVar
 import psutil
 
 from weir import ray_private
+from weir.assets import import_path
 from weir.loopback import SWITCH
 from weir.ports import free_port
 
-REPOSITORY = Path(__file__).resolve().parents[1]
 OBJECT_STORE_BYTES = 512 * 2**20
 STOP_TIMEOUT_S = 20.0
 #: How often Ray is started before its failure is the caller's: on a busy machine its own limits strike.
@@ -41,8 +41,8 @@ def cluster(cpus: float, gpus: float = 0, nodes: int = 0) -> Iterator[str]:
             evenly, and the head has none, as on a cluster of several machines.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # Ray's processes import this checkout, wherever the command was typed.
-    paths = [str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])]
+    # Ray's processes import the packages that this one does, wherever the command was typed.
+    paths = [*import_path(), *filter(None, [os.environ.get("PYTHONPATH")])]
     os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(paths))
     if not os.environ.get("RAY_ADDRESS"):
         # The switch that keeps Ray on the loopback interface; without it Ray replaces 127.0.0.1 by the host's address.

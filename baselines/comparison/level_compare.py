@@ -16,9 +16,8 @@ from controller.levels import LEVEL_POLICIES, LevelSetting, make_level_policy
 from simulator.arrivals import Arrivals, laid_anew, read_arrivals
 from simulator.levels import LevelOutcome, simulate_levels
 from weir.approximation_levels import load_ladder
+from weir.assets import LADDERS
 
-#: Where ladders with a name are.
-LADDERS = Path(__file__).parents[2] / "deploy" / "ladders"
 #: The system that a policy is of; the others are what systems were compared with.
 SYSTEMS = {"weir": "Weir", "nirvana": "NIRVANA", "argus": "Argus", "pac": "Argus"}
 #: The deadline when none is given, in latencies of level 0. The paper does not say its own.

@@ -12,12 +12,12 @@ from typing import Any
 import httpx
 import yaml
 
+from weir.assets import MONITORING
 from weir.errors import ServiceError
 from weir.ports import listenable
 
-HERE = Path(__file__).parent
-CONFIG = HERE / "prometheus.yml"
-RULES = HERE / "rules.yml"
+CONFIG = MONITORING / "prometheus.yml"
+RULES = MONITORING / "rules.yml"
 #: What a dashboard looks back at, and a day more.
 KEEP = "15d"
 START_S = 30.0
@@ -149,7 +149,7 @@ def configured(targets: Path, overrides: dict[str, Any] | None = None) -> dict[s
 
 def grafana_command(prometheus_url: str, port: int = 3000) -> str:
     """What starts a Grafana beside it, bound to the loopback interface, with the dashboards that ship."""
-    folder = HERE / "grafana"
+    folder = MONITORING / "grafana"
     return (
         f"docker run --rm --network host -e GF_SERVER_HTTP_ADDR=127.0.0.1 -e GF_SERVER_HTTP_PORT={port} "
         f"-e WEIR_PROMETHEUS_URL={prometheus_url} -v {folder}/provisioning:/etc/grafana/provisioning:ro "
