@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from controller.policy import PUBLISHED, Policy, best_batch, one_role
-from weir.core import Plan, Role
+from controller.batch_size import best_batch
+from controller.policy import PUBLISHED, Policy
+from weir.plan import Plan
 
 
 class AllHeavy(Policy):
-    """Every replica heavy, at the batch size with the most images per second of those that meet the deadline."""
+    """Every replica runs the last variant, at the batch size with the most images per second of those that meet the
+    deadline."""
 
     name = "all-heavy"
 
     def first_plan(self) -> Plan:
         self.rules = replace(self.rules, heavy_entry=1.0)
-        heavy = self.setting.gpus[0].heavy
-        return one_role(self, Role.HEAVY, best_batch(heavy, self.setting.slo_s))
+        batch = best_batch(self.setting.gpus[0].heavy, self.setting.slo_s)
+        return self.one_variant(self.setting.last, batch, reason="every image is of the best variant")
 
 
 class AllHeavyAsPublished(Policy):
@@ -26,4 +28,4 @@ class AllHeavyAsPublished(Policy):
 
     def first_plan(self) -> Plan:
         self.rules = replace(PUBLISHED, heavy_entry=1.0)
-        return one_role(self, Role.HEAVY, 1)
+        return self.one_variant(self.setting.last, 1, reason="every image is of the best variant")

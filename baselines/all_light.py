@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from controller.policy import PUBLISHED, Policy, best_batch, one_role
-from weir.core import Plan, Role
+from controller.batch_size import best_batch
+from controller.policy import PUBLISHED, Policy
+from weir.plan import Plan
 
 
 class AllLight(Policy):
-    """Every replica light, at the batch size with the most images per second of those within half the deadline."""
+    """Every replica runs the first variant, at the batch size with the most images per second of those within half the
+    deadline."""
 
     name = "all-light"
 
     def first_plan(self) -> Plan:
-        light = self.setting.gpus[0].light
-        return one_role(self, Role.LIGHT, best_batch(light, self.setting.slo_s / 2))
+        batch = best_batch(self.setting.gpus[0].light, self.setting.slo_s / 2)
+        return self.one_variant(self.setting.variants[0], batch, reason="every image is of the fastest variant")
 
 
 class AllLightAsPublished(Policy):
@@ -25,4 +27,4 @@ class AllLightAsPublished(Policy):
 
     def first_plan(self) -> Plan:
         self.rules = replace(PUBLISHED, drop_after_s=self.setting.slo_s)
-        return one_role(self, Role.LIGHT, 1)
+        return self.one_variant(self.setting.variants[0], 1, reason="every image is of the fastest variant")

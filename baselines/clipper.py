@@ -9,7 +9,8 @@ from weir.approximation_levels import Ladder, Level, Strategy
 class ClipperHighAccuracy(LevelPolicy):
     """The best level."""
 
-    name = "clipper-ha"
+    name = "clipper-heavy"
+    needs_states = False
 
     def plan(self, demand_rps: float) -> LevelPlan:
         return self.everything_at(0)
@@ -18,7 +19,8 @@ class ClipperHighAccuracy(LevelPolicy):
 class ClipperHighThroughput(LevelPolicy):
     """The smallest model; the fastest cached level when the ladder has no smaller model."""
 
-    name = "clipper-ht"
+    name = "clipper-light"
+    needs_states = False
 
     def chosen_levels(self, ladder: Ladder) -> tuple[Level, ...]:
         smaller = ladder.of(Strategy.SM)

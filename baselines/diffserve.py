@@ -13,7 +13,7 @@ from controller.observation import Observation
 from controller.policy import PUBLISHED, Policy
 from controller.setting import Setting
 from solvers.solve import solve
-from weir.core import Plan, Role
+from weir.plan import Plan
 
 #: Seconds between plans.
 PERIOD_S = 5
@@ -64,8 +64,9 @@ class DiffServe(Policy):
         self._demand.observe(OVER_PROVISION * in_flight)
         self._light.observe(in_flight)
         self._heavy.observe(seen.deferred_in_flight + seen.late_deferred)
-        self._light_queue.observe(seen.queued[Role.LIGHT])
-        self._heavy_queue.observe(seen.queued[Role.HEAVY])
+        first, last = self.setting.variants[0], self.setting.last
+        self._light_queue.observe(seen.queued.get(first, 0))
+        self._heavy_queue.observe(seen.queued.get(last, 0))
         self._ticks += 1
         if self._ticks % PERIOD_S or not self._demand.mean:
             return None
@@ -82,11 +83,12 @@ class DiffServe(Policy):
             # The artifact's program is infeasible here and its control thread dies; the running plan stays.
             return None
         # The artifact spends every spare worker on the heavy role.
-        light = solution.count(Role.LIGHT)
+        light = solution.count(first)
         return self.split(
             light,
             sum(seen.replicas) - light,
-            light_batch=solution.batch_size(Role.LIGHT) or 1,
-            heavy_batch=solution.batch_size(Role.HEAVY) or 1,
+            light_batch=solution.batch_size(first) or 1,
+            heavy_batch=solution.batch_size(last) or 1,
             threshold=solution.threshold,
+            reason=f"{self._demand.mean:.1f} requests in flight; {solution.deferral:.0%} of the images are deferred",
         )

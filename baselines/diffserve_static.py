@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 from baselines.published import CASCADES
-from controller.policy import PUBLISHED, Policy, best_batch
+from controller.batch_size import best_batch
+from controller.policy import PUBLISHED, Policy
 from solvers.solve import solve
-from weir.core import Plan
+from weir.plan import Plan
 
 
 class DiffServeStatic(Policy):

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from controller.level_policy import LevelPlan, LevelPolicy, LevelSetting
-from weir.errors import ConfigError
+from dataclasses import replace
+
+from controller.batch_size import best_batch
+from controller.policy import Policy
+from weir.plan import Plan
 
 
-class Nirvana(LevelPolicy):
-    """Raises ConfigError for a ladder without ``similarity_shares``."""
+class Nirvana(Policy):
+    """Every replica runs the last variant, and every request resumes at the K that its similarity to a cached prompt
+    admits."""
 
     name = "nirvana"
+    reuses = True
 
-    def __init__(self, setting: LevelSetting):
-        super().__init__(setting)
-        if not setting.ladder.similarity_shares:
-            raise ConfigError(
-                f"policy nirvana: the ladder of {setting.ladder.family} has no similarity_shares; "
-                "add the shares of requests by K that similarity gives"
-            )
-
-    def plan(self, demand_rps: float) -> LevelPlan:
-        return self.place((), [self.setting.ladder.similarity_shares])
+    def first_plan(self) -> Plan:
+        self.rules = replace(self.rules, heavy_entry=1.0, direct=0.0)
+        batch = best_batch(self.setting.gpus[0].heavy, self.setting.slo_s)
+        return self.one_variant(self.setting.last, batch, reason="similarity alone chooses the step to resume at")

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from controller.batch_size import best_batch
 from controller.demand import DemandForecast
 from controller.observation import Observation
-from controller.policy import Policy, best_batch
+from controller.policy import Policy
 from controller.setting import Setting
-from weir.core import Plan
+from weir.plan import Plan
 
 #: Seconds between plans.
 PERIOD_S = 5.0
@@ -37,7 +38,7 @@ class Proteus(Policy):
         self._heavy_rps = self._heavy_batch / gpu.heavy.at(self._heavy_batch)
 
     def first_plan(self) -> Plan:
-        return self._plan(0.0)
+        return self._plan(0.0, self.setting.replicas)
 
     def observe(self, seen: Observation) -> Plan | None:
         self._demand.observe(seen.arrivals, 1.0)
@@ -45,12 +46,17 @@ class Proteus(Policy):
             return None
         self._planned_at_s = seen.now_s
         self.account.forecast_rps = OVER_PROVISION * self._demand.rate_rps()
-        return self._plan(self.account.forecast_rps)
+        return self._plan(self.account.forecast_rps, sum(seen.replicas))
 
-    def _plan(self, demand_rps: float) -> Plan:
-        n = self.setting.replicas
+    def _plan(self, demand_rps: float, n: int) -> Plan:
         fits = [h for h in range(n + 1) if h * self._heavy_rps + (n - h) * self._light_rps >= demand_rps]
         heavy = max(fits, default=0)
         entry = 1.0 if heavy == n else min(1.0, heavy * self._heavy_rps / demand_rps)
         self.rules = replace(self.rules, heavy_entry=entry)
-        return self.split(n - heavy, heavy, light_batch=self._light_batch, heavy_batch=self._heavy_batch)
+        return self.split(
+            n - heavy,
+            heavy,
+            light_batch=self._light_batch,
+            heavy_batch=self._heavy_batch,
+            reason=f"demand is {demand_rps:.1f}/s; {entry:.0%} of the requests go to the best variant, at random",
+        )

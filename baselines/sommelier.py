@@ -14,6 +14,6 @@ class Sommelier(LevelPolicy):
     name = "sommelier"
 
     def plan(self, demand_rps: float) -> LevelPlan:
-        rates = self.setting.ladder.rates_rps(self.levels)
-        enough = (k for k, rate in enumerate(rates) if self.setting.gpus * rate >= demand_rps)
+        rates = self.ladder.rates_rps(self.levels)
+        enough = (k for k, rate in enumerate(rates) if self._gpus * rate >= demand_rps)
         return self.everything_at(next(enough, len(rates) - 1))

@@ -14,7 +14,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from rich.table import Table
 from benchmarks.engine import LEVELS, SHARES
 from traces.loader import load_trace
 from weir.config import load_family
-from weir.core import ImageRequest, Role
+from weir.core import ImageRequest, Resume
 from weir.states import State
 from workers.engine.engine import DenoiseJob, order_for
 from workers.engine.scheduling import Task, next_call
@@ -143,15 +143,15 @@ def main() -> None:
     levels = [round(int(k) / 50 * steps) for k in rng.choice(LEVELS, len(requests), p=np.array(SHARES) / sum(SHARES))]
     # Speed does not depend on whose state it is: one run's serve all.
     [drawn] = engine.generate(
-        Role.HEAVY, [ImageRequest("source", "a red circle", 0, side, side, float("inf"), capture=True)]
+        "heavy", [ImageRequest("source", "a red circle", 0, side, side, float("inf"), capture="bursty")]
     )
     states: dict[int, State] = {state.step: state for state in drawn.states}
 
     def images(scale: float) -> list[Waiting]:
         made = []
         for i, (request, level, arrival) in enumerate(zip(requests, levels, arrivals * scale, strict=True)):
-            fields = {"resume_key": "-", "resume_step": level} if level else {}
-            order = order_for(config, Role.HEAVY, ImageRequest.from_dict(request.to_dict() | fields), states.get(level))
+            resumed = replace(request, resume=Resume("-", level) if level else None)
+            order = order_for(config, "heavy", resumed, states.get(level))
             made.append(
                 Waiting(
                     ticket=i,

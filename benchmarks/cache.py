@@ -45,10 +45,10 @@ from cache.store.quantise import quantise, restore
 from cache.store.redis_backend import RedisBackend
 from cache.store.redis_server import RedisServer
 from cache.store.seal import Compression
-from cache.store.store import Record, SealedStore, state_key
+from cache.store.store import Record, SealedStore
 from weir.config import CacheConfig, load_family
 from weir.core import ImageRequest
-from weir.states import State
+from weir.states import State, state_key
 
 console = Console()
 
@@ -301,7 +301,7 @@ def _fetched(backend: Backend, shape: tuple[int, int, int], compression: Compres
     put, get, count = [], [], 200
     base = backend.used_bytes() or 0
     for i in range(count):
-        request = ImageRequest(str(i), "", 0, 1024, 1024, 0.0, cache_partition="p")
+        request = ImageRequest(str(i), "", 0, 1024, 1024, 0.0, capture="p")
         begin = time.perf_counter()
         store.put(request, [State(latent, 10, 50, "s", "m")])
         put.append(time.perf_counter() - begin)
@@ -339,7 +339,7 @@ def rebuild(args: argparse.Namespace) -> dict:
         for i in track(range(args.entries), "filling Redis", console=console):
             vector = rng.normal(size=dim).astype(np.float32)
             vector /= np.linalg.norm(vector)
-            request = ImageRequest(str(i), "", 0, 64, 64, 0.0, cache_partition=partition)
+            request = ImageRequest(str(i), "", 0, 64, 64, 0.0, capture=partition)
             store.put(request, [State(latent, 10, 50, "s", "m")])
             store.remember(Record(partition, str(i), "a red circle", vector.astype(np.float16), {10: 1000}, float(i)))
         cache, begin = opened(), time.perf_counter()
@@ -368,16 +368,17 @@ def probe(args: argparse.Namespace) -> dict:
 
     def lookup(tenant: str, name: str, prompt: str, *, keep: bool) -> float:
         """Seconds of the processor until the worker has what it resumes from, or knows that there is nothing: what the
-        most patient prober could average the noise away to."""
+        most persistent prober could average the noise away to."""
         begin = time.thread_time()
         found = cache.lookup(name, tenant, prompt, Settings(64, 64))
-        if found.key is not None:
-            store.get(found.key)
+        if found.resume is not None:
+            store.get(found.resume.key)
         took_s = time.thread_time() - begin
         if keep:
-            request = ImageRequest(name, prompt, 0, 64, 64, 0.0, cache_partition=found.partition)
+            request = ImageRequest(name, prompt, 0, 64, 64, 0.0, capture=found.partition)
             store.put(request, [State(latent, 10, 50, "s", "m")])
-        cache.finish(name, found.k, (10,) if keep else ())
+        sought = found.resume.step if found.resume else 0
+        cache.finish(name, sought, (10,) if keep else (), sought)
         return took_s
 
     for tenant, cached in (("acme", theirs), ("globex", own)):

@@ -45,16 +45,16 @@ from cache.policy.eviction import Lru
 from cache.policy.selector import Selector, load_selector
 from cache.store.redis_backend import RedisBackend
 from cache.store.redis_server import RedisServer
-from cache.store.store import SealedStore, state_key
+from cache.store.store import SealedStore
 from quality.clip import ClipScorer
 from quality.frechet import frechet_distance
 from quality.paired import paired_ratio
 from quality.suite import Suite, family_suite, tensors
 from traces.prompts import Habits, prompt_log
-from training.scenes import draw_scene, render
+from training.scenes import render, sample_scene
 from weir.config import FamilyConfig, load_family
-from weir.core import ImageRequest, Role
-from weir.states import State, capture_steps
+from weir.core import ImageRequest, Overrides, Resume, WarmStart
+from weir.states import State, capture_steps, state_key
 from workers.models.family import Family
 
 console = Console()
@@ -112,7 +112,7 @@ class Bench:
 
     def _warm(self, prompts: list[str], seed: int) -> list[Cached]:
         requests = [
-            self.request(f"warm-{i}", prompt, seed + i, capture=True, keep_latent=True)
+            self.request(f"warm-{i}", prompt, seed + i, capture="warm", keep_latent=True)
             for i, prompt in enumerate(prompts)
         ]
         return [
@@ -123,7 +123,7 @@ class Bench:
                 drawn.latent,
                 None if drawn.seen is None else np.frombuffer(drawn.seen, np.float16),
             )
-            for prompt, drawn in zip(prompts, self.draw(Role.HEAVY, requests, what="filling the cache"), strict=True)
+            for prompt, drawn in zip(prompts, self.draw("heavy", requests, what="filling the cache"), strict=True)
         ]
 
     def request(self, name: str, prompt: str, seed: int, **more: object) -> ImageRequest:
@@ -131,7 +131,7 @@ class Bench:
         return ImageRequest(name, prompt, seed, side, side, float("inf"), **more)  # type: ignore[arg-type]
 
     def draw(
-        self, role: Role, requests: Sequence[ImageRequest], states: Sequence[State | None] = (), what: str = ""
+        self, variant: str, requests: Sequence[ImageRequest], states: Sequence[State | None] = (), what: str = ""
     ) -> list:
         states = states or [None] * len(requests)
         starts = (
@@ -140,7 +140,7 @@ class Bench:
         return [
             drawn
             for start in starts
-            for drawn in self.engine.generate(role, requests[start : start + BATCH], states[start : start + BATCH])
+            for drawn in self.engine.generate(variant, requests[start : start + BATCH], states[start : start + BATCH])
         ]
 
     def found(self, chosen: Approach) -> list[Found]:
@@ -160,7 +160,7 @@ class Bench:
 
     def weigh(self, prompt: str) -> Weigh | None:
         """How well a cached picture fits the prompt, by the discriminator of a family that has one."""
-        judge = self.engine.discriminator
+        judge = self.engine.judges["light"]
         return partial(judge.weigh, prompt=prompt) if isinstance(judge, Judge) else None
 
     def fitting(self) -> np.ndarray:
@@ -204,41 +204,41 @@ class Bench:
         cached = [None if f.match is None else self.cached[int(f.match.entry)] for f in found]
         images: list[Image.Image | None] = [None] * count
         steps = [0] * count
-        jobs: dict[Role, list[tuple[int, ImageRequest, State | None]]] = {Role.LIGHT: [], Role.HEAVY: []}
+        jobs: dict[str, list[tuple[int, ImageRequest, State | None]]] = {"light": [], "heavy": []}
         for i, (prompt, seed, one, near) in enumerate(zip(self.asked, self.seeds, found, cached, strict=True)):
             act = chosen.act(one.k) if even is None else Act.FEWER
             if act is Act.RETURN:
                 assert near is not None
                 images[i] = near.image
             elif act is Act.LIGHT:
-                jobs[Role.LIGHT].append((i, self.request(f"r{i}", prompt, seed), None))
+                jobs["light"].append((i, self.request(f"r{i}", prompt, seed), None))
             elif act is Act.RESUME:
                 assert near is not None
-                request = self.request(f"r{i}", prompt, seed, resume_step=one.k, resume_stride=trusted.stride)
-                request = replace(request, accept=trusted.accept)
-                jobs[Role.HEAVY].append((i, request, near.states[one.k]))
+                resume = Resume("-", one.k, trusted.stride, trusted.accept)
+                request = self.request(f"r{i}", prompt, seed, resume=resume)
+                jobs["heavy"].append((i, request, near.states[one.k]))
             elif act is Act.RENOISE:
                 assert near is not None
                 start = near.finished.to_bytes()
-                request = self.request(f"r{i}", prompt, seed, warm_start=start, warm_start_step=one.k)
-                jobs[Role.HEAVY].append((i, request, None))
+                request = self.request(f"r{i}", prompt, seed, warm_start=WarmStart(start, one.k))
+                jobs["heavy"].append((i, request, None))
             else:
                 left = self.steps - chosen.saved(one.k)
                 if even is not None:
                     left = even
-                jobs[Role.HEAVY].append((i, self.request(f"r{i}", prompt, seed, steps=left), None))
-        for role, part in jobs.items():
-            drawn = self.draw(role, [r for _, r, _ in part], [s for _, _, s in part], what=name if part else "")
+                jobs["heavy"].append((i, self.request(f"r{i}", prompt, seed, overrides=Overrides(left)), None))
+        for variant, part in jobs.items():
+            drawn = self.draw(variant, [r for _, r, _ in part], [s for _, _, s in part], what=name if part else "")
             for (i, _, _), one in zip(part, drawn, strict=True):
                 images[i] = picture(one.image)
-                steps[i] = one.steps if role is Role.HEAVY else 0
+                steps[i] = one.steps if variant == "heavy" else 0
             doubted = [
                 (i, request, one)
                 for (i, request, state), one in zip(part, drawn, strict=True)
-                if state is not None and (one.confidence or 0.0) < request.accept
+                if state is not None and request.resume and (one.confidence or 0.0) < request.resume.min_confidence
             ]
-            anew = [replace(request, resume_step=0, resume_stride=1) for _, request, _ in doubted]
-            for (i, _, before), one in zip(doubted, self.draw(role, anew), strict=True):
+            again = [replace(request, resume=None, judge=True) for _, request, _ in doubted]
+            for (i, _, before), one in zip(doubted, self.draw(variant, again), strict=True):
                 steps[i] += one.steps
                 if (one.confidence or 0.0) >= (before.confidence or 0.0):
                     images[i] = picture(one.image)
@@ -253,10 +253,12 @@ class Bench:
         for attempt in range(most):
             left = [i for i, (confidence, _) in enumerate(best) if confidence < selector.accept]
             requests = [
-                self.request(f"r{i}", self.asked[i], self.seeds[i] + 7919 * attempt, steps=short, accept=1.0)
+                self.request(
+                    f"r{i}", self.asked[i], self.seeds[i] + 7919 * attempt, overrides=Overrides(short), judge=True
+                )
                 for i in left
             ]
-            for i, one in zip(left, self.draw(Role.HEAVY, requests, what=f"try {attempt + 1}"), strict=True):
+            for i, one in zip(left, self.draw("heavy", requests, what=f"try {attempt + 1}"), strict=True):
                 steps[i] += one.steps
                 best[i] = max(best[i], (one.confidence or 0.0, picture(one.image)), key=lambda tried: tried[0])
         return Answers([image for _, image in best if image is not None], steps, [Found(-1.0, None)] * count)
@@ -274,12 +276,12 @@ class Bench:
         try:
             store = SealedStore(RedisBackend(server.url, read_s=1, write_s=1), b"the benchmark's secret")
             for i, one in enumerate(self.cached):
-                request = ImageRequest(str(i), one.prompt, 0, 64, 64, 0.0, cache_partition="p")
+                request = ImageRequest(str(i), one.prompt, 0, 64, 64, 0.0, capture="p")
                 store.put(request, list(one.states.values()))
             for prompt, seed in list(zip(self.asked, self.seeds, strict=True))[:count]:
                 whole = self.request("off", prompt, seed)
                 begin = time.perf_counter()
-                self.engine.generate(Role.HEAVY, [whole])
+                self.engine.generate("heavy", [whole])
                 seconds["off"].append(time.perf_counter() - begin)
                 for name, ledger in ledgers.items():
                     begin = time.perf_counter()
@@ -306,17 +308,17 @@ class Bench:
         found = ledger.find("", self.encoder.encode([whole.prompt])[0], weigh=self.weigh(whole.prompt))
         seconds[f"{name}: lookup"].append(time.perf_counter() - begin)
         if found.match is None:
-            self.engine.generate(Role.HEAVY, [whole])
+            self.engine.generate("heavy", [whole])
             return
         assert chosen.rules is not None
         begin = time.perf_counter()
         state = store.get(state_key("p", found.match.entry, found.k))
         seconds[f"{name}: fetch"].append(time.perf_counter() - begin)
         trusted = chosen.rules.selector
-        short = replace(whole, resume_key="-", resume_step=found.k, resume_stride=trusted.stride, accept=trusted.accept)
-        [drawn] = self.engine.generate(Role.HEAVY, [short], [state])
+        short = replace(whole, resume=Resume("-", found.k, trusted.stride, trusted.accept))
+        [drawn] = self.engine.generate("heavy", [short], [state])
         if (drawn.confidence or 0.0) < trusted.accept:
-            self.engine.generate(Role.HEAVY, [replace(whole, judge=True)])
+            self.engine.generate("heavy", [replace(whole, judge=True)])
 
 
 def figures(bench: Bench, answers: Answers, judged: Judged, whole: Judged, reference: np.ndarray) -> dict[str, Any]:
@@ -406,7 +408,7 @@ def main() -> None:
     prompts = prompt_log(np.random.default_rng(args.seed), args.warm + args.requests, LOGS[args.log])
     bench = Bench(load_family(args.family), prompts, args.warm, args.seed)
     rng = np.random.default_rng(args.seed + 1)
-    real = [Image.fromarray(render(draw_scene(rng))) for _ in range(max(200, args.requests))]
+    real = [Image.fromarray(render(sample_scene(rng))) for _ in range(max(200, args.requests))]
     reference = bench.suite.features(real)
     others = [n for n in args.approaches if n not in ("vanilla", "weir", "judged")]
     rows = [(n, n, args.selector, "weir") for n in ("vanilla", "weir", *others)]
@@ -415,7 +417,7 @@ def main() -> None:
         rows.append(("tries (judged)", "", args.judged, ""))
     answers: dict[str, Answers] = {}
     judged: dict[str, Judged] = {}
-    found: dict = {"log": args.log, "model": bench.engine.models[Role.HEAVY], "warm": len(bench.cached)}
+    found: dict = {"log": args.log, "model": bench.engine.models["heavy"], "warm": len(bench.cached)}
     found |= {"requests": len(bench.asked), "approaches": {}}
     table = Table(*COLUMNS, title=f"log: {args.log}")
 

@@ -28,7 +28,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from controller.policies import POLICIES
+from controller.registry import names
 from deploy.local import down, up
 from quality.scorer import family_scorer
 from testing.service_files import service_file
@@ -150,7 +150,7 @@ def markdown(runs: dict[str, Runs], traces: Iterable[str]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trace", type=Path, action="append", help="again for several; default: Normal and Bursty")
-    parser.add_argument("--policies", default=",".join(("static", *POLICIES)))
+    parser.add_argument("--policies", default=",".join(("static", *names(levels=False))))
     parser.add_argument("--duration", type=float, default=40.0, help="seconds of each trace")
     parser.add_argument("--rate", type=float, default=2.0, help="factor on its request rate")
     parser.add_argument("--slo", type=float, default=10.0, help="deadline, seconds")
@@ -160,8 +160,8 @@ def main() -> None:
     arguments = parser.parse_args()
     console = Console()
     policies = arguments.policies.split(",")
-    if unknown := set(policies) - {"static", *POLICIES}:
-        raise SystemExit(f"--policies: unknown {', '.join(sorted(unknown))}; known: static, {', '.join(POLICIES)}")
+    if unknown := set(policies) - {"static", *names()}:
+        raise SystemExit(f"--policies: unknown {', '.join(sorted(unknown))}; known: static, {', '.join(names())}")
     paths = arguments.trace or TRACES
     try:
         traces = {path.stem: load_trace(path).clip(arguments.duration).scale_rate(arguments.rate) for path in paths}

@@ -21,6 +21,7 @@ import statistics
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,7 +32,7 @@ from rich.console import Console
 from rich.table import Table
 
 from weir.config import FamilyConfig, Scheduler, load_family
-from weir.core import ImageRequest, Role
+from weir.core import ImageRequest, Resume
 from weir.states import State
 from workers.engine.engine import DenoiseJob, order_for
 from workers.engine.image_decoder import to_png
@@ -76,7 +77,7 @@ class Bench:
         """The captured states of ``count`` requests, by step."""
         drawn = []
         for start in range(0, count, 8):
-            drawn += self.engine.generate(Role.HEAVY, self.requests(count, capture=True)[start : start + 8])
+            drawn += self.engine.generate("heavy", self.requests(count, capture="bench")[start : start + 8])
         return [{state.step: state for state in d.states} for d in drawn]
 
     # ---------------------------------------------------------------------------------------- diffusers
@@ -121,7 +122,7 @@ class Bench:
 
     def orders(self, requests: Sequence[ImageRequest], states: Sequence[State | None] = ()) -> list[DenoiseJob]:
         states = states or [None] * len(requests)
-        return [order_for(self.config, Role.HEAVY, r, s) for r, s in zip(requests, states, strict=True)]
+        return [order_for(self.config, "heavy", r, s) for r, s in zip(requests, states, strict=True)]
 
     def looped(self, orders: Sequence[DenoiseJob], batch: int, ahead: int | None = None) -> list[Outcome]:
         """All orders through a step loop of ``batch`` places; at most ``ahead`` of them sent and not answered."""
@@ -158,10 +159,10 @@ def equality(bench: Bench) -> dict[str, dict[str, float]]:
     for name in names:
         bench.pipeline.scheduler = scheduler_for(name, base.config)
         theirs = bench.piped([request], "latent")[0]
-        parts = {k: v for k, v in bench.engine.pipelines[Role.HEAVY].components.items() if k not in _UNUSED}
+        parts = {k: v for k, v in bench.engine.pipelines["heavy"].components.items() if k not in _UNUSED}
         whole = type(bench.pipeline)(**{**parts, "scheduler": scheduler_for(name, base.config)}, add_watermarker=False)
-        engine = Family(bench.config, {Role.LIGHT: whole, Role.HEAVY: whole})
-        ours, states = _latent(engine, bench.orders([request_with(request, capture=True)])[0])
+        engine = Family(bench.config, {"light": whole, "heavy": whole})
+        ours, states = _latent(engine, bench.orders([replace(request, capture="bench")])[0])
         differences = {"from step 0": _apart(theirs, ours)}
         exact = 0.0
         for step, latent in states.items():
@@ -172,10 +173,6 @@ def equality(bench: Bench) -> dict[str, dict[str, float]]:
     return found
 
 
-def request_with(request: ImageRequest, **fields: Any) -> ImageRequest:
-    return ImageRequest.from_dict(request.to_dict() | fields)
-
-
 def _latent(engine: Family, order: DenoiseJob) -> tuple[torch.Tensor, dict[int, torch.Tensor]]:
     [sample] = engine.begin([order])
     while sample.step < order.recipe.steps:  # type: ignore[union-attr]
@@ -184,9 +181,9 @@ def _latent(engine: Family, order: DenoiseJob) -> tuple[torch.Tensor, dict[int, 
 
 
 def _resume(bench: Bench, engine: Family, request: ImageRequest, step: int, latent: torch.Tensor) -> DenoiseJob:
-    model, sampler = engine.models[Role.HEAVY], engine.samplers[Role.HEAVY].id
+    model, sampler = engine.models["heavy"], engine.samplers["heavy"].id
     state = State(latent.numpy(), step, bench.steps, sampler, model)
-    return order_for(bench.config, Role.HEAVY, request_with(request, resume_key="-", resume_step=step), state)
+    return order_for(bench.config, "heavy", replace(request, resume=Resume("-", step)), state)
 
 
 def _apart(a: torch.Tensor, b: torch.Tensor) -> float:
@@ -221,7 +218,7 @@ def mixed(bench: Bench, batch: int, rounds: int, count: int) -> dict[str, dict[s
     levels = [round(int(k) / 50 * bench.steps) for k in np.random.default_rng(0).permutation(ordered)]
     captured = bench.states(len(levels))
     requests = [
-        request_with(r, resume_key="-" if k else None, resume_step=k)
+        replace(r, resume=Resume("-", k) if k else None)
         for r, k in zip(bench.requests(len(levels)), levels, strict=True)
     ]
     states = [captured[i].get(k) for i, k in enumerate(levels)]
@@ -239,14 +236,14 @@ def mixed(bench: Bench, batch: int, rounds: int, count: int) -> dict[str, dict[s
         ahead = 2 * batch
         waiting, coming = work[:ahead], work[ahead:]
         while waiting:
-            chosen = [w for w in waiting if w[0].resume_step == waiting[0][0].resume_step][:batch]
+            chosen = [w for w in waiting if w[0].resume == waiting[0][0].resume][:batch]
             draw(chosen)
             waiting = [w for w in waiting if w not in chosen] + coming[: len(chosen)]
             coming = coming[len(chosen) :]
 
     def by_level() -> None:
         for level in sorted(set(levels)):
-            same = [w for w in work if w[0].resume_step == level]
+            same = [w for w in work if (w[0].resume.step if w[0].resume else 0) == level]
             for start in range(0, len(same), batch):
                 draw(same[start : start + batch])
 
@@ -332,11 +329,11 @@ def main() -> None:
         if not torch.cuda.is_available():
             parser.exit(2, "benchmarks.engine: --sdxl needs a CUDA device; torch finds none\n")
         config, pipeline = sdxl_family("cuda", 1024, arguments.steps)
-        engine = Family(config, dict.fromkeys(Role, copy.deepcopy(pipeline)))
+        engine = Family(config, dict.fromkeys(config.keys, copy.deepcopy(pipeline)))
     else:
         config = load_family(arguments.family)
         engine = Family.load(config, threads=1)
-        pipeline = load_pipelines(config, engine.device, engine.pipelines[Role.HEAVY].unet.dtype)[Role.HEAVY]
+        pipeline = load_pipelines(config, engine.device, engine.pipelines["heavy"].unet.dtype)["heavy"]
     bench = Bench(config, engine, pipeline)
     bench.looped(bench.orders(bench.requests(1)), 1)
     bench.piped(bench.requests(1))

@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.cascade import COLUMNS, REPOSITORY, Runs, measured, ratios, rows
-from controller.policies import POLICIES
+from controller.registry import POLICIES
 from testing.sdxl_architecture import SMALL, write_family
 from testing.service_files import service_file
 from traces.loader import load_trace

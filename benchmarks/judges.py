@@ -23,7 +23,7 @@ from sklearn.metrics import roc_auc_score
 from quality.suite import family_suite, tensors
 from traces.prompts import prompt_by_id
 from weir.config import CLIP_SCORE, load_family
-from weir.core import ImageRequest, Role
+from weir.core import ImageRequest
 from workers.models.family import Family
 from workers.models.judges import family_judge
 
@@ -39,23 +39,24 @@ def main() -> None:
     torch.set_num_threads(1)
     config, console = load_family(arguments.family), Console()
     engine, suite = Family.load(config, threads=1), family_suite(config)
-    clip = family_judge(config.model_copy(update={"discriminator": CLIP_SCORE}))
+    by_clip = config.light.model_copy(update={"discriminator": CLIP_SCORE})
+    clip = family_judge(config.model_copy(update={"variants": {**config.variants, "light": by_clip}}))
     assert clip is not None
     prompts, side = [prompt_by_id(i) for i in range(arguments.count)], config.size
     requests = [ImageRequest(str(i), prompt, i, side, side, float("inf")) for i, prompt in enumerate(prompts)]
     drawn = {
-        role: [
+        key: [
             one
             for start in range(0, len(requests), _BATCH)
-            for one in engine.generate(role, requests[start : start + _BATCH])
+            for one in engine.generate(key, requests[start : start + _BATCH])
         ]
-        for role in Role
+        for key in config.keys
     }
-    images = {role: [Image.open(io.BytesIO(one.image)).convert("RGB") for one in of] for role, of in drawn.items()}
-    light, heavy = (suite.scores(prompts, images[role])["attributes"] for role in (Role.LIGHT, Role.HEAVY))
+    images = {key: [Image.open(io.BytesIO(one.image)).convert("RGB") for one in of] for key, of in drawn.items()}
+    light, heavy = (suite.scores(prompts, images[key])["attributes"] for key in ("light", "heavy"))
     confidences = {
-        "discriminator": np.array([one.confidence or 0.0 for one in drawn[Role.LIGHT]]),
-        "CLIP score": np.array(clip.confidence(tensors(images[Role.LIGHT]), prompts)),
+        "discriminator": np.array([one.confidence or 0.0 for one in drawn["light"]]),
+        "CLIP score": np.array(clip.confidence(tensors(images["light"]), prompts)),
     }
     table = Table("judge", "AUC, shows all", "AUC, as good as heavy", *(f"{share:.0%} light" for share in _SHARES))
     for name, of in confidences.items():

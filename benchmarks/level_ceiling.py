@@ -28,7 +28,7 @@ from training.level_head import FOLDS, RIDGES
 from training.level_pairs import SEED
 from training.scenes import Scene, caption
 from weir.config import load_family
-from weir.core import ImageRequest, Role
+from weir.core import ImageRequest, Overrides
 from workers.models.family import Family
 
 FAMILY = ROOT / "deploy" / "families" / "weir-tiny.yaml"
@@ -42,17 +42,19 @@ def drawn(scenes: list[Scene], seeds: int, work: Path) -> dict[str, np.ndarray]:
     found: dict[str, np.ndarray] = dict(np.load(work, allow_pickle=False)) if work.exists() else {}
     judge, engine = family_suite(config), Family.load(config, threads=1)
     for seed in range(seeds):
-        for role, steps in ((Role.LIGHT, None), (Role.HEAVY, HEAVY_STEPS)):
-            if f"{role}-{seed}" in found:
+        for key, steps in (("light", None), ("heavy", HEAVY_STEPS)):
+            if f"{key}-{seed}" in found:
                 continue
             requests = [
-                ImageRequest(f"{i}", p, 100_000 * seed + i, config.size, config.size, float("inf"), steps=steps)
+                ImageRequest(
+                    f"{i}", p, 100_000 * seed + i, config.size, config.size, float("inf"), overrides=Overrides(steps)
+                )
                 for i, p in enumerate(prompts)
             ]
-            images = [one for i in range(0, len(requests), 32) for one in engine.generate(role, requests[i : i + 32])]
+            images = [one for i in range(0, len(requests), 32) for one in engine.generate(key, requests[i : i + 32])]
             pictures = [Image.open(io.BytesIO(image.image)).convert("RGB") for image in images]
-            found[f"{role}-{seed}"] = judge.scores(prompts, pictures)["attributes"]
-            if role is Role.LIGHT:
+            found[f"{key}-{seed}"] = judge.scores(prompts, pictures)["attributes"]
+            if key == "light":
                 found[f"confidence-{seed}"] = np.array([image.confidence for image in images])
             work.parent.mkdir(parents=True, exist_ok=True)
             np.savez(work, allow_pickle=False, **found)
@@ -66,7 +68,7 @@ def counts(scenes: list[Scene]) -> np.ndarray:
     rows = []
     for scene in scenes:
         text = caption(scene)
-        objects = len(scene.things)
+        objects = len(scene.objects)
         rows.append([*(objects == n for n in (1, 2, 3, 4)), len(text.split()), " background" in text])
     table = np.array(rows, float)
     return np.asarray((table - table.mean(0)) / (table.std(0) + 1e-9))

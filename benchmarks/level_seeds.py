@@ -19,7 +19,7 @@ from rich.table import Table
 from baselines.comparison.level_compare import LADDERS, LevelReport, compare_level_files
 from benchmarks.joint import ROOT
 
-POLICIES = ("weir", "argus", "pac")
+POLICIES = ("weir-levels", "argus", "pac")
 #: Factor on the demand of each trace.
 TRACES = {"bursty": 1.0, "normal": 1.5}
 

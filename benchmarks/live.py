@@ -27,7 +27,7 @@ import numpy as np
 from rich.console import Console
 
 from baselines.published import CASCADES
-from controller.policies import make_policy
+from controller.registry import make_policy
 from controller.setting import Setting
 from deploy.local import down, up
 from simulator.arrivals import Arrivals, read_arrivals

@@ -14,9 +14,9 @@ from rich.console import Console
 from rich.table import Table
 
 from baselines.published import CASCADES
-from controller.policy import best_batch
+from controller.batch_size import best_batch
 from simulator.families import family_setting
-from solvers.cascades import Variant, chains, choice, chosen_pair
+from solvers.cascades import Variant, chains, choice, chosen_chain
 from solvers.problem import Problem
 from solvers.solve import solve
 
@@ -63,9 +63,9 @@ def main() -> None:
     for demand in (4, 8, 16, 24, 32, 64, 128, 256, 320, 512, 800):
         problems = [problem(family, chosen.gpus, float(demand)) for family in PAIRS.values()]
         found = [choice(i, it, solve(it)) for i, it in enumerate(problems)]
-        best = chosen_pair(problems)
+        best = chosen_chain(problems)
         cells = [f"{-it.quality:.2f} ({it.served:.0%})" for it in found]
-        table.add_row(str(demand), *cells, list(PAIRS)[best.pair])
+        table.add_row(str(demand), *cells, list(PAIRS)[best.chain])
     console.print(table)
 
 

@@ -24,7 +24,7 @@ from rich.console import Console
 
 from baselines.comparison.compare import compare
 from baselines.published import CASCADES
-from controller.policies import POLICIES
+from controller.registry import names
 from simulator.arrivals import Arrivals, poisson, read_arrivals, spikes, steps
 from simulator.confidences import read_scores, recorded
 from simulator.families import family_setting
@@ -98,7 +98,7 @@ def dominating(reports: Sequence[Report]) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--policies", default=",".join(POLICIES))
+    parser.add_argument("--policies", default=",".join(names(levels=False)))
     parser.add_argument("--json", type=Path)
     parser.add_argument("--dominance", action="store_true", help="say who is better than weir on both axes")
     arguments = parser.parse_args()

@@ -24,9 +24,9 @@ from rich.table import Table
 from sklearn.metrics import roc_auc_score
 
 from quality.suite import Suite, family_suite, tensors
-from training.scenes import caption, draw_scene
+from training.scenes import caption, sample_scene
 from weir.config import load_family
-from weir.core import ImageRequest, Role
+from weir.core import ImageRequest, Overrides
 from workers.models.family import Family
 
 BATCH = 8
@@ -39,16 +39,19 @@ class Images(NamedTuple):
     confidence: np.ndarray
 
 
-def drawn(engine: Family, suite: Suite, role: Role, prompts: list[str], seeds: list[int], steps: int | None) -> Images:
-    assert engine.discriminator is not None
+def drawn(
+    engine: Family, suite: Suite, variant: str, prompts: list[str], seeds: list[int], steps: int | None
+) -> Images:
+    judge = engine.judges["light"]
+    assert judge is not None
     side, pictures = engine.config.size, []
-    for start in track(range(0, len(prompts), BATCH), f"{role.value} {steps or ''}"):
+    for start in track(range(0, len(prompts), BATCH), f"{variant} {steps or ''}"):
         requests = [
-            ImageRequest(str(i), prompts[i], seeds[i], side, side, float("inf"), steps=steps)
+            ImageRequest(str(i), prompts[i], seeds[i], side, side, float("inf"), overrides=Overrides(steps))
             for i in range(start, min(start + BATCH, len(prompts)))
         ]
-        pictures += [Image.open(io.BytesIO(d.image)).convert("RGB") for d in engine.generate(role, requests)]
-    confidence = engine.discriminator.confidence(tensors(pictures), prompts)
+        pictures += [Image.open(io.BytesIO(d.image)).convert("RGB") for d in engine.generate(variant, requests)]
+    confidence = judge.confidence(tensors(pictures), prompts)
     return Images(suite.scores(prompts, pictures)["attributes"], np.array(confidence))
 
 
@@ -80,13 +83,13 @@ def main() -> None:
     config = load_family(arguments.family)
     engine, suite = Family.load(config, threads=1), family_suite(config)
     rng = np.random.default_rng(arguments.seed)
-    prompts = [caption(draw_scene(rng)) for _ in range(arguments.prompts)]
+    prompts = [caption(sample_scene(rng)) for _ in range(arguments.prompts)]
     seeds = rng.integers(0, 2**31, (arguments.most + 2, len(prompts))).tolist()
-    light = drawn(engine, suite, Role.LIGHT, prompts, seeds[0], None)
+    light = drawn(engine, suite, "light", prompts, seeds[0], None)
     more = [f"up to {n} more" for n in range(1, arguments.most + 1)]
     table = Table("steps", "threshold", "deferred", "one heavy", *more, "gain ± error", "runs")
     for steps in arguments.steps:
-        heavy = [drawn(engine, suite, Role.HEAVY, prompts, chosen, steps) for chosen in seeds[1:]]
+        heavy = [drawn(engine, suite, "heavy", prompts, chosen, steps) for chosen in seeds[1:]]
         shown, believed = (np.concatenate(column) for column in zip(*heavy, strict=True))
         console.print(f"{steps} steps: ROC AUC of 'shows all' {roc_auc_score(shown > 0.999, believed):.3f}")
         for threshold in arguments.thresholds:

@@ -11,7 +11,7 @@ import time
 import numpy as np
 from rich.console import Console
 
-from controller.policies import make_policy
+from controller.registry import make_policy
 from simulator.arrivals import poisson
 from simulator.confidences import drawn
 from simulator.engine import simulate

@@ -53,7 +53,7 @@ def problem(gpus: int, types: int, load: float) -> Problem:
         return LatencyProfile(profile.batch_sizes, tuple(factor * s for s in profile.latency_s))
 
     kinds = tuple(
-        GpuType(
+        GpuType.pair(
             f"type{i}",
             gpus // types + (i < gpus % types),
             slower(cascade.light, 1 + 0.3 * i),

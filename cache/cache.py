@@ -14,17 +14,18 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from operator import itemgetter
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
 from cache.encoder import Encoder
-from cache.policy.catalog import Catalog, Found, Gone, Match
+from cache.policy.catalog import Catalog, Found, Gone
 from cache.policy.partition import Partitions, Settings
 from cache.store.backend import StoreFailed
-from cache.store.store import Record, SealedStore, state_key
+from cache.store.store import Record, SealedStore
+from weir.core import CacheLookup, Resume
 from weir.prompt_levels import LevelHead
-from weir.states import capture_steps
+from weir.states import capture_steps, state_key
 
 log = logging.getLogger(__name__)
 
@@ -56,41 +57,18 @@ class Judge(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Lookup:
-    """What a request may resume from, and what to keep of it.
+class _Open:
+    """A request between its lookup and its end.
 
     Attributes:
-        partition: of the request; states that it captures belong there.
-        similarity: of the nearest prompt; None where none was looked for.
-        entry, key, k: the match, where its state lies, and the step it enters; k = 0 is a miss.
-        stride, accept: go on with every so-many-th of the steps that are left, and draw the picture anew where the
-            discriminator's confidence in it is less.
-        capture: whether what a heavy run passes is worth keeping.
-        level: predicted for the prompt by its embedding; None without a classifier.
+        pinned: the K of the found entry that stay meanwhile.
     """
-
-    partition: str
-    similarity: float | None = None
-    entry: str | None = None
-    key: str | None = None
-    k: int = 0
-    stride: int = 1
-    accept: float = 0.0
-    capture: bool = False
-    level: int | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in self.__slots__}
-
-
-@dataclass(frozen=True, slots=True)
-class _Open:
-    """A request between its lookup and its end."""
 
     partition: str
     prompt: str
     vector: np.ndarray
     found: Found
+    pinned: tuple[int, ...]
     since: float
 
 
@@ -144,7 +122,7 @@ class ApproximateCache:
         self._open: OrderedDict[str, _Open] = OrderedDict()
         self._leaving: deque[Gone] = deque(maxlen=_LEAVING)
 
-    def lookup(self, name: str, tenant: str, prompt: str, settings: Settings) -> Lookup:
+    def lookup(self, name: str, tenant: str, prompt: str, settings: Settings) -> CacheLookup:
         """Looks for a state for the request ``name``; :meth:`finish` has to follow, whatever becomes of it."""
         self.counters.lookups += 1
         partition = self._partitions.name(tenant, settings)
@@ -158,17 +136,23 @@ class ApproximateCache:
         else:
             self.counters.reasons["predicted_miss"] += 1
         self._forget_old()
-        self._open[name] = _Open(partition, prompt, vector, found, self._clock())
-        capture = bool(self.ledger.keeps(found, capture_steps(steps)))
-        similarity = None if found.similarity <= -1 else found.similarity
-        level = None if self.levels is None else self.levels.level(vector)
-        match = found.match
-        if match is None:
-            return Lookup(partition, similarity, capture=capture, level=level)
-        self.ledger.pin(match)
-        key = state_key(partition, match.entry, match.k)
-        return Lookup(
-            partition, similarity, match.entry, key, match.k, selector.stride, selector.accept, capture, level
+        entry, match = found.entry, found.match
+        ks = () if entry is None else self.ledger.stored(entry)
+        if entry is not None:
+            self.ledger.pin(entry, ks)
+        self._open[name] = _Open(partition, prompt, vector, found, ks, self._clock())
+        stored = tuple((k, state_key(partition, str(entry), k)) for k in ks)
+        resume = None
+        if match is not None:
+            resume = Resume(dict(stored)[match.k], match.k, selector.stride, selector.accept)
+        return CacheLookup(
+            partition=partition,
+            similarity=None if found.similarity <= -1 else found.similarity,
+            entry=entry,
+            resume=resume,
+            stored=stored,
+            capture=bool(self.ledger.keeps(found, capture_steps(steps))),
+            prompt_class=None if self.levels is None else self.levels.level(vector),
         )
 
     def finish(
@@ -176,34 +160,35 @@ class ApproximateCache:
         name: str,
         resumed_at: int = 0,
         captured: Sequence[int] = (),
-        sought: bool = True,
+        sought: int = 0,
         seen: bytes | None = None,
         refused: bool = False,
     ) -> None:
         """The request is answered, or has failed. Never raises.
 
         Args:
-            resumed_at: the step that its heavy run really began at.
+            resumed_at: the step that its run really began at.
             captured: the K whose states the worker has stored.
-            sought: a worker tried to fetch the state of the match; where it did not come, it is looked after.
-            seen: what the discriminator saw in its picture, float16.
-            refused: a worker had the state of the match, and it did not fit the worker's model.
+            sought: K of the state that the run should have resumed from, whoever chose it; where it did not come, it is
+                looked after. 0: none.
+            seen: what the discriminator saw in its image, float16.
+            refused: a worker had the state, and it did not fit the worker's model.
         """
         ticket = self._open.pop(name, None)
         if ticket is None:
             return
-        match = ticket.found.match
+        found, entry = ticket.found, ticket.found.entry
         self.counters.served[resumed_at] += 1
-        if match is not None:
-            self.ledger.unpin(match)
-            if resumed_at == match.k:
-                self.ledger.use(match)
+        if entry is not None:
+            self.ledger.unpin(entry, ticket.pinned)
+            if sought and resumed_at == sought:
+                self.ledger.use(entry, sought, found.match.wanted if found.match and found.k == sought else sought)
         try:
             if captured:
                 self._insert(name, ticket, tuple(captured), seen)
-            if match is not None and resumed_at != match.k and sought:
+            if entry is not None and sought and resumed_at != sought:
                 self.counters.reasons["state_not_used"] += 1
-                self._look_after(ticket.partition, match, refused)
+                self._look_after(ticket.partition, entry, sought, refused)
         except StoreFailed as error:
             self.counters.reasons["store_failed"] += 1
             log.info("the cache goes on without the store: %s", error.message)
@@ -279,16 +264,16 @@ class ApproximateCache:
         self.counters.evicted += len(gone)
         self._leaving += gone
 
-    def _look_after(self, partition: str, match: Match, refused: bool) -> None:
+    def _look_after(self, partition: str, entry: str, sought: int, refused: bool) -> None:
         """A state that a worker could not use: if it is really not there, or not ours, the ledger lets it go; if it was
         refused, its whole entry, for one model made all of an entry's states. The next run of the prompt is kept."""
-        entry, stored = match.entry, self.ledger.stored(match.entry)
+        stored = self.ledger.stored(entry)
         if refused:
             lost = stored
             log.warning("the states of %s do not fit a worker's model, and go", entry)
-        elif self.store.lost(state_key(partition, entry, match.k)):
+        elif self.store.lost(state_key(partition, entry, sought)):
             there = self.store.sizes(partition, entry, stored)  # what took one of an entry's states often took all
-            lost = tuple(k for k in stored if k == match.k or k not in there)
+            lost = tuple(k for k in stored if k == sought or k not in there)
             self.counters.reasons["state_lost"] += 1
         else:
             return
@@ -301,7 +286,7 @@ class ApproximateCache:
         until = self._clock() - _FORGET_S
         while self._open and next(iter(self._open.values())).since < until:
             name, ticket = self._open.popitem(last=False)
-            if ticket.found.match is not None:
-                self.ledger.unpin(ticket.found.match)
+            if ticket.found.entry is not None:
+                self.ledger.unpin(ticket.found.entry, ticket.pinned)
             self.counters.reasons["never_finished"] += 1
             log.info("%s was never finished", name)

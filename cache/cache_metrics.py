@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from cache.cache import ApproximateCache, Lookup
+from cache.cache import ApproximateCache
 from weir import metrics as metrics_of
+from weir.core import CacheLookup
 from weir.metrics import OTHER
 from weir.states import capture_steps
 from weir.telemetry import Growth, Metrics
@@ -22,7 +23,7 @@ class CacheMetrics:
         self._growth = Growth(metrics)
         self._ks = {0, *capture_steps(steps)}
 
-    def looked_up(self, found: Lookup, seconds: float) -> None:
+    def looked_up(self, found: CacheLookup, seconds: float) -> None:
         """A lookup was answered after so many seconds, its wait for the one before included."""
         self._metrics.observe(metrics_of.LOOKUP_SECONDS, seconds)
         if found.similarity is not None:

@@ -1,10 +1,9 @@
-"""The cache in this process, kept in a file between runs: what ``weir generate --cache`` draws with."""
+"""The cache in this process, kept in a file between runs: what ``weir generate --cache`` uses."""
 
 from __future__ import annotations
 
 import os
 import secrets
-from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
@@ -14,17 +13,17 @@ from cache.store.backend import MemoryBackend
 from cache.store.maintenance import export_store, import_store
 from cache.store.store import SealedStore
 from weir.config import CacheConfig, FamilyConfig
-from weir.core import ImageRequest
+from weir.core import CacheLookup, ImageRequest
 from weir.errors import ConfigError
 from weir.files import check_place
 from weir.states import State
 
-#: Whoever draws on this machine without a service.
+#: Owner of what is generated on this machine without a service.
 TENANT = "local"
 
 
 class Run(Protocol):
-    """What the cache needs of a finished heavy run (:class:`workers.engine.engine.EngineOutput`)."""
+    """What the cache needs of a finished run of the last variant (:class:`workers.engine.engine.EngineOutput`)."""
 
     @property
     def first(self) -> int: ...
@@ -65,36 +64,30 @@ class LocalCache:
         self._cache = open_cache(config, family, self._store, judge)
         self._cache.rebuild()
 
-    def find(self, request: ImageRequest) -> tuple[ImageRequest, State | None]:
-        """The request for the heavy variant, and the state that it resumes from; :meth:`finished` has to follow."""
-        settings = Settings(request.width, request.height, request.steps, request.guidance, request.negative_prompt)
-        found = self._cache.lookup(request.id, TENANT, request.prompt, settings)
-        state = None if found.key is None else self._store.get(found.key)
-        return (
-            replace(
-                request,
-                resume_key=found.key,
-                resume_step=found.k,
-                resume_stride=found.stride,
-                accept=found.accept,
-                capture=found.capture,
-                cache_partition=found.partition,
-            ),
-            state,
-        )
+    def lookup(self, request: ImageRequest) -> CacheLookup:
+        """What the cache has for a request; :meth:`finished` has to follow."""
+        own = request.overrides
+        settings = Settings(request.width, request.height, own.steps, own.guidance, request.negative_prompt)
+        return self._cache.lookup(request.id, TENANT, request.prompt, settings)
 
-    def finished(self, request: ImageRequest, run: Run | None, sought: bool = True, refused: bool = False) -> None:
-        """Keeps what a heavy run passed; None: there was none.
+    def state(self, key: str) -> State | None:
+        """The state of a :class:`weir.core.Resume`; None where it is not there (any more)."""
+        return self._store.get(key)
+
+    def finished(self, request: ImageRequest, run: Run | None, sought: int = 0, refused: bool = False) -> None:
+        """Keeps the states that a run passed.
 
         Args:
-            sought: a run that did not resume should have.
-            refused: the state that was found does not fit the weights that are here, and goes.
+            request: as it was run, with the partition that its states are captured in.
+            run: the last one of the last variant; None: there was none.
+            sought: K of the state that it should have resumed from; 0: none.
+            refused: that state does not fit the weights that are here, and goes.
         """
         if run is None:
-            self._cache.finish(request.id, sought=False, refused=refused)
+            self._cache.finish(request.id, sought=sought, refused=refused)
             return
         self._store.put(request, run.states)
-        captured = tuple(state.step for state in run.states)
+        captured = () if request.capture is None else tuple(state.step for state in run.states)
         self._cache.finish(request.id, run.first, captured, sought, run.seen, refused)
 
     def save(self) -> None:

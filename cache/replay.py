@@ -120,7 +120,7 @@ def replay_prompts(
         found = ledger.find(partition, vector)
         served[found.k] += 1
         if found.match is not None:
-            ledger.use(found.match)
+            ledger.use(found.match.entry, found.match.k, found.match.wanted)
         kept = ledger.keeps(found, rules.selector.ks)
         evicted += len(ledger.insert(partition, str(i), vector, dict.fromkeys(kept, 1)))
         if progress is not None and i % 256 == 0:

@@ -12,12 +12,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from cache.cache import ApproximateCache, Lookup
+from cache.cache import ApproximateCache
 from cache.cache_metrics import CacheMetrics
 from cache.factory import LoadJudge, open_cache, open_store
 from cache.policy.partition import Settings
 from cache.store.backend import StoreFailed
 from weir.config import CacheConfig, FamilyConfig
+from weir.core import NO_LOOKUP
 from weir.loopback import keep_to_loopback
 from weir.prompt_levels import WatchedHead
 from weir.telemetry import RayMetrics
@@ -75,9 +76,9 @@ class CacheService:
         self._tending = self._thread.submit(self._tend)
 
     async def lookup(self, name: str, tenant: str, prompt: str, settings: dict[str, Any]) -> dict[str, Any]:
-        """:meth:`ApproximateCache.lookup`; the fields of a :class:`cache.cache.Lookup` come back."""
+        """:meth:`ApproximateCache.lookup`; the fields of a :class:`weir.core.CacheLookup` come back."""
         if not self.ready:
-            return Lookup("").to_dict()
+            return NO_LOOKUP.to_dict()
         wanted = Settings(**settings)
         began = time.perf_counter()
         found = await self._do(lambda cache: cache.lookup(name, tenant, prompt, wanted))
@@ -89,7 +90,7 @@ class CacheService:
         name: str,
         resumed_at: int,
         captured: Sequence[int],
-        sought: bool,
+        sought: int,
         seen: bytes | None = None,
         refused: bool = False,
     ) -> None:

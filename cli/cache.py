@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -189,7 +190,6 @@ def profile(
     from cache.replay import read_prompts
     from quality.suite import checker_folder, load_judge
     from traces.prompts import prompt_log
-    from weir.core import Role
     from weir.states import capture_steps
     from workers.models.device import device_of
     from workers.models.family import Family
@@ -217,7 +217,8 @@ def profile(
         named = family_encoder(config, encoder)
         with progress() as bar:
             task = bar.add_task("loading", total=None)
-            engine = Family.load(config, threads=threads)
+            engine, last = Family.load(config, threads=threads), config.keys[-1]
+            judge_of_last = engine.judges[last]
             draw = judged_runs(engine, judging, stride)
 
             def tell(done: int, total: int, what: str) -> None:
@@ -225,14 +226,14 @@ def profile(
 
             if by is By.SIMILARITY:
                 found = measure(distinct, named.encode(distinct), ks, draw, count=count, seed=seed, progress=tell)
-            elif isinstance(engine.discriminator, Judge):
+            elif isinstance(judge_of_last, Judge):
                 log = [*dict.fromkeys(log[:-count]), *log[-count:]]
                 found = measure_judged(
                     log,
                     named.encode(log),
                     ks[-1],
                     draw,
-                    engine.discriminator.weigh,
+                    judge_of_last.weigh,
                     count=count,
                     candidates=candidates,
                     steps=config.heavy.steps,
@@ -243,7 +244,7 @@ def profile(
             else:
                 raise ConfigError(f"--by confidence: family {config.name} brings no discriminator that can judge later")
         selector = thresholds(found, alpha, config.heavy.steps, stride, accept if by is By.CONFIDENCE else 0.0)
-        about = {"family": config.name, "model": engine.models[Role.HEAVY], "encoder": named.version}
+        about = {"family": config.name, "model": engine.models[last], "encoder": named.version}
         write_profile(out, found, selector, **about, alpha=alpha, judge=" ".join((kind, *models.values())))
     if as_json:
         print_json({**selector.to_dict(), "measured": found.bins()})
@@ -257,7 +258,7 @@ def profile(
 
 
 def judged_runs(engine: Any, judge: Any, stride: int = 1) -> Any:
-    """Whole and resumed heavy runs in this process, judged: what :func:`cache.profiling.measure` draws with."""
+    """Whole and resumed runs of the last variant in this process, judged: what :func:`cache.profiling.measure` runs."""
     import io
 
     import numpy as np
@@ -265,17 +266,19 @@ def judged_runs(engine: Any, judge: Any, stride: int = 1) -> Any:
 
     from cache.profiling import Runs
     from quality.suite import scored
-    from weir.core import ImageRequest, Role
+    from weir.core import ImageRequest, Resume
 
     side = engine.config.size
 
     def asked(name: str, prompt: str, seed: int, state: Any) -> ImageRequest:
-        start = {"capture": True} if state is None else {"resume_step": state.step, "resume_stride": stride}
-        return ImageRequest(name, prompt, seed, side, side, float("inf"), accept=1.0, **start)
+        request = ImageRequest(name, prompt, seed, side, side, float("inf"), judge=True)
+        if state is None:
+            return replace(request, capture="")
+        return replace(request, resume=Resume("", state.step, stride))
 
     def draw(prompts: Any, seeds: Any, states: Any) -> Runs:
         requests = [asked(f"run-{i}", *row) for i, row in enumerate(zip(prompts, seeds, states, strict=True))]
-        drawn = engine.generate(Role.HEAVY, requests, states)
+        drawn = engine.generate(engine.config.keys[-1], requests, states)
         images = [Image.open(io.BytesIO(each.image)) for each in drawn]
         return Runs(
             scored(judge, prompts, images),

@@ -19,8 +19,12 @@ def calibrate(
         "runs/evaluation/evaluation.json"
     ),
     keep: Annotated[float, typer.Option(min=0, help="Share of all-heavy quality to keep.")] = 0.97,
+    variant: Annotated[
+        str | None, typer.Option(help="The lighter variant that is mixed with the last one.", show_default="the first")
+    ] = None,
     profile: Annotated[
-        Path | None, typer.Option(help="Profile file that takes the measured confidences and quality.")
+        Path | None,
+        typer.Option(help="Profile file that takes the measured confidences and quality of every lighter variant."),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -32,12 +36,19 @@ def calibrate(
     from weir.profiles import load_profile
 
     with answered():
-        measured = Calibration.read(evaluation)
+        measured = Calibration.read(evaluation, variant)
         chosen = measured.least(keep)
         if profile is not None:
             known = load_profile(profile)
-            update = {"confidences": measured.confidences, "quality": measured.profile(known.heavy.steps)}
-            taught = known.model_copy(update=update)
+            variants = dict(known.variants)
+            for key in known.keys[:-1]:
+                of = Calibration.read(evaluation, None if key == known.keys[0] else key)
+                update = {"confidences": of.confidences, "quality": of.profile(known.heavy.steps)}
+                variants[key] = known.variants[key].model_copy(update=update)
+            last = known.keys[-1]
+            found = {"confidences": Calibration.last_confidences(evaluation, last) or known.heavy.confidences}
+            variants[last] = known.heavy.model_copy(update=found)
+            taught = known.model_copy(update={"variants": variants})
             with written_whole(profile) as draft:
                 draft.write_text(json.dumps(taught.model_dump(mode="json"), indent=1) + "\n")
     rows = measured.table([i / 10 for i in range(11)])
@@ -48,9 +59,10 @@ def calibrate(
     for row in rows:
         table.add_row(f"{row.threshold:.1f}", f"{row.light_share:.0%}", f"{row.quality:.3f}", f"{row.kept:.1%}")
     console.print(table)
+    key = f"plan.thresholds.{variant}" if variant else "plan.threshold"
     say(
         f"threshold {chosen.threshold:.2f} keeps {chosen.kept:.1%} of all-heavy quality with {chosen.light_share:.0%} "
-        "light images: that is `plan.threshold` of the service file"
+        f"images of the lighter variant: that is `{key}` of the service file"
     )
     if profile is not None:
         say(f"{profile} now holds these confidences and this quality")

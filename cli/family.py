@@ -22,9 +22,12 @@ def profile(
     prompts: Annotated[Path | None, typer.Option(help="Prompts, one a line.", show_default="its own")] = None,
     count: Annotated[int, typer.Option(min=1, help="How many prompts to measure confidences on.")] = 200,
     threads: Annotated[int, typer.Option(min=1, help="Threads of torch on the CPU.")] = 1,
+    judge_last: Annotated[
+        bool, typer.Option("--judge-last", help="Also measure confidences in images of the last variant, for redraws.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Measure a family on this machine: seconds per batch by variant, and confidences.
+    """Measure a family on this machine: seconds per batch and confidences, by variant.
 
     Example: weir profile --out deploy/profiles/weir-tiny-cpu.json
     """
@@ -51,12 +54,13 @@ def profile(
                 lambda done, total, what: bar.update(task, completed=done, total=total, description=what),
                 prompts=[line for line in lines if line.strip()][:count],
                 threads=threads,
+                judge_last=judge_last,
             )
         write_profile(measured, out)
     if as_json:
         print_json(measured.model_dump(mode="json"))
     else:
-        for variant in (measured.light, measured.heavy):
+        for variant in measured.variants.values():
             cells = ", ".join(f"{b}: {s:.3f} s" for b, s in zip(variant.batch_sizes, variant.latency_s, strict=True))
             say(f"  {cells}", bold=variant.name)
         say(f"written to {out}")

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from controller.observation import Batch, Observation
-from weir.core import Plan, Role
+from weir.plan import Plan
 
 Key = TypeVar("Key", float, int)
 
@@ -21,9 +21,12 @@ class Counters:
         ranks: of the live replicas.
         queued: images waiting at replicas, by role.
         arrivals: images asked for, refused ones included.
-        judged: light images finished that the cascade decided about.
-        deferred: of these, how many were to be drawn again.
+        judged: images of the chain's first variant that its judge decided about.
+        deferred: of these, how many were deferred to the next variant.
         confidences: of those judged since the last look, newest last; the oldest may be left out.
+        verdicts: images that any judge of the chain decided about.
+        confidences_by_variant: of those since the last look, by key of the variant, newest last; the oldest may be left
+            out.
         batches_run: by the workers.
         batches: those since the last look, newest last; the oldest may be left out.
         reused, found, missed: see :class:`Observation`.
@@ -31,11 +34,12 @@ class Counters:
         fetched: states that workers asked the cache's store for.
         fetches: seconds that each took, of those since the last look, newest last; the oldest may be left out.
         in_flight, deferred_in_flight, late_answers, late_deferred: see :class:`Observation`.
+        classes: requests that came in, by the class predicted for their prompt.
     """
 
     plan: Plan
     ranks: tuple[int, ...]
-    queued: dict[Role, int]
+    queued: Mapping[str, int]
     arrivals: int
     judged: int
     deferred: int
@@ -52,6 +56,9 @@ class Counters:
     levels: tuple[int, ...] = ()
     fetched: int = 0
     fetches: tuple[float, ...] = ()
+    confidences_by_variant: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    classes: Mapping[int, int] = field(default_factory=dict)
+    verdicts: int = 0
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> Counters:
@@ -63,13 +70,15 @@ class Counters:
         return cls(
             plan=Plan.from_dict(fields["plan"]),
             ranks=tuple(sorted(int(rank) for rank in fields["ranks"])),
-            queued={role: int(fields["queued"][role.value]) for role in Role},
+            queued={str(role): int(count) for role, count in fields["queued"].items()},
             arrivals=int(fields["arrivals"]),
             judged=int(fields["judged"]),
             deferred=int(fields["deferred"]),
             confidences=tuple(float(c) for c in fields["confidences"]),
             batches_run=int(fields["batches_run"]),
-            batches=tuple(Batch(Role(role), int(size), float(seconds)) for role, size, seconds in fields["batches"]),
+            batches=tuple(
+                Batch(str(variant), int(size), float(seconds)) for variant, size, seconds in fields["batches"]
+            ),
             in_flight=int(fields["in_flight"]),
             deferred_in_flight=int(fields["deferred_in_flight"]),
             late_answers=int(fields["late_answers"]),
@@ -80,10 +89,16 @@ class Counters:
             levels=tuple(int(level) for level in fields.get("levels", ())),
             fetched=int(fields.get("fetched", 0)),
             fetches=tuple(float(seconds) for seconds in fields.get("fetches", ())),
+            confidences_by_variant={
+                str(variant): tuple(map(float, values))
+                for variant, values in fields.get("confidences_by_variant", {}).items()
+            },
+            classes={int(each): int(count) for each, count in fields.get("classes", {}).items()},
+            verdicts=int(fields.get("verdicts", 0)),
         )
 
     def since(self, before: Counters | None, now_s: float) -> Observation:
-        """What happened since the look before. None, or a load balancer that started anew: since its start."""
+        """What happened since the look before. None, or a load balancer that started again: since its start."""
         if before is not None and (self.arrivals < before.arrivals or self.judged < before.judged):
             before = None
         judged = self.judged - (before.judged if before else 0)
@@ -106,6 +121,8 @@ class Counters:
             missed=_grown(self.missed, before.missed if before else {}),
             levels=self.levels if len(self.levels) == kept else (),
             fetches=self.fetches,
+            confidences_by_variant=self.confidences_by_variant,
+            classes=_grown(self.classes, before.classes if before else {}),
         )
 
 

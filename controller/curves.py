@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from weir.core import DeferralCurve
+from weir.profiles import deferral_of
 
 #: Confidences that the window holds; at 10 requests/s it turns over in a minute and a half.
 WINDOW = 1000
@@ -15,6 +16,8 @@ WINDOW = 1000
 PRIOR_WEIGHT = 100
 #: Thresholds of the curve that is given out.
 GRID = 200
+#: Fewer prompts than this say nothing about what one judge makes of what another one deferred.
+LEAST_SEEN = 20
 
 
 class LiveDeferral:
@@ -25,10 +28,14 @@ class LiveDeferral:
     """
 
     def __init__(self, profile: DeferralCurve):
+        self.rebase(profile)
+        self._window: deque[float] = deque(maxlen=WINDOW)
+
+    def rebase(self, profile: DeferralCurve) -> None:
+        """Takes another profiled curve as the prior, and keeps the window."""
         known = dict(zip(profile.thresholds, profile.shares, strict=True)) | {0.0: 0.0, 1.0: 1.0}
         self._thresholds = np.array(sorted(known))
         self._shares = np.maximum.accumulate([known[t] for t in sorted(known)])
-        self._window: deque[float] = deque(maxlen=WINDOW)
 
     def observe(self, confidences: Iterable[float]) -> None:
         """Takes in the confidences of images, newest last. Values outside 0…1 are left out."""
@@ -69,3 +76,20 @@ class LiveDeferral:
         live[-1] = 1.0  # the threshold 1 defers everything, a confidence of 1 included
         weight = len(window) / (len(window) + PRIOR_WEIGHT)
         return thresholds, weight * live + (1 - weight) * prior
+
+
+def deferral_behind(
+    threshold: float, first: Sequence[float], second: Sequence[float], otherwise: DeferralCurve
+) -> DeferralCurve:
+    """F(t) of a judge that sees only what the judge before it defers, by the profile.
+
+    Args:
+        threshold: of the judge before it.
+        first, second: confidences of both judges, prompt by prompt; where they are not of the same prompts, the two
+            count as independent.
+        otherwise: F(t) of the second judge for all prompts.
+    """
+    if not first or len(first) != len(second):
+        return otherwise
+    seen = [b for a, b in zip(first, second, strict=True) if a < threshold or threshold >= 1]
+    return deferral_of(seen) if len(seen) >= LEAST_SEEN else otherwise

@@ -10,7 +10,6 @@ from controller.setting import Setting
 from solvers.problem import Problem
 from solvers.solution import Solution
 from solvers.solve import solve
-from weir.core import Role
 
 
 class Objective(StrEnum):
@@ -29,15 +28,17 @@ def plan_for(
     solver: str = "auto",
     time_limit_s: float = 2.0,
 ) -> tuple[Problem, Solution]:
-    """Solves one instance on the profiled numbers alone: the whole throughput, no head-room, no running plan.
+    """Solves one instance on the profiled numbers alone: the cascade of the first and the last variant, the whole
+    throughput, no head-room, no running plan.
 
     Args:
-        queue_delay_s: seconds that a request waits in front of the light and of the heavy stage.
+        queue_delay_s: seconds that a request waits in front of the first and of the last stage.
 
     Raises:
         ConfigError: the solver is not known or cannot be used here.
         PlanError: a number is out of range; the message names it.
     """
+    setting = setting.chain((setting.variants[0], setting.last))
     problem = setting.published(demand_rps, gpus=setting.gpus[0].count, queue_delay_s=queue_delay_s, tie_break=1e-6)
     if objective is Objective.QUALITY:
         quality = setting.quality
@@ -58,9 +59,9 @@ def describe(problem: Problem, solution: Solution) -> dict[str, Any]:
         "threshold": solution.threshold,
         "heavy_steps": solution.point.steps,
         "deferral": solution.deferral,
-        "gpus": {role.value: solution.count(role) for role in Role},
-        "batch_sizes": {role.value: solution.batch_size(role) for role in Role},
-        "spare_gpus": sum(g.count for g in problem.gpus) - sum(solution.count(role) for role in Role),
+        "gpus": {variant: solution.count(variant) for variant in problem.variants},
+        "batch_sizes": {variant: solution.batch_size(variant) for variant in problem.variants},
+        "spare_gpus": sum(g.count for g in problem.gpus) - sum(a.count for a in solution.allocations),
         "served_rps": solution.served_rps,
         "shed_rps": solution.shed_rps,
         "status": "infeasible" if solution.shed_rps > 0 else solution.status.value,
@@ -80,20 +81,18 @@ def explain(problem: Problem, solution: Solution) -> str:
         lines.append(
             f"cannot be served whole: {solution.served_rps:.2f} requests/s fit, {solution.shed_rps:.2f} are refused"
         )
-    needs = {role: solution.served_rps * solution.point.needs(role is Role.LIGHT) for role in Role}
-    for role, unit in ((Role.LIGHT, "images/s"), (Role.HEAVY, "whole runs/s")):
+    for variant, needed in solution.needed(problem).items():
+        unit = "whole runs/s" if variant == problem.variants[-1] else "images/s"
         rate = 0.0
         for a in solution.allocations:
-            if a.role is role:
-                seconds = problem.gpus[a.gpu].latency(role).at(a.batch_size)
+            if a.variant == variant:
+                seconds = problem.gpus[a.gpu].latency(variant).at(a.batch_size)
                 rate += a.count * a.batch_size / seconds
-                lines.append(
-                    f"{role.value}: {a.count} × {problem.gpus[a.gpu].name}, batch {a.batch_size}, {seconds:g} s"
-                )
-        lines.append(f"{role.value}: {needs[role]:.2f} {unit} needed, {rate:.2f} possible")
+                lines.append(f"{variant}: {a.count} × {problem.gpus[a.gpu].name}, batch {a.batch_size}, {seconds:g} s")
+        lines.append(f"{variant}: {needed:.2f} {unit} needed, {rate:.2f} possible")
     lines.append(
-        f"threshold {solution.threshold:g}: {solution.deferral:.1%} of the light images are drawn again, heavy"
-        + (f", with {solution.point.steps} steps" if solution.point.steps else "")
+        f"threshold {solution.threshold:g}: {solution.deferral:.1%} of the {problem.variants[0]} images are deferred"
+        + (f" to runs of {solution.point.steps} steps" if solution.point.steps else "")
     )
     best = max(range(len(problem.quality)), key=lambda j: problem.quality[j])
     if solution.deferral == problem.deferral[best]:

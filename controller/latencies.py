@@ -11,7 +11,7 @@ from statistics import median
 from controller.observation import Batch
 from controller.setting import Setting
 from solvers.problem import GpuType
-from weir.core import LatencyProfile, Role
+from weir.core import LatencyProfile
 
 #: Seconds that a batch counts for. The median follows a device that changed after half of it.
 WINDOW_S = 30.0
@@ -24,7 +24,7 @@ LEAST_FACTOR, MOST_FACTOR = 0.1, 10.0
 
 
 class LiveLatency:
-    """A factor on the profiled times for each type of GPU and role: the median of measured over profiled seconds.
+    """A factor on the profiled times for each type of GPU and variant: the median of measured over profiled seconds.
 
     A median, for one stuck batch must not change a plan; one factor for all batch sizes, for a slower clock or a busier
     host slows all of them, and few sizes are in use at a time.
@@ -32,14 +32,14 @@ class LiveLatency:
 
     def __init__(self, setting: Setting):
         self._setting = setting
-        keys = [(index, role) for index in range(len(setting.gpus)) for role in Role]
-        self._ratios: dict[tuple[int, Role], deque[tuple[float, float]]] = {key: deque() for key in keys}
+        keys = [(index, variant) for index, gpu in enumerate(setting.gpus) for variant in gpu.variants]
+        self._ratios: dict[tuple[int, str], deque[tuple[float, float]]] = {key: deque() for key in keys}
         self._factors = dict.fromkeys(keys, 1.0)
 
     def observe(self, batches: Iterable[Batch], now_s: float) -> None:
         """Takes in the batches that ended since the last call. Times that make no sense are left out."""
         for batch in batches:
-            key = (batch.gpu, batch.role)
+            key = (batch.gpu, batch.variant)
             if key in self._ratios and batch.size >= 1 and math.isfinite(batch.seconds) and batch.seconds > 0:
                 self._ratios[key].append((now_s, batch.seconds / self._profiled(batch)))
         for key, ratios in self._ratios.items():
@@ -51,24 +51,27 @@ class LiveLatency:
             if abs(seen - self._factors[key]) > TOLERANCE * self._factors[key]:
                 self._factors[key] = seen
 
-    def factor(self, role: Role, gpu: int = 0) -> float:
-        """What the profiled times of this role on this type of GPU are multiplied by; without evidence 1."""
-        return self._factors[gpu, role]
+    def factor(self, variant: str, gpu: int = 0) -> float:
+        """What the profiled times of this variant on this type of GPU are multiplied by; without evidence 1."""
+        return self._factors[gpu, variant]
 
     def gpus(self) -> tuple[GpuType, ...]:
         """The setting's types of GPU with their times as they are now."""
         return tuple(
             replace(
                 gpu,
-                light=_scaled(gpu.light, self._factors[index, Role.LIGHT]),
-                heavy=_scaled(gpu.heavy, self._factors[index, Role.HEAVY]),
+                latencies={
+                    variant: _scaled(latency, self._factors[index, variant])
+                    for variant, latency in gpu.latencies.items()
+                },
             )
             for index, gpu in enumerate(self._setting.gpus)
         )
 
     def _profiled(self, batch: Batch) -> float:
-        seconds = self._setting.gpus[batch.gpu].latency(batch.role).at(batch.size)
-        return seconds + (self._setting.discriminator_s if batch.role is Role.LIGHT else 0.0)
+        gpu = self._setting.gpus[batch.gpu]
+        judging_s = self._setting.discriminator_s if batch.variant == gpu.variants[0] else 0.0
+        return gpu.latency(batch.variant).at(batch.size) + judging_s
 
 
 def _scaled(profile: LatencyProfile, factor: float) -> LatencyProfile:

@@ -9,16 +9,18 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 from controller.counters import Counters
 from controller.live_ranks import LiveRanks
-from controller.policies import Policy
+from controller.plan_notes import MOST_NOTES, PlanNote
+from controller.policy import Policy
 from solvers.solution import Solution
 from weir import metrics as metrics_of
-from weir.core import Plan
 from weir.errors import PlanError
+from weir.plan import Plan
 from weir.telemetry import Metrics, NoMetrics
 
 log = logging.getLogger(__name__)
@@ -41,10 +43,14 @@ class Controller:
         size: replicas of the pool. A plan is for those alive; Serve brings the others back meanwhile.
         look: the load balancer's counters; its argument is the look before.
         publish: sends a plan on its way, and raises when it could not; its second argument is the plan in force.
-        metrics: where the controller says what it sees and does.
+        metrics: where the controller records what it sees and does.
         outdated: whether what a policy is made from has changed since it was asked the last time.
         lead: whether this controller may publish. One that may not forgets what it knew, and waits.
         clock: seconds, only moves forward.
+        unix_time: of the notes.
+
+    Attributes:
+        notes: of the last plans that it published, the newest last.
     """
 
     def __init__(
@@ -58,6 +64,7 @@ class Controller:
         outdated: Callable[[], bool] = lambda: False,
         lead: Callable[[], bool] = lambda: True,
         clock: Callable[[], float] = time.monotonic,
+        unix_time: Callable[[], float] = time.time,
     ):
         self._make_policy = make_policy
         self._size = size
@@ -67,10 +74,12 @@ class Controller:
         self._outdated = outdated
         self._lead = lead
         self._clock = clock
+        self._unix_time = unix_time
+        self.notes: deque[PlanNote] = deque(maxlen=MOST_NOTES)
         self._policy_since = 0.0
         self._version = 0
         self._published_at = 0.0
-        self._told_of: Solution | None = None
+        self._recorded: Solution | None = None
         self._trouble = ""
         self._forget()
 
@@ -111,12 +120,12 @@ class Controller:
         self._metrics.set(metrics_of.REPLICAS, len(seen.ranks))
         self._version = max(self._version, seen.plan.version)
         if not seen.ranks or self._is_starting(seen):
-            return  # nobody, or hardly anybody, could follow a plan
+            return  # no replica, or hardly any, could follow a plan
         plan = self._decide(seen, before)
         latest = self._published if self._published and self._published.version > seen.plan.version else seen.plan
         if plan is not None and plan != replace(latest, version=plan.version):
             self._send(plan, seen.plan)
-            self._tell_change(seen.plan, plan)
+            self._record_change(seen.plan, plan)
         elif latest is not seen.plan and self._clock() - self._published_at > APPLY_S:
             self._send(latest, seen.plan)
 
@@ -140,7 +149,7 @@ class Controller:
                 plan = policy.first_plan()
         else:
             plan = policy.observe(seen.since(before, self._clock() - self._policy_since))
-        self._tell_account(policy)
+        self._record_account(policy)
         if plan is not None:
             plan = spread(plan, seen.ranks, self._size)
         self._policy = policy
@@ -156,26 +165,29 @@ class Controller:
                 self._policy.resume(running)  # it believes in a plan that is not in force
             raise
         self._published, self._published_at = plan, self._clock()
+        demand_rps = self._policy.account.forecast_rps if self._policy is not None else 0.0
+        self.notes.append(PlanNote.of(plan, demand_rps, self._unix_time()))
+        log.info("%s", self.notes[-1])
 
     # ------------------------------------------------------------------------------------------------- metrics
 
-    def _tell_account(self, policy: Policy) -> None:
+    def _record_account(self, policy: Policy) -> None:
         account = policy.account
         self._metrics.set(metrics_of.FORECAST, account.forecast_rps)
         if account.solution is not None:
             self._metrics.set(metrics_of.PLANNED_DEFERRAL, account.solution.deferral)
             self._metrics.set(metrics_of.PLANNED_SHED, account.solution.shed_rps)
-            if account.solution is not self._told_of:
+            if account.solution is not self._recorded:
                 self._metrics.observe(metrics_of.SOLVE_SECONDS, account.solution.seconds)
-                self._told_of = account.solution
+                self._recorded = account.solution
         for status, count in account.solved.items():
             self._metrics.add(metrics_of.SOLVES, count, status=status)
         account.solved.clear()
-        for role, factor in account.latency_factors.items():
-            self._metrics.set(metrics_of.LATENCY_FACTOR, factor, role=role.value)
+        for variant, factor in account.latency_factors.items():
+            self._metrics.set(metrics_of.LATENCY_FACTOR, factor, role=variant)
 
-    def _tell_change(self, running: Plan, plan: Plan) -> None:
-        flips = sum(a.role is not b.role for a, b in zip(running.assignments, plan.assignments, strict=False))
+    def _record_change(self, running: Plan, plan: Plan) -> None:
+        flips = sum(a.role != b.role for a, b in zip(running.assignments, plan.assignments, strict=False))
         self._metrics.add(metrics_of.PLANS)
         self._metrics.add(metrics_of.ROLE_FLIPS, flips)
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 from controller.observation import Observation
 from controller.setting import Setting
 from solvers.solution import Solution
-from weir.core import LatencyProfile, Plan, ReplicaChoice, Role, Rules
+from weir.plan import Assignment, Plan, ReplicaChoice, Rules
 
 
 @dataclass(slots=True)
@@ -21,13 +21,13 @@ class Account:
         forecast_rps: demand it was made for, head-room included.
         solution: None where nothing had to be solved.
         solved: solutions so far, by status.
-        latency_factors: measured over profiled batch times.
+        latency_factors: measured over profiled batch times, by variant; none where it is not measured.
     """
 
     forecast_rps: float = 0.0
     solution: Solution | None = None
     solved: Counter[str] = field(default_factory=Counter)
-    latency_factors: dict[Role, float] = field(default_factory=lambda: dict.fromkeys(Role, 1.0))
+    latency_factors: dict[str, float] = field(default_factory=dict)
 
     def solves(self, forecast_rps: float, solution: Solution) -> None:
         """Notes one solution."""
@@ -46,12 +46,11 @@ class Policy(ABC):
         rules: of its plans. Until a policy says otherwise: Weir's dispatch, what cannot be ready by the deadline is
             dropped, and a light image that was deferred is not kept as an answer, for no published system does.
         account: of its last plan.
-        pair: of several light variants before the heavy one, which is in use
-            (``controller/policies/light_variants.py``).
+        reuses: its plans have a use for the states of a cache.
     """
 
     name: ClassVar[str]
-    pair: int = 0
+    reuses: ClassVar[bool] = False
 
     def __init__(self, setting: Setting):
         self.setting = setting
@@ -75,17 +74,34 @@ class Policy(ABC):
         self._version += 1
         return self._version
 
-    def split(self, light: int, heavy: int, *, light_batch: int, heavy_batch: int, threshold: float = 0.0) -> Plan:
-        """The next plan, with so many replicas in each role."""
-        return Plan.split(
+    def split(
+        self,
+        light: int,
+        heavy: int,
+        *,
+        light_batch: int,
+        heavy_batch: int,
+        threshold: float = 0.0,
+        reason: str = "",
+    ) -> Plan:
+        """The next plan of the first and the last variant, with this many replicas each."""
+        plan = Plan.split(
             self.next_version(),
             light,
             heavy,
             light_batch=light_batch,
             heavy_batch=heavy_batch,
             threshold=threshold,
+            chain=(self.setting.variants[0], self.setting.last),
             rules=self.rules,
         )
+        return replace(plan, reason=reason)
+
+    def one_variant(self, variant: str, batch_size: int, *, reason: str = "") -> Plan:
+        """The next plan with every replica in the role of one variant."""
+        first, last = self.setting.variants[0], self.setting.last
+        assignments = (Assignment(variant, batch_size),) * self.setting.replicas
+        return Plan(self.next_version(), assignments, (0.0,), (first, last), rules=self.rules, reason=reason)
 
 
 #: DiffServe's drop bound: 1.5 times its client's constant of 15 s, whatever the deadline (``model.py``).
@@ -94,15 +110,3 @@ PUBLISHED_DROP_S = 22.5
 PUBLISHED = Rules(
     replica_choice=ReplicaChoice.RANDOM, drop_after_s=PUBLISHED_DROP_S, light_fallback=False, dispatch_again=False
 )
-
-
-def best_batch(profile: LatencyProfile, limit_s: float) -> int:
-    """The batch size with the most images per second of those that take at most ``limit_s``; the least if none does."""
-    fitting = [b for b, s in zip(profile.batch_sizes, profile.latency_s, strict=True) if s <= limit_s]
-    return max(fitting, key=lambda b: b / profile.at(b), default=profile.batch_sizes[0])
-
-
-def one_role(policy: Policy, role: Role, batch_size: int) -> Plan:
-    """All replicas in one role."""
-    light = policy.setting.replicas if role is Role.LIGHT else 0
-    return policy.split(light, policy.setting.replicas - light, light_batch=batch_size, heavy_batch=batch_size)

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from controller.service_ladder import StoredStates, service_ladder
 from solvers.diffserve import published_problem
 from solvers.problem import GpuType, Problem, ShortRun
+from weir.approximation_levels import Ladder
 from weir.core import DeferralCurve
-from weir.profiles import Profile, deferral_of
+from weir.errors import ConfigError
+from weir.plan import HEAVY
+from weir.profiles import Profile, QualityProfile, deferral_of
 from weir.prompt_levels import LevelHead
 
 
@@ -43,20 +48,37 @@ class LevelStats:
 
 
 @dataclass(frozen=True, slots=True)
-class Setting:
-    """One cascade on one set of GPUs.
+class JudgedVariant:
+    """A variant of the ladder with a judge behind it, as it was measured.
 
     Attributes:
-        gpus: types and counts at the start; ranks run through them in order.
-        deferral: profiled F(t), a prior that live confidences correct.
-        quality: None when it was not measured; deferring more then counts as better.
-        discriminator_s: seconds that judging adds to a light batch beyond its profile.
-        stepwise: images join and leave at every step; otherwise a batch is drawn as one.
-        resumed: measured quality of images that went on from a cached state, as a share of a whole run's. It says
+        deferral: F(t) of its images.
+        quality: of mixes of this variant with the last one; None where it was not measured.
+        confidences: of single images, prompt by prompt in the order of every other variant's; empty: not measured.
+    """
+
+    deferral: DeferralCurve
+    quality: QualityCurve | None = None
+    confidences: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One ladder of variants on one set of GPUs, and all that was measured of it.
+
+    Attributes:
+        gpus: types and counts at the start, with the times of every variant; ranks run through them in order.
+        deferral, quality, confidences: of the first variant, see :class:`JudgedVariant`. Without a measured quality,
+            deferring more counts as better.
+        discriminator_s: seconds that judging adds to a batch of the first variant beyond its profile.
+        stepwise: images join and leave at every step; otherwise a batch runs as one.
+        resumed: measured quality of images that resumed from a cached state, as a share of a whole run's. It says
             nothing of distances such as FID.
-        short_runs: lengths of heavy runs from noise that a plan may choose, with what they save and lose.
-        light: name of the light variant, for plans of a service that holds several; None where there is one.
+        short_runs: lengths of the last variant's runs from noise that a plan may choose, with what they save and lose.
         levels: prompts by predicted level, from level 0, the hardest; empty: they are not told apart.
+        middle: the variants between the first and the last, by key.
+        ladder: approximation levels, for policies that assign them; None where their quality is not known. Variants of
+            its levels are keys.
     """
 
     gpus: tuple[GpuType, ...]
@@ -68,17 +90,30 @@ class Setting:
     resumed: float = 1.0
     short_runs: tuple[ShortRun, ...] = ()
     levels: tuple[LevelStats, ...] = ()
-    light: str | None = None
+    confidences: tuple[float, ...] = ()
+    middle: Mapping[str, JudgedVariant] = field(default_factory=dict)
+    ladder: Ladder | None = None
 
     @classmethod
     def of(
-        cls, profile: Profile, gpus: int, slo_s: float, levels: LevelHead | None = None, resumed: float = 1.0
+        cls,
+        profile: Profile,
+        gpus: int,
+        slo_s: float,
+        levels: LevelHead | None = None,
+        resumed: float = 1.0,
+        states: StoredStates | None = None,
     ) -> Setting:
-        """The setting of a measured family; its light times hold the discriminator. With a level head its measured
-        qualities count, for those of the profile may be on another scale."""
-        gpu = GpuType(profile.device, gpus, profile.light.latency, profile.heavy.latency)
-        measured = profile.quality
-        quality = QualityCurve(measured.values, measured.smaller_is_better) if measured else None
+        """The setting of a measured family; its times of judged variants hold the discriminator.
+
+        Args:
+            levels: with a level head its measured qualities count, for those of the profile may be on another scale.
+            resumed: see the class.
+            states: what the cache's states are worth; None without a cache, or where it was not measured.
+        """
+        first, *middle = profile.keys[:-1]
+        gpu = GpuType(profile.device, gpus, {key: profile.variant(key).latency for key in profile.keys})
+        quality = _curve(profile.variant(first).quality)
         stats: tuple[LevelStats, ...] = ()
         if levels is not None:
             quality = QualityCurve(levels.about.quality, smaller_is_better=False)
@@ -89,13 +124,72 @@ class Setting:
         return cls(
             gpus=(gpu,),
             slo_s=slo_s,
-            deferral=profile.deferral(),
+            deferral=profile.deferral(first),
             quality=quality,
             stepwise=profile.stepwise,
             resumed=resumed,
             short_runs=_short_runs(profile, quality) if quality else (),
             levels=stats,
+            confidences=profile.variant(first).confidences,
+            middle={
+                key: JudgedVariant(
+                    profile.deferral(key), _curve(profile.variant(key).quality), profile.variant(key).confidences
+                )
+                for key in middle
+            },
+            ladder=service_ladder(profile, slo_s, states, levels.about.records if levels else ()),
         )
+
+    @classmethod
+    def of_ladder(cls, ladder: Ladder, gpus: int, slo_s: float) -> Setting:
+        """The setting of a published ladder, which has levels and no cascade: nothing is known of any judge.
+
+        Raises:
+            ConfigError: names the argument that is out of range.
+        """
+        if gpus < 1:
+            raise ConfigError(f"gpus is {gpus}; it must be at least 1")
+        if not 0 < slo_s < 3600:
+            raise ConfigError(f"slo is {slo_s}; it must lie in 0…3600 s")
+        smaller = sorted((level for level in ladder.levels if level.variant), key=lambda level: level.latency_s[0])
+        latencies = {level.variant: level.latency for level in smaller} | {HEAVY: ladder.levels[0].latency}
+        return cls(
+            gpus=(GpuType(ladder.device, gpus, latencies),),
+            slo_s=slo_s,
+            deferral=DeferralCurve((0.0, 1.0), (0.0, 1.0)),
+            ladder=ladder,
+        )
+
+    @property
+    def variants(self) -> tuple[str, ...]:
+        """Keys of the ladder, from the fastest variant to the best."""
+        return self.gpus[0].variants
+
+    @property
+    def last(self) -> str:
+        """The best variant's key."""
+        return self.variants[-1]
+
+    def chain(self, variants: Sequence[str]) -> Setting:
+        """The setting of the cascade of these variants alone, in the order of the ladder, ending in the last one.
+
+        Prompts are told apart by levels that were fitted on the first variant before the last one, so in other chains
+        they are not.
+        """
+        first = variants[0]
+        whole = tuple(variants) == self.variants
+        found = replace(
+            self,
+            gpus=tuple(
+                replace(gpu, latencies={variant: gpu.latency(variant) for variant in variants}) for gpu in self.gpus
+            ),
+            middle={variant: self.middle[variant] for variant in variants[1:-1]},
+            levels=self.levels if whole and len(variants) == 2 else (),
+        )
+        if first == self.variants[0]:
+            return found
+        own = self.middle[first]
+        return replace(found, deferral=own.deferral, quality=own.quality, confidences=own.confidences)
 
     @property
     def resumed_reward(self) -> float:
@@ -116,7 +210,8 @@ class Setting:
         queue_delay_s: tuple[float, float] = (0.0, 0.0),
         tie_break: float = 0.0,
     ) -> Problem:
-        """DiffServe's own problem for this cascade, all GPUs (or so many) of the first type; see there."""
+        """DiffServe's own problem for the first and the last variant, all GPUs (or ``gpus``) of the first type; see
+        there."""
         first = self.gpus[0]
         return published_problem(
             first.light,
@@ -125,9 +220,14 @@ class Setting:
             gpus=self.replicas if gpus is None else gpus,
             demand_rps=demand_rps,
             slo_s=self.slo_s,
+            variants=(self.variants[0], self.last),
             queue_delay_s=queue_delay_s,
             tie_break=tie_break,
         )
+
+
+def _curve(measured: QualityProfile | None) -> QualityCurve | None:
+    return QualityCurve(measured.values, measured.smaller_is_better) if measured else None
 
 
 def _short_runs(profile: Profile, quality: QualityCurve) -> tuple[ShortRun, ...]:

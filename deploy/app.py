@@ -16,7 +16,7 @@ from cache.factory import open_store
 from cache.service import CacheService
 from deploy.serve_config import BALANCER, CACHE, ON_HEAD, POOL, located
 from load_balancer.deployment import ServedLoadBalancer
-from weir.config import FamilyConfig, PoolConfig, load_pairs, load_service
+from weir.config import FamilyConfig, PoolConfig, load_service
 from weir.profiles import load_profile
 from weir.telemetry import RayMetrics
 from workers.replica import Worker
@@ -47,11 +47,7 @@ def build(args: AppArgs) -> Application:
         ConfigError: names the file, the key and the remedy.
     """
     service, family = load_service(located(args.config))
-    pairs = [
-        (it.model_dump(mode="json"), pair.profile)
-        for it, pair in zip(load_pairs(service, family), service.pairs, strict=True)
-    ]
-    plan = service.plan.plan().to_dict()
+    plan = service.plan.plan(family.keys).to_dict()
     profile = service.profile or service.pool.emulate
     cached = service.cache.mode != "off"
     pool = serve.deployment(
@@ -72,7 +68,6 @@ def build(args: AppArgs) -> Application:
         partial(open_store, service.cache, metrics=RayMetrics()) if cached else None,
         service.cache.fetch_s,
         RayMetrics(),
-        pairs,
     )
     cache = serve.deployment(
         name=CACHE,
@@ -99,15 +94,14 @@ def build(args: AppArgs) -> Application:
         pool,
         service.model_dump(mode="json"),
         family.model_dump(mode="json"),
-        load_profile(profile).model_dump(mode="json") if profile else None,
+        load_profile(profile, family.keys).model_dump(mode="json") if profile else None,
         plan,
         cache if cached else None,
-        [(it, load_profile(measured).model_dump(mode="json")) for it, measured in pairs],
     )
 
 
 def judge(family: FamilyConfig) -> Any:
-    """Who judges the family's pictures, where the cache does; loaded in the process that asks for it."""
+    """What judges the family's images, where the cache does; loaded in the process that asks for it."""
     from workers.models.judges import family_judge
 
     return family_judge(family)

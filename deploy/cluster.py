@@ -1,4 +1,4 @@
-"""A Ray cluster to deploy on: the one that ``RAY_ADDRESS`` names, or one of our own that leaves nothing behind."""
+"""A Ray cluster to deploy on: the one at ``RAY_ADDRESS``, or a local one that is removed completely afterwards."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from weir.ports import free_port
 
 OBJECT_STORE_BYTES = 512 * 2**20
 STOP_TIMEOUT_S = 20.0
-#: How often Ray is started before its failure is the caller's: on a busy machine its own limits strike.
+#: Attempts to start Ray. On a busy machine its own time limits are too short.
 STARTS = 3
 
 T = TypeVar("T")
@@ -30,41 +30,41 @@ _log = logging.getLogger(__name__)
 
 @contextmanager
 def cluster(cpus: float, gpus: float = 0, nodes: int = 0) -> Iterator[str]:
-    """Gives the http address of the dashboard of a running Ray cluster.
+    """Context manager that yields the HTTP address of the dashboard of a running Ray cluster.
 
-    An own cluster listens on 127.0.0.1, on free ports, keeps its files in a temporary folder, and offers at least
-    ``cpus`` logical CPUs, for on one machine they are bookkeeping. When the block ends, its processes and its files are
-    gone. A cluster named by ``RAY_ADDRESS`` is only connected to.
+    A local cluster listens on free ports of 127.0.0.1 and keeps its files in a temporary folder. It offers at least
+    ``cpus`` logical CPUs, because on one machine their number is only bookkeeping. When the block ends, its processes
+    and files are removed. To a cluster at ``RAY_ADDRESS`` the block only connects.
 
     Args:
-        nodes: 0: the head has it all. Else so many nodes beside it, with raylets of their own, share the CPUs and GPUs
-            evenly, and the head has none, as on a cluster of several machines.
+        nodes: number of nodes beside the head. They have raylets of their own and share the CPUs and GPUs evenly, and
+            the head has none, as on a cluster of several machines. 0: the head has all CPUs and GPUs.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # Ray's processes import the packages that this one does, wherever the command was typed.
+    # Ray's processes import the same packages as this one, whatever the working directory is.
     paths = [*import_path(), *filter(None, [os.environ.get("PYTHONPATH")])]
     os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(paths))
     if not os.environ.get("RAY_ADDRESS"):
-        # The switch that keeps Ray on the loopback interface; without it Ray replaces 127.0.0.1 by the host's address.
+        # Keeps Ray on the loopback interface; without this Ray replaces 127.0.0.1 by the host's address.
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
-        # Whoever reaches a Ray cluster can run code on it: without the token nobody does.
+        # Every client that reaches a Ray cluster can run code on it, so require the token.
         os.environ.setdefault("RAY_AUTH_MODE", "token")
         os.environ[SWITCH] = "1"
-        # On a busy machine Ray's own server takes longer than the 20 s for which Ray tries to reach it.
+        # On a busy machine Ray's GCS server needs longer than the 20 s for which Ray tries to connect to it.
         os.environ.setdefault("RAY_gcs_server_port_wait_time_s", "60")
-        # On a busy machine Serve's proxy takes longer than the 5 s after which Serve kills it.
+        # On a busy machine Ray Serve's proxy needs longer than the 5 s after which Ray Serve kills it.
         os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "60")
-        # Serve starts a dead proxy again when three looks have failed, and by itself looks every ten seconds.
+        # Ray Serve restarts a proxy after three failed checks, and checks only every ten seconds by default.
         os.environ.setdefault("RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S", "1")
-        # Who has failed three health checks is beyond finishing anything; its successor need not wait for it.
+        # A replica that failed three health checks will not finish its requests; its successor need not wait for it.
         os.environ.setdefault("RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS", "1")
-        # Ray runs its workers at nice 15, and any other busy process starves them: here the workers are the service.
+        # Ray runs its workers at nice 15, so any busy process starves them; here the workers are the service.
         os.environ.setdefault("RAY_worker_niceness", "0")
-        # Prometheus scrapes every five seconds; there is no use in telling its figures half as often.
+        # Prometheus scrapes every five seconds; by default Ray reports only half as often.
         os.environ.setdefault("RAY_metrics_report_interval_ms", "5000")
-        # The threads of Ray's processes would have an arena of their own each, and what one has freed no other takes.
+        # By default each thread has a malloc arena of its own, and memory freed in one is not reused in another.
         os.environ.setdefault("MALLOC_ARENA_MAX", "2")
-        # Ray would take the same two ports for its own figures in every cluster of a machine.
+        # By default every cluster of a machine uses the same two ports for Ray's own metrics.
         os.environ |= {name: str(free_port()) for name in ("AUTOSCALER_METRIC_PORT", "DASHBOARD_METRIC_PORT")}
     import ray
 
@@ -78,7 +78,7 @@ def cluster(cpus: float, gpus: float = 0, nodes: int = 0) -> Iterator[str]:
         return
 
     ray_private.allow_loopback()
-    # Unix sockets have short paths; a long TMPDIR would not fit.
+    # The path of a Unix socket has a maximum length, which a long TMPDIR would exceed.
     folder = tempfile.mkdtemp(prefix="weir-", dir="/tmp")
     before = set(psutil.Process().children(recursive=True))
     try:
@@ -102,16 +102,16 @@ def cluster(cpus: float, gpus: float = 0, nodes: int = 0) -> Iterator[str]:
         processes = set(psutil.Process().children(recursive=True)) - before
         ray.shutdown()
         ray_private.forget_serve()
-        # What Ray leaves of the other nodes would wait for the head, which has ended.
+        # Processes that Ray leaves of the other nodes would wait for the head, which has ended.
         end(processes, timeout_s=0 if nodes else STOP_TIMEOUT_S)
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def started(start: Callable[[], T]) -> T:
-    """Starts processes of Ray by ``start``; when they do not come up in time, ends them and starts them again.
+    """Calls ``start``, which starts processes of Ray. If they are too slow, ends them and calls it again.
 
     Raises:
-        Exception: what ``start`` raised, if that was something else or the last of :data:`STARTS`.
+        Exception: of the last of :data:`STARTS` attempts, or of any attempt that failed for another reason.
     """
     for attempt in range(1, STARTS + 1):
         before = set(psutil.Process().children(recursive=True))
@@ -129,7 +129,7 @@ def start_node(cpus: int, gpus: int = 0) -> None:
     """Starts one more node of the cluster that this process is connected to."""
     import ray
 
-    # Several nodes share the address, so each takes the ports that are free.
+    # Several nodes share the address, so each uses free ports.
     ports = ("node_manager_port", "min_worker_port", "max_worker_port", "dashboard_agent_listen_port")
     fields: dict[str, Any] = dict.fromkeys(ports, 0)
     fields["include_log_monitor"] = False
@@ -139,14 +139,17 @@ def start_node(cpus: int, gpus: int = 0) -> None:
 
 
 def targets_file() -> Path | None:
-    """Where Ray lists what Prometheus has to scrape of the cluster that this process is connected to: on the head node,
-    some seconds after its start, and again as nodes come and go. None without a connection."""
+    """The file in which Ray lists the Prometheus targets of the cluster that this process is connected to.
+
+    Ray writes it on the head node some seconds after its start, and again as nodes join and leave. None without a
+    connection.
+    """
     folder = ray_private.session_folder()
     return folder and folder / "prom_metrics_service_discovery.json"
 
 
 def end(processes: set[psutil.Process], timeout_s: float = STOP_TIMEOUT_S) -> None:
-    """Waits until the processes have ended, and kills those that have not by then."""
+    """Waits until the processes have ended, and kills those that still run after ``timeout_s``."""
     _, alive = psutil.wait_procs(processes, timeout=timeout_s)
     for process in alive:
         with suppress(psutil.NoSuchProcess):

@@ -1,7 +1,7 @@
 """The live controller as a Serve application of its own: it sees through the load balancer's handle and acts by PUT.
 
 Serve routes nothing to a replica while it takes in a new ``user_config``, the load balancer included. So a plan that
-only moves the threshold, as most do, goes to the load balancer by a call, and a load balancer that starts anew gets
+only moves the threshold, as most do, goes to the load balancer by a call, and a load balancer that starts again gets
 the plan of the last PUT until the controller sees it there.
 
 Named in a declarative configuration as ``import_path: deploy.control:build`` with ``args: {config: <service file>}``.
@@ -14,7 +14,6 @@ import asyncio
 import threading
 import uuid
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -24,20 +23,22 @@ from ray import serve
 from ray.serve import Application
 from ray.serve.handle import DeploymentHandle
 
-from cache.policy.resume_quality import resumed_share
+from cache.policy.resume_quality import load_worth, resumed_share
+from cache.policy.selector import PUBLISHED, By, load_selector
 from controller.counters import Counters
 from controller.loop import Controller
-from controller.policies import Policy, make_policy
-from controller.policies.light_variants import WeirPairs
+from controller.policy import Policy
+from controller.registry import make_policy
+from controller.service_ladder import StoredStates
 from controller.setting import Setting
 from deploy.publish import Publisher
 from deploy.serve_config import APPLICATION, BALANCER, CONTROLLER, ON_HEAD, located
-from weir.config import FamilyConfig, ServiceConfig, load_service
-from weir.core import Plan
+from weir.config import CacheConfig, FamilyConfig, ServiceConfig, load_service
 from weir.errors import ConfigError, NotReady
 from weir.loopback import keep_to_loopback
+from weir.plan import Plan
 from weir.profiles import load_profile
-from weir.prompt_levels import WatchedHead
+from weir.prompt_levels import LevelHead, WatchedHead
 from weir.ray_private import dashboard_address
 from weir.telemetry import RayMetrics
 
@@ -45,7 +46,7 @@ from weir.telemetry import RayMetrics
 TIMEOUT_S = 5.0
 #: Of each of the two calls of a publication: both are over before another controller could have taken the lease.
 DASHBOARD_TIMEOUT_S = 4.0
-#: A shadow sample lets everybody go first.
+#: A shadow sample lets all other requests go first.
 SAMPLE_TIMEOUT_S = 600.0
 
 
@@ -55,18 +56,21 @@ class ControlArgs(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     config: str
-    digest: str = ""  # read by nobody: it changes when the file does, and the application with it
+    digest: str = ""  # not read: it changes when the file does, and the application with it
 
 
 def build(args: ControlArgs) -> Application:
     """Builds the application that plans for the service of a file.
 
     Raises:
-        ConfigError: names the file, the key and the remedy; the policy ``static`` has nothing to do here.
+        ConfigError: names the file, the key and the remedy: the policy ``static`` has nothing to do here, and others
+            may need what the service does not have.
     """
     service, family = load_service(located(args.config))
     if not service.controlled:
         raise ConfigError(f"{args.config}: controller.policy is static: there is nothing to plan")
+    head = None if service.cache.levels is None else LevelHead.load(Path(service.cache.levels))
+    policy_of(service, head)  # refuses now what would fail once a second
     if service.cache.shadow:
         from quality.suite import family_suite
 
@@ -93,7 +97,7 @@ class Edges:
         return serve.get_deployment_handle(BALANCER, app_name=APPLICATION)
 
     def lead(self) -> bool:
-        """Whether this controller may publish; nobody may while there is no load balancer yet."""
+        """Whether this controller may publish; none may while there is no load balancer yet."""
         try:
             balancer = self._balancer
         except KeyError:
@@ -105,8 +109,8 @@ class Edges:
         self._balancer.follow.remote(self._name).result(timeout_s=TIMEOUT_S)
 
     def look(self, before: Counters | None) -> Counters:
-        told = (before.judged, before.batches_run, before.fetched) if before else (0, 0, 0)
-        return Counters.from_dict(self._balancer.counters.remote(*told).result(timeout_s=TIMEOUT_S))
+        known = (before.judged, before.batches_run, before.fetched, before.verdicts) if before else (0, 0, 0, 0)
+        return Counters.from_dict(self._balancer.counters.remote(*known).result(timeout_s=TIMEOUT_S))
 
     def sample(self, levels: Sequence[tuple[str, int]]) -> dict[str, Any] | None:
         """A shadow sample at these variants and steps, if there is time for one."""
@@ -119,29 +123,56 @@ class Edges:
             Publisher(dashboard(), DASHBOARD_TIMEOUT_S).actuate(plan)
 
 
+def stored_states(cache: CacheConfig, steps: int) -> StoredStates | None:
+    """What resuming at each K of a cache is worth; None without a cache, or where it was not measured by similarity.
+
+    Args:
+        steps: of a whole run, which the cache profile has to be of.
+
+    Raises:
+        ConfigError: the cache profile is not what it should be.
+    """
+    if cache.mode == "off" or cache.selector in PUBLISHED:
+        return None
+    selector, worth = load_selector(cache.selector), load_worth(cache.selector)
+    if selector.by is not By.SIMILARITY or selector.steps != steps or not selector.ks:
+        return None
+    weights = worth.pairs / worth.pairs.sum()
+    mean = weights @ worth.at(worth.similarity, selector.ks)
+    shares = dict.fromkeys((0, *selector.ks), 0.0)
+    for similarity, weight in zip(worth.similarity.tolist(), weights.tolist(), strict=True):
+        shares[selector.select(similarity)] += weight
+    return StoredStates(dict(zip(selector.ks, mean.tolist(), strict=True)), shares)
+
+
+def policy_of(service: ServiceConfig, levels: LevelHead | None = None) -> Policy:
+    """A fresh policy of a service.
+
+    Args:
+        levels: the head in force; None where prompts are not told apart.
+
+    Raises:
+        ConfigError: the profile is not what it should be, or the policy needs what the service does not have.
+    """
+    source = service.profile or service.pool.emulate
+    assert source is not None  # the configuration was checked
+    profile = load_profile(source)
+    resumed = resumed_share(service.cache.selector) if service.cache.mode != "off" else 1.0
+    states = stored_states(service.cache, profile.heavy.steps)
+    setting = Setting.of(profile, service.plan.size, service.slo_s, levels, resumed, states)
+    return make_policy(service.controller.policy, setting)
+
+
 def controller(service: ServiceConfig, edges: Edges) -> Controller:
     """The controller of a service.
 
     Raises:
-        ConfigError: the profile is not what it should be.
+        ConfigError: as :func:`policy_of`.
     """
-    profile = service.profile or service.pool.emulate
-    assert profile is not None  # the configuration was checked
-    size = service.plan.light_replicas + service.plan.heavy_replicas
     levels = None if service.cache.levels is None else WatchedHead(Path(service.cache.levels))
-    resumed = resumed_share(service.cache.selector) if service.cache.mode != "off" else 1.0
-    measured = [load_profile(it) for it in (profile, *(pair.profile for pair in service.pairs))]
-
-    def policy() -> Policy:
-        head = levels.head if levels else None
-        settings = [Setting.of(it, size, service.slo_s, head, resumed) for it in measured]
-        if len(settings) == 1:
-            return make_policy(service.controller.policy, settings[0])
-        return WeirPairs([replace(it, light=of.light.name) for it, of in zip(settings, measured, strict=True)])
-
     return Controller(
-        policy,
-        size,
+        lambda: policy_of(service, levels.head if levels else None),
+        service.plan.size,
         outdated=levels.renewed if levels else lambda: False,
         look=edges.look,
         publish=edges.publish,
@@ -162,7 +193,7 @@ class ControlLoop:
         self._thread = threading.Thread(target=it.run, args=(self._stop,), name="controller", daemon=True)
         self._thread.start()
         if config.cache.shadow:
-            from deploy.shadow import ShadowLoop  # nobody else pays for torch
+            from deploy.shadow import ShadowLoop  # services without it do not load torch
 
             check = ShadowLoop(config, FamilyConfig.model_validate(family), self._edges.sample, RayMetrics())
             threading.Thread(target=check.run, args=(self._stop,), name="shadow", daemon=True).start()

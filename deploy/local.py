@@ -27,10 +27,11 @@ from cache.store.redis_server import RedisServer
 from deploy.cluster import cluster, targets_file
 from deploy.state import FOLDER, Service, StateFile, find
 from weir.assets import import_path
-from weir.config import FamilyConfig, ServiceConfig, load_keys, load_pairs, load_service
+from weir.config import FamilyConfig, ServiceConfig, load_keys, load_service
 from weir.errors import ConfigError, ServiceError, WeirError
 from weir.ports import listenable
 from weir.profiles import load_profile
+from weir.prompt_levels import LevelHead
 
 #: Loading weights may mean downloading them first.
 UP_TIMEOUT_S = 1800.0
@@ -129,15 +130,27 @@ def checked(config_path: Path | str) -> tuple[ServiceConfig, FamilyConfig]:
         ConfigError: names the file, the key and the remedy.
     """
     service, family = load_service(config_path)
-    lights = [it.light.name for it in load_pairs(service, family)]
     for profile in filter(None, (service.profile, service.pool.emulate)):
-        load_profile(profile)
-    for pair, light in zip(service.pairs, lights, strict=True):
-        if (named := load_profile(pair.profile).light.name) != light:
-            raise ConfigError(f"{pair.profile}: its light variant is {named}, and that of {pair.family} {light}")
+        load_profile(profile, family.keys)
+    if service.controlled:
+        _check_policy(config_path, service)
     if service.keys_file is not None:
         load_keys(service.keys_file)
     return service, family
+
+
+def _check_policy(config_path: Path | str, service: ServiceConfig) -> None:
+    """Makes the policy of a service once: what it needs and does not have is known before anything starts.
+
+    Raises:
+        ConfigError: names the file and what is missing.
+    """
+    from deploy.control import policy_of  # brings Ray along
+
+    try:
+        policy_of(service, None if service.cache.levels is None else LevelHead.load(Path(service.cache.levels)))
+    except ConfigError as error:
+        raise ConfigError(f"{config_path}: controller.policy: {error.message}") from None
 
 
 def bindable(host: str, port: int) -> int:
@@ -184,7 +197,7 @@ def _serve(
     console.print(Text(_effective(service, family)), soft_wrap=True)
     previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     answer_signals()
-    replicas = service.plan.light_replicas + service.plan.heavy_replicas
+    replicas = service.plan.size
     with ExitStack() as stack:
         stack.callback(lambda: [signal.signal(number, handler) for number, handler in previous.items()])
         progress = stack.enter_context(console.status("starting Ray"))
@@ -203,7 +216,7 @@ def _serve(
             targets = str(state.targets.absolute())
         running = Service(state.name, os.getpid(), url, dashboard, str(config_path), False, *access, targets)
         state.write(running)
-        plan = service.plan.plan()
+        plan = service.plan.plan(family.keys)
         publisher = Publisher(dashboard)
         publisher.put(render(config_path, host=address[0], port=address[1], controlled=service.controlled))
         stack.callback(_stop, progress, console)

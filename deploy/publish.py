@@ -1,4 +1,4 @@
-"""Deploys and actuates: one declarative PUT of the whole configuration, read back until its plan is applied."""
+"""Deploys configurations and plans: one PUT of the whole configuration, then polling until its plan is applied."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ import requests
 from ray.dashboard.modules.serve.sdk import ServeSubmissionClient
 
 from deploy.serve_config import APPLICATION, POOL, deployed, with_plan
-from weir.core import Plan
 from weir.errors import NotReady
+from weir.plan import Plan
 
 POLL_S = 0.2
-#: The first configuration starts Serve itself, which takes its time on a busy machine.
+#: Time limit of the first configuration, which also starts Ray Serve: slow on a busy machine.
 START_TIMEOUT_S = 120.0
 
 
 def is_applied(details: dict[str, Any], plan: Plan) -> bool:
-    """Whether what ``GET`` answers is a running application that has taken the plan, or a newer one, in.
+    """Whether the details of ``GET`` show a running application that has applied the plan or a newer one.
 
     Raises:
         NotReady: the application failed to deploy; the message is Serve's.
@@ -40,7 +40,7 @@ def is_applied(details: dict[str, Any], plan: Plan) -> bool:
 
 
 class _Client(ServeSubmissionClient):
-    """Ray's client, which by itself waits for a hanging dashboard for ever."""
+    """Ray's client with a time limit; without one it would wait for a hanging dashboard for ever."""
 
     def __init__(self, dashboard: str, timeout_s: float):
         self._timeout_s = timeout_s
@@ -54,47 +54,47 @@ class Publisher:
     """Writes the configuration of the cluster.
 
     Args:
-        dashboard: http address of the Ray dashboard. Ray's token, where the cluster has one, is sent along.
-        timeout_s: a call that is not answered by then has failed.
+        dashboard: HTTP address of the Ray dashboard. If the cluster has a token, each call sends it.
+        timeout_s: a call without an answer fails after this time.
     """
 
     def __init__(self, dashboard: str, timeout_s: float = START_TIMEOUT_S):
         self._dashboard = dashboard
-        with self._typed("connect"):
+        with self._translating("connect"):
             self._client = _Client(dashboard, timeout_s)
 
     def put(self, body: dict[str, Any]) -> None:
         """Sends the configuration; returns before it is applied.
 
         Raises:
-            NotReady: the dashboard does not answer, or refuses it.
+            NotReady: the dashboard does not answer, or refuses the configuration.
         """
-        with self._typed("take the configuration"):
+        with self._translating("accept the configuration"):
             self._client.deploy_applications(body)
 
     def actuate(self, plan: Plan) -> None:
-        """Puts a plan in the place of the one that is deployed; everything else of the configuration stays.
+        """Replaces the deployed plan; the rest of the deployed configuration stays unchanged.
 
         Raises:
-            NotReady: the dashboard does not answer or refuses it, or nothing of ours is deployed.
-            PlanError: a plan as new as this one is deployed.
+            NotReady: the dashboard does not answer or refuses the plan, or Weir is not deployed.
+            PlanError: the deployed plan is as new as this one or newer.
         """
         self.put(with_plan(deployed(self.details()), plan))
 
     def details(self) -> dict[str, Any]:
-        """What Serve says of all applications.
+        """Ray Serve's details of all applications.
 
         Raises:
             NotReady: the dashboard does not answer.
         """
-        with self._typed("say what runs"):
+        with self._translating("list the applications"):
             return self._client.get_serve_details()
 
     def wait_applied(self, plan: Plan, *, timeout_s: float, stopped: Callable[[], bool] = lambda: False) -> None:
-        """Reads back until the plan is applied, or ``stopped`` says to give up.
+        """Polls until the plan is applied, or until ``stopped`` returns True.
 
         Raises:
-            NotReady: the application failed to deploy, or it took longer than ``timeout_s``.
+            NotReady: the application failed to deploy, or applying the plan took longer than ``timeout_s``.
         """
         end = time.monotonic() + timeout_s
         while not stopped():
@@ -105,26 +105,27 @@ class Publisher:
             time.sleep(POLL_S)
 
     def delete(self) -> None:
-        """Takes every application off the cluster.
+        """Deletes all applications of the cluster.
 
         Raises:
-            NotReady: the dashboard does not answer, or refuses.
+            NotReady: the dashboard does not answer, or refuses the deletion.
         """
-        with self._typed("delete the applications"):
+        with self._translating("delete the applications"):
             self._client.delete_applications()
 
     @contextmanager
-    def _typed(self, what: str) -> Iterator[None]:
+    def _translating(self, action: str) -> Iterator[None]:
+        """Translates failures of Ray's client to `NotReady`."""
         try:
             yield
         except (RuntimeError, ConnectionError, requests.RequestException) as error:  # all that the client raises
             raise NotReady(
-                f"the Ray dashboard at {self._dashboard} did not {what}: {reason(error)}; "
-                "the logs of the cluster say more, and another try is safe"
+                f"the Ray dashboard at {self._dashboard} did not {action}: {reason(error)}; "
+                "the logs of the cluster have details, and trying again is safe"
             ) from error
 
 
 def reason(error: Exception) -> str:
-    """What went wrong, in one line: Ray answers with whole tracebacks, whose last line says it."""
+    """The error in one line: Ray answers with whole tracebacks, whose last line has the message."""
     lines = [line.strip() for line in str(error).replace("\\n", "\n").splitlines() if line.strip(' "}.')]
     return lines[-1].rstrip('"}. ') if lines else type(error).__name__

@@ -9,8 +9,8 @@ from typing import Any
 
 from weir.assets import ROOT
 from weir.config import load_service
-from weir.core import Plan
 from weir.errors import NotReady, PlanError
+from weir.plan import Plan
 
 #: The application that serves, and its deployments.
 APPLICATION = "weir"
@@ -64,8 +64,7 @@ def digest(path: Path) -> str:
     """
     service, _ = load_service(path)
     named = (service.family, service.profile, service.pool.emulate)
-    pairs = (file for pair in service.pairs for file in (pair.family, pair.profile))
-    files = (path, *map(Path, filter(None, (*named, *pairs))))
+    files = (path, *map(Path, filter(None, named)))
     return hashlib.sha256(b"\0".join(file.read_bytes() for file in files)).hexdigest()[:16]
 
 

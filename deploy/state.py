@@ -1,4 +1,4 @@
-"""What is up on this machine: a file for each service, which counts only while its process holds the lock beside it."""
+"""State files of the services on this machine. A file is valid while its process holds the lock beside it."""
 
 from __future__ import annotations
 
@@ -18,10 +18,12 @@ FOLDER = Path(".weir")
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """A service as its state file tells it. ``ready`` turns true when it first could serve.
+    """A service, as its state file describes it.
 
-    ``targets`` is the list of what Prometheus scrapes. ``cache_url`` and ``cache_secret`` are those of a Redis that was
-    started for it; empty where there is none.
+    Attributes:
+        ready: set once the service has been able to serve.
+        cache_url, cache_secret: of the Redis server that was started for the service; empty without one.
+        targets: file that lists the targets of Prometheus.
     """
 
     name: str
@@ -36,7 +38,7 @@ class Service:
 
 
 class StateFile:
-    """The state of the service of one name. The process that runs it holds the lock for as long as it lives."""
+    """The state file of the service with a given name. The process of the service holds the lock while it lives."""
 
     def __init__(self, name: str, folder: Path = FOLDER):
         self.name = name
@@ -50,7 +52,7 @@ class StateFile:
         """Claims the name.
 
         Raises:
-            ServiceError: a service of this name is up.
+            ServiceError: a service with this name is up.
         """
         self.path.parent.mkdir(parents=True, exist_ok=True)
         lock = self._lock_path.open("a")
@@ -62,24 +64,24 @@ class StateFile:
         self._lock = lock
 
     def release(self) -> None:
-        """Gives the name back; the files are gone before the lock is."""
+        """Releases the name; the files are deleted before the lock is released."""
         assert self._lock is not None
         self.path.unlink(missing_ok=True)
         self.targets.unlink(missing_ok=True)
-        with suppress(OSError):  # another service's list is in there
+        with suppress(OSError):  # the folder has the list of another service
             self.targets.parent.rmdir()
         self._lock_path.unlink(missing_ok=True)
         self._lock.close()
         self._lock = None
 
     def write(self, service: Service) -> None:
-        """Replaces the file in one step: a reader sees the old state or the new one. It is nobody else's to read."""
+        """Replaces the file atomically: a reader sees the old state or the new one. Only its owner may read it."""
         with written_whole(self.path) as draft:
             draft.touch(mode=0o600)
             draft.write_text(json.dumps(asdict(service), indent=1) + "\n")
 
     def link_targets(self, source: Path) -> None:
-        """Gives Ray's list of Prometheus targets, which lies elsewhere in every session, a stable place."""
+        """Links Ray's list of Prometheus targets, whose path differs in every session, at a stable path."""
         self.targets.parent.mkdir(parents=True, exist_ok=True)
         self.targets.unlink(missing_ok=True)
         self.targets.symlink_to(source)
@@ -96,7 +98,7 @@ class StateFile:
         return False
 
     def read(self) -> Service | None:
-        """The service, or None when none of this name is up."""
+        """The service, or None when no service with this name is up."""
         if not self.held():
             return None
         try:
@@ -105,7 +107,7 @@ class StateFile:
             return None
 
     def wait_released(self, timeout_s: float) -> bool:
-        """Waits until no process holds the name."""
+        """Waits until no process holds the name; False if the time is over first."""
         end = time.monotonic() + timeout_s
         while self.held():
             if time.monotonic() > end:
@@ -115,16 +117,16 @@ class StateFile:
 
 
 def find(name: str | None = None, folder: Path = FOLDER) -> tuple[StateFile, Service]:
-    """The service of that name, or the only one that is up.
+    """The service with that name, or the only one that is up.
 
     Raises:
-        ServiceError: nothing is up, or several are and no name was given.
+        ServiceError: no such service is up, or several are up and no name was given.
     """
     names = [name] if name else sorted(path.stem for path in folder.glob("*.json"))
     files = [StateFile(it, folder) for it in names]
     up = [(file, service) for file in files if (service := file.read())]
     if not up:
-        raise ServiceError(f"{name or 'nothing'} is {'not ' if name else ''}up; start it with `weir up`")
+        raise ServiceError(f"{name or 'no service'} is {'not ' if name else ''}up; start it with `weir up`")
     if len(up) > 1:
         raise ServiceError(f"several services are up; name one of {', '.join(file.name for file, _ in up)}")
     return up[0]

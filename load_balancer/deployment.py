@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -18,17 +17,17 @@ from load_balancer.http.api_keys import ApiKeys
 from load_balancer.lease import Lease
 from load_balancer.pool.serve_pool import ServePool
 from load_balancer.runner.balancer import Balancer
-from load_balancer.runner.cache_client import ServeCacheClient
+from load_balancer.runner.serve_cache_client import ServeCacheClient
 from weir.config import FamilyConfig, ServiceConfig
-from weir.core import Plan, Role
 from weir.loopback import keep_to_loopback
+from weir.plan import Plan
 from weir.profiles import Profile
 from weir.telemetry import RayMetrics
 
 log = logging.getLogger(__name__)
 
-#: Seconds between two looks of the metrics.
-SHOW_S = 1.0
+#: Seconds between two recordings of the metrics.
+RECORD_S = 1.0
 
 
 class LoadBalancer:
@@ -42,7 +41,6 @@ class LoadBalancer:
         profile: dict[str, Any] | None,
         plan: dict[str, Any],
         cache: DeploymentHandle | None = None,
-        pairs: Sequence[tuple[dict[str, Any], dict[str, Any]]] = (),
     ):
         keep_to_loopback()
         self._service = ServiceConfig.model_validate(service)
@@ -55,7 +53,6 @@ class LoadBalancer:
             queued=self._service.limits.queued,
             drain_s=self._service.drain_s,
             profile=None if profile is None else Profile.model_validate(profile),
-            pairs=[(FamilyConfig.model_validate(it), Profile.model_validate(measured)) for it, measured in pairs],
             cache=None if cache is None else ServeCacheClient(cache, self._service.cache.lookup_s),
             cache_mode=self._service.cache.mode,
             direct=self._service.cache.direct,
@@ -66,7 +63,11 @@ class LoadBalancer:
         http = self._service.http
         self._callers = ApiKeys(self._service.keys_file, open_admin=http.is_local)
         if self._service.keys_file is None and not http.is_local:
-            log.warning("everybody who reaches %s:%d may ask for images; keys_file names who may", http.host, http.port)
+            log.warning(
+                "every client that reaches %s:%d may ask for images; keys_file names those that may",
+                http.host,
+                http.port,
+            )
         self._lease = Lease()
         self._watching: list[asyncio.Task[None]] = []
 
@@ -81,37 +82,40 @@ class LoadBalancer:
         """This controller ends, and publishes nothing more."""
         self._lease.give_up(controller)
 
-    async def counters(self, judged: int, batches: int, fetched: int) -> dict[str, Any]:
+    async def counters(self, judged: int, batches: int, fetched: int, verdicts: int = 0) -> dict[str, Any]:
         """See :meth:`Balancer.counters`; on the event loop, for all state belongs to it."""
-        self.balancer.meter.looked(time.time())
-        return self.balancer.counters(judged, batches, fetched)
+        self.balancer.metrics.looked(time.time())
+        return self.balancer.counters(judged, batches, fetched, verdicts)
 
     async def shadow_sample(self, levels: list[tuple[str, int]]) -> dict[str, Any] | None:
         """See :meth:`Balancer.shadow_sample`; the fields of a ``ShadowSample`` come back."""
-        sample = await self.balancer.shadow_sample([(Role(role), steps) for role, steps in levels])
+        sample = await self.balancer.shadow_sample(levels)
         return None if sample is None else asdict(sample)
 
     async def take(self, plan: dict[str, Any]) -> None:
         """Takes a plan without the pause in routing that a ``user_config`` brings; see ``pool/replica_registry.py``."""
-        self.balancer.roster.apply(plan)
+        self.balancer.registry.apply(plan)
 
     async def reconfigure(self, user_config: Any) -> None:
         """Takes the next plan (Serve calls it with the deployment's ``user_config``); never raises.
 
         Serve calls it on the event loop that the requests run on, for the first time before the first of them.
         """
-        self.balancer.roster.apply(user_config)
+        self.balancer.registry.apply(user_config)
         if not self._watching:
-            self._watching = [asyncio.create_task(self.balancer.roster.watch()), asyncio.create_task(self._show())]
+            self._watching = [
+                asyncio.create_task(self.balancer.registry.watch()),
+                asyncio.create_task(self._record_metrics()),
+            ]
 
-    async def _show(self) -> None:
-        """Shows the state and the counts, off every request's path."""
+    async def _record_metrics(self) -> None:
+        """Records the state and the counts, off every request's path."""
         while True:
-            await asyncio.sleep(SHOW_S)
+            await asyncio.sleep(RECORD_S)
             try:
-                self.balancer.show()
+                self.balancer.record_metrics()
             except Exception:
-                log.exception("the metrics were not told")
+                log.exception("the metrics were not recorded")
 
 
 ServedLoadBalancer = serve.ingress()(LoadBalancer)

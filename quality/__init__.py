@@ -1,1 +1,1 @@
-"""Measures of image quality."""
+"""Measures of the quality of images."""

@@ -1,4 +1,4 @@
-"""Which threshold buys which quality: from an evaluation of a family to what its profile and its plan should say."""
+"""From an evaluation of a family to the quality of each threshold, for its profile and its plan."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from weir.profiles import QualityProfile
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """One threshold and what it gives.
+    """A threshold and its effect.
 
     Attributes:
         threshold: light images with a confidence below it are deferred, 0…1.
@@ -32,13 +32,13 @@ class Choice:
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """Measured quality of a cascade by its light share, and the confidences that steer the share.
+    """Measured quality of mixes of a lighter variant with the last one, and the confidences that decide the mix.
 
     Attributes:
-        confidences: of single light images on held-out prompts, ascending, each 0…1.
-        quality: at equal steps of the light share from 0 (all heavy) to 1, the most confident images staying light;
-            more is better.
-        by_heavy_steps: of all-heavy images, by their denoising steps; empty: not measured.
+        confidences: of light images on held-out prompts, each 0…1, in the order of the prompts.
+        quality: of the mix, at equal steps of the light share from 0 (all heavy) to 1, where the most confident images
+            stay light; higher is better.
+        by_heavy_steps: quality of all-heavy images, by their denoising steps; empty when not measured.
     """
 
     confidences: tuple[float, ...]
@@ -46,39 +46,50 @@ class Calibration:
     by_heavy_steps: Mapping[int, float] = field(default_factory=dict)
 
     @classmethod
-    def read(cls, path: Path) -> Calibration:
-        """Reads the ``evaluation.json`` that ``weir evaluate`` wrote.
+    def read(cls, path: Path, variant: str | None = None) -> Calibration:
+        """Reads an ``evaluation.json`` of ``weir evaluate``.
+
+        Args:
+            variant: key of the lighter variant; None stands for the first.
 
         Raises:
-            ConfigError: names the file, what is wrong with it, and how to make one.
+            ConfigError: the file cannot be used; the message names the file, the problem and the remedy.
         """
-        remedy = "make it with `weir evaluate`"
+        remedy = "create it with `weir evaluate`"
         try:
             figures = json.loads(path.read_text())
-            confidences = sorted(float(c) for c in figures["confidences"])
-            quality = tuple(float(q) for q in figures["quality"]["discriminator"])
+            of = figures if variant is None else figures["variants"][variant]
+            confidences = [float(c) for c in of["confidences"]]
+            quality = tuple(float(q) for q in of["quality"]["discriminator"])
             by_steps = {int(n): float(q) for n, q in figures.get("heavy_by_steps", {}).items()}
         except FileNotFoundError:
             raise ConfigError(f"{path}: there is no such file; {remedy}") from None
         except (OSError, ValueError) as error:
             raise ConfigError(f"{path}: not a readable JSON file: {error}; {remedy}") from None
         except (KeyError, TypeError, AttributeError) as error:
-            raise ConfigError(f"{path}: no evaluation of a cascade: {error} is missing or wrong; {remedy}") from None
+            raise ConfigError(f"{path}: not an evaluation of a family: {error} is missing or wrong; {remedy}") from None
         known = np.asarray([*confidences, *quality, *by_steps.values()])
         if not confidences or len(quality) < 2 or not np.isfinite(known).all() or quality[0] <= 0:
             raise ConfigError(f"{path}: confidences or quality are empty, not finite or not positive; {remedy}")
-        if confidences[0] < 0 or confidences[-1] > 1:
+        if min(confidences) < 0 or max(confidences) > 1:
             raise ConfigError(f"{path}: confidences must lie in 0…1; {remedy}")
         return cls(tuple(confidences), quality, by_steps)
 
+    @staticmethod
+    def last_confidences(path: Path, variant: str) -> tuple[float, ...]:
+        """Confidences of the first discriminator in images of the last variant, from a file that :meth:`read` accepted;
+        empty when the file has none."""
+        of = json.loads(path.read_text()).get("variants", {}).get(variant, {})
+        return tuple(float(c) for c in of.get("confidences", ()))
+
     def profile(self, heavy_steps: int) -> QualityProfile:
-        """What was measured as the profile of a variant of so many steps holds it, for the controller to maximise."""
+        """The measured quality in the form of a profile, for a last variant of ``heavy_steps`` steps."""
         shorter = {n: q for n, q in sorted(self.by_heavy_steps.items()) if n < heavy_steps}
         return QualityProfile(values=self.quality, smaller_is_better=False, by_heavy_steps=shorter)
 
     def at(self, threshold: float) -> Choice:
-        """What this threshold gives."""
-        below = float(np.searchsorted(self.confidences, threshold, side="left")) / len(self.confidences)
+        """The effect of this threshold."""
+        below = float(np.mean(np.asarray(self.confidences) < threshold))
         light = 0.0 if threshold >= 1 else 1.0 - below
         quality = float(np.interp(light, np.linspace(0, 1, len(self.quality)), self.quality))
         return Choice(threshold, light, quality, quality / self.quality[0])
@@ -89,7 +100,7 @@ class Calibration:
     def least(self, kept: float, grid: int = 100) -> Choice:
         """The lowest threshold, and so the least heavy work, that keeps this share of all-heavy quality.
 
-        Only thresholds count whose every higher one keeps it too, so that noise in the curve cannot lure it down.
+        All higher thresholds have to keep it, too, so that noise in the curve cannot lead to a lower threshold.
         """
         best = self.at(1.0)
         for i in range(grid - 1, -1, -1):

@@ -1,8 +1,8 @@
-"""The attribute checker: does an image show what its prompt asks?
+"""The attribute checker: measures whether an image shows what its prompt asks for.
 
-A small detector finds every object of an image with its attributes; the prompt is read as a list of requirements; the
-two are matched. It is the judge of the embedded family, works for prompts of the family's grammar only, and shares
-neither weights nor architecture with the discriminator, which serves.
+A small detector finds the objects of an image and their attributes. The prompt is parsed into requirements, and the
+two are matched. The checker measures the quality of the embedded family and supports only prompts of that family's
+grammar. It shares neither weights nor architecture with the discriminator, which is used for serving.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ class Vocabulary:
 
     @property
     def cell_classes(self) -> tuple[int, ...]:
-        """Sizes of a grid cell's answers: present, shape, colour, texture, size, offset of the centre (x, y)."""
+        """Numbers of outputs of a grid cell: present, shape, colour, texture, size, offset of the centre (x, y)."""
         return (1, len(self.shapes), len(self.colours), len(self.textures), len(self.sizes), 2)
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
-    """One object that a prompt asks for; None: the prompt leaves it open."""
+class RequestedObject:
+    """An object that a prompt asks for; None where the prompt does not state an attribute."""
 
     shape: str
     colour: str | None = None
@@ -50,8 +50,8 @@ class Wanted:
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
-    """One object that an image shows; x and y are shares of the image's side."""
+class DetectedObject:
+    """An object that the detector found in an image; x and y are fractions of the image's side."""
 
     shape: str
     colour: str
@@ -65,17 +65,20 @@ class Found:
 class Requirements:
     """Everything a prompt asks for."""
 
-    objects: tuple[Wanted, ...]
+    objects: tuple[RequestedObject, ...]
     background: str | None = None
     relation: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """``attributes``: share of the requirements that hold; ``exact``: all hold and nothing else is there.
+    """Result of comparing an image with its prompt.
 
-    ``held``: which of them, in this order: of each object its shape and what is said of its colour, texture and size;
-    the relation and the background, where said; the number of objects.
+    Attributes:
+        attributes: share of the requirements that the image meets.
+        exact: the image meets all requirements and shows no other object.
+        held: whether it meets each requirement, in this order: for each object its shape and its stated colour, texture
+            and size; the relation and the background, where stated; the number of objects.
     """
 
     attributes: float
@@ -84,12 +87,12 @@ class Verdict:
 
     @property
     def good_enough(self) -> bool:
-        """Four fifths of what was asked hold: for one object everything, for four some slip is forgiven."""
+        """Whether four fifths of the requirements are met: all for one object, and all but a few for four."""
         return self.attributes >= GOOD_ENOUGH
 
 
 def read_prompt(prompt: str, words: Vocabulary) -> Requirements | None:
-    """The requirements of a prompt, or None when it is not of the grammar."""
+    """The requirements of a prompt, or None when the prompt is not of the grammar."""
     text = re.sub(r"\s+", " ", prompt.strip().lower().rstrip("."))
     background = None
     ground = re.search(rf" on an? ({'|'.join(words.backgrounds)}) background$", text)
@@ -102,45 +105,46 @@ def read_prompt(prompt: str, words: Vocabulary) -> Requirements | None:
         tokens = part.split(" ")
         if tokens[0] not in ("a", "an") or len(tokens) < 2 or tokens[-1] not in words.shapes:
             return None
-        said: dict[str, str] = {}
+        stated: dict[str, str] = {}
         for token in tokens[1:-1]:
             kinds = {"colour": words.colours, "texture": words.textures, "size": words.sizes}
             kind = next((k for k, values in kinds.items() if token in values), None)
-            if kind is None or kind in said:
+            if kind is None or kind in stated:
                 return None
-            said[kind] = token
-        objects.append(Wanted(tokens[-1], said.get("colour"), said.get("texture"), said.get("size")))
+            stated[kind] = token
+        objects.append(RequestedObject(tokens[-1], stated.get("colour"), stated.get("texture"), stated.get("size")))
     return Requirements(tuple(objects), background, relation)
 
 
-def _relation_holds(relation: str, a: Found, b: Found) -> bool:
+def _relation_holds(relation: str, a: DetectedObject, b: DetectedObject) -> bool:
     dx, dy = b.x - a.x, b.y - a.y
     gap = {"left of": dx, "right of": -dx, "above": dy, "below": -dy}[relation]
     return gap > 0 and gap >= 0.7 * max(abs(dx), abs(dy))
 
 
-def judge(wanted: Requirements, found: tuple[Found, ...], background: str) -> Verdict:
-    """The best assignment of found objects to wanted ones decides; an object too many or too few is a miss."""
+def judge(requirements: Requirements, found: tuple[DetectedObject, ...], background: str) -> Verdict:
+    """The verdict of the best assignment of detected objects to requested ones; an extra or a missing object is an
+    unmet requirement."""
 
-    def held(w: Wanted, f: Found | None) -> list[bool]:
+    def met(w: RequestedObject, f: DetectedObject | None) -> list[bool]:
         if f is None:
             return [False] * (1 + sum(v is not None for v in (w.colour, w.texture, w.size)))
         checks = [w.shape == f.shape]
         checks += [v == g for v, g in ((w.colour, f.colour), (w.texture, f.texture), (w.size, f.size)) if v]
         return checks
 
-    seats: list[Found | None] = [*found, *[None] * max(0, len(wanted.objects) - len(found))]
+    candidates: list[DetectedObject | None] = [*found, *[None] * max(0, len(requirements.objects) - len(found))]
     best: list[bool] = []
-    for chosen in permutations(seats, len(wanted.objects)):
-        checks = [c for w, f in zip(wanted.objects, chosen, strict=True) for c in held(w, f)]
-        if wanted.relation:
+    for chosen in permutations(candidates, len(requirements.objects)):
+        checks = [c for w, f in zip(requirements.objects, chosen, strict=True) for c in met(w, f)]
+        if requirements.relation:
             a, b = chosen[0], chosen[1]
-            checks.append(a is not None and b is not None and _relation_holds(wanted.relation, a, b))
+            checks.append(a is not None and b is not None and _relation_holds(requirements.relation, a, b))
         if sum(checks) >= sum(best) or not best:
             best = checks
-    if wanted.background:
-        best.append(wanted.background == background)
-    best.append(len(found) == len(wanted.objects))
+    if requirements.background:
+        best.append(requirements.background == background)
+    best.append(len(found) == len(requirements.objects))
     return Verdict(sum(best) / len(best), all(best), tuple(best))
 
 
@@ -160,8 +164,8 @@ class _Residual(nn.Module):
 
 
 class Detector(nn.Module):
-    """Image [B, 3, 64, 64] in −1…1 to cells [B, 64, sum(cell_classes)], background logits [B, backgrounds] and the
-    pooled features [B, 128] that the Fréchet distance is measured in."""
+    """Maps images [B, 3, 64, 64] in −1…1 to cells [B, 64, sum(cell_classes)], background logits [B, backgrounds], and
+    pooled features [B, 128] for the Fréchet distance."""
 
     def __init__(self, words: Vocabulary):
         super().__init__()
@@ -181,7 +185,7 @@ class Detector(nn.Module):
 
 
 class AttributeChecker:
-    """Judges images against prompts. Load it from the family's folder ``checker/``."""
+    """Compares images with prompts. Load it from the family's folder ``checker/``."""
 
     def __init__(self, detector: Detector, words: Vocabulary, device: str = "cpu"):
         self.detector = detector.eval().to(device)
@@ -190,7 +194,11 @@ class AttributeChecker:
 
     @classmethod
     def load(cls, folder: Path | str, device: str = "cpu") -> AttributeChecker:
-        """Raises ConfigError when the folder or one of its two files is missing or damaged."""
+        """Loads what :meth:`save` wrote.
+
+        Raises:
+            ConfigError: the folder or one of its two files is missing or damaged.
+        """
         folder = Path(folder)
         try:
             fields = json.loads((folder / "config.json").read_text())
@@ -211,24 +219,24 @@ class AttributeChecker:
         save_file(weights, folder / "model.safetensors")
 
     @torch.no_grad()
-    def look(self, images: torch.Tensor) -> list[tuple[tuple[Found, ...], str]]:
-        """What each image [B, 3, 64, 64] in −1…1 shows: its objects and its background."""
+    def detect(self, images: torch.Tensor) -> list[tuple[tuple[DetectedObject, ...], str]]:
+        """Objects and background of each image; images are [B, 3, 64, 64] in −1…1."""
         cells, grounds, _ = self.detector(images.to(self.device))
         side = round(cells.shape[1] ** 0.5)
         present, shape, colour, texture, size, offset = cells.float().cpu().split(self.words.cell_classes, -1)
         present = present.squeeze(-1).sigmoid()
         seen = []
         for b in range(len(images)):
-            found: list[Found] = []
+            found: list[DetectedObject] = []
             for c in present[b].argsort(descending=True).tolist():
                 if present[b, c] < 0.5:
                     break
                 x = (c % side + 0.5 + float(offset[b, c, 0])) / side
                 y = (c // side + 0.5 + float(offset[b, c, 1])) / side
                 if any((x - f.x) ** 2 + (y - f.y) ** 2 < 0.12**2 for f in found):
-                    continue  # the same object, seen from the cell next door
+                    continue  # the same object, detected in a neighbouring cell
                 found.append(
-                    Found(
+                    DetectedObject(
                         self.words.shapes[int(shape[b, c].argmax())],
                         self.words.colours[int(colour[b, c].argmax())],
                         self.words.textures[int(texture[b, c].argmax())],
@@ -249,6 +257,6 @@ class AttributeChecker:
 
     def check(self, images: torch.Tensor, prompts: list[str]) -> list[Verdict | None]:
         """One verdict for each image; None where the prompt is not of the grammar."""
-        wanted = [read_prompt(p, self.words) for p in prompts]
-        seen = self.look(images)
-        return [judge(w, *s) if w else None for w, s in zip(wanted, seen, strict=True)]
+        requirements = [read_prompt(p, self.words) for p in prompts]
+        detected = self.detect(images)
+        return [judge(r, *d) if r else None for r, d in zip(requirements, detected, strict=True)]

@@ -1,6 +1,6 @@
-"""CLIP score: how well an image fits its prompt (Hessel et al. 2021), by any CLIP of transformers, ours or a hub's.
+"""CLIP score (Hessel et al. 2021): how well an image fits its prompt, by a local CLIP or one of the Hugging Face hub.
 
-PickScore (Kirstain et al. 2023) is the same by a CLIP that was tuned on people's choices, times its own scale.
+PickScore (Kirstain et al. 2023) is the score of a CLIP that was tuned on human preferences, times the model's scale.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from weir.errors import ConfigError
 
 
 class ClipScorer:
-    """A CLIP with its tokenizer. Images are float [B, 3, H, W] in −1…1; they are resized to the tower's size.
+    """A CLIP with its tokenizer. Images are float [B, 3, H, W] in −1…1 and are resized to the input size of the tower.
 
     Args:
-        mean, std: of the pixels 0…1 that the tower was trained on, by channel.
-        scaled: multiply cosines by the model's own scale, as PickScore is stated.
+        mean, std: of the training images' pixels in 0…1, by channel.
+        scaled: multiply cosines by the model's scale, as PickScore does.
     """
 
     def __init__(
@@ -53,11 +53,11 @@ class ClipScorer:
         """Loads a local folder or a hub name.
 
         Args:
-            revision: of the hub's repository.
-            processor: where tokenizer and preprocessing lie, if not with the model.
+            revision: of the hub repository.
+            processor: folder or hub name of the tokenizer and the preprocessing, if not that of the model.
 
         Raises:
-            ConfigError: it is neither, or no CLIP.
+            ConfigError: the name is neither a folder nor on the hub, or the model is not a CLIP.
         """
         beside, of_beside = (name, revision) if processor is None else (processor, None)
         try:
@@ -75,14 +75,14 @@ class ClipScorer:
 
     @torch.no_grad()
     def embed_text(self, prompts: list[str]) -> torch.Tensor:
-        """Unit vectors [B, D]."""
+        """Embeddings of prompts, unit vectors [B, D]."""
         batch = self.tokenizer(prompts, padding="max_length", truncation=True, return_tensors="pt").to(self.device)
         pooled = self.model.text_model(**batch).pooler_output
         return F.normalize(self.model.text_projection(pooled), dim=-1).cpu()
 
     @torch.no_grad()
     def embed_images(self, images: torch.Tensor) -> torch.Tensor:
-        """Unit vectors [B, D]."""
+        """Embeddings of images, unit vectors [B, D]."""
         size = self.model.config.vision_config.image_size
         images = images.to(self.device, torch.float32)
         if images.shape[-1] != size:
@@ -91,5 +91,5 @@ class ClipScorer:
         return F.normalize(self.model.visual_projection(pooled), dim=-1).cpu()
 
     def score(self, images: torch.Tensor, prompts: list[str]) -> torch.Tensor:
-        """Cosine of every image with its own prompt, [B]; times the model's scale where that was asked for."""
+        """Cosine similarity of every image with its prompt, [B]; times the model's scale if ``scaled`` was set."""
         return self._scale * (self.embed_images(images) * self.embed_text(prompts)).sum(-1)

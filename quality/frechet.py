@@ -1,4 +1,4 @@
-"""The Fréchet distance between two sets of image features (Heusel et al. 2017, "FID" when they are Inception's)."""
+"""The Fréchet distance between two sets of image features (Heusel et al. 2017): "FID" with features of Inception."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from scipy import linalg
 def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
     """|μa − μb|² + tr(Σa + Σb − 2 (Σa Σb)^½) of features [N, D] and [M, D].
 
-    It falls with the number of images, so compare only figures of equal N, beside a real-against-real floor.
+    The distance falls with the number of images, so compare only figures of equal N, beside the distance between two
+    sets of real images.
 
     Raises:
         ValueError: fewer than two images in a set, or features of different width.
@@ -19,7 +20,7 @@ def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
     a, b = a.astype(np.float64), b.astype(np.float64)
     gap = a.mean(0) - b.mean(0)
     cov_a, cov_b = (np.atleast_2d(np.cov(x, rowvar=False)) for x in (a, b))
-    # tr((Σa Σb)^½) = tr((Σa^½ Σb Σa^½)^½): symmetric, so stable where a covariance is singular.
+    # tr((Σa Σb)^½) = tr((Σa^½ Σb Σa^½)^½): the right side is symmetric, so it is stable for singular covariances.
     values, vectors = linalg.eigh(cov_a)
     root = (vectors * np.sqrt(np.clip(values, 0, None))) @ vectors.T
     cross = np.sqrt(np.clip(linalg.eigvalsh(root @ cov_b @ root), 0, None)).sum()

@@ -1,10 +1,10 @@
-"""Inception-v3's pooled features (Szegedy et al. 2015), which the Fréchet distance of natural images is measured in.
+"""Pooled features of Inception-v3 (Szegedy et al. 2015), for the Fréchet distance between sets of natural images.
 
-The network as the reference implementation of FID runs it: average pools that leave out the padding, and a maximum pool
-in the last block. The names of its weights are torchvision's and timm's, so files of either load. Written out here,
-for every library that carries it needs a torchvision that fits torch to the build.
+The network is the variant of FID's reference implementation: average pools exclude the padding, and the last block has
+a maximum pool. Its weights have the names of torchvision and timm, so files of both can be loaded. It is implemented
+here because every library with this network needs a torchvision that matches the exact build of torch.
 
-Published FIDs use the weights of 2015-12-05; compare only figures of equal weights.
+Published FIDs use the weights of 2015-12-05; compare only figures that were taken with the same weights.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch import nn
 
 from weir.errors import ConfigError
 
-#: What the network looks at, pixels.
+#: Side of the network's input, pixels.
 SIDE = 299
 _FILE = "model.safetensors"
 _UNUSED = ("AuxLogits.", "fc.")
@@ -31,7 +31,7 @@ class _Conv(nn.Module):
     def __init__(self, inside: int, out: int, kernel: int | tuple[int, int], stride: int = 1):
         super().__init__()
         kernel = (kernel, kernel) if isinstance(kernel, int) else kernel
-        # "valid" in the stem and where the grid shrinks, "same" elsewhere; the caller says which through `padded`
+        # without padding in the stem and where the grid shrinks; elsewhere `padded` adds padding
         self.conv = nn.Conv2d(inside, out, kernel, stride, bias=False)
         self.bn = nn.BatchNorm2d(out, eps=0.001)
 
@@ -145,10 +145,10 @@ class _E(nn.Module):
 
 
 class InceptionV3(nn.Module):
-    """Images [B, 3, H, W] in −1…1 to pooled features [B, 2048 / narrow].
+    """Maps images [B, 3, H, W] in −1…1 to pooled features [B, 2048 / narrow].
 
     Args:
-        narrow: divides the width of every layer, a power of two; above 1 for tests.
+        narrow: divisor of the width of every layer, a power of two; above 1 in tests only.
     """
 
     def __init__(self, narrow: int = 1):
@@ -181,7 +181,7 @@ class InceptionV3(nn.Module):
 
 
 class InceptionFeatures:
-    """Features for the Fréchet distance, by a file, a folder or a hub repository of weights."""
+    """Features for the Fréchet distance, with weights from a file, a folder or a hub repository."""
 
     def __init__(self, model: InceptionV3, device: str = "cpu"):
         self._model = model.eval().to(device)
@@ -189,10 +189,10 @@ class InceptionFeatures:
 
     @classmethod
     def load(cls, name: str | Path, device: str = "cpu") -> InceptionFeatures:
-        """Reads safetensors, e.g. ``timm/inception_v3.tf_in1k``.
+        """Loads weights in safetensors, for example ``timm/inception_v3.tf_in1k``.
 
         Raises:
-            ConfigError: there are no such weights, or they are not Inception-v3's.
+            ConfigError: the weights do not exist, or are not of an Inception-v3.
         """
         path = Path(name)
         try:
@@ -219,5 +219,5 @@ class InceptionFeatures:
 
     @torch.no_grad()
     def features(self, images: torch.Tensor) -> torch.Tensor:
-        """[B, D] of images [B, 3, H, W] in −1…1."""
+        """Features [B, D] of images [B, 3, H, W] in −1…1."""
         return self._model(images.to(self._device, torch.float32)).cpu()

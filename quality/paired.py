@@ -1,4 +1,4 @@
-"""Is an approximation as good as the whole run, prompt by prompt? The ratio that thresholds are made from."""
+"""Paired quality ratio: compares approximations with whole runs of the same prompts. Thresholds are based on it."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import numpy as np
 
 @dataclass(frozen=True, slots=True)
 class PairedRatio:
-    """Mean quality of the approximations over that of the whole runs of the same prompts.
+    """Mean quality of approximations, divided by the mean quality of the whole runs of the same prompts.
 
     Attributes:
-        low, high: bounds of its 95 % confidence interval, by bootstrap over prompts.
+        low, high: bounds of the 95 % confidence interval, by bootstrap over prompts.
         worse: share of prompts whose approximation is worse than their whole run.
     """
 
@@ -31,10 +31,14 @@ class PairedRatio:
 def paired_ratio(
     approximate: Sequence[float] | np.ndarray, whole: Sequence[float] | np.ndarray, *, draws: int = 2000, seed: int = 0
 ) -> PairedRatio:
-    """The ratio of means over pairs. Means before the ratio: a single whole run of quality 0 must not decide.
+    """Ratio of the means over pairs. The means are taken first, so that a whole run of quality 0 is no special case.
+
+    Args:
+        approximate, whole: quality by prompt, [N] each.
+        draws: bootstrap samples.
 
     Raises:
-        ValueError: no pairs, unequal lengths, or whole runs without any quality.
+        ValueError: there are no pairs, the lengths differ, or the whole runs have a mean quality of 0.
     """
     a, w = np.asarray(approximate, float), np.asarray(whole, float)
     if len(a) != len(w) or not len(a):

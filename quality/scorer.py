@@ -1,4 +1,4 @@
-"""Scores the images of a replay: by the family's attribute checker where it can read the prompts, else by its CLIP."""
+"""Scores the images of a replay with the family's attribute checker if it can read the prompts, else with its CLIP."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ def _batches(prompts: Sequence[str], images: Sequence[Image.Image]) -> list[tupl
 
 
 def family_scorer(family: FamilyConfig, prompts: Sequence[str]) -> tuple[str, Scorer] | None:
-    """What the scorer measures, and the scorer; None when the family brings neither a checker nor a CLIP.
+    """The name of the measure and its scorer; None when the family has neither a checker nor a CLIP.
 
-    The checker gives the share of what the prompt asks that the image shows, 0…1. It is taken when it can read every
-    one of ``prompts``.
+    The checker returns the share of the prompt's requirements that the image meets, 0…1. It is used when it can read
+    all of ``prompts``.
     """
     folder = checker_folder(family)
     if folder is not None:
@@ -42,7 +42,7 @@ def family_scorer(family: FamilyConfig, prompts: Sequence[str]) -> tuple[str, Sc
                 verdicts = [v for pixels, texts in _batches(prompts, images) for v in checker.check(pixels, texts)]
                 return [0.0 if v is None else v.attributes for v in verdicts]
 
-            return "share of what was asked that the images show", attributes
+            return "share of the attributes of the prompt that the images show", attributes
     if family.clip is not None:
         clip = ClipScorer.load(family.clip, revision=family.clip_revision)
 

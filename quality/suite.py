@@ -1,4 +1,4 @@
-"""All measures of images behind one interface: a family's own, or the published ones by hub name.
+"""All measures of images behind one interface: those of a family, or published ones by hub name.
 
 suite = family_suite(load_family("deploy/families/weir-tiny.yaml"))
 suite.measure(prompts, images, reference)   # {"frechet": 4.1, "clip": 0.85, "attributes": 0.97}
@@ -22,7 +22,7 @@ from quality.inception import InceptionFeatures
 from weir.config import CLIP_SCORE, FamilyConfig
 from weir.errors import ConfigError
 
-#: What published figures of images are measured by.
+#: Models with which published figures are measured.
 INCEPTION, CLIP = "timm/inception_v3.tf_in1k", "openai/clip-vit-large-patch14"
 PICK, PICK_PROCESSOR = "yuvalkirstain/PickScore_v1", "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
 _BATCH = 32
@@ -42,7 +42,7 @@ class Judge(Protocol):
 
 
 class AttributeJudge:
-    """Share of what the prompt asks that the image shows; 0 where the checker cannot read the prompt."""
+    """Share of the prompt's requirements that the image meets; 0 where the checker cannot read the prompt."""
 
     def __init__(self, checker: AttributeChecker):
         self._checker = checker
@@ -54,23 +54,23 @@ class AttributeJudge:
 
 @dataclass(frozen=True)
 class Suite:
-    """An extractor for sets of images, where there is one, and judges of single ones by name."""
+    """Judges of single images by name, and an extractor of features for sets of images, or None."""
 
     extractor: Extractor | None
     judges: Mapping[str, Judge]
 
     def features(self, images: Sequence[Image.Image]) -> np.ndarray:
-        """[N, D].
+        """Features of images, [N, D].
 
         Raises:
-            ConfigError: there is no extractor.
+            ConfigError: the suite has no extractor.
         """
         if self.extractor is None:
-            raise ConfigError("there is nothing to see sets of images with; name an Inception-v3")
+            raise ConfigError("there is no model to compare sets of images; name an Inception-v3")
         return np.concatenate([self.extractor.features(tensors(part)).numpy() for part in _parts(images)])
 
     def scores(self, prompts: Sequence[str], images: Sequence[Image.Image]) -> dict[str, np.ndarray]:
-        """By judge, [N]."""
+        """Scores by judge, [N] each."""
         return {name: scored(judge, prompts, images) for name, judge in self.judges.items()}
 
     def measure(
@@ -84,10 +84,10 @@ class Suite:
 
 
 def family_suite(family: FamilyConfig) -> Suite:
-    """The family's own: the features and the judgement of its attribute checker, and its CLIP.
+    """The measures of a family: features and verdicts of its attribute checker, and its CLIP score.
 
     Raises:
-        ConfigError: as :func:`own_measures` has it, or one of them cannot be loaded.
+        ConfigError: as for :func:`own_measures`, or a model cannot be loaded.
     """
     folder, clip = own_measures(family)
     checker = AttributeChecker.load(folder)
@@ -98,13 +98,13 @@ def own_measures(family: FamilyConfig) -> tuple[Path, str]:
     """The folder of the family's attribute checker, and its CLIP.
 
     Raises:
-        ConfigError: it brings no checker or no CLIP; says what is left to do.
+        ConfigError: the family has no checker or no CLIP; the message names the alternatives.
     """
     folder = checker_folder(family)
     if folder is None:
         raise ConfigError(
             f"family {family.name} has no attribute checker beside its discriminator, as families of `weir train` do. "
-            f"Its images can be measured by published models, by hub name or folder: `weir score --clip {CLIP}`, and "
+            f"Published models can measure its images, by hub name or folder: `weir score --clip {CLIP}`, and "
             f"for the thresholds of a cache `weir cache profile --clip {CLIP}`"
         )
     if family.clip is None:
@@ -113,11 +113,10 @@ def own_measures(family: FamilyConfig) -> tuple[Path, str]:
 
 
 def hub_suite(*, inception: str | None = INCEPTION, clip: str | None = CLIP, pick: str | None = PICK) -> Suite:
-    """The published measures for real families: FID, CLIP score and PickScore, by local folder or hub name; None leaves
-    one out.
+    """The published measures FID, CLIP score and PickScore, by local folder or hub name; None omits one.
 
     Raises:
-        ConfigError: one of them cannot be loaded.
+        ConfigError: a model cannot be loaded.
     """
     judges: dict[str, Judge] = {} if clip is None else {"clip": ClipScorer.load(clip)}
     if pick is not None:
@@ -128,15 +127,15 @@ def hub_suite(*, inception: str | None = INCEPTION, clip: str | None = CLIP, pic
 def load_judge(
     family: FamilyConfig, name: str, *, clip: str | None = None, pick: str | None = None, device: str = "cpu"
 ) -> Judge:
-    """One measure of single pictures: the family's own, or a published one by hub name or local folder.
+    """One measure of single images: the family's, or a published one by hub name or local folder.
 
     Args:
         name: ``attributes``, ``clip`` or ``pick``.
-        clip: None takes the family's.
-        pick: a folder has the tokenizer and the preprocessing in it too.
+        clip: name of a CLIP; None stands for the family's.
+        pick: name of a PickScore model; a local folder has to contain tokenizer and preprocessing, too.
 
     Raises:
-        ConfigError: the family brings none, and none is named; or it cannot be loaded.
+        ConfigError: the family has no such measure and no model is named, or the model cannot be loaded.
     """
     if name not in ("attributes", "clip", "pick"):
         raise ConfigError(f"--judge is {name!r}; choose one of attributes, clip, pick")
@@ -149,18 +148,18 @@ def load_judge(
     if name == "pick" and pick is not None:
         return _pick_score(pick, device)
     raise ConfigError(
-        f"family {family.name} brings nothing to judge {name} by; name a published model, by hub name or folder: "
+        f"family {family.name} has no measure for {name}; name a published model, by hub name or folder: "
         f"--clip {CLIP}, or --pick {PICK}"
     )
 
 
 def _pick_score(name: str, device: str = "cpu") -> Judge:
-    """On the hub its tokenizer and preprocessing lie in the repository of the CLIP that it was trained from."""
+    """On the hub, tokenizer and preprocessing are in the repository of the CLIP that PickScore was trained from."""
     return ClipScorer.load(name, device, processor=None if Path(name).is_dir() else PICK_PROCESSOR, scaled=True)
 
 
 def checker_folder(family: FamilyConfig) -> Path | None:
-    """Where the attribute checker of the family lies; None where it has none."""
+    """Folder of the family's attribute checker; None if it has none."""
     if family.discriminator is None or family.discriminator == CLIP_SCORE:
         return None
     folder = Path(family.discriminator).parent / "checker"
@@ -168,7 +167,7 @@ def checker_folder(family: FamilyConfig) -> Path | None:
 
 
 def scored(judge: Judge, prompts: Sequence[str], images: Sequence[Image.Image]) -> np.ndarray:
-    """What the judge says of every picture for its prompt, [N]; the pictures have one size."""
+    """The judge's score of every image for its prompt, [N]; all images have the same size."""
     return np.concatenate(
         [
             judge.score(tensors(part), list(prompts[i * _BATCH : i * _BATCH + len(part)])).numpy()
@@ -178,29 +177,29 @@ def scored(judge: Judge, prompts: Sequence[str], images: Sequence[Image.Image]) 
 
 
 def read_pictures(folder: Path) -> list[Image.Image]:
-    """The pictures of a folder of reference images, by name.
+    """The reference images of a folder, sorted by file name.
 
     Raises:
-        ConfigError: there are fewer than two, or one cannot be read.
+        ConfigError: there are fewer than two images, one cannot be read, or their sizes differ.
     """
     paths = sorted(p for p in folder.iterdir() if p.suffix.lower() in _PICTURES) if folder.is_dir() else []
     if len(paths) < 2:
-        raise ConfigError(f"{folder}: a reference needs at least two pictures ({', '.join(_PICTURES)})")
-    pictures = []
+        raise ConfigError(f"{folder}: a reference needs at least two images ({', '.join(_PICTURES)})")
+    images = []
     for path in paths:
         try:
-            with Image.open(path) as picture:
-                pictures.append(picture.convert("RGB"))
+            with Image.open(path) as image:
+                images.append(image.convert("RGB"))
         except OSError as error:
-            raise ConfigError(f"{path}: not a picture: {error}") from None
-    sizes = {p.size for p in pictures}
+            raise ConfigError(f"{path}: not an image: {error}") from None
+    sizes = {p.size for p in images}
     if len(sizes) > 1:
-        raise ConfigError(f"{folder}: the pictures have different sizes: {sorted(sizes)}; crop them to one")
-    return pictures
+        raise ConfigError(f"{folder}: the images have different sizes: {sorted(sizes)}; crop them to one size")
+    return images
 
 
 def tensors(images: Sequence[Image.Image]) -> torch.Tensor:
-    """Pictures of one size as float [B, 3, H, W] in −1…1."""
+    """Images of one size as float [B, 3, H, W] in −1…1."""
     pixels = np.stack([np.asarray(image.convert("RGB")) for image in images])
     return torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
 

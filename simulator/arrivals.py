@@ -56,7 +56,7 @@ def trace_arrivals(trace: Trace) -> Arrivals:
     return Arrivals.of(np.array(trace.arrivals_s), np.array(prompts))
 
 
-def laid_anew(arrivals: Arrivals, rate: float = 1.0, redraw: int | None = None) -> Arrivals:
+def resampled(arrivals: Arrivals, rate: float = 1.0, redraw: int | None = None) -> Arrivals:
     """The same demand times ``rate``, and drawn anew with the seed ``redraw`` (None: as it is); prompts keep their
     order and start again when they run out. See :class:`traces.trace.Trace`.
 

@@ -1,4 +1,4 @@
-"""The confidence that each simulated light image gets from the discriminator."""
+"""The confidence that each simulated image gets from its judge."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from controller.setting import Setting
 from weir.core import DeferralCurve
 from weir.errors import ConfigError
 
@@ -38,3 +39,19 @@ def drawn(curve: DeferralCurve, count: int, seed: int) -> np.ndarray:
     levels = np.random.default_rng(seed).random(count)
     shares = np.maximum.accumulate(np.array(curve.shares))
     return np.interp(levels, shares, np.array(curve.thresholds))
+
+
+def confidences_of(setting: Setting, count: int, seed: int) -> dict[str, np.ndarray]:
+    """Confidences of the images of every judged variant, [count] each, as a :class:`RequestStream` has them.
+
+    In a ladder of more than two those of one request belong together, for they were measured with the same prompts.
+    """
+    first, *middle = setting.variants[:-1]
+    if not middle:
+        return {first: drawn(setting.deferral, count, seed)}
+    measured = {first: setting.confidences} | {key: setting.middle[key].confidences for key in middle}
+    if not all(measured.values()):
+        curves = {first: setting.deferral} | {key: setting.middle[key].deferral for key in middle}
+        return {key: drawn(curve, count, seed + place) for place, (key, curve) in enumerate(curves.items())}
+    prompts = np.random.default_rng(seed).integers(0, len(measured[first]), count)
+    return {key: np.array(values)[prompts] for key, values in measured.items()}

@@ -1,478 +1,524 @@
-"""The twin of the cluster: the same policies and plans, discrete events in place of GPUs.
+"""The fast simulator: the code of the load balancer and of the controller on a heap of events.
 
-Three kinds of events, in the order of their time: an arrival, the end of a batch, and the controller's tick once a
-second. A run is a function of its arguments; the seed drives what a policy leaves to chance (random routing).
+Every request goes through :func:`weir.cascade.advance`; admission, dispatch, the prediction of finish times, counting
+and the controller are the load balancer's and the controller's own classes. Only the replicas are simulated
+(``simulator/replica.py``), and what the judges and the cache say is given. A run is a function of its arguments.
+
+``simulator/exact.py`` runs the asyncio load balancer itself on virtual time, which takes longer and says how far this
+simulator can be trusted.
 """
 
 from __future__ import annotations
 
 import heapq
+import math
 import random
-from collections import deque
+from collections import Counter
 from collections.abc import Callable, Sequence
-from functools import partial
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from controller.observation import Batch
-from controller.policies import Policy
+from controller.counters import Counters
+from controller.loop import TICK_S, Controller
+from controller.policy import Policy
 from load_balancer.admission.admission import Admission
-from simulator.arrivals import Arrivals
-from simulator.fleet import HEAVY, LIGHT, NEVER, ROLE_NAMES, Fleet, Replica
-from simulator.outcome import ANSWERED_AT_DEADLINE, ANSWERED_HEAVY, ANSWERED_LIGHT, UNANSWERED, Outcome
-from simulator.seat_fleet import SeatFleet, advance, leavers
-from simulator.tally import EXPIRY, Tally
-from weir.core import Plan, ReplicaChoice, Role, margin_s
-from weir.errors import Overloaded
+from load_balancer.dispatch.dispatcher import Dispatcher
+from load_balancer.dispatch.service_times import ServiceTimes
+from load_balancer.runner.dispatch_forecast import DispatchForecast
+from load_balancer.runner.observation_counters import EXPIRY, ObservationCounters
+from simulator.device import setting_profile
+from simulator.outcome import UNANSWERED, Outcome, PlanInForce
+from simulator.replica import Device, Job, Reply, SimulatedReplica
+from simulator.request_stream import RequestStream
+from weir import metrics as metrics_of
+from weir.cascade import (
+    Admitted,
+    Answer,
+    CascadeSettings,
+    Event,
+    Fail,
+    ImageReady,
+    ImageTask,
+    LookUp,
+    LookupAnswered,
+    Progress,
+    Reason,
+    Run,
+    RunFailed,
+    advance,
+    first_run,
+)
+from weir.config import RedrawConfig
+from weir.errors import NotReady, Overloaded
+from weir.metrics import Metric
+from weir.plan import Plan
+from weir.profiles import Profile
+from weir.telemetry import NoMetrics
 
-#: Seconds between observations.
-TICK_S = 1.0
-#: A worker waits no longer for a state (``cache.fetch_s`` of a service).
+#: A worker waits no longer for a state (``cache.fetch_s`` of a service), seconds.
 FETCH_WAIT_S = 0.02
-#: Of a prompt that no level was predicted for.
-NO_LEVEL = -1
-#: Of the time before the first arrival the controller sees so many seconds at most.
+#: Of the time before the first arrival the controller sees this many seconds at most.
 IDLE_S = 60.0
+#: Images that may be in flight. No service has that many places; the deadline refuses before.
+PLACES = 10**6
+
+#: Runs that will have to be given up are looked at once this many seconds before.
+_WATCH_S = 1.0
+#: What happens within this time is simultaneous, as in asyncio: first waits end, then images are ready, then others
+#: are asked for.
+_FIRST_S = 1e-9
+_ADMITTED = Admitted()
+#: Takes the place of the plan in force where a dictionary is read: one of a thousand replicas takes milliseconds.
+_SOME_PLAN = Plan.split(0, 1, 0, light_batch=1, heavy_batch=1, threshold=0.0).to_dict()
+
+Handler = Callable[[Any, float], None]
+
+
+class FailuresAreErrors(NoMetrics):
+    """A controller whose policy fails goes on with its last plan; a simulation of that is worth nothing."""
+
+    def add(self, metric: Metric, value: float = 1.0, **labels: str) -> None:
+        if metric is metrics_of.FAILURES:
+            raise RuntimeError("the policy failed; the log says how")
+
+
+class _Image:
+    """A request between its admission and its answer.
+
+    Attributes:
+        run: under way; each is an object of its own.
+        replica, ready_at: where it was sent, and when it should be ready.
+        job: at the replica or on its way there.
+    """
+
+    __slots__ = ("job", "number", "progress", "ready_at", "replica", "run")
+
+    def __init__(self, number: int, progress: Progress):
+        self.number, self.progress = number, progress
+        self.run: Run | None = None
+        self.job: Job | None = None
+        self.replica: SimulatedReplica | None = None
+        self.ready_at = math.inf
 
 
 class Simulation:
-    """One run of one policy over one trace."""
+    """One run of one policy over one stream of requests; see :func:`simulate`.
+
+    Times are seconds from shortly before the first arrival.
+    """
 
     def __init__(
         self,
         policy: Policy,
-        arrivals: Arrivals,
-        confidences: np.ndarray,
+        requests: RequestStream,
+        profile: Profile | None = None,
         *,
-        saved: np.ndarray | None = None,
-        levels: np.ndarray | None = None,
+        redraw: RedrawConfig = RedrawConfig(),
+        direct: float = 0.0,
         seed: int = 0,
         actuation_s: float = 0.0,
         transit_s: Sequence[float] = (),
         deaths: Sequence[tuple[float, int]] = (),
         slowdowns: Sequence[tuple[float, float]] = (),
         fetches: Sequence[tuple[float, float]] = (),
-        pairs: np.ndarray | None = None,
     ):
-        """
-        Args:
-            confidences: of the light image of every request.
-            pairs: the same for every pair of a policy that has several, [pairs, requests]. Images that are being drawn
-                when the pair changes count as of the new one.
-            saved: share of the heavy steps that the cache saves each request; 0 is a miss, None: there is no cache.
-            levels: predicted for the prompt of each request; None without a classifier.
-            actuation_s: seconds from a decision to its effect.
-            transit_s: seconds that a call takes to a replica, and its reply back: each way one of these, drawn anew.
-            deaths: (time, replica) of replicas that die for good.
-            slowdowns: (time, factor) from when on batches take so many times what the profile says. Dispatch knows it
-                at once, as the load balancer does after a few replies.
-            fetches: (time, seconds) from when on fetching a state takes so long. Workers wait :data:`FETCH_WAIT_S` at
-                most, and then draw the whole image. Empty: fetching takes no time, and nobody measures it.
-        """
-        setting = policy.setting
-        self.policy = policy
-        self.slo_s = setting.slo_s
-        self.arrived: list[float] = arrivals.times_s.tolist()
-        every = np.atleast_2d(np.asarray(confidences if pairs is None else pairs, dtype=float))
-        self.confidences: list[list[float]] = every.tolist()
-        self.latest = [t + self.slo_s - margin_s(self.slo_s) for t in self.arrived]
-        n = len(self.arrived)
-        self.saved: list[float] = [0.0] * n if saved is None else np.asarray(saved, dtype=float).tolist()
-        self.work = [1.0] * n  # share of a whole heavy run that a request needs, known when it arrives
-        self.resumed = [False] * n  # its heavy run goes on from a cached state
-        self.loss = [0.0] * n  # quality that its heavy run loses for being short
-        self.short_runs = {run.steps: run for run in setting.short_runs}
-        self.level: list[int] | None = None if levels is None else np.asarray(levels, dtype=int).tolist()
-        self.finished = [NEVER] * n
-        self.path = [UNANSWERED] * n
-        self.deferred = [False] * n
-        self.judged_at = [0.0] * n
-        self.plan: Plan = policy.first_plan()
-        self.pair, self.pair_changes = policy.pair, 0
-        self.drawn_by = [self.pair] * n
-        self.rules = self.plan.rules
-        self.stepwise = setting.stepwise
-        work = None if saved is None and not self.short_runs else self.work
-        self.fleet = (SeatFleet if setting.stepwise else Fleet)(setting, self.plan, transit_s, work)
-        self._use_pair()
-        self.transit_s = transit_s
-        self.random = random.Random(seed)
-        self.actuation_s = actuation_s
-        self.admission = Admission(queued=1)  # only its rate limit is asked, so nothing is ever in flight here
-        self.plans = [self._plan_row(0.0)]
-        self.role_changes = 0
-        self.busy_s = 0.0
-        # (time, sequence, replica, epoch): a batch ends; or (time, sequence, None, what to do then). The sequence keeps
-        # ties in their order.
-        self.events: list[tuple[float, int, Replica | None, Any]] = []
-        self.sequence = 0
-        self.pending_plans: deque[tuple[float, Plan]] = deque()
-        self.deaths = deque(sorted(deaths))
-        self.slowdowns = deque(sorted(slowdowns))
-        self.fetches = deque(sorted(fetches))
-        self.fetch_s: float | None = None
-        self.tally = Tally(self.arrived, self.slo_s)
+        self.policy, self.requests = policy, requests
+        self.profile = profile or setting_profile(policy.setting)
+        self.slo_s = policy.setting.slo_s
+        self.plan: Plan = replace(policy.first_plan(), version=1)
+        self.now = 0.0
+        self._zero_s = max(0.0, float(requests.arrivals.times_s[0]) - IDLE_S) if len(requests) else 0.0
+        self._arrivals: list[float] = (requests.arrivals.times_s - self._zero_s).tolist()
+        self._draws: list[float] = requests.draws.tolist()
+        self._steps = {key: self.profile.variant(key).steps for key in self.profile.keys}
+        self._settings = CascadeSettings(self._steps, direct, redraw.below, redraw.most)
+        self._last = self.profile.keys[-1]
+        self._cache: Any = "read" if requests.lookups else "off"
+        self._actuation_s, self._transit_s = actuation_s, tuple(transit_s)
+        self._chance = random.Random(5)
+
+        self.dispatcher = Dispatcher(self.plan, ServiceTimes(self.profile), random.Random(seed))
+        self.admission = Admission(PLACES)
+        self.counters = ObservationCounters(EXPIRY * self.slo_s)
+        self.forecast = DispatchForecast(self.dispatcher, lambda: self.plan, self._steps, self._clock)
+        self._device = Device(self.profile, self.plan)
+        self.replicas = {
+            f"r{rank}": SimulatedReplica(f"r{rank}", rank, self._device, self.plan, self._finished, self._later)
+            for rank in range(len(self.plan.assignments))
+        }
+
+        self._events: list[tuple[float, int, Handler, Any]] = []  # the number keeps ties in their order
+        self._sequence = 0
+        self._watched: dict[int, list[tuple[float, Handler, _Image, Run]]] = {}
+        self._open: dict[int, _Image] = {}
+        self._without_replica: list[tuple[_Image, Run]] = []
+        self._fetch_s: float | None = None
+        self._plans: list[PlanInForce] = []
+        self._role_changes = 0
+        count = len(requests)
+        self._finished_s, self._paths = [math.inf] * count, [UNANSWERED] * count
+        self._resumed_at, self._loss = [0] * count, [0.0] * count
+        self._short_runs = {run.steps: run.loss for run in policy.setting.short_runs}
+
+        for at, rank in deaths:
+            self._later(at - self._zero_s, self._die, f"r{rank}")
+        for at, factor in slowdowns:
+            self._later(at - self._zero_s, self._slow_down, factor)
+        for at, seconds in fetches:
+            self._later(at - self._zero_s, self._fetch_in, seconds)
 
     def run(self) -> Outcome:
         """Runs until every request is answered or lost."""
-        arrived, events = self.arrived, self.events
-        n, i = len(arrived), 0
-        tick = max(TICK_S, arrived[0] // TICK_S - IDLE_S) if n else TICK_S
-        last = (arrived[-1] if n else 0.0) + EXPIRY * self.slo_s
-        while i < n or events:
-            at = arrived[i] if i < n else NEVER
-            if events and events[0][0] <= at:
-                at = events[0][0]
-                batch_ends = True
+        self._note(self.plan, 0.0)
+        self._look_at_replicas()
+        self._controller = Controller(
+            lambda: self.policy,
+            len(self.replicas),
+            look=self._observed,
+            publish=self._publish,
+            metrics=FailuresAreErrors(),
+            clock=self._clock,
+        )
+        self._controller.step()
+        self._later(TICK_S, self._tick, 1)
+        arrivals, events, count, number = self._arrivals, self._events, len(self.requests), 0
+        while number < count or self._open:
+            if number < count and (not events or arrivals[number] < events[0][0] - _FIRST_S):
+                self.now = arrivals[number]
+                self._arrive(number)
+                number += 1
             else:
-                batch_ends = False
-            if at > tick and tick <= last:
-                self._tick(tick, i)
-                tick += TICK_S
-            elif batch_ends:
-                _, _, replica, epoch = heapq.heappop(events)
-                if replica is None:
-                    epoch(at)
-                elif replica.epoch == epoch:
-                    self._batch_ended(replica, at)
-            else:
-                self._arrive(i, at)
-                i += 1
+                self.now, _, handle, payload = heapq.heappop(events)
+                handle(payload, self.now)
         return Outcome(
             policy=self.policy.name,
             slo_s=self.slo_s,
-            arrivals_s=np.array(arrived),
-            finished_s=np.array(self.finished),
-            paths=np.array(self.path, dtype=np.int8),
-            resumed=(np.array(self.path, dtype=np.int8) == ANSWERED_HEAVY) & np.array(self.resumed, dtype=bool),
-            loss=np.where(np.array(self.path, dtype=np.int8) == ANSWERED_HEAVY, self.loss, 0.0),
-            busy_s=self.busy_s,
-            role_changes=self.role_changes,
-            plans=tuple(self.plans),
-            replicas=len(self.fleet.replicas),
+            ladder=self.profile.keys,
+            arrivals_s=self.requests.arrivals.times_s,
+            finished_s=np.array(self._finished_s) + self._zero_s,
+            paths=np.array(self._paths, dtype=str),
+            resumed_at=np.array(self._resumed_at, dtype=int),
+            loss=np.array(self._loss, dtype=float),
+            busy_s=sum(replica.busy_s for replica in self.replicas.values()),
+            role_changes=self._role_changes,
+            plans=tuple(self._plans),
+            replicas=len(self.replicas),
         )
 
-    def _arrive(self, i: int, now: float) -> None:
-        if self.plan.admitted_rps is not None and not self._admitted(now):
-            return
-        entry = self.rules.heavy_entry
-        role = HEAVY if entry and (entry >= 1 or self.random.random() < entry) else LIGHT
-        saved, level = self.saved[i], NO_LEVEL if self.level is None else self.level[i]
-        if saved:
-            self.tally.found[saved] += 1
-        elif level != NO_LEVEL:
-            self.tally.missed[level] += 1
-        run = self.short_runs.get(self.rules.heavy_steps or 0)
-        if not self.rules.reuse or (run is not None and 1 - saved > run.work):
-            saved = 0.0
-        self.resumed[i], self.work[i] = saved > 0, 1 - saved
-        if run is not None and not saved:
-            self.work[i], self.loss[i] = run.work, run.loss
-        at_once = saved >= (self.rules.direct or 0.0) if saved else NO_LEVEL < level < self.rules.heavy_levels
-        if role == LIGHT and at_once and self.fleet.members[HEAVY]:
-            replica, finish = self._heavy(i, now)
-            if replica is not None and finish <= self.latest[i]:
-                self._enqueue(replica, i, now)
-                return
-        self._send(i, role, now)
+    def _clock(self) -> float:
+        return self.now
 
-    def _admitted(self, now: float) -> bool:
+    def _later(self, at: float, handle: Handler, payload: Any) -> None:
+        self._sequence += 1
+        heapq.heappush(self._events, (at, self._sequence, handle, payload))
+
+    def _watch(self, at: float, handle: Handler, image: _Image, run: Run) -> None:
+        """As :meth:`_later` for a run that will be over by then, most likely: it is looked at a second before."""
+        if at - self.now < _WATCH_S:
+            self._later(max(at, self.now), handle, (image, run))
+            return
+        second = int(at / _WATCH_S)
+        if second not in self._watched:
+            self._watched[second] = []
+            self._later(second * _WATCH_S, self._second, second)
+        self._watched[second].append((at, handle, image, run))
+
+    def _second(self, second: int, now: float) -> None:
+        for at, handle, image, run in self._watched.pop(second):
+            if image.run is run:
+                self._later(max(at, now), handle, (image, run))
+
+    # --------------------------------------------------------------------- a request, as in load_balancer/runner
+
+    def _arrive(self, number: int) -> None:
+        """Admission, as :meth:`load_balancer.runner.balancer.Balancer.begin`."""
+        now, plan = self.now, self.plan
+        self.counters.arrived(1)
+        task = ImageTask(plan, now, self.slo_s, cache=self._cache, draw=self._draws[number])
+        first = first_run(task, self._settings)
         try:
-            self.admission.admit(1, now=now, deadline=NEVER, finish_at=now, rps=self.plan.admitted_rps)
-        except Overloaded:
-            return False
+            self.admission.admit(
+                1,
+                now=now,
+                deadline=task.latest if plan.rules.drop_after_s is None else math.inf,
+                finish_at=self.forecast.admission_finish_at(first, 1),
+                rps=plan.admitted_rps,
+            )
+        except (NotReady, Overloaded):
+            return
+        self.forecast.expect((number,), first.role)
+        self.counters.admitted(number, now)
+        image = self._open[number] = _Image(number, Progress(task, self._settings))
+        self._follow(image, _ADMITTED)
+
+    def _follow(self, image: _Image, event: Event) -> None:
+        """One step of an image, as :class:`load_balancer.runner.request_runner.RequestRunner`."""
+        image.progress, actions = advance(image.progress, event, self.forecast)
+        self.counters.follow(image.number, image.progress, event, actions, self.now)
+        for action in actions:
+            match action:
+                case Run():
+                    self._run(image, action)
+                case LookUp():
+                    self._follow(image, LookupAnswered(self.requests.lookup(image.number)))
+                case Answer():
+                    self._answer(image, action)
+                case Fail():
+                    self._close(image)
+
+    def _answer(self, image: _Image, answer: Answer) -> None:
+        number, best = image.number, image.progress.images[answer.image]
+        self._finished_s[number], self._paths[number] = self.now, answer.path
+        self._resumed_at[number] = best.resumed_at
+        if answer.path == self._last and best.run.steps is not None:
+            self._loss[number] = self._short_runs.get(best.run.steps, 0.0)
+        self._close(image)
+
+    def _close(self, image: _Image) -> None:
+        del self._open[image.number]
+        self.forecast.forget((image.number,))
         self.admission.release(1)
-        return True
 
-    def _pick(self, role: int, now: float) -> tuple[Replica | None, float]:
-        fleet = self.fleet
-        if not fleet.members[role]:
-            role = 1 - role  # every replica holds both variants: while a role has none, the other stands in
-        if self.rules.replica_choice is ReplicaChoice.EARLIEST_FINISH:
-            return fleet.earliest(role, now)
-        members = fleet.members[role]
-        return (fleet.replicas[members[int(self.random.random() * len(members))]], now) if members else (None, NEVER)
+    # ------------------------------------------------------- a run, as load_balancer/runner/replica_call.py has it
 
-    def _heavy(self, i: int, now: float) -> tuple[Replica | None, float]:
-        """Where the heavy image would be drawn, and when it would be ready: the book counts whole runs."""
-        replica, finish = self._pick(HEAVY, now)
-        if replica is not None:
-            finish -= (1 - self.work[i]) * self.fleet.own_s(replica)
-        return replica, finish
+    def _run(self, image: _Image, run: Run) -> None:
+        image.run, image.job, image.replica, image.ready_at = run, None, None, math.inf
+        self._watch(run.until - _FIRST_S, self._late, image, run)
+        self._send(image, run)
 
-    def _send(self, i: int, role: int, now: float) -> None:
-        replica, _ = self._pick(role, now)
-        if replica is not None:
-            self._enqueue(replica, i, now)
-
-    def _enqueue(self, replica: Replica, i: int, now: float) -> None:
-        wait_s = self._fetched(i, now) if replica.role == HEAVY and self.resumed[i] else 0.0
-        if self.transit_s or wait_s:
-            replica.coming += 1
-            self.fleet.refresh(replica)
-            way_s = self._way() if self.transit_s else 0.0
-            self._later(now + way_s + wait_s, partial(self._reach, replica, replica.role, i))
-        else:
-            self._join(replica, i, now)
-
-    def _fetched(self, i: int, now: float) -> float:
-        """Seconds that the worker waits for the state of a request; one that does not come saves nothing."""
-        while self.fetches and self.fetches[0][0] <= now:
-            self.fetch_s = self.fetches.popleft()[1]
-        if self.fetch_s is None:
-            return 0.0
-        wait_s = min(self.fetch_s, FETCH_WAIT_S)
-        self.tally.fetches.append(wait_s)
-        if self.fetch_s > FETCH_WAIT_S:
-            self.resumed[i], self.work[i] = False, 1.0
-        else:
-            self.tally.reused[self.saved[i]] += 1
-        return wait_s
-
-    def _reach(self, replica: Replica, role: int, i: int, now: float) -> None:
-        """A call arrives at a replica; one that changed its role meanwhile, or died, sends it on."""
-        replica.coming -= 1
-        if replica.alive and replica.role == role:
-            self._join(replica, i, now)
-            return
-        self.fleet.refresh(replica)
-        self._send_on(i, role, now)
-
-    def _join(self, replica: Replica, i: int, now: float) -> None:
-        replica.queue.append(i)
-        if replica.running and not (self.stepwise and len(replica.running) < replica.limit):
-            self.fleet.refresh(replica)
-        else:
-            self._start(replica, now)
-
-    def _way(self) -> float:
-        return self.random.choice(self.transit_s)
-
-    def _later(self, at: float, do: Callable[[float], None]) -> None:
-        self.sequence += 1
-        heapq.heappush(self.events, (at, self.sequence, None, do))
-
-    def _start(self, replica: Replica, now: float) -> None:
-        """The head of the queue becomes the running batch, after what is too late for it has left."""
-        if self.stepwise:
-            self._seat(replica, now)
-            return
-        role, queue = replica.role, replica.queue
-        times = replica.times[role]
-        if role == HEAVY and self.rules.light_fallback:
-            while queue and now + times[1] * self.work[queue[0]] > self.latest[queue[0]]:
-                self._give_up(queue.popleft(), now)
-        bound = self.rules.drop_after_s
-        if bound is None:
-            batch = [queue.popleft() for _ in range(min(replica.limit, len(queue)))]
-        else:
-            seconds = times[min(replica.limit, len(queue))]
-            batch = []
-            while queue and len(batch) < replica.limit:
-                i = queue.popleft()
-                if now + seconds - self.arrived[i] > bound:
-                    self._give_up(i, now)
-                else:
-                    batch.append(i)
-        if not batch:
-            self.fleet.became_idle(replica)
-            return
-        seconds = self._batch_s(times, role, batch)
-        if role == HEAVY and self.rules.light_fallback:
-            late = [i for i in batch if not self.deferred[i] and now + seconds > self.latest[i]]
-            if late and self.fleet.members[LIGHT]:
-                for i in late:
-                    self._give_up(i, now)
-                replica.queue.extendleft(i for i in reversed(batch) if i not in late)
-                self._start(replica, now)
+    def _send(self, image: _Image, run: Run) -> None:
+        """To the replica that is best now; waits for one where there is none."""
+        now, kind = self.now, self.forecast.kind(run)
+        name = run.stay
+        if not name:
+            choice = self.dispatcher.pick(kind, now, avoid=frozenset(run.avoid), low_priority=run.low_priority)
+            if choice is None:
+                self._without_replica.append((image, run))
                 return
-        replica.running, replica.running_role = batch, role
-        replica.batch_s, replica.busy_until = seconds, now + seconds
-        self.busy_s += seconds
-        self.sequence += 1
-        heapq.heappush(self.events, (replica.busy_until, self.sequence, replica, replica.epoch))
-        self.fleet.refresh(replica)
-
-    def _batch_s(self, times: list[float], role: int, batch: list[int]) -> float:
-        """Seconds of a batch. Of heavy runs images leave when they are finished, and others join."""
-        share = sum(self.work[i] for i in batch) / len(batch) if role == HEAVY else 1.0
-        return share * times[len(batch)]
-
-    def _seat(self, replica: Replica, now: float) -> None:
-        """The head of the queue takes the free seats, after what is too late for it has left."""
-        self.busy_s += advance(replica, now)
-        role, queue, bound = replica.role, replica.queue, self.rules.drop_after_s
-        if not replica.running:
-            replica.running_role = role
-        times = replica.times[role]
-        while queue and len(replica.running) < replica.limit and replica.running_role == role:
-            i = queue.popleft()
-            work = self.work[i] if role == HEAVY else 1.0
-            hopeless = role == HEAVY and self.rules.light_fallback and now + work * times[1] > self.latest[i]
-            if hopeless or (bound is not None and now + times[len(replica.running) + 1] - self.arrived[i] > bound):
-                self._give_up(i, now)
-            else:
-                replica.running.append(i)
-                replica.left.append(work)
-        self.fleet.refresh(replica)
-        if replica.running:
-            replica.epoch += 1
-            replica.batch_s = replica.times[replica.running_role][len(replica.running)]
-            replica.busy_until = now + max(0.0, min(replica.left)) * replica.batch_s
-            self.sequence += 1
-            heapq.heappush(self.events, (replica.busy_until, self.sequence, replica, replica.epoch))
-
-    def _batch_ended(self, replica: Replica, now: float) -> None:
-        """A batch is done, or those whose steps are: the replica goes on, and the images go out."""
-        role, size = replica.running_role, len(replica.running)
-        if self.stepwise:
-            self.busy_s += advance(replica, now)
-            batch = leavers(replica)
-            replica.epoch += 1
+            name, image.ready_at = choice
+        replica = image.replica = self.replicas[name]
+        self.dispatcher.assign(name, image.number, kind, now, low_priority=run.low_priority)
+        self.forecast.forget((image.number,))
+        if run.droppable:
+            last_start = run.deadline - self.dispatcher.batch_s(name, kind)
+            self._watch(last_start, self._drop, image, run)
+        job = image.job = self._job(image, run)
+        waits_s = self._way_s() + self._fetched(job, run)
+        if waits_s:
+            self._later(now + waits_s, self._reach, job)
+        elif replica.alive:
+            replica.submit(job, now)
         else:
-            batch, replica.running = replica.running, []
-        if self.stepwise or role == LIGHT or not any(self.resumed[i] for i in batch):
-            share = 1.0 if self.stepwise or role == LIGHT else sum(self.work[i] for i in batch) / len(batch)
-            self.tally.batches.append(Batch(ROLE_NAMES[role], size, replica.batch_s / share, replica.kind))
-        if self.transit_s:
-            self._later(now + self._way(), partial(self._replied, role, batch))
-        else:
-            self._replied(role, batch, now)
-        if self.stepwise or not replica.running:  # a deferred image may have started the next batch here already
-            self._start(replica, now)
+            self._later(now, self._lost, job)
 
-    def _replied(self, role: int, batch: list[int], now: float) -> None:
-        """The images of a batch are there."""
-        if role == LIGHT:
-            self._judge(batch, now)
+    def _job(self, image: _Image, run: Run) -> Job:
+        steps, resume = run.steps or self._steps[run.variant], run.resume
+        stride, first = 1, 0
+        if resume is not None:
+            stride, first = resume.stride, resume.step // resume.stride
+        stepwise = self._device.times[run.variant].stepwise
+        return Job(
+            0,
+            run.variant if stepwise else (run.variant, steps // stride, first),
+            run.deadline,
+            steps // stride - first,
+            image=image,
+            variant=run.variant,
+            role=run.role,
+            resumed_at=first * stride,
+        )
+
+    def _fetched(self, job: Job, run: Run) -> float:
+        """Seconds that the worker waits for the state to resume from; one that does not come saves nothing."""
+        if run.resume is None or self._fetch_s is None:
+            return 0.0
+        job.fetch_s = min(self._fetch_s, FETCH_WAIT_S)
+        if self._fetch_s > FETCH_WAIT_S:
+            steps = run.steps or self._steps[run.variant]
+            job.left, job.resumed_at = steps, 0
+            if not self._device.times[run.variant].stepwise:
+                job.call = (run.variant, steps, 0)
+        return job.fetch_s
+
+    def _way_s(self) -> float:
+        return self._chance.choice(self._transit_s) if self._transit_s else 0.0
+
+    def _reach(self, job: Job, now: float) -> None:
+        """The call arrives at the replica."""
+        replica = job.image.replica
+        if job.cancelled or job.image.job is not job:
             return
-        for i in batch:
-            if now > self.latest[i] and self.deferred[i] and self.rules.light_fallback:
-                self._give_up(i, now)
-            else:
-                self._answer(i, ANSWERED_HEAVY, now)
-
-    def _judge(self, batch: list[int], now: float) -> None:
-        """The discriminator's verdict on a batch of light images."""
-        threshold = self.plan.threshold
-        cascade = bool(self.fleet.members[HEAVY])
-        for i in batch:
-            confidence = self.confidences[self.pair][i]
-            self.tally.judged(confidence, NO_LEVEL if self.level is None else self.level[i])
-            if not cascade or (confidence >= threshold and threshold < 1):
-                self._answer(i, ANSWERED_LIGHT, now)
-                continue
-            self.tally.deferred += 1
-            if not self.deferred[i]:
-                self.deferred[i] = True
-                self.judged_at[i] = now
-                self.tally.deferred_first(i)
-            self._defer(i, now)
-
-    def _defer(self, i: int, now: float) -> None:
-        replica, finish = self._heavy(i, now)
-        if replica is None or (self.rules.light_fallback and finish > self.latest[i]):
-            self._give_up(i, now)
+        if replica.alive:
+            replica.submit(job, now)
         else:
-            self._enqueue(replica, i, now)
+            self._lost(job, now)
 
-    def _give_up(self, i: int, now: float) -> None:
-        """The request cannot be answered in time by the variant that it waits for: its light image goes out, at the
-        latest time for it if that has passed (the load balancer waits no longer), or it is lost."""
-        if not self.rules.light_fallback:
+    def _finished(self, job: Job, reply: Reply) -> None:
+        """The replica has finished the image."""
+        if self._transit_s:
+            self._later(self.now + self._way_s(), self._replied, (job, reply))
+        else:
+            self._replied((job, reply), self.now)
+
+    def _replied(self, came: tuple[Job, Reply], now: float) -> None:
+        job, reply = came
+        image: _Image = job.image
+        run, replica = image.run, image.replica
+        if image.job is not job or run is None or replica is None:
+            return  # it was given up
+        if job.fetch_s is not None:
+            self.counters.fetch(job.fetch_s)
+        batch = self.dispatcher.finished(
+            replica.name,
+            image.number,
+            now,
+            batch_size=reply.batch_size,
+            compute_s=reply.compute_s,
+            together=reply.left_together,
+            queue_s=reply.queue_s + (job.fetch_s or 0.0),
+            queued=reply.queued,
+        )
+        if batch is not None and not job.resumed_at:
+            whole_s = self.dispatcher.whole_s(batch, reply.batch_size, reply.compute_s)
+            self.counters.batch(batch.variant, reply.batch_size, whole_s)
+        self._over(image)
+        self.forecast.observe(run, image.ready_at)
+        self._follow(image, ImageReady(run.variant, self._confidence(image.number, run, job), job.resumed_at))
+
+    def _confidence(self, number: int, run: Run, job: Job) -> float | None:
+        judged = run.variant != self._last or run.judge or (run.resume is not None and run.resume.min_confidence > 0)
+        if not judged:
+            return None
+        return self.requests.confidence(number, run.variant, resumed_at=job.resumed_at, redraw=run.redraw)
+
+    def _late(self, waited: tuple[_Image, Run], now: float) -> None:
+        image, run = waited
+        if image.run is run:
+            self._give_up(image, now)
+            self.forecast.observe(run, image.ready_at)
+            self._fail(image, Reason.LATE)
+
+    def _drop(self, waited: tuple[_Image, Run], now: float) -> None:
+        """The image is dropped if it still waits when a batch that starts now would end after its deadline."""
+        image, run = waited
+        if image.run is not run or image.replica is None:
             return
-        if self.deferred[i]:
-            self._answer(i, ANSWERED_AT_DEADLINE, max(self.judged_at[i], min(now, self.latest[i])))
-        elif self.fleet.members[LIGHT]:
-            self._send(i, LIGHT, now)
+        if not self.dispatcher.begun(image.replica.name, image.number):
+            self._give_up(image, now)
+            self._fail(image, Reason.DROPPED)
 
-    def _answer(self, i: int, path: int, now: float) -> None:
-        self.finished[i] = now
-        self.path[i] = path
-        self.drawn_by[i] = self.pair
-        self.tally.answered(i, self.deferred[i])
+    def _give_up(self, image: _Image, now: float) -> None:
+        """Takes the image out of its replica's queue."""
+        job, replica = image.job, image.replica
+        if job is not None and replica is not None:
+            replica.cancel(job, now)
+            self.dispatcher.forget(replica.name, image.number, now)
 
-    def _tick(self, now: float, arrived: int) -> None:
-        """One second of the controller: deaths, observation, and the plans whose time has come."""
-        while self.deaths and self.deaths[0][0] <= now:
-            self._die(self.fleet.replicas[self.deaths.popleft()[1]], now)
-        while self.slowdowns and self.slowdowns[0][0] <= now:
-            self.fleet.slow_down(self.slowdowns.popleft()[1])
-            self.fleet.set_plan(self.plan)
-        self.tally.expire(now, arrived, self.finished, self.deferred)
-        alive = [r for r in self.fleet.replicas if r.alive]
-        queued = [0, 0]
-        for replica in alive:
-            queued[replica.role] += len(replica.queue)
-        counts = [0] * len(self.policy.setting.gpus)
-        for replica in alive:
-            counts[replica.kind] += 1
-        seen = self.tally.look(now, arrived, tuple(counts), {Role.LIGHT: queued[LIGHT], Role.HEAVY: queued[HEAVY]})
-        if alive:
-            plan = self.policy.observe(seen)
-            if plan is not None:
-                self.pending_plans.append((now + self.actuation_s, plan))
-        while self.pending_plans and self.pending_plans[0][0] <= now:
-            self._apply(self.pending_plans.popleft()[1], now)
+    def _lost(self, job: Job, now: float) -> None:
+        """The replica of an image died."""
+        image: _Image = job.image
+        if image.job is job and image.replica is not None:
+            self.dispatcher.remove(image.replica.name)
+            self._fail(image, Reason.LOST)
+
+    def _sent_away(self, job: Job, now: float) -> None:
+        """The replica of an image that waited there has another role now."""
+        image: _Image = job.image
+        if image.job is job and image.run is not None and image.replica is not None:
+            self.dispatcher.forget(image.replica.name, image.number, now)
+            role = self.dispatcher.role_of(image.replica.name)
+            self._fail(image, Reason.ROLE_CHANGED, role if role != image.run.role else "")
+
+    def _fail(self, image: _Image, reason: Reason, new_role: str = "") -> None:
+        replica = image.replica.name if image.replica is not None else ""
+        self._over(image)
+        self._follow(image, RunFailed(reason, replica, new_role))
+
+    @staticmethod
+    def _over(image: _Image) -> None:
+        image.run = image.job = image.replica = None
+
+    # ------------------------------------------------------------------------------- the controller and the replicas
+
+    def _tick(self, ticks: int, now: float) -> None:
+        self._later((ticks + 1) * TICK_S, self._tick, ticks + 1)
+        self._look_at_replicas()
+        self._controller.step()
+
+    def _look_at_replicas(self) -> None:
+        """As :meth:`load_balancer.pool.replica_registry.ReplicaRegistry.watch`."""
+        self.dispatcher.sync(
+            {"replica": name, "rank": it.rank, "queued": it.queued} for name, it in self.replicas.items() if it.alive
+        )
+        self.dispatcher.times.forgive(self.now)
+        waiting, self._without_replica = self._without_replica, []
+        for image, run in waiting:
+            if image.run is run:
+                self._send(image, run)
+
+    def _observed(self, before: Counters | None) -> Counters:
+        """As :meth:`load_balancer.runner.balancer.Balancer.counters`."""
+        judged, batches, fetched, verdicts = (
+            (before.judged, before.batches_run, before.fetched, before.verdicts) if before else (0, 0, 0, 0)
+        )
+        counted = Counters.from_dict(
+            {
+                "plan": _SOME_PLAN,
+                "ranks": self.dispatcher.ranks,
+                "queued": {role: self.dispatcher.queued(role) for role in self.plan.roles},
+                **self.counters.since(judged, batches, self.now, fetched=fetched, verdicts=verdicts),
+            }
+        )
+        return replace(counted, plan=self.plan)
+
+    def _publish(self, plan: Plan, running: Plan) -> None:
+        if self._actuation_s:
+            self._later(self.now + self._actuation_s, self._apply, plan)
+        else:
+            self._apply(plan, self.now)
 
     def _apply(self, plan: Plan, now: float) -> None:
-        self.plan, self.rules = plan, plan.rules
-        if self.policy.pair != self.pair:
-            self.pair_changes += 1
-            self._use_pair()
-        changed = self.fleet.set_plan(plan)
-        if self.stepwise:  # there may be more seats
-            for replica in self.fleet.replicas:
-                if replica.alive and replica.queue and replica not in changed:
-                    self._seat(replica, now)
-        self.role_changes += len(changed)
-        self.plans.append(self._plan_row(now))
-        if self.rules.dispatch_again:
-            for replica in changed:
-                self._dispatch_again(replica, 1 - replica.role, now)
+        """The load balancer takes the plan, then the replicas do."""
+        self.plan = plan
+        self.dispatcher.set_plan(plan)
+        self._device.set_plan(plan)
+        away: list[Job] = []
+        for replica in self.replicas.values():
+            if replica.alive:
+                changed, jobs = replica.reassign(plan)
+                self._role_changes += changed
+                away += jobs
+        for job in away:
+            self._later(now + self._way_s(), self._sent_away, job)
+        self._note(plan, now)
 
-    def _use_pair(self) -> None:
-        """Light images are of the policy's pair from now on."""
-        self.pair = self.policy.pair
-        settings = getattr(self.policy, "settings", None)
-        if settings is not None:
-            self.fleet.use_light(settings[self.pair])
+    def _note(self, plan: Plan, now: float) -> None:
+        live = Counter(plan.assignment(it.rank).role for it in self.replicas.values() if it.alive)
+        self._plans.append(PlanInForce(now + self._zero_s, live, plan.chain, plan.thresholds))
 
-    def _dispatch_again(self, replica: Replica, role: int, now: float) -> None:
-        waiting = list(replica.queue)
-        replica.queue.clear()
-        self.fleet.refresh(replica)
-        for i in waiting:
-            self._send_on(i, role, now)
+    def _die(self, name: str, now: float) -> None:
+        replica = self.replicas[name]
+        for job in replica.die():
+            self._lost(job, now)
+        self.dispatcher.remove(name)
+        self._look_at_replicas()
 
-    def _send_on(self, i: int, role: int, now: float) -> None:
-        if self.deferred[i]:
-            self._defer(i, now)
-        else:
-            self._send(i, role, now)
+    def _slow_down(self, factor: float, now: float) -> None:
+        self._device.slower = factor
 
-    def _die(self, replica: Replica, now: float) -> None:
-        """What ran or waited there starts again elsewhere."""
-        role = replica.running_role if replica.running else replica.role
-        replica.queue.extendleft(reversed(replica.running))
-        replica.running, replica.left = [], []
-        replica.alive = False
-        replica.epoch += 1
-        self.fleet.set_plan(self.plan)
-        self._dispatch_again(replica, role, now)
-
-    def _plan_row(self, now: float) -> tuple[float, int, int, float]:
-        return (now, self.plan.count(Role.LIGHT), self.plan.count(Role.HEAVY), self.plan.threshold)
+    def _fetch_in(self, seconds: float, now: float) -> None:
+        self._fetch_s = seconds
 
 
 def simulate(
     policy: Policy,
-    arrivals: Arrivals,
-    confidences: np.ndarray,
+    requests: RequestStream,
+    profile: Profile | None = None,
     *,
-    saved: np.ndarray | None = None,
-    levels: np.ndarray | None = None,
+    redraw: RedrawConfig = RedrawConfig(),
+    direct: float = 0.0,
     seed: int = 0,
     actuation_s: float = 0.0,
     transit_s: Sequence[float] = (),
@@ -480,18 +526,34 @@ def simulate(
     slowdowns: Sequence[tuple[float, float]] = (),
     fetches: Sequence[tuple[float, float]] = (),
 ) -> Outcome:
-    """One policy over one trace; see :class:`Simulation`."""
-    simulation = Simulation(
+    """One policy over one stream of requests.
+
+    Args:
+        profile: of the replicas, which are all of one type; None: what the policy's setting says of them.
+        redraw: which images of the last variant are generated again.
+        direct: the least share of steps saved for which a cache hit enters at the last variant, where the plan does not
+            say.
+        seed: for plans that choose replicas at random.
+        actuation_s: seconds from a decision of the controller to its effect.
+        transit_s: a call takes one of these on its way to a replica, and another one on its way back; empty: no time.
+        deaths: (time, rank) of replicas that die for good.
+        slowdowns: (time, factor) from when on steps take this many times what the profile says.
+        fetches: (time, seconds) from when on fetching a state takes this long. Workers wait :data:`FETCH_WAIT_S` at
+            most, and then run from noise. Empty: fetching takes no time, and nothing is reported of it.
+
+    Raises:
+        RuntimeError: the policy failed.
+    """
+    return Simulation(
         policy,
-        arrivals,
-        confidences,
-        saved=saved,
-        levels=levels,
+        requests,
+        profile,
+        redraw=redraw,
+        direct=direct,
         seed=seed,
         actuation_s=actuation_s,
         transit_s=transit_s,
         deaths=deaths,
         slowdowns=slowdowns,
         fetches=fetches,
-    )
-    return simulation.run()
+    ).run()

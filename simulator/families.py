@@ -37,7 +37,7 @@ def family_setting(family: str, gpus: int, slo_s: float | None = None) -> Settin
     if family in FAMILIES:
         known = FAMILIES[family]
         return Setting(
-            gpus=(GpuType("a100", gpus, known.light, known.heavy),),
+            gpus=(GpuType.pair("a100", gpus, known.light, known.heavy),),
             slo_s=slo_s or known.slo_s,
             deferral=known.deferral,
             quality=QualityCurve(known.fid),

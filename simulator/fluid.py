@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from controller.policy import best_batch
+from controller.batch_size import best_batch
 from controller.setting import Setting
 
 #: Seconds of a window, as in the report.

@@ -1,10 +1,11 @@
-"""The twin of a cluster that serves a ladder of approximation levels.
+"""The simulator of a cluster that serves a published ladder of approximation levels.
 
 Every request belongs to a class of prompts; the plan in force says with which probability it is served at each level.
-It goes to the GPU of its level that is free first, of all GPUs when the plan gives GPUs no levels. A GPU takes up the
-next image after 1 / rate seconds and delivers each after the level's latency. What cannot be ready by the deadline is
-dropped when it arrives: queues are first come, first served and times are known, so nothing is gained by waiting. A GPU
-that takes up another model is lost for its loading time.
+It goes to the GPU of its level's role that is free first. Under a plan without levels, similarity alone chooses the
+level (:attr:`weir.approximation_levels.Ladder.similarity_shares`), and any GPU serves it. A GPU takes up the next
+image after 1 / rate seconds and delivers each after the level's latency. What cannot be ready by the deadline is
+dropped when it arrives: queues are first come, first served and times are known, so nothing is gained by waiting. A
+GPU that takes up another model is lost for its loading time.
 """
 
 from __future__ import annotations
@@ -13,8 +14,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from controller.levels import LevelPlan, LevelPolicy, LevelSetting
-from weir.approximation_levels import Strategy
+from controller.observation import Observation
+from controller.policy import Policy
+from controller.setting import Setting
+from weir.approximation_levels import Ladder, Strategy
+from weir.errors import ConfigError
+from weir.plan import Level as PlannedLevel
+from weir.plan import LevelRouting, Plan
 
 #: Seconds between observations.
 TICK_S = 1.0
@@ -25,7 +31,7 @@ class LevelOutcome:
     """One run. By request: arrival and finish (infinite when dropped), class of prompts, and level in the ladder."""
 
     policy: str
-    setting: LevelSetting
+    setting: Setting
     arrivals_s: np.ndarray
     finished_s: np.ndarray
     classes: np.ndarray
@@ -39,7 +45,7 @@ class LevelOutcome:
     @property
     def qualities(self) -> np.ndarray:
         """Of each request at its level, relative to level 0, in percent."""
-        ladder = self.setting.ladder
+        ladder = ladder_in(self.setting)
         rows = [group.quality for group in ladder.prompts] or [tuple(level.quality for level in ladder.levels)]
         return 100 * np.array(rows)[self.classes, self.levels]
 
@@ -47,27 +53,32 @@ class LevelOutcome:
 class _Fleet:
     """When each GPU takes up its next image, and the model it holds."""
 
-    def __init__(self, setting: LevelSetting):
-        ladder = setting.ladder
+    def __init__(self, setting: Setting):
+        ladder, gpus = ladder_in(setting), setting.replicas
         self.setting = setting
+        self.places = {level.name: k for k, level in enumerate(ladder.levels)}
         self.seconds = [1 / rate for rate in ladder.rates_rps(ladder.levels)]
         self.latency = [level.latency_s[0] for level in ladder.levels]
         self.load_s = [level.load_s for level in ladder.levels]
         self.model = [level.variant if level.strategy is Strategy.SM else "" for level in ladder.levels]
-        self.free_s = [0.0] * setting.gpus
-        self.held: list[str | None] = [None] * setting.gpus
+        self.free_s = [0.0] * gpus
+        self.held: list[str | None] = [None] * gpus
         self.members: list[list[int]] = []
         self.hurry = False
 
-    def follow(self, plan: LevelPlan, now_s: float) -> None:
+    def follow(self, plan: Plan, routing: LevelRouting, now_s: float) -> None:
         """Takes up the levels of a plan. What is at GPUs already stays there."""
-        self.hurry = plan.hurry
-        gpus = list(range(self.setting.gpus))
-        self.members = [[g for g in gpus if not plan.levels or plan.levels[g] == k] for k in range(len(self.seconds))]
-        for gpu, level in enumerate(plan.levels):
-            model = self.model[level]
+        self.hurry = routing.hurry
+        self.members = [[] for _ in self.seconds]
+        roles = [assignment.role for assignment in plan.assignments]
+        for level in routing.levels:
+            self.members[self.places[level.name]] = [gpu for gpu, role in enumerate(roles) if role == level.role]
+        # The levels of one role are all of one model, and the best of them was named first.
+        first = {level.role: self.places[level.name] for level in reversed(routing.levels)}
+        for gpu, role in enumerate(roles):
+            model = self.model[first[role]]
             if self.held[gpu] not in (None, model):
-                self.free_s[gpu] = max(self.free_s[gpu], now_s) + self.load_s[level]
+                self.free_s[gpu] = max(self.free_s[gpu], now_s) + self.load_s[first[role]]
             self.held[gpu] = model
 
     def backlog_s(self, now_s: float) -> float:
@@ -87,42 +98,81 @@ class _Fleet:
         return level, np.inf
 
 
-def simulate_levels(policy: LevelPolicy, arrivals_s: np.ndarray, classes: np.ndarray, *, seed: int = 0) -> LevelOutcome:
+def ladder_in(setting: Setting) -> Ladder:
+    """The setting's ladder.
+
+    Raises:
+        ConfigError: it has none.
+    """
+    if setting.ladder is None:
+        raise ConfigError("the setting has no ladder; make one with Setting.of_ladder")
+    return setting.ladder
+
+
+def _routing(plan: Plan, setting: Setting) -> LevelRouting:
+    """How the requests of a plan reach levels.
+
+    Raises:
+        ConfigError: it sends them through a cascade, of which a ladder says nothing; or to the level that their
+            similarity admits, and the ladder does not know the shares.
+    """
+    if plan.routing is not None:
+        return plan.routing
+    ladder = ladder_in(setting)
+    if plan.rules.direct != 0 or plan.count(setting.last) < len(plan.assignments):
+        raise ConfigError(f"the ladder of {ladder.family} has levels and no cascade; choose a policy for levels")
+    if not ladder.similarity_shares:
+        raise ConfigError(
+            f"the ladder of {ladder.family} has no similarity_shares, which say how many requests similarity alone "
+            "sends to each K; add them"
+        )
+    cached = [level for level in ladder.levels if level.strategy is Strategy.AC]
+    levels = tuple(PlannedLevel(it.name, setting.last, setting.last, skipped=it.skipped_steps) for it in cached)
+    return LevelRouting(levels, (ladder.similarity_shares,))
+
+
+def simulate_levels(policy: Policy, arrivals_s: np.ndarray, classes: np.ndarray, *, seed: int = 0) -> LevelOutcome:
     """One policy over one trace.
 
     Args:
+        policy: its setting has a ladder.
         arrivals_s: ascending, from 0 s.
-        classes: of the prompt of every request, below ``policy.setting.classes``.
+        classes: of the prompt of every request, below the number of the ladder's classes.
         seed: of the draws from the plan's probabilities.
+
+    Raises:
+        ConfigError: the policy's plans are not for a ladder.
     """
     setting, fleet = policy.setting, _Fleet(policy.setting)
-    kinds = setting.classes
-    draws = np.random.default_rng(seed).random(len(arrivals_s))
+    kinds = max(1, len(ladder_in(setting).prompts))
+    draws = np.random.default_rng(seed).random(len(arrivals_s)).tolist()
     levels = np.zeros(len(arrivals_s), dtype=int)
     finished = np.full(len(arrivals_s), np.inf)
     counts = [0] * kinds
     tick = TICK_S
 
-    def follow(plan: LevelPlan, now_s: float) -> np.ndarray:
-        fleet.follow(plan, now_s)
-        reachable = np.array([bool(members) for members in fleet.members])
-        # An aligner that misses its target may send prompts to levels that no GPU has.
-        shift = np.where(reachable, plan.shift, 0.0)
-        bare = shift.sum(axis=1) <= 0
-        shift[bare] = reachable
-        probabilities = np.cumsum(shift, axis=1)
-        return probabilities / probabilities[:, -1:]
+    def follow(plan: Plan, now_s: float) -> LevelRouting:
+        routing = _routing(plan, setting)
+        fleet.follow(plan, routing, now_s)
+        return routing
 
-    probabilities = follow(policy.plan(0.0), 0.0)
+    routing = follow(policy.first_plan(), 0.0)
     for i, now in enumerate(arrivals_s.tolist()):
         while now >= tick:
-            plan = policy.observe(tick, counts, fleet.backlog_s(tick))
+            seen = Observation(
+                now_s=tick,
+                arrivals=sum(counts),
+                classes=dict(enumerate(counts)),
+                replicas=(setting.replicas,),
+                backlog_s=fleet.backlog_s(tick),
+            )
+            plan = policy.observe(seen)
             if plan is not None:
-                probabilities = follow(plan, tick)
+                routing = follow(plan, tick)
             counts = [0] * kinds
             tick += TICK_S
         kind = int(classes[i])
         counts[kind] += 1
-        level = int(np.searchsorted(probabilities[kind], draws[i], side="right"))
+        level = fleet.places[routing.levels[routing.pick(kind, draws[i])].name]
         levels[i], finished[i] = fleet.serve(level, now)
     return LevelOutcome(policy.name, setting, arrivals_s, finished, np.asarray(classes), levels)

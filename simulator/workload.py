@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from cache.encoder import family_encoder
 from cache.policy.resume_quality import load_worth
-from cache.policy.selector import By, load_selector
+from cache.policy.selector import By, Selector, load_selector
+from controller.service_ladder import PromptClass, StoredStates, ladder_of
 from controller.setting import QualityCurve, Setting
-from simulator.arrivals import Arrivals, laid_anew, trace_arrivals
-from simulator.confidences import drawn
+from simulator.arrivals import Arrivals, resampled, trace_arrivals
+from simulator.confidences import confidences_of
+from simulator.request_stream import RequestStream
 from traces.trace import Trace
 from weir.config import load_service
+from weir.core import CacheLookup, Resume
 from weir.errors import ConfigError
 from weir.profiles import Profile, load_profile
 
@@ -24,43 +27,56 @@ class Workload:
     """One trace against one service.
 
     Attributes:
-        ks: steps that each request may skip by the cache's thresholds, [N]; 0 is a miss.
-        ladder: steps that can be skipped at all, ascending from 0.
+        setting: of the service; its ladder tells prompts apart by the K that their similarity admits.
+        requests: with what the cache answers to each.
+        ks: K by the cache's thresholds of each request, [N]; 0 is a miss.
+        ladder: every such K, ascending from 0.
         worth: of each request's image resumed at each of ``ladder``, as a share of the whole run's, [N, L].
-        confidences: of the light image of each request, [N].
+        direct: the least share of steps saved for which a hit enters at the last variant, where a plan does not say.
     """
 
     setting: Setting
     profile: Profile
-    arrivals: Arrivals
+    requests: RequestStream
     ks: np.ndarray
     ladder: tuple[int, ...]
     worth: np.ndarray
-    confidences: np.ndarray
+    direct: float = 0.0
 
     @property
-    def curve(self) -> QualityCurve:
-        assert self.setting.quality is not None  # it was checked
-        return self.setting.quality
+    def arrivals(self) -> Arrivals:
+        """When the requests come."""
+        return self.requests.arrivals
 
     @property
     def steps(self) -> int:
+        """Denoising steps of a whole run of the last variant."""
         return self.profile.heavy.steps
 
     @property
     def saved(self) -> np.ndarray:
-        """Share of the heavy steps that the cache saves each request, [N]."""
-        return self.ks / self.steps
-
-    @property
-    def kinds(self) -> np.ndarray:
-        """Of each request the place of its K in ``ladder``, [N]."""
-        return np.searchsorted(self.ladder, self.ks)
+        """Share of the last variant's steps that the cache would save each request, [N]."""
+        return np.array([lookup.saved(self.steps) for lookup in self.requests.lookups])
 
     @property
     def own_worth(self) -> np.ndarray:
         """Of each request's image resumed at its own K, as a share of the whole run's, [N]."""
-        return self.worth[np.arange(len(self.ks)), self.kinds]
+        return self.worth_at(self.ks)
+
+    def worth_at(self, resumed_at: np.ndarray) -> np.ndarray:
+        """Of each request's image resumed at these K, one a request, as a share of the whole run's, [N]."""
+        return self.worth[np.arange(len(resumed_at)), np.searchsorted(self.ladder, resumed_at)]
+
+    def curve(self, variant: str) -> QualityCurve:
+        """Quality of mixes of a variant with the last one, by the variant's share."""
+        found = self.profile.variant(variant).quality
+        assert found is not None  # it was checked
+        return QualityCurve(found.values, found.smaller_is_better)
+
+    def share_of_whole(self, variant: str) -> float:
+        """Mean quality of a variant's images as a share of the last variant's."""
+        curve = self.curve(variant)
+        return curve.at(1.0) / curve.at(0.0)
 
 
 def service_workload(
@@ -77,13 +93,13 @@ def service_workload(
 
     A request finds the nearest earlier prompt of the trace, as if the cache had kept all of them. Similarities are of
     the service's own encoder, the K of its own thresholds, and what a resumed image is worth of its cache profile.
-    Under a profile by confidence, which would take pictures, requests are hits at random, as often as they were when it
-    was measured, and each saves what they saved on average.
+    Under a profile by confidence, which would take images, requests are hits at random, as often as they were when it
+    was measured, and as many of the resumed images are doubted as were then.
     Prompts that come again because the demand was scaled count as what they were the first time.
 
     Args:
         slo_s: None takes the service's.
-        rate, redraw: see :func:`simulator.arrivals.laid_anew`.
+        rate, redraw: see :func:`simulator.arrivals.resampled`.
 
     Raises:
         ConfigError: names the file and what is missing there.
@@ -94,40 +110,101 @@ def service_workload(
         raise ConfigError(
             f"{service_path}: names no profile; make one with `weir profile` and name it in the key profile"
         )
-    profile = load_profile(source)
-    if profile.quality is None or profile.quality.smaller_is_better or not profile.confidences:
-        raise ConfigError(
-            f"{source}: to compare cascades, caches and levels a profile needs confidences and the quality of mixes, "
-            "on a scale where more is better; `weir calibrate` adds both"
-        )
+    profile = load_profile(source, family.keys)
+    for key in profile.keys[:-1]:
+        variant = profile.variant(key)
+        if variant.quality is None or variant.quality.smaller_is_better or not variant.confidences:
+            raise ConfigError(
+                f"{source}: to compare cascades, caches and levels a profile needs confidences and the quality of "
+                f"mixes of {key}, on a scale where more is better; `weir calibrate` adds both"
+            )
     selector, worth = load_selector(service.cache.selector), load_worth(service.cache.selector)
     if selector.steps != profile.heavy.steps:
         raise ConfigError(
             f"{service.cache.selector}: measured on runs of {selector.steps} steps, and the profile has "
             f"{profile.heavy.steps}; measure again with `weir cache profile`"
         )
-    arrivals = laid_anew(trace_arrivals(trace), rate, redraw)
+    arrivals, slo_s = resampled(trace_arrivals(trace), rate, redraw), slo_s or service.slo_s
+    count, doubts = len(arrivals), np.empty(0)
     if selector.by is By.SIMILARITY:
         first = nearest_earlier(family_encoder(family, service.cache.encoder).encode(list(trace.prompts)))
-        similarities = first[np.arange(len(arrivals)) % max(1, len(first))]
-        ladder = selector.ks
+        similarities = first[np.arange(count) % max(1, len(first))]
         ks = np.array([selector.select(s) for s in similarities.tolist()], int)
-        resumed = worth.at(similarities, ladder)
+        resumed = worth.at(similarities, selector.ks)
     else:
         share, ran = worth.hits(selector)
-        ladder = (round(selector.steps - ran),)
-        ks = np.where(np.random.default_rng(seed).random(len(arrivals)) < share, ladder[0], 0)
-        resumed = np.full((len(arrivals), 1), worth.mean(selector))
-    setting = Setting.of(profile, gpus, slo_s or service.slo_s, resumed=worth.mean(selector))
+        chance, [k] = np.random.default_rng(seed), selector.ks[-1:]
+        ks = np.where(chance.random(count) < share, k, 0)
+        doubted = (ran - selector.left(k)) / selector.steps
+        doubts = np.where(chance.random(count) < doubted, 0.0, 1.0)
+        similarities, resumed = np.where(ks > 0, 1.0, 0.0), np.full((count, 1), worth.mean(selector))
+    ladder = (0, *(selector.ks if selector.by is By.SIMILARITY else selector.ks[-1:]))
+    every = np.concatenate([np.ones((count, 1)), resumed], axis=1)
+    kinds = np.searchsorted(ladder, ks)
+    setting = Setting.of(profile, gpus, slo_s, resumed=worth.mean(selector))
+    states, classes = _classes(profile, ladder, kinds, every)
     return Workload(
-        setting=setting,
+        setting=replace(setting, ladder=ladder_of(profile, slo_s, states, classes)),
         profile=profile,
-        arrivals=arrivals,
+        requests=RequestStream(
+            arrivals,
+            confidences_of(setting, count, seed),
+            resumed=doubts,
+            lookups=_lookups(selector, ladder, kinds, similarities),
+            draws=np.random.default_rng((seed, 1)).random(count),
+        ),
         ks=ks,
-        ladder=(0, *ladder),
-        worth=np.concatenate([np.ones((len(arrivals), 1)), resumed], axis=1),
-        confidences=drawn(setting.deferral, len(arrivals), seed),
+        ladder=ladder,
+        worth=every,
+        direct=service.cache.direct,
     )
+
+
+def _classes(
+    profile: Profile, ladder: tuple[int, ...], kinds: np.ndarray, worth: np.ndarray
+) -> tuple[StoredStates, list[PromptClass]]:
+    """What the cache's states are worth to all prompts, and to those that each K is the largest one for."""
+    shares = np.bincount(kinds, minlength=len(ladder)) / max(1, len(kinds))
+    means = worth.mean(axis=0) if len(worth) else np.ones(len(ladder))
+    own = {key: measured.values[-1] / measured.values[0] for key, measured in _measured(profile)}
+    classes = []
+    for kind, share in enumerate(shares.tolist()):
+        column = worth[kinds == kind].mean(axis=0) if share else means
+        by_level = {f"K={k}": float(value) for k, value in zip(ladder, column, strict=True)}
+        classes.append(PromptClass(share, by_level | own))
+    states = StoredStates(
+        {k: float(mean) for k, mean in zip(ladder[1:], means[1:], strict=True)},
+        dict(zip(ladder, shares.tolist(), strict=True)),
+    )
+    return states, classes
+
+
+def _measured(profile: Profile) -> list[tuple[str, QualityCurve]]:
+    found = ((key, profile.variant(key).quality) for key in profile.keys[:-1])
+    return [(key, QualityCurve(it.values, it.smaller_is_better)) for key, it in found if it is not None]
+
+
+def _lookups(
+    selector: Selector, ladder: tuple[int, ...], kinds: np.ndarray, similarities: np.ndarray
+) -> list[CacheLookup]:
+    """What the cache answers to each request; the nearest prompt's states are all there."""
+    stored = tuple((k, f"state:{k}") for k in ladder[1:])
+    found = []
+    for kind, similarity in zip(kinds.tolist(), similarities.tolist(), strict=True):
+        k = ladder[kind]
+        resume = Resume(f"state:{k}", k, selector.stride, selector.accept) if k else None
+        near = similarity > -1
+        found.append(
+            CacheLookup(
+                partition="simulated",
+                similarity=similarity if near else None,
+                entry="nearest" if near else None,
+                resume=resume,
+                stored=stored if near else (),
+                prompt_class=kind,
+            )
+        )
+    return found
 
 
 def nearest_earlier(vectors: np.ndarray, block: int = 512) -> np.ndarray:

@@ -1,1 +1,1 @@
-"""From a problem to a plan: how many GPUs of each type draw light and heavy images, and which threshold. Pure."""
+"""From a problem to a plan: how many GPUs of each type serve each variant, and which thresholds. Pure."""

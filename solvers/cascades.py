@@ -1,4 +1,4 @@
-"""Cascades from variants: which of them are worth having, which pairs and chains they make, and the pair for a load."""
+"""Cascades from variants: which of them are worth having, which chains they make, and the best chain for a load."""
 
 from __future__ import annotations
 
@@ -61,44 +61,45 @@ def chains(variants: Sequence[Variant], longest: int = 2) -> tuple[tuple[Variant
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """One pair's answer to a demand.
+    """One chain's answer to a demand.
 
     Attributes:
+        chain: index among those to choose from.
         served: share of the demand.
         quality: mean of the images served, on the scale of :attr:`Problem.quality`.
     """
 
-    pair: int
+    chain: int
     solution: Solution
     served: float
     quality: float
 
 
-def choice(pair: int, problem: Problem, solution: Solution) -> Choice:
+def choice(chain: int, problem: Problem, solution: Solution) -> Choice:
     """A solution on the scale that its problem's quality was given in."""
     low, high = min(problem.quality), max(problem.quality)
     served = solution.served_rps / problem.demand_rps if problem.demand_rps > 0 else 1.0
-    return Choice(pair, solution, served, low + solution.point.quality * ((high - low) or 1.0))
+    return Choice(chain, solution, served, low + solution.point.quality * ((high - low) or 1.0))
 
 
-def chosen_pair(
+def chosen_chain(
     problems: Sequence[Problem], *, running: int | None = None, switch_cost: float = 0.0, solver: str = "auto"
 ) -> Choice:
-    """The pair that serves most of the demand and, of those that serve as much, gives the best images.
+    """The chain that serves most of the demand and, of those that serve as much, gives the best images.
 
     Args:
-        problems: one a pair, all of one demand, their qualities on one scale.
-        running: the pair in use, which stays unless another serves more or is better by more than ``switch_cost``,
+        problems: one a chain, all of one demand, their qualities on one scale.
+        running: the chain in use, which stays unless another serves more or is better by more than ``switch_cost``,
             in units of the quality.
 
     Raises:
-        PlanError: there is no pair, or they are of different demands.
+        PlanError: there is no chain, or they are of different demands.
     """
     if not problems:
-        raise PlanError("pairs is empty; a cascade needs two variants of which one is better and dearer")
+        raise PlanError("chains is empty; a cascade needs two variants of which one is better and dearer")
     if len({problem.demand_rps for problem in problems}) > 1:
-        raise PlanError("the pairs' problems are of different demands; they must be compared at one")
+        raise PlanError("the chains' problems are of different demands; they must be compared at one")
     found = [choice(i, problem, solve(problem, solver)) for i, problem in enumerate(problems)]
     most = max(it.served for it in found)
     able = [it for it in found if it.served >= most - SAME_SHARE]
-    return max(able, key=lambda it: (it.quality + (switch_cost if it.pair == running else 0.0), it.pair == running))
+    return max(able, key=lambda it: (it.quality + (switch_cost if it.chain == running else 0.0), it.chain == running))

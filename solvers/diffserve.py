@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from solvers.problem import GpuType, Problem
 from weir.core import DeferralCurve, LatencyProfile
+from weir.plan import HEAVY, LIGHT
 
 
 def published_problem(
@@ -21,6 +22,7 @@ def published_problem(
     gpus: int,
     demand_rps: float,
     slo_s: float,
+    variants: tuple[str, str] = (LIGHT, HEAVY),
     queue_delay_s: tuple[float, float] = (0.0, 0.0),
     tie_break: float = 0.0,
 ) -> Problem:
@@ -30,11 +32,12 @@ def published_problem(
 
     Args:
         gpus: GPU workers (the artifact's S − 1: it reserves one worker as a sink).
+        variants: keys of the two.
         queue_delay_s: q_light and q_heavy.
         tie_break: cost of a GPU; above 0 it picks one of the allocations that share the optimal threshold.
     """
     return Problem(
-        gpus=(GpuType("gpu", gpus, light, heavy),),
+        gpus=(GpuType("gpu", gpus, dict(zip(variants, (light, heavy), strict=True))),),
         demand_rps=demand_rps,
         slo_s=slo_s,
         thresholds=deferral.thresholds,

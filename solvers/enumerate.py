@@ -1,8 +1,8 @@
 """The optimum by trying everything: the oracle that the formulation and every backend are tested against.
 
 It shares only the definition of the problem, of its operating points and of its objective with the program: deadlines
-are checked pair by pair and points one by one, without modes or pruning. The work grows with the product of all GPU
-counts, so it is for small instances.
+are checked for every option of one stage with every option of the others, and points one by one, without modes or
+pruning. The work grows with the product of all GPU counts, so it is for small instances.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from solvers.operating_points import OperatingPoint, curves
 from solvers.options import Option, options
 from solvers.problem import Problem
 from solvers.solution import Allocation, Solution, Status
-from weir.core import Role
 
 
 def enumerate_optimum(problem: Problem) -> Solution:
@@ -27,9 +26,9 @@ def enumerate_optimum(problem: Problem) -> Solution:
     best: tuple[float, tuple[Allocation, ...], OperatingPoint, float] | None = None
     for allocations, rate in _allocations(problem, choices):
         for point in points:
-            needs = {role: problem.demand_rps * point.needs(role is Role.LIGHT) for role in Role}
-            served = min([1.0] + [rate[r] * (1 + 1e-9) / needs[r] for r in Role if needs[r] > 0])
-            if served < 1 and problem.deferral[point.j] > problem.deferral[0]:
+            needs = {v: problem.demand_rps * work for v, work in zip(problem.variants, point.works, strict=True)}
+            served = min([1.0] + [rate[v] * (1 + 1e-9) / need for v, need in needs.items() if need > 0])
+            if served < 1 and _deferred(problem, point.j) > _deferred(problem, 0):
                 continue
             found = value(problem, allocations, point, served)
             if best is None or found > best[0]:
@@ -37,7 +36,7 @@ def enumerate_optimum(problem: Problem) -> Solution:
     assert best is not None  # using no GPU at all is always among the allocations
     objective, allocations, point, served = best
     return Solution(
-        threshold=problem.thresholds[point.j],
+        thresholds=problem.thresholds_at(point.j),
         deferral=problem.deferral[point.j],
         allocations=allocations,
         served_rps=served * problem.demand_rps,
@@ -50,23 +49,28 @@ def enumerate_optimum(problem: Problem) -> Solution:
     )
 
 
+def _deferred(problem: Problem, j: int) -> tuple[float, ...]:
+    """What a grid point sends to each stage behind the first, the last one foremost."""
+    return (problem.deferral[j], *(stage.reached[j] for stage in reversed(problem.middle)))
+
+
 def _allocations(
     problem: Problem, choices: tuple[Option, ...]
-) -> Iterator[tuple[tuple[Allocation, ...], dict[Role, float]]]:
-    """Every allocation that fits the GPUs and the deadline, with its rate by role."""
+) -> Iterator[tuple[tuple[Allocation, ...], dict[str, float]]]:
+    """Every allocation that fits the GPUs and the deadline, with its rate by variant."""
     per_gpu = [
         list(_splits(gpu.count, [o for o in choices if o.gpu == index])) for index, gpu in enumerate(problem.gpus)
     ]
     for parts in itertools.product(*per_gpu):
         used = [(o, n) for part in parts for o, n in part]
-        light = [o for o, _ in used if o.role is Role.LIGHT]
-        heavy = [o for o, _ in used if o.role is Role.HEAVY]
-        if any(a.stage_s + b.stage_s + problem.fixed_s > problem.slo_s for a in light for b in heavy):
+        stages = [[o for o, _ in used if o.variant == variant] for variant in problem.variants]
+        together = itertools.product(*(stage for stage in stages if stage))
+        if any(sum(o.stage_s for o in each) + problem.fixed_s > problem.slo_s for each in together if len(each) > 1):
             continue
-        if problem.one_batch_size and any(len({o.batch_size for o in role}) > 1 for role in (light, heavy)):
+        if problem.one_batch_size and any(len({o.batch_size for o in stage}) > 1 for stage in stages):
             continue
-        rate = {role: sum(o.rate_rps * n for o, n in used if o.role is role) for role in Role}
-        yield tuple(Allocation(o.gpu, o.role, o.batch_size, n) for o, n in used), rate
+        rate = {v: sum(o.rate_rps * n for o, n in used if o.variant == v) for v in problem.variants}
+        yield tuple(Allocation(o.gpu, o.variant, o.batch_size, n) for o, n in used), rate
 
 
 def _splits(count: int, choices: list[Option]) -> Iterator[list[tuple[Option, int]]]:

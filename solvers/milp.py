@@ -1,36 +1,38 @@
 """The allocation problem as a mixed-integer linear program, in a form that every backend reads.
 
-Columns: n_o (integer, GPUs with option o), z_m (binary, which latency mode), a_rb (binary, batch size b of role r, only
-when a role may use one), y_p (binary, which operating point: ``solvers/operating_points.py``), s_p (share of the
-demand that is shed, at the points that defer least), r_g (role changes).
+Columns: n_o (integer, GPUs with option o), z_m (binary, which latency mode), a_vb (binary, batch size b of variant v,
+only when a variant may use one), y_p (binary, which operating point: ``solvers/operating_points.py``), s_p (share of
+the demand that is shed, at the points that defer least), r_g (role changes).
 
     maximise  Σ Q_p y_p − Σ (κ + Q_p) s_p − ρ Σ r_g − c Σ n_o
     GPUs      Σ_{o of g} n_o ≤ N_g
-    light     Σ_{light o} rate_o n_o ≥ λ (Σ_p A_p y_p − Σ_p A_p s_p)
-    heavy     Σ_{heavy o} rate_o n_o ≥ λ (Σ_p B_p y_p − Σ_p B_p s_p)
+    variant v Σ_{o of v} rate_o n_o ≥ λ (Σ_p W_vp y_p − Σ_p W_vp s_p)
     latency   n_o ≤ N_g Σ_{m with o} z_m,  Σ z_m = 1
-    one batch n_o ≤ N_g a_rb,  Σ_b a_rb ≤ 1
+    one batch n_o ≤ N_g a_vb,  Σ_b a_vb ≤ 1
     shedding  0 ≤ s_p ≤ y_p;  Σ y_p = 1
-    changes   r_g ≥ n_light,g − running light,  r_g ≥ n_heavy,g − running heavy
+    changes   r_g ≥ Σ_{v of S} (n_v,g − running v) for every set S of variants
+
+The greatest of these sums is that of the variants that grow, so r_g counts the replicas that change their role.
 
 Shedding is the last resort, so it needs a column only at points that defer least: at all others the whole demand is
 served. No GPU and s = 1 is always feasible.
 
-Before that, points that cannot be the best leave the program: those that another beats in light work, heavy work and
-quality. On the measured, U-shaped quality curves this removes every threshold beyond the optimum.
+Before that, points that cannot be the best leave the program: those that another beats in every work and in quality.
+On the measured, U-shaped quality curves this removes every threshold beyond the optimum.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import combinations
 
 import numpy as np
 
 from solvers.operating_points import Curve, OperatingPoint, candidates, curves
 from solvers.options import Option, modes, options
-from solvers.problem import Problem
+from solvers.problem import GpuType, Problem
 from solvers.solution import Allocation
-from weir.core import Role
 
 INFINITY = float("inf")
 
@@ -86,7 +88,9 @@ class Formulation:
         counts = np.rint(x[: len(self.options)]).astype(int)
         point, served = best_point(self.problem, self.options, counts, self.curves)
         allocations = tuple(
-            Allocation(o.gpu, o.role, o.batch_size, int(n)) for o, n in zip(self.options, counts, strict=True) if n > 0
+            Allocation(o.gpu, o.variant, o.batch_size, int(n))
+            for o, n in zip(self.options, counts, strict=True)
+            if n > 0
         )
         return allocations, point, served
 
@@ -95,12 +99,14 @@ def best_point(
     problem: Problem, choices: tuple[Option, ...], counts: np.ndarray, found: list[Curve]
 ) -> tuple[OperatingPoint, float]:
     """The best point that these GPUs carry, and the share of the demand served there (below 1 when none does)."""
-    rate = {role: sum(o.rate_rps * n for o, n in zip(choices, counts, strict=True) if o.role is role) for role in Role}
-    light, heavy = (rate[role] * (1 + 1e-9) for role in (Role.LIGHT, Role.HEAVY))
+    rates = dict.fromkeys(problem.variants, 0.0)
+    for option, n in zip(choices, counts, strict=True):
+        rates[option.variant] += option.rate_rps * n
+    has = np.array(list(rates.values())) * (1 + 1e-9)
     best: tuple[float, OperatingPoint, float] | None = None
     for curve in found:
-        fits = problem.demand_rps * curve.heavy_work <= heavy
-        if problem.demand_rps * curve.light_work <= light and fits.any():
+        fits = (problem.demand_rps * curve.works <= has[:, None]).all(axis=0)
+        if fits.any():
             top = curve.quality[fits].max()
             j = int(np.flatnonzero(fits & (curve.quality == top))[0])  # of equal ones, the one that defers least
             if best is None or top > best[0]:
@@ -109,8 +115,8 @@ def best_point(
         return best[1], best[2]
     for curve in found:
         point = curve.point(curve.useful()[0])
-        needs = ((problem.demand_rps * point.light_work, light), (problem.demand_rps * point.heavy_work, heavy))
-        served = min([1.0] + [has / need / (1 + 1e-9) for need, has in needs if need > 0])
+        needs = [problem.demand_rps * work for work in point.works]
+        served = min([1.0] + [rate / need / (1 + 1e-9) for need, rate in zip(needs, has.tolist(), strict=True) if need])
         worth = point.quality * served - shed_penalty(problem) * (1 - served)
         if best is None or worth > best[0]:
             best = (worth, point, served)
@@ -132,12 +138,12 @@ def formulate(problem: Problem) -> Formulation:
 
     for index, gpu in enumerate(problem.gpus):
         program.row([(n[i], 1.0) for i, o in enumerate(choices) if o.gpu == index], upper=gpu.count)
-    for role in Role:
-        rates = [(n[i], o.rate_rps) for i, o in enumerate(choices) if o.role is role]
-        need = [problem.demand_rps * point.needs(role is Role.LIGHT) for point in points]
-        less = [problem.demand_rps * point.needs(role is Role.LIGHT) for point in least]
-        everywhere = min(need) if role is Role.LIGHT else 0.0  # Σ y_p = 1: what every point needs is a constant
-        works = [(c, everywhere - w) for c, w in zip(y, need, strict=True) if role is Role.HEAVY or w > everywhere]
+    for stage, variant in enumerate(problem.variants):
+        rates = [(n[i], o.rate_rps) for i, o in enumerate(choices) if o.variant == variant]
+        need = [problem.demand_rps * point.works[stage] for point in points]
+        less = [problem.demand_rps * point.works[stage] for point in least]
+        everywhere = 0.0 if stage else min(need)  # Σ y_p = 1: what every point needs is a constant
+        works = [(c, everywhere - w) for c, w in zip(y, need, strict=True) if stage or w > everywhere]
         program.row([*rates, *works, *zip(shed, less, strict=True)], lower=everywhere)
     program.row([(c, 1.0) for c in y], lower=1, upper=1)
     for point, column in zip(least, shed, strict=True):
@@ -152,34 +158,44 @@ def formulate(problem: Problem) -> Formulation:
             if len(allowing) < len(sets):
                 program.row([(n[i], 1.0), *allowing], upper=0)
     if problem.one_batch_size:
-        for role in Role:
-            sizes = sorted({o.batch_size for o in choices if o.role is role})
+        for variant in problem.variants:
+            sizes = sorted({o.batch_size for o in choices if o.variant == variant})
             a = {b: program.column(0, 1, integer=True) for b in sizes}
             program.row([(c, 1.0) for c in a.values()], upper=1)
             for i, option in enumerate(choices):
-                if option.role is role:
+                if option.variant == variant:
                     big = -float(problem.gpus[option.gpu].count)
                     program.row([(n[i], 1.0), (a[option.batch_size], big)], upper=0)
     if problem.role_change_cost > 0:
         for index, gpu in enumerate(problem.gpus):
-            if gpu.running_light is None:
+            if gpu.running is None:
                 continue
             change = program.column(-problem.role_change_cost, gpu.count, integer=False)
-            running = {Role.LIGHT: gpu.running_light, Role.HEAVY: gpu.count - gpu.running_light}
-            for role in Role:
-                mine = [(n[i], 1.0) for i, o in enumerate(choices) if o.gpu == index and o.role is role]
-                program.row([*mine, (change, -1.0)], upper=running[role])
+            for grown, running in _grown(gpu, gpu.running):
+                mine = [(n[i], 1.0) for i, o in enumerate(choices) if o.gpu == index and o.variant in grown]
+                program.row([*mine, (change, -1.0)], upper=running)
     return Formulation(problem, program, choices, found)
+
+
+def _grown(gpu: GpuType, running: Mapping[str, int]) -> Iterator[tuple[tuple[str, ...], int]]:
+    """Sets of variants, and the replicas that serve one of them now. All variants together cannot grow where they have
+    all replicas."""
+    idle = sum(running.get(variant, 0) for variant in gpu.variants) < gpu.count
+    for size in range(1, len(gpu.variants) + idle):
+        for grown in combinations(gpu.variants, size):
+            yield grown, sum(running.get(variant, 0) for variant in grown)
 
 
 def value(problem: Problem, allocations: tuple[Allocation, ...], point: OperatingPoint, served: float) -> float:
     """The objective of a decoded solution, evaluated exactly; what backends and the enumerator are compared by."""
     total = point.quality * served - shed_penalty(problem) * (1 - served)
     for index, gpu in enumerate(problem.gpus):
-        count = {role: sum(a.count for a in allocations if a.gpu == index and a.role is role) for role in Role}
+        count = dict.fromkeys(gpu.variants, 0)
+        for a in allocations:
+            if a.gpu == index:
+                count[a.variant] += a.count
         total -= problem.gpu_cost * sum(count.values())
-        if gpu.running_light is not None:
-            more_light = count[Role.LIGHT] - gpu.running_light
-            more_heavy = count[Role.HEAVY] - (gpu.count - gpu.running_light)
-            total -= problem.role_change_cost * max(0, more_light, more_heavy)
+        if gpu.running is not None:
+            changes = sum(max(0, n - gpu.running.get(variant, 0)) for variant, n in count.items())
+            total -= problem.role_change_cost * changes
     return total

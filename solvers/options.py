@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import product
 
 from solvers.problem import Problem
-from weir.core import Role
 
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """One GPU of type ``gpu`` (index into ``Problem.gpus``) in a role at a batch size.
+    """One GPU of type ``gpu`` (index into ``Problem.gpus``) that serves a variant at a batch size.
 
     Attributes:
         rate_rps: images per second that a plan may count on: utilisation × batch / latency.
@@ -18,50 +18,53 @@ class Option:
     """
 
     gpu: int
-    role: Role
+    variant: str
     batch_size: int
     rate_rps: float
     stage_s: float
 
 
 def options(problem: Problem) -> tuple[Option, ...]:
-    """Every profiled setting that can meet the deadline: light alone, heavy behind the fastest light one."""
+    """Every profiled setting that can meet the deadline: of the first variant alone, of the others behind the fastest
+    of the first."""
     found = [
         Option(
             index,
-            role,
+            variant,
             size,
-            problem.utilisation(role) * size / seconds,
-            (1 + problem.residual(role)) * seconds,
+            problem.utilisation(variant) * size / seconds,
+            (1 + problem.residual(variant)) * seconds,
         )
         for index, gpu in enumerate(problem.gpus)
-        for role in Role
-        for size, seconds in zip(gpu.latency(role).batch_sizes, gpu.latency(role).latency_s, strict=True)
+        for variant, latency in gpu.latencies.items()
+        for size, seconds in zip(latency.batch_sizes, latency.latency_s, strict=True)
         if gpu.count > 0
     ]
     budget = problem.slo_s - problem.fixed_s
-    light = [o for o in found if o.role is Role.LIGHT and o.stage_s <= budget]
-    fastest = min((o.stage_s for o in light), default=budget)
-    heavy = [o for o in found if o.role is Role.HEAVY and fastest + o.stage_s <= budget]
-    return (*light, *heavy)
+    first, *others = problem.variants
+    chosen = [o for o in found if o.variant == first and o.stage_s <= budget]
+    fastest = min((o.stage_s for o in chosen), default=budget)
+    for variant in others:
+        chosen += [o for o in found if o.variant == variant and fastest + o.stage_s <= budget]
+    return tuple(chosen)
 
 
 def modes(problem: Problem, choices: tuple[Option, ...]) -> tuple[frozenset[int], ...]:
-    """The largest sets of options (as indices) in which every light and heavy pair meets the deadline.
+    """The largest sets of options (as indices) of which every one option for each stage meets the deadline together.
 
-    A pair meets it when ``light.stage_s + heavy.stage_s + fixed_s ≤ slo_s``. Only the slowest option of either role
-    counts, so the sets form a chain, one for each distinct slowest heavy option: a handful, whatever the number of
-    GPUs. A plan obeys the deadline exactly when it draws all its options from one of these sets.
+    They meet it when the sum of their ``stage_s`` and ``fixed_s`` is at most ``slo_s``. Only the slowest option of each
+    stage counts, so there is at most one set for each combination of slowest options behind the first stage: a handful,
+    whatever the number of GPUs. A plan obeys the deadline exactly when it takes all its options from one of these sets.
     """
     budget = problem.slo_s - problem.fixed_s
-    light = [i for i, o in enumerate(choices) if o.role is Role.LIGHT]
-    heavy = [i for i, o in enumerate(choices) if o.role is Role.HEAVY]
-    slowest_heavy = sorted({0.0, *(choices[i].stage_s for i in heavy)})
+    first, *others = ([i for i, o in enumerate(choices) if o.variant == variant] for variant in problem.variants)
+    limits = [sorted({0.0, *(choices[i].stage_s for i in stage)}) for stage in others]
     sets = [
         frozenset(
-            [i for i in light if choices[i].stage_s + slowest <= budget]
-            + [i for i in heavy if choices[i].stage_s <= slowest]
+            [i for i in first if choices[i].stage_s + sum(slowest) <= budget]
+            + [i for stage, limit in zip(others, slowest, strict=True) for i in stage if choices[i].stage_s <= limit]
         )
-        for slowest in slowest_heavy
+        for slowest in product(*limits)
+        if len(others) == 1 or sum(slowest) <= budget
     ]
     return tuple(s for s in dict.fromkeys(sets) if not any(s < other for other in sets))

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from weir.core import LatencyProfile, Role
+from weir.core import LatencyProfile
 from weir.errors import PlanError
+from weir.plan import HEAVY, LIGHT
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,17 +17,41 @@ class GpuType:
 
     Attributes:
         count: live replicas.
-        running_light: how many of them draw light images now; None when nothing runs yet (no change costs anything).
+        latencies: by key of the variant, in the order of the chain: from the fastest to the best.
+        running: replicas by key of the variant that they serve now; None when nothing runs yet (no change costs
+            anything).
     """
 
     name: str
     count: int
-    light: LatencyProfile
-    heavy: LatencyProfile
-    running_light: int | None = None
+    latencies: Mapping[str, LatencyProfile]
+    running: Mapping[str, int] | None = None
 
-    def latency(self, role: Role) -> LatencyProfile:
-        return self.light if role is Role.LIGHT else self.heavy
+    @classmethod
+    def pair(
+        cls, name: str, count: int, light: LatencyProfile, heavy: LatencyProfile, running_light: int | None = None
+    ) -> GpuType:
+        """A type of GPU for a ladder of two."""
+        running = None if running_light is None else {LIGHT: running_light, HEAVY: count - running_light}
+        return cls(name, count, {LIGHT: light, HEAVY: heavy}, running)
+
+    @property
+    def variants(self) -> tuple[str, ...]:
+        """Keys of the variants, in order."""
+        return tuple(self.latencies)
+
+    @property
+    def light(self) -> LatencyProfile:
+        """The first variant's, the fastest."""
+        return self.latencies[self.variants[0]]
+
+    @property
+    def heavy(self) -> LatencyProfile:
+        """The last variant's, the best."""
+        return self.latencies[self.variants[-1]]
+
+    def latency(self, variant: str) -> LatencyProfile:
+        return self.latencies[variant]
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,30 +101,49 @@ class PromptGroup:
 
 
 @dataclass(frozen=True, slots=True)
+class MiddleStage:
+    """A variant between the first and the last of a chain, by point of the grid.
+
+    Attributes:
+        thresholds: of the judge behind it.
+        reached: share of cache misses that the judges before it defer, 0…1.
+    """
+
+    thresholds: tuple[float, ...]
+    reached: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Problem:
     """One instance of the allocation problem.
 
+    In a chain of more than two variants a point of the grid is one threshold for each judge. Points are in the order of
+    ``deferral``, and the first one defers least at every stage.
+
     Attributes:
-        gpus: the hardware, one entry a type.
+        gpus: the hardware, one entry a type, all with the variants of the chain.
         demand_rps: λ, requests per second to plan for.
         slo_s: seconds from admission to answer.
-        thresholds: the grid t_j of confidence thresholds, ascending, 0…1.
-        deferral: F_j, share of cache misses below t_j, not falling.
+        thresholds: the grid t_j of the first judge's thresholds, 0…1; ascending in a chain of two.
+        deferral: F_j, share of cache misses that every judge defers: in a chain of two those below t_j; not falling.
         quality: Q_j, quality of the mix at t_j; larger is better, any scale (the solver rescales it to 0…1).
         hits: cache hits; empty when there is no cache.
         direct_cuts: the plan chooses one: hits that save at least this share of the steps go to the heavy variant at
             once, the others begin light. (0,): all of them at once.
-        may_draw_whole: the plan may leave the cache alone instead, and draw hits from noise as if they were misses.
-        short_runs: lengths of heavy runs that the plan may choose instead of the whole one. Only what is drawn from
-            noise gets shorter; a hit that would leave more steps than that is drawn from noise too.
+        may_run_whole: the plan may leave the cache alone instead, and run hits from noise as if they were misses.
+        short_runs: lengths of heavy runs that the plan may choose instead of the whole one. Only runs from
+            noise get shorter; a hit that would leave more steps than that runs from noise too.
         groups: misses by predicted level, from the easiest to the hardest; the plan may send the hardest ones to the
             heavy variant at once. Empty: prompts are not told apart, and all begin light.
-        light_utilisation, heavy_utilisation: share of the profiled throughput that a plan may count on, > 0.
-            The heavy one may lie close to 1, because a heavy stage that is full costs quality and not deadlines.
+        middle: of a chain of more than two, the stages between the first and the last.
+        light_utilisation, middle_utilisation, heavy_utilisation: share of the profiled throughput that a plan may count
+            on, > 0, of the first stage, of those between and of the last one. The last one's may lie close to 1,
+            because a last stage that is full costs quality and not deadlines.
         unbacked_utilisation: the same for heavy images of requests that begin heavy: no light image stands in for one
             that is late, so their queue costs deadlines or a light image more. None: the heavy one.
         fixed_s: seconds of every deferred request outside the two batches: discriminator, hops, measured queue delays.
-        light_residual, heavy_residual: wait for a replica, as a share of its batch latency (0: the published model).
+        light_residual, heavy_residual: wait for a replica of the first stage and of the others, as a share of its batch
+            latency (0: the published model).
         role_change_cost: quality (on the scale 0…1) worth giving up to spare one replica a change of role.
         gpu_cost: quality (on the scale 0…1) worth giving up to leave one GPU unneeded; breaks ties when small.
         one_batch_size: all replicas of a role run the same batch size, as in the published problem.
@@ -112,10 +157,12 @@ class Problem:
     quality: tuple[float, ...]
     hits: tuple[CacheHit, ...] = ()
     direct_cuts: tuple[float, ...] = (0.0,)
-    may_draw_whole: bool = False
+    may_run_whole: bool = False
     short_runs: tuple[ShortRun, ...] = ()
     groups: tuple[PromptGroup, ...] = ()
+    middle: tuple[MiddleStage, ...] = ()
     light_utilisation: float = 1.0
+    middle_utilisation: float = 1.0
     heavy_utilisation: float = 1.0
     unbacked_utilisation: float | None = None
     fixed_s: float = 0.0
@@ -143,7 +190,7 @@ class Problem:
         )
         values = (*self.thresholds, *self.deferral, *self.quality)
         need(all(math.isfinite(v) for v in values), "thresholds, deferral and quality must be finite")
-        need(list(self.thresholds) == sorted(self.thresholds), "thresholds must ascend")
+        need(len(self.variants) > 2 or list(self.thresholds) == sorted(self.thresholds), "thresholds must ascend")
         need(list(self.deferral) == sorted(self.deferral), "deferral must not fall along the thresholds")
         need(self.deferral[0] >= 0 and self.deferral[-1] <= 1, "deferral must lie in 0…1")
         need(
@@ -173,23 +220,55 @@ class Problem:
                 f"groups[{i}]: deferral must lie in 0…1 and not fall along the thresholds",
             )
             need(group.share >= 0, f"groups[{i}]: share is {group.share}; it must be at least 0")
+        self._check_chain(need)
         total = sum(group.share for group in self.groups)
         need(not self.groups or abs(total - 1) < 1e-6, f"groups: shares add up to {total:g}; they have to add up to 1")
         need(
-            self.light_utilisation > 0 and self.heavy_utilisation > 0 and self.unbacked_weight > 0,
-            "light_utilisation, heavy_utilisation and unbacked_utilisation must be above 0",
+            min(self.light_utilisation, self.middle_utilisation, self.heavy_utilisation, self.unbacked_weight) > 0,
+            "light_utilisation, middle_utilisation, heavy_utilisation and unbacked_utilisation must be above 0",
         )
         need(
             min(self.fixed_s, self.light_residual, self.heavy_residual, self.role_change_cost, self.gpu_cost) >= 0,
             "fixed_s, residuals and costs must be at least 0",
         )
         for gpu in self.gpus:
-            for role in Role:
-                seconds = gpu.latency(role).latency_s
+            for variant in self.variants:
+                seconds = gpu.latency(variant).latency_s
                 need(
                     len(seconds) > 0 and all(math.isfinite(s) and s > 0 for s in seconds),
-                    f"gpus: {gpu.name}: the {role} latencies must be positive seconds",
+                    f"gpus: {gpu.name}: the {variant} latencies must be positive seconds",
                 )
+
+    def _check_chain(self, need: Callable[[bool, str], None]) -> None:
+        stages = len(self.variants)
+        need(stages >= 2, f"gpus: {self.gpus[0].name}: a chain has at least two variants")
+        need(
+            all(gpu.variants == self.variants for gpu in self.gpus),
+            f"gpus: every type must have the variants {', '.join(self.variants)}, in this order",
+        )
+        need(len(self.middle) == stages - 2, f"middle has {len(self.middle)} stages for a chain of {stages} variants")
+        need(not (self.middle and self.groups), "groups: prompts are told apart in a chain of two variants only")
+        before: tuple[float, ...] = (1.0,) * len(self.deferral)
+        for i, stage in enumerate(self.middle):
+            need(
+                len(stage.thresholds) == len(stage.reached) == len(self.deferral),
+                f"middle[{i}]: thresholds and reached must have one entry for each grid point",
+            )
+            need(
+                all(0 <= share <= most for share, most in zip(stage.reached, before, strict=True)),
+                f"middle[{i}]: reached must lie in 0…1 and must not exceed what reaches the stage before",
+            )
+            need(stage.reached[0] == min(stage.reached), f"middle[{i}]: the first grid point must defer least")
+            before = stage.reached
+        need(
+            not self.middle or all(share <= most for share, most in zip(self.deferral, before, strict=True)),
+            "deferral must not exceed what reaches the last middle stage",
+        )
+
+    @property
+    def variants(self) -> tuple[str, ...]:
+        """The chain, from the fastest variant to the best."""
+        return self.gpus[0].variants
 
     @property
     def hit_share(self) -> float:
@@ -202,8 +281,13 @@ class Problem:
         unbacked = self.heavy_utilisation if self.unbacked_utilisation is None else self.unbacked_utilisation
         return self.heavy_utilisation / unbacked if unbacked > 0 else 0.0
 
-    def utilisation(self, role: Role) -> float:
-        return self.light_utilisation if role is Role.LIGHT else self.heavy_utilisation
+    def utilisation(self, variant: str) -> float:
+        ends = {self.variants[0]: self.light_utilisation, self.variants[-1]: self.heavy_utilisation}
+        return ends.get(variant, self.middle_utilisation)
 
-    def residual(self, role: Role) -> float:
-        return self.light_residual if role is Role.LIGHT else self.heavy_residual
+    def residual(self, variant: str) -> float:
+        return self.light_residual if variant == self.variants[0] else self.heavy_residual
+
+    def thresholds_at(self, j: int) -> tuple[float, ...]:
+        """Of a point of the grid, one for each judge."""
+        return (self.thresholds[j], *(stage.thresholds[j] for stage in self.middle))

@@ -14,7 +14,6 @@ from solvers.operating_points import OperatingPoint
 from solvers.options import Option
 from solvers.problem import Problem
 from solvers.solution import Allocation, Solution, Status
-from weir.core import Role
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +25,7 @@ def solve(problem: Problem, solver: str = "auto", time_limit_s: float = 2.0) -> 
     """The best allocation for a problem. It never raises for an answer that is late, missing or wrong.
 
     In order: the named backend (``auto``: the fastest installed one) on the full problem; the same on a grid of
-    :data:`RELAXED_GRID` thresholds; the next installed backend; and at last every GPU on the light variant.
+    :data:`RELAXED_GRID` thresholds; the next installed backend; and at last every GPU on the first variant.
     ``status`` says which of these it was. The limit holds for each attempt.
 
     Raises:
@@ -78,9 +77,11 @@ def _violation(form: Formulation, x: np.ndarray) -> str:
         if used > gpu.count:
             return f"{used} GPUs of type {gpu.name}, of which there are {gpu.count}"
     used_options = [o for c, o in zip(n, form.options, strict=True) if round(c) > 0]
-    slowest = {r: max((o.stage_s for o in used_options if o.role is r), default=0.0) for r in Role}
+    slowest = dict.fromkeys(form.problem.variants, 0.0)
+    for option in used_options:
+        slowest[option.variant] = max(slowest[option.variant], option.stage_s)
     if used_options and sum(slowest.values()) + form.problem.fixed_s > form.problem.slo_s + 1e-9:
-        return "a pair of batch sizes cannot meet the deadline"
+        return "batch sizes of the stages cannot meet the deadline together"
     return ""
 
 
@@ -99,18 +100,24 @@ def _relaxed(problem: Problem) -> Problem:
         groups=tuple(
             replace(group, deferral=thinned(group.deferral), quality=thinned(group.quality)) for group in problem.groups
         ),
+        middle=tuple(
+            replace(stage, thresholds=thinned(stage.thresholds), reached=thinned(stage.reached))
+            for stage in problem.middle
+        ),
     )
 
 
 def _lightest(form: Formulation, began: float) -> Solution:
-    """Every GPU draws light images at its highest rate within the deadline; the slowest type at batch 1 if none can."""
+    """Every GPU serves the first variant at its highest rate within the deadline; the slowest type at batch 1 if none
+    can."""
+    first = form.problem.variants[0]
     best: dict[int, Option] = {}
     for option in form.options:
-        if option.role is Role.LIGHT and option.rate_rps > getattr(best.get(option.gpu), "rate_rps", 0.0):
+        if option.variant == first and option.rate_rps > getattr(best.get(option.gpu), "rate_rps", 0.0):
             best[option.gpu] = option
     counts = np.array([form.problem.gpus[o.gpu].count if best.get(o.gpu) is o else 0 for o in form.options], dtype=int)
     allocations = tuple(
-        Allocation(o.gpu, o.role, o.batch_size, int(n)) for o, n in zip(form.options, counts, strict=True) if n > 0
+        Allocation(o.gpu, o.variant, o.batch_size, int(n)) for o, n in zip(form.options, counts, strict=True) if n > 0
     )
     point, served = best_point(form.problem, form.options, counts, form.curves)
     return _solution(form.problem, allocations, point, served, "none", Status.LIGHTEST, began)
@@ -126,7 +133,7 @@ def _solution(
     began: float,
 ) -> Solution:
     return Solution(
-        threshold=problem.thresholds[point.j],
+        thresholds=problem.thresholds_at(point.j),
         deferral=problem.deferral[point.j],
         allocations=allocations,
         served_rps=served * problem.demand_rps,

@@ -15,7 +15,7 @@ import redis
 from cache.store.redis_server import RedisServer
 from deploy.serve_config import BALANCER, CACHE
 from testing.testbed import HEAVY, LIGHT, PROMPTS, Testbed, plan
-from weir.core import Role
+from weir import plan as plans
 
 #: A fault that passes lasts so long; and between two flips.
 LASTS_S, FLIP_S = 5.0, 5.0
@@ -27,8 +27,8 @@ Find = Callable[[Testbed, random.Random], int]
 Harm = Callable[[Testbed, random.Random, Callable[[], None]], Whole]
 
 
-def replica(role: Role) -> Find:
-    """One that draws for the role, where the plan has any."""
+def replica(role: str) -> Find:
+    """A replica of the role, where the plan has any."""
     return lambda bed, chance: chance.choice(bed.pids(role))
 
 
@@ -68,7 +68,7 @@ def poison(bed: Testbed, chance: random.Random, strike: Callable[[], None]) -> W
     that gets the next image when nobody has work."""
     import ray
 
-    process = bed.replicas(Role.LIGHT)[0]["process"]
+    process = bed.replicas(plans.LIGHT)[0]["process"]
     actor = ray.get_actor(process["actor"], namespace="serve")
     strike()
     ray.get(actor.__ray_call__.remote(_break))
@@ -187,8 +187,8 @@ class Fault:
 def faults(flips: int) -> dict[str, Fault]:
     """All faults by name."""
     return {
-        "light": Fault("kill -9 of a light replica", kill(replica(Role.LIGHT))),
-        "heavy": Fault("kill -9 of a heavy replica", kill(replica(Role.HEAVY))),
+        "light": Fault("kill -9 of a light replica", kill(replica(plans.LIGHT))),
+        "heavy": Fault("kill -9 of a heavy replica", kill(replica(plans.HEAVY))),
         "cache": Fault("kill -9 of the cache", kill(only(CACHE))),
         "balancer": Fault("kill -9 of the load balancer", kill(only(BALANCER))),
         "proxy": Fault("kill -9 of Serve's proxy", kill(lambda bed, _: bed.process("ProxyActor"))),
@@ -197,8 +197,8 @@ def faults(flips: int) -> dict[str, Fault]:
         "node": Fault("kill -9 of a node's raylet", lose_node),
         "controllers": Fault("two controllers at once", two_controllers),
         "poison": Fault("a replica fails at everything", poison),
-        "hang": Fault("a heavy replica hangs (SIGSTOP)", hang(replica(Role.HEAVY)), alone=True),
-        "freeze": Fault("one hangs as roles flip", hang(replica(Role.HEAVY), flipped=True), alone=True),
+        "hang": Fault("a heavy replica hangs (SIGSTOP)", hang(replica(plans.HEAVY)), alone=True),
+        "freeze": Fault("one hangs as roles flip", hang(replica(plans.HEAVY), flipped=True), alone=True),
         "balancer-hang": Fault("the load balancer hangs", hang(only(BALANCER))),
         "redis-down": Fault("Redis down", redis_down),
         "redis-paused": Fault("Redis paused", redis_paused),

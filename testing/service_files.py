@@ -8,9 +8,9 @@ from typing import Any
 
 import yaml
 
-from controller.policies import make_policy
+from controller.registry import make_policy
 from controller.setting import Setting
-from weir.core import Role
+from weir.config import PlanConfig
 from weir.profiles import load_profile
 
 
@@ -37,14 +37,14 @@ def service_file(shipped: Path, path: Path, *, policy: str, slo_s: float, **chan
         if (file := (shipped.parent / str(cache.get(key))).resolve()).is_file():
             cache[key] = str(file)
     if policy != "static":
-        replicas = fields["plan"]["light_replicas"] + fields["plan"]["heavy_replicas"]
+        replicas = PlanConfig.model_validate(fields["plan"]).size
         profile = load_profile(fields.get("profile") or fields["pool"]["emulate"])
         plan = make_policy(policy, Setting.of(profile, replicas, slo_s)).first_plan()
-        fields["plan"] |= {
-            "light_replicas": plan.count(Role.LIGHT),
-            "heavy_replicas": plan.count(Role.HEAVY),
-            "threshold": plan.threshold,
-        } | {f"{a.role}_batch": a.batch_size for a in plan.assignments}
+        fields["plan"] = {
+            "replicas": {key: plan.count(key) for key in plan.chain},
+            "batch": {key: plan.batch_size(key) for key in plan.chain},
+            "thresholds": dict(zip(plan.chain, plan.thresholds, strict=False)),
+        }
     path.write_text(yaml.safe_dump(fields))
     return path
 

@@ -36,7 +36,7 @@ from load_balancer.http.openapi import GENERATIONS
 from testing.service_files import emulated_service
 from weir.assets import ROOT
 from weir.config import load_service
-from weir.core import Plan, Role
+from weir.plan import Plan
 
 if TYPE_CHECKING:  # Ray reads its environment as it is imported, and the cluster sets it
     from deploy.publish import Publisher
@@ -105,15 +105,15 @@ class Testbed:
         """The plan of the last PUT."""
         return Plan.from_dict(self.deployments()[POOL]["deployment_config"]["user_config"])
 
-    def replicas(self, role: Role) -> list[dict[str, Any]]:
-        """What the replicas say of themselves that draw for a role, by rank; a plan may have none of it: then all."""
+    def replicas(self, role: str) -> list[dict[str, Any]]:
+        """What the replicas of a role say of themselves, by rank; of all replicas where none has the role."""
         from ray.serve import get_deployment_handle
 
         answers = get_deployment_handle(POOL, app_name=APPLICATION).broadcast("describe").results(timeout_s=30)
         answers = sorted(answers, key=lambda it: it["rank"])
-        return [it for it in answers if it["role"] == role.value] or answers
+        return [it for it in answers if it["role"] == role] or answers
 
-    def pids(self, role: Role) -> list[int]:
+    def pids(self, role: str) -> list[int]:
         """Their process ids."""
         return [it["process"]["pid"] for it in self.replicas(role)]
 

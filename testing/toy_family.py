@@ -1,7 +1,9 @@
 """A family without weights and a profile that makes it quick."""
 
-from typing import Any
+from typing import Any, TypeVar
 
+from weir.config import FamilyConfig
+from weir.profiles import Profile
 from weir.prompt_levels import LevelAbout, LevelRecord
 
 FAMILY: dict[str, Any] = {
@@ -32,3 +34,11 @@ LEVELS = LevelAbout(
     mean_level_error=0.4,
     confusion=((30, 20), (20, 30)),
 )
+
+Ladder = TypeVar("Ladder", FamilyConfig, Profile)
+
+
+def with_variants(ladder: Ladder, **changes: dict[str, Any]) -> Ladder:
+    """The family or profile with fields of some of its variants changed."""
+    changed = {key: ladder.variants[key].model_copy(update=fields) for key, fields in changes.items()}
+    return ladder.model_copy(update={"variants": {**ladder.variants, **changed}})

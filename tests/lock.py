@@ -1,7 +1,7 @@
 """Writes the lock files from the pins, and checks them: ``python -m tests.lock [--upgrade]``, ``… --check``.
 
 They hold every package that is installed, in every platform's builds, with its hashes; ``--upgrade`` takes the newest
-versions of what is not pinned. Torch is not among them, see docs/decisions/2026-11-24-locks.md.
+versions of what is not pinned. Torch is not among them, see docs/decisions/2026-11-24-dependency-locks.md.
 
 ``--check`` asks the registry whether everything in them, and torch, has a built wheel for Linux and each version of
 Python that ``make setup`` accepts. It downloads no package.

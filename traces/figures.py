@@ -9,7 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from traces.outcome import Outcome
-from weir.core import Path as Route
+from traces.paths import in_order
+from weir.cascade import FROM_CACHE
+from weir.plan import HEAVY
 
 #: Lengths of windows that read well on an axis, seconds.
 _WINDOWS_S = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600)
@@ -29,7 +31,7 @@ class Figures:
         violation_ratio: their share of all requests, 0…1.
         demand_rps, goodput_rps: requests, and images within the SLO, per second.
         p50_s, p95_s, p99_s: latency of the images.
-        light_share: images that the light variant drew, over all whose path is known, 0…1.
+        light_share: images of other variants than the heavy one, over all whose path is known, 0…1.
         quality: mean of the images that have one.
 
     Whatever nothing is known about is None.
@@ -77,8 +79,8 @@ class Figures:
             p50_s=p50,
             p95_s=p95,
             p99_s=p99,
-            light_share=1 - (paths[Route.HEAVY] + paths[Route.CACHE]) / routed if routed else None,
-            paths={route.value: paths[route] for route in Route},
+            light_share=1 - (paths[HEAVY] + paths[FROM_CACHE]) / routed if routed else None,
+            paths={path: paths[path] for path in in_order(paths)},
             mean_confidence=_mean([o.confidence for o in answered]),
             mean_steps=_mean([o.steps for o in answered]),
             quality=_mean([o.quality for o in answered]),

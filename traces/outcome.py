@@ -12,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from weir.core import Path as Route
+from traces.paths import read_path
 from weir.errors import ConfigError
 from weir.files import written_whole
 
@@ -29,7 +29,7 @@ class Outcome:
         status: of HTTP; 0 when no answer came.
         error: "" for an image, else the server's code, or the client's: ``timeout``, ``connection_failed``,
             ``invalid_answer``.
-        path: the way through the cascade.
+        path: through the cascade, as :class:`weir.cascade.Answer` names it.
         served_s: from its admission to its answer, by the server's clock.
         image: file of the image, relative to the folder of the replay; "" when none was kept.
         quality: of the image, filled in by the report's scorer.
@@ -42,7 +42,7 @@ class Outcome:
     status: int
     error: str
     prompt: str
-    path: Route | None = None
+    path: str | None = None
     confidence: float | None = None
     seed: int | None = None
     steps: int | None = None
@@ -82,7 +82,7 @@ _READERS: dict[str, Callable[[str], Any]] = {
     **dict.fromkeys(("index", "status", "seed", "steps", "plan_version"), int),
     **dict.fromkeys(("arrival_s", "sent_s", "latency_s", "confidence", "quality"), float),
     **dict.fromkeys(("queue_s", "compute_s", "served_s"), float),
-    "path": Route,
+    "path": read_path,
     "emulated": {"True": True, "False": False}.__getitem__,
 }
 

@@ -14,7 +14,9 @@ from matplotlib.ticker import MaxNLocator
 
 from traces.figures import Figures, Summary
 from traces.outcome import Outcome
-from weir.core import Path as Route
+from traces.paths import in_order
+from traces.plan_log import PlanSeen
+from weir.cascade import AT_DEADLINE
 
 #: Colour by name; the page maps the same colours to its own, which follow the reader's light or dark theme.
 COLOURS = {
@@ -23,18 +25,13 @@ COLOURS = {
     "line": "#dde2e8",
     "light": "#2b7fd9",
     "deadline": "#d99411",
+    "medium": "#2a9da0",
     "heavy": "#7b52cc",
     "cache": "#b04a9c",
     "good": "#16946a",
     "bad": "#d1453b",
     "refused": "#e58a83",
     "failed": "#8d1f2d",
-}
-ROUTE_COLOURS = {
-    Route.LIGHT: COLOURS["light"],
-    Route.LIGHT_DEADLINE: COLOURS["deadline"],
-    Route.HEAVY: COLOURS["heavy"],
-    Route.CACHE: COLOURS["cache"],
 }
 
 #: More points than this only darken the plot and swell the page.
@@ -62,14 +59,17 @@ _STYLE: dict[Any, Any] = {
 }
 
 
-def draw_plots(summary: Summary, outcomes: Sequence[Outcome]) -> dict[str, str]:
+def draw_plots(summary: Summary, outcomes: Sequence[Outcome], plans: Sequence[PlanSeen] = ()) -> dict[str, str]:
     """SVG text by name, in the order of the page; each with a transparent ground and its title left to the page."""
     draw: dict[str, Callable[[Axes], None]] = {
         "demand": lambda ax: _demand(ax, summary.windows),
         "latency": lambda ax: _latency(ax, summary, outcomes),
+        "plan": lambda ax: _plan(ax, summary.windows, plans),
         "paths": lambda ax: _paths(ax, summary.windows),
         "violations": lambda ax: _violations(ax, summary.windows),
     }
+    if not plans:
+        del draw["plan"]
     if any(o.confidence is not None for o in outcomes):
         draw["confidence"] = lambda ax: _confidence(ax, outcomes)
     if summary.total.quality is not None:
@@ -108,6 +108,11 @@ def _legend(ax: Axes, **more: object) -> None:
     ax.legend(**places | {"handlelength": 1.2} | more)
 
 
+def _colour(path: str) -> str:
+    """One for each of the usual paths, and one for those of further variants."""
+    return COLOURS["deadline"] if path.endswith(AT_DEADLINE) else COLOURS.get(path, COLOURS["medium"])
+
+
 def _demand(ax: Axes, windows: Sequence[Figures]) -> None:
     edges = _edges(windows)
     demand, goodput = [w.demand_rps for w in windows], [w.goodput_rps for w in windows]
@@ -121,8 +126,8 @@ def _demand(ax: Axes, windows: Sequence[Figures]) -> None:
 def _latency(ax: Axes, summary: Summary, outcomes: Sequence[Outcome]) -> None:
     answered = [o for o in outcomes if o.answered]
     shown = answered[:: max(1, -(-len(answered) // _MOST_POINTS))]
-    for route in (*Route, None):
-        of_route = [o for o in shown if o.path == route]
+    for path in (*in_order(o.path for o in answered), None):
+        of_route = [o for o in shown if o.path == path]
         if of_route:
             ax.plot(
                 [o.arrival_s for o in of_route],
@@ -131,9 +136,9 @@ def _latency(ax: Axes, summary: Summary, outcomes: Sequence[Outcome]) -> None:
                 marker="o",
                 markersize=3,
                 markeredgewidth=0,
-                color=ROUTE_COLOURS[route] if route else COLOURS["muted"],
+                color=_colour(path) if path else COLOURS["muted"],
                 alpha=0.75,
-                label=route or "answered",
+                label=path or "answered",
             )
     middles = [(w.start_s + w.end_s) / 2 for w in summary.windows]
     p95 = [np.nan if w.p95_s is None else w.p95_s for w in summary.windows]
@@ -152,17 +157,41 @@ def _stacked(ax: Axes, windows: Sequence[Figures], layers: dict[str, tuple[str, 
         base = base + shares
 
 
+def _plan(ax: Axes, windows: Sequence[Figures], plans: Sequence[PlanSeen]) -> None:
+    """Replicas by role, stacked, and the thresholds over them on a scale of their own."""
+    edges = [*(plan.at_s for plan in plans), max(windows[-1].end_s, plans[-1].at_s + 1e-3)]
+    base = np.zeros(len(plans))
+    roles = list(dict.fromkeys(role for plan in plans for role in plan.roles))
+    for role in roles:
+        counts = np.array([plan.roles.get(role, 0) for plan in plans], dtype=float)
+        if counts.any():
+            ax.stairs(base + counts, edges, baseline=base, fill=True, color=_colour(role), alpha=0.55, lw=0, label=role)
+        base = base + counts
+    _over_time(ax, windows, "replicas", ylim=(0, max(1.0, float(base.max()))))
+    ax.yaxis.set_major_locator(MaxNLocator(5, integer=True))
+    scale = ax.twinx()
+    styles = ("-", (0, (4, 2)), (0, (1, 1)))
+    for i in range(max(len(plan.thresholds) for plan in plans)):
+        values = [plan.thresholds[i] if i < len(plan.thresholds) else np.nan for plan in plans]
+        label = "threshold" if i == 0 else f"threshold {i + 1}"
+        scale.stairs(
+            values, edges, baseline=None, color=COLOURS["ink"], lw=1.4, ls=styles[i % len(styles)], label=label
+        )
+    scale.set(ylim=(0, 1))
+    scale.grid(visible=False)
+    handles, labels = ax.get_legend_handles_labels()
+    more_handles, more_labels = scale.get_legend_handles_labels()
+    _legend(ax, handles=handles + more_handles, labels=labels + more_labels)
+
+
 def _paths(ax: Axes, windows: Sequence[Figures]) -> None:
     totals = [max(1, sum(w.paths.values())) for w in windows]
     _stacked(
         ax,
         windows,
         {
-            route.value: (
-                ROUTE_COLOURS[route],
-                [100 * w.paths[route] / n for w, n in zip(windows, totals, strict=True)],
-            )
-            for route in Route
+            path: (_colour(path), [100 * w.paths.get(path, 0) / n for w, n in zip(windows, totals, strict=True)])
+            for path in in_order(path for w in windows for path in w.paths)
         },
     )
     _over_time(ax, windows, "% of images", ylim=(0, 100))
@@ -188,13 +217,14 @@ def _violations(ax: Axes, windows: Sequence[Figures]) -> None:
 
 
 def _confidence(ax: Axes, outcomes: Sequence[Outcome]) -> None:
-    routes = [r for r in Route if any(o.path is r and o.confidence is not None for o in outcomes)]
+    judged = [o for o in outcomes if o.path and o.confidence is not None]
+    paths = [path for path in in_order(o.path for o in judged) if any(o.path == path for o in judged)]
     ax.hist(
-        [[o.confidence for o in outcomes if o.path is r and o.confidence is not None] for r in routes],
+        [[o.confidence for o in judged if o.path == path and o.confidence is not None] for path in paths],
         bins=list(np.linspace(0, 1, 31)),
         stacked=True,
-        color=[ROUTE_COLOURS[r] for r in routes],
-        label=[r.value for r in routes],
+        color=[_colour(path) for path in paths],
+        label=paths,
     )
     ax.set(xlabel="confidence of the discriminator in the light image", ylabel="images", xlim=(0, 1))
     _legend(ax)

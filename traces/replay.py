@@ -16,9 +16,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from traces.outcome import Outcome, OutcomeFile
+from traces.paths import in_order, read_path
+from traces.plan_log import PlanLog
 from traces.trace import Arrival, Trace
 from weir import metrics as metrics_of
-from weir.core import Path as Route
 from weir.errors import ConfigError
 from weir.files import written_whole
 from weir.telemetry import Metrics, NoMetrics
@@ -100,14 +101,15 @@ def replay(
             told.observe(metrics_of.REPLAY_LATENCY, outcome.latency_s)
 
         told = metrics or NoMetrics()
-        interrupted = False
+        interrupted, plans = False, PlanLog()
         try:
-            asyncio.run(_send_all(trace, client, board, ended))
+            asyncio.run(_send_all(trace, client, board, ended, plans))
         except KeyboardInterrupt:
             interrupted = True
         except BaseExceptionGroup as failures:
             # Only writing can fail here (a full disk), and then every request fails alike: one says it all.
             raise failures.exceptions[0] from None
+    plans.save(out)
     outcomes.sort(key=lambda o: o.index)
     duration_s = trace.duration_s
     if interrupted:
@@ -138,6 +140,7 @@ class _Client:
         self, endpoint: str, model: str | None, timeout_s: float, keep_in: Path | None, key: str | None
     ) -> None:
         self._endpoint = endpoint
+        self.live_url = endpoint.replace("/v1/images/generations", "/v1/live")
         self._model = model
         self._timeout_s = timeout_s
         self._keep_in = keep_in
@@ -220,25 +223,32 @@ def _understand(answer: httpx.Response) -> tuple[str, dict[str, Any], bytes]:
         if isinstance(about.get("latency_s"), (int, float)):
             said["served_s"] = about["latency_s"]
         if about.get("path") is not None:
-            said["path"] = Route(about["path"])
+            said["path"] = read_path(about["path"])
     except (ValueError, KeyError, TypeError, AttributeError, binascii.Error):
         return ("invalid_answer" if answer.is_success else f"http_{answer.status_code}"), {}, b""
     return ("" if image else "invalid_answer"), said, image
 
 
-async def _send_all(trace: Trace, client: _Client, board: _Board, ended: Callable[[Outcome], None]) -> None:
+async def _send_all(
+    trace: Trace, client: _Client, board: _Board, ended: Callable[[Outcome], None], plans: PlanLog
+) -> None:
     """One task for each request, each started at its time; on cancellation all end before this returns."""
     loop = asyncio.get_running_loop()
-    async with client.connect() as http, asyncio.TaskGroup() as group:
+    async with client.connect() as http:
         start = loop.time() + _HEAD_START_S
 
         async def one(index: int, arrival: Arrival) -> None:
             ended(await client.ask(http, index, arrival, start))
 
-        for index, arrival in enumerate(trace):
-            await asyncio.sleep(start + arrival.arrival_s - loop.time())
-            group.create_task(one(index, arrival))
-            board.sent()
+        following = loop.create_task(plans.follow(http, client.live_url, start))
+        try:
+            async with asyncio.TaskGroup() as group:
+                for index, arrival in enumerate(trace):
+                    await asyncio.sleep(start + arrival.arrival_s - loop.time())
+                    group.create_task(one(index, arrival))
+                    board.sent()
+        finally:
+            following.cancel()
 
 
 class _Board:
@@ -248,6 +258,7 @@ class _Board:
         self._slo_s = slo_s
         self._sent = 0
         self._counts: Counter[str] = Counter()
+        self._paths: set[str | None] = set()
         self._progress = Progress(
             TextColumn("replay"),
             BarColumn(),
@@ -269,6 +280,7 @@ class _Board:
         elif not outcome.answered:
             self._counts["failed"] += 1
         else:
+            self._paths.add(outcome.path)
             self._counts[outcome.path or "answered"] += 1
             self._counts["late"] += not outcome.met(self._slo_s)
         self._show()
@@ -276,7 +288,8 @@ class _Board:
     def _show(self) -> None:
         in_flight = self._sent - self._counts["ended"]
         shown = [f"{in_flight} in flight"]
-        shown += [f"{self._counts[k]} {k}" for k in (*Route, "late", "refused", "failed") if self._counts[k]]
+        kinds = (*in_order(self._paths), "late", "refused", "failed")
+        shown += [f"{self._counts[kind]} {kind}" for kind in kinds if self._counts[kind]]
         self._progress.update(self._task, completed=self._counts["ended"], state=" · ".join(shown))
 
     def __enter__(self) -> _Board:

@@ -1,1 +1,1 @@
-"""The recipe of the embedded tiny SDXL family: data, models, training, evaluation."""
+"""The recipe of the embedded family: data, models, training, evaluation."""

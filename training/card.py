@@ -1,4 +1,4 @@
-"""The model card: figures, plots and contact sheets of an evaluation, as pictures and one Markdown page."""
+"""Writes the model card: figures, plots and a contact sheet of an evaluation, on a Markdown page."""
 
 from __future__ import annotations
 
@@ -27,29 +27,29 @@ _PICTURES = ("contact.png", "quality_by_share.png", "quality_by_steps.png")
 
 
 def write_plots(out: Path) -> None:
-    """Draws the pictures of the evaluation in ``out`` beside it."""
+    """Plots the evaluation in ``out`` and writes the pictures to the same folder."""
     figures = json.loads((out / "evaluation.json").read_text())
     with np.load(out / "images.npz", allow_pickle=False) as images:
         _contact_sheet(out / "contact.png", {name: images[name] for name in images.files}, figures["prompts"])
     fig, ax = plt.subplots(figsize=(6, 3.6), layout="constrained")
     for name, (label, colour, style) in _LINES.items():
         ax.plot(figures["light_share"], figures["quality"][name], style, color=colour, label=label, linewidth=2)
-    _dress(ax, "share answered by the light variant", "share of what was asked that holds")
+    _label(ax, "share answered by the light variant", "attributes")
     fig.savefig(out / "quality_by_share.png", dpi=130)
     plt.close(fig)
     fig, axes = plt.subplots(1, 2, figsize=(8, 3.4), layout="constrained")
     rows = [figures["rows"][f"heavy ({n} steps)"] for n in STEPS]
     for n in range(1, 5):
         axes[0].plot(STEPS, [r[f"attributes_{n}"] for r in rows], "o-", label=f"{n} object{'s' * (n > 1)}", linewidth=2)
-    _dress(axes[0], "denoising steps of the heavy variant", "attributes")
+    _label(axes[0], "denoising steps of the heavy variant", "attributes")
     axes[1].plot(STEPS, [r["frechet"] for r in rows], "o-", color="#0f766e", label="heavy", linewidth=2)
     axes[1].axhline(figures["rows"]["real"]["frechet"], color="#94a3b8", linestyle=":", label="real against real")
-    _dress(axes[1], "denoising steps of the heavy variant", "Fréchet distance")
+    _label(axes[1], "denoising steps of the heavy variant", "Fréchet distance")
     fig.savefig(out / "quality_by_steps.png", dpi=130)
     plt.close(fig)
 
 
-def _dress(ax: Axes, x: str, y: str) -> None:
+def _label(ax: Axes, x: str, y: str) -> None:
     ax.set_xlabel(x)
     ax.set_ylabel(y)
     ax.grid(alpha=0.25)
@@ -58,7 +58,7 @@ def _dress(ax: Axes, x: str, y: str) -> None:
 
 
 def _contact_sheet(path: Path, images: dict[str, np.ndarray], count: int, columns: int = 8) -> None:
-    """Two prompts of each object count a line; light, then heavy with 5 and with 50 steps."""
+    """Eight prompts per block, two of each object count, in rows: light, heavy with 5 steps, heavy with 50 steps."""
     prompts = [caption(s) for s in held_out(count)]
     kinds = {"light": "light", "heavy_5": "heavy, 5 steps", "heavy_50": "heavy, 50 steps"}
     blocks = 2
@@ -73,7 +73,7 @@ def _contact_sheet(path: Path, images: dict[str, np.ndarray], count: int, column
                 ax.set_yticks([])
                 ax.spines[:].set_visible(False)
                 if line == 0:
-                    ax.set_title(_wrapped(prompts[i]), fontsize=6, pad=3)
+                    ax.set_title(_wrap(prompts[i]), fontsize=6, pad=3)
                 if column == 0:
                     ax.set_ylabel(label, fontsize=7)
     fig.tight_layout(pad=0.4, h_pad=0.3, w_pad=0.2)
@@ -81,7 +81,7 @@ def _contact_sheet(path: Path, images: dict[str, np.ndarray], count: int, column
     plt.close(fig)
 
 
-def _wrapped(text: str, width: int = 34) -> str:
+def _wrap(text: str, width: int = 34) -> str:
     lines = [""]
     for word in text.split():
         if len(lines[-1]) + len(word) > width:
@@ -91,7 +91,7 @@ def _wrapped(text: str, width: int = 34) -> str:
 
 
 def _routing(figures: dict[str, Any]) -> str:
-    """Where the discriminator's routing stands to random routing, between the two ends, which are one image set."""
+    """Compares routing by the discriminator with random routing, except at shares 0 and 1, where they are the same."""
     quality = figures["quality"]
     by_share = list(zip(figures["light_share"], quality["discriminator"], quality["random"], strict=True))[1:-1]
     worse = [f"{share:.0%}" for share, discriminator, random in by_share if discriminator <= random]

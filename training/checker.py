@@ -1,4 +1,4 @@
-"""Trains the attribute checker's detector on rendered scenes, with the blemishes that generated images have."""
+"""Trains the detector of the attribute checker on rendered scenes, degraded as generated images are."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ from training.vae import to_tensor
 
 
 def vocabulary() -> Vocabulary:
+    """The words of the scenes, for the checker."""
     return Vocabulary(
         scenes.SHAPES, scenes.COLOURS, scenes.TEXTURES, scenes.SIZES, scenes.BACKGROUNDS, scenes.RELATIONS
     )
 
 
-def blemish(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Blur, noise and contrast changes as a small autoencoder or denoiser leaves them."""
+def degrade(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Adds the blur, noise and contrast changes that a small autoencoder or denoiser causes."""
     b, device = len(images), images.device
 
     def rand(*shape: int) -> torch.Tensor:
@@ -38,13 +39,14 @@ def blemish(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
 
 
 def train_checker(data: SceneData, folder: Path, *, steps: int, batch: int, seed: int, device: str) -> AttributeChecker:
+    """Trains a checker from new weights; its checkpoints go to ``folder``."""
     torch.manual_seed(seed)
     words = vocabulary()
     detector = Detector(words).to(device)
 
     def loss(step: int, generator: torch.Generator) -> tuple[torch.Tensor, dict[str, float]]:
         index = torch.randint(len(data), (batch,), generator=generator, device=device).sort().values.cpu().numpy()
-        cells, grounds, _ = detector(blemish(to_tensor(data.images[index], device), generator))
+        cells, grounds, _ = detector(degrade(to_tensor(data.images[index], device), generator))
         labels, offsets = centre_labels(data.objects[index])
         present, *attributes, offset = cells.split(words.cell_classes, -1)
         value = detection_loss(present, attributes, labels.to(device), offset, offsets.to(device))

@@ -1,8 +1,9 @@
-"""The family's two text encoders and its CLIP, trained together on captions and pictures.
+"""Trains the two text encoders and the CLIP of the family together, on captions and images.
 
-SDXL feeds the *last but one* hidden states of both encoders to the UNet, which a contrastive loss on the pooled output
-alone would leave without word order or binding. So every encoder also has to name, from that layer, what the caption
-says of each object; and every patch of the image tower has to name the object whose centre it holds.
+SDXL feeds the *last but one* hidden states of both encoders to the UNet. A contrastive loss on the pooled output alone
+would teach these states neither word order nor binding. Each encoder therefore also has to predict, from that layer,
+what the caption says about each object, and each patch of the image tower has to predict the object whose centre it
+contains.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from training.vae import to_tensor
 
 WIDTH = 96
 PATCH = 8
-#: Classes of each question about one object; the last class of a caption's question is "not said".
+#: Number of classes of each attribute of an object in a caption; the last class stands for "not stated".
 SLOT_CLASSES = (len(SHAPES) + 1, len(COLOURS) + 1, len(TEXTURES), len(SIZES) + 1)
 CELL_CLASSES = (1, len(SHAPES), len(COLOURS), len(TEXTURES), len(SIZES))
 
@@ -55,7 +56,7 @@ def _text_config(tokenizer: CLIPTokenizer, activation: str) -> CLIPTextConfig:
 
 
 class TextHeads(nn.Module):
-    """Answers about the caption from one vector [B, width]: four objects, the background and the relation."""
+    """Predicts the content of a caption from a vector [B, width]: four objects, the background and the relation."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -63,7 +64,7 @@ class TextHeads(nn.Module):
         self.rest = nn.Linear(width, len(BACKGROUNDS) + 1 + len(RELATIONS) + 1)
 
     def forward(self, x: torch.Tensor, said: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The loss, and which captions were read wholly right [B]; ``said`` is :func:`said_labels`'s row."""
+        """The loss, and whether each caption is predicted without an error, [B]; ``said`` is of :func:`said_labels`."""
         slots = self.slots(x).view(-1, MAX_OBJECTS, sum(SLOT_CLASSES)).split(SLOT_CLASSES, -1)
         answers = [a[:, i] for i in range(MAX_OBJECTS) for a in slots]
         answers += self.rest(x).split((len(BACKGROUNDS) + 1, len(RELATIONS) + 1), -1)
@@ -73,7 +74,7 @@ class TextHeads(nn.Module):
 
 
 def said_labels(data: SceneData) -> torch.Tensor:
-    """What every caption says, int64 [N, 18]: shape, colour, texture, size of each object; background; relation."""
+    """Content of every caption, int64 [N, 18]: shape, colour, texture, size of each object; background; relation."""
     objects = data.objects.astype(np.int64)
     shape, colour, texture, size = (objects[..., i] for i in range(4))
     there = shape >= 0
@@ -90,7 +91,7 @@ def said_labels(data: SceneData) -> torch.Tensor:
 
 
 class Encoders(nn.Module):
-    """Everything that is trained here; the heads are thrown away afterwards."""
+    """All modules that are trained here; the heads are discarded afterwards."""
 
     def __init__(self, tokenizer: CLIPTokenizer):
         super().__init__()
@@ -137,7 +138,7 @@ class Encoders(nn.Module):
 
 
 def token_ids(tokenizer: CLIPTokenizer, texts: list[str]) -> torch.Tensor:
-    """int64 [N, 32], padded and cut as SDXL's pipeline does."""
+    """Token ids, int64 [N, 32], padded and truncated as in SDXL's pipeline."""
     out = tokenizer(texts, padding="max_length", max_length=MAX_TOKENS, truncation=True, return_tensors="pt")
     return out.input_ids
 
@@ -155,7 +156,7 @@ def train_encoders(
         index = torch.randint(len(data), (batch,), generator=generator, device=device).sort().values
         tokens, labels = ids[index], said[index]
         rows = torch.arange(batch, device=device)
-        end = (tokens == eos).int().argmax(-1)  # eos is also the padding: take the first
+        end = (tokens == eos).int().argmax(-1)  # eos is also the padding token, so take the first one
         first = model.first(tokens, output_hidden_states=True).hidden_states[-2][rows, end]
         out = model.second(tokens, output_hidden_states=True)
         total, right1 = model.first_heads(first, labels)
@@ -183,7 +184,7 @@ def train_encoders(
 
 @torch.no_grad()
 def embed_prompts(encoders: Encoders, ids: torch.Tensor, batch: int = 256) -> tuple[torch.Tensor, torch.Tensor]:
-    """What SDXL's UNet is told: hidden states [N, 32, 192] of both encoders and the pooled vector [N, 96], fp16."""
+    """Conditioning of SDXL's UNet: hidden states [N, 32, 192] of both encoders and pooled vectors [N, 96], fp16."""
     states, pooled = [], []
     for part in ids.split(batch):
         first = encoders.first(part, output_hidden_states=True).hidden_states[-2]

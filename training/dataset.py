@@ -1,4 +1,4 @@
-"""The rendered training set: images, captions and per-object labels, built once and kept as memory-mapped arrays."""
+"""The rendered training set: images, captions and labels of objects, built once and stored as memory-mapped arrays."""
 
 from __future__ import annotations
 
@@ -21,11 +21,12 @@ from training.scenes import (
     TEXTURES,
     Scene,
     caption,
-    draw_scene,
     render,
+    sample_scene,
 )
 
-#: Columns of ``objects``: attribute indices (−1: no such object), "is said" flags, centre and radius in thousandths.
+#: Columns of ``objects``: attribute indices (−1: no such object), whether the caption states each attribute, and the
+#: centre and the radius in thousandths of the side.
 OBJECT_COLUMNS = (
     "shape", "colour", "texture", "size", "says_colour", "says_texture", "says_size", "x", "y", "radius",
 )  # fmt: skip
@@ -34,8 +35,15 @@ _CHUNK = 500
 
 @dataclass(frozen=True)
 class SceneData:
-    """``images`` uint8 [N, 64, 64, 3]; ``objects`` int16 [N, 4, 10]; ``backgrounds`` int8 [N, 2] (index, said or not);
-    ``relations`` int8 [N] (−1: none); ``captions`` N strings."""
+    """A set of N scenes.
+
+    Attributes:
+        images: uint8 [N, 64, 64, 3].
+        objects: int16 [N, 4, 10], with the columns ``OBJECT_COLUMNS``.
+        backgrounds: int8 [N, 2]: index, and whether the caption states it.
+        relations: int8 [N]; −1 for none.
+        captions: N strings.
+    """
 
     images: np.ndarray
     objects: np.ndarray
@@ -48,9 +56,9 @@ class SceneData:
 
 
 def label(scene: Scene) -> tuple[np.ndarray, tuple[int, int], int]:
-    """The scene as integers: its rows of ``objects``, ``backgrounds`` and ``relations``."""
+    """The scene as integers: its entries of ``objects``, ``backgrounds`` and ``relations``."""
     rows = np.full((MAX_OBJECTS, len(OBJECT_COLUMNS)), -1, np.int16)
-    for i, t in enumerate(scene.things):
+    for i, t in enumerate(scene.objects):
         rows[i] = (
             SHAPES.index(t.shape),
             COLOURS.index(t.colour),
@@ -67,11 +75,11 @@ def label(scene: Scene) -> tuple[np.ndarray, tuple[int, int], int]:
     return rows, (BACKGROUNDS.index(scene.background), int(scene.says_background)), relation
 
 
-def _draw_chunk(
+def _render_chunk(
     seed: int, chunk: int, size: int, shares: tuple[float, ...]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, list[str]]:
     rng = np.random.default_rng((seed, chunk))
-    scenes = [draw_scene(rng, shares=shares) for _ in range(_CHUNK)]
+    scenes = [sample_scene(rng, shares=shares) for _ in range(_CHUNK)]
     rows, grounds, relations = zip(*map(label, scenes), strict=True)
     return (
         np.stack([render(s, size) for s in scenes]),
@@ -90,8 +98,11 @@ def build(
     workers: int = 2,
     shares: tuple[float, ...] = COUNT_SHARES,
 ) -> None:
-    """Draws ``count`` scenes, ``shares`` of them with one, two, three and four objects, into ``folder``; does nothing
-    when they are there already."""
+    """Renders ``count`` scenes into ``folder``, unless the folder already has them.
+
+    Args:
+        shares: of scenes with one, two, three and four objects.
+    """
     if (folder / "captions.json").exists():
         return
     folder.mkdir(parents=True, exist_ok=True)
@@ -99,9 +110,9 @@ def build(
     images = np.lib.format.open_memmap(folder / "images.npy", "w+", np.uint8, (chunks * _CHUNK, size, size, 3))
     objects, grounds, relations, captions = [], [], [], []
     with ProcessPoolExecutor(workers) as pool:
-        drawn = pool.map(_draw_chunk, [seed] * chunks, range(chunks), [size] * chunks, [shares] * chunks)
+        rendered = pool.map(_render_chunk, [seed] * chunks, range(chunks), [size] * chunks, [shares] * chunks)
         for i, (pixels, rows, ground, relation, texts) in enumerate(
-            tqdm(drawn, total=chunks, desc="scenes", unit="chunk")
+            tqdm(rendered, total=chunks, desc="scenes", unit="chunk")
         ):
             images[i * _CHUNK : (i + 1) * _CHUNK] = pixels
             objects.append(rows)
@@ -119,7 +130,7 @@ def build(
 
 
 def load(folder: Path) -> SceneData:
-    """Opens a set that :func:`build` wrote; images stay on disk until they are read."""
+    """Opens a set of :func:`build`; images stay on disk until they are accessed."""
     labels = np.load(folder / "labels.npz", allow_pickle=False)
     return SceneData(
         images=np.load(folder / "images.npy", mmap_mode="r", allow_pickle=False),

@@ -1,6 +1,6 @@
-"""The heavy and the light UNet: SDXL's architecture, small, predicting v on the VAE's latents.
+"""Trains the heavy and the light UNet: a small version of SDXL's UNet that predicts v in the VAE's latent space.
 
-The light one is a copy of the heavy one, distilled to two steps without guidance, as SDXL-Lightning is of SDXL.
+The light UNet is a copy of the heavy one, distilled to two steps without guidance, as SDXL-Lightning from SDXL.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from training.vae import LATENT_CHANNELS
 
 TIME_IDS = (64, 64, 0, 0, 64, 64)  # SDXL's micro-conditioning: original size, crop, target size
 CHANNELS = (32, 64, 128)
-#: The timesteps of a two-step "trailing" schedule: all that the light variant has to know.
+#: The timesteps of a two-step "trailing" schedule, the only ones that the light variant is trained on.
 LIGHT_TIMESTEPS = (999, 499)
-#: How much :class:`LayoutHead`'s loss counts beside the denoising loss; both are then of one size.
+#: Weight of the loss of :class:`LayoutHead`, with which it is about as large as the denoising loss.
 LAYOUT_WEIGHT = 0.15
 
 
 def new_unet(channels: tuple[int, ...] = CHANNELS) -> UNet2DConditionModel:
-    """SDXL's UNet: no attention at the highest resolution, ``text_time`` conditioning, linear projections."""
+    """A UNet like SDXL's: no attention at the highest resolution, ``text_time`` conditioning, linear projections."""
     deep = len(channels) - 1
     return UNet2DConditionModel(
         sample_size=16,
@@ -49,7 +49,7 @@ def new_unet(channels: tuple[int, ...] = CHANNELS) -> UNet2DConditionModel:
 
 
 def new_scheduler() -> DDIMScheduler:
-    """Zero terminal SNR and "trailing" steps, so that even one step starts from pure noise as training did."""
+    """DDIM with zero terminal SNR and "trailing" steps: even a single step starts from pure noise, as in training."""
     return DDIMScheduler(
         beta_schedule="scaled_linear",
         beta_start=0.00085,
@@ -64,9 +64,14 @@ def new_scheduler() -> DDIMScheduler:
 
 @dataclass(frozen=True)
 class LatentData:
-    """``latents`` fp16 [N, 4, 16, 16], scaled; ``states`` fp16 [N, 32, 192] and ``pooled`` fp16 [N, 96] of the
-    captions; ``strange_*`` the same of texts outside the vocabulary, which may mean any scene; ``cells`` int8
-    [N, 64, 5], what stands where (:func:`training.detection.centre_labels`)."""
+    """Training data of the denoisers.
+
+    Attributes:
+        latents: fp16 [N, 4, 16, 16], scaled.
+        states, pooled: encoded captions, fp16 [N, 32, 192] and [N, 96].
+        strange_states, strange_pooled: the same for texts outside the vocabulary, which stand for arbitrary scenes.
+        cells: int8 [N, 64, 5], the object in each cell of a grid (:func:`training.detection.centre_labels`).
+    """
 
     latents: torch.Tensor
     states: torch.Tensor
@@ -78,52 +83,54 @@ class LatentData:
     def batch(
         self, size: int, generator: torch.Generator
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Latents, states, pooled vectors and cells; 10 % of the prompts are dropped to zeros (guidance), 3 % are
-        strange."""
+        """Random latents, states, pooled vectors and cells.
+
+        10 % of the prompts are zeros, for classifier-free guidance, and 3 % are strange texts.
+        """
         device = self.latents.device
         index = torch.randint(len(self.latents), (size,), generator=generator, device=device)
         states, pooled = self.states[index].float(), self.pooled[index].float()
-        draw = torch.rand(size, generator=generator, device=device)
+        chance = torch.rand(size, generator=generator, device=device)
         strange = torch.randint(len(self.strange_states), (size,), generator=generator, device=device)
-        odd = draw > 0.97
+        odd = chance > 0.97
         states[odd], pooled[odd] = self.strange_states[strange[odd]].float(), self.strange_pooled[strange[odd]].float()
-        keep = (draw > 0.1).float()
+        keep = (chance > 0.1).float()
         states, pooled = states * keep[:, None, None], pooled * keep[:, None]
         return self.latents[index].float(), states, pooled, self.cells[index].long()
 
 
 class LayoutHead(nn.Module):
-    """Names the object in each cell of an 8 × 8 grid from the UNet's features there; thrown away after training.
+    """Predicts the object in each cell of an 8 × 8 grid from the UNet's features there; discarded after training.
 
-    The denoising loss alone rewards a right shape or colour with a few pixels among noise, so cross-attention learned
-    in 260,000 samples where objects stand, but not which of two is red. Aligning inner features with a meaning that is
-    known shortens this (REPA, Yu et al. 2024, with labels in the place of a pretrained encoder's features): in a very
-    noisy latent the caption alone can tell what is to stand where.
+    With the denoising loss alone, a right shape or colour changes only a few pixels among noise. In 260,000 samples
+    cross-attention learned where objects are, but not which of two is red. Aligning inner features with a known meaning
+    shortens the training (REPA, Yu et al. 2024; here the meaning is labels instead of a pretrained encoder's features):
+    in a very noisy latent only the caption says which object belongs where.
     """
 
     def __init__(self, unet: UNet2DConditionModel):
         super().__init__()
-        watched = unet.up_blocks[1].attentions[-1]  # the last cross-attention, 8 × 8
+        observed = unet.up_blocks[1].attentions[-1]  # the last cross-attention, 8 × 8
         channels = unet.config.block_out_channels[1]
         self.body = nn.Sequential(nn.GroupNorm(16, channels), nn.SiLU(), nn.Conv2d(channels, sum(CELL_CLASSES), 1))
-        self._seen: torch.Tensor | None = None
-        watched.register_forward_hook(self._keep)
+        self._features: torch.Tensor | None = None
+        observed.register_forward_hook(self._keep)
 
     def _keep(self, module: nn.Module, inputs: object, output: tuple[torch.Tensor]) -> None:
-        self._seen = output[0]
+        self._features = output[0]
 
     def forward(self, cells: torch.Tensor) -> torch.Tensor:
-        """The loss of the UNet's latest call against ``cells`` [B, 64, 5]."""
-        assert self._seen is not None
-        seen, self._seen = self._seen, None
-        present, *attributes = self.body(seen).flatten(2).transpose(1, 2).split(CELL_CLASSES, -1)
+        """The loss of the features of the UNet's latest call against ``cells`` [B, 64, 5]."""
+        assert self._features is not None
+        features, self._features = self._features, None
+        present, *attributes = self.body(features).flatten(2).transpose(1, 2).split(CELL_CLASSES, -1)
         return detection_loss(present, attributes, cells)
 
 
 def predict(
     unet: UNet2DConditionModel, x: torch.Tensor, t: torch.Tensor, states: torch.Tensor, pooled: torch.Tensor
 ) -> torch.Tensor:
-    """The UNet's v for latents [B, 4, 16, 16] at timesteps [B]."""
+    """The UNet's prediction of v for latents [B, 4, 16, 16] at timesteps [B]."""
     time_ids = torch.tensor([TIME_IDS], dtype=x.dtype, device=x.device).expand(len(x), -1)
     return unet(x, t, states, added_cond_kwargs={"text_embeds": pooled, "time_ids": time_ids}).sample
 
@@ -141,8 +148,12 @@ def train_denoiser(
     start: UNet2DConditionModel | None = None,
     ema: float = 0.998,
 ) -> UNet2DConditionModel:
-    """v-prediction with a spread of timesteps in every batch, and the layout beside it (:class:`LayoutHead`);
-    from ``start``'s weights, where given."""
+    """Trains a UNet to predict v, with the layout as a second target (:class:`LayoutHead`).
+
+    Args:
+        start: initial weights; None starts from new ones.
+        ema: decay of the moving average of the weights, which is returned.
+    """
     torch.manual_seed(seed)
     unet = new_unet().to(device)
     if start is not None:
@@ -152,8 +163,8 @@ def train_denoiser(
 
     def loss(step: int, generator: torch.Generator) -> tuple[torch.Tensor, dict[str, float]]:
         x, states, pooled, cells = data.batch(batch, generator)
-        # Stratified, one from each of ``batch`` equal intervals; bent towards noise, where it is decided what stands
-        # where, which takes longest to learn: half of the timesteps lie above 660.
+        # Stratified: one from each of ``batch`` equal intervals. Shifted towards noise, where the layout is decided,
+        # which takes longest to learn: half of the timesteps lie above 660.
         u = (torch.arange(batch, device=device) + torch.rand(batch, generator=generator, device=device)) / batch
         t = (1000 * u**0.6).long().clamp(max=999)
         noise = torch.randn(x.shape, generator=generator, device=device)
@@ -180,7 +191,7 @@ def trajectories(
     guidance: float,
     keep: tuple[int, ...] = (),
 ) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    """DDIM from ``noise``: the final latents, and the latents that entered the steps ``keep``."""
+    """Runs DDIM from ``noise``; returns the final latents and the latents that entered the steps ``keep``."""
     scheduler = new_scheduler()
     scheduler.set_timesteps(steps)
     x, kept = noise, []
@@ -213,13 +224,17 @@ def distil(
     lr: float,
     seed: int,
 ) -> UNet2DConditionModel:
-    """Teaches the light UNet to jump from points of the heavy one's trajectories to their ends.
+    """Trains the light UNet to map points of the heavy UNet's trajectories to the ends of these trajectories.
 
-    Plain training aims at the mean of all images that a noisy latent may come from, a blur; the end of the teacher's
-    trajectory is one sharp image. ``entering[i]`` [N, 4, 16, 16] are the latents at ``timesteps[i]``.
+    The target of normal training is the mean of all images that a noisy latent may come from, which is blurred. The end
+    of the teacher's trajectory is a single sharp image.
+
+    Args:
+        entering: for each of ``timesteps``, the latents [N, 4, 16, 16] at it.
+        final: the ends of the trajectories, [N, 4, 16, 16].
     """
     scheduler = new_scheduler()
-    student.requires_grad_(True)  # a moving average comes frozen
+    student.requires_grad_(True)  # a moving average has no gradients by default
     alpha = scheduler.alphas_cumprod[list(timesteps)].to(final.device)
 
     def loss(step: int, generator: torch.Generator) -> tuple[torch.Tensor, dict[str, float]]:
@@ -229,7 +244,7 @@ def distil(
         a = alpha[which].view(-1, 1, 1, 1)
         t = torch.tensor(timesteps, device=final.device)[which]
         v = predict(student, x, t, states[index].float(), pooled[index].float())
-        reached = a.sqrt() * x - (1 - a).sqrt() * v  # the x0 that v means
+        reached = a.sqrt() * x - (1 - a).sqrt() * v  # x0 of this v
         value = F.smooth_l1_loss(reached, final[index].float(), beta=0.5)
         return value, {"loss": value.item()}
 

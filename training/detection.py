@@ -1,4 +1,4 @@
-"""Finding objects on a grid of cells: the labels and the loss that every image network here learns with."""
+"""Object detection on a grid of cells: the labels and the loss of all image networks of the family."""
 
 from __future__ import annotations
 
@@ -10,8 +10,12 @@ GRID = 8
 
 
 def centre_labels(objects: np.ndarray, cells: int = GRID) -> tuple[torch.Tensor, torch.Tensor]:
-    """Per cell of a grid: int64 [B, cells², 5] (an object's centre is here or not; its shape, colour, texture, size,
-    −1 where none) and float [B, cells², 2], how far the centre lies from the middle of the cell, in cells."""
+    """Labels of each cell of a grid.
+
+    Returns:
+        int64 [B, cells², 5]: whether the centre of an object is in the cell, and its shape, colour, texture and size
+        (−1 without an object); and float [B, cells², 2]: offset of that centre from the middle of the cell, in cells.
+    """
     grid = np.full((len(objects), cells * cells, 5), -1, np.int64)
     grid[..., 0] = 0
     offset = np.zeros((len(objects), cells * cells, 2), np.float32)
@@ -34,8 +38,13 @@ def detection_loss(
     offset: torch.Tensor | None = None,
     offsets: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Logits of presence [B, cells, 1] and of each attribute [B, cells, classes] against :func:`centre_labels`; and,
-    where given, the predicted ``offset`` [B, cells, 2] of the centres."""
+    """Loss of predictions against :func:`centre_labels`.
+
+    Args:
+        present: logits [B, cells, 1].
+        attributes: logits [B, cells, classes] of each attribute.
+        offset: predicted offsets [B, cells, 2] of the centres; None omits them.
+    """
     here = labels[..., 0].float()
     loss = F.binary_cross_entropy_with_logits(present.squeeze(-1), here, 1 + 4 * here)  # most cells are empty
     for i, logits in enumerate(attributes):

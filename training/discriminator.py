@@ -1,8 +1,8 @@
-"""Trains the discriminator: it learns to see what the checker sees, to read what the caption says, to tell what of it
-holds, and from these whether the light image is good enough.
+"""Trains the discriminator. It learns to detect what the checker detects, to read the caption, to compare the two, and
+from these to predict whether the light image is good enough.
 
-It learns on light images and on rendered scenes alike. What is to be seen on either is known (the checker's finds, the
-renderer's labels), so any caption can be judged against any image: right ones, ones wrong in one thing, another's.
+It is trained on light images and on rendered scenes. The objects of both are known, from the checker or from the
+renderer, so every caption can be compared with every image: matching captions and captions with one wrong attribute.
 """
 
 from __future__ import annotations
@@ -16,28 +16,28 @@ import torch
 import torch.nn.functional as F
 from transformers import CLIPModel, CLIPTokenizer
 
-from training.checker import blemish, vocabulary
+from training.checker import degrade, vocabulary
 from training.dataset import SceneData
 from training.detection import centre_labels
 from training.judging import ASKS_NOTHING, MOST, Judge, SeenImages, mirrored
 from training.loop import train
-from training.scenes import BACKGROUNDS, COLOURS, SHAPES, SIZES, TEXTURES, Scene, Thing, caption
+from training.scenes import BACKGROUNDS, COLOURS, SHAPES, SIZES, TEXTURES, Scene, SceneObject, caption
 from training.vae import to_tensor
 from workers.models.discriminator import Discriminator, DiscriminatorNet, Sight, Wish
 
-#: The words that turn into one another in a mirror.
+#: Relations that a mirror image swaps.
 _MIRROR = {"left of": "right of", "right of": "left of"}
 
 
 def _scene(data: SceneData, i: int) -> Scene:
-    """As much of a drawn scene as its caption needs."""
-    things = []
+    """The part of a scene of the training set that its caption depends on."""
+    objects = []
     for row in data.objects[i]:
         shape, colour, texture, size, says_colour, says_texture, says_size = (int(v) for v in row[:7])
         if shape < 0:
             break
-        things.append(
-            Thing(
+        objects.append(
+            SceneObject(
                 SHAPES[shape],
                 COLOURS[colour],
                 TEXTURES[texture],
@@ -50,37 +50,37 @@ def _scene(data: SceneData, i: int) -> Scene:
         )
     ground, says_ground = (int(v) for v in data.backgrounds[i])
     relation = (None, "left of", "right of", "above", "below")[int(data.relations[i]) + 1]
-    return Scene(tuple(things), BACKGROUNDS[ground], 0.0, bool(says_ground), relation)
+    return Scene(tuple(objects), BACKGROUNDS[ground], 0.0, bool(says_ground), relation)
 
 
 def wrong_caption(data: SceneData, i: int, rng: np.random.Generator) -> str:
-    """A caption that differs from scene ``i`` in one thing: a shape, a colour, a texture, the relation, an object."""
+    """A caption that differs from scene ``i`` in one shape, colour, texture, relation or object."""
     scene = _scene(data, i)
-    things = list(scene.things)
-    k = int(rng.integers(len(things)))
+    objects = list(scene.objects)
+    k = int(rng.integers(len(objects)))
 
     def other(names: tuple[str, ...], now: str) -> str:
         return str(rng.choice([n for n in names if n != now]))
 
     kind = rng.random()
     if kind < 0.35:
-        things[k] = replace(things[k], shape=other(SHAPES, things[k].shape))
+        objects[k] = replace(objects[k], shape=other(SHAPES, objects[k].shape))
     elif kind < 0.65:
-        things[k] = replace(things[k], colour=other(COLOURS, things[k].colour), says_colour=True)
+        objects[k] = replace(objects[k], colour=other(COLOURS, objects[k].colour), says_colour=True)
     elif kind < 0.75:
-        things[k] = replace(things[k], texture=other(TEXTURES[1:], things[k].texture), says_texture=True)
-    elif kind < 0.85 and scene.relation and len(things) == 2:
-        things.reverse()
-    elif len(things) > 1:
-        del things[k]
+        objects[k] = replace(objects[k], texture=other(TEXTURES[1:], objects[k].texture), says_texture=True)
+    elif kind < 0.85 and scene.relation and len(objects) == 2:
+        objects.reverse()
+    elif len(objects) > 1:
+        del objects[k]
         scene = replace(scene, relation=None)
     else:
-        things[k] = replace(things[k], shape=other(SHAPES, things[k].shape))
-    return caption(replace(scene, things=tuple(things)))
+        objects[k] = replace(objects[k], shape=other(SHAPES, objects[k].shape))
+    return caption(replace(scene, objects=tuple(objects)))
 
 
 def mirrored_caption(text: str) -> str:
-    """The caption that is right for the image in a mirror if ``text`` is for the image. Lists keep their order."""
+    """The caption of the mirrored image, if ``text`` is the caption of the image. Lists keep their order."""
     for now, then in _MIRROR.items():
         if f" {now} " in text:
             return text.replace(f" {now} ", f" {then} ")
@@ -102,8 +102,13 @@ def train_discriminator(
     device: str,
     start: DiscriminatorNet | None = None,
 ) -> Discriminator:
-    """Three quarters of every batch are light images, the rest rendered scenes; every image meets its own caption and
-    one that is wrong in one thing. From ``start``'s weights, where given."""
+    """Trains a discriminator. Three quarters of every batch are light images, the rest rendered scenes; each image is
+    compared with its own caption and with a wrong one.
+
+    Args:
+        seen: the light images.
+        start: initial weights; None starts from new ones.
+    """
     torch.manual_seed(seed)
     words = vocabulary()
     net = DiscriminatorNet(64, clip.config.text_config.hidden_size, kinds=words.cell_classes[1:-1]).to(device)
@@ -122,8 +127,8 @@ def train_discriminator(
         rows = np.full((batch, MOST, 10), -1, np.int16)
         rows[:lights], rows[lights:, : data.objects.shape[1]] = seen.objects[light], data.objects[real]
         grounds = np.concatenate([seen.backgrounds[light], data.backgrounds[real, 0]]).astype(np.int64)
-        drawn = blemish(to_tensor(data.images[real], device), generator)
-        images = torch.cat([to_tensor(seen.images[light], device), drawn])
+        rendered = degrade(to_tensor(data.images[real], device), generator)
+        images = torch.cat([to_tensor(seen.images[light], device), rendered])
         flip = rng.random(batch) < 0.5
         images = torch.where(torch.from_numpy(flip).to(device)[:, None, None, None], images.flip(-1), images)
         rows[flip] = mirrored(rows[flip])
@@ -145,11 +150,11 @@ def train_discriminator(
         holding = F.binary_cross_entropy(compared.holds[asked], held[asked].float())
         good = torch.tensor([float(one.verdict.good_enough) for one in lessons], device=device)
         share = torch.tensor([one.verdict.attributes for one in lessons], device=device)
-        # A share tells more than a bit. Softened targets also keep the confidences spread out, so that a threshold can
-        # steer the share that is deferred.
+        # A share carries more information than a bit. Soft targets also keep the confidences spread out, so that the
+        # threshold controls the deferred share.
         target = 0.8 * good + 0.2 * ((share - 0.8) * 8).sigmoid()
         weight = torch.full((2 * batch,), 0.3, device=device)
-        weight[:lights] = 1.0  # a light image and the caption it was drawn for: what serving will see
+        weight[:lights] = 1.0  # a light image and its own caption: the case that occurs in serving
         judging = F.binary_cross_entropy_with_logits(compared.verdict, target, weight, reduction="sum") / weight.sum()
         right = ((compared.verdict > 0) == (good > 0.5)).float()
         figures = {
@@ -166,16 +171,16 @@ def train_discriminator(
 
 
 def _twice(part: torch.Tensor | tuple[torch.Tensor, ...]) -> Any:
-    """Every image meets two captions."""
+    """Repeats a part for the two captions of every image."""
     return torch.cat([part, part]) if isinstance(part, torch.Tensor) else tuple(torch.cat([p, p]) for p in part)
 
 
 def _seeing(sight: Sight, rows: np.ndarray, grounds: torch.Tensor) -> torch.Tensor:
-    """The loss of what is seen, against objects [B, 6, 10] and backgrounds [B]."""
+    """Loss of the detected objects, against objects [B, 6, 10] and backgrounds [B]."""
     device = grounds.device
     grid, offsets = (labels.to(device) for labels in centre_labels(rows))
     here = grid[..., 0].float()
-    # Plain cross entropy, unlike the checker's: presences must add up to the number of objects.
+    # Unweighted cross entropy, unlike the checker's: presences have to add up to the number of objects.
     loss = 20 * F.binary_cross_entropy_with_logits(sight.present, here)
     for i, logits in enumerate(sight.kinds):
         loss = loss + 0.5 * F.cross_entropy(logits.flatten(0, 1), grid[..., i + 1].flatten(), ignore_index=-1)
@@ -185,7 +190,7 @@ def _seeing(sight: Sight, rows: np.ndarray, grounds: torch.Tensor) -> torch.Tens
 
 
 def _reading(wish: Wish, said: torch.Tensor) -> torch.Tensor:
-    """The loss of what is read, against :attr:`training.judging.Lesson.wish` [B, 18]."""
+    """Loss of the parsed caption, against :attr:`training.judging.Lesson.wish` [B, 18]."""
     slots = said[:, :-2].view(len(said), -1, len(wish.kinds))
     loss = F.cross_entropy(wish.ground, said[:, -2]) + F.cross_entropy(wish.relation, said[:, -1])
     for kind, logits in enumerate(wish.kinds):

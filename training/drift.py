@@ -1,6 +1,6 @@
-"""Whether a level classifier still holds: what its levels lose by the light variant, realised against recorded. Pure.
+"""Drift of a level head: compares the quality that its levels lose with the light variant with the recorded loss. Pure.
 
-Realised losses come from shadow samples: prompts of now, drawn at every rung of the ladder and judged.
+The realised losses come from shadow samples: recent prompts that were generated at every rung of the ladder and judged.
 """
 
 from __future__ import annotations
@@ -18,13 +18,14 @@ from weir.prompt_levels import LevelHead
 
 @dataclass(frozen=True, slots=True)
 class DriftRules:
-    """When to alarm, and when to be calm again; apart from each other, so that noise around one does not toggle.
+    """When an alarm starts and when it ends. The two limits differ, so that noise around one does not toggle the alarm.
 
     Attributes:
-        limit, back: difference of losses, in units of the quality: alarm where it is surely above the first, calm where
-            it is surely below the second. A mean that is not sure changes nothing.
-        sure: standard errors.
-        least: samples of a level below which it says nothing.
+        limit: difference of losses, in units of the quality, above which the alarm starts.
+        back: difference of losses below which the alarm ends.
+        sure: distance of the difference from a limit, in standard errors, that counts as significant. A difference that
+            is not significant changes nothing.
+        least: levels with fewer samples are ignored.
     """
 
     limit: float = 0.03
@@ -39,7 +40,7 @@ class DriftRules:
 
 @dataclass(frozen=True, slots=True)
 class LevelDrift:
-    """Prompts of one predicted level: what they were recorded to lose, what they lose now, and its standard error."""
+    """Prompts of one predicted level: their recorded loss of quality, their loss now, and its standard error."""
 
     level: str
     samples: int
@@ -53,13 +54,13 @@ class LevelDrift:
 
 
 def level_drifts(head: LevelHead, pairs: LevelPairs, vectors: np.ndarray) -> tuple[LevelDrift, ...]:
-    """By predicted level, from level 0.
+    """The drift of every predicted level, from level 0.
 
     Args:
-        vectors: of the pairs' prompts, [N, D].
+        vectors: embeddings of the prompts of ``pairs``, [N, D].
 
     Raises:
-        ConfigError: the samples are of another ladder.
+        ConfigError: the samples were taken on another ladder.
     """
     if pairs.rungs != head.about.rungs:
         raise ConfigError(
@@ -77,9 +78,12 @@ def level_drifts(head: LevelHead, pairs: LevelPairs, vectors: np.ndarray) -> tup
 
 
 def alarmed(drifts: Sequence[LevelDrift], rules: DriftRules, was: bool = False) -> bool:
-    """Whether the classifier is to be fitted again: one level has surely drifted or, after an alarm, not every level
-    with enough samples is surely back."""
-    told = [it for it in drifts if it.samples >= rules.least]
-    if any(it.difference - rules.sure * it.error > rules.limit for it in told):
+    """Whether the head has to be fitted again.
+
+    That is so when a level has drifted significantly or, after an alarm (``was``), until every level with enough
+    samples is significantly back.
+    """
+    counted = [it for it in drifts if it.samples >= rules.least]
+    if any(it.difference - rules.sure * it.error > rules.limit for it in counted):
         return True
-    return was and not (told and all(it.difference + rules.sure * it.error < rules.back for it in told))
+    return was and not (counted and all(it.difference + rules.sure * it.error < rules.back for it in counted))

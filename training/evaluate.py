@@ -1,7 +1,7 @@
-"""Measures a family on held-out prompts: ``weir evaluate``. The model card's figures come from here.
+"""Measures a family on held-out prompts, for ``weir evaluate`` and the model card.
 
-Every prompt is drawn by both variants with one seed; the checker, the family's CLIP and the Fréchet distance to real
-renders of the same captions judge. All figures of one run are comparable with one another and with no other run's.
+Every variant generates every prompt with one seed. The measures are the checker, the family's CLIP, and the Fréchet
+distance to real renders of the same captions. The figures of one run can be compared with one another only.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from quality.frechet import frechet_distance
 from quality.resume import Approximations
 from quality.resume import figures as approximation_figures
 from quality.suite import family_suite, own_measures
-from training.scenes import Scene, caption, draw_scene, redraw, render
+from training.scenes import Scene, caption, render, resample, sample_scene
 from training.vae import to_tensor
 from weir.config import FamilyConfig
-from weir.core import ImageRequest, Role
+from weir.core import ImageRequest, Overrides
 from weir.errors import ConfigError
 from weir.files import written_whole
 from workers.models.family import Family
@@ -39,7 +39,7 @@ _BATCH = 16
 
 @dataclass(frozen=True)
 class Judged:
-    """Images of one variant with their judgements; arrays are [N]."""
+    """Images of one variant with their scores; arrays are [N]."""
 
     pixels: np.ndarray
     exact: np.ndarray
@@ -50,7 +50,7 @@ class Judged:
     good_enough: np.ndarray
 
     def figures(self, counts: np.ndarray, real: np.ndarray) -> dict[str, float]:
-        """One row of the card: Fréchet distance, CLIP score, attribute accuracy, exact images by object count."""
+        """One row of the model card: Fréchet distance, CLIP score, attributes, and exact images by object count."""
         row = {
             "frechet": frechet_distance(self.features, real),
             "clip": float(self.clip.mean()),
@@ -64,17 +64,17 @@ class Judged:
 
 
 def held_out(count: int, seed: int = 1_000_003) -> list[Scene]:
-    """``count`` scenes no training run has drawn, evenly of one to four objects; all captions differ."""
+    """``count`` scenes that are in no training set, evenly of one to four objects, with different captions."""
     rng = np.random.default_rng(seed)
     scenes: dict[str, Scene] = {}
     while len(scenes) < count:
-        scene = draw_scene(rng, 1 + len(scenes) % 4)
+        scene = sample_scene(rng, 1 + len(scenes) % 4)
         scenes.setdefault(caption(scene), scene)
     return list(scenes.values())
 
 
 class Evaluation:
-    """One family with its judges. The family must come with a ``checker/`` beside its discriminator."""
+    """A family with its judges. The family needs a folder ``checker/`` beside its discriminator."""
 
     def __init__(self, family: FamilyConfig, scenes: Sequence[Scene], progress: Progress | None = None):
         checker, clip = own_measures(family)
@@ -83,13 +83,14 @@ class Evaluation:
         self.checker = AttributeChecker.load(checker)
         self.scorer = ClipScorer.load(clip)
         self.prompts = [caption(s) for s in scenes]
-        self.counts = np.array([len(s.things) for s in scenes])
+        self.counts = np.array([len(s.objects) for s in scenes])
         self.progress = progress
         rng = np.random.default_rng(7)
-        self.real = self.judge(np.stack([render(redraw(s, rng)) for s in scenes]))
-        self.floor = self.judge(np.stack([render(redraw(s, rng)) for s in scenes]))
+        self.real = self.judge(np.stack([render(resample(s, rng)) for s in scenes]))
+        self.floor = self.judge(np.stack([render(resample(s, rng)) for s in scenes]))
 
     def judge(self, pixels: np.ndarray, confidence: Sequence[float | None] = ()) -> Judged:
+        """Scores images of all prompts."""
         images = to_tensor(pixels)
         verdicts = self.checker.check(images, self.prompts)
         return Judged(
@@ -102,30 +103,31 @@ class Evaluation:
             good_enough=np.array([v is not None and v.good_enough for v in verdicts]),
         )
 
-    def draw(self, role: Role, steps: int | None = None) -> Judged:
-        """All prompts through one variant; the seed of prompt i is i."""
+    def generate(self, variant: str, steps: int | None = None) -> Judged:
+        """Generates and scores all prompts with one variant; the seed of prompt i is i."""
         pixels, confidence = [], []
         for i in range(0, len(self.prompts), _BATCH):
-            drawn = self.engine.generate(role, self._requests(i, steps))
-            for one in drawn:
+            for one in self.engine.generate(variant, self._requests(i, steps)):
                 if one.error is not None:
                     raise ConfigError(f"family {self.family.name}: {one.error[1]}")
                 pixels.append(np.asarray(Image.open(io.BytesIO(one.image)).convert("RGB")))
                 confidence.append(one.confidence)
             if self.progress is not None:
-                self.progress(f"{role.value} {steps or ''}".strip(), len(pixels), len(self.prompts))
+                self.progress(f"{variant} {steps or ''}".strip(), len(pixels), len(self.prompts))
         return self.judge(np.stack(pixels), confidence)
 
     def _requests(self, first: int, steps: int | None) -> list[ImageRequest]:
         side = self.family.size
         return [
-            ImageRequest(f"evaluate-{i}", prompt, i, side, side, deadline=float("inf"), steps=steps)
+            ImageRequest(
+                f"evaluate-{i}", prompt, i, side, side, float("inf"), overrides=Overrides(steps=steps), judge=True
+            )
             for i, prompt in enumerate(self.prompts[first : first + _BATCH], first)
         ]
 
 
 def quality_by_share(light: np.ndarray, heavy: np.ndarray, order: np.ndarray) -> list[float]:
-    """Mean quality when the first share of ``order`` gets the light image and the rest the heavy one."""
+    """Mean quality at each of ``SHARES``: the first share of ``order`` gets light images, the rest heavy images."""
     curve = []
     for share in SHARES:
         chosen = order[: round(share * len(order))]
@@ -135,8 +137,21 @@ def quality_by_share(light: np.ndarray, heavy: np.ndarray, order: np.ndarray) ->
     return curve
 
 
+def _by_confidence(judged: Judged) -> np.ndarray:
+    """Order of the prompts by the discriminator's confidence, the highest first."""
+    return np.argsort(-judged.confidence, kind="stable")
+
+
+def _rounded(confidences: np.ndarray) -> list[float]:
+    """Confidences in the order of the prompts, which is the same for every variant."""
+    return [round(float(c), 4) for c in confidences]
+
+
 def measured_approximations(run: Evaluation, count: int, progress: Progress | None = None) -> dict[str, object]:
-    """Resume at K by similarity and warm start by K (:mod:`quality.resume`) over the first prompts, all deferred."""
+    """Quality of resumed runs by K and similarity, and of warm starts by K (:mod:`quality.resume`).
+
+    It is measured on the first ``count`` prompts, all of which are deferred.
+    """
     family, prompts = run.family, run.prompts[:count]
     measures = Approximations(
         run.engine,
@@ -145,6 +160,7 @@ def measured_approximations(run: Evaluation, count: int, progress: Progress | No
         run.scorer.embed_text(prompts).numpy(),
         size=family.size,
         steps=family.heavy.steps,
+        variants=(family.keys[0], family.keys[-1]),
         progress=progress,
     )
     return approximation_figures(len(prompts), measures.resume(), measures.warm_start(math.inf), "attributes")
@@ -153,16 +169,18 @@ def measured_approximations(run: Evaluation, count: int, progress: Progress | No
 def evaluate(
     family: FamilyConfig, out: Path, *, count: int = 400, approximations: int = 0, progress: Progress | None = None
 ) -> dict[str, object]:
-    """Draws and judges everything; writes ``evaluation.json`` and ``images.npz`` to ``out`` and returns the figures.
+    """Generates and scores all images, writes ``evaluation.json`` and ``images.npz`` to ``out``, returns the figures.
 
     Args:
-        approximations: prompts for which resume at K and warm start are measured, too; each costs as much as 30 whole
-            runs.
+        approximations: number of prompts for which resumed runs and warm starts are measured, too; each costs as much
+            as 30 whole runs.
     """
     scenes = held_out(count)
     run = Evaluation(family, scenes, progress)
-    light = run.draw(Role.LIGHT)
-    by_steps = {n: run.draw(Role.HEAVY, n) for n in STEPS}
+    first, *others, last = family.keys
+    light = run.generate(first)
+    middle = {key: run.generate(key) for key in others}
+    by_steps = {n: run.generate(last, n) for n in STEPS}
     heavy = by_steps[STEPS[-1]]
     real = run.real.features
 
@@ -173,7 +191,7 @@ def evaluate(
     gain = light.attributes - heavy.attributes
     good = light.good_enough
     orders = {
-        "discriminator": np.argsort(-light.confidence, kind="stable"),
+        "discriminator": _by_confidence(light),
         "clip": np.argsort(-light.clip, kind="stable"),
         "oracle": np.argsort(-gain, kind="stable"),
     }
@@ -183,6 +201,7 @@ def evaluate(
         "rows": {
             "real": run.floor.figures(run.counts, real),
             f"light ({family.light.steps} steps)": light.figures(run.counts, real),
+            **{f"{k} ({family.variants[k].steps} steps)": it.figures(run.counts, real) for k, it in middle.items()},
             **{f"heavy ({n} steps)": by_steps[n].figures(run.counts, real) for n in STEPS},
         },
         "light_at_least_as_good": float(((gain >= 0) & (light.clip >= heavy.clip)).mean()),
@@ -195,12 +214,21 @@ def evaluate(
             "random": random_order.tolist(),
         },
         "heavy_by_steps": {str(n): float(by_steps[n].attributes.mean()) for n in STEPS},
-        "confidences": sorted(round(float(c), 4) for c in light.confidence),
+        "confidences": _rounded(light.confidence),
+        "variants": {
+            key: {
+                "confidences": _rounded(it.confidence),
+                "quality": {"discriminator": quality_by_share(it.attributes, heavy.attributes, _by_confidence(it))},
+            }
+            for key, it in middle.items()
+        }
+        | {last: {"confidences": _rounded(heavy.confidence)}},
     }
     if approximations:
         figures["approximation"] = measured_approximations(run, approximations, progress)
     out.mkdir(parents=True, exist_ok=True)
-    kept = {"light": light.pixels, "confidence": light.confidence, "light_exact": light.exact}
+    kept = {key: it.pixels for key, it in middle.items()}
+    kept |= {"light": light.pixels, "confidence": light.confidence, "light_exact": light.exact}
     kept |= {"heavy_exact": heavy.exact} | {f"heavy_{n}": by_steps[n].pixels for n in STEPS}
     with written_whole(out / "images.npz") as draft, draft.open("wb") as file:
         np.savez_compressed(file, allow_pickle=False, **kept)

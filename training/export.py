@@ -1,4 +1,4 @@
-"""Puts the trained parts into the layout that diffusers, transformers and the workers load: fp16 safetensors."""
+"""Writes the trained parts in the layout of diffusers and transformers, which the workers load: fp16 safetensors."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ PIPELINE, LIGHT_UNET, CLIP, CHECKER, DISCRIMINATOR = "pipeline", "light_unet", "
 
 
 def _half(module: Any) -> Any:
-    """A copy in fp16 with contiguous weights (training may have left them channels-last)."""
+    """A copy in fp16 with contiguous weights, because training may have made them channels-last."""
     copy = deepcopy(module).to("cpu", torch.float16, memory_format=torch.contiguous_format)
     return copy.eval()
 
 
 def export_encoders(out: Path, encoders: Encoders, tokenizer: CLIPTokenizer) -> None:
-    """Writes ``clip/``: the CLIP of similarity, CLIP score and the discriminator, with its tokenizer."""
+    """Writes ``clip/``: the CLIP for similarity, the CLIP score and the discriminator, with its tokenizer."""
     folder = out / CLIP
     _half(encoders.clip()).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -60,10 +60,10 @@ def export_pipeline(
 
 
 def load_encoders(folder: Path) -> Encoders:
-    """The encoders of a family that was exported, in fp32; the heads of their training are new.
+    """The encoders of an exported family, in fp32; their training heads have new weights.
 
     Raises:
-        OSError: they are not there.
+        OSError: the folder has no encoders.
     """
     tokenizer = CLIPTokenizer.from_pretrained(folder / CLIP)
     clip = CLIPModel.from_pretrained(folder / CLIP, dtype=torch.float32, use_safetensors=True)

@@ -1,4 +1,4 @@
-"""What the checker sees on light images, and what of a caption holds there: the discriminator's lessons."""
+"""Training examples of the discriminator: objects on light images, and which parts of a caption match them."""
 
 from __future__ import annotations
 
@@ -11,24 +11,29 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from tqdm import tqdm
 from transformers import CLIPTokenizer
 
-from quality.checker import AttributeChecker, Found, Requirements, Verdict, Vocabulary, judge, read_prompt
+from quality.checker import AttributeChecker, DetectedObject, Requirements, Verdict, Vocabulary, judge, read_prompt
 from training.clip import Encoders, embed_prompts, token_ids
 from training.denoiser import trajectories
 from training.scenes import BACKGROUNDS, COLOURS, MAX_OBJECTS, SHAPES, SIZES, TEXTURES
 from training.vae import LATENT_CHANNELS
 
 LIGHT_STEPS = 2
-#: The most objects that are kept of one image; the checker stops there too.
+#: At most this many objects of an image are stored, as many as the checker detects.
 MOST = 6
-#: The label of what a caption does not ask for.
+#: Label of a requirement that a caption does not state.
 ASKS_NOTHING = -1
 
 
 @dataclass(frozen=True)
 class SeenImages:
-    """``images`` uint8 [N, 64, 64, 3] of the light variant and what the checker saw on them: ``objects`` int16
-    [N, 6, 10] and ``backgrounds`` int8 [N], in :mod:`training.dataset`'s columns. ``scenes`` [N] are the training
-    scenes whose captions were drawn; what was seen can be judged against any other caption too."""
+    """Images of the light variant, and what the checker detected on them.
+
+    Attributes:
+        images: uint8 [N, 64, 64, 3].
+        objects: int16 [N, 6, 10], with the columns of :mod:`training.dataset`.
+        backgrounds: int8 [N].
+        scenes: [N], indices of the training scenes whose captions were used.
+    """
 
     images: np.ndarray
     objects: np.ndarray
@@ -39,17 +44,17 @@ class SeenImages:
         return len(self.scenes)
 
 
-def found_objects(rows: np.ndarray) -> tuple[Found, ...]:
-    """Rows of :data:`training.dataset.OBJECT_COLUMNS` as the judge takes them."""
+def found_objects(rows: np.ndarray) -> tuple[DetectedObject, ...]:
+    """Converts rows of :data:`training.dataset.OBJECT_COLUMNS` to objects of the checker."""
     return tuple(
-        Found(SHAPES[r[0]], COLOURS[r[1]], TEXTURES[r[2]], SIZES[r[3]], float(r[7]) / 1000, float(r[8]) / 1000)
+        DetectedObject(SHAPES[r[0]], COLOURS[r[1]], TEXTURES[r[2]], SIZES[r[3]], float(r[7]) / 1000, float(r[8]) / 1000)
         for r in rows
         if r[0] >= 0
     )
 
 
-def object_rows(found: tuple[Found, ...]) -> np.ndarray:
-    """The inverse of :func:`found_objects`, int16 [6, 10]; the radius is unknown and 0."""
+def object_rows(found: tuple[DetectedObject, ...]) -> np.ndarray:
+    """The inverse of :func:`found_objects`, int16 [6, 10]; the radius is unknown and set to 0."""
     rows = np.full((MOST, 10), -1, np.int16)
     for row, f in zip(rows, found[:MOST], strict=False):
         centre = (min(999, max(0, round(f.x * 1000))), min(999, max(0, round(f.y * 1000))))
@@ -59,7 +64,7 @@ def object_rows(found: tuple[Found, ...]) -> np.ndarray:
 
 
 def mirrored(rows: np.ndarray) -> np.ndarray:
-    """The objects of the image seen in a mirror."""
+    """The objects of the mirrored image."""
     there = rows[..., 0] >= 0
     out = rows.copy()
     out[..., 7] = np.where(there, 999 - rows[..., 7], rows[..., 7])
@@ -68,14 +73,14 @@ def mirrored(rows: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Lesson:
-    """A caption against what is on an image.
+    """A caption compared with the content of an image.
 
     Attributes:
-        verdict: the judge's.
-        wish: what the caption asks for, int64 [18]: shape, colour, texture, size of each of four objects, background,
-            relation; each attribute's last class is "not said".
-        holds: whether it holds, int8 [19]: four shapes, four colours, four textures, four sizes, relation, background,
-            number of objects; −1 where nothing is asked.
+        verdict: of the checker.
+        wish: requirements of the caption, int64 [18]: shape, colour, texture, size of each of four objects, background,
+            relation; the last class of each attribute stands for "not stated".
+        holds: whether the image meets each requirement, int8 [19]: four shapes, four colours, four textures, four
+            sizes, relation, background, number of objects; −1 where the caption states nothing.
     """
 
     verdict: Verdict
@@ -84,24 +89,28 @@ class Lesson:
 
 
 class Judge:
-    """Judges captions against what was seen; every caption is read once."""
+    """Compares captions with detected objects; every caption is parsed once."""
 
     def __init__(self, words: Vocabulary):
         self._words = words
         self._read: dict[str, tuple[Requirements, np.ndarray]] = {}
 
     def __call__(self, caption: str, rows: np.ndarray, background: int) -> Lesson:
-        """Raises ValueError when it is no caption."""
-        if caption not in self._read:
-            wanted = read_prompt(caption, self._words)
-            if wanted is None:
-                raise ValueError(f"not a caption: {caption!r}")
-            self._read[caption] = wanted, self._wish(wanted)
-        wanted, wish = self._read[caption]
-        verdict = judge(wanted, found_objects(rows), BACKGROUNDS[background])
-        return Lesson(verdict, wish, self._holds(wanted, verdict))
+        """Compares a caption with the objects and the background of an image.
 
-    def _wish(self, wanted: Requirements) -> np.ndarray:
+        Raises:
+            ValueError: the text is not a caption.
+        """
+        if caption not in self._read:
+            requirements = read_prompt(caption, self._words)
+            if requirements is None:
+                raise ValueError(f"not a caption: {caption!r}")
+            self._read[caption] = requirements, self._wish(requirements)
+        requirements, wish = self._read[caption]
+        verdict = judge(requirements, found_objects(rows), BACKGROUNDS[background])
+        return Lesson(verdict, wish, self._holds(requirements, verdict))
+
+    def _wish(self, requirements: Requirements) -> np.ndarray:
         def place(names: tuple[str, ...], name: str | None) -> int:
             return len(names) if name is None else names.index(name)
 
@@ -113,27 +122,30 @@ class Judge:
                 place(words.textures, w.texture),
                 place(words.sizes, w.size),
             )
-            for w in wanted.objects
+            for w in requirements.objects
         ]
-        nobody = (len(words.shapes), len(words.colours), len(words.textures), len(words.sizes))
-        rows += [nobody] * (MAX_OBJECTS - len(rows))
-        rest = (place(words.backgrounds, wanted.background), place(words.relations, wanted.relation))
+        nothing = (len(words.shapes), len(words.colours), len(words.textures), len(words.sizes))
+        rows += [nothing] * (MAX_OBJECTS - len(rows))
+        rest = (place(words.backgrounds, requirements.background), place(words.relations, requirements.relation))
         return np.array([n for row in rows for n in row] + [*rest])
 
     @staticmethod
-    def _holds(wanted: Requirements, verdict: Verdict) -> np.ndarray:
+    def _holds(requirements: Requirements, verdict: Verdict) -> np.ndarray:
         table = np.full((4, MAX_OBJECTS), ASKS_NOTHING, np.int8)
         held = iter(verdict.held)
-        for i, w in enumerate(wanted.objects):
-            for kind, said in enumerate((w.shape, w.colour, w.texture, w.size)):
-                if said is not None:
+        for i, w in enumerate(requirements.objects):
+            for kind, stated in enumerate((w.shape, w.colour, w.texture, w.size)):
+                if stated is not None:
                     table[kind, i] = next(held)
-        rest = [next(held) if said else ASKS_NOTHING for said in (wanted.relation, wanted.background, "number")]
+        rest = [
+            next(held) if stated else ASKS_NOTHING
+            for stated in (requirements.relation, requirements.background, "number")
+        ]
         return np.concatenate([table.ravel(), np.array(rest, np.int8)])
 
 
 @torch.no_grad()
-def see_light(
+def detect_on_light_images(
     light: UNet2DConditionModel,
     vae: AutoencoderKL,
     checker: AttributeChecker,
@@ -147,8 +159,11 @@ def see_light(
     steps: int = LIGHT_STEPS,
     batch: int = 32,
 ) -> SeenImages:
-    """Light images, of so many steps, of the last ``count`` training captions as the checker sees them; kept at
-    ``path``."""
+    """Generates light images for the last ``count`` training captions and detects their objects; stored at ``path``.
+
+    Args:
+        steps: denoising steps of the light images.
+    """
     first = len(captions) - count
     if not path.exists():
         device = light.device
@@ -160,11 +175,11 @@ def see_light(
             states, pooled = (part.float().to(device) for part in embed_prompts(encoders, ids))
             noise = torch.randn((len(ids), LATENT_CHANNELS, side, side), generator=generator, device=device)
             x, _ = trajectories(light, noise, states, pooled, steps=steps, guidance=1.0)
-            drawn = vae.decode(x / vae.config.scaling_factor).sample.clamp(-1, 1)
-            for found, background in checker.look(drawn):
+            decoded = vae.decode(x / vae.config.scaling_factor).sample.clamp(-1, 1)
+            for found, background in checker.detect(decoded):
                 objects.append(object_rows(found))
                 backgrounds.append(BACKGROUNDS.index(background))
-            images.append(((drawn + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy())
+            images.append(((decoded + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy())
         np.savez(
             path,
             images=np.concatenate(images),

@@ -1,8 +1,9 @@
-"""Fits the level classifier, and says what predicted levels are worth on prompts that it has not seen.
+"""Fits a level head, and measures the value of its predictions on held-out prompts.
 
-A ridge regression of what a prompt's image loses at the fastest rung; its weight is chosen by cross-validation. The
-cuts along it give each level as many prompts as have it: a planner needs the histogram to be right, and the most likely
-level alone would call nearly everything easy. (An ordinal logistic regression on the levels ranked prompts worse.)
+The head is a ridge regression of the quality that a prompt's image loses at the fastest rung; cross-validation chooses
+the weight of the ridge. The cuts are placed so that each level is predicted as often as it occurs: a planner needs a
+correct histogram, and predicting the most likely level would call nearly all prompts easy. (An ordinal logistic
+regression on the levels ranked prompts worse.)
 """
 
 from __future__ import annotations
@@ -18,23 +19,23 @@ from training.level_pairs import LevelPairs
 from weir.errors import ConfigError
 from weir.prompt_levels import LevelAbout, LevelHead, LevelRecord
 
-#: Parts of the cross-validation: every prompt is judged by a head that was fitted on the other parts.
+#: Parts of the cross-validation: the level of each prompt is predicted by a head that was fitted on the other parts.
 FOLDS = 5
-#: Weights of the ridge that are tried.
+#: Candidate weights of the ridge.
 RIDGES = (0.03, 0.1, 0.3, 1.0, 3.0)
-#: Fewest prompts worth fitting on.
+#: A head needs at least this many prompts.
 LEAST = 50
 
 
 @dataclass(frozen=True)
 class LevelReport:
-    """How good predicted levels are on held-out prompts.
+    """Quality of predicted levels on held-out prompts.
 
     Attributes:
-        majority: accuracy of always saying the most frequent level.
-        heavy_share: of prompts that are drawn by the heavy variant, by column of the next three.
-        predicted, agnostic, oracle: mean quality when the prompts that are predicted to gain most are drawn heavy, when
-            they are chosen at random, and when those that gain most are.
+        majority: accuracy of always predicting the most frequent level.
+        heavy_share: shares of prompts that the heavy variant generates, for the next three attributes.
+        predicted, agnostic, oracle: mean quality when the prompts for the heavy variant are those with the largest
+            predicted gain, random ones, and those with the largest actual gain.
         gained: predicted − agnostic, mean over the shares.
     """
 
@@ -57,10 +58,10 @@ class LevelReport:
 def fit_levels(
     pairs: LevelPairs, vectors: np.ndarray, encoder: str, family: str, *, alpha: float, seed: int = 0
 ) -> tuple[LevelHead, LevelReport]:
-    """The head, fitted on all pairs, and its report, from heads that were each fitted on a part of them.
+    """Fits a head on all pairs, and reports on it by cross-validation.
 
     Args:
-        vectors: of the pairs' prompts, [N, D].
+        vectors: embeddings of the prompts of ``pairs``, [N, D].
 
     Raises:
         ConfigError: there are too few pairs, or every prompt has the same level.
@@ -97,7 +98,7 @@ def fit_levels(
 
 
 def _fit(vectors: np.ndarray, lost: np.ndarray, ridge: float) -> tuple[np.ndarray, float]:
-    """Weights [D] and a constant that predict −``lost``: the larger, the easier the prompt."""
+    """Weights [D] and a constant that predict −``lost``: the larger the value, the easier the prompt."""
     mean, middle = vectors.mean(axis=0), lost.mean()
     centred = vectors - mean
     slope = np.linalg.solve(centred.T @ centred + ridge * np.eye(len(mean)), centred.T @ (lost - middle))
@@ -105,7 +106,7 @@ def _fit(vectors: np.ndarray, lost: np.ndarray, ridge: float) -> tuple[np.ndarra
 
 
 def _held_out(vectors: np.ndarray, lost: np.ndarray, parts: np.ndarray, ridge: float) -> np.ndarray:
-    """The score of every prompt by a regression that has not seen it."""
+    """Score of every prompt, by a regression that was fitted without it."""
     scores = np.zeros(len(lost))
     for part in range(FOLDS):
         inside = parts == part
@@ -115,7 +116,7 @@ def _held_out(vectors: np.ndarray, lost: np.ndarray, parts: np.ndarray, ridge: f
 
 
 def _matching_cuts(scores: np.ndarray, labels: np.ndarray, levels: int) -> np.ndarray:
-    """Cuts that give each level as many of the scores as there are labels of it."""
+    """Cuts with which each level has as many scores as labels."""
     below = np.cumsum(np.bincount(labels, minlength=levels))[:-1] / len(labels)
     return np.quantile(scores, below)
 
@@ -150,7 +151,7 @@ def _report(pairs: LevelPairs, labels: np.ndarray, predicted: np.ndarray, scores
 
 
 def _record(pairs: LevelPairs, inside: np.ndarray) -> LevelRecord:
-    """Of the prompts of one level; of all prompts where it has none, which then counts for nothing."""
+    """Record of the prompts of one level; of all prompts, with the share 0, if the level has none."""
     chosen = inside if inside.any() else np.ones(len(inside), bool)
     confidences = tuple(round(float(c), 4) for c in np.sort(pairs.confidence[chosen]))
     return LevelRecord(share=float(inside.mean()), confidences=confidences, quality=_curve(pairs, chosen))

@@ -1,7 +1,7 @@
-"""What each prompt tolerates: the same prompts drawn at every rung of a family's ladder, and judged.
+"""Measures which level each prompt tolerates: generates the same prompts at every rung of a ladder, and judges them.
 
-One seed draws all images of a prompt, so that rungs are compared image by image. The pairs lie in one file that a run
-which was stopped goes on with.
+All images of a prompt have the same seed, so that rungs are compared image by image. The pairs are stored in one file,
+from which a stopped run continues.
 """
 
 from __future__ import annotations
@@ -19,39 +19,39 @@ from quality.resume import Judges
 from training.evaluate import held_out
 from training.scenes import caption
 from weir.config import FamilyConfig
-from weir.core import ImageRequest, Role
+from weir.core import ImageRequest, Overrides
 from weir.errors import ConfigError
 from weir.files import written_whole
 from workers.models.family import Family
 
-#: Prompts that are drawn at once, and kept at once.
+#: Prompts that are generated and stored at a time.
 _BATCH = 32
-#: Of the prompts; another than that of ``weir evaluate``, whose prompts a classifier must not have seen.
+#: Seed of the prompts. It differs from that of ``weir evaluate``, on whose prompts no head must be fitted.
 SEED = 2_000_003
 
-#: Told how many prompts are drawn, and how many there will be.
+#: Called with the number of finished prompts and the number of all prompts.
 Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, slots=True)
 class Rung:
-    """One way to draw: a variant, and its number of steps (0: what the family says)."""
+    """A variant and its number of steps; 0 stands for the variant's own number."""
 
-    role: Role
+    variant: str
     steps: int = 0
 
     @property
     def name(self) -> str:
-        return f"{self.role.value}-{self.steps}" if self.steps else self.role.value
+        return f"{self.variant}-{self.steps}" if self.steps else self.variant
 
 
 @dataclass(frozen=True)
 class LevelPairs:
-    """One row for each prompt.
+    """Quality of N prompts at L rungs.
 
     Attributes:
-        quality: what the judge says of the prompt's image at every rung, from the best to the fastest; [N, L].
-        confidence: of the discriminator in the light variant's image; [N].
+        quality: score of each prompt's image at each rung, from the best to the fastest, [N, L].
+        confidence: of the discriminator in the image of the light variant, [N].
     """
 
     prompts: list[str]
@@ -60,7 +60,7 @@ class LevelPairs:
     confidence: np.ndarray
 
     def labels(self, alpha: float) -> np.ndarray:
-        """The strongest rung of every prompt whose image keeps the share ``alpha`` of the best rung's quality; [N]."""
+        """For each prompt, the fastest rung whose image keeps the share ``alpha`` of the best rung's quality, [N]."""
         keeps = self.quality >= alpha * self.quality[:, :1] - 1e-9
         return keeps.shape[1] - 1 - np.argmax(keeps[:, ::-1], axis=1)
 
@@ -81,33 +81,33 @@ class LevelPairs:
         """Reads what :meth:`save` wrote.
 
         Raises:
-            ConfigError: it is something else.
+            ConfigError: the file has another format.
         """
         try:
             with np.load(path, allow_pickle=False) as file:
                 prompts, rungs = file["prompts"].tolist(), tuple(file["rungs"].tolist())
                 quality, confidence = file["quality"].astype(float), file["confidence"].astype(float)
         except (OSError, ValueError, KeyError) as error:
-            raise ConfigError(f"{path}: not a file of level pairs ({error}); remove it and draw anew") from None
+            raise ConfigError(f"{path}: not a file of level pairs ({error}); remove it and run again") from None
         if quality.shape != (len(prompts), len(rungs)) or confidence.shape != (len(prompts),):
-            raise ConfigError(f"{path}: not a file of level pairs (its parts do not fit); remove it and draw anew")
+            raise ConfigError(f"{path}: not a file of level pairs (its parts do not fit); remove it and run again")
         return cls(prompts, rungs, quality, confidence)
 
     def first(self, count: int) -> LevelPairs:
-        """So many of them."""
+        """The first ``count`` prompts."""
         return LevelPairs(self.prompts[:count], self.rungs, self.quality[:count], self.confidence[:count])
 
 
 def ladder_of(family: FamilyConfig, steps: Sequence[int]) -> tuple[Rung, ...]:
-    """The heavy variant with its own steps, with each of ``steps`` and then the light variant.
+    """The heavy variant with its own number of steps and with each of ``steps``, then the light variant.
 
     Raises:
-        ConfigError: steps do not fall from below the heavy variant's own.
+        ConfigError: ``steps`` do not descend from below the heavy variant's own number.
     """
     own = [family.heavy.steps, *steps]
     if any(fewer >= more for more, fewer in pairwise(own)) or min(own) < 1:
-        raise ConfigError(f"--steps is {','.join(map(str, steps))}; give numbers that fall from below {own[0]} to 1")
-    return (*(Rung(Role.HEAVY, n) for n in own), Rung(Role.LIGHT))
+        raise ConfigError(f"--steps is {','.join(map(str, steps))}; give numbers that descend from below {own[0]} to 1")
+    return (*(Rung(family.keys[-1], n) for n in own), Rung(family.keys[0]))
 
 
 def draw_pairs(
@@ -120,10 +120,10 @@ def draw_pairs(
     progress: Progress | None = None,
     seed: int = SEED,
 ) -> LevelPairs:
-    """Draws ``count`` prompts at every rung, going on where ``file`` ends.
+    """Generates and judges ``count`` prompts at every rung, and continues from the prompts in ``file``.
 
     Raises:
-        ConfigError: the family draws no picture, or the file holds other rungs.
+        ConfigError: the family cannot generate an image, or the file holds other prompts or rungs.
     """
     prompts = [caption(scene) for scene in held_out(count, seed)]
     names = tuple(rung.name for rung in rungs)
@@ -138,13 +138,13 @@ def draw_pairs(
     while len(pairs.prompts) < count:
         first = len(pairs.prompts)
         batch = prompts[first : first + _BATCH]
-        drawn = [_drawn(engine, family.size, rung, batch, first) for rung in rungs]
-        scores = [judges.scores(batch, [image for image, _ in images])[judge] for images in drawn]
+        generated = [_generate(engine, family.size, rung, batch, first) for rung in rungs]
+        scores = [judges.scores(batch, [image for image, _ in images])[judge] for images in generated]
         pairs = LevelPairs(
             pairs.prompts + batch,
             names,
             np.concatenate([pairs.quality, np.stack(scores, axis=1)]),
-            np.concatenate([pairs.confidence, [confidence for _, confidence in drawn[-1]]]),
+            np.concatenate([pairs.confidence, [confidence for _, confidence in generated[-1]]]),
         )
         pairs.save(file)
         if progress is not None:
@@ -152,17 +152,17 @@ def draw_pairs(
     return pairs
 
 
-def _drawn(
+def _generate(
     engine: Family, side: int, rung: Rung, prompts: Sequence[str], first: int
 ) -> list[tuple[Image.Image, float]]:
-    """Pictures and confidences (0 without)."""
+    """Images and confidences; 0 without a discriminator."""
     requests = [
-        ImageRequest(f"level-{i}", prompt, i, side, side, deadline=float("inf"), steps=rung.steps or None)
+        ImageRequest(f"level-{i}", prompt, i, side, side, float("inf"), overrides=Overrides(steps=rung.steps or None))
         for i, prompt in enumerate(prompts, first)
     ]
     images = []
-    for one in engine.generate(rung.role, requests):
+    for one in engine.generate(rung.variant, requests):
         if one.error is not None:
-            raise ConfigError(f"{rung.name}: the family draws no picture: {one.error[1]}")
+            raise ConfigError(f"{rung.name}: the family cannot generate an image: {one.error[1]}")
         images.append((Image.open(io.BytesIO(one.image)).convert("RGB"), one.confidence or 0.0))
     return images

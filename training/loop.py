@@ -1,4 +1,4 @@
-"""One resumable, step-based training loop that every part of the family is trained with."""
+"""The training loop of all parts of the family. It counts in steps and can be resumed."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from weir.files import written_whole
 
 Trained = TypeVar("Trained", bound=nn.Module)
 
-#: ``loss(step, generator)``: the loss of one batch and figures to show. All randomness comes from ``generator``,
-#: which is seeded by the step, so that a resumed run draws the batches that an uninterrupted one would.
+#: ``loss(step, generator)``: the loss of one batch, and figures for the progress bar. All randomness comes from
+#: ``generator``, which is seeded by the step, so that a resumed run has the same batches as an uninterrupted one.
 LossFn = Callable[[int, torch.Generator], tuple[torch.Tensor, dict[str, float]]]
 
 
 def learning_rate(step: int, steps: int, peak: float, warm_up: int, flat: float) -> float:
-    """Linear warm-up, flat until the share ``flat`` of the run, then a cosine to 2 % of the peak."""
+    """Learning rate of a step: linear warm-up, constant until the share ``flat`` of the run, then a cosine to 2 %."""
     if step < warm_up:
         return peak * (step + 1) / warm_up
     done = step / steps
@@ -33,7 +33,7 @@ def learning_rate(step: int, steps: int, peak: float, warm_up: int, flat: float)
 
 
 def _average_gradients(parameters: list[nn.Parameter], world: int) -> None:
-    """One reduction for all of them: many small ones would cost more than the step."""
+    """Averages all gradients in one reduction, because many small ones would cost more than the step."""
     gradients = [p.grad for p in parameters if p.grad is not None]
     flat = torch.cat([g.flatten() for g in gradients])
     dist.all_reduce(flat)
@@ -58,11 +58,14 @@ def train(
     clip: float = 1.0,
     save_every: int = 500,
 ) -> Trained:
-    """Trains ``module`` for ``steps`` and returns it (or its moving average, when ``ema`` > 0) in eval mode.
+    """Trains ``module`` for ``steps`` and returns it in eval mode, or its moving average if ``ema`` > 0.
 
-    A checkpoint goes to ``folder/<name>.pt`` every ``save_every`` steps and a run that was stopped goes on from it;
-    a finished one returns at once. Inside a process group every process draws its own batches and the gradients are
+    A checkpoint is written to ``folder/<name>.pt`` every ``save_every`` steps. A stopped run continues from it, and a
+    finished run returns at once. Inside a process group every process has batches of its own, and the gradients are
     averaged.
+
+    Raises:
+        FloatingPointError: the loss is not finite.
     """
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     folder.mkdir(parents=True, exist_ok=True)

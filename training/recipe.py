@@ -1,11 +1,11 @@
-"""The whole recipe, from a seed to the folder of weights: ``make train`` or ``weir train``.
+"""The whole training recipe, from a seed to the folder of weights, for ``make train`` and ``weir train``.
 
-Every stage is resumable: a part whose checkpoint is complete is loaded, one that was stopped goes on. Budgets are in
-steps, so that two machines train the same models (up to their floating-point arithmetic).
+Every stage can be resumed: a part with a complete checkpoint is loaded, and a stopped one continues. Budgets are in
+steps, so that two machines train the same models, up to their floating-point arithmetic.
 
-A run may also go on from a family that is there (``weir train --start``). It keeps the family's encoders, autoencoder
-and checker, on which all else is built, and trains the UNets, the decoder and the discriminator on, those of them that
-the budget has steps for.
+A run can also continue the training of an existing family (``weir train --start``). It keeps the family's encoders,
+autoencoder and checker, on which the other parts depend, and trains those of the UNets, the decoder and the
+discriminator for which the budget has steps.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ from training.export import (
     export_pipeline,
     load_encoders,
 )
-from training.judging import LIGHT_STEPS, see_light
+from training.judging import LIGHT_STEPS, detect_on_light_images
 from training.tokenizer import new_tokenizer
 from training.vae import encode_all, refine_decoder, train_vae
 from weir.errors import ConfigError
@@ -56,8 +56,12 @@ from workers.models.discriminator import Discriminator
 
 @dataclass(frozen=True)
 class Budget:
-    """How much of everything; ``*_steps`` are optimiser steps, ``batch`` is the denoisers'. A UNet with no steps is
-    taken as it is from the family that the run starts from."""
+    """Amounts of data and training.
+
+    ``*_steps`` are optimiser steps; ``batch`` is the batch size of the denoisers; ``taught`` and ``seen`` are the
+    numbers of captions for the distillation and for the discriminator. A UNet with 0 steps is copied from the family
+    that the run starts from.
+    """
 
     scenes: int = 60_000
     encoder_steps: int = 1_400
@@ -76,14 +80,14 @@ class Budget:
         return not (self.heavy_steps and self.light_steps)
 
 
-#: ``smoke`` runs every stage within a minute or two and learns nothing; ``discriminator`` trains nothing else.
+#: ``smoke`` runs every stage within two minutes and learns nothing; ``discriminator`` trains only the discriminator.
 BUDGETS = {
     "full": Budget(),
     "smoke": Budget(1_000, 3, 3, 3, 3, 3, 32, 3, 64, 3, 8),
     "discriminator": Budget(heavy_steps=0, decoder_steps=0, light_steps=0),
 }
 
-#: Scenes of one, two, three and four objects: more of the hard ones than are asked for, since they are what fails.
+#: Shares of scenes with one to four objects: more scenes with many objects than prompts have, because they are hard.
 SHARES = (0.20, 0.32, 0.26, 0.22)
 TEACHER_STEPS = 12
 GUIDANCE = 3.0
@@ -95,7 +99,7 @@ _SYLLABLES = (
 
 @dataclass(frozen=True)
 class Shipped:
-    """The parts of a family that is there, in fp32."""
+    """The parts of an existing family, in fp32."""
 
     encoders: Encoders
     checker: AttributeChecker
@@ -106,7 +110,11 @@ class Shipped:
 
     @classmethod
     def load(cls, folder: Path, device: str) -> Shipped:
-        """Raises ConfigError when the folder holds no whole family of ours."""
+        """Loads a family that :func:`train_family` wrote.
+
+        Raises:
+            ConfigError: the folder has no such family, or parts of it are missing.
+        """
         try:
             parts: dict[str, Any] = {
                 "encoders": load_encoders(folder),
@@ -131,7 +139,7 @@ class Shipped:
 
 
 def strange_texts(count: int, seed: int) -> list[str]:
-    """Texts outside the captions' grammar; the denoisers learn that they may mean any scene."""
+    """Random texts outside the captions' grammar, with which the denoisers learn to generate arbitrary scenes."""
     rng = random.Random(seed)
     return [
         " ".join("".join(rng.choices(_SYLLABLES, k=rng.randint(1, 3))) for _ in range(rng.randint(1, 8)))
@@ -163,8 +171,8 @@ def _latent_data(
 def teach(
     heavy: UNet2DConditionModel, data: LatentData, path: Path, *, count: int, seed: int, batch: int = 64
 ) -> tuple[list[torch.Tensor], torch.Tensor]:
-    """The heavy variant's trajectories for the first ``count`` captions: the latents that enter the light variant's
-    timesteps, and their ends. fp16, kept at ``path``."""
+    """Runs the heavy variant for the first ``count`` captions. Returns the latents that enter the light variant's
+    timesteps, and the final latents; both are fp16 and stored at ``path``."""
     every = TEACHER_STEPS // len(LIGHT_TIMESTEPS)
     keep = tuple(i * every for i in range(len(LIGHT_TIMESTEPS)))
     scheduler = new_scheduler()
@@ -196,23 +204,23 @@ def train_family(
     start: Path | None = None,
     drawn_steps: int = LIGHT_STEPS,
 ) -> None:
-    """Trains everything and writes the family to ``out``; checkpoints and data stay in ``work``.
+    """Trains all parts and writes the family to ``out``; checkpoints and data stay in ``work``.
 
     Args:
-        start: the folder of a family to go on from.
-        drawn_steps: of the light images that the discriminator learns on. The light UNet in so many steps is a light
-            variant of its own, with a discriminator of its own.
+        start: folder of a family whose training is continued.
+        drawn_steps: denoising steps of the light images that the discriminator is trained on. With another number than
+            the default, the light UNet is another light variant, which needs a discriminator of its own.
 
     Raises:
-        ConfigError: the budget has no steps for a UNet, and there is no ``start`` to take it from; or that is none.
+        ConfigError: the budget has no steps for a UNet and ``start`` is None, or ``start`` is not a family.
     """
     if start is None and budget.needs_start:
-        raise ConfigError("this budget trains no UNets; say with --start which family to take them from")
+        raise ConfigError("this budget trains no UNets; name the family to copy them from with --start")
     shipped = Shipped.load(start, device) if start else None
     dataset.build(work / "scenes", budget.scenes, seed, shares=SHARES)
     data = dataset.load(work / "scenes")
     tokenizer = new_tokenizer()
-    if shipped:  # what all the rest is built on stays as it is
+    if shipped:  # the other parts depend on these, so they are not trained again
         encoders, checker, vae = shipped.encoders, shipped.checker, shipped.vae
     else:
         encoders = train_encoders(
@@ -228,7 +236,7 @@ def train_family(
         vae = train_vae(data, steps=budget.vae_steps, batch=8, seed=seed, folder=work, device=device)
     heavy, light = _train_denoisers(shipped, vae, encoders, tokenizer, data, work, budget, seed, device)
     suffix = "" if drawn_steps == LIGHT_STEPS else f"-{drawn_steps}"
-    seen = see_light(
+    seen = detect_on_light_images(
         light,
         vae,
         checker,
@@ -271,7 +279,7 @@ def _train_denoisers(
     seed: int,
     device: str,
 ) -> tuple[UNet2DConditionModel, UNet2DConditionModel]:
-    """The heavy and the light UNet, and between them the decoder (``vae`` is changed)."""
+    """Trains the heavy UNet, the decoder (which changes ``vae``) and the light UNet; returns the UNets."""
     if shipped and not budget.heavy_steps and not budget.light_steps:
         return shipped.heavy, shipped.light
     latents = encode_all(vae, data, work / "latents.npy", device=device)

@@ -1,11 +1,11 @@
-"""Procedurally drawn, captioned scenes: the data that the embedded family learns from.
+"""Procedurally rendered scenes with captions, the training data of the embedded family.
 
-A scene is plain data (:class:`Scene`); :func:`render` draws it with signed distance functions at any size and
-:func:`caption` says *some* of it. What a caption leaves out (positions, the direction of the light,
-often colour, texture, size or background) is drawn at random, so that the pictures of one caption
-differ and their mean is a blur: a diffusion model needs many denoising steps to commit to one sharp sample.
+A scene is plain data (:class:`Scene`). :func:`render` draws it with signed distance functions at any size, and
+:func:`caption` describes a part of it. What a caption leaves open (positions, the direction of the light, often colour,
+texture, size or background) is random. The images of one caption therefore differ, and their mean is blurred: a
+diffusion model needs many denoising steps to commit to one sharp sample.
 
-Scenes with one object are easy to draw right; those with three or four are hard.
+Scenes with one object are easy to generate; those with three or four objects are hard.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ BACKGROUNDS = ("white", "gray", "sand", "sky")
 RELATIONS = ("left of", "right of", "above", "below")
 
 MAX_OBJECTS = 4
-#: How many scenes have one, two, three and four objects, unless told otherwise.
+#: Default shares of scenes with one, two, three and four objects.
 COUNT_SHARES = (0.42, 0.36, 0.16, 0.06)
 _TEXTURE_SHARES = (0.76, 0.12, 0.12)
-_TILT = 0.08  # radians; objects lean this far to either side
-_PLACES = (0.23, 0.5, 0.77)  # objects stand near the crossings of these lines
+_TILT = 0.08  # largest rotation of an object to either side, radians
+_PLACES = (0.23, 0.5, 0.77)  # objects are near the crossings of these lines
 _JITTER = 0.02
 _RADII = {"small": (0.115, 0.125), "large": (0.183, 0.197)}
 
@@ -40,8 +40,8 @@ _BACKGROUND_RGB = {
 
 
 @dataclass(frozen=True, slots=True)
-class Thing:
-    """One object. Lengths are shares of the picture's side; angles are radians."""
+class SceneObject:
+    """One object. Lengths are fractions of the image's side; angles are radians."""
 
     shape: str
     colour: str
@@ -57,7 +57,7 @@ class Thing:
     says_size: bool = True
 
     def phrase(self) -> str:
-        """The noun phrase of the caption: only what is said, e.g. ``a small striped red circle``."""
+        """The object's phrase in the caption, with the stated attributes only, e.g. ``a small striped red circle``."""
         words = [
             self.size if self.says_size else "",
             self.texture if self.says_texture and self.texture != "plain" else "",
@@ -69,18 +69,20 @@ class Thing:
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """What is drawn. ``things`` stand in caption order: reading order, unless ``relation`` says how the two of a pair
-    stand to one another."""
+    """The content of an image.
 
-    things: tuple[Thing, ...]
+    ``objects`` are in the order of the caption: reading order, unless ``relation`` describes the positions of the two.
+    """
+
+    objects: tuple[SceneObject, ...]
     background: str
     light: float
     says_background: bool = True
     relation: str | None = None
 
 
-def _holds(relation: str, a: Thing, b: Thing, margin: float = 0.06) -> bool:
-    """Whether ``a`` stands to ``b`` as ``relation`` says, by more than ``margin`` of the picture's side."""
+def _holds(relation: str, a: SceneObject, b: SceneObject, margin: float = 0.06) -> bool:
+    """Whether ``relation`` holds between ``a`` and ``b``, by more than ``margin`` of the image's side."""
     dx, dy = b.x - a.x, b.y - a.y
     gap = {"left of": dx, "right of": -dx, "above": dy, "below": -dy}[relation]
     return gap > margin and gap >= 0.8 * max(abs(dx), abs(dy))
@@ -91,7 +93,7 @@ def _pick(rng: np.random.Generator, names: tuple[str, ...]) -> str:
 
 
 def _place(rng: np.random.Generator, radii: list[float]) -> list[tuple[float, float]] | None:
-    """Positions at which the objects may overlap at their rims, never hide one another; None when none was found."""
+    """Random positions at which objects overlap at most at their rims; None when none were found."""
     placed: list[tuple[float, float]] = []
     for i, radius in enumerate(radii):
         for _ in range(40):
@@ -104,18 +106,18 @@ def _place(rng: np.random.Generator, radii: list[float]) -> list[tuple[float, fl
     return placed
 
 
-def _reading_order(things: tuple[Thing, ...]) -> tuple[Thing, ...]:
-    """Line by line from the top, each from the left: as people list what they see. A list in any order would not say
-    which object is where, and every one of its n! layouts would have to be learned."""
+def _reading_order(objects: tuple[SceneObject, ...]) -> tuple[SceneObject, ...]:
+    """The objects line by line from the top, and each line from the left. With lists in any order, all n! layouts of a
+    caption would have to be learned."""
 
-    def line(thing: Thing) -> int:
-        return int(np.argmin([abs(thing.y - place) for place in _PLACES]))
+    def line(item: SceneObject) -> int:
+        return int(np.argmin([abs(item.y - place) for place in _PLACES]))
 
-    return tuple(sorted(things, key=lambda t: (line(t), t.x)))
+    return tuple(sorted(objects, key=lambda t: (line(t), t.x)))
 
 
-def draw_scene(rng: np.random.Generator, count: int | None = None, shares: tuple[float, ...] = COUNT_SHARES) -> Scene:
-    """A random scene of ``count`` objects (1 to 4; by default drawn by ``shares``, mostly one or two)."""
+def sample_scene(rng: np.random.Generator, count: int | None = None, shares: tuple[float, ...] = COUNT_SHARES) -> Scene:
+    """A random scene with ``count`` objects, 1 to 4; by default a random number by ``shares``."""
     if count is None:
         count = 1 + int(rng.choice(MAX_OBJECTS, p=shares))
     while True:
@@ -125,10 +127,10 @@ def draw_scene(rng: np.random.Generator, count: int | None = None, shares: tuple
         if positions is None:
             continue
         kinds = [(_pick(rng, SHAPES), _pick(rng, COLOURS)) for _ in range(count)]
-        if len(set(kinds)) == count:  # two objects of one kind could not be told apart in a caption
+        if len(set(kinds)) == count:  # a caption could not distinguish two objects of one kind
             break
-    things = tuple(
-        Thing(
+    objects = tuple(
+        SceneObject(
             shape=shape,
             colour=colour,
             texture=str(rng.choice(TEXTURES, p=_TEXTURE_SHARES)),
@@ -146,10 +148,10 @@ def draw_scene(rng: np.random.Generator, count: int | None = None, shares: tuple
     )
     relation = None
     if count == 2 and rng.random() < 0.7:
-        holding = [r for r in RELATIONS if _holds(r, things[0], things[1])]
+        holding = [r for r in RELATIONS if _holds(r, objects[0], objects[1])]
         relation = holding[0] if holding else None
     return Scene(
-        things if relation else _reading_order(things),
+        objects if relation else _reading_order(objects),
         background=_pick(rng, BACKGROUNDS),
         light=float(rng.uniform(0, 2 * np.pi)),
         says_background=bool(rng.random() < 0.55),
@@ -157,12 +159,12 @@ def draw_scene(rng: np.random.Generator, count: int | None = None, shares: tuple
     )
 
 
-def redraw(scene: Scene, rng: np.random.Generator) -> Scene:
-    """Another scene with the same caption: everything the caption leaves open is drawn anew."""
+def resample(scene: Scene, rng: np.random.Generator) -> Scene:
+    """Another scene with the same caption: everything that the caption leaves open is random again."""
     while True:
-        other = draw_scene(rng, len(scene.things))
-        fresh = other.things if scene.relation else _reading_order(other.things)
-        things = tuple(
+        other = sample_scene(rng, len(scene.objects))
+        fresh = other.objects if scene.relation else _reading_order(other.objects)
+        objects = tuple(
             replace(
                 new,
                 shape=old.shape,
@@ -172,19 +174,19 @@ def redraw(scene: Scene, rng: np.random.Generator) -> Scene:
                 says_texture=old.says_texture,
                 says_size=old.says_size,
             )
-            for old, new in zip(scene.things, fresh, strict=True)
+            for old, new in zip(scene.objects, fresh, strict=True)
         )
-        if any(old.says_size and old.size != new.size for old, new in zip(scene.things, things, strict=True)):
+        if any(old.says_size and old.size != new.size for old, new in zip(scene.objects, objects, strict=True)):
             continue
-        if scene.relation and not _holds(scene.relation, things[0], things[1]):
+        if scene.relation and not _holds(scene.relation, objects[0], objects[1]):
             continue
         background = scene.background if scene.says_background else other.background
-        return Scene(things, background, other.light, scene.says_background, scene.relation)
+        return Scene(objects, background, other.light, scene.says_background, scene.relation)
 
 
 def caption(scene: Scene) -> str:
-    """What the scene's caption says, e.g. ``a red circle left of a small blue star on a gray background``."""
-    phrases = [t.phrase() for t in scene.things]
+    """The caption of a scene, e.g. ``a red circle left of a small blue star on a gray background``."""
+    phrases = [t.phrase() for t in scene.objects]
     if scene.relation:
         text = f"{phrases[0]} {scene.relation} {phrases[1]}"
     elif len(phrases) == 1:
@@ -194,7 +196,7 @@ def caption(scene: Scene) -> str:
     return f"{text} on a {scene.background} background" if scene.says_background else text
 
 
-# ---------------------------------------------------------------------------------------------- drawing
+# -------------------------------------------------------------------------------------------- rendering
 
 
 def _polygon(points: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -233,15 +235,15 @@ def _signed_distance(shape: str, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return _polygon(_TRIANGLE if shape == "triangle" else _STAR, x, y)
 
 
-def _texture(thing: Thing, x: np.ndarray, y: np.ndarray, pixel: float) -> np.ndarray:
-    """How strongly the texture's second tone covers each point, 0 to 1; x and y in units of the side."""
-    if thing.texture == "striped":
-        wave = np.sin(2 * np.pi * (x / 0.088 + thing.phase))
+def _texture(item: SceneObject, x: np.ndarray, y: np.ndarray, pixel: float) -> np.ndarray:
+    """Share of the texture's second tone at each point, 0 to 1; x and y are fractions of the side."""
+    if item.texture == "striped":
+        wave = np.sin(2 * np.pi * (x / 0.088 + item.phase))
         return np.clip(wave * 0.088 / (2 * np.pi * pixel) + 0.5, 0, 1)
-    if thing.texture == "dotted":
+    if item.texture == "dotted":
         period = 0.094
-        u = (x / period + thing.phase) % 1 - 0.5
-        v = (y / period + 0.37 * thing.phase) % 1 - 0.5
+        u = (x / period + item.phase) % 1 - 0.5
+        v = (y / period + 0.37 * item.phase) % 1 - 0.5
         return np.clip((0.29 - np.hypot(u, v)) * period / pixel + 0.5, 0, 1)
     return np.zeros_like(x)
 
@@ -254,20 +256,20 @@ def render(scene: Scene, size: int = 64) -> np.ndarray:
     lx, ly = np.cos(scene.light), np.sin(scene.light)
     shade = 1 + 0.16 * ((px - 0.5) * lx + (py - 0.5) * ly)
     image = np.asarray(_BACKGROUND_RGB[scene.background], np.float32) * shade[..., None]
-    for thing in scene.things:
-        dx, dy = px - thing.x, py - thing.y
-        c, s = np.cos(thing.rotation), np.sin(thing.rotation)
+    for item in scene.objects:
+        dx, dy = px - item.x, py - item.y
+        c, s = np.cos(item.rotation), np.sin(item.rotation)
         u, v = c * dx + s * dy, c * dy - s * dx
-        r = thing.radius
+        r = item.radius
         # The shadow falls away from the light, blurred over a few pixels.
         sx, sy = dx + 0.045 * lx, dy + 0.045 * ly
-        shadow = _signed_distance(thing.shape, (c * sx + s * sy) / r, (c * sy - s * sx) / r) * r
+        shadow = _signed_distance(item.shape, (c * sx + s * sy) / r, (c * sy - s * sx) / r) * r
         image *= 1 - 0.38 * np.clip(0.5 - shadow / (2.6 / 64), 0, 1)[..., None]
-        distance = _signed_distance(thing.shape, u / r, v / r) * r
+        distance = _signed_distance(item.shape, u / r, v / r) * r
         cover = np.clip(0.5 - distance / pixel, 0, 1)[..., None]
-        base = np.asarray(_RGB[thing.colour], np.float32)
+        base = np.asarray(_RGB[item.colour], np.float32)
         second = base + (1 - base) * 0.72  # a pale tone of the same hue
-        tone = _texture(thing, u, v, pixel)[..., None]
+        tone = _texture(item, u, v, pixel)[..., None]
         lit = 1 + 0.26 * (dx * lx + dy * ly)[..., None] / r
         body = (base * (1 - tone) + second * tone) * lit + 0.05 * np.maximum(lit - 1, 0)
         image = image * (1 - cover) + body * cover

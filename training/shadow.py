@@ -1,4 +1,4 @@
-"""Holds a level head against shadow samples as they come, and fits a new one from them when it has drifted. Pure."""
+"""Compares a level head with shadow samples, and fits a new head from them when it has drifted. Pure."""
 
 from __future__ import annotations
 
@@ -13,20 +13,21 @@ from training.level_pairs import LevelPairs
 from weir.errors import ConfigError
 from weir.prompt_levels import LevelHead
 
-#: Samples that a new head is fitted on at least.
+#: A new head is fitted on at least this many samples.
 ENOUGH = 200
-#: Samples that are kept; the oldest leave first.
+#: At most this many samples are stored; the oldest leave first.
 KEPT = 600
 
 
 class ShadowCheck:
-    """What is known of one head.
+    """The samples of one head, and whether it has drifted.
 
     Args:
-        encode: unit vectors [N, D] of prompts, by the encoder that the head was fitted on.
+        encode: maps prompts to unit vectors [N, D], by the encoder that the head was fitted with.
+        enough: a new head is fitted on at least this many samples.
 
     Attributes:
-        drifted: whether the head is surely wrong, by the last word that was sure.
+        drifted: whether the head has drifted, by the latest significant result.
     """
 
     def __init__(
@@ -47,11 +48,11 @@ class ShadowCheck:
         return len(self._samples)
 
     def take(self, prompt: str, quality: Sequence[float], confidence: float) -> tuple[LevelDrift, ...]:
-        """One more sample; the drift by level with it.
+        """Adds a sample and returns the drift by level.
 
         Args:
-            quality: of the prompt's image at every rung of the head, from the best to the fastest. Where the best image
-                shows nothing of the prompt nothing can be lost, so the sample says nothing and is left out.
+            quality: score of the prompt's image at every rung of the head, from the best to the fastest. A sample whose
+                best image has quality 0 is ignored, because nothing can be lost.
         """
         if quality[0] > 0:
             self._samples.append((prompt, quality, confidence))
@@ -63,8 +64,10 @@ class ShadowCheck:
         return drifts
 
     def refitted(self) -> LevelHead | None:
-        """A head fitted on the samples, once it is needed and there are enough of them; None while it is not, or where
-        they cannot tell prompts apart."""
+        """A head that is fitted on the samples, if the head has drifted and there are enough samples; None otherwise.
+
+        It is None, too, when all samples have the same level.
+        """
         if not self.drifted or len(self) < self._enough:
             return None
         pairs, about = self._pairs(), self.head.about

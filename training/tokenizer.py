@@ -1,4 +1,4 @@
-"""The family's CLIP tokenizer: one token for each word of the captions, bytes for everything else."""
+"""The CLIP tokenizer of the family: one token for each word of the captions, and bytes for other text."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ _BOS, _EOS = "<|startoftext|>", "<|endoftext|>"
 
 
 def words() -> list[str]:
-    """Every word that gets a token of its own."""
-    said = [*SHAPES, *COLOURS, *TEXTURES, *SIZES, *BACKGROUNDS, *" ".join(RELATIONS).split(), *_OTHER_WORDS]
-    return sorted(set(said))
+    """All words with a token of their own."""
+    known = [*SHAPES, *COLOURS, *TEXTURES, *SIZES, *BACKGROUNDS, *" ".join(RELATIONS).split(), *_OTHER_WORDS]
+    return sorted(set(known))
 
 
 def _segment(word: str, merges: list[tuple[str, str]]) -> list[str]:
-    """The word's pieces after the merges known so far, applied in their order of priority."""
+    """The pieces of a word after the given merges, applied in their order of priority."""
     pieces = [*word[:-1], word[-1] + "</w>"]
     rank = {pair: i for i, pair in enumerate(merges)}
     while len(pieces) > 1:
@@ -34,10 +34,10 @@ def _segment(word: str, merges: list[tuple[str, str]]) -> list[str]:
 
 
 def new_tokenizer() -> CLIPTokenizer:
-    """A byte-level BPE tokenizer in CLIP's format; any text can be encoded, caption words take one token each.
+    """A byte-level BPE tokenizer in CLIP's format. It can encode any text; each caption word is one token.
 
-    A new word is first segmented with the merges so far and only the missing ones are added: merges added blindly
-    would pre-empt each other (the ``ri`` of *right* breaks *triangle*).
+    Each word is segmented with the existing merges before missing merges are added. Otherwise merges would conflict:
+    the ``ri`` of *right* breaks *triangle*.
     """
     alphabet = sorted(ByteLevel.alphabet())
     merges: list[tuple[str, str]] = []
@@ -59,5 +59,5 @@ def new_tokenizer() -> CLIPTokenizer:
     )
     broken = [w for w in words() if len(tokenizer.tokenize(w)) != 1]
     if broken:
-        raise AssertionError(f"these caption words take several tokens: {broken}")
+        raise AssertionError(f"these caption words have several tokens: {broken}")
     return tokenizer

@@ -1,4 +1,4 @@
-"""The family's autoencoder: 64 px RGB to latents [4, 16, 16]."""
+"""Trains the autoencoder of the family, which maps 64 px RGB images to latents [4, 16, 16]."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def new_vae() -> AutoencoderKL:
 
 
 def to_tensor(images: np.ndarray, device: torch.device | str = "cpu") -> torch.Tensor:
-    """uint8 [B, H, W, 3] to float [B, 3, H, W] in −1…1."""
+    """Converts images, uint8 [B, H, W, 3], to float [B, 3, H, W] in −1…1."""
     x = torch.from_numpy(np.array(images)).to(device)
     return x.permute(0, 3, 1, 2).float() / 127.5 - 1
 
@@ -41,10 +41,10 @@ def _gradients(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def reconstruction_loss(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """Weighted L1 + MSE, and 0.5 L1 of the image gradients, which keeps edges and textures sharp.
+    """Weighted L1 + MSE, plus 0.5 L1 of the image gradients, which keeps edges and textures sharp.
 
-    Most of a scene is a flat background that is learned at once; a point counts up to five times as much the further
-    it is from the image's median colour, or the objects would stay blobs for thousands of steps.
+    Most of a scene is a uniform background that is learned quickly. The weight of a pixel grows up to five times with
+    its distance from the image's median colour; without it objects would stay blurred for thousands of steps.
     """
     median = target.flatten(2).median(-1).values[..., None, None]
     weight = 1 + 4 * ((target - median).abs().mean(1, keepdim=True) / 0.3).clamp(max=1)
@@ -61,9 +61,9 @@ def psnr(output: torch.Tensor, target: torch.Tensor) -> float:
 
 
 def train_vae(data: SceneData, folder: Path, *, steps: int, batch: int, seed: int, device: str) -> AutoencoderKL:
-    """Both halves together, without posterior noise; a weak pull to zero keeps the latents bounded.
+    """Trains encoder and decoder together, without posterior noise; a weak penalty keeps the latents bounded.
 
-    A KL term strong enough to matter here made three quarters of the channels collapse.
+    A KL term strong enough to bound them made three quarters of the channels collapse.
     """
     torch.manual_seed(seed)
     vae = new_vae().to(device)
@@ -83,9 +83,9 @@ def train_vae(data: SceneData, folder: Path, *, steps: int, batch: int, seed: in
 def refine_decoder(
     vae: AutoencoderKL, data: SceneData, folder: Path, *, steps: int, batch: int, seed: int, device: str
 ) -> AutoencoderKL:
-    """Trains the decoder alone on slightly noisy latents, so that it forgives what a denoiser leaves behind.
+    """Trains the decoder alone on slightly noisy latents, so that it tolerates the noise that denoisers leave.
 
-    The encoder stays as it is, hence this can run while the denoisers train on its latents.
+    The encoder does not change, so its latents stay valid as training data of the denoisers.
     """
     vae.encoder.requires_grad_(False)
     if vae.quant_conv is not None:
@@ -106,9 +106,9 @@ def refine_decoder(
 
 @torch.no_grad()
 def encode_all(vae: AutoencoderKL, data: SceneData, path: Path, *, device: str, batch: int = 64) -> np.ndarray:
-    """Posterior means × scaling factor of every image, fp16 [N, 4, 16, 16]; kept at ``path``.
+    """Scaled posterior means of every image, fp16 [N, 4, 16, 16], stored at ``path``.
 
-    Sets ``scaling_factor`` to one over the standard deviation of the latents, as SDXL's training did.
+    Sets ``scaling_factor`` to the inverse of the standard deviation of the latents, as in SDXL's training.
     """
     probe = vae.encode(to_tensor(data.images[:512], device)).latent_dist.mean
     vae.register_to_config(scaling_factor=round(1 / float(probe.std()), 5))

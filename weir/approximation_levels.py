@@ -1,7 +1,7 @@
-"""Ladder files: the approximation levels of a family, from its best images to its fastest, each as it was measured.
+"""Ladder files: the measured approximation levels of a family, from its best images to its fastest.
 
-A level draws images by one of two strategies: AC resumes the heavy variant at step K from a cached state, SM runs a
-smaller model (AccuScale/Argus, Agarwal et al., Middleware 2025). Level 0, the heavy variant from noise, is in both.
+A level generates images by one of two strategies: AC resumes the heavy variant at step K from a cached state, SM runs
+a smaller model (AccuScale/Argus, Agarwal et al., Middleware 2025). Level 0 is the heavy variant from noise, for both.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from weir.errors import ConfigError
 
 
 class Strategy(StrEnum):
-    """How images are approximated."""
+    """A way to approximate images."""
 
     AC = "ac"  #: approximate caching: the heavy variant resumes at step K
     SM = "sm"  #: smaller models
@@ -28,8 +28,8 @@ class Strategy(StrEnum):
 class Level(BaseModel):
     """One rung.
 
-    ``quality`` is the mean over prompts relative to level 0, which has 1; ``latency_s`` are median seconds a batch;
-    ``load_s`` is what a GPU is lost for when it takes up the level's model; ``source`` says where the figures are from.
+    ``quality`` is the mean over prompts relative to level 0, which has 1; ``latency_s`` are median seconds of a batch;
+    ``load_s`` is the time that a GPU needs to load the level's model; ``source`` says where the figures are from.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -63,13 +63,13 @@ class Level(BaseModel):
         return LatencyProfile(self.batch_sizes, self.latency_s)
 
     def rate_rps(self, longest_s: float = math.inf) -> float:
-        """Most images per second of one GPU with batches of at most ``longest_s`` seconds; 0 when none is so short."""
+        """Highest throughput of one GPU with batches of at most ``longest_s`` seconds; 0 if all batches take longer."""
         batches = zip(self.batch_sizes, self.latency_s, strict=True)
         return max((b / s for b, s in batches if s <= longest_s), default=0.0)
 
 
 class PromptGroup(BaseModel):
-    """Prompts for which the same level was predicted: their ``share`` of all, and the mean quality of their images at
+    """Prompts with the same predicted level: their ``share`` of all prompts, and the mean quality of their images at
     each of the ladder's levels."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -79,11 +79,12 @@ class PromptGroup(BaseModel):
 
 
 class Ladder(BaseModel):
-    """One file of ``deploy/ladders/``: level 0, then the levels of each strategy from the best to the fastest.
+    """A file of ``deploy/ladders/``: level 0, then the levels of each strategy from the best to the fastest.
 
-    ``throughput_factor`` is what a GPU serves over one batch after another (overlap of images); 1 when measured by us.
-    ``similarity_shares`` are the shares of requests by ac level when their similarity to the cache alone chooses K.
-    ``prompts`` has one group for each ac level that a classifier predicts; empty: prompts are not told apart.
+    ``throughput_factor`` is the ratio of a GPU's throughput to that of one batch after another, above 1 where images
+    overlap. ``similarity_shares`` are the shares of requests by AC level when the similarity of prompts alone chooses
+    K. ``prompts`` has one group for each class that a classifier predicts, from the hardest prompts to the easiest;
+    without groups all prompts are treated alike.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -120,11 +121,13 @@ class Ladder(BaseModel):
 
     @model_validator(mode="after")
     def _add_up(self) -> Ladder:
-        cached = len(self._of(Strategy.AC))
-        lists = {"similarity_shares": self.similarity_shares, "prompts": tuple(group.share for group in self.prompts)}
+        cached, similar = len(self._of(Strategy.AC)), self.similarity_shares
+        if similar and len(similar) != cached:
+            raise ValueError(
+                f"similarity_shares has {len(similar)} entries for {cached} ac levels; give one for each, or none"
+            )
+        lists = {"similarity_shares": similar, "prompts": tuple(group.share for group in self.prompts)}
         for name, shares in lists.items():
-            if shares and len(shares) != cached:
-                raise ValueError(f"{name} has {len(shares)} entries for {cached} ac levels; give one for each, or none")
             if shares and (min(shares) < 0 or abs(sum(shares) - 1) > 1e-6):
                 raise ValueError(f"{name}: shares must be at least 0 and add up to 1; they add up to {sum(shares):g}")
         for i, group in enumerate(self.prompts):
@@ -143,8 +146,8 @@ class Ladder(BaseModel):
         return [first, *(level for level in rest if level.strategy is strategy)]
 
     def of(self, *strategies: Strategy) -> tuple[Level, ...]:
-        """The ladder of one strategy, or the mix of several: those of their levels that none beats in both speed and
-        quality, from the best to the fastest. Level 0 is always the first."""
+        """The levels of the strategies that no other of them beats in both speed and quality, from the best to the
+        fastest. Level 0 is always the first."""
         together = {level.name: level for strategy in strategies for level in self._of(strategy)}
         kept: list[Level] = []
         for level in sorted(together.values(), key=lambda level: (-level.quality, level.latency_s[0])):
@@ -169,13 +172,13 @@ def load_ladder(path: Path | str) -> Ladder:
     """Reads a ladder.
 
     Raises:
-        ConfigError: names the file, the key or the two levels that are out of order, and the remedy.
+        ConfigError: the file is not a valid ladder; the message names the file, the problem and the remedy.
     """
     path = Path(path)
     try:
         return Ladder.model_validate(json.loads(path.read_text()))
     except FileNotFoundError:
-        raise ConfigError(f"{path}: there is no such file; deploy/ladders/argus-sdxl.json shows the format") from None
+        raise ConfigError(f"{path}: there is no such file; deploy/ladders/argus-sdxl.json is an example") from None
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ConfigError(f"{path}: not a readable JSON file: {error}") from None
     except ValidationError as error:

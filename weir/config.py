@@ -1,25 +1,35 @@
 """The configuration: one tree of models, YAML in, every mistake answered with its key, the range and the remedy.
 
 A *service* file (``deploy/configs/*.yaml``) says what ``weir up`` starts; it names a *family* file
-(``deploy/families/*.yaml``), which says what the light and the heavy variant are and where their weights lie.
+(``deploy/families/*.yaml``), which says what the variants are and where their weights lie.
 """
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from weir.core import Plan
 from weir.errors import ConfigError
+from weir.plan import HEAVY, LIGHT, Assignment, Plan
 
 Scheduler = Literal["ddim", "euler", "euler-trailing"]
 
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+#: As a variant's discriminator: no folder, but the score of the family's CLIP.
+CLIP_SCORE = "clip"
+#: A variant's key in the ladder: part of model names, of metric labels and of the path in an answer.
+KEY = re.compile(r"[a-z][a-z0-9-]*")
+#: Of a plan that does not say.
+BATCH, THRESHOLD = 4, 0.5
 
 
 class VariantConfig(_Strict):
@@ -38,6 +48,11 @@ class VariantConfig(_Strict):
     scheduler: Scheduler
     steps: int = Field(ge=1, le=200)
     guidance: float = Field(ge=0, le=30, description="classifier-free guidance scale; 0 or 1 turns it off")
+    discriminator: str | None = Field(
+        None,
+        description="judges the variant's images: folder of a discriminator, or clip: the score of the family's clip; "
+        "needed where a cascade goes on from the variant",
+    )
 
     @model_validator(mode="after")
     def _one_source(self) -> VariantConfig:
@@ -48,12 +63,11 @@ class VariantConfig(_Strict):
         return self
 
 
-#: As a family's discriminator: no folder, but the score of its CLIP.
-CLIP_SCORE = "clip"
-
-
 class FamilyConfig(_Strict):
-    """A light and a heavy variant that can stand in for one another."""
+    """A ladder of variants that can stand in for one another, from the fastest to the best.
+
+    A file gives ``variants``, or for a ladder of two ``light``, ``heavy`` and the light variant's ``discriminator``.
+    """
 
     name: str
     pipeline: str = Field(description="diffusers pipeline with the shared parts: local folder or hub repository")
@@ -64,19 +78,65 @@ class FamilyConfig(_Strict):
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
     compile: bool = Field(False, description="torch.compile the denoisers: minutes of warm-up for faster steps on CUDA")
-    light: VariantConfig
-    heavy: VariantConfig
-    discriminator: str | None = Field(
-        None, description="folder of the discriminator, or clip: the score of the family's clip; needed for a cascade"
-    )
+    variants: dict[str, VariantConfig] = Field(description="by key, in order; or light, heavy and discriminator")
     clip: str | None = Field(None, description="CLIP for similarity and CLIP score: local folder or hub repository")
     clip_revision: str | None = None
 
+    @model_validator(mode="before")
+    @classmethod
+    def _shorthand(cls, given: Any) -> Any:
+        """``light``, ``heavy`` and ``discriminator`` as a ladder of two."""
+        if not isinstance(given, Mapping) or not {LIGHT, HEAVY, "discriminator"} & given.keys():
+            return given
+        if "variants" in given:
+            raise ValueError("give either variants, or light, heavy and discriminator")
+        fields = {key: value for key, value in given.items() if key not in (LIGHT, HEAVY, "discriminator")}
+        if missing := [key for key in (LIGHT, HEAVY) if key not in given]:
+            raise ValueError(f"{missing[0]} is missing; a family has at least two variants")
+        light = given[LIGHT]
+        if isinstance(light, Mapping) and given.get("discriminator") is not None:
+            light = {**light, "discriminator": given["discriminator"]}
+        return {**fields, "variants": {LIGHT: light, HEAVY: given[HEAVY]}}
+
     @model_validator(mode="after")
-    def _clip_is_named(self) -> FamilyConfig:
-        if self.discriminator == CLIP_SCORE and self.clip is None:
-            raise ValueError("discriminator is clip, and no clip is named")
+    def _a_ladder(self) -> FamilyConfig:
+        if len(self.variants) < 2:
+            raise ValueError("variants: a family has at least two, from the fastest to the best")
+        for key, variant in self.variants.items():
+            if not KEY.fullmatch(key) or key == "cache" or key.endswith("-deadline"):
+                raise ValueError(
+                    f"variants: {key!r} is no key; it must be lower-case letters, digits and hyphens, begin with a "
+                    "letter, and be neither cache nor end in -deadline"
+                )
+            if variant.discriminator == CLIP_SCORE and self.clip is None:
+                raise ValueError(f"{key}: its discriminator is clip, and no clip is named")
+        last = self.keys[-1]
+        if self.variants[last].discriminator is not None:
+            raise ValueError(f"{last}: nothing follows the last variant; leave out its discriminator")
+        names = [variant.name for variant in self.variants.values()]
+        if len(set(names)) < len(names):
+            raise ValueError(f"variants have the names {', '.join(names)}; each needs one of its own")
         return self
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """Keys of the variants, from the fastest to the best."""
+        return tuple(self.variants)
+
+    @property
+    def light(self) -> VariantConfig:
+        """The first variant, the fastest."""
+        return self.variants[self.keys[0]]
+
+    @property
+    def heavy(self) -> VariantConfig:
+        """The last variant, the best."""
+        return self.variants[self.keys[-1]]
+
+    @property
+    def discriminator(self) -> str | None:
+        """The first variant's. It also judges images of the last one, where somebody asks for that."""
+        return self.light.discriminator
 
     @property
     def allowed_sizes(self) -> tuple[int, ...]:
@@ -84,28 +144,97 @@ class FamilyConfig(_Strict):
 
 
 class PlanConfig(_Strict):
-    """The plan to start with, and to stay with under the policy ``static``."""
+    """The plan to start with, and to stay with under the policy ``static``.
 
-    light_replicas: int = Field(ge=0)
-    heavy_replicas: int = Field(ge=0)
-    light_batch: int = Field(4, ge=1, le=256)
-    heavy_batch: int = Field(4, ge=1, le=256)
-    threshold: float = Field(0.5, ge=0, le=1)
+    Its chain is every variant that ``replicas`` names. A file for a ladder of light and heavy may give
+    ``light_replicas``, ``heavy_replicas``, ``light_batch``, ``heavy_batch`` and ``threshold`` instead.
+    """
+
+    replicas: dict[str, Annotated[int, Field(ge=0)]] = Field(description="by variant; the last one is always named")
+    batch: dict[str, Annotated[int, Field(ge=1, le=256)]] = Field({}, description="largest batch by variant; else 4")
+    thresholds: dict[str, Annotated[float, Field(ge=0, le=1)]] = Field(
+        {}, description="by variant of the chain but the last; else 0.5"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _shorthand(cls, given: Any) -> Any:
+        """The keys for a ladder of two in the general form."""
+        if not isinstance(given, Mapping):
+            return given
+        short = {f"{key}_{what}": (what, key) for key in (LIGHT, HEAVY) for what in ("replicas", "batch")}
+        short["threshold"] = ("thresholds", LIGHT)
+        if not short.keys() & given.keys():
+            return given
+        if mixed := {"replicas", "batch", "thresholds"} & given.keys():
+            raise ValueError(f"give either {', '.join(sorted(mixed))} by variant, or {', '.join(short)}")
+        if missing := [key for key in ("light_replicas", "heavy_replicas") if key not in given]:
+            raise ValueError(f"{missing[0]} is missing")
+        fields: dict[str, Any] = {key: value for key, value in given.items() if key not in short}
+        for name, (what, key) in short.items():
+            if name in given:
+                fields.setdefault(what, {})[key] = given[name]
+        return fields
 
     @model_validator(mode="after")
     def _some_replica(self) -> PlanConfig:
-        if self.light_replicas + self.heavy_replicas == 0:
-            raise ValueError("light_replicas + heavy_replicas must be at least 1")
+        if self.size == 0:
+            raise ValueError("replicas (or light_replicas + heavy_replicas) must add up to at least 1")
         return self
 
-    def plan(self, version: int = 1) -> Plan:
-        return Plan.split(
+    @property
+    def size(self) -> int:
+        """Replicas of the pool."""
+        return sum(self.replicas.values())
+
+    def chain(self, ladder: Sequence[str]) -> tuple[str, ...]:
+        """The variants in use, in the order of the ladder."""
+        return tuple(key for key in ladder if key in self.replicas)
+
+    def check(self, family: FamilyConfig, *, judged: bool = True) -> None:
+        """Checks the plan against the ladder that it is for.
+
+        Args:
+            judged: whether the judges matter: emulated workers need none.
+
+        Raises:
+            ConfigError: names the key and the remedy.
+        """
+        ladder, chain = ", ".join(family.keys), self.chain(family.keys)
+        judges = chain[:-1]
+        for what, keys, known in (
+            ("replicas", self.replicas, family.keys),
+            ("batch", self.batch, chain),
+            ("thresholds", self.thresholds, judges),
+        ):
+            for key in keys:
+                if key not in family.keys:
+                    raise ConfigError(f"plan.{what}.{key}: {family.name} has the variants {ladder}")
+                if key not in known:
+                    reason = "is the last variant of the plan" if key in chain else "has no entry in replicas"
+                    raise ConfigError(f"plan.{what}.{key}: {key} {reason}; leave it out")
+        if family.keys[-1] not in chain:
+            raise ConfigError(f"plan.replicas: {family.keys[-1]}, the last variant, is missing; 0 is allowed")
+        for key in judges:
+            threshold = self.thresholds.get(key, THRESHOLD)
+            if judged and family.variants[key].discriminator is None and 0 < threshold < 1:
+                raise ConfigError(
+                    f"plan.thresholds.{key} is {threshold:g}, and {key} of {family.name} has no discriminator to judge "
+                    "its images; name one in the family file, or use the threshold 0 (defers nothing) or 1 (everything)"
+                )
+
+    def plan(self, ladder: Sequence[str], version: int = 1) -> Plan:
+        """The plan itself.
+
+        Args:
+            ladder: keys of the family's variants, in order; the configuration was checked against them.
+        """
+        chain = self.chain(ladder)
+        return Plan(
             version,
-            self.light_replicas,
-            self.heavy_replicas,
-            light_batch=self.light_batch,
-            heavy_batch=self.heavy_batch,
-            threshold=self.threshold,
+            tuple(Assignment(key, self.batch.get(key, BATCH)) for key in chain for _ in range(self.replicas[key])),
+            tuple(self.thresholds.get(key, THRESHOLD) for key in chain[:-1]),
+            chain,
         )
 
 
@@ -123,17 +252,12 @@ class PoolConfig(_Strict):
 class ControllerConfig(_Strict):
     """Who decides plans, and with them the rules by which requests are sent, dropped and answered."""
 
-    policy: Literal[
+    policy: str = Field(
         "static",
-        "weir",
-        "diffserve",
-        "diffserve-static",
-        "proteus",
-        "all-light",
-        "all-light-published",
-        "all-heavy",
-        "all-heavy-published",
-    ] = Field("static", description="static keeps the configured plan; every other one needs a profile")
+        min_length=1,
+        description="static keeps the configured plan; every other one needs a profile: a name that `weir compare` "
+        "knows (controller/registry.py), or module:Class of your own",
+    )
 
 
 class CacheConfig(_Strict):
@@ -233,21 +357,11 @@ class HttpConfig(_Strict):
         return self.host == "localhost" or self.host == "::1" or self.host.startswith("127.")
 
 
-class PairConfig(_Strict):
-    """One more light variant before the heavy one of the service's family."""
-
-    family: str = Field(description="family file, relative to this file; it differs in light and discriminator")
-    profile: str = Field(description="profile file of that family on this hardware, relative to this file")
-
-
 class ServiceConfig(_Strict):
     """What ``weir up`` starts."""
 
     family: str = Field(description="family file, relative to this file")
     profile: str | None = Field(None, description="profile file of the family on this hardware, relative to this file")
-    pairs: tuple[PairConfig, ...] = Field(
-        (), max_length=4, description="further light variants: the plan has the one in use that is best for the load"
-    )
     slo_s: float = Field(gt=0, le=3600, description="seconds from admission to answer")
     plan: PlanConfig
     controller: ControllerConfig = ControllerConfig()
@@ -259,6 +373,16 @@ class ServiceConfig(_Strict):
     keys_file: str | None = Field(
         None, description="who may call, relative to this file; `weir keys new` writes it. Without one everybody may"
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_pairs(cls, given: Any) -> Any:
+        if isinstance(given, Mapping) and "pairs" in given:
+            raise ValueError(
+                "pairs is of an older form; list all light variants and the heavy one under variants in one family "
+                "file, measure that family with `weir profile`, and leave pairs out"
+            )
+        return given
 
     @property
     def controlled(self) -> bool:
@@ -272,14 +396,6 @@ class ServiceConfig(_Strict):
                 f"controller.policy {self.controller.policy} needs a profile; make one with `weir profile` and name it "
                 "in the key profile"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _pairs_to_choose_from(self) -> ServiceConfig:
-        if self.pairs and self.controller.policy != "weir":
-            raise ValueError("pairs needs controller.policy weir, which alone chooses among them")
-        if self.pairs and self.cache.levels is not None:
-            raise ValueError("pairs and cache.levels: levels are fitted on one light variant; leave one of them out")
         return self
 
     @property
@@ -320,7 +436,10 @@ def read_yaml(path: Path | str, model: type[Model], *, quoted: bool = True) -> M
         known = ", ".join(model.model_fields)
         lines = []
         for problem in error.errors():
-            key = ".".join(str(k) for k in problem["loc"]) or "(whole file)"
+            loc = problem["loc"]
+            if len(loc) > 1 and loc[0] not in fields and loc[1] in fields:
+                loc = loc[1:]  # of a shorthand, the key that is in the file
+            key = ".".join(str(k) for k in loc) or "(whole file)"
             remedy = f"; known keys: {known}" if problem["type"] == "extra_forbidden" and "." not in key else ""
             given = problem.get("input")
             told = quoted and not isinstance(given, dict) and problem["type"] != "missing"
@@ -355,16 +474,14 @@ def load_family(path: Path | str) -> FamilyConfig:
             raise ConfigError(f"{path}: {key}: there is no file or folder {found}")
         return found
 
-    variants = {
-        role: getattr(family, role).model_copy(
-            update={k: fixed(f"{role}.{k}", getattr(getattr(family, role), k)) for k in ("pipeline", "unet")}
-        )
-        for role in ("light", "heavy")
-    }
-    shared = {k: fixed(k, getattr(family, k)) for k in ("pipeline", "discriminator", "clip")}
-    if family.discriminator == CLIP_SCORE:
-        shared["discriminator"] = CLIP_SCORE
-    return family.model_copy(update={**variants, **shared})
+    variants = {}
+    for name, variant in family.variants.items():
+        files = {k: fixed(f"{name}.{k}", getattr(variant, k)) for k in ("pipeline", "unet", "discriminator")}
+        if variant.discriminator == CLIP_SCORE:
+            files["discriminator"] = CLIP_SCORE
+        variants[name] = variant.model_copy(update=files)
+    shared = {k: fixed(k, getattr(family, k)) for k in ("pipeline", "clip")}
+    return family.model_copy(update={"variants": variants, **shared})
 
 
 def load_service(path: Path | str) -> tuple[ServiceConfig, FamilyConfig]:
@@ -384,14 +501,6 @@ def load_service(path: Path | str) -> tuple[ServiceConfig, FamilyConfig]:
         update["profile"] = str((here / service.profile).resolve())
         if not Path(str(update["profile"])).exists():
             raise ConfigError(f"{path}: profile: there is no file {update['profile']}; make it with `weir profile`")
-    pairs = []
-    for i, pair in enumerate(service.pairs):
-        found = {key: (here / getattr(pair, key)).resolve() for key in ("family", "profile")}
-        for key, file in found.items():
-            if not file.exists():
-                raise ConfigError(f"{path}: pairs.{i}.{key}: there is no file {file}")
-        pairs.append(PairConfig(family=str(found["family"]), profile=str(found["profile"])))
-    update["pairs"] = tuple(pairs)
     if service.pool.emulate is not None:
         emulate = (here / service.pool.emulate).resolve()
         if not emulate.exists():
@@ -402,24 +511,17 @@ def load_service(path: Path | str) -> tuple[ServiceConfig, FamilyConfig]:
     update["cache"] = service.cache.model_copy(update={key: resolve(value, here) for key, value in given.items()})
     if service.keys_file is not None:
         update["keys_file"] = str((here / service.keys_file).resolve())
-    return service.model_copy(update=update), load_family(family_path)
-
-
-def load_pairs(service: ServiceConfig, family: FamilyConfig) -> tuple[FamilyConfig, ...]:
-    """The families of the further light variants of a service that :func:`load_service` read.
-
-    Raises:
-        ConfigError: names the file and the key that differs from the service's family and must not.
-    """
-    found = tuple(load_family(pair.family) for pair in service.pairs)
-    for pair, other in zip(service.pairs, found, strict=True):
-        for key in FamilyConfig.model_fields:
-            if key not in ("name", "light", "discriminator") and getattr(other, key) != getattr(family, key):
-                raise ConfigError(f"{pair.family}: {key} is not that of {family.name}; a pair shares all but light")
-    names = [it.light.name for it in (family, *found)]
-    if len(set(names)) < len(names):
-        raise ConfigError(f"pairs: light variants have the names {', '.join(names)}; each needs one of its own")
-    return found
+    family = load_family(family_path)
+    try:
+        service.plan.check(family, judged=service.pool.emulate is None)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error.message}") from None
+    if service.cache.levels is not None and len(family.variants) > 2:
+        raise ConfigError(
+            f"{path}: cache.levels: levels are fitted on one light variant, and {family.name} has "
+            f"{len(family.variants) - 1}; name a family of two, or leave it out"
+        )
+    return service.model_copy(update=update), family
 
 
 def load_keys(path: Path | str) -> KeysConfig:

@@ -1,67 +1,80 @@
-"""The nouns that every room of the house shares. Plain data: no Ray, torch, Redis or clock in here."""
+"""The nouns that every package shares. Plain data: no Ray, torch, Redis or clock in here."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from enum import StrEnum
 from itertools import pairwise
 from typing import Any
 
-from weir.errors import PlanError
-
-#: Of the deadline, what is kept for what no profile knows: hops, encoding, jitter, a slow batch.
+#: Share of the deadline that is kept for what no profile knows: hops, encoding, jitter, a slow batch.
 MARGIN = 0.02
-#: The least of it: the way to the client takes its time however short the deadline is.
+#: Smallest safety margin before the deadline: the response still has to reach the client.
 LEAST_MARGIN_S = 0.05
 
 
 def margin_s(slo_s: float) -> float:
-    """Seconds before the deadline at which an answer has to leave: waiting for a better image ends there."""
+    """Seconds before the deadline at which an answer has to leave; waiting for a better image ends there."""
     return max(LEAST_MARGIN_S, MARGIN * slo_s)
 
 
-class Role(StrEnum):
-    """What a replica of the pool is for. Both variants are resident; the plan gives every rank one role."""
+@dataclass(frozen=True, slots=True)
+class Resume:
+    """A stored state of an earlier, similar prompt to resume denoising from.
 
-    LIGHT = "light"
-    HEAVY = "heavy"
+    Attributes:
+        key: where the state lies. A state that is missing or does not fit costs speed only: the run then starts from
+            noise, and its result says so.
+        step: K, the denoising step that the state enters; the steps before it do not run.
+        stride: runs every n-th of the remaining steps.
+        min_confidence: the discriminator's least confidence for which the resumed image is the answer; above 0 the
+            discriminator judges it too, and an image below it is generated once more from noise.
+    """
+
+    key: str
+    step: int
+    stride: int = 1
+    min_confidence: float = 0.0
 
 
-class Path(StrEnum):
-    """The way a request went, as the answer says it."""
+@dataclass(frozen=True, slots=True)
+class WarmStart:
+    """Another variant's finished latent to start from, re-noised to the level of one step.
 
-    LIGHT = "light"  #: the discriminator found the light image good enough
-    LIGHT_DEADLINE = "light-deadline"  #: deferred, but the heavy image could not make the deadline
-    HEAVY = "heavy"  #: the heavy variant drew the image
-    CACHE = "cache"  #: the heavy variant went on from a stored state of a similar prompt
+    Attributes:
+        latent: :meth:`weir.states.State.to_bytes`.
+        step: the step whose noise level it is brought to, and at which the run starts; at least 1.
+    """
+
+    latent: bytes
+    step: int
+
+
+@dataclass(frozen=True, slots=True)
+class Overrides:
+    """What a client sets instead of the last variant's own values; None keeps them."""
+
+    steps: int | None = None
+    guidance: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class ImageRequest:
-    """One admitted image. Everything random is fixed here, so that a retry on another replica gives the same image.
+    """One image for a worker. Everything random is fixed here, so that a retry elsewhere gives the same image.
 
     Attributes:
         id: unique among all requests ever.
-        steps, guidance: overrides for the heavy variant; None means what the family says.
-        deadline: unix time, seconds, by which the answer has to be ready.
-        resume_key, resume_step: the stored state to go on from, and the step that it enters (0: from noise). A state
-            that is missing or unfit costs speed only: the request then runs from step 0, and the result says so.
-        resume_stride: go on with every so-many-th of the steps that are left; what it leaves out is saved too.
-        accept: the least confidence for which the picture of a resumed run is the answer; above 0 the discriminator
-            judges a heavy image too.
-        capture: keep the states that enter the family's capture steps; they are stored under the request's id
-            (:func:`weir.states.state_key`).
-        cache_partition: whose requests may reuse what is captured, and for which model and settings (``cache/``).
-        tenant: whose it is; what a worker remembers of it helps no other tenant.
-        light: name of the light variant, where the service holds several; None: the family's own.
-        patient: it lets others go first.
-        judge: the discriminator looks at the image also where the heavy variant draws it.
-        previews: pictures of what is becoming, to be sent on the way (:meth:`workers.replica.Worker.stream`).
-        keep_latent: send the finished latent back with the image, for a warm start of the other variant.
-        warm_start, warm_start_step: the other variant's finished latent (:meth:`weir.states.State.to_bytes`), and the
-            step to go on from after re-noising it to that step's level (0: no warm start).
+        deadline: unix time, seconds, by which the answer has to be ready; workers serve the most urgent first.
+        overrides: of the last variant of the chain.
+        resume, warm_start: where the run starts; None, None: from noise. A resume that fails falls back to the warm
+            start, and then to noise.
+        capture: where the states that enter the family's capture steps are kept: the cache partition of the request
+            (tenant, model and settings); None keeps none. They are stored under :func:`weir.states.state_key`.
+        tenant: whose request it is; what a worker remembers of it helps no other tenant.
+        low_priority: lets all other requests go first.
+        judge: the discriminator also looks at an image of the last variant.
+        previews: pictures of the unfinished image to send on the way (:meth:`workers.replica.Worker.stream`).
+        keep_latent: sends the finished latent back with the image, for a warm start of another variant.
     """
 
     id: str
@@ -71,29 +84,34 @@ class ImageRequest:
     height: int
     deadline: float
     negative_prompt: str = ""
-    steps: int | None = None
-    guidance: float | None = None
-    resume_key: str | None = None
-    resume_step: int = 0
-    resume_stride: int = 1
-    accept: float = 0.0
-    capture: bool = False
-    cache_partition: str = ""
+    overrides: Overrides = Overrides()
+    resume: Resume | None = None
+    warm_start: WarmStart | None = None
+    capture: str | None = None
     tenant: str = ""
-    light: str | None = None
-    patient: bool = False
+    low_priority: bool = False
     judge: bool = False
     previews: int = 0
     keep_latent: bool = False
-    warm_start: bytes | None = None
-    warm_start_step: int = 0
 
     def to_dict(self) -> dict[str, Any]:
+        """Plain data for the wire; :meth:`from_dict` reads it back."""
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, fields: Mapping[str, Any]) -> ImageRequest:
-        return cls(**fields)
+    def from_dict(cls, given: Mapping[str, Any]) -> ImageRequest:
+        """Reads what :meth:`to_dict` wrote.
+
+        Raises:
+            TypeError: a field is unknown or missing.
+        """
+        resume, warm = given.get("resume"), given.get("warm_start")
+        nested = {
+            "overrides": Overrides(**given.get("overrides", {})),
+            "resume": None if resume is None else Resume(**resume),
+            "warm_start": None if warm is None else WarmStart(**warm),
+        }
+        return cls(**{**given, **nested})
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,20 +120,20 @@ class ImageResult:
 
     Attributes:
         image: the encoded picture (PNG), or b"" when ``error`` is set.
-        confidence: the discriminator's confidence in the image, 0…1; None for a heavy one that it was not to judge.
+        confidence: the discriminator's confidence in the image, 0…1; None when the image was not judged.
+        steps: denoising steps that ran.
         queue_s, compute_s: seconds in the worker's queue, and from its first step to the finished picture.
+        batch_size: images that shared the denoiser's calls with it, itself included; the mean over its steps, rounded.
         error: None, or (code, message) when this one request failed; the rest of its batch is untouched.
         emulated: no model ran; the latency was slept and the picture is a placeholder.
-        replica: who drew it, as a request router names it.
+        replica: who generated it, as a request router names it.
         queued: requests that waited there when this answer left, so that a dispatcher can correct its estimate.
-        steps: denoising steps that ran; those before ``resumed_at`` did not.
-        batch_size: images that shared the denoiser's calls with it, itself included; the mean over its steps, rounded.
         left_together: images that were finished at the same step of the same replica, itself included.
         resumed_at: the first step that ran, of a whole run; above 0 after a resume or a warm start.
         captured: the steps whose entering states are now in the store.
         latent: the finished latent, if the request asked to keep it (:meth:`weir.states.State.to_bytes`).
         fetch_s: seconds that the worker waited for the state to resume from; None: it asked for none.
-        seen: what the discriminator saw in the picture, for later prompts, beside states that were captured.
+        seen: the discriminator's features of the picture, for later prompts, beside states that were captured.
         refused: the worker had the state to resume from, and it did not fit; never for one that did not come in time.
     """
 
@@ -140,181 +158,75 @@ class ImageResult:
     refused: bool = False
 
     def to_dict(self) -> dict[str, Any]:
+        """Plain data for the wire; :meth:`from_dict` reads it back."""
         return {name: getattr(self, name) for name in self.__slots__}
 
     @classmethod
-    def from_dict(cls, fields: Mapping[str, Any]) -> ImageResult:
-        return cls(**fields)
-
-
-@dataclass(frozen=True, slots=True)
-class Assignment:
-    """What one rank of the pool does: its role, and the largest batch it runs."""
-
-    role: Role
-    batch_size: int
-
-
-class ReplicaChoice(StrEnum):
-    """Which replica of the role gets a request."""
-
-    EARLIEST_FINISH = "earliest-finish"  #: the one that would have its image ready first
-    RANDOM = "random"  #: any, whatever its load
-
-
-@dataclass(frozen=True, slots=True)
-class Rules:
-    """How requests are sent, dropped and answered under a plan. The defaults are Weir's; baselines have others.
-
-    Attributes:
-        replica_choice: see :class:`ReplicaChoice`.
-        heavy_entry: share of requests that go to the heavy variant at once, drawn at random; the others start light.
-        drop_after_s: a request whose image cannot be ready this many seconds after its admission is dropped; None
-            refuses at admission what cannot be ready in time, and keeps all else.
-        light_fallback: a deferred request is answered with its light image when the heavy one would be late.
-        direct: a cache hit that saves at least this share of the steps goes to the heavy variant at once; the others
-            begin light and go on from their state only if they are deferred. None: what the service's cache says.
-        heavy_levels: a request without a hit whose predicted level (``weir/prompt_levels.py``) lies below this goes to
-            the heavy variant at once; 0: none does.
-        reuse: False leaves what the cache finds alone, for there is time: images are drawn from noise, but for requests
-            that ask for the cache themselves.
-        heavy_steps: denoising steps of heavy runs from noise, for requests that neither say how many nor ask for the
-            heavy variant; None: the variant's own. A cached state that would leave more is left alone.
-        light: name of the light variant that the cascade draws with, where the service holds several; None: the
-            family's own. The threshold is one of its discriminator.
-        dispatch_again: the queue of a replica that changes its role goes to others of the old role; otherwise the
-            replica works it off in its new role.
-    """
-
-    replica_choice: ReplicaChoice = ReplicaChoice.EARLIEST_FINISH
-    heavy_entry: float = 0.0
-    drop_after_s: float | None = None
-    light_fallback: bool = True
-    dispatch_again: bool = True
-    direct: float | None = None
-    heavy_levels: int = 0
-    reuse: bool = True
-    heavy_steps: int | None = None
-    light: str | None = None
-
-    def __post_init__(self) -> None:
-        if not (math.isfinite(self.heavy_entry) and 0 <= self.heavy_entry <= 1):
-            raise PlanError(f"rules.heavy_entry is {self.heavy_entry}; it must lie in 0…1")
-        if self.drop_after_s is not None and not (math.isfinite(self.drop_after_s) and self.drop_after_s > 0):
-            raise PlanError(f"rules.drop_after_s is {self.drop_after_s}; it must be above 0")
-        if self.direct is not None and not (math.isfinite(self.direct) and 0 <= self.direct <= 1):
-            raise PlanError(f"rules.direct is {self.direct}; it must lie in 0…1")
-        if not (isinstance(self.heavy_levels, int) and self.heavy_levels >= 0):
-            raise PlanError(f"rules.heavy_levels is {self.heavy_levels}; it must be a whole number of at least 0")
-        if self.heavy_steps is not None and not (isinstance(self.heavy_steps, int) and self.heavy_steps >= 1):
-            raise PlanError(f"rules.heavy_steps is {self.heavy_steps}; it must be a whole number of at least 1")
-        if self.light is not None and not (isinstance(self.light, str) and self.light):
-            raise PlanError(f"rules.light is {self.light!r}; it must be the name of a light variant")
-
-    @classmethod
-    def from_dict(cls, fields: Mapping[str, Any]) -> Rules:
-        """Reads what ``dataclasses.asdict`` wrote.
-
-        Raises:
-            PlanError, TypeError, ValueError: a key is unknown, or a value is out of range.
-        """
-        return cls(**{**fields, "replica_choice": ReplicaChoice(fields["replica_choice"])})
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What the whole system does until the next plan; it travels as ``user_config`` and is checked where it arrives.
-
-    Attributes:
-        version: grows with every plan; consumers ignore one that is not newer than theirs.
-        assignments: by rank in the pool. A rank beyond the end takes the last assignment.
-        threshold: a light image with a confidence below it is deferred to the heavy variant, 0…1.
-            0 defers nothing, 1 everything.
-        admitted_rps: requests per second to admit; None admits all.
-    """
-
-    version: int
-    assignments: tuple[Assignment, ...]
-    threshold: float
-    admitted_rps: float | None = None
-    rules: Rules = Rules()
-
-    def __post_init__(self) -> None:
-        if self.version < 0:
-            raise PlanError(f"version is {self.version}; it must be at least 0")
-        if not self.assignments:
-            raise PlanError("assignments is empty; a plan needs at least one replica")
-        for rank, a in enumerate(self.assignments):
-            if a.batch_size < 1:
-                raise PlanError(f"assignments[{rank}].batch_size is {a.batch_size}; it must be at least 1")
-        if not (math.isfinite(self.threshold) and 0 <= self.threshold <= 1):
-            raise PlanError(f"threshold is {self.threshold}; it must lie in 0…1")
-        if self.admitted_rps is not None and not (math.isfinite(self.admitted_rps) and self.admitted_rps >= 0):
-            raise PlanError(f"admitted_rps is {self.admitted_rps}; it must be at least 0")
-
-    @classmethod
-    def split(
-        cls,
-        version: int,
-        light: int,
-        heavy: int,
-        *,
-        light_batch: int,
-        heavy_batch: int,
-        threshold: float,
-        admitted_rps: float | None = None,
-        rules: Rules = Rules(),
-    ) -> Plan:
-        """The plan of a pool with ``light`` replicas in the light role and ``heavy`` in the heavy one."""
-        assignments = (Assignment(Role.LIGHT, light_batch),) * light
-        assignments += (Assignment(Role.HEAVY, heavy_batch),) * heavy
-        return cls(version, assignments, threshold, admitted_rps, rules)
-
-    def assignment(self, rank: int) -> Assignment:
-        """What the replica of this rank does."""
-        return self.assignments[min(rank, len(self.assignments) - 1)]
-
-    def count(self, role: Role) -> int:
-        return sum(a.role is role for a in self.assignments)
-
-    def defers(self, confidence: float | None) -> bool:
-        """Whether a light image of this confidence goes on to the heavy variant; None counts as 0."""
-        return self.threshold >= 1 or (confidence or 0.0) < self.threshold
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready; :meth:`from_dict` reads it back."""
-        return {
-            "version": self.version,
-            "assignments": [[a.role.value, a.batch_size] for a in self.assignments],
-            "threshold": self.threshold,
-            "admitted_rps": self.admitted_rps,
-            "rules": asdict(self.rules),
-        }
-
-    @classmethod
-    def from_dict(cls, fields: Mapping[str, Any]) -> Plan:
+    def from_dict(cls, given: Mapping[str, Any]) -> ImageResult:
         """Reads what :meth:`to_dict` wrote.
 
         Raises:
-            PlanError: a key is missing or unknown, or a value is out of range; the message names it.
+            TypeError: a field is unknown or missing.
         """
-        unknown = set(fields) - {"version", "assignments", "threshold", "admitted_rps", "rules"}
-        if unknown:
-            raise PlanError(f"unknown keys {sorted(unknown)}")
-        try:
-            assignments = tuple(Assignment(Role(r), int(b)) for r, b in fields["assignments"])
-            rps = fields.get("admitted_rps")
-            return cls(
-                version=int(fields["version"]),
-                assignments=assignments,
-                threshold=float(fields["threshold"]),
-                admitted_rps=None if rps is None else float(rps),
-                rules=Rules.from_dict(fields["rules"]) if "rules" in fields else Rules(),
-            )
-        except KeyError as error:
-            raise PlanError(f"the key {error} is missing") from None
-        except (TypeError, ValueError) as error:
-            raise PlanError(str(error)) from None
+        return cls(**given)
+
+
+@dataclass(frozen=True, slots=True)
+class CacheLookup:
+    """What the approximate cache has for a request.
+
+    Attributes:
+        partition: where states of this request belong; "" without a cache.
+        similarity: cosine to the nearest cached prompt; None where none was looked for.
+        entry: id of the cached prompt that ``resume`` or ``stored`` belong to.
+        resume: the state that the cache's selector chose; None is a miss.
+        stored: (K, key) of every stored state of the nearest prompt, ascending, whatever the selector says; for
+            policies that choose K themselves.
+        capture: whether the states of a run from noise are worth keeping.
+        prompt_class: predicted for the prompt (``weir/prompt_levels.py``), from 0, the hardest; None without a
+            classifier.
+    """
+
+    partition: str = ""
+    similarity: float | None = None
+    entry: str | None = None
+    resume: Resume | None = None
+    stored: tuple[tuple[int, str], ...] = ()
+    capture: bool = False
+    prompt_class: int | None = None
+
+    def steps_left(self, steps: int) -> int:
+        """Steps that run, of a run that has ``steps`` from noise."""
+        return steps if self.resume is None else (steps - self.resume.step) // self.resume.stride
+
+    def at(self, k: int) -> Resume | None:
+        """The nearest prompt's stored state at K, or at the largest step below it; None where there is none."""
+        found = [it for it in self.stored if 0 < it[0] <= k]
+        return Resume(key=found[-1][1], step=found[-1][0]) if found else None
+
+    def saved(self, steps: int) -> float:
+        """Share of the steps that the resume saves, 0…1."""
+        return (steps - self.steps_left(steps)) / steps
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for the wire; :meth:`from_dict` reads it back."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, given: Mapping[str, Any]) -> CacheLookup:
+        """Reads what :meth:`to_dict` wrote.
+
+        Raises:
+            TypeError: a field is unknown or missing.
+        """
+        resume = given.get("resume")
+        return cls(
+            **{**given, "resume": None if resume is None else Resume(**resume), "stored": tuple(given["stored"])}
+        )
+
+
+#: No cache was asked.
+NO_LOOKUP = CacheLookup()
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,25 +1,25 @@
-"""Every failure and the one HTTP status it maps to.
+"""Every failure and its HTTP status.
 
 WeirError
-├── InvalidRequest      400  a field of a request is wrong (``param`` names it)
+├── InvalidRequest      400  a field of a request is invalid (``param`` names it)
 │   ├── UnknownModel    404
-│   ├── NotFound        404  there is no such thing, or none of this caller's, or no more
-│   └── KeyReused       422  an idempotency key came again with another request
-├── Unauthorized        401  no key, or none that is known
-├── Cancelled           409  somebody cancelled the request while it was drawn
+│   ├── NotFound        404  the resource does not exist, has expired, or belongs to another client
+│   └── KeyReused       422  an idempotency key was used before with another request
+├── Unauthorized        401  the API key is missing or unknown
+├── Cancelled           409  a client cancelled the request before its image was ready
 ├── BodyTooLarge        413
-├── BodyTooSlow         408  the body was not there in time
-├── RateLimited         429  the caller asks for more than its key allows; carries ``retry_after_s``
-├── Overloaded          503  the system has too much to do; refused at admission, carries ``retry_after_s``
-├── GenerationFailed    500  a worker could not draw this image
-│   └── NotFinite                the model's numbers ran out of range
-├── NotReady            503  no replica can serve yet; carries ``retry_after_s``
-│   └── RoleChanged         (internal) the replica gave up the role; dispatch the request again
-├── DeadlineExceeded    504  no image at all by the deadline
-├── ConfigError         (at start) a configuration, family, profile or trace is wrong
-├── ServiceError        (on the command line) a service cannot be started, or there is none to stop
-├── StateRefused        (internal) a stored latent does not fit; the request runs without it
-└── PlanError           (internal) a plan is refused; the last good one stays
+├── BodyTooSlow         408  the body did not arrive in time
+├── RateLimited         429  the client exceeds the limits of its key; has ``retry_after_s``
+├── Overloaded          503  the load is too high; refused at admission, has ``retry_after_s``
+├── GenerationFailed    500  a worker could not generate this image
+│   └── NotFinite                the model's output is not finite
+├── NotReady            503  no replica can serve yet; has ``retry_after_s``
+│   └── RoleChanged         (internal) the replica changed its role; the request is dispatched again
+├── DeadlineExceeded    504  no image was ready by the deadline
+├── ConfigError         (at start) a configuration, family, profile or trace is invalid
+├── ServiceError        (on the command line) a service cannot be started, or none is up
+├── StateRefused        (internal) a stored state does not match; the request runs without it
+└── PlanError           (internal) a plan is refused; the current one stays
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from typing import Any
 
 
 class WeirError(Exception):
-    """Base of all. ``code`` is stable and machine-readable; the message names the input and the remedy."""
+    """Base of all failures. ``code`` is stable and machine-readable; the message names the input and the remedy."""
 
     status = 500
     kind = "server_error"
@@ -41,7 +41,7 @@ class WeirError(Exception):
         self.retry_after_s = retry_after_s
 
     def to_dict(self) -> dict[str, Any]:
-        """The body of the answer, in OpenAI's error shape."""
+        """The body of the response, in the format of OpenAI's errors."""
         return {"error": {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}}
 
 

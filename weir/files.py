@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all; whether one can be written is known before the work that it is to hold."""
+"""Atomic writes: a file is replaced completely or not at all. Checks that can be made before the work."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from weir.errors import ConfigError
 
 
 def check_place(path: Path) -> None:
-    """Call it before the work: whether a file can be written there. What lies there stays as it is.
+    """Checks that a file can be written at ``path``, without changing an existing one. Call it before the work.
 
     Raises:
-        ConfigError: it cannot; names the path.
+        ConfigError: the file cannot be written; the message names the path.
     """
     if path.is_dir():
         raise ConfigError(f"{path}: is a folder; name a file")
     if path.exists() and not path.is_file():
-        raise ConfigError(f"{path}: is no regular file; name another")
+        raise ConfigError(f"{path}: is not a regular file; name another")
     if not path.parent.is_dir():
-        raise ConfigError(f"{path}: there is no folder {path.parent}; make it first")
+        raise ConfigError(f"{path}: there is no folder {path.parent}; create it first")
     draft = _draft(path)
     try:
         draft.touch()
@@ -31,10 +31,10 @@ def check_place(path: Path) -> None:
 
 
 def make_folder(folder: Path) -> None:
-    """Call it before the work: makes a folder where there is none, and knows whether files can be written in it.
+    """Creates a folder if it is missing, and checks that files can be written in it. Call it before the work.
 
     Raises:
-        ConfigError: they cannot; names the folder.
+        ConfigError: no file can be written; the message names the folder.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -42,22 +42,22 @@ def make_folder(folder: Path) -> None:
         draft.touch()
         draft.unlink()
     except OSError as error:
-        raise ConfigError(f"{folder}: no folder that can be written in: {error.strerror}; name another") from None
+        raise ConfigError(f"{folder}: cannot write in this folder: {error.strerror}; name another") from None
 
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
-    """A draft beside the file, to be written by the block; it takes the file's place when the block has ended well.
+    """Context manager that yields the path of a draft, which replaces the file when the block ends without an error.
 
     Raises:
-        ConfigError: it cannot be written, and nothing of it is left.
+        ConfigError: the file cannot be written; the draft is removed.
     """
     check_place(path)
     draft = _draft(path)
     try:
         yield draft
         draft.replace(path)
-    except OSError as error:  # NumPy's have no strerror
+    except OSError as error:  # NumPy's errors have no strerror
         raise ConfigError(f"{path}: cannot be written: {error.strerror or error}") from None
     finally:
         with suppress(OSError):

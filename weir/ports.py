@@ -1,4 +1,4 @@
-"""Ports that are chosen now and taken later, by a process that is still to be started."""
+"""Chooses ports for processes that are started later."""
 
 from __future__ import annotations
 
@@ -6,23 +6,23 @@ import random
 import socket
 from pathlib import Path
 
-#: From here on: below lie the ports of well-known services, Ray's own and those of its workers.
+#: Lowest port to choose; below are the ports of well-known services, of Ray and of its workers.
 _FIRST = 20_000
 _RANGE = Path("/proc/sys/net/ipv4/ip_local_port_range")
-#: Where the kernel does not say (RFC 6335).
+#: First ephemeral port where the kernel does not report it (RFC 6335).
 _EPHEMERAL = 49_152
 _TRIES = 100
 
 
 def free_port(host: str = "127.0.0.1") -> int:
-    """A port of ``host`` that nobody listens on, and that no outgoing connection will have.
+    """A port of ``host`` on which no process listens, and which no outgoing connection will get.
 
-    The kernel gives every connection a port of its ephemeral range. One from there, as binding to port 0 gives, may be
-    somebody's by the time that a starting cluster, with its hundreds of connections, gets to listen on it. This is one
-    from below that range, at random, so that two who choose at once seldom choose the same.
+    The kernel gives every outgoing connection a port of the ephemeral range. Binding to port 0 returns a port of this
+    range, too, which a connection may have taken before the process of a starting cluster listens on it. The returned
+    port is therefore a random one below that range; it is random so that concurrent calls rarely choose the same.
 
     Raises:
-        OSError: ``host`` is no address of this machine.
+        OSError: ``host`` is not an address of this machine.
     """
     try:
         ephemeral = int(_RANGE.read_text().split()[0])
@@ -43,10 +43,10 @@ def free_port(host: str = "127.0.0.1") -> int:
 
 
 def listenable(host: str, port: int) -> int:
-    """The port if nobody listens on it; a free one for 0.
+    """The port, if no process listens on it; a free port for 0.
 
     Raises:
-        OSError: somebody does.
+        OSError: another process listens on the port.
     """
     if port == 0:
         return free_port(host)

@@ -1,8 +1,8 @@
-"""Predicted levels: from a prompt's embedding to the strongest approximation that its image is likely to stand.
+"""Level heads: predict from a prompt's embedding the fastest approximation level that keeps its image's quality.
 
-AccuScale/Argus' classifier (Agarwal et al., Middleware 2025) was not published; ours is one direction in the space of
-the encoder, and cuts along it. ``training/level_head.py`` fits it.
-Level 0 is the hardest: only the whole heavy run keeps the quality. The file is safetensors and knows its encoder.
+The classifier of AccuScale/Argus (Agarwal et al., Middleware 2025) was not published. This one is a direction in the
+space of the encoder, with cuts along it; ``training/level_head.py`` fits it. Level 0 has the hardest prompts, whose
+quality only the whole heavy run keeps. The file is safetensors and names its encoder.
 """
 
 from __future__ import annotations
@@ -28,10 +28,13 @@ _FORMAT = "1"
 
 
 class LevelRecord(BaseModel):
-    """What was measured of the prompts of one predicted level, each predicted by a head that had not seen it.
+    """Measurements of the prompts of one predicted level, each predicted by a head that was fitted without it.
 
-    ``share`` of all prompts; ``confidences`` of the discriminator in their light images; ``quality`` of their mix at
-    equal steps of its light share, from all heavy to all light, the most confident ones light first.
+    Attributes:
+        share: of all prompts.
+        confidences: of the discriminator in their light images.
+        quality: of their mix at equal steps of its light share, from all heavy to all light, where the most confident
+            images become light first.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -48,12 +51,16 @@ class LevelRecord(BaseModel):
 
 
 class LevelAbout(BaseModel):
-    """What a head was fitted on, and how good it is.
+    """The training data of a head, and the accuracy of its predictions.
 
-    ``rungs``: of the ladder, from the best to the fastest, by name; ``alpha``: share of the best rung's quality that a
-    level keeps; ``prompts``: how many it was fitted on; ``records``: by level, from level 0; ``quality``: of all
-    prompts' mix, as in a record; ``accuracy`` and ``mean_level_error``: of predicted levels, on prompts that were held
-    out; ``confusion``: prompts by true level (rows) and predicted level.
+    Attributes:
+        rungs: names of the ladder's rungs, from the best to the fastest.
+        alpha: share of the best rung's quality that a level keeps.
+        prompts: number of prompts that the head was fitted on.
+        records: by level, from level 0.
+        quality: of the mix of all prompts, as in a record.
+        accuracy, mean_level_error: of predicted levels, on held-out prompts.
+        confusion: numbers of prompts by true level (rows) and predicted level (columns).
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -77,11 +84,11 @@ class LevelAbout(BaseModel):
 
 
 class LevelHead:
-    """level(x) = the number of cuts below w · x.
+    """Predicts levels: level(x) is the number of cuts below w · x.
 
     Args:
         weights: w, float [D].
-        cuts: ascending, [levels − 1].
+        cuts: in ascending order, [levels − 1].
     """
 
     def __init__(self, weights: np.ndarray, cuts: np.ndarray, about: LevelAbout):
@@ -95,14 +102,14 @@ class LevelHead:
 
     @property
     def version(self) -> str:
-        """Changes with what the head predicts and with what is recorded of it."""
+        """A hash of the weights, the cuts and the records."""
         digest = hashlib.blake2b(digest_size=6)
         for part in (self._weights.tobytes(), self._cuts.tobytes(), self.about.model_dump_json().encode()):
             digest.update(part)
         return digest.hexdigest()
 
     def scores(self, vectors: np.ndarray) -> np.ndarray:
-        """w · x; the larger, the stronger an approximation the prompt stands; [B]."""
+        """w · x, [B]; the larger the score, the faster the level that the prompt tolerates."""
         return np.asarray(np.atleast_2d(vectors) @ self._weights)
 
     def levels(self, vectors: np.ndarray) -> np.ndarray:
@@ -110,18 +117,18 @@ class LevelHead:
         return np.searchsorted(self._cuts, self.scores(vectors), side="left")
 
     def level(self, vector: np.ndarray) -> int | None:
-        """The predicted level of one prompt; None where the vector says nothing (it is no unit vector of finite
-        numbers), and the request then goes the way of all requests."""
+        """The predicted level of one prompt; None if the vector has the wrong length or is not finite. A request
+        without a level is treated like any other."""
         vector = np.asarray(vector, np.float32).ravel()
         if len(vector) != len(self._weights) or not np.isfinite(vector).all():
             return None
         return int(self.levels(vector)[0])
 
     def save(self, path: Path) -> None:
-        """Writes the file whole or not at all, and makes its folder where there is none.
+        """Writes the head to a file atomically, and creates the folder if it is missing.
 
         Raises:
-            ConfigError: it cannot be written.
+            ConfigError: the file cannot be written.
         """
         make_folder(path.parent)
         about = {"format": _FORMAT, "about": self.about.model_dump_json()}
@@ -129,11 +136,11 @@ class LevelHead:
             draft.write_bytes(save({"weights": self._weights, "cuts": self._cuts}, metadata=about))
 
     def publish(self, path: Path) -> None:
-        """Takes the place of the head at ``path`` in one step. Both lie beside it under their versions as well, so that
-        a copy brings the old one back.
+        """Replaces the head at ``path`` atomically. Copies of both heads are stored beside it under their versions, so
+        that the old one can be restored.
 
         Raises:
-            ConfigError: what lies there is no level head, or the folder cannot be written.
+            ConfigError: the existing file is not a level head, or the folder cannot be written.
         """
         if path.exists():
             shutil.copy2(path, _versioned(path, LevelHead.load(path).version))
@@ -145,11 +152,12 @@ class LevelHead:
         """Reads what :meth:`save` wrote.
 
         Args:
-            encoder: version of the encoder whose vectors it will see; None: any.
-            steps: of the heavy variant that it will be used for; None: any.
+            encoder: version of the encoder that the head is used with; None skips the check.
+            steps: of the heavy variant that the head is used for; None skips the check.
 
         Raises:
-            ConfigError: it is missing, no level head, or of another encoder or ladder; the message says the remedy.
+            ConfigError: the file is missing, is not a level head, or has another encoder or ladder; the message names
+                the remedy.
         """
         remedy = "fit it again with `weir levels fit`"
         if not path.is_file():
@@ -179,13 +187,13 @@ class LevelHead:
 
 
 class WatchedHead:
-    """The head of a file, read again when another one has taken its place.
+    """The head of a file, which is read again when the file is replaced.
 
     Args:
-        encoder, steps: as :meth:`LevelHead.load`.
+        encoder, steps: as for :meth:`LevelHead.load`.
 
     Raises:
-        ConfigError: as :meth:`LevelHead.load`.
+        ConfigError: as for :meth:`LevelHead.load`.
     """
 
     def __init__(self, path: Path, *, encoder: str | None = None, steps: int | None = None):
@@ -195,7 +203,7 @@ class WatchedHead:
         self.head = self._load()
 
     def renewed(self) -> bool:
-        """Whether :attr:`head` is another one than at the last call. A file that turns bad changes nothing."""
+        """Whether :attr:`head` has changed since the last call. An invalid file changes nothing."""
         stamp = _stamp(self.path)
         if stamp == self._stamp:
             return False
@@ -217,7 +225,7 @@ def _versioned(path: Path, version: str) -> Path:
 
 
 def _stamp(path: Path) -> tuple[int, int] | None:
-    """Changes when the file does; None without one."""
+    """Identifies the content of a file by its time and inode; None without a file."""
     try:
         found = path.stat()
     except OSError:

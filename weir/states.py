@@ -1,4 +1,4 @@
-"""Denoising states: what a worker keeps of a run so that a later request can go on from there, and where it is kept."""
+"""Denoising states, from which later requests resume, and the interface of their store."""
 
 from __future__ import annotations
 
@@ -13,29 +13,40 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-#: Of a full run, the steps whose entering states are kept (NIRVANA keeps them at 5, 10, 15, 20 and 25 of 50).
+#: Version of the layout of stored states and records. It is part of their keys and of every tagged value, and grows
+#: with every change; values of another version are refused.
+FORMAT = 1
+#: Prefix of the keys of this version.
+PREFIX = f"weir:{FORMAT}:"
+#: Shares of a whole run at whose steps states are captured (NIRVANA: steps 5, 10, 15, 20 and 25 of 50).
 CAPTURE_SHARES = (0.1, 0.2, 0.3, 0.4, 0.5)
 
 
 def capture_steps(steps: int) -> tuple[int, ...]:
-    """The steps of a run of ``steps`` that are captured: the same shares of every run, ascending, none of them 0."""
+    """The captured steps of a run of ``steps`` steps, in ascending order and without 0."""
     return tuple(sorted({round(share * steps) for share in CAPTURE_SHARES} - {0}))
 
 
-def state_key(request_id: str, step: int) -> str:
-    """The name of a captured state: request ids are unique, so no two states share one."""
-    return f"{request_id}:{step}"
+def state_key(partition: str, entry: str, step: int) -> str:
+    """The key of a captured state.
+
+    Args:
+        partition: of the request whose run produced the state (:attr:`weir.core.ImageRequest.capture`).
+        entry: id of that request. Ids are unique, so no two states share a key.
+        step: K, the step that the state enters.
+    """
+    return f"{PREFIX}{partition}:{entry}:{step}"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class State:
-    """The latent that enters one step of a run, and what a run has to be like to go on from it.
+    """The latent that enters a step of a run, and the properties that a resuming run must share.
 
     Attributes:
         latent: float16 [C, H/f, W/f], on the host.
         step: 0…``steps``; ``steps`` is the finished latent.
         sampler: solver, noise schedule and prediction type (:attr:`workers.engine.samplers.Sampler.id`).
-        model: variant and revision that made it.
+        model: variant and revision that produced it.
     """
 
     latent: npt.NDArray[np.float16]
@@ -45,7 +56,7 @@ class State:
     model: str
 
     def to_bytes(self) -> bytes:
-        """Safetensors with the other fields as metadata: no pickle, ever."""
+        """Serializes the state as safetensors, with the other fields as metadata."""
         from safetensors.numpy import save
 
         fields = {"step": str(self.step), "steps": str(self.steps), "sampler": self.sampler, "model": self.model}
@@ -56,7 +67,7 @@ class State:
         """Reads what :meth:`to_bytes` wrote.
 
         Raises:
-            StateRefused: the bytes are damaged or not a state.
+            StateRefused: the bytes are damaged, or are not a state.
         """
         import json
 
@@ -72,19 +83,19 @@ class State:
 
 
 class StateStore(Protocol):
-    """Where states are kept. Workers call it from threads, several at a time, and survive whatever it raises.
+    """Stores states. Workers call it from several threads at a time, and tolerate all exceptions.
 
-    An implementation has time limits of its own; a worker waits for :meth:`get` no longer than 20 ms.
+    An implementation has time limits of its own; a worker waits at most 20 ms for :meth:`get`.
     """
 
     def get(self, key: str) -> State | None:
-        """The state, or None when it is not there (any more)."""
+        """The state, or None when the store does not have it."""
         ...
 
     def put(self, request: ImageRequest, states: Sequence[State]) -> None:
-        """Keeps the states of one finished request, each under ``state_key(request.id, state.step)``."""
+        """Stores the states of a finished request, each under its :func:`state_key`; none without a partition."""
         ...
 
     def show(self) -> None:
-        """Tells the metrics how the store is; called every second, asks nothing and waits for nothing."""
+        """Records the metrics of the store. It is called every second and must not block."""
         ...

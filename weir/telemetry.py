@@ -1,6 +1,6 @@
-"""Where figures go: to Ray in the processes of a cluster, to ``prometheus_client`` elsewhere, or nowhere.
+"""Recorders of metrics: through Ray in the processes of a cluster, through ``prometheus_client`` elsewhere, or none.
 
-Who measures takes a :class:`Metrics`, so that only the edge of a process knows which it is.
+Code that records metrics takes a :class:`Metrics`, so that only the entry point of a process chooses the recorder.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ if TYPE_CHECKING:
 
 
 class Metrics(Protocol):
-    """Where figures go."""
+    """Records the values of metrics."""
 
     def set(self, metric: Metric, value: float, **labels: str) -> None:
-        """The gauge now has this value."""
+        """Sets a gauge."""
 
     def add(self, metric: Metric, value: float = 1.0, **labels: str) -> None:
-        """The counter grows by so much."""
+        """Increases a counter by ``value``."""
 
     def observe(self, metric: Metric, value: float, **labels: str) -> None:
-        """The histogram takes one more value in."""
+        """Adds an observation to a histogram."""
 
 
 class NoMetrics:
-    """Nobody looks."""
+    """Discards all values."""
 
     def set(self, metric: Metric, value: float, **labels: str) -> None: ...
 
@@ -40,7 +40,7 @@ class NoMetrics:
 
 
 class RayMetrics:
-    """Through Ray: any process of a cluster can use it, and the agent of its node answers for it."""
+    """Records through Ray, in any process of a cluster; the agent of its node exports the values."""
 
     def __init__(self) -> None:
         self._made: dict[str, Any] = {}
@@ -58,7 +58,7 @@ class RayMetrics:
     def _of(self, metric: Metric) -> Any:
         made = self._made.get(metric.name)
         if made is None:
-            from ray.util import metrics  # only a process of a cluster pays for it
+            from ray.util import metrics  # imported late, because only processes of a cluster need it
 
             keys = tuple(label.name for label in metric.labels)
             if metric.kind == "histogram":
@@ -71,7 +71,7 @@ class RayMetrics:
 
 
 class PrometheusMetrics:
-    """Through ``prometheus_client``, for processes outside of a cluster."""
+    """Records through ``prometheus_client``, in processes outside of a cluster."""
 
     def __init__(self, registry: CollectorRegistry):
         self._registry = registry
@@ -102,10 +102,13 @@ class PrometheusMetrics:
 
 
 def exposed(port: int, console: Console) -> PrometheusMetrics:
-    """A sink that Prometheus can scrape at a port of the loopback interface, until the process ends; 0: a free one.
+    """Starts a recorder that Prometheus can scrape at a port of the loopback interface until the process ends.
+
+    Args:
+        port: 0 picks a free one.
 
     Raises:
-        ServiceError: something else listens there.
+        ServiceError: another process listens on the port.
     """
     from prometheus_client import CollectorRegistry, start_http_server
 
@@ -113,30 +116,35 @@ def exposed(port: int, console: Console) -> PrometheusMetrics:
     try:
         server, _ = start_http_server(port, addr="127.0.0.1", registry=registry)
     except OSError as error:
-        raise ServiceError(f"cannot show metrics on 127.0.0.1:{port}: {error.strerror}; choose another port") from None
+        raise ServiceError(
+            f"cannot export metrics on 127.0.0.1:{port}: {error.strerror}; choose another port"
+        ) from None
     console.print(f"metrics at http://127.0.0.1:{server.server_port}/metrics", highlight=False)
     return PrometheusMetrics(registry)
 
 
 class Growth:
-    """Tells counters what running counts have grown by since it last looked: one call a second in place of one a
-    request. Counts that went back are those of a new life and count whole."""
+    """Records counters from cumulative counts: adds the growth since the last call.
+
+    So counters are recorded once a second and not once a request. A count that has decreased was restarted from 0, and
+    is added completely.
+    """
 
     def __init__(self, metrics: Metrics):
         self._metrics = metrics
-        self._told: dict[tuple[str, str], float] = {}
+        self._recorded: dict[tuple[str, str], float] = {}
 
     def count(self, metric: Metric, value: float) -> None:
-        """A counter without labels stands at ``value``."""
+        """Records that the count of a metric without labels is now ``value``."""
         self._metrics.add(metric, self._since(metric, "", value))
 
     def counts(self, metric: Metric, values: Mapping[str, float]) -> None:
-        """A counter with one label stands at ``values``."""
+        """Records that the counts of a metric with one label are now ``values``."""
         (label,) = metric.labels
         for key, value in values.items():
             self._metrics.add(metric, self._since(metric, key, value), **{label.name: key})
 
     def _since(self, metric: Metric, key: str, value: float) -> float:
-        before = self._told.get((metric.name, key), 0.0)
-        self._told[metric.name, key] = value
+        before = self._recorded.get((metric.name, key), 0.0)
+        self._recorded[metric.name, key] = value
         return value - before if value >= before else value

@@ -10,11 +10,11 @@ from collections.abc import Hashable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 
-from weir.core import ImageRequest, Role
+from weir.core import ImageRequest
 from weir.errors import StateRefused, WeirError
 from weir.profiles import Profile
 from weir.states import State, capture_steps
-from workers.engine.engine import DenoiseJob, EngineOutput, run_to_end
+from workers.engine.engine import DenoiseJob, EngineOutput, run_to_end, wants_judge
 from workers.engine.scheduling import Recipe
 
 #: Below this a sleep costs more than it waits for.
@@ -38,8 +38,9 @@ class EmulatedEngine:
     measured whole batches (published ones do) is emulated as it was measured: a batch is one call as long as all its
     steps, of images that have the same steps to go, and nobody joins it on the way.
 
-    A light image's confidence is one of the profile's measured ones, picked by a hash of prompt and seed: the same
-    request always gets the same, and many requests follow the measured distribution.
+    An image's confidence is one of the profile's measured ones of its variant, picked by a hash of prompt and seed: the
+    same request always gets the same, and many requests follow the measured distribution. What one request gets of
+    several variants belongs together, for they were measured with the same prompts.
     """
 
     emulated = True
@@ -47,37 +48,40 @@ class EmulatedEngine:
     def __init__(self, profile: Profile):
         self.profile = profile
         self.beat = time.monotonic()
-        self._images = {Role.LIGHT: _placeholder(214), Role.HEAVY: _placeholder(96)}
+        shades = [round(214 - i * (214 - 96) / (len(profile.keys) - 1)) for i in range(len(profile.keys))]
+        self._images = {key: _placeholder(shade) for key, shade in zip(profile.keys, shades, strict=True)}
 
     def generate(
-        self, role: Role, requests: Sequence[ImageRequest], starts: Sequence[State | None] = ()
+        self, variant: str, requests: Sequence[ImageRequest], starts: Sequence[State | None] = ()
     ) -> list[EngineOutput]:
         states = starts or [None] * len(requests)
-        return run_to_end(self, [self._order(role, r, s) for r, s in zip(requests, states, strict=True)])
+        return run_to_end(self, [self._order(variant, r, s) for r, s in zip(requests, states, strict=True)])
 
-    def _order(self, role: Role, request: ImageRequest, state: State | None) -> DenoiseJob:
-        steps = (request.steps if role is Role.HEAVY else None) or self.profile.variant(role).steps
-        return DenoiseJob(Recipe(role, request.width, request.height, steps, request.guidance or 0.0), request, state)
+    def _order(self, variant: str, request: ImageRequest, state: State | None) -> DenoiseJob:
+        steps = request.overrides.steps or self.profile.variant(variant).steps
+        guidance = request.overrides.guidance or 0.0
+        return DenoiseJob(Recipe(variant, request.width, request.height, steps, guidance), request, state, role=variant)
 
     def call_of(self, order: DenoiseJob) -> Hashable:
         recipe = order.recipe
-        if self.profile.variant(recipe.role).stepwise:
-            return recipe.role, recipe.width, recipe.height
+        if self.profile.variant(recipe.variant).stepwise:
+            return recipe.variant, recipe.width, recipe.height
         return recipe, order.first
 
     def check(self, order: DenoiseJob) -> None:
-        start, name = order.start, self.profile.variant(order.recipe.role).name
+        start, name = order.start, self.profile.variant(order.recipe.variant).name
         if start is None or order.warm:
             return
+        assert order.request.resume is not None
         given, expected = (
             (start.model, start.step, start.steps),
-            (name, order.request.resume_step, order.recipe.steps * order.stride),
+            (name, order.request.resume.step, order.recipe.steps * order.stride),
         )
         if given != expected:
             raise StateRefused(f"the latent's model, step and number of steps are {given}; this run needs {expected}")
 
     def begin(self, orders: Sequence[DenoiseJob]) -> list[_Sample | WeirError]:
-        if (fixed := self.profile.variant(orders[0].recipe.role).fixed) is not None:
+        if (fixed := self.profile.variant(orders[0].recipe.variant).fixed) is not None:
             self._sleep(fixed.text_s * len(orders))
         begun: list[_Sample | WeirError] = []
         for order in orders:
@@ -90,7 +94,7 @@ class EmulatedEngine:
 
     def step(self, samples: Sequence[_Sample]) -> list[WeirError | None]:
         recipe = samples[0].order.recipe
-        variant = self.profile.variant(recipe.role)
+        variant = self.profile.variant(recipe.variant)
         if variant.stepwise:
             self._sleep(variant.step_seconds.at(len(samples)))
             for sample in samples:
@@ -103,7 +107,7 @@ class EmulatedEngine:
         return [None] * len(samples)
 
     def finish(self, samples: Sequence[_Sample]) -> list[Future[EngineOutput]]:
-        if (fixed := self.profile.variant(samples[0].order.recipe.role).fixed) is not None:
+        if (fixed := self.profile.variant(samples[0].order.recipe.variant).fixed) is not None:
             self._sleep((fixed.decode_s + fixed.discriminator_s) * len(samples))
         answers: list[Future[EngineOutput]] = []
         for sample in samples:
@@ -113,10 +117,11 @@ class EmulatedEngine:
 
     def _drawn(self, order: DenoiseJob) -> EngineOutput:
         recipe, request = order.recipe, order.request
-        keeps = capture_steps(recipe.steps) if request.capture and order.stride == 1 else ()
+        keeps = capture_steps(recipe.steps) if request.capture is not None and order.stride == 1 else ()
+        judged = recipe.variant != self.profile.keys[-1] or wants_judge(request)
         return EngineOutput(
-            self._images[recipe.role],
-            self.confidence(request) if recipe.role is Role.LIGHT or request.accept else None,
+            self._images[recipe.variant],
+            self.confidence(request, recipe.variant) if judged else None,
             recipe.steps - order.first,
             first=order.first * order.stride,
             states=tuple(self._state(order, k) for k in keeps if k > order.first),
@@ -128,20 +133,25 @@ class EmulatedEngine:
         import numpy as np
 
         shape = (_CHANNELS, order.recipe.height // _FACTOR, order.recipe.width // _FACTOR)
-        name = self.profile.variant(order.recipe.role).name
+        name = self.profile.variant(order.recipe.variant).name
         return State(np.zeros(shape, np.float16), step, order.recipe.steps, "emulated", name)
 
-    def confidence(self, request: ImageRequest) -> float:
-        """0…1; uniform when the profile measured none."""
-        digest = hashlib.blake2b(f"{request.seed}\n{request.prompt}".encode(), digest_size=6).digest()
+    def confidence(self, request: ImageRequest, variant: str) -> float:
+        """0…1. A last variant without measured confidences has the first one's, of other prompts; uniform where nothing
+        was measured."""
+        own = self.profile.variant(variant).confidences
+        measured = own or self.profile.confidences
+        picked = f"{request.seed}\n{request.prompt}" + (
+            "" if own or variant == self.profile.keys[0] else f"\n{variant}"
+        )
+        digest = hashlib.blake2b(picked.encode(), digest_size=6).digest()
         share = int.from_bytes(digest) / 2**48
-        measured = self.profile.confidences
         return measured[int(share * len(measured))] if measured else share
 
     def preview(self, sample: _Sample) -> bytes | None:
-        return self._images[sample.order.recipe.role]
+        return self._images[sample.order.recipe.variant]
 
-    def warm_up(self, batch_size: int, roles: Sequence[Role] = tuple(Role)) -> None:
+    def warm_up(self, batch_size: int, variants: Sequence[str] = ()) -> None:
         pass
 
     def probe(self) -> None:

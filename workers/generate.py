@@ -1,52 +1,78 @@
-"""One prompt to one picture, in this process and without a cluster: what ``weir generate`` does."""
+"""One prompt to one image, in this process and without a cluster: what ``weir generate`` does."""
 
 from __future__ import annotations
 
 import time
 import uuid
+from collections import defaultdict
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+from weir.cascade import (
+    Action,
+    Admitted,
+    Answer,
+    Cancelled,
+    CascadeSettings,
+    Event,
+    Fail,
+    ImageReady,
+    ImageTask,
+    LookUp,
+    LookupAnswered,
+    Progress,
+    Reason,
+    Run,
+    RunFailed,
+    TellCache,
+    advance,
+)
 from weir.config import FamilyConfig
-from weir.core import ImageRequest, Path, Plan, Role
+from weir.core import CacheLookup, ImageRequest, Overrides
 from weir.errors import GenerationFailed, StateRefused
+from weir.plan import Assignment, Plan
 from weir.states import State
 from workers.engine.engine import Engine, EngineOutput, order_for, recipe
 
+#: Of an image that nobody waits for with a clock, seconds.
+_NO_DEADLINE_S = 1e9
+#: The one replica that there is.
+_HERE = "here"
+
 
 class Cache(Protocol):
-    """Earlier heavy runs to go on from (:class:`cache.local.LocalCache`)."""
+    """Earlier runs to resume from (:class:`cache.local.LocalCache`, where the methods are described)."""
 
-    def find(self, request: ImageRequest) -> tuple[ImageRequest, State | None]:
-        """The request for the heavy variant, and the state that it resumes from."""
-        ...
+    def lookup(self, request: ImageRequest) -> CacheLookup: ...
 
-    def finished(self, request: ImageRequest, run: EngineOutput | None, sought: bool, refused: bool) -> None:
-        """Follows every :meth:`find`, with the last heavy run if there was one; ``sought``: it should have resumed;
-        ``refused``: the state does not fit the weights that are here."""
-        ...
+    def state(self, key: str) -> State | None: ...
+
+    def finished(
+        self, request: ImageRequest, run: EngineOutput | None, sought: int = 0, refused: bool = False
+    ) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
 class Generated:
-    """A picture and the way it went.
+    """An image and how it came about.
 
     Attributes:
         image: PNG.
-        confidence: of the light image; None when none was drawn or the family has no discriminator.
-        steps: of the variant that drew ``image``.
-        light_s, heavy_s: seconds each variant took; 0 when it did not run.
-        resumed_at: the first step that ran; above 0 when an earlier run's state was gone on from.
+        path: as :class:`weir.cascade.Answer` has it.
+        model: name of the variant that generated ``image``.
+        steps: that ran for it.
+        confidences: of the discriminators in the images of the chain, by variant.
+        seconds: that each variant took, by variant; those that did not run are missing.
+        resumed_at: the first step that ran; above 0 when it resumed from an earlier run's state.
     """
 
     image: bytes
-    path: Path
+    path: str
     model: str
     seed: int
     steps: int
-    confidence: float | None
-    light_s: float
-    heavy_s: float
+    confidences: dict[str, float]
+    seconds: dict[str, float]
     resumed_at: int = 0
 
 
@@ -56,7 +82,7 @@ def generate(
     *,
     seed: int,
     threshold: float = 0.5,
-    role: Role | None = None,
+    variant: str | None = None,
     size: int | None = None,
     negative_prompt: str = "",
     steps: int | None = None,
@@ -65,97 +91,150 @@ def generate(
     threads: int | None = None,
     cache: Cache | None = None,
 ) -> Generated:
-    """The cascade for one prompt: light image, confidence, threshold, heavy image. Seed and parameters fix the picture.
+    """The cascade of :mod:`weir.cascade` for one prompt. Seed and parameters fix the image.
 
-    With a cache, a prompt that resembles an earlier one goes to the heavy variant at once and on from there.
+    With a cache, a prompt that resembles an earlier one is resumed by the last variant at once.
 
     Args:
-        role: forces one variant instead of the cascade.
+        threshold: of every discriminator of the ladder.
+        variant: forces one instead of the cascade.
         size: side in pixels; None takes the family's.
-        steps, guidance: of the heavy variant; None takes the family's.
+        steps, guidance: of the last variant; None takes the family's.
         engine: a loaded family to reuse; None loads it.
         threads: of torch on the CPU; None leaves torch's choice.
-        cache: is not asked where the light variant is forced.
+        cache: is not asked where another variant than the last is forced.
 
     Raises:
         ConfigError: the family cannot be loaded.
         InvalidRequest: names the field and the accepted range; nothing was loaded yet.
         PlanError: the threshold is out of range.
-        GenerationFailed: the model drew no picture.
+        GenerationFailed: no variant generated an image.
     """
-    plan = Plan.split(0, 1, 1, light_batch=1, heavy_batch=1, threshold=threshold)
+    ladder = family.keys
+    plan = Plan(0, tuple(Assignment(key, 1) for key in ladder), (threshold,) * (len(ladder) - 1), ladder)
     side = family.size if size is None else size
     request = ImageRequest(
-        id=f"generate-{uuid.uuid4().hex}",
-        prompt=prompt,
-        seed=seed,
-        width=side,
-        height=side,
-        deadline=float("inf"),
-        negative_prompt=negative_prompt,
-        steps=steps,
-        guidance=guidance,
+        f"generate-{uuid.uuid4().hex}", prompt, seed, side, side, float("inf"), negative_prompt=negative_prompt
     )
-    for each in Role:
-        recipe(family, each, request)
+    own = Overrides(steps, guidance)
+    recipe(family, variant or ladder[-1], replace(request, overrides=own))
     if engine is None:
         from workers.models.family import Family
 
         engine = Family.load(family, threads=threads)
-    cached = cache if role is not Role.LIGHT else None
-    state, run, doubted, refused = None, None, None, False
-    if cached is not None:
-        request, state = cached.find(request)
-    try:
-        if state is not None and (refused := not _fits(engine, family, request, state)):
-            request, state = _from_noise(request), None
-        seconds = {Role.LIGHT: 0.0, Role.HEAVY: 0.0}
-        confidence = None
-        drawing = Role.HEAVY if state is not None else role or Role.LIGHT
-        while True:
-            started = time.monotonic()
-            [drawn] = engine.generate(drawing, [request], [state] if drawing is Role.HEAVY else [])
-            seconds[drawing] += time.monotonic() - started
-            if drawn.error is not None:
-                raise GenerationFailed(drawn.error[1])
-            if drawing is Role.LIGHT:
-                confidence = drawn.confidence
-            else:
-                run = drawn
-                if state is not None and drawn.first and (drawn.confidence or 0.0) < request.accept:
-                    doubted, state = drawn, None
-                    request = _from_noise(request)
-                    continue
-                if doubted is not None and (doubted.confidence or 0.0) > (drawn.confidence or 0.0):
-                    drawn = doubted
-            if role is not None or drawing is Role.HEAVY or not plan.defers(confidence):
-                break
-            drawing = Role.HEAVY
-    finally:
-        if cached is not None:
-            cached.finished(request, run, doubted is None, refused)
-    variant = family.light if drawing is Role.LIGHT else family.heavy
-    return Generated(
-        image=drawn.image,
-        path=Path.LIGHT if drawing is Role.LIGHT else Path.CACHE if drawn.first else Path.HEAVY,
-        model=variant.name,
-        seed=seed,
-        steps=drawn.steps,
-        confidence=confidence,
-        light_s=seconds[Role.LIGHT],
-        heavy_s=seconds[Role.HEAVY],
-        resumed_at=drawn.first,
+    task = ImageTask(
+        plan,
+        admitted_at=0.0,
+        slo_s=_NO_DEADLINE_S,
+        variant=variant,
+        steps=steps,
+        seeded=True,
+        cache="off" if cache is None else "read-write",
+        cache_named=True,
     )
+    return _Execution(family, engine, cache, replace(request, overrides=own), task).run()
 
 
-def _fits(engine: Engine, family: FamilyConfig, request: ImageRequest, state: State) -> bool:
-    """Whether the engine goes on from the state; one of other weights under the same name it does not."""
-    try:
-        engine.check(order_for(family, Role.HEAVY, request, state))
-    except StateRefused:
-        return False
-    return True
+class _AtOnce:
+    """A forecast for one machine that does nothing else: a run is always in time, and is not tried again."""
+
+    def now(self) -> float:
+        return 0.0
+
+    def finish_at(self, run: Run) -> float | None:
+        return None if _HERE in run.avoid else 0.0
 
 
-def _from_noise(request: ImageRequest) -> ImageRequest:
-    return replace(request, resume_key=None, resume_step=0, resume_stride=1)
+class _Execution:
+    """Executes the actions of one cascade, one after the other."""
+
+    def __init__(
+        self, family: FamilyConfig, engine: Engine, cache: Cache | None, request: ImageRequest, task: ImageTask
+    ):
+        self._family, self._engine, self._cache, self._request = family, engine, cache, request
+        settings = CascadeSettings({key: variant.steps for key, variant in family.variants.items()})
+        self._progress = Progress(task, settings)
+        self._images: list[tuple[ImageRequest, EngineOutput]] = []
+        self._seconds: defaultdict[str, float] = defaultdict(float)
+        self._refused = False
+        self._failure = ""
+
+    def run(self) -> Generated:
+        event: Event = Admitted()
+        try:
+            while True:
+                self._progress, actions = advance(self._progress, event, _AtOnce())
+                for action in actions:
+                    match action:
+                        case LookUp():
+                            assert self._cache is not None
+                            event = LookupAnswered(self._cache.lookup(self._request))
+                        case Run():
+                            event = self._generate(action)
+                        case TellCache():
+                            self._tell(action)
+                        case Answer(number, path):
+                            return self._answer(number, path)
+                        case Fail():
+                            raise GenerationFailed(self._failure)
+        except BaseException:
+            self._cancel()
+            raise
+
+    def _generate(self, run: Run) -> ImageReady | RunFailed:
+        last, partition = self._family.keys[-1], self._progress.lookup.partition
+        request = replace(
+            self._request,
+            overrides=replace(self._request.overrides, steps=run.steps) if run.variant == last else Overrides(),
+            resume=run.resume,
+            capture=partition if run.capture else None,
+            judge=run.judge,
+        )
+        state = self._state(run, request)
+        started = time.monotonic()
+        [output] = self._engine.generate(run.variant, [request], [state])
+        self._seconds[run.variant] += time.monotonic() - started
+        if output.error is not None:
+            self._failure = output.error[1]
+            return RunFailed(Reason.FAILED, _HERE)
+        self._images.append((request, output))
+        return ImageReady(run.variant, output.confidence, output.first)
+
+    def _state(self, run: Run, request: ImageRequest) -> State | None:
+        """The state to resume from, if there is one that fits; one of other weights under the same name does not."""
+        if run.resume is None or self._cache is None or (state := self._cache.state(run.resume.key)) is None:
+            return None
+        try:
+            self._engine.check(order_for(self._family, run.variant, request, state))
+        except StateRefused:
+            self._refused = True
+            return None
+        return state
+
+    def _tell(self, action: TellCache) -> None:
+        assert self._cache is not None
+        request, output = (self._request, None) if action.image is None else self._images[action.image]
+        self._cache.finished(request, output, action.sought, self._refused)
+
+    def _cancel(self) -> None:
+        """The cache is told the end of every lookup."""
+        actions: tuple[Action, ...] = ()
+        if self._progress.looked_up:
+            self._progress, actions = advance(self._progress, Cancelled(), _AtOnce())
+        for action in actions:
+            if isinstance(action, TellCache):
+                self._tell(action)
+
+    def _answer(self, number: int, path: str) -> Generated:
+        _, output = self._images[number]
+        images = self._progress.images
+        return Generated(
+            image=output.image,
+            path=path,
+            model=self._family.variants[images[number].variant].name,
+            seed=self._request.seed,
+            steps=output.steps,
+            confidences={it.variant: it.confidence for it in images if it.confidence is not None},
+            seconds=dict(self._seconds),
+            resumed_at=output.first,
+        )

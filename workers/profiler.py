@@ -5,11 +5,12 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 from weir.config import FamilyConfig
-from weir.core import ImageRequest, Role
+from weir.core import ImageRequest
 from weir.errors import ConfigError, WeirError
 from weir.files import make_folder, written_whole
 from weir.profiles import FixedCosts, Profile, VariantProfile
@@ -28,8 +29,9 @@ def profile_family(
     prompts: Sequence[str],
     engine: Engine | None = None,
     threads: int = 1,
+    judge_last: bool = False,
 ) -> Profile:
-    """Median seconds per batch and per step of both variants, and the confidence in every prompt's light image.
+    """Median seconds per batch and per step of every variant, and the confidence in its image of every prompt.
 
     Each batch size runs once unmeasured before its repeats. A size that does not fit the device ends the list of its
     variant. The seed of prompt i is i, so that two profiles of one family are comparable. The fixed costs are those of
@@ -37,9 +39,11 @@ def profile_family(
 
     Args:
         batch_sizes: ascending, from 1.
-        prompts: held-out ones; they are drawn from in turn for the batches, and give one confidence each.
+        prompts: held-out ones; the batches take them in turn, and each gives one confidence of every variant.
         engine: a loaded family to reuse; None loads it.
         threads: of torch on the CPU; a replica runs with 1.
+        judge_last: also measures the confidence in images of the last variant, which redraws go by: for every prompt a
+            run of the slowest variant.
 
     Raises:
         ConfigError: an argument is wrong, the family cannot be loaded, or not even one image fits.
@@ -55,16 +59,14 @@ def profile_family(
         from workers.models.family import Family
 
         engine = Family.load(family, threads=threads)
-    tell = _Teller(progress, total=2 * len(sizes) * (repeats + 1) + -(-len(prompts) // sizes[-1]))
-    light = _measure(engine, family, Role.LIGHT, sizes, repeats, prompts, tell)
-    heavy = _measure(engine, family, Role.HEAVY, sizes, repeats, prompts, tell)
-    confidences: list[float] = []
-    step = light.batch_sizes[-1]
-    for start in range(0, len(prompts), step):
-        drawn = engine.generate(Role.LIGHT, _requests(family, prompts[start : start + step], start))
-        confidences += [d.confidence for d in drawn if d.confidence is not None]
-        tell("confidences")
-    return Profile(family=family.name, device=_device(engine), light=light, heavy=heavy, confidences=tuple(confidences))
+    judged = family.keys if judge_last else family.keys[:-1]
+    batches = len(family.keys) * len(sizes) * (repeats + 1)
+    tell = _Teller(progress, total=batches + len(judged) * -(-len(prompts) // sizes[-1]))
+    variants = {key: _measure(engine, family, key, sizes, repeats, prompts, tell) for key in family.keys}
+    for key in judged:
+        confidences = _confidences(engine, family, key, prompts, variants[key].batch_sizes[-1], tell)
+        variants[key] = variants[key].model_copy(update={"confidences": confidences})
+    return Profile(family=family.name, device=_device(engine), variants=variants)
 
 
 def write_profile(profile: Profile, path: Path | str) -> None:
@@ -102,13 +104,13 @@ class _Timed(NamedTuple):
 def _measure(
     engine: Engine,
     family: FamilyConfig,
-    role: Role,
+    key: str,
     sizes: Sequence[int],
     repeats: int,
     prompts: Sequence[str],
     tell: _Teller,
 ) -> VariantProfile:
-    variant = family.light if role is Role.LIGHT else family.heavy
+    variant = family.variants[key]
     measured: dict[int, _Timed] = {}
     for size in sizes:
         chosen = [prompts[i % len(prompts)] for i in range(size)]
@@ -118,7 +120,7 @@ def _measure(
             for i in range(repeats + 1):
                 # a text that was seen is not encoded again: every repeat says the same in words of its own
                 worded = [f"{prompt} {' ' * i}" for prompt in chosen]
-                runs.append(_run(engine, [order_for(family, role, r) for r in _requests(family, worded, 0)]))
+                runs.append(_run(engine, [order_for(family, key, r) for r in _requests(family, worded, 0)]))
                 tell(label)
             measured[size] = _Timed(*map(statistics.median, zip(*runs[1:], strict=True)))
         except OutOfMemory:
@@ -129,7 +131,7 @@ def _measure(
             f"family {family.name}: not even {sizes[0]} images of {variant.name} fit; use smaller batches"
         )
     size, largest = list(measured.items())[-1]
-    judging_s = _judging_s(engine, family.size, prompts, size, repeats) if role is Role.LIGHT else 0.0
+    judging_s = 0.0 if key == family.keys[-1] else _judging_s(engine, key, family.size, prompts, size, repeats)
     return VariantProfile(
         name=variant.name,
         steps=variant.steps,
@@ -145,9 +147,21 @@ def _measure(
     )
 
 
-def _judging_s(engine: Engine, side: int, prompts: Sequence[str], size: int, repeats: int) -> float:
-    """Median seconds of the discriminator for one image of a batch; 0 without one."""
-    discriminator = getattr(engine, "discriminator", None)
+def _confidences(
+    engine: Engine, family: FamilyConfig, key: str, prompts: Sequence[str], batch: int, tell: _Teller
+) -> tuple[float, ...]:
+    """Of the variant's judge, for the image of every prompt; empty without a judge."""
+    found: list[float] = []
+    for start in range(0, len(prompts), batch):
+        requests = [replace(it, judge=True) for it in _requests(family, prompts[start : start + batch], start)]
+        found += [it.confidence for it in engine.generate(key, requests) if it.confidence is not None]
+        tell(f"confidences of {family.variants[key].name}")
+    return tuple(found)
+
+
+def _judging_s(engine: Engine, key: str, side: int, prompts: Sequence[str], size: int, repeats: int) -> float:
+    """Median seconds of the variant's discriminator for one image of a batch; 0 without one."""
+    discriminator = getattr(engine, "judges", {}).get(key)
     if discriminator is None:
         return 0.0
     import torch
@@ -161,7 +175,7 @@ def _judging_s(engine: Engine, side: int, prompts: Sequence[str], size: int, rep
 
 
 def _run(engine: Engine, orders: Sequence[DenoiseJob]) -> _Timed:
-    """Draws one batch and times its parts.
+    """Generates one batch and times its parts.
 
     Raises:
         ConfigError: an image failed.
@@ -174,14 +188,14 @@ def _run(engine: Engine, orders: Sequence[DenoiseJob]) -> _Timed:
         before, step = time.perf_counter(), samples[0].step
         for error in engine.step(samples):
             if error is not None:
-                raise ConfigError(f"the family draws no picture: {error.message}")
+                raise ConfigError(f"the family generates no image: {error.message}")
         steps.append((time.perf_counter() - before) / (samples[0].step - step))
     stepped = time.perf_counter()
     pictures = engine.finish(samples)
     decoded = time.perf_counter()
     for picture in pictures:
         if (reason := picture.result().error) is not None:
-            raise ConfigError(f"the family draws no picture: {reason[1]}")
+            raise ConfigError(f"the family generates no image: {reason[1]}")
     ended, size = time.perf_counter(), len(orders)
     return _Timed(
         ended - started,
@@ -194,7 +208,7 @@ def _run(engine: Engine, orders: Sequence[DenoiseJob]) -> _Timed:
 
 def _fine(begun: Sample | WeirError) -> Sample:
     if isinstance(begun, WeirError):
-        raise ConfigError(f"the family draws no picture: {begun.message}")
+        raise ConfigError(f"the family generates no image: {begun.message}")
     return begun
 
 

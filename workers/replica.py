@@ -7,7 +7,7 @@ import logging
 import os
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
@@ -18,31 +18,31 @@ from ray import serve
 
 from weir import metrics as metrics_of
 from weir.config import FamilyConfig
-from weir.core import Assignment, ImageRequest, ImageResult, Plan, Role
+from weir.core import ImageRequest, ImageResult, Overrides
 from weir.errors import GenerationFailed, InvalidRequest, NotFinite, PlanError, RoleChanged, StateRefused, WeirError
 from weir.loopback import keep_to_loopback
+from weir.plan import Assignment, Plan
 from weir.profiles import load_profile
 from weir.states import State, StateStore
 from weir.telemetry import Metrics, NoMetrics
 from workers.emulated import EmulatedEngine
-from workers.engine.engine import DenoiseJob, Engine, EngineOutput, OutOfMemory, failed, order_for
+from workers.engine.engine import DenoiseJob, Engine, EngineOutput, OutOfMemory, failed, order_for, recipe
 from workers.engine.step_loop import Job, Outcome, Progress, StepLoop, preview_steps
-from workers.models.light_variants import LightVariants
 
 log = logging.getLogger(__name__)
 
 #: Failures of a replica, and not of what it was asked for.
 _OWN_FAILURES = frozenset(error.code for error in (GenerationFailed, NotFinite, OutOfMemory))
-#: Of the heavy image that a doubted replica has to draw.
+#: Of the images that a doubted replica has to generate.
 _TRIAL_STEPS = 2
 
 
 class Worker:
-    """One replica: both variants resident, the role taken from the plan by rank.
+    """One replica: all variants resident, the role taken from the plan by rank.
 
     Bind it with ``serve.deployment(Worker)``. Every public method is async, for Serve runs plain ones in threads of
     their own: all state belongs to the replica's event loop, and only the engine runs on the step loop's thread. A
-    request is served in the role it asks for, whatever the replica's own role is: the role says what a dispatcher
+    request is served by the variant it asks for, whatever the replica's role is: the role says what a dispatcher
     should send here, so a stale view costs speed and never an answer.
 
     Args:
@@ -53,7 +53,6 @@ class Worker:
             replica's process, so that no connection travels. None: every request runs from noise.
         fetch_s: a state that is not here by then is a miss: the cache may only help.
         metrics: where the worker says what went wrong; all else of a request comes back with its result.
-        pairs: families of further light variants, as ``family``, each with its profile.
 
     Raises:
         ConfigError: the family's folders or the profile are not what they should be.
@@ -75,11 +74,10 @@ class Worker:
         states: Callable[[], StateStore] | None = None,
         fetch_s: float = 0.02,
         metrics: Metrics | None = None,
-        pairs: Sequence[tuple[dict[str, Any], str]] = (),
     ):
         keep_to_loopback()
         self.family = FamilyConfig.model_validate(family)
-        self.plan = Plan.from_dict(plan)
+        self.plan = Plan.from_dict(plan).check(self.family.keys)
         self.replica, self.rank = _identity()
         self.process = _process()
         self.states = None if states is None else states()
@@ -93,10 +91,7 @@ class Worker:
         self._stores: set[asyncio.Task[None]] = set()
         self._waiters: dict[int, asyncio.Future[Outcome]] = {}  # of jobs, by ticket
         self._trial: asyncio.Task[None] | None = None
-        others = [(FamilyConfig.model_validate(other), profile) for other, profile in pairs]
-        #: By the name of their light variant.
-        self.families = {it.light.name: it for it in (self.family, *(other for other, _ in others))}
-        self.engine = _engine(self.family, emulate, others)
+        self.engine = _engine(self.family, emulate)
         self.engine.warm_up(self._assigned().batch_size)
         self.ready = True
 
@@ -110,34 +105,38 @@ class Worker:
 
     # ------------------------------------------------------------------------------------------ requests
 
-    async def generate(self, role: str, request: dict[str, Any]) -> dict[str, Any]:
-        """Draws one image; ``ImageResult.to_dict()`` comes back.
+    async def generate(self, variant: str, request: dict[str, Any], role: str = "") -> dict[str, Any]:
+        """Generates one image; ``ImageResult.to_dict()`` comes back.
 
         What is wrong with one request comes back in its ``error``, never as an exception. Cancelling the call takes the
         request out before the next step.
-        """
-        return await self._generated(role, request, None)
 
-    async def stream(self, role: str, request: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
+        Args:
+            role: what the request was dispatched for; "": the variant. When this replica gives the role up, the request
+                is sent away if it still waits.
+        """
+        return await self._generated(variant, request, role, None)
+
+    async def stream(self, variant: str, request: dict[str, Any], role: str = "") -> AsyncIterator[dict[str, Any]]:
         """As :meth:`generate`, and before the result as many previews as the request asks for and can be had: of each
         its ``preview`` (a small PNG) and the ``step`` it was made after."""
         parts: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
-        drawing = asyncio.create_task(self._generated(role, request, parts.put_nowait))
-        drawing.add_done_callback(lambda _: parts.put_nowait(None))
+        generating = asyncio.create_task(self._generated(variant, request, role, parts.put_nowait))
+        generating.add_done_callback(lambda _: parts.put_nowait(None))
         try:
             while (part := await parts.get()) is not None:
                 yield part
-            yield await drawing
+            yield await generating
         finally:
-            drawing.cancel()
+            generating.cancel()
 
     async def _generated(
-        self, role: str, request: dict[str, Any], show: Callable[[dict[str, Any]], None] | None
+        self, variant: str, request: dict[str, Any], role: str, show: Callable[[dict[str, Any]], None] | None
     ) -> dict[str, Any]:
         try:
             wanted = ImageRequest.from_dict(request)
-            state, fetch_s = await self._fetch(Role(role), wanted)
-            ordered, refused = self._ordered(Role(role), wanted, state)
+            state, fetch_s = await self._fetch(variant, wanted)
+            ordered, refused = self._ordered(variant, wanted, state, role)
         except (TypeError, ValueError) as error:
             return self._refused(request, InvalidRequest(f"not a request for a worker: {error}"))
         except WeirError as error:
@@ -147,7 +146,7 @@ class Worker:
         captured = self._keep(wanted, outcome.drawn.states)
         return self._result(wanted.id, outcome, captured, fetch_s, refused).to_dict()
 
-    def _ordered(self, role: Role, request: ImageRequest, state: State | None) -> tuple[DenoiseJob, bool]:
+    def _ordered(self, variant: str, request: ImageRequest, state: State | None, role: str) -> tuple[DenoiseJob, bool]:
         """The order for the engine, and whether it does not fit the state: one whose start is missing or unfit starts
         from noise instead.
 
@@ -155,37 +154,26 @@ class Worker:
             InvalidRequest: names the field.
         """
         try:
-            ordered = order_for(self._family_of(request), role, request, state)
+            ordered = order_for(self.family, variant, request, state, role)
             self.engine.check(ordered)
             return ordered, False
         except StateRefused as error:
             self._failed(error.code)
             log.warning("%s runs from step 0: %s", request.id, error.message)
-            return order_for(self._family_of(request), role, replace(request, warm_start=None)), state is not None
+            cold = replace(request, warm_start=None)
+            return order_for(self.family, variant, cold, role=role), state is not None
 
-    def _family_of(self, request: ImageRequest) -> FamilyConfig:
-        """The family whose light variant the request asks for.
-
-        Raises:
-            InvalidRequest: this worker does not hold it.
-        """
-        if request.light is None:
-            return self.family
-        if request.light not in self.families:
-            raise InvalidRequest(f"light is {request.light}; this worker holds {', '.join(self.families)}")
-        return self.families[request.light]
-
-    async def _fetch(self, role: Role, request: ImageRequest) -> tuple[State | None, float | None]:
+    async def _fetch(self, variant: str, request: ImageRequest) -> tuple[State | None, float | None]:
         """The state to resume from, if it comes in time, and the seconds that this took; None where there is none to
         fetch. The device is busy with other images meanwhile.
 
         Raises:
             InvalidRequest: names the field; nothing is fetched for a wrong request.
         """
-        order_for(self._family_of(request), role, replace(request, warm_start=None))
-        if self.states is None or role is Role.LIGHT or not (request.resume_key and request.resume_step):
+        recipe(self.family, variant, request)
+        if self.states is None or request.resume is None:
             return None, None
-        fetched = asyncio.get_running_loop().run_in_executor(self._reading, self.states.get, request.resume_key)
+        fetched = asyncio.get_running_loop().run_in_executor(self._reading, self.states.get, request.resume.key)
         begun, state = time.monotonic(), None
         try:
             state = await asyncio.wait_for(fetched, self.fetch_s)
@@ -279,20 +267,20 @@ class Worker:
         )
 
     def _doubt(self, drawn: EngineOutput) -> None:
-        """A replica that failed at an image has to show that it can still draw any; one trial at a time."""
+        """A replica that failed at an image has to prove that it can still generate any; one trial at a time."""
         if drawn.error is not None and drawn.error[0] in _OWN_FAILURES and (self._trial is None or self._trial.done()):
             self._trial = asyncio.create_task(self._try())
 
     async def _try(self) -> None:
-        """Draws an image of nothing by each variant, as every replica does at its start: it may be the prompt that
-        failed. A replica that cannot is broken: no image goes there any more, and Serve replaces it."""
-        for role in Role:
+        """Generates an image of an empty prompt with each variant, as every replica does at its start: it may be the
+        prompt that failed. A replica that cannot is broken: no image goes there any more, and Serve replaces it."""
+        for variant in self.family.keys:
             size, now = self.family.size, time.time()
-            request = ImageRequest("trial", "", 0, size, size, now, steps=_TRIAL_STEPS)
-            outcome = await self._drawn(order_for(self.family, role, request), None)
+            request = ImageRequest("trial", "", 0, size, size, now, overrides=Overrides(steps=_TRIAL_STEPS))
+            outcome = await self._drawn(order_for(self.family, variant, request), None)
             if outcome.drawn.error is not None:
                 self.ready = False
-                log.error("this replica cannot draw any more: %s", outcome.drawn.error[1])
+                log.error("this replica cannot generate any more: %s", outcome.drawn.error[1])
                 return
 
     def _failed(self, code: str) -> None:
@@ -300,10 +288,9 @@ class Worker:
         self._metrics.add(metrics_of.WORKER_FAILURES, code=code)
 
     def _limit(self, ordered: DenoiseJob) -> int:
-        """The plan's batch size for the role; what a replica draws beside its own role goes by a plan neighbour's."""
-        own, role = self._assigned(), ordered.recipe.role
-        of_role = [a.batch_size for a in self.plan.assignments if a.role is role]
-        return own.batch_size if own.role is role or not of_role else max(of_role)
+        """The plan's batch size for the role; of a role that the plan does not know, this replica's own."""
+        own, role = self._assigned(), ordered.role
+        return own.batch_size if own.role == role or not self.plan.count(role) else self.plan.batch_size(role)
 
     # ----------------------------------------------------------------------------------------------- plan
 
@@ -319,28 +306,28 @@ class Worker:
                 return
             if not isinstance(user_config, Mapping):
                 raise PlanError(f"a plan is a mapping, not {type(user_config).__name__}")
-            plan = Plan.from_dict(user_config)
+            plan = Plan.from_dict(user_config).check(self.family.keys)
             if plan.version <= self.plan.version:
                 return
             before, self.plan = self._assigned().role, plan
             self._loop.forget_memory()
-            if self._assigned().role is not before:
+            if self._assigned().role != before:
                 self._send_away(before)
         except Exception as error:
             log.warning("kept plan %d: %s", self.plan.version, error)
 
-    def _send_away(self, role: Role) -> None:
+    def _send_away(self, role: str) -> None:
         """Answers the queued requests of a role that this replica gave up, so that they are dispatched again.
 
-        They would wait behind other work here; those that are begun stay. If nobody has the role now, all stay: both
-        variants are resident.
+        They would wait behind other work here; those that are begun stay. If no replica has the role now, all stay:
+        every variant is resident.
         """
         if self.plan.count(role) == 0:
             return
         moved = RoleChanged(f"replica {self.replica} is no longer {role}; send the request to another one")
         waiting = self._loop.waiting()
         for job in waiting:
-            if job.order.recipe.role is role:
+            if job.order.role == role:
                 self._loop.cancel(job)
                 self._waiters[job.ticket].set_result(_sent_away(job, moved, len(waiting)))
 
@@ -359,7 +346,7 @@ class Worker:
             "replica": self.replica,
             "process": self.process,
             "rank": self.rank,
-            "role": own.role.value,
+            "role": own.role,
             "batch_size": own.batch_size,
             "plan_version": self.plan.version,
             "queued": len(self._loop.waiting()),
@@ -374,10 +361,10 @@ class Worker:
         A busy device has to show progress (a denoising step within :attr:`stall_s`), an idle one has to answer a probe.
 
         Raises:
-            RuntimeError: the device hangs, is lost, or does not draw any more.
+            RuntimeError: the device hangs, is lost, or does not generate any more.
         """
         if not self.ready:
-            raise RuntimeError("the replica cannot draw any more")
+            raise RuntimeError("the replica cannot generate any more")
         busy_since = self._loop.busy_since
         if busy_since is not None:
             still_s = time.monotonic() - max(busy_since, self.engine.beat)
@@ -413,15 +400,9 @@ def _process() -> dict[str, Any] | None:
     return {"actor": actor, "node": ray.get_runtime_context().get_node_id(), "pid": pid, "started": started}
 
 
-def _engine(family: FamilyConfig, emulate: str | None, others: Sequence[tuple[FamilyConfig, str]] = ()) -> Engine:
-    own: Engine
-    beside: dict[str, Engine]
+def _engine(family: FamilyConfig, emulate: str | None) -> Engine:
     if emulate is not None:
-        own = EmulatedEngine(load_profile(emulate))
-        beside = {it.light.name: EmulatedEngine(load_profile(profile)) for it, profile in others}
-    else:
-        from workers.models.family import Family  # an emulated replica never pays for torch
+        return EmulatedEngine(load_profile(emulate, family.keys))
+    from workers.models.family import Family  # an emulated replica never pays for torch
 
-        own = loaded = Family.load(family, threads=1)
-        beside = {it.light.name: loaded.with_light(it) for it, _ in others}
-    return LightVariants(own, beside) if beside else own
+    return Family.load(family, threads=1)

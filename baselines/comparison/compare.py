@@ -12,16 +12,19 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from controller.policies import POLICIES, make_policy
+from baselines.comparison.chosen import Simulator, chosen_policies
+from controller.registry import make_policy, names
 from controller.setting import Setting
-from simulator.arrivals import Arrivals, laid_anew, read_arrivals
-from simulator.confidences import drawn, read_scores, recorded
+from simulator.arrivals import Arrivals, read_arrivals, resampled
+from simulator.confidences import confidences_of, read_scores, recorded
 from simulator.engine import simulate
-from simulator.families import family_setting
+from simulator.families import FAMILIES, family_setting
 from simulator.fluid import fluid_bound
 from simulator.outcome import Outcome
 from simulator.report import Report, report
+from simulator.request_stream import RequestStream
 from weir.files import written_whole
+from weir.profiles import Profile, load_profile
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,20 +99,26 @@ class Comparison:
 
 def compare(
     setting: Setting,
-    arrivals: Arrivals,
-    confidences: np.ndarray,
-    policies: Sequence[str] = tuple(POLICIES),
+    requests: RequestStream,
+    policies: Sequence[str] | None = None,
     *,
+    profile: Profile | None = None,
     seed: int = 0,
     gpu_hour_price: float | None = None,
+    simulator: Simulator = simulate,
 ) -> Comparison:
-    """Runs policies on the same arrivals and confidences.
+    """Runs policies on the same requests.
+
+    Args:
+        policies: None: all that the setting has the measurements for.
+        profile: of the replicas; None: what the setting knows of them.
 
     Raises:
-        ConfigError: a policy name is not known.
+        ConfigError: a policy's name is not known, or it needs what the setting does not have.
     """
-    made = [make_policy(name, setting) for name in policies]
-    outcomes = tuple(simulate(policy, arrivals, confidences, seed=seed) for policy in made)
+    made = [make_policy(name, setting) for name in chosen_policies(setting, policies, names())]
+    outcomes = tuple(simulator(policy, requests, profile, seed=seed) for policy in made)
+    arrivals = requests.arrivals
     bound = fluid_bound(setting, arrivals.times_s) if len(arrivals) else float("nan")
     return Comparison(
         setting,
@@ -123,7 +132,7 @@ def compare(
 def compare_files(
     family: str,
     trace: Path | str,
-    policies: Sequence[str] = tuple(POLICIES),
+    policies: Sequence[str] | None = None,
     *,
     scores: Path | str | None = None,
     gpus: int = 16,
@@ -132,21 +141,30 @@ def compare_files(
     gpu_hour_price: float | None = None,
     rate: float = 1.0,
     redraw: int | None = None,
+    simulator: Simulator = simulate,
 ) -> Comparison:
     """:func:`compare` from names and files, as the command line has them.
 
     Args:
         family: a published family or the path of a profile.
         scores: recorded discriminator scores (P(fake), four lines a prompt); None draws confidences from the curve.
-        rate, redraw: see :func:`simulator.arrivals.laid_anew`.
+        rate, redraw: see :func:`simulator.arrivals.resampled`.
 
     Raises:
         ConfigError: names the argument or the file.
     """
     setting = family_setting(family, gpus, slo_s)
-    arrivals = laid_anew(read_arrivals(trace), rate, redraw)
+    arrivals = resampled(read_arrivals(trace), rate, redraw)
     if scores is None:
-        confidences = drawn(setting.deferral, len(arrivals), seed)
+        confidences = confidences_of(setting, len(arrivals), seed)
     else:
-        confidences = recorded(read_scores(scores), arrivals.prompts)
-    return compare(setting, arrivals, confidences, policies, seed=seed, gpu_hour_price=gpu_hour_price)
+        confidences = {setting.variants[0]: recorded(read_scores(scores), arrivals.prompts)}
+    return compare(
+        setting,
+        RequestStream(arrivals, confidences),
+        policies,
+        profile=None if family in FAMILIES else load_profile(family),
+        seed=seed,
+        gpu_hour_price=gpu_hour_price,
+        simulator=simulator,
+    )

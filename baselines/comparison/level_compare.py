@@ -12,14 +12,15 @@ from rich.console import Console
 
 from baselines.comparison.runs import Run, RunReport, figures, plot_runs, print_reports
 from baselines.comparison.runs_page import write_runs_page
-from controller.levels import LEVEL_POLICIES, LevelSetting, make_level_policy
-from simulator.arrivals import Arrivals, laid_anew, read_arrivals
-from simulator.levels import LevelOutcome, simulate_levels
+from controller.registry import make_policy, names, system_of
+from controller.setting import Setting
+from simulator.arrivals import Arrivals, read_arrivals, resampled
+from simulator.levels import LevelOutcome, ladder_in, simulate_levels
 from weir.approximation_levels import load_ladder
 from weir.assets import LADDERS
 
-#: The system that a policy is of; the others are what systems were compared with.
-SYSTEMS = {"weir": "Weir", "nirvana": "NIRVANA", "argus": "Argus", "pac": "Argus"}
+#: Policies that plan on a ladder.
+LEVEL_POLICIES = names(levels=True)
 #: The deadline when none is given, in latencies of level 0. The paper does not say its own.
 SLO_LATENCIES = 3.0
 
@@ -39,10 +40,10 @@ def level_run(outcome: LevelOutcome) -> Run:
 
 def level_report(outcome: LevelOutcome) -> LevelReport:
     """Sums up a run."""
-    levels = outcome.setting.ladder.levels
+    levels = ladder_in(outcome.setting).levels
     shares = np.bincount(outcome.levels[outcome.answered], minlength=len(levels)) / max(1, outcome.answered.sum())
     return LevelReport(
-        **figures(level_run(outcome), outcome.arrivals_s, SYSTEMS.get(outcome.policy, "others")),
+        **figures(level_run(outcome), outcome.arrivals_s, system_of(outcome.policy)),
         level_shares={level.name: round(float(s), 4) for level, s in zip(levels, shares, strict=True) if s > 0},
     )
 
@@ -51,7 +52,7 @@ def level_report(outcome: LevelOutcome) -> LevelReport:
 class LevelComparison:
     """What :func:`compare_levels` found; one outcome and one report for each policy, in the order asked for."""
 
-    setting: LevelSetting
+    setting: Setting
     outcomes: tuple[LevelOutcome, ...]
     reports: tuple[LevelReport, ...]
 
@@ -61,7 +62,7 @@ class LevelComparison:
 
     def print(self, console: Console | None = None) -> None:
         """A table for people."""
-        print_reports(self.reports, self.setting.gpus, self.setting.slo_s, console)
+        print_reports(self.reports, self.setting.replicas, self.setting.slo_s, console)
 
     @property
     def runs(self) -> tuple[Run, ...]:
@@ -79,7 +80,7 @@ class LevelComparison:
         """
         arrivals_s = self.outcomes[0].arrivals_s
         lead = (
-            f"{len(arrivals_s):,} requests on {self.setting.gpus} GPUs, each due within {self.setting.slo_s:g} s; "
+            f"{len(arrivals_s):,} requests on {self.setting.replicas} GPUs, each due within {self.setting.slo_s:g} s; "
             "simulated, the same requests for every policy, on a ladder of approximation levels."
         )
         write_runs_page(path, arrivals_s, self.runs, self.reports, title=title, lead=lead)
@@ -97,15 +98,15 @@ def ladder_file(family: str) -> Path | None:
 
 
 def compare_levels(
-    setting: LevelSetting, arrivals: Arrivals, policies: Sequence[str] = tuple(LEVEL_POLICIES), *, seed: int = 0
+    setting: Setting, arrivals: Arrivals, policies: Sequence[str] = LEVEL_POLICIES, *, seed: int = 0
 ) -> LevelComparison:
     """Runs policies on the same arrivals; equal prompts belong to the same class, drawn with the ladder's shares.
 
     Raises:
         ConfigError: a policy's name is not known, or the ladder lacks what it needs.
     """
-    made = [make_level_policy(name, setting) for name in policies]
-    shares = np.array([group.share for group in setting.ladder.prompts] or [1.0])
+    made = [make_policy(name, setting) for name in policies]
+    shares = np.array([group.share for group in ladder_in(setting).prompts] or [1.0])
     prompts = int(arrivals.prompts.max()) + 1 if len(arrivals) else 0
     classes = np.random.default_rng(seed).choice(len(shares), size=prompts, p=shares / shares.sum())
     outcomes = tuple(simulate_levels(policy, arrivals.times_s, classes[arrivals.prompts], seed=seed) for policy in made)
@@ -115,7 +116,7 @@ def compare_levels(
 def compare_level_files(
     ladder: Path,
     trace: Path | str,
-    policies: Sequence[str] = tuple(LEVEL_POLICIES),
+    policies: Sequence[str] = LEVEL_POLICIES,
     *,
     gpus: int,
     slo_s: float | None = None,
@@ -124,7 +125,7 @@ def compare_level_files(
     redraw: int | None = None,
 ) -> LevelComparison:
     """:func:`compare_levels` from files, as the command line has them; ``rate`` and ``redraw`` as in
-    :func:`simulator.arrivals.laid_anew`.
+    :func:`simulator.arrivals.resampled`.
 
     Raises:
         ConfigError: names the argument or the file.
@@ -133,5 +134,5 @@ def compare_level_files(
     if slo_s is None:
         slo_s = SLO_LATENCIES * read.levels[0].latency_s[0]
     return compare_levels(
-        LevelSetting(read, gpus, slo_s), laid_anew(read_arrivals(trace), rate, redraw), policies, seed=seed
+        Setting.of_ladder(read, gpus, slo_s), resampled(read_arrivals(trace), rate, redraw), policies, seed=seed
     )

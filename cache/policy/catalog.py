@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import NamedTuple, Protocol
@@ -83,10 +83,22 @@ class Match:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What a lookup found: the similarity of the nearest entry (−1 where there is none), and a match or a miss."""
+    """What a lookup found.
+
+    Attributes:
+        similarity: of the nearest entry; −1 where there is none.
+        match: the state to resume from; None is a miss.
+        nearest: the nearest entry; None where there is none.
+    """
 
     similarity: float
     match: Match | None
+    nearest: str | None = None
+
+    @property
+    def entry(self) -> str | None:
+        """The entry whose states may be resumed from: the match's, else the nearest one."""
+        return self.match.entry if self.match else self.nearest
 
     @property
     def k(self) -> int:
@@ -164,7 +176,7 @@ class Catalog:
             k = usable(wanted, self._entries[name].sizes)
             if k and (k, trust) > highest:
                 best, highest = Match(name, similarity, wanted, k), (k, trust)
-        return Found(near[0][1], best)
+        return Found(near[0][1], best, near[0][0])
 
     def _judged(self, names: Sequence[str], weigh: Weigh | None) -> dict[str, float]:
         """The confidence in each entry's picture, of those of which it is known what was seen in it."""
@@ -175,19 +187,24 @@ class Catalog:
         known = (name for name, row in seen.items() if row is not None)
         return dict(zip(known, weigh(np.stack(rows)).tolist(), strict=True))
 
-    def pin(self, match: Match) -> None:
-        """The state is about to be read: it stays until :meth:`unpin`."""
-        self._pins[match.entry, match.k] += 1
+    def pin(self, entry: str, ks: Iterable[int]) -> None:
+        """Keeps states that may be read soon, until :meth:`unpin`."""
+        self._pins.update((entry, k) for k in ks)
 
-    def unpin(self, match: Match) -> None:
-        key = (match.entry, match.k)
-        self._pins[key] -= 1
-        if self._pins[key] <= 0:
-            del self._pins[key]
+    def unpin(self, entry: str, ks: Iterable[int]) -> None:
+        """Undoes one :meth:`pin`."""
+        for key in ((entry, k) for k in ks):
+            self._pins[key] -= 1
+            if self._pins[key] <= 0:
+                del self._pins[key]
 
-    def use(self, match: Match) -> None:
-        """The match served a request."""
-        self._eviction.use(match.entry, match.k, match.wanted)
+    def use(self, entry: str, k: int, wanted: int) -> None:
+        """Counts that a request resumed from a state.
+
+        Args:
+            wanted: the step that it could have resumed at, had its state been there; at least ``k``.
+        """
+        self._eviction.use(entry, k, wanted)
 
     def keeps(self, found: Found, ks: tuple[int, ...]) -> tuple[int, ...]:
         """Of the K that a run with this outcome of its lookup passes, those that are worth keeping."""

@@ -13,13 +13,12 @@ import zlib
 from typing import Literal
 
 from weir.errors import StateRefused
+from weir.states import FORMAT
 
 Compression = Literal["none", "zlib", "int8"]
 COMPRESSIONS: tuple[Compression, ...] = ("none", "zlib", "int8")
 
 _MAGIC = b"WEIR"
-#: Grows with every change of the layout; values of another format are refused.
-FORMAT = 1
 _HEAD = len(_MAGIC) + 2
 _TAG = 32
 

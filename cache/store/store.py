@@ -21,16 +21,15 @@ from safetensors.numpy import load, save
 
 from cache.store.backend import WRONG_TYPE, Backend, StoreFailed, batches
 from cache.store.quantise import quantise, restore
-from cache.store.seal import FORMAT, Compression, seal, unseal
+from cache.store.seal import Compression, seal, unseal
 from weir import metrics as metrics_of
 from weir.core import ImageRequest
 from weir.errors import StateRefused
-from weir.states import State
+from weir.states import PREFIX, State, state_key
 from weir.telemetry import Metrics, NoMetrics
 
 log = logging.getLogger(__name__)
 
-PREFIX = f"weir:{FORMAT}:"
 #: Any format: what a purge of everything takes.
 ROOT = "weir:"
 _BATCH = 256
@@ -58,10 +57,6 @@ class Record:
 
 def entry_key(partition: str, entry: str) -> str:
     return f"{PREFIX}{partition}:{entry}"
-
-
-def state_key(partition: str, entry: str, k: int) -> str:
-    return f"{PREFIX}{partition}:{entry}:{k}"
 
 
 class SealedStore:
@@ -119,11 +114,11 @@ class SealedStore:
         Raises:
             StoreFailed: none of them is kept.
         """
-        if not request.cache_partition:
+        if not request.capture:
             return
         values = {}
         for state in states:
-            key = state_key(request.cache_partition, request.id, state.step)
+            key = state_key(request.capture, request.id, state.step)
             values[key] = seal(key, _write_state(state, self._compression), self._secret, self._compression)
         try:
             self.backend.put(values)

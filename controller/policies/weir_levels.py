@@ -12,11 +12,13 @@ a level that is too slow would only be hurried to a faster one that the program 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 
-from controller.level_policy import LevelPlan, LevelPolicy, LevelSetting
+from controller.level_policy import LevelPlan, LevelPolicy
+from controller.observation import Observation
+from controller.setting import Setting
 from solvers.allocation import LevelProblem, share_levels
+from weir.plan import Plan
 
 #: Share of the time between the fastest level's latency and the deadline that may go by in a queue, unanswered for.
 CALM = 0.75
@@ -24,19 +26,19 @@ CALM = 0.75
 LEAST_FREE = 1e-3
 
 
-class Weir(LevelPolicy):
+class WeirLevels(LevelPolicy):
     """See the module."""
 
-    name = "weir"
+    name = "weir-levels"
     period_s = 1.0
 
-    def __init__(self, setting: LevelSetting):
+    def __init__(self, setting: Setting):
         super().__init__(setting)
         self._last_rps = 0.0
 
-    def observe(self, now_s: float, arrivals: Sequence[int], backlog_s: float = 0.0) -> LevelPlan | None:
-        self._last_rps = sum(arrivals) / max(now_s - self._seen_at_s, 1e-9)
-        return super().observe(now_s, arrivals, backlog_s)
+    def observe(self, seen: Observation) -> Plan | None:
+        self._last_rps = seen.arrivals / max(seen.now_s - self._seen_at_s, 1e-9)
+        return super().observe(seen)
 
     def plan(self, demand_rps: float) -> LevelPlan:
         slack_s = max(self.setting.slo_s - self.levels[-1].latency_s[0], 1e-9)

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Starts Redis on the head: for the cache's states, in memory only. It listens on this machine and on the address that
-# the workers reach it at, asks everybody for the password, and refuses what does not fit: the cache keeps its own budget.
+# Starts Redis on the head, for the states of the cache, in memory only. It listens on the loopback interface and on the
+# address that the workers use, and requires the password. It refuses writes when it is full: the cache keeps its budget.
 set -euo pipefail
-sudo() { if [ "$(id -u)" = 0 ]; then "$@"; else command sudo "$@"; fi; } # root may have none
+sudo() { if [ "$(id -u)" = 0 ]; then "$@"; else command sudo "$@"; fi; } # sudo may be missing where the user is root
 command -v redis-server > /dev/null || { sudo apt-get update -q; sudo apt-get install -y -q redis-server; }
-sudo systemctl disable --now redis-server > /dev/null 2>&1 || true # the distribution's own, without a password
+sudo systemctl disable --now redis-server > /dev/null 2>&1 || true # the distribution's service has no password
 folder=$HOME/.weir-redis
 mkdir -p "$folder"
 (

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Makes the secrets of a cluster, once, on the machine that `ray up` runs on: Ray's token, Redis's password and the
-# secret of the cache's tags. `ray up` copies the folder to every node; nobody else can read it.
+# Creates the secrets of a cluster on the machine where `ray up` is run: Ray's token, the password of Redis and the secret
+# of the cache's tags. Existing secrets are kept. `ray up` copies the folder to every node; only its owner can read it.
 set -euo pipefail
 folder=${1:-$HOME/.weir-secrets}
 umask 077

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Prepares a node with nothing but an NVIDIA driver and Python: a virtual environment with the pinned versions. Again
-# is cheap. uv brings the Python, so that all nodes have the same one.
+# Prepares a node that has only an NVIDIA driver and Python: it creates a virtual environment with the locked versions. uv
+# installs the Python interpreter, so that all nodes have the same one. The script can be run again.
 set -euo pipefail
-sudo() { if [ "$(id -u)" = 0 ]; then "$@"; else command sudo "$@"; fi; } # root may have none
+sudo() { if [ "$(id -u)" = 0 ]; then "$@"; else command sudo "$@"; fi; } # sudo may be missing where the user is root
 checkout=$(cd "$(dirname "$0")/../.." && pwd)
 python3 -m pip --version > /dev/null 2>&1 || sudo apt-get install -y -q python3-pip
 command -v uv > /dev/null || [ -x ~/.local/bin/uv ] || python3 -m pip install -q --user uv 2> /dev/null ||

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Stops on the head what `ray up` started there: Ray, Redis, Prometheus, Grafana. `ray down` leaves hosts of one's own as
-# they are. The workers' Ray ends by itself within a minute of the head's.
+# Stops on the head what `ray up` started there: Ray, Redis, Prometheus and Grafana. On hosts of your own `ray down` does
+# not stop them. Ray on the workers ends within a minute after Ray on the head.
 set -euo pipefail
-sudo() { if [ "$(id -u)" = 0 ]; then "$@"; else command sudo "$@"; fi; } # root may have none
+sudo() { if [ "$(id -u)" = 0 ]; then "$@"; else command sudo "$@"; fi; } # sudo may be missing where the user is root
 . ~/weir/deploy/clusters/env.sh
 ray stop
 for file in ~/.weir-redis/pid ~/.weir-prometheus/pid; do

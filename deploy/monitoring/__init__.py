@@ -1,1 +1,1 @@
-"""Prometheus and Grafana: what to scrape, rules, dashboards as code, and the commands that make their files."""
+"""Prometheus and Grafana: scrape configuration, rules, dashboards as code, and the commands that write their files."""

@@ -1,7 +1,7 @@
-"""Panels of a Grafana dashboard as plain data, and their places on it.
+"""Panels of a Grafana dashboard as plain data, and their layout.
 
-Plain dictionaries, for the types of Grafana's own Python SDK are older than the Grafana that this is checked against
-(``make check-dashboards``).
+The panels are plain dictionaries, because the types of Grafana's own Python SDK are older than the Grafana version that
+the dashboards are checked against (``make check-dashboards``).
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 
 from weir.metrics import PATH, ROLE
 
-#: Grafana's grid is so many units wide.
+#: Width of Grafana's grid.
 COLUMNS = 24
-#: The variable of every dashboard that names the Prometheus to ask.
+#: The Prometheus to query, a variable of every dashboard.
 DATASOURCE = {"type": "prometheus", "uid": "${datasource}"}
-#: One colour for one thing on every dashboard.
+#: Colours of series, the same on every dashboard.
 COLOURS = {
     "light": "#F2A93B",
     "heavy": "#3366CC",
@@ -30,18 +30,18 @@ COLOURS = {
 
 
 class Query(NamedTuple):
-    """A PromQL expression and how its series are called; ``{{label}}`` puts a label's value in."""
+    """A PromQL expression and the legend of its series; ``{{label}}`` stands for the value of a label."""
 
     expr: str
     legend: str = ""
 
 
 def row(title: str) -> dict[str, Any]:
-    """A heading over the panels that follow."""
+    """A heading above the following panels."""
     return {"type": "row", "title": title, "collapsed": False, "panels": [], "gridPos": {"w": COLUMNS, "h": 1}}
 
 
-def lines(
+def timeseries(
     title: str,
     queries: Sequence[Query],
     *,
@@ -58,10 +58,10 @@ def lines(
 
     Args:
         unit: one of Grafana's ids: ``reqps``, ``s``, ``percentunit``, ``short``, ``bytes``, …
-        help: shown behind the (i) of the panel.
-        stacked: areas on top of one another, for what adds up to something.
-        least, most: ends of the axis, where they are fixed.
-        steps: the value holds until the next one, as a number of replicas does.
+        help: description, which Grafana shows behind the panel's (i).
+        stacked: stacks the series as areas, for parts of a whole.
+        least, most: fixed ends of the axis.
+        steps: draws a value as constant until the next one, for example a number of replicas.
     """
     custom = {
         "drawStyle": "line",
@@ -98,7 +98,7 @@ def stat(
     alarm_above: float | None = None,
     alarm_below: float | None = None,
 ) -> dict[str, Any]:
-    """One number, large, with its recent course behind it; red where it passes the alarm."""
+    """The current value in large type, with its history behind it; red beyond the alarm value."""
     red, fine = "#C4162A", colour
     if alarm_above is not None:
         stages: list[dict[str, Any]] = [{"value": None, "color": fine}, {"value": alarm_above, "color": red}]
@@ -127,8 +127,8 @@ def stat(
     }
 
 
-def spread(title: str, metric: str, *, unit: str, help: str, width: int = 12, height: int = 8) -> dict[str, Any]:
-    """A histogram over time: how many fell into each bucket."""
+def heatmap(title: str, metric: str, *, unit: str, help: str, width: int = 12, height: int = 8) -> dict[str, Any]:
+    """A histogram over time: the number of observations in each bucket, as a heatmap."""
     query = Query(f"sum by (le) (increase({metric}_bucket[$__rate_interval]))", "{{le}}")
     panel = _panel("heatmap", title, [query], help, width, height)
     panel["targets"][0]["format"] = "heatmap"
@@ -152,8 +152,8 @@ def spread(title: str, metric: str, *, unit: str, help: str, width: int = 12, he
     }  # fmt: skip
 
 
-def placed(panels: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The panels with numbers and places: from left to right, in a new line where the width is used up."""
+def arrange(panels: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Adds ids and positions to the panels: from left to right, with a new line when a panel does not fit."""
     x = y = height = 0
     out = []
     for number, panel in enumerate(panels, 1):
@@ -188,24 +188,24 @@ def _panel(kind: str, title: str, queries: Sequence[Query], help: str, width: in
 
 
 def _colours(queries: Sequence[Query]) -> list[dict[str, Any]]:
-    """The fixed colours of series that show a thing that has one; a second query about the same things is dashed."""
+    """Overrides with the fixed colours of ``COLOURS``; further series of the same colour are dashed."""
     seen: set[str] = set()
     overrides = []
     for query in queries:
-        for name, thing in _named(query.legend):
-            if thing in COLOURS:
+        for name, subject in _series_names(query.legend):
+            if subject in COLOURS:
                 properties: list[dict[str, Any]] = [
-                    {"id": "color", "value": {"mode": "fixed", "fixedColor": COLOURS[thing]}}
+                    {"id": "color", "value": {"mode": "fixed", "fixedColor": COLOURS[subject]}}
                 ]
-                if thing in seen:
+                if subject in seen:
                     properties.append({"id": "custom.lineStyle", "value": {"fill": "dash", "dash": [8, 6]}})
                 overrides.append({"matcher": {"id": "byName", "options": name}, "properties": properties})
-                seen.add(thing)
+                seen.add(subject)
     return overrides
 
 
-def _named(legend: str) -> list[tuple[str, str]]:
-    """The names of the series that a legend gives, each with the thing that it is about."""
+def _series_names(legend: str) -> list[tuple[str, str]]:
+    """Names of the series that a legend expands to, each with its role or path, or with the legend itself."""
     for label in (ROLE, PATH):
         place = f"{{{{{label.name}}}}}"
         if place in legend:

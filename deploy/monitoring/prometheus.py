@@ -1,4 +1,4 @@
-"""A Prometheus of our own on this machine, that watches one service: ``weir monitor``, tests, pictures."""
+"""A Prometheus process on this machine that monitors one service, for ``weir monitor`` and tests."""
 
 from __future__ import annotations
 
@@ -18,57 +18,57 @@ from weir.ports import listenable
 
 CONFIG = MONITORING / "prometheus.yml"
 RULES = MONITORING / "rules.yml"
-#: What a dashboard looks back at, and a day more.
+#: Retention time: a dashboard's longest range and one more day.
 KEEP = "15d"
 START_S = 30.0
 
 
 class Api:
-    """The HTTP API of a Prometheus, wherever it runs.
+    """Client of the HTTP API of a Prometheus.
 
     Attributes:
-        url: where it answers.
+        url: base URL of the server.
     """
 
     def __init__(self, url: str):
         self.url = url
 
     def query(self, expr: str, at: float | None = None) -> list[dict[str, Any]]:
-        """The series of an expression now, or at a unix time.
+        """The series of an expression, now or at a unix time.
 
         Raises:
-            ServiceError: the expression is wrong, or nobody answers.
+            ServiceError: the expression is wrong, or the server does not answer.
         """
-        return self._ask("query", {"query": expr} | ({} if at is None else {"time": at}))["result"]
+        return self._get("query", {"query": expr} | ({} if at is None else {"time": at}))["result"]
 
     def query_range(self, expr: str, start: float, end: float, step: float) -> list[dict[str, Any]]:
-        """The series of an expression over a time.
+        """The series of an expression over a range of unix times, with ``step`` seconds between values.
 
         Raises:
             ServiceError: as :meth:`query`.
         """
-        return self._ask("query_range", {"query": expr, "start": start, "end": end, "step": step})["result"]
+        return self._get("query_range", {"query": expr, "start": start, "end": end, "step": step})["result"]
 
     def targets(self) -> dict[str, str]:
         """Health of each target, by its address."""
-        return {it["labels"]["instance"]: it["health"] for it in self._ask("targets", {})["activeTargets"]}
+        return {it["labels"]["instance"]: it["health"] for it in self._get("targets", {})["activeTargets"]}
 
     def rules(self) -> dict[str, dict[str, Any]]:
-        """Every rule that it evaluates, by name."""
-        return {rule["name"]: rule for group in self._ask("rules", {})["groups"] for rule in group["rules"]}
+        """Every evaluated rule, by name."""
+        return {rule["name"]: rule for group in self._get("rules", {})["groups"] for rule in group["rules"]}
 
-    def _ask(self, what: str, params: dict[str, Any]) -> Any:
+    def _get(self, endpoint: str, params: dict[str, Any]) -> Any:
         try:
-            answer = httpx.get(f"{self.url}/api/v1/{what}", params=params, timeout=10).json()
+            response = httpx.get(f"{self.url}/api/v1/{endpoint}", params=params, timeout=10).json()
         except (httpx.HTTPError, ValueError) as error:
             raise ServiceError(f"Prometheus at {self.url} does not answer: {error}") from None
-        if answer.get("status") != "success":
-            raise ServiceError(f"Prometheus refuses {params.get('query', what)}: {answer.get('error')}")
-        return answer["data"]
+        if response.get("status") != "success":
+            raise ServiceError(f"Prometheus refuses {params.get('query', endpoint)}: {response.get('error')}")
+        return response["data"]
 
 
 class Prometheus(Api):
-    """A server of our own; it listens on the loopback interface only."""
+    """A server that this process started; it listens on the loopback interface only."""
 
     def __init__(self, process: subprocess.Popen[bytes], url: str):
         super().__init__(url)
@@ -78,26 +78,27 @@ class Prometheus(Api):
     def start(
         cls, targets: Path, folder: Path, *, port: int = 0, overrides: dict[str, Any] | None = None
     ) -> Prometheus:
-        """Starts one that scrapes the targets of a list, with the rules that ship.
+        """Starts a server that scrapes the listed targets and evaluates Weir's rules.
 
         Args:
             targets: file of targets, as Ray writes it.
-            folder: made where missing; takes its configuration, its log and what it remembers.
+            folder: holds the configuration, the log and the data; created when missing.
             port: 0 picks a free one.
-            overrides: of the configuration's ``global`` part.
+            overrides: replace values of the configuration's ``global`` section.
 
         Raises:
-            ServiceError: there is no such program, the port is taken, or it does not start; with the remedy.
+            ServiceError: the program is not installed, the port is taken, or the server does not start; the message
+                names the remedy.
         """
         program = shutil.which("prometheus")
         if program is None:
             raise ServiceError(
-                "there is no program prometheus; install it (apt-get install prometheus, or make system-packages)"
+                "the program prometheus is missing; install it (apt-get install prometheus, or make system-packages)"
             )
         port = _free(port)
         folder.mkdir(parents=True, exist_ok=True)
         config, log = folder / "prometheus.yml", folder / "prometheus.log"
-        config.write_text(yaml.safe_dump(configured(targets, overrides), sort_keys=False))
+        config.write_text(yaml.safe_dump(configuration(targets, overrides), sort_keys=False))
         command = [program, f"--config.file={config}", f"--storage.tsdb.path={folder / 'data'}"]
         command += [f"--web.listen-address=127.0.0.1:{port}", f"--storage.tsdb.retention.time={KEEP}"]
         with log.open("wb") as out:
@@ -113,7 +114,7 @@ class Prometheus(Api):
         return self._process.poll() is None
 
     def stop(self) -> None:
-        """Ends it and waits until it is gone."""
+        """Stops the server and waits until its process has ended."""
         if self.running:
             self._process.send_signal(signal.SIGTERM)
         try:
@@ -136,8 +137,8 @@ class Prometheus(Api):
         raise ServiceError(f"Prometheus did not start; the end of {log}:\n{last}")
 
 
-def configured(targets: Path, overrides: dict[str, Any] | None = None) -> dict[str, Any]:
-    """The configuration that ships, with another list of targets."""
+def configuration(targets: Path, overrides: dict[str, Any] | None = None) -> dict[str, Any]:
+    """The configuration of ``prometheus.yml`` with another list of targets."""
     config = yaml.safe_load(CONFIG.read_text())
     config["global"] |= overrides or {}
     config["rule_files"] = [str(RULES)]
@@ -148,7 +149,7 @@ def configured(targets: Path, overrides: dict[str, Any] | None = None) -> dict[s
 
 
 def grafana_command(prometheus_url: str, port: int = 3000) -> str:
-    """What starts a Grafana beside it, bound to the loopback interface, with the dashboards that ship."""
+    """The command that starts a Grafana with Weir's dashboards on the loopback interface."""
     folder = MONITORING / "grafana"
     return (
         f"docker run --rm --network host -e GF_SERVER_HTTP_ADDR=127.0.0.1 -e GF_SERVER_HTTP_PORT={port} "

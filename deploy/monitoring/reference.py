@@ -11,38 +11,38 @@ from weir import metrics
 from weir.metrics import Metric
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "metrics.md"
-#: More values than these are not listed.
+#: Longer lists of label values are abbreviated.
 MOST_VALUES = 8
 
 _HEAD = """# Metrics
 
-Written by `python -m deploy.monitoring.reference` from `weir/metrics.py`; a test keeps it current.
+`python -m deploy.monitoring.reference` writes this page from `weir/metrics.py`; a test checks that it is current.
 
-In Prometheus every name has `ray_` in front, for Ray's agents carry the metrics of all processes of a node, and Ray
-adds labels of its own (`WorkerId`, `NodeAddress`, `SessionName`, …); sum or take the maximum over them. Seconds are
-wall time, `rps` are images per second. A label has one of the values that are listed here or is `other`: prompts, ids,
-tenants and keys are never labels. Ray passes histograms on as counts of buckets, so `_bucket` and `_count` are exact
-and `_sum` is an estimate from the middles of the buckets: use quantiles.
+In Prometheus every name has the prefix `ray_`, because Ray's agents export the metrics of all processes of a node. Ray
+adds labels of its own (`WorkerId`, `NodeAddress`, `SessionName`, …); take the sum or the maximum over them. Seconds are
+wall time, and `rps` are images per second. A label has one of the values that are listed here, or `other`. Prompts,
+ids, tenants and keys are never labels. Ray exports only the bucket counts of a histogram, so `_bucket` and `_count` are
+exact, and `_sum` is an estimate from the middles of the buckets: use quantiles.
 
-`docs/monitoring.md` says how to look at them.
+[Monitoring](monitoring.md) describes the dashboards and alerts.
 """
 
-_ROOMS = {
-    "load_balancer": "Load balancer: demand, answers, cascade, replicas, the plan in force",
-    "controller": "Controller: what it expects and decides",
-    "deploy": "Shadow samples: beside the controller, where `cache.shadow` asks for them",
+_SECTIONS = {
+    "load_balancer": "Load balancer: demand, answers, cascade, replicas, and the current plan",
+    "controller": "Controller: forecast and decisions",
+    "deploy": "Shadow samples: recorded in the controller's process, where `cache.shadow` is set",
     "cache": "Cache",
-    "cache, workers": "Store: in the cache and in every worker",
+    "cache, workers": "Store: recorded by the cache and by every worker",
     "workers": "Workers",
-    "traces": "Replay: what the client sees, where `weir replay --metrics-port` shows it (without `ray_` in front)",
+    "traces": "Replay: recorded by the client, with `weir replay --metrics-port` (without the prefix `ray_`)",
 }
 
 
 def page() -> str:
-    """The whole page, Markdown."""
+    """The whole page in Markdown."""
     parts = [_HEAD]
-    for room, title in _ROOMS.items():
-        rows = ["| metric | kind | labels | what it is |", "|---|---|---|---|"]
+    for room, title in _SECTIONS.items():
+        rows = ["| metric | kind | labels | meaning |", "|---|---|---|---|"]
         rows += [_row(metric) for metric in metrics.ALL if metric.room == room]
         parts.append(f"## {title}\n\n" + "\n".join(rows) + "\n")
     return "\n".join(parts)
@@ -59,7 +59,7 @@ def _values(values: tuple[str, ...]) -> str:
         return ", ".join(values)
     if all(value.isdigit() for value in values):
         return f"{values[0]}…{values[-1]}"
-    return "a code of `weir/errors.py`"
+    return "an error code of `weir/errors.py`"
 
 
 def main() -> None:

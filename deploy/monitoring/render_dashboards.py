@@ -1,8 +1,8 @@
-"""Draws the dashboards with matplotlib, from their JSON and a live Prometheus: the pictures of the documentation.
+"""Renders the dashboards with matplotlib, from their JSON and a live Prometheus, for the documentation.
 
     python -m deploy.monitoring.render_dashboards --prometheus http://127.0.0.1:9090 --minutes 6 --out docs/images
 
-It knows the kinds of panels that ours are made of. Grafana's own look differs; what is shown is the same.
+It supports only the panel types that the dashboards use. The data is what Grafana shows; the look differs.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from deploy.monitoring.dashboards import FOLDER
 from deploy.monitoring.panels import COLUMNS
 from deploy.monitoring.prometheus import Api
 
-#: What Grafana puts in for ``$__rate_interval`` at our scrape interval of 5 s.
+#: Grafana's value of ``$__rate_interval`` at a scrape interval of 5 s.
 RATE_INTERVAL = "20s"
 STEP_S = 5.0
-#: Inches of one unit of Grafana's grid, and of the frame around a panel.
+#: Size of one unit of Grafana's grid and of the gap around a panel, inches.
 UNIT_W, UNIT_H, GAP = 0.68, 0.36, 0.07
 PAPER, CARD, INK, FAINT = "#F3F4F6", "#FFFFFF", "#24292E", "#8A9099"
-#: For series that have no colour of their own.
+#: Colours of series without a fixed one.
 PALETTE = ("#3366CC", "#F2A93B", "#2E9E6B", "#D9653B", "#8F5BB5", "#4FB3BF", "#B8860B", "#C4162A", "#5A5A66")
 
 
-def draw(dashboard: dict[str, Any], api: Api, start: float, end: float) -> Any:
-    """One dashboard as a matplotlib figure, over a span of unix time.
+def render(dashboard: dict[str, Any], api: Api, start: float, end: float) -> Any:
+    """One dashboard as a matplotlib figure, over a range of unix time.
 
     Raises:
         ServiceError: Prometheus does not answer.
@@ -57,7 +57,7 @@ def draw(dashboard: dict[str, Any], api: Api, start: float, end: float) -> Any:
 
 
 class _Canvas:
-    """The place of one panel on a figure; all in inches from the lower left corner of the panel."""
+    """The area of one panel on a figure; coordinates are inches from the lower left corner of the panel."""
 
     def __init__(self, figure: Any, box: tuple[float, float, float, float], width: float, height: float):
         self.figure, self.width, self.height = figure, box[2], box[3]
@@ -67,7 +67,7 @@ class _Canvas:
         self.figure.text((self._box[0] + x) / self._whole[0], (self._box[1] + y) / self._whole[1], text, **look)
 
     def axes(self, left: float, bottom: float, right: float, top: float) -> Any:
-        """Axes that leave so much free at each side."""
+        """Axes within the panel, with the given margins in inches."""
         x, y, w, h = self._box
         total_w, total_h = self._whole
         return self.figure.add_axes(
@@ -75,6 +75,7 @@ class _Canvas:
         )
 
     def card(self, title: str) -> None:
+        """Draws the panel's background and its title."""
         from matplotlib.patches import FancyBboxPatch
 
         x, y, w, h = self._box
@@ -97,7 +98,7 @@ def _heading(canvas: _Canvas, panel: dict[str, Any], api: Api, span: tuple[float
     canvas.text(0.1, canvas.height / 2, panel["title"], size=11.5, weight="bold", color=FAINT, va="center")
 
 
-def _number(canvas: _Canvas, panel: dict[str, Any], api: Api, span: tuple[float, float]) -> None:
+def _stat(canvas: _Canvas, panel: dict[str, Any], api: Api, span: tuple[float, float]) -> None:
     canvas.card(panel["title"])
     defaults = panel["fieldConfig"]["defaults"]
     [(_, times, values)] = list(_series(panel, api, span))[:1] or [("", np.array([]), np.array([]))]
@@ -106,16 +107,16 @@ def _number(canvas: _Canvas, panel: dict[str, Any], api: Api, span: tuple[float,
         return
     last = values[np.isfinite(values)][-1]
     colour = next(s["color"] for s in reversed(defaults["thresholds"]["steps"]) if last >= (s["value"] or -math.inf))
-    course = canvas.axes(0.05, 0.06, 0.05, 0.82)
-    course.fill_between(times, values, min(0.0, float(np.nanmin(values))), color=colour, alpha=0.15, linewidth=0)
-    course.plot(times, values, color=colour, linewidth=1.2)
-    course.set_xlim(*span)
-    course.axis("off")
+    history = canvas.axes(0.05, 0.06, 0.05, 0.82)
+    history.fill_between(times, values, min(0.0, float(np.nanmin(values))), color=colour, alpha=0.15, linewidth=0)
+    history.plot(times, values, color=colour, linewidth=1.2)
+    history.set_xlim(*span)
+    history.axis("off")
     text = _format(defaults["unit"], defaults.get("decimals"))(last)
     canvas.text(canvas.width / 2, 0.78, text, size=21, weight="bold", color=colour, ha="center", va="center")
 
 
-def _curves(canvas: _Canvas, panel: dict[str, Any], api: Api, span: tuple[float, float]) -> None:
+def _timeseries(canvas: _Canvas, panel: dict[str, Any], api: Api, span: tuple[float, float]) -> None:
     canvas.card(panel["title"])
     defaults = panel["fieldConfig"]["defaults"]
     custom = defaults["custom"]
@@ -145,7 +146,7 @@ def _curves(canvas: _Canvas, panel: dict[str, Any], api: Api, span: tuple[float,
     _legend(canvas, [name for name, _, _ in found], colours, styles)
 
 
-def _heat(canvas: _Canvas, panel: dict[str, Any], api: Api, span: tuple[float, float]) -> None:
+def _heatmap(canvas: _Canvas, panel: dict[str, Any], api: Api, span: tuple[float, float]) -> None:
     from matplotlib.colors import PowerNorm
 
     canvas.card(panel["title"])
@@ -167,19 +168,19 @@ def _heat(canvas: _Canvas, panel: dict[str, Any], api: Api, span: tuple[float, f
 
 _PANELS: dict[str, Callable[[_Canvas, dict[str, Any], Api, tuple[float, float]], None]] = {
     "row": _heading,
-    "stat": _number,
-    "timeseries": _curves,
-    "heatmap": _heat,
+    "stat": _stat,
+    "timeseries": _timeseries,
+    "heatmap": _heatmap,
 }
 
 
 def _series(panel: dict[str, Any], api: Api, span: tuple[float, float]) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
-    """Name, times and values of every series of a panel, on one grid of times; NaN where there is no value."""
+    """Name, times and values of every series of a panel, on one time grid; NaN where a value is missing."""
     start, end = span
     grid = np.arange(start, end + STEP_S / 2, STEP_S)
     for target in panel["targets"]:
         expr = target["expr"].replace("$__rate_interval", RATE_INTERVAL)
-        for series in sorted(api.query_range(expr, start, end, STEP_S), key=lambda it: _order(it["metric"])):
+        for series in sorted(api.query_range(expr, start, end, STEP_S), key=lambda it: _sort_key(it["metric"])):
             name = target["legendFormat"]
             for label, value in series["metric"].items():
                 name = name.replace("{{" + label + "}}", value)
@@ -189,13 +190,13 @@ def _series(panel: dict[str, Any], api: Api, span: tuple[float, float]) -> Itera
             yield name, grid, values
 
 
-def _order(labels: dict[str, str]) -> list[Any]:
-    """Numbers by their size, words by the alphabet."""
+def _sort_key(labels: dict[str, str]) -> list[Any]:
+    """Sorts numbers by value, before words in alphabetical order."""
     return [(0, float(v), "") if v.replace(".", "", 1).isdigit() else (1, 0.0, v) for _, v in sorted(labels.items())]
 
 
 def _styles(colours: list[str]) -> list[Any]:
-    """Series of the same colour differ by their dashes."""
+    """Line styles; series of the same colour have different dashes."""
     seen: dict[str, int] = {}
     styles: list[Any] = []
     for colour in colours:
@@ -275,16 +276,16 @@ def _format(unit: str, decimals: int | None = None) -> Callable[[float], str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--prometheus", default="http://127.0.0.1:9090")
-    parser.add_argument("--minutes", type=float, default=6.0, help="how far to look back")
-    parser.add_argument("--end", type=float, help="unix time at which the pictures end; now, if it is not given")
+    parser.add_argument("--minutes", type=float, default=6.0, help="length of the rendered time range")
+    parser.add_argument("--end", type=float, help="end of the time range, unix time; the default is now")
     parser.add_argument("--out", type=Path, default=Path("docs/images"))
-    given = parser.parse_args()
-    given.out.mkdir(parents=True, exist_ok=True)
-    end = given.end or time.time()
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    end = args.end or time.time()
     end -= end % STEP_S
     for path in sorted(FOLDER.glob("*.json")):
-        figure = draw(json.loads(path.read_text()), Api(given.prometheus), end - 60 * given.minutes, end)
-        figure.savefig(given.out / f"dashboard-{path.stem}.png", dpi=110)
+        figure = render(json.loads(path.read_text()), Api(args.prometheus), end - 60 * args.minutes, end)
+        figure.savefig(args.out / f"dashboard-{path.stem}.png", dpi=110)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""``weir monitor``: Prometheus beside a service that is up, and the word on how to see its dashboards."""
+"""``weir monitor``: runs Prometheus for a running service, and prints how to start Grafana."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from deploy.monitoring.prometheus import Prometheus, grafana_command
 from deploy.state import FOLDER, StateFile, find
 from weir.errors import ServiceError
 
-#: Ray lists its targets within this time of its start.
+#: Ray writes the list of its targets within this time after its start.
 LISTED_S = 15.0
 
 
 def watch(name: str | None, *, port: int, console: Console, folder: Path = FOLDER) -> None:
     """Runs Prometheus on the loopback interface until Ctrl-C or SIGTERM, or until the service is down.
 
-    What it has seen stays in ``monitoring`` in the folder of states, for the next time.
+    Its data stays in the folder ``monitoring``, beside the state files, and is used again next time.
 
     Raises:
-        ServiceError: nothing is up, several are and none is named, its targets are listed on another machine, or
-            Prometheus does not start; with the remedy.
+        ServiceError: no service is up, several are up and ``name`` is None, the targets are listed on another machine,
+            or Prometheus does not start; the message names the remedy.
     """
     state, _ = find(name, folder)
 
@@ -34,9 +34,9 @@ def watch(name: str | None, *, port: int, console: Console, folder: Path = FOLDE
     signal.signal(signal.SIGTERM, end)
     prometheus = Prometheus.start(_targets(state), folder / "monitoring" / state.name, port=port)
     try:
-        told = Text(f"Prometheus watches {state.name} at {prometheus.url}; Ctrl-C stops it\n")
-        told.append(f"Grafana, at http://127.0.0.1:3000:\n{grafana_command(prometheus.url)}")
-        console.print(told, soft_wrap=True)
+        message = Text(f"Prometheus monitors {state.name} at {prometheus.url}; Ctrl-C stops it\n")
+        message.append(f"To start Grafana at http://127.0.0.1:3000:\n{grafana_command(prometheus.url)}")
+        console.print(message, soft_wrap=True)
         while prometheus.running and state.held():
             time.sleep(0.5)
         if not prometheus.running:
@@ -47,16 +47,16 @@ def watch(name: str | None, *, port: int, console: Console, folder: Path = FOLDE
 
 
 def _targets(state: StateFile) -> Path:
-    """The list of a service's targets, once it is there.
+    """Waits for the list of a service's targets and returns its path.
 
     Raises:
-        ServiceError: it does not come.
+        ServiceError: the list does not appear in time.
     """
     end = time.monotonic() + LISTED_S
     while not state.targets.exists():
         if time.monotonic() > end:
             raise ServiceError(
-                f"{state.targets} leads nowhere: Ray lists its targets on the head node of the cluster. Run there: "
+                f"{state.targets} does not exist: Ray writes the list on the head node of the cluster. Run there: "
                 "prometheus --config.file=deploy/monitoring/prometheus.yml --web.listen-address=127.0.0.1:9090"
             )
         time.sleep(0.2)

@@ -1,7 +1,7 @@
-"""What is known of one replica, and when it would have one more image ready. The twin prices by the same rules.
+"""What is known of one replica's queue, and when the replica would have one more image ready.
 
-There are two books, for there are two kinds of profile. One that measured steps belongs to workers whose images join
-and leave at every step (:class:`SlotQueueModel`); one that measured whole batches to workers that draw them as one
+There are two models, for there are two kinds of profile. One that measured steps belongs to workers whose images join
+and leave at every step (:class:`SlotQueueModel`); one that measured whole batches to workers that run them as one
 (:class:`BatchQueueModel`).
 
 Both know that a call is on its way for a while (:mod:`load_balancer.dispatch.network_delay`): an image cannot join
@@ -11,46 +11,65 @@ what begins before it arrives, and a reply that has not come yet may be on its w
 from __future__ import annotations
 
 import heapq
+import math
 from abc import ABC, abstractmethod
-from collections import Counter
+from collections.abc import Hashable
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import NamedTuple
 
 from load_balancer.dispatch.network_delay import NetworkDelay
 from load_balancer.dispatch.service_times import ServiceTimes
-from weir.core import Role
+from weir.plan import Plan
 
-#: Roles whose images are priced as if every place beside them were taken, whoever is there yet.
-PRICED_FULL = frozenset({Role.HEAVY})
+#: Unique among all images ever: the load balancer's are strings, the simulator's numbers.
+ImageId = str | int
 
 
 class Kind(NamedTuple):
-    """Images of one kind can share a batch. ``work`` is the share of the variant's own number of steps."""
+    """Images of one kind can share a batch.
 
-    role: Role
+    Attributes:
+        role: replicas that the image is sent to.
+        variant: key of the variant that generates it.
+        work: share of the variant's own number of steps.
+    """
+
+    role: str
+    variant: str
     work: float = 1.0
+
+
+def priced_open(plan: Plan) -> str:
+    """The role whose images are priced by the batch as it is now; "": none.
+
+    All others are priced as if every place beside them were taken, whoever is there yet.
+    """
+    return plan.first if plan.routing is None else ""
 
 
 @dataclass(slots=True)
 class ReplicaQueueModel(ABC):
-    """What both books have in common: who was sent there, and the replica's duty.
+    """What both models have in common: the images that were sent there, and the replica's assignment.
 
     Attributes:
+        open_role: see :func:`priced_open`.
         queue: images sent and not answered, in order; of those in ``leaving`` one of the same batch has been answered.
-        patient: images in the queue that let all others go first.
-        foreign: images queued there by somebody else.
+        low_priority: images in the queue that let all others go first.
+        foreign: images queued there by another load balancer.
     """
 
     id: str
     rank: int
-    role: Role
+    role: str
     batch_size: int
+    open_role: str
     times: ServiceTimes
-    transit: NetworkDelay
-    queue: dict[str, Kind] = field(default_factory=dict)
-    sent_at: dict[str, float] = field(default_factory=dict)
-    leaving: set[str] = field(default_factory=set)
-    patient: set[str] = field(default_factory=set)
+    delay: NetworkDelay
+    queue: dict[ImageId, Kind] = field(default_factory=dict)
+    sent_at: dict[ImageId, float] = field(default_factory=dict)
+    leaving: set[ImageId] = field(default_factory=set)
+    low_priority: set[ImageId] = field(default_factory=set)
     foreign: int = 0
 
     @property
@@ -60,30 +79,47 @@ class ReplicaQueueModel(ABC):
     @property
     @abstractmethod
     def waiting(self) -> int:
-        """Images in the queue that are not being drawn."""
+        """Images in the queue that are not begun."""
 
     @abstractmethod
-    def finish_at(self, kind: Kind, now: float, ahead: int = 0, *, patient: bool = False) -> float:
+    def finish_at(self, kind: Kind, now: float, ahead: int = 0, *, low_priority: bool = False) -> float:
         """When one more image would be ready, with ``ahead`` images of its kind sent before it."""
 
-    @abstractmethod
-    def begun(self, request: str) -> bool:
-        """Whether the image is being drawn, as far as the book knows; what it does not know counts as begun."""
+    def floor(self, kind: Kind, now: float, *, low_priority: bool = False) -> float:
+        """A lower bound of :meth:`finish_at` from now on, while nothing happens here and :attr:`steady` holds."""
+        return self.finish_at(kind, now, low_priority=low_priority)
 
-    def assign(self, request: str, kind: Kind, now: float, *, patient: bool = False) -> None:
+    @property
+    @abstractmethod
+    def signature(self) -> Hashable:
+        """Equal for replicas of one role that could begin an image at once, and would have it ready at the same time;
+        None for one that could not."""
+
+    @property
+    @abstractmethod
+    def steady(self) -> bool:
+        """Whether :meth:`finish_at` never decreases as time goes by, while nothing happens here."""
+
+    @abstractmethod
+    def begun(self, request: ImageId) -> bool:
+        """Whether the image is being generated, as far as the model knows; what it does not know counts as begun."""
+
+    def assign(self, request: ImageId, kind: Kind, now: float, *, low_priority: bool = False) -> None:
         """The image is on its way there."""
-        behind = [] if patient else [name for name in self.queue if name in self.patient and not self.begun(name)]
+        behind: list[ImageId] = []
+        if self.low_priority and not low_priority:
+            behind = [name for name in self.queue if name in self.low_priority and not self.begun(name)]
         self.queue[request] = kind
         for name in behind:
             self.queue[name] = self.queue.pop(name)
-        if patient:
-            self.patient.add(request)
+        if low_priority:
+            self.low_priority.add(request)
         self.sent_at[request] = now
         self._assigned(request, now)
 
     def replied(
         self,
-        request: str,
+        request: ImageId,
         now: float,
         *,
         batch_size: int,
@@ -95,51 +131,50 @@ class ReplicaQueueModel(ABC):
         """Takes in a reply; see ``Dispatcher.finished``."""
         sent_at = self.sent_at.pop(request, None)
         if sent_at is not None and queue_s is not None:
-            self.transit.observe(now - sent_at - queue_s - compute_s)
+            self.delay.observe(now - sent_at - queue_s - compute_s)
         if request in self.leaving:
             self.leaving.discard(request)
             return None
         kind = self.queue.get(request)
         if kind is None:
             return None
-        self.times.observe(kind.role, batch_size, compute_s, kind.work, now=now)
-        gone = [request, *self._beside(request, kind, together - 1, now)]
+        self.times.observe(kind.variant, batch_size, compute_s, kind.work, now=now)
+        gone = [request, *self._beside(request, kind, together - 1, now)] if together > 1 else [request]
         for name in gone:
             del self.queue[name]
-        self.patient.difference_update(gone)
-        self.leaving |= set(gone[1:])
+        if self.low_priority:
+            self.low_priority.difference_update(gone)
+        self.leaving.update(gone[1:])
         self._left(gone, now, queued)
         if queued is not None:
             self.foreign = max(0, queued - len(self.queue))
         return kind
 
-    def forget(self, request: str, now: float) -> None:
+    def knows(self, request: ImageId) -> bool:
+        """Whether the image was sent there and is not answered."""
+        return request in self.queue or request in self.leaving
+
+    def forget(self, request: ImageId, now: float) -> None:
         """The image was cancelled or failed on the way; nobody waits for it any more."""
         self.sent_at.pop(request, None)
-        self.patient.discard(request)
+        self.low_priority.discard(request)
         if request in self.leaving:
             self.leaving.discard(request)
         elif request in self.queue:
             self._forgotten(request, now)
 
-    def _before(self, patient: bool) -> list[Kind]:
-        """The waiting images that one more would have to let go first."""
-        return [
-            kind for name, kind in self.queue.items() if not self.begun(name) and (patient or name not in self.patient)
-        ]
+    @abstractmethod
+    def _assigned(self, request: ImageId, now: float) -> None: ...
 
     @abstractmethod
-    def _assigned(self, request: str, now: float) -> None: ...
-
-    @abstractmethod
-    def _beside(self, request: str, kind: Kind, count: int, now: float) -> list[str]:
+    def _beside(self, request: ImageId, kind: Kind, count: int, now: float) -> list[ImageId]:
         """The images most likely to have left with this one."""
 
     @abstractmethod
-    def _left(self, gone: list[str], now: float, queued: int | None) -> None: ...
+    def _left(self, gone: list[ImageId], now: float, queued: int | None) -> None: ...
 
     @abstractmethod
-    def _forgotten(self, request: str, now: float) -> None: ...
+    def _forgotten(self, request: ImageId, now: float) -> None: ...
 
 
 @dataclass(slots=True)
@@ -148,12 +183,12 @@ class BatchQueueModel(ReplicaQueueModel):
 
         remaining time of the running batch + whole batches queued before it + the batch that it would be part of
 
-    In the light role the batch it would be part of is taken as it is now, in the heavy role as full. Taken as it is
-    now, a heavy batch looks cheapest where nobody waits, images spread over many small batches, and the stage loses
-    half of its throughput just when it is needed; besides, those already accepted would grow late with every image that
-    joins them. An idle replica begins at once, with this image alone.
+    In the first variant's role the batch it would be part of is taken as it is now, in all others as full. Taken as it
+    is now, a heavy batch looks cheapest where nobody waits, images spread over many small batches, and the variant
+    loses half of its throughput just when it is needed; besides, those already accepted would grow late with every
+    image that joins them. An idle replica begins at once, with this image alone.
 
-    The first ``running`` entries of ``queue`` are in the batch being drawn, which ends at ``free_at``.
+    The first ``running`` entries of ``queue`` are in the batch that runs, which ends at ``free_at``.
     """
 
     running: int = 0
@@ -163,45 +198,76 @@ class BatchQueueModel(ReplicaQueueModel):
     def waiting(self) -> int:
         return len(self.queue) - self.running
 
-    def finish_at(self, kind: Kind, now: float, ahead: int = 0, *, patient: bool = False) -> float:
-        arrives = start = now + self.transit.usual_s
-        if self.running:
+    @property
+    def signature(self) -> Hashable:
+        return None if self.queue or self.foreign else 0
+
+    @property
+    def steady(self) -> bool:
+        return True
+
+    def finish_at(self, kind: Kind, now: float, ahead: int = 0, *, low_priority: bool = False) -> float:
+        return self._finish_at(kind, now, ahead, low_priority, now + self.delay.slow_s)
+
+    def floor(self, kind: Kind, now: float, *, low_priority: bool = False) -> float:
+        return self._finish_at(kind, now, 0, low_priority, -math.inf)
+
+    def _finish_at(self, kind: Kind, now: float, ahead: int, low_priority: bool, there_by: float) -> float:
+        """A batch that begins before ``there_by`` is one that the image may miss."""
+        usual_s, seconds, size, running = self.delay.usual_s, self.times.seconds, self.batch_size, self.running
+        arrives = start = now + usual_s
+        if running:
             # The reply of a batch that has ended is on its way for so long. One that is overdue by x beyond that is
             # expected to take x more: a stuck replica repels work the longer it hangs.
-            start = self.free_at + 2 * max(0.0, now - self.free_at - self.transit.usual_s)
-        waiting = Counter(self._before(patient) if self.patient else list(self.queue.values())[self.running :])
-        waiting[kind] += ahead + self.foreign
-        full = kind.role in PRICED_FULL and (self.running or waiting[kind])
-        own = 0.0
-        for other, count in waiting.items():
-            whole, rest = divmod(count, self.batch_size)
-            start += whole * self.times.seconds(other.role, self.batch_size, other.work)
-            if other == kind:
-                if rest and start < now + self.transit.slow_s:  # they may leave before it is there
-                    start += self.times.seconds(kind.role, rest, kind.work)
-                    rest = 0
-                own = self.times.seconds(kind.role, self.batch_size if full else rest + 1, kind.work)
-            elif rest:
-                start += self.times.seconds(other.role, rest, other.work)
-        return max(start, arrives) + own + self.transit.usual_s
+            start = self.free_at
+            overdue_s = now - start - usual_s
+            if overdue_s > 0:
+                start += 2 * overdue_s
+        rest = ahead + self.foreign
+        if len(self.queue) > running:
+            before = self._before(low_priority)
+            rest += before.pop(kind, 0)
+            for other, count in before.items():
+                whole, odd = divmod(count, size)
+                start += whole * seconds(other.variant, size, other.work)
+                if odd:
+                    start += seconds(other.variant, odd, other.work)
+        full = kind.role != self.open_role and (running or rest)
+        if rest >= size:
+            start += rest // size * seconds(kind.variant, size, kind.work)
+            rest %= size
+        if rest and start < there_by:  # they may leave before it is there
+            start += seconds(kind.variant, rest, kind.work)
+            rest = 0
+        last_s = seconds(kind.variant, size if full else rest + 1, kind.work)
+        return (start if start > arrives else arrives) + last_s + usual_s
 
-    def begun(self, request: str) -> bool:
-        return request not in self.queue or list(self.queue).index(request) < self.running
+    def begun(self, request: ImageId) -> bool:
+        return request not in self.queue or request in islice(self.queue, self.running)
 
-    def _assigned(self, request: str, now: float) -> None:
+    def _before(self, low_priority: bool) -> dict[Kind, int]:
+        """The waiting images that one more would have to let go first, by kind."""
+        counts: dict[Kind, int] = {}
+        if len(self.queue) > self.running:
+            for name, kind in islice(self.queue.items(), self.running, None):
+                if low_priority or name not in self.low_priority:
+                    counts[kind] = counts.get(kind, 0) + 1
+        return counts
+
+    def _assigned(self, request: ImageId, now: float) -> None:
         if not self.running:
-            self._start(now + self.transit.usual_s)
+            self._start(now + self.delay.usual_s)
 
-    def _beside(self, request: str, kind: Kind, count: int, now: float) -> list[str]:
+    def _beside(self, request: ImageId, kind: Kind, count: int, now: float) -> list[ImageId]:
         return [name for name, other in self.queue.items() if other == kind and name != request][: max(0, count)]
 
-    def _left(self, gone: list[str], now: float, queued: int | None) -> None:
-        self._start(now - self.transit.usual_s if queued else now, queued)
+    def _left(self, gone: list[ImageId], now: float, queued: int | None) -> None:
+        self._start(now - self.delay.usual_s if queued else now, queued)
 
-    def _forgotten(self, request: str, now: float) -> None:
-        position = list(self.queue).index(request)
+    def _forgotten(self, request: ImageId, now: float) -> None:
+        running = request in islice(self.queue, self.running)
         del self.queue[request]
-        if position < self.running:
+        if running:
             self.running -= 1
             if not self.running:
                 self._start(now)
@@ -209,7 +275,7 @@ class BatchQueueModel(ReplicaQueueModel):
     def _start(self, at: float, there: int | None = None) -> None:
         """The head of the queue becomes the running batch: of those that were ``there``, for others are on their way.
 
-        None, or nobody there: the batch begins with the first to arrive, whom the book takes to be all.
+        None, or none there: the batch begins with the first to arrive, and the model takes them to be all.
         """
         head = next(iter(self.queue.values()), None)
         most = min(self.batch_size, there or self.batch_size)
@@ -219,79 +285,104 @@ class BatchQueueModel(ReplicaQueueModel):
                 break
             self.running += 1
         if head is not None:
-            self.free_at = at + self.times.seconds(head.role, self.running, head.work)
+            self.free_at = at + self.times.seconds(head.variant, self.running, head.work)
 
 
 @dataclass(slots=True)
 class SlotQueueModel(ReplicaQueueModel):
-    """As many seats as the largest batch: an image takes one as soon as one is free, and leaves it when it is done.
+    """As many slots as the largest batch: an image takes one as soon as one is free, and leaves it when it is done.
 
-        the time until a seat is free, those before it seated first + its own steps
+        the time until a slot is free, with those before it placed first + its own steps
 
-    A heavy image's steps are priced with every seat taken: whoever joins later breaks no promise. A light one's are
-    priced as it is now.
+    The steps of an image of the first variant's role are priced with the slots taken as they are now, those of all
+    others with every slot taken: an image that joins later breaks no promise then.
 
     Attributes:
-        left: of the seated, the share of their run that is still to go at ``as_of``; below 0 when overdue.
+        left: of the images in a slot, the share of their run that is still to go at ``as_of``; below 0 when overdue.
     """
 
-    left: dict[str, float] = field(default_factory=dict)
+    left: dict[ImageId, float] = field(default_factory=dict)
     as_of: float = 0.0
 
     @property
     def waiting(self) -> int:
         return len(self.queue) - len(self.left)
 
-    def finish_at(self, kind: Kind, now: float, ahead: int = 0, *, patient: bool = False) -> float:
-        arrives = now + self.transit.usual_s
+    @property
+    def signature(self) -> Hashable:
+        free = len(self.left) < self.batch_size and len(self.left) == len(self.queue) and not self.foreign
+        return (self.batch_size, len(self.queue)) if free else None
+
+    @property
+    def steady(self) -> bool:
+        """With free slots, images in the others are priced by another pace than they have."""
+        return len(self.left) >= self.batch_size
+
+    def finish_at(self, kind: Kind, now: float, ahead: int = 0, *, low_priority: bool = False) -> float:
+        arrives = now + self.delay.usual_s
         ahead += self.foreign
         self._advance(now)
         company = min(self.batch_size, len(self.queue) + ahead + 1)
 
         def run_s(it: Kind) -> float:
-            return self.times.seconds(it.role, self.batch_size if it.role in PRICED_FULL else company, it.work)
+            return self.times.seconds(it.variant, company if it.role == self.open_role else self.batch_size, it.work)
 
         # One that is overdue by x is expected to take x more: a stuck replica repels work the longer it hangs.
-        free = sorted(now + abs(left) * run_s(self.queue[name]) for name, left in self.left.items())
+        free = sorted([now + abs(left) * run_s(self.queue[name]) for name, left in self.left.items()])
         free = free[max(0, len(free) - self.batch_size) :]
         free += [arrives] * (self.batch_size - len(free))
         heapq.heapify(free)
-        for it in [*self._before(patient), *[kind] * ahead]:
+        for it in [*self._before(low_priority), *[kind] * ahead]:
             heapq.heapreplace(free, max(free[0], arrives) + run_s(it))
-        return max(free[0], arrives) + run_s(kind) + self.transit.usual_s
+        return max(free[0], arrives) + run_s(kind) + self.delay.usual_s
 
-    def begun(self, request: str) -> bool:
+    def begun(self, request: ImageId) -> bool:
         return request not in self.queue or request in self.left
 
-    def _assigned(self, request: str, now: float) -> None:
-        self._advance(now)
-        self._seat()
+    def _before(self, low_priority: bool) -> list[Kind]:
+        """The waiting images that one more would have to let go first."""
+        if len(self.queue) == len(self.left):
+            return []
+        return [
+            kind
+            for name, kind in self.queue.items()
+            if name not in self.left and (low_priority or name not in self.low_priority)
+        ]
 
-    def _beside(self, request: str, kind: Kind, count: int, now: float) -> list[str]:
+    def _assigned(self, request: ImageId, now: float) -> None:
         self._advance(now)
-        others = [name for name in self.left if name != request and self.queue[name].role is kind.role]
+        self._fill()
+
+    def _beside(self, request: ImageId, kind: Kind, count: int, now: float) -> list[ImageId]:
+        self._advance(now)
+        others = [name for name in self.left if name != request and self.queue[name].variant == kind.variant]
         return sorted(others, key=self.left.__getitem__)[: max(0, count)]
 
-    def _left(self, gone: list[str], now: float, queued: int | None) -> None:
+    def _left(self, gone: list[ImageId], now: float, queued: int | None) -> None:
         for name in gone:
             self.left.pop(name, None)
-        self._seat()
+        self._fill()
 
-    def _forgotten(self, request: str, now: float) -> None:
+    def _forgotten(self, request: ImageId, now: float) -> None:
         self._advance(now)
         del self.queue[request]
         self.left.pop(request, None)
-        self._seat()
+        self._fill()
 
     def _advance(self, now: float) -> None:
-        """All seated images move on together, each by what its own steps cost in this company."""
+        """All images in a slot move on together, each by what its own steps cost in this company."""
         passed, self.as_of = max(0.0, now - self.as_of), max(now, self.as_of)
+        if not passed:
+            return
         for name in self.left:
             kind = self.queue[name]
-            run_s = self.times.seconds(kind.role, len(self.left), kind.work)
+            run_s = self.times.seconds(kind.variant, len(self.left), kind.work)
             self.left[name] -= passed / run_s if run_s > 0 else 0.0
 
-    def _seat(self) -> None:
+    def _fill(self) -> None:
+        """Waiting images take the free slots, in order."""
+        if len(self.queue) == len(self.left):
+            return
         for name in self.queue:
             if len(self.left) >= self.batch_size:
                 return

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left, insort
 from collections import deque
-from statistics import quantiles
 
 #: Calls that count: a busy host shows within a second or two of traffic.
 CALLS = 64
@@ -15,15 +15,35 @@ class NetworkDelay:
     Attributes:
         usual_s: the median.
         slow_s: nine of ten calls are there by then.
+        swing_s: the largest less the smallest ``usual_s`` since :meth:`settle`.
     """
 
     def __init__(self) -> None:
-        self._trips: deque[float] = deque(maxlen=CALLS)
-        self.usual_s = self.slow_s = 0.0
+        self._trips: deque[float] = deque()
+        self._sorted: list[float] = []
+        self.usual_s = self.slow_s = self.swing_s = 0.0
+        self._least_s = self._most_s = 0.0
 
     def observe(self, trip_s: float) -> None:
         """Takes in one call: seconds out and back."""
-        self._trips.append(max(0.0, trip_s))
+        trip_s = max(0.0, trip_s)
+        self._trips.append(trip_s)
+        insort(self._sorted, trip_s)
+        if len(self._trips) > CALLS:
+            del self._sorted[bisect_left(self._sorted, self._trips.popleft())]
         if len(self._trips) > 1:
-            tenths = quantiles(self._trips, n=10, method="inclusive")
-            self.usual_s, self.slow_s = tenths[4] / 2, tenths[8] / 2
+            self.usual_s, self.slow_s = self._tenths(5) / 2, self._tenths(9) / 2
+            if not self._least_s <= self.usual_s <= self._most_s:
+                self._least_s, self._most_s = min(self._least_s, self.usual_s), max(self._most_s, self.usual_s)
+                self.swing_s = self._most_s - self._least_s
+
+    def settle(self) -> None:
+        """:attr:`swing_s` counts from the present delay on."""
+        self._least_s = self._most_s = self.usual_s
+        self.swing_s = 0.0
+
+    def _tenths(self, tenths: int) -> float:
+        """A quantile, linear between the calls."""
+        place, rest = divmod(tenths * (len(self._sorted) - 1), 10)
+        low = self._sorted[place]
+        return low + (self._sorted[place + 1] - low) * rest / 10 if rest else low

@@ -1,4 +1,4 @@
-"""A request as a stream of server-sent events, under OpenAI's names: pictures as they come, then the images."""
+"""A request as a stream of server-sent events, under OpenAI's names: partial images as they come, then the images."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ async def events(job: Job) -> AsyncGenerator[bytes]:
     """
     shown: Counter[int] = Counter()
     try:
-        async for event in job.drawing.events():
+        async for event in job.generation.events():
             if isinstance(event, GeneratedImage):
                 yield await _completed(job, event)
-            elif shown[event.index] < job.order.partial_images:
+            elif shown[event.index] < job.request.partial_images:
                 number = shown[event.index]
                 shown[event.index] += 1
                 yield await _partial(job, event, number)
@@ -44,20 +44,20 @@ async def events(job: Job) -> AsyncGenerator[bytes]:
 
 
 async def _partial(job: Job, event: PartialImage, number: int) -> bytes:
-    told = {"image": event.index, "role": event.role.value, "step": event.step}
-    order = job.order
+    partial = {"image": event.index, "role": event.variant, "step": event.step}
+    request = job.request
     # A preview is as small as the latent; it is shown in the place of the finished image, so it gets its size.
-    image = await encoded(event.image, order.output_format, order.compression, (order.width, order.height))
-    return _picture(job, PARTIAL, image, {"partial_image_index": number, "weir": told})
+    image = await encoded(event.image, request.output_format, request.compression, (request.width, request.height))
+    return _picture(job, PARTIAL, image, {"partial_image_index": number, "weir": partial})
 
 
 async def _completed(job: Job, event: GeneratedImage) -> bytes:
-    image = await encoded(event.result.image, job.order.output_format, job.order.compression)
+    image = await encoded(event.result.image, job.request.output_format, job.request.compression)
     return _picture(job, COMPLETED, image, {"weir": {"image": event.index, **about(event)}})
 
 
 def _picture(job: Job, kind: str, image: bytes, more: dict[str, Any]) -> bytes:
-    fields = {"created_at": int(time.time()), **settings(job.order), **more}
+    fields = {"created_at": int(time.time()), **settings(job.request), **more}
     # The picture goes past the JSON encoder, which would look at every byte of it.
     return b'event: %b\ndata: {"type":"%b","b64_json":"%b",%b\n\n' % (
         kind.encode(),

@@ -1,4 +1,4 @@
-"""The routes of ``/v1/images/generations``: draw, stream, answer later, ask how it stands, cancel."""
+"""The routes of ``/v1/images/generations``: generate, stream, answer later, ask for the state, cancel."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dataclasses import replace
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import StreamingResponse
 
-from load_balancer.http import responses as answers
+from load_balancer.http import responses
 from load_balancer.http.events import events
 from load_balancer.http.headers import idempotency_key, later, seed_of
 from load_balancer.http.image_encoding import encoded
@@ -28,27 +28,27 @@ from weir.config import LimitsConfig
 from weir.errors import BodyTooLarge, BodyTooSlow, InvalidRequest
 
 
-def generations(balancer: Balancer, rules: RequestRules, files: ImageStore, limits: LimitsConfig) -> APIRouter:
+def generations(balancer: Balancer, rules: RequestRules, store: ImageStore, limits: LimitsConfig) -> APIRouter:
     """The routes over one balancer.
 
     Args:
-        files: where images go that are asked for as URLs.
+        store: where images go that are asked for as URLs.
         limits: how long a body may be, and how long it may take.
     """
     router = APIRouter()
 
-    async def render(job: Job, drawn: list[GeneratedImage]) -> bytes:
-        order = job.order
-        images = [await encoded(one.result.image, order.output_format, order.compression) for one in drawn]
-        if order.response_format == "b64_json":
-            return answers.generated(job, drawn, [answers.inline(image) for image in images])
+    async def render(job: Job, images: list[GeneratedImage]) -> bytes:
+        wanted = job.request
+        contents = [await encoded(one.result.image, wanted.output_format, wanted.compression) for one in images]
+        if wanted.response_format == "b64_json":
+            return responses.generated(job, images, [responses.inline(content) for content in contents])
         pictures = []
-        for image in images:
+        for content in contents:
             # Not the id: others learn it where a request of theirs resumes from this one.
-            name = f"{secrets.token_urlsafe(24)}.{order.output_format}"
-            files.put(name, image)
-            pictures.append(answers.linked(f"{job.base_url}{FILES}/{name}"))
-        return answers.generated(job, drawn, pictures)
+            name = f"{secrets.token_urlsafe(24)}.{wanted.output_format}"
+            store.put(name, content)
+            pictures.append(responses.linked(f"{job.base_url}{FILES}/{name}"))
+        return responses.generated(job, images, pictures)
 
     jobs = Jobs(balancer, render)
 
@@ -56,12 +56,12 @@ def generations(balancer: Balancer, rules: RequestRules, files: ImageStore, limi
     @typed_errors
     async def generate(request: Request) -> Response:
         key = idempotency_key(request.headers.get("idempotency-key"))
-        order = _ordered(rules.read(await _body(request, limits)), request, key)
-        postponed = None if order.stream else later(request.headers.getlist("prefer"))
+        wanted = _wanted(rules.read(await _body(request, limits)), request, key)
+        postponed = None if wanted.stream else later(request.headers.getlist("prefer"))
         base_url = str(request.base_url).rstrip("/")
-        job, replayed = jobs.begin(order, base_url, key=key, keep=postponed is not None)
+        job, replayed = jobs.begin(wanted, base_url, key=key, keep=postponed is not None)
         headers = {"X-Request-Id": job.id, **({"Idempotent-Replayed": "true"} if replayed else {})}
-        if order.stream:
+        if wanted.stream:
             headers |= {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
             return StreamingResponse(_stream(jobs, job), media_type="text/event-stream", headers=headers)
         if postponed is not None:
@@ -78,7 +78,7 @@ def generations(balancer: Balancer, rules: RequestRules, files: ImageStore, limi
     @typed_errors
     async def status(request: Request, id: str) -> Response:
         job = jobs.find(id, request.state.caller)
-        return Response(answers.state(jobs, job), media_type="application/json")
+        return Response(responses.state(jobs, job), media_type="application/json")
 
     @router.delete(GENERATIONS + "/{id}", **CANCEL)
     @typed_errors
@@ -86,7 +86,7 @@ def generations(balancer: Balancer, rules: RequestRules, files: ImageStore, limi
         job = jobs.find(id, request.state.caller)
         over = job.ended is not None
         await job.cancel()
-        answer = answers.state(jobs, job)
+        answer = responses.state(jobs, job)
         if over:
             jobs.forget(job)
         return Response(answer, media_type="application/json")
@@ -94,11 +94,11 @@ def generations(balancer: Balancer, rules: RequestRules, files: ImageStore, limi
     return router
 
 
-def _ordered(order: GenerationRequest, request: Request, key: str | None) -> GenerationRequest:
-    """The order with who asks, and with a seed that follows from the key where it names none."""
+def _wanted(body: GenerationRequest, request: Request, key: str | None) -> GenerationRequest:
+    """The request with its caller, and with a seed that follows from the idempotency key where it names none."""
     caller = request.state.caller
-    seed = seed_of(caller, key) if key is not None and order.seed is None else order.seed
-    return replace(order, caller=caller, seed=seed)
+    seed = seed_of(caller, key) if key is not None and body.seed is None else body.seed
+    return replace(body, caller=caller, seed=seed)
 
 
 async def _stream(jobs: Jobs, job: Job) -> AsyncIterator[bytes]:
@@ -130,7 +130,7 @@ def _accepted(jobs: Jobs, job: Job, headers: dict[str, str]) -> Response:
         "Location": f"{GENERATIONS}/{job.id}",
         "Retry-After": str(max(1, math.ceil(place.estimated_s or 0))),
     }
-    return Response(answers.state(jobs, job), 202, headers, "application/json")
+    return Response(responses.state(jobs, job), 202, headers, "application/json")
 
 
 async def _body(request: Request, limits: LimitsConfig) -> bytes:

@@ -17,9 +17,9 @@ from weir.errors import Cancelled, KeyReused, NotFound, WeirError
 
 log = logging.getLogger(__name__)
 
-#: An answer is kept for so long.
+#: Seconds that an answer is kept.
 KEPT_S = 600.0
-#: And no longer than there is room for it; the oldest leave first.
+#: Limits of what is kept; the oldest answers leave first.
 MOST_JOBS = 1000
 MOST_BYTES = 256 * 2**20
 
@@ -43,7 +43,7 @@ class Status(NamedTuple):
 
 
 class Job:
-    """A request that is drawn whoever listens. Its answer is made once; everybody who asks gets the same.
+    """A request that is generated whether or not a client listens. All who ask get the same answer, rendered once.
 
     Args:
         base_url: the service as the client calls it.
@@ -52,7 +52,7 @@ class Job:
 
     def __init__(
         self,
-        drawing: GenerationTask,
+        generation: GenerationTask,
         key: str | None,
         base_url: str,
         created: float,
@@ -61,8 +61,8 @@ class Job:
     ):
         #: Told to nobody but its caller, unlike the ids of its images, which the cache tells others.
         self.id = secrets.token_hex(16)
-        self.order = drawing.order
-        self.drawing = drawing
+        self.request = generation.request
+        self.generation = generation
         self.key = key
         self.base_url = base_url
         self.created = created
@@ -75,7 +75,7 @@ class Job:
 
     @property
     def caller(self) -> Caller:
-        return self.order.caller
+        return self.request.caller
 
     @property
     def body(self) -> bytes | None:
@@ -84,7 +84,7 @@ class Job:
 
     @property
     def size_bytes(self) -> int:
-        return self.drawing.size_bytes + len(self._body or b"")
+        return self.generation.size_bytes + len(self._body or b"")
 
     async def answer(self) -> bytes:
         """The body of the answer; cancelling the call leaves the job as it is.
@@ -105,12 +105,12 @@ class Job:
     async def cancel(self) -> None:
         """Takes it out of work before the next denoising step; nothing happens to one that has ended."""
         if self.ended is None:
-            await self.drawing.close()
+            await self.generation.close()
             await asyncio.shield(self._task)
 
     async def _run(self) -> None:
         try:
-            self._body = await self._render(self, await self.drawing.images())
+            self._body = await self._render(self, await self.generation.images())
         except WeirError as error:
             self.error = error
         except Exception:
@@ -150,31 +150,31 @@ class Jobs:
         self._kept: set[str] = set()
 
     def begin(
-        self, order: GenerationRequest, base_url: str, *, key: str | None = None, keep: bool = False
+        self, request: GenerationRequest, base_url: str, *, key: str | None = None, keep: bool = False
     ) -> tuple[Job, bool]:
-        """The job of an order, and whether it was there already: the caller sent the same one with the same key.
+        """The job of a request, and whether it was there already: the caller sent the same one with the same key.
 
         Args:
             keep: it can be asked for after it has ended; so can one with a key.
 
         Raises:
-            KeyReused: the caller sent another order with the key.
-            RateLimited, Overloaded, NotReady: the order is not admitted.
+            KeyReused: the caller sent another request with the key.
+            RateLimited, Overloaded, NotReady: the request is not admitted.
         """
         self._expire()
-        if key is not None and (known := self._by_key.get((order.caller.name, key))) is not None:
-            if known.order != order:
+        if key is not None and (known := self._by_key.get((request.caller.name, key))) is not None:
+            if known.request != request:
                 raise KeyReused(
                     "this idempotency key came with another request; use a new key for every new request",
                     param="Idempotency-Key",
                 )
             return known, True
-        job = Job(self._balancer.begin(order), key, base_url, self._clock(), self._render, self._ended)
+        job = Job(self._balancer.begin(request), key, base_url, self._clock(), self._render, self._ended)
         self._running[job.id] = job
         if keep or key is not None:
             self._kept.add(job.id)
         if key is not None:
-            self._by_key[order.caller.name, key] = job
+            self._by_key[request.caller.name, key] = job
         return job, False
 
     def find(self, id: str, caller: Caller) -> Job:
@@ -208,12 +208,12 @@ class Jobs:
             if job.error is None:
                 return Status("succeeded")
             return Status("cancelled" if isinstance(job.error, Cancelled) else "failed")
-        place = self._balancer.place(job.drawing)
-        if place is None:
-            return Status("running" if job.drawing.begun else "queued")
-        estimated_s = round(max(0.0, place.ready_at - self._clock()), 3)
-        if place.position and not job.drawing.begun:
-            return Status("queued", place.position, estimated_s)
+        at = self._balancer.position(job.generation)
+        if at is None:
+            return Status("running" if job.generation.begun else "queued")
+        estimated_s = round(max(0.0, at.ready_at - self._clock()), 3)
+        if at.position and not job.generation.begun:
+            return Status("queued", at.position, estimated_s)
         return Status("running", None, estimated_s)
 
     def expires_at(self, job: Job) -> float | None:
@@ -224,7 +224,7 @@ class Jobs:
         job.ended = self._clock()
         del self._running[job.id]
         if job.error is not None:
-            self._forget_key(job)  # nothing came of it: the same key draws again
+            self._forget_key(job)  # nothing came of it: the same key generates again
         if job.id in self._kept:
             self._past[job.id] = job
             self._past_bytes += job.size_bytes

@@ -29,8 +29,8 @@ from weir.errors import (
 GENERATIONS = "/v1/images/generations"
 FILES = "/v1/images/files"
 
-DESCRIPTION = """Text-to-image behind one endpoint that OpenAI's clients know. A light model draws first, a heavy one
-draws again what a discriminator doubts, and an approximate cache lets runs begin in the middle."""
+DESCRIPTION = """Text-to-image behind one endpoint that OpenAI's clients know. A light model generates first, a
+heavier one generates again what a discriminator doubts, and an approximate cache lets runs begin in the middle."""
 
 
 class _Described(BaseModel):
@@ -62,16 +62,18 @@ class About(_Described):
     """How an image came about."""
 
     id: str
-    path: Literal["light", "light-deadline", "heavy", "cache"] = Field(
-        description="light: it was good enough; light-deadline: the heavy one would have been late; heavy; "
-        "cache: heavy, from a stored state of a similar prompt"
+    path: str = Field(
+        description="key of the variant that generated it, such as light or heavy; with -deadline if its successor "
+        "would have been late; cache: the last variant, from a stored state of a similar prompt"
     )
-    model: str = Field(description="the variant that drew it")
-    confidence: float | None = Field(description="the discriminator's confidence in the light image, 0…1")
+    model: str = Field(description="name of the variant that generated it")
+    confidence: float | None = Field(
+        description="the discriminator's confidence, 0…1, in the last image before that of the last variant"
+    )
     heavy_confidence: float | None = Field(
-        description="the same in the heavy image, where the service draws doubtful ones again"
+        description="the same in the last variant's image, where the service generates doubtful ones again"
     )
-    draws: int = Field(description="heavy images drawn; the answer is the best of them")
+    draws: int = Field(description="images of the last variant; the answer is the best of them")
     seed: int = Field(description="of the image that is the answer")
     steps: int = Field(description="denoising steps that ran for it")
     queue_s: float = Field(description="seconds in workers' queues")
@@ -155,12 +157,16 @@ class Live(_Described):
     pending: list[str] = Field(description="what is still missing")
     roles: dict[str, RoleReplicas]
     plan_version: int
-    threshold: float = Field(description="a light image of a lower confidence is drawn again by the heavy variant")
+    threshold: float = Field(
+        description="an image of the first variant with a lower confidence is deferred to the next one"
+    )
+    thresholds: list[float] = Field(description="the same for every judge in use, from the first on")
+    reason: str = Field(description="why the controller made this plan; empty for the configured one")
     in_flight: int = Field(description="images admitted and not answered")
     queued: dict[str, int] = Field(description="images that wait at the replicas of a role")
     arrivals: int = Field(description="images asked for since the start, as all counts here")
-    judged: int = Field(description="light images that the cascade decided on")
-    deferred: int = Field(description="of these those for the heavy variant")
+    judged: int = Field(description="images of the first variant that the cascade decided about")
+    deferred: int = Field(description="of these those that were deferred")
     cache: bool = Field(description="whether there is an approximate cache")
     looked_up: int = Field(description="images that the cache was asked for")
     hits: int = Field(description="of these those that were resumed from a stored state")
@@ -181,7 +187,7 @@ _GONE = """The request is taken out of work before the next denoising step of it
 ended is forgotten."""
 
 GENERATE: dict[str, Any] = {
-    "summary": "Draw images",
+    "summary": "Generate images",
     "tags": ["images"],
     "responses": {
         200: {
@@ -254,7 +260,7 @@ HEALTH: dict[str, Any] = {
     "responses": {200: {"model": Alive, "description": "It is"}},
 }
 READY: dict[str, Any] = {
-    "summary": "Whether it can draw, and what is missing",
+    "summary": "Whether it can serve, and what is missing",
     "tags": ["health"],
     "responses": {
         200: {"model": Readiness, "description": "Every role of the plan has a replica"},

@@ -1,4 +1,4 @@
-"""The bodies of answers: images, the state of a request, failures."""
+"""The bodies of responses: images, the state of a request, failures."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from starlette.requests import ClientDisconnect
 from load_balancer.http.jobs import UNFORESEEN, Job, Jobs
 from load_balancer.runner.generation_request import GenerationRequest
 from load_balancer.runner.generation_task import GeneratedImage
-from weir.core import Path
+from weir.cascade import FROM_CACHE
 from weir.errors import WeirError
 
 log = logging.getLogger(__name__)
 
-#: Things change: nobody is told to stay away for longer.
+#: Longest ``Retry-After``, seconds: things change.
 MOST_RETRY_AFTER_S = 600.0
 
 
-def generated(job: Job, drawn: list[GeneratedImage], pictures: list[bytes]) -> bytes:
+def generated(job: Job, images: list[GeneratedImage], pictures: list[bytes]) -> bytes:
     """OpenAI's images response, with the field ``weir`` beside each picture.
 
     Assembled from parts, for a JSON encoder would look at every byte of the pictures.
@@ -34,9 +34,9 @@ def generated(job: Job, drawn: list[GeneratedImage], pictures: list[bytes]) -> b
         pictures: of each image one field with its value, as :func:`inline` and :func:`linked` make them.
     """
     items = b",".join(
-        b'{%b,"weir":%b}' % (picture, to_json(about(one))) for picture, one in zip(pictures, drawn, strict=True)
+        b'{%b,"weir":%b}' % (picture, to_json(about(one))) for picture, one in zip(pictures, images, strict=True)
     )
-    return b'{"created":%d,"data":[%b],%b' % (int(job.created), items, to_json(settings(job.order))[1:])
+    return b'{"created":%d,"data":[%b],%b' % (int(job.created), items, to_json(settings(job.request))[1:])
 
 
 def inline(image: bytes) -> bytes:
@@ -49,13 +49,13 @@ def linked(url: str) -> bytes:
     return b'"url":%b' % to_json(url)
 
 
-def settings(order: GenerationRequest) -> dict[str, Any]:
-    """What OpenAI's answers and events repeat of the request."""
+def settings(request: GenerationRequest) -> dict[str, Any]:
+    """What OpenAI's responses and events repeat of the request."""
     return {
-        "output_format": order.output_format,
-        "size": f"{order.width}x{order.height}",
-        "quality": order.quality,
-        "background": order.background,
+        "output_format": request.output_format,
+        "size": f"{request.width}x{request.height}",
+        "quality": request.quality,
+        "background": request.background,
     }
 
 
@@ -63,7 +63,7 @@ def about(one: GeneratedImage) -> dict[str, Any]:
     """How an image came about."""
     return {
         "id": one.result.id,
-        "path": one.path.value,
+        "path": one.path,
         "model": one.model,
         "confidence": None if one.confidence is None else round(one.confidence, 6),
         "heavy_confidence": None if one.heavy_confidence is None else round(one.heavy_confidence, 6),
@@ -75,18 +75,17 @@ def about(one: GeneratedImage) -> dict[str, Any]:
         "latency_s": round(one.latency_s, 6),
         "plan_version": one.plan_version,
         "made_with": one.made_with,
-        "cache": _reused(one),
+        "cache": _cache_use(one),
         "emulated": one.result.emulated,
     }
 
 
-def _reused(one: GeneratedImage) -> dict[str, Any] | None:
-    """What the cache gave: how similar the nearest cached prompt is, its id, and the step that was resumed at."""
-    reuse = one.reuse
-    if reuse is None or reuse.similarity is None:
+def _cache_use(one: GeneratedImage) -> dict[str, Any] | None:
+    """How similar the nearest cached prompt is, its id, and the step that the run resumed at."""
+    if one.lookup.similarity is None:
         return None
-    similarity = round(reuse.similarity, 6)
-    return {"similarity": similarity, "k": one.result.resumed_at if one.path is Path.CACHE else 0, "id": reuse.entry}
+    k = one.result.resumed_at if one.path == FROM_CACHE else 0
+    return {"similarity": round(one.lookup.similarity, 6), "k": k, "id": one.lookup.entry}
 
 
 def state(jobs: Jobs, job: Job) -> bytes:
@@ -107,7 +106,7 @@ def state(jobs: Jobs, job: Job) -> bytes:
 
 
 def typed_errors(handler: Callable[..., Awaitable[Response]]) -> Callable[..., Awaitable[Response]]:
-    """Answers every failure of a handler in OpenAI's shape; what nobody foresaw is logged here and shown to nobody."""
+    """Answers every failure of a handler in OpenAI's shape; the details of unforeseen ones are only logged."""
 
     @wraps(handler)
     async def guarded(*args: Any, **fields: Any) -> Response:

@@ -14,7 +14,6 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 from load_balancer.http.headers import MOST_KEY_CHARACTERS
 from load_balancer.runner.generation_request import CacheMode, GenerationRequest, ImageFormat
 from weir.config import FamilyConfig, LimitsConfig
-from weir.core import Role
 from weir.errors import InvalidRequest, UnknownModel
 
 #: Anything but white space and control characters, of whichever language's reading of ``\\s``.
@@ -31,7 +30,7 @@ HEADERS: tuple[tuple[str, dict[str, Any], str], ...] = (
     (
         "Idempotency-Key",
         {"type": "string", "minLength": 1, "maxLength": MOST_KEY_CHARACTERS, "pattern": "^[!-~]([ -~]*[!-~])?$"},
-        "the same request with the same key is drawn once, and every time gets the same answer",
+        "the same request with the same key is generated once, and gets the same answer every time",
     ),
     ("Prefer", {"type": "string"}, "`respond-async` answers 202 at once, `respond-async, wait=N` after N seconds"),
 )
@@ -79,10 +78,10 @@ class RequestRules:
         self._family = family
         self._sizes = {f"{side}x{side}": side for side in family.allowed_sizes}
         self._sizes["auto"] = family.size
-        self.models: dict[str, Role | None] = {
+        #: Variants by name of the model; None is the cascade.
+        self.models: dict[str, str | None] = {
             family.name: None,
-            f"{family.name}/light": Role.LIGHT,
-            f"{family.name}/heavy": Role.HEAVY,
+            **{f"{family.name}/{key}": key for key in family.keys},
         }
         choices = {
             name: " or ".join(_literals(field.annotation))
@@ -138,7 +137,7 @@ class RequestRules:
             width=side,
             height=side,
             n=1 if body.n is None else body.n,
-            role=self.models[body.model or self._family.name],
+            variant=self.models[body.model or self._family.name],
             negative_prompt=body.negative_prompt or "",
             seed=body.seed,
             steps=body.num_inference_steps,

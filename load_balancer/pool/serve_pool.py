@@ -14,10 +14,9 @@ from ray.serve.handle import DeploymentHandle
 
 from load_balancer.pool.pool import ReplicaLost
 from load_balancer.pool.replica_killer import end
-from weir.core import Role
 from weir.ray_private import broadcast_results
 
-#: A replica that does not say who it is within this time is silent.
+#: A replica that does not describe itself within this time is silent.
 DESCRIBE_TIMEOUT_S = 2.0
 
 
@@ -29,18 +28,20 @@ class ServePool:
         self._to: dict[str, DeploymentHandle] = {}
         self._known: dict[str, dict[str, Any]] = {}
 
-    async def generate(self, replica: str, role: Role, request: dict[str, Any]) -> dict[str, Any]:
+    async def generate(self, replica: str, variant: str, request: dict[str, Any], role: str) -> dict[str, Any]:
         handle = self._to.get(replica)
         if handle is None:
             handle = self._handle.options(method_name="generate", session_id=replica)
             self._to[replica] = handle
-        response = _called(handle, role, request)
+        response = _called(handle, variant, request, role)
         with self._lost(replica, response):
             return await response
 
-    async def stream(self, replica: str, role: Role, request: dict[str, Any]) -> AsyncGenerator[dict[str, Any]]:
+    async def stream(
+        self, replica: str, variant: str, request: dict[str, Any], role: str
+    ) -> AsyncGenerator[dict[str, Any]]:
         handle = self._handle.options(method_name="stream", session_id=replica, stream=True)
-        response = _called(handle, role, request)
+        response = _called(handle, variant, request, role)
         with self._lost(replica, response):
             async for part in response:
                 yield part
@@ -68,7 +69,7 @@ class ServePool:
 
     @contextmanager
     def _lost(self, replica: str, response: Any) -> Iterator[None]:
-        """Who is cancelled while waiting for the response, or leaves it half read, cancels it; failures get their name.
+        """Cancelling the wait, or leaving a stream half read, cancels the remote call. Failures are translated.
 
         Raises:
             ReplicaLost: the replica is gone.
@@ -84,14 +85,14 @@ class ServePool:
 
 
 def _said(task: asyncio.Task[Any]) -> dict[str, Any] | None:
-    """What one replica says of itself; None when it died, or could not."""
+    """The description of one replica; None when it died, or could not give one."""
     if task.cancelled() or task.exception() is not None:
         return None
     answer = task.result()
     return answer if isinstance(answer, dict) else None
 
 
-def _called(handle: DeploymentHandle, role: Role, request: dict[str, Any]) -> Any:
+def _called(handle: DeploymentHandle, variant: str, request: dict[str, Any], role: str) -> Any:
     # Serve names a call after the HTTP request that it finds in the context, and its router loses one of two calls of
     # one name that wait at the same time. So the images of a request are called for from an empty context.
-    return contextvars.Context().run(handle.remote, role.value, request)
+    return contextvars.Context().run(handle.remote, variant, request, role)

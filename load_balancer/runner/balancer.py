@@ -1,4 +1,4 @@
-"""From an order to its images: admission, and everything that a request needs on its way, put together."""
+"""Admits requests, and assembles everything that serves them."""
 
 from __future__ import annotations
 
@@ -8,50 +8,51 @@ import secrets
 import time
 import uuid
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from load_balancer.admission.admission import Admission
-from load_balancer.admission.admission_context import AdmissionContext
 from load_balancer.admission.quotas import Quotas
 from load_balancer.dispatch.dispatcher import Dispatcher
 from load_balancer.dispatch.service_times import ServiceTimes
 from load_balancer.pool.pool import Pool
 from load_balancer.pool.replica_registry import ReplicaRegistry
-from load_balancer.runner import cascade_rules as cascade
 from load_balancer.runner.cache_client import CacheClient
-from load_balancer.runner.generation_request import CacheMode, GenerationRequest
+from load_balancer.runner.dispatch_forecast import DispatchForecast
+from load_balancer.runner.generation_request import GenerationRequest
 from load_balancer.runner.generation_task import GeneratedImage, GenerationTask, PartialImage
 from load_balancer.runner.metrics_recorder import MetricsRecorder
-from load_balancer.runner.observation_counters import ObservationCounters
+from load_balancer.runner.observation_counters import EXPIRY, ObservationCounters
 from load_balancer.runner.replica_call import QueuePosition, ReplicaCalls
 from load_balancer.runner.request_runner import RequestRunner
 from load_balancer.runner.shadow_samples import QUIET, ShadowSample, ShadowSamples
+from weir.cascade import CacheMode, CascadeSettings, ImageTask, Run, first_run
 from weir.config import FamilyConfig, RedrawConfig
-from weir.core import ImageRequest, Plan, Role
+from weir.core import ImageRequest, Overrides
 from weir.errors import WeirError
+from weir.plan import Plan
 from weir.profiles import Profile
 from weir.telemetry import Metrics
 
-#: A controller counts an image as lost when it is not answered within so many times the SLO.
-EXPIRY = 2.0
-#: Requests of the priority ``batch`` have so many times the SLO, and let all others go first meanwhile.
+#: Requests of the priority ``batch`` have this many times the deadline, and let all others go first meanwhile.
 BATCH_SLACK = 10.0
-#: Of the images that may be in flight at all, the share that they may take.
+#: Their share of the images that may be in flight.
 BATCH_SHARE = 0.5
 
 
 class Balancer:
-    """Serves orders from a pool under the plan in force. Lives on one event loop.
+    """Serves requests from a pool under the plan in force. Lives on one event loop.
 
     Args:
-        drain_s: how long a replica that is told to stop may go on with what it has begun.
+        drain_s: the longest that a replica takes to finish what it has begun when it is told to stop.
         cache_mode: what requests do with the cache that do not say themselves.
-        direct: the least share of steps saved for which a hit skips the light variant.
-        pairs: families and profiles of further light variants before the same heavy one.
-        shadow: share of the images that may be drawn again as shadow samples.
-        redraw: which heavy images are drawn again.
-        metrics: where it shows what it does.
+        direct: the least share of steps saved for which a cache hit enters at the last variant.
+        shadow: share of the images that may be generated again as shadow samples.
+        redraw: which images of the last variant are generated again from other noise.
+        metrics: where its metrics are published.
         clock: unix time, seconds.
+        draw: uniform in [0, 1), for what a plan leaves to chance; asked once for each request.
+        chance: chooses replicas for plans that leave the choice to it.
     """
 
     def __init__(
@@ -64,7 +65,6 @@ class Balancer:
         queued: int,
         drain_s: float = 60.0,
         profile: Profile | None = None,
-        pairs: Sequence[tuple[FamilyConfig, Profile]] = (),
         cache: CacheClient | None = None,
         cache_mode: CacheMode = "off",
         direct: float = 0.0,
@@ -72,65 +72,187 @@ class Balancer:
         redraw: RedrawConfig = RedrawConfig(),
         metrics: Metrics | None = None,
         clock: Callable[[], float] = time.time,
+        draw: Callable[[], float] = random.random,
+        chance: random.Random | None = None,
     ):
         self.slo_s = slo_s
         self.admission = Admission(queued)
         self.quotas = Quotas()
-        self.dispatcher = Dispatcher(plan, ServiceTimes(profile, {it.light.name: measured for it, measured in pairs}))
-        #: Names of the light variants, the family's own first.
-        self.lights = (family.light.name, *(it.light.name for it, _ in pairs))
-        self.tally = ObservationCounters(EXPIRY * slo_s)
-        self.meter = MetricsRecorder(slo_s, metrics)
-        self.roster = ReplicaRegistry(pool, plan, self.dispatcher, clock, drain_s=drain_s)
-        self._stage = ReplicaCalls(pool, self.roster, self.dispatcher, self.tally, self.meter, family, clock)
-        self._passage = RequestRunner(
-            self._stage,
-            self.tally,
-            self.meter,
-            (family, *(it for it, _ in pairs)),
-            cache=cache,
-            mode=cache_mode,
+        self.dispatcher = Dispatcher(plan, ServiceTimes(profile), chance)
+        self.observations = ObservationCounters(EXPIRY * slo_s)
+        self.metrics = MetricsRecorder(slo_s, family.keys, metrics)
+        self.registry = ReplicaRegistry(pool, plan, self.dispatcher, family.keys, clock, drain_s=drain_s)
+        self._settings = CascadeSettings(
+            {key: variant.steps for key, variant in family.variants.items()},
             direct=direct,
-            redraw=redraw,
-            clock=clock,
+            redraw_below=redraw.below,
+            redraw_most=redraw.most,
+        )
+        self._forecast = DispatchForecast(self.dispatcher, lambda: self.registry.plan, self._settings.steps, clock)
+        self._calls = ReplicaCalls(
+            pool,
+            self.registry,
+            self.dispatcher,
+            self._forecast,
+            self.observations,
+            self.metrics,
+            family,
+            clock,
+        )
+        self._runner = RequestRunner(
+            self._calls, self._forecast, self.observations, self.metrics, family, self._settings, cache
         )
         self._shadow = ShadowSamples(shadow, family.size, random.Random())
         self._cache = cache
-        self._heavy_steps = family.heavy.steps
+        self._cache_mode: CacheMode = cache_mode
         self._clock = clock
+        self._draw = draw
+
+    # ---------------------------------------------------------------------------------------------- requests
+
+    async def generate(self, request: GenerationRequest) -> list[GeneratedImage]:
+        """Generates all images of a request, or none; cancelling the call cancels the work.
+
+        Raises:
+            RateLimited: the client has used up what its key allows.
+            Overloaded, NotReady: not admitted; no work was done.
+            DeadlineExceeded, GenerationFailed: an image failed; the work on the others is cancelled.
+        """
+        generation = self.begin(request)
+        try:
+            return await generation.images()
+        finally:
+            await generation.close()
+
+    def begin(self, request: GenerationRequest) -> GenerationTask:
+        """Admits a request and begins to generate its images. Whoever does not want them any more has to close it.
+
+        Raises:
+            RateLimited, Overloaded, NotReady: not admitted; no work was done.
+        """
+        task, first = self._admit(request)
+        self._shadow.note(request)
+        first_seed = secrets.randbelow(2**32) if request.seed is None else request.seed
+        name = uuid.uuid4().hex
+        images = tuple(f"{name}-{index}" for index in range(request.n))
+
+        async def generate(index: int, show: Callable[[PartialImage], None]) -> GeneratedImage:
+            wanted = ImageRequest(
+                id=images[index],
+                prompt=request.prompt,
+                seed=(first_seed + index) % 2**32,
+                width=request.width,
+                height=request.height,
+                deadline=task.deadline,
+                negative_prompt=request.negative_prompt,
+                overrides=Overrides(request.steps, request.guidance),
+                tenant=request.caller.tenant,
+                previews=request.partial_images,
+            )
+            try:
+                self.observations.admitted(wanted.id, task.admitted_at)
+                image = await self._runner.generate(task, wanted, lambda *shown: show(PartialImage(index, *shown)))
+            except WeirError as error:
+                self.metrics.failed(error)
+                raise
+            self.metrics.answered(image)
+            return replace(image, index=index)
+
+        def ended() -> None:
+            self._forecast.forget(images)
+            self.admission.release(request.n)
+            self.quotas.give_back(request.caller, request.n)
+
+        self._forecast.expect(images, first.role)
+        return GenerationTask(request, images, generate, ended)
+
+    def position(self, generation: GenerationTask) -> QueuePosition | None:
+        """Where the image of a request stands that will be ready last; None when none of them is at a replica."""
+        positions = [self._calls.position(image) for image in generation.ids]
+        return max(filter(None, positions), key=lambda it: it.ready_at, default=None)
+
+    def _admit(self, request: GenerationRequest) -> tuple[ImageTask, Run]:
+        """The task of each image of the request, and the first run that admission predicts for it.
+
+        Raises:
+            RateLimited, Overloaded, NotReady: it is not admitted.
+        """
+        now, plan, low_priority = self._clock(), self.registry.plan, request.caller.priority == "batch"
+        self.quotas.take(request.caller, request.n, now)
+        try:
+            self.observations.arrived(request.n)
+            self.metrics.asked(request.n)
+            task = ImageTask(
+                plan=plan,
+                admitted_at=now,
+                slo_s=self.slo_s * (BATCH_SLACK if low_priority else 1.0),
+                variant=request.variant,
+                steps=request.steps,
+                seeded=request.seed is not None,
+                cache="off" if self._cache is None else request.cache or self._cache_mode,
+                cache_named=request.cache is not None,
+                low_priority=low_priority,
+                draw=self._draw(),
+            )
+            first = first_run(task, self._settings)
+            self.admission.admit(
+                request.n,
+                now=now,
+                # A run that is dropped before it starts costs nothing, so the rule decides later and knows better.
+                deadline=task.latest if plan.rules.drop_after_s is None else math.inf,
+                finish_at=self._forecast.admission_finish_at(first, request.n),
+                rps=plan.admitted_rps,
+                share=BATCH_SHARE if low_priority else 1.0,
+            )
+        except BaseException as error:
+            if isinstance(error, WeirError):
+                self.metrics.refused(request.n, error)
+            self.quotas.give_back(request.caller, request.n)
+            raise
+        self.metrics.admitted(request.n)
+        return task, first
+
+    async def shadow_sample(self, levels: Sequence[tuple[str, int]]) -> ShadowSample | None:
+        """:meth:`ShadowSamples.sample` on this pool, while hardly any replica has anything to do."""
+
+        def quiet() -> bool:
+            return self.admission.in_flight < max(1.0, QUIET * len(self.dispatcher.ranks))
+
+        return await self._shadow.sample(levels, self.generate, quiet)
+
+    # ----------------------------------------------------------------------------------------- what it reports
 
     def readiness(self) -> dict[str, Any]:
         """Whether it can serve, what is still missing, and how many images are in flight."""
-        return {**self.roster.readiness(), "in_flight": self.admission.in_flight}
+        return {**self.registry.readiness(), "in_flight": self.admission.in_flight}
 
-    def counters(self, judged: int = 0, batches: int = 0, fetched: int = 0) -> dict[str, Any]:
+    def counters(self, judged: int = 0, batches: int = 0, fetched: int = 0, verdicts: int = 0) -> dict[str, Any]:
         """What a controller observes, JSON-ready: the plan in force, the live replicas, and counts since the start.
 
         Args:
-            judged, batches, fetched: the counts of the look before; what it told is not told again.
+            judged, batches, fetched, verdicts: the counts of the reader's last look; what it saw is left out.
         """
         return {
-            "plan": self.roster.plan.to_dict(),
+            "plan": self.registry.plan.to_dict(),
             "ranks": self.dispatcher.ranks,
-            "queued": {role.value: self.dispatcher.queued(role) for role in Role},
-            **self.tally.since(judged, batches, self._clock(), fetched=fetched),
+            "queued": self._queued(),
+            **self.observations.since(judged, batches, self._clock(), fetched=fetched, verdicts=verdicts),
         }
 
-    def show(self) -> None:
-        """Tells the metrics what there is now; call it once a second."""
-        self.meter.tell(
-            self.roster.plan,
+    def record_metrics(self) -> None:
+        """Records the present state and the counts; call it once a second."""
+        self.metrics.record(
+            self.registry.plan,
             self.dispatcher,
             now=self._clock(),
-            plan_since=self.roster.plan_since,
-            light=self.lights.index(light) if (light := self.roster.plan.rules.light) in self.lights else 0,
+            plan_since=self.registry.plan_since,
             in_flight=self.admission.in_flight,
             unanswered={} if self._cache is None else self._cache.failures,
         )
 
     def live(self) -> dict[str, Any]:
-        """What somebody wants to see who looks once a second; two looks make rates."""
-        state, plan, tally = self.readiness(), self.roster.plan, self.tally
+        """The state for a page that asks once a second; two answers make rates."""
+        state, plan, seen = self.readiness(), self.registry.plan, self.observations
         return {
             "time": self._clock(),
             "ready": state["ready"],
@@ -138,118 +260,17 @@ class Balancer:
             "roles": state["replicas"],
             "plan_version": plan.version,
             "threshold": plan.threshold,
+            "thresholds": list(plan.thresholds),
+            "reason": plan.reason,
             "in_flight": state["in_flight"],
-            "queued": {role.value: self.dispatcher.queued(role) for role in Role},
-            "arrivals": tally.arrivals,
-            "judged": tally.judged,
-            "deferred": tally.deferred,
+            "queued": self._queued(),
+            "arrivals": seen.arrivals,
+            "judged": seen.judged,
+            "deferred": seen.deferred,
             "cache": self._cache is not None,
-            "looked_up": tally.looked_up,
-            "hits": sum(tally.reused.values()),
+            "looked_up": seen.looked_up,
+            "hits": sum(seen.reused.values()),
         }
 
-    async def draw(self, order: GenerationRequest) -> list[GeneratedImage]:
-        """Draws all images of an order, or none; cancelling the call cancels the work.
-
-        Raises:
-            RateLimited: the caller has used up what its key allows.
-            Overloaded, NotReady: not admitted; no work was done.
-            DeadlineExceeded, GenerationFailed: an image failed; the work on the others is cancelled.
-        """
-        drawing = self.begin(order)
-        try:
-            return await drawing.images()
-        finally:
-            await drawing.close()
-
-    def begin(self, order: GenerationRequest) -> GenerationTask:
-        """Admits an order and begins to draw it. Who does not want it any more has to close it.
-
-        Raises:
-            RateLimited, Overloaded, NotReady: not admitted; no work was done.
-        """
-        terms = self._admitted(order)
-        self._shadow.note(order)
-        first_seed = secrets.randbelow(2**32) if order.seed is None else order.seed
-        name = uuid.uuid4().hex
-        images = tuple(f"{name}-{index}" for index in range(order.n))
-
-        async def draw(index: int, tell: Callable[[PartialImage], None]) -> GeneratedImage:
-            request = ImageRequest(
-                id=images[index],
-                prompt=order.prompt,
-                seed=(first_seed + index) % 2**32,
-                width=order.width,
-                height=order.height,
-                deadline=terms.deadline,
-                negative_prompt=order.negative_prompt,
-                steps=order.steps,
-                guidance=order.guidance,
-                tenant=order.caller.tenant,
-                light=terms.plan.rules.light if order.role is None else None,
-                patient=_is_patient(order),
-            )
-            try:
-                drawn = await self._passage.take(request, order, terms, index, tell)
-            except WeirError as error:
-                self.meter.failed(error)
-                raise
-            self.meter.answered(drawn)
-            return drawn
-
-        def ended() -> None:
-            self._stage.forget(images)
-            self.admission.release(order.n)
-            self.quotas.give_back(order.caller, order.n)
-
-        self._stage.expect(images, terms.role)
-        return GenerationTask(order, images, draw, ended)
-
-    async def shadow_sample(self, levels: Sequence[tuple[Role, int]]) -> ShadowSample | None:
-        """:meth:`ShadowSamples.sample` on this pool, while hardly any replica has anything to do."""
-
-        def quiet() -> bool:
-            return self.admission.in_flight < max(1.0, QUIET * len(self.dispatcher.ranks))
-
-        return await self._shadow.sample(levels, self.draw, quiet)
-
-    def place(self, drawing: GenerationTask) -> QueuePosition | None:
-        """Where the image of a drawing stands that will be ready last; None when none of them is at a replica."""
-        places = [self._stage.place(image) for image in drawing.ids]
-        return max(filter(None, places), key=lambda place: place.ready_at, default=None)
-
-    def _admitted(self, order: GenerationRequest) -> AdmissionContext:
-        """The terms that the order is drawn under.
-
-        Raises:
-            RateLimited, Overloaded, NotReady: it is not admitted.
-        """
-        now, plan, patient = self._clock(), self.roster.plan, _is_patient(order)
-        slo_s = self.slo_s * (BATCH_SLACK if patient else 1.0)
-        self.quotas.take(order.caller, order.n, now)
-        try:
-            self.tally.arrived(order.n)
-            self.meter.asked(order.n)
-            role = cascade.first_role(plan, order.role, random.random())
-            terms = AdmissionContext(plan, role, now, slo_s)
-            steps = cascade.noise_steps(plan, order.role, order.steps, self._heavy_steps)
-            self.admission.admit(
-                order.n,
-                now=now,
-                # What is dropped before it runs costs nothing, so the rule decides later and knows better.
-                deadline=terms.latest if plan.rules.drop_after_s is None else math.inf,
-                finish_at=self._stage.finish_at(role, steps, now, order.n, patient=patient),
-                rps=plan.admitted_rps,
-                share=BATCH_SHARE if patient else 1.0,
-            )
-        except BaseException as error:
-            if isinstance(error, WeirError):
-                self.meter.refused(order.n, error)
-            self.quotas.give_back(order.caller, order.n)
-            raise
-        self.meter.admitted(order.n)
-        return terms
-
-
-def _is_patient(order: GenerationRequest) -> bool:
-    return order.caller.priority == "batch"
+    def _queued(self) -> dict[str, int]:
+        return {role: self.dispatcher.queued(role) for role in self.registry.plan.roles}

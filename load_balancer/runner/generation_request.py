@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from load_balancer.http.api_keys import ANONYMOUS, Caller
-from weir.core import Role
+from weir.cascade import CacheMode
 
-CacheMode = Literal["off", "read", "read-write"]
 ImageFormat = Literal["png", "jpeg", "webp"]
 
 
@@ -17,9 +16,9 @@ class GenerationRequest:
     """One valid request for images.
 
     Attributes:
-        role: the variant that the client forces; None lets the cascade decide.
+        variant: key of the variant that the client names; None lets the cascade decide.
         seed: of the first image, the next ones count up; None draws one at admission.
-        steps, guidance: overrides for the heavy variant.
+        steps, guidance: instead of the last variant's own.
         cache: what this request does with the approximate cache; None: as the service says.
         caller: who asks; its tenant says whose states it may reuse, and who may reuse its own.
         stream: whether images are sent as they come.
@@ -31,7 +30,7 @@ class GenerationRequest:
     width: int
     height: int
     n: int = 1
-    role: Role | None = None
+    variant: str | None = None
     negative_prompt: str = ""
     seed: int | None = None
     steps: int | None = None

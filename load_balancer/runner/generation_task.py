@@ -1,4 +1,4 @@
-"""An order on its way: what of it is there already, for anybody who looks, and its end."""
+"""A request under way: its finished and unfinished images so far, observable by several readers."""
 
 from __future__ import annotations
 
@@ -6,99 +6,104 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 
-from load_balancer.runner.cache_client import CacheLookup
 from load_balancer.runner.generation_request import GenerationRequest
-from weir.core import ImageResult, Path, Role
+from weir.core import NO_LOOKUP, CacheLookup, ImageResult
 from weir.errors import Cancelled
 
 
 @dataclass(frozen=True, slots=True)
 class PartialImage:
-    """A picture that another one will replace.
+    """An image that another one will replace.
 
     Attributes:
-        index: which of the order's images.
+        index: which of the request's images.
         image: PNG.
-        role: the variant that drew it.
+        variant: key of the variant that generates it.
         step: denoising steps behind it.
     """
 
     index: int
     image: bytes
-    role: Role
+    variant: str
     step: int
 
 
 @dataclass(frozen=True, slots=True)
 class GeneratedImage:
-    """One finished image and how it came about. ``queue_s`` and ``compute_s`` sum over the stages it went through.
+    """One finished image and how it came about.
 
-    ``reuse`` is what the cache had for it; None where it was not asked. ``anew`` is the run from noise that followed a
-    resumed one which the discriminator doubted, whichever of the two is the answer. ``made_with`` names software and
-    weights.
-    ``confidence`` is the discriminator's in the light image, ``heavy_confidence`` in the heavy one; None where nobody
-    judged it. The heavy one is the best of ``draws``; 0 where the light one is the answer.
+    Attributes:
+        path: see :attr:`weir.cascade.Answer.path`.
+        variant: key of the variant that generated it.
+        model: name of that variant.
+        confidence: the discriminator's in the last image before that of the last variant; None where nobody judged one.
+        heavy_confidence: the discriminator's in this image, if it is of the last variant and was judged.
+        draws: images of the last variant; the answer is the best of them where it is of that variant.
+        queue_s, compute_s: sums over all runs.
+        made_with: versions of the software, and the weights.
+        lookup: what the cache had for it; :data:`weir.core.NO_LOOKUP` where it was not asked.
+        index: which of the request's images.
     """
 
     result: ImageResult
-    path: Path
+    path: str
+    variant: str
     model: str
     seed: int
     confidence: float | None
+    heavy_confidence: float | None
+    draws: int
     queue_s: float
     compute_s: float
     latency_s: float
     plan_version: int
     made_with: dict[str, str]
-    reuse: CacheLookup | None = None
-    anew: ImageResult | None = None
+    lookup: CacheLookup = NO_LOOKUP
     index: int = 0
-    draws: int = 0
-    heavy_confidence: float | None = None
 
 
 Event = PartialImage | GeneratedImage
-#: Draws one image of an order; pictures on the way go to the function.
+#: Generates one image of a request; images on the way go to the function.
 Generate = Callable[[int, Callable[[PartialImage], None]], Awaitable[GeneratedImage]]
 
 
 class GenerationTask:
-    """Draws all images of an order, or none: it goes on whether or not anybody looks, until :meth:`close`.
+    """Generates all images of a request, or none. It goes on whether or not anyone reads it, until :meth:`close`.
 
     Args:
         ids: of its images, unique among all images ever.
-        draw: called once for each image, at once.
+        generate: called once for each image, at once.
         ended: called once, when no work is left.
     """
 
-    def __init__(self, order: GenerationRequest, ids: tuple[str, ...], draw: Generate, ended: Callable[[], None]):
-        self.order = order
+    def __init__(self, request: GenerationRequest, ids: tuple[str, ...], generate: Generate, ended: Callable[[], None]):
+        self.request = request
         self.ids = ids
-        self._draw = draw
+        self._generate = generate
         self._ended = ended
         self._events: list[Event] = []
         self._error: BaseException | None = None
         self._changed = asyncio.Event()
-        self._left = order.n
-        self._tasks = [asyncio.create_task(self._one(index)) for index in range(order.n)]
+        self._left = request.n
+        self._tasks = [asyncio.create_task(self._one(index)) for index in range(request.n)]
         for task in self._tasks:
             task.add_done_callback(self._gone)
 
     async def events(self) -> AsyncIterator[Event]:
-        """What there was so far, then what comes, up to the last finished image.
+        """All events so far, then those that follow, up to the last finished image.
 
         Raises:
             WeirError: an image failed; the work on the others is cancelled.
-            Cancelled: somebody closed it.
+            Cancelled: it was closed.
         """
         seen = finished = 0
-        while finished < self.order.n:
+        while finished < self.request.n:
             while seen < len(self._events):
                 event = self._events[seen]
                 seen += 1
                 finished += isinstance(event, GeneratedImage)
                 yield event
-            if finished == self.order.n:
+            if finished == self.request.n:
                 return
             if self._error is not None:
                 raise self._error
@@ -110,23 +115,23 @@ class GenerationTask:
         Raises:
             WeirError: as :meth:`events`.
         """
-        drawn = [event async for event in self.events() if isinstance(event, GeneratedImage)]
-        return sorted(drawn, key=lambda one: one.index)
+        images = [event async for event in self.events() if isinstance(event, GeneratedImage)]
+        return sorted(images, key=lambda one: one.index)
 
     async def close(self) -> None:
-        """Cancels what is still being drawn; returns when it is over."""
+        """Cancels the work that is left; returns when it is over."""
         for task in self._tasks:
             task.cancel()
         await asyncio.wait(self._tasks)
 
     @property
     def begun(self) -> bool:
-        """Whether there is a picture already."""
+        """Whether there is an image already, finished or not."""
         return bool(self._events)
 
     @property
     def size_bytes(self) -> int:
-        """Of the pictures that it holds."""
+        """Size of the images that it holds."""
         return sum(len(e.image if isinstance(e, PartialImage) else e.result.image) for e in self._events)
 
     @property
@@ -135,9 +140,9 @@ class GenerationTask:
         return self._left == 0
 
     async def _one(self, index: int) -> None:
-        self._tell(await self._draw(index, self._tell))
+        self._add(await self._generate(index, self._add))
 
-    def _tell(self, event: Event) -> None:
+    def _add(self, event: Event) -> None:
         self._events.append(event)
         self._wake()
 

@@ -1,36 +1,42 @@
-"""What the load balancer shows of itself: counts and distributions of the images that pass, and its state each second.
+"""Records the load balancer's metrics: counts and distributions of the images that pass, and its state each second.
 
-The balancer says what happens; how it is counted is decided here, and where it is shown by a
-:class:`weir.telemetry.Metrics`. A request costs a handful of histogram entries; counts are told once a second.
+The balancer reports what happens; how it is counted is decided here, and where it is published by a
+:class:`weir.telemetry.Metrics`. A request costs a handful of histogram entries; counts are published once a second.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from load_balancer.dispatch.dispatcher import Dispatcher
 from load_balancer.runner.generation_task import GeneratedImage
 from weir import metrics as metrics_of
-from weir.core import ImageResult, Path, Plan, Role
+from weir.cascade import Action, Event, Judged, Reason, Run, RunFailed
+from weir.core import ImageResult
 from weir.errors import WeirError
+from weir.plan import Plan
 from weir.telemetry import Growth, Metrics, NoMetrics
 
-#: How failed lookups of the cache are told, by what the cache counts them as; any other is an error.
+#: How failed lookups of the cache are labelled, by what its client counts them as; any other is an error.
 _UNANSWERED = {"TimeoutError": "timeout", "resting": "resting"}
 #: Not a lookup: the cache was not told how a request ended.
 _NO_LOOKUP = "tell"
+#: How runs are labelled that are tried again, by why they gave no image.
+_RETRIES = {Reason.LOST: "replica_lost", Reason.FAILED: "failed", Reason.ROLE_CHANGED: "role_changed"}
 
 
 class MetricsRecorder:
     """Counts since the start. Lives on the balancer's event loop.
 
     Args:
-        slo_s: answers that take longer break the promise.
+        slo_s: answers that take longer are violations.
+        ladder: keys of the family's variants, from the fastest to the best.
     """
 
-    def __init__(self, slo_s: float, metrics: Metrics | None = None):
+    def __init__(self, slo_s: float, ladder: Sequence[str], metrics: Metrics | None = None):
         self._slo_s = slo_s
+        self._ladder = tuple(ladder)
         self._metrics = metrics or NoMetrics()
         self._growth = Growth(self._metrics)
         self._asked = self._admitted = self._judged = self._deferred = self._steps_saved = self._redrawn = 0
@@ -47,7 +53,7 @@ class MetricsRecorder:
     # ----------------------------------------------------------------------------------------- as it happens
 
     def asked(self, images: int) -> None:
-        """So many images are asked for."""
+        """Images are asked for."""
         self._asked += images
 
     def admitted(self, images: int) -> None:
@@ -59,85 +65,83 @@ class MetricsRecorder:
         self._refused[error.code] += images
         self._violations["refused"] += images
 
-    def answered(self, drawn: GeneratedImage) -> None:
+    def answered(self, image: GeneratedImage) -> None:
         """An image is ready."""
-        self._answered[drawn.path.value] += 1
-        self._violations["late"] += drawn.latency_s > self._slo_s
-        self._redrawn += max(0, drawn.draws - 1)
-        self._good += 1.0 if drawn.path in (Path.HEAVY, Path.CACHE) else drawn.confidence or 0.0
-        self._metrics.observe(metrics_of.LATENCY, drawn.latency_s, path=drawn.path.value)
+        self._answered[image.path] += 1
+        self._violations["late"] += image.latency_s > self._slo_s
+        self._redrawn += max(0, image.draws - 1)
+        self._good += 1.0 if image.variant == self._ladder[-1] else image.confidence or 0.0
+        self._metrics.observe(metrics_of.LATENCY, image.latency_s, path=image.path)
 
     def failed(self, error: WeirError) -> None:
         """An image that was let in will not be ready."""
         self._failed[error.code] += 1
         self._violations["failed"] += 1
 
-    def judged(self, confidence: float | None, deferred: bool) -> None:
-        """The cascade decided about a light image; no confidence counts as 0."""
-        self._judged += 1
-        self._deferred += deferred
-        self._metrics.observe(metrics_of.CONFIDENCE, confidence or 0.0)
+    def follow(self, event: Event, actions: Iterable[Action]) -> None:
+        """One step of the cascade for an image: verdicts of the judges, and runs that are tried again."""
+        failed = event.reason if isinstance(event, RunFailed) else None
+        for action in actions:
+            if isinstance(action, Judged):
+                self._judged += 1
+                self._deferred += action.deferred
+                self._metrics.observe(metrics_of.CONFIDENCE, action.confidence or 0.0)
+            elif isinstance(action, Run) and (action.avoid or failed is Reason.ROLE_CHANGED) and failed in _RETRIES:
+                self._retried[_RETRIES[failed]] += 1
 
-    def replied(self, role: Role, result: ImageResult, whole: int) -> None:
-        """A worker drew an image, which has ``whole`` steps from noise."""
-        name = role.value
-        self._steps[name] += result.steps
+    def replied(self, role: str, result: ImageResult, whole: int) -> None:
+        """A worker generated an image, which takes ``whole`` steps from noise."""
+        self._steps[role] += result.steps
         self._steps_saved += whole - result.steps if result.resumed_at else 0
-        self._busy_s[name] = self._busy_s.get(name, 0.0) + result.compute_s / max(1, result.batch_size)
-        self._metrics.observe(metrics_of.QUEUE_SECONDS, result.queue_s, role=name)
-        self._metrics.observe(metrics_of.SERVICE_SECONDS, result.compute_s, role=name)
-        self._metrics.observe(metrics_of.BATCH_SIZE, result.batch_size, role=name)
+        self._busy_s[role] = self._busy_s.get(role, 0.0) + result.compute_s / max(1, result.batch_size)
+        self._metrics.observe(metrics_of.QUEUE_SECONDS, result.queue_s, role=role)
+        self._metrics.observe(metrics_of.SERVICE_SECONDS, result.compute_s, role=role)
+        self._metrics.observe(metrics_of.BATCH_SIZE, result.batch_size, role=role)
         if result.fetch_s is not None:
             self._metrics.observe(metrics_of.FETCH_SECONDS, result.fetch_s)
 
-    def retried(self, cause: str) -> None:
-        """An image goes to another replica: ``replica_lost``, ``role_changed`` or ``failed``."""
-        self._retried[cause] += 1
-
     def looked(self, now: float) -> None:
-        """A controller looked at the balancer's counters (unix time)."""
+        """A controller read the balancer's counters (unix time)."""
         self._looked_at = now
 
     # ---------------------------------------------------------------------------------------- once a second
 
-    def tell(
+    def record(
         self,
         plan: Plan,
         dispatcher: Dispatcher,
         *,
         now: float,
         plan_since: float,
-        light: int = 0,
         in_flight: int,
         unanswered: Mapping[str, int],
     ) -> None:
-        """Tells the state at ``now`` (unix time), and the counts since the last time.
+        """Records the state at ``now`` (unix time), and the counts since the last time.
 
         Args:
-            light: place of the plan's light variant among the service's.
             unanswered: lookups that the cache did not answer, by what went wrong.
         """
-        self._tell_counts(unanswered)
-        tell = self._metrics.set
-        tell(metrics_of.IN_FLIGHT, in_flight)
-        tell(metrics_of.DEADLINE, self._slo_s)
-        tell(metrics_of.PLAN_VERSION, plan.version)
-        tell(metrics_of.PLAN_AGE, now - plan_since)
-        tell(metrics_of.PLAN_THRESHOLD, plan.threshold)
-        tell(metrics_of.PLAN_HEAVY_STEPS, plan.rules.heavy_steps or 0)
-        tell(metrics_of.PLAN_LIGHT, light)
-        tell(metrics_of.PLAN_ADMITTED, -1.0 if plan.admitted_rps is None else plan.admitted_rps)
-        for role in Role:
-            sizes = [a.batch_size for a in plan.assignments if a.role is role]
-            tell(metrics_of.PLAN_REPLICAS, len(sizes), role=role.value)
-            tell(metrics_of.PLAN_BATCH_SIZE, max(sizes, default=0), role=role.value)
-            tell(metrics_of.REPLICAS_READY, dispatcher.ready(role), role=role.value)
-            tell(metrics_of.QUEUED, dispatcher.queued(role), role=role.value)
-            tell(metrics_of.CAPACITY, dispatcher.capacity_rps(role), role=role.value)
+        self._record_counts(unanswered)
+        record = self._metrics.set
+        record(metrics_of.IN_FLIGHT, in_flight)
+        record(metrics_of.DEADLINE, self._slo_s)
+        record(metrics_of.PLAN_VERSION, plan.version)
+        record(metrics_of.PLAN_AGE, now - plan_since)
+        record(metrics_of.PLAN_THRESHOLD, plan.threshold)
+        record(metrics_of.PLAN_HEAVY_STEPS, plan.rules.heavy_steps or 0)
+        record(metrics_of.PLAN_LIGHT, self._ladder.index(plan.first))
+        record(metrics_of.PLAN_ADMITTED, -1.0 if plan.admitted_rps is None else plan.admitted_rps)
+        for role in dict.fromkeys((*self._ladder, *plan.roles)):
+            sizes = [a.batch_size for a in plan.assignments if a.role == role]
+            record(metrics_of.PLAN_REPLICAS, len(sizes), role=role)
+            record(metrics_of.PLAN_BATCH_SIZE, max(sizes, default=0), role=role)
+            record(metrics_of.REPLICAS_READY, dispatcher.ready(role), role=role)
+            record(metrics_of.QUEUED, dispatcher.queued(role), role=role)
+            record(metrics_of.CAPACITY, dispatcher.capacity_rps(role), role=role)
         if self._looked_at is not None:
-            tell(metrics_of.CONTROLLER_SILENT, max(0.0, now - self._looked_at))
+            record(metrics_of.CONTROLLER_SILENT, max(0.0, now - self._looked_at))
 
-    def _tell_counts(self, unanswered: Mapping[str, int]) -> None:
+    def _record_counts(self, unanswered: Mapping[str, int]) -> None:
         growth = self._growth
         growth.count(metrics_of.ASKED, self._asked)
         growth.count(metrics_of.ADMITTED, self._admitted)

@@ -1,4 +1,4 @@
-"""What an image was made with: enough to make it again, together with its seed, path and steps."""
+"""What an image was generated with: enough to generate it again, together with its seed, path and steps."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ PACKAGES = ("torch", "diffusers", "transformers")
 def made_with(family: FamilyConfig, variant: VariantConfig) -> dict[str, str]:
     """Versions of the software, and the weights as ``repository@revision``.
 
-    A repository without a revision is told as such, for what it holds may change; of a local folder its name is told
-    and not where it lies.
+    A repository without a revision is named ``@latest``, for what it holds may change; a local folder by its name,
+    without its place.
     """
     told = {"weir": weir.__version__}
     for package in PACKAGES:

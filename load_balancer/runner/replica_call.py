@@ -1,4 +1,4 @@
-"""One variant's image: from the replica that would finish it first, and once more from another where that one dies."""
+"""One run on one replica: choose the replica, send the request, wait for the image, and say what came of it."""
 
 from __future__ import annotations
 
@@ -6,45 +6,66 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable
 from contextlib import aclosing
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 from load_balancer.dispatch.dispatcher import Choice, Dispatcher
 from load_balancer.dispatch.finish_time import Kind
-from load_balancer.dispatch.lateness import Lateness
 from load_balancer.pool.pool import Pool, ReplicaLost
 from load_balancer.pool.replica_registry import ReplicaRegistry
-from load_balancer.runner.cache_client import NO_REUSE
+from load_balancer.runner.dispatch_forecast import DispatchForecast
 from load_balancer.runner.metrics_recorder import MetricsRecorder
 from load_balancer.runner.observation_counters import ObservationCounters
+from weir.cascade import ImageReady, Reason, Run, RunFailed
 from weir.config import FamilyConfig
-from weir.core import ImageRequest, ImageResult, Role, Rules
+from weir.core import ImageRequest, ImageResult
 from weir.errors import DeadlineExceeded, GenerationFailed, InvalidRequest, RoleChanged, WeirError
 
 log = logging.getLogger(__name__)
 
-#: Takes a picture (PNG) on the way, the variant that draws it, and the denoising steps behind it.
-Show = Callable[[bytes, Role, int], None]
+#: Takes an unfinished or replaceable image (PNG), the variant that generates it, and the denoising steps behind it.
+Show = Callable[[bytes, str, int], None]
 
-_WORKER_ERRORS: dict[str, type[WeirError]] = {e.code: e for e in (DeadlineExceeded, InvalidRequest, RoleChanged)}
+#: What a worker says of a single request that it did not generate; anything else is a failure of the worker.
+_REASONS: dict[str, tuple[type[WeirError], Reason]] = {
+    DeadlineExceeded.code: (DeadlineExceeded, Reason.LATE),
+    InvalidRequest.code: (InvalidRequest, Reason.INVALID),
+    RoleChanged.code: (RoleChanged, Reason.ROLE_CHANGED),
+}
 
 
 class QueuePosition(NamedTuple):
     """Where an image stands at its replica.
 
     Attributes:
-        position: 0 while it is drawn; else 1 for the first of those that wait.
-        ready_at: when it should be ready, as it was predicted when it was sent there; unix time, seconds.
+        position: 0 while it is generated; else 1 for the first of those that wait.
+        ready_at: when it should be ready, as predicted when it was sent there; unix time, seconds.
     """
 
     position: int
     ready_at: float
 
 
+class Outcome(NamedTuple):
+    """What came of a run: the event for the cascade, with the worker's result or the failure behind it."""
+
+    event: ImageReady | RunFailed
+    result: ImageResult | None = None
+    error: WeirError | None = None
+
+
+class _Failed(Exception):
+    """The run gives no image."""
+
+    def __init__(self, reason: Reason, error: WeirError):
+        super().__init__(error.message)
+        self.reason = reason
+        self.error = error
+
+
 class ReplicaCalls:
-    """Sends images to replicas and keeps the dispatcher's book of them.
+    """Executes runs on the pool, and keeps the dispatcher's queue models up to date.
 
     Args:
         clock: unix time, seconds.
@@ -53,199 +74,160 @@ class ReplicaCalls:
     def __init__(
         self,
         pool: Pool,
-        roster: ReplicaRegistry,
+        registry: ReplicaRegistry,
         dispatcher: Dispatcher,
-        tally: ObservationCounters,
-        meter: MetricsRecorder,
+        forecast: DispatchForecast,
+        counters: ObservationCounters,
+        metrics: MetricsRecorder,
         family: FamilyConfig,
         clock: Callable[[], float] = time.time,
     ):
-        self.lateness = Lateness()
         self._pool = pool
-        self._roster = roster
+        self._registry = registry
         self._dispatcher = dispatcher
-        self._tally = tally
-        self._meter = meter
-        self._heavy_steps = family.heavy.steps
+        self._forecast = forecast
+        self._counters = counters
+        self._metrics = metrics
+        self._family = family
         self._clock = clock
-        self._promised: dict[str, float] = {}  # when the images that are at replicas should be ready
-        self._expected: dict[str, Role] = {}  # admitted images that are not in the book yet
+        self._predicted: dict[str, float] = {}  # when the images that are at replicas should be ready
 
-    def expect(self, images: Iterable[str], role: Role) -> None:
-        """Images of the role are admitted: the next ones will have them in front. Each :meth:`draw` takes its own off;
-        :meth:`forget` those that never came to it."""
-        self._expected.update(dict.fromkeys(images, role))
-
-    def forget(self, images: Iterable[str]) -> None:
-        for image in images:
-            self._expected.pop(image, None)
-
-    def finish_at(
-        self, role: Role, steps: int | None, now: float, images: int = 1, *, patient: bool = False
-    ) -> float | None:
-        """When the last of so many new images would be ready, by the book; None when there is no replica."""
-        ahead = sum(it is role for it in self._expected.values())
-        return self._dispatcher.finish_at(self._kind_of(role, steps), now, images + ahead, patient=patient)
-
-    def place(self, image: str) -> QueuePosition | None:
+    def position(self, image: str) -> QueuePosition | None:
         """Where an image stands; None while it is on its way to a replica, and afterwards."""
-        position, ready_at = self._dispatcher.position(image), self._promised.get(image)
-        return (
-            None if position is None or ready_at is None or ready_at == math.inf else QueuePosition(position, ready_at)
-        )
+        position, ready_at = self._dispatcher.position(image), self._predicted.get(image, math.inf)
+        return None if position is None or ready_at == math.inf else QueuePosition(position, ready_at)
 
-    def heavy_finish_at(self, request: ImageRequest, now: float) -> float | None:
-        """When the heavy image would be ready, by the book and how late the last ones were."""
-        ready_at = self._dispatcher.finish_at(self._kind(Role.HEAVY, request), now, patient=request.patient)
-        return None if ready_at is None else ready_at + self.lateness.seconds(now)
-
-    async def draw(
-        self, role: Role, request: ImageRequest, rules: Rules, *, until: float, show: Show, or_light: bool = False
-    ) -> tuple[Role, ImageResult]:
-        """The image, and the variant that drew it: a replica that takes its queue along into another role changes it.
+    async def execute(self, run: Run, request: ImageRequest, show: Show) -> Outcome:
+        """One attempt; whether there is another one is the cascade's decision.
 
         Args:
+            request: what the worker is sent.
             show: called with the previews that the request asks for.
-            or_light: a light image could be drawn instead, so one that still waits when it would have to begin to be
-                ready by the request's deadline is given up then.
-
-        Raises:
-            DeadlineExceeded: not there by ``until``, dropped by the rules, or given up for a light one.
-            GenerationFailed: two replicas could not draw it or died of it, or the only one could not.
         """
-        stay, ready_at = "", math.inf
+        replica, ready_at = run.stay, math.inf
         try:
-            async with asyncio.timeout(max(0.0, until - self._clock())):
-                lost: list[str] = []
-                while len(lost) < 2:
-                    if stay:
-                        replica, ready_at = stay, math.inf
-                    else:
-                        replica, ready_at = await self._choose(role, request, avoid=frozenset(lost))
-                    self._promised[request.id] = ready_at
-                    try:
-                        result = await self._send(
-                            replica, role, request, rules.drop_after_s is not None or or_light, show
-                        )
-                        self._note_lateness(role, request, ready_at)
-                        return role, result
-                    except ReplicaLost as error:
-                        log.warning("%s lost its replica: %s", request.id, error)
-                        self._meter.retried("replica_lost")
-                        lost.append(error.replica)
-                        stay = ""
-                    except GenerationFailed:  # the replica may be broken: another one shows
-                        lost.append(replica)
-                        if len(lost) == 2 or not self._other(role, request, lost):
-                            raise
-                        self._meter.retried("failed")
-                        stay = ""
-                    except RoleChanged:  # it never began; the book knows the new roles by now
-                        self._meter.retried("role_changed")
-                        await asyncio.sleep(0)
-                        if not rules.dispatch_again:
-                            stay = replica
-                            role = Role.HEAVY if role is Role.LIGHT else Role.LIGHT
+            async with asyncio.timeout(max(0.0, run.until - self._clock())):
+                if not replica:
+                    replica, ready_at = await self._choose(run)
+                self._predicted[request.id] = ready_at
+                result = await self._result(run, request, replica, show)
         except TimeoutError:
-            self._note_lateness(role, request, ready_at)
-            raise DeadlineExceeded(f"the {role.value} image was not ready in time") from None
-        raise GenerationFailed(f"{len(lost)} replicas died or failed as they drew the image; it is not tried again")
+            self._forecast.observe(run, ready_at)
+            error = DeadlineExceeded(f"the {run.variant} image was not ready in time")
+            return Outcome(RunFailed(Reason.LATE, replica), error=error)
+        except _Failed as failure:
+            log.info("%s has no %s image: %s", request.id, run.variant, failure)
+            new_role = ""
+            if failure.reason is Reason.ROLE_CHANGED:
+                await asyncio.sleep(0)  # a replica that goes on refusing must not keep the others from answering
+                new_role = self._new_role(replica, run.role)
+            return Outcome(RunFailed(failure.reason, replica, new_role), error=failure.error)
+        finally:
+            self._predicted.pop(request.id, None)
+        self._forecast.observe(run, ready_at)
+        return Outcome(ImageReady(run.variant, result.confidence, result.resumed_at), result)
 
-    def _note_lateness(self, role: Role, request: ImageRequest, ready_at: float) -> None:
-        # Whoever lets others go first is late because of them, which says nothing about the book.
-        if role is Role.HEAVY and ready_at < math.inf and not request.patient:
-            now = self._clock()
-            self.lateness.observe(now - ready_at, now)
-
-    def _other(self, role: Role, request: ImageRequest, lost: list[str]) -> bool:
-        """Whether there is a replica that has not tried yet."""
-        return self._dispatcher.pick(self._kind(role, request), self._clock(), avoid=frozenset(lost)) is not None
-
-    async def _choose(self, role: Role, request: ImageRequest, *, avoid: frozenset[str]) -> Choice:
+    async def _choose(self, run: Run) -> Choice:
         """The replica for an image, as soon as there is any."""
-        kind = self._kind(role, request)
-        while (choice := self._dispatcher.pick(kind, self._clock(), avoid=avoid, patient=request.patient)) is None:
-            await self._roster.refreshed()
+        kind, avoid = self._forecast.kind(run), frozenset(run.avoid)
+        while (
+            choice := self._dispatcher.pick(kind, self._clock(), avoid=avoid, low_priority=run.low_priority)
+        ) is None:
+            await self._registry.refreshed()
         return choice
 
-    async def _send(self, replica: str, role: Role, request: ImageRequest, droppable: bool, show: Show) -> ImageResult:
-        kind = self._kind(role, request)
-        self._dispatcher.assign(replica, request.id, kind, self._clock(), patient=request.patient)
-        self._expected.pop(request.id, None)
+    def _new_role(self, replica: str, old: str) -> str:
+        """The role that a replica has instead of the one that it gave up; "" where this is not known yet."""
+        known = self._dispatcher.role_of(replica)
+        if known not in ("", old):
+            return known
+        others = [role for role in self._registry.plan.roles if role != old]
+        return others[0] if len(others) == 1 else ""
+
+    async def _result(self, run: Run, request: ImageRequest, replica: str, show: Show) -> ImageResult:
+        """The worker's image.
+
+        Raises:
+            _Failed: there is none.
+        """
+        kind = self._forecast.kind(run)
+        self._dispatcher.assign(replica, request.id, kind, self._clock(), low_priority=run.low_priority)
+        self._forecast.forget([request.id])
         try:
-            wanted = request if role is Role.HEAVY else replace(NO_REUSE.of(request), previews=0)
-            drawing = self._reply(replica, role, wanted, show)
-            if droppable:
-                drawing = self._or_dropped(drawing, replica, kind, request)
-            async with self._roster.while_heard(replica):
-                result = ImageResult.from_dict(await drawing)
-        except ReplicaLost:
+            reply = self._reply(run, request, replica, show)
+            if run.droppable:
+                reply = self._or_dropped(reply, replica, kind, request)
+            async with self._registry.while_heard(replica):
+                result = ImageResult.from_dict(await reply)
+            self._count(replica, request.id, result)
+        except ReplicaLost as error:
+            log.warning("%s lost its replica: %s", request.id, error)
             self._dispatcher.remove(replica)
-            self._roster.hurry()
-            raise
-        except WeirError:
+            self._registry.hurry()
+            tried = len(run.avoid) + 1
+            raise _Failed(
+                Reason.LOST, GenerationFailed(f"{tried} replicas died or failed as they generated the image")
+            ) from error
+        except _Failed:
             raise
         except Exception as error:
             log.exception("%s failed on %s", request.id, replica)
-            raise GenerationFailed(f"the worker failed: {type(error).__name__}") from error
-        else:
-            if result.fetch_s is not None:
-                self._tally.fetch(result.fetch_s)
-            if result.batch_size > 0:
-                batch = self._dispatcher.finished(
-                    replica,
-                    request.id,
-                    self._clock(),
-                    batch_size=result.batch_size,
-                    compute_s=result.compute_s,
-                    together=result.left_together,
-                    # An image that waited for its states to be stored says nothing of the way.
-                    queue_s=None if result.captured else result.queue_s + (result.fetch_s or 0.0),
-                    queued=result.queued,
-                )
-                if batch is not None and not result.resumed_at:
-                    whole_s = self._dispatcher.whole_s(batch, result.batch_size, result.compute_s)
-                    self._tally.batch(batch.role, result.batch_size, whole_s)
+            raise _Failed(Reason.FAILED, GenerationFailed(f"the worker failed: {type(error).__name__}")) from error
         finally:
             self._dispatcher.forget(replica, request.id, self._clock())
-            self._promised.pop(request.id, None)
         if result.error is not None:
             code, message = result.error
-            raise _WORKER_ERRORS.get(code, GenerationFailed)(message)
-        self._meter.replied(role, result, request.steps or self._heavy_steps)
+            kind_of_error, reason = _REASONS.get(code, (GenerationFailed, Reason.FAILED))
+            raise _Failed(reason, kind_of_error(message))
+        self._metrics.replied(run.role, result, run.steps or self._family.variants[run.variant].steps)
         return result
 
-    async def _reply(self, replica: str, role: Role, request: ImageRequest, show: Show) -> dict[str, Any]:
+    async def _reply(self, run: Run, request: ImageRequest, replica: str, show: Show) -> dict[str, Any]:
         if not request.previews:
-            return await self._pool.generate(replica, role, request.to_dict())
-        async with aclosing(self._pool.stream(replica, role, request.to_dict())) as parts:
+            return await self._pool.generate(replica, run.variant, request.to_dict(), run.role)
+        async with aclosing(self._pool.stream(replica, run.variant, request.to_dict(), run.role)) as parts:
             async for part in parts:
                 if "preview" not in part:
                     return part
-                show(part["preview"], role, part["step"])
+                show(part["preview"], run.variant, part["step"])
         raise ReplicaLost(replica, "it ended without a result")
 
     async def _or_dropped(
-        self, drawing: Awaitable[dict[str, Any]], replica: str, kind: Kind, request: ImageRequest
+        self, reply: Awaitable[dict[str, Any]], replica: str, kind: Kind, request: ImageRequest
     ) -> dict[str, Any]:
-        """The reply, unless the image is still queued when a batch that began now would end after its deadline.
+        """The reply, unless the image still waits when a batch that starts then would end after its deadline.
 
         Raises:
-            DeadlineExceeded: it is, and was taken out of the queue.
+            _Failed: it does, and was taken out of the queue.
         """
-        task = asyncio.ensure_future(drawing)
+        task = asyncio.ensure_future(reply)
         try:
             last_start = request.deadline - self._dispatcher.batch_s(replica, kind)
             await asyncio.wait({task}, timeout=max(0.0, last_start - self._clock()))
             if not task.done() and not self._dispatcher.begun(replica, request.id):
-                raise DeadlineExceeded("the image could not be ready in time and was dropped")
+                error = DeadlineExceeded("the image could not be ready in time and was dropped")
+                raise _Failed(Reason.DROPPED, error)
             return await task
         finally:
             task.cancel()
 
-    def _kind(self, role: Role, request: ImageRequest) -> Kind:
-        return self._kind_of(role, request.steps, request.resume_step, request.resume_stride)
-
-    def _kind_of(self, role: Role, steps: int | None, skipped: int = 0, stride: int = 1) -> Kind:
-        own = self._heavy_steps
-        return Kind(role) if role is Role.LIGHT else Kind(role, ((steps or own) - skipped) / stride / own)
+    def _count(self, replica: str, image: str, result: ImageResult) -> None:
+        """What the reply says about the replica and the time of its batches."""
+        if result.fetch_s is not None:
+            self._counters.fetch(result.fetch_s)
+        if result.batch_size < 1:
+            return
+        batch = self._dispatcher.finished(
+            replica,
+            image,
+            self._clock(),
+            batch_size=result.batch_size,
+            compute_s=result.compute_s,
+            together=result.left_together,
+            # An image that waited for its states to be stored says nothing of the network.
+            queue_s=None if result.captured else result.queue_s + (result.fetch_s or 0.0),
+            queued=result.queued,
+        )
+        if batch is not None and not result.resumed_at:
+            whole_s = self._dispatcher.whole_s(batch, result.batch_size, result.compute_s)
+            self._counters.batch(batch.variant, result.batch_size, whole_s)

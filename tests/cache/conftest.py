@@ -41,4 +41,4 @@ def state(step: int = 10, seed: int = 0, model: str = "heavy-1") -> State:
 
 
 def request(name: str = "a", partition: str = PARTITION) -> ImageRequest:
-    return ImageRequest(name, "a red circle", 1, 64, 64, float("inf"), cache_partition=partition, capture=True)
+    return ImageRequest(name, "a red circle", 1, 64, 64, float("inf"), capture=partition)

@@ -23,10 +23,12 @@ from cache.store.backend import StoreFailed
 from cache.store.breaker import Breaker
 from cache.store.redis_backend import RedisBackend
 from cache.store.redis_server import RedisServer
-from cache.store.store import PREFIX, Record, SealedStore, state_key
+from cache.store.store import PREFIX, Record, SealedStore
 from tests.cache.conftest import PARTITION, SECRET, request, state
 from weir.config import load_family
+from weir.core import Resume
 from weir.errors import ServiceError
+from weir.states import state_key
 
 KEY = state_key(PARTITION, "a", 10)
 
@@ -198,9 +200,10 @@ class Setup:
         """Looks up, draws with the weights of ``model`` and finishes as the request path does; the step that the run
         began at."""
         found = self.cache.lookup(name, tenant, prompt, Settings(64, 64))
-        fetched = None if found.key is None else self.store.get(found.key)
+        sought = 0 if found.resume is None else found.resume.step
+        fetched = None if found.resume is None else self.store.get(found.resume.key)
         refused = fetched is not None and fetched.model != model
-        first = found.k if fetched is not None and not refused else 0
+        first = sought if fetched is not None and not refused else 0
         captured = ()
         if found.capture:
             wanted = [state(k, seed, model) for k in (5, 10, 15, 20, 25) if k > first]
@@ -209,7 +212,7 @@ class Setup:
                 captured = tuple(s.step for s in wanted)
             except StoreFailed:
                 pass
-        self.cache.finish(name, first, captured, seen=np.float16([len(prompt)]).tobytes(), refused=refused)
+        self.cache.finish(name, first, captured, sought, seen=np.float16([len(prompt)]).tobytes(), refused=refused)
         return first
 
 
@@ -295,7 +298,7 @@ def test_other_settings_never_meet(store: SealedStore) -> None:
             Settings(64, 64, negative_prompt="blurry"),
         )
     ):
-        assert setup.cache.lookup(f"other-{i}", "acme", "a red circle", settings).k == 0
+        assert setup.cache.lookup(f"other-{i}", "acme", "a red circle", settings).resume is None
 
 
 def test_the_budget_is_kept_by_us_and_the_store_holds_nothing_else(store: SealedStore) -> None:
@@ -384,10 +387,56 @@ def test_a_state_that_did_not_come_in_time_stays(store: SealedStore) -> None:
     setup = Setup(store)
     setup.serve("1", "a red circle")
     setup.cache.lookup("2", "acme", "a red circle", Settings(64, 64))
-    setup.cache.finish("2", 0)
+    setup.cache.finish("2", 0, sought=25)
     setup.cache.lookup("3", "acme", "a red circle", Settings(64, 64))
-    setup.cache.finish("3", sought=False)
+    setup.cache.finish("3")
     assert setup.serve("4", "a red circle") == 25
+
+
+def test_every_state_of_the_nearest_prompt_is_offered_whatever_the_selector_says(store: SealedStore) -> None:
+    setup = Setup(store)
+    setup.serve("1", "a red circle left of a blue star")
+    found = setup.cache.lookup("2", "acme", "one green cross on a gray background", Settings(64, 64))
+    assert (found.resume, found.entry) == (None, "1")
+    assert [k for k, _ in found.stored] == [5, 10, 15, 20, 25]
+    for k, key in found.stored:
+        fetched = store.get(key)
+        assert fetched is not None
+        assert fetched.step == k
+    assert found.at(12) == Resume(key=found.stored[1][1], step=10)
+
+
+def test_the_state_that_a_policy_sought_is_the_one_that_was_used(store: SealedStore) -> None:
+    setup = Setup(store, budget=15_000)
+    setup.serve("1", "a red circle left of a blue star")
+    for i in range(5):
+        setup.cache.lookup(f"by policy {i}", "acme", "a red circle left of a blue star", Settings(64, 64))
+        setup.cache.finish(f"by policy {i}", 5, sought=5)
+    for i in range(6):
+        setup.serve(f"other {i}", f"prompt number {i} of nothing alike {i * 7919}")
+    assert 5 in setup.cache.ledger.stored("1")
+    assert 25 not in setup.cache.ledger.stored("1")
+
+
+def test_a_state_that_a_policy_sought_in_vain_is_looked_after(server: RedisServer, store: SealedStore) -> None:
+    setup = Setup(store)
+    setup.serve("1", "a red circle")
+    found = setup.cache.lookup("2", "acme", "a red circle", Settings(64, 64))
+    with raw(server) as client:
+        client.delete(dict(found.stored)[10])
+    setup.cache.finish("2", 0, sought=10)
+    assert setup.cache.ledger.stored("1") == (5, 15, 20, 25)
+
+
+def test_no_state_that_was_offered_leaves_before_the_request_is_finished(store: SealedStore) -> None:
+    setup = Setup(store, budget=15_000)
+    setup.serve("1", "a red circle")
+    setup.cache.lookup("open", "acme", "a red circle", Settings(64, 64))
+    for i in range(6):
+        setup.serve(f"other {i}", f"prompt number {i} of nothing alike {i * 7919}")
+    assert setup.cache.ledger.stored("1") == (5, 10, 15, 20, 25)
+    setup.cache.finish("open")
+    assert not setup.cache.ledger._pins
 
 
 def test_a_damaged_state_leaves_the_store_with_its_place_in_the_ledger(server: RedisServer, store: SealedStore) -> None:
@@ -429,6 +478,7 @@ def test_no_state_of_another_prompt_is_taken_for_its_own(store: SealedStore) -> 
     setup = Setup(store)
     setup.serve("1", "a red circle", seed=1)
     found = setup.cache.lookup("2", "acme", "a red circle", Settings(64, 64))
-    fetched = store.get(found.key or "")
+    assert found.resume is not None
+    fetched = store.get(found.resume.key)
     assert fetched is not None
     assert np.array_equal(fetched.latent, state(25, 1).latent)

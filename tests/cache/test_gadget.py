@@ -8,10 +8,11 @@ import pytest
 
 from cache.store.redis_server import RedisServer
 from cache.store.seal import COMPRESSIONS, seal
-from cache.store.store import SealedStore, entry_key, state_key
+from cache.store.store import SealedStore, entry_key
 from tests.cache.conftest import PARTITION, SECRET
 from tests.cache.test_faults import raw
 from tests.gadget import FORMS
+from weir.states import state_key
 
 KEYS = {"a state": state_key(PARTITION, "a", 10), "a record": entry_key(PARTITION, "a")}
 

@@ -103,10 +103,10 @@ def test_a_pinned_state_survives_whatever_comes_in() -> None:
     book.insert("p", "a", at(1), {25: 10})
     match = book.find("p", at(1)).match
     assert match is not None
-    book.pin(match)
+    book.pin("a", (match.k,))
     book.insert("p", "b", at(0), {25: 10})
     assert book.stored("a") == (25,)
-    book.unpin(match)
+    book.unpin("a", (match.k,))
     book.insert("p", "c", at(-1), {25: 10})
     assert book.used_bytes <= 10
 
@@ -150,7 +150,7 @@ def test_the_budget_holds_and_nothing_is_lost_track_of(eviction: str, seen: list
         found = book.find("p", at(cosine))
         if found.match is not None:
             assert (found.match.entry, found.match.k) in here
-            book.use(found.match)
+            book.use(found.match.entry, found.match.k, found.match.wanted)
         leaving = {(entry, k) for _, entry, k in book.insert("p", str(i), at(cosine), sizes)}
         here = {key: size for key, size in here.items() if key not in leaving}
         here |= {(str(i), k): size for k, size in sizes.items() if (str(i), k) not in leaving}

@@ -35,54 +35,57 @@ class Run:
 
 
 def asked(name: str, prompt: str = "a red circle") -> ImageRequest:
-    return replace(request(name, partition=""), prompt=prompt, capture=False)
+    return replace(request(name), prompt=prompt, capture=None)
 
 
-def draw(cache: LocalCache, name: str) -> ImageRequest:
-    wanted, found = cache.find(asked(name))
-    assert found is None
-    assert wanted.capture
-    cache.finished(wanted, Run(0, tuple(state(k) for k in (5, 10, 15, 20, 25))))
-    return wanted
+def generate(cache: LocalCache, name: str) -> None:
+    """A run from noise."""
+    wanted = asked(name)
+    found = cache.lookup(wanted)
+    assert found.resume is None
+    assert found.capture
+    captured = replace(wanted, capture=found.partition)
+    cache.finished(captured, Run(0, tuple(state(k) for k in (5, 10, 15, 20, 25))))
 
 
 def test_a_later_process_goes_on_from_an_earlier_ones_states(tmp_path: Path) -> None:
     file = tmp_path / "cache.weir"
     first = LocalCache(CONFIG, FAMILY, file)
-    draw(first, "first")
+    generate(first, "first")
     first.save()
-    wanted, found = LocalCache(CONFIG, FAMILY, file).find(asked("second"))
-    assert found is not None
-    assert (wanted.resume_step, found.step) == (25, 25)
-    assert not wanted.capture, "the same prompt again leaves nothing new"
+    later = LocalCache(CONFIG, FAMILY, file)
+    found = later.lookup(asked("second"))
+    assert found.resume is not None
+    resumed = later.state(found.resume.key)
+    assert resumed is not None
+    assert (found.resume.step, resumed.step) == (25, 25)
+    assert not found.capture, "the same prompt again leaves nothing new"
 
 
 def test_a_state_that_does_not_fit_goes_and_the_next_run_is_kept_in_its_place(tmp_path: Path) -> None:
     cache = LocalCache(CONFIG, FAMILY, tmp_path / "cache.weir")
-    draw(cache, "first")
-    wanted, found = cache.find(asked("second"))
-    assert found is not None
-    cache.finished(wanted, Run(0, ()), refused=True)
-    draw(cache, "third")
+    generate(cache, "first")
+    assert cache.lookup(asked("second")).resume is not None
+    cache.finished(asked("second"), Run(0, ()), sought=25, refused=True)
+    generate(cache, "third")
 
 
 def test_another_prompt_and_a_run_that_never_was_leave_nothing(tmp_path: Path) -> None:
     cache = LocalCache(CONFIG, FAMILY, tmp_path / "cache.weir")
-    draw(cache, "first")
-    wanted, found = cache.find(asked("second", "two blue stars above a yellow ring"))
-    assert (wanted.resume_step, found) == (0, None)
-    cache.finished(wanted, None)
-    again, found = cache.find(asked("third", "two blue stars above a yellow ring"))
-    assert (again.resume_step, found) == (0, None)
+    generate(cache, "first")
+    other = "two blue stars above a yellow ring"
+    assert cache.lookup(asked("second", other)).resume is None
+    cache.finished(asked("second", other), None)
+    assert cache.lookup(asked("third", other)).resume is None
 
 
 def test_states_that_another_secret_sealed_are_not_used(tmp_path: Path) -> None:
     theirs, mine = tmp_path / "theirs.weir", tmp_path / "mine.weir"
     other = LocalCache(CONFIG, FAMILY, theirs)
-    draw(other, "first")
+    generate(other, "first")
     other.save()
     mine.write_bytes(theirs.read_bytes())
-    assert LocalCache(CONFIG, FAMILY, mine).find(asked("second"))[1] is None
+    assert LocalCache(CONFIG, FAMILY, mine).lookup(asked("second")).resume is None
     assert (tmp_path / "mine.weir.secret").stat().st_mode & 0o777 == 0o600
 
 

@@ -41,7 +41,7 @@ class Seen:
         captured = KS if found.capture and not steps else ()
         if captured:
             self.store.put(request(name, found.partition), [state(k) for k in captured])
-        self.cache.finish(name, resumed_at, captured)
+        self.cache.finish(name, resumed_at, captured, sought=resumed_at)
 
     def value(self, name: str, **labels: str) -> float:
         self.meter.tell()

@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from cache.cache import Judge
 from cache.encoder import family_encoder
 from cache.policy.selector import load_selector
 from weir.config import load_family
-from weir.core import ImageRequest, Role
+from weir.core import ImageRequest
 from workers.models.family import Family
 
 FAMILY = load_family("deploy/families/weir-tiny.yaml")
@@ -35,12 +36,13 @@ def test_a_picture_is_believed_for_its_own_prompt_and_not_for_an_opposite_one(
 ) -> None:
     own, other = family_encoder(FAMILY).encode([drawn, opposite])
     assert BY_SIMILARITY.select(float(own @ other)) > 0, "by similarity it would be gone on from"
-    request = ImageRequest("r", drawn, 2, FAMILY.size, FAMILY.size, float("inf"), capture=True)
-    [picture] = family.generate(Role.HEAVY, [request])
+    request = ImageRequest("r", drawn, 2, FAMILY.size, FAMILY.size, float("inf"), capture="p")
+    [picture] = family.generate("heavy", [request])
     assert picture.seen is not None
-    assert family.discriminator is not None
+    judge = family.judges["light"]
+    assert isinstance(judge, Judge)
     seen = np.frombuffer(picture.seen, np.float16)[None].copy()
-    believed, doubted = (float(family.discriminator.weigh(seen, prompt=p)[0]) for p in (drawn, opposite))
+    believed, doubted = (float(judge.weigh(seen, prompt=p)[0]) for p in (drawn, opposite))
     assert BY_PICTURE.select(believed) == 25
     assert doubted < BY_PICTURE.accept
     assert doubted < believed / 2

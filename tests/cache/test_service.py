@@ -38,7 +38,7 @@ async def draw(service: CacheService, store: SealedStore, name: str) -> None:
     found = await service.lookup(name, "acme", "a red circle", HERE)
     assert found["capture"]
     store.put(request(name, found["partition"]), [state(k) for k in KS])
-    await service.finish(name, 0, KS, False)
+    await service.finish(name, 0, KS, 0)
 
 
 async def test_a_store_that_comes_after_the_cache_is_read_when_it_is_there(
@@ -53,7 +53,9 @@ async def test_a_store_that_comes_after_the_cache_is_read_when_it_is_there(
 
     late = await tended(running(server.url, monkeypatch))
     found = await late.lookup("a", "acme", "a red circle", HERE)
-    assert (found["k"], found["capture"]) == (0, False), "what it keeps now would not count with what lies there"
+    assert (found["resume"], found["capture"]) == (None, False), (
+        "what it keeps now would not count with what lies there"
+    )
     for _ in range(3):
         await late.check_health()
         await tended(late)
@@ -70,10 +72,10 @@ async def test_a_store_that_comes_after_the_cache_is_read_when_it_is_there(
             await late.check_health()
             await tended(late)
             found = await late.lookup("b", "acme", "a red circle", HERE)
-            if found["k"]:
+            if found["resume"]:
                 break
             await asyncio.sleep(0.05)
-        assert (found["entry"], found["k"]) == ("earlier", 25)
+        assert (found["entry"], found["resume"]["step"]) == ("earlier", 25)
     finally:
         again.stop()
         backend.close()
@@ -91,8 +93,8 @@ async def test_a_deletion_that_failed_is_done_with_a_later_look_at_health(
 
     with monkeypatch.context() as patch:
         patch.setattr(service._cache.store.backend, "delete", fails)
-        await service.finish("b", 0, (), True, refused=True)
-    assert store.backend.get(found["key"]) is not None
+        await service.finish("b", 0, (), 25, refused=True)
+    assert store.backend.get(found["resume"]["key"]) is not None
     await service.check_health()
     await tended(service)
     assert list(store.backend.keys("weir:")) == []

@@ -32,7 +32,7 @@ async def test_a_head_that_takes_the_files_place_is_taken_up_with_the_next_look_
 
     async def level() -> int | None:
         found = await service.lookup("a", "acme", "a red circle", {"width": 64, "height": 64})
-        return found["level"]
+        return found["prompt_class"]
 
     assert await level() == 0
     head(-1.0).publish(file)

@@ -1,6 +1,7 @@
 """Sealed states: what comes back is what was written under this very key, or nothing."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,9 +13,10 @@ from cache.store.quantise import quantise, restore
 from cache.store.redis_backend import RedisBackend
 from cache.store.redis_server import RedisServer
 from cache.store.seal import COMPRESSIONS, seal, unseal
-from cache.store.store import Record, SealedStore, entry_key, state_key
+from cache.store.store import Record, SealedStore, entry_key
 from tests.cache.conftest import PARTITION, SECRET, request, state
 from weir.errors import ConfigError, StateRefused
+from weir.states import state_key
 
 
 @pytest.fixture(params=["redis", "memory"])
@@ -39,7 +41,7 @@ def test_a_state_comes_back_as_it_was_written(either: SealedStore) -> None:
 
 
 def test_a_request_of_no_partition_leaves_nothing_behind(either: SealedStore) -> None:
-    either.put(request(partition=""), [state()])
+    either.put(replace(request(), capture=None), [state()])
     assert list(either.backend.keys("")) == []
 
 

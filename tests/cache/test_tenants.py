@@ -14,11 +14,12 @@ from cache.index import VectorIndex
 from cache.policy.partition import Partitions, Settings
 from cache.store.backend import MemoryBackend
 from cache.store.redis_server import RedisServer
-from cache.store.store import PREFIX, SealedStore, state_key
+from cache.store.store import PREFIX, SealedStore
 from tests.cache.conftest import SECRET, request, state
 from tests.cache.test_faults import Setup, raw
 from weir.config import CacheConfig, load_family
 from weir.errors import ConfigError
+from weir.states import state_key
 
 FAMILY = load_family("deploy/families/weir-tiny.yaml")
 HERE = Settings(64, 64)
@@ -51,7 +52,11 @@ def test_another_tenants_state_moved_under_ones_own_key_is_refused(server: Redis
 
 @pytest.mark.parametrize(
     "changed",
-    [{"revision": "2"}, {"heavy": FAMILY.heavy.model_copy(update={"scheduler": "euler"})}, {"encoder": "clip-2"}],
+    [
+        {"revision": "2"},
+        {"variants": {**FAMILY.variants, "heavy": FAMILY.heavy.model_copy(update={"scheduler": "euler"})}},
+        {"encoder": "clip-2"},
+    ],
     ids=["another revision", "another scheduler", "another encoder"],
 )
 def test_what_another_model_or_encoder_left_is_never_looked_at(changed: dict) -> None:
@@ -87,8 +92,8 @@ def test_a_lookup_does_the_same_work_whatever_others_have_cached(
     def probe(name: str, prompt: str) -> tuple[list[tuple[str, int]], float | None]:
         work.clear()
         found = setup.cache.lookup(name, "globex", prompt, HERE)
-        if found.key is not None:
-            store.get(found.key)
+        if found.resume is not None:
+            store.get(found.resume.key)
         setup.cache.finish(name)
         return list(work), found.similarity
 
@@ -129,7 +134,7 @@ def test_while_a_secret_is_replaced_the_old_one_still_opens_and_only_the_new_one
     before = SealedStore(backend, OLD)
     before.put(request("a"), [state(10)])
     during = SealedStore(backend, NEW, retired=[OLD])
-    key = state_key(request("a").cache_partition, "a", 10)
+    key = state_key(str(request("a").capture), "a", 10)
     assert during.get(key) is not None
     during.put(request("b"), [state(10)])
     after = SealedStore(backend, NEW)

@@ -21,8 +21,9 @@ from cryptography.x509.oid import NameOID
 from cache.store.backend import StoreFailed
 from cache.store.redis_backend import RedisBackend
 from cache.store.redis_server import RedisServer
-from cache.store.store import SealedStore, state_key
+from cache.store.store import SealedStore
 from tests.cache.conftest import PARTITION, SECRET, request, state
+from weir.states import state_key
 
 
 def certificate(folder: Path) -> tuple[Path, Path]:

@@ -12,13 +12,13 @@ from typer.testing import CliRunner
 
 from cache.store.redis_backend import RedisBackend
 from cache.store.redis_server import RedisServer
-from cache.store.store import Record, SealedStore, state_key
+from cache.store.store import Record, SealedStore
 from cli.main import app
 from deploy.state import Service, StateFile
 from tests.cache.conftest import PARTITION, SECRET, request, state
 from traces.prompts import prompt_log
 from weir.config import load_family
-from weir.states import State
+from weir.states import State, state_key
 
 OTHER = PARTITION.replace("acme", "globex")
 

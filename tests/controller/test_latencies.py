@@ -12,14 +12,14 @@ from controller.latencies import LiveLatency
 from controller.observation import Batch
 from controller.setting import Setting
 from solvers.problem import GpuType
-from weir.core import Role
+from weir.plan import HEAVY, LIGHT
 
 CASCADE = cascade("diffserve-1")
-SETTING = Setting((GpuType("a100", 4, CASCADE.light, CASCADE.heavy),), 5.0, CASCADE.deferral, discriminator_s=0.02)
+SETTING = Setting((GpuType.pair("a100", 4, CASCADE.light, CASCADE.heavy),), 5.0, CASCADE.deferral, discriminator_s=0.02)
 
 
 def heavy(factor: float, size: int = 2) -> Batch:
-    return Batch(Role.HEAVY, size, factor * CASCADE.heavy.at(size))
+    return Batch(HEAVY, size, factor * CASCADE.heavy.at(size))
 
 
 def after(latency: LiveLatency, seconds: int, batches: list[Batch], start: float = 0.0) -> LiveLatency:
@@ -36,19 +36,19 @@ def test_without_evidence_the_profile_holds():
 
 def test_a_slower_device_shows_within_a_minute_in_its_role_alone():
     latency = after(after(LiveLatency(SETTING), 60, [heavy(1.0)]), 30, [heavy(1.5)], start=60)
-    assert latency.factor(Role.HEAVY) == pytest.approx(1.5)
-    assert latency.factor(Role.LIGHT) == 1.0
+    assert latency.factor(HEAVY) == pytest.approx(1.5)
+    assert latency.factor(LIGHT) == 1.0
     assert latency.gpus()[0].heavy.at(4) == pytest.approx(1.5 * CASCADE.heavy.at(4))
 
 
 def test_it_shows_when_the_device_is_itself_again():
     latency = after(after(LiveLatency(SETTING), 60, [heavy(1.5)]), 40, [heavy(1.0)], start=60)
-    assert latency.factor(Role.HEAVY) == pytest.approx(1.0)
+    assert latency.factor(HEAVY) == pytest.approx(1.0)
 
 
 def test_the_light_profile_is_held_against_batches_with_their_judgement():
-    latency = after(LiveLatency(SETTING), 40, [Batch(Role.LIGHT, 4, CASCADE.light.at(4) + 0.02)])
-    assert latency.factor(Role.LIGHT) == 1.0
+    latency = after(LiveLatency(SETTING), 40, [Batch(LIGHT, 4, CASCADE.light.at(4) + 0.02)])
+    assert latency.factor(LIGHT) == 1.0
 
 
 def test_noise_and_outliers_move_nothing():
@@ -62,9 +62,9 @@ def test_noise_and_outliers_move_nothing():
 
 @pytest.mark.parametrize("seconds", [0.0, -1.0, math.nan, math.inf])
 def test_times_that_make_no_sense_are_left_out(seconds):
-    latency = after(LiveLatency(SETTING), 40, [Batch(Role.HEAVY, 1, seconds), Batch(Role.HEAVY, 0, 1.0)])
+    latency = after(LiveLatency(SETTING), 40, [Batch(HEAVY, 1, seconds), Batch(HEAVY, 0, 1.0)])
     assert latency.gpus() == SETTING.gpus
 
 
 def test_a_broken_clock_is_not_believed_without_bound():
-    assert after(LiveLatency(SETTING), 40, [heavy(1e6)]).factor(Role.HEAVY) == 10.0
+    assert after(LiveLatency(SETTING), 40, [heavy(1e6)]).factor(HEAVY) == 10.0

@@ -24,7 +24,7 @@ def test_a_rank_that_stays_away_is_gone():
     assert ranks.observe((1,), ABSENCE_S) == (1,)
 
 
-def test_ranks_that_are_handed_out_anew_replace_the_old_ones_in_time():
+def test_ranks_that_are_handed_out_again_replace_the_old_ones_in_time():
     ranks = LiveRanks()
     ranks.observe((0, 1, 2, 3), 0.0)
     for second in range(1, 7):

@@ -12,18 +12,21 @@ from prometheus_client import CollectorRegistry
 from controller.counters import Counters
 from controller.live_ranks import ABSENCE_S
 from controller.loop import APPLY_S, START_S, Controller, spread
-from controller.policies import make_policy
+from controller.plan_notes import MOST_NOTES
 from controller.policies.weir import Weir
+from controller.registry import make_policy
 from controller.setting import Setting
 from load_balancer.runner.observation_counters import ObservationCounters
 from solvers.problem import GpuType
-from weir.core import DeferralCurve, LatencyProfile, Plan, Role
+from weir.cascade import Admitted, CascadeSettings, ImageTask, Judged, Progress
+from weir.core import DeferralCurve, LatencyProfile
 from weir.errors import NotReady, PlanError
+from weir.plan import HEAVY, LIGHT, Plan
 from weir.telemetry import Metrics, PrometheusMetrics
 
 SIZE = 4
 SETTING = Setting(
-    (GpuType("gpu", SIZE, LatencyProfile((1, 4), (0.1, 0.25)), LatencyProfile((1, 4), (0.4, 1.0))),),
+    (GpuType.pair("gpu", SIZE, LatencyProfile((1, 4), (0.1, 0.25)), LatencyProfile((1, 4), (0.4, 1.0))),),
     slo_s=5.0,
     deferral=DeferralCurve((0.0, 1.0), (0.0, 1.0)),
 )
@@ -60,12 +63,18 @@ class Cluster:
         if not self.deaf:
             self.plan = plan
 
+    def judge(self, confidence: float, deferred: bool | None = None) -> None:
+        """The judge's verdict on one light image; by the plan where it is not given."""
+        progress = Progress(ImageTask(self.plan, self.now, SETTING.slo_s), CascadeSettings({LIGHT: 2, HEAVY: 50}))
+        verdict = Judged(LIGHT, confidence, self.plan.defers(LIGHT, confidence) if deferred is None else deferred)
+        self.tally.follow("", progress, Admitted(), [verdict], self.now)
+
     def second(self, controller: Controller, images: int) -> None:
         self.now += 1
         self.tally.arrived(images)
         for i in range(images):
             confidence = (i * 0.618034 + self.now * 0.37) % 1
-            self.tally.judge("", confidence, confidence < self.plan.threshold)
+            self.judge(confidence)
         controller.step()
 
     def seconds(self, controller: Controller, count: int, images: int) -> None:
@@ -98,18 +107,18 @@ def controller(
 def test_more_demand_makes_more_replicas_light_and_less_demand_gives_them_back(cluster):
     it = controller(cluster)
     cluster.seconds(it, 20, FEW)
-    assert cluster.plan.count(Role.LIGHT) == 1
+    assert cluster.plan.count(LIGHT) == 1
     cluster.seconds(it, 10, MANY)
-    assert cluster.plan.count(Role.LIGHT) == 3
+    assert cluster.plan.count(LIGHT) == 3
     cluster.seconds(it, 40, FEW)
-    assert cluster.plan.count(Role.LIGHT) == 1
+    assert cluster.plan.count(LIGHT) == 1
 
 
 def test_a_burst_is_answered_with_a_plan_within_two_seconds(cluster):
     it = controller(cluster)
     cluster.seconds(it, 20, FEW)
     cluster.seconds(it, 2, MANY)
-    assert cluster.plan.count(Role.LIGHT) > 1
+    assert cluster.plan.count(LIGHT) > 1
 
 
 def test_a_steady_load_never_changes_a_role(cluster):
@@ -136,7 +145,7 @@ def test_a_plan_equal_to_the_one_in_force_is_not_published(cluster):
     it = controller(cluster, "all-light")
     cluster.seconds(it, 30, 2)
     assert len(cluster.published) == 1
-    assert cluster.plan.count(Role.HEAVY) == 0
+    assert cluster.plan.count(HEAVY) == 0
 
 
 def test_a_dead_dashboard_changes_nothing_and_the_plan_comes_when_it_is_back(cluster, caplog):
@@ -148,7 +157,7 @@ def test_a_dead_dashboard_changes_nothing_and_the_plan_comes_when_it_is_back(clu
     assert sum("the dashboard does not answer" in record.message for record in caplog.records) == 1
     cluster.dead_dashboard = False
     cluster.seconds(it, 3, MANY)
-    assert cluster.plan.count(Role.LIGHT) == 3
+    assert cluster.plan.count(LIGHT) == 3
     assert cluster.plan.version > running.version
 
 
@@ -167,7 +176,7 @@ def test_a_policy_that_raises_changes_nothing_and_a_fresh_one_goes_on(cluster, m
     assert cluster.plan is running
     assert str(failure) in caplog.text
     cluster.seconds(it, 4, MANY)
-    assert cluster.plan.count(Role.LIGHT) == 3
+    assert cluster.plan.count(LIGHT) == 3
 
 
 @pytest.mark.parametrize("nonsense", [7, "plan", Plan.split(9, 1, 1, light_batch=1, heavy_batch=1, threshold=0)])
@@ -214,7 +223,7 @@ def test_of_two_controllers_the_one_that_may_publishes_and_the_other_one_takes_o
     for _ in range(20):
         cluster.second(second, MANY)
         first.step()
-    assert cluster.plan.count(Role.LIGHT) == 3
+    assert cluster.plan.count(LIGHT) == 3
     versions = [plan.version for plan in cluster.published]
     assert versions == sorted(set(versions))
     assert cluster.published[count].version == running.version + 1, "the second one has counted on from the first"
@@ -235,7 +244,7 @@ def test_a_pool_that_never_gets_whole_is_planned_for_as_it_is(cluster):
     cluster.ranks = [0, 1]
     cluster.seconds(it, round(START_S) + 5, FEW)
     assert cluster.plan.version > CONFIGURED.version
-    assert {cluster.plan.assignment(rank).role for rank in cluster.ranks} == set(Role)
+    assert {cluster.plan.assignment(rank).role for rank in cluster.ranks} == {LIGHT, HEAVY}
 
 
 def test_a_plan_that_does_not_come_into_force_is_published_again(cluster):
@@ -245,17 +254,17 @@ def test_a_plan_that_does_not_come_into_force_is_published_again(cluster):
     assert [plan.version for plan in cluster.published] == [2, 3]
     cluster.deaf = False
     cluster.seconds(it, round(APPLY_S) + 3, 1)
-    assert cluster.plan.count(Role.HEAVY) == 0
+    assert cluster.plan.count(HEAVY) == 0
 
 
 def test_while_a_replica_is_gone_the_others_share_its_work(cluster):
     it = controller(cluster)
     cluster.seconds(it, 10, FEW)
-    light = next(rank for rank, a in enumerate(cluster.plan.assignments) if a.role is Role.LIGHT)
+    light = next(rank for rank, a in enumerate(cluster.plan.assignments) if a.role == LIGHT)
     cluster.ranks.remove(light)
     cluster.seconds(it, int(ABSENCE_S) + 1, FEW)
     assert len(cluster.plan.assignments) == SIZE
-    assert any(cluster.plan.assignment(rank).role is Role.LIGHT for rank in cluster.ranks)
+    assert any(cluster.plan.assignment(rank).role == LIGHT for rank in cluster.ranks)
 
 
 def test_without_any_replica_nothing_is_planned(cluster):
@@ -265,19 +274,19 @@ def test_without_any_replica_nothing_is_planned(cluster):
     assert cluster.published == []
 
 
-def test_a_load_balancer_that_starts_anew_counts_from_its_start(cluster):
+def test_a_load_balancer_that_starts_again_counts_from_its_start(cluster):
     cluster.tally.arrived(50)
     before = cluster.look()
     cluster.tally = ObservationCounters(expiry_s=10)
     cluster.tally.arrived(3)
-    cluster.tally.judge("", 0.2, True)
+    cluster.judge(0.2, True)
     seen = cluster.look(before).since(before, 1.0)
     assert (seen.arrivals, seen.deferred, seen.confidences) == (3, 1, (0.2,))
 
 
 def test_confidences_beyond_what_is_kept_scale_the_deferred(cluster):
     for i in range(3000):
-        cluster.tally.judge("", 0.5, i % 2 == 0)
+        cluster.judge(0.5, i % 2 == 0)
     seen = cluster.look().since(None, 1.0)
     assert (len(seen.confidences), seen.deferred) == (1000, 500)
 
@@ -288,7 +297,7 @@ def test_a_plan_gives_its_roles_to_the_ranks_that_are_alive(ranks, light, size):
     plan = Plan.split(1, light, len(ranks) - light, light_batch=2, heavy_batch=3, threshold=0.5)
     whole = spread(plan, ranks, size)
     assert len(whole.assignments) == size
-    assert sum(whole.assignment(rank).role is Role.LIGHT for rank in ranks) == light
+    assert sum(whole.assignment(rank).role == LIGHT for rank in ranks) == light
 
 
 def test_it_tells_what_it_decides_and_what_that_costs(cluster):
@@ -317,7 +326,7 @@ def test_slower_batches_reach_the_plan(cluster):
     before = cluster.plan.threshold
     for _ in range(40):
         for size in (1, 2, 4):
-            cluster.tally.batch(Role.HEAVY, size, 1.5 * SETTING.gpus[0].heavy.at(size))
+            cluster.tally.batch(HEAVY, size, 1.5 * SETTING.gpus[0].heavy.at(size))
         cluster.second(it, 15)
     assert cluster.plan.threshold < before - 0.1
 
@@ -345,3 +354,25 @@ def test_an_outdated_policy_makes_room_for_a_fresh_one_and_the_plan_in_force_sta
     assert cluster.plan == plan
     cluster.seconds(it, 20, MANY)
     assert cluster.plan.version > plan.version
+
+
+def test_every_published_plan_leaves_a_note_that_says_why(cluster, caplog):
+    caplog.set_level("INFO")
+    it = controller(cluster)
+    cluster.seconds(it, 10, FEW)
+    cluster.seconds(it, 6, MANY)
+    assert [note.version for note in it.notes] == [plan.version for plan in cluster.published]
+    note = next(note for note in reversed(it.notes) if "rose" in note.reason)
+    assert note.roles == dict(next(plan for plan in cluster.published if plan.version == note.version).counts)
+    assert note.demand_rps > FEW
+    assert "% of the light images are deferred" in note.reason
+    assert str(note) in caplog.messages
+    assert note.to_dict()["thresholds"] == note.thresholds
+    assert cluster.plan.reason, "the plan itself carries it, for reports of the load balancer"
+
+
+def test_notes_are_kept_for_the_last_plans_only(cluster):
+    it = controller(cluster)
+    for images in (FEW, MANY) * 40:
+        cluster.seconds(it, 6, images)
+    assert len(it.notes) == MOST_NOTES

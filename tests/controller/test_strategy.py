@@ -46,7 +46,7 @@ def test_ac_comes_back_after_the_hold_down_only():
     assert strategies.index(Strategy.AC) == RULES.hold_s
 
 
-def test_one_bad_second_starts_the_hold_down_anew():
+def test_one_bad_second_starts_the_hold_down_again():
     assert set(run(([GOOD] * 59 + [SLOW]) * 5, StrategyState(Strategy.SM))) == {Strategy.SM}
 
 

@@ -1,4 +1,4 @@
-"""The cluster files that ship are what Ray's own schema allows, and fit one another."""
+"""The shipped cluster files match Ray's schema, the checkout and one another."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def ray_up(path: Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("path", RAY_UP, ids=lambda path: path.stem)
-def test_a_cluster_file_is_what_ray_up_takes(path):
+def test_a_cluster_file_is_valid_for_ray_up(path):
     schema = json.loads((Path(ray.autoscaler.__file__).parent / "ray-schema.json").read_text())
     prepared = prepare_config(ray_up(path))
     jsonschema.validate(prepared, schema)
@@ -37,7 +37,7 @@ def test_a_cluster_file_is_what_ray_up_takes(path):
 
 
 @pytest.mark.parametrize("path", RAY_UP, ids=lambda path: path.stem)
-def test_the_files_that_its_commands_name_are_in_the_checkout(path):
+def test_the_files_in_the_commands_of_a_cluster_file_exist_in_the_checkout(path):
     fields = ray_up(path)
     commands = " ".join(word for key, lines in fields.items() if key.endswith("commands") for word in lines).split()
     named = {word.rstrip(";") for word in commands if word.startswith("~/weir/")}
@@ -53,13 +53,13 @@ def test_the_dashboard_listens_on_the_head_only_and_every_node_has_the_token(pat
     assert fields["file_mounts"]["~/.ray/auth_token"] == "~/.weir-secrets/ray_token"
 
 
-def test_both_clusters_set_a_node_up_in_the_same_way():
+def test_both_cluster_files_use_the_same_commands_and_mounts():
     one, other = (ray_up(path) for path in RAY_UP)
     same = {key for key in one if key.endswith("commands") or "mount" in key or "rsync" in key}
     assert {key: one[key] for key in same} == {key: other[key] for key in same}
 
 
-def test_the_demonstration_runs_the_cluster_file_that_ships_with_other_hosts_and_another_family(tmp_path):
+def test_the_demo_changes_only_hosts_keys_and_family_of_the_shipped_cluster_file(tmp_path):
     root = CLUSTERS.parents[1]
     shutil.copytree(root / "deploy", tmp_path / "deploy")
     write_files(tmp_path, ["10.0.0.1", "10.0.0.2"], tmp_path / "key")
@@ -72,7 +72,7 @@ def test_the_demonstration_runs_the_cluster_file_that_ships_with_other_hosts_and
     assert service.pool.emulate
 
 
-def test_a_node_passes_on_what_replicas_and_the_cache_read(tmp_path):
+def test_the_environment_of_a_node_has_the_variables_of_replicas_and_cache(tmp_path):
     made = subprocess.run(["bash", CLUSTERS / "secrets.sh", tmp_path / ".weir-secrets"], capture_output=True, text=True)
     assert made.returncode == 0, made.stderr
     secrets = {path.name: path.read_text() for path in (tmp_path / ".weir-secrets").iterdir()}
@@ -91,6 +91,6 @@ def test_a_node_passes_on_what_replicas_and_the_cache_read(tmp_path):
 
 
 @pytest.mark.parametrize("path", sorted(CLUSTERS.glob("*.sh")), ids=lambda path: path.name)
-def test_a_script_is_valid_shell(path):
+def test_a_script_has_valid_shell_syntax(path):
     shell = "sh" if path.name == "env.sh" else "bash"
     assert subprocess.run([shutil.which(shell) or shell, "-n", path], capture_output=True).returncode == 0

@@ -1,4 +1,4 @@
-"""The configurations and profiles that ship are valid."""
+"""The configurations and profiles that ship are valid, and the live controller plans every service."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from deploy.control import policy_of
+from deploy.local import checked
 from weir.config import ServiceConfig, load_service, read_yaml
-from weir.core import Role
 from weir.profiles import load_profile
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
@@ -18,7 +19,8 @@ PROFILES = [path for path in sorted((DEPLOY / "profiles").glob("*.json")) if not
 
 
 def test_there_is_one_for_every_family():
-    assert {"weir-tiny", "emulated-16", "sdxl-lightning", "sdxl-turbo", "sd15-turbo"} <= {c.stem for c in CONFIGS}
+    expected = {"weir-tiny", "weir-tiny-three", "emulated-16", "sdxl-lightning", "sdxl-turbo", "sd15-turbo"}
+    assert expected <= {c.stem for c in CONFIGS}
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
@@ -28,19 +30,41 @@ def test_a_shipped_configuration_is_valid(path):
     assert service.http.host == "127.0.0.1"
 
 
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_shipped_service_is_planned_by_the_controller_from_a_profile_of_its_ladder(path):
+    service, family = checked(path)
+    assert service.controller.policy == "weir"
+    measured = service.profile or service.pool.emulate
+    assert measured is not None
+    assert load_profile(measured).keys == family.keys
+    plan = policy_of(service).first_plan().check(family.keys)
+    assert len(plan.assignments) == service.plan.size
+    assert plan.last == family.keys[-1]
+
+
 @pytest.mark.parametrize("path", PROFILES, ids=lambda path: path.stem)
-def test_a_shipped_profile_is_valid_and_its_light_variant_is_the_faster_one(path):
-    profile = load_profile(path)
+def test_a_shipped_profile_is_valid_and_each_variant_is_faster_than_the_next(path):
+    variants = list(load_profile(path).variants.values())
     for batch_size in (1, 2, 4, 8):
-        assert profile.variant(Role.LIGHT).latency.at(batch_size) < profile.variant(Role.HEAVY).latency.at(batch_size)
+        seconds = [variant.latency.at(batch_size) for variant in variants]
+        assert seconds == sorted(set(seconds))
+
+
+def test_the_times_of_sd15_turbo_are_those_that_were_published_with_diffserve():
+    from baselines.published import cascade
+
+    published, profile = cascade("diffserve-1"), load_profile(DEPLOY / "profiles" / "a100-sd15-turbo.json")
+    judged = [seconds + published.discriminator_s for seconds in published.light.latency_s]
+    assert profile.light.latency.latency_s == pytest.approx(judged)
+    assert profile.heavy.latency == published.heavy
 
 
 def test_the_emulated_cluster_has_sixteen_replicas_and_heavy_fits_its_deadline():
     service, family = load_service(DEPLOY / "configs" / "emulated-16.yaml")
     assert service.pool.emulate
-    plan, profile = service.plan.plan(), load_profile(service.pool.emulate)
+    plan, profile = service.plan.plan(family.keys), load_profile(service.pool.emulate)
     assert len(plan.assignments) == 16
     assert profile.light.name == family.light.name
     assert profile.heavy.name == family.heavy.name
-    two_stages = profile.light.latency.at(service.plan.light_batch) + profile.heavy.latency.at(service.plan.heavy_batch)
-    assert two_stages < service.slo_s
+    light, heavy = (profile.variant(key).latency.at(plan.batch_size(key)) for key in family.keys)
+    assert light + heavy < service.slo_s

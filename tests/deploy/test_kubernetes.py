@@ -1,4 +1,4 @@
-"""The Kubernetes manifests are what Kubernetes and Serve take, and fit one another and the service that they carry."""
+"""The manifest is valid for Kubernetes and Ray Serve, and its parts match one another and its service file."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from weir.config import ServiceConfig, load_family
 
 MANIFEST = ROOT / "deploy" / "kubernetes" / "weir.yaml"
 KUBERNETES = "1.34"
-#: Where the container file puts the checkout.
+#: Path of the checkout in the image.
 INSTALLED = "/home/weir/weir/"
 ALL: list[dict[str, Any]] = list(yaml.safe_load_all(MANIFEST.read_text()))
 
@@ -38,12 +38,12 @@ def valid(resource: dict[str, Any]) -> None:
     [it for it in ALL if it["kind"] != "RayService"],
     ids=lambda it: f"{it['kind']} {it['metadata']['name']}",
 )
-def test_a_resource_is_what_kubernetes_takes(resource):
+def test_a_resource_is_valid_for_kubernetes(resource):
     valid(resource)
 
 
 @pytest.mark.parametrize("group", [HEAD, WORKERS], ids=["head", "workers"])
-def test_a_pod_is_what_kubernetes_takes(group):
+def test_a_pod_is_valid_for_kubernetes(group):
     template = group["template"]
     valid({"apiVersion": "v1", "kind": "Pod", **template, "metadata": {"name": "pod", **template["metadata"]}})
     misspelt = {"containers": [{**template["spec"]["containers"][0], "livenesProbe": {}}]}
@@ -60,12 +60,12 @@ def test_the_serve_configuration_is_the_rendered_one_with_a_proxy_on_every_node(
     serve_schema.model_validate(body)
     config, http = {"config": "/etc/weir/service/service.yaml"}, service().http
     ours = ROOT / "deploy" / "configs" / "sdxl-cluster.yaml"
-    wanted = render(ours, host=http.host, port=http.port, controlled=service().controlled)
-    wanted["applications"] = [{**it, "args": config} for it in wanted["applications"]]
-    assert body == {**wanted, "proxy_location": "EveryNode"}
+    expected = render(ours, host=http.host, port=http.port, controlled=service().controlled)
+    expected["applications"] = [{**it, "args": config} for it in expected["applications"]]
+    assert body == {**expected, "proxy_location": "EveryNode"}
 
 
-def test_the_service_that_it_carries_is_valid_and_its_files_are_in_the_image():
+def test_the_service_file_of_the_manifest_is_valid_and_its_files_are_in_the_image():
     it = service()
     named = [it.family, it.profile]
     assert all(path.startswith(INSTALLED) for path in named)
@@ -74,30 +74,30 @@ def test_the_service_that_it_carries_is_valid_and_its_files_are_in_the_image():
     load_family(here[0])
     assert f"WORKDIR {INSTALLED.rstrip('/')}" in (ROOT / "deploy" / "clusters" / "Containerfile").read_text()
     assert not it.http.is_local
-    assert it.keys_file, "whoever reaches the service could draw"
+    assert it.keys_file, "without keys every client could generate images"
 
 
-def test_there_is_a_gpu_for_every_replica():
+def test_every_replica_has_a_gpu():
     [container] = WORKERS["template"]["spec"]["containers"]
     assert container["resources"]["limits"]["nvidia.com/gpu"] == "1"
     plan = service().plan
-    assert WORKERS["maxReplicas"] == WORKERS["replicas"] == plan.light_replicas + plan.heavy_replicas
+    assert WORKERS["maxReplicas"] == WORKERS["replicas"] == plan.size
     assert HEAD["rayStartParams"]["num-gpus"] == "0"
 
 
-def test_an_upgrade_moves_no_more_than_came_up():
+def test_an_upgrade_moves_at_most_the_share_of_requests_that_new_replicas_can_serve():
     options = of("RayService")["spec"]["upgradeStrategy"]["clusterUpgradeOptions"]
     assert 0 < options["stepSizePercent"] <= options["maxSurgePercent"] <= 100
     assert RAY_CLUSTER["enableInTreeAutoscaling"], "the operator refuses incremental upgrades without it"
     assert WORKERS["minReplicas"] == 0
 
 
-def test_all_pods_run_the_ray_that_is_pinned_and_ask_for_its_token():
+def test_all_pods_run_the_pinned_ray_version_and_require_its_token():
     assert RAY_CLUSTER["rayVersion"] == ray.__version__
     assert RAY_CLUSTER["authOptions"] == {"mode": "token"}
 
 
-def test_what_pods_mount_and_read_exists_or_is_made_by_the_documented_commands():
+def test_mounts_and_secrets_of_pods_exist_or_are_created_by_the_documented_commands():
     made = {it["metadata"]["name"] for it in ALL}
     documented = (ROOT / "docs" / "deploy.md").read_text()
     for spec in (HEAD["template"]["spec"], WORKERS["template"]["spec"], of("Deployment")["spec"]["template"]["spec"]):
@@ -116,7 +116,7 @@ def test_what_pods_mount_and_read_exists_or_is_made_by_the_documented_commands()
         } <= made
 
 
-def test_every_container_is_confined():
+def test_every_container_runs_with_restricted_privileges():
     for spec in (HEAD["template"]["spec"], WORKERS["template"]["spec"], of("Deployment")["spec"]["template"]["spec"]):
         assert spec["securityContext"]["runAsNonRoot"]
         for container in [*spec["containers"], *spec.get("initContainers", ())]:

@@ -53,9 +53,9 @@ def test_the_same_service_does_not_start_twice(config, tmp_path):
 
 
 def test_nothing_up_is_nothing_to_stop(tmp_path):
-    with pytest.raises(ServiceError, match="nothing is up"):
+    with pytest.raises(ServiceError, match="no service is up"):
         down(folder=tmp_path)
-    with pytest.raises(ServiceError, match="nothing is up"):
+    with pytest.raises(ServiceError, match="no service is up"):
         status(folder=tmp_path)
 
 

@@ -1,4 +1,4 @@
-"""A configuration travels in one PUT, and counts as applied when all of it is there."""
+"""A configuration is sent in one PUT; a plan is applied when all replicas run it."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from deploy.publish import Publisher, is_applied
-from weir.core import Plan
 from weir.errors import NotReady
+from weir.plan import Plan
 
 
 def plan(version: int = 1) -> Plan:
@@ -34,13 +34,13 @@ def test_a_plan_is_applied_when_the_application_runs_it_on_all_replicas():
     assert is_applied(details(), plan())
 
 
-def test_it_is_applied_when_a_newer_one_has_taken_its_place():
+def test_a_plan_is_applied_when_a_newer_plan_has_replaced_it():
     newer = deepcopy(details())
     newer["applications"]["weir"]["deployments"]["Pool"]["deployment_config"]["user_config"] = plan(version=2).to_dict()
     assert is_applied(newer, plan())
 
 
-def test_it_is_not_while_anything_is_still_under_way():
+def test_a_plan_is_not_applied_while_the_deployment_is_in_progress():
     assert not is_applied({}, plan())
     assert not is_applied(details(status="DEPLOYING"), plan())
     assert not is_applied(details(), plan(version=2))
@@ -49,14 +49,14 @@ def test_it_is_not_while_anything_is_still_under_way():
     assert not is_applied(starting, plan())
 
 
-def test_a_failed_deployment_says_why():
+def test_a_failed_deployment_raises_an_error_with_its_message():
     with pytest.raises(NotReady, match="no such model"):
         is_applied(details(status="DEPLOY_FAILED", message="no such model"), plan())
 
 
 @pytest.fixture
 def dashboard() -> Iterator[Callable[[], str]]:
-    """Starts a dashboard that connects, then refuses every configuration as Ray's does."""
+    """Starts a dashboard that accepts connections and refuses every configuration with Ray's kind of error."""
     servers = []
 
     class Refusing(BaseHTTPRequestHandler):
@@ -87,19 +87,19 @@ def dashboard() -> Iterator[Callable[[], str]]:
         server.server_close()
 
 
-def test_a_refused_configuration_is_a_typed_error_that_says_why(dashboard):
-    with pytest.raises(NotReady, match="did not take the configuration: ValueError: no room; "):
+def test_a_refused_configuration_raises_not_ready_with_the_reason(dashboard):
+    with pytest.raises(NotReady, match="did not accept the configuration: ValueError: no room; "):
         Publisher(dashboard()).put({})
 
 
-def test_a_dashboard_that_hangs_is_given_up_in_time():
-    with socket.socket() as hanging:  # it takes connections and never answers
+def test_a_call_to_a_hanging_dashboard_times_out():
+    with socket.socket() as hanging:  # accepts connections and never answers
         hanging.bind(("127.0.0.1", 0))
         hanging.listen()
         with pytest.raises(NotReady, match=r"did not connect: .*timed out"):
             Publisher(f"http://127.0.0.1:{hanging.getsockname()[1]}", timeout_s=0.2)
 
 
-def test_a_dashboard_that_is_gone_is_a_typed_error():
+def test_a_missing_dashboard_raises_not_ready():
     with pytest.raises(NotReady, match=r"dashboard at http://127\.0\.0\.1:9 did not connect"):
         Publisher("http://127.0.0.1:9")

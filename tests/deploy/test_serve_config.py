@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from deploy.serve_config import APPLICATION, deployed, located, render, with_plan
 from weir.assets import ROOT
-from weir.core import Plan
 from weir.errors import NotReady, PlanError
+from weir.plan import Plan
 
 
 def plan(version: int = 1, light: int = 1, heavy: int = 2, threshold: float = 0.5) -> Plan:

@@ -12,19 +12,20 @@ from cache.encoder import family_encoder
 from deploy.shadow import ShadowLoop
 from load_balancer.runner.balancer import Balancer
 from load_balancer.runner.generation_request import GenerationRequest
+from testing.toy_family import with_variants
 from tests.load_balancer.local_service import LocalPool
 from training.evaluate import held_out
 from training.scenes import caption
 from training.shadow import ENOUGH
 from weir import metrics
 from weir.config import load_service
-from weir.core import Plan, Role
+from weir.plan import Plan
 from weir.prompt_levels import LevelAbout, LevelHead, LevelRecord
 from weir.telemetry import PrometheusMetrics
 from workers.replica import Worker
 
 SERVICE = "deploy/configs/weir-tiny.yaml"
-ORDER = GenerationRequest("a red circle left of a blue star", 64, 64, n=10)
+REQUEST = GenerationRequest("a red circle left of a blue star", 64, 64, n=10)
 
 
 def head_that_lost(lost: float, encoder: str, dim: int) -> LevelHead:
@@ -47,7 +48,7 @@ def head_that_lost(lost: float, encoder: str, dim: int) -> LevelHead:
 
 async def test_idle_time_brings_samples_and_a_head_that_is_wrong_is_replaced(tmp_path):
     service, family = load_service(SERVICE)
-    family = family.model_copy(update={"heavy": family.heavy.model_copy(update={"steps": 4})})
+    family = with_variants(family, heavy={"steps": 4})
     encoder, file = family_encoder(family), tmp_path / "head.safetensors"
     wrong = head_that_lost(0.9, encoder.version, encoder.dim)
     wrong.save(file)
@@ -59,34 +60,33 @@ async def test_idle_time_brings_samples_and_a_head_that_is_wrong_is_replaced(tmp
     balancer = Balancer(LocalPool([worker]), plan, family, slo_s=60, queued=64, shadow=0.2)
     running = asyncio.get_running_loop()
 
-    def draw(levels):
-        wanted = balancer.shadow_sample([(Role(role), steps) for role, steps in levels])
-        sample = asyncio.run_coroutine_threadsafe(wanted, running).result(120)
+    def generated(levels):
+        sample = asyncio.run_coroutine_threadsafe(balancer.shadow_sample(levels), running).result(120)
         return None if sample is None else asdict(sample)
 
     registry = CollectorRegistry()
-    beside = ShadowLoop(service, family, draw, PrometheusMetrics(registry))
-    watching = asyncio.create_task(balancer.roster.watch())
+    beside = ShadowLoop(service, family, generated, PrometheusMetrics(registry))
+    watching = asyncio.create_task(balancer.registry.watch())
     while not balancer.readiness()["ready"]:
         await asyncio.sleep(0.01)
     await asyncio.to_thread(beside.step)
-    assert len(beside.check) == 0, "nobody has asked for anything yet"
+    assert len(beside.check) == 0, "no request came yet"
 
-    await balancer.draw(ORDER)
+    await balancer.generate(REQUEST)
     await asyncio.to_thread(beside.step)
     assert len(beside.check) == 1
     for scene in held_out(ENOUGH, 7):  # two prompts of three lose nothing, the others all
         beside.check.take(text := caption(scene), [1.0, float(len(text) % 3 > 0)], 0.5)
     assert beside.check.drifted
 
-    await balancer.draw(ORDER)
+    await balancer.generate(REQUEST)
     await asyncio.to_thread(beside.step)
     fitted = LevelHead.load(file)
     assert fitted.version != wrong.version
     kept = {path.name for path in tmp_path.iterdir()}
     assert kept == {"head.safetensors", *(f"head-{it.version}.safetensors" for it in (wrong, fitted))}
-    told = [registry.get_sample_value(it.name) for it in (metrics.SHADOW_SAMPLES, metrics.LEVELS_REFITTED)]
-    assert told == [2, 1]
+    recorded = [registry.get_sample_value(it.name) for it in (metrics.SHADOW_SAMPLES, metrics.LEVELS_REFITTED)]
+    assert recorded == [2, 1]
     await asyncio.to_thread(beside.step)
     assert (beside.check.head.version, len(beside.check)) == (fitted.version, 0)
     watching.cancel()

@@ -1,4 +1,4 @@
-"""A state file counts only while the process that wrote it lives."""
+"""A state file is valid only while the process that wrote it lives."""
 
 from __future__ import annotations
 
@@ -15,29 +15,29 @@ from weir.errors import ServiceError
 SERVICE = Service("toy", os.getpid(), "http://127.0.0.1:1", "http://127.0.0.1:2", "toy.yaml", ready=True)
 
 
-def claimed(folder, name: str = "toy") -> StateFile:
+def acquired(folder, name: str = "toy") -> StateFile:
     state = StateFile(name, folder)
     state.acquire()
     state.write(Service(name, os.getpid(), "http://127.0.0.1:1", "http://127.0.0.1:2", "toy.yaml", ready=True))
     return state
 
 
-def test_what_was_written_is_read_while_the_name_is_held(tmp_path):
-    state = claimed(tmp_path)
+def test_a_state_can_be_read_while_its_name_is_held(tmp_path):
+    state = acquired(tmp_path)
     assert StateFile("toy", tmp_path).read() == SERVICE
     state.release()
     assert StateFile("toy", tmp_path).read() is None
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_name_is_held_once(tmp_path):
-    state = claimed(tmp_path)
+def test_a_name_cannot_be_held_twice(tmp_path):
+    state = acquired(tmp_path)
     with pytest.raises(ServiceError, match="already up"):
         StateFile("toy", tmp_path).acquire()
     state.release()
 
 
-def test_the_file_of_a_process_that_was_killed_does_not_count(tmp_path):
+def test_the_state_file_of_a_killed_process_is_ignored(tmp_path):
     code = (
         "import os, pathlib, sys; from deploy.state import Service, StateFile\n"
         "state = StateFile('toy', pathlib.Path(sys.argv[1])); state.acquire()\n"
@@ -46,13 +46,13 @@ def test_the_file_of_a_process_that_was_killed_does_not_count(tmp_path):
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False)
     assert (tmp_path / "toy.json").exists()
     assert StateFile("toy", tmp_path).read() is None
-    with pytest.raises(ServiceError, match="nothing is up"):
+    with pytest.raises(ServiceError, match="no service is up"):
         find(folder=tmp_path)
-    claimed(tmp_path).release()
+    acquired(tmp_path).release()
 
 
-def test_a_reader_never_sees_half_a_file(tmp_path):
-    state = claimed(tmp_path)
+def test_a_reader_never_sees_a_partial_file(tmp_path):
+    state = acquired(tmp_path)
     seen, stop = set(), threading.Event()
 
     def read() -> None:
@@ -69,12 +69,12 @@ def test_a_reader_never_sees_half_a_file(tmp_path):
     assert seen == {False}
 
 
-def test_the_only_service_needs_no_name_and_one_of_several_does(tmp_path):
-    with pytest.raises(ServiceError, match="nothing is up"):
+def test_find_needs_a_name_only_when_several_services_are_up(tmp_path):
+    with pytest.raises(ServiceError, match="no service is up"):
         find(folder=tmp_path)
-    one = claimed(tmp_path)
+    one = acquired(tmp_path)
     assert find(folder=tmp_path)[1] == SERVICE
-    other = claimed(tmp_path, "other")
+    other = acquired(tmp_path, "other")
     with pytest.raises(ServiceError, match="other, toy"):
         find(folder=tmp_path)
     assert find("other", tmp_path)[1].name == "other"

@@ -1,4 +1,4 @@
-"""A family and a pool without Ray: the fake draws at once and does what a test tells it to."""
+"""A family and a pool without Ray: the fake generates at once and does what a test tells it to."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from PIL import Image
 from load_balancer.pool.pool import ReplicaLost
 from testing.toy_family import FAMILY, PROFILE
 from weir.config import FamilyConfig
-from weir.core import Plan, Role
+from weir.plan import HEAVY, LIGHT, Plan
 from weir.profiles import Profile
 
 with warnings.catch_warnings():  # Ray's models warn of pydantic's future at import
@@ -34,61 +34,63 @@ class FakePool:
 
     def __init__(self, plan: Plan):
         self.alive = {f"replica-{rank}": rank for rank in range(len(plan.assignments))}
-        self.calls: list[tuple[str, Role, dict[str, Any]]] = []
+        self.calls: list[tuple[str, str, dict[str, Any]]] = []
         self.cancelled = 0
         self.confidence = 0.9
         self.heavy_confidences: list[float] = []  # of the next heavy images that are to be judged
-        self.delay_s: dict[Role, float] = {Role.LIGHT: 0.0, Role.HEAVY: 0.0}
-        self.fail: Callable[[str, Role], tuple[str, str] | None] = lambda replica, role: None
+        self.delay_s: dict[str, float] = {LIGHT: 0.0, HEAVY: 0.0}
+        self.fail: Callable[[str, str], tuple[str, str] | None] = lambda replica, role: None
 
     async def describe(self) -> list[dict[str, Any]]:
         return [{"replica": r, "rank": rank, "ready": True, "queued": 0} for r, rank in self.alive.items()]
 
-    async def generate(self, replica: str, role: Role, request: dict[str, Any]) -> dict[str, Any]:
-        self.calls.append((replica, role, request))
+    async def generate(self, replica: str, variant: str, request: dict[str, Any], role: str) -> dict[str, Any]:
+        self.calls.append((replica, variant, request))
         if replica not in self.alive:
             raise ReplicaLost(replica, "it is dead")
         try:
-            await asyncio.sleep(self.delay_s[role])
+            await asyncio.sleep(self.delay_s.get(variant, 0.0))
         except asyncio.CancelledError:
             self.cancelled += 1
             raise
         return {
             "id": request["id"],
             "image": png(),
-            "confidence": self._confidence(role, request),
-            "steps": 2 if role is Role.LIGHT else request["steps"] or 50,
+            "confidence": self._confidence(variant, request),
+            "steps": 2 if variant == LIGHT else request["overrides"]["steps"] or 50,
             "queue_s": 0.001,
             "compute_s": 0.01,
             "batch_size": 1,
             "plan_version": 1,
-            "error": self.fail(replica, role),
+            "error": self.fail(replica, variant),
             "emulated": True,
             "replica": replica,
             "queued": 0,
         }
 
-    def _confidence(self, role: Role, request: dict[str, Any]) -> float | None:
-        if role is Role.LIGHT:
+    def _confidence(self, variant: str, request: dict[str, Any]) -> float | None:
+        if variant != HEAVY:
             return self.confidence
         return self.heavy_confidences.pop(0) if request["judge"] and self.heavy_confidences else None
 
-    async def stream(self, replica: str, role: Role, request: dict[str, Any]) -> AsyncGenerator[dict[str, Any]]:
+    async def stream(
+        self, replica: str, variant: str, request: dict[str, Any], role: str
+    ) -> AsyncGenerator[dict[str, Any]]:
         for number in range(request["previews"]):
             yield {"preview": png(4), "step": 10 * (number + 1)}
-        yield await self.generate(replica, role, request)
+        yield await self.generate(replica, variant, request, role)
 
 
 @pytest.fixture
 def running(pool: FakePool, plan: Plan, family: FamilyConfig, profile: Profile) -> Callable[..., Any]:
     """``async with running(plan, …) as balancer``: a balancer that knows its replicas; further options are its own."""
-    from load_balancer.runner.balancer import Balancer  # brings ray.serve, whose warnings are caught above
+    from load_balancer.runner.balancer import Balancer
 
     @asynccontextmanager
     async def start(plan: Plan = plan, **more: Any) -> AsyncIterator[Balancer]:
         options = {"slo_s": 5.0, "queued": 16, "profile": profile, **more}
         balancer = Balancer(pool, plan, family, **options)
-        watching = asyncio.create_task(balancer.roster.watch())
+        watching = asyncio.create_task(balancer.registry.watch())
         while not balancer.readiness()["ready"]:
             await asyncio.sleep(0)
         try:

@@ -15,7 +15,7 @@ from load_balancer.http.api import create_app
 from load_balancer.http.api_keys import ApiKeys
 from load_balancer.runner.balancer import Balancer
 from weir.config import FamilyConfig, LimitsConfig
-from weir.core import Plan, Role
+from weir.plan import Plan
 from weir.profiles import Profile
 from workers.replica import Worker
 
@@ -28,11 +28,13 @@ class LocalPool:
         for rank, (name, worker) in enumerate(self.workers.items()):
             worker.replica, worker.rank = name, rank
 
-    async def generate(self, replica: str, role: Role, request: dict[str, Any]) -> dict[str, Any]:
-        return await self.workers[replica].generate(role.value, request)
+    async def generate(self, replica: str, variant: str, request: dict[str, Any], role: str) -> dict[str, Any]:
+        return await self.workers[replica].generate(variant, request, role)
 
-    async def stream(self, replica: str, role: Role, request: dict[str, Any]) -> AsyncGenerator[dict[str, Any]]:
-        async for part in self.workers[replica].stream(role.value, request):
+    async def stream(
+        self, replica: str, variant: str, request: dict[str, Any], role: str
+    ) -> AsyncGenerator[dict[str, Any]]:
+        async for part in self.workers[replica].stream(variant, request, role):
             yield part
 
     async def describe(self) -> list[dict[str, Any]]:
@@ -64,7 +66,7 @@ def serving(
         balancer = Balancer(LocalPool(workers), plan, family, slo_s=slo_s, queued=64, profile=profile)
         app = create_app(balancer, family, LimitsConfig(), callers)
         server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error", timeout_graceful_shutdown=1))
-        tasks = [asyncio.create_task(balancer.roster.watch()), asyncio.create_task(server.serve())]
+        tasks = [asyncio.create_task(balancer.registry.watch()), asyncio.create_task(server.serve())]
         while not (server.started and balancer.readiness()["ready"]):
             await asyncio.sleep(0.01)
         port = server.servers[0].sockets[0].getsockname()[1]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import subprocess
+import sys
 from dataclasses import replace
 from typing import Any
 
@@ -16,27 +18,30 @@ from load_balancer.http.api_keys import Caller
 from load_balancer.runner.balancer import Balancer
 from load_balancer.runner.generation_request import GenerationRequest
 from tests.load_balancer.conftest import FakePool
-from weir.core import Path, Plan, ReplicaChoice, Role, Rules, margin_s
+from weir.config import FamilyConfig
+from weir.core import margin_s
 from weir.errors import DeadlineExceeded, GenerationFailed, NotReady, Overloaded
+from weir.plan import HEAVY, LIGHT, Assignment, Plan, ReplicaChoice, Rules
+from weir.profiles import Profile
 
 ORDER = GenerationRequest("a red circle", 64, 64)
 
 
 async def test_a_confident_image_comes_from_a_light_replica(running, pool):
     async with running() as balancer:
-        (image,) = await balancer.draw(ORDER)
-    assert (image.path, image.model, image.confidence) == (Path.LIGHT, "toy-light", 0.9)
-    assert [(replica, role) for replica, role, _ in pool.calls] == [("replica-0", Role.LIGHT)]
+        (image,) = await balancer.generate(ORDER)
+    assert (image.path, image.model, image.confidence) == ("light", "toy-light", 0.9)
+    assert [(replica, role) for replica, role, _ in pool.calls] == [("replica-0", LIGHT)]
 
 
 async def test_a_doubtful_one_is_drawn_again_by_a_heavy_replica_with_the_same_seed(running, pool):
     pool.confidence = 0.1
     async with running() as balancer:
-        (image,) = await balancer.draw(ORDER)
-    assert (image.path, image.model, image.confidence) == (Path.HEAVY, "toy-heavy", 0.1)
+        (image,) = await balancer.generate(ORDER)
+    assert (image.path, image.model, image.confidence) == ("heavy", "toy-heavy", 0.1)
     assert image.compute_s == pytest.approx(0.02)
     (_, first, light), (replica, second, heavy) = pool.calls
-    assert (first, second) == (Role.LIGHT, Role.HEAVY)
+    assert (first, second) == (LIGHT, HEAVY)
     # Nobody waits for the heavy image up to the deadline itself, so the worker is not asked to.
     assert heavy == {**light, "deadline": pytest.approx(light["deadline"] - margin_s(5.0))}
     assert replica in ("replica-1", "replica-2")
@@ -44,44 +49,44 @@ async def test_a_doubtful_one_is_drawn_again_by_a_heavy_replica_with_the_same_se
 
 async def test_the_images_of_one_order_have_seeds_in_a_row_and_ids_of_their_own(running, pool):
     async with running() as balancer:
-        images = await balancer.draw(GenerationRequest("a", 64, 64, n=3, seed=2**32 - 2))
+        images = await balancer.generate(GenerationRequest("a", 64, 64, n=3, seed=2**32 - 2))
     assert [image.seed for image in images] == [2**32 - 2, 2**32 - 1, 0]
     assert len({image.result.id for image in images}) == 3
 
 
 async def test_without_a_seed_every_order_gets_its_own(running):
     async with running() as balancer:
-        seeds = {(await balancer.draw(ORDER))[0].seed for _ in range(20)}
+        seeds = {(await balancer.generate(ORDER))[0].seed for _ in range(20)}
     assert len(seeds) == 20
 
 
 async def test_steps_and_guidance_travel_to_the_worker(running, pool):
     async with running() as balancer:
-        (image,) = await balancer.draw(GenerationRequest("a", 64, 64, role=Role.HEAVY, steps=10, guidance=3.0))
+        (image,) = await balancer.generate(GenerationRequest("a", 64, 64, variant=HEAVY, steps=10, guidance=3.0))
     assert image.result.steps == 10
-    assert pool.calls[0][2]["guidance"] == 3.0
+    assert pool.calls[0][2]["overrides"] == {"steps": 10, "guidance": 3.0}
 
 
 async def test_a_worker_is_told_whose_image_it_is(running, pool):
     async with running() as balancer:
-        await balancer.draw(replace(ORDER, caller=Caller("alice", "acme")))
+        await balancer.generate(replace(ORDER, caller=Caller("alice", "acme")))
     assert pool.calls[0][2]["tenant"] == "acme"
 
 
 async def test_a_heavy_image_that_fails_leaves_the_light_one(running, pool):
     pool.confidence = 0.1
-    pool.fail = lambda _, role: ("generation_failed", "broken") if role is Role.HEAVY else None
+    pool.fail = lambda _, role: ("generation_failed", "broken") if role == HEAVY else None
     async with running() as balancer:
-        (image,) = await balancer.draw(ORDER)
-    assert (image.path, image.model) == (Path.LIGHT_DEADLINE, "toy-light")
+        (image,) = await balancer.generate(ORDER)
+    assert (image.path, image.model) == ("light-deadline", "toy-light")
 
 
 async def test_a_heavy_image_that_is_late_leaves_the_light_one_and_is_cancelled(running, pool):
     pool.confidence = 0.1
-    pool.delay_s[Role.HEAVY] = 60
+    pool.delay_s[HEAVY] = 60
     async with running(slo_s=0.4) as balancer:
-        (image,) = await balancer.draw(ORDER)
-        assert image.path is Path.LIGHT_DEADLINE
+        (image,) = await balancer.generate(ORDER)
+        assert image.path == "light-deadline"
         assert image.latency_s < 0.4
         assert pool.cancelled == 1
         assert not any(balancer.dispatcher.outstanding.values())
@@ -90,38 +95,38 @@ async def test_a_heavy_image_that_is_late_leaves_the_light_one_and_is_cancelled(
 async def test_the_light_image_leaves_a_margin_before_the_deadline_for_the_way_to_the_client(
     running, pool, monkeypatch
 ):
-    monkeypatch.setattr("load_balancer.admission.admission_context.margin_s", lambda slo_s: 0.5 * slo_s)
+    monkeypatch.setattr("weir.cascade.margin_s", lambda slo_s: 0.5 * slo_s)
     pool.confidence = 0.1
-    pool.delay_s[Role.HEAVY] = 60
+    pool.delay_s[HEAVY] = 60
     async with running(slo_s=1.0) as balancer:
-        (image,) = await balancer.draw(ORDER)
+        (image,) = await balancer.generate(ORDER)
     assert 0.5 <= image.latency_s < 0.8
 
 
 async def test_a_heavy_image_predicted_within_the_margin_is_not_begun(running, pool):
     pool.confidence = 0.1
     async with running(slo_s=0.1 + 0.9 * margin_s(0.1)) as balancer:  # heavy takes 0.1 s
-        (image,) = await balancer.draw(ORDER)
-    assert image.path is Path.LIGHT_DEADLINE
+        (image,) = await balancer.generate(ORDER)
+    assert image.path == "light-deadline"
     assert len(pool.calls) == 1
 
 
 async def test_where_heavy_images_come_late_the_next_ones_are_not_begun_so_near_to_the_deadline(running, pool):
     pool.confidence = 0.1
-    pool.delay_s[Role.HEAVY] = 60  # predicted: 0.1 s
+    pool.delay_s[HEAVY] = 60  # predicted: 0.1 s
     async with running(slo_s=0.3) as balancer:
-        while sum(role is Role.HEAVY for _, role, _ in pool.calls) < LEAST_IMAGES:
-            assert (await balancer.draw(ORDER))[0].path is Path.LIGHT_DEADLINE
+        while sum(role == HEAVY for _, role, _ in pool.calls) < LEAST_IMAGES:
+            assert (await balancer.generate(ORDER))[0].path == "light-deadline"
         begun = len(pool.calls)
-        await balancer.draw(ORDER)
+        await balancer.generate(ORDER)
     assert len(pool.calls) == begun + 1  # its light image alone
 
 
 async def test_a_heavy_image_that_could_not_be_ready_is_not_even_begun(running, pool):
     pool.confidence = 0.1
     async with running(slo_s=0.09) as balancer:  # heavy takes 0.1 s
-        (image,) = await balancer.draw(ORDER)
-    assert image.path is Path.LIGHT_DEADLINE
+        (image,) = await balancer.generate(ORDER)
+    assert image.path == "light-deadline"
     assert len(pool.calls) == 1
 
 
@@ -129,7 +134,7 @@ async def test_a_light_image_that_fails_twice_is_a_typed_error(running, pool):
     pool.fail = lambda *_: ("generation_failed", "the image is black")
     async with running() as balancer:
         with pytest.raises(GenerationFailed, match="the image is black"):
-            await balancer.draw(ORDER)
+            await balancer.generate(ORDER)
         assert balancer.admission.in_flight == 0
     first, second = (replica for replica, _, _ in pool.calls)
     assert first != second
@@ -138,8 +143,8 @@ async def test_a_light_image_that_fails_twice_is_a_typed_error(running, pool):
 async def test_an_image_that_a_broken_replica_cannot_draw_is_drawn_by_another(running, pool):
     pool.fail = lambda replica, _: ("generation_failed", "broken") if replica == "replica-0" else None
     async with running() as balancer:
-        (image,) = await balancer.draw(ORDER)
-    assert image.path is Path.LIGHT
+        (image,) = await balancer.generate(ORDER)
+    assert image.path == "light"
     (broken, _, first), (_, _, second) = pool.calls
     assert broken == "replica-0"
     assert first == second
@@ -150,7 +155,7 @@ async def test_an_image_that_the_only_replica_cannot_draw_is_an_error_at_once(ru
     pool.fail = lambda *_: ("not_finite", "the image is black")
     async with running(Plan.split(1, 1, 0, light_batch=4, heavy_batch=4, threshold=0.5), slo_s=60) as balancer:
         with pytest.raises(GenerationFailed, match="the image is black"):
-            await balancer.draw(ORDER)
+            await balancer.generate(ORDER)
     assert len(pool.calls) == 1
 
 
@@ -158,14 +163,14 @@ async def test_a_worker_that_saw_the_deadline_pass_is_a_504(running, pool):
     pool.fail = lambda *_: ("deadline_exceeded", "late")
     async with running() as balancer:
         with pytest.raises(DeadlineExceeded):
-            await balancer.draw(ORDER)
+            await balancer.generate(ORDER)
 
 
 async def test_a_request_whose_replica_died_is_sent_once_more_elsewhere(running, pool):
     async with running() as balancer:
         del pool.alive["replica-0"]
-        (image,) = await balancer.draw(ORDER)
-    assert image.path is Path.LIGHT
+        (image,) = await balancer.generate(ORDER)
+    assert image.path == "light"
     (dead, _, first), (other, _, second) = pool.calls
     assert dead == "replica-0" != other
     assert first == second
@@ -175,46 +180,55 @@ async def test_two_deaths_end_in_a_typed_error(running, pool):
     async with running() as balancer:
         pool.alive.clear()
         with pytest.raises(GenerationFailed, match="2 replicas died"):
-            await balancer.draw(ORDER)
+            await balancer.generate(ORDER)
 
 
 async def test_a_queued_request_is_sent_again_when_its_replica_gives_up_the_role(running, pool):
     answers = iter([("role_changed", "now heavy"), None])
     pool.fail = lambda *_: next(answers)
     async with running() as balancer:
-        (image,) = await balancer.draw(ORDER)
-    assert image.path is Path.LIGHT
+        (image,) = await balancer.generate(ORDER)
+    assert image.path == "light"
     assert len(pool.calls) == 2
 
 
 async def test_a_plan_without_light_replicas_draws_heavy_at_once(running, pool, plan):
     only_heavy = Plan.split(1, 0, 3, light_batch=1, heavy_batch=1, threshold=0.5)
     async with running(only_heavy) as balancer:
-        (image,) = await balancer.draw(ORDER)
-    assert (image.path, image.confidence) == (Path.HEAVY, None)
+        (image,) = await balancer.generate(ORDER)
+    assert (image.path, image.confidence) == ("heavy", None)
     assert len(pool.calls) == 1
 
 
 async def test_a_request_keeps_the_plan_it_started_with(running, pool, plan):
-    pool.delay_s[Role.LIGHT] = 0.05
+    pool.delay_s[LIGHT] = 0.05
     pool.confidence = 0.4
     newer = Plan.split(2, 1, 2, light_batch=4, heavy_batch=4, threshold=0.1)
     async with running() as balancer:
-        old = asyncio.create_task(balancer.draw(ORDER))
+        old = asyncio.create_task(balancer.generate(ORDER))
         await asyncio.sleep(0.01)
-        balancer.roster.apply(newer.to_dict())
-        (before,), (after,) = await old, await balancer.draw(ORDER)
-    assert (before.plan_version, before.path) == (1, Path.HEAVY)
-    assert (after.plan_version, after.path) == (2, Path.LIGHT)
+        balancer.registry.apply(newer.to_dict())
+        (before,), (after,) = await old, await balancer.generate(ORDER)
+    assert (before.plan_version, before.path) == (1, "heavy")
+    assert (after.plan_version, after.path) == (2, "light")
 
 
 @pytest.mark.parametrize(
-    "fields", [None, 7, "plan", [], {}, {"version": 9}, {"version": 0, "assignments": [["light", 1]], "threshold": 0.5}]
+    "fields",
+    [
+        None,
+        7,
+        "plan",
+        [],
+        {},
+        {"version": 9},
+        {"version": 0, "assignments": [["light", 1]], "chain": ["light", "heavy"], "thresholds": [0.5]},
+    ],
 )
 async def test_a_wrong_or_older_plan_changes_nothing(running, plan, fields):
     async with running() as balancer:
-        balancer.roster.apply(fields)
-        assert balancer.roster.plan is plan
+        balancer.registry.apply(fields)
+        assert balancer.registry.plan is plan
 
 
 JSON = st.recursive(
@@ -247,16 +261,16 @@ async def test_whatever_comes_as_a_plan_raises_nothing_and_images_are_drawn(plan
     pool = FakePool(plan)
     balancer = Balancer(pool, plan, family, slo_s=5.0, queued=16, profile=profile)
     balancer.dispatcher.sync(await pool.describe())
-    balancer.roster.apply(fields)
-    (image,) = await balancer.draw(ORDER)
-    assert image.path in (Path.LIGHT, Path.HEAVY)
-    assert 0 <= balancer.roster.plan.threshold <= 1
+    balancer.registry.apply(fields)
+    (image,) = await balancer.generate(ORDER)
+    assert image.path in ("light", "heavy")
+    assert 0 <= balancer.registry.plan.threshold <= 1
 
 
 async def test_cancelling_an_order_cancels_its_work(running, pool):
-    pool.delay_s[Role.LIGHT] = 60
+    pool.delay_s[LIGHT] = 60
     async with running() as balancer:
-        order = asyncio.create_task(balancer.draw(GenerationRequest("a", 64, 64, n=3)))
+        order = asyncio.create_task(balancer.generate(GenerationRequest("a", 64, 64, n=3)))
         await asyncio.sleep(0.02)
         order.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -271,15 +285,15 @@ async def test_one_image_that_fails_cancels_its_siblings(running, pool):
     pool.fail = lambda *_: next(failures, ("generation_failed", "broken"))
     async with running() as balancer:
         with pytest.raises(GenerationFailed, match="broken"):
-            await balancer.draw(GenerationRequest("a", 64, 64, n=3))
+            await balancer.generate(GenerationRequest("a", 64, 64, n=3))
         assert balancer.admission.in_flight == 0
 
 
 async def test_more_than_the_deadline_allows_is_refused_before_any_work(running, pool):
-    pool.delay_s[Role.HEAVY] = 1
-    order = GenerationRequest("a", 64, 64, role=Role.HEAVY)
+    pool.delay_s[HEAVY] = 1
+    order = GenerationRequest("a", 64, 64, variant=HEAVY)
     async with running(slo_s=0.3, queued=1000) as balancer:
-        tasks = [asyncio.create_task(balancer.draw(order)) for _ in range(40)]
+        tasks = [asyncio.create_task(balancer.generate(order)) for _ in range(40)]
         await asyncio.sleep(0.05)
         refused = [t.exception() for t in tasks if t.done() and t.exception()]
         assert refused
@@ -293,7 +307,7 @@ async def test_more_than_the_deadline_allows_is_refused_before_any_work(running,
 async def test_without_replicas_it_is_not_ready_and_says_what_is_missing(pool, plan, family):
     balancer = Balancer(pool, plan, family, slo_s=1, queued=1)
     with pytest.raises(NotReady):
-        await balancer.draw(ORDER)
+        await balancer.generate(ORDER)
     state = balancer.readiness()
     assert not state["ready"]
     assert state["pending"] == ["light: 0 of 1 replicas ready", "heavy: 0 of 2 replicas ready"]
@@ -306,17 +320,17 @@ async def test_a_pool_that_does_not_answer_for_a_while_is_kept_as_it_was(running
             raise TimeoutError
 
         monkeypatch.setattr(pool, "describe", silent)
-        balancer.roster.hurry()
+        balancer.registry.hurry()
         await asyncio.sleep(0.01)
         assert balancer.readiness()["ready"]
 
 
 async def test_its_counters_tell_a_controller_what_happened(running, pool, plan):
     async with running() as balancer:
-        await balancer.draw(ORDER)
+        await balancer.generate(ORDER)
         pool.confidence = 0.2
-        await balancer.draw(GenerationRequest("a", 64, 64, n=2))
-        await balancer.draw(GenerationRequest("a", 64, 64, role=Role.LIGHT))  # forced: the cascade did not decide
+        await balancer.generate(GenerationRequest("a", 64, 64, n=2))
+        await balancer.generate(GenerationRequest("a", 64, 64, variant=LIGHT))  # forced: the cascade did not decide
         seen = balancer.counters(1, 3)
     assert seen == {
         "plan": plan.to_dict(),
@@ -326,6 +340,8 @@ async def test_its_counters_tell_a_controller_what_happened(running, pool, plan)
         "judged": 3,
         "deferred": 2,
         "confidences": [0.2, 0.2],
+        "verdicts": 3,
+        "confidences_by_variant": {"light": [0.9, 0.2, 0.2]},
         "batches_run": 6,
         "batches": [("heavy", 1, 0.01), ("heavy", 1, 0.01), ("light", 1, 0.01)],
         "in_flight": 0,
@@ -337,6 +353,7 @@ async def test_its_counters_tell_a_controller_what_happened(running, pool, plan)
         "fetches": [],
         "found": {},
         "missed": {},
+        "classes": {},
         "levels": [-1, -1],
         "reused": {},
     }
@@ -344,32 +361,32 @@ async def test_its_counters_tell_a_controller_what_happened(running, pool, plan)
 
 async def test_a_batch_of_fewer_steps_says_what_a_whole_one_would_take(running, pool):
     async with running() as balancer:
-        await balancer.draw(GenerationRequest("a", 64, 64, role=Role.HEAVY, steps=10))
+        await balancer.generate(GenerationRequest("a", 64, 64, variant=HEAVY, steps=10))
         assert balancer.counters()["batches"] == [("heavy", 1, pytest.approx(0.05))]
 
 
 async def test_the_plan_says_how_long_a_deferred_image_is_drawn_unless_the_request_does(running, pool, plan):
     pool.confidence = 0.1
     async with running(replace(plan, rules=Rules(heavy_steps=20))) as balancer:
-        await balancer.draw(ORDER)
-        await balancer.draw(replace(ORDER, steps=30))
-        await balancer.draw(replace(ORDER, role=Role.HEAVY))
-    drawn = [request["steps"] for _, role, request in pool.calls if role is Role.HEAVY]
+        await balancer.generate(ORDER)
+        await balancer.generate(replace(ORDER, steps=30))
+        await balancer.generate(replace(ORDER, variant=HEAVY))
+    drawn = [request["overrides"]["steps"] for _, role, request in pool.calls if role == HEAVY]
     assert drawn == [20, 30, None]
 
 
 async def test_no_plan_makes_a_run_longer_than_the_variants_own(running, pool, plan):
     pool.confidence = 0.1
     async with running(replace(plan, rules=Rules(heavy_steps=10**6))) as balancer:
-        (image,) = await balancer.draw(ORDER)
-    assert image.path is Path.HEAVY
-    assert pool.calls[1][2]["steps"] is None
+        (image,) = await balancer.generate(ORDER)
+    assert image.path == "heavy"
+    assert pool.calls[1][2]["overrides"]["steps"] is None
 
 
 async def test_refused_images_count_as_arrivals(pool, plan, family):
     balancer = Balancer(pool, plan, family, slo_s=1, queued=1)
     with pytest.raises(NotReady):
-        await balancer.draw(ORDER)
+        await balancer.generate(ORDER)
     assert balancer.counters()["arrivals"] == 1
 
 
@@ -385,23 +402,23 @@ def ruled(light: int = 1, heavy: int = 2, **rules) -> Plan:
 async def test_random_choice_uses_every_replica_of_the_role(running, pool):
     async with running(ruled(heavy=2, heavy_entry=1.0)) as balancer:
         for _ in range(30):
-            await balancer.draw(ORDER)
+            await balancer.generate(ORDER)
     assert {replica for replica, _, _ in pool.calls} == {"replica-1", "replica-2"}
 
 
 async def test_a_share_of_the_requests_begins_heavy(running, pool):
     async with running(ruled(heavy_entry=0.5)) as balancer:
-        paths = [(await balancer.draw(ORDER))[0].path for _ in range(60)]
-    assert 10 < paths.count(Path.HEAVY) < 50
+        paths = [(await balancer.generate(ORDER))[0].path for _ in range(60)]
+    assert 10 < paths.count("heavy") < 50
 
 
 async def test_what_cannot_be_ready_in_time_is_dropped_while_it_waits(running, pool):
-    pool.delay_s[Role.LIGHT] = 60
+    pool.delay_s[LIGHT] = 60
     async with running(ruled(drop_after_s=0.2)) as balancer:
-        begun = asyncio.create_task(balancer.draw(ORDER))
+        begun = asyncio.create_task(balancer.generate(ORDER))
         await asyncio.sleep(0.01)
         with pytest.raises(DeadlineExceeded, match="dropped"):
-            await balancer.draw(ORDER)
+            await balancer.generate(ORDER)
         await asyncio.sleep(0)
         assert (pool.cancelled, balancer.admission.in_flight) == (1, 1)
         assert balancer.counters()["in_flight"] == 2  # a dropped image counts until it expires
@@ -409,57 +426,119 @@ async def test_what_cannot_be_ready_in_time_is_dropped_while_it_waits(running, p
 
 
 async def test_a_light_image_stands_in_for_one_that_began_heavy_and_could_only_be_drawn_too_late(running, pool, plan):
-    pool.delay_s[Role.HEAVY] = 60
+    pool.delay_s[HEAVY] = 60
     one = Plan.split(1, 1, 2, light_batch=1, heavy_batch=1, threshold=0.5, rules=Rules(heavy_entry=1.0))
     async with running(one, slo_s=1.0) as balancer:
-        begun = [asyncio.create_task(balancer.draw(ORDER)) for _ in range(2)]
+        begun = [asyncio.create_task(balancer.generate(ORDER)) for _ in range(2)]
         await asyncio.sleep(0.01)
-        (image,) = await balancer.draw(ORDER)
+        (image,) = await balancer.generate(ORDER)
         for each in begun:
             each.cancel()
-    assert image.path in (Path.LIGHT, Path.LIGHT_DEADLINE)
+    assert image.path in ("light", "light-deadline")
     assert image.latency_s < 1.0
 
 
 async def test_what_is_being_drawn_is_not_dropped(running, pool):
-    pool.delay_s[Role.LIGHT] = 0.3
+    pool.delay_s[LIGHT] = 0.3
     async with running(ruled(drop_after_s=0.2)) as balancer:
-        (image,) = await balancer.draw(ORDER)
-    assert image.path is Path.LIGHT
+        (image,) = await balancer.generate(ORDER)
+    assert image.path == "light"
 
 
 async def test_without_fallback_a_late_heavy_image_is_awaited_and_a_failed_one_is_an_error(running, pool):
     pool.confidence = 0.1
-    pool.delay_s[Role.HEAVY] = 0.2
+    pool.delay_s[HEAVY] = 0.2
     async with running(ruled(), slo_s=0.1) as balancer:
-        (image,) = await balancer.draw(ORDER)
-        assert image.path is Path.HEAVY
+        (image,) = await balancer.generate(ORDER)
+        assert image.path == "heavy"
         assert image.latency_s > 0.1
-        pool.fail = lambda _, role: ("generation_failed", "broken") if role is Role.HEAVY else None
+        pool.fail = lambda _, role: ("generation_failed", "broken") if role == HEAVY else None
         with pytest.raises(GenerationFailed, match="broken"):
-            await balancer.draw(ORDER)
+            await balancer.generate(ORDER)
 
 
 async def test_a_replica_that_takes_its_queue_along_draws_it_in_its_new_role(running, pool):
     answers = iter([("role_changed", "now heavy"), None])
     pool.fail = lambda *_: next(answers)
     async with running(ruled()) as balancer:
-        (image,) = await balancer.draw(ORDER)
-    assert image.path is Path.HEAVY
+        (image,) = await balancer.generate(ORDER)
+    assert image.path == "heavy"
     assert [(replica, role) for replica, role, _ in pool.calls] == [
-        ("replica-0", Role.LIGHT),
-        ("replica-0", Role.HEAVY),
+        ("replica-0", LIGHT),
+        ("replica-0", HEAVY),
     ]
 
 
-async def test_the_light_variant_is_the_one_that_the_plan_names(running, pool, plan, family, profile):
-    named = {"name": "toy-quick"}
-    other = family.model_copy(update={"light": family.light.model_copy(update=named)})
-    measured = profile.model_copy(update={"light": profile.light.model_copy(update=named)})
-    async with running(pairs=[(other, measured)]) as balancer:
-        (own,) = await balancer.draw(ORDER)
-        balancer.roster.apply(replace(plan, version=2, rules=Rules(light="toy-quick")).to_dict())
-        (quick,) = await balancer.draw(ORDER)
-        (forced,) = await balancer.draw(replace(ORDER, role=Role.LIGHT))
-    assert [image.model for image in (own, quick, forced)] == ["toy-light", "toy-quick", "toy-light"]
-    assert [request["light"] for _, _, request in pool.calls] == [None, "toy-quick", None]
+# ------------------------------------------------------------------------------------------------ longer ladders
+
+
+@pytest.fixture
+def ladder(family, profile) -> tuple[FamilyConfig, Profile]:
+    """A family with a medium variant between light and heavy."""
+    light, heavy = family.variants.values()
+    medium = heavy.model_copy(update={"name": "toy-medium", "steps": 10})
+    slow, quick = profile.variants[HEAVY], profile.variants[LIGHT]
+    between = slow.model_copy(update={"name": "toy-medium", "steps": 10, "latency_s": quick.latency_s})
+    return (
+        family.model_copy(update={"variants": {LIGHT: light, "medium": medium, HEAVY: heavy}}),
+        profile.model_copy(update={"variants": {LIGHT: quick, "medium": between, HEAVY: slow}}),
+    )
+
+
+ROLES = (Assignment(LIGHT, 4), Assignment("medium", 4), Assignment(HEAVY, 4))
+THREE = Plan(1, ROLES, (0.5, 0.5), (LIGHT, "medium", HEAVY))
+
+
+async def served(pool, plan: Plan, ladder: tuple[FamilyConfig, Profile]) -> Balancer:
+    family, profile = ladder
+    balancer = Balancer(pool, plan, family, slo_s=5.0, queued=16, profile=profile)
+    balancer.dispatcher.sync(await pool.describe())
+    return balancer
+
+
+@pytest.mark.parametrize(
+    ("confidences", "path", "model"),
+    [([0.9], "light", "toy-light"), ([0.1, 0.9], "medium", "toy-medium"), ([0.1, 0.2], "heavy", "toy-heavy")],
+)
+async def test_each_judge_of_a_longer_chain_decides_whether_an_image_goes_on(pool, ladder, confidences, path, model):
+    generate, coming = pool.generate, iter(confidences)
+
+    async def judged(replica: str, variant: str, request: dict[str, Any], role: str) -> dict[str, Any]:
+        answer = await generate(replica, variant, request, role)
+        return answer | ({} if variant == HEAVY else {"confidence": next(coming)})
+
+    pool.generate = judged
+    balancer = await served(pool, THREE, ladder)
+    (image,) = await balancer.generate(ORDER)
+    assert (image.path, image.model, image.confidence) == (path, model, confidences[-1])
+    variants = [LIGHT, "medium", HEAVY][: len(pool.calls)]
+    assert [(replica, variant) for replica, variant, _ in pool.calls] == [
+        (f"replica-{rank}", variant) for rank, variant in enumerate(variants)
+    ]
+
+
+async def test_a_plan_may_use_any_chain_of_the_familys_variants(pool, ladder):
+    pool.confidence = 0.1
+    balancer = await served(pool, THREE, ladder)
+    skips = Plan(2, (ROLES[1], ROLES[2], ROLES[2]), (0.5,), ("medium", HEAVY))
+    balancer.registry.apply(skips.to_dict())
+    (image,) = await balancer.generate(ORDER)
+    (named,) = await balancer.generate(replace(ORDER, variant=LIGHT))
+    assert [variant for _, variant, _ in pool.calls] == ["medium", HEAVY, LIGHT]
+    assert (image.path, named.path) == ("heavy", "light")
+
+
+async def test_a_plan_with_a_variant_that_the_family_does_not_hold_changes_nothing(running, plan, caplog):
+    foreign = Plan(2, ROLES, (0.5, 0.5), (LIGHT, "medium", HEAVY))
+    async with running() as balancer:
+        balancer.registry.apply(foreign.to_dict())
+        assert balancer.registry.plan is plan
+    assert "medium" in caplog.text
+
+
+def test_a_request_is_admitted_and_run_without_ray():
+    imports = (
+        "import sys, load_balancer.runner.balancer; print([it for it in sys.modules if it.split('.')[0] == 'ray'])"
+    )
+    found = subprocess.run([sys.executable, "-c", imports], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"

@@ -17,7 +17,7 @@ from load_balancer.http.openapi import FILES, GENERATIONS
 from load_balancer.runner.balancer import Balancer
 from tests.load_balancer.malformed_requests import GOOD
 from weir.config import KeyConfig, LimitsConfig
-from weir.core import Role
+from weir.plan import HEAVY, LIGHT
 
 ALICE, ADMIN = new_key(), new_key()
 
@@ -94,7 +94,7 @@ async def test_no_request_can_name_another_tenant(client):
 
 
 async def test_more_than_a_key_allows_is_a_429_of_its_own_with_seconds_to_wait(client, pool, balancer):
-    pool.delay_s = {Role.LIGHT: 0.2, Role.HEAVY: 0.2}
+    pool.delay_s = {LIGHT: 0.2, HEAVY: 0.2}
     answers = await asyncio.gather(
         *(client.post(GENERATIONS, json={**GOOD, "n": 2}, headers=bearer(ALICE)) for _ in range(5)),
         client.post(GENERATIONS, json=GOOD, headers=bearer(ADMIN)),
@@ -104,7 +104,7 @@ async def test_more_than_a_key_allows_is_a_429_of_its_own_with_seconds_to_wait(c
     refused = [answer for answer in answers if answer.status_code == 429]
     assert {answer.json()["error"]["code"] for answer in refused} == {"rate_limit_exceeded"}
     assert all(int(answer.headers["retry-after"]) >= 1 for answer in refused)
-    pool.delay_s = {Role.LIGHT: 0.0, Role.HEAVY: 0.0}
+    pool.delay_s = {LIGHT: 0.0, HEAVY: 0.0}
     answers += [await client.post(GENERATIONS, json={**GOOD, "n": 2}, headers=bearer(ALICE)) for _ in range(40)]
     assert answers[-1].status_code == 429
     assert answers[-1].json()["error"]["message"] == "this key may ask for 30 images per minute"

@@ -18,8 +18,8 @@ from load_balancer.runner.balancer import Balancer
 from load_balancer.runner.generation_request import GenerationRequest
 from tests.load_balancer.malformed_requests import GOOD
 from weir.config import KeyConfig, LimitsConfig
-from weir.core import Role
 from weir.errors import NotFound
+from weir.plan import HEAVY, LIGHT
 
 ALICE, BOB, ROOT = new_key(), new_key(), new_key()
 ASYNC = {"prefer": "respond-async"}
@@ -62,7 +62,7 @@ async def test_the_same_request_with_the_same_key_is_drawn_once_and_answered_ali
 
 
 async def test_so_it_is_when_all_come_at_once(client, pool, balancer):
-    pool.delay_s[Role.LIGHT] = 0.05
+    pool.delay_s[LIGHT] = 0.05
     answers = await asyncio.gather(
         *(client.post(GENERATIONS, json=GOOD, headers={"idempotency-key": "k"}) for _ in range(20))
     )
@@ -73,7 +73,7 @@ async def test_so_it_is_when_all_come_at_once(client, pool, balancer):
 
 
 async def test_a_client_that_lost_its_connection_finds_its_image_under_the_key(client, pool):
-    pool.delay_s[Role.LIGHT] = 0.1
+    pool.delay_s[LIGHT] = 0.1
     lost = asyncio.create_task(client.post(GENERATIONS, json=GOOD, headers={"idempotency-key": "k"}))
     while not pool.calls:
         await asyncio.sleep(0)
@@ -144,7 +144,7 @@ async def test_a_bad_key_is_refused_with_the_header_and_what_is_accepted(client,
 
 
 async def test_an_answer_that_may_come_later_is_accepted_and_found_where_it_says(client, pool):
-    pool.delay_s[Role.LIGHT] = 0.05
+    pool.delay_s[LIGHT] = 0.05
     answer = await client.post(GENERATIONS, json={**GOOD, "seed": 7}, headers=ASYNC)
     assert answer.status_code == 202
     assert answer.headers["preference-applied"] == "respond-async"
@@ -165,7 +165,7 @@ async def test_who_waits_a_while_gets_the_answer_itself_when_it_is_there_by_then
     quick = await client.post(GENERATIONS, json=GOOD, headers={"prefer": "respond-async, wait=30"})
     assert quick.status_code == 200
     assert quick.json()["data"]
-    pool.delay_s[Role.LIGHT] = 60
+    pool.delay_s[LIGHT] = 60
     slow = await client.post(GENERATIONS, json=GOOD, headers={"prefer": "respond-async, wait=0"})
     assert slow.status_code == 202
     await client.delete(slow.headers["location"])
@@ -186,7 +186,7 @@ async def test_a_request_that_failed_says_why(client, pool):
 
 
 async def test_it_says_how_many_are_before_it_and_how_long_it_should_take(client, pool, balancer):
-    pool.delay_s[Role.LIGHT] = 60
+    pool.delay_s[LIGHT] = 60
     places = [(await client.post(GENERATIONS, json=GOOD, headers=ASYNC)).headers["location"] for _ in range(3)]
     while len(pool.calls) < 3:
         await asyncio.sleep(0)
@@ -205,7 +205,7 @@ async def test_it_says_how_many_are_before_it_and_how_long_it_should_take(client
 
 
 async def test_a_cancelled_request_leaves_its_worker_and_the_others_go_on(client, pool, balancer):
-    pool.delay_s[Role.LIGHT] = 0.2
+    pool.delay_s[LIGHT] = 0.2
     one, two = [(await client.post(GENERATIONS, json=GOOD, headers=ASYNC)).headers["location"] for _ in range(2)]
     while len(pool.calls) < 2:
         await asyncio.sleep(0)
@@ -217,7 +217,7 @@ async def test_a_cancelled_request_leaves_its_worker_and_the_others_go_on(client
 
 
 async def test_whoever_waits_for_a_cancelled_request_is_told(client, pool):
-    pool.delay_s[Role.LIGHT] = 60
+    pool.delay_s[LIGHT] = 60
     key = {"idempotency-key": "k"}
     waiting = asyncio.create_task(client.post(GENERATIONS, json=GOOD, headers=key))
     while not pool.calls:
@@ -322,8 +322,8 @@ async def test_the_oldest_leave_when_they_are_too_large_and_what_runs_stays(bala
     probe, _ = Jobs(balancer, rendered).begin(ORDER, "")
     await probe.answer()
     jobs = Jobs(balancer, rendered, most_bytes=2 * probe.size_bytes)
-    pool.delay_s[Role.HEAVY] = 60
-    running, _ = jobs.begin(GenerationRequest("a", 64, 64, role=Role.HEAVY), "", keep=True)
+    pool.delay_s[HEAVY] = 60
+    running, _ = jobs.begin(GenerationRequest("a", 64, 64, variant=HEAVY), "", keep=True)
     ids = [await finished(jobs) for _ in range(4)]
     assert known(jobs, [*ids, running.id]) == [False, False, True, True, True]
     await running.cancel()

@@ -10,8 +10,8 @@ from prometheus_client import CollectorRegistry
 
 from load_balancer.runner.balancer import Balancer
 from load_balancer.runner.generation_request import GenerationRequest
-from weir.core import Plan, Role
 from weir.errors import NotReady, WeirError
+from weir.plan import HEAVY, LIGHT, Plan
 from weir.telemetry import PrometheusMetrics
 
 
@@ -27,15 +27,15 @@ class Seen:
         )
 
     async def up(self) -> None:
-        self.balancer.dispatcher.sync(await self.balancer.roster._pool.describe())
+        self.balancer.dispatcher.sync(await self.balancer.registry._pool.describe())
 
     async def draw(self, **more: object) -> None:
         order = GenerationRequest(prompt="a red circle", n=1, width=64, height=64, **more)  # type: ignore[arg-type]
         with suppress(WeirError):
-            await self.balancer.draw(order)
+            await self.balancer.generate(order)
 
     def value(self, name: str, **labels: str) -> float:
-        self.balancer.show()
+        self.balancer.record_metrics()
         return self.registry.get_sample_value(f"weir_{name}", labels) or 0.0
 
 
@@ -75,11 +75,11 @@ async def test_every_stage_is_counted_with_its_steps_queue_and_service(seen, poo
     pool.confidence = 0.25
     await seen.draw()
     assert (seen.value("steps_total", role="light"), seen.value("steps_total", role="heavy")) == (2, 50)
-    for role in Role:
-        assert seen.value("queue_seconds_count", role=role.value) == 1
-        assert seen.value("service_seconds_sum", role=role.value) == pytest.approx(0.01)
-        assert seen.value("busy_seconds_total", role=role.value) == pytest.approx(0.01)
-        assert seen.value("batch_size_count", role=role.value) == 1
+    for role in (LIGHT, HEAVY):
+        assert seen.value("queue_seconds_count", role=role) == 1
+        assert seen.value("service_seconds_sum", role=role) == pytest.approx(0.01)
+        assert seen.value("busy_seconds_total", role=role) == pytest.approx(0.01)
+        assert seen.value("batch_size_count", role=role) == 1
 
 
 async def test_what_a_worker_could_not_draw_is_a_failure_and_a_violation(seen, pool):
@@ -92,11 +92,11 @@ async def test_what_a_worker_could_not_draw_is_a_failure_and_a_violation(seen, p
 
 async def test_a_late_answer_is_a_violation(seen, pool):
     await seen.up()
-    pool.delay_s = dict.fromkeys(Role, 0.01)
-    drawing = asyncio.create_task(seen.draw())
+    pool.delay_s = dict.fromkeys((LIGHT, HEAVY), 0.01)
+    generation = asyncio.create_task(seen.draw())
     await asyncio.sleep(0)
     seen.now += 11
-    await drawing
+    await generation
     assert seen.value("violations_total", kind="late") == 1
 
 
@@ -111,7 +111,7 @@ async def test_a_dead_replica_shows_as_a_retry(seen, pool):
 async def test_the_plan_in_force_and_the_capacity_are_shown(seen, profile):
     await seen.up()
     seen.now += 5
-    seen.balancer.roster.apply(Plan.split(7, 2, 1, light_batch=4, heavy_batch=2, threshold=0.25).to_dict())
+    seen.balancer.registry.apply(Plan.split(7, 2, 1, light_batch=4, heavy_batch=2, threshold=0.25).to_dict())
     seen.now += 3
     assert seen.value("plan_version") == 7
     assert seen.value("plan_age_seconds") == 3
@@ -126,6 +126,6 @@ async def test_the_plan_in_force_and_the_capacity_are_shown(seen, profile):
 async def test_a_controller_that_no_longer_looks_can_be_told(seen):
     await seen.up()
     assert seen.registry.get_sample_value("weir_controller_silent_seconds") is None  # there is none under `static`
-    seen.balancer.meter.looked(seen.now)
+    seen.balancer.metrics.looked(seen.now)
     seen.now += 42
     assert seen.value("controller_silent_seconds") == 42

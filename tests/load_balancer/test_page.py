@@ -21,8 +21,8 @@ from load_balancer.http.api_keys import ApiKeys, append_key, digest, new_key
 from testing.toy_family import FAMILY, PROFILE
 from tests.load_balancer.local_service import LocalService, serving
 from weir.config import FamilyConfig, KeyConfig, load_family
-from weir.core import Plan, Role
 from weir.errors import WeirError
+from weir.plan import HEAVY, Plan
 from weir.profiles import Profile
 from workers.emulated import EmulatedEngine
 from workers.replica import Worker
@@ -50,7 +50,7 @@ class Gated(EmulatedEngine):
         self.stops = {0, 30}
 
     def step(self, samples: Sequence[Any]) -> list[WeirError | None]:
-        if samples[0].order.recipe.role is Role.HEAVY and samples[0].step in self.stops:
+        if samples[0].order.recipe.variant == HEAVY and samples[0].step in self.stops:
             self.gate.wait(PATIENCE_S)
         return super().step(samples)
 

@@ -14,13 +14,13 @@ from load_balancer.http.api_keys import Caller
 from load_balancer.runner.balancer import BATCH_SHARE, BATCH_SLACK, Balancer
 from load_balancer.runner.generation_request import GenerationRequest
 from testing.toy_family import PROFILE
-from weir.core import Plan, Role
 from weir.errors import Overloaded
+from weir.plan import HEAVY, LIGHT, Plan
 from weir.profiles import Profile
 
 ORDER = GenerationRequest("a", 64, 64)
 BATCH = replace(ORDER, caller=Caller("nightly", "acme", priority="batch"))
-LIGHT = Kind(Role.LIGHT)
+KIND = Kind(LIGHT, LIGHT)
 STEPWISE = {
     role: {**PROFILE[role], "step_s": [1e-3, 1e-3], "fixed": {"text_s": 0, "decode_s": 0}}
     for role in ("light", "heavy")
@@ -35,20 +35,20 @@ async def balancer(pool, plan, family, profile) -> Balancer:
 
 
 async def test_workers_are_told_a_later_deadline_by_which_they_let_others_go_first(balancer, pool):
-    await balancer.draw(ORDER)
-    await balancer.draw(BATCH)
+    await balancer.generate(ORDER)
+    await balancer.generate(BATCH)
     (_, _, first), (_, _, second) = pool.calls
     assert second["deadline"] - first["deadline"] > (BATCH_SLACK - 1) * 5.0 - 1
-    assert (first["patient"], second["patient"]) == (False, True)
+    assert (first["low_priority"], second["low_priority"]) == (False, True)
 
 
 async def test_they_leave_room_for_the_others(balancer, pool):
-    pool.delay_s = {Role.LIGHT: 60, Role.HEAVY: 60}
-    drawings = [balancer.begin(BATCH) for _ in range(int(8 * BATCH_SHARE))]
+    pool.delay_s = {LIGHT: 60, HEAVY: 60}
+    generations = [balancer.begin(BATCH) for _ in range(int(8 * BATCH_SHARE))]
     with pytest.raises(Overloaded, match="at most 4 may be"):
         balancer.begin(BATCH)
-    drawings.append(balancer.begin(ORDER))
-    await asyncio.gather(*(drawing.close() for drawing in drawings))
+    generations.append(balancer.begin(ORDER))
+    await asyncio.gather(*(generation.close() for generation in generations))
     assert balancer.admission.in_flight == 0
 
 
@@ -57,12 +57,12 @@ def test_the_book_has_them_behind_all_others_that_wait(profile):
     plan = Plan.split(1, 1, 0, light_batch=1, heavy_batch=1, threshold=0.5)
     dispatcher = Dispatcher(plan, ServiceTimes(Profile.model_validate(profile)))
     dispatcher.sync([{"replica": "r", "rank": 0, "queued": 0}])
-    alone = dispatcher.finish_at(LIGHT, 0.0)
+    alone = dispatcher.finish_at(KIND, 0.0)
     for number in range(5):
-        dispatcher.assign("r", f"batch-{number}", LIGHT, 0.0, patient=True)
-    urgent, patient = dispatcher.finish_at(LIGHT, 0.0), dispatcher.finish_at(LIGHT, 0.0, patient=True)
+        dispatcher.assign("r", f"batch-{number}", KIND, 0.0, low_priority=True)
+    urgent, patient = dispatcher.finish_at(KIND, 0.0), dispatcher.finish_at(KIND, 0.0, low_priority=True)
     assert alone < urgent < patient
-    dispatcher.assign("r", "urgent", LIGHT, 0.0)
+    dispatcher.assign("r", "urgent", KIND, 0.0)
     assert dispatcher.position("batch-0") == 0  # it is being drawn
     assert (dispatcher.position("urgent"), dispatcher.position("batch-1")) == (1, 2)
     dispatcher.forget("r", "urgent", 0.0)

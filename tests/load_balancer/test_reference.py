@@ -11,7 +11,7 @@ from load_balancer.http.reference import FAMILY, document, written
 from testing.toy_family import PROFILE
 from tests.load_balancer.local_service import serving
 from weir.config import FamilyConfig, load_family
-from weir.core import Plan
+from weir.plan import Plan
 from workers.replica import Worker
 
 PAGE = Path("docs/api.md")

@@ -14,13 +14,13 @@ from ray.exceptions import ActorDiedError
 from load_balancer.dispatch.dispatcher import Dispatcher
 from load_balancer.dispatch.failure_detector import ABSENT_S, SILENT_LOOKS
 from load_balancer.dispatch.service_times import ServiceTimes
+from load_balancer.pool import replica_registry as rosters
 from load_balancer.pool.pool import ReplicaLost
-from load_balancer.pool.pool import replica_registry as rosters
 from load_balancer.pool.replica_registry import PATIENCE_S, ReplicaRegistry
 from load_balancer.pool.serve_pool import ServePool
 from load_balancer.runner.balancer import Balancer
 from load_balancer.runner.generation_request import GenerationRequest
-from weir.core import Role
+from weir.plan import HEAVY, LIGHT
 
 
 @pytest.fixture(autouse=True)
@@ -45,14 +45,14 @@ class Hanging:
     async def end(self, described: Mapping[str, Any]) -> None:
         self.ended.append(described["replica"])
 
-    async def generate(self, replica: str, role: Role, request: dict[str, Any]) -> dict[str, Any]:
+    async def generate(self, replica: str, variant: str, request: dict[str, Any], role: str) -> dict[str, Any]:
         if replica in self.hung | self.gone:
-            self.pool.calls.append((replica, role, request))
+            self.pool.calls.append((replica, variant, request))
             await asyncio.Event().wait()
-        return await self.pool.generate(replica, role, request)
+        return await self.pool.generate(replica, variant, request, role)
 
-    def stream(self, replica: str, role: Role, request: dict[str, Any]) -> AsyncGenerator[dict[str, Any]]:
-        return self.pool.stream(replica, role, request)
+    def stream(self, replica: str, variant: str, request: dict[str, Any], role: str) -> AsyncGenerator[dict[str, Any]]:
+        return self.pool.stream(replica, variant, request, role)
 
 
 @pytest.fixture
@@ -74,7 +74,7 @@ async def watched(
 ) -> AsyncIterator[tuple[ReplicaRegistry, Dispatcher, Clock]]:
     dispatcher = Dispatcher(plan, ServiceTimes(profile), random.Random(1))
     clock = Clock()
-    roster = ReplicaRegistry(hanging, plan, dispatcher, clock, drain_s=0)
+    roster = ReplicaRegistry(hanging, plan, dispatcher, (LIGHT, HEAVY), clock, drain_s=0)
     task = asyncio.create_task(roster.watch())
     await roster.refreshed()
     yield roster, dispatcher, clock
@@ -149,15 +149,15 @@ async def test_a_time_limit_of_somebody_else_stays_one(hanging, plan, profile):
 
 async def test_images_at_a_hung_replica_are_drawn_by_another(hanging, plan, family, profile):
     balancer = Balancer(hanging, plan, family, slo_s=5.0, queued=16, profile=profile)
-    watching = asyncio.create_task(balancer.roster.watch())
+    watching = asyncio.create_task(balancer.registry.watch())
     while not balancer.readiness()["ready"]:
         await asyncio.sleep(0)
     hanging.pool.confidence = 0.1
     hanging.hung.add("replica-1")
-    (image,) = await balancer.draw(GenerationRequest("a red circle", 64, 64))
+    (image,) = await balancer.generate(GenerationRequest("a red circle", 64, 64))
     watching.cancel()
     assert image.model == "toy-heavy"
-    assert [replica for replica, role, _ in hanging.pool.calls if role is Role.HEAVY] == ["replica-1", "replica-2"]
+    assert [replica for replica, role, _ in hanging.pool.calls if role == HEAVY] == ["replica-1", "replica-2"]
 
 
 class Result:
@@ -201,7 +201,7 @@ class Handle:
         self._chosen = session_id
         return self
 
-    def remote(self, role: str, request: dict[str, Any]) -> Result:
+    def remote(self, variant: str, request: dict[str, Any], role: str) -> Result:
         return self._result(self._chosen)
 
     def _result(self, name: str) -> Result:
@@ -237,7 +237,7 @@ async def test_who_died_is_gone_and_not_silent_though_another_one_hangs():
     await pool.describe()
     handle.failing = {"b": ActorDiedError()}
     with pytest.raises(ReplicaLost):
-        await pool.generate("b", Role.LIGHT, {})
+        await pool.generate("b", LIGHT, {}, LIGHT)
     handle.replicas = ("a", "c")
     handle.hung = {"c"}
     assert await silent(pool) == {"a": False, "c": True}

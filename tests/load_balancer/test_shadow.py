@@ -10,10 +10,10 @@ import pytest
 from load_balancer.runner.balancer import Balancer
 from load_balancer.runner.generation_request import GenerationRequest
 from load_balancer.runner.shadow_samples import RECENT, ShadowSamples
-from weir.core import Role
+from weir.plan import HEAVY, LIGHT
 
 ORDER = GenerationRequest("a red circle", 64, 64)
-LEVELS = ((Role.HEAVY, 50), (Role.HEAVY, 5), (Role.LIGHT, 0))
+LEVELS = ((HEAVY, 50), (HEAVY, 5), (LIGHT, 0))
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ async def balancer(pool, plan, family, profile) -> Balancer:
 
 async def after(balancer: Balancer, count: int, order: GenerationRequest = ORDER) -> None:
     for _ in range(count):
-        await balancer.draw(order)
+        await balancer.generate(order)
 
 
 async def test_a_prompt_is_drawn_at_every_level_with_one_seed_behind_everybody_else(balancer, pool):
@@ -34,13 +34,13 @@ async def test_a_prompt_is_drawn_at_every_level_with_one_seed_behind_everybody_e
     sample = await balancer.shadow_sample(LEVELS)
     assert (sample.prompt, len(sample.images), sample.confidence) == ("a red circle", 3, 0.9)
     drawn = [request for _, _, request in pool.calls]
-    assert [(role, request["steps"]) for _, role, request in pool.calls] == [
-        (Role.HEAVY, 50),
-        (Role.HEAVY, 5),
-        (Role.LIGHT, None),
+    assert [(role, request["overrides"]["steps"]) for _, role, request in pool.calls] == [
+        (HEAVY, 50),
+        (HEAVY, 5),
+        (LIGHT, None),
     ]
     assert len({request["seed"] for request in drawn}) == 1
-    assert all(request["patient"] and not request["capture"] for request in drawn)
+    assert all(request["low_priority"] and request["capture"] is None for request in drawn)
 
 
 async def test_it_draws_no_more_than_its_share(balancer):
@@ -53,17 +53,17 @@ async def test_it_draws_no_more_than_its_share(balancer):
 
 async def test_it_waits_while_others_are_drawn_and_gives_up_when_they_come(balancer, pool):
     await after(balancer, 30)
-    pool.delay_s = {role: 0.05 for role in Role}
-    drawing = balancer.begin(ORDER)
+    pool.delay_s = {role: 0.05 for role in (LIGHT, HEAVY)}
+    generation = balancer.begin(ORDER)
     pool.calls.clear()
     assert await balancer.shadow_sample(LEVELS) is None
-    await drawing.images()
-    await drawing.close()
+    await generation.images()
+    await generation.close()
     assert len(pool.calls) == 1, "the request's own"
     generate = pool.generate
 
-    async def and_somebody_comes(replica, role, request):
-        answer = await generate(replica, role, request)
+    async def and_somebody_comes(replica, variant, request, role):
+        answer = await generate(replica, variant, request, role)
         balancer.admission.in_flight += 1
         return answer
 
@@ -75,7 +75,7 @@ async def test_it_waits_while_others_are_drawn_and_gives_up_when_they_come(balan
 
 async def test_a_worker_that_fails_is_no_sample(balancer, pool):
     await after(balancer, 30)
-    pool.fail = lambda replica, role: ("generation_failed", "no") if role is Role.LIGHT else None
+    pool.fail = lambda replica, role: ("generation_failed", "no") if role == LIGHT else None
     assert await balancer.shadow_sample(LEVELS) is None
 
 
@@ -88,7 +88,7 @@ async def test_nothing_is_remembered_unless_it_is_asked_for(pool, plan, family, 
 
 
 @pytest.mark.parametrize(
-    "other", [{"role": Role.LIGHT}, {"steps": 7}, {"guidance": 1.5}, {"negative_prompt": "blue"}, {"width": 32}]
+    "other", [{"variant": LIGHT}, {"steps": 7}, {"guidance": 1.5}, {"negative_prompt": "blue"}, {"width": 32}]
 )
 def test_what_a_level_would_change_is_not_sampled(other):
     shadow = ShadowSamples(0.2, 64, Random(0))

@@ -20,7 +20,7 @@ from load_balancer.runner.balancer import Balancer
 from load_balancer.runner.generation_request import GenerationRequest
 from tests.load_balancer.malformed_requests import GOOD
 from weir.config import LimitsConfig
-from weir.core import Role, Rules
+from weir.plan import HEAVY, LIGHT, Rules
 
 PARTIAL, COMPLETED = "image_generation.partial_image", "image_generation.completed"
 
@@ -117,18 +117,18 @@ async def test_the_completed_picture_is_the_one_that_is_answered_without_a_strea
 
 async def test_the_light_image_does_not_wait_for_the_heavy_one(balancer, pool):
     pool.confidence = 0.1
-    pool.delay_s[Role.HEAVY] = 60
-    drawing = balancer.begin(GenerationRequest("a", 64, 64, stream=True, partial_images=1))
-    first = await anext(drawing.events())
-    assert (first.role, drawing.over) == (Role.LIGHT, False)
-    await drawing.close()
-    assert (drawing.over, pool.cancelled) == (True, 1)
+    pool.delay_s[HEAVY] = 60
+    generation = balancer.begin(GenerationRequest("a", 64, 64, stream=True, partial_images=1))
+    first = await anext(generation.events())
+    assert (first.variant, generation.over) == (LIGHT, False)
+    await generation.close()
+    assert (generation.over, pool.cancelled) == (True, 1)
 
 
 async def test_a_failure_on_the_way_is_an_error_event_and_the_end(client, pool, balancer, plan):
-    balancer.roster.apply(replace(plan, version=2, rules=Rules(light_fallback=False)).to_dict())
+    balancer.registry.apply(replace(plan, version=2, rules=Rules(light_fallback=False)).to_dict())
     pool.confidence = 0.1
-    pool.fail = lambda _, role: ("generation_failed", "the image is black") if role is Role.HEAVY else None
+    pool.fail = lambda _, role: ("generation_failed", "the image is black") if role == HEAVY else None
     (first, _), (last, data) = await streamed(client, partial_images=1)
     assert (first, last) == (PARTIAL, "error")
     assert data["error"] == {
@@ -157,7 +157,7 @@ async def test_a_refusal_before_the_stream_is_a_status_of_its_own(client, balanc
 async def test_who_leaves_a_stream_takes_the_work_along(balancer, family, pool):
     """By hand, for the client that tests use in process has no way to hang up."""
     pool.confidence = 0.1
-    pool.delay_s[Role.HEAVY] = 60
+    pool.delay_s[HEAVY] = 60
     app = create_app(balancer, family, LimitsConfig.model_validate({}))
     body = json.dumps({**GOOD, "stream": True, "partial_images": 1}).encode()
     left = asyncio.Event()

@@ -1,4 +1,4 @@
-"""All measures behind one interface; published models load from folders of their own classes, here tiny ones."""
+"""All measures have one interface; published models are loaded from local folders with tiny weights."""
 
 import shutil
 from pathlib import Path
@@ -18,7 +18,8 @@ from quality.inception import InceptionFeatures, InceptionV3
 from quality.paired import paired_ratio
 from quality.suite import CLIP as CLIP_NAME
 from quality.suite import family_suite, hub_suite, load_judge, read_pictures, scored, tensors
-from training.scenes import caption, draw_scene, render
+from testing.toy_family import with_variants
+from training.scenes import caption, render, sample_scene
 from weir.config import load_family
 from weir.errors import ConfigError
 
@@ -28,8 +29,8 @@ CLIP = Path("models/weir-tiny/clip")
 
 def scenes(count: int, seed: int) -> tuple[list[str], list[Image.Image]]:
     rng = np.random.default_rng(seed)
-    drawn = [draw_scene(rng) for _ in range(count)]
-    return [caption(s) for s in drawn], [Image.fromarray(render(s)) for s in drawn]
+    sampled = [sample_scene(rng) for _ in range(count)]
+    return [caption(s) for s in sampled], [Image.fromarray(render(s)) for s in sampled]
 
 
 @pytest.fixture
@@ -43,7 +44,7 @@ def inception(tmp_path: Path) -> Path:
     return folder
 
 
-def test_the_familys_own_measures_prefer_right_pictures_to_shuffled_ones() -> None:
+def test_the_measures_of_a_family_prefer_matching_images_to_shuffled_ones() -> None:
     prompts, images = scenes(40, 1)
     suite = family_suite(FAMILY)
     reference = suite.features(scenes(40, 2)[1])
@@ -52,10 +53,10 @@ def test_the_familys_own_measures_prefer_right_pictures_to_shuffled_ones() -> No
     assert right.keys() == {"attributes", "clip", "frechet"}
     assert right["attributes"] > wrong["attributes"] + 0.2
     assert right["clip"] > wrong["clip"]
-    assert right["frechet"] == pytest.approx(wrong["frechet"], rel=1e-3), "it does not look at prompts"
+    assert right["frechet"] == pytest.approx(wrong["frechet"], rel=1e-3), "it does not depend on prompts"
 
 
-def test_the_published_measures_load_by_folder(inception: Path, tmp_path: Path) -> None:
+def test_published_measures_are_loaded_from_folders(inception: Path, tmp_path: Path) -> None:
     pick = tmp_path / "pick"
     shutil.copytree(CLIP, pick)
     suite = hub_suite(inception=str(inception), clip=str(CLIP), pick=str(pick))
@@ -67,10 +68,10 @@ def test_the_published_measures_load_by_folder(inception: Path, tmp_path: Path) 
     assert found["frechet"] > 0
 
 
-def test_a_single_judge_is_the_familys_own_or_a_published_one_by_folder(tmp_path: Path) -> None:
+def test_a_judge_is_the_familys_or_a_published_one_from_a_folder(tmp_path: Path) -> None:
     pick = tmp_path / "pick"
     shutil.copytree(CLIP, pick)
-    bare = FAMILY.model_copy(update={"clip": None, "discriminator": None})
+    bare = with_variants(FAMILY, light={"discriminator": None}).model_copy(update={"clip": None})
     prompts, images = scenes(40, 7)
     own = family_suite(FAMILY).scores(prompts, images)
     for name in ("attributes", "clip"):
@@ -81,14 +82,14 @@ def test_a_single_judge_is_the_familys_own_or_a_published_one_by_folder(tmp_path
 
 
 @pytest.mark.parametrize("name", ["attributes", "clip", "pick"])
-def test_a_judge_that_is_not_there_is_answered_with_what_may_be_named(name: str) -> None:
+def test_a_missing_judge_is_refused_with_the_possible_options(name: str) -> None:
     with pytest.raises(ConfigError, match="--clip openai/clip-vit-large-patch14, or --pick yuvalkirstain/PickScore_v1"):
-        load_judge(FAMILY.model_copy(update={"clip": None, "discriminator": None}), name)
+        load_judge(with_variants(FAMILY, light={"discriminator": None}).model_copy(update={"clip": None}), name)
     with pytest.raises(ConfigError, match="attributes, clip, pick"):
         load_judge(FAMILY, "taste")
 
 
-def test_inceptions_features_are_pooled_and_do_not_depend_on_the_batch(inception: Path) -> None:
+def test_inception_features_do_not_depend_on_the_batch(inception: Path) -> None:
     extractor = InceptionFeatures.load(inception)
     images = tensors(scenes(3, 5)[1])
     features = extractor.features(images)
@@ -96,14 +97,14 @@ def test_inceptions_features_are_pooled_and_do_not_depend_on_the_batch(inception
     assert torch.allclose(extractor.features(images[1:2]), features[1:2], atol=1e-4)
 
 
-def test_inception_has_the_published_parameters() -> None:
+def test_inception_has_the_published_number_of_parameters() -> None:
     with torch.device("meta"):
         model = InceptionV3()
     assert sum(p.numel() for p in model.parameters()) == 21_785_568
     assert "Mixed_7c.branch3x3dbl_3b.bn.running_var" in model.state_dict()
 
 
-def test_a_tower_gets_the_pixels_that_it_was_trained_on(tmp_path: Path) -> None:
+def test_images_are_normalised_as_the_preprocessor_config_says(tmp_path: Path) -> None:
     shutil.copytree(CLIP, tmp_path / "clip")
     config = tmp_path / "clip" / "preprocessor_config.json"
     images = tensors(scenes(2, 6)[1])
@@ -113,19 +114,19 @@ def test_a_tower_gets_the_pixels_that_it_was_trained_on(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("load", [ClipScorer.load, InceptionFeatures.load])
-def test_what_is_no_such_model_is_named(tmp_path: Path, load) -> None:
+def test_an_invalid_model_folder_is_named_in_the_error(tmp_path: Path, load) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"no")
     CLIPConfig().save_pretrained(tmp_path)
     with pytest.raises(ConfigError, match=str(tmp_path)):
         load(tmp_path)
 
 
-def test_a_family_without_measures_of_its_own_is_told_what_is_left_to_do() -> None:
+def test_a_family_without_measures_is_refused_with_the_alternatives() -> None:
     with pytest.raises(ConfigError, match=f"has no CLIP; name one in its file, e.g. `clip: {CLIP_NAME}`"):
         family_suite(FAMILY.model_copy(update={"clip": None}))
     remedies = f"`weir score --clip {CLIP_NAME}`, .*`weir cache profile --clip {CLIP_NAME}`"
     with pytest.raises(ConfigError, match=f"has no attribute checker .*{remedies}"):
-        family_suite(FAMILY.model_copy(update={"discriminator": None}))
+        family_suite(with_variants(FAMILY, light={"discriminator": None}))
 
 
 @pytest.mark.parametrize("command", ["evaluate", "levels fit"])
@@ -133,7 +134,8 @@ def test_a_family_that_cannot_be_measured_is_refused_before_its_models_are_loade
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
 ) -> None:
     family = tmp_path / "family.yaml"
-    family.write_text(yaml.safe_dump(FAMILY.model_dump(mode="json") | {"discriminator": None}))
+    bare = with_variants(FAMILY, light={"discriminator": None})
+    family.write_text(yaml.safe_dump(bare.model_dump(mode="json"), sort_keys=False))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("workers.models.family.Family.load", None)
     refused = CliRunner().invoke(app, [*command.split(), "--family", str(family)])
@@ -141,7 +143,7 @@ def test_a_family_that_cannot_be_measured_is_refused_before_its_models_are_loade
     assert "has no attribute checker" in refused.stderr
 
 
-def test_a_folder_of_reference_pictures_is_read_or_its_mistake_named(tmp_path: Path) -> None:
+def test_reference_images_are_read_or_refused_with_the_reason(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="at least two"):
         read_pictures(tmp_path)
     for i in range(3):
@@ -155,7 +157,7 @@ def test_a_folder_of_reference_pictures_is_read_or_its_mistake_named(tmp_path: P
         read_pictures(tmp_path)
 
 
-def test_the_paired_ratio_compares_means_with_an_interval() -> None:
+def test_the_paired_ratio_is_a_ratio_of_means_with_an_interval() -> None:
     found = paired_ratio([0.9, 1.0, 0.8, 1.0], [1.0, 1.0, 1.0, 1.0])
     assert found.ratio == pytest.approx(0.925)
     assert found.low <= found.ratio <= found.high <= 1

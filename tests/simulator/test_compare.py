@@ -12,6 +12,7 @@ from baselines.comparison.compare import Comparison, compare, compare_files
 from simulator.arrivals import Arrivals, poisson, read_arrivals, spikes, steps
 from simulator.confidences import drawn, read_scores, recorded
 from simulator.families import family_setting
+from simulator.request_stream import RequestStream
 from weir.errors import ConfigError
 
 #: A hump of demand from 4 to 32 requests/s and back.
@@ -29,7 +30,9 @@ TRACES = {
 
 def run(family: str, arrivals: Arrivals, policies) -> Comparison:
     setting = family_setting(family, 16)
-    return compare(setting, arrivals, drawn(setting.deferral, len(arrivals), seed=9), policies)
+    return compare(
+        setting, RequestStream(arrivals, {"light": drawn(setting.deferral, len(arrivals), seed=9)}), policies
+    )
 
 
 @pytest.mark.parametrize("trace", TRACES)

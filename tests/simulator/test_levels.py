@@ -1,4 +1,4 @@
-"""The twin of a ladder: every policy keeps its promise, and the published figures come out where the ladder allows."""
+"""The simulator of a ladder: every policy keeps its promise, and the published figures come out where they can."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from baselines.comparison.level_compare import LADDERS, compare_level_files, compare_levels, ladder_file, level_report
-from controller.levels import LEVEL_POLICIES, LevelSetting, make_level_policy
+from controller.observation import Observation
+from controller.registry import make_policy, names
+from controller.setting import Setting
 from simulator.arrivals import Arrivals, poisson
 from simulator.levels import LevelOutcome, simulate_levels
 from weir.approximation_levels import Ladder, PromptGroup, load_ladder
@@ -29,11 +31,11 @@ def told_apart(ladder: Ladder) -> Ladder:
 
 def run(policy: str, per_min: float, seconds: int = 300, ladder: Ladder = PUBLISHED) -> LevelOutcome:
     arrivals = poisson(np.full(seconds, per_min / 60), seed=0, prompts=500)
-    (outcome,) = compare_levels(LevelSetting(ladder, 8, 12.6), arrivals, [policy]).outcomes
+    (outcome,) = compare_levels(Setting.of_ladder(ladder, 8, 12.6), arrivals, [policy]).outcomes
     return outcome
 
 
-@pytest.mark.parametrize("policy", LEVEL_POLICIES)
+@pytest.mark.parametrize("policy", names(levels=True))
 @pytest.mark.parametrize("ladder", [PUBLISHED, told_apart(PUBLISHED)], ids=["one class", "six classes"])
 def test_answers_are_in_time_and_no_gpu_does_more_than_it_can(policy, ladder):
     outcome = run(policy, 300, 60, ladder)
@@ -49,7 +51,7 @@ def test_answers_are_in_time_and_no_gpu_does_more_than_it_can(policy, ladder):
 
 @pytest.mark.parametrize(
     ("policy", "per_min", "quality"),
-    [("clipper-ha", 188.6, 100), ("clipper-ht", 327, 89.8), ("nirvana", 220, 96.9), ("pac", 377, 91.7)],
+    [("clipper-heavy", 188.6, 100), ("clipper-light", 327, 89.8), ("nirvana", 220, 96.9), ("pac", 377, 91.7)],
 )
 def test_baselines_reach_the_throughput_and_quality_that_their_levels_give(policy, per_min, quality):
     """Published at 388 a minute: 177 to 186 at 100, 325 to 329 at 89.8, 223 to 225 at 96.7; and 370 for AccuScale."""
@@ -61,7 +63,7 @@ def test_baselines_reach_the_throughput_and_quality_that_their_levels_give(polic
 
 
 def test_calm_gets_the_best_level_from_all_but_the_fixed():
-    for policy in ("clipper-ha", "pac", "argus", "weir"):
+    for policy in ("clipper-heavy", "pac", "argus", "weir-levels"):
         outcome = run(policy, 50, 120)
         assert outcome.answered.all()
         assert outcome.qualities.mean() == pytest.approx(100, abs=0.2)
@@ -69,21 +71,24 @@ def test_calm_gets_the_best_level_from_all_but_the_fixed():
 
 def test_weir_answers_more_in_time_than_argus_and_knows_prompts_better():
     ladder = told_apart(PUBLISHED)
-    argus, agnostic, weir = (run(policy, 250, 120, ladder) for policy in ("argus", "pac", "weir"))
+    argus, agnostic, weir = (run(policy, 250, 120, ladder) for policy in ("argus", "pac", "weir-levels"))
     assert weir.answered.mean() >= argus.answered.mean()
     assert weir.qualities[weir.answered].mean() > argus.qualities[argus.answered].mean()
     assert weir.qualities[weir.answered].mean() > agnostic.qualities[agnostic.answered].mean() + 0.5
 
 
 def test_weir_plans_no_level_that_the_queue_leaves_no_time_for():
-    policy = make_level_policy("weir", LevelSetting(PUBLISHED, 8, 12.6))
-    calm, full = (policy.observe(second, [3], backlog) for second, backlog in ((1.0, 0.0), (2.0, 9.0)))
-    assert calm.shift[0][0] > 0.9
-    assert sum(full.shift[0][:2]) == 0  # K = 0 and K = 5 would take 4.2 and 3.78 s
+    policy = make_policy("weir-levels", Setting.of_ladder(PUBLISHED, 8, 12.6))
+    calm, full = (
+        policy.observe(Observation(now_s=second, arrivals=3, classes={0: 3}, replicas=(8,), backlog_s=backlog))
+        for second, backlog in ((1.0, 0.0), (2.0, 9.0))
+    )
+    assert calm.routing.shares[0][0] > 0.9
+    assert sum(full.routing.shares[0][:2]) == 0  # K = 0 and K = 5 would take 4.2 and 3.78 s
 
 
 def test_a_gpu_that_loads_another_model_is_lost_for_the_time():
-    smaller = make_level_policy("proteus", LevelSetting(PUBLISHED, 1, 12.6))
+    smaller = make_policy("proteus-levels", Setting.of_ladder(PUBLISHED, 1, 12.6))
     arrivals = np.arange(0, 60, 2.6)
     outcome = simulate_levels(smaller, arrivals, np.zeros(len(arrivals), dtype=int))
     assert "tiny-sd" in level_report(outcome).level_shares
@@ -97,16 +102,16 @@ def test_the_same_seed_gives_the_same_run():
 
 def test_a_trace_without_requests_gives_a_report():
     empty = Arrivals(np.zeros(0), np.zeros(0, dtype=int))
-    (report,) = compare_levels(LevelSetting(PUBLISHED, 8, 12.6), empty, ["weir"]).reports
+    (report,) = compare_levels(Setting.of_ladder(PUBLISHED, 8, 12.6), empty, ["weir-levels"]).reports
     assert (report.requests, report.violation_ratio, report.quality) == (0, 0.0, None)
 
 
 def test_files_give_json_a_table_and_pictures(tmp_path, capsys):
     trace = tmp_path / "trace.csv"
     trace.write_text("arrival_s,prompt\n" + "".join(f"{i / 5},prompt {i % 7}\n" for i in range(100)))
-    found = compare_level_files(LADDERS / "argus-sdxl.json", trace, ["weir", "pac"], gpus=8)
+    found = compare_level_files(LADDERS / "argus-sdxl.json", trace, ["weir-levels", "pac"], gpus=8)
     first, second = json.loads(found.to_json())
-    assert (first["policy"], second["policy"]) == ("weir", "pac")
+    assert (first["policy"], second["policy"]) == ("weir-levels", "pac")
     assert {"peak_throughput_per_min", "peak_quality", "peak_violation_ratio"} <= set(first)
     found.print()
     assert "weir" in capsys.readouterr().out
@@ -125,12 +130,14 @@ def test_a_ladder_is_found_by_name_or_path(tmp_path):
 
 
 def test_bad_input_is_named():
-    with pytest.raises(ConfigError, match=r"policy is 'best'; for a ladder: clipper-ha, .*weir"):
-        make_level_policy("best", LevelSetting(PUBLISHED, 8, 12.6))
+    with pytest.raises(ConfigError, match=r"policy is 'best'; known: weir, .*argus"):
+        make_policy("best", Setting.of_ladder(PUBLISHED, 8, 12.6))
     bare = Ladder.model_validate(PUBLISHED.model_dump() | {"similarity_shares": ()})
-    with pytest.raises(ConfigError, match="nirvana: the ladder of argus-sdxl has no similarity_shares"):
-        make_level_policy("nirvana", LevelSetting(bare, 8, 12.6))
+    with pytest.raises(ConfigError, match="the ladder of argus-sdxl has no similarity_shares"):
+        run("nirvana", 50, 10, bare)
+    with pytest.raises(ConfigError, match="has levels and no cascade; choose a policy for levels"):
+        run("all-heavy", 50, 10)
     with pytest.raises(ConfigError, match="gpus is 0"):
-        LevelSetting(PUBLISHED, 0, 12.6)
+        Setting.of_ladder(PUBLISHED, 0, 12.6)
     with pytest.raises(ConfigError, match="slo is nan"):
-        LevelSetting(PUBLISHED, 8, float("nan"))
+        Setting.of_ladder(PUBLISHED, 8, float("nan"))

@@ -13,13 +13,14 @@ from baselines.comparison.page import write_page
 from simulator.arrivals import Arrivals, poisson
 from simulator.confidences import drawn
 from simulator.families import family_setting
+from simulator.request_stream import RequestStream
 
 SETTING = family_setting("diffserve-1", 4)
 
 
 def compared(arrivals: Arrivals, setting=SETTING, **more) -> Comparison:
     confidences = drawn(setting.deferral, len(arrivals), seed=1)
-    return compare(setting, arrivals, confidences, ("weir", "diffserve", "all-heavy"), **more)
+    return compare(setting, RequestStream(arrivals, {"light": confidences}), ("weir", "diffserve", "all-heavy"), **more)
 
 
 @pytest.fixture(scope="module")

@@ -11,10 +11,10 @@ import pytest
 import yaml
 
 from baselines.comparison.runs import Run, Windows
-from baselines.comparison.systems import SYSTEM_OF, SystemComparison, compare_systems, ladder_of
+from baselines.comparison.systems import COMPARED, SystemComparison, compare_systems
 from cache.policy.resume_quality import load_worth
 from cache.policy.selector import load_selector
-from simulator.arrivals import Arrivals, laid_anew
+from simulator.arrivals import Arrivals, resampled
 from simulator.workload import Workload, nearest_earlier, service_workload
 from traces.loader import load_trace
 from weir.errors import ConfigError
@@ -35,7 +35,7 @@ def found(workload) -> SystemComparison:
 
 
 def test_every_policy_of_every_system_has_its_row(found):
-    assert [r.policy for r in found.reports] == list(SYSTEM_OF)
+    assert [r.policy for r in found.reports] == list(COMPARED)
     assert {r.system for r in found.reports} == {"Weir", "DiffServe", "NIRVANA", "Argus", "others"}
     for r in found.reports:
         assert 0 <= r.violation_ratio <= 1
@@ -52,17 +52,17 @@ def test_weir_keeps_deadlines_with_better_images_than_any_other_that_keeps_them(
 def test_answers_are_judged_by_what_they_are(found):
     runs = {run.policy: run for run in found.runs}
     work = found.workload
-    everything_light = 100 * work.curve.at(1.0) / work.curve.at(0.0)
-    assert runs["all-light"].qualities == pytest.approx(everything_light)
+    assert runs["all-light"].qualities == pytest.approx(100 * work.share_of_whole("light"))
     answered = np.isfinite(runs["nirvana"].latencies_s)
     assert runs["nirvana"].qualities[answered] == pytest.approx(100 * work.own_worth[answered])
     assert np.nanmax(runs["argus"].qualities) <= 100
 
 
 def test_the_ladder_is_what_was_measured_of_this_service(workload):
-    ladder = ladder_of(workload)
+    ladder = workload.setting.ladder
+    assert ladder is not None
     assert [level.skipped_steps for level in ladder.levels] == [0, 5, 10, 15, 20, 25, 0]
-    assert ladder.levels[-1].quality == pytest.approx(workload.curve.at(1.0) / workload.curve.at(0.0))
+    assert ladder.levels[-1].quality == pytest.approx(workload.share_of_whole("light"))
     assert sum(ladder.similarity_shares) == pytest.approx(1)
     assert ladder.similarity_shares[0] == pytest.approx((workload.ks == 0).mean())
 
@@ -79,10 +79,10 @@ def test_more_demand_does_not_make_prompts_familiar(workload):
 
 def test_a_scaled_demand_keeps_its_form_and_a_redrawn_one_its_size():
     arrivals = Arrivals.of(np.linspace(0, 99.9, 1000), np.arange(1000))
-    scaled = laid_anew(arrivals, 2.0)
+    scaled = resampled(arrivals, 2.0)
     assert len(scaled) == pytest.approx(2000, abs=2)
     assert (scaled.prompts[:1000] == arrivals.prompts).all()
-    one, other, same = (laid_anew(arrivals, redraw=seed) for seed in (1, 2, 1))
+    one, other, same = (resampled(arrivals, redraw=seed) for seed in (1, 2, 1))
     assert len(one) == pytest.approx(1000, abs=150)
     assert one.times_s.tolist() == same.times_s.tolist() != other.times_s.tolist()
 
@@ -109,7 +109,7 @@ def test_it_prints_plots_speaks_json_and_writes_a_page_that_needs_nothing_else(f
     assert "<h1>a &lt;trace&gt;</h1>" in page
     assert page.count("<svg") == 4
     assert not re.search(r"""(src|href)=["'](?!#)""", page)
-    assert re.findall(r"<td class=\"name policy\">.*?</i>([\w-]+)</td>", page) == list(SYSTEM_OF)
+    assert re.findall(r"<td class=\"name policy\">.*?</i>([\w-]+)</td>", page) == list(COMPARED)
 
 
 def service(tmp_path: Path, **changes) -> Path:
@@ -126,8 +126,10 @@ def test_hits_by_confidence_come_as_often_and_save_as_much_as_was_measured(tmp_p
     judged = service(tmp_path, cache={"mode": "read", "selector": JUDGED})
     found = service_workload(judged, load_trace(Path("traces/bursty.csv")), gpus=2)
     share, ran = load_worth(JUDGED).hits(load_selector(JUDGED))
-    assert found.ladder == (0, round(50 - ran))
+    assert found.ladder == (0, 25)
     assert (found.ks > 0).mean() == pytest.approx(share, abs=0.1)
+    doubted = (found.requests.resumed == 0).mean()
+    assert (50 - 25) / 5 + 50 * doubted == pytest.approx(ran, abs=5)
     assert found.own_worth.max() <= 1
 
 

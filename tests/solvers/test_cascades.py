@@ -1,4 +1,4 @@
-"""Cascades from variants: nothing beaten is kept, nothing worth having is lost, the pair is the best for the load."""
+"""Cascades from variants: nothing beaten is kept, nothing worth having is lost, the chain is the best for the load."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from solvers.cascades import Variant, chains, choice, chosen_pair, front
+from solvers.cascades import Variant, chains, choice, chosen_chain, front
 from solvers.enumerate import enumerate_optimum
+from solvers.problem import GpuType
 from tests.solvers.test_solve import cascade_problem, problems
 from weir.core import LatencyProfile
 from weir.errors import PlanError
@@ -49,9 +50,9 @@ def test_a_chain_gets_dearer_and_better_at_every_step(given_variants, longest):
 
 @given(st.lists(problems(), min_size=1, max_size=3), st.integers(0, 100))
 @settings(max_examples=60, derandomize=True, deadline=None)
-def test_the_chosen_pair_is_the_one_that_enumeration_finds(given_problems, demand):
+def test_the_chosen_chain_is_the_one_that_enumeration_finds(given_problems, demand):
     free = [replace(p, demand_rps=demand / 10, role_change_cost=0.0, gpu_cost=0.0) for p in given_problems]
-    found = chosen_pair(free)
+    found = chosen_chain(free)
     best = [choice(i, p, enumerate_optimum(p)) for i, p in enumerate(free)]
     most = max(it.served for it in best)
     assert found.served == pytest.approx(most, abs=1e-5)
@@ -64,20 +65,20 @@ def pairs(demand: float):
     """A light variant that is good and one that is fast, before the same heavy one."""
     good = cascade_problem(demand_rps=demand)
     worse = tuple(q - 0.2 * (1 - q) for q in good.quality)
-    fast = replace(good.gpus[0], light=LatencyProfile((1, 2, 4), (0.02, 0.03, 0.05)))
+    fast = GpuType.pair("a100", 16, LatencyProfile((1, 2, 4), (0.02, 0.03, 0.05)), good.gpus[0].heavy)
     return good, replace(good, gpus=(fast,), quality=worse)
 
 
-@pytest.mark.parametrize(("demand", "pair"), [(40.0, 0), (600.0, 1)])
-def test_a_flood_takes_the_pair_whose_light_variant_is_faster(demand, pair):
-    assert chosen_pair(pairs(demand)).pair == pair
+@pytest.mark.parametrize(("demand", "chain"), [(40.0, 0), (600.0, 1)])
+def test_a_flood_takes_the_chain_whose_light_variant_is_faster(demand, chain):
+    assert chosen_chain(pairs(demand)).chain == chain
 
 
-def test_a_running_pair_stays_until_another_is_better_by_more_than_the_switch_costs():
+def test_a_running_chain_stays_until_another_is_better_by_more_than_the_switch_costs():
     good, fast = pairs(40.0)
-    assert chosen_pair([good, fast], running=1, switch_cost=1.0).pair == 1
-    assert chosen_pair([good, fast], running=1, switch_cost=0.0).pair == 0
-    assert chosen_pair(pairs(600.0), running=0, switch_cost=1.0).pair == 1, "to serve more is worth any switch"
+    assert chosen_chain([good, fast], running=1, switch_cost=1.0).chain == 1
+    assert chosen_chain([good, fast], running=1, switch_cost=0.0).chain == 0
+    assert chosen_chain(pairs(600.0), running=0, switch_cost=1.0).chain == 1, "to serve more is worth any switch"
 
 
 def test_nonsense_is_refused_by_name():
@@ -85,7 +86,7 @@ def test_nonsense_is_refused_by_name():
         Variant("slow", float("nan"), 1.0)
     with pytest.raises(PlanError, match="names must differ; they are a, a"):
         front([Variant("a", 1.0, 1.0), Variant("a", 2.0, 2.0)])
-    with pytest.raises(PlanError, match="pairs is empty"):
-        chosen_pair([])
+    with pytest.raises(PlanError, match="chains is empty"):
+        chosen_chain([])
     with pytest.raises(PlanError, match="different demands"):
-        chosen_pair([cascade_problem(demand_rps=1.0), cascade_problem(demand_rps=2.0)])
+        chosen_chain([cascade_problem(demand_rps=1.0), cascade_problem(demand_rps=2.0)])

@@ -8,7 +8,7 @@ from baselines.published import cascade
 from solvers.backends import installed
 from solvers.diffserve import published_problem
 from solvers.solve import solve
-from weir.core import Role
+from weir.plan import HEAVY, LIGHT
 
 # (t*, F(t*)) for 16 GPU workers without queue delay: optima of DiffServe's published program
 # (qaware_cascade_ILP.py) over its published latencies and deferral tables; None where it is infeasible.
@@ -52,15 +52,15 @@ def test_every_backend_finds_the_published_optimum(name, demand, best, solver):
 def test_queue_delay_rules_out_slow_batches():
     # 0.10 + 3.68 + 1.3 s is late, so the heavy batch has to be 2 (2.16 s) and the threshold has to fall.
     solution = solve(published("diffserve-1", 20, queue_delay_s=(0.3, 1.0)))
-    assert solution.batch_size(Role.HEAVY) == 2
+    assert solution.batch_size(HEAVY) == 2
     assert solution.threshold < 0.32
 
 
 def test_a_role_runs_one_batch_size():
     for demand in (10, 20, 40, 70):
         solution = solve(published("diffserve-1", demand))
-        for role in Role:
-            assert len({a.batch_size for a in solution.allocations if a.role is role}) <= 1
+        for variant in (LIGHT, HEAVY):
+            assert len({a.batch_size for a in solution.allocations if a.variant == variant}) <= 1
 
 
 def test_the_published_deferral_tables_ascend_to_one():

@@ -14,11 +14,12 @@ from solvers import solve as solving
 from solvers.backends import Answer, Backend, backend, installed
 from solvers.enumerate import enumerate_optimum
 from solvers.milp import formulate
-from solvers.problem import CacheHit, GpuType, Problem, PromptGroup, ShortRun
+from solvers.problem import CacheHit, GpuType, MiddleStage, Problem, PromptGroup, ShortRun
 from solvers.solution import Status
 from solvers.solve import solve
-from weir.core import LatencyProfile, Role
+from weir.core import LatencyProfile
 from weir.errors import ConfigError, PlanError
+from weir.plan import HEAVY, LIGHT
 
 
 @st.composite
@@ -43,7 +44,7 @@ def problems(draw) -> Problem:
     for index in range(types):
         count = draw(st.integers(0 if index else 1, 4 if types == 1 else 2))
         running = draw(st.none() | st.integers(0, count))
-        gpus.append(GpuType(f"type{index}", count, draw(profiles(1.0)), draw(profiles(4.0)), running))
+        gpus.append(GpuType.pair(f"type{index}", count, draw(profiles(1.0)), draw(profiles(4.0)), running))
     grid = draw(st.integers(1, 6))
     shares = sorted(draw(st.lists(st.integers(0, 100), min_size=grid, max_size=grid)))
     hits = draw(st.lists(st.tuples(st.integers(0, 40), st.integers(0, 100), st.integers(0, 10)), max_size=2))
@@ -60,7 +61,7 @@ def problems(draw) -> Problem:
         quality=tuple(draw(st.lists(st.integers(0, 10).map(float), min_size=grid, max_size=grid))),
         hits=tuple(CacheHit(s / 100, w / 100, float(q)) for s, w, q in hits),
         direct_cuts=tuple(cuts),
-        may_draw_whole=draw(st.booleans()),
+        may_run_whole=draw(st.booleans()),
         short_runs=tuple(ShortRun(work, work / 100, float(loss)) for work, loss in runs),
         groups=tuple(replace(group, share=group.share / total) for group in groups),
         light_utilisation=draw(st.sampled_from((0.7, 1.0))),
@@ -71,6 +72,54 @@ def problems(draw) -> Problem:
         gpu_cost=draw(st.sampled_from((0.0, 0.001))),
         one_batch_size=draw(st.booleans()),
     )
+
+
+@st.composite
+def chains_of_three(draw) -> Problem:
+    """Problems whose grid is of pairs of thresholds, with a middle stage."""
+    count, running = draw(st.integers(1, 4)), None
+    if draw(st.booleans()):
+        low = draw(st.integers(0, count))
+        running = {"light": low, "medium": draw(st.integers(0, count - low)), "gone": 1}
+        running["heavy"] = draw(st.integers(0, count - low - running["medium"]))
+    latencies = {"light": draw(profiles(0.5)), "medium": draw(profiles(1.0)), "heavy": draw(profiles(3.0))}
+    grid = draw(st.integers(1, 6))
+    deferral = sorted(draw(st.lists(st.integers(0, 100), min_size=grid, max_size=grid)))
+    reached = [min(100, share + draw(st.integers(0, 60))) for share in deferral]
+    reached[0] = deferral[0]
+    hits = draw(st.lists(st.tuples(st.integers(0, 40), st.integers(0, 100), st.integers(0, 10)), max_size=2))
+    return Problem(
+        gpus=(GpuType("gpu", count, latencies, running),),
+        demand_rps=draw(st.integers(0, 200)) / 10,
+        slo_s=draw(st.sampled_from((0.5, 2.0, 5.0))),
+        thresholds=tuple(draw(st.lists(st.sampled_from((0.0, 0.5, 1.0)), min_size=grid, max_size=grid))),
+        deferral=tuple(share / 100 for share in deferral),
+        quality=tuple(draw(st.lists(st.integers(0, 10).map(float), min_size=grid, max_size=grid))),
+        hits=tuple(CacheHit(s / 100, w / 100, float(q)) for s, w, q in hits),
+        direct_cuts=tuple(draw(st.lists(st.sampled_from((0.0, 0.5, 1.0)), min_size=1, max_size=2))),
+        may_run_whole=draw(st.booleans()),
+        middle=(MiddleStage((0.5,) * grid, tuple(share / 100 for share in reached)),),
+        light_utilisation=draw(st.sampled_from((0.7, 1.0))),
+        fixed_s=draw(st.sampled_from((0.0, 0.1))),
+        role_change_cost=draw(st.sampled_from((0.0, 0.01))),
+        gpu_cost=draw(st.sampled_from((0.0, 0.001))),
+        one_batch_size=draw(st.booleans()),
+    )
+
+
+@given(problem=chains_of_three())
+@settings(max_examples=300, derandomize=True, deadline=None)
+def test_a_chain_of_three_is_solved_as_enumeration_solves_it(problem):
+    assert_optimal(problem, [name for name in installed() if name != "cbc"])
+
+
+@given(problem=chains_of_three())
+@settings(max_examples=100, derandomize=True, deadline=None)
+def test_a_plan_of_a_chain_of_three_gives_every_gpu_one_of_its_roles(problem):
+    plan = solve(problem).to_plan(problem, version=3)
+    assert len(plan.assignments) == problem.gpus[0].count
+    assert plan.chain == ("light", "medium", "heavy")
+    assert set(plan.counts) <= set(plan.chain)
 
 
 @given(problem=problems())
@@ -100,11 +149,11 @@ def test_a_solution_never_uses_more_than_there_is(problem):
     solution = solve(problem)
     for index, gpu in enumerate(problem.gpus):
         assert sum(a.count for a in solution.allocations if a.gpu == index) <= gpu.count
-    rate = dict.fromkeys(Role, 0.0)
+    rate = dict.fromkeys(problem.variants, 0.0)
     for a in solution.allocations:
-        rate[a.role] += a.count * a.batch_size / problem.gpus[a.gpu].latency(a.role).at(a.batch_size)
+        rate[a.variant] += a.count * a.batch_size / problem.gpus[a.gpu].latency(a.variant).at(a.batch_size)
     need = solution.served_rps * solution.point.light_work
-    assert need <= rate[Role.LIGHT] * problem.light_utilisation * (1 + 1e-6)
+    assert need <= rate[LIGHT] * problem.light_utilisation * (1 + 1e-6)
     assert solution.served_rps + solution.shed_rps == pytest.approx(problem.demand_rps)
 
 
@@ -121,7 +170,7 @@ def cascade_problem(**changes) -> Problem:
     heavy = LatencyProfile((1, 2, 4), (1.78, 2.16, 3.68))
     grid = tuple(i / 20 for i in range(21))
     fields = {
-        "gpus": (GpuType("a100", 16, light, heavy),),
+        "gpus": (GpuType.pair("a100", 16, light, heavy),),
         "demand_rps": 20.0,
         "slo_s": 5.0,
         "thresholds": grid,
@@ -169,9 +218,9 @@ def test_what_begins_heavy_fits_a_stage_that_is_not_planned_overfull():
 
 
 @pytest.mark.parametrize(("demand", "reuse"), [(1.0, False), (20.0, True)])
-def test_hits_are_drawn_whole_where_there_is_time_and_resumed_images_are_worth_less(demand, reuse):
+def test_hits_run_whole_where_there_is_time_and_resumed_images_are_worth_less(demand, reuse):
     hit = CacheHit(share=0.4, work=0.5, quality=0.9)
-    solution = solve(cascade_problem(demand_rps=demand, hits=(hit,), direct_cuts=(0.0, 1.0), may_draw_whole=True))
+    solution = solve(cascade_problem(demand_rps=demand, hits=(hit,), direct_cuts=(0.0, 1.0), may_run_whole=True))
     assert solution.point.reuse is reuse
 
 
@@ -183,7 +232,7 @@ def test_runs_from_noise_get_as_short_as_the_demand_asks(demand, steps):
     assert solution.point.quality >= solve(cascade_problem(demand_rps=demand)).point.quality
 
 
-def test_a_hit_that_would_leave_more_steps_than_a_short_run_is_drawn_from_noise_too():
+def test_a_hit_that_would_leave_more_steps_than_a_short_run_runs_from_noise_too():
     hit, run = CacheHit(share=0.4, work=0.5, quality=0.9), ShortRun(steps=10, work=0.2, loss=0.01)
     solution = solve(cascade_problem(demand_rps=60.0, hits=(hit,), short_runs=(run,)))
     assert (solution.point.steps, solution.point.reuse) == (10, False)
@@ -193,26 +242,26 @@ def test_a_hit_that_would_leave_more_steps_than_a_short_run_is_drawn_from_noise_
 
 def test_a_costly_role_change_keeps_the_running_split():
     gpus = cascade_problem().gpus
-    running = (replace(gpus[0], running_light=5),)
+    running = (replace(gpus[0], running={LIGHT: 5, HEAVY: 11}),)
     free = solve(cascade_problem(gpus=running))
     costly = cascade_problem(gpus=running, role_change_cost=1.0)
-    assert free.count(Role.LIGHT) < 5
-    assert solve(costly).to_plan(costly, 1).count(Role.LIGHT) == 5
+    assert free.count(LIGHT) < 5
+    assert solve(costly).to_plan(costly, 1).count(LIGHT) == 5
 
 
 def test_a_running_split_that_suffices_is_kept():
-    gpus = (replace(cascade_problem().gpus[0], running_light=5),)
+    gpus = (replace(cascade_problem().gpus[0], running={LIGHT: 5, HEAVY: 11}),)
     problem = cascade_problem(gpus=gpus, demand_rps=3.0, gpu_cost=1e-4)
-    assert solve(problem).to_plan(problem, 1).count(Role.LIGHT) == 5
+    assert solve(problem).to_plan(problem, 1).count(LIGHT) == 5
 
 
 def test_a_faster_type_of_gpu_is_used_where_it_helps_most():
     slow, fast = LatencyProfile((1,), (4.0,)), LatencyProfile((1,), (1.0,))
     light = LatencyProfile((1,), (0.1,))
-    gpus = (GpuType("old", 4, light, slow), GpuType("new", 4, light, fast))
+    gpus = (GpuType.pair("old", 4, light, slow), GpuType.pair("new", 4, light, fast))
     solution = solve(cascade_problem(gpus=gpus, demand_rps=8.0, gpu_cost=1e-4))
-    assert solution.count(Role.LIGHT, 1) == 0
-    assert solution.count(Role.HEAVY, 1) == 4
+    assert solution.count(LIGHT, 1) == 0
+    assert solution.count(HEAVY, 1) == 4
 
 
 @pytest.mark.parametrize(
@@ -270,7 +319,7 @@ def test_a_solver_that_fails_gives_the_lightest_plan(failure, monkeypatch):
     solution = solve(problem, "highs")
     assert solution.status is Status.LIGHTEST
     assert solution.deferral == 0
-    assert solution.to_plan(problem, 1).count(Role.HEAVY) == 0
+    assert solution.to_plan(problem, 1).count(HEAVY) == 0
 
 
 def test_another_backend_takes_over_from_one_that_fails(monkeypatch):

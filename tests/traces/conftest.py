@@ -54,6 +54,7 @@ class Server:
 
     def __init__(self) -> None:
         self.behaviour: Behaviour = lambda number, body: (0.0, 200, self.image())
+        self.live: dict[str, Any] | None = None
         self.bodies: list[dict[str, Any]] = []
         self.arrived_at: list[float] = []
         self._lock = threading.Lock()
@@ -61,6 +62,14 @@ class Server:
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
+
+            def do_GET(self) -> None:
+                status = 200 if self.path == "/v1/live" and server.live is not None else 404
+                data = json.dumps(server.live).encode()
+                self.send_response(status)
+                self.send_header("Content-Length", str(len(data)))
+                self.end_headers()
+                self.wfile.write(data)
 
             def do_POST(self) -> None:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))

@@ -16,7 +16,6 @@ from prometheus_client import CollectorRegistry
 from traces.outcome import COLUMNS, Outcome, OutcomeFile, read_outcomes, save_outcomes
 from traces.replay import replay
 from traces.trace import Arrival, Trace
-from weir.core import Path as Route
 from weir.errors import ConfigError
 from weir.telemetry import PrometheusMetrics
 
@@ -65,7 +64,7 @@ def test_what_the_server_says_of_an_image_is_recorded_with_the_image(server, sen
     done = send(evenly(2, 0.02))
     assert [o.index for o in done.outcomes] == [0, 1]
     one = done.outcomes[1]
-    assert (one.path, one.seed, one.steps, one.plan_version) == (Route.LIGHT_DEADLINE, 1, 2, 4)
+    assert (one.path, one.seed, one.steps, one.plan_version) == ("light-deadline", 1, 2, 4)
     assert (one.confidence, one.queue_s, one.compute_s, one.emulated) == (0.75, 0.01, 0.02, True)
     assert one.served_s == 0.03
     assert (one.status, one.error, one.answered, one.arrival_s) == (200, "", True, 0.02)
@@ -89,7 +88,7 @@ def test_the_rows_can_be_read_back(send) -> None:
     done = send(evenly(3))
     read = read_outcomes(done.rows)
     assert [o.prompt for o in read] == ["prompt 0", "prompt 1", "prompt 2"]
-    assert [o.path for o in read] == [Route.LIGHT] * 3
+    assert [o.path for o in read] == ["light"] * 3
     assert read[0].latency_s == pytest.approx(done.outcomes[0].latency_s, abs=1e-6)
 
 
@@ -125,7 +124,7 @@ def test_a_slow_server_never_delays_arrivals(server, send) -> None:
         (200, [], "invalid_answer", False),
         (200, {"data": []}, "invalid_answer", False),
         (200, {"data": [{"b64_json": "*"}]}, "invalid_answer", False),
-        (200, {"data": [{"b64_json": "aGk=", "weir": {"path": "sideways"}}]}, "invalid_answer", False),
+        (200, {"data": [{"b64_json": "aGk=", "weir": {"path": "Up & down"}}]}, "invalid_answer", False),
     ],
 )
 def test_a_failure_is_recorded_not_retried(server, send, status, answer, error: str, refused: bool) -> None:
@@ -266,8 +265,8 @@ def test_a_full_disk_is_named_and_the_rows_before_it_are_kept(tmp_path: Path) ->
 
 def test_saving_outcomes_replaces_the_file_in_one_step(tmp_path: Path) -> None:
     save_outcomes([outcome()], tmp_path / "r.csv")
-    save_outcomes([outcome(quality=0.5, path=Route.HEAVY, emulated=False)], tmp_path / "r.csv")
-    assert read_outcomes(tmp_path / "r.csv") == [outcome(quality=0.5, path=Route.HEAVY, emulated=False)]
+    save_outcomes([outcome(quality=0.5, path="heavy", emulated=False)], tmp_path / "r.csv")
+    assert read_outcomes(tmp_path / "r.csv") == [outcome(quality=0.5, path="heavy", emulated=False)]
     assert [p.name for p in tmp_path.iterdir()] == ["r.csv"]
 
 
@@ -276,12 +275,12 @@ def test_saving_outcomes_replaces_the_file_in_one_step(tmp_path: Path) -> None:
     [
         (lambda text: "x" + text, r"r\.csv: line 1: not the rows of a replay"),
         (lambda text: text.replace("200", "2oo"), r"r\.csv: line 2, column status: cannot read '2oo'"),
-        (lambda text: text.replace("heavy", "sideways"), r"r\.csv: line 2, column path: cannot read 'sideways'"),
+        (lambda text: text.replace("heavy", "Up & down"), r"r\.csv: line 2, column path: cannot read 'Up & down'"),
     ],
 )
 def test_rows_that_were_tampered_with_are_named(tmp_path: Path, change, says: str) -> None:
     path = tmp_path / "r.csv"
-    save_outcomes([outcome(path=Route.HEAVY)], path)
+    save_outcomes([outcome(path="heavy")], path)
     path.write_text(change(path.read_text()))
     with pytest.raises(ConfigError, match=says):
         read_outcomes(path)

@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from traces.figures import summarise
 from traces.outcome import Outcome, read_outcomes
 from traces.report import write_report
-from weir.core import Path as Route
 from weir.errors import ConfigError
 
 
@@ -54,8 +53,10 @@ def test_latency_percentiles_are_of_images_only() -> None:
 
 
 def test_the_light_share_counts_both_ways_of_answering_with_the_light_image() -> None:
-    routes = [Route.LIGHT, Route.LIGHT_DEADLINE, Route.HEAVY, Route.HEAVY]
+    routes = ["light", "light-deadline", "heavy", "heavy"]
     total = summarise([outcome(i, path=r) for i, r in enumerate(routes)] + [outcome(9)], 5).total
+    three = summarise([outcome(i, path=r) for i, r in enumerate([*routes, "medium"])], 5).total
+    assert list(three.paths) == ["light", "light-deadline", "medium", "heavy", "cache"], "in the order of the ladder"
     assert total.light_share == 0.5
     assert total.paths == {"light": 1, "light-deadline": 1, "heavy": 2, "cache": 0}
 
@@ -71,7 +72,7 @@ ends = st.builds(
     lambda t, late, fields: outcome(0, t, late, **fields),
     st.floats(0, 500),
     st.floats(0, 20),
-    st.sampled_from([REFUSED, FAILED, {}, {"path": Route.LIGHT}, {"path": Route.HEAVY, "quality": 0.5}]),
+    st.sampled_from([REFUSED, FAILED, {}, {"path": "light"}, {"path": "heavy", "quality": 0.5}]),
 )
 
 
@@ -97,13 +98,13 @@ def test_windows_are_round_and_not_too_many(duration_s: float, windows: int) -> 
 def run(tmp_path: Path, server) -> tuple[list[Outcome], Path]:
     """A replay of all kinds of ends, with images and a prompt that would like to be markup."""
     (tmp_path / "images").mkdir()
-    routes = [Route.LIGHT, Route.LIGHT, Route.LIGHT_DEADLINE, Route.HEAVY]
+    routes = ["light", "light", "light-deadline", "heavy"]
     outcomes = []
     for i, route in enumerate(routes * 3):
         (tmp_path / f"images/{i:06d}.png").write_bytes(server.png)
         outcomes.append(outcome(i, float(i), path=route, confidence=i / 12, steps=2, image=f"images/{i:06d}.png"))
     outcomes.append(outcome(12, 12.0, **REFUSED))
-    outcomes.append(outcome(13, 13.0, prompt="<script>alert(1)</script>", path=Route.HEAVY, image="images/000000.png"))
+    outcomes.append(outcome(13, 13.0, prompt="<script>alert(1)</script>", path="heavy", image="images/000000.png"))
     return outcomes, tmp_path
 
 
@@ -195,7 +196,7 @@ def test_a_scorer_that_gives_no_number_is_told(run) -> None:
 
 @pytest.mark.parametrize(
     "outcomes",
-    [[], [outcome(**FAILED)], [outcome(image="images/gone.png", path=Route.LIGHT)]],
+    [[], [outcome(**FAILED)], [outcome(image="images/gone.png", path="light")]],
     ids=["nothing ended", "nothing but failures", "an image that is gone"],
 )
 def test_there_is_a_report_even_of_little(tmp_path: Path, outcomes: list[Outcome]) -> None:

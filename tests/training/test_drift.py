@@ -1,4 +1,4 @@
-"""A level classifier against samples of now: it alarms when it is surely wrong, and is calm when surely right."""
+"""Drift of a level head: the alarm starts and ends only when samples differ significantly from the limits."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from weir.prompt_levels import LevelHead
 RULES = DriftRules()
 
 
-def seen(difference: float, error: float = 0.001, samples: int = 100) -> list[LevelDrift]:
+def measured(difference: float, error: float = 0.001, samples: int = 100) -> list[LevelDrift]:
     return [LevelDrift("light", samples, 0.1, 0.1 + difference, error)]
 
 
-def test_the_same_prompts_as_ever_raise_no_alarm_and_changed_ones_do():
+def test_only_a_changed_loss_of_quality_raises_an_alarm():
     pairs, vectors = learnable()
     head, _ = fit_levels(pairs, vectors, "e-1", "f", alpha=0.95)
     fresh, fresh_vectors = learnable(seed=1)
@@ -32,7 +32,7 @@ def test_the_same_prompts_as_ever_raise_no_alarm_and_changed_ones_do():
     assert alarmed(drifts, DriftRules(limit=0.1, back=0.2))
 
 
-def test_a_version_changes_with_what_the_head_says_and_not_on_its_way_through_a_file(tmp_path):
+def test_a_version_depends_on_the_content_of_a_head_and_survives_saving(tmp_path):
     head, _ = fit_levels(*learnable(), "e-1", "f", alpha=0.95)
     other, _ = fit_levels(*learnable(seed=1), "e-1", "f", alpha=0.95)
     head.save(tmp_path / "head.safetensors")
@@ -40,28 +40,28 @@ def test_a_version_changes_with_what_the_head_says_and_not_on_its_way_through_a_
 
 
 @pytest.mark.parametrize(("difference", "was", "now"), [(0.1, False, True), (0.0, True, False), (0.0, False, False)])
-def test_it_follows_what_is_sure(difference, was, now):
-    assert alarmed(seen(difference), RULES, was) is now
-    assert alarmed(seen(-difference), RULES, was) is now
+def test_a_significant_difference_starts_or_ends_the_alarm(difference, was, now):
+    assert alarmed(measured(difference), RULES, was) is now
+    assert alarmed(measured(-difference), RULES, was) is now
 
 
 @given(st.floats(0.031, 0.059), st.booleans())
-def test_between_the_limits_an_unsure_difference_changes_nothing(difference, was):
-    assert alarmed(seen(difference, error=0.03), RULES, was) is was
+def test_an_insignificant_difference_changes_nothing(difference, was):
+    assert alarmed(measured(difference, error=0.03), RULES, was) is was
 
 
 @given(st.floats(-1, 1), st.booleans())
-def test_few_samples_change_nothing(difference, was):
-    assert alarmed(seen(difference, samples=29), RULES, was) is was
+def test_a_level_with_few_samples_changes_nothing(difference, was):
+    assert alarmed(measured(difference, samples=29), RULES, was) is was
 
 
-def test_one_drifted_level_is_enough_and_all_have_to_come_back():
-    both = [*seen(0.0), *seen(0.1)]
+def test_one_drifted_level_starts_the_alarm_and_all_levels_have_to_return_to_end_it():
+    both = [*measured(0.0), *measured(0.1)]
     assert alarmed(both, RULES)
-    assert alarmed([*seen(0.0), *seen(0.03, error=0.02)], RULES, was=True)
+    assert alarmed([*measured(0.0), *measured(0.03, error=0.02)], RULES, was=True)
 
 
-def test_samples_of_another_ladder_are_refused():
+def test_samples_of_another_ladder_and_unordered_limits_are_refused():
     pairs, vectors = learnable()
     head, _ = fit_levels(pairs, vectors, "e-1", "f", alpha=0.95)
     with pytest.raises(ConfigError, match="shadow samples of the rungs a, b, c"):

@@ -1,4 +1,4 @@
-"""The shipped family is what its card says: real SDXL parts, small, and better where it should be."""
+"""The shipped family has SDXL's architecture, small weights and no pickles."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from workers.models.discriminator import Discriminator
 ROOT = Path("models/weir-tiny")
 
 
-def test_it_is_a_stable_diffusion_xl_pipeline() -> None:
+def test_the_family_is_a_stable_diffusion_xl_pipeline() -> None:
     pipeline = StableDiffusionXLPipeline.from_pretrained(ROOT / "pipeline")
     assert pipeline.unet.config.addition_embed_type == "text_time"
     assert pipeline.scheduler.config.prediction_type == "v_prediction"
@@ -28,12 +28,12 @@ def test_no_weights_are_pickled() -> None:
     assert not [p for p in ROOT.rglob("*") if p.suffix in {".bin", ".pt", ".pkl", ".ckpt"}]
 
 
-def test_the_checker_knows_the_words_that_scenes_are_made_of() -> None:
+def test_the_checker_has_the_vocabulary_of_the_scenes() -> None:
     assert AttributeChecker.load(ROOT / "checker").words == vocabulary()
 
 
 @pytest.mark.parametrize("prompt", ["a red circle", "a castle by the sea", "x" * 3000])
-def test_the_discriminator_answers_any_prompt(prompt: str) -> None:
+def test_the_discriminator_accepts_any_prompt(prompt: str) -> None:
     import torch
 
     [confidence] = Discriminator.load(ROOT / "discriminator").confidence(torch.zeros(1, 3, 64, 64), [prompt])

@@ -1,4 +1,4 @@
-"""The level classifier: from judged pairs to a head that ranks prompts, and a report on prompts it has not seen."""
+"""A level head is fitted on judged pairs, and its report is made on held-out prompts."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from cache.encoder import family_encoder
+from testing.toy_family import with_variants
 from training.evaluate import held_out
 from training.level_head import fit_levels
 from training.level_pairs import SEED, LevelPairs, Rung, draw_pairs, ladder_of
 from training.scenes import caption
 from weir.config import FamilyConfig, load_family
-from weir.core import Role
 from weir.errors import ConfigError
 from weir.prompt_levels import LevelHead
 
@@ -22,20 +22,20 @@ RUNGS = ("heavy-50", "heavy-5", "light")
 
 @pytest.fixture(scope="module")
 def embedded() -> FamilyConfig:
-    """The shipped family in a hurry."""
+    """The shipped family with only 4 heavy steps."""
     family = load_family("deploy/families/weir-tiny.yaml")
-    return family.model_copy(update={"heavy": family.heavy.model_copy(update={"steps": 4})})
+    return with_variants(family, heavy={"steps": 4})
 
 
 class Ink:
-    """Judges how dark a picture is."""
+    """Scores the darkness of an image."""
 
     def scores(self, prompts, images):
         return {"ink": np.array([1 - np.asarray(image).mean() / 255 for image in images])}
 
 
 def learnable(count: int = 400, seed: int = 0) -> tuple[LevelPairs, np.ndarray]:
-    """Prompts whose hardness lies along one direction of their embedding, and noise."""
+    """Prompts whose difficulty is one direction of their embedding plus noise."""
     rng = np.random.default_rng(seed)
     vectors = rng.normal(size=(count, 16))
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
@@ -44,13 +44,13 @@ def learnable(count: int = 400, seed: int = 0) -> tuple[LevelPairs, np.ndarray]:
     return LevelPairs([f"p{i}" for i in range(count)], RUNGS, quality, np.clip(0.5 + ease / 8, 0, 1)), vectors
 
 
-def test_a_label_is_the_strongest_rung_that_keeps_the_quality():
+def test_a_label_is_the_fastest_rung_that_keeps_the_quality():
     quality = np.array([[1.0, 0.96, 0.5], [1.0, 0.5, 0.97], [0.8, 0.2, 0.2], [0.0, 0.0, 0.0]])
     pairs = LevelPairs(list("abcd"), RUNGS, quality, np.zeros(4))
     assert pairs.labels(0.95).tolist() == [1, 2, 0, 2]
 
 
-def test_a_learnable_level_is_learnt_and_worth_more_than_chance():
+def test_a_learnable_level_is_predicted_better_than_chance():
     head, report = fit_levels(*learnable(), "e-1", "f", alpha=0.95)
     assert report.accuracy > 0.8 > report.majority
     assert report.mean_level_error < 0.25
@@ -67,7 +67,7 @@ def test_each_level_is_predicted_as_often_as_it_occurs():
     assert [record.share for record in head.about.records] == pytest.approx(shares.tolist(), abs=0.01)
 
 
-def test_too_few_prompts_or_one_level_for_all_are_refused():
+def test_too_few_prompts_or_a_single_level_are_refused():
     pairs, vectors = learnable(40)
     with pytest.raises(ConfigError, match="at least 50 prompts; there are 40"):
         fit_levels(pairs, vectors, "e-1", "f", alpha=0.95)
@@ -77,7 +77,7 @@ def test_too_few_prompts_or_one_level_for_all_are_refused():
         fit_levels(alike, vectors, "e-1", "f", alpha=0.95)
 
 
-def test_drawing_goes_on_where_it_was_stopped(tmp_path, embedded):
+def test_a_stopped_run_continues_from_its_file(tmp_path, embedded):
     file, rungs = tmp_path / "pairs.npz", ladder_of(embedded, [1])
     names = tuple(rung.name for rung in rungs)
     assert names == ("heavy-4", "heavy-1", "light")
@@ -89,21 +89,21 @@ def test_drawing_goes_on_where_it_was_stopped(tmp_path, embedded):
     assert ((pairs.quality[1] > 0) & (pairs.quality[1] < 1)).all()
     assert draw_pairs(embedded, Ink(), "ink", rungs, 1, file).prompts == prompts[:1]
     with pytest.raises(ConfigError, match=r"holds other prompts or rungs .*heavy-1"):
-        draw_pairs(embedded, Ink(), "ink", (Rung(Role.LIGHT),), 4, file)
+        draw_pairs(embedded, Ink(), "ink", (Rung("light"),), 4, file)
 
 
-def test_steps_that_do_not_fall_are_refused(embedded):
-    with pytest.raises(ConfigError, match="give numbers that fall from below 4 to 1"):
+def test_steps_that_do_not_descend_are_refused(embedded):
+    with pytest.raises(ConfigError, match="give numbers that descend from below 4 to 1"):
         ladder_of(embedded, [4])
 
 
-def test_a_file_that_holds_no_pairs_is_refused(tmp_path):
+def test_a_file_without_level_pairs_is_refused(tmp_path):
     (tmp_path / "pairs.npz").write_bytes(b"no")
-    with pytest.raises(ConfigError, match=r"not a file of level pairs .*draw anew"):
+    with pytest.raises(ConfigError, match=r"not a file of level pairs .*run again"):
         LevelPairs.load(tmp_path / "pairs.npz")
 
 
-def test_the_shipped_head_is_of_the_shipped_family():
+def test_the_shipped_head_matches_the_shipped_family():
     family = load_family("deploy/families/weir-tiny.yaml")
     head = LevelHead.load(
         Path("models/weir-tiny/levels/head.safetensors"),

@@ -1,4 +1,4 @@
-"""A training run that was stopped ends with the weights of one that was not."""
+"""A training run that is stopped and resumed ends with the weights of an uninterrupted run."""
 
 from pathlib import Path
 
@@ -36,13 +36,13 @@ def test_a_finished_run_is_not_repeated(tmp_path: Path) -> None:
     assert torch.equal(first.weight, again.weight)
 
 
-def test_a_loss_that_is_no_number_stops_the_run_and_says_where(tmp_path: Path) -> None:
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(tmp_path: Path) -> None:
     model = nn.Linear(1, 1)
     with pytest.raises(FloatingPointError, match="bad: the loss is nan at step 0"):
         train("bad", model, lambda *_: (model.weight.sum() * torch.nan, {}), steps=3, lr=1, folder=tmp_path, seed=0)
 
 
-def test_the_learning_rate_warms_up_stays_and_falls() -> None:
+def test_the_learning_rate_rises_stays_constant_and_falls() -> None:
     rates = [learning_rate(s, 100, 1.0, 10, 0.5) for s in range(100)]
     assert rates[0] == pytest.approx(0.1)
     assert rates[10:50] == [1.0] * 40

@@ -1,4 +1,4 @@
-"""The recipe runs from a seed to a family that the workers load, and from a family on."""
+"""The recipe trains a family that the workers can load, and continues the training of a family."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -6,34 +6,35 @@ from pathlib import Path
 import pytest
 import torch
 
+from testing.toy_family import with_variants
 from training.recipe import BUDGETS, train_family
 from weir.config import load_family
-from weir.core import ImageRequest, Role
+from weir.core import ImageRequest
 from weir.errors import ConfigError
 from workers.models.family import Family
 
 
-def test_the_smoke_budget_runs_every_stage_and_its_family_draws(tmp_path: Path) -> None:
+def test_the_smoke_budget_runs_every_stage_and_its_family_generates_images(tmp_path: Path) -> None:
     torch.set_num_threads(1)
     train_family(tmp_path / "weir-tiny", tmp_path / "work", budget=BUDGETS["smoke"], seed=1, device="cpu")
     family = load_family("deploy/families/weir-tiny.yaml")
     moved = {
         "pipeline": str(tmp_path / "weir-tiny" / "pipeline"),
-        "discriminator": str(tmp_path / "weir-tiny" / "discriminator"),
         "clip": str(tmp_path / "weir-tiny" / "clip"),
-        "light": family.light.model_copy(update={"unet": str(tmp_path / "weir-tiny" / "light_unet")}),
     }
-    engine = Family.load(family.model_copy(update=moved), threads=1)
-    [drawn] = engine.generate(Role.LIGHT, [ImageRequest("a", "a red circle", 1, 64, 64, deadline=1e12)])
-    assert drawn.error is None
-    assert drawn.confidence is not None
-    assert 0 < drawn.confidence < 1
+    parts = {"unet": "light_unet", "discriminator": "discriminator"}
+    light = {key: str(tmp_path / "weir-tiny" / folder) for key, folder in parts.items()}
+    engine = Family.load(with_variants(family.model_copy(update=moved), light=light), threads=1)
+    [output] = engine.generate("light", [ImageRequest("a", "a red circle", 1, 64, 64, deadline=1e12)])
+    assert output.error is None
+    assert output.confidence is not None
+    assert 0 < output.confidence < 1
 
-    goes_on_from_it(tmp_path)
+    continues_the_training(tmp_path)
 
 
-def goes_on_from_it(tmp_path: Path) -> None:
-    """A run that starts from the family trains what its budget has steps for, and leaves the rest as it is."""
+def continues_the_training(tmp_path: Path) -> None:
+    """A run that starts from the family trains the parts that its budget has steps for, and keeps the others."""
     kept = replace(BUDGETS["smoke"], scenes=500, seen=32, heavy_steps=0, decoder_steps=0, light_steps=0)
     made, again = tmp_path / "weir-tiny", tmp_path / "again"
     train_family(again, tmp_path / "work-again", budget=kept, seed=2, device="cpu", start=made, drawn_steps=1)
@@ -43,7 +44,7 @@ def goes_on_from_it(tmp_path: Path) -> None:
     assert changed == {"discriminator"}
 
 
-def test_a_budget_without_unets_asks_where_to_take_them_from(tmp_path: Path) -> None:
+def test_a_budget_without_unets_needs_a_family_to_start_from(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="--start"):
         train_family(tmp_path, tmp_path / "work", budget=BUDGETS["discriminator"], seed=1, device="cpu")
     with pytest.raises(ConfigError, match="no family to start from"):

@@ -1,4 +1,4 @@
-"""A head held against samples one by one: calm while they are alike, fitted again once they are surely not."""
+"""Shadow samples leave a valid head unchanged, and lead to a new head once it has drifted significantly."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ RULES = DriftRules(limit=0.1, back=0.2)
 
 
 @pytest.fixture(scope="module")
-def learnt():
+def fitted():
     pairs, vectors = learnable()
     return fit_levels(pairs, vectors, "e-1", "f", alpha=0.95)[0]
 
 
-def fed(head, worse: float = 1.0, count: int = 300, enough: int = 200) -> ShadowCheck:
-    """A check that has seen so many samples; on every second one the faster rungs are so many times as good as ever."""
+def checked(head, worse: float = 1.0, count: int = 300, enough: int = 200) -> ShadowCheck:
+    """A check with ``count`` samples; on every second one the faster rungs' quality is multiplied by ``worse``."""
     pairs, vectors = learnable(count, seed=1)
     of = dict(zip(pairs.prompts, vectors, strict=True))
     check = ShadowCheck(head, lambda prompts: np.stack([of[p] for p in prompts]), RULES, enough)
@@ -30,43 +30,43 @@ def fed(head, worse: float = 1.0, count: int = 300, enough: int = 200) -> Shadow
     return check
 
 
-def test_the_same_prompts_as_ever_leave_it_alone(learnt):
-    check = fed(learnt)
+def test_samples_like_the_recorded_ones_do_not_refit_the_head(fitted):
+    check = checked(fitted)
     assert not check.drifted
     assert check.refitted() is None
 
 
-def test_other_losses_bring_a_new_head_that_holds(learnt):
-    check = fed(learnt, worse=0.2)
+def test_other_losses_lead_to_a_new_head_that_has_not_drifted(fitted):
+    check = checked(fitted, worse=0.2)
     assert check.drifted
     head = check.refitted()
-    assert head.version != learnt.version
-    assert head.about.rungs == learnt.about.rungs
-    assert not fed(head, worse=0.2).drifted
+    assert head.version != fitted.version
+    assert head.about.rungs == fitted.about.rungs
+    assert not checked(head, worse=0.2).drifted
 
 
-def test_no_head_is_fitted_on_a_few_samples(learnt):
-    check = fed(learnt, worse=0.2, count=150)
+def test_no_head_is_fitted_on_too_few_samples(fitted):
+    check = checked(fitted, worse=0.2, count=150)
     assert check.drifted
     assert check.refitted() is None
 
 
-def test_samples_that_cannot_tell_prompts_apart_fit_nothing(learnt):
-    check = ShadowCheck(learnt, lambda prompts: np.zeros((len(prompts), 16)), RULES, enough=60)
+def test_samples_of_a_single_level_fit_no_head(fitted):
+    check = ShadowCheck(fitted, lambda prompts: np.zeros((len(prompts), 16)), RULES, enough=60)
     for i in range(60):
         check.take(str(i), [1.0, 0.0, 0.0], 0.5)
     assert check.drifted
     assert check.refitted() is None
 
 
-def test_a_sample_whose_best_image_shows_nothing_says_nothing(learnt):
-    check = ShadowCheck(learnt, lambda prompts: np.zeros((len(prompts), 16)))
+def test_a_sample_whose_best_image_has_no_quality_is_ignored(fitted):
+    check = ShadowCheck(fitted, lambda prompts: np.zeros((len(prompts), 16)))
     assert check.take("p", [0.0, 0.0, 0.0], 0.5) == ()
     assert len(check) == 0
 
 
-def test_it_keeps_no_more_than_it_needs(learnt):
-    check = ShadowCheck(learnt, lambda prompts: np.zeros((len(prompts), 16)))
+def test_the_number_of_stored_samples_is_bounded(fitted):
+    check = ShadowCheck(fitted, lambda prompts: np.zeros((len(prompts), 16)))
     for i in range(KEPT + 1):
         check._samples.append((str(i), [1.0, 1.0, 1.0], 0.5))
     assert len(check) == KEPT

@@ -1,4 +1,4 @@
-"""The tokenizer knows the captions' words and survives everything else."""
+"""Each caption word is one token, and any other text can be encoded."""
 
 import pytest
 
@@ -13,7 +13,7 @@ def test_every_caption_word_is_one_token(word: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "Ünïcode 🎨 größer", "x" * 5000, "a\nb\tc", "\u0000"])
-def test_any_text_becomes_a_full_row_of_known_tokens(text: str) -> None:
+def test_any_text_is_encoded_to_a_full_row_of_known_tokens(text: str) -> None:
     ids = TOKENIZER(text, padding="max_length", truncation=True).input_ids
     assert len(ids) == MAX_TOKENS
     assert all(0 <= i < len(TOKENIZER) for i in ids)

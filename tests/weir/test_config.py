@@ -6,9 +6,9 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from controller.policies import POLICIES
-from weir.config import CacheConfig, ControllerConfig, load_family, load_service
+from weir.config import CacheConfig, FamilyConfig, PlanConfig, load_family, load_service
 from weir.errors import ConfigError
+from weir.plan import Plan
 
 SERVICE = yaml.safe_load(Path("deploy/configs/weir-tiny.yaml").read_text())
 
@@ -40,11 +40,21 @@ def test_every_shipped_service_is_valid(path: Path) -> None:
         ({"colour": "red"}, "colour"),
         ({"plan": {"light_replicas": 0, "heavy_replicas": 0}}, "light_replicas"),
         ({"plan": {"light_replicas": 1, "heavy_replicas": 1, "threshold": 3}}, "plan.threshold"),
+        ({"plan": {"light_replicas": 1}}, "heavy_replicas is missing"),
+        ({"plan": {"light_replicas": 1, "heavy_replicas": 1, "replicas": {"light": 1}}}, "give either replicas"),
+        ({"plan": {"replicas": {"light": 1, "medium": 1, "heavy": 1}}}, "plan.replicas.medium: .* light, heavy"),
+        ({"plan": {"replicas": {"light": 1}}}, "plan.replicas: heavy, the last variant, is missing"),
+        ({"plan": {"replicas": {"light": 1, "heavy": 1}, "batch": {"medium": 1}}}, "plan.batch.medium"),
+        (
+            {"plan": {"replicas": {"light": 1, "heavy": 1}, "thresholds": {"heavy": 0.5}}},
+            "plan.thresholds.heavy: heavy is the last variant of the plan; leave it out",
+        ),
+        ({"plan": {"replicas": {"heavy": 1}, "thresholds": {"light": 0.5}}}, "light has no entry in replicas"),
+        ({"pairs": [{"family": "a.yaml", "profile": "a.json"}]}, "list all light variants .* under variants in one"),
         ({"http": {"port": 99999}}, "http.port"),
         ({"family": "nowhere.yaml"}, "nowhere.yaml"),
         ({"profile": "nowhere.json"}, "weir profile"),
         ({"controller": {"policy": "weir"}}, "controller.policy weir needs a profile; make one with `weir profile`"),
-        ({"controller": {"policy": "magic"}}, "controller.policy"),
     ],
 )
 def test_a_mistake_names_the_file_and_the_key(tmp_path: Path, changes: dict, named: str) -> None:
@@ -61,9 +71,109 @@ def test_a_file_that_is_no_configuration_is_named(tmp_path: Path, text: str) -> 
         load_service(path)
 
 
-def test_every_policy_that_a_service_may_name_exists() -> None:
-    named = ControllerConfig.model_fields["policy"].annotation.__args__  # type: ignore[union-attr]
-    assert set(named) - {"static"} <= set(POLICIES)
+# ------------------------------------------------------------------------------------------------------ ladders
+
+FAMILY = {"name": "f", "pipeline": "p", "size": 64}
+
+
+def variant(name: str, **fields: object) -> dict[str, object]:
+    return {"name": name, "scheduler": "ddim", "steps": 2, "guidance": 1} | fields
+
+
+THREE = {
+    "light": variant("l", discriminator="d"),
+    "medium": variant("m", discriminator="d"),
+    "heavy": variant("h", steps=50),
+}
+
+
+def test_light_heavy_and_discriminator_are_short_for_a_ladder_of_two() -> None:
+    short = FamilyConfig.model_validate(
+        FAMILY | {"light": variant("l"), "heavy": variant("h"), "discriminator": "somewhere"}
+    )
+    whole = FAMILY | {"variants": {"light": variant("l", discriminator="somewhere"), "heavy": variant("h")}}
+    assert short == FamilyConfig.model_validate(whole)
+    assert (short.keys, short.light.name, short.heavy.name) == (("light", "heavy"), "l", "h")
+    assert short.discriminator == "somewhere"
+
+
+def test_a_ladder_keeps_its_order_and_survives_the_wire() -> None:
+    family = FamilyConfig.model_validate(FAMILY | {"variants": THREE})
+    assert family.keys == ("light", "medium", "heavy")
+    assert FamilyConfig.model_validate_json(family.model_dump_json()) == family
+
+
+@pytest.mark.parametrize(
+    ("fields", "problem"),
+    [
+        ({"variants": {"heavy": THREE["heavy"]}}, "at least two"),
+        ({"light": THREE["light"]}, "heavy is missing"),
+        ({"variants": THREE, "light": THREE["light"]}, "give either variants, or light, heavy"),
+        ({"variants": {"Light": THREE["light"], "heavy": THREE["heavy"]}}, "'Light' is no key"),
+        ({"variants": {"cache": THREE["light"], "heavy": THREE["heavy"]}}, "'cache' is no key"),
+        ({"variants": {"light-deadline": THREE["light"], "heavy": THREE["heavy"]}}, "nor end in -deadline"),
+        ({"variants": {"light": THREE["light"], "heavy": variant("l")}}, "each needs one of its own"),
+        ({"variants": {**THREE, "heavy": variant("h", discriminator="d")}}, "nothing follows the last variant"),
+        ({"variants": {**THREE, "medium": variant("m", discriminator="clip")}}, "medium: .* no clip is named"),
+    ],
+)
+def test_a_ladder_that_is_none_is_refused(fields: dict, problem: str) -> None:
+    with pytest.raises(ValidationError, match=problem):
+        FamilyConfig.model_validate(FAMILY | fields)
+
+
+def test_a_mistake_in_the_short_form_is_named_by_the_key_in_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "family.yaml"
+    path.write_text(yaml.safe_dump(FAMILY | {"light": variant("l", steps=0), "heavy": variant("h")}))
+    with pytest.raises(ConfigError, match=r"family\.yaml: light\.steps: "):
+        load_family(path)
+
+
+def test_a_plan_for_a_ladder_names_each_variant_and_the_rest_has_defaults() -> None:
+    given = {"replicas": {"heavy": 2, "light": 1, "medium": 1}, "batch": {"light": 8}, "thresholds": {"medium": 0.3}}
+    plan = PlanConfig.model_validate(given).plan(("light", "medium", "heavy"))
+    assert plan.chain == ("light", "medium", "heavy"), "in the order of the ladder"
+    assert plan.thresholds == (0.5, 0.3)
+    assert [(a.role, a.batch_size) for a in plan.assignments] == [
+        ("light", 8),
+        ("medium", 4),
+        ("heavy", 4),
+        ("heavy", 4),
+    ]
+
+
+def test_a_plan_may_leave_a_variant_of_the_ladder_out() -> None:
+    plan = PlanConfig.model_validate({"replicas": {"light": 1, "heavy": 2}}).plan(("light", "medium", "heavy"))
+    assert (plan.chain, plan.thresholds) == (("light", "heavy"), (0.5,))
+
+
+def test_the_short_form_of_a_plan_is_one_of_light_and_heavy() -> None:
+    short = {"light_replicas": 1, "heavy_replicas": 2, "light_batch": 2, "heavy_batch": 3, "threshold": 0.7}
+    plan = PlanConfig.model_validate(short).plan(("light", "heavy"))
+    assert plan == Plan.split(1, 1, 2, light_batch=2, heavy_batch=3, threshold=0.7)
+
+
+def test_a_threshold_without_a_judge_is_named_before_anything_starts(tmp_path: Path) -> None:
+    family = tmp_path / "family.yaml"
+    family.write_text(yaml.safe_dump(FAMILY | {"variants": {**THREE, "medium": variant("m")}}, sort_keys=False))
+    for shared in ("p", "d"):
+        (tmp_path / shared).mkdir()
+    replicas = {"light": 1, "medium": 1, "heavy": 1}
+    path = service(tmp_path, family=str(family), plan={"replicas": replicas})
+    with pytest.raises(ConfigError, match=r"plan\.thresholds\.medium is 0\.5, and medium of f has no discriminator"):
+        load_service(path)
+    load_service(service(tmp_path, family=str(family), plan={"replicas": replicas, "thresholds": {"medium": 1}}))
+    profile = Path("deploy/profiles/a100-sdxl.json").resolve()
+    emulated = {"replicas": replicas}, {"emulate": str(profile)}
+    load_service(service(tmp_path, family=str(family), plan=emulated[0], pool=emulated[1]))
+
+
+def test_levels_are_of_one_light_variant(tmp_path: Path) -> None:
+    family = Path("deploy/families/weir-tiny-three.yaml").resolve()
+    with pytest.raises(
+        ConfigError, match=r"cache\.levels: levels are fitted on one light variant, and weir-tiny-three"
+    ):
+        load_service(service(tmp_path, family=str(family), cache={"mode": "read", "levels": "head"}))
 
 
 def test_shadow_samples_need_a_head_that_they_check():

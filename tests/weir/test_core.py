@@ -1,63 +1,50 @@
-"""Plans are checked where they are made and where they arrive."""
+"""What travels between processes arrives as it was; curves never bend the wrong way."""
 
-from dataclasses import asdict
+from __future__ import annotations
+
+import json
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from weir.core import Assignment, DeferralCurve, LatencyProfile, Plan, Role, Rules
-from weir.errors import PlanError
-
-assignments = st.lists(st.builds(Assignment, st.sampled_from(Role), st.integers(1, 64)), min_size=1, max_size=20)
-plans = st.builds(
-    Plan,
-    version=st.integers(0, 10**9),
-    assignments=assignments.map(tuple),
-    threshold=st.floats(0, 1),
-    admitted_rps=st.none() | st.floats(0, 1e6),
-    rules=st.builds(Rules, heavy_entry=st.floats(0, 1), drop_after_s=st.none() | st.floats(1e-3, 1e6)),
+from weir.core import (
+    CacheLookup,
+    DeferralCurve,
+    ImageRequest,
+    LatencyProfile,
+    Overrides,
+    Resume,
+    WarmStart,
 )
-
-
-@given(plans)
-def test_a_plan_survives_the_way_to_its_consumers(plan: Plan) -> None:
-    assert Plan.from_dict(plan.to_dict()) == plan
 
 
 @pytest.mark.parametrize(
-    ("change", "named"),
+    "fields",
     [
-        ({"version": -1}, "version"),
-        ({"threshold": 1.5}, "threshold"),
-        ({"threshold": float("nan")}, "threshold"),
-        ({"assignments": []}, "assignments"),
-        ({"assignments": [["light", 0]]}, "batch_size"),
-        ({"assignments": [["medium", 1]]}, "medium"),
-        ({"admitted_rps": -1.0}, "admitted_rps"),
-        ({"colour": "red"}, "colour"),
-        ({"rules": {**asdict(Rules()), "heavy_entry": 2.0}}, "heavy_entry"),
-        ({"rules": {**asdict(Rules()), "drop_after_s": 0.0}}, "drop_after_s"),
-        ({"rules": {**asdict(Rules()), "replica_choice": "nearest"}}, "nearest"),
-        ({"rules": {**asdict(Rules()), "colour": "red"}}, "colour"),
-        ({"rules": None}, "NoneType"),
+        {},
+        {"overrides": Overrides(20, 3.5), "judge": True},
+        {"resume": Resume("key", 10, 2, 0.9), "capture": "partition"},
+        {"warm_start": WarmStart(b"latent", 5)},
     ],
 )
-def test_a_wrong_plan_is_refused_by_name(change: dict, named: str) -> None:
-    good = Plan.split(1, 1, 1, light_batch=1, heavy_batch=1, threshold=0.5).to_dict()
-    with pytest.raises(PlanError, match=named):
-        Plan.from_dict({**good, **change})
+def test_a_request_survives_the_wire(fields: dict) -> None:
+    request = ImageRequest("a", "a red circle", 1, 64, 64, 1e9, **fields)
+    assert ImageRequest.from_dict(request.to_dict()) == request
 
 
-def test_a_missing_key_is_named() -> None:
-    with pytest.raises(PlanError, match="threshold"):
-        Plan.from_dict({"version": 1, "assignments": [["light", 1]]})
+def test_a_request_of_an_older_form_is_no_request() -> None:
+    request = ImageRequest("a", "a red circle", 1, 64, 64, 1e9).to_dict()
+    with pytest.raises(TypeError):
+        ImageRequest.from_dict(request | {"resume_step": 5})
 
 
-def test_a_rank_beyond_the_plan_takes_the_last_assignment() -> None:
-    plan = Plan.split(1, 1, 2, light_batch=1, heavy_batch=4, threshold=0.5)
-    assert plan.assignment(0).role is Role.LIGHT
-    assert plan.assignment(7) == Assignment(Role.HEAVY, 4)
+def test_a_lookup_survives_the_wire_and_finds_the_nearest_state_below_a_step() -> None:
+    lookup = CacheLookup("p", 0.9, "e", Resume("ten", 10), ((5, "five"), (10, "ten")), capture=True, prompt_class=2)
+    assert CacheLookup.from_dict(lookup.to_dict()) == lookup
+    assert [lookup.at(k) for k in (4, 5, 9, 10)] == [None, Resume("five", 5), Resume("five", 5), Resume("ten", 10)]
+    assert (lookup.steps_left(50), lookup.saved(50)) == (40, 0.2)
+    assert json.dumps(lookup.to_dict())
 
 
 @given(st.integers(1, 100), st.integers(1, 100))

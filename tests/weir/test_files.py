@@ -1,4 +1,4 @@
-"""A file is there whole or not at all, and a wrong place is known before the work."""
+"""Files are written atomically, and a path that cannot be written is refused before the work."""
 
 import resource
 from pathlib import Path
@@ -10,7 +10,7 @@ from weir.errors import ConfigError
 from weir.files import check_place, make_folder, written_whole
 
 
-def test_the_file_is_there_when_the_block_has_ended_well(tmp_path: Path) -> None:
+def test_the_file_is_written_when_the_block_ends_without_an_error(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_text("old")
     with written_whole(path) as draft:
@@ -20,7 +20,7 @@ def test_the_file_is_there_when_the_block_has_ended_well(tmp_path: Path) -> None
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_block_that_fails_leaves_what_was_there_and_no_draft(tmp_path: Path) -> None:
+def test_a_failing_block_leaves_the_old_file_and_no_draft(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_text("old")
 
@@ -35,7 +35,7 @@ def test_a_block_that_fails_leaves_what_was_there_and_no_draft(tmp_path: Path) -
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_full_disk_is_named_and_leaves_what_was_there(tmp_path: Path) -> None:
+def test_a_full_disk_is_reported_and_leaves_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "a.npy"
     path.write_text("old")
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -59,11 +59,11 @@ def test_a_full_disk_is_named_and_leaves_what_was_there(tmp_path: Path) -> None:
         (".", "is a folder"),
         ("/", "is a folder"),
         ("missing/a.txt", "no folder"),
-        ("/dev/null", "no regular file"),
+        ("/dev/null", "not a regular file"),
         ("a" * 250, "cannot be written"),
     ],
 )
-def test_a_place_where_no_file_can_be_written_is_named(tmp_path: Path, monkeypatch, name: str, said: str) -> None:
+def test_a_path_that_cannot_be_written_is_refused_by_name(tmp_path: Path, monkeypatch, name: str, said: str) -> None:
     monkeypatch.chdir(tmp_path)
     for attempt in (check_place, lambda path: written_whole(path).__enter__()):
         with pytest.raises(ConfigError, match=said) as refused:
@@ -72,15 +72,15 @@ def test_a_place_where_no_file_can_be_written_is_named(tmp_path: Path, monkeypat
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_folder_is_made_and_stays_empty(tmp_path: Path) -> None:
+def test_a_folder_is_created_and_stays_empty(tmp_path: Path) -> None:
     for _ in range(2):
         make_folder(tmp_path / "a" / "b")
         assert list((tmp_path / "a" / "b").iterdir()) == []
 
 
 @pytest.mark.parametrize("name", ["taken", "taken/a", "/proc", "/proc/a"])
-def test_a_folder_that_takes_no_files_is_named(tmp_path: Path, monkeypatch, name: str) -> None:
+def test_a_folder_that_cannot_be_written_in_is_refused_by_name(tmp_path: Path, monkeypatch, name: str) -> None:
     monkeypatch.chdir(tmp_path)
     Path("taken").touch()
-    with pytest.raises(ConfigError, match=f"^{name}: no folder that can be written in"):
+    with pytest.raises(ConfigError, match=f"^{name}: cannot write in this folder"):
         make_folder(Path(name))

@@ -1,4 +1,4 @@
-"""The page of promises holds what it says: every test that it names exists, and so does what a mutation changes."""
+"""Every test on the page of guarantees exists, and so does the code that each mutation changes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def rows() -> list[str]:
 
 
 @pytest.mark.parametrize("row", rows(), ids=lambda row: row.split("|")[2].strip()[:60])
-def test_every_promise_names_tests_that_exist(row: str) -> None:
+def test_every_guarantee_names_existing_tests(row: str) -> None:
     cells = [cell.strip() for cell in row.strip("|").split("|")]
     assert len(cells) == 5
     assert all(cells)
@@ -36,7 +36,7 @@ def test_every_promise_names_tests_that_exist(row: str) -> None:
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.what)
-def test_every_mutation_still_finds_its_mechanism_and_its_test_is_on_the_page(mutation: Mutation) -> None:
+def test_the_code_of_every_mutation_exists_once_and_its_test_is_on_the_page(mutation: Mutation) -> None:
     assert Path(mutation.file).read_text().count(mutation.mechanism) == 1
     path, _, name = mutation.test.partition("::")
     assert (path, name) in NAMED.findall(PAGE.read_text())

@@ -1,4 +1,4 @@
-"""What every metric promises: a name with its unit, a help text, and few enough series for any Prometheus."""
+"""Every metric has a name with its unit, a help text, and a bounded number of series."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from weir.errors import NotFinite, Overloaded
 from weir.metrics import OTHER, Metric
 
 UNITS = ("seconds", "bytes", "rps", "total")
-#: Numbers without a unit: counts of things that are there now, shares, cosines, versions.
-BARE = {
+#: Names without a unit: current counts, shares, cosines, versions.
+UNITLESS = {
     "weir_batch_size",
     "weir_cache_breaker_open",
     "weir_cache_entries",
@@ -36,23 +36,23 @@ BARE = {
     "weir_replicas_alive",
     "weir_replicas_ready",
 }
-#: Of one process; a histogram has a series for each bucket and three more.
+#: At most, in one process; a histogram has a series for each bucket and three more.
 MOST_SERIES = 110
 EVERY = pytest.mark.parametrize("metric", metrics.ALL, ids=lambda metric: metric.name)
 
 
-def test_no_two_have_the_same_name():
+def test_names_are_unique():
     assert len({metric.name for metric in metrics.ALL}) == len(metrics.ALL)
 
 
 @EVERY
-def test_a_name_ends_in_its_unit_and_a_help_is_a_sentence(metric: Metric):
+def test_a_name_ends_in_its_unit_and_a_help_text_is_a_sentence(metric: Metric):
     assert metric.name.startswith("weir_")
-    assert metric.name.rpartition("_")[2] in UNITS or metric.name in BARE
+    assert metric.name.rpartition("_")[2] in UNITS or metric.name in UNITLESS
     assert metric.name.endswith("_total") == (metric.kind == "counter")
     assert metric.help[0].isupper() or metric.help[0].isdigit()
     assert metric.help.endswith(".")
-    assert metric.help.isascii()  # Ray takes nothing else
+    assert metric.help.isascii()  # Ray accepts only ASCII
 
 
 @EVERY
@@ -69,28 +69,28 @@ def test_the_number_of_series_is_bounded(metric: Metric):
 @EVERY
 def test_only_a_histogram_has_buckets_and_they_ascend(metric: Metric):
     assert bool(metric.buckets) == (metric.kind == "histogram")
-    assert all(low < high for low, high in pairwise((0.0, *metric.buckets)))  # Ray takes none at or below 0
+    assert all(low < high for low, high in pairwise((0.0, *metric.buckets)))  # Ray accepts no bound at or below 0
 
 
-def test_every_error_of_the_house_is_a_code():
+def test_every_error_code_is_a_value_of_the_label_code():
     assert {Overloaded.code, NotFinite.code} <= set(metrics.CODE.values)
 
 
-def test_what_a_label_does_not_list_becomes_other():
-    checked = metrics.FAILED.checked({"code": "a prompt that somebody typed"})
+def test_a_value_that_a_label_does_not_list_becomes_other():
+    checked = metrics.FAILED.checked({"code": "a prompt"})
     assert checked == {"code": OTHER}
     with pytest.raises(KeyError):
         metrics.FAILED.checked({})
 
 
-def test_every_metric_can_be_told_and_read_back():
+def test_every_metric_can_be_recorded_and_read_back():
     from weir.telemetry import PrometheusMetrics
 
     registry = CollectorRegistry()
-    told = PrometheusMetrics(registry)
+    recorder = PrometheusMetrics(registry)
     for metric in metrics.ALL:
-        tell = {"gauge": told.set, "counter": told.add, "histogram": told.observe}[metric.kind]
-        tell(metric, 0.5, **{label.name: label.values[0] for label in metric.labels})
+        record = {"gauge": recorder.set, "counter": recorder.add, "histogram": recorder.observe}[metric.kind]
+        record(metric, 0.5, **{label.name: label.values[0] for label in metric.labels})
     from prometheus_client import generate_latest
 
     families = {it.name: it for it in text_string_to_metric_families(generate_latest(registry).decode())}

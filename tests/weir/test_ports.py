@@ -1,4 +1,4 @@
-"""A port that is chosen for a process that is still to be started."""
+"""Ports are chosen for processes that start later."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from weir import ports
 from weir.ports import free_port
 
 
-def test_it_can_be_listened_on_and_no_outgoing_connection_gets_it() -> None:
+def test_a_free_port_is_below_the_ephemeral_range_and_can_be_listened_on() -> None:
     port = free_port()
     first, last = map(int, Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split())
     assert not first <= port <= last
@@ -19,7 +19,7 @@ def test_it_can_be_listened_on_and_no_outgoing_connection_gets_it() -> None:
         assert server.getsockname()[1] == port != client.getsockname()[1]
 
 
-def test_one_that_is_taken_is_not_given(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_port_that_is_in_use_is_not_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
     port = free_port()
     monkeypatch.setattr(ports, "_FIRST", port)
     monkeypatch.setattr(ports, "_RANGE", Path("/nowhere"))
@@ -28,11 +28,11 @@ def test_one_that_is_taken_is_not_given(monkeypatch: pytest.MonkeyPatch) -> None
         assert port not in {free_port() for _ in range(20)}
 
 
-def test_where_no_port_lies_below_the_range_the_kernel_chooses(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_kernel_chooses_if_no_port_is_below_the_ephemeral_range(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ports, "_FIRST", 70_000)
     assert free_port() > 0
 
 
-def test_an_address_that_is_not_of_this_machine_is_an_error() -> None:
+def test_an_address_of_another_machine_is_refused() -> None:
     with pytest.raises(OSError, match="assign"):
         free_port("192.0.2.1")

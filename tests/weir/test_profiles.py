@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from testing.toy_family import PROFILE
-from weir.core import Role
 from weir.errors import ConfigError
 from weir.profiles import Profile, load_profile
 
@@ -41,9 +40,70 @@ def test_a_wrong_entry_is_named_with_the_way_to_a_new_profile(tmp_path, heavy, p
 
 def test_times_that_fall_with_the_batch_size_count_as_level(tmp_path):
     profile = load_profile(written(tmp_path, batch_sizes=[1, 2, 4], latency_s=[0.2, 0.15, 0.3]))
-    assert profile.variant(Role.HEAVY).latency.latency_s == (0.2, 0.2, 0.3)
+    assert profile.variant("heavy").latency.latency_s == (0.2, 0.2, 0.3)
 
 
 def test_without_measured_confidences_only_the_threshold_1_defers():
     curve = Profile.model_validate(PROFILE).deferral()
     assert (curve.at(0.9), curve.at(1.0)) == (0.0, 1.0)
+
+
+# ------------------------------------------------------------------------------------------------------ ladders
+
+LADDER: dict[str, Any] = {
+    "light": {**PROFILE["light"], "confidences": [0.2, 0.4]},
+    "medium": {**PROFILE["heavy"], "name": "toy-medium", "steps": 10, "confidences": [0.5, 0.9]},
+    "heavy": PROFILE["heavy"],
+}
+
+
+def three(**changes: Any) -> dict[str, Any]:
+    """A profile of three, with fields of some variants changed."""
+    variants = {key: {**fields, **changes.get(key, {})} for key, fields in LADDER.items()}
+    return {"family": "toy", "device": "none", "variants": variants}
+
+
+def test_light_heavy_confidences_and_quality_are_short_for_a_ladder_of_two():
+    quality = {"values": [1, 0.5], "smaller_is_better": False}
+    short = Profile.model_validate({**PROFILE, "confidences": [0.1], "quality": quality})
+    assert short.keys == ("light", "heavy")
+    assert short.light.confidences == short.confidences == (0.1,)
+    assert short.light.quality is not None
+    assert short.light.quality == short.quality
+    assert Profile.model_validate_json(short.model_dump_json()) == short
+
+
+def test_each_judge_has_its_own_deferral_curve():
+    profile = Profile.model_validate(three())
+    assert [profile.deferral(key).at(0.45) for key in ("light", "medium")] == [1.0, 0.0]
+    assert profile.deferral() == profile.deferral("light")
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"medium": {"confidences": [0.5]}}, "of the same prompts in the same order"),
+        ({"medium": {"confidences": [0.5, 2]}}, "less than or equal to 1"),
+        (
+            {"heavy": {"quality": {"values": [1, 1], "smaller_is_better": False}}},
+            "belongs to the variant that is mixed",
+        ),
+        (
+            {"light": {"quality": {"values": [1, 1], "smaller_is_better": False, "by_heavy_steps": {50: 1}}}},
+            "fewer than the last variant's 50 steps",
+        ),
+    ],
+)
+def test_a_ladder_that_does_not_fit_together_is_refused(tmp_path, changes, problem):
+    path = tmp_path / "profile.json"
+    path.write_text(json.dumps(three(**changes)))
+    with pytest.raises(ConfigError, match=problem):
+        load_profile(path)
+
+
+def test_a_profile_of_another_ladder_than_the_familys_is_refused_with_a_remedy(tmp_path):
+    path = tmp_path / "profile.json"
+    path.write_text(json.dumps(three()))
+    assert load_profile(path, ("light", "medium", "heavy")).keys == ("light", "medium", "heavy")
+    with pytest.raises(ConfigError, match="and the family light, heavy; measure the family with `weir profile`"):
+        load_profile(path, ("light", "heavy"))

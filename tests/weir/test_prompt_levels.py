@@ -1,4 +1,4 @@
-"""Level heads: files that cannot be used are refused by name, vectors that say nothing get no level."""
+"""Level heads: invalid files are refused by name, and invalid vectors get no level."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def file(tmp_path):
     return path
 
 
-def test_what_is_saved_is_read_back(file):
+def test_a_saved_head_is_loaded_unchanged(file):
     head = LevelHead.load(file, encoder="clip-1", steps=50)
     assert head.about == LEVELS
     assert head.levels(np.array([[0.1, 0.9], [0.3, -0.9]])).tolist() == [0, 1]
@@ -25,16 +25,16 @@ def test_what_is_saved_is_read_back(file):
 
 
 @pytest.mark.parametrize("vector", [[np.nan, 0.0], [np.inf, 0.0], [0.5], [0.1, 0.2, 0.3], []])
-def test_a_vector_that_says_nothing_gets_no_level(file, vector):
+def test_an_invalid_vector_gets_no_level(file, vector):
     assert LevelHead.load(file).level(np.array(vector)) is None
 
 
-def test_a_missing_file_is_named_with_the_remedy(tmp_path):
+def test_a_missing_file_is_refused_with_the_remedy(tmp_path):
     with pytest.raises(ConfigError, match=r"there is no file .*none.*weir levels fit"):
         LevelHead.load(tmp_path / "none")
 
 
-def test_another_file_is_refused(tmp_path):
+def test_a_file_that_is_no_level_head_is_refused(tmp_path):
     (tmp_path / "x").write_text("no head")
     with pytest.raises(ConfigError, match=r"not a level head.*weir levels fit"):
         LevelHead.load(tmp_path / "x")
@@ -45,7 +45,7 @@ def test_a_head_of_another_encoder_is_refused(file):
         LevelHead.load(file, encoder="clip-2")
 
 
-def test_a_head_that_is_older_than_the_ladder_is_refused(file):
+def test_a_head_of_another_ladder_is_refused(file):
     with pytest.raises(ConfigError, match="its best level is heavy-50, the heavy variant now runs 25 steps"):
         LevelHead.load(file, steps=25)
 
@@ -59,7 +59,7 @@ def other() -> LevelHead:
     return LevelHead(np.array([0.0, 1.0]), np.array([0.1]), LEVELS)
 
 
-def test_a_new_head_takes_the_old_ones_place_and_both_are_kept_by_version(file):
+def test_a_published_head_replaces_the_old_one_and_both_are_stored_by_version(file):
     old, new = LevelHead.load(file), other()
     new.publish(file)
     assert LevelHead.load(file).version == new.version
@@ -68,7 +68,7 @@ def test_a_new_head_takes_the_old_ones_place_and_both_are_kept_by_version(file):
     assert len(list(file.parent.iterdir())) == 3
 
 
-def test_a_head_that_is_replaced_is_noticed_once(file):
+def test_a_replaced_file_is_noticed_once(file):
     watched = WatchedHead(file, encoder="clip-1", steps=50)
     assert not watched.renewed()
     other().publish(file)
@@ -77,7 +77,7 @@ def test_a_head_that_is_replaced_is_noticed_once(file):
     assert not watched.renewed()
 
 
-def test_a_file_that_turns_bad_or_goes_leaves_the_head_as_it_is(file):
+def test_an_invalid_or_missing_file_does_not_change_the_head(file):
     watched = WatchedHead(file)
     before = watched.head.version
     file.write_text("no head")

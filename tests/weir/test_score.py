@@ -17,14 +17,14 @@ from typer.testing import CliRunner
 from cli.main import app
 from quality.inception import InceptionV3
 from traces.outcome import Outcome, OutcomeFile
-from training.scenes import caption, draw_scene, render
+from training.scenes import caption, render, sample_scene
 
 CLIP = Path("models/weir-tiny/clip")
 
 
 def scenes(count: int, seed: int) -> list[tuple[str, Image.Image]]:
     rng = np.random.default_rng(seed)
-    return [(caption(scene), Image.fromarray(render(scene))) for scene in (draw_scene(rng) for _ in range(count))]
+    return [(caption(scene), Image.fromarray(render(scene))) for scene in (sample_scene(rng) for _ in range(count))]
 
 
 def replayed(folder: Path, drawn: Sequence[tuple[str, Image.Image | None]]) -> Path:
@@ -95,7 +95,7 @@ def test_published_measures_are_named_by_folder(runs: tuple[Path, Path, Path], t
         (["nowhere"], "make it with `weir replay`"),
         (["empty"], "kept no images"),
         (["right", "--against", "late"], "no request in common"),
-        (["right", "--reference", "empty"], "at least two pictures"),
+        (["right", "--reference", "empty"], "at least two images"),
         (["right", "--clip", "empty"], "empty"),
         (["right", "--family", "nowhere.yaml"], "nowhere.yaml"),
     ],

@@ -1,4 +1,4 @@
-"""A state survives the way to a store and back; damaged bytes are refused, never trusted."""
+"""A state survives serialization, and damaged bytes are refused."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from workers.engine.state_memory import InMemoryStates
 STATE = State(np.arange(16, dtype=np.float16).reshape(4, 2, 2), 10, 50, "DDIM-v_prediction-00", "heavy-00")
 
 
-def test_bytes_read_back_as_the_same_state() -> None:
+def test_a_state_is_read_back_unchanged_from_its_bytes() -> None:
     again = State.from_bytes(STATE.to_bytes())
     assert np.array_equal(again.latent, STATE.latent)
     assert again.latent.dtype == np.float16
@@ -34,14 +34,14 @@ def test_damaged_bytes_are_refused(damaged: bytes) -> None:
 @pytest.mark.parametrize(
     ("steps", "captured"), [(50, (5, 10, 15, 20, 25)), (25, (2, 5, 8, 10, 12)), (4, (1, 2)), (1, ())]
 )
-def test_the_same_shares_of_every_run_are_captured(steps: int, captured: tuple[int, ...]) -> None:
+def test_every_run_is_captured_at_the_same_shares(steps: int, captured: tuple[int, ...]) -> None:
     assert capture_steps(steps) == captured
 
 
-def test_states_are_found_under_the_name_of_the_request_and_the_oldest_leave_first() -> None:
+def test_states_are_found_by_request_and_the_oldest_leave_first() -> None:
     store = InMemoryStates(limit=2)
     for name in ("a", "b", "c"):
-        store.put(ImageRequest(name, "a red circle", 1, 64, 64, deadline=1.0), [STATE])
-    assert store.get(state_key("a", 10)) is None
-    assert store.get(state_key("c", 10)) is STATE
-    assert store.get(state_key("c", 5)) is None
+        store.put(ImageRequest(name, "a red circle", 1, 64, 64, deadline=1.0, capture="p"), [STATE])
+    assert store.get(state_key("p", "a", 10)) is None
+    assert store.get(state_key("p", "c", 10)) is STATE
+    assert store.get(state_key("p", "c", 5)) is None

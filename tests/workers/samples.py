@@ -13,9 +13,12 @@ def profile(light_s: float = 0.01, heavy_s: float = 0.04, confidences: tuple[flo
     return Profile(
         family="tiny",
         device="test",
-        light=VariantProfile(name="l", steps=1, batch_sizes=(1, 4), latency_s=(light_s, 2 * light_s)),
-        heavy=VariantProfile(name="h", steps=50, batch_sizes=(1, 4), latency_s=(heavy_s, 2 * heavy_s)),
-        confidences=confidences,
+        variants={
+            "light": VariantProfile(
+                name="l", steps=1, batch_sizes=(1, 4), latency_s=(light_s, 2 * light_s), confidences=confidences
+            ),
+            "heavy": VariantProfile(name="h", steps=50, batch_sizes=(1, 4), latency_s=(heavy_s, 2 * heavy_s)),
+        },
     )
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from training.scenes import draw_scene, render
+from training.scenes import render, sample_scene
 from workers.models.discriminator import Discriminator
 
 FOLDER = Path("models/weir-tiny/discriminator")
@@ -21,7 +21,7 @@ def discriminator() -> Discriminator:
 
 def test_what_was_seen_is_judged_as_the_images_are(discriminator: Discriminator) -> None:
     rng = np.random.default_rng(0)
-    scenes = [draw_scene(rng) for _ in range(12)]
+    scenes = [sample_scene(rng) for _ in range(12)]
     pixels = np.stack([render(scene) for scene in scenes])
     images = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
     seen = np.stack([np.frombuffer(row.numpy().tobytes(), np.float16) for row in discriminator.see(images)])

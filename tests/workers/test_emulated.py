@@ -9,59 +9,59 @@ from collections.abc import Callable
 
 import pytest
 
+from testing.toy_family import with_variants
 from tests.workers.samples import image_request, profile
-from weir.core import Role
+from weir.core import Overrides, Resume
+from weir.plan import HEAVY, LIGHT
 from weir.profiles import FixedCosts, Profile
 from workers.emulated import EmulatedEngine
 
 
-def seconds(engine: EmulatedEngine, role: Role, count: int, **fields: object) -> float:
+def seconds(engine: EmulatedEngine, variant: str, count: int, **fields: object) -> float:
     started = time.perf_counter()
-    engine.generate(role, [image_request(str(i), **fields) for i in range(count)])
+    engine.generate(variant, [image_request(str(i), **fields) for i in range(count)])
     return time.perf_counter() - started
 
 
-@pytest.mark.parametrize(
-    ("role", "count", "expected"), [(Role.LIGHT, 1, 0.01), (Role.LIGHT, 4, 0.02), (Role.HEAVY, 4, 0.08)]
-)
-def test_a_batch_takes_what_the_profile_measured(role: Role, count: int, expected: float) -> None:
-    assert seconds(EmulatedEngine(profile()), role, count) >= expected - 1e-3
+@pytest.mark.parametrize(("variant", "count", "expected"), [(LIGHT, 1, 0.01), (LIGHT, 4, 0.02), (HEAVY, 4, 0.08)])
+def test_a_batch_takes_what_the_profile_measured(variant: str, count: int, expected: float) -> None:
+    assert seconds(EmulatedEngine(profile()), variant, count) >= expected - 1e-3
 
 
 def test_fewer_steps_of_the_heavy_variant_take_their_share() -> None:
     engine = EmulatedEngine(profile(heavy_s=5.0))
-    assert 0.09 <= seconds(engine, Role.HEAVY, 1, steps=1) < 5
+    assert 0.09 <= seconds(engine, HEAVY, 1, overrides=Overrides(steps=1)) < 5
 
 
 def stepwise(step_s: float, fixed_s: float = 0.0) -> Profile:
     """A profile that also has the seconds of one step (twice as long for four images) and the fixed costs."""
     whole = profile()
     measured = {"step_s": (step_s, 2 * step_s), "fixed": FixedCosts(text_s=fixed_s, decode_s=fixed_s)}
-    return whole.model_copy(update={"heavy": whole.heavy.model_copy(update=measured)})
+    return with_variants(whole, heavy=measured)
 
 
 @pytest.mark.parametrize(("count", "steps", "expected"), [(1, 10, 0.02), (4, 10, 0.04), (4, 1, 0.004)])
 def test_a_profile_of_steps_costs_its_steps_and_the_fixed_costs(count: int, steps: int, expected: float) -> None:
-    assert seconds(EmulatedEngine(stepwise(0.002)), Role.HEAVY, count, steps=steps) >= expected - 1e-3
-    fixed = seconds(EmulatedEngine(stepwise(1e-9, 0.005)), Role.HEAVY, count, steps=steps)
+    assert seconds(EmulatedEngine(stepwise(0.002)), HEAVY, count, overrides=Overrides(steps=steps)) >= expected - 1e-3
+    fixed = seconds(EmulatedEngine(stepwise(1e-9, 0.005)), HEAVY, count, overrides=Overrides(steps=steps))
     assert fixed >= 2 * count * 0.005 - 1e-3
 
 
 @pytest.mark.parametrize("make", [profile, lambda: stepwise(0.0016)], ids=["whole batches", "steps"])
 def test_a_resumed_image_costs_its_rest(make: Callable[[], Profile]) -> None:
     engine = EmulatedEngine(make())
-    [drawn] = engine.generate(Role.HEAVY, [image_request(capture=True)])
+    [drawn] = engine.generate(HEAVY, [image_request(capture="p")])
     states = {state.step: state for state in drawn.states}
     assert list(states) == [5, 10, 15, 20, 25]
     started = time.perf_counter()
-    [rest] = engine.generate(Role.HEAVY, [image_request(resume_step=25)], [states[25]])
+    [rest] = engine.generate(HEAVY, [image_request(resume=Resume("-", 25))], [states[25]])
     assert (rest.first, rest.steps) == (25, 25)
     assert time.perf_counter() - started >= 0.02 - 1e-3
 
 
 def test_what_it_captures_weighs_what_real_states_do() -> None:
     engine = EmulatedEngine(profile(1e-9, 1e-9))
-    [drawn] = engine.generate(Role.HEAVY, [image_request(capture=True, width=1024, height=1024)])
+    [drawn] = engine.generate(HEAVY, [image_request(capture="p", width=1024, height=1024)])
     assert drawn.states[0].latent.nbytes == 128 * 1024
 
 
@@ -71,7 +71,7 @@ def test_a_profile_of_next_to_nothing_costs_next_to_nothing() -> None:
     gc.disable()  # a collection costs what else the process holds
     try:
         started = time.thread_time()
-        engine.generate(Role.LIGHT, batch)
+        engine.generate(LIGHT, batch)
         assert time.thread_time() - started < 0.05
     finally:
         gc.enable()
@@ -80,7 +80,7 @@ def test_a_profile_of_next_to_nothing_costs_next_to_nothing() -> None:
 def test_confidences_follow_the_profile_and_stay_with_the_request() -> None:
     engine = EmulatedEngine(profile(1e-9, 1e-9, confidences=(0.1, 0.5, 0.5, 0.9)))
     requests = [image_request(str(i), seed=i) for i in range(2000)]
-    first, again = (engine.generate(Role.LIGHT, requests) for _ in range(2))
+    first, again = (engine.generate(LIGHT, requests) for _ in range(2))
     assert [d.confidence for d in first] == [d.confidence for d in again]
     shares = Counter(d.confidence for d in first)
     assert 0.45 < shares[0.5] / 2000 < 0.55
@@ -88,7 +88,7 @@ def test_confidences_follow_the_profile_and_stay_with_the_request() -> None:
 
 def test_without_measured_confidences_they_are_uniform() -> None:
     engine = EmulatedEngine(profile(confidences=()))
-    sure = [engine.confidence(image_request(str(i), seed=i)) for i in range(2000)]
+    sure = [engine.confidence(image_request(str(i), seed=i), LIGHT) for i in range(2000)]
     assert 0.45 < sum(c < 0.5 for c in sure) / 2000 < 0.55
 
 
@@ -99,7 +99,7 @@ def test_heavy_images_have_no_confidence_and_every_picture_is_a_png() -> None:
 
     engine = EmulatedEngine(profile())
     assert engine.emulated
-    for role in Role:
-        [drawn] = engine.generate(role, [image_request()])
-        assert (drawn.confidence is None) == (role is Role.HEAVY)
+    for variant in (LIGHT, HEAVY):
+        [drawn] = engine.generate(variant, [image_request()])
+        assert (drawn.confidence is None) == (variant == HEAVY)
         assert Image.open(io.BytesIO(drawn.image)).size == (8, 8)

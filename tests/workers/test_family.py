@@ -16,8 +16,9 @@ from PIL import Image
 from testing.tiny_models import SIZE
 from tests.workers.samples import image_request
 from weir.config import FamilyConfig
-from weir.core import Role
+from weir.core import Overrides
 from weir.errors import ConfigError, InvalidRequest
+from weir.plan import HEAVY, LIGHT
 from workers.engine.engine import EngineOutput, OutOfMemory, recipe
 from workers.models.family import Family
 from workers.models.weights import check_family, scheduler_for
@@ -50,14 +51,14 @@ def pixels(drawn: EngineOutput) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def tiny(embedded: FamilyConfig) -> Family:
-    return Family(embedded, Family.load(embedded).pipelines, Discriminator())
+    return Family(embedded, Family.load(embedded).pipelines, dict.fromkeys(embedded.keys, Discriminator()))
 
 
 # ------------------------------------------------------------------------------------------- layouts
 
 
 def test_light_and_heavy_share_one_vae_and_one_set_of_text_encoders(tiny: Family) -> None:
-    light, heavy = tiny.pipelines[Role.LIGHT], tiny.pipelines[Role.HEAVY]
+    light, heavy = tiny.pipelines[LIGHT], tiny.pipelines[HEAVY]
     for part in ("vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"):
         assert getattr(light, part) is getattr(heavy, part)
     assert light.unet is not heavy.unet
@@ -65,11 +66,11 @@ def test_light_and_heavy_share_one_vae_and_one_set_of_text_encoders(tiny: Family
 
 
 def test_a_prompt_is_encoded_anew_for_another_tenant(tiny: Family, monkeypatch: pytest.MonkeyPatch) -> None:
-    pipeline, encoded = tiny.pipelines[Role.LIGHT], list[str]()
+    pipeline, encoded = tiny.pipelines[LIGHT], list[str]()
     encode = pipeline.encode_prompt
     monkeypatch.setattr(pipeline, "encode_prompt", lambda texts, **how: encoded.extend(texts) or encode(texts, **how))
     for tenant in ("acme", "acme", "globex"):
-        tiny.generate(Role.LIGHT, [image_request(prompt="said by one and by another", tenant=tenant)])
+        tiny.generate(LIGHT, [image_request(prompt="said by one and by another", tenant=tenant)])
     assert encoded == ["said by one and by another"] * 2
 
 
@@ -78,8 +79,8 @@ def test_the_embedded_familys_layout_with_its_discriminator(folders: Path) -> No
     config = family(folders / "sdxl", light, variant("heavy"), discriminator=str(folders / "discriminator"))
     check_family(config)
     loaded = Family.load(config)
-    [alone] = loaded.generate(Role.LIGHT, [image_request("cat")])
-    together = loaded.generate(Role.LIGHT, [image_request("dog"), image_request("cat")])
+    [alone] = loaded.generate(LIGHT, [image_request("cat")])
+    together = loaded.generate(LIGHT, [image_request("dog"), image_request("cat")])
     assert alone.confidence is not None
     assert alone.confidence == pytest.approx(together[1].confidence, abs=1e-4)
 
@@ -93,39 +94,39 @@ def test_sdxl_with_a_single_file_unet_and_fp16_files_as_sdxl_lightning_ships(fol
         steps=4,
     )
     loaded = Family.load(family(folders / "sdxl-fp16", lightning, variant("base", guidance=5.0), weights="fp16"))
-    light, heavy = loaded.pipelines[Role.LIGHT], loaded.pipelines[Role.HEAVY]
+    light, heavy = loaded.pipelines[LIGHT], loaded.pipelines[HEAVY]
     assert light.scheduler.config.timestep_spacing == "trailing"
     assert not torch.equal(light.unet.conv_in.weight, heavy.unet.conv_in.weight)
     assert light.vae is heavy.vae
     assert all(p.dtype == torch.float32 and not p.is_meta for p in light.unet.parameters())
-    for role in Role:
-        assert pixels(loaded.generate(role, [image_request()])[0]).shape == (SIZE, SIZE, 3)
+    for key in (LIGHT, HEAVY):
+        assert pixels(loaded.generate(key, [image_request()])[0]).shape == (SIZE, SIZE, 3)
 
 
 def test_two_whole_sdxl_pipelines_as_sdxl_turbo(folders: Path) -> None:
     turbo = variant("turbo", pipeline=str(folders / "sdxl-turbo"), steps=1)
     loaded = Family.load(family(folders / "sdxl", turbo, variant("base", guidance=5.0)))
-    assert loaded.pipelines[Role.LIGHT].vae is not loaded.pipelines[Role.HEAVY].vae
-    assert len(loaded.generate(Role.LIGHT, [image_request()])[0].image) > 0
+    assert loaded.pipelines[LIGHT].vae is not loaded.pipelines[HEAVY].vae
+    assert len(loaded.generate(LIGHT, [image_request()])[0].image) > 0
 
 
 def test_two_whole_stable_diffusion_pipelines_as_sd_turbo(folders: Path) -> None:
     turbo = variant("sd-turbo", pipeline=str(folders / "sd-turbo"), steps=1, scheduler="euler-trailing")
     loaded = Family.load(family(folders / "sd", turbo, variant("sd15", guidance=7.5, scheduler="ddim")))
-    for role in Role:
-        both = loaded.generate(role, [image_request("cat"), image_request("dog", negative_prompt="blur")])
+    for key in (LIGHT, HEAVY):
+        both = loaded.generate(key, [image_request("cat"), image_request("dog", negative_prompt="blur")])
         assert [pixels(d).shape for d in both] == [(SIZE, SIZE, 3)] * 2
 
 
 def test_one_pipeline_named_twice_is_loaded_once(folders: Path) -> None:
     same = variant("light", pipeline=str(folders / "sdxl"), steps=1)
     loaded = Family.load(family(folders / "sdxl", same, variant("heavy")))
-    assert loaded.pipelines[Role.LIGHT].unet is loaded.pipelines[Role.HEAVY].unet
+    assert loaded.pipelines[LIGHT].unet is loaded.pipelines[HEAVY].unet
 
 
 @pytest.mark.parametrize("name", ["ddim", "euler", "euler-trailing"])
 def test_a_scheduler_keeps_the_bases_noise_schedule_and_prediction_type(tiny: Family, name: Any) -> None:
-    base = tiny.pipelines[Role.HEAVY].scheduler.config
+    base = tiny.pipelines[HEAVY].scheduler.config
     made = scheduler_for(name, base).config
     for key in ("beta_start", "beta_end", "beta_schedule", "prediction_type", "rescale_betas_zero_snr"):
         assert made[key] == base[key]
@@ -146,29 +147,29 @@ def test_the_family_files_that_ship_are_valid(name: str) -> None:
 # ------------------------------------------------------------------------------------------ pictures
 
 
-@pytest.mark.parametrize("role", list(Role))
-def test_a_picture_does_not_depend_on_who_shares_its_batch(tiny: Family, role: Role) -> None:
+@pytest.mark.parametrize("variant", [LIGHT, HEAVY])
+def test_a_picture_does_not_depend_on_who_shares_its_batch(tiny: Family, variant: str) -> None:
     mine = image_request("cat", seed=11)
     others = [image_request("dog", seed=5, negative_prompt="blurry"), image_request("owl", seed=6)]
-    [alone] = tiny.generate(role, [mine])
-    together = tiny.generate(role, [others[0], mine, others[1]])[1]
+    [alone] = tiny.generate(variant, [mine])
+    together = tiny.generate(variant, [others[0], mine, others[1]])[1]
     assert np.abs(pixels(alone) - pixels(together)).max() <= 1
 
 
 def test_the_discriminator_judges_light_images_and_heavy_ones_that_ask_for_it(tiny: Family) -> None:
     asked = [image_request(seed=seed, judge=seed > 1) for seed in (1, 2, 3)]
-    assert [d.confidence is None for d in tiny.generate(Role.LIGHT, asked)] == [False, False, False]
-    assert [d.confidence is None for d in tiny.generate(Role.HEAVY, asked)] == [True, False, False]
+    assert [d.confidence is None for d in tiny.generate(LIGHT, asked)] == [False, False, False]
+    assert [d.confidence is None for d in tiny.generate(HEAVY, asked)] == [True, False, False]
 
 
 def test_the_same_request_gives_the_same_bytes_and_another_seed_another_picture(tiny: Family) -> None:
-    first, again, other = (tiny.generate(Role.HEAVY, [image_request(seed=s)])[0] for s in (1, 1, 2))
+    first, again, other = (tiny.generate(HEAVY, [image_request(seed=s)])[0] for s in (1, 1, 2))
     assert first.image == again.image
     assert first.image != other.image
 
 
 def test_batched_pictures_are_those_of_the_unmodified_diffusers_pipeline(tiny: Family) -> None:
-    pipeline = tiny.pipelines[Role.HEAVY]
+    pipeline = tiny.pipelines[HEAVY]
     latents = torch.randn((4, SIZE // 2, SIZE // 2), generator=torch.Generator().manual_seed(7))[None]
     expected = pipeline(
         prompt="a red a",
@@ -179,31 +180,31 @@ def test_batched_pictures_are_those_of_the_unmodified_diffusers_pipeline(tiny: F
         guidance_scale=1.5,
         output_type="np",
     ).images[0]
-    [drawn] = tiny.generate(Role.HEAVY, [image_request()])
+    [drawn] = tiny.generate(HEAVY, [image_request()])
     assert np.abs(pixels(drawn) - expected * 255).max() <= 1
 
 
-def test_overrides_count_for_the_heavy_variant_only(tiny: Family) -> None:
-    asked = image_request(steps=2, guidance=3.0)
-    assert tiny.generate(Role.HEAVY, [asked])[0].steps == 2
-    assert tiny.generate(Role.LIGHT, [asked])[0].steps == 1
+def test_a_request_that_overrides_nothing_runs_as_the_family_says(tiny: Family) -> None:
+    for variant, own in (("light", 1), ("heavy", 4)):
+        assert tiny.generate(variant, [image_request()])[0].steps == own
+        assert tiny.generate(variant, [image_request(overrides=Overrides(2, 3.0))])[0].steps == 2
 
 
 def test_a_light_image_comes_with_its_confidence_and_a_heavy_one_without(tiny: Family) -> None:
-    light = tiny.generate(Role.LIGHT, [image_request("cat"), image_request("dog")])
+    light = tiny.generate(LIGHT, [image_request("cat"), image_request("dog")])
     assert all(d.confidence is not None and 0 <= d.confidence <= 1 for d in light)
-    assert tiny.discriminator.prompts == ["a red cat", "a red dog"]  # type: ignore[union-attr]
-    assert tiny.generate(Role.HEAVY, [image_request()])[0].confidence is None
+    assert tiny.judges[LIGHT].prompts == ["a red cat", "a red dog"]  # type: ignore[union-attr]
+    assert tiny.generate(HEAVY, [image_request()])[0].confidence is None
 
 
 def test_other_sizes_of_the_family_and_prompts_of_any_length_are_drawn(tiny: Family) -> None:
-    [small] = tiny.generate(Role.LIGHT, [image_request(width=16, height=16, prompt="ö" * 500)])
+    [small] = tiny.generate(LIGHT, [image_request(width=16, height=16, prompt="ö" * 500)])
     assert pixels(small).shape == (16, 16, 3)
-    assert tiny.generate(Role.LIGHT, [image_request(prompt="")])[0].error is None
+    assert tiny.generate(LIGHT, [image_request(prompt="")])[0].error is None
 
 
 def test_a_picture_that_is_not_a_number_fails_alone(tiny: Family, monkeypatch: pytest.MonkeyPatch) -> None:
-    from workers.engine.engine import image_decoder as module
+    from workers.engine import image_decoder as module
 
     def spoil_second(vae: Any, latents: torch.Tensor) -> torch.Tensor:
         images = real(vae, latents)
@@ -212,7 +213,7 @@ def test_a_picture_that_is_not_a_number_fails_alone(tiny: Family, monkeypatch: p
 
     real = module.decode
     monkeypatch.setattr(module, "decode", spoil_second)
-    first, second = tiny.generate(Role.LIGHT, [image_request("cat"), image_request("dog")])
+    first, second = tiny.generate(LIGHT, [image_request("cat"), image_request("dog")])
     assert first.error is None
     assert second.error is not None
     assert second.error[0] == "not_finite"
@@ -222,14 +223,14 @@ def test_running_out_of_memory_is_told_apart(tiny: Family, monkeypatch: pytest.M
     def no_memory(*_: Any, **__: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(tiny.pipelines[Role.LIGHT].unet, "forward", no_memory)
+    monkeypatch.setattr(tiny.pipelines[LIGHT].unet, "forward", no_memory)
     with pytest.raises(OutOfMemory, match="a batch of 1"):
-        tiny.generate(Role.LIGHT, [image_request()])
+        tiny.generate(LIGHT, [image_request()])
 
 
 def test_progress_is_visible_inside_a_batch(tiny: Family) -> None:
     before = tiny.beat
-    tiny.generate(Role.HEAVY, [image_request()])
+    tiny.generate(HEAVY, [image_request()])
     assert tiny.beat > before
     tiny.probe()
 
@@ -242,15 +243,15 @@ def test_progress_is_visible_inside_a_batch(tiny: Family) -> None:
     [
         ({"width": 48, "height": 48}, "size"),
         ({"width": 16}, "size"),
-        ({"steps": 0}, "num_inference_steps"),
-        ({"steps": 10**6}, "num_inference_steps"),
-        ({"guidance": -1.0}, "guidance_scale"),
-        ({"guidance": float("nan")}, "guidance_scale"),
+        ({"overrides": Overrides(steps=0)}, "num_inference_steps"),
+        ({"overrides": Overrides(steps=10**6)}, "num_inference_steps"),
+        ({"overrides": Overrides(guidance=-1.0)}, "guidance_scale"),
+        ({"overrides": Overrides(guidance=float("nan"))}, "guidance_scale"),
     ],
 )
 def test_a_request_out_of_range_names_its_field(embedded: FamilyConfig, fields: dict[str, Any], param: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
-        recipe(embedded, Role.HEAVY, image_request(**fields))
+        recipe(embedded, HEAVY, image_request(**fields))
     assert caught.value.param == param
 
 

@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 
+from testing.toy_family import with_variants
 from tests.workers.samples import image_request, profile
-from weir.core import Role
+from weir.core import Overrides, Resume
 from weir.errors import NotFinite, WeirError
+from weir.plan import HEAVY, LIGHT
 from weir.profiles import FixedCosts, Profile
 from weir.states import State
 from workers.emulated import EmulatedEngine
@@ -26,9 +28,7 @@ def stepwise(step_s: float = 1e-9) -> Profile:
     """A profile that measured steps: images may join and leave at each."""
     whole = profile(1e-9, 1e-9)
     measured = {"step_s": (step_s, step_s), "fixed": FixedCosts(text_s=0, decode_s=0)}
-    return whole.model_copy(
-        update={role.value: whole.variant(role).model_copy(update=measured) for role in Role},
-    )
+    return with_variants(whole, light=measured, heavy=measured)
 
 
 class Scripted(EmulatedEngine):
@@ -64,10 +64,10 @@ class Crowd:
         self._all = threading.Condition()
 
     def ask(self, name: str, steps: int = STEPS, start: State | None = None, **fields: Any) -> None:
-        role = fields.pop("role", Role.HEAVY)
+        variant = fields.pop("variant", HEAVY)
         on_step = fields.pop("on_step", None)
         request = image_request(name, **fields)
-        order = DenoiseJob(Recipe(role, request.width, request.height, steps, 1.0), request, start)
+        order = DenoiseJob(Recipe(variant, request.width, request.height, steps, 1.0), request, start)
         self.jobs[name] = self.loop.submit(order, lambda outcome: self.take(name, outcome), on_step)
 
     def take(self, name: str, outcome: Outcome) -> None:
@@ -88,7 +88,9 @@ class Crowd:
 
 def state(step: int) -> State:
     """As the emulated heavy variant captures them."""
-    [drawn] = EmulatedEngine(stepwise()).generate(Role.HEAVY, [image_request(steps=2 * step, capture=True)])
+    [drawn] = EmulatedEngine(stepwise()).generate(
+        HEAVY, [image_request(overrides=Overrides(steps=2 * step), capture="p")]
+    )
     return replace(drawn.states[-1], step=step, steps=STEPS)
 
 
@@ -107,7 +109,7 @@ def test_a_late_arrival_joins_at_the_next_step_and_each_leaves_on_its_own(crowd:
 
 
 def test_images_at_different_steps_share_calls_and_a_resumed_one_runs_its_rest_only(crowd: Crowd) -> None:
-    crowd.at_call(1, lambda: crowd.ask("resumed", start=state(5), resume_step=5))
+    crowd.at_call(1, lambda: crowd.ask("resumed", start=state(5), resume=Resume("-", 5)))
     crowd.ask("whole")
     answers = crowd.answers(2)
     assert crowd.engine.calls == [["whole"]] + [["whole", "resumed"]] * 3 + [["whole"]] * 4
@@ -135,7 +137,7 @@ def test_a_more_urgent_image_takes_the_place_and_the_other_goes_on_later() -> No
 
 
 def test_variants_do_not_share_calls_and_both_are_served(crowd: Crowd) -> None:
-    crowd.at_call(1, lambda: crowd.ask("light", steps=2, role=Role.LIGHT))
+    crowd.at_call(1, lambda: crowd.ask("light", steps=2, variant=LIGHT))
     crowd.ask("heavy")
     crowd.answers(2)
     assert all(len(call) == 1 for call in crowd.engine.calls)
@@ -189,7 +191,7 @@ def test_not_even_one_image_in_memory_is_an_answer_too(crowd: Crowd) -> None:
 
 
 def test_an_unfit_latent_is_refused_alone_before_any_step(crowd: Crowd) -> None:
-    crowd.at_call(1, lambda: crowd.ask("unfit", start=replace(state(4), model="another"), resume_step=4))
+    crowd.at_call(1, lambda: crowd.ask("unfit", start=replace(state(4), model="another"), resume=Resume("-", 4)))
     crowd.ask("fine")
     answers = crowd.answers(2)
     assert answers["unfit"].drawn.error is not None

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from testing.toy_family import with_variants
 from tests.workers.samples import profile
 from weir.config import FamilyConfig
 from weir.errors import ConfigError, WeirError
@@ -46,7 +47,7 @@ def test_a_real_family_is_measured_through_its_real_pipeline(embedded: FamilyCon
 
 def test_emulating_a_profile_and_profiling_the_emulation_gives_it_back(embedded: FamilyConfig) -> None:
     given = profile(light_s=0.01, heavy_s=0.03, confidences=(0.25,))
-    family = embedded.model_copy(update={"heavy": embedded.heavy.model_copy(update={"steps": 50})})
+    family = with_variants(embedded, heavy={"steps": 50})
     measured = profile_family(family, [1, 4], 3, prompts=["a", "b", "c"], engine=EmulatedEngine(given))
     assert measured.light.latency_s == pytest.approx(given.light.latency_s, rel=0.5)
     assert measured.heavy.latency_s == pytest.approx(given.heavy.latency_s, rel=0.5)

@@ -16,10 +16,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from testing.toy_family import with_variants
 from tests.workers.samples import image_request, profile
 from weir.config import FamilyConfig
-from weir.core import ImageRequest, Plan, Role
-from weir.errors import WeirError
+from weir.core import ImageRequest, Overrides, Resume, WarmStart
+from weir.errors import PlanError, WeirError
+from weir.plan import HEAVY, LIGHT, Assignment, Level, LevelRouting, Plan
 from weir.profiles import FixedCosts
 from workers.emulated import EmulatedEngine
 from workers.engine.engine import OutOfMemory
@@ -76,8 +78,8 @@ def script(worker: Worker) -> Scripted:
     return worker.engine
 
 
-def ask(worker: Worker, name: str, role: Role = Role.LIGHT, **fields: Any) -> asyncio.Task[dict[str, Any]]:
-    return asyncio.create_task(worker.generate(role.value, image_request(name, **fields).to_dict()))
+def ask(worker: Worker, name: str, variant: str = LIGHT, role: str = "", **fields: Any) -> asyncio.Task[dict[str, Any]]:
+    return asyncio.create_task(worker.generate(variant, image_request(name, **fields).to_dict(), role))
 
 
 async def until(condition: Any) -> None:
@@ -130,8 +132,8 @@ async def test_requests_of_another_role_or_guidance_run_apart(worker: Worker) ->
     first = await hold(worker)
     rest = [
         ask(worker, "l"),
-        ask(worker, "h", Role.HEAVY),
-        ask(worker, "g", Role.HEAVY, guidance=3.0),
+        ask(worker, "h", HEAVY),
+        ask(worker, "g", HEAVY, overrides=Overrides(guidance=3.0)),
         ask(worker, "m"),
     ]
     await queue_of(worker, 4)
@@ -233,11 +235,11 @@ async def stored(worker: Worker) -> None:
 
 
 async def test_a_captured_run_is_resumed_by_another_request(worker: Worker, kept: InMemoryStates) -> None:
-    first = await ask(worker, "first", Role.HEAVY, capture=True)
+    first = await ask(worker, "first", HEAVY, capture="p")
     await stored(worker)
     assert first["captured"] == (1, 2)
     assert (first["resumed_at"], first["steps"]) == (0, 4)
-    again = await ask(worker, "again", Role.HEAVY, resume_key=state_key("first", 2), resume_step=2)
+    again = await ask(worker, "again", HEAVY, resume=Resume(state_key("p", "first", 2), 2))
     assert (again["resumed_at"], again["steps"], again["error"]) == (2, 2, None)
     assert (first["fetch_s"], again["fetch_s"] > 0) == (None, True)
     assert worker.failures == {}
@@ -247,20 +249,20 @@ async def test_a_captured_run_is_resumed_by_another_request(worker: Worker, kept
     ("spoil", "refused"),
     [
         (lambda kept, state: None, False),
-        (lambda kept, state: kept.put(image_request("first"), [replace(state, model="another")]), True),
-        (lambda kept, state: kept.put(image_request("first"), [replace(state, steps=50)]), True),
+        (lambda kept, state: kept.put(image_request("first", capture="p"), [replace(state, model="another")]), True),
+        (lambda kept, state: kept.put(image_request("first", capture="p"), [replace(state, steps=50)]), True),
     ],
     ids=["missing", "of another model", "of another run"],
 )
 async def test_a_state_that_is_missing_or_unfit_costs_speed_only(
     worker: Worker, kept: InMemoryStates, spoil: Any, refused: bool
 ) -> None:
-    await ask(worker, "other", Role.HEAVY, capture=True)
+    await ask(worker, "other", HEAVY, capture="p")
     await stored(worker)
-    state = kept.get(state_key("other", 2))
+    state = kept.get(state_key("p", "other", 2))
     assert state is not None
     spoil(kept, state)
-    answer = await ask(worker, "a", Role.HEAVY, resume_key=state_key("first", 2), resume_step=2)
+    answer = await ask(worker, "a", HEAVY, resume=Resume(state_key("p", "first", 2), 2))
     assert (answer["resumed_at"], answer["steps"], answer["error"]) == (0, 4, None)
     assert answer["refused"] is refused, "only what was there can be"
 
@@ -269,7 +271,7 @@ async def test_a_store_that_fails_or_hangs_costs_speed_only_and_is_counted(worke
     hung = threading.Event()
     for store in (Stubborn(), Stubborn(hung)):
         worker.states = store
-        answer = await ask(worker, "a", Role.HEAVY, resume_key="k", resume_step=2, capture=True)
+        answer = await ask(worker, "a", HEAVY, resume=Resume("k", 2), capture="p")
         assert (answer["resumed_at"], answer["error"], answer["refused"]) == (0, None, False)
     assert answer["fetch_s"] >= worker.fetch_s, "the wait in vain counts"
     hung.set()
@@ -280,7 +282,7 @@ async def test_a_store_that_fails_or_hangs_costs_speed_only_and_is_counted(worke
 async def test_no_image_waits_for_its_states_to_be_stored_and_those_of_too_many_are_let_go(worker: Worker) -> None:
     hung = threading.Event()
     worker.states = Stubborn(hung)
-    answers = [await ask(worker, f"a{i}", Role.HEAVY, capture=True) for i in range(worker.most_storing + 1)]
+    answers = [await ask(worker, f"a{i}", HEAVY, capture="p") for i in range(worker.most_storing + 1)]
     assert [answer["captured"] for answer in answers] == [(1, 2)] * worker.most_storing + [()]
     assert worker.failures == {"state_store": 1}
     hung.set()
@@ -288,19 +290,19 @@ async def test_no_image_waits_for_its_states_to_be_stored_and_those_of_too_many_
 
 
 async def test_the_heavy_variant_starts_warm_from_the_light_latent_that_came_with_its_image(worker: Worker) -> None:
-    light = await ask(worker, "a", Role.LIGHT, keep_latent=True)
+    light = await ask(worker, "a", LIGHT, keep_latent=True)
     assert isinstance(light["latent"], bytes)
-    heavy = await ask(worker, "a", Role.HEAVY, warm_start=light["latent"], warm_start_step=3)
+    heavy = await ask(worker, "a", HEAVY, warm_start=WarmStart(light["latent"], 3))
     assert (heavy["resumed_at"], heavy["steps"], heavy["error"]) == (3, 1, None)
-    spoilt = await ask(worker, "b", Role.HEAVY, warm_start=light["latent"][:50], warm_start_step=3)
+    spoilt = await ask(worker, "b", HEAVY, warm_start=WarmStart(light["latent"][:50], 3))
     assert (spoilt["resumed_at"], spoilt["error"]) == (0, None)
     assert worker.failures == {"invalid_state": 1}
 
 
 async def test_a_step_outside_of_the_run_is_refused_by_name(worker: Worker) -> None:
-    answer = await ask(worker, "a", Role.HEAVY, resume_key="k", resume_step=4)
+    answer = await ask(worker, "a", HEAVY, resume=Resume("k", 4))
     assert answer["error"][0] == "invalid_value"
-    assert "resume_step is 4" in answer["error"][1]
+    assert "resume.step is 4" in answer["error"][1]
 
 
 # --------------------------------------------------------------------------------------------- plans
@@ -308,12 +310,34 @@ async def test_a_step_outside_of_the_run_is_refused_by_name(worker: Worker) -> N
 
 @pytest.mark.parametrize(
     "wrong",
-    [None, [], "plan", {}, plan(2) | {"threshold": 2}, plan(2) | {"assignments": [["medium", 1]]}, plan(2) | {"x": 1}],
+    [
+        None,
+        [],
+        "plan",
+        {},
+        plan(2) | {"thresholds": [2]},
+        plan(2) | {"threshold": 0.5},
+        plan(2) | {"assignments": [["medium", 1]]},
+        plan(2) | {"x": 1},
+    ],
 )
 async def test_a_bad_plan_changes_nothing_and_never_raises(worker: Worker, wrong: Any) -> None:
     before = await worker.describe()
     await worker.reconfigure(wrong)
     assert await worker.describe() == before
+
+
+async def test_a_plan_for_a_variant_that_is_not_here_is_ignored_and_the_last_good_one_stays(worker: Worker) -> None:
+    before = await worker.describe()
+    await worker.reconfigure(Plan(2, (Assignment("medium", 1),), (0.5,), ("medium", "heavy")).to_dict())
+    assert await worker.describe() == before
+    await worker.reconfigure(plan(3))
+    assert (await worker.describe())["plan_version"] == 3
+
+
+def test_a_replica_does_not_start_with_such_a_plan(embedded: FamilyConfig, profile_file: Path) -> None:
+    with pytest.raises(PlanError, match="chain names the variant 'medium'; the replicas hold light, heavy"):
+        Worker(embedded.model_dump(), Plan(1, (Assignment("medium", 1),), (), ("medium",)).to_dict(), str(profile_file))
 
 
 async def test_an_older_plan_is_ignored(worker: Worker) -> None:
@@ -346,12 +370,40 @@ async def test_a_changed_role_sends_its_queue_elsewhere(worker: Worker) -> None:
     first = await hold(worker)
     queued = ask(worker, "queued")
     await queue_of(worker, 1)
-    swapped = {"version": 2, "assignments": [["heavy", 4], ["light", 4]], "threshold": 0.5}
+    swapped = plan(2) | {"assignments": [["heavy", 4], ["light", 4]]}
     await worker.reconfigure(swapped)
     assert (await queued)["error"][0] == "role_changed"
     script(worker).gate.set()
     assert (await first)["error"] is None
     assert (await ask(worker, "late comer"))["error"] is None
+
+
+def routed(version: int, *assignments: tuple[str, int]) -> dict[str, Any]:
+    """A plan with two levels of the heavy variant, each with replicas of its own."""
+    levels = (Level("whole", HEAVY, "whole"), Level("short", HEAVY, "short", steps=2))
+    routing = LevelRouting(levels, ((0.5, 0.5),))
+    return Plan(version, tuple(Assignment(*it) for it in assignments), (), (HEAVY,), routing=routing).to_dict()
+
+
+async def test_a_batch_limit_goes_by_the_role_that_requests_were_dispatched_for(worker: Worker) -> None:
+    await worker.reconfigure(routed(2, ("whole", 1), ("short", 3)))
+    first = await hold(worker)
+    rest = [ask(worker, str(i), HEAVY, "short") for i in range(3)] + [ask(worker, "own", HEAVY, "whole")]
+    await queue_of(worker, 4)
+    script(worker).gate.set()
+    await asyncio.gather(first, *rest)
+    assert script(worker).batches[1:] == [["0", "1", "2"], ["own"]]
+
+
+async def test_only_requests_of_the_role_that_a_replica_gave_up_are_sent_away(worker: Worker) -> None:
+    await worker.reconfigure(routed(2, ("whole", 1), ("short", 1)))
+    first = await hold(worker)
+    gone, stays = ask(worker, "gone", HEAVY, "whole"), ask(worker, "stays", HEAVY, "short")
+    await queue_of(worker, 2)
+    await worker.reconfigure(routed(3, ("short", 1), ("whole", 1)))
+    assert (await gone)["error"][0] == "role_changed"
+    script(worker).gate.set()
+    assert [(await it)["error"] for it in (first, stays)] == [None, None]
 
 
 async def test_a_role_that_nobody_has_any_more_is_still_served(worker: Worker) -> None:
@@ -411,7 +463,7 @@ async def test_a_replica_that_cannot_draw_any_more_takes_no_images_and_fails_the
     async with asyncio.timeout(10):
         while (await worker.describe())["ready"]:
             await asyncio.sleep(0.001)
-    with pytest.raises(RuntimeError, match="cannot draw any more"):
+    with pytest.raises(RuntimeError, match="cannot generate any more"):
         await worker.check_health()
 
 
@@ -429,14 +481,14 @@ async def test_prompts_that_fail_cast_no_lasting_doubt_on_a_replica_that_draws(w
 
 async def test_a_replica_with_real_models_serves_both_roles_and_resumes(embedded: FamilyConfig) -> None:
     worker = Worker(embedded.model_dump(), plan(), states=InMemoryStates)
-    light, heavy = await asyncio.gather(ask(worker, "a"), ask(worker, "b", Role.HEAVY))
+    light, heavy = await asyncio.gather(ask(worker, "a"), ask(worker, "b", HEAVY))
     assert light["error"] is None
     assert heavy["error"] is None
     assert (light["steps"], heavy["steps"]) == (1, 4)
     assert light["emulated"] is False
     json.dumps(await worker.describe())
-    whole = await ask(worker, "c", Role.HEAVY, prompt="the same", capture=True)
-    resumed = await ask(worker, "d", Role.HEAVY, prompt="the same", resume_key=state_key("c", 2), resume_step=2)
+    whole = await ask(worker, "c", HEAVY, prompt="the same", capture="p")
+    resumed = await ask(worker, "d", HEAVY, prompt="the same", resume=Resume(state_key("p", "c", 2), 2))
     assert (resumed["steps"], resumed["resumed_at"]) == (2, 2)
     first, second = (np.asarray(Image.open(io.BytesIO(a["image"]))).astype(int) for a in (whole, resumed))
     assert np.abs(first - second).max() <= 2
@@ -451,7 +503,7 @@ class Stepwise(EmulatedEngine):
     def __init__(self) -> None:
         usual = profile(1e-9, 1e-9)
         steps = {"step_s": (1e-9, 1e-9), "fixed": FixedCosts(text_s=0, decode_s=0)}
-        super().__init__(usual.model_copy(update={"heavy": usual.heavy.model_copy(update=steps)}))
+        super().__init__(with_variants(usual, heavy=steps))
 
 
 async def parts(worker: Worker, **fields: Any) -> list[dict[str, Any]]:
@@ -460,13 +512,13 @@ async def parts(worker: Worker, **fields: Any) -> list[dict[str, Any]]:
 
 async def test_previews_come_evenly_apart_and_then_the_result(worker: Worker) -> None:
     worker.engine = Stepwise()
-    *previews, result = await parts(worker, previews=3, steps=20)
+    *previews, result = await parts(worker, previews=3, overrides=Overrides(steps=20))
     assert [part["step"] for part in previews] == [5, 10, 15]
     assert all(part["preview"].startswith(b"\x89PNG") for part in previews)
     assert (result["id"], result["steps"], result["error"]) == ("a", 20, None)
 
 
-@pytest.mark.parametrize("fields", [{"previews": 0}, {"previews": 5, "steps": 1}])
+@pytest.mark.parametrize("fields", [{"previews": 0}, {"previews": 5, "overrides": Overrides(steps=1)}])
 async def test_where_there_is_nothing_to_show_only_the_result_comes(worker: Worker, fields: dict[str, Any]) -> None:
     worker.engine = Stepwise()
     assert ["preview" in part for part in await parts(worker, **fields)] == [False]

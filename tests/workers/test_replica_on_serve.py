@@ -12,7 +12,7 @@ import pytest
 from deploy.cluster import cluster
 from tests.workers.samples import image_request, profile
 from weir.config import FamilyConfig
-from weir.core import Plan
+from weir.plan import Plan
 
 
 def plan(version: int, light: int, heavy: int) -> dict[str, Any]:
@@ -78,7 +78,7 @@ def test_plans_flip_roles_without_a_restart_and_a_bad_one_changes_nothing(
     until(lambda: roles() == ["light", "light"])
     assert [d["plan_version"] for d in described()] == [2, 2]
 
-    publish(plan(3, 0, 2) | {"threshold": 7})
+    publish(plan(3, 0, 2) | {"thresholds": [7]})
     publish(plan(3, 0, 2) | {"assignments": "nonsense"})
     time.sleep(1)  # nothing to wait for: the point is that nothing happens
     until(lambda: len(roles()) == 2)

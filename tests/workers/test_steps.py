@@ -15,8 +15,9 @@ from PIL import Image
 from testing.tiny_models import SIZE, sd_pipeline, sdxl_pipeline
 from tests.workers.samples import image_request
 from weir.config import FamilyConfig
-from weir.core import ImageRequest, Role
+from weir.core import ImageRequest, Overrides, Resume, WarmStart
 from weir.errors import InvalidRequest, StateRefused, WeirError
+from weir.plan import HEAVY, LIGHT
 from weir.states import State, capture_steps
 from workers.engine.engine import DenoiseJob, order_for
 from workers.models.family import Family
@@ -41,7 +42,7 @@ def family(pipeline: Any = None, scheduler: Any = "ddim", **fields: Any) -> Fami
     whole = pipeline or sdxl_pipeline()
     whole.scheduler = scheduler_for(scheduler, whole.scheduler.config)
     whole.set_progress_bar_config(disable=True)
-    return Family(config(), dict.fromkeys(Role, whole), **fields)
+    return Family(config(), dict.fromkeys((LIGHT, HEAVY), whole), **fields)
 
 
 @pytest.fixture(scope="module")
@@ -58,13 +59,13 @@ def draw(engine: Family, orders: Sequence[DenoiseJob]) -> list[Any]:
     return samples
 
 
-def ordered(name: str = "a", state: State | None = None, role: Role = Role.HEAVY, **fields: Any) -> DenoiseJob:
-    return order_for(config(), role, image_request(name, **fields), state)
+def ordered(name: str = "a", state: State | None = None, variant: str = HEAVY, **fields: Any) -> DenoiseJob:
+    return order_for(config(), variant, image_request(name, **fields), state)
 
 
 def piped(engine: Family, request: ImageRequest, steps: int = STEPS, guidance: float = 2.0) -> torch.Tensor:
     """The latent that diffusers' own pipeline finishes with."""
-    whole = engine.pipelines[Role.HEAVY]
+    whole = engine.pipelines[HEAVY]
     latents = torch.randn((4, SIZE // 2, SIZE // 2), generator=torch.Generator().manual_seed(request.seed))[None]
     made = whole(
         prompt=request.prompt,
@@ -91,17 +92,17 @@ def apart(a: torch.Tensor, b: torch.Tensor) -> float:
 @pytest.mark.parametrize("guidance", [1.0, 2.0])
 def test_a_run_is_the_one_of_diffusers(scheduler: str, kind: Any, guidance: float) -> None:
     engine = family(kind(), scheduler)
-    request = image_request(negative_prompt="blurry", guidance=guidance)
-    [sample] = draw(engine, [order_for(config(), Role.HEAVY, request)])
+    request = image_request(negative_prompt="blurry", overrides=Overrides(guidance=guidance))
+    [sample] = draw(engine, [order_for(config(), HEAVY, request)])
     assert apart(sample.latent, piped(engine, request, guidance=guidance)) < NOISE
 
 
 def test_images_of_different_steps_prompts_and_guidance_share_calls_and_stay_what_they_are(tiny: Family) -> None:
     orders = [
-        ordered("a", steps=4),
-        ordered("b", guidance=1.0, seed=8),
-        ordered("c", guidance=5.0, negative_prompt="blurry", steps=7),
-        ordered("d", guidance=0.0, steps=1),
+        ordered("a", overrides=Overrides(steps=4)),
+        ordered("b", overrides=Overrides(guidance=1.0), seed=8),
+        ordered("c", overrides=Overrides(7, 5.0), negative_prompt="blurry"),
+        ordered("d", overrides=Overrides(1, 0.0)),
     ]
     for together, alone in zip(draw(tiny, orders), orders, strict=True):
         recipe = alone.recipe
@@ -127,7 +128,7 @@ def test_an_image_that_joins_late_is_what_it_is_alone(tiny: Family) -> None:
 
 @pytest.fixture(scope="module")
 def states(tiny: Family) -> dict[int, State]:
-    [drawn] = tiny.generate(Role.HEAVY, [image_request(capture=True)])
+    [drawn] = tiny.generate(HEAVY, [image_request(capture="p")])
     return {state.step: state for state in drawn.states}
 
 
@@ -140,10 +141,10 @@ def test_states_are_captured_at_the_same_shares_of_every_run(states: dict[int, S
 @pytest.mark.parametrize("scheduler", ["ddim", "euler", "euler-trailing"])
 def test_a_resumed_run_is_the_uninterrupted_one(scheduler: str) -> None:
     engine = family(sd_pipeline(), scheduler)
-    [whole] = draw(engine, [ordered(capture=True)])
+    [whole] = draw(engine, [ordered(capture="p")])
     [drawn] = [f.result() for f in engine.finish([whole])]
     for state in drawn.states:
-        [sample] = draw(engine, [ordered(state=state, resume_step=state.step)])
+        [sample] = draw(engine, [ordered(state=state, resume=Resume("-", state.step))])
         assert apart(sample.latent, whole.latent) < HALF
         assert sample.order.first == state.step
 
@@ -163,7 +164,7 @@ def test_a_run_that_resumes_from_the_exact_latent_is_bit_for_bit_the_uninterrupt
 def test_resuming_is_what_diffusers_calls_denoising_start(tiny: Family, states: dict[int, State]) -> None:
     from diffusers import StableDiffusionXLImg2ImgPipeline
 
-    parts = tiny.pipelines[Role.HEAVY].components
+    parts = tiny.pipelines[HEAVY].components
     theirs = StableDiffusionXLImg2ImgPipeline(
         **{k: v for k, v in parts.items() if k not in ("feature_extractor", "image_encoder")}, add_watermarker=False
     )
@@ -180,27 +181,27 @@ def test_resuming_is_what_diffusers_calls_denoising_start(tiny: Family, states: 
         original_size=(SIZE, SIZE),
         target_size=(SIZE, SIZE),
     ).images[0]
-    [sample] = draw(tiny, [ordered(state=states[4], resume_step=4)])
+    [sample] = draw(tiny, [ordered(state=states[4], resume=Resume("-", 4))])
     assert apart(sample.latent, expected) < NOISE
 
 
 def test_another_prompt_goes_its_own_way_from_the_same_state(tiny: Family, states: dict[int, State]) -> None:
-    same, other = draw(tiny, [ordered(n, state=states[3], resume_step=3, seed=9) for n in ("a", "b")])
+    same, other = draw(tiny, [ordered(n, state=states[3], resume=Resume("-", 3), seed=9) for n in ("a", "b")])
     assert not torch.equal(same.latent, other.latent)
 
 
 def test_a_resumed_run_may_leave_steps_out(tiny: Family, states: dict[int, State]) -> None:
     """It is the end of a shorter run, which enters its steps at the same levels of noise."""
-    [drawn] = draw(tiny, [ordered(state=states[4], resume_step=4, resume_stride=2)])
+    [drawn] = draw(tiny, [ordered(state=states[4], resume=Resume("-", 4, 2))])
     as_shorter = replace(states[4], step=2, steps=STEPS // 2)
-    [shorter] = draw(tiny, [ordered(state=as_shorter, resume_step=2, steps=STEPS // 2)])
+    [shorter] = draw(tiny, [ordered(state=as_shorter, resume=Resume("-", 2), overrides=Overrides(steps=STEPS // 2))])
     assert torch.equal(drawn.latent, shorter.latent)
-    [picture] = tiny.generate(Role.HEAVY, [image_request(resume_step=4, resume_stride=2, capture=True)], [states[4]])
+    [picture] = tiny.generate(HEAVY, [image_request(resume=Resume("-", 4, 2), capture="p")], [states[4]])
     assert (picture.first, picture.steps, picture.states) == (4, 3, ())
 
 
 def test_a_run_whose_state_is_lost_leaves_no_steps_out(tiny: Family) -> None:
-    [picture] = tiny.generate(Role.HEAVY, [image_request(resume_key="lost", resume_step=4, resume_stride=2)])
+    [picture] = tiny.generate(HEAVY, [image_request(resume=Resume("lost", 4, 2))])
     assert (picture.first, picture.steps) == (0, STEPS)
 
 
@@ -208,8 +209,8 @@ def test_a_schedule_whose_shorter_runs_have_other_levels_takes_no_state_into_the
     leading = sdxl_pipeline()
     leading.scheduler.register_to_config(timestep_spacing="leading")
     other = family(leading)
-    fit = replace(states[4], sampler=other.samplers[Role.HEAVY].id, model=other.models[Role.HEAVY])
-    [refused] = other.begin([ordered(state=fit, resume_step=4, resume_stride=2)])
+    fit = replace(states[4], sampler=other.samplers[HEAVY].id, model=other.models[HEAVY])
+    [refused] = other.begin([ordered(state=fit, resume=Resume("-", 4, 2))])
     assert isinstance(refused, StateRefused)
     assert "noise level" in refused.message
 
@@ -217,7 +218,7 @@ def test_a_schedule_whose_shorter_runs_have_other_levels_takes_no_state_into_the
 @pytest.mark.parametrize("stride", [0, 3, 4])
 def test_a_stride_divides_the_run(stride: int) -> None:
     with pytest.raises(InvalidRequest, match="must divide"):
-        ordered(resume_step=6, resume_stride=stride)
+        ordered(resume=Resume("-", 6, stride))
 
 
 @pytest.mark.parametrize(
@@ -236,7 +237,7 @@ def test_a_stride_divides_the_run(stride: int) -> None:
 def test_an_unfit_latent_is_refused_for_its_own_request_alone(
     tiny: Family, states: dict[int, State], spoilt: dict[str, Any], said: str
 ) -> None:
-    bad = ordered("bad", state=replace(states[4], **spoilt), resume_step=4)
+    bad = ordered("bad", state=replace(states[4], **spoilt), resume=Resume("-", 4))
     fine, refused = tiny.begin([ordered("fine"), bad])
     assert isinstance(refused, StateRefused)
     assert said in refused.message
@@ -257,24 +258,24 @@ def test_a_lora_merged_into_the_attention_makes_another_model(tiny: Family) -> N
 
 
 def test_a_warm_start_re_noises_the_light_image_to_the_level_of_its_step(tiny: Family) -> None:
-    [light] = tiny.generate(Role.LIGHT, [image_request(keep_latent=True)])
+    [light] = tiny.generate(LIGHT, [image_request(keep_latent=True)])
     assert light.latent is not None
     assert light.latent.step == light.latent.steps
     finished = light.latent.to_bytes()
-    [sample] = tiny.begin([ordered(warm_start=finished, warm_start_step=6)])
-    schedule = tiny.samplers[Role.HEAVY].schedule(STEPS)
+    [sample] = tiny.begin([ordered(warm_start=WarmStart(finished, 6))])
+    schedule = tiny.samplers[HEAVY].schedule(STEPS)
     noise = torch.randn((4, SIZE // 2, SIZE // 2), generator=torch.Generator().manual_seed(7))
     expected = float(schedule.signal[6]) * torch.from_numpy(light.latent.latent).float()
     expected += float(schedule.noise[6]) * noise
     assert apart(sample.latent, expected) < 1e-6  # type: ignore[union-attr]
-    [drawn] = tiny.generate(Role.HEAVY, [image_request(warm_start=finished, warm_start_step=6)])
+    [drawn] = tiny.generate(HEAVY, [image_request(warm_start=WarmStart(finished, 6))])
     assert (drawn.first, drawn.steps) == (6, STEPS - 6)
 
 
 def test_a_warm_start_of_something_else_is_refused(tiny: Family, states: dict[int, State]) -> None:
     with pytest.raises(StateRefused, match="not a stored state"):
-        ordered(warm_start=b"nonsense", warm_start_step=6)
-    [refused] = tiny.begin([ordered(warm_start=states[3].to_bytes(), warm_start_step=6)])
+        ordered(warm_start=WarmStart(b"nonsense", 6))
+    [refused] = tiny.begin([ordered(warm_start=WarmStart(states[3].to_bytes(), 6))])
     assert isinstance(refused, StateRefused)
     assert "step is 3" in refused.message
 
@@ -284,13 +285,13 @@ def test_a_warm_start_of_something_else_is_refused(tiny: Family, states: dict[in
 
 def test_a_prompt_is_encoded_once(tiny: Family, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
-    real = tiny.pipelines[Role.HEAVY].encode_prompt
+    real = tiny.pipelines[HEAVY].encode_prompt
 
     def counted(prompts: list[str], **arguments: Any) -> Any:
         asked.extend(prompts)
         return real(prompts, **arguments)
 
-    monkeypatch.setattr(tiny.pipelines[Role.HEAVY], "encode_prompt", counted)
+    monkeypatch.setattr(tiny.pipelines[HEAVY], "encode_prompt", counted)
     once = [ordered("new", prompt="a new one", negative_prompt="old"), ordered("same", prompt="a new one")]
     tiny.begin(once)
     tiny.begin(once)
@@ -309,16 +310,14 @@ def test_numbers_that_run_out_of_range_fail_their_own_image_at_that_step(tiny: F
 def test_decoding_beside_the_loop_gives_the_same_pictures(tiny: Family) -> None:
     aside = family(decode_aside=True)
     requests = [image_request("a"), image_request("b")]
-    assert [d.image for d in aside.generate(Role.HEAVY, requests)] == [
-        d.image for d in tiny.generate(Role.HEAVY, requests)
-    ]
+    assert [d.image for d in aside.generate(HEAVY, requests)] == [d.image for d in tiny.generate(HEAVY, requests)]
 
 
 def test_a_preview_is_a_small_picture_of_what_is_becoming() -> None:
     engine = family()
     [sample] = engine.begin([ordered()])
     assert engine.preview(sample) is None  # nothing was decoded yet: no telling what latents look like
-    engine.generate(Role.HEAVY, [image_request()])
+    engine.generate(HEAVY, [image_request()])
     assert engine.preview(sample) is None  # no step yet
     engine.step([sample])
     png = engine.preview(sample)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from weir.config import FamilyConfig
-from weir.core import ImageRequest, Role
+from weir.core import ImageRequest
 from weir.errors import GenerationFailed, InvalidRequest, WeirError
 from weir.states import State
 from workers.engine.scheduling import Recipe
@@ -26,30 +26,36 @@ class OutOfMemory(GenerationFailed):
 
 @dataclass(frozen=True, slots=True)
 class DenoiseJob:
-    """One image to draw.
+    """One image to generate.
 
     Attributes:
         start: the latent to go on from; None starts from noise.
-        warm: ``start`` is the other variant's finished latent, to be re-noised to the level of the request's
-            ``warm_start_step``; else it is a state of this very variant.
+        warm: ``start`` is another variant's finished latent, to be re-noised to the level of the request's
+            ``warm_start.step``; else it is a state of this very variant.
+        role: what the request was dispatched for; nothing to an engine, but batch limits go by it.
     """
 
     recipe: Recipe
     request: ImageRequest
     start: State | None = None
     warm: bool = False
+    role: str = ""
 
     @property
     def first(self) -> int:
         """The first step that runs, of the recipe's."""
         if self.start is None:
             return 0
-        return self.request.warm_start_step if self.warm else self.start.step // self.stride
+        if self.warm:
+            assert self.request.warm_start is not None
+            return self.request.warm_start.step
+        return self.start.step // self.stride
 
     @property
     def stride(self) -> int:
         """Steps of a whole run that one of the recipe's stands for."""
-        return 1 if self.start is None or self.warm else self.request.resume_stride
+        resume = self.request.resume
+        return 1 if self.start is None or self.warm or resume is None else resume.stride
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +64,8 @@ class EngineOutput:
 
     Attributes:
         image: PNG, or b"" when ``error`` is set.
-        confidence: the discriminator's, 0…1; None for a heavy image that it was not to judge, and for a family without
-            a discriminator.
+        confidence: the discriminator's, 0…1; None for an image of the last variant that it was not to judge, and where
+            no discriminator follows the variant.
         steps: denoising steps that ran.
         error: None, or (code, message).
         first: the first step that ran, of a whole run.
@@ -93,7 +99,7 @@ class Sample(Protocol):
 
 
 class Engine(Protocol):
-    """Draws images, several at a time. A picture never depends on who shared its calls, to numerical noise.
+    """Generates images, several at a time. A picture never depends on who shared its calls, to numerical noise.
 
     One thread at a time may call :meth:`begin`, :meth:`step` and :meth:`finish`; :attr:`beat` may be read from any.
     """
@@ -144,8 +150,8 @@ class Engine(Protocol):
         """A small PNG of what the sample is becoming, at next to no cost; None when there is no telling yet."""
         ...
 
-    def warm_up(self, batch_size: int, roles: Sequence[Role] = tuple(Role)) -> None:
-        """Runs these roles once, so that the first request does not pay for it."""
+    def warm_up(self, batch_size: int, variants: Sequence[str] = ()) -> None:
+        """Runs these variants once (none named: all), so that the first request does not pay for it."""
         ...
 
     def probe(self) -> None:
@@ -153,76 +159,84 @@ class Engine(Protocol):
         ...
 
     def generate(
-        self, role: Role, requests: Sequence[ImageRequest], starts: Sequence[State | None] = ()
+        self, variant: str, requests: Sequence[ImageRequest], starts: Sequence[State | None] = ()
     ) -> list[EngineOutput]:
-        """Draws requests of one variant and size together, all steps in this thread.
+        """Generates requests of one variant and size together, all steps in this thread.
 
         Args:
             starts: the states that the requests resume from, one each; none: as :func:`order_for` has it.
 
         Raises:
             InvalidRequest: names the field and the accepted range.
-            OutOfMemory: nothing was drawn; try fewer.
+            OutOfMemory: nothing was generated; try fewer.
             Exception: the whole batch failed.
         """
         ...
 
 
-def recipe(family: FamilyConfig, role: Role, request: ImageRequest) -> Recipe:
-    """What the request asks of the variant; overrides count for the heavy variant only.
+def recipe(family: FamilyConfig, variant: str, request: ImageRequest) -> Recipe:
+    """What the request asks of the variant.
 
     Raises:
         InvalidRequest: names the field and the accepted range.
     """
+    if variant not in family.variants:
+        raise InvalidRequest(f"variant is {variant}; {family.name} has {', '.join(family.keys)}", param="model")
     if request.width != request.height or request.width not in family.allowed_sizes:
         allowed = ", ".join(f"{s}x{s}" for s in family.allowed_sizes)
-        raise InvalidRequest(f"size is {request.width}x{request.height}; {family.name} draws {allowed}", param="size")
-    variant = family.light if role is Role.LIGHT else family.heavy
-    steps, guidance = variant.steps, variant.guidance
-    if role is Role.HEAVY:
-        steps = steps if request.steps is None else request.steps
-        guidance = guidance if request.guidance is None else request.guidance
+        raise InvalidRequest(
+            f"size is {request.width}x{request.height}; {family.name} generates {allowed}", param="size"
+        )
+    own, asked = family.variants[variant], request.overrides
+    steps = own.steps if asked.steps is None else asked.steps
+    guidance = own.guidance if asked.guidance is None else asked.guidance
     if not 1 <= steps <= MAX_STEPS:
         raise InvalidRequest(f"steps is {steps}; it must lie in 1…{MAX_STEPS}", param="num_inference_steps")
     if not 0 <= guidance <= MAX_GUIDANCE:  # also refuses NaN
         raise InvalidRequest(f"guidance is {guidance}; it must lie in 0…{MAX_GUIDANCE:g}", param="guidance_scale")
-    stride = request.resume_stride
-    if role is Role.HEAVY and (stride < 1 or steps % stride or request.resume_step % stride):
+    resume = request.resume
+    if resume is not None and (resume.stride < 1 or steps % resume.stride or resume.step % resume.stride):
         raise InvalidRequest(
-            f"resume_stride is {stride}; it must divide resume_step and the {steps} steps",
-            param="resume_stride",
+            f"resume.stride is {resume.stride}; it must divide resume.step and the {steps} steps",
+            param="resume.stride",
         )
-    for name in ("resume_step", "warm_start_step"):
-        step = getattr(request, name)
-        if role is Role.HEAVY and not 0 <= step < steps:
+    for name, start in (("resume.step", resume), ("warm_start.step", request.warm_start)):
+        if start is not None and not 1 <= start.step < steps:
             raise InvalidRequest(
-                f"{name} is {step}; in a run of {steps} steps it must lie in 0…{steps - 1}", param=name
+                f"{name} is {start.step}; in a run of {steps} steps it must lie in 1…{steps - 1}", param=name
             )
-    return Recipe(role, request.width, request.height, steps, float(guidance))
+    return Recipe(variant, request.width, request.height, steps, float(guidance))
 
 
-def order_for(family: FamilyConfig, role: Role, request: ImageRequest, state: State | None = None) -> DenoiseJob:
-    """What the engine is asked for; only the heavy variant resumes and starts warm.
+def order_for(
+    family: FamilyConfig, variant: str, request: ImageRequest, state: State | None = None, role: str = ""
+) -> DenoiseJob:
+    """What the engine is asked for.
 
     Args:
-        state: what was found under the request's ``resume_key``; without it the request starts warm, or from noise.
+        state: what was found under the key of the request's ``resume``; without it the request starts warm, or from
+            noise.
+        role: what the request was dispatched for; "": the variant.
 
     Raises:
         InvalidRequest: names the field and the accepted range.
         StateRefused: the warm start is not a state.
     """
-    made = recipe(family, role, request)
-    if role is Role.LIGHT:
-        return DenoiseJob(made, request)
-    if state is not None:
-        return DenoiseJob(made._replace(steps=made.steps // request.resume_stride), request, state)
-    if request.warm_start is not None and request.warm_start_step:
-        return DenoiseJob(made, request, State.from_bytes(request.warm_start), warm=True)
-    return DenoiseJob(made, request)
+    made, role = recipe(family, variant, request), role or variant
+    if state is not None and request.resume is not None:
+        return DenoiseJob(made._replace(steps=made.steps // request.resume.stride), request, state, role=role)
+    if request.warm_start is not None:
+        return DenoiseJob(made, request, State.from_bytes(request.warm_start.latent), warm=True, role=role)
+    return DenoiseJob(made, request, role=role)
+
+
+def wants_judge(request: ImageRequest) -> bool:
+    """Whether an image of the last variant is judged as well."""
+    return request.judge or (request.resume is not None and request.resume.min_confidence > 0)
 
 
 def run_to_end(engine: Engine, orders: Sequence[DenoiseJob]) -> list[EngineOutput]:
-    """Draws orders of one call together, all steps in this thread; what breaks one of them is in its answer.
+    """Generates the orders of one call together, all steps in this thread; what breaks one of them is in its answer.
 
     Raises: as :meth:`Engine.step`.
     """

@@ -12,9 +12,8 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import torch
 from PIL import Image
 
-from weir.core import Role
 from weir.errors import NotFinite
-from workers.engine.engine import EngineOutput, failed
+from workers.engine.engine import EngineOutput, failed, wants_judge
 from workers.engine.previews import Previews
 from workers.models.denoiser import InTheMaking
 from workers.models.device import within_memory
@@ -51,8 +50,8 @@ class Pictures:
     """Decodes, judges and encodes the samples whose steps have all run.
 
     Args:
-        discriminator: judges light images, and heavy ones that ask for it; looks at those whose states are kept. None
-            where the family brings none.
+        judges: by variant, None where it has none. The last variant's judges images that ask for it, and looks at those
+            whose states are kept.
         aside: decode in a thread (on CUDA also a stream) of its own; None does so on CUDA. On the CPU the decoder
             would compete with the next step for the same core.
         side: of the largest images, in pixels.
@@ -61,18 +60,19 @@ class Pictures:
 
     def __init__(
         self,
-        pipelines: Mapping[Role, Pipeline],
-        discriminator: Confidence | None,
+        pipelines: Mapping[str, Pipeline],
+        judges: Mapping[str, Confidence | None],
         drawn: Callable[[InTheMaking, bytes, Judged], EngineOutput],
         *,
         side: int,
         aside: bool | None = None,
     ):
         self.previews = Previews()
-        self.discriminator = discriminator
-        self._vaes = {role: pipeline.vae for role, pipeline in pipelines.items()}
+        self._judges = judges
+        self._vaes = {key: pipeline.vae for key, pipeline in pipelines.items()}
+        self._last = list(pipelines)[-1]
         self._drawn = drawn
-        self._device = pipelines[Role.LIGHT].device
+        self._device = pipelines[self._last].device
         self._encoders = ThreadPoolExecutor(4, thread_name_prefix="png")
         cuda = self._device.type == "cuda"
         aside = cuda if aside is None else aside
@@ -121,20 +121,21 @@ class Pictures:
         return [*self._finish(samples[:middle]), *self._finish(samples[middle:])]
 
     def _decode(self, samples: Sequence[InTheMaking]) -> tuple[torch.Tensor, list[Judged]]:
-        role = samples[0].order.recipe.role
+        variant = samples[0].order.recipe.variant
+        is_last, discriminator = variant == self._last, self._judges[variant]
         latents = torch.stack([s.latent for s in samples])
-        images = decode(self._vaes[role], latents)
+        images = decode(self._vaes[variant], latents)
         self.previews.learn(latents, images)
         requests, looked = [s.order.request for s in samples], images.nan_to_num()
-        judge = [role is Role.LIGHT or r.judge or r.accept > 0 for r in requests]
+        judge = [not is_last or wants_judge(r) for r in requests]
         confidences: Sequence[float | None] = [None] * len(samples)
         seen: Sequence[bytes | None] = [None] * len(samples)
-        if self.discriminator is not None and any(judge):
-            confidences = self.discriminator.confidence(looked, [r.prompt for r in requests])
-        if isinstance(self.discriminator, Seeing) and role is Role.HEAVY and any(r.capture for r in requests):
-            seen = [row.tobytes() for row in self.discriminator.see(looked).numpy()]
+        if discriminator is not None and any(judge):
+            confidences = discriminator.confidence(looked, [r.prompt for r in requests])
+        if isinstance(discriminator, Seeing) and is_last and any(r.capture is not None for r in requests):
+            seen = [row.tobytes() for row in discriminator.see(looked).numpy()]
         return images, [
-            Judged(c if judged else None, s if r.capture else None)
+            Judged(c if judged else None, s if r.capture is not None else None)
             for r, c, s, judged in zip(requests, confidences, seen, judge, strict=True)
         ]
 

@@ -6,8 +6,6 @@ from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
-from weir.core import Role
-
 #: Every so many calls the oldest image goes first, however late it is: nobody waits for ever.
 TURN_OF_THE_OLDEST = 8
 
@@ -15,7 +13,7 @@ TURN_OF_THE_OLDEST = 8
 class Recipe(NamedTuple):
     """What a request asks of the denoiser, with the variant's own values filled in."""
 
-    role: Role
+    variant: str
     width: int
     height: int
     steps: int

@@ -30,7 +30,8 @@ class InMemoryStates:
 
     def put(self, request: ImageRequest, states: Sequence[State]) -> None:
         with self._lock:
-            self._states |= {state_key(request.id, state.step): state for state in states}
+            if request.capture:
+                self._states |= {state_key(request.capture, request.id, state.step): state for state in states}
             while len(self._states) > self._limit:
                 self._states.popitem(last=False)
 

@@ -64,18 +64,19 @@ class Denoiser:
 
     Args:
         compiled: by ``torch.compile``.
+        like: another variant's denoiser with the same UNet, which was prepared there; None prepares it here.
 
     Attributes:
         sampler: the variant's solver.
         revision: tells weights apart.
     """
 
-    def __init__(self, pipeline: Pipeline, *, compiled: bool = False):
+    def __init__(self, pipeline: Pipeline, *, compiled: bool = False, like: Denoiser | None = None):
         self.sampler = Sampler(pipeline.scheduler)
-        self.revision = weights_digest(pipeline.unet)
+        self.revision: str = like.revision if like else weights_digest(pipeline.unet)
         self._pipeline = pipeline
         self._device = pipeline.device
-        self._unet = _prepared(pipeline.unet, self._device.type == "cuda", compiled)
+        self._unet: Any = like._unet if like else _prepared(pipeline.unet, self._device.type == "cuda", compiled)
         self._batch: _Batch | None = None
 
     def forget(self) -> None:

@@ -1,4 +1,4 @@
-"""A family's models, resident on one device: the engine that draws real pictures."""
+"""A family's models, resident on one device: the engine that generates real images."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from weir.config import FamilyConfig
-from weir.core import ImageRequest, Role
+from weir.core import ImageRequest, Overrides
 from weir.errors import NotFinite, StateRefused, WeirError
 from weir.states import State, capture_steps
 from workers.engine.engine import DenoiseJob, EngineOutput, OutOfMemory, order_for, run_to_end
@@ -20,9 +20,9 @@ from workers.engine.image_decoder import NOT_FINITE, Confidence, Judged, Picture
 from workers.engine.samplers import Schedule
 from workers.models.denoiser import Denoiser, InTheMaking
 from workers.models.device import device_of, dtype_of, keep_freed_memory, probe, within_memory
-from workers.models.judges import family_judge
+from workers.models.judges import family_judges
 from workers.models.prompt_encoder import PromptEncoder, Text
-from workers.models.weights import Pipeline, is_sdxl, load_light, load_pipelines
+from workers.models.weights import Pipeline, is_sdxl, load_pipelines
 
 log = logging.getLogger(__name__)
 
@@ -32,10 +32,10 @@ T = TypeVar("T")
 
 
 class Family:
-    """Light and heavy pipeline and the discriminator; implements :class:`workers.engine.engine.Engine`.
+    """The pipelines of a ladder and its discriminators; implements :class:`workers.engine.engine.Engine`.
 
         family = Family.load(load_family("deploy/families/weir-tiny.yaml"))
-        [drawn] = family.generate(Role.LIGHT, [request])
+        [drawn] = family.generate("light", [request])
 
     A call of the denoiser takes every sample at its own step, with its own prompt, guidance and schedule. The picture
     of a request depends on its own fields alone (to numerical noise): its noise comes from its seed, drawn on the CPU
@@ -48,32 +48,31 @@ class Family:
     def __init__(
         self,
         config: FamilyConfig,
-        pipelines: dict[Role, Pipeline],
-        discriminator: Confidence | None = None,
+        pipelines: Mapping[str, Pipeline],
+        judges: Mapping[str, Confidence | None] | None = None,
         *,
         decode_aside: bool | None = None,
-        denoisers: Mapping[Role, Denoiser] | None = None,
     ):
         """
         Args:
+            pipelines: by variant, from the fastest to the best.
+            judges: by variant; None: none has one.
             decode_aside: as :class:`workers.engine.image_decoder.Pictures` has it.
-            denoisers: of these pipelines, where there are some already.
         """
         self.config = config
         self.pipelines = pipelines
-        self.discriminator = discriminator
-        self.device = pipelines[Role.LIGHT].device
+        self.judges = judges or dict.fromkeys(pipelines)
+        self.device = pipelines[config.keys[-1]].device
         self.beat = time.monotonic()
-        known = denoisers or {}
-        self._denoisers = {
-            role: known.get(role) or Denoiser(pipeline, compiled=config.compile) for role, pipeline in pipelines.items()
-        }
-        self.samplers = {role: denoiser.sampler for role, denoiser in self._denoisers.items()}
-        names = {Role.LIGHT: config.light.name, Role.HEAVY: config.heavy.name}
-        self.models = {role: f"{names[role]}-{denoiser.revision}" for role, denoiser in self._denoisers.items()}
+        self._denoisers: dict[str, Denoiser] = {}
+        for key, pipeline in pipelines.items():
+            same = (self._denoisers[it] for it in self._denoisers if pipelines[it].unet is pipeline.unet)
+            self._denoisers[key] = Denoiser(pipeline, compiled=config.compile, like=next(same, None))
+        self.samplers = {key: denoiser.sampler for key, denoiser in self._denoisers.items()}
+        self.models = {key: f"{config.variants[key].name}-{it.revision}" for key, it in self._denoisers.items()}
         self._texts = PromptEncoder(self.device)
         side = max(config.allowed_sizes)
-        self._pictures = Pictures(pipelines, discriminator, self._drawn, side=side, aside=decode_aside)
+        self._pictures = Pictures(pipelines, self.judges, self._drawn, side=side, aside=decode_aside)
 
     @classmethod
     def load(cls, config: FamilyConfig, *, threads: int | None = None) -> Family:
@@ -90,34 +89,19 @@ class Family:
             keep_freed_memory()
             if threads is not None:
                 torch.set_num_threads(threads)
-        return cls(config, load_pipelines(config, device, dtype), family_judge(config, str(device)))
-
-    def with_light(self, config: FamilyConfig) -> Family:
-        """The same with another light variant and its discriminator; everything else is shared.
-
-        Raises:
-            ConfigError: as :meth:`load`.
-        """
-        heavy = self.pipelines[Role.HEAVY]
-        light = load_light(config, heavy, self.device, dtype_of(config))
-        return Family(
-            config,
-            {Role.LIGHT: light, Role.HEAVY: heavy},
-            family_judge(config, str(self.device)),
-            denoisers={Role.HEAVY: self._denoisers[Role.HEAVY]},
-        )
+        return cls(config, load_pipelines(config, device, dtype), family_judges(config, str(device)))
 
     def generate(
-        self, role: Role, requests: Sequence[ImageRequest], starts: Sequence[State | None] = ()
+        self, variant: str, requests: Sequence[ImageRequest], starts: Sequence[State | None] = ()
     ) -> list[EngineOutput]:
         states = starts or [None] * len(requests)
-        orders = [order_for(self.config, role, r, s) for r, s in zip(requests, states, strict=True)]
+        orders = [order_for(self.config, variant, r, s) for r, s in zip(requests, states, strict=True)]
         return run_to_end(self, orders)
 
     # ---------------------------------------------------------------------------------------------- begin
 
     def call_of(self, order: DenoiseJob) -> Hashable:
-        return order.recipe.role, order.recipe.width, order.recipe.height
+        return order.recipe.variant, order.recipe.width, order.recipe.height
 
     def check(self, order: DenoiseJob) -> None:
         start, recipe = order.start, order.recipe
@@ -130,10 +114,11 @@ class Family:
         if order.warm:
             wanted["step"] = (start.step, start.steps)
         else:
-            wanted["step"] = (start.step, order.request.resume_step)
+            assert order.request.resume is not None
+            wanted["step"] = (start.step, order.request.resume.step)
             wanted["number of steps"] = (start.steps, recipe.steps * order.stride)
-            wanted["sampler"] = (start.sampler, self.samplers[recipe.role].id)
-            wanted["model"] = (start.model, self.models[recipe.role])
+            wanted["sampler"] = (start.sampler, self.samplers[recipe.variant].id)
+            wanted["model"] = (start.model, self.models[recipe.variant])
             if order.stride > 1 and start.steps == recipe.steps * order.stride:
                 wanted["noise level"] = (self._level(order, start.steps, start.step), self._level(order))
         for what, (given, expected) in wanted.items():
@@ -152,10 +137,10 @@ class Family:
         for order, (prompt, negative) in zip(orders, texts, strict=True):
             try:
                 self.check(order)
-                role, request = order.recipe.role, order.request
-                schedule = self.samplers[role].schedule(order.recipe.steps)
+                request = order.request
+                schedule = self.samplers[order.recipe.variant].schedule(order.recipe.steps)
                 # the states of a run that leaves steps out are not those that others look for
-                keeps = {*(capture_steps(len(schedule)) if request.capture and order.stride == 1 else ())}
+                keeps = {*(capture_steps(len(schedule)) if request.capture is not None and order.stride == 1 else ())}
                 keeps |= {len(schedule)} if request.keep_latent else set()
                 latent = self._latent(order, schedule)
                 begun.append(InTheMaking(order, schedule, order.first, latent, prompt, negative, frozenset(keeps)))
@@ -176,19 +161,19 @@ class Family:
 
     def _level(self, order: DenoiseJob, steps: int | None = None, step: int | None = None) -> tuple[float, float]:
         """Shares of signal and of noise in the latent that enters a step; of the order's own first one, if not said."""
-        schedule = self.samplers[order.recipe.role].schedule(order.recipe.steps if steps is None else steps)
+        schedule = self.samplers[order.recipe.variant].schedule(order.recipe.steps if steps is None else steps)
         at = order.first if step is None else step
         return round(float(schedule.signal[at]), 6), round(float(schedule.noise[at]), 6)
 
     def _shape(self, order: DenoiseJob) -> tuple[int, int, int]:
         """Of one latent."""
-        pipeline, recipe = self.pipelines[order.recipe.role], order.recipe
+        pipeline, recipe = self.pipelines[order.recipe.variant], order.recipe
         factor = pipeline.vae_scale_factor
         return pipeline.unet.config.in_channels, recipe.height // factor, recipe.width // factor
 
     def _encode(self, orders: Sequence[DenoiseJob]) -> list[tuple[Text, Text | None]]:
         """Prompt and, of guided orders, negative prompt. SDXL stands zeros in for an empty negative prompt."""
-        pipeline = self.pipelines[orders[0].recipe.role]
+        pipeline = self.pipelines[orders[0].recipe.variant]
         embeds_guidance = pipeline.unet.config.time_cond_proj_dim is not None
         zeros = is_sdxl(pipeline) and pipeline.config.force_zeros_for_empty_prompt
         prompts = [(order.request.tenant, order.request.prompt) for order in orders]
@@ -213,7 +198,7 @@ class Family:
 
     def step(self, samples: Sequence[InTheMaking]) -> list[WeirError | None]:
         self.beat = time.monotonic()
-        denoiser = self._denoisers[samples[0].order.recipe.role]
+        denoiser = self._denoisers[samples[0].order.recipe.variant]
         finite = self._within_memory(lambda: denoiser.step(tuple(samples)), [s.order for s in samples])
         self.beat = time.monotonic()
         return [None if fine else NotFinite(NOT_FINITE) for fine in finite]
@@ -222,9 +207,9 @@ class Family:
         return self._pictures.finish(samples)
 
     def _drawn(self, sample: InTheMaking, image: bytes, judged: Judged) -> EngineOutput:
-        order, role = sample.order, sample.order.recipe.role
+        order, variant = sample.order, sample.order.recipe.variant
         steps = order.recipe.steps
-        kept = [State(x.numpy(), k, steps, self.samplers[role].id, self.models[role]) for k, x in sample.kept]
+        kept = [State(x.numpy(), k, steps, self.samplers[variant].id, self.models[variant]) for k, x in sample.kept]
         return EngineOutput(
             image,
             judged.confidence,
@@ -243,20 +228,21 @@ class Family:
 
     # --------------------------------------------------------------------------------------------- device
 
-    def warm_up(self, batch_size: int, roles: Sequence[Role] = tuple(Role)) -> None:
+    def warm_up(self, batch_size: int, variants: Sequence[str] = ()) -> None:
         size = self.config.size
         doubling = {2**i for i in range(batch_size.bit_length())} if self.config.compile else {1}
-        batches = [(role, batch) for role in roles for batch in sorted({*doubling, batch_size})]
-        for done, (role, batch) in enumerate(batches, 1):
+        sizes = sorted({*doubling, batch_size})
+        batches = [(key, batch) for key in variants or self.config.keys for batch in sizes]
+        for done, (key, batch) in enumerate(batches, 1):
             requests = [
-                ImageRequest(f"warm-up-{i}", "", i, size, size, float("inf"), steps=_WARM_UP_STEPS)
+                ImageRequest(f"warm-up-{i}", "", i, size, size, float("inf"), overrides=Overrides(steps=_WARM_UP_STEPS))
                 for i in range(batch)
             ]
             try:
-                self.generate(role, requests)
+                self.generate(key, requests)
             except OutOfMemory as error:  # the loop halves such a batch
                 log.warning("warm-up: %s", error.message)
-            log.info("warm-up: %d of %d (%s × %d)", done, len(batches), role.value, batch)
+            log.info("warm-up: %d of %d (%s × %d)", done, len(batches), key, batch)
 
     def probe(self) -> None:
         probe(self.device)

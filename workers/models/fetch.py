@@ -34,14 +34,14 @@ class Wanted:
 def wanted(family: FamilyConfig) -> list[Wanted]:
     """The repositories that a family names, each once; what is a local path is none. Pure, but for looking at paths."""
     found = [Wanted("pipeline", family.pipeline, family.revision, pipeline=True)]
-    for key, variant in (("light", family.light), ("heavy", family.heavy)):
+    for key, variant in family.variants.items():
         if variant.pipeline:
             found.append(Wanted(f"{key}.pipeline", variant.pipeline, variant.revision, pipeline=True))
         if variant.unet:
             found.append(Wanted(f"{key}.unet", variant.unet, variant.revision, variant.unet_file))
     if family.clip:
         found.append(Wanted("clip", family.clip, family.clip_revision))
-    own = all(variant.pipeline for variant in (family.light, family.heavy))
+    own = all(variant.pipeline for variant in family.variants.values())
     found = found[1:] if own else found  # nobody loads shared parts that each variant brings itself
     places = {(it.repository, it.revision, it.file): it for it in reversed(found) if not Path(it.repository).exists()}
     return [it for it in found if it in places.values()]

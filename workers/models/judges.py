@@ -1,6 +1,8 @@
-"""Who judges a family's images: the discriminator that was trained for it, or the score of its CLIP in its place."""
+"""What judges a family's images: the discriminators trained for it, or the score of its CLIP in their place."""
 
 from __future__ import annotations
+
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -40,15 +42,36 @@ class ClipConfidence:
         return np.clip((1 + cosines) / 2, 0, 1)
 
 
-def family_judge(family: FamilyConfig, device: str = "cpu") -> Discriminator | ClipConfidence | None:
-    """The family's judge; None where it names none.
+Judge: TypeAlias = Discriminator | ClipConfidence
+
+
+def family_judges(family: FamilyConfig, device: str = "cpu") -> dict[str, Judge | None]:
+    """The judge of each variant's images, None where the family names none; one that serves several is one object.
+
+    Nothing follows the last variant; where somebody asks for a verdict on its images, the first one's judge gives it.
+
+    Raises:
+        ConfigError: one cannot be loaded.
+    """
+    loaded: dict[str | None, Judge | None] = {None: None}
+    for variant in family.variants.values():
+        if variant.discriminator not in loaded:
+            loaded[variant.discriminator] = _load(family, str(variant.discriminator), device)
+    judges = {key: loaded[variant.discriminator] for key, variant in family.variants.items()}
+    return {**judges, family.keys[-1]: loaded[family.discriminator]}
+
+
+def family_judge(family: FamilyConfig, device: str = "cpu") -> Judge | None:
+    """The first variant's judge, which also judges images of the last one; None where the family names none.
 
     Raises:
         ConfigError: it cannot be loaded.
     """
-    if family.discriminator is None:
-        return None
-    if family.discriminator == CLIP_SCORE:
-        assert family.clip is not None  # the family file says so
+    return None if family.discriminator is None else _load(family, family.discriminator, device)
+
+
+def _load(family: FamilyConfig, discriminator: str, device: str) -> Judge:
+    if discriminator == CLIP_SCORE:
+        assert family.clip is not None  # the family was checked
         return ClipConfidence(ClipScorer.load(family.clip, device, revision=family.clip_revision))
-    return Discriminator.load(family.discriminator, device)
+    return Discriminator.load(discriminator, device)

@@ -24,7 +24,6 @@ from safetensors.torch import load_file
 from transformers.utils import logging as transformers_logging
 
 from weir.config import CLIP_SCORE, FamilyConfig, Scheduler, VariantConfig
-from weir.core import Role
 from weir.errors import ConfigError
 
 Pipeline: TypeAlias = Any  # one of the classes below; diffusers builds their attributes at run time, unseen by mypy
@@ -54,8 +53,8 @@ class _Source:
         return ConfigError(f"family {self.family}: {self.key}: {self.reference}{revision}: {what}; {remedy}")
 
 
-def load_pipelines(family: FamilyConfig, device: torch.device, dtype: torch.dtype) -> dict[Role, Pipeline]:
-    """The light and the heavy pipeline on ``device``; what they have in common is one object in memory.
+def load_pipelines(family: FamilyConfig, device: torch.device, dtype: torch.dtype) -> dict[str, Pipeline]:
+    """The pipelines on ``device`` by variant; what they have in common is one object in memory.
 
     Raises:
         ConfigError: names the key of the family file, the path and the remedy.
@@ -73,38 +72,17 @@ def load_pipelines(family: FamilyConfig, device: torch.device, dtype: torch.dtyp
             loaded[place] = _load_pipeline(source, family.weights, dtype)
         return loaded[place]
 
-    pipelines: dict[Role, Pipeline] = {}
-    for role in Role:
-        variant = _variant(family, role)
-        base = whole(_pipeline_source(family, role))
+    pipelines: dict[str, Pipeline] = {}
+    for key, variant in family.variants.items():
+        base = whole(_pipeline_source(family, key))
         unet = base.unet
         if variant.unet:
-            unet = _load_unet(_unet_source(family, role), variant, base, family.weights, dtype)
-        pipelines[role] = _assemble(base, unet, variant.scheduler)
+            unet = _load_unet(_unet_source(family, key), variant, base, family.weights, dtype)
+        pipelines[key] = _assemble(base, unet, variant.scheduler)
     for pipeline in pipelines.values():
         pipeline.to(device)
         pipeline.set_progress_bar_config(disable=True)
     return pipelines
-
-
-def load_light(family: FamilyConfig, beside: Pipeline, device: torch.device, dtype: torch.dtype) -> Pipeline:
-    """The light pipeline of a family whose shared parts are those of a pipeline that is loaded.
-
-    Raises:
-        ConfigError: as :func:`load_pipelines`; or the light variant brings a whole pipeline and shares nothing.
-    """
-    check_family(family)
-    if family.light.pipeline:
-        raise _pipeline_source(family, Role.LIGHT).error(
-            "a further light variant shares the parts of its family", "give its denoiser in light.unet"
-        )
-    unet = beside.unet
-    if family.light.unet:
-        unet = _load_unet(_unet_source(family, Role.LIGHT), family.light, beside, family.weights, dtype)
-    pipeline = _assemble(beside, unet, family.light.scheduler)
-    pipeline.to(device)
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
 
 
 def check_family(family: FamilyConfig) -> None:
@@ -113,18 +91,18 @@ def check_family(family: FamilyConfig) -> None:
     Raises:
         ConfigError: a folder, a part of it or a weights file is missing or damaged.
     """
-    for role in Role:
-        source = _pipeline_source(family, role)
+    for key, variant in family.variants.items():
+        source = _pipeline_source(family, key)
         if (folder := source.folder) is not None:
             _check_pipeline(source, folder)
-        if _variant(family, role).unet:
-            source = _unet_source(family, role)
+        if variant.unet:
+            source = _unet_source(family, key)
             if (folder := source.folder) is not None:
-                _check_unet(source, folder, _variant(family, role).unet_file)
-    if family.discriminator is not None and family.discriminator != CLIP_SCORE:
-        source = _Source(family.name, "discriminator", family.discriminator, None)
-        remedy = "the family's training recipe writes it (`weir train`)"
-        _check_model(source, Path(family.discriminator), "config.json", remedy)
+                _check_unet(source, folder, variant.unet_file)
+        if variant.discriminator is not None and variant.discriminator != CLIP_SCORE:
+            source = _Source(family.name, f"{key}.discriminator", variant.discriminator, None)
+            remedy = "the family's training recipe writes it (`weir train`)"
+            _check_model(source, Path(variant.discriminator), "config.json", remedy)
 
 
 def scheduler_for(name: Scheduler, config: Any) -> DDIMScheduler | EulerDiscreteScheduler:
@@ -146,20 +124,16 @@ def is_sdxl(pipeline: Pipeline) -> bool:
 # ------------------------------------------------------------------------------------------------ sources
 
 
-def _variant(family: FamilyConfig, role: Role) -> VariantConfig:
-    return family.light if role is Role.LIGHT else family.heavy
-
-
-def _pipeline_source(family: FamilyConfig, role: Role) -> _Source:
-    variant = _variant(family, role)
+def _pipeline_source(family: FamilyConfig, key: str) -> _Source:
+    variant = family.variants[key]
     if variant.pipeline:
-        return _Source(family.name, f"{role}.pipeline", variant.pipeline, variant.revision)
+        return _Source(family.name, f"{key}.pipeline", variant.pipeline, variant.revision)
     return _Source(family.name, "pipeline", family.pipeline, family.revision)
 
 
-def _unet_source(family: FamilyConfig, role: Role) -> _Source:
-    variant = _variant(family, role)
-    return _Source(family.name, f"{role}.unet", str(variant.unet), variant.revision)
+def _unet_source(family: FamilyConfig, key: str) -> _Source:
+    variant = family.variants[key]
+    return _Source(family.name, f"{key}.unet", str(variant.unet), variant.revision)
 
 
 # ------------------------------------------------------------------------------------------------ loading

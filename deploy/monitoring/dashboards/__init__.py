@@ -1,4 +1,4 @@
-"""The dashboards: Overview, Cascade, Cache, Controller. Grafana is provisioned with the JSON that this writes.
+"""The dashboards: Overview, Cascade, Cache, Controller, as the JSON files that Grafana is provisioned with.
 
 python -m deploy.monitoring.dashboards
 """
@@ -19,6 +19,6 @@ DASHBOARDS = (overview, cascade, cache, controller)
 
 
 def files() -> dict[Path, str]:
-    """Every file and what has to be in it."""
-    made = (make() for make in DASHBOARDS)
-    return {FOLDER / f"{d['uid'].removeprefix('weir-')}.json": json.dumps(d, indent=1) + "\n" for d in made}
+    """The content of every dashboard's file, by its path."""
+    built = (build() for build in DASHBOARDS)
+    return {FOLDER / f"{d['uid'].removeprefix('weir-')}.json": json.dumps(d, indent=1) + "\n" for d in built}

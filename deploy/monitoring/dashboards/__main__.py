@@ -1,4 +1,4 @@
-"""Writes the dashboards' files."""
+"""Writes the files of the dashboards."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Cache: what other prompts' states save, what it costs to look for them, and how the store is."""
+"""Cache: what reused states save, what lookups cost, and the condition of the store."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 from deploy.monitoring.dashboards.frame import dashboard
 from deploy.monitoring.dashboards.queries import each, name, now, or_zero, quantiles, rate
-from deploy.monitoring.panels import Query, lines, row, spread
+from deploy.monitoring.panels import Query, heatmap, row, timeseries
 from weir import metrics
 
 
@@ -15,18 +15,18 @@ def cache() -> dict[str, Any]:
     return dashboard(
         "cache",
         "Weir: Cache",
-        "What other prompts' states save, what it costs to look for them, and how the store is.",
+        "What reused states save, what lookups cost, and the condition of the store.",
         [
-            row("What it saves"),
-            lines(
+            row("Savings"),
+            timeseries(
                 "Requests by K",
                 [Query(rate(metrics.SERVED, by="k"), "K = {{k}}")],
                 unit="reqps",
                 width=8,
                 stacked=True,
-                help="The step at which the heavy run began: K steps were not run. 0 is a miss, or a light answer.",
+                help="Step at which the heavy run began: K steps were skipped. 0 is a miss or a light answer.",
             ),
-            lines(
+            timeseries(
                 "Hit share and steps saved",
                 [
                     Query("weir:hit:ratio_rate1m", "hit share"),
@@ -35,31 +35,31 @@ def cache() -> dict[str, Any]:
                 unit="percentunit",
                 width=8,
                 most=1,
-                help="Of the requests that asked the cache; and of the heavy steps that would have run without it.",
+                help="Share of hits among requests that used the cache, and share of heavy steps that were skipped.",
             ),
-            spread(
+            heatmap(
                 "Similarity of the nearest prompt",
                 name(metrics.SIMILARITY),
                 unit="short",
                 width=8,
-                help="Cosine of the prompts' embeddings; the selector's thresholds say how many steps that is worth.",
+                help="Cosine similarity of the prompts' embeddings; the selector's thresholds map it to K.",
             ),
-            row("What it costs"),
-            lines(
-                "Time of a lookup",
+            row("Costs"),
+            timeseries(
+                "Lookup time",
                 quantiles(metrics.LOOKUP_SECONDS),
                 unit="s",
                 width=8,
-                help="In the cache: waiting for its thread, encoding the prompt, searching, choosing.",
+                help="Time in the cache: waiting for its thread, encoding the prompt, searching, selecting K.",
             ),
-            lines(
-                "Wait for a state",
+            timeseries(
+                "Fetch time of states",
                 quantiles(metrics.FETCH_SECONDS),
                 unit="s",
                 width=8,
-                help="By the worker, whether it came or not; cache.fetch_s is the longest.",
+                help="Time that a worker waits for a state, whether it arrives or not; at most cache.fetch_s.",
             ),
-            lines(
+            timeseries(
                 "Lookups",
                 [
                     Query(rate(metrics.LOOKUPS), "answered"),
@@ -67,51 +67,51 @@ def cache() -> dict[str, Any]:
                 ],
                 unit="reqps",
                 width=8,
-                help="An unanswered lookup is a miss. Resting: the cache failed several times and is left alone.",
+                help="A lookup without an answer is a miss. Resting: after several failures the cache is not called.",
             ),
-            row("What it holds"),
-            lines(
-                "Bytes",
+            row("Contents"),
+            timeseries(
+                "Size",
                 [Query(now(metrics.CACHE_BYTES), "states"), Query(now(metrics.CACHE_BUDGET_BYTES), "budget")],
                 unit="bytes",
                 width=8,
-                help="Of the states in the store, and what they may have.",
+                help="Size of the states in the store, and its limit.",
             ),
-            lines(
+            timeseries(
                 "Prompts and states",
                 [Query(now(metrics.CACHE_ENTRIES), "prompts"), Query(now(metrics.CACHE_STATES), "states")],
                 unit="short",
                 width=8,
-                help="A prompt keeps several states, one for each K.",
+                help="A prompt has several states, one for each K.",
             ),
-            lines(
-                "Taken in and evicted",
+            timeseries(
+                "Insertions and evictions",
                 [
-                    Query(or_zero(rate(metrics.INSERTED)), "taken in"),
+                    Query(or_zero(rate(metrics.INSERTED)), "inserted"),
                     Query(or_zero(rate(metrics.EVICTED)), "evicted"),
                 ],
                 unit="short",
                 width=8,
                 help="States per second.",
             ),
-            lines(
+            timeseries(
                 "Store calls",
                 each(metrics.STORE_CALLS, "outcome", outcomes),
                 unit="reqps",
                 width=8,
-                help="By the cache and all workers. Refused: not proven to be ours. Absent: evicted meanwhile.",
+                help="Calls by the cache and all workers. Refused: no valid tag. Absent: evicted in the meantime.",
             ),
-            lines(
-                "Breaker",
+            timeseries(
+                "Circuit breaker",
                 [Query(now(metrics.BREAKER_OPEN, "side"), "{{side}}")],
                 unit="short",
                 width=8,
                 most=1,
                 steps=True,
-                help="1 while a process does not ask the store, for it failed several times in a row.",
+                help="1 while a process does not call the store after several consecutive failures.",
             ),
-            lines(
-                "What kept it from helping",
+            timeseries(
+                "Unused lookups and states",
                 each(
                     metrics.TROUBLES,
                     "reason",
@@ -119,7 +119,7 @@ def cache() -> dict[str, Any]:
                 ),
                 unit="reqps",
                 width=8,
-                help="Each costs speed and nothing else.",
+                help="Each of these costs speed and nothing else.",
             ),
         ],
     )

@@ -1,4 +1,4 @@
-"""Cascade: light images, their judge, and the heavy ones that follow; queues and batches at the replicas."""
+"""Cascade: light images, their judge, and deferred images; queues and batches of the replicas."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 from deploy.monitoring.dashboards.frame import dashboard
 from deploy.monitoring.dashboards.queries import by_role, each, name, now, or_zero, quantile, rate
-from deploy.monitoring.panels import Query, lines, row, spread
+from deploy.monitoring.panels import Query, heatmap, row, timeseries
 from weir import metrics
 
 
@@ -14,16 +14,16 @@ def cascade() -> dict[str, Any]:
     return dashboard(
         "cascade",
         "Weir: Cascade",
-        "Light images, their judge, and the heavy ones that follow; queues and batches at the replicas.",
+        "Light images, their judge, and deferred images; queues and batches of the replicas.",
         [
-            row("The judge"),
-            spread(
+            row("Judge"),
+            heatmap(
                 "Confidence of light images",
                 name(metrics.CONFIDENCE),
                 unit="short",
-                help="The discriminator's confidence; those below the threshold are drawn again, heavy.",
+                help="Confidence of the discriminator; images below the threshold are deferred to the heavy variant.",
             ),
-            lines(
+            timeseries(
                 "Threshold and confidence",
                 [
                     Query(now(metrics.PLAN_THRESHOLD), "threshold"),
@@ -33,9 +33,9 @@ def cascade() -> dict[str, Any]:
                 ],
                 unit="short",
                 most=1,
-                help="A threshold that crosses the middle of the confidences defers half of the images.",
+                help="A threshold at the median of the confidences defers half of the images.",
             ),
-            lines(
+            timeseries(
                 "Deferred share",
                 [
                     Query("weir:deferral:ratio_rate1m", "deferred"),
@@ -43,68 +43,73 @@ def cascade() -> dict[str, Any]:
                 ],
                 unit="percentunit",
                 most=1,
-                help="Light images below the threshold, beside the share that the plan was made for.",
+                help="Share of light images below the threshold, and the share that the plan was made for.",
             ),
-            lines(
-                "Heavy images too late, and drawn again",
+            timeseries(
+                "Late heavy images and redraws",
                 [
                     Query(or_zero(rate(metrics.ANSWERED, '{path="light-deadline"}')), "light-deadline"),
-                    Query(or_zero(rate(metrics.REDRAWN)), "drawn again"),
+                    Query(or_zero(rate(metrics.REDRAWN)), "redraws"),
                 ],
                 unit="reqps",
-                help="Deferred images that were answered with the light one, for the heavy would have missed the "
-                "deadline; and heavy ones that were doubted, and drawn once more in the time that was left.",
+                help="Deferred images whose answer is the light image, because a heavy one would have missed the "
+                "deadline; and heavy images that were generated again because the discriminator doubted them.",
             ),
-            row("The replicas"),
-            lines(
+            row("Replicas"),
+            timeseries(
                 "Utilisation by role",
                 [Query("weir:utilisation:ratio_rate1m", "{{role}}")],
                 unit="percentunit",
-                help="Drawing time of the replicas of a role, over all their time.",
+                help="Share of time that the replicas of a role spend on generation.",
             ),
-            lines(
+            timeseries(
                 "Images waiting",
                 [Query(now(metrics.QUEUED, "role"), "{{role}}"), Query(now(metrics.IN_FLIGHT), "in flight")],
                 unit="short",
-                help="In the queues of the replicas by role, and admitted in all.",
+                help="Images in the queues of the replicas, by role, and all admitted images without an answer.",
             ),
-            lines("Queue time by role", by_role(metrics.QUEUE_SECONDS), unit="s", help="Before an image's first step."),
-            lines(
+            timeseries(
+                "Queue time by role",
+                by_role(metrics.QUEUE_SECONDS),
+                unit="s",
+                help="Time before an image's first step.",
+            ),
+            timeseries(
                 "Service time by role",
                 by_role(metrics.SERVICE_SECONDS),
                 unit="s",
-                help="From an image's first step to the finished picture.",
+                help="Time from an image's first step to the finished image.",
             ),
-            lines(
+            timeseries(
                 "Batch size by role",
                 [
                     Query(quantile(0.5, metrics.BATCH_SIZE, "role"), "{{role}} p50"),
                     Query(now(metrics.PLAN_BATCH_SIZE, "role"), "{{role}} allowed"),
                 ],
                 unit="short",
-                help="Images that were drawn together, and the most that the plan allows.",
+                help="Images that were generated together, and the largest batch size that the plan allows.",
             ),
-            lines(
+            timeseries(
                 "Denoising steps",
                 [Query(rate(metrics.STEPS, by="role"), "{{role}}")],
                 unit="short",
                 stacked=True,
-                help="Steps per second: what the GPUs are paid for.",
+                help="Denoising steps per second, by role.",
             ),
-            lines(
-                "Sent again",
+            timeseries(
+                "Retries",
                 each(metrics.RETRIES, "cause", ("replica_lost", "role_changed", "failed")),
                 unit="reqps",
-                help="Images whose replica died, or changed its role before they began.",
+                help="Images that were sent to another replica because the first one died, failed or changed its role.",
             ),
-            lines(
-                "What workers could not do",
+            timeseries(
+                "Failures of workers",
                 [
                     Query(or_zero(rate(metrics.WORKER_FAILURES, '{code!="role_changed"}')), "images and states"),
                     Query(or_zero(rate(metrics.FAILED)), "images without an answer"),
                 ],
                 unit="reqps",
-                help="By all codes; `sum by (code) (rate(ray_weir_worker_failures_total[5m]))` tells them apart.",
+                help="All codes together; `sum by (code) (rate(ray_weir_worker_failures_total[5m]))` separates them.",
             ),
         ],
     )

@@ -1,4 +1,4 @@
-"""Controller: what it expects, what it decides, and whether it is there."""
+"""Controller: its forecast, its decisions, and whether it runs."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 from deploy.monitoring.dashboards.frame import dashboard
 from deploy.monitoring.dashboards.queries import each, now, or_zero, quantiles, rate
-from deploy.monitoring.panels import Query, lines
+from deploy.monitoring.panels import Query, timeseries
 from weir import metrics
 
 
@@ -14,19 +14,19 @@ def controller() -> dict[str, Any]:
     return dashboard(
         "controller",
         "Weir: Controller",
-        "What the controller expects, what it decides, and whether it is there.",
+        "The forecast of the controller, its decisions, and whether it runs.",
         [
-            lines(
+            timeseries(
                 "Demand and forecast",
                 [
                     Query(rate(metrics.ASKED), "demand"),
                     Query(now(metrics.FORECAST), "forecast"),
-                    Query(now(metrics.PLANNED_SHED), "to be shed"),
+                    Query(now(metrics.PLANNED_SHED), "planned to be refused"),
                 ],
                 unit="reqps",
-                help="The forecast has head-room in it. What is to be shed found no GPUs.",
+                help="The forecast includes headroom. For demand that is planned to be refused there are no GPUs.",
             ),
-            lines(
+            timeseries(
                 "Admission limit",
                 [
                     Query(f"{now(metrics.PLAN_ADMITTED)} >= 0 or weir:capacity:rps", "limit"),
@@ -34,19 +34,19 @@ def controller() -> dict[str, Any]:
                     Query(or_zero(rate(metrics.REFUSED)), "refused"),
                 ],
                 unit="reqps",
-                help="Where the plan admits all, the capacity stands for the limit.",
+                help="Where the plan has no limit, the curve shows the capacity.",
             ),
-            lines(
-                "Replicas that the plan gives a role",
+            timeseries(
+                "Planned replicas by role",
                 [
                     Query(now(metrics.PLAN_REPLICAS, "role"), "{{role}}"),
                     Query(now(metrics.REPLICAS), "alive"),
                 ],
                 unit="short",
                 steps=True,
-                help="And how many are alive, as the controller sees them.",
+                help="Replicas that the plan assigns to each role, and live replicas as counted by the controller.",
             ),
-            lines(
+            timeseries(
                 "Threshold",
                 [
                     Query(now(metrics.PLAN_THRESHOLD), "threshold"),
@@ -55,68 +55,68 @@ def controller() -> dict[str, Any]:
                 ],
                 unit="short",
                 most=1,
-                help="The threshold moves so that the planned share is deferred.",
+                help="The controller sets the threshold so that the planned share is deferred.",
             ),
-            lines(
+            timeseries(
                 "Steps of a heavy run",
                 [Query(now(metrics.PLAN_HEAVY_STEPS), "from noise")],
                 unit="short",
                 steps=True,
-                help="Fewer under load, of the lengths whose quality was measured. 0: the variant's own number.",
+                help="Fewer under load, out of the numbers whose quality was measured. 0: the variant's own number.",
             ),
-            lines(
+            timeseries(
                 "Plan version",
-                [Query(now(metrics.PLAN_VERSION), "version"), Query(now(metrics.PLAN_LIGHT), "light variant")],
+                [Query(now(metrics.PLAN_VERSION), "version"), Query(now(metrics.PLAN_LIGHT), "first variant")],
                 unit="short",
                 least=None,
                 steps=True,
-                help="Of the plan in force; the light variant that it has in use, 0 for the family's own.",
+                help="Version of the current plan, and the position in the ladder of the first variant that it uses.",
             ),
-            lines(
-                "Plan age and silence",
+            timeseries(
+                "Plan age and controller silence",
                 [
                     Query(now(metrics.PLAN_AGE), "plan age"),
                     Query(now(metrics.CONTROLLER_SILENT), "controller silent"),
                 ],
                 unit="s",
-                help="A plan may grow old while nothing changes; a controller that does not look is dead.",
+                help="A plan may be old when demand does not change. A controller that is silent has stopped working.",
             ),
-            lines(
+            timeseries(
                 "Time to solve",
                 quantiles(metrics.SOLVE_SECONDS),
                 unit="s",
-                help="Building, solving, checking the allocation problem.",
+                help="Time to build, solve and check the allocation problem.",
             ),
-            lines(
+            timeseries(
                 "Solutions by status",
                 each(metrics.SOLVES, "status", ("optimal", "feasible", "relaxed", "lightest")),
                 unit="short",
                 stacked=True,
-                help="Per second. Feasible: the time limit struck. Relaxed: on a coarser grid. Lightest: no solver "
-                "answered.",
+                help="Solutions per second. Feasible: the time limit was reached. Relaxed: solved on a coarser grid. "
+                "Lightest: no solver answered.",
             ),
-            lines(
+            timeseries(
                 "Plans and role changes",
                 [
                     Query(or_zero(rate(metrics.PLANS)), "plans"),
-                    Query(or_zero(rate(metrics.ROLE_FLIPS)), "replicas that change role"),
+                    Query(or_zero(rate(metrics.ROLE_FLIPS)), "role changes"),
                     Query(or_zero(rate(metrics.SHADOW_SAMPLES)), "shadow samples"),
-                    Query(or_zero(rate(metrics.LEVELS_REFITTED)), "level heads fitted again"),
+                    Query(or_zero(rate(metrics.LEVELS_REFITTED)), "fitted level heads"),
                 ],
                 unit="short",
-                help="Per second.",
+                help="Events per second.",
             ),
-            lines(
+            timeseries(
                 "Measured over profiled batch time",
                 [Query(now(metrics.LATENCY_FACTOR, "role"), "{{role}}")],
                 unit="short",
-                help="Above 1 the devices are slower than the profile says; plans are made with the measured times.",
+                help="Above 1 the devices are slower than their profile; plans use the measured times.",
             ),
-            lines(
+            timeseries(
                 "Failures of the controller",
-                [Query(or_zero(rate(metrics.FAILURES)), "seconds that failed")],
+                [Query(or_zero(rate(metrics.FAILURES)), "failed seconds")],
                 unit="short",
-                help="A second that fails changes nothing: the plan in force stays.",
+                help="A failed second changes nothing: the current plan stays in force.",
             ),
         ],
     )

@@ -1,20 +1,21 @@
-"""What every dashboard has around its panels: the choice of Prometheus, the links to the others, the span of time."""
+"""The frame of every dashboard: the choice of Prometheus, the links to the other dashboards, the time range."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from deploy.monitoring.panels import placed
+from deploy.monitoring.panels import arrange
 
-#: Of @grafana/schema, which `make check-dashboards` holds the files against.
+#: Version of @grafana/schema, which `make check-dashboards` checks the files against.
 SCHEMA_VERSION = 42
 
 
-def dashboard(name: str, title: str, about: str, panels: list[dict[str, Any]]) -> dict[str, Any]:
+def dashboard(name: str, title: str, description: str, panels: list[dict[str, Any]]) -> dict[str, Any]:
+    """A whole dashboard as Grafana's JSON."""
     return {
         "uid": f"weir-{name}",
         "title": title,
-        "description": about,
+        "description": description,
         "tags": ["weir"],
         "schemaVersion": SCHEMA_VERSION,
         "editable": True,
@@ -53,5 +54,5 @@ def dashboard(name: str, title: str, about: str, panels: list[dict[str, Any]]) -
             }
         ],
         "annotations": {"list": []},
-        "panels": placed(panels),
+        "panels": arrange(panels),
     }

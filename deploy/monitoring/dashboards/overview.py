@@ -1,4 +1,4 @@
-"""Overview: whether the promise is kept, at which quality, and what the replicas do for it."""
+"""Overview: whether the SLO is kept, at which quality, and what the replicas do."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 from deploy.monitoring.dashboards.frame import dashboard
 from deploy.monitoring.dashboards.queries import WINDOW, now, or_zero, quantiles, rate
-from deploy.monitoring.panels import Query, lines, stat
+from deploy.monitoring.panels import Query, stat, timeseries
 from weir import metrics
 
 
@@ -15,9 +15,9 @@ def overview() -> dict[str, Any]:
     return dashboard(
         "overview",
         "Weir: Overview",
-        "Whether the promise is kept, at which quality, and what the replicas do for it.",
+        "Whether the SLO is kept, at which quality, and what the replicas do.",
         [
-            stat("Demand", Query("weir:demand:rps1m"), unit="reqps", decimals=2, help="Images asked for per second."),
+            stat("Demand", Query("weir:demand:rps1m"), unit="reqps", decimals=2, help="Requested images per second."),
             stat(
                 "In time",
                 Query("1 - weir:violations:ratio_rate5m"),
@@ -25,7 +25,7 @@ def overview() -> dict[str, Any]:
                 decimals=2,
                 colour="#2E9E6B",
                 alarm_below=0.99,
-                help="Of the images asked for in 5 minutes: answered before the deadline.",
+                help="Share of the images requested in 5 minutes that were answered before the deadline.",
             ),
             stat(
                 "Quality",
@@ -33,7 +33,7 @@ def overview() -> dict[str, Any]:
                 unit="percentunit",
                 decimals=1,
                 colour="#3366CC",
-                help="Estimated share of answers that are good enough: a light image counts its confidence, a heavy 1.",
+                help="Estimated share of good answers: a light image counts with its confidence, a heavy one with 1.",
             ),
             stat(
                 "Light share",
@@ -41,7 +41,7 @@ def overview() -> dict[str, Any]:
                 unit="percentunit",
                 decimals=1,
                 colour="#F2A93B",
-                help="Answers that the light variant drew.",
+                help="Share of answers with an image of the light variant.",
             ),
             stat(
                 "Load",
@@ -50,7 +50,7 @@ def overview() -> dict[str, Any]:
                 decimals=0,
                 colour="#2E9E6B",
                 alarm_above=1,
-                help="Demand over what the plan's replicas can carry.",
+                help="Demand divided by the capacity of the plan's replicas.",
             ),
             stat(
                 "Alerts",
@@ -58,9 +58,9 @@ def overview() -> dict[str, Any]:
                 unit="short",
                 colour="#2E9E6B",
                 alarm_above=1,
-                help="Rules that fire now; docs/monitoring.md says what to do about each.",
+                help="Alerts that fire now; docs/monitoring.md says what to do about each.",
             ),
-            lines(
+            timeseries(
                 "Demand against capacity",
                 [
                     Query(rate(metrics.ASKED), "demand"),
@@ -69,19 +69,19 @@ def overview() -> dict[str, Any]:
                     Query(or_zero(now(metrics.FORECAST)), "planned for"),
                 ],
                 unit="reqps",
-                help="What is asked for, what is let in, what the plan was made for, and what its replicas can carry "
-                "if nothing is deferred.",
+                help="Requested and admitted images, the demand that the plan was made for, and what its replicas can "
+                "generate if nothing is deferred.",
             ),
-            lines(
+            timeseries(
                 "Replicas by role",
                 [Query(now(metrics.REPLICAS_READY, "role"), "{{role}}")],
                 unit="short",
                 stacked=True,
                 steps=True,
-                help="Live replicas, by the role that the plan gives them.",
+                help="Live replicas, by their role in the plan.",
             ),
-            lines(
-                "Broken promises",
+            timeseries(
+                "SLO violations",
                 [
                     Query(f"(sum (rate({late % kind}[{WINDOW}]))) or vector(0)", kind)
                     for kind in ("late", "failed", "refused")
@@ -90,26 +90,26 @@ def overview() -> dict[str, Any]:
                 stacked=True,
                 help="Images that were answered after the deadline, failed, or were refused.",
             ),
-            lines(
-                "Time to the answer",
+            timeseries(
+                "Latency",
                 [*quantiles(metrics.LATENCY), Query(now(metrics.DEADLINE), "deadline")],
                 unit="s",
-                help="From admission to the answer; the deadline is the promise.",
+                help="Time from admission to the answer, and the deadline.",
             ),
-            lines(
+            timeseries(
                 "Quality and light share",
                 [Query("weir:quality:ratio_rate1m", "quality"), Query("weir:light_share:ratio_rate1m", "light share")],
                 unit="percentunit",
                 most=1,
-                help="What the demand costs: the more the light variant answers, the less is good enough.",
+                help="The cost of high demand: the more answers come from the light variant, the lower the quality.",
             ),
-            lines(
+            timeseries(
                 "Answers by path",
                 [Query(rate(metrics.ANSWERED, by="path"), "{{path}}")],
                 unit="reqps",
                 stacked=True,
-                help="Light: good enough. Light-deadline: deferred, but a heavy image would be late. Heavy: drawn from "
-                "noise. Cache: gone on from another prompt's state.",
+                help="Light: the judge accepted the image. Light-deadline: the judge deferred it, but a heavy image "
+                "would have been late. Heavy: generated from noise. Cache: resumed from the state of another prompt.",
             ),
         ],
     )

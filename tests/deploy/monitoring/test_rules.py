@@ -1,4 +1,4 @@
-"""Recording and alert rules: valid, each with a remedy, and firing when they should and only then."""
+"""Recording and alert rules are valid, have remedies, and fire under their conditions only."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ def test_the_configuration_and_the_rules_are_valid():
     promtool("check", "rules", RULES)
 
 
-def test_alerts_fire_when_they_should_and_only_then():
+def test_alerts_fire_under_their_conditions_only():
     promtool("test", "rules", RULE_TESTS)
 
 
 @pytest.mark.parametrize("alert", ALERTS, ids=lambda alert: alert["alert"])
-def test_an_alert_says_what_is_wrong_and_what_to_do(alert):
+def test_an_alert_has_a_summary_a_remedy_and_a_section_in_the_documentation(alert):
     assert set(alert["annotations"]) == {"summary", "remedy"}
     assert alert["labels"]["severity"] in ("page", "ticket")
     assert f"### {alert['alert']}\n" in DOCS.read_text()
 
 
 @pytest.mark.parametrize("alert", ALERTS, ids=lambda alert: alert["alert"])
-def test_an_alert_is_tested(alert):
+def test_every_alert_has_a_test(alert):
     assert f"alertname: {alert['alert']}\n" in RULE_TESTS.read_text()

@@ -1,0 +1,153 @@
+"""A service as a ladder of approximation levels: the last variant resumed at every K of its cache, and every variant.
+
+Policies that assign levels to GPUs and prompts plan on it (``controller/level_policy.py``), on a cluster as in the
+simulator.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from controller.batch_size import best_batch
+from weir.approximation_levels import Ladder, Level, PromptGroup, Strategy
+from weir.profiles import Profile
+from weir.prompt_levels import LevelRecord
+
+#: Equal means would leave no ladder: each level costs at least this much quality.
+LEAST_LOSS = 1e-6
+
+
+@dataclass(frozen=True, slots=True)
+class StoredStates:
+    """What the states in a cache are worth, as a cache profile says.
+
+    Attributes:
+        worth: by K, mean quality of images that resume at K, whatever the similarity of the prompts, as a share of a
+            whole run's.
+        shares: by K, share of the requests whose similarity to a cached prompt admits it; 0: a miss. Empty: not known.
+    """
+
+    worth: Mapping[int, float]
+    shares: Mapping[int, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class PromptClass:
+    """Prompts that are told apart.
+
+    Attributes:
+        share: of all prompts.
+        worth: quality by name of the level, as a share of a whole run's; levels without an entry have their mean.
+    """
+
+    share: float
+    worth: Mapping[str, float]
+
+
+def service_ladder(
+    profile: Profile, slo_s: float, states: StoredStates | None = None, records: Sequence[LevelRecord] = ()
+) -> Ladder | None:
+    """The ladder of a family, which policies for levels plan on; None where qualities were not measured as shares of
+    the last variant's.
+
+    Args:
+        states: None leaves whole runs only.
+        records: of a level head, from the hardest prompts to the easiest; what resuming does to each class was not
+            measured, so it counts as the mean.
+    """
+    if profile.quality is None or profile.quality.smaller_is_better:
+        return None
+    classes = tuple(
+        PromptClass(record.share, {profile.keys[0]: record.quality[-1] / record.quality[0]}) for record in records
+    )
+    return ladder_of(profile, slo_s, states, classes)
+
+
+def ladder_of(
+    profile: Profile, slo_s: float, states: StoredStates | None, classes: Sequence[PromptClass] = ()
+) -> Ladder:
+    """The same for classes of prompts that may be of any kind.
+
+    Times are those of full batches, for so a GPU under load runs. Levels are named ``K=5`` and by the variant's key.
+    """
+    last = profile.heavy
+    batch = best_batch(last.latency, slo_s)
+    worth = {0: 1.0} | ({k: states.worth[k] for k in sorted(states.worth)} if states else {})
+    found: list[Level] = []
+    means: dict[str, float] = {}
+    for place, (k, quality) in enumerate(worth.items()):
+        mean = means[f"K={k}"] = _mean(f"K={k}", quality, classes)
+        mean = 1.0 if k == 0 else min(mean - LEAST_LOSS * place, found[-1].quality - LEAST_LOSS)
+        seconds = last.latency.at(batch) * (1 - k / last.steps)
+        found.append(
+            Level(
+                name=f"K={k}",
+                strategy=Strategy.AC,
+                skipped_steps=k,
+                batch_sizes=(batch,),
+                latency_s=(seconds,),
+                quality=mean,
+            )
+        )
+    levels = found + _smaller(profile, slo_s, found[0], means, classes)
+    total = sum(each.share for each in classes)
+    return Ladder(
+        family=profile.family,
+        device=profile.device,
+        steps=last.steps,
+        levels=tuple(levels),
+        similarity_shares=_similarity_shares(states, list(worth)),
+        prompts=tuple(
+            PromptGroup(
+                share=each.share / total,
+                quality=tuple(
+                    level.quality * each.worth.get(level.name, means[level.name]) / means[level.name]
+                    for level in levels
+                ),
+            )
+            for each in classes
+        ),
+    )
+
+
+def _smaller(
+    profile: Profile, slo_s: float, whole: Level, means: dict[str, float], classes: Sequence[PromptClass]
+) -> list[Level]:
+    """The variants before the last one, from the best to the fastest, without those that another beats; adds the mean
+    quality of each to ``means``."""
+    found = [whole]
+    for key in reversed(profile.keys[:-1]):
+        variant = profile.variant(key)
+        if variant.quality is None or variant.quality.smaller_is_better:
+            continue
+        batch = best_batch(variant.latency, slo_s)
+        mean = means[key] = _mean(key, variant.quality.values[-1] / variant.quality.values[0], classes)
+        level = Level(
+            name=key,
+            strategy=Strategy.SM,
+            variant=key,
+            batch_sizes=(batch,),
+            latency_s=(variant.latency.at(batch),),
+            quality=min(mean, whole.quality - LEAST_LOSS),
+        )
+        if level.latency_s[0] < found[-1].latency_s[0] and level.rate_rps() > found[-1].rate_rps():
+            while level.quality >= found[-1].quality:
+                found.pop()
+            found.append(level)
+    return found[1:]
+
+
+def _mean(name: str, measured: float, classes: Sequence[PromptClass]) -> float:
+    """Over all prompts."""
+    total = sum(each.share for each in classes)
+    if not total:
+        return measured
+    return sum(each.share * each.worth.get(name, measured) for each in classes) / total
+
+
+def _similarity_shares(states: StoredStates | None, ks: Sequence[int]) -> tuple[float, ...]:
+    if states is None or not states.shares:
+        return ()
+    total = sum(states.shares.values())
+    return tuple(states.shares.get(k, 0.0) / total for k in ks)

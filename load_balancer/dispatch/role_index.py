@@ -1,0 +1,151 @@
+"""The replicas of one role, and the earliest to finish an image without asking each of them.
+
+Asking a thousand replicas for every image is too slow. Replicas that could begin an image at once and are loaded alike
+give the same answer at any time, so one of them is asked. For every other one the last answer is kept: it is a lower
+bound of the next, because a predicted finish never moves forward while nothing happens at the replica. The replica with
+the least bound is asked again, until the least one is up to date.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from collections.abc import Hashable, Sequence
+
+import numpy as np
+
+from load_balancer.dispatch.finish_time import Kind, ReplicaQueueModel
+from load_balancer.dispatch.network_delay import NetworkDelay
+from load_balancer.dispatch.service_times import ServiceTimes
+
+#: Of equally early replicas the one with fewer images is taken: each counts as this many seconds.
+TIE_S = 1e-6
+#: Beyond these changes of the service times (share) and the network delay (seconds), bounds are computed afresh.
+MOST_FALLEN = 0.05
+MOST_SWING_S = 0.02
+#: Kinds of images whose bounds are kept.
+MOST_KINDS = 32
+#: Smaller changes are errors of rounding.
+_ROUNDING = 1e-9
+#: Stands for infinity, but can be subtracted from itself.
+_NEVER = 1e300
+
+
+class _Bounds:
+    """By replica, the last :func:`cost` of one kind of image, and when it was computed."""
+
+    def __init__(self, cost: np.ndarray):
+        self.cost = cost
+        self.at = np.zeros(len(cost))
+
+
+class RoleIndex:
+    """The replicas of one role, by rank. Whatever changes a replica's queue is followed by :meth:`refresh`."""
+
+    def __init__(self, members: Sequence[ReplicaQueueModel], times: ServiceTimes, delay: NetworkDelay):
+        self.members = sorted(members, key=lambda it: it.rank)
+        self._times, self._delay = times, delay
+        self._place = {it.id: place for place, it in enumerate(self.members)}
+        self._alike: dict[Hashable, list[int]] = {}
+        self._signatures: list[Hashable] = [None] * len(self.members)
+        self._others = len(self.members)  # that are like no other
+        self._unsteady: set[int] = set()
+        self._initial = np.full(len(self.members), -_NEVER)
+        self._bounds: dict[tuple[Kind, bool], _Bounds] = {}
+        for it in self.members:
+            self.refresh(it)
+
+    def refresh(self, replica: ReplicaQueueModel) -> None:
+        """The replica's queue has changed."""
+        place, signature = self._place[replica.id], replica.signature
+        known = self._signatures[place]
+        if signature != known:
+            self._signatures[place] = signature
+            self._others += (signature is None) - (known is None)
+            if known is not None:
+                alike = self._alike[known]
+                del alike[bisect_left(alike, place)]
+                if not alike:
+                    del self._alike[known]
+            if signature is not None:
+                insort(self._alike.setdefault(signature, []), place)
+        elif signature is not None:
+            return
+        cost = -_NEVER if signature is None else _NEVER
+        self._initial[place] = cost
+        for bounds in self._bounds.values():
+            bounds.cost[place] = cost
+        if signature is None and not replica.steady:
+            self._unsteady.add(place)
+        else:
+            self._unsteady.discard(place)
+
+    def earliest(self, kind: Kind, now: float, low_priority: bool) -> tuple[ReplicaQueueModel, float] | None:
+        """The replica that would finish the image first, and when; None when the role has none."""
+        best_cost, best, best_at = _NEVER, -1, 0.0
+        for alike in self._alike.values():
+            cost, finish_at = self._ask(alike[0], kind, now, low_priority)
+            if (cost, alike[0]) < (best_cost, best) or best < 0:
+                best_cost, best, best_at = cost, alike[0], finish_at
+        if self._others:
+            bounds = self._bounds_of(kind, low_priority)
+            for place in self._unsteady:
+                bounds.cost[place] = -_NEVER
+            exact = max(self._delay.slow_s, self._delay.swing_s, self._times.fallen) < _ROUNDING
+            search = self._search if exact else self._search_loosely
+            best_cost, best, best_at = search(bounds, kind, now, low_priority, (best_cost, best, best_at))
+        return (self.members[best], best_at) if best >= 0 else None
+
+    def alike(self, replica: ReplicaQueueModel) -> int:
+        """Replicas that could begin an image at once and would finish it when this one would, itself included."""
+        signature = self._signatures[self._place[replica.id]]
+        return 0 if signature is None else len(self._alike[signature])
+
+    def settle(self) -> None:
+        """The service times and the delay have changed by much: no bound holds any more."""
+        self._bounds.clear()
+
+    def _ask(self, place: int, kind: Kind, now: float, low_priority: bool) -> tuple[float, float]:
+        replica = self.members[place]
+        finish_at = replica.finish_at(kind, now, low_priority=low_priority)
+        return finish_at + TIE_S * len(replica.queue), finish_at
+
+    def _search(
+        self, bounds: _Bounds, kind: Kind, now: float, low_priority: bool, best: tuple[float, int, float]
+    ) -> tuple[float, int, float]:
+        """Where nothing but the replica's own queue moves its answer."""
+        costs, asked = bounds.cost, -1
+        finish_at = 0.0
+        while True:
+            place = int(costs.argmin())
+            bound = float(costs[place])
+            if best[1] >= 0 and (bound, place) >= best[:2]:
+                return best
+            if place == asked:
+                return bound, place, finish_at
+            cost, finish_at = self._ask(place, kind, now, low_priority)
+            costs[place], bounds.at[place], asked = cost, now, place
+
+    def _search_loosely(
+        self, bounds: _Bounds, kind: Kind, now: float, low_priority: bool, best: tuple[float, int, float]
+    ) -> tuple[float, int, float]:
+        """Where service times and the delay have moved as well, but only so far."""
+        slack = self._times.fallen * (bounds.cost - bounds.at) + 2 * self._delay.swing_s
+        left = bounds.cost - slack
+        while True:
+            place = int(left.argmin())
+            if left[place] > (best[0] if best[1] >= 0 else _NEVER / 2):
+                return best
+            left[place] = _NEVER
+            cost, finish_at = self._ask(place, kind, now, low_priority)
+            floor = self.members[place].floor(kind, now, low_priority=low_priority)
+            bounds.cost[place], bounds.at[place] = min(floor + TIE_S * len(self.members[place].queue), cost), now
+            if best[1] < 0 or (cost, place) < best[:2]:
+                best = cost, place, finish_at
+
+    def _bounds_of(self, kind: Kind, low_priority: bool) -> _Bounds:
+        bounds = self._bounds.get((kind, low_priority))
+        if bounds is None:
+            if len(self._bounds) >= MOST_KINDS:
+                self._bounds.clear()
+            bounds = self._bounds[kind, low_priority] = _Bounds(self._initial.copy())
+        return bounds

@@ -1,0 +1,88 @@
+"""When a run would be ready: what the cascade and admission ask, answered from the dispatcher's queue models."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping
+
+from load_balancer.dispatch.dispatcher import Dispatcher
+from load_balancer.dispatch.finish_time import ImageId, Kind, priced_open
+from load_balancer.dispatch.lateness import Lateness
+from weir.cascade import Run
+from weir.plan import Plan
+
+
+class DispatchForecast:
+    """A :class:`weir.cascade.Forecast`.
+
+    Runs in the role of the chain's first variant are priced behind all images that are admitted for the role and not at
+    a replica yet. Other runs are priced by how late such runs were in the last seconds.
+
+    Args:
+        plan: the one in force.
+        steps: denoising steps of each variant's own run, by key.
+        clock: unix time, seconds.
+    """
+
+    def __init__(
+        self,
+        dispatcher: Dispatcher,
+        plan: Callable[[], Plan],
+        steps: Mapping[str, int],
+        clock: Callable[[], float] = time.time,
+    ):
+        self.lateness = Lateness()
+        self._dispatcher = dispatcher
+        self._plan = plan
+        self._steps = steps
+        self._clock = clock
+        self._expected: dict[ImageId, str] = {}  # role by image
+
+    def now(self) -> float:
+        return self._clock()
+
+    def finish_at(self, run: Run) -> float | None:
+        if self._is_first(run.role):
+            return self.admission_finish_at(run, 1)
+        now = self._clock()
+        ready_at = self._dispatcher.finish_at(
+            self.kind(run), now, low_priority=run.low_priority, avoid=frozenset(run.avoid)
+        )
+        return None if ready_at is None else ready_at + self.lateness.seconds(now)
+
+    def admission_finish_at(self, run: Run, images: int) -> float | None:
+        """When the last of ``images`` new images would be ready, behind those expected; None without a replica."""
+        ahead = sum(role == run.role for role in self._expected.values())
+        return self._dispatcher.finish_at(
+            self.kind(run),
+            self._clock(),
+            images + ahead,
+            low_priority=run.low_priority,
+            avoid=frozenset(run.avoid),
+        )
+
+    def expect(self, images: Iterable[ImageId], role: str) -> None:
+        """The images are admitted, and this is the role of their first run."""
+        self._expected.update(dict.fromkeys(images, role))
+
+    def forget(self, images: Iterable[ImageId]) -> None:
+        """The images are at a replica, where the dispatcher knows of them, or will never be."""
+        for image in images:
+            self._expected.pop(image, None)
+
+    def observe(self, run: Run, predicted: float) -> None:
+        """A run is ready now, or was given up; ``predicted`` is when it should have been ready, infinite if unknown."""
+        # A run that lets others go first is late because of them, which says nothing about the queue models.
+        if predicted < math.inf and not run.low_priority and not self._is_first(run.role):
+            now = self._clock()
+            self.lateness.observe(now - predicted, now)
+
+    def kind(self, run: Run) -> Kind:
+        """What the dispatcher knows a run by."""
+        own = self._steps[run.variant]
+        skipped, stride = (run.resume.step, run.resume.stride) if run.resume is not None else (0, 1)
+        return Kind(run.role, run.variant, ((run.steps or own) - skipped) / stride / own)
+
+    def _is_first(self, role: str) -> bool:
+        return role == priced_open(self._plan())

@@ -1,0 +1,82 @@
+"""The approximate cache behind a Serve deployment handle. It can only help: whatever it does costs speed at most."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import logging
+from collections import Counter
+from typing import Any
+
+from ray.serve.handle import DeploymentHandle
+
+from weir.core import NO_LOOKUP, CacheLookup, ImageRequest, ImageResult
+
+log = logging.getLogger(__name__)
+
+#: After this many failed lookups in a row, the next ones are misses for a while, without a call.
+_FAILURES = 5
+_REST_S = 1.0
+#: The cache is told the end of a request within this time or not at all, seconds: calls to one that is away pile up.
+_FINISH_S = 60.0
+
+
+class ServeCacheClient:
+    """A :class:`~load_balancer.runner.cache_client.CacheClient` for ``cache.service.CacheService``.
+
+    Args:
+        wait_s: longest wait for a lookup.
+    """
+
+    def __init__(self, handle: DeploymentHandle, wait_s: float):
+        self.failures: Counter[str] = Counter()
+        self._handle = handle
+        self._wait_s = wait_s
+        self._finishing: set[asyncio.Task[None]] = set()
+        self._failed = 0
+        self._rests_until = 0.0
+
+    async def find(self, request: ImageRequest) -> CacheLookup:
+        now = asyncio.get_running_loop().time()
+        if now < self._rests_until:
+            self.failures["resting"] += 1
+            return NO_LOOKUP
+        settings = {
+            "width": request.width,
+            "height": request.height,
+            "steps": request.overrides.steps,
+            "guidance": request.overrides.guidance,
+            "negative_prompt": request.negative_prompt,
+        }
+        lookup = self._call("lookup", request.id, request.tenant, request.prompt, settings)
+        try:
+            found = CacheLookup.from_dict(await asyncio.wait_for(lookup, self._wait_s))
+        except Exception as error:
+            self.failures[type(error).__name__] += 1
+            self._failed += 1
+            if self._failed >= _FAILURES:
+                self._failed, self._rests_until = 0, now + _REST_S
+                log.warning("the cache fails and is left alone for %g s: %s", _REST_S, type(error).__name__)
+            return NO_LOOKUP
+        self._failed = 0
+        return found
+
+    def finished(self, image: str, result: ImageResult | None, sought: int) -> None:
+        what: tuple[object, ...] = (0, (), 0, None, False)
+        if result is not None:
+            what = result.resumed_at, result.captured, sought, result.seen, result.refused
+        task = asyncio.create_task(self._finish(image, *what))
+        self._finishing.add(task)
+        task.add_done_callback(self._finishing.discard)
+
+    async def _finish(self, *what: object) -> None:
+        try:
+            await asyncio.wait_for(self._call("finish", *what), _FINISH_S)
+        except Exception as error:
+            self.failures["tell"] += 1
+            log.info("the cache was not told how a request ended: %s", type(error).__name__)
+
+    async def _call(self, method: str, *arguments: object) -> Any:
+        # From an empty context, as in serve_pool.py: images of one HTTP request would get calls of one name.
+        handle = self._handle.options(method_name=method)
+        return await contextvars.Context().run(handle.remote, *arguments)

@@ -1,0 +1,120 @@
+"""Where steps were measured, an image waits for a free seat and not for a batch."""
+
+from __future__ import annotations
+
+import pytest
+
+from load_balancer.dispatch.dispatcher import Dispatcher
+from load_balancer.dispatch.finish_time import Kind
+from load_balancer.dispatch.service_times import ServiceTimes
+from weir.plan import HEAVY, LIGHT, Plan
+from weir.profiles import Profile
+
+LIGHT_IMAGE, HEAVY_IMAGE = Kind(LIGHT, LIGHT), Kind(HEAVY, HEAVY)
+
+
+def variant(name: str, one_s: float) -> dict[str, object]:
+    """Ten steps of which two images take 1.5 times and four twice as long; a tenth of the time is fixed cost."""
+    latency_s = [one_s, 1.5 * one_s, 2 * one_s]
+    return {
+        "name": name,
+        "steps": 10,
+        "batch_sizes": [1, 2, 4],
+        "latency_s": latency_s,
+        "step_s": [s / 10 for s in latency_s],
+        "fixed": {"text_s": 0.0, "decode_s": one_s / 10},
+    }
+
+
+@pytest.fixture
+def profile() -> Profile:
+    return Profile.model_validate(
+        {"family": "f", "device": "d", "light": variant("l", 1.0), "heavy": variant("h", 10.0)}
+    )
+
+
+def book_of(profile: Profile, light: int, heavy: int, seats: int) -> Dispatcher:
+    plan = Plan.split(1, light, heavy, light_batch=seats, heavy_batch=seats, threshold=0.5)
+    book = Dispatcher(plan, ServiceTimes(profile))
+    book.sync([{"replica": f"r{rank}", "rank": rank} for rank in range(light + heavy)])
+    return book
+
+
+def test_a_late_arrival_takes_a_free_seat_at_once(profile):
+    book = book_of(profile, 1, 0, seats=2)
+    book.assign("r0", "a", LIGHT_IMAGE, 0.0)
+    assert book.finish_at(LIGHT_IMAGE, 0.4) == pytest.approx(0.4 + 1.5)
+    book.assign("r0", "b", LIGHT_IMAGE, 0.4)
+    assert book.begun("r0", "b")
+
+
+def test_with_every_seat_taken_it_waits_for_the_first_that_leaves(profile):
+    book = book_of(profile, 1, 0, seats=2)
+    book.assign("r0", "a", LIGHT_IMAGE, 0.0)
+    book.assign("r0", "b", LIGHT_IMAGE, 0.4)  # a has 0.6 of its steps to go, now of 1.5 s
+    assert book.finish_at(LIGHT_IMAGE, 0.4) == pytest.approx(0.4 + 0.6 * 1.5 + 1.5)
+    assert book.finish_at(LIGHT_IMAGE, 1.0) == pytest.approx(0.4 + 0.6 * 1.5 + 1.5)
+
+
+def test_a_heavy_image_is_promised_for_full_seats_so_that_nobody_who_joins_breaks_it(profile):
+    book = book_of(profile, 0, 1, seats=4)
+    promised = book.finish_at(HEAVY_IMAGE, 0.0)
+    for request in "abcd":
+        assert book.finish_at(HEAVY_IMAGE, 0.0) == promised == pytest.approx(20.0)
+        book.assign("r0", request, HEAVY_IMAGE, 0.0)
+    assert book.finish_at(HEAVY_IMAGE, 0.0) == pytest.approx(40.0)
+
+
+def test_equally_early_replicas_share_the_images(profile):
+    book = book_of(profile, 0, 2, seats=4)
+    chosen = []
+    for request in "abcd":
+        choice = book.pick(HEAVY_IMAGE, 0.0)
+        assert choice is not None
+        chosen.append(choice.replica)
+        book.assign(choice.replica, request, HEAVY_IMAGE, 0.0)
+    assert chosen == ["r0", "r1", "r0", "r1"]
+
+
+def test_images_leave_one_by_one(profile):
+    book = book_of(profile, 1, 0, seats=2)
+    book.assign("r0", "a", LIGHT_IMAGE, 0.0)
+    book.assign("r0", "b", LIGHT_IMAGE, 0.4)
+    book.assign("r0", "c", LIGHT_IMAGE, 0.5)
+    book.finished("r0", "a", 1.3, batch_size=2, compute_s=1.3, together=1, queued=1)
+    assert book.outstanding == {"r0": 2}
+    assert book.begun("r0", "b")
+    assert book.begun("r0", "c")
+
+
+def test_what_was_finished_at_the_same_step_leaves_together(profile):
+    book = book_of(profile, 1, 0, seats=4)
+    for request in "abc":
+        book.assign("r0", request, LIGHT_IMAGE, 0.0)
+    assert book.finished("r0", "a", 1.7, batch_size=3, compute_s=1.7, together=3) == LIGHT_IMAGE
+    assert book.finish_at(LIGHT_IMAGE, 1.7) == pytest.approx(1.7 + 1.0, rel=0.05)
+    assert book.finished("r0", "b", 1.7, batch_size=3, compute_s=1.7, together=3) is None
+    assert book.outstanding == {"r0": 1}
+
+
+def test_a_run_that_goes_on_from_a_state_pays_its_steps_and_the_whole_fixed_cost(profile):
+    book = book_of(profile, 0, 1, seats=1)
+    assert book.finish_at(Kind(HEAVY, HEAVY, 0.5), 0.0) == pytest.approx(1.0 + 0.5 * 9.0)
+
+
+def test_a_replica_that_hangs_repels_work_the_longer_it_does(profile):
+    book = book_of(profile, 2, 0, seats=1)
+    book.assign("r0", "stuck", LIGHT_IMAGE, 0.0)
+    book.assign("r1", "b", LIGHT_IMAGE, 29.0)
+    choice = book.pick(LIGHT_IMAGE, 29.5)
+    assert choice is not None
+    assert choice.replica == "r1"
+
+
+def test_fewer_seats_let_those_go_on_who_have_one(profile):
+    book = book_of(profile, 1, 0, seats=4)
+    for request in "abc":
+        book.assign("r0", request, LIGHT_IMAGE, 0.0)
+    book.set_plan(Plan.split(2, 1, 0, light_batch=1, heavy_batch=1, threshold=0.5))
+    assert all(book.begun("r0", request) for request in "abc")
+    assert book.finish_at(LIGHT_IMAGE, 0.0) == pytest.approx(1.0 + 1.0)
