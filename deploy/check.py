@@ -21,9 +21,9 @@ from cache.policy.selector import load_selector
 from deploy.local import checked
 from traces.loader import FORMS, load_trace
 from weir.approximation_levels import Ladder, load_ladder
-from weir.config import FamilyConfig, ServiceConfig, VariantConfig, load_family, load_keys
-from weir.core import Plan, Role
+from weir.config import FamilyConfig, ServiceConfig, load_family, load_keys
 from weir.errors import ConfigError, PlanError
+from weir.plan import Plan
 from weir.profiles import Profile, load_profile
 from weir.prompt_levels import LevelHead
 
@@ -107,29 +107,23 @@ def _service(path: Path) -> tuple[str, ...]:
     if cache.levels is not None:
         LevelHead.load(Path(cache.levels), steps=family.heavy.steps)
     emulated = " emulated" if service.pool.emulate else ""
-    says = [
+    replicas = ", ".join(f"{count} {key}" for key, count in plan.replicas.items())
+    return (
         f"serves {family.name} at {service.http.host}:{service.http.port} within {service.slo_s:g} s",
-        f"starts with {plan.light_replicas} light and {plan.heavy_replicas} heavy{emulated} replicas",
+        f"starts with{emulated} replicas: {replicas}",
         f"plans with the policy {service.controller.policy}" if service.controlled else "keeps to this plan",
         "uses no cache" if cache.mode == "off" else f"uses a cache ({cache.mode})",
         "asks for no key" if service.keys_file is None else f"asks for a key of {service.keys_file}",
-    ]
-    return tuple(says)
+    )
 
 
 def _family(path: Path) -> tuple[str, ...]:
     family = load_family(path)
-
-    def variant(role: Role, config: VariantConfig) -> str:
-        return f"{role.value}: {config.name}, {config.steps} steps"
-
-    judged = f"judged by {family.discriminator}" if family.discriminator else "judged by nothing: no cascade"
-    return (
-        f"{family.name}: {family.size} × {family.size} pixels from {family.pipeline}",
-        variant(Role.LIGHT, family.light),
-        variant(Role.HEAVY, family.heavy),
-        f"light images are {judged}",
-    )
+    says = [f"{family.name}: {family.size} × {family.size} pixels from {family.pipeline}"]
+    for key, variant in family.variants.items():
+        judge = f", judged by {variant.discriminator}" if variant.discriminator else ""
+        says.append(f"{key}: {variant.name}, {variant.steps} steps{judge}")
+    return tuple(says)
 
 
 def _keys(path: Path) -> tuple[str, ...]:
@@ -141,14 +135,10 @@ def _keys(path: Path) -> tuple[str, ...]:
 def _profile(path: Path) -> tuple[str, ...]:
     profile = load_profile(path)
     says = [f"{profile.family} on {profile.device}"]
-    for role in Role:
-        variant = profile.variant(role)
+    for key, variant in profile.variants.items():
         seconds = ", ".join(f"{b}: {s:.3g} s" for b, s in zip(variant.batch_sizes, variant.latency_s, strict=True))
-        says.append(f"{role.value} {variant.name}, {variant.steps} steps, by batch size {seconds}")
-    known = (
-        f"{len(profile.confidences)} confidences" if profile.confidences else "no confidences: it plans no threshold"
-    )
-    says.append(known)
+        confidences = f"; {len(variant.confidences)} confidences" if variant.confidences else ""
+        says.append(f"{key}: {variant.name}, {variant.steps} steps, by batch size {seconds}{confidences}")
     says.append("measured by the step" if profile.stepwise else "measured by whole batches")
     return tuple(says)
 
@@ -173,9 +163,10 @@ def _plan(path: Path) -> tuple[str, ...]:
         plan = Plan.from_dict(json.loads(path.read_text()))
     except PlanError as error:
         raise ConfigError(f"{path}: {error.message}") from None
-    roles = " and ".join(f"{plan.count(role)} {role.value}" for role in Role)
+    replicas = ", ".join(f"{plan.count(role)} {role}" for role in plan.roles)
+    thresholds = ", ".join(f"{threshold:g}" for threshold in plan.thresholds) or "none"
     admits = "admits all" if plan.admitted_rps is None else f"admits {plan.admitted_rps:g} requests/s"
-    return (f"version {plan.version}: {roles} replicas, threshold {plan.threshold:g}, {admits}",)
+    return (f"version {plan.version}: replicas {replicas}; thresholds {thresholds}; {admits}",)
 
 
 def _dashboard(path: Path) -> tuple[str, ...]:
@@ -233,15 +224,17 @@ _DASHBOARD = (
 )
 KINDS = (
     _Kind("service", ServiceConfig.model_fields, _service),
-    _Kind("family", FamilyConfig.model_fields, _family),
+    _Kind("family", (*FamilyConfig.model_fields, "light", "heavy", "discriminator"), _family),
     _Kind("keys file", ("keys",), _keys),
-    _Kind("profile", Profile.model_fields, _profile),
+    _Kind("profile", (*Profile.model_fields, "light", "heavy", "confidences", "quality"), _profile),
     _Kind("ladder", Ladder.model_fields, _ladder),
     _Kind(
         "cache profile",
         ("selector", "family", "model", "encoder", "judge", "alpha", "pairs", "measured"),
         _cache_profile,
     ),
-    _Kind("plan", ("version", "assignments", "threshold", "admitted_rps", "rules"), _plan),
+    _Kind(
+        "plan", ("version", "assignments", "thresholds", "chain", "admitted_rps", "rules", "routing", "reason"), _plan
+    ),
     _Kind("dashboard", _DASHBOARD, _dashboard),
 )

@@ -16,8 +16,8 @@ from deploy.check import check
 from load_balancer.http.api_keys import append_key, digest, new_key
 from weir.assets import CACHE_PROFILE, FAMILY, LADDERS, LEVEL_HEAD, MONITORING, ROOT, SERVICE, WEIGHTS
 from weir.config import KeyConfig
-from weir.core import Plan
 from weir.errors import ConfigError
+from weir.plan import Plan
 
 SHIPPED = {
     SERVICE: ("service", "serves weir-tiny at 127.0.0.1:8000 within 10 s"),
@@ -49,7 +49,7 @@ def test_a_file_is_told_by_its_content_and_not_by_its_name(tmp_path: Path) -> No
 def test_a_plan_says_what_each_role_gets(tmp_path: Path) -> None:
     path = tmp_path / "plan.json"
     path.write_text(json.dumps(Plan.split(3, 2, 14, light_batch=4, heavy_batch=2, threshold=0.25).to_dict()))
-    assert check(path).says == ("version 3: 2 light and 14 heavy replicas, threshold 0.25, admits all",)
+    assert check(path).says == ("version 3: replicas 2 light, 14 heavy; thresholds 0.25; admits all",)
 
 
 def test_a_keys_file_is_counted_and_never_quoted(tmp_path: Path) -> None:
@@ -78,7 +78,7 @@ def changed(path: Path, change: Callable[[dict], object]) -> str:
         ("profile.json", changed(ROOT / "deploy/profiles/a100-sdxl.json", lambda it: it.pop("heavy")), "heavy"),
         ("ladder.json", changed(LADDERS / "argus-sdxl.json", lambda it: it["levels"].reverse()), "levels"),
         ("cache.json", changed(CACHE_PROFILE, lambda it: it["selector"]["levels"].reverse()), "must both fall"),
-        ("plan.json", json.dumps({"version": 1, "assignments": [], "threshold": 0.5}), "assignments is empty"),
+        ("plan.json", json.dumps({"version": 1, "assignments": [], "thresholds": [0.5]}), "assignments is empty"),
         ("trace.csv", "arrival_s,prompt\nsoon,a cat\n", "line 2"),
         ("what.yaml", "colour: red\n", "cannot tell what it is from the keys colour"),
         ("broken.json", '{"version": 1,', "neither YAML nor JSON from line 1"),
