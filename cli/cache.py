@@ -12,7 +12,8 @@ from typing import Annotated, Any
 import typer
 
 from cache.policy.selector import By
-from cli.terminal import FAMILY, FamilyOption, JsonOption, answered, print_json, progress, say
+from cli.terminal import FamilyOption, JsonOption, answered, print_json, progress, say
+from weir.assets import FAMILY
 from weir.config import CacheConfig, load_family
 from weir.errors import ConfigError, NotReady
 from weir.files import check_place, make_folder, written_whole

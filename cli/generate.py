@@ -9,7 +9,8 @@ from typing import Annotated
 
 import typer
 
-from cli.terminal import CACHE_PROFILE, FAMILY, FamilyOption, JsonOption, answered, console, print_json, say
+from cli.terminal import FamilyOption, JsonOption, answered, console, print_json, say
+from weir.assets import CACHE_PROFILE, FAMILY
 from weir.config import CacheConfig, load_family
 from weir.errors import ConfigError
 from weir.files import check_place, written_whole

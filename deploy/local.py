@@ -25,9 +25,10 @@ from rich.text import Text
 from cache.factory import SECRET, URL, connected
 from cache.store.backend import StoreFailed
 from cache.store.redis_server import RedisServer
-from deploy.cluster import REPOSITORY, cluster, targets_file
+from deploy.cluster import cluster, targets_file
 from deploy.policy import policy_of
 from deploy.state import FOLDER, Service, StateFile, find
+from weir.assets import import_path
 from weir.config import CacheConfig, FamilyConfig, ServiceConfig, load_keys, load_service
 from weir.errors import ConfigError, ServiceError, WeirError
 from weir.ports import listenable
@@ -302,7 +303,7 @@ def _detached(config_path: Path | str, port: int, nodes: int, state: StateFile, 
     state.path.parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "deploy.local", str(config_path), "--port", str(port), "--nodes", str(nodes)]
     command += ["--folder", str(state.path.parent.resolve())]
-    paths = os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")]))
+    paths = os.pathsep.join(filter(None, [*import_path(), os.environ.get("PYTHONPATH")]))
     with state.log.open("w") as log:
         process = subprocess.Popen(
             command,

@@ -325,7 +325,7 @@ class KeyConfig(_Strict):
     priority: Literal["interactive", "batch"] = "interactive"
     images_per_minute: float | None = Field(None, gt=0, description="as a mean; a minute's worth may come at once")
     concurrent_images: int | None = Field(None, ge=1, description="images asked for and not answered yet")
-    admin: bool = Field(False, description="may see and change plans and caches")
+    admin: bool = Field(False, description="may see and cancel the requests of every key")
 
 
 class KeysConfig(_Strict):
