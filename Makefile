@@ -1,8 +1,7 @@
 # Every command of the project; `make help` lists them.
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev system-packages demo cluster-demo ray-up-demo monitoring check-dashboards test fuzz overload chaos soak mutations lock audit sbom lint bench train evaluate profile clean
+.PHONY: help setup setup-dev system-packages demo cluster-demo ray-up-demo monitoring check-dashboards test fuzz overload chaos soak mutations lock lock-check audit sbom lint bench train evaluate profile clean
 
-PYTHON ?= python3
 BIN := .venv/bin
 WEIR := $(BIN)/weir
 DEMO_RATE ?= 1
@@ -16,18 +15,51 @@ export RAY_USAGE_STATS_ENABLED ?= 0
 help:  ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
 
-.venv/.runtime: requirements.lock requirements.txt pyproject.toml
-	$(PYTHON) -m venv .venv
-	$(BIN)/pip install -q --require-hashes --no-deps -r requirements.lock
-	$(BIN)/pip install -q $$(grep ^torch== requirements.txt)
-	$(BIN)/pip install -q --no-deps -e .
+# The environment, a step a file: a step is run again only when what it reads has changed.
+PIP := $(BIN)/pip --disable-pip-version-check -q install
+UV := $(BIN)/uv pip install -q --python .venv --no-deps
+# Trust whom the system trusts, as pip does.
+export UV_SYSTEM_CERTS ?= 1
+# uv does not read pip's configuration. Where only that knows how to reach packages, pip installs them, which takes longer.
+locked = $(UV) --require-hashes -r $(1) || $(PIP) --require-hashes --no-deps -r $(1)
+
+.venv/bin/python:
+	@for python in $(or $(PYTHON),python3 python3.13 python3.12 python3.11); do \
+		if "$$python" -c 'import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2> /dev/null; \
+		then echo "making .venv with $$("$$python" --version)"; exec "$$python" -m venv --clear .venv; fi; \
+	done; \
+	echo "found no Python 3.11, 3.12 or 3.13 with venv and pip$(if $(PYTHON), at $(PYTHON)); install one" \
+		"(on Debian with python3-venv), or name one: make $(MAKECMDGOALS) PYTHON=/path/to/python3.13" >&2; exit 1
+
+.venv/.uv: requirements-uv.lock | .venv/bin/python
+	$(PIP) --require-hashes --no-deps -r $<
 	@touch $@
 
-.venv/.dev: .venv/.runtime requirements-dev.lock
-	$(BIN)/pip install -q --require-hashes --no-deps -r requirements-dev.lock
+.venv/.runtime: requirements.lock .venv/.uv
+	$(call locked,$<)
 	@touch $@
 
-setup: .venv/.runtime  ## make the virtual environment
+# pip may have been told where a build of torch for this machine is, and CUDA's libraries are no part of the lock.
+.venv/.torch: requirements.txt .venv/.runtime
+	$(PIP) --no-compile $$(grep ^torch== $<)
+	@touch $@
+
+.venv/.project: pyproject.toml .venv/.runtime
+	$(UV) --no-build-isolation -e .
+	@touch $@
+
+# uv leaves it to Python to compile modules. Then each of the processes of the first service would do it, all at the same
+# time, and Ray gives some of them 15 seconds to start.
+.venv/.compiled: .venv/.torch .venv/.project
+	env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -W ignore -c \
+		'import deploy.app, deploy.control, deploy.local, workers.models.family, ray.dashboard.agent, ray.dashboard.dashboard'
+	@touch $@
+
+.venv/.dev: requirements-dev.lock .venv/.compiled
+	$(call locked,$<)
+	@touch $@
+
+setup: .venv/.compiled  ## make the virtual environment; PYTHON=python3.13 chooses one of 3.11, 3.12, 3.13
 setup-dev: .venv/.dev system-packages  ## the same with what tests and linters need
 
 # Programs that tests run and PyPI does not have, as command:package of Debian. Without them the rest still works.
@@ -62,16 +94,17 @@ check-dashboards: setup  ## make the dashboards and hold them against Grafana's 
 	$(BIN)/python -m deploy.monitoring.dashboards
 	cd deploy/monitoring/grafana/schema && npm ci --silent && npm run --silent check
 
-# Tests on real clusters, browsers and processes share the machine with whatever else runs: what failed is tried once more,
-# alone.
 test: setup-dev lint  ## lint, type-check and run every test
-	$(BIN)/python -m pytest || $(BIN)/python -m pytest --last-failed --last-failed-no-failures none
+	$(BIN)/python -m pytest
 
 fuzz: setup-dev  ## fuzz the API from its own description
 	$(BIN)/python -m tests.fuzz
 
 lock: setup-dev  ## resolve and hash the dependencies anew; UPGRADE=--upgrade takes newer ones
 	$(BIN)/python -m tests.lock $(UPGRADE)
+
+lock-check: setup-dev  ## ask the registry whether Python 3.11, 3.12 and 3.13 have a wheel for all that is locked
+	$(BIN)/python -m tests.lock --check
 
 audit: setup-dev  ## look the dependencies up in the advisory database (needs the network)
 	$(BIN)/python -m tests.audit

@@ -104,9 +104,14 @@ def kind(command: list[str]) -> str | None:
         return None if name == "IDLE" else name
     if line.startswith("ray-dashboard-") or "multiprocessing.forkserver" in line:
         return "dashboard"
-    for name in ("raylet", "gcs_server", "redis-server"):
-        if line and Path(line.split()[0]).name == name:
-            return name
+    names = {
+        "raylet": "raylet",
+        "gcs_server": "gcs_server",
+        "redis-server": "redis-server",
+        "valkey-server": "redis-server",
+    }
+    if line and (name := Path(line.split()[0]).name) in names:
+        return names[name]
     script = re.search(r"/(\w+)\.py\b", line)
     return script[1] if script else None
 

@@ -7,7 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from cli.terminal import FAMILY, REPOSITORY, FamilyOption, JsonOption, answered, print_json, progress, say
+from cli.terminal import FamilyOption, JsonOption, answered, print_json, progress, say
+from weir.assets import FAMILY
 from weir.config import load_family
 from weir.errors import ConfigError
 from weir.files import check_place, make_folder
@@ -66,8 +67,8 @@ def profile(
 
 
 def train(
-    out: Annotated[Path, typer.Option(help="Folder of the weights.")] = REPOSITORY / "models" / "weir-tiny",
-    work: Annotated[Path, typer.Option(help="Folder of data and checkpoints.")] = REPOSITORY / "training" / "work",
+    out: Annotated[Path, typer.Option(help="Folder of the weights.")] = Path("models/weir-tiny"),
+    work: Annotated[Path, typer.Option(help="Folder of data and checkpoints.")] = Path("training/work"),
     budget: Annotated[str, typer.Option(help="full, discriminator (needs --start), or smoke.")] = "full",
     start: Annotated[Path | None, typer.Option(help="Folder of a family to go on from.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Everything random follows from it.")] = 1,

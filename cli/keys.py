@@ -25,7 +25,7 @@ def new(
     batch: Annotated[bool, typer.Option("--batch", help="May wait for those who cannot.")] = False,
     images_per_minute: Annotated[float | None, typer.Option(help="At most; none: as many as fit.")] = None,
     concurrent_images: Annotated[int | None, typer.Option(help="At most; none: as many as fit.")] = None,
-    admin: Annotated[bool, typer.Option("--admin", help="May see and change plans and caches.")] = False,
+    admin: Annotated[bool, typer.Option("--admin", help="May see and cancel the requests of every key.")] = False,
 ) -> None:
     """Make a key, print it once, and keep only its digest. A running service knows it a second later.
 

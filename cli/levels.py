@@ -11,8 +11,6 @@ from rich import box
 from rich.table import Table
 
 from cli.terminal import (
-    FAMILY,
-    REPOSITORY,
     FamilyOption,
     JsonOption,
     answered,
@@ -21,6 +19,7 @@ from cli.terminal import (
     progress,
     say,
 )
+from weir.assets import FAMILY, LEVEL_HEAD
 from weir.config import FamilyConfig, load_family
 from weir.errors import ConfigError
 from weir.files import check_place, make_folder
@@ -29,7 +28,6 @@ from weir.prompt_levels import LevelHead
 if TYPE_CHECKING:
     from training.level_pairs import LevelPairs
 
-HEAD = REPOSITORY / "models" / "weir-tiny" / "levels" / "head.safetensors"
 #: Of shadow samples: other prompts than any head was fitted on.
 SHADOW_SEED = 3_000_017
 
@@ -46,7 +44,7 @@ def fit(
     alpha: Annotated[float, typer.Option(min=0.5, max=1, help="Share of the best level's quality to keep.")] = 0.95,
     judge: Annotated[str, typer.Option(help="attributes or clip.")] = "attributes",
     work: Annotated[Path, typer.Option(help="Folder of the drawn pairs; a run goes on there.")] = Path("runs/levels"),
-    out: Annotated[Path, typer.Option(help="Level head to write.")] = HEAD,
+    out: Annotated[Path, typer.Option(help="Level head to write.")] = LEVEL_HEAD,
     as_json: JsonOption = False,
 ) -> None:
     """Draw prompts at every level, judge them, and fit the classifier that predicts levels from embeddings.
@@ -93,7 +91,7 @@ def fit(
 
 @app.command()
 def check(
-    head: Annotated[Path, typer.Argument(help="Level head to hold against samples of now.")] = HEAD,
+    head: Annotated[Path, typer.Argument(help="Level head to hold against samples of now.")] = LEVEL_HEAD,
     family: FamilyOption = FAMILY,
     count: Annotated[int, typer.Option(min=50, help="Shadow samples: prompts to draw at every level.")] = 200,
     judge: Annotated[str, typer.Option(help="attributes or clip.")] = "attributes",

@@ -6,27 +6,48 @@ Exit codes: 0 done; 1 it failed while running; 2 wrong usage or configuration; 1
 from __future__ import annotations
 
 import os
+import sys
+from typing import Annotated
 
 import typer
 
-from cli import cache, calibrate, family, generate, keys, levels, plan, score, serve, trace
+from cli import cache, calibrate, check, family, generate, keys, levels, plan, score, serve, trace
+from weir import __version__
 
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it asks for torchvision, which nothing here needs
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        sys.stdout.write(f"weir {__version__}\n")
+        raise typer.Exit
+
 
 app = typer.Typer(
     name="weir",
     help="Serves text-to-image diffusion models at the best quality that a deadline and a set of GPUs allow.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
 for command in (
     serve.up,
     serve.down,
     serve.render,
     serve.status,
     serve.monitor,
+    check.check,
     generate.generate,
     trace.replay,
     score.score,

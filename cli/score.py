@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli.terminal import FAMILY, FamilyOption, JsonOption, answered, print_json, say
+from cli.terminal import FamilyOption, JsonOption, answered, print_json, say
+from weir.assets import FAMILY
 from weir.config import load_family
 from weir.errors import ConfigError
 

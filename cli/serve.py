@@ -9,7 +9,8 @@ from typing import Annotated
 import typer
 import yaml
 
-from cli.terminal import SERVICE, JsonOption, answered, console, print_json, say
+from cli.terminal import JsonOption, answered, console, print_json, say
+from weir.assets import SERVICE
 
 NameArgument = Annotated[str | None, typer.Argument(help="Name of the service, where several are up.")]
 

@@ -16,12 +16,6 @@ from rich.text import Text
 
 from weir.errors import ConfigError, InvalidRequest, PlanError, ServiceError, WeirError
 
-REPOSITORY = Path(__file__).resolve().parent.parent
-SERVICE = REPOSITORY / "deploy" / "configs" / "weir-tiny.yaml"
-FAMILY = REPOSITORY / "deploy" / "families" / "weir-tiny.yaml"
-#: Thresholds of the embedded family's cache, measured by ``weir cache profile``.
-CACHE_PROFILE = REPOSITORY / "deploy" / "profiles" / "weir-tiny-cache.json"
-
 #: Takes nothing as markup: what it prints quotes what users wrote.
 console = Console(stderr=True, markup=False, highlight=False, emoji=False)
 

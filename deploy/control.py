@@ -20,7 +20,6 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 from ray import serve
-from ray._private.services import get_webui_url_from_internal_kv
 from ray.serve import Application
 from ray.serve.handle import DeploymentHandle
 
@@ -34,6 +33,7 @@ from weir.errors import ConfigError, NotReady
 from weir.loopback import keep_to_loopback
 from weir.plan import Plan
 from weir.prompt_levels import LevelHead, WatchedHead
+from weir.ray_private import dashboard_address
 from weir.telemetry import RayMetrics
 
 #: A load balancer that does not answer in time is asked again.
@@ -169,7 +169,7 @@ def dashboard() -> str:
     Raises:
         NotReady: it has none.
     """
-    url = get_webui_url_from_internal_kv()
-    if not url:
+    address = dashboard_address()
+    if not address:
         raise NotReady("this cluster has no dashboard; start Ray with --include-dashboard=true")
-    return f"http://{url}"
+    return f"http://{address}"

@@ -22,12 +22,14 @@ import yaml
 from rich.console import Console
 from rich.text import Text
 
-from cache.factory import SECRET, URL
+from cache.factory import SECRET, URL, connected
+from cache.store.backend import StoreFailed
 from cache.store.redis_server import RedisServer
-from deploy.cluster import REPOSITORY, cluster, targets_file
+from deploy.cluster import cluster, targets_file
 from deploy.policy import policy_of
 from deploy.state import FOLDER, Service, StateFile, find
-from weir.config import FamilyConfig, ServiceConfig, load_keys, load_service
+from weir.assets import import_path
+from weir.config import CacheConfig, FamilyConfig, ServiceConfig, load_keys, load_service
 from weir.errors import ConfigError, ServiceError, WeirError
 from weir.ports import listenable
 from weir.profiles import load_profile
@@ -37,6 +39,8 @@ from weir.prompt_levels import LevelHead
 UP_TIMEOUT_S = 1800.0
 DOWN_TIMEOUT_S = 90.0
 POLL_S = 0.25
+#: Longest wait for each answer of the Redis that a service names, before it starts.
+REDIS_PATIENCE_S = 5.0
 
 
 def up(
@@ -70,6 +74,7 @@ def up(
     """
     console = console or Console()
     service, family = checked(config_path)
+    _check_redis(service.cache, console)
     state = StateFile(Path(config_path).stem, folder)
     if state.held():
         raise ServiceError(f"{state.name} is already up; stop it with `weir down`")
@@ -168,7 +173,7 @@ def bindable(host: str, port: int) -> int:
 def readiness(url: str) -> dict[str, Any] | None:
     """What ``/readyz`` says; None while nobody answers."""
     try:
-        answer = httpx.get(f"{url}/readyz", timeout=5)
+        answer = httpx.get(f"{url}/readyz", timeout=5, trust_env=False)
         state = answer.json()
     except (httpx.HTTPError, ValueError):
         return None
@@ -238,6 +243,23 @@ def _serve(
             pass
 
 
+def _check_redis(config: CacheConfig, console: Console) -> None:
+    """Looks at the Redis that is named, where one is.
+
+    Raises:
+        ConfigError: it will never do. One that does not answer is only mentioned, for a cache can only help.
+    """
+    if config.mode == "off" or not (config.url or URL in os.environ):
+        return
+    backend = connected(config, patience_s=REDIS_PATIENCE_S)
+    try:
+        backend.check(writing=config.mode == "read-write")
+    except StoreFailed as error:
+        console.print(Text(f"nothing is cached until Redis answers: {error.message}"), soft_wrap=True)
+    finally:
+        backend.close()
+
+
 @contextmanager
 def _redis(service: ServiceConfig) -> Iterator[tuple[str, str]]:
     """A Redis server for a service that wants a cache and names none; its URL and the secret of the cache.
@@ -281,7 +303,7 @@ def _detached(config_path: Path | str, port: int, nodes: int, state: StateFile, 
     state.path.parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "deploy.local", str(config_path), "--port", str(port), "--nodes", str(nodes)]
     command += ["--folder", str(state.path.parent.resolve())]
-    paths = os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")]))
+    paths = os.pathsep.join(filter(None, [*import_path(), os.environ.get("PYTHONPATH")]))
     with state.log.open("w") as log:
         process = subprocess.Popen(
             command,

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from deploy.cluster import REPOSITORY
+from weir.assets import ROOT
 from weir.config import load_service
 from weir.errors import NotReady, PlanError
 from weir.plan import Plan
@@ -27,8 +27,9 @@ ON_HEAD = {"num_cpus": 0, "resources": {"node:__internal_head__": 0.001}}
 def render(config_path: Path | str, *, host: str, port: int, controlled: bool) -> dict[str, Any]:
     """What ``PUT /api/serve/applications/`` and ``serve deploy`` take, for the service of a file.
 
-    A service file inside the checkout is named relative to it, for on a cluster the checkout lies elsewhere. Its digest
-    is beside its name: Serve compares arguments to see what has changed, and would take a changed file for the same.
+    A service file that comes with the code is named relative to it, for on a cluster the code lies elsewhere. Its
+    digest is beside its name: Serve compares arguments to see what has changed, and would take a changed file for the
+    same.
 
     Args:
         controlled: whether a controller comes along.
@@ -38,7 +39,7 @@ def render(config_path: Path | str, *, host: str, port: int, controlled: bool) -
     """
     path = Path(config_path).resolve()
     args = {
-        "config": str(path.relative_to(REPOSITORY) if path.is_relative_to(REPOSITORY) else path),
+        "config": str(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path),
         "digest": digest(path),
     }
     serving = {"name": APPLICATION, "route_prefix": "/", "import_path": "deploy.app:build", "args": args}
@@ -69,7 +70,7 @@ def digest(path: Path) -> str:
 
 def located(config: str) -> Path:
     """The service file that :func:`render` named, on the node that reads it."""
-    return REPOSITORY / config
+    return ROOT / config
 
 
 def with_plan(body: Mapping[str, Any], plan: Plan) -> dict[str, Any]:

@@ -12,10 +12,11 @@ from diffusers import AutoencoderKL, EulerDiscreteScheduler, StableDiffusionXLPi
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
+from weir.assets import WEIGHTS
 from workers.models.weights import Pipeline
 
 _TOKENS = 77
-_DISCRIMINATOR = Path(__file__).resolve().parents[1] / "models" / "weir-tiny" / "discriminator"
+_DISCRIMINATOR = WEIGHTS / "discriminator"
 #: Of a family that only tries the code: seconds on one core instead of minutes.
 SMALL: dict[str, Any] = {
     "channels": (32, 64, 64),

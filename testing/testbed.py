@@ -29,11 +29,12 @@ import psutil
 from benchmarks.lost_node import nodes_of
 from cache.factory import SECRET
 from cache.store.redis_server import RedisServer
-from deploy.cluster import REPOSITORY, cluster, start_node
+from deploy.cluster import cluster, start_node
 from deploy.local import bindable, readiness
 from deploy.serve_config import APPLICATION, POOL, render, with_plan
 from load_balancer.http.openapi import GENERATIONS
 from testing.service_files import emulated_service
+from weir.assets import ROOT
 from weir.config import load_service
 from weir.plan import Plan
 
@@ -179,7 +180,7 @@ class Testbed:
 
         address = ray.get_runtime_context().gcs_address
         command = [sys.executable, "-m", "testing.testbed", str(self.config), "--ray", address]
-        process = subprocess.Popen(command, cwd=REPOSITORY, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
         self.controllers.append(process)
         return process
 

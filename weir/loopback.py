@@ -9,7 +9,8 @@ it except TLS, so the call that binds the port is replaced by one with another a
 from __future__ import annotations
 
 import os
-from typing import Any
+
+from weir.ray_private import bind_replicas_to_loopback
 
 #: Environment variable that is set when the whole cluster runs on this machine.
 SWITCH = "WEIR_LOOPBACK"
@@ -17,16 +18,5 @@ SWITCH = "WEIR_LOOPBACK"
 
 def keep_to_loopback() -> None:
     """Binds the gRPC server of this replica to 127.0.0.1. Call it in the deployment's constructor."""
-    if os.environ.get(SWITCH) != "1":
-        return
-    from ray.serve._private import replica
-
-    bind = replica.add_port_to_grpc_server
-    if getattr(bind, "loopback", False):
-        return
-
-    def bind_to_loopback(server: Any, address: str) -> int:
-        return bind(server, address.replace("[::]:", "127.0.0.1:"))
-
-    bind_to_loopback.loopback = True  # type: ignore[attr-defined]
-    replica.add_port_to_grpc_server = bind_to_loopback
+    if os.environ.get(SWITCH) == "1":
+        bind_replicas_to_loopback()

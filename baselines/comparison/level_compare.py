@@ -17,9 +17,8 @@ from controller.setting import Setting
 from simulator.arrivals import Arrivals, read_arrivals, resampled
 from simulator.levels import LevelOutcome, ladder_in, simulate_levels
 from weir.approximation_levels import load_ladder
+from weir.assets import LADDERS
 
-#: Where ladders with a name are.
-LADDERS = Path(__file__).parents[2] / "deploy" / "ladders"
 #: Policies that plan on a ladder.
 LEVEL_POLICIES = names(levels=True)
 #: The deadline when none is given, in latencies of level 0. The paper does not say its own.

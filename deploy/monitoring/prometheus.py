@@ -12,12 +12,12 @@ from typing import Any
 import httpx
 import yaml
 
+from weir.assets import MONITORING
 from weir.errors import ServiceError
 from weir.ports import listenable
 
-HERE = Path(__file__).parent
-CONFIG = HERE / "prometheus.yml"
-RULES = HERE / "rules.yml"
+CONFIG = MONITORING / "prometheus.yml"
+RULES = MONITORING / "rules.yml"
 #: Retention time: a dashboard's longest range and one more day.
 KEEP = "15d"
 START_S = 30.0
@@ -59,7 +59,7 @@ class Api:
 
     def _get(self, endpoint: str, params: dict[str, Any]) -> Any:
         try:
-            response = httpx.get(f"{self.url}/api/v1/{endpoint}", params=params, timeout=10).json()
+            response = httpx.get(f"{self.url}/api/v1/{endpoint}", params=params, timeout=10, trust_env=False).json()
         except (httpx.HTTPError, ValueError) as error:
             raise ServiceError(f"Prometheus at {self.url} does not answer: {error}") from None
         if response.get("status") != "success":
@@ -127,7 +127,7 @@ class Prometheus(Api):
         end = time.monotonic() + START_S
         while self.running and time.monotonic() < end:
             try:
-                if httpx.get(f"{self.url}/-/ready", timeout=2).status_code == 200:
+                if httpx.get(f"{self.url}/-/ready", timeout=2, trust_env=False).status_code == 200:
                     return
             except httpx.HTTPError:
                 pass
@@ -150,7 +150,7 @@ def configuration(targets: Path, overrides: dict[str, Any] | None = None) -> dic
 
 def grafana_command(prometheus_url: str, port: int = 3000) -> str:
     """The command that starts a Grafana with Weir's dashboards on the loopback interface."""
-    folder = HERE / "grafana"
+    folder = MONITORING / "grafana"
     return (
         f"docker run --rm --network host -e GF_SERVER_HTTP_ADDR=127.0.0.1 -e GF_SERVER_HTTP_PORT={port} "
         f"-e WEIR_PROMETHEUS_URL={prometheus_url} -v {folder}/provisioning:/etc/grafana/provisioning:ro "

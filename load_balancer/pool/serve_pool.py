@@ -14,6 +14,7 @@ from ray.serve.handle import DeploymentHandle
 
 from load_balancer.pool.pool import ReplicaLost
 from load_balancer.pool.replica_killer import end
+from weir.ray_private import broadcast_results
 
 #: A replica that does not describe itself within this time is silent.
 DESCRIBE_TIMEOUT_S = 2.0
@@ -47,8 +48,7 @@ class ServePool:
 
     async def describe(self) -> list[dict[str, Any]]:
         try:
-            # Its public way to the results has one time limit for all: one replica that hangs would hide the others.
-            results = await self._handle.broadcast("describe")._fetch_replica_results_async()
+            results = await broadcast_results(self._handle.broadcast("describe"))
         except RayServeException:  # no replica is routable
             results = []
         asked = {asyncio.ensure_future(it.get_async()): it for it in results}

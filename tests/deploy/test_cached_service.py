@@ -118,7 +118,8 @@ def test_every_panel_has_data_after_a_bursty_replay(watched: Watched, tmp_path: 
 
 
 def test_when_redis_dies_nobody_but_prometheus_notices(watched: Watched) -> None:
-    [server] = [p for p in psutil.process_iter(["name"]) if p.name() == "redis-server" and _is_ours(p, watched.service)]
+    names = ("redis-server", "valkey-server")
+    [server] = [p for p in psutil.process_iter(["name"]) if p.name() in names and _is_ours(p, watched.service)]
     server.send_signal(signal.SIGKILL)
 
     def is_open() -> bool:

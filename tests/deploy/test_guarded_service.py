@@ -72,7 +72,6 @@ def test_a_key_is_needed_and_everything_else_says_so(guarded: Up) -> None:
         assert client.post(GENERATIONS, json=GOOD).status_code == 401
         assert client.post(GENERATIONS, json=GOOD, headers=bearer(new_key())).status_code == 401
         assert client.post(GENERATIONS, json=GOOD, headers=bearer(ALICE)).status_code == 200
-        assert client.get("/v1/cache", headers=bearer(ALICE)).status_code == 403
         assert client.get("/healthz").status_code == 200
     # The cluster behind it: nobody without Ray's token.
     dashboard = httpx.get(f"{guarded.service.dashboard}/api/serve/applications/", timeout=30)

@@ -9,11 +9,11 @@ import pytest
 import ray
 import yaml
 
-from deploy.cluster import REPOSITORY
 from deploy.serve_config import render
+from weir.assets import ROOT
 from weir.config import ServiceConfig, load_family
 
-MANIFEST = REPOSITORY / "deploy" / "kubernetes" / "weir.yaml"
+MANIFEST = ROOT / "deploy" / "kubernetes" / "weir.yaml"
 KUBERNETES = "1.34"
 #: Path of the checkout in the image.
 INSTALLED = "/home/weir/weir/"
@@ -59,7 +59,7 @@ def test_the_serve_configuration_is_the_rendered_one_with_a_proxy_on_every_node(
     body = yaml.safe_load(of("RayService")["spec"]["serveConfigV2"])
     serve_schema.model_validate(body)
     config, http = {"config": "/etc/weir/service/service.yaml"}, service().http
-    ours = REPOSITORY / "deploy" / "configs" / "sdxl-cluster.yaml"
+    ours = ROOT / "deploy" / "configs" / "sdxl-cluster.yaml"
     expected = render(ours, host=http.host, port=http.port, controlled=service().controlled)
     expected["applications"] = [{**it, "args": config} for it in expected["applications"]]
     assert body == {**expected, "proxy_location": "EveryNode"}
@@ -69,10 +69,10 @@ def test_the_service_file_of_the_manifest_is_valid_and_its_files_are_in_the_imag
     it = service()
     named = [it.family, it.profile]
     assert all(path.startswith(INSTALLED) for path in named)
-    here = [REPOSITORY / path.removeprefix(INSTALLED) for path in named]
+    here = [ROOT / path.removeprefix(INSTALLED) for path in named]
     assert all(path.is_file() for path in here)
     load_family(here[0])
-    assert f"WORKDIR {INSTALLED.rstrip('/')}" in (REPOSITORY / "deploy" / "clusters" / "Containerfile").read_text()
+    assert f"WORKDIR {INSTALLED.rstrip('/')}" in (ROOT / "deploy" / "clusters" / "Containerfile").read_text()
     assert not it.http.is_local
     assert it.keys_file, "without keys every client could generate images"
 
@@ -99,7 +99,7 @@ def test_all_pods_run_the_pinned_ray_version_and_require_its_token():
 
 def test_mounts_and_secrets_of_pods_exist_or_are_created_by_the_documented_commands():
     made = {it["metadata"]["name"] for it in ALL}
-    documented = (REPOSITORY / "docs" / "deploy.md").read_text()
+    documented = (ROOT / "docs" / "deploy.md").read_text()
     for spec in (HEAD["template"]["spec"], WORKERS["template"]["spec"], of("Deployment")["spec"]["template"]["spec"]):
         volumes = {it["name"]: it for it in spec.get("volumes", ())}
         secrets = {it["secret"]["secretName"] for it in volumes.values() if "secret" in it}

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deploy.cluster import REPOSITORY
 from deploy.serve_config import APPLICATION, deployed, located, render, with_plan
+from weir.assets import ROOT
 from weir.errors import NotReady, PlanError
 from weir.plan import Plan
 
@@ -20,7 +20,7 @@ def plan(version: int = 1, light: int = 1, heavy: int = 2, threshold: float = 0.
     return Plan.split(version, light, heavy, light_batch=4, heavy_batch=2, threshold=threshold)
 
 
-SERVICE = REPOSITORY / "deploy" / "configs" / "weir-tiny.yaml"
+SERVICE = ROOT / "deploy" / "configs" / "weir-tiny.yaml"
 
 
 def rendered(path: Path = SERVICE, controlled: bool = True) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import pytest
 from tests.audit import CLEAN, UNKNOWN, VULNERABLE, verdict
 
 PIN = re.compile(r"^([A-Za-z0-9_.-]+)(?:\[[a-z,]+\])?==([^\s;]+)")
-RUNTIME, DEVELOPMENT = Path("requirements.txt"), Path("requirements-dev.txt")
+RUNTIME, DEVELOPMENT, INSTALLER = (Path(f"requirements{it}.txt") for it in ("", "-dev", "-uv"))
 
 
 def pins(path: Path) -> dict[str, str]:
@@ -19,13 +19,13 @@ def pins(path: Path) -> dict[str, str]:
     return {re.sub(r"[-_.]+", "-", it[1]).lower(): it[2] for it in found if it}
 
 
-@pytest.mark.parametrize("given", [RUNTIME, DEVELOPMENT], ids=str)
+@pytest.mark.parametrize("given", [RUNTIME, DEVELOPMENT, INSTALLER], ids=str)
 def test_every_requirement_is_pinned(given: Path) -> None:
     lines = [line for line in given.read_text().splitlines() if line and not line.startswith(("#", "-r"))]
     assert len(pins(given)) == len(lines)
 
 
-@pytest.mark.parametrize("given", [RUNTIME, DEVELOPMENT], ids=str)
+@pytest.mark.parametrize("given", [RUNTIME, DEVELOPMENT, INSTALLER], ids=str)
 def test_the_lock_holds_every_pin_and_a_hash_for_all_that_it_holds(given: Path) -> None:
     lock = given.with_suffix(".lock")
     locked = pins(lock)
@@ -42,7 +42,7 @@ def test_both_locks_hold_the_same_versions() -> None:
 
 
 def test_no_file_names_a_registry() -> None:
-    for path in (RUNTIME, DEVELOPMENT, RUNTIME.with_suffix(".lock"), DEVELOPMENT.with_suffix(".lock")):
+    for path in (*Path().glob("requirements*"), Path("Makefile")):
         assert not re.search(r"://|--(extra-)?index|--find-links", path.read_text()), path
 
 

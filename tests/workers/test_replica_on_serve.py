@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from deploy.cluster import cluster
 from tests.workers.samples import image_request, profile
 from weir.config import FamilyConfig
 from weir.plan import Plan
@@ -20,24 +21,12 @@ def plan(version: int, light: int, heavy: int) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def serve_instance() -> Iterator[Any]:
-    import ray
-    from ray import serve
+    with cluster(cpus=2):
+        from ray import serve
 
-    monkeypatch = pytest.MonkeyPatch()
-    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-    ray.init(
-        address="local",
-        num_cpus=2,
-        include_dashboard=False,
-        log_to_driver=False,
-        _node_ip_address="127.0.0.1",
-        object_store_memory=100 << 20,
-    )
-    serve.start(proxy_location="Disabled")
-    yield serve
-    serve.shutdown()
-    ray.shutdown()
-    monkeypatch.undo()
+        serve.start(proxy_location="Disabled")
+        yield serve
+        serve.shutdown()
 
 
 def until(condition: Callable[[], bool]) -> None:

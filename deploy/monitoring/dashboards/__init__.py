@@ -12,8 +12,9 @@ from deploy.monitoring.dashboards.cache import cache
 from deploy.monitoring.dashboards.cascade import cascade
 from deploy.monitoring.dashboards.controller import controller
 from deploy.monitoring.dashboards.overview import overview
+from weir.assets import MONITORING
 
-FOLDER = Path(__file__).parents[1] / "grafana" / "dashboards"
+FOLDER = MONITORING / "grafana" / "dashboards"
 DASHBOARDS = (overview, cascade, cache, controller)
 
 

@@ -1,0 +1,240 @@
+"""``weir check``: what a file of ours is, what is wrong with it, or what it does.
+
+What a file is follows from its content: from the keys at its top, from the header of a CSV file, from the metadata of a
+safetensors file. Every kind is read by the loader that the commands read it with.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from safetensors import SafetensorError, safe_open
+
+from cache.policy.predictor import MatchPredictor
+from cache.policy.resume_quality import resumed_share
+from cache.policy.selector import load_selector
+from deploy.local import checked
+from traces.loader import FORMS, load_trace
+from weir.approximation_levels import Ladder, load_ladder
+from weir.config import FamilyConfig, ServiceConfig, load_family, load_keys
+from weir.errors import ConfigError, PlanError
+from weir.plan import Plan
+from weir.profiles import Profile, load_profile
+from weir.prompt_levels import LevelHead
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """A file in which nothing is wrong.
+
+    Attributes:
+        kind: what it is, such as ``service``.
+        says: sentences on what it does.
+    """
+
+    kind: str
+    says: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    name: str
+    keys: Collection[str]
+    read: Callable[[Path], tuple[str, ...]]
+
+
+def check(path: Path) -> Check:
+    """Reads a file, or a folder of dashboards.
+
+    Raises:
+        ConfigError: it is wrong, or nothing that we know; names the file and the key, the line or the remedy.
+    """
+    if path.is_dir():
+        return Check("folder of dashboards", _dashboards(path))
+    if not path.exists():
+        raise ConfigError(f"{path}: there is no such file")
+    try:
+        with path.open("rb") as file:
+            head = file.read(9)
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
+    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < path.stat().st_size:
+        return _weights(path)
+    fields = _fields(path)
+    if fields is None:
+        return Check("trace", _trace(path))
+    kind = max(KINDS, key=lambda kind: len(set(kind.keys) & set(fields)))
+    if not fields or 2 * len(set(kind.keys) & set(fields)) < len(fields):
+        raise ConfigError(
+            f"{path}: cannot tell what it is from the keys {', '.join(map(str, fields)) or '(none)'}; known are a "
+            f"{', '.join(it.name for it in KINDS)}, a trace ({FORMS}), a level head and a folder of dashboards"
+        )
+    return Check(kind.name, kind.read(path))
+
+
+def _fields(path: Path) -> dict[Any, Any] | None:
+    """The keys and values of a YAML or JSON file; None for another text, which then is a trace if anything.
+
+    Raises:
+        ConfigError: it is to be YAML or JSON by its name, and is neither.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        fields = json.loads(text) if text.lstrip().startswith("{") else yaml.safe_load(text)
+    except (ValueError, yaml.YAMLError) as error:
+        if path.suffix not in (".yaml", ".yml", ".json"):
+            return None
+        mark = getattr(error, "problem_mark", None)
+        line = mark.line + 1 if mark else getattr(error, "lineno", None)
+        # Not what the parser says: it quotes the file, which may be one of keys.
+        place = f" from line {line} on" if line else ""
+        raise ConfigError(f"{path}: is neither YAML nor JSON{place}") from None
+    return fields if isinstance(fields, dict) else None
+
+
+def _service(path: Path) -> tuple[str, ...]:
+    service, family = checked(path)
+    cache, plan = service.cache, service.plan
+    if cache.selector is not None:
+        load_selector(cache.selector)
+    if cache.predictor is not None:
+        MatchPredictor.load(Path(cache.predictor))
+    if cache.levels is not None:
+        LevelHead.load(Path(cache.levels), steps=family.heavy.steps)
+    emulated = " emulated" if service.pool.emulate else ""
+    replicas = ", ".join(f"{count} {key}" for key, count in plan.replicas.items())
+    return (
+        f"serves {family.name} at {service.http.host}:{service.http.port} within {service.slo_s:g} s",
+        f"starts with{emulated} replicas: {replicas}",
+        f"plans with the policy {service.controller.policy}" if service.controlled else "keeps to this plan",
+        "uses no cache" if cache.mode == "off" else f"uses a cache ({cache.mode})",
+        "asks for no key" if service.keys_file is None else f"asks for a key of {service.keys_file}",
+    )
+
+
+def _family(path: Path) -> tuple[str, ...]:
+    family = load_family(path)
+    says = [f"{family.name}: {family.size} × {family.size} pixels from {family.pipeline}"]
+    for key, variant in family.variants.items():
+        judge = f", judged by {variant.discriminator}" if variant.discriminator else ""
+        says.append(f"{key}: {variant.name}, {variant.steps} steps{judge}")
+    return tuple(says)
+
+
+def _keys(path: Path) -> tuple[str, ...]:
+    keys = load_keys(path).keys
+    tenants, admins = {key.tenant for key in keys}, sum(key.admin for key in keys)
+    return (f"{len(keys)} keys of {len(tenants)} tenants, {admins} of administrators",)
+
+
+def _profile(path: Path) -> tuple[str, ...]:
+    profile = load_profile(path)
+    says = [f"{profile.family} on {profile.device}"]
+    for key, variant in profile.variants.items():
+        seconds = ", ".join(f"{b}: {s:.3g} s" for b, s in zip(variant.batch_sizes, variant.latency_s, strict=True))
+        confidences = f"; {len(variant.confidences)} confidences" if variant.confidences else ""
+        says.append(f"{key}: {variant.name}, {variant.steps} steps, by batch size {seconds}{confidences}")
+    says.append("measured by the step" if profile.stepwise else "measured by whole batches")
+    return tuple(says)
+
+
+def _ladder(path: Path) -> tuple[str, ...]:
+    ladder = load_ladder(path)
+    rates = ", ".join(f"{level.name} {level.latency_s[0]:.3g} s" for level in ladder.levels)
+    return (f"{ladder.family} on {ladder.device}, {ladder.steps} steps", f"{len(ladder.levels)} levels: {rates}")
+
+
+def _cache_profile(path: Path) -> tuple[str, ...]:
+    selector = load_selector(path)
+    levels = ", ".join(f"above {threshold:g} at step {k}" for threshold, k in selector.levels)
+    return (
+        f"resumes runs of {selector.steps} steps by {selector.by.value}: {levels or 'never'}",
+        f"plans count a resumed image as {resumed_share(path):.3g} of a whole one",
+    )
+
+
+def _plan(path: Path) -> tuple[str, ...]:
+    try:
+        plan = Plan.from_dict(json.loads(path.read_text()))
+    except PlanError as error:
+        raise ConfigError(f"{path}: {error.message}") from None
+    replicas = ", ".join(f"{plan.count(role)} {role}" for role in plan.roles)
+    thresholds = ", ".join(f"{threshold:g}" for threshold in plan.thresholds) or "none"
+    admits = "admits all" if plan.admitted_rps is None else f"admits {plan.admitted_rps:g} requests/s"
+    return (f"version {plan.version}: replicas {replicas}; thresholds {thresholds}; {admits}",)
+
+
+def _dashboard(path: Path) -> tuple[str, ...]:
+    fields = json.loads(path.read_text())
+    try:
+        panels = [panel for panel in fields["panels"] if panel["type"] != "row"]
+        empty = [panel["title"] for panel in panels if not all(target["expr"] for target in panel["targets"])]
+        title = fields["title"]
+    except (KeyError, TypeError) as error:
+        raise ConfigError(f"{path}: no dashboard of Grafana: it lacks {error}") from None
+    if empty:
+        raise ConfigError(f"{path}: panels without a query: {', '.join(empty)}")
+    return (f"{title}: {len(panels)} panels",)
+
+
+def _dashboards(folder: Path) -> tuple[str, ...]:
+    files = sorted(folder.glob("*.json"))
+    if not files:
+        raise ConfigError(f"{folder}: holds no dashboard; give a file, or a folder of dashboards (*.json)")
+    says: list[str] = []
+    for file in files:
+        found = check(file)
+        if found.kind != "dashboard":
+            raise ConfigError(f"{file}: is a {found.kind}, and no dashboard; check it by itself")
+        says += found.says
+    return tuple(says)
+
+
+def _trace(path: Path) -> tuple[str, ...]:
+    trace = load_trace(path)
+    peak = max(trace.rate_curve().rates_rps, default=0.0)
+    return (
+        f"{len(trace)} requests in {trace.duration_s:.0f} s: {trace.mean_rps:.3g} a second, at most {peak:.3g}",
+        f"{len(set(trace.prompts))} different prompts",
+    )
+
+
+def _weights(path: Path) -> Check:
+    try:
+        with safe_open(path, "numpy") as file:
+            names = set(file.keys())
+    except (OSError, SafetensorError) as error:
+        raise ConfigError(f"{path}: not a readable safetensors file: {error}") from None
+    if "cuts" in names:
+        about = LevelHead.load(path).about
+        return Check("level head", (f"{about.family}, vectors of {about.encoder}: {', '.join(about.rungs)}",))
+    if "support" in names:
+        return Check("match predictor", (f"vectors of {MatchPredictor.load(path).encoder}",))
+    raise ConfigError(f"{path}: neither a level head nor a match predictor; check the family file that names it")
+
+
+_DASHBOARD = (
+    *("uid", "title", "description", "tags", "schemaVersion", "version", "editable", "graphTooltip", "refresh", "time"),
+    *("timezone", "templating", "links", "annotations", "panels"),
+)
+KINDS = (
+    _Kind("service", ServiceConfig.model_fields, _service),
+    _Kind("family", (*FamilyConfig.model_fields, "light", "heavy", "discriminator"), _family),
+    _Kind("keys file", ("keys",), _keys),
+    _Kind("profile", (*Profile.model_fields, "light", "heavy", "confidences", "quality"), _profile),
+    _Kind("ladder", Ladder.model_fields, _ladder),
+    _Kind(
+        "cache profile",
+        ("selector", "family", "model", "encoder", "judge", "alpha", "pairs", "measured"),
+        _cache_profile,
+    ),
+    _Kind(
+        "plan", ("version", "assignments", "thresholds", "chain", "admitted_rps", "rules", "routing", "reason"), _plan
+    ),
+    _Kind("dashboard", _DASHBOARD, _dashboard),
+)

@@ -1,0 +1,39 @@
+"""What Ray does not promise is called in one module, and that module knows Ray's own message of a slow start."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from pathlib import Path
+
+import pytest
+
+from weir.ray_private import started_too_slowly
+
+ROOMS = [path.parent for path in Path().glob("*/__init__.py")]
+#: Ray's private modules and names by their underscores, and what of its private parts has none.
+PRIVATE = re.compile(
+    r"\bray(\.\w+)*\._\w+|from ray(\.\w+)*\._\w+|_fetch_replica_results_async|_set_global_client|_get_global_client"
+)
+
+
+def test_ray_is_used_by_its_public_names_outside_of_one_module() -> None:
+    assert len(ROOMS) > 10
+    strays = [
+        f"{path}: {found[0]}"
+        for room in ROOMS
+        for path in sorted(room.rglob("*.py"))
+        if path != Path("weir/ray_private.py")
+        for found in PRIVATE.finditer(path.read_text())
+    ]
+    assert not strays
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_the_message_of_a_slow_start_is_still_the_one_that_ray_has() -> None:
+    from ray._private.node import Node
+
+    said = "The current node timed out during startup."
+    assert said in inspect.getsource(Node.__init__)
+    assert started_too_slowly(Exception(said))
+    assert not started_too_slowly(RuntimeError("Maybe you called ray.init twice by accident?"))
