@@ -1,4 +1,4 @@
-"""How fast the twin is: processor seconds for a number of requests on 1,000 GPUs under Weir's policy.
+"""How fast the simulator is: processor seconds for a number of requests on 1,000 GPUs under Weir's policy.
 
 python -m benchmarks.simulator [--requests 1000000]
 """
@@ -17,6 +17,7 @@ from simulator.confidences import drawn
 from simulator.engine import simulate
 from simulator.families import family_setting
 from simulator.report import report
+from simulator.request_stream import RequestStream
 
 RATE_RPS = 1200.0
 
@@ -27,9 +28,9 @@ def main() -> None:
     requests = parser.parse_args().requests
     setting = family_setting("diffserve-1", 1000)
     arrivals = poisson(np.full(max(1, round(requests / RATE_RPS)), RATE_RPS), seed=1)
-    confidences = drawn(setting.deferral, len(arrivals), seed=1)
+    stream = RequestStream(arrivals, {setting.variants[0]: drawn(setting.deferral, len(arrivals), seed=1)})
     began, processor = time.perf_counter(), time.process_time()
-    outcome = simulate(make_policy("weir", setting), arrivals, confidences)
+    outcome = simulate(make_policy("weir", setting), stream)
     wall, cpu = time.perf_counter() - began, time.process_time() - processor
     figures = report(outcome, setting.quality)
     Console().print(

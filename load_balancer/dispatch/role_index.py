@@ -82,6 +82,8 @@ class RoleIndex:
         best_cost, best, best_at = _NEVER, -1, 0.0
         for alike in self._alike.values():
             cost, finish_at = self._ask(alike[0], kind, now, low_priority)
+            if not self.members[alike[0]].queue:  # an idle one: no other could be earlier
+                return self.members[alike[0]], finish_at
             if (cost, alike[0]) < (best_cost, best) or best < 0:
                 best_cost, best, best_at = cost, alike[0], finish_at
         if self._others:
