@@ -140,7 +140,7 @@ async def test_a_call_lands_on_the_replica_that_was_chosen(up):
     assert Counter(it["role"] for it in known.values()) == {"light": 2, "heavy": 1}
     request = {"id": "a", "prompt": "a", "seed": 1, "width": 64, "height": 64, "deadline": time.time() + 60}
     for replica in [*known, *known]:
-        replies = await asyncio.gather(*(pool.generate(replica, LIGHT, request) for _ in range(5)))
+        replies = await asyncio.gather(*(pool.generate(replica, LIGHT, request, LIGHT) for _ in range(5)))
         assert {reply["replica"] for reply in replies} == {replica}
 
 
