@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from load_balancer.dispatch.dispatcher import Dispatcher
 from load_balancer.runner.generation_task import GeneratedImage
 from weir import metrics as metrics_of
-from weir.cascade import Action, Event, Judged, Reason, Run, RunFailed
+from weir.cascade import Action, Event, Judged, Progress, Reason, Run, RunFailed
 from weir.core import ImageResult
 from weir.errors import WeirError
 from weir.plan import Plan
@@ -78,11 +78,11 @@ class MetricsRecorder:
         self._failed[error.code] += 1
         self._violations["failed"] += 1
 
-    def follow(self, event: Event, actions: Iterable[Action]) -> None:
-        """One step of the cascade for an image: verdicts of the judges, and runs that are tried again."""
+    def follow(self, progress: Progress, event: Event, actions: Iterable[Action]) -> None:
+        """One step of the cascade for an image: verdicts on images of the first variant, and runs that are tried again."""
         failed = event.reason if isinstance(event, RunFailed) else None
         for action in actions:
-            if isinstance(action, Judged):
+            if isinstance(action, Judged) and action.variant == progress.task.plan.first:
                 self._judged += 1
                 self._deferred += action.deferred
                 self._metrics.observe(metrics_of.CONFIDENCE, action.confidence or 0.0)

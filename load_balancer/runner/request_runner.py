@@ -103,7 +103,7 @@ class RequestRunner:
     def _advance(self, work: _Generation, event: Event) -> tuple[Action, ...]:
         work.progress, actions = cascade.advance(work.progress, event, self._forecast)
         self._counters.follow(work.request.id, work.progress, event, actions, self._forecast.now())
-        self._metrics.follow(event, actions)
+        self._metrics.follow(work.progress, event, actions)
         return actions
 
     async def _run(self, work: _Generation, run: Run) -> Event:
