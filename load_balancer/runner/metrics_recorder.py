@@ -79,7 +79,7 @@ class MetricsRecorder:
         self._violations["failed"] += 1
 
     def follow(self, progress: Progress, event: Event, actions: Iterable[Action]) -> None:
-        """One step of the cascade for an image: verdicts on the chain's first variant, and runs that are tried again."""
+        """One step of the cascade: verdicts on the chain's first variant, and runs that are tried again."""
         failed = event.reason if isinstance(event, RunFailed) else None
         for action in actions:
             if isinstance(action, Judged) and action.variant == progress.task.plan.first:
