@@ -8,19 +8,22 @@ import pytest
 from controller.setting import QualityCurve
 from simulator.families import family_setting
 from simulator.fluid import fluid_bound
-from simulator.outcome import ANSWERED_AT_DEADLINE, ANSWERED_HEAVY, ANSWERED_LIGHT, UNANSWERED, Outcome
+from simulator.outcome import UNANSWERED, Outcome
 from simulator.report import report, windowed_quality
 
 
 def outcome(arrivals, latencies, paths, slo_s=5.0, loss=None) -> Outcome:
     loss = np.zeros(len(paths)) if loss is None else np.array(loss)
     arrivals = np.array(arrivals, dtype=float)
-    resumed = np.zeros(len(paths), dtype=bool)
-    return Outcome("p", slo_s, arrivals, arrivals + latencies, np.array(paths), resumed, loss, 8.0, 3, (), 2)
+    resumed_at = np.zeros(len(paths), dtype=int)
+    finished = arrivals + latencies
+    return Outcome(
+        "p", slo_s, ("light", "heavy"), arrivals, finished, np.array(paths), resumed_at, loss, 8.0, 3, (), 2
+    )
 
 
 def test_late_and_unanswered_requests_are_violations():
-    run = outcome([0, 1, 2, 10], [1, 6, np.inf, 5], [1, 3, UNANSWERED, 3])
+    run = outcome([0, 1, 2, 10], [1, 6, np.inf, 5], ["light", "heavy", UNANSWERED, "heavy"])
     figures = report(run, None, gpu_hour_price=3.6)
     assert figures.violation_ratio == 0.5
     assert figures.goodput_rps == pytest.approx(0.2)
@@ -33,19 +36,19 @@ def test_late_and_unanswered_requests_are_violations():
 def test_quality_is_the_mean_over_windows_of_the_curve_at_their_light_share():
     curve = QualityCurve((20.0, 10.0, 30.0))
     # first window: half light (10); second: all light (30), one of it by the deadline
-    run = outcome([0, 1, 31, 32], [1] * 4, [ANSWERED_LIGHT, ANSWERED_HEAVY, ANSWERED_LIGHT, ANSWERED_AT_DEADLINE])
+    run = outcome([0, 1, 31, 32], [1] * 4, ["light", "heavy", "light", "light-deadline"])
     assert windowed_quality(run, curve) == pytest.approx(20.0)
     assert report(run, curve).light_share == 0.75
 
 
 @pytest.mark.parametrize(("smaller_is_better", "quality"), [(True, 11.0), (False, 9.0)])
 def test_what_short_heavy_runs_lose_makes_it_worse(smaller_is_better, quality):
-    run = outcome([0, 1], [1, 1], [ANSWERED_LIGHT, ANSWERED_HEAVY], loss=[0.0, 2.0])
+    run = outcome([0, 1], [1, 1], ["light", "heavy"], loss=[0.0, 2.0])
     assert windowed_quality(run, QualityCurve((20.0, 10.0, 30.0), smaller_is_better)) == pytest.approx(quality)
 
 
 def test_requests_that_all_come_at_once_count_as_those_of_one_second():
-    assert report(outcome([3, 3], [1, 1], [1, 1]), None).goodput_rps == 2.0
+    assert report(outcome([3, 3], [1, 1], ["light", "light"]), None).goodput_rps == 2.0
 
 
 def test_a_run_without_requests_has_figures_too():

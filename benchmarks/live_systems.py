@@ -1,0 +1,145 @@
+"""Policies of several systems on a real service of the embedded family, beside what the simulator foresaw of each.
+
+    python -m benchmarks.live_systems [--policies weir,argus,nirvana] [--service deploy/configs/weir-tiny.yaml]
+        [--trace traces/bursty.csv] [--rate 1.5] [--duration 60] [--json FILE]
+
+Each policy gets a service of its own with the same replicas, requests, seeds, deadline and cache; it is planned by the
+live controller under ``controller.policy``. The same requests then run in the simulator with the service's own profile
+and cache profile. A level is the variant of an answer, or ``K=…`` for an image that resumed from a stored state.
+Quality is percent of a whole run of the last variant: measured by the family's attribute checker on the service's
+images, from the profiles in the simulator.
+
+A policy takes about three minutes. The simulator knows every earlier prompt of the trace from the start of its request
+on; the service's cache has only those whose images were finished and stored.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+from baselines.comparison.systems import qualities
+from benchmarks.cascade import measured
+from controller.registry import make_policy
+from simulator.engine import simulate
+from simulator.outcome import Outcome
+from simulator.workload import Workload, service_workload
+from traces.loader import load_trace
+from traces.outcome import read_outcomes
+from traces.trace import Trace
+from weir.cascade import AT_DEADLINE, FROM_CACHE
+from weir.config import load_service
+from weir.errors import ConfigError
+from weir.profiles import load_profile
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+#: Files of the shipped service that a copy of it elsewhere has to name in full.
+FILES = ("family", "profile")
+#: Predicts the class of a prompt, for policies that assign levels by class.
+LEVEL_HEAD = REPOSITORY / "models" / "weir-tiny" / "levels" / "head.safetensors"
+
+
+def service_under(shipped: Path, path: Path, policy: str, slo_s: float) -> Path:
+    """Writes the shipped service file to ``path``, under a policy, with a cache and a level head."""
+    fields: dict[str, Any] = yaml.safe_load(shipped.read_text())
+    for key in FILES:
+        fields[key] = str((shipped.parent / fields[key]).resolve())
+    cache = fields.setdefault("cache", {})
+    cache["selector"] = str((shipped.parent / cache["selector"]).resolve())
+    cache["mode"] = "read-write"
+    if policy != "weir":  # ladders of more than two variants have no level head
+        cache["levels"] = str(LEVEL_HEAD)
+    fields |= {"slo_s": slo_s, "controller": {"policy": policy}}
+    path.write_text(yaml.safe_dump(fields, sort_keys=False))
+    return path
+
+
+def level(path: str, resumed_at: int) -> str:
+    """The level of an answer, by name."""
+    return f"K={resumed_at}" if path == FROM_CACHE else path.removesuffix(AT_DEADLINE)
+
+
+def shares(levels: Iterable[str]) -> dict[str, float]:
+    """Share of each level, in percent, the most frequent first."""
+    counts = Counter(levels)
+    return {name: round(100 * n / counts.total(), 1) for name, n in counts.most_common()}
+
+
+def simulated(workload: Workload, policy: str) -> dict[str, Any]:
+    """The figures of the simulator."""
+    made = make_policy(policy, workload.setting)
+    outcome: Outcome = simulate(made, workload.requests, workload.profile, direct=workload.direct)
+    found = qualities(outcome, workload)[outcome.answered]
+    answers = zip(outcome.paths[outcome.answered], outcome.resumed_at[outcome.answered], strict=True)
+    return {
+        "late": 100 * float(outcome.violated.mean()),
+        "quality": float(found.mean()),
+        "levels": shares(level(str(path), int(k)) for path, k in answers),
+    }
+
+
+def served(config: Path, trace: Trace, slo_s: float, folder: Path, console: Console) -> dict[str, Any]:
+    """The same figures of the real service."""
+
+    def say(what: str) -> None:
+        console.print(f"  {what}", highlight=False)
+
+    total = measured(config, {"replay": trace}, slo_s, folder, say)["replay"]
+    service, family = load_service(config)
+    profile = load_profile(str(service.profile), family.keys)
+    assert profile.quality is not None
+    answers = [it for it in read_outcomes(folder / "replay" / "requests.csv") if it.answered]
+    whole = profile.heavy.steps
+    return {
+        "late": 100 * total["violation_ratio"],
+        "quality": 100 * total["quality"] / profile.quality.values[0],
+        "levels": shares(level(str(it.path), whole - (it.steps or whole)) for it in answers),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--policies", default="weir,argus,nirvana")
+    parser.add_argument("--service", type=Path, default=REPOSITORY / "deploy" / "configs" / "weir-tiny.yaml")
+    parser.add_argument("--trace", type=Path, default=REPOSITORY / "traces" / "bursty.csv")
+    parser.add_argument("--rate", type=float, default=1.5, help="factor on its request rate")
+    parser.add_argument("--duration", type=float, default=60.0, help="seconds of the trace")
+    parser.add_argument("--slo", type=float, default=10.0, help="deadline, seconds")
+    parser.add_argument("--json", type=Path, help="file for the figures")
+    arguments = parser.parse_args()
+    console = Console()
+    try:
+        trace = load_trace(arguments.trace).clip(arguments.duration)
+        service, _ = load_service(arguments.service)
+        workload = service_workload(
+            arguments.service, trace, gpus=service.plan.size, slo_s=arguments.slo, rate=arguments.rate
+        )
+    except ConfigError as error:
+        raise SystemExit(error.message) from None
+    found: dict[str, dict[str, Any]] = {}
+    for policy in arguments.policies.split(","):
+        console.print(policy, highlight=False)
+        with tempfile.TemporaryDirectory(prefix="weir-live-") as folder:
+            config = service_under(arguments.service, Path(folder) / f"{policy}.yaml", policy, arguments.slo)
+            live = served(config, trace.scale_rate(arguments.rate), arguments.slo, Path(folder), console)
+        found[policy] = {"service": live, "simulator": simulated(workload, policy)}
+        table = Table("", "late %", "quality %", "levels, % of answers", title=policy)
+        for where, it in found[policy].items():
+            levels = ", ".join(f"{name} {share:g}" for name, share in it["levels"].items())
+            table.add_row(where, f"{it['late']:.1f}", f"{it['quality']:.1f}", levels)
+        console.print(table)
+    if arguments.json:
+        arguments.json.write_text(json.dumps(found, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
