@@ -27,18 +27,21 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from baselines.comparison.systems import cascaded, compare_systems
+from baselines.comparison.systems import compare_systems, run_policy
 from cache.policy.resume_quality import resumed_share
-from controller.policies import make_policy
 from controller.policies.weir import Weir
+from controller.registry import make_policy
 from controller.setting import LevelStats, QualityCurve, Setting
 from simulator.arrivals import Arrivals, read_arrivals
+from simulator.device import STEPS
 from simulator.engine import simulate
 from simulator.families import family_setting
-from simulator.outcome import UNANSWERED, Outcome
+from simulator.outcome import Outcome
+from simulator.request_stream import RequestStream
 from simulator.workload import service_workload
 from solvers.problem import Problem
 from traces.loader import load_trace
+from weir.core import CacheLookup, Resume
 from weir.profiles import deferral_of
 from weir.prompt_levels import LevelHead
 
@@ -67,6 +70,17 @@ class Workload:
     confidences: np.ndarray
     saved: np.ndarray
 
+    def requests(self, *, cached: bool, predicted: bool) -> RequestStream:
+        """The requests of a service with or without a cache, and with or without a classifier of prompts."""
+        lookups = [
+            CacheLookup(
+                resume=Resume("state", round(share * STEPS)) if cached and share else None,
+                prompt_class=level if predicted else None,
+            )
+            for share, level in zip(self.saved.tolist(), self.levels.tolist(), strict=True)
+        ]
+        return RequestStream(self.arrivals, {"light": self.confidences}, lookups=lookups if cached or predicted else ())
+
 
 def workload(trace: Path, copies: int, head: LevelHead, seed: int = 0) -> Workload:
     read = read_arrivals(trace)
@@ -82,7 +96,7 @@ def workload(trace: Path, copies: int, head: LevelHead, seed: int = 0) -> Worklo
 
 def quality(outcome: Outcome, work: Workload, stats: tuple[LevelStats, ...]) -> float:
     """Mean over the answers."""
-    answered, resumed = outcome.paths != UNANSWERED, outcome.resumed
+    answered, resumed = outcome.answered, outcome.resumed
     total = 0.0
     for level, each in enumerate(stats):
         mine = work.levels == level
@@ -122,13 +136,7 @@ def emulated_rows(trace: str, gpus: int, copies: int, seed: int) -> list[dict[st
         ("cascade and cache", Weir(bare), True, False),
         ("one plan", Weir(told), True, True),
     ):
-        outcome = simulate(
-            policy,
-            work.arrivals,
-            work.confidences,
-            saved=work.saved if cached else None,
-            levels=work.levels if predicted else None,
-        )
+        outcome = simulate(policy, work.requests(cached=cached, predicted=predicted))
         in_time = ~outcome.violated
         rows.append(_row(trace, name, in_time, work.arrivals.times_s[-1], quality(outcome, work, stats)))
     return rows
@@ -139,11 +147,11 @@ def service_rows(trace: str, service: Path, gpus: int, rate: float, seed: int) -
     work = service_workload(service, load_trace(ROOT / "traces" / f"{trace}.csv"), gpus=gpus, rate=rate, seed=seed)
     whole_runs = replace(work.setting, short_runs=())
     runs = (
-        cascaded(work, "cascade only", Weir(whole_runs), cached=False, seed=seed),
-        cascaded(work, "cache only", make_policy("all-heavy", work.setting), cached=True, seed=seed),
+        run_policy(work, Weir(whole_runs), "cascade only", seed, cached=False),
+        run_policy(work, make_policy("nirvana", work.setting), "cache only", seed),
         replace(compare_systems(work, ("weir-levels",), seed=seed).runs[0], policy="levels only"),
-        cascaded(work, "cascade and cache", Weir(whole_runs), cached=True, seed=seed),
-        cascaded(work, "one plan", Weir(work.setting), cached=True, seed=seed),
+        run_policy(work, Weir(whole_runs), "cascade and cache", seed),
+        run_policy(work, Weir(work.setting), "one plan", seed),
     )
     times_s = work.arrivals.times_s
     return [_row(trace, run.policy, run.in_time, times_s[-1], float(np.nanmean(run.qualities))) for run in runs]

@@ -26,7 +26,7 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import csr_matrix
 
 from baselines.comparison.level_compare import compare_levels
-from controller.levels import LevelSetting
+from controller.setting import Setting
 from simulator.arrivals import poisson
 from solvers.alignment import ALIGNERS, align, total_variation
 from solvers.allocation import LevelGpus, LevelProblem, PromptClass, allocate, formulate_levels
@@ -137,10 +137,10 @@ def _emptied(shares: np.ndarray, random: np.random.Generator) -> np.ndarray:
 
 #: Answers in time per minute, quality in percent, and violations in percent, all in bursts; read off the figures.
 PAPER = {
-    "clipper-ha": (181, 100.0, 54),
-    "clipper-ht": (327, 89.8, 16),
+    "clipper-heavy": (181, 100.0, 54),
+    "clipper-light": (327, 89.8, 16),
     "nirvana": (224, 96.7, 43),
-    "proteus": (310, 92.2, 21),
+    "proteus-levels": (310, 92.2, 21),
     "pac": (335, 92.5, 14),
     "argus": (370, 94.0, 5),
 }
@@ -151,7 +151,7 @@ def burst_table(minutes: int) -> Table:
     for column in ("policy", "per min", "paper", "quality", "paper", "violations, %", "paper"):
         table.add_column(column, justify="right")
     calm_and_burst = np.repeat([50 / 60, 388 / 60] * 2, 60 * minutes)
-    found = compare_levels(LevelSetting(LADDER, 8, 12.6), poisson(calm_and_burst, seed=0))
+    found = compare_levels(Setting.of_ladder(LADDER, 8, 12.6), poisson(calm_and_burst, seed=0))
     for r in found.reports:
         throughput, quality, violations = map(str, PAPER.get(r.policy, ("", "", "")))
         figures = (f"{r.peak_throughput_per_min:.0f}", f"{r.peak_quality:.1f}", f"{100 * r.peak_violation_ratio:.1f}")

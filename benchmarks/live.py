@@ -1,4 +1,4 @@
-"""The cluster against its twin: 16 emulated workers on a whole trace of DiffServe, in real time.
+"""The cluster against the simulator: 16 emulated workers on a whole trace of DiffServe, in real time.
 
     python -m benchmarks.live --data DIR [--policy weir] [--dilation 1] [--out live.json]
 
@@ -33,14 +33,16 @@ from deploy.local import down, up
 from simulator.arrivals import Arrivals, read_arrivals
 from simulator.confidences import read_scores
 from simulator.engine import simulate
-from simulator.outcome import ANSWERED_AT_DEADLINE, ANSWERED_HEAVY, ANSWERED_LIGHT, UNANSWERED, Outcome
+from simulator.outcome import UNANSWERED, Outcome
 from simulator.report import report
+from simulator.request_stream import RequestStream
 from testing.service_files import service_file
 from traces.outcome import Outcome as Answer
 from traces.replay import replay
 from traces.trace import Arrival, Trace
+from weir.cascade import AT_DEADLINE
 from weir.core import ImageRequest
-from weir.core import Path as Route
+from weir.plan import HEAVY, LIGHT
 from weir.profiles import Profile
 from workers.emulated import EmulatedEngine
 
@@ -49,15 +51,9 @@ CONFIG = DEPLOY / "configs" / "emulated-16.yaml"
 #: Cascade 1. Its numbers of steps have to be those of the profile.
 FAMILY = DEPLOY / "families" / "sd15-turbo.yaml"
 GPUS = 16
-#: The most that cluster and twin may differ by, in shares of the requests.
-GOALS = {"violation_ratio": 0.005, "light_share": 0.03}
-PATHS = {
-    Route.LIGHT: ANSWERED_LIGHT,
-    Route.LIGHT_DEADLINE: ANSWERED_AT_DEADLINE,
-    Route.HEAVY: ANSWERED_HEAVY,
-    Route.CACHE: ANSWERED_HEAVY,
-    None: UNANSWERED,
-}
+#: The most that cluster and simulator may differ by, in shares of the requests.
+GOALS = {"violation_ratio": 0.003, "light_share": 0.02}
+PATHS = (LIGHT, LIGHT + AT_DEADLINE, HEAVY)
 
 
 def cascade_profile(scores: Path, dilation: float) -> Profile:
@@ -87,25 +83,26 @@ def confidences(profile: Profile, trace: Trace) -> np.ndarray:
     def request(arrival: Arrival) -> ImageRequest:
         return ImageRequest("", arrival.prompt, arrival.seed or 0, width=0, height=0, deadline=0)
 
-    return np.array([engine.confidence(request(arrival)) for arrival in trace])
+    return np.array([engine.confidence(request(arrival), LIGHT) for arrival in trace])
 
 
 def as_outcome(answers: list[Answer], planned: int, slo_s: float, policy: str) -> Outcome:
     """The replay in the simulator's terms. What came is judged by the client's clock; what never came is lost."""
     arrivals, finished = np.zeros(planned), np.full(planned, np.inf)
-    paths = np.full(planned, UNANSWERED, dtype=np.int8)
+    paths = np.full(planned, UNANSWERED, dtype="U32")
     for a in answers:
         arrivals[a.index] = a.arrival_s
-        paths[a.index] = PATHS[a.path]
+        paths[a.index] = a.path or UNANSWERED
         if a.answered:
             finished[a.index] = a.arrival_s + a.latency_s
     whole = np.zeros(planned)  # no cache and no short runs here
-    return Outcome(policy, slo_s, arrivals, finished, paths, whole.astype(bool), whole, 0.0, 0, (), GPUS)
+    ladder = (LIGHT, HEAVY)
+    return Outcome(policy, slo_s, ladder, arrivals, finished, paths, whole.astype(int), whole, 0.0, 0, (), GPUS)
 
 
 def ways(answers: list[Answer]) -> tuple[float, ...]:
     """Seconds of one way to a worker or back: what was neither waiting there nor work, over the calls of an answer."""
-    calls = {Route.LIGHT: 1, Route.HEAVY: 2}  # what fell back at the deadline may have waited for a second call
+    calls = {LIGHT: 1, HEAVY: 2}  # what fell back at the deadline may have waited for a second call
     return tuple(
         max(0.0, a.served_s - a.queue_s - a.compute_s) / (2 * calls[a.path])
         for a in answers
@@ -138,8 +135,9 @@ def main() -> None:
 
     setting, judged = Setting.of(profile, GPUS, slo_s), confidences(profile, trace)
 
-    def twin(transit_s: tuple[float, ...] = ()) -> Outcome:
-        return simulate(make_policy(arguments.policy, setting), arrivals, judged, transit_s=transit_s)
+    def simulated(transit_s: tuple[float, ...] = ()) -> Outcome:
+        requests = RequestStream(arrivals, {LIGHT: judged})
+        return simulate(make_policy(arguments.policy, setting), requests, profile, transit_s=transit_s)
 
     with tempfile.TemporaryDirectory(prefix="weir-live-") as name:
         folder = Path(name)
@@ -163,15 +161,10 @@ def main() -> None:
             down(folder=folder / "state")
     live = as_outcome(done.outcomes, len(trace), slo_s, arguments.policy)
     one_way_s = ways(done.outcomes)
-    runs = {"live": live, "simulated": twin(one_way_s), "undelayed": twin()}
+    runs = {"live": live, "simulated": simulated(one_way_s), "undelayed": simulated()}
     rows = {run: report(outcome, setting.quality) for run, outcome in runs.items()}
     paths = {
-        run: {
-            path.value: round(float((outcome.paths == code).mean()), 5)
-            for path, code in PATHS.items()
-            if path and path is not Route.CACHE
-        }
-        for run, outcome in runs.items()
+        run: {path: round(float((outcome.paths == path).mean()), 5) for path in PATHS} for run, outcome in runs.items()
     }
     kept = ("violation_ratio", "light_share", "windowed_quality", "goodput_rps", "p50_s", "p95_s", "p99_s")
     statuses = Counter(str(a.status) for a in done.outcomes)

@@ -1,14 +1,15 @@
-"""DiffServe's experiments in the twin: violations and windowed FID of every policy, beside the fluid bound.
+"""DiffServe's experiments, simulated: violations and windowed FID of every policy, beside the fluid bound.
 
     python -m benchmarks.policies --data DIR [--policies weir,diffserve] [--json FILE] [--dominance]
 
 DIR is a folder with files of DiffServe's artifact (not part of this project): ``trace_1to8qps.txt``,
 ``trace_4to32qps.txt``, ``fixed_20qps.txt``, ``dist_sdturbo.txt``, ``dist_sdxs.txt`` and
 ``stable_diffusion_runtimes_{sdturbo,sdxs,sdxlltn}.csv``. First the tables in ``baselines.published`` are checked
-against them; then the recorded traces run on 16 GPUs, and after them arrivals drawn anew: Poisson at the recorded
-trace's rate and at 1.25 times of it, and of the same mean a steady rate, steps and spikes. The policy's
-one tuned number, the heavy utilisation, was chosen on the recorded traces, steps and spikes with other numbers. ``--dominance`` says at the end
-which policy is on which arrivals at least as good as Weir's on both axes and better on one; the exit code is then 1.
+against them; then the recorded traces run on 16 GPUs, and after them resampled arrivals: Poisson at the recorded
+trace's rate and at 1.25 times of it, and of the same mean a steady rate, steps and spikes. The policy's one tuned
+number, the heavy utilisation, was chosen on the recorded traces, steps and spikes with other numbers. ``--dominance``
+says at the end which policy is on which arrivals at least as good as Weir's on both axes and better on one; the exit
+code is then 1.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from simulator.arrivals import Arrivals, poisson, read_arrivals, spikes, steps
 from simulator.confidences import read_scores, recorded
 from simulator.families import family_setting
 from simulator.report import Report
+from simulator.request_stream import RequestStream
 
 #: Family, scores; the artifact judges cascade 3 by the scores of cascade 2.
 SCORES = {"diffserve-1": "dist_sdturbo.txt", "diffserve-2": "dist_sdxs.txt", "diffserve-3": "dist_sdxs.txt"}
@@ -118,7 +120,9 @@ def main() -> None:
     rows, better = [], []
     for family, trace, arrivals in runs:
         confidences = recorded(read_scores(arguments.data / SCORES[family]), arrivals.prompts)
-        found = compare(family_setting(family, 16), arrivals, confidences, arguments.policies.split(","))
+        found = compare(
+            family_setting(family, 16), RequestStream(arrivals, {"light": confidences}), arguments.policies.split(",")
+        )
         console.print(f"\n{family}, {trace}")
         found.print(console)
         if arguments.dominance:

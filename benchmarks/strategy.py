@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import itertools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from rich.console import Console
@@ -28,7 +28,7 @@ from controller.setting import Setting
 from controller.strategy import SwitchRules
 from simulator.engine import simulate
 from weir.approximation_levels import Strategy
-from weir.core import Plan
+from weir.plan import Plan
 
 #: A switch that never trips.
 NEVER = SwitchRules(fetch_limit=1e9, fetch_back=1e8, trip_s=1e6)
@@ -98,12 +98,10 @@ def main() -> None:
             slow = fault == "slow store"
             policy = make()
             seen = watched(policy)
+            found = work if slow else replace(work, saved=np.where(fails, 0.0, work.saved))
             outcome = simulate(
                 policy,
-                work.arrivals,
-                work.confidences,
-                saved=work.saved if slow else np.where(fails, 0.0, work.saved),
-                levels=work.levels,
+                found.requests(cached=True, predicted=True),
                 fetches=[(0.0, FETCH_S), (begin, SLOW_S), (end, FETCH_S)] if slow else [(0.0, FETCH_S)],
             )
             late, light = outcome.violated, outcome.light

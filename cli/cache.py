@@ -375,6 +375,8 @@ def stats(
     for tenant, counts in found["tenants"].items():
         say(f": {counts['entries']} entries, {counts['states']} states", bold=tenant)
     say(f"{found['entries']} entries, {found['states']} states, {found['bytes']} bytes of states")
+    if found["store_bytes"] is None:
+        say("how much memory Redis takes is not known: it does not say it to this user (INFO)")
 
 
 @app.command()
@@ -396,7 +398,7 @@ def purge(
     with answered():
         if (tenant is None) != everything:
             raise ConfigError("say whose: either --tenant NAME or --all")
-        store = _store(url, secret_file, tls_ca)
+        store = _store(url, secret_file, tls_ca, writing=True)
         prefix = ROOT if tenant is None else PREFIX + Partitions.prefix(tenant)
         count = _asked(lambda: store.purge(prefix))
     if as_json:
@@ -439,13 +441,17 @@ def import_(
     from cache.store.maintenance import import_store
 
     with answered():
-        store = _store(url, secret_file, tls_ca)
+        store = _store(url, secret_file, tls_ca, writing=True)
         taken, refused = _asked(lambda: import_store(store, source))
     say(f"{taken} values taken, {refused} refused")
 
 
-def _store(url: str | None, secret_file: Path | None, tls_ca: Path | None) -> Any:
-    """The store that was asked for: the options, the environment, or the service that is up."""
+def _store(url: str | None, secret_file: Path | None, tls_ca: Path | None, *, writing: bool = False) -> Any:
+    """The store that was asked for: the options, the environment, or the service that is up.
+
+    Args:
+        writing: the server has to take writes.
+    """
     import os
 
     from cache.factory import URL, connected, secrets
@@ -461,6 +467,7 @@ def _store(url: str | None, secret_file: Path | None, tls_ca: Path | None) -> An
     named, certificates = (None if path is None else str(path) for path in (secret_file, tls_ca))
     config = CacheConfig(url=url, secret_file=named, tls_ca=certificates)
     backend = connected(config, patience_s=_PATIENCE_S)
+    _asked(partial(backend.check, writing=writing))
     first, *retired = secrets(config, secret)
     return SealedStore(backend, first, config.compression, retired)
 

@@ -20,7 +20,7 @@ def generate(
     prompt: Annotated[str, typer.Argument(help="What the image shows.")],
     out: Annotated[Path, typer.Option(help="File to write, PNG.")] = Path("image.png"),
     family: FamilyOption = FAMILY,
-    seed: Annotated[int | None, typer.Option(min=0, max=2**32 - 1, help="Default: a random one, printed.")] = None,
+    seed: Annotated[int | None, typer.Option(min=-1, max=2**64 - 1, help="Else a random one, printed.")] = None,
     threshold: Annotated[
         float, typer.Option(min=0, max=1, help="Confidence below which the next variant generates it.")
     ] = 0.5,
@@ -61,7 +61,7 @@ def generate(
             made = generated(
                 config,
                 prompt,
-                seed=random.randrange(2**32) if seed is None else seed,
+                seed=random.randrange(2**32) if seed in (None, -1) else seed,
                 threshold=threshold,
                 variant=variant,
                 negative_prompt=negative_prompt,

@@ -80,15 +80,18 @@ def simulate(
     redraw: RedrawOption = None,
     gpu_hour_price: PriceOption = None,
     plot: Annotated[Path | None, typer.Option(help="Page (.html) or picture (.svg, .png, .pdf) to write.")] = None,
+    exact: Annotated[
+        bool, typer.Option("--exact", help="Run the load balancer itself on virtual time: the same figures, slower.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Run policies on a trace in the twin of the cluster: the same decisions, no GPU.
+    """Run policies on a trace in the simulator of the cluster: the same decisions, no GPU.
 
     Example: weir simulate --trace traces/bursty.csv --gpus 16 --policy weir --policy diffserve --json
     """
     with answered():
         _compared(
-            trace, family, policy, scores, gpu_hour_price, plot, as_json,
+            trace, family, policy, scores, gpu_hour_price, plot, as_json, exact,
             gpus=gpus, slo_s=slo, seed=seed, rate=rate, redraw=redraw,
         )  # fmt: skip
 
@@ -108,7 +111,7 @@ def compare(
     ),
     as_json: JsonOption = False,
 ) -> None:
-    """Compare all policies on one trace, side by side, on one page.
+    """Compare all policies that there are measurements for on one trace, side by side, on one page.
 
     Example: weir compare --trace traces/normal.csv --family diffserve-1 --gpus 16 --plot runs/normal.html
 
@@ -116,7 +119,7 @@ def compare(
     """
     with answered():
         _compared(
-            trace, family, None, scores, gpu_hour_price, plot, as_json,
+            trace, family, None, scores, gpu_hour_price, plot, as_json, False,
             gpus=gpus, slo_s=slo, seed=seed, rate=rate, redraw=redraw,
         )  # fmt: skip
 
@@ -144,14 +147,14 @@ def cascades(
     from rich.table import Table
 
     from baselines.comparison.light_variants import best_by_demand, built, read_cascades, run_pairs, usable
-    from simulator.arrivals import laid_anew, read_arrivals
+    from simulator.arrivals import read_arrivals, resampled
 
     with answered():
         found = read_cascades(families, gpus, slo)
         pairs = [" → ".join(variant.name for variant in chain) for chain in built(found)]
         kept = usable(found)
         by_demand = best_by_demand(kept)
-        runs = run_pairs(kept, laid_anew(read_arrivals(trace), rate, redraw), seed) if trace else []
+        runs = run_pairs(kept, resampled(read_arrivals(trace), rate, redraw), seed) if trace else []
     if as_json:
         print_json({"pairs": pairs, "by_demand": by_demand, "runs": [run.to_dict() for run in runs]})
         return
@@ -185,20 +188,20 @@ def _compared(
     gpu_hour_price: float | None,
     plot: Path | None,
     as_json: bool,
+    exact: bool,
     **more: Any,
 ) -> None:
     from baselines.comparison.compare import Comparison, compare_files
-    from baselines.comparison.level_compare import LevelComparison, compare_level_files, ladder_file
+    from baselines.comparison.level_compare import LEVEL_POLICIES, LevelComparison, compare_level_files, ladder_file
     from baselines.comparison.page import write_page
-    from baselines.comparison.systems import SYSTEM_OF, SystemComparison, compare_service
-    from controller.levels import LEVEL_POLICIES
-    from controller.policies import POLICIES
+    from baselines.comparison.systems import SystemComparison, compare_service
 
     ladder, service = ladder_file(family), family.endswith((".yaml", ".yml"))
     if (ladder or service) and (scores or gpu_hour_price is not None):
         kind = "a ladder of levels" if ladder else "a service"
         raise ConfigError(f"--scores and --gpu-hour-price are for cascades; {family} is {kind}")
-    policies = policies or list(LEVEL_POLICIES if ladder else SYSTEM_OF if service else POLICIES)
+    if exact and ladder:
+        raise ConfigError(f"--exact is for a service, a profile or a published cascade; {family} is a ladder of levels")
     found: Comparison | LevelComparison | SystemComparison
 
     if plot is not None and plot.suffix not in (".html", ".svg", ".png", ".pdf"):
@@ -206,9 +209,13 @@ def _compared(
     if plot is not None:
         make_folder(plot.parent)
         check_place(plot)
-    with console.status(Text(f"running {', '.join(policies)}")):
+    if exact:
+        from simulator.exact import simulate_exactly
+
+        more["simulator"] = simulate_exactly
+    with console.status(Text(f"running {', '.join(policies or ['every policy'])}")):
         if ladder:
-            found = compare_level_files(ladder, trace, policies, **more)
+            found = compare_level_files(ladder, trace, policies or LEVEL_POLICIES, **more)
         elif service:
             found = compare_service(Path(family), trace, policies, **more)
         else:

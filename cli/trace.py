@@ -14,6 +14,9 @@ from cli.terminal import JsonOption, answered, console, print_json, say
 from weir.config import load_family
 from weir.errors import ConfigError
 
+#: Reasons that the terminal shows; the report has them all.
+MOST_REASONS = 5
+
 
 def replay(
     trace: Annotated[Path, typer.Argument(help="Trace file: ours, DiffServe's, a rate curve or a log.")],
@@ -41,6 +44,7 @@ def replay(
     """
     from deploy.local import status as look
     from quality.scorer import family_scorer
+    from traces.acceptance import accepted_fields, expected_refusals
     from traces.loader import load_trace
     from traces.replay import replay as send
     from traces.report import write_report
@@ -62,6 +66,12 @@ def replay(
             if judge is None:
                 raise ConfigError(f"{score}: the family has neither a discriminator's checker nor a clip to score with")
         base = url or look()["url"]
+        fields = accepted_fields(base)
+        if fields is None:
+            say(f"{base} does not say what it accepts; what it refuses is in the report")
+        for line in expected_refusals(fields or {}, chosen, model):
+            say(line, bold="the service will refuse ")
+        say(f"{len(chosen)} requests over {_duration(chosen.duration_s)}, to {base}")
         folder = out or Path("runs") / datetime.now().strftime("%Y%m%d-%H%M%S")
         done = send(
             chosen,
@@ -90,6 +100,12 @@ def replay(
         print_json(json.loads((folder / "report.json").read_text()))
     else:
         _print_summary(summary, folder)
+    if done.outcomes and not any(it.status for it in done.outcomes):
+        say(
+            f" {base} answered none of {len(done.outcomes)} requests: {summary.reasons[0].reason}",
+            bold="nobody answers:",
+        )
+        raise typer.Exit(130 if done.interrupted else 1)
     raise typer.Exit(130 if done.interrupted else 0)
 
 
@@ -106,6 +122,24 @@ def _print_summary(summary: Any, folder: Path) -> None:
     }
     for key, value in rows.items():
         say(f"  {value}", bold=f"{key:>12}")
+    for it in summary.reasons[:MOST_REASONS]:
+        say(f"  {it.count} × {it.status or 'no answer'} {it.code}: {it.reason}", bold=f"{'no image':>12}")
+    if more := summary.reasons[MOST_REASONS:]:
+        say(
+            f"  {sum(it.count for it in more)} × for {len(more)} other reasons, see the report",
+            bold=f"{'no image':>12}",
+        )
+
+
+def _duration(seconds: float) -> str:
+    """Seconds as people say them."""
+    if seconds < 600:
+        return f"{seconds:.0f} s"
+    if seconds < 7200:
+        return f"{seconds / 60:.0f} min"
+    if seconds < 172_800:
+        return f"{seconds / 3600:.1f} h"
+    return f"{seconds / 86_400:.1f} days; --duration and --speed make it shorter"
 
 
 def _seconds(value: float | None) -> str:

@@ -18,6 +18,7 @@ from weir import ray_private
 from weir.assets import import_path
 from weir.loopback import SWITCH
 from weir.ports import free_port
+from weir.proxies import spare_loopback
 
 OBJECT_STORE_BYTES = 512 * 2**20
 STOP_TIMEOUT_S = 20.0
@@ -41,6 +42,7 @@ def cluster(cpus: float, gpus: float = 0, nodes: int = 0) -> Iterator[str]:
             the head has none, as on a cluster of several machines. 0: the head has all CPUs and GPUs.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    spare_loopback()
     # Ray's processes import the same packages as this one, whatever the working directory is.
     paths = [*import_path(), *filter(None, [os.environ.get("PYTHONPATH")])]
     os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(paths))

@@ -22,12 +22,14 @@ import yaml
 from rich.console import Console
 from rich.text import Text
 
-from cache.factory import SECRET, URL
+from cache.factory import SECRET, URL, connected
+from cache.store.backend import StoreFailed
 from cache.store.redis_server import RedisServer
 from deploy.cluster import cluster, targets_file
+from deploy.policy import policy_of
 from deploy.state import FOLDER, Service, StateFile, find
 from weir.assets import import_path
-from weir.config import FamilyConfig, ServiceConfig, load_keys, load_service
+from weir.config import CacheConfig, FamilyConfig, ServiceConfig, load_keys, load_service
 from weir.errors import ConfigError, ServiceError, WeirError
 from weir.ports import listenable
 from weir.profiles import load_profile
@@ -37,6 +39,8 @@ from weir.prompt_levels import LevelHead
 UP_TIMEOUT_S = 1800.0
 DOWN_TIMEOUT_S = 90.0
 POLL_S = 0.25
+#: Longest wait for each answer of the Redis that a service names, before it starts.
+REDIS_PATIENCE_S = 5.0
 
 
 def up(
@@ -70,6 +74,7 @@ def up(
     """
     console = console or Console()
     service, family = checked(config_path)
+    _check_redis(service.cache, console)
     state = StateFile(Path(config_path).stem, folder)
     if state.held():
         raise ServiceError(f"{state.name} is already up; stop it with `weir down`")
@@ -145,8 +150,6 @@ def _check_policy(config_path: Path | str, service: ServiceConfig) -> None:
     Raises:
         ConfigError: names the file and what is missing.
     """
-    from deploy.control import policy_of  # brings Ray along
-
     try:
         policy_of(service, None if service.cache.levels is None else LevelHead.load(Path(service.cache.levels)))
     except ConfigError as error:
@@ -170,7 +173,7 @@ def bindable(host: str, port: int) -> int:
 def readiness(url: str) -> dict[str, Any] | None:
     """What ``/readyz`` says; None while nobody answers."""
     try:
-        answer = httpx.get(f"{url}/readyz", timeout=5)
+        answer = httpx.get(f"{url}/readyz", timeout=5, trust_env=False)
         state = answer.json()
     except (httpx.HTTPError, ValueError):
         return None
@@ -238,6 +241,23 @@ def _serve(
             on_ready(running)
         while not stop.wait(1):  # a wait without end would not see signals
             pass
+
+
+def _check_redis(config: CacheConfig, console: Console) -> None:
+    """Looks at the Redis that is named, where one is.
+
+    Raises:
+        ConfigError: it will never do. One that does not answer is only mentioned, for a cache can only help.
+    """
+    if config.mode == "off" or not (config.url or URL in os.environ):
+        return
+    backend = connected(config, patience_s=REDIS_PATIENCE_S)
+    try:
+        backend.check(writing=config.mode == "read-write")
+    except StoreFailed as error:
+        console.print(Text(f"nothing is cached until Redis answers: {error.message}"), soft_wrap=True)
+    finally:
+        backend.close()
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from ray.dashboard.modules.serve.sdk import ServeSubmissionClient
 from deploy.serve_config import APPLICATION, POOL, deployed, with_plan
 from weir.errors import NotReady
 from weir.plan import Plan
+from weir.proxies import DIRECT
 
 POLL_S = 0.2
 #: Time limit of the first configuration, which also starts Ray Serve: slow on a busy machine.
@@ -40,14 +41,14 @@ def is_applied(details: dict[str, Any], plan: Plan) -> bool:
 
 
 class _Client(ServeSubmissionClient):
-    """Ray's client with a time limit; without one it would wait for a hanging dashboard for ever."""
+    """Ray's client with a time limit, without which it would wait for a hanging dashboard for ever. Uses no proxy."""
 
     def __init__(self, dashboard: str, timeout_s: float):
         self._timeout_s = timeout_s
         super().__init__(dashboard)
 
     def _do_request(self, *args: Any, **kwargs: Any) -> requests.Response:
-        return super()._do_request(*args, **{"timeout": self._timeout_s, **kwargs})
+        return super()._do_request(*args, **{"timeout": self._timeout_s, "proxies": DIRECT, **kwargs})
 
 
 class Publisher:

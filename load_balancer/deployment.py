@@ -72,7 +72,14 @@ class LoadBalancer:
         self._watching: list[asyncio.Task[None]] = []
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return create_app(self.balancer, self._family, self._service.limits, self._callers)
+        return create_app(
+            self.balancer,
+            self._family,
+            self._service.limits,
+            self._callers,
+            aliases=self._service.aliases,
+            allowed_origins=self._service.http.allowed_origins,
+        )
 
     async def lead(self, controller: str) -> bool:
         """Whether this controller may publish; asking renews its lease."""

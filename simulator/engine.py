@@ -10,6 +10,7 @@ simulator can be trusted.
 
 from __future__ import annotations
 
+import gc
 import heapq
 import math
 import random
@@ -171,6 +172,15 @@ class Simulation:
 
     def run(self) -> Outcome:
         """Runs until every request is answered or lost."""
+        collects = gc.isenabled()
+        gc.disable()  # what a run makes has no cycles, so looking for them only takes time
+        try:
+            return self._outcome()
+        finally:
+            if collects:
+                gc.enable()
+
+    def _outcome(self) -> Outcome:
         self._note(self.plan, 0.0)
         self._look_at_replicas()
         self._controller = Controller(

@@ -45,18 +45,19 @@ MUTATIONS = (
         "tests/deploy/test_serve_config.py::test_a_plan_leaves_the_rest_of_what_is_deployed_as_it_is",
     ),
     Mutation(
-        "doubted images are drawn again whether or not there is time",
-        "load_balancer/runner/cascade_rules.py",
-        "return heavy_finish_at is not None and heavy_finish_at <= latest",
-        "return True",
-        "tests/load_balancer/test_redraw.py::test_there_has_to_be_time_for_another",
+        "doubted images are generated again whether or not there is time",
+        "weir/cascade.py",
+        "if _in_time(task, again, forecast):",
+        "if True:",
+        "tests/weir/test_cascade.py::test_there_has_to_be_time_for_another_one",
     ),
     Mutation(
         "resumed images are the answer whatever the discriminator says",
-        "load_balancer/runner/cascade_rules.py",
-        "return in_time and (confidence or 0.0) < accept",
-        "return False",
-        "tests/load_balancer/test_reuse.py::test_only_what_is_doubted_and_in_time_is_drawn_anew",
+        "weir/cascade.py",
+        "if resumed and resume is not None and (image.confidence or 0.0) < resume.min_confidence:",
+        "if False:",
+        "tests/load_balancer/test_reuse.py::"
+        "test_a_resumed_image_that_is_doubted_is_generated_from_noise_and_the_better_judged_is_the_answer",
     ),
     Mutation(
         "the tags of cached states are not checked",
@@ -95,9 +96,9 @@ MUTATIONS = (
     ),
     Mutation(
         "a light image does not stand in for a heavy one that fails",
-        "load_balancer/runner/request_runner.py",
-        "if not fallback:",
-        "if True:",
+        "weir/cascade.py",
+        "if progress.images and task.plan.rules.light_fallback:",
+        "if False:",
         "tests/load_balancer/test_balancer.py::test_a_heavy_image_that_fails_leaves_the_light_one",
     ),
     Mutation(
@@ -122,17 +123,17 @@ MUTATIONS = (
         "tests/load_balancer/test_roster.py::test_images_at_a_hung_replica_are_drawn_by_another",
     ),
     Mutation(
-        "an image is drawn at one replica and at no other",
-        "load_balancer/runner/replica_call.py",
-        "while len(lost) < 2:",
-        "while len(lost) < 1:",
+        "an image is generated at one replica and at no other",
+        "weir/cascade.py",
+        "ATTEMPTS = 2",
+        "ATTEMPTS = 1",
         "tests/load_balancer/test_balancer.py::test_a_request_whose_replica_died_is_sent_once_more_elsewhere",
     ),
     Mutation(
         "the seed does not follow from the idempotency key",
         "load_balancer/http/generations.py",
-        "seed = seed_of(caller, key) if key is not None and order.seed is None else order.seed",
-        "seed = order.seed",
+        "seed = seed_of(caller, key) if key is not None and body.seed is None else body.seed",
+        "seed = body.seed",
         "tests/load_balancer/test_jobs.py::test_after_a_crash_the_same_key_draws_from_the_same_noise",
     ),
     Mutation(
@@ -243,10 +244,10 @@ MUTATIONS = (
         "test_a_replica_that_cannot_draw_any_more_takes_no_images_and_fails_the_health_check",
     ),
     Mutation(
-        "what a broken replica fails at is not drawn elsewhere",
-        "load_balancer/runner/replica_call.py",
-        "if len(lost) == 2 or not self._other(role, request, lost):",
-        "if True:",
+        "what a broken replica fails at is not generated elsewhere",
+        "weir/cascade.py",
+        "case Reason.LOST | Reason.FAILED:",
+        "case Reason.LOST:",
         "tests/load_balancer/test_balancer.py::test_an_image_that_a_broken_replica_cannot_draw_is_drawn_by_another",
     ),
     Mutation(
@@ -266,8 +267,8 @@ MUTATIONS = (
     Mutation(
         "the noise does not follow from the seed",
         "workers/models/family.py",
-        "torch.Generator().manual_seed(order.request.seed)",
-        "torch.Generator().manual_seed(id(order) % 2**32)",
+        "generator(order.request.seed)",
+        "generator(id(order) % 2**32)",
         "tests/workers/test_family.py::test_the_same_request_gives_the_same_bytes_and_another_seed_another_picture",
     ),
     Mutation(

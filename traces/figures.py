@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -88,12 +89,29 @@ class Figures:
 
 
 @dataclass(frozen=True, slots=True)
+class Reason:
+    """Requests that got no image for the same reason.
+
+    Attributes:
+        status: of HTTP; 0 when no answer came.
+        code: of the error.
+        reason: what was said to the first of them; of others it may name other numbers.
+    """
+
+    status: int
+    code: str
+    reason: str
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
 class Summary:
     """A whole replay, in total and over time.
 
     Attributes:
         planned: requests of the trace; more than ``total.requests`` when the replay was interrupted.
         errors: how often each error code came.
+        reasons: why requests got no image, the most frequent first.
         emulated: images that no model drew.
         client_lateness_p99_s, client_lateness_max_s: how late the replay itself sent.
         client_was_late: by more than LATE_CLIENT_SHARE of the SLO at p99; the load was then not the trace's.
@@ -104,6 +122,7 @@ class Summary:
     total: Figures
     windows: tuple[Figures, ...]
     errors: dict[str, int]
+    reasons: tuple[Reason, ...]
     emulated: int
     client_lateness_p99_s: float
     client_lateness_max_s: float
@@ -143,11 +162,23 @@ def summarise(
             Figures.of(arrived, slo_s, i * window_s, min((i + 1) * window_s, duration_s))
             for i, arrived in enumerate(by_window)
         ),
+        reasons=_reasons(outcomes),
         errors=dict(Counter(o.error for o in outcomes if o.error).most_common()),
         emulated=sum(bool(o.emulated) for o in outcomes),
         client_lateness_p99_s=p99_lateness,
         client_lateness_max_s=max(lateness, default=0.0),
         client_was_late=p99_lateness > LATE_CLIENT_SHARE * slo_s,
+    )
+
+
+def _reasons(outcomes: Sequence[Outcome]) -> tuple[Reason, ...]:
+    """Messages that differ in numbers and quoted words alone are one reason."""
+    failed = [o for o in outcomes if o.error]
+    alike = [(o.status, o.error, re.sub(r"'.*?'|\d+(\.\d+)?", "…", o.reason)) for o in failed]
+    first = {key: o for key, o in reversed(list(zip(alike, failed, strict=True)))}
+    return tuple(
+        Reason(first[key].status, first[key].error, first[key].reason, count)
+        for key, count in Counter(alike).most_common()
     )
 
 

@@ -5,6 +5,9 @@ ours                ``arrival_s,prompt`` and maybe ``seed``       ``1.250,a red 
 DiffServe           ``offset_ms,prompt_id``, or none              ``368.0,1236``
 rate curve          ``t_s,rate``                                  ``60,4.5``: requests/s from 60 s on
 timestamped log     a timestamp column and a prompt column        ``2024-05-01T12:00:00Z,a red circle``
+
+Times may be unix times in any column and any unit; see :mod:`traces.clock`. The cells may be divided by commas,
+semicolons or tabs, as spreadsheets write them.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ from typing import NoReturn
 
 import numpy as np
 
+from traces.clock import SUFFIXES, ClockProblem, exact_number, seconds, unit_of
 from traces.prompts import prompt_by_id, prompt_log
 from traces.rate_curve import RateCurve
 from traces.trace import Arrival, Trace
@@ -30,8 +34,8 @@ FORMS = (
     "arrival_s,prompt[,seed] · offset_ms,prompt_id · t_s,rate · "
     f"a log with one of {', '.join(TIMESTAMPS)} and one of {', '.join(PROMPTS)}"
 )
-#: A unix time above this is in milliseconds: as seconds it would lie beyond the year 5000.
-_UNIX_MS = 1e11
+#: What divides cells: commas, and what spreadsheets write where a comma is the decimal point.
+_DELIMITERS = (",", ";", "\t")
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +67,22 @@ class _Table:
             values.append(value)
         return values
 
+    def times(self, column: str, unit: str) -> list[float]:
+        """The column as seconds since the start; unix times are counted from the first of them."""
+        what = f"{unit} since the start or unix time"
+        values = []
+        for line, cell in self.cells(column):
+            value = exact_number(cell)
+            if value is None and cell.lower().lstrip("+-") not in ("nan", "inf", "infinity"):
+                self.fail(line, column, f"{cell!r} is not a number; write {what}")
+            if value is None or value < 0:
+                self.fail(line, column, f"{cell} is out of range; write {what}, at least 0")
+            values.append(value)
+        try:
+            return seconds(values, unit)
+        except ClockProblem as problem:
+            self.fail(self.rows[problem.row][0], column, str(problem))
+
     def texts(self, column: str) -> list[str]:
         for line, cell in self.cells(column):
             if not cell:
@@ -80,8 +100,10 @@ class _Table:
 
 def _read(path: Path) -> _Table:
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.reader(file, strict=True)
+        with path.open(newline="", encoding=_encoding(path)) as file:
+            delimiter = _delimiter(file.readline())
+            file.seek(0)
+            reader = csv.reader(file, delimiter=delimiter, strict=True)
             lines = [(reader.line_num, row) for row in reader if any(cell.strip() for cell in row)]
     except FileNotFoundError:
         raise ConfigError(f"{path}: there is no such file; a trace is a CSV file: {FORMS}") from None
@@ -115,6 +137,17 @@ def _read(path: Path) -> _Table:
     return table
 
 
+def _encoding(path: Path) -> str:
+    """UTF-16 where the file begins with its mark, as "Unicode text" of spreadsheets does; else UTF-8."""
+    with path.open("rb") as file:
+        return "utf-16" if file.read(2) in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
+
+
+def _delimiter(header: str) -> str:
+    """What divides the cells of a file whose first line this is: a comma, unless there is none."""
+    return next((it for it in _DELIMITERS if it in header), ",")
+
+
 def _is_number(cell: str) -> bool:
     try:
         float(cell)
@@ -124,19 +157,19 @@ def _is_number(cell: str) -> bool:
 
 
 def _read_own(table: _Table) -> Trace:
-    arrivals = table.numbers("arrival_s", "seconds since the start")
+    arrivals = table.times("arrival_s", "seconds")
     seeds: list[int | None] = [None] * len(arrivals)
     if "seed" in table.columns:
         for i, (line, cell) in enumerate(table.cells("seed")):
-            if cell:
-                if not cell.isdecimal():
-                    table.fail(line, "seed", f"{cell!r} is no seed; write a whole number of at least 0, or nothing")
-                seeds[i] = int(cell)
+            value = exact_number(cell) if cell else None
+            if cell and (value is None or value != value.to_integral_value() or value < -1):
+                table.fail(line, "seed", f"{cell!r} is no seed; write a whole number of at least 0, or nothing")
+            seeds[i] = None if value is None or value == -1 else int(value)  # -1 is any seed, as in other tools
     return Trace.of(list(map(Arrival, arrivals, table.texts("prompt"), seeds)))
 
 
 def _read_diffserve(table: _Table, prompts: Path | str | None) -> Trace:
-    offsets = table.numbers("offset_ms", "milliseconds since the start")
+    offsets = table.times("offset_ms", "milliseconds")
     ids = table.integers("prompt_id", "the number of a prompt")
     ask: Callable[[int], str] = prompt_by_id
     if prompts is not None:
@@ -149,7 +182,7 @@ def _read_diffserve(table: _Table, prompts: Path | str | None) -> Trace:
                     f"{prompt_id} is out of range; {prompts} holds prompts 0 to {len(known) - 1}, one a line",
                 )
         ask = known.__getitem__
-    return Trace.of([Arrival(ms / 1000, ask(i), None) for ms, i in zip(offsets, ids, strict=True)])
+    return Trace.of([Arrival(offset_s, ask(i), None) for offset_s, i in zip(offsets, ids, strict=True)])
 
 
 def _read_prompts(path: Path) -> list[str]:
@@ -169,7 +202,7 @@ def _read_prompts(path: Path) -> list[str]:
 
 
 def _read_rate_curve(table: _Table, seed: int) -> Trace:
-    starts = table.numbers("t_s", "seconds since the start")
+    starts = table.times("t_s", "seconds")
     rates = table.numbers("rate", "requests per second")
     for (line, _), before, after in zip(table.rows[1:], starts, starts[1:], strict=False):
         if after <= before:
@@ -188,20 +221,20 @@ def _read_rate_curve(table: _Table, seed: int) -> Trace:
 
 
 def _read_log(table: _Table, timestamp: str, prompt: str) -> Trace:
-    moments = [_moment(table, line, timestamp, cell) for line, cell in table.cells(timestamp)]
+    if exact_number(next(table.cells(timestamp))[1]) is None:
+        moments = [_moment(table, line, timestamp, cell) for line, cell in table.cells(timestamp)]
+    else:
+        moments = table.times(timestamp, unit_of(timestamp) or "seconds")
     start = min(moments)
     return Trace.of([Arrival(m - start, p, None) for m, p in zip(moments, table.texts(prompt), strict=True)])
 
 
 def _moment(table: _Table, line: int, column: str, cell: str) -> float:
-    """Unix seconds of an ISO 8601 time (UTC unless it says otherwise) or of unix seconds or milliseconds."""
-    if _is_number(cell) and math.isfinite(float(cell)):
-        value = float(cell)
-        return value / 1000 if value > _UNIX_MS else value
+    """Unix seconds of an ISO 8601 time, UTC unless it says otherwise."""
     try:
         moment = datetime.fromisoformat(cell)
     except ValueError:
-        table.fail(line, column, f"{cell!r} is no time; write ISO 8601 (2024-05-01T12:00:00Z) or unix seconds")
+        table.fail(line, column, f"{cell!r} is no time; write ISO 8601 (2024-05-01T12:00:00Z) or unix time in any unit")
     return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
 
 
@@ -226,7 +259,8 @@ def load_trace(path: Path | str, *, prompts: Path | str | None = None, seed: int
         return _read_diffserve(table, prompts)
     if {"t_s", "rate"} <= set(columns):
         return _read_rate_curve(table, seed)
-    timestamp = next((c for c in TIMESTAMPS if c in columns), None)
+    names = (*TIMESTAMPS, *(name + suffix for name in TIMESTAMPS for suffix in SUFFIXES))
+    timestamp = next((c for c in names if c in columns), None)
     prompt = next((c for c in PROMPTS if c in columns), None)
     if timestamp and prompt:
         return _read_log(table, timestamp, prompt)

@@ -29,6 +29,7 @@ class Outcome:
         status: of HTTP; 0 when no answer came.
         error: "" for an image, else the server's code, or the client's: ``timeout``, ``connection_failed``,
             ``invalid_answer``.
+        reason: what the server said about the error, or what became of the connection; "" for an image.
         path: through the cascade, as :class:`weir.cascade.Answer` names it.
         served_s: from its admission to its answer, by the server's clock.
         image: file of the image, relative to the folder of the replay; "" when none was kept.
@@ -55,6 +56,7 @@ class Outcome:
     id: str = ""
     image: str = ""
     quality: float | None = None
+    reason: str = ""
 
     @property
     def answered(self) -> bool:
@@ -78,7 +80,7 @@ class Outcome:
 COLUMNS = tuple(f.name for f in fields(Outcome))
 
 _READERS: dict[str, Callable[[str], Any]] = {
-    **dict.fromkeys(("error", "prompt", "model", "id", "image"), str),
+    **dict.fromkeys(("error", "prompt", "model", "id", "image", "reason"), str),
     **dict.fromkeys(("index", "status", "seed", "steps", "plan_version"), int),
     **dict.fromkeys(("arrival_s", "sent_s", "latency_s", "confidence", "quality"), float),
     **dict.fromkeys(("queue_s", "compute_s", "served_s"), float),

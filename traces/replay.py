@@ -29,6 +29,8 @@ ROWS = "requests.csv"
 IMAGES = "images"
 
 _SUFFIXES = {b"\x89PNG": ".png", b"\xff\xd8\xff": ".jpg", b"RIFF": ".webp"}
+#: Characters of a server's message that are kept.
+MOST_REASON = 300
 #: Connections are opened and tasks started before the clock of the trace starts.
 _HEAD_START_S = 0.1
 
@@ -160,20 +162,21 @@ class _Client:
             body["seed"] = arrival.seed
         clock = asyncio.get_running_loop().time
         sent = clock()
-        status, error, image = 0, "", b""
+        status, error, reason, image = 0, "", "", b""
         said: dict[str, Any] = {}
         try:
             async with asyncio.timeout(self._timeout_s):
                 answer = await http.post(self._endpoint, json=body)
         except TimeoutError:
-            error = "timeout"
-        except httpx.HTTPError:
-            error = "connection_failed"
+            error, reason = "timeout", f"no answer within {self._timeout_s:g} s"
+        except httpx.HTTPError as failure:
+            error, reason = "connection_failed", str(failure) or type(failure).__name__
         else:
             status = answer.status_code
         latency_s = clock() - sent
         if not error:
             error, said, image = _understand(answer)
+            reason = _reason(answer) if error else ""
         return Outcome(
             index=index,
             arrival_s=arrival.arrival_s,
@@ -183,6 +186,7 @@ class _Client:
             error=error,
             prompt=arrival.prompt,
             image=self._keep(index, image) if image else "",
+            reason=reason[:MOST_REASON],
             **said,
         )
 
@@ -227,6 +231,14 @@ def _understand(answer: httpx.Response) -> tuple[str, dict[str, Any], bytes]:
     except (ValueError, KeyError, TypeError, AttributeError, binascii.Error):
         return ("invalid_answer" if answer.is_success else f"http_{answer.status_code}"), {}, b""
     return ("" if image else "invalid_answer"), said, image
+
+
+def _reason(answer: httpx.Response) -> str:
+    """What a server says about its error."""
+    try:
+        return " ".join(str(answer.json()["error"]["message"]).split())
+    except (ValueError, KeyError, TypeError):
+        return f"an answer with status {answer.status_code} that is not of this API"
 
 
 async def _send_all(

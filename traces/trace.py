@@ -15,6 +15,9 @@ import numpy as np
 from traces.rate_curve import RateCurve
 from weir.errors import ConfigError
 
+#: A curve of more windows takes memory and tells nobody more: five weeks of windows of five seconds have so many.
+MOST_WINDOWS = 600_000
+
 
 class Arrival(NamedTuple):
     """One request of a trace; without a seed the server chooses one."""
@@ -83,7 +86,8 @@ class Trace:
         return len(self) / self.duration_s if self.duration_s else 0.0
 
     def rate_curve(self, window_s: float = 5.0) -> RateCurve:
-        """Requests per second in windows of ``window_s`` (the last one may be shorter).
+        """Requests per second in windows of ``window_s`` (the last one may be shorter), longer where a trace would have
+        more than :data:`MOST_WINDOWS`.
 
         Raises:
             ConfigError: the trace has no duration or the window is not positive.
@@ -92,6 +96,7 @@ class Trace:
             raise ConfigError("an empty trace has no rate curve")
         if not (math.isfinite(window_s) and window_s > 0):
             raise ConfigError(f"window_s is {window_s}; it must be above 0")
+        window_s = max(window_s, self.duration_s / MOST_WINDOWS)
         windows = max(1, math.ceil(self.duration_s / window_s - 1e-9))
         edges = np.append(np.arange(windows) * window_s, self.duration_s)
         counts, _ = np.histogram(self.arrivals_s, edges)

@@ -347,20 +347,20 @@ def advance(progress: Progress, event: Event, forecast: Forecast) -> Step:
         ValueError: no such event can happen in this phase.
     """
     match progress.phase, event:
-        case _, Cancelled() if progress.phase is not Phase.OVER:
-            return _end(progress, ())
+        case Phase.RUNNING, ImageReady():
+            return _image_ready(_finished(progress, event), forecast)
         case Phase.NEW, Admitted():
             if _looks_up(progress.task):
                 return progress._replace(phase=Phase.LOOKING_UP, looked_up=True), (LookUp(),)
             return _enter(progress, NO_LOOKUP, forecast)
         case Phase.LOOKING_UP, LookupAnswered(lookup):
             return _enter(progress, lookup, forecast)
-        case Phase.RUNNING, ImageReady():
-            return _image_ready(_finished(progress, event), forecast)
         case Phase.REDRAWING, ImageReady():
             return _redrawn(_finished(progress, event), forecast)
         case ((Phase.RUNNING | Phase.REDRAWING), RunFailed()):
             return _run_failed(progress, event, forecast)
+        case _, Cancelled() if progress.phase is not Phase.OVER:
+            return _end(progress, ())
     raise ValueError(f"{type(event).__name__} in the phase {progress.phase}")
 
 

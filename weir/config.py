@@ -10,12 +10,13 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
+from urllib.parse import urlsplit
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from weir.errors import ConfigError
 from weir.plan import HEAVY, LIGHT, Assignment, Plan
+from weir.yaml_files import read_mapping, whole_number
 
 Scheduler = Literal["ddim", "euler", "euler-trailing"]
 
@@ -117,6 +118,11 @@ class FamilyConfig(_Strict):
         if len(set(names)) < len(names):
             raise ValueError(f"variants have the names {', '.join(names)}; each needs one of its own")
         return self
+
+    @property
+    def model_names(self) -> tuple[str, ...]:
+        """What requests may name as their model: the cascade, and each variant on its own."""
+        return (self.name, *(f"{self.name}/{key}" for key in self.keys))
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -350,11 +356,38 @@ class LimitsConfig(_Strict):
 class HttpConfig(_Strict):
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=0, le=65535, description="0 picks a free port")
+    allowed_origins: tuple[str, ...] = Field(
+        (), description="whose web pages may call from a browser, such as https://chat.example.com; any: everybody's"
+    )
+
+    @field_validator("allowed_origins")
+    @classmethod
+    def _are_origins(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
+        """As browsers send them: in lower case, without a path, and without the port that goes without saying."""
+        return tuple("*" if origin in ("any", "*") else _origin(origin) for origin in origins)
 
     @property
     def is_local(self) -> bool:
         """Whether only this machine can reach it."""
         return self.host == "localhost" or self.host == "::1" or self.host.startswith("127.")
+
+
+def _origin(text: str) -> str:
+    """An origin as browsers send it.
+
+    Raises:
+        ValueError: it is none.
+    """
+    parts = urlsplit(text)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.path not in ("", "/") or "@" in text:
+        raise ValueError(f"{text!r} is no origin; write scheme://host or scheme://host:port, without a path")
+    host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+    told = parts.port is not None and parts.port != {"http": 80, "https": 443}[parts.scheme]
+    return f"{parts.scheme}://{host}" + (f":{parts.port}" if told else "")
+
+
+#: As the model of an alias: the family itself, whatever its name is.
+CASCADE = "cascade"
 
 
 class ServiceConfig(_Strict):
@@ -370,6 +403,10 @@ class ServiceConfig(_Strict):
     redraw: RedrawConfig = RedrawConfig()
     limits: LimitsConfig = LimitsConfig()
     http: HttpConfig = HttpConfig()
+    aliases: dict[str, str] = Field(
+        default_factory=dict,
+        description="further names of models, as OpenAI's: name → cascade, a variant or a model",
+    )
     keys_file: str | None = Field(
         None, description="who may call, relative to this file; `weir keys new` writes it. Without one everybody may"
     )
@@ -417,21 +454,9 @@ def read_yaml(path: Path | str, model: type[Model], *, quoted: bool = True) -> M
         ConfigError: names the file, and the key or the line, and what is allowed there.
     """
     path = Path(path)
+    fields = read_mapping(path, quoted=quoted)
     try:
-        fields = yaml.safe_load(path.read_text())
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: there is no such file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read: {error}") from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f"line {mark.line + 1}" if mark else "somewhere"
-        said = " ".join(str(error).split()) if quoted else place
-        raise ConfigError(f"{path}: not valid YAML: {said}") from None
-    if not isinstance(fields, dict):
-        raise ConfigError(f"{path}: expected keys and values, found {type(fields).__name__}")
-    try:
-        return model.model_validate(fields)
+        return _validated(model, fields)
     except ValidationError as error:
         known = ", ".join(model.model_fields)
         lines = []
@@ -446,6 +471,30 @@ def read_yaml(path: Path | str, model: type[Model], *, quoted: bool = True) -> M
             shown = f" (given: {given!r})" if told else ""
             lines.append(f"{path}: {key}: {problem['msg']}{shown}{remedy}")
         raise ConfigError("\n".join(lines)) from None
+
+
+def _validated(model: type[Model], fields: dict[str, Any]) -> Model:
+    """The model of these fields, whole numbers written as 1e3 or 0x10 among them.
+
+    Raises:
+        ValidationError: as pydantic says it.
+    """
+    try:
+        return model.model_validate(fields)
+    except ValidationError as error:
+        numbers = {
+            problem["loc"]: number
+            for problem in error.errors()
+            if problem["type"] == "int_parsing" and (number := whole_number(problem["input"])) is not None
+        }
+        if not numbers:
+            raise
+    for (*way, last), number in numbers.items():
+        container: Any = fields
+        for step in way:
+            container = container[step]
+        container[last] = number
+    return model.model_validate(fields)
 
 
 def resolve(reference: str, relative_to: Path) -> str:
@@ -521,6 +570,15 @@ def load_service(path: Path | str) -> tuple[ServiceConfig, FamilyConfig]:
             f"{path}: cache.levels: levels are fitted on one light variant, and {family.name} has "
             f"{len(family.variants) - 1}; name a family of two, or leave it out"
         )
+    targets = {CASCADE: family.name} | {key: f"{family.name}/{key}" for key in family.keys}
+    targets |= {name: name for name in family.model_names}
+    for alias, model in service.aliases.items():
+        if model not in targets or alias in family.model_names or not 1 <= len(alias) <= 64:
+            raise ConfigError(
+                f"{path}: aliases.{alias}: {model}: an alias is a new name of 1 to 64 characters for {CASCADE} or for "
+                f"one of the models {', '.join(family.model_names)}"
+            )
+    update["aliases"] = {alias: targets[model] for alias, model in service.aliases.items()}
     return service.model_copy(update=update), family
 
 

@@ -1,23 +1,27 @@
-"""Cascades of several light variants in the twin: each pair alone, and the pair in use as the load changes."""
+"""Cascades of several light variants, simulated: each pair alone, and a ladder of all of them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 
-from controller.policies.light_variants import WeirPairs
+from controller.batch_size import best_batch
 from controller.policies.weir import Weir
-from controller.policy import best_batch
-from controller.setting import Setting
+from controller.registry import make_policy
+from controller.setting import JudgedVariant, Setting
 from simulator.arrivals import Arrivals
 from simulator.confidences import drawn
-from simulator.engine import Simulation
+from simulator.engine import simulate
 from simulator.families import FAMILIES, family_setting
 from simulator.fluid import WINDOW_S
-from simulator.outcome import UNANSWERED
-from solvers.cascades import SAME_SHARE, Variant, chains, chosen_pair
+from simulator.outcome import Outcome
+from simulator.request_stream import RequestStream
+from solvers.cascades import SAME_SHARE, Variant, chains, chosen_chain
+from solvers.problem import GpuType
+from weir.core import LatencyProfile
 from weir.errors import ConfigError
 from weir.profiles import load_profile
 
@@ -42,9 +46,9 @@ class PairsReport:
 
     Attributes:
         pair: its light variant; "chosen by the plan" where that changes.
-        quality: mean over windows of 30 s, by the measured curve of the pair that drew.
-        shares: of the answers, by light variant of the pair in use.
-        changes: of the pair in use.
+        quality: mean over windows of 30 s, by the measured curve of each light variant.
+        shares: of the answers, by variant.
+        changes: of the chain in use.
     """
 
     pair: str
@@ -130,9 +134,9 @@ def best_by_demand(cascades: Sequence[Cascade]) -> list[dict[str, object]]:
     rows: list[dict[str, object]] = []
     demand = 1.0
     while demand < MOST_RPS:
-        best = chosen_pair([member.problem(demand, counts) for member in members])
+        best = chosen_chain([member.problem(demand, counts) for member in members])
         value = -best.quality if quality.smaller_is_better else best.quality
-        light = cascades[best.pair].light
+        light = cascades[best.chain].light
         rows.append({"demand_rps": demand, "light": light, "served": float(best.served), "quality": float(value)})
         if best.served < 1 - SAME_SHARE:
             break
@@ -146,27 +150,56 @@ def run_pairs(cascades: Sequence[Cascade], arrivals: Arrivals, seed: int = 0) ->
     return [*alone, _run(cascades, arrivals, seed, "chosen by the plan")] if len(cascades) > 1 else alone
 
 
+def ladder_setting(cascades: Sequence[Cascade]) -> Setting:
+    """The setting of a ladder of all light variants, the fastest first, and the heavy one."""
+    ordered = sorted(cascades, key=lambda it: it.setting.gpus[0].light.at(1))
+    first = ordered[0].setting
+    gpu = first.gpus[0]
+    latencies = {ordered[0].light: gpu.light}
+    for it in ordered[1:]:
+        own = it.setting.gpus[0].light
+        # The discriminator's time is counted apart for the first variant only.
+        judged_s = tuple(seconds + it.setting.discriminator_s for seconds in own.latency_s)
+        latencies[it.light] = LatencyProfile(own.batch_sizes, judged_s)
+    latencies[ordered[0].heavy] = gpu.heavy
+    return replace(
+        first,
+        gpus=(GpuType(gpu.name, gpu.count, latencies),),
+        middle={
+            it.light: JudgedVariant(it.setting.deferral, it.setting.quality, it.setting.confidences)
+            for it in ordered[1:]
+        },
+        levels=(),
+        ladder=None,
+    )
+
+
 def _run(cascades: Sequence[Cascade], arrivals: Arrivals, seed: int, name: str) -> PairsReport:
-    settings = [cascade.setting for cascade in cascades]
-    confidences = np.stack([drawn(setting.deferral, len(arrivals), seed) for setting in settings])
-    policy = WeirPairs(settings)
-    run = Simulation(policy, arrivals, confidences[0], pairs=confidences)
-    outcome = run.run()
-    answered, pair = outcome.paths != UNANSWERED, np.array(run.drawn_by)
-    window = (arrivals.times_s // WINDOW_S).astype(int)
-    worth = np.full(len(arrivals), np.nan)
-    for i, setting in enumerate(settings):
-        mine = answered & (pair == i)
-        assert setting.quality is not None
-        for each in np.unique(window[mine]):
-            here = mine & (window == each)
-            worth[here] = setting.quality.at(float(outcome.light[here].mean()))
-    windows = [float(worth[answered & (window == each)].mean()) for each in np.unique(window[answered])]
+    setting = ladder_setting(cascades)
+    confidences = {it.light: drawn(it.setting.deferral, len(arrivals), seed) for it in cascades}
+    outcome = simulate(make_policy("weir", setting), RequestStream(arrivals, confidences), seed=seed)
+    chains_in_use = [plan.chain for plan in outcome.plans]
+    answers = max(1, int(outcome.answered.sum()))
     return PairsReport(
         pair=name,
         violation_ratio=float(outcome.violated.mean()),
         goodput_rps=float((~outcome.violated).sum() / max(1.0, float(arrivals.times_s[-1] - arrivals.times_s[0]))),
-        quality=float(np.mean(windows)),
-        shares={c.light: float((pair[answered] == i).mean()) for i, c in enumerate(cascades)},
-        changes=run.pair_changes,
+        quality=_quality(outcome, cascades),
+        shares={variant: float(outcome.by(variant).sum() / answers) for variant in outcome.ladder},
+        changes=sum(a != b for a, b in pairwise(chains_in_use)),
     )
+
+
+def _quality(outcome: Outcome, cascades: Sequence[Cascade]) -> float:
+    """Mean over windows, at the light share there; of several light variants each counts by its share of those."""
+    window = (outcome.arrivals_s // WINDOW_S).astype(int)
+    answers = np.bincount(window, outcome.answered)
+    light = np.bincount(window, outcome.light, len(answers))
+    found = np.zeros(len(answers))
+    for it in cascades:
+        curve = it.setting.quality
+        assert curve is not None  # it was checked
+        mine = np.bincount(window, outcome.by(it.light), len(answers))
+        weights = np.divide(mine, light, out=np.full(len(light), 1 / len(cascades)), where=light > 0)
+        found += weights * np.array([curve.at(share) for share in light / np.maximum(1, answers)])
+    return float(np.mean(found[answers > 0]))

@@ -132,19 +132,26 @@ def run_policy(
 def qualities(outcome: Outcome, workload: Workload) -> np.ndarray:
     """Of each answer, in percent of a whole run of the last variant; nan without an answer."""
     mixed = outcome.answered & ~outcome.resumed
-    found = np.where(mixed, 1.0, np.nan)
     judged = any(threshold > 0 for plan in outcome.plans for threshold in plan.thresholds)
+    found = np.where(mixed, 1.0, np.nan)
+    if judged:
+        found[mixed] = _mixes(outcome, workload, mixed)[mixed]
+    else:
+        for variant in outcome.ladder[:-1]:
+            found[outcome.by(variant) & mixed] = workload.share_of_whole(variant)
+    found -= np.where(mixed, outcome.loss / workload.curve(outcome.ladder[0]).at(0.0), 0.0)
+    return 100 * np.where(outcome.resumed, workload.worth_at(outcome.resumed_at), found)
+
+
+def _mixes(outcome: Outcome, workload: Workload, mixed: np.ndarray) -> np.ndarray:
+    """By request, the quality of the mix that its half minute was answered with, as a share of the last variant's; of
+    several smaller variants each counts by its share of those."""
     window = (outcome.arrivals_s // WINDOW_S).astype(int)
     answers = np.maximum(1, np.bincount(window, mixed))
+    light = np.bincount(window, outcome.light & mixed, len(answers))
+    found = np.where(light > 0, 0.0, 1.0)
     for variant in outcome.ladder[:-1]:
-        mine, curve = outcome.by(variant) & mixed, workload.curve(variant)
-        if judged:
-            # What each variant loses in a mix with the last one adds up.
-            shares = np.bincount(window, mine, len(answers)) / answers
-            lost = np.array([1 - curve.at(share) / curve.at(0.0) for share in shares])
-            found -= np.where(mixed, lost[window], 0.0)
-        else:
-            found[mine] = workload.share_of_whole(variant)
-    whole = workload.curve(outcome.ladder[0]).at(0.0)
-    found -= np.where(mixed, outcome.loss / whole, 0.0)
-    return 100 * np.where(outcome.resumed, workload.worth_at(outcome.resumed_at), found)
+        curve, mine = workload.curve(variant), np.bincount(window, outcome.by(variant) & mixed, len(answers))
+        worth = np.array([curve.at(share) for share in light / answers]) / curve.at(0.0)
+        found += mine / np.maximum(1, light) * worth
+    return found[window]

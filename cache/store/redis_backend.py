@@ -15,6 +15,7 @@ from redis.retry import Retry
 
 from cache.store.backend import WRONG_TYPE, StoreFailed
 from cache.store.breaker import Breaker
+from cache.store.redis_problems import check, explained
 from weir.errors import ConfigError
 
 #: Keys that one round trip of an administrative task touches.
@@ -95,7 +96,22 @@ class RedisBackend:
         return self._guarded(self.writing, ask) if keys else []
 
     def used_bytes(self) -> int | None:
-        return int(self._guarded(self.writing, lambda: self._writer.info("memory"))["used_memory"])
+        def ask() -> int | None:
+            try:
+                return int(self._writer.info("memory")["used_memory"])
+            except (redis.ResponseError, KeyError):  # a server that does not say it to everybody, or not at all
+                return None
+
+        return self._guarded(self.writing, ask)
+
+    def check(self, *, writing: bool = True) -> None:
+        """Asks the server once for all that the cache will ask of it; see :func:`redis_problems.check`.
+
+        Raises:
+            ConfigError: it will never do; says why, and the remedy.
+            StoreFailed: it does not answer now.
+        """
+        self._guarded(self.writing, lambda: check(self._writer, writing=writing))
 
     def breakers(self) -> dict[str, bool]:
         return {"read": self.reading.is_open, "write": self.writing.is_open}
@@ -113,10 +129,10 @@ class RedisBackend:
             # A value of another type says nothing about the server; one that is full or read-only refuses every write.
             said = str(error).rpartition("of pipeline caused error: ")[2]  # before it stands the whole value
             breaker.record(said.startswith(WRONG_TYPE), self._clock())
-            raise StoreFailed(said if said.startswith(WRONG_TYPE) else f"{type(error).__name__}: {said}") from None
+            raise StoreFailed(said if said.startswith(WRONG_TYPE) else explained(error, said)) from None
         except (redis.RedisError, OSError) as error:
             breaker.record(False, self._clock())
-            raise StoreFailed(f"the store fails: {type(error).__name__}: {error}") from None
+            raise StoreFailed(f"the store fails: {explained(error)}") from None
         breaker.record(True, self._clock())
         return answer
 

@@ -59,7 +59,7 @@ class Api:
 
     def _get(self, endpoint: str, params: dict[str, Any]) -> Any:
         try:
-            response = httpx.get(f"{self.url}/api/v1/{endpoint}", params=params, timeout=10).json()
+            response = httpx.get(f"{self.url}/api/v1/{endpoint}", params=params, timeout=10, trust_env=False).json()
         except (httpx.HTTPError, ValueError) as error:
             raise ServiceError(f"Prometheus at {self.url} does not answer: {error}") from None
         if response.get("status") != "success":
@@ -127,7 +127,7 @@ class Prometheus(Api):
         end = time.monotonic() + START_S
         while self.running and time.monotonic() < end:
             try:
-                if httpx.get(f"{self.url}/-/ready", timeout=2).status_code == 200:
+                if httpx.get(f"{self.url}/-/ready", timeout=2, trust_env=False).status_code == 200:
                     return
             except httpx.HTTPError:
                 pass

@@ -11,7 +11,6 @@ what begins before it arrives, and a reply that has not come yet may be on its w
 from __future__ import annotations
 
 import heapq
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Hashable
 from dataclasses import dataclass, field
@@ -206,14 +205,17 @@ class BatchQueueModel(ReplicaQueueModel):
     def steady(self) -> bool:
         return True
 
-    def finish_at(self, kind: Kind, now: float, ahead: int = 0, *, low_priority: bool = False) -> float:
-        return self._finish_at(kind, now, ahead, low_priority, now + self.delay.slow_s)
-
     def floor(self, kind: Kind, now: float, *, low_priority: bool = False) -> float:
-        return self._finish_at(kind, now, 0, low_priority, -math.inf)
+        return self.finish_at(kind, now, low_priority=low_priority, catches_all=True)
 
-    def _finish_at(self, kind: Kind, now: float, ahead: int, low_priority: bool, there_by: float) -> float:
-        """A batch that begins before ``there_by`` is one that the image may miss."""
+    def finish_at(
+        self, kind: Kind, now: float, ahead: int = 0, *, low_priority: bool = False, catches_all: bool = False
+    ) -> float:
+        """See the base class.
+
+        Args:
+            catches_all: the image misses no batch that begins while it is on its way.
+        """
         usual_s, seconds, size, running = self.delay.usual_s, self.times.seconds, self.batch_size, self.running
         arrives = start = now + usual_s
         if running:
@@ -236,7 +238,7 @@ class BatchQueueModel(ReplicaQueueModel):
         if rest >= size:
             start += rest // size * seconds(kind.variant, size, kind.work)
             rest %= size
-        if rest and start < there_by:  # they may leave before it is there
+        if rest and not catches_all and start < now + self.delay.slow_s:  # they may leave before it is there
             start += seconds(kind.variant, rest, kind.work)
             rest = 0
         last_s = seconds(kind.variant, size if full else rest + 1, kind.work)

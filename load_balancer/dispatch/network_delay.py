@@ -7,6 +7,8 @@ from collections import deque
 
 #: Calls that count: a busy host shows within a second or two of traffic.
 CALLS = 64
+#: Microseconds: what is smaller is no delay but an error of rounding.
+_DIGITS = 6
 
 
 class NetworkDelay:
@@ -26,11 +28,14 @@ class NetworkDelay:
 
     def observe(self, trip_s: float) -> None:
         """Takes in one call: seconds out and back."""
-        trip_s = max(0.0, trip_s)
+        trip_s = max(0.0, round(trip_s, _DIGITS))
         self._trips.append(trip_s)
-        insort(self._sorted, trip_s)
         if len(self._trips) > CALLS:
-            del self._sorted[bisect_left(self._sorted, self._trips.popleft())]
+            oldest_s = self._trips.popleft()
+            if oldest_s == trip_s:
+                return
+            del self._sorted[bisect_left(self._sorted, oldest_s)]
+        insort(self._sorted, trip_s)
         if len(self._trips) > 1:
             self.usual_s, self.slow_s = self._tenths(5) / 2, self._tenths(9) / 2
             if not self._least_s <= self.usual_s <= self._most_s:

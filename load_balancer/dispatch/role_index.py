@@ -24,8 +24,6 @@ MOST_FALLEN = 0.05
 MOST_SWING_S = 0.02
 #: Kinds of images whose bounds are kept.
 MOST_KINDS = 32
-#: Smaller changes are errors of rounding.
-_ROUNDING = 1e-9
 #: Stands for infinity, but can be subtracted from itself.
 _NEVER = 1e300
 
@@ -90,7 +88,7 @@ class RoleIndex:
             bounds = self._bounds_of(kind, low_priority)
             for place in self._unsteady:
                 bounds.cost[place] = -_NEVER
-            exact = max(self._delay.slow_s, self._delay.swing_s, self._times.fallen) < _ROUNDING
+            exact = not (self._delay.slow_s or self._delay.swing_s or self._times.fallen)
             search = self._search if exact else self._search_loosely
             best_cost, best, best_at = search(bounds, kind, now, low_priority, (best_cost, best, best_at))
         return (self.members[best], best_at) if best >= 0 else None

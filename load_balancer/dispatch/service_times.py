@@ -13,6 +13,8 @@ LEARNING_RATE = 0.2
 MEMORY_S = 30.0
 #: A correction beyond this says more about a broken clock than about a device.
 MOST_CORRECTION = 100.0
+#: Smaller changes of a correction are errors of rounding.
+_ROUNDING = 1e-9
 
 
 @dataclass(slots=True)
@@ -107,6 +109,8 @@ class ServiceTimes:
         self.fallen = 0.0
 
     def _correct(self, known: _Variant, correction: float) -> None:
+        if abs(correction - known.correction) < _ROUNDING:
+            return
         known.correction = correction
         if correction >= known.highest:
             known.highest = correction

@@ -97,7 +97,11 @@ class Images(_Described):
     created: int = Field(description="unix time, seconds")
     data: list[Image]
     output_format: ImageFormat
-    size: str
+    size: str = Field(description="of the images as they are")
+    requested_size: str | None = Field(
+        None,
+        description="one of OpenAI's sizes that this family does not have; the images have the nearest that it has",
+    )
     quality: str
     background: str
 
@@ -121,6 +125,7 @@ class Model(_Described):
     object: Literal["model"]
     created: int
     owned_by: str
+    root: str = Field(description="the model that an alias stands for; else the model itself")
 
 
 class Models(_Described):
@@ -235,6 +240,11 @@ LIST_MODELS: dict[str, Any] = {
     "summary": "List the models: the cascade, and each variant on its own",
     "tags": ["models"],
     "responses": {200: {"model": Models, "description": "The models"}, **errors(Unauthorized)},
+}
+ONE_MODEL: dict[str, Any] = {
+    "summary": "Look one model up, by its name or an alias",
+    "tags": ["models"],
+    "responses": {200: {"model": Model, "description": "The model"}, **errors(Unauthorized, UnknownModel)},
 }
 FETCH: dict[str, Any] = {
     "summary": "Fetch a picture that was asked for as URL",

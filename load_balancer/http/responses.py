@@ -21,6 +21,8 @@ from weir.errors import WeirError
 
 log = logging.getLogger(__name__)
 
+#: Headers that scripts of web pages on other origins may read.
+EXPOSED = ("Location", "Retry-After", "X-Request-Id", "Idempotent-Replayed", "Preference-Applied")
 #: Longest ``Retry-After``, seconds: things change.
 MOST_RETRY_AFTER_S = 600.0
 
@@ -54,6 +56,7 @@ def settings(request: GenerationRequest) -> dict[str, Any]:
     return {
         "output_format": request.output_format,
         "size": f"{request.width}x{request.height}",
+        **({"requested_size": request.requested_size} if request.requested_size else {}),
         "quality": request.quality,
         "background": request.background,
     }

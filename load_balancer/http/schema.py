@@ -5,8 +5,9 @@ Every mistake becomes one :class:`InvalidRequest` that names the field and what 
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
@@ -19,11 +20,16 @@ from weir.errors import InvalidRequest, UnknownModel
 #: Anything but white space and control characters, of whichever language's reading of ``\\s``.
 SOMETHING = re.compile(r"[^\s\x00-\x1f\x7f-\xa0\ufeff]")
 MOST_GUIDANCE = 30.0
-MOST_SEED = 2**32 - 1
+#: 64 bits; -1 is any seed, as in other tools.
+ANY_SEED, MOST_SEED = -1, 2**64 - 1
 MOST_TAG_CHARACTERS = 512
 #: As OpenAI's API has it.
 MOST_PARTIAL_IMAGES = 3
-
+#: Sizes that clients of OpenAI ask for by themselves; a family that lacks one gives the nearest that it has.
+OPENAI_SIZES = ("256x256", "512x512", "1024x1024", "1536x1024", "1024x1536", "1792x1024", "1024x1792")
+#: Models of OpenAI that answer with URLs unless told otherwise, and so do aliases of that name.
+URL_MODELS = ("dall-e-",)
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 #: Name, schema and meaning of the headers that change what a request does.
 HEADERS: tuple[tuple[str, dict[str, Any], str], ...] = (
@@ -53,7 +59,8 @@ class GenerationBody(BaseModel):
     model: str | None = None
     n: Integer | None = None
     size: str | None = None
-    quality: Literal["auto", "standard", "hd", "low", "medium", "high"] | None = None
+    quality: Literal["auto", "standard", "hd", "low", "medium", "high", "xhigh", "max"] | None = None
+    complexity: Literal["low", "medium", "high"] | None = None
     style: Literal["vivid", "natural"] | None = None
     background: Literal["auto", "opaque"] | None = None
     moderation: Literal["auto", "low"] | None = None
@@ -74,15 +81,19 @@ class GenerationBody(BaseModel):
 class RequestRules:
     """What this service accepts, and the reading of a body under these rules."""
 
-    def __init__(self, family: FamilyConfig, limits: LimitsConfig):
+    def __init__(self, family: FamilyConfig, limits: LimitsConfig, aliases: Mapping[str, str] | None = None):
         self._family = family
         self._sizes = {f"{side}x{side}": side for side in family.allowed_sizes}
         self._sizes["auto"] = family.size
+        self._stand_ins = {
+            size: _nearest(size, family.allowed_sizes) for size in OPENAI_SIZES if size not in self._sizes
+        }
         #: Variants by name of the model; None is the cascade.
         self.models: dict[str, str | None] = {
             family.name: None,
             **{f"{family.name}/{key}": key for key in family.keys},
         }
+        self.models |= {alias: self.models[model] for alias, model in (aliases or {}).items()}
         choices = {
             name: " or ".join(_literals(field.annotation))
             for name, field in GenerationBody.model_fields.items()
@@ -93,7 +104,7 @@ class RequestRules:
             "n": (1, limits.images),
             "output_compression": (0, 100),
             "partial_images": (0, MOST_PARTIAL_IMAGES),
-            "seed": (0, MOST_SEED),
+            "seed": (ANY_SEED, MOST_SEED),
             "num_inference_steps": (1, limits.steps),
             "guidance_scale": (0, MOST_GUIDANCE),
         }
@@ -109,13 +120,13 @@ class RequestRules:
             "negative_prompt": f"a string of at most {limits.prompt_characters} characters",
             "model": " or ".join(self.models),
             "n": f"an integer from 1 to {limits.images}",
-            "size": " or ".join(self._sizes),
+            "size": " or ".join(self._sizes) + ("; OpenAI's sizes give the nearest" if self._stand_ins else ""),
             "output_compression": "an integer from 0 to 100; below 100 only for jpeg and webp",
             "user": f"a string of at most {MOST_TAG_CHARACTERS} characters",
             "safety_identifier": f"a string of at most {MOST_TAG_CHARACTERS} characters",
             "stream": "true or false; true sends server-sent events, with the pictures themselves in them",
             "partial_images": f"an integer from 0 to {MOST_PARTIAL_IMAGES}; above 0 with stream",
-            "seed": f"an integer from 0 to {MOST_SEED}",
+            "seed": f"an integer from 0 to {MOST_SEED}; {ANY_SEED} is any",
             "num_inference_steps": f"an integer from 1 to {limits.steps}",
             "guidance_scale": f"a number from 0 to {MOST_GUIDANCE:g}",
         }
@@ -126,12 +137,19 @@ class RequestRules:
         Raises:
             InvalidRequest, UnknownModel: ``param`` names the field.
         """
+        raw = raw.removeprefix(BYTE_ORDER_MARK)
+        try:
+            raw.decode()
+        except UnicodeDecodeError as error:
+            raise InvalidRequest(
+                f"byte {error.start} of the body (0x{raw[error.start]:02x}) is not UTF-8; accepted: JSON in UTF-8"
+            ) from None
         try:
             body = GenerationBody.model_validate_json(raw)
         except ValidationError as error:
             raise self._explained(error) from None
         self._check_ranges(body)
-        side = self._sizes[body.size or "auto"]
+        side = self._sizes[self._stand_ins.get(body.size or "", body.size or "auto")]
         return GenerationRequest(
             prompt=body.prompt,
             width=side,
@@ -139,17 +157,32 @@ class RequestRules:
             n=1 if body.n is None else body.n,
             variant=self.models[body.model or self._family.name],
             negative_prompt=body.negative_prompt or "",
-            seed=body.seed,
+            seed=None if body.seed == ANY_SEED else body.seed,
             steps=body.num_inference_steps,
             guidance=body.guidance_scale,
             cache=body.cache,
             stream=bool(body.stream),
             partial_images=body.partial_images or 0,
-            response_format=body.response_format or "b64_json",
+            response_format=body.response_format or _default_format(body),
             output_format=body.output_format or "png",
             compression=100 if body.output_compression is None else body.output_compression,
             quality=body.quality or "auto",
+            requested_size=body.size if body.size in self._stand_ins else None,
         )
+
+    def known_model(self, name: str) -> str:
+        """The name itself, where there is such a model or alias.
+
+        Raises:
+            UnknownModel: there is none; the message names those that there are.
+        """
+        if name not in self.models:
+            raise UnknownModel(
+                f"there is no model {_shown(name)}; accepted: {self.accepted['model']}; "
+                "`aliases` in the service file gives a model further names",
+                param="model",
+            )
+        return name
 
     def described(self) -> dict[str, Any]:
         """The request in an OpenAPI document: the headers, and what this service accepts as a body, neither wider nor
@@ -159,7 +192,7 @@ class RequestRules:
             **{name: {"minimum": least, "maximum": most} for name, (least, most) in self.ranges.items()},
             **{name: {"maxLength": longest} for name, longest in self._longest.items()},
             "model": {"enum": list(self.models)},
-            "size": {"enum": list(self._sizes)},
+            "size": {"enum": [*self._sizes, *self._stand_ins]},
         }
         limits["prompt"] |= {"minLength": 1, "pattern": SOMETHING.pattern}
         for name, limit in limits.items():
@@ -187,11 +220,9 @@ class RequestRules:
         for text, longest in self._longest.items():
             if len(getattr(body, text) or "") > longest:
                 raise self._refusal(text, f"has {len(getattr(body, text))} characters")
-        if body.model is not None and body.model not in self.models:
-            raise UnknownModel(
-                f"there is no model {_shown(body.model)}; accepted: {self.accepted['model']}", param="model"
-            )
-        if body.size is not None and body.size not in self._sizes:
+        if body.model is not None:
+            self.known_model(body.model)
+        if body.size is not None and body.size not in self._sizes and body.size not in self._stand_ins:
             raise self._refusal("size", f"is {_shown(body.size)}")
         for name, (least, most) in self.ranges.items():
             value = getattr(body, name)
@@ -222,6 +253,18 @@ class RequestRules:
         if problem["type"] == "missing":
             return self._refusal(param, "is missing")
         return self._refusal(param, f"is {_shown(problem['input'])}")
+
+
+def _nearest(size: str, sides: Sequence[int]) -> str:
+    """Of square sizes the one that is nearest in area to ``WIDTHxHEIGHT``, on a logarithmic scale."""
+    width, height = map(int, size.split("x"))
+    side = min(sides, key=lambda side: abs(math.log(side * side / (width * height))))
+    return f"{side}x{side}"
+
+
+def _default_format(body: GenerationBody) -> Literal["url", "b64_json"]:
+    """What OpenAI answers with where no format is asked for: clients of its older models read the URL."""
+    return "url" if (body.model or "").startswith(URL_MODELS) and not body.stream else "b64_json"
 
 
 def _implies(given: dict[str, Any], then: dict[str, Any], required: Sequence[str] = ()) -> dict[str, Any]:

@@ -36,6 +36,8 @@ from weir.telemetry import Metrics
 
 #: Requests of the priority ``batch`` have this many times the deadline, and let all others go first meanwhile.
 BATCH_SLACK = 10.0
+#: Number of seeds: they have 64 bits.
+SEEDS = 2**64
 #: Their share of the images that may be in flight.
 BATCH_SHARE = 0.5
 
@@ -140,7 +142,7 @@ class Balancer:
             wanted = ImageRequest(
                 id=images[index],
                 prompt=request.prompt,
-                seed=(first_seed + index) % 2**32,
+                seed=(first_seed + index) % SEEDS,
                 width=request.width,
                 height=request.height,
                 deadline=task.deadline,

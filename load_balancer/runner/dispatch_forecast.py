@@ -38,6 +38,7 @@ class DispatchForecast:
         self._steps = steps
         self._clock = clock
         self._expected: dict[ImageId, str] = {}  # role by image
+        self._kinds: dict[tuple[str, str, int | None], Kind] = {}  # of runs from noise
 
     def now(self) -> float:
         return self._clock()
@@ -53,7 +54,7 @@ class DispatchForecast:
 
     def admission_finish_at(self, run: Run, images: int) -> float | None:
         """When the last of ``images`` new images would be ready, behind those expected; None without a replica."""
-        ahead = sum(role == run.role for role in self._expected.values())
+        ahead = sum(role == run.role for role in self._expected.values()) if self._expected else 0
         return self._dispatcher.finish_at(
             self.kind(run),
             self._clock(),
@@ -64,7 +65,8 @@ class DispatchForecast:
 
     def expect(self, images: Iterable[ImageId], role: str) -> None:
         """The images are admitted, and this is the role of their first run."""
-        self._expected.update(dict.fromkeys(images, role))
+        for image in images:
+            self._expected[image] = role
 
     def forget(self, images: Iterable[ImageId]) -> None:
         """The images are at a replica, where the dispatcher knows of them, or will never be."""
@@ -80,9 +82,13 @@ class DispatchForecast:
 
     def kind(self, run: Run) -> Kind:
         """What the dispatcher knows a run by."""
-        own = self._steps[run.variant]
-        skipped, stride = (run.resume.step, run.resume.stride) if run.resume is not None else (0, 1)
-        return Kind(run.role, run.variant, ((run.steps or own) - skipped) / stride / own)
+        own, resume = self._steps[run.variant], run.resume
+        if resume is not None:
+            return Kind(run.role, run.variant, ((run.steps or own) - resume.step) / resume.stride / own)
+        key = run.role, run.variant, run.steps
+        if key not in self._kinds:
+            self._kinds[key] = Kind(run.role, run.variant, (run.steps or own) / own)
+        return self._kinds[key]
 
     def _is_first(self, role: str) -> bool:
         return role == priced_open(self._plan())

@@ -24,6 +24,7 @@ class GenerationRequest:
         stream: whether images are sent as they come.
         partial_images: how many pictures are sent at most before each finished one; 0 without ``stream``.
         compression: quality of jpeg and webp, 0…100.
+        requested_size: the size that was asked for where the images get another one.
     """
 
     prompt: str
@@ -44,3 +45,4 @@ class GenerationRequest:
     compression: int = 100
     quality: str = "auto"
     background: str = "opaque"
+    requested_size: str | None = None

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from deploy.control import policy_of
 from deploy.local import checked
+from deploy.policy import policy_of
 from weir.config import ServiceConfig, load_service, read_yaml
 from weir.profiles import load_profile
 

@@ -13,8 +13,8 @@ import httpx
 import pytest
 import yaml
 
-from deploy.control import policy_of, stored_states
 from deploy.local import down, up
+from deploy.policy import policy_of, stored_states
 from deploy.state import Service
 from testing.toy_family import FAMILY, PROFILE
 from tests.deploy.conftest import toy_service

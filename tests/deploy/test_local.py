@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import socket
+import subprocess
+import sys
 import time
 
 import httpx
@@ -26,6 +28,17 @@ def test_a_wrong_profile_is_told_before_anything_starts(config, tmp_path):
     with pytest.raises(ConfigError, match=r"profile\.json: family"):
         up(config, folder=tmp_path / "state")
     assert not (tmp_path / "state").exists()
+
+
+def test_a_policy_that_is_not_there_is_told_before_anything_starts(config, tmp_path):
+    config.write_text(config.read_text().replace("policy: weir", "policy: magic"))
+    with pytest.raises(ConfigError, match=r"toy\.yaml: controller\.policy: .*'magic'; known: weir"):
+        up(config, folder=tmp_path / "state")
+
+
+def test_a_service_is_checked_before_ray_is_imported_which_reads_its_environment_then(config):
+    code = f"import sys; from deploy.local import checked; checked({str(config)!r}); sys.exit('ray' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_a_taken_port_is_told_before_anything_starts(config, tmp_path):

@@ -47,7 +47,7 @@ WRONG_FIELDS: dict[str, tuple[Any, ...]] = {
     "safety_identifier": (1, "x" * 513),
     "stream": ("true", 1, "false", []),
     "partial_images": (1, 3, 4, -1, 1.5, True, "0"),
-    "seed": (-1, 7.5, 2**32, 10**40, 1.5, "1", True, [1]),
+    "seed": (-2, 7.5, 2**64, 10**40, 1.5, "1", True, [1]),
     "num_inference_steps": (0, -1, 101, 10**12, 2.5, "20", True),
     "guidance_scale": (-0.1, 30.5, 1e300, "7", True, []),
 }
@@ -58,7 +58,7 @@ BODIES: dict[str, tuple[bytes, int, str | None]] = {
         for field, values in WRONG_FIELDS.items()
         for value in values
     },
-    "a model that does not exist": (_with(model="dall-e-3"), 404, "model"),
+    "a model that does not exist": (_with(model="dall-e-4"), 404, "model"),
     "a variant that does not exist": (_with(model="toy/medium"), 404, "model"),
     "an empty model": (_with(model=""), 404, "model"),
     "an unknown field": (_with(steps=10), 400, "steps"),

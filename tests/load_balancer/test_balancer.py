@@ -49,8 +49,8 @@ async def test_a_doubtful_one_is_drawn_again_by_a_heavy_replica_with_the_same_se
 
 async def test_the_images_of_one_order_have_seeds_in_a_row_and_ids_of_their_own(running, pool):
     async with running() as balancer:
-        images = await balancer.generate(GenerationRequest("a", 64, 64, n=3, seed=2**32 - 2))
-    assert [image.seed for image in images] == [2**32 - 2, 2**32 - 1, 0]
+        images = await balancer.generate(GenerationRequest("a", 64, 64, n=3, seed=2**64 - 2))
+    assert [image.seed for image in images] == [2**64 - 2, 2**64 - 1, 0]
     assert len({image.result.id for image in images}) == 3
 
 

@@ -239,9 +239,9 @@ def test_a_prompt_is_text_and_nothing_else(page, engines):
 def test_errors_are_told_in_words(page, service):
     page.type("a")
     page.browser.execute_script("document.getElementById('seed').removeAttribute('pattern')")
-    page.find("seed").send_keys("99999999999")
+    page.find("seed").send_keys("99999999999999999999")
     page.find("go").click()
-    page.shows("message", "seed is 99999999999; accepted: an integer from 0 to 4294967295")
+    page.shows("message", "seed is 99999999999999999999; accepted: an integer from 0 to 18446744073709551615")
     page.find("seed").clear()
     service.balancer.admission.in_flight += 64
     page.find("go").click()

@@ -168,6 +168,12 @@ def test_the_same_request_gives_the_same_bytes_and_another_seed_another_picture(
     assert first.image != other.image
 
 
+@pytest.mark.parametrize("bit", [0, 31, 32, 53, 63])
+def test_every_bit_of_a_seed_makes_another_picture(tiny: Family, bit: int) -> None:
+    one, other = (tiny.generate(HEAVY, [image_request(seed=s)])[0] for s in (5, 5 ^ 2**bit))
+    assert one.image != other.image
+
+
 def test_batched_pictures_are_those_of_the_unmodified_diffusers_pipeline(tiny: Family) -> None:
     pipeline = tiny.pipelines[HEAVY]
     latents = torch.randn((4, SIZE // 2, SIZE // 2), generator=torch.Generator().manual_seed(7))[None]

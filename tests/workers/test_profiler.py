@@ -55,6 +55,24 @@ def test_emulating_a_profile_and_profiling_the_emulation_gives_it_back(embedded:
     assert measured.confidences == (0.25,) * 3
 
 
+def test_every_judged_variant_of_a_ladder_is_measured_on_the_same_prompts(embedded: FamilyConfig) -> None:
+    middle = embedded.heavy.model_copy(update={"name": "tiny-medium", "steps": 2})
+    family = embedded.model_copy(
+        update={"variants": {"light": embedded.light, "medium": middle, "heavy": embedded.heavy}}
+    )
+    given = profile(1e-9, 1e-9, confidences=(0.1, 0.2))
+    timed = {"light": given.light, "medium": given.heavy, "heavy": given.heavy}
+    timed["medium"] = given.heavy.model_copy(update={"confidences": (0.6, 0.7)})
+    engine, prompts = EmulatedEngine(given.model_copy(update={"variants": timed})), [f"a {i}" for i in range(20)]
+    measured = profile_family(family, [1, 4], 1, prompts=prompts, engine=engine)
+    assert measured.keys == family.keys
+    pairs = set(zip(measured.variant("light").confidences, measured.variant("medium").confidences, strict=True))
+    assert pairs == {(0.1, 0.6), (0.2, 0.7)}, "entry i of both is of prompt i"
+    assert measured.heavy.confidences == (), "nothing follows it"
+    judged = profile_family(family, [4], 1, prompts=prompts, engine=engine, judge_last=True)
+    assert len(judged.heavy.confidences) == len(prompts)
+
+
 def test_a_batch_size_that_does_not_fit_ends_the_list(embedded: FamilyConfig) -> None:
     engine = SmallMemory(profile())
     measured = profile_family(embedded, [1, 2, 4, 8], 1, prompts=["a"] * 5, engine=engine)

@@ -21,6 +21,7 @@ from workers.engine.samplers import Schedule
 from workers.models.denoiser import Denoiser, InTheMaking
 from workers.models.device import device_of, dtype_of, keep_freed_memory, probe, within_memory
 from workers.models.judges import family_judges
+from workers.models.noise import generator
 from workers.models.prompt_encoder import PromptEncoder, Text
 from workers.models.weights import Pipeline, is_sdxl, load_pipelines
 
@@ -152,8 +153,7 @@ class Family:
         """The latent [C, H/f, W/f] that enters the order's first step."""
         if order.start is not None and not order.warm:
             return torch.from_numpy(order.start.latent).to(self.device, torch.float32)
-        generator = torch.Generator().manual_seed(order.request.seed)
-        noise = torch.randn(self._shape(order), generator=generator).to(self.device)
+        noise = torch.randn(self._shape(order), generator=generator(order.request.seed)).to(self.device)
         if order.start is None:
             return noise * schedule.initial
         finished = torch.from_numpy(order.start.latent).to(self.device, torch.float32)

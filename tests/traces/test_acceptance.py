@@ -1,0 +1,129 @@
+"""What a service will refuse is said before anything is sent, and what it refused is in the report with its reason."""
+
+from __future__ import annotations
+
+import json
+import re
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from cli.main import app
+from traces.acceptance import GENERATIONS, accepted_fields, expected_refusals
+from traces.figures import Reason, summarise
+from traces.trace import Arrival, Trace
+from weir.config import load_family
+from weir.errors import ConfigError, ServiceError
+from weir.ports import free_port
+
+with warnings.catch_warnings():  # Ray's models warn of pydantic's future at import
+    warnings.simplefilter("ignore")
+    from load_balancer.http.reference import document
+
+FINE = Arrival(0, "a red circle", 7)
+DESCRIPTION = document(load_family("deploy/families/weir-tiny.yaml"))
+SCHEMA = DESCRIPTION["paths"][GENERATIONS]["post"]["requestBody"]["content"]["application/json"]["schema"]["properties"]
+
+
+@pytest.mark.parametrize(
+    ("arrivals", "says"),
+    [
+        (
+            [FINE, Arrival(1, "a" * 2001, None)],
+            "1 of 2 requests: a prompt longer than 2000 characters, such as 2001 char",
+        ),
+        (
+            [FINE, Arrival(1, "a", 2**64)],
+            f"1 of 2 requests: a seed that is not from -1 to {2**64 - 1}, such as {2**64}",
+        ),
+        ([FINE, Arrival(1, "\u00a0", 1)], r"1 of 2 requests: a prompt of nothing, such as '\\xa0'"),
+    ],
+)
+def test_what_will_be_refused_is_known_from_the_description(arrivals: list[Arrival], says: str) -> None:
+    [line] = expected_refusals(SCHEMA, Trace.of(arrivals))
+    assert re.match(says, line)
+
+
+@pytest.mark.parametrize("seed", [None, 0, 2**32, 2**64 - 1])
+def test_what_will_be_accepted_is_not_mentioned(seed: int | None) -> None:
+    assert expected_refusals(SCHEMA, Trace.of([FINE, Arrival(1, "a" * 2000, seed)]), "weir-tiny/light") == []
+
+
+def test_a_trace_that_is_refused_as_a_whole_is_not_sent() -> None:
+    with pytest.raises(
+        ConfigError, match=r"will refuse every request; nothing was sent\. 2 of 2 requests: a prompt longer"
+    ):
+        expected_refusals(SCHEMA, Trace.of([Arrival(0, "a" * 3000, None)] * 2))
+    with pytest.raises(ConfigError, match="no model dall-e-9; it has weir-tiny, weir-tiny/light"):
+        expected_refusals(SCHEMA, Trace.of([FINE]), "dall-e-9")
+
+
+@pytest.mark.parametrize("fields", [{}, {"prompt": {}}, {"prompt": {"anyOf": []}}])
+def test_a_service_that_says_less_is_expected_to_take_everything(fields: dict[str, Any]) -> None:
+    assert expected_refusals(fields, Trace.of([Arrival(0, "a" * 9000, 2**70)]), "any") == []
+
+
+@pytest.mark.parametrize("ending", ["", "/", "/v1", "/v1/"])
+def test_a_service_that_does_not_describe_itself_is_no_mistake(server, ending: str) -> None:
+    assert accepted_fields(server.url + ending) is None
+
+
+def test_nobody_at_the_address_is_said_at_once() -> None:
+    with pytest.raises(ServiceError, match=r"nobody answers at http://127\.0\.0\.1:.*nothing was sent"):
+        accepted_fields(f"http://127.0.0.1:{free_port()}/v1")
+
+
+def replayed(tmp_path: Path, url: str, text: str, *options: str) -> Result:
+    path = tmp_path / "trace.csv"
+    path.write_text(text)
+    command = ["replay", str(path), "--url", url, "--out", str(tmp_path / "run"), "--no-images", *options]
+    return CliRunner().invoke(app, command)
+
+
+def test_a_replay_against_a_dead_address_ends_with_a_word_and_not_zero(tmp_path: Path) -> None:
+    done = replayed(tmp_path, f"http://127.0.0.1:{free_port()}", "arrival_s,prompt\n0,a\n600,b\n")
+    assert done.exit_code == 2
+    assert "nobody answers at http://127.0.0.1:" in " ".join(done.output.split())
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_replay_that_nobody_answered_is_no_success(server, tmp_path: Path) -> None:
+    server.behaviour = lambda number, body: (1.0, 200, server.image())
+    done = replayed(tmp_path, server.url, "arrival_s,prompt\n0,a\n0.01,b\n", "--timeout", "0.2")
+    assert done.exit_code == 1
+    assert "answered none of 2 requests: no answer within 0.2 s" in " ".join(done.output.split())
+
+
+def test_refusals_are_in_the_report_by_code_and_reason(server, tmp_path: Path) -> None:
+    def refuse(number: int, body: dict[str, Any]) -> tuple[float, int, Any]:
+        if body["prompt"] == "fine":
+            return 0, 200, server.image()
+        message = f"prompt has {len(body['prompt'])} characters; accepted: <b>1 to 1000</b>"
+        kind = {"message": message, "type": "invalid_request_error", "param": "prompt", "code": "invalid_value"}
+        return 0, 400, {"error": kind}
+
+    server.behaviour = refuse
+    done = replayed(tmp_path, server.url, f"arrival_s,prompt\n0,fine\n0.01,{'a' * 1500}\n0.02,{'b' * 1600}\n")
+    assert done.exit_code == 0
+    assert "2 × 400 invalid_value: prompt has 1500 characters" in " ".join(done.output.split())
+    report = json.loads((tmp_path / "run/report.json").read_text())
+    [reason] = report["reasons"]
+    assert (reason["status"], reason["code"], reason["count"]) == (400, "invalid_value", 2)
+    assert "2 times: prompt has 1500 characters; accepted: &lt;b&gt;" in (tmp_path / "run/report.html").read_text()
+
+
+def test_reasons_that_differ_in_numbers_alone_are_one(server, tmp_path: Path) -> None:
+    from traces.replay import replay
+
+    codes = {"a": 429, "b": 503, "c": 503}
+    server.behaviour = lambda number, body: (0, codes[body["prompt"]], server.error("overloaded"))
+    outcomes = replay(
+        Trace.of([Arrival(i / 100, it, None) for i, it in enumerate("abc")]), server.url, slo_s=5, out=tmp_path
+    )
+    assert summarise(outcomes.outcomes, 5).reasons == (
+        Reason(503, "overloaded", "no", 2),
+        Reason(429, "overloaded", "no", 1),
+    )

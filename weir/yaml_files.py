@@ -1,0 +1,138 @@
+"""Reads the YAML that people write by hand, without the surprises of YAML 1.1.
+
+Every plain scalar stays the text that stands in the file, and only ``null``, ``~`` and nothing are None: what a value
+means is decided by the field that takes it. ``mode: off`` is the word off, ``compile: on`` is true, ``name: 010`` keeps
+its zero, and a digest of digits is no number. A key that stands twice is an error.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Hashable
+from pathlib import Path
+from typing import Any, ClassVar
+
+import yaml
+
+from weir.errors import ConfigError
+
+_STRING, _NULL, _MERGE = (f"tag:yaml.org,2002:{kind}" for kind in ("str", "null", "merge"))
+#: Byte order marks; a file without one is UTF-8.
+_MARKS = ((b"\xef\xbb\xbf", "utf-8-sig"), (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"))
+#: What YAML's parser says → what is wrong and the remedy.
+_REMEDIES = (
+    (r"found character '\\t'", "a tab stands where YAML takes spaces only; indent with spaces"),
+    (r"found character '(.)' that cannot", r"a value cannot begin with \1; put it in quotes"),
+    ("mapping values are not allowed", "there is ': ' inside a value, or the indentation is wrong; put text in quotes"),
+    ("could not find expected ':'", "a key has no ': ' (colon and space) after it"),
+    ("expected <block end>", "the indentation does not match the lines above"),
+    ("expected a single document", "a second document begins here; a file holds one"),
+    (r"expected '?,'? or '?([\]}])'?", r"a list or mapping in brackets is not closed; a \1 or a comma is missing"),
+    ("while scanning a quoted scalar", "a quote is not closed"),
+    ("found undefined alias", "a value that begins with * names something above; put it in quotes"),
+    ("could not determine a constructor", "tags (words that begin with !) are not taken; put the value in quotes"),
+)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML whose plain scalars are text or None, and whose keys stand once."""
+
+    yaml_implicit_resolvers: ClassVar[dict[str, list[tuple[str, re.Pattern[str]]]]] = {}
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        lines: dict[str, int] = {}
+        for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():
+            if not isinstance(key, yaml.ScalarNode):
+                continue
+            if key.value in lines:
+                raise DuplicateKey(key.value, lines[key.value], key.start_mark.line + 1)
+            lines[key.value] = key.start_mark.line + 1
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(_NULL, re.compile(r"^(?:~|null|Null|NULL|)$"), ["~", "n", "N", ""])
+_Loader.add_implicit_resolver(_MERGE, re.compile("^<<$"), ["<"])
+
+
+class DuplicateKey(Exception):
+    """A mapping has a key twice; the lines count from 1."""
+
+    def __init__(self, key: str, first_line: int, line: int):
+        super().__init__(key, first_line, line)
+        self.key, self.first_line, self.line = key, first_line, line
+
+
+def read_mapping(path: Path, *, quoted: bool = True) -> dict[str, Any]:
+    """The keys and values of one YAML file; every scalar in it is a string or None.
+
+    Args:
+        quoted: complaints may show what stands in the file.
+
+    Raises:
+        ConfigError: names the file and the line, what is wrong there, and the remedy.
+    """
+    text = _decoded(path)
+    loader = None
+    try:
+        loader = _Loader(text)
+        fields = loader.get_single_data()
+    except DuplicateKey as error:
+        name = f"the key {error.key}" if quoted else "a key"
+        raise ConfigError(
+            f"{path}: line {error.line}: {name} is given twice, first in line {error.first_line}; drop one"
+        ) from None
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        raise ConfigError(
+            f"{path}: line {line}: not valid YAML: the character U+{error.character:04X} is not allowed; delete it"
+        ) from None
+    except yaml.MarkedYAMLError as error:
+        begun = (error.context or "").startswith("while scanning a")  # a key or a quoted text that does not end
+        mark = error.context_mark if begun and error.context_mark else error.problem_mark
+        place = f"line {mark.line + 1}: " if mark else ""
+        raise ConfigError(f"{path}: {place}not valid YAML: {_problem(error, quoted)}") from None
+    except RecursionError:
+        raise ConfigError(f"{path}: not valid YAML: it is nested too deeply") from None
+    finally:
+        if loader is not None:
+            loader.dispose()
+    if fields is None:
+        raise ConfigError(f"{path}: the file is empty; expected keys and values")
+    if not isinstance(fields, dict):
+        found = "a list" if isinstance(fields, list) else "text; there is no 'key: value' with a space after the colon"
+        raise ConfigError(f"{path}: expected keys and values, found {found}")
+    return fields
+
+
+def whole_number(text: str) -> int | None:
+    """The number that is written as ``1e3``, ``0x1F`` or ``0o17``; None where it is no whole one."""
+    if re.fullmatch(r"[-+]?0x[0-9a-fA-F]+|[-+]?0o[0-7]+", text):
+        return int(text, 0)
+    if re.fullmatch(r"[-+]?\d+(\.\d*)?[eE]\+?\d{1,2}", text, re.ASCII) and float(text).is_integer():
+        return int(float(text))
+    return None
+
+
+def _decoded(path: Path) -> str:
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: there is no such file") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
+    encoding = next((name for mark, name in _MARKS if content.startswith(mark)), "utf-8")
+    try:
+        return content.decode(encoding)
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise ConfigError(
+            f"{path}: line {line}: byte 0x{content[error.start]:02x} is not UTF-8; save the file as UTF-8"
+        ) from None
+
+
+def _problem(error: yaml.MarkedYAMLError, quoted: bool) -> str:
+    said = " ".join(filter(None, (error.context, error.problem)))
+    for pattern, remedy in _REMEDIES:
+        if found := re.search(pattern, said):
+            return found.expand(remedy) if quoted else "put values in quotes, and indent with spaces"
+    return said if quoted else "put values in quotes, and indent with spaces"
