@@ -5,7 +5,6 @@ Every fault is made on a real server. The state that a worker would resume from 
 
 import os
 import signal
-import time
 from collections.abc import Callable
 
 import numpy as np
@@ -115,10 +114,9 @@ def test_a_slow_server_costs_the_time_limit_and_then_nothing(server: RedisServer
         for _ in range(3):
             assert store.get(KEY) is None
         assert backend.reading.is_open
-        started = time.monotonic()
+        backend._reader = None  # type: ignore[assignment]  # nobody asks the server while the breaker is open
         for _ in range(100):
             assert store.get(KEY) is None
-        assert time.monotonic() - started < 100 * 0.05, "nobody waits while the breaker is open"
         assert store.counts["failed"] == 103
     finally:
         os.kill(server.process.pid, signal.SIGCONT)

@@ -30,6 +30,8 @@ SHIPPED = {
     ROOT / "traces/bursty.csv": ("trace", "2204 requests in 598 s"),
 }
 
+PLAN = Plan.split(3, 2, 14, light_batch=4, heavy_batch=2, threshold=0.25)
+
 
 @pytest.mark.parametrize(("path", "expected"), SHIPPED.items(), ids=lambda it: it.name if isinstance(it, Path) else "")
 def test_a_shipped_file_is_told_and_right(path: Path, expected: tuple[str, str]) -> None:
@@ -48,7 +50,7 @@ def test_a_file_is_told_by_its_content_and_not_by_its_name(tmp_path: Path) -> No
 
 def test_a_plan_says_what_each_role_gets(tmp_path: Path) -> None:
     path = tmp_path / "plan.json"
-    path.write_text(json.dumps(Plan.split(3, 2, 14, light_batch=4, heavy_batch=2, threshold=0.25).to_dict()))
+    path.write_text(json.dumps(PLAN.to_dict()))
     assert check(path).says == ("version 3: replicas 2 light, 14 heavy; thresholds 0.25; admits all",)
 
 
@@ -78,7 +80,11 @@ def changed(path: Path, change: Callable[[dict], object]) -> str:
         ("profile.json", changed(ROOT / "deploy/profiles/a100-sdxl.json", lambda it: it.pop("heavy")), "heavy"),
         ("ladder.json", changed(LADDERS / "argus-sdxl.json", lambda it: it["levels"].reverse()), "levels"),
         ("cache.json", changed(CACHE_PROFILE, lambda it: it["selector"]["levels"].reverse()), "must both fall"),
-        ("plan.json", json.dumps({"version": 1, "assignments": [], "thresholds": [0.5]}), "assignments is empty"),
+        (
+            "plan.json",
+            json.dumps({"version": 1, "assignments": [], "chain": ["light", "heavy"], "thresholds": [0.5]}),
+            "assignments is empty",
+        ),
         ("trace.csv", "arrival_s,prompt\nsoon,a cat\n", "line 2"),
         ("what.yaml", "colour: red\n", "cannot tell what it is from the keys colour"),
         ("broken.json", '{"version": 1,', "neither YAML nor JSON from line 1"),

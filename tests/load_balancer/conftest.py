@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import warnings
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from load_balancer.pool.pool import ReplicaLost
+from simulator.exact import VirtualTime
 from testing.toy_family import FAMILY, PROFILE
 from weir.config import FamilyConfig
 from weir.plan import HEAVY, LIGHT, Plan
@@ -81,14 +82,25 @@ class FakePool:
         yield await self.generate(replica, variant, request, role)
 
 
+def pytest_asyncio_loop_factories(item: pytest.Item) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """Runs the tests of a balancer with fake replicas on virtual time: sleeping costs nothing, and a busy machine does
+    not make an image late."""
+    virtual = "running" in getattr(item, "fixturenames", ())
+    return {"virtual": VirtualTime} if virtual else {"real": asyncio.new_event_loop}
+
+
 @pytest.fixture
 def running(pool: FakePool, plan: Plan, family: FamilyConfig, profile: Profile) -> Callable[..., Any]:
-    """``async with running(plan, …) as balancer``: a balancer that knows its replicas; further options are its own."""
+    """``async with running(plan, …) as balancer``: a balancer that knows its replicas; further options are its own.
+
+    Its clock is that of the loop, on which time is virtual: see :func:`pytest_asyncio_loop_factories`.
+    """
     from load_balancer.runner.balancer import Balancer
 
     @asynccontextmanager
     async def start(plan: Plan = plan, **more: Any) -> AsyncIterator[Balancer]:
-        options = {"slo_s": 5.0, "queued": 16, "profile": profile, **more}
+        clock = asyncio.get_running_loop().time
+        options = {"slo_s": 5.0, "queued": 16, "profile": profile, "clock": clock, **more}
         balancer = Balancer(pool, plan, family, **options)
         watching = asyncio.create_task(balancer.registry.watch())
         while not balancer.readiness()["ready"]:

@@ -118,6 +118,7 @@ async def test_where_heavy_images_come_late_the_next_ones_are_not_begun_so_near_
         while sum(role == HEAVY for _, role, _ in pool.calls) < LEAST_IMAGES:
             assert (await balancer.generate(ORDER))[0].path == "light-deadline"
         begun = len(pool.calls)
+        pool.delay_s[LIGHT] = 0.01  # nearer to the deadline than those before
         await balancer.generate(ORDER)
     assert len(pool.calls) == begun + 1  # its light image alone
 

@@ -191,6 +191,22 @@ def test_a_policy_that_fails_ends_the_simulation() -> None:
         simulate_exactly(broken, RequestStream(at(5.0), {"light": np.array([0.9])}))
 
 
+def test_at_five_times_the_capacity_what_is_accepted_is_in_time_and_refusals_end_with_the_burst() -> None:
+    # A batch of two light images takes 0.17 s, so the one light replica serves about 12 requests/s.
+    calm, burst = np.arange(0, 20, 0.5), 20 + np.arange(0, 20, 1 / 60)
+    times_s = np.concatenate([calm, burst, 40 + calm])
+    requests = RequestStream(at(*times_s), {"light": np.full(len(times_s), 0.9)})
+    policy = fixed()
+    outcome = simulate_exactly(policy, requests)
+    refused = outcome.paths == UNANSWERED
+    during = (times_s >= 20) & (times_s < 40)
+    assert refused[during].mean() > 0.5
+    assert not outcome.violated[~refused].any()
+    assert (~refused[during]).sum() / 20 > 0.7 * 12
+    assert not refused[times_s < 20].any()
+    assert not refused[times_s > 40 + policy.setting.slo_s].any()
+
+
 def test_virtual_time_jumps_to_the_next_timer() -> None:
     async def waits() -> float:
         begun = asyncio.get_running_loop().time()

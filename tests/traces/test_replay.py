@@ -7,8 +7,10 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from prometheus_client import CollectorRegistry
@@ -98,13 +100,14 @@ def test_images_are_left_out_when_asked(send, tmp_path: Path) -> None:
 
 
 def test_a_slow_server_never_delays_arrivals(server, send) -> None:
-    server.behaviour = lambda n, body: (0.8, 200, server.image())
-    trace = evenly(30, 0.01)
-    done = send(trace)
-    # Were the loop closed, thirty answers of 0.8 s would take 24 s one after the other.
-    assert server.arrived_at[-1] - server.arrived_at[0] < 0.8
-    assert all(o.lateness_s < 0.5 for o in done.outcomes)
-    assert all(o.latency_s >= 0.8 for o in done.outcomes)
+    everybody = threading.Barrier(30)
+
+    def answer(number: int, body: dict[str, Any]) -> tuple[float, int, Any]:
+        everybody.wait(timeout=60)  # nobody is answered before all have come
+        return 0, 200, server.image()
+
+    server.behaviour = answer
+    assert all(o.answered for o in send(evenly(30, 0.01)).outcomes)
 
 
 @pytest.mark.parametrize(
@@ -141,10 +144,18 @@ def test_a_server_that_says_nothing_of_the_path_still_counts_as_answering(server
 
 
 def test_a_request_without_an_answer_is_given_up_after_the_timeout(server, send) -> None:
-    server.behaviour = lambda n, body: (1.0 if body["prompt"] == "prompt 0" else 0, 200, server.image())
-    slow, fast = send(evenly(2), timeout_s=0.4).outcomes
+    given_up = threading.Event()
+
+    def answer(number: int, body: dict[str, Any]) -> tuple[float, int, Any]:
+        if body["prompt"] == "prompt 0":
+            given_up.wait(timeout=60)
+        return 0, 200, server.image()
+
+    server.behaviour = answer
+    slow, fast = send(evenly(2), timeout_s=2).outcomes
+    given_up.set()
     assert (slow.error, slow.status) == ("timeout", 0)
-    assert 0.4 <= slow.latency_s < 1
+    assert slow.latency_s >= 2
     assert fast.answered
 
 
@@ -189,7 +200,7 @@ def test_ctrl_c_ends_it_with_whole_rows_of_what_ended_and_no_partial_file(server
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "trace = Trace.of([Arrival(i * 0.02, 'a, \"b\"\\nc', i) for i in range(2000)])\n"
         f"done = replay(trace, {server.url!r}, slo_s=5, out={str(tmp_path / 'run')!r})\n"
-        "assert done.interrupted and done.planned == 2000 and done.duration_s < 20\n"
+        "assert done.interrupted and done.planned == 2000 and done.duration_s < 40\n"
         "sys.exit(len(done.outcomes))"
     )
     process = subprocess.Popen([sys.executable, "-W", "error", "-c", program], stderr=subprocess.PIPE)
@@ -201,7 +212,7 @@ def test_ctrl_c_ends_it_with_whole_rows_of_what_ended_and_no_partial_file(server
             assert process.poll() is None, process.communicate()[1]
             time.sleep(0.02)
         process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=20)
+        _, errors = process.communicate(timeout=120)
     finally:
         process.kill()
         process.wait()
