@@ -1,1 +1,1 @@
-"""The HTTP API, admission, the cascade path and dispatch."""
+"""The load balancer: HTTP API, admission control, execution of the cascade, and dispatch to replicas."""

@@ -31,7 +31,8 @@ RECORD_S = 1.0
 
 
 class LoadBalancer:
-    """Args are plain JSON, as the classes' ``model_dump`` and ``to_dict`` write them."""
+    """The ingress deployment. Its arguments are JSON values, as ``model_dump`` and ``to_dict`` of the classes write
+    them."""
 
     def __init__(
         self,
@@ -61,10 +62,10 @@ class LoadBalancer:
             metrics=RayMetrics(),
         )
         http = self._service.http
-        self._callers = ApiKeys(self._service.keys_file, open_admin=http.is_local)
+        self._api_keys = ApiKeys(self._service.keys_file, open_admin=http.is_local)
         if self._service.keys_file is None and not http.is_local:
             log.warning(
-                "every client that reaches %s:%d may ask for images; keys_file names those that may",
+                "every client that reaches %s:%d may generate images; set keys_file to require a key",
                 http.host,
                 http.port,
             )
@@ -76,7 +77,7 @@ class LoadBalancer:
             self.balancer,
             self._family,
             self._service.limits,
-            self._callers,
+            self._api_keys,
             aliases=self._service.aliases,
             allowed_origins=self._service.http.allowed_origins,
         )
@@ -86,16 +87,16 @@ class LoadBalancer:
         return self._lease.take(controller, time.monotonic())
 
     async def follow(self, controller: str) -> None:
-        """This controller ends, and publishes nothing more."""
+        """Gives up the lease of a controller that shuts down."""
         self._lease.give_up(controller)
 
     async def counters(self, judged: int, batches: int, fetched: int, verdicts: int = 0) -> dict[str, Any]:
-        """See :meth:`Balancer.counters`; on the event loop, for all state belongs to it."""
-        self.balancer.metrics.looked(time.time())
+        """See :meth:`Balancer.counters`. Runs on the event loop, which owns all state."""
+        self.balancer.metrics.counters_read(time.time())
         return self.balancer.counters(judged, batches, fetched, verdicts)
 
     async def shadow_sample(self, levels: list[tuple[str, int]]) -> dict[str, Any] | None:
-        """See :meth:`Balancer.shadow_sample`; the fields of a ``ShadowSample`` come back."""
+        """See :meth:`Balancer.shadow_sample`; returns the fields of a ``ShadowSample``."""
         sample = await self.balancer.shadow_sample(levels)
         return None if sample is None else asdict(sample)
 
@@ -116,7 +117,7 @@ class LoadBalancer:
             ]
 
     async def _record_metrics(self) -> None:
-        """Records the state and the counts, off every request's path."""
+        """Records the state and the counts once a second."""
         while True:
             await asyncio.sleep(RECORD_S)
             try:

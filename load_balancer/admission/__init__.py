@@ -1,1 +1,1 @@
-"""Admission control: who may send a request now, and under which plan and deadline it runs."""
+"""Admission control: which requests are accepted now, by predicted finish time, queue, rate and quota."""

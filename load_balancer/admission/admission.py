@@ -1,17 +1,20 @@
-"""Who gets in. Refusing is cheap and early: before any work, with the time after which a retry makes sense."""
+"""Admission control. A refusal comes before any work is done, and names the time after which to try again."""
 
 from __future__ import annotations
 
 from weir.errors import NotReady, Overloaded
 
-#: Seconds of the admitted rate that may come at once.
+#: Length of the largest admitted burst, in seconds of the admitted rate.
 BURST_S = 1.0
-#: Replacing a replica takes a few seconds.
+#: ``Retry-After`` while there is no replica: replacing one takes a few seconds.
 RESTART_S = 5.0
 
 
 class Admission:
-    """Counts the images in flight. Every :meth:`admit` that returns has to be answered by one :meth:`release`."""
+    """Admits or refuses requests, and counts the images in flight.
+
+    One :meth:`release` has to follow every :meth:`admit` that returns.
+    """
 
     def __init__(self, queued: int):
         self.queued = queued
@@ -29,23 +32,24 @@ class Admission:
         rps: float | None = None,
         share: float = 1.0,
     ) -> None:
-        """Lets a request of so many images in.
+        """Admits a request for ``images`` images.
 
         Args:
-            finish_at: predicted time of its last first-stage image; None when no replica is there.
-            share: of all images that may be in flight, those that this request may add to.
-            rps: the plan's admitted rate of requests; None admits all.
+            finish_at: predicted finish time of the request's last image on the first variant; None without a replica.
+            rps: requests per second that the plan admits; None admits all.
+            share: share of the limit on images in flight that is available to this request.
 
         Raises:
-            NotReady: there is no replica.
-            Overloaded: too many images in flight, the prediction is beyond the deadline, or the rate is used up.
+            NotReady: no replica is ready.
+            Overloaded: too many images are in flight, the predicted finish is after the deadline, or the rate is used
+            up.
         """
         if finish_at is None:
-            raise NotReady("no replica is ready to draw", retry_after_s=RESTART_S)
+            raise NotReady("no replica is ready", retry_after_s=RESTART_S)
         most = int(self.queued * share)
         if self.in_flight + images > most:
             raise Overloaded(
-                f"{self.in_flight} images are in flight and at most {most} may be",
+                f"{self.in_flight} images are in flight and at most {most} are allowed",
                 retry_after_s=finish_at - now,
             )
         if finish_at > deadline:

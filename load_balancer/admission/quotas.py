@@ -1,4 +1,4 @@
-"""What one caller may ask for: images per minute, and images at once. Pure: the time comes in as an argument."""
+"""Quotas of callers: images per minute, and concurrent images. Pure: the time is an argument."""
 
 from __future__ import annotations
 
@@ -16,20 +16,21 @@ class _Use:
 
 
 class Quotas:
-    """Every caller's use. A :meth:`take` that returns has to be answered by one :meth:`give_back`.
+    """The use of every caller. One :meth:`give_back` has to follow every :meth:`take` that returns.
 
-    Requests that the system refuses afterwards count too: whoever tries again in a tight loop pays for it.
+    Requests that admission refuses afterwards count too, so that a client that retries in a tight loop uses up its
+    quota.
     """
 
     def __init__(self) -> None:
         self._uses: dict[str, _Use] = {}
 
     def take(self, caller: Caller, images: int, now: float) -> None:
-        """Lets a caller ask for so many images.
+        """Charges ``images`` images to the caller's quota.
 
         Raises:
-            RateLimited: more than its key allows now; says when it does.
-            InvalidRequest: more than its key ever allows.
+            RateLimited: the key does not allow that many now; the error has the time after which it does.
+            InvalidRequest: the key never allows that many.
         """
         rate, most = caller.images_per_minute, caller.concurrent_images
         limit = min(most or images, max(1, int(rate)) if rate is not None else images)
@@ -37,7 +38,9 @@ class Quotas:
             raise InvalidRequest(f"n is {images}; this key may ask for at most {limit} at once", param="n")
         use = self._uses.setdefault(caller.name, _Use(0, float("inf"), now))
         if most is not None and use.in_flight + images > most:
-            raise RateLimited(f"this key has {use.in_flight} images in flight and may have {most}", retry_after_s=1.0)
+            raise RateLimited(
+                f"this key has {use.in_flight} images in flight and may have at most {most}", retry_after_s=1.0
+            )
         if rate is not None:
             use.tokens = min(max(1.0, rate), use.tokens + rate / 60 * (now - use.filled_at))
             use.filled_at = now
@@ -48,5 +51,5 @@ class Quotas:
         use.in_flight += images
 
     def give_back(self, caller: Caller, images: int) -> None:
-        """The images are answered, or never will be."""
+        """Ends the concurrent use of images that are answered or failed."""
         self._uses[caller.name].in_flight -= images

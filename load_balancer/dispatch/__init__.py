@@ -1,1 +1,1 @@
-"""Dispatch: which replica gets an image, by predicted finish time, and which replicas stopped answering."""
+"""Dispatch: which replica gets an image, by predicted finish time, and detection of replicas that stopped answering."""

@@ -1,7 +1,8 @@
-"""Which replica generates an image: the one of the role that would finish it first.
+"""Dispatch: an image is sent to the replica of its role that is predicted to finish it first.
 
-The state is this load balancer's own record of what it sent where (``finish_time.py``). Replies correct it: they say
-which images left together, and the queue length that they carry shows work that another load balancer sent.
+The queue models (``finish_time.py``) follow from what this load balancer sent to each replica. Replies correct them: a
+reply has the number of images that finished together, and a queue length that includes the work of other load
+balancers.
 """
 
 from __future__ import annotations
@@ -26,23 +27,23 @@ from weir.plan import Plan, ReplicaChoice
 
 
 class Choice(NamedTuple):
-    """A replica and the time, on the caller's clock, at which it would have the image ready."""
+    """A replica and its predicted finish time of the image, on the caller's clock."""
 
     replica: str
     finish_at: float
 
 
 class Dispatcher:
-    """The queue models of all replicas. Not thread-safe; time comes in as ``now`` (seconds, any monotone clock).
+    """The queue models of all replicas. Not thread-safe; times are arguments (seconds of any monotonic clock).
 
-    Every :meth:`assign` has to be answered by exactly one :meth:`finished` or :meth:`forget`; both ignore a replica
-    that is gone.
+    Exactly one :meth:`finished` or :meth:`forget` has to follow every :meth:`assign`; both ignore a replica that is
+    gone.
     """
 
     def __init__(self, plan: Plan, times: ServiceTimes, chance: random.Random | None = None):
         """
         Args:
-            chance: for plans whose rules leave the choice of a replica to it.
+            chance: random generator for plans whose rules choose replicas at random.
         """
         self.times = times
         self.delay = NetworkDelay()
@@ -55,14 +56,15 @@ class Dispatcher:
         self._answer: Choice | None = None
 
     def set_plan(self, plan: Plan) -> None:
-        """Gives every replica the role and the batch size that the plan has for its rank."""
+        """Gives every replica the role and the batch size of its rank in the plan."""
         self._plan = plan
         for replica in self._replicas.values():
             self._follow(replica, replica.rank)
         self._roles = {}
 
     def sync(self, described: Iterable[Mapping[str, Any]]) -> None:
-        """Takes in the live replicas: ``replica``, ``rank``, ``ready`` and ``queued`` of each; others are gone."""
+        """Takes in descriptions of the live replicas (``replica``, ``rank``, ``ready``, ``queued``), and removes
+        others."""
         seen: dict[str, ReplicaQueueModel] = {}
         same = True
         for it in described:
@@ -83,17 +85,17 @@ class Dispatcher:
         self._replicas = seen
 
     def remove(self, replica: str) -> None:
-        """The replica died."""
+        """Removes a replica that died."""
         if self._replicas.pop(replica, None) is not None:
             self._roles = {}
 
     def role_of(self, replica: str) -> str:
-        """The role of a live replica under the plan in force; "" when it is gone."""
+        """The role of a live replica under the plan in force; "" when the replica is gone."""
         it = self._replicas.get(replica)
         return it.role if it else ""
 
     def ready(self, role: str) -> int:
-        """Live replicas of the role."""
+        """Number of live replicas of the role."""
         index = self._index().get(role)
         return len(index.members) if index is not None else 0
 
@@ -103,11 +105,12 @@ class Dispatcher:
         return sorted(r.rank for r in self._replicas.values())
 
     def queued(self, role: str) -> int:
-        """Images that wait at the replicas of the role to be begun."""
+        """Number of images that wait in the queues of the role's replicas."""
         return sum(r.waiting for r in self._replicas.values() if r.role == role)
 
     def capacity_rps(self, role: str) -> float:
-        """Whole images per second that the replicas of the role generate in full batches; 0 while no time is known."""
+        """Images per second that the role's replicas generate in full batches of whole runs; 0 while no time is
+        known."""
         variant = self._plan.variant_of(role)
         seconds = [
             (r.batch_size, self.times.seconds(variant, r.batch_size)) for r in self._replicas.values() if r.role == role
@@ -116,15 +119,15 @@ class Dispatcher:
 
     @property
     def outstanding(self) -> dict[str, int]:
-        """Images sent to each replica and not answered yet."""
+        """Number of images sent to each replica and not answered yet."""
         return {r.id: r.outstanding for r in self._replicas.values()}
 
     def pick(
         self, kind: Kind, now: float, *, avoid: frozenset[str] = frozenset(), low_priority: bool = False
     ) -> Choice | None:
-        """The replica that the plan's rules send an image of this kind to; None when there is no replica at all.
+        """Chooses the replica for an image of this kind by the plan's rules; None when there is no replica at all.
 
-        Every replica holds all variants, so while none of the role is alive the others stand in.
+        Every replica holds all variants, so while no replica of the role is alive, the others serve it.
         """
         if self._plan.rules.replica_choice is ReplicaChoice.EARLIEST_FINISH:
             return self._earliest(kind, now, avoid, low_priority)
@@ -138,7 +141,7 @@ class Dispatcher:
         index = self._index().get(kind.role)
         if index is not None and not avoid:
             question = (kind, now, low_priority)
-            if self._asked != question:  # prediction and dispatch ask the same, one after the other
+            if self._asked != question:  # a dispatch repeats the question of the prediction before it
                 found = index.earliest(kind, now, low_priority)
                 self._asked, self._answer = question, None if found is None else Choice(found[0].id, found[1])
             return self._answer
@@ -171,7 +174,7 @@ class Dispatcher:
         candidates = self._candidates(kind.role, avoid)
         if not candidates:
             return None
-        # Each goes where it is ready first; only where the last one went does the next one find another time.
+        # Each image goes to the replica that finishes it first, which changes the finish time of that replica only.
         offers = [(it.finish_at(kind, now, low_priority=low_priority), it.id, 0, it) for it in candidates]
         heapify(offers)
         last = now
@@ -183,7 +186,7 @@ class Dispatcher:
         return last
 
     def assign(self, replica: str, request: ImageId, kind: Kind, now: float, *, low_priority: bool = False) -> None:
-        """Notes that the image was sent there; one of low priority lets all others go first."""
+        """Records that the image was sent to the replica; all other images precede one of low priority."""
         it = self._replicas.get(replica)
         if it is not None:
             it.assign(request, kind, now, low_priority=low_priority)
@@ -204,12 +207,15 @@ class Dispatcher:
         """Takes in a reply.
 
         Args:
-            batch_size, compute_s: images that shared the denoiser with this one, and its time from begin to end.
-            together: images that left at the same step; None: its batch.
-            queue_s, queued: how long it waited there, and the images that wait there now; None: not known.
+            batch_size, compute_s: number of images in the denoiser's batch, and seconds from the image's first step to
+                its
+            end.
+            together: number of images that finished at the same step; None: the whole batch.
+            queue_s, queued: how long the image waited at the replica, and how many images wait there now; None:
+                unknown.
 
         Returns:
-            The kind of the image, with the first reply of those that left together; None with the others.
+            The kind of the image for the first reply of those that finished together; None for the others.
         """
         it = self._replicas.get(replica)
         if it is None:
@@ -229,21 +235,21 @@ class Dispatcher:
         return kind
 
     def begun(self, replica: str, request: ImageId) -> bool:
-        """Whether the image is being generated, as far as is known; what is not known counts as begun."""
+        """Whether the image is being generated, as far as the model knows; an unknown image counts as begun."""
         it = self._replicas.get(replica)
         return it is None or it.begun(request)
 
     def batch_s(self, replica: str, kind: Kind) -> float:
-        """Predicted seconds of a full batch of the kind there; 0 when the replica is gone."""
+        """Predicted seconds of a full batch of the kind at the replica; 0 when the replica is gone."""
         it = self._replicas.get(replica)
         return self.times.seconds(kind.variant, it.batch_size, kind.work) if it else 0.0
 
     def whole_s(self, kind: Kind, batch_size: int, compute_s: float) -> float:
-        """What a batch of the kind would have taken with the variant's own number of steps."""
+        """Seconds that a batch of the kind would have taken with the variant's own number of steps."""
         return self.times.whole(kind.variant, batch_size, compute_s, kind.work)
 
     def position(self, request: ImageId) -> int | None:
-        """0 while the image is generated, else 1 for the first of those that wait; None where it is at no replica."""
+        """0 while the image is generated, 1 for the first waiting image, and so on; None when it is at no replica."""
         for it in self._replicas.values():
             if request in it.queue:
                 if it.begun(request):
@@ -253,7 +259,7 @@ class Dispatcher:
         return None
 
     def forget(self, replica: str, request: ImageId, now: float) -> None:
-        """The image was cancelled or failed on the way; nobody waits for it any more."""
+        """Removes an image that was cancelled or failed."""
         it = self._replicas.get(replica)
         if it is not None and it.knows(request):
             it.forget(request, now)
@@ -267,7 +273,7 @@ class Dispatcher:
         return members or [r for r in self._replicas.values() if r.id not in avoid]
 
     def _index(self) -> dict[str, RoleIndex]:
-        """The live replicas by role; made afresh after a change of plan or of replicas."""
+        """The live replicas by role; rebuilt after a change of plan or of replicas."""
         if not self._roles:
             self._asked = None
             members: dict[str, list[ReplicaQueueModel]] = {}
@@ -288,7 +294,7 @@ class Dispatcher:
             index.refresh(replica)
 
     def _follow(self, replica: ReplicaQueueModel, rank: int) -> None:
-        """Gives the replica what the plan has for its rank."""
+        """Gives the replica the assignment of its rank in the plan."""
         assignment = self._plan.assignment(rank)
         replica.rank, replica.role, replica.batch_size = rank, assignment.role, assignment.batch_size
         replica.open_role = priced_open(self._plan)

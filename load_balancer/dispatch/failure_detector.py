@@ -1,7 +1,7 @@
-"""Replicas that were there and say nothing: when no image goes there, when none waits there, when they are ended. Pure.
+"""Detects replicas that stopped answering, and decides what happens to them and to their images. Pure.
 
-Serve asks a replica for its health every few seconds, but not while it takes in a plan: should one freeze just then, it
-is neither routed to nor looked after any more, and nothing would ever take its place.
+Serve checks the health of a replica every few seconds, but not while the replica takes in a plan. A replica that
+freezes at that moment is neither routed to nor health-checked any more, and Serve would never replace it.
 """
 
 from __future__ import annotations
@@ -10,68 +10,70 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-#: A replica that has said nothing this many times in a row is out of the book until it speaks again.
-SILENT_LOOKS = 3
-#: One that Serve does not route to finishes what it has begun, but an image does not wait longer for it.
-ABSENT_S = 10.0
+#: A replica that missed this many probes in a row gets no images until it answers again.
+MISSED_PROBES = 3
+#: Seconds that an image waits for a replica that Serve no longer routes to. Such a replica finishes what it has begun.
+UNROUTED_S = 10.0
 
 
-class Look(NamedTuple):
-    """What follows from one look at the replicas.
+class Assessment(NamedTuple):
+    """The result of one probe of all replicas.
 
     Attributes:
-        book: those that images may go to.
-        lost: those whose images are to be drawn elsewhere.
-        to_end: those that have to make room for others, as they last described themselves; each is named once.
+        available: descriptions of the replicas that images may be sent to.
+        lost: replicas whose images have to be generated elsewhere.
+        to_end: last descriptions of the replicas to kill, so that Serve replaces them; each is listed once.
     """
 
-    book: list[Mapping[str, Any]]
+    available: list[Mapping[str, Any]]
     lost: set[str]
     to_end: list[Mapping[str, Any]]
 
 
 @dataclass(slots=True)
-class _Quiet:
+class _Missing:
+    """A replica that does not answer, and its last description."""
+
     described: Mapping[str, Any]
     since: float
-    looks: int = 0
+    missed: int = 0
     ended: bool = False
 
 
 class FailureDetector:
-    """Keeps who has fallen silent.
+    """Keeps track of the replicas that do not answer.
 
     Args:
-        end_s: a replica that nobody has heard for so long is beyond hope. Longer than a replica may take that is
-            told to stop and finishes what it has begun.
+        end_s: a replica that has not answered for this long is killed. It has to be longer than a replica that is being
+            stopped may take to finish what it has begun.
     """
 
     def __init__(self, end_s: float):
         self._end_s = end_s
-        self._heard: dict[str, Mapping[str, Any]] = {}
-        self._quiet: dict[str, _Quiet] = {}
+        self._answering: dict[str, Mapping[str, Any]] = {}
+        self._missing: dict[str, _Missing] = {}
 
     @property
     def pending(self) -> bool:
-        """Whether the next look decides about somebody's images."""
-        return any(0 < it.looks < SILENT_LOOKS for it in self._quiet.values())
+        """Whether the next probe may declare a replica lost."""
+        return any(0 < it.missed < MISSED_PROBES for it in self._missing.values())
 
-    def look(self, described: Iterable[Mapping[str, Any]], now: float) -> Look:
-        """Takes in one look: what every replica says that Serve routes to; one that did not answer has ``silent``."""
-        looked = {it["replica"]: it for it in described}
-        spoken = {replica: it for replica, it in looked.items() if not it.get("silent")}
-        for replica, last in self._heard.items():
-            self._quiet.setdefault(replica, _Quiet(last, now))
-        self._heard = spoken
-        found = Look(list(spoken.values()), set(), [])
-        for replica, it in list(self._quiet.items()):
-            if replica in spoken or (it.ended and replica not in looked):
-                del self._quiet[replica]
+    def assess(self, described: Iterable[Mapping[str, Any]], now: float) -> Assessment:
+        """Takes in one probe: the descriptions of all routed replicas; ``silent`` marks those that did not answer."""
+        routed = {it["replica"]: it for it in described}
+        answering = {replica: it for replica, it in routed.items() if not it.get("silent")}
+        for replica, last in self._answering.items():
+            self._missing.setdefault(replica, _Missing(last, now))
+        self._answering = answering
+        found = Assessment(list(answering.values()), set(), [])
+        for replica, it in list(self._missing.items()):
+            if replica in answering or (it.ended and replica not in routed):
+                del self._missing[replica]
                 continue
-            it.looks = it.looks + 1 if replica in looked else 0
-            if 0 < it.looks < SILENT_LOOKS:
-                found.book.append(looked[replica])
-            elif it.looks or now - it.since >= ABSENT_S:
+            it.missed = it.missed + 1 if replica in routed else 0
+            if 0 < it.missed < MISSED_PROBES:
+                found.available.append(routed[replica])
+            elif it.missed or now - it.since >= UNROUTED_S:
                 found.lost.add(replica)
             if now - it.since >= self._end_s and not it.ended:
                 it.ended = True

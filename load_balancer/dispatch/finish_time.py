@@ -1,11 +1,11 @@
-"""What is known of one replica's queue, and when the replica would have one more image ready.
+"""Models of a replica's queue, which predict when the replica would finish one more image.
 
-There are two models, for there are two kinds of profile. One that measured steps belongs to workers whose images join
-and leave at every step (:class:`SlotQueueModel`); one that measured whole batches to workers that run them as one
-(:class:`BatchQueueModel`).
+There are two models, one for each kind of profile. A profile of steps belongs to workers whose images join and leave
+at every step (:class:`SlotQueueModel`); a profile of whole batches belongs to workers that run a batch from begin to
+end (:class:`BatchQueueModel`).
 
-Both know that a call is on its way for a while (:mod:`load_balancer.dispatch.network_delay`): an image cannot join
-what begins before it arrives, and a reply that has not come yet may be on its way back.
+Both include the network delay (:mod:`load_balancer.dispatch.network_delay`): an image cannot join a batch that begins
+before the image arrives, and a reply that is due may still be in transit.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from load_balancer.dispatch.network_delay import NetworkDelay
 from load_balancer.dispatch.service_times import ServiceTimes
 from weir.plan import Plan
 
-#: Unique among all images ever: the load balancer's are strings, the simulator's numbers.
+#: Never reused. The load balancer uses strings, the simulator numbers.
 ImageId = str | int
 
 
@@ -40,22 +40,22 @@ class Kind(NamedTuple):
 
 
 def priced_open(plan: Plan) -> str:
-    """The role whose images are priced by the batch as it is now; "": none.
+    """The role whose images are predicted with the present occupancy of the batch; "": none.
 
-    All others are priced as if every place beside them were taken, whoever is there yet.
+    Images of all other roles are predicted with a full batch, however many images are in it yet.
     """
     return plan.first if plan.routing is None else ""
 
 
 @dataclass(slots=True)
 class ReplicaQueueModel(ABC):
-    """What both models have in common: the images that were sent there, and the replica's assignment.
+    """Base of both models: the images that were sent to the replica, and the replica's assignment.
 
     Attributes:
         open_role: see :func:`priced_open`.
-        queue: images sent and not answered, in order; of those in ``leaving`` one of the same batch has been answered.
-        low_priority: images in the queue that let all others go first.
-        foreign: images queued there by another load balancer.
+        queue: images sent and not answered, in order; for those in ``leaving`` another image of the batch was answered.
+        low_priority: images in the queue that all others precede.
+        foreign: number of images that other load balancers queued there.
     """
 
     id: str
@@ -78,33 +78,33 @@ class ReplicaQueueModel(ABC):
     @property
     @abstractmethod
     def waiting(self) -> int:
-        """Images in the queue that are not begun."""
+        """Number of images in the queue that have not begun."""
 
     @abstractmethod
     def finish_at(self, kind: Kind, now: float, ahead: int = 0, *, low_priority: bool = False) -> float:
-        """When one more image would be ready, with ``ahead`` images of its kind sent before it."""
+        """Predicted finish time of one more image, after ``ahead`` more images of its kind were sent."""
 
     def floor(self, kind: Kind, now: float, *, low_priority: bool = False) -> float:
-        """A lower bound of :meth:`finish_at` from now on, while nothing happens here and :attr:`steady` holds."""
+        """A lower bound of :meth:`finish_at` from now on, while the queue is unchanged and :attr:`steady` holds."""
         return self.finish_at(kind, now, low_priority=low_priority)
 
     @property
     @abstractmethod
     def signature(self) -> Hashable:
-        """Equal for replicas of one role that could begin an image at once, and would have it ready at the same time;
-        None for one that could not."""
+        """Equal for replicas of one role that could begin an image at once and would finish it at the same time; None
+        for a replica that could not begin at once."""
 
     @property
     @abstractmethod
     def steady(self) -> bool:
-        """Whether :meth:`finish_at` never decreases as time goes by, while nothing happens here."""
+        """Whether :meth:`finish_at` never decreases over time while the queue is unchanged."""
 
     @abstractmethod
     def begun(self, request: ImageId) -> bool:
-        """Whether the image is being generated, as far as the model knows; what it does not know counts as begun."""
+        """Whether the image is being generated, as far as the model knows; an unknown image counts as begun."""
 
     def assign(self, request: ImageId, kind: Kind, now: float, *, low_priority: bool = False) -> None:
-        """The image is on its way there."""
+        """Records that the image was sent to the replica."""
         behind: list[ImageId] = []
         if self.low_priority and not low_priority:
             behind = [name for name in self.queue if name in self.low_priority and not self.begun(name)]
@@ -150,11 +150,11 @@ class ReplicaQueueModel(ABC):
         return kind
 
     def knows(self, request: ImageId) -> bool:
-        """Whether the image was sent there and is not answered."""
+        """Whether the image was sent to the replica and is not answered."""
         return request in self.queue or request in self.leaving
 
     def forget(self, request: ImageId, now: float) -> None:
-        """The image was cancelled or failed on the way; nobody waits for it any more."""
+        """Removes an image that was cancelled or failed."""
         self.sent_at.pop(request, None)
         self.low_priority.discard(request)
         if request in self.leaving:
@@ -167,7 +167,7 @@ class ReplicaQueueModel(ABC):
 
     @abstractmethod
     def _beside(self, request: ImageId, kind: Kind, count: int, now: float) -> list[ImageId]:
-        """The images most likely to have left with this one."""
+        """The images that most likely finished together with this one."""
 
     @abstractmethod
     def _left(self, gone: list[ImageId], now: float, queued: int | None) -> None: ...
@@ -178,14 +178,14 @@ class ReplicaQueueModel(ABC):
 
 @dataclass(slots=True)
 class BatchQueueModel(ReplicaQueueModel):
-    """Whole batches of one kind, in order:
+    """Models a replica that runs whole batches of one kind, in order. The predicted finish time of an image is:
 
-        remaining time of the running batch + whole batches queued before it + the batch that it would be part of
+    remaining time of the running batch + whole batches queued before it + the batch that it would be part of
 
-    In the first variant's role the batch it would be part of is taken as it is now, in all others as full. Taken as it
-    is now, a heavy batch looks cheapest where nobody waits, images spread over many small batches, and the variant
-    loses half of its throughput just when it is needed; besides, those already accepted would grow late with every
-    image that joins them. An idle replica begins at once, with this image alone.
+    In the first variant's role the last term is the time of the batch at its present size, in all other roles that of a
+    full batch. At its present size a heavy batch would look cheapest at replicas without a queue, images would spread
+    over many small batches, and the variant would lose half of its throughput just when it is needed; besides, every
+    image that joins would delay those already accepted. An idle replica begins at once, with this image alone.
 
     The first ``running`` entries of ``queue`` are in the batch that runs, which ends at ``free_at``.
     """
@@ -214,13 +214,13 @@ class BatchQueueModel(ReplicaQueueModel):
         """See the base class.
 
         Args:
-            catches_all: the image misses no batch that begins while it is on its way.
+            catches_all: the image misses no batch that begins while it is in transit.
         """
         usual_s, seconds, size, running = self.delay.usual_s, self.times.seconds, self.batch_size, self.running
         arrives = start = now + usual_s
         if running:
-            # The reply of a batch that has ended is on its way for so long. One that is overdue by x beyond that is
-            # expected to take x more: a stuck replica repels work the longer it hangs.
+            # The reply of a batch that has ended is in transit for the network delay. One that is overdue by x beyond
+            # that is expected to take x more, so that a stuck replica gets less work the longer it hangs.
             start = self.free_at
             overdue_s = now - start - usual_s
             if overdue_s > 0:
@@ -238,7 +238,7 @@ class BatchQueueModel(ReplicaQueueModel):
         if rest >= size:
             start += rest // size * seconds(kind.variant, size, kind.work)
             rest %= size
-        if rest and not catches_all and start < now + self.delay.slow_s:  # they may leave before it is there
+        if rest and not catches_all and start < now + self.delay.slow_s:  # they may have begun before it arrives
             start += seconds(kind.variant, rest, kind.work)
             rest = 0
         last_s = seconds(kind.variant, size if full else rest + 1, kind.work)
@@ -248,7 +248,7 @@ class BatchQueueModel(ReplicaQueueModel):
         return request not in self.queue or request in islice(self.queue, self.running)
 
     def _before(self, low_priority: bool) -> dict[Kind, int]:
-        """The waiting images that one more would have to let go first, by kind."""
+        """Number of waiting images that would precede one more, by kind."""
         counts: dict[Kind, int] = {}
         if len(self.queue) > self.running:
             for name, kind in islice(self.queue.items(), self.running, None):
@@ -275,9 +275,10 @@ class BatchQueueModel(ReplicaQueueModel):
                 self._start(now)
 
     def _start(self, at: float, there: int | None = None) -> None:
-        """The head of the queue becomes the running batch: of those that were ``there``, for others are on their way.
+        """Makes the head of the queue the running batch.
 
-        None, or none there: the batch begins with the first to arrive, and the model takes them to be all.
+        Only the first ``there`` images had arrived; the others were in transit. With None or 0 the batch begins with
+        the first image that arrives, and the model assumes that all have.
         """
         head = next(iter(self.queue.values()), None)
         most = min(self.batch_size, there or self.batch_size)
@@ -292,15 +293,16 @@ class BatchQueueModel(ReplicaQueueModel):
 
 @dataclass(slots=True)
 class SlotQueueModel(ReplicaQueueModel):
-    """As many slots as the largest batch: an image takes one as soon as one is free, and leaves it when it is done.
+    """Models a replica with one slot for each image of its largest batch. An image takes a slot as soon as one is free,
+    and leaves it when it is done. Its predicted finish time is:
 
-        the time until a slot is free, with those before it placed first + its own steps
+    time until a slot is free for it, after the images before it + time of its own steps
 
-    The steps of an image of the first variant's role are priced with the slots taken as they are now, those of all
-    others with every slot taken: an image that joins later breaks no promise then.
+    The steps of an image of the first variant's role are priced with the slots that are taken now, those of all other
+    roles with every slot taken, so that an image that joins later does not make an accepted one late.
 
     Attributes:
-        left: of the images in a slot, the share of their run that is still to go at ``as_of``; below 0 when overdue.
+        left: of the images in a slot, the share of their run that remains at ``as_of``; below 0 when overdue.
     """
 
     left: dict[ImageId, float] = field(default_factory=dict)
@@ -317,7 +319,7 @@ class SlotQueueModel(ReplicaQueueModel):
 
     @property
     def steady(self) -> bool:
-        """With free slots, images in the others are priced by another pace than they have."""
+        """False with free slots: then images in the taken slots are priced by another pace than they have."""
         return len(self.left) >= self.batch_size
 
     def finish_at(self, kind: Kind, now: float, ahead: int = 0, *, low_priority: bool = False) -> float:
@@ -329,7 +331,7 @@ class SlotQueueModel(ReplicaQueueModel):
         def run_s(it: Kind) -> float:
             return self.times.seconds(it.variant, company if it.role == self.open_role else self.batch_size, it.work)
 
-        # One that is overdue by x is expected to take x more: a stuck replica repels work the longer it hangs.
+        # An image overdue by x is expected to take x more, so that a stuck replica gets less work as it hangs.
         free = sorted([now + abs(left) * run_s(self.queue[name]) for name, left in self.left.items()])
         free = free[max(0, len(free) - self.batch_size) :]
         free += [arrives] * (self.batch_size - len(free))
@@ -342,7 +344,7 @@ class SlotQueueModel(ReplicaQueueModel):
         return request not in self.queue or request in self.left
 
     def _before(self, low_priority: bool) -> list[Kind]:
-        """The waiting images that one more would have to let go first."""
+        """Kinds of the waiting images that would precede one more."""
         if len(self.queue) == len(self.left):
             return []
         return [
@@ -372,7 +374,7 @@ class SlotQueueModel(ReplicaQueueModel):
         self._fill()
 
     def _advance(self, now: float) -> None:
-        """All images in a slot move on together, each by what its own steps cost in this company."""
+        """Advances all images in slots, each by the cost of its steps in a batch of the present size."""
         passed, self.as_of = max(0.0, now - self.as_of), max(now, self.as_of)
         if not passed:
             return
@@ -382,7 +384,7 @@ class SlotQueueModel(ReplicaQueueModel):
             self.left[name] -= passed / run_s if run_s > 0 else 0.0
 
     def _fill(self) -> None:
-        """Waiting images take the free slots, in order."""
+        """Puts waiting images into the free slots, in order."""
         if len(self.queue) == len(self.left):
             return
         for name in self.queue:

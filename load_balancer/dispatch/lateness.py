@@ -1,7 +1,7 @@
-"""How much later than predicted images are ready: what no model of a queue knows of a busy host or a slower device.
+"""Measures how much later than predicted images are ready, for effects that no queue model has, such as a busy host.
 
-Half of the images are late by more. A higher quantile turns images away that would have come in time, and the batches
-behind the promises then stay emptier than they could be.
+The measure is the median. A higher quantile would refuse images that would have been in time, and leave batches
+emptier than they could be.
 """
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from collections import deque
 
-#: Seconds that an image counts for. Without new ones the past is forgiven: a stall cannot close the way for good.
+#: Length of the window, seconds. Old images expire, so that one stall cannot refuse images for good.
 WINDOW_S = 30.0
-#: Fewer images than this prove nothing.
+#: With fewer images than this the measure is 0.
 LEAST_IMAGES = 10
 
 
@@ -23,13 +23,13 @@ class Lateness:
         self._sorted: list[float] = []
 
     def observe(self, late_s: float, now: float) -> None:
-        """Takes in one image; of one that was given up, how late it was by then."""
+        """Takes in the lateness of one image; for an image that was given up, its lateness at that time."""
         self._late.append((now, late_s))
         insort(self._sorted, late_s)
         self._forget(now)
 
     def seconds(self, now: float) -> float:
-        """What to add to a prediction."""
+        """Seconds to add to a prediction."""
         self._forget(now)
         ordered, count = self._sorted, len(self._sorted)
         if count < LEAST_IMAGES:

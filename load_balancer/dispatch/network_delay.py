@@ -1,23 +1,23 @@
-"""How long a call is on its way: what it took from being sent to the reply beyond its time in the worker's hands."""
+"""Measures the network delay of calls: the time from sending to the reply, less the time at the worker."""
 
 from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections import deque
 
-#: Calls that count: a busy host shows within a second or two of traffic.
+#: Number of recent calls that count: a busy host shows within a second or two of traffic.
 CALLS = 64
-#: Microseconds: what is smaller is no delay but an error of rounding.
+#: Delays are rounded to microseconds; smaller ones are rounding errors.
 _DIGITS = 6
 
 
 class NetworkDelay:
-    """Seconds of one way, out or back alike: halves of what the last calls took on both.
+    """Delay in one direction, seconds: half of the round-trip delay of the last calls.
 
     Attributes:
         usual_s: the median.
-        slow_s: nine of ten calls are there by then.
-        swing_s: the largest less the smallest ``usual_s`` since :meth:`settle`.
+        slow_s: the 0.9 quantile.
+        swing_s: the largest minus the smallest ``usual_s`` since :meth:`settle`.
     """
 
     def __init__(self) -> None:
@@ -27,7 +27,7 @@ class NetworkDelay:
         self._least_s = self._most_s = 0.0
 
     def observe(self, trip_s: float) -> None:
-        """Takes in one call: seconds out and back."""
+        """Takes in the round-trip delay of one call, seconds."""
         trip_s = max(0.0, round(trip_s, _DIGITS))
         self._trips.append(trip_s)
         if len(self._trips) > CALLS:
@@ -43,12 +43,12 @@ class NetworkDelay:
                 self.swing_s = self._most_s - self._least_s
 
     def settle(self) -> None:
-        """:attr:`swing_s` counts from the present delay on."""
+        """Resets :attr:`swing_s` to count from the present delay."""
         self._least_s = self._most_s = self.usual_s
         self.swing_s = 0.0
 
     def _tenths(self, tenths: int) -> float:
-        """A quantile, linear between the calls."""
+        """The quantile ``tenths`` / 10, interpolated linearly."""
         place, rest = divmod(tenths * (len(self._sorted) - 1), 10)
         low = self._sorted[place]
         return low + (self._sorted[place + 1] - low) * rest / 10 if rest else low

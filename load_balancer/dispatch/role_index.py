@@ -1,9 +1,9 @@
-"""The replicas of one role, and the earliest to finish an image without asking each of them.
+"""Finds the replica of a role that finishes an image first, without evaluating the queue model of every replica.
 
-Asking a thousand replicas for every image is too slow. Replicas that could begin an image at once and are loaded alike
-give the same answer at any time, so one of them is asked. For every other one the last answer is kept: it is a lower
-bound of the next, because a predicted finish never moves forward while nothing happens at the replica. The replica with
-the least bound is asked again, until the least one is up to date.
+Evaluating a thousand models for every image is too slow. Replicas that could begin an image at once and have the same
+load predict the same finish time, so one of them is evaluated. For every other replica the last prediction is kept. It
+is a lower bound of the next one, because a predicted finish never becomes earlier while the queue is unchanged. The
+replica with the smallest bound is evaluated again, until the smallest bound is up to date.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from load_balancer.dispatch.finish_time import Kind, ReplicaQueueModel
 from load_balancer.dispatch.network_delay import NetworkDelay
 from load_balancer.dispatch.service_times import ServiceTimes
 
-#: Of equally early replicas the one with fewer images is taken: each counts as this many seconds.
+#: Of equally early replicas the one with fewer images is taken: each image counts as this many seconds.
 TIE_S = 1e-6
-#: Beyond these changes of the service times (share) and the network delay (seconds), bounds are computed afresh.
+#: Beyond these changes of the service times (share) and the network delay (seconds), bounds are recomputed.
 MOST_FALLEN = 0.05
 MOST_SWING_S = 0.02
-#: Kinds of images whose bounds are kept.
+#: Number of kinds of images whose bounds are kept.
 MOST_KINDS = 32
 #: Stands for infinity, but can be subtracted from itself.
 _NEVER = 1e300
 
 
 class _Bounds:
-    """By replica, the last :func:`cost` of one kind of image, and when it was computed."""
+    """The last :func:`cost` of one kind of image by replica, and when it was computed."""
 
     def __init__(self, cost: np.ndarray):
         self.cost = cost
@@ -37,7 +37,7 @@ class _Bounds:
 
 
 class RoleIndex:
-    """The replicas of one role, by rank. Whatever changes a replica's queue is followed by :meth:`refresh`."""
+    """The replicas of one role, by rank. :meth:`refresh` has to follow every change of a replica's queue."""
 
     def __init__(self, members: Sequence[ReplicaQueueModel], times: ServiceTimes, delay: NetworkDelay):
         self.members = sorted(members, key=lambda it: it.rank)
@@ -45,7 +45,7 @@ class RoleIndex:
         self._place = {it.id: place for place, it in enumerate(self.members)}
         self._alike: dict[Hashable, list[int]] = {}
         self._signatures: list[Hashable] = [None] * len(self.members)
-        self._others = len(self.members)  # that are like no other
+        self._others = len(self.members)  # replicas without an equal
         self._unsteady: set[int] = set()
         self._initial = np.full(len(self.members), -_NEVER)
         self._bounds: dict[tuple[Kind, bool], _Bounds] = {}
@@ -53,7 +53,7 @@ class RoleIndex:
             self.refresh(it)
 
     def refresh(self, replica: ReplicaQueueModel) -> None:
-        """The replica's queue has changed."""
+        """Updates the index after the replica's queue has changed."""
         place, signature = self._place[replica.id], replica.signature
         known = self._signatures[place]
         if signature != known:
@@ -78,11 +78,11 @@ class RoleIndex:
             self._unsteady.discard(place)
 
     def earliest(self, kind: Kind, now: float, low_priority: bool) -> tuple[ReplicaQueueModel, float] | None:
-        """The replica that would finish the image first, and when; None when the role has none."""
+        """The replica that would finish the image first, and its finish time; None when the role has no replica."""
         best_cost, best, best_at = _NEVER, -1, 0.0
         for alike in self._alike.values():
             cost, finish_at = self._ask(alike[0], kind, now, low_priority)
-            if not self.members[alike[0]].queue:  # an idle one: no other could be earlier
+            if not self.members[alike[0]].queue:  # idle, so no other could be earlier
                 return self.members[alike[0]], finish_at
             if (cost, alike[0]) < (best_cost, best) or best < 0:
                 best_cost, best, best_at = cost, alike[0], finish_at
@@ -96,12 +96,13 @@ class RoleIndex:
         return (self.members[best], best_at) if best >= 0 else None
 
     def alike(self, replica: ReplicaQueueModel) -> int:
-        """Replicas that could begin an image at once and would finish it when this one would, itself included."""
+        """Number of replicas, this one included, that could begin an image at once and would finish it at the same
+        time."""
         signature = self._signatures[self._place[replica.id]]
         return 0 if signature is None else len(self._alike[signature])
 
     def settle(self) -> None:
-        """The service times and the delay have changed by much: no bound holds any more."""
+        """Discards all bounds, after a large change of service times or network delay."""
         self._bounds.clear()
 
     def _ask(self, place: int, kind: Kind, now: float, low_priority: bool) -> tuple[float, float]:
@@ -112,7 +113,7 @@ class RoleIndex:
     def _search(
         self, bounds: _Bounds, kind: Kind, now: float, low_priority: bool, best: tuple[float, int, float]
     ) -> tuple[float, int, float]:
-        """Where nothing but the replica's own queue moves its answer."""
+        """Search while predictions depend on nothing but the replicas' own queues."""
         costs, asked = bounds.cost, -1
         finish_at = 0.0
         while True:
@@ -128,7 +129,7 @@ class RoleIndex:
     def _search_loosely(
         self, bounds: _Bounds, kind: Kind, now: float, low_priority: bool, best: tuple[float, int, float]
     ) -> tuple[float, int, float]:
-        """Where service times and the delay have moved as well, but only so far."""
+        """Search while service times and network delay have changed within the limits above."""
         slack = self._times.fallen * (bounds.cost - bounds.at) + 2 * self._delay.swing_s
         left = bounds.cost - slack
         while True:

@@ -1,4 +1,4 @@
-"""How long a batch takes: the profile, corrected by what the workers report."""
+"""Predicted times of batches: the profile, corrected by the times that workers report."""
 
 from __future__ import annotations
 
@@ -7,25 +7,25 @@ from dataclasses import dataclass, field
 from weir.core import LatencyProfile
 from weir.profiles import Profile
 
-#: Weight of a new observation. Small enough that one slow batch does not turn traffic away.
+#: Weight of a new observation, small enough that one slow batch does not refuse traffic.
 LEARNING_RATE = 0.2
-#: Seconds without a batch after which a slow past is forgiven.
+#: Seconds without a batch after which corrections to slower times are dropped.
 MEMORY_S = 30.0
-#: A correction beyond this says more about a broken clock than about a device.
+#: Largest correction: a larger one means a broken clock rather than a slow device.
 MOST_CORRECTION = 100.0
-#: Smaller changes of a correction are errors of rounding.
+#: Smaller changes of a correction are rounding errors.
 _ROUNDING = 1e-9
 
 
 @dataclass(slots=True)
 class _Variant:
-    """What is known of one variant.
+    """Measured and profiled times of one variant.
 
     Attributes:
-        fixed_s: seconds of an image beside its steps, which its work does not scale.
-        correction: measured over profiled seconds; :attr:`prior` before anything was measured.
+        fixed_s: seconds of an image besides its steps, which do not scale with its number of steps.
+        correction: measured divided by profiled seconds; :attr:`prior` before anything was measured.
         highest: the largest correction since :meth:`ServiceTimes.settle`.
-        table: profiled seconds by batch size, filled as far as it was asked for.
+        table: profiled seconds by batch size, filled on demand.
     """
 
     curve: LatencyProfile
@@ -50,11 +50,11 @@ class _Variant:
 class ServiceTimes:
     """Predicted seconds of a batch, by key of the variant.
 
-    Without a profile nothing is known until the first reply: the prediction is 0 s, which admits everything, and from
-    then on a batch costs in proportion to its size what the last replies cost.
+    Without a profile the prediction is 0 s until the first reply, which admits everything. From then on it is
+    proportional to the batch size, by the last replies.
 
-    A variant that is predicted too slow for the deadline gets no image that could show that it is not. So what was
-    learned of a stall is forgotten when no batch has come for a while, and the next image tries again.
+    A variant that is predicted too slow for the deadline gets no images that could correct the prediction. So a
+    correction to slower times is dropped when no batch has confirmed it for a while.
     """
 
     def __init__(self, profile: Profile | None = None):
@@ -64,13 +64,13 @@ class ServiceTimes:
             for key in profile.keys:
                 variant = profile.variant(key)
                 self._variants[key] = _Variant(variant.latency, variant.fixed_s, 1.0, 1.0, 1.0)
-        #: Largest share by which a correction lies below its :attr:`_Variant.highest`.
+        #: Largest share by which any correction lies below its :attr:`_Variant.highest`.
         self.fallen = 0.0
 
     def seconds(self, variant: str, batch_size: int, work: float = 1.0) -> float:
         """Predicted seconds of one batch; ``work`` is its share of the variant's own number of steps.
 
-        Where steps were measured, what an image costs beside them is not scaled by its work.
+        With a profile of steps, the fixed cost of an image does not scale with its work.
         """
         known = self._variants.get(variant) or self._unknown(variant)
         if work == 1.0 and batch_size < len(known.table):
@@ -78,7 +78,7 @@ class ServiceTimes:
         return known.profiled(batch_size, work) * known.correction
 
     def whole(self, variant: str, batch_size: int, compute_s: float, work: float) -> float:
-        """What a batch of the variant's own number of steps would have taken, from one of another."""
+        """Seconds of a batch with the variant's own number of steps, from the time of one with the share ``work``."""
         if work == 1.0:
             return compute_s
         known = self._variants.get(variant) or self._unknown(variant)
@@ -86,7 +86,7 @@ class ServiceTimes:
         return compute_s * known.profiled(batch_size, 1.0) / profiled if profiled > 0 else compute_s
 
     def observe(self, variant: str, batch_size: int, compute_s: float, work: float = 1.0, *, now: float) -> None:
-        """Takes in the time that a batch really took."""
+        """Takes in the measured time of a batch."""
         known = self._variants.get(variant) or self._unknown(variant)
         known.heard_at = now
         expected = known.profiled(batch_size, work)
@@ -97,13 +97,13 @@ class ServiceTimes:
         self._correct(known, ratio if first else known.correction + LEARNING_RATE * (ratio - known.correction))
 
     def forgive(self, now: float) -> None:
-        """Corrections to the worse that no batch has confirmed for :data:`MEMORY_S` are dropped."""
+        """Drops corrections to slower times that no batch has confirmed for :data:`MEMORY_S`."""
         for known in self._variants.values():
             if now - known.heard_at > MEMORY_S and known.correction > known.prior:
                 self._correct(known, known.prior)
 
     def settle(self) -> None:
-        """:attr:`fallen` counts from the present corrections on."""
+        """Resets :attr:`fallen` to count from the present corrections."""
         for known in self._variants.values():
             known.highest = known.correction
         self.fallen = 0.0

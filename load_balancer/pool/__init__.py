@@ -1,1 +1,1 @@
-"""The pool of worker replicas: calls to a chosen replica, and which replicas are alive."""
+"""The pool of worker replicas: calls to a chosen replica, and the registry of live replicas."""

@@ -1,4 +1,4 @@
-"""The pool of replicas as the load balancer needs it: calls to a chosen replica, and descriptions of all of them."""
+"""The interface of the pool of replicas: calls to a chosen replica, and descriptions of all replicas."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 
 class ReplicaLost(Exception):
-    """The replica died, or cannot be reached, before it answered. The same request may be sent to another one."""
+    """The replica died or became unreachable before it answered. The same request may be sent to another replica."""
 
     def __init__(self, replica: str, cause: str):
         super().__init__(f"{replica}: {cause}")
@@ -15,36 +15,36 @@ class ReplicaLost(Exception):
 
 
 class Pool(Protocol):
-    """What the load balancer needs of a pool; tests put a fake in its place."""
+    """What the load balancer needs of a pool; tests use a fake."""
 
     async def generate(self, replica: str, variant: str, request: dict[str, Any], role: str) -> dict[str, Any]:
-        """Generates one image on that replica; the fields of :class:`weir.core.ImageResult` come back.
+        """Generates one image on the replica; returns the fields of a :class:`weir.core.ImageResult`.
 
         Cancelling the call takes the request out of the replica's queue.
 
         Args:
             variant: key of the variant to run.
-            role: that the image is dispatched for; a replica that gave it up sends away what waits there.
+            role: the role that the image was dispatched to; a replica that no longer has it rejects its waiting images.
 
         Raises:
-            ReplicaLost: the replica is gone; nothing is known about the image.
+            ReplicaLost: the replica is gone; whether it generated the image is unknown.
         """
         ...
 
     def stream(self, replica: str, variant: str, request: dict[str, Any], role: str) -> AsyncGenerator[dict[str, Any]]:
-        """As :meth:`generate`, with previews on the way (``workers.replica.Worker.stream``): each part has a
-        ``preview`` but for the last, which is the result."""
+        """Like :meth:`generate`, with previews (``workers.replica.Worker.stream``): every part but the last has a
+        ``preview``; the last one is the result."""
         ...
 
     async def describe(self) -> list[dict[str, Any]]:
         """Descriptions of all live replicas (``Worker.describe``); empty when there is none.
 
-        One that does not answer in time comes as last known, with ``silent`` true; it never delays the others' answers
-        by more than that time.
+        A replica that does not answer in time is included with its last description and ``silent`` set to true. It
+        delays the answers of the others by at most that time.
         """
         ...
 
     async def end(self, described: Mapping[str, Any]) -> None:
-        """Ends a replica that will not come back, as it last described itself; the cluster starts another one. Nothing
-        happens if it is gone already."""
+        """Kills a replica that stopped answering, given its last description, so that the cluster starts another one.
+        Does nothing if it is gone already."""
         ...

@@ -1,7 +1,7 @@
-"""Ends a replica that is beyond hope, wherever it runs, and the process with it.
+"""Kills a replica that stopped answering, and its process, on whichever node it runs.
 
-Ray asks the process to exit, and where that has stopped altogether Ray may take it for gone: the actor is dead, a new
-one is wanted, and the frozen process holds the device that it needs. So it is also killed, by a task on its node.
+Ray asks the process to exit. When the process is frozen, Ray may mark the actor as dead and start a new one while the
+frozen process still holds the device. So a task on the node of the process kills it as well.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ import psutil
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-#: Of Serve's actors.
+#: Namespace of Serve's actors.
 NAMESPACE = "serve"
 
 
 def end(process: Mapping[str, Any]) -> None:
-    """Nothing happens to one that is dead already. Returns before the process is gone.
+    """Kills a replica's actor and process; does nothing if the actor is dead already. Returns before the process is
+    gone.
 
     Args:
         process: ``actor`` (its name), ``node`` (id), ``pid``, and ``started`` (unix time, seconds), as a worker
@@ -36,7 +37,8 @@ def end(process: Mapping[str, Any]) -> None:
 
 
 def kill(pid: int, started: float) -> None:
-    """Kills the process of this machine that has the id and began at that time; nobody else who got the id since."""
+    """Kills the process of this machine with the id, unless a later process has got the id: the start times must
+    match."""
     try:
         if psutil.Process(pid).create_time() == started:
             os.kill(pid, signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""The plan in force, and the live replicas that carry it out."""
+"""The registry of live replicas, and the plan in force."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from weir.plan import Plan
 
 log = logging.getLogger(__name__)
 
-#: Seconds between two times that the replicas are asked to describe themselves.
+#: Seconds between two probes of the replicas.
 REFRESH_S = 1.0
-#: A replica that does not answer gets this long beyond its time to drain, seconds.
-PATIENCE_S = 15.0
+#: Seconds beyond the time to drain after which a replica that does not answer is killed.
+GRACE_S = 15.0
 
 
 class ReplicaRegistry:
-    """Keeps the dispatcher's replicas up to date, under the newest valid plan.
+    """Probes the replicas, keeps the dispatcher up to date, and holds the newest valid plan.
 
     Args:
-        variants: keys of the variants that the replicas hold; a plan that names another one is refused.
-        drain_s: the longest that a replica takes to finish what it has begun when it is told to stop.
+        variants: keys of the variants that the replicas hold; a plan with another one is refused.
+        drain_s: longest time that a replica which is being stopped takes to finish what it has begun.
         clock: unix time, seconds.
     """
 
@@ -45,7 +45,7 @@ class ReplicaRegistry:
     ):
         """
         Raises:
-            PlanError: the first plan names a variant that the replicas do not hold.
+            PlanError: the first plan has a variant that the replicas do not hold.
         """
         self.plan = plan.check(variants)
         self._variants = variants
@@ -54,12 +54,12 @@ class ReplicaRegistry:
         self._clock = clock
         self.plan_since = clock()
         self._refreshed = asyncio.Event()
-        self._hurry = asyncio.Event()
-        self._failures = FailureDetector(drain_s + PATIENCE_S)
+        self._probe_requested = asyncio.Event()
+        self._failures = FailureDetector(drain_s + GRACE_S)
         self._waits: defaultdict[str, set[asyncio.Timeout]] = defaultdict(set)
 
     def apply(self, fields: Any) -> None:
-        """Takes the next plan. Never raises: a wrong or older one changes nothing."""
+        """Takes the next plan. Never raises: an invalid or older plan changes nothing."""
         try:
             plan = Plan.from_dict(fields).check(self._variants)
         except (PlanError, TypeError, AttributeError) as error:
@@ -70,42 +70,42 @@ class ReplicaRegistry:
         self.plan = plan
         self.plan_since = self._clock()
         self._dispatcher.set_plan(plan)
-        self.hurry()
+        self.probe_now()
 
     async def watch(self) -> None:
-        """Asks the replicas to describe themselves, once a second; runs until cancelled, off every request's path."""
+        """Probes the replicas once a second until cancelled."""
         while True:
-            self._hurry.clear()
+            self._probe_requested.clear()
             try:
-                await self._look(await self._pool.describe())
+                await self._take_in(await self._pool.describe())
             except Exception:
-                log.exception("could not ask the replicas to describe themselves; keeping what was known")
+                log.exception("the replicas could not be probed; their last descriptions are kept")
             wait = REFRESH_S if self._dispatcher.ranks else REFRESH_S / 5
             if self._failures.pending:
-                wait = 0.0  # images wait there
+                wait = 0.0  # images wait at a replica that may be lost
             try:
-                await asyncio.wait_for(self._hurry.wait(), wait)
+                await asyncio.wait_for(self._probe_requested.wait(), wait)
             except TimeoutError:
                 continue
 
-    async def _look(self, described: Iterable[Mapping[str, Any]]) -> None:
+    async def _take_in(self, described: Iterable[Mapping[str, Any]]) -> None:
         """Updates the dispatcher; aborts the waits for lost replicas, and ends replicas that will not come back."""
         now = self._clock()
-        found = self._failures.look(described, now)
-        self._dispatcher.sync(found.book)
+        found = self._failures.assess(described, now)
+        self._dispatcher.sync(found.available)
         self._dispatcher.times.forgive(now)
         for replica in found.lost:
             for wait in self._waits.get(replica, ()):
                 if not wait.expired():
-                    wait.reschedule(0)  # long ago, on any clock
+                    wait.reschedule(0)  # in the past on any clock
         self._refreshed.set()
         self._refreshed.clear()
         for it in found.to_end:
-            log.warning("%s has not answered for too long; another one takes its place", it["replica"])
+            log.warning("%s has not answered for too long and is killed; Ray Serve replaces it", it["replica"])
             await self._pool.end(it)
 
     @asynccontextmanager
-    async def while_heard(self, replica: str) -> AsyncIterator[None]:
+    async def while_answering(self, replica: str) -> AsyncIterator[None]:
         """Context manager that aborts a wait for the replica's answer when the replica is declared dead.
 
         Raises:
@@ -126,16 +126,17 @@ class ReplicaRegistry:
                 raise
             raise ReplicaLost(replica, "it does not answer") from error
 
-    def hurry(self) -> None:
-        """Something changed: the replicas are asked at once."""
-        self._hurry.set()
+    def probe_now(self) -> None:
+        """Requests a probe of the replicas at once."""
+        self._probe_requested.set()
 
     async def refreshed(self) -> None:
-        """Returns when the replicas have been asked once more."""
+        """Returns after the next probe of the replicas."""
         await self._refreshed.wait()
 
     def readiness(self) -> dict[str, Any]:
-        """Ready as soon as every role of the plan has a live replica; ``pending`` says what is still missing."""
+        """The readiness report: ready when every role of the plan has a live replica; ``pending`` lists what is
+        missing."""
         replicas, pending, ready = {}, [], True
         for role in self.plan.roles:
             planned, live = self.plan.count(role), self._dispatcher.ready(role)

@@ -1,4 +1,4 @@
-"""Makes a Serve handle call land on the replica that the dispatcher chose."""
+"""Routes a Serve handle call to the replica that the dispatcher chose."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from ray.serve.request_router import PendingRequest, RequestRouter, RunningRepli
 
 
 class ChosenReplicaRouter(RequestRouter):
-    """Routes a call to the replica whose id the caller gave as the handle's ``session_id``.
+    """Routes a call to the replica whose id is the handle's ``session_id``.
 
     Stateless. A call without an id, or to a replica that is gone, may go anywhere, in random order.
     """
@@ -19,7 +19,7 @@ class ChosenReplicaRouter(RequestRouter):
         chosen = ""
         if pending_request is not None:
             chosen = pending_request.metadata.session_id
-            pending_request.routing_context.should_backoff = True  # else a full replica is asked in a busy loop
+            pending_request.routing_context.should_backoff = True  # else a full replica is polled in a busy loop
         for replica in candidate_replicas:
             if replica.replica_id.unique_id == chosen:
                 return [[replica]]

@@ -1,4 +1,4 @@
-"""The pool behind a Serve deployment handle."""
+"""A pool of replicas behind a Serve deployment handle."""
 
 from __future__ import annotations
 
@@ -56,8 +56,10 @@ class ServePool:
         for task in late:
             asked[task].cancel()
             task.cancel()
-        known = {it["replica"]: it for task in done if (it := _said(task)) is not None}
-        if late:  # nobody tells which: those that were here, were not found dead, and have not spoken
+        known = {it["replica"]: it for task in done if (it := _description(task)) is not None}
+        if (
+            late
+        ):  # results have no names: the silent replicas are those known before, not found dead, and without an answer
             known = {replica: it | {"silent": True} for replica, it in self._known.items()} | known
         self._known = known
         self._to = {replica: handle for replica, handle in self._to.items() if replica in known}
@@ -69,7 +71,7 @@ class ServePool:
 
     @contextmanager
     def _lost(self, replica: str, response: Any) -> Iterator[None]:
-        """Cancelling the wait, or leaving a stream half read, cancels the remote call. Failures are translated.
+        """Context manager around a remote call. Cancelling the wait, or leaving a stream early, cancels the call.
 
         Raises:
             ReplicaLost: the replica is gone.
@@ -84,8 +86,8 @@ class ServePool:
             raise ReplicaLost(replica, type(error).__name__) from error
 
 
-def _said(task: asyncio.Task[Any]) -> dict[str, Any] | None:
-    """The description of one replica; None when it died, or could not give one."""
+def _description(task: asyncio.Task[Any]) -> dict[str, Any] | None:
+    """The description that a replica returned; None when it died or the call failed."""
     if task.cancelled() or task.exception() is not None:
         return None
     answer = task.result()
@@ -93,6 +95,6 @@ def _said(task: asyncio.Task[Any]) -> dict[str, Any] | None:
 
 
 def _called(handle: DeploymentHandle, variant: str, request: dict[str, Any], role: str) -> Any:
-    # Serve names a call after the HTTP request that it finds in the context, and its router loses one of two calls of
-    # one name that wait at the same time. So the images of a request are called for from an empty context.
+    # Serve names a call after the HTTP request in the context, and its router loses one of two waiting calls of one
+    # name. So each call is made in an empty context.
     return contextvars.Context().run(handle.remote, variant, request, role)

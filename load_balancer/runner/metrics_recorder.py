@@ -100,7 +100,7 @@ class MetricsRecorder:
         if result.fetch_s is not None:
             self._metrics.observe(metrics_of.FETCH_SECONDS, result.fetch_s)
 
-    def looked(self, now: float) -> None:
+    def counters_read(self, now: float) -> None:
         """A controller read the balancer's counters (unix time)."""
         self._looked_at = now
 

@@ -157,13 +157,13 @@ class ReplicaCalls:
             reply = self._reply(run, request, replica, show)
             if run.droppable:
                 reply = self._or_dropped(reply, replica, kind, request)
-            async with self._registry.while_heard(replica):
+            async with self._registry.while_answering(replica):
                 result = ImageResult.from_dict(await reply)
             self._count(replica, request.id, result)
         except ReplicaLost as error:
             log.warning("%s lost its replica: %s", request.id, error)
             self._dispatcher.remove(replica)
-            self._registry.hurry()
+            self._registry.probe_now()
             tried = len(run.avoid) + 1
             raise _Failed(
                 Reason.LOST, GenerationFailed(f"{tried} replicas died or failed as they generated the image")

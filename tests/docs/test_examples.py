@@ -53,7 +53,7 @@ def blocks(document: Path) -> list[Block]:
     return found
 
 
-#: The API reference is generated, and ``tests/load_balancer/test_reference.py`` runs its examples.
+#: The API reference is generated, and ``tests/load_balancer/http/test_reference.py`` runs its examples.
 ELSEWHERE = ("api.md",)
 WITH_EXAMPLES = [
     d

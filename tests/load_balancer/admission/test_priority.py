@@ -45,7 +45,7 @@ async def test_workers_are_told_a_later_deadline_by_which_they_let_others_go_fir
 async def test_they_leave_room_for_the_others(balancer, pool):
     pool.delay_s = {LIGHT: 60, HEAVY: 60}
     generations = [balancer.begin(BATCH) for _ in range(int(8 * BATCH_SHARE))]
-    with pytest.raises(Overloaded, match="at most 4 may be"):
+    with pytest.raises(Overloaded, match="at most 4 are allowed"):
         balancer.begin(BATCH)
     generations.append(balancer.begin(ORDER))
     await asyncio.gather(*(generation.close() for generation in generations))

@@ -321,7 +321,7 @@ async def test_a_pool_that_does_not_answer_for_a_while_is_kept_as_it_was(running
             raise TimeoutError
 
         monkeypatch.setattr(pool, "describe", silent)
-        balancer.registry.hurry()
+        balancer.registry.probe_now()
         await asyncio.sleep(0.01)
         assert balancer.readiness()["ready"]
 

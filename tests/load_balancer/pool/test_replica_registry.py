@@ -12,11 +12,11 @@ import pytest
 from ray.exceptions import ActorDiedError
 
 from load_balancer.dispatch.dispatcher import Dispatcher
-from load_balancer.dispatch.failure_detector import ABSENT_S, SILENT_LOOKS
+from load_balancer.dispatch.failure_detector import UNROUTED_S, MISSED_PROBES
 from load_balancer.dispatch.service_times import ServiceTimes
-from load_balancer.pool import replica_registry as rosters
+from load_balancer.pool import replica_registry
 from load_balancer.pool.pool import ReplicaLost
-from load_balancer.pool.replica_registry import PATIENCE_S, ReplicaRegistry
+from load_balancer.pool.replica_registry import GRACE_S, ReplicaRegistry
 from load_balancer.pool.serve_pool import ServePool
 from load_balancer.runner.balancer import Balancer
 from load_balancer.runner.generation_request import GenerationRequest
@@ -25,7 +25,7 @@ from weir.plan import HEAVY, LIGHT
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rosters, "REFRESH_S", 0.001)
+    monkeypatch.setattr(replica_registry, "REFRESH_S", 0.001)
 
 
 class Hanging:
@@ -74,77 +74,77 @@ async def watched(
 ) -> AsyncIterator[tuple[ReplicaRegistry, Dispatcher, Clock]]:
     dispatcher = Dispatcher(plan, ServiceTimes(profile), random.Random(1))
     clock = Clock()
-    roster = ReplicaRegistry(hanging, plan, dispatcher, (LIGHT, HEAVY), clock, drain_s=0)
-    task = asyncio.create_task(roster.watch())
-    await roster.refreshed()
-    yield roster, dispatcher, clock
+    registry = ReplicaRegistry(hanging, plan, dispatcher, (LIGHT, HEAVY), clock, drain_s=0)
+    task = asyncio.create_task(registry.watch())
+    await registry.refreshed()
+    yield registry, dispatcher, clock
     task.cancel()
 
 
-async def for_ever(roster: ReplicaRegistry, replica: str) -> None:
-    async with roster.while_heard(replica):
+async def for_ever(registry: ReplicaRegistry, replica: str) -> None:
+    async with registry.while_answering(replica):
         await asyncio.Event().wait()
 
 
 async def test_who_is_silent_leaves_the_book_after_some_looks_and_the_others_stay(hanging, plan, profile):
-    async with watched(hanging, plan, profile) as (roster, dispatcher, _):
+    async with watched(hanging, plan, profile) as (registry, dispatcher, _):
         hanging.hung.add("replica-1")
-        for _ in range(SILENT_LOOKS - 1):
-            await roster.refreshed()
+        for _ in range(MISSED_PROBES - 1):
+            await registry.refreshed()
             assert dispatcher.ranks == [0, 1, 2]
-        await roster.refreshed()
+        await registry.refreshed()
         assert dispatcher.ranks == [0, 2]
         hanging.hung.clear()
-        await roster.refreshed()
+        await registry.refreshed()
         assert dispatcher.ranks == [0, 1, 2]
 
 
 async def test_a_word_in_between_begins_the_count_anew(hanging, plan, profile):
-    async with watched(hanging, plan, profile) as (roster, dispatcher, _):
-        for _ in range(2 * SILENT_LOOKS):
+    async with watched(hanging, plan, profile) as (registry, dispatcher, _):
+        for _ in range(2 * MISSED_PROBES):
             hanging.hung ^= {"replica-1"}
-            await roster.refreshed()
+            await registry.refreshed()
             assert dispatcher.ranks == [0, 1, 2]
 
 
 async def test_a_wait_for_one_that_falls_silent_ends_as_if_it_had_died(hanging, plan, profile):
-    async with watched(hanging, plan, profile) as (roster, _, _):
+    async with watched(hanging, plan, profile) as (registry, _, _):
         hanging.hung.add("replica-1")
         with pytest.raises(ReplicaLost, match="replica-1"):
-            await for_ever(roster, "replica-1")
+            await for_ever(registry, "replica-1")
 
 
 async def test_a_wait_for_one_that_is_not_routed_to_any_more_ends_after_a_while(hanging, plan, profile):
-    async with watched(hanging, plan, profile) as (roster, _, clock):
+    async with watched(hanging, plan, profile) as (registry, _, clock):
         hanging.gone.add("replica-1")
-        for _ in range(2 * SILENT_LOOKS):
-            await roster.refreshed()
-        waiting = asyncio.create_task(for_ever(roster, "replica-1"))
-        await roster.refreshed()
-        await roster.refreshed()
+        for _ in range(2 * MISSED_PROBES):
+            await registry.refreshed()
+        waiting = asyncio.create_task(for_ever(registry, "replica-1"))
+        await registry.refreshed()
+        await registry.refreshed()
         assert not waiting.done()
-        clock.now = ABSENT_S
+        clock.now = UNROUTED_S
         with pytest.raises(ReplicaLost, match="replica-1"):
             await waiting
 
 
 @pytest.mark.parametrize("how", ["hung", "gone"])
 async def test_who_is_not_heard_for_longer_than_a_drain_takes_is_ended_once(hanging, plan, profile, how):
-    async with watched(hanging, plan, profile) as (roster, _, clock):
+    async with watched(hanging, plan, profile) as (registry, _, clock):
         getattr(hanging, how).add("replica-1")
-        await roster.refreshed()
-        await roster.refreshed()
+        await registry.refreshed()
+        await registry.refreshed()
         assert hanging.ended == []
-        clock.now = PATIENCE_S
+        clock.now = GRACE_S
         for _ in range(4):
-            await roster.refreshed()
+            await registry.refreshed()
         assert hanging.ended == ["replica-1"]
 
 
 async def test_a_time_limit_of_somebody_else_stays_one(hanging, plan, profile):
-    async with watched(hanging, plan, profile) as (roster, _, _):
+    async with watched(hanging, plan, profile) as (registry, _, _):
         with pytest.raises(TimeoutError):
-            await asyncio.wait_for(for_ever(roster, "replica-1"), 0.01)
+            await asyncio.wait_for(for_ever(registry, "replica-1"), 0.01)
 
 
 async def test_images_at_a_hung_replica_are_drawn_by_another(hanging, plan, family, profile):

@@ -50,7 +50,7 @@ class Gated(EmulatedEngine):
         self.stops = {0, 30}
 
     def step(self, samples: Sequence[Any]) -> list[WeirError | None]:
-        if samples[0].order.recipe.variant == HEAVY and samples[0].step in self.stops:
+        if samples[0].job.recipe.variant == HEAVY and samples[0].step in self.stops:
             self.gate.wait(PATIENCE_S)
         return super().step(samples)
 

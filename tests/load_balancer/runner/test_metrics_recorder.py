@@ -126,6 +126,6 @@ async def test_the_plan_in_force_and_the_capacity_are_shown(seen, profile):
 async def test_a_controller_that_no_longer_looks_can_be_told(seen):
     await seen.up()
     assert seen.registry.get_sample_value("weir_controller_silent_seconds") is None  # there is none under `static`
-    seen.balancer.metrics.looked(seen.now)
+    seen.balancer.metrics.counters_read(seen.now)
     seen.now += 42
     assert seen.value("controller_silent_seconds") == 42

@@ -27,7 +27,7 @@ def test_a_minutes_worth_may_come_at_once_and_then_one_a_second() -> None:
 def test_images_at_once_are_counted_until_they_are_answered() -> None:
     quotas = Quotas()
     quotas.take(ALICE, 3, 0.0)
-    with pytest.raises(RateLimited, match="3 images in flight and may have 4"):
+    with pytest.raises(RateLimited, match="3 images in flight and may have at most 4"):
         quotas.take(ALICE, 2, 0.0)
     quotas.give_back(ALICE, 3)
     quotas.take(ALICE, 2, 0.0)
