@@ -1,1 +1,1 @@
-"""Observe, forecast, decide. Everything but the deployment is pure: time and randomness come in as arguments."""
+"""The controller: observes the load balancer, forecasts demand and makes plans. Time and randomness are arguments."""

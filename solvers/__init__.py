@@ -1,1 +1,1 @@
-"""From a problem to a plan: how many GPUs of each type serve each variant, and which thresholds. Pure."""
+"""Allocation solvers: the number of GPUs of each type for each variant, the thresholds, and the alignment of levels."""

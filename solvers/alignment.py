@@ -1,7 +1,8 @@
-"""What prompts want against what the load allows: from two histograms over levels to a matrix of shifts. Pure.
+"""Alignment of the levels that prompts tolerate with the levels that the load allows, as a shift matrix.
 
-A classifier predicts a level for every prompt, with shares h. The allocation wants levels with shares f. A shift matrix
-P says with which probability a prompt of predicted level i is served at level j; it meets the allocation when h P = f.
+A classifier predicts a level for every prompt; the shares of the levels are h. The allocation serves the levels with
+shares f. Entry P[i, j] of a shift matrix is the probability that a prompt of predicted level i is served at level j.
+The matrix meets the allocation when h P = f.
 """
 
 from __future__ import annotations
@@ -12,17 +13,18 @@ import numpy as np
 
 from weir.errors import ConfigError, PlanError
 
-#: How far shares may be from adding up to one before they count as wrong; below, they are scaled.
+#: Largest deviation of a sum of shares from 1 that is scaled away; a larger one is an error.
 TOLERANCE = 1e-6
 
 
 def align(predicted: Sequence[float], target: Sequence[float], aligner: str = "monotone") -> np.ndarray:
-    """The shift matrix P from the predicted shares h to the target shares f; [levels, levels], rows add up to one.
+    """Returns the shift matrix P from the predicted shares h to the target shares f: [levels, levels], each row adds up
+    to one.
 
     Raises:
-        PlanError: h or f is empty, has an entry that is negative or no number, does not add up to one, or their
+        PlanError: h or f is empty, has an entry that is negative or not finite, or does not add up to one, or their
             lengths differ.
-        ConfigError: there is no aligner of that name.
+        ConfigError: no aligner has that name.
     """
     if aligner not in ALIGNERS:
         raise ConfigError(f"there is no aligner {aligner!r}; choose one of {', '.join(ALIGNERS)}")
@@ -35,12 +37,12 @@ def align(predicted: Sequence[float], target: Sequence[float], aligner: str = "m
 def monotone(h: np.ndarray, f: np.ndarray) -> np.ndarray:
     """The monotone (quantile) coupling: prompts in the order of their predicted level fill the target levels in order.
 
-    Exact for every h and f, and of all exact shifts the one of least cost for any cost that is convex in the number of
-    levels moved (Villani, Topics in Optimal Transportation, theorem 2.18). A level that no prompt was predicted for has
-    a row too, for the first prompt that will be: the target level at its quantile.
+    It is exact for every h and f. Among all exact shifts it has the least cost, for any cost that is convex in the
+    number of levels moved (Villani, Topics in Optimal Transportation, theorem 2.18). A level that was predicted for no
+    prompt has a row as well: the target level at its quantile, which the first prompt of that level uses.
     """
     ends_h, ends_f = np.cumsum(h), np.cumsum(f)
-    # Not ends − h: where one level ends and the next begins has to be the same number, or dust remains between them.
+    # Not ends − h: the end of one level and the start of the next must be the same number, or rounding leaves a gap.
     starts_h, starts_f = np.append(0.0, ends_h[:-1]), np.append(0.0, ends_f[:-1])
     mass = np.minimum(ends_h[:, None], ends_f) - np.maximum(starts_h[:, None], starts_f)
     mass = np.maximum(mass, 0.0)
@@ -58,10 +60,10 @@ def monotone(h: np.ndarray, f: np.ndarray) -> np.ndarray:
 def oda(h: np.ndarray, f: np.ndarray) -> np.ndarray:
     """AccuScale/Argus' Optimized Distribution Aligner as published (Agarwal et al., Middleware 2025), for comparison.
 
-    From the fastest level down, a surplus moves one level towards better images, and a deficit is filled, to two
-    decimals, from the nearest better level that has any. It misses the target whenever a surplus moves further than one
-    level, for a prompt is shifted once. Where the published code divides by an empty level or leaves the ladder, this
-    one goes on to the next level.
+    Starting at the fastest level, a surplus moves one level towards better images, and a deficit is filled, to two
+    decimals, from the nearest better level with prompts. The result misses the target when a surplus has to move
+    further than one level, because each prompt is shifted once. Where the published code divides by an empty level or
+    leaves the ladder, this implementation continues with the next level.
     """
     original, h = h, h.copy()
     shift = np.eye(len(h))
@@ -84,25 +86,25 @@ def oda(h: np.ndarray, f: np.ndarray) -> np.ndarray:
     return shift
 
 
-#: Adding one is a function of h and f, both exact shares, and an entry here.
+#: Aligners by name. An aligner is a function of h and f, both of which add up to exactly one.
 ALIGNERS: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {"monotone": monotone, "oda": oda}
 
 
 def total_variation(p: np.ndarray, q: np.ndarray) -> float:
-    """Half the sum of absolute differences of two histograms, 0…1: the share of prompts at a wrong level."""
+    """Total variation distance of two histograms, 0…1: the share of prompts at the wrong level."""
     return float(np.abs(p - q).sum() / 2)
 
 
 def shares_of(name: str, values: Sequence[float]) -> np.ndarray:
-    """A histogram, scaled so that it adds up to exactly one.
+    """Validates a histogram and scales it so that it adds up to exactly one.
 
     Raises:
-        PlanError: it is empty, has an entry that is negative or no number, or is further than :data:`TOLERANCE` from
-            one; the message begins with ``name``.
+        PlanError: the histogram is empty, has an entry that is negative or not finite, or its sum differs from one by
+            more than :data:`TOLERANCE`; the message begins with ``name``.
     """
     shares = np.asarray(values, dtype=float)
     if shares.ndim != 1 or len(shares) == 0:
-        raise PlanError(f"{name} must be a list with one share for each level")
+        raise PlanError(f"{name} must be a list with one share per level")
     if not (np.isfinite(shares).all() and (shares >= 0).all()):
         raise PlanError(f"{name} is {shares.tolist()}; every share must be a number of at least 0")
     if abs(shares.sum() - 1) > TOLERANCE:

@@ -1,21 +1,23 @@
-"""Levels for GPUs and for prompts: AccuScale's allocation (Agarwal et al., Middleware 2025), and more in one program.
+"""Allocation of approximation levels to GPUs and prompts: AccuScale's problem (Agarwal et al., Middleware 2025) and its
+extension to classes of prompts.
 
 The published problem gives every GPU g a level x_g and a load y_g:
 
     maximise  Σ y_g q[x_g]    with  Σ y_g = λ,  0 ≤ y_g ≤ rate[x_g]
 
-Prompts are aligned with its answer afterwards (``solvers/alignment.py``). Where the quality is known by what was
-predicted for a prompt, both are decided at once here: prompts come in classes i with shares h_i and qualities q_ik. The
-published problem is the case of one class. GPUs of one type are alike, so the program counts them: n_tk (integer, GPUs
-of type t at level k) and s_ik (share of the demand: prompts of class i that are served at level k).
+Prompts are aligned with its solution afterwards (``solvers/alignment.py``). Where the quality by predicted class is
+known, the program below decides both at once: class i has the share h_i of the prompts and the qualities q_ik. The
+published problem is the case of one class. GPUs of one type are interchangeable, so the program counts them: n_tk
+(integer) is the number of GPUs of type t at level k, and s_ik is the share of the demand that consists of prompts of
+class i served at level k.
 
     maximise  Σ q_ik s_ik
     GPUs      Σ_k n_tk ≤ N_t
     capacity  λ Σ_i s_ik ≤ Σ_t rate_tk n_tk
     prompts   Σ_k s_ik = h_i
 
-Its size does not depend on the number of GPUs. Demand beyond the capacity is shed before: the fastest levels serve all
-that can be served.
+The size of the program does not depend on the number of GPUs. Demand beyond the capacity never reaches the program:
+every GPU then runs its fastest level and the rest of the demand is shed.
 """
 
 from __future__ import annotations
@@ -37,7 +39,7 @@ from weir.errors import PlanError
 
 log = logging.getLogger(__name__)
 
-#: How much more than its capacity a GPU may be given: within the tolerance of every solver.
+#: Factor by which a load may exceed the capacity; covers the tolerance of every solver.
 SLACK = 1 + 1e-5
 
 
@@ -46,8 +48,8 @@ class LevelGpus:
     """All GPUs of one type.
 
     Attributes:
-        rate_rps: images per second that a plan may count on from one GPU, by level; it does not fall along the ladder.
-            0: this type cannot serve the level in time.
+        rate_rps: images per second that a plan may count on from one GPU, by level; not falling along the ladder. 0
+            means that this type cannot serve the level in time.
     """
 
     name: str
@@ -57,10 +59,10 @@ class LevelGpus:
 
 @dataclass(frozen=True, slots=True)
 class PromptClass:
-    """Prompts that are alike to the planner: all of them, or those for which the same level was predicted.
+    """Prompts that the planner does not distinguish: all prompts, or those with the same predicted level.
 
     Attributes:
-        share: of all requests.
+        share: share of all requests.
         quality: mean quality of their images, by level; any scale, the same for all classes.
     """
 
@@ -70,10 +72,11 @@ class PromptClass:
 
 @dataclass(frozen=True, slots=True)
 class LevelProblem:
-    """One instance.
+    """One instance of the level allocation problem.
 
     Attributes:
-        classes: of prompts; over all of them the quality does not rise along the ladder.
+        gpus: the hardware, one entry per type.
+        classes: classes of prompts; their mean quality does not rise along the ladder.
         demand_rps: λ, requests per second to plan for.
     """
 
@@ -83,7 +86,7 @@ class LevelProblem:
 
     @classmethod
     def of(cls, gpus: tuple[LevelGpus, ...], quality: tuple[float, ...], demand_rps: float) -> LevelProblem:
-        """The published problem, which does not tell prompts apart."""
+        """Returns the published problem, in which all prompts are one class."""
         return cls(gpus, (PromptClass(1.0, quality),), demand_rps)
 
     def __post_init__(self) -> None:
@@ -95,7 +98,7 @@ class LevelProblem:
             math.isfinite(self.demand_rps) and self.demand_rps >= 0,
             f"demand_rps is {self.demand_rps}; it must be finite and at least 0",
         )
-        need(len(self.classes) > 0, "classes is empty; give one with share 1 when prompts are not told apart")
+        need(len(self.classes) > 0, "classes is empty; use one class with share 1 when prompts are not distinguished")
         levels = len(self.classes[0].quality)
         need(levels > 0, "quality is empty; a ladder needs at least one level")
         for i, each in enumerate(self.classes):
@@ -114,7 +117,7 @@ class LevelProblem:
             need(gpu.count >= 0, f"gpus: {gpu.name}: count is {gpu.count}; it must be at least 0")
             need(
                 len(rates) == levels,
-                f"gpus: {gpu.name}: {len(rates)} rates for {levels} levels; give one for each level",
+                f"gpus: {gpu.name}: {len(rates)} rates for {levels} levels; give one rate per level",
             )
             need(
                 all(math.isfinite(r) and r >= 0 for r in rates),
@@ -127,33 +130,33 @@ class LevelProblem:
 
     @property
     def shares(self) -> np.ndarray:
-        """h_i, adding up to one."""
+        """h_i, the shares of the classes; they add up to one."""
         return shares_of("the shares of classes", [each.share for each in self.classes])
 
     @property
     def quality(self) -> tuple[float, ...]:
-        """Mean over all prompts, by level."""
+        """Mean quality over all prompts, by level."""
         return tuple((self.shares @ self.qualities).tolist())
 
     @property
     def qualities(self) -> np.ndarray:
-        """q_ik; [classes, levels]."""
+        """q_ik, quality by class and level; [classes, levels]."""
         return np.array([each.quality for each in self.classes])
 
     @property
     def rates_rps(self) -> np.ndarray:
-        """[types, levels]."""
+        """Images per second of one GPU by type and level; [types, levels]."""
         return np.array([gpu.rate_rps for gpu in self.gpus])
 
     @property
     def capacity_rps(self) -> float:
-        """What all GPUs serve at the fastest level."""
+        """Images per second of all GPUs at the fastest level."""
         return sum(g.count * g.rate_rps[-1] for g in self.gpus)
 
 
 @dataclass(frozen=True, slots=True)
 class LevelLoad:
-    """``count`` GPUs of one type (index into ``LevelProblem.gpus``) at a level, and the load of each of them."""
+    """``count`` GPUs of one type (index into ``LevelProblem.gpus``) at one level, with the load of each of them."""
 
     gpu: int
     level: int
@@ -163,14 +166,16 @@ class LevelLoad:
 
 @dataclass(frozen=True, slots=True)
 class LevelAllocation:
-    """The answer to one :class:`LevelProblem`. Every GPU has a level; one that is not needed stands by at its best.
+    """The solution of one :class:`LevelProblem`. Every GPU has a level; an idle GPU has the best level of its type.
 
     Attributes:
-        loads: by type, and from the best level to the fastest.
-        target: f_k, share of the served requests at each level; what prompts are aligned with.
-        shift: for each class, the probability of every level; for one class this is the target.
-        quality: mean of the served requests; without any, of the level that one would get.
-        backend, status, seconds: who answered, how sure it is, and wall time with building and checking.
+        loads: ordered by type, and within a type from the best level to the fastest.
+        target: f_k, share of the served requests at each level; the target of the alignment.
+        shift: probability of every level, by class; with a single class this is the target.
+        quality: mean quality of the served requests; without demand, the quality that a request would get.
+        backend: name of the solver backend that found the solution, or ``none``.
+        status: how good the solution is known to be.
+        seconds: wall time, including the formulation and the checks.
     """
 
     loads: tuple[LevelLoad, ...]
@@ -184,24 +189,29 @@ class LevelAllocation:
     seconds: float
 
     def levels(self) -> tuple[int, ...]:
-        """The level of every GPU, by rank: types in order, in each from the best level to the fastest; for whole
-        GPUs only."""
+        """Returns the level of every GPU, by rank: types in order, in each from the best level to the fastest. Only
+        valid when the counts are whole."""
         return tuple(load.level for load in self.loads for _ in range(int(load.count)))
 
 
 def allocate(problem: LevelProblem, solver: str = "auto", time_limit_s: float = 2.0) -> LevelAllocation:
-    """The best allocation. It never raises for an answer that is late, missing or wrong: when no backend has a usable
-    one, every GPU goes to its fastest level, and ``status`` says so. The limit holds for each backend.
+    """Returns the best allocation with one level per GPU.
+
+    A solver that is late, fails or returns an invalid solution raises nothing: when no backend returns a usable
+    solution, every GPU gets its fastest level and ``status`` is ``LIGHTEST``. The time limit applies to each backend.
 
     Raises:
-        ConfigError: ``solver`` names a backend that does not exist or cannot be used here.
+        ConfigError: ``solver`` names a backend that does not exist or is not installed.
     """
     return _solved(problem, solver, time_limit_s, whole=True)
 
 
 def share_levels(problem: LevelProblem, solver: str = "auto", time_limit_s: float = 2.0) -> LevelAllocation:
-    """The same where every GPU serves every level at any time, as the levels of one resident model allow: the counts
-    of ``loads`` are shares of GPU time and need not be whole. It is the linear relaxation.
+    """Returns the best allocation when every GPU can serve every level at any time, as with levels of one resident
+    model.
+
+    This is the linear relaxation of :func:`allocate`: the counts of ``loads`` are shares of GPU time and need not be
+    whole.
 
     Raises:
         ConfigError: as :func:`allocate`.
@@ -224,22 +234,22 @@ def _solved(problem: LevelProblem, solver: str, time_limit_s: float, *, whole: b
         chosen = backend(name)
         try:
             answer = chosen.solve(program, time_limit_s)
-        except Exception as error:  # a solver is foreign code: whatever it raises must not end the control loop
+        except Exception as error:  # a third-party solver may raise anything; that must not end the control loop
             log.warning("solver %s failed: %s", name, error)
             continue
         if answer.x is None:
-            log.warning("solver %s gave no solution: %s", name, answer.reason)
+            log.warning("solver %s found no solution: %s", name, answer.reason)
             continue
         decoded = _decode(problem, answer.x, whole)
         if decoded is None:
-            log.warning("solver %s answered nonsense", name)
+            log.warning("solver %s returned an invalid allocation", name)
             continue
         return _allocation(problem, *decoded, name, Status.OPTIMAL if answer.proven else Status.FEASIBLE, began)
     return _all_fastest(problem, "none", Status.LIGHTEST, began)
 
 
 def formulate_levels(problem: LevelProblem) -> MixedProgram:
-    """Builds the program. Its first columns are n_tk, types in order, and then come s_ik, classes in order."""
+    """Builds the program. Its columns are n_tk, types in order, followed by s_ik, classes in order."""
     quality = problem.qualities
     scaled = (quality - quality.min()) / ((quality.max() - quality.min()) or 1.0)
     levels = range(quality.shape[1])
@@ -257,8 +267,8 @@ def formulate_levels(problem: LevelProblem) -> MixedProgram:
 
 
 def _decode(problem: LevelProblem, x: np.ndarray, whole: bool) -> tuple[np.ndarray, np.ndarray] | None:
-    """GPUs by type and level and shares by class and level of a solver's vector, without what its tolerances left
-    behind; or None when they are not an allocation of these GPUs to these prompts."""
+    """Converts a solver's vector to GPU counts [types, levels] and shares [classes, levels], rounding within the
+    solver's tolerance. Returns None when the vector is not a valid allocation of the problem."""
     levels = len(problem.classes[0].quality)
     gpus, classes = len(problem.gpus) * levels, len(problem.classes) * levels
     if x.size < gpus + classes or not np.isfinite(x).all():
@@ -271,10 +281,10 @@ def _decode(problem: LevelProblem, x: np.ndarray, whole: bool) -> tuple[np.ndarr
         return None
     capacity = (counts * problem.rates_rps).sum(axis=0)
     shares = np.where(capacity > 0, np.maximum(x[gpus : gpus + classes].reshape(-1, levels), 0.0), 0.0)
-    served, wanted = shares.sum(axis=1), problem.shares
-    if (np.abs(served - wanted) > SLACK - 1).any():
+    served, required = shares.sum(axis=1), problem.shares
+    if (np.abs(served - required) > SLACK - 1).any():
         return None
-    shares *= np.divide(wanted, served, out=np.zeros_like(wanted), where=served > 0)[:, None]
+    shares *= np.divide(required, served, out=np.zeros_like(required), where=served > 0)[:, None]
     load_rps = shares.sum(axis=0) * problem.demand_rps
     if (load_rps > capacity * SLACK + SLACK - 1).any():
         return None
@@ -282,7 +292,7 @@ def _decode(problem: LevelProblem, x: np.ndarray, whole: bool) -> tuple[np.ndarr
 
 
 def _all_fastest(problem: LevelProblem, name: str, status: Status, began: float) -> LevelAllocation:
-    """Every GPU at the best of the levels at which it is fastest, with the same mix of levels for every class."""
+    """Allocation with every GPU at the best of its fastest levels, and the same mix of levels for every class."""
     counts = np.zeros((len(problem.gpus), len(problem.quality)), dtype=int)
     for t, gpu in enumerate(problem.gpus):
         counts[t, gpu.rate_rps.index(gpu.rate_rps[-1])] = gpu.count
@@ -295,7 +305,7 @@ def _all_fastest(problem: LevelProblem, name: str, status: Status, began: float)
 def _allocation(
     problem: LevelProblem, counts: np.ndarray, shares: np.ndarray, name: str, status: Status, began: float
 ) -> LevelAllocation:
-    """The answer from GPUs by type and level and shares by class and level."""
+    """Builds the allocation from GPU counts [types, levels] and shares [classes, levels]."""
     rates, target = problem.rates_rps, shares.sum(axis=0)
     served = min(problem.demand_rps, problem.capacity_rps)
     capacity = (counts * rates).sum(axis=0)
@@ -320,7 +330,7 @@ def _allocation(
 
 
 def _idle_to_best(problem: LevelProblem, counts: np.ndarray, load_rps: np.ndarray) -> np.ndarray:
-    """Gives GPUs that no request needs the best level that their type can serve, so that they help at once."""
+    """Moves idle GPUs to the best level that their type can serve, so that they improve quality when used."""
     counts = counts.copy()
     unused_rps = (counts * problem.rates_rps).sum(axis=0) - load_rps
     for t, gpu in enumerate(problem.gpus):

@@ -1,4 +1,4 @@
-"""Cascades from variants: which of them are worth having, which chains they make, and the best chain for a load."""
+"""Selection of cascades: the Pareto front of the variants, the chains on it, and the best chain for a demand."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from solvers.solution import Solution
 from solvers.solve import solve
 from weir.errors import PlanError
 
-#: Shares of the demand that differ by less are served alike.
+#: Shares of the demand that differ by less count as equal.
 SAME_SHARE = 1e-6
 
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """A model as a cascade sees it.
+    """Cost and quality of a model in a cascade.
 
     Attributes:
-        image_s: seconds of one GPU for an image, in the best batch that meets the deadline.
-        quality: mean of its images alone, larger being better; on one scale for all variants.
+        image_s: GPU seconds per image, at the best batch size that meets the deadline.
+        quality: mean quality of its images alone; larger is better; on the same scale for all variants.
     """
 
     name: str
@@ -38,11 +38,11 @@ class Variant:
 
 
 def front(variants: Sequence[Variant]) -> tuple[Variant, ...]:
-    """The Pareto front of quality and cost, from the cheapest to the best: variants that no other beats in one without
-    losing in the other. Of equal ones the first stays.
+    """Returns the Pareto front of quality and cost, from the cheapest variant to the best. Of equal variants the first
+    one is kept.
 
     Raises:
-        PlanError: two variants have one name.
+        PlanError: two variants have the same name.
     """
     if len({variant.name for variant in variants}) < len(variants):
         raise PlanError(f"variants: names must differ; they are {', '.join(v.name for v in variants)}")
@@ -54,19 +54,19 @@ def front(variants: Sequence[Variant]) -> tuple[Variant, ...]:
 
 
 def chains(variants: Sequence[Variant], longest: int = 2) -> tuple[tuple[Variant, ...], ...]:
-    """Every cascade of two to ``longest`` variants of the front, each from its cheapest to its best."""
+    """Returns every cascade of two to ``longest`` variants of the front, each from its cheapest variant to its best."""
     ordered = front(variants)
     return tuple(chain for length in range(2, longest + 1) for chain in combinations(ordered, length))
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """One chain's answer to a demand.
+    """The solution of one chain for a demand.
 
     Attributes:
-        chain: index among those to choose from.
-        served: share of the demand.
-        quality: mean of the images served, on the scale of :attr:`Problem.quality`.
+        chain: index of the chain among the candidates.
+        served: share of the demand that is served.
+        quality: mean quality of the served images, on the scale of :attr:`Problem.quality`.
     """
 
     chain: int
@@ -76,7 +76,7 @@ class Choice:
 
 
 def choice(chain: int, problem: Problem, solution: Solution) -> Choice:
-    """A solution on the scale that its problem's quality was given in."""
+    """Converts a solution to the quality scale of its problem."""
     low, high = min(problem.quality), max(problem.quality)
     served = solution.served_rps / problem.demand_rps if problem.demand_rps > 0 else 1.0
     return Choice(chain, solution, served, low + solution.point.quality * ((high - low) or 1.0))
@@ -85,20 +85,20 @@ def choice(chain: int, problem: Problem, solution: Solution) -> Choice:
 def chosen_chain(
     problems: Sequence[Problem], *, running: int | None = None, switch_cost: float = 0.0, solver: str = "auto"
 ) -> Choice:
-    """The chain that serves most of the demand and, of those that serve as much, gives the best images.
+    """Returns the chain that serves the largest share of the demand and, among equals, has the best images.
 
     Args:
-        problems: one a chain, all of one demand, their qualities on one scale.
-        running: the chain in use, which stays unless another serves more or is better by more than ``switch_cost``,
-            in units of the quality.
+        problems: one per chain, all with the same demand and the same quality scale.
+        running: the chain in use. It is kept unless another chain serves more, or is better by more than
+            ``switch_cost`` (in units of the quality).
 
     Raises:
-        PlanError: there is no chain, or they are of different demands.
+        PlanError: there is no chain, or the demands differ.
     """
     if not problems:
-        raise PlanError("chains is empty; a cascade needs two variants of which one is better and dearer")
+        raise PlanError("chains is empty; a cascade needs two variants, one of which is better and more expensive")
     if len({problem.demand_rps for problem in problems}) > 1:
-        raise PlanError("the chains' problems are of different demands; they must be compared at one")
+        raise PlanError("the problems of the chains have different demands; compare them at the same demand")
     found = [choice(i, problem, solve(problem, solver)) for i, problem in enumerate(problems)]
     most = max(it.served for it in found)
     able = [it for it in found if it.served >= most - SAME_SHARE]

@@ -1,10 +1,12 @@
-"""DiffServe's allocation problem (Ahmad et al., MLSys 2025; ``qaware_cascade_ILP.py`` of its artifact) as a
-configuration of ours: one type of GPU, no cache, the whole profiled throughput, no cost of change, one batch size a
-role, and the threshold itself as the quality. Queue delays count once each against the deadline; waiting for a batch
-and the discriminator do not.
+"""DiffServe's allocation problem (Ahmad et al., MLSys 2025; ``qaware_cascade_ILP.py`` of its artifact) as an instance
+of :class:`~solvers.problem.Problem`.
 
-The published program has a product of a binary and an integer in each capacity constraint; ours has none, because it
-counts GPUs for each batch size. The optimal threshold is the same.
+The instance has one type of GPU, no cache, the whole profiled throughput, no cost of role changes, one batch size per
+role, and the threshold itself as the quality. Each queue delay counts once against the deadline; the wait for a batch
+and the discriminator do not count.
+
+Each capacity constraint of the published program has a product of a binary and an integer variable. Weir's program has
+none, because it counts GPUs for each batch size. The optimal threshold is the same.
 """
 
 from __future__ import annotations
@@ -26,15 +28,15 @@ def published_problem(
     queue_delay_s: tuple[float, float] = (0.0, 0.0),
     tie_break: float = 0.0,
 ) -> Problem:
-    """max t subject to the published constraints.
+    """Builds the problem "max t subject to the published constraints".
 
-    Where the published problem is infeasible, this one sheds: :attr:`Solution.shed_rps` is then above 0.
+    Where the published problem is infeasible, this one sheds demand: :attr:`Solution.shed_rps` is then above 0.
 
     Args:
-        gpus: GPU workers (the artifact's S − 1: it reserves one worker as a sink).
-        variants: keys of the two.
+        gpus: number of GPU workers (S − 1 in the artifact, which reserves one worker as a sink).
+        variants: keys of the light and the heavy variant.
         queue_delay_s: q_light and q_heavy.
-        tie_break: cost of a GPU; above 0 it picks one of the allocations that share the optimal threshold.
+        tie_break: cost of a GPU; above 0 it selects one of the allocations with the optimal threshold.
     """
     return Problem(
         gpus=(GpuType("gpu", gpus, dict(zip(variants, (light, heavy), strict=True))),),

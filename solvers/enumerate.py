@@ -1,8 +1,9 @@
-"""The optimum by trying everything: the oracle that the formulation and every backend are tested against.
+"""Brute-force optimum of the allocation problem: the reference that the formulation and every backend are tested
+against.
 
-It shares only the definition of the problem, of its operating points and of its objective with the program: deadlines
-are checked for every option of one stage with every option of the others, and points one by one, without modes or
-pruning. The work grows with the product of all GPU counts, so it is for small instances.
+It shares with the program only the definition of the problem, of its operating points and of its objective. Deadlines
+are checked for every combination of options of the stages, and points one by one, without modes or pruning. The work
+grows with the product of all GPU counts, so it is only for small instances.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from solvers.solution import Allocation, Solution, Status
 
 
 def enumerate_optimum(problem: Problem) -> Solution:
-    """The best solution of all, by brute force."""
+    """Returns the best solution among all allocations and operating points."""
     began = time.perf_counter()
     choices = options(problem)
     points = [curve.point(j) for curve in curves(problem) for j in range(len(problem.thresholds))]
@@ -33,7 +34,7 @@ def enumerate_optimum(problem: Problem) -> Solution:
             found = value(problem, allocations, point, served)
             if best is None or found > best[0]:
                 best = (found, allocations, point, served)
-    assert best is not None  # using no GPU at all is always among the allocations
+    assert best is not None  # the empty allocation is always among them
     objective, allocations, point, served = best
     return Solution(
         thresholds=problem.thresholds_at(point.j),
@@ -50,14 +51,14 @@ def enumerate_optimum(problem: Problem) -> Solution:
 
 
 def _deferred(problem: Problem, j: int) -> tuple[float, ...]:
-    """What a grid point sends to each stage behind the first, the last one foremost."""
+    """Share of the misses that a grid point sends to each stage after the first, the last stage first."""
     return (problem.deferral[j], *(stage.reached[j] for stage in reversed(problem.middle)))
 
 
 def _allocations(
     problem: Problem, choices: tuple[Option, ...]
 ) -> Iterator[tuple[tuple[Allocation, ...], dict[str, float]]]:
-    """Every allocation that fits the GPUs and the deadline, with its rate by variant."""
+    """Yields every allocation that fits the GPUs and the deadline, with its rate by variant."""
     per_gpu = [
         list(_splits(gpu.count, [o for o in choices if o.gpu == index])) for index, gpu in enumerate(problem.gpus)
     ]
@@ -74,7 +75,7 @@ def _allocations(
 
 
 def _splits(count: int, choices: list[Option]) -> Iterator[list[tuple[Option, int]]]:
-    """Every way to give up to ``count`` GPUs to the options."""
+    """Yields every distribution of at most ``count`` GPUs over the options."""
     if not choices:
         yield []
         return

@@ -1,6 +1,6 @@
-"""The best levels by trying everything: the oracle that the allocation and every backend are tested against.
+"""Brute-force optimum of the level allocation: the reference that the program and every backend are tested against.
 
-The work grows with a power of the number of GPUs, so it is for small instances.
+The work grows polynomially with the number of GPUs, so it is only for small instances.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from solvers.allocation import LevelProblem
 
 
 def enumerate_levels(problem: LevelProblem) -> float:
-    """The best mean quality of the served requests, over every way to give GPUs levels."""
+    """Returns the best mean quality of the served requests over every assignment of levels to GPUs."""
     served = min(problem.demand_rps, problem.capacity_rps)
     if served <= 0:
         return problem.quality[0]
@@ -31,26 +31,28 @@ def enumerate_levels(problem: LevelProblem) -> float:
 
 
 def _splits(count: int, levels: int) -> Iterator[tuple[int, ...]]:
-    """Every way to give all ``count`` GPUs a level."""
+    """Yields every distribution of ``count`` GPUs over the levels."""
     for bars in itertools.combinations(range(count + levels - 1), levels - 1):
         yield tuple(b - a - 1 for a, b in pairwise((-1, *bars, count + levels - 1)))
 
 
 def _best_first(capacity_rps: np.ndarray, served_rps: float) -> np.ndarray:
-    """Shares of the load by level when the best levels are filled first; [..., levels], each row adds up to one."""
+    """Returns the shares of the load by level when the best levels are filled first; [..., levels], each row adds up to
+    one."""
     filled = np.minimum(np.cumsum(capacity_rps, axis=-1), served_rps)
     shares = np.diff(filled, axis=-1, prepend=0.0)
     return shares / shares.sum(axis=-1, keepdims=True)
 
 
-def _transport(problem: LevelProblem, room: np.ndarray) -> float:
-    """The best mean quality when each level has room for a share of the requests: a transport problem."""
+def _transport(problem: LevelProblem, capacity: np.ndarray) -> float:
+    """Returns the best mean quality when each level has the capacity for a share of the requests (a transport
+    problem)."""
     quality, h = problem.qualities, problem.shares
     classes, levels = quality.shape
     result = linprog(
         -quality.ravel(),
         A_ub=np.tile(np.eye(levels), classes),
-        b_ub=room * (1 + 1e-9),
+        b_ub=capacity * (1 + 1e-9),
         A_eq=np.repeat(np.eye(classes), levels, axis=1),
         b_eq=h,
     )

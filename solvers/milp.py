@@ -1,8 +1,9 @@
-"""The allocation problem as a mixed-integer linear program, in a form that every backend reads.
+"""Formulation of the allocation problem as a mixed-integer linear program, in a form that every backend reads.
 
-Columns: n_o (integer, GPUs with option o), z_m (binary, which latency mode), a_vb (binary, batch size b of variant v,
-only when a variant may use one), y_p (binary, which operating point: ``solvers/operating_points.py``), s_p (share of
-the demand that is shed, at the points that defer least), r_g (role changes).
+Columns: n_o (integer, GPUs with option o), z_m (binary, the latency mode), a_vb (binary, batch size b of variant v,
+present only when a variant may use a single batch size), y_p (binary, the operating point, see
+``solvers/operating_points.py``), s_p (share of the demand that is shed, at the points that defer least), r_g (role
+changes).
 
     maximise  Σ Q_p y_p − Σ (κ + Q_p) s_p − ρ Σ r_g − c Σ n_o
     GPUs      Σ_{o of g} n_o ≤ N_g
@@ -12,13 +13,14 @@ the demand that is shed, at the points that defer least), r_g (role changes).
     shedding  0 ≤ s_p ≤ y_p;  Σ y_p = 1
     changes   r_g ≥ Σ_{v of S} (n_v,g − running v) for every set S of variants
 
-The greatest of these sums is that of the variants that grow, so r_g counts the replicas that change their role.
+The largest of these sums belongs to the set of all variants that grow, so r_g counts the replicas that change their
+role.
 
-Shedding is the last resort, so it needs a column only at points that defer least: at all others the whole demand is
+Shedding is the last resort, so only the points that defer least have a column for it: at all others the whole demand is
 served. No GPU and s = 1 is always feasible.
 
-Before that, points that cannot be the best leave the program: those that another beats in every work and in quality.
-On the measured, U-shaped quality curves this removes every threshold beyond the optimum.
+Dominated points, which another point beats in every work and in quality, are removed before the program is built. On
+the measured, U-shaped quality curves this removes every threshold beyond the optimum.
 """
 
 from __future__ import annotations
@@ -39,7 +41,8 @@ INFINITY = float("inf")
 
 @dataclass
 class MixedProgram:
-    """maximise ``objective · x`` with ``row_lower ≤ A x ≤ row_upper`` and ``0 ≤ x ≤ upper``; A by rows, sparse."""
+    """A mixed-integer program: maximise ``objective · x`` subject to ``row_lower ≤ A x ≤ row_upper`` and
+    ``0 ≤ x ≤ upper``. A is sparse and stored by rows."""
 
     objective: list[float] = field(default_factory=list)
     upper: list[float] = field(default_factory=list)
@@ -65,14 +68,15 @@ class MixedProgram:
 
 
 def shed_penalty(problem: Problem) -> float:
-    """κ: shedding everything costs far more than all that quality, role changes and GPUs can weigh together."""
+    """Returns κ, the penalty of shedding the whole demand. It is far above the sum of all other terms of the
+    objective."""
     gpus = sum(g.count for g in problem.gpus)
     return 1000.0 * (1 + gpus * (problem.role_change_cost + problem.gpu_cost))
 
 
 @dataclass(frozen=True)
 class Formulation:
-    """The program of one problem, and the way back from its columns."""
+    """The program of one problem, with the decoding of its solution vectors."""
 
     problem: Problem
     program: MixedProgram
@@ -80,10 +84,10 @@ class Formulation:
     curves: list[Curve]
 
     def decode(self, x: np.ndarray) -> tuple[tuple[Allocation, ...], OperatingPoint, float]:
-        """The allocations, the operating point and the served share of a solution vector.
+        """Converts a solution vector to allocations, operating point and served share.
 
-        Only the GPU counts are taken from ``x``. The point and the served share are evaluated again from them, among
-        all points, so a solver's tolerances never give a plan more than its GPUs can carry.
+        Only the GPU counts are taken from ``x``. The point and the served share are computed from these counts, among
+        all points, so a solver's tolerances never lead to a plan that exceeds the capacity of its GPUs.
         """
         counts = np.rint(x[: len(self.options)]).astype(int)
         point, served = best_point(self.problem, self.options, counts, self.curves)
@@ -98,17 +102,18 @@ class Formulation:
 def best_point(
     problem: Problem, choices: tuple[Option, ...], counts: np.ndarray, found: list[Curve]
 ) -> tuple[OperatingPoint, float]:
-    """The best point that these GPUs carry, and the share of the demand served there (below 1 when none does)."""
+    """Returns the best point for which the capacity of these GPUs suffices, and the share of the demand that it serves:
+    1, or less when the capacity suffices for no point."""
     rates = dict.fromkeys(problem.variants, 0.0)
     for option, n in zip(choices, counts, strict=True):
         rates[option.variant] += option.rate_rps * n
-    has = np.array(list(rates.values())) * (1 + 1e-9)
+    capacity = np.array(list(rates.values())) * (1 + 1e-9)
     best: tuple[float, OperatingPoint, float] | None = None
     for curve in found:
-        fits = (problem.demand_rps * curve.works <= has[:, None]).all(axis=0)
+        fits = (problem.demand_rps * curve.works <= capacity[:, None]).all(axis=0)
         if fits.any():
             top = curve.quality[fits].max()
-            j = int(np.flatnonzero(fits & (curve.quality == top))[0])  # of equal ones, the one that defers least
+            j = int(np.flatnonzero(fits & (curve.quality == top))[0])  # among equals, the one that defers least
             if best is None or top > best[0]:
                 best = (float(top), curve.point(j), 1.0)
     if best is not None:
@@ -116,11 +121,12 @@ def best_point(
     for curve in found:
         point = curve.point(curve.useful()[0])
         needs = [problem.demand_rps * work for work in point.works]
-        served = min([1.0] + [rate / need / (1 + 1e-9) for need, rate in zip(needs, has.tolist(), strict=True) if need])
-        worth = point.quality * served - shed_penalty(problem) * (1 - served)
-        if best is None or worth > best[0]:
-            best = (worth, point, served)
-    assert best is not None  # there is always a curve
+        usable = zip(needs, capacity.tolist(), strict=True)
+        served = min([1.0] + [rate / need / (1 + 1e-9) for need, rate in usable if need])
+        objective = point.quality * served - shed_penalty(problem) * (1 - served)
+        if best is None or objective > best[0]:
+            best = (objective, point, served)
+    assert best is not None  # there is at least one curve
     return best[1], best[2]
 
 
@@ -142,44 +148,60 @@ def formulate(problem: Problem) -> Formulation:
         rates = [(n[i], o.rate_rps) for i, o in enumerate(choices) if o.variant == variant]
         need = [problem.demand_rps * point.works[stage] for point in points]
         less = [problem.demand_rps * point.works[stage] for point in least]
-        everywhere = 0.0 if stage else min(need)  # Σ y_p = 1: what every point needs is a constant
+        everywhere = 0.0 if stage else min(need)  # Σ y_p = 1: the work that every point needs is a constant
         works = [(c, everywhere - w) for c, w in zip(y, need, strict=True) if stage or w > everywhere]
         program.row([*rates, *works, *zip(shed, less, strict=True)], lower=everywhere)
     program.row([(c, 1.0) for c in y], lower=1, upper=1)
     for point, column in zip(least, shed, strict=True):
         program.row([(y[points.index(point)], 1.0), (column, -1.0)], lower=0)
 
-    sets = modes(problem, choices)
-    if len(sets) > 1:
-        z = [program.column(0, 1, integer=True) for _ in sets]
-        program.row([(c, 1.0) for c in z], lower=1, upper=1)
-        for i, option in enumerate(choices):
-            allowing = [(c, -float(problem.gpus[option.gpu].count)) for c, s in zip(z, sets, strict=True) if i in s]
-            if len(allowing) < len(sets):
-                program.row([(n[i], 1.0), *allowing], upper=0)
+    _add_latency(program, problem, choices, n)
     if problem.one_batch_size:
-        for variant in problem.variants:
-            sizes = sorted({o.batch_size for o in choices if o.variant == variant})
-            a = {b: program.column(0, 1, integer=True) for b in sizes}
-            program.row([(c, 1.0) for c in a.values()], upper=1)
-            for i, option in enumerate(choices):
-                if option.variant == variant:
-                    big = -float(problem.gpus[option.gpu].count)
-                    program.row([(n[i], 1.0), (a[option.batch_size], big)], upper=0)
+        _add_one_batch_size(program, problem, choices, n)
     if problem.role_change_cost > 0:
-        for index, gpu in enumerate(problem.gpus):
-            if gpu.running is None:
-                continue
-            change = program.column(-problem.role_change_cost, gpu.count, integer=False)
-            for grown, running in _grown(gpu, gpu.running):
-                mine = [(n[i], 1.0) for i, o in enumerate(choices) if o.gpu == index and o.variant in grown]
-                program.row([*mine, (change, -1.0)], upper=running)
+        _add_role_changes(program, problem, choices, n)
     return Formulation(problem, program, choices, found)
 
 
+def _add_latency(program: MixedProgram, problem: Problem, choices: tuple[Option, ...], n: list[int]) -> None:
+    """Adds the latency modes z_m and the rows that allow an option only in its modes."""
+    sets = modes(problem, choices)
+    if len(sets) <= 1:
+        return
+    z = [program.column(0, 1, integer=True) for _ in sets]
+    program.row([(c, 1.0) for c in z], lower=1, upper=1)
+    for i, option in enumerate(choices):
+        allowing = [(c, -float(problem.gpus[option.gpu].count)) for c, s in zip(z, sets, strict=True) if i in s]
+        if len(allowing) < len(sets):
+            program.row([(n[i], 1.0), *allowing], upper=0)
+
+
+def _add_one_batch_size(program: MixedProgram, problem: Problem, choices: tuple[Option, ...], n: list[int]) -> None:
+    """Adds the columns a_vb and the rows that allow each variant at most one batch size."""
+    for variant in problem.variants:
+        sizes = sorted({o.batch_size for o in choices if o.variant == variant})
+        a = {b: program.column(0, 1, integer=True) for b in sizes}
+        program.row([(c, 1.0) for c in a.values()], upper=1)
+        for i, option in enumerate(choices):
+            if option.variant == variant:
+                big = -float(problem.gpus[option.gpu].count)
+                program.row([(n[i], 1.0), (a[option.batch_size], big)], upper=0)
+
+
+def _add_role_changes(program: MixedProgram, problem: Problem, choices: tuple[Option, ...], n: list[int]) -> None:
+    """Adds the columns r_g and the rows that count the replicas whose role changes."""
+    for index, gpu in enumerate(problem.gpus):
+        if gpu.running is None:
+            continue
+        change = program.column(-problem.role_change_cost, gpu.count, integer=False)
+        for grown, running in _grown(gpu, gpu.running):
+            mine = [(n[i], 1.0) for i, o in enumerate(choices) if o.gpu == index and o.variant in grown]
+            program.row([*mine, (change, -1.0)], upper=running)
+
+
 def _grown(gpu: GpuType, running: Mapping[str, int]) -> Iterator[tuple[tuple[str, ...], int]]:
-    """Sets of variants, and the replicas that serve one of them now. All variants together cannot grow where they have
-    all replicas."""
+    """Yields sets of variants with the number of replicas that serve one of them now. The set of all variants is left
+    out when they already have all replicas, because it cannot grow."""
     idle = sum(running.get(variant, 0) for variant in gpu.variants) < gpu.count
     for size in range(1, len(gpu.variants) + idle):
         for grown in combinations(gpu.variants, size):
@@ -187,7 +209,7 @@ def _grown(gpu: GpuType, running: Mapping[str, int]) -> Iterator[tuple[tuple[str
 
 
 def value(problem: Problem, allocations: tuple[Allocation, ...], point: OperatingPoint, served: float) -> float:
-    """The objective of a decoded solution, evaluated exactly; what backends and the enumerator are compared by."""
+    """Returns the exact objective of a decoded solution, by which backends and the enumerator are compared."""
     total = point.quality * served - shed_penalty(problem) * (1 - served)
     for index, gpu in enumerate(problem.gpus):
         count = dict.fromkeys(gpu.variants, 0)

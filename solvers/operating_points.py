@@ -1,25 +1,24 @@
-"""Operating points: what the cascade, the cache and predicted levels do together, and what that costs and gives.
+"""Operating points: work and quality of the combinations of cascade, cache and predicted levels.
 
-A point is a threshold, the share of steps from which a cache hit goes to the heavy variant at once (hits that save less
-begin light, and resume only if they are deferred), which groups of prompts go to the heavy variant at once, and how
-long a heavy run from noise is. With h_K and w_K of the hits, H = Σ h_K, groups g with shares s_g of the misses, D the
-hits and E the groups at once, w the work of a run from noise and d the quality that it loses against a whole one
-(w = 1, d = 0):
+A point fixes a threshold, the share of saved steps from which a cache hit starts at the heavy variant (hits that save
+less begin light, and resume only if they are deferred), the groups of prompts that start at the heavy variant, and the
+length of heavy runs from noise. Let h_K and w_K be share and work of the hits, H = Σ h_K, s_g the share of group g
+among the misses, D the hits and E the groups that start at the heavy variant, w the work of a run from noise and d its
+loss of quality against a whole run (w = 1, d = 0):
 
     light work  A = Σ_{K∉D} h_K + (1 − H) Σ_{g∉E} s_g
     heavy work  B = a Σ_{K∈D} h_K w_K + F_j Σ_{K∉D} h_K w_K + (1 − H) w (Σ_{g∉E} s_g F_gj + a Σ_{g∈E} s_g)
     quality     Q = Σ_{K∈D} h_K q_K + Σ_{K∉D} h_K (Q_j + F_j (q_K − q))
                     + (1 − H) (Σ_{g∉E} s_g (Q_gj − F_gj d) + Σ_{g∈E} s_g (q_g − d))
 
-where q is the quality of a whole heavy image, and a ≥ 1 what an image that begins heavy weighs: no light image stands
-behind it when it would be late, so the plan counts on less of the heavy stage for it. A resumed image is worth a little
-less than a whole one; where there is time, the cache may be left alone, as if there were no hits, and so are hits that
-cost more than a run from noise. All three are shares of one request.
+where q is the quality of a whole heavy image, and a ≥ 1 is the weight of an image that starts at the heavy variant: no
+light image can replace it when it would be late, so the plan counts on a smaller share of the heavy stage for it. A
+resumed image has a slightly lower quality than a whole one. Where there is time, a point may ignore the cache as if
+there were no hits; hits that cost more than a run from noise are ignored as well. A, B and Q are per request.
 
-In a chain of three the grid is of pairs of thresholds, F_j is the share that both judges defer, and the middle variant
-has the work (Σ_{K∉D} h_K + 1 − H) R_j, where R_j is the share that the first judge defers. Everything that a plan
-decides about single requests is in the point, so that the program only has to choose one of them and the GPUs that
-carry it.
+In a chain of three the grid consists of pairs of thresholds, F_j is the share that both judges defer, and the middle
+variant has the work (Σ_{K∉D} h_K + 1 − H) R_j, where R_j is the share that the first judge defers. The point contains
+every decision about single requests, so the program only chooses one point and the GPUs for it.
 """
 
 from __future__ import annotations
@@ -31,24 +30,24 @@ import numpy as np
 
 from solvers.problem import CacheHit, Problem, ShortRun
 
-#: Points in the program. More than one curve of thresholds is thinned evenly to so many together; the threshold is
-#: chosen among all of them afterwards, for the GPUs that were found.
+#: Largest number of points in the program. Several curves are thinned evenly to this number in total; the threshold is
+#: chosen among all points afterwards, for the GPU counts of the solution.
 MOST_POINTS = 240
 
 
 @dataclass(frozen=True, slots=True)
 class OperatingPoint:
-    """One of them.
+    """One operating point.
 
     Attributes:
-        j: of the threshold grid.
-        direct: share of steps saved from which a hit goes to the heavy variant at once.
-        entry: groups of prompts from this index on, the hard ones, go to the heavy variant at once.
-        reuse: False: hits run from noise like misses.
-        steps: of heavy runs from noise; None: the variant's own.
-        works: images of each variant of the chain for each request; for the last one full runs, of which those that
-            begin there weigh more.
-        quality: mean of a request, on the scale 0…1 of the quality curve.
+        j: index in the threshold grid.
+        direct: share of saved steps from which a hit starts at the heavy variant.
+        entry: index of the first group of prompts that starts at the heavy variant; harder groups follow it.
+        reuse: whether hits resume; False runs them from noise like misses.
+        steps: length of heavy runs from noise; None means the variant's own.
+        works: images per request, by variant of the chain; for the last variant in whole runs, where runs that start
+            there have a larger weight.
+        quality: mean quality per request, on the scale 0…1 of the quality curve.
     """
 
     j: int
@@ -61,19 +60,21 @@ class OperatingPoint:
 
     @property
     def light_work(self) -> float:
-        """The first variant's."""
+        """Work of the first variant."""
         return self.works[0]
 
     @property
     def heavy_work(self) -> float:
-        """The last variant's."""
+        """Work of the last variant."""
         return self.works[-1]
 
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """The points of one way to treat hits, groups and runs from noise, by point of the grid; ``works`` is [stages, J],
-    ``quality`` [J]."""
+    """Operating points along the threshold grid for one treatment of hits, groups and runs from noise.
+
+    ``works`` is [stages, J], ``quality`` is [J].
+    """
 
     direct: float
     entry: int
@@ -87,7 +88,8 @@ class Curve:
         return OperatingPoint(j, self.direct, self.entry, self.reuse, self.steps, works, quality)
 
     def useful(self) -> list[int]:
-        """Grid points that defer less than every other of at least their quality; the first of them defers least."""
+        """Returns the grid points that defer less than every other point of at least the same quality, in ascending
+        order of deferral."""
         kept: list[int] = []
         quality, middle = self.quality.tolist(), self.works[1:-1]
         for j in np.lexsort((-self.quality, *self.works[1:])).tolist():
@@ -101,8 +103,8 @@ class Curve:
 
 
 def curves(problem: Problem) -> list[Curve]:
-    """Every way to treat hits, groups and runs from noise that the problem leaves open; the first of them sends all
-    hits and no group to the heavy variant at once, and runs it whole."""
+    """Returns one curve for every treatment of hits, groups and runs from noise that the problem allows. In the first
+    one all hits and no group start at the heavy variant, and runs are whole."""
     low, high = min(problem.quality), max(problem.quality)
     span = high - low or 1.0
     deferral, quality = np.array(problem.deferral), (np.array(problem.quality) - low) / span
@@ -140,12 +142,13 @@ def curves(problem: Problem) -> list[Curve]:
 
 
 def _stacked(works: tuple[float | np.ndarray, ...], grid: np.ndarray) -> np.ndarray:
-    """Work by stage and point of the grid, [stages, J]."""
+    """Stacks the works of the stages along the grid, [stages, J]."""
     return np.stack([np.broadcast_to(np.asarray(work, float), grid.shape) for work in works])
 
 
 def _ways(problem: Problem) -> Iterator[tuple[ShortRun | None, float, tuple[CacheHit, ...]]]:
-    """(how long runs from noise are, from which share of steps hits go at once, which hits resume)."""
+    """Yields (length of runs from noise, share of saved steps from which hits start at the heavy variant, hits that
+    resume)."""
     for run in (None, *problem.short_runs):
         hits = tuple(hit for hit in problem.hits if run is None or hit.work <= run.work)
         if hits or not problem.hits:
@@ -155,8 +158,12 @@ def _ways(problem: Problem) -> Iterator[tuple[ShortRun | None, float, tuple[Cach
 
 
 def candidates(found: list[Curve]) -> tuple[list[OperatingPoint], list[OperatingPoint]]:
-    """The points for the program that no other beats in the work of every stage and in quality, from the least heavy
-    work to the most; and those at which demand may be shed: of every curve, the one that defers least."""
+    """Selects the points of the program.
+
+    Returns:
+        The points that no other point dominates in work and quality, in ascending order of heavy work; and the points
+        at which demand may be shed, which are the least deferring one of every curve.
+    """
     limit = MOST_POINTS // len(found) if len(found) > 1 else max(len(curve.quality) for curve in found)
     points, least = [], []
     for curve in found:
@@ -169,8 +176,8 @@ def candidates(found: list[Curve]) -> tuple[list[OperatingPoint], list[Operating
         table = np.array([(*p.works, -p.quality) for p in points])
         no_worse = np.all(table[:, None] <= table[None] + 1e-12, axis=2)
         better = no_worse & np.any(table[:, None] < table[None] - 1e-12, axis=2)
-        twin = np.triu(no_worse & no_worse.T, 1)  # of equal points the first one stays
-        beaten = (better | twin).any(axis=0)
+        duplicate = np.triu(no_worse & no_worse.T, 1)  # of equal points the first one is kept
+        beaten = (better | duplicate).any(axis=0)
         points = [p for p, out in zip(points, beaten.tolist(), strict=True) if not out]
         least = [p for p in least if p in points]
     return sorted(points, key=lambda p: p.heavy_work), least

@@ -1,4 +1,4 @@
-"""What one GPU can be set to do, and which of these settings can meet the deadline together."""
+"""Options of a GPU (variant and batch size), and the sets of options that meet the deadline together."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class Option:
 
     Attributes:
         rate_rps: images per second that a plan may count on: utilisation × batch / latency.
-        stage_s: wait for the replica and its batch, seconds.
+        stage_s: seconds of waiting for the replica and of running the batch.
     """
 
     gpu: int
@@ -25,8 +25,8 @@ class Option:
 
 
 def options(problem: Problem) -> tuple[Option, ...]:
-    """Every profiled setting that can meet the deadline: of the first variant alone, of the others behind the fastest
-    of the first."""
+    """Returns every profiled option that can meet the deadline: an option of the first variant alone, an option of the
+    others after the fastest one of the first."""
     found = [
         Option(
             index,
@@ -50,11 +50,13 @@ def options(problem: Problem) -> tuple[Option, ...]:
 
 
 def modes(problem: Problem, choices: tuple[Option, ...]) -> tuple[frozenset[int], ...]:
-    """The largest sets of options (as indices) of which every one option for each stage meets the deadline together.
+    """Returns the maximal sets of options (as indices) in which every combination of one option per stage meets the
+    deadline.
 
-    They meet it when the sum of their ``stage_s`` and ``fixed_s`` is at most ``slo_s``. Only the slowest option of each
-    stage counts, so there is at most one set for each combination of slowest options behind the first stage: a handful,
-    whatever the number of GPUs. A plan obeys the deadline exactly when it takes all its options from one of these sets.
+    A combination meets it when the sum of its ``stage_s`` and ``fixed_s`` is at most ``slo_s``. Only the slowest option
+    of each stage matters, so there is at most one set for each combination of slowest options after the first stage:
+    few sets, independent of the number of GPUs. A plan meets the deadline exactly when all its options are in one of
+    these sets.
     """
     budget = problem.slo_s - problem.fixed_s
     first, *others = ([i for i, o in enumerate(choices) if o.variant == variant] for variant in problem.variants)

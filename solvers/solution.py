@@ -1,4 +1,4 @@
-"""What a solver answers, and how it becomes a plan."""
+"""The solution of an allocation problem, and its conversion to a plan."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ from weir.plan import Assignment, Plan
 
 
 class Status(StrEnum):
-    OPTIMAL = "optimal"  #: proven best
-    FEASIBLE = "feasible"  #: the best found when the time limit struck
-    RELAXED = "relaxed"  #: best on a coarser grid, after the full problem gave no answer in time
-    LIGHTEST = "lightest"  #: no backend answered; everything light, nothing deferred
+    """How good a solution is known to be."""
+
+    OPTIMAL = "optimal"  #: proven optimal
+    FEASIBLE = "feasible"  #: the best solution found within the time limit
+    RELAXED = "relaxed"  #: optimal on a coarser grid, after the full problem was not solved in time
+    LIGHTEST = "lightest"  #: no backend found a solution; everything is light and nothing is deferred
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,15 +31,17 @@ class Allocation:
 
 @dataclass(frozen=True, slots=True)
 class Solution:
-    """The answer to one :class:`~solvers.problem.Problem`.
+    """The solution of one :class:`~solvers.problem.Problem`.
 
     Attributes:
-        thresholds, deferral: of the chosen grid point: t_j, one for each judge, and F_j.
-        point: that, and which hits and which groups of prompts go to the heavy variant at once.
-        allocations: GPUs that are needed; fewer than there are when some are spare.
-        served_rps, shed_rps: they add up to the demand.
-        objective: scaled quality − cost of changes − cost of GPUs − penalty for shedding; comparable among backends.
-        backend, status, seconds: who answered, how sure it is, and wall time with building and checking.
+        thresholds, deferral: t_j, one for each judge, and F_j of the chosen grid point.
+        point: the chosen operating point.
+        allocations: the GPUs that are needed; spare GPUs are not in it.
+        served_rps, shed_rps: requests per second that are served and shed; they add up to the demand.
+        objective: scaled quality − cost of changes − cost of GPUs − penalty for shedding; comparable between backends.
+        backend: name of the solver backend, or ``none``.
+        status: how good the solution is known to be.
+        seconds: wall time, including the formulation and the checks.
     """
 
     thresholds: tuple[float, ...]
@@ -53,23 +57,24 @@ class Solution:
 
     @property
     def threshold(self) -> float:
-        """The first judge's."""
+        """Threshold of the first judge."""
         return self.thresholds[0]
 
     def count(self, variant: str, gpu: int | None = None) -> int:
-        """GPUs needed for a variant, of one type or of all."""
+        """Returns the number of GPUs needed for a variant, of one type or of all types."""
         return sum(a.count for a in self.allocations if a.variant == variant and gpu in (None, a.gpu))
 
     def batch_size(self, variant: str) -> int | None:
-        """The largest batch size of a variant; None when no GPU serves it."""
+        """Returns the largest batch size of a variant; None when no GPU serves it."""
         return max((a.batch_size for a in self.allocations if a.variant == variant), default=None)
 
     def to_plan(self, problem: Problem, version: int) -> Plan:
-        """Gives every GPU a role. Ranks run through ``problem.gpus`` in order; in each type those of the first variant
-        come first, so that a change of the split by one changes the role of one rank.
+        """Builds the plan, in which every GPU has a role.
 
-        Spare GPUs keep the role they have where the running split covers what is needed; otherwise they go, one by one,
-        to the role with the least head-room. Demand that was shed becomes the limit of admission.
+        Ranks run through ``problem.gpus`` in order. Within a type the ranks of the first variant come first, so a
+        change of the split by one changes the role of one rank. Spare GPUs keep their role where the running split
+        suffices; otherwise they go, one by one, to the role with the least head-room. When demand is shed, the served
+        rate becomes the admission limit.
         """
         needed = {variant: self._needed_rps(problem, variant) for variant in problem.variants}
         capacity = dict.fromkeys(problem.variants, 0.0)
@@ -93,7 +98,7 @@ class Solution:
         return Plan(version, tuple(ranks), self.thresholds, problem.variants, admitted)
 
     def needed(self, problem: Problem) -> dict[str, float]:
-        """Images per second of each variant; of the last one whole runs."""
+        """Returns the needed images per second of each variant; for the last variant in whole runs."""
         return {v: work * self.served_rps for v, work in zip(problem.variants, self.point.works, strict=True)}
 
     def _needed_rps(self, problem: Problem, variant: str) -> float:
@@ -102,7 +107,7 @@ class Solution:
     def _spread(
         self, problem: Problem, index: int, needed: dict[str, float], capacity: dict[str, float]
     ) -> dict[str, int]:
-        """GPUs of one type by variant, all of them."""
+        """Distributes all GPUs of one type over the variants."""
         gpu = problem.gpus[index]
         counts = {variant: self.count(variant, index) for variant in problem.variants}
         if gpu.running is not None:
@@ -110,7 +115,7 @@ class Solution:
             if sum(running.values()) == gpu.count and all(counts[v] <= running[v] for v in counts):
                 return running
         for _ in range(gpu.count - sum(counts.values())):
-            # With nothing to defer the last stage has all the head-room; the spare GPU then speeds up the first one.
+            # When nothing is deferred, the last stage has all the head-room and the spare GPU goes to the first stage.
             variant = min(counts, key=lambda v: (capacity[v] + 1e-9) / (needed[v] + 1e-12))
             profile = gpu.latency(variant)
             size = self.batch_size(variant) or profile.batch_sizes[0]

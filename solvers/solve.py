@@ -1,4 +1,4 @@
-"""From a problem to a solution, whatever the backends do: try, check, relax, fall back."""
+"""Solving of an allocation problem, with checks, a relaxed grid and a fallback for backends that fail."""
 
 from __future__ import annotations
 
@@ -17,19 +17,20 @@ from solvers.solution import Allocation, Solution, Status
 
 log = logging.getLogger(__name__)
 
-#: Thresholds left on the grid when the full problem gave no answer in time.
+#: Number of thresholds on the grid after the full problem was not solved in time.
 RELAXED_GRID = 20
 
 
 def solve(problem: Problem, solver: str = "auto", time_limit_s: float = 2.0) -> Solution:
-    """The best allocation for a problem. It never raises for an answer that is late, missing or wrong.
+    """Returns the best allocation for a problem. A backend that is late, fails or returns an invalid solution raises
+    nothing.
 
-    In order: the named backend (``auto``: the fastest installed one) on the full problem; the same on a grid of
-    :data:`RELAXED_GRID` thresholds; the next installed backend; and at last every GPU on the first variant.
-    ``status`` says which of these it was. The limit holds for each attempt.
+    The attempts, in order: the named backend (``auto``: the fastest installed one) on the full problem; the same
+    backend on a grid of :data:`RELAXED_GRID` thresholds; the next installed backend; and finally every GPU on the first
+    variant. ``status`` reports which attempt succeeded. The time limit applies to each attempt.
 
     Raises:
-        ConfigError: ``solver`` names a backend that does not exist or cannot be used here.
+        ConfigError: ``solver`` names a backend that does not exist or is not installed.
     """
     began = time.perf_counter()
     names = list(installed()) if solver == "auto" else [solver]
@@ -50,15 +51,15 @@ def solve(problem: Problem, solver: str = "auto", time_limit_s: float = 2.0) -> 
 def _attempt(chosen: Backend, form: Formulation, time_limit_s: float, began: float) -> Solution | None:
     try:
         answer = chosen.solve(form.program, time_limit_s)
-    except Exception as error:  # a solver is foreign code: whatever it raises must not end the control loop
+    except Exception as error:  # a third-party solver may raise anything; that must not end the control loop
         log.warning("solver %s failed: %s", chosen.name, error)
         return None
     if answer.x is None:
-        log.warning("solver %s gave no solution: %s", chosen.name, answer.reason)
+        log.warning("solver %s found no solution: %s", chosen.name, answer.reason)
         return None
-    problem_found = _violation(form, answer.x)
-    if problem_found:
-        log.warning("solver %s answered nonsense: %s", chosen.name, problem_found)
+    violation = _violation(form, answer.x)
+    if violation:
+        log.warning("solver %s returned an invalid solution: %s", chosen.name, violation)
         return None
     allocations, point, served = form.decode(answer.x)
     status = Status.OPTIMAL if answer.proven else Status.FEASIBLE
@@ -66,7 +67,7 @@ def _attempt(chosen: Backend, form: Formulation, time_limit_s: float, began: flo
 
 
 def _violation(form: Formulation, x: np.ndarray) -> str:
-    """What is wrong with a vector as an allocation of GPUs, or nothing."""
+    """Describes why a vector is not a valid allocation of GPUs; empty when it is valid."""
     if x.shape != (len(form.program.objective),) or not np.isfinite(x).all():
         return "the vector has the wrong length or is not finite"
     n = x[: len(form.options)]
@@ -75,13 +76,13 @@ def _violation(form: Formulation, x: np.ndarray) -> str:
     for index, gpu in enumerate(form.problem.gpus):
         used = sum(round(c) for c, o in zip(n, form.options, strict=True) if o.gpu == index)
         if used > gpu.count:
-            return f"{used} GPUs of type {gpu.name}, of which there are {gpu.count}"
+            return f"it uses {used} GPUs of type {gpu.name}; the problem has {gpu.count}"
     used_options = [o for c, o in zip(n, form.options, strict=True) if round(c) > 0]
     slowest = dict.fromkeys(form.problem.variants, 0.0)
     for option in used_options:
         slowest[option.variant] = max(slowest[option.variant], option.stage_s)
     if used_options and sum(slowest.values()) + form.problem.fixed_s > form.problem.slo_s + 1e-9:
-        return "batch sizes of the stages cannot meet the deadline together"
+        return "the batch sizes of the stages do not meet the deadline together"
     return ""
 
 
@@ -108,8 +109,7 @@ def _relaxed(problem: Problem) -> Problem:
 
 
 def _lightest(form: Formulation, began: float) -> Solution:
-    """Every GPU serves the first variant at its highest rate within the deadline; the slowest type at batch 1 if none
-    can."""
+    """Fallback in which every GPU serves the first variant at its highest rate within the deadline."""
     first = form.problem.variants[0]
     best: dict[int, Option] = {}
     for option in form.options:

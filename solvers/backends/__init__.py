@@ -1,7 +1,7 @@
-"""Solvers of mixed-integer programs behind one interface, by name.
+"""Registry of the solver backends for mixed-integer programs.
 
-A backend takes a :class:`~solvers.milp.MixedProgram` and a time limit and answers with a vector or a reason. Adding one
-is a class in its own file and an entry in :data:`BACKENDS`.
+A backend takes a :class:`~solvers.milp.MixedProgram` and a time limit and returns a vector or a reason. To add a
+backend, write a class in its own file and add an entry to :data:`BACKENDS`.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ BACKENDS: dict[str, type[Backend]] = {"gurobi": Gurobi, "highs": Highs, "cbc": C
 
 @cache
 def backend(name: str) -> Backend:
-    """The backend of that name; one object for the life of the process.
+    """Returns the backend of that name; there is one object per process.
 
     Raises:
-        ConfigError: no such name, or not usable on this machine (not installed, or no licence).
+        ConfigError: no backend has that name, or it cannot be used on this machine (not installed, or no licence).
     """
     if name not in BACKENDS:
         raise ConfigError(f"solver is {name!r}; known: auto, {', '.join(BACKENDS)}")
@@ -35,7 +35,7 @@ def backend(name: str) -> Backend:
 
 @cache
 def installed() -> tuple[str, ...]:
-    """Names of the backends that work on this machine, the preferred one first."""
+    """Returns the names of the backends that work on this machine, the preferred one first."""
     names = []
     for name in BACKENDS:
         try:

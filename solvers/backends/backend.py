@@ -1,4 +1,4 @@
-"""The interface of a backend."""
+"""The interface of a solver backend."""
 
 from __future__ import annotations
 
@@ -9,13 +9,19 @@ import numpy as np
 
 from solvers.milp import MixedProgram
 
-#: Relative gap at which a backend may stop. Below every tie-break weight that a problem uses.
+#: Relative gap at which a backend may stop. It is below every tie-break weight that a problem uses.
 GAP = 1e-7
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What came back: ``x`` is None when there is no vector, and ``reason`` then says why."""
+    """The result of a backend.
+
+    Attributes:
+        x: the solution vector; None when the backend found none.
+        proven: whether ``x`` is proven optimal.
+        reason: why there is no vector; empty when there is one.
+    """
 
     x: np.ndarray | None
     proven: bool
@@ -29,4 +35,5 @@ class Backend(ABC):
 
     @abstractmethod
     def solve(self, program: MixedProgram, time_limit_s: float) -> Answer:
-        """The best vector found within the limit. An error of the solver becomes an answer without a vector."""
+        """Returns the best vector found within the limit. An error of the solver becomes an :class:`Answer` without a
+        vector."""

@@ -1,4 +1,5 @@
-"""CBC through PuLP, which ships the binary: a subprocess for each solve, for machines without the other two."""
+"""CBC backend through PuLP, which ships the binary. It starts a subprocess for each solve and serves machines without
+the other two solvers."""
 
 from __future__ import annotations
 
@@ -15,7 +16,7 @@ class Cbc(Backend):
         import pulp
         from pulp.apis import coin_api
 
-        # PuLP 3 ships the binary; PuLP 4 finds the one of `pip install pulp[cbc]` by itself.
+        # PuLP 3 ships the binary; PuLP 4 finds the binary of `pip install pulp[cbc]`.
         self._path = getattr(coin_api, "pulp_cbc_path", None)
         if not pulp.COIN_CMD(path=self._path).available():
             raise RuntimeError("PuLP has no CBC binary for this machine")
@@ -42,7 +43,7 @@ class Cbc(Backend):
             if np.isfinite(upper):
                 problem += expression <= upper
         try:
-            # threads stays unset: with two, one solve in a hundred takes ten seconds.
+            # threads stays unset: with two threads, one solve in a hundred takes ten seconds.
             problem.solve(pulp.COIN_CMD(path=self._path, msg=False, timeLimit=time_limit_s, gapRel=GAP))
         except pulp.PulpSolverError as error:
             return Answer(None, False, f"CBC: {error}")

@@ -1,6 +1,7 @@
-"""Gurobi, directly through gurobipy (PuLP's wrapper takes six times as long). Needs a licence that fits the program.
+"""Gurobi backend, directly through gurobipy (PuLP's wrapper takes six times as long).
 
-The licence that comes with the package allows 2,000 columns and rows, which is more than these programs need.
+It needs a licence for the size of the program. The licence that comes with the package allows 2,000 columns and rows,
+which is more than these programs need.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ class Gurobi(Backend):
         import gurobipy
 
         self._gurobipy = gurobipy
-        # OutputFlag has to be set before the environment starts, or the licence banner goes to stdout.
+        # OutputFlag must be set before the environment starts; otherwise the licence banner goes to stdout.
         self._env = gurobipy.Env(params={"OutputFlag": 0, "Threads": 1})
 
     def solve(self, program: MixedProgram, time_limit_s: float) -> Answer:

@@ -1,4 +1,4 @@
-"""HiGHS in the same process, through highspy."""
+"""HiGHS backend, in the same process through highspy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Alignment's contract: served prompts have exactly the target shares, whatever was predicted."""
+"""Tests of the alignment: the served prompts have exactly the target shares, for every prediction."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ EXACT = 1e-9
 
 @st.composite
 def pairs(draw) -> tuple[np.ndarray, np.ndarray]:
-    """Two histograms over the same levels, many of them empty."""
+    """Generates two histograms over the same levels, many of which are empty."""
     levels = draw(st.integers(1, 9))
     weights = st.lists(st.sampled_from((0.0, 0.0, 1e-12, 0.1, 1.0, 7.0)), min_size=levels, max_size=levels)
     h, f = (np.array(draw(weights.filter(any))) for _ in range(2))
@@ -55,14 +55,14 @@ def test_alignment_is_exact_on_reversed_histograms():
     assert_exact(h, h[::-1])
 
 
-def test_nobody_moves_when_the_load_allows_what_prompts_want():
+def test_the_shift_is_the_identity_when_predicted_and_target_shares_agree():
     h = np.array([0.1, 0.0, 0.4, 0.5])
     assert np.array_equal(align(h, h)[[0, 2, 3]], np.eye(4)[[0, 2, 3]])
 
 
 @given(pair=pairs())
 @settings(max_examples=200, derandomize=True)
-def test_prompts_never_change_their_order(pair):
+def test_the_shift_keeps_the_order_of_prompts(pair):
     shift = align(*pair)
     last = 0
     for i in np.flatnonzero(pair[0]):
@@ -71,12 +71,12 @@ def test_prompts_never_change_their_order(pair):
         last = reached[-1]
 
 
-def test_a_level_without_prompts_has_a_row_for_the_first_one_that_comes():
+def test_a_level_without_prompts_has_a_row_in_the_shift():
     shift = align([0.5, 0.0, 0.5], [0.0, 1.0, 0.0])
     assert shift[1].tolist() == [0, 1, 0]
 
 
-def test_the_published_aligner_is_right_under_overload_and_misses_when_prompts_move_down():
+def test_the_published_aligner_is_exact_under_overload_and_misses_when_prompts_move_down():
     want_fast, want_good = [0.0, 0.1, 0.9], [0.9, 0.1, 0.0]
     forced_faster = total_variation(want_good @ align(want_good, want_fast, "oda"), np.array(want_fast))
     let_be_better = total_variation(want_fast @ align(want_fast, want_good, "oda"), np.array(want_good))
@@ -90,7 +90,7 @@ def test_the_published_aligner_stays_finite_with_empty_levels():
 
 
 @pytest.mark.parametrize(
-    ("h", "f", "says"),
+    ("h", "f", "message"),
     [
         ([0.5, 0.4], [0.5, 0.5], "predicted adds up to 0.9"),
         ([0.5, 0.5], [0.7, 0.5], "target adds up to 1.2"),
@@ -102,11 +102,11 @@ def test_the_published_aligner_stays_finite_with_empty_levels():
         ([[1.0]], [1.0], "predicted must be a list"),
     ],
 )
-def test_bad_histograms_are_named(h, f, says):
-    with pytest.raises(PlanError, match=says):
+def test_invalid_histograms_are_refused_and_named(h, f, message):
+    with pytest.raises(PlanError, match=message):
         align(h, f)
 
 
-def test_an_unknown_aligner_is_answered_with_the_known_ones():
+def test_an_unknown_aligner_is_refused_with_the_known_ones():
     with pytest.raises(ConfigError, match="monotone, oda"):
         align([1.0], [1.0], "best")

@@ -1,4 +1,4 @@
-"""The allocation of levels: the optimum, whatever the backend; a usable answer, whatever the backend does."""
+"""Tests of the level allocation: every backend finds the optimum, and a failing backend leaves a usable allocation."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ LEVELS = LADDER.of(Strategy.AC)
 
 
 def argus(gpus: int, per_min: float) -> LevelProblem:
-    """The published ladder on GPUs of one type; qualities in percent."""
+    """Builds the problem of the published ladder on GPUs of one type; qualities are in percent."""
     rates = LADDER.rates_rps(LEVELS)
     return LevelProblem.of(
         (LevelGpus("gpu", gpus, rates),), tuple(100 * level.quality for level in LEVELS), per_min / 60
@@ -33,7 +33,7 @@ def argus(gpus: int, per_min: float) -> LevelProblem:
 
 
 def assert_valid(problem: LevelProblem, found: LevelAllocation) -> None:
-    """Every GPU has a level, none more than it can carry, and the loads are what is served, at the stated quality."""
+    """Asserts that every GPU has a level and is within its capacity, and that loads and quality add up."""
     for t, gpu in enumerate(problem.gpus):
         mine = [load for load in found.loads if load.gpu == t]
         assert sum(load.count for load in mine) == gpu.count
@@ -52,7 +52,7 @@ def assert_valid(problem: LevelProblem, found: LevelAllocation) -> None:
 
 
 @pytest.mark.parametrize("solver", installed())
-def test_eight_gpus_get_what_enumeration_finds_at_every_load_on_the_published_ladder(solver):
+def test_the_allocation_of_eight_gpus_equals_enumeration_at_every_load_of_the_published_ladder(solver):
     for per_min in range(60, 401, 20 if solver == "cbc" else 10):
         problem = argus(8, per_min)
         found = allocate(problem, solver, time_limit_s=20)
@@ -102,7 +102,7 @@ def problems(draw, classes: int = 1) -> LevelProblem:
 
 @given(problem=problems() | problems(classes=2))
 @settings(max_examples=150, derandomize=True)
-def test_in_process_backends_find_what_enumeration_finds(problem):
+def test_in_process_backends_find_the_optimum_of_enumeration(problem):
     best = enumerate_levels(problem)
     for solver in installed():
         if solver != "cbc" and (problem.demand_rps < problem.capacity_rps or len(problem.classes) == 1):
@@ -113,7 +113,7 @@ def test_in_process_backends_find_what_enumeration_finds(problem):
 
 @pytest.mark.parametrize("per_min", [190, 220, 250, 280, 310, 340, 370])
 def test_deciding_levels_and_prompts_at_once_is_at_least_as_good_as_aligning_afterwards(per_min):
-    """Prompts of class i lose nothing up to level i and 5 points at each level beyond."""
+    """Prompts of class i lose no quality up to level i and 5 points at each further level."""
     h = (0.1, 0.1, 0.2, 0.2, 0.2, 0.2)
     classes = tuple(PromptClass(h[i], tuple(100.0 - 5 * max(0, j - i) for j in range(6))) for i in range(6))
     at_once = allocate(replace(argus(8, per_min), classes=classes))
@@ -126,7 +126,7 @@ def test_deciding_levels_and_prompts_at_once_is_at_least_as_good_as_aligning_aft
 
 
 @pytest.mark.parametrize("per_min_each", [24, 32, 45])
-def test_a_thousand_gpus_get_a_proven_optimum_that_all_backends_share(per_min_each):
+def test_all_backends_prove_the_same_optimum_for_a_thousand_gpus(per_min_each):
     problem = argus(1000, 1000 * per_min_each)
     found = [allocate(problem, solver, time_limit_s=20) for solver in installed()]
     for each in found:
@@ -136,7 +136,7 @@ def test_a_thousand_gpus_get_a_proven_optimum_that_all_backends_share(per_min_ea
 
 
 @pytest.mark.parametrize(("per_min", "quality"), [(150, 100.0), (200, 99.03), (300, 93.72), (377, 91.52), (400, 91.52)])
-def test_sharing_levels_reaches_the_bound_that_whole_gpus_fall_short_of(per_min, quality):
+def test_sharing_levels_reaches_the_bound_that_whole_gpus_miss(per_min, quality):
     problem = argus(8, per_min)
     for solver in installed():
         found = share_levels(problem, solver)
@@ -146,19 +146,19 @@ def test_sharing_levels_reaches_the_bound_that_whole_gpus_fall_short_of(per_min,
         assert sum(load.count * load.load_rps for load in found.loads) == pytest.approx(found.served_rps)
 
 
-def test_without_demand_every_gpu_stands_by_at_level_0():
+def test_without_demand_every_gpu_is_at_level_0():
     found = allocate(argus(8, 0))
     assert found.levels() == (0,) * 8
     assert found.target == (1, 0, 0, 0, 0, 0)
 
 
-def test_a_type_too_slow_for_level_0_stands_by_at_the_best_level_that_it_can_serve():
+def test_an_idle_gpu_too_slow_for_level_0_is_at_the_best_level_it_can_serve():
     gpus = (LevelGpus("fast", 2, (1.0, 2.0)), LevelGpus("slow", 2, (0.0, 1.0)))
     assert allocate(LevelProblem.of(gpus, (1.0, 0.9), 1.0)).levels() == (0, 0, 1, 1)
 
 
 class Broken(Backend):
-    """A backend that answers with ``x``, or raises it."""
+    """A backend that returns the vector ``x``, or raises it when it is an exception."""
 
     name = "broken"
 
@@ -186,7 +186,7 @@ class Broken(Backend):
     ],
     ids=["raises", "none", "empty", "nan", "halves", "nine of eight", "negative", "nobody served", "overloaded"],
 )
-def test_without_a_usable_answer_every_gpu_goes_to_its_fastest_level(monkeypatch, x):
+def test_without_a_usable_solution_every_gpu_gets_its_fastest_level(monkeypatch, x):
     monkeypatch.setattr(allocation, "backend", lambda name: Broken(x))
     problem = argus(8, 200)
     found = allocate(problem)
@@ -196,7 +196,7 @@ def test_without_a_usable_answer_every_gpu_goes_to_its_fastest_level(monkeypatch
 
 
 @pytest.mark.parametrize(
-    ("change", "says"),
+    ("change", "message"),
     [
         ({"demand_rps": math.nan}, "demand_rps is nan"),
         ({"demand_rps": -1.0}, "demand_rps is -1"),
@@ -217,12 +217,12 @@ def test_without_a_usable_answer_every_gpu_goes_to_its_fastest_level(monkeypatch
         ({"gpus": (LevelGpus("a", 1, (2.0, 1.0)),)}, "a: rate_rps is .*out of order"),
     ],
 )
-def test_bad_input_is_named(change, says):
+def test_invalid_input_is_refused_and_named(change, message):
     good = LevelProblem.of((LevelGpus("a", 1, (1.0, 2.0)),), (1.0, 0.9), 1.0)
-    with pytest.raises(PlanError, match=says):
+    with pytest.raises(PlanError, match=message):
         replace(good, **change)
 
 
-def test_an_unknown_solver_is_answered_with_the_known_ones():
+def test_an_unknown_solver_is_refused_with_the_known_ones():
     with pytest.raises(ConfigError, match="known: auto, gurobi, highs, cbc"):
         allocate(argus(8, 200), "magic")

@@ -1,4 +1,5 @@
-"""Cascades from variants: nothing beaten is kept, nothing worth having is lost, the chain is the best for the load."""
+"""Tests of the selection of cascades: the front is the Pareto front, and the chosen chain is the best for the
+demand."""
 
 from __future__ import annotations
 
@@ -26,7 +27,7 @@ def beats(a: Variant, b: Variant) -> bool:
 
 
 @given(variants)
-def test_the_front_is_what_no_other_variant_beats(given_variants):
+def test_no_variant_of_the_front_is_dominated(given_variants):
     kept = front(given_variants)
     worth = {(v.image_s, v.quality) for v in given_variants if not any(beats(o, v) for o in given_variants)}
     assert {(v.image_s, v.quality) for v in kept} == worth
@@ -34,7 +35,7 @@ def test_the_front_is_what_no_other_variant_beats(given_variants):
 
 
 @given(variants, st.integers(2, 3))
-def test_a_chain_gets_dearer_and_better_at_every_step(given_variants, longest):
+def test_cost_and_quality_rise_along_a_chain(given_variants, longest):
     kept = front(given_variants)
     found = chains(given_variants, longest)
     assert (
@@ -50,7 +51,7 @@ def test_a_chain_gets_dearer_and_better_at_every_step(given_variants, longest):
 
 @given(st.lists(problems(), min_size=1, max_size=3), st.integers(0, 100))
 @settings(max_examples=60, derandomize=True, deadline=None)
-def test_the_chosen_chain_is_the_one_that_enumeration_finds(given_problems, demand):
+def test_the_chosen_chain_equals_enumeration(given_problems, demand):
     free = [replace(p, demand_rps=demand / 10, role_change_cost=0.0, gpu_cost=0.0) for p in given_problems]
     found = chosen_chain(free)
     best = [choice(i, p, enumerate_optimum(p)) for i, p in enumerate(free)]
@@ -62,7 +63,8 @@ def test_the_chosen_chain_is_the_one_that_enumeration_finds(given_problems, dema
 
 
 def pairs(demand: float):
-    """A light variant that is good and one that is fast, before the same heavy one."""
+    """Builds two chains with the same heavy variant: one with a good light variant and one with a fast light
+    variant."""
     good = cascade_problem(demand_rps=demand)
     worse = tuple(q - 0.2 * (1 - q) for q in good.quality)
     fast = GpuType.pair("a100", 16, LatencyProfile((1, 2, 4), (0.02, 0.03, 0.05)), good.gpus[0].heavy)
@@ -70,18 +72,18 @@ def pairs(demand: float):
 
 
 @pytest.mark.parametrize(("demand", "chain"), [(40.0, 0), (600.0, 1)])
-def test_a_flood_takes_the_chain_whose_light_variant_is_faster(demand, chain):
+def test_high_demand_selects_the_chain_with_the_faster_light_variant(demand, chain):
     assert chosen_chain(pairs(demand)).chain == chain
 
 
-def test_a_running_chain_stays_until_another_is_better_by_more_than_the_switch_costs():
+def test_a_running_chain_is_kept_until_another_is_better_by_more_than_the_switch_cost():
     good, fast = pairs(40.0)
     assert chosen_chain([good, fast], running=1, switch_cost=1.0).chain == 1
     assert chosen_chain([good, fast], running=1, switch_cost=0.0).chain == 0
     assert chosen_chain(pairs(600.0), running=0, switch_cost=1.0).chain == 1, "to serve more is worth any switch"
 
 
-def test_nonsense_is_refused_by_name():
+def test_invalid_variants_and_chains_are_refused_and_named():
     with pytest.raises(PlanError, match="variant slow: image_s is nan"):
         Variant("slow", float("nan"), 1.0)
     with pytest.raises(PlanError, match="names must differ; they are a, a"):

@@ -1,4 +1,4 @@
-"""The grid of a chain of three: shares of two judges, and the quality of what three variants answer."""
+"""Tests of the grid of a chain of three: the shares of its two judges and the quality of the mix."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from weir.errors import PlanError
 
 
 def rising(loss: float):
-    """Quality that falls evenly with the share that a variant answers."""
+    """Quality that falls linearly with the share that a variant answers."""
     return lambda share: 1 - loss * share
 
 
@@ -39,7 +39,7 @@ def problem(demand_rps: float, **changes) -> Problem:
     return Problem(**{**fields, **changes})
 
 
-def test_a_point_sends_to_each_stage_what_the_judges_before_it_defer():
+def test_each_stage_receives_the_share_that_the_judges_before_it_defer():
     found = grid()
     assert len(found.thresholds) == (FIRST_SHARES - 1) * SECOND_SHARES + 1
     for j in range(len(found.thresholds)):
@@ -57,7 +57,7 @@ def test_the_losses_of_the_two_mixes_add_up():
     assert worth(0.5, 0.3) == pytest.approx(1 - 0.2 - 0.03)
 
 
-def test_judges_that_are_at_their_best_inside_are_left_there():
+def test_deferral_stops_at_the_peak_of_each_judges_quality_curve():
     best = mixed([lambda a: -((a - 0.3) ** 2), lambda a: 0.0])
     found = chain_grid(lambda s: s, lambda s: s, best)
     top = max(range(len(found.quality)), key=found.quality.__getitem__)
@@ -76,7 +76,7 @@ def test_more_demand_moves_work_from_the_best_variant_to_the_middle_one_and_then
         assert len(plan.thresholds) == 2
 
 
-def test_a_middle_variant_is_worth_having_where_pairs_alone_lose():
+def test_a_chain_of_three_is_better_where_pairs_alone_lose_quality():
     three = solve(problem(20.0))
     found = problem(20.0)
     pair = {key: found.gpus[0].latency(key) for key in ("light", "heavy")}
@@ -98,9 +98,12 @@ def test_a_middle_variant_is_worth_having_where_pairs_alone_lose():
     ("changes", "message"),
     [
         ({"middle": ()}, "middle has 0 stages for a chain of 3 variants"),
-        ({"deferral": (1.0,) * len(grid().deferral)}, "deferral must not exceed what reaches the last middle stage"),
+        (
+            {"deferral": (1.0,) * len(grid().deferral)},
+            "deferral must not exceed the share that reaches the last middle stage",
+        ),
     ],
 )
-def test_a_chain_that_makes_no_sense_is_refused(changes, message):
+def test_an_invalid_chain_is_refused(changes, message):
     with pytest.raises(PlanError, match=message):
         problem(1.0, **changes)

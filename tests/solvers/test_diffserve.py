@@ -1,4 +1,4 @@
-"""The published problem, solved by our code: the optima of the artifact's own formulation over its own tables."""
+"""Tests of the published problem: the solver finds the optima of the artifact's own formulation on its own tables."""
 
 from __future__ import annotations
 

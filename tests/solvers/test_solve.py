@@ -1,4 +1,4 @@
-"""The solver's contract: the optimum, whatever the backend; a usable answer, whatever the backend does."""
+"""Tests of the solver: every backend finds the optimum, and a failing backend leaves a usable solution."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def problems(draw) -> Problem:
 
 @st.composite
 def chains_of_three(draw) -> Problem:
-    """Problems whose grid is of pairs of thresholds, with a middle stage."""
+    """Generates problems with a middle stage, whose grid consists of pairs of thresholds."""
     count, running = draw(st.integers(1, 4)), None
     if draw(st.booleans()):
         low = draw(st.integers(0, count))
@@ -109,13 +109,13 @@ def chains_of_three(draw) -> Problem:
 
 @given(problem=chains_of_three())
 @settings(max_examples=300, derandomize=True, deadline=None)
-def test_a_chain_of_three_is_solved_as_enumeration_solves_it(problem):
+def test_the_optimum_of_a_chain_of_three_equals_enumeration(problem):
     assert_optimal(problem, [name for name in installed() if name != "cbc"])
 
 
 @given(problem=chains_of_three())
 @settings(max_examples=100, derandomize=True, deadline=None)
-def test_a_plan_of_a_chain_of_three_gives_every_gpu_one_of_its_roles(problem):
+def test_a_plan_of_a_chain_of_three_gives_every_gpu_a_role_of_the_chain(problem):
     plan = solve(problem).to_plan(problem, version=3)
     assert len(plan.assignments) == problem.gpus[0].count
     assert plan.chain == ("light", "medium", "heavy")
@@ -124,14 +124,14 @@ def test_a_plan_of_a_chain_of_three_gives_every_gpu_one_of_its_roles(problem):
 
 @given(problem=problems())
 @settings(max_examples=500, derandomize=True)
-def test_in_process_backends_find_what_enumeration_finds(problem):
+def test_in_process_backends_find_the_optimum_of_enumeration(problem):
     assert_optimal(problem, [name for name in installed() if name != "cbc"])
 
 
 @pytest.mark.skipif("cbc" not in installed(), reason="PuLP has no CBC binary here")
 @given(problem=problems())
 @settings(max_examples=60, derandomize=True)
-def test_cbc_finds_what_enumeration_finds(problem):
+def test_cbc_finds_the_optimum_of_enumeration(problem):
     assert_optimal(problem, ["cbc"])
 
 
@@ -145,7 +145,7 @@ def assert_optimal(problem: Problem, solvers: list[str]) -> None:
 
 @given(problem=problems())
 @settings(max_examples=100, derandomize=True)
-def test_a_solution_never_uses_more_than_there_is(problem):
+def test_a_solution_never_uses_more_gpus_than_exist(problem):
     solution = solve(problem)
     for index, gpu in enumerate(problem.gpus):
         assert sum(a.count for a in solution.allocations if a.gpu == index) <= gpu.count
@@ -180,7 +180,7 @@ def cascade_problem(**changes) -> Problem:
     return Problem(**{**fields, **changes})
 
 
-def test_demand_beyond_all_capacity_is_shed_and_the_rest_served():
+def test_demand_beyond_the_capacity_is_shed_and_the_rest_is_served():
     problem = cascade_problem(demand_rps=1000.0)
     solution = solve(problem)
     assert solution.served_rps == pytest.approx(16 * 4 / 0.22)
@@ -188,7 +188,7 @@ def test_demand_beyond_all_capacity_is_shed_and_the_rest_served():
     assert solution.to_plan(problem, 1).admitted_rps == pytest.approx(solution.served_rps)
 
 
-def test_a_deadline_that_nothing_meets_still_gives_a_plan():
+def test_a_deadline_that_no_option_meets_still_gives_a_plan():
     problem = cascade_problem(slo_s=0.05)
     solution = solve(problem)
     assert solution.served_rps == 0
@@ -199,7 +199,7 @@ def test_no_demand_gives_the_best_quality():
     assert solve(cascade_problem(demand_rps=0.0)).deferral == 1.0
 
 
-def test_quality_that_peaks_inside_stops_there():
+def test_deferral_stops_at_the_peak_of_the_quality_curve():
     grid = cascade_problem().thresholds
     peaked = tuple(-((t - 0.4) ** 2) for t in grid)
     assert solve(cascade_problem(demand_rps=2.0, quality=peaked)).deferral == pytest.approx(0.4)
@@ -210,7 +210,7 @@ def test_cache_hits_free_gpus_for_deferral():
     assert solve(cascade_problem(hits=(hit,))).deferral > solve(cascade_problem()).deferral
 
 
-def test_what_begins_heavy_fits_a_stage_that_is_not_planned_overfull():
+def test_requests_that_begin_heavy_do_not_overfill_the_heavy_stage():
     hit = CacheHit(share=0.9, work=0.5, quality=1.0)
     problem = cascade_problem(demand_rps=24.0, hits=(hit,), direct_cuts=(0.0, 1.0), heavy_utilisation=1.1)
     overfull, honest = solve(problem), solve(replace(problem, unbacked_utilisation=0.5))
@@ -218,21 +218,21 @@ def test_what_begins_heavy_fits_a_stage_that_is_not_planned_overfull():
 
 
 @pytest.mark.parametrize(("demand", "reuse"), [(1.0, False), (20.0, True)])
-def test_hits_run_whole_where_there_is_time_and_resumed_images_are_worth_less(demand, reuse):
+def test_hits_run_whole_when_there_is_time_and_resuming_lowers_quality(demand, reuse):
     hit = CacheHit(share=0.4, work=0.5, quality=0.9)
     solution = solve(cascade_problem(demand_rps=demand, hits=(hit,), direct_cuts=(0.0, 1.0), may_run_whole=True))
     assert solution.point.reuse is reuse
 
 
 @pytest.mark.parametrize(("demand", "steps"), [(1.0, None), (20.0, 25), (60.0, 10)])
-def test_runs_from_noise_get_as_short_as_the_demand_asks(demand, steps):
+def test_runs_from_noise_get_shorter_with_growing_demand(demand, steps):
     runs = (ShortRun(steps=25, work=0.5, loss=0.01), ShortRun(steps=10, work=0.2, loss=0.1))
     solution = solve(cascade_problem(demand_rps=demand, short_runs=runs))
     assert solution.point.steps == steps
     assert solution.point.quality >= solve(cascade_problem(demand_rps=demand)).point.quality
 
 
-def test_a_hit_that_would_leave_more_steps_than_a_short_run_runs_from_noise_too():
+def test_a_hit_with_more_steps_left_than_a_short_run_runs_from_noise():
     hit, run = CacheHit(share=0.4, work=0.5, quality=0.9), ShortRun(steps=10, work=0.2, loss=0.01)
     solution = solve(cascade_problem(demand_rps=60.0, hits=(hit,), short_runs=(run,)))
     assert (solution.point.steps, solution.point.reuse) == (10, False)
@@ -255,7 +255,7 @@ def test_a_running_split_that_suffices_is_kept():
     assert solve(problem).to_plan(problem, 1).count(LIGHT) == 5
 
 
-def test_a_faster_type_of_gpu_is_used_where_it_helps_most():
+def test_a_faster_type_of_gpu_runs_the_variant_that_gains_most():
     slow, fast = LatencyProfile((1,), (4.0,)), LatencyProfile((1,), (1.0,))
     light = LatencyProfile((1,), (0.1,))
     gpus = (GpuType.pair("old", 4, light, slow), GpuType.pair("new", 4, light, fast))
@@ -276,7 +276,7 @@ def test_a_faster_type_of_gpu_is_used_where_it_helps_most():
         ("light_utilisation", 0.0, "light_utilisation"),
     ],
 )
-def test_a_problem_that_makes_no_sense_is_refused_with_its_field(field, value, message):
+def test_an_invalid_problem_is_refused_and_its_field_named(field, value, message):
     with pytest.raises(PlanError, match=message):
         cascade_problem(**{field: value})
 
@@ -287,7 +287,7 @@ def test_an_unknown_solver_is_refused_with_the_known_ones():
 
 
 class Broken(Backend):
-    """A backend that fails in one way."""
+    """A backend that fails in one of several ways."""
 
     name = "broken"
 
@@ -329,7 +329,7 @@ def test_another_backend_takes_over_from_one_that_fails(monkeypatch):
     assert (solution.backend, solution.status) == ("highs", Status.OPTIMAL)
 
 
-def test_a_solver_too_slow_for_the_full_grid_gets_a_coarser_one(monkeypatch):
+def test_a_solver_too_slow_for_the_full_grid_is_retried_on_a_coarser_grid(monkeypatch):
     highs = backend("highs")
     full = len(formulate(cascade_problem()).program.objective)
 
