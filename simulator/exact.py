@@ -35,8 +35,8 @@ from weir.plan import Plan
 from weir.profiles import Profile
 from weir.states import State
 from workers.emulated import EmulatedEngine
-from workers.engine.engine import DenoiseJob, order_for, wants_judge
-from workers.engine.scheduling import Task, next_call
+from workers.engine.engine import DenoiseJob, denoise_job, wants_judge
+from workers.engine.scheduling import BatchLimits, Task, next_call
 
 with warnings.catch_warnings():  # Ray's models warn of pydantic's future at import
     warnings.simplefilter("ignore")
@@ -78,7 +78,7 @@ class Timeline:
 
 @dataclass(slots=True, eq=False, kw_only=True)
 class _Job(Task):
-    """An image at a replica (:class:`workers.engine.step_loop.Job`)."""
+    """An image at a replica (:class:`workers.engine.step_loop.DenoiseTask`)."""
 
     order: DenoiseJob
     done: asyncio.Future[ImageResult]
@@ -97,6 +97,7 @@ class SimulatedReplica:
 
     def __init__(self, name: str, rank: int, plan: Plan, engine: EmulatedEngine, slowness: Timeline):
         self.name, self.rank, self.plan, self.engine = name, rank, plan, engine
+        self._limits = BatchLimits(plan)
         self.alive = True
         self.busy_s = 0.0
         self._slowness = slowness
@@ -126,6 +127,7 @@ class SimulatedReplica:
     def follow(self, plan: Plan) -> None:
         """Takes the next plan (:meth:`workers.replica.Worker.reconfigure`)."""
         before, self.plan = self.plan.assignment(self.rank).role, plan
+        self._limits.follow(plan)
         if plan.assignment(self.rank).role == before or not plan.count(before):
             return
         moved = RoleChanged(f"replica {self.name} is no longer {before}; send the request to another one")
@@ -144,8 +146,7 @@ class SimulatedReplica:
         self._jobs = []
 
     def _limit(self, job: _Job) -> int:
-        own, role = self.plan.assignment(self.rank), job.order.role
-        return own.batch_size if own.role == role or not self.plan.count(role) else self.plan.batch_size(role)
+        return self._limits.of(job.order.role, self.plan.assignment(self.rank))
 
     def _next(self) -> None:
         """Begins the next call, if there is anything to do."""
@@ -276,7 +277,7 @@ class SimulatedPool:
         state, fetch_s = await self._fetched(wanted, variant)
         if not it.alive:
             raise ReplicaLost(replica, "it is dead")
-        result = await it.submit(order_for(self._family, variant, wanted, state, role))
+        result = await it.submit(denoise_job(self._family, variant, wanted, state, role))
         await self._way()
         result = replace(result, confidence=self._confidence(wanted, variant, result.resumed_at), fetch_s=fetch_s)
         return {name: getattr(result, name) for name in result.__slots__}

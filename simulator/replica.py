@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from weir.plan import Plan
 from weir.profiles import Profile, VariantProfile
-from workers.engine.scheduling import Task, next_call
+from workers.engine.scheduling import BatchLimits, Task, next_call
 
 #: Calls event handlers later: ``later(at, handler, payload)`` leads to ``handler(payload, now)``.
 Later = Callable[[float, Callable[[Any, float], None], Any], None]
@@ -83,19 +83,16 @@ class Device:
 
     Attributes:
         slower: every step that begins from now on takes this many times what was measured.
-        limits: the largest batch by role, under the plan in force.
+        limits: the largest batch by role, under the plans so far.
     """
 
     def __init__(self, profile: Profile, plan: Plan):
         self.times: Mapping[str, VariantTimes] = {key: VariantTimes(profile.variant(key)) for key in profile.keys}
         self.slower = 1.0
-        self.limits: dict[str, int] = {}
-        self.set_plan(plan)
+        self.limits = BatchLimits(plan)
 
     def set_plan(self, plan: Plan) -> None:
-        self.limits = {}
-        for assignment in plan.assignments:
-            self.limits[assignment.role] = max(self.limits.get(assignment.role, 1), assignment.batch_size)
+        self.limits.follow(plan)
 
 
 class SimulatedReplica:
@@ -246,8 +243,7 @@ class SimulatedReplica:
                 self._answer(job, Reply(job.begun - job.submitted, now - job.begun, size, len(through), queued))
 
     def _limit(self, job: Job) -> int:
-        own = self.assignment
-        return own.batch_size if own.role == job.role else self._device.limits.get(job.role, own.batch_size)
+        return self._device.limits.of(job.role, self.assignment)
 
     def _least_step_s(self, job: Job) -> float:
         return self._fastest.get(job.call, 0.0)

@@ -1,4 +1,4 @@
-"""Which images the next call of the denoiser advances. Pure: no clock, no asyncio, no torch."""
+"""Selects the images that the next call of the denoiser advances. Pure: no clock, no asyncio, no torch."""
 
 from __future__ import annotations
 
@@ -6,12 +6,34 @@ from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
-#: Every so many calls the oldest image goes first, however late it is: nobody waits for ever.
-TURN_OF_THE_OLDEST = 8
+from weir.plan import Assignment, Plan
+
+#: In one of this many calls the oldest image goes first, however late it is, so that no image waits forever.
+OLDEST_FIRST_EVERY = 8
+
+
+class BatchLimits:
+    """The largest batch of each role, under the plans so far.
+
+    A role to which a plan gives no replica keeps its last size: requests that still wait for it must not form batches
+    of the size of another variant.
+    """
+
+    def __init__(self, plan: Plan):
+        self._sizes: dict[str, int] = {}
+        self.follow(plan)
+
+    def follow(self, plan: Plan) -> None:
+        """Takes the sizes of the next plan."""
+        self._sizes |= {role: plan.batch_size(role) for role in plan.counts}
+
+    def of(self, role: str, own: Assignment) -> int:
+        """The limit for a role on a replica with this assignment; its own for a role that no plan has had."""
+        return own.batch_size if own.role == role else self._sizes.get(role, own.batch_size)
 
 
 class Recipe(NamedTuple):
-    """What a request asks of the denoiser, with the variant's own values filled in."""
+    """Parameters of one denoising run: the request's, and the variant's own where the request has none."""
 
     variant: str
     width: int
@@ -22,13 +44,13 @@ class Recipe(NamedTuple):
 
 @dataclass(slots=True, eq=False)
 class Task:
-    """An image in the making, or still to be begun, as the decision sees it.
+    """An image that is waiting or being generated, with the attributes that the selection needs.
 
     Attributes:
-        ticket: grows with every arrival.
+        ticket: number of the task in order of arrival.
         call: tasks of equal ``call`` can share one call of the denoiser.
         deadline: unix time, seconds.
-        left: denoising steps to go.
+        left: number of denoising steps that remain.
     """
 
     ticket: int
@@ -47,25 +69,25 @@ def next_call(
     step_s: Callable[[T], float] = lambda task: 0.0,
     turn: int = 1,
 ) -> tuple[T, ...]:
-    """The tasks of the next call: the most urgent one and as many that can share its call as fit, most urgent first.
+    """Tasks of the next call: the most urgent task and those that can share its call, most urgent first.
 
-    Urgency is the earlier deadline, then the earlier arrival; with one SLO for all that is oldest first. The order of
-    deadlines never changes as time goes by, so places do not go back and forth between tasks, as they would by least
-    slack. A task without slack, that would miss its deadline even if it ran on its own from now on, comes after all
-    others: it is late either way, and before them it would make others late too. Once in
-    :data:`TURN_OF_THE_OLDEST` calls the oldest task goes first, so that a late one is done some day. The call never
-    waits to fill up: a later task joins at the next step.
+    A task is more urgent if its deadline is earlier, then if it arrived earlier; with one SLO for all tasks, the oldest
+    is the most urgent. The order of deadlines does not change over time, so tasks do not displace each other back and
+    forth, as they would under least slack first. A task that would miss its deadline even if it ran alone from now on
+    comes after all others: it is late in any case, and would make others late. In one of
+    :data:`OLDEST_FIRST_EVERY` calls the oldest task goes first, so that late tasks finish too. A call never waits for
+    more tasks: a later task joins at the next step.
 
     Args:
-        limit: the most tasks of such a call, at least 1.
+        limit: largest number of tasks in the call of a task, at least 1.
         now: unix time, seconds.
-        step_s: the least seconds that one step of the task takes.
-        turn: counts the calls.
+        step_s: shortest time of one step of the task, seconds.
+        turn: number of this call.
     """
     urgent = sorted(tasks, key=lambda t: (t.deadline < now + t.left * step_s(t), t.deadline, t.ticket))
     if not urgent:
         return ()
-    if turn % TURN_OF_THE_OLDEST == 0:
+    if turn % OLDEST_FIRST_EVERY == 0:
         oldest = min(urgent, key=lambda t: t.ticket)
         urgent.remove(oldest)
         urgent.insert(0, oldest)
