@@ -119,7 +119,10 @@ def test_every_setting_that_changes_a_state_changes_the_partition(clip) -> None:
         partitions.name("a", Settings(64, 64, negative_prompt="blurry")),
         Partitions(FAMILY, "other").name("a", plain),
         Partitions(
-            FAMILY.model_copy(update={"heavy": FAMILY.heavy.model_copy(update={"revision": "2"})}), clip.version
+            FAMILY.model_copy(
+                update={"variants": FAMILY.variants | {"heavy": FAMILY.heavy.model_copy(update={"revision": "2"})}}
+            ),
+            clip.version,
         ).name("a", plain),
     }
     assert len(names) == 8
