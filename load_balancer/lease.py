@@ -17,8 +17,7 @@ class Lease:
         self._until = 0.0
 
     def take(self, holder: str, now: float) -> bool:
-        """Takes or renews the lease; False while another controller holds it. ``now`` is in seconds of a monotonic
-        clock."""
+        """Takes or renews the lease; False while another controller holds it. ``now``: seconds of a monotonic clock."""
         if self._holder not in ("", holder) and now < self._until:
             return False
         self._holder, self._until = holder, now + LEASE_S

@@ -42,7 +42,7 @@ class Admission:
         Raises:
             NotReady: no replica is ready.
             Overloaded: too many images are in flight, the predicted finish is after the deadline, or the rate is used
-            up.
+                up.
         """
         if finish_at is None:
             raise NotReady("no replica is ready", retry_after_s=RESTART_S)

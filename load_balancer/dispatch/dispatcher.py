@@ -63,8 +63,7 @@ class Dispatcher:
         self._roles = {}
 
     def sync(self, described: Iterable[Mapping[str, Any]]) -> None:
-        """Takes in descriptions of the live replicas (``replica``, ``rank``, ``ready``, ``queued``), and removes
-        others."""
+        """Takes in the ``replica``, ``rank``, ``ready`` and ``queued`` of all live replicas, and removes all others."""
         seen: dict[str, ReplicaQueueModel] = {}
         same = True
         for it in described:
@@ -109,8 +108,7 @@ class Dispatcher:
         return sum(r.waiting for r in self._replicas.values() if r.role == role)
 
     def capacity_rps(self, role: str) -> float:
-        """Images per second that the role's replicas generate in full batches of whole runs; 0 while no time is
-        known."""
+        """Images per second that the role's replicas generate in full batches; 0 while no batch time is known."""
         variant = self._plan.variant_of(role)
         seconds = [
             (r.batch_size, self.times.seconds(variant, r.batch_size)) for r in self._replicas.values() if r.role == role
@@ -207,9 +205,7 @@ class Dispatcher:
         """Takes in a reply.
 
         Args:
-            batch_size, compute_s: number of images in the denoiser's batch, and seconds from the image's first step to
-                its
-            end.
+            batch_size, compute_s: images in the denoiser's batch, and seconds from the image's first step to its last.
             together: number of images that finished at the same step; None: the whole batch.
             queue_s, queued: how long the image waited at the replica, and how many images wait there now; None:
                 unknown.

@@ -1,4 +1,4 @@
-"""The HTTP face: OpenAI's images API, the page, the models, health. Thin: it reads, calls the balancer, and writes."""
+"""The HTTP application: OpenAI's images API, the web page, models and health. It only translates to the balancer."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import BaseRoute, Match, Route
 
 from load_balancer.http.api_keys import ApiKeys
-from load_balancer.http.auth import Gate
+from load_balancer.http.auth import Authentication
 from load_balancer.http.generations import generations
 from load_balancer.http.head import HeadAsGet
 from load_balancer.http.image_store import ImageStore
@@ -44,16 +44,16 @@ def create_app(
     aliases: Mapping[str, str] | None = None,
     allowed_origins: Sequence[str] = (),
 ) -> FastAPI:
-    """The ASGI application of one load balancer; without ``callers`` it is open to everybody.
+    """Creates the ASGI application of one load balancer; without ``callers`` it needs no key.
 
     Args:
-        aliases: further names of models → the models they stand for.
-        allowed_origins: web pages of these origins may call; ``*`` lets all.
+        aliases: additional model names → the models they stand for.
+        allowed_origins: origins whose web pages may call the API; ``*`` allows all.
     """
     app = FastAPI(title="Weir", openapi_url="/openapi.json", docs_url=None, redoc_url=None)
-    app.add_middleware(Gate, callers=callers or ApiKeys(), refuse=failure)
+    app.add_middleware(Authentication, callers=callers or ApiKeys(), refuse=failure)
     app.add_middleware(HeadAsGet)
-    if allowed_origins:  # outermost: a browser asks first without a key, and reads refusals too
+    if allowed_origins:  # outermost: preflight requests have no key, and pages have to read refusals
         app.add_middleware(
             CORSMiddleware,
             allow_origins=allowed_origins,
@@ -79,7 +79,7 @@ def create_app(
     @app.get("/v1/models/{id:path}", **ONE_MODEL)
     @typed_errors
     async def model(id: str) -> Response:
-        if not id:  # some clients ask for the list with a slash behind it
+        if not id:  # some clients request the list with a trailing slash
             return await models()
         return reply(described(rules.known_model(id)))
 
@@ -87,7 +87,7 @@ def create_app(
     async def file(name: str) -> Response:
         content = store.get(name)
         if content is None:
-            return failure(NotFound("there is no such file, or newer ones pushed it out", param="name"))
+            return failure(NotFound("there is no such file, or newer files replaced it", param="name"))
         return Response(content, media_type=f"image/{name.rpartition('.')[2]}")
 
     @app.get("/v1/live", **LIVE)
@@ -122,7 +122,7 @@ def create_app(
 
 
 def _methods(routes: list[BaseRoute], request: Request) -> list[str]:
-    """What a path can be asked for; a framework that looks at one route at a time tells those of the first alone."""
+    """All methods of a path. Starlette reports those of the first matching route only."""
     found = {
         method
         for route in routes

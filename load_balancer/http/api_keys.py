@@ -1,6 +1,6 @@
-"""Who calls: bearer keys, of which only digests are kept, and what their holders may do.
+"""API keys: bearer keys, of which only digests are kept, and the callers that they identify.
 
-Without a keys file everybody is the anonymous caller of the tenant ``public``.
+Without a keys file every client is the anonymous caller of the tenant ``public``.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from weir.files import make_folder, written_whole
 
 log = logging.getLogger(__name__)
 
-#: A changed keys file is noticed within so many seconds.
+#: Seconds between two checks of the keys file for changes.
 RELOAD_S = 1.0
 
 Priority = Literal["interactive", "batch"]
@@ -29,7 +29,7 @@ Priority = Literal["interactive", "batch"]
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Whoever sent a request, and what its key allows."""
+    """The sender of a request, and what its key allows."""
 
     name: str
     tenant: str
@@ -43,30 +43,30 @@ class Caller:
         return cls(**key.model_dump(exclude={"sha256"}))
 
 
-#: Everybody, where no keys are configured.
+#: The caller of every request where no keys are configured.
 ANONYMOUS = Caller("anonymous", "public")
 
 
 def digest(key: str) -> str:
-    """What the keys file holds of a key."""
+    """The digest of a key, as the keys file has it."""
     return hashlib.sha256(key.encode()).hexdigest()
 
 
 def new_key() -> str:
-    """256 random bits. The prefix lets scanners for leaked secrets find it."""
+    """A new key of 256 random bits. Scanners for leaked secrets find it by its prefix."""
     return f"weir-{secrets.token_urlsafe(32)}"
 
 
 class ApiKeys:
-    """Everybody who may call.
+    """The keys of a service, and the callers that they identify.
 
     Args:
-        path: keys file, read again when it has changed, so that a key can be revoked while the service runs; None lets
-            everybody in. A file that turns bad changes nothing and is logged.
-        open_admin: without a keys file, whether everybody has the admin scope.
+        path: keys file, read again when it has changed, so that a key can be revoked while the service runs; None: no
+            key is needed. An invalid change is logged, and the keys stay as they were.
+        open_admin: without a keys file, whether every client has the admin scope.
 
     Raises:
-        ConfigError: the file is wrong.
+        ConfigError: the file is invalid.
     """
 
     def __init__(
@@ -88,13 +88,13 @@ class ApiKeys:
             self._look_again_at = clock() + RELOAD_S
 
     def identify(self, authorization: str | None) -> Caller:
-        """The caller behind an ``Authorization`` header.
+        """Returns the caller of an ``Authorization`` header.
 
-        The digest is compared with every known one in constant time, and to the end, so that the time taken says
-        nothing about any key.
+        The digest is compared with every known one in constant time, without an early exit, so that the time taken
+        reveals nothing about any key.
 
         Raises:
-            Unauthorized: there is no key, or it is not known. The message does not repeat it.
+            Unauthorized: the key is missing or unknown. The message does not contain it.
         """
         if self._path is None:
             return self._anonymous
@@ -108,7 +108,7 @@ class ApiKeys:
             if hmac.compare_digest(given, known):
                 found = caller
         if found is None:
-            raise Unauthorized("the key is not known here; whoever runs the service makes one with `weir keys new`")
+            raise Unauthorized("the key is unknown; the operator of the service creates keys with `weir keys new`")
         return found
 
     def _take(self, keys: KeysConfig) -> None:
@@ -124,25 +124,25 @@ class ApiKeys:
             if stamp != self._stamp:
                 self._take(load_keys(self._path))
                 self._stamp = stamp
-                log.info("%d keys are known", len(self._callers))
+                log.info("read %d keys", len(self._callers))
         except ConfigError as error:
-            log.warning("kept the keys that were known: %s", error.message)
+            log.warning("kept the keys as they were: %s", error.message)
 
 
 def append_key(path: Path, key: KeyConfig) -> None:
-    """Adds an entry to a keys file, which only its owner may read, and makes the file where there is none.
+    """Adds an entry to a keys file; creates the file, readable by its owner only, if there is none.
 
-    The file is replaced in one step: a service that reads it sees the old keys or the new ones.
+    The file is replaced atomically: a service that reads it sees the old keys or the new ones.
 
     Raises:
-        ConfigError: the file is wrong, cannot be written, or knows the name already.
+        ConfigError: the file is invalid or cannot be written, or has a key of this name already.
     """
     import yaml
 
     known = load_keys(path).keys if path.exists() else ()
     if key.name in {it.name for it in known}:
         raise ConfigError(
-            f"{path}: there is a key {key.name} already; revoke it by deleting its entry, or name another"
+            f"{path}: there is a key {key.name} already; revoke it by deleting its entry, or choose another name"
         )
     fields = {"keys": [it.model_dump(exclude_defaults=True) for it in (*known, key)]}
     make_folder(path.parent)
@@ -152,7 +152,7 @@ def append_key(path: Path, key: KeyConfig) -> None:
 
 
 def _stamp(path: Path) -> tuple[int, int]:
-    """Changes when the file does.
+    """A value that changes when the file does.
 
     Raises:
         ConfigError: there is no such file.

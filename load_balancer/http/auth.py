@@ -11,19 +11,19 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from load_balancer.http.api_keys import ApiKeys
 from weir.errors import WeirError
 
-#: Open to everybody: the page, health, and the description of the API. Whatever else there is needs a key.
+#: Paths that need no key: the page, health, and the description of the API. All others need one.
 OPEN = frozenset({"/", "/healthz", "/readyz", "/openapi.json"})
-#: Open too: names of files are secrets of those who asked for them, and browsers send no key for pictures.
+#: Prefixes of paths that need no key: file names are secrets of their caller, and browsers send no key for images.
 OPEN_BELOW = ("/v1/images/files/", "/page/")
 
 
-class Gate:
-    """ASGI middleware: finds out who calls before anything of a request is read, and lets nobody in who may not.
+class Authentication:
+    """ASGI middleware that identifies the caller before the body of a request is read, and refuses unknown callers.
 
     Handlers find the :class:`Caller` in ``request.state.caller``.
 
     Args:
-        refuse: makes the answer to a refusal.
+        refuse: creates the response of a refusal.
     """
 
     def __init__(self, app: ASGIApp, callers: ApiKeys, refuse: Callable[[WeirError], Response]):

@@ -1,4 +1,4 @@
-"""A request as a stream of server-sent events, under OpenAI's names: partial images as they come, then the images."""
+"""Streams a request as server-sent events with OpenAI's names: partial images as they come, then finished images."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ COMPLETED = "image_generation.completed"
 
 
 async def events(job: Job) -> AsyncGenerator[bytes]:
-    """At most ``partial_images`` partial events for each image, and then its completed one.
+    """Yields at most ``partial_images`` partial events for each image, and then its completed event.
 
-    What goes wrong on the way is an ``error`` event, the last one. ``weir.image`` says which of several images an event
-    belongs to.
+    A failure ends the stream with an ``error`` event. ``weir.image`` is the index of the image that an event belongs
+    to.
     """
     shown: Counter[int] = Counter()
     try:
@@ -46,19 +46,19 @@ async def events(job: Job) -> AsyncGenerator[bytes]:
 async def _partial(job: Job, event: PartialImage, number: int) -> bytes:
     partial = {"image": event.index, "role": event.variant, "step": event.step}
     request = job.request
-    # A preview is as small as the latent; it is shown in the place of the finished image, so it gets its size.
+    # A preview has the size of the latent. Clients show it in place of the finished image, so it is enlarged.
     image = await encoded(event.image, request.output_format, request.compression, (request.width, request.height))
-    return _picture(job, PARTIAL, image, {"partial_image_index": number, "weir": partial})
+    return _image_event(job, PARTIAL, image, {"partial_image_index": number, "weir": partial})
 
 
 async def _completed(job: Job, event: GeneratedImage) -> bytes:
     image = await encoded(event.result.image, job.request.output_format, job.request.compression)
-    return _picture(job, COMPLETED, image, {"weir": {"image": event.index, **about(event)}})
+    return _image_event(job, COMPLETED, image, {"weir": {"image": event.index, **about(event)}})
 
 
-def _picture(job: Job, kind: str, image: bytes, more: dict[str, Any]) -> bytes:
+def _image_event(job: Job, kind: str, image: bytes, more: dict[str, Any]) -> bytes:
     fields = {"created_at": int(time.time()), **settings(job.request), **more}
-    # The picture goes past the JSON encoder, which would look at every byte of it.
+    # The image bypasses the JSON encoder, which would check every byte of it.
     return b'event: %b\ndata: {"type":"%b","b64_json":"%b",%b\n\n' % (
         kind.encode(),
         kind.encode(),

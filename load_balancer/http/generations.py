@@ -1,4 +1,4 @@
-"""The routes of ``/v1/images/generations``: generate, stream, answer later, ask for the state, cancel."""
+"""The routes of ``/v1/images/generations``: generate, stream, answer asynchronously, status and cancellation."""
 
 from __future__ import annotations
 
@@ -29,26 +29,26 @@ from weir.errors import BodyTooLarge, BodyTooSlow, InvalidRequest
 
 
 def generations(balancer: Balancer, rules: RequestRules, store: ImageStore, limits: LimitsConfig) -> APIRouter:
-    """The routes over one balancer.
+    """Creates the routes of one balancer.
 
     Args:
-        store: where images go that are asked for as URLs.
-        limits: how long a body may be, and how long it may take.
+        store: keeps the images that are requested as URLs.
+        limits: of the size of a body, and of the time that it may take.
     """
     router = APIRouter()
 
     async def render(job: Job, images: list[GeneratedImage]) -> bytes:
         wanted = job.request
-        contents = [await encoded(one.result.image, wanted.output_format, wanted.compression) for one in images]
+        encoded_images = [await encoded(one.result.image, wanted.output_format, wanted.compression) for one in images]
         if wanted.response_format == "b64_json":
-            return responses.generated(job, images, [responses.inline(content) for content in contents])
-        pictures = []
-        for content in contents:
-            # Not the id: others learn it where a request of theirs resumes from this one.
+            return responses.generated(job, images, [responses.inline(content) for content in encoded_images])
+        contents = []
+        for content in encoded_images:
+            # Not the id: other callers see the id when their requests resume from this one.
             name = f"{secrets.token_urlsafe(24)}.{wanted.output_format}"
             store.put(name, content)
-            pictures.append(responses.linked(f"{job.base_url}{FILES}/{name}"))
-        return responses.generated(job, images, pictures)
+            contents.append(responses.linked(f"{job.base_url}{FILES}/{name}"))
+        return responses.generated(job, images, contents)
 
     jobs = Jobs(balancer, render)
 
@@ -95,7 +95,7 @@ def generations(balancer: Balancer, rules: RequestRules, store: ImageStore, limi
 
 
 def _wanted(body: GenerationRequest, request: Request, key: str | None) -> GenerationRequest:
-    """The request with its caller, and with a seed that follows from the idempotency key where it names none."""
+    """The request with its caller; without a seed of its own it gets the seed of its idempotency key."""
     caller = request.state.caller
     seed = seed_of(caller, key) if key is not None and body.seed is None else body.seed
     return replace(body, caller=caller, seed=seed)
@@ -111,7 +111,7 @@ async def _stream(jobs: Jobs, job: Job) -> AsyncIterator[bytes]:
 
 
 async def _left(jobs: Jobs, job: Job) -> None:
-    """Nobody listens any more: what cannot be asked for later leaves its worker before the next step."""
+    """Cancels a job whose client disconnected, unless the job can be fetched later."""
     if not jobs.is_kept(job):
         await job.cancel()
 
@@ -123,7 +123,7 @@ async def _ended(job: Job, wait_s: float) -> bool:
 
 
 def _accepted(jobs: Jobs, job: Job, headers: dict[str, str]) -> Response:
-    """202: where to ask, and when it makes sense."""
+    """The 202 response, with ``Location`` and ``Retry-After``."""
     place = jobs.status(job)
     headers = {
         **headers,
@@ -134,12 +134,12 @@ def _accepted(jobs: Jobs, job: Job, headers: dict[str, str]) -> Response:
 
 
 async def _body(request: Request, limits: LimitsConfig) -> bytes:
-    """The body, of which no more than the limit is ever read.
+    """Reads the body, and never more than the limit.
 
     Raises:
-        InvalidRequest: it is not declared as JSON.
-        BodyTooLarge: it is longer than allowed, as declared or as sent.
-        BodyTooSlow: it is not there in time.
+        InvalidRequest: the content type is not JSON.
+        BodyTooLarge: the declared or the received length is above the limit.
+        BodyTooSlow: it did not arrive in time.
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":
@@ -157,5 +157,5 @@ async def _body(request: Request, limits: LimitsConfig) -> bytes:
                 if len(body) > most_bytes:
                     raise too_large
     except TimeoutError:
-        raise BodyTooSlow(f"the body was not there within {limits.body_s:g} s") from None
+        raise BodyTooSlow(f"the body did not arrive within {limits.body_s:g} s") from None
     return bytes(body)

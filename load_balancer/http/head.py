@@ -1,4 +1,4 @@
-"""``HEAD`` wherever ``GET`` is answered: the same status and headers without the body (RFC 9110, section 9.3.2)."""
+"""Answers ``HEAD`` on every path of a ``GET``: status and headers without the body (RFC 9110, section 9.3.2)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 
 class HeadAsGet:
-    """ASGI middleware: hands a ``HEAD`` on as the ``GET`` of its path, and leaves the body of the answer out."""
+    """ASGI middleware that handles ``HEAD`` as the ``GET`` of its path, and omits the body of the response."""
 
     def __init__(self, app: ASGIApp):
         self._app = app

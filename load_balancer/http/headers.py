@@ -1,4 +1,4 @@
-"""What the headers of a request ask for: to be drawn once however often it is sent, and to be answered later. Pure."""
+"""Reads the request headers ``Prefer`` (asynchronous answers) and ``Idempotency-Key``. Pure."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ _KEY = re.compile(r"[\x21-\x7e](?:[\x20-\x7e]*[\x21-\x7e])?")
 
 @dataclass(frozen=True, slots=True)
 class Later:
-    """The client prefers ``202 Accepted`` to waiting (RFC 7240): at once, or after ``wait_s`` seconds."""
+    """A client's preference for ``202 Accepted`` over waiting (RFC 7240): at once, or after ``wait_s`` seconds."""
 
     wait_s: float = 0.0
 
 
 def later(prefer: list[str]) -> Later | None:
-    """Reads ``Prefer`` headers; as the RFC says, what is not understood is passed over."""
+    """Reads ``Prefer`` headers; unknown preferences are ignored, as the RFC requires."""
     preferences: dict[str, str] = {}
     for preference in ",".join(prefer).split(","):
         name, _, value = preference.partition(";")[0].partition("=")
@@ -36,13 +36,13 @@ def idempotency_key(given: str | None) -> str | None:
     """Checks an ``Idempotency-Key``.
 
     Raises:
-        InvalidRequest: it is not what keys are.
+        InvalidRequest: the key is too long, or not printable ASCII.
     """
     if given is None:
         return None
     if len(given) > MOST_KEY_CHARACTERS or not _KEY.fullmatch(given):
         raise InvalidRequest(
-            f"Idempotency-Key has {len(given)} characters or others than printable ASCII; "
+            f"Idempotency-Key has {len(given)} characters, or characters that are not printable ASCII; "
             f"accepted: 1 to {MOST_KEY_CHARACTERS} characters of printable ASCII, such as a UUID",
             param="Idempotency-Key",
         )
@@ -50,6 +50,6 @@ def idempotency_key(given: str | None) -> str | None:
 
 
 def seed_of(caller: Caller, key: str) -> int:
-    """The seed of a request that has a key and names none: who sends it again after a crash gets the same noise."""
+    """The seed of a request with a key and without a seed: a retry after a crash gets the same noise."""
     digest = hashlib.blake2b(f"{caller.name}\n{key}".encode(), digest_size=4).digest()
     return int.from_bytes(digest)

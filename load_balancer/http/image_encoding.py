@@ -1,4 +1,4 @@
-"""The picture in the format that the client asked for. Workers send PNG."""
+"""Converts images to the format that the client requested. Workers send PNG."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from load_balancer.runner.generation_request import ImageFormat
 async def encoded(
     png: bytes, output_format: ImageFormat, compression: int, size: tuple[int, int] | None = None
 ) -> bytes:
-    """The same picture as png (untouched), jpeg or webp; ``compression`` is their quality, 0…100.
+    """Converts a PNG to png (unchanged), jpeg or webp; ``compression`` is the quality of jpeg and webp, 0…100.
 
     Args:
-        size: width and height that a smaller picture is brought to, pixels.
+        size: width and height in pixels that a smaller image is scaled to.
     """
     if size is not None and _size(png) >= size:
         size = None
@@ -27,15 +27,15 @@ async def encoded(
 
 
 def _size(png: bytes) -> tuple[int, int]:
-    """Width and height, from the header."""
+    """Width and height from the header of a PNG."""
     return struct.unpack_from(">II", png, 16) if len(png) >= 24 else (0, 0)
 
 
 def _reencoded(png: bytes, output_format: ImageFormat, quality: int, size: tuple[int, int] | None) -> bytes:
     out = io.BytesIO()
     with Image.open(io.BytesIO(png)) as image:
-        picture = image.convert("RGB")
+        converted = image.convert("RGB")
     if size is not None:
-        picture = picture.resize(size, Image.Resampling.BICUBIC)
-    picture.save(out, output_format, quality=quality)
+        converted = converted.resize(size, Image.Resampling.BICUBIC)
+    converted.save(out, output_format, quality=quality)
     return out.getvalue()

@@ -1,4 +1,4 @@
-"""Images that were asked for as URLs, kept in memory until newer ones push them out."""
+"""Keeps images that were requested as URLs in memory, until newer ones replace them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ MOST_BYTES = 64 * 2**20
 
 
 class ImageStore:
-    """Name → bytes, bounded by the sum of the sizes; the oldest leave first."""
+    """Files by name, bounded by the sum of their sizes; the oldest are removed first."""
 
     def __init__(self, most_bytes: int = MOST_BYTES):
         self._most_bytes = most_bytes
@@ -16,7 +16,7 @@ class ImageStore:
         self.size_bytes = 0
 
     def put(self, name: str, content: bytes) -> None:
-        """Keeps the file; one that is larger than all the room there is, is not kept."""
+        """Keeps a file, unless it is larger than the whole store."""
         if len(content) > self._most_bytes:
             return
         self.size_bytes += len(content) - len(self._files.pop(name, b""))

@@ -1,4 +1,4 @@
-"""Requests that outlive the connection they came on: found again by their id, or by their caller's idempotency key."""
+"""Jobs: requests that outlive their connection, and are found by their id or by their caller's idempotency key."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ from weir.errors import Cancelled, KeyReused, NotFound, WeirError
 
 log = logging.getLogger(__name__)
 
-#: Seconds that an answer is kept.
+#: Seconds for which the answer of an ended job is kept.
 KEPT_S = 600.0
-#: Limits of what is kept; the oldest answers leave first.
+#: Limits of the jobs that are kept; the oldest are removed first.
 MOST_JOBS = 1000
 MOST_BYTES = 256 * 2**20
 
-#: What a client is told of a failure that nobody foresaw.
-UNFORESEEN = "something went wrong inside; the log of the service says what"
+#: Error message of an unexpected failure.
+UNFORESEEN = "an internal error occurred; see the log of the service"
 
 State = Literal["queued", "running", "succeeded", "failed", "cancelled"]
 
 
 class Status(NamedTuple):
-    """Where a job stands.
+    """The status of a job.
 
     Attributes:
-        position: 1 for the first of those that wait at its replica; None when it does not wait there.
-        estimated_s: until the variant at work should be through; None when that is not known.
+        position: 1 for the first waiting image of its replica; None when it does not wait at a replica.
+        estimated_s: predicted seconds until the running variant finishes; None when unknown.
     """
 
     state: State
@@ -43,11 +43,11 @@ class Status(NamedTuple):
 
 
 class Job:
-    """A request that is generated whether or not a client listens. All who ask get the same answer, rendered once.
+    """A request that runs whether or not a client is connected. All clients get the same answer, rendered once.
 
     Args:
-        base_url: the service as the client calls it.
-        render: makes the answer's body.
+        base_url: URL by which the client calls the service.
+        render: creates the body of the answer.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class Job:
         render: Callable[[Job, list[GeneratedImage]], Awaitable[bytes]],
         ended: Callable[[Job], None],
     ):
-        #: Told to nobody but its caller, unlike the ids of its images, which the cache tells others.
+        #: Known to its caller only, unlike the ids of its images, which the cache reports to other callers.
         self.id = secrets.token_hex(16)
         self.request = generation.request
         self.generation = generation
@@ -79,7 +79,7 @@ class Job:
 
     @property
     def body(self) -> bytes | None:
-        """The answer, once it is there."""
+        """The answer; None while it is not ready."""
         return self._body
 
     @property
@@ -87,10 +87,10 @@ class Job:
         return self.generation.size_bytes + len(self._body or b"")
 
     async def answer(self) -> bytes:
-        """The body of the answer; cancelling the call leaves the job as it is.
+        """Waits for the answer and returns its body; cancelling the call does not cancel the job.
 
         Raises:
-            WeirError: there will be none.
+            WeirError: the request failed or was cancelled.
         """
         await asyncio.shield(self._task)
         if self.error is not None:
@@ -99,11 +99,11 @@ class Job:
         return self._body
 
     async def wait(self, seconds: float) -> None:
-        """Until it has ended, but no longer than that."""
+        """Waits until the job has ended, at most ``seconds``."""
         await asyncio.wait({self._task}, timeout=seconds)
 
     async def cancel(self) -> None:
-        """Takes it out of work before the next denoising step; nothing happens to one that has ended."""
+        """Cancels the job before its next denoising step; does nothing if it has ended."""
         if self.ended is None:
             await self.generation.close()
             await asyncio.shield(self._task)
@@ -120,10 +120,10 @@ class Job:
 
 
 class Jobs:
-    """All jobs that are running, and those that ended a while ago and may be asked for. Bounded in number and bytes.
+    """The running jobs, and ended jobs whose answers are kept. Bounded in number and bytes.
 
     Args:
-        render: makes the body of an answer.
+        render: creates the body of an answer.
         clock: unix time, seconds.
     """
 
@@ -152,20 +152,20 @@ class Jobs:
     def begin(
         self, request: GenerationRequest, base_url: str, *, key: str | None = None, keep: bool = False
     ) -> tuple[Job, bool]:
-        """The job of a request, and whether it was there already: the caller sent the same one with the same key.
+        """Returns the job of a request, and whether it existed already, with the same caller, key and body.
 
         Args:
-            keep: it can be asked for after it has ended; so can one with a key.
+            keep: whether the job can be fetched after it has ended; a job with a key always can.
 
         Raises:
-            KeyReused: the caller sent another request with the key.
+            KeyReused: the caller sent the key with another request.
             RateLimited, Overloaded, NotReady: the request is not admitted.
         """
         self._expire()
         if key is not None and (known := self._by_key.get((request.caller.name, key))) is not None:
             if known.request != request:
                 raise KeyReused(
-                    "this idempotency key came with another request; use a new key for every new request",
+                    "this idempotency key was used for another request; use a new key for every request",
                     param="Idempotency-Key",
                 )
             return known, True
@@ -178,26 +178,27 @@ class Jobs:
         return job, False
 
     def find(self, id: str, caller: Caller) -> Job:
-        """
+        """Finds a job of a caller by its id.
+
         Raises:
-            NotFound: there is no such job of this caller, or it is forgotten.
+            NotFound: the caller has no such job, or it was removed.
         """
         self._expire()
         job = self._running.get(id) or self._past.get(id)
         if job is None or not (job.caller.name == caller.name or caller.admin):
-            raise NotFound("there is no such request of yours, or it ended too long ago", param="id")
+            raise NotFound("you have no such request, or it ended too long ago", param="id")
         return job
 
     def is_kept(self, job: Job) -> bool:
-        """Whether the job goes on, and can be asked for, when nobody listens any more."""
+        """Whether the job continues, and can be fetched, after its client disconnects."""
         return job.id in self._kept
 
     def keep(self, job: Job) -> None:
-        """Somebody will ask for it later."""
+        """Keeps the job after it has ended."""
         self._kept.add(job.id)
 
     def forget(self, job: Job) -> None:
-        """Drops what is kept of one that has ended."""
+        """Removes a job that has ended."""
         if self._past.pop(job.id, None) is not None:
             self._past_bytes -= job.size_bytes
         self._kept.discard(job.id)
@@ -217,14 +218,14 @@ class Jobs:
         return Status("running", None, estimated_s)
 
     def expires_at(self, job: Job) -> float | None:
-        """Unix time; None while it is running."""
+        """Unix time at which the job is removed; None while it is running."""
         return None if job.ended is None else job.ended + self._kept_s
 
     def _ended(self, job: Job) -> None:
         job.ended = self._clock()
         del self._running[job.id]
         if job.error is not None:
-            self._forget_key(job)  # nothing came of it: the same key generates again
+            self._forget_key(job)  # without an answer, a retry with the key generates again
         if job.id in self._kept:
             self._past[job.id] = job
             self._past_bytes += job.size_bytes

@@ -1,4 +1,4 @@
-"""The API as it describes itself: the bodies of answers, which errors a route has, and its OpenAPI document."""
+"""The OpenAPI document: schemas of responses, and the errors of each route."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ from weir.errors import (
 GENERATIONS = "/v1/images/generations"
 FILES = "/v1/images/files"
 
-DESCRIPTION = """Text-to-image behind one endpoint that OpenAI's clients know. A light model generates first, a
-heavier one generates again what a discriminator doubts, and an approximate cache lets runs begin in the middle."""
+DESCRIPTION = """Text-to-image generation behind OpenAI's images API. A light model generates first. A heavier
+model generates again where a discriminator doubts the image. An approximate cache lets runs resume in the middle."""
 
 
 class _Described(BaseModel):
@@ -38,86 +38,86 @@ class _Described(BaseModel):
 
 
 class Error(_Described):
-    message: str = Field(description="names the field, what is wrong with it, and what is accepted")
-    type: str = Field(description="the kind of error, as OpenAI calls it")
+    message: str = Field(description="the field, what is wrong with it, and what is accepted")
+    type: str = Field(description="the type of error in OpenAI's terms")
     param: str | None = Field(description="the field or header that is wrong")
     code: str = Field(description="stable and machine-readable")
 
 
 class ErrorBody(_Described):
-    """Every failure, whatever its status."""
+    """The body of every failure."""
 
     error: Error
 
 
 class CacheUse(_Described):
-    """What the approximate cache gave."""
+    """The use of the approximate cache."""
 
-    similarity: float = Field(description="cosine to the nearest cached prompt")
+    similarity: float = Field(description="cosine similarity to the nearest cached prompt")
     k: int = Field(description="the denoising step that the run began at; 0 from noise")
-    id: str | None = Field(description="of the cached entry")
+    id: str | None = Field(description="id of the cached entry")
 
 
 class About(_Described):
-    """How an image came about."""
+    """How an image was generated."""
 
     id: str
     path: str = Field(
-        description="key of the variant that generated it, such as light or heavy; with -deadline if its successor "
-        "would have been late; cache: the last variant, from a stored state of a similar prompt"
+        description="key of the variant that generated it, such as light or heavy; with -deadline if the next variant "
+        "would have been late; cache: the last variant, resumed from a stored state of a similar prompt"
     )
     model: str = Field(description="name of the variant that generated it")
     confidence: float | None = Field(
-        description="the discriminator's confidence, 0…1, in the last image before that of the last variant"
+        description="the discriminator's confidence, 0…1, in the last image of a variant before the last one"
     )
     heavy_confidence: float | None = Field(
-        description="the same in the last variant's image, where the service generates doubtful ones again"
+        description="the confidence in the last variant's image, where the service generates doubted images again"
     )
-    draws: int = Field(description="images of the last variant; the answer is the best of them")
-    seed: int = Field(description="of the image that is the answer")
+    draws: int = Field(description="number of images of the last variant; the answer is the best of them")
+    seed: int = Field(description="seed of this image")
     steps: int = Field(description="denoising steps that ran for it")
     queue_s: float = Field(description="seconds in workers' queues")
-    compute_s: float = Field(description="seconds at work")
+    compute_s: float = Field(description="seconds of computation")
     latency_s: float = Field(description="seconds from admission to the finished image")
     plan_version: int
-    made_with: dict[str, str] = Field(description="software by version, and weights as repository@revision")
+    made_with: dict[str, str] = Field(description="versions of the software, and weights as repository@revision")
     cache: CacheUse | None
-    emulated: bool = Field(description="no model ran: its latency was slept, and the picture is a placeholder")
+    emulated: bool = Field(description="no model ran: the worker slept for its latency, and the image is a placeholder")
 
 
 class Image(_Described):
-    b64_json: str | None = Field(None, description="the picture, in base64")
-    url: str | None = Field(None, description="where the picture lies until newer ones push it out")
+    b64_json: str | None = Field(None, description="the image in base64")
+    url: str | None = Field(None, description="URL of the image, valid until newer images replace it")
     weir: About
 
 
 class Images(_Described):
-    """OpenAI's images response; ``weir`` is beside each picture."""
+    """OpenAI's images response, with the field ``weir`` for each image."""
 
     created: int = Field(description="unix time, seconds")
     data: list[Image]
     output_format: ImageFormat
-    size: str = Field(description="of the images as they are")
+    size: str = Field(description="size of the images")
     requested_size: str | None = Field(
         None,
-        description="one of OpenAI's sizes that this family does not have; the images have the nearest that it has",
+        description="the requested size of OpenAI's that this family does not have; the images have the nearest size",
     )
     quality: str
     background: str
 
 
 class Generation(_Described):
-    """Where a request stands."""
+    """The status of a request."""
 
     id: str
     object: Literal["image.generation"]
     status: Literal["queued", "running", "succeeded", "failed", "cancelled"]
     created: int = Field(description="unix time, seconds")
-    queue_position: int | None = Field(description="1 for the first of those that wait at its replica")
-    estimated_s: float | None = Field(description="seconds until the variant at work should be through")
-    expires_at: int | None = Field(description="unix time, seconds; when an ended request is forgotten")
+    queue_position: int | None = Field(description="1 for the first waiting image of its replica")
+    estimated_s: float | None = Field(description="predicted seconds until the running variant finishes")
+    expires_at: int | None = Field(description="unix time, seconds, at which an ended request is removed")
     error: Error | None
-    result: Images | None = Field(description="the answer, as the request itself gets it")
+    result: Images | None = Field(description="the answer, equal to that of the request itself")
 
 
 class Model(_Described):
@@ -125,7 +125,7 @@ class Model(_Described):
     object: Literal["model"]
     created: int
     owned_by: str
-    root: str = Field(description="the model that an alias stands for; else the model itself")
+    root: str = Field(description="the model that an alias stands for, or the model itself")
 
 
 class Models(_Described):
@@ -150,7 +150,7 @@ class PlanInForce(_Described):
 
 class Readiness(_Described):
     ready: bool
-    pending: list[str] = Field(description="what is still missing")
+    pending: list[str] = Field(description="replicas that are still missing")
     replicas: dict[str, RoleReplicas] = Field(description="by role")
     plan: PlanInForce
     in_flight: int = Field(description="images admitted and not answered")
@@ -159,26 +159,26 @@ class Readiness(_Described):
 class Live(_Described):
     time: float = Field(description="unix time, seconds")
     ready: bool
-    pending: list[str] = Field(description="what is still missing")
+    pending: list[str] = Field(description="replicas that are still missing")
     roles: dict[str, RoleReplicas]
     plan_version: int
     threshold: float = Field(
         description="an image of the first variant with a lower confidence is deferred to the next one"
     )
-    thresholds: list[float] = Field(description="the same for every judge in use, from the first on")
+    thresholds: list[float] = Field(description="the thresholds of all judges in use, in order")
     reason: str = Field(description="why the controller made this plan; empty for the configured one")
     in_flight: int = Field(description="images admitted and not answered")
-    queued: dict[str, int] = Field(description="images that wait at the replicas of a role")
-    arrivals: int = Field(description="images asked for since the start, as all counts here")
-    judged: int = Field(description="images of the first variant that the cascade decided about")
-    deferred: int = Field(description="of these those that were deferred")
+    queued: dict[str, int] = Field(description="number of images that wait at the replicas of a role")
+    arrivals: int = Field(description="number of requested images; like all counts here, since the start")
+    judged: int = Field(description="number of judged images of the first variant")
+    deferred: int = Field(description="number of these that were deferred")
     cache: bool = Field(description="whether there is an approximate cache")
-    looked_up: int = Field(description="images that the cache was asked for")
-    hits: int = Field(description="of these those that were resumed from a stored state")
+    looked_up: int = Field(description="number of images with a cache lookup")
+    hits: int = Field(description="number of these that resumed from a stored state")
 
 
 def errors(*kinds: type[WeirError]) -> dict[int | str, dict[str, Any]]:
-    """The answers of a route for these failures."""
+    """The error responses of a route."""
     described: dict[int | str, dict[str, Any]] = {}
     for kind in kinds:
         codes = [described[kind.status]["description"]] if kind.status in described else []
@@ -187,9 +187,9 @@ def errors(*kinds: type[WeirError]) -> dict[int | str, dict[str, Any]]:
 
 
 _EVENTS = """With `stream`: server-sent events `image_generation.partial_image` and `image_generation.completed` with
-OpenAI's fields, and `weir` beside them; a failure on the way is an event `error`, the last one."""
-_GONE = """The request is taken out of work before the next denoising step of its worker; others go on. One that has
-ended is forgotten."""
+OpenAI's fields and the field `weir`; a failure ends the stream with an event `error`."""
+_GONE = """The request is cancelled before the next denoising step of its worker; other requests continue. A request
+that has ended is removed."""
 
 GENERATE: dict[str, Any] = {
     "summary": "Generate images",
@@ -202,7 +202,7 @@ GENERATE: dict[str, Any] = {
         },
         202: {
             "model": Generation,
-            "description": "Asked for with `Prefer: respond-async`; ask at `Location` for it",
+            "description": "The response to `Prefer: respond-async`; poll `Location` for the answer",
             "links": {
                 name: {"operationId": name, "parameters": {"id": "$response.body#/id"}} for name in ("status", "cancel")
             },
@@ -225,10 +225,10 @@ GENERATE: dict[str, Any] = {
     },
 }
 STATUS: dict[str, Any] = {
-    "summary": "Ask how a request stands",
+    "summary": "Get the status of a request",
     "operation_id": "status",
     "tags": ["images"],
-    "responses": {200: {"model": Generation, "description": "Where it stands"}, **errors(Unauthorized, NotFound)},
+    "responses": {200: {"model": Generation, "description": "The status"}, **errors(Unauthorized, NotFound)},
 }
 CANCEL: dict[str, Any] = {
     "summary": "Cancel a request",
@@ -237,21 +237,21 @@ CANCEL: dict[str, Any] = {
     "responses": {200: {"model": Generation, "description": _GONE}, **errors(Unauthorized, NotFound)},
 }
 LIST_MODELS: dict[str, Any] = {
-    "summary": "List the models: the cascade, and each variant on its own",
+    "summary": "List the models: the cascade, and each variant",
     "tags": ["models"],
     "responses": {200: {"model": Models, "description": "The models"}, **errors(Unauthorized)},
 }
 ONE_MODEL: dict[str, Any] = {
-    "summary": "Look one model up, by its name or an alias",
+    "summary": "Get a model by its name or an alias",
     "tags": ["models"],
     "responses": {200: {"model": Model, "description": "The model"}, **errors(Unauthorized, UnknownModel)},
 }
 FETCH: dict[str, Any] = {
-    "summary": "Fetch a picture that was asked for as URL",
+    "summary": "Get an image that was requested as URL",
     "tags": ["images"],
     "responses": {
         200: {
-            "description": "The picture",
+            "description": "The image",
             "content": {
                 f"image/{kind}": {"schema": {"type": "string", "format": "binary"}} for kind in ("png", "jpeg", "webp")
             },
@@ -260,21 +260,21 @@ FETCH: dict[str, Any] = {
     },
 }
 LIVE: dict[str, Any] = {
-    "summary": "What it is doing now",
+    "summary": "Get the current state",
     "tags": ["health"],
     "responses": {200: {"model": Live, "description": "Counts and the plan in force"}, **errors(Unauthorized)},
 }
 HEALTH: dict[str, Any] = {
-    "summary": "Whether the process is alive",
+    "summary": "Check that the process is alive",
     "tags": ["health"],
     "responses": {200: {"model": Alive, "description": "It is"}},
 }
 READY: dict[str, Any] = {
-    "summary": "Whether it can serve, and what is missing",
+    "summary": "Check that the service is ready, and what is missing",
     "tags": ["health"],
     "responses": {
         200: {"model": Readiness, "description": "Every role of the plan has a replica"},
-        503: {"model": Readiness, "description": "A role of the plan has none"},
+        503: {"model": Readiness, "description": "A role of the plan has no replica"},
     },
 }
 #: Routes that need no key.
@@ -282,13 +282,13 @@ OPEN = frozenset({FILES + "/{name}", "/healthz", "/readyz"})
 
 
 def describe(app: FastAPI, version: str) -> None:
-    """Makes the application's document say what its routes do, and nothing that they do not."""
+    """Sets the application's OpenAPI document, from the routes and the schemas of this module."""
 
     def document() -> dict[str, Any]:
         if app.openapi_schema is None:
             described = get_openapi(title="Weir", version=version, description=DESCRIPTION, routes=app.routes)
             components = described["components"]
-            for name in ("HTTPValidationError", "ValidationError"):  # FastAPI's own; no route answers like that
+            for name in ("HTTPValidationError", "ValidationError"):  # FastAPI's own schemas, which no route uses
                 components["schemas"].pop(name, None)
             components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
             for path, methods in described["paths"].items():

@@ -1,4 +1,4 @@
-"""The page at ``/``: one file without anything from elsewhere, and a policy that lets the browser run nothing else."""
+"""The web page at ``/``: one self-contained file, with a content security policy that allows nothing else."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ _FILE = Path(__file__).with_name("page.html")
 
 
 class Page:
-    """The page with its headers.
+    """The web page with its headers.
 
-    Its own script and style are allowed by their digests, so that nothing that a prompt, an error or a name brings in
-    can ever run.
+    The policy allows its own script and style by their digests, so that no script in a prompt, an error or a name can
+    run.
     """
 
     def __init__(self) -> None:

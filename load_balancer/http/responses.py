@@ -1,4 +1,4 @@
-"""The bodies of responses: images, the state of a request, failures."""
+"""The bodies of responses: images, the status of a request, failures."""
 
 from __future__ import annotations
 
@@ -21,38 +21,38 @@ from weir.errors import WeirError
 
 log = logging.getLogger(__name__)
 
-#: Headers that scripts of web pages on other origins may read.
+#: Response headers that scripts of other origins may read.
 EXPOSED = ("Location", "Retry-After", "X-Request-Id", "Idempotent-Replayed", "Preference-Applied")
-#: Longest ``Retry-After``, seconds: things change.
+#: Largest ``Retry-After``, seconds: predictions further ahead are unreliable.
 MOST_RETRY_AFTER_S = 600.0
 
 
-def generated(job: Job, images: list[GeneratedImage], pictures: list[bytes]) -> bytes:
-    """OpenAI's images response, with the field ``weir`` beside each picture.
+def generated(job: Job, images: list[GeneratedImage], contents: list[bytes]) -> bytes:
+    """OpenAI's images response, with the field ``weir`` for each image.
 
-    Assembled from parts, for a JSON encoder would look at every byte of the pictures.
+    It is assembled from parts, because a JSON encoder would check every byte of the images.
 
     Args:
-        pictures: of each image one field with its value, as :func:`inline` and :func:`linked` make them.
+        contents: one field with its value for each image, from :func:`inline` or :func:`linked`.
     """
     items = b",".join(
-        b'{%b,"weir":%b}' % (picture, to_json(about(one))) for picture, one in zip(pictures, images, strict=True)
+        b'{%b,"weir":%b}' % (content, to_json(about(one))) for content, one in zip(contents, images, strict=True)
     )
     return b'{"created":%d,"data":[%b],%b' % (int(job.created), items, to_json(settings(job.request))[1:])
 
 
 def inline(image: bytes) -> bytes:
-    """The picture itself, as a field."""
+    """A field with the image in base64."""
     return b'"b64_json":"%b"' % base64.b64encode(image)
 
 
 def linked(url: str) -> bytes:
-    """Where the picture lies, as a field."""
+    """A field with the URL of the image."""
     return b'"url":%b' % to_json(url)
 
 
 def settings(request: GenerationRequest) -> dict[str, Any]:
-    """What OpenAI's responses and events repeat of the request."""
+    """The settings of the request that OpenAI's responses and events repeat."""
     return {
         "output_format": request.output_format,
         "size": f"{request.width}x{request.height}",
@@ -63,7 +63,7 @@ def settings(request: GenerationRequest) -> dict[str, Any]:
 
 
 def about(one: GeneratedImage) -> dict[str, Any]:
-    """How an image came about."""
+    """The field ``weir``: how an image was generated."""
     return {
         "id": one.result.id,
         "path": one.path,
@@ -84,7 +84,7 @@ def about(one: GeneratedImage) -> dict[str, Any]:
 
 
 def _cache_use(one: GeneratedImage) -> dict[str, Any] | None:
-    """How similar the nearest cached prompt is, its id, and the step that the run resumed at."""
+    """The similarity of the nearest cached prompt, its id, and the step that the run resumed at."""
     if one.lookup.similarity is None:
         return None
     k = one.result.resumed_at if one.path == FROM_CACHE else 0
@@ -92,7 +92,7 @@ def _cache_use(one: GeneratedImage) -> dict[str, Any] | None:
 
 
 def state(jobs: Jobs, job: Job) -> bytes:
-    """Where a request stands; its answer, as the request itself gets it, in ``result``."""
+    """The status of a request, with its answer in ``result``."""
     status = jobs.status(job)
     expires_at = jobs.expires_at(job)
     fields = {
@@ -109,7 +109,7 @@ def state(jobs: Jobs, job: Job) -> bytes:
 
 
 def typed_errors(handler: Callable[..., Awaitable[Response]]) -> Callable[..., Awaitable[Response]]:
-    """Answers every failure of a handler in OpenAI's shape; the details of unforeseen ones are only logged."""
+    """Turns every failure of a handler into an error response; details of unexpected failures are only logged."""
 
     @wraps(handler)
     async def guarded(*args: Any, **fields: Any) -> Response:
@@ -118,7 +118,7 @@ def typed_errors(handler: Callable[..., Awaitable[Response]]) -> Callable[..., A
         except WeirError as error:
             return failure(error)
         except ClientDisconnect:
-            return Response(status_code=499)  # nobody reads it
+            return Response(status_code=499)  # the client has disconnected
         except Exception:
             log.exception("a request failed")
             return failure(WeirError(UNFORESEEN))
@@ -131,18 +131,18 @@ def to_json(value: object) -> bytes:
 
 
 def reply(value: object, status: int = 200) -> Response:
-    """Anything as JSON."""
+    """A JSON response."""
     return Response(to_json(value), status_code=status, media_type="application/json")
 
 
 def failure(error: WeirError, status: int | None = None, headers: Any = None) -> Response:
-    """An error in OpenAI's shape, with the seconds after which a retry makes sense."""
+    """The response of an error in OpenAI's format, with ``Retry-After`` where a retry makes sense."""
     response = reply(error.to_dict(), status or error.status)
     for name, value in (headers or {}).items():
         response.headers[name] = value
     if error.status == 401:
         response.headers["WWW-Authenticate"] = "Bearer"
-    if response.status_code in (429, 503):  # without a better guess: a second
+    if response.status_code in (429, 503):  # one second by default
         seconds = min(MOST_RETRY_AFTER_S, max(1.0, error.retry_after_s or 1.0))
         response.headers["Retry-After"] = str(math.ceil(seconds))
     return response

@@ -1,6 +1,6 @@
-"""The body of ``POST /v1/images/generations``: OpenAI's fields and the extensions that peers use.
+"""The body of ``POST /v1/images/generations``: OpenAI's fields, and extensions in use with other services.
 
-Every mistake becomes one :class:`InvalidRequest` that names the field and what is accepted there.
+Every mistake raises an :class:`InvalidRequest` that names the field and the values that it accepts.
 """
 
 from __future__ import annotations
@@ -17,26 +17,26 @@ from load_balancer.runner.generation_request import CacheMode, GenerationRequest
 from weir.config import FamilyConfig, LimitsConfig
 from weir.errors import InvalidRequest, UnknownModel
 
-#: Anything but white space and control characters, of whichever language's reading of ``\\s``.
+#: Any character but white space and control characters, by every language's definition of ``\\s``.
 SOMETHING = re.compile(r"[^\s\x00-\x1f\x7f-\xa0\ufeff]")
 MOST_GUIDANCE = 30.0
-#: 64 bits; -1 is any seed, as in other tools.
+#: Seeds have 64 bits; -1 stands for any seed, as in other tools.
 ANY_SEED, MOST_SEED = -1, 2**64 - 1
 MOST_TAG_CHARACTERS = 512
-#: As OpenAI's API has it.
+#: The limit of OpenAI's API.
 MOST_PARTIAL_IMAGES = 3
-#: Sizes that clients of OpenAI ask for by themselves; a family that lacks one gives the nearest that it has.
+#: Default sizes of OpenAI's clients; a family without one of them uses its nearest size.
 OPENAI_SIZES = ("256x256", "512x512", "1024x1024", "1536x1024", "1024x1536", "1792x1024", "1024x1792")
-#: Models of OpenAI that answer with URLs unless told otherwise, and so do aliases of that name.
+#: Prefixes of OpenAI's models that answer with URLs by default; so do aliases of these names.
 URL_MODELS = ("dall-e-",)
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
-#: Name, schema and meaning of the headers that change what a request does.
+#: Name, schema and meaning of the request headers.
 HEADERS: tuple[tuple[str, dict[str, Any], str], ...] = (
     (
         "Idempotency-Key",
         {"type": "string", "minLength": 1, "maxLength": MOST_KEY_CHARACTERS, "pattern": "^[!-~]([ -~]*[!-~])?$"},
-        "the same request with the same key is generated once, and gets the same answer every time",
+        "a request that is sent again with the same key is generated once, and gets the same answer",
     ),
     ("Prefer", {"type": "string"}, "`respond-async` answers 202 at once, `respond-async, wait=N` after N seconds"),
 )
@@ -46,12 +46,13 @@ def _integral(value: object) -> object:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-#: As JSON schema has it: 7.0 is one too.
+#: An integer by JSON schema, which includes 7.0.
 Integer = Annotated[int, BeforeValidator(_integral)]
 
 
 class GenerationBody(BaseModel):
-    """Types only; the ranges depend on the service and are checked by :class:`RequestRules`. null means the default."""
+    """The types of the body. :class:`RequestRules` checks the ranges, which depend on the service. null: the
+    default."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
@@ -79,7 +80,7 @@ class GenerationBody(BaseModel):
 
 
 class RequestRules:
-    """What this service accepts, and the reading of a body under these rules."""
+    """Reads and checks bodies by the limits of this service."""
 
     def __init__(self, family: FamilyConfig, limits: LimitsConfig, aliases: Mapping[str, str] | None = None):
         self._family = family
@@ -88,7 +89,7 @@ class RequestRules:
         self._stand_ins = {
             size: _nearest(size, family.allowed_sizes) for size in OPENAI_SIZES if size not in self._sizes
         }
-        #: Variants by name of the model; None is the cascade.
+        #: Variants by model name; None is the cascade.
         self.models: dict[str, str | None] = {
             family.name: None,
             **{f"{family.name}/{key}": key for key in family.keys},
@@ -99,7 +100,7 @@ class RequestRules:
             for name, field in GenerationBody.model_fields.items()
             if _literals(field.annotation)
         }
-        #: The least and the most of a number.
+        #: Smallest and largest value of a number.
         self.ranges: dict[str, tuple[float, float]] = {
             "n": (1, limits.images),
             "output_compression": (0, 100),
@@ -124,7 +125,7 @@ class RequestRules:
             "output_compression": "an integer from 0 to 100; below 100 only for jpeg and webp",
             "user": f"a string of at most {MOST_TAG_CHARACTERS} characters",
             "safety_identifier": f"a string of at most {MOST_TAG_CHARACTERS} characters",
-            "stream": "true or false; true sends server-sent events, with the pictures themselves in them",
+            "stream": "true or false; true sends server-sent events that contain the images",
             "partial_images": f"an integer from 0 to {MOST_PARTIAL_IMAGES}; above 0 with stream",
             "seed": f"an integer from 0 to {MOST_SEED}; {ANY_SEED} is any",
             "num_inference_steps": f"an integer from 1 to {limits.steps}",
@@ -132,7 +133,7 @@ class RequestRules:
         }
 
     def read(self, raw: bytes) -> GenerationRequest:
-        """Reads a body.
+        """Reads and checks a body.
 
         Raises:
             InvalidRequest, UnknownModel: ``param`` names the field.
@@ -171,22 +172,22 @@ class RequestRules:
         )
 
     def known_model(self, name: str) -> str:
-        """The name itself, where there is such a model or alias.
+        """Returns the name of an existing model or alias.
 
         Raises:
-            UnknownModel: there is none; the message names those that there are.
+            UnknownModel: there is none; the message lists the existing models.
         """
         if name not in self.models:
             raise UnknownModel(
                 f"there is no model {_shown(name)}; accepted: {self.accepted['model']}; "
-                "`aliases` in the service file gives a model further names",
+                "`aliases` in the service file gives a model additional names",
                 param="model",
             )
         return name
 
     def described(self) -> dict[str, Any]:
-        """The request in an OpenAPI document: the headers, and what this service accepts as a body, neither wider nor
-        narrower than :meth:`read`."""
+        """The request in the OpenAPI document: the headers, and a schema that accepts exactly the bodies that
+        :meth:`read` accepts."""
         schema = GenerationBody.model_json_schema()
         limits: dict[str, dict[str, Any]] = {
             **{name: {"minimum": least, "maximum": most} for name, (least, most) in self.ranges.items()},
@@ -233,7 +234,7 @@ class RequestRules:
         if body.partial_images and not body.stream:
             raise self._refusal("partial_images", f"is {body.partial_images} without stream")
         if body.stream and body.response_format == "url":
-            raise self._refusal("stream", "is true, and response_format is url")
+            raise self._refusal("stream", "is true, but response_format is url")
 
     def _refusal(self, param: str, problem: str) -> InvalidRequest:
         return InvalidRequest(f"{param} {problem}; accepted: {self.accepted[param]}", param=param)
@@ -256,24 +257,24 @@ class RequestRules:
 
 
 def _nearest(size: str, sides: Sequence[int]) -> str:
-    """Of square sizes the one that is nearest in area to ``WIDTHxHEIGHT``, on a logarithmic scale."""
+    """The square size whose area is nearest to ``WIDTHxHEIGHT`` on a logarithmic scale."""
     width, height = map(int, size.split("x"))
     side = min(sides, key=lambda side: abs(math.log(side * side / (width * height))))
     return f"{side}x{side}"
 
 
 def _default_format(body: GenerationBody) -> Literal["url", "b64_json"]:
-    """What OpenAI answers with where no format is asked for: clients of its older models read the URL."""
+    """The format when none is requested: clients of OpenAI's older models read the URL."""
     return "url" if (body.model or "").startswith(URL_MODELS) and not body.stream else "b64_json"
 
 
 def _implies(given: dict[str, Any], then: dict[str, Any], required: Sequence[str] = ()) -> dict[str, Any]:
-    """JSON schema: where these properties are so, those are so; what is absent is as given unless it is required."""
+    """A JSON schema by which properties ``given`` imply ``then``; absent properties count as given unless required."""
     return {"if": {"properties": given, "required": list(required)}, "then": {"properties": then}}
 
 
 def _literals(annotation: Any) -> tuple[str, ...]:
-    """The choices of a ``Literal[...] | None``."""
+    """The values of a ``Literal[...] | None``."""
     for part in getattr(annotation, "__args__", ()):
         if getattr(part, "__origin__", None) is Literal:
             return part.__args__

@@ -1,1 +1,1 @@
-"""Runs admitted requests: executes the actions of the cascade on the pool and the cache."""
+"""Runs admitted requests: executes the actions of the cascade on the pool and on the cache."""

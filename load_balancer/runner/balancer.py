@@ -1,4 +1,4 @@
-"""Admits requests, and assembles everything that serves them."""
+"""The balancer: admits requests, and assembles the parts that serve them."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ from weir.plan import Plan
 from weir.profiles import Profile
 from weir.telemetry import Metrics
 
-#: Requests of the priority ``batch`` have this many times the deadline, and let all others go first meanwhile.
+#: Requests of priority ``batch`` have this many times the deadline, and all other requests precede them.
 BATCH_SLACK = 10.0
-#: Number of seeds: they have 64 bits.
+#: Number of seeds, which have 64 bits.
 SEEDS = 2**64
-#: Their share of the images that may be in flight.
+#: Share of the limit on images in flight that is available to requests of priority ``batch``.
 BATCH_SHARE = 0.5
 
 
@@ -46,15 +46,15 @@ class Balancer:
     """Serves requests from a pool under the plan in force. Lives on one event loop.
 
     Args:
-        drain_s: the longest that a replica takes to finish what it has begun when it is told to stop.
-        cache_mode: what requests do with the cache that do not say themselves.
-        direct: the least share of steps saved for which a cache hit enters at the last variant.
-        shadow: share of the images that may be generated again as shadow samples.
-        redraw: which images of the last variant are generated again from other noise.
-        metrics: where its metrics are published.
+        drain_s: longest time that a replica which is being stopped takes to finish what it has begun.
+        cache_mode: cache mode of requests that do not set one.
+        direct: smallest share of steps saved for which a cache hit enters at the last variant.
+        shadow: images of shadow samples as a share of the requested images.
+        redraw: configuration of redraws of the last variant's images.
+        metrics: where metrics are published.
         clock: unix time, seconds.
-        draw: uniform in [0, 1), for what a plan leaves to chance; asked once for each request.
-        chance: chooses replicas for plans that leave the choice to it.
+        draw: uniform in [0, 1), for random decisions of a plan; called once for each request.
+        chance: random generator for plans that choose replicas at random.
     """
 
     def __init__(
@@ -116,7 +116,7 @@ class Balancer:
         """Generates all images of a request, or none; cancelling the call cancels the work.
 
         Raises:
-            RateLimited: the client has used up what its key allows.
+            RateLimited: the quota of the client's key is used up.
             Overloaded, NotReady: not admitted; no work was done.
             DeadlineExceeded, GenerationFailed: an image failed; the work on the others is cancelled.
         """
@@ -127,7 +127,7 @@ class Balancer:
             await generation.close()
 
     def begin(self, request: GenerationRequest) -> GenerationTask:
-        """Admits a request and begins to generate its images. Whoever does not want them any more has to close it.
+        """Admits a request and begins to generate its images. Closing the task cancels the work.
 
         Raises:
             RateLimited, Overloaded, NotReady: not admitted; no work was done.
@@ -169,15 +169,16 @@ class Balancer:
         return GenerationTask(request, images, generate, ended)
 
     def position(self, generation: GenerationTask) -> QueuePosition | None:
-        """Where the image of a request stands that will be ready last; None when none of them is at a replica."""
+        """The position of the request's image that will be ready last; None when none of them is at a replica."""
         positions = [self._calls.position(image) for image in generation.ids]
         return max(filter(None, positions), key=lambda it: it.ready_at, default=None)
 
     def _admit(self, request: GenerationRequest) -> tuple[ImageTask, Run]:
-        """The task of each image of the request, and the first run that admission predicts for it.
+        """Returns the task of each image of the request, and its first run, for which admission predicts the finish
+        time.
 
         Raises:
-            RateLimited, Overloaded, NotReady: it is not admitted.
+            RateLimited, Overloaded, NotReady: the request is not admitted.
         """
         now, plan, low_priority = self._clock(), self.registry.plan, request.caller.priority == "batch"
         self.quotas.take(request.caller, request.n, now)
@@ -200,7 +201,7 @@ class Balancer:
             self.admission.admit(
                 request.n,
                 now=now,
-                # A run that is dropped before it starts costs nothing, so the rule decides later and knows better.
+                # A run that is dropped before it starts costs nothing, so the decision waits until the image is queued.
                 deadline=task.latest if plan.rules.drop_after_s is None else math.inf,
                 finish_at=self._forecast.admission_finish_at(first, request.n),
                 rps=plan.admitted_rps,
@@ -215,24 +216,24 @@ class Balancer:
         return task, first
 
     async def shadow_sample(self, levels: Sequence[tuple[str, int]]) -> ShadowSample | None:
-        """:meth:`ShadowSamples.sample` on this pool, while hardly any replica has anything to do."""
+        """Runs :meth:`ShadowSamples.sample` on this pool while nearly all replicas are idle."""
 
         def quiet() -> bool:
             return self.admission.in_flight < max(1.0, QUIET * len(self.dispatcher.ranks))
 
         return await self._shadow.sample(levels, self.generate, quiet)
 
-    # ----------------------------------------------------------------------------------------- what it reports
+    # ----------------------------------------------------------------------------------------------- reports
 
     def readiness(self) -> dict[str, Any]:
-        """Whether it can serve, what is still missing, and how many images are in flight."""
+        """The readiness report, with the number of images in flight."""
         return {**self.registry.readiness(), "in_flight": self.admission.in_flight}
 
     def counters(self, judged: int = 0, batches: int = 0, fetched: int = 0, verdicts: int = 0) -> dict[str, Any]:
-        """What a controller observes, JSON-ready: the plan in force, the live replicas, and counts since the start.
+        """The observations of a controller, as JSON: the plan in force, the live replicas, and counts since the start.
 
         Args:
-            judged, batches, fetched, verdicts: the counts of the reader's last look; what it saw is left out.
+            judged, batches, fetched, verdicts: the counts of the reader's last call; older samples are left out.
         """
         return {
             "plan": self.registry.plan.to_dict(),
@@ -242,7 +243,7 @@ class Balancer:
         }
 
     def record_metrics(self) -> None:
-        """Records the present state and the counts; call it once a second."""
+        """Records the current state and the counts; to be called once a second."""
         self.metrics.record(
             self.registry.plan,
             self.dispatcher,
@@ -253,7 +254,7 @@ class Balancer:
         )
 
     def live(self) -> dict[str, Any]:
-        """The state for a page that asks once a second; two answers make rates."""
+        """The state for the web page, which polls it once a second and computes rates from two answers."""
         state, plan, seen = self.readiness(), self.registry.plan, self.observations
         return {
             "time": self._clock(),

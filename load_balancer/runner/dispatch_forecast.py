@@ -1,4 +1,4 @@
-"""When a run would be ready: what the cascade and admission ask, answered from the dispatcher's queue models."""
+"""Predicts when a run would be ready, for the cascade and admission, from the dispatcher's queue models."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from weir.plan import Plan
 
 
 class DispatchForecast:
-    """A :class:`weir.cascade.Forecast`.
+    """A :class:`weir.cascade.Forecast` from the dispatcher's queue models.
 
-    Runs in the role of the chain's first variant are priced behind all images that are admitted for the role and not at
-    a replica yet. Other runs are priced by how late such runs were in the last seconds.
+    Runs in the role of the chain's first variant are predicted behind all images that are admitted for the role and not
+    at a replica yet. Predictions of other runs are corrected by the lateness of such runs in the last seconds.
 
     Args:
-        plan: the one in force.
+        plan: the plan in force.
         steps: denoising steps of each variant's own run, by key.
         clock: unix time, seconds.
     """
@@ -38,7 +38,7 @@ class DispatchForecast:
         self._steps = steps
         self._clock = clock
         self._expected: dict[ImageId, str] = {}  # role by image
-        self._kinds: dict[tuple[str, str, int | None], Kind] = {}  # of runs from noise
+        self._kinds: dict[tuple[str, str, int | None], Kind] = {}  # kinds of runs from noise
 
     def now(self) -> float:
         return self._clock()
@@ -53,7 +53,7 @@ class DispatchForecast:
         return None if ready_at is None else ready_at + self.lateness.seconds(now)
 
     def admission_finish_at(self, run: Run, images: int) -> float | None:
-        """When the last of ``images`` new images would be ready, behind those expected; None without a replica."""
+        """Predicted finish time of the last of ``images`` new images, after those expected; None without a replica."""
         ahead = sum(role == run.role for role in self._expected.values()) if self._expected else 0
         return self._dispatcher.finish_at(
             self.kind(run),
@@ -64,24 +64,24 @@ class DispatchForecast:
         )
 
     def expect(self, images: Iterable[ImageId], role: str) -> None:
-        """The images are admitted, and this is the role of their first run."""
+        """Records admitted images, and the role of their first run."""
         for image in images:
             self._expected[image] = role
 
     def forget(self, images: Iterable[ImageId]) -> None:
-        """The images are at a replica, where the dispatcher knows of them, or will never be."""
+        """Removes images that are now at a replica, where the dispatcher counts them, or that ended before."""
         for image in images:
             self._expected.pop(image, None)
 
     def observe(self, run: Run, predicted: float) -> None:
-        """A run is ready now, or was given up; ``predicted`` is when it should have been ready, infinite if unknown."""
-        # A run that lets others go first is late because of them, which says nothing about the queue models.
+        """Takes in the lateness of a run that is ready now or was given up; ``predicted`` is infinite if unknown."""
+        # A run of low priority is late because others precede it, not because of an error of the queue models.
         if predicted < math.inf and not run.low_priority and not self._is_first(run.role):
             now = self._clock()
             self.lateness.observe(now - predicted, now)
 
     def kind(self, run: Run) -> Kind:
-        """What the dispatcher knows a run by."""
+        """The dispatcher's kind of a run."""
         own, resume = self._steps[run.variant], run.resume
         if resume is not None:
             return Kind(run.role, run.variant, ((run.steps or own) - resume.step) / resume.stride / own)

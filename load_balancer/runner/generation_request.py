@@ -1,4 +1,4 @@
-"""What a client asked for, checked and with every default filled in."""
+"""A client's request, checked and with all defaults filled in."""
 
 from __future__ import annotations
 
@@ -17,14 +17,15 @@ class GenerationRequest:
 
     Attributes:
         variant: key of the variant that the client names; None lets the cascade decide.
-        seed: of the first image, the next ones count up; None draws one at admission.
-        steps, guidance: instead of the last variant's own.
-        cache: what this request does with the approximate cache; None: as the service says.
-        caller: who asks; its tenant says whose states it may reuse, and who may reuse its own.
-        stream: whether images are sent as they come.
-        partial_images: how many pictures are sent at most before each finished one; 0 without ``stream``.
+        seed: seed of the first image, the next ones count up; None: chosen at random at admission.
+        steps, guidance: replace the last variant's own.
+        cache: cache mode of this request; None: the service's mode.
+        caller: the sender; its tenant determines which states the request may reuse, and which requests may reuse its
+            states.
+        stream: whether images are sent as soon as they are ready.
+        partial_images: largest number of partial images before each finished one; 0 without ``stream``.
         compression: quality of jpeg and webp, 0…100.
-        requested_size: the size that was asked for where the images get another one.
+        requested_size: the requested size, if the images have another one.
     """
 
     prompt: str

@@ -1,4 +1,4 @@
-"""A request under way: its finished and unfinished images so far, observable by several readers."""
+"""Progress and result of one running request, observable by several readers."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from weir.errors import Cancelled
 
 @dataclass(frozen=True, slots=True)
 class PartialImage:
-    """An image that another one will replace.
+    """An intermediate image, which a later one will replace.
 
     Attributes:
-        index: which of the request's images.
+        index: index of the image in the request.
         image: PNG.
         variant: key of the variant that generates it.
-        step: denoising steps behind it.
+        step: number of denoising steps that have run.
     """
 
     index: int
@@ -30,19 +30,20 @@ class PartialImage:
 
 @dataclass(frozen=True, slots=True)
 class GeneratedImage:
-    """One finished image and how it came about.
+    """One finished image, and how it was generated.
 
     Attributes:
         path: see :attr:`weir.cascade.Answer.path`.
         variant: key of the variant that generated it.
         model: name of that variant.
-        confidence: the discriminator's in the last image before that of the last variant; None where nobody judged one.
-        heavy_confidence: the discriminator's in this image, if it is of the last variant and was judged.
-        draws: images of the last variant; the answer is the best of them where it is of that variant.
+        confidence: the discriminator's confidence in the last image of a variant before the last one; None if none was
+            judged.
+        heavy_confidence: the discriminator's confidence in this image, if it is of the last variant and was judged.
+        draws: number of images of the last variant; an answer of that variant is the best of them.
         queue_s, compute_s: sums over all runs.
         made_with: versions of the software, and the weights.
-        lookup: what the cache had for it; :data:`weir.core.NO_LOOKUP` where it was not asked.
-        index: which of the request's images.
+        lookup: result of the cache lookup; :data:`weir.core.NO_LOOKUP` without one.
+        index: index of the image in the request.
     """
 
     result: ImageResult
@@ -63,17 +64,17 @@ class GeneratedImage:
 
 
 Event = PartialImage | GeneratedImage
-#: Generates one image of a request; images on the way go to the function.
+#: Generates the image with an index of a request, and calls the function with intermediate images.
 Generate = Callable[[int, Callable[[PartialImage], None]], Awaitable[GeneratedImage]]
 
 
 class GenerationTask:
-    """Generates all images of a request, or none. It goes on whether or not anyone reads it, until :meth:`close`.
+    """Generates all images of a request, or none. The work continues without readers, until :meth:`close`.
 
     Args:
-        ids: of its images, unique among all images ever.
-        generate: called once for each image, at once.
-        ended: called once, when no work is left.
+        ids: ids of the images, never reused.
+        generate: called once for each image when the task is created.
+        ended: called once, when all work has ended.
     """
 
     def __init__(self, request: GenerationRequest, ids: tuple[str, ...], generate: Generate, ended: Callable[[], None]):
@@ -90,11 +91,11 @@ class GenerationTask:
             task.add_done_callback(self._gone)
 
     async def events(self) -> AsyncIterator[Event]:
-        """All events so far, then those that follow, up to the last finished image.
+        """Yields all events so far, then those that follow, up to the last finished image.
 
         Raises:
             WeirError: an image failed; the work on the others is cancelled.
-            Cancelled: it was closed.
+            Cancelled: the task was closed.
         """
         seen = finished = 0
         while finished < self.request.n:
@@ -110,7 +111,7 @@ class GenerationTask:
             await self._changed.wait()
 
     async def images(self) -> list[GeneratedImage]:
-        """All finished images, in the order of their seeds.
+        """Waits for all finished images, and returns them in the order of their seeds.
 
         Raises:
             WeirError: as :meth:`events`.
@@ -119,24 +120,24 @@ class GenerationTask:
         return sorted(images, key=lambda one: one.index)
 
     async def close(self) -> None:
-        """Cancels the work that is left; returns when it is over."""
+        """Cancels the remaining work, and returns when it has ended."""
         for task in self._tasks:
             task.cancel()
         await asyncio.wait(self._tasks)
 
     @property
     def begun(self) -> bool:
-        """Whether there is an image already, finished or not."""
+        """Whether there is an image already, intermediate or finished."""
         return bool(self._events)
 
     @property
     def size_bytes(self) -> int:
-        """Size of the images that it holds."""
+        """Size of all its images."""
         return sum(len(e.image if isinstance(e, PartialImage) else e.result.image) for e in self._events)
 
     @property
     def over(self) -> bool:
-        """Whether no work is left."""
+        """Whether all work has ended."""
         return self._left == 0
 
     async def _one(self, index: int) -> None:
@@ -151,7 +152,7 @@ class GenerationTask:
         self._changed = asyncio.Event()
 
     def _gone(self, task: asyncio.Task[None]) -> None:
-        """An image is finished, or failed and takes the others with it."""
+        """Handles the end of one image's work: a failure cancels the work on the other images."""
         error = Cancelled("the request was cancelled") if task.cancelled() else task.exception()
         if error is not None and self._error is None:
             self._error = error

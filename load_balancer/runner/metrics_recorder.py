@@ -1,7 +1,7 @@
 """Records the load balancer's metrics: counts and distributions of the images that pass, and its state each second.
 
-The balancer reports what happens; how it is counted is decided here, and where it is published by a
-:class:`weir.telemetry.Metrics`. A request costs a handful of histogram entries; counts are published once a second.
+The balancer reports events, this module counts them, and a :class:`weir.telemetry.Metrics` publishes them: a few
+histogram entries for each request, and the counts once a second.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from weir.errors import WeirError
 from weir.plan import Plan
 from weir.telemetry import Growth, Metrics, NoMetrics
 
-#: How failed lookups of the cache are labelled, by what its client counts them as; any other is an error.
-_UNANSWERED = {"TimeoutError": "timeout", "resting": "resting"}
-#: Not a lookup: the cache was not told how a request ended.
-_NO_LOOKUP = "tell"
-#: How runs are labelled that are tried again, by why they gave no image.
+#: Metric labels of failed cache lookups, by the cache client's reasons; all other reasons are ``error``.
+_LOOKUP_FAILURES = {"TimeoutError": "timeout", "resting": "resting"}
+#: The cache client's reason for a failed report of a request's end, which is not a lookup.
+_REPORT_FAILURE = "finish"
+#: Metric labels of retried runs, by the reason of the failure.
 _RETRIES = {Reason.LOST: "replica_lost", Reason.FAILED: "failed", Reason.ROLE_CHANGED: "role_changed"}
 
 
@@ -30,7 +30,7 @@ class MetricsRecorder:
     """Counts since the start. Lives on the balancer's event loop.
 
     Args:
-        slo_s: answers that take longer are violations.
+        slo_s: answers that take longer are SLO violations.
         ladder: keys of the family's variants, from the fastest to the best.
     """
 
@@ -48,25 +48,25 @@ class MetricsRecorder:
         self._retried: Counter[str] = Counter()
         self._steps: Counter[str] = Counter()
         self._busy_s: dict[str, float] = {}
-        self._looked_at: float | None = None
+        self._counters_read_at: float | None = None
 
-    # ----------------------------------------------------------------------------------------- as it happens
+    # ----------------------------------------------------------------------------------------------- events
 
     def asked(self, images: int) -> None:
-        """Images are asked for."""
+        """Counts requested images."""
         self._asked += images
 
     def admitted(self, images: int) -> None:
-        """They are let in."""
+        """Counts admitted images."""
         self._admitted += images
 
     def refused(self, images: int, error: WeirError) -> None:
-        """They are not."""
+        """Counts refused images."""
         self._refused[error.code] += images
         self._violations["refused"] += images
 
     def answered(self, image: GeneratedImage) -> None:
-        """An image is ready."""
+        """Counts an answered image."""
         self._answered[image.path] += 1
         self._violations["late"] += image.latency_s > self._slo_s
         self._redrawn += max(0, image.draws - 1)
@@ -74,12 +74,12 @@ class MetricsRecorder:
         self._metrics.observe(metrics_of.LATENCY, image.latency_s, path=image.path)
 
     def failed(self, error: WeirError) -> None:
-        """An image that was let in will not be ready."""
+        """Counts an admitted image that failed."""
         self._failed[error.code] += 1
         self._violations["failed"] += 1
 
     def follow(self, progress: Progress, event: Event, actions: Iterable[Action]) -> None:
-        """One step of the cascade: verdicts on the chain's first variant, and runs that are tried again."""
+        """Counts one step of the cascade: verdicts on the chain's first variant, and retried runs."""
         failed = event.reason if isinstance(event, RunFailed) else None
         for action in actions:
             if isinstance(action, Judged) and action.variant == progress.task.plan.first:
@@ -90,7 +90,7 @@ class MetricsRecorder:
                 self._retried[_RETRIES[failed]] += 1
 
     def replied(self, role: str, result: ImageResult, whole: int) -> None:
-        """A worker generated an image, which takes ``whole`` steps from noise."""
+        """Counts a worker's reply with an image that takes ``whole`` steps from noise."""
         self._steps[role] += result.steps
         self._steps_saved += whole - result.steps if result.resumed_at else 0
         self._busy_s[role] = self._busy_s.get(role, 0.0) + result.compute_s / max(1, result.batch_size)
@@ -101,8 +101,8 @@ class MetricsRecorder:
             self._metrics.observe(metrics_of.FETCH_SECONDS, result.fetch_s)
 
     def counters_read(self, now: float) -> None:
-        """A controller read the balancer's counters (unix time)."""
-        self._looked_at = now
+        """Records that a controller read the balancer's counters at ``now`` (unix time)."""
+        self._counters_read_at = now
 
     # ---------------------------------------------------------------------------------------- once a second
 
@@ -116,10 +116,10 @@ class MetricsRecorder:
         in_flight: int,
         unanswered: Mapping[str, int],
     ) -> None:
-        """Records the state at ``now`` (unix time), and the counts since the last time.
+        """Records the state at ``now`` (unix time), and the counts since the last call.
 
         Args:
-            unanswered: lookups that the cache did not answer, by what went wrong.
+            unanswered: number of failed calls to the cache, by reason.
         """
         self._record_counts(unanswered)
         record = self._metrics.set
@@ -138,8 +138,8 @@ class MetricsRecorder:
             record(metrics_of.REPLICAS_READY, dispatcher.ready(role), role=role)
             record(metrics_of.QUEUED, dispatcher.queued(role), role=role)
             record(metrics_of.CAPACITY, dispatcher.capacity_rps(role), role=role)
-        if self._looked_at is not None:
-            record(metrics_of.CONTROLLER_SILENT, max(0.0, now - self._looked_at))
+        if self._counters_read_at is not None:
+            record(metrics_of.CONTROLLER_SILENT, max(0.0, now - self._counters_read_at))
 
     def _record_counts(self, unanswered: Mapping[str, int]) -> None:
         growth = self._growth
@@ -159,6 +159,6 @@ class MetricsRecorder:
         growth.count(metrics_of.REDRAWN, self._redrawn)
         reasons: Counter[str] = Counter()
         for name, count in unanswered.items():
-            if name != _NO_LOOKUP:
-                reasons[_UNANSWERED.get(name, "error")] += count
+            if name != _REPORT_FAILURE:
+                reasons[_LOOKUP_FAILURES.get(name, "error")] += count
         growth.counts(metrics_of.CACHE_UNANSWERED, reasons)

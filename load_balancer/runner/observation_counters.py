@@ -1,4 +1,4 @@
-"""What a controller observes of the requests, counted as they pass."""
+"""Counts what a controller observes of the requests."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from typing import Any
 from load_balancer.dispatch.finish_time import ImageId
 from weir.cascade import Action, Answer, Event, Judged, LookupAnswered, Progress, TellCache
 
-#: Confidences, batches and fetches kept for the next look. A controller that looks every second misses none below this
-#: rate.
+#: Number of confidences, batches and fetches that are kept. A controller that reads them every second misses none below
+#: this rate.
 MOST_CONFIDENCES = 1000
 MOST_BATCHES = 1000
 MOST_FETCHES = 1000
-#: An image counts as lost when it is not answered within this many SLOs.
+#: An image counts as lost if it is not answered within this many SLOs.
 EXPIRY = 2.0
-#: Class of a prompt that no class was predicted for.
+#: Class of prompts without a predicted class.
 UNKNOWN_CLASS = -1
 
 
 class ObservationCounters:
-    """Counts since the start; they never go back, so that a reader that missed a look has lost nothing.
+    """Counts since the start. They never decrease, so that a reader that misses a second loses nothing.
 
     The load balancer and the simulator call :meth:`follow` for every step of every image.
 
     Args:
-        expiry_s: an image that is not answered this long after its admission counts as lost.
+        expiry_s: an image that is not answered this many seconds after its admission counts as lost.
     """
 
     def __init__(self, expiry_s: float):
@@ -49,23 +49,23 @@ class ObservationCounters:
         self._by_variant: deque[tuple[str, float]] = deque(maxlen=MOST_CONFIDENCES)
         self._batches: deque[tuple[str, int, float]] = deque(maxlen=MOST_BATCHES)
         self._fetches: deque[float] = deque(maxlen=MOST_FETCHES)
-        self._open: dict[ImageId, float] = {}  # by image, in order of admission: when
+        self._open: dict[ImageId, float] = {}  # time of admission by image, in order
         self._open_deferred: set[ImageId] = set()
 
     def arrived(self, images: int) -> None:
-        """Images were asked for, whether or not they are admitted."""
+        """Counts requested images, whether or not they are admitted."""
         self.arrivals += images
 
     def admitted(self, image: ImageId, now: float) -> None:
-        """The image is in flight from now on, until it is answered or expires: one that failed expires too."""
+        """Counts an image as in flight, until it is answered or expires; a failed image expires too."""
         self._open[image] = now
 
     def follow(self, image: ImageId, progress: Progress, event: Event, actions: Iterable[Action], now: float) -> None:
         """Counts one step of an image.
 
         Args:
-            progress: after the event.
-            actions: that followed from it.
+            progress: state after the event.
+            actions: actions that followed from the event.
         """
         if isinstance(event, LookupAnswered):
             self._looked_up(progress, event)
@@ -73,27 +73,27 @@ class ObservationCounters:
             if isinstance(action, Judged):
                 self._judge(image, progress, action)
             elif isinstance(action, TellCache):
-                self._reuse(progress, action)
+                self._count_reuse(progress, action)
             elif isinstance(action, Answer):
                 self._answered(image, now)
 
     def batch(self, variant: str, size: int, seconds: float) -> None:
-        """A worker ran a batch that takes this long with the variant's own number of steps."""
+        """Records the time of a batch, scaled to the variant's own number of steps."""
         self.batches += 1
         self._batches.append((variant, size, seconds))
 
     def fetch(self, seconds: float) -> None:
-        """A worker waited this long for a state to resume from."""
+        """Records the time that a worker waited for a state to resume from."""
         self.fetched += 1
         self._fetches.append(seconds)
 
     def since(self, judged: int, batches: int, now: float, *, fetched: int = 0, verdicts: int = 0) -> dict[str, Any]:
-        """Everything that was counted, JSON-ready.
+        """All counts, as JSON.
 
         ``confidences`` (of the first variant of the chain), ``confidences_by_variant`` (of all), ``batches`` (variant,
-        size, seconds) and ``fetches`` (seconds) are those after the counts ``judged``, ``verdicts``, ``batches`` and
-        ``fetched``: all that are kept if these were never reached. ``levels`` are the prompt classes of
-        ``confidences``.
+        size, seconds) and ``fetches`` (seconds) have the samples after the counts ``judged``, ``verdicts``,
+        ``batches`` and ``fetched``, or all samples that are kept if a count is above the present one. ``levels`` has
+        the prompt classes of ``confidences``.
         """
         self._expire(now)
         by_variant: dict[str, list[float]] = {}
@@ -131,7 +131,7 @@ class ObservationCounters:
         self.classes[UNKNOWN_CLASS if prompt_class is None else prompt_class] += 1
 
     def _judge(self, image: ImageId, progress: Progress, verdict: Judged) -> None:
-        """No confidence counts as 0."""
+        """Counts a verdict; a missing confidence counts as 0."""
         confidence = verdict.confidence or 0.0
         self.verdicts += 1
         self._by_variant.append((verdict.variant, confidence))
@@ -144,12 +144,12 @@ class ObservationCounters:
         if verdict.deferred and image in self._open:
             self._open_deferred.add(image)
 
-    def _reuse(self, progress: Progress, told: TellCache) -> None:
-        """What the resumed image that the cache is told of saved; nothing if it ran from noise after all."""
+    def _count_reuse(self, progress: Progress, report: TellCache) -> None:
+        """Counts the steps that a resumed image saved; none if it ran from noise after all."""
         self.looked_up += 1
-        if told.image is None:
+        if report.image is None:
             return
-        image = progress.images[told.image]
+        image = progress.images[report.image]
         if image.run.resume is not None and image.resumed_at:
             steps = _whole_run(progress)
             left = (steps - image.run.resume.step) // image.run.resume.stride
@@ -173,10 +173,10 @@ class ObservationCounters:
 
 
 def _whole_run(progress: Progress) -> int:
-    """Denoising steps of a run of the last variant from noise, as its states are counted."""
+    """Denoising steps of a run of the last variant from noise, on the scale of K."""
     return progress.task.steps or progress.settings.steps[progress.task.plan.last]
 
 
-def _newest(kept: deque[Any], count: int, told: int) -> list[Any]:
-    new = count - told if told <= count else count
+def _newest(kept: deque[Any], count: int, known: int) -> list[Any]:
+    new = count - known if known <= count else count
     return list(kept)[max(0, len(kept) - new) :]

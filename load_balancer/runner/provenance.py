@@ -1,4 +1,4 @@
-"""What an image was generated with: enough to generate it again, together with its seed, path and steps."""
+"""Provenance of an image: with its seed, path and steps, it is enough to generate the image again."""
 
 from __future__ import annotations
 
@@ -8,27 +8,29 @@ from pathlib import Path
 import weir
 from weir.config import FamilyConfig, VariantConfig
 
-#: Packages whose version can change a pixel.
+#: Packages whose version can change an image.
 PACKAGES = ("torch", "diffusers", "transformers")
 
 
 def made_with(family: FamilyConfig, variant: VariantConfig) -> dict[str, str]:
     """Versions of the software, and the weights as ``repository@revision``.
 
-    A repository without a revision is named ``@latest``, for what it holds may change; a local folder by its name,
-    without its place.
+    A repository without a revision gets ``@latest``, because its content may change. A local folder gets ``@local`` and
+    its name, without its path.
     """
-    told = {"weir": weir.__version__}
+    versions = {"weir": weir.__version__}
     for package in PACKAGES:
         try:
-            told[package] = version(package)
-        except PackageNotFoundError:  # a load balancer beside workers of its own environment
+            versions[package] = version(package)
+        except PackageNotFoundError:  # the workers may have an environment of their own
             continue
     whole = variant.pipeline is not None
-    told["pipeline"] = _named(variant.pipeline or family.pipeline, variant.revision if whole else family.revision)
+    versions["pipeline"] = _named(variant.pipeline or family.pipeline, variant.revision if whole else family.revision)
     if variant.unet is not None:
-        told["unet"] = _named(variant.unet, variant.revision) + (f"#{variant.unet_file}" if variant.unet_file else "")
-    return told | {"scheduler": variant.scheduler, "dtype": family.dtype}
+        versions["unet"] = _named(variant.unet, variant.revision) + (
+            f"#{variant.unet_file}" if variant.unet_file else ""
+        )
+    return versions | {"scheduler": variant.scheduler, "dtype": family.dtype}
 
 
 def _named(reference: str, revision: str | None) -> str:

@@ -1,4 +1,4 @@
-"""One run on one replica: choose the replica, send the request, wait for the image, and say what came of it."""
+"""Calls to replicas: chooses a replica for a run, sends the request, waits for the image, and returns the outcome."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from weir.errors import DeadlineExceeded, GenerationFailed, InvalidRequest, Role
 
 log = logging.getLogger(__name__)
 
-#: Takes an unfinished or replaceable image (PNG), the variant that generates it, and the denoising steps behind it.
+#: Called with an intermediate image (PNG), the variant that generates it, and its number of denoising steps so far.
 Show = Callable[[bytes, str, int], None]
 
-#: What a worker says of a single request that it did not generate; anything else is a failure of the worker.
+#: Errors by which a worker rejects a single request; anything else is a failure of the worker.
 _REASONS: dict[str, tuple[type[WeirError], Reason]] = {
     DeadlineExceeded.code: (DeadlineExceeded, Reason.LATE),
     InvalidRequest.code: (InvalidRequest, Reason.INVALID),
@@ -36,11 +36,11 @@ _REASONS: dict[str, tuple[type[WeirError], Reason]] = {
 
 
 class QueuePosition(NamedTuple):
-    """Where an image stands at its replica.
+    """The position of an image in the queue of its replica.
 
     Attributes:
-        position: 0 while it is generated; else 1 for the first of those that wait.
-        ready_at: when it should be ready, as predicted when it was sent there; unix time, seconds.
+        position: 0 while it is generated; 1 for the first waiting image, and so on.
+        ready_at: predicted finish time when it was sent to the replica; unix time, seconds.
     """
 
     position: int
@@ -48,7 +48,7 @@ class QueuePosition(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What came of a run: the event for the cascade, with the worker's result or the failure behind it."""
+    """The outcome of a run: the event for the cascade, with the worker's result or the error."""
 
     event: ImageReady | RunFailed
     result: ImageResult | None = None
@@ -56,7 +56,7 @@ class Outcome(NamedTuple):
 
 
 class _Failed(Exception):
-    """The run gives no image."""
+    """The run has failed."""
 
     def __init__(self, reason: Reason, error: WeirError):
         super().__init__(error.message)
@@ -90,18 +90,18 @@ class ReplicaCalls:
         self._metrics = metrics
         self._family = family
         self._clock = clock
-        self._predicted: dict[str, float] = {}  # when the images that are at replicas should be ready
+        self._predicted: dict[str, float] = {}  # predicted finish times of the images at replicas
 
     def position(self, image: str) -> QueuePosition | None:
-        """Where an image stands; None while it is on its way to a replica, and afterwards."""
+        """The position of an image; None before it is sent to a replica, and after it has ended."""
         position, ready_at = self._dispatcher.position(image), self._predicted.get(image, math.inf)
         return None if position is None or ready_at == math.inf else QueuePosition(position, ready_at)
 
     async def execute(self, run: Run, request: ImageRequest, show: Show) -> Outcome:
-        """One attempt; whether there is another one is the cascade's decision.
+        """Executes one attempt; the cascade decides whether there is another one.
 
         Args:
-            request: what the worker is sent.
+            request: the request for the worker.
             show: called with the previews that the request asks for.
         """
         replica, ready_at = run.stay, math.inf
@@ -116,10 +116,10 @@ class ReplicaCalls:
             error = DeadlineExceeded(f"the {run.variant} image was not ready in time")
             return Outcome(RunFailed(Reason.LATE, replica), error=error)
         except _Failed as failure:
-            log.info("%s has no %s image: %s", request.id, run.variant, failure)
+            log.info("%s: no %s image: %s", request.id, run.variant, failure)
             new_role = ""
             if failure.reason is Reason.ROLE_CHANGED:
-                await asyncio.sleep(0)  # a replica that goes on refusing must not keep the others from answering
+                await asyncio.sleep(0)  # repeated refusals of one replica must not block the event loop
                 new_role = self._new_role(replica, run.role)
             return Outcome(RunFailed(failure.reason, replica, new_role), error=failure.error)
         finally:
@@ -128,7 +128,7 @@ class ReplicaCalls:
         return Outcome(ImageReady(run.variant, result.confidence, result.resumed_at), result)
 
     async def _choose(self, run: Run) -> Choice:
-        """The replica for an image, as soon as there is any."""
+        """Chooses the replica for an image; waits until there is one."""
         kind, avoid = self._forecast.kind(run), frozenset(run.avoid)
         while (
             choice := self._dispatcher.pick(kind, self._clock(), avoid=avoid, low_priority=run.low_priority)
@@ -137,7 +137,7 @@ class ReplicaCalls:
         return choice
 
     def _new_role(self, replica: str, old: str) -> str:
-        """The role that a replica has instead of the one that it gave up; "" where this is not known yet."""
+        """The role that a replica has after it gave up ``old``; "" while it is unknown."""
         known = self._dispatcher.role_of(replica)
         if known not in ("", old):
             return known
@@ -145,10 +145,10 @@ class ReplicaCalls:
         return others[0] if len(others) == 1 else ""
 
     async def _result(self, run: Run, request: ImageRequest, replica: str, show: Show) -> ImageResult:
-        """The worker's image.
+        """Calls the worker and returns its image.
 
         Raises:
-            _Failed: there is none.
+            _Failed: the run has no image.
         """
         kind = self._forecast.kind(run)
         self._dispatcher.assign(replica, request.id, kind, self._clock(), low_priority=run.low_priority)
@@ -166,7 +166,7 @@ class ReplicaCalls:
             self._registry.probe_now()
             tried = len(run.avoid) + 1
             raise _Failed(
-                Reason.LOST, GenerationFailed(f"{tried} replicas died or failed as they generated the image")
+                Reason.LOST, GenerationFailed(f"{tried} replicas died or failed while they generated the image")
             ) from error
         except _Failed:
             raise
@@ -195,10 +195,10 @@ class ReplicaCalls:
     async def _or_dropped(
         self, reply: Awaitable[dict[str, Any]], replica: str, kind: Kind, request: ImageRequest
     ) -> dict[str, Any]:
-        """The reply, unless the image still waits when a batch that starts then would end after its deadline.
+        """Waits for the reply; drops the image if it still waits when a batch that starts then would miss the deadline.
 
         Raises:
-            _Failed: it does, and was taken out of the queue.
+            _Failed: the image was removed from the queue.
         """
         task = asyncio.ensure_future(reply)
         try:

@@ -1,4 +1,4 @@
-"""Executes the cascade's actions for one image after another. All decisions are taken in :mod:`weir.cascade`."""
+"""Executes the cascade's actions for an image. All decisions are made in :mod:`weir.cascade`."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from weir.errors import WeirError
 
 @dataclass(slots=True)
 class _Generation:
-    """One image under way.
+    """The state of one image that is being generated.
 
     Attributes:
-        request: what the client asks for; ``previews`` is how many images it wants to see before the finished one.
-        results: of the finished runs, as in :attr:`Progress.images`.
-        shown: images that the client has seen.
-        error: of the last run that gave no image; None before there was one.
+        request: the client's request; ``previews`` is the number of intermediate images that the client wants.
+        results: results of the finished runs, in the order of :attr:`Progress.images`.
+        shown: number of intermediate images that were sent to the client.
+        error: error of the last failed run; None if none has failed.
     """
 
     request: ImageRequest
@@ -42,7 +42,7 @@ class _Generation:
 
 
 class RequestRunner:
-    """Takes images from their admission to their answer."""
+    """Runs images from their admission to their answer."""
 
     def __init__(
         self,
@@ -67,11 +67,11 @@ class RequestRunner:
         """Generates one image; cancelling the call cancels the work on it.
 
         Args:
-            request: what the client asks for, with ``previews`` images to show before the finished one.
-            show: called with every image that a better one may still replace.
+            request: the client's request, with ``previews`` intermediate images.
+            show: called with every image that a better one may replace.
 
         Raises:
-            DeadlineExceeded, GenerationFailed, InvalidRequest: there is no image, and none stands in for it.
+            DeadlineExceeded, GenerationFailed, InvalidRequest: the image failed, and there is no earlier image.
         """
         work = _Generation(request, show, Progress(task, self._settings))
         event: Event = cascade.Admitted()
@@ -88,7 +88,7 @@ class RequestRunner:
                             done = work.results[image]
                             work.show_client(done.image, work.progress.images[image].variant, done.steps)
                         case cascade.TellCache():
-                            self._tell_cache(work, action)
+                            self._report_to_cache(work, action)
                         case cascade.Answer(image, path):
                             return self._answer(work, image, path)
                         case cascade.Fail():
@@ -98,7 +98,7 @@ class RequestRunner:
             if work.progress.phase is not Phase.OVER:  # cancelled
                 for action in self._advance(work, cascade.Cancelled()):
                     if isinstance(action, cascade.TellCache):
-                        self._tell_cache(work, action)
+                        self._report_to_cache(work, action)
 
     def _advance(self, work: _Generation, event: Event) -> tuple[Action, ...]:
         work.progress, actions = cascade.advance(work.progress, event, self._forecast)
@@ -114,7 +114,7 @@ class RequestRunner:
         return outcome.event
 
     def _request(self, work: _Generation, run: Run) -> ImageRequest:
-        """What the worker of a run is sent."""
+        """The request for the worker of a run."""
         asked, plan = work.request, work.progress.task.plan
         best = run.variant == plan.last
         return replace(
@@ -129,10 +129,10 @@ class RequestRunner:
             previews=max(0, asked.previews - work.shown) if best and not run.redraw else 0,
         )
 
-    def _tell_cache(self, work: _Generation, told: cascade.TellCache) -> None:
+    def _report_to_cache(self, work: _Generation, report: cascade.TellCache) -> None:
         assert self._cache is not None
-        result = None if told.image is None else work.results[told.image]
-        self._cache.finished(work.request.id, result, told.sought)
+        result = None if report.image is None else work.results[report.image]
+        self._cache.finished(work.request.id, result, report.sought)
 
     def _answer(self, work: _Generation, number: int, path: str) -> GeneratedImage:
         task, images, best = work.progress.task, work.progress.images, work.progress.images[number]

@@ -1,4 +1,4 @@
-"""The approximate cache behind a Serve deployment handle. It can only help: whatever it does costs speed at most."""
+"""The approximate cache behind a Serve deployment handle. A failure of the cache counts as a miss."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from weir.core import NO_LOOKUP, CacheLookup, ImageRequest, ImageResult
 
 log = logging.getLogger(__name__)
 
-#: After this many failed lookups in a row, the next ones are misses for a while, without a call.
+#: After this many failed lookups in a row, lookups are misses without a call for :data:`_REST_S` seconds.
 _FAILURES = 5
 _REST_S = 1.0
-#: The cache is told the end of a request within this time or not at all, seconds: calls to one that is away pile up.
+#: Time limit of reporting the end of a request, seconds, so that calls to an unreachable cache do not pile up.
 _FINISH_S = 60.0
 
 
@@ -56,7 +56,7 @@ class ServeCacheClient:
             self._failed += 1
             if self._failed >= _FAILURES:
                 self._failed, self._rests_until = 0, now + _REST_S
-                log.warning("the cache fails and is left alone for %g s: %s", _REST_S, type(error).__name__)
+                log.warning("cache lookups fail and are suspended for %g s: %s", _REST_S, type(error).__name__)
             return NO_LOOKUP
         self._failed = 0
         return found
@@ -73,10 +73,10 @@ class ServeCacheClient:
         try:
             await asyncio.wait_for(self._call("finish", *what), _FINISH_S)
         except Exception as error:
-            self.failures["tell"] += 1
-            log.info("the cache was not told how a request ended: %s", type(error).__name__)
+            self.failures["finish"] += 1
+            log.info("the end of a request was not reported to the cache: %s", type(error).__name__)
 
     async def _call(self, method: str, *arguments: object) -> Any:
-        # From an empty context, as in serve_pool.py: images of one HTTP request would get calls of one name.
+        # In an empty context, as in serve_pool.py: calls for images of one HTTP request would get the same name.
         handle = self._handle.options(method_name=method)
         return await contextvars.Context().run(handle.remote, *arguments)

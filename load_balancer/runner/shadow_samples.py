@@ -1,7 +1,7 @@
-"""Shadow samples: a recent prompt, generated again at every approximation level while there is little else to do.
+"""Shadow samples: a recent prompt is generated again at every approximation level while the service is nearly idle.
 
-They show what a classifier's levels really lose. A few prompts are kept in memory, and only where the configuration
-asks for shadow samples. Their images are only judged, never answered, and nothing of them enters a cache.
+They measure the loss of quality at the levels that a classifier predicts. A few prompts are kept in memory, and only if
+the configuration enables shadow samples. Their images are judged, never answered, and never enter the cache.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ from load_balancer.runner.generation_request import GenerationRequest
 from load_balancer.runner.generation_task import GeneratedImage
 from weir.errors import WeirError
 
-#: Prompts that are remembered; the oldest leaves first.
+#: Number of prompts that are kept; the oldest is removed first.
 RECENT = 64
-#: Images that may be saved up for: what a quiet night allows is not generated in one go in the morning.
+#: Largest credit, images: the credit of an idle night is not used up at once in the morning.
 MOST_CREDIT = 20.0
-#: Share of the replicas that images in flight may occupy while a sample begins an image.
+#: Largest share of the replicas that images in flight may occupy when an image of a sample begins.
 QUIET = 0.25
-#: The lowest priority there is; one image at a time.
+#: The caller of shadow samples, which have the lowest priority.
 CALLER = Caller("shadow", "weir-shadow", priority="batch")
 
 
 @dataclass(frozen=True, slots=True)
 class ShadowSample:
-    """One prompt's images (PNG), one for each level that was asked for, all of one seed; and the discriminator's
-    confidence in the light one."""
+    """The images (PNG) of one prompt and seed, one for each requested level, and the discriminator's confidence in the
+    light image."""
 
     prompt: str
     images: tuple[bytes, ...]
@@ -36,12 +36,12 @@ class ShadowSample:
 
 
 class ShadowSamples:
-    """Remembers prompts, and how many images may be generated again.
+    """Keeps recent prompts, and the credit of images that may be generated as samples.
 
     Args:
-        share: images of samples over images that were asked for; 0 remembers nothing.
-        size: side of the family's own images; requests of other sizes are not sampled, nor those that set anything that
-            a level would change.
+        share: images of samples divided by requested images; 0 keeps no prompts.
+        size: side of the family's own images; requests of other sizes are not sampled, nor those with settings that a
+            level would change.
         random: chooses prompts and seeds.
     """
 
@@ -53,7 +53,7 @@ class ShadowSamples:
         self._credit = 0.0
 
     def note(self, request: GenerationRequest) -> None:
-        """A request was admitted."""
+        """Records an admitted request."""
         if not self._share or request.caller is CALLER:
             return
         self._credit = min(MOST_CREDIT, self._credit + self._share * request.n)
@@ -67,12 +67,12 @@ class ShadowSamples:
         generate: Callable[[GenerationRequest], Awaitable[list[GeneratedImage]]],
         quiet: Callable[[], bool],
     ) -> ShadowSample | None:
-        """The next sample; None where there is no prompt or no credit, others came in between, or it failed.
+        """Generates the next sample; None without a prompt or credit, or if it failed or other requests arrived.
 
         Args:
-            levels: key of the variant and denoising steps, 0 for its own; the last is the fastest variant.
-            generate: the images of a request.
-            quiet: whether there is little else to do; asked before every image.
+            levels: key of the variant and denoising steps, 0 for its own; the last level is the fastest variant.
+            generate: generates the images of a request.
+            quiet: whether the service is nearly idle; called before every image.
         """
         if not self._prompts or self._credit < len(levels):
             return None

@@ -276,7 +276,7 @@ async def test_nobody_waits_for_ever_to_tell_a_cache_that_is_away(monkeypatch):
     cache.finished("a", None, 0)
     await asyncio.wait(cache._finishing, timeout=5)
     assert not cache._finishing
-    assert cache.failures == {"tell": 1}
+    assert cache.failures == {"finish": 1}
 
 
 async def test_a_slow_cache_is_a_miss_after_its_time():
@@ -297,4 +297,4 @@ async def test_a_cache_that_keeps_failing_is_left_alone_for_a_while(monkeypatch)
     assert cache.failures == {"RuntimeError": 5, "resting": 3}
     cache.finished("a", None, 0)
     await asyncio.sleep(0.01)
-    assert cache.failures["tell"] == 1
+    assert cache.failures["finish"] == 1
