@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from controller.cache_forecast import LiveHits
+from controller.cache_forecast import CacheForecast
 from controller.level_policy import LevelPlan, LevelPolicy
 from controller.live_strategy import LiveStrategy
 from controller.observation import Observation
@@ -33,7 +33,7 @@ class Argus(LevelPolicy):
 
     def __init__(self, setting: Setting):
         super().__init__(setting)
-        self._hits = LiveHits()
+        self._hits = CacheForecast()
         self._strategy = LiveStrategy()
 
     @property

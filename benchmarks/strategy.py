@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.joint import ROOT, quality, setting, workload
-from controller.cache_forecast import LiveHits
+from controller.cache_forecast import CacheForecast
 from controller.observation import Observation
 from controller.policies.weir import Weir
 from controller.setting import Setting
@@ -35,7 +35,7 @@ NEVER = SwitchRules(fetch_limit=1e9, fetch_back=1e8, trip_s=1e6)
 FETCH_S, SLOW_S = 0.002, 5.0
 
 
-class _Believing(LiveHits):
+class _Believing(CacheForecast):
     @property
     def arriving(self) -> float:
         return 1.0

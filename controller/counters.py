@@ -1,4 +1,4 @@
-"""What the load balancer counts, and the observation that two looks at it make."""
+"""Counters of the load balancer, and the observation that the difference of two snapshots makes."""
 
 from __future__ import annotations
 
@@ -14,27 +14,29 @@ Key = TypeVar("Key", float, int)
 
 @dataclass(frozen=True, slots=True)
 class Counters:
-    """One look at the load balancer. Counts run from its start, so that a look that failed loses nothing.
+    """Snapshot of the counters of the load balancer.
+
+    Counts run from the start of the load balancer, so a snapshot that fails loses nothing. "Since the last snapshot"
+    lists are ordered with the newest entry last, and may lack the oldest entries.
 
     Attributes:
-        plan: the one in force.
-        ranks: of the live replicas.
-        queued: images waiting at replicas, by role.
-        arrivals: images asked for, refused ones included.
-        judged: images of the chain's first variant that its judge decided about.
-        deferred: of these, how many were deferred to the next variant.
-        confidences: of those judged since the last look, newest last; the oldest may be left out.
-        verdicts: images that any judge of the chain decided about.
-        confidences_by_variant: of those since the last look, by key of the variant, newest last; the oldest may be left
-            out.
-        batches_run: by the workers.
-        batches: those since the last look, newest last; the oldest may be left out.
+        plan: the plan in force.
+        ranks: ranks of the live replicas.
+        queued: number of images waiting at replicas, by role.
+        arrivals: number of requested images, refused ones included.
+        judged: number of images of the chain's first variant that its judge has rated.
+        deferred: number of these images that were deferred to the next variant.
+        confidences: confidences of these images since the last snapshot.
+        verdicts: number of images that any judge of the chain has rated.
+        confidences_by_variant: confidences of all judged images since the last snapshot, by key of the variant.
+        batches_run: number of batches that the workers ran.
+        batches: the batches since the last snapshot.
         reused, found, missed: see :class:`Observation`.
-        levels: of ``confidences``; empty without a classifier.
-        fetched: states that workers asked the cache's store for.
-        fetches: seconds that each took, of those since the last look, newest last; the oldest may be left out.
+        levels: predicted levels of ``confidences``; empty without a classifier.
+        fetched: number of states that workers requested from the store of the cache.
+        fetches: seconds of each fetch since the last snapshot.
         in_flight, deferred_in_flight, late_answers, late_deferred: see :class:`Observation`.
-        classes: requests that came in, by the class predicted for their prompt.
+        classes: number of requests, by the predicted class of their prompt.
     """
 
     plan: Plan
@@ -62,10 +64,10 @@ class Counters:
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> Counters:
-        """Reads what ``Balancer.counters`` gives.
+        """Parses the result of ``Balancer.counters``.
 
         Raises:
-            PlanError, KeyError, TypeError, ValueError: it is something else.
+            PlanError, KeyError, TypeError, ValueError: the fields are not such a result.
         """
         return cls(
             plan=Plan.from_dict(fields["plan"]),
@@ -98,7 +100,11 @@ class Counters:
         )
 
     def since(self, before: Counters | None, now_s: float) -> Observation:
-        """What happened since the look before. None, or a load balancer that started again: since its start."""
+        """Returns the observation of the time since an earlier snapshot.
+
+        It covers the time since the start of the load balancer when ``before`` is None or the load balancer has
+        restarted since then.
+        """
         if before is not None and (self.arrivals < before.arrivals or self.judged < before.judged):
             before = None
         judged = self.judged - (before.judged if before else 0)

@@ -1,4 +1,4 @@
-"""The deferral curve F(t) as it is now: the profile, corrected by the confidences of the last images."""
+"""Current deferral curve F(t): the profiled curve, corrected by the confidences of recent images."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ import numpy as np
 from weir.core import DeferralCurve
 from weir.profiles import deferral_of
 
-#: Confidences that the window holds; at 10 requests/s it turns over in a minute and a half.
+#: Number of confidences in the window; at 10 requests/s it covers a minute and a half.
 WINDOW = 1000
-#: Images that the profile counts for: it rules the first seconds and is a tenth of a full window.
+#: Number of images that the profile weighs: it dominates the first seconds and is a tenth of a full window.
 PRIOR_WEIGHT = 100
-#: Thresholds of the curve that is given out.
+#: Number of thresholds of the resulting curve.
 GRID = 200
-#: Fewer prompts than this say nothing about what one judge makes of what another one deferred.
+#: Least number of prompts from which the curve of a judge behind another judge is estimated.
 LEAST_SEEN = 20
 
 
 class LiveDeferral:
     """F(t) from single-image confidences in a sliding window, blended with the profiled curve.
 
-    The thresholds it gives lie at equal steps of the share: confidences crowd near 0 and 1, where equal steps of the
-    threshold would jump over half of all requests.
+    The thresholds of the resulting curve lie at equal steps of the share. Confidences are dense near 0 and 1, where
+    equal steps of the threshold would skip half of all requests.
     """
 
     def __init__(self, profile: DeferralCurve):
@@ -32,17 +32,18 @@ class LiveDeferral:
         self._window: deque[float] = deque(maxlen=WINDOW)
 
     def rebase(self, profile: DeferralCurve) -> None:
-        """Takes another profiled curve as the prior, and keeps the window."""
+        """Replaces the profiled curve and keeps the window."""
         known = dict(zip(profile.thresholds, profile.shares, strict=True)) | {0.0: 0.0, 1.0: 1.0}
         self._thresholds = np.array(sorted(known))
         self._shares = np.maximum.accumulate([known[t] for t in sorted(known)])
 
     def observe(self, confidences: Iterable[float]) -> None:
-        """Takes in the confidences of images, newest last. Values outside 0…1 are left out."""
+        """Adds the confidences of images, newest last. Values outside 0…1 are ignored."""
         self._window.extend(c for c in confidences if 0 <= c <= 1)
 
     def curve(self) -> DeferralCurve:
-        """The blended curve on about :data:`GRID` thresholds, from one that defers nothing to one that defers all."""
+        """Returns the blended curve on about :data:`GRID` thresholds, from one that defers nothing to one that defers
+        everything."""
         thresholds, shares = self._blend()
         levels = np.linspace(0, 1, GRID + 1)
         # The largest threshold whose share does not exceed the level: a curve with a jump stays below it.
@@ -50,12 +51,13 @@ class LiveDeferral:
         return DeferralCurve(tuple(thresholds[picks].tolist()), tuple(shares[picks].tolist()))
 
     def at(self, thresholds: Sequence[float]) -> tuple[float, ...]:
-        """F(t) at ascending thresholds."""
+        """Returns F(t) at ascending thresholds."""
         known, shares = self._blend()
         return tuple(np.maximum.accumulate(np.interp(thresholds, known, shares)).tolist())
 
     def threshold_for(self, share: float) -> float:
-        """The threshold that defers this share, linear between the observed confidences; 0 and 1 at the ends."""
+        """Returns the threshold that defers a share, interpolated linearly between the observed confidences; 0 and 1 at
+        the ends."""
         if share <= 0:
             return 0.0
         if share >= 1:
@@ -64,11 +66,11 @@ class LiveDeferral:
         return float(np.interp(share, shares, thresholds))
 
     def _blend(self) -> tuple[np.ndarray, np.ndarray]:
-        """Thresholds, ascending, and the share of confidences below each."""
+        """Returns ascending thresholds and the share of confidences below each of them."""
         window = np.sort(np.array(self._window))
-        # A confidence is deferred by any threshold above it, so the step of the curve lies just behind it.
-        behind = np.nextafter(window, 2.0)
-        thresholds = np.unique(np.concatenate((self._thresholds, window, behind[behind <= 1])))
+        # A confidence is deferred by any threshold above it, so the step of the curve lies just above it.
+        above = np.nextafter(window, 2.0)
+        thresholds = np.unique(np.concatenate((self._thresholds, window, above[above <= 1])))
         prior = np.interp(thresholds, self._thresholds, self._shares)
         if not len(window):
             return thresholds, prior
@@ -81,13 +83,14 @@ class LiveDeferral:
 def deferral_behind(
     threshold: float, first: Sequence[float], second: Sequence[float], otherwise: DeferralCurve
 ) -> DeferralCurve:
-    """F(t) of a judge that sees only what the judge before it defers, by the profile.
+    """Returns F(t) of a judge that sees only the images that the judge before it defers, estimated from the profile.
 
     Args:
-        threshold: of the judge before it.
-        first, second: confidences of both judges, prompt by prompt; where they are not of the same prompts, the two
+        threshold: threshold of the judge before it.
+        first, second: confidences of both judges, prompt by prompt. When they belong to different prompts, the judges
             count as independent.
-        otherwise: F(t) of the second judge for all prompts.
+        otherwise: F(t) of the second judge for all prompts; the result when the judges count as independent or too few
+            prompts are deferred.
     """
     if not first or len(first) != len(second):
         return otherwise

@@ -1,4 +1,4 @@
-"""One plan for one demand, and why it is that plan: what ``weir plan`` answers."""
+"""The plan for one demand with its explanation: the output of ``weir plan``."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from solvers.solve import solve
 
 
 class Objective(StrEnum):
-    """What a plan is to be best in."""
+    """The quantity that a plan maximises."""
 
     THRESHOLD = "threshold"  #: DiffServe's: the largest threshold
     QUALITY = "quality"  #: the measured quality of the mix
@@ -28,14 +28,14 @@ def plan_for(
     solver: str = "auto",
     time_limit_s: float = 2.0,
 ) -> tuple[Problem, Solution]:
-    """Solves one instance on the profiled numbers alone: the cascade of the first and the last variant, the whole
-    throughput, no head-room, no running plan.
+    """Solves one instance with profiled numbers only: the cascade of the first and the last variant, the whole
+    throughput, no head-room and no running plan.
 
     Args:
-        queue_delay_s: seconds that a request waits in front of the first and of the last stage.
+        queue_delay_s: seconds that a request waits before the first and before the last stage.
 
     Raises:
-        ConfigError: the solver is not known or cannot be used here.
+        ConfigError: the solver is unknown or cannot be used on this machine.
         PlanError: a number is out of range; the message names it.
     """
     setting = setting.chain((setting.variants[0], setting.last))
@@ -54,7 +54,8 @@ def plan_for(
 
 
 def describe(problem: Problem, solution: Solution) -> dict[str, Any]:
-    """The answer, JSON-ready. ``gpus`` and ``batch_sizes`` are by role; spare GPUs count for neither."""
+    """Returns the solution as a JSON-ready dictionary. ``gpus`` and ``batch_sizes`` are by role and leave out spare
+    GPUs."""
     return {
         "threshold": solution.threshold,
         "heavy_steps": solution.point.steps,
@@ -71,7 +72,7 @@ def describe(problem: Problem, solution: Solution) -> dict[str, Any]:
 
 
 def explain(problem: Problem, solution: Solution) -> str:
-    """The answer in words: what each stage needs, what it gets, and what stands in the way of more."""
+    """Returns the solution as text: the need and the capacity of each stage, and what limits the deferral."""
     total = sum(g.count for g in problem.gpus)
     lines = [
         f"{problem.demand_rps:g} requests/s on {total} GPUs within {problem.slo_s:g} s "
@@ -79,7 +80,8 @@ def explain(problem: Problem, solution: Solution) -> str:
     ]
     if solution.shed_rps > 0:
         lines.append(
-            f"cannot be served whole: {solution.served_rps:.2f} requests/s fit, {solution.shed_rps:.2f} are refused"
+            f"the demand exceeds the capacity: {solution.served_rps:.2f} requests/s are served and "
+            f"{solution.shed_rps:.2f} refused"
         )
     for variant, needed in solution.needed(problem).items():
         unit = "whole runs/s" if variant == problem.variants[-1] else "images/s"
@@ -96,7 +98,7 @@ def explain(problem: Problem, solution: Solution) -> str:
     )
     best = max(range(len(problem.quality)), key=lambda j: problem.quality[j])
     if solution.deferral == problem.deferral[best]:
-        lines.append("more would not be better: this is the best mix")
+        lines.append("this is the best mix: deferring more would lower the quality")
     else:
-        lines.append(f"the best mix would defer {problem.deferral[best]:.1%}; the GPUs do not carry it")
+        lines.append(f"the best mix would defer {problem.deferral[best]:.1%}, which exceeds the capacity of the GPUs")
     return "\n".join(lines)

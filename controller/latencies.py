@@ -1,4 +1,4 @@
-"""How long batches take as it is now: the profile, corrected by the last batches of the workers."""
+"""Current batch latencies: the profiled times, corrected by the recent batches of the workers."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from controller.setting import Setting
 from solvers.problem import GpuType
 from weir.core import LatencyProfile
 
-#: Seconds that a batch counts for. The median follows a device that changed after half of it.
+#: Seconds for which a batch counts. The median follows a change of the device after half of this time.
 WINDOW_S = 30.0
-#: Fewer batches than this prove nothing.
+#: Least number of batches for a correction.
 LEAST_BATCHES = 5
-#: A correction stays in force while the median is within this share of it, so that noise moves no plan.
+#: A correction is kept while the median is within this share of it, so that noise changes no plan.
 TOLERANCE = 0.1
-#: Beyond these a clock is broken, not a device.
+#: Range of corrections; a value outside it points to a broken clock rather than a slow device.
 LEAST_FACTOR, MOST_FACTOR = 0.1, 10.0
 
 
 class LiveLatency:
-    """A factor on the profiled times for each type of GPU and variant: the median of measured over profiled seconds.
+    """Correction factors on the profiled times by type of GPU and variant: medians of measured over profiled seconds.
 
-    A median, for one stuck batch must not change a plan; one factor for all batch sizes, for a slower clock or a busier
-    host slows all of them, and few sizes are in use at a time.
+    It uses a median so that one stuck batch does not change a plan. All batch sizes share one factor, because a slower
+    clock or a busier host slows all of them, and few sizes are in use at a time.
     """
 
     def __init__(self, setting: Setting):
@@ -37,7 +37,7 @@ class LiveLatency:
         self._factors = dict.fromkeys(keys, 1.0)
 
     def observe(self, batches: Iterable[Batch], now_s: float) -> None:
-        """Takes in the batches that ended since the last call. Times that make no sense are left out."""
+        """Adds the batches that ended since the last call. Invalid times are ignored."""
         for batch in batches:
             key = (batch.gpu, batch.variant)
             if key in self._ratios and batch.size >= 1 and math.isfinite(batch.seconds) and batch.seconds > 0:
@@ -52,11 +52,11 @@ class LiveLatency:
                 self._factors[key] = seen
 
     def factor(self, variant: str, gpu: int = 0) -> float:
-        """What the profiled times of this variant on this type of GPU are multiplied by; without evidence 1."""
+        """Returns the factor on the profiled times of a variant on a type of GPU; 1 before any correction."""
         return self._factors[gpu, variant]
 
     def gpus(self) -> tuple[GpuType, ...]:
-        """The setting's types of GPU with their times as they are now."""
+        """Returns the types of GPU of the setting with their current times."""
         return tuple(
             replace(
                 gpu,

@@ -1,7 +1,7 @@
-"""Policies that assign approximation levels: to GPUs, and to prompts by their class.
+"""Base class of the policies that assign approximation levels to GPUs and to classes of prompts.
 
-Policies are as published as far as they were published. The load estimators of AccuScale/Argus (Agarwal et al.,
-Middleware 2025) and of its baselines were not, so all of them share ours (``controller/demand.py``).
+The published policies follow their publications. The load estimators of AccuScale/Argus (Agarwal et al., Middleware
+2025) and of its baselines are not published, so all of them use Weir's (``controller/demand.py``).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from weir.errors import ConfigError
 from weir.plan import Assignment, LevelRouting, Plan
 from weir.plan import Level as PlannedLevel
 
-#: The growth of demand that asks for a plan before its time.
+#: Growth of the demand that triggers a plan before the period ends.
 SURPRISE = 1.1
 #: Seconds over which predicted classes are counted.
 WINDOW_S = 60
@@ -32,12 +32,13 @@ WINDOW_S = 60
 
 @dataclass(frozen=True, slots=True)
 class LevelPlan:
-    """What a policy decides; levels are indices into :attr:`LevelPolicy.levels`.
+    """The decision of a policy; levels are indices into :attr:`LevelPolicy.levels`.
 
     Attributes:
-        levels: of every GPU; empty when any GPU serves any level.
-        shift: by class of prompts, the probability of every level; one row holds for every class.
-        hurry: a request that would miss its deadline at its level is served at the best faster one that meets it.
+        levels: level of every GPU; empty when any GPU serves any level.
+        shift: probability of every level, by class of prompts; a single row applies to every class.
+        hurry: whether a request that would miss its deadline at its level is served at the best faster level that meets
+            it.
     """
 
     levels: tuple[int, ...]
@@ -46,12 +47,12 @@ class LevelPlan:
 
 
 class LevelPolicy(Policy):
-    """Plans on :attr:`Setting.ladder`. Plans send no request through a cascade.
+    """Policy that plans on :attr:`Setting.ladder`. Its plans send no request through a cascade.
 
     Attributes:
-        period_s: seconds between plans when nothing surprising happens.
-        needs_states: there is nothing to plan without cached states.
-        levels: those in use, from the best to the fastest.
+        period_s: seconds between plans unless the demand or the number of GPUs changes.
+        needs_states: whether the policy requires cached states.
+        levels: the levels in use, from the best to the fastest.
 
     Raises:
         ConfigError: the setting has no ladder, or no cached states and the policy needs some.
@@ -70,8 +71,8 @@ class LevelPolicy(Policy):
             )
         if self.needs_states and len(setting.ladder.of(Strategy.AC)) < 2:
             raise ConfigError(
-                f"policy {self.name} needs stored states and what resuming from them is worth: set cache.mode: "
-                "read-write, and cache.selector to a profile of `weir cache profile`"
+                f"policy {self.name} needs stored states and the quality of images that resume from them: set "
+                "cache.mode: read-write, and cache.selector to a profile of `weir cache profile`"
             )
         self.ladder = setting.ladder
         self.use(self.chosen_levels(self.ladder))
@@ -85,17 +86,17 @@ class LevelPolicy(Policy):
         self._routing: LevelRouting | None = None
 
     def chosen_levels(self, ladder: Ladder) -> tuple[Level, ...]:
-        """Cached states, unless a policy says otherwise."""
+        """Returns the levels that the policy uses: by default those that resume from cached states."""
         return ladder.of(Strategy.AC)
 
     def use(self, levels: tuple[Level, ...]) -> None:
-        """Plans with these levels from now on."""
+        """Replaces the levels in use."""
         self.levels = levels
         self._places = [self.ladder.levels.index(level) for level in levels]
 
     @abstractmethod
     def plan(self, demand_rps: float) -> LevelPlan:
-        """The plan for a demand."""
+        """Returns the plan for a demand."""
 
     def first_plan(self) -> Plan:
         return self._published(self.plan(0.0), 0.0)
@@ -117,27 +118,27 @@ class LevelPolicy(Policy):
         return self._published(self.plan(demand), demand)
 
     def changed(self, seen: Observation) -> bool:
-        """Whether something else asks for a plan before its time; called once a second."""
+        """Whether something other than the demand triggers a plan before the period ends; called once a second."""
         return False
 
     @property
     def classes(self) -> int:
-        """Classes of prompts; 1 when they are not told apart."""
+        """Number of classes of prompts; 1 when prompts are not distinguished."""
         return max(1, len(self.ladder.prompts))
 
     def predicted_shares(self) -> np.ndarray:
-        """h_i over the last minute; the ladder's own before the first request."""
+        """Returns the shares h_i of the classes over the last minute; those of the ladder before the first request."""
         counts = np.sum(list(self._predicted), axis=0) if self._predicted else np.zeros(1)
         if counts.sum() == 0:
             counts = np.array([group.share for group in self.ladder.prompts] or [1.0])
         return counts / counts.sum()
 
     def agnostic(self, demand_rps: float) -> LevelProblem:
-        """The published allocation problem over :attr:`levels`."""
+        """Returns the published allocation problem over :attr:`levels`, which does not distinguish prompts."""
         return LevelProblem.of(self._gpu_types(), tuple(level.quality for level in self.levels), demand_rps)
 
     def aware(self, demand_rps: float) -> LevelProblem:
-        """The same with prompts told apart, where the ladder says what each class of them is like."""
+        """Returns the allocation problem by class of prompts, or :meth:`agnostic` when the ladder has no classes."""
         groups = self.ladder.prompts
         if not groups:
             return self.agnostic(demand_rps)
@@ -149,17 +150,17 @@ class LevelPolicy(Policy):
         return (LevelGpus("gpu", self._gpus, self.ladder.rates_rps(self.levels)),)
 
     def place(self, levels: Sequence[int], shift: Sequence[Sequence[float]] | np.ndarray) -> LevelPlan:
-        """A plan over :attr:`levels`."""
+        """Builds a plan over :attr:`levels`."""
         return LevelPlan(tuple(levels), tuple(tuple(map(float, row)) for row in shift))
 
     def everything_at(self, level: int) -> LevelPlan:
-        """Every GPU and every prompt at one of :attr:`levels`."""
+        """Builds the plan with every GPU and every prompt at one of :attr:`levels`."""
         return self.place([level] * self._gpus, [np.eye(len(self.levels))[level]])
 
     # ------------------------------------------------------------------------------------------------- as a plan
 
     def routing(self, decided: LevelPlan) -> LevelRouting:
-        """A decision as levels, roles and probabilities; levels that no GPU has get no requests."""
+        """Converts a decision to levels, roles and probabilities. Levels that no GPU has get no requests."""
         held = bool(decided.levels)
         reachable = np.array([not held or k in decided.levels for k in range(len(self.levels))])
         # An aligner that misses its target may send prompts to levels that no GPU has.
@@ -174,15 +175,15 @@ class LevelPolicy(Policy):
         return LevelRouting(levels, tuple(map(tuple, shares.tolist())), decided.hurry)
 
     def planned(self, level: Level, role: str) -> PlannedLevel:
-        """A level of the ladder as one of a plan."""
+        """Converts a level of the ladder to a level of a plan."""
         return PlannedLevel(level.name, self.variant_of(level), role, skipped=level.skipped_steps)
 
     def variant_of(self, level: Level) -> str:
-        """Key of the variant that generates the images of a level."""
+        """Returns the key of the variant that generates the images of a level."""
         return level.variant or self.setting.last
 
     def role_of(self, level: Level) -> str:
-        """The role of GPUs that hold a level."""
+        """Returns the role of the GPUs that serve a level."""
         return level.name
 
     def _published(self, decided: LevelPlan, demand_rps: float) -> Plan:
@@ -211,7 +212,8 @@ class LevelPolicy(Policy):
         return ", ".join(f"{share:.0%} of the prompts at {level.name}" for level, share in named if share >= 0.005)
 
     def _estimated_backlog_s(self, seen: Observation) -> float:
-        """Seconds of every GPU that the queued images take, each at the mean rate of its role's levels."""
+        """Returns the time that all GPUs need for the queued images, each at the mean rate of the levels of its
+        role."""
         if self._routing is None:
             return 0.0
         rates = {level.name: rate for level, rate in zip(self.levels, self.ladder.rates_rps(self.levels), strict=True)}
@@ -226,5 +228,5 @@ class LevelPolicy(Policy):
 
 
 def _full_batch(level: Level) -> int:
-    """The batch size with the most images per second."""
+    """Returns the batch size with the most images per second."""
     return max(level.batch_sizes, key=lambda size: size / level.latency.at(size))

@@ -1,7 +1,8 @@
-"""The live controller: once a second observe, decide, check, publish. Whatever fails, the last good plan stays.
+"""The live controller: once a second it observes, decides, checks and publishes. A failure leaves the last valid plan
+in force.
 
-It keeps no state that it could not do without: what is in force it reads from the load balancer, at its own start as
-in every second, so that it can die and come back at any time. Versions only grow, a failed publication included.
+The controller can lose its state at any time: it reads the plan in force from the load balancer at its start and every
+second. Versions only grow, also after a failed publication.
 """
 
 from __future__ import annotations
@@ -27,30 +28,30 @@ log = logging.getLogger(__name__)
 
 #: Seconds between observations.
 TICK_S = 1.0
-#: A plan that is not in force so long after its publication is published once more.
+#: Seconds after which a published plan that is not in force is published again.
 APPLY_S = 10.0
-#: A pool that is still starting is left to the configuration's plan, but no longer than this.
+#: Seconds for which a starting pool keeps the plan of the configuration at most.
 START_S = 120.0
-#: The version of the configuration's plan; the policy's first plan takes its place.
+#: Version of the configuration's plan, which the first plan of the policy replaces.
 CONFIGURED = 1
 
 
 class Controller:
-    """Runs one policy on one live pool. All of it on one thread.
+    """Runs one policy on one live pool, on a single thread.
 
     Args:
-        make_policy: a fresh policy; called at the start, after each of its failures, and when it is outdated.
-        size: replicas of the pool. A plan is for those alive; Serve brings the others back meanwhile.
-        look: the load balancer's counters; its argument is the look before.
-        publish: sends a plan on its way, and raises when it could not; its second argument is the plan in force.
-        metrics: where the controller records what it sees and does.
-        outdated: whether what a policy is made from has changed since it was asked the last time.
-        lead: whether this controller may publish. One that may not forgets what it knew, and waits.
-        clock: seconds, only moves forward.
-        unix_time: of the notes.
+        make_policy: makes a new policy; called at the start, after each failure of the policy, and when it is outdated.
+        size: number of replicas of the pool. A plan covers the live ones; Serve restarts the others meanwhile.
+        look: returns the counters of the load balancer; its argument is the previous snapshot.
+        publish: publishes a plan, or raises when it cannot; its second argument is the plan in force.
+        metrics: records observations and plans.
+        outdated: whether the inputs of the policy have changed since the last call.
+        lead: whether this controller may publish. A controller that may not drops its state and waits.
+        clock: monotonic clock, seconds.
+        unix_time: clock of the notes.
 
     Attributes:
-        notes: of the last plans that it published, the newest last.
+        notes: notes of the last published plans, the newest last.
     """
 
     def __init__(
@@ -80,10 +81,10 @@ class Controller:
         self._version = 0
         self._published_at = 0.0
         self._recorded: Solution | None = None
-        self._trouble = ""
-        self._forget()
+        self._failure = ""
+        self._reset()
 
-    def _forget(self) -> None:
+    def _reset(self) -> None:
         self._policy: Policy | None = None
         self._before: Counters | None = None
         self._published: Plan | None = None
@@ -91,28 +92,28 @@ class Controller:
         self._starting_since: float | None = self._clock()
 
     def run(self, stop: threading.Event) -> None:
-        """Until ``stop``. Nothing that fails ends it."""
+        """Runs a step every second until ``stop`` is set. No failure ends the loop."""
         while not stop.wait(TICK_S):
             self.step()
 
     def step(self) -> None:
-        """One second. Never raises: a failure is logged once, and the plan in force stays."""
+        """Runs one step. It never raises: a failure is logged once, and the plan in force stays."""
         try:
             self._step()
         except Exception as error:
             self._metrics.add(metrics_of.FAILURES)
-            trouble = f"{type(error).__name__}: {error}"
-            if trouble != self._trouble:
-                log.warning("kept plan %d: %s", self._before.plan.version if self._before else 0, trouble)
-            self._trouble = trouble
+            failure = f"{type(error).__name__}: {error}"
+            if failure != self._failure:
+                log.warning("kept plan %d: %s", self._before.plan.version if self._before else 0, failure)
+            self._failure = failure
         else:
-            if self._trouble:
-                log.warning("the controller plans again")
-            self._trouble = ""
+            if self._failure:
+                log.warning("the controller recovered and plans again")
+            self._failure = ""
 
     def _step(self) -> None:
         if not self._lead():
-            self._forget()
+            self._reset()
             return
         seen = self._look(self._before)
         seen = replace(seen, ranks=self._ranks.observe(seen.ranks, self._clock()))
@@ -120,7 +121,7 @@ class Controller:
         self._metrics.set(metrics_of.REPLICAS, len(seen.ranks))
         self._version = max(self._version, seen.plan.version)
         if not seen.ranks or self._is_starting(seen):
-            return  # no replica, or hardly any, could follow a plan
+            return  # there are no replicas, or too few, to apply a plan
         plan = self._decide(seen, before)
         latest = self._published if self._published and self._published.version > seen.plan.version else seen.plan
         if plan is not None and plan != replace(latest, version=plan.version):
@@ -138,7 +139,7 @@ class Controller:
         return self._starting_since is not None
 
     def _decide(self, seen: Counters, before: Counters | None) -> Plan | None:
-        """The policy's next plan for the whole pool; a policy that fails makes room for a fresh one."""
+        """Returns the next plan of the policy for the whole pool. A policy that fails is replaced in the next step."""
         policy, self._policy = self._policy, None
         if self._outdated() or policy is None:
             policy, self._policy_since = self._make_policy(), self._clock()
@@ -162,7 +163,7 @@ class Controller:
             self._publish(plan, running)
         except Exception:
             if self._policy is not None:
-                self._policy.resume(running)  # it believes in a plan that is not in force
+                self._policy.resume(running)  # its own last plan did not come into force
             raise
         self._published, self._published_at = plan, self._clock()
         demand_rps = self._policy.account.forecast_rps if self._policy is not None else 0.0
@@ -193,10 +194,10 @@ class Controller:
 
 
 def spread(plan: Plan, ranks: Iterable[int], size: int) -> Plan:
-    """The plan of the live replicas, given to their ranks; ranks that are coming back take the last assignment.
+    """Extends a plan for the live replicas to all ranks of the pool. Ranks that are restarting get the last assignment.
 
     Raises:
-        PlanError: it is for another number of replicas.
+        PlanError: the plan is for another number of replicas.
     """
     live = sorted(rank for rank in ranks if rank < size)
     if len(plan.assignments) != len(live):

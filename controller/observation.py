@@ -1,4 +1,4 @@
-"""What the controller sees, once a second, of the running system."""
+"""The observation of the running system that the controller makes once a second."""
 
 from __future__ import annotations
 
@@ -8,10 +8,8 @@ from typing import NamedTuple
 
 
 class Batch(NamedTuple):
-    """One batch that a worker ran, with what it ran beside the variant's own number of steps left out.
-
-    ``gpu`` is its type, in the order of the setting.
-    """
+    """One batch that a worker ran. ``seconds`` covers the variant's own number of steps only; ``gpu`` is the index of
+    the type of GPU in the setting."""
 
     variant: str
     size: int
@@ -24,24 +22,26 @@ class Observation:
     """Counts since the last observation, and the state at ``now_s``.
 
     Attributes:
-        now_s: any clock that only moves forward.
-        arrivals: requests that came in.
-        confidences: in the images of the first variant of the chain, one value an image.
-        confidences_by_variant: in the images of every judged variant, by its key.
-        deferred: of the first variant's images, how many lay below the threshold.
-        batches: that ended.
-        replicas: live ones, by type of GPU in the order of the setting.
-        queued: images waiting at replicas, by role.
-        in_flight, deferred_in_flight: requests and deferred requests admitted, not answered and younger than 2 × SLO.
-        late_answers: requests ever answered when older than 2 × SLO.
-        late_deferred: deferred requests ever that grew older than 2 × SLO unanswered.
-        reused: answers that resumed from a cached state, by the share of the last variant's steps that this saved.
-        fetches: seconds that workers waited for each state to resume from, whether or not it came.
-        found: lookups that found a state, by the share of the last variant's steps that it would save, used or not.
-        missed: lookups that found none, by the level predicted for the prompt; none without a classifier.
-        levels: of ``confidences``, the predicted level of each, −1 where it is not known; empty without a classifier.
-        classes: requests that came in, by the class predicted for their prompt; none without a classifier.
-        backlog_s: work that waits or runs, as seconds of every GPU; None: it is estimated from ``queued``.
+        now_s: time of a monotonic clock.
+        arrivals: number of requests that arrived.
+        confidences: confidences of images of the first variant of the chain, one value per image.
+        confidences_by_variant: confidences of images of every judged variant, by its key.
+        deferred: number of images of the first variant with a confidence below the threshold.
+        batches: the batches that ended.
+        replicas: number of live replicas, by type of GPU in the order of the setting.
+        queued: number of images waiting at replicas, by role.
+        in_flight, deferred_in_flight: number of requests and deferred requests that are admitted, unanswered and
+            younger than 2 × SLO.
+        late_answers: total number of requests that were answered when older than 2 × SLO.
+        late_deferred: total number of deferred requests that became older than 2 × SLO unanswered.
+        reused: number of answers that resumed from a cached state, by the share of the last variant's steps saved.
+        fetches: seconds that workers waited for each state, whether or not it arrived.
+        found: number of lookups that found a state, used or not, by the share of the last variant's steps that it would
+            save.
+        missed: number of lookups that found no state, by the predicted level of the prompt; empty without a classifier.
+        levels: predicted level of each entry of ``confidences``, −1 where it is unknown; empty without a classifier.
+        classes: number of requests, by the predicted class of their prompt; empty without a classifier.
+        backlog_s: waiting and running work, as seconds of all GPUs; None when it has to be estimated from ``queued``.
     """
 
     now_s: float

@@ -1,4 +1,4 @@
-"""Why a plan is what it is, in words: for the log of the controller and for reports."""
+"""Explanations of plans as text, for the log of the controller and for reports."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from solvers.problem import Problem
 from solvers.solution import Solution, Status
 from weir.plan import Plan
 
-#: A demand that changed by less than this share is the same.
+#: A relative change of the demand below this value counts as no change.
 SAME_DEMAND = 0.1
-#: Notes that a controller keeps.
+#: Number of notes that a controller keeps.
 MOST_NOTES = 200
 
 
 @dataclass(frozen=True, slots=True)
 class PlanNote:
-    """One published plan.
+    """Summary of one published plan.
 
     Attributes:
         at_s: unix time of its publication.
         demand_rps: requests per second that it was made for, head-room included.
-        roles: replicas by role.
+        roles: number of replicas by role.
         reason: see :attr:`weir.plan.Plan.reason`.
     """
 
@@ -37,30 +37,30 @@ class PlanNote:
 
     @classmethod
     def of(cls, plan: Plan, demand_rps: float, at_s: float) -> PlanNote:
-        """The note of a plan."""
+        """Builds the note of a plan."""
         return cls(plan.version, at_s, demand_rps, plan.chain, dict(plan.counts), plan.thresholds, plan.reason)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready."""
+        """Returns the note as a JSON-ready dictionary."""
         return asdict(self)
 
     def __str__(self) -> str:
         roles = ", ".join(f"{count} × {role}" for role, count in self.roles.items())
-        return f"plan {self.version}: {roles}; {self.reason or 'no reason given'}"
+        return f"plan {self.version}: {roles}; {self.reason or 'without a reason'}"
 
 
 def demand_words(demand_rps: float, before_rps: float | None) -> str:
-    """The forecast, and whether it is another one than that of the plan before (None: there was none)."""
+    """Describes the forecast and its change since the previous plan (``before_rps``; None when there was none)."""
     if before_rps is None or abs(demand_rps - before_rps) <= SAME_DEMAND * before_rps:
         return f"demand is {demand_rps:.1f}/s"
     return f"demand {'rose' if demand_rps > before_rps else 'fell'} from {before_rps:.1f} to {demand_rps:.1f}/s"
 
 
 def solution_words(problem: Problem, solution: Solution, deferred: Iterable[float]) -> list[str]:
-    """What a solution decides.
+    """Describes the decisions of a solution.
 
     Args:
-        deferred: share of the images that each judge of the chain sees that it defers.
+        deferred: share that each judge of the chain defers of the images it sees.
     """
     point = solution.point
     words = [
@@ -68,7 +68,7 @@ def solution_words(problem: Problem, solution: Solution, deferred: Iterable[floa
         for variant, share in zip(problem.variants[:-1], deferred, strict=True)
     ]
     if problem.hits and not point.reuse:
-        words.append("there is time for whole runs, so cached states are left alone")
+        words.append("there is time for whole runs, so cached states are not used")
     elif problem.hits and point.direct >= 1:
         words.append(f"{problem.hit_share:.0%} find a cached state and use it when they are deferred")
     elif problem.hits:
@@ -79,7 +79,7 @@ def solution_words(problem: Problem, solution: Solution, deferred: Iterable[floa
     if point.steps is not None:
         words.append(f"whole runs are shortened to {point.steps} steps")
     if solution.shed_rps > 1e-9 * max(1.0, solution.served_rps):
-        words.append(f"{solution.shed_rps:.1f}/s do not fit and are refused")
+        words.append(f"{solution.shed_rps:.1f}/s exceed the capacity and are refused")
     if solution.status is not Status.OPTIMAL:
         words.append(f"the solution is {solution.status.value}")
     return words

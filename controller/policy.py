@@ -1,4 +1,4 @@
-"""What a policy is: plans from observations. A plan carries the rules by which requests are sent and answered."""
+"""Base class of policies, which make plans from observations."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from weir.plan import Assignment, Plan, ReplicaChoice, Rules
 
 @dataclass(slots=True)
 class Account:
-    """What a policy's last plan was made of, for those who watch it.
+    """Inputs and solution of a policy's last plan, for metrics and reports.
 
     Attributes:
-        forecast_rps: demand it was made for, head-room included.
-        solution: None where nothing had to be solved.
-        solved: solutions so far, by status.
-        latency_factors: measured over profiled batch times, by variant; none where it is not measured.
+        forecast_rps: demand that the plan was made for, head-room included.
+        solution: solution of the allocation problem; None when nothing had to be solved.
+        solved: number of solutions by status.
+        latency_factors: measured over profiled batch times, by variant; empty when they are not measured.
     """
 
     forecast_rps: float = 0.0
@@ -30,23 +30,23 @@ class Account:
     latency_factors: dict[str, float] = field(default_factory=dict)
 
     def solves(self, forecast_rps: float, solution: Solution) -> None:
-        """Notes one solution."""
+        """Records one solution."""
         self.forecast_rps, self.solution = forecast_rps, solution
         self.solved[solution.status.value] += 1
 
 
 class Policy(ABC):
-    """Decides for one cluster. Deterministic: it sees no clock and no randomness but what it is handed.
+    """Makes plans for one cluster. A policy is deterministic: it has no clock and no randomness of its own.
 
-    ``first_plan``, or ``resume`` in its place, is called once before the first request; ``observe`` once a second from
-    then on.
+    The controller calls ``first_plan``, or ``resume`` instead, once before the first request, and ``observe`` once a
+    second afterwards.
 
     Attributes:
-        name: in the registry.
-        rules: of its plans. Until a policy says otherwise: Weir's dispatch, what cannot be ready by the deadline is
-            dropped, and a light image that was deferred is not kept as an answer, for no published system does.
-        account: of its last plan.
-        reuses: its plans have a use for the states of a cache.
+        name: name in the registry.
+        rules: rules of its plans. By default requests are dispatched as by Weir, an image that cannot be ready by the
+            deadline is dropped, and a deferred light image is not kept as an answer, as in the published systems.
+        account: inputs and solution of its last plan.
+        reuses: whether its plans use the states of a cache.
     """
 
     name: ClassVar[str]
@@ -60,14 +60,15 @@ class Policy(ABC):
 
     @abstractmethod
     def first_plan(self) -> Plan:
-        """The plan to start with."""
+        """Returns the plan to start with."""
 
     def resume(self, running: Plan) -> None:
-        """Goes on from a plan in force, which an earlier one of this policy made, in place of ``first_plan``."""
+        """Continues from the plan in force, which an earlier instance of this policy made; replaces ``first_plan``."""
         self._version = running.version
 
     def observe(self, seen: Observation) -> Plan | None:
-        """Takes in one second. Returns a plan when there is a new one; a policy without a controller never has."""
+        """Adds the observation of one second. Returns a plan when there is a new one; a static policy always returns
+        None."""
         return None
 
     def next_version(self) -> int:
@@ -84,7 +85,7 @@ class Policy(ABC):
         threshold: float = 0.0,
         reason: str = "",
     ) -> Plan:
-        """The next plan of the first and the last variant, with this many replicas each."""
+        """Builds the next plan, with ``light`` replicas of the first variant and ``heavy`` replicas of the last one."""
         plan = Plan.split(
             self.next_version(),
             light,
@@ -98,7 +99,7 @@ class Policy(ABC):
         return replace(plan, reason=reason)
 
     def one_variant(self, variant: str, batch_size: int, *, reason: str = "") -> Plan:
-        """The next plan with every replica in the role of one variant."""
+        """Builds the next plan, with every replica in the role of one variant."""
         first, last = self.setting.variants[0], self.setting.last
         assignments = (Assignment(variant, batch_size),) * self.setting.replicas
         return Plan(self.next_version(), assignments, (0.0,), (first, last), rules=self.rules, reason=reason)
@@ -106,7 +107,7 @@ class Policy(ABC):
 
 #: DiffServe's drop bound: 1.5 times its client's constant of 15 s, whatever the deadline (``model.py``).
 PUBLISHED_DROP_S = 22.5
-#: How DiffServe's workers and clients go about requests: a random replica, which works its queue off in a new role.
+#: Rules of DiffServe's clients and workers: a random replica, which finishes its queue in a new role.
 PUBLISHED = Rules(
     replica_choice=ReplicaChoice.RANDOM, drop_after_s=PUBLISHED_DROP_S, light_fallback=False, dispatch_again=False
 )

@@ -1,4 +1,4 @@
-"""Prompts told apart by their predicted level: how many there are of each, and what the cascade does for them now."""
+"""Groups of prompts by predicted level, with their current shares and deferral curves."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from controller.curves import LiveDeferral
 from controller.setting import LevelStats
 from solvers.problem import PromptGroup
 
-#: Requests that the measured shares of levels count for.
+#: Number of requests that the measured shares of the levels weigh.
 PRIOR_REQUESTS = 50.0
 
 
 class LiveGroups:
-    """The histogram of predicted levels and a deferral curve for each; empty for a family without a classifier.
+    """Histogram of predicted levels with a deferral curve for each; empty for a family without a classifier.
 
     Args:
-        levels: as they were measured, from level 0, the hardest prompts, to the easiest.
+        levels: measured statistics, from level 0 (the hardest prompts) to the easiest.
     """
 
     def __init__(self, levels: Sequence[LevelStats]):
@@ -26,11 +26,11 @@ class LiveGroups:
         self._counts = [PRIOR_REQUESTS * level.share for level in levels]
 
     def observe(self, missed: Mapping[int, int], judged: Iterable[tuple[int, float]]) -> None:
-        """Takes in one observation.
+        """Adds one observation.
 
         Args:
-            missed: requests without a cache hit, by predicted level.
-            judged: predicted level and confidence of light images; a level that is not known is left out.
+            missed: number of requests without a cache hit, by predicted level.
+            judged: predicted level and confidence of light images; entries with an unknown level are ignored.
         """
         if not self._levels:
             return
@@ -40,7 +40,7 @@ class LiveGroups:
                 self._curves[level].observe((confidence,))
 
     def groups(self, thresholds: Sequence[float]) -> tuple[PromptGroup, ...]:
-        """The groups for the allocation problem, from the easiest to the hardest, one for each level."""
+        """Returns the groups for the allocation problem, one per level, from the easiest to the hardest."""
         total = sum(self._counts)
         if not self._levels or total <= 0:
             return ()
@@ -58,5 +58,5 @@ class LiveGroups:
         return tuple(found)
 
     def levels_from(self, groups: Sequence[PromptGroup], entry: int) -> int:
-        """The rule for a plan that sends ``groups[entry:]`` to the heavy variant at once: levels below this one."""
+        """Returns the plan rule for ``groups[entry:]``: prompts with a level below it start at the heavy variant."""
         return len(groups) - entry

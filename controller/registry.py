@@ -1,8 +1,8 @@
-"""Every policy by name: what a service may run, and what ``weir compare`` compares.
+"""Registry of policies by name, for services and for ``weir compare``.
 
-A policy is a class in a file of its own and an entry here. Classes are imported when they are asked for, so that the
-controller does not depend on the published systems in ``baselines/``. A name may also be ``module:Class`` of a user's
-own :class:`~controller.policy.Policy`.
+A policy is a class in a file of its own with an entry here. Classes are imported on demand, so that the controller does
+not depend on the published systems in ``baselines/``. A name may also be ``module:Class`` of a user's own
+:class:`~controller.policy.Policy`.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from weir.errors import ConfigError
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One policy.
+    """Registry entry of one policy.
 
     Attributes:
-        source: ``module:name`` of what makes a policy from a :class:`~controller.setting.Setting`.
-        system: that it belongs to.
-        levels: assigns approximation levels, so that it plans on a published ladder as well.
-        as_published: a variant of another policy with all that its authors' experiments had, for comparison with them
-            only.
+        source: ``module:name`` of the callable that makes the policy from a :class:`~controller.setting.Setting`.
+        system: the system that the policy belongs to.
+        levels: whether the policy assigns approximation levels, so that it can plan on a published ladder as well.
+        as_published: whether this is a variant of another policy with every detail of the authors' experiments, for
+            comparisons with their results only.
     """
 
     source: str
@@ -56,21 +56,22 @@ POLICIES: dict[str, Entry] = {
 
 
 def names(*, levels: bool | None = None) -> tuple[str, ...]:
-    """The registered policies; those that assign levels, or those that do not, where asked."""
+    """Returns the names of the registered policies; ``levels`` selects those that assign levels, or those that do
+    not."""
     return tuple(name for name, entry in POLICIES.items() if levels is None or entry.levels is levels)
 
 
 def system_of(name: str) -> str:
-    """The system that a policy belongs to; "others" for a user's own."""
+    """Returns the system that a policy belongs to; "others" for a user's own policy."""
     return POLICIES[name].system if name in POLICIES else "others"
 
 
 def policy_class(name: str) -> Callable[[Setting], Policy]:
-    """What makes a policy of that name.
+    """Returns the callable that makes a policy of that name.
 
     Raises:
-        ConfigError: the name is not known, and the message lists those that are; or the module or the class is not
-            there, or is no policy.
+        ConfigError: the name is unknown (the message lists the known ones), the module or the class does not exist, or
+            the class is not a policy.
     """
     source = POLICIES[name].source if name in POLICIES else name
     module, colon, attribute = source.partition(":")
@@ -79,17 +80,18 @@ def policy_class(name: str) -> Callable[[Setting], Policy]:
     try:
         made: Callable[[Setting], Policy] = getattr(import_module(module), attribute)
     except (ImportError, AttributeError) as error:
-        raise ConfigError(f"policy {name}: {error}; give module:Class of a class that can be imported") from None
+        raise ConfigError(f"policy {name}: {error}; use module:Class of an importable class") from None
     if name not in POLICIES and not (isinstance(made, type) and issubclass(made, Policy)):
-        raise ConfigError(f"policy {name}: it is no subclass of controller.policy.Policy")
+        raise ConfigError(f"policy {name}: it is not a subclass of controller.policy.Policy")
     return made
 
 
 def make_policy(name: str, setting: Setting) -> Policy:
-    """A fresh policy for one run.
+    """Makes a new policy for one run.
 
     Raises:
-        ConfigError: as :func:`policy_class`; or the policy needs what the setting does not have, and the message says
-            what, and how to get it.
+        ConfigError: as :func:`policy_class`; or the setting lacks a measurement that the policy needs, in which case
+        the
+            message names the measurement and the command that makes it.
     """
     return policy_class(name)(setting)

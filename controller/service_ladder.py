@@ -1,7 +1,7 @@
-"""A service as a ladder of approximation levels: the last variant resumed at every K of its cache, and every variant.
+"""Conversion of a service to a ladder of approximation levels: every K of its cache, and every variant.
 
-Policies that assign levels to GPUs and prompts plan on it (``controller/level_policy.py``), on a cluster as in the
-simulator.
+Policies that assign levels to GPUs and prompts (``controller/level_policy.py``) plan on this ladder, on a cluster and
+in the simulator.
 """
 
 from __future__ import annotations
@@ -14,18 +14,19 @@ from weir.approximation_levels import Ladder, Level, PromptGroup, Strategy
 from weir.profiles import Profile
 from weir.prompt_levels import LevelRecord
 
-#: Equal means would leave no ladder: each level costs at least this much quality.
+#: Least loss of quality from one level to the next, because a ladder needs strictly descending means.
 LEAST_LOSS = 1e-6
 
 
 @dataclass(frozen=True, slots=True)
 class StoredStates:
-    """What the states in a cache are worth, as a cache profile says.
+    """Quality and frequency of the states in a cache, from a cache profile.
 
     Attributes:
-        worth: by K, mean quality of images that resume at K, whatever the similarity of the prompts, as a share of a
-            whole run's.
-        shares: by K, share of the requests whose similarity to a cached prompt admits it; 0: a miss. Empty: not known.
+        worth: mean quality of images that resume at K over all similarities of the prompts, by K, as a share of a whole
+            run's.
+        shares: share of the requests whose similarity to a cached prompt admits K, by K, where 0 is a miss. Empty when
+            it is unknown.
     """
 
     worth: Mapping[int, float]
@@ -34,10 +35,10 @@ class StoredStates:
 
 @dataclass(frozen=True, slots=True)
 class PromptClass:
-    """Prompts that are told apart.
+    """A class of prompts.
 
     Attributes:
-        share: of all prompts.
+        share: share of all prompts.
         worth: quality by name of the level, as a share of a whole run's; levels without an entry have their mean.
     """
 
@@ -48,13 +49,15 @@ class PromptClass:
 def service_ladder(
     profile: Profile, slo_s: float, states: StoredStates | None = None, records: Sequence[LevelRecord] = ()
 ) -> Ladder | None:
-    """The ladder of a family, which policies for levels plan on; None where qualities were not measured as shares of
-    the last variant's.
+    """Builds the ladder of a family for policies that assign levels.
 
     Args:
-        states: None leaves whole runs only.
-        records: of a level head, from the hardest prompts to the easiest; what resuming does to each class was not
-            measured, so it counts as the mean.
+        states: the states of the cache; None leaves whole runs only.
+        records: records of a level head, from the hardest prompts to the easiest. The quality of resumed images was not
+            measured by class, so it counts as the mean.
+
+    Returns:
+        The ladder; None when qualities were not measured as shares of the last variant's.
     """
     if profile.quality is None or profile.quality.smaller_is_better:
         return None
@@ -67,9 +70,10 @@ def service_ladder(
 def ladder_of(
     profile: Profile, slo_s: float, states: StoredStates | None, classes: Sequence[PromptClass] = ()
 ) -> Ladder:
-    """The same for classes of prompts that may be of any kind.
+    """Builds the ladder of a family for any classes of prompts.
 
-    Times are those of full batches, for so a GPU under load runs. Levels are named ``K=5`` and by the variant's key.
+    Times are those of full batches, because a GPU under load runs full batches. Levels are named ``K=5`` or by the key
+    of the variant.
     """
     last = profile.heavy
     batch = best_batch(last.latency, slo_s)
@@ -114,8 +118,8 @@ def ladder_of(
 def _smaller(
     profile: Profile, slo_s: float, whole: Level, means: dict[str, float], classes: Sequence[PromptClass]
 ) -> list[Level]:
-    """The variants before the last one, from the best to the fastest, without those that another beats; adds the mean
-    quality of each to ``means``."""
+    """Returns the levels of the variants before the last one, from the best to the fastest, without dominated ones.
+    Adds the mean quality of each variant to ``means``."""
     found = [whole]
     for key in reversed(profile.keys[:-1]):
         variant = profile.variant(key)
@@ -139,7 +143,7 @@ def _smaller(
 
 
 def _mean(name: str, measured: float, classes: Sequence[PromptClass]) -> float:
-    """Over all prompts."""
+    """Returns the mean quality over all prompts."""
     total = sum(each.share for each in classes)
     if not total:
         return measured

@@ -1,4 +1,4 @@
-"""What a policy knows before the first request: the hardware, the deadline, the profiled curves."""
+"""The setting of a policy: the hardware, the deadline and the profiled curves, known before the first request."""
 
 from __future__ import annotations
 
@@ -20,27 +20,34 @@ from weir.prompt_levels import LevelHead
 
 @dataclass(frozen=True, slots=True)
 class QualityCurve:
-    """Measured quality of a mix by its light share: values at equal steps from all heavy (0) to all light (1).
+    """Measured quality of a mix by its light share.
 
-    ``smaller_is_better`` holds for distances such as FID.
+    Attributes:
+        values: qualities at equal steps of the light share, from all heavy (0) to all light (1).
+        smaller_is_better: True for distances such as FID.
     """
 
     values: tuple[float, ...]
     smaller_is_better: bool = True
 
     def at(self, light_share: float) -> float:
-        """The measured value, linear between the points."""
+        """Returns the quality at a light share, interpolated linearly."""
         return float(np.interp(light_share, np.linspace(0, 1, len(self.values)), self.values))
 
     def reward(self, light_share: float) -> float:
-        """The same with larger being better."""
+        """Returns the quality at a light share on a scale where larger is better."""
         return -self.at(light_share) if self.smaller_is_better else self.at(light_share)
 
 
 @dataclass(frozen=True, slots=True)
 class LevelStats:
-    """Prompts for which one level was predicted, as measured: their ``share`` of all, F(t) of their light images, and
-    the quality of their mix on the scale of :attr:`Setting.quality`."""
+    """Measured statistics of the prompts with one predicted level.
+
+    Attributes:
+        share: share of all prompts.
+        deferral: F(t) of their light images.
+        quality: quality of their mix, on the scale of :attr:`Setting.quality`.
+    """
 
     share: float
     deferral: DeferralCurve
@@ -49,12 +56,13 @@ class LevelStats:
 
 @dataclass(frozen=True, slots=True)
 class JudgedVariant:
-    """A variant of the ladder with a judge behind it, as it was measured.
+    """Measurements of a variant of the ladder that is followed by a judge.
 
     Attributes:
         deferral: F(t) of its images.
-        quality: of mixes of this variant with the last one; None where it was not measured.
-        confidences: of single images, prompt by prompt in the order of every other variant's; empty: not measured.
+        quality: quality of mixes of this variant with the last one; None when it was not measured.
+        confidences: confidences of single images, with the prompts in the same order for every variant; empty when they
+            were not measured.
     """
 
     deferral: DeferralCurve
@@ -64,20 +72,21 @@ class JudgedVariant:
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """One ladder of variants on one set of GPUs, and all that was measured of it.
+    """One ladder of variants on one set of GPUs, with all its measurements.
 
     Attributes:
-        gpus: types and counts at the start, with the times of every variant; ranks run through them in order.
-        deferral, quality, confidences: of the first variant, see :class:`JudgedVariant`. Without a measured quality,
-            deferring more counts as better.
+        gpus: types and counts at the start, with the latencies of every variant; ranks run through them in order.
+        deferral, quality, confidences: measurements of the first variant, see :class:`JudgedVariant`. Without a
+            measured quality, deferring more counts as better.
         discriminator_s: seconds that judging adds to a batch of the first variant beyond its profile.
-        stepwise: images join and leave at every step; otherwise a batch runs as one.
-        resumed: measured quality of images that resumed from a cached state, as a share of a whole run's. It says
-            nothing of distances such as FID.
-        short_runs: lengths of the last variant's runs from noise that a plan may choose, with what they save and lose.
-        levels: prompts by predicted level, from level 0, the hardest; empty: they are not told apart.
+        stepwise: whether images join and leave at every step; otherwise a batch runs as a whole.
+        resumed: measured quality of images that resumed from a cached state, as a share of a whole run's. It does not
+            apply to distances such as FID.
+        short_runs: lengths of the last variant's runs from noise that a plan may choose, with their work and loss.
+        levels: statistics of the prompts by predicted level, from level 0, the hardest; empty when prompts are not
+            distinguished.
         middle: the variants between the first and the last, by key.
-        ladder: approximation levels, for policies that assign them; None where their quality is not known. Variants of
+        ladder: approximation levels for policies that assign them; None when their quality is unknown. The variants of
             its levels are keys.
     """
 
@@ -104,12 +113,12 @@ class Setting:
         resumed: float = 1.0,
         states: StoredStates | None = None,
     ) -> Setting:
-        """The setting of a measured family; its times of judged variants hold the discriminator.
+        """Builds the setting of a profiled family, whose latencies of judged variants include the discriminator.
 
         Args:
-            levels: with a level head its measured qualities count, for those of the profile may be on another scale.
+            levels: level head; its measured qualities replace those of the profile, which may be on another scale.
             resumed: see the class.
-            states: what the cache's states are worth; None without a cache, or where it was not measured.
+            states: states of the cache; None without a cache, or when they were not measured.
         """
         first, *middle = profile.keys[:-1]
         gpu = GpuType(profile.device, gpus, {key: profile.variant(key).latency for key in profile.keys})
@@ -142,7 +151,7 @@ class Setting:
 
     @classmethod
     def of_ladder(cls, ladder: Ladder, gpus: int, slo_s: float) -> Setting:
-        """The setting of a published ladder, which has levels and no cascade: nothing is known of any judge.
+        """Builds the setting of a published ladder, which has levels but no cascade and no measurements of a judge.
 
         Raises:
             ConfigError: names the argument that is out of range.
@@ -167,14 +176,14 @@ class Setting:
 
     @property
     def last(self) -> str:
-        """The best variant's key."""
+        """Key of the best variant."""
         return self.variants[-1]
 
     def chain(self, variants: Sequence[str]) -> Setting:
-        """The setting of the cascade of these variants alone, in the order of the ladder, ending in the last one.
+        """Returns the setting of a chain of these variants, which are in the order of the ladder and end in its last
+        one.
 
-        Prompts are told apart by levels that were fitted on the first variant before the last one, so in other chains
-        they are not.
+        The predicted levels were fitted on the first and the last variant, so other chains have no levels.
         """
         first = variants[0]
         whole = tuple(variants) == self.variants
@@ -193,7 +202,7 @@ class Setting:
 
     @property
     def resumed_reward(self) -> float:
-        """What a resumed image is worth, larger being better, on the scale of the curve's rewards."""
+        """Quality of a resumed image on the scale of :meth:`QualityCurve.reward`; larger is better."""
         if self.quality is None:
             return 1.0
         return self.quality.reward(0) * (1.0 if self.quality.smaller_is_better else self.resumed)
@@ -210,8 +219,8 @@ class Setting:
         queue_delay_s: tuple[float, float] = (0.0, 0.0),
         tie_break: float = 0.0,
     ) -> Problem:
-        """DiffServe's own problem for the first and the last variant, all GPUs (or ``gpus``) of the first type; see
-        there."""
+        """Builds DiffServe's problem (:func:`~solvers.diffserve.published_problem`) for the first and the last variant,
+        with all GPUs (or ``gpus`` of them) of the first type."""
         first = self.gpus[0]
         return published_problem(
             first.light,
@@ -231,7 +240,7 @@ def _curve(measured: QualityProfile | None) -> QualityCurve | None:
 
 
 def _short_runs(profile: Profile, quality: QualityCurve) -> tuple[ShortRun, ...]:
-    """What was measured of each length; what it loses, as a share, also holds on another scale of quality."""
+    """Returns the measured short runs. Their losses are relative, so they apply to another scale of quality as well."""
     if profile.quality is None:
         return ()
     whole, worse = profile.quality.values[0], 1.0 if profile.quality.smaller_is_better else -1.0

@@ -1,8 +1,8 @@
-"""Which strategy approximates images now: cached states (AC), or smaller models (SM) while that does not pay. Pure.
+"""Switch between the approximation strategies: cached states (AC), or smaller models (SM) while AC does not pay off.
 
-AC pays while fetching a state takes less time than the steps that it saves, and while enough requests find one. The
-paper switches on network congestion and cache failure (Agarwal et al., Middleware 2025) but does not say how; the rule
-is ours.
+AC pays off while fetching a state takes less time than the steps that it saves, and while enough requests find a state.
+The paper switches on network congestion and cache failure (Agarwal et al., Middleware 2025) without publishing the
+rule; this rule is Weir's.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from weir.errors import PlanError
 
 @dataclass(frozen=True, slots=True)
 class SwitchRules:
-    """Two limits for each measurement, apart from each other, so that noise around one does not switch back and forth.
+    """Limits of the switch, with hysteresis: two separate limits per measurement, so that noise causes no oscillation.
 
     Attributes:
-        fetch_limit, fetch_back: fetch time as a share of the time it saves: AC is left above the first, and taken up
-            again below the second.
-        hits_limit, hits_back: share of requests with a usable state: AC is left below the first, and taken up again
-            above the second.
-        trip_s: how long measurements have to speak against AC without a break before it is left.
-        hold_s: how long they have to speak for it before it is taken up again; longer than a GPU is lost for when it
-            loads another model (:attr:`weir.approximation_levels.Level.load_s`, 12 to 47 s in the published ladder).
+        fetch_limit, fetch_back: fetch time as a share of the time it saves: above the first limit AC ends, and below
+            the second one it resumes.
+        hits_limit, hits_back: share of requests with a usable state: below the first limit AC ends, and above the
+            second one it resumes.
+        trip_s: seconds for which the measurements must be unfavourable without interruption before AC ends.
+        hold_s: seconds for which they must be favourable before AC resumes; longer than a GPU needs to load another
+            model (:attr:`weir.approximation_levels.Level.load_s`, 12 to 47 s in the published ladder).
     """
 
     fetch_limit: float = 1.0
@@ -57,13 +57,13 @@ class SwitchRules:
 
 @dataclass(frozen=True, slots=True)
 class CacheHealth:
-    """What was measured of the cache since the last look.
+    """Measurements of the cache since the last call.
 
     Attributes:
-        fetch_s: p95 seconds to fetch a state, infinite when the store does not answer. Under SM they come from probes;
-            None when nothing was fetched.
+        fetch_s: p95 seconds to fetch a state, infinite when the store does not answer; None when nothing was fetched.
+            Under SM the fetches are probes.
         saved_s: mean seconds of denoising that a fetched state saves; see :func:`saved_seconds`.
-        hit_share: share of requests with a usable state, whether it was fetched or not; None without any request.
+        hit_share: share of requests with a usable state, fetched or not; None without any request.
     """
 
     fetch_s: float | None
@@ -81,27 +81,31 @@ class CacheHealth:
 
 @dataclass(frozen=True, slots=True)
 class StrategyState:
-    """The strategy in force, and since when measurements have spoken for the other one without a break."""
+    """The strategy in force, and the time since which the measurements favour the other one without interruption."""
 
     strategy: Strategy = Strategy.AC
     against_since_s: float | None = None
 
 
 def saved_seconds(hits: Mapping[float, float], step_s: float) -> float:
-    """Mean seconds of denoising that a hit saves: ``hits`` are the shares of requests by what is skipped, in units of
-    ``step_s`` (steps, or shares of a run of ``step_s`` seconds), of any sum; 0 for none."""
+    """Returns the mean seconds of denoising that a hit saves; 0 without hits.
+
+    Args:
+        hits: share of requests by the amount that is skipped, in units of ``step_s``: steps, or shares of a run of
+            ``step_s`` seconds. The shares need not add up to 1.
+    """
     shares = sum(share for k, share in hits.items() if k > 0)
     return step_s * sum(k * share for k, share in hits.items()) / shares if shares > 0 else 0.0
 
 
 def next_strategy(state: StrategyState, seen: CacheHealth, now_s: float, rules: SwitchRules) -> StrategyState:
-    """The state after one look at the cache. What was not measured speaks for no change.
+    """Returns the state after one measurement of the cache. A missing measurement favours no change.
 
     Args:
-        now_s: any clock that does not run backwards.
+        now_s: time of a monotonic clock.
     """
     leaving = state.strategy is Strategy.AC
-    if not (_speaks_against(seen, rules) if leaving else _speaks_for(seen, rules)):
+    if not (_is_unfavourable(seen, rules) if leaving else _is_favourable(seen, rules)):
         return replace(state, against_since_s=None)
     since = now_s if state.against_since_s is None else state.against_since_s
     if now_s - since < (rules.trip_s if leaving else rules.hold_s):
@@ -109,12 +113,12 @@ def next_strategy(state: StrategyState, seen: CacheHealth, now_s: float, rules: 
     return StrategyState(Strategy.SM if leaving else Strategy.AC)
 
 
-def _speaks_against(seen: CacheHealth, rules: SwitchRules) -> bool:
+def _is_unfavourable(seen: CacheHealth, rules: SwitchRules) -> bool:
     slow = seen.fetch_s is not None and seen.fetch_s > rules.fetch_limit * seen.saved_s
     return slow or (seen.hit_share is not None and seen.hit_share < rules.hits_limit)
 
 
-def _speaks_for(seen: CacheHealth, rules: SwitchRules) -> bool:
+def _is_favourable(seen: CacheHealth, rules: SwitchRules) -> bool:
     if seen.fetch_s is None:
         return False
     fast = seen.fetch_s < rules.fetch_back * seen.saved_s

@@ -1,1 +1,1 @@
-"""Weir's own policies."""
+"""Weir's own policies: cascades, ladders of variants, and approximation levels."""

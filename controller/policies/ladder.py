@@ -1,9 +1,9 @@
-"""Weir's policy for a ladder of variants: every chain that ends in the best one, and the chain in use as the load asks.
+"""Weir's policy for a ladder of variants, which chooses the chain by the load.
 
-Every chain of two and of three is planned by a policy of its own (``controller/policies/weir.py``), which takes in what
-happens whether or not its chain is in use. When the chain in use is planned again, the programs of all chains are
-solved for the same demand, and the best of them is in use from then on (``solvers/cascades.py``). A change of the chain
-moves no weights: a replica holds all variants.
+Every chain of two or three variants that ends in the best one has a policy of its own
+(``controller/policies/weir.py``), which receives every observation whether or not its chain is in use. When the chain
+in use is planned again, the programs of all chains are solved for the same demand, and the best chain is used from then
+on (``solvers/cascades.py``). A change of the chain moves no weights, because a replica holds all variants.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ from solvers.cascades import chosen_chain
 from weir.errors import ConfigError
 from weir.plan import Plan
 
-#: Seconds between choices.
+#: Seconds between choices of the chain.
 PERIOD_S = 5.0
-#: Share of the range of all qualities that a chain has to be better by to be changed to.
+#: Gain in quality that a change of the chain requires, as a share of the range of all qualities.
 SWITCH_COST = 5e-3
 
 
 def weir(setting: Setting) -> Policy:
-    """Weir's policy for a ladder of any length."""
+    """Makes Weir's policy for a ladder of any length."""
     return Weir(setting) if len(setting.variants) == 2 else WeirLadder(setting)
 
 
 class WeirLadder(Policy):
-    """See the module.
+    """Weir's policy for a ladder of three or more variants; see the module.
 
     Attributes:
-        chains: that there are, each from its fastest variant to the best one of the ladder.
+        chains: the candidate chains, each from its fastest variant to the best one of the ladder.
         running: index of the chain in use.
 
     Raises:
@@ -70,7 +70,7 @@ class WeirLadder(Policy):
         self._switch_cost = SWITCH_COST * (max(values) - min(values))
 
     def first_plan(self) -> Plan:
-        """The best chain's without any load, which is the one in use until the first choice."""
+        """Returns the first plan of the chain that is best without load, which is used until the first choice."""
         self.running = self._best(0.0, tuple(gpu.count for gpu in self.setting.gpus))
         member = self._members[self.running]
         plan, self.account = member.first_plan(), member.account

@@ -1,29 +1,30 @@
-"""Weir's own policy for one cascade: the joint program on honest inputs, and no image thrown away.
+"""Weir's policy for one cascade: the joint program on live measurements.
 
-Differences to DiffServe, each with its reason:
+Differences from DiffServe, each with its reason:
 
-- demand is the arrival rate (``controller.demand``), not a count of what is in flight;
-- the light stage keeps head-room, because its queue costs deadlines. A heavy stage of whole batches is planned a little
-  more than full: what it cannot finish in time is answered with the light image, so there a full queue costs quality
-  only, and the gaps that chance leaves in a stage planned just full waste it. One that images join at every step has
-  no such gaps and is planned just full, so that the threshold chooses who is deferred and not the deadline;
-- requests that begin heavy have no light image to fall back on, so they weigh as much as a stage planned just full;
-- the objective is measured quality, so nothing is deferred beyond the best mix;
-- F(t) is corrected by live confidences, and the share of deferred requests by what was really deferred: chance and
-  error in F(t) are paid back within a few plans;
-- batch times are corrected by what the workers measured;
-- what the cache saves is planned with, as it was in the last minute, and the plan says which hits are worth the heavy
-  variant at once and which begin light like any other request. A resumed image is worth what was measured, so where
-  there is time for whole runs the cache is left alone;
-- heavy runs from noise get shorter where the whole ones would leave more requests light, by what was measured of each
-  length;
-- states that do not come in time count as what they cost, a whole run. While fetching takes longer than it saves, hits
-  begin light (``controller/strategy.py``);
-- prompts that are predicted to need the heavy variant go there at once while that costs less than running both;
-- requests go to the replica that finishes first.
+- The demand is the arrival rate (``controller.demand``), not a count of requests in flight.
+- The light stage keeps head-room, because its queue costs deadlines. A heavy stage of whole batches is planned slightly
+  more than full: a request that it cannot finish in time is answered with the light image, so a full queue costs
+      quality
+  only, and a stage planned just full would waste capacity in random gaps. A heavy stage that images join at every step
+  has no such gaps and is planned just full, so that the threshold decides which images are deferred, not the deadline.
+- Requests that begin heavy have no light image to fall back on, so they have the weight of a stage planned just full.
+- The objective is measured quality, so nothing is deferred beyond the best mix.
+- F(t) is corrected by live confidences, and the share of deferred requests by the observed share: random deviations and
+  errors in F(t) are compensated within a few plans.
+- Batch times are corrected by the measurements of the workers.
+- The savings of the cache in the last minute are part of the program. The plan decides which hits start at the heavy
+  variant and which begin light like any other request. A resumed image has its measured quality, so the cache is
+  ignored where there is time for whole runs.
+- Heavy runs from noise get shorter, by the measured quality of each length, where whole runs would leave more requests
+  light.
+- States that do not arrive in time count as whole runs. While fetching takes longer than it saves, hits begin light
+  (``controller/strategy.py``).
+- Prompts that are predicted to need the heavy variant start there while that costs less than running both variants.
+- A request goes to the replica that finishes it first.
 
-A chain of three has two judges. The program chooses the share that each of them defers of what it sees, and the
-thresholds follow from their live curves; the second judge sees only what the first one defers.
+A chain of three has two judges. The program chooses the share that each of them defers of the images it sees, and the
+thresholds follow from their live curves. The second judge sees only the images that the first one defers.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from __future__ import annotations
 from dataclasses import replace
 from itertools import pairwise
 
-from controller.cache_forecast import LiveHits
+from controller.cache_forecast import CacheForecast
 from controller.curves import LiveDeferral, deferral_behind
 from controller.demand import DemandForecast
 from controller.latencies import LiveLatency
@@ -50,48 +51,48 @@ from weir.approximation_levels import Strategy
 from weir.errors import ConfigError
 from weir.plan import Plan, Rules
 
-#: Variants of a cascade at most.
+#: Largest number of variants in a cascade.
 LONGEST = 3
-#: Seconds between solutions, and between trims of the threshold, when nothing surprising happens.
+#: Seconds between solutions, and between corrections of the thresholds, on a steady load.
 PERIOD_S = 5.0
 TRIM_S = 2.0
-#: A forecast this far above the planned demand asks for a plan at once.
+#: Ratio of forecast to planned demand that triggers a plan at once.
 SURPRISE = 1.3
 #: Capacity planned for each request of the forecast.
 HEAD_ROOM = 1.05
 LIGHT_UTILISATION = 0.8
 HEAVY_UTILISATION = 1.1
-#: What the middle stage of a chain of three does not finish is answered with the first variant's image, which is the
-#: larger loss: it is planned just full.
+#: A request that the middle stage of a chain of three does not finish is answered with the image of the first variant,
+#: which is a larger loss, so the stage is planned just full.
 MIDDLE_UTILISATION = 0.95
-#: Where images join at every step chance leaves no gaps, and what is too much falls back whatever its confidence.
+#: A stage that images join at every step has no random gaps, and its excess falls back regardless of confidence.
 HEAVY_UTILISATION_BY_STEPS = 0.95
-#: Share of the heavy stage that requests which begin heavy may count on. No light image stands behind them, so their
-#: queue costs deadlines or light images; it is planned just full.
+#: Utilisation of the heavy stage by requests that begin heavy. They have no light image to fall back on, so their queue
+#: costs deadlines or additional light images; it is planned just full.
 UNBACKED_UTILISATION = 0.95
-#: Share of a light batch that a request waits for its replica to come free.
+#: Wait of a request for its replica, as a share of the light batch latency.
 LIGHT_RESIDUAL = 0.5
-#: Quality (0…1 over the whole curve) worth giving up to spare one role change, and to leave a GPU spare.
+#: Quality (0…1 over the whole curve) that avoiding one role change, and leaving one GPU spare, is worth.
 ROLE_CHANGE_COST = 2e-3
 GPU_COST = 1e-5
-#: Seconds over which a deviation of the deferred share is paid back, and the most it may move the share.
+#: Seconds over which a deviation of the deferred share is compensated, and the largest correction of the share.
 PAYBACK_S = 2.0
 MOST_PAYBACK = 0.25
-#: Share of states that have to come in time for the cache to be left alone where it is not needed: an unhealthy store
-#: keeps being probed, or its recovery would not be seen.
+#: Least share of successful fetches for which a plan may ignore the cache: an unhealthy store keeps being probed,
+#: because its recovery would stay unnoticed otherwise.
 SOUND = 0.9
-#: Shares of steps, and qualities, are told apart no finer than this.
+#: Shares of steps and qualities that differ by less are equal.
 ROUNDING = 1e-6
 
 
 class Weir(Policy):
-    """See the module.
+    """Weir's policy for a cascade of two or three variants; see the module.
 
     Args:
-        switch: when fetching states is given up, and taken up again.
+        switch: limits at which fetching states ends and resumes.
 
     Attributes:
-        strategy: AC while states are fetched for what they save, SM while that does not pay.
+        strategy: AC while fetching states saves time, SM while it does not.
 
     Raises:
         ConfigError: the setting has more than three variants.
@@ -110,18 +111,18 @@ class Weir(Policy):
         self._deferral = LiveDeferral(setting.deferral)
         self._behind = [LiveDeferral(judged.deferral) for judged in setting.middle.values()]
         self._latency = LiveLatency(setting)
-        self._hits = LiveHits()
+        self._hits = CacheForecast()
         self._groups = LiveGroups(setting.levels)
         self._strategy = LiveStrategy(switch)
         self._plan: Plan | None = None
         self._seen_at_s = self.planned_at_s = self._trimmed_at_s = 0.0
         self._planned_rps = 0.0
-        self._shares = (0.0,) * len(setting.variants[1:])  # that each judge defers of what it sees
+        self._shares = (0.0,) * len(setting.variants[1:])  # planned share that each judge defers of the images it sees
         self._owed = 0.0
 
     def first_plan(self) -> Plan:
-        """Without any observation: ready for the largest demand that still gets the best quality. For that there is
-        time, so resumed images, if they are worth less, are not needed either."""
+        """Returns the plan for the largest demand that still gets the best quality. At this demand there is time for
+        whole runs, so the plan does not resume images if that lowers their quality."""
         counts = tuple(g.count for g in self.setting.gpus)
         best = self._solve(0.0, counts).point.quality - ROUNDING
         low, high = 0.0, 1.0
@@ -138,7 +139,7 @@ class Weir(Policy):
         return self._plan
 
     def resume(self, running: Plan) -> None:
-        """Plans again with the first request it sees, at the cost of changing the running roles."""
+        """Continues from the plan in force. The next plan accounts for the cost of changing its roles."""
         super().resume(running)
         self.follow(running, 0.0)
         if self._is_mine(running):
@@ -148,19 +149,19 @@ class Weir(Policy):
             )
 
     def follow(self, running: Plan, demand_rps: float) -> None:
-        """Takes note of a plan in force that another policy made for a demand."""
+        """Records the plan in force, which another policy made for a demand."""
         self._plan, self._planned_rps = running, demand_rps
 
     def watch(self, seen: Observation) -> None:
-        """Takes in one second without planning for it: the confidences, where the plan in force begins with the same
-        variant, are of all prompts, as they would be under this policy's plans."""
+        """Adds the observation of one second without planning. The confidences are used when the plan in force begins
+        with the same variant: they then cover all prompts, as under the plans of this policy."""
         self._take_in(seen)
         self._owed = 0.0
 
     def observe(self, seen: Observation) -> Plan | None:
         self._take_in(seen)
         if not any(seen.replicas):
-            return None  # no replica could follow a plan
+            return None  # there is no replica to apply a plan
         demand_rps = self.demand_rps
         surprised = demand_rps > SURPRISE * self._planned_rps
         lost = self._plan is not None and len(self._plan.assignments) != sum(seen.replicas)
@@ -169,14 +170,14 @@ class Weir(Policy):
             return self.plan_now(seen.now_s, seen.replicas)
         if self._plan is not None and seen.now_s - self._trimmed_at_s >= TRIM_S:
             self._trimmed_at_s = seen.now_s
-            words = "thresholds follow the last confidences: " + self._deferral_words()
+            words = "thresholds follow the recent confidences: " + self._deferral_words()
             return self._trimmed(self._plan, self.next_version(), words)
         return None
 
     def _take_in(self, seen: Observation) -> None:
         self._demand.observe(seen.arrivals, seen.now_s - self._seen_at_s)
         self._seen_at_s = seen.now_s
-        # The judge of another plan's first variant may be none of this chain's, or one that sees a part only.
+        # The judge of another plan's first variant may be missing in this chain, or see only a part of its images.
         begun = self._plan is None or self._plan.first == self.setting.variants[0]
         confidences, deferred = (seen.confidences, seen.deferred) if begun else ((), 0)
         self._deferral.observe(confidences)
@@ -196,11 +197,11 @@ class Weir(Policy):
 
     @property
     def demand_rps(self) -> float:
-        """What it plans for now, head-room included."""
+        """Requests per second to plan for now, head-room included."""
         return HEAD_ROOM * self._demand.rate_rps()
 
     def plan_now(self, now_s: float, counts: tuple[int, ...]) -> Plan:
-        """The plan for the demand as it is, whether one is due or not."""
+        """Returns a plan for the current demand, whether or not one is due."""
         self.planned_at_s = self._trimmed_at_s = now_s
         return self._publish(self.demand_rps, counts)
 
@@ -213,7 +214,7 @@ class Weir(Policy):
         self.account.solves(demand_rps, solution)
         kept = self._plan is not None and self._is_mine(self._plan) and len(self._plan.assignments) == sum(counts)
         if solution.status is Status.LIGHTEST and self._plan is not None and kept:
-            return self._trimmed(self._plan, self.next_version(), "no solver answered: the last good split stays")
+            return self._trimmed(self._plan, self.next_version(), "every solver failed: the last valid split stays")
         before_rps, self._planned_rps = self._planned_rps or None, demand_rps
         self._shares = begun_shares(problem, solution)
         words = [demand_words(demand_rps, before_rps), *solution_words(problem, solution, self._shares)]
@@ -228,8 +229,8 @@ class Weir(Policy):
         return self._trimmed(replace(solution.to_plan(problem, version), rules=rules), version, "; ".join(words))
 
     def _trimmed(self, plan: Plan, version: int, reason: str) -> Plan:
-        """The plan with the thresholds that defer the planned shares, and what is owed of the first, by the latest
-        F(t)."""
+        """Returns the plan with the thresholds that defer the planned shares by the latest F(t); the first share
+        includes the compensation of past deviations."""
         thresholds = [self._deferral.threshold_for(self._shares[0] + self._payback())]
         for curve, judged, share in zip(self._behind, self.setting.middle.values(), self._shares[1:], strict=True):
             own = (self.setting.confidences, judged.confidences)
@@ -243,7 +244,7 @@ class Weir(Policy):
         return ", ".join(f"{share:.0%} of the {variant} images are deferred" for variant, share in judged)
 
     def _payback(self) -> float:
-        """What to add to the deferred share so that the last deviation is made up for."""
+        """Correction of the first deferred share that compensates past deviations."""
         if self._shares[0] in (0.0, 1.0):
             return 0.0
         expected = max(1.0, self._demand.rate_rps() * PAYBACK_S)
@@ -253,7 +254,8 @@ class Weir(Policy):
         return solve(self.problem(demand_rps, counts), self._solver)
 
     def problem(self, demand_rps: float, counts: tuple[int, ...]) -> Problem:
-        """The program for a demand and so many live replicas of each type, with all that was observed."""
+        """Returns the allocation problem for a demand and ``counts`` live replicas by type, with all live
+        measurements."""
         setting, curve = self.setting, self._deferral.curve()
         quality = setting.quality
         hits = self._hits.hits(setting.resumed_reward)
@@ -290,14 +292,15 @@ class Weir(Policy):
         )
 
     def _grid(self) -> ChainGrid:
-        """Of a chain of three; without measured qualities, the more the last variant answers, the better."""
+        """Returns the grid of a chain of three. Without measured qualities, a larger share of the last variant is
+        better."""
         curves = [self.setting.quality, *(judged.quality for judged in self.setting.middle.values())]
         rewards = [curve.reward if curve else lambda share: 1 - share for curve in curves]
         return chain_grid(self._deferral.threshold_for, self._behind[0].threshold_for, mixed(rewards))
 
     def _direct_cuts(self, hits: tuple[CacheHit, ...]) -> tuple[float, ...]:
-        """What the plan may choose from: while fetching does not pay, hits begin light like all others (SM), and those
-        that are deferred go on showing what a fetch takes."""
+        """Returns the cuts that the plan may choose. Under SM all hits begin light like other requests, and the
+        deferred ones keep measuring the fetch time."""
         if not hits:
             return (0.0,)
         if self._strategy.strategy is Strategy.SM:
@@ -309,14 +312,15 @@ class Weir(Policy):
         return self._strategy.strategy
 
     def _least_saved(self, cut: float) -> float:
-        """A cut of the program as the rule that requests are held against: in what a lookup promises, of which only a
-        part arrives, and a hair below, so that rounding turns no hit away."""
+        """Converts a cut of the program to the rule of the plan, which applies to the saving that a lookup reports.
+        Only a part of the fetches succeed, so the cut is divided by that part; it is lowered slightly against
+        rounding."""
         arriving = self._hits.arriving
         return cut if cut in (0.0, 1.0) else min(1.0, cut / arriving - ROUNDING)
 
     def _running(self, counts: tuple[int, ...]) -> list[dict[str, int] | None]:
-        """Replicas of each type by variant under the running plan, whose ranks run through the types in order; None
-        where some of them serve a variant of another chain, and have to change anyway."""
+        """Returns the replicas of each type by variant under the running plan, whose ranks run through the types in
+        order; None when some of them serve a variant of another chain and have to change in any case."""
         running: list[dict[str, int] | None] = []
         first = 0
         for count in counts:
@@ -328,7 +332,7 @@ class Weir(Policy):
 
 
 def begun_shares(problem: Problem, solution: Solution) -> tuple[float, ...]:
-    """Of the images that each judge sees, the share that the solution defers; the first one sees those of requests
+    """Returns the share that the solution defers of the images that each judge sees. The first judge sees the requests
     that begin at the first variant."""
     j, begun = solution.point.j, problem.groups[: solution.point.entry]
     total = sum(group.share for group in begun)

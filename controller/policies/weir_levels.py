@@ -1,13 +1,13 @@
-"""Weir's own: levels for prompts, not for GPUs.
+"""Weir's policy for approximation levels, which assigns levels to prompts and not to GPUs.
 
-A GPU that holds the heavy model serves every cached level, so no GPU needs a level of its own. Nothing is then lost to
-whole GPUs or to unequal queues, and the program decides the level of every class of prompts at once from their measured
-qualities, in place of an allocation by mean quality and an alignment after it.
+A GPU that holds the heavy model serves every cached level, so no GPU needs a level of its own. Nothing is lost to whole
+GPU counts or to unequal queues, and one program decides the level of every class of prompts from their measured
+qualities, instead of an allocation by mean quality followed by an alignment.
 
-A queue is free until it takes up the time that the deadline leaves, so it is used before images get worse: levels are
-planned for the lesser of the forecast and the last second's rate, and only as the queue comes near to what the fastest
-level's images can still wait for, for more than comes. What the queue no longer leaves time for is out of the program:
-a level that is too slow would only be hurried to a faster one that the program did not choose.
+A queue costs nothing until it uses up the slack before the deadline, so it grows before images get worse. Levels are
+planned for the smaller of the forecast and the last second's rate. Only when the queue approaches the slack of the
+fastest level are they planned for more than the arrival rate. Levels that the queue leaves no time for are removed from
+the program: their requests would be moved to a faster level that the program did not choose.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from controller.setting import Setting
 from solvers.allocation import LevelProblem, share_levels
 from weir.plan import Plan
 
-#: Share of the time between the fastest level's latency and the deadline that may go by in a queue, unanswered for.
+#: Share of the slack of the fastest level that the queue may use before levels are planned for more demand.
 CALM = 0.75
-#: Share of the capacity that is planned with at least, however long the queue.
+#: Least share of the capacity to plan with, for any length of the queue.
 LEAST_FREE = 1e-3
 
 
 class WeirLevels(LevelPolicy):
-    """See the module."""
+    """Policy that assigns levels to classes of prompts; see the module."""
 
     name = "weir-levels"
     period_s = 1.0
@@ -47,7 +47,8 @@ class WeirLevels(LevelPolicy):
         return replace(self.place((), found.shift), hurry=True)
 
     def _in_time(self, problem: LevelProblem) -> LevelProblem:
-        """The problem without the levels whose images would be late behind the queue; the fastest always stays."""
+        """Returns the problem without the levels whose images would be late after the queue. The fastest level always
+        stays."""
         left_s = self.setting.slo_s - self._backlog_s
         fits = [level.latency_s[0] <= left_s for level in self.levels[:-1]] + [True]
         (gpu,) = problem.gpus

@@ -1,4 +1,4 @@
-"""The forecast: honest on a steady load, awake to a burst, deaf to nonsense."""
+"""Tests of the demand forecast: it is exact on a steady load, follows bursts and ignores invalid counts."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ def forecast(counts) -> float:
     return demand.rate_rps()
 
 
-def test_nothing_observed_is_no_demand():
+def test_without_observations_the_demand_is_zero():
     assert forecast([]) == 0.0
 
 
-def test_a_steady_rate_is_the_rate():
+def test_a_steady_rate_is_forecast_exactly():
     assert forecast([20] * 30) == pytest.approx(20)
 
 
-def test_poisson_noise_moves_the_forecast_little():
+def test_poisson_noise_changes_the_forecast_little():
     rng = np.random.default_rng(0)
     demand, seen = DemandForecast(), []
     for count in rng.poisson(20, 300):
@@ -44,16 +44,16 @@ def test_the_end_of_a_burst_shows_within_seconds():
     assert forecast([50] * 30 + [5] * 4) < 15
 
 
-def test_silence_brings_the_forecast_down():
+def test_the_forecast_falls_without_arrivals():
     assert forecast([20] * 30 + [0] * 16) < 1.0
 
 
-@pytest.mark.parametrize("nonsense", [math.nan, -5, math.inf])
-def test_counts_that_make_no_sense_are_left_out(nonsense):
-    assert forecast([20] * 16 + [nonsense]) == pytest.approx(20)
+@pytest.mark.parametrize("invalid", [math.nan, -5, math.inf])
+def test_invalid_counts_are_ignored(invalid):
+    assert forecast([20] * 16 + [invalid]) == pytest.approx(20)
 
 
-def test_a_late_observation_is_weighed_by_its_seconds():
+def test_a_late_observation_is_weighted_by_its_seconds():
     demand = DemandForecast()
     for _ in range(4):
         demand.observe(60, 3.0)

@@ -1,4 +1,4 @@
-"""``weir plan``: one instance, as numbers and in words."""
+"""Tests of ``weir plan``: one instance as numbers and as text."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ def test_the_quality_objective_stops_at_the_best_mix():
     assert "this is the best mix" in explain(*plan_for(SETTING, 4))
 
 
-def test_a_demand_beyond_the_gpus_says_how_much_fits():
+def test_the_explanation_of_an_excessive_demand_names_the_served_rate():
     problem, solution = plan_for(SETTING, 1000, objective=Objective.THRESHOLD)
     assert describe(problem, solution)["status"] == "infeasible"
     assert "332.47 requests/s fit" in explain(problem, solution)
 
 
-def test_words_name_both_stages_and_what_is_missing():
+def test_the_explanation_names_both_stages_and_the_limit():
     words = explain(*plan_for(SETTING, 40, objective=Objective.THRESHOLD))
     for part in (
         "40 requests/s on 16 GPUs",
@@ -36,6 +36,6 @@ def test_words_name_both_stages_and_what_is_missing():
         "batch 4",
         "threshold 0.055",
         "37.1%",
-        "do not carry",
+        "exceeds the capacity",
     ):
         assert part in words

@@ -1,4 +1,4 @@
-"""Weir's policy for a ladder of variants: the chain in use changes with the load."""
+"""Tests of Weir's policy for a ladder of variants: the chain in use follows the load."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ EASIER = tuple(np.clip(0.3 + 0.5 * PROMPTS[0] + 0.2 * PROMPTS[1], 0, 1).tolist()
 
 
 def curve(light_alone: float) -> QualityCurve:
-    """Falls slowly first, for the discriminator picks the light images."""
+    """Quality that falls slowly at small light shares, because the discriminator selects the light images."""
     return QualityCurve(tuple(1 - (1 - light_alone) * (i / 10) ** 2 for i in range(11)), smaller_is_better=False)
 
 
@@ -48,7 +48,7 @@ def ladder(gpus: int = 12, **changes) -> Setting:
 
 
 class Service:
-    """Answers of a service that follows the plan, a second at a time."""
+    """Simulates a service that follows the plan, one second per call."""
 
     def __init__(self, policy: WeirLadder, seed: int = 0):
         self.policy, self.plan, self.now = policy, policy.first_plan(), 0.0
@@ -90,7 +90,7 @@ def test_every_chain_of_two_and_of_three_is_planned():
     assert isinstance(make_policy("weir", ladder().chain(("quick", "best"))), Weir)
 
 
-def test_calm_gets_the_best_mix_and_a_flood_the_variant_that_carries_it():
+def test_low_demand_gets_the_best_mix_and_high_demand_the_variant_that_serves_it():
     service = Service(WeirLadder(ladder()))
     calm = service.seconds(20, 1)
     assert calm.count("best") >= 4
@@ -101,7 +101,7 @@ def test_calm_gets_the_best_mix_and_a_flood_the_variant_that_carries_it():
     assert again.thresholds[-1] == calm.thresholds[-1] == 1, "everything is of the best variant"
 
 
-def test_a_load_between_uses_all_three_variants():
+def test_a_medium_load_uses_all_three_variants():
     service = Service(WeirLadder(ladder()))
     plan = service.seconds(40, 38)
     assert plan.chain == ("quick", "medium", "best")
@@ -110,7 +110,7 @@ def test_a_load_between_uses_all_three_variants():
     assert "% of the medium images are deferred" in plan.reason
 
 
-def test_the_middle_judge_defers_what_is_planned_of_the_images_that_reach_it():
+def test_the_middle_judge_defers_the_planned_share_of_the_images_that_reach_it():
     policy = WeirLadder(ladder())
     service = Service(policy)
     plan = service.seconds(60, 38)
@@ -146,7 +146,7 @@ def test_a_change_of_the_chain_is_given_as_the_reason():
     assert " → best is better now than quick → best; demand rose from 1.1 to " in changes[0]
 
 
-def test_it_goes_on_from_a_running_plan_of_any_chain():
+def test_the_policy_resumes_from_a_running_plan_of_any_chain():
     service = Service(WeirLadder(ladder()))
     running = service.seconds(40, 38)
     again = WeirLadder(ladder())
@@ -180,7 +180,7 @@ def test_a_chain_has_the_curves_of_its_own_first_variant():
         Weir(replace(ladder(), gpus=(GpuType("gpu", 1, four),)))
 
 
-def test_the_second_judge_is_asked_about_what_the_first_one_defers():
+def test_the_curve_of_the_second_judge_covers_what_the_first_one_defers():
     alone = deferral_of(EASIER)
     behind = deferral_behind(0.5, EASY, EASIER, alone)
     assert behind.at(0.5) > alone.at(0.5) + 0.1

@@ -1,4 +1,4 @@
-"""Batch times as they are now, from what the workers measured."""
+"""Tests of the live latencies: profiled batch times corrected by the measured ones."""
 
 from __future__ import annotations
 
@@ -28,30 +28,30 @@ def after(latency: LiveLatency, seconds: int, batches: list[Batch], start: float
     return latency
 
 
-def test_without_evidence_the_profile_holds():
+def test_without_batches_the_profile_is_unchanged():
     latency = LiveLatency(SETTING)
     latency.observe([heavy(3.0)] * 2, 1.0)
     assert latency.gpus() == SETTING.gpus
 
 
-def test_a_slower_device_shows_within_a_minute_in_its_role_alone():
+def test_a_slower_device_changes_only_its_own_variant_within_a_minute():
     latency = after(after(LiveLatency(SETTING), 60, [heavy(1.0)]), 30, [heavy(1.5)], start=60)
     assert latency.factor(HEAVY) == pytest.approx(1.5)
     assert latency.factor(LIGHT) == 1.0
     assert latency.gpus()[0].heavy.at(4) == pytest.approx(1.5 * CASCADE.heavy.at(4))
 
 
-def test_it_shows_when_the_device_is_itself_again():
+def test_the_correction_ends_when_the_device_recovers():
     latency = after(after(LiveLatency(SETTING), 60, [heavy(1.5)]), 40, [heavy(1.0)], start=60)
     assert latency.factor(HEAVY) == pytest.approx(1.0)
 
 
-def test_the_light_profile_is_held_against_batches_with_their_judgement():
+def test_light_batches_are_compared_with_the_profile_plus_the_discriminator():
     latency = after(LiveLatency(SETTING), 40, [Batch(LIGHT, 4, CASCADE.light.at(4) + 0.02)])
     assert latency.factor(LIGHT) == 1.0
 
 
-def test_noise_and_outliers_move_nothing():
+def test_noise_and_outliers_change_no_factor():
     chance = random.Random(1)
     latency = LiveLatency(SETTING)
     for second in range(300):
@@ -61,10 +61,10 @@ def test_noise_and_outliers_move_nothing():
 
 
 @pytest.mark.parametrize("seconds", [0.0, -1.0, math.nan, math.inf])
-def test_times_that_make_no_sense_are_left_out(seconds):
+def test_invalid_times_are_ignored(seconds):
     latency = after(LiveLatency(SETTING), 40, [Batch(HEAVY, 1, seconds), Batch(HEAVY, 0, 1.0)])
     assert latency.gpus() == SETTING.gpus
 
 
-def test_a_broken_clock_is_not_believed_without_bound():
+def test_corrections_are_bounded():
     assert after(LiveLatency(SETTING), 40, [heavy(1e6)]).factor(HEAVY) == 10.0

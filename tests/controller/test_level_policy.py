@@ -1,4 +1,4 @@
-"""Policies that assign levels: to GPUs, and to prompts by their class."""
+"""Tests of the policies that assign levels to GPUs and to classes of prompts."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def policy(name: str, ladder: Ladder = LADDER, gpus: int = 16):
 @pytest.mark.parametrize("name", [name for name in names(levels=True) if name != "nirvana"])
 @pytest.mark.parametrize("ladder", [LADDER, TOLD_APART])
 @pytest.mark.parametrize("rate", [0, 5, 12, 40, 400])
-def test_a_plan_of_levels_is_a_plan_that_a_cluster_can_follow(name, ladder, rate):
+def test_a_plan_of_levels_is_valid_for_a_cluster(name, ladder, rate):
     plan = ([policy(name, ladder).first_plan(), *run(policy(name, ladder), [rate] * 8)])[-1]
     assert Plan.from_dict(plan.to_dict()) == plan
     assert plan.check(("light", "heavy")) is plan
@@ -93,7 +93,7 @@ def test_classes_and_levels_may_differ_in_number():
     assert np.array(hard) @ skipped < np.array(easy) @ skipped, "the easier class skips more steps"
 
 
-def test_argus_turns_to_smaller_models_while_fetching_is_slow_and_back():
+def test_argus_switches_to_smaller_models_while_fetching_is_slow_and_back():
     it = policy("argus")
     seen = {"found": {0.2: 10}, "reused": {0.2: 40}}
     assert run(it, [12] * 20, fetches=(0.01,) * 40, **seen)[-1].routing.levels[1].name == "K=10"
@@ -116,7 +116,7 @@ def test_without_a_smaller_model_argus_stays_with_cached_states():
     assert it.strategy is Strategy.AC
 
 
-def test_a_lost_replica_asks_for_a_plan_at_once():
+def test_a_lost_replica_triggers_a_plan_at_once():
     it = policy("argus")
     run(it, [12] * 6)
     plan = it.observe(second(7.0, 12, replicas=(15,)))
@@ -125,7 +125,7 @@ def test_a_lost_replica_asks_for_a_plan_at_once():
     assert it.observe(second(8.0, 12, replicas=(0,))) is None
 
 
-def test_queued_images_count_as_seconds_of_all_gpus_where_nobody_measured_the_backlog():
+def test_the_backlog_is_estimated_from_queued_images_when_it_is_not_measured():
     it = policy("weir-levels")
     plans = [it.observe(second(1.0 + i, 4, queued={"heavy": queued})) for i, queued in enumerate((0, 30))]
     calm, full = (np.array(plan.routing.shares[0]) @ np.array([0, 10, 25]) for plan in plans)
@@ -139,7 +139,7 @@ def test_weir_plans_no_level_that_the_queue_leaves_no_time_for():
     assert full.routing.shares[0][0] == 0, "a whole run takes 1.78 s of the 1.6 s that are left"
 
 
-def test_a_plan_says_why_it_is_what_it_is():
+def test_a_plan_names_its_reason():
     assert run(policy("pac"), [40] * 8)[-1].reason.startswith("demand is 40.0/s; ")
 
 
@@ -158,7 +158,7 @@ def profile(light_quality: float = 0.9, **variants) -> Profile:
 STATES = StoredStates({10: 0.99, 25: 0.95}, {0: 2.0, 10: 1.0, 25: 1.0})
 
 
-def test_a_service_is_a_ladder_of_its_cached_states_and_its_variants():
+def test_the_ladder_of_a_service_has_its_cached_states_and_variants():
     ladder = service_ladder(profile(), 8.0, STATES)
     assert [level.name for level in ladder.levels] == ["K=0", "K=10", "K=25", "light"]
     assert ladder.levels[2].latency_s == (1.5,), "half the steps of a batch of four"
@@ -167,7 +167,7 @@ def test_a_service_is_a_ladder_of_its_cached_states_and_its_variants():
     assert service_ladder(profile(), 8.0).of(Strategy.AC) == (service_ladder(profile(), 8.0).levels[0],)
 
 
-def test_a_variant_that_another_beats_is_no_level():
+def test_a_dominated_variant_is_no_level():
     worse = {"name": "toy-worse", "steps": 9, "batch_sizes": [1], "latency_s": [0.4]}
     worse |= {"quality": {"values": [1.0, 0.8], "smaller_is_better": False}}
     assert [level.name for level in ladder_of(profile(worse=worse), 8.0, None).levels] == ["K=0", "light"]
@@ -180,13 +180,13 @@ def test_a_light_variant_no_worse_than_the_heavy_one_still_makes_a_ladder():
     assert ladder_of(profile(light_quality=1.2), 8.0, STATES).levels[-1].quality < 1
 
 
-def test_distances_make_no_ladder_for_they_are_no_shares():
+def test_a_distance_as_quality_makes_no_ladder():
     light = profile().light.model_dump() | {"quality": {"values": [20.0, 22.0], "smaller_is_better": True}}
     fid = Profile.model_validate({**profile().model_dump(), "variants": {"light": light, "heavy": profile().heavy}})
     assert service_ladder(fid, 8.0, STATES) is None
 
 
-def test_prompts_are_told_apart_by_a_level_head():
+def test_a_level_head_divides_prompts_into_classes():
     records = [
         LevelRecord(share=0.5, confidences=(0.1,), quality=(1.0, 0.7)),
         LevelRecord(share=0.5, confidences=(0.9,), quality=(1.0, 1.0)),

@@ -1,30 +1,30 @@
-"""A replica that Serve holds back for a moment is not gone."""
+"""Tests of the live ranks: a replica that applies a plan is not dead."""
 
 from __future__ import annotations
 
 from controller.live_ranks import ABSENCE_S, LiveRanks
 
 
-def test_a_rank_counts_at_once():
+def test_a_new_rank_is_alive_at_once():
     ranks = LiveRanks()
     assert ranks.observe((0, 2), 0.0) == (0, 2)
     assert ranks.observe((0, 1, 2), 1.0) == (0, 1, 2)
 
 
-def test_a_rank_that_takes_in_a_plan_is_not_missed():
+def test_a_rank_that_applies_a_plan_stays_alive():
     ranks = LiveRanks()
     ranks.observe((0, 1, 2, 3), 0.0)
     assert ranks.observe((0, 1), 1.0) == (0, 1, 2, 3)
     assert ranks.observe((0, 1, 2, 3), 2.0) == (0, 1, 2, 3)
 
 
-def test_a_rank_that_stays_away_is_gone():
+def test_a_rank_absent_for_long_is_dead():
     ranks = LiveRanks()
     ranks.observe((0, 1), 0.0)
     assert ranks.observe((1,), ABSENCE_S) == (1,)
 
 
-def test_ranks_that_are_handed_out_again_replace_the_old_ones_in_time():
+def test_reassigned_ranks_replace_the_old_ones():
     ranks = LiveRanks()
     ranks.observe((0, 1, 2, 3), 0.0)
     for second in range(1, 7):

@@ -1,4 +1,4 @@
-"""The live controller over a pool that exists on paper: what it publishes, and what no failure may change."""
+"""Tests of the live controller over a fake pool: the plans it publishes, and the failures that change nothing."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ FEW, MANY = 10, 35
 
 
 class Cluster:
-    """A pool and its load balancer, a second at a time."""
+    """A fake pool with its load balancer, advanced one second at a time."""
 
     def __init__(self) -> None:
         self.now = 100.0
@@ -52,8 +52,8 @@ class Cluster:
         if self.silent:
             raise TimeoutError
         fields = {"plan": self.plan.to_dict(), "ranks": self.ranks, "queued": {"light": 0, "heavy": 0}}
-        told = (before.judged, before.batches_run) if before else (0, 0)
-        return Counters.from_dict({**fields, **self.tally.since(*told, self.now)})
+        known = (before.judged, before.batches_run) if before else (0, 0)
+        return Counters.from_dict({**fields, **self.tally.since(*known, self.now)})
 
     def publish(self, plan: Plan, running: Plan) -> None:
         assert running == self.plan
@@ -64,7 +64,7 @@ class Cluster:
             self.plan = plan
 
     def judge(self, confidence: float, deferred: bool | None = None) -> None:
-        """The judge's verdict on one light image; by the plan where it is not given."""
+        """Adds the verdict on one light image; without an argument the plan decides."""
         progress = Progress(ImageTask(self.plan, self.now, SETTING.slo_s), CascadeSettings({LIGHT: 2, HEAVY: 50}))
         verdict = Judged(LIGHT, confidence, self.plan.defers(LIGHT, confidence) if deferred is None else deferred)
         self.tally.follow("", progress, Admitted(), [verdict], self.now)
@@ -104,7 +104,7 @@ def controller(
     )
 
 
-def test_more_demand_makes_more_replicas_light_and_less_demand_gives_them_back(cluster):
+def test_replicas_become_light_with_more_demand_and_heavy_again_with_less(cluster):
     it = controller(cluster)
     cluster.seconds(it, 20, FEW)
     assert cluster.plan.count(LIGHT) == 1
@@ -114,7 +114,7 @@ def test_more_demand_makes_more_replicas_light_and_less_demand_gives_them_back(c
     assert cluster.plan.count(LIGHT) == 1
 
 
-def test_a_burst_is_answered_with_a_plan_within_two_seconds(cluster):
+def test_a_burst_triggers_a_plan_within_two_seconds(cluster):
     it = controller(cluster)
     cluster.seconds(it, 20, FEW)
     cluster.seconds(it, 2, MANY)
@@ -148,7 +148,7 @@ def test_a_plan_equal_to_the_one_in_force_is_not_published(cluster):
     assert cluster.plan.count(HEAVY) == 0
 
 
-def test_a_dead_dashboard_changes_nothing_and_the_plan_comes_when_it_is_back(cluster, caplog):
+def test_the_plan_stays_while_the_dashboard_is_down_and_changes_once_it_is_back(cluster, caplog):
     it = controller(cluster)
     cluster.seconds(it, 10, FEW)
     running, cluster.dead_dashboard = cluster.plan, True
@@ -162,7 +162,7 @@ def test_a_dead_dashboard_changes_nothing_and_the_plan_comes_when_it_is_back(clu
 
 
 @pytest.mark.parametrize("failure", [RuntimeError("the solver died"), PlanError("threshold is nan")])
-def test_a_policy_that_raises_changes_nothing_and_a_fresh_one_goes_on(cluster, monkeypatch, failure, caplog):
+def test_the_plan_stays_when_a_policy_raises_and_a_new_policy_continues(cluster, monkeypatch, failure, caplog):
     it = controller(cluster)
     cluster.seconds(it, 10, FEW)
     running = cluster.plan
@@ -179,17 +179,17 @@ def test_a_policy_that_raises_changes_nothing_and_a_fresh_one_goes_on(cluster, m
     assert cluster.plan.count(LIGHT) == 3
 
 
-@pytest.mark.parametrize("nonsense", [7, "plan", Plan.split(9, 1, 1, light_batch=1, heavy_batch=1, threshold=0)])
-def test_a_policy_that_returns_nonsense_changes_nothing(cluster, monkeypatch, nonsense):
+@pytest.mark.parametrize("invalid", [7, "plan", Plan.split(9, 1, 1, light_batch=1, heavy_batch=1, threshold=0)])
+def test_the_plan_stays_when_a_policy_returns_an_invalid_plan(cluster, monkeypatch, invalid):
     it = controller(cluster)
     cluster.seconds(it, 10, FEW)
     running = cluster.plan
-    monkeypatch.setattr(Weir, "observe", lambda *_: nonsense)
+    monkeypatch.setattr(Weir, "observe", lambda *_: invalid)
     cluster.seconds(it, 5, MANY)
     assert cluster.plan is running
 
 
-def test_a_load_balancer_that_does_not_answer_for_a_while_leaves_the_demand_honest(cluster):
+def test_the_demand_stays_correct_when_the_load_balancer_is_silent_for_a_while(cluster):
     it = controller(cluster)
     cluster.seconds(it, 20, 2)
     before, cluster.silent = cluster.plan, True
@@ -199,7 +199,7 @@ def test_a_load_balancer_that_does_not_answer_for_a_while_leaves_the_demand_hone
     assert [a.role for a in cluster.plan.assignments] == [a.role for a in before.assignments]
 
 
-def test_a_controller_that_starts_again_goes_on_from_the_running_plan(cluster):
+def test_a_restarted_controller_continues_from_the_running_plan(cluster):
     cluster.seconds(controller(cluster), 20, MANY)
     running, count = cluster.plan, len(cluster.published)
     again = controller(cluster)
@@ -211,7 +211,7 @@ def test_a_controller_that_starts_again_goes_on_from_the_running_plan(cluster):
         assert [a.role for a in plan.assignments] == [a.role for a in running.assignments]
 
 
-def test_of_two_controllers_the_one_that_may_publishes_and_the_other_one_takes_over(cluster):
+def test_only_the_leading_of_two_controllers_publishes_and_the_other_takes_over(cluster):
     leads = [True, False]
     first, second = (controller(cluster, lead=lambda n=n: leads[n]) for n in (0, 1))
     for _ in range(20):
@@ -229,7 +229,7 @@ def test_of_two_controllers_the_one_that_may_publishes_and_the_other_one_takes_o
     assert cluster.published[count].version == running.version + 1, "the second one has counted on from the first"
 
 
-def test_a_pool_that_is_still_starting_is_left_to_the_configuration(cluster):
+def test_a_starting_pool_keeps_the_plan_of_the_configuration(cluster):
     it = controller(cluster)
     cluster.ranks = [0, 1]
     cluster.seconds(it, 20, FEW)
@@ -239,7 +239,7 @@ def test_a_pool_that_is_still_starting_is_left_to_the_configuration(cluster):
     assert cluster.plan.version > CONFIGURED.version
 
 
-def test_a_pool_that_never_gets_whole_is_planned_for_as_it_is(cluster):
+def test_an_incomplete_pool_is_planned_for_after_the_start_timeout(cluster):
     it = controller(cluster)
     cluster.ranks = [0, 1]
     cluster.seconds(it, round(START_S) + 5, FEW)
@@ -257,7 +257,7 @@ def test_a_plan_that_does_not_come_into_force_is_published_again(cluster):
     assert cluster.plan.count(HEAVY) == 0
 
 
-def test_while_a_replica_is_gone_the_others_share_its_work(cluster):
+def test_the_others_share_the_work_of_a_dead_replica(cluster):
     it = controller(cluster)
     cluster.seconds(it, 10, FEW)
     light = next(rank for rank, a in enumerate(cluster.plan.assignments) if a.role == LIGHT)
@@ -274,7 +274,7 @@ def test_without_any_replica_nothing_is_planned(cluster):
     assert cluster.published == []
 
 
-def test_a_load_balancer_that_starts_again_counts_from_its_start(cluster):
+def test_the_counters_of_a_restarted_load_balancer_begin_at_its_start(cluster):
     cluster.tally.arrived(50)
     before = cluster.look()
     cluster.tally = ObservationCounters(expiry_s=10)
@@ -284,7 +284,7 @@ def test_a_load_balancer_that_starts_again_counts_from_its_start(cluster):
     assert (seen.arrivals, seen.deferred, seen.confidences) == (3, 1, (0.2,))
 
 
-def test_confidences_beyond_what_is_kept_scale_the_deferred(cluster):
+def test_the_deferred_count_is_scaled_when_confidences_are_left_out(cluster):
     for i in range(3000):
         cluster.judge(0.5, i % 2 == 0)
     seen = cluster.look().since(None, 1.0)
@@ -292,7 +292,7 @@ def test_confidences_beyond_what_is_kept_scale_the_deferred(cluster):
 
 
 @given(st.sets(st.integers(0, 9), min_size=1), st.integers(0, 10), st.integers(10, 12))
-def test_a_plan_gives_its_roles_to_the_ranks_that_are_alive(ranks, light, size):
+def test_the_roles_of_a_plan_go_to_the_live_ranks(ranks, light, size):
     light = min(light, len(ranks))
     plan = Plan.split(1, light, len(ranks) - light, light_batch=2, heavy_batch=3, threshold=0.5)
     whole = spread(plan, ranks, size)
@@ -300,27 +300,27 @@ def test_a_plan_gives_its_roles_to_the_ranks_that_are_alive(ranks, light, size):
     assert sum(whole.assignment(rank).role == LIGHT for rank in ranks) == light
 
 
-def test_it_tells_what_it_decides_and_what_that_costs(cluster):
+def test_the_controller_records_its_decisions_and_their_cost(cluster):
     registry = CollectorRegistry()
     it = controller(cluster, metrics=PrometheusMetrics(registry))
     cluster.seconds(it, 20, FEW)
-    told = registry.get_sample_value
-    assert told("weir_forecast_rps") == pytest.approx(1.05 * FEW)
-    assert told("weir_replicas_alive") == SIZE
-    assert 0 < told("weir_planned_deferral") <= 1
-    assert told("weir_planned_shed_rps") == 0
-    assert told("weir_plans_published_total") == len(cluster.published)
-    assert told("weir_solves_total", {"status": "optimal"}) >= 4
-    assert 0 < told("weir_solve_seconds_count") <= told("weir_solves_total", {"status": "optimal"})
-    flips = told("weir_role_flips_total")
+    metric = registry.get_sample_value
+    assert metric("weir_forecast_rps") == pytest.approx(1.05 * FEW)
+    assert metric("weir_replicas_alive") == SIZE
+    assert 0 < metric("weir_planned_deferral") <= 1
+    assert metric("weir_planned_shed_rps") == 0
+    assert metric("weir_plans_published_total") == len(cluster.published)
+    assert metric("weir_solves_total", {"status": "optimal"}) >= 4
+    assert 0 < metric("weir_solve_seconds_count") <= metric("weir_solves_total", {"status": "optimal"})
+    flips = metric("weir_role_flips_total")
     cluster.seconds(it, 10, MANY)
-    assert told("weir_role_flips_total") == flips + 2
+    assert metric("weir_role_flips_total") == flips + 2
     cluster.silent = True
     cluster.second(it, FEW)
-    assert told("weir_controller_failures_total") == 1
+    assert metric("weir_controller_failures_total") == 1
 
 
-def test_slower_batches_reach_the_plan(cluster):
+def test_slower_batches_change_the_plan(cluster):
     it = controller(cluster)
     cluster.seconds(it, 20, 15)
     before = cluster.plan.threshold
@@ -331,7 +331,7 @@ def test_slower_batches_reach_the_plan(cluster):
     assert cluster.plan.threshold < before - 0.1
 
 
-def test_an_outdated_policy_makes_room_for_a_fresh_one_and_the_plan_in_force_stays(cluster):
+def test_an_outdated_policy_is_replaced_and_the_plan_in_force_stays(cluster):
     made: list[Weir] = []
 
     def make() -> Weir:
@@ -356,7 +356,7 @@ def test_an_outdated_policy_makes_room_for_a_fresh_one_and_the_plan_in_force_sta
     assert cluster.plan.version > plan.version
 
 
-def test_every_published_plan_leaves_a_note_that_says_why(cluster, caplog):
+def test_every_published_plan_leaves_a_note_with_its_reason(cluster, caplog):
     caplog.set_level("INFO")
     it = controller(cluster)
     cluster.seconds(it, 10, FEW)

@@ -1,4 +1,4 @@
-"""What every policy has in common, and what makes each of them that policy."""
+"""Tests of all policies: the common contract, and the characteristics of each policy."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def second(now: float, arrivals: int, **fields) -> Observation:
 
 
 def run(policy, counts, start: float = 1.0, **fields):
-    """The plans of consecutive seconds with these arrivals."""
+    """Returns the plans of consecutive seconds with these arrivals."""
     plans = [policy.observe(second(start + i, count, **fields)) for i, count in enumerate(counts)]
     return [p for p in plans if p is not None]
 
@@ -61,31 +61,31 @@ def test_every_policy_plans_for_every_replica_from_the_start(name, gpus):
 
 @pytest.mark.parametrize("name", POLICIES)
 @pytest.mark.parametrize("slo_s", [0.01, 1.0])
-def test_a_deadline_that_nothing_meets_still_gets_plans_for_every_replica(name, slo_s):
+def test_a_deadline_that_no_batch_meets_still_gives_plans_for_every_replica(name, slo_s):
     policy = make_policy(name, replace(setting(gpus=4), slo_s=slo_s))
     plans = [policy.first_plan(), *run(policy, [5] * 20, replicas=(4,))]
     assert all(len(plan.assignments) == 4 for plan in plans)
 
 
 @pytest.mark.parametrize("name", POLICIES)
-def test_every_policy_survives_silence_and_a_hundredfold_jump(name):
+def test_every_policy_handles_no_demand_and_a_hundredfold_jump(name):
     policy = make_policy(name, setting())
     versions = [policy.first_plan().version]
     versions += [p.version for p in run(policy, [0] * 10 + [10] * 10 + [1000] * 10 + [0] * 10)]
     assert versions == sorted(set(versions))
 
 
-def test_all_heavy_takes_the_best_batch_within_the_deadline_and_as_published_one():
+def test_all_heavy_uses_the_best_batch_within_the_deadline_and_batch_1_as_published():
     assert make_policy("all-heavy", setting()).first_plan().assignments[0].batch_size == 4
     assert make_policy("all-heavy-published", setting()).first_plan().assignments[0].batch_size == 1
 
 
-def test_diffserve_static_is_the_published_plan():
+def test_diffserve_static_makes_the_published_plan():
     plan = make_policy("diffserve-static", setting("diffserve-3")).first_plan()
     assert (plan.threshold, plan.count(LIGHT), plan.count(HEAVY)) == (0.02, 9, 7)
 
 
-def test_diffserve_plans_every_five_seconds_from_what_is_in_flight():
+def test_diffserve_plans_every_five_seconds_from_the_requests_in_flight():
     # 20 in flight make a demand of 24, for which the published optimum is t = 0.23.
     policy = make_policy("diffserve", setting())
     policy.first_plan()
@@ -94,7 +94,7 @@ def test_diffserve_plans_every_five_seconds_from_what_is_in_flight():
     assert seconds[9].threshold == 0.23
 
 
-def test_diffserve_uses_the_ratio_of_queue_to_flight_as_seconds():
+def test_diffserve_uses_the_ratio_of_queued_to_in_flight_requests_as_seconds():
     policy = make_policy("diffserve", setting())
     policy.first_plan()
     crowded = {"in_flight": 20, "deferred_in_flight": 10, "queued": {LIGHT: 10, HEAVY: 9}}
@@ -103,7 +103,7 @@ def test_diffserve_uses_the_ratio_of_queue_to_flight_as_seconds():
     assert max(a.batch_size for a in plans[-1].assignments if a.role == HEAVY) == 2
 
 
-def test_the_published_average_is_that_of_pandas():
+def test_the_moving_average_equals_pandas():
     ewm = Ewm()
     for sample in (3.0, 9.0, 0.0, 1.0, 4.0, 4.0, 12.0):
         ewm.observe(sample)
@@ -111,7 +111,7 @@ def test_the_published_average_is_that_of_pandas():
     assert ewm.mean == pytest.approx(6.848740166)
 
 
-def test_proteus_goes_all_heavy_when_it_can_and_mixes_when_it_must():
+def test_proteus_is_all_heavy_on_a_light_load_and_mixes_on_a_heavy_one():
     policy = make_policy("proteus", setting())
     policy.first_plan()
     assert run(policy, [5] * 20)[-1].rules.heavy_entry == 1.0
@@ -125,14 +125,14 @@ def test_weir_stops_at_the_best_mix_on_a_light_load():
     assert cascade("diffserve-1").deferral.at(plan.threshold) == pytest.approx(0.6, abs=0.02)
 
 
-def test_weir_does_not_flap_on_a_steady_load():
+def test_weir_does_not_oscillate_on_a_steady_load():
     policy = make_policy("weir", setting())
     policy.first_plan()
     plans = run(policy, [24, 30, 27, 22, 29, 31, 25, 26] * 15)
     assert len({p.count(LIGHT) for p in plans}) == 1
 
 
-def test_weir_answers_a_burst_within_two_seconds():
+def test_weir_plans_for_a_burst_within_two_seconds():
     policy = make_policy("weir", setting("diffserve-3"))
     policy.first_plan()
     before = run(policy, [2] * 20)[-1].count(LIGHT)
@@ -140,7 +140,7 @@ def test_weir_answers_a_burst_within_two_seconds():
     assert after > before + 2
 
 
-def test_weir_pays_back_what_was_deferred_too_little():
+def test_weir_compensates_for_too_few_deferred_images():
     typical = tuple(i / 20 for i in range(10))
     thresholds = []
     for deferred in (2, 6):
@@ -160,13 +160,13 @@ def test_weir_plans_again_when_a_replica_dies():
     assert len(plan.assignments) == 15
 
 
-def test_weir_without_replicas_waits():
+def test_weir_makes_no_plan_without_replicas():
     policy = make_policy("weir", setting())
     policy.first_plan()
     assert policy.observe(second(1.0, 10, replicas=(0,))) is None
 
 
-def test_weir_keeps_the_last_good_split_when_no_solver_answers(monkeypatch):
+def test_weir_keeps_the_last_valid_split_when_every_solver_fails(monkeypatch):
     policy = make_policy("weir", setting())
     policy.first_plan()
     good = run(policy, [10] * 6)[-1]
@@ -177,7 +177,7 @@ def test_weir_keeps_the_last_good_split_when_no_solver_answers(monkeypatch):
     assert kept.version > good.version
 
 
-def test_weir_sheds_at_admission_only_what_all_light_cannot_serve():
+def test_weir_sheds_only_the_demand_beyond_the_all_light_capacity():
     policy = make_policy("weir", setting())
     policy.first_plan()
     assert run(policy, [100] * 20)[-1].admitted_rps is None
@@ -186,7 +186,7 @@ def test_weir_sheds_at_admission_only_what_all_light_cannot_serve():
 
 
 @pytest.mark.parametrize("name", POLICIES)
-def test_a_policy_goes_on_from_a_running_plan(name):
+def test_a_policy_resumes_from_a_running_plan(name):
     first = make_policy(name, setting())
     running = [first.first_plan(), *run(first, [10] * 20)][-1]
     again = make_policy(name, setting())
@@ -197,13 +197,13 @@ def test_a_policy_goes_on_from_a_running_plan(name):
 
 
 def cached(seconds: int, rate: int, saved: float = 0.2):
-    """The last plan of Weir's policy where half of all requests have a state that saves so much."""
+    """Returns the last plan of Weir's policy when half of the requests find a state with this saving."""
     policy = make_policy("weir", replace(setting("diffserve-3"), quality=RISING))
     policy.first_plan()
     return run(policy, [rate] * seconds, found={saved: rate // 2})[-1]
 
 
-def test_weir_sends_every_hit_to_the_heavy_variant_while_there_is_room():
+def test_weir_starts_every_hit_at_the_heavy_variant_while_there_is_capacity():
     assert cached(15, rate=2).rules.direct <= 0.2
 
 
@@ -212,22 +212,22 @@ def test_weir_lets_hits_begin_light_when_the_heavy_stage_is_full():
 
 
 @pytest.mark.parametrize(("rate", "reuse"), [(1, False), (14, True)])
-def test_weir_leaves_the_cache_alone_where_there_is_time_for_whole_runs(rate, reuse):
+def test_weir_ignores_the_cache_where_there_is_time_for_whole_runs(rate, reuse):
     policy = make_policy("weir", replace(setting("diffserve-3"), quality=RISING, resumed=0.97))
     policy.first_plan()
     assert run(policy, [rate] * 15, found={0.5: rate // 2 + 1})[-1].rules.reuse is reuse
 
 
-def test_the_first_plan_leaves_the_cache_alone_and_runs_heavy_images_whole():
+def test_the_first_plan_ignores_the_cache_and_runs_heavy_images_whole():
     short = (ShortRun(steps=10, work=0.2, loss=0.004),)
-    told = replace(setting("diffserve-3"), quality=RISING, resumed=0.97, short_runs=short)
-    rules = make_policy("weir", told).first_plan().rules
+    measured = replace(setting("diffserve-3"), quality=RISING, resumed=0.97, short_runs=short)
+    rules = make_policy("weir", measured).first_plan().rules
     assert (rules.reuse, rules.heavy_steps) == (False, None)
-    assert make_policy("weir", replace(told, resumed=1.0)).first_plan().rules.reuse
+    assert make_policy("weir", replace(measured, resumed=1.0)).first_plan().rules.reuse
 
 
 @pytest.mark.parametrize(("rate", "steps"), [(1, None), (10, 25)])
-def test_weir_runs_the_heavy_variant_shorter_where_whole_runs_would_leave_more_requests_light(rate, steps):
+def test_weir_shortens_heavy_runs_where_whole_runs_would_leave_more_requests_light(rate, steps):
     runs = (ShortRun(steps=25, work=0.5, loss=0.002),)
     policy = make_policy("weir", replace(setting("diffserve-3"), quality=RISING, short_runs=runs))
     policy.first_plan()
@@ -236,13 +236,13 @@ def test_weir_runs_the_heavy_variant_shorter_where_whole_runs_would_leave_more_r
     assert Plan.from_dict(plan.to_dict()) == plan
 
 
-def test_weir_says_nothing_about_hits_without_any():
+def test_weir_sets_no_rule_for_hits_without_hits():
     policy = make_policy("weir", setting())
     policy.first_plan()
     assert run(policy, [10] * 15)[-1].rules.direct is None
 
 
-def test_weir_sends_hard_prompts_to_the_heavy_variant_where_the_light_one_would_run_in_vain():
+def test_weir_starts_hard_prompts_at_the_heavy_variant_where_their_light_images_would_be_deferred():
     def level(confidences, light: float) -> LevelStats:
         grid = tuple(i / 50 for i in range(51))
         shares = tuple(sum(c < t for c in confidences) / len(confidences) for t in grid[:-1])
@@ -255,7 +255,7 @@ def test_weir_sends_hard_prompts_to_the_heavy_variant_where_the_light_one_would_
     assert run(policy, [4] * 15, missed={0: 2, 1: 2})[-1].rules.heavy_levels == 1
 
 
-def test_weir_lets_hits_begin_light_while_fetching_takes_longer_than_it_saves_and_comes_back():
+def test_weir_lets_hits_begin_light_while_fetching_takes_longer_than_it_saves():
     policy = make_policy("weir", replace(setting("diffserve-3"), quality=RISING))
     policy.first_plan()
     seen = {"found": {0.2: 1}, "reused": {0.2: 20}}
@@ -264,7 +264,7 @@ def test_weir_lets_hits_begin_light_while_fetching_takes_longer_than_it_saves_an
     assert run(policy, [2] * 160, start=41.0, fetches=(0.01,) * 20, **seen)[-1].rules.direct <= 0.2
 
 
-def test_weir_gives_up_on_a_store_whose_states_do_not_come_and_comes_back_after_its_hold_down():
+def test_weir_stops_using_a_store_whose_fetches_fail_and_resumes_after_the_hold_down():
     policy = make_policy("weir", replace(setting("diffserve-3"), quality=RISING))
     policy.first_plan()
     seen = {"found": {0.2: 1}, "fetches": (0.02, 0.02)}

@@ -1,4 +1,4 @@
-"""The registry: every policy by one name, and a refusal that says what is missing."""
+"""Tests of the registry: every policy has one name, and an error names the missing measurement."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from weir.plan import Plan
 
 
 class Mine(Policy):
-    """A user's own."""
+    """A user-defined policy."""
 
     name = "mine"
 
@@ -28,7 +28,7 @@ class Mine(Policy):
 
 
 @pytest.mark.parametrize("name", POLICIES)
-def test_a_policy_is_known_by_its_own_name(name):
+def test_a_policy_is_registered_under_its_own_name(name):
     assert make_policy(name, setting()).name == name
 
 
@@ -48,12 +48,12 @@ def test_every_policy_belongs_to_a_system_and_systems_come_with_their_own_policy
     }
 
 
-def test_policies_for_ladders_are_told_apart():
+def test_policies_for_ladders_are_listed_separately():
     assert set(names(levels=True)) | set(names(levels=False)) == set(names()) == set(POLICIES)
     assert {"argus", "pac", "weir-levels"} <= set(names(levels=True))
 
 
-def test_a_users_own_class_is_a_policy_too():
+def test_a_users_own_class_can_be_a_policy():
     assert make_policy(f"{__name__}:Mine", setting()).first_plan().count("heavy") == 16
 
 
@@ -63,7 +63,7 @@ def test_a_users_own_class_is_a_policy_too():
         ("greedy", r"policy is 'greedy'; known: weir, .*argus.* or module:Class of your own"),
         ("nowhere.at_all:Mine", "policy nowhere.at_all:Mine: No module named 'nowhere'"),
         (f"{__name__}:Theirs", "policy .*:Theirs: .*has no attribute 'Theirs'"),
-        ("fractions:Fraction", "policy fractions:Fraction: it is no subclass of controller.policy.Policy"),
+        ("fractions:Fraction", "policy fractions:Fraction: it is not a subclass of controller.policy.Policy"),
     ],
 )
 def test_a_name_that_is_no_policy_is_refused(name, message):
@@ -72,7 +72,7 @@ def test_a_name_that_is_no_policy_is_refused(name, message):
 
 
 @pytest.mark.parametrize("name", ["argus", "pac", "sommelier", "weir-levels"])
-def test_a_policy_that_needs_stored_states_says_so_and_how_to_get_them(name):
+def test_the_error_of_a_policy_without_stored_states_names_the_remedy(name):
     whole = [level for level in LADDER.levels if level.strategy is Strategy.SM or not level.skipped_steps]
     bare = Ladder(family="none", device="a100", steps=50, levels=tuple(whole))
     with pytest.raises(ConfigError, match=f"policy {name} needs stored states .*: set cache.mode: read-write"):
@@ -80,7 +80,7 @@ def test_a_policy_that_needs_stored_states_says_so_and_how_to_get_them(name):
 
 
 @pytest.mark.parametrize("name", [name for name in names(levels=True) if name != "nirvana"])
-def test_a_policy_that_needs_the_quality_of_levels_says_so_and_how_to_measure_it(name):
+def test_the_error_of_a_policy_without_qualities_names_the_command_that_measures_them(name):
     with pytest.raises(ConfigError, match=f"policy {name} needs the quality of each variant .*weir calibrate"):
         make_policy(name, replace(setting(), ladder=None))
 
@@ -95,7 +95,7 @@ def test_the_controller_imports_no_published_system():
         assert not found, path
 
 
-def test_what_makes_a_policy_takes_a_setting():
+def test_every_policy_is_made_from_a_setting():
     for name in POLICIES:
         made = policy_class(name)
         assert isinstance(made(setting()), Policy), Setting

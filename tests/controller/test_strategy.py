@@ -1,4 +1,4 @@
-"""AC is left when the cache no longer pays, and taken up again once it has paid for long enough."""
+"""Tests of the strategy switch: AC ends when the cache does not pay off, and resumes after the hold-down."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ BETWEEN = CacheHealth(fetch_s=0.9, saved_s=1.2, hit_share=0.8)
 UNKNOWN = CacheHealth(fetch_s=None, saved_s=0.0, hit_share=None)
 
 
-def run(looks: list[CacheHealth], state: StrategyState = StrategyState()) -> list[Strategy]:
-    """The strategy after each look, one a second."""
+def run(measurements: list[CacheHealth], state: StrategyState = StrategyState()) -> list[Strategy]:
+    """Returns the strategy after each measurement, one per second."""
     strategies = []
-    for second, seen in enumerate(looks):
+    for second, seen in enumerate(measurements):
         state = next_strategy(state, seen, float(second), RULES)
         strategies.append(state.strategy)
     return strategies
 
 
 @pytest.mark.parametrize("bad", [SLOW, DOWN, EMPTY], ids=["slow", "down", "no hits"])
-def test_ac_is_left_once_the_cache_has_not_paid_for_the_trip_time(bad):
+def test_ac_ends_after_the_trip_time_of_unfavourable_measurements(bad):
     strategies = run([GOOD] * 5 + [bad] * 20)
     assert strategies.index(Strategy.SM) == 5 + RULES.trip_s
 
@@ -41,18 +41,18 @@ def test_a_short_congestion_changes_nothing():
     assert set(run(([SLOW] * 9 + [GOOD]) * 20)) == {Strategy.AC}
 
 
-def test_ac_comes_back_after_the_hold_down_only():
+def test_ac_resumes_only_after_the_hold_down():
     strategies = run([GOOD] * 100, StrategyState(Strategy.SM))
     assert strategies.index(Strategy.AC) == RULES.hold_s
 
 
-def test_one_bad_second_starts_the_hold_down_again():
+def test_one_unfavourable_second_restarts_the_hold_down():
     assert set(run(([GOOD] * 59 + [SLOW]) * 5, StrategyState(Strategy.SM))) == {Strategy.SM}
 
 
 @pytest.mark.parametrize("strategy", Strategy)
 @pytest.mark.parametrize("seen", [BETWEEN, UNKNOWN], ids=["between the limits", "nothing measured"])
-def test_what_speaks_for_neither_changes_nothing(strategy, seen):
+def test_neutral_measurements_change_nothing(strategy, seen):
     assert set(run([seen] * 1000, StrategyState(strategy))) == {strategy}
 
 
@@ -68,8 +68,8 @@ def test_what_speaks_for_neither_changes_nothing(strategy, seen):
     )
 )
 @settings(max_examples=100, derandomize=True)
-def test_whatever_is_measured_sm_lasts_at_least_the_hold_down(looks):
-    strategies = run(looks)
+def test_sm_lasts_at_least_the_hold_down_for_any_measurements(measurements):
+    strategies = run(measurements)
     changes = [i for i in range(1, len(strategies)) if strategies[i] is not strategies[i - 1]]
     for left, back in pairwise(changes):
         if strategies[back] is Strategy.AC:
@@ -93,6 +93,6 @@ def test_a_hit_saves_its_steps_and_misses_save_nothing():
         (lambda: SwitchRules(hold_s=math.inf), "hold_s"),
     ],
 )
-def test_bad_input_is_named(make, names):
+def test_invalid_rules_are_refused_and_named(make, names):
     with pytest.raises(PlanError, match=names):
         make()
