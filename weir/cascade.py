@@ -485,7 +485,7 @@ def _run_of(progress: Progress, variant: str) -> Run:
         resume=lookup.resume if resumes else None,
         capture=is_last and lookup.capture,
         judge=is_last and (_may_redraw(progress) or progress.doubted is not None),
-        droppable=rules.drop_after_s is not None or falls,
+        droppable=rules.drop_after_s is not None or falls or waits,
         low_priority=task.low_priority,
     )
 

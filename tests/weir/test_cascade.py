@@ -152,6 +152,15 @@ def test_a_rule_may_drop_what_cannot_be_ready_in_time():
 # ------------------------------------------------------------------------------------------------- light, then heavy
 
 
+def test_a_deferred_image_stops_waiting_when_the_next_one_could_only_be_late():
+    image = Image()
+    image.begin()
+    *_, run = image.ready(0.1)
+    assert isinstance(run, Run)
+    assert (run.droppable, run.deadline, run.until) == (True, LATEST, LATEST)
+    assert image.fail(Reason.DROPPED) == (Answer(0, LIGHT + AT_DEADLINE),)
+
+
 def test_an_image_that_its_judge_believes_is_the_answer():
     image = Image()
     image.begin()
