@@ -14,6 +14,12 @@ from tests.workers.samples import image_request, profile
 from weir.config import FamilyConfig
 from weir.plan import Plan
 
+pytestmark = [
+    # Ray and the subprocesses that it starts leave their sockets and pipes to the garbage collector.
+    pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning"),
+    pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning"),
+]
+
 
 def plan(version: int, light: int, heavy: int) -> dict[str, Any]:
     return Plan.split(version, light, heavy, light_batch=2, heavy_batch=3, threshold=0.5).to_dict()
