@@ -29,7 +29,7 @@ from traces.loader import load_trace
 from weir.config import load_family
 from weir.core import ImageRequest, Resume
 from weir.states import State
-from workers.engine.engine import DenoiseJob, order_for
+from workers.engine.engine import DenoiseJob, denoise_job
 from workers.engine.scheduling import Task, next_call
 from workers.models.family import Family
 
@@ -151,7 +151,7 @@ def main() -> None:
         made = []
         for i, (request, level, arrival) in enumerate(zip(requests, levels, arrivals * scale, strict=True)):
             resumed = replace(request, resume=Resume("-", level) if level else None)
-            order = order_for(config, "heavy", resumed, states.get(level))
+            order = denoise_job(config, "heavy", resumed, states.get(level))
             made.append(
                 Waiting(
                     ticket=i,

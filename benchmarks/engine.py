@@ -34,9 +34,9 @@ from rich.table import Table
 from weir.config import FamilyConfig, Scheduler, load_family
 from weir.core import ImageRequest, Resume
 from weir.states import State
-from workers.engine.engine import DenoiseJob, order_for
+from workers.engine.engine import DenoiseJob, denoise_job
 from workers.engine.image_decoder import to_png
-from workers.engine.step_loop import Outcome, Progress, StepLoop
+from workers.engine.step_loop import StepLoop, StepProgress, TaskOutcome
 from workers.models.family import Family
 from workers.models.weights import Pipeline, load_pipelines, scheduler_for
 
@@ -122,15 +122,15 @@ class Bench:
 
     def orders(self, requests: Sequence[ImageRequest], states: Sequence[State | None] = ()) -> list[DenoiseJob]:
         states = states or [None] * len(requests)
-        return [order_for(self.config, "heavy", r, s) for r, s in zip(requests, states, strict=True)]
+        return [denoise_job(self.config, "heavy", r, s) for r, s in zip(requests, states, strict=True)]
 
-    def looped(self, orders: Sequence[DenoiseJob], batch: int, ahead: int | None = None) -> list[Outcome]:
+    def looped(self, orders: Sequence[DenoiseJob], batch: int, ahead: int | None = None) -> list[TaskOutcome]:
         """All orders through a step loop of ``batch`` places; at most ``ahead`` of them sent and not answered."""
         loop = StepLoop(self.engine, lambda order: batch)
-        outcomes: list[Outcome] = []
+        outcomes: list[TaskOutcome] = []
         free, done = threading.Semaphore(ahead or len(orders)), threading.Semaphore(0)
 
-        def answer(outcome: Outcome) -> None:
+        def answer(outcome: TaskOutcome) -> None:
             outcomes.append(outcome)
             free.release()
             done.release()
@@ -140,7 +140,7 @@ class Bench:
             loop.submit(order, answer)
         for _ in orders:
             done.acquire()
-        assert all(o.drawn.error is None for o in outcomes), outcomes[0].drawn.error
+        assert all(o.output.error is None for o in outcomes), outcomes[0].output.error
         return outcomes
 
 
@@ -183,7 +183,7 @@ def _latent(engine: Family, order: DenoiseJob) -> tuple[torch.Tensor, dict[int, 
 def _resume(bench: Bench, engine: Family, request: ImageRequest, step: int, latent: torch.Tensor) -> DenoiseJob:
     model, sampler = engine.models["heavy"], engine.samplers["heavy"].id
     state = State(latent.numpy(), step, bench.steps, sampler, model)
-    return order_for(bench.config, "heavy", replace(request, resume=Resume("-", step)), state)
+    return denoise_job(bench.config, "heavy", replace(request, resume=Resume("-", step)), state)
 
 
 def _apart(a: torch.Tensor, b: torch.Tensor) -> float:
@@ -274,7 +274,7 @@ def _arrive(bench: Bench, batch: int, moment: int) -> tuple[int, float]:
     arrive, done = threading.Event(), threading.Semaphore(0)
     steps, begun = [0], []  # of the others; (time, their steps) when the late one had made each of its own
 
-    def others(progress: Progress) -> None:
+    def others(progress: StepProgress) -> None:
         steps[0] = progress.step
         if progress.step == moment:
             arrive.set()

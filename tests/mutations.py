@@ -148,7 +148,7 @@ MUTATIONS = (
         "workers/engine/step_loop.py",
         "        task.cancelled = True\n",
         "        pass\n",
-        "tests/workers/test_loop.py::test_a_cancelled_image_leaves_before_the_next_step_unanswered",
+        "tests/workers/engine/test_step_loop.py::test_a_cancelled_image_leaves_before_the_next_step_without_an_answer",
     ),
     Mutation(
         "a refusal does not say when to come again",
@@ -176,7 +176,7 @@ MUTATIONS = (
         "workers/models/family.py",
         "prompts = [(job.request.tenant, job.request.prompt) for job in jobs]",
         'prompts = [("", job.request.prompt) for job in jobs]',
-        "tests/workers/test_family.py::test_a_prompt_is_encoded_anew_for_another_tenant",
+        "tests/workers/models/test_family.py::test_a_prompt_is_encoded_again_for_another_tenant",
     ),
     Mutation(
         "the secrets of before open nothing",
@@ -269,7 +269,7 @@ MUTATIONS = (
         "workers/models/family.py",
         "generator(job.request.seed)",
         "generator(id(job) % 2**32)",
-        "tests/workers/test_family.py::test_the_same_request_gives_the_same_bytes_and_another_seed_another_picture",
+        "tests/workers/models/test_family.py::test_the_same_request_gives_the_same_bytes_and_another_seed_another_image",
     ),
     Mutation(
         "a family takes whatever weights the hub has today",

@@ -1,1 +1,1 @@
-"""The models: families, the step loop, replicas, the profiler, emulated workers."""
+"""Model execution: families, the step loop, replicas, the profiler, emulated workers."""

@@ -1,4 +1,4 @@
-"""An engine without models: it sleeps what the profile measured. A pool of these is a cluster on one laptop."""
+"""An engine without models that sleeps for the profile's latencies, to emulate a cluster on one machine."""
 
 from __future__ import annotations
 
@@ -17,30 +17,30 @@ from weir.states import State, capture_steps
 from workers.engine.engine import DenoiseJob, EngineOutput, run_to_end, wants_judge
 from workers.engine.scheduling import Recipe
 
-#: Below this a sleep costs more than it waits for.
+#: Shorter sleeps are skipped: their overhead would exceed their duration.
 _SHORTEST_SLEEP_S = 1e-4
-#: A long sleep shows progress this often.
+#: Interval at which a long sleep updates ``beat``.
 _BEAT_S = 1.0
-#: Pixels to a side of a latent's place, and its channels: as in every Stable Diffusion, so that states weigh the same.
+#: Downsampling factor and channels of a latent in Stable Diffusion, so that states have the same size.
 _FACTOR, _CHANNELS = 8, 4
 
 
 @dataclass(slots=True, eq=False)
-class _Sample:
-    order: DenoiseJob
+class _EmulatedSample:
+    job: DenoiseJob
     step: int
 
 
 class EmulatedEngine:
-    """Same interface as the real one; every answer says ``emulated``.
+    """Implements :class:`workers.engine.engine.Engine` with sleeps; every result is marked ``emulated``.
 
-    With a profile that measured steps, images join and leave at every step as they do in the real engine. One that only
-    measured whole batches (published ones do) is emulated as it was measured: a batch is one call as long as all its
-    steps, of images that have the same steps to go, and nobody joins it on the way.
+    If the profile measured steps, images join and leave at every step as in the real engine. If it only measured whole
+    batches, as published profiles do, a batch is one call that takes as long as all its steps: its images have the
+    same number of steps left, and no image joins later.
 
-    An image's confidence is one of the profile's measured ones of its variant, picked by a hash of prompt and seed: the
-    same request always gets the same, and many requests follow the measured distribution. What one request gets of
-    several variants belongs together, for they were measured with the same prompts.
+    An image's confidence is one of the variant's measured confidences, selected by a hash of prompt and seed. Equal
+    requests get equal confidences, and many requests follow the measured distribution. The confidences of one request
+    for several variants are correlated as measured, because the profile used the same prompts for all variants.
     """
 
     emulated = True
@@ -55,45 +55,45 @@ class EmulatedEngine:
         self, variant: str, requests: Sequence[ImageRequest], starts: Sequence[State | None] = ()
     ) -> list[EngineOutput]:
         states = starts or [None] * len(requests)
-        return run_to_end(self, [self._order(variant, r, s) for r, s in zip(requests, states, strict=True)])
+        return run_to_end(self, [self._job(variant, r, s) for r, s in zip(requests, states, strict=True)])
 
-    def _order(self, variant: str, request: ImageRequest, state: State | None) -> DenoiseJob:
+    def _job(self, variant: str, request: ImageRequest, state: State | None) -> DenoiseJob:
         steps = request.overrides.steps or self.profile.variant(variant).steps
         guidance = request.overrides.guidance or 0.0
         return DenoiseJob(Recipe(variant, request.width, request.height, steps, guidance), request, state, role=variant)
 
-    def call_of(self, order: DenoiseJob) -> Hashable:
-        recipe = order.recipe
+    def call_of(self, job: DenoiseJob) -> Hashable:
+        recipe = job.recipe
         if self.profile.variant(recipe.variant).stepwise:
             return recipe.variant, recipe.width, recipe.height
-        return recipe, order.first
+        return recipe, job.first
 
-    def check(self, order: DenoiseJob) -> None:
-        start, name = order.start, self.profile.variant(order.recipe.variant).name
-        if start is None or order.warm:
+    def check(self, job: DenoiseJob) -> None:
+        start, name = job.start, self.profile.variant(job.recipe.variant).name
+        if start is None or job.warm:
             return
-        assert order.request.resume is not None
+        assert job.request.resume is not None
         given, expected = (
             (start.model, start.step, start.steps),
-            (name, order.request.resume.step, order.recipe.steps * order.stride),
+            (name, job.request.resume.step, job.recipe.steps * job.stride),
         )
         if given != expected:
             raise StateRefused(f"the latent's model, step and number of steps are {given}; this run needs {expected}")
 
-    def begin(self, orders: Sequence[DenoiseJob]) -> list[_Sample | WeirError]:
-        if (fixed := self.profile.variant(orders[0].recipe.variant).fixed) is not None:
-            self._sleep(fixed.text_s * len(orders))
-        begun: list[_Sample | WeirError] = []
-        for order in orders:
+    def begin(self, jobs: Sequence[DenoiseJob]) -> list[_EmulatedSample | WeirError]:
+        if (fixed := self.profile.variant(jobs[0].recipe.variant).fixed) is not None:
+            self._sleep(fixed.text_s * len(jobs))
+        begun: list[_EmulatedSample | WeirError] = []
+        for job in jobs:
             try:
-                self.check(order)
-                begun.append(_Sample(order, order.first))
+                self.check(job)
+                begun.append(_EmulatedSample(job, job.first))
             except WeirError as error:
                 begun.append(error)
         return begun
 
-    def step(self, samples: Sequence[_Sample]) -> list[WeirError | None]:
-        recipe = samples[0].order.recipe
+    def step(self, samples: Sequence[_EmulatedSample]) -> list[WeirError | None]:
+        recipe = samples[0].job.recipe
         variant = self.profile.variant(recipe.variant)
         if variant.stepwise:
             self._sleep(variant.step_seconds.at(len(samples)))
@@ -106,50 +106,53 @@ class EmulatedEngine:
                 sample.step = recipe.steps
         return [None] * len(samples)
 
-    def finish(self, samples: Sequence[_Sample]) -> list[Future[EngineOutput]]:
-        if (fixed := self.profile.variant(samples[0].order.recipe.variant).fixed) is not None:
+    def finish(self, samples: Sequence[_EmulatedSample]) -> list[Future[EngineOutput]]:
+        if (fixed := self.profile.variant(samples[0].job.recipe.variant).fixed) is not None:
             self._sleep((fixed.decode_s + fixed.discriminator_s) * len(samples))
         answers: list[Future[EngineOutput]] = []
         for sample in samples:
             answers.append(Future())
-            answers[-1].set_result(self._drawn(sample.order))
+            answers[-1].set_result(self._output(sample.job))
         return answers
 
-    def _drawn(self, order: DenoiseJob) -> EngineOutput:
-        recipe, request = order.recipe, order.request
-        keeps = capture_steps(recipe.steps) if request.capture is not None and order.stride == 1 else ()
+    def _output(self, job: DenoiseJob) -> EngineOutput:
+        recipe, request = job.recipe, job.request
+        keeps = capture_steps(recipe.steps) if request.capture is not None and job.stride == 1 else ()
         judged = recipe.variant != self.profile.keys[-1] or wants_judge(request)
         return EngineOutput(
             self._images[recipe.variant],
             self.confidence(request, recipe.variant) if judged else None,
-            recipe.steps - order.first,
-            first=order.first * order.stride,
-            states=tuple(self._state(order, k) for k in keeps if k > order.first),
-            latent=self._state(order, recipe.steps) if request.keep_latent else None,
+            recipe.steps - job.first,
+            first=job.first * job.stride,
+            states=tuple(self._state(job, k) for k in keeps if k > job.first),
+            latent=self._state(job, recipe.steps) if request.keep_latent else None,
         )
 
-    def _state(self, order: DenoiseJob, step: int) -> State:
-        """Zeros of the size that a real one has."""
+    def _state(self, job: DenoiseJob, step: int) -> State:
+        """A state of zeros with the size of a real one."""
         import numpy as np
 
-        shape = (_CHANNELS, order.recipe.height // _FACTOR, order.recipe.width // _FACTOR)
-        name = self.profile.variant(order.recipe.variant).name
-        return State(np.zeros(shape, np.float16), step, order.recipe.steps, "emulated", name)
+        shape = (_CHANNELS, job.recipe.height // _FACTOR, job.recipe.width // _FACTOR)
+        name = self.profile.variant(job.recipe.variant).name
+        return State(np.zeros(shape, np.float16), step, job.recipe.steps, "emulated", name)
 
     def confidence(self, request: ImageRequest, variant: str) -> float:
-        """0…1. A last variant without measured confidences has the first one's, of other prompts; uniform where nothing
-        was measured."""
+        """Confidence in the image of a request, 0…1.
+
+        A last variant without measured confidences uses the first variant's, selected independently. Without any
+        measured confidences they are uniform.
+        """
         own = self.profile.variant(variant).confidences
         measured = own or self.profile.confidences
-        picked = f"{request.seed}\n{request.prompt}" + (
+        hashed = f"{request.seed}\n{request.prompt}" + (
             "" if own or variant == self.profile.keys[0] else f"\n{variant}"
         )
-        digest = hashlib.blake2b(picked.encode(), digest_size=6).digest()
+        digest = hashlib.blake2b(hashed.encode(), digest_size=6).digest()
         share = int.from_bytes(digest) / 2**48
         return measured[int(share * len(measured))] if measured else share
 
-    def preview(self, sample: _Sample) -> bytes | None:
-        return self._images[sample.order.recipe.variant]
+    def preview(self, sample: _EmulatedSample) -> bytes | None:
+        return self._images[sample.job.recipe.variant]
 
     def warm_up(self, batch_size: int, variants: Sequence[str] = ()) -> None:
         pass
@@ -166,7 +169,7 @@ class EmulatedEngine:
 
 
 def _placeholder(gray: int, side: int = 8) -> bytes:
-    """A PNG of one shade, written by hand so that an emulated worker needs no imaging library."""
+    """A PNG of one shade of gray, encoded without an imaging library."""
 
     def chunk(kind: bytes, body: bytes) -> bytes:
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))

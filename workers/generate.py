@@ -1,4 +1,4 @@
-"""One prompt to one image, in this process and without a cluster: what ``weir generate`` does."""
+"""Generates one image from one prompt in this process, without a cluster (``weir generate``)."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ from weir.core import CacheLookup, ImageRequest, Overrides
 from weir.errors import GenerationFailed, StateRefused
 from weir.plan import Assignment, Plan
 from weir.states import State
-from workers.engine.engine import Engine, EngineOutput, order_for, recipe
+from workers.engine.engine import Engine, EngineOutput, denoise_job, recipe
 
-#: Of an image that nobody waits for with a clock, seconds.
+#: SLO of an image without a deadline, seconds.
 _NO_DEADLINE_S = 1e9
-#: The one replica that there is.
+#: Name of the only replica.
 _HERE = "here"
 
 
 class Cache(Protocol):
-    """Earlier runs to resume from (:class:`cache.local.LocalCache`, where the methods are described)."""
+    """Earlier runs to resume from; :class:`cache.local.LocalCache` implements it and documents the methods."""
 
     def lookup(self, request: ImageRequest) -> CacheLookup: ...
 
@@ -54,16 +54,16 @@ class Cache(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Generated:
-    """An image and how it came about.
+    """An image, and how it was generated.
 
     Attributes:
         image: PNG.
-        path: as :class:`weir.cascade.Answer` has it.
+        path: as in :class:`weir.cascade.Answer`.
         model: name of the variant that generated ``image``.
-        steps: that ran for it.
-        confidences: of the discriminators in the images of the chain, by variant.
-        seconds: that each variant took, by variant; those that did not run are missing.
-        resumed_at: the first step that ran; above 0 when it resumed from an earlier run's state.
+        steps: number of steps that ran for ``image``.
+        confidences: confidence of the judges in the generated images, by variant.
+        seconds: run time of each variant that ran.
+        resumed_at: the first step that ran; above 0 if it resumed from an earlier run's state.
     """
 
     image: bytes
@@ -91,22 +91,22 @@ def generate(
     threads: int | None = None,
     cache: Cache | None = None,
 ) -> Generated:
-    """The cascade of :mod:`weir.cascade` for one prompt. Seed and parameters fix the image.
+    """Runs the cascade of :mod:`weir.cascade` for one prompt. Equal seed and parameters give the same image.
 
-    With a cache, a prompt that resembles an earlier one is resumed by the last variant at once.
+    With a cache, a prompt similar to an earlier one starts with the last variant, resumed from the earlier run.
 
     Args:
-        threshold: of every discriminator of the ladder.
-        variant: forces one instead of the cascade.
-        size: side in pixels; None takes the family's.
-        steps, guidance: of the last variant; None takes the family's.
+        threshold: threshold of every judge of the ladder.
+        variant: variant to run instead of the cascade.
+        size: side length in pixels; None: the family's.
+        steps, guidance: overrides for the last variant; None: its own.
         engine: a loaded family to reuse; None loads it.
-        threads: of torch on the CPU; None leaves torch's choice.
-        cache: is not asked where another variant than the last is forced.
+        threads: number of torch's threads on the CPU; None: torch's default.
+        cache: earlier runs; not used if ``variant`` is not the last one.
 
     Raises:
         ConfigError: the family cannot be loaded.
-        InvalidRequest: names the field and the accepted range; nothing was loaded yet.
+        InvalidRequest: names the field and the accepted range; raised before anything is loaded.
         PlanError: the threshold is out of range.
         GenerationFailed: no variant generated an image.
     """
@@ -135,8 +135,8 @@ def generate(
     return _Execution(family, engine, cache, replace(request, overrides=own), task).run()
 
 
-class _AtOnce:
-    """A forecast for one machine that does nothing else: a run is always in time, and is not tried again."""
+class _LocalForecast:
+    """Forecast for a single idle engine: every run is in time, and a failed run is not tried again."""
 
     def now(self) -> float:
         return 0.0
@@ -146,7 +146,7 @@ class _AtOnce:
 
 
 class _Execution:
-    """Executes the actions of one cascade, one after the other."""
+    """Executes the actions of one cascade sequentially."""
 
     def __init__(
         self, family: FamilyConfig, engine: Engine, cache: Cache | None, request: ImageRequest, task: ImageTask
@@ -163,7 +163,7 @@ class _Execution:
         event: Event = Admitted()
         try:
             while True:
-                self._progress, actions = advance(self._progress, event, _AtOnce())
+                self._progress, actions = advance(self._progress, event, _LocalForecast())
                 for action in actions:
                     match action:
                         case LookUp():
@@ -172,7 +172,7 @@ class _Execution:
                         case Run():
                             event = self._generate(action)
                         case TellCache():
-                            self._tell(action)
+                            self._tell_cache(action)
                         case Answer(number, path):
                             return self._answer(number, path)
                         case Fail():
@@ -201,29 +201,29 @@ class _Execution:
         return ImageReady(run.variant, output.confidence, output.first)
 
     def _state(self, run: Run, request: ImageRequest) -> State | None:
-        """The state to resume from, if there is one that fits; one of other weights under the same name does not."""
+        """The state to resume from, if it exists and fits; a state of other weights with the same name does not fit."""
         if run.resume is None or self._cache is None or (state := self._cache.state(run.resume.key)) is None:
             return None
         try:
-            self._engine.check(order_for(self._family, run.variant, request, state))
+            self._engine.check(denoise_job(self._family, run.variant, request, state))
         except StateRefused:
             self._refused = True
             return None
         return state
 
-    def _tell(self, action: TellCache) -> None:
+    def _tell_cache(self, action: TellCache) -> None:
         assert self._cache is not None
         request, output = (self._request, None) if action.image is None else self._images[action.image]
         self._cache.finished(request, output, action.sought, self._refused)
 
     def _cancel(self) -> None:
-        """The cache is told the end of every lookup."""
+        """Ends the cascade, so that the cache gets the end of its lookup."""
         actions: tuple[Action, ...] = ()
         if self._progress.looked_up:
-            self._progress, actions = advance(self._progress, Cancelled(), _AtOnce())
+            self._progress, actions = advance(self._progress, Cancelled(), _LocalForecast())
         for action in actions:
             if isinstance(action, TellCache):
-                self._tell(action)
+                self._tell_cache(action)
 
     def _answer(self, number: int, path: str) -> Generated:
         _, output = self._images[number]

@@ -1,4 +1,4 @@
-"""Measures a family on this device: what plans are made from. ``weir profile`` calls it."""
+"""Measures a family on this device and writes its profile (``weir profile``)."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from weir.core import ImageRequest
 from weir.errors import ConfigError, WeirError
 from weir.files import make_folder, written_whole
 from weir.profiles import FixedCosts, Profile, VariantProfile
-from workers.engine.engine import DenoiseJob, Engine, OutOfMemory, Sample, order_for
+from workers.engine.engine import DenoiseJob, Engine, OutOfMemory, Sample, denoise_job
 
-#: Told after every measured batch: how many are done, how many there are, and what the last one was.
+#: Called after every measured batch with the number of finished batches, their total, and a label of the last one.
 Progress = Callable[[int, int, str], None]
 
 
@@ -31,22 +31,23 @@ def profile_family(
     threads: int = 1,
     judge_last: bool = False,
 ) -> Profile:
-    """Median seconds per batch and per step of every variant, and the confidence in its image of every prompt.
+    """Measures the median seconds per batch and per step of every variant, and the confidence for every prompt.
 
-    Each batch size runs once unmeasured before its repeats. A size that does not fit the device ends the list of its
-    variant. The seed of prompt i is i, so that two profiles of one family are comparable. The fixed costs are those of
-    an image in the largest batch, with prompts that were not encoded before.
+    Each batch size runs once unmeasured before its repeats. A size that does not fit the device's memory ends the
+    variant's list of sizes. The seed of prompt i is i, so that two profiles of one family are comparable. Fixed costs
+    are measured per image in the largest batch, with prompts that are not in the encoder's cache.
 
     Args:
-        batch_sizes: ascending, from 1.
-        prompts: held-out ones; the batches take them in turn, and each gives one confidence of every variant.
+        batch_sizes: batch sizes to measure, each at least 1.
+        repeats: number of measured runs of each batch size.
+        prompts: held-out prompts; the batches use them in turn, and each gives one confidence of every variant.
         engine: a loaded family to reuse; None loads it.
-        threads: of torch on the CPU; a replica runs with 1.
-        judge_last: also measures the confidence in images of the last variant, which redraws go by: for every prompt a
-            run of the slowest variant.
+        threads: number of torch's threads on the CPU; a replica uses 1.
+        judge_last: also measures confidences of the last variant, on which redraws depend. It takes one run of the
+            last variant for every prompt.
 
     Raises:
-        ConfigError: an argument is wrong, the family cannot be loaded, or not even one image fits.
+        ConfigError: an argument is invalid, the family cannot be loaded, or the smallest batch does not fit.
     """
     sizes = sorted(set(batch_sizes))
     if not sizes or sizes[0] < 1:
@@ -61,19 +62,19 @@ def profile_family(
         engine = Family.load(family, threads=threads)
     judged = family.keys if judge_last else family.keys[:-1]
     batches = len(family.keys) * len(sizes) * (repeats + 1)
-    tell = _Teller(progress, total=batches + len(judged) * -(-len(prompts) // sizes[-1]))
-    variants = {key: _measure(engine, family, key, sizes, repeats, prompts, tell) for key in family.keys}
+    report = _ProgressReporter(progress, total=batches + len(judged) * -(-len(prompts) // sizes[-1]))
+    variants = {key: _measure(engine, family, key, sizes, repeats, prompts, report) for key in family.keys}
     for key in judged:
-        confidences = _confidences(engine, family, key, prompts, variants[key].batch_sizes[-1], tell)
+        confidences = _confidences(engine, family, key, prompts, variants[key].batch_sizes[-1], report)
         variants[key] = variants[key].model_copy(update={"confidences": confidences})
     return Profile(family=family.name, device=_device(engine), variants=variants)
 
 
 def write_profile(profile: Profile, path: Path | str) -> None:
-    """Writes the file whole or not at all, and makes its folder where there is none.
+    """Writes the profile to a file atomically, and creates its folder if necessary.
 
     Raises:
-        ConfigError: it cannot be written.
+        ConfigError: the file cannot be written.
     """
     path = Path(path)
     make_folder(path.parent)
@@ -81,7 +82,9 @@ def write_profile(profile: Profile, path: Path | str) -> None:
         draft.write_text(profile.model_dump_json(indent=1) + "\n")
 
 
-class _Teller:
+class _ProgressReporter:
+    """Counts finished batches and reports them."""
+
     def __init__(self, progress: Progress | None, total: int):
         self._progress, self._total, self._done = progress, total, 0
 
@@ -92,7 +95,7 @@ class _Teller:
 
 
 class _Timed(NamedTuple):
-    """Seconds of one batch: all of it, of each step, and for each image its fixed costs."""
+    """Seconds of one batch: the whole batch, one step, and the fixed costs of one image."""
 
     whole: float
     step: float
@@ -108,7 +111,7 @@ def _measure(
     sizes: Sequence[int],
     repeats: int,
     prompts: Sequence[str],
-    tell: _Teller,
+    report: _ProgressReporter,
 ) -> VariantProfile:
     variant = family.variants[key]
     measured: dict[int, _Timed] = {}
@@ -118,17 +121,17 @@ def _measure(
         try:
             runs = []
             for i in range(repeats + 1):
-                # a text that was seen is not encoded again: every repeat says the same in words of its own
+                # trailing spaces keep the prompts of a repeat out of the encoder's cache
                 worded = [f"{prompt} {' ' * i}" for prompt in chosen]
-                runs.append(_run(engine, [order_for(family, key, r) for r in _requests(family, worded, 0)]))
-                tell(label)
+                runs.append(_run(engine, [denoise_job(family, key, r) for r in _requests(family, worded, 0)]))
+                report(label)
             measured[size] = _Timed(*map(statistics.median, zip(*runs[1:], strict=True)))
         except OutOfMemory:
-            tell(f"{label}: out of memory")
+            report(f"{label}: out of memory")
             break
     if not measured:
         raise ConfigError(
-            f"family {family.name}: not even {sizes[0]} images of {variant.name} fit; use smaller batches"
+            f"family {family.name}: a batch of {sizes[0]} images of {variant.name} does not fit; use smaller batches"
         )
     size, largest = list(measured.items())[-1]
     judging_s = 0.0 if key == family.keys[-1] else _judging_s(engine, key, family.size, prompts, size, repeats)
@@ -148,19 +151,19 @@ def _measure(
 
 
 def _confidences(
-    engine: Engine, family: FamilyConfig, key: str, prompts: Sequence[str], batch: int, tell: _Teller
+    engine: Engine, family: FamilyConfig, key: str, prompts: Sequence[str], batch: int, report: _ProgressReporter
 ) -> tuple[float, ...]:
-    """Of the variant's judge, for the image of every prompt; empty without a judge."""
+    """Confidence of the variant's judge in the image of every prompt; empty without a judge."""
     found: list[float] = []
     for start in range(0, len(prompts), batch):
         requests = [replace(it, judge=True) for it in _requests(family, prompts[start : start + batch], start)]
         found += [it.confidence for it in engine.generate(key, requests) if it.confidence is not None]
-        tell(f"confidences of {family.variants[key].name}")
+        report(f"confidences of {family.variants[key].name}")
     return tuple(found)
 
 
 def _judging_s(engine: Engine, key: str, side: int, prompts: Sequence[str], size: int, repeats: int) -> float:
-    """Median seconds of the variant's discriminator for one image of a batch; 0 without one."""
+    """Median seconds that the variant's judge takes for one image of a batch; 0 without a judge."""
     discriminator = getattr(engine, "judges", {}).get(key)
     if discriminator is None:
         return 0.0
@@ -174,7 +177,7 @@ def _judging_s(engine: Engine, key: str, side: int, prompts: Sequence[str], size
     return statistics.median(taken[1:]) / size
 
 
-def _run(engine: Engine, orders: Sequence[DenoiseJob]) -> _Timed:
+def _run(engine: Engine, jobs: Sequence[DenoiseJob]) -> _Timed:
     """Generates one batch and times its parts.
 
     Raises:
@@ -182,21 +185,21 @@ def _run(engine: Engine, orders: Sequence[DenoiseJob]) -> _Timed:
         OutOfMemory: the batch does not fit.
     """
     started = time.perf_counter()
-    samples = [_fine(begun) for begun in engine.begin(orders)]
+    samples = [_checked_sample(begun) for begun in engine.begin(jobs)]
     begun, steps = time.perf_counter(), []
-    while samples[0].step < orders[0].recipe.steps:
+    while samples[0].step < jobs[0].recipe.steps:
         before, step = time.perf_counter(), samples[0].step
         for error in engine.step(samples):
             if error is not None:
                 raise ConfigError(f"the family generates no image: {error.message}")
         steps.append((time.perf_counter() - before) / (samples[0].step - step))
     stepped = time.perf_counter()
-    pictures = engine.finish(samples)
+    outputs = engine.finish(samples)
     decoded = time.perf_counter()
-    for picture in pictures:
-        if (reason := picture.result().error) is not None:
+    for output in outputs:
+        if (reason := output.result().error) is not None:
             raise ConfigError(f"the family generates no image: {reason[1]}")
-    ended, size = time.perf_counter(), len(orders)
+    ended, size = time.perf_counter(), len(jobs)
     return _Timed(
         ended - started,
         statistics.median(steps),
@@ -206,7 +209,7 @@ def _run(engine: Engine, orders: Sequence[DenoiseJob]) -> _Timed:
     )
 
 
-def _fine(begun: Sample | WeirError) -> Sample:
+def _checked_sample(begun: Sample | WeirError) -> Sample:
     if isinstance(begun, WeirError):
         raise ConfigError(f"the family generates no image: {begun.message}")
     return begun
@@ -220,7 +223,7 @@ def _requests(family: FamilyConfig, prompts: Sequence[str], first_seed: int) -> 
 
 
 def _device(engine: Engine) -> str:
-    """What the profile says of the machine: it holds on this kind of device only."""
+    """Name of the kind of device that the profile is valid for."""
     device = getattr(engine, "device", None)
     if device is None:
         return "emulated"

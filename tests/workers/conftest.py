@@ -1,4 +1,4 @@
-"""Model folders in every layout that families ship in, and what third parties warn about."""
+"""Model folders in every supported layout, and filters for warnings of third parties."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from testing.tiny_models import SIZE, WIDTH, clip, sd_pipeline, sdxl_pipeline, tokenizer, unet
 from weir.config import FamilyConfig
 
-with warnings.catch_warnings():  # Ray's models warn of pydantic's future at import
+with warnings.catch_warnings():  # Ray's models raise pydantic deprecation warnings at import
     warnings.simplefilter("ignore")
     import ray.serve  # noqa: F401
 
@@ -28,7 +28,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One folder with every layout: ``sdxl``, ``light_unet``, ``lightning/unet.safetensors``, ``sd``, …"""
+    """A folder with models in every layout: ``sdxl``, ``light_unet``, ``lightning/unet.safetensors``, ``sd``, …"""
     from safetensors.torch import save_file
 
     from workers.models.discriminator import Discriminator, DiscriminatorNet

@@ -1,4 +1,4 @@
-"""The smallest application around a pool of workers, for Serve to import."""
+"""A minimal Serve application with a pool of workers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A good request and a small profile, to be changed by each test."""
+"""A valid request and a small profile for tests."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def profile(light_s: float = 0.01, heavy_s: float = 0.04, confidences: tuple[flo
 
 
 def image_request(name: str = "a", **fields: Any) -> ImageRequest:
-    """A good request; ``fields`` change it."""
+    """A valid request with ``fields`` replaced."""
     usual: dict[str, Any] = {
         "prompt": f"a red {name}",
         "seed": 7,

@@ -1,4 +1,4 @@
-"""An emulated worker costs the profiled time, is as sure as the real one, and says what it is."""
+"""The emulated engine: latencies, states and confidences follow the profile."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from workers.emulated import EmulatedEngine
 
 
 class Clock:
-    """Takes the place of ``time``: a sleep is over at once, and the clock says that it took its time."""
+    """Replaces ``time``: a sleep returns at once and advances the clock."""
 
     now = 0.0
 
@@ -42,34 +42,34 @@ def seconds(engine: EmulatedEngine, variant: str, count: int, **fields: object) 
 
 
 @pytest.mark.parametrize(("variant", "count", "expected"), [(LIGHT, 1, 0.01), (LIGHT, 4, 0.02), (HEAVY, 4, 0.08)])
-def test_a_batch_takes_what_the_profile_measured(variant: str, count: int, expected: float) -> None:
+def test_a_batch_takes_the_profiles_latency(variant: str, count: int, expected: float) -> None:
     assert seconds(EmulatedEngine(profile()), variant, count) >= expected - 1e-3
 
 
-def test_fewer_steps_of_the_heavy_variant_take_their_share() -> None:
+def test_fewer_steps_take_proportionally_less_time() -> None:
     engine = EmulatedEngine(profile(heavy_s=5.0))
     assert 0.09 <= seconds(engine, HEAVY, 1, overrides=Overrides(steps=1)) < 0.11
 
 
 def stepwise(step_s: float, fixed_s: float = 0.0) -> Profile:
-    """A profile that also has the seconds of one step (twice as long for four images) and the fixed costs."""
+    """A profile with the time of one step (twice as long for four images) and fixed costs."""
     whole = profile()
     measured = {"step_s": (step_s, 2 * step_s), "fixed": FixedCosts(text_s=fixed_s, decode_s=fixed_s)}
     return with_variants(whole, heavy=measured)
 
 
 @pytest.mark.parametrize(("count", "steps", "expected"), [(1, 10, 0.02), (4, 10, 0.04), (4, 1, 0.004)])
-def test_a_profile_of_steps_costs_its_steps_and_the_fixed_costs(count: int, steps: int, expected: float) -> None:
+def test_a_profile_with_step_times_takes_the_steps_and_the_fixed_costs(count: int, steps: int, expected: float) -> None:
     assert seconds(EmulatedEngine(stepwise(0.002)), HEAVY, count, overrides=Overrides(steps=steps)) >= expected - 1e-3
     fixed = seconds(EmulatedEngine(stepwise(1e-9, 0.005)), HEAVY, count, overrides=Overrides(steps=steps))
     assert fixed >= 2 * count * 0.005 - 1e-3
 
 
 @pytest.mark.parametrize("make", [profile, lambda: stepwise(0.0016)], ids=["whole batches", "steps"])
-def test_a_resumed_image_costs_its_rest(make: Callable[[], Profile]) -> None:
+def test_a_resumed_image_takes_only_its_remaining_steps(make: Callable[[], Profile]) -> None:
     engine = EmulatedEngine(make())
-    [drawn] = engine.generate(HEAVY, [image_request(capture="p")])
-    states = {state.step: state for state in drawn.states}
+    [output] = engine.generate(HEAVY, [image_request(capture="p")])
+    states = {state.step: state for state in output.states}
     assert list(states) == [5, 10, 15, 20, 25]
     started = emulated.time.monotonic()
     [rest] = engine.generate(HEAVY, [image_request(resume=Resume("-", 25))], [states[25]])
@@ -77,18 +77,18 @@ def test_a_resumed_image_costs_its_rest(make: Callable[[], Profile]) -> None:
     assert emulated.time.monotonic() - started >= 0.02 - 1e-3
 
 
-def test_what_it_captures_weighs_what_real_states_do() -> None:
+def test_captured_states_have_the_size_of_real_ones() -> None:
     engine = EmulatedEngine(profile(1e-9, 1e-9))
-    [drawn] = engine.generate(HEAVY, [image_request(capture="p", width=1024, height=1024)])
-    assert drawn.states[0].latent.nbytes == 128 * 1024
+    [output] = engine.generate(HEAVY, [image_request(capture="p", width=1024, height=1024)])
+    assert output.states[0].latent.nbytes == 128 * 1024
 
 
-def test_a_profile_of_next_to_nothing_is_not_slept_for(clock: Clock) -> None:
+def test_negligible_latencies_are_not_slept(clock: Clock) -> None:
     EmulatedEngine(profile(light_s=1e-9, heavy_s=1e-9)).generate(LIGHT, [image_request(str(i)) for i in range(1000)])
     assert clock.now == 0
 
 
-def test_confidences_follow_the_profile_and_stay_with_the_request() -> None:
+def test_confidences_follow_the_profile_and_are_the_same_for_equal_requests() -> None:
     engine = EmulatedEngine(profile(1e-9, 1e-9, confidences=(0.1, 0.5, 0.5, 0.9)))
     requests = [image_request(str(i), seed=i) for i in range(2000)]
     first, again = (engine.generate(LIGHT, requests) for _ in range(2))
@@ -97,13 +97,13 @@ def test_confidences_follow_the_profile_and_stay_with_the_request() -> None:
     assert 0.45 < shares[0.5] / 2000 < 0.55
 
 
-def test_without_measured_confidences_they_are_uniform() -> None:
+def test_confidences_are_uniform_if_none_were_measured() -> None:
     engine = EmulatedEngine(profile(confidences=()))
-    sure = [engine.confidence(image_request(str(i), seed=i), LIGHT) for i in range(2000)]
-    assert 0.45 < sum(c < 0.5 for c in sure) / 2000 < 0.55
+    confidences = [engine.confidence(image_request(str(i), seed=i), LIGHT) for i in range(2000)]
+    assert 0.45 < sum(c < 0.5 for c in confidences) / 2000 < 0.55
 
 
-def test_heavy_images_have_no_confidence_and_every_picture_is_a_png() -> None:
+def test_heavy_images_have_no_confidence_and_every_image_is_a_png() -> None:
     import io
 
     from PIL import Image
@@ -111,6 +111,6 @@ def test_heavy_images_have_no_confidence_and_every_picture_is_a_png() -> None:
     engine = EmulatedEngine(profile())
     assert engine.emulated
     for variant in (LIGHT, HEAVY):
-        [drawn] = engine.generate(variant, [image_request()])
-        assert (drawn.confidence is None) == (variant == HEAVY)
-        assert Image.open(io.BytesIO(drawn.image)).size == (8, 8)
+        [output] = engine.generate(variant, [image_request()])
+        assert (output.confidence is None) == (variant == HEAVY)
+        assert Image.open(io.BytesIO(output.image)).size == (8, 8)

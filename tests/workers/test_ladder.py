@@ -1,4 +1,4 @@
-"""A ladder of three on one worker: each request runs on the variant that it names, and no two variants share a call."""
+"""A worker with three variants: each request runs on the variant that it names, and variants do not share calls."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from weir.errors import ConfigError
 from weir.plan import Plan
 from weir.profiles import Profile
 from workers.emulated import EmulatedEngine
-from workers.engine.engine import order_for
+from workers.engine.engine import denoise_job
 from workers.models.family import Family
 from workers.models.judges import family_judges
 from workers.replica import Worker
@@ -66,39 +66,39 @@ async def test_variants_do_not_share_a_call(worker):
     assert max(result["batch_size"] for result in results) <= 2
 
 
-async def test_a_variant_that_the_worker_does_not_hold_is_refused_by_name(worker):
+async def test_an_unknown_variant_is_refused_by_name(worker):
     [result] = await generated(worker, "huge")
     assert tuple(result["error"]) == ("invalid_value", "variant is huge; toy has light, medium, heavy")
 
 
-def test_a_profile_of_other_variants_is_refused_before_the_replica_starts(tmp_path):
+def test_a_profile_with_other_variants_is_refused_at_the_start(tmp_path):
     path = tmp_path / "two.json"
     path.write_text(json.dumps(PROFILE))
     with pytest.raises(ConfigError, match="it has the variants light, heavy, and the family light, medium, heavy"):
         Worker(THREE, PLAN.to_dict(), str(path))
 
 
-def test_emulated_confidences_of_one_request_are_those_of_one_measured_prompt():
+def test_emulated_confidences_of_one_request_belong_to_one_measured_prompt():
     engine = EmulatedEngine(Profile.model_validate(MEASURED))
     for seed in range(20):
         request = image_request(seed=seed)
         assert engine.confidence(request, "medium") == engine.confidence(request, "light") + 0.25
 
 
-def test_an_emulated_image_of_the_last_variant_is_judged_where_that_is_asked_for():
+def test_an_emulated_image_of_the_last_variant_is_judged_on_request():
     engine = EmulatedEngine(Profile.model_validate(MEASURED))
     plain, judged, resumed = (
         engine.generate("heavy", [image_request(**fields)])[0].confidence
         for fields in ({}, {"judge": True}, {"resume": Resume("k", 5, min_confidence=0.5)})
     )
     assert plain is None
-    assert judged in (0.0, 0.5), "by the first variant's confidences: the last one's were not measured"
+    assert judged in (0.0, 0.5), "the last variant has no measured confidences, so the first one's are used"
     assert resumed in (0.0, 0.5)
     both = [(engine.confidence(it, "light"), engine.confidence(it, "heavy")) for it in map(of_seed, range(40))]
-    assert len(set(both)) == 4, "they are of other prompts than the first variant's"
+    assert len(set(both)) == 4, "they are selected independently of the first variant's"
 
 
-def test_measured_confidences_of_the_last_variant_are_its_own():
+def test_measured_confidences_of_the_last_variant_are_used():
     measured = {**MEASURED["variants"]["heavy"], "confidences": [0.9, 0.9]}
     engine = EmulatedEngine(
         Profile.model_validate({**MEASURED, "variants": {**MEASURED["variants"], "heavy": measured}})
@@ -110,7 +110,7 @@ def of_seed(seed: int) -> Any:
     return image_request(seed=seed)
 
 
-def test_a_real_ladder_shares_what_its_variants_have_in_common():
+def test_a_real_ladder_shares_common_weights():
     config = load_family("deploy/families/weir-tiny.yaml")
     middle = config.heavy.model_copy(update={"name": "weir-tiny-medium", "steps": 10, "discriminator": "clip"})
     three = FamilyConfig.model_validate(
@@ -122,14 +122,14 @@ def test_a_real_ladder_shares_what_its_variants_have_in_common():
     assert medium.unet is heavy.unet
     assert engine.judges["heavy"] is engine.judges["light"] is not engine.judges["medium"]
     asked = [image_request(prompt="a red circle", width=64, height=64)]
-    made = {key: engine.generate(key, asked)[0] for key in ("light", "medium")}
-    assert {key: it.steps for key, it in made.items()} == {"light": 2, "medium": 10}
-    assert all(it.confidence is not None for it in made.values())
-    calls = {engine.call_of(order_for(three, key, asked[0])) for key in three.keys}
+    outputs = {key: engine.generate(key, asked)[0] for key in ("light", "medium")}
+    assert {key: it.steps for key, it in outputs.items()} == {"light": 2, "medium": 10}
+    assert all(it.confidence is not None for it in outputs.values())
+    calls = {engine.call_of(denoise_job(three, key, asked[0])) for key in three.keys}
     assert len(calls) == 3
 
 
-def test_one_discriminator_that_serves_several_variants_is_loaded_once():
+def test_a_discriminator_of_several_variants_is_loaded_once():
     config = load_family("deploy/families/weir-tiny.yaml")
     middle = config.light.model_copy(update={"name": "weir-tiny-medium", "steps": 4})
     three = config.model_copy(update={"variants": {"light": config.light, "medium": middle, "heavy": config.heavy}})

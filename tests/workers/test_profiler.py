@@ -1,4 +1,4 @@
-"""The profiler measures every variant and batch size, and its file is whole or absent."""
+"""The profiler measures every variant and batch size, and writes its file atomically."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from workers.profiler import profile_family, write_profile
 
 
 class SmallMemory(EmulatedEngine):
-    """Holds at most two images."""
+    """An emulated engine whose memory holds at most two images."""
 
     def step(self, samples: Sequence[Any]) -> list[WeirError | None]:
         if len(samples) > 2:
@@ -27,7 +27,7 @@ class SmallMemory(EmulatedEngine):
         return super().step(samples)
 
 
-def test_a_real_family_is_measured_through_its_real_pipeline(embedded: FamilyConfig) -> None:
+def test_a_real_family_is_measured(embedded: FamilyConfig) -> None:
     seen: list[tuple[int, int, str]] = []
     measured = profile_family(embedded, [1, 2], 1, lambda *step: seen.append(step), prompts=["a red cat", "a dog"])
     assert measured.light.batch_sizes == measured.heavy.batch_sizes == (1, 2)
@@ -45,7 +45,7 @@ def test_a_real_family_is_measured_through_its_real_pipeline(embedded: FamilyCon
     assert seen[-1][0] == seen[-1][1]
 
 
-def test_emulating_a_profile_and_profiling_the_emulation_gives_it_back(embedded: FamilyConfig) -> None:
+def test_profiling_an_emulated_profile_reproduces_it(embedded: FamilyConfig) -> None:
     given = profile(light_s=0.01, heavy_s=0.03, confidences=(0.25,))
     family = with_variants(embedded, heavy={"steps": 50})
     measured = profile_family(family, [1, 4], 3, prompts=["a", "b", "c"], engine=EmulatedEngine(given))
@@ -67,18 +67,18 @@ def test_every_judged_variant_of_a_ladder_is_measured_on_the_same_prompts(embedd
     measured = profile_family(family, [1, 4], 1, prompts=prompts, engine=engine)
     assert measured.keys == family.keys
     pairs = set(zip(measured.variant("light").confidences, measured.variant("medium").confidences, strict=True))
-    assert pairs == {(0.1, 0.6), (0.2, 0.7)}, "entry i of both is of prompt i"
-    assert measured.heavy.confidences == (), "nothing follows it"
+    assert pairs == {(0.1, 0.6), (0.2, 0.7)}, "entry i of both belongs to prompt i"
+    assert measured.heavy.confidences == (), "the last variant is not judged by default"
     judged = profile_family(family, [4], 1, prompts=prompts, engine=engine, judge_last=True)
     assert len(judged.heavy.confidences) == len(prompts)
 
 
-def test_a_batch_size_that_does_not_fit_ends_the_list(embedded: FamilyConfig) -> None:
+def test_a_batch_size_that_does_not_fit_memory_ends_the_list(embedded: FamilyConfig) -> None:
     engine = SmallMemory(profile())
     measured = profile_family(embedded, [1, 2, 4, 8], 1, prompts=["a"] * 5, engine=engine)
     assert measured.light.batch_sizes == (1, 2)
     assert len(measured.confidences) == 5
-    with pytest.raises(ConfigError, match="not even 4 images"):
+    with pytest.raises(ConfigError, match="a batch of 4 images"):
         profile_family(embedded, [4], 1, prompts=["a"], engine=engine)
 
 
@@ -91,14 +91,14 @@ def test_a_batch_size_that_does_not_fit_ends_the_list(embedded: FamilyConfig) ->
         ([1], 1, [], "prompts"),
     ],
 )
-def test_a_wrong_argument_is_named_before_anything_loads(
+def test_an_invalid_argument_is_named_before_anything_is_loaded(
     embedded: FamilyConfig, sizes: list[int], repeats: int, prompts: list[str], named: str
 ) -> None:
     with pytest.raises(ConfigError, match=named):
         profile_family(embedded, sizes, repeats, prompts=prompts)
 
 
-def test_the_file_reads_back_and_no_partial_one_stays(tmp_path: Path) -> None:
+def test_a_written_profile_reads_back_and_leaves_no_partial_file(tmp_path: Path) -> None:
     path = tmp_path / "new" / "tiny.json"
     write_profile(profile(), path)
     assert load_profile(path) == profile()

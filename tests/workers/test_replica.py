@@ -1,4 +1,4 @@
-"""One replica: batches what fits together, answers every request, and lives through every plan."""
+"""One replica: batching, results, errors, states, plans, health checks and previews."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ from workers.replica import Worker
 
 
 class Scripted(EmulatedEngine):
-    """Draws at once, unless the script says otherwise; remembers its calls.
+    """An engine without delays that records its batches.
 
-    ``gate`` holds the device until it is set; a prompt with ``break`` fails its call; at most ``fits`` images fit; a
-    ``broken`` device fails at everything.
+    While ``gate`` is cleared, calls wait. A call with ``break`` in a prompt fails. At most ``fits`` images fit memory.
+    A ``broken`` device fails every call.
     """
 
     def __init__(self) -> None:
@@ -46,12 +46,12 @@ class Scripted(EmulatedEngine):
 
     def step(self, samples: Sequence[Any]) -> list[WeirError | None]:
         self.beat = time.monotonic()
-        self.batches.append([s.order.request.id for s in samples])
+        self.batches.append([s.job.request.id for s in samples])
         assert self.gate.wait(30)
         if len(samples) > self.fits:
             raise OutOfMemory("no room")
-        if self.broken or any("break" in s.order.request.prompt for s in samples):
-            raise RuntimeError("no picture of that")
+        if self.broken or any("break" in s.job.request.prompt for s in samples):
+            raise RuntimeError("cannot generate this image")
         return super().step(samples)
 
 
@@ -68,9 +68,9 @@ def profile_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def worker(embedded: FamilyConfig, profile_file: Path) -> Worker:
-    made = Worker(embedded.model_dump(), plan(), emulate=str(profile_file))
-    made.engine = Scripted()
-    return made
+    worker = Worker(embedded.model_dump(), plan(), emulate=str(profile_file))
+    worker.engine = Scripted()
+    return worker
 
 
 def script(worker: Worker) -> Scripted:
@@ -95,40 +95,40 @@ async def queue_of(worker: Worker, length: int) -> None:
 
 
 async def hold(worker: Worker) -> asyncio.Task[dict[str, Any]]:
-    """Occupies the device, so that what is asked next has to queue."""
+    """Occupies the device, so that later requests have to queue."""
     script(worker).gate.clear()
     first = ask(worker, "first")
     await until(lambda: script(worker).batches)
     return first
 
 
-# ------------------------------------------------------------------------------------------- answers
+# ------------------------------------------------------------------------------------------- results
 
 
-async def test_an_answer_carries_image_confidence_times_plan_and_queue(worker: Worker) -> None:
-    answer = await ask(worker, "a")
-    assert answer["id"] == "a"
-    assert answer["image"].startswith(b"\x89PNG")
-    assert 0 <= answer["confidence"] <= 1
-    assert answer["queue_s"] >= 0
-    assert answer["compute_s"] > 0
-    assert (answer["batch_size"], answer["plan_version"], answer["queued"]) == (1, 1, 0)
-    assert answer["replica"] == (await worker.describe())["replica"]
-    assert answer["emulated"] is True
-    assert answer["error"] is None
+async def test_a_result_has_image_confidence_times_plan_version_and_queue_length(worker: Worker) -> None:
+    result = await ask(worker, "a")
+    assert result["id"] == "a"
+    assert result["image"].startswith(b"\x89PNG")
+    assert 0 <= result["confidence"] <= 1
+    assert result["queue_s"] >= 0
+    assert result["compute_s"] > 0
+    assert (result["batch_size"], result["plan_version"], result["queued"]) == (1, 1, 0)
+    assert result["replica"] == (await worker.describe())["replica"]
+    assert result["emulated"] is True
+    assert result["error"] is None
 
 
-async def test_what_queues_up_during_a_batch_forms_the_next_one_up_to_the_plans_size(worker: Worker) -> None:
+async def test_queued_requests_form_batches_of_at_most_the_plans_size(worker: Worker) -> None:
     first = await hold(worker)
     rest = [ask(worker, str(i)) for i in range(6)]
     await queue_of(worker, 6)
     script(worker).gate.set()
-    answers = await asyncio.gather(first, *rest)
+    results = await asyncio.gather(first, *rest)
     assert script(worker).batches == [["first"], ["0", "1", "2", "3"], ["4", "5"]]
-    assert [a["queued"] for a in answers] == [6, 2, 2, 2, 2, 0, 0]
+    assert [a["queued"] for a in results] == [6, 2, 2, 2, 2, 0, 0]
 
 
-async def test_requests_of_another_role_or_guidance_run_apart(worker: Worker) -> None:
+async def test_requests_of_different_variants_or_guidance_do_not_share_a_batch(worker: Worker) -> None:
     first = await hold(worker)
     rest = [
         ask(worker, "l"),
@@ -143,20 +143,20 @@ async def test_requests_of_another_role_or_guidance_run_apart(worker: Worker) ->
 
 
 @pytest.mark.parametrize(
-    "wrong",
+    "invalid",
     [{}, {"id": "x"}, image_request("x").to_dict() | {"extra": 1}, image_request("x", width=999).to_dict()],
     ids=["empty", "fields missing", "unknown field", "size not served"],
 )
-async def test_a_wrong_request_is_answered_with_an_error_and_nothing_else(
-    worker: Worker, wrong: dict[str, Any]
+async def test_an_invalid_request_gets_an_error_and_later_requests_are_served(
+    worker: Worker, invalid: dict[str, Any]
 ) -> None:
-    answer = await worker.generate("light", wrong)
-    assert answer["error"][0] == "invalid_value"
+    result = await worker.generate("light", invalid)
+    assert result["error"][0] == "invalid_value"
     assert (await worker.generate("medium", image_request().to_dict()))["error"][0] == "invalid_value"
     assert (await ask(worker, "fine"))["error"] is None
 
 
-async def test_one_request_that_breaks_its_batch_fails_alone(worker: Worker) -> None:
+async def test_a_request_that_breaks_its_batch_fails_alone(worker: Worker) -> None:
     first = await hold(worker)
     rest = [ask(worker, "a"), ask(worker, "b", prompt="break"), ask(worker, "c"), ask(worker, "d")]
     await queue_of(worker, 4)
@@ -165,10 +165,10 @@ async def test_one_request_that_breaks_its_batch_fails_alone(worker: Worker) -> 
     errors = [a["error"] for a in await asyncio.gather(*rest)]
     assert [e is None for e in errors] == [True, False, True, True]
     assert errors[1][0] == "generation_failed"
-    assert "no picture of that" in errors[1][1]
+    assert "cannot generate this image" in errors[1][1]
 
 
-async def test_out_of_memory_halves_the_batch_answers_all_and_is_remembered(worker: Worker) -> None:
+async def test_after_running_out_of_memory_all_images_are_generated_in_smaller_batches(worker: Worker) -> None:
     first = await hold(worker)
     script(worker).fits = 2
     for expected in ([4, 2, 2], [2, 2]):
@@ -184,16 +184,16 @@ async def test_out_of_memory_halves_the_batch_answers_all_and_is_remembered(work
     await first
 
 
-async def test_not_even_one_image_in_memory_is_an_answer_too(worker: Worker) -> None:
+async def test_an_image_that_does_not_fit_memory_gets_an_error(worker: Worker) -> None:
     script(worker).fits = 0
     assert (await ask(worker, "a"))["error"][0] == "out_of_memory"
 
 
-async def test_a_cancelled_caller_leaves_the_queue(worker: Worker) -> None:
+async def test_a_cancelled_request_leaves_the_queue(worker: Worker) -> None:
     first = await hold(worker)
-    gone, stays = ask(worker, "gone"), ask(worker, "stays")
+    moved, stays = ask(worker, "moved"), ask(worker, "stays")
     await queue_of(worker, 2)
-    gone.cancel()
+    moved.cancel()
     await queue_of(worker, 1)
     script(worker).gate.set()
     await asyncio.gather(first, stays)
@@ -203,8 +203,8 @@ async def test_a_cancelled_caller_leaves_the_queue(worker: Worker) -> None:
 # -------------------------------------------------------------------------------------------- states
 
 
-class Stubborn(InMemoryStates):
-    """Raises, or keeps everybody waiting."""
+class FailingStore(InMemoryStates):
+    """A store that raises, or first waits for an event."""
 
     def __init__(self, wait: threading.Event | None = None):
         super().__init__()
@@ -223,18 +223,18 @@ class Stubborn(InMemoryStates):
 
 
 @pytest.fixture
-def kept(worker: Worker) -> InMemoryStates:
+def store(worker: Worker) -> InMemoryStates:
     worker.states = InMemoryStates()
     return worker.states
 
 
 async def stored(worker: Worker) -> None:
-    """Until nothing is being stored any more."""
+    """Waits until all states are stored."""
     while worker._stores:
         await asyncio.sleep(0.001)
 
 
-async def test_a_captured_run_is_resumed_by_another_request(worker: Worker, kept: InMemoryStates) -> None:
+async def test_a_request_resumes_from_the_captured_state_of_another_one(worker: Worker, store: InMemoryStates) -> None:
     first = await ask(worker, "first", HEAVY, capture="p")
     await stored(worker)
     assert first["captured"] == (1, 2)
@@ -246,70 +246,70 @@ async def test_a_captured_run_is_resumed_by_another_request(worker: Worker, kept
 
 
 @pytest.mark.parametrize(
-    ("spoil", "refused"),
+    ("prepare", "refused"),
     [
-        (lambda kept, state: None, False),
-        (lambda kept, state: kept.put(image_request("first", capture="p"), [replace(state, model="another")]), True),
-        (lambda kept, state: kept.put(image_request("first", capture="p"), [replace(state, steps=50)]), True),
+        (lambda store, state: None, False),
+        (lambda store, state: store.put(image_request("first", capture="p"), [replace(state, model="another")]), True),
+        (lambda store, state: store.put(image_request("first", capture="p"), [replace(state, steps=50)]), True),
     ],
     ids=["missing", "of another model", "of another run"],
 )
-async def test_a_state_that_is_missing_or_unfit_costs_speed_only(
-    worker: Worker, kept: InMemoryStates, spoil: Any, refused: bool
+async def test_a_request_whose_state_is_missing_or_does_not_fit_runs_from_noise(
+    worker: Worker, store: InMemoryStates, prepare: Any, refused: bool
 ) -> None:
     await ask(worker, "other", HEAVY, capture="p")
     await stored(worker)
-    state = kept.get(state_key("p", "other", 2))
+    state = store.get(state_key("p", "other", 2))
     assert state is not None
-    spoil(kept, state)
-    answer = await ask(worker, "a", HEAVY, resume=Resume(state_key("p", "first", 2), 2))
-    assert (answer["resumed_at"], answer["steps"], answer["error"]) == (0, 4, None)
-    assert answer["refused"] is refused, "only what was there can be"
+    prepare(store, state)
+    result = await ask(worker, "a", HEAVY, resume=Resume(state_key("p", "first", 2), 2))
+    assert (result["resumed_at"], result["steps"], result["error"]) == (0, 4, None)
+    assert result["refused"] is refused, "a missing state is not refused"
 
 
-async def test_a_store_that_fails_or_hangs_costs_speed_only_and_is_counted(worker: Worker) -> None:
+async def test_failures_of_the_state_store_are_counted_and_requests_run_from_noise(worker: Worker) -> None:
     hung = threading.Event()
-    for store in (Stubborn(), Stubborn(hung)):
+    for store in (FailingStore(), FailingStore(hung)):
         worker.states = store
-        answer = await ask(worker, "a", HEAVY, resume=Resume("k", 2), capture="p")
-        assert (answer["resumed_at"], answer["error"], answer["refused"]) == (0, None, False)
-    assert answer["fetch_s"] >= worker.fetch_s, "the wait in vain counts"
+        result = await ask(worker, "a", HEAVY, resume=Resume("k", 2), capture="p")
+        assert (result["resumed_at"], result["error"], result["refused"]) == (0, None, False)
+    assert result["fetch_s"] >= worker.fetch_s, "the time of a failed fetch is reported too"
     hung.set()
     await stored(worker)
     assert (await worker.describe())["failures"] == {"state_fetch": 2, "state_store": 2}
 
 
-async def test_no_image_waits_for_its_states_to_be_stored_and_those_of_too_many_are_let_go(worker: Worker) -> None:
+async def test_images_do_not_wait_for_a_slow_state_store_and_excess_states_are_dropped(worker: Worker) -> None:
     hung = threading.Event()
-    worker.states = Stubborn(hung)
-    answers = [await ask(worker, f"a{i}", HEAVY, capture="p") for i in range(worker.most_storing + 1)]
-    assert [answer["captured"] for answer in answers] == [(1, 2)] * worker.most_storing + [()]
+    worker.states = FailingStore(hung)
+    results = [await ask(worker, f"a{i}", HEAVY, capture="p") for i in range(worker.most_storing + 1)]
+    assert [result["captured"] for result in results] == [(1, 2)] * worker.most_storing + [()]
     assert worker.failures == {"state_store": 1}
     hung.set()
     await stored(worker)
 
 
-async def test_the_heavy_variant_starts_warm_from_the_light_latent_that_came_with_its_image(worker: Worker) -> None:
+async def test_the_heavy_variant_starts_warm_from_the_latent_in_the_light_result(worker: Worker) -> None:
     light = await ask(worker, "a", LIGHT, keep_latent=True)
     assert isinstance(light["latent"], bytes)
     heavy = await ask(worker, "a", HEAVY, warm_start=WarmStart(light["latent"], 3))
     assert (heavy["resumed_at"], heavy["steps"], heavy["error"]) == (3, 1, None)
-    spoilt = await ask(worker, "b", HEAVY, warm_start=WarmStart(light["latent"][:50], 3))
-    assert (spoilt["resumed_at"], spoilt["error"]) == (0, None)
+    damaged = await ask(worker, "b", HEAVY, warm_start=WarmStart(light["latent"][:50], 3))
+    assert (damaged["resumed_at"], damaged["error"]) == (0, None)
     assert worker.failures == {"invalid_state": 1}
 
 
-async def test_a_step_outside_of_the_run_is_refused_by_name(worker: Worker) -> None:
-    answer = await ask(worker, "a", HEAVY, resume=Resume("k", 4))
-    assert answer["error"][0] == "invalid_value"
-    assert "resume.step is 4" in answer["error"][1]
+async def test_a_resume_step_outside_the_run_is_refused_by_name(worker: Worker) -> None:
+    result = await ask(worker, "a", HEAVY, resume=Resume("k", 4))
+    assert result["error"][0] == "invalid_value"
+    assert "resume.step is 4" in result["error"][1]
 
 
 # --------------------------------------------------------------------------------------------- plans
 
 
 @pytest.mark.parametrize(
-    "wrong",
+    "invalid",
     [
         None,
         [],
@@ -321,13 +321,13 @@ async def test_a_step_outside_of_the_run_is_refused_by_name(worker: Worker) -> N
         plan(2) | {"x": 1},
     ],
 )
-async def test_a_bad_plan_changes_nothing_and_never_raises(worker: Worker, wrong: Any) -> None:
+async def test_an_invalid_plan_changes_nothing_and_does_not_raise(worker: Worker, invalid: Any) -> None:
     before = await worker.describe()
-    await worker.reconfigure(wrong)
+    await worker.reconfigure(invalid)
     assert await worker.describe() == before
 
 
-async def test_a_plan_for_a_variant_that_is_not_here_is_ignored_and_the_last_good_one_stays(worker: Worker) -> None:
+async def test_a_plan_with_an_unknown_variant_is_ignored(worker: Worker) -> None:
     before = await worker.describe()
     await worker.reconfigure(Plan(2, (Assignment("medium", 1),), (0.5,), ("medium", "heavy")).to_dict())
     assert await worker.describe() == before
@@ -335,7 +335,7 @@ async def test_a_plan_for_a_variant_that_is_not_here_is_ignored_and_the_last_goo
     assert (await worker.describe())["plan_version"] == 3
 
 
-def test_a_replica_does_not_start_with_such_a_plan(embedded: FamilyConfig, profile_file: Path) -> None:
+def test_a_replica_does_not_start_with_a_plan_of_an_unknown_variant(embedded: FamilyConfig, profile_file: Path) -> None:
     with pytest.raises(PlanError, match="chain names the variant 'medium'; the replicas hold light, heavy"):
         Worker(embedded.model_dump(), Plan(1, (Assignment("medium", 1),), (), ("medium",)).to_dict(), str(profile_file))
 
@@ -354,19 +354,19 @@ async def test_the_role_follows_the_rank(worker: Worker) -> None:
     assert (await worker.describe())["role"] == "light"
 
 
-async def test_a_new_plan_leaves_the_running_batch_alone_and_holds_for_the_next(worker: Worker) -> None:
+async def test_a_new_plan_does_not_affect_the_running_batch_and_applies_to_the_next(worker: Worker) -> None:
     first = await hold(worker)
     rest = [ask(worker, str(i)) for i in range(3)]
     await queue_of(worker, 3)
     await worker.reconfigure(plan(2, batch=2))
     script(worker).gate.set()
-    answers = await asyncio.gather(first, *rest)
-    assert all(a["error"] is None for a in answers)
+    results = await asyncio.gather(first, *rest)
+    assert all(a["error"] is None for a in results)
     assert script(worker).batches == [["first"], ["0", "1"], ["2"]]
-    assert answers[-1]["plan_version"] == 2
+    assert results[-1]["plan_version"] == 2
 
 
-async def test_a_changed_role_sends_its_queue_elsewhere(worker: Worker) -> None:
+async def test_queued_requests_are_returned_when_the_role_changes(worker: Worker) -> None:
     first = await hold(worker)
     queued = ask(worker, "queued")
     await queue_of(worker, 1)
@@ -375,17 +375,17 @@ async def test_a_changed_role_sends_its_queue_elsewhere(worker: Worker) -> None:
     assert (await queued)["error"][0] == "role_changed"
     script(worker).gate.set()
     assert (await first)["error"] is None
-    assert (await ask(worker, "late comer"))["error"] is None
+    assert (await ask(worker, "late arrival"))["error"] is None
 
 
 def routed(version: int, *assignments: tuple[str, int]) -> dict[str, Any]:
-    """A plan with two levels of the heavy variant, each with replicas of its own."""
+    """A plan with two levels of the heavy variant, each with its own replicas."""
     levels = (Level("whole", HEAVY, "whole"), Level("short", HEAVY, "short", steps=2))
     routing = LevelRouting(levels, ((0.5, 0.5),))
     return Plan(version, tuple(Assignment(*it) for it in assignments), (), (HEAVY,), routing=routing).to_dict()
 
 
-async def test_a_batch_limit_goes_by_the_role_that_requests_were_dispatched_for(worker: Worker) -> None:
+async def test_the_batch_limit_is_that_of_the_role_for_which_requests_were_dispatched(worker: Worker) -> None:
     await worker.reconfigure(routed(2, ("whole", 1), ("short", 3)))
     first = await hold(worker)
     rest = [ask(worker, str(i), HEAVY, "short") for i in range(3)] + [ask(worker, "own", HEAVY, "whole")]
@@ -395,18 +395,18 @@ async def test_a_batch_limit_goes_by_the_role_that_requests_were_dispatched_for(
     assert script(worker).batches[1:] == [["0", "1", "2"], ["own"]]
 
 
-async def test_only_requests_of_the_role_that_a_replica_gave_up_are_sent_away(worker: Worker) -> None:
+async def test_only_requests_of_the_lost_role_are_returned(worker: Worker) -> None:
     await worker.reconfigure(routed(2, ("whole", 1), ("short", 1)))
     first = await hold(worker)
-    gone, stays = ask(worker, "gone", HEAVY, "whole"), ask(worker, "stays", HEAVY, "short")
+    moved, stays = ask(worker, "moved", HEAVY, "whole"), ask(worker, "stays", HEAVY, "short")
     await queue_of(worker, 2)
     await worker.reconfigure(routed(3, ("short", 1), ("whole", 1)))
-    assert (await gone)["error"][0] == "role_changed"
+    assert (await moved)["error"][0] == "role_changed"
     script(worker).gate.set()
     assert [(await it)["error"] for it in (first, stays)] == [None, None]
 
 
-async def test_a_role_that_nobody_has_any_more_is_still_served(worker: Worker) -> None:
+async def test_queued_requests_of_a_role_without_replicas_are_served(worker: Worker) -> None:
     first = await hold(worker)
     queued = ask(worker, "queued")
     await queue_of(worker, 1)
@@ -418,7 +418,7 @@ async def test_a_role_that_nobody_has_any_more_is_still_served(worker: Worker) -
 # -------------------------------------------------------------------------------------------- health
 
 
-async def test_a_healthy_replica_passes_idle_and_busy(worker: Worker) -> None:
+async def test_a_healthy_replica_passes_the_health_check_idle_and_busy(worker: Worker) -> None:
     await worker.check_health()
     first = await hold(worker)
     await worker.check_health()
@@ -456,21 +456,21 @@ async def test_a_lost_device_fails_the_health_check(worker: Worker) -> None:
         await worker.check_health()
 
 
-async def test_a_replica_that_cannot_draw_any_more_takes_no_images_and_fails_the_health_check(worker: Worker) -> None:
+async def test_a_replica_that_fails_its_self_test_is_not_ready_and_fails_the_health_check(worker: Worker) -> None:
     script(worker).broken = True
     assert (await worker.describe())["ready"]
     assert (await ask(worker, "a"))["error"][0] == "generation_failed"
     async with asyncio.timeout(10):
         while (await worker.describe())["ready"]:
             await asyncio.sleep(0.001)
-    with pytest.raises(RuntimeError, match="cannot generate any more"):
+    with pytest.raises(RuntimeError, match="self-test failed"):
         await worker.check_health()
 
 
-async def test_prompts_that_fail_cast_no_lasting_doubt_on_a_replica_that_draws(worker: Worker) -> None:
+async def test_a_replica_that_passes_its_self_test_after_failed_prompts_stays_ready(worker: Worker) -> None:
     for number in range(3):
         assert (await ask(worker, str(number), prompt="break"))["error"] is not None
-    await until(lambda: script(worker).batches.count(["trial"]) >= 2)  # by each variant
+    await until(lambda: script(worker).batches.count(["self-test"]) >= 2)  # one for each variant
     assert (await ask(worker, "good"))["error"] is None
     assert (await worker.describe())["ready"]
     await worker.check_health()
@@ -498,7 +498,7 @@ async def test_a_replica_with_real_models_serves_both_roles_and_resumes(embedded
 
 
 class Stepwise(EmulatedEngine):
-    """Advances by single steps, as the real engine does."""
+    """An emulated engine that advances by single steps, like the real one."""
 
     def __init__(self) -> None:
         usual = profile(1e-9, 1e-9)
@@ -510,7 +510,7 @@ async def parts(worker: Worker, **fields: Any) -> list[dict[str, Any]]:
     return [part async for part in worker.stream("heavy", image_request("a", **fields).to_dict())]
 
 
-async def test_previews_come_evenly_apart_and_then_the_result(worker: Worker) -> None:
+async def test_a_stream_yields_evenly_spaced_previews_and_then_the_result(worker: Worker) -> None:
     worker.engine = Stepwise()
     *previews, result = await parts(worker, previews=3, overrides=Overrides(steps=20))
     assert [part["step"] for part in previews] == [5, 10, 15]
@@ -519,17 +519,17 @@ async def test_previews_come_evenly_apart_and_then_the_result(worker: Worker) ->
 
 
 @pytest.mark.parametrize("fields", [{"previews": 0}, {"previews": 5, "overrides": Overrides(steps=1)}])
-async def test_where_there_is_nothing_to_show_only_the_result_comes(worker: Worker, fields: dict[str, Any]) -> None:
+async def test_a_stream_without_previews_yields_only_the_result(worker: Worker, fields: dict[str, Any]) -> None:
     worker.engine = Stepwise()
     assert ["preview" in part for part in await parts(worker, **fields)] == [False]
 
 
-async def test_what_is_wrong_with_a_streamed_request_is_its_result(worker: Worker) -> None:
-    (answer,) = await parts(worker, previews=2, width=7)
-    assert answer["error"][0] == "invalid_value"
+async def test_an_invalid_streamed_request_yields_its_error_as_the_result(worker: Worker) -> None:
+    (result,) = await parts(worker, previews=2, width=7)
+    assert result["error"][0] == "invalid_value"
 
 
-async def test_who_leaves_a_stream_takes_the_image_out(worker: Worker) -> None:
+async def test_closing_a_stream_cancels_the_image(worker: Worker) -> None:
     held = await hold(worker)
     stream = worker.stream("heavy", image_request("b", previews=2).to_dict())
     first = asyncio.create_task(anext(stream))

@@ -1,4 +1,4 @@
-"""The replica inside a real local Ray Serve: plans arrive as ``user_config``, and nothing restarts."""
+"""Replicas in a local Ray Serve: plans arrive as ``user_config`` without a restart."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ def serve_instance() -> Iterator[Any]:
 def until(condition: Callable[[], bool]) -> None:
     end = time.monotonic() + 180
     while not condition():
-        assert time.monotonic() < end, "waited for three minutes"
+        assert time.monotonic() < end, "the condition did not hold within three minutes"
         time.sleep(0.05)
 
 
-def test_plans_flip_roles_without_a_restart_and_a_bad_one_changes_nothing(
+def test_plans_change_roles_without_a_restart_and_an_invalid_plan_changes_nothing(
     serve_instance: Any, embedded: FamilyConfig, tmp_path: Path
 ) -> None:
     from ray.serve.context import _get_global_client
@@ -53,7 +53,7 @@ def test_plans_flip_roles_without_a_restart_and_a_bad_one_changes_nothing(
     arguments = {"family": embedded.model_dump(), "plan": plan(1, 1, 1), "emulate": str(path)}
 
     def publish(user_config: dict[str, Any]) -> None:
-        """What ``PUT /api/serve/applications/`` does."""
+        """Deploys the application as ``PUT /api/serve/applications/`` does."""
         application = {
             "name": "pool",
             "route_prefix": None,
@@ -76,9 +76,9 @@ def test_plans_flip_roles_without_a_restart_and_a_bad_one_changes_nothing(
     replicas = [d["replica"] for d in described()]
     assert [d["batch_size"] for d in described()] == [2, 3]
     handle = serve_instance.get_app_handle("pool")
-    answer = handle.generate.remote("light", image_request().to_dict()).result(timeout_s=30)
-    assert answer["error"] is None
-    assert answer["replica"] in replicas
+    result = handle.generate.remote("light", image_request().to_dict()).result(timeout_s=30)
+    assert result["error"] is None
+    assert result["replica"] in replicas
 
     publish(plan(2, 2, 0))
     until(lambda: roles() == ["light", "light"])
@@ -86,7 +86,7 @@ def test_plans_flip_roles_without_a_restart_and_a_bad_one_changes_nothing(
 
     publish(plan(3, 0, 2) | {"thresholds": [7]})
     publish(plan(3, 0, 2) | {"assignments": "nonsense"})
-    time.sleep(1)  # nothing to wait for: the point is that nothing happens
+    time.sleep(1)  # there is no condition to wait for: nothing must change
     until(lambda: len(roles()) == 2)
     assert roles() == ["light", "light"]
 

@@ -1,1 +1,1 @@
-"""The step loop and what it drives: scheduling, samplers, decoding, previews."""
+"""The step loop, scheduling, samplers, image decoding and previews."""

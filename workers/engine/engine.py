@@ -1,4 +1,4 @@
-"""What the step loop drives: something that begins images, advances them step by step and finishes them."""
+"""The engine interface that the step loop drives: begin images, advance them step by step, finish them."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from weir.errors import GenerationFailed, InvalidRequest, WeirError
 from weir.states import State
 from workers.engine.scheduling import Recipe
 
-#: Steps that an override may ask for, and guidance likewise; the HTTP API has tighter limits of its own.
+#: Largest number of steps and largest guidance that a request may override to. The HTTP API has lower limits.
 MAX_STEPS = 1000
 MAX_GUIDANCE = 30.0
 
 
 class OutOfMemory(GenerationFailed):
-    """The batch did not fit the device; a smaller one may."""
+    """The batch did not fit the device's memory; a smaller one may."""
 
     code = "out_of_memory"
 
@@ -29,10 +29,10 @@ class DenoiseJob:
     """One image to generate.
 
     Attributes:
-        start: the latent to go on from; None starts from noise.
-        warm: ``start`` is another variant's finished latent, to be re-noised to the level of the request's
-            ``warm_start.step``; else it is a state of this very variant.
-        role: what the request was dispatched for; nothing to an engine, but batch limits go by it.
+        start: the latent to start from; None starts from noise.
+        warm: whether ``start`` is another variant's finished latent, to be re-noised to the level of the request's
+            ``warm_start.step``. Otherwise it is a state of this variant.
+        role: the role for which the request was dispatched. Batch limits depend on it; the engine ignores it.
     """
 
     recipe: Recipe
@@ -43,7 +43,7 @@ class DenoiseJob:
 
     @property
     def first(self) -> int:
-        """The first step that runs, of the recipe's."""
+        """The first of the recipe's steps that runs."""
         if self.start is None:
             return 0
         if self.warm:
@@ -53,25 +53,25 @@ class DenoiseJob:
 
     @property
     def stride(self) -> int:
-        """Steps of a whole run that one of the recipe's stands for."""
+        """Number of steps of a whole run that one step of the recipe replaces."""
         resume = self.request.resume
         return 1 if self.start is None or self.warm or resume is None else resume.stride
 
 
 @dataclass(frozen=True, slots=True)
 class EngineOutput:
-    """One picture, or the reason why this one failed.
+    """One image, or the error that prevented it.
 
     Attributes:
         image: PNG, or b"" when ``error`` is set.
-        confidence: the discriminator's, 0…1; None for an image of the last variant that it was not to judge, and where
-            no discriminator follows the variant.
-        steps: denoising steps that ran.
+        confidence: confidence of the variant's judge, 0…1; None if the variant has no judge or, for the last variant,
+            if the request did not ask for a verdict.
+        steps: number of denoising steps that ran.
         error: None, or (code, message).
-        first: the first step that ran, of a whole run.
-        states: what was captured on the way, if the request asked for it.
+        first: the first step that ran, counted in steps of a whole run.
+        states: captured states, if the request asked for them.
         latent: the finished latent, if the request asked to keep it.
-        seen: what the discriminator saw in a picture whose states were captured, float16 (``Discriminator.see``).
+        seen: the judge's features of an image whose states were captured, float16 (``Discriminator.see``).
     """
 
     image: bytes
@@ -85,77 +85,80 @@ class EngineOutput:
 
 
 def failed(error: BaseException) -> EngineOutput:
-    """The answer for an image that ``error`` stopped."""
+    """The output for an image that failed with ``error``."""
     if not isinstance(error, WeirError):
         error = GenerationFailed(f"{type(error).__name__}: {error}")
     return EngineOutput(b"", None, 0, (error.code, error.message))
 
 
 class Sample(Protocol):
-    """An image in the making; what else is inside only its engine knows, which alone gets it back."""
+    """The state of one image between two steps. Other attributes are private to the engine that created it."""
 
-    order: DenoiseJob
-    step: int  #: the next step to run; the recipe's number of steps when all have run
+    job: DenoiseJob
+    step: int  #: the next step to run; equals the recipe's number of steps when all have run
 
 
 class Engine(Protocol):
-    """Generates images, several at a time. A picture never depends on who shared its calls, to numerical noise.
+    """Generates images in batches. An image does not depend on the rest of its batch, up to numerical noise.
 
     One thread at a time may call :meth:`begin`, :meth:`step` and :meth:`finish`; :attr:`beat` may be read from any.
     """
 
     @property
     def emulated(self) -> bool:
-        """Whether no model runs."""
+        """Whether the engine runs no model."""
         ...
 
     @property
     def beat(self) -> float:
-        """``time.monotonic()`` of the last sign of progress; a watcher tells a hang from a long call by it."""
+        """``time.monotonic()`` of the last progress; distinguishes a hung call from a long one."""
         ...
 
-    def call_of(self, order: DenoiseJob) -> Hashable:
-        """Images whose orders give equal values here can share a call of :meth:`step`."""
+    def call_of(self, job: DenoiseJob) -> Hashable:
+        """Key of the calls of :meth:`step` that the job can take part in: jobs of equal keys can share a call."""
         ...
 
-    def check(self, order: DenoiseJob) -> None:
-        """Whether the order can start where it says.
+    def check(self, job: DenoiseJob) -> None:
+        """Checks that the job can start from its latent.
 
         Raises:
-            StateRefused: its latent does not fit; the message says in what.
+            StateRefused: the latent does not fit; the message names the property that differs.
         """
         ...
 
-    def begin(self, orders: Sequence[DenoiseJob]) -> Sequence[Sample | WeirError]:
-        """Encodes the prompts and makes the first latents. An order that cannot be begun gives its error instead."""
+    def begin(self, jobs: Sequence[DenoiseJob]) -> Sequence[Sample | WeirError]:
+        """Encodes the prompts and creates the initial latents. A job that cannot begin returns its error instead."""
         ...
 
     def step(self, samples: Sequence[Any]) -> Sequence[WeirError | None]:
-        """Advances samples of one :meth:`call_of` in one call of the denoiser; answers what broke which of them.
+        """Advances samples of one :meth:`call_of` in one call of the denoiser.
+
+        Returns:
+            One entry for each sample: its error, or None.
 
         Raises:
-            OutOfMemory: no sample moved; try fewer.
-            Exception: no sample moved.
+            OutOfMemory: no sample advanced; try fewer samples.
+            Exception: no sample advanced.
         """
         ...
 
     def finish(self, samples: Sequence[Any]) -> Sequence[Future[EngineOutput]]:
-        """Decodes samples of one :meth:`call_of` whose steps have all run. Never raises: a failure is an answer.
+        """Decodes samples of one :meth:`call_of` whose steps have all run. Never raises: a failure is an output.
 
-        What is off the critical path (encoding the picture, on CUDA the decoder too) may go on when this returns.
+        Work off the critical path (encoding the PNG, on CUDA decoding too) may continue after this returns.
         """
         ...
 
     def preview(self, sample: Any) -> bytes | None:
-        """A small PNG of what the sample is becoming, at next to no cost; None when there is no telling yet."""
+        """A small, cheap PNG of the unfinished image; None while no estimate is available."""
         ...
 
     def warm_up(self, batch_size: int, variants: Sequence[str] = ()) -> None:
-        """Runs these variants once (none named: all), so that the first request does not pay for it."""
+        """Runs the given variants once (all if none is given), so that the first request is not slower."""
         ...
 
     def probe(self) -> None:
-        """Touches the device; raises when it is lost."""
+        """Runs a trivial computation on the device; raises if the device is lost."""
         ...
 
     def generate(
@@ -164,18 +167,18 @@ class Engine(Protocol):
         """Generates requests of one variant and size together, all steps in this thread.
 
         Args:
-            starts: the states that the requests resume from, one each; none: as :func:`order_for` has it.
+            starts: the state that each request resumes from, or None for it (:func:`denoise_job`); empty: none.
 
         Raises:
             InvalidRequest: names the field and the accepted range.
-            OutOfMemory: nothing was generated; try fewer.
+            OutOfMemory: nothing was generated; try fewer requests.
             Exception: the whole batch failed.
         """
         ...
 
 
 def recipe(family: FamilyConfig, variant: str, request: ImageRequest) -> Recipe:
-    """What the request asks of the variant.
+    """The recipe of a request for a variant: the request's overrides, and the variant's own values for the rest.
 
     Raises:
         InvalidRequest: names the field and the accepted range.
@@ -208,50 +211,52 @@ def recipe(family: FamilyConfig, variant: str, request: ImageRequest) -> Recipe:
     return Recipe(variant, request.width, request.height, steps, float(guidance))
 
 
-def order_for(
+def denoise_job(
     family: FamilyConfig, variant: str, request: ImageRequest, state: State | None = None, role: str = ""
 ) -> DenoiseJob:
-    """What the engine is asked for.
+    """The engine's job for a request.
 
     Args:
-        state: what was found under the key of the request's ``resume``; without it the request starts warm, or from
-            noise.
-        role: what the request was dispatched for; "": the variant.
+        state: the state stored under the key of the request's ``resume``; None starts from the request's
+            ``warm_start``, or from noise.
+        role: the role for which the request was dispatched; "": the variant.
 
     Raises:
         InvalidRequest: names the field and the accepted range.
         StateRefused: the warm start is not a state.
     """
-    made, role = recipe(family, variant, request), role or variant
+    whole, role = recipe(family, variant, request), role or variant
     if state is not None and request.resume is not None:
-        return DenoiseJob(made._replace(steps=made.steps // request.resume.stride), request, state, role=role)
+        return DenoiseJob(whole._replace(steps=whole.steps // request.resume.stride), request, state, role=role)
     if request.warm_start is not None:
-        return DenoiseJob(made, request, State.from_bytes(request.warm_start.latent), warm=True, role=role)
-    return DenoiseJob(made, request, role=role)
+        return DenoiseJob(whole, request, State.from_bytes(request.warm_start.latent), warm=True, role=role)
+    return DenoiseJob(whole, request, role=role)
 
 
 def wants_judge(request: ImageRequest) -> bool:
-    """Whether an image of the last variant is judged as well."""
+    """Whether the request asks for a verdict on an image of the last variant."""
     return request.judge or (request.resume is not None and request.resume.min_confidence > 0)
 
 
-def run_to_end(engine: Engine, orders: Sequence[DenoiseJob]) -> list[EngineOutput]:
-    """Generates the orders of one call together, all steps in this thread; what breaks one of them is in its answer.
+def run_to_end(engine: Engine, jobs: Sequence[DenoiseJob]) -> list[EngineOutput]:
+    """Generates the jobs of one call together, all steps in this thread. The failure of one job is in its output.
 
-    Raises: as :meth:`Engine.step`.
+    Raises:
+        OutOfMemory: the batch does not fit the device (:meth:`Engine.step`).
+        Exception: the whole batch failed.
     """
     answers: dict[int, EngineOutput | Future[EngineOutput]] = {}
     live: dict[int, Sample] = {}
-    for i, begun in enumerate(engine.begin(orders)):
+    for i, begun in enumerate(engine.begin(jobs)):
         if isinstance(begun, WeirError):
             answers[i] = failed(begun)
         else:
             live[i] = begun
-    while running := {i: s for i, s in live.items() if s.step < orders[i].recipe.steps}:
+    while running := {i: s for i, s in live.items() if s.step < jobs[i].recipe.steps}:
         for i, error in zip(running, engine.step(list(running.values())), strict=True):
             if error is not None:
                 answers[i] = failed(error)
                 del live[i]
     if live:
         answers |= zip(live, engine.finish(list(live.values())), strict=True)
-    return [a.result() if isinstance(a := answers[i], Future) else a for i in range(len(orders))]
+    return [a.result() if isinstance(a := answers[i], Future) else a for i in range(len(jobs))]

@@ -1,4 +1,4 @@
-"""From finished latents to PNG pictures, off the step loop's critical path wherever that pays."""
+"""Decodes finished latents to PNG images, off the step loop's critical path where that is faster."""
 
 from __future__ import annotations
 
@@ -15,54 +15,54 @@ from PIL import Image
 from weir.errors import NotFinite
 from workers.engine.engine import EngineOutput, failed, wants_judge
 from workers.engine.previews import Previews
-from workers.models.denoiser import InTheMaking
+from workers.models.denoiser import DenoisingState
 from workers.models.device import within_memory
 from workers.models.weights import Pipeline
 
 log = logging.getLogger(__name__)
 
-NOT_FINITE = "the picture came out as not-a-number; try another seed or dtype: float32"
-#: From this side on the decoder takes images one by one: each fills a device, and a batch would need memory for all.
+NOT_FINITE = "the image holds values that are not finite numbers; try another seed or dtype: float32"
+#: From this side length on, the VAE decodes the images of a batch one by one, to save memory.
 _SLICED_SIDE = 512
 
 
 class Confidence(Protocol):
-    """What the family needs of a discriminator; images are [B, 3, H, W] in −1…1, answers 0…1."""
+    """A judge of images [B, 3, H, W] in −1…1; its confidences are 0…1."""
 
     def confidence(self, images: torch.Tensor, prompts: list[str]) -> list[float]: ...
 
 
 @runtime_checkable
 class Seeing(Protocol):
-    """A discriminator that can look now and judge later, under another prompt; float16 [B, F] of images."""
+    """A judge that can store features of images, float16 [B, F], and judge them later for other prompts."""
 
     def see(self, images: torch.Tensor) -> torch.Tensor: ...
 
 
 class Judged(NamedTuple):
-    """Of one picture: the discriminator's confidence, and what it has seen for later prompts; None where not asked."""
+    """Verdict on one image: the judge's confidence and its stored features; None where not requested."""
 
     confidence: float | None = None
     seen: bytes | None = None
 
 
-class Pictures:
+class ImageDecoder:
     """Decodes, judges and encodes the samples whose steps have all run.
 
     Args:
-        judges: by variant, None where it has none. The last variant's judges images that ask for it, and looks at those
-            whose states are kept.
-        aside: decode in a thread (on CUDA also a stream) of its own; None does so on CUDA. On the CPU the decoder
-            would compete with the next step for the same core.
-        side: of the largest images, in pixels.
-        drawn: what a finished sample's answer is made of: its picture, and the discriminator's word.
+        judges: judge of each variant, or None. The last variant's judge is used only for requests that ask for a
+            verdict, and to store features of images whose states are captured.
+        output: builds the engine's output of a sample from its PNG and verdict.
+        side: side length of the largest images, pixels.
+        aside: whether to decode in a separate thread, on CUDA also in a separate stream; None: only on CUDA. On the
+            CPU, the decoder would compete with the next step for the same core.
     """
 
     def __init__(
         self,
         pipelines: Mapping[str, Pipeline],
         judges: Mapping[str, Confidence | None],
-        drawn: Callable[[InTheMaking, bytes, Judged], EngineOutput],
+        output: Callable[[DenoisingState, bytes, Judged], EngineOutput],
         *,
         side: int,
         aside: bool | None = None,
@@ -71,7 +71,7 @@ class Pictures:
         self._judges = judges
         self._vaes = {key: pipeline.vae for key, pipeline in pipelines.items()}
         self._last = list(pipelines)[-1]
-        self._drawn = drawn
+        self._output = output
         self._device = pipelines[self._last].device
         self._encoders = ThreadPoolExecutor(4, thread_name_prefix="png")
         cuda = self._device.type == "cuda"
@@ -80,53 +80,53 @@ class Pictures:
         self._stream = torch.cuda.Stream(self._device) if cuda and aside else None
         for vae in self._vaes.values():
             if vae.dtype == torch.float16 and vae.config.force_upcast:
-                vae.to(torch.float32)  # SDXL's decoder overflows in fp16; converted once here, not in every batch
+                vae.to(torch.float32)  # SDXL's VAE overflows in float16; converted once here, not in every batch
             if side >= _SLICED_SIDE:
                 vae.enable_slicing()
 
-    def finish(self, samples: Sequence[InTheMaking]) -> list[Future[EngineOutput]]:
-        """Never raises: a failure is an answer."""
+    def finish(self, samples: Sequence[DenoisingState]) -> list[Future[EngineOutput]]:
+        """Decodes, judges and encodes samples. Never raises: a failure is an output."""
         if self._decoder is None:
             return self._finish(samples)
         promised: list[Future[EngineOutput]] = [Future() for _ in samples]
-        # The latents are there: the last step waited for them.
+        # The latents are complete: the last step waited for them.
         self._decoder.submit(self._finish_aside, samples, promised)
         return promised
 
     def preview(self, latent: torch.Tensor) -> bytes | None:
-        """A small PNG of an estimated finished latent [C, H/f, W/f]; None before the first image."""
+        """A small PNG of an estimated finished latent [C, H/f, W/f]; None before the first decoded image."""
         image = self.previews.image(latent[None])
         return None if image is None else to_png(to_pixels(image)[0])
 
-    def _finish_aside(self, samples: Sequence[InTheMaking], promised: list[Future[EngineOutput]]) -> None:
+    def _finish_aside(self, samples: Sequence[DenoisingState], promised: list[Future[EngineOutput]]) -> None:
         with torch.cuda.stream(self._stream):
             for future, answer in zip(self._finish(samples), promised, strict=True):
                 future.add_done_callback(partial(_pass_on, answer))
 
-    def _finish(self, samples: Sequence[InTheMaking]) -> list[Future[EngineOutput]]:
-        """A batch that fails is halved until it fits, or the one image that breaks it is alone."""
+    def _finish(self, samples: Sequence[DenoisingState]) -> list[Future[EngineOutput]]:
+        """Splits a batch that fails in halves until it fits or the failing image is alone."""
         try:
-            what = f"decoding {len(samples)} images at {samples[0].order.recipe.width} px"
+            what = f"decoding {len(samples)} images at {samples[0].job.recipe.width} px"
             images, judged = within_memory(self._device, lambda: self._decode(samples), what, lambda: None)
         except Exception as error:
-            log.warning("%d images could not be decoded: %s: %s", len(samples), type(error).__name__, error)
+            log.warning("Decoding %d images failed: %s: %s", len(samples), type(error).__name__, error)
             if len(samples) == 1:
                 return [self._encoders.submit(failed, error)]
         else:
             pixels = to_pixels(images)
             finite = images.isfinite().flatten(1).all(1).tolist()
             rows = zip(samples, pixels, judged, finite, strict=True)
-            return [self._encoders.submit(self._picture, *row) for row in rows]
+            return [self._encoders.submit(self._encode, *row) for row in rows]
         middle = (len(samples) + 1) // 2
         return [*self._finish(samples[:middle]), *self._finish(samples[middle:])]
 
-    def _decode(self, samples: Sequence[InTheMaking]) -> tuple[torch.Tensor, list[Judged]]:
-        variant = samples[0].order.recipe.variant
+    def _decode(self, samples: Sequence[DenoisingState]) -> tuple[torch.Tensor, list[Judged]]:
+        variant = samples[0].job.recipe.variant
         is_last, discriminator = variant == self._last, self._judges[variant]
         latents = torch.stack([s.latent for s in samples])
         images = decode(self._vaes[variant], latents)
         self.previews.learn(latents, images)
-        requests, looked = [s.order.request for s in samples], images.nan_to_num()
+        requests, looked = [s.job.request for s in samples], images.nan_to_num()
         judge = [not is_last or wants_judge(r) for r in requests]
         confidences: Sequence[float | None] = [None] * len(samples)
         seen: Sequence[bytes | None] = [None] * len(samples)
@@ -139,31 +139,33 @@ class Pictures:
             for r, c, s, judged in zip(requests, confidences, seen, judge, strict=True)
         ]
 
-    def _picture(self, sample: InTheMaking, pixels: Any, judged: Judged, finite: bool) -> EngineOutput:
-        """Needs no device any more."""
-        return self._drawn(sample, to_png(pixels), judged) if finite else failed(NotFinite(NOT_FINITE))
+    def _encode(self, sample: DenoisingState, pixels: Any, judged: Judged, finite: bool) -> EngineOutput:
+        """The output of one image, encoded as PNG on the CPU."""
+        return self._output(sample, to_png(pixels), judged) if finite else failed(NotFinite(NOT_FINITE))
 
 
 def decode(vae: Any, latents: torch.Tensor) -> torch.Tensor:
-    """Images [B, 3, H, W], float32, about −1…1, of scaled latents [B, C, H/f, W/f]."""
+    """Decodes scaled latents [B, C, H/f, W/f] to images [B, 3, H, W], float32, about −1…1."""
     latents = latents.to(vae.dtype) / vae.config.scaling_factor
     return vae.decode(latents, return_dict=False)[0].float()
 
 
 def to_pixels(images: torch.Tensor) -> list[Any]:
-    """[B, 3, H, W] in −1…1 to B arrays uint8 [H, W, 3]."""
+    """Converts images [B, 3, H, W] in −1…1 to B arrays uint8 [H, W, 3]."""
     scaled = (images.nan_to_num() / 2 + 0.5).clamp(0, 1) * 255
     return list(scaled.round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy())
 
 
 def to_png(pixels: Any) -> bytes:
+    """Encodes an array uint8 [H, W, 3] as PNG."""
     buffer = io.BytesIO()
-    # Level 1: a fifth of the time of the default for a few per cent more bytes, and the client waits meanwhile.
+    # Level 1 takes a fifth of the default's time for a few per cent more bytes, and the client waits meanwhile.
     Image.fromarray(pixels).save(buffer, "PNG", compress_level=1)
     return buffer.getvalue()
 
 
 def _pass_on(to: Future[EngineOutput], done: Future[EngineOutput]) -> None:
+    """Copies the result or exception of ``done`` to ``to``."""
     if (error := done.exception()) is None:
         to.set_result(done.result())
     else:

@@ -1,4 +1,4 @@
-"""Low-cost previews: pictures from latents by one linear map, learnt from the images that the decoder makes anyway."""
+"""Low-cost previews: a linear map from latents to colours, fitted to the images that the decoder produces."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import torch.nn.functional as F
 
 
 class Previews:
-    """Least squares from a latent's channels at one place to the mean colour there, over all images decoded so far.
+    """Least-squares map from a latent's channels at a position to the mean colour there, over all decoded images.
 
-    A VAE's latents are close to linear in colour, so that a map of C + 1 by 3 numbers gives a recognisable picture at
-    the latents' resolution, for a thousandth of the decoder's work.
+    A VAE's latents are nearly linear in colour, so a map of C + 1 by 3 numbers gives a recognisable image at the
+    latents' resolution, at a thousandth of the decoder's cost.
     """
 
     def __init__(self) -> None:
@@ -18,7 +18,7 @@ class Previews:
         self._outputs: torch.Tensor | None = None  # [C + 1, 3], their right side
 
     def learn(self, latents: torch.Tensor, images: torch.Tensor) -> None:
-        """Takes in finished latents [B, C, h, w] and their images [B, 3, H, W]; those that are not finite are left."""
+        """Adds finished latents [B, C, h, w] and their images [B, 3, H, W] to the fit; skips non-finite ones."""
         fine = (images.isfinite().flatten(1).all(1) & latents.isfinite().flatten(1).all(1)).nonzero().flatten()
         x = _with_one(latents[fine])
         y = F.adaptive_avg_pool2d(images[fine], (latents.shape[2], latents.shape[3])).permute(0, 2, 3, 1).reshape(-1, 3)
@@ -27,7 +27,7 @@ class Previews:
         self._outputs = outputs if self._outputs is None else self._outputs + outputs
 
     def image(self, latents: torch.Tensor) -> torch.Tensor | None:
-        """Pictures [B, 3, h, w] in about −1…1 of estimated finished latents [B, C, h, w]; None before any image."""
+        """Images [B, 3, h, w], about −1…1, of estimated finished latents [B, C, h, w]; None before the first fit."""
         inputs, outputs = self._inputs, self._outputs
         if inputs is None or outputs is None:
             return None
@@ -38,6 +38,6 @@ class Previews:
 
 
 def _with_one(latents: torch.Tensor) -> torch.Tensor:
-    """Rows [B · h · w, C + 1]: the channels of each place, and 1."""
+    """Rows [B · h · w, C + 1]: the channels of each position, and 1."""
     rows = latents.permute(0, 2, 3, 1).flatten(0, 2).float()
     return torch.cat([rows, torch.ones_like(rows[:, :1])], 1)

@@ -1,11 +1,11 @@
-"""One-step solvers as tables: every step of DDIM and of Euler is linear in the latent and in the model's output.
+"""Tables of one-step solvers: every step of DDIM and of Euler is linear in the latent and in the model's output.
 
     model input = scale_k · x_k      x_{k+1} = keep_k · x_k + push_k · m_k      x̂_0 = from_x_k · x_k + from_m_k · m_k
 
-So a sample's whole solver state is its step number, and samples at different steps of different schedules advance in
-one vectorised operation. A solver with a memory (DPM++2M, UniPC) cannot be written so, and would lose its history at a
-resume. The schedules are diffusers' own; DDIM is formula (12) of Song et al. 2021 with η = 0, Euler that of Karras et
-al. 2022 (algorithm 2 without churn).
+The solver state of a sample is therefore its step number, and samples at different steps of different schedules
+advance in one vectorised operation. Multistep solvers (DPM++2M, UniPC) do not have this form, and would lose their
+history when a run resumes. The schedules are those of diffusers; DDIM is formula (12) of Song et al. 2021 with η = 0,
+Euler is algorithm 2 of Karras et al. 2022 without churn.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from diffusers import DDIMScheduler, EulerDiscreteScheduler
 from weir.errors import ConfigError
 
 Array = npt.NDArray[np.float64]
-#: Settings of a scheduler that change what a latent at step k means, or where step k lies.
+#: Scheduler settings that change the noise level of step k or the meaning of a latent at step k.
 _MEANING = (
     "num_train_timesteps",
     "beta_start",
@@ -45,12 +45,13 @@ _MEANING = (
 
 @dataclass(frozen=True)
 class Schedule:
-    """The table of one run of N steps; every column is float64 [N].
+    """Coefficients of one run of N steps; every column is float64 [N].
 
     Attributes:
-        timesteps: what the model is told.
-        scale, keep, push, from_x, from_m: as in the module's formulas.
-        signal, noise: the latent that enters step k is signal_k · x_0 + noise_k · ε; [N + 1], the last entry finished.
+        timesteps: the timestep that the model is given at each step.
+        scale, keep, push, from_x, from_m: the coefficients in the module's formulas.
+        signal, noise: the latent that enters step k is signal_k · x_0 + noise_k · ε; [N + 1], the last entry is that of
+            the finished latent.
         initial: standard deviation of the latent that enters step 0.
     """
 
@@ -69,15 +70,15 @@ class Schedule:
 
     @cached_property
     def rows(self) -> list[tuple[float, float, float, float]]:
-        """(timestep, scale, keep, push) of every step, as a step of the loop needs them."""
+        """(timestep, scale, keep, push) of every step, as Python floats."""
         return list(zip(*(c.tolist() for c in (self.timesteps, self.scale, self.keep, self.push)), strict=True))
 
 
 class Sampler:
-    """The schedules of one variant, by their number of steps.
+    """The schedules of one variant, by number of steps.
 
     Raises:
-        ConfigError: the scheduler is none of those whose steps are linear and without memory.
+        ConfigError: the scheduler is not a one-step solver that this module supports.
     """
 
     def __init__(self, scheduler: DDIMScheduler | EulerDiscreteScheduler):
@@ -88,7 +89,7 @@ class Sampler:
             )
         if config.get("clip_sample") or config.get("thresholding"):
             raise ConfigError(
-                "a scheduler that clips its samples is for pixels, not for latents; set clip_sample: false"
+                "a scheduler that clips its samples works on pixels, not on latents; set clip_sample: false"
             )
         if config.prediction_type not in ("epsilon", "v_prediction", "sample"):
             raise ConfigError(f"prediction_type is {config.prediction_type}; use epsilon, v_prediction or sample")
@@ -96,13 +97,13 @@ class Sampler:
             raise ConfigError(f"timestep_type is {config.timestep_type}; only discrete ones are supported")
         meaning = {key: config[key] for key in _MEANING if config.get(key) is not None}
         digest = hashlib.blake2b(json.dumps(meaning, sort_keys=True, default=str).encode(), digest_size=6).hexdigest()
-        #: Two samplers of one id give a latent at step k of N the same meaning.
+        #: Samplers of equal id give a latent at step k of N the same meaning.
         self.id = f"{type(scheduler).__name__.removesuffix('Scheduler')}-{config.prediction_type}-{digest}"
         self._scheduler = scheduler
         self._schedules: dict[int, Schedule] = {}
 
     def schedule(self, steps: int) -> Schedule:
-        """The table of a run of ``steps``; made once."""
+        """The schedule of a run of ``steps`` steps; computed once."""
         if steps not in self._schedules:
             table = _ddim if isinstance(self._scheduler, DDIMScheduler) else _euler
             self._schedules[steps] = table(self._scheduler, steps)
@@ -133,7 +134,7 @@ def _ddim(scheduler: Any, steps: int) -> Schedule:
 
 
 def _euler(scheduler: Any, steps: int) -> Schedule:
-    """In x = x_0 + σ ε, as diffusers keeps Euler's latents; the model sees x / √(σ² + 1)."""
+    """Euler's schedule for latents x = x_0 + σ ε, as in diffusers; the model's input is x / √(σ² + 1)."""
     scheduler.set_timesteps(steps)
     sigmas = scheduler.sigmas.double().numpy()
     now, after = sigmas[:-1], sigmas[1:]

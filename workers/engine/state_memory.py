@@ -1,4 +1,4 @@
-"""Denoising states on the side of the workers: kept in this process, or nowhere."""
+"""A store of denoising states in this process's memory."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ __all__ = ["InMemoryStates", "State", "StateStore", "state_key"]
 
 
 class InMemoryStates:
-    """A :class:`weir.states.StateStore` in this process: for one-off pictures and tests. The oldest state leaves first.
+    """A :class:`weir.states.StateStore` in memory, for single images and tests. Evicts the oldest state first.
 
     Args:
-        limit: states to keep; one of SDXL at 1024 px takes 128 KiB.
+        limit: largest number of states to keep; one of SDXL at 1024 px takes 128 KiB.
     """
 
     def __init__(self, limit: int = 1000):

@@ -18,17 +18,19 @@ from workers.engine.scheduling import Task, next_call
 log = logging.getLogger(__name__)
 
 
-class Outcome(NamedTuple):
-    """What became of a job.
+class TaskOutcome(NamedTuple):
+    """Result and timing of a task.
 
     Attributes:
-        queue_s, compute_s: seconds until it was begun, and from then to the finished picture.
-        batch_size: images that shared its calls, itself included; mean over the calls, rounded. 0: it never ran.
-        left_together: images that were finished at the same step, itself included.
-        queued: jobs that waited to be begun when it was finished.
+        queue_s: seconds from submission until the task began.
+        compute_s: seconds from its beginning to the finished image.
+        batch_size: number of images in the task's calls of the denoiser, itself included; mean over the calls, rounded.
+            0 for a task that never ran.
+        left_together: number of images that finished at the same step, itself included.
+        queued: number of tasks that had not begun when this one finished.
     """
 
-    drawn: EngineOutput
+    output: EngineOutput
     queue_s: float = 0.0
     compute_s: float = 0.0
     batch_size: int = 0
@@ -36,8 +38,11 @@ class Outcome(NamedTuple):
     queued: int = 0
 
 
-class Progress(NamedTuple):
-    """A step was made. ``preview`` gives a small PNG of what is becoming, or None; call it before returning."""
+class StepProgress(NamedTuple):
+    """Progress after one step of a task.
+
+    ``preview`` returns a small PNG of the unfinished image, or None. It is only valid during the call of ``on_step``.
+    """
 
     step: int
     steps: int
@@ -45,102 +50,103 @@ class Progress(NamedTuple):
 
 
 def preview_steps(first: int, steps: int, previews: int) -> frozenset[int]:
-    """The steps after which to make so many previews of a run: evenly apart, and none of the finished image."""
+    """Steps after which to make ``previews`` previews of a run: evenly spaced, without the finished image."""
     left = steps - first
     at = {first + round(left * number / (previews + 1)) for number in range(1, previews + 1)}
     return frozenset(at - {first, steps})
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
-class Job(Task):
-    """An order with the one who waits for it.
+class DenoiseTask(Task):
+    """A job in the step loop, with the callbacks that report on it.
 
     Attributes:
         answer: called once, from any thread; not after :meth:`StepLoop.cancel`.
-        on_step: called after every step, from the loop's thread; what it raises is logged.
+        on_step: called after every step, from the loop's thread; exceptions that it raises are logged.
+        shared: sum of the batch sizes of the task's calls.
     """
 
-    order: DenoiseJob
-    answer: Callable[[Outcome], object]
-    on_step: Callable[[Progress], object] | None = None
+    job: DenoiseJob
+    answer: Callable[[TaskOutcome], object]
+    on_step: Callable[[StepProgress], object] | None = None
     cancelled: bool = False
     sample: Sample | None = None
     submitted: float = field(default_factory=time.monotonic)
     begun: float = 0.0
     calls: int = 0
-    shared: int = 0  # the sizes of its calls, summed
+    shared: int = 0
 
 
 class StepLoop:
-    """Drives an engine from one thread, for as long as there is something to draw.
+    """Drives an engine from one thread while there are tasks.
 
-        loop = StepLoop(engine, limit=lambda order: 8)
-        loop.submit(order, answer=print)
+        loop = StepLoop(engine, limit=lambda job: 8)
+        loop.submit(job, answer=print)
 
-    Before every call of the denoiser it looks anew: who was cancelled leaves, who is most urgent goes
-    (:func:`.scheduling.next_call`), at most ``limit`` at a time. A call that fails is halved until it fits, or
-    the one image that breaks it is alone; every job is answered.
+    Before every call of the denoiser, the loop removes cancelled tasks and selects the most urgent ones
+    (:func:`.scheduling.next_call`), at most ``limit``. A call that fails is split in halves until it fits the device's
+    memory or the failing image is alone. Every task that is not cancelled is answered.
 
     Args:
-        limit: the most images of one call that a plan allows an order.
+        limit: largest batch size that the plan allows for a job.
         clock: unix time, seconds.
     """
 
     def __init__(self, engine: Engine, limit: Callable[[DenoiseJob], int], clock: Callable[[], float] = time.time):
         self.engine = engine
-        self._planned = limit
+        self._plan_limit = limit
         self._clock = clock
-        self._jobs: list[Job] = []
-        self._fits: dict[Hashable, int] = {}  # by kind of call: the most images that memory allows
-        self._step_s: dict[Hashable, float] = {}  # by kind of call: the least seconds that a step took lately
+        self._jobs: list[DenoiseTask] = []
+        self._fits: dict[Hashable, int] = {}  # by kind of call: largest batch size that fits memory
+        self._step_s: dict[Hashable, float] = {}  # by kind of call: shortest recent time of a step
         self._lock = threading.Lock()
         self._device = ThreadPoolExecutor(1, thread_name_prefix="device")
         self._pumping = False
         self._tickets = 0
         self._calls = 0
-        #: ``time.monotonic()`` at which the device began what it is at; None when it is idle.
+        #: ``time.monotonic()`` at the start of the current call; None when the device is idle.
         self.busy_since: float | None = None
 
     # ------------------------------------------------------------------------------- from any thread
 
     def submit(
         self,
-        order: DenoiseJob,
-        answer: Callable[[Outcome], object],
-        on_step: Callable[[Progress], object] | None = None,
-    ) -> Job:
-        """The job joins at the next step, if it is urgent enough for a place."""
-        call, left = self.engine.call_of(order), order.recipe.steps - order.first
+        job: DenoiseJob,
+        answer: Callable[[TaskOutcome], object],
+        on_step: Callable[[StepProgress], object] | None = None,
+    ) -> DenoiseTask:
+        """Adds a task. It joins at the next step if it is urgent enough."""
+        call, left = self.engine.call_of(job), job.recipe.steps - job.first
         with self._lock:
             self._tickets += 1
-            job = Job(self._tickets, call, order.request.deadline, left, order=order, answer=answer, on_step=on_step)
-            self._jobs.append(job)
+            task = DenoiseTask(self._tickets, call, job.request.deadline, left, job=job, answer=answer, on_step=on_step)
+            self._jobs.append(task)
             if not self._pumping:
                 self._pumping = True
                 self._device.submit(self._pump)
-        return job
+        return task
 
-    def cancel(self, job: Job) -> None:
-        """Nobody waits any more: the job leaves before the next step, unanswered."""
-        job.cancelled = True
+    def cancel(self, task: DenoiseTask) -> None:
+        """Removes the task before the next step, without an answer."""
+        task.cancelled = True
 
     def on_device(self, work: Callable[[], None]) -> Future[None]:
-        """Runs ``work`` on the device's thread as soon as that is idle."""
+        """Runs ``work`` on the device's thread as soon as the thread is idle."""
         return self._device.submit(work)
 
-    def waiting(self) -> list[Job]:
-        """The jobs that are not begun yet."""
+    def waiting(self) -> list[DenoiseTask]:
+        """Tasks that have not begun."""
         with self._lock:
-            return [job for job in self._jobs if job.sample is None and not job.cancelled]
+            return [task for task in self._jobs if task.sample is None and not task.cancelled]
 
     @property
     def running(self) -> int:
-        """How many jobs are begun and not finished."""
+        """Number of tasks that have begun and not finished."""
         with self._lock:
-            return sum(job.sample is not None and not job.cancelled for job in self._jobs)
+            return sum(task.sample is not None and not task.cancelled for task in self._jobs)
 
     def forget_memory(self) -> None:
-        """Tries the planned sizes again: memory may be free by now; one halved call finds out if not."""
+        """Forgets which batch sizes did not fit memory, so that the planned sizes are tried again."""
         self._fits.clear()
 
     # ----------------------------------------------------------------------------- on its own thread
@@ -148,118 +154,121 @@ class StepLoop:
     def _pump(self) -> None:
         while True:
             with self._lock:
-                self._jobs = [job for job in self._jobs if not job.cancelled]
-                jobs = list(self._jobs)
-                if not jobs:
+                self._jobs = [task for task in self._jobs if not task.cancelled]
+                tasks = list(self._jobs)
+                if not tasks:
                     self._pumping, self.busy_since = False, None
                     return
             self._calls += 1
-            call = next_call(jobs, self._limit, self._clock(), lambda t: self._step_s.get(t.call, 0.0), self._calls)
+            call = next_call(tasks, self._limit, self._clock(), lambda t: self._step_s.get(t.call, 0.0), self._calls)
             self.busy_since = time.monotonic()
             try:
-                self._begin([job for job in call if job.sample is None])
-                self._advance([job for job in call if job.sample is not None])
-            except Exception as error:  # an engine that breaks its contract: nobody may wait for ever
-                log.exception("the step loop failed")
-                self._leave([(job, failed(error)) for job in call])
+                self._begin([task for task in call if task.sample is None])
+                self._advance([task for task in call if task.sample is not None])
+            except Exception as error:  # the engine broke its contract; the tasks must still be answered
+                log.exception("The step loop failed")
+                self._leave([(task, failed(error)) for task in call])
 
-    def _limit(self, job: Job) -> int:
-        planned = self._planned(job.order)
-        return min(planned, self._fits.get(job.call, planned))
+    def _limit(self, task: DenoiseTask) -> int:
+        planned = self._plan_limit(task.job)
+        return min(planned, self._fits.get(task.call, planned))
 
-    def _begin(self, jobs: list[Job]) -> None:
-        if not jobs:
+    def _begin(self, tasks: list[DenoiseTask]) -> None:
+        if not tasks:
             return
         try:
-            samples = self.engine.begin([job.order for job in jobs])
+            samples = self.engine.begin([task.job for task in tasks])
         except Exception as error:
-            for part in self._halves(jobs, error):
+            for part in self._halves(tasks, error):
                 self._begin(part)
             return
         refused = []
-        for job, sample in zip(jobs, samples, strict=True):
+        for task, sample in zip(tasks, samples, strict=True):
             if isinstance(sample, WeirError):
-                refused.append((job, failed(sample)))
+                refused.append((task, failed(sample)))
             else:
-                job.sample, job.begun = sample, time.monotonic()
+                task.sample, task.begun = sample, time.monotonic()
         self._leave(refused)
 
-    def _advance(self, jobs: list[Job]) -> None:
-        """One step of all jobs; those that are through are finished."""
-        if not jobs:
+    def _advance(self, tasks: list[DenoiseTask]) -> None:
+        """Advances the tasks by one step and finishes those whose steps have all run."""
+        if not tasks:
             return
-        samples = [job.sample for job in jobs if job.sample is not None]
+        samples = [task.sample for task in tasks if task.sample is not None]
         started, before = time.monotonic(), samples[0].step
         try:
             errors = self.engine.step(samples)
         except Exception as error:
-            for part in self._halves(jobs, error):
+            for part in self._halves(tasks, error):
                 self._advance(part)
             return
-        self._note_time(jobs[0].call, (time.monotonic() - started) / max(1, samples[0].step - before))
-        self._leave([(job, failed(error)) for job, error in zip(jobs, errors, strict=True) if error is not None])
-        fine = [(job, s) for job, s, error in zip(jobs, samples, errors, strict=True) if error is None]
-        for job, sample in fine:
-            job.left = job.order.recipe.steps - sample.step
-            job.calls += 1
-            job.shared += len(jobs)
-            self._tell(job, sample)
-        if through := [(job, sample) for job, sample in fine if job.left <= 0]:
-            self._finish([job for job, _ in through], [sample for _, sample in through])
+        self._record_time(tasks[0].call, (time.monotonic() - started) / max(1, samples[0].step - before))
+        self._leave([(task, failed(error)) for task, error in zip(tasks, errors, strict=True) if error is not None])
+        fine = [(task, s) for task, s, error in zip(tasks, samples, errors, strict=True) if error is None]
+        for task, sample in fine:
+            task.left = task.job.recipe.steps - sample.step
+            task.calls += 1
+            task.shared += len(tasks)
+            self._report_progress(task, sample)
+        if finished := [(task, sample) for task, sample in fine if task.left <= 0]:
+            self._finish([task for task, _ in finished], [sample for _, sample in finished])
 
-    def _finish(self, jobs: list[Job], samples: list[Sample]) -> None:
-        self._remove(jobs)
+    def _finish(self, tasks: list[DenoiseTask], samples: list[Sample]) -> None:
+        self._remove(tasks)
         queued = len(self.waiting())
-        for job, future in zip(jobs, self.engine.finish(samples), strict=True):
-            future.add_done_callback(partial(self._finished, job, len(jobs), queued))
+        for task, future in zip(tasks, self.engine.finish(samples), strict=True):
+            future.add_done_callback(partial(self._finished, task, len(tasks), queued))
 
-    def _finished(self, job: Job, together: int, queued: int, done: Future[EngineOutput]) -> None:
+    def _finished(self, task: DenoiseTask, together: int, queued: int, done: Future[EngineOutput]) -> None:
         error = done.exception()
-        drawn = done.result() if error is None else failed(error)
-        self._answer(job, drawn, together=together, queued=queued)
+        output = done.result() if error is None else failed(error)
+        self._answer(task, output, together=together, queued=queued)
 
-    def _halves(self, jobs: list[Job], error: Exception) -> list[list[Job]]:
-        """What is left to try after a failed call: both halves, or nothing, and the one job gets its answer."""
-        log.warning("a call for %d images failed: %s: %s", len(jobs), type(error).__name__, error)
-        if len(jobs) == 1:
-            self._leave([(jobs[0], failed(error))])
+    def _halves(self, tasks: list[DenoiseTask], error: Exception) -> list[list[DenoiseTask]]:
+        """Both halves of a failed call, to be tried again. A single task is answered with the error instead."""
+        log.warning("A call for %d images failed: %s: %s", len(tasks), type(error).__name__, error)
+        if len(tasks) == 1:
+            self._leave([(tasks[0], failed(error))])
             return []
-        middle = (len(jobs) + 1) // 2
+        middle = (len(tasks) + 1) // 2
         if isinstance(error, OutOfMemory):
-            self._fits[jobs[0].call] = middle
-        return [jobs[:middle], jobs[middle:]]
+            self._fits[tasks[0].call] = middle
+        return [tasks[:middle], tasks[middle:]]
 
-    def _note_time(self, call: Hashable, step_s: float) -> None:
-        """The least is what a job alone would take; it forgets slowly, for devices slow down."""
+    def _record_time(self, call: Hashable, step_s: float) -> None:
+        """Updates the shortest time of a step, which is that of a task alone.
+
+        The estimate rises slowly towards longer times, because a device may become slower.
+        """
         known = self._step_s.get(call, step_s)
         self._step_s[call] = min(step_s, known + 0.02 * (step_s - known))
 
-    def _leave(self, ended: list[tuple[Job, EngineOutput]]) -> None:
+    def _leave(self, ended: list[tuple[DenoiseTask, EngineOutput]]) -> None:
         if ended:
-            self._remove([job for job, _ in ended])
+            self._remove([task for task, _ in ended])
             queued = len(self.waiting())
-            for job, drawn in ended:
-                self._answer(job, drawn, together=1, queued=queued)
+            for task, output in ended:
+                self._answer(task, output, together=1, queued=queued)
 
-    def _remove(self, jobs: list[Job]) -> None:
+    def _remove(self, tasks: list[DenoiseTask]) -> None:
         with self._lock:
-            self._jobs = [job for job in self._jobs if job not in jobs]
+            self._jobs = [task for task in self._jobs if task not in tasks]
 
-    def _answer(self, job: Job, drawn: EngineOutput, *, together: int, queued: int) -> None:
-        if job.cancelled:
+    def _answer(self, task: DenoiseTask, output: EngineOutput, *, together: int, queued: int) -> None:
+        if task.cancelled:
             return
         now = time.monotonic()
-        begun = job.begun or now
-        size = round(job.shared / job.calls) if job.calls else 0
+        begun = task.begun or now
+        size = round(task.shared / task.calls) if task.calls else 0
         try:
-            job.answer(Outcome(drawn, begun - job.submitted, now - begun, size, together, queued))
+            task.answer(TaskOutcome(output, begun - task.submitted, now - begun, size, together, queued))
         except Exception:
-            log.exception("nobody took the answer to %s", job.order.request.id)
+            log.exception("The callback for the result of %s failed", task.job.request.id)
 
-    def _tell(self, job: Job, sample: Sample) -> None:
-        if job.on_step is None:
+    def _report_progress(self, task: DenoiseTask, sample: Sample) -> None:
+        if task.on_step is None:
             return
         try:
-            job.on_step(Progress(sample.step, job.order.recipe.steps, lambda: self.engine.preview(sample)))
+            task.on_step(StepProgress(sample.step, task.job.recipe.steps, lambda: self.engine.preview(sample)))
         except Exception:
-            log.exception("nobody took the progress of %s", job.order.request.id)
+            log.exception("The callback for the progress of %s failed", task.job.request.id)

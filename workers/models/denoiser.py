@@ -1,4 +1,4 @@
-"""One variant's denoiser, a call at a time: many images together, each with its own step, prompt and guidance."""
+"""One variant's denoiser: each call advances a batch of images, each at its own step, prompt and guidance."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from diffusers.models.attention_processor import Attention
 
 from workers.engine.engine import DenoiseJob
 from workers.engine.samplers import Sampler, Schedule
-from workers.models.linear import through_onednn
+from workers.models.linear import use_onednn
 from workers.models.prompt_encoder import Text
 from workers.models.weights import Pipeline, is_sdxl
-from workers.models.weights_hash import weights_digest
+from workers.models.weights_hash import weights_hash
 
 
 @dataclass(slots=True, eq=False)
-class InTheMaking:
-    """One image between its first latent and its last; a :class:`workers.engine.engine.Sample`.
+class DenoisingState:
+    """The state of one image between two steps; a :class:`workers.engine.engine.Sample`.
 
     Attributes:
-        latent: float32 [C, H/f, W/f] that enters ``step``.
-        negative: what guidance leads away from; None where guidance is off.
-        keeps: the steps whose entering latents are kept; the number of steps itself stands for the finished one.
-        kept: step and float16 latent on the host.
-        estimate: the finished latent as the last step saw it coming; None before the first.
+        latent: the latent that enters ``step``, float32 [C, H/f, W/f].
+        negative: the encoded negative prompt; None without guidance.
+        keeps: steps whose entering latents are kept; the number of steps stands for the finished latent.
+        kept: kept latents as (step, float16 latent in host memory).
+        estimate: computes the finished latent that the last step predicted; None before the first step.
     """
 
-    order: DenoiseJob
+    job: DenoiseJob
     schedule: Schedule
     step: int
     latent: torch.Tensor
@@ -42,16 +42,18 @@ class InTheMaking:
 
 @dataclass(frozen=True, slots=True)
 class _Batch:
-    """What samples that run together keep from step to step: B images, G of them guided.
+    """Tensors that a batch of B images, G of them guided, keeps from step to step.
 
     Attributes:
         latents: float32 [B, C, H/f, W/f].
-        rows: [B + G], the image that each row of the call belongs to: every prompt, then the negatives of the guided.
-        guided: [G]; guidance [G, 1, 1, 1] is their scale.
-        conditions: the denoiser's other arguments, a row each.
+        rows: index of the image of each row of the call, [B + G]: all prompts, then the negative prompts of the guided
+            images.
+        guided: indices of the guided images, [G].
+        guidance: their guidance scales, [G, 1, 1, 1].
+        conditions: the denoiser's other arguments, one row per row of the call.
     """
 
-    samples: tuple[InTheMaking, ...]
+    samples: tuple[DenoisingState, ...]
     latents: torch.Tensor
     rows: torch.Tensor
     guided: torch.Tensor
@@ -63,28 +65,28 @@ class Denoiser:
     """The UNet of one pipeline.
 
     Args:
-        compiled: by ``torch.compile``.
-        like: another variant's denoiser with the same UNet, which was prepared there; None prepares it here.
+        compiled: whether to use ``torch.compile``.
+        like: another variant's denoiser with the same UNet, whose prepared UNet is reused; None prepares it.
 
     Attributes:
-        sampler: the variant's solver.
-        revision: tells weights apart.
+        sampler: the variant's sampler.
+        revision: hash of the UNet's weights.
     """
 
     def __init__(self, pipeline: Pipeline, *, compiled: bool = False, like: Denoiser | None = None):
         self.sampler = Sampler(pipeline.scheduler)
-        self.revision: str = like.revision if like else weights_digest(pipeline.unet)
+        self.revision: str = like.revision if like else weights_hash(pipeline.unet)
         self._pipeline = pipeline
         self._device = pipeline.device
-        self._unet: Any = like._unet if like else _prepared(pipeline.unet, self._device.type == "cuda", compiled)
+        self._unet: Any = like._unet if like else _prepare(pipeline.unet, self._device.type == "cuda", compiled)
         self._batch: _Batch | None = None
 
     def forget(self) -> None:
-        """Lets go of the last call's tensors."""
+        """Releases the last call's tensors."""
         self._batch = None
 
-    def step(self, samples: tuple[InTheMaking, ...]) -> list[bool]:
-        """Advances every sample by one step; whether each latent is still finite."""
+    def step(self, samples: tuple[DenoisingState, ...]) -> list[bool]:
+        """Advances every sample by one step and returns for each whether its latent is finite."""
         batch = self._batch
         if batch is None or batch.samples != samples:
             batch = self._assemble(samples)
@@ -110,16 +112,16 @@ class Denoiser:
             sample.step += 1
             if sample.step in sample.keeps:
                 sample.kept.append((sample.step, _to_host(sample.latent)))
-        # Reading the flags waits for the device: no step is sent ahead, so that a late arrival finds no queue there.
+        # Reading the flags waits for the device, so that no step is queued ahead of a late arrival.
         return finite.tolist()
 
-    def _assemble(self, samples: tuple[InTheMaking, ...]) -> _Batch:
+    def _assemble(self, samples: tuple[DenoisingState, ...]) -> _Batch:
         pipeline = self._pipeline
         guided = [i for i, s in enumerate(samples) if s.negative is not None]
         negatives = [s.negative for s in samples if s.negative is not None]
         texts = [*(s.prompt for s in samples), *negatives]
         rows = torch.tensor([*range(len(samples)), *guided], device=self._device)
-        scales = [samples[i].order.recipe.guidance for i in guided]
+        scales = [samples[i].job.recipe.guidance for i in guided]
         conditions: dict[str, Any] = {"encoder_hidden_states": torch.stack([t.tokens for t in texts])}
         if is_sdxl(pipeline):
             conditions["added_cond_kwargs"] = {
@@ -127,7 +129,7 @@ class Denoiser:
                 "time_ids": self._time_ids(samples[0]).expand(len(texts), -1),
             }
         if (width := pipeline.unet.config.time_cond_proj_dim) is not None:
-            weights = torch.tensor([s.order.recipe.guidance - 1 for s in samples])
+            weights = torch.tensor([s.job.recipe.guidance - 1 for s in samples])
             embedded = pipeline.get_guidance_scale_embedding(weights, embedding_dim=width)
             conditions["timestep_cond"] = embedded.to(self._device, pipeline.unet.dtype)
         return _Batch(
@@ -139,9 +141,9 @@ class Denoiser:
             conditions,
         )
 
-    def _time_ids(self, sample: InTheMaking) -> torch.Tensor:
-        """SDXL's size conditions [1, 6]: drawn and cropped at the wanted size."""
-        pipeline, recipe = self._pipeline, sample.order.recipe
+    def _time_ids(self, sample: DenoisingState) -> torch.Tensor:
+        """SDXL's size conditions [1, 6]: original and target size are the image's size, without a crop."""
+        pipeline, recipe = self._pipeline, sample.job.recipe
         size = (recipe.height, recipe.width)
         width = pipeline.text_encoder_2.config.projection_dim
         ids = pipeline._get_add_time_ids(size, (0, 0), size, pipeline.unet.dtype, text_encoder_projection_dim=width)
@@ -149,42 +151,42 @@ class Denoiser:
 
 
 def _estimate(schedule: Schedule, step: int, latent: torch.Tensor, output: torch.Tensor) -> Callable[[], torch.Tensor]:
-    """x̂_0 [C, H/f, W/f] of one step, when somebody asks for it."""
+    """A function that computes x̂_0 [C, H/f, W/f] of one step."""
     return lambda: float(schedule.from_x[step]) * latent + float(schedule.from_m[step]) * output
 
 
 def _to_host(latent: torch.Tensor) -> torch.Tensor:
-    """A float16 copy in host memory. From CUDA it is under way when this returns, and there when the step is over."""
+    """A float16 copy in host memory. From CUDA, the copy is asynchronous and complete when the step ends."""
     half = latent.half()
     if half.device.type != "cuda":
         return half if half is not latent else half.clone()
     return torch.empty(half.shape, dtype=half.dtype, pin_memory=True).copy_(half, non_blocking=True)
 
 
-def _prepared(unet: Any, cuda: bool, compiled: bool) -> Any:
-    """What is called in place of the UNet. Channels-last is what tensor cores read; on the CPU it gains nothing."""
+def _prepare(unet: Any, cuda: bool, compiled: bool) -> Any:
+    """Prepares a UNet and returns the module to call. Tensor cores need channels-last; the CPU does not gain by it."""
     if cuda:
         unet.to(memory_format=torch.channels_last)
     if compiled:
         return torch.compile(unet, dynamic=True)
     if not cuda:
-        through_onednn(unet)
+        use_onednn(unet)
     for module in unet.modules():
         if isinstance(module, Attention) and module.is_cross_attention:
             for projection in (module.to_k, module.to_v):
-                projection.forward = _remembering(projection.forward)
+                projection.forward = _cached(projection.forward)
     return unet
 
 
-def _remembering(forward: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Keys and values of the prompts are the same at every step: made again only when the batch changes."""
-    seen: torch.Tensor | None = None
-    made: torch.Tensor | None = None
+def _cached(forward: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Caches the last output: keys and values of the prompts only change when the batch changes."""
+    last_input: torch.Tensor | None = None
+    last_output: torch.Tensor | None = None
 
-    def remembering(states: torch.Tensor) -> torch.Tensor:
-        nonlocal seen, made
-        if made is None or states is not seen:
-            seen, made = states, forward(states)
-        return made
+    def cached(states: torch.Tensor) -> torch.Tensor:
+        nonlocal last_input, last_output
+        if last_output is None or states is not last_input:
+            last_input, last_output = states, forward(states)
+        return last_output
 
-    return remembering
+    return cached

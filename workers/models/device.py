@@ -1,4 +1,4 @@
-"""The device that a family runs on: which one, in what precision, and what happens when its memory is full."""
+"""The device that a family runs on: selection, precision, and handling of full memory."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from weir.config import FamilyConfig
 from weir.errors import ConfigError, GenerationFailed
 from workers.engine.engine import OutOfMemory
 
-#: Of ``mallopt`` (malloc.h).
+#: Parameters of ``mallopt`` (malloc.h).
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
 T = TypeVar("T")
 
 
 def device_of(config: FamilyConfig) -> torch.device:
-    """The family's device; ``auto`` is the first GPU where torch finds one.
+    """The family's device; ``auto`` is the first GPU if torch finds one, otherwise the CPU.
 
     Raises:
-        ConfigError: the file asks for a GPU that is not there.
+        ConfigError: the family names a GPU, and torch finds none.
     """
     if config.device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -35,7 +35,7 @@ def dtype_of(config: FamilyConfig) -> torch.dtype:
     """The precision of the family's models; ``auto`` is float16 on a GPU and float32 on the CPU.
 
     Raises:
-        ConfigError: the device does not compute in it.
+        ConfigError: the device does not support it.
     """
     if config.dtype == "auto":
         return torch.float16 if device_of(config).type == "cuda" else torch.float32
@@ -45,10 +45,10 @@ def dtype_of(config: FamilyConfig) -> torch.dtype:
 
 
 def keep_freed_memory() -> None:
-    """Lets this process keep what it frees (up to 512 MiB), for the next step asks for as much again.
+    """Makes the process keep freed memory (up to 512 MiB), because the next step allocates as much again.
 
-    glibc gives large blocks back to the system and takes page faults for them at every step: 4,000 in one of the
-    embedded family's with 8 images, a tenth of its time. Without glibc nothing happens.
+    glibc returns large blocks to the system, which causes page faults at every step: 4,000 in a step of the embedded
+    family with 8 images, a tenth of its time. Without glibc this does nothing.
     """
     allocator = ctypes.CDLL(None)
     if hasattr(allocator, "mallopt"):
@@ -57,14 +57,14 @@ def keep_freed_memory() -> None:
 
 
 def within_memory(device: torch.device, work: Callable[[], T], what: str, forget: Callable[[], None]) -> T:
-    """Does ``work`` without gradients.
+    """Runs ``work`` without gradients.
 
     Args:
-        what: needs the memory, e.g. "a batch of 4 at 1024 px"; for the message.
-        forget: lets go of what the caller keeps on the device, when memory has run out.
+        what: description of the work for the error message, e.g. "a batch of 4 at 1024 px".
+        forget: releases the caller's tensors on the device; called when memory has run out.
 
     Raises:
-        OutOfMemory: for every kind of it; what was free before is free again.
+        OutOfMemory: memory has run out; the memory that ``work`` used is free again.
     """
     try:
         with torch.inference_mode():
@@ -72,7 +72,7 @@ def within_memory(device: torch.device, work: Callable[[], T], what: str, forget
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
         if not _is_out_of_memory(error):
             raise
-    # Out of the handler: the exception's frames would keep the batch's tensors alive.
+    # Outside the handler, because the exception's frames would keep the batch's tensors alive.
     forget()
     if device.type == "cuda":
         torch.cuda.empty_cache()
@@ -80,15 +80,15 @@ def within_memory(device: torch.device, work: Callable[[], T], what: str, forget
 
 
 def probe(device: torch.device) -> None:
-    """Touches the device.
+    """Runs a trivial computation on the device.
 
     Raises:
-        GenerationFailed: it computes nonsense.
-        Exception: it is lost.
+        GenerationFailed: the result is wrong.
+        Exception: the device is lost.
     """
     value = torch.ones(8, device=device).sum().item()
     if value != 8:
-        raise GenerationFailed(f"{device} adds eight ones to {value}")
+        raise GenerationFailed(f"{device} computes {value} as the sum of eight ones")
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

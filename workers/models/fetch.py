@@ -1,6 +1,7 @@
-"""Weights from the Hugging Face hub into its cache folder (``HF_HOME``), before anything is served: ``weir fetch``.
+"""Downloads a family's weights from the Hugging Face hub to its cache folder (``HF_HOME``): ``weir fetch``.
 
-Only what :mod:`workers.models.weights` loads: safetensors of the file set that the family names, and small files.
+Downloads only what :mod:`workers.models.weights` loads: safetensors of the file set that the family names, and small
+configuration files.
 """
 
 from __future__ import annotations
@@ -21,8 +22,14 @@ _SMALL = (".json", ".txt", ".model")
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
-    """One repository of a family. ``file``: only this one. ``pipeline``: the parts that its index names."""
+class Repository:
+    """One repository of a family.
+
+    Attributes:
+        key: key of the family file that names it.
+        file: the only file to fetch; None: all files that are needed.
+        pipeline: whether the repository holds a pipeline, of which the parts in its index are fetched.
+    """
 
     key: str
     repository: str
@@ -31,29 +38,29 @@ class Wanted:
     pipeline: bool = False
 
 
-def wanted(family: FamilyConfig) -> list[Wanted]:
-    """The repositories that a family names, each once; what is a local path is none. Pure, but for looking at paths."""
-    found = [Wanted("pipeline", family.pipeline, family.revision, pipeline=True)]
+def repositories(family: FamilyConfig) -> list[Repository]:
+    """The hub repositories that a family names, each once. Local paths are left out."""
+    found = [Repository("pipeline", family.pipeline, family.revision, pipeline=True)]
     for key, variant in family.variants.items():
         if variant.pipeline:
-            found.append(Wanted(f"{key}.pipeline", variant.pipeline, variant.revision, pipeline=True))
+            found.append(Repository(f"{key}.pipeline", variant.pipeline, variant.revision, pipeline=True))
         if variant.unet:
-            found.append(Wanted(f"{key}.unet", variant.unet, variant.revision, variant.unet_file))
+            found.append(Repository(f"{key}.unet", variant.unet, variant.revision, variant.unet_file))
     if family.clip:
-        found.append(Wanted("clip", family.clip, family.clip_revision))
+        found.append(Repository("clip", family.clip, family.clip_revision))
     own = all(variant.pipeline for variant in family.variants.values())
-    found = found[1:] if own else found  # nobody loads shared parts that each variant brings itself
+    found = found[1:] if own else found  # the shared pipeline is not loaded if every variant has its own
     places = {(it.repository, it.revision, it.file): it for it in reversed(found) if not Path(it.repository).exists()}
     return [it for it in found if it in places.values()]
 
 
-def chosen(files: Iterable[str], weights: str | None, parts: Iterable[str] | None = None) -> list[str]:
-    """The files of a repository to fetch. Pure.
+def files_to_fetch(files: Iterable[str], weights: str | None, parts: Iterable[str] | None = None) -> list[str]:
+    """The files of a repository that have to be fetched. Pure.
 
     Args:
         files: paths in the repository.
-        weights: the file set, e.g. fp16; where a folder has none of it, its plain files are taken.
-        parts: folders that count, and the index beside them; None: all files of the root.
+        weights: the file set, e.g. fp16; folders without files of the set use their plain files.
+        parts: folders to fetch, besides small files of the root; None: files of the root only.
     """
     files = sorted(files)
     folders = {"", *parts} if parts is not None else {""}
@@ -66,32 +73,32 @@ def chosen(files: Iterable[str], weights: str | None, parts: Iterable[str] | Non
     return sorted(set(kept))
 
 
-def fetch(family: FamilyConfig, say: Callable[[str], None]) -> list[Path]:
-    """Fetches every repository of a family, showing progress; what is there already is not fetched again.
+def fetch(family: FamilyConfig, report: Callable[[str], None]) -> list[Path]:
+    """Fetches every repository of a family and shows progress. Files in the cache are not fetched again.
 
     Args:
-        say: called with a line for each repository, before it is fetched.
+        report: called with one line for each repository before it is fetched.
 
     Returns:
         The folders in the hub's cache.
 
     Raises:
-        ConfigError: a repository, revision or file does not exist, or is closed to this user.
+        ConfigError: a repository, revision or file does not exist, or access to it is denied.
         ServiceError: the hub cannot be reached.
     """
-    return [_fetched(it, family, say) for it in wanted(family)]
+    return [_fetch(it, family, report) for it in repositories(family)]
 
 
-def _fetched(it: Wanted, family: FamilyConfig, say: Callable[[str], None]) -> Path:
+def _fetch(it: Repository, family: FamilyConfig, report: Callable[[str], None]) -> Path:
     where = f"family {family.name}: {it.key}: {it.repository}" + (f" at revision {it.revision}" if it.revision else "")
     try:
         info = HfApi().model_info(it.repository, revision=it.revision, files_metadata=True)
         sizes = {sibling.rfilename: sibling.size or 0 for sibling in info.siblings or ()}
         files = [it.file] if it.file else _files(it, family, list(sizes))
         if missing := [file for file in files if file not in sizes]:
-            raise ConfigError(f"{where}: there is no file {missing[0]}; the hub's page of it lists what there is")
+            raise ConfigError(f"{where}: there is no file {missing[0]}; see the list of files on its page of the hub")
         total = sum(sizes[file] for file in files) / 2**30
-        say(f"{it.repository} at {info.sha}: {len(files)} files, {total:.2f} GiB")
+        report(f"{it.repository} at {info.sha}: {len(files)} files, {total:.2f} GiB")
         return Path(snapshot_download(it.repository, revision=it.revision, allow_patterns=files))
     except (RepositoryNotFoundError, RevisionNotFoundError, GatedRepoError) as error:
         closed = isinstance(error, GatedRepoError)
@@ -99,19 +106,19 @@ def _fetched(it: Wanted, family: FamilyConfig, say: Callable[[str], None]) -> Pa
         raise ConfigError(f"{where}: {_first_line(error)}; {remedy}") from None
     except WeirError:
         raise
-    except Exception as error:  # whatever the hub's HTTP library raises
+    except Exception as error:  # the hub's HTTP library raises many types
         raise ServiceError(
-            f"{where}: the hub does not answer ({_first_line(error)}); what was fetched so far is kept, so try again, "
-            "or run `weir fetch` on a machine with a network and copy its HF_HOME to here"
+            f"{where}: the hub does not answer ({_first_line(error)}); try again (complete files are kept), or run "
+            "`weir fetch` on a machine with network access and copy its HF_HOME to this machine"
         ) from None
 
 
-def _files(it: Wanted, family: FamilyConfig, files: list[str]) -> list[str]:
+def _files(it: Repository, family: FamilyConfig, files: list[str]) -> list[str]:
     parts = None
     if it.pipeline:
         index = json.loads(Path(hf_hub_download(it.repository, INDEX, revision=it.revision)).read_text())
         parts = [name for name, kind in index.items() if isinstance(kind, list) and kind[1] is not None]
-    return chosen(files, family.weights, parts)
+    return files_to_fetch(files, family.weights, parts)
 
 
 def _first_line(error: BaseException) -> str:

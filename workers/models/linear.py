@@ -1,7 +1,7 @@
-"""Linear layers in float32 on the CPU by oneDNN, which diffusers' convolutions use already, in place of MKL.
+"""Runs float32 linear layers on the CPU with oneDNN in place of MKL.
 
-MKL computes on AMD's processors with half of what they have; oneDNN asks the processor what it can. torch chooses MKL
-for every linear layer in float32 and has no switch for it, only the operator that its compiler puts in place of one.
+MKL uses only half of the vector width of AMD processors; oneDNN, which torch's convolutions use already, detects it.
+torch always uses MKL for float32 linear layers and has no option for it, only the operator that its compiler inserts.
 """
 
 from __future__ import annotations
@@ -10,30 +10,30 @@ from collections.abc import Callable
 
 import torch
 
-#: Multiplications and additions below which oneDNN's call costs more than it gains.
-_WORTH_IT = 2_000_000
+#: Number of multiplications below which the overhead of oneDNN's call exceeds its gain.
+_MIN_OPERATIONS = 2_000_000
 
 
-def through_onednn(model: torch.nn.Module) -> None:
-    """Gives every float32 linear layer of ``model`` on the CPU oneDNN's product where it is large enough to pay.
+def use_onednn(model: torch.nn.Module) -> None:
+    """Makes the float32 linear layers of ``model`` use oneDNN for products that are large enough.
 
-    The result differs from MKL's by rounding alone. Without oneDNN, and for everything else, nothing changes.
+    Results differ from MKL's by rounding only. Other layers do not change; without oneDNN, nothing changes.
     """
     if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
         return
     for module in model.modules():
         if isinstance(module, torch.nn.Linear) and module.weight.dtype == torch.float32:
-            module.forward = _multiplied(module, module.forward)  # type: ignore[assignment,method-assign]
+            module.forward = _onednn_forward(module, module.forward)  # type: ignore[assignment,method-assign]
 
 
-def _multiplied(
-    module: torch.nn.Linear, otherwise: Callable[[torch.Tensor], torch.Tensor]
+def _onednn_forward(
+    module: torch.nn.Linear, original: Callable[[torch.Tensor], torch.Tensor]
 ) -> Callable[[torch.Tensor], torch.Tensor]:
     multiply = torch.ops.mkldnn._linear_pointwise
 
     def forward(x: torch.Tensor) -> torch.Tensor:
-        if x.numel() * module.out_features < _WORTH_IT:
-            return otherwise(x)
+        if x.numel() * module.out_features < _MIN_OPERATIONS:
+            return original(x)
         return multiply(x, module.weight, module.bias, "none", [], "")
 
     return forward

@@ -1,6 +1,7 @@
-"""Prompts as the denoiser reads them. What a tenant has said before is not encoded again.
+"""Encodes prompts for the denoiser and caches the encodings per tenant.
 
-What another one has said is: how long an image takes would tell whether anybody had asked for the same words.
+Tenants do not share encodings, because the latency of an image would reveal whether another tenant used the same
+prompt.
 """
 
 from __future__ import annotations
@@ -13,15 +14,15 @@ import torch
 
 from workers.models.weights import Pipeline, is_sdxl
 
-#: A tenant and its text.
-Said = tuple[str, str]
-#: PromptEncoder whose encodings are kept. One of SDXL's takes 310 KiB.
+#: A tenant and its prompt.
+TenantText = tuple[str, str]
+#: Number of encodings to keep. One of SDXL takes 310 KiB.
 _KEPT = 512
 
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """Token states [T, D] and, of SDXL, the pooled text [P]."""
+    """An encoded prompt: token states [T, D] and, for SDXL, the pooled embedding [P]."""
 
     tokens: torch.Tensor
     pooled: torch.Tensor | None
@@ -31,16 +32,16 @@ class Text:
 
 
 class PromptEncoder:
-    """The encodings of a family's pipelines, each by its own text encoders; those read longest ago leave first."""
+    """Encodes prompts with the text encoders of each pipeline; evicts the least recently used encodings."""
 
     def __init__(self, device: torch.device):
         self._device = device
-        self._known: OrderedDict[tuple[int, Said], Text] = OrderedDict()
+        self._known: OrderedDict[tuple[int, TenantText], Text] = OrderedDict()
 
-    def read(self, pipeline: Pipeline, texts: Iterable[Said]) -> dict[Said, Text]:
-        """The encodings of ``texts``; those that are new to their tenants are encoded in one go."""
+    def read(self, pipeline: Pipeline, texts: Iterable[TenantText]) -> dict[TenantText, Text]:
+        """The encodings of ``texts``; those that are not cached are encoded in one batch."""
         encoder, wanted = id(pipeline.text_encoder), sorted(set(texts))
-        if new := [said for said in wanted if (encoder, said) not in self._known]:
+        if new := [key for key in wanted if (encoder, key) not in self._known]:
             encoded = pipeline.encode_prompt(
                 [text for _, text in new],
                 device=self._device,
@@ -48,11 +49,11 @@ class PromptEncoder:
                 do_classifier_free_guidance=False,
             )
             pooled = encoded[2] if is_sdxl(pipeline) else [None] * len(new)
-            for said, tokens, whole in zip(new, encoded[0], pooled, strict=True):
-                self._known[encoder, said] = Text(tokens, whole)
-        for said in wanted:
-            self._known.move_to_end((encoder, said))
-        found = {said: self._known[encoder, said] for said in wanted}
+            for key, tokens, whole in zip(new, encoded[0], pooled, strict=True):
+                self._known[encoder, key] = Text(tokens, whole)
+        for key in wanted:
+            self._known.move_to_end((encoder, key))
+        found = {key: self._known[encoder, key] for key in wanted}
         while len(self._known) > _KEPT:
             self._known.popitem(last=False)
         return found

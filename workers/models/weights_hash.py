@@ -1,4 +1,4 @@
-"""What tells the weights of two models apart."""
+"""A hash that identifies the weights of a model."""
 
 from __future__ import annotations
 
@@ -7,13 +7,15 @@ import hashlib
 import torch
 from torch import nn
 
-#: Numbers of every weight that tell it from another.
+#: Number of values of each weight tensor that enter the hash.
 _SAMPLES = 64
 
 
-def weights_digest(model: nn.Module) -> str:
-    """Of the names of all weights and a few numbers of each: a LoRA merged into the attention makes other weights, and
-    gigabytes need not be read."""
+def weights_hash(model: nn.Module) -> str:
+    """Hash of the names and shapes of all weight tensors and of a few values of each.
+
+    It also changes when a LoRA is merged into the attention, and does not read all weights.
+    """
     digest = hashlib.blake2b(digest_size=6)
     samples = []
     for name, weight in sorted(model.state_dict().items()):

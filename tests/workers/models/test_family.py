@@ -1,4 +1,4 @@
-"""Families load from every layout they ship in, and a picture depends on its own request alone."""
+"""Families load from every supported layout, and an image depends only on its own request."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from workers.models.weights import check_family, scheduler_for
 
 
 class Discriminator:
-    """Stands in for the trained one: confident in proportion to the picture's brightness."""
+    """A fake discriminator whose confidence is the image's brightness."""
 
     def __init__(self) -> None:
         self.prompts: list[str] = []
@@ -45,8 +45,8 @@ def family(pipeline: Path, light: dict[str, Any], heavy: dict[str, Any], **field
     return FamilyConfig.model_validate(usual | {"light": light, "heavy": heavy} | fields)
 
 
-def pixels(drawn: EngineOutput) -> np.ndarray:
-    return np.asarray(Image.open(io.BytesIO(drawn.image))).astype(int)
+def pixels(output: EngineOutput) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(output.image))).astype(int)
 
 
 @pytest.fixture(scope="module")
@@ -65,16 +65,16 @@ def test_light_and_heavy_share_one_vae_and_one_set_of_text_encoders(tiny: Family
     assert light.scheduler is not heavy.scheduler
 
 
-def test_a_prompt_is_encoded_anew_for_another_tenant(tiny: Family, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_prompt_is_encoded_again_for_another_tenant(tiny: Family, monkeypatch: pytest.MonkeyPatch) -> None:
     pipeline, encoded = tiny.pipelines[LIGHT], list[str]()
     encode = pipeline.encode_prompt
     monkeypatch.setattr(pipeline, "encode_prompt", lambda texts, **how: encoded.extend(texts) or encode(texts, **how))
     for tenant in ("acme", "acme", "globex"):
-        tiny.generate(LIGHT, [image_request(prompt="said by one and by another", tenant=tenant)])
-    assert encoded == ["said by one and by another"] * 2
+        tiny.generate(LIGHT, [image_request(prompt="a prompt of two tenants", tenant=tenant)])
+    assert encoded == ["a prompt of two tenants"] * 2
 
 
-def test_the_embedded_familys_layout_with_its_discriminator(folders: Path) -> None:
+def test_a_family_with_a_light_unet_folder_and_a_discriminator_loads(folders: Path) -> None:
     light = variant("light", unet=str(folders / "light_unet"), scheduler="ddim", steps=1)
     config = family(folders / "sdxl", light, variant("heavy"), discriminator=str(folders / "discriminator"))
     check_family(config)
@@ -85,7 +85,7 @@ def test_the_embedded_familys_layout_with_its_discriminator(folders: Path) -> No
     assert alone.confidence == pytest.approx(together[1].confidence, abs=1e-4)
 
 
-def test_sdxl_with_a_single_file_unet_and_fp16_files_as_sdxl_lightning_ships(folders: Path) -> None:
+def test_sdxl_with_a_single_file_unet_and_fp16_files_loads_like_sdxl_lightning(folders: Path) -> None:
     lightning = variant(
         "lightning",
         unet=str(folders / "lightning"),
@@ -103,14 +103,14 @@ def test_sdxl_with_a_single_file_unet_and_fp16_files_as_sdxl_lightning_ships(fol
         assert pixels(loaded.generate(key, [image_request()])[0]).shape == (SIZE, SIZE, 3)
 
 
-def test_two_whole_sdxl_pipelines_as_sdxl_turbo(folders: Path) -> None:
+def test_two_sdxl_pipelines_load_like_sdxl_turbo(folders: Path) -> None:
     turbo = variant("turbo", pipeline=str(folders / "sdxl-turbo"), steps=1)
     loaded = Family.load(family(folders / "sdxl", turbo, variant("base", guidance=5.0)))
     assert loaded.pipelines[LIGHT].vae is not loaded.pipelines[HEAVY].vae
     assert len(loaded.generate(LIGHT, [image_request()])[0].image) > 0
 
 
-def test_two_whole_stable_diffusion_pipelines_as_sd_turbo(folders: Path) -> None:
+def test_two_stable_diffusion_pipelines_load_like_sd_turbo(folders: Path) -> None:
     turbo = variant("sd-turbo", pipeline=str(folders / "sd-turbo"), steps=1, scheduler="euler-trailing")
     loaded = Family.load(family(folders / "sd", turbo, variant("sd15", guidance=7.5, scheduler="ddim")))
     for key in (LIGHT, HEAVY):
@@ -118,7 +118,7 @@ def test_two_whole_stable_diffusion_pipelines_as_sd_turbo(folders: Path) -> None
         assert [pixels(d).shape for d in both] == [(SIZE, SIZE, 3)] * 2
 
 
-def test_one_pipeline_named_twice_is_loaded_once(folders: Path) -> None:
+def test_a_pipeline_named_twice_is_loaded_once(folders: Path) -> None:
     same = variant("light", pipeline=str(folders / "sdxl"), steps=1)
     loaded = Family.load(family(folders / "sdxl", same, variant("heavy")))
     assert loaded.pipelines[LIGHT].unet is loaded.pipelines[HEAVY].unet
@@ -132,7 +132,7 @@ def test_a_scheduler_keeps_the_bases_noise_schedule_and_prediction_type(tiny: Fa
         assert made[key] == base[key]
 
 
-def test_a_scheduler_never_clips_latents_even_if_the_base_does_not_say() -> None:
+def test_a_scheduler_does_not_clip_latents_if_the_base_does_not_specify_it() -> None:
     assert scheduler_for("ddim", {"beta_schedule": "scaled_linear"}).config.clip_sample is False
 
 
@@ -140,15 +140,15 @@ def test_a_scheduler_never_clips_latents_even_if_the_base_does_not_say() -> None
 def test_the_family_files_that_ship_are_valid(name: str) -> None:
     from weir.config import read_yaml
 
-    shipped = read_yaml(Path(__file__).parents[2] / "deploy" / "families" / f"{name}.yaml", FamilyConfig)
+    shipped = read_yaml(Path(__file__).parents[3] / "deploy" / "families" / f"{name}.yaml", FamilyConfig)
     assert shipped.name == name
 
 
-# ------------------------------------------------------------------------------------------ pictures
+# -------------------------------------------------------------------------------------------- images
 
 
 @pytest.mark.parametrize("variant", [LIGHT, HEAVY])
-def test_a_picture_does_not_depend_on_who_shares_its_batch(tiny: Family, variant: str) -> None:
+def test_an_image_does_not_depend_on_its_batch(tiny: Family, variant: str) -> None:
     mine = image_request("cat", seed=11)
     others = [image_request("dog", seed=5, negative_prompt="blurry"), image_request("owl", seed=6)]
     [alone] = tiny.generate(variant, [mine])
@@ -156,25 +156,25 @@ def test_a_picture_does_not_depend_on_who_shares_its_batch(tiny: Family, variant
     assert np.abs(pixels(alone) - pixels(together)).max() <= 1
 
 
-def test_the_discriminator_judges_light_images_and_heavy_ones_that_ask_for_it(tiny: Family) -> None:
+def test_the_discriminator_judges_light_images_and_heavy_images_on_request(tiny: Family) -> None:
     asked = [image_request(seed=seed, judge=seed > 1) for seed in (1, 2, 3)]
     assert [d.confidence is None for d in tiny.generate(LIGHT, asked)] == [False, False, False]
     assert [d.confidence is None for d in tiny.generate(HEAVY, asked)] == [True, False, False]
 
 
-def test_the_same_request_gives_the_same_bytes_and_another_seed_another_picture(tiny: Family) -> None:
+def test_the_same_request_gives_the_same_bytes_and_another_seed_another_image(tiny: Family) -> None:
     first, again, other = (tiny.generate(HEAVY, [image_request(seed=s)])[0] for s in (1, 1, 2))
     assert first.image == again.image
     assert first.image != other.image
 
 
 @pytest.mark.parametrize("bit", [0, 31, 32, 53, 63])
-def test_every_bit_of_a_seed_makes_another_picture(tiny: Family, bit: int) -> None:
+def test_every_bit_of_a_seed_changes_the_image(tiny: Family, bit: int) -> None:
     one, other = (tiny.generate(HEAVY, [image_request(seed=s)])[0] for s in (5, 5 ^ 2**bit))
     assert one.image != other.image
 
 
-def test_batched_pictures_are_those_of_the_unmodified_diffusers_pipeline(tiny: Family) -> None:
+def test_images_equal_those_of_the_diffusers_pipeline(tiny: Family) -> None:
     pipeline = tiny.pipelines[HEAVY]
     latents = torch.randn((4, SIZE // 2, SIZE // 2), generator=torch.Generator().manual_seed(7))[None]
     expected = pipeline(
@@ -186,46 +186,46 @@ def test_batched_pictures_are_those_of_the_unmodified_diffusers_pipeline(tiny: F
         guidance_scale=1.5,
         output_type="np",
     ).images[0]
-    [drawn] = tiny.generate(HEAVY, [image_request()])
-    assert np.abs(pixels(drawn) - expected * 255).max() <= 1
+    [output] = tiny.generate(HEAVY, [image_request()])
+    assert np.abs(pixels(output) - expected * 255).max() <= 1
 
 
-def test_a_request_that_overrides_nothing_runs_as_the_family_says(tiny: Family) -> None:
+def test_a_request_without_overrides_uses_the_variants_own_steps(tiny: Family) -> None:
     for variant, own in (("light", 1), ("heavy", 4)):
         assert tiny.generate(variant, [image_request()])[0].steps == own
         assert tiny.generate(variant, [image_request(overrides=Overrides(2, 3.0))])[0].steps == 2
 
 
-def test_a_light_image_comes_with_its_confidence_and_a_heavy_one_without(tiny: Family) -> None:
+def test_a_light_image_has_a_confidence_and_a_heavy_image_has_none(tiny: Family) -> None:
     light = tiny.generate(LIGHT, [image_request("cat"), image_request("dog")])
     assert all(d.confidence is not None and 0 <= d.confidence <= 1 for d in light)
     assert tiny.judges[LIGHT].prompts == ["a red cat", "a red dog"]  # type: ignore[union-attr]
     assert tiny.generate(HEAVY, [image_request()])[0].confidence is None
 
 
-def test_other_sizes_of_the_family_and_prompts_of_any_length_are_drawn(tiny: Family) -> None:
+def test_images_of_other_sizes_and_prompts_of_any_length_are_generated(tiny: Family) -> None:
     [small] = tiny.generate(LIGHT, [image_request(width=16, height=16, prompt="ö" * 500)])
     assert pixels(small).shape == (16, 16, 3)
     assert tiny.generate(LIGHT, [image_request(prompt="")])[0].error is None
 
 
-def test_a_picture_that_is_not_a_number_fails_alone(tiny: Family, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_image_with_non_finite_values_fails_alone(tiny: Family, monkeypatch: pytest.MonkeyPatch) -> None:
     from workers.engine import image_decoder as module
 
-    def spoil_second(vae: Any, latents: torch.Tensor) -> torch.Tensor:
+    def second_not_finite(vae: Any, latents: torch.Tensor) -> torch.Tensor:
         images = real(vae, latents)
         images[1] = float("nan")
         return images
 
     real = module.decode
-    monkeypatch.setattr(module, "decode", spoil_second)
+    monkeypatch.setattr(module, "decode", second_not_finite)
     first, second = tiny.generate(LIGHT, [image_request("cat"), image_request("dog")])
     assert first.error is None
     assert second.error is not None
     assert second.error[0] == "not_finite"
 
 
-def test_running_out_of_memory_is_told_apart(tiny: Family, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_running_out_of_memory_raises_an_error_of_its_own(tiny: Family, monkeypatch: pytest.MonkeyPatch) -> None:
     def no_memory(*_: Any, **__: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
@@ -234,7 +234,7 @@ def test_running_out_of_memory_is_told_apart(tiny: Family, monkeypatch: pytest.M
         tiny.generate(LIGHT, [image_request()])
 
 
-def test_progress_is_visible_inside_a_batch(tiny: Family) -> None:
+def test_beat_advances_during_a_batch(tiny: Family) -> None:
     before = tiny.beat
     tiny.generate(HEAVY, [image_request()])
     assert tiny.beat > before
@@ -268,20 +268,20 @@ def broken(folders: Path, tmp_path: Path, layout: str) -> Path:
 
 
 def refusal(config: FamilyConfig) -> str:
-    """The message of the check that runs before anything starts."""
+    """The error message of :func:`check_family`."""
     with pytest.raises(ConfigError) as caught:
         check_family(config)
     return caught.value.message
 
 
 def test_a_missing_pipeline_names_key_path_and_remedy(tmp_path: Path) -> None:
-    said = refusal(family(tmp_path / "nowhere", variant("l"), variant("h")))
-    assert "family tiny: pipeline:" in said
-    assert str(tmp_path / "nowhere") in said
-    assert "save_pretrained" in said
+    message = refusal(family(tmp_path / "nowhere", variant("l"), variant("h")))
+    assert "family tiny: pipeline:" in message
+    assert str(tmp_path / "nowhere") in message
+    assert "save_pretrained" in message
 
 
-def test_a_missing_or_truncated_part_is_found_before_anything_loads(folders: Path, tmp_path: Path) -> None:
+def test_a_missing_or_truncated_part_is_found_before_anything_is_loaded(folders: Path, tmp_path: Path) -> None:
     copy = broken(folders, tmp_path, "sdxl")
     weights = copy / "vae" / "diffusion_pytorch_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
@@ -290,28 +290,28 @@ def test_a_missing_or_truncated_part_is_found_before_anything_loads(folders: Pat
     assert "no .safetensors file" in refusal(family(copy, variant("l"), variant("h")))
 
 
-def test_a_folder_of_another_pipeline_says_what_is_served(folders: Path, tmp_path: Path) -> None:
+def test_the_error_for_another_pipeline_class_names_the_supported_ones(folders: Path, tmp_path: Path) -> None:
     copy = broken(folders, tmp_path, "sdxl")
     index = json.loads((copy / "model_index.json").read_text())
     (copy / "model_index.json").write_text(json.dumps(index | {"_class_name": "FluxPipeline"}))
-    said = refusal(family(copy, variant("l"), variant("h")))
-    assert "FluxPipeline" in said
-    assert "StableDiffusionXLPipeline" in said
+    message = refusal(family(copy, variant("l"), variant("h")))
+    assert "FluxPipeline" in message
+    assert "StableDiffusionXLPipeline" in message
 
 
 def test_a_broken_unet_folder_names_the_variants_key(folders: Path, tmp_path: Path) -> None:
     (tmp_path / "unet").mkdir()
-    said = refusal(family(folders / "sdxl", variant("l", unet=str(tmp_path / "unet")), variant("h")))
-    assert "light.unet" in said
-    assert "config.json" in said
+    message = refusal(family(folders / "sdxl", variant("l", unet=str(tmp_path / "unet")), variant("h")))
+    assert "light.unet" in message
+    assert "config.json" in message
 
 
-def test_a_wrong_file_name_lists_the_files_that_are_there(folders: Path) -> None:
+def test_the_error_for_a_missing_file_lists_the_existing_files(folders: Path) -> None:
     wrong = variant("l", unet=str(folders / "lightning"), unet_file="8step.safetensors")
     assert "unet_4step.safetensors" in refusal(family(folders / "sdxl", wrong, variant("h")))
 
 
-def test_a_pickle_is_never_opened(folders: Path) -> None:
+def test_a_pickle_file_is_refused(folders: Path) -> None:
     wrong = variant("l", unet=str(folders / "lightning"), unet_file="unet.ckpt")
     assert "not a .safetensors file" in refusal(family(folders / "sdxl", wrong, variant("h")))
 
@@ -327,12 +327,12 @@ def test_missing_fp16_files_are_named(folders: Path) -> None:
         Family.load(family(folders / "sdxl", variant("l"), variant("h"), weights="fp16"))
 
 
-def test_a_missing_discriminator_is_found_before_anything_loads(folders: Path, tmp_path: Path) -> None:
+def test_a_missing_discriminator_is_found_before_anything_is_loaded(folders: Path, tmp_path: Path) -> None:
     config = family(folders / "sdxl", variant("l"), variant("h"), discriminator=str(tmp_path / "none"))
     assert "discriminator" in refusal(config)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-def test_asking_for_cuda_without_one_is_said_plainly(folders: Path) -> None:
+def test_a_family_for_cuda_is_refused_without_a_cuda_device(folders: Path) -> None:
     with pytest.raises(ConfigError, match="finds no CUDA"):
         Family.load(family(folders / "sdxl", variant("l"), variant("h"), device="cuda"))

@@ -1,4 +1,4 @@
-"""Who judges the images of a family: its discriminator, or the score of its CLIP in its place."""
+"""The judges of a family's images: trained discriminators, or CLIP scores."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ def by_clip() -> ClipConfidence:
     return judge
 
 
-def test_a_family_names_a_folder_its_clip_or_nobody() -> None:
+def test_a_familys_judge_is_a_discriminator_or_its_clip_or_none() -> None:
     assert isinstance(family_judge(TINY), Discriminator)
     assert family_judge(judged_by(None)) is None
     check_family(BY_CLIP)
 
 
-def test_the_clip_is_surer_of_an_image_of_its_prompt_than_of_another(by_clip: ClipConfidence) -> None:
+def test_clip_confidence_is_higher_for_the_images_own_prompt(by_clip: ClipConfidence) -> None:
     rng = np.random.default_rng(3)
     scenes = [sample_scene(rng) for _ in range(24)]
     prompts, images = [caption(scene) for scene in scenes], tensors_of(scenes)
@@ -57,21 +57,21 @@ def test_the_clip_is_surer_of_an_image_of_its_prompt_than_of_another(by_clip: Cl
     assert np.mean(np.array(right) > np.array(wrong)) > 0.9
 
 
-def test_what_it_saw_is_judged_later_as_at_once(by_clip: ClipConfidence) -> None:
+def test_stored_features_give_the_same_confidence_as_the_image(by_clip: ClipConfidence) -> None:
     images = tensors_of([sample_scene(np.random.default_rng(seed)) for seed in range(3)])
     at_once = by_clip.confidence(images, ["a red circle"] * 3)
     later = by_clip.weigh(by_clip.see(images).numpy(), "a red circle")
     assert later == pytest.approx(at_once, abs=1e-3)
 
 
-def test_light_images_of_such_a_family_have_a_confidence(by_clip: ClipConfidence) -> None:
+def test_light_images_of_a_family_judged_by_clip_have_a_confidence(by_clip: ClipConfidence) -> None:
     family = Family.load(BY_CLIP, threads=1)
-    [drawn] = family.generate(LIGHT, [image_request(width=64, height=64)])
-    assert drawn.confidence is not None
-    assert 0.5 < drawn.confidence < 1
+    [output] = family.generate(LIGHT, [image_request(width=64, height=64)])
+    assert output.confidence is not None
+    assert 0.5 < output.confidence < 1
 
 
-def test_a_family_without_a_clip_cannot_be_judged_by_it(tmp_path: Path) -> None:
+def test_a_family_without_a_clip_is_refused_with_clip_as_its_judge(tmp_path: Path) -> None:
     fields = yaml.safe_load(Path("deploy/families/weir-tiny.yaml").read_text()) | {"discriminator": "clip"}
     del fields["clip"]
     (tmp_path / "family.yaml").write_text(yaml.safe_dump(fields))
@@ -79,7 +79,7 @@ def test_a_family_without_a_clip_cannot_be_judged_by_it(tmp_path: Path) -> None:
         load_family(tmp_path / "family.yaml")
 
 
-def test_the_families_that_ship_without_a_discriminator_go_by_their_clip() -> None:
+def test_shipped_families_without_a_discriminator_are_judged_by_clip() -> None:
     for name in ("sdxl-lightning", "sdxl-turbo", "sd15-turbo"):
         family = load_family(f"deploy/families/{name}.yaml")
         assert (family.discriminator, family.clip) == ("clip", "openai/clip-vit-large-patch14")

@@ -1,4 +1,4 @@
-"""The family of SDXL's architecture with random weights, with few layers: it is served like any other."""
+"""A family with SDXL's architecture, few layers and random weights generates images."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from weir.plan import HEAVY, LIGHT
 from workers.models.family import Family
 
 
-def test_both_variants_draw_and_the_light_one_is_judged(tmp_path):
+def test_both_variants_generate_images_and_the_light_one_is_judged(tmp_path):
     family = load_family(write_family(tmp_path, "cpu", 64, **SMALL))
     engine = Family.load(family, threads=1)
     request = ImageRequest("r", "a red circle", 1, 64, 64, deadline=float("inf"))
     [light], [heavy] = engine.generate(LIGHT, [request]), engine.generate(HEAVY, [request])
     assert (light.steps, heavy.steps) == (4, 50)
     assert light.confidence is not None
-    for drawn in (light, heavy):
-        assert Image.open(io.BytesIO(drawn.image)).size == (64, 64)
+    for output in (light, heavy):
+        assert Image.open(io.BytesIO(output.image)).size == (64, 64)

@@ -1,4 +1,4 @@
-"""Which files a family needs of the hub, and what is said when they cannot be had."""
+"""Files that a family needs from the hub, and the errors when they cannot be fetched."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import yaml
 
 from testing.toy_family import FAMILY
 from weir.config import FamilyConfig, load_family
-from workers.models.fetch import chosen, wanted
+from workers.models.fetch import files_to_fetch, repositories
 
 SDXL = [
     "README.md",
@@ -37,8 +37,8 @@ SDXL = [
 PARTS = ["text_encoder", "tokenizer", "unet"]
 
 
-def test_only_the_safetensors_of_the_named_set_are_fetched_and_the_plain_ones_where_it_has_none():
-    assert chosen(SDXL, "fp16", PARTS) == [
+def test_safetensors_of_the_named_set_are_fetched_and_plain_files_where_the_set_has_none():
+    assert files_to_fetch(SDXL, "fp16", PARTS) == [
         "model_index.json",
         "text_encoder/config.json",
         "text_encoder/model.fp16.safetensors",
@@ -49,31 +49,31 @@ def test_only_the_safetensors_of_the_named_set_are_fetched_and_the_plain_ones_wh
     ]
 
 
-def test_without_a_set_the_plain_files_are_fetched():
-    files = chosen(SDXL, None, PARTS)
+def test_plain_files_are_fetched_without_a_named_set():
+    files = files_to_fetch(SDXL, None, PARTS)
     assert "text_encoder/model.safetensors" in files
     assert "text_encoder/model.fp16.safetensors" not in files
 
 
-def test_never_a_format_that_can_run_code_when_it_is_loaded():
-    assert not [file for file in chosen(SDXL, "fp16", PARTS) if file.endswith((".bin", ".onnx", ".pt", ".pkl"))]
+def test_formats_that_can_run_code_are_not_fetched():
+    assert not [file for file in files_to_fetch(SDXL, "fp16", PARTS) if file.endswith((".bin", ".onnx", ".pt", ".pkl"))]
 
 
-def test_a_family_wants_its_shared_parts_once_and_nothing_that_lies_here(tmp_path):
+def test_shared_repositories_are_fetched_once_and_local_folders_are_not_fetched(tmp_path):
     fields = {**FAMILY, "clip": str(tmp_path)}
     fields["light"] = {**FAMILY["light"], "unet": "fast/unet", "unet_file": "unet.safetensors", "revision": "abc"}
-    named = [(it.key, it.repository, it.revision, it.file) for it in wanted(FamilyConfig.model_validate(fields))]
+    named = [(it.key, it.repository, it.revision, it.file) for it in repositories(FamilyConfig.model_validate(fields))]
     assert named == [("pipeline", "nobody/nothing", None, None), ("light.unet", "fast/unet", "abc", "unet.safetensors")]
 
 
 @pytest.mark.parametrize("file", sorted(Path("deploy/families").glob("*.yaml")), ids=lambda file: file.stem)
-def test_a_shipped_family_names_every_repository_by_revision(file):
-    assert [it.repository for it in wanted(load_family(file)) if it.revision is None] == []
+def test_shipped_families_name_a_revision_for_every_repository(file):
+    assert [it.repository for it in repositories(load_family(file)) if it.revision is None] == []
 
 
 @pytest.fixture
 def hub() -> Iterator[str]:
-    """A hub with one repository, ``tiny/sdxl`` at commit c0ffee, and nothing else."""
+    """A fake hub with one repository, ``tiny/sdxl`` at commit c0ffee."""
     commit = "c0ffee" + "0" * 34
     index = {"_class_name": "StableDiffusionXLPipeline", "unet": ["diffusers", "UNet2DConditionModel"]}
     files = {
@@ -122,7 +122,7 @@ def hub() -> Iterator[str]:
 
 
 def fetched(folder: Path, endpoint: str, repository: str) -> subprocess.CompletedProcess[str]:
-    """``weir fetch`` in a process of its own, for the hub's library reads its settings when it is imported."""
+    """Runs ``weir fetch`` in its own process, because the hub's library reads its settings when it is imported."""
     family = folder / "family.yaml"
     family.write_text(yaml.safe_dump({**FAMILY, "pipeline": repository}))
     return subprocess.run(
@@ -134,7 +134,7 @@ def fetched(folder: Path, endpoint: str, repository: str) -> subprocess.Complete
     )
 
 
-def test_a_family_is_fetched_into_the_cache_folder_with_progress(hub, tmp_path):
+def test_a_family_is_fetched_into_the_cache_folder_and_progress_is_shown(hub, tmp_path):
     done = fetched(tmp_path, hub, "tiny/sdxl")
     assert done.returncode == 0, done.stderr
     assert "tiny/sdxl at c0ffee" in done.stderr
@@ -144,14 +144,14 @@ def test_a_family_is_fetched_into_the_cache_folder_with_progress(hub, tmp_path):
     assert there == {"model_index.json", "config.json", "diffusion_pytorch_model.safetensors"}
 
 
-def test_a_repository_that_does_not_exist_is_told_with_the_key_that_names_it(hub, tmp_path):
+def test_the_error_for_a_missing_repository_names_the_key(hub, tmp_path):
     done = fetched(tmp_path, hub, "tiny/nothing")
     assert (done.returncode, "Traceback" in done.stderr) == (2, False)
     assert "pipeline: tiny/nothing" in done.stderr
     assert "check name and revision" in done.stderr
 
 
-def test_no_network_is_told_as_such_with_the_way_round_it(tmp_path):
+def test_the_error_without_a_network_names_a_workaround(tmp_path):
     done = fetched(tmp_path, "http://127.0.0.1:9", "tiny/sdxl")
     assert (done.returncode, "Traceback" in done.stderr) == (2, False)
     assert "the hub does not answer" in done.stderr

@@ -1,4 +1,4 @@
-"""The tables are diffusers' schedulers: same timesteps, same latents, same estimate of the finished image."""
+"""Schedules equal diffusers' schedulers: same timesteps, latents and estimates of the finished latent."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def make(kind: type, spacing: str, **fields: Any) -> Any:
 
 
 def model(x: torch.Tensor, step: int) -> torch.Tensor:
-    """Any function of the input will do, as long as it is not linear."""
+    """A nonlinear function in place of a denoiser."""
     return torch.tanh(1.3 * x + 0.1 * step)
 
 
@@ -30,7 +30,7 @@ def model(x: torch.Tensor, step: int) -> torch.Tensor:
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
 @pytest.mark.parametrize("spacing", list(SPACINGS))
 @pytest.mark.parametrize("steps", [1, 2, 4, 7, 50])
-def test_a_run_by_the_table_is_the_schedulers(kind: type, prediction: str, spacing: str, steps: int) -> None:
+def test_a_schedule_gives_the_schedulers_latents(kind: type, prediction: str, spacing: str, steps: int) -> None:
     scheduler = make(kind, spacing, prediction_type=prediction)
     table = Sampler(make(kind, spacing, prediction_type=prediction)).schedule(steps)
     scheduler.set_timesteps(steps)
@@ -57,7 +57,7 @@ def test_the_embedded_familys_schedule_starts_from_pure_noise() -> None:
 
 
 @pytest.mark.parametrize("kind", [DDIMScheduler, EulerDiscreteScheduler])
-def test_signal_and_noise_are_what_the_scheduler_adds_to_a_picture(kind: type) -> None:
+def test_signal_and_noise_levels_equal_those_of_the_scheduler(kind: type) -> None:
     scheduler = make(kind, "trailing")
     table = Sampler(make(kind, "trailing")).schedule(10)
     scheduler.set_timesteps(10)
@@ -68,7 +68,7 @@ def test_signal_and_noise_are_what_the_scheduler_adds_to_a_picture(kind: type) -
         assert (made - expected).abs().max() < 1e-4
 
 
-def test_samplers_share_an_id_where_a_latent_means_the_same_and_only_there() -> None:
+def test_samplers_share_an_id_exactly_if_their_latents_are_interchangeable() -> None:
     ids = [
         Sampler(make(kind, spacing, **fields)).id
         for kind in (DDIMScheduler, EulerDiscreteScheduler)
@@ -82,15 +82,15 @@ def test_samplers_share_an_id_where_a_latent_means_the_same_and_only_there() -> 
 
 
 @pytest.mark.parametrize(
-    ("scheduler", "said"),
+    ("scheduler", "named"),
     [
         (DPMSolverMultistepScheduler(), "cannot be resumed"),
         (DDIMScheduler(clip_sample=True), "clip_sample: false"),
         (EulerDiscreteScheduler(timestep_type="continuous", prediction_type="v_prediction"), "timestep_type"),
     ],
 )
-def test_a_scheduler_that_cannot_be_resumed_is_refused_by_name(scheduler: Any, said: str) -> None:
-    with pytest.raises(ConfigError, match=said):
+def test_a_scheduler_that_cannot_be_resumed_is_refused_by_name(scheduler: Any, named: str) -> None:
+    with pytest.raises(ConfigError, match=named):
         Sampler(scheduler)
 
 

@@ -1,4 +1,4 @@
-"""The embedded family's discriminator: it looks once and judges later, under any prompt."""
+"""The embedded family's discriminator: it stores features of images and judges them later for any prompt."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def discriminator() -> Discriminator:
     return Discriminator.load(FOLDER)
 
 
-def test_what_was_seen_is_judged_as_the_images_are(discriminator: Discriminator) -> None:
+def test_stored_features_give_the_same_confidence_as_the_images(discriminator: Discriminator) -> None:
     rng = np.random.default_rng(0)
     scenes = [sample_scene(rng) for _ in range(12)]
     pixels = np.stack([render(scene) for scene in scenes])
@@ -30,7 +30,7 @@ def test_what_was_seen_is_judged_as_the_images_are(discriminator: Discriminator)
         assert discriminator.weigh(seen, prompt) == pytest.approx(now, abs=0.02)
 
 
-def test_other_weights_are_another_version(discriminator: Discriminator) -> None:
+def test_other_weights_have_another_version(discriminator: Discriminator) -> None:
     other = Discriminator.load(FOLDER)
     assert other.version == discriminator.version
     with torch.no_grad():

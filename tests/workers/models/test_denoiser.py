@@ -1,4 +1,4 @@
-"""Real models step by step: equal to diffusers, whoever shares the call, wherever the run begins."""
+"""The denoiser with real models: equal to diffusers, independent of the batch, and resumable at any step."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from weir.core import ImageRequest, Overrides, Resume, WarmStart
 from weir.errors import InvalidRequest, StateRefused, WeirError
 from weir.plan import HEAVY, LIGHT
 from weir.states import State, capture_steps
-from workers.engine.engine import DenoiseJob, order_for
+from workers.engine.engine import DenoiseJob, denoise_job
 from workers.models.family import Family
 from workers.models.weights import scheduler_for
 
 STEPS = 10
-#: The largest difference of two latents (of standard deviation about 1) of one request that were drawn in different
-#: company, or by diffusers: float32 sums in another order.
+#: Largest difference of two latents (of standard deviation about 1) of one request in different batches or by
+#: diffusers: float32 sums in another order.
 NOISE = 1e-4
-#: The same after a resume, for states are kept in float16.
+#: Largest difference after a resume, because states are stored in float16.
 HALF = 2e-2
 
 
@@ -50,24 +50,24 @@ def tiny() -> Family:
     return family()
 
 
-def draw(engine: Family, orders: Sequence[DenoiseJob]) -> list[Any]:
-    """The samples at the end of their runs; all of them together, however many steps each has left."""
-    samples: list[Any] = [s for s in engine.begin(orders) if not isinstance(s, WeirError)]
-    assert len(samples) == len(orders)
-    while live := [s for s in samples if s.step < s.order.recipe.steps]:
+def run(engine: Family, jobs: Sequence[DenoiseJob]) -> list[Any]:
+    """Runs the jobs together to their ends and returns the samples."""
+    samples: list[Any] = [s for s in engine.begin(jobs) if not isinstance(s, WeirError)]
+    assert len(samples) == len(jobs)
+    while live := [s for s in samples if s.step < s.job.recipe.steps]:
         assert engine.step(live) == [None] * len(live)
     return samples
 
 
-def ordered(name: str = "a", state: State | None = None, variant: str = HEAVY, **fields: Any) -> DenoiseJob:
-    return order_for(config(), variant, image_request(name, **fields), state)
+def job_for(name: str = "a", state: State | None = None, variant: str = HEAVY, **fields: Any) -> DenoiseJob:
+    return denoise_job(config(), variant, image_request(name, **fields), state)
 
 
-def piped(engine: Family, request: ImageRequest, steps: int = STEPS, guidance: float = 2.0) -> torch.Tensor:
-    """The latent that diffusers' own pipeline finishes with."""
+def diffusers_latent(engine: Family, request: ImageRequest, steps: int = STEPS, guidance: float = 2.0) -> torch.Tensor:
+    """The finished latent of the diffusers pipeline."""
     whole = engine.pipelines[HEAVY]
     latents = torch.randn((4, SIZE // 2, SIZE // 2), generator=torch.Generator().manual_seed(request.seed))[None]
-    made = whole(
+    result = whole(
         prompt=request.prompt,
         negative_prompt=request.negative_prompt or None,
         latents=latents,
@@ -77,10 +77,10 @@ def piped(engine: Family, request: ImageRequest, steps: int = STEPS, guidance: f
         guidance_scale=guidance,
         output_type="latent",
     )
-    return made.images[0]
+    return result.images[0]
 
 
-def apart(a: torch.Tensor, b: torch.Tensor) -> float:
+def difference(a: torch.Tensor, b: torch.Tensor) -> float:
     return float((a - b).abs().max()) / max(1.0, float(b.std()))
 
 
@@ -90,28 +90,28 @@ def apart(a: torch.Tensor, b: torch.Tensor) -> float:
 @pytest.mark.parametrize("scheduler", ["ddim", "euler", "euler-trailing"])
 @pytest.mark.parametrize("kind", [sdxl_pipeline, sd_pipeline], ids=["sdxl, v", "sd, epsilon"])
 @pytest.mark.parametrize("guidance", [1.0, 2.0])
-def test_a_run_is_the_one_of_diffusers(scheduler: str, kind: Any, guidance: float) -> None:
+def test_a_run_gives_the_latent_of_the_diffusers_pipeline(scheduler: str, kind: Any, guidance: float) -> None:
     engine = family(kind(), scheduler)
     request = image_request(negative_prompt="blurry", overrides=Overrides(guidance=guidance))
-    [sample] = draw(engine, [order_for(config(), HEAVY, request)])
-    assert apart(sample.latent, piped(engine, request, guidance=guidance)) < NOISE
+    [sample] = run(engine, [denoise_job(config(), HEAVY, request)])
+    assert difference(sample.latent, diffusers_latent(engine, request, guidance=guidance)) < NOISE
 
 
-def test_images_of_different_steps_prompts_and_guidance_share_calls_and_stay_what_they_are(tiny: Family) -> None:
-    orders = [
-        ordered("a", overrides=Overrides(steps=4)),
-        ordered("b", overrides=Overrides(guidance=1.0), seed=8),
-        ordered("c", overrides=Overrides(7, 5.0), negative_prompt="blurry"),
-        ordered("d", overrides=Overrides(1, 0.0)),
+def test_images_of_different_steps_prompts_and_guidance_do_not_change_by_sharing_calls(tiny: Family) -> None:
+    jobs = [
+        job_for("a", overrides=Overrides(steps=4)),
+        job_for("b", overrides=Overrides(guidance=1.0), seed=8),
+        job_for("c", overrides=Overrides(7, 5.0), negative_prompt="blurry"),
+        job_for("d", overrides=Overrides(1, 0.0)),
     ]
-    for together, alone in zip(draw(tiny, orders), orders, strict=True):
+    for together, alone in zip(run(tiny, jobs), jobs, strict=True):
         recipe = alone.recipe
-        assert apart(together.latent, draw(tiny, [alone])[0].latent) < NOISE
-        assert apart(together.latent, piped(tiny, alone.request, recipe.steps, recipe.guidance)) < NOISE
+        assert difference(together.latent, run(tiny, [alone])[0].latent) < NOISE
+        assert difference(together.latent, diffusers_latent(tiny, alone.request, recipe.steps, recipe.guidance)) < NOISE
 
 
-def test_an_image_that_joins_late_is_what_it_is_alone(tiny: Family) -> None:
-    first, late = ordered("a"), ordered("b", seed=8)
+def test_an_image_that_joins_late_does_not_change(tiny: Family) -> None:
+    first, late = job_for("a"), job_for("b", seed=8)
     [running, joining] = tiny.begin([first, late])
     for _ in range(3):
         tiny.step([running])
@@ -119,8 +119,8 @@ def test_an_image_that_joins_late_is_what_it_is_alone(tiny: Family) -> None:
         tiny.step([joining, running])
     while joining.step < STEPS:  # type: ignore[union-attr]
         tiny.step([joining])
-    for sample, order in ((running, first), (joining, late)):
-        assert apart(sample.latent, draw(tiny, [order])[0].latent) < NOISE  # type: ignore[union-attr]
+    for sample, job in ((running, first), (joining, late)):
+        assert difference(sample.latent, run(tiny, [job])[0].latent) < NOISE  # type: ignore[union-attr]
 
 
 # --------------------------------------------------------------------------------- capture and resume
@@ -128,8 +128,8 @@ def test_an_image_that_joins_late_is_what_it_is_alone(tiny: Family) -> None:
 
 @pytest.fixture(scope="module")
 def states(tiny: Family) -> dict[int, State]:
-    [drawn] = tiny.generate(HEAVY, [image_request(capture="p")])
-    return {state.step: state for state in drawn.states}
+    [output] = tiny.generate(HEAVY, [image_request(capture="p")])
+    return {state.step: state for state in output.states}
 
 
 def test_states_are_captured_at_the_same_shares_of_every_run(states: dict[int, State]) -> None:
@@ -139,29 +139,29 @@ def test_states_are_captured_at_the_same_shares_of_every_run(states: dict[int, S
 
 
 @pytest.mark.parametrize("scheduler", ["ddim", "euler", "euler-trailing"])
-def test_a_resumed_run_is_the_uninterrupted_one(scheduler: str) -> None:
+def test_a_resumed_run_gives_the_latent_of_the_uninterrupted_run(scheduler: str) -> None:
     engine = family(sd_pipeline(), scheduler)
-    [whole] = draw(engine, [ordered(capture="p")])
-    [drawn] = [f.result() for f in engine.finish([whole])]
-    for state in drawn.states:
-        [sample] = draw(engine, [ordered(state=state, resume=Resume("-", state.step))])
-        assert apart(sample.latent, whole.latent) < HALF
-        assert sample.order.first == state.step
+    [whole] = run(engine, [job_for(capture="p")])
+    [output] = [f.result() for f in engine.finish([whole])]
+    for state in output.states:
+        [sample] = run(engine, [job_for(state=state, resume=Resume("-", state.step))])
+        assert difference(sample.latent, whole.latent) < HALF
+        assert sample.job.first == state.step
 
 
-def test_a_run_that_resumes_from_the_exact_latent_is_bit_for_bit_the_uninterrupted_one(tiny: Family) -> None:
-    [whole] = draw(tiny, [ordered()])
-    [stopped] = tiny.begin([ordered()])
+def test_a_run_resumed_from_the_exact_latent_is_bit_for_bit_the_uninterrupted_run(tiny: Family) -> None:
+    [whole] = run(tiny, [job_for()])
+    [stopped] = tiny.begin([job_for()])
     for _ in range(5):
         tiny.step([stopped])
-    [resumed] = tiny.begin([ordered()])
+    [resumed] = tiny.begin([job_for()])
     resumed.latent, resumed.step = stopped.latent.clone(), 5  # type: ignore[union-attr]
     while resumed.step < STEPS:  # type: ignore[union-attr]
         tiny.step([resumed])
     assert torch.equal(resumed.latent, whole.latent)  # type: ignore[union-attr]
 
 
-def test_resuming_is_what_diffusers_calls_denoising_start(tiny: Family, states: dict[int, State]) -> None:
+def test_resuming_equals_denoising_start_of_diffusers(tiny: Family, states: dict[int, State]) -> None:
     from diffusers import StableDiffusionXLImg2ImgPipeline
 
     parts = tiny.pipelines[HEAVY].components
@@ -181,48 +181,48 @@ def test_resuming_is_what_diffusers_calls_denoising_start(tiny: Family, states: 
         original_size=(SIZE, SIZE),
         target_size=(SIZE, SIZE),
     ).images[0]
-    [sample] = draw(tiny, [ordered(state=states[4], resume=Resume("-", 4))])
-    assert apart(sample.latent, expected) < NOISE
+    [sample] = run(tiny, [job_for(state=states[4], resume=Resume("-", 4))])
+    assert difference(sample.latent, expected) < NOISE
 
 
-def test_another_prompt_goes_its_own_way_from_the_same_state(tiny: Family, states: dict[int, State]) -> None:
-    same, other = draw(tiny, [ordered(n, state=states[3], resume=Resume("-", 3), seed=9) for n in ("a", "b")])
+def test_different_prompts_give_different_latents_from_the_same_state(tiny: Family, states: dict[int, State]) -> None:
+    same, other = run(tiny, [job_for(n, state=states[3], resume=Resume("-", 3), seed=9) for n in ("a", "b")])
     assert not torch.equal(same.latent, other.latent)
 
 
-def test_a_resumed_run_may_leave_steps_out(tiny: Family, states: dict[int, State]) -> None:
-    """It is the end of a shorter run, which enters its steps at the same levels of noise."""
-    [drawn] = draw(tiny, [ordered(state=states[4], resume=Resume("-", 4, 2))])
+def test_a_resumed_run_with_a_stride_equals_the_end_of_a_shorter_run(tiny: Family, states: dict[int, State]) -> None:
+    """The shorter run has the same noise levels at the steps that remain."""
+    [output] = run(tiny, [job_for(state=states[4], resume=Resume("-", 4, 2))])
     as_shorter = replace(states[4], step=2, steps=STEPS // 2)
-    [shorter] = draw(tiny, [ordered(state=as_shorter, resume=Resume("-", 2), overrides=Overrides(steps=STEPS // 2))])
-    assert torch.equal(drawn.latent, shorter.latent)
-    [picture] = tiny.generate(HEAVY, [image_request(resume=Resume("-", 4, 2), capture="p")], [states[4]])
-    assert (picture.first, picture.steps, picture.states) == (4, 3, ())
+    [shorter] = run(tiny, [job_for(state=as_shorter, resume=Resume("-", 2), overrides=Overrides(steps=STEPS // 2))])
+    assert torch.equal(output.latent, shorter.latent)
+    [output] = tiny.generate(HEAVY, [image_request(resume=Resume("-", 4, 2), capture="p")], [states[4]])
+    assert (output.first, output.steps, output.states) == (4, 3, ())
 
 
-def test_a_run_whose_state_is_lost_leaves_no_steps_out(tiny: Family) -> None:
-    [picture] = tiny.generate(HEAVY, [image_request(resume=Resume("lost", 4, 2))])
-    assert (picture.first, picture.steps) == (0, STEPS)
+def test_a_run_whose_state_is_missing_runs_all_steps(tiny: Family) -> None:
+    [output] = tiny.generate(HEAVY, [image_request(resume=Resume("lost", 4, 2))])
+    assert (output.first, output.steps) == (0, STEPS)
 
 
-def test_a_schedule_whose_shorter_runs_have_other_levels_takes_no_state_into_them(states: dict[int, State]) -> None:
+def test_a_stride_is_refused_if_the_shorter_schedule_has_other_noise_levels(states: dict[int, State]) -> None:
     leading = sdxl_pipeline()
     leading.scheduler.register_to_config(timestep_spacing="leading")
     other = family(leading)
     fit = replace(states[4], sampler=other.samplers[HEAVY].id, model=other.models[HEAVY])
-    [refused] = other.begin([ordered(state=fit, resume=Resume("-", 4, 2))])
+    [refused] = other.begin([job_for(state=fit, resume=Resume("-", 4, 2))])
     assert isinstance(refused, StateRefused)
     assert "noise level" in refused.message
 
 
 @pytest.mark.parametrize("stride", [0, 3, 4])
-def test_a_stride_divides_the_run(stride: int) -> None:
+def test_a_stride_that_does_not_divide_the_run_is_refused(stride: int) -> None:
     with pytest.raises(InvalidRequest, match="must divide"):
-        ordered(resume=Resume("-", 6, stride))
+        job_for(resume=Resume("-", 6, stride))
 
 
 @pytest.mark.parametrize(
-    ("spoilt", "said"),
+    ("changed", "named"),
     [
         ({"latent": np.zeros((4, 3, 3), np.float16)}, "shape"),
         ({"latent": np.zeros((4, SIZE // 2, SIZE // 2), np.float32)}, "dtype"),
@@ -234,17 +234,17 @@ def test_a_stride_divides_the_run(stride: int) -> None:
         ({"model": "another"}, "model"),
     ],
 )
-def test_an_unfit_latent_is_refused_for_its_own_request_alone(
-    tiny: Family, states: dict[int, State], spoilt: dict[str, Any], said: str
+def test_a_latent_that_does_not_fit_is_refused_without_affecting_other_requests(
+    tiny: Family, states: dict[int, State], changed: dict[str, Any], named: str
 ) -> None:
-    bad = ordered("bad", state=replace(states[4], **spoilt), resume=Resume("-", 4))
-    fine, refused = tiny.begin([ordered("fine"), bad])
+    bad = job_for("bad", state=replace(states[4], **changed), resume=Resume("-", 4))
+    fine, refused = tiny.begin([job_for("fine"), bad])
     assert isinstance(refused, StateRefused)
-    assert said in refused.message
+    assert named in refused.message
     assert not isinstance(fine, WeirError)
 
 
-def test_a_lora_merged_into_the_attention_makes_another_model(tiny: Family) -> None:
+def test_a_lora_merged_into_the_attention_changes_the_models_id(tiny: Family) -> None:
     merged = sdxl_pipeline()
     with torch.no_grad():
         for name, weight in merged.unet.named_parameters():
@@ -262,25 +262,25 @@ def test_a_warm_start_re_noises_the_light_image_to_the_level_of_its_step(tiny: F
     assert light.latent is not None
     assert light.latent.step == light.latent.steps
     finished = light.latent.to_bytes()
-    [sample] = tiny.begin([ordered(warm_start=WarmStart(finished, 6))])
+    [sample] = tiny.begin([job_for(warm_start=WarmStart(finished, 6))])
     schedule = tiny.samplers[HEAVY].schedule(STEPS)
     noise = torch.randn((4, SIZE // 2, SIZE // 2), generator=torch.Generator().manual_seed(7))
     expected = float(schedule.signal[6]) * torch.from_numpy(light.latent.latent).float()
     expected += float(schedule.noise[6]) * noise
-    assert apart(sample.latent, expected) < 1e-6  # type: ignore[union-attr]
-    [drawn] = tiny.generate(HEAVY, [image_request(warm_start=WarmStart(finished, 6))])
-    assert (drawn.first, drawn.steps) == (6, STEPS - 6)
+    assert difference(sample.latent, expected) < 1e-6  # type: ignore[union-attr]
+    [output] = tiny.generate(HEAVY, [image_request(warm_start=WarmStart(finished, 6))])
+    assert (output.first, output.steps) == (6, STEPS - 6)
 
 
-def test_a_warm_start_of_something_else_is_refused(tiny: Family, states: dict[int, State]) -> None:
+def test_a_warm_start_that_is_no_finished_latent_is_refused(tiny: Family, states: dict[int, State]) -> None:
     with pytest.raises(StateRefused, match="not a stored state"):
-        ordered(warm_start=WarmStart(b"nonsense", 6))
-    [refused] = tiny.begin([ordered(warm_start=WarmStart(states[3].to_bytes(), 6))])
+        job_for(warm_start=WarmStart(b"nonsense", 6))
+    [refused] = tiny.begin([job_for(warm_start=WarmStart(states[3].to_bytes(), 6))])
     assert isinstance(refused, StateRefused)
     assert "step is 3" in refused.message
 
 
-# ------------------------------------------------------------------------------------- what is around
+# ----------------------------------------------------------- encoding, failures, decoding and previews
 
 
 def test_a_prompt_is_encoded_once(tiny: Family, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -292,14 +292,14 @@ def test_a_prompt_is_encoded_once(tiny: Family, monkeypatch: pytest.MonkeyPatch)
         return real(prompts, **arguments)
 
     monkeypatch.setattr(tiny.pipelines[HEAVY], "encode_prompt", counted)
-    once = [ordered("new", prompt="a new one", negative_prompt="old"), ordered("same", prompt="a new one")]
+    once = [job_for("new", prompt="a new one", negative_prompt="old"), job_for("same", prompt="a new one")]
     tiny.begin(once)
     tiny.begin(once)
     assert sorted(asked) == ["a new one", "old"]
 
 
-def test_numbers_that_run_out_of_range_fail_their_own_image_at_that_step(tiny: Family) -> None:
-    good, bad = tiny.begin([ordered("a"), ordered("b")])
+def test_an_image_with_non_finite_values_fails_alone_at_that_step(tiny: Family) -> None:
+    good, bad = tiny.begin([job_for("a"), job_for("b")])
     bad.latent = torch.full_like(bad.latent, float("inf"))  # type: ignore[union-attr]
     errors = tiny.step([good, bad])
     assert errors[0] is None
@@ -307,16 +307,16 @@ def test_numbers_that_run_out_of_range_fail_their_own_image_at_that_step(tiny: F
     assert errors[1].code == "not_finite"
 
 
-def test_decoding_beside_the_loop_gives_the_same_pictures(tiny: Family) -> None:
+def test_decoding_in_another_thread_gives_the_same_images(tiny: Family) -> None:
     aside = family(decode_aside=True)
     requests = [image_request("a"), image_request("b")]
     assert [d.image for d in aside.generate(HEAVY, requests)] == [d.image for d in tiny.generate(HEAVY, requests)]
 
 
-def test_a_preview_is_a_small_picture_of_what_is_becoming() -> None:
+def test_a_preview_is_a_small_image_of_the_estimated_result() -> None:
     engine = family()
-    [sample] = engine.begin([ordered()])
-    assert engine.preview(sample) is None  # nothing was decoded yet: no telling what latents look like
+    [sample] = engine.begin([job_for()])
+    assert engine.preview(sample) is None  # no image was decoded yet, so the map to colours is unknown
     engine.generate(HEAVY, [image_request()])
     assert engine.preview(sample) is None  # no step yet
     engine.step([sample])
@@ -325,13 +325,13 @@ def test_a_preview_is_a_small_picture_of_what_is_becoming() -> None:
     assert Image.open(io.BytesIO(png)).size == (SIZE // 2, SIZE // 2)
 
 
-def test_a_linear_decoder_is_previewed_exactly() -> None:
+def test_previews_of_a_linear_decoder_are_exact() -> None:
     from workers.engine.previews import Previews
 
     latents, weights = torch.randn(2, 4, 8, 8), torch.randn(3, 4)
     colours = torch.einsum("oc,bchw->bohw", weights, latents) + 0.5
     previews = Previews()
     previews.learn(latents, colours.repeat_interleave(4, 2).repeat_interleave(4, 3))
-    made = previews.image(latents)
-    assert made is not None
-    assert (made - colours).abs().max() < 1e-3
+    result = previews.image(latents)
+    assert result is not None
+    assert (result - colours).abs().max() < 1e-3
