@@ -187,11 +187,13 @@ class BatchQueueModel(ReplicaQueueModel):
     over many small batches, and the variant would lose half of its throughput just when it is needed; besides, every
     image that joins would delay those already accepted. An idle replica begins at once, with this image alone.
 
-    The first ``running`` entries of ``queue`` are in the batch that runs, which ends at ``free_at``.
+    The first ``running`` entries of ``queue`` are in the batch that runs, which ends at ``free_at``. ``counts`` keeps
+    what waits behind it, by kind, for images of low priority and for others, until the next batch begins.
     """
 
     running: int = 0
     free_at: float = 0.0
+    counts: dict[bool, dict[Kind, int]] = field(default_factory=dict)
 
     @property
     def waiting(self) -> int:
@@ -227,9 +229,10 @@ class BatchQueueModel(ReplicaQueueModel):
                 start += 2 * overdue_s
         rest = ahead + self.foreign
         if len(self.queue) > running:
-            before = self._before(low_priority)
-            rest += before.pop(kind, 0)
-            for other, count in before.items():
+            for other, count in self._before(low_priority).items():
+                if other == kind:
+                    rest += count
+                    continue
                 whole, odd = divmod(count, size)
                 start += whole * seconds(other.variant, size, other.work)
                 if odd:
@@ -248,9 +251,10 @@ class BatchQueueModel(ReplicaQueueModel):
         return request not in self.queue or request in islice(self.queue, self.running)
 
     def _before(self, low_priority: bool) -> dict[Kind, int]:
-        """Number of waiting images that would precede one more, by kind."""
-        counts: dict[Kind, int] = {}
-        if len(self.queue) > self.running:
+        """The waiting images that one more would have to let go first, by kind."""
+        counts = self.counts.get(low_priority)
+        if counts is None:
+            counts = self.counts[low_priority] = {}
             for name, kind in islice(self.queue.items(), self.running, None):
                 if low_priority or name not in self.low_priority:
                     counts[kind] = counts.get(kind, 0) + 1
@@ -259,6 +263,11 @@ class BatchQueueModel(ReplicaQueueModel):
     def _assigned(self, request: ImageId, now: float) -> None:
         if not self.running:
             self._start(now + self.delay.usual_s)
+            return
+        kind = self.queue[request]
+        for low_priority, counts in self.counts.items():
+            if low_priority or request not in self.low_priority:
+                counts[kind] = counts.get(kind, 0) + 1
 
     def _beside(self, request: ImageId, kind: Kind, count: int, now: float) -> list[ImageId]:
         return [name for name, other in self.queue.items() if other == kind and name != request][: max(0, count)]
@@ -269,6 +278,7 @@ class BatchQueueModel(ReplicaQueueModel):
     def _forgotten(self, request: ImageId, now: float) -> None:
         running = request in islice(self.queue, self.running)
         del self.queue[request]
+        self.counts = {}
         if running:
             self.running -= 1
             if not self.running:
@@ -280,6 +290,7 @@ class BatchQueueModel(ReplicaQueueModel):
         Only the first ``there`` images had arrived; the others were in transit. With None or 0 the batch begins with
         the first image that arrives, and the model assumes that all have.
         """
+        self.counts = {}
         head = next(iter(self.queue.values()), None)
         most = min(self.batch_size, there or self.batch_size)
         self.running = 0
