@@ -1,4 +1,5 @@
-"""Everything heavy: the good end of Clipper (Crankshaw et al., NSDI 2017)."""
+"""Baseline that runs the heavy variant only: the high-quality configuration of Clipper (Crankshaw et al., NSDI
+2017)."""
 
 from __future__ import annotations
 
@@ -10,8 +11,7 @@ from weir.plan import Plan
 
 
 class AllHeavy(Policy):
-    """Every replica runs the last variant, at the batch size with the most images per second of those that meet the
-    deadline."""
+    """Every replica runs the last variant, at the batch size with the highest throughput within the deadline."""
 
     name = "all-heavy"
 

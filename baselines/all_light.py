@@ -1,4 +1,4 @@
-"""Everything light: the fast end of Clipper (Crankshaw et al., NSDI 2017)."""
+"""Baseline that runs the light variant only: the fast configuration of Clipper (Crankshaw et al., NSDI 2017)."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from weir.plan import Plan
 
 
 class AllLight(Policy):
-    """Every replica runs the first variant, at the batch size with the most images per second of those within half the
-    deadline."""
+    """Every replica runs the first variant, at the batch size with the highest throughput within half the deadline."""
 
     name = "all-light"
 

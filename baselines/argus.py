@@ -1,4 +1,4 @@
-"""AccuScale/Argus (Agarwal et al., Middleware 2025): allocate by mean quality, then align predicted levels with it."""
+"""AccuScale/Argus (Agarwal et al., Middleware 2025): allocation by mean quality, followed by an alignment of levels."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from solvers.allocation import allocate
 from weir.approximation_levels import Strategy
 from weir.plan import LevelRouting
 
-#: Share of the requests that fetch a state while smaller models are in use, so that it is seen when that pays again.
+#: Share of the requests that fetch a state while smaller models are in use, to detect when fetching pays off again.
 PROBES = 0.02
 
 
 class Argus(LevelPolicy):
-    """As published, with its own aligner. Without predicted levels it is PAC.
+    """Argus as published, with its own aligner. Without predicted levels it equals PAC.
 
-    While fetching states takes longer than it saves, smaller models take the place of cached states, where the ladder
-    has any. Classes of prompts and levels in use may differ in number; then the hardest class stands for the best level
-    and the easiest for the fastest, and those between for the levels between.
+    While fetching states takes longer than it saves, smaller models replace cached states, if the ladder has any. When
+    the number of classes differs from the number of levels, classes are mapped linearly: the hardest class to the best
+    level, and the easiest one to the fastest level.
     """
 
     name = "argus"
@@ -38,7 +38,7 @@ class Argus(LevelPolicy):
 
     @property
     def strategy(self) -> Strategy:
-        """AC or SM, whichever the levels in use are of."""
+        """Strategy of the levels in use: AC or SM."""
         return self._strategy.strategy
 
     def changed(self, seen: Observation) -> bool:
@@ -54,12 +54,12 @@ class Argus(LevelPolicy):
         found = allocate(self.agnostic(demand_rps))
         if self.classes == 1:
             return self.place(found.levels(), [found.target])
-        wanted = _levels_of_classes(self.classes, len(self.levels))
-        predicted = np.bincount(wanted, self.predicted_shares(), len(self.levels))
-        return self.place(found.levels(), align(predicted.tolist(), found.target, self.aligner)[wanted])
+        level_of = _levels_of_classes(self.classes, len(self.levels))
+        predicted = np.bincount(level_of, self.predicted_shares(), len(self.levels))
+        return self.place(found.levels(), align(predicted.tolist(), found.target, self.aligner)[level_of])
 
     def routing(self, decided: LevelPlan) -> LevelRouting:
-        """With probes while smaller models are in use, at GPUs that hold the last variant."""
+        """Adds probes while smaller models are in use; they run on GPUs that hold the last variant."""
         routing = super().routing(decided)
         cached = self.ladder.of(Strategy.AC)
         if self.strategy is Strategy.AC or 0 not in decided.levels:
@@ -70,5 +70,5 @@ class Argus(LevelPolicy):
 
 
 def _levels_of_classes(classes: int, levels: int) -> np.ndarray:
-    """The level that each class stands for, int [classes]."""
+    """Returns the level of each class, int [classes]."""
     return np.rint(np.linspace(0, levels - 1, classes)).astype(int)

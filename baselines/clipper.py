@@ -1,4 +1,6 @@
-"""One level for everything: the two ends of Clipper (Crankshaw et al., NSDI 2017), as AccuScale compares them."""
+"""Baselines with a single level: the two configurations of Clipper (Crankshaw et al., NSDI 2017) that AccuScale
+compares.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,7 @@ from weir.approximation_levels import Ladder, Level, Strategy
 
 
 class ClipperHighAccuracy(LevelPolicy):
-    """The best level."""
+    """Every GPU and prompt at the best level."""
 
     name = "clipper-heavy"
     needs_states = False
@@ -17,7 +19,8 @@ class ClipperHighAccuracy(LevelPolicy):
 
 
 class ClipperHighThroughput(LevelPolicy):
-    """The smallest model; the fastest cached level when the ladder has no smaller model."""
+    """Every GPU and prompt at the smallest model, or at the fastest cached level when the ladder has no smaller
+    model."""
 
     name = "clipper-light"
     needs_states = False

@@ -1,7 +1,7 @@
-"""DiffServe as published (Ahmad et al., MLSys 2025): its artifact's formulas, its accidents included.
+"""DiffServe as published (Ahmad et al., MLSys 2025), with the formulas of its artifact, its defects included.
 
-Demand is 1.2 × the number of requests in flight, not a rate; the queue delay is the ratio of two counts, used as
-seconds; requests go to a random replica; batches are greedy; the drop bound is 1.5 × 15 s whatever the deadline
+The demand is 1.2 × the number of requests in flight, not a rate. The queue delay is the ratio of two counts, used as
+seconds. Requests go to a random replica, and batches are greedy. The drop bound is 1.5 × 15 s for every deadline
 (``controller.py`` and ``model.py`` of the artifact).
 """
 
@@ -20,12 +20,12 @@ PERIOD_S = 5
 OVER_PROVISION = 1.2
 #: ``pandas.ewm(com=2.1)`` over the last 20 samples.
 ALPHA, SAMPLES = 1 / 3.1, 20
-#: The cost of a GPU breaks ties among optimal allocations; below any step of the threshold grid.
+#: Cost of a GPU that breaks ties among optimal allocations; below any step of the threshold grid.
 TIE_BREAK = 1e-6
 
 
 class Ewm:
-    """``pandas.Series.ewm(com=2.1, adjust=True).mean()`` of the last 20 samples; zeros are not taken in."""
+    """Moving average: ``pandas.Series.ewm(com=2.1, adjust=True).mean()`` of the last 20 samples; zeros are ignored."""
 
     def __init__(self) -> None:
         self._samples: deque[float] = deque(maxlen=SAMPLES)
@@ -42,7 +42,7 @@ class Ewm:
 
 
 class DiffServe(Policy):
-    """See the module."""
+    """DiffServe's policy as published; see the module."""
 
     name = "diffserve"
 
@@ -54,7 +54,8 @@ class DiffServe(Policy):
         self._ticks = 0
 
     def first_plan(self) -> Plan:
-        """Without demand: half the workers (one of them a sink) light, batches of 8, everything deferred."""
+        """Returns the plan without demand: half of the workers (one of them a sink) are light, batches have 8 images,
+        and everything is deferred."""
         n = self.setting.replicas
         light = -(-(n + 1) // 2)
         return self.split(light, n - light, light_batch=8, heavy_batch=8, threshold=1.0)
@@ -80,9 +81,9 @@ class DiffServe(Policy):
         solution = solve(problem)
         self.account.solves(self._demand.mean, solution)
         if solution.shed_rps > 0:
-            # The artifact's program is infeasible here and its control thread dies; the running plan stays.
+            # The artifact's program is infeasible here and its control thread ends; the running plan stays.
             return None
-        # The artifact spends every spare worker on the heavy role.
+        # The artifact gives every spare worker the heavy role.
         light = solution.count(first)
         return self.split(
             light,

@@ -12,8 +12,8 @@ from weir.plan import Plan
 
 
 class DiffServeStatic(Policy):
-    """The published static plan where this is a published cascade on 16 GPUs; elsewhere the published program's plan
-    for the largest demand at which it still defers half."""
+    """The published static plan for a published cascade on 16 GPUs; otherwise the plan of the published program for the
+    demand that equals the capacity of an all-heavy pool."""
 
     name = "diffserve-static"
 

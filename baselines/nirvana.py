@@ -1,4 +1,4 @@
-"""NIRVANA (Agarwal et al., NSDI 2024): the similarity to the cache alone chooses K, whatever the load."""
+"""NIRVANA (Agarwal et al., NSDI 2024): the similarity to a cached prompt alone determines K, for any load."""
 
 from __future__ import annotations
 

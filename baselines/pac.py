@@ -1,4 +1,4 @@
-"""PAC, AccuScale's prompt-agnostic baseline: its allocation, with prompts dealt to the levels at random."""
+"""PAC, the prompt-agnostic baseline of AccuScale: the same allocation, with a random level for each prompt."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from solvers.allocation import allocate
 
 
 class PromptAgnostic(LevelPolicy):
-    """See the module."""
+    """PAC's policy; see the module."""
 
     name = "pac"
 

@@ -1,4 +1,4 @@
-"""Proteus (Ahmad et al., ASPLOS 2024): accuracy scaling over variants, blind to what a request asks for."""
+"""Proteus (Ahmad et al., ASPLOS 2024): accuracy scaling over variants, independent of the prompts."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ OVER_PROVISION = 1.25
 
 
 class Proteus(Policy):
-    """As many heavy GPUs as leave the pool with the capacity for 1.25 × the demand; requests are split at random.
+    """Uses the largest number of heavy GPUs with a capacity of 1.25 × the demand, and splits requests at random.
 
-    With two variants and one batch size each, Proteus' program (maximise Σ w_i accuracy_i subject to
-    Σ w_i b_i / L_i ≥ 1.25 D) has only the heavy count as its unknown, so trying every count solves it. No image is
-    judged. Quality is looked up at the light share as for a cascade, which flatters random mixing.
+    With two variants and one batch size each, the heavy count is the only unknown of Proteus' program (maximise
+    Σ w_i accuracy_i subject to Σ w_i b_i / L_i ≥ 1.25 D), so trying every count solves it. No image is judged. Quality
+    is looked up at the light share as for a cascade, which overestimates random mixing.
     """
 
     name = "proteus"

@@ -1,4 +1,4 @@
-"""Proteus (Ahmad et al., ASPLOS 2024): a model for every GPU by a MILP, blind to prompts."""
+"""Proteus (Ahmad et al., ASPLOS 2024) on a ladder of levels: a MILP gives every GPU a model, independent of prompts."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from weir.approximation_levels import Ladder, Level, Strategy
 
 
 class ProteusLevels(PromptAgnostic):
-    """The prompt-agnostic allocation over smaller models; over the levels there are when the ladder has none."""
+    """The prompt-agnostic allocation over smaller models, or over the cached levels when the ladder has none."""
 
     name = "proteus-levels"
     needs_states = False

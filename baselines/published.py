@@ -1,4 +1,4 @@
-"""Tables published with DiffServe (Ahmad et al., MLSys 2025, and its artifact): what its three cascades cost and give.
+"""Tables published with DiffServe (Ahmad et al., MLSys 2025, and its artifact): latency and quality of three cascades.
 
 Cascade 1 is SD-Turbo → SD 1.5, 2 is SDXS → SD 1.5 and 3 is SDXL-Lightning (2 steps) → SDXL, on an A100-80G. The
 artifact gives cascade 3 the deferral table of cascade 2.
@@ -17,11 +17,11 @@ class Cascade:
     """One published cascade.
 
     Attributes:
-        light, heavy: seconds a batch, without the discriminator. Batch sizes that ran out of memory are left out.
-        discriminator_s: seconds the discriminator adds to a light batch; the artifact's own simulation sleeps 20 ms.
-        deferral: F(t) on the grid t = 0, 0.005, …, 1, of the mean confidence of four images a prompt.
-        fid: at light shares 0, 0.1, …, 1; smaller is better.
-        slo_s: deadline of the experiments.
+        light, heavy: seconds per batch, without the discriminator. Batch sizes that ran out of memory are left out.
+        discriminator_s: seconds that the discriminator adds to a light batch; the artifact's simulation sleeps 20 ms.
+        deferral: F(t) on the grid t = 0, 0.005, …, 1, of the mean confidence of four images per prompt.
+        fid: FID at light shares 0, 0.1, …, 1; smaller is better.
+        slo_s: deadline of the experiments, seconds.
         models: names of the light and of the heavy variant.
         static: (threshold, light GPUs, heavy GPUs, light batch, heavy batch) of DiffServe-Static on 16 GPUs.
     """
@@ -38,7 +38,7 @@ class Cascade:
 
 
 def _deferral(thousandths: tuple[int, ...]) -> DeferralCurve:
-    """The curve on 201 points from its first entries; every later one is 1."""
+    """Builds the curve on 201 points from its first entries; every later entry is 1."""
     shares = (*(n / 1000 for n in thousandths), *([1.0] * (201 - len(thousandths))))
     return DeferralCurve(tuple(k / 200 for k in range(201)), shares)
 
@@ -100,10 +100,10 @@ CASCADES = {
 
 
 def cascade(name: str) -> Cascade:
-    """A published cascade by name.
+    """Returns a published cascade by name.
 
     Raises:
-        ConfigError: the name is not known; the message lists those that are.
+        ConfigError: the name is unknown; the message lists the known ones.
     """
     try:
         return CASCADES[name]

@@ -1,6 +1,8 @@
-"""Sommelier (Guo et al., 2022) as AccuScale compares it: a heuristic picks the model, prompts and queues unseen.
+"""Sommelier (Guo et al., 2022) as AccuScale compares it: a heuristic selects the model, independent of prompts and
+queues.
 
-How it picks was not published for this use; ours takes, for all GPUs, the best level at which they carry the demand.
+The heuristic was not published for this use. This implementation selects, for all GPUs, the best level whose capacity
+suffices for the demand.
 """
 
 from __future__ import annotations
@@ -9,7 +11,7 @@ from controller.level_policy import LevelPlan, LevelPolicy
 
 
 class Sommelier(LevelPolicy):
-    """See the module."""
+    """Sommelier's policy; see the module."""
 
     name = "sommelier"
 

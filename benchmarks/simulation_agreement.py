@@ -37,7 +37,7 @@ from controller.registry import make_policy, names
 from controller.service_ladder import StoredStates
 from controller.setting import Setting
 from simulator.arrivals import Arrivals, poisson, read_arrivals, resampled
-from simulator.confidences import drawn, read_scores, recorded
+from simulator.confidences import read_scores, recorded, sample_confidences
 from simulator.engine import simulate
 from simulator.exact import simulate_exactly
 from simulator.outcome import Outcome
@@ -167,7 +167,7 @@ def stream(case: Case, setting: Setting, arrivals: Arrivals, data: Path | None) 
     if data is not None:
         light = recorded(read_scores(data / "dist_sdturbo.txt"), arrivals.prompts)
     else:
-        light = drawn(setting.deferral, count, 7)
+        light = sample_confidences(setting.deferral, count, 7)
     draws, heavy, redrawn = rng.random(count), rng.beta(3, 1, count), rng.beta(3, 1, (REDRAW.most, count))
     resumed, lots = rng.beta(9, 1, count), rng.random(count)
     lookups: list[CacheLookup] = []

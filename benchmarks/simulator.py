@@ -13,7 +13,7 @@ from rich.console import Console
 
 from controller.registry import make_policy
 from simulator.arrivals import poisson
-from simulator.confidences import drawn
+from simulator.confidences import sample_confidences
 from simulator.engine import simulate
 from simulator.families import family_setting
 from simulator.report import report
@@ -28,7 +28,7 @@ def main() -> None:
     requests = parser.parse_args().requests
     setting = family_setting("diffserve-1", 1000)
     arrivals = poisson(np.full(max(1, round(requests / RATE_RPS)), RATE_RPS), seed=1)
-    stream = RequestStream(arrivals, {setting.variants[0]: drawn(setting.deferral, len(arrivals), seed=1)})
+    stream = RequestStream(arrivals, {setting.variants[0]: sample_confidences(setting.deferral, len(arrivals), seed=1)})
     began, processor = time.perf_counter(), time.process_time()
     outcome = simulate(make_policy("weir", setting), stream)
     wall, cpu = time.perf_counter() - began, time.process_time() - processor

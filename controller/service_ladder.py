@@ -23,13 +23,13 @@ class StoredStates:
     """Quality and frequency of the states in a cache, from a cache profile.
 
     Attributes:
-        worth: mean quality of images that resume at K over all similarities of the prompts, by K, as a share of a whole
-            run's.
+        quality: mean quality of images that resume at K over all similarities of the prompts, by K, as a share of a
+            whole run's.
         shares: share of the requests whose similarity to a cached prompt admits K, by K, where 0 is a miss. Empty when
             it is unknown.
     """
 
-    worth: Mapping[int, float]
+    quality: Mapping[int, float]
     shares: Mapping[int, float] = field(default_factory=dict)
 
 
@@ -39,11 +39,11 @@ class PromptClass:
 
     Attributes:
         share: share of all prompts.
-        worth: quality by name of the level, as a share of a whole run's; levels without an entry have their mean.
+        quality: quality by name of the level, as a share of a whole run's; levels without an entry have their mean.
     """
 
     share: float
-    worth: Mapping[str, float]
+    quality: Mapping[str, float]
 
 
 def service_ladder(
@@ -77,10 +77,10 @@ def ladder_of(
     """
     last = profile.heavy
     batch = best_batch(last.latency, slo_s)
-    worth = {0: 1.0} | ({k: states.worth[k] for k in sorted(states.worth)} if states else {})
+    qualities = {0: 1.0} | ({k: states.quality[k] for k in sorted(states.quality)} if states else {})
     found: list[Level] = []
     means: dict[str, float] = {}
-    for place, (k, quality) in enumerate(worth.items()):
+    for place, (k, quality) in enumerate(qualities.items()):
         mean = means[f"K={k}"] = _mean(f"K={k}", quality, classes)
         mean = 1.0 if k == 0 else min(mean - LEAST_LOSS * place, found[-1].quality - LEAST_LOSS)
         seconds = last.latency.at(batch) * (1 - k / last.steps)
@@ -101,12 +101,12 @@ def ladder_of(
         device=profile.device,
         steps=last.steps,
         levels=tuple(levels),
-        similarity_shares=_similarity_shares(states, list(worth)),
+        similarity_shares=_similarity_shares(states, list(qualities)),
         prompts=tuple(
             PromptGroup(
                 share=each.share / total,
                 quality=tuple(
-                    level.quality * each.worth.get(level.name, means[level.name]) / means[level.name]
+                    level.quality * each.quality.get(level.name, means[level.name]) / means[level.name]
                     for level in levels
                 ),
             )
@@ -147,7 +147,7 @@ def _mean(name: str, measured: float, classes: Sequence[PromptClass]) -> float:
     total = sum(each.share for each in classes)
     if not total:
         return measured
-    return sum(each.share * each.worth.get(name, measured) for each in classes) / total
+    return sum(each.share * each.quality.get(name, measured) for each in classes) / total
 
 
 def _similarity_shares(states: StoredStates | None, ks: Sequence[int]) -> tuple[float, ...]:

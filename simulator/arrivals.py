@@ -1,4 +1,4 @@
-"""When simulated requests arrive, and which recorded prompt each is."""
+"""Arrival times of simulated requests with the number of each prompt: from traces, or synthetic."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from traces.loader import load_trace
 from traces.trace import Arrival, Trace
 from weir.errors import ConfigError
 
-#: A trace that begins later than this begins at its first request, and silence before it is no part of its demand.
+#: A trace whose first request is later than this begins at that request; the time before it is not part of the demand.
 FIRST_S = 3600.0
 
 
 @dataclass(frozen=True, slots=True)
 class Arrivals:
-    """Arrival times in seconds, ascending, and a prompt number for each."""
+    """Arrival times in seconds, ascending, with a prompt number for each."""
 
     times_s: np.ndarray
     prompts: np.ndarray
 
     @classmethod
     def of(cls, times_s: np.ndarray, prompts: np.ndarray) -> Arrivals:
-        """Sorts by time; requests at the same time keep their order."""
+        """Sorts the arrivals by time; requests at the same time keep their order."""
         order = np.argsort(times_s, kind="stable")
         return cls(np.asarray(times_s, dtype=float)[order], np.asarray(prompts, dtype=int)[order])
 
@@ -34,10 +34,10 @@ class Arrivals:
 
 
 def read_arrivals(path: Path | str) -> Arrivals:
-    """Arrivals of any trace that :func:`traces.loader.load_trace` reads.
+    """Reads the arrivals of any trace that :func:`traces.loader.load_trace` reads.
 
-    DiffServe's form (``offset_ms,prompt_id`` without a header) keeps its prompt numbers, by which recorded scores are
-    looked up; in other forms equal prompts get equal numbers.
+    DiffServe's format (``offset_ms,prompt_id``) keeps its prompt numbers, which are the keys of recorded scores. In
+    other formats equal prompts get equal numbers.
 
     Raises:
         ConfigError: names the file and the line.
@@ -50,15 +50,19 @@ def read_arrivals(path: Path | str) -> Arrivals:
 
 
 def trace_arrivals(trace: Trace) -> Arrivals:
-    """The arrivals of a trace; equal prompts get equal numbers."""
+    """Returns the arrivals of a trace; equal prompts get equal numbers."""
     numbers: dict[str, int] = {}
     prompts = [numbers.setdefault(p, len(numbers)) for p in trace.prompts]
     return Arrivals.of(np.array(trace.arrivals_s), np.array(prompts))
 
 
 def resampled(arrivals: Arrivals, rate: float = 1.0, redraw: int | None = None) -> Arrivals:
-    """The same demand times ``rate``, and drawn anew with the seed ``redraw`` (None: as it is); prompts keep their
-    order and start again when they run out. See :class:`traces.trace.Trace`.
+    """Scales the demand of arrivals and resamples their times; see :class:`traces.trace.Trace`.
+
+    Args:
+        rate: factor on the demand.
+        redraw: seed of new arrival times with the same demand; None keeps the times. Prompts keep their order and start
+            again when they run out.
 
     Raises:
         ConfigError: the rate is not above 0.
@@ -73,7 +77,7 @@ def resampled(arrivals: Arrivals, rate: float = 1.0, redraw: int | None = None) 
     if rate != 1:
         trace = trace.scale_rate(rate)
     if redraw is not None:
-        trace = trace.redraw(redraw)
+        trace = trace.resample(redraw)
     return Arrivals(begin + np.array(trace.arrivals_s), np.array([int(p) for p in trace.prompts], dtype=int))
 
 
@@ -82,7 +86,7 @@ def _numbered(path: Path) -> Arrivals | None:
         with path.open(newline="") as file:
             rows = [row for row in csv.reader(file) if row]
     except (OSError, UnicodeDecodeError):
-        raise ConfigError(f"{path}: there is no readable file of that name") from None
+        raise ConfigError(f"{path}: the file does not exist or cannot be read") from None
     if rows and [c.strip() for c in rows[0]] == ["offset_ms", "prompt_id"]:
         rows = rows[1:]
     try:
@@ -93,7 +97,7 @@ def _numbered(path: Path) -> Arrivals | None:
 
 
 def poisson(rate_rps: np.ndarray, seed: int, prompts: int = 5000) -> Arrivals:
-    """A Poisson process with a rate for each second, prompts drawn evenly."""
+    """Samples a Poisson process with a rate for each second; prompts are uniformly distributed."""
     rng = np.random.default_rng(seed)
     counts = rng.poisson(rate_rps)
     times = np.repeat(np.arange(len(counts), dtype=float), counts) + rng.random(counts.sum())
@@ -101,12 +105,12 @@ def poisson(rate_rps: np.ndarray, seed: int, prompts: int = 5000) -> Arrivals:
 
 
 def steps(low_rps: float, high_rps: float, seconds: int, every_s: int, seed: int) -> Arrivals:
-    """Poisson arrivals whose rate jumps between two values."""
+    """Samples Poisson arrivals whose rate alternates between two values."""
     phase = (np.arange(seconds) // every_s) % 2
     return poisson(np.where(phase == 0, low_rps, high_rps), seed)
 
 
 def spikes(base_rps: float, peak_rps: float, seconds: int, every_s: int, length_s: int, seed: int) -> Arrivals:
-    """Poisson arrivals at a base rate with short peaks."""
+    """Samples Poisson arrivals at a base rate with short peaks."""
     inside = np.arange(seconds) % every_s >= every_s - length_s
     return poisson(np.where(inside, peak_rps, base_rps), seed)

@@ -1,4 +1,4 @@
-"""Families that can be simulated by name or from a profile file."""
+"""Settings of simulated families, by name or from a profile file."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ FAMILIES: dict[str, Cascade] = {**CASCADES, SDXL_A100.name: SDXL_A100}
 
 
 def family_setting(family: str, gpus: int, slo_s: float | None = None) -> Setting:
-    """The setting of a published family by name, or of a profile file.
+    """Builds the setting of a published family by name, or of a profile file.
 
     Args:
-        slo_s: None takes the published deadline; a profile file has none, so there it must be given.
+        slo_s: deadline, seconds. None uses the published deadline; a profile file requires a value.
 
     Raises:
-        ConfigError: neither a known name nor a readable profile, or no deadline, or no GPU.
+        ConfigError: ``family`` is neither a known name nor a readable profile, or the deadline or the GPUs are missing.
     """
     if gpus < 1:
         raise ConfigError(f"gpus is {gpus}; it must be at least 1")

@@ -1,4 +1,4 @@
-"""What perfect foresight could reach: the bound that policies are measured against."""
+"""Fluid bound: the quality that perfect foresight reaches without queueing."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ import numpy as np
 from controller.batch_size import best_batch
 from controller.setting import Setting
 
-#: Seconds of a window, as in the report.
+#: Length of a window, seconds; the same as in the report.
 WINDOW_S = 30.0
 
 
 def fluid_bound(setting: Setting, arrivals_s: np.ndarray, window_s: float = WINDOW_S) -> float:
-    """Mean quality over windows when each gets the best share that its own count of requests allows.
+    """Returns the mean quality over windows when every window has the best deferred share for its number of requests.
 
-    In every window all GPUs work without pause at their best batch that meets the deadline, split at will (a GPU may
-    change its role within a window, so fractions count), on heavy runs of the best length, and nothing queues. Windows
-    without a request are left out.
-    nan without a quality curve or without a request. One type of GPU.
+    In every window all GPUs work without idle time at their best batch size within the deadline. They are split in
+    fractions, because a GPU may change its role within a window; heavy runs have the best length, and nothing queues.
+    Windows without a request are left out. The result is nan without a quality curve or without a request. The setting
+    has one type of GPU.
     """
     if setting.quality is None or not len(arrivals_s):
         return float("nan")

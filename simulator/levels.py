@@ -1,11 +1,11 @@
-"""The simulator of a cluster that serves a published ladder of approximation levels.
+"""Simulator of a cluster that serves a published ladder of approximation levels.
 
-Every request belongs to a class of prompts; the plan in force says with which probability it is served at each level.
-It goes to the GPU of its level's role that is free first. Under a plan without levels, similarity alone chooses the
-level (:attr:`weir.approximation_levels.Ladder.similarity_shares`), and any GPU serves it. A GPU takes up the next
-image after 1 / rate seconds and delivers each after the level's latency. What cannot be ready by the deadline is
-dropped when it arrives: queues are first come, first served and times are known, so nothing is gained by waiting. A
-GPU that takes up another model is lost for its loading time.
+Every request belongs to a class of prompts, for which the plan in force has a probability of each level. The request
+goes to the GPU of its level's role that is free first. Under a plan without levels, similarity alone chooses the level
+(:attr:`weir.approximation_levels.Ladder.similarity_shares`), and any GPU serves it. A GPU starts the next image after
+1 / rate seconds and finishes each one after the latency of its level. A request that cannot be ready by its deadline is
+dropped on arrival: queues are first come, first served and times are known, so waiting would not help. A GPU that
+changes its model is unavailable for the loading time.
 """
 
 from __future__ import annotations
@@ -28,7 +28,13 @@ TICK_S = 1.0
 
 @dataclass(frozen=True, slots=True)
 class LevelOutcome:
-    """One run. By request: arrival and finish (infinite when dropped), class of prompts, and level in the ladder."""
+    """The outcome of one run, by request.
+
+    Attributes:
+        arrivals_s, finished_s: times of arrival and finish; the finish is infinite when the request was dropped.
+        classes: class of the prompt.
+        levels: index of the level in the ladder.
+    """
 
     policy: str
     setting: Setting
@@ -39,19 +45,19 @@ class LevelOutcome:
 
     @property
     def answered(self) -> np.ndarray:
-        """By request: whether it was answered, always by its deadline."""
+        """Mask of the answered requests; every answer meets its deadline."""
         return np.isfinite(self.finished_s)
 
     @property
     def qualities(self) -> np.ndarray:
-        """Of each request at its level, relative to level 0, in percent."""
+        """Quality of each request at its level, in percent of level 0."""
         ladder = ladder_in(self.setting)
         rows = [group.quality for group in ladder.prompts] or [tuple(level.quality for level in ladder.levels)]
         return 100 * np.array(rows)[self.classes, self.levels]
 
 
 class _Fleet:
-    """When each GPU takes up its next image, and the model it holds."""
+    """The GPUs: the time at which each one is free, and the model that it holds."""
 
     def __init__(self, setting: Setting):
         ladder, gpus = ladder_in(setting), setting.replicas
@@ -67,13 +73,13 @@ class _Fleet:
         self.hurry = False
 
     def follow(self, plan: Plan, routing: LevelRouting, now_s: float) -> None:
-        """Takes up the levels of a plan. What is at GPUs already stays there."""
+        """Applies the levels of a plan. Requests that were sent to a GPU stay there."""
         self.hurry = routing.hurry
         self.members = [[] for _ in self.seconds]
         roles = [assignment.role for assignment in plan.assignments]
         for level in routing.levels:
             self.members[self.places[level.name]] = [gpu for gpu, role in enumerate(roles) if role == level.role]
-        # The levels of one role are all of one model, and the best of them was named first.
+        # The levels of one role share one model, and the best of them comes first.
         first = {level.role: self.places[level.name] for level in reversed(routing.levels)}
         for gpu, role in enumerate(roles):
             model = self.model[first[role]]
@@ -85,8 +91,8 @@ class _Fleet:
         return sum(max(0.0, free - now_s) for free in self.free_s) / len(self.free_s)
 
     def serve(self, level: int, now_s: float) -> tuple[int, float]:
-        """Sends a request to the GPU of its level that is free first: the level that it gets, and when its image is
-        ready, which is infinity when that is too late."""
+        """Sends a request to the GPU of its level that is free first. Returns its level and the finish time, which is
+        infinite when the deadline would be missed."""
         for k in range(level, len(self.members)) if self.hurry else (level,):
             if not self.members[k] or self.model[k] != self.model[level]:
                 continue
@@ -99,10 +105,10 @@ class _Fleet:
 
 
 def ladder_in(setting: Setting) -> Ladder:
-    """The setting's ladder.
+    """Returns the ladder of a setting.
 
     Raises:
-        ConfigError: it has none.
+        ConfigError: the setting has no ladder.
     """
     if setting.ladder is None:
         raise ConfigError("the setting has no ladder; make one with Setting.of_ladder")
@@ -110,11 +116,11 @@ def ladder_in(setting: Setting) -> Ladder:
 
 
 def _routing(plan: Plan, setting: Setting) -> LevelRouting:
-    """How the requests of a plan reach levels.
+    """Returns the routing of requests to levels under a plan.
 
     Raises:
-        ConfigError: it sends them through a cascade, of which a ladder says nothing; or to the level that their
-            similarity admits, and the ladder does not know the shares.
+        ConfigError: the plan uses a cascade, which a ladder does not have; or it chooses levels by similarity, and the
+            ladder has no shares for that.
     """
     if plan.routing is not None:
         return plan.routing
@@ -123,7 +129,7 @@ def _routing(plan: Plan, setting: Setting) -> LevelRouting:
         raise ConfigError(f"the ladder of {ladder.family} has levels and no cascade; choose a policy for levels")
     if not ladder.similarity_shares:
         raise ConfigError(
-            f"the ladder of {ladder.family} has no similarity_shares, which say how many requests similarity alone "
+            f"the ladder of {ladder.family} has no similarity_shares, the shares of requests that similarity alone "
             "sends to each K; add them"
         )
     cached = [level for level in ladder.levels if level.strategy is Strategy.AC]
@@ -132,13 +138,13 @@ def _routing(plan: Plan, setting: Setting) -> LevelRouting:
 
 
 def simulate_levels(policy: Policy, arrivals_s: np.ndarray, classes: np.ndarray, *, seed: int = 0) -> LevelOutcome:
-    """One policy over one trace.
+    """Simulates one policy on one trace.
 
     Args:
-        policy: its setting has a ladder.
-        arrivals_s: ascending, from 0 s.
-        classes: of the prompt of every request, below the number of the ladder's classes.
-        seed: of the draws from the plan's probabilities.
+        policy: a policy whose setting has a ladder.
+        arrivals_s: arrival times, ascending, from 0 s.
+        classes: class of every prompt, below the number of classes of the ladder.
+        seed: seed of the random choice of levels.
 
     Raises:
         ConfigError: the policy's plans are not for a ladder.

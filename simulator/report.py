@@ -1,4 +1,4 @@
-"""The figures of one run, as users compare them."""
+"""Summary of one simulated run."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from controller.setting import QualityCurve
 from simulator.fluid import WINDOW_S
 from simulator.outcome import UNANSWERED, Outcome
 
-#: Requests that all come at once have no rate; they are counted as those of one second.
+#: Least length of a trace, seconds: requests that arrive at once have no rate otherwise.
 SHORTEST_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """One policy on one trace.
+    """Figures of one policy on one trace.
 
     Attributes:
-        violation_ratio: requests answered late or not at all, of all requests.
-        windowed_quality: mean over windows (by arrival, 30 s) of the measured quality at the light share of the answers
-            there; None when the family has no such curve.
-        light_share: of the answers.
-        goodput_rps: answers in time per second of the trace; one that is shorter counts as a second long.
-        p50_s, p95_s, p99_s: latency of the answers.
+        violation_ratio: share of the requests that were answered late or not at all.
+        windowed_quality: mean over windows (by arrival, 30 s) of the measured quality at the window's light share; None
+            when the family has no such curve.
+        light_share: share of the answers with a light image.
+        goodput_rps: answers in time per second of the trace, which counts as at least one second long.
+        p50_s, p95_s, p99_s: latency percentiles of the answers.
         gpu_utilisation: busy share of all GPU time from the first arrival to the last answer.
-        gpu_seconds_per_image: busy GPU time for each answer.
-        cost_per_1000_images: price of all GPUs over that time, for 1,000 answers; None without a price.
+        gpu_seconds_per_image: busy GPU time per answer.
+        cost_per_1000_images: price of all GPUs over that time per 1,000 answers; None without a price.
     """
 
     policy: str
@@ -47,12 +47,12 @@ class Report:
     cost_per_1000_images: float | None
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready; latencies of a run without an answer are None."""
+        """Returns the figures as a JSON-ready dictionary; latencies of a run without an answer are None."""
         return {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in asdict(self).items()}
 
 
 def windowed_quality(outcome: Outcome, quality: QualityCurve, window_s: float = WINDOW_S) -> float | None:
-    """Mean over windows of the quality at the light share served there, less what short heavy runs lost.
+    """Returns the mean over windows of the quality at the window's light share, minus the loss of short heavy runs.
 
     Windows without an answer are left out.
     """
@@ -64,15 +64,15 @@ def windowed_quality(outcome: Outcome, quality: QualityCurve, window_s: float = 
     light = np.bincount(window, weights=outcome.light[answered])
     lost = np.bincount(window, weights=outcome.loss[answered])[counts > 0] / counts[counts > 0]
     shares = light[counts > 0] / counts[counts > 0]
-    worth = np.array([quality.at(share) for share in shares])
-    return float(np.mean(worth + lost if quality.smaller_is_better else worth - lost))
+    measured = np.array([quality.at(share) for share in shares])
+    return float(np.mean(measured + lost if quality.smaller_is_better else measured - lost))
 
 
 def report(outcome: Outcome, quality: QualityCurve | None, gpu_hour_price: float | None = None) -> Report:
-    """Sums up a run.
+    """Summarises a run.
 
     Args:
-        gpu_hour_price: of one GPU, any currency.
+        gpu_hour_price: price of one GPU for an hour, in any currency.
     """
     requests = len(outcome.arrivals_s)
     answered = outcome.paths != UNANSWERED

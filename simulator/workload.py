@@ -1,4 +1,4 @@
-"""The requests of a trace as a service sees them: what its cache has for each, and what each of its images is worth."""
+"""Workload of a service: the requests of a trace with their cache lookups and the quality of their images."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from cache.encoder import family_encoder
-from cache.policy.resume_quality import load_worth
+from cache.policy.resume_quality import load_resume_quality
 from cache.policy.selector import By, Selector, load_selector
 from controller.service_ladder import PromptClass, StoredStates, ladder_of
 from controller.setting import QualityCurve, Setting
@@ -24,15 +24,16 @@ from weir.profiles import Profile, load_profile
 
 @dataclass(frozen=True)
 class Workload:
-    """One trace against one service.
+    """One trace on one service.
 
     Attributes:
-        setting: of the service; its ladder tells prompts apart by the K that their similarity admits.
-        requests: with what the cache answers to each.
-        ks: K by the cache's thresholds of each request, [N]; 0 is a miss.
+        setting: setting of the service; its ladder divides prompts by the K that their similarity admits.
+        requests: the requests with their cache lookups.
+        ks: K of each request by the thresholds of the cache, [N]; 0 is a miss.
         ladder: every such K, ascending from 0.
-        worth: of each request's image resumed at each of ``ladder``, as a share of the whole run's, [N, L].
-        direct: the least share of steps saved for which a hit enters at the last variant, where a plan does not say.
+        worth: quality of each request's image when resumed at each K of ``ladder``, as a share of the whole run's,
+            [N, L].
+        direct: least share of saved steps for which a hit starts at the last variant, unless the plan has its own.
     """
 
     setting: Setting
@@ -45,7 +46,7 @@ class Workload:
 
     @property
     def arrivals(self) -> Arrivals:
-        """When the requests come."""
+        """Arrival times of the requests."""
         return self.requests.arrivals
 
     @property
@@ -59,22 +60,23 @@ class Workload:
         return np.array([lookup.saved(self.steps) for lookup in self.requests.lookups])
 
     @property
-    def own_worth(self) -> np.ndarray:
-        """Of each request's image resumed at its own K, as a share of the whole run's, [N]."""
-        return self.worth_at(self.ks)
+    def own_resumed_quality(self) -> np.ndarray:
+        """Quality of each request's image when resumed at its own K, as a share of the whole run's, [N]."""
+        return self.resumed_quality_at(self.ks)
 
-    def worth_at(self, resumed_at: np.ndarray) -> np.ndarray:
-        """Of each request's image resumed at these K, one a request, as a share of the whole run's, [N]."""
+    def resumed_quality_at(self, resumed_at: np.ndarray) -> np.ndarray:
+        """Returns the quality of each request's image when resumed at its entry of ``resumed_at``, as a share of the
+        whole run's, [N]."""
         return self.worth[np.arange(len(resumed_at)), np.searchsorted(self.ladder, resumed_at)]
 
     def curve(self, variant: str) -> QualityCurve:
-        """Quality of mixes of a variant with the last one, by the variant's share."""
+        """Returns the quality of mixes of a variant with the last one, by the variant's share."""
         found = self.profile.variant(variant).quality
         assert found is not None  # it was checked
         return QualityCurve(found.values, found.smaller_is_better)
 
     def share_of_whole(self, variant: str) -> float:
-        """Mean quality of a variant's images as a share of the last variant's."""
+        """Returns the mean quality of a variant's images as a share of the last variant's."""
         curve = self.curve(variant)
         return curve.at(1.0) / curve.at(0.0)
 
@@ -89,16 +91,15 @@ def service_workload(
     redraw: int | None = None,
     seed: int = 0,
 ) -> Workload:
-    """A trace of prompts against the service of a file.
+    """Builds the workload of a trace of prompts on the service of a file.
 
-    A request finds the nearest earlier prompt of the trace, as if the cache had kept all of them. Similarities are of
-    the service's own encoder, the K of its own thresholds, and what a resumed image is worth of its cache profile.
-    Under a profile by confidence, which would take images, requests are hits at random, as often as they were when it
-    was measured, and as many of the resumed images are doubted as were then.
-    Prompts that come again because the demand was scaled count as what they were the first time.
+    A request finds the nearest earlier prompt of the trace, as if the cache kept all of them. Similarities come from
+    the service's encoder, K from its thresholds, and the quality of a resumed image from its cache profile. A profile
+    by confidence would need images; there, hits are random with the measured frequency, and the measured share of
+    resumed images is doubted. Prompts that repeat because the demand was scaled keep their first lookup.
 
     Args:
-        slo_s: None takes the service's.
+        slo_s: deadline, seconds; None uses the service's.
         rate, redraw: see :func:`simulator.arrivals.resampled`.
 
     Raises:
@@ -108,7 +109,7 @@ def service_workload(
     source = service.profile or service.pool.emulate
     if source is None:
         raise ConfigError(
-            f"{service_path}: names no profile; make one with `weir profile` and name it in the key profile"
+            f"{service_path}: the key profile is missing; make a profile with `weir profile` and name it there"
         )
     profile = load_profile(source, family.keys)
     for key in profile.keys[:-1]:
@@ -118,7 +119,7 @@ def service_workload(
                 f"{source}: to compare cascades, caches and levels a profile needs confidences and the quality of "
                 f"mixes of {key}, on a scale where more is better; `weir calibrate` adds both"
             )
-    selector, worth = load_selector(service.cache.selector), load_worth(service.cache.selector)
+    selector, worth = load_selector(service.cache.selector), load_resume_quality(service.cache.selector)
     if selector.steps != profile.heavy.steps:
         raise ConfigError(
             f"{service.cache.selector}: measured on runs of {selector.steps} steps, and the profile has "
@@ -163,7 +164,7 @@ def service_workload(
 def _classes(
     profile: Profile, ladder: tuple[int, ...], kinds: np.ndarray, worth: np.ndarray
 ) -> tuple[StoredStates, list[PromptClass]]:
-    """What the cache's states are worth to all prompts, and to those that each K is the largest one for."""
+    """Returns the quality of the cache's states for all prompts, and by the class of prompts that each K defines."""
     shares = np.bincount(kinds, minlength=len(ladder)) / max(1, len(kinds))
     means = worth.mean(axis=0) if len(worth) else np.ones(len(ladder))
     own = {key: measured.values[-1] / measured.values[0] for key, measured in _measured(profile)}
@@ -187,7 +188,7 @@ def _measured(profile: Profile) -> list[tuple[str, QualityCurve]]:
 def _lookups(
     selector: Selector, ladder: tuple[int, ...], kinds: np.ndarray, similarities: np.ndarray
 ) -> list[CacheLookup]:
-    """What the cache answers to each request; the nearest prompt's states are all there."""
+    """Returns the cache lookup of each request; all states of the nearest prompt exist."""
     stored = tuple((k, f"state:{k}") for k in ladder[1:])
     found = []
     for kind, similarity in zip(kinds.tolist(), similarities.tolist(), strict=True):
@@ -208,7 +209,7 @@ def _lookups(
 
 
 def nearest_earlier(vectors: np.ndarray, block: int = 512) -> np.ndarray:
-    """Of each of a log's unit vectors, [N, D], the cosine to the nearest one before it; −1 for the first."""
+    """Returns for each unit vector of a log, [N, D], the cosine to the nearest earlier one; −1 for the first."""
     found = np.full(len(vectors), -1.0)
     for start in range(0, len(vectors), block):
         rows = vectors[start : start + block]

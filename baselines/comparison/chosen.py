@@ -1,4 +1,4 @@
-"""Which policies a comparison runs, and in which simulator."""
+"""Selection of the policies of a comparison."""
 
 from __future__ import annotations
 
@@ -9,15 +9,16 @@ from controller.setting import Setting
 from simulator.outcome import Outcome
 from weir.errors import ConfigError
 
-#: :func:`simulator.engine.simulate` or :func:`simulator.exact.simulate_exactly`.
+#: Either :func:`simulator.engine.simulate` or :func:`simulator.exact.simulate_exactly`.
 Simulator = Callable[..., Outcome]
 
 
 def chosen_policies(setting: Setting, asked: Sequence[str] | None, known: Sequence[str]) -> tuple[str, ...]:
-    """The policies of a comparison: those asked for, else all known ones that the setting has the measurements for.
+    """Returns the policies of a comparison: the requested ones, or else all known ones whose measurements the setting
+    has.
 
     Raises:
-        ConfigError: one that was asked for is not known, or cannot be made from the setting.
+        ConfigError: a requested policy is unknown, or cannot be made from the setting.
     """
     if asked is not None:
         for name in asked:

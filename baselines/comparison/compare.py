@@ -1,4 +1,4 @@
-"""All policies on the same arrivals, side by side: the table, the JSON and the plot behind ``weir compare``."""
+"""Comparison of policies on the same arrivals: the table, the JSON and the plot of ``weir compare``."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ from weir.profiles import Profile, load_profile
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """What :func:`compare` found.
+    """Result of :func:`compare`.
 
     Attributes:
         bound: quality that perfect foresight reaches without a violation; None when quality was not measured.
-        outcomes, reports: one a policy, in the order asked for.
+        outcomes, reports: one per policy, in the requested order.
     """
 
     setting: Setting
@@ -43,11 +43,11 @@ class Comparison:
     reports: tuple[Report, ...]
 
     def to_json(self) -> str:
-        """A list of objects, one a policy."""
+        """Returns a list of objects, one per policy."""
         return json.dumps([r.to_dict() for r in self.reports], indent=2)
 
     def print(self, console: Console | None = None) -> None:
-        """A table for people."""
+        """Prints a table."""
         title = f"{len(self.arrivals):,} requests, {self.setting.replicas} GPUs, SLO {self.setting.slo_s:g} s"
         if self.bound is not None:
             title += f"; fluid bound {self.bound:.2f}"
@@ -70,7 +70,7 @@ class Comparison:
         (console or Console()).print(table)
 
     def plot(self, path: Path) -> None:
-        """Demand, light share and violations over time, and the trade-off, as a picture in any format of Matplotlib."""
+        """Plots demand, light share and violations over time, and the trade-off, in any format of Matplotlib."""
         from matplotlib.figure import Figure
 
         figure = Figure(figsize=(11, 7), layout="constrained")
@@ -110,11 +110,11 @@ def compare(
     """Runs policies on the same requests.
 
     Args:
-        policies: None: all that the setting has the measurements for.
-        profile: of the replicas; None: what the setting knows of them.
+        policies: names; None selects all policies whose measurements the setting has.
+        profile: profile of the replicas; None uses the latencies of the setting.
 
     Raises:
-        ConfigError: a policy's name is not known, or it needs what the setting does not have.
+        ConfigError: a policy is unknown, or the setting lacks a measurement that it needs.
     """
     made = [make_policy(name, setting) for name in chosen_policies(setting, policies, names())]
     outcomes = tuple(simulator(policy, requests, profile, seed=seed) for policy in made)
@@ -143,15 +143,16 @@ def compare_files(
     redraw: int | None = None,
     simulator: Simulator = simulate,
 ) -> Comparison:
-    """:func:`compare` from names and files, as the command line has them.
+    """Runs :func:`compare` on names and files, for the command line.
 
     Args:
-        family: a published family or the path of a profile.
-        scores: recorded discriminator scores (P(fake), four lines a prompt); None draws confidences from the curve.
+        family: name of a published family, or path of a profile.
+        scores: file of discriminator scores (P(fake), four lines per prompt); None samples confidences from the
+            deferral curve.
         rate, redraw: see :func:`simulator.arrivals.resampled`.
 
     Raises:
-        ConfigError: names the argument or the file.
+        ConfigError: an argument or a file is invalid; the message names it.
     """
     setting = family_setting(family, gpus, slo_s)
     arrivals = resampled(read_arrivals(trace), rate, redraw)

@@ -1,4 +1,4 @@
-"""Policies for a ladder on the same arrivals, side by side: the figures, the table, the JSON and the plot."""
+"""Comparison of policies for a ladder on the same arrivals: the figures, the table, the JSON and the plot."""
 
 from __future__ import annotations
 
@@ -21,25 +21,29 @@ from weir.assets import LADDERS
 
 #: Policies that plan on a ladder.
 LEVEL_POLICIES = names(levels=True)
-#: The deadline when none is given, in latencies of level 0. The paper does not say its own.
+#: Default deadline, in latencies of level 0. The paper does not give its own.
 SLO_LATENCIES = 3.0
 
 
 @dataclass(frozen=True, slots=True)
 class LevelReport(RunReport):
-    """One policy on one trace; ``level_shares`` of its answers, by level's name."""
+    """Figures of one policy on one trace.
+
+    Attributes:
+        level_shares: share of the answers by name of the level.
+    """
 
     level_shares: dict[str, float]
 
 
 def level_run(outcome: LevelOutcome) -> Run:
-    """The run as it compares with those of cascades."""
+    """Converts an outcome to a run that can be compared with runs of cascades."""
     qualities = np.where(outcome.answered, outcome.qualities, np.nan)
     return Run(outcome.policy, outcome.answered, outcome.finished_s - outcome.arrivals_s, qualities)
 
 
 def level_report(outcome: LevelOutcome) -> LevelReport:
-    """Sums up a run."""
+    """Summarises a run."""
     levels = ladder_in(outcome.setting).levels
     shares = np.bincount(outcome.levels[outcome.answered], minlength=len(levels)) / max(1, outcome.answered.sum())
     return LevelReport(
@@ -50,18 +54,18 @@ def level_report(outcome: LevelOutcome) -> LevelReport:
 
 @dataclass(frozen=True, slots=True)
 class LevelComparison:
-    """What :func:`compare_levels` found; one outcome and one report for each policy, in the order asked for."""
+    """Result of :func:`compare_levels`: one outcome and one report per policy, in the requested order."""
 
     setting: Setting
     outcomes: tuple[LevelOutcome, ...]
     reports: tuple[LevelReport, ...]
 
     def to_json(self) -> str:
-        """A list of objects, one a policy."""
+        """Returns a list of objects, one per policy."""
         return json.dumps([asdict(r) for r in self.reports], indent=2)
 
     def print(self, console: Console | None = None) -> None:
-        """A table for people."""
+        """Prints a table."""
         print_reports(self.reports, self.setting.replicas, self.setting.slo_s, console)
 
     @property
@@ -69,14 +73,14 @@ class LevelComparison:
         return tuple(map(level_run, self.outcomes))
 
     def plot(self, path: Path) -> None:
-        """Throughput, quality and violations over time, as a picture in any format of Matplotlib."""
+        """Plots throughput, quality and violations over time, in any format of Matplotlib."""
         plot_runs(self.outcomes[0].arrivals_s, self.runs, path)
 
     def write_page(self, path: Path, title: str) -> None:
-        """All of it as one page.
+        """Writes the comparison as an HTML page.
 
         Raises:
-            ConfigError: it cannot be written.
+            ConfigError: the page cannot be written.
         """
         arrivals_s = self.outcomes[0].arrivals_s
         lead = (
@@ -87,7 +91,7 @@ class LevelComparison:
 
 
 def ladder_file(family: str) -> Path | None:
-    """The ladder of that name, or the file if it is one; None when it is neither."""
+    """Returns the file of a ladder by name or path; None when ``family`` is neither."""
     named, path = LADDERS / f"{family}.json", Path(family)
     if "/" not in family and named.is_file():
         return named
@@ -100,10 +104,10 @@ def ladder_file(family: str) -> Path | None:
 def compare_levels(
     setting: Setting, arrivals: Arrivals, policies: Sequence[str] = LEVEL_POLICIES, *, seed: int = 0
 ) -> LevelComparison:
-    """Runs policies on the same arrivals; equal prompts belong to the same class, drawn with the ladder's shares.
+    """Runs policies on the same arrivals. Equal prompts have the same class, sampled with the shares of the ladder.
 
     Raises:
-        ConfigError: a policy's name is not known, or the ladder lacks what it needs.
+        ConfigError: a policy is unknown, or the ladder lacks a measurement that it needs.
     """
     made = [make_policy(name, setting) for name in policies]
     shares = np.array([group.share for group in ladder_in(setting).prompts] or [1.0])
@@ -124,11 +128,11 @@ def compare_level_files(
     rate: float = 1.0,
     redraw: int | None = None,
 ) -> LevelComparison:
-    """:func:`compare_levels` from files, as the command line has them; ``rate`` and ``redraw`` as in
+    """Runs :func:`compare_levels` on files, for the command line; ``rate`` and ``redraw`` are those of
     :func:`simulator.arrivals.resampled`.
 
     Raises:
-        ConfigError: names the argument or the file.
+        ConfigError: an argument or a file is invalid; the message names it.
     """
     read = load_ladder(ladder)
     if slo_s is None:

@@ -1,4 +1,4 @@
-"""Cascades of several light variants, simulated: each pair alone, and a ladder of all of them."""
+"""Simulation of several light variants with one heavy variant: each pair alone, and a ladder of all of them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from controller.policies.weir import Weir
 from controller.registry import make_policy
 from controller.setting import JudgedVariant, Setting
 from simulator.arrivals import Arrivals
-from simulator.confidences import drawn
+from simulator.confidences import sample_confidences
 from simulator.engine import simulate
 from simulator.families import FAMILIES, family_setting
 from simulator.fluid import WINDOW_S
@@ -25,15 +25,15 @@ from weir.core import LatencyProfile
 from weir.errors import ConfigError
 from weir.profiles import load_profile
 
-#: Qualities of one model in two measurements that differ by less, as a share, are of one scale.
+#: Two measured qualities of one model are on the same scale when they differ by less than this share.
 SAME_SCALE = 0.05
-#: Beyond any service's demand.
+#: Upper limit of the demands that are tried.
 MOST_RPS = 1e5
 
 
 @dataclass(frozen=True)
 class Cascade:
-    """One light variant before the heavy one, as measured."""
+    """A pair of a light and a heavy variant with its measurements."""
 
     light: str
     heavy: str
@@ -42,13 +42,13 @@ class Cascade:
 
 @dataclass(frozen=True, slots=True)
 class PairsReport:
-    """One run.
+    """Figures of one run.
 
     Attributes:
-        pair: its light variant; "chosen by the plan" where that changes.
+        pair: the light variant; "chosen by the plan" for the ladder of all variants.
         quality: mean over windows of 30 s, by the measured curve of each light variant.
-        shares: of the answers, by variant.
-        changes: of the chain in use.
+        shares: share of the answers by variant.
+        changes: number of changes of the chain in use.
     """
 
     pair: str
@@ -63,13 +63,13 @@ class PairsReport:
 
 
 def read_cascades(families: Sequence[str], gpus: int, slo_s: float | None = None) -> list[Cascade]:
-    """Cascades that end in one heavy variant.
+    """Reads cascades that end in the same heavy variant.
 
     Args:
         families: names of published families, or profile files.
 
     Raises:
-        ConfigError: names the family and what does not fit.
+        ConfigError: a family does not fit; the message names it and the reason.
     """
     if not 1 <= len(families) <= 5:
         raise ConfigError(f"{len(families)} families; give one to five, each a light variant before the same heavy one")
@@ -77,22 +77,22 @@ def read_cascades(families: Sequence[str], gpus: int, slo_s: float | None = None
     for name in families:
         setting = family_setting(name, gpus, slo_s)
         if setting.quality is None:
-            raise ConfigError(f"{name}: it says nothing of quality; `weir calibrate --profile` measures it")
+            raise ConfigError(f"{name}: the quality was not measured; `weir calibrate --profile` measures it")
         light, heavy = _names(name)
         if found:
             first = found[0]
             ours, theirs = first.setting.quality, setting.quality
-            assert ours is not None  # the first was checked
+            assert ours is not None  # checked when the first family was read
             if heavy != first.heavy:
-                raise ConfigError(f"{name}: its heavy variant is {heavy}, and that of {families[0]} {first.heavy}")
+                raise ConfigError(f"{name}: its heavy variant is {heavy}; that of {families[0]} is {first.heavy}")
             if abs(ours.at(0.0) - theirs.at(0.0)) > SAME_SCALE * abs(ours.at(0.0)):
                 raise ConfigError(
-                    f"{name}: {heavy} alone has quality {theirs.at(0.0):g} there and {ours.at(0.0):g} in "
-                    f"{families[0]}: measure both on the same prompts"
+                    f"{name}: {heavy} alone has quality {theirs.at(0.0):g} here and {ours.at(0.0):g} in {families[0]}; "
+                    "measure both on the same prompts"
                 )
         found.append(Cascade(light, heavy, setting))
     if len({cascade.light for cascade in found}) < len(found):
-        raise ConfigError(f"two families have the light variant {found[-1].light}; give each once")
+        raise ConfigError(f"two families have the light variant {found[-1].light}; give each light variant once")
     return found
 
 
@@ -105,7 +105,7 @@ def _names(family: str) -> tuple[str, str]:
 
 
 def built(cascades: Sequence[Cascade]) -> tuple[tuple[Variant, ...], ...]:
-    """The pairs on the Pareto front of quality and cost, of all variants that the cascades list."""
+    """Returns the pairs on the Pareto front of quality and cost, among all variants of the cascades."""
     variants: dict[str, Variant] = {}
     for cascade in cascades:
         gpu, quality, slo_s = cascade.setting.gpus[0], cascade.setting.quality, cascade.setting.slo_s
@@ -120,13 +120,14 @@ def built(cascades: Sequence[Cascade]) -> tuple[tuple[Variant, ...], ...]:
 
 
 def usable(cascades: Sequence[Cascade]) -> list[Cascade]:
-    """Those whose pair is on the front."""
+    """Returns the cascades whose pair is on the front."""
     pairs = {(chain[0].name, chain[-1].name) for chain in built(cascades)}
     return [cascade for cascade in cascades if (cascade.light, cascade.heavy) in pairs]
 
 
 def best_by_demand(cascades: Sequence[Cascade]) -> list[dict[str, object]]:
-    """For demands that double up to the first that no pair serves: the pair, the share that it serves, its quality."""
+    """Returns the best pair, its served share and its quality for demands that double until no pair serves all of
+    it."""
     members = [Weir(cascade.setting) for cascade in cascades]
     counts = tuple(gpu.count for gpu in cascades[0].setting.gpus)
     quality = cascades[0].setting.quality
@@ -145,20 +146,21 @@ def best_by_demand(cascades: Sequence[Cascade]) -> list[dict[str, object]]:
 
 
 def run_pairs(cascades: Sequence[Cascade], arrivals: Arrivals, seed: int = 0) -> list[PairsReport]:
-    """Each pair alone, and all of them together; the same arrivals, and the same chance in every pair's confidences."""
+    """Simulates each pair alone and all of them together, on the same arrivals with the same random numbers for the
+    confidences."""
     alone = [_run([cascade], arrivals, seed, cascade.light) for cascade in cascades]
     return [*alone, _run(cascades, arrivals, seed, "chosen by the plan")] if len(cascades) > 1 else alone
 
 
 def ladder_setting(cascades: Sequence[Cascade]) -> Setting:
-    """The setting of a ladder of all light variants, the fastest first, and the heavy one."""
+    """Builds the setting of a ladder of all light variants, the fastest first, and the heavy one."""
     ordered = sorted(cascades, key=lambda it: it.setting.gpus[0].light.at(1))
     first = ordered[0].setting
     gpu = first.gpus[0]
     latencies = {ordered[0].light: gpu.light}
     for it in ordered[1:]:
         own = it.setting.gpus[0].light
-        # The discriminator's time is counted apart for the first variant only.
+        # The time of the discriminator is a separate term for the first variant only.
         judged_s = tuple(seconds + it.setting.discriminator_s for seconds in own.latency_s)
         latencies[it.light] = LatencyProfile(own.batch_sizes, judged_s)
     latencies[ordered[0].heavy] = gpu.heavy
@@ -176,7 +178,7 @@ def ladder_setting(cascades: Sequence[Cascade]) -> Setting:
 
 def _run(cascades: Sequence[Cascade], arrivals: Arrivals, seed: int, name: str) -> PairsReport:
     setting = ladder_setting(cascades)
-    confidences = {it.light: drawn(it.setting.deferral, len(arrivals), seed) for it in cascades}
+    confidences = {it.light: sample_confidences(it.setting.deferral, len(arrivals), seed) for it in cascades}
     outcome = simulate(make_policy("weir", setting), RequestStream(arrivals, confidences), seed=seed)
     chains_in_use = [plan.chain for plan in outcome.plans]
     answers = max(1, int(outcome.answered.sum()))
@@ -191,14 +193,15 @@ def _run(cascades: Sequence[Cascade], arrivals: Arrivals, seed: int, name: str) 
 
 
 def _quality(outcome: Outcome, cascades: Sequence[Cascade]) -> float:
-    """Mean over windows, at the light share there; of several light variants each counts by its share of those."""
+    """Returns the mean quality over windows at the light share of each window. Several light variants are weighted by
+    their shares."""
     window = (outcome.arrivals_s // WINDOW_S).astype(int)
     answers = np.bincount(window, outcome.answered)
     light = np.bincount(window, outcome.light, len(answers))
     found = np.zeros(len(answers))
     for it in cascades:
         curve = it.setting.quality
-        assert curve is not None  # it was checked
+        assert curve is not None  # checked by read_cascades
         mine = np.bincount(window, outcome.by(it.light), len(answers))
         weights = np.divide(mine, light, out=np.full(len(light), 1 / len(cascades)), where=light > 0)
         found += weights * np.array([curve.at(share) for share in light / np.maximum(1, answers)])

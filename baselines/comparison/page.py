@@ -1,4 +1,4 @@
-"""The page of a comparison: every policy on one trace, as one self-contained HTML file."""
+"""HTML page of a comparison of policies on one trace, as one self-contained file."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from traces.page import inline, render
 from traces.plots import COLOURS, svg
 from weir.files import written_whole
 
-#: Colour and stroke of a policy; what is drawn as published is dashed.
+#: Colour and stroke of a policy; published variants are dashed.
 _STROKES = {
     "weir": ("good", "-"),
     "diffserve": ("bad", "-"),
@@ -27,7 +27,7 @@ _STROKES = {
     "all-heavy": ("heavy", "-"),
     "all-heavy-published": ("heavy", (0, (4, 2))),
 }
-#: Windows over the whole trace, and the least seconds of one.
+#: Number of windows over the whole trace, and the least length of one, seconds.
 _WINDOWS, _LEAST_WINDOW_S = 60, 5.0
 
 
@@ -35,7 +35,7 @@ def write_page(found: Comparison, path: Path, *, title: str) -> None:
     """Writes the page; ``path`` ends in .html.
 
     Raises:
-        ConfigError: it cannot be written.
+        ConfigError: the page cannot be written.
     """
     plots: list[tuple[str, Callable[[Axes], None]]] = [
         ("Quality against violations", lambda ax: _trade(ax, found)),
@@ -67,7 +67,7 @@ def _line(policy: str) -> dict[str, Any]:
 
 
 def _windows(found: Comparison) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The window of each request, the middle of each window and its number of requests."""
+    """Returns the window of each request, the middle of each window and its number of requests."""
     times = found.arrivals.times_s
     width = max(_LEAST_WINDOW_S, float(times[-1]) / _WINDOWS) if len(times) else _LEAST_WINDOW_S
     window = (times // width).astype(int)

@@ -1,4 +1,4 @@
-"""Runs whose answers each have a quality: their figures in a table, and over time in numbers and as a picture."""
+"""Runs with a quality for each answer: their figures, a table, and plots over time."""
 
 from __future__ import annotations
 
@@ -15,14 +15,19 @@ from rich.table import Table
 from simulator.bursts import in_bursts
 from weir.files import written_whole
 
-#: Windows over the whole trace, and the least seconds of one.
+#: Number of windows over the whole trace, and the least length of one, seconds.
 _WINDOWS, _LEAST_WINDOW_S = 60, 5.0
 
 
 @dataclass(frozen=True)
 class Run:
-    """One policy's run. By request: answered in time or not, its latency (infinite without an answer), and the quality
-    of its answer in percent of a whole heavy run's (nan without one)."""
+    """The run of one policy, by request.
+
+    Attributes:
+        in_time: whether the request was answered in time.
+        latencies_s: latency; infinite without an answer.
+        qualities: quality of the answer in percent of a whole heavy run; nan without an answer.
+    """
 
     policy: str
     in_time: np.ndarray
@@ -32,14 +37,14 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class RunReport:
-    """One policy on one trace.
+    """Figures of one policy on one trace.
 
     Attributes:
-        system: that the policy is of.
-        violation_ratio: requests without an answer by the deadline, of all.
-        quality: mean over the answers, percent of a whole heavy run's.
-        goodput_rps: answers in time per second of the trace; one that is shorter counts as a second long.
-        peak_throughput_per_min, peak_quality, peak_violation_ratio: over the bursts (``simulator/bursts.py``).
+        system: the system that the policy belongs to.
+        violation_ratio: share of the requests without an answer by the deadline.
+        quality: mean over the answers, in percent of a whole heavy run.
+        goodput_rps: answers in time per second of the trace, which counts as at least one second long.
+        peak_throughput_per_min, peak_quality, peak_violation_ratio: the same over the bursts (``simulator/bursts.py``).
     """
 
     policy: str
@@ -56,7 +61,7 @@ class RunReport:
 
 
 def figures(run: Run, arrivals_s: np.ndarray, system: str) -> dict[str, Any]:
-    """The fields of :class:`RunReport`."""
+    """Returns the fields of the :class:`RunReport` of a run."""
     inside, burst_s = in_bursts(arrivals_s)
     latencies = run.latencies_s[np.isfinite(run.latencies_s)]
     return {
@@ -80,7 +85,7 @@ def _mean(values: np.ndarray) -> float | None:
 
 
 def print_reports(reports: Sequence[RunReport], gpus: int, slo_s: float, console: Console | None = None) -> None:
-    """A table for people."""
+    """Prints the reports as a table."""
     requests = reports[0].requests if reports else 0
     title = f"{requests:,} requests, {gpus} GPUs, SLO {slo_s:g} s; on the right: in bursts"
     table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
@@ -107,11 +112,11 @@ def print_reports(reports: Sequence[RunReport], gpus: int, slo_s: float, console
 
 @dataclass(frozen=True)
 class Windows:
-    """Equal windows over a trace.
+    """Windows of equal length over a trace.
 
     Attributes:
-        window: of each request, [N].
-        middles_s, counts, seconds: of each window, its middle, the requests that came in it, and how long it is, [W].
+        window: window of each request, [N].
+        middles_s, counts, seconds: middle, number of arrivals and length of each window, [W].
     """
 
     window: np.ndarray
@@ -133,16 +138,16 @@ class Windows:
         return self.counts / self.seconds
 
     def throughput_rps(self, run: Run) -> np.ndarray:
-        """Answers in time, by when their requests came."""
+        """Returns the answers in time per second, by arrival of their requests."""
         return self._sums(run.in_time) / self.seconds
 
     def quality(self, run: Run) -> np.ndarray:
-        """Mean over the answers; nan without any."""
+        """Returns the mean quality of the answers; nan in windows without an answer."""
         answers, total = self._sums(np.isfinite(run.qualities)), self._sums(np.nan_to_num(run.qualities))
         return np.divide(total, answers, out=np.full(len(answers), np.nan), where=answers > 0)
 
     def violations(self, run: Run) -> np.ndarray:
-        """Share of the requests that were not answered in time, in percent."""
+        """Returns the share of the requests that were not answered in time, in percent."""
         return 100 * self._sums(~run.in_time) / np.maximum(1, self.counts)
 
     def _sums(self, values: np.ndarray) -> np.ndarray:
@@ -150,7 +155,7 @@ class Windows:
 
 
 def plot_runs(arrivals_s: np.ndarray, runs: Sequence[Run], path: Path) -> None:
-    """Writes throughput, quality and violations over time, as a picture in any format of Matplotlib."""
+    """Plots throughput, quality and violations over time, in any format of Matplotlib."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 9), layout="constrained")

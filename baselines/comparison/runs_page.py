@@ -1,4 +1,4 @@
-"""The page of policies of several systems on one trace: one self-contained HTML file."""
+"""HTML page of policies of several systems on one trace, as one self-contained file."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from traces.page import inline, render
 from traces.plots import COLOURS, svg
 from weir.files import written_whole
 
-#: Colour of a system; the first policy that is shown of each has a whole line, the others of it broken ones.
+#: Colour of a system. The first policy of a system has a solid line, its other policies have dashed lines.
 _COLOURS = {"Weir": "good", "DiffServe": "bad", "NIRVANA": "heavy", "Argus": "deadline", "others": "light"}
 _DASHES: tuple[Any, ...] = ("-", (0, (4, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)))
 
@@ -26,11 +26,11 @@ def write_runs_page(
     """Writes the page; ``path`` ends in .html.
 
     Args:
-        reports: one a run.
-        lead: what was run, in a sentence or two.
+        reports: one per run.
+        lead: description of the runs, in one or two sentences.
 
     Raises:
-        ConfigError: it cannot be written.
+        ConfigError: the page cannot be written.
     """
     windows = Windows.of(arrivals_s)
     lines = _lines(reports)
@@ -55,7 +55,7 @@ def write_runs_page(
 
 
 def _best(reports: Sequence[RunReport]) -> str:
-    """The policy with the best images of those that keep nearly every deadline."""
+    """Returns the policy with the best images among those that miss at most 1 % of the deadlines."""
     kept = [r for r in reports if r.violation_ratio <= 0.01 and r.quality is not None]
     return max(kept, key=lambda r: r.quality or 0.0).policy if kept else ""
 
@@ -101,7 +101,7 @@ def _trade(ax: Axes, reports: Sequence[RunReport], lines: dict[str, dict[str, An
         x, y = 100 * r.violation_ratio, float(r.quality or 0.0)
         ax.plot([x], [y], "o", ms=9 if r.policy == "weir" else 6, color=lines[r.policy]["color"])
         right = x > 10
-        # Labels of near neighbours are pushed up, for many policies keep every deadline.
+        # Labels of near neighbours are moved up, because many policies meet every deadline.
         at = max([y, *(other + 0.055 * span for side, other in labels if side == right)])
         labels.append((right, at))
         ax.annotate(

@@ -1,11 +1,13 @@
-"""Every policy of DiffServe, NIRVANA, AccuScale/Argus and Weir on the same requests of one service.
+"""Comparison of all policies of DiffServe, NIRVANA, AccuScale/Argus and Weir on the same requests of one service.
 
-All run in the simulator of the cluster with the service's measured times, arrivals, deadline and GPUs; those that have
-a use for a cache find in it what the service's would have. The ladder of policies that assign levels is what the cache
-profile says of resuming at every K, whatever the similarity, and the smaller variants; prompts are told apart by the K
-that their similarity admits. Qualities are percent of a whole run of the last variant: of a cascade's answers the
-measured mix at the share of each variant in their half minute, of an answer that resumed what was measured for its own
-similarity and K, and of an answer that nobody judged the mean of its variant.
+All policies run in the simulator with the service's measured times, arrivals, deadline and GPUs. Policies that use a
+cache have the lookups that the service's cache would return. The ladder of policies that assign levels has every K of
+the cache profile, averaged over similarities, and the smaller variants; prompts are classified by the K that their
+similarity admits.
+
+Qualities are percent of a whole run of the last variant. The answers of a cascade have the measured quality of the mix
+at the shares of the variants in their half minute. An answer that resumed has the quality measured for its similarity
+and K. Under a policy without a judge an answer has the mean quality of its variant.
 """
 
 from __future__ import annotations
@@ -35,30 +37,30 @@ COMPARED = tuple(name for name, entry in POLICIES.items() if not entry.as_publis
 
 @dataclass(frozen=True)
 class SystemComparison:
-    """What :func:`compare_systems` found; one run and one report for each policy, in the order asked for."""
+    """Result of :func:`compare_systems`: one run and one report per policy, in the requested order."""
 
     workload: Workload
     runs: tuple[Run, ...]
     reports: tuple[RunReport, ...]
 
     def to_json(self) -> str:
-        """A list of objects, one a policy."""
+        """Returns a list of objects, one per policy."""
         return json.dumps([asdict(r) for r in self.reports], indent=2)
 
     def print(self, console: Console | None = None) -> None:
-        """A table for people."""
+        """Prints a table."""
         setting = self.workload.setting
         print_reports(self.reports, setting.replicas, setting.slo_s, console)
 
     def plot(self, path: Path) -> None:
-        """Throughput, quality and violations over time, as a picture in any format of Matplotlib."""
+        """Plots throughput, quality and violations over time, in any format of Matplotlib."""
         plot_runs(self.workload.arrivals.times_s, self.runs, path)
 
     def write_page(self, path: Path, title: str) -> None:
-        """All of it as one page.
+        """Writes the comparison as an HTML page.
 
         Raises:
-            ConfigError: it cannot be written.
+            ConfigError: the page cannot be written.
         """
         setting = self.workload.setting
         lead = (
@@ -80,10 +82,10 @@ def compare_systems(
     """Runs policies on the same requests.
 
     Args:
-        policies: None: all that the service has the measurements for.
+        policies: names; None selects all policies whose measurements the service has.
 
     Raises:
-        ConfigError: a policy's name is not known, or it needs what the service does not have.
+        ConfigError: a policy is unknown, or the service lacks a measurement that it needs.
     """
     named = chosen_policies(workload.setting, policies, COMPARED)
     runs = tuple(run_policy(workload, make_policy(name, workload.setting), name, seed, simulator) for name in named)
@@ -104,11 +106,11 @@ def compare_service(
     redraw: int | None = None,
     simulator: Simulator = simulate,
 ) -> SystemComparison:
-    """:func:`compare_systems` from files, as the command line has them; ``rate`` and ``redraw`` as in
+    """Runs :func:`compare_systems` on files, for the command line; ``rate`` and ``redraw`` are those of
     :func:`simulator.arrivals.resampled`.
 
     Raises:
-        ConfigError: names the argument or the file.
+        ConfigError: an argument or a file is invalid; the message names it.
     """
     found = service_workload(service, load_trace(trace), gpus=gpus, slo_s=slo_s, rate=rate, redraw=redraw, seed=seed)
     return compare_systems(found, policies, seed=seed, simulator=simulator)
@@ -123,14 +125,14 @@ def run_policy(
     *,
     cached: bool = True,
 ) -> Run:
-    """The run of one policy; it finds nothing in the cache where it has no use for it, or ``cached`` is false."""
+    """Simulates one policy. Its lookups find nothing when it does not use a cache or ``cached`` is false."""
     requests = workload.requests if cached and policy.reuses else replace(workload.requests, lookups=())
     outcome = simulator(policy, requests, workload.profile, direct=workload.direct, seed=seed)
     return Run(name, ~outcome.violated, outcome.latencies_s, qualities(outcome, workload))
 
 
 def qualities(outcome: Outcome, workload: Workload) -> np.ndarray:
-    """Of each answer, in percent of a whole run of the last variant; nan without an answer."""
+    """Returns the quality of each answer, in percent of a whole run of the last variant; nan without an answer."""
     mixed = outcome.answered & ~outcome.resumed
     judged = any(threshold > 0 for plan in outcome.plans for threshold in plan.thresholds)
     found = np.where(mixed, 1.0, np.nan)
@@ -140,18 +142,18 @@ def qualities(outcome: Outcome, workload: Workload) -> np.ndarray:
         for variant in outcome.ladder[:-1]:
             found[outcome.by(variant) & mixed] = workload.share_of_whole(variant)
     found -= np.where(mixed, outcome.loss / workload.curve(outcome.ladder[0]).at(0.0), 0.0)
-    return 100 * np.where(outcome.resumed, workload.worth_at(outcome.resumed_at), found)
+    return 100 * np.where(outcome.resumed, workload.resumed_quality_at(outcome.resumed_at), found)
 
 
 def _mixes(outcome: Outcome, workload: Workload, mixed: np.ndarray) -> np.ndarray:
-    """By request, the quality of the mix that its half minute was answered with, as a share of the last variant's; of
-    several smaller variants each counts by its share of those."""
+    """Returns for each request the quality of the mix in its half minute, as a share of the last variant's. Several
+    smaller variants are weighted by their shares."""
     window = (outcome.arrivals_s // WINDOW_S).astype(int)
     answers = np.maximum(1, np.bincount(window, mixed))
     light = np.bincount(window, outcome.light & mixed, len(answers))
     found = np.where(light > 0, 0.0, 1.0)
     for variant in outcome.ladder[:-1]:
         curve, mine = workload.curve(variant), np.bincount(window, outcome.by(variant) & mixed, len(answers))
-        worth = np.array([curve.at(share) for share in light / answers]) / curve.at(0.0)
-        found += mine / np.maximum(1, light) * worth
+        relative = np.array([curve.at(share) for share in light / answers]) / curve.at(0.0)
+        found += mine / np.maximum(1, light) * relative
     return found[window]

@@ -24,7 +24,7 @@ def test_the_quality_objective_stops_at_the_best_mix():
 def test_the_explanation_of_an_excessive_demand_names_the_served_rate():
     problem, solution = plan_for(SETTING, 1000, objective=Objective.THRESHOLD)
     assert describe(problem, solution)["status"] == "infeasible"
-    assert "332.47 requests/s fit" in explain(problem, solution)
+    assert "332.47 requests/s are served" in explain(problem, solution)
 
 
 def test_the_explanation_names_both_stages_and_the_limit():

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from baselines.comparison.compare import Comparison, compare, compare_files
 from simulator.arrivals import Arrivals, poisson, read_arrivals, spikes, steps
-from simulator.confidences import drawn, read_scores, recorded
+from simulator.confidences import read_scores, recorded, sample_confidences
 from simulator.families import family_setting
 from simulator.request_stream import RequestStream
 from weir.errors import ConfigError
@@ -31,7 +31,9 @@ TRACES = {
 def run(family: str, arrivals: Arrivals, policies) -> Comparison:
     setting = family_setting(family, 16)
     return compare(
-        setting, RequestStream(arrivals, {"light": drawn(setting.deferral, len(arrivals), seed=9)}), policies
+        setting,
+        RequestStream(arrivals, {"light": sample_confidences(setting.deferral, len(arrivals), seed=9)}),
+        policies,
     )
 
 
@@ -46,12 +48,12 @@ def test_no_baseline_is_better_than_weir_on_both_axes(trace):
 
 
 @pytest.mark.parametrize(("trace", "gap"), [("hump", 0.1), ("hump on cascade 2", 0.15), ("slow models", 0.9)])
-def test_weir_comes_close_to_perfect_foresight(trace, gap):
+def test_weir_is_close_to_perfect_foresight(trace, gap):
     found = run(*TRACES[trace], ("weir",))
     assert found.reports[0].windowed_quality <= found.bound + gap
 
 
-def test_a_comparison_prints_plots_and_speaks_json(tmp_path):
+def test_a_comparison_has_a_table_a_plot_and_json(tmp_path):
     found = run("diffserve-1", poisson(np.full(20, 5.0), seed=1), ("all-light", "weir"))
     console = Console(record=True, width=160, file=open(tmp_path / "out", "w"))  # noqa: SIM115
     found.print(console)
@@ -67,7 +69,7 @@ def test_a_comparison_prints_plots_and_speaks_json(tmp_path):
     }  # fmt: skip
 
 
-def test_files_are_compared_by_name(tmp_path):
+def test_files_and_families_are_compared_by_name(tmp_path):
     (tmp_path / "trace.txt").write_text("1500.0,2\n500.0,1\n700.0,1\n")
     # Four values of P(fake) for each of three prompts.
     (tmp_path / "scores.txt").write_text("\n".join(["1"] * 4 + ["0", "0", "1", "1"] + ["0"] * 4))
@@ -76,7 +78,7 @@ def test_files_are_compared_by_name(tmp_path):
     assert found.reports[0].requests == 3
 
 
-def test_recorded_scores_give_one_confidence_a_prompt(tmp_path):
+def test_recorded_scores_give_one_confidence_per_prompt(tmp_path):
     (tmp_path / "scores.txt").write_text("\n".join(["1"] * 4 + ["0", "0", "1", "1"]))
     scores = read_scores(tmp_path / "scores.txt")
     assert recorded(scores, np.array([1, 0, 3])).tolist() == [0.5, 0.0, 0.5]
@@ -85,7 +87,7 @@ def test_recorded_scores_give_one_confidence_a_prompt(tmp_path):
 @pytest.mark.parametrize(
     ("file", "content"), [("scores", "0.5\n0.5\n0.5\n"), ("scores", "2\n2\n2\n2\n"), ("scores", "fake\n")]
 )
-def test_a_score_file_that_makes_no_sense_is_refused(tmp_path, file, content):
+def test_an_invalid_score_file_is_refused(tmp_path, file, content):
     (tmp_path / file).write_text(content)
     with pytest.raises(ConfigError, match=file):
         read_scores(tmp_path / file)
@@ -101,7 +103,7 @@ def test_an_unknown_family_is_refused_with_the_known_ones():
         family_setting("sdxl-h100", 16)
 
 
-def test_confidences_drawn_from_a_curve_follow_it():
+def test_sampled_confidences_follow_the_curve():
     curve = family_setting("diffserve-1", 1).deferral
-    confidences = drawn(curve, 100_000, seed=0)
+    confidences = sample_confidences(curve, 100_000, seed=0)
     assert np.mean(confidences < 0.2) == pytest.approx(curve.at(0.2), abs=0.01)

@@ -14,7 +14,7 @@ from controller.policy import Policy
 from controller.registry import make_policy, names
 from controller.setting import QualityCurve, Setting
 from simulator.arrivals import Arrivals, poisson, steps
-from simulator.confidences import drawn
+from simulator.confidences import sample_confidences
 from simulator.device import STEPS
 from simulator.engine import FETCH_WAIT_S, simulate
 from simulator.families import family_setting
@@ -76,19 +76,19 @@ def run(policy: Policy, arrivals: Arrivals, confidences, *, saved=None, classes=
     return simulate(policy, stream, **more)
 
 
-def test_a_confident_light_image_takes_a_light_batch_and_its_judgement():
+def test_a_confident_light_image_takes_one_light_batch_and_the_discriminator():
     outcome = run(fixed(), at(1.0), np.array([0.9]))
     assert outcome.latencies_s == pytest.approx([0.1 + 0.02])
     assert outcome.paths.tolist() == [LIGHT]
 
 
-def test_a_deferred_image_takes_the_heavy_batch_besides():
+def test_a_deferred_image_takes_a_heavy_batch_as_well():
     outcome = run(fixed(), at(1.0), np.array([0.1]))
     assert outcome.latencies_s == pytest.approx([0.12 + 1.78])
     assert outcome.paths.tolist() == [HEAVY]
 
 
-def test_images_that_wait_leave_together():
+def test_waiting_images_share_a_batch():
     # The first is generated alone; the two that came meanwhile share a batch (0.15 + 0.02 s).
     outcome = run(fixed(), at(1.0, 1.05, 1.1), np.array([0.9, 0.9, 0.9]))
     assert outcome.finished_s == pytest.approx([1.12, 1.29, 1.29])
@@ -103,21 +103,21 @@ def test_a_heavy_image_that_would_be_late_is_answered_with_the_light_one():
     assert (saved.paths == LIGHT + AT_DEADLINE).any()
 
 
-def test_a_request_whose_first_image_could_not_be_in_time_is_refused():
+def test_a_request_whose_first_image_would_be_late_is_refused():
     outcome = run(fixed(heavy_entry=1.0), at(0.0, 0.1, 0.2, 0.3, 0.4), np.full(5, 0.9))
     # Two wait for the batch that ends after 1.78 s + 2.16 s; a third would have to wait for the one behind it.
     assert outcome.paths.tolist() == [HEAVY, HEAVY, HEAVY, UNANSWERED, UNANSWERED]
     assert not outcome.violated[:3].any()
 
 
-def test_a_request_that_entered_heavy_gets_a_light_image_when_its_heavy_one_could_only_start_too_late():
+def test_a_request_that_began_heavy_gets_a_light_image_when_the_heavy_one_would_be_late():
     policy = fixed(heavy_entry=1.0, light_fallback=True)
     outcome = run(policy, at(0.0, 0.1), np.full(2, 0.9), slowdowns=[(0.0, 3.0)])
     assert outcome.paths.tolist() == [HEAVY, LIGHT]
     assert outcome.violated.tolist() == [True, False]
 
 
-def test_what_cannot_make_its_bound_is_dropped():
+def test_a_request_that_cannot_meet_its_drop_bound_is_dropped():
     outcome = run(fixed(drop_after_s=5.0), at(*np.linspace(0, 1, 10)), np.zeros(10))
     assert (outcome.paths == UNANSWERED).any()
     assert outcome.latencies_s[outcome.paths == HEAVY].max() <= 5.0
@@ -130,7 +130,7 @@ def test_what_cannot_make_its_bound_is_dropped():
     gpus=st.integers(1, 4),
 )
 @settings(max_examples=8, derandomize=True)
-def test_every_request_ends_once_and_none_before_it_could(name, gaps, levels, gpus):
+def test_every_request_ends_once_and_not_too_early(name, gaps, levels, gpus):
     setting = family_setting("diffserve-1", gpus=gpus)
     arrivals = at(*np.cumsum(gaps))
     outcome = run(make_policy(name, setting), arrivals, np.random.default_rng(levels).random(len(gaps)))
@@ -144,15 +144,15 @@ def test_every_request_ends_once_and_none_before_it_could(name, gaps, levels, gp
 @pytest.mark.parametrize("name", ["diffserve", "weir"])
 def test_a_run_is_a_function_of_its_seed(name):
     arrivals = poisson(np.full(40, 6.0), seed=1)
-    confidences = drawn(SETTING.deferral, len(arrivals), seed=2)
+    confidences = sample_confidences(SETTING.deferral, len(arrivals), seed=2)
     runs = [run(make_policy(name, SETTING), arrivals, confidences, seed=7) for _ in range(2)]
     assert np.array_equal(runs[0].finished_s, runs[1].finished_s)
     assert runs[0].plans == runs[1].plans
 
 
-def test_weir_keeps_every_deadline_while_replicas_die():
+def test_weir_meets_every_deadline_while_replicas_die():
     arrivals = poisson(np.full(60, 5.0), seed=3)
-    confidences = drawn(SETTING.deferral, len(arrivals), seed=4)
+    confidences = sample_confidences(SETTING.deferral, len(arrivals), seed=4)
     deaths = [(20.0, 0), (35.0, 3)]
     outcome = run(make_policy("weir", SETTING), arrivals, confidences, deaths=deaths)
     assert (outcome.paths != UNANSWERED).all()
@@ -160,28 +160,28 @@ def test_weir_keeps_every_deadline_while_replicas_die():
     assert sum(outcome.plans[-1].replicas.values()) == 2
 
 
-def test_a_controller_that_is_dead_for_an_hour_leaves_a_plan_that_serves():
+def test_the_plan_keeps_serving_while_the_controller_is_dead_for_an_hour():
     class Dies(Weir):
         def observe(self, seen):
             return super().observe(seen) if seen.now_s < 60 else None
 
     arrivals = poisson(np.full(3660, 4.0), seed=3)
-    outcome = run(Dies(SETTING), arrivals, drawn(SETTING.deferral, len(arrivals), seed=4))
+    outcome = run(Dies(SETTING), arrivals, sample_confidences(SETTING.deferral, len(arrivals), seed=4))
     assert (outcome.paths != UNANSWERED).all()
     assert outcome.violated.mean() < 0.01
 
 
-def test_the_death_of_all_loses_requests_and_ends():
+def test_the_run_ends_when_all_replicas_die():
     arrivals = poisson(np.full(20, 5.0), seed=3)
     deaths = [(5.0, i) for i in range(4)]
     outcome = run(make_policy("weir", SETTING), arrivals, np.zeros(len(arrivals)), deaths=deaths)
     assert (outcome.paths[outcome.arrivals_s > 5.0] == UNANSWERED).all()
 
 
-def test_weir_serves_what_it_can_of_a_flood():
+def test_weir_serves_its_capacity_under_overload():
     # Ten times what all light GPUs could generate: the admitted part is in time, the rest is refused at once.
     arrivals = poisson(np.full(30, 800.0), seed=5)
-    outcome = run(make_policy("weir", SETTING), arrivals, drawn(SETTING.deferral, len(arrivals), 6))
+    outcome = run(make_policy("weir", SETTING), arrivals, sample_confidences(SETTING.deferral, len(arrivals), 6))
     late = outcome.arrivals_s > 10
     served = (~outcome.violated & late).sum() / 20
     assert served > 0.6 * 4 * 20.0
@@ -192,12 +192,12 @@ def test_a_trace_need_not_begin_at_zero():
     assert late.latencies_s == pytest.approx([0.12, 0.12], abs=1e-6)
 
 
-def test_no_request_at_all_is_a_run_too():
+def test_a_run_without_requests_is_valid():
     outcome = run(make_policy("weir", SETTING), at(), np.array([]))
     assert len(outcome.paths) == 0
 
 
-def test_a_change_of_role_lets_the_running_batch_end_and_moves_the_queue():
+def test_a_role_change_finishes_the_running_batch_and_moves_the_queue():
     class Turns(Fixed):
         light, heavy = 1, 2
 
@@ -213,9 +213,9 @@ def test_a_change_of_role_lets_the_running_batch_end_and_moves_the_queue():
     assert (outcome.paths == HEAVY).sum() >= 3
 
 
-def test_a_slower_device_moves_the_plan_within_a_minute_and_keeps_the_deadlines():
+def test_a_slower_device_changes_the_plan_within_a_minute_and_deadlines_are_met():
     arrivals = poisson(np.full(150, 6.0), seed=3)
-    confidences = drawn(SETTING.deferral, len(arrivals), seed=4)
+    confidences = sample_confidences(SETTING.deferral, len(arrivals), seed=4)
     slower = run(make_policy("weir", SETTING), arrivals, confidences, slowdowns=[(60.0, 1.5)])
     steady = run(make_policy("weir", SETTING), arrivals, confidences)
 
@@ -242,7 +242,7 @@ STEPWISE = Profile.model_validate(
 )  # fmt: skip
 
 
-def test_where_steps_were_measured_a_late_image_joins_those_that_run():
+def test_with_a_stepwise_profile_a_late_image_joins_the_running_ones():
     outcome = run(Fixed(Setting.of(STEPWISE, 2, 10.0)), at(1.0, 2.0), np.zeros(2), profile=STEPWISE)
     # The second joins after 1 s of the first one's 2 s; both then go at the pace of two, 3 s for a whole run.
     assert outcome.finished_s[0] == pytest.approx(1.1 + 1.0 + 0.5 * 3)
@@ -253,7 +253,7 @@ def test_where_steps_were_measured_a_late_image_joins_those_that_run():
 @pytest.mark.parametrize("name", names(levels=False))
 @given(gaps=st.lists(st.floats(0, 1), min_size=1, max_size=60), levels=st.integers(0, 99), way_s=st.floats(0, 0.3))
 @settings(max_examples=8, derandomize=True, deadline=None)
-def test_every_request_ends_once_also_by_steps_and_with_calls_that_take_their_time(name, gaps, levels, way_s):
+def test_every_request_ends_once_with_stepwise_batches_and_network_delays(name, gaps, levels, way_s):
     arrivals, confidences = at(*np.cumsum(gaps)), np.random.default_rng(levels).random(len(gaps))
     for setting, profile in ((family_setting("diffserve-1", gpus=3), None), (Setting.of(STEPWISE, 3, 6.0), STEPWISE)):
         outcome = run(
@@ -265,36 +265,36 @@ def test_every_request_ends_once_also_by_steps_and_with_calls_that_take_their_ti
         assert (outcome.latencies_s >= 0.1 + 2 * way_s - 1e-9).all()
 
 
-def test_a_call_takes_its_time_out_and_back():
+def test_a_call_takes_the_network_delay_twice():
     outcome = run(fixed(), at(1.0), np.array([0.1]), transit_s=(0.05,))
     assert outcome.latencies_s == pytest.approx([0.05 + 0.12 + 0.05 + 0.05 + 1.78 + 0.05])
 
 
-def test_a_hit_goes_to_the_heavy_variant_at_once_and_runs_only_what_is_left():
+def test_a_hit_starts_at_the_heavy_variant_and_runs_the_remaining_steps():
     outcome = run(fixed(), at(1.0), np.array([0.9]), saved=np.array([0.5]))
     assert outcome.latencies_s == pytest.approx([0.5 * 1.78])
     assert outcome.paths.tolist() == [FROM_CACHE]
     assert outcome.resumed_at.tolist() == [25]
 
 
-def test_a_hit_that_saves_too_little_for_the_plan_begins_light_and_resumes_when_deferred():
+def test_a_hit_below_the_cut_of_the_plan_begins_light_and_resumes_when_deferred():
     outcome = run(fixed(direct=0.6), at(1.0, 9.0), np.array([0.9, 0.1]), saved=np.array([0.5, 0.5]))
     assert outcome.latencies_s == pytest.approx([0.12, 0.12 + 0.5 * 1.78])
     assert outcome.paths.tolist() == [LIGHT, FROM_CACHE]
 
 
-def test_a_state_is_waited_for_and_one_that_comes_too_late_costs_a_whole_run():
+def test_a_state_that_arrives_too_late_costs_a_whole_run():
     saved = np.array([0.5, 0.5])
     outcome = run(fixed(), at(1.0, 9.0), np.zeros(2), saved=saved, fetches=[(0.0, 0.01), (8.0, 0.5)])
     assert outcome.latencies_s == pytest.approx([0.01 + 0.5 * 1.78, FETCH_WAIT_S + 1.78])
     assert outcome.paths.tolist() == [FROM_CACHE, HEAVY]
 
 
-def test_weir_stops_asking_a_store_that_fails_so_that_the_threshold_chooses_who_stays_light_and_not_the_clock():
+def test_weir_stops_using_a_failing_store_so_that_the_threshold_decides_which_images_stay_light():
     falling = QualityCurve(tuple(1 - 0.07 * (k / 10) ** 2 for k in range(11)), smaller_is_better=False)
     setting = replace(family_setting("sdxl-a100", gpus=16), resumed=0.97, quality=falling)
     arrivals = steps(6, 12, 200, 30, 3)
-    confidences = drawn(setting.deferral, len(arrivals), 4)
+    confidences = sample_confidences(setting.deferral, len(arrivals), 4)
     saved = np.where(np.random.default_rng(1).random(len(arrivals)) < 0.5, 0.4, 0)
 
     class Believes(Weir):
@@ -311,14 +311,14 @@ def test_weir_stops_asking_a_store_that_fails_so_that_the_threshold_chooses_who_
     assert by_deadline[1] < by_deadline[0] / 2
 
 
-def test_where_the_plan_leaves_the_cache_alone_a_hit_is_generated_like_a_miss():
+def test_a_hit_is_generated_like_a_miss_when_the_plan_ignores_the_cache():
     outcome = run(fixed(reuse=False), at(1.0, 9.0), np.array([0.9, 0.1]), saved=np.array([0.5, 0.5]))
     assert outcome.latencies_s == pytest.approx([0.12, 0.12 + 1.78])
     assert outcome.paths.tolist() == [LIGHT, HEAVY]
     assert not outcome.resumed.any()
 
 
-def test_a_short_run_takes_less_time_and_is_worth_less_unless_a_state_leaves_fewer_steps():
+def test_a_short_run_takes_less_time_and_loses_quality_unless_a_state_leaves_fewer_steps():
     policy = fixed(runs=(ShortRun(steps=10, work=0.2, loss=3.0),), heavy_steps=10, direct=1.0)
     outcome = run(policy, at(1.0, 9.0, 17.0), np.array([0.1] * 3), saved=np.array([0.0, 0.5, 0.9]))
     assert outcome.latencies_s == pytest.approx([0.12 + 0.2 * 1.78, 0.12 + 0.2 * 1.78, 0.12 + 0.1 * 1.78])
@@ -326,12 +326,12 @@ def test_a_short_run_takes_less_time_and_is_worth_less_unless_a_state_leaves_few
     assert outcome.paths.tolist() == [HEAVY, HEAVY, FROM_CACHE]
 
 
-def test_a_prompt_of_a_hard_level_goes_to_the_heavy_variant_at_once():
+def test_a_prompt_of_a_hard_level_starts_at_the_heavy_variant():
     outcome = run(fixed(heavy_levels=1), at(1.0, 9.0, 17.0), np.array([0.9] * 3), classes=[0, 1, -1])
     assert outcome.paths.tolist() == [HEAVY, LIGHT, LIGHT]
 
 
-def test_a_resumed_image_that_is_doubted_is_generated_from_noise_and_the_better_one_is_the_answer():
+def test_a_doubted_resumed_image_is_generated_from_noise_and_the_better_image_is_the_answer():
     lookups = [CacheLookup("p", resume=Resume("k", 25, min_confidence=0.8))] * 2
     stream = RequestStream(
         at(1.0, 9.0), {LIGHT: np.zeros(2), HEAVY: np.full(2, 0.9)}, resumed=np.array([0.95, 0.5]), lookups=lookups
@@ -341,7 +341,7 @@ def test_a_resumed_image_that_is_doubted_is_generated_from_noise_and_the_better_
     assert outcome.latencies_s == pytest.approx([0.5 * 1.78, 0.5 * 1.78 + 1.78])
 
 
-def test_a_doubted_image_of_the_last_variant_is_generated_again_from_other_noise_while_there_is_time():
+def test_a_doubted_image_of_the_last_variant_is_redrawn_while_there_is_time():
     stream = RequestStream(
         at(1.0, 9.0), {LIGHT: np.zeros(2), HEAVY: np.array([0.7, 0.2])}, redrawn=np.array([[0.1, 0.3], [0.9, 0.9]])
     )
@@ -379,7 +379,7 @@ class Given(Policy):
         return self.plan
 
 
-def test_a_chain_of_three_goes_on_to_the_next_variant_where_a_judge_defers():
+def test_a_chain_of_three_continues_with_the_next_variant_when_a_judge_defers():
     chain = (LIGHT, "medium", HEAVY)
     plan = Plan(1, tuple(Assignment(key, 1) for key in chain), (0.5, 0.5), chain)
     confidences = {LIGHT: np.array([0.9, 0.1, 0.1]), "medium": np.array([0.9, 0.9, 0.1])}
@@ -389,7 +389,7 @@ def test_a_chain_of_three_goes_on_to_the_next_variant_where_a_judge_defers():
     assert outcome.light.tolist() == [True, True, False]
 
 
-def test_a_plan_with_levels_deals_prompts_to_them_by_class_and_resumes_where_a_state_is_stored():
+def test_a_plan_with_levels_assigns_prompts_by_class_and_resumes_from_stored_states():
     levels = (Level("full", HEAVY, "full"), Level("K=5", HEAVY, "K=5", skipped=5), Level("light", LIGHT, "light"))
     routing = LevelRouting(levels, ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0)))
     roles = tuple(Assignment(role, 1) for role in ("full", "K=5", "light"))
@@ -400,7 +400,7 @@ def test_a_plan_with_levels_deals_prompts_to_them_by_class_and_resumes_where_a_s
     assert outcome.latencies_s == pytest.approx([2.0, 1.0, 0.1])
 
 
-def test_where_the_rules_leave_the_replica_to_chance_the_seed_decides():
+def test_the_seed_decides_a_random_replica_choice():
     class AtRandom(Fixed):
         light, heavy = 4, 1
 
@@ -411,7 +411,7 @@ def test_where_the_rules_leave_the_replica_to_chance_the_seed_decides():
 
 
 @pytest.mark.parametrize(("again", "path"), [(True, LIGHT), (False, HEAVY)])
-def test_a_replica_that_changes_its_role_sends_its_queue_away_or_takes_it_along_as_the_rules_say(again, path):
+def test_a_role_change_dispatches_or_keeps_the_queue_according_to_the_rules(again, path):
     class Turns(Fixed):
         light, heavy = 2, 1
 

@@ -112,7 +112,7 @@ RUNS = {
 
 
 @pytest.mark.parametrize("run", RUNS.values(), ids=RUNS.keys())
-def test_the_fast_simulator_foresees_what_the_load_balancer_does(run) -> None:
+def test_the_fast_simulator_predicts_the_load_balancer(run) -> None:
     policy, profile, gpus, slo_s, requests, more = run
     fast, exact = both(policy, profile, gpus, slo_s, requests, **more)
     assert abs(fast.violated.mean() - exact.violated.mean()) <= 0.003
@@ -164,13 +164,13 @@ def test_a_run_is_a_function_of_its_arguments() -> None:
     assert runs[0].finished_s.tolist() == runs[1].finished_s.tolist()
 
 
-def test_a_late_first_arrival_is_not_waited_for() -> None:
+def test_the_time_before_a_late_first_arrival_is_skipped() -> None:
     outcome = simulate_exactly(fixed(), RequestStream(at(9_000.0), {"light": np.array([0.9])}))
     assert outcome.latencies_s == pytest.approx([0.12])
     assert outcome.plans[0].at_s == 9_000.0 - 60.0
 
 
-def test_no_requests_are_an_empty_outcome() -> None:
+def test_a_run_without_requests_has_an_empty_outcome() -> None:
     outcome = simulate_exactly(fixed(), RequestStream(at(), {"light": np.empty(0)}))
     assert len(outcome.paths) == 0
 
@@ -191,7 +191,7 @@ def test_a_policy_that_fails_ends_the_simulation() -> None:
         simulate_exactly(broken, RequestStream(at(5.0), {"light": np.array([0.9])}))
 
 
-def test_at_five_times_the_capacity_what_is_accepted_is_in_time_and_refusals_end_with_the_burst() -> None:
+def test_at_five_times_the_capacity_accepted_requests_are_in_time_and_refusals_end_with_the_burst() -> None:
     # A batch of two light images takes 0.17 s, so the one light replica serves about 12 requests/s.
     calm, burst = np.arange(0, 20, 0.5), 20 + np.arange(0, 20, 1 / 60)
     times_s = np.concatenate([calm, burst, 40 + calm])
@@ -217,7 +217,7 @@ def test_virtual_time_jumps_to_the_next_timer() -> None:
         assert runner.run(waits()) == pytest.approx(7200)
 
 
-def test_a_deadlock_is_an_error_and_no_endless_wait() -> None:
+def test_a_deadlock_raises_an_error() -> None:
     async def waits() -> None:
         await asyncio.get_running_loop().create_future()
 

@@ -37,7 +37,7 @@ def run(policy: str, per_min: float, seconds: int = 300, ladder: Ladder = PUBLIS
 
 @pytest.mark.parametrize("policy", names(levels=True))
 @pytest.mark.parametrize("ladder", [PUBLISHED, told_apart(PUBLISHED)], ids=["one class", "six classes"])
-def test_answers_are_in_time_and_no_gpu_does_more_than_it_can(policy, ladder):
+def test_answers_are_in_time_and_no_gpu_exceeds_its_capacity(policy, ladder):
     outcome = run(policy, 300, 60, ladder)
     answered = outcome.answered
     waits = (outcome.finished_s - outcome.arrivals_s)[answered]
@@ -53,7 +53,7 @@ def test_answers_are_in_time_and_no_gpu_does_more_than_it_can(policy, ladder):
     ("policy", "per_min", "quality"),
     [("clipper-heavy", 188.6, 100), ("clipper-light", 327, 89.8), ("nirvana", 220, 96.9), ("pac", 377, 91.7)],
 )
-def test_baselines_reach_the_throughput_and_quality_that_their_levels_give(policy, per_min, quality):
+def test_baselines_reach_the_throughput_and_quality_of_their_levels(policy, per_min, quality):
     """Published at 388 a minute: 177 to 186 at 100, 325 to 329 at 89.8, 223 to 225 at 96.7; and 370 for AccuScale."""
     outcome = run(policy, 388, 600)
     steady = outcome.arrivals_s > 120
@@ -62,14 +62,14 @@ def test_baselines_reach_the_throughput_and_quality_that_their_levels_give(polic
     assert outcome.qualities[served].mean() == pytest.approx(quality, abs=1.2)
 
 
-def test_calm_gets_the_best_level_from_all_but_the_fixed():
+def test_low_demand_gets_the_best_level_from_all_adaptive_policies():
     for policy in ("clipper-heavy", "pac", "argus", "weir-levels"):
         outcome = run(policy, 50, 120)
         assert outcome.answered.all()
         assert outcome.qualities.mean() == pytest.approx(100, abs=0.2)
 
 
-def test_weir_answers_more_in_time_than_argus_and_knows_prompts_better():
+def test_weir_answers_more_requests_in_time_than_argus_and_matches_prompts_better():
     ladder = told_apart(PUBLISHED)
     argus, agnostic, weir = (run(policy, 250, 120, ladder) for policy in ("argus", "pac", "weir-levels"))
     assert weir.answered.mean() >= argus.answered.mean()
@@ -87,7 +87,7 @@ def test_weir_plans_no_level_that_the_queue_leaves_no_time_for():
     assert sum(full.routing.shares[0][:2]) == 0  # K = 0 and K = 5 would take 4.2 and 3.78 s
 
 
-def test_a_gpu_that_loads_another_model_is_lost_for_the_time():
+def test_a_gpu_is_unavailable_while_it_loads_another_model():
     smaller = make_policy("proteus-levels", Setting.of_ladder(PUBLISHED, 1, 12.6))
     arrivals = np.arange(0, 60, 2.6)
     outcome = simulate_levels(smaller, arrivals, np.zeros(len(arrivals), dtype=int))
@@ -106,7 +106,7 @@ def test_a_trace_without_requests_gives_a_report():
     assert (report.requests, report.violation_ratio, report.quality) == (0, 0.0, None)
 
 
-def test_files_give_json_a_table_and_pictures(tmp_path, capsys):
+def test_files_give_json_a_table_and_plots(tmp_path, capsys):
     trace = tmp_path / "trace.csv"
     trace.write_text("arrival_s,prompt\n" + "".join(f"{i / 5},prompt {i % 7}\n" for i in range(100)))
     found = compare_level_files(LADDERS / "argus-sdxl.json", trace, ["weir-levels", "pac"], gpus=8)
@@ -129,7 +129,7 @@ def test_a_ladder_is_found_by_name_or_path(tmp_path):
         assert ladder_file(other) is None
 
 
-def test_bad_input_is_named():
+def test_invalid_input_is_refused_and_named():
     with pytest.raises(ConfigError, match=r"policy is 'best'; known: weir, .*argus"):
         make_policy("best", Setting.of_ladder(PUBLISHED, 8, 12.6))
     bare = Ladder.model_validate(PUBLISHED.model_dump() | {"similarity_shares": ()})

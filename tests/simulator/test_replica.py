@@ -68,14 +68,14 @@ def bench(stepwise: bool = True, batch: int = 2) -> Bench:
     return Bench(stepwise, Plan.split(1, 0, 1, light_batch=batch, heavy_batch=batch, threshold=0.0))
 
 
-def test_an_image_alone_takes_its_prompt_its_steps_and_its_decoding():
+def test_a_single_image_takes_its_encoding_steps_and_decoding():
     at = bench()
     at.send("a", 1.0)
     assert at.run()["a"] == pytest.approx(1.0 + 0.01 + 10 * 0.1 + 0.02)
     assert at.replies["a"][1] == pytest.approx(Reply(0.01, 1.02, 1, 1, 0))
 
 
-def test_an_image_that_comes_meanwhile_joins_at_the_next_step():
+def test_an_image_that_arrives_later_joins_at_the_next_step():
     at = bench()
     at.send("a", 0.0)
     at.send("b", 0.34)  # the fourth step ends at 0.41
@@ -85,7 +85,7 @@ def test_an_image_that_comes_meanwhile_joins_at_the_next_step():
     assert found["b"] == pytest.approx(found["a"] + 4 * 0.1 + 0.02)
 
 
-def test_more_images_than_fit_go_by_their_deadlines_also_those_that_are_begun():
+def test_images_beyond_the_batch_size_run_in_order_of_their_deadlines():
     at = bench(batch=1)
     at.send("patient", 0.0, deadline=50.0)
     at.send("urgent", 0.35, deadline=5.0)
@@ -94,7 +94,7 @@ def test_more_images_than_fit_go_by_their_deadlines_also_those_that_are_begun():
     assert found["urgent"] == pytest.approx(0.41 + 0.01 + 10 * 0.1 + 0.02, abs=0.25)  # the oldest has its turns
 
 
-def test_images_that_arrive_together_share_a_batch_and_nothing_joins_it():
+def test_whole_batches_are_closed_to_later_images():
     at = bench(stepwise=False, batch=4)
     for image in "ab":
         at.send(image, 1.0)
@@ -115,7 +115,7 @@ def test_a_cancelled_image_leaves_before_the_next_step_and_is_not_answered():
     assert found["a"] < 0.02 + 10 * 0.13 + 0.02
 
 
-def test_a_role_that_was_given_up_sends_away_what_waits_and_keeps_what_is_begun():
+def test_a_role_change_returns_waiting_images_and_keeps_begun_ones():
     at = bench(stepwise=False, batch=1)
     at.send("a", 0.0)
     at.send("b", 0.1)
@@ -127,7 +127,7 @@ def test_a_role_that_was_given_up_sends_away_what_waits_and_keeps_what_is_begun(
     assert [job.image for job in moved] == ["b"]
 
 
-def test_a_dead_replica_says_what_it_had_and_nothing_else():
+def test_a_dead_replica_reports_its_lost_images_only():
     at = bench()
     for image in "ab":
         at.send(image, 0.0)
@@ -182,7 +182,7 @@ class StepByStep:
     batch=st.integers(1, 4),
 )
 @settings(max_examples=150, deadline=None, derandomize=True)
-def test_images_are_finished_when_they_would_be_with_an_event_for_every_step(stepwise, sent, batch):
+def test_finish_times_equal_those_of_a_simulation_with_an_event_per_step(stepwise, sent, batch):
     plan = Plan.split(1, 1, 1, light_batch=batch, heavy_batch=batch, threshold=0.0)
     at, other = Bench(stepwise, plan), Bench(stepwise, plan)
     jobs = []
@@ -196,7 +196,7 @@ def test_images_are_finished_when_they_would_be_with_an_event_for_every_step(ste
     assert at.replica.busy_s <= max(found.values()) - min(at for at, _ in jobs) + 1e-6
 
 
-def test_times_of_a_device_that_became_slower_count_from_the_next_step_on():
+def test_a_slower_device_takes_effect_at_the_next_step():
     at = bench()
     at.send("a", 0.0)
     at.device.slower = 2.0

@@ -17,9 +17,7 @@ def outcome(arrivals, latencies, paths, slo_s=5.0, loss=None) -> Outcome:
     arrivals = np.array(arrivals, dtype=float)
     resumed_at = np.zeros(len(paths), dtype=int)
     finished = arrivals + latencies
-    return Outcome(
-        "p", slo_s, ("light", "heavy"), arrivals, finished, np.array(paths), resumed_at, loss, 8.0, 3, (), 2
-    )
+    return Outcome("p", slo_s, ("light", "heavy"), arrivals, finished, np.array(paths), resumed_at, loss, 8.0, 3, (), 2)
 
 
 def test_late_and_unanswered_requests_are_violations():
@@ -42,16 +40,16 @@ def test_quality_is_the_mean_over_windows_of_the_curve_at_their_light_share():
 
 
 @pytest.mark.parametrize(("smaller_is_better", "quality"), [(True, 11.0), (False, 9.0)])
-def test_what_short_heavy_runs_lose_makes_it_worse(smaller_is_better, quality):
+def test_the_loss_of_short_heavy_runs_lowers_the_quality(smaller_is_better, quality):
     run = outcome([0, 1], [1, 1], ["light", "heavy"], loss=[0.0, 2.0])
     assert windowed_quality(run, QualityCurve((20.0, 10.0, 30.0), smaller_is_better)) == pytest.approx(quality)
 
 
-def test_requests_that_all_come_at_once_count_as_those_of_one_second():
+def test_simultaneous_requests_count_as_one_second():
     assert report(outcome([3, 3], [1, 1], ["light", "light"]), None).goodput_rps == 2.0
 
 
-def test_a_run_without_requests_has_figures_too():
+def test_a_run_without_requests_has_figures():
     assert report(outcome([], [], []), None).violation_ratio == 0.0
 
 

@@ -12,7 +12,7 @@ import yaml
 
 from baselines.comparison.runs import Run, Windows
 from baselines.comparison.systems import COMPARED, SystemComparison, compare_systems
-from cache.policy.resume_quality import load_worth
+from cache.policy.resume_quality import load_resume_quality
 from cache.policy.selector import load_selector
 from simulator.arrivals import Arrivals, resampled
 from simulator.workload import Workload, nearest_earlier, service_workload
@@ -42,23 +42,23 @@ def test_every_policy_of_every_system_has_its_row(found):
         assert 85 < r.quality < 102, r.policy
 
 
-def test_weir_keeps_deadlines_with_better_images_than_any_other_that_keeps_them(found):
+def test_weir_has_the_best_images_among_the_policies_that_meet_deadlines(found):
     weir, *others = found.reports
     assert weir.violation_ratio < 0.01
     for other in others:
         assert other.violation_ratio > weir.violation_ratio or other.quality <= weir.quality + 1e-9, other.policy
 
 
-def test_answers_are_judged_by_what_they_are(found):
+def test_the_quality_of_an_answer_follows_its_path(found):
     runs = {run.policy: run for run in found.runs}
     work = found.workload
     assert runs["all-light"].qualities == pytest.approx(100 * work.share_of_whole("light"))
     answered = np.isfinite(runs["nirvana"].latencies_s)
-    assert runs["nirvana"].qualities[answered] == pytest.approx(100 * work.own_worth[answered])
+    assert runs["nirvana"].qualities[answered] == pytest.approx(100 * work.own_resumed_quality[answered])
     assert np.nanmax(runs["argus"].qualities) <= 100
 
 
-def test_the_ladder_is_what_was_measured_of_this_service(workload):
+def test_the_ladder_has_the_measurements_of_the_service(workload):
     ladder = workload.setting.ladder
     assert ladder is not None
     assert [level.skipped_steps for level in ladder.levels] == [0, 5, 10, 15, 20, 25, 0]
@@ -67,17 +67,17 @@ def test_the_ladder_is_what_was_measured_of_this_service(workload):
     assert ladder.similarity_shares[0] == pytest.approx((workload.ks == 0).mean())
 
 
-def test_a_request_finds_the_nearest_prompt_before_it_and_no_later_one():
+def test_a_request_finds_the_nearest_earlier_prompt():
     vectors = np.array([[1.0, 0.0], [0.6, 0.8], [1.0, 0.0], [0.0, 1.0]])
     assert nearest_earlier(vectors, block=2) == pytest.approx([-1, 0.6, 1.0, 0.8])
 
 
-def test_more_demand_does_not_make_prompts_familiar(workload):
+def test_scaled_demand_does_not_raise_similarities(workload):
     first = len(workload.arrivals) // 2
     assert (workload.ks[:first] == workload.ks[first : 2 * first]).all()
 
 
-def test_a_scaled_demand_keeps_its_form_and_a_redrawn_one_its_size():
+def test_scaling_keeps_the_shape_of_the_demand_and_resampling_its_size():
     arrivals = Arrivals.of(np.linspace(0, 99.9, 1000), np.arange(1000))
     scaled = resampled(arrivals, 2.0)
     assert len(scaled) == pytest.approx(2000, abs=2)
@@ -97,7 +97,7 @@ def test_windows_count_every_request_once():
     assert windows.violations(run).tolist() == [50, 0, 0]
 
 
-def test_it_prints_plots_speaks_json_and_writes_a_page_that_needs_nothing_else(found, tmp_path, capsys):
+def test_a_comparison_of_systems_has_a_table_a_plot_json_and_a_self_contained_page(found, tmp_path, capsys):
     found.print()
     assert "weir-levels" in capsys.readouterr().out
     found.plot(tmp_path / "plot.svg")
@@ -122,26 +122,26 @@ def service(tmp_path: Path, **changes) -> Path:
     return path
 
 
-def test_hits_by_confidence_come_as_often_and_save_as_much_as_was_measured(tmp_path):
+def test_hits_by_confidence_have_the_measured_frequency_and_saving(tmp_path):
     judged = service(tmp_path, cache={"mode": "read", "selector": JUDGED})
     found = service_workload(judged, load_trace(Path("traces/bursty.csv")), gpus=2)
-    share, ran = load_worth(JUDGED).hits(load_selector(JUDGED))
+    share, ran = load_resume_quality(JUDGED).hits(load_selector(JUDGED))
     assert found.ladder == (0, 25)
     assert (found.ks > 0).mean() == pytest.approx(share, abs=0.1)
     doubted = (found.requests.resumed == 0).mean()
     assert (50 - 25) / 5 + 50 * doubted == pytest.approx(ran, abs=5)
-    assert found.own_worth.max() <= 1
+    assert found.own_resumed_quality.max() <= 1
 
 
 @pytest.mark.parametrize(
     ("changes", "remedy"),
     [
-        ({"profile": None, "controller": {}}, "names no profile"),
+        ({"profile": None, "controller": {}}, "the key profile is missing"),
         ({"profile": "a100"}, "confidences and the quality of mixes.*weir calibrate"),
         ({"cache": {"mode": "read"}}, "nirvana: says nothing of what resumed images are worth"),
     ],
 )
-def test_a_service_that_lacks_a_measurement_is_told_which(tmp_path, changes, remedy):
+def test_a_missing_measurement_of_the_service_is_named(tmp_path, changes, remedy):
     if changes.get("profile") == "a100":
         changes = {"profile": str(Path("deploy/profiles/a100-sdxl.json").resolve())}
     with pytest.raises(ConfigError, match=remedy):
