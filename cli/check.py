@@ -35,8 +35,8 @@ def check(
                 raise typer.Exit(2) from None
             raise
     if as_json:
-        print_json({"file": str(file), "ok": True, "kind": found.kind, "says": found.says})
+        print_json({"file": str(file), "ok": True, "kind": found.kind, "says": found.details})
         return
     say(f": a {found.kind}, and nothing is wrong with it", bold=str(file))
-    for line in found.says:
+    for line in found.details:
         say(f"  {line}")

@@ -1,9 +1,9 @@
-"""The Serve application: a pool of workers and, in front of it, the load balancer.
+"""The Serve application that serves images: the load balancer, the pool of workers and the cache.
 
-Named in a declarative configuration as ``import_path: deploy.app:build`` with ``args: {config: <service file>}``.
+A declarative configuration refers to it by ``import_path: deploy.app:build`` with ``args: {config: <service file>}``.
 """
 
-# Annotations stay objects here: Serve looks at the type of build's argument to read it.
+# Annotations are not postponed here: Serve reads the type of the argument of build.
 
 from functools import partial
 from typing import Any
@@ -21,30 +21,30 @@ from weir.profiles import load_profile
 from weir.telemetry import RayMetrics
 from workers.replica import Worker
 
-#: Replicas queue and batch for themselves, so Serve never holds a request back.
+#: Limit of concurrent requests. Replicas queue and batch themselves, so Serve must not hold requests back.
 UNLIMITED = 100_000
-#: There is one load balancer and one cache: whichever does not answer three times for so long is replaced.
+#: Timeout of a health check, seconds. Serve replaces the load balancer or the cache after three timeouts.
 HUNG_S = 10
-#: Constant: Serve restarts the whole application when this changes.
+#: Request router of the pool. Serve restarts the whole application when this value changes.
 ROUTER = {"request_router_class": "load_balancer.pool.router.ChosenReplicaRouter"}
-#: One line of log for each call would cost more than the call.
+#: Logging configuration without an access log, which would cost more than the calls.
 QUIET = {"enable_access_log": False}
 
 
 class AppArgs(BaseModel):
-    """``args`` of the application. A change of them restarts it; plans travel as ``user_config`` and do not."""
+    """``args`` of the application. A change of them restarts it; a plan is a ``user_config``, which does not."""
 
     model_config = ConfigDict(extra="forbid")
 
     config: str
-    digest: str = ""  # read by nobody: it changes when the file does, and the application with it
+    digest: str = ""  # not read; it changes with the file and makes Serve restart the application
 
 
 def build(args: AppArgs) -> Application:
     """Builds the application of a service file.
 
     Raises:
-        ConfigError: names the file, the key and the remedy.
+        ConfigError: the file is invalid; the message names the file, the key and the remedy.
     """
     service, family = load_service(located(args.config))
     plan = service.plan.plan(family.keys).to_dict()
@@ -101,14 +101,14 @@ def build(args: AppArgs) -> Application:
 
 
 def judge(family: FamilyConfig) -> Any:
-    """What judges the family's images, where the cache does; loaded in the process that asks for it."""
+    """Loads the judge of the family in the process of the cache."""
     from workers.models.judges import family_judge
 
     return family_judge(family)
 
 
 def actor_options(pool: PoolConfig) -> dict[str, object]:
-    """What one replica of the pool asks of the cluster."""
+    """Returns the Ray resources that one replica of the pool requires."""
     return {
         "num_cpus": pool.cpus_per_replica,
         "num_gpus": pool.gpus_per_replica,

@@ -1,7 +1,7 @@
-"""``weir check``: what a file of ours is, what is wrong with it, or what it does.
+"""``weir check``: detects the kind of a file, validates it and describes its content.
 
-What a file is follows from its content: from the keys at its top, from the header of a CSV file, from the metadata of a
-safetensors file. Every kind is read by the loader that the commands read it with.
+The kind follows from the content: the top-level keys, the header of a CSV file, or the tensors of a safetensors file.
+Every kind is read by the same loader as in the other commands.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ from weir.prompt_levels import LevelHead
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """A file in which nothing is wrong.
+    """The description of a valid file.
 
     Attributes:
-        kind: what it is, such as ``service``.
-        says: sentences on what it does.
+        kind: kind of the file, such as ``service``.
+        details: sentences that describe its content.
     """
 
     kind: str
-    says: tuple[str, ...]
+    details: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,8 @@ def check(path: Path) -> Check:
     """Reads a file, or a folder of dashboards.
 
     Raises:
-        ConfigError: it is wrong, or nothing that we know; names the file and the key, the line or the remedy.
+        ConfigError: the file is invalid or of an unknown kind; the message names the file and the key, the line or the
+            remedy.
     """
     if path.is_dir():
         return Check("folder of dashboards", _dashboards(path))
@@ -78,10 +79,10 @@ def check(path: Path) -> Check:
 
 
 def _fields(path: Path) -> dict[Any, Any] | None:
-    """The keys and values of a YAML or JSON file; None for another text, which then is a trace if anything.
+    """Reads the keys and values of a YAML or JSON file. Returns None for other text, which can only be a trace.
 
     Raises:
-        ConfigError: it is to be YAML or JSON by its name, and is neither.
+        ConfigError: the suffix is that of YAML or JSON, and the content is neither.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -91,7 +92,7 @@ def _fields(path: Path) -> dict[Any, Any] | None:
             return None
         mark = getattr(error, "problem_mark", None)
         line = mark.line + 1 if mark else getattr(error, "lineno", None)
-        # Not what the parser says: it quotes the file, which may be one of keys.
+        # The parser's message is left out: it quotes the file, which may contain API keys.
         place = f" from line {line} on" if line else ""
         raise ConfigError(f"{path}: is neither YAML nor JSON{place}") from None
     return fields if isinstance(fields, dict) else None
@@ -111,19 +112,19 @@ def _service(path: Path) -> tuple[str, ...]:
     return (
         f"serves {family.name} at {service.http.host}:{service.http.port} within {service.slo_s:g} s",
         f"starts with{emulated} replicas: {replicas}",
-        f"plans with the policy {service.controller.policy}" if service.controlled else "keeps to this plan",
+        f"plans with the policy {service.controller.policy}" if service.controlled else "keeps this plan",
         "uses no cache" if cache.mode == "off" else f"uses a cache ({cache.mode})",
-        "asks for no key" if service.keys_file is None else f"asks for a key of {service.keys_file}",
+        "requires no API key" if service.keys_file is None else f"requires an API key of {service.keys_file}",
     )
 
 
 def _family(path: Path) -> tuple[str, ...]:
     family = load_family(path)
-    says = [f"{family.name}: {family.size} × {family.size} pixels from {family.pipeline}"]
+    details = [f"{family.name}: {family.size} × {family.size} pixels from {family.pipeline}"]
     for key, variant in family.variants.items():
         judge = f", judged by {variant.discriminator}" if variant.discriminator else ""
-        says.append(f"{key}: {variant.name}, {variant.steps} steps{judge}")
-    return tuple(says)
+        details.append(f"{key}: {variant.name}, {variant.steps} steps{judge}")
+    return tuple(details)
 
 
 def _keys(path: Path) -> tuple[str, ...]:
@@ -134,13 +135,13 @@ def _keys(path: Path) -> tuple[str, ...]:
 
 def _profile(path: Path) -> tuple[str, ...]:
     profile = load_profile(path)
-    says = [f"{profile.family} on {profile.device}"]
+    details = [f"{profile.family} on {profile.device}"]
     for key, variant in profile.variants.items():
         seconds = ", ".join(f"{b}: {s:.3g} s" for b, s in zip(variant.batch_sizes, variant.latency_s, strict=True))
         confidences = f"; {len(variant.confidences)} confidences" if variant.confidences else ""
-        says.append(f"{key}: {variant.name}, {variant.steps} steps, by batch size {seconds}{confidences}")
-    says.append("measured by the step" if profile.stepwise else "measured by whole batches")
-    return tuple(says)
+        details.append(f"{key}: {variant.name}, {variant.steps} steps, by batch size {seconds}{confidences}")
+    details.append("measured by the step" if profile.stepwise else "measured by whole batches")
+    return tuple(details)
 
 
 def _ladder(path: Path) -> tuple[str, ...]:
@@ -176,7 +177,7 @@ def _dashboard(path: Path) -> tuple[str, ...]:
         empty = [panel["title"] for panel in panels if not all(target["expr"] for target in panel["targets"])]
         title = fields["title"]
     except (KeyError, TypeError) as error:
-        raise ConfigError(f"{path}: no dashboard of Grafana: it lacks {error}") from None
+        raise ConfigError(f"{path}: not a Grafana dashboard: it lacks {error}") from None
     if empty:
         raise ConfigError(f"{path}: panels without a query: {', '.join(empty)}")
     return (f"{title}: {len(panels)} panels",)
@@ -185,21 +186,21 @@ def _dashboard(path: Path) -> tuple[str, ...]:
 def _dashboards(folder: Path) -> tuple[str, ...]:
     files = sorted(folder.glob("*.json"))
     if not files:
-        raise ConfigError(f"{folder}: holds no dashboard; give a file, or a folder of dashboards (*.json)")
-    says: list[str] = []
+        raise ConfigError(f"{folder}: contains no dashboard; give a file, or a folder of dashboards (*.json)")
+    details: list[str] = []
     for file in files:
         found = check(file)
         if found.kind != "dashboard":
-            raise ConfigError(f"{file}: is a {found.kind}, and no dashboard; check it by itself")
-        says += found.says
-    return tuple(says)
+            raise ConfigError(f"{file}: is a {found.kind} and not a dashboard; check it separately")
+        details += found.details
+    return tuple(details)
 
 
 def _trace(path: Path) -> tuple[str, ...]:
     trace = load_trace(path)
     peak = max(trace.rate_curve().rates_rps, default=0.0)
     return (
-        f"{len(trace)} requests in {trace.duration_s:.0f} s: {trace.mean_rps:.3g} a second, at most {peak:.3g}",
+        f"{len(trace)} requests in {trace.duration_s:.0f} s: {trace.mean_rps:.3g} per second, at most {peak:.3g}",
         f"{len(set(trace.prompts))} different prompts",
     )
 
@@ -209,7 +210,7 @@ def _weights(path: Path) -> Check:
         with safe_open(path, "numpy") as file:
             names = set(file.keys())
     except (OSError, SafetensorError) as error:
-        raise ConfigError(f"{path}: not a readable safetensors file: {error}") from None
+        raise ConfigError(f"{path}: the safetensors file cannot be read: {error}") from None
     if "cuts" in names:
         about = LevelHead.load(path).about
         return Check("level head", (f"{about.family}, vectors of {about.encoder}: {', '.join(about.rungs)}",))

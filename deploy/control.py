@@ -1,14 +1,14 @@
-"""The live controller as a Serve application of its own: it sees through the load balancer's handle and acts by PUT.
+"""The Serve application of the live controller: it observes through the load balancer's handle and publishes by PUT.
 
-Serve routes nothing to a replica while it takes in a new ``user_config``, the load balancer included. So a plan that
-only moves the threshold, as most do, goes to the load balancer by a call, and a load balancer that starts again gets
-the plan of the last PUT until the controller sees it there.
+Serve routes no request to a replica, the load balancer included, while the replica applies a new ``user_config``. A
+plan that only moves the threshold, as most do, is therefore sent to the load balancer by a call. A restarted load
+balancer has the plan of the last PUT until the controller notices.
 
-Named in a declarative configuration as ``import_path: deploy.control:build`` with ``args: {config: <service file>}``.
-Serve starts it again when it dies; the plan in force stays meanwhile.
+A declarative configuration refers to it by ``import_path: deploy.control:build`` with ``args: {config: <service
+file>}``. Serve restarts it when it dies; the plan in force stays meanwhile.
 """
 
-# Annotations stay objects here: Serve looks at the type of build's argument to read it.
+# Annotations are not postponed here: Serve reads the type of the argument of build.
 
 import asyncio
 import threading
@@ -36,39 +36,39 @@ from weir.prompt_levels import LevelHead, WatchedHead
 from weir.ray_private import dashboard_address
 from weir.telemetry import RayMetrics
 
-#: A load balancer that does not answer in time is asked again.
+#: Timeout of calls to the load balancer, seconds; the next step calls it again.
 TIMEOUT_S = 5.0
-#: Of each of the two calls of a publication: both are over before another controller could have taken the lease.
+#: Timeout of each of the two calls of a publication, seconds: both end before another controller could take the lease.
 DASHBOARD_TIMEOUT_S = 4.0
-#: A shadow sample lets all other requests go first.
+#: Timeout of a shadow sample, seconds. It is long because a sample has a lower priority than all requests.
 SAMPLE_TIMEOUT_S = 600.0
 
 
 class ControlArgs(BaseModel):
-    """``args`` of the application. A change of them restarts it, and nothing else."""
+    """``args`` of the application. A change of them restarts only this application."""
 
     model_config = ConfigDict(extra="forbid")
 
     config: str
-    digest: str = ""  # not read: it changes when the file does, and the application with it
+    digest: str = ""  # not read; it changes with the file and makes Serve restart the application
 
 
 def build(args: ControlArgs) -> Application:
     """Builds the application that plans for the service of a file.
 
     Raises:
-        ConfigError: names the file, the key and the remedy: the policy ``static`` has nothing to do here, and others
-            may need what the service does not have.
+        ConfigError: the policy is ``static``, which needs no controller, or the service lacks a measurement that the
+            policy needs; the message names the file, the key and the remedy.
     """
     service, family = load_service(located(args.config))
     if not service.controlled:
         raise ConfigError(f"{args.config}: controller.policy is static: there is nothing to plan")
     head = None if service.cache.levels is None else LevelHead.load(Path(service.cache.levels))
-    policy_of(service, head)  # refuses now what would fail once a second
+    policy_of(service, head)  # raises now instead of once a second
     if service.cache.shadow:
         from quality.suite import family_suite
 
-        family_suite(family)  # refuses now what would fail in the middle of the night
+        family_suite(family)  # raises now instead of at the first shadow sample
     controller = serve.deployment(
         name=CONTROLLER,
         num_replicas=1,
@@ -81,7 +81,7 @@ def build(args: ControlArgs) -> Application:
 
 
 class Edges:
-    """What a controller sees and moves, on the cluster that this process is connected to."""
+    """Calls of a controller to the load balancer and to Serve, on the cluster of this process."""
 
     def __init__(self) -> None:
         self._name = uuid.uuid4().hex
@@ -91,7 +91,7 @@ class Edges:
         return serve.get_deployment_handle(BALANCER, app_name=APPLICATION)
 
     def lead(self) -> bool:
-        """Whether this controller may publish; none may while there is no load balancer yet."""
+        """Whether this controller may publish; False while there is no load balancer yet."""
         try:
             balancer = self._balancer
         except KeyError:
@@ -99,7 +99,7 @@ class Edges:
         return balancer.lead.remote(self._name).result(timeout_s=TIMEOUT_S)
 
     def follow(self) -> None:
-        """The next controller need not wait."""
+        """Releases the lease, so that the next controller need not wait for its expiry."""
         self._balancer.follow.remote(self._name).result(timeout_s=TIMEOUT_S)
 
     def look(self, before: Counters | None) -> Counters:
@@ -107,7 +107,7 @@ class Edges:
         return Counters.from_dict(self._balancer.counters.remote(*known).result(timeout_s=TIMEOUT_S))
 
     def sample(self, levels: Sequence[tuple[str, int]]) -> dict[str, Any] | None:
-        """A shadow sample at these variants and steps, if there is time for one."""
+        """Requests a shadow sample at these variants and steps; None when there is no spare time for one."""
         return self._balancer.shadow_sample.remote(levels).result(timeout_s=SAMPLE_TIMEOUT_S)
 
     def publish(self, plan: Plan, running: Plan) -> None:
@@ -118,7 +118,7 @@ class Edges:
 
 
 def controller(service: ServiceConfig, edges: Edges) -> Controller:
-    """The controller of a service.
+    """Makes the controller of a service.
 
     Raises:
         ConfigError: as :func:`policy_of`.
@@ -136,8 +136,12 @@ def controller(service: ServiceConfig, edges: Edges) -> Controller:
 
 
 class ControlLoop:
-    """Runs a controller on a thread of its own until it is shut down, and beside it the level head's check where the
-    configuration asks for shadow samples. Args are a ``ServiceConfig`` and a ``FamilyConfig`` as JSON."""
+    """Deployment that runs a controller on its own thread and, when the configuration enables shadow samples, the check
+    of the level head on another one.
+
+    Args:
+        service, family: a ``ServiceConfig`` and a ``FamilyConfig`` as JSON.
+    """
 
     def __init__(self, service: dict[str, Any], family: dict[str, Any]):
         keep_to_loopback()
@@ -147,7 +151,7 @@ class ControlLoop:
         self._thread = threading.Thread(target=it.run, args=(self._stop,), name="controller", daemon=True)
         self._thread.start()
         if config.cache.shadow:
-            from deploy.shadow import ShadowLoop  # services without it do not load torch
+            from deploy.shadow import ShadowLoop  # imported here because it loads torch
 
             check = ShadowLoop(config, FamilyConfig.model_validate(family), self._edges.sample, RayMetrics())
             threading.Thread(target=check.run, args=(self._stop,), name="shadow", daemon=True).start()
@@ -157,17 +161,17 @@ class ControlLoop:
             raise RuntimeError("the control loop has ended")
 
     async def __del__(self) -> None:
-        """Serve calls it before the process ends: nothing is published after that."""
+        """Stops the loop and releases the lease. Serve calls it before the process ends."""
         self._stop.set()
         await asyncio.to_thread(self._thread.join)
         await asyncio.to_thread(self._edges.follow)
 
 
 def dashboard() -> str:
-    """The http address of the dashboard of the cluster that this process belongs to.
+    """Returns the HTTP address of the dashboard of the cluster that this process belongs to.
 
     Raises:
-        NotReady: it has none.
+        NotReady: the cluster has no dashboard.
     """
     address = dashboard_address()
     if not address:

@@ -1,4 +1,4 @@
-"""``weir up``, ``weir down`` and ``weir status``: a service on this machine, from its file to no process left."""
+"""``weir up``, ``weir down`` and ``weir status``: start, stop and state of a service on this machine."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import httpx
 import yaml
 from rich.console import Console
+from rich.status import Status
 from rich.text import Text
 
 from cache.factory import SECRET, URL, connected
@@ -35,12 +36,12 @@ from weir.ports import listenable
 from weir.profiles import load_profile
 from weir.prompt_levels import LevelHead
 
-#: Loading weights may mean downloading them first.
+#: Timeout of the start, seconds; loading weights may include a download.
 UP_TIMEOUT_S = 1800.0
 DOWN_TIMEOUT_S = 90.0
 POLL_S = 0.25
-#: Longest wait for each answer of the Redis that a service names, before it starts.
-REDIS_PATIENCE_S = 5.0
+#: Timeout of each response of the Redis that a service names, before the service starts.
+REDIS_TIMEOUT_S = 5.0
 
 
 def up(
@@ -53,24 +54,24 @@ def up(
     console: Console | None = None,
     on_ready: Callable[[Service], None] | None = None,
 ) -> Service | None:
-    """Starts the service of a file and, unless ``detach``, stays until Ctrl-C or SIGTERM and stops it again.
+    """Starts the service of a file. Unless ``detach``, it blocks until Ctrl-C or SIGTERM and then stops the service.
 
-    Must run on the main thread, for it answers signals.
+    It must run on the main thread, because it handles signals.
 
     Args:
-        port: where the API listens; None: as the file says; 0: a free port.
-        nodes: Ray nodes beside the head that the replicas are spread over; 0: they are on the head.
-        folder: where state files live; :func:`down` and :func:`status` look there.
+        port: port of the API; None uses that of the file, 0 a free one.
+        nodes: number of Ray nodes beside the head for the replicas; 0 runs them on the head.
+        folder: folder of the state files, which :func:`down` and :func:`status` read.
         on_ready: called once the API can serve.
 
     Returns:
-        With ``detach`` the service that is now up; else None, after everything has stopped.
+        With ``detach`` the running service; otherwise None, after everything has stopped.
 
     Raises:
-        ConfigError: the file, its family or a profile is wrong; nothing was started.
-        ServiceError: a service of this name is up, the port is taken, or ``nodes`` are asked of a cluster that is there
-            already; nothing was started.
-        NotReady: the application failed to come up; everything was stopped again.
+        ConfigError: the file, its family or a profile is invalid; nothing was started.
+        ServiceError: a service of this name is up, the port is in use, or ``nodes`` was given for an existing cluster;
+            nothing was started.
+        NotReady: the application did not start; everything was stopped again.
     """
     console = console or Console()
     service, family = checked(config_path)
@@ -79,23 +80,23 @@ def up(
     if state.held():
         raise ServiceError(f"{state.name} is already up; stop it with `weir down`")
     if nodes and os.environ.get("RAY_ADDRESS"):
-        raise ServiceError("--nodes starts Ray nodes here, and RAY_ADDRESS names a cluster; give one of the two")
+        raise ServiceError("--nodes starts Ray nodes here, but RAY_ADDRESS names a cluster; use one of the two")
     address = (service.http.host, bindable(service.http.host, service.http.port if port is None else port))
     if detach:
         return _detached(config_path, address[1], nodes, state, console)
     state.acquire()
     try:
-        _serve(config_path, service, family, address, nodes, state, console, on_ready)
+        _serve(_Start(config_path, service, family, address, nodes), state, console, on_ready)
     finally:
         state.release()
     return None
 
 
 def down(name: str | None = None, *, folder: Path = FOLDER) -> Service:
-    """Stops a service and waits until all its processes are gone.
+    """Stops a service and waits until all its processes have ended.
 
     Raises:
-        ServiceError: nothing is up, several are and none is named, or it would not stop.
+        ServiceError: no service is up, several are up and ``name`` is None, or the service did not stop in time.
     """
     state, service = find(name, folder)
     try:
@@ -108,11 +109,11 @@ def down(name: str | None = None, *, folder: Path = FOLDER) -> Service:
 
 
 def status(name: str | None = None, *, folder: Path = FOLDER) -> dict[str, Any]:
-    """What is up: name, pid, url, dashboard, config, targets of Prometheus and, from the load balancer, readiness,
-    replicas and plan.
+    """Returns the state of a service: name, pid, url, dashboard, config, Prometheus targets and, from the load
+    balancer, readiness, replicas and plan.
 
     Raises:
-        ServiceError: nothing is up, or several are and none is named.
+        ServiceError: no service is up, or several are up and ``name`` is None.
     """
     _, service = find(name, folder)
     state = readiness(service.url)
@@ -129,10 +130,10 @@ def status(name: str | None = None, *, folder: Path = FOLDER) -> dict[str, Any]:
 
 
 def checked(config_path: Path | str) -> tuple[ServiceConfig, FamilyConfig]:
-    """The service and its family, with every file that they name looked at.
+    """Loads a service and its family, and validates every file that they name.
 
     Raises:
-        ConfigError: names the file, the key and the remedy.
+        ConfigError: a file is invalid; the message names the file, the key and the remedy.
     """
     service, family = load_service(config_path)
     for profile in filter(None, (service.profile, service.pool.emulate)):
@@ -145,10 +146,10 @@ def checked(config_path: Path | str) -> tuple[ServiceConfig, FamilyConfig]:
 
 
 def _check_policy(config_path: Path | str, service: ServiceConfig) -> None:
-    """Makes the policy of a service once: what it needs and does not have is known before anything starts.
+    """Makes the policy of a service once, to find missing measurements before anything starts.
 
     Raises:
-        ConfigError: names the file and what is missing.
+        ConfigError: a measurement is missing; the message names it and the file.
     """
     try:
         policy_of(service, None if service.cache.levels is None else LevelHead.load(Path(service.cache.levels)))
@@ -157,10 +158,10 @@ def _check_policy(config_path: Path | str, service: ServiceConfig) -> None:
 
 
 def bindable(host: str, port: int) -> int:
-    """The port if it is free, a free one for 0.
+    """Returns the port if it is free; a free one for 0.
 
     Raises:
-        ServiceError: something else listens there.
+        ServiceError: the port is in use.
     """
     try:
         return listenable(host, port)
@@ -171,7 +172,7 @@ def bindable(host: str, port: int) -> int:
 
 
 def readiness(url: str) -> dict[str, Any] | None:
-    """What ``/readyz`` says; None while nobody answers."""
+    """Returns the report of ``/readyz``; None while the load balancer does not answer."""
     try:
         answer = httpx.get(f"{url}/readyz", timeout=5, trust_env=False)
         state = answer.json()
@@ -180,26 +181,33 @@ def readiness(url: str) -> dict[str, Any] | None:
     return state if isinstance(state, dict) and "ready" in state else None
 
 
-def _serve(
-    config_path: Path | str,
-    service: ServiceConfig,
-    family: FamilyConfig,
-    address: tuple[str, int],
-    nodes: int,
-    state: StateFile,
-    console: Console,
-    on_ready: Callable[[Service], None] | None,
-) -> None:
+@dataclass(frozen=True, slots=True)
+class _Start:
+    """What :func:`up` starts: a checked service at an address (host and port), with ``nodes`` Ray nodes."""
+
+    config_path: Path | str
+    service: ServiceConfig
+    family: FamilyConfig
+    address: tuple[str, int]
+    nodes: int
+
+    @property
+    def url(self) -> str:
+        return f"http://{self.address[0]}:{self.address[1]}"
+
+
+def _serve(start: _Start, state: StateFile, console: Console, on_ready: Callable[[Service], None] | None) -> None:
+    """Runs a service until a signal stops it."""
     stop = threading.Event()
 
-    def answer_signals() -> None:
+    def handle_signals() -> None:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: stop.set())
 
-    url = f"http://{address[0]}:{address[1]}"
-    console.print(Text(_effective(service, family)), soft_wrap=True)
+    service = start.service
+    console.print(Text(_effective(service, start.family)), soft_wrap=True)
     previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    answer_signals()
+    handle_signals()
     replicas = service.plan.size
     with ExitStack() as stack:
         stack.callback(lambda: [signal.signal(number, handler) for number, handler in previous.items()])
@@ -207,9 +215,9 @@ def _serve(
         access = stack.enter_context(_redis(service))
         pool = service.pool
         dashboard = stack.enter_context(
-            cluster(cpus=replicas * pool.cpus_per_replica, gpus=replicas * pool.gpus_per_replica, nodes=nodes)
+            cluster(cpus=replicas * pool.cpus_per_replica, gpus=replicas * pool.gpus_per_replica, nodes=start.nodes)
         )
-        answer_signals()  # Ray put its own in place
+        handle_signals()  # Ray has installed its own handlers
         from deploy.publish import Publisher
         from deploy.serve_config import render
 
@@ -217,41 +225,49 @@ def _serve(
         if listed := targets_file():
             state.link_targets(listed)
             targets = str(state.targets.absolute())
-        running = Service(state.name, os.getpid(), url, dashboard, str(config_path), False, *access, targets)
+        config = str(start.config_path)
+        running = Service(state.name, os.getpid(), start.url, dashboard, config, False, *access, targets)
         state.write(running)
-        plan = service.plan.plan(family.keys)
         publisher = Publisher(dashboard)
-        publisher.put(render(config_path, host=address[0], port=address[1], controlled=service.controlled))
+        host, port = start.address
+        publisher.put(render(start.config_path, host=host, port=port, controlled=service.controlled))
         stack.callback(_stop, progress, console)
         progress.update("starting replicas")
-        publisher.wait_applied(plan, timeout_s=UP_TIMEOUT_S, stopped=stop.is_set)
-        while not stop.is_set():
-            now = readiness(url)
-            if now and now["ready"] and not now["pending"]:
-                break
-            progress.update(Text(f"waiting for {', '.join(now['pending']) if now else 'the API'}"))
-            stop.wait(POLL_S)
+        publisher.wait_applied(service.plan.plan(start.family.keys), timeout_s=UP_TIMEOUT_S, stopped=stop.is_set)
+        _wait_ready(start.url, stop, progress)
         if stop.is_set():
             return
         progress.stop()
         running = replace(running, ready=True)
         state.write(running)
-        console.print(Text(f"{state.name} is up: {url}/v1 (dashboard {dashboard}); Ctrl-C stops it"), soft_wrap=True)
+        console.print(
+            Text(f"{state.name} is up: {start.url}/v1 (dashboard {dashboard}); Ctrl-C stops it"), soft_wrap=True
+        )
         if on_ready:
             on_ready(running)
-        while not stop.wait(1):  # a wait without end would not see signals
+        while not stop.wait(1):  # an endless wait would not process signals
             pass
 
 
+def _wait_ready(url: str, stop: threading.Event, progress: Status) -> None:
+    """Waits until the load balancer reports that nothing is pending, or until ``stop`` is set."""
+    while not stop.is_set():
+        now = readiness(url)
+        if now and now["ready"] and not now["pending"]:
+            return
+        progress.update(Text(f"waiting for {', '.join(now['pending']) if now else 'the API'}"))
+        stop.wait(POLL_S)
+
+
 def _check_redis(config: CacheConfig, console: Console) -> None:
-    """Looks at the Redis that is named, where one is.
+    """Checks the Redis that the service or the environment names.
 
     Raises:
-        ConfigError: it will never do. One that does not answer is only mentioned, for a cache can only help.
+        ConfigError: the Redis is unsuitable. One that does not answer is only reported, because the cache is optional.
     """
     if config.mode == "off" or not (config.url or URL in os.environ):
         return
-    backend = connected(config, patience_s=REDIS_PATIENCE_S)
+    backend = connected(config, patience_s=REDIS_TIMEOUT_S)
     try:
         backend.check(writing=config.mode == "read-write")
     except StoreFailed as error:
@@ -262,12 +278,12 @@ def _check_redis(config: CacheConfig, console: Console) -> None:
 
 @contextmanager
 def _redis(service: ServiceConfig) -> Iterator[tuple[str, str]]:
-    """A Redis server for a service that wants a cache and names none; its URL and the secret of the cache.
+    """Runs a Redis server for a service with a cache that names none; yields its URL and the secret of the cache.
 
-    Replicas find both in their environment, which is inherited from the Ray that is started after this.
+    Replicas read both from their environment, which they inherit from Ray, started after this.
 
     Raises:
-        ConfigError: the replicas are on a cluster that a server on this machine does not serve.
+        ConfigError: the replicas are on a cluster that cannot reach a server on this machine.
         ServiceError: the server does not start.
     """
     if service.cache.mode == "off" or service.cache.url or URL in os.environ:
@@ -275,7 +291,7 @@ def _redis(service: ServiceConfig) -> Iterator[tuple[str, str]]:
         return
     if os.environ.get("RAY_ADDRESS"):
         raise ConfigError(
-            f"cache.url names no Redis, and RAY_ADDRESS a cluster; name a Redis that it reaches, or set {URL}"
+            f"RAY_ADDRESS names a cluster, and cache.url names no Redis; name a Redis that it can reach, or set {URL}"
         )
     server = RedisServer.start()
     given = {URL: server.url}
@@ -290,8 +306,8 @@ def _redis(service: ServiceConfig) -> Iterator[tuple[str, str]]:
         server.stop()
 
 
-def _stop(progress: Any, console: Console) -> None:
-    """Takes the application off before Ray goes, so that what is in flight can finish."""
+def _stop(progress: Status, console: Console) -> None:
+    """Shuts the applications down before Ray stops, so that requests in flight can finish."""
     from ray import serve
 
     progress.update("stopping")
@@ -318,7 +334,7 @@ def _detached(config_path: Path | str, port: int, nodes: int, state: StateFile, 
             while process.poll() is None:
                 service = state.read()
                 if service and service.ready:
-                    process.returncode = 0  # it outlives this command, and nobody here waits for it
+                    process.returncode = 0  # it outlives this command, so its exit status is never collected
                     return service
                 time.sleep(POLL_S)
     except BaseException:
@@ -326,17 +342,17 @@ def _detached(config_path: Path | str, port: int, nodes: int, state: StateFile, 
         process.wait()
         raise
     tail = "\n".join(state.log.read_text().splitlines()[-10:])
-    raise ServiceError(f"{state.name} did not come up; the end of {state.log}:\n{tail}")
+    raise ServiceError(f"{state.name} did not start; the end of {state.log}:\n{tail}")
 
 
 def _effective(service: ServiceConfig, family: FamilyConfig) -> str:
     fields = {"service": service.model_dump(mode="json"), "family": family.model_dump(mode="json")}
     text = yaml.safe_dump(fields, sort_keys=False).rstrip()
-    return re.sub(r"(//[^/@\s]*):[^/@\s]*@", r"\1:***@", text)  # passwords in URLs are nobody's to read in a log
+    return re.sub(r"(//[^/@\s]*):[^/@\s]*@", r"\1:***@", text)  # no passwords of URLs in logs
 
 
 def main() -> None:
-    """The background process of ``up(detach=True)``."""
+    """Entry point of the background process of ``up(detach=True)``."""
     parser = argparse.ArgumentParser(description="Runs one service until SIGTERM.")
     parser.add_argument("config")
     parser.add_argument("--port", type=int)

@@ -1,8 +1,9 @@
-"""The policy of a service, from its files: without Ray, so that it is checked before anything starts."""
+"""Construction of the policy of a service from its files. It does not use Ray, so it is checked before anything
+starts."""
 
 from __future__ import annotations
 
-from cache.policy.resume_quality import load_worth, resumed_share
+from cache.policy.resume_quality import load_resume_quality, resumed_share
 from cache.policy.selector import PUBLISHED, By, load_selector
 from controller.policy import Policy
 from controller.registry import make_policy
@@ -14,17 +15,18 @@ from weir.prompt_levels import LevelHead
 
 
 def stored_states(cache: CacheConfig, steps: int) -> StoredStates | None:
-    """What resuming at each K of a cache is worth; None without a cache, or where it was not measured by similarity.
+    """Returns the quality of resuming at each K of a cache; None without a cache, or when it was not measured by
+    similarity.
 
     Args:
-        steps: of a whole run, which the cache profile has to be of.
+        steps: number of steps of a whole run; the cache profile must have the same number.
 
     Raises:
-        ConfigError: the cache profile is not what it should be.
+        ConfigError: the cache profile is invalid.
     """
     if cache.mode == "off" or cache.selector in PUBLISHED:
         return None
-    selector, worth = load_selector(cache.selector), load_worth(cache.selector)
+    selector, worth = load_selector(cache.selector), load_resume_quality(cache.selector)
     if selector.by is not By.SIMILARITY or selector.steps != steps or not selector.ks:
         return None
     weights = worth.pairs / worth.pairs.sum()
@@ -36,16 +38,16 @@ def stored_states(cache: CacheConfig, steps: int) -> StoredStates | None:
 
 
 def policy_of(service: ServiceConfig, levels: LevelHead | None = None) -> Policy:
-    """A fresh policy of a service.
+    """Makes a new policy for a service.
 
     Args:
-        levels: the head in force; None where prompts are not told apart.
+        levels: the level head in force; None when prompts are not distinguished.
 
     Raises:
-        ConfigError: the profile is not what it should be, or the policy needs what the service does not have.
+        ConfigError: the profile is invalid, or the service lacks a measurement that the policy needs.
     """
     source = service.profile or service.pool.emulate
-    assert source is not None  # the configuration was checked
+    assert source is not None  # checked by the configuration
     profile = load_profile(source)
     resumed = resumed_share(service.cache.selector) if service.cache.mode != "off" else 1.0
     states = stored_states(service.cache, profile.heavy.steps)

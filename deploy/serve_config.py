@@ -1,4 +1,4 @@
-"""The Serve configuration of a service: what ``serve deploy`` takes, and how a plan gets into it."""
+"""The Serve configuration of a service, and the insertion of plans into it."""
 
 from __future__ import annotations
 
@@ -12,30 +12,30 @@ from weir.config import load_service
 from weir.errors import NotReady, PlanError
 from weir.plan import Plan
 
-#: The application that serves, and its deployments.
+#: Name of the application that serves images, and names of its deployments.
 APPLICATION = "weir"
 POOL = "Pool"
 CACHE = "Cache"
 BALANCER = "LoadBalancer"
-#: The application that plans. It is one of its own, so that whatever happens to it, the other one stays as it is.
+#: Name of the application that plans. It is separate, so that its failures do not affect the application that serves.
 CONTROLLER_APPLICATION = "weir-controller"
 CONTROLLER = "Controller"
-#: What there is one of lies on the head node, which the cluster cannot do without anyway.
+#: Ray options of single-replica deployments: they run on the head node, without which the cluster cannot work anyway.
 ON_HEAD = {"num_cpus": 0, "resources": {"node:__internal_head__": 0.001}}
 
 
 def render(config_path: Path | str, *, host: str, port: int, controlled: bool) -> dict[str, Any]:
-    """What ``PUT /api/serve/applications/`` and ``serve deploy`` take, for the service of a file.
+    """Returns the configuration of a service for ``PUT /api/serve/applications/`` and ``serve deploy``.
 
-    A service file that comes with the code is named relative to it, for on a cluster the code lies elsewhere. Its
-    digest is beside its name: Serve compares arguments to see what has changed, and would take a changed file for the
-    same.
+    A service file inside the repository is named relative to it, because the repository has another path on a cluster.
+    The arguments include a digest of the file: Serve detects changes by comparing arguments and would miss a changed
+    file.
 
     Args:
-        controlled: whether a controller comes along.
+        controlled: whether to include the controller.
 
     Raises:
-        ConfigError: the file or its family is wrong.
+        ConfigError: the file or its family is invalid.
     """
     path = Path(config_path).resolve()
     args = {
@@ -57,10 +57,10 @@ def render(config_path: Path | str, *, host: str, port: int, controlled: bool) -
 
 
 def digest(path: Path) -> str:
-    """Tells a service file, with the family and the profiles that it names, from what they were before a change.
+    """Returns a hash of a service file with its family and profiles, which changes with any of them.
 
     Raises:
-        ConfigError: the file or its family is wrong.
+        ConfigError: the file or its family is invalid.
     """
     service, _ = load_service(path)
     named = (service.family, service.profile, service.pool.emulate)
@@ -69,26 +69,26 @@ def digest(path: Path) -> str:
 
 
 def located(config: str) -> Path:
-    """The service file that :func:`render` named, on the node that reads it."""
+    """Returns the path of the service file that :func:`render` named, on the node that reads it."""
     return ROOT / config
 
 
 def with_plan(body: Mapping[str, Any], plan: Plan) -> dict[str, Any]:
-    """A configuration with another plan; two plans differ only in the number of replicas and in ``user_config``.
+    """Returns the configuration with another plan, which changes only the number of replicas and ``user_config``.
 
-    Only such differences leave every replica running; a change of anything else restarts the application.
+    Only these changes leave every replica running; any other change restarts the application.
 
     Raises:
-        NotReady: the configuration has no application of ours.
-        PlanError: its plan is as new as this one.
+        NotReady: the configuration has no application of Weir.
+        PlanError: the deployed plan has the same version or a newer one.
     """
     application = next((it for it in body["applications"] if it["name"] == APPLICATION), None)
     if application is None:
         raise NotReady(f"no application {APPLICATION} is deployed by a configuration; use `weir up` or `serve deploy`")
     deployments = {it["name"]: it for it in application.get("deployments", ())}
-    there = (deployments.get(POOL, {}).get("user_config") or {}).get("version", 0)
-    if there >= plan.version:
-        raise PlanError(f"plan {plan.version} came too late: plan {there} is deployed")
+    current = (deployments.get(POOL, {}).get("user_config") or {}).get("version", 0)
+    if current >= plan.version:
+        raise PlanError(f"plan {plan.version} is outdated: plan {current} is deployed")
     fields = plan.to_dict()
     for name, more in ((POOL, {"num_replicas": len(plan.assignments)}), (BALANCER, {})):
         deployments[name] = {"name": name, **deployments.get(name, {}), **more, "user_config": fields}
@@ -97,9 +97,9 @@ def with_plan(body: Mapping[str, Any], plan: Plan) -> dict[str, Any]:
 
 
 def deployed(details: Mapping[str, Any]) -> dict[str, Any]:
-    """The configuration that is deployed, from what ``GET /api/serve/applications/`` answers.
+    """Extracts the deployed configuration from the response of ``GET /api/serve/applications/``.
 
-    Everything of it goes into the next one: Serve takes down what a configuration leaves out.
+    The next configuration must contain all of it, because Serve deletes applications that a configuration leaves out.
     """
     kept = ("proxy_location", "http_options", "grpc_options", "target_capacity")
     applications = [

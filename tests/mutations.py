@@ -42,7 +42,7 @@ MUTATIONS = (
         "deploy/serve_config.py",
         'kept = ("proxy_location", "http_options", "grpc_options", "target_capacity")',
         "kept = ()",
-        "tests/deploy/test_serve_config.py::test_a_plan_leaves_the_rest_of_what_is_deployed_as_it_is",
+        "tests/deploy/test_serve_config.py::test_a_plan_leaves_the_rest_of_the_deployed_configuration_unchanged",
     ),
     Mutation(
         "doubted images are generated again whether or not there is time",
@@ -196,7 +196,7 @@ MUTATIONS = (
     Mutation(
         "what leaves the cache stays in Redis",
         "cache/cache.py",
-        "self._leaving += gone",
+        "self._to_delete += gone",
         "pass",
         "tests/cache/test_faults.py::test_the_budget_is_kept_by_us_and_the_store_holds_nothing_else",
     ),
@@ -262,7 +262,7 @@ MUTATIONS = (
         "testing/trend.py",
         "growing=growth > most and float(low) > 0",
         "growing=False",
-        "tests/benchmarks/test_trend.py::test_a_leak_is_seen_through_the_noise",
+        "tests/benchmarks/test_trend.py::test_a_leak_is_detected_in_noise",
     ),
     Mutation(
         "the noise does not follow from the seed",

@@ -1,4 +1,4 @@
-"""What a soak takes a process for."""
+"""Tests of the soak: the kinds of processes, the repeated traces and the services."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ from deploy.local import checked
     ],
     ids=str,
 )
-def test_processes_are_told_apart_by_their_command_lines(line: str, expected: str | None) -> None:
+def test_the_kind_of_a_process_follows_from_its_command_line(line: str, expected: str | None) -> None:
     assert kind(line.split()) == expected
     assert kind([line, ""]) == expected
 
 
-def test_a_trace_is_repeated_until_the_time_is_over() -> None:
+def test_a_trace_is_repeated_for_the_given_time() -> None:
     parts = list(repeated("normal", 1500.0))
     assert [round(part.duration_s) for part in parts] == [598, 598, 304]
 

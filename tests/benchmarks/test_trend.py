@@ -1,4 +1,4 @@
-"""What a soak calls flat, and what it calls growing."""
+"""Tests of the trend: which figures of a run count as flat and which as growing."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ def noise(size: float) -> np.ndarray:
     return CHANCE.normal(0, size, len(TIMES))
 
 
-def test_what_wavers_around_a_level_is_flat():
+def test_a_fluctuation_around_a_level_is_flat():
     assert not judged(200 + noise(5))
 
 
-def test_a_leak_is_seen_through_the_noise():
+def test_a_leak_is_detected_in_noise():
     assert judged(200 + TIMES / 3600 * 30 + noise(5))
 
 
-def test_what_fills_up_in_the_first_half_and_stops_is_flat():
+def test_growth_in_the_first_half_only_is_flat():
     assert not judged(200 + 100 * np.minimum(1, TIMES / 1500) + noise(2))
 
 
-def test_what_grows_by_less_than_is_allowed_is_flat():
+def test_growth_below_the_allowance_is_flat():
     assert not judged(200 + TIMES / 3600 * 8 + noise(1))
 
 
@@ -42,11 +42,11 @@ def test_single_spikes_are_not_growth():
     assert not judged(values)
 
 
-def test_noise_that_happens_to_rise_is_not_growth():
+def test_rising_noise_is_not_growth():
     assert not trend(TIMES[:20].tolist(), (10 + CHANCE.normal(0, 40, 20)).tolist(), MEMORY).growing
 
 
-def test_the_table_has_the_first_quarter_and_the_last_and_the_growth_of_an_hour():
+def test_a_row_has_the_first_and_last_quarter_and_the_growth_per_hour():
     found = trend(TIMES.tolist(), (100 + TIMES / 36).tolist(), MEMORY)
     assert found.first == pytest.approx(112.5, abs=0.2)
     assert found.last == pytest.approx(187.5, abs=0.2)
@@ -54,6 +54,6 @@ def test_the_table_has_the_first_quarter_and_the_last_and_the_growth_of_an_hour(
     assert found.per_hour == pytest.approx(100)
 
 
-def test_too_few_samples_say_nothing():
+def test_too_few_samples_are_an_error():
     with pytest.raises(ValueError, match=f"at least {LEAST_SAMPLES}"):
         trend([0.0] * 3, [1.0] * 3, MEMORY)

@@ -1,4 +1,4 @@
-"""A service of emulated workers in a folder of its own."""
+"""Fixtures with a service of emulated workers in a separate folder."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ with warnings.catch_warnings():  # Ray's models warn of pydantic's future at imp
 
 
 def toy_service(folder: Path, **more: Any) -> Path:
-    """A service file, and the family and the profile that it names."""
+    """Writes a service file with its family and profile."""
     (folder / "family.yaml").write_text(yaml.safe_dump(FAMILY))
     (folder / "profile.json").write_text(json.dumps(PROFILE))
     service = {
@@ -36,7 +36,7 @@ def toy_service(folder: Path, **more: Any) -> Path:
 
 @pytest.fixture(scope="session")
 def serve_schema() -> Any:
-    """Serve's own word on what a configuration may hold."""
+    """Ray Serve's schema of a configuration."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of what Ray does with pydantic
         from ray.serve.schema import ServeDeploySchema

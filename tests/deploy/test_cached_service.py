@@ -1,4 +1,4 @@
-"""The whole service with the cache on, watched by a real Prometheus: Serve, emulated workers, a Redis of its own."""
+"""Tests of a whole service with a cache: Serve, emulated workers, its own Redis, and a real Prometheus."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def test_every_panel_has_data_after_a_bursty_replay(watched: Watched, tmp_path: 
     assert float(counted["value"][1]) >= done.planned
 
 
-def test_when_redis_dies_nobody_but_prometheus_notices(watched: Watched) -> None:
+def test_only_prometheus_notices_the_death_of_redis(watched: Watched) -> None:
     names = ("redis-server", "valkey-server")
     [server] = [p for p in psutil.process_iter(["name"]) if p.name() in names and _is_ours(p, watched.service)]
     server.send_signal(signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""``weir check`` tells by its content what a file is, and says what is wrong with it or what it does."""
+"""Tests of ``weir check``: it recognises a file by its content, and names the error or describes the content."""
 
 from __future__ import annotations
 
@@ -34,30 +34,30 @@ PLAN = Plan.split(3, 2, 14, light_batch=4, heavy_batch=2, threshold=0.25)
 
 
 @pytest.mark.parametrize(("path", "expected"), SHIPPED.items(), ids=lambda it: it.name if isinstance(it, Path) else "")
-def test_a_shipped_file_is_told_and_right(path: Path, expected: tuple[str, str]) -> None:
-    kind, says = expected
+def test_every_shipped_file_is_recognised_and_valid(path: Path, expected: tuple[str, str]) -> None:
+    kind, detail = expected
     found = check(path)
     assert found.kind == kind
-    assert says in "\n".join(found.says)
+    assert detail in "\n".join(found.details)
 
 
-def test_a_file_is_told_by_its_content_and_not_by_its_name(tmp_path: Path) -> None:
+def test_the_kind_of_a_file_follows_from_its_content(tmp_path: Path) -> None:
     for number, path in enumerate(path for path in SHIPPED if path.is_file() and path not in (SERVICE, FAMILY)):
         copied = tmp_path / f"{number}.txt"
         shutil.copy(path, copied)
         assert check(copied).kind == SHIPPED[path][0]
 
 
-def test_a_plan_says_what_each_role_gets(tmp_path: Path) -> None:
+def test_a_plan_is_described_by_role(tmp_path: Path) -> None:
     path = tmp_path / "plan.json"
     path.write_text(json.dumps(PLAN.to_dict()))
-    assert check(path).says == ("version 3: replicas 2 light, 14 heavy; thresholds 0.25; admits all",)
+    assert check(path).details == ("version 3: replicas 2 light, 14 heavy; thresholds 0.25; admits all",)
 
 
 def test_a_keys_file_is_counted_and_never_quoted(tmp_path: Path) -> None:
     path, key = tmp_path / "keys.yaml", new_key()
     append_key(path, KeyConfig(name="root", sha256=digest(key), tenant="ops", admin=True))
-    assert check(path).says == ("1 keys of 1 tenants, 1 of administrators",)
+    assert check(path).details == ("1 keys of 1 tenants, 1 of administrators",)
     for wrong in (f"keys:\n  - {{name: root, sha256: {key}}}\n", f"keys:\n  - {{name: '{key}\n"):
         path.write_text(wrong)
         with pytest.raises(ConfigError) as refused:
@@ -72,7 +72,7 @@ def changed(path: Path, change: Callable[[dict], object]) -> str:
 
 
 @pytest.mark.parametrize(
-    ("name", "text", "said"),
+    ("name", "text", "message"),
     [
         ("service.yaml", changed(SERVICE, lambda it: it.update(slo_s=-1)), "slo_s"),
         ("service.yaml", changed(SERVICE, lambda it: it.update(family="missing.yaml")), "there is no file"),
@@ -92,12 +92,12 @@ def changed(path: Path, change: Callable[[dict], object]) -> str:
     ],
     ids=lambda it: it if isinstance(it, str) and len(it) < 14 else "",
 )
-def test_what_is_wrong_is_named_with_its_file(tmp_path: Path, name: str, text: str, said: str) -> None:
+def test_an_error_names_the_file_and_the_cause(tmp_path: Path, name: str, text: str, message: str) -> None:
     path = tmp_path / name
     path.write_text(text)
     with pytest.raises(ConfigError) as refused:
         check(path)
-    assert said in refused.value.message
+    assert message in refused.value.message
     assert name in refused.value.message or "missing.yaml" in refused.value.message
 
 
@@ -107,7 +107,7 @@ def test_weights_that_no_service_file_names_are_refused_with_a_remedy() -> None:
 
 
 def test_a_folder_without_dashboards_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="holds no dashboard"):
+    with pytest.raises(ConfigError, match="contains no dashboard"):
         check(tmp_path)
 
 
@@ -122,7 +122,7 @@ def test_a_service_is_checked_down_to_the_files_of_its_cache(tmp_path: Path) -> 
         check(path)
 
 
-def test_the_command_answers_in_words_in_json_and_in_exit_codes(tmp_path: Path) -> None:
+def test_the_command_prints_text_or_json_and_sets_the_exit_code(tmp_path: Path) -> None:
     def weir(*words: str) -> tuple[int, str, str]:
         done = CliRunner().invoke(app, ["check", *words], env={"COLUMNS": "200"})
         return done.exit_code, done.stdout, done.stderr

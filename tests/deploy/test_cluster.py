@@ -1,4 +1,4 @@
-"""Ray's own limits strike on a busy machine: then its processes are ended and started again."""
+"""Tests of the start of Ray: on a busy machine its timeouts expire, and its processes are stopped and started again."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def run_forever() -> subprocess.Popen[bytes]:
     return subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
 
 
-def test_what_is_too_slow_to_start_is_ended_and_started_again() -> None:
+def test_a_cluster_that_starts_too_slowly_is_stopped_and_started_again() -> None:
     attempts: list[subprocess.Popen[bytes]] = []
 
     def start() -> str:
@@ -38,7 +38,7 @@ def test_what_is_too_slow_to_start_is_ended_and_started_again() -> None:
             process.wait()
 
 
-def test_what_never_starts_is_given_up() -> None:
+def test_a_cluster_that_never_starts_is_an_error() -> None:
     attempts = []
 
     def start() -> None:
@@ -50,7 +50,7 @@ def test_what_never_starts_is_given_up() -> None:
     assert len(attempts) == STARTS
 
 
-def test_another_failure_is_not_tried_again() -> None:
+def test_other_failures_are_not_retried() -> None:
     attempts = []
 
     def start() -> None:

@@ -18,7 +18,7 @@ OTHERS = ("-cache", "-judged", "-warm-start")
 PROFILES = [path for path in sorted((DEPLOY / "profiles").glob("*.json")) if not path.stem.endswith(OTHERS)]
 
 
-def test_there_is_one_for_every_family():
+def test_every_family_has_a_configuration():
     expected = {"weir-tiny", "weir-tiny-three", "emulated-16", "sdxl-lightning", "sdxl-turbo", "sd15-turbo"}
     assert expected <= {c.stem for c in CONFIGS}
 
@@ -50,7 +50,7 @@ def test_a_shipped_profile_is_valid_and_each_variant_is_faster_than_the_next(pat
         assert seconds == sorted(set(seconds))
 
 
-def test_the_times_of_sd15_turbo_are_those_that_were_published_with_diffserve():
+def test_the_times_of_sd15_turbo_equal_those_published_with_diffserve():
     from baselines.published import cascade
 
     published, profile = cascade("diffserve-1"), load_profile(DEPLOY / "profiles" / "a100-sd15-turbo.json")

@@ -1,5 +1,5 @@
-"""What ``serve deploy`` brings up on a Ray cluster of a head and two nodes, its own controller included, with emulated
-workers: it follows the demand, and neither that nor anything that dies disturbs a request."""
+"""Tests of a deployment with a controller on a Ray cluster of a head and two nodes, with emulated workers: it follows
+the demand, and no plan and no failure disturbs a request."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class Up(NamedTuple):
         return {"version": state["plan"]["version"], "light": state["replicas"]["light"]["planned"]}
 
     def running(self, application: str, deployment: str) -> set[int]:
-        """The processes of the replicas that run."""
+        """Process ids of the running replicas."""
         replicas = self.publisher.details()["applications"][application]["deployments"][deployment]["replicas"]
         return {it["pid"] for it in replicas if it["state"] == "RUNNING"}
 
@@ -77,7 +77,7 @@ class Up(NamedTuple):
         return self.running("weir-controller", "Controller")
 
     async def load(self, rps: float, until: Callable[[], bool]) -> Counter[int]:
-        """Open loop: so many requests per second until a condition holds; the status codes of the answers."""
+        """Sends requests open loop at a rate until a condition holds; returns the status codes of the answers."""
         async with httpx.AsyncClient(base_url=self.url, timeout=LONGEST_S) as client, asyncio.TaskGroup() as group:
 
             def send(number: int) -> asyncio.Task[httpx.Response]:
@@ -129,7 +129,7 @@ def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
 
 @contextmanager
 def cluster_quick_to_miss_a_node(patch: pytest.MonkeyPatch) -> Iterator[str]:
-    """By default Ray waits for up to half a minute before it gives a silent node up."""
+    """Shortens the time, half a minute by default, after which Ray declares a silent node dead."""
     patch.setenv("RAY_health_check_period_ms", "1000")
     patch.setenv("RAY_health_check_failure_threshold", "3")
     with cluster(cpus=2, nodes=2) as dashboard:
@@ -143,7 +143,7 @@ async def awaited(condition: Callable[[], bool]) -> None:
         await asyncio.sleep(0.1)
 
 
-async def test_a_demand_step_flips_roles_without_a_restart_and_without_a_failed_request(up):
+async def test_a_demand_step_changes_roles_without_a_restart_or_a_failed_request(up):
     pids, first = up.pids(), up.publisher.details()
     assert set(await up.load(FEW, until=lambda: up.plan()["light"] == 1)) == {200}
     before = up.plan()
@@ -156,7 +156,7 @@ async def test_a_demand_step_flips_roles_without_a_restart_and_without_a_failed_
     assert last["applications"]["weir"]["last_deployed_time_s"] > first["applications"]["weir"]["last_deployed_time_s"]
 
 
-async def test_what_the_controller_does_can_be_scraped(up):
+async def test_the_metrics_of_the_controller_can_be_scraped(up):
     import ray
 
     head = next(node for node in ray.nodes() if "node:__internal_head__" in node["Resources"])
@@ -185,7 +185,7 @@ async def test_a_second_controller_waits(up):
     assert await asyncio.to_thread(Edges().lead) is False
 
 
-async def test_a_dead_controller_changes_nothing_and_the_next_one_goes_on(up):
+async def test_the_plan_survives_a_dead_controller_and_the_next_one_continues(up):
     (dead,) = up.controllers()
     os.kill(dead, signal.SIGKILL)
     running = up.plan()
@@ -195,7 +195,7 @@ async def test_a_dead_controller_changes_nothing_and_the_next_one_goes_on(up):
     assert set(await up.load(FEW, until=lambda: up.plan()["version"] > running["version"])) == {200}
 
 
-async def test_a_node_that_dies_loses_no_request_and_the_plan_does_without_it(up):
+async def test_a_dead_node_loses_no_request_and_leaves_the_plan(up):
     def ready(light: int, heavy: int) -> bool:
         return {role: it["ready"] for role, it in up.state()["replicas"].items()} == {"light": light, "heavy": heavy}
 
@@ -205,12 +205,12 @@ async def test_a_node_that_dies_loses_no_request_and_the_plan_does_without_it(up
     assert set(await up.load(FEW, until=lambda: up.plan()["version"] > version and ready(1, 1))) == {200}
 
 
-async def test_the_replicas_of_a_node_that_comes_back_come_back(up):
+async def test_the_replicas_return_with_their_node(up):
     start_node(cpus=1)
     assert set(await up.load(FEW, until=lambda: len(up.pids()) == 4 and up.state()["pending"] == [])) == {200}
 
 
-async def test_a_dead_dashboard_changes_no_role_and_serving_goes_on(up):
+async def test_a_dead_dashboard_changes_no_role_and_serving_continues(up):
     assert set(await up.load(FEW, until=lambda: up.plan()["light"] == 1)) == {200}
     ours = psutil.Process().children(recursive=True)
     running = (p for p in psutil.process_iter(["cmdline"]) if p in ours)  # forgives processes that end meanwhile

@@ -1,4 +1,4 @@
-"""``weir up`` with keys and a cache: who may call, what listens, what leaks, what a flood and a fuzzer do."""
+"""Tests of ``weir up`` with keys and a cache: authentication, listening sockets, secrets, overload and fuzzing."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ class Up(NamedTuple):
     folder: Path
 
     def processes(self) -> list[psutil.Process]:
-        """Everything that the service has started, itself included."""
+        """All processes of the service."""
         root = psutil.Process(self.service.pid)
         return [root, *root.children(recursive=True)]
 
     def secrets(self) -> list[str]:
-        """Everything that nobody is to read anywhere."""
+        """All secrets of the service."""
         password = self.service.cache_url.rpartition("@")[0].rpartition(":")[2]
         return [ALICE, BOB, ADMIN, password, self.service.cache_secret]
 
@@ -67,13 +67,13 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
     down(service.name, folder=folder / "state")
 
 
-def test_a_key_is_needed_and_everything_else_says_so(guarded: Up) -> None:
+def test_requests_without_a_valid_key_are_refused(guarded: Up) -> None:
     with httpx.Client(base_url=guarded.service.url, timeout=60) as client:
         assert client.post(GENERATIONS, json=GOOD).status_code == 401
         assert client.post(GENERATIONS, json=GOOD, headers=bearer(new_key())).status_code == 401
         assert client.post(GENERATIONS, json=GOOD, headers=bearer(ALICE)).status_code == 200
         assert client.get("/healthz").status_code == 200
-    # The cluster behind it: nobody without Ray's token.
+    # The dashboard of the cluster requires Ray's token.
     dashboard = httpx.get(f"{guarded.service.dashboard}/api/serve/applications/", timeout=30)
     assert dashboard.status_code == 401
 
@@ -106,13 +106,13 @@ def test_a_soak_sees_every_part_of_the_service(guarded: Up) -> None:
     assert found["Redis", "bytes MiB"] > 0
 
 
-def test_a_fuzzer_finds_no_server_error_and_nothing_undescribed(guarded: Up) -> None:
+def test_a_fuzzer_finds_no_server_error_and_no_undocumented_response(guarded: Up) -> None:
     found = fuzz(guarded.service.url, 8, key=ALICE)
     assert found.returncode == 0, found.stdout
     assert "Server error" not in found.stdout
 
 
-def test_five_times_the_capacity_is_refused_with_seconds_to_wait(guarded: Up) -> None:
+def test_requests_beyond_the_capacity_are_refused_with_retry_after(guarded: Up) -> None:
     # How fast, and who is in time, `make overload` measures; tests/simulator/test_exact.py has it on virtual time.
     found = asyncio.run(overload(guarded.service.url, seconds=4, calm_s=2.5, factor=5, key=ALICE))
     assert set(found.codes) == {"200", "503"}
@@ -121,7 +121,7 @@ def test_five_times_the_capacity_is_refused_with_seconds_to_wait(guarded: Up) ->
     assert found.with_retry_after == 1
 
 
-def test_what_one_caller_floods_is_its_own_429(guarded: Up) -> None:
+def test_a_flooding_client_gets_429_and_others_are_served(guarded: Up) -> None:
     async def flood() -> list[httpx.Response]:
         async with httpx.AsyncClient(base_url=guarded.service.url, timeout=60) as client:
             heavy = {"prompt": "a", "model": "overload/heavy"}
@@ -134,7 +134,7 @@ def test_what_one_caller_floods_is_its_own_429(guarded: Up) -> None:
     assert all("retry-after" in answer.headers for answer in bob if answer.status_code == 429)
 
 
-def test_no_secret_shows_in_any_log_command_line_or_metric(guarded: Up) -> None:
+def test_no_log_command_line_or_metric_contains_a_secret(guarded: Up) -> None:
     secrets = guarded.secrets()
     assert all(len(secret) >= 16 for secret in secrets)
     commands = []

@@ -1,4 +1,4 @@
-"""A service of emulated workers with a ladder of three variants: the plan uses the chain that the load asks for."""
+"""Tests of a service of emulated workers with a ladder of three variants: the chain in use follows the load."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ TINY = "deploy/configs/weir-tiny.yaml"
 
 
 def three_variants(folder: Path, mixes: dict[str, list[float]]) -> Path:
-    """The service file; a variant without an entry in ``mixes`` has no measured quality."""
+    """Writes the service file; a variant without an entry in ``mixes`` has no measured quality."""
     service = toy_service(folder, plan={"replicas": {"quick": 1, "heavy": 1}})
     family = {key: value for key, value in FAMILY.items() if key not in ("light", "heavy")}
     lights = {key: {**FAMILY["light"], "name": f"toy-{key}"} for key in ("quick", "good")}
@@ -63,7 +63,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
 
 
 async def load(url: str, rps: float, model: str) -> int:
-    """Open loop, until an answer is by the variant of this name; how many requests failed."""
+    """Sends requests open loop until a variant answers; returns the number of failed requests."""
     failed, seen = 0, asyncio.Event()
 
     async def ask(client: httpx.AsyncClient, number: int) -> None:
@@ -83,7 +83,7 @@ async def load(url: str, rps: float, model: str) -> int:
     return failed
 
 
-async def test_a_load_that_the_better_variant_cannot_carry_brings_the_quicker_one_and_calm_the_better_one(service):
+async def test_high_demand_selects_the_faster_variant_and_low_demand_the_better_one(service):
     assert await load(service.url, FEW, "toy-good") == 0
     await load(service.url, MANY, "toy-quick")  # what is too much before the plan changes may be refused
     assert await load(service.url, FEW, "toy-good") == 0
@@ -95,7 +95,7 @@ def test_a_ladder_whose_qualities_were_not_all_measured_is_refused(tmp_path):
         policy_of(service)
 
 
-def test_a_policy_for_levels_plans_on_what_the_cache_profile_of_a_service_says():
+def test_a_policy_for_levels_plans_with_the_cache_profile_of_the_service():
     service, _ = load_service(TINY)
     service = service.model_copy(update={"controller": ControllerConfig(policy="argus")})
     plan = policy_of(service).first_plan()

@@ -1,4 +1,4 @@
-"""From a file to a service and back to no process."""
+"""Tests of ``weir up``, ``weir down`` and ``weir status``."""
 
 from __future__ import annotations
 
@@ -16,32 +16,32 @@ from deploy.state import StateFile
 from weir.errors import ConfigError, ServiceError
 
 
-def test_a_wrong_configuration_is_told_before_anything_starts(config, tmp_path):
+def test_an_invalid_configuration_is_reported_before_anything_starts(config, tmp_path):
     config.write_text(config.read_text().replace("slo_s: 10", "slo_s: -1"))
     with pytest.raises(ConfigError, match=r"toy\.yaml: slo_s"):
         up(config, folder=tmp_path / "state")
     assert not (tmp_path / "state").exists()
 
 
-def test_a_wrong_profile_is_told_before_anything_starts(config, tmp_path):
+def test_an_invalid_profile_is_reported_before_anything_starts(config, tmp_path):
     (tmp_path / "profile.json").write_text("{}")
     with pytest.raises(ConfigError, match=r"profile\.json: family"):
         up(config, folder=tmp_path / "state")
     assert not (tmp_path / "state").exists()
 
 
-def test_a_policy_that_is_not_there_is_told_before_anything_starts(config, tmp_path):
+def test_an_unknown_policy_is_reported_before_anything_starts(config, tmp_path):
     config.write_text(config.read_text().replace("policy: weir", "policy: magic"))
     with pytest.raises(ConfigError, match=r"toy\.yaml: controller\.policy: .*'magic'; known: weir"):
         up(config, folder=tmp_path / "state")
 
 
-def test_a_service_is_checked_before_ray_is_imported_which_reads_its_environment_then(config):
+def test_a_service_is_checked_before_ray_is_imported(config):
     code = f"import sys; from deploy.local import checked; checked({str(config)!r}); sys.exit('ray' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_a_taken_port_is_told_before_anything_starts(config, tmp_path):
+def test_a_port_in_use_is_reported_before_anything_starts(config, tmp_path):
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
@@ -51,7 +51,7 @@ def test_a_taken_port_is_told_before_anything_starts(config, tmp_path):
     assert bindable("127.0.0.1", port) == port
 
 
-def test_nodes_of_a_cluster_that_is_there_already_are_not_ours_to_start(config, tmp_path, monkeypatch):
+def test_nodes_of_an_existing_cluster_are_refused(config, tmp_path, monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:6379")
     with pytest.raises(ServiceError, match="RAY_ADDRESS names a cluster"):
         up(config, nodes=2, folder=tmp_path / "state")
@@ -65,7 +65,7 @@ def test_the_same_service_does_not_start_twice(config, tmp_path):
     state.release()
 
 
-def test_nothing_up_is_nothing_to_stop(tmp_path):
+def test_down_without_a_service_is_an_error(tmp_path):
     with pytest.raises(ServiceError, match="no service is up"):
         down(folder=tmp_path)
     with pytest.raises(ServiceError, match="no service is up"):

@@ -1,4 +1,4 @@
-"""Calls to servers of our own never go through a proxy of the environment; calls to others do."""
+"""Tests of proxies: calls to Weir's own servers bypass the proxy of the environment, and other calls use it."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ PROXIES: dict[str, dict[str, str]] = {
     "https": {"https_proxy": f"http://{DEAD}", "HTTPS_PROXY": f"http://{DEAD}"},
     "all, SOCKS 5": {"ALL_PROXY": f"socks5://{DEAD}"},
     "all, SOCKS 5 with names resolved there": {"all_proxy": f"socks5h://{DEAD}"},
-    "all, of a kind that nobody knows": {"ALL_PROXY": f"gopher://{DEAD}", "http_proxy": f"gopher://{DEAD}"},
+    "all, with an unknown scheme": {"ALL_PROXY": f"gopher://{DEAD}", "http_proxy": f"gopher://{DEAD}"},
 }
 
 
 @pytest.fixture(params=PROXIES)
 def proxied(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The environment of somebody who has a proxy, and no exemption from it."""
+    """Sets an environment with a proxy and without exemptions."""
     for name in VARIABLES:
         monkeypatch.delenv(name, raising=False)
     for name, value in PROXIES[request.param].items():
@@ -51,7 +51,7 @@ def proxied(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 class Answering(http.server.BaseHTTPRequestHandler):
-    """Answers every question of ours to a load balancer, to Ray's dashboard and to Prometheus."""
+    """Answers the requests to a load balancer, to the dashboard of Ray and to Prometheus."""
 
     ANSWERS: ClassVar[dict[str, bytes]] = {
         "/readyz": b'{"ready": true, "pending": []}',
@@ -87,11 +87,11 @@ def url() -> Iterator[str]:
         thread.join()
 
 
-def test_the_load_balancer_is_asked_directly(proxied: None, url: str) -> None:
+def test_calls_to_the_load_balancer_bypass_the_proxy(proxied: None, url: str) -> None:
     assert readiness(url) == {"ready": True, "pending": []}
 
 
-def test_the_status_of_a_service_is_asked_directly(
+def test_the_status_of_a_service_bypasses_the_proxy(
     proxied: None, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -106,20 +106,20 @@ def test_the_status_of_a_service_is_asked_directly(
     assert "Traceback" not in done.output
 
 
-def test_the_dashboard_of_ray_is_asked_directly(proxied: None, url: str) -> None:
+def test_calls_to_the_ray_dashboard_bypass_the_proxy(proxied: None, url: str) -> None:
     assert Publisher(url, timeout_s=5).details()["applications"] == {}
 
 
-def test_prometheus_is_asked_directly(proxied: None, url: str) -> None:
+def test_calls_to_prometheus_bypass_the_proxy(proxied: None, url: str) -> None:
     assert Api(url).query("up") == []
 
 
-def test_a_replay_goes_to_the_service_directly(proxied: None, url: str, tmp_path: Path) -> None:
+def test_a_replay_bypasses_the_proxy(proxied: None, url: str, tmp_path: Path) -> None:
     done = replay(Trace.of([Arrival(0, "a red circle", None)]), url, slo_s=5, out=tmp_path)
     assert [outcome.status for outcome in done.outcomes] == [200]
 
 
-def test_a_dashboard_that_nobody_runs_is_named_and_not_the_proxy(proxied: None) -> None:
+def test_the_error_of_a_missing_dashboard_names_its_address(proxied: None) -> None:
     dead = f"http://127.0.0.1:{free_port()}"
     with pytest.raises(NotReady, match=re.escape(dead)) as caught:
         Publisher(dead, timeout_s=5)
@@ -128,7 +128,7 @@ def test_a_dashboard_that_nobody_runs_is_named_and_not_the_proxy(proxied: None) 
 
 @contextmanager
 def listening() -> Iterator[tuple[int, list[bytes]]]:
-    """A port that keeps the first bytes of each connection, and hangs up."""
+    """A port that records the first bytes of each connection and closes it."""
     heard: list[bytes] = []
     with socket.create_server(("127.0.0.1", 0)) as server:
         server.settimeout(0.05)
@@ -162,7 +162,7 @@ def listening() -> Iterator[tuple[int, list[bytes]]]:
     ],
 )
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # a socket of the hub's client
-def test_the_hub_is_asked_through_the_proxy(
+def test_downloads_from_the_hub_use_the_proxy(
     monkeypatch: pytest.MonkeyPatch, name: str, scheme: str, begins: bytes
 ) -> None:
     for it in VARIABLES:
@@ -191,7 +191,7 @@ def test_the_hub_is_asked_through_the_proxy(
         ({"NO_PROXY": "localhost"}, "localhost,127.0.0.1,::1"),
     ],
 )
-def test_processes_of_ours_exempt_this_machine(
+def test_child_processes_exempt_this_machine_from_the_proxy(
     monkeypatch: pytest.MonkeyPatch, before: dict[str, str], after: str
 ) -> None:
     for name in VARIABLES:
@@ -200,13 +200,13 @@ def test_processes_of_ours_exempt_this_machine(
     assert os.environ["no_proxy"] == os.environ["NO_PROXY"] == after
 
 
-#: Calls of HTTP clients that ask the environment for a proxy unless they are told otherwise.
+#: Calls of HTTP clients that use the proxy of the environment unless ``trust_env`` is false.
 _CALLS = re.compile(
     r"\bhttpx\.(?:get|post|Client|AsyncClient)\(|\burlopen\(|\brequests\.(?:get|post|put|request|Session)\("
 )
 
 
-def test_no_call_of_ours_leaves_it_to_the_environment() -> None:
+def test_every_call_in_the_code_states_whether_it_uses_the_proxy() -> None:
     found = []
     for room in ("cli", "deploy", "traces", "testing", "load_balancer", "controller", "cache", "weir", "benchmarks"):
         for path in Path(room).rglob("*.py"):

@@ -1,4 +1,4 @@
-"""The Serve configuration of a service, and a plan in it: only what restarts nothing differs between two of them."""
+"""Tests of the Serve configuration of a service: two plans differ only in fields that restart no replica."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ def rendered(path: Path = SERVICE, controlled: bool = True) -> dict[str, Any]:
     return render(path, host="127.0.0.1", port=8000, controlled=controlled)
 
 
-def test_it_is_what_serve_takes(serve_schema):
+def test_the_configuration_is_valid_for_serve(serve_schema):
     serve_schema.model_validate(with_plan(rendered(), plan()))
 
 
-def test_a_controller_comes_along_where_one_is_wanted():
+def test_the_controller_is_included_when_requested():
     assert [it["name"] for it in rendered()["applications"]] == ["weir", "weir-controller"]
     assert [it["name"] for it in rendered(controlled=False)["applications"]] == ["weir"]
 
 
-def test_a_file_of_the_checkout_is_found_wherever_the_checkout_lies(config, monkeypatch):
+def test_a_file_of_the_checkout_is_found_at_any_location_of_the_checkout(config, monkeypatch):
     named = rendered(SERVICE)["applications"][0]["args"]["config"]
     assert named == "deploy/configs/weir-tiny.yaml"
     monkeypatch.chdir(config.parent)
@@ -46,7 +46,7 @@ def test_a_file_of_the_checkout_is_found_wherever_the_checkout_lies(config, monk
 
 
 @pytest.mark.parametrize("changed", ["toy.yaml", "family.yaml", "profile.json"])
-def test_a_changed_file_of_the_same_name_is_deployed_anew(config, changed):
+def test_a_changed_file_of_the_same_name_changes_the_configuration(config, changed):
     before = [it["args"] for it in rendered(config)["applications"]]
     assert [it["args"] for it in rendered(config)["applications"]] == before
     path = config.parent / changed
@@ -65,7 +65,7 @@ plans = st.builds(plan, st.integers(1, 99), st.integers(0, 8), st.integers(1, 8)
 
 
 @given(plans, plans)
-def test_two_plans_differ_only_where_no_replica_restarts(one, other):
+def test_two_plans_differ_only_in_fields_that_restart_no_replica(one, other):
     first, second = with_plan(rendered(), one), with_plan(rendered(), other)
     for body in (first, second):
         json.dumps(body, allow_nan=False)
@@ -97,14 +97,14 @@ RICH: dict[str, Any] = {
 
 
 def answered(body: dict[str, Any]) -> dict[str, Any]:
-    """What ``GET`` says of a configuration that was put."""
+    """Returns the response of ``GET`` for a deployed configuration."""
     applications = {it["name"]: {"status": "RUNNING", "deployed_app_config": it} for it in body["applications"]}
     by_code = {"by code": {"status": "RUNNING", "deployed_app_config": None}}
     about = {"controller_info": {}, "grpc_options": None, "target_capacity": None, "proxies": {}}
     return {**about, **body, "applications": applications | by_code}
 
 
-def test_a_plan_leaves_the_rest_of_what_is_deployed_as_it_is():
+def test_a_plan_leaves_the_rest_of_the_deployed_configuration_unchanged():
     assert deployed(answered(RICH)) == RICH
     changed = with_plan(deployed(answered(RICH)), plan(version=7))
     cache, pool, balancer = changed["applications"][0].pop("deployments")
@@ -114,17 +114,17 @@ def test_a_plan_leaves_the_rest_of_what_is_deployed_as_it_is():
     assert changed == {**RICH, "applications": [unplanned, RICH["applications"][1]]}
 
 
-def test_a_capacity_that_is_being_moved_to_another_cluster_stays_what_it_is():
+def test_the_target_capacity_of_the_deployment_is_kept():
     assert deployed({**answered(RICH), "target_capacity": 40.0})["target_capacity"] == 40.0
 
 
 def test_a_plan_that_is_not_newer_is_refused():
     body = with_plan(RICH, plan(version=7))
     for version in (6, 7):
-        with pytest.raises(PlanError, match=f"plan {version} came too late: plan 7 is deployed"):
+        with pytest.raises(PlanError, match=f"plan {version} is outdated: plan 7 is deployed"):
             with_plan(body, plan(version))
 
 
-def test_nothing_of_ours_deployed_is_said():
+def test_a_configuration_without_the_application_is_an_error():
     with pytest.raises(NotReady, match="no application weir is deployed"):
         with_plan(deployed({"applications": {}}), plan())

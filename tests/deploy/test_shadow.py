@@ -1,4 +1,4 @@
-"""The check of a level head beside a real service of the embedded family, with nothing of Ray around it."""
+"""Tests of the check of a level head with a real service of the embedded family, without Ray."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ REQUEST = GenerationRequest("a red circle left of a blue star", 64, 64, n=10)
 
 
 def head_that_lost(lost: float, encoder: str, dim: int) -> LevelHead:
-    """It calls every prompt as easy as can be, and has recorded such a loss by the light variant."""
+    """A level head that predicts the easiest level for every prompt and has this recorded loss of the light variant."""
     record = LevelRecord(share=0.5, confidences=(0.2, 0.8), quality=(1.0, 1.0 - lost))
     about = LevelAbout(
         encoder=encoder,
@@ -46,7 +46,7 @@ def head_that_lost(lost: float, encoder: str, dim: int) -> LevelHead:
     return LevelHead(np.zeros(dim), np.array([-1.0]), about)
 
 
-async def test_idle_time_brings_samples_and_a_head_that_is_wrong_is_replaced(tmp_path):
+async def test_idle_time_is_used_for_samples_and_a_wrong_head_is_replaced(tmp_path):
     service, family = load_service(SERVICE)
     family = with_variants(family, heavy={"steps": 4})
     encoder, file = family_encoder(family), tmp_path / "head.safetensors"

@@ -1,4 +1,4 @@
-"""The state diagram of the documentation is the one of the code."""
+"""Tests of the state diagram in the documentation, which is generated from the code."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def test_the_diagram_in_the_documentation_is_up_to_date() -> None:
     assert PAGE.read_text() == written(PAGE.read_text()), "run `python -m weir.cascade_diagram docs/architecture.md`"
 
 
-def test_it_has_every_transition() -> None:
+def test_the_diagram_has_every_transition() -> None:
     lines = diagram().splitlines()
     for (phase, event), following in TRANSITIONS.items():
         for after in following:
@@ -28,7 +28,7 @@ def test_it_has_every_transition() -> None:
     assert all(phase.name in diagram() for phase in Phase)
 
 
-def test_what_is_written_by_hand_stays() -> None:
+def test_text_outside_the_marks_is_kept() -> None:
     page = written(f"# Title\n{BEGIN}\nold\n{END}\nlast\n")
     assert page.startswith("# Title\n")
     assert page.endswith("\nlast\n")

@@ -1,4 +1,4 @@
-"""What the documentation tells a reader to type works: its blocks are run, in order, on a real service.
+"""Tests of the code blocks of the documentation: they run in order on a real service.
 
 A block that cannot run here stands under a comment ``<!-- not run: why -->``. Everything runs in a folder of its own
 with the repository's files in it, on another port than the documented one; the documents share one service, so that
@@ -64,7 +64,7 @@ WITH_EXAMPLES = [
 
 @dataclass(frozen=True)
 class Reader:
-    """Somebody who types what the documents say."""
+    """Runs the commands of a document."""
 
     folder: Path
     port: str
@@ -105,7 +105,7 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reader]:
 
 @pytest.mark.timeout(280)
 @pytest.mark.parametrize("document", WITH_EXAMPLES, ids=lambda d: d.name)
-def test_what_a_document_says_to_type_works(document: Path, reader: Reader) -> None:
+def test_the_commands_of_a_document_work(document: Path, reader: Reader) -> None:
     running = [b for b in blocks(document) if b.runs]
     for block in running:
         if block.language == "sh":
@@ -116,7 +116,7 @@ def test_what_a_document_says_to_type_works(document: Path, reader: Reader) -> N
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda d: d.name)
-def test_every_file_that_a_document_links_to_is_there(document: Path) -> None:
+def test_every_link_to_a_file_is_valid(document: Path) -> None:
     links = [
         str(child.attrs.get("href") or child.attrs.get("src"))
         for token in MarkdownIt().parse(document.read_text())

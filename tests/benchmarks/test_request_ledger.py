@@ -1,4 +1,4 @@
-"""The books that the faults are judged by notice what they are for."""
+"""Tests of the request ledger: it notices lost, duplicated and failed requests."""
 
 from __future__ import annotations
 
@@ -48,14 +48,14 @@ async def account(service: Service, *, patience_s: float = 30.0, requests: int =
     return ledger.account()
 
 
-async def test_where_all_is_well_the_books_are_clean():
+async def test_the_account_of_a_healthy_service_is_clean():
     found = await account(lambda key, attempt: image(key))
     assert found.sent >= 20
     assert (found.refused, found.errors, found.broken, found.lost, found.duplicated) == (0, 0, 0, 0, 0)
     assert found.last_trouble_s is None
 
 
-async def test_what_goes_wrong_is_sent_again_and_counted_by_its_kind():
+async def test_failed_attempts_are_repeated_and_counted_by_kind():
     def service(key: str, attempt: int) -> httpx.Response:
         if attempt == 1:
             return httpx.Response(503, headers={"retry-after": "1"})
@@ -71,7 +71,7 @@ async def test_what_goes_wrong_is_sent_again_and_counted_by_its_kind():
     assert found.last_trouble_s is not None
 
 
-async def test_a_request_that_never_gets_its_image_is_lost():
+async def test_a_request_without_an_image_in_the_end_is_lost():
     found = await account(lambda key, attempt: httpx.Response(500), patience_s=0.02)
     assert found.lost == found.sent
 
