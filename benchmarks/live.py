@@ -37,7 +37,7 @@ from simulator.outcome import UNANSWERED, Outcome
 from simulator.report import report
 from simulator.request_stream import RequestStream
 from testing.service_files import service_file
-from traces.outcome import Outcome as Answer
+from traces.outcome import RequestOutcome as Answer
 from traces.replay import replay
 from traces.trace import Arrival, Trace
 from weir.cascade import AT_DEADLINE

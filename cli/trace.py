@@ -59,7 +59,7 @@ def replay(
         if speed != 1:
             chosen = chosen.scale_speed(speed)
         if redraw is not None:
-            chosen = chosen.redraw(redraw, cv)
+            chosen = chosen.resample(redraw, cv)
         judge = None
         if score is not None:
             judge = family_scorer(load_family(score), [a.prompt for a in chosen])

@@ -1,13 +1,13 @@
-"""Traces: what users replay, how it is made and read, the replay client and its report.
+"""Traces: generation and loading of trace files, the replay client and its report.
 
-trace          a trace and its transforms: rate, speed, duration, arrivals drawn anew
-rate_curve     a demand over time, and arrivals drawn from it
-loader         four forms of trace files
-prompts        the prompts of users who try, change one word and try again
-resemblance    how much the prompts of a log resemble earlier ones
-generate       normal.csv and bursty.csv from the recipes beside them
+trace          a trace and its transforms: rate, speed, duration, resampled arrivals
+rate_curve     a demand over time, and arrivals sampled from it
+loader         reads four formats of trace files
+prompts        synthetic prompts of users who edit and repeat their prompts
+resemblance    similarity of the prompts of a log to earlier ones
+generate       generates normal.csv and bursty.csv from their recipes
 replay         the open-loop client
-outcome        what became of one request, and the file that keeps it
-figures        the figures of a replay, in total and over time
+outcome        the outcome of one request, and the CSV file of outcomes
+figures        the metrics of a replay, in total and over time
 plots, report  report.json, plots and one self-contained page
 """

@@ -1,4 +1,4 @@
-"""What a service will refuse of a trace, known from its own description before anything is sent."""
+"""Predicts which requests of a trace a service will refuse, from its OpenAPI description."""
 
 from __future__ import annotations
 
@@ -12,37 +12,37 @@ from traces.trace import Arrival, Trace
 from weir.errors import ConfigError, ServiceError
 
 GENERATIONS = "/v1/images/generations"
-#: Longest wait for the description; a busy service may take its time, and the replay then goes without.
-PATIENCE_S = 10.0
+#: Time limit for fetching the description; the replay runs without it if a busy service takes longer.
+DESCRIPTION_TIMEOUT_S = 10.0
 
 
 def accepted_fields(base_url: str) -> Mapping[str, Any] | None:
-    """The fields of a request as the service describes them in JSON schema; None where it does not.
+    """The JSON schema of a request's fields from the service's description; None if it has none.
 
     Args:
         base_url: e.g. ``http://127.0.0.1:8000``, with or without ``/v1``.
 
     Raises:
-        ServiceError: nobody listens there.
+        ServiceError: the connection failed.
     """
     root = base_url.rstrip("/").removesuffix("/v1")
     try:
-        described = httpx.get(f"{root}/openapi.json", timeout=PATIENCE_S, trust_env=False).json()
+        described = httpx.get(f"{root}/openapi.json", timeout=DESCRIPTION_TIMEOUT_S, trust_env=False).json()
         body = described["paths"][GENERATIONS]["post"]["requestBody"]["content"]["application/json"]
         return body["schema"]["properties"]
     except (httpx.ConnectError, httpx.ConnectTimeout) as error:
         raise ServiceError(
-            f"nobody answers at {root}: {error}; nothing was sent. Is it up, and the URL right?"
+            f"no server answers at {root}: {error}; nothing was sent. Check that it runs and that the URL is right"
         ) from None
     except (httpx.HTTPError, httpx.InvalidURL, ValueError, KeyError, TypeError, AttributeError):
         return None
 
 
 def expected_refusals(fields: Mapping[str, Any], trace: Trace, model: str | None = None) -> list[str]:
-    """A line for each reason for which the service will refuse requests of the trace: how many, why, and one of them.
+    """One line for each reason why the service will refuse requests: their number, the reason and an example.
 
     Raises:
-        ConfigError: it will refuse all of them.
+        ConfigError: the service will refuse all requests.
     """
     models = _limit(fields, "model", "enum")
     if model is not None and models is not None and model not in models:
@@ -59,13 +59,11 @@ def expected_refusals(fields: Mapping[str, Any], trace: Trace, model: str | None
             )
         )
     if pattern is not None:
-        reasons.append(
-            ("a prompt of nothing", lambda it: not re.search(pattern, it.prompt), lambda it: repr(it.prompt))
-        )
+        reasons.append(("an empty prompt", lambda it: not re.search(pattern, it.prompt), lambda it: repr(it.prompt)))
     if least is not None and most is not None:
         reasons.append(
             (
-                f"a seed that is not from {least} to {most}",
+                f"a seed outside {least} to {most}",
                 lambda it: it.seed is not None and not least <= it.seed <= most,
                 lambda it: str(it.seed),
             )
@@ -83,6 +81,6 @@ def expected_refusals(fields: Mapping[str, Any], trace: Trace, model: str | None
 
 
 def _limit(fields: Mapping[str, Any], name: str, limit: str) -> Any:
-    """A limit of one field, which may stand in one of its alternatives."""
+    """A limit in the schema of one field or of one of its alternatives; None if it has none."""
     field = fields.get(name, {})
     return next((it[limit] for it in (field, *field.get("anyOf", ())) if limit in it), None)

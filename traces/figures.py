@@ -1,4 +1,4 @@
-"""The figures of a replay: how many answers came in time, how fast, by which path, how good. Pure."""
+"""Metrics of a replay: SLO violations, goodput, latency, paths and quality. Pure."""
 
 from __future__ import annotations
 
@@ -9,33 +9,35 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from traces.outcome import Outcome
+from traces.outcome import RequestOutcome
 from traces.paths import in_order
 from weir.cascade import FROM_CACHE
 from weir.plan import HEAVY
 
-#: Lengths of windows that read well on an axis, seconds.
+#: Round window lengths, seconds.
 _WINDOWS_S = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600)
-#: A report has at most so many windows, unless told otherwise.
+#: Largest number of windows of a report by default.
 _MOST_WINDOWS = 30
-#: A client that sends later than this share of the SLO does not replay the trace any more, but its own limits.
+#: The client counts as late if its p99 lateness exceeds this share of the SLO.
 LATE_CLIENT_SHARE = 0.05
 
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """Of the requests that *arrived* from ``start_s`` to ``end_s``, wherever in time they ended.
+    """Metrics of the requests that *arrived* from ``start_s`` to ``end_s``, whenever they ended.
 
     Attributes:
-        late, refused, failed: the violations, each request in one of them at most. late: an image, but after the SLO;
-            refused: 429 or 503; failed: any other error, or no answer.
-        violation_ratio: their share of all requests, 0…1.
-        demand_rps, goodput_rps: requests, and images within the SLO, per second.
-        p50_s, p95_s, p99_s: latency of the images.
-        light_share: images of other variants than the heavy one, over all whose path is known, 0…1.
-        quality: mean of the images that have one.
+        late: number of images that came after the SLO.
+        refused: number of requests answered with status 429 or 503.
+        failed: number of requests with any other error, or without an answer.
+        violation_ratio: share of late, refused and failed requests, 0…1.
+        demand_rps: requests per second.
+        goodput_rps: images within the SLO per second.
+        p50_s, p95_s, p99_s: percentiles of the latency of images.
+        light_share: share of images of other variants than the heavy one among images with a known path, 0…1.
+        quality: mean quality of the images that have one.
 
-    Whatever nothing is known about is None.
+    Attributes without any data are None.
     """
 
     start_s: float
@@ -58,8 +60,8 @@ class Figures:
     quality: float | None
 
     @classmethod
-    def of(cls, outcomes: Sequence[Outcome], slo_s: float, start_s: float, end_s: float) -> Figures:
-        """``outcomes`` are those that arrived in the window."""
+    def of(cls, outcomes: Sequence[RequestOutcome], slo_s: float, start_s: float, end_s: float) -> Figures:
+        """The metrics of ``outcomes``, which are those that arrived in the window."""
         answered = [o for o in outcomes if o.answered]
         in_time = sum(o.met(slo_s) for o in answered)
         refused = sum(o.refused for o in outcomes)
@@ -93,9 +95,10 @@ class Reason:
     """Requests that got no image for the same reason.
 
     Attributes:
-        status: of HTTP; 0 when no answer came.
-        code: of the error.
-        reason: what was said to the first of them; of others it may name other numbers.
+        status: HTTP status; 0 without an answer.
+        code: error code.
+        reason: error message of the first of these requests; other messages may contain other numbers.
+        count: number of these requests.
     """
 
     status: int
@@ -106,15 +109,16 @@ class Reason:
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """A whole replay, in total and over time.
+    """Metrics of a replay, in total and over time.
 
     Attributes:
-        planned: requests of the trace; more than ``total.requests`` when the replay was interrupted.
-        errors: how often each error code came.
-        reasons: why requests got no image, the most frequent first.
-        emulated: images that no model drew.
-        client_lateness_p99_s, client_lateness_max_s: how late the replay itself sent.
-        client_was_late: by more than LATE_CLIENT_SHARE of the SLO at p99; the load was then not the trace's.
+        planned: number of requests of the trace; larger than ``total.requests`` if the replay was interrupted.
+        errors: number of requests by error code.
+        reasons: reasons why requests got no image, the most frequent first.
+        emulated: number of images of emulated workers.
+        client_lateness_p99_s, client_lateness_max_s: how late the replay client sent requests.
+        client_was_late: whether the p99 lateness exceeds LATE_CLIENT_SHARE of the SLO; the load then differs from the
+            trace's.
     """
 
     slo_s: float
@@ -130,26 +134,26 @@ class Summary:
 
 
 def summarise(
-    outcomes: Sequence[Outcome],
+    outcomes: Sequence[RequestOutcome],
     slo_s: float,
     *,
     duration_s: float | None = None,
     planned: int | None = None,
     window_s: float | None = None,
 ) -> Summary:
-    """Measures a replay.
+    """Computes the metrics of a replay.
 
     Args:
-        duration_s: of the trace; by default until the last arrival.
-        planned: requests of the trace; by default all have an outcome.
-        window_s: by default a round length that gives at most 30 windows.
+        duration_s: duration of the trace; by default the time of the last arrival.
+        planned: number of requests of the trace; by default the number of outcomes.
+        window_s: length of a window; by default a round length that gives at most 30 windows.
     """
     last = max((o.arrival_s for o in outcomes), default=0.0)
     duration_s = max(duration_s or 0.0, last) or 1.0
     if window_s is None:
         window_s = next((w for w in _WINDOWS_S if duration_s / w <= _MOST_WINDOWS), duration_s / _MOST_WINDOWS)
     windows = max(1, int(np.ceil(duration_s / window_s - 1e-9)))
-    by_window: list[list[Outcome]] = [[] for _ in range(windows)]
+    by_window: list[list[RequestOutcome]] = [[] for _ in range(windows)]
     for outcome in outcomes:
         by_window[min(int(outcome.arrival_s / window_s), windows - 1)].append(outcome)
     lateness = [o.lateness_s for o in outcomes]
@@ -171,8 +175,8 @@ def summarise(
     )
 
 
-def _reasons(outcomes: Sequence[Outcome]) -> tuple[Reason, ...]:
-    """Messages that differ in numbers and quoted words alone are one reason."""
+def _reasons(outcomes: Sequence[RequestOutcome]) -> tuple[Reason, ...]:
+    """Groups failed requests by reason. Messages that differ only in numbers and quoted words are one reason."""
     failed = [o for o in outcomes if o.error]
     alike = [(o.status, o.error, re.sub(r"'.*?'|\d+(\.\d+)?", "…", o.reason)) for o in failed]
     first = {key: o for key, o in reversed(list(zip(alike, failed, strict=True)))}

@@ -1,8 +1,8 @@
-"""Draws the traces of the project from recipes; the recipe and what was measured lie beside each trace.
+"""Generates the project's traces from recipes. Each recipe file also holds measurements of its trace.
 
     python -m traces.generate traces/normal.json traces/bursty.json
 
-reads the recipe in each file, writes the CSV beside it and notes anew what it measured.
+reads the recipe in each file, writes the CSV next to it and updates the measurements.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from traces.resemblance import resemblance
 from traces.trace import Trace
 from weir.errors import ConfigError
 
-#: Rate curves are drawn in steps of this length, fine against every change in them.
+#: Step length of rate curves, short compared with every change of the rate.
 STEP_S = 0.5
 
 
@@ -32,12 +32,12 @@ class _Recipe(BaseModel):
 
     seed: int = Field(ge=0)
     duration_s: float = Field(default=600, gt=0)
-    cv: float = Field(default=1, gt=0, description="of the gaps between requests; 1 is Poisson")
+    cv: float = Field(default=1, gt=0, description="coefficient of variation of the gaps; 1 is Poisson")
     habits: Habits = Habits()
 
 
 class NormalRecipe(_Recipe):
-    """One day compressed: a trough at night, a rise to noon and a higher evening; requests/min."""
+    """One day compressed: a trough at night, a peak at noon and a higher one in the evening; rates in requests/min."""
 
     kind: Literal["normal"] = "normal"
     trough_rpm: float = Field(default=60, ge=0)
@@ -54,8 +54,11 @@ class NormalRecipe(_Recipe):
 
 
 class BurstyRecipe(_Recipe):
-    """Calm and bursts in turn, as in the bursty trace of Argus: 50 against 388 requests/min, about half of the time
-    each. How long each lasts is drawn, gamma with ``length_cv``; a burst builds up and fades over ``ramp_s``."""
+    """Calm and bursts in turn, as in the bursty trace of Argus: 50 and 388 requests/min, about half of the time each.
+
+    Their lengths are gamma distributed with the coefficient of variation ``length_cv``. A burst rises and falls over
+    ``ramp_s``.
+    """
 
     kind: Literal["bursty"] = "bursty"
     calm_rpm: float = Field(default=50, ge=0)
@@ -84,7 +87,7 @@ Recipe = Annotated[NormalRecipe | BurstyRecipe, Field(discriminator="kind")]
 
 
 class RecipeFile(BaseModel):
-    """What lies beside a trace."""
+    """The file of a trace's recipe and measurements."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -97,17 +100,17 @@ def _steps(duration_s: float) -> np.ndarray:
 
 
 def generate(recipe: NormalRecipe | BurstyRecipe) -> Trace:
-    """Draws the trace; the same recipe gives the same trace."""
-    arrivals = recipe.rate_curve().draw_arrivals(recipe.seed, recipe.cv)
+    """Generates the trace of a recipe; equal recipes give equal traces."""
+    arrivals = recipe.rate_curve().sample_arrivals(recipe.seed, recipe.cv)
     rng = np.random.default_rng((recipe.seed, 2))
     prompts = prompt_log(rng, len(arrivals), recipe.habits)
-    # Each request has its own seed, so that two systems that replay the trace are asked for the same images.
+    # Each request has a seed, so that all systems that replay the trace generate the same images.
     seeds = rng.integers(2**31, size=len(arrivals)).tolist()
     return Trace(tuple(arrivals.tolist()), tuple(prompts), tuple(seeds), recipe.duration_s)
 
 
 def measure(trace: Trace) -> dict[str, Any]:
-    """What a reader wants to know of a trace before replaying it."""
+    """Measurements of a trace: its number of requests, rates, and similarity of prompts."""
     rates = np.asarray(trace.rate_curve(10).rates_rps)
     return {
         "requests": len(trace),
@@ -119,10 +122,10 @@ def measure(trace: Trace) -> dict[str, Any]:
 
 
 def read_recipe(path: Path | str) -> NormalRecipe | BurstyRecipe:
-    """Reads the recipe beside a trace.
+    """Reads a recipe file.
 
     Raises:
-        ConfigError: names the file, the key and what is allowed there.
+        ConfigError: names the file, the key and the accepted values.
     """
     path = Path(path)
     try:
@@ -137,7 +140,7 @@ def read_recipe(path: Path | str) -> NormalRecipe | BurstyRecipe:
 
 
 def write(recipe: NormalRecipe | BurstyRecipe, path: Path | str) -> Trace:
-    """Draws the trace, saves it at ``path`` (CSV) and its recipe beside it (JSON)."""
+    """Generates a trace and saves it at ``path`` (CSV), with its recipe next to it (JSON)."""
     path = Path(path)
     trace = generate(recipe)
     trace.save(path)

@@ -1,13 +1,13 @@
-"""Reads a trace, whatever its form; the form is known by the header, or by its content where there is none.
+"""Reads trace files. The format is recognised by the header, or by the content of a file without a header.
 
-form                header                                        a line
-ours                ``arrival_s,prompt`` and maybe ``seed``       ``1.250,a red circle,7``
+format              header                                        example line
+Weir                ``arrival_s,prompt``, optionally ``seed``     ``1.250,a red circle,7``
 DiffServe           ``offset_ms,prompt_id``, or none              ``368.0,1236``
 rate curve          ``t_s,rate``                                  ``60,4.5``: requests/s from 60 s on
 timestamped log     a timestamp column and a prompt column        ``2024-05-01T12:00:00Z,a red circle``
 
-Times may be unix times in any column and any unit; see :mod:`traces.clock`. The cells may be divided by commas,
-semicolons or tabs, as spreadsheets write them.
+Times may be unix times in any column and any unit; see :mod:`traces.clock`. Cells may be separated by commas,
+semicolons or tabs, as in files of spreadsheets.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ FORMS = (
     "arrival_s,prompt[,seed] · offset_ms,prompt_id · t_s,rate · "
     f"a log with one of {', '.join(TIMESTAMPS)} and one of {', '.join(PROMPTS)}"
 )
-#: What divides cells: commas, and what spreadsheets write where a comma is the decimal point.
+#: Separators of cells: commas, and those of spreadsheets whose decimal separator is a comma.
 _DELIMITERS = (",", ";", "\t")
 
 
 @dataclass(frozen=True, slots=True)
 class _Table:
-    """The cells of a file, and where each stands, for messages."""
+    """The cells of a file with their line numbers."""
 
     path: Path
     columns: list[str]
@@ -68,7 +68,7 @@ class _Table:
         return values
 
     def times(self, column: str, unit: str) -> list[float]:
-        """The column as seconds since the start; unix times are counted from the first of them."""
+        """The column as seconds since the start; unix times are counted from the first one."""
         what = f"{unit} since the start or unix time"
         values = []
         for line, cell in self.cells(column):
@@ -93,7 +93,7 @@ class _Table:
         values = []
         for (line, cell), value in zip(self.cells(column), self.numbers(column, what), strict=True):
             if value != int(value):
-                self.fail(line, column, f"{cell} is no whole number; write {what}")
+                self.fail(line, column, f"{cell} is not a whole number; write {what}")
             values.append(int(value))
         return values
 
@@ -138,13 +138,13 @@ def _read(path: Path) -> _Table:
 
 
 def _encoding(path: Path) -> str:
-    """UTF-16 where the file begins with its mark, as "Unicode text" of spreadsheets does; else UTF-8."""
+    """UTF-16 if the file begins with its byte order mark, as "Unicode text" of spreadsheets does; otherwise UTF-8."""
     with path.open("rb") as file:
         return "utf-16" if file.read(2) in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
 
 
 def _delimiter(header: str) -> str:
-    """What divides the cells of a file whose first line this is: a comma, unless there is none."""
+    """The separator of cells, from the first line of the file: a comma if there is one."""
     return next((it for it in _DELIMITERS if it in header), ",")
 
 
@@ -163,15 +163,15 @@ def _read_own(table: _Table) -> Trace:
         for i, (line, cell) in enumerate(table.cells("seed")):
             value = exact_number(cell) if cell else None
             if cell and (value is None or value != value.to_integral_value() or value < -1):
-                table.fail(line, "seed", f"{cell!r} is no seed; write a whole number of at least 0, or nothing")
-            seeds[i] = None if value is None or value == -1 else int(value)  # -1 is any seed, as in other tools
+                table.fail(line, "seed", f"{cell!r} is not a seed; write a whole number of at least 0, or nothing")
+            seeds[i] = None if value is None or value == -1 else int(value)  # -1 stands for any seed, as in other tools
     return Trace.of(list(map(Arrival, arrivals, table.texts("prompt"), seeds)))
 
 
 def _read_diffserve(table: _Table, prompts: Path | str | None) -> Trace:
     offsets = table.times("offset_ms", "milliseconds")
     ids = table.integers("prompt_id", "the number of a prompt")
-    ask: Callable[[int], str] = prompt_by_id
+    prompt_of: Callable[[int], str] = prompt_by_id
     if prompts is not None:
         known = _read_prompts(Path(prompts))
         for (line, _), prompt_id in zip(table.rows, ids, strict=True):
@@ -181,12 +181,12 @@ def _read_diffserve(table: _Table, prompts: Path | str | None) -> Trace:
                     "prompt_id",
                     f"{prompt_id} is out of range; {prompts} holds prompts 0 to {len(known) - 1}, one a line",
                 )
-        ask = known.__getitem__
-    return Trace.of([Arrival(offset_s, ask(i), None) for offset_s, i in zip(offsets, ids, strict=True)])
+        prompt_of = known.__getitem__
+    return Trace.of([Arrival(offset_s, prompt_of(i), None) for offset_s, i in zip(offsets, ids, strict=True)])
 
 
 def _read_prompts(path: Path) -> list[str]:
-    """Prompts by line; the first line is prompt 0."""
+    """Reads one prompt per line; the first line is prompt 0."""
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except FileNotFoundError:
@@ -210,12 +210,12 @@ def _read_rate_curve(table: _Table, seed: int) -> Trace:
     if starts[0] != 0:
         table.fail(table.rows[0][0], "t_s", f"the curve starts at {starts[0]:g}; it must start at 0")
     if len(starts) < 2:
-        raise ConfigError(f"{table.path}: one line says no duration; add a line at the end of the curve")
-    # The last rate holds as long as the one before it.
+        raise ConfigError(f"{table.path}: one line gives no duration; add a line at the end of the curve")
+    # The last rate lasts as long as the one before it.
     curve = RateCurve((*starts, 2 * starts[-1] - starts[-2]), tuple(rates))
-    arrivals = curve.draw_arrivals(seed)
+    arrivals = curve.sample_arrivals(seed)
     if not len(arrivals):
-        raise ConfigError(f"{table.path}: column rate: the curve brings no request; it must hold rates above 0")
+        raise ConfigError(f"{table.path}: column rate: the curve gives no request; it must hold rates above 0")
     prompts = prompt_log(np.random.default_rng(seed), len(arrivals))
     return Trace(tuple(arrivals.tolist()), tuple(prompts), duration_s=curve.duration_s)
 
@@ -230,21 +230,21 @@ def _read_log(table: _Table, timestamp: str, prompt: str) -> Trace:
 
 
 def _moment(table: _Table, line: int, column: str, cell: str) -> float:
-    """Unix seconds of an ISO 8601 time, UTC unless it says otherwise."""
+    """Unix time of an ISO 8601 time, in UTC if it has no zone."""
     try:
         moment = datetime.fromisoformat(cell)
     except ValueError:
-        table.fail(line, column, f"{cell!r} is no time; write ISO 8601 (2024-05-01T12:00:00Z) or unix time in any unit")
+        table.fail(line, column, f"{cell!r} is not a time; write ISO 8601 (2024-05-01T12:00:00Z) or unix time")
     return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
 
 
 def load_trace(path: Path | str, *, prompts: Path | str | None = None, seed: int = 0) -> Trace:
-    """Reads a trace of any form of the module's table; unsorted lines are sorted.
+    """Reads a trace in any format of the module's table and sorts its lines.
 
     Args:
-        prompts: for DiffServe's form: a file with one prompt a line, prompt 0 first. Without it each id stands for a
-            prompt of :func:`traces.prompts.prompt_by_id`.
-        seed: of the arrivals (Poisson) and the prompts that a rate curve leaves open.
+        prompts: for DiffServe's format, a file with one prompt per line, prompt 0 first. None: prompts are those of
+            :func:`traces.prompts.prompt_by_id`.
+        seed: seed of the arrivals (Poisson) and prompts that are generated for a rate curve.
 
     Raises:
         ConfigError: names the file, the line and column, and the remedy.
@@ -252,7 +252,7 @@ def load_trace(path: Path | str, *, prompts: Path | str | None = None, seed: int
     table = _read(Path(path))
     columns = table.columns
     if prompts is not None and "prompt_id" not in columns:
-        raise ConfigError(f"{path}: has no column prompt_id, so the prompts file {prompts} says nothing; leave it out")
+        raise ConfigError(f"{path}: has no column prompt_id, so the prompts file {prompts} is not used; leave it out")
     if {"arrival_s", "prompt"} <= set(columns):
         return _read_own(table)
     if {"offset_ms", "prompt_id"} <= set(columns):
@@ -265,7 +265,5 @@ def load_trace(path: Path | str, *, prompts: Path | str | None = None, seed: int
     if timestamp and prompt:
         return _read_log(table, timestamp, prompt)
     if "t_s" in columns:
-        raise ConfigError(
-            f"{path}: line 1: a rate curve needs a column rate; give one of {', '.join(columns)} that name"
-        )
-    raise ConfigError(f"{path}: line 1: cannot tell the form from the columns {', '.join(columns)}; known: {FORMS}")
+        raise ConfigError(f"{path}: line 1: a rate curve needs a column rate; rename one of {', '.join(columns)}")
+    raise ConfigError(f"{path}: line 1: unknown format with the columns {', '.join(columns)}; known: {FORMS}")

@@ -1,4 +1,4 @@
-"""What became of one request of a replay, and the file that keeps it: a line a request, never half a line."""
+"""The outcome of one request of a replay, and a CSV file of outcomes that never holds incomplete lines."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from weir.files import written_whole
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
-    """One request that ended, however it ended. What the server did not say is None.
+class RequestOutcome:
+    """The outcome of one request that ended. Values that the server did not report are None.
 
     Attributes:
-        index: place in the trace.
-        arrival_s: planned, since the start of the replay.
-        sent_s: when the request left; later than ``arrival_s`` only by the client's own lateness.
-        latency_s: from sending to the whole answer, or to the failure.
-        status: of HTTP; 0 when no answer came.
-        error: "" for an image, else the server's code, or the client's: ``timeout``, ``connection_failed``,
-            ``invalid_answer``.
-        reason: what the server said about the error, or what became of the connection; "" for an image.
-        path: through the cascade, as :class:`weir.cascade.Answer` names it.
-        served_s: from its admission to its answer, by the server's clock.
-        image: file of the image, relative to the folder of the replay; "" when none was kept.
-        quality: of the image, filled in by the report's scorer.
+        index: index of the request in the trace.
+        arrival_s: planned time of sending, since the start of the replay.
+        sent_s: actual time of sending; the difference from ``arrival_s`` is the client's lateness.
+        latency_s: time from sending to the complete answer, or to the failure.
+        status: HTTP status; 0 without an answer.
+        error: "" for an image, otherwise the server's error code, or the client's: ``timeout``,
+            ``connection_failed``, ``invalid_answer``.
+        reason: message of the error; "" for an image.
+        path: path through the cascade, as in :class:`weir.cascade.Answer`.
+        served_s: time from admission to answer, measured by the server.
+        image: path of the image file, relative to the folder of the replay; "" if it was not kept.
+        quality: quality of the image, set by the report's scorer.
     """
 
     index: int
@@ -64,20 +64,20 @@ class Outcome:
 
     @property
     def refused(self) -> bool:
-        """The server was overloaded or not ready, and said so."""
+        """Whether the server refused the request because it was overloaded or not ready."""
         return self.status in (429, 503)
 
     @property
     def lateness_s(self) -> float:
-        """Of the client itself."""
+        """How late the client sent the request."""
         return self.sent_s - self.arrival_s
 
     def met(self, slo_s: float) -> bool:
-        """An image came within the SLO."""
+        """Whether the image came within the SLO."""
         return self.answered and self.latency_s <= slo_s
 
 
-COLUMNS = tuple(f.name for f in fields(Outcome))
+COLUMNS = tuple(f.name for f in fields(RequestOutcome))
 
 _READERS: dict[str, Callable[[str], Any]] = {
     **dict.fromkeys(("error", "prompt", "model", "id", "image", "reason"), str),
@@ -103,11 +103,11 @@ class OutcomeFile:
         with OutcomeFile(path) as file:
             file.append(outcome)
 
-    Each line is handed to the operating system whole and at once, so that a reader, or whoever looks after the writer
-    was killed, finds whole lines only.
+    Each line is written by one system call, so that the file only holds complete lines, also while it is written and
+    after the process was killed.
 
     Raises:
-        ConfigError: the file is there already, its folder cannot be written to, or the disk is full.
+        ConfigError: the file exists, its folder is not writable, or the disk is full.
     """
 
     def __init__(self, path: Path) -> None:
@@ -121,7 +121,7 @@ class OutcomeFile:
             raise ConfigError(f"{path}: cannot be written: {error.strerror}; choose another folder") from None
         self._write(_line(COLUMNS))
 
-    def append(self, outcome: Outcome) -> None:
+    def append(self, outcome: RequestOutcome) -> None:
         self._write(_line(astuple(outcome)))
 
     def _write(self, line: bytes) -> None:
@@ -144,15 +144,15 @@ class OutcomeFile:
         os.close(self._fd)
 
 
-def save_outcomes(outcomes: Iterable[Outcome], path: Path) -> None:
-    """Replaces the file by these outcomes, in one step: whoever reads meanwhile finds the old or the new file."""
+def save_outcomes(outcomes: Iterable[RequestOutcome], path: Path) -> None:
+    """Replaces the file atomically by one with these outcomes."""
     with written_whole(path) as draft, OutcomeFile(draft) as file:
         for outcome in outcomes:
             file.append(outcome)
 
 
-def read_outcomes(path: Path | str) -> list[Outcome]:
-    """Reads what :class:`OutcomeFile` wrote, in the order of arrival.
+def read_outcomes(path: Path | str) -> list[RequestOutcome]:
+    """Reads a file of :class:`OutcomeFile`, sorted by index.
 
     Raises:
         ConfigError: names the file, the line and the column.
@@ -163,7 +163,7 @@ def read_outcomes(path: Path | str) -> list[Outcome]:
         with path.open(newline="", encoding="utf-8") as file:
             reader = csv.DictReader(file)
             if tuple(reader.fieldnames or ()) != COLUMNS:
-                raise ConfigError(f"{path}: line 1: not the rows of a replay; they start with {','.join(COLUMNS)}")
+                raise ConfigError(f"{path}: line 1: not a file of a replay, whose header is {','.join(COLUMNS)}")
             for row in reader:
                 values: dict[str, Any] = {}
                 for column in COLUMNS:
@@ -172,11 +172,11 @@ def read_outcomes(path: Path | str) -> list[Outcome]:
                         values[column] = cell if _READERS[column] is str else _READERS[column](cell) if cell else None
                     except (KeyError, TypeError, ValueError):
                         raise ConfigError(
-                            f"{path}: line {reader.line_num}, column {column}: cannot read {cell!r}; replay again"
+                            f"{path}: line {reader.line_num}, column {column}: invalid value {cell!r}; replay again"
                         ) from None
-                outcomes.append(Outcome(**values))
+                outcomes.append(RequestOutcome(**values))
     except FileNotFoundError:
-        raise ConfigError(f"{path}: there is no such file; make it with `weir replay`") from None
+        raise ConfigError(f"{path}: there is no such file; create it with `weir replay`") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read: {error}") from None
     return sorted(outcomes, key=lambda o: o.index)

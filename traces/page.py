@@ -1,4 +1,4 @@
-"""What all pages have in common: one self-contained HTML file, its style, its plots, its way to write numbers."""
+"""Renders self-contained HTML pages: style, inline plots and number formats."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from traces.plots import COLOURS
 
 
 def render(template: str, *loaders: BaseLoader, **values: Any) -> str:
-    """The page of a template, which is looked for in ``loaders`` and then beside this file, where the style lies."""
+    """Renders a template, which is searched in ``loaders`` and then in the folder of this module."""
     environment = Environment(
         loader=ChoiceLoader([*loaders, PackageLoader("traces", ".")]),
         autoescape=True,
@@ -25,7 +25,7 @@ def render(template: str, *loaders: BaseLoader, **values: Any) -> str:
 
 
 def inline(svg: str) -> Markup:
-    """An SVG as a part of HTML: no prolog and namespaces, width from the page, colours that follow its theme."""
+    """Converts an SVG to a part of HTML: without prolog, namespaces and size, and with the page's theme colours."""
     svg = svg[svg.index("<svg") :]
     svg = (
         re.sub(r'\s(xmlns(:\w+)?|version|width|height)="[^"]*"', "", svg.split(">", 1)[0]) + ">" + svg.split(">", 1)[1]

@@ -1,4 +1,4 @@
-"""Which plan was in force when, as a replay saw it: polled from the service once a second, kept beside its outcomes."""
+"""The plans in force during a replay, polled from the service once a second and saved with its outcomes."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ import httpx
 from weir.errors import ConfigError
 from weir.files import written_whole
 
-#: In the folder of a replay.
+#: Name of the file in the folder of a replay.
 PLANS = "plans.json"
 POLL_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
-class PlanSeen:
-    """A plan, from when the replay first saw it in force.
+class ObservedPlan:
+    """A plan, with the time when the replay first observed it.
 
     Attributes:
-        at_s: since the start of the replay.
-        roles: replicas by role.
-        thresholds: of the judges in use.
-        reason: why it was made, in the controller's words; "" where nobody said.
+        at_s: time since the start of the replay.
+        roles: number of replicas by role.
+        thresholds: thresholds of the judges in use.
+        reason: the controller's reason for the plan; "" if it gave none.
     """
 
     at_s: float
@@ -38,11 +38,11 @@ class PlanSeen:
     reason: str = ""
 
     @classmethod
-    def of(cls, live: Mapping[str, Any], at_s: float) -> PlanSeen:
-        """From what ``GET /v1/live`` answers.
+    def of(cls, live: Mapping[str, Any], at_s: float) -> ObservedPlan:
+        """The plan in a response of ``GET /v1/live``.
 
         Raises:
-            KeyError, TypeError, ValueError: it is something else.
+            KeyError, TypeError, ValueError: the response is not of that form.
         """
         roles = {str(role): int(counts["planned"]) for role, counts in live["roles"].items()}
         thresholds = tuple(float(threshold) for threshold in live["thresholds"])
@@ -51,46 +51,46 @@ class PlanSeen:
 
 @dataclass(slots=True)
 class PlanLog:
-    """The plans that a replay saw, in order. A service that does not say which plan it follows leaves it empty."""
+    """The plans that a replay observed, in order; empty if the service does not report its plan."""
 
-    seen: list[PlanSeen] = field(default_factory=list)
+    plans: list[ObservedPlan] = field(default_factory=list)
 
     async def follow(self, http: httpx.AsyncClient, url: str, start: float) -> None:
-        """Polls ``url`` until it is cancelled. Never raises: what cannot be read is left out.
+        """Polls ``url`` until it is cancelled. Skips responses that cannot be read.
 
         Args:
-            start: of the replay, on the event loop's clock.
+            start: start of the replay, on the event loop's clock.
         """
         clock = asyncio.get_running_loop().time
         while True:
             with suppress(httpx.HTTPError, ValueError, KeyError, TypeError, AttributeError):
                 answer = await http.get(url, timeout=5 * POLL_S)
-                found = PlanSeen.of(answer.raise_for_status().json(), max(0.0, clock() - start))
-                if not self.seen or self.seen[-1].version != found.version:
-                    self.seen.append(found)
+                found = ObservedPlan.of(answer.raise_for_status().json(), max(0.0, clock() - start))
+                if not self.plans or self.plans[-1].version != found.version:
+                    self.plans.append(found)
             await asyncio.sleep(POLL_S)
 
     def save(self, folder: Path) -> None:
-        """Writes the file whole or not at all."""
+        """Writes the file atomically."""
         with written_whole(folder / PLANS) as draft:
-            draft.write_text(json.dumps([asdict(it) for it in self.seen], indent=1), encoding="utf-8")
+            draft.write_text(json.dumps([asdict(it) for it in self.plans], indent=1), encoding="utf-8")
 
 
-def read_plans(folder: Path) -> list[PlanSeen]:
-    """The plans that a replay saw; empty where it kept none.
+def read_plans(folder: Path) -> list[ObservedPlan]:
+    """Reads the plans that a replay observed; empty without a file.
 
     Raises:
-        ConfigError: the file is something else.
+        ConfigError: the file is not of that form.
     """
     path = folder / PLANS
     if not path.exists():
         return []
     try:
-        return [PlanSeen(**{**it, "thresholds": tuple(it["thresholds"])}) for it in json.loads(path.read_text())]
+        return [ObservedPlan(**{**it, "thresholds": tuple(it["thresholds"])}) for it in json.loads(path.read_text())]
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise ConfigError(f"{path}: not the plans of a replay: {error}; replay once more") from None
+        raise ConfigError(f"{path}: not the plans of a replay: {error}; replay again") from None
 
 
-def turning_points(plans: Sequence[PlanSeen]) -> list[PlanSeen]:
-    """The plans that gave replicas other roles than the plan before, the first one included."""
+def role_changes(plans: Sequence[ObservedPlan]) -> list[ObservedPlan]:
+    """The first plan, and those whose roles differ from the plan before."""
     return [it for i, it in enumerate(plans) if i == 0 or it.roles != plans[i - 1].roles]

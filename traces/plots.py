@@ -13,12 +13,12 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from traces.figures import Figures, Summary
-from traces.outcome import Outcome
+from traces.outcome import RequestOutcome
 from traces.paths import in_order
-from traces.plan_log import PlanSeen
+from traces.plan_log import ObservedPlan
 from weir.cascade import AT_DEADLINE
 
-#: Colour by name; the page maps the same colours to its own, which follow the reader's light or dark theme.
+#: Colour by name; the page replaces them by theme colours for light and dark mode.
 COLOURS = {
     "ink": "#1b2330",
     "muted": "#66717f",
@@ -34,7 +34,7 @@ COLOURS = {
     "failed": "#8d1f2d",
 }
 
-#: More points than this only darken the plot and swell the page.
+#: Largest number of points in a scatter plot, to limit the size of the page.
 _MOST_POINTS = 1500
 
 _STYLE: dict[Any, Any] = {
@@ -59,9 +59,11 @@ _STYLE: dict[Any, Any] = {
 }
 
 
-def draw_plots(summary: Summary, outcomes: Sequence[Outcome], plans: Sequence[PlanSeen] = ()) -> dict[str, str]:
-    """SVG text by name, in the order of the page; each with a transparent ground and its title left to the page."""
-    draw: dict[str, Callable[[Axes], None]] = {
+def draw_plots(
+    summary: Summary, outcomes: Sequence[RequestOutcome], plans: Sequence[ObservedPlan] = ()
+) -> dict[str, str]:
+    """Renders all plots as SVG text, by name in the order of the page, without titles and background."""
+    fills: dict[str, Callable[[Axes], None]] = {
         "demand": lambda ax: _demand(ax, summary.windows),
         "latency": lambda ax: _latency(ax, summary, outcomes),
         "plan": lambda ax: _plan(ax, summary.windows, plans),
@@ -69,26 +71,26 @@ def draw_plots(summary: Summary, outcomes: Sequence[Outcome], plans: Sequence[Pl
         "violations": lambda ax: _violations(ax, summary.windows),
     }
     if not plans:
-        del draw["plan"]
+        del fills["plan"]
     if any(o.confidence is not None for o in outcomes):
-        draw["confidence"] = lambda ax: _confidence(ax, outcomes)
+        fills["confidence"] = lambda ax: _confidence(ax, outcomes)
     if summary.total.quality is not None:
-        draw["quality"] = lambda ax: _quality(ax, summary)
-    return {name: svg(name, fill) for name, fill in draw.items()}
+        fills["quality"] = lambda ax: _quality(ax, summary)
+    return {name: svg(name, fill) for name, fill in fills.items()}
 
 
 def svg(name: str, fill: Callable[[Axes], None]) -> str:
-    """One plot in the style of the page, as SVG text; ``fill`` draws it."""
-    # The salt keeps the ids of one plot apart from another's on the same page, and the same from run to run.
+    """Renders one plot as SVG text in the style of the page; ``fill`` draws into its axes."""
+    # The salt makes ids unique on the page and equal from run to run.
     with mpl.rc_context({**_STYLE, "svg.hashsalt": name}):
         figure = Figure(figsize=(6.4, 2.9))
-        # Fixed margins, so that the time axes of all plots stand in line on the page.
+        # Fixed margins align the time axes of all plots on the page.
         axes = figure.add_axes((0.085, 0.155, 0.9, 0.735))
         axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
         fill(axes)
         text = io.StringIO()
-        unsaid = {"Creator": None, "Date": None, "Format": None, "Type": None}
-        figure.savefig(text, format="svg", transparent=True, metadata=unsaid)
+        no_metadata = {"Creator": None, "Date": None, "Format": None, "Type": None}
+        figure.savefig(text, format="svg", transparent=True, metadata=no_metadata)
     return text.getvalue()
 
 
@@ -103,13 +105,13 @@ def _over_time(ax: Axes, windows: Sequence[Figures], ylabel: str, **limits: tupl
 
 
 def _legend(ax: Axes, **more: object) -> None:
-    """One line above the plot: six entries at most."""
+    """A legend in one line above the plot, with at most six entries."""
     places = {"loc": "lower left", "bbox_to_anchor": (-0.01, 1.0), "ncols": 6, "borderaxespad": 0.2}
     ax.legend(**places | {"handlelength": 1.2} | more)
 
 
 def _colour(path: str) -> str:
-    """One for each of the usual paths, and one for those of further variants."""
+    """The colour of a path or role; further variants share one colour."""
     return COLOURS["deadline"] if path.endswith(AT_DEADLINE) else COLOURS.get(path, COLOURS["medium"])
 
 
@@ -123,15 +125,15 @@ def _demand(ax: Axes, windows: Sequence[Figures]) -> None:
     _legend(ax)
 
 
-def _latency(ax: Axes, summary: Summary, outcomes: Sequence[Outcome]) -> None:
+def _latency(ax: Axes, summary: Summary, outcomes: Sequence[RequestOutcome]) -> None:
     answered = [o for o in outcomes if o.answered]
     shown = answered[:: max(1, -(-len(answered) // _MOST_POINTS))]
     for path in (*in_order(o.path for o in answered), None):
-        of_route = [o for o in shown if o.path == path]
-        if of_route:
+        of_path = [o for o in shown if o.path == path]
+        if of_path:
             ax.plot(
-                [o.arrival_s for o in of_route],
-                [o.latency_s for o in of_route],
+                [o.arrival_s for o in of_path],
+                [o.latency_s for o in of_path],
                 linestyle="none",
                 marker="o",
                 markersize=3,
@@ -157,8 +159,8 @@ def _stacked(ax: Axes, windows: Sequence[Figures], layers: dict[str, tuple[str, 
         base = base + shares
 
 
-def _plan(ax: Axes, windows: Sequence[Figures], plans: Sequence[PlanSeen]) -> None:
-    """Replicas by role, stacked, and the thresholds over them on a scale of their own."""
+def _plan(ax: Axes, windows: Sequence[Figures], plans: Sequence[ObservedPlan]) -> None:
+    """Plots replicas by role, stacked, and thresholds on a second axis."""
     edges = [*(plan.at_s for plan in plans), max(windows[-1].end_s, plans[-1].at_s + 1e-3)]
     base = np.zeros(len(plans))
     roles = list(dict.fromkeys(role for plan in plans for role in plan.roles))
@@ -216,7 +218,7 @@ def _violations(ax: Axes, windows: Sequence[Figures]) -> None:
     _legend(ax)
 
 
-def _confidence(ax: Axes, outcomes: Sequence[Outcome]) -> None:
+def _confidence(ax: Axes, outcomes: Sequence[RequestOutcome]) -> None:
     judged = [o for o in outcomes if o.path and o.confidence is not None]
     paths = [path for path in in_order(o.path for o in judged) if any(o.path == path for o in judged)]
     ax.hist(

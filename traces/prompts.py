@@ -1,7 +1,7 @@
-"""Prompts in the words of the embedded family, in an order as real logs have it: themes recur, neighbours resemble.
+"""Synthetic prompts in the embedded family's vocabulary, in which themes recur as in real logs.
 
-A user has a picture in mind, asks for it, changes one attribute, asks again, sometimes asks for the very same once
-more; several users do so at a time. :class:`Habits` says how often, :func:`prompt_log` draws such a log.
+A user submits a prompt, changes one attribute and submits it again, and sometimes repeats it unchanged; several users
+do so at the same time. :class:`Habits` holds the probabilities, and :func:`prompt_log` generates a log.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ SIZES = ("small", "large")
 BACKGROUNDS = ("white", "gray", "sand", "sky")
 RELATIONS = ("left of", "right of", "above", "below")
 
-#: How often a prompt asks for 1, 2, 3 or 4 objects.
+#: Shares of prompts that ask for 1, 2, 3 and 4 objects.
 COUNT_SHARES = (0.40, 0.30, 0.18, 0.12)
 
 
 @dataclass(frozen=True, slots=True)
-class Thing:
-    """One object as a prompt asks for it; None leaves the attribute open."""
+class ObjectSpec:
+    """One object of a prompt; attributes that are None are not mentioned."""
 
     shape: str
     colour: str | None = None
@@ -38,17 +38,17 @@ class Thing:
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
-    """What a user has in mind: one to four things; ``relation`` stands between the two of a pair."""
+class PromptSpec:
+    """The content of a prompt: one to four objects; two objects may have a ``relation``."""
 
-    things: tuple[Thing, ...]
+    objects: tuple[ObjectSpec, ...]
     relation: str | None = None
     background: str | None = None
 
     @property
     def text(self) -> str:
         """The prompt, e.g. ``a small striped red circle left of a blue star on a gray background``."""
-        phrases = [t.text for t in self.things]
+        phrases = [t.text for t in self.objects]
         if self.relation:
             text = f"{phrases[0]} {self.relation} {phrases[1]}"
         elif len(phrases) == 1:
@@ -58,15 +58,15 @@ class Picture:
         return f"{text} on a {self.background} background" if self.background else text
 
     @property
-    def drawable(self) -> bool:
-        """No two things of one kind (a prompt could not tell them apart), and of four only the first may be large."""
-        kinds = {(t.shape, t.colour) for t in self.things}
-        crowded = len(self.things) == 4 and any(t.size == "large" for t in self.things[1:])
-        return len(kinds) == len(self.things) and not crowded
+    def valid(self) -> bool:
+        """Whether no two objects have the same shape and colour, and of four objects only the first may be large."""
+        kinds = {(t.shape, t.colour) for t in self.objects}
+        crowded = len(self.objects) == 4 and any(t.size == "large" for t in self.objects[1:])
+        return len(kinds) == len(self.objects) and not crowded
 
 
 class Habits(BaseModel):
-    """How the users of a log behave."""
+    """Parameters of a log of prompts: how users repeat and edit prompts."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -86,80 +86,80 @@ def _pick(rng: np.random.Generator, names: tuple[str, ...], but: str | None = No
     return choices[int(rng.integers(len(choices)))]
 
 
-def _subject(rng: np.random.Generator, count: int) -> Picture:
-    """Only shapes and, mostly, colours: what a theme consists of."""
+def _subject(rng: np.random.Generator, count: int) -> PromptSpec:
+    """A random theme: objects with shapes and, mostly, colours."""
     while True:
-        things = tuple(
-            Thing(_pick(rng, SHAPES), _pick(rng, COLOURS) if rng.random() < 0.88 else None) for _ in range(count)
+        objects = tuple(
+            ObjectSpec(_pick(rng, SHAPES), _pick(rng, COLOURS) if rng.random() < 0.88 else None) for _ in range(count)
         )
-        if (picture := Picture(things)).drawable:
-            return picture
+        if (spec := PromptSpec(objects)).valid:
+            return spec
 
 
-def _detail(subject: Picture, rng: np.random.Generator) -> Picture:
-    """The subject with textures, sizes, relation and background as one user wants them."""
-    count = len(subject.things)
-    things = tuple(
+def _detail(subject: PromptSpec, rng: np.random.Generator) -> PromptSpec:
+    """The theme with random textures, sizes, relation and background."""
+    count = len(subject.objects)
+    objects = tuple(
         replace(
-            thing,
+            item,
             texture=_pick(rng, TEXTURES) if rng.random() < 0.35 else None,
             size=_pick(rng, SIZES if count < 4 or i == 0 else ("small",)) if rng.random() < 0.4 else None,
         )
-        for i, thing in enumerate(subject.things)
+        for i, item in enumerate(subject.objects)
     )
     relation = _pick(rng, RELATIONS) if count == 2 and rng.random() < 0.6 else None
-    return Picture(things, relation, _pick(rng, BACKGROUNDS) if rng.random() < 0.55 else None)
+    return PromptSpec(objects, relation, _pick(rng, BACKGROUNDS) if rng.random() < 0.55 else None)
 
 
-def draw_picture(rng: np.random.Generator) -> Picture:
-    """A random picture, independent of all others."""
+def random_prompt(rng: np.random.Generator) -> PromptSpec:
+    """A random prompt, independent of all others."""
     count = 1 + int(rng.choice(len(COUNT_SHARES), p=COUNT_SHARES))
     return _detail(_subject(rng, count), rng)
 
 
-def edit(picture: Picture, rng: np.random.Generator) -> Picture:
-    """The picture with exactly one attribute changed; the number of things stays."""
+def edit(spec: PromptSpec, rng: np.random.Generator) -> PromptSpec:
+    """Changes exactly one attribute of a prompt; the number of objects stays."""
     while True:
-        index = int(rng.integers(len(picture.things)))
-        thing = picture.things[index]
+        index = int(rng.integers(len(spec.objects)))
+        item = spec.objects[index]
         attribute = _pick(rng, ("shape", "colour", "texture", "size", "relation", "background"))
         if attribute == "background":
-            return replace(picture, background=_pick(rng, BACKGROUNDS, picture.background))
+            return replace(spec, background=_pick(rng, BACKGROUNDS, spec.background))
         if attribute == "relation":
-            if picture.relation is None:
+            if spec.relation is None:
                 continue
-            return replace(picture, relation=_pick(rng, RELATIONS, picture.relation))
+            return replace(spec, relation=_pick(rng, RELATIONS, spec.relation))
         names = {"shape": SHAPES, "colour": COLOURS, "texture": TEXTURES, "size": SIZES}[attribute]
-        changed = replace(thing, **{attribute: _pick(rng, names, getattr(thing, attribute))})
-        edited = replace(picture, things=(*picture.things[:index], changed, *picture.things[index + 1 :]))
-        if edited.drawable:
+        changed = replace(item, **{attribute: _pick(rng, names, getattr(item, attribute))})
+        edited = replace(spec, objects=(*spec.objects[:index], changed, *spec.objects[index + 1 :]))
+        if edited.valid:
             return edited
 
 
 def prompt_log(rng: np.random.Generator, count: int, habits: Habits | None = None) -> list[str]:
-    """``count`` prompts in submission order; the same generator state and habits give the same log."""
+    """Generates ``count`` prompts in submission order; equal generator states and habits give equal logs."""
     habits = habits or Habits()
     themes = {
-        things: [_subject(rng, things) for _ in range(habits.themes)] for things in range(1, len(COUNT_SHARES) + 1)
+        objects: [_subject(rng, objects) for _ in range(habits.themes)] for objects in range(1, len(COUNT_SHARES) + 1)
     }
     popularity = np.arange(1, habits.themes + 1, dtype=float) ** -habits.zipf
     popularity /= popularity.sum()
-    users: deque[Picture] = deque(maxlen=habits.users)
+    users: deque[PromptSpec] = deque(maxlen=habits.users)
     log: list[str] = []
     while len(log) < count:
         if users and rng.random() < habits.goes_on:
-            picture = users[int(rng.integers(len(users)))]
-            users.remove(picture)
+            spec = users[int(rng.integers(len(users)))]
+            users.remove(spec)
             if rng.random() >= habits.repeats:
-                picture = edit(picture, rng)
+                spec = edit(spec, rng)
         else:
-            things = 1 + int(rng.choice(len(COUNT_SHARES), p=COUNT_SHARES))
-            picture = _detail(themes[things][int(rng.choice(habits.themes, p=popularity))], rng)
-        users.append(picture)
-        log.append(picture.text)
+            objects = 1 + int(rng.choice(len(COUNT_SHARES), p=COUNT_SHARES))
+            spec = _detail(themes[objects][int(rng.choice(habits.themes, p=popularity))], rng)
+        users.append(spec)
+        log.append(spec.text)
     return log
 
 
 def prompt_by_id(prompt_id: int) -> str:
-    """The prompt that stands for an id of a trace whose own prompts are not at hand; equal ids give equal prompts."""
-    return draw_picture(np.random.default_rng((0x3E1, prompt_id))).text
+    """A prompt for an id of a trace whose own prompts are not available; equal ids give equal prompts."""
+    return random_prompt(np.random.default_rng((0x3E1, prompt_id))).text

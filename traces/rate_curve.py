@@ -1,4 +1,4 @@
-"""A demand over time, without single requests: piecewise constant requests per second."""
+"""Demand over time as a piecewise constant rate, and sampling of arrivals from it."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from weir.errors import ConfigError
 
 @dataclass(frozen=True, slots=True)
 class RateCurve:
-    """``rates_rps[i]`` holds from ``edges_s[i]`` to ``edges_s[i + 1]``; the curve starts at 0 s.
+    """A piecewise constant demand: ``rates_rps[i]`` from ``edges_s[i]`` to ``edges_s[i + 1]``, starting at 0 s.
 
     Raises:
-        ConfigError: edges that do not ascend from 0, or a rate that is negative or not finite.
+        ConfigError: the edges do not ascend from 0, or a rate is negative or not finite.
     """
 
     edges_s: tuple[float, ...]
@@ -36,34 +36,34 @@ class RateCurve:
 
     @property
     def expected(self) -> float:
-        """Requests that the whole curve brings on average."""
+        """Expected number of requests of the whole curve."""
         return float(self.cumulative[-1])
 
     @property
     def cumulative(self) -> np.ndarray:
-        """Expected requests before each edge."""
+        """Expected number of requests before each edge."""
         return np.concatenate([[0.0], np.cumsum(np.diff(self.edges_s) * self.rates_rps)])
 
     def requests_before(self, t_s: Sequence[float] | np.ndarray) -> np.ndarray:
-        """Expected requests before each of these times (operational time)."""
+        """Expected number of requests before each of the given times (operational time)."""
         return np.interp(t_s, self.edges_s, self.cumulative)
 
     def time_of(self, requests: Sequence[float] | np.ndarray) -> np.ndarray:
-        """The inverse of :meth:`requests_before`; never inside a stretch without demand."""
+        """The inverse of :meth:`requests_before`; its times never lie inside an interval without demand."""
         cumulative, edges = self.cumulative, np.asarray(self.edges_s)
-        # Where the curve is flat the inverse jumps, so np.interp would not do: the end of the stretch is taken.
+        # Not np.interp: where the curve is flat, the inverse jumps to the end of the interval.
         i = np.clip(np.searchsorted(cumulative, requests, side="right") - 1, 0, len(self.rates_rps) - 1)
         rates = np.asarray(self.rates_rps)
         with np.errstate(divide="ignore", invalid="ignore"):
             inside = np.where(rates[i] > 0, (np.asarray(requests) - cumulative[i]) / rates[i], 0.0)
         return np.minimum(edges[i] + inside, edges[i + 1])
 
-    def draw_arrivals(self, seed: int, cv: float | None = None) -> np.ndarray:
-        """Sorted arrivals, seconds, whose expected count is :attr:`expected`.
+    def sample_arrivals(self, seed: int, cv: float | None = None) -> np.ndarray:
+        """Samples sorted arrivals in seconds, with the expected number :attr:`expected`.
 
         A renewal process in operational time: gaps are exponential (``cv`` None: Poisson) or gamma with the coefficient
         of variation ``cv`` (below 1 more regular, above 1 burstier). The first gap comes from the equilibrium
-        distribution (Cox, Renewal Theory, 1962, section 2.2), without which a high cv would bring too many requests.
+        distribution (Cox, Renewal Theory, 1962, section 2.2), without which a high cv would give too many requests.
 
         Raises:
             ConfigError: cv is not positive.
@@ -78,5 +78,5 @@ class RateCurve:
         while points[-1] < total:
             block = rng.gamma(shape, scale, size=max(64, int(total)))
             points.extend(points[-1] + np.cumsum(block))
-        drawn = np.asarray(points)
-        return self.time_of(drawn[drawn < total])
+        arrivals = np.asarray(points)
+        return self.time_of(arrivals[arrivals < total])

@@ -1,4 +1,4 @@
-"""Replays a trace against a server, open loop: each request leaves when the trace says so, however slow the answers."""
+"""The replay client: sends each request of a trace at its time, regardless of pending answers (open loop)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import httpx
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from traces.outcome import Outcome, OutcomeFile
+from traces.outcome import OutcomeFile, RequestOutcome
 from traces.paths import in_order, read_path
 from traces.plan_log import PlanLog
 from traces.trace import Arrival, Trace
@@ -24,30 +24,30 @@ from weir.errors import ConfigError
 from weir.files import written_whole
 from weir.telemetry import Metrics, NoMetrics
 
-#: Of the files in the folder of a replay.
+#: Names in the folder of a replay: the file of outcomes and the folder of images.
 ROWS = "requests.csv"
 IMAGES = "images"
 
 _SUFFIXES = {b"\x89PNG": ".png", b"\xff\xd8\xff": ".jpg", b"RIFF": ".webp"}
-#: Characters of a server's message that are kept.
-MOST_REASON = 300
-#: Connections are opened and tasks started before the clock of the trace starts.
+#: Largest number of characters of an error message that are kept.
+MAX_REASON_CHARACTERS = 300
+#: Time before the first arrival, to start the event loop's tasks.
 _HEAD_START_S = 0.1
 
 
 @dataclass(frozen=True, slots=True)
 class Replay:
-    """What a replay leaves behind.
+    """The result of a replay.
 
     Attributes:
-        outcomes: of the requests that ended, in the order of the trace.
-        rows: the CSV file with the same.
-        planned: how many requests the trace holds.
-        interrupted: Ctrl-C ended it early; requests in flight then have no outcome.
-        duration_s: of the trace, or of the part of it that was replayed.
+        outcomes: outcomes of the requests that ended, in the order of the trace.
+        rows: path of the CSV file of outcomes.
+        planned: number of requests of the trace.
+        interrupted: whether Ctrl-C ended the replay; requests in flight then have no outcome.
+        duration_s: duration of the trace, or of the part that was replayed.
     """
 
-    outcomes: list[Outcome]
+    outcomes: list[RequestOutcome]
     rows: Path
     planned: int
     interrupted: bool
@@ -67,49 +67,50 @@ def replay(
     metrics: Metrics | None = None,
     console: Console | None = None,
 ) -> Replay:
-    """Sends every request of ``trace`` to ``{base_url}/v1/images/generations`` at its time and writes down what came.
+    """Sends every request of ``trace`` to ``{base_url}/v1/images/generations`` at its time and records the outcomes.
 
-    Nothing is retried: what a user of the server would see is what is recorded. Ctrl-C stops it early, with a whole
-    file of what ended until then.
+    Requests are not retried, so that outcomes are those of the server. Ctrl-C stops the replay early; the file then
+    holds the outcomes so far.
 
     Args:
         base_url: e.g. ``http://127.0.0.1:8000``, with or without ``/v1``.
-        slo_s: only for the progress bar and the metrics, which count the late.
-        out: folder, made where missing; takes ``requests.csv`` and ``images/``.
-        timeout_s: a request without its whole answer by then is given up.
-        key: of the service, where it asks for one; it is written down nowhere.
-        metrics: where it says how requests end, as they do.
+        slo_s: deadline by which the progress bar and the metrics count late images.
+        out: folder for ``requests.csv`` and ``images/``; created if missing.
+        timeout_s: time limit for the complete response to a request.
+        key: API key of the service, if it needs one; it is not written to any file.
+        metrics: records the outcome of each request when it ends.
 
     Raises:
-        ConfigError: before anything is sent: an empty trace, a wrong URL, a folder in use, a time that is not positive.
+        ConfigError: raised before anything is sent: the trace is empty, the URL is invalid, the folder holds a replay,
+            or a time is not positive.
     """
     out = Path(out)
     if not len(trace):
-        raise ConfigError("the trace holds no request; clip it less or scale its rate less")
+        raise ConfigError("the trace has no requests; clip it less or use a larger rate scale")
     for name, value in (("slo_s", slo_s), ("timeout_s", timeout_s)):
         if not 0 < value < float("inf"):
             raise ConfigError(f"{name} is {value}; it must be above 0")
     client = _Client(_endpoint(base_url), model, timeout_s, out if keep_images else None, key)
-    with OutcomeFile(out / ROWS) as file, _Board(trace, slo_s, console or Console(stderr=True)) as board:
+    with OutcomeFile(out / ROWS) as file, _ProgressBar(trace, slo_s, console or Console(stderr=True)) as progress:
         if keep_images:
             (out / IMAGES).mkdir(exist_ok=True)
-        outcomes: list[Outcome] = []
+        outcomes: list[RequestOutcome] = []
 
-        def ended(outcome: Outcome) -> None:
+        def ended(outcome: RequestOutcome) -> None:
             file.append(outcome)
             outcomes.append(outcome)
-            board.ended(outcome)
-            told.add(metrics_of.REPLAYED, outcome=_ending(outcome, slo_s))
-            told.observe(metrics_of.REPLAY_LATENCY, outcome.latency_s)
+            progress.ended(outcome)
+            recorder.add(metrics_of.REPLAYED, outcome=_outcome_label(outcome, slo_s))
+            recorder.observe(metrics_of.REPLAY_LATENCY, outcome.latency_s)
 
-        told = metrics or NoMetrics()
+        recorder = metrics or NoMetrics()
         interrupted, plans = False, PlanLog()
         try:
-            asyncio.run(_send_all(trace, client, board, ended, plans))
+            asyncio.run(_send_all(trace, client, progress, ended, plans))
         except KeyboardInterrupt:
             interrupted = True
         except BaseExceptionGroup as failures:
-            # Only writing can fail here (a full disk), and then every request fails alike: one says it all.
+            # Only writing can fail here (a full disk), and then it fails for every request in the same way.
             raise failures.exceptions[0] from None
     plans.save(out)
     outcomes.sort(key=lambda o: o.index)
@@ -119,7 +120,7 @@ def replay(
     return Replay(outcomes, out / ROWS, len(trace), interrupted, duration_s)
 
 
-def _ending(outcome: Outcome, slo_s: float) -> str:
+def _outcome_label(outcome: RequestOutcome, slo_s: float) -> str:
     if outcome.answered:
         return "in_time" if outcome.met(slo_s) else "late"
     return "refused" if outcome.refused else "failed"
@@ -129,14 +130,14 @@ def _endpoint(base_url: str) -> str:
     try:
         url = httpx.URL(base_url)
     except httpx.InvalidURL as error:
-        raise ConfigError(f"{base_url!r} is no URL: {error}; write http://host:port") from None
+        raise ConfigError(f"{base_url!r} is not a URL: {error}; write http://host:port") from None
     if url.scheme not in ("http", "https") or not url.host:
-        raise ConfigError(f"{base_url!r} is no URL of a server; write http://host:port")
+        raise ConfigError(f"{base_url!r} is not the URL of a server; write http://host:port")
     return base_url.rstrip("/").removesuffix("/v1") + "/v1/images/generations"
 
 
 class _Client:
-    """Sends one request and turns whatever happens into an :class:`Outcome`."""
+    """Sends single requests and converts results and failures to :class:`RequestOutcome`."""
 
     def __init__(
         self, endpoint: str, model: str | None, timeout_s: float, keep_in: Path | None, key: str | None
@@ -149,12 +150,12 @@ class _Client:
         self._key = key
 
     def connect(self) -> httpx.AsyncClient:
-        # Without a limit on connections none waits for another's answer; a proxy between would be measured too.
+        # Without a limit on connections, no request waits for another response. Proxies are not used.
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
         headers = {"authorization": f"Bearer {self._key}"} if self._key else {}
         return httpx.AsyncClient(limits=limits, timeout=None, trust_env=False, headers=headers)
 
-    async def ask(self, http: httpx.AsyncClient, index: int, arrival: Arrival, start: float) -> Outcome:
+    async def ask(self, http: httpx.AsyncClient, index: int, arrival: Arrival, start: float) -> RequestOutcome:
         body: dict[str, Any] = {"prompt": arrival.prompt, "n": 1, "response_format": "b64_json"}
         if self._model is not None:
             body["model"] = self._model
@@ -163,21 +164,21 @@ class _Client:
         clock = asyncio.get_running_loop().time
         sent = clock()
         status, error, reason, image = 0, "", "", b""
-        said: dict[str, Any] = {}
+        details: dict[str, Any] = {}
         try:
             async with asyncio.timeout(self._timeout_s):
-                answer = await http.post(self._endpoint, json=body)
+                response = await http.post(self._endpoint, json=body)
         except TimeoutError:
-            error, reason = "timeout", f"no answer within {self._timeout_s:g} s"
+            error, reason = "timeout", f"no response within {self._timeout_s:g} s"
         except httpx.HTTPError as failure:
             error, reason = "connection_failed", str(failure) or type(failure).__name__
         else:
-            status = answer.status_code
+            status = response.status_code
         latency_s = clock() - sent
         if not error:
-            error, said, image = _understand(answer)
-            reason = _reason(answer) if error else ""
-        return Outcome(
+            error, details, image = _parse_response(response)
+            reason = _reason(response) if error else ""
+        return RequestOutcome(
             index=index,
             arrival_s=arrival.arrival_s,
             sent_s=sent - start,
@@ -186,8 +187,8 @@ class _Client:
             error=error,
             prompt=arrival.prompt,
             image=self._keep(index, image) if image else "",
-            reason=reason[:MOST_REASON],
-            **said,
+            reason=reason[:MAX_REASON_CHARACTERS],
+            **details,
         )
 
     def _keep(self, index: int, image: bytes) -> str:
@@ -200,8 +201,8 @@ class _Client:
         return name
 
 
-#: Fields of an answer's ``weir`` that an outcome keeps, with their types, and the one that it has another name for.
-_SAID: dict[str, type | tuple[type, ...]] = {
+#: Fields of ``weir`` in a response that an outcome records under the same name, with their types.
+_RECORDED_FIELDS: dict[str, type | tuple[type, ...]] = {
     "id": str,
     "model": str,
     "confidence": (int, float),
@@ -214,42 +215,42 @@ _SAID: dict[str, type | tuple[type, ...]] = {
 }
 
 
-def _understand(answer: httpx.Response) -> tuple[str, dict[str, Any], bytes]:
-    """(error code or "", what the server said of the image, the image's bytes)."""
+def _parse_response(response: httpx.Response) -> tuple[str, dict[str, Any], bytes]:
+    """Returns (error code or "", fields of the outcome, the image's bytes)."""
     try:
-        body = answer.json()
-        if not answer.is_success:
+        body = response.json()
+        if not response.is_success:
             return str(body["error"]["code"] or body["error"]["type"]), {}, b""
         (item,) = body["data"]
         image = base64.b64decode(item["b64_json"], validate=True)
         about = item.get("weir") or {}
-        said = {k: about[k] for k, kind in _SAID.items() if isinstance(about.get(k), kind)}
+        details = {k: about[k] for k, kind in _RECORDED_FIELDS.items() if isinstance(about.get(k), kind)}
         if isinstance(about.get("latency_s"), (int, float)):
-            said["served_s"] = about["latency_s"]
+            details["served_s"] = about["latency_s"]
         if about.get("path") is not None:
-            said["path"] = read_path(about["path"])
+            details["path"] = read_path(about["path"])
     except (ValueError, KeyError, TypeError, AttributeError, binascii.Error):
-        return ("invalid_answer" if answer.is_success else f"http_{answer.status_code}"), {}, b""
-    return ("" if image else "invalid_answer"), said, image
+        return ("invalid_answer" if response.is_success else f"http_{response.status_code}"), {}, b""
+    return ("" if image else "invalid_answer"), details, image
 
 
-def _reason(answer: httpx.Response) -> str:
-    """What a server says about its error."""
+def _reason(response: httpx.Response) -> str:
+    """The error message in a response."""
     try:
-        return " ".join(str(answer.json()["error"]["message"]).split())
+        return " ".join(str(response.json()["error"]["message"]).split())
     except (ValueError, KeyError, TypeError):
-        return f"an answer with status {answer.status_code} that is not of this API"
+        return f"a response with status {response.status_code} in an unknown format"
 
 
 async def _send_all(
-    trace: Trace, client: _Client, board: _Board, ended: Callable[[Outcome], None], plans: PlanLog
+    trace: Trace, client: _Client, progress: _ProgressBar, ended: Callable[[RequestOutcome], None], plans: PlanLog
 ) -> None:
-    """One task for each request, each started at its time; on cancellation all end before this returns."""
+    """Starts one task for each request at its time. On cancellation, all tasks end before this returns."""
     loop = asyncio.get_running_loop()
     async with client.connect() as http:
         start = loop.time() + _HEAD_START_S
 
-        async def one(index: int, arrival: Arrival) -> None:
+        async def send(index: int, arrival: Arrival) -> None:
             ended(await client.ask(http, index, arrival, start))
 
         following = loop.create_task(plans.follow(http, client.live_url, start))
@@ -257,14 +258,14 @@ async def _send_all(
             async with asyncio.TaskGroup() as group:
                 for index, arrival in enumerate(trace):
                     await asyncio.sleep(start + arrival.arrival_s - loop.time())
-                    group.create_task(one(index, arrival))
-                    board.sent()
+                    group.create_task(send(index, arrival))
+                    progress.sent()
         finally:
             following.cancel()
 
 
-class _Board:
-    """The progress bar."""
+class _ProgressBar:
+    """The progress bar of a replay, with counts by outcome."""
 
     def __init__(self, trace: Trace, slo_s: float, console: Console) -> None:
         self._slo_s = slo_s
@@ -285,7 +286,7 @@ class _Board:
         self._sent += 1
         self._show()
 
-    def ended(self, outcome: Outcome) -> None:
+    def ended(self, outcome: RequestOutcome) -> None:
         self._counts["ended"] += 1
         if outcome.refused:
             self._counts["refused"] += 1
@@ -304,7 +305,7 @@ class _Board:
         shown += [f"{self._counts[kind]} {kind}" for kind in kinds if self._counts[kind]]
         self._progress.update(self._task, completed=self._counts["ended"], state=" · ".join(shown))
 
-    def __enter__(self) -> _Board:
+    def __enter__(self) -> _ProgressBar:
         self._progress.start()
         return self
 

@@ -13,9 +13,9 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from traces.figures import Summary, summarise
-from traces.outcome import Outcome, save_outcomes
+from traces.outcome import RequestOutcome, save_outcomes
 from traces.page import inline, render
-from traces.plan_log import read_plans, turning_points
+from traces.plan_log import read_plans, role_changes
 from traces.plots import draw_plots
 from traces.replay import ROWS
 from weir.cascade import AT_DEADLINE
@@ -23,10 +23,10 @@ from weir.errors import ConfigError
 from weir.files import written_whole
 from weir.plan import LIGHT
 
-#: (prompts, their images) → one quality each, higher is better.
+#: (prompts, their images) → quality of each image, higher is better.
 Scorer = Callable[[list[str], list[Image.Image]], Sequence[float]]
 
-#: Pictures of each path on the page, and the side they are shrunk to, pixels: a page stays a few MB.
+#: Number of images of each path on the page, and their side in pixels, to limit the page to a few MB.
 _GALLERY, _SIDE = 14, 256
 
 _TITLES = {
@@ -42,15 +42,15 @@ _TITLES = {
 
 @dataclass(frozen=True, slots=True)
 class _Card:
-    """One picture of the gallery."""
+    """One image of the gallery."""
 
     source: str
-    outcome: Outcome
+    outcome: RequestOutcome
     met: bool
 
 
 def write_report(
-    outcomes: Sequence[Outcome],
+    outcomes: Sequence[RequestOutcome],
     out: Path | str,
     *,
     slo_s: float,
@@ -61,13 +61,13 @@ def write_report(
     window_s: float | None = None,
     scorer: Scorer | None = None,
 ) -> Summary:
-    """Writes the report of a replay into its folder and returns its figures.
+    """Writes the report of a replay into its folder and returns its metrics.
 
     Args:
-        out: the folder of the replay, where ``images/`` lies; earlier reports in it are replaced.
-        about: what else the page says at its foot, e.g. {"trace": "bursty.csv", "rate scale": "0.5"}.
-        duration_s, planned, window_s: as :func:`traces.figures.summarise`.
-        scorer: is shown every kept image at once; the qualities also go into ``requests.csv``.
+        out: the folder of the replay, which holds ``images/``; earlier reports are replaced.
+        about: further entries at the end of the page, e.g. {"trace": "bursty.csv", "rate scale": "0.5"}.
+        duration_s, planned, window_s: as in :func:`traces.figures.summarise`.
+        scorer: called once with all kept images; their qualities are also written to ``requests.csv``.
 
     Raises:
         ConfigError: slo_s or window_s is not positive, the scorer did not give every image a finite quality, or a file
@@ -79,7 +79,7 @@ def write_report(
             raise ConfigError(f"{name} is {value}; it must be above 0")
     out.mkdir(parents=True, exist_ok=True)
     if scorer is not None:
-        outcomes = _scored(outcomes, out, scorer)
+        outcomes = _score(outcomes, out, scorer)
         save_outcomes(outcomes, out / ROWS)
     summary = summarise(outcomes, slo_s, duration_s=duration_s, planned=planned, window_s=window_s)
     plans = read_plans(out)
@@ -97,18 +97,18 @@ def write_report(
         about=dict(about or {}),
         summary=summary,
         total=summary.total,
-        plans=turning_points(plans),
+        plans=role_changes(plans),
         versions=len(plans),
         plots=[(_TITLES[name], inline(svg)) for name, svg in plots.items()],
-        gallery=[(path, *_described(path), _cards(outcomes, out, path, slo_s)) for path in summary.total.paths],
+        gallery=[(path, *_describe(path), _cards(outcomes, out, path, slo_s)) for path in summary.total.paths],
     )
     with written_whole(out / "report.html") as draft:
         draft.write_text(page, encoding="utf-8")
     return summary
 
 
-def _described(path: str) -> tuple[str, str]:
-    """Colour and description of a path."""
+def _describe(path: str) -> tuple[str, str]:
+    """The colour and description of a path."""
     if path.endswith(AT_DEADLINE):
         return "deadline", "Deferred, but the next image could not make the deadline."
     match path:
@@ -119,23 +119,25 @@ def _described(path: str) -> tuple[str, str]:
     return "light" if path == LIGHT else "medium", f"The discriminator found the {path} image good enough."
 
 
-def _scored(outcomes: Sequence[Outcome], out: Path, scorer: Scorer) -> list[Outcome]:
+def _score(outcomes: Sequence[RequestOutcome], out: Path, scorer: Scorer) -> list[RequestOutcome]:
     seen = [(i, image) for i, o in enumerate(outcomes) if (image := _open(o, out)) is not None]
     scored = list(outcomes)
     if not seen:
         return scored
     qualities = scorer([outcomes[i].prompt for i, _ in seen], [image for _, image in seen])
     if len(qualities) != len(seen):
-        raise ConfigError(f"the scorer gave {len(qualities)} qualities for {len(seen)} images; it must give one each")
+        raise ConfigError(
+            f"the scorer returned {len(qualities)} qualities for {len(seen)} images; it must return one for each"
+        )
     for (i, _), quality in zip(seen, qualities, strict=True):
         if not np.isfinite(quality):
-            raise ConfigError(f"the scorer gave {quality} for {outcomes[i].image}; a quality must be finite")
+            raise ConfigError(f"the scorer returned {quality} for {outcomes[i].image}; a quality must be finite")
         scored[i] = replace(scored[i], quality=float(quality))
     return scored
 
 
-def _open(outcome: Outcome, out: Path) -> Image.Image | None:
-    """The kept image; None when none was kept or it is no picture (an emulated worker may send a placeholder)."""
+def _open(outcome: RequestOutcome, out: Path) -> Image.Image | None:
+    """The kept image of an outcome; None if none was kept or the file is not an image."""
     if not outcome.image:
         return None
     try:
@@ -145,8 +147,8 @@ def _open(outcome: Outcome, out: Path) -> Image.Image | None:
         return None
 
 
-def _cards(outcomes: Sequence[Outcome], out: Path, path: str, slo_s: float) -> list[_Card]:
-    """Pictures from the least to the most confident, evenly picked among all of the path."""
+def _cards(outcomes: Sequence[RequestOutcome], out: Path, path: str, slo_s: float) -> list[_Card]:
+    """Images of a path, selected evenly from the least to the most confident one."""
     kept = [o for o in outcomes if o.path == path and o.image]
     kept.sort(key=lambda o: (o.confidence if o.confidence is not None else -1.0, o.index))
     picked = np.linspace(0, len(kept) - 1, min(_GALLERY, len(kept))).round().astype(int)

@@ -1,4 +1,4 @@
-"""How much the prompts of a log resemble earlier ones: what an approximate cache lives on."""
+"""Similarity of the prompts of a log to earlier ones, on which an approximate cache depends."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ class Resemblance:
     """Shares of all prompts of a log, 0…1.
 
     Attributes:
-        near_duplicate: has a near duplicate anywhere before it.
-        near_duplicate_within: has one among the few prompts right before it.
-        exact_repeat: was asked for before, word for word.
+        near_duplicate: prompts with a near duplicate before them.
+        near_duplicate_within: prompts with a near duplicate among the last few prompts before them.
+        exact_repeat: prompts that occurred before word for word.
     """
 
     near_duplicate: float
@@ -29,7 +29,8 @@ def resemblance(prompts: Sequence[str], *, threshold: float = 0.8, within: int =
     """Measures a log in submission order.
 
     Two prompts are near duplicates when their sets of words have a Jaccard similarity of at least ``threshold``;
-    ``within`` is how many prompts back counts as right before. Takes O(n²) memory: meant for a few thousand prompts.
+    ``within`` is the number of last prompts for ``near_duplicate_within``. Takes O(n²) memory, for at most a few
+    thousand prompts.
     """
     words: dict[str, int] = {}
     rows, columns = [], []

@@ -1,4 +1,4 @@
-"""What a user replays: when each request arrives and what it asks for."""
+"""A trace: the arrival time, prompt and seed of each request."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ import numpy as np
 from traces.rate_curve import RateCurve
 from weir.errors import ConfigError
 
-#: A curve of more windows takes memory and tells nobody more: five weeks of windows of five seconds have so many.
+#: Largest number of windows of a rate curve, to bound its memory: five weeks in windows of five seconds.
 MOST_WINDOWS = 600_000
 
 
 class Arrival(NamedTuple):
-    """One request of a trace; without a seed the server chooses one."""
+    """One request of a trace; the server chooses the seed if it is None."""
 
     arrival_s: float
     prompt: str
@@ -29,7 +29,7 @@ class Arrival(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Trace:
-    """Requests sorted by arrival. Every transform gives a new trace.
+    """Requests sorted by arrival. Every transform returns a new trace.
 
         trace = load_trace("traces/bursty.csv").clip(120).scale_rate(0.5)
         for arrival_s, prompt, seed in trace: ...
@@ -37,11 +37,11 @@ class Trace:
     Attributes:
         arrivals_s: seconds since the start, ascending, within 0…duration_s.
         prompts: one for each arrival.
-        seeds: one for each arrival, or empty when the server is to choose.
-        duration_s: how long the trace lasts; silence after the last arrival belongs to it.
+        seeds: one for each arrival, or empty to let the server choose.
+        duration_s: duration of the trace, which may end after the last arrival.
 
     Raises:
-        ConfigError: an attribute is not as stated above.
+        ConfigError: an attribute is not as described above.
     """
 
     arrivals_s: tuple[float, ...]
@@ -62,7 +62,7 @@ class Trace:
 
     @classmethod
     def of(cls, arrivals: Sequence[Arrival], duration_s: float | None = None) -> Trace:
-        """From arrivals in any order; by default the trace ends with the full second after the last one."""
+        """A trace of arrivals in any order; by default it ends at the full second after the last one."""
         ordered = sorted(arrivals, key=lambda a: a.arrival_s)
         if duration_s is None:
             duration_s = max(1.0, math.ceil(ordered[-1].arrival_s)) if ordered else 0.0
@@ -86,8 +86,9 @@ class Trace:
         return len(self) / self.duration_s if self.duration_s else 0.0
 
     def rate_curve(self, window_s: float = 5.0) -> RateCurve:
-        """Requests per second in windows of ``window_s`` (the last one may be shorter), longer where a trace would have
-        more than :data:`MOST_WINDOWS`.
+        """Requests per second in windows of ``window_s``; the last window may be shorter.
+
+        Windows are longer if there would be more than :data:`MOST_WINDOWS`.
 
         Raises:
             ConfigError: the trace has no duration or the window is not positive.
@@ -103,7 +104,7 @@ class Trace:
         return RateCurve(tuple(edges.tolist()), tuple((counts / np.diff(edges)).tolist()))
 
     def clip(self, duration_s: float) -> Trace:
-        """The first ``duration_s`` seconds."""
+        """The trace's first ``duration_s`` seconds."""
         _positive("duration_s", duration_s)
         end = min(self.duration_s, duration_s)
         n = int(np.searchsorted(self.arrivals_s, end, side="left" if end < self.duration_s else "right"))
@@ -112,17 +113,16 @@ class Trace:
         )
 
     def scale_speed(self, factor: float) -> Trace:
-        """The same requests in 1/factor of the time."""
+        """The same requests with all times divided by ``factor``."""
         _positive("factor", factor)
         arrivals = tuple(a / factor for a in self.arrivals_s)
         return replace(self, arrivals_s=arrivals, duration_s=self.duration_s / factor)
 
     def scale_rate(self, factor: float, *, window_s: float = 5.0) -> Trace:
-        """``factor`` times the requests in the same time: the curve of demand keeps its form.
+        """``factor`` times the number of requests in the same time; the demand keeps its shape.
 
-        Nothing is dropped at random: the requests are taken in their order, from the start again when they run out, and
-        laid on the scaled curve with their gaps shrunk or stretched, so neighbours stay neighbours and the burstiness
-        within a window stays what it was.
+        Requests keep their order and start again when they run out. Their gaps are scaled along the rate curve, so
+        consecutive requests stay consecutive and the burstiness within a window is preserved. Nothing is random.
         """
         _positive("factor", factor)
         if not len(self):
@@ -130,23 +130,23 @@ class Trace:
         curve = self.rate_curve(window_s)
         count = curve.requests_before(self.arrivals_s)
         rounds = np.arange(math.ceil(factor))[:, None] * len(self)
-        laid = ((count[None] + rounds) / factor).ravel()
-        return self._relaid(curve.time_of(laid[laid <= len(self)]))
+        operational = ((count[None] + rounds) / factor).ravel()
+        return self._with_arrivals(curve.time_of(operational[operational <= len(self)]))
 
     def unseeded(self) -> Trace:
-        """The same requests without seeds: the server chooses them, and may draw an image more than once."""
+        """The same requests without seeds, so that the server chooses them and may redraw images."""
         return replace(self, seeds=())
 
-    def redraw(self, seed: int, cv: float | None = None, *, window_s: float = 5.0) -> Trace:
-        """Arrivals drawn anew from the trace's rate curve: Poisson, or gamma gaps with this coefficient of variation.
+    def resample(self, seed: int, cv: float | None = None, *, window_s: float = 5.0) -> Trace:
+        """Samples new arrivals from the rate curve: Poisson, or gamma gaps with this coefficient of variation.
 
-        The expected number of requests stays; prompts keep their order and start again when they run out.
+        The expected number of requests is preserved. Prompts keep their order and start again when they run out.
         """
         if not len(self):
             return self
-        return self._relaid(self.rate_curve(window_s).draw_arrivals(seed, cv))
+        return self._with_arrivals(self.rate_curve(window_s).sample_arrivals(seed, cv))
 
-    def _relaid(self, arrivals_s: np.ndarray) -> Trace:
+    def _with_arrivals(self, arrivals_s: np.ndarray) -> Trace:
         order = [i % len(self) for i in range(len(arrivals_s))]
         return Trace(
             arrivals_s=tuple(np.minimum(arrivals_s, self.duration_s).tolist()),
@@ -156,7 +156,7 @@ class Trace:
         )
 
     def to_csv(self) -> str:
-        """The text of a trace file, milliseconds precise; :func:`traces.loader.load_trace` reads it back."""
+        """The text of a trace file, with a resolution of milliseconds, for :func:`traces.loader.load_trace`."""
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(("arrival_s", "prompt", "seed") if self.seeds else ("arrival_s", "prompt"))

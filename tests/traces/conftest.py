@@ -1,4 +1,4 @@
-"""A small real server with the contract of the endpoint, whose behaviour each test chooses."""
+"""A small HTTP server with the API of the endpoint, whose behaviour each test chooses."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ def _png() -> bytes:
 
 
 class Server:
-    """Answers as ``behaviour`` says; keeps the bodies it saw."""
+    """Answers by calling ``behaviour``, and records the bodies of requests."""
 
     png = _png()
 
     @classmethod
     def image(cls, **about: Any) -> dict[str, Any]:
-        """A whole answer with one image."""
-        said = {
+        """A complete response with one image."""
+        fields = {
             "id": "r-1",
             "path": "light",
             "model": "tiny",
@@ -46,7 +46,7 @@ class Server:
             "plan_version": 4,
             "emulated": False,
         } | about
-        return {"created": 1, "data": [{"b64_json": base64.b64encode(cls.png).decode(), "weir": said}]}
+        return {"created": 1, "data": [{"b64_json": base64.b64encode(cls.png).decode(), "weir": fields}]}
 
     @staticmethod
     def error(code: str) -> dict[str, Any]:
@@ -88,7 +88,7 @@ class Server:
                     self.end_headers()
                     self.wfile.write(data)
                 except (BrokenPipeError, ConnectionResetError):
-                    self.close_connection = True  # the client gave up
+                    self.close_connection = True  # the client closed the connection
 
             def log_message(self, *_: object) -> None:
                 pass
@@ -98,7 +98,7 @@ class Server:
             request_queue_size = 128
 
             def handle_error(self, *_: object) -> None:
-                pass  # a client that goes away is what some tests are about
+                pass  # some tests close the connection on purpose
 
         self._http = Quiet(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self._http.server_port}"

@@ -1,4 +1,4 @@
-"""What a service will refuse is said before anything is sent, and what it refused is in the report with its reason."""
+"""Predicted refusals are shown before a replay, and actual ones are in the report with their reasons."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from weir.config import load_family
 from weir.errors import ConfigError, ServiceError
 from weir.ports import free_port
 
-with warnings.catch_warnings():  # Ray's models warn of pydantic's future at import
+with warnings.catch_warnings():  # Ray's models raise pydantic deprecation warnings at import
     warnings.simplefilter("ignore")
     from load_balancer.http.reference import document
 
@@ -29,7 +29,7 @@ SCHEMA = DESCRIPTION["paths"][GENERATIONS]["post"]["requestBody"]["content"]["ap
 
 
 @pytest.mark.parametrize(
-    ("arrivals", "says"),
+    ("arrivals", "message"),
     [
         (
             [FINE, Arrival(1, "a" * 2001, None)],
@@ -37,22 +37,22 @@ SCHEMA = DESCRIPTION["paths"][GENERATIONS]["post"]["requestBody"]["content"]["ap
         ),
         (
             [FINE, Arrival(1, "a", 2**64)],
-            f"1 of 2 requests: a seed that is not from -1 to {2**64 - 1}, such as {2**64}",
+            f"1 of 2 requests: a seed outside -1 to {2**64 - 1}, such as {2**64}",
         ),
-        ([FINE, Arrival(1, "\u00a0", 1)], r"1 of 2 requests: a prompt of nothing, such as '\\xa0'"),
+        ([FINE, Arrival(1, "\u00a0", 1)], r"1 of 2 requests: an empty prompt, such as '\\xa0'"),
     ],
 )
-def test_what_will_be_refused_is_known_from_the_description(arrivals: list[Arrival], says: str) -> None:
+def test_refusals_are_predicted_from_the_description(arrivals: list[Arrival], message: str) -> None:
     [line] = expected_refusals(SCHEMA, Trace.of(arrivals))
-    assert re.match(says, line)
+    assert re.match(message, line)
 
 
 @pytest.mark.parametrize("seed", [None, 0, 2**32, 2**64 - 1])
-def test_what_will_be_accepted_is_not_mentioned(seed: int | None) -> None:
+def test_no_refusal_is_predicted_for_valid_requests(seed: int | None) -> None:
     assert expected_refusals(SCHEMA, Trace.of([FINE, Arrival(1, "a" * 2000, seed)]), "weir-tiny/light") == []
 
 
-def test_a_trace_that_is_refused_as_a_whole_is_not_sent() -> None:
+def test_a_trace_whose_requests_will_all_be_refused_is_not_sent() -> None:
     with pytest.raises(
         ConfigError, match=r"will refuse every request; nothing was sent\. 2 of 2 requests: a prompt longer"
     ):
@@ -62,17 +62,17 @@ def test_a_trace_that_is_refused_as_a_whole_is_not_sent() -> None:
 
 
 @pytest.mark.parametrize("fields", [{}, {"prompt": {}}, {"prompt": {"anyOf": []}}])
-def test_a_service_that_says_less_is_expected_to_take_everything(fields: dict[str, Any]) -> None:
+def test_no_refusal_is_predicted_without_limits_in_the_description(fields: dict[str, Any]) -> None:
     assert expected_refusals(fields, Trace.of([Arrival(0, "a" * 9000, 2**70)]), "any") == []
 
 
 @pytest.mark.parametrize("ending", ["", "/", "/v1", "/v1/"])
-def test_a_service_that_does_not_describe_itself_is_no_mistake(server, ending: str) -> None:
+def test_a_service_without_a_description_is_not_an_error(server, ending: str) -> None:
     assert accepted_fields(server.url + ending) is None
 
 
-def test_nobody_at_the_address_is_said_at_once() -> None:
-    with pytest.raises(ServiceError, match=r"nobody answers at http://127\.0\.0\.1:.*nothing was sent"):
+def test_a_failed_connection_is_reported_before_anything_is_sent() -> None:
+    with pytest.raises(ServiceError, match=r"no server answers at http://127\.0\.0\.1:.*nothing was sent"):
         accepted_fields(f"http://127.0.0.1:{free_port()}/v1")
 
 
@@ -83,18 +83,18 @@ def replayed(tmp_path: Path, url: str, text: str, *options: str) -> Result:
     return CliRunner().invoke(app, command)
 
 
-def test_a_replay_against_a_dead_address_ends_with_a_word_and_not_zero(tmp_path: Path) -> None:
-    done = replayed(tmp_path, f"http://127.0.0.1:{free_port()}", "arrival_s,prompt\n0,a\n600,b\n")
-    assert done.exit_code == 2
-    assert "nobody answers at http://127.0.0.1:" in " ".join(done.output.split())
+def test_a_replay_without_a_server_ends_with_a_message_and_exit_code_2(tmp_path: Path) -> None:
+    result = replayed(tmp_path, f"http://127.0.0.1:{free_port()}", "arrival_s,prompt\n0,a\n600,b\n")
+    assert result.exit_code == 2
+    assert "no server answers at http://127.0.0.1:" in " ".join(result.output.split())
     assert not (tmp_path / "run").exists()
 
 
-def test_a_replay_that_nobody_answered_is_no_success(server, tmp_path: Path) -> None:
+def test_a_replay_without_any_image_ends_with_exit_code_1(server, tmp_path: Path) -> None:
     server.behaviour = lambda number, body: (1.0, 200, server.image())
-    done = replayed(tmp_path, server.url, "arrival_s,prompt\n0,a\n0.01,b\n", "--timeout", "0.2")
-    assert done.exit_code == 1
-    assert "answered none of 2 requests: no answer within 0.2 s" in " ".join(done.output.split())
+    result = replayed(tmp_path, server.url, "arrival_s,prompt\n0,a\n0.01,b\n", "--timeout", "0.2")
+    assert result.exit_code == 1
+    assert "answered none of 2 requests: no response within 0.2 s" in " ".join(result.output.split())
 
 
 def test_refusals_are_in_the_report_by_code_and_reason(server, tmp_path: Path) -> None:
@@ -106,16 +106,16 @@ def test_refusals_are_in_the_report_by_code_and_reason(server, tmp_path: Path) -
         return 0, 400, {"error": kind}
 
     server.behaviour = refuse
-    done = replayed(tmp_path, server.url, f"arrival_s,prompt\n0,fine\n0.01,{'a' * 1500}\n0.02,{'b' * 1600}\n")
-    assert done.exit_code == 0
-    assert "2 × 400 invalid_value: prompt has 1500 characters" in " ".join(done.output.split())
+    result = replayed(tmp_path, server.url, f"arrival_s,prompt\n0,fine\n0.01,{'a' * 1500}\n0.02,{'b' * 1600}\n")
+    assert result.exit_code == 0
+    assert "2 × 400 invalid_value: prompt has 1500 characters" in " ".join(result.output.split())
     report = json.loads((tmp_path / "run/report.json").read_text())
     [reason] = report["reasons"]
     assert (reason["status"], reason["code"], reason["count"]) == (400, "invalid_value", 2)
     assert "2 times: prompt has 1500 characters; accepted: &lt;b&gt;" in (tmp_path / "run/report.html").read_text()
 
 
-def test_reasons_that_differ_in_numbers_alone_are_one(server, tmp_path: Path) -> None:
+def test_reasons_are_counted_by_status_and_message(server, tmp_path: Path) -> None:
     from traces.replay import replay
 
     codes = {"a": 429, "b": 503, "c": 503}

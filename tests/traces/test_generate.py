@@ -1,4 +1,4 @@
-"""The traces of the project are what their recipes say, and their prompts come as in real logs."""
+"""The project's traces equal the output of their recipes, and their prompts recur as in real logs."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from traces.prompts import (
     SIZES,
     TEXTURES,
     Habits,
-    draw_picture,
     edit,
     prompt_by_id,
     prompt_log,
+    random_prompt,
 )
 from traces.resemblance import resemblance
 from training import scenes
@@ -36,20 +36,20 @@ BOTH = pytest.mark.parametrize("name", ["normal", "bursty"])
 
 
 @BOTH
-def test_the_trace_is_what_its_recipe_makes_to_the_byte(name: str) -> None:
+def test_the_trace_file_equals_the_output_of_its_recipe(name: str) -> None:
     recipe = read_recipe(HERE / f"{name}.json")
     assert generate(recipe).to_csv() == (HERE / f"{name}.csv").read_text()
 
 
 @BOTH
-def test_the_figures_beside_the_trace_are_its_own(name: str) -> None:
+def test_the_measurements_in_the_recipe_file_are_up_to_date(name: str) -> None:
     recipe = read_recipe(HERE / f"{name}.json")
-    noted = json.loads((HERE / f"{name}.json").read_text())["measured"]
-    assert measure(generate(recipe)) == noted
+    recorded = json.loads((HERE / f"{name}.json").read_text())["measured"]
+    assert measure(generate(recipe)) == recorded
 
 
 @BOTH
-def test_the_trace_is_small_lasts_ten_minutes_and_fixes_every_seed(name: str) -> None:
+def test_the_trace_is_small_lasts_ten_minutes_and_has_all_seeds(name: str) -> None:
     trace = load_trace(HERE / f"{name}.csv")
     assert (HERE / f"{name}.csv").stat().st_size < 300_000
     assert 590 < trace.duration_s <= 600
@@ -69,7 +69,7 @@ def test_the_first_two_minutes_of_bursty_show_calm_and_bursts() -> None:
     assert np.sum(rpm > 250) >= 4
 
 
-def test_normal_is_smooth_with_one_trough_and_one_peak_as_stated() -> None:
+def test_normal_is_smooth_between_its_trough_and_its_peak() -> None:
     curve = read_recipe(HERE / "normal.json").rate_curve()
     rpm = 60 * np.asarray(curve.rates_rps)
     assert (rpm.min(), rpm.max()) == pytest.approx((60, 240))
@@ -77,8 +77,8 @@ def test_normal_is_smooth_with_one_trough_and_one_peak_as_stated() -> None:
 
 
 @BOTH
-def test_prompts_recur_as_in_real_logs(name: str) -> None:
-    """A real log measures 0.47, 0.37 and 0.14 by the same rule; a small vocabulary resembles itself more."""
+def test_prompts_recur_about_as_often_as_in_real_logs(name: str) -> None:
+    """A real log has 0.47, 0.37 and 0.14 by the same definition; a small vocabulary gives larger values."""
     shares = resemblance(load_trace(HERE / f"{name}.csv").prompts)
     assert 0.40 <= shares.near_duplicate <= 0.65
     assert 0.28 <= shares.near_duplicate_within <= 0.42
@@ -103,7 +103,7 @@ def test_a_recipe_and_its_trace_are_written_and_read_back(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    ("text", "says"),
+    ("text", "message"),
     [
         ('{"recipe": {"kind": "normal", "seed": -1}}', "recipe.normal.seed: .* greater than or equal to 0"),
         ('{"recipe": {"kind": "normal", "seed": 1, "sped": 1}}', "recipe.normal.sped: Extra inputs"),
@@ -111,9 +111,9 @@ def test_a_recipe_and_its_trace_are_written_and_read_back(tmp_path: Path) -> Non
         ("{", "Invalid JSON"),
     ],
 )
-def test_a_mistake_in_a_recipe_is_named(tmp_path: Path, text: str, says: str) -> None:
+def test_an_invalid_key_of_a_recipe_is_named(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "r.json").write_text(text)
-    with pytest.raises(ConfigError, match=says):
+    with pytest.raises(ConfigError, match=message):
         read_recipe(tmp_path / "r.json")
     with pytest.raises(ConfigError, match="there is no such file"):
         read_recipe(tmp_path / "none.json")
@@ -121,13 +121,13 @@ def test_a_mistake_in_a_recipe_is_named(tmp_path: Path, text: str, says: str) ->
 
 @settings(max_examples=30)
 @given(st.integers(0, 10**9), st.floats(0.2, 3))
-def test_recipes_of_any_seed_bring_arrivals_within_their_duration(seed: int, cv: float) -> None:
+def test_recipes_give_arrivals_within_their_duration(seed: int, cv: float) -> None:
     for recipe in (NormalRecipe(seed=seed, duration_s=20, cv=cv), BurstyRecipe(seed=seed, duration_s=20, cv=cv)):
         curve = recipe.rate_curve()
         assert curve.duration_s == 20
-        drawn = curve.draw_arrivals(seed, cv)
-        assert np.all(np.diff(drawn) >= 0)
-        assert np.all((drawn >= 0) & (drawn <= 20))
+        arrivals = curve.sample_arrivals(seed, cv)
+        assert np.all(np.diff(arrivals) >= 0)
+        assert np.all((arrivals >= 0) & (arrivals <= 20))
 
 
 WORDS = {
@@ -137,33 +137,33 @@ WORDS = {
 
 @settings(max_examples=100)
 @given(st.integers(0, 10**9))
-def test_an_edit_changes_one_attribute_and_leaves_a_prompt_the_family_knows(seed: int) -> None:
+def test_an_edit_changes_one_attribute_and_gives_a_valid_prompt(seed: int) -> None:
     rng = np.random.default_rng(seed)
-    before = draw_picture(rng)
+    before = random_prompt(rng)
     after = edit(before, rng)
-    assert before.drawable
-    assert after.drawable
+    assert before.valid
+    assert after.valid
     assert set(after.text.replace(",", "").split()) <= WORDS
 
-    def attributes(picture):
-        things = [v for t in picture.things for v in (t.shape, t.colour, t.texture, t.size)]
-        return [*things, picture.relation, picture.background]
+    def attributes(spec):
+        objects = [v for t in spec.objects for v in (t.shape, t.colour, t.texture, t.size)]
+        return [*objects, spec.relation, spec.background]
 
     assert sum(a != b for a, b in zip(attributes(before), attributes(after), strict=True)) == 1
 
 
-def test_prompts_use_the_words_of_the_scenes_that_the_family_learns_from() -> None:
+def test_prompts_use_the_vocabulary_of_the_training_scenes() -> None:
     assert (SHAPES, COLOURS, SIZES) == (scenes.SHAPES, scenes.COLOURS, scenes.SIZES)
     assert (BACKGROUNDS, RELATIONS) == (scenes.BACKGROUNDS, scenes.RELATIONS)
     assert {"plain", *TEXTURES} == set(scenes.TEXTURES)
 
 
-def test_the_same_id_stands_for_the_same_prompt() -> None:
+def test_equal_ids_give_equal_prompts() -> None:
     assert prompt_by_id(7) == prompt_by_id(7)
     assert len({prompt_by_id(i) for i in range(200)}) > 150
 
 
-def test_users_who_never_go_on_leave_hardly_a_neighbour_alike() -> None:
+def test_prompts_resemble_recent_ones_more_the_more_often_users_go_on() -> None:
     def measured(goes_on: float) -> float:
         habits = Habits(goes_on=goes_on)
         return resemblance(prompt_log(np.random.default_rng(0), 800, habits)).near_duplicate_within
@@ -171,7 +171,7 @@ def test_users_who_never_go_on_leave_hardly_a_neighbour_alike() -> None:
     assert measured(0) < 0.05 < 0.25 < measured(0.5) < measured(0.8)
 
 
-def test_resemblance_counts_what_came_before() -> None:
+def test_resemblance_counts_earlier_prompts_only() -> None:
     far = [f"word{i} other{i}" for i in range(20)]
     shares = resemblance(["a red circle", "a red circle", *far, "circle a red"])
     assert shares.near_duplicate == pytest.approx(2 / 23)

@@ -1,4 +1,4 @@
-"""Every form of trace is read, and every mistake in one is answered with its place and the remedy."""
+"""Trace files in every format are read, and errors name their place and the remedy."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def file(tmp_path: Path):
     return write
 
 
-def test_our_own_form_is_read_and_sorted(file) -> None:
+def test_weirs_own_format_is_read_and_sorted(file) -> None:
     trace = load_trace(file('arrival_s,prompt,seed\n2.5,"a star, a ring and a cross",7\n0.5,a red circle,\n'))
     assert list(trace) == [
         Arrival(0.5, "a red circle", None),
@@ -31,13 +31,13 @@ def test_our_own_form_is_read_and_sorted(file) -> None:
     assert trace.duration_s == 3
 
 
-def test_what_a_trace_saves_is_what_is_loaded(tmp_path: Path) -> None:
+def test_a_saved_trace_is_loaded_unchanged(tmp_path: Path) -> None:
     trace = Trace.of([Arrival(0.125, 'a "red" circle, maybe', 1), Arrival(3.0, "zwei\nZeilen", None)])
     trace.save(tmp_path / "t.csv")
     assert load_trace(tmp_path / "t.csv") == trace
 
 
-def test_diffserves_form_is_known_without_a_header_and_sorted(file) -> None:
+def test_diffserves_format_is_recognised_without_a_header_and_sorted(file) -> None:
     trace = load_trace(file("900.0,3\n368.0,1236\n1200.5,3\n"))
     assert trace.arrivals_s == (0.368, 0.9, 1.2005)
     assert trace.prompts == (prompt_by_id(1236), prompt_by_id(3), prompt_by_id(3))
@@ -48,7 +48,7 @@ def test_diffserves_ids_are_lines_of_a_prompts_file_counted_from_zero(file) -> N
     assert load_trace(file("offset_ms,prompt_id\n5,1\n2,0\n"), prompts=prompts).prompts == ("a dog", "a cat")
 
 
-def test_a_rate_curve_gives_arrivals_at_its_rate_the_same_for_the_same_seed(file) -> None:
+def test_a_rate_curve_gives_arrivals_at_its_rate_and_equal_ones_for_equal_seeds(file) -> None:
     path = file("t_s,rate\n0,2\n100,20\n")
     trace = load_trace(path, seed=1)
     assert trace.duration_s == 200
@@ -72,7 +72,7 @@ def test_a_timestamped_log_starts_with_its_first_request(file, lines: str) -> No
     assert list(trace) == [Arrival(0, "a", None), Arrival(2, "b", None)]
 
 
-def test_byte_order_mark_blank_lines_and_capitals_in_the_header_do_no_harm(file) -> None:
+def test_byte_order_marks_blank_lines_and_capitals_in_the_header_are_accepted(file) -> None:
     assert load_trace(file("\ufeffArrival_s,Prompt\n\n1,a\n\n")).arrivals_s == (1.0,)
 
 
@@ -80,11 +80,11 @@ OWN, DIFFSERVE, CURVE, LOG = "arrival_s,prompt\n", "offset_ms,prompt_id\n", "t_s
 
 
 @pytest.mark.parametrize(
-    ("text", "says"),
+    ("text", "message"),
     [
         ("", "the file is empty; a trace is a CSV file: arrival_s,prompt"),
-        ("a,b,c\n1,2,3\n", "line 1: cannot tell the form from the columns a, b, c; known: arrival_s,prompt"),
-        ("t_s,qps\n0,1\n9,2\n", "line 1: a rate curve needs a column rate; give one of t_s, qps that name"),
+        ("a,b,c\n1,2,3\n", "line 1: unknown format with the columns a, b, c; known: arrival_s,prompt"),
+        ("t_s,qps\n0,1\n9,2\n", "line 1: a rate curve needs a column rate; rename one of t_s, qps"),
         (OWN, "no line follows the header"),
         ("arrival_s,prompt,prompt\n1,a,b\n", "line 1, column prompt: the header names it twice"),
         (OWN + "1,a\n2,a dog, a cat\n", "line 3: 3 cells where 2 are due .* double quotes"),
@@ -93,23 +93,23 @@ OWN, DIFFSERVE, CURVE, LOG = "arrival_s,prompt\n", "offset_ms,prompt_id\n", "t_s
         (OWN + "nan,a\n", "line 2, column arrival_s: nan is out of range"),
         (OWN + "inf,a\n", "line 2, column arrival_s: inf is out of range"),
         (OWN + "1, \n", "line 2, column prompt: the prompt is empty; fill it in"),
-        ("arrival_s,prompt,seed\n1,a,-4\n", "line 2, column seed: '-4' is no seed; write a whole number"),
+        ("arrival_s,prompt,seed\n1,a,-4\n", "line 2, column seed: '-4' is not a seed; write a whole number"),
         (OWN + '1,"a\n', "line 2: unexpected end of data; put text"),
         (b"arrival_s,prompt\n1,\xff\n", "byte 19 is not UTF-8; save the file as UTF-8"),
-        (DIFFSERVE + "1,1.5\n", "line 2, column prompt_id: 1.5 is no whole number"),
+        (DIFFSERVE + "1,1.5\n", "line 2, column prompt_id: 1.5 is not a whole number"),
         ("1,1\nx,2\n", "line 2, column offset_ms: 'x' is not a number; write milliseconds"),
         (CURVE + "0,1\n0,2\n", "line 3, column t_s: 0 does not come after 0; sort the lines"),
         (CURVE + "5,1\n9,2\n", "line 2, column t_s: the curve starts at 5; it must start at 0"),
-        (CURVE + "0,1\n", "one line says no duration; add a line"),
-        (CURVE + "0,0\n9,0\n", "column rate: the curve brings no request"),
+        (CURVE + "0,1\n", "one line gives no duration; add a line"),
+        (CURVE + "0,0\n9,0\n", "column rate: the curve gives no request"),
         (CURVE + "0,-2\n9,0\n", "line 2, column rate: -2 is out of range"),
-        (LOG + "noon,a\n", "line 2, column timestamp: 'noon' is no time; write ISO 8601"),
+        (LOG + "noon,a\n", "line 2, column timestamp: 'noon' is not a time; write ISO 8601"),
         (LOG + "2024-05-01,\n", "line 2, column prompt: the prompt is empty"),
     ],
 )
-def test_a_mistake_is_answered_with_file_place_and_remedy(file, text: str, says: str) -> None:
+def test_an_error_names_file_line_column_and_remedy(file, text: str, message: str) -> None:
     path = file(text)
-    with pytest.raises(ConfigError, match=says) as caught:
+    with pytest.raises(ConfigError, match=message) as caught:
         load_trace(path)
     assert str(path) in caught.value.message
 
@@ -119,24 +119,24 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         load_trace(tmp_path / "none.csv")
 
 
-def test_a_folder_is_no_trace(tmp_path: Path) -> None:
+def test_a_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot be read: Is a directory"):
         load_trace(tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("prompts", "says"),
+    ("prompts", "message"),
     [
         ("a dog\n", r"trace.csv: line 1, column prompt_id: 7 is out of range; .* holds prompts 0 to 0"),
         ("a dog\n\na cat\n", r"prompts.txt: line 2: the prompt is empty"),
         ("", r"prompts.txt: the file is empty"),
     ],
 )
-def test_a_mistake_in_the_prompts_file_is_answered_alike(file, prompts: str, says: str) -> None:
-    with pytest.raises(ConfigError, match=says):
+def test_an_error_in_the_prompts_file_names_file_line_and_remedy(file, prompts: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
         load_trace(file("1,7\n"), prompts=file(prompts, "prompts.txt"))
 
 
-def test_a_prompts_file_where_none_is_asked_for_is_a_mistake(file) -> None:
+def test_a_prompts_file_for_another_format_is_refused(file) -> None:
     with pytest.raises(ConfigError, match="no column prompt_id"):
         load_trace(file(OWN + "1,a\n"), prompts=file("a dog\n", "prompts.txt"))

@@ -1,4 +1,4 @@
-"""A replay notes which plan was in force when, and the report says what was planned and why."""
+"""A replay records the plans in force, and the report shows them with their reasons."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from traces.plan_log import PLANS, PlanLog, PlanSeen, read_plans, turning_points
+from traces.plan_log import PLANS, ObservedPlan, PlanLog, read_plans, role_changes
 from traces.replay import replay
 from traces.report import write_report
 from traces.trace import Arrival, Trace
@@ -20,15 +20,15 @@ LIVE = {
 }
 
 
-def seen(at_s: float, version: int, light: int, heavy: int, threshold: float = 0.5, reason: str = "") -> PlanSeen:
-    return PlanSeen(at_s, version, {"light": light, "heavy": heavy}, (threshold,), reason)
+def plan(at_s: float, version: int, light: int, heavy: int, threshold: float = 0.5, reason: str = "") -> ObservedPlan:
+    return ObservedPlan(at_s, version, {"light": light, "heavy": heavy}, (threshold,), reason)
 
 
-def test_a_plan_is_read_from_the_state_of_the_service() -> None:
-    assert PlanSeen.of(LIVE, 1.5) == seen(1.5, 3, 1, 2, 0.4, "demand rose to 3.1/s")
+def test_a_plan_is_read_from_the_services_live_endpoint() -> None:
+    assert ObservedPlan.of(LIVE, 1.5) == plan(1.5, 3, 1, 2, 0.4, "demand rose to 3.1/s")
 
 
-def test_a_replay_keeps_the_plans_that_it_saw(server, tmp_path: Path, quiet) -> None:
+def test_a_replay_saves_the_plans_that_it_observed(server, tmp_path: Path, quiet) -> None:
     server.live = LIVE
     server.behaviour = lambda number, body: (0.2, 200, server.image())
     replay(Trace.of([Arrival(0, "a", 1)]), server.url, slo_s=5, out=tmp_path, console=quiet)
@@ -37,35 +37,35 @@ def test_a_replay_keeps_the_plans_that_it_saw(server, tmp_path: Path, quiet) -> 
 
 
 @pytest.mark.parametrize("live", [None, {}, {"roles": 3}, {**LIVE, "plan_version": "new"}])
-def test_a_server_that_says_nothing_of_plans_is_replayed_all_the_same(server, tmp_path: Path, quiet, live) -> None:
+def test_a_server_without_a_live_endpoint_can_be_replayed(server, tmp_path: Path, quiet, live) -> None:
     server.live = live
     server.behaviour = lambda number, body: (0.2, 200, server.image())
-    done = replay(Trace.of([Arrival(0, "a", 1)]), server.url, slo_s=5, out=tmp_path, console=quiet)
-    assert len(done.outcomes) == 1
+    result = replay(Trace.of([Arrival(0, "a", 1)]), server.url, slo_s=5, out=tmp_path, console=quiet)
+    assert len(result.outcomes) == 1
     assert read_plans(tmp_path) == []
 
 
-def test_only_plans_with_other_roles_are_turning_points() -> None:
-    plans = [seen(0, 1, 1, 2), seen(5, 2, 1, 2, 0.7), seen(9, 3, 2, 1, 0.7), seen(12, 4, 2, 1, 0.2)]
-    assert [plan.version for plan in turning_points(plans)] == [1, 3]
+def test_role_changes_are_the_plans_with_other_roles() -> None:
+    plans = [plan(0, 1, 1, 2), plan(5, 2, 1, 2, 0.7), plan(9, 3, 2, 1, 0.7), plan(12, 4, 2, 1, 0.2)]
+    assert [plan.version for plan in role_changes(plans)] == [1, 3]
 
 
-def test_the_report_shows_roles_and_thresholds_over_time_and_why_they_changed(tmp_path: Path) -> None:
-    PlanLog([seen(0, 1, 1, 2), seen(4, 2, 2, 1, 0.3, "demand rose to 3.1/s; 40 % are deferred")]).save(tmp_path)
+def test_the_report_shows_roles_thresholds_and_reasons_over_time(tmp_path: Path) -> None:
+    PlanLog([plan(0, 1, 1, 2), plan(4, 2, 2, 1, 0.3, "demand rose to 3.1/s; 40 % are deferred")]).save(tmp_path)
     write_report([], tmp_path, slo_s=5, duration_s=10)
     page = (tmp_path / "report.html").read_text()
-    assert "What was planned, and why" in page
+    assert "Plans and their reasons" in page
     assert "demand rose to 3.1/s; 40 % are deferred" in page
     assert "the plan of the service file" in page
     assert (tmp_path / "plots" / "plan.svg").exists()
 
 
-def test_a_report_without_plans_has_no_section_for_them(tmp_path: Path) -> None:
+def test_a_report_without_plans_has_no_section_of_plans(tmp_path: Path) -> None:
     write_report([], tmp_path, slo_s=5, duration_s=10)
-    assert "What was planned" not in (tmp_path / "report.html").read_text()
+    assert "Plans and their reasons" not in (tmp_path / "report.html").read_text()
 
 
-def test_a_damaged_file_of_plans_is_named(tmp_path: Path) -> None:
+def test_a_damaged_plans_file_is_named(tmp_path: Path) -> None:
     (tmp_path / PLANS).write_text("{}x")
     with pytest.raises(ConfigError, match=PLANS):
         read_plans(tmp_path)

@@ -1,4 +1,4 @@
-"""The replay is open loop, writes down whatever happens, and never half a line."""
+"""The replay client is open loop, records every outcome, and writes only complete lines."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from prometheus_client import CollectorRegistry
 
-from traces.outcome import COLUMNS, Outcome, OutcomeFile, read_outcomes, save_outcomes
+from traces.outcome import COLUMNS, OutcomeFile, RequestOutcome, read_outcomes, save_outcomes
 from traces.replay import replay
 from traces.trace import Arrival, Trace
 from weir.errors import ConfigError
@@ -28,7 +28,7 @@ def evenly(count: int, gap_s: float = 0.0) -> Trace:
 
 @pytest.fixture
 def send(server, tmp_path: Path, quiet):
-    """Replays a trace against the server, in a fresh folder."""
+    """Replays a trace against the server into a new folder."""
 
     def run(trace: Trace, **options):
         return replay(trace, server.url, **{"slo_s": 5, "out": tmp_path / "run", "console": quiet, **options})
@@ -36,7 +36,7 @@ def send(server, tmp_path: Path, quiet):
     return run
 
 
-def test_every_request_asks_for_one_image_as_the_contract_says(server, send) -> None:
+def test_every_request_asks_for_one_image_with_the_fields_of_the_api(server, send) -> None:
     trace = Trace.of([Arrival(0, "a red circle", 7), Arrival(0.05, "a star", None)])
     send(trace, model="tiny")
     first, second = sorted(server.bodies, key=lambda b: b["prompt"], reverse=False)
@@ -52,12 +52,12 @@ def test_every_request_asks_for_one_image_as_the_contract_says(server, send) -> 
 
 
 @pytest.mark.parametrize("ending", ["", "/", "/v1", "/v1/"])
-def test_the_url_may_be_given_as_users_of_openai_do(server, tmp_path: Path, quiet, ending: str) -> None:
+def test_the_url_may_end_with_v1_as_in_openais_clients(server, tmp_path: Path, quiet, ending: str) -> None:
     replay(evenly(1), server.url + ending, slo_s=5, out=tmp_path, console=quiet)
     assert server.bodies[0]["url"] == "/v1/images/generations"
 
 
-def test_what_the_server_says_of_an_image_is_recorded_with_the_image(server, send, tmp_path: Path) -> None:
+def test_the_fields_of_an_image_are_recorded_with_the_image(server, send, tmp_path: Path) -> None:
     server.behaviour = lambda n, body: (
         0,
         200,
@@ -74,7 +74,7 @@ def test_what_the_server_says_of_an_image_is_recorded_with_the_image(server, sen
     assert [p.name for p in sorted((tmp_path / "run/images").iterdir())] == ["000000.png", "000001.png"]
 
 
-def test_prometheus_can_see_how_requests_end(server, send) -> None:
+def test_outcomes_are_recorded_as_metrics(server, send) -> None:
     refusal = (0, 503, server.error("overloaded"))
     server.behaviour = lambda n, body: refusal if body["seed"] == 1 else (0.05, 200, server.image())
     registry = CollectorRegistry()
@@ -86,7 +86,7 @@ def test_prometheus_can_see_how_requests_end(server, send) -> None:
     assert registry.get_sample_value("weir_replay_latency_seconds_count") == 3
 
 
-def test_the_rows_can_be_read_back(send) -> None:
+def test_recorded_outcomes_can_be_read(send) -> None:
     done = send(evenly(3))
     read = read_outcomes(done.rows)
     assert [o.prompt for o in read] == ["prompt 0", "prompt 1", "prompt 2"]
@@ -94,16 +94,16 @@ def test_the_rows_can_be_read_back(send) -> None:
     assert read[0].latency_s == pytest.approx(done.outcomes[0].latency_s, abs=1e-6)
 
 
-def test_images_are_left_out_when_asked(send, tmp_path: Path) -> None:
+def test_images_are_not_kept_on_request(send, tmp_path: Path) -> None:
     assert send(evenly(1), keep_images=False).outcomes[0].image == ""
     assert not (tmp_path / "run/images").exists()
 
 
-def test_a_slow_server_never_delays_arrivals(server, send) -> None:
-    everybody = threading.Barrier(30)
+def test_a_slow_server_does_not_delay_arrivals(server, send) -> None:
+    barrier = threading.Barrier(30)
 
     def answer(number: int, body: dict[str, Any]) -> tuple[float, int, Any]:
-        everybody.wait(timeout=60)  # nobody is answered before all have come
+        barrier.wait(timeout=60)  # answers only after all requests have arrived
         return 0, 200, server.image()
 
     server.behaviour = answer
@@ -130,20 +130,20 @@ def test_a_slow_server_never_delays_arrivals(server, send) -> None:
         (200, {"data": [{"b64_json": "aGk=", "weir": {"path": "Up & down"}}]}, "invalid_answer", False),
     ],
 )
-def test_a_failure_is_recorded_not_retried(server, send, status, answer, error: str, refused: bool) -> None:
+def test_a_failure_is_recorded_and_not_retried(server, send, status, answer, error: str, refused: bool) -> None:
     server.behaviour = lambda n, body: (0, status, answer)
     (outcome,) = send(evenly(1)).outcomes
     assert (outcome.status, outcome.error, outcome.refused, outcome.answered) == (status, error, refused, False)
     assert len(server.bodies) == 1
 
 
-def test_a_server_that_says_nothing_of_the_path_still_counts_as_answering(server, send) -> None:
+def test_an_image_without_a_path_counts_as_answered(server, send) -> None:
     server.behaviour = lambda n, body: (0, 200, {"data": [{"b64_json": server.image()["data"][0]["b64_json"]}]})
     (outcome,) = send(evenly(1)).outcomes
     assert (outcome.answered, outcome.path, outcome.confidence) == (True, None, None)
 
 
-def test_a_request_without_an_answer_is_given_up_after_the_timeout(server, send) -> None:
+def test_a_request_without_an_answer_fails_after_the_timeout(server, send) -> None:
     given_up = threading.Event()
 
     def answer(number: int, body: dict[str, Any]) -> tuple[float, int, Any]:
@@ -159,32 +159,32 @@ def test_a_request_without_an_answer_is_given_up_after_the_timeout(server, send)
     assert fast.answered
 
 
-def test_no_server_at_all_is_recorded_too(server, send) -> None:
+def test_failed_connections_are_recorded(server, send) -> None:
     server._http.socket.close()
     (outcome,) = send(evenly(1)).outcomes
     assert (outcome.error, outcome.status) == ("connection_failed", 0)
 
 
 @pytest.mark.parametrize(
-    ("change", "says"),
+    ("change", "message"),
     [
-        ({"base_url": "localhost:8000"}, "no URL of a server; write http://host:port"),
-        ({"base_url": "http://"}, "no URL of a server"),
-        ({"base_url": "http://a:port"}, "is no URL: .* write http://host:port"),
+        ({"base_url": "localhost:8000"}, "not the URL of a server; write http://host:port"),
+        ({"base_url": "http://"}, "not the URL of a server"),
+        ({"base_url": "http://a:port"}, "is not a URL: .* write http://host:port"),
         ({"slo_s": 0}, "slo_s is 0"),
         ({"timeout_s": float("nan")}, "timeout_s is nan"),
-        ({"trace": Trace((), ())}, "the trace holds no request"),
+        ({"trace": Trace((), ())}, "the trace has no requests"),
     ],
 )
-def test_a_mistake_is_told_before_anything_is_sent_or_written(tmp_path: Path, change: dict, says: str) -> None:
+def test_an_invalid_argument_is_refused_before_anything_is_sent(tmp_path: Path, change: dict, message: str) -> None:
     out = tmp_path / "run"
     arguments = {"trace": evenly(1), "base_url": "http://127.0.0.1:1", "slo_s": 5, "out": out, **change}
-    with pytest.raises(ConfigError, match=says):
+    with pytest.raises(ConfigError, match=message):
         replay(**arguments)
     assert not out.exists()
 
 
-def test_an_earlier_replay_is_never_overwritten(send) -> None:
+def test_an_earlier_replay_is_not_overwritten(send) -> None:
     rows = send(evenly(1)).rows
     before = rows.read_bytes()
     with pytest.raises(ConfigError, match="holds an earlier replay; choose another folder"):
@@ -192,11 +192,11 @@ def test_an_earlier_replay_is_never_overwritten(send) -> None:
     assert rows.read_bytes() == before
 
 
-def test_ctrl_c_ends_it_with_whole_rows_of_what_ended_and_no_partial_file(server, tmp_path: Path) -> None:
+def test_ctrl_c_ends_the_replay_with_complete_rows_and_no_partial_file(server, tmp_path: Path) -> None:
     server.behaviour = lambda n, body: (0.01 if n < 5 else 30, 200, server.image())
     program = (
         "import signal, sys; from traces.replay import replay; from traces.trace import Arrival, Trace\n"
-        # As at a terminal: what a shell starts in the background ignores the signal, and so does all that it starts.
+        # Restores the default handler: processes that a shell starts in the background ignore the signal.
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "trace = Trace.of([Arrival(i * 0.02, 'a, \"b\"\\nc', i) for i in range(2000)])\n"
         f"done = replay(trace, {server.url!r}, slo_s=5, out={str(tmp_path / 'run')!r})\n"
@@ -227,15 +227,15 @@ def test_ctrl_c_ends_it_with_whole_rows_of_what_ended_and_no_partial_file(server
     assert not list((tmp_path / "run").rglob("*.part*"))
 
 
-def test_the_progress_says_what_went_which_way(server, send, quiet) -> None:
+def test_the_progress_bar_counts_outcomes_by_path(server, send, quiet) -> None:
     answers = [(200, server.image()), (200, server.image(path="heavy")), (429, server.error("overloaded"))]
     server.behaviour = lambda n, body: (0, *answers[n])
     send(evenly(3))
     assert "3/3 0 in flight · 1 light · 1 heavy · 1 refused" in " ".join(quiet.file.getvalue().split())
 
 
-def outcome(**fields) -> Outcome:
-    return Outcome(
+def outcome(**fields) -> RequestOutcome:
+    return RequestOutcome(
         **{
             "index": 0,
             "arrival_s": 0.0,
@@ -249,14 +249,14 @@ def outcome(**fields) -> Outcome:
     )
 
 
-def test_a_row_is_in_the_file_as_soon_as_it_is_appended(tmp_path: Path) -> None:
+def test_a_row_is_in_the_file_when_append_returns(tmp_path: Path) -> None:
     with OutcomeFile(tmp_path / "r.csv") as file:
         file.append(outcome(index=1))
         file.append(outcome(index=0, prompt='a, "b"'))
         assert [o.prompt for o in read_outcomes(tmp_path / "r.csv")] == ['a, "b"', "a star"]
 
 
-def test_a_full_disk_is_named_and_the_rows_before_it_are_kept(tmp_path: Path) -> None:
+def test_a_full_disk_is_reported_and_earlier_rows_are_kept(tmp_path: Path) -> None:
     path = tmp_path / "r.csv"
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     with OutcomeFile(path) as file:
@@ -274,7 +274,7 @@ def test_a_full_disk_is_named_and_the_rows_before_it_are_kept(tmp_path: Path) ->
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_saving_outcomes_replaces_the_file_in_one_step(tmp_path: Path) -> None:
+def test_saving_outcomes_replaces_the_file_atomically(tmp_path: Path) -> None:
     save_outcomes([outcome()], tmp_path / "r.csv")
     save_outcomes([outcome(quality=0.5, path="heavy", emulated=False)], tmp_path / "r.csv")
     assert read_outcomes(tmp_path / "r.csv") == [outcome(quality=0.5, path="heavy", emulated=False)]
@@ -282,16 +282,16 @@ def test_saving_outcomes_replaces_the_file_in_one_step(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "says"),
+    ("change", "message"),
     [
-        (lambda text: "x" + text, r"r\.csv: line 1: not the rows of a replay"),
-        (lambda text: text.replace("200", "2oo"), r"r\.csv: line 2, column status: cannot read '2oo'"),
-        (lambda text: text.replace("heavy", "Up & down"), r"r\.csv: line 2, column path: cannot read 'Up & down'"),
+        (lambda text: "x" + text, r"r\.csv: line 1: not a file of a replay"),
+        (lambda text: text.replace("200", "2oo"), r"r\.csv: line 2, column status: invalid value '2oo'"),
+        (lambda text: text.replace("heavy", "Up & down"), r"r\.csv: line 2, column path: invalid value 'Up & down'"),
     ],
 )
-def test_rows_that_were_tampered_with_are_named(tmp_path: Path, change, says: str) -> None:
+def test_an_invalid_row_is_named(tmp_path: Path, change, message: str) -> None:
     path = tmp_path / "r.csv"
     save_outcomes([outcome(path="heavy")], path)
     path.write_text(change(path.read_text()))
-    with pytest.raises(ConfigError, match=says):
+    with pytest.raises(ConfigError, match=message):
         read_outcomes(path)

@@ -1,4 +1,4 @@
-"""The figures count what they say, and the page stands on its own."""
+"""Metrics of a replay, and its self-contained report page."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from traces.figures import summarise
-from traces.outcome import Outcome, read_outcomes
+from traces.outcome import RequestOutcome, read_outcomes
 from traces.report import write_report
 from weir.errors import ConfigError
 
 
-def outcome(index: int = 0, arrival_s: float = 0.0, latency_s: float = 1.0, **fields) -> Outcome:
-    return Outcome(
+def outcome(index: int = 0, arrival_s: float = 0.0, latency_s: float = 1.0, **fields) -> RequestOutcome:
+    return RequestOutcome(
         **{
             "index": index,
             "arrival_s": arrival_s,
@@ -46,13 +46,13 @@ def test_late_refused_and_failed_requests_violate_the_slo() -> None:
     assert total.goodput_rps == pytest.approx(0.2)
 
 
-def test_latency_percentiles_are_of_images_only() -> None:
+def test_latency_percentiles_count_images_only() -> None:
     ends = [outcome(i, latency_s=i / 100) for i in range(1, 101)] + [outcome(0, latency_s=99, **FAILED)]
     total = summarise(ends, 5).total
     assert (total.p50_s, total.p95_s, total.p99_s) == pytest.approx((0.505, 0.9505, 0.9901))
 
 
-def test_the_light_share_counts_both_ways_of_answering_with_the_light_image() -> None:
+def test_the_light_share_counts_light_images_of_both_paths() -> None:
     routes = ["light", "light-deadline", "heavy", "heavy"]
     total = summarise([outcome(i, path=r) for i, r in enumerate(routes)] + [outcome(9)], 5).total
     three = summarise([outcome(i, path=r) for i, r in enumerate([*routes, "medium"])], 5).total
@@ -61,7 +61,7 @@ def test_the_light_share_counts_both_ways_of_answering_with_the_light_image() ->
     assert total.paths == {"light": 1, "light-deadline": 1, "heavy": 2, "cache": 0}
 
 
-def test_a_client_that_sends_late_is_told_of() -> None:
+def test_a_late_client_is_reported() -> None:
     assert not summarise([outcome(sent_s=0.05)], 5).client_was_late
     late = summarise([outcome(sent_s=0.4)], 5)
     assert late.client_was_late
@@ -78,7 +78,7 @@ ends = st.builds(
 
 @settings(max_examples=50)
 @given(st.lists(ends, max_size=60), st.sampled_from([None, 0.7, 7, 1000]))
-def test_the_windows_add_up_to_the_total(outcomes: list[Outcome], window_s: float | None) -> None:
+def test_the_windows_add_up_to_the_total(outcomes: list[RequestOutcome], window_s: float | None) -> None:
     summary = summarise(outcomes, 5, window_s=window_s)
     for count in ("requests", "answered", "late", "refused", "failed"):
         assert sum(getattr(w, count) for w in summary.windows) == getattr(summary.total, count)
@@ -90,13 +90,13 @@ def test_the_windows_add_up_to_the_total(outcomes: list[Outcome], window_s: floa
 
 
 @pytest.mark.parametrize(("duration_s", "windows"), [(120, 24), (600, 20), (30, 30), (86400, 24)])
-def test_windows_are_round_and_not_too_many(duration_s: float, windows: int) -> None:
+def test_windows_have_round_lengths_and_a_limited_number(duration_s: float, windows: int) -> None:
     assert len(summarise([outcome()], 5, duration_s=duration_s).windows) == windows
 
 
 @pytest.fixture
-def run(tmp_path: Path, server) -> tuple[list[Outcome], Path]:
-    """A replay of all kinds of ends, with images and a prompt that would like to be markup."""
+def run(tmp_path: Path, server) -> tuple[list[RequestOutcome], Path]:
+    """Outcomes of all kinds, with images and a prompt that contains markup."""
     (tmp_path / "images").mkdir()
     routes = ["light", "light", "light-deadline", "heavy"]
     outcomes = []
@@ -109,7 +109,7 @@ def run(tmp_path: Path, server) -> tuple[list[Outcome], Path]:
 
 
 class Page(HTMLParser):
-    """What a page would load, and whether its tags close."""
+    """Collects the links and tags of a page, and checks that tags are closed."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -128,7 +128,7 @@ class Page(HTMLParser):
         assert self.open.pop() == tag
 
 
-def test_the_page_loads_nothing_from_anywhere(run) -> None:
+def test_the_page_is_self_contained(run) -> None:
     outcomes, out = run
     write_report(outcomes, out, slo_s=5)
     html = (out / "report.html").read_text()
@@ -148,14 +148,14 @@ def test_the_page_shows_figures_plots_and_a_gallery_by_path(run) -> None:
     page = Page(html)
     assert page.tags.count("img") == 13
     assert page.tags.count("svg") == 5
-    for said in ("Bursty &amp; calm", "rate scale", "light-deadline", "7.1 %", "overloaded", "6 of 20 requests"):
-        assert said in html
+    for text in ("Bursty &amp; calm", "rate scale", "light-deadline", "7.1 %", "overloaded", "6 of 20 requests"):
+        assert text in html
     assert "&lt;script&gt;alert(1)" in html
     assert "prefers-color-scheme: dark" in html
     assert "var(--light)" in html
 
 
-def test_the_same_figures_are_in_the_json_and_the_plots_beside(run) -> None:
+def test_the_report_has_its_metrics_as_json_and_its_plots_as_svg(run) -> None:
     outcomes, out = run
     summary = write_report(outcomes, out, slo_s=5, about={"trace": "bursty.csv"}, duration_s=20)
     report = json.loads((out / "report.json").read_text())
@@ -167,39 +167,39 @@ def test_the_same_figures_are_in_the_json_and_the_plots_beside(run) -> None:
     assert not list(out.rglob("*.part*"))
 
 
-def test_a_scorer_fills_the_quality_of_every_kept_image(run) -> None:
+def test_a_scorer_sets_the_quality_of_every_kept_image(run) -> None:
     outcomes, out = run
-    seen = []
+    calls = []
 
     def scorer(prompts, images):
-        seen.append((prompts, [image.size for image in images]))
+        calls.append((prompts, [image.size for image in images]))
         return [0.25 + 0.5 * (i % 2) for i in range(len(prompts))]
 
     summary = write_report(outcomes[:12], out, slo_s=5, scorer=scorer)
-    assert seen == [([o.prompt for o in outcomes[:12]], [(8, 8)] * 12)]
+    assert calls == [([o.prompt for o in outcomes[:12]], [(8, 8)] * 12)]
     assert summary.total.quality == 0.5
     assert [o.quality for o in read_outcomes(out / "requests.csv")] == [0.25, 0.75] * 6
     assert "Quality, mean" in (out / "report.html").read_text()
 
 
-def test_a_scorer_that_skips_an_image_is_told(run) -> None:
+def test_a_scorer_that_skips_an_image_is_refused(run) -> None:
     outcomes, out = run
-    with pytest.raises(ConfigError, match="gave 1 qualities for 13 images"):
+    with pytest.raises(ConfigError, match="returned 1 qualities for 13 images"):
         write_report(outcomes, out, slo_s=5, scorer=lambda prompts, images: [1.0])
 
 
-def test_a_scorer_that_gives_no_number_is_told(run) -> None:
+def test_a_scorer_that_returns_no_number_is_refused(run) -> None:
     outcomes, out = run
-    with pytest.raises(ConfigError, match=r"gave nan for images/000000\.png; a quality must be finite"):
+    with pytest.raises(ConfigError, match=r"returned nan for images/000000\.png; a quality must be finite"):
         write_report(outcomes, out, slo_s=5, scorer=lambda prompts, images: [float("nan")] * len(images))
 
 
 @pytest.mark.parametrize(
     "outcomes",
-    [[], [outcome(**FAILED)], [outcome(image="images/gone.png", path="light")]],
-    ids=["nothing ended", "nothing but failures", "an image that is gone"],
+    [[], [outcome(**FAILED)], [outcome(image="images/missing.png", path="light")]],
+    ids=["nothing ended", "only failures", "a missing image"],
 )
-def test_there_is_a_report_even_of_little(tmp_path: Path, outcomes: list[Outcome]) -> None:
+def test_a_report_without_images_is_written(tmp_path: Path, outcomes: list[RequestOutcome]) -> None:
     write_report(outcomes, tmp_path, slo_s=5)
     assert Page((tmp_path / "report.html").read_text()).tags.count("img") == 0
 

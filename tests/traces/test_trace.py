@@ -1,4 +1,4 @@
-"""A trace and what can be done to it."""
+"""A trace and its transforms."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def ascend(trace: Trace) -> bool:
 
 @invariant
 @given(arrivals)
-def test_arrivals_given_in_any_order_come_out_sorted_with_their_own_prompts(times: list[float]) -> None:
+def test_arrivals_are_sorted_with_their_prompts(times: list[float]) -> None:
     trace = Trace.of([Arrival(t, str(t), None) for t in times])
     assert ascend(trace)
     assert [float(p) for p in trace.prompts] == list(trace.arrivals_s)
@@ -33,13 +33,13 @@ def test_arrivals_given_in_any_order_come_out_sorted_with_their_own_prompts(time
 
 @invariant
 @given(traces, factors, st.integers(0, 5), st.floats(0.3, 3))
-def test_whatever_is_done_to_a_trace_its_arrivals_ascend_within_its_duration(
+def test_after_every_transform_arrivals_ascend_within_the_duration(
     trace: Trace, factor: float, seed: int, cv: float
 ) -> None:
     for changed in (
         trace.scale_rate(factor),
         trace.scale_speed(factor),
-        trace.redraw(seed, cv),
+        trace.resample(seed, cv),
         trace.clip(20 * factor),
     ):
         assert ascend(changed)
@@ -57,11 +57,11 @@ def test_scaling_the_rate_multiplies_the_requests_and_keeps_the_duration(trace: 
 
 @invariant
 @given(traces, st.integers(1, 5))
-def test_a_whole_factor_multiplies_the_requests_of_every_window_exactly(trace: Trace, factor: int) -> None:
+def test_an_integer_factor_multiplies_the_number_of_requests_exactly(trace: Trace, factor: int) -> None:
     assert len(trace.scale_rate(factor)) == factor * len(trace)
 
 
-def test_scaling_the_rate_keeps_the_form_of_the_demand_and_the_order_of_the_prompts() -> None:
+def test_scaling_the_rate_keeps_the_shape_of_the_demand_and_the_order_of_prompts() -> None:
     rng = np.random.default_rng(0)
     times = np.concatenate([rng.uniform(0, 50, 50), rng.uniform(50, 100, 500)])
     trace = Trace.of([Arrival(float(t), "", i) for i, t in enumerate(np.sort(times))], 100)
@@ -82,7 +82,7 @@ def test_scaling_the_speed_keeps_every_request_and_divides_every_time(trace: Tra
     assert faster.arrivals_s == tuple(t / factor for t in trace.arrivals_s)
 
 
-def test_clipping_keeps_only_what_arrives_before_the_end() -> None:
+def test_clipping_keeps_only_arrivals_before_the_end() -> None:
     trace = Trace.of([Arrival(t, str(t), None) for t in (0.0, 1.0, 2.0)])
     assert trace.clip(2).prompts == ("0.0", "1.0", "2.0")  # the end of the trace itself
     assert trace.clip(1).prompts == ("0.0",)
@@ -91,34 +91,34 @@ def test_clipping_keeps_only_what_arrives_before_the_end() -> None:
 
 
 @pytest.mark.parametrize("cv", [None, 0.3, 3.0], ids=["poisson", "regular", "bursty"])
-def test_redrawing_keeps_the_expected_number_of_requests(cv: float | None) -> None:
+def test_resampling_keeps_the_expected_number_of_requests(cv: float | None) -> None:
     trace = Trace.of([Arrival(t / 4, "", None) for t in range(400)], 100)
-    counts = [len(trace.redraw(seed, cv)) for seed in range(300)]
+    counts = [len(trace.resample(seed, cv)) for seed in range(300)]
     deviation = 20 * (cv or 1)  # of one count, about cv * sqrt(400)
     assert np.mean(counts) == pytest.approx(400, abs=4 * deviation / np.sqrt(300))
 
 
 @pytest.mark.parametrize("cv", [0.3, 1.0, 3.0])
-def test_the_gaps_of_redrawn_arrivals_have_the_coefficient_of_variation_asked_for(cv: float) -> None:
-    gaps = np.diff(RateCurve((0, 1000), (20,)).draw_arrivals(1, cv))
+def test_the_gaps_of_resampled_arrivals_have_the_given_coefficient_of_variation(cv: float) -> None:
+    gaps = np.diff(RateCurve((0, 1000), (20,)).sample_arrivals(1, cv))
     assert np.std(gaps) / np.mean(gaps) == pytest.approx(cv, rel=0.1)
 
 
-def test_redrawing_is_the_same_for_the_same_seed_and_another_for_another() -> None:
+def test_resampling_is_deterministic_for_each_seed() -> None:
     trace = Trace.of([Arrival(float(t), "", None) for t in range(100)])
-    assert trace.redraw(1) == trace.redraw(1)
-    assert trace.redraw(1) != trace.redraw(2)
+    assert trace.resample(1) == trace.resample(1)
+    assert trace.resample(1) != trace.resample(2)
 
 
-def test_nothing_is_drawn_where_the_curve_is_zero() -> None:
-    drawn = RateCurve((0, 10, 20, 30), (3, 0, 3)).draw_arrivals(0)
-    assert len(drawn) > 20
-    assert not np.any((drawn > 10) & (drawn < 20))
+def test_no_arrival_is_sampled_where_the_rate_is_zero() -> None:
+    arrivals_s = RateCurve((0, 10, 20, 30), (3, 0, 3)).sample_arrivals(0)
+    assert len(arrivals_s) > 20
+    assert not np.any((arrivals_s > 10) & (arrivals_s < 20))
 
 
 @invariant
 @given(traces)
-def test_the_rate_curve_brings_as_many_requests_as_the_trace(trace: Trace) -> None:
+def test_the_rate_curve_expects_the_traces_number_of_requests(trace: Trace) -> None:
     assert trace.rate_curve().expected == pytest.approx(len(trace))
 
 
@@ -128,7 +128,7 @@ def test_the_rate_curve_brings_as_many_requests_as_the_trace(trace: Trace) -> No
         (lambda t: t.scale_rate(0), "factor is 0"),
         (lambda t: t.scale_speed(float("nan")), "factor is nan"),
         (lambda t: t.clip(-1), "duration_s is -1"),
-        (lambda t: t.redraw(0, cv=0), "cv is 0"),
+        (lambda t: t.resample(0, cv=0), "cv is 0"),
         (lambda t: t.rate_curve(0), "window_s is 0"),
     ],
 )
@@ -148,11 +148,11 @@ def test_a_number_out_of_range_is_named(change: object, names: str) -> None:
         ({"arrivals_s": (9.0,), "prompts": ("a",), "duration_s": 5.0}, "after the end"),
     ],
 )
-def test_a_trace_that_makes_no_sense_cannot_be_made(fields: dict, names: str) -> None:
+def test_an_inconsistent_trace_is_refused(fields: dict, names: str) -> None:
     with pytest.raises(ConfigError, match=names):
         Trace(**{"duration_s": 10.0, **fields})
 
 
-def test_without_seeds_the_requests_are_the_same() -> None:
+def test_removing_seeds_keeps_the_requests() -> None:
     trace = Trace.of([Arrival(0.5, "a", 7), Arrival(1.0, "b", 8)])
     assert list(trace.unseeded()) == [Arrival(0.5, "a", None), Arrival(1.0, "b", None)]

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from cli.main import app
 from quality.inception import InceptionV3
-from traces.outcome import Outcome, OutcomeFile
+from traces.outcome import RequestOutcome, OutcomeFile
 from training.scenes import caption, render, sample_scene
 
 CLIP = Path("models/weir-tiny/clip")
@@ -35,7 +35,7 @@ def replayed(folder: Path, drawn: Sequence[tuple[str, Image.Image | None]]) -> P
             name = "" if image is None else f"images/{i}.png"
             if image is not None:
                 image.save(folder / name)
-            file.append(Outcome(i, i, i, 0.5, 200 if image else 503, "" if image else "overloaded", prompt, image=name))
+            file.append(RequestOutcome(i, i, i, 0.5, 200 if image else 503, "" if image else "overloaded", prompt, image=name))
     return folder
 
 
