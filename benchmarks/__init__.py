@@ -1,6 +1,6 @@
-"""Measurements, each a command of its own: ``python -m benchmarks.NAME``."""
+"""Benchmarks, one command each: ``python -m benchmarks.NAME``."""
 
 import os
 
-# Ray reads it as it is imported, which some of these do before they make their cluster.
+# Ray reads this variable on import, which some benchmarks do before they start their cluster.
 os.environ.setdefault("RAY_AUTH_MODE", "token")

@@ -1,8 +1,8 @@
-"""The quality profiles of a family that comes with its judges: resume at K by similarity, and warm start by K.
+"""Measures the quality of resumed runs by similarity and K, and of warm starts by K.
 
     python -m benchmarks.approximation --count 100 --out runs/approximation.json
 
-Held-out prompts only; about 40 whole heavy runs for each of them.
+It uses held-out prompts only, and takes the time of about 40 whole heavy runs per prompt.
 """
 
 from __future__ import annotations
@@ -23,15 +23,17 @@ from training.scenes import caption
 from weir.config import load_family
 from workers.models.family import Family
 
-#: The judge that decides.
+#: The judge that decides which warm start is best.
 JUDGE = "attributes"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--family", type=Path, default=Path("deploy/families/weir-tiny.yaml"))
-    parser.add_argument("--count", type=int, default=100, help="of held-out prompts")
-    parser.add_argument("--threshold", type=float, default=0.5, help="below it a light image is deferred")
+    parser.add_argument("--count", type=int, default=100, help="number of held-out prompts")
+    parser.add_argument(
+        "--threshold", type=float, default=0.5, help="light images with a lower confidence are deferred"
+    )
     parser.add_argument("--parts", nargs="+", choices=["resume", "warm"], default=["resume", "warm"])
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
@@ -56,7 +58,7 @@ def main() -> None:
             _show(console, title, rows)
     best = best_warm_start(warm, JUDGE)
     if warm:
-        console.print(f"warm start: {f'from step {best}' if best else 'off: no step is worth it'}")
+        console.print(f"warm start: {f'from step {best}' if best else 'off: no step gains enough'}")
     if arguments.out:
         found = {"family": family.name, "threshold": arguments.threshold, "judge": JUDGE}
         found |= figures(len(prompts), resumed, warm, JUDGE)
@@ -67,7 +69,7 @@ def main() -> None:
 def _show(console: Console, title: str, rows: list[Row]) -> None:
     judges = list(rows[0].ratio)
     columns = [f"{judge}{of}" for judge in judges for of in ("", ", from noise")]
-    table = Table("K", "saved", "similarity", "n", *columns, "worth it", title=title)
+    table = Table("K", "saved", "similarity", "n", *columns, "gains enough", title=title)
     for row in rows:
         cells = [r.text for judge in judges for r in (row.ratio[judge], row.baseline[judge])]
         alike = "" if row.similarity is None else "{:.2f}…{:.2f}".format(*row.similarity)

@@ -1,18 +1,20 @@
-"""One plan over cascade, cache and predicted levels against each of the three alone, in the twin.
+"""Compares one plan over cascade, cache and predicted levels with each of the three alone, in the simulator.
 
     python -m benchmarks.joint [--gpus 16] [--copies 2] [--seeds 1] [--traces normal,bursty] [--json FILE]
     python -m benchmarks.joint --service deploy/configs/weir-tiny.yaml --gpus 4 --rate 3
 
-With a service everything is of its files: times, confidences and quality of mixes of its profile, similarities of the
-trace's own prompts, what resumed images are worth of its cache profile. Levels are then the K of its cache and the
-light variant, and quality is in percent of a whole heavy image; its level classifier is off, as it ships.
+With a service all inputs come from its files: times, confidences and qualities of mixes from its profile, similarities
+from the prompts of the trace, and the quality of resumed images from its cache profile. The levels are the K of its
+cache and the light variant, and quality is in percent of a whole heavy image. Its level classifier is off, as in the
+shipped file.
 
-Without one:
-Service times and the deadline are SDXL's on A100s behind cascade 3's light model. What the discriminator says and how
-good images are is the embedded family's, as the shipped level head records it by predicted level. Half of all requests
-find a state, a tenth of them each saving 10 to 50 % of the steps: an assumption. A resumed image is worth what the
-family's cache profile measured, as a share of a whole run's. Copies of the trace lie half a second apart. Answers that
-resumed are counted apart from the discriminator's curves, which understates the others a little.
+Without a service, times and the deadline are those of SDXL on A100s with cascade 3's light model. Confidences and
+qualities are those of the embedded family, recorded by predicted level in the shipped level head. It is assumed that
+half
+of the requests find a state: 10 % of the requests for each saving of 10, 20, 30, 40 and 50 % of the steps. A resumed
+    image
+has the quality in the family's cache profile, as a share of a whole run's. Copies of the trace are half a second apart.
+Resumed answers are counted separately from the curves of the discriminator, which slightly underestimates the others.
 """
 
 from __future__ import annotations
@@ -47,13 +49,13 @@ from weir.prompt_levels import LevelHead
 
 ROOT = Path(__file__).parents[1]
 HEAD = ROOT / "models" / "weir-tiny" / "levels" / "head.safetensors"
-#: Shares of requests by share of steps saved; the others miss.
+#: Shares of the requests by share of saved steps; the others miss.
 HITS = {0.1: 0.1, 0.2: 0.1, 0.3: 0.1, 0.4: 0.1, 0.5: 0.1}
 RESUMED = resumed_share(ROOT / "deploy" / "profiles" / "weir-tiny-cache.json")
 
 
 class LevelsOnly(Weir):
-    """The light or the heavy variant by predicted level alone: no light image is ever deferred."""
+    """Policy that selects the light or the heavy variant by predicted level alone and never defers a light image."""
 
     def problem(self, demand_rps: float, counts: tuple[int, ...]) -> Problem:
         whole = super().problem(demand_rps, counts)
@@ -63,7 +65,7 @@ class LevelsOnly(Weir):
 
 @dataclass(frozen=True)
 class Workload:
-    """Requests with what becomes of them: predicted level, confidence of the light image, share of steps saved."""
+    """Requests with their predicted levels, confidences of light images and shares of saved steps."""
 
     arrivals: Arrivals
     levels: np.ndarray
@@ -71,7 +73,7 @@ class Workload:
     saved: np.ndarray
 
     def requests(self, *, cached: bool, predicted: bool) -> RequestStream:
-        """The requests of a service with or without a cache, and with or without a classifier of prompts."""
+        """Returns the requests of a service with or without a cache, and with or without a classifier of prompts."""
         lookups = [
             CacheLookup(
                 resume=Resume("state", round(share * STEPS)) if cached and share else None,
@@ -95,7 +97,7 @@ def workload(trace: Path, copies: int, head: LevelHead, seed: int = 0) -> Worklo
 
 
 def quality(outcome: Outcome, work: Workload, stats: tuple[LevelStats, ...]) -> float:
-    """Mean over the answers."""
+    """Returns the mean quality of the answers."""
     answered, resumed = outcome.answered, outcome.resumed
     total = 0.0
     for level, each in enumerate(stats):
@@ -107,34 +109,34 @@ def quality(outcome: Outcome, work: Workload, stats: tuple[LevelStats, ...]) -> 
 
 
 def setting(gpus: int) -> tuple[Setting, tuple[LevelStats, ...], LevelHead]:
-    """The setting with predicted levels, what is known of each of them, and the head that predicts them."""
+    """Returns the setting with predicted levels, the statistics of each level, and the head that predicts them."""
     head = LevelHead.load(HEAD)
     stats = tuple(
         LevelStats(r.share, deferral_of(r.confidences), QualityCurve(r.quality, smaller_is_better=False))
         for r in head.about.records
     )
     every = [confidence for record in head.about.records for confidence in record.confidences]
-    told = replace(
+    found = replace(
         family_setting("sdxl-a100", gpus),
         deferral=deferral_of(every),
         quality=QualityCurve(head.about.quality, smaller_is_better=False),
         resumed=RESUMED,
         levels=stats,
     )
-    return told, stats, head
+    return found, stats, head
 
 
 def emulated_rows(trace: str, gpus: int, copies: int, seed: int) -> list[dict[str, object]]:
-    """SDXL's times with the embedded family's qualities."""
-    told, stats, head = setting(gpus)
-    bare, work = replace(told, levels=()), workload(ROOT / "traces" / f"{trace}.csv", copies, head, seed)
+    """Runs all plans with SDXL's times and the embedded family's qualities."""
+    full, stats, head = setting(gpus)
+    bare, work = replace(full, levels=()), workload(ROOT / "traces" / f"{trace}.csv", copies, head, seed)
     rows: list[dict[str, object]] = []
     for name, policy, cached, predicted in (
         ("cascade only", Weir(bare), False, False),
         ("cache only", make_policy("all-heavy", bare), True, False),
-        ("levels only", LevelsOnly(told), False, True),
+        ("levels only", LevelsOnly(full), False, True),
         ("cascade and cache", Weir(bare), True, False),
-        ("one plan", Weir(told), True, True),
+        ("one plan", Weir(full), True, True),
     ):
         outcome = simulate(policy, work.requests(cached=cached, predicted=predicted))
         in_time = ~outcome.violated
@@ -143,7 +145,7 @@ def emulated_rows(trace: str, gpus: int, copies: int, seed: int) -> list[dict[st
 
 
 def service_rows(trace: str, service: Path, gpus: int, rate: float, seed: int) -> list[dict[str, object]]:
-    """One service, by its own files."""
+    """Runs all plans on a service."""
     work = service_workload(service, load_trace(ROOT / "traces" / f"{trace}.csv"), gpus=gpus, rate=rate, seed=seed)
     whole_runs = replace(work.setting, short_runs=())
     runs = (

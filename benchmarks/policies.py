@@ -1,15 +1,15 @@
-"""DiffServe's experiments, simulated: violations and windowed FID of every policy, beside the fluid bound.
+"""Simulates DiffServe's experiments: violations and windowed FID of every policy, with the fluid bound.
 
     python -m benchmarks.policies --data DIR [--policies weir,diffserve] [--json FILE] [--dominance]
 
 DIR is a folder with files of DiffServe's artifact (not part of this project): ``trace_1to8qps.txt``,
 ``trace_4to32qps.txt``, ``fixed_20qps.txt``, ``dist_sdturbo.txt``, ``dist_sdxs.txt`` and
-``stable_diffusion_runtimes_{sdturbo,sdxs,sdxlltn}.csv``. First the tables in ``baselines.published`` are checked
-against them; then the recorded traces run on 16 GPUs, and after them resampled arrivals: Poisson at the recorded
-trace's rate and at 1.25 times of it, and of the same mean a steady rate, steps and spikes. The policy's one tuned
-number, the heavy utilisation, was chosen on the recorded traces, steps and spikes with other numbers. ``--dominance``
-says at the end which policy is on which arrivals at least as good as Weir's on both axes and better on one; the exit
-code is then 1.
+``stable_diffusion_runtimes_{sdturbo,sdxs,sdxlltn}.csv``. First the tables in ``baselines.published`` are compared with
+these files. Then the recorded traces run on 16 GPUs, followed by resampled arrivals: Poisson at the rate of the trace
+and at 1.25 times this rate, and a steady rate, steps and spikes of the same mean. The only tuned number of Weir's
+policy, the heavy utilisation, was chosen on the recorded traces and on other steps and spikes. ``--dominance`` lists
+the policies and arrivals that are at least as good as Weir's on both axes and better on one; the exit code is 1 when
+there are any.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from simulator.families import family_setting
 from simulator.report import Report
 from simulator.request_stream import RequestStream
 
-#: Family, scores; the artifact judges cascade 3 by the scores of cascade 2.
+#: File of scores by family; the artifact uses the scores of cascade 2 for cascade 3.
 SCORES = {"diffserve-1": "dist_sdturbo.txt", "diffserve-2": "dist_sdxs.txt", "diffserve-3": "dist_sdxs.txt"}
 RUNTIMES = {"diffserve-1": "sdturbo", "diffserve-2": "sdxs", "diffserve-3": "sdxlltn"}
 RECORDED = [
@@ -46,7 +46,7 @@ RECORDED = [
 
 
 def check_tables(data: Path, console: Console) -> None:
-    """Says how far the embedded tables are from the artifact's files."""
+    """Prints the deviations of the embedded tables from the files of the artifact."""
     for name, runtimes in RUNTIMES.items():
         cascade = CASCADES[name]
         worst = 0.0
@@ -63,16 +63,16 @@ def check_tables(data: Path, console: Console) -> None:
         console.print(f"{name}: latencies off by at most {worst:g} s, deferral by at most {deferral:.1e}")
 
 
-def redrawn(arrivals: Arrivals, factor: float, seed: int) -> Arrivals:
-    """Poisson arrivals at ``factor`` times the rate of a recording, second by second over windows of 10 s."""
+def poisson_like(arrivals: Arrivals, factor: float, seed: int) -> Arrivals:
+    """Samples Poisson arrivals at ``factor`` times the rate of a recording, smoothed over windows of 10 s."""
     seconds = int(arrivals.times_s[-1]) + 1
     counts = np.bincount(arrivals.times_s.astype(int), minlength=seconds)
     return poisson(factor * np.convolve(counts, np.ones(10) / 10, mode="same"), seed)
 
 
-def of_the_same_mean(arrivals: Arrivals, seed: int) -> dict[str, Arrivals]:
-    """Poisson arrivals of a recording's mean rate: steady, in steps between 0.4 and 1.6 of it, in spikes of 3 times the
-    rate beside them."""
+def with_same_mean(arrivals: Arrivals, seed: int) -> dict[str, Arrivals]:
+    """Samples Poisson arrivals with the mean rate of a recording: steady, in steps between 0.4 and 1.6 times the mean,
+    and with spikes of 3 times the base rate."""
     seconds = int(arrivals.times_s[-1]) + 1
     mean = len(arrivals) / seconds
     base = mean / (0.8 + 3 * 0.2)
@@ -84,7 +84,7 @@ def of_the_same_mean(arrivals: Arrivals, seed: int) -> dict[str, Arrivals]:
 
 
 def dominating(reports: Sequence[Report]) -> list[str]:
-    """The policies at least as good as Weir's on both axes, FID and violations, and better on one."""
+    """Returns the policies that are at least as good as Weir's on both axes, FID and violations, and better on one."""
     ours = next(r for r in reports if r.policy == "weir")
 
     def axes(r: Report) -> tuple[float, float]:
@@ -102,7 +102,9 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--policies", default=",".join(names(levels=False)))
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--dominance", action="store_true", help="say who is better than weir on both axes")
+    parser.add_argument(
+        "--dominance", action="store_true", help="list the policies that are better than weir on both axes"
+    )
     arguments = parser.parse_args()
     console = Console(width=140)
     check_tables(arguments.data, console)
@@ -112,10 +114,10 @@ def main() -> None:
         runs.append((family, trace, read_arrivals(arguments.data / f"{trace}.txt")))
     for seed, (family, trace) in enumerate(RECORDED[:4]):
         for factor in (1.0, 1.25):
-            arrivals = redrawn(read_arrivals(arguments.data / f"{trace}.txt"), factor, seed)
+            arrivals = poisson_like(read_arrivals(arguments.data / f"{trace}.txt"), factor, seed)
             runs.append((family, f"{trace} Poisson × {factor:g}", arrivals))
-        drawn = of_the_same_mean(read_arrivals(arguments.data / f"{trace}.txt"), 10 + seed)
-        runs += [(family, f"{trace} {kind}", arrivals) for kind, arrivals in drawn.items()]
+        sampled = with_same_mean(read_arrivals(arguments.data / f"{trace}.txt"), 10 + seed)
+        runs += [(family, f"{trace} {kind}", arrivals) for kind, arrivals in sampled.items()]
 
     rows, better = [], []
     for family, trace, arrivals in runs:

@@ -1,4 +1,4 @@
-"""How fast the simulator is: processor seconds for a number of requests on 1,000 GPUs under Weir's policy.
+"""Measures the speed of the simulator: processor seconds for requests on 1,000 GPUs under Weir's policy.
 
 python -m benchmarks.simulator [--requests 1000000]
 """

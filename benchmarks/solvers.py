@@ -1,11 +1,12 @@
-"""Median solve time of the joint program by backend.
+"""Measures the solve time of the joint program by backend.
 
     python -m benchmarks.solvers [--rounds 20]
 
-Two sizes: 16 GPUs of one type, and 1,000 GPUs of three types, with 200 thresholds both: the cascade alone, and with
-half of all requests finding a state of the cache at five levels and the others in three groups by predicted level. Each
-round draws another demand between 0.2 and 4 requests/s for each GPU. The time is that of ``solvers.solve.solve``:
-building, solving, checking. On a machine that does other work look at the processor time, CBC's own included.
+There are two sizes with 200 thresholds each: 16 GPUs of one type, and 1,000 GPUs of three types. Each size is solved
+for the cascade alone, and with a cache (half of the requests hit at five levels) and three groups of prompts by
+predicted level. Each round has a random demand between 0.2 and 4 requests/s per GPU. The time is that of
+``solvers.solve.solve``, including formulation and checks. The processor time includes CBC's subprocess; use it on a
+machine with other load.
 """
 
 from __future__ import annotations
@@ -29,12 +30,12 @@ from weir.core import LatencyProfile
 
 #: Shares of requests by share of the heavy steps that their state saves.
 HITS = {0.1: 0.2, 0.2: 0.1, 0.3: 0.1, 0.4: 0.05, 0.5: 0.05}
-#: How much more often than all prompts those of a group are deferred: F_g = F^exponent.
+#: Exponents of the deferral curves of the groups: F_g = F^exponent.
 GROUPS = (1.6, 1.0, 0.55)
 
 
 def joint(plain: Problem) -> Problem:
-    """The same with a cache and predicted levels to plan with."""
+    """Adds a cache and predicted levels to a problem."""
     deferral = np.array(plain.deferral)
     curves = [tuple((deferral**exponent).tolist()) for exponent in GROUPS]
     return replace(
@@ -46,7 +47,8 @@ def joint(plain: Problem) -> Problem:
 
 
 def problem(gpus: int, types: int, load: float) -> Problem:
-    """Cascade 1 on ``types`` types of GPU, each slower than the one before, at a share of the heavy capacity."""
+    """Builds the problem of cascade 1 on ``types`` types of GPU, each slower than the previous one; ``load`` is the
+    demand per GPU in requests/s."""
     cascade = CASCADES["diffserve-1"]
 
     def slower(profile: LatencyProfile, factor: float) -> LatencyProfile:

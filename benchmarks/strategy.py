@@ -1,12 +1,12 @@
-"""A cache that fails in the middle of a run: what the strategy switch gains against believing its lookups.
+"""Measures the gain of the strategy switch when the cache fails in the middle of a run.
 
     python -m benchmarks.strategy [--gpus 16] [--copies 2] [--trace normal] [--seeds 4]
 
-The setting is that of ``benchmarks/joint.py``. From a third of the trace to two thirds of it either no state comes in
-time (*slow store*: lookups go on promising them, workers wait their 20 ms and draw whole images), or lookups find
-nothing (*no hits*). *Believes* plans with what lookups promise and never switches, as Weir did before; *counts* plans
-with the share of states that came; *switches* does, and lets hits begin light while fetching does not pay. Means over
-the seeds; when it switched is told of the first.
+The setting is that of ``benchmarks/joint.py``. In the middle third of the trace either no state arrives in time (*slow
+store*: lookups still find states, workers wait 20 ms and generate whole images), or lookups find nothing (*no hits*).
+The policy *believes* plans with the lookups and never switches, as earlier versions of Weir did. *counts* plans with
+the share of successful fetches. *switches* does that as well, and lets hits begin light while fetching does not save
+time. The figures are means over the seeds; the times of the switches are those of the first seed.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class _Believing(CacheForecast):
 
 
 class Believes(Weir):
-    """Plans with what lookups promise."""
+    """Weir's policy that assumes that every fetch succeeds."""
 
     def __init__(self, setting: Setting):
         super().__init__(setting, switch=NEVER)
@@ -51,7 +51,7 @@ class Believes(Weir):
 
 @dataclass
 class Watched:
-    """When a policy switched: (second, strategy)."""
+    """The switches of a policy: (second, strategy)."""
 
     switches: list[tuple[float, Strategy]]
 
@@ -77,7 +77,7 @@ def main() -> None:
     parser.add_argument("--trace", default="normal")
     parser.add_argument("--seeds", type=int, default=4)
     chosen = parser.parse_args()
-    told, stats, head = setting(chosen.gpus)
+    full, stats, head = setting(chosen.gpus)
     works = [
         workload(ROOT / "traces" / f"{chosen.trace}.csv", chosen.copies, head, seed) for seed in range(chosen.seeds)
     ]
@@ -87,9 +87,9 @@ def main() -> None:
     for column in ("fault", "policy", "late %", "quality", "late % in the fault", "light % in it", "switches"):
         table.add_column(column, justify="left" if column in ("fault", "policy", "switches") else "right")
     policies: dict[str, Callable[[], Weir]] = {
-        "believes": lambda: Believes(told),
-        "counts": lambda: Weir(told, switch=NEVER),
-        "switches": lambda: Weir(told),
+        "believes": lambda: Believes(full),
+        "counts": lambda: Weir(full, switch=NEVER),
+        "switches": lambda: Weir(full),
     }
     for fault, (name, make) in itertools.product(("slow store", "no hits"), policies.items()):
         rows, switches = [], []

@@ -1,1 +1,1 @@
-"""Faults, ledgers, testbeds and fakes for tests, benchmarks and users' own tests."""
+"""Faults, request ledgers, testbeds and fakes for tests, benchmarks and users' own tests."""

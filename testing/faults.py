@@ -1,4 +1,4 @@
-"""What can be done to a service, one fault at a time, and how to see that it is whole again."""
+"""Faults that are injected into a service, one at a time, each with a check that the service has recovered."""
 
 from __future__ import annotations
 
@@ -17,66 +17,66 @@ from deploy.serve_config import BALANCER, CACHE
 from testing.testbed import HEAVY, LIGHT, PROMPTS, Testbed, plan
 from weir import plan as plans
 
-#: A fault that passes lasts so long; and between two flips.
+#: Duration of a temporary fault, and time between two role changes, seconds.
 LASTS_S, FLIP_S = 5.0, 5.0
-#: Asks whether the service is whole again.
-Whole = Callable[[], bool]
-#: The process id of the victim.
+#: Whether the service has recovered.
+Recovered = Callable[[], bool]
+#: Returns the process id of the victim.
 Find = Callable[[Testbed, random.Random], int]
-#: Calls the third argument and does the harm at once; takes it back where it passes, and returns when that is done.
-Harm = Callable[[Testbed, random.Random, Callable[[], None]], Whole]
+#: Calls its third argument immediately before it injects the fault; reverts a temporary fault before it returns.
+Inject = Callable[[Testbed, random.Random, Callable[[], None]], Recovered]
 
 
 def replica(role: str) -> Find:
-    """A replica of the role, where the plan has any."""
+    """Selects a random replica of a role, or any replica when the role has none."""
     return lambda bed, chance: chance.choice(bed.pids(role))
 
 
 def only(deployment: str) -> Find:
-    """The only replica of a deployment."""
+    """Selects the only replica of a deployment."""
     return lambda bed, _: min(bed.running(deployment).values())
 
 
-def kill(find: Find) -> Harm:
-    """SIGKILL for one process of the service."""
+def kill(find: Find) -> Inject:
+    """Kills one process of the service (SIGKILL)."""
 
-    def harm(bed: Testbed, chance: random.Random, strike: Callable[[], None]) -> Whole:
+    def inject(bed: Testbed, chance: random.Random, on_inject: Callable[[], None]) -> Recovered:
         victim = find(bed, chance)
-        strike()
+        on_inject()
         os.kill(victim, signal.SIGKILL)
         return lambda: bed.is_whole(without=[victim])
 
-    return harm
+    return inject
 
 
-def hang(find: Find, *, flipped: bool = False) -> Harm:
-    """A process freezes and is still there; with ``flipped`` just before all replicas are told of a new plan."""
+def hang(find: Find, *, flipped: bool = False) -> Inject:
+    """Stops a process without ending it (SIGSTOP); with ``flipped`` immediately before a new plan is published."""
 
-    def harm(bed: Testbed, chance: random.Random, strike: Callable[[], None]) -> Whole:
+    def inject(bed: Testbed, chance: random.Random, on_inject: Callable[[], None]) -> Recovered:
         victim = find(bed, chance)
-        strike()
+        on_inject()
         os.kill(victim, signal.SIGSTOP)
         if flipped:
             bed.publish(plan(bed.next_version(), LIGHT - 1, HEAVY + 1))
         return lambda: bed.is_whole(without=[victim])
 
-    return harm
+    return inject
 
 
-def poison(bed: Testbed, chance: random.Random, strike: Callable[[], None]) -> Whole:
-    """Whatever a replica is asked to draw fails from now on, at once, so that it looks idle and draws work: the one
-    that gets the next image when nobody has work."""
+def poison(bed: Testbed, chance: random.Random, on_inject: Callable[[], None]) -> Recovered:
+    """Makes a replica fail every image at once, so that it looks idle and attracts work. The victim is the replica that
+    gets the next image when all are idle."""
     import ray
 
     process = bed.replicas(plans.LIGHT)[0]["process"]
     actor = ray.get_actor(process["actor"], namespace="serve")
-    strike()
+    on_inject()
     ray.get(actor.__ray_call__.remote(_break))
     return lambda: bed.is_whole(without=[process["pid"]])
 
 
 def _break(replica: Any) -> None:
-    """Runs in the process of the replica."""
+    """Breaks the engine of a replica; runs in its process."""
 
     def fail(samples: object) -> None:
         raise RuntimeError("the device is broken")
@@ -84,59 +84,60 @@ def _break(replica: Any) -> None:
     replica._replica_impl._user_callable_wrapper.user_callable.engine.step = fail
 
 
-def lose_controller(bed: Testbed, chance: random.Random, strike: Callable[[], None]) -> Whole:
-    """The controller is killed, and after a while somebody starts it again."""
+def lose_controller(bed: Testbed, chance: random.Random, on_inject: Callable[[], None]) -> Recovered:
+    """Kills the controller and starts it again later."""
     (controller,) = bed.controllers
-    strike()
+    on_inject()
     bed.stop_controller(controller, signal.SIGKILL)
     time.sleep(LASTS_S)
     bed.start_controller()
     return bed.is_whole
 
 
-def lose_node(bed: Testbed, chance: random.Random, strike: Callable[[], None]) -> Whole:
-    """The raylet of a node is killed and all that runs there dies with it; after a while another node comes."""
+def lose_node(bed: Testbed, chance: random.Random, on_inject: Callable[[], None]) -> Recovered:
+    """Kills the raylet of a node with all its processes; another node joins later."""
     node = chance.choice(bed.nodes())
     dead = [process.pid for process in node.children()]
-    strike()
+    on_inject()
     node.kill()
     time.sleep(LASTS_S)
     bed.start_node()
     return lambda: bed.is_whole(without=dead)
 
 
-def two_controllers(bed: Testbed, chance: random.Random, strike: Callable[[], None]) -> Whole:
-    strike()
+def two_controllers(bed: Testbed, chance: random.Random, on_inject: Callable[[], None]) -> Recovered:
+    """Runs a second controller for a while."""
+    on_inject()
     second = bed.start_controller()
     time.sleep(2 * LASTS_S)
     bed.stop_controller(second)
     return bed.is_whole
 
 
-def flip(times: int) -> Harm:
-    """Light replicas become heavy and back, again and again."""
+def flip(times: int) -> Inject:
+    """Changes the roles of replicas from light to heavy and back several times."""
 
-    def harm(bed: Testbed, chance: random.Random, strike: Callable[[], None]) -> Whole:
-        strike()
+    def inject(bed: Testbed, chance: random.Random, on_inject: Callable[[], None]) -> Recovered:
+        on_inject()
         for number in range(times):
             bed.publish(plan(bed.next_version(), *((3, 1) if number % 2 else (1, 3))))
             time.sleep(FLIP_S)
         bed.publish(plan(bed.next_version()))
         return bed.is_whole
 
-    return harm
+    return inject
 
 
 def hits(bed: Testbed) -> bool:
-    """Whether a request goes on from a cached state again."""
+    """Whether a request resumes from a cached state again."""
     return any(bed.ask(PROMPTS[0], model="bed/heavy")["path"] == "cache" for _ in range(2))
 
 
-def redis_down(bed: Testbed, chance: random.Random, strike: Callable[[], None]) -> Whole:
-    """Redis dies, and comes back empty."""
+def redis_down(bed: Testbed, chance: random.Random, on_inject: Callable[[], None]) -> Recovered:
+    """Kills Redis and starts an empty one later."""
     assert bed.redis is not None
     password, _, address = bed.redis.url.removeprefix("redis://:").partition("@")
-    strike()
+    on_inject()
     bed.redis.process.kill()
     bed.redis.stop()
     time.sleep(LASTS_S)
@@ -145,30 +146,30 @@ def redis_down(bed: Testbed, chance: random.Random, strike: Callable[[], None]) 
     return lambda: hits(bed)
 
 
-def redis_paused(bed: Testbed, chance: random.Random, strike: Callable[[], None]) -> Whole:
-    """Redis takes connections and says nothing."""
+def redis_paused(bed: Testbed, chance: random.Random, on_inject: Callable[[], None]) -> Recovered:
+    """Stops Redis for a while: it accepts connections and does not answer."""
     assert bed.redis is not None
-    strike()
+    on_inject()
     os.kill(bed.redis.process.pid, signal.SIGSTOP)
     time.sleep(LASTS_S)
     os.kill(bed.redis.process.pid, signal.SIGCONT)
     return lambda: hits(bed)
 
 
-def redis_flushed(bed: Testbed, chance: random.Random, strike: Callable[[], None]) -> Whole:
-    """All states are gone, and the index still knows them."""
+def redis_flushed(bed: Testbed, chance: random.Random, on_inject: Callable[[], None]) -> Recovered:
+    """Deletes all states from Redis, while the index still lists them."""
     assert bed.redis is not None
     with redis.Redis.from_url(bed.redis.url) as client:
-        strike()
+        on_inject()
         client.flushall()
     return lambda: hits(bed)
 
 
-def redis_full(bed: Testbed, chance: random.Random, strike: Callable[[], None]) -> Whole:
-    """Redis refuses every write."""
+def redis_full(bed: Testbed, chance: random.Random, on_inject: Callable[[], None]) -> Recovered:
+    """Makes Redis refuse every write for a while."""
     assert bed.redis is not None
     with redis.Redis.from_url(bed.redis.url) as client:
-        strike()
+        on_inject()
         client.config_set("maxmemory", 1)
         time.sleep(LASTS_S)
         client.config_set("maxmemory", 0)
@@ -177,15 +178,21 @@ def redis_full(bed: Testbed, chance: random.Random, strike: Callable[[], None]) 
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """What the table says, the harm, and whether the live controller, which would plan against it, is stopped."""
+    """One fault.
+
+    Attributes:
+        what: description in the table.
+        inject: injects the fault.
+        alone: whether the live controller is stopped, because it would plan against the fault.
+    """
 
     what: str
-    harm: Harm
+    inject: Inject
     alone: bool = False
 
 
 def faults(flips: int) -> dict[str, Fault]:
-    """All faults by name."""
+    """Returns all faults by name; ``flips`` is the number of role changes of one of them."""
     return {
         "light": Fault("kill -9 of a light replica", kill(replica(plans.LIGHT))),
         "heavy": Fault("kill -9 of a heavy replica", kill(replica(plans.HEAVY))),

@@ -1,4 +1,5 @@
-"""A ledger of requests: every one is kept until it has its answer, and is sent again with its key while it has none."""
+"""Load generator with a ledger: every request is recorded, and repeated with its idempotency key until it is
+answered."""
 
 from __future__ import annotations
 
@@ -13,22 +14,23 @@ import httpx
 
 from load_balancer.http.openapi import GENERATIONS
 
-#: A request that has no answer for so long is lost.
+#: Seconds after which a request without an answer is lost.
 PATIENCE_S = 90.0
-#: The pause after the first attempt; each other one is twice as long, or as the service asks, up to the second figure.
+#: Pause after the first attempt, which doubles with each attempt or follows ``Retry-After``, and its upper limit,
+#: seconds.
 PAUSE_S, LONGEST_PAUSE_S = 0.2, 1.0
-#: Answers before any work: the request was not accepted.
+#: Statuses of requests that were refused before any work.
 REFUSALS = (429, 503)
 
 
 @dataclass(slots=True)
 class Entry:
-    """One request. Times are seconds since the ledger was opened.
+    """One request. Times are seconds since the start of the ledger.
 
     Attributes:
-        image, seed: of its answer; None while there is none.
-        troubles: what went wrong with its attempts and when each of these ended: a status, or "broken" where the
-            connection ended without one.
+        image, seed: image id and seed of its answer; None while there is none.
+        failures: end time and result of each failed attempt: a status, or "broken" when the connection ended without
+            one.
     """
 
     key: str
@@ -38,22 +40,22 @@ class Entry:
     image: str | None = None
     seed: int | None = None
     path: str = ""
-    troubles: list[tuple[float, int | str]] = field(default_factory=list)
+    failures: list[tuple[float, int | str]] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """What became of all requests.
+    """Summary of all requests.
 
     Attributes:
-        sent: requests, each of which is sent as often as it takes.
-        refused: attempts that were told to come again (429, 503), before any work.
-        errors: attempts that were accepted and ended in an error of the service (5xx).
-        broken: attempts whose connection ended without an answer.
-        lost: requests without an image in the end.
-        duplicated: images that two requests got, and requests that got two different images.
-        slowest_s: from the first attempt to the image.
-        last_trouble_s: when the last attempt ended that did not bring an image; None when all did.
+        sent: number of requests; each is repeated until it is answered.
+        refused: number of attempts that were refused before any work (429, 503).
+        errors: number of attempts that were accepted and ended in an error of the service (5xx).
+        broken: number of attempts whose connection ended without an answer.
+        lost: number of requests without an image in the end.
+        duplicated: number of images that two requests received, plus requests that received two different images.
+        slowest_s: longest time from the first attempt to the image.
+        last_failure_s: end time of the last failed attempt; None without failures.
     """
 
     sent: int
@@ -63,15 +65,15 @@ class Account:
     lost: int
     duplicated: int
     slowest_s: float
-    last_trouble_s: float | None
+    last_failure_s: float | None
 
 
 class RequestLedger:
-    """Keeps an open-loop load of images on a service, and the books of it.
+    """Sends an open-loop load of requests to a service and records every request.
 
     Args:
-        prompts: asked for at random.
-        transport: instead of the network.
+        prompts: prompts to choose from at random.
+        transport: replaces the network in tests.
     """
 
     def __init__(
@@ -100,7 +102,7 @@ class RequestLedger:
         return [it for it in self.entries if it.answered_s is None]
 
     async def run(self, rps: float, stop: asyncio.Event) -> None:
-        """Sends requests at Poisson times until ``stop``; returns when each has its answer or is lost."""
+        """Sends requests at Poisson times until ``stop`` is set; returns when each is answered or lost."""
         async with self._client() as client, asyncio.TaskGroup() as group:
             at_s = self.now()
             while not stop.is_set():
@@ -109,24 +111,24 @@ class RequestLedger:
                 key = f"{self._chance.getrandbits(64):016x}"
                 entry = Entry(key, self._chance.choice(self._prompts), self.now())
                 self.entries.append(entry)
-                group.create_task(self._kept(client, entry))
+                group.create_task(self._send_until_answered(client, entry))
 
-    async def ask_again(self, entries: list[Entry]) -> None:
-        """Sends answered requests once more with their keys: each has to get the image of the same seed."""
+    async def resend(self, entries: list[Entry]) -> None:
+        """Sends answered requests again with their keys, and counts those that receive an image of another seed."""
         async with self._client() as client:
 
             async def one(entry: Entry) -> None:
                 again = Entry(entry.key, entry.prompt, self.now())
-                await self._kept(client, again)
+                await self._send_until_answered(client, again)
                 self._again[entry.key] += again.seed != entry.seed
 
             await asyncio.gather(*(one(entry) for entry in entries if entry.image is not None))
 
     def account(self) -> Account:
-        """The books; call it when :meth:`run` has returned."""
+        """Returns the summary; call it after :meth:`run` has returned."""
         images = Counter(it.image for it in self.entries if it.image is not None)
-        troubles = [trouble for it in self.entries for trouble in it.troubles]
-        codes = Counter(code for _, code in troubles)
+        failures = [failure for it in self.entries for failure in it.failures]
+        codes = Counter(code for _, code in failures)
         return Account(
             sent=len(self.entries),
             refused=sum(codes[code] for code in REFUSALS),
@@ -135,7 +137,7 @@ class RequestLedger:
             lost=sum(it.image is None for it in self.entries),
             duplicated=sum(n - 1 for n in images.values()) + self._again.total(),
             slowest_s=max((it.answered_s - it.sent_s for it in self.entries if it.answered_s is not None), default=0.0),
-            last_trouble_s=max((at_s for at_s, _ in troubles), default=None),
+            last_failure_s=max((at_s for at_s, _ in failures), default=None),
         )
 
     def _client(self) -> httpx.AsyncClient:
@@ -144,8 +146,8 @@ class RequestLedger:
             base_url=self._url, timeout=self._patience_s, limits=limits, trust_env=False, transport=self._transport
         )
 
-    async def _kept(self, client: httpx.AsyncClient, entry: Entry) -> None:
-        """Until the request has its image, or patience ends."""
+    async def _send_until_answered(self, client: httpx.AsyncClient, entry: Entry) -> None:
+        """Repeats a request until it has its image or is lost."""
         until, pause_s = entry.sent_s + self._patience_s, PAUSE_S / 2
         while self.now() < until:
             pause_s = min(LONGEST_PAUSE_S, 2 * pause_s)
@@ -154,12 +156,12 @@ class RequestLedger:
                     GENERATIONS, json={"prompt": entry.prompt}, headers={"idempotency-key": entry.key}
                 )
             except httpx.HTTPError:
-                entry.troubles.append((self.now(), "broken"))
+                entry.failures.append((self.now(), "broken"))
             else:
                 if answer.status_code == 200:
                     self._close(entry, answer.json()["data"][0]["weir"])
                     return
-                entry.troubles.append((self.now(), answer.status_code))
+                entry.failures.append((self.now(), answer.status_code))
                 pause_s = min(LONGEST_PAUSE_S, float(answer.headers.get("retry-after", pause_s)))
             await asyncio.sleep(pause_s)
 

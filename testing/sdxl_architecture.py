@@ -1,4 +1,4 @@
-"""SDXL base 1.0's architecture with random weights: the shapes of the published configurations, nothing to download."""
+"""SDXL base 1.0's architecture with random weights: the published shapes without a download."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from workers.models.weights import Pipeline
 
 _TOKENS = 77
 _DISCRIMINATOR = WEIGHTS / "discriminator"
-#: Of a family that only tries the code: seconds on one core instead of minutes.
+#: Arguments of :func:`pipeline` for a small model, to try the code within seconds on one core.
 SMALL: dict[str, Any] = {
     "channels": (32, 64, 64),
     "depth": (1, 1, 1),
@@ -27,14 +27,15 @@ SMALL: dict[str, Any] = {
 
 
 def write_family(folder: Path, device: str, size: int, **shape: Any) -> Path:
-    """Saves the pipeline, and the file of a family whose light variant has weights of its own of the same shape.
+    """Saves the pipeline and a family file, whose light variant has separate weights of the same shape.
 
-    Steps and schedulers are those of ``deploy/families/sdxl-lightning.yaml``. The embedded family's discriminator looks
-    at the images: it finds nothing in them, but its confidences differ and a threshold divides them.
+    Steps and schedulers are those of ``deploy/families/sdxl-lightning.yaml``. The judge is the discriminator of the
+    embedded family: its confidences in random images are meaningless, but they differ, so that a threshold divides
+        them.
 
     Args:
         size: side of the images, pixels.
-        shape: as of :func:`pipeline`.
+        shape: arguments of :func:`pipeline`.
 
     Returns:
         The family file, ``folder/family.yaml``.
@@ -65,9 +66,10 @@ def pipeline(
     text_layers: tuple[int, int] = (12, 32),
     vae_channels: Sequence[int] = (128, 256, 512, 512),
 ) -> Pipeline:
-    """2.6 billion parameters in the UNet, bfloat16 (random weights may leave float16's range) on ``device``.
+    """Builds the pipeline on ``device`` in bfloat16, because random weights may leave the range of float16. The UNet
+    has 2.6 billion parameters by default.
 
-    The other arguments make a small one, to try the benchmark itself.
+    The other arguments set the shape of a smaller model, to try a benchmark itself.
     """
     torch.manual_seed(0)
     with torch.device(device):
@@ -122,7 +124,7 @@ def _text(width: int, layers: int, heads: int, projection: int, activation: str)
 
 
 def _tokenizer() -> CLIPTokenizer:
-    """One token for each byte: what the tokens are makes no difference to speed, how many there are does."""
+    """Builds a tokenizer with one token per byte: only the number of tokens matters for speed."""
     alphabet = sorted(ByteLevel.alphabet())
     tokens = [*alphabet, *(c + "</w>" for c in alphabet), "<|startoftext|>", "<|endoftext|>"]
     return CLIPTokenizer(vocab={t: i for i, t in enumerate(tokens)}, merges=[], model_max_length=_TOKENS)

@@ -1,4 +1,4 @@
-"""Service files for benchmarks: those that ship, with another policy, deadline or profile, and emulated workers."""
+"""Service files for benchmarks and tests: changed copies of shipped files, and services of emulated workers."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from weir.profiles import load_profile
 
 
 def service_file(shipped: Path, path: Path, *, policy: str, slo_s: float, **changes: Any) -> Path:
-    """Writes the shipped service file, changed, to ``path``. Paths become absolute.
+    """Writes a changed copy of the shipped service file to ``path``. Paths become absolute.
 
-    Under a policy the service starts with that policy's first plan, on as many replicas as the shipped one has. No
-    request is refused because many are in flight: that is the policy's to decide.
+    Under a policy the service starts with the first plan of the policy, for the number of replicas of the shipped plan.
+    The limit of queued requests is raised, so that the policy alone decides which requests are refused.
 
     Args:
-        policy: ``static`` keeps the shipped plan.
-        changes: keys of the file; a mapping is merged into the one that is there.
+        policy: name of the policy; ``static`` keeps the shipped plan.
+        changes: keys of the file; a mapping is merged into the existing one.
     """
     fields: dict[str, Any] = yaml.safe_load(shipped.read_text())
     for key, value in changes.items():
@@ -52,12 +52,12 @@ def service_file(shipped: Path, path: Path, *, policy: str, slo_s: float, **chan
 def emulated_service(
     folder: Path, name: str, *, light_s: tuple[float, float], heavy_s: tuple[float, float], **fields: Any
 ) -> Path:
-    """Writes the service file of emulated workers, with the family and the profile beside it.
+    """Writes the service file of emulated workers with its family and profile.
 
     Args:
-        name: of the family, and of the file.
-        light_s, heavy_s: seconds of batches of one and of four.
-        fields: of the service file.
+        name: name of the family and of the file.
+        light_s, heavy_s: seconds of batches of one and of four images.
+        fields: fields of the service file.
     """
     variants = {"light": (2, 1, light_s), "heavy": (50, 2, heavy_s)}
     family = {"name": name, "pipeline": "none/emulated", "size": 64} | {

@@ -1,8 +1,8 @@
-"""A real service of emulated replicas on a cluster in this process, every part of which can be found and harmed.
+"""Testbed: a real service of emulated replicas on a local cluster, with access to each of its processes.
 
     python -m testing.testbed SERVICE_FILE --ray ADDRESS
 
-is one live controller of such a service, in a process of its own.
+runs one live controller of such a service in a separate process.
 """
 
 from __future__ import annotations
@@ -38,15 +38,15 @@ from weir.assets import ROOT
 from weir.config import load_service
 from weir.plan import Plan
 
-if TYPE_CHECKING:  # Ray reads its environment as it is imported, and the cluster sets it
+if TYPE_CHECKING:  # Ray reads its environment on import, and the cluster sets it later
     from deploy.publish import Publisher
 
 SLO_S = 15.0
 LIGHT, HEAVY = 2, 2
-#: Nodes beside the head, and the logical CPUs of each, one for a replica: the pool fills them.
+#: Number of nodes beside the head, and logical CPUs of each, one per replica: the pool fills the nodes.
 NODES = 2
 NODE_CPUS = (LIGHT + HEAVY) // NODES
-#: Of all processes of a service of Ray and ours.
+#: Timeout of the start of all processes of a service, seconds.
 START_S = 180.0
 PROMPTS = [f"a {color} {shape}" for color in ("red", "green", "blue", "white") for shape in ("circle", "star", "box")]
 
@@ -56,7 +56,7 @@ def plan(version: int, light: int = LIGHT, heavy: int = HEAVY) -> Plan:
 
 
 def write_service(folder: Path, **changes: Any) -> Path:
-    """The service file of the testbed."""
+    """Writes the service file of the testbed."""
     fields = {
         "slo_s": SLO_S,
         "plan": {"light_replicas": LIGHT, "heavy_replicas": HEAVY, "light_batch": 4, "heavy_batch": 4},
@@ -68,15 +68,15 @@ def write_service(folder: Path, **changes: Any) -> Path:
 
 @dataclass
 class Testbed:
-    """A service and the ways to its parts. Methods block; call them off the event loop.
+    """A running service with access to its parts. The methods block; call them outside the event loop.
 
     Attributes:
-        dashboard: its http address.
-        redis: the cache's server; None where the service has no cache of ours.
-        controllers: the live controllers that were started and not stopped.
+        dashboard: HTTP address of the dashboard of Ray.
+        redis: Redis server of the cache; None without one.
+        controllers: the running live controllers.
     """
 
-    __test__ = False  # for pytest, which takes classes of this name for its own
+    __test__ = False  # pytest would collect a class of this name
 
     url: str
     config: Path
@@ -85,28 +85,29 @@ class Testbed:
     publisher: Publisher
     redis: RedisServer | None = None
     controllers: list[subprocess.Popen[bytes]] = field(default_factory=list)
-    #: Linux kills a node with the thread that started it, so one thread starts them all and stays.
+    #: Linux kills a node with the thread that started it, so one permanent thread starts all nodes.
     _starter: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1))
 
     def state(self) -> dict[str, Any] | None:
-        """The readiness report; None while nobody answers."""
+        """Returns the readiness report; None while the load balancer does not answer."""
         return readiness(self.url)
 
     def deployments(self) -> dict[str, Any]:
-        """What Serve says of each."""
+        """Returns Serve's details of each deployment."""
         deployed: dict[str, Any] = self.publisher.details()["applications"][APPLICATION]["deployments"]
         return deployed
 
     def running(self, deployment: str) -> dict[str, int]:
-        """Process ids of the running replicas of a deployment, by their unique ids."""
+        """Returns the process ids of the running replicas of a deployment, by replica id."""
         return _running(self.deployments()[deployment])
 
     def target(self) -> Plan:
-        """The plan of the last PUT."""
+        """Returns the plan of the last PUT."""
         return Plan.from_dict(self.deployments()[POOL]["deployment_config"]["user_config"])
 
     def replicas(self, role: str) -> list[dict[str, Any]]:
-        """What the replicas of a role say of themselves, by rank; of all replicas where none has the role."""
+        """Returns the descriptions of the replicas of a role, ordered by rank; of all replicas when none has the
+        role."""
         from ray.serve import get_deployment_handle
 
         answers = get_deployment_handle(POOL, app_name=APPLICATION).broadcast("describe").results(timeout_s=30)
@@ -114,27 +115,27 @@ class Testbed:
         return [it for it in answers if it["role"] == role] or answers
 
     def pids(self, role: str) -> list[int]:
-        """Their process ids."""
+        """Returns the process ids of :meth:`replicas`."""
         return [it["process"]["pid"] for it in self.replicas(role)]
 
     def process(self, name: str) -> int:
-        """The process id of Ray's own actor of that name, such as ``ServeController``."""
+        """Returns the process id of Ray's actor of that name, such as ``ServeController``."""
         for process in psutil.Process().children(recursive=True):
             with suppress(psutil.Error):
                 if " ".join(process.cmdline()).startswith(f"ray::{name}"):
                     return process.pid
-        raise RuntimeError(f"nothing that runs is called {name}")
+        raise RuntimeError(f"no running process has the name {name}")
 
     def nodes(self) -> list[psutil.Process]:
-        """The raylets beside the head's."""
+        """Returns the raylets of the nodes beside the head."""
         return nodes_of(os.getpid())
 
     def start_node(self) -> None:
-        """One more node, with room for as many replicas as each of the others."""
+        """Starts another node with the same number of CPUs."""
         self._starter.submit(start_node, NODE_CPUS).result()
 
     def is_whole(self, without: Collection[int] = ()) -> bool:
-        """Whether everything that the last PUT asked for runs and is ready, and the processes of old are gone."""
+        """Whether the service runs as the last PUT requested, is ready, and has none of the processes ``without``."""
         state, deployed = self.state(), self.deployments()
         target = Plan.from_dict(deployed[POOL]["deployment_config"]["user_config"])
         running = {name: set(_running(it).values()) for name, it in deployed.items()}
@@ -149,7 +150,7 @@ class Testbed:
         )
 
     def wait(self, condition: Callable[[], bool], timeout_s: float = START_S) -> bool:
-        """Until the condition holds; False when it took too long. What cannot be asked now is asked again."""
+        """Waits until the condition holds. An exception counts as False. Returns False after the timeout."""
         until = time.monotonic() + timeout_s
         while time.monotonic() < until:
             with suppress(Exception):
@@ -158,15 +159,15 @@ class Testbed:
             time.sleep(0.1)
         return False
 
-    def publish(self, wanted: Plan) -> None:
-        self.publisher.put(with_plan(render(self.config, host="127.0.0.1", port=self.port, controlled=False), wanted))
+    def publish(self, new: Plan) -> None:
+        self.publisher.put(with_plan(render(self.config, host="127.0.0.1", port=self.port, controlled=False), new))
 
     def next_version(self) -> int:
         state = self.state()
         return 1 + max(self.target().version, state["plan"]["version"] if state else 0)
 
     def ask(self, prompt: str, **fields: Any) -> dict[str, Any]:
-        """What one request is told of its image."""
+        """Sends one request and returns the description of its image."""
         answer = httpx.post(f"{self.url}{GENERATIONS}", json={"prompt": prompt, **fields}, timeout=60, trust_env=False)
         answer.raise_for_status()
         about: dict[str, Any] = answer.json()["data"][0]["weir"]
@@ -175,7 +176,7 @@ class Testbed:
     # --------------------------------------------------------------------------------------------- processes
 
     def start_controller(self) -> subprocess.Popen[bytes]:
-        """One more live controller, in a process of its own."""
+        """Starts another live controller in a separate process."""
         import ray
 
         address = ray.get_runtime_context().gcs_address
@@ -191,7 +192,7 @@ class Testbed:
 
     @contextmanager
     def without_controllers(self) -> Iterator[None]:
-        """Nobody else plans meanwhile; afterwards as many controllers as before."""
+        """Stops all controllers and starts the same number afterwards."""
         running = list(self.controllers)
         for process in running:
             self.stop_controller(process)
@@ -206,13 +207,13 @@ def _running(deployment: dict[str, Any]) -> dict[str, int]:
 
 @contextmanager
 def testbed(folder: Path) -> Iterator[Testbed]:
-    """A service that is up, with its own Redis and one live controller. Its pool fills the nodes beside the head."""
+    """Runs a service with its own Redis and one live controller. Its pool fills the nodes beside the head."""
     redis = RedisServer.start()
-    # A laptop under faults stalls longer than a server: what is looked at is the path, not the time limits.
+    # The time limits are long, because a small machine stalls under faults and the limits are not under test.
     cache = {"mode": "read-write", "encoder": "words", "url": redis.url, "fetch_s": 0.5, "lookup_s": 2}
     config = write_service(folder, cache=cache)
     os.environ[SECRET] = secrets.token_hex(32)
-    os.environ["RAY_SERVE_LOG_TO_STDERR"] = "0"  # its files have it too
+    os.environ["RAY_SERVE_LOG_TO_STDERR"] = "0"  # the log files contain it as well
     port = bindable("127.0.0.1", 0)
     try:
         with cluster(cpus=NODES * NODE_CPUS, nodes=NODES) as dashboard:
@@ -238,7 +239,7 @@ def testbed(folder: Path) -> Iterator[Testbed]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="One live controller of a testbed.")
+    parser = argparse.ArgumentParser(description="Runs one live controller of a testbed.")
     parser.add_argument("config", type=Path)
     parser.add_argument("--ray", required=True)
     given = parser.parse_args()

@@ -1,4 +1,4 @@
-"""Real diffusers models with tiny random weights, built as the supported families are."""
+"""Tiny diffusers models with random weights and the structure of the supported families."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def vae() -> Any:
 
 
 def sdxl_pipeline(seed: int = 0) -> Any:
-    """As stabilityai/stable-diffusion-xl-base-1.0, but for the size."""
+    """Builds a tiny pipeline with the structure of stabilityai/stable-diffusion-xl-base-1.0."""
     from diffusers import DDIMScheduler, StableDiffusionXLPipeline
     from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
@@ -115,7 +115,7 @@ def sdxl_pipeline(seed: int = 0) -> Any:
 
 
 def sd_pipeline(seed: int = 0) -> Any:
-    """As stable-diffusion-v1-5 or stabilityai/sd-turbo, but for the size."""
+    """Builds a tiny pipeline with the structure of stable-diffusion-v1-5 and stabilityai/sd-turbo."""
     from diffusers import PNDMScheduler, StableDiffusionPipeline
     from transformers import CLIPTextModel
 
@@ -140,7 +140,8 @@ def sd_pipeline(seed: int = 0) -> Any:
 
 
 def clip(words: Any) -> Any:
-    """As the embedded family's: the model that the discriminator reads prompts with."""
+    """Builds a tiny CLIP model with the structure of the embedded family's, from which its discriminator gets text
+    embeddings."""
     from transformers import CLIPConfig, CLIPModel, CLIPTextModelWithProjection, CLIPVisionConfig
 
     text = text_encoder(CLIPTextModelWithProjection, words).config

@@ -1,4 +1,4 @@
-"""A family without weights and a profile that makes it quick."""
+"""A family without weights, with a profile of short latencies."""
 
 from typing import Any, TypeVar
 
@@ -21,7 +21,7 @@ PROFILE: dict[str, Any] = {
     "heavy": {"name": "toy-heavy", "steps": 50, "batch_sizes": [1, 4], "latency_s": [0.1, 0.25]},
 }
 _RECORD = LevelRecord(share=0.5, confidences=(0.2, 0.8), quality=(1.0, 0.9))
-#: What a level head says of itself.
+#: Metadata of a level head.
 LEVELS = LevelAbout(
     encoder="clip-1",
     family="f",
@@ -39,6 +39,6 @@ Ladder = TypeVar("Ladder", FamilyConfig, Profile)
 
 
 def with_variants(ladder: Ladder, **changes: dict[str, Any]) -> Ladder:
-    """The family or profile with fields of some of its variants changed."""
+    """Returns the family or profile with changed fields of some of its variants."""
     changed = {key: ladder.variants[key].model_copy(update=fields) for key, fields in changes.items()}
     return ladder.model_copy(update={"variants": {**ladder.variants, **changed}})

@@ -1,4 +1,4 @@
-"""Whether a figure of a long run stays where it is or grows. Pure."""
+"""Trend of a figure over a long run: flat or growing."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import theilslopes
 
-#: Fewer samples say nothing.
+#: Least number of samples for a trend.
 LEAST_SAMPLES = 8
 
 
 @dataclass(frozen=True, slots=True)
 class Allowance:
-    """How much a figure may grow in the second half of a run: as much as ``share`` of itself or ``step``, if more."""
+    """Allowed growth of a figure in the second half of a run: the larger of ``share`` of its value and ``step``."""
 
     share: float
     step: float
@@ -22,10 +22,13 @@ class Allowance:
 
 @dataclass(frozen=True, slots=True)
 class Trend:
-    """Attributes:
-    first, last: medians of the first and the last quarter.
-    growth: over the second half of the run, by the Theil-Sen slope.
-    growing: the growth is beyond what is allowed, and so sure that the slope's 95 % interval is above 0.
+    """The trend of a figure.
+
+    Attributes:
+        first, last: medians of the first and the last quarter.
+        growth: growth over the second half of the run, by the Theil-Sen slope.
+        per_hour: the slope per hour.
+        growing: whether the growth exceeds the allowance and the 95 % interval of the slope is above 0.
     """
 
     first: float
@@ -36,8 +39,9 @@ class Trend:
 
 
 def trend(times_s: Sequence[float], values: Sequence[float], allowed: Allowance) -> Trend:
-    """Judges the second half of a run by the median of its pairwise slopes, which single spikes do not move; the first
-    half may fill caches, pools and buffers. What grows, slows down and stops is flat; a leak does not stop.
+    """Estimates the trend of the second half of a run by the median of the pairwise slopes, which is robust to single
+    spikes. The first half may fill caches, pools and buffers. A figure that stops growing is flat; a leak does not
+    stop.
 
     Raises:
         ValueError: there are fewer than ``LEAST_SAMPLES`` samples.

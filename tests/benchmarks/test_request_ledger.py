@@ -44,7 +44,7 @@ async def account(service: Service, *, patience_s: float = 30.0, requests: int =
         await asyncio.sleep(0)
     stop.set()
     await running
-    await ledger.ask_again(ledger.entries)
+    await ledger.resend(ledger.entries)
     return ledger.account()
 
 
@@ -52,7 +52,7 @@ async def test_the_account_of_a_healthy_service_is_clean():
     found = await account(lambda key, attempt: image(key))
     assert found.sent >= 20
     assert (found.refused, found.errors, found.broken, found.lost, found.duplicated) == (0, 0, 0, 0, 0)
-    assert found.last_trouble_s is None
+    assert found.last_failure_s is None
 
 
 async def test_failed_attempts_are_repeated_and_counted_by_kind():
@@ -68,7 +68,7 @@ async def test_failed_attempts_are_repeated_and_counted_by_kind():
     found = await account(service)
     assert found.refused == found.errors == found.broken == found.sent
     assert (found.lost, found.duplicated) == (0, 0)
-    assert found.last_trouble_s is not None
+    assert found.last_failure_s is not None
 
 
 async def test_a_request_without_an_image_in_the_end_is_lost():

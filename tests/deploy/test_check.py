@@ -79,7 +79,7 @@ def changed(path: Path, change: Callable[[dict], object]) -> str:
         ("family.yaml", changed(FAMILY, lambda it: it["light"].update(steps=0)), "light.steps"),
         ("profile.json", changed(ROOT / "deploy/profiles/a100-sdxl.json", lambda it: it.pop("heavy")), "heavy"),
         ("ladder.json", changed(LADDERS / "argus-sdxl.json", lambda it: it["levels"].reverse()), "levels"),
-        ("cache.json", changed(CACHE_PROFILE, lambda it: it["selector"]["levels"].reverse()), "must both fall"),
+        ("cache.json", changed(CACHE_PROFILE, lambda it: it["selector"]["levels"].reverse()), "must both decrease"),
         (
             "plan.json",
             json.dumps({"version": 1, "assignments": [], "chain": ["light", "heavy"], "thresholds": [0.5]}),

@@ -1,9 +1,9 @@
-"""The pair for a load: two published light models before one heavy one, and the best of both at every demand.
+"""Compares two published light models with the same heavy one, and the best pair at every demand.
 
-    python -m benchmarks.pairs [--gpus 16]
+    python -m benchmarks.light_variants [--gpus 16]
 
-Variants and measurements are DiffServe's: SD-Turbo and SDXS before SD 1.5, whose mixes' FID was measured on the same
-prompts. Each row is one optimal plan under the published model; no queueing, no simulation.
+Variants and measurements are DiffServe's: SD-Turbo and SDXS with SD 1.5; the FID of both mixes was measured on the same
+prompts. Each row is an optimal plan under the published model, without queueing or simulation.
 """
 
 from __future__ import annotations

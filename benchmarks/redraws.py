@@ -1,11 +1,11 @@
-"""What it is worth to draw doubtful heavy images again: the best judged of a few against one, on prompts held out.
+"""Measures the gain of redrawing doubted heavy images: the best judged of several images against a single one.
 
-    python -m benchmarks.second_draws [--family deploy/families/weir-tiny.yaml] [--prompts 160]
+    python -m benchmarks.redraws [--family deploy/families/weir-tiny.yaml] [--prompts 160]
 
-Every prompt is drawn light once, and heavy ``--most`` + 1 times from other noise, for each number of steps. The rest
-is arithmetic: light images below a threshold are deferred, heavy ones below a confidence are drawn again, and the best
-judged is the answer. Quality is the share of what was asked that the images show, by the family's attribute checker,
-which is not the discriminator that judges.
+For every held-out prompt it generates one light image, and ``--most`` + 1 heavy images from different noise for each
+number of steps. The cascade is then computed from these images: light images below a threshold are deferred, heavy
+images below a confidence are redrawn, and the best judged image is the answer. Quality is the share of the requested
+attributes that the images show, by the family's attribute checker, which is independent of the discriminator.
 """
 
 from __future__ import annotations
@@ -33,15 +33,16 @@ BATCH = 8
 
 
 class Images(NamedTuple):
-    """Of one image for each prompt: the share of what was asked that it shows, and the confidence in it."""
+    """Quality and confidence of one image for each prompt."""
 
     quality: np.ndarray
     confidence: np.ndarray
 
 
-def drawn(
+def generated(
     engine: Family, suite: Suite, variant: str, prompts: list[str], seeds: list[int], steps: int | None
 ) -> Images:
+    """Generates one image for each prompt."""
     judge = engine.judges["light"]
     assert judge is not None
     side, pictures = engine.config.size, []
@@ -56,8 +57,8 @@ def drawn(
 
 
 def best(heavy: list[Images], below: float, most: int) -> tuple[np.ndarray, np.ndarray]:
-    """Quality of the best judged of the first image and up to ``most`` more, each drawn while the best one has less
-    confidence than ``below``; and how many were drawn."""
+    """Returns the quality of the best judged image of each prompt and the number of its images. At most ``most`` images
+    follow the first one, while the best confidence is below ``below``."""
     quality, confidence = heavy[0].quality.copy(), heavy[0].confidence.copy()
     runs = np.ones(len(quality))
     for more in heavy[1 : most + 1]:
@@ -85,11 +86,11 @@ def main() -> None:
     rng = np.random.default_rng(arguments.seed)
     prompts = [caption(sample_scene(rng)) for _ in range(arguments.prompts)]
     seeds = rng.integers(0, 2**31, (arguments.most + 2, len(prompts))).tolist()
-    light = drawn(engine, suite, "light", prompts, seeds[0], None)
+    light = generated(engine, suite, "light", prompts, seeds[0], None)
     more = [f"up to {n} more" for n in range(1, arguments.most + 1)]
     table = Table("steps", "threshold", "deferred", "one heavy", *more, "gain ± error", "runs")
     for steps in arguments.steps:
-        heavy = [drawn(engine, suite, "heavy", prompts, chosen, steps) for chosen in seeds[1:]]
+        heavy = [generated(engine, suite, "heavy", prompts, chosen, steps) for chosen in seeds[1:]]
         shown, believed = (np.concatenate(column) for column in zip(*heavy, strict=True))
         console.print(f"{steps} steps: ROC AUC of 'shows all' {roc_auc_score(shown > 0.999, believed):.3f}")
         for threshold in arguments.thresholds:
