@@ -1,1 +1,1 @@
-"""The approximate cache: a similar earlier prompt saves the heavy variant a part of its steps (NIRVANA, NSDI 2024)."""
+"""The approximate cache: runs resume from states of similar prompts, which saves steps (NIRVANA, NSDI 2024)."""

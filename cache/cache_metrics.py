@@ -1,4 +1,4 @@
-"""What the cache shows of itself: each lookup as it happens, and every few seconds what is cached and came of it."""
+"""Publishes the cache's metrics: each lookup, and every few seconds the cached entries and the counts."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from weir.telemetry import Growth, Metrics
 
 
 class CacheMetrics:
-    """Reads the cache from any thread; nothing of it is changed or waited for.
+    """The cache's metrics. It reads the cache from any thread, without changing it or waiting.
 
     Args:
-        steps: of a whole run of the heavy variant. Runs of other lengths resume at other K, which are told as one.
+        steps: steps of a whole run of the heavy variant. The K of runs of other lengths are reported as ``other``.
     """
 
     def __init__(self, cache: ApproximateCache, metrics: Metrics, steps: int):
@@ -24,18 +24,18 @@ class CacheMetrics:
         self._ks = {0, *capture_steps(steps)}
 
     def looked_up(self, found: CacheLookup, seconds: float) -> None:
-        """A lookup was answered after so many seconds, its wait for the one before included."""
+        """Records a lookup, which took ``seconds`` including its wait for earlier ones."""
         self._metrics.observe(metrics_of.LOOKUP_SECONDS, seconds)
         if found.similarity is not None:
             self._metrics.observe(metrics_of.SIMILARITY, found.similarity)
 
-    def tell(self) -> None:
-        """Tells what is cached now, and what happened since the last time."""
-        ledger, counters = self._cache.ledger, self._cache.counters
-        self._metrics.set(metrics_of.CACHE_ENTRIES, len(ledger))
-        self._metrics.set(metrics_of.CACHE_STATES, ledger.states)
-        self._metrics.set(metrics_of.CACHE_BYTES, ledger.used_bytes)
-        self._metrics.set(metrics_of.CACHE_BUDGET_BYTES, ledger.budget_bytes)
+    def record(self) -> None:
+        """Records the cached entries, and the counts since the last call."""
+        catalog, counters = self._cache.catalog, self._cache.counters
+        self._metrics.set(metrics_of.CACHE_ENTRIES, len(catalog))
+        self._metrics.set(metrics_of.CACHE_STATES, catalog.states)
+        self._metrics.set(metrics_of.CACHE_BYTES, catalog.used_bytes)
+        self._metrics.set(metrics_of.CACHE_BUDGET_BYTES, catalog.budget_bytes)
         self._cache.store.show()
         served: dict[str, float] = {}
         for k, count in dict(counters.served).items():

@@ -1,7 +1,7 @@
-"""From prompts to unit vectors: the family's CLIP text encoder, any text model of transformers, or plain words.
+"""Encoders of prompts as unit vectors: the family's CLIP text encoder, any text model of transformers, or hashed words.
 
-The version of an encoder is a digest of its weights and its tokenizer, and part of every key: vectors of two encoders
-are never compared.
+The version of an encoder is a digest of its weights and its tokenizer. It is part of every key, so vectors of two
+encoders are never compared.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from weir.config import FamilyConfig
 from weir.errors import ConfigError
 
 _BATCH = 64
-#: Longest prompt that is read, tokens, where a model does not say.
+#: Largest number of tokens of a prompt, for models without a limit of their own.
 _LENGTH = 512
 
 
@@ -25,7 +25,7 @@ class Encoder(Protocol):
     """What the cache needs of an encoder.
 
     Attributes:
-        version: changes whenever the same prompt may get another vector.
+        version: changes whenever the vector of a prompt may change.
         dim: width of the vectors.
     """
 
@@ -38,7 +38,7 @@ class Encoder(Protocol):
 
 
 class TextEncoder:
-    """A text model of transformers: CLIP by its projected (else pooled) output, others by the mean of their last layer.
+    """A text model of transformers. CLIP: its projected (or pooled) output; others: the mean of their last layer.
 
     encoder = TextEncoder.load("openai/clip-vit-large-patch14")
     """
@@ -66,11 +66,11 @@ class TextEncoder:
         """Loads a local folder or a hub repository.
 
         Args:
-            folder, tokenizer: subfolders of the model and of its tokenizer, as diffusers pipelines have them.
-            weights: which file set, e.g. fp16; None: the plain one.
+            folder, tokenizer: subfolders of the model and of its tokenizer, as in diffusers pipelines.
+            weights: variant of the weight files, e.g. fp16; None: the default.
 
         Raises:
-            ConfigError: it is neither, or no text model.
+            ConfigError: there is no text model.
         """
         import torch
         from transformers import (
@@ -115,7 +115,7 @@ class TextEncoder:
             for start in range(0, len(prompts), _BATCH):
                 batch = self._tokenizer(
                     list(prompts[start : start + _BATCH]),
-                    padding=True,  # to the longest: CLIP reads from left to right, and its vector is that of the end
+                    padding=True,  # to the longest: CLIP is causal, and its vector is that of the end token
                     truncation=True,
                     max_length=self._length,
                     return_tensors="pt",
@@ -129,7 +129,7 @@ class TextEncoder:
         if self._is_clip:
             out = self._model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
             return out.text_embeds if hasattr(out, "text_embeds") else out.pooler_output
-        if batch["input_ids"].shape[1] == 0:  # nothing but empty prompts, and a tokenizer that marks no beginning
+        if batch["input_ids"].shape[1] == 0:  # only empty prompts, and a tokenizer without a start token
             return batch["attention_mask"].new_zeros((len(batch["input_ids"]), self.dim))
         hidden = self._model(**batch).last_hidden_state
         mask = batch["attention_mask"].unsqueeze(-1)
@@ -137,9 +137,9 @@ class TextEncoder:
 
 
 class WordEncoder:
-    """Hashed words and pairs of words: no model, any language. For logs of prompts where no text model is at hand.
+    """An encoder without a model: hashed words and pairs of words, for logs of prompts in any language.
 
-    It sees shared words, not meaning, so thresholds of CLIP do not carry over.
+    It measures shared words, not meaning, so CLIP's thresholds do not apply to it.
     """
 
     def __init__(self, dim: int = 1024):
@@ -154,8 +154,10 @@ class WordEncoder:
 
 
 def family_encoder(family: FamilyConfig, name: str | None = None) -> Encoder:
-    """The encoder of a family's cache: the named one, else the family's CLIP, else its pipeline's first text encoder,
-    which is the small one: of SDXL's two, 0.12 billion parameters against 0.69, on one core of the head node.
+    """Loads the encoder of a family's cache: the named one, else the family's CLIP, else its pipeline's first text
+    encoder.
+
+    The first text encoder is the small one: of SDXL's two, it has 0.12 billion parameters and the other one 0.69.
 
     Raises:
         ConfigError: it cannot be loaded.
@@ -176,7 +178,7 @@ def family_encoder(family: FamilyConfig, name: str | None = None) -> Encoder:
 
 
 def unit(vectors: np.ndarray) -> np.ndarray:
-    """Rows of length one; a row of zeros becomes the first axis, so that a cosine is always defined."""
+    """Normalizes rows; a row of zeros becomes the first unit vector, so that a cosine is always defined."""
     vectors = np.array(vectors, np.float32)
     length = np.linalg.norm(vectors, axis=1, keepdims=True)
     empty = ~(np.isfinite(length) & (length > 0)).ravel()

@@ -1,4 +1,4 @@
-"""From a configuration to a store and a cache: where the server is, and who may write to it."""
+"""Creates the store and the cache of a configuration."""
 
 from __future__ import annotations
 
@@ -25,22 +25,22 @@ from weir.prompt_levels import LevelHead
 from weir.telemetry import Metrics
 
 URL, SECRET = "WEIR_CACHE_URL", "WEIR_CACHE_SECRET"
-#: Loads who judges a family's pictures; None where nobody does.
+#: Loads the judge of a family's images; None for a family without one.
 LoadJudge: TypeAlias = Callable[[FamilyConfig], Judge | None]
 
 
 def connected(config: CacheConfig, *, patience_s: float | None = None) -> RedisBackend:
-    """The backend of a configuration; nothing is asked of it yet.
+    """Creates the Redis backend of a configuration, without connecting.
 
     Args:
-        patience_s: longest wait for any answer where no request waits for it; None: what a request's path allows.
+        patience_s: time limit of every call, for administration; None: the limits of the request path.
 
     Raises:
-        ConfigError: no server is named, or its URL is wrong.
+        ConfigError: no server is configured, or its URL is invalid.
     """
     url = config.url or os.environ.get(URL)
     if url is None:
-        raise ConfigError(f"cache.url names no Redis, and the environment has no {URL}; give one of them")
+        raise ConfigError(f"cache.url names no Redis, and the environment has no {URL}; set one of them")
     if config.tls_ca is not None and not Path(config.tls_ca).is_file():
         raise ConfigError(f"cache.tls_ca: there is no file {config.tls_ca}")
     if patience_s is not None:
@@ -49,15 +49,15 @@ def connected(config: CacheConfig, *, patience_s: float | None = None) -> RedisB
 
 
 def secrets(config: CacheConfig, default: str = "") -> list[bytes]:
-    """The secrets of the integrity tags, one a line: the first seals, all of them open.
+    """Reads the secrets of the integrity tags, one on each line: the first one seals, all of them verify.
 
     Args:
-        default: where neither the configuration nor the environment has one.
+        default: used if neither the configuration nor the environment has one.
 
-    To replace a secret, put the new one above it, restart, and delete the old line once its states have been evicted.
+    To replace a secret, add the new one above it, restart, and delete the old line once its states have been evicted.
 
     Raises:
-        ConfigError: there is none, or it is too short to keep anybody out.
+        ConfigError: there is none, or one is too short to be safe.
     """
     if config.secret_file is not None:
         try:
@@ -70,17 +70,17 @@ def secrets(config: CacheConfig, default: str = "") -> list[bytes]:
     shortest = min(map(len, found))
     if shortest < 16:
         raise ConfigError(
-            f"a secret of the cache has {shortest} bytes, and needs at least 16; give it in cache.secret_file or "
+            f"a secret of the cache has {shortest} bytes, and needs at least 16; set it in cache.secret_file or "
             f"{SECRET}, e.g. the output of `openssl rand -hex 32`"
         )
     return found
 
 
 def open_store(config: CacheConfig, backend: Backend | None = None, *, metrics: Metrics | None = None) -> SealedStore:
-    """The store that workers fetch from and write to; call it in the process that uses it.
+    """Opens the store that workers fetch from and write to; to be called in the process that uses it.
 
     Raises:
-        ConfigError: names the key and the remedy.
+        ConfigError: the configuration is invalid; the message names the key and the remedy.
     """
     backend = backend or connected(config)
     first, *retired = secrets(config)
@@ -93,13 +93,13 @@ def open_cache(
     store: SealedStore | None = None,
     judge: LoadJudge | None = None,
 ) -> ApproximateCache:
-    """The cache of a family over a store, empty until :meth:`ApproximateCache.rebuild`.
+    """Creates the cache of a family on a store; it is empty until :meth:`ApproximateCache.rebuild`.
 
     Args:
-        judge: loads who judges the family's pictures, where the selector goes by confidence.
+        judge: loads the judge of the family's images, for selectors by confidence.
 
     Raises:
-        ConfigError: names the key and the remedy.
+        ConfigError: the configuration is invalid; the message names the key and the remedy.
     """
     store = store or open_store(config)
     encoder = family_encoder(family, config.encoder)
@@ -114,13 +114,13 @@ def open_cache(
     if rules.selector.by is By.CONFIDENCE:
         if judge is None or family.discriminator is None:
             raise ConfigError(
-                f"cache.selector: {config.selector} goes by a discriminator's confidence, and family {family.name} "
-                "brings none; choose one by similarity"
+                f"cache.selector: {config.selector} uses a discriminator's confidence, and family {family.name} "
+                "has no discriminator; choose a selector by similarity"
             )
         judged = judge(family)
     budget = config.budget_mib * 2**20
     policy = eviction_policy(config.eviction, after_hits=rules.insert is Insert.ALL)
-    ledger = Catalog(rules, policy, budget, lambda: VectorIndex(encoder.dim))
+    catalog = Catalog(rules, policy, budget, lambda: VectorIndex(encoder.dim))
     predictor = None if config.predictor is None else MatchPredictor.load(Path(config.predictor), encoder.version)
     levels = None
     if config.levels is not None:
@@ -129,7 +129,7 @@ def open_cache(
     return ApproximateCache(
         encoder,
         partitions,
-        ledger,
+        catalog,
         store,
         steps=family.heavy.steps,
         predictor=predictor,
@@ -139,6 +139,6 @@ def open_cache(
 
 
 def _encoder_of(selector: str) -> str | None:
-    """The encoder of a profile that :func:`load_selector` has read; None for published thresholds, and where it is not
-    said."""
+    """The encoder of a profile that :func:`load_selector` has read; None for published thresholds, and if the profile
+    does not name one."""
     return None if selector in PUBLISHED else json.loads(Path(selector).read_text()).get("encoder")

@@ -1,8 +1,8 @@
-"""The nearest cached prompt by cosine: FAISS, one index for each partition.
+"""Finds the nearest cached prompt by cosine with FAISS; each partition has one index.
 
-Exact while small. From :data:`EXACT_UNTIL` vectors on an inverted file (IVF) whose cells are trained in the background,
-while the old index goes on serving. Both keep a hash table from id to place, so that an insertion or a deletion takes
-microseconds and lookups never wait for longer.
+A small index searches exhaustively. From :data:`EXACT_UNTIL` vectors on it is an inverted file (IVF) whose cells are
+trained in the background while the old index still serves. Both have a hash table from id to position, so that
+insertions and deletions take microseconds, and lookups never wait for longer.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from weir.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
-#: An exhaustive search of so many takes about as long as a probed one.
+#: Number of vectors from which a search of some cells is faster than an exhaustive one.
 EXACT_UNTIL = 10_000
-#: The cells are trained again once there are so many times the vectors that they were trained on.
+#: The cells are trained again when the number of vectors has grown by this factor since the last training.
 GROWTH = 8
-#: Cells looked at: recall of the nearest is 1.00 on clustered embeddings, 0.86 with one.
+#: Number of cells that are searched: recall of the nearest is 1.00 on clustered embeddings, and 0.86 with one cell.
 PROBES = 8
 _CHUNK = 8_192
 _FORMAT = 1
@@ -35,7 +35,7 @@ Progress = Callable[[int, int], None]
 
 
 class VectorIndex:
-    """Unit vectors by integer id. Safe to use from several threads.
+    """Unit vectors by integer id. Thread-safe.
 
     Args:
         dim: width of the vectors.
@@ -56,11 +56,11 @@ class VectorIndex:
 
     @property
     def cells(self) -> int:
-        """Cells of the inverted file; 1 while the search is exhaustive."""
+        """Number of cells of the inverted file; 1 while the search is exhaustive."""
         return self._index.nlist
 
     def search(self, vector: np.ndarray, count: int = 1) -> list[tuple[int, float]]:
-        """The nearest ``count`` ids with their cosines, the nearest first; fewer when there are fewer."""
+        """The nearest ids with their cosines, at most ``count``, the nearest first."""
         query = np.ascontiguousarray(vector, np.float32).reshape(1, self.dim)
         with self._lock:
             if not self._ids:
@@ -69,14 +69,14 @@ class VectorIndex:
         return [(int(i), float(s)) for i, s in zip(ids[0], similarities[0], strict=True) if i >= 0]
 
     def add(self, ident: int, vector: np.ndarray) -> None:
-        """Puts a vector in; one that is there under the id is replaced."""
+        """Inserts a vector, or replaces the vector of the id."""
         row = np.ascontiguousarray(vector, np.float32).reshape(1, self.dim)
         with self._lock:
             self._put(ident, row)
         self._train_if_due()
 
     def add_many(self, ids: Sequence[int], vectors: np.ndarray, progress: Progress | None = None) -> None:
-        """Puts many in, in chunks between which lookups pass, and trains before it returns where that is due."""
+        """Inserts many vectors, in chunks so that lookups can run between them; trains before it returns if due."""
         rows = np.ascontiguousarray(vectors, np.float32)
         for start in range(0, len(ids), _CHUNK):
             chunk = [int(i) for i in ids[start : start + _CHUNK]]
@@ -94,13 +94,13 @@ class VectorIndex:
         self.settle()
 
     def remove(self, ident: int) -> None:
-        """Takes a vector out; an unknown id is ignored."""
+        """Removes a vector; an unknown id is ignored."""
         with self._lock:
             if ident in self._ids:
                 self._drop(ident)
 
     def settle(self) -> None:
-        """Waits until no training is going on."""
+        """Waits until no training is running."""
         training = self._training
         if training is not None:
             training.join()
@@ -108,7 +108,7 @@ class VectorIndex:
     # ------------------------------------------------------------------------------------------------- snapshots
 
     def save(self, path: Path) -> None:
-        """Writes a snapshot: FAISS's own format and, beside it, what it is of."""
+        """Writes a snapshot in FAISS's format, with metadata in a second file."""
         path.parent.mkdir(parents=True, exist_ok=True)
         with self._lock:
             faiss.write_index(self._index, str(path))
@@ -117,7 +117,7 @@ class VectorIndex:
 
     @classmethod
     def load(cls, path: Path, *, exact_until: int = EXACT_UNTIL) -> VectorIndex:
-        """Reads what :meth:`save` wrote.
+        """Reads a snapshot that :meth:`save` wrote.
 
         Raises:
             ConfigError: the snapshot is missing, damaged or of another format; rebuild from the store instead.
@@ -164,7 +164,7 @@ class VectorIndex:
             self._training.start()
 
     def _train(self, count: int) -> None:
-        """Builds the next index from the present one, then plays what changed meanwhile and puts it in its place."""
+        """Builds the next index from the present one, applies the changes made meanwhile, and replaces the index."""
         try:
             cells = max(1, int(4 * count**0.5))
             old = self._index
@@ -182,13 +182,13 @@ class VectorIndex:
                         self._journal, self._index = None, fresh
                         return
                 _play(fresh, journal)
-        except Exception:  # serving goes on with the index that is there
-            log.exception("could not train the cells of an index of %d vectors", count)
+        except Exception:  # the present index still serves
+            log.exception("the cells of an index of %d vectors could not be trained", count)
             with self._lock:
                 self._journal = None
 
     def _contents(self, index: Any, cells: Iterable[int], sample: int | None = None) -> tuple:
-        """Ids and vectors of some cells as they are now; a vector that changes afterwards is in the journal."""
+        """Ids and vectors of some cells as they are now; later changes are in the journal."""
         with self._lock:
             ids = np.concatenate([np.zeros(0, np.int64), *(_cell_ids(index, cell) for cell in cells)])
             if sample is not None and len(ids) > sample:
@@ -205,7 +205,7 @@ class VectorIndex:
 
 
 def _empty(dim: int, cells: int, sample: np.ndarray | None = None) -> Any:
-    """An empty inverted file with a hash table from id to place; of one cell it is an exhaustive search."""
+    """An empty inverted file with a hash table from id to position; with one cell it searches exhaustively."""
     quantizer: Any = faiss.IndexFlatIP(dim)
     index: Any
     if cells == 1:
@@ -213,7 +213,7 @@ def _empty(dim: int, cells: int, sample: np.ndarray | None = None) -> Any:
         quantizer.add(np.zeros((1, dim), np.float32))
         index.is_trained = True
     else:
-        # fp16 halves the memory; it moves a cosine by less than 0.001
+        # fp16 halves the memory, and changes a cosine by less than 0.001
         index = faiss.IndexIVFScalarQuantizer(
             quantizer, dim, cells, faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT, False
         )

@@ -1,4 +1,4 @@
-"""The cache in this process, kept in a file between runs: what ``weir generate --cache`` uses."""
+"""The cache of ``weir generate --cache``: in this process, and in a file between runs."""
 
 from __future__ import annotations
 
@@ -18,12 +18,13 @@ from weir.errors import ConfigError
 from weir.files import check_place
 from weir.states import State
 
-#: Owner of what is generated on this machine without a service.
+#: Tenant of images that are generated without a service.
 TENANT = "local"
 
 
 class Run(Protocol):
-    """What the cache needs of a finished run of the last variant (:class:`workers.engine.engine.EngineOutput`)."""
+    """What the cache needs of a finished run of the last variant; :class:`workers.engine.engine.EngineOutput` has
+    it."""
 
     @property
     def first(self) -> int: ...
@@ -36,9 +37,10 @@ class Run(Protocol):
 
 
 class LocalCache:
-    """Index, ledger and states in memory; the file is what ``weir cache export`` writes.
+    """A cache whose index, catalog and states are in memory, and which is saved in the format of ``weir cache export``.
 
-    The secret of its tags lies beside the file, readable by its owner alone: who can read both can write states.
+    The secret of its tags is in a file next to it that only the owner can read, because readers of the secret can write
+    states.
     """
 
     def __init__(
@@ -48,13 +50,13 @@ class LocalCache:
         path: Path,
         judge: LoadJudge | None = None,
     ):
-        """Reads the file where there is one.
+        """Reads the file if it exists.
 
         Args:
-            judge: as :func:`cache.factory.open_cache` has it.
+            judge: see :func:`cache.factory.open_cache`.
 
         Raises:
-            ConfigError: the file or its secret cannot be read or written, or is something else.
+            ConfigError: the file or its secret cannot be read or written, or has another format.
         """
         check_place(path)
         self._path = path
@@ -65,23 +67,23 @@ class LocalCache:
         self._cache.rebuild()
 
     def lookup(self, request: ImageRequest) -> CacheLookup:
-        """What the cache has for a request; :meth:`finished` has to follow."""
+        """Looks a request up; :meth:`finished` has to follow."""
         own = request.overrides
         settings = Settings(request.width, request.height, own.steps, own.guidance, request.negative_prompt)
         return self._cache.lookup(request.id, TENANT, request.prompt, settings)
 
     def state(self, key: str) -> State | None:
-        """The state of a :class:`weir.core.Resume`; None where it is not there (any more)."""
+        """The state of a :class:`weir.core.Resume`; None if it is missing."""
         return self._store.get(key)
 
     def finished(self, request: ImageRequest, run: Run | None, sought: int = 0, refused: bool = False) -> None:
-        """Keeps the states that a run passed.
+        """Ends a request, and inserts the states that its run captured.
 
         Args:
-            request: as it was run, with the partition that its states are captured in.
-            run: the last one of the last variant; None: there was none.
-            sought: K of the state that it should have resumed from; 0: none.
-            refused: that state does not fit the weights that are here, and goes.
+            request: the request of the run, with the partition of its captured states.
+            run: the last run of the last variant; None: there was none.
+            sought: K of the state that it was to resume from; 0: none.
+            refused: that state does not fit the weights, and is removed.
         """
         if run is None:
             self._cache.finish(request.id, sought=sought, refused=refused)
@@ -91,7 +93,7 @@ class LocalCache:
         self._cache.finish(request.id, run.first, captured, sought, run.seen, refused)
 
     def save(self) -> None:
-        """Writes the file whole or not at all.
+        """Writes the file atomically.
 
         Raises:
             ConfigError: it cannot be written.
@@ -100,7 +102,7 @@ class LocalCache:
 
 
 def _secret(path: Path) -> bytes:
-    """The secret that lies there; a new one the first time.
+    """Reads the secret; creates one the first time.
 
     Raises:
         ConfigError: it cannot be read or written, or is too short.
@@ -111,7 +113,7 @@ def _secret(path: Path) -> bytes:
                 file.write(secrets.token_hex(32).encode())
         found = path.read_bytes().strip()
     except OSError as error:
-        raise ConfigError(f"{path}: the cache's secret cannot be kept there: {error.strerror}") from None
+        raise ConfigError(f"{path}: the cache's secret cannot be read or written: {error.strerror}") from None
     if len(found) < 16:
-        raise ConfigError(f"{path}: not the secret of a cache; delete it together with the cache's file")
+        raise ConfigError(f"{path}: not the secret of a cache; delete it together with the file of the cache")
     return found

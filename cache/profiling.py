@@ -1,8 +1,9 @@
-"""Measures how far a similarity may be trusted: similarity × K → quality of the resumed image over that of a whole run.
+"""Measures cache profiles: the quality of resumed images relative to whole runs, by similarity and K.
 
 The threshold of a K is the lowest similarity from which resumed images keep the share α of the quality of whole runs
-of the same prompts and seeds. The expected quality is taken to rise with the similarity (isotonic regression), so that
-a lucky pair far down does not decide. The same for the discriminator's confidence that a cached picture fits the query.
+of the same prompts and seeds. The expected quality is assumed to rise with the similarity (isotonic regression), so
+that a lucky pair of low similarity does not decide. Instead of the similarity, a profile may use the discriminator's
+confidence that a cached image fits the query.
 """
 
 from __future__ import annotations
@@ -23,8 +24,14 @@ from weir.files import written_whole
 
 @dataclass(frozen=True, slots=True)
 class Runs:
-    """Some runs: what each is judged to be worth, [B], and the states that it passed, by K; what the discriminator saw
-    in its picture, float16 [F], and its confidence, [B], where it looked."""
+    """Results of runs.
+
+    Attributes:
+        quality: of each image, [B].
+        states: captured states of each run, by K.
+        seen: the discriminator's features of each image, float16 [F]; None without them.
+        confidence: the discriminator's confidence in each image, [B].
+    """
 
     quality: np.ndarray
     states: list[dict[int, Any]]
@@ -32,8 +39,8 @@ class Runs:
     confidence: np.ndarray
 
 
-#: ``draw(prompts, seeds, states)``: a state that is not None is resumed from.
-Draw = Callable[[Sequence[str], Sequence[int], Sequence[Any]], Runs]
+#: ``generate(prompts, seeds, states)``: a run resumes from its state unless that is None.
+Generate = Callable[[Sequence[str], Sequence[int], Sequence[Any]], Runs]
 
 
 _EDGES = (-1, 0.2, 0.4, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 1.01)
@@ -41,14 +48,13 @@ _EDGES = (-1, 0.2, 0.4, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 1.01)
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What was measured: pairs of a query and a cached prompt.
+    """Measurements of pairs of a query and a cached prompt.
 
     Attributes:
-        similarity: cosine of each pair, or the confidence that the cached picture fits the query, [N].
+        similarity: cosine of each pair, or the confidence that the cached image fits the query, [N].
         whole: quality of the query's whole run, [N].
-        resumed: by K, quality of the query resumed at K from the cached prompt's state, [N]; where that was doubted, of
-            the answer that was given.
-        ran: by K, steps that ran for that answer, [N]; None: those that were left.
+        resumed: by K, quality of the answer when the query resumes at K from the cached prompt's state, [N].
+        ran: by K, number of steps that ran for that answer, [N]; None: the steps after K.
     """
 
     similarity: np.ndarray
@@ -58,7 +64,7 @@ class Measured:
     ran: dict[int, np.ndarray] | None = None
 
     def bins(self) -> list[dict[str, Any]]:
-        """The ratio by similarity and K, for people; bins without pairs are left out."""
+        """The ratio by bins of similarity and by K, for reading; bins without pairs are omitted."""
         rows = []
         for low, high in pairwise(_EDGES):
             here = (self.similarity >= low) & (self.similarity < high)
@@ -72,7 +78,7 @@ class Measured:
 
 
 def choose_pairs(vectors: np.ndarray, count: int, seed: int) -> list[tuple[int, int]]:
-    """Pairs (query, cached) of a log whose similarities cover the whole range as evenly as the log allows."""
+    """Chooses pairs (query, cached) of a log whose similarities cover the range as evenly as possible."""
     rng = np.random.default_rng(seed)
     queries = rng.choice(len(vectors), size=min(count, len(vectors)), replace=False)
     pairs = []
@@ -80,7 +86,7 @@ def choose_pairs(vectors: np.ndarray, count: int, seed: int) -> list[tuple[int, 
         cosines = vectors @ vectors[query]
         cosines[query] = -2
         top = float(cosines.max())
-        # Every other query looks near its nearest: hits live there.
+        # Every other pair has a similarity near the query's largest, where hits are.
         wanted = rng.uniform(0.6 * top, top) if i % 2 else rng.uniform(0, top)
         pairs.append((int(query), int(np.abs(cosines - wanted).argmin())))
     return pairs
@@ -90,19 +96,19 @@ def measure(
     prompts: Sequence[str],
     vectors: np.ndarray,
     ks: Sequence[int],
-    draw: Draw,
+    generate: Generate,
     *,
     count: int,
     seed: int = 0,
     batch: int = 8,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> Measured:
-    """Draws pairs of a log of prompts and judges them.
+    """Generates pairs of a log of prompts, whole and resumed at every K, and measures their quality.
 
     Args:
         vectors: unit vectors of the prompts, [N, D].
         ks: the steps to resume at.
-        batch: runs that are drawn together.
+        batch: number of runs that are generated together.
     """
     pairs = choose_pairs(vectors, count, seed)
     similarity = np.array([float(vectors[q] @ vectors[c]) for q, c in pairs])
@@ -113,10 +119,10 @@ def measure(
         where = slice(start, start + len(part))
         asked, cached = [prompts[q] for q, _ in part], [prompts[c] for _, c in part]
         seeds = list(range(2 * start, 2 * start + len(part)))
-        states = draw(cached, [s + 1_000_003 for s in seeds], [None] * len(part)).states
-        whole[where] = draw(asked, seeds, [None] * len(part)).quality
+        states = generate(cached, [s + 1_000_003 for s in seeds], [None] * len(part)).states
+        whole[where] = generate(asked, seeds, [None] * len(part)).quality
         for k in ks:
-            resumed[k][where] = draw(asked, seeds, [s[k] for s in states]).quality
+            resumed[k][where] = generate(asked, seeds, [s[k] for s in states]).quality
         if progress is not None:
             progress(start + len(part), len(pairs), f"{len(pairs)} pairs, {len(ks)} resumes each")
     return Measured(similarity, whole, resumed)
@@ -126,7 +132,7 @@ def measure_judged(
     prompts: Sequence[str],
     vectors: np.ndarray,
     k: int,
-    draw: Draw,
+    generate: Generate,
     weigh: Callable[[np.ndarray, str], np.ndarray],
     *,
     count: int,
@@ -137,25 +143,27 @@ def measure_judged(
     batch: int = 8,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> Measured:
-    """Draws the last ``count`` of a log's prompts, whole and resumed from the best judged of their neighbours among the
-    prompts before those, and judges them. Where the discriminator has less confidence than ``accept`` in a resumed
-    picture, the better judged of the two is the answer, and both were drawn.
+    """Measures a profile by confidence on the last ``count`` prompts of a log; the prompts before them are cached.
+
+    Each query is generated from noise, and resumed from the best judged of its neighbours. If the discriminator's
+    confidence in the resumed image is below ``accept``, the answer is the better judged of the two images, and the
+    steps of both runs count.
 
     Args:
-        k: the step to resume at, the largest that is captured: the state of an early step knows little of the picture
-            that was made from it, and the judgement of the picture says little about it.
-        weigh: the confidence, [N], in pictures of which this was seen, [N, F], for a prompt.
-        candidates: nearest prompts that are looked at, as the cache does.
+        k: the step to resume at, the largest that is captured: the state of an early step has little in common with the
+            final image, which is what the discriminator judges.
+        weigh: confidence, [N], in images with these features, [N, F], for a prompt.
+        candidates: number of nearest prompts that are judged, as in the cache.
     """
     pool = len(prompts) - count
     if pool < 1:
         raise ConfigError(f"--count is {count}; the log has {len(prompts)} prompts, and some have to be cached")
 
-    def drawn(indices: range, states: Sequence[Any], what: str) -> Runs:
+    def generated(indices: range, states: Sequence[Any], what: str) -> Runs:
         parts = []
         for start in range(0, len(indices), batch):
             here = indices[start : start + batch]
-            parts.append(draw([prompts[i] for i in here], list(here), states[start : start + batch]))
+            parts.append(generate([prompts[i] for i in here], list(here), states[start : start + batch]))
             if progress is not None:
                 progress(start + len(here), len(indices), what)
         return Runs(
@@ -165,10 +173,10 @@ def measure_judged(
             np.concatenate([p.confidence for p in parts]),
         )
 
-    cached = drawn(range(pool), [None] * pool, "cached runs")
+    cached = generated(range(pool), [None] * pool, "cached runs")
     judgeable = {j: row for j, row in enumerate(cached.seen) if row is not None}
     if not judgeable:
-        raise ConfigError("the discriminator saw nothing in any of the cached pictures; profile by similarity")
+        raise ConfigError("the discriminator has no features of any cached image; profile by similarity")
     known = np.array(list(judgeable))
     queries = range(pool, len(prompts))
     confidence, chosen = np.zeros(count), []
@@ -177,8 +185,8 @@ def measure_judged(
         judged = weigh(np.stack([judgeable[j] for j in near]), prompts[query])
         confidence[i] = judged.max()
         chosen.append(int(near[judged.argmax()]))
-    whole = drawn(queries, [None] * count, "whole runs")
-    resumed = drawn(queries, [cached.states[j][k] for j in chosen], f"resumed at {k}")
+    whole = generated(queries, [None] * count, "whole runs")
+    resumed = generated(queries, [cached.states[j][k] for j in chosen], f"resumed at {k}")
     kept = (resumed.confidence >= accept) | (resumed.confidence > whole.confidence)
     ran = (steps - k) // stride + np.where(resumed.confidence >= accept, 0, steps)
     answers = np.where(kept, resumed.quality, whole.quality)
@@ -186,9 +194,9 @@ def measure_judged(
 
 
 def thresholds(measured: Measured, alpha: float, steps: int, stride: int = 1, accept: float = 0.0) -> Selector:
-    """The selector that keeps the share ``alpha`` of the quality; a K that never does is left out.
+    """The selector that keeps the share ``alpha`` of the quality, without the K that never do.
 
-    Where doubted pictures are drawn anew, a hit has to save steps on average besides.
+    With ``accept``, where doubted images are generated again, a hit also has to save steps on average.
     """
     from sklearn.isotonic import IsotonicRegression
 
@@ -206,7 +214,7 @@ def thresholds(measured: Measured, alpha: float, steps: int, stride: int = 1, ac
         enough = measured.similarity[holds]
         if not len(enough):
             break  # a larger K is not better
-        # Strictly above, so just below the lowest that held; each K at least as strict as the one before.
+        # Thresholds are exclusive, so it is just below the lowest good similarity; a larger K is never less strict.
         least = max(least + 1e-4, float(enough.min()) - 1e-4)
         levels.append((round(least, 4), k))
     return Selector(tuple(reversed(levels)), steps, measured.by, stride, accept)
@@ -223,10 +231,10 @@ def write_profile(
     alpha: float,
     judge: str,
 ) -> None:
-    """Writes what ``cache.selector`` reads, with what it was made from; whole or not at all.
+    """Writes a profile for ``cache.selector``, with its measurements, atomically.
 
     Args:
-        model: names the weights.
+        model: name of the weights.
 
     Raises:
         ConfigError: the file cannot be written.

@@ -1,7 +1,7 @@
-"""Replays a log against the cache's decisions, without drawing anything: what would it have saved?
+"""Replays a log against the cache's decisions, without generating images, to measure the savings.
 
-Two kinds of logs: *similarities*, where somebody's cache has noted the similarity that it found, and *prompts*, whose
-neighbours are found here, under an eviction policy and a capacity.
+There are two kinds of logs: *similarities* that another cache recorded, and *prompts*, whose neighbours are searched
+here, under an eviction policy and a capacity.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ _PROMPT_COLUMNS = ("prompt", "prompts", "queries", "query")
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """What a log would have saved.
+    """The savings on a log.
 
     Attributes:
-        served: requests by the K that they resumed at; 0 is a miss.
+        served: number of requests by the K that they resumed at; 0 is a miss.
         steps_saved: share of all heavy denoising steps, 0…1.
-        entries, states, evicted: left in the cache at the end, and how many states had to leave.
+        entries, states, evicted: numbers of entries and states in the cache at the end, and of evicted states.
     """
 
     requests: int
@@ -53,7 +53,7 @@ class Figures:
         return {k: n / self.requests for k, n in sorted(self.served.items())}
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready; the keys of ``weir cache replay-log --json``."""
+        """The figures as JSON, with the keys of ``weir cache replay-log --json``."""
         return {
             "requests": self.requests,
             "hit_ratio": self.hit_ratio,
@@ -75,10 +75,10 @@ def figures(approach: Approach, served: Counter[int], **more: int) -> Figures:
 
 
 def replay_similarities(similarities: Iterable[float], approach: Approach) -> Figures:
-    """Applies the approach's thresholds to a log of similarities of prompts, as if every state were there.
+    """Applies the approach's thresholds to a log of similarities of prompts, as if every state were cached.
 
     Raises:
-        ConfigError: the approach compares prompts with pictures.
+        ConfigError: the approach compares prompts with images.
     """
     _compares_prompts(approach)
     if approach.rules is None:
@@ -96,15 +96,15 @@ def replay_prompts(
     partitions: Sequence[str] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Figures:
-    """Replays prompts in order, from an empty cache that takes ``capacity`` states.
+    """Replays prompts in order, from an empty cache with room for ``capacity`` states.
 
     Args:
         vectors: unit vectors of the prompts, [N, D].
-        eviction: policy by name; None takes the approach's own.
-        partitions: of each prompt; prompts of different partitions never see each other.
+        eviction: name of a policy; None: the approach's own.
+        partitions: partition of each prompt; prompts match within their partition only.
 
     Raises:
-        ConfigError: the eviction policy is unknown, or the approach compares prompts with pictures.
+        ConfigError: the eviction policy is unknown, or the approach compares prompts with images.
     """
     _compares_prompts(approach)
     rules = approach.rules
@@ -112,74 +112,75 @@ def replay_prompts(
         return figures(approach, Counter({0: len(vectors)}))
     dim = len(vectors[0]) if len(vectors) else 1
     policy = eviction_policy(eviction or approach.eviction, after_hits=rules.insert is Insert.ALL)
-    ledger = Catalog(rules, policy, capacity or len(vectors) * 16, index or (lambda: VectorIndex(dim)))
+    catalog = Catalog(rules, policy, capacity or len(vectors) * 16, index or (lambda: VectorIndex(dim)))
     served: Counter[int] = Counter()
     evicted = 0
     for i, vector in enumerate(vectors):
         partition = partitions[i] if partitions is not None else ""
-        found = ledger.find(partition, vector)
+        found = catalog.find(partition, vector)
         served[found.k] += 1
         if found.match is not None:
-            ledger.use(found.match.entry, found.match.k, found.match.wanted)
-        kept = ledger.keeps(found, rules.selector.ks)
-        evicted += len(ledger.insert(partition, str(i), vector, dict.fromkeys(kept, 1)))
+            catalog.use(found.match.entry, found.match.k, found.match.wanted)
+        kept = catalog.keeps(found, rules.selector.ks)
+        evicted += len(catalog.insert(partition, str(i), vector, dict.fromkeys(kept, 1)))
         if progress is not None and i % 256 == 0:
             progress(i, len(vectors))
-    return figures(approach, served, entries=len(ledger), states=ledger.states, evicted=evicted)
+    return figures(approach, served, entries=len(catalog), states=catalog.states, evicted=evicted)
 
 
 def found_anything(vectors: np.ndarray, approach: Approach) -> np.ndarray:
-    """Whether each prompt of a log found something in an unlimited cache, boolean [N]: what a predictor learns from."""
+    """Whether each prompt of a log has a match in an unlimited cache, boolean [N]: the labels for a predictor."""
     assert approach.rules is not None
     _compares_prompts(approach)
-    ledger = Catalog(approach.rules, eviction_policy("fifo"), 1 << 60, lambda: VectorIndex(vectors.shape[1]))
+    catalog = Catalog(approach.rules, eviction_policy("fifo"), 1 << 60, lambda: VectorIndex(vectors.shape[1]))
     hits = np.zeros(len(vectors), bool)
     for i, vector in enumerate(vectors):
-        found = ledger.find("", vector)
+        found = catalog.find("", vector)
         hits[i] = found.match is not None
-        ledger.insert("", str(i), vector, dict.fromkeys(ledger.keeps(found, approach.rules.selector.ks), 1))
+        catalog.insert("", str(i), vector, dict.fromkeys(catalog.keeps(found, approach.rules.selector.ks), 1))
     return hits
 
 
 def _compares_prompts(approach: Approach) -> None:
-    """Raises ConfigError where the approach would need pictures."""
+    """Raises ConfigError if the approach needs images."""
     by_confidence = approach.rules is not None and approach.rules.selector.by is By.CONFIDENCE
     if approach.between != "prompts" or by_confidence:
         how = " by confidence" if by_confidence else ""
         raise ConfigError(
-            f"{approach.name}{how} compares prompts with pictures, and a log has none; `python -m "
-            "benchmarks.cache_quality` draws them"
+            f"{approach.name}{how} compares prompts with images, and a log has none; `python -m "
+            "benchmarks.cache_quality` generates them"
         )
 
 
 @dataclass(frozen=True, slots=True)
 class Log:
-    """A log as read: prompts, or similarities, or both."""
+    """A log: prompts, or similarities, or both."""
 
     prompts: list[str]
     similarities: list[float]
 
 
 def read_prompts(path: Path) -> list[str]:
-    """The prompts of a log.
+    """Reads the prompts of a log.
 
     Raises:
         ConfigError: as :func:`read_log`; or the log has similarities only.
     """
     prompts = read_log(path).prompts
     if not prompts:
-        raise ConfigError(f"{path}: prompts are needed, and the log has none; name a column {_PROMPT_COLUMNS[0]!r}")
+        raise ConfigError(f"{path}: prompts are needed, and the log has none; add a column {_PROMPT_COLUMNS[0]!r}")
     return prompts
 
 
 def read_log(path: Path) -> Log:
-    """Reads a CSV with a column of similarities (``Scores``, ``similarity``) or prompts, or prompts one a line.
+    """Reads a CSV with a column of similarities (``Scores``, ``similarity``) or prompts, or a file of one prompt a
+    line.
 
     Raises:
-        ConfigError: names the file, the line and the remedy.
+        ConfigError: the log is invalid; the message names the file, the line and the remedy.
     """
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:  # with or without a mark at its beginning
+        with path.open(newline="", encoding="utf-8-sig") as file:  # with or without a byte order mark
             if path.suffix.lower() not in (".csv", ".tsv"):
                 lines = [line.strip() for line in file]
                 prompts = [line for line in lines if line]

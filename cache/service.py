@@ -1,4 +1,4 @@
-"""The cache as a Serve deployment: one replica holds the index and the ledger; the states lie in Redis."""
+"""The cache as a Serve deployment: one replica has the index and the catalog; the states are in Redis."""
 
 from __future__ import annotations
 
@@ -25,27 +25,27 @@ from weir.telemetry import RayMetrics
 
 log = logging.getLogger(__name__)
 Answer = TypeVar("Answer")
-#: While the store is read, the log says this often how far it is, seconds.
-_TELL_S = 10.0
-#: How often the store is asked for what a worker is just storing, and seconds between.
-_LOOKS, _LOOK_S = 5, 0.1
+#: Seconds between two log messages while the store is read.
+_PROGRESS_S = 10.0
+#: How many times the store is checked for states that a worker is still storing, and seconds between the checks.
+_STORE_CHECKS, _STORE_CHECK_S = 5, 0.1
 
 
 class CacheService:
-    """Configuration and family are plain JSON, as the classes' ``model_dump`` writes them.
+    """The cache's deployment. Configuration and family are JSON values, as ``model_dump`` of the classes writes them.
 
     Args:
-        judge: as :func:`cache.factory.open_cache` has it.
+        judge: see :func:`cache.factory.open_cache`.
 
-    All work is done on one thread, in order; the event loop only waits. While the index is being rebuilt from the store
-    every lookup is a miss, and requests go their way. Where the store cannot be read, lookups are answered and nothing
-    is kept, for what lies there counts; it is read again with every look at health.
+    One thread does all work in order; the event loop only waits. While the index is rebuilt from the store, every
+    lookup is a miss. While the store cannot be read, lookups are answered and nothing is inserted, because the states
+    in the store count against the budget; every health check tries to read it again.
 
     Attributes:
-        ready: lookups are answered.
+        ready: whether lookups are answered.
 
     Raises:
-        ConfigError: names the key and the remedy.
+        ConfigError: the configuration is invalid; the message names the key and the remedy.
     """
 
     def __init__(
@@ -65,25 +65,25 @@ class CacheService:
             RayMetrics(),
         )
         self._cache = open_cache(settings, models, open_store(settings, metrics=metrics), judge)
-        self._meter = CacheMetrics(self._cache, metrics, models.heavy.steps)
+        self._metrics = CacheMetrics(self._cache, metrics, models.heavy.steps)
         self._levels = None
         if settings.levels is not None and self._cache.levels is not None:
             encoder = self._cache.levels.about.encoder
             self._levels = WatchedHead(Path(settings.levels), encoder=encoder, steps=models.heavy.steps)
         self.ready = False
-        self._whole = False  # all that the store holds is in the index
+        self._rebuilt_from_store = False  # whether the index has all entries of the store
         self._failed = False
-        self._tending = self._thread.submit(self._tend)
+        self._tending = self._thread.submit(self._maintain)
 
     async def lookup(self, name: str, tenant: str, prompt: str, settings: dict[str, Any]) -> dict[str, Any]:
-        """:meth:`ApproximateCache.lookup`; the fields of a :class:`weir.core.CacheLookup` come back."""
+        """Calls :meth:`ApproximateCache.lookup`; returns the fields of a :class:`weir.core.CacheLookup`."""
         if not self.ready:
             return NO_LOOKUP.to_dict()
         wanted = Settings(**settings)
         began = time.perf_counter()
         found = await self._do(lambda cache: cache.lookup(name, tenant, prompt, wanted))
-        self._meter.looked_up(found, time.perf_counter() - began)
-        return (found if self._whole else replace(found, capture=False)).to_dict()
+        self._metrics.looked_up(found, time.perf_counter() - began)
+        return (found if self._rebuilt_from_store else replace(found, capture=False)).to_dict()
 
     async def finish(
         self,
@@ -94,55 +94,55 @@ class CacheService:
         seen: bytes | None = None,
         refused: bool = False,
     ) -> None:
-        """:meth:`ApproximateCache.finish`, once what was captured is in the store: the worker does not wait for that
-        before it answers. What does not come counts as not there."""
-        for _ in range(_LOOKS if captured else 0):
+        """Calls :meth:`ApproximateCache.finish` once the captured states are in the store, because the worker answers
+        before it has stored them. States that do not arrive in time count as missing."""
+        for _ in range(_STORE_CHECKS if captured else 0):
             if await self._do(lambda cache: cache.stored(name, captured)):
                 break
-            await asyncio.sleep(_LOOK_S)
+            await asyncio.sleep(_STORE_CHECK_S)
         await self._do(lambda cache: cache.finish(name, resumed_at, captured, sought, seen, refused))
 
     async def check_health(self) -> None:
-        """Serve asks every few seconds; it is the clock of what is not done with every request."""
-        self._meter.tell()
+        """Runs the periodic work. Serve calls it every few seconds."""
+        self._metrics.record()
         if self._tending.done():
-            self._tending = self._thread.submit(self._tend)
+            self._tending = self._thread.submit(self._maintain)
         if self._levels is not None and self._levels.renewed():
-            log.info("levels are predicted by %s from now on", self._levels.head.version)
+            log.info("levels are now predicted by %s", self._levels.head.version)
             self._cache.levels = self._levels.head
 
-    def _tend(self) -> None:
-        """Reads the store where that is still to be done, and deletes what it did not delete when it was asked to."""
-        if not self._whole:
+    def _maintain(self) -> None:
+        """Reads the store if that has not succeeded yet, and retries failed deletions."""
+        if not self._rebuilt_from_store:
             self.ready = False
-            self._whole = self._rebuilt()
+            self._rebuilt_from_store = self._rebuilt()
             self.ready = True
-        with suppress(StoreFailed):  # the next time, then
+        with suppress(StoreFailed):  # the next call tries again
             self._cache.sweep()
 
     def _rebuilt(self) -> bool:
-        began = told = time.perf_counter()
+        began = logged_at = time.perf_counter()
 
-        def tell(done: int) -> None:
-            nonlocal told
-            if (now := time.perf_counter()) - told >= _TELL_S:
-                told = now
-                log.info("%d entries are read from the store, after %.0f s", done, now - began)
+        def log_progress(done: int) -> None:
+            nonlocal logged_at
+            if (now := time.perf_counter()) - logged_at >= _PROGRESS_S:
+                logged_at = now
+                log.info("read %d entries from the store after %.0f s", done, now - began)
 
         try:
-            count = self._cache.rebuild(tell)
+            count = self._cache.rebuild(log_progress)
         except StoreFailed as error:
             log.log(
                 logging.DEBUG if self._failed else logging.WARNING,
-                "the cache keeps nothing until its store can be read, which is tried again: %s",
+                "the cache inserts nothing until its store can be read, and tries again: %s",
                 error.message,
             )
             self._failed = True
             return False
         except Exception:
-            log.exception("the cache begins empty")
+            log.exception("the store could not be read; the cache starts empty")
             return True
-        log.info("the index holds %d entries, read from the store in %.1f s", count, time.perf_counter() - began)
+        log.info("the index has %d entries, read from the store in %.1f s", count, time.perf_counter() - began)
         return True
 
     async def _do(self, work: Callable[[ApproximateCache], Answer]) -> Answer:

@@ -1,1 +1,1 @@
-"""Decisions of the cache: what is cached, what may be reused, and what is evicted. Pure."""
+"""Decisions of the cache: which states are kept, reused and evicted. Pure."""

@@ -1,7 +1,7 @@
-"""Ways to use a cache, by name: ours, NIRVANA's, and the baselines it is compared with. Pure.
+"""Approaches to use a cache, by name: Weir's, NIRVANA's, and the baselines of the comparison. Pure.
 
-Each says, for the similarity of the nearest cached prompt, what is done for the request; all run on the same machinery
-and the same models.
+An approach decides how a request is served by the similarity of the nearest cached prompt. All run on the same code and
+the same models.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from weir.errors import ConfigError
 
 
 class Act(StrEnum):
-    """What becomes of a request."""
+    """How a request is served."""
 
-    DRAW = "draw"  #: the heavy variant, from noise
+    GENERATE = "generate"  #: the heavy variant, from noise
     RESUME = "resume"  #: the heavy variant, from the neighbour's state at K
-    RENOISE = "renoise"  #: the heavy variant, from the neighbour's picture with the noise of step K
-    RETURN = "return"  #: the neighbour's picture as it is
+    RENOISE = "renoise"  #: the heavy variant, from the neighbour's image with the noise of step K
+    RETURN = "return"  #: the neighbour's image, unchanged
     LIGHT = "light"  #: the light variant
     FEWER = "fewer"  #: the heavy variant from noise, with as few steps as K would leave
 
@@ -31,11 +31,11 @@ class Approach:
     """One way to use a cache.
 
     Attributes:
-        on_hit, on_miss: what is done above and below the least similarity.
-        rules: similarity → K, and what is kept; None: nothing is looked up.
-        eviction: the eviction policy that goes with it.
-        corpus: the cache is a fixed set of pictures; nothing is inserted.
-        between: which two things the similarity compares.
+        on_hit, on_miss: how requests above and below the least similarity are served.
+        rules: similarity → K, and which states are kept; None: no lookups.
+        eviction: name of its eviction policy.
+        corpus: whether the cache is a fixed set of images, without insertions.
+        between: what the similarity compares.
     """
 
     name: str
@@ -56,7 +56,7 @@ class Approach:
         return self.on_hit if k else self.on_miss
 
     def saved(self, k: int) -> int:
-        """Heavy denoising steps that a request of this K does not run."""
+        """Number of heavy denoising steps that a request with this K saves."""
         act = self.act(k)
         if act in (Act.RETURN, Act.LIGHT):
             return self.steps
@@ -66,7 +66,7 @@ class Approach:
 
 
 def _whole(threshold: float) -> Selector:
-    """A selector whose one level stands for the whole run: a hit is answered with a finished picture."""
+    """A selector whose only level is the whole run: a hit is answered with a finished image."""
     return Selector(((threshold, 50),))
 
 
@@ -76,7 +76,7 @@ APPROACHES: dict[str, Callable[[Selector], Approach]] = {
     "weir": lambda s: Approach(
         "weir",
         Act.RESUME,
-        Act.DRAW,
+        Act.GENERATE,
         Rules(s),
         "resume from the best of four neighbours; keep states after hits too",
         "weir",
@@ -84,16 +84,16 @@ APPROACHES: dict[str, Callable[[Selector], Approach]] = {
     "judged": lambda s: Approach(
         "judged",
         Act.RESUME,
-        Act.DRAW,
+        Act.GENERATE,
         Rules(s, candidates=32),
-        "resume from that of 32 neighbours whose picture the discriminator likes best for the new prompt",
+        "resume from that of 32 neighbours in whose image the discriminator has most confidence for the new prompt",
         "weir",
-        between="prompt and picture",
+        between="prompt and image",
     ),
     "nirvana": lambda s: Approach(
         "nirvana",
         Act.RESUME,
-        Act.DRAW,
+        Act.GENERATE,
         _NIRVANA,
         "resume from the nearest by the published thresholds; keep states after misses only (NSDI 2024)",
         "lcbfu",
@@ -101,52 +101,55 @@ APPROACHES: dict[str, Callable[[Selector], Approach]] = {
     "gptcache": lambda s: Approach(
         "gptcache",
         Act.RETURN,
-        Act.DRAW,
+        Act.GENERATE,
         Rules(_whole(0.8), Insert.MISSES, 1),
-        "return the neighbour's picture above GPTCache's own default similarity, 0.8",
+        "return the neighbour's image above GPTCache's default similarity, 0.8",
     ),
     "pinecone": lambda s: Approach(
         "pinecone",
         Act.RETURN,
-        Act.DRAW,
+        Act.GENERATE,
         Rules(_whole(0.65), Insert.MISSES, 1),
-        "retrieve above 0.65, NIRVANA's threshold of a hit, else generate",
+        "return the neighbour's image above 0.65, NIRVANA's threshold of a hit, else generate",
     ),
     "crs": lambda s: Approach(
         "crs",
         Act.RETURN,
         Act.RETURN,
         Rules(_whole(-1.0), Insert.MISSES, 1),
-        "always the best picture of a fixed corpus by CLIP",
+        "always return the best image of a fixed corpus by CLIP",
         corpus=True,
-        between="prompt and picture",
+        between="prompt and image",
     ),
     "small-model": lambda s: Approach("small-model", Act.LIGHT, Act.LIGHT, None, "the light variant for everything"),
-    "vanilla": lambda s: Approach("vanilla", Act.DRAW, Act.DRAW, None, "the heavy variant from noise, all steps"),
+    "vanilla": lambda s: Approach(
+        "vanilla", Act.GENERATE, Act.GENERATE, None, "the heavy variant from noise, all steps"
+    ),
     "fewer-steps": lambda s: Approach(
         "fewer-steps",
         Act.FEWER,
-        Act.DRAW,
+        Act.GENERATE,
         Rules(s),
         "the heavy variant from noise with as few steps as the cache would leave",
     ),
     "modm": lambda s: Approach(
         "modm",
         Act.RENOISE,
-        Act.DRAW,
+        Act.GENERATE,
         Rules(MODM, Insert.ALL, 1),
-        "re-noise the picture that fits the prompt best (MoDM, ASPLOS 2026)",
+        "re-noise the image that fits the prompt best (MoDM, ASPLOS 2026)",
         "fifo",
-        between="prompt and picture",
+        between="prompt and image",
     ),
 }
 
 
 def approach(name: str, selector: Selector | None = None) -> Approach:
-    """The approach of a name; ``selector`` replaces the thresholds where the approach does not bring its own.
+    """Returns the approach of a name; ``selector`` replaces the thresholds of approaches without thresholds of their
+    own.
 
     Raises:
-        ConfigError: there is none of that name.
+        ConfigError: there is no approach of that name.
     """
     if name not in APPROACHES:
         raise ConfigError(f"there is no cache policy {name!r}; choose one of {', '.join(APPROACHES)}")

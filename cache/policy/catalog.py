@@ -1,7 +1,7 @@
-"""What is cached, and every decision about it: which state a request may resume from, and which states leave.
+"""The catalog of cached states. It decides which state a request may resume from, and which states are evicted.
 
-Pure but for the indexes that it is given: no clock, no store, no models. The service, the in-process cache and the
-replay of logs all decide here.
+Pure apart from the indexes that it is given: no clock, no store, no models. The service, the in-process cache and the
+replay of logs use it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 from cache.policy.eviction import EvictionPolicy, StateKey
 from cache.policy.selector import By, Selector, usable
 
-#: From this cosine on two prompts count as the same: a whole ladder of one serves the other.
+#: From this cosine on, two prompts count as the same.
 SAME = 0.999
 
 
@@ -32,12 +32,12 @@ class Index(Protocol):
     def __len__(self) -> int: ...
 
 
-#: The confidence 0…1, [N], that pictures of which so much was seen, float16 [N, F], are good enough for a prompt.
+#: Confidence 0…1, [N], that images with these features, float16 [N, F], are good enough for a prompt.
 Weigh = Callable[[np.ndarray], np.ndarray]
 
 
 class Gone(NamedTuple):
-    """A state that has left the ledger and has to leave the store."""
+    """A state that was removed from the catalog and has to be deleted from the store."""
 
     partition: str
     entry: str
@@ -45,19 +45,19 @@ class Gone(NamedTuple):
 
 
 class Insert(StrEnum):
-    """After which requests states are kept."""
+    """The requests after which states are inserted."""
 
-    MISSES = "misses"  #: as NIRVANA does: a hit inserts nothing
-    ALL = "all"  #: after a hit too, the states above the step that it resumed at
+    MISSES = "misses"  #: as in NIRVANA: a hit inserts nothing
+    ALL = "all"  #: a hit inserts the states above the step that it resumed at
 
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """How the ledger decides.
+    """The rules of the catalog's decisions.
 
     Attributes:
-        candidates: neighbours to look at; of those the one that saves the most steps is taken, of several the most
-            similar, or the best judged. NIRVANA looks at 1.
+        candidates: number of neighbours that are considered; the one that saves the most steps is taken, of several the
+            most similar or the best judged. NIRVANA considers 1.
     """
 
     selector: Selector
@@ -70,9 +70,9 @@ class Match:
     """A state to resume from.
 
     Attributes:
-        entry: whose it is.
+        entry: its entry.
         similarity: cosine of the two prompts.
-        wanted, k: the step that the selector allows, and the stored one at or below it.
+        wanted, k: the step that the selector allows, and the stored step at or below it.
     """
 
     entry: str
@@ -83,12 +83,12 @@ class Match:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What a lookup found.
+    """The result of a lookup.
 
     Attributes:
-        similarity: of the nearest entry; −1 where there is none.
-        match: the state to resume from; None is a miss.
-        nearest: the nearest entry; None where there is none.
+        similarity: of the nearest entry; −1 without one.
+        match: the state to resume from; None: a miss.
+        nearest: the nearest entry; None without one.
     """
 
     similarity: float
@@ -114,9 +114,9 @@ class _Entry:
 
 
 class Catalog:
-    """Entries by partition, under one budget of bytes.
+    """The entries by partition, under one budget of bytes.
 
-    An entry is one finished run; its states may be reused by requests of its partition only.
+    An entry is one finished run. Only requests of its partition may reuse its states.
     """
 
     def __init__(self, rules: Rules, eviction: EvictionPolicy, budget_bytes: int, index: Callable[[], Index]):
@@ -145,17 +145,17 @@ class Catalog:
         return [name for name, e in self._entries.items() if partition is None or e.partition == partition]
 
     def stored(self, entry: str) -> tuple[int, ...]:
-        """The K of an entry that are there, ascending."""
+        """The stored K of an entry, in ascending order."""
         known = self._entries.get(entry)
         return tuple(sorted(known.sizes)) if known else ()
 
     def find(
         self, partition: str, vector: np.ndarray, selector: Selector | None = None, weigh: Weigh | None = None
     ) -> Found:
-        """The state of this partition that saves the most steps; nothing changes.
+        """Finds the state of a partition that saves the most steps; changes nothing.
 
         Args:
-            weigh: judges the neighbours' pictures for this prompt; without it a selector by confidence finds nothing.
+            weigh: judges the neighbours' images for this prompt; without it a selector by confidence finds nothing.
         """
         index = self._indexes.get(partition)
         if index is None:
@@ -179,7 +179,7 @@ class Catalog:
         return Found(near[0][1], best, near[0][0])
 
     def _judged(self, names: Sequence[str], weigh: Weigh | None) -> dict[str, float]:
-        """The confidence in each entry's picture, of those of which it is known what was seen in it."""
+        """The confidence in the image of each entry with features."""
         seen = {name: self._entries[name].seen for name in names}
         rows = [row for row in seen.values() if row is not None]
         if weigh is None or not rows:
@@ -188,28 +188,28 @@ class Catalog:
         return dict(zip(known, weigh(np.stack(rows)).tolist(), strict=True))
 
     def pin(self, entry: str, ks: Iterable[int]) -> None:
-        """Keeps states that may be read soon, until :meth:`unpin`."""
+        """Protects states from eviction until :meth:`unpin`."""
         self._pins.update((entry, k) for k in ks)
 
     def unpin(self, entry: str, ks: Iterable[int]) -> None:
-        """Undoes one :meth:`pin`."""
+        """Reverts one :meth:`pin`."""
         for key in ((entry, k) for k in ks):
             self._pins[key] -= 1
             if self._pins[key] <= 0:
                 del self._pins[key]
 
     def use(self, entry: str, k: int, wanted: int) -> None:
-        """Counts that a request resumed from a state.
+        """Counts a request that resumed from a state.
 
         Args:
-            wanted: the step that it could have resumed at, had its state been there; at least ``k``.
+            wanted: the step that the selector allowed; at least ``k``.
         """
         self._eviction.use(entry, k, wanted)
 
     def keeps(self, found: Found, ks: tuple[int, ...]) -> tuple[int, ...]:
-        """Of the K that a run with this outcome of its lookup passes, those that are worth keeping."""
+        """Of the K that a run after this lookup passes, those whose states are to be kept."""
         if found.match is None or self.rules.selector.by is By.CONFIDENCE:
-            return ks  # a resumed run that leaves steps out keeps nothing itself; the one drawn in its place does
+            return ks  # a resumed run that skips steps captures nothing; a run from noise in its place does
         if self.rules.insert is Insert.MISSES or found.similarity >= SAME:
             return ()
         return tuple(k for k in ks if k > found.match.k)
@@ -222,10 +222,11 @@ class Catalog:
         sizes: Sequence[Mapping[int, int]],
         seen: Sequence[np.ndarray | None] = (),
     ) -> None:
-        """Takes many entries in at once, the oldest first; :meth:`make_room` has to follow.
+        """Inserts many entries at once, the oldest first; :meth:`make_room` has to follow.
 
         Args:
-            vectors: float32 [N, D]; None: of another encoder. Nobody finds those entries; they leave as others do.
+            vectors: float32 [N, D]; None: of another encoder. Lookups do not find such entries, but they can be
+                evicted.
         """
         fresh = [i for i, entry in enumerate(entries) if entry not in self._entries and sizes[i]]
         if not fresh:
@@ -250,12 +251,12 @@ class Catalog:
         sizes: Mapping[int, int],
         seen: np.ndarray | None = None,
     ) -> list[Gone]:
-        """Takes the states of a finished run in: bytes by K. Answers the states that have to leave for them.
+        """Inserts the states of a finished run, bytes by K; returns the states that are evicted for them.
 
-        What is larger than the whole budget is not taken in and answered right back.
+        States that are larger than the whole budget are not inserted, and are among those returned.
 
         Args:
-            seen: what the discriminator saw in the run's picture, float16 [F].
+            seen: the discriminator's features of the run's image, float16 [F].
         """
         if not sizes:
             return []
@@ -278,7 +279,8 @@ class Catalog:
         return leaving + self.make_room(0)
 
     def make_room(self, size_bytes: int) -> list[Gone]:
-        """Evicts until so many bytes are free; pinned states stay, so that a short excess is possible."""
+        """Evicts states until ``size_bytes`` are free; pinned states stay, so the budget can be exceeded for a short
+        time."""
         leaving = []
         while self.used_bytes + size_bytes > self.budget_bytes:
             victim = self._eviction.victim(self._pins)
@@ -289,8 +291,10 @@ class Catalog:
         return leaving
 
     def drop(self, entry: str, k: int) -> None:
-        """Forgets one state; with its last state the entry leaves the index, and the last entry takes that along:
-        guidance and negative prompts, which are the callers' to choose, make any number of partitions."""
+        """Removes one state; the last state of an entry removes the entry, and the last entry of a partition its index.
+
+        Clients choose guidance and negative prompts, so the number of partitions is unlimited.
+        """
         known = self._entries.get(entry)
         if known is None or k not in known.sizes:
             return

@@ -1,7 +1,7 @@
-"""Which state leaves when the cache is full. Pure: no clock, no store.
+"""Eviction policies, which choose the state to remove when the cache is full. Pure: no clock, no store.
 
-The unit is one state: an entry (a prompt) at one K. A policy learns of every insertion and every use, and names one
-victim at a time; a state that is being read is never named. All ties go to the state that was inserted first.
+The unit is one state: an entry (a prompt) at one K. A policy is informed of every insertion and every use, and chooses
+one victim at a time, never a state that is being read. Of equal states the one that was inserted first is evicted.
 """
 
 from __future__ import annotations
@@ -21,27 +21,27 @@ StateKey = tuple[str, int]
 
 
 class EvictionPolicy(ABC):
-    """Keeps the order in which states leave. Every state that was inserted and not removed is known to it."""
+    """Orders states for eviction. It knows every state that was inserted and not removed."""
 
     @abstractmethod
     def insert(self, entry: str, sizes: Mapping[int, int]) -> None:
-        """States of one entry came in: bytes by K. Those that are there already are replaced."""
+        """Records new states of one entry, bytes by K. Known states are replaced."""
 
     @abstractmethod
     def use(self, entry: str, k: int, wanted: int) -> None:
-        """The state of ``k`` served a request that could have taken ``wanted`` ≥ ``k``."""
+        """Records that the state of ``k`` served a request for which ``wanted`` ≥ ``k`` was allowed."""
 
     @abstractmethod
     def victim(self, pinned: Container[StateKey] = ()) -> StateKey | None:
-        """The next state to leave; None when nothing is there that is not pinned. It stays known until removed."""
+        """Chooses the next state to evict; None if all are pinned. The state stays known until it is removed."""
 
     @abstractmethod
     def remove(self, entry: str, k: int) -> None:
-        """A state is gone, evicted or otherwise. Unknown ones are ignored."""
+        """Records that a state was removed, by eviction or otherwise. Unknown states are ignored."""
 
     @abstractmethod
     def __len__(self) -> int:
-        """States that are known."""
+        """Number of known states."""
 
 
 class _Queue:
@@ -59,7 +59,7 @@ class _Queue:
         return item in self._current
 
     def put(self, item: Any, priority: float) -> None:
-        """Puts an item in, or changes its priority; its place among equals is that of its first time."""
+        """Inserts an item, or changes its priority; its position among equals is that of its first insertion."""
         known = self._current.get(item)
         tick = next(self._ticks) if known is None else known[1]
         if known is not None and known[0] == priority:
@@ -74,7 +74,7 @@ class _Queue:
         self._current.pop(item, None)
 
     def first(self, skipped: Container[Any] = ()) -> tuple[Any, float] | None:
-        """The item of the lowest priority that is not to be skipped; it stays."""
+        """Returns the item of the lowest priority that is not skipped, without removing it."""
         aside = []
         found = None
         while self._heap:
@@ -92,7 +92,7 @@ class _Queue:
 
 
 class _Scored(EvictionPolicy):
-    """A policy that gives every state a score of its own; the lowest leaves first."""
+    """A policy that gives every state a score; the lowest score is evicted first."""
 
     def __init__(self) -> None:
         self._queue = _Queue()
@@ -148,7 +148,7 @@ class Lfu(_Scored):
 
 
 class Lcbfu(_Scored):
-    """NIRVANA's least computationally beneficial and frequently used, as published: score f·K, f counted from 0."""
+    """NIRVANA's "least computationally beneficial and frequently used", as published: score f·K, f counted from 0."""
 
     def _score(self, key: StateKey, uses: int) -> float:
         return float(uses * key[1])
@@ -156,7 +156,7 @@ class Lcbfu(_Scored):
 
 @dataclass(slots=True)
 class _Known:
-    """What Weir's policy knows of one entry: bytes by K, its own uses by wanted K, and how old they are."""
+    """The state of Weir's policy for one entry: bytes by K, uses by wanted K, and their age."""
 
     sizes: dict[int, int] = field(default_factory=dict)
     uses: dict[int, float] = field(default_factory=dict)
@@ -166,26 +166,27 @@ class _Known:
 class Weir(EvictionPolicy):
     """Evicts the state whose loss costs the fewest expected steps per byte.
 
-    An entry without its state K still serves from the next lower one, so a state is worth only the steps between the
-    two, for the requests that fall there. How often they do: the entry's own uses plus ``prior`` uses spread over K as
-    the uses of all entries are. That is LCBFU with f started above 0, and with the hole rule in its score. Priorities
-    age as in GreedyDual-Size-Frequency (Cherkasova 1998): they stand on the priority of the last victim, so what was
-    valuable once leaves in the end. The square root keeps a few favourites from crowding out what is new; without it
-    the policy loses to plain recency where users try variations of one prompt in a row.
+    An entry without its state K still serves from the next lower one, so the value of a state is the steps between the
+    two, times the number of requests that want a K between them. This number is estimated by the entry's own uses plus
+    ``prior`` uses, distributed over K like the uses of all entries. That is LCBFU with f starting above 0, and with the
+    hole rule in its score. Priorities age as in GreedyDual-Size-Frequency (Cherkasova 1998): the priority of the last
+    victim is added, so that states which were valuable once are evicted in the end. The square root keeps a few popular
+    entries from crowding out new ones; without it the policy is worse than LRU where users try variations of one prompt
+    in a row.
 
     Args:
-        prior: uses that an entry is given credit for before it had any.
-        after_hits: whether hits insert states too. Where only misses do, an entry that serves distant prompts keeps
-            the closer ones from being drawn, which later requests would have gained more from. There the steps up to
-            the lowest K count as nothing, so that what serves from far away leaves first.
+        prior: number of uses that a new entry is credited with.
+        after_hits: whether hits insert states too. If only misses do, an entry that serves distant prompts prevents
+            whole runs of closer ones, which would save later requests more steps. Then the steps up to the lowest K
+            count as 0, so that states which serve distant prompts are evicted first.
     """
 
     def __init__(self, prior: float = 1.0, *, after_hits: bool = True) -> None:
         self._prior = prior
         self._after_hits = after_hits
-        self._lowest = math.inf  # K of all states there ever were
+        self._lowest = math.inf  # lowest K of all states so far
         self._entries: dict[str, _Known] = {}
-        self._queue = _Queue()  # one item for each entry: its cheapest state
+        self._queue = _Queue()  # one item for each entry, for its cheapest state
         self._all_uses: dict[int, float] = {}
         self._total = 0.0
         self._floor = 0.0
@@ -219,7 +220,9 @@ class Weir(EvictionPolicy):
                 continue
             k, value = self._cheapest(known, free)
             if known.born + value > priority and len(free) == len(known.sizes):
-                self._queue.put(entry, known.born + value)  # how uses spread over K has changed since it was ranked
+                self._queue.put(
+                    entry, known.born + value
+                )  # the distribution of uses over K has changed since it was ranked
                 continue
             self._floor = max(self._floor, priority)
             return entry, k
@@ -243,11 +246,11 @@ class Weir(EvictionPolicy):
         self._queue.put(entry, known.born + self._cheapest(known, known.sizes)[1])
 
     def _cheapest(self, known: _Known, among: Container[int]) -> tuple[int, float]:
-        """The state of the least value, and this value: the root of the expected steps lost per megabyte."""
+        """The state of the lowest value, and its value: the square root of the expected steps lost per megabyte."""
         ks = sorted(known.sizes)
         demand = self._demand(known)
         best, least = ks[0], math.inf
-        free = 0 if self._after_hits else self._lowest  # steps that count as nothing
+        free = 0 if self._after_hits else self._lowest  # steps that count as 0
         below = free
         for i, k in enumerate(ks):
             if k in among:
@@ -264,7 +267,7 @@ class Weir(EvictionPolicy):
         return best, least
 
     def _demand(self, known: _Known) -> list[tuple[float, float]]:
-        """(wanted K, uses) of an entry: its own, and the prior's, spread as all uses are; before any, for every K."""
+        """Expected uses of an entry, as (wanted K, uses): its own and the prior's, distributed like all uses so far."""
         if not self._total:
             return [(k, self._prior) for k in known.sizes]
         share = self._prior / self._total
@@ -275,13 +278,13 @@ class Weir(EvictionPolicy):
 
 
 def eviction_policy(name: str, *, after_hits: bool = True) -> EvictionPolicy:
-    """The policy of a name.
+    """Creates the policy of a name.
 
     Args:
         after_hits: whether states are inserted after hits too, or after misses only.
 
     Raises:
-        ConfigError: there is none of that name.
+        ConfigError: there is no policy of that name.
     """
     if name not in POLICIES:
         raise ConfigError(f"there is no eviction policy {name!r}; choose one of {', '.join(POLICIES)}")

@@ -1,4 +1,4 @@
-"""Who may reuse a state: the same tenant, and a run that is like it in everything but the prompt."""
+"""Partitions: a state may be reused by the same tenant, for a run that differs in nothing but the prompt."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from weir.config import FamilyConfig
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What of a request decides its partition, besides the tenant; None means what the family says."""
+    """The settings of a request that determine its partition, besides the tenant; None: the family's default."""
 
     width: int
     height: int
@@ -24,7 +24,7 @@ class Partitions:
     """The partitions of one family and one encoder.
 
     A partition's name is part of every key: tenant, model and revision, scheduler, shape, steps, guidance, negative
-    prompt, dtype, encoder. Workers check the state itself against their model once more.
+    prompt, dtype, encoder. Workers also check a state against their model.
     """
 
     def __init__(self, family: FamilyConfig, encoder: str):
@@ -35,7 +35,7 @@ class Partitions:
         self._encoder = encoder
 
     def name(self, tenant: str, settings: Settings) -> str:
-        """Readable, and without the characters that keys and patterns are made of."""
+        """The name of a partition: readable, and without the special characters of keys and patterns."""
         heavy = self._family.heavy
         steps = heavy.steps if settings.steps is None else settings.steps
         guidance = heavy.guidance if settings.guidance is None else settings.guidance
@@ -53,5 +53,5 @@ class Partitions:
 
     @staticmethod
     def prefix(tenant: str) -> str:
-        """What the names of all partitions of a tenant begin with."""
+        """The common prefix of the names of a tenant's partitions."""
         return quote(tenant, safe="") + "|"

@@ -1,8 +1,8 @@
-"""The match predictor: will this prompt find anything? A one-class SVM on the embeddings of prompts that did.
+"""The match predictor: predicts whether a prompt has a match, by a one-class SVM on the embeddings of prompts that had.
 
-NIRVANA asks it before the search, so that likely misses skip the retrieval. With an index on the same machine the
-search costs less than a false "no", so it is off unless a file is named; ``weir cache fit-predictor`` measures whether
-it pays. The file is safetensors with the support vectors: nothing is unpickled.
+NIRVANA uses it before the search, so that likely misses skip the retrieval. With an index on the same machine the
+search costs less than a false negative, so it is off unless a file is configured; ``weir cache fit-predictor`` measures
+whether it pays. The file has the support vectors as safetensors: nothing is unpickled.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from weir.errors import ConfigError
 from weir.files import written_whole
 
 _FORMAT = "1"
-#: Support vectors, and with them the time of a prediction, grow with the sample.
+#: Largest sample: the number of support vectors, and so the time of a prediction, grows with it.
 _MOST = 5_000
 
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """How good predictions are on prompts that it was not fitted on. "Positive" is a predicted hit.
+    """The quality of predictions on held-out prompts. "Positive" is a predicted hit.
 
     Attributes:
-        hit_ratio: share of these prompts that do find something.
-        kept: share that would still be looked up.
+        hit_ratio: share of these prompts that have a match.
+        kept: share of these prompts that would still be looked up.
     """
 
     precision: float
@@ -51,15 +51,15 @@ class MatchPredictor:
     def fit(
         cls, hits: np.ndarray, encoder: str, *, nu: float = 0.1, gamma: float = 2.0, seed: int = 0
     ) -> MatchPredictor:
-        """Fits the region where prompts that found something lie.
+        """Fits the region of the prompts that have a match.
 
         Args:
-            hits: their unit vectors, [N, D].
+            hits: unit vectors of the prompts, [N, D].
             nu: share of them that may fall outside.
-            gamma: width of the kernel; distances of unit vectors are 0…2.
+            gamma: inverse width of the kernel; distances of unit vectors are 0…2.
 
         Raises:
-            ConfigError: there are too few of them.
+            ConfigError: there are too few prompts.
         """
         from sklearn.svm import OneClassSVM
 
@@ -80,18 +80,18 @@ class MatchPredictor:
         return bool(self.scores(vector)[0] >= 0)
 
     def measure(self, vectors: np.ndarray, hit: np.ndarray) -> Measured:
-        """Against what really happened: ``hit`` is boolean, [N]."""
-        said = self.scores(vectors) >= 0
-        right = float((said & hit).sum())
+        """Measures the predictions against the outcomes ``hit``, boolean [N]."""
+        predicted = self.scores(vectors) >= 0
+        right = float((predicted & hit).sum())
         return Measured(
-            precision=right / max(1, int(said.sum())),
+            precision=right / max(1, int(predicted.sum())),
             recall=right / max(1, int(hit.sum())),
             hit_ratio=float(hit.mean()),
-            kept=float(said.mean()),
+            kept=float(predicted.mean()),
         )
 
     def save(self, path: Path) -> None:
-        """Writes the file whole or not at all.
+        """Writes the file atomically.
 
         Raises:
             ConfigError: it cannot be written.
@@ -107,10 +107,10 @@ class MatchPredictor:
 
     @classmethod
     def load(cls, path: Path, encoder: str | None = None) -> MatchPredictor:
-        """Reads what :meth:`save` wrote.
+        """Reads a file that :meth:`save` wrote.
 
         Raises:
-            ConfigError: it is no predictor, or was fitted on vectors of another encoder than ``encoder``.
+            ConfigError: the file is not a predictor, or was fitted on vectors of another encoder than ``encoder``.
         """
         try:
             with safe_open(path, "numpy") as file:

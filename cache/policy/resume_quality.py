@@ -1,4 +1,4 @@
-"""What a resumed image is worth: its quality as a share of the whole run's, as ``weir cache profile`` measured it."""
+"""Quality of resumed images relative to whole runs, as measured by ``weir cache profile``."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from weir.errors import ConfigError
 
 
 @dataclass(frozen=True)
-class Worth:
-    """What was measured, by similarity of the two prompts (or confidence in the cached picture) and by K.
+class ResumeQuality:
+    """Measurements by similarity of the two prompts (or confidence in the cached image) and by K.
 
     Attributes:
-        similarity: the middle of each bin, ascending, [B].
-        pairs: measured in it, [B].
-        ratio: by K, of resumed images to whole runs, [B].
-        ran: by K, mean steps that ran, [B]; empty: those that were left.
+        similarity: middle of each bin, ascending, [B].
+        pairs: number of measured pairs in the bin, [B].
+        ratio: by K, quality of resumed images divided by that of whole runs, [B].
+        ran: by K, mean number of steps that ran, [B]; empty: the steps after K.
     """
 
     similarity: np.ndarray
@@ -29,14 +29,14 @@ class Worth:
     ran: dict[int, np.ndarray] = field(default_factory=dict)
 
     def mean(self, selector: Selector) -> float:
-        """Of the images that the selector resumes, each at its K; at most 1, and 1 where none was measured."""
+        """Mean ratio of the images that the selector resumes, each at its K; at most 1, and 1 without measurements."""
         ks = [selector.select(similarity) for similarity in self.similarity.tolist()]
         rows = [(n, self.ratio[k][b]) for b, (k, n) in enumerate(zip(ks, self.pairs, strict=True)) if k]
         total = sum(n for n, _ in rows)
         return min(1.0, float(sum(n * ratio for n, ratio in rows) / total)) if total else 1.0
 
     def hits(self, selector: Selector) -> tuple[float, float]:
-        """The share of the measured pairs that the selector resumes, and the mean steps that ran for one of them."""
+        """The share of the measured pairs that the selector resumes, and the mean number of steps that ran for them."""
         ks = [selector.select(similarity) for similarity in self.similarity.tolist()]
         ran = [self.ran[k][b] if k in self.ran else selector.left(k) for b, k in enumerate(ks)]
         resumed = self.pairs * (np.array(ks) > 0)
@@ -44,8 +44,11 @@ class Worth:
         return total / float(self.pairs.sum()), float(resumed @ np.array(ran)) / total if total else selector.steps
 
     def at(self, similarities: np.ndarray, ks: tuple[int, ...]) -> np.ndarray:
-        """The expected ratio of each similarity (rows) at each of ``ks``, ascending: at most 1, rising with the
-        similarity (isotonic regression) and falling with K, so that no lucky pair decides."""
+        """The expected ratio of each similarity (rows) at each of ``ks``, ascending.
+
+        It is at most 1, rises with the similarity (isotonic regression) and falls with K, so that no lucky pair
+        decides.
+        """
         from sklearn.isotonic import IsotonicRegression
 
         columns = []
@@ -55,16 +58,15 @@ class Worth:
         return np.minimum.accumulate(np.stack(columns, axis=1), axis=1)
 
 
-def load_worth(source: str | Path) -> Worth:
+def load_resume_quality(source: str | Path) -> ResumeQuality:
     """Reads a cache profile.
 
     Raises:
-        ConfigError: names the file and the remedy; a published selector by name has no measurements.
+        ConfigError: the file is invalid, or ``source`` is a published selector, which has no measurements; the message
+            names the remedy.
     """
     if str(source) in PUBLISHED:
-        raise ConfigError(
-            f"{source}: says nothing of what resumed images are worth; measure it with `weir cache profile`"
-        )
+        raise ConfigError(f"{source}: has no measurements of resumed images; make a profile with `weir cache profile`")
     ks = load_selector(source).ks
     try:
         rows = json.loads(Path(source).read_text())["measured"]
@@ -74,16 +76,16 @@ def load_worth(source: str | Path) -> Worth:
         ran = {k: np.array([row["steps"][str(k)] for row in rows], float) for k in ks if rows and "steps" in rows[0]}
         measured = [middles, pairs, *ratio.values(), *ran.values()]
         if not len(rows) or not np.isfinite(measured).all() or pairs.min() <= 0:
-            raise ValueError("its measurements are no numbers, or there are none")
+            raise ValueError("its measurements are not numbers, or there are none")
     except (ValueError, TypeError, KeyError) as error:
         raise ConfigError(f"{source}: not a cache profile ({error}); make one with `weir cache profile`") from None
-    return Worth(middles, pairs, ratio, ran)
+    return ResumeQuality(middles, pairs, ratio, ran)
 
 
 def resumed_share(source: str | Path) -> float:
-    """What plans count a resumed image as under this selector: as measured, or 1 for a published one by name.
+    """The quality of a resumed image that plans assume: the measured mean ratio, or 1 for a published selector.
 
     Raises:
-        ConfigError: as :func:`load_worth`.
+        ConfigError: as :func:`load_resume_quality`.
     """
-    return 1.0 if str(source) in PUBLISHED else load_worth(source).mean(load_selector(source))
+    return 1.0 if str(source) in PUBLISHED else load_resume_quality(source).mean(load_selector(source))

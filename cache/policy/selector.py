@@ -1,8 +1,8 @@
-"""From what is known of a cached run to the step that a request may resume it at. Pure.
+"""Selectors choose the step that a request may resume a cached run at. Pure.
 
-K counts the steps that are skipped: a state of K is the latent that enters step K. What is known is the similarity of
-the two prompts, or how well the cached picture fits the new prompt. The relation to K is a profile of a family,
-measured by ``weir cache profile``; published ones are here by name.
+K is the number of steps that are skipped: a state of K is the latent that enters step K. A selector goes by the
+similarity of the two prompts, or by the confidence that the cached image fits the new prompt. Its thresholds are a
+profile of a family, measured by ``weir cache profile``, or published ones by name.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from weir.errors import ConfigError
 
 
 class By(StrEnum):
-    """What decides whether a cached run serves a new prompt."""
+    """The measure that a selector's thresholds apply to."""
 
     SIMILARITY = "similarity"
     CONFIDENCE = "confidence"
@@ -28,17 +28,17 @@ class By(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Selector:
-    """Thresholds, the highest first.
+    """Thresholds in descending order.
 
     Attributes:
-        levels: (threshold, K): what is strictly above the threshold may resume at K; K = ``steps`` stands for the
-            finished picture.
-        steps: denoising steps of a whole run, which the K belong to.
-        by: what the thresholds are of: the similarity of the two prompts, or the discriminator's confidence that the
-            cached *picture* is good enough for the new prompt.
-        stride: a resumed run goes on with every so-many-th of the steps that are left; 1 runs them all.
-        accept: the least confidence in the resumed picture itself; below, it is drawn anew from noise, and the better
-            judged of the two is the answer. 0 takes every one.
+        levels: (threshold, K): values strictly above the threshold may resume at K; K = ``steps`` is the finished
+            image.
+        steps: denoising steps of a whole run, to which the K refer.
+        by: measure of the thresholds: the similarity of the two prompts, or the discriminator's confidence that the
+            cached *image* is good enough for the new prompt.
+        stride: a resumed run runs every ``stride``-th of the remaining steps; 1 runs them all.
+        accept: smallest confidence in a resumed image; below it the image is generated again from noise, and the better
+            judged of the two is the answer. 0 accepts all.
     """
 
     levels: tuple[tuple[float, int], ...]
@@ -51,7 +51,7 @@ class Selector:
         if self.steps < 1:
             raise ConfigError(f"a selector's steps are {self.steps}; they must be at least 1")
         if not 0 <= self.accept <= 1:
-            raise ConfigError(f"a selector accepts from a confidence of {self.accept}; it must lie in 0…1")
+            raise ConfigError(f"a selector's accept is {self.accept}; it must lie in 0…1")
         for similarity, k in self.levels:
             if not (math.isfinite(similarity) and 0 < k <= self.steps):
                 raise ConfigError(f"a selector's level is ({similarity}, {k}); K must lie in 1…{self.steps}")
@@ -62,27 +62,29 @@ class Selector:
         for (high, more), (low, less) in pairwise(self.levels):
             if not (high > low and more > less):
                 raise ConfigError(
-                    f"a selector's levels ({high}, {more}) and ({low}, {less}) must both fall: a lower similarity "
-                    "may skip fewer steps only"
+                    f"a selector's levels ({high}, {more}) and ({low}, {less}) must both decrease: a lower similarity "
+                    "must skip fewer steps"
                 )
 
     @property
     def ks(self) -> tuple[int, ...]:
-        """Every K that may be resumed at, ascending: what a whole run has to capture."""
+        """Every K that may be resumed at, ascending: the states that a whole run captures."""
         return tuple(sorted(k for _, k in self.levels))
 
     @property
     def least(self) -> float:
-        """The similarity above which there is a hit at all."""
+        """The lowest threshold of a hit."""
         return self.levels[-1][0] if self.levels else math.inf
 
     def select(self, similarity: float) -> int:
-        """The K for a similarity; 0 is a miss, and so is a similarity that is no number."""
+        """The K for a similarity; 0 is a miss, also for NaN."""
         return next((k for threshold, k in self.levels if similarity > threshold), 0)
 
     def for_steps(self, steps: int) -> Selector:
-        """The same shares of a run of other length, which then leaves no steps out; levels that fall together keep the
-        more cautious threshold."""
+        """The selector for a run of another length: the same shares of steps, without a stride.
+
+        Levels with the same K afterwards keep the highest threshold.
+        """
         if steps == self.steps:
             return self
         scaled: dict[int, float] = {}
@@ -93,7 +95,7 @@ class Selector:
         return Selector(tuple((s, k) for k, s in sorted(scaled.items(), reverse=True)), steps, self.by, 1, self.accept)
 
     def left(self, k: int) -> int:
-        """Steps that a run still takes that resumes at ``k``."""
+        """Number of steps of a run that resumes at ``k``."""
         return (self.steps - k) // self.stride if k else self.steps
 
     def to_dict(self) -> dict[str, Any]:
@@ -108,26 +110,27 @@ def usable(k: int, stored: Collection[int]) -> int:
     return max((s for s in stored if s <= k), default=0)
 
 
-#: Of the similarity of two prompts: NIRVANA's (its sample code), AccuScale's (100 worked examples of its log).
+#: Published thresholds of the similarity of two prompts: NIRVANA's (sample code), AccuScale's (100 examples of its
+#: log).
 PUBLISHED = {
     "nirvana": Selector(((0.95, 25), (0.90, 20), (0.85, 15), (0.75, 10), (0.65, 5))),
     "accuscale": Selector(((0.90, 20), (0.80, 15), (0.70, 10), (0.65, 5))),
 }
-#: MoDM's (its code), of the similarity of a prompt and a picture: by CLIP two prompts are mostly more alike than that.
+#: MoDM's thresholds (its code) of the similarity of a prompt and an image, lower in CLIP than that of two prompts.
 MODM = Selector(((0.30, 30), (0.29, 25), (0.28, 15), (0.27, 10), (0.25, 5)))
 
 
 def load_selector(source: str | Path) -> Selector:
-    """A published selector by its name, or a profile file as ``weir cache profile`` writes it.
+    """Loads a published selector by its name, or a profile file of ``weir cache profile``.
 
     Raises:
-        ConfigError: names the source and the remedy.
+        ConfigError: there is no such selector; the message names the source and the remedy.
     """
     if str(source) in PUBLISHED:
         return PUBLISHED[str(source)]
     if str(source) == "modm":
         raise ConfigError(
-            f"modm: its thresholds are of a prompt and a picture, and here two prompts are compared; choose one of "
+            f"modm: its thresholds compare a prompt and an image, and the cache compares two prompts; choose one of "
             f"{', '.join(PUBLISHED)}, or make one with `weir cache profile`"
         )
     path = Path(source)

@@ -1,1 +1,1 @@
-"""Where cached latents are kept: sealed values in Redis or in memory."""
+"""The store of cached latents: sealed values in Redis or in memory."""

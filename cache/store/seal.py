@@ -1,9 +1,9 @@
-"""Values as they lie in the store: bytes with a tag that proves who wrote them and under which key.
+"""Seals values for the store, with a tag that authenticates a value and its key.
 
     b"WEIR" · format (1 byte) · compression (1 byte) · HMAC-SHA-256 (32 bytes) · body
 
-The tag is over the key, the two bytes and the body, so a damaged, truncated or foreign value is refused, and so is a
-true one that somebody has copied under another key. Bodies are safetensors; nothing is ever unpickled.
+The tag covers the key, the two bytes and the body, so a damaged, truncated or foreign value is refused, and so is a
+value that was copied to another key. Bodies are safetensors; nothing is ever unpickled.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ _TAG = 32
 
 
 def seal(key: str, body: bytes, secret: bytes, compression: Compression = "none") -> bytes:
-    """The value for a key. ``int8`` is a matter of the body (:mod:`cache.store.quantise`) and only noted here."""
+    """Returns the sealed value for a key. ``int8`` bodies are quantised by :mod:`cache.store.quantise` before."""
     packed = zlib.compress(body, 1) if compression == "zlib" else body
     head = _MAGIC + bytes([FORMAT, COMPRESSIONS.index(compression)])
     return head + _tag(key, head, packed, secret) + packed
 
 
 def unseal(key: str, value: bytes, secret: bytes) -> tuple[bytes, Compression]:
-    """The body of a value and how it was compressed.
+    """Returns the body of a value and its compression.
 
     Raises:
-        StateRefused: says what is wrong with it; nothing of it may be used.
+        StateRefused: the value is invalid, and must not be used.
     """
     head, tag, packed = value[:_HEAD], value[_HEAD : _HEAD + _TAG], value[_HEAD + _TAG :]
     if len(value) < _HEAD + _TAG or head[: len(_MAGIC)] != _MAGIC:
@@ -44,11 +44,11 @@ def unseal(key: str, value: bytes, secret: bytes) -> tuple[bytes, Compression]:
     if not hmac.compare_digest(tag, _tag(key, head, packed, secret)):
         raise StateRefused("the tag does not fit: damaged, moved, or written with another secret")
     if head[-1] >= len(COMPRESSIONS):
-        raise StateRefused(f"compressed in the unknown way {head[-1]}")
+        raise StateRefused(f"unknown compression {head[-1]}")
     compression = COMPRESSIONS[head[-1]]
     try:
         return (zlib.decompress(packed) if compression == "zlib" else packed), compression
-    except zlib.error as error:  # only with a secret that somebody else knows too
+    except zlib.error as error:  # possible only if the secret has leaked
         raise StateRefused(f"cannot be decompressed: {error}") from None
 
 

@@ -1,7 +1,7 @@
-"""States and entry records, sealed, in a backend. What cannot be proven to be ours is a miss, and is counted.
+"""Sealed states and entry records in a backend. A value whose tag is invalid counts as a miss.
 
 Keys: ``weir:1:<partition>:<entry>:<K>`` for a state, ``weir:1:<partition>:<entry>`` for the record of an entry, which
-says what the index has to know to be rebuilt: the prompt's vector, and the bytes of every state.
+has the data to rebuild the index: the prompt's vector, and the bytes of every state.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ from weir.telemetry import Metrics, NoMetrics
 
 log = logging.getLogger(__name__)
 
-#: Any format: what a purge of everything takes.
+#: Prefix of the keys of every format; a purge of everything deletes them.
 ROOT = "weir:"
 _BATCH = 256
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Record:
-    """What the store remembers of an entry.
+    """The record of an entry in the store.
 
     Attributes:
-        vector: of the prompt, unit length, float16 [D].
-        sizes: bytes of the states in the store, by K.
-        seen: what the discriminator of version ``judge`` saw in the picture, float16 [F]; None where there was none.
+        vector: unit vector of the prompt, float16 [D].
+        sizes: bytes of the stored states, by K.
+        seen: features of the image by the discriminator of version ``judge``, float16 [F]; None without them.
     """
 
     partition: str
@@ -60,12 +60,12 @@ def entry_key(partition: str, entry: str) -> str:
 
 
 class SealedStore:
-    """A :class:`weir.states.StateStore` for workers, and the records for the cache. Safe to use from several threads.
+    """A :class:`weir.states.StateStore` for workers, and the records of the cache. Thread-safe.
 
     Args:
-        secret: for the integrity tags; only holders of it can write what others will use.
-        retired: secrets of before, whose values are still read, so that a secret can be replaced without a cold cache.
-        metrics: where the store says how its calls ended.
+        secret: secret of the integrity tags; values that were written without it are never used.
+        retired: earlier secrets, whose values are still read, so that a secret can be replaced without a cold cache.
+        metrics: where the outcomes of calls are recorded.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class SealedStore:
         if min(map(len, (secret, *retired))) < 16:
             raise ValueError("the secret has to have at least 16 bytes")
         self.backend = backend
-        #: What happened, by name: hits, and misses by their reason.
+        #: Counts of hits, and of misses by their reason.
         self.counts: Counter[str] = Counter()
         self._secret = secret
         self._retired = tuple(retired)
@@ -90,7 +90,7 @@ class SealedStore:
     # --------------------------------------------------------------------------------------------- states
 
     def get(self, key: str) -> State | None:
-        """The state of a key, or None: not there, not in time, or not proven to be ours. Never raises."""
+        """The state of a key; None if it is missing, late, or has an invalid tag. Never raises."""
         try:
             value = self.backend.get(key)
             if value is None:
@@ -99,20 +99,20 @@ class SealedStore:
             state = _read_state(*self._unseal(key, value))
         except StoreFailed as error:
             self._count("failed")
-            log.info("a state is not fetched: %s", error.message)
+            log.info("a state was not fetched: %s", error.message)
             return None
         except StateRefused as error:
             self._count("refused")
-            log.warning("a stored state is not used: %s", error.message)
+            log.warning("a stored state was refused: %s", error.message)
             return None
         self._count("read")
         return state
 
     def put(self, request: ImageRequest, states: Sequence[State]) -> None:
-        """Keeps the states of one finished request, in one round trip; a request of no partition keeps none.
+        """Stores the states of one finished request in one round trip; none for a request without a partition.
 
         Raises:
-            StoreFailed: none of them is kept.
+            StoreFailed: none of them was stored.
         """
         if not request.capture:
             return
@@ -128,17 +128,17 @@ class SealedStore:
         self._count("written", len(values))
 
     def show(self) -> None:
-        """Tells the metrics whether the backend is asked; call it every few seconds."""
+        """Records the state of the circuit breakers; to be called every few seconds."""
         for side, is_open in self.backend.breakers().items():
             self._metrics.set(metrics_of.BREAKER_OPEN, float(is_open), side=side)
 
     # -------------------------------------------------------------------------------------------- records
 
     def sizes(self, partition: str, entry: str, ks: Sequence[int]) -> dict[int, int]:
-        """Bytes of the states that are really there, by K.
+        """Bytes of the states that are in the store, by K.
 
         Raises:
-            StoreFailed: they cannot be asked for.
+            StoreFailed: the store cannot be read.
         """
         found = self.backend.sizes([state_key(partition, entry, k) for k in ks])
         return {k: size for k, size in zip(ks, found, strict=True) if size}
@@ -147,7 +147,7 @@ class SealedStore:
         """Writes the record of an entry.
 
         Raises:
-            StoreFailed: it is not written.
+            StoreFailed: the record was not written.
         """
         key = entry_key(record.partition, record.entry)
         fields = {
@@ -165,7 +165,7 @@ class SealedStore:
         self.backend.put({key: seal(key, body, self._secret)})
 
     def lost(self, key: str) -> bool:
-        """Whether a state is not there, or is there and not ours; False while the store does not answer."""
+        """Whether a state is missing or has an invalid tag; False while the store does not answer."""
         try:
             value = self.backend.get(key)
             if value is not None:
@@ -177,7 +177,7 @@ class SealedStore:
         return value is None
 
     def is_ours(self, key: str, value: bytes) -> bool:
-        """Whether a value was sealed with our secret under this very key."""
+        """Whether a value was sealed with one of our secrets for this key."""
         try:
             self._unseal(key, value)
         except StateRefused:
@@ -188,20 +188,20 @@ class SealedStore:
         """Deletes states (partition, entry, K) and records (partition, entry).
 
         Raises:
-            StoreFailed: some may be left; they are found as orphans at the next start.
+            StoreFailed: some may remain; the next start finds and deletes them.
         """
         keys = [state_key(*state) for state in states] + [entry_key(*entry) for entry in entries]
         if keys:
             self.backend.delete(keys)
 
     def records(self, progress: Callable[[int], None] | None = None) -> Iterator[Record]:
-        """Every record that is proven ours, with the states that are really there; what is not ours is deleted.
+        """Yields every valid record with the states that are in the store; deletes invalid records and orphaned states.
 
         Raises:
             StoreFailed: the store cannot be read.
         """
         states: dict[str, dict[int, str]] = {}
-        entries: dict[str, None] = {}  # Redis may give a key twice while its table grows or shrinks
+        entries: dict[str, None] = {}  # Redis may return a key twice while its table grows or shrinks
         for key in self.backend.keys(PREFIX):
             parts = key.removeprefix(PREFIX).split(":")
             if len(parts) == 3 and parts[2].isdigit():
@@ -226,10 +226,10 @@ class SealedStore:
         self.backend.delete(orphans)
 
     def purge(self, prefix: str = ROOT) -> int:
-        """Deletes every key with this prefix; how many there were.
+        """Deletes every key with this prefix; returns their number.
 
         Raises:
-            StoreFailed: some are left.
+            StoreFailed: some remain.
         """
         count = 0
         for batch in batches(self.backend.keys(prefix), _BATCH):
@@ -257,15 +257,15 @@ class SealedStore:
             )
         except (StateRefused, SafetensorError, KeyError, ValueError, TypeError) as error:
             self._count("refused")
-            log.warning("a stored record is not used: %s", error)
+            log.warning("a stored record was refused: %s", error)
             return None
         return record if sizes else None
 
     def _unseal(self, key: str, value: bytes) -> tuple[bytes, Compression]:
-        """:func:`unseal` with the secret, else with one that was in use before.
+        """Calls :func:`unseal` with the secret, else with the retired ones.
 
         Raises:
-            StateRefused: no secret fits.
+            StateRefused: no secret matches.
         """
         try:
             return unseal(key, value, self._secret)
@@ -300,5 +300,5 @@ def _read_state(body: bytes, compression: Compression) -> State:
 
 
 def _metadata(body: bytes) -> dict[str, Any]:
-    """The metadata of safetensors: their format is eight bytes of length, a JSON header, then the tensors."""
+    """The metadata of safetensors, whose format is eight bytes of length, a JSON header, then the tensors."""
     return json.loads(body[8 : 8 + int.from_bytes(body[:8], "little")])["__metadata__"]

@@ -212,7 +212,7 @@ class ReplicaCalls:
             task.cancel()
 
     def _count(self, replica: str, image: str, result: ImageResult) -> None:
-        """What the reply says about the replica and the time of its batches."""
+        """Updates queue models, service times and counts from a reply."""
         if result.fetch_s is not None:
             self._counters.fetch(result.fetch_s)
         if result.batch_size < 1:
@@ -224,7 +224,7 @@ class ReplicaCalls:
             batch_size=result.batch_size,
             compute_s=result.compute_s,
             together=result.left_together,
-            # An image that waited for its states to be stored says nothing of the network.
+            # The delay of an image that waited for its states to be stored is not the network's.
             queue_s=None if result.captured else result.queue_s + (result.fetch_s or 0.0),
             queued=result.queued,
         )

@@ -31,8 +31,8 @@ class Seen:
         metrics = PrometheusMetrics(self.registry)
         family, encoder = load_family("deploy/families/weir-tiny.yaml"), WordEncoder(256)
         self.store = SealedStore(backend, SECRET, metrics=metrics)
-        ledger = Catalog(Rules(PUBLISHED["nirvana"]), Weir(), 40_000, lambda: VectorIndex(256))
-        self.cache = ApproximateCache(encoder, Partitions(family, encoder.version), ledger, self.store, steps=50)
+        catalog = Catalog(Rules(PUBLISHED["nirvana"]), Weir(), 40_000, lambda: VectorIndex(256))
+        self.cache = ApproximateCache(encoder, Partitions(family, encoder.version), catalog, self.store, steps=50)
         self.meter = CacheMetrics(self.cache, metrics, family.heavy.steps)
 
     def serve(self, name: str, prompt: str, resumed_at: int = 0, steps: int | None = None) -> None:
@@ -44,7 +44,7 @@ class Seen:
         self.cache.finish(name, resumed_at, captured, sought=resumed_at)
 
     def value(self, name: str, **labels: str) -> float:
-        self.meter.tell()
+        self.meter.record()
         return self.registry.get_sample_value(f"weir_{name}", labels) or 0.0
 
 
@@ -83,7 +83,7 @@ def test_what_is_held_and_what_left_is_shown(seen: Seen) -> None:
         seen.serve(str(number), f"prompt number {number} of nothing alike {number * 7919}")
     assert seen.value("cache_inserted_total") == 50
     assert seen.value("cache_evicted_total") > 0
-    assert seen.value("cache_entries") == len(seen.cache.ledger)
+    assert seen.value("cache_entries") == len(seen.cache.catalog)
     assert seen.value("cache_states") == 50 - seen.value("cache_evicted_total")
     assert 0 < seen.value("cache_bytes") <= seen.value("cache_budget_bytes") == 40_000
 

@@ -189,9 +189,9 @@ class Setup:
         self.store = store
         encoder = WordEncoder(width)
         selector = PUBLISHED["nirvana"] if judge is None else Selector(((0.5, 25),), by=By.CONFIDENCE)
-        ledger = Catalog(Rules(selector), Weir(), budget, lambda: VectorIndex(width))
+        catalog = Catalog(Rules(selector), Weir(), budget, lambda: VectorIndex(width))
         self.cache = ApproximateCache(
-            encoder, Partitions(family, encoder.version), ledger, store, steps=50, judge=judge
+            encoder, Partitions(family, encoder.version), catalog, store, steps=50, judge=judge
         )
 
     def serve(self, name: str, prompt: str, tenant: str = "acme", seed: int = 0, model: str = "heavy-1") -> int:
@@ -260,7 +260,7 @@ def test_what_another_encoder_left_counts_and_is_not_taken_from_a_service_that_s
     before.serve("1", "a red circle")
     after = Setup(store)
     assert after.cache.rebuild() == 1
-    assert after.cache.ledger.used_bytes == before.cache.ledger.used_bytes
+    assert after.cache.catalog.used_bytes == before.cache.catalog.used_bytes
     assert after.serve("2", "a red circle") == 0
     assert before.serve("3", "a red circle") == 25, "replaced one by one, both run for a while"
 
@@ -280,7 +280,7 @@ def test_what_is_purged_beside_a_running_cache_is_missed_once_for_each_entry(sto
     store.purge()
     for i, prompt in enumerate(prompts):
         assert setup.serve(f"after-{i}", prompt) == 0
-        assert f"before-{i}" not in setup.cache.ledger
+        assert f"before-{i}" not in setup.cache.catalog
     for again, expected in (("once more", 0), ("and again", 25)):
         assert [setup.serve(f"{again}-{i}", prompt) for i, prompt in enumerate(prompts)] == [expected, expected]
 
@@ -303,11 +303,11 @@ def test_the_budget_is_kept_by_us_and_the_store_holds_nothing_else(store: Sealed
     setup = Setup(store, budget=40_000)
     for i in range(30):
         setup.serve(str(i), f"prompt number {i} of nothing alike {i * 7919}")
-    ledger = setup.cache.ledger
-    assert ledger.used_bytes <= 40_000
+    catalog = setup.cache.catalog
+    assert catalog.used_bytes <= 40_000
     assert setup.cache.counters.evicted > 0
     keys = set(store.backend.keys(PREFIX))
-    assert len(keys) == ledger.states + len(ledger)
+    assert len(keys) == catalog.states + len(catalog)
 
 
 def test_a_state_that_somebody_deleted_is_missed_once(server: RedisServer, store: SealedStore) -> None:
@@ -323,8 +323,8 @@ def test_a_state_that_somebody_deleted_is_missed_once(server: RedisServer, store
 
 
 def keys_and_states(setup: Setup) -> tuple[list[str], int]:
-    """The keys of states that lie in the store, and how many states the ledger knows."""
-    return [key for key in setup.store.backend.keys(PREFIX) if key.count(":") == 4], setup.cache.ledger.states
+    """The keys of states that lie in the store, and how many states the catalog knows."""
+    return [key for key in setup.store.backend.keys(PREFIX) if key.count(":") == 4], setup.cache.catalog.states
 
 
 def test_what_left_the_ledger_leaves_the_store_even_where_the_records_are_refused(
@@ -368,7 +368,7 @@ def test_a_deletion_that_the_store_did_not_do_is_tried_again(
     setup.cache.sweep()
     there, known = keys_and_states(setup)
     assert len(there) == known
-    assert Setup(store).cache.rebuild() == len(setup.cache.ledger)
+    assert Setup(store).cache.rebuild() == len(setup.cache.catalog)
 
 
 def test_a_state_that_a_worker_refuses_makes_room_for_one_that_fits(store: SealedStore) -> None:
@@ -412,8 +412,8 @@ def test_the_state_that_a_policy_sought_is_the_one_that_was_used(store: SealedSt
         setup.cache.finish(f"by policy {i}", 5, sought=5)
     for i in range(6):
         setup.serve(f"other {i}", f"prompt number {i} of nothing alike {i * 7919}")
-    assert 5 in setup.cache.ledger.stored("1")
-    assert 25 not in setup.cache.ledger.stored("1")
+    assert 5 in setup.cache.catalog.stored("1")
+    assert 25 not in setup.cache.catalog.stored("1")
 
 
 def test_a_state_that_a_policy_sought_in_vain_is_looked_after(server: RedisServer, store: SealedStore) -> None:
@@ -423,7 +423,7 @@ def test_a_state_that_a_policy_sought_in_vain_is_looked_after(server: RedisServe
     with raw(server) as client:
         client.delete(dict(found.stored)[10])
     setup.cache.finish("2", 0, sought=10)
-    assert setup.cache.ledger.stored("1") == (5, 15, 20, 25)
+    assert setup.cache.catalog.stored("1") == (5, 15, 20, 25)
 
 
 def test_no_state_that_was_offered_leaves_before_the_request_is_finished(store: SealedStore) -> None:
@@ -432,12 +432,12 @@ def test_no_state_that_was_offered_leaves_before_the_request_is_finished(store: 
     setup.cache.lookup("open", "acme", "a red circle", Settings(64, 64))
     for i in range(6):
         setup.serve(f"other {i}", f"prompt number {i} of nothing alike {i * 7919}")
-    assert setup.cache.ledger.stored("1") == (5, 10, 15, 20, 25)
+    assert setup.cache.catalog.stored("1") == (5, 10, 15, 20, 25)
     setup.cache.finish("open")
-    assert not setup.cache.ledger._pins
+    assert not setup.cache.catalog._pins
 
 
-def test_a_damaged_state_leaves_the_store_with_its_place_in_the_ledger(server: RedisServer, store: SealedStore) -> None:
+def test_a_damaged_state_is_deleted_with_its_place_in_the_catalog(server: RedisServer, store: SealedStore) -> None:
     setup = Setup(store)
     setup.serve("1", "a red circle")
     [key] = [key for key in store.backend.keys(PREFIX) if key.endswith(":25")]
@@ -456,7 +456,7 @@ def test_the_cache_goes_on_while_the_server_is_down_and_after(server: RedisServe
     for i in range(10):
         assert setup.serve(f"down-{i}", "a red circle") == 0
     assert setup.cache.counters.served[0] == 11
-    assert setup.cache.ledger.states == 5, "what is not proven lost is kept"
+    assert setup.cache.catalog.states == 5, "what is not proven lost is kept"
 
 
 def test_a_request_that_is_never_finished_is_forgotten(store: SealedStore) -> None:
@@ -465,10 +465,10 @@ def test_a_request_that_is_never_finished_is_forgotten(store: SealedStore) -> No
     setup.serve("1", "a red circle")
     setup.cache._clock = lambda: now[0]
     setup.cache.lookup("lost", "acme", "a red circle", Settings(64, 64))
-    assert setup.cache.ledger._pins
+    assert setup.cache.catalog._pins
     now[0] = 1000
     setup.serve("2", "a red circle")
-    assert not setup.cache.ledger._pins
+    assert not setup.cache.catalog._pins
     assert setup.cache.counters.reasons["never_finished"] == 1
 
 

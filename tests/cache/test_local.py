@@ -91,7 +91,7 @@ def test_states_that_another_secret_sealed_are_not_used(tmp_path: Path) -> None:
 
 def test_pictures_are_judged_only_where_the_family_brings_a_discriminator(tmp_path: Path) -> None:
     judged = CONFIG.model_copy(update={"selector": "deploy/profiles/weir-tiny-judged.json"})
-    with pytest.raises(ConfigError, match="family tiny brings none"):
+    with pytest.raises(ConfigError, match="family tiny has no discriminator"):
         LocalCache(judged, FAMILY, tmp_path / "cache.weir", lambda family: pytest.fail(family.name))
 
 
@@ -117,7 +117,7 @@ def test_a_folder_is_no_cache_and_thresholds_of_pictures_are_not_applied_to_prom
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError, match="is a folder"):
         LocalCache(CONFIG, FAMILY, Path("."))
-    with pytest.raises(ConfigError, match="of a prompt and a picture"):
+    with pytest.raises(ConfigError, match="compare a prompt and an image"):
         LocalCache(CONFIG.model_copy(update={"selector": "modm"}), FAMILY, Path("cache.weir"))
 
 

@@ -58,9 +58,9 @@ def test_tenants_do_not_serve_each_other() -> None:
     "chosen", [approach("modm"), approach("crs"), approach("weir", Selector(((0.5, 25),), by=By.CONFIDENCE))]
 )
 def test_a_log_cannot_be_compared_with_pictures(chosen: Approach) -> None:
-    with pytest.raises(ConfigError, match="compares prompts with pictures"):
+    with pytest.raises(ConfigError, match="compares prompts with images"):
         replay_prompts(sessions(5), chosen)
-    with pytest.raises(ConfigError, match="compares prompts with pictures"):
+    with pytest.raises(ConfigError, match="compares prompts with images"):
         replay_similarities([0.9, 0.4], chosen)
 
 

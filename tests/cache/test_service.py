@@ -61,7 +61,7 @@ async def test_a_store_that_comes_after_the_cache_is_read_when_it_is_there(
         await tended(late)
     said = [record.message for record in caplog.records if record.levelno >= logging.WARNING]
     assert [message.partition(":")[0] for message in said] == [
-        "the cache keeps nothing until its store can be read, which is tried again"
+        "the cache inserts nothing until its store can be read, and tries again"
     ], "once is enough"
 
     port, password = int(server.url.split(":")[3].split("/")[0]), server.url.split(":")[2].split("@")[0]

@@ -138,7 +138,7 @@ def test_hits_by_confidence_have_the_measured_frequency_and_saving(tmp_path):
     [
         ({"profile": None, "controller": {}}, "the key profile is missing"),
         ({"profile": "a100"}, "confidences and the quality of mixes.*weir calibrate"),
-        ({"cache": {"mode": "read"}}, "nirvana: says nothing of what resumed images are worth"),
+        ({"cache": {"mode": "read"}}, "nirvana: has no measurements of resumed images"),
     ],
 )
 def test_a_missing_measurement_of_the_service_is_named(tmp_path, changes, remedy):

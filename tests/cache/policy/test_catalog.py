@@ -14,7 +14,7 @@ KS = (5, 10, 15, 20, 25)
 RULES = Rules(PUBLISHED["nirvana"])
 
 
-def ledger(budget: int = 1000, rules: Rules = RULES, eviction: str = "weir") -> Catalog:
+def catalog(budget: int = 1000, rules: Rules = RULES, eviction: str = "weir") -> Catalog:
     return Catalog(rules, POLICIES[eviction](), budget, lambda: VectorIndex(2))
 
 
@@ -24,117 +24,117 @@ def at(cosine: float) -> np.ndarray:
 
 
 def test_a_similar_prompt_resumes_at_the_step_its_similarity_allows() -> None:
-    book = ledger()
-    book.insert("p", "a", at(1), dict.fromkeys(KS, 1))
-    found = book.find("p", at(0.87))
+    cached = catalog()
+    cached.insert("p", "a", at(1), dict.fromkeys(KS, 1))
+    found = cached.find("p", at(0.87))
     assert found.match == Match("a", pytest.approx(0.87, abs=1e-4), 15, 15)
 
 
 def test_nobody_finds_the_entries_of_another_partition() -> None:
-    book = ledger()
-    book.insert("tenant-1", "a", at(1), dict.fromkeys(KS, 1))
-    assert book.find("tenant-2", at(1)).match is None
-    assert book.find("tenant-2", at(1)).similarity == -1
+    cached = catalog()
+    cached.insert("tenant-1", "a", at(1), dict.fromkeys(KS, 1))
+    assert cached.find("tenant-2", at(1)).match is None
+    assert cached.find("tenant-2", at(1)).similarity == -1
 
 
 def test_a_hole_is_filled_by_another_neighbour_where_that_saves_more() -> None:
-    book = ledger()
-    book.insert("p", "near", at(0.97), {5: 1})
-    book.insert("p", "far", at(0.99), {20: 1})
+    cached = catalog()
+    cached.insert("p", "near", at(0.97), {5: 1})
+    cached.insert("p", "far", at(0.99), {20: 1})
     query = np.array([1, 0], np.float32)
-    assert book.find("p", query).match == Match("far", pytest.approx(0.99, abs=1e-4), 25, 20)
-    book.drop("far", 20)
-    assert book.find("p", query).k == 5
+    assert cached.find("p", query).match == Match("far", pytest.approx(0.99, abs=1e-4), 25, 20)
+    cached.drop("far", 20)
+    assert cached.find("p", query).k == 5
 
 
 def test_by_confidence_the_best_judged_neighbour_serves_however_near_the_others_are() -> None:
-    book = ledger(rules=Rules(Selector(((0.8, 25), (0.5, 20)), by=By.CONFIDENCE), candidates=3))
+    cached = catalog(rules=Rules(Selector(((0.8, 25), (0.5, 20)), by=By.CONFIDENCE), candidates=3))
     for name, cosine, confidence in (("near", 0.99, 0.1), ("fits", 0.5, 0.9), ("fair", 0.6, 0.85), ("far", -1, 1.0)):
-        book.insert("p", name, at(cosine), dict.fromkeys(KS, 1), np.array([confidence], np.float16))
+        cached.insert("p", name, at(cosine), dict.fromkeys(KS, 1), np.array([confidence], np.float16))
     weigh = lambda seen: seen[:, 0].astype(float)  # noqa: E731
     query = np.array([1, 0], np.float32)
-    found = book.find("p", query, weigh=weigh)
+    found = cached.find("p", query, weigh=weigh)
     assert found.match == Match("fits", pytest.approx(0.5, abs=1e-4), 25, 25)
     assert found.similarity == pytest.approx(0.99, abs=1e-4)
-    book.drop("fits", 25)
-    book.drop("fair", 25)
-    assert book.find("p", query, weigh=weigh).match == Match("fits", pytest.approx(0.5, abs=1e-4), 25, 20)
-    assert book.find("p", query).match is None, "nobody judges"
+    cached.drop("fits", 25)
+    cached.drop("fair", 25)
+    assert cached.find("p", query, weigh=weigh).match == Match("fits", pytest.approx(0.5, abs=1e-4), 25, 20)
+    assert cached.find("p", query).match is None, "nobody judges"
 
 
 def test_by_confidence_every_whole_run_is_kept_for_one_that_goes_on_from_a_state_passes_none() -> None:
     selector = Selector(((0.5, 25),), by=By.CONFIDENCE, stride=5)
     hit = Found(1.0, Match("a", 1.0, 25, 25))
-    assert ledger(rules=Rules(selector)).keeps(hit, KS) == KS
-    assert ledger().keeps(hit, KS) == ()
+    assert catalog(rules=Rules(selector)).keeps(hit, KS) == KS
+    assert catalog().keeps(hit, KS) == ()
 
 
 def test_a_picture_that_nobody_looked_at_serves_nobody_by_confidence() -> None:
-    book = ledger(rules=Rules(Selector(((0.5, 25),), by=By.CONFIDENCE)))
-    book.insert("p", "a", at(1), dict.fromkeys(KS, 1))
-    assert book.find("p", at(1), weigh=lambda seen: np.ones(len(seen))).match is None
+    cached = catalog(rules=Rules(Selector(((0.5, 25),), by=By.CONFIDENCE)))
+    cached.insert("p", "a", at(1), dict.fromkeys(KS, 1))
+    assert cached.find("p", at(1), weigh=lambda seen: np.ones(len(seen))).match is None
 
 
 def test_an_entry_leaves_the_index_with_its_last_state() -> None:
-    book = ledger()
-    book.insert("p", "a", at(1), {5: 1, 10: 1})
-    book.drop("a", 10)
-    assert book.find("p", at(1)).k == 5
-    book.drop("a", 5)
-    assert book.find("p", at(1)).match is None
-    assert "a" not in book
-    assert book.used_bytes == 0
+    cached = catalog()
+    cached.insert("p", "a", at(1), {5: 1, 10: 1})
+    cached.drop("a", 10)
+    assert cached.find("p", at(1)).k == 5
+    cached.drop("a", 5)
+    assert cached.find("p", at(1)).match is None
+    assert "a" not in cached
+    assert cached.used_bytes == 0
 
 
 def test_a_partition_without_entries_keeps_no_index() -> None:
-    book = ledger(budget=10)
+    cached = catalog(budget=10)
     for i in range(100):  # a caller who never asks for the same guidance twice
-        book.insert(f"p|{i}", str(i), at(1), {5: 5})
-    assert sorted(book.entries()) == ["98", "99"]
-    assert len(book._indexes) == 2
-    book.restore("q", ["nothing"], at(1).reshape(1, 2), [{}])
-    assert "q" not in book._indexes
-    book.insert("p|1", "back", at(1), {5: 5})
-    assert book.find("p|1", at(1)).k == 5
+        cached.insert(f"p|{i}", str(i), at(1), {5: 5})
+    assert sorted(cached.entries()) == ["98", "99"]
+    assert len(cached._indexes) == 2
+    cached.restore("q", ["nothing"], at(1).reshape(1, 2), [{}])
+    assert "q" not in cached._indexes
+    cached.insert("p|1", "back", at(1), {5: 5})
+    assert cached.find("p|1", at(1)).k == 5
 
 
 def test_a_pinned_state_survives_whatever_comes_in() -> None:
-    book = ledger(budget=10)
-    book.insert("p", "a", at(1), {25: 10})
-    match = book.find("p", at(1)).match
+    cached = catalog(budget=10)
+    cached.insert("p", "a", at(1), {25: 10})
+    match = cached.find("p", at(1)).match
     assert match is not None
-    book.pin("a", (match.k,))
-    book.insert("p", "b", at(0), {25: 10})
-    assert book.stored("a") == (25,)
-    book.unpin("a", (match.k,))
-    book.insert("p", "c", at(-1), {25: 10})
-    assert book.used_bytes <= 10
+    cached.pin("a", (match.k,))
+    cached.insert("p", "b", at(0), {25: 10})
+    assert cached.stored("a") == (25,)
+    cached.unpin("a", (match.k,))
+    cached.insert("p", "c", at(-1), {25: 10})
+    assert cached.used_bytes <= 10
 
 
 def test_what_is_larger_than_the_budget_is_not_taken_in() -> None:
-    book = ledger(budget=10)
-    book.insert("p", "small", at(0), {5: 5})
-    assert book.insert("p", "a", at(1), {5: 6, 10: 6}) == [("p", "a", 5), ("p", "a", 10)]
-    assert book.entries() == ["small"]
+    cached = catalog(budget=10)
+    cached.insert("p", "small", at(0), {5: 5})
+    assert cached.insert("p", "a", at(1), {5: 6, 10: 6}) == [("p", "a", 5), ("p", "a", 10)]
+    assert cached.entries() == ["small"]
 
 
 def test_nirvana_keeps_nothing_after_a_hit_and_weir_keeps_what_lies_above() -> None:
     for insert, kept in ((Insert.MISSES, ()), (Insert.ALL, (20, 25))):
-        book = ledger(rules=Rules(PUBLISHED["nirvana"], insert))
-        assert book.keeps(book.find("p", at(1)), KS) == KS
-        book.insert("p", "a", at(1), dict.fromkeys(KS, 1))
-        assert book.keeps(book.find("p", at(0.87)), KS) == kept
-        assert book.keeps(book.find("p", at(1)), KS) == ()
+        cached = catalog(rules=Rules(PUBLISHED["nirvana"], insert))
+        assert cached.keeps(cached.find("p", at(1)), KS) == KS
+        cached.insert("p", "a", at(1), dict.fromkeys(KS, 1))
+        assert cached.keeps(cached.find("p", at(0.87)), KS) == kept
+        assert cached.keeps(cached.find("p", at(1)), KS) == ()
 
 
 def test_entries_of_another_encoder_are_found_by_nobody_count_and_leave_first() -> None:
-    book = ledger(budget=10)
-    book.restore("theirs", ["t"], None, [{5: 6}])
-    book.insert("p", "a", at(1), {5: 4})
-    assert book.find("theirs", at(1)).match is None
-    assert book.used_bytes == 10
-    assert book.insert("p", "b", at(0), {5: 4}) == [("theirs", "t", 5)]
-    assert sorted(book.entries()) == ["a", "b"]
+    cached = catalog(budget=10)
+    cached.restore("theirs", ["t"], None, [{5: 6}])
+    cached.insert("p", "a", at(1), {5: 4})
+    assert cached.find("theirs", at(1)).match is None
+    assert cached.used_bytes == 10
+    assert cached.insert("p", "b", at(0), {5: 4}) == [("theirs", "t", 5)]
+    assert sorted(cached.entries()) == ["a", "b"]
 
 
 @pytest.mark.parametrize("eviction", POLICIES)
@@ -144,15 +144,15 @@ def test_entries_of_another_encoder_are_found_by_nobody_count_and_leave_first() 
     )
 )
 def test_the_budget_holds_and_nothing_is_lost_track_of(eviction: str, seen: list) -> None:
-    book = ledger(budget=100, eviction=eviction)
+    cached = catalog(budget=100, eviction=eviction)
     here: dict[tuple[str, int], int] = {}
     for i, (cosine, sizes) in enumerate(seen):
-        found = book.find("p", at(cosine))
+        found = cached.find("p", at(cosine))
         if found.match is not None:
             assert (found.match.entry, found.match.k) in here
-            book.use(found.match.entry, found.match.k, found.match.wanted)
-        leaving = {(entry, k) for _, entry, k in book.insert("p", str(i), at(cosine), sizes)}
+            cached.use(found.match.entry, found.match.k, found.match.wanted)
+        leaving = {(entry, k) for _, entry, k in cached.insert("p", str(i), at(cosine), sizes)}
         here = {key: size for key, size in here.items() if key not in leaving}
         here |= {(str(i), k): size for k, size in sizes.items() if (str(i), k) not in leaving}
-        assert book.used_bytes == sum(here.values()) <= 100
-        assert {(e, k) for e in book.entries() for k in book.stored(e)} == set(here)
+        assert cached.used_bytes == sum(here.values()) <= 100
+        assert {(e, k) for e in cached.entries() for k in cached.stored(e)} == set(here)

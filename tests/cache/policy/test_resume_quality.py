@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from cache.policy.resume_quality import load_worth, resumed_share
+from cache.policy.resume_quality import load_resume_quality, resumed_share
 from cache.policy.selector import PUBLISHED, load_selector
 from weir.errors import ConfigError
 
@@ -28,7 +28,7 @@ def test_the_expected_worth_rises_with_the_similarity_falls_with_k_and_never_exc
     path = tmp_path / "profile.json"
     lucky = (0.0, 0.2, 1, {"5": 1.3, "25": 1.1})
     path.write_text(profiled(lucky, (0.2, 0.6, 50, {"5": 0.9, "25": 0.95}), (0.6, 1.0, 50, {"5": 1.0, "25": 0.97})))
-    worth = load_worth(path).at(np.linspace(-1, 1, 50), (5, 25))
+    worth = load_resume_quality(path).at(np.linspace(-1, 1, 50), (5, 25))
     assert (np.diff(worth, axis=0) >= 0).all()
     assert (np.diff(worth, axis=1) <= 0).all()
     assert worth.max() == 1.0
@@ -38,7 +38,7 @@ def test_the_expected_worth_rises_with_the_similarity_falls_with_k_and_never_exc
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_the_measurements_of_a_published_selector_are_asked_for_in_vain(name) -> None:
     with pytest.raises(ConfigError, match="weir cache profile"):
-        load_worth(name)
+        load_resume_quality(name)
 
 
 def test_a_published_selector_says_nothing_of_what_resumed_images_are_worth() -> None:
@@ -61,7 +61,7 @@ def test_what_hits_cost_is_the_mean_of_what_ran(tmp_path) -> None:
     ]
     selector = {"steps": 50, "levels": [[0.3, 25]], "by": "confidence", "stride": 5, "accept": 0.9}
     path.write_text(json.dumps({"selector": selector, "measured": rows}))
-    assert load_worth(path).hits(load_selector(path)) == pytest.approx((0.4, 20.0))
+    assert load_resume_quality(path).hits(load_selector(path)) == pytest.approx((0.4, 20.0))
     del rows[0]["steps"]
     path.write_text(json.dumps({"selector": selector, "measured": rows}))
-    assert load_worth(path).hits(load_selector(path)) == pytest.approx((0.4, 5.0)), "as many as are left"
+    assert load_resume_quality(path).hits(load_selector(path)) == pytest.approx((0.4, 5.0)), "as many as are left"

@@ -73,7 +73,7 @@ def test_only_runs_of_the_measured_length_leave_steps_out() -> None:
     [
         ("{", "not a cache profile"),
         ("{}", "selector"),
-        ('{"selector": {"steps": 50, "levels": [[0.9, 5], [0.8, 10]]}}', "must both fall"),
+        ('{"selector": {"steps": 50, "levels": [[0.9, 5], [0.8, 10]]}}', "must both decrease"),
         ('{"selector": {"steps": 50, "levels": [[0.9, 60]]}}', "1…50"),
         ('{"selector": {"steps": 50, "levels": [["high", 5]]}}', "not a cache profile"),
         ('{"selector": {"steps": 50, "levels": [[0.9, 5]], "by": "chance"}}', "not a cache profile"),
@@ -94,10 +94,10 @@ def test_an_unknown_name_is_answered_with_the_known_ones() -> None:
 
 
 def test_thresholds_of_prompts_and_pictures_are_not_applied_to_two_prompts() -> None:
-    with pytest.raises(ConfigError, match="of a prompt and a picture"):
+    with pytest.raises(ConfigError, match="compare a prompt and an image"):
         load_selector("modm")
 
 
 def test_levels_have_to_fall() -> None:
-    with pytest.raises(ConfigError, match="must both fall"):
+    with pytest.raises(ConfigError, match="must both decrease"):
         Selector(((0.5, 10), (0.6, 5)))

@@ -76,7 +76,7 @@ def test_an_import_leaves_out_what_is_not_proven_ours(run, filled: SealedStore, 
     monkeypatch.setenv("WEIR_CACHE_SECRET", "the secret of a stranger")
     filled.purge()
     result = run("import", str(out))
-    assert "0 values taken, 6 refused" in result.output
+    assert "0 values imported, 6 refused" in result.output
     assert list(filled.backend.keys("weir:")) == []
 
 
@@ -95,9 +95,9 @@ def test_an_import_that_the_store_refuses_says_how_much_was_taken_and_goes_on_wh
         assert result.exit_code == 1
         taken = len(list(store.backend.keys("weir:")))
         assert 0 < taken < 10
-        assert f"({taken} values were taken in; importing again goes on)" in result.output
+        assert f"({taken} values were imported; repeat the import to continue)" in result.output
         admin.config_set("maxmemory", 0)
-    assert "10 values taken, 0 refused" in run("import", str(out)).output
+    assert "10 values imported, 0 refused" in run("import", str(out)).output
 
 
 def test_of_an_export_that_ends_in_the_middle_nothing_is_taken_in(run, filled: SealedStore, tmp_path) -> None:
@@ -163,7 +163,7 @@ def test_the_service_that_is_up_is_asked_and_the_environments_secret_goes_before
         else:
             monkeypatch.setenv("WEIR_CACHE_SECRET", mine)
         assert CliRunner().invoke(app, ["cache", "export", "cache.weir"]).exit_code == 0
-        assert "6 values taken, 0 refused" in CliRunner().invoke(app, ["cache", "import", "cache.weir"]).output
+        assert "6 values imported, 0 refused" in CliRunner().invoke(app, ["cache", "import", "cache.weir"]).output
         assert (os.environ.get("WEIR_CACHE_URL"), os.environ.get("WEIR_CACHE_SECRET")) == (None, mine)
     file.release()
 
@@ -199,7 +199,7 @@ def test_thresholds_that_a_policy_does_not_go_by_are_not_ignored(tmp_path) -> No
     for policy in ("nirvana", "pinecone", "vanilla"):
         result = CliRunner().invoke(app, [*args, policy])
         assert result.exit_code == 2
-        assert f"--policy {policy} does not go by --selector" in result.output
+        assert f"--policy {policy} does not use --selector" in result.output
     assert CliRunner().invoke(app, [*args, "fewer-steps"]).exit_code == 0
 
 
@@ -209,7 +209,7 @@ def test_thresholds_of_pictures_are_not_applied_to_a_log_of_similarities(tmp_pat
     log.write_text("Scores\n0.96\n0.2\n")
     result = CliRunner().invoke(app, ["cache", "replay-log", str(log), *extra])
     assert result.exit_code == 2
-    assert "compares prompts with pictures" in result.output
+    assert "compares prompts with images" in result.output
 
 
 def test_what_a_user_wrote_is_quoted_as_it_is_even_where_it_looks_like_markup(tmp_path) -> None:
@@ -228,7 +228,7 @@ def test_a_family_without_a_checker_is_profiled_by_a_model_that_is_named(tmp_pat
     args = ["cache", "profile", "--family", str(family), "--encoder", "words", "--count", "8", "--out", str(out)]
     result = CliRunner().invoke(app, args)
     assert result.exit_code == 2
-    assert "say nothing of family weir-tiny; name a log of prompts of its users" in result.output
+    assert "not typical of family weir-tiny; give a log of its users' prompts" in result.output
     log = tmp_path / "log.txt"
     log.write_text("\n".join(prompt_log(np.random.default_rng(0), 160)))
     args += ["--prompts", str(log)]

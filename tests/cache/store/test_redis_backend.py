@@ -26,9 +26,9 @@ def test_a_url_may_say_what_redis_knows(url: str) -> None:
 @pytest.mark.parametrize(
     ("url", "said"),
     [
-        ("http://127.0.0.1", "no URL of a Redis"),
-        ("127.0.0.1:6379", "no URL of a Redis"),
-        ("redis://127.0.0.1:high", "no URL of a Redis"),
+        ("http://127.0.0.1", "not a URL of Redis"),
+        ("127.0.0.1:6379", "not a URL of Redis"),
+        ("redis://127.0.0.1:high", "not a URL of Redis"),
         ("redis://127.0.0.1?foo=bar", "db, username"),
         ("redis://127.0.0.1?socket_timeout=60", "db, username"),
         ("redis://127.0.0.1?ssl_cert_reqs=none", "db, username"),

@@ -107,7 +107,7 @@ def cluster(start: Start) -> RedisServer:
 
 def test_a_cluster_is_refused_before_anything_starts(start: Start, backend: Backend, monkeypatch) -> None:
     url = cluster(start).url
-    with pytest.raises(ConfigError, match=r"part of a Redis cluster.*name a server without cluster mode"):
+    with pytest.raises(ConfigError, match=r"part of a Redis cluster.*set a server without cluster mode"):
         backend(url).check()
     with pytest.raises(ConfigError, match="part of a Redis cluster"):
         _check_redis(CacheConfig(mode="read-write", url=url), Console(quiet=True))
@@ -130,7 +130,7 @@ def test_a_replica_is_for_reading_alone(start: Start, backend: Backend) -> None:
     parts = urlsplit(primary.url)
     replica = start(f"replicaof 127.0.0.1 {parts.port}", f"masterauth {parts.password}")
     backend(replica.url).check(writing=False)
-    with pytest.raises(ConfigError, match="it is a read-only replica; name its primary"):
+    with pytest.raises(ConfigError, match="it is a read-only replica; set the URL of its primary"):
         backend(replica.url).check()
     _check_redis(CacheConfig(mode="read", url=replica.url), Console(quiet=True))
     with pytest.raises(ConfigError, match="read-only replica"):
@@ -140,14 +140,14 @@ def test_a_replica_is_for_reading_alone(start: Start, backend: Backend) -> None:
         app, ["cache", "purge", "--all", "--url", replica.url], env={"WEIR_CACHE_SECRET": SECRET.decode()}
     )
     assert purged.exit_code == 2
-    assert "name its primary" in " ".join(purged.output.split())
+    assert "set the URL of its primary" in " ".join(purged.output.split())
 
 
 @pytest.mark.parametrize("user", [":wrong", "acme:wrong", "nobody:hush", ""])
 def test_a_wrong_user_or_password_is_told_and_never_quoted(start: Start, backend: Backend, user: str) -> None:
     server = start("user acme on >hush ~* +@all")
     url = at(server, user) if user else re.sub("//.*@", "//", server.url)
-    with pytest.raises(ConfigError, match="user or password is wrong; both stand in the URL") as caught:
+    with pytest.raises(ConfigError, match="user or password is wrong; set both in the URL") as caught:
         backend(url).check()
     assert "wrong@" not in caught.value.message
     assert "hush" not in caught.value.message
@@ -161,7 +161,7 @@ def test_a_user_who_may_not_what_is_needed_is_refused_with_all_of_it(
     start: Start, backend: Backend, missing: str
 ) -> None:
     url = at(start(f"{CACHE_ONLY} -{missing}"), "acme:hush")
-    with pytest.raises(ConfigError, match="keeps the user from what the cache needs: get, mget, scan"):
+    with pytest.raises(ConfigError, match="forbids the user a command that the cache needs: get, mget, scan"):
         backend(url).check()
 
 
@@ -172,7 +172,7 @@ def test_a_user_of_other_keys_is_refused(start: Start, backend: Backend) -> None
 
 def test_a_server_without_tls_is_told_from_one_that_fails(start: Start, backend: Backend) -> None:
     server = start()
-    with pytest.raises(ConfigError, match="it speaks no TLS; write redis:// instead of rediss://"):
+    with pytest.raises(ConfigError, match="it does not use TLS; write redis:// instead of rediss://"):
         backend(server.url.replace("redis://", "rediss://")).check()
 
 
@@ -189,7 +189,7 @@ def test_a_server_that_needs_tls_is_told(tmp_path: Path, backend: Backend) -> No
         until = time.monotonic() + 10
         while True:
             try:
-                with pytest.raises(ConfigError, match="it speaks TLS; write rediss:// instead of redis://"):
+                with pytest.raises(ConfigError, match="it uses TLS; write rediss:// instead of redis://"):
                     backend(f"redis://:hush@127.0.0.1:{port}/0").check()
                 break
             except StoreFailed:

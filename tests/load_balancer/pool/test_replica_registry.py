@@ -12,7 +12,7 @@ import pytest
 from ray.exceptions import ActorDiedError
 
 from load_balancer.dispatch.dispatcher import Dispatcher
-from load_balancer.dispatch.failure_detector import UNROUTED_S, MISSED_PROBES
+from load_balancer.dispatch.failure_detector import MISSED_PROBES, UNROUTED_S
 from load_balancer.dispatch.service_times import ServiceTimes
 from load_balancer.pool import replica_registry
 from load_balancer.pool.pool import ReplicaLost
