@@ -1,4 +1,4 @@
-"""Look at, measure and tend the approximate cache: ``weir cache …``."""
+"""Inspect, measure and maintain the approximate cache: ``weir cache …``."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from typing import Annotated, Any
 import typer
 
 from cache.policy.selector import By
-from cli.terminal import FamilyOption, JsonOption, answered, print_json, progress, say
+from cli.terminal import FamilyOption, JsonOption, error_exit, print_json, print_line, progress
 from weir.assets import FAMILY
 from weir.config import CacheConfig, load_family
 from weir.errors import ConfigError, NotReady
 from weir.files import check_place, make_folder, written_whole
 
-app = typer.Typer(help="Look at, measure and tend the approximate cache.", no_args_is_help=True)
+app = typer.Typer(help="Inspect, measure and maintain the approximate cache.", no_args_is_help=True)
 
 UrlOption = Annotated[
     str | None, typer.Option(help="Redis of the cache.", show_default="WEIR_CACHE_URL, else the service that is up")
@@ -30,37 +30,38 @@ SecretOption = Annotated[
 TlsOption = Annotated[
     Path | None, typer.Option("--tls-ca", help="Certificates that a rediss:// server is checked against.")
 ]
-#: Longest wait of an administrator for one answer of Redis, seconds.
-_PATIENCE_S = 10.0
+#: Time limit of one call of Redis, seconds.
+_REDIS_TIMEOUT_S = 10.0
 
 
 @app.command("replay-log")
 def replay_log(
-    log: Annotated[Path, typer.Argument(help="CSV of similarities or prompts, or prompts one a line.")],
+    log: Annotated[Path, typer.Argument(help="CSV of similarities or prompts, or a file with one prompt per line.")],
     policy: Annotated[str, typer.Option(help="weir, nirvana, gptcache, pinecone, fewer-steps, ...")] = "weir",
     eviction: Annotated[
         list[str] | None,
-        typer.Option(help="fifo, lru, lfu, lcbfu or weir; several to compare.", show_default="the policy's own"),
+        typer.Option(help="fifo, lru, lfu, lcbfu or weir; repeatable.", show_default="the policy's own"),
     ] = None,
     capacity: Annotated[
-        list[int] | None, typer.Option(min=1, help="States that fit; several to compare.", show_default="all")
+        list[int] | None,
+        typer.Option(min=1, help="Largest number of states; repeatable.", show_default="all"),
     ] = None,
     selector: Annotated[
         str | None,
         typer.Option(
-            help="Thresholds: a published name, or a cache profile; for policies that bring none of their own.",
+            help="Thresholds: a published name or a cache profile, for policies without their own.",
             show_default="nirvana",
         ),
     ] = None,
     encoder: Annotated[str, typer.Option(help="For prompts: words, family, or a text model.")] = "words",
     family: FamilyOption = FAMILY,
-    plot: Annotated[Path | None, typer.Option(help="Picture to write: .svg, .png or .pdf.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Image to write: .svg, .png or .pdf.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Replay a log against the cache's decisions: what would it have saved?
+    """Replay a log through the cache's decisions and show what the cache would have saved.
 
-    A log of similarities has them from the cache that wrote it; a log of prompts is looked up here, from an empty
-    cache, under an eviction policy and a capacity.
+    A log of similarities uses those that the cache recorded. A log of prompts is looked up in an initially empty cache
+    with an eviction policy and a capacity.
 
     Example: weir cache replay-log log.csv --policy nirvana --json
     """
@@ -69,13 +70,13 @@ def replay_log(
     from cache.policy.selector import load_selector
     from cache.replay import read_log, replay_prompts, replay_similarities
 
-    with answered():
+    with error_exit():
         if plot is not None:
             _check_plot(plot)
         thresholds = load_selector(selector or "nirvana")
         chosen = approach(policy, thresholds)
         if selector is not None and (chosen.rules is None or chosen.rules.selector != thresholds):
-            raise ConfigError(f"--policy {policy} does not go by --selector; leave it out, or take --policy weir")
+            raise ConfigError(f"--policy {policy} does not use --selector; leave it out, or use --policy weir")
         read = read_log(log)
         if read.similarities and not (eviction or capacity):
             runs = [{"policy": policy, **replay_similarities(read.similarities, chosen).to_dict()}]
@@ -91,8 +92,8 @@ def replay_log(
             for each, states in itertools.product(eviction or [chosen.eviction], limits):
                 with progress() as bar:
                     task = bar.add_task(f"{each}, {states or 'all'} states", total=len(vectors))
-                    tell = partial(_tell, bar, task)
-                    found = replay_prompts(vectors, chosen, eviction=each, capacity=states, progress=tell)
+                    report = partial(_update, bar, task)
+                    found = replay_prompts(vectors, chosen, eviction=each, capacity=states, progress=report)
                 runs.append({"policy": policy, "eviction": each, "capacity": states, **found.to_dict()})
         if plot is not None:
             _plot(runs, plot)
@@ -102,14 +103,14 @@ def replay_log(
     for run in runs:
         about = ", ".join(str(run[key]) for key in ("policy", "eviction", "capacity") if run.get(key) is not None)
         shares = ", ".join(f"K={k}: {share:.1%}" for k, share in run["shares"].items())
-        say(
+        print_line(
             f": {run['requests']} requests, {run['hit_ratio']:.1%} hits, {run['steps_saved']:.1%} of the steps saved "
             f"({shares})",
             bold=about,
         )
 
 
-def _tell(bar: Any, task: Any, done: int, total: int) -> None:
+def _update(bar: Any, task: Any, done: int, total: int) -> None:
     bar.update(task, completed=done, total=total)
 
 
@@ -121,7 +122,7 @@ def _check_plot(path: Path) -> None:
 
 
 def _plot(runs: list[dict[str, Any]], path: Path) -> None:
-    """Steps saved by capacity, a line for each eviction policy; of a single run its shares by K."""
+    """Plots saved steps by capacity for each eviction policy, or the shares by K of a single run."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -151,34 +152,36 @@ def profile(
     out: Annotated[Path, typer.Option(help="Profile file to write; name it in cache.selector.")],
     family: FamilyOption = FAMILY,
     alpha: Annotated[float, typer.Option(min=0.01, max=1, help="Share of the quality to keep.")] = 0.95,
-    count: Annotated[int, typer.Option(min=8, help="Pairs of prompts to draw.")] = 160,
+    count: Annotated[int, typer.Option(min=8, help="Pairs of prompts to generate.")] = 160,
     prompts: Annotated[
-        Path | None, typer.Option(help="Log of prompts, one a line.", show_default="scenes, for families of weir train")
+        Path | None,
+        typer.Option(help="Log, one prompt per line.", show_default="scenes, for families of weir train"),
     ] = None,
     encoder: Annotated[str | None, typer.Option(help="Text model, or words.", show_default="the family's")] = None,
     judge: Annotated[
         str | None,
-        typer.Option(help="attributes, clip or pick.", show_default="what --clip or --pick names, else attributes"),
+        typer.Option(help="attributes, clip or pick.", show_default="that of --clip or --pick, else attributes"),
     ] = None,
     clip: Annotated[
-        str | None, typer.Option(help="CLIP to judge by: hub name or folder.", show_default="the family's")
+        str | None, typer.Option(help="CLIP as judge: hub name or folder.", show_default="the family's")
     ] = None,
-    pick: Annotated[str | None, typer.Option(help="PickScore to judge by: hub name or folder.")] = None,
-    by: Annotated[By, typer.Option(help="What decides whether a cached run serves a prompt.")] = By.SIMILARITY,
+    pick: Annotated[str | None, typer.Option(help="PickScore as judge: hub name or folder.")] = None,
+    by: Annotated[By, typer.Option(help="Criterion by which a cached run is used for a prompt.")] = By.SIMILARITY,
     cached: Annotated[int, typer.Option(min=1, help="By confidence: prompts that fill the cache first.")] = 240,
     candidates: Annotated[int, typer.Option(min=1, max=64, help="By confidence: neighbours to choose from.")] = 32,
-    stride: Annotated[int, typer.Option(min=1, help="Resumed runs take every so-many-th step that is left.")] = 1,
+    stride: Annotated[int, typer.Option(min=1, help="Resumed runs take every n-th of the remaining steps.")] = 1,
     accept: Annotated[
-        float, typer.Option(min=0, max=1, help="By confidence: draw a resumed picture anew below this.")
+        float,
+        typer.Option(min=0, max=1, help="By confidence: below it, a resumed image is generated from noise."),
     ] = 0.9,
-    seed: Annotated[int, typer.Option(min=0, help="Everything random follows from it.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of everything random.")] = 0,
     threads: Annotated[int, typer.Option(min=1, help="Threads of torch on the CPU.")] = 1,
     as_json: JsonOption = False,
 ) -> None:
-    """Measure how far a cached run may be trusted: similarity × K → quality → thresholds.
+    """Measure quality by similarity and K, and derive the cache's thresholds from it.
 
-    With --by confidence it is not the prompts that are compared: the family's discriminator says how well the picture
-    of the cached run fits the new prompt.
+    With --by confidence, the criterion is not the similarity of prompts, but the discriminator's confidence in the
+    cached image for the new prompt.
 
     Example: weir cache profile --out deploy/profiles/weir-tiny-cache.json
     """
@@ -194,14 +197,14 @@ def profile(
     from workers.models.device import device_of
     from workers.models.family import Family
 
-    with answered():
+    with error_exit():
         check_place(out)
         config = load_family(family)
-        # A checker reads prompts of scenes: a family that has one was trained on them.
+        # A family with a checker was trained on prompts of scenes.
         if prompts is None and checker_folder(config) is None:
             raise ConfigError(
-                f"--prompts: the prompts that are drawn where none are given ask for scenes of `weir train`, which say "
-                f"nothing of family {config.name}; name a log of prompts of its users, one a line"
+                f"--prompts: the default prompts are scenes of `weir train`, which are not typical of family "
+                f"{config.name}; give a log of its users' prompts, one per line"
             )
         length = cached + count if by is By.CONFIDENCE else 20 * count
         log = read_prompts(prompts) if prompts else prompt_log(np.random.default_rng(seed), length)
@@ -219,30 +222,30 @@ def profile(
             task = bar.add_task("loading", total=None)
             engine, last = Family.load(config, threads=threads), config.keys[-1]
             judge_of_last = engine.judges[last]
-            draw = judged_runs(engine, judging, stride)
+            generate = judged_runs(engine, judging, stride)
 
-            def tell(done: int, total: int, what: str) -> None:
+            def report(done: int, total: int, what: str) -> None:
                 bar.update(task, completed=done, total=total, description=what)
 
             if by is By.SIMILARITY:
-                found = measure(distinct, named.encode(distinct), ks, draw, count=count, seed=seed, progress=tell)
+                found = measure(distinct, named.encode(distinct), ks, generate, count=count, seed=seed, progress=report)
             elif isinstance(judge_of_last, Judge):
                 log = [*dict.fromkeys(log[:-count]), *log[-count:]]
                 found = measure_judged(
                     log,
                     named.encode(log),
                     ks[-1],
-                    draw,
+                    generate,
                     judge_of_last.weigh,
                     count=count,
                     candidates=candidates,
                     steps=config.heavy.steps,
                     stride=stride,
                     accept=accept,
-                    progress=tell,
+                    progress=report,
                 )
             else:
-                raise ConfigError(f"--by confidence: family {config.name} brings no discriminator that can judge later")
+                raise ConfigError(f"--by confidence: family {config.name} has no discriminator for stored features")
         selector = thresholds(found, alpha, config.heavy.steps, stride, accept if by is By.CONFIDENCE else 0.0)
         about = {"family": config.name, "model": engine.models[last], "encoder": named.version}
         write_profile(out, found, selector, **about, alpha=alpha, judge=" ".join((kind, *models.values())))
@@ -251,14 +254,14 @@ def profile(
         return
     for row in found.bins():
         cells = ", ".join(f"K={k}: {ratio:.2f}" for k, ratio in row["ratio"].items())
-        say(f"{by.value} {row['from']:.2f}…{row['to']:.2f} ({row['pairs']}): {cells}")
+        print_line(f"{by.value} {row['from']:.2f}…{row['to']:.2f} ({row['pairs']}): {cells}")
     for similarity, k in selector.levels:
-        say(f"resume at {k} above {similarity:.3f}")
-    say(f"written to {out}")
+        print_line(f"resume at {k} above {similarity:.3f}")
+    print_line(f"written to {out}")
 
 
 def judged_runs(engine: Any, judge: Any, stride: int = 1) -> Any:
-    """Whole and resumed runs of the last variant in this process, judged: what :func:`cache.profiling.measure` runs."""
+    """A function that generates and judges runs of the last variant, for :func:`cache.profiling.measure`."""
     import io
 
     import numpy as np
@@ -270,38 +273,38 @@ def judged_runs(engine: Any, judge: Any, stride: int = 1) -> Any:
 
     side = engine.config.size
 
-    def asked(name: str, prompt: str, seed: int, state: Any) -> ImageRequest:
+    def request_for(name: str, prompt: str, seed: int, state: Any) -> ImageRequest:
         request = ImageRequest(name, prompt, seed, side, side, float("inf"), judge=True)
         if state is None:
             return replace(request, capture="")
         return replace(request, resume=Resume("", state.step, stride))
 
-    def draw(prompts: Any, seeds: Any, states: Any) -> Runs:
-        requests = [asked(f"run-{i}", *row) for i, row in enumerate(zip(prompts, seeds, states, strict=True))]
-        drawn = engine.generate(engine.config.keys[-1], requests, states)
-        images = [Image.open(io.BytesIO(each.image)) for each in drawn]
+    def generate(prompts: Any, seeds: Any, states: Any) -> Runs:
+        requests = [request_for(f"run-{i}", *row) for i, row in enumerate(zip(prompts, seeds, states, strict=True))]
+        outputs = engine.generate(engine.config.keys[-1], requests, states)
+        images = [Image.open(io.BytesIO(each.image)) for each in outputs]
         return Runs(
             scored(judge, prompts, images),
-            [{s.step: s for s in each.states} for each in drawn],
-            [None if each.seen is None else np.frombuffer(each.seen, np.float16) for each in drawn],
-            np.array([each.confidence or 0.0 for each in drawn]),
+            [{s.step: s for s in each.states} for each in outputs],
+            [None if each.seen is None else np.frombuffer(each.seen, np.float16) for each in outputs],
+            np.array([each.confidence or 0.0 for each in outputs]),
         )
 
-    return draw
+    return generate
 
 
 @app.command("fit-predictor")
 def fit_predictor(
-    log: Annotated[Path, typer.Argument(help="Log of prompts in order.")],
+    log: Annotated[Path, typer.Argument(help="Log of prompts in order of submission.")],
     out: Annotated[Path, typer.Option(help="Predictor file to write; name it in cache.predictor.")],
     selector: Annotated[str, typer.Option(help="Thresholds: a published name, or a cache profile.")] = "nirvana",
     encoder: Annotated[str, typer.Option(help="words, family, or a text model.")] = "family",
     family: FamilyOption = FAMILY,
-    nu: Annotated[float, typer.Option(min=0.001, max=0.999, help="Share of hits that may be called misses.")] = 0.1,
+    nu: Annotated[float, typer.Option(min=0.001, max=0.999, help="Share of hits that may be taken for misses.")] = 0.1,
     gamma: Annotated[float, typer.Option(min=0.001, help="Width of the kernel.")] = 2.0,
     as_json: JsonOption = False,
 ) -> None:
-    """Fit the match predictor on the first half of a log and measure on the second whether it pays.
+    """Fit the match predictor on the first half of a log, and measure on the second half whether it saves time.
 
     Example: weir cache fit-predictor log.txt --out predictor.safetensors
     """
@@ -314,7 +317,7 @@ def fit_predictor(
     from cache.policy.selector import load_selector
     from cache.replay import found_anything, read_prompts
 
-    with answered():
+    with error_exit():
         check_place(out)
         prompts = read_prompts(log)
         named = (
@@ -349,10 +352,10 @@ def fit_predictor(
     if as_json:
         print_json(found)
         return
-    say(
+    print_line(
         f"precision {measured.precision:.3f}, recall {measured.recall:.3f}; {found['hits_lost']:.1%} of all requests "
         f"would lose a hit; a prediction takes {1e3 * timed[0]:.2f} ms, a search {1e3 * timed[1]:.2f} ms: "
-        f"{'it pays' if found['pays'] else 'it does not pay'}"
+        f"the predictor {'saves' if found['pays'] else 'does not save'} time"
     )
 
 
@@ -360,71 +363,71 @@ def fit_predictor(
 def stats(
     url: UrlOption = None, secret_file: SecretOption = None, tls_ca: TlsOption = None, as_json: JsonOption = False
 ) -> None:
-    """Say what lies in the store: entries, states, bytes, by tenant.
+    """Show the number of entries, states and bytes in the store, by tenant.
 
     Example: weir cache stats --json
     """
     from cache.store.maintenance import summary
 
-    with answered():
+    with error_exit():
         store = _store(url, secret_file, tls_ca)
-        found = _asked(lambda: summary(store))
+        found = _call_store(lambda: summary(store))
     if as_json:
         print_json(found)
         return
     for tenant, counts in found["tenants"].items():
-        say(f": {counts['entries']} entries, {counts['states']} states", bold=tenant)
-    say(f"{found['entries']} entries, {found['states']} states, {found['bytes']} bytes of states")
+        print_line(f": {counts['entries']} entries, {counts['states']} states", bold=tenant)
+    print_line(f"{found['entries']} entries, {found['states']} states, {found['bytes']} bytes of states")
     if found["store_bytes"] is None:
-        say("how much memory Redis takes is not known: it does not say it to this user (INFO)")
+        print_line("the memory usage of Redis is unknown: this user may not run INFO")
 
 
 @app.command()
 def purge(
-    tenant: Annotated[str | None, typer.Option(help="Only this tenant's.")] = None,
-    everything: Annotated[bool, typer.Option("--all", help="Every tenant's.")] = False,
+    tenant: Annotated[str | None, typer.Option(help="Only this tenant.")] = None,
+    everything: Annotated[bool, typer.Option("--all", help="All tenants.")] = False,
     url: UrlOption = None,
     secret_file: SecretOption = None,
     tls_ca: TlsOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Delete what is cached, of one tenant or of all. A running service misses it at once.
+    """Delete the cached entries of one tenant or of all. A running service stops using them at once.
 
     Example: weir cache purge --tenant acme
     """
     from cache.policy.partition import Partitions
     from cache.store.store import PREFIX, ROOT
 
-    with answered():
+    with error_exit():
         if (tenant is None) != everything:
-            raise ConfigError("say whose: either --tenant NAME or --all")
+            raise ConfigError("give either --tenant NAME or --all")
         store = _store(url, secret_file, tls_ca, writing=True)
         prefix = ROOT if tenant is None else PREFIX + Partitions.prefix(tenant)
-        count = _asked(lambda: store.purge(prefix))
+        count = _call_store(lambda: store.purge(prefix))
     if as_json:
         print_json({"deleted": count})
     else:
-        say(f"deleted {count} values")
+        print_line(f"deleted {count} values")
 
 
 @app.command("export")
 def export_(
     out: Annotated[Path, typer.Argument(help="File to write.")],
-    tenant: Annotated[str | None, typer.Option(help="Only this tenant's.")] = None,
+    tenant: Annotated[str | None, typer.Option(help="Only this tenant.")] = None,
     url: UrlOption = None,
     secret_file: SecretOption = None,
     tls_ca: TlsOption = None,
 ) -> None:
-    """Write everything that is cached into one file, sealed as it lies in the store.
+    """Write all cached entries to one file, sealed as in the store.
 
     Example: weir cache export cache.weir --tenant acme
     """
     from cache.store.maintenance import export_store
 
-    with answered():
+    with error_exit():
         store = _store(url, secret_file, tls_ca)
-        count = _asked(lambda: export_store(store, out, tenant))
-    say(f"{count} values are in {out}")
+        count = _call_store(lambda: export_store(store, out, tenant))
+    print_line(f"{count} values are in {out}")
 
 
 @app.command("import")
@@ -434,23 +437,23 @@ def import_(
     secret_file: SecretOption = None,
     tls_ca: TlsOption = None,
 ) -> None:
-    """Put an exported file back; values that are not proven ours are left out. A service sees them when it starts.
+    """Import an exported file. Values without a valid tag are refused. A service reads the values when it starts.
 
     Example: weir cache import cache.weir
     """
     from cache.store.maintenance import import_store
 
-    with answered():
+    with error_exit():
         store = _store(url, secret_file, tls_ca, writing=True)
-        taken, refused = _asked(lambda: import_store(store, source))
-    say(f"{taken} values taken, {refused} refused")
+        taken, refused = _call_store(lambda: import_store(store, source))
+    print_line(f"{taken} values imported, {refused} refused")
 
 
 def _store(url: str | None, secret_file: Path | None, tls_ca: Path | None, *, writing: bool = False) -> Any:
-    """The store that was asked for: the options, the environment, or the service that is up.
+    """The store that the options, the environment or the service that is up name.
 
     Args:
-        writing: the server has to take writes.
+        writing: whether the server has to accept writes.
     """
     import os
 
@@ -461,21 +464,21 @@ def _store(url: str | None, secret_file: Path | None, tls_ca: Path | None, *, wr
 
     secret = ""
     if url is None and URL not in os.environ:
-        with suppress(ServiceError):  # nothing is up; what is missing then is said below
+        with suppress(ServiceError):  # no service is up; missing settings are reported below
             _, service = find()
             url, secret = service.cache_url or None, service.cache_secret
     named, certificates = (None if path is None else str(path) for path in (secret_file, tls_ca))
     config = CacheConfig(url=url, secret_file=named, tls_ca=certificates)
-    backend = connected(config, patience_s=_PATIENCE_S)
-    _asked(partial(backend.check, writing=writing))
+    backend = connected(config, patience_s=_REDIS_TIMEOUT_S)
+    _call_store(partial(backend.check, writing=writing))
     first, *retired = secrets(config, secret)
     return SealedStore(backend, first, config.compression, retired)
 
 
-def _asked(work: Any) -> Any:
+def _call_store(work: Any) -> Any:
     from cache.store.backend import StoreFailed
 
     try:
         return work()
     except StoreFailed as error:
-        raise NotReady(f"the cache's Redis does not do it: {error.message}; is it up, and the URL right?") from None
+        raise NotReady(f"the cache's Redis failed: {error.message}; check that it runs and the URL is right") from None

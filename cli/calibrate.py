@@ -1,4 +1,4 @@
-"""From measured quality to thresholds: ``weir calibrate``."""
+"""Choose a threshold by measured quality: ``weir calibrate``."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from cli.terminal import JsonOption, answered, console, print_json, say
+from cli.terminal import JsonOption, console, error_exit, print_json, print_line
 from weir.files import written_whole
 
 
@@ -20,22 +20,23 @@ def calibrate(
     ),
     keep: Annotated[float, typer.Option(min=0, help="Share of all-heavy quality to keep.")] = 0.97,
     variant: Annotated[
-        str | None, typer.Option(help="The lighter variant that is mixed with the last one.", show_default="the first")
+        str | None,
+        typer.Option(help="Lighter variant of the mix with the last one.", show_default="the first"),
     ] = None,
     profile: Annotated[
         Path | None,
-        typer.Option(help="Profile file that takes the measured confidences and quality of every lighter variant."),
+        typer.Option(help="Profile file to which to write the confidences and quality of every lighter variant."),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Say which threshold keeps which quality, and teach it to a profile.
+    """Show which quality each threshold keeps, and write the measurements to a profile.
 
     Example: weir calibrate runs/evaluation/evaluation.json --keep 0.97
     """
     from quality.calibration import Calibration
     from weir.profiles import load_profile
 
-    with answered():
+    with error_exit():
         measured = Calibration.read(evaluation, variant)
         chosen = measured.least(keep)
         if profile is not None:
@@ -48,9 +49,9 @@ def calibrate(
             last = known.keys[-1]
             found = {"confidences": Calibration.last_confidences(evaluation, last) or known.heavy.confidences}
             variants[last] = known.heavy.model_copy(update=found)
-            taught = known.model_copy(update={"variants": variants})
+            updated = known.model_copy(update={"variants": variants})
             with written_whole(profile) as draft:
-                draft.write_text(json.dumps(taught.model_dump(mode="json"), indent=1) + "\n")
+                draft.write_text(json.dumps(updated.model_dump(mode="json"), indent=1) + "\n")
     rows = measured.table([i / 10 for i in range(11)])
     if as_json:
         print_json({"keep": keep, "chosen": asdict(chosen), "table": [asdict(row) for row in rows]})
@@ -60,9 +61,9 @@ def calibrate(
         table.add_row(f"{row.threshold:.1f}", f"{row.light_share:.0%}", f"{row.quality:.3f}", f"{row.kept:.1%}")
     console.print(table)
     key = f"plan.thresholds.{variant}" if variant else "plan.threshold"
-    say(
+    print_line(
         f"threshold {chosen.threshold:.2f} keeps {chosen.kept:.1%} of all-heavy quality with {chosen.light_share:.0%} "
-        f"images of the lighter variant: that is `{key}` of the service file"
+        f"images of the lighter variant; set it as `{key}` in the service file"
     )
     if profile is not None:
-        say(f"{profile} now holds these confidences and this quality")
+        print_line(f"confidences and quality are written to {profile}")

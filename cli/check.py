@@ -1,4 +1,4 @@
-"""Look at a file before it is used: ``weir check``."""
+"""Check a file before it is used: ``weir check``."""
 
 from __future__ import annotations
 
@@ -7,26 +7,26 @@ from typing import Annotated
 
 import typer
 
-from cli.terminal import JsonOption, answered, print_json, say
+from cli.terminal import JsonOption, error_exit, print_json, print_line
 
 
 def check(
     file: Annotated[
         Path,
         typer.Argument(
-            help="Service, family, profile, ladder, keys, trace, plan, cache profile, head, or dashboards' folder."
+            help="Service, family, profile, ladder, keys, trace, plan, cache profile, level head, or dashboard folder."
         ),
     ],
     as_json: JsonOption = False,
 ) -> None:
-    """Say what is wrong with a file, or what it does. Its content tells what it is.
+    """Show what is wrong with a file, or what it contains. The kind of file is recognised by its content.
 
     Example: weir check deploy/configs/weir-tiny.yaml
     """
     from deploy.check import check as look
     from weir.errors import WeirError
 
-    with answered():
+    with error_exit():
         try:
             found = look(file)
         except WeirError as error:
@@ -37,6 +37,6 @@ def check(
     if as_json:
         print_json({"file": str(file), "ok": True, "kind": found.kind, "says": found.details})
         return
-    say(f": a {found.kind}, and nothing is wrong with it", bold=str(file))
+    print_line(f": a {found.kind}, and nothing is wrong with it", bold=str(file))
     for line in found.details:
-        say(f"  {line}")
+        print_line(f"  {line}")

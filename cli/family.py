@@ -1,4 +1,4 @@
-"""Fetch, make and measure a family: ``weir fetch``, ``weir profile``, ``weir train``, ``weir evaluate``."""
+"""Fetch, train and measure a family: ``weir fetch``, ``weir profile``, ``weir train``, ``weir evaluate``."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from cli.terminal import FamilyOption, JsonOption, answered, print_json, progress, say
+from cli.terminal import FamilyOption, JsonOption, error_exit, print_json, print_line, progress
 from weir.assets import FAMILY
 from weir.config import load_family
 from weir.errors import ConfigError
@@ -19,8 +19,8 @@ def profile(
     family: FamilyOption = FAMILY,
     batch_sizes: Annotated[str, typer.Option(help="Batch sizes, comma-separated.")] = "1,2,4,8",
     repeats: Annotated[int, typer.Option(min=1, help="Measured batches of each size.")] = 3,
-    prompts: Annotated[Path | None, typer.Option(help="Prompts, one a line.", show_default="its own")] = None,
-    count: Annotated[int, typer.Option(min=1, help="How many prompts to measure confidences on.")] = 200,
+    prompts: Annotated[Path | None, typer.Option(help="File, one prompt per line.", show_default="generated")] = None,
+    count: Annotated[int, typer.Option(min=1, help="Number of prompts to measure confidences on.")] = 200,
     threads: Annotated[int, typer.Option(min=1, help="Threads of torch on the CPU.")] = 1,
     judge_last: Annotated[
         bool, typer.Option("--judge-last", help="Also measure confidences in images of the last variant, for redraws.")
@@ -34,7 +34,7 @@ def profile(
     from traces.prompts import prompt_by_id
     from workers.profiler import profile_family, write_profile
 
-    with answered():
+    with error_exit():
         try:
             sizes = [int(b) for b in batch_sizes.split(",")]
         except ValueError:
@@ -62,34 +62,34 @@ def profile(
     else:
         for variant in measured.variants.values():
             cells = ", ".join(f"{b}: {s:.3f} s" for b, s in zip(variant.batch_sizes, variant.latency_s, strict=True))
-            say(f"  {cells}", bold=variant.name)
-        say(f"written to {out}")
+            print_line(f"  {cells}", bold=variant.name)
+        print_line(f"written to {out}")
 
 
 def train(
     out: Annotated[Path, typer.Option(help="Folder of the weights.")] = Path("models/weir-tiny"),
     work: Annotated[Path, typer.Option(help="Folder of data and checkpoints.")] = Path("training/work"),
     budget: Annotated[str, typer.Option(help="full, discriminator (needs --start), or smoke.")] = "full",
-    start: Annotated[Path | None, typer.Option(help="Folder of a family to go on from.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Everything random follows from it.")] = 1,
+    start: Annotated[Path | None, typer.Option(help="Folder of a family to start from.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of everything random.")] = 1,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     threads: Annotated[int, typer.Option(min=1, help="Threads of torch on the CPU.")] = 1,
     light_steps: Annotated[
         int, typer.Option(min=1, max=50, help="Steps of the light images that the discriminator learns on.")
     ] = 2,
 ) -> None:
-    """Train the embedded family, from scratch or from what is there; a run that was stopped goes on where it was.
+    """Train the embedded family, from scratch or from an existing one. A stopped run continues where it was.
 
     Example: weir train --start models/weir-tiny --budget discriminator --work /tmp/work
 
-    A discriminator for the light model in 4 steps, which is a light variant of its own (`weir cascades`):
+    A discriminator for the light model with 4 steps, as another light variant (`weir cascades`):
     weir train --start models/weir-tiny --budget discriminator --light-steps 4 --out models/weir-tiny-4
     """
     import torch
 
     from training.recipe import BUDGETS, train_family
 
-    with answered():
+    with error_exit():
         if budget not in BUDGETS:
             raise ConfigError(f"--budget is {budget!r}; choose one of {', '.join(BUDGETS)}")
         make_folder(out)
@@ -98,11 +98,11 @@ def train(
             device = "cuda" if torch.cuda.is_available() else "cpu"
         torch.set_num_threads(threads)
         train_family(out, work, budget=BUDGETS[budget], seed=seed, device=device, start=start, drawn_steps=light_steps)
-    say(f"the family is in {out}")
+    print_line(f"the family is in {out}")
 
 
 def evaluate(
-    out: Annotated[Path, typer.Option(help="Folder of the figures and plots.")] = Path("runs/evaluation"),
+    out: Annotated[Path, typer.Option(help="Folder of the results and plots.")] = Path("runs/evaluation"),
     family: FamilyOption = FAMILY,
     count: Annotated[int, typer.Option(min=8, help="Held-out prompts.")] = 400,
     approximations: Annotated[int, typer.Option(min=0, help="Prompts to measure resume and warm start on.")] = 0,
@@ -116,26 +116,26 @@ def evaluate(
     from training.card import write_card, write_plots
     from training.evaluate import evaluate as measure
 
-    with answered():
+    with error_exit():
         config = load_family(family)
         for folder in filter(None, (out, card)):
             make_folder(folder)
         with progress() as bar:
             tasks: dict[str, Any] = {}
 
-            def tell(what: str, done: int, total: int) -> None:
+            def report(what: str, done: int, total: int) -> None:
                 if what not in tasks:
                     tasks[what] = bar.add_task(what, total=total)
                 bar.update(tasks[what], completed=done)
 
-            figures = measure(config, out, count=count, approximations=min(approximations, count), progress=tell)
+            figures = measure(config, out, count=count, approximations=min(approximations, count), progress=report)
         write_plots(out)
         if card is not None:
             write_card(out, card)
     if as_json:
         print_json(figures)
     else:
-        say(f"figures and plots are in {out}")
+        print_line(f"results and plots are in {out}")
 
 
 def fetch(
@@ -147,9 +147,9 @@ def fetch(
     """
     from workers.models.fetch import fetch as get
 
-    with answered():
-        folders = get(load_family(family), say)
+    with error_exit():
+        folders = get(load_family(family), print_line)
     for folder in folders:
-        say(f"in {folder}")
+        print_line(f"weights are in {folder}")
     if not folders:
-        say(f"{family} names local folders only: there is nothing to fetch")
+        print_line(f"{family} names only local folders; there is nothing to fetch")

@@ -1,4 +1,4 @@
-"""One image in this process: ``weir generate``."""
+"""Generate one image in this process: ``weir generate``."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from cli.terminal import FamilyOption, JsonOption, answered, console, print_json, say
+from cli.terminal import FamilyOption, JsonOption, console, error_exit, print_json, print_line
 from weir.assets import CACHE_PROFILE, FAMILY
 from weir.config import CacheConfig, load_family
 from weir.errors import ConfigError
@@ -20,9 +20,9 @@ def generate(
     prompt: Annotated[str, typer.Argument(help="What the image shows.")],
     out: Annotated[Path, typer.Option(help="File to write, PNG.")] = Path("image.png"),
     family: FamilyOption = FAMILY,
-    seed: Annotated[int | None, typer.Option(min=-1, max=2**64 - 1, help="Else a random one, printed.")] = None,
+    seed: Annotated[int | None, typer.Option(min=-1, max=2**64 - 1, help="Otherwise random, and printed.")] = None,
     threshold: Annotated[
-        float, typer.Option(min=0, max=1, help="Confidence below which the next variant generates it.")
+        float, typer.Option(min=0, max=1, help="Confidence below which the next variant generates the image again.")
     ] = 0.5,
     variant: Annotated[
         str | None, typer.Option(help="Force one variant of the family instead of the cascade, e.g. light.")
@@ -30,9 +30,7 @@ def generate(
     negative_prompt: Annotated[str, typer.Option(help="What the image should not show.")] = "",
     steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps of the last variant.")] = None,
     guidance: Annotated[float | None, typer.Option(min=0, help="Guidance scale of the last variant.")] = None,
-    cache: Annotated[
-        Path | None, typer.Option(help="File of earlier runs: resume from a similar one, and add this one.")
-    ] = None,
+    cache: Annotated[Path | None, typer.Option(help="File of earlier runs to resume from; this run is added.")] = None,
     selector: Annotated[
         str | None, typer.Option(help="Thresholds: a published name, or a cache profile.", show_default="the family's")
     ] = None,
@@ -46,19 +44,21 @@ def generate(
     from workers.generate import generate as generated
     from workers.models.judges import family_judge
 
-    with answered():
+    with error_exit():
         if not prompt.strip():
-            raise ConfigError("the prompt is empty; say what the image should show")
+            raise ConfigError("the prompt is empty; describe the image")
         check_place(out)
         config = load_family(family)
         if variant is not None and variant not in config.keys:
             raise ConfigError(f"--variant is {variant!r}; {config.name} has {', '.join(config.keys)}")
         with console.status("generating"):
-            kept = None
+            local_cache = None
             if cache is not None:
                 thresholds = selector or (str(CACHE_PROFILE) if family == FAMILY else "nirvana")
-                kept = LocalCache(CacheConfig(mode="read-write", selector=thresholds), config, cache, family_judge)
-            made = generated(
+                local_cache = LocalCache(
+                    CacheConfig(mode="read-write", selector=thresholds), config, cache, family_judge
+                )
+            result = generated(
                 config,
                 prompt,
                 seed=random.randrange(2**32) if seed in (None, -1) else seed,
@@ -68,16 +68,16 @@ def generate(
                 steps=steps,
                 guidance=guidance,
                 threads=1,
-                cache=kept,
+                cache=local_cache,
             )
-            if kept is not None:
-                kept.save()
+            if local_cache is not None:
+                local_cache.save()
         with written_whole(out) as draft:
-            draft.write_bytes(made.image)
-    facts = {k: v for k, v in asdict(made).items() if k != "image"} | {"file": str(out)}
+            draft.write_bytes(result.image)
+    facts = {k: v for k, v in asdict(result).items() if k != "image"} | {"file": str(out)}
     if as_json:
         print_json(facts)
     else:
-        verdicts = "".join(f", confidence in {key} {value:.2f}" for key, value in made.confidences.items())
-        resumed = f" resumed at step {made.resumed_at} of an earlier run" if made.resumed_at else ""
-        say(f"{out}: {made.model}, {made.steps} steps{resumed}, seed {made.seed}{verdicts}")
+        verdicts = "".join(f", confidence in {key} {value:.2f}" for key, value in result.confidences.items())
+        resumed = f" resumed at step {result.resumed_at} of an earlier run" if result.resumed_at else ""
+        print_line(f"{out}: {result.model}, {result.steps} steps{resumed}, seed {result.seed}{verdicts}")

@@ -1,4 +1,4 @@
-"""Who may call a service: ``weir keys …``."""
+"""API keys of a service: ``weir keys …``."""
 
 from __future__ import annotations
 
@@ -8,26 +8,26 @@ from typing import Annotated
 
 import typer
 
-from cli.terminal import JsonOption, answered, print_json, say
+from cli.terminal import JsonOption, error_exit, print_json, print_line
 from weir.config import KeyConfig, load_keys
 from weir.errors import ConfigError
 
-app = typer.Typer(help="Make and list the keys of the API's callers.", no_args_is_help=True)
+app = typer.Typer(help="Create and list API keys.", no_args_is_help=True)
 
-FileOption = Annotated[Path, typer.Option("--file", help="Keys file; a service names it in keys_file.")]
+FileOption = Annotated[Path, typer.Option("--file", help="Keys file, which a service names in keys_file.")]
 
 
 @app.command()
 def new(
-    name: Annotated[str, typer.Option(help="Of the caller; shown in `weir keys list`.")],
-    tenant: Annotated[str, typer.Option(help="Whose cached states it may reuse.")] = "public",
+    name: Annotated[str, typer.Option(help="Name of the client, shown in `weir keys list`.")],
+    tenant: Annotated[str, typer.Option(help="Tenant whose cached states the client shares.")] = "public",
     file: FileOption = Path("keys.yaml"),
-    batch: Annotated[bool, typer.Option("--batch", help="May wait for those who cannot.")] = False,
-    images_per_minute: Annotated[float | None, typer.Option(help="At most; none: as many as fit.")] = None,
-    concurrent_images: Annotated[int | None, typer.Option(help="At most; none: as many as fit.")] = None,
+    batch: Annotated[bool, typer.Option("--batch", help="Low priority: requests wait for interactive ones.")] = False,
+    images_per_minute: Annotated[float | None, typer.Option(help="Largest number of images per minute.")] = None,
+    concurrent_images: Annotated[int | None, typer.Option(help="Largest number of images at once.")] = None,
     admin: Annotated[bool, typer.Option("--admin", help="May see and cancel the requests of every key.")] = False,
 ) -> None:
-    """Make a key, print it once, and keep only its digest. A running service knows it a second later.
+    """Create a key, print it once, and store only its digest. A running service reads it within a second.
 
     Example: weir keys new --name alice --tenant acme --images-per-minute 60
     """
@@ -35,7 +35,7 @@ def new(
 
     from load_balancer.http.api_keys import append_key, digest, new_key
 
-    with answered():
+    with error_exit():
         key = new_key()
         try:
             entry = KeyConfig(
@@ -53,16 +53,16 @@ def new(
             raise ConfigError(f"--{option}: {problem['msg']} (given: {problem['input']!r})") from None
         append_key(file, entry)
         sys.stdout.write(key + "\n")
-        say(f"the key of {name} is above, for the first and last time; its digest is in {file}")
+        print_line(f"the key of {name} is above and is not shown again; its digest is in {file}")
 
 
 @app.command("list")
 def list_keys(file: FileOption = Path("keys.yaml"), as_json: JsonOption = False) -> None:
-    """Say who may call, and how much. Delete an entry of the file to revoke its key.
+    """List keys and their limits. Delete an entry of the file to revoke its key.
 
     Example: weir keys list --file keys.yaml
     """
-    with answered():
+    with error_exit():
         known = load_keys(file).keys
     if as_json:
         print_json([key.model_dump(exclude={"sha256"}) for key in known])
@@ -74,4 +74,4 @@ def list_keys(file: FileOption = Path("keys.yaml"), as_json: JsonOption = False)
             if value is not None
         )
         scope = "admin, " if key.admin else ""
-        say(f": tenant {key.tenant}, {scope}{key.priority}, {limits or 'no limits'}", bold=key.name)
+        print_line(f": tenant {key.tenant}, {scope}{key.priority}, {limits or 'no limits'}", bold=key.name)

@@ -1,4 +1,4 @@
-"""Predicted levels: ``weir levels fit`` and ``weir levels check``."""
+"""Fit and check the predictor of approximation levels: ``weir levels fit`` and ``weir levels check``."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from rich.table import Table
 from cli.terminal import (
     FamilyOption,
     JsonOption,
-    answered,
     console,
+    error_exit,
     print_json,
+    print_line,
     progress,
-    say,
 )
 from weir.assets import FAMILY, LEVEL_HEAD
 from weir.config import FamilyConfig, load_family
@@ -28,33 +28,33 @@ from weir.prompt_levels import LevelHead
 if TYPE_CHECKING:
     from training.level_pairs import LevelPairs
 
-#: Of shadow samples: other prompts than any head was fitted on.
+#: Seed of shadow samples, whose prompts differ from those of fits.
 SHADOW_SEED = 3_000_017
 
-app = typer.Typer(help="Predict which approximation a prompt stands.", no_args_is_help=True)
+app = typer.Typer(help="Predict which approximation level a prompt tolerates.", no_args_is_help=True)
 
 
 @app.command()
 def fit(
     family: FamilyOption = FAMILY,
-    count: Annotated[int, typer.Option(min=50, help="Prompts to draw at every level.")] = 1000,
+    count: Annotated[int, typer.Option(min=50, help="Prompts to generate at every level.")] = 1000,
     steps: Annotated[
-        str, typer.Option(help="Shorter heavy runs between the whole one and the light variant.")
+        str, typer.Option(help="Numbers of steps of the levels between the whole heavy run and the light variant.")
     ] = "10,5",
     alpha: Annotated[float, typer.Option(min=0.5, max=1, help="Share of the best level's quality to keep.")] = 0.95,
     judge: Annotated[str, typer.Option(help="attributes or clip.")] = "attributes",
-    work: Annotated[Path, typer.Option(help="Folder of the drawn pairs; a run goes on there.")] = Path("runs/levels"),
+    work: Annotated[Path, typer.Option(help="Folder of the images, to continue a run.")] = Path("runs/levels"),
     out: Annotated[Path, typer.Option(help="Level head to write.")] = LEVEL_HEAD,
     as_json: JsonOption = False,
 ) -> None:
-    """Draw prompts at every level, judge them, and fit the classifier that predicts levels from embeddings.
+    """Generate prompts at every level, judge the images, and fit the classifier that predicts levels from embeddings.
 
     Example: weir levels fit --count 1000
     """
     from cache.encoder import family_encoder
     from training.level_head import fit_levels
 
-    with answered():
+    with error_exit():
         config = load_family(family)
         try:
             shorter = [int(n) for n in steps.split(",") if n.strip()]
@@ -76,33 +76,34 @@ def fit(
     for rung, row in zip(report.rungs, report.confusion, strict=True):
         table.add_row(rung, *map(str, row))
     console.print(table)
-    say(
+    print_line(
         f"right level: {report.accuracy:.1%} (always the most frequent: {report.majority:.1%}); "
         f"mean error {report.mean_level_error:.2f} levels"
     )
-    gains = Table(title="quality at equal load: who is drawn heavy", box=box.SIMPLE_HEAD)
+    gains = Table(title="quality at equal load, by selection of the heavy prompts", box=box.SIMPLE_HEAD)
     for column in ("heavy share", "predicted", "at random", "best possible"):
         gains.add_column(column, justify="right")
     for share, *values in zip(report.heavy_share, report.predicted, report.agnostic, report.oracle, strict=True):
         gains.add_row(f"{share:.0%}", *(f"{v:.4f}" for v in values))
     console.print(gains)
-    say(f"gained over random, mean: {report.gained:+.4f}; written to {out}")
+    print_line(f"mean gain over random selection: {report.gained:+.4f}; written to {out}")
 
 
 @app.command()
 def check(
-    head: Annotated[Path, typer.Argument(help="Level head to hold against samples of now.")] = LEVEL_HEAD,
+    head: Annotated[Path, typer.Argument(help="Level head to check.")] = LEVEL_HEAD,
     family: FamilyOption = FAMILY,
-    count: Annotated[int, typer.Option(min=50, help="Shadow samples: prompts to draw at every level.")] = 200,
+    count: Annotated[int, typer.Option(min=50, help="Shadow samples: prompts to generate at every level.")] = 200,
     judge: Annotated[str, typer.Option(help="attributes or clip.")] = "attributes",
-    work: Annotated[Path, typer.Option(help="Folder of the samples; a run goes on there.")] = Path("runs/levels-check"),
+    work: Annotated[Path, typer.Option(help="Folder of the samples, to continue a run.")] = Path("runs/levels-check"),
     was: Annotated[
-        bool, typer.Option("--alarmed", help="The last check raised an alarm; it takes more to end it.")
+        bool,
+        typer.Option("--alarmed", help="The last check raised an alarm, which takes more to end."),
     ] = False,
-    refit: Annotated[bool, typer.Option(help="On an alarm, fit the head again from the samples.")] = False,
+    refit: Annotated[bool, typer.Option(help="If the head has drifted, fit it again from the samples.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Draw shadow samples, hold the level head against them, and say whether it has drifted: exit code 1 if so.
+    """Compare the level head with new shadow samples. Exit code 1 if it has drifted.
 
     Example: weir levels check --count 200 --refit
     """
@@ -110,7 +111,7 @@ def check(
     from training.drift import DriftRules, alarmed, level_drifts
     from training.level_head import fit_levels
 
-    with answered():
+    with error_exit():
         config = load_family(family)
         LevelHead.load(head, steps=config.heavy.steps)  # before anything that takes time
         if refit:
@@ -130,16 +131,16 @@ def check(
         rows = [asdict(it) for it in drifts]
         print_json({"drifted": drifted, "was": known.version, "version": fitted.version, "levels": rows})
     else:
-        table = Table(title=f"{len(pairs.prompts)} shadow samples: what the light variant loses", box=box.SIMPLE_HEAD)
+        table = Table(title=f"{len(pairs.prompts)} shadow samples: loss of the light variant", box=box.SIMPLE_HEAD)
         for column in ("level", "samples", "recorded", "now", "±"):
             table.add_column(column, justify="left" if column == "level" else "right")
         for it in drifts:
             table.add_row(it.level, str(it.samples), f"{it.recorded:.3f}", f"{it.realised:.3f}", f"{it.error:.3f}")
         console.print(table)
-        said = "it holds"
+        verdict = "valid"
         if drifted:
-            said = f"fitted again: {fitted.version}" if refit else "it has drifted; fit it again with --refit"
-        say(f"level head {known.version}: {said}")
+            verdict = f"fitted again: {fitted.version}" if refit else "it has drifted; fit it again with --refit"
+        print_line(f"level head {known.version}: {verdict}")
     if drifted and not refit:
         raise typer.Exit(1)
 
@@ -147,7 +148,11 @@ def check(
 def _pairs(
     config: FamilyConfig, judge: str, shorter: list[int], count: int, work: Path, what: str, **seed: int
 ) -> LevelPairs:
-    """Prompts drawn at every level and judged, with a progress bar; ``seed`` where it is not that of a fit."""
+    """Generates prompts at every level and judges the images, with a progress bar.
+
+    Args:
+        seed: seed of the prompts; by default that of fits.
+    """
     from quality.suite import family_suite
     from training.level_pairs import draw_pairs, ladder_of
 

@@ -1,6 +1,6 @@
-"""The command line: which commands there are. Each module of ``cli`` imports what it needs when it runs.
+"""The command line: registers all commands. Each module of ``cli`` imports what it needs when a command runs.
 
-Exit codes: 0 done; 1 it failed while running; 2 wrong usage or configuration; 130 interrupted.
+Exit codes: 0 success; 1 failure while running; 2 wrong usage or configuration; 130 interrupted.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import typer
 from cli import cache, calibrate, check, family, generate, keys, levels, plan, score, serve, trace
 from weir import __version__
 
-os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it asks for torchvision, which nothing here needs
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it warns that torchvision is missing, which is not needed
 
 
 def _version(asked: bool) -> None:

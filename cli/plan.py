@@ -1,4 +1,4 @@
-"""Decide without a cluster: ``weir plan``, ``weir simulate``, ``weir compare``, ``weir cascades``."""
+"""Plan and simulate without a cluster: ``weir plan``, ``weir simulate``, ``weir compare``, ``weir cascades``."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from rich.text import Text
 
-from cli.terminal import JsonOption, answered, console, print_json, say
+from cli.terminal import JsonOption, console, error_exit, print_json, print_line
 from weir.errors import ConfigError
 from weir.files import check_place, make_folder
 
@@ -17,16 +17,16 @@ CascadeOption = Annotated[str, typer.Option(help="diffserve-1, -2, -3, sdxl-a100
 FamilyOption = Annotated[
     str, typer.Option(help="The same, or argus-sdxl or another ladder file, or a service file for all systems.")
 ]
-TraceOption = Annotated[Path, typer.Option(help="Trace file, in any form that `weir replay` reads.")]
+TraceOption = Annotated[Path, typer.Option(help="Trace file in any format of `weir replay`.")]
 ScoresOption = Annotated[
-    Path | None, typer.Option(help="Recorded P(fake), four a prompt.", show_default="drawn from the family's curve")
+    Path | None, typer.Option(help="Recorded P(fake), four per prompt.", show_default="sampled from the family's curve")
 ]
-GpusOption = Annotated[int, typer.Option(min=1, help="How many GPUs.")]
+GpusOption = Annotated[int, typer.Option(min=1, help="Number of GPUs.")]
 SloOption = Annotated[float | None, typer.Option(help="Deadline, seconds.", show_default="the family's")]
-SeedOption = Annotated[int, typer.Option(min=0, help="Everything random follows from it.")]
+SeedOption = Annotated[int, typer.Option(min=0, help="Seed of everything random.")]
 RateOption = Annotated[float, typer.Option(min=0.0001, help="Factor on the request rate.")]
-RedrawOption = Annotated[int | None, typer.Option(min=0, help="Draw arrivals anew from the demand with this seed.")]
-PriceOption = Annotated[float | None, typer.Option(min=0, help="Price of one GPU for an hour, for the cost of images.")]
+RedrawOption = Annotated[int | None, typer.Option(min=0, help="Resample arrivals from the demand with this seed.")]
+PriceOption = Annotated[float | None, typer.Option(min=0, help="Price of a GPU hour, for the cost of images.")]
 
 
 def plan(
@@ -34,14 +34,14 @@ def plan(
     family: CascadeOption = "diffserve-1",
     gpus: GpusOption = 16,
     slo: SloOption = None,
-    objective: Annotated[str, typer.Option(help="quality, or threshold as DiffServe has it.")] = "quality",
+    objective: Annotated[str, typer.Option(help="quality, or threshold as in DiffServe.")] = "quality",
     queue_delay: Annotated[
-        tuple[float, float], typer.Option(help="Seconds spent waiting for the light and for the heavy stage.")
+        tuple[float, float], typer.Option(help="Queueing delays of the light and the heavy stage, seconds.")
     ] = (0.0, 0.0),
     solver: Annotated[str, typer.Option(help="auto, highs, gurobi or cbc.")] = "auto",
     as_json: JsonOption = False,
 ) -> None:
-    """Solve one allocation and say why it is the best.
+    """Solve one allocation and explain it.
 
     Example: weir plan --family diffserve-1 --gpus 16 --demand 24 --slo 5
 
@@ -50,7 +50,7 @@ def plan(
     from controller.explain import Objective, describe, explain, plan_for
     from simulator.families import family_setting
 
-    with answered():
+    with error_exit():
         if objective not in set(Objective):
             raise ConfigError(f"--objective is {objective!r}; choose one of {', '.join(Objective)}")
         if not all(0 <= delay <= 3600 for delay in queue_delay):
@@ -65,13 +65,13 @@ def plan(
     if as_json:
         print_json(describe(problem, solution))
     else:
-        say(explain(problem, solution))
+        print_line(explain(problem, solution))
 
 
 def simulate(
     trace: TraceOption,
     family: FamilyOption = "diffserve-1",
-    policy: Annotated[list[str], typer.Option(help="Policy to run; give it several times for several.")] = ["weir"],  # noqa: B006
+    policy: Annotated[list[str], typer.Option(help="Policy to run; may be given several times.")] = ["weir"],  # noqa: B006
     scores: ScoresOption = None,
     gpus: GpusOption = 16,
     slo: SloOption = None,
@@ -79,18 +79,18 @@ def simulate(
     rate: RateOption = 1.0,
     redraw: RedrawOption = None,
     gpu_hour_price: PriceOption = None,
-    plot: Annotated[Path | None, typer.Option(help="Page (.html) or picture (.svg, .png, .pdf) to write.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Page (.html) or image (.svg, .png, .pdf) to write.")] = None,
     exact: Annotated[
-        bool, typer.Option("--exact", help="Run the load balancer itself on virtual time: the same figures, slower.")
+        bool, typer.Option("--exact", help="Run the load balancer itself on virtual time, which is slower.")
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Run policies on a trace in the simulator of the cluster: the same decisions, no GPU.
+    """Run policies on a trace in the simulator, with the cluster's decisions and without GPUs.
 
     Example: weir simulate --trace traces/bursty.csv --gpus 16 --policy weir --policy diffserve --json
     """
-    with answered():
-        _compared(
+    with error_exit():
+        _compare(
             trace, family, policy, scores, gpu_hour_price, plot, as_json, exact,
             gpus=gpus, slo_s=slo, seed=seed, rate=rate, redraw=redraw,
         )  # fmt: skip
@@ -106,19 +106,19 @@ def compare(
     rate: RateOption = 1.0,
     redraw: RedrawOption = None,
     gpu_hour_price: PriceOption = None,
-    plot: Annotated[Path, typer.Option(help="Page (.html) or picture (.svg, .png, .pdf) to write.")] = Path(
+    plot: Annotated[Path, typer.Option(help="Page (.html) or image (.svg, .png, .pdf) to write.")] = Path(
         "runs/compare.html"
     ),
     as_json: JsonOption = False,
 ) -> None:
-    """Compare all policies that there are measurements for on one trace, side by side, on one page.
+    """Compare all policies that have the necessary measurements on one trace, and write a page.
 
     Example: weir compare --trace traces/normal.csv --family diffserve-1 --gpus 16 --plot runs/normal.html
 
     All systems: weir compare --trace traces/bursty.csv --family deploy/configs/weir-tiny.yaml --gpus 4 --rate 3
     """
-    with answered():
-        _compared(
+    with error_exit():
+        _compare(
             trace, family, None, scores, gpu_hour_price, plot, as_json, False,
             gpus=gpus, slo_s=slo, seed=seed, rate=rate, redraw=redraw,
         )  # fmt: skip
@@ -129,7 +129,7 @@ def cascades(
         list[str],
         typer.Argument(help="Cascades that end in one heavy variant: diffserve-1, diffserve-2, or profile files."),
     ],
-    trace: Annotated[Path | None, typer.Option(help="Also run each pair and the choice on it.")] = None,
+    trace: Annotated[Path | None, typer.Option(help="Trace on which to simulate each pair and the choice.")] = None,
     gpus: GpusOption = 16,
     slo: SloOption = None,
     rate: RateOption = 1.0,
@@ -137,19 +137,19 @@ def cascades(
     seed: SeedOption = 0,
     as_json: JsonOption = False,
 ) -> None:
-    """Build cascades from several light variants: which pairs are worth having, and which one is best at which load.
+    """Build cascades from several light variants and show the useful pairs and the best pair for each load.
 
     Example: weir cascades diffserve-1 diffserve-2 --gpus 16 --trace traces/bursty.csv --rate 40
 
-    A profile names one light variant, the heavy one, and what a discriminator said and gave (`weir train --budget
-    discriminator`, `weir profile`, `weir evaluate`, `weir calibrate`), so it takes one for each light variant.
+    A profile holds one light variant, the heavy one, and the measurements of a discriminator (`weir train --budget
+    discriminator`, `weir profile`, `weir evaluate`, `weir calibrate`), so each light variant needs a profile.
     """
     from rich.table import Table
 
     from baselines.comparison.light_variants import best_by_demand, built, read_cascades, run_pairs, usable
     from simulator.arrivals import read_arrivals, resampled
 
-    with answered():
+    with error_exit():
         found = read_cascades(families, gpus, slo)
         pairs = [" → ".join(variant.name for variant in chain) for chain in built(found)]
         kept = usable(found)
@@ -158,10 +158,10 @@ def cascades(
     if as_json:
         print_json({"pairs": pairs, "by_demand": by_demand, "runs": [run.to_dict() for run in runs]})
         return
-    say(f"pairs on the front of quality and cost: {', '.join(pairs)}")
+    print_line(f"pairs on the Pareto front of quality and cost: {', '.join(pairs)}")
     known = ", ".join(f"{cascade.light} → {cascade.heavy}" for cascade in kept)
-    say(f"with a discriminator: {known}")
-    table = Table(title=f"the pair for a load, {gpus} GPUs")
+    print_line(f"with a discriminator: {known}")
+    table = Table(title=f"best pair by load, {gpus} GPUs")
     for column in ("requests/s", "light variant", "served, %", "quality"):
         table.add_column(column, justify="right")
     for row in by_demand:
@@ -169,7 +169,7 @@ def cascades(
         table.add_row(f"{row['demand_rps']:g}", str(row["light"]), f"{100 * served:.0f}", f"{quality:.4g}")
     console.print(table)
     if runs:
-        say(f"{trace}, simulated:")
+        print_line(f"{trace}, simulated:")
         table = Table()
         for column in ("light variant", "late, %", "in time/s", "quality", "changes", "share of answers"):
             table.add_column(column, justify="right")
@@ -180,7 +180,7 @@ def cascades(
         console.print(table)
 
 
-def _compared(
+def _compare(
     trace: Path,
     family: str,
     policies: list[str] | None,
@@ -233,4 +233,4 @@ def _compared(
     else:
         found.print(console)
         if plot is not None:
-            say(f"written to {plot}")
+            print_line(f"written to {plot}")

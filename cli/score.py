@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli.terminal import FamilyOption, JsonOption, answered, print_json, say
+from cli.terminal import FamilyOption, JsonOption, error_exit, print_json, print_line
 from weir.assets import FAMILY
 from weir.config import load_family
 from weir.errors import ConfigError
@@ -20,26 +20,26 @@ if TYPE_CHECKING:
 
 
 def score(
-    runs: Annotated[list[Path], typer.Argument(help="Folders of replays, with their requests.csv and images.")],
-    reference: Annotated[Path | None, typer.Option(help="Folder of real pictures, for the Fréchet distance.")] = None,
+    runs: Annotated[list[Path], typer.Argument(help="Folders of replays, with requests.csv and images.")],
+    reference: Annotated[Path | None, typer.Option(help="Folder of real images, for the Fréchet distance.")] = None,
     against: Annotated[
-        Path | None, typer.Option(help="Folder of another replay of the trace: paired ratios to its images.")
+        Path | None, typer.Option(help="Folder of another replay of the trace, for paired quality ratios.")
     ] = None,
     family: FamilyOption = FAMILY,
-    clip: Annotated[str | None, typer.Option(help="A CLIP, by hub name or folder, for CLIP scores.")] = None,
-    pick: Annotated[str | None, typer.Option(help="PickScore, by hub name or folder.")] = None,
-    inception: Annotated[str | None, typer.Option(help="Inception-v3, by hub name or folder.")] = None,
+    clip: Annotated[str | None, typer.Option(help="CLIP for CLIP scores: hub name or folder.")] = None,
+    pick: Annotated[str | None, typer.Option(help="PickScore: hub name or folder.")] = None,
+    inception: Annotated[str | None, typer.Option(help="Inception-v3: hub name or folder.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Measure the images of replays: CLIP score, PickScore, Fréchet distance, image by image against another replay.
+    """Measure the images of replays: CLIP score, PickScore, Fréchet distance, and ratios to another replay.
 
-    What --clip, --pick and --inception name is measured by; without any, what the family brings.
+    Uses the models of --clip, --pick and --inception; without them, the family's own.
 
     Example: weir score runs/weir --against runs/all-heavy --clip openai/clip-vit-large-patch14
     """
     from quality.suite import INCEPTION, family_suite, hub_suite, read_pictures
 
-    with answered():
+    with error_exit():
         pictures = {run: _pictures(run) for run in [*runs, *([against] if against else [])]}
         if clip or pick or inception:
             published = (inception or INCEPTION) if reference is not None else None
@@ -58,17 +58,17 @@ def score(
     for row in rows:
         paired = row.pop("paired", {})
         cells = [f"{name} {it:.3f}" if isinstance(it, float) else f"{name} {it}" for name, it in row.items()]
-        say(f"  {', '.join(cells[1:])}", bold=row["run"])
+        print_line(f"  {', '.join(cells[1:])}", bold=row["run"])
         for name, of in paired.items():
             ratio = f"{of['ratio']:.3f} [{of['low']:.3f}, {of['high']:.3f}]"
-            say(f"  {name} {ratio} of {against}'s, over {of['images']} images")
+            print_line(f"  {name} {ratio} of {against}'s, over {of['images']} images")
 
 
 def _pictures(run: Path) -> dict[int, tuple[str, Image.Image]]:
-    """Prompts and images of a replay, by place in the trace.
+    """Prompts and images of a replay, by index in the trace.
 
     Raises:
-        ConfigError: it is no replay, kept no images, or one of them cannot be read.
+        ConfigError: the folder holds no replay, the replay kept no images, or an image cannot be read.
     """
     from PIL import Image
 
@@ -82,17 +82,17 @@ def _pictures(run: Path) -> dict[int, tuple[str, Image.Image]]:
                 with Image.open(run / outcome.image) as picture:
                     found[outcome.index] = (outcome.prompt, picture.convert("RGB"))
             except OSError as error:
-                raise ConfigError(f"{run / outcome.image}: not a picture: {error}") from None
+                raise ConfigError(f"{run / outcome.image}: not an image: {error}") from None
     if not found:
         raise ConfigError(f"{run}: the replay kept no images; replay again, without --no-images")
     sizes = sorted({picture.size for _, picture in found.values()})
     if len(sizes) > 1:
-        raise ConfigError(f"{run}: the images have different sizes, {sizes}; nothing measures those together")
+        raise ConfigError(f"{run}: the images have different sizes, {sizes}; they must have one size")
     return found
 
 
 def _scores(suite: Suite, found: dict[int, tuple[str, Image.Image]]) -> dict[str, dict[int, float]]:
-    """By judge and place in the trace."""
+    """Scores by judge and index in the trace."""
     prompts, images = [prompt for prompt, _ in found.values()], [image for _, image in found.values()]
     return {
         name: dict(zip(found, values.tolist(), strict=True)) for name, values in suite.scores(prompts, images).items()
@@ -118,10 +118,10 @@ def _row(
 def _paired(
     run: Path, mine: dict[str, dict[int, float]], against: Path, theirs: dict[str, dict[int, float]]
 ) -> dict[str, dict[str, float]]:
-    """Ratios over the requests that both replays have an image of.
+    """Paired quality ratios over the requests with an image in both replays.
 
     Raises:
-        ConfigError: there is none, or theirs have no quality to compare with.
+        ConfigError: there are no such requests, or the other replay's quality is zero.
     """
     from quality.paired import paired_ratio
 

@@ -1,4 +1,4 @@
-"""What every command shares: the terminal, the exit codes, and the options that mean the same everywhere."""
+"""Shared parts of all commands: the console, exit codes, and common options."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rich.text import Text
 
 from weir.errors import ConfigError, InvalidRequest, PlanError, ServiceError, WeirError
 
-#: Takes nothing as markup: what it prints quotes what users wrote.
+#: Without markup, because messages quote the user's input.
 console = Console(stderr=True, markup=False, highlight=False, emoji=False)
 
 FamilyOption = Annotated[Path, typer.Option(help="Family file.", show_default="the embedded family")]
@@ -24,8 +24,8 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on standard
 
 
 @contextmanager
-def answered() -> Iterator[None]:
-    """Turns every failure that has a name into one line on standard error and an exit code."""
+def error_exit() -> Iterator[None]:
+    """Context manager that turns a :class:`WeirError` into a message on standard error and an exit code."""
     try:
         yield
     except WeirError as error:
@@ -37,11 +37,11 @@ def answered() -> Iterator[None]:
         raise typer.Exit(130) from None
 
 
-def say(line: str, *, bold: str = "") -> None:
-    """One line, unbroken: names of files can be copied from it.
+def print_line(line: str, *, bold: str = "") -> None:
+    """Prints one line without wrapping, so that file names can be copied.
 
     Args:
-        bold: what stands before it, in bold.
+        bold: bold text before the line.
     """
     console.print(Text.assemble((bold, "bold"), line), soft_wrap=True)
 

@@ -10,35 +10,37 @@ from typing import Annotated, Any
 
 import typer
 
-from cli.terminal import JsonOption, answered, console, print_json, say
+from cli.terminal import JsonOption, console, error_exit, print_json, print_line
 from weir.config import load_family
 from weir.errors import ConfigError
 
-#: Reasons that the terminal shows; the report has them all.
-MOST_REASONS = 5
+#: Largest number of reasons that the terminal shows; the report has all.
+MAX_REASONS = 5
 
 
 def replay(
-    trace: Annotated[Path, typer.Argument(help="Trace file: ours, DiffServe's, a rate curve or a log.")],
+    trace: Annotated[Path, typer.Argument(help="Trace file in Weir's or DiffServe's format, a rate curve, or a log.")],
     url: Annotated[str | None, typer.Option(help="Base URL.", show_default="the service that is up")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the report.", show_default="runs/<time>")] = None,
-    slo: Annotated[float, typer.Option(min=0.001, help="Deadline that the report judges by, seconds.")] = 10.0,
+    slo: Annotated[float, typer.Option(min=0.001, help="Deadline of the report, seconds.")] = 10.0,
     duration: Annotated[float | None, typer.Option(min=1, help="Replay only the first seconds.")] = None,
     rate: Annotated[float, typer.Option(min=0.0001, help="Factor on the request rate.")] = 1.0,
     speed: Annotated[float, typer.Option(min=0.0001, help="Factor on the speed of time.")] = 1.0,
-    redraw: Annotated[int | None, typer.Option(help="Draw arrivals anew from the rate curve with this seed.")] = None,
-    cv: Annotated[float | None, typer.Option(min=0.01, help="With --redraw: gamma gaps of this CV.")] = None,
-    prompts: Annotated[Path | None, typer.Option(help="Prompts file, for traces that hold ids.")] = None,
-    model: Annotated[str | None, typer.Option(help="Model to ask for.")] = None,
+    redraw: Annotated[int | None, typer.Option(help="Resample arrivals from the rate curve with this seed.")] = None,
+    cv: Annotated[
+        float | None, typer.Option(min=0.01, help="With --redraw: coefficient of variation of gamma gaps.")
+    ] = None,
+    prompts: Annotated[Path | None, typer.Option(help="Prompts file for traces with prompt ids.")] = None,
+    model: Annotated[str | None, typer.Option(help="Model to request.")] = None,
     score: Annotated[Path | None, typer.Option(help="Family file: score the images with its judge.")] = None,
-    timeout: Annotated[float, typer.Option(min=0.1, help="Give up on a request after these seconds.")] = 120.0,
+    timeout: Annotated[float, typer.Option(min=0.1, help="Time limit of a request, seconds.")] = 120.0,
     images: Annotated[bool, typer.Option(help="Keep the images for the gallery.")] = True,
     metrics_port: Annotated[
-        int | None, typer.Option(min=0, max=65535, help="Show Prometheus on 127.0.0.1 how requests end.")
+        int | None, typer.Option(min=0, max=65535, help="Port on 127.0.0.1 for metrics of the replay.")
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Replay a trace, open loop, and write a report. Where the service wants a key, WEIR_API_KEY holds it.
+    """Replay a trace, open loop, and write a report. The API key, if the service needs one, is read from WEIR_API_KEY.
 
     Example: weir replay traces/bursty.csv --duration 120 --rate 0.5
     """
@@ -50,63 +52,63 @@ def replay(
     from traces.report import write_report
     from weir.telemetry import exposed
 
-    with answered():
-        chosen = load_trace(trace, prompts=prompts, seed=redraw or 0)
+    with error_exit():
+        requests = load_trace(trace, prompts=prompts, seed=redraw or 0)
         if duration is not None:
-            chosen = chosen.clip(duration)
+            requests = requests.clip(duration)
         if rate != 1:
-            chosen = chosen.scale_rate(rate)
+            requests = requests.scale_rate(rate)
         if speed != 1:
-            chosen = chosen.scale_speed(speed)
+            requests = requests.scale_speed(speed)
         if redraw is not None:
-            chosen = chosen.resample(redraw, cv)
+            requests = requests.resample(redraw, cv)
         judge = None
         if score is not None:
-            judge = family_scorer(load_family(score), [a.prompt for a in chosen])
+            judge = family_scorer(load_family(score), [a.prompt for a in requests])
             if judge is None:
                 raise ConfigError(f"{score}: the family has neither a discriminator's checker nor a clip to score with")
         base = url or look()["url"]
         fields = accepted_fields(base)
         if fields is None:
-            say(f"{base} does not say what it accepts; what it refuses is in the report")
-        for line in expected_refusals(fields or {}, chosen, model):
-            say(line, bold="the service will refuse ")
-        say(f"{len(chosen)} requests over {_duration(chosen.duration_s)}, to {base}")
+            print_line(f"{base} has no description of its API; refusals will be in the report")
+        for line in expected_refusals(fields or {}, requests, model):
+            print_line(line, bold="the service will refuse ")
+        print_line(f"{len(requests)} requests over {_duration(requests.duration_s)}, to {base}")
         folder = out or Path("runs") / datetime.now().strftime("%Y%m%d-%H%M%S")
-        done = send(
-            chosen,
+        result = send(
+            requests,
             base,
             slo_s=slo,
             out=folder,
             model=model,
             keep_images=images,
             timeout_s=timeout,
-            key=os.environ.get("WEIR_API_KEY"),  # an option would show in the list of processes
+            key=os.environ.get("WEIR_API_KEY"),  # an option would be visible in the process list
             metrics=None if metrics_port is None else exposed(metrics_port, console),
             console=console,
         )
         about = {"trace": trace.name, "rate": f"× {rate:g}", "model": model or "default"}
         summary = write_report(
-            done.outcomes,
+            result.outcomes,
             folder,
             slo_s=slo,
             title=f"Replay of {trace.name}",
             about=about | ({"quality": judge[0]} if judge else {}),
-            duration_s=done.duration_s,
-            planned=done.planned,
+            duration_s=result.duration_s,
+            planned=result.planned,
             scorer=judge[1] if judge else None,
         )
     if as_json:
         print_json(json.loads((folder / "report.json").read_text()))
     else:
         _print_summary(summary, folder)
-    if done.outcomes and not any(it.status for it in done.outcomes):
-        say(
-            f" {base} answered none of {len(done.outcomes)} requests: {summary.reasons[0].reason}",
-            bold="nobody answers:",
+    if result.outcomes and not any(it.status for it in result.outcomes):
+        print_line(
+            f" {base} answered none of {len(result.outcomes)} requests: {summary.reasons[0].reason}",
+            bold="no server answers:",
         )
-        raise typer.Exit(130 if done.interrupted else 1)
-    raise typer.Exit(130 if done.interrupted else 0)
+        raise typer.Exit(130 if result.interrupted else 1)
+    raise typer.Exit(130 if result.interrupted else 0)
 
 
 def _print_summary(summary: Any, folder: Path) -> None:
@@ -121,18 +123,18 @@ def _print_summary(summary: Any, folder: Path) -> None:
         "report": str(folder / "report.html"),
     }
     for key, value in rows.items():
-        say(f"  {value}", bold=f"{key:>12}")
-    for it in summary.reasons[:MOST_REASONS]:
-        say(f"  {it.count} × {it.status or 'no answer'} {it.code}: {it.reason}", bold=f"{'no image':>12}")
-    if more := summary.reasons[MOST_REASONS:]:
-        say(
+        print_line(f"  {value}", bold=f"{key:>12}")
+    for it in summary.reasons[:MAX_REASONS]:
+        print_line(f"  {it.count} × {it.status or 'no answer'} {it.code}: {it.reason}", bold=f"{'no image':>12}")
+    if more := summary.reasons[MAX_REASONS:]:
+        print_line(
             f"  {sum(it.count for it in more)} × for {len(more)} other reasons, see the report",
             bold=f"{'no image':>12}",
         )
 
 
 def _duration(seconds: float) -> str:
-    """Seconds as people say them."""
+    """A duration in a readable unit."""
     if seconds < 600:
         return f"{seconds:.0f} s"
     if seconds < 7200:

@@ -35,7 +35,7 @@ MUTATIONS = (
         "load_balancer/lease.py",
         'if self._holder not in ("", holder) and now < self._until:',
         "if False:",
-        "tests/load_balancer/test_lease.py::test_the_other_one_takes_over_when_the_first_was_silent",
+        "tests/load_balancer/test_lease.py::test_another_controller_takes_over_when_the_lease_has_expired",
     ),
     Mutation(
         "a plan takes the rest of the configuration down",
@@ -57,7 +57,7 @@ MUTATIONS = (
         "if resumed and resume is not None and (image.confidence or 0.0) < resume.min_confidence:",
         "if False:",
         "tests/load_balancer/runner/test_cache_lookup.py::"
-        "test_a_resumed_image_that_is_doubted_is_generated_from_noise_and_the_better_judged_is_the_answer",
+        "test_a_doubted_resumed_image_is_generated_again_and_the_better_judged_is_the_answer",
     ),
     Mutation(
         "the tags of cached states are not checked",
@@ -78,14 +78,14 @@ MUTATIONS = (
         "load_balancer/http/api_keys.py",
         "        if found is None:\n",
         "        found = found or self._anonymous\n        if found is None:\n",
-        "tests/load_balancer/http/test_auth.py::test_without_a_known_key_there_is_nothing_but_the_way_to_get_one",
+        "tests/load_balancer/http/test_auth.py::test_without_a_known_key_every_route_is_refused_and_names_the_command_to_create_one",
     ),
     Mutation(
         "a key may have any number of images in flight",
         "load_balancer/admission/quotas.py",
         "if most is not None and use.in_flight + images > most:",
         "if False:",
-        "tests/load_balancer/admission/test_quotas.py::test_no_key_ever_gets_more_than_it_may",
+        "tests/load_balancer/admission/test_quotas.py::test_no_key_exceeds_its_quota",
     ),
     Mutation(
         "admission does not look at the deadline",
@@ -106,21 +106,21 @@ MUTATIONS = (
         "load_balancer/dispatch/failure_detector.py",
         "if 0 < it.missed < MISSED_PROBES:",
         "if 0 < it.missed:",
-        "tests/load_balancer/pool/test_replica_registry.py::test_who_is_silent_leaves_the_book_after_some_looks_and_the_others_stay",
+        "tests/load_balancer/pool/test_replica_registry.py::test_a_replica_that_missed_some_probes_gets_no_images_and_the_others_stay",
     ),
     Mutation(
         "a replica that froze is never killed",
         "load_balancer/dispatch/failure_detector.py",
         "if now - it.since >= self._end_s and not it.ended:",
         "if False:",
-        "tests/load_balancer/pool/test_replica_registry.py::test_who_is_not_heard_for_longer_than_a_drain_takes_is_ended_once",
+        "tests/load_balancer/pool/test_replica_registry.py::test_a_replica_that_is_silent_for_longer_than_a_drain_is_killed_once",
     ),
     Mutation(
         "images wait for a hung replica for ever",
         "load_balancer/pool/replica_registry.py",
         "if not wait.expired():",
         "if False:",
-        "tests/load_balancer/pool/test_replica_registry.py::test_images_at_a_hung_replica_are_drawn_by_another",
+        "tests/load_balancer/pool/test_replica_registry.py::test_images_at_a_hung_replica_are_generated_by_another",
     ),
     Mutation(
         "an image is generated at one replica and at no other",
@@ -134,14 +134,14 @@ MUTATIONS = (
         "load_balancer/http/generations.py",
         "seed = seed_of(caller, key) if key is not None and body.seed is None else body.seed",
         "seed = body.seed",
-        "tests/load_balancer/http/test_jobs.py::test_after_a_crash_the_same_key_draws_from_the_same_noise",
+        "tests/load_balancer/http/test_jobs.py::test_after_a_crash_the_same_key_has_the_same_seed",
     ),
     Mutation(
         "a known idempotency key is a new request",
         "load_balancer/http/jobs.py",
         "if key is not None and (known :=",
         "if False and (known :=",
-        "tests/load_balancer/http/test_jobs.py::test_so_it_is_when_all_come_at_once",
+        "tests/load_balancer/http/test_jobs.py::test_concurrent_requests_with_one_key_are_generated_once",
     ),
     Mutation(
         "a cancelled image is drawn to its end",
@@ -155,21 +155,21 @@ MUTATIONS = (
         "load_balancer/http/responses.py",
         'response.headers["Retry-After"] = ',
         "_ = ",
-        "tests/load_balancer/http/test_api.py::test_a_refusal_always_says_when_to_come_again",
+        "tests/load_balancer/http/test_api.py::test_every_refusal_has_retry_after",
     ),
     Mutation(
         "somebody unpickles a state",
         "weir/states.py",
         "from __future__ import annotations\n",
         "from __future__ import annotations\n\nimport pickle\n",
-        "tests/weir/test_gadget.py::test_no_file_of_the_project_can_unpickle_anything",
+        "tests/weir/test_gadget.py::test_no_file_of_the_project_can_unpickle_data",
     ),
     Mutation(
         "a state does not say which encoder found it",
         "cache/policy/partition.py",
         "            self._encoder,\n",
         "",
-        "tests/cache/test_tenants.py::test_what_another_model_or_encoder_left_is_never_looked_at",
+        "tests/cache/test_tenants.py::test_states_of_another_model_or_encoder_are_never_read",
     ),
     Mutation(
         "all tenants share the encodings of prompts",
@@ -198,7 +198,7 @@ MUTATIONS = (
         "cache/cache.py",
         "self._to_delete += gone",
         "pass",
-        "tests/cache/test_faults.py::test_the_budget_is_kept_by_us_and_the_store_holds_nothing_else",
+        "tests/cache/test_faults.py::test_the_cache_keeps_its_budget_and_the_store_has_nothing_else",
     ),
     Mutation(
         "an older plan is as good as a newer one",
@@ -226,7 +226,7 @@ MUTATIONS = (
         "load_balancer/http/api_keys.py",
         "                found = caller\n",
         "                found = caller\n                break\n",
-        "tests/load_balancer/http/test_api_keys.py::test_every_known_digest_is_compared_in_constant_time_whoever_calls",
+        "tests/load_balancer/http/test_api_keys.py::test_every_known_digest_is_compared_in_constant_time",
     ),
     Mutation(
         "images wait at a replica that gave up their role",
@@ -248,7 +248,7 @@ MUTATIONS = (
         "weir/cascade.py",
         "case Reason.LOST | Reason.FAILED:",
         "case Reason.LOST:",
-        "tests/load_balancer/runner/test_balancer.py::test_an_image_that_a_broken_replica_cannot_draw_is_drawn_by_another",
+        "tests/load_balancer/runner/test_balancer.py::test_an_image_that_fails_on_a_replica_is_generated_by_another",
     ),
     Mutation(
         "a call may be without progress for ever",

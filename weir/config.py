@@ -1,7 +1,7 @@
-"""The configuration: one tree of models, YAML in, every mistake answered with its key, the range and the remedy.
+"""The configuration: pydantic models read from YAML. Errors name the file, the key, the accepted range and the remedy.
 
-A *service* file (``deploy/configs/*.yaml``) says what ``weir up`` starts; it names a *family* file
-(``deploy/families/*.yaml``), which says what the variants are and where their weights lie.
+A *service* file (``deploy/configs/*.yaml``) configures what ``weir up`` starts. It names a *family* file
+(``deploy/families/*.yaml``), which defines the variants and the locations of their weights.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-#: As a variant's discriminator: no folder, but the score of the family's CLIP.
+#: Value of a variant's ``discriminator`` for the score of the family's CLIP.
 CLIP_SCORE = "clip"
-#: A variant's key in the ladder: part of model names, of metric labels and of the path in an answer.
+#: Pattern of a variant's key, which is part of model names, metric labels and paths in answers.
 KEY = re.compile(r"[a-z][a-z0-9-]*")
-#: Of a plan that does not say.
+#: Defaults of a plan.
 BATCH, THRESHOLD = 4, 0.5
 
 
 class VariantConfig(_Strict):
     """One variant of a family.
 
-    The weights are a whole diffusers pipeline (``pipeline``), or the family's shared parts with another UNet: a
-    diffusers folder or a single safetensors file, as SDXL-Lightning ships (``unet``). Either is a local path or the
-    name of a hub repository; ``unet_file`` picks one file of it.
+    The weights are a complete diffusers pipeline (``pipeline``), or the family's shared parts with another UNet
+    (``unet``): a diffusers folder or a single safetensors file, as for SDXL-Lightning. Both are local paths or names of
+    hub repositories; ``unet_file`` selects one file of the repository.
     """
 
     name: str = Field(description="shown in answers and metrics, e.g. sdxl-lightning-4step")
@@ -51,8 +51,8 @@ class VariantConfig(_Strict):
     guidance: float = Field(ge=0, le=30, description="classifier-free guidance scale; 0 or 1 turns it off")
     discriminator: str | None = Field(
         None,
-        description="judges the variant's images: folder of a discriminator, or clip: the score of the family's clip; "
-        "needed where a cascade goes on from the variant",
+        description="judge of the variant's images: folder of a discriminator, or clip for the score of the family's "
+        "clip; needed if a cascade defers images of the variant",
     )
 
     @model_validator(mode="after")
@@ -65,20 +65,20 @@ class VariantConfig(_Strict):
 
 
 class FamilyConfig(_Strict):
-    """A ladder of variants that can stand in for one another, from the fastest to the best.
+    """A ladder of variants that serve one model together, from the fastest to the best.
 
-    A file gives ``variants``, or for a ladder of two ``light``, ``heavy`` and the light variant's ``discriminator``.
+    A file has ``variants`` or, for a ladder of two, ``light``, ``heavy`` and the light variant's ``discriminator``.
     """
 
     name: str
     pipeline: str = Field(description="diffusers pipeline with the shared parts: local folder or hub repository")
     revision: str | None = None
     weights: Literal["fp16"] | None = Field(None, description="which file set of the repository to load")
-    size: int = Field(ge=16, le=4096, description="side of the square images, pixels")
-    sizes: tuple[int, ...] = Field((), description="other sides that requests may ask for, pixels")
+    size: int = Field(ge=16, le=4096, description="side length of the square images, pixels")
+    sizes: tuple[int, ...] = Field((), description="other side lengths that requests may use, pixels")
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
-    compile: bool = Field(False, description="torch.compile the denoisers: minutes of warm-up for faster steps on CUDA")
+    compile: bool = Field(False, description="use torch.compile: minutes of warm-up for faster steps on CUDA")
     variants: dict[str, VariantConfig] = Field(description="by key, in order; or light, heavy and discriminator")
     clip: str | None = Field(None, description="CLIP for similarity and CLIP score: local folder or hub repository")
     clip_revision: str | None = None
@@ -86,7 +86,7 @@ class FamilyConfig(_Strict):
     @model_validator(mode="before")
     @classmethod
     def _shorthand(cls, given: Any) -> Any:
-        """``light``, ``heavy`` and ``discriminator`` as a ladder of two."""
+        """Converts ``light``, ``heavy`` and ``discriminator`` to a ladder of two."""
         if not isinstance(given, Mapping) or not {LIGHT, HEAVY, "discriminator"} & given.keys():
             return given
         if "variants" in given:
@@ -106,22 +106,22 @@ class FamilyConfig(_Strict):
         for key, variant in self.variants.items():
             if not KEY.fullmatch(key) or key == "cache" or key.endswith("-deadline"):
                 raise ValueError(
-                    f"variants: {key!r} is no key; it must be lower-case letters, digits and hyphens, begin with a "
-                    "letter, and be neither cache nor end in -deadline"
+                    f"variants: {key!r} is not a valid key; it must consist of lower-case letters, digits and "
+                    "hyphens, begin with a letter, and be neither cache nor end in -deadline"
                 )
             if variant.discriminator == CLIP_SCORE and self.clip is None:
                 raise ValueError(f"{key}: its discriminator is clip, and no clip is named")
         last = self.keys[-1]
         if self.variants[last].discriminator is not None:
-            raise ValueError(f"{last}: nothing follows the last variant; leave out its discriminator")
+            raise ValueError(f"{last}: the last variant defers no images; leave out its discriminator")
         names = [variant.name for variant in self.variants.values()]
         if len(set(names)) < len(names):
-            raise ValueError(f"variants have the names {', '.join(names)}; each needs one of its own")
+            raise ValueError(f"variants have the names {', '.join(names)}; each needs a different one")
         return self
 
     @property
     def model_names(self) -> tuple[str, ...]:
-        """What requests may name as their model: the cascade, and each variant on its own."""
+        """Model names that requests may use: the cascade, and each variant."""
         return (self.name, *(f"{self.name}/{key}" for key in self.keys))
 
     @property
@@ -141,31 +141,32 @@ class FamilyConfig(_Strict):
 
     @property
     def discriminator(self) -> str | None:
-        """The first variant's. It also judges images of the last one, where somebody asks for that."""
+        """The first variant's discriminator, which also judges images of the last variant on request."""
         return self.light.discriminator
 
     @property
     def allowed_sizes(self) -> tuple[int, ...]:
+        """Side lengths of images that requests may use, pixels."""
         return (self.size, *self.sizes)
 
 
 class PlanConfig(_Strict):
-    """The plan to start with, and to stay with under the policy ``static``.
+    """The first plan of a service; under the policy ``static`` it is the only one.
 
-    Its chain is every variant that ``replicas`` names. A file for a ladder of light and heavy may give
+    Its chain consists of the variants in ``replicas``. For a ladder of light and heavy, a file may use
     ``light_replicas``, ``heavy_replicas``, ``light_batch``, ``heavy_batch`` and ``threshold`` instead.
     """
 
-    replicas: dict[str, Annotated[int, Field(ge=0)]] = Field(description="by variant; the last one is always named")
-    batch: dict[str, Annotated[int, Field(ge=1, le=256)]] = Field({}, description="largest batch by variant; else 4")
+    replicas: dict[str, Annotated[int, Field(ge=0)]] = Field(description="by variant; must include the last variant")
+    batch: dict[str, Annotated[int, Field(ge=1, le=256)]] = Field({}, description="largest batch by variant; default 4")
     thresholds: dict[str, Annotated[float, Field(ge=0, le=1)]] = Field(
-        {}, description="by variant of the chain but the last; else 0.5"
+        {}, description="by variant of the chain except the last; default 0.5"
     )
 
     @model_validator(mode="before")
     @classmethod
     def _shorthand(cls, given: Any) -> Any:
-        """The keys for a ladder of two in the general form."""
+        """Converts the keys for a ladder of two to the general form."""
         if not isinstance(given, Mapping):
             return given
         short = {f"{key}_{what}": (what, key) for key in (LIGHT, HEAVY) for what in ("replicas", "batch")}
@@ -190,18 +191,18 @@ class PlanConfig(_Strict):
 
     @property
     def size(self) -> int:
-        """Replicas of the pool."""
+        """Number of replicas of the pool."""
         return sum(self.replicas.values())
 
     def chain(self, ladder: Sequence[str]) -> tuple[str, ...]:
-        """The variants in use, in the order of the ladder."""
+        """The variants in ``replicas``, in the order of the ladder."""
         return tuple(key for key in ladder if key in self.replicas)
 
     def check(self, family: FamilyConfig, *, judged: bool = True) -> None:
-        """Checks the plan against the ladder that it is for.
+        """Checks the plan against a family's ladder.
 
         Args:
-            judged: whether the judges matter: emulated workers need none.
+            judged: whether judges are needed; emulated workers need none.
 
         Raises:
             ConfigError: names the key and the remedy.
@@ -225,15 +226,15 @@ class PlanConfig(_Strict):
             threshold = self.thresholds.get(key, THRESHOLD)
             if judged and family.variants[key].discriminator is None and 0 < threshold < 1:
                 raise ConfigError(
-                    f"plan.thresholds.{key} is {threshold:g}, and {key} of {family.name} has no discriminator to judge "
-                    "its images; name one in the family file, or use the threshold 0 (defers nothing) or 1 (everything)"
+                    f"plan.thresholds.{key} is {threshold:g}, and {key} of {family.name} has no discriminator; "
+                    "name one in the family file, or use the threshold 0 (defers nothing) or 1 (defers everything)"
                 )
 
     def plan(self, ladder: Sequence[str], version: int = 1) -> Plan:
-        """The plan itself.
+        """The configured plan.
 
         Args:
-            ladder: keys of the family's variants, in order; the configuration was checked against them.
+            ladder: keys of the family's variants, in order, against which the configuration was checked.
         """
         chain = self.chain(ladder)
         return Plan(
@@ -251,47 +252,49 @@ class PoolConfig(_Strict):
     gpus_per_replica: float = Field(0, ge=0)
     resources: dict[str, float] = Field(default_factory=dict)
     emulate: str | None = Field(
-        None, description="profile file: sleep its latencies instead of running models (the answer says so)"
+        None, description="profile file whose latencies are slept instead of running models; answers are marked"
     )
 
 
 class ControllerConfig(_Strict):
-    """Who decides plans, and with them the rules by which requests are sent, dropped and answered."""
+    """The policy that makes plans, including their rules for dispatching, dropping and answering requests."""
 
     policy: str = Field(
         "static",
         min_length=1,
-        description="static keeps the configured plan; every other one needs a profile: a name that `weir compare` "
-        "knows (controller/registry.py), or module:Class of your own",
+        description="static keeps the configured plan; other policies need a profile: a name in "
+        "controller/registry.py, or module:Class of your own",
     )
 
 
 class CacheConfig(_Strict):
-    """The approximate cache in front of the cascade; off unless switched on."""
+    """The approximate cache; off by default."""
 
-    mode: Literal["off", "read", "read-write"] = Field("off", description="what requests do that do not say themselves")
+    mode: Literal["off", "read", "read-write"] = Field("off", description="default for requests that do not specify it")
     url: str | None = Field(
-        None, description="Redis; else the environment's WEIR_CACHE_URL; else `weir up` starts a server on this machine"
+        None, description="Redis; default: the environment's WEIR_CACHE_URL, or a server that `weir up` starts"
     )
-    tls_ca: str | None = Field(None, description="certificates that a rediss:// server is checked against")
-    secret_file: str | None = Field(None, description="the tags' secret, older ones below it; else WEIR_CACHE_SECRET")
-    budget_mib: int = Field(1024, ge=1, description="of states in Redis; what leaves is decided by `eviction`")
-    selector: str = Field("nirvana", description="published thresholds by name, or a file of `weir cache profile`")
-    insert: Literal["misses", "all"] = Field("all", description="keep states after misses only, or after hits too")
+    tls_ca: str | None = Field(None, description="CA certificates for a rediss:// server")
+    secret_file: str | None = Field(
+        None, description="secret of the tags, older ones below; default: WEIR_CACHE_SECRET"
+    )
+    budget_mib: int = Field(1024, ge=1, description="budget for states in Redis; see `eviction`")
+    selector: str = Field("nirvana", description="name of published thresholds, or a file of `weir cache profile`")
+    insert: Literal["misses", "all"] = Field("all", description="store states after misses only, or also after hits")
     candidates: int = Field(4, ge=1, le=64, description="neighbours to choose from")
     eviction: Literal["fifo", "lru", "lfu", "lcbfu", "weir"] = "weir"
-    encoder: str | None = Field(None, description="text model of transformers, or words; else the family's own")
-    predictor: str | None = Field(None, description="file of a match predictor; else every prompt is looked up")
-    levels: str | None = Field(None, description="file of `weir levels fit`; else prompts are not told apart")
+    encoder: str | None = Field(None, description="text model of transformers, or words; default: the family's own")
+    predictor: str | None = Field(None, description="file of a match predictor; default: every prompt is looked up")
+    levels: str | None = Field(None, description="file of `weir levels fit`; default: one class of prompts")
     shadow: float = Field(
         0,
         ge=0,
         le=0.2,
-        description="share of images that an idle service may draw again at every level, to see whether `levels` holds",
+        description="share of images that an idle service generates again at every level, to check `levels`",
     )
     compression: Literal["none", "zlib", "int8"] = "none"
-    fetch_s: float = Field(0.02, gt=0, le=1, description="longest wait for Redis on a request's path")
-    lookup_s: float = Field(0.25, gt=0, le=5, description="longest wait for a lookup, encoder included")
+    fetch_s: float = Field(0.02, gt=0, le=1, description="time limit of Redis on a request's path, seconds")
+    lookup_s: float = Field(0.25, gt=0, le=5, description="time limit of a lookup with its encoder, seconds")
     direct: float = Field(
         0, ge=0, le=1, description="hits that save at least this share of the steps skip the light variant"
     )
@@ -299,42 +302,42 @@ class CacheConfig(_Strict):
     @model_validator(mode="after")
     def _a_head_to_check(self) -> CacheConfig:
         if self.shadow and (self.levels is None or self.mode == "off"):
-            raise ValueError("shadow needs levels, the file that it checks, and a mode other than off")
+            raise ValueError("shadow needs levels, which it checks, and a mode other than off")
         return self
 
 
 class RedrawConfig(_Strict):
-    """Heavy images that the discriminator doubts are drawn again from other noise, where time is left; off by default.
+    """Redraws: heavy images that the discriminator doubts are generated again if there is time; off by default.
 
-    Requests that name a seed or a variant get what they name; an idempotency key names a seed.
+    Requests that name a seed or a variant are not redrawn; an idempotency key counts as a seed.
     """
 
-    below: float = Field(0, ge=0, le=1, description="a heavy image of a lower confidence is doubted; 0 doubts none")
-    most: int = Field(1, ge=1, le=8, description="times that an image is drawn again; the best one is the answer")
+    below: float = Field(0, ge=0, le=1, description="heavy images with a lower confidence are redrawn; 0 redraws none")
+    most: int = Field(1, ge=1, le=8, description="largest number of redraws of an image; the best image is the answer")
 
 
 class KeyConfig(_Strict):
-    """One key of the API and what its holder may do. The key itself is nowhere, only its digest."""
+    """An API key's digest, tenant and limits. The key itself is not stored."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
     sha256: str = Field(
         pattern=r"^[0-9a-f]{64}$",
-        description="of the whole key; a key has 256 random bits, so nothing slower is needed to hide it",
+        description="digest of the key; a slower hash is not needed, because a key has 256 random bits",
     )
-    tenant: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", description="whose cached states it may reuse")
+    tenant: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", description="tenant, which shares cached states")
     priority: Literal["interactive", "batch"] = "interactive"
-    images_per_minute: float | None = Field(None, gt=0, description="as a mean; a minute's worth may come at once")
-    concurrent_images: int | None = Field(None, ge=1, description="images asked for and not answered yet")
+    images_per_minute: float | None = Field(None, gt=0, description="mean rate; a minute's images may come at once")
+    concurrent_images: int | None = Field(None, ge=1, description="largest number of images in flight")
     admin: bool = Field(False, description="may see and cancel the requests of every key")
 
 
 class KeysConfig(_Strict):
-    """The keys file: who may call."""
+    """The keys file."""
 
     keys: tuple[KeyConfig, ...] = ()
 
     @model_validator(mode="after")
-    def _told_apart(self) -> KeysConfig:
+    def _unique(self) -> KeysConfig:
         for what in ("name", "sha256"):
             values = [getattr(key, what) for key in self.keys]
             if len(set(values)) < len(values):
@@ -343,55 +346,57 @@ class KeysConfig(_Strict):
 
 
 class LimitsConfig(_Strict):
-    """What one request may ask for."""
+    """Limits of a request."""
 
     body_bytes: int = Field(64 * 1024, ge=1024)
-    body_s: float = Field(10, gt=0, le=600, description="longest wait for the whole body, seconds")
+    body_s: float = Field(10, gt=0, le=600, description="time limit for the complete body, seconds")
     prompt_characters: int = Field(2000, ge=1)
     images: int = Field(4, ge=1, le=10)
     steps: int = Field(100, ge=1, le=1000)
-    queued: int = Field(256, ge=1, description="images in flight; beyond it requests get 503 with Retry-After")
+    queued: int = Field(256, ge=1, description="images in flight; further requests get 503 with Retry-After")
 
 
 class HttpConfig(_Strict):
+    """Address of the HTTP server, and the origins of web pages that may call it."""
+
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=0, le=65535, description="0 picks a free port")
     allowed_origins: tuple[str, ...] = Field(
-        (), description="whose web pages may call from a browser, such as https://chat.example.com; any: everybody's"
+        (), description="origins whose web pages may call, such as https://chat.example.com; any allows all"
     )
 
     @field_validator("allowed_origins")
     @classmethod
     def _are_origins(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
-        """As browsers send them: in lower case, without a path, and without the port that goes without saying."""
+        """Normalises origins to the form of browsers: in lower case, without a path and without a default port."""
         return tuple("*" if origin in ("any", "*") else _origin(origin) for origin in origins)
 
     @property
     def is_local(self) -> bool:
-        """Whether only this machine can reach it."""
+        """Whether only this machine can reach the server."""
         return self.host == "localhost" or self.host == "::1" or self.host.startswith("127.")
 
 
 def _origin(text: str) -> str:
-    """An origin as browsers send it.
+    """Normalises an origin to the form of browsers.
 
     Raises:
-        ValueError: it is none.
+        ValueError: the text is not an origin.
     """
     parts = urlsplit(text)
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.path not in ("", "/") or "@" in text:
-        raise ValueError(f"{text!r} is no origin; write scheme://host or scheme://host:port, without a path")
+        raise ValueError(f"{text!r} is not an origin; write scheme://host or scheme://host:port, without a path")
     host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
-    told = parts.port is not None and parts.port != {"http": 80, "https": 443}[parts.scheme]
-    return f"{parts.scheme}://{host}" + (f":{parts.port}" if told else "")
+    has_port = parts.port is not None and parts.port != {"http": 80, "https": 443}[parts.scheme]
+    return f"{parts.scheme}://{host}" + (f":{parts.port}" if has_port else "")
 
 
-#: As the model of an alias: the family itself, whatever its name is.
+#: Model of an alias for the family's cascade.
 CASCADE = "cascade"
 
 
 class ServiceConfig(_Strict):
-    """What ``weir up`` starts."""
+    """A service file: what ``weir up`` starts."""
 
     family: str = Field(description="family file, relative to this file")
     profile: str | None = Field(None, description="profile file of the family on this hardware, relative to this file")
@@ -405,10 +410,10 @@ class ServiceConfig(_Strict):
     http: HttpConfig = HttpConfig()
     aliases: dict[str, str] = Field(
         default_factory=dict,
-        description="further names of models, as OpenAI's: name → cascade, a variant or a model",
+        description="further model names, e.g. OpenAI's: name → cascade, a variant or a model",
     )
     keys_file: str | None = Field(
-        None, description="who may call, relative to this file; `weir keys new` writes it. Without one everybody may"
+        None, description="keys file, relative to this file; `weir keys new` writes it. Default: no key is needed"
     )
 
     @model_validator(mode="before")
@@ -416,28 +421,28 @@ class ServiceConfig(_Strict):
     def _no_pairs(cls, given: Any) -> Any:
         if isinstance(given, Mapping) and "pairs" in given:
             raise ValueError(
-                "pairs is of an older form; list all light variants and the heavy one under variants in one family "
+                "pairs is an obsolete key; list all light variants and the heavy one under variants in one family "
                 "file, measure that family with `weir profile`, and leave pairs out"
             )
         return given
 
     @property
     def controlled(self) -> bool:
-        """Whether a controller makes the plans."""
+        """Whether a controller makes plans."""
         return self.controller.policy != "static"
 
     @model_validator(mode="after")
     def _a_profile_to_plan_with(self) -> ServiceConfig:
         if self.controlled and not (self.profile or self.pool.emulate):
             raise ValueError(
-                f"controller.policy {self.controller.policy} needs a profile; make one with `weir profile` and name it "
-                "in the key profile"
+                f"controller.policy {self.controller.policy} needs a profile; create one with `weir profile` and name "
+                "it in the key profile"
             )
         return self
 
     @property
     def drain_s(self) -> float:
-        """How long a replica that is told to stop may go on with what it has begun."""
+        """Time that a stopping replica has to finish its images, seconds."""
         return max(20.0, 2 * self.slo_s)
 
 
@@ -445,13 +450,13 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 def read_yaml(path: Path | str, model: type[Model], *, quoted: bool = True) -> Model:
-    """Reads and checks one file.
+    """Reads and validates a YAML file.
 
     Args:
-        quoted: complaints show what was given; False for files where that may be a secret.
+        quoted: whether errors quote the given values; False for files that may hold secrets.
 
     Raises:
-        ConfigError: names the file, and the key or the line, and what is allowed there.
+        ConfigError: names the file, the key or the line, and the accepted values.
     """
     path = Path(path)
     fields = read_mapping(path, quoted=quoted)
@@ -463,21 +468,21 @@ def read_yaml(path: Path | str, model: type[Model], *, quoted: bool = True) -> M
         for problem in error.errors():
             loc = problem["loc"]
             if len(loc) > 1 and loc[0] not in fields and loc[1] in fields:
-                loc = loc[1:]  # of a shorthand, the key that is in the file
+                loc = loc[1:]  # for the short form, the key in the file
             key = ".".join(str(k) for k in loc) or "(whole file)"
             remedy = f"; known keys: {known}" if problem["type"] == "extra_forbidden" and "." not in key else ""
             given = problem.get("input")
-            told = quoted and not isinstance(given, dict) and problem["type"] != "missing"
-            shown = f" (given: {given!r})" if told else ""
+            show = quoted and not isinstance(given, dict) and problem["type"] != "missing"
+            shown = f" (given: {given!r})" if show else ""
             lines.append(f"{path}: {key}: {problem['msg']}{shown}{remedy}")
         raise ConfigError("\n".join(lines)) from None
 
 
 def _validated(model: type[Model], fields: dict[str, Any]) -> Model:
-    """The model of these fields, whole numbers written as 1e3 or 0x10 among them.
+    """Validates fields, and accepts whole numbers written as 1e3 or 0x10.
 
     Raises:
-        ValidationError: as pydantic says it.
+        ValidationError: the fields are invalid.
     """
     try:
         return model.model_validate(fields)
@@ -489,16 +494,16 @@ def _validated(model: type[Model], fields: dict[str, Any]) -> Model:
         }
         if not numbers:
             raise
-    for (*way, last), number in numbers.items():
+    for (*parents, last), number in numbers.items():
         container: Any = fields
-        for step in way:
+        for step in parents:
             container = container[step]
         container[last] = number
     return model.model_validate(fields)
 
 
 def resolve(reference: str, relative_to: Path) -> str:
-    """A path in a configuration is relative to its file; anything that is no local path is a hub name and stays."""
+    """Resolves a path relative to its configuration file; a reference that is not a local path is a hub name."""
     candidate = (relative_to / reference).resolve()
     if candidate.exists() or reference.startswith((".", "/")):
         return str(candidate)
@@ -506,16 +511,16 @@ def resolve(reference: str, relative_to: Path) -> str:
 
 
 def load_family(path: Path | str) -> FamilyConfig:
-    """Reads a family file; local folders in it become absolute.
+    """Reads a family file and makes its local paths absolute.
 
     Raises:
-        ConfigError: as :func:`read_yaml`, or a local folder that does not exist.
+        ConfigError: the file is invalid (:func:`read_yaml`), or a local folder does not exist.
     """
     path = Path(path)
     family = read_yaml(path, FamilyConfig)
     here = path.resolve().parent
 
-    def fixed(key: str, reference: str | None) -> str | None:
+    def absolute(key: str, reference: str | None) -> str | None:
         if reference is None:
             return None
         found = resolve(reference, here)
@@ -525,16 +530,16 @@ def load_family(path: Path | str) -> FamilyConfig:
 
     variants = {}
     for name, variant in family.variants.items():
-        files = {k: fixed(f"{name}.{k}", getattr(variant, k)) for k in ("pipeline", "unet", "discriminator")}
+        files = {k: absolute(f"{name}.{k}", getattr(variant, k)) for k in ("pipeline", "unet", "discriminator")}
         if variant.discriminator == CLIP_SCORE:
             files["discriminator"] = CLIP_SCORE
         variants[name] = variant.model_copy(update=files)
-    shared = {k: fixed(k, getattr(family, k)) for k in ("pipeline", "clip")}
+    shared = {k: absolute(k, getattr(family, k)) for k in ("pipeline", "clip")}
     return family.model_copy(update={"variants": variants, **shared})
 
 
 def load_service(path: Path | str) -> tuple[ServiceConfig, FamilyConfig]:
-    """Reads a service file and the family it names; paths in both become absolute.
+    """Reads a service file and its family file, and makes their paths absolute.
 
     Raises:
         ConfigError: names the file and the key.
@@ -549,7 +554,7 @@ def load_service(path: Path | str) -> tuple[ServiceConfig, FamilyConfig]:
     if service.profile is not None:
         update["profile"] = str((here / service.profile).resolve())
         if not Path(str(update["profile"])).exists():
-            raise ConfigError(f"{path}: profile: there is no file {update['profile']}; make it with `weir profile`")
+            raise ConfigError(f"{path}: profile: there is no file {update['profile']}; create it with `weir profile`")
     if service.pool.emulate is not None:
         emulate = (here / service.pool.emulate).resolve()
         if not emulate.exists():
@@ -568,7 +573,7 @@ def load_service(path: Path | str) -> tuple[ServiceConfig, FamilyConfig]:
     if service.cache.levels is not None and len(family.variants) > 2:
         raise ConfigError(
             f"{path}: cache.levels: levels are fitted on one light variant, and {family.name} has "
-            f"{len(family.variants) - 1}; name a family of two, or leave it out"
+            f"{len(family.variants) - 1}; use a family with two variants, or leave it out"
         )
     targets = {CASCADE: family.name} | {key: f"{family.name}/{key}" for key in family.keys}
     targets |= {name: name for name in family.model_names}
@@ -583,7 +588,7 @@ def load_service(path: Path | str) -> tuple[ServiceConfig, FamilyConfig]:
 
 
 def load_keys(path: Path | str) -> KeysConfig:
-    """Reads a keys file; no complaint quotes it, for somebody may have put a key itself there.
+    """Reads a keys file. Errors do not quote its content, because it may contain a key by mistake.
 
     Raises:
         ConfigError: names the file and the entry.

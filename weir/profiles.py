@@ -1,4 +1,4 @@
-"""Profile files: what a family costs on one kind of device, and how sure its discriminators are."""
+"""Profile files: measured latencies, confidences and qualities of a family on one kind of device."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ from weir.plan import HEAVY, LIGHT
 
 
 class FixedCosts(BaseModel):
-    """Median seconds for each image beside its denoising steps.
+    """Median seconds per image besides its denoising steps.
 
-    ``png_s`` does not hold up the next step: from then until the picture is there (on CUDA that includes the decoder).
+    Attributes:
+        png_s: time after the step loop continues until the image is complete; on CUDA it includes decoding.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -31,8 +32,12 @@ class FixedCosts(BaseModel):
 
 
 class QualityProfile(BaseModel):
-    """Measured quality of a mix of one variant with the last one, at equal steps of its share, from none to all; and of
-    images of the last variant with fewer denoising steps than its own, on the same scale."""
+    """Measured quality of mixes of one variant with the last one, and of shorter runs of the last variant.
+
+    Attributes:
+        values: quality at equally spaced shares of the variant's images, from 0 to 1.
+        by_heavy_steps: quality of the last variant alone with fewer denoising steps than its own, on the same scale.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -40,7 +45,7 @@ class QualityProfile(BaseModel):
     smaller_is_better: bool = Field(description="true for distances such as FID")
     by_heavy_steps: dict[int, float] = Field(
         default_factory=dict,
-        description="of the last variant alone, by steps; a plan may choose any. Empty: not measured",
+        description="quality of the last variant alone, by number of steps; empty: not measured",
     )
 
     @model_validator(mode="after")
@@ -51,15 +56,15 @@ class QualityProfile(BaseModel):
 
 
 class VariantProfile(BaseModel):
-    """Median seconds per batch (text encoding to encoded PNG; with the discriminator where one follows the variant).
+    """Median seconds per batch of one variant, from text encoding to PNG, with the variant's discriminator.
 
-    Published profiles end there. One that ``weir profile`` measured also has the seconds of one step, by batch size,
-    and the fixed costs: what images cost that join and leave at every step.
+    Published profiles only have these. Profiles of ``weir profile`` also have the seconds of one step by batch size and
+    the fixed costs per image, as needed for images that join and leave at every step.
 
     Attributes:
-        confidences: of single images of held-out prompts. In one file every variant's are of the same prompts in the
-            same order. The last variant's are the first discriminator's in its images.
-        quality: of mixes of this variant with the last one.
+        confidences: confidences in images of held-out prompts. In one file, those of all variants belong to the same
+            prompts in the same order. Those of the last variant are of the first variant's discriminator.
+        quality: quality of mixes of this variant with the last one.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -72,7 +77,7 @@ class VariantProfile(BaseModel):
     fixed: FixedCosts | None = None
     confidences: tuple[Annotated[float, Field(ge=0, le=1)], ...] = Field((), description="empty: not measured")
     quality: QualityProfile | None = Field(
-        None, description="none: the more images are of the last variant, the better"
+        None, description="null: quality is assumed to grow with the share of the last variant"
     )
 
     @model_validator(mode="after")
@@ -91,36 +96,38 @@ class VariantProfile(BaseModel):
 
     @property
     def latency(self) -> LatencyProfile:
-        """A larger batch that was measured to take less time counts as taking as long: that was noise."""
+        """Seconds per batch, made non-decreasing in the batch size to remove noise."""
         return LatencyProfile(self.batch_sizes, tuple(accumulate(self.latency_s, max)))
 
     @property
     def stepwise(self) -> bool:
-        """Whether steps were measured, and not only whole batches."""
+        """Whether the time of a step was measured, and not only that of whole batches."""
         return bool(self.step_s)
 
     @property
     def step_seconds(self) -> LatencyProfile:
-        """Seconds of one step by batch size; of a whole-batch profile an equal share of the batch."""
+        """Seconds of one step by batch size; if only whole batches were measured, an equal share of the batch."""
         return LatencyProfile(self.batch_sizes, self.step_s or tuple(s / self.steps for s in self.latency_s))
 
     @property
     def fixed_s(self) -> float:
-        """Seconds that an image takes the device beside its steps; 0 where only whole batches were measured."""
+        """Device time per image besides its steps, seconds; 0 if only whole batches were measured."""
         return 0.0 if self.fixed is None else self.fixed.text_s + self.fixed.decode_s + self.fixed.discriminator_s
 
     def work(self, steps: int) -> float:
-        """What a run of so many steps costs, as a share of one of the variant's own number: at batch 1, where the fixed
-        costs are the largest part."""
+        """Cost of a run of ``steps`` steps relative to the variant's own number of steps, at batch size 1.
+
+        The share of the fixed costs is largest at batch size 1.
+        """
         whole = self.latency_s[0]
         fixed = min(whole, self.fixed_s)
         return (fixed + (whole - fixed) * steps / self.steps) / whole
 
 
 class Profile(BaseModel):
-    """One file of ``deploy/profiles/``: the variants of a family on one kind of device, in the order of the ladder.
+    """A profile file (``deploy/profiles/``): the variants of a family on one kind of device, in the ladder's order.
 
-    A file gives ``variants``, or for a ladder of two ``light``, ``heavy`` and the light variant's ``confidences`` and
+    A file has ``variants`` or, for a ladder of two, ``light``, ``heavy`` and the light variant's ``confidences`` and
     ``quality``.
     """
 
@@ -133,7 +140,7 @@ class Profile(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _shorthand(cls, given: Any) -> Any:
-        """``light``, ``heavy``, ``confidences`` and ``quality`` as a ladder of two."""
+        """Converts ``light``, ``heavy``, ``confidences`` and ``quality`` to a ladder of two."""
         short = {LIGHT, HEAVY, "confidences", "quality"}
         if not isinstance(given, Mapping) or not short & given.keys():
             return given
@@ -183,12 +190,12 @@ class Profile(BaseModel):
 
     @property
     def confidences(self) -> tuple[float, ...]:
-        """The first variant's."""
+        """The first variant's confidences."""
         return self.light.confidences
 
     @property
     def quality(self) -> QualityProfile | None:
-        """The first variant's."""
+        """The first variant's quality profile."""
         return self.light.quality
 
     @property
@@ -197,27 +204,27 @@ class Profile(BaseModel):
         return all(variant.stepwise for variant in self.variants.values())
 
     def variant(self, key: str) -> VariantProfile:
-        """The variant of this key.
+        """The variant with the given key.
 
         Raises:
-            KeyError: there is none.
+            KeyError: there is no such variant.
         """
         return self.variants[key]
 
     def deferral(self, key: str | None = None) -> DeferralCurve:
-        """F(t) of a variant's confidences; of the first one's where no key is given."""
+        """The deferral curve of a variant's confidences; by default of the first variant's."""
         return deferral_of((self.light if key is None else self.variants[key]).confidences)
 
 
 def deferral_of(confidences: Sequence[float], grid: int = 200) -> DeferralCurve:
-    """F(t): the share of confidences below t, on ``grid`` + 1 thresholds from 0 to 1 (at 1 everything defers)."""
-    ordered = sorted(confidences)
+    """The deferral curve F(t): the share of confidences below t, at ``grid`` + 1 thresholds from 0 to 1; F(1) is 1."""
+    ascending = sorted(confidences)
     thresholds = tuple(i / grid for i in range(grid + 1))
     below, shares = 0, []
     for t in thresholds[:-1]:
-        while below < len(ordered) and ordered[below] < t:
+        while below < len(ascending) and ascending[below] < t:
             below += 1
-        shares.append(below / max(1, len(ordered)))
+        shares.append(below / max(1, len(ascending)))
     return DeferralCurve(thresholds, (*shares, 1.0))
 
 
@@ -225,23 +232,23 @@ def load_profile(path: Path | str, ladder: Sequence[str] = ()) -> Profile:
     """Reads a profile.
 
     Args:
-        ladder: keys of the family's variants that it has to be of; empty: any.
+        ladder: keys that the profile's variants must have; empty: any.
 
     Raises:
-        ConfigError: names the file and the key, and how to make a new one.
+        ConfigError: names the file and the key, and how to create a profile.
     """
     path = Path(path)
     try:
         profile = Profile.model_validate(json.loads(path.read_text()))
     except FileNotFoundError:
-        raise ConfigError(f"{path}: there is no such file; make it with `weir profile`") from None
+        raise ConfigError(f"{path}: there is no such file; create it with `weir profile`") from None
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ConfigError(f"{path}: not a readable JSON file: {error}") from None
     except ValidationError as error:
         problems = "\n".join(
             f"{path}: {'.'.join(map(str, p['loc'])) or '(whole file)'}: {p['msg']}" for p in error.errors()
         )
-        raise ConfigError(f"{problems}\nmake a fresh one with `weir profile`") from None
+        raise ConfigError(f"{problems}\ncreate a new one with `weir profile`") from None
     if ladder and profile.keys != tuple(ladder):
         raise ConfigError(
             f"{path}: it has the variants {', '.join(profile.keys)}, and the family {', '.join(ladder)}; "

@@ -1,4 +1,4 @@
-"""The arrows of imports go one way: a room imports only the rooms that the map allows it."""
+"""Imports between rooms: a room imports only the rooms that docs/architecture.md allows."""
 
 import ast
 from pathlib import Path
@@ -32,7 +32,7 @@ def imported(path: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("room", sorted(ALLOWED))
-def test_a_room_imports_only_what_the_map_allows(room: str) -> None:
+def test_a_room_imports_only_the_allowed_rooms(room: str) -> None:
     strays = {
         str(path): sorted(imported(path) - ALLOWED[room] - {room})
         for path in Path(room).rglob("*.py")
@@ -41,5 +41,5 @@ def test_a_room_imports_only_what_the_map_allows(room: str) -> None:
     assert not strays
 
 
-def test_the_load_balancer_reaches_workers_through_handles_only() -> None:
+def test_the_load_balancer_does_not_import_workers() -> None:
     assert "workers" not in set().union(*(imported(p) for p in Path("load_balancer").rglob("*.py")))

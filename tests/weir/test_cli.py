@@ -1,4 +1,4 @@
-"""The command line: what it answers, and that wrong input ends in code 2, with the remedy and without a traceback."""
+"""The command line: results of commands, and exit code 2 with the remedy and no traceback for invalid input."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PLAN = ("plan", "--demand", "24", "--objective", "threshold", "--slo", "5", "--q
 
 @pytest.fixture
 def trace(tmp_path: Path) -> Path:
-    """40 s of 4 requests per second, in DiffServe's form."""
+    """A trace of 40 s with 4 requests per second, in DiffServe's format."""
     path = tmp_path / "trace.csv"
     path.write_text("".join(f"{250 * i},{i % 50}\n" for i in range(160)))
     return path
@@ -26,69 +26,69 @@ def weir(*words: str | Path) -> Result:
     return CliRunner().invoke(app, [str(word) for word in words], env={"COLUMNS": "200"})
 
 
-def refused(*words: str | Path) -> str:
-    """What a command that is used wrongly says."""
-    done = weir(*words)
-    assert done.exit_code == 2, done.output
-    assert "Traceback" not in done.output
-    return done.stderr
+def refusal(*words: str | Path) -> str:
+    """The error message of a command that is used wrongly."""
+    result = weir(*words)
+    assert result.exit_code == 2, result.output
+    assert "Traceback" not in result.output
+    return result.stderr
 
 
-def test_a_plan_is_diffserves_optimum():
-    done = weir(*PLAN, "--solver", "highs", "--json")
-    assert done.exit_code == 0
-    answer = json.loads(done.stdout)
-    assert {"threshold", "deferral", "gpus", "batch_sizes", "status", "solve_ms"} <= set(answer)
-    assert (answer["status"], answer["solver"], sum(answer["gpus"].values())) == ("optimal", "highs", 16)
+def test_a_plan_is_the_optimum_of_diffserves_problem():
+    result = weir(*PLAN, "--solver", "highs", "--json")
+    assert result.exit_code == 0
+    plan = json.loads(result.stdout)
+    assert {"threshold", "deferral", "gpus", "batch_sizes", "status", "solve_ms"} <= set(plan)
+    assert (plan["status"], plan["solver"], sum(plan["gpus"].values())) == ("optimal", "highs", 16)
 
 
 def test_a_plan_is_explained_in_words():
-    done = weir("plan", "--demand", "24")
-    assert done.exit_code == 0
-    assert done.stderr.startswith("24 requests/s on 16 GPUs within 5 s")
+    result = weir("plan", "--demand", "24")
+    assert result.exit_code == 0
+    assert result.stderr.startswith("24 requests/s on 16 GPUs within 5 s")
 
 
 def test_a_service_is_rendered_for_serve_deploy():
-    done = weir("render", "deploy/configs/sdxl-cluster.yaml")
-    assert done.exit_code == 0, done.output
-    body = yaml.safe_load(done.stdout)
+    result = weir("render", "deploy/configs/sdxl-cluster.yaml")
+    assert result.exit_code == 0, result.output
+    body = yaml.safe_load(result.stdout)
     assert [it["name"] for it in body["applications"]] == ["weir", "weir-controller"]
-    assert "missing.yaml: there is no such file" in refused("render", "missing.yaml")
+    assert "missing.yaml: there is no such file" in refusal("render", "missing.yaml")
 
 
-def test_policies_run_side_by_side_on_the_same_arrivals(trace, tmp_path):
+def test_several_policies_are_simulated_on_the_same_arrivals(trace, tmp_path):
     plot = tmp_path / "new" / "plot.svg"
-    done = weir(
+    result = weir(
         "simulate", "--trace", trace, "--gpus", "4", "--policy", "weir", "--policy", "all-light",
         "--gpu-hour-price", "2", "--plot", plot, "--json",
     )  # fmt: skip
-    assert done.exit_code == 0, done.output
-    rows = json.loads(done.stdout)
+    assert result.exit_code == 0, result.output
+    rows = json.loads(result.stdout)
     assert [(row["policy"], row["requests"]) for row in rows] == [("weir", 160), ("all-light", 160)]
-    assert rows[0]["windowed_quality"] < rows[1]["windowed_quality"]  # FID: less is better
+    assert rows[0]["windowed_quality"] < rows[1]["windowed_quality"]  # FID: smaller is better
     assert rows[0]["cost_per_1000_images"] > 0
     assert plot.read_text().lstrip().startswith("<?xml")
 
 
 def test_all_policies_are_compared(trace, tmp_path):
-    from controller.policies import POLICIES
+    from controller.registry import POLICIES
 
     page = tmp_path / "page.html"
-    done = weir("compare", "--trace", trace, "--plot", page)
-    assert done.exit_code == 0, done.output
+    result = weir("compare", "--trace", trace, "--plot", page)
+    assert result.exit_code == 0, result.output
     assert "<svg" in page.read_text()
-    assert all(name in done.stderr for name in POLICIES)
-    assert "fluid bound" in done.stderr
+    assert all(name in result.stderr for name in POLICIES)
+    assert "fluid bound" in result.stderr
 
 
-def test_policies_for_a_ladder_run_side_by_side(trace, tmp_path):
+def test_several_policies_for_a_ladder_are_simulated(trace, tmp_path):
     plot = tmp_path / "plot.html"
-    done = weir(
+    result = weir(
         "simulate", "--trace", trace, "--family", "argus-sdxl", "--gpus", "8", "--policy", "weir", "--policy", "pac",
         "--plot", plot, "--json",
     )  # fmt: skip
-    assert done.exit_code == 0, done.output
-    rows = json.loads(done.stdout)
+    assert result.exit_code == 0, result.output
+    rows = json.loads(result.stdout)
     assert [(row["policy"], row["requests"]) for row in rows] == [("weir", 160), ("pac", 160)]
     assert all(row["peak_throughput_per_min"] > 0 and 90 < row["peak_quality"] <= 100 for row in rows)
     assert "<svg" in plot.read_text()
@@ -108,8 +108,8 @@ def test_policies_for_a_ladder_run_side_by_side(trace, tmp_path):
         (("--demand", "4", "--queue-delay", "0", "-1"), "--queue-delay is 0 -1; give seconds from 0"),
     ],
 )
-def test_a_plan_of_nonsense_is_refused(words, remedy):
-    assert remedy in refused("plan", *words)
+def test_invalid_arguments_of_plan_are_refused(words, remedy):
+    assert remedy in refusal("plan", *words)
 
 
 @pytest.mark.parametrize(
@@ -123,12 +123,12 @@ def test_a_plan_of_nonsense_is_refused(words, remedy):
         (("--family", "argus-sdxl", "--gpu-hour-price", "2"), "--gpu-hour-price are for cascades"),
     ],
 )
-def test_a_simulation_of_nonsense_is_refused(trace, words, remedy):
-    assert remedy in refused("simulate", "--trace", trace, *words)
+def test_invalid_arguments_of_simulate_are_refused(trace, words, remedy):
+    assert remedy in refusal("simulate", "--trace", trace, *words)
 
 
-def test_a_trace_that_is_not_there_is_refused():
-    assert "missing.csv" in refused("simulate", "--trace", "missing.csv")
+def test_a_missing_trace_is_refused():
+    assert "missing.csv" in refusal("simulate", "--trace", "missing.csv")
 
 
 @pytest.mark.parametrize(
@@ -137,8 +137,8 @@ def test_a_trace_that_is_not_there_is_refused():
         (("up", "missing.yaml"), "there is no such file"),
         (("levels", "check", "missing.safetensors"), "fit it again with `weir levels fit`"),
         (("up", "--port", "many"), "port"),
-        (("down", "nobody"), "start it with `weir up`"),
-        (("generate", " "), "say what the image should show"),
+        (("down", "unknown"), "start it with `weir up`"),
+        (("generate", " "), "describe the image"),
         (("generate", "a", "--out", "missing/a.png"), "there is no folder missing"),
         (("generate", "a", "--family", "missing.yaml"), "there is no such file"),
         (("generate", "a", "--threshold", "2"), "threshold"),
@@ -154,9 +154,9 @@ def test_a_trace_that_is_not_there_is_refused():
         (("keys", "list"), "there is no such file"),
     ],
 )
-def test_wrong_input_is_refused_with_its_remedy(words, remedy, tmp_path, monkeypatch):
+def test_invalid_arguments_are_refused_with_their_remedy(words, remedy, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert remedy in refused(*words)
+    assert remedy in refusal(*words)
     assert not list(tmp_path.iterdir())
 
 
@@ -177,11 +177,11 @@ def test_wrong_input_is_refused_with_its_remedy(words, remedy, tmp_path, monkeyp
         (("keys", "new", "--name", "alice", "--file", "taken/keys.yaml"), "taken: no folder"),
     ],
 )
-def test_a_place_that_takes_no_file_is_known_before_the_work(trace, words, problem, tmp_path, monkeypatch):
+def test_an_output_path_that_cannot_be_written_is_refused_before_any_work(trace, words, problem, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("workers.models.family.Family.load", None)  # what all the work begins with
+    monkeypatch.setattr("workers.models.family.Family.load", None)  # all these commands load the family first
     Path("taken").touch()
-    assert problem in refused(*words)
+    assert problem in refusal(*words)
 
 
 @pytest.mark.parametrize("command", [c.name or c.callback.__name__ for c in app.registered_commands if c.callback])
@@ -191,10 +191,10 @@ def test_every_command_shows_an_example(command):
 
 def test_a_key_is_printed_once_and_only_its_digest_is_kept(tmp_path):
     file = tmp_path / "keys.yaml"
-    made = weir("keys", "new", "--name", "alice", "--tenant", "acme", "--batch", "--file", file)
-    key = made.stdout.strip()
+    created = weir("keys", "new", "--name", "alice", "--tenant", "acme", "--batch", "--file", file)
+    key = created.stdout.strip()
     assert key.startswith("weir-")
-    assert made.output.count(key) == 1
+    assert created.output.count(key) == 1
     assert key not in file.read_text()
     assert json.loads(weir("keys", "list", "--json", "--file", file).stdout) == [
         {
@@ -206,4 +206,4 @@ def test_a_key_is_printed_once_and_only_its_digest_is_kept(tmp_path):
             "admin": False,
         }
     ]
-    assert "alice already" in refused("keys", "new", "--name", "alice", "--file", file)
+    assert "alice already" in refusal("keys", "new", "--name", "alice", "--file", file)

@@ -1,4 +1,4 @@
-"""A wrong configuration names the file, the key and the remedy, before anything starts."""
+"""Configuration files: valid ones are read, and errors name the file, the key and the remedy."""
 
 from pathlib import Path
 
@@ -54,17 +54,17 @@ def test_every_shipped_service_is_valid(path: Path) -> None:
         ({"http": {"port": 99999}}, "http.port"),
         ({"family": "nowhere.yaml"}, "nowhere.yaml"),
         ({"profile": "nowhere.json"}, "weir profile"),
-        ({"controller": {"policy": "weir"}}, "controller.policy weir needs a profile; make one with `weir profile`"),
+        ({"controller": {"policy": "weir"}}, "controller.policy weir needs a profile; create one with `weir profile`"),
     ],
 )
-def test_a_mistake_names_the_file_and_the_key(tmp_path: Path, changes: dict, named: str) -> None:
+def test_an_error_names_the_file_and_the_key(tmp_path: Path, changes: dict, named: str) -> None:
     with pytest.raises(ConfigError, match=named) as caught:
         load_service(service(tmp_path, **changes))
     assert str(tmp_path) in caught.value.message
 
 
 @pytest.mark.parametrize("text", ["", "- a\n- b\n", "a: [1,\n", "\tx: 1\n"])
-def test_a_file_that_is_no_configuration_is_named(tmp_path: Path, text: str) -> None:
+def test_a_file_without_a_valid_configuration_is_named(tmp_path: Path, text: str) -> None:
     path = tmp_path / "broken.yaml"
     path.write_text(text)
     with pytest.raises(ConfigError, match=r"broken\.yaml"):
@@ -87,7 +87,7 @@ THREE = {
 }
 
 
-def test_light_heavy_and_discriminator_are_short_for_a_ladder_of_two() -> None:
+def test_light_heavy_and_discriminator_are_a_short_form_of_two_variants() -> None:
     short = FamilyConfig.model_validate(
         FAMILY | {"light": variant("l"), "heavy": variant("h"), "discriminator": "somewhere"}
     )
@@ -97,7 +97,7 @@ def test_light_heavy_and_discriminator_are_short_for_a_ladder_of_two() -> None:
     assert short.discriminator == "somewhere"
 
 
-def test_a_ladder_keeps_its_order_and_survives_the_wire() -> None:
+def test_a_ladder_keeps_its_order_when_serialised() -> None:
     family = FamilyConfig.model_validate(FAMILY | {"variants": THREE})
     assert family.keys == ("light", "medium", "heavy")
     assert FamilyConfig.model_validate_json(family.model_dump_json()) == family
@@ -109,27 +109,30 @@ def test_a_ladder_keeps_its_order_and_survives_the_wire() -> None:
         ({"variants": {"heavy": THREE["heavy"]}}, "at least two"),
         ({"light": THREE["light"]}, "heavy is missing"),
         ({"variants": THREE, "light": THREE["light"]}, "give either variants, or light, heavy"),
-        ({"variants": {"Light": THREE["light"], "heavy": THREE["heavy"]}}, "'Light' is no key"),
-        ({"variants": {"cache": THREE["light"], "heavy": THREE["heavy"]}}, "'cache' is no key"),
+        ({"variants": {"Light": THREE["light"], "heavy": THREE["heavy"]}}, "'Light' is not a valid key"),
+        ({"variants": {"cache": THREE["light"], "heavy": THREE["heavy"]}}, "'cache' is not a valid key"),
         ({"variants": {"light-deadline": THREE["light"], "heavy": THREE["heavy"]}}, "nor end in -deadline"),
-        ({"variants": {"light": THREE["light"], "heavy": variant("l")}}, "each needs one of its own"),
-        ({"variants": {**THREE, "heavy": variant("h", discriminator="d")}}, "nothing follows the last variant"),
+        ({"variants": {"light": THREE["light"], "heavy": variant("l")}}, "each needs a different one"),
+        (
+            {"variants": {**THREE, "heavy": variant("h", discriminator="d")}},
+            "the last variant defers no images",
+        ),
         ({"variants": {**THREE, "medium": variant("m", discriminator="clip")}}, "medium: .* no clip is named"),
     ],
 )
-def test_a_ladder_that_is_none_is_refused(fields: dict, problem: str) -> None:
+def test_an_invalid_ladder_is_refused(fields: dict, problem: str) -> None:
     with pytest.raises(ValidationError, match=problem):
         FamilyConfig.model_validate(FAMILY | fields)
 
 
-def test_a_mistake_in_the_short_form_is_named_by_the_key_in_the_file(tmp_path: Path) -> None:
+def test_an_error_in_the_short_form_names_the_key_in_the_file(tmp_path: Path) -> None:
     path = tmp_path / "family.yaml"
     path.write_text(yaml.safe_dump(FAMILY | {"light": variant("l", steps=0), "heavy": variant("h")}))
     with pytest.raises(ConfigError, match=r"family\.yaml: light\.steps: "):
         load_family(path)
 
 
-def test_a_plan_for_a_ladder_names_each_variant_and_the_rest_has_defaults() -> None:
+def test_a_plan_for_a_ladder_has_defaults_for_batches_and_thresholds() -> None:
     given = {"replicas": {"heavy": 2, "light": 1, "medium": 1}, "batch": {"light": 8}, "thresholds": {"medium": 0.3}}
     plan = PlanConfig.model_validate(given).plan(("light", "medium", "heavy"))
     assert plan.chain == ("light", "medium", "heavy"), "in the order of the ladder"
@@ -142,18 +145,18 @@ def test_a_plan_for_a_ladder_names_each_variant_and_the_rest_has_defaults() -> N
     ]
 
 
-def test_a_plan_may_leave_a_variant_of_the_ladder_out() -> None:
+def test_a_plan_may_leave_out_a_variant() -> None:
     plan = PlanConfig.model_validate({"replicas": {"light": 1, "heavy": 2}}).plan(("light", "medium", "heavy"))
     assert (plan.chain, plan.thresholds) == (("light", "heavy"), (0.5,))
 
 
-def test_the_short_form_of_a_plan_is_one_of_light_and_heavy() -> None:
+def test_the_short_form_of_a_plan_has_light_and_heavy() -> None:
     short = {"light_replicas": 1, "heavy_replicas": 2, "light_batch": 2, "heavy_batch": 3, "threshold": 0.7}
     plan = PlanConfig.model_validate(short).plan(("light", "heavy"))
     assert plan == Plan.split(1, 1, 2, light_batch=2, heavy_batch=3, threshold=0.7)
 
 
-def test_a_threshold_without_a_judge_is_named_before_anything_starts(tmp_path: Path) -> None:
+def test_a_threshold_without_a_judge_is_refused(tmp_path: Path) -> None:
     family = tmp_path / "family.yaml"
     family.write_text(yaml.safe_dump(FAMILY | {"variants": {**THREE, "medium": variant("m")}}, sort_keys=False))
     for shared in ("p", "d"):
@@ -168,7 +171,7 @@ def test_a_threshold_without_a_judge_is_named_before_anything_starts(tmp_path: P
     load_service(service(tmp_path, family=str(family), plan=emulated[0], pool=emulated[1]))
 
 
-def test_levels_are_of_one_light_variant(tmp_path: Path) -> None:
+def test_levels_are_refused_for_several_light_variants(tmp_path: Path) -> None:
     family = Path("deploy/families/weir-tiny-three.yaml").resolve()
     with pytest.raises(
         ConfigError, match=r"cache\.levels: levels are fitted on one light variant, and weir-tiny-three"
@@ -176,7 +179,7 @@ def test_levels_are_of_one_light_variant(tmp_path: Path) -> None:
         load_service(service(tmp_path, family=str(family), cache={"mode": "read", "levels": "head"}))
 
 
-def test_shadow_samples_need_a_head_that_they_check():
+def test_shadow_samples_need_a_level_head_and_a_cache():
     with pytest.raises(ValidationError, match="shadow needs levels"):
         CacheConfig(mode="read-write", shadow=0.02)
     with pytest.raises(ValidationError, match="a mode other than off"):

@@ -1,4 +1,4 @@
-"""What travels between processes arrives as it was; curves never bend the wrong way."""
+"""Messages between processes are unchanged after serialisation, and curves are monotonic."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ from weir.core import (
         {"warm_start": WarmStart(b"latent", 5)},
     ],
 )
-def test_a_request_survives_the_wire(fields: dict) -> None:
+def test_a_request_is_unchanged_after_serialisation(fields: dict) -> None:
     request = ImageRequest("a", "a red circle", 1, 64, 64, 1e9, **fields)
     assert ImageRequest.from_dict(request.to_dict()) == request
 
 
-def test_a_request_of_an_older_form_is_no_request() -> None:
+def test_a_request_of_an_obsolete_form_is_refused() -> None:
     request = ImageRequest("a", "a red circle", 1, 64, 64, 1e9).to_dict()
     with pytest.raises(TypeError):
         ImageRequest.from_dict(request | {"resume_step": 5})
 
 
-def test_a_lookup_survives_the_wire_and_finds_the_nearest_state_below_a_step() -> None:
+def test_a_lookup_is_unchanged_after_serialisation_and_finds_a_state_below_a_step() -> None:
     lookup = CacheLookup("p", 0.9, "e", Resume("ten", 10), ((5, "five"), (10, "ten")), capture=True, prompt_class=2)
     assert CacheLookup.from_dict(lookup.to_dict()) == lookup
     assert [lookup.at(k) for k in (4, 5, 9, 10)] == [None, Resume("five", 5), Resume("five", 5), Resume("ten", 10)]
@@ -48,12 +48,12 @@ def test_a_lookup_survives_the_wire_and_finds_the_nearest_state_below_a_step() -
 
 
 @given(st.integers(1, 100), st.integers(1, 100))
-def test_a_larger_batch_never_takes_less_time(a: int, b: int) -> None:
+def test_latency_does_not_decrease_with_the_batch_size(a: int, b: int) -> None:
     profile = LatencyProfile((1, 2, 4, 8), (1.0, 1.5, 2.5, 4.0))
     assert profile.at(min(a, b)) <= profile.at(max(a, b))
 
 
 @given(st.floats(0, 1), st.floats(0, 1))
-def test_a_higher_threshold_never_defers_less(a: float, b: float) -> None:
+def test_deferral_does_not_decrease_with_the_threshold(a: float, b: float) -> None:
     curve = DeferralCurve((0.0, 0.5, 1.0), (0.0, 0.2, 1.0))
     assert curve.at(min(a, b)) <= curve.at(max(a, b))

@@ -54,7 +54,7 @@ def test_a_full_disk_is_reported_and_leaves_the_old_file(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "message"),
     [
         (".", "is a folder"),
         ("/", "is a folder"),
@@ -63,10 +63,10 @@ def test_a_full_disk_is_reported_and_leaves_the_old_file(tmp_path: Path) -> None
         ("a" * 250, "cannot be written"),
     ],
 )
-def test_a_path_that_cannot_be_written_is_refused_by_name(tmp_path: Path, monkeypatch, name: str, said: str) -> None:
+def test_a_path_that_cannot_be_written_is_refused_by_name(tmp_path: Path, monkeypatch, name: str, message: str) -> None:
     monkeypatch.chdir(tmp_path)
     for attempt in (check_place, lambda path: written_whole(path).__enter__()):
-        with pytest.raises(ConfigError, match=said) as refused:
+        with pytest.raises(ConfigError, match=message) as refused:
             attempt(Path(name))
         assert refused.value.message.startswith(str(Path(name)))
     assert list(tmp_path.iterdir()) == []

@@ -1,4 +1,4 @@
-"""Nothing that comes from outside is ever unpickled: the rule in the code, and code planted in every file we read."""
+"""No data from outside is unpickled: a check of the source, and code planted in every kind of file that is read."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ ROOMS = (
     "training", "weir", "workers",
 )  # fmt: skip
 FORBIDDEN = {"pickle", "_pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal", "jsonpickle"}
-#: Calls that unpickle unless they are told not to, and what tells them.
+#: Calls that unpickle by default, with the argument that prevents it.
 DANGEROUS = {"torch.load": "weights_only=True", "np.load": "allow_pickle=False", "numpy.load": "allow_pickle=False"}
 #: Classes whose ``from_pretrained`` reads no weights.
 WEIGHTLESS = ("Tokenizer", "Config", "reader", "Processor", "Scheduler")
 
 
 def offences(source: str) -> list[str]:
-    """Lines that could unpickle something."""
+    """Lines of a source file that could unpickle data."""
     found = []
     for node in ast.walk(ast.parse(source)):
         names: list[str] = []
@@ -68,7 +68,7 @@ def offences(source: str) -> list[str]:
     return found
 
 
-def test_no_file_of_the_project_can_unpickle_anything() -> None:
+def test_no_file_of_the_project_can_unpickle_data() -> None:
     found = {str(p): them for room in ROOMS for p in Path(room).rglob("*.py") if (them := offences(p.read_text()))}
     assert not found
 
@@ -87,11 +87,11 @@ def test_no_file_of_the_project_can_unpickle_anything() -> None:
         "AutoModel.from_pretrained(folder, use_safetensors=True, trust_remote_code=True)",
     ],
 )
-def test_the_rule_sees_what_it_forbids(line: str) -> None:
+def test_the_check_finds_calls_that_unpickle(line: str) -> None:
     assert offences(line)
 
 
-def test_the_gadget_is_a_real_one(tmp_path: Path) -> None:
+def test_the_planted_code_runs_when_it_is_unpickled(tmp_path: Path) -> None:
     with suppress(Exception):
         pickle.loads(as_pickle(tmp_path / "a"))  # noqa: S301
     with suppress(Exception):
@@ -123,11 +123,11 @@ READERS: dict[str, Callable[[Path], Any]] = {
 
 @pytest.mark.parametrize("reader", READERS)
 @pytest.mark.parametrize("form", FORMS)
-def test_code_planted_in_a_file_is_refused_and_never_runs(reader: str, form: str, tmp_path: Path) -> None:
+def test_code_planted_in_a_file_does_not_run(reader: str, form: str, tmp_path: Path) -> None:
     for suffix in (".csv", ".json", ".yaml", ".safetensors", ".txt"):
         file, mark = tmp_path / f"planted{suffix}", tmp_path / "it ran"
         file.write_bytes(FORMS[form](mark))
-        # Whoever reads plain lines may take these for lines; all others say what is wrong with the file.
+        # Readers of plain text may accept the content as text; all others refuse the file.
         with suppress(WeirError, StateRefused):
             READERS[reader](file)
         assert not mark.exists()

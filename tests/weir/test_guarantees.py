@@ -1,4 +1,4 @@
-"""Every test on the page of guarantees exists, and so does the code that each mutation changes."""
+"""Every test in docs/guarantees.md exists, and so does the code that each mutation changes."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ HALF = level("half", 2.0, 0.9, skipped_steps=25)
 SMALL = level("small", 1.0, 0.8, strategy="sm", variant="tiny-sd")
 
 
-def written(path: Path, *levels: dict[str, Any], **more: Any) -> Path:
+def ladder_of(path: Path, *levels: dict[str, Any], **more: Any) -> Path:
     path.write_text(json.dumps({"family": "f", "device": "d", "steps": 50, "levels": levels} | more))
     return path
 
@@ -36,21 +36,21 @@ def test_the_published_ladder_has_the_throughput_of_the_paper():
     assert per_min == pytest.approx([23.58, 26.19, 29.47, 33.68, 39.29, 47.14], abs=0.02)
 
 
-def test_a_mix_keeps_the_levels_that_no_other_beats(tmp_path):
+def test_a_mix_keeps_the_levels_on_the_pareto_front(tmp_path):
     beaten = level("slow-small", 3.0, 0.7, strategy="sm", variant="sd15")
-    ladder = load_ladder(written(tmp_path / "l.json", TOP, HALF, beaten, SMALL | {"quality": 0.65}))
+    ladder = load_ladder(ladder_of(tmp_path / "l.json", TOP, HALF, beaten, SMALL | {"quality": 0.65}))
     assert [rung.name for rung in ladder.of(Strategy.AC)] == ["full", "half"]
     assert [rung.name for rung in ladder.of(Strategy.SM)] == ["full", "slow-small", "small"]
     assert [rung.name for rung in ladder.of(*Strategy)] == ["full", "half", "small"]
 
 
-def test_every_cached_level_of_the_published_ladder_beats_the_smallest_model():
+def test_every_cached_level_of_the_published_ladder_is_better_than_the_smallest_model():
     assert Strategy.SM not in {rung.strategy for rung in load_ladder(SHIPPED).of(*Strategy)}
 
 
 def test_rates_use_the_best_batch_within_the_time_limit(tmp_path):
     top = TOP | {"batch_sizes": [1, 2, 4], "latency_s": [4.0, 5.0, 8.0]}
-    ladder = load_ladder(written(tmp_path / "l.json", top, throughput_factor=2))
+    ladder = load_ladder(ladder_of(tmp_path / "l.json", top, throughput_factor=2))
     levels = ladder.of(Strategy.AC)
     assert ladder.rates_rps(levels) == (1.0,)
     assert ladder.rates_rps(levels, longest_s=6.0) == (0.8,)
@@ -58,7 +58,7 @@ def test_rates_use_the_best_batch_within_the_time_limit(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("levels", "says"),
+    ("levels", "message"),
     [
         ([], "levels: .*at least 1"),
         ([HALF], r"levels\[0\] must be the heavy variant from noise"),
@@ -81,9 +81,9 @@ def test_rates_use_the_best_batch_within_the_time_limit(tmp_path):
         ([TOP, SMALL | {"strategy": "xl"}], "'ac' or 'sm'"),
     ],
 )
-def test_a_bad_ladder_is_refused_by_name(tmp_path, levels, says):
-    path = written(tmp_path / "ladder.json", *levels)
-    with pytest.raises(ConfigError, match=says) as refusal:
+def test_an_invalid_ladder_is_refused_by_name(tmp_path, levels, message):
+    path = ladder_of(tmp_path / "ladder.json", *levels)
+    with pytest.raises(ConfigError, match=message) as refusal:
         load_ladder(path)
     assert str(refusal.value).startswith(str(path))
 
@@ -92,7 +92,7 @@ HALVES = [{"share": 0.5, "quality": [1.0, 0.95]}, {"share": 0.5, "quality": [1.0
 
 
 @pytest.mark.parametrize(
-    ("more", "says"),
+    ("more", "message"),
     [
         ({"similarity_shares": [1.0]}, "similarity_shares has 1 entries for 2 ac levels"),
         ({"similarity_shares": [0.5, 0.4]}, "similarity_shares: shares must .* add up to 0.9"),
@@ -103,10 +103,10 @@ HALVES = [{"share": 0.5, "quality": [1.0, 0.95]}, {"share": 0.5, "quality": [1.0
         ({"prompts": [HALVES[0] | {"share": float("nan")}, HALVES[1]]}, "share.*"),
     ],
 )
-def test_shares_that_do_not_fit_the_levels_are_refused_by_name(tmp_path, more, says):
-    assert load_ladder(written(tmp_path / "good.json", TOP, HALF, prompts=HALVES)).prompts
-    with pytest.raises(ConfigError, match=says):
-        load_ladder(written(tmp_path / "bad.json", TOP, HALF, **more))
+def test_shares_that_do_not_fit_the_levels_are_refused_by_name(tmp_path, more, message):
+    assert load_ladder(ladder_of(tmp_path / "good.json", TOP, HALF, prompts=HALVES)).prompts
+    with pytest.raises(ConfigError, match=message):
+        load_ladder(ladder_of(tmp_path / "bad.json", TOP, HALF, **more))
 
 
 def test_a_missing_or_unreadable_file_is_refused_by_name(tmp_path):

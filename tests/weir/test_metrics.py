@@ -36,8 +36,8 @@ UNITLESS = {
     "weir_replicas_alive",
     "weir_replicas_ready",
 }
-#: At most, in one process; a histogram has a series for each bucket and three more.
-MOST_SERIES = 110
+#: Largest number of series of a metric in one process; a histogram has one for each bucket and three more.
+MAX_SERIES = 110
 EVERY = pytest.mark.parametrize("metric", metrics.ALL, ids=lambda metric: metric.name)
 
 
@@ -60,7 +60,7 @@ def test_the_number_of_series_is_bounded(metric: Metric):
     series = math.prod(len(label.values) + 1 for label in metric.labels)
     if metric.kind == "histogram":
         series *= len(metric.buckets) + 3
-    assert series <= MOST_SERIES
+    assert series <= MAX_SERIES
     assert {label.name for label in metric.labels} <= {
         "role", "path", "code", "kind", "cause", "reason", "status", "k", "side", "outcome",
     }  # fmt: skip

@@ -1,4 +1,4 @@
-"""Plans are checked where they are made and where they arrive."""
+"""Plans: validation, serialisation, deferral and routing."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ def plans(draw: st.DrawFn) -> Plan:
 
 
 @given(plans())
-def test_a_plan_survives_the_way_to_its_consumers(plan: Plan) -> None:
+def test_a_plan_is_unchanged_after_serialisation(plan: Plan) -> None:
     assert Plan.from_dict(plan.to_dict()) == plan
 
 
-def test_so_does_a_plan_that_routes_to_levels() -> None:
+def test_a_plan_with_level_routing_is_unchanged_after_serialisation() -> None:
     assert Plan.from_dict(ROUTED.to_dict()) == ROUTED
 
 
@@ -69,7 +69,7 @@ def test_so_does_a_plan_that_routes_to_levels() -> None:
         ({"rules": "none"}, "rules"),
     ],
 )
-def test_a_wrong_plan_is_refused_by_name(change: dict, named: str) -> None:
+def test_an_invalid_plan_is_refused_by_name(change: dict, named: str) -> None:
     good = Plan.split(1, 1, 1, light_batch=1, heavy_batch=1, threshold=0.5).to_dict()
     with pytest.raises(PlanError, match=named):
         Plan.from_dict({**good, **change})
@@ -87,7 +87,7 @@ def test_a_wrong_plan_is_refused_by_name(change: dict, named: str) -> None:
         ({"ladder": 1}, "ladder"),
     ],
 )
-def test_a_wrong_routing_is_refused_by_name(change: dict, named: str) -> None:
+def test_an_invalid_routing_is_refused_by_name(change: dict, named: str) -> None:
     good: dict[str, Any] = ROUTED.to_dict()
     with pytest.raises(PlanError, match=named):
         Plan.from_dict({**good, "routing": {**good["routing"], **change}})
@@ -98,7 +98,7 @@ def test_a_missing_key_is_named() -> None:
         Plan.from_dict({"version": 1, "assignments": [["light", 1]]})
 
 
-def test_a_rank_beyond_the_plan_takes_the_last_assignment() -> None:
+def test_a_rank_beyond_the_plan_has_the_last_assignment() -> None:
     plan = Plan.split(1, 1, 2, light_batch=1, heavy_batch=4, threshold=0.5)
     assert plan.assignment(0).role == "light"
     assert plan.assignment(7) == Assignment("heavy", 4)
@@ -110,7 +110,7 @@ def test_each_judge_defers_by_its_own_threshold() -> None:
     assert THREE.with_thresholds((1, 1), 2).defers("light", 1.0), "1 defers everything"
 
 
-def test_the_next_variant_is_the_next_one_with_replicas() -> None:
+def test_the_next_variant_has_replicas() -> None:
     assert [THREE.next_variant(key) for key in LADDER] == ["medium", "heavy", None]
     without = Plan(1, (Assignment("light", 1), Assignment("heavy", 1)), (0.6, 0.3), LADDER)
     assert without.next_variant("light") == "heavy"
@@ -133,7 +133,7 @@ def test_a_pool_refuses_a_plan_for_variants_that_it_does_not_hold() -> None:
 
 
 @given(st.floats(0, 1, exclude_max=True))
-def test_requests_are_dealt_to_levels_by_the_shares_of_their_class(draw: float) -> None:
+def test_requests_are_assigned_to_levels_by_the_shares_of_their_class(draw: float) -> None:
     assert ROUTED.routing is not None
     assert ROUTED.routing.pick(1, draw) == 2
     first = ROUTED.routing.pick(0, draw)

@@ -1,4 +1,4 @@
-"""Profile files: what is wrong with one is said by its key, and noise in it cannot turn a plan upside down."""
+"""Profile files: errors name the key, and noise in latencies is removed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from weir.errors import ConfigError
 from weir.profiles import Profile, load_profile
 
 
-def written(folder: Path, **heavy: Any) -> Path:
+def profile_file(folder: Path, **heavy: Any) -> Path:
     path = folder / "profile.json"
     path.write_text(json.dumps({**PROFILE, "heavy": {**PROFILE["heavy"], **heavy}}))
     return path
@@ -32,18 +32,18 @@ def written(folder: Path, **heavy: Any) -> Path:
         ({"steps": 0}, "heavy.steps"),
     ],
 )
-def test_a_wrong_entry_is_named_with_the_way_to_a_new_profile(tmp_path, heavy, problem):
+def test_an_invalid_entry_is_named_with_the_remedy(tmp_path, heavy, problem):
     with pytest.raises(ConfigError, match=problem) as refused:
-        load_profile(written(tmp_path, **heavy))
+        load_profile(profile_file(tmp_path, **heavy))
     assert "weir profile" in refused.value.message
 
 
-def test_times_that_fall_with_the_batch_size_count_as_level(tmp_path):
-    profile = load_profile(written(tmp_path, batch_sizes=[1, 2, 4], latency_s=[0.2, 0.15, 0.3]))
+def test_latencies_are_made_non_decreasing_in_the_batch_size(tmp_path):
+    profile = load_profile(profile_file(tmp_path, batch_sizes=[1, 2, 4], latency_s=[0.2, 0.15, 0.3]))
     assert profile.variant("heavy").latency.latency_s == (0.2, 0.2, 0.3)
 
 
-def test_without_measured_confidences_only_the_threshold_1_defers():
+def test_without_measured_confidences_only_threshold_1_defers():
     curve = Profile.model_validate(PROFILE).deferral()
     assert (curve.at(0.9), curve.at(1.0)) == (0.0, 1.0)
 
@@ -58,12 +58,12 @@ LADDER: dict[str, Any] = {
 
 
 def three(**changes: Any) -> dict[str, Any]:
-    """A profile of three, with fields of some variants changed."""
+    """A profile of three variants, with some fields changed."""
     variants = {key: {**fields, **changes.get(key, {})} for key, fields in LADDER.items()}
     return {"family": "toy", "device": "none", "variants": variants}
 
 
-def test_light_heavy_confidences_and_quality_are_short_for_a_ladder_of_two():
+def test_light_heavy_confidences_and_quality_are_a_short_form_of_two_variants():
     quality = {"values": [1, 0.5], "smaller_is_better": False}
     short = Profile.model_validate({**PROFILE, "confidences": [0.1], "quality": quality})
     assert short.keys == ("light", "heavy")
@@ -94,14 +94,14 @@ def test_each_judge_has_its_own_deferral_curve():
         ),
     ],
 )
-def test_a_ladder_that_does_not_fit_together_is_refused(tmp_path, changes, problem):
+def test_inconsistent_variants_are_refused(tmp_path, changes, problem):
     path = tmp_path / "profile.json"
     path.write_text(json.dumps(three(**changes)))
     with pytest.raises(ConfigError, match=problem):
         load_profile(path)
 
 
-def test_a_profile_of_another_ladder_than_the_familys_is_refused_with_a_remedy(tmp_path):
+def test_a_profile_of_another_ladder_is_refused_with_the_remedy(tmp_path):
     path = tmp_path / "profile.json"
     path.write_text(json.dumps(three()))
     assert load_profile(path, ("light", "medium", "heavy")).keys == ("light", "medium", "heavy")

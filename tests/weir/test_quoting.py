@@ -1,4 +1,4 @@
-"""What a user wrote comes out as it is: brackets and colons are no markup in a file's name, a prompt or an option."""
+"""File names, prompts and options are printed unchanged, even if they look like markup."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typer.testing import CliRunner, Result
 from cli.main import app
 from testing.toy_family import PROFILE
 
-#: Each of them is markup to Rich, and some break it.
+#: Texts that Rich would interpret as markup, some of it invalid.
 WRITTEN = ("log[old]", "[/INST]", "runs[1]/a", "[bold]a:smile:")
 TRACE = "".join(f"{250 * i},{i % 50}\n" for i in range(160))
 
@@ -25,7 +25,7 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-@pytest.mark.parametrize("written", WRITTEN)
+@pytest.mark.parametrize("text", WRITTEN)
 @pytest.mark.parametrize(
     "command",
     [
@@ -60,17 +60,17 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "cache fit-predictor {}.txt --out p.bin",
     ],
 )
-def test_a_refusal_quotes_what_was_written(command: str, written: str) -> None:
+def test_an_error_quotes_the_users_text_unchanged(command: str, text: str) -> None:
     Path("trace.csv").write_text(TRACE)
-    words = [word.replace("{}", written) for word in command.split(" ")]
+    words = [word.replace("{}", text) for word in command.split(" ")]
     refused = weir(*words)
     assert refused.exit_code == 2, refused.output
-    assert written in refused.stderr or repr(written)[1:-1] in refused.stderr
+    assert text in refused.stderr or repr(text)[1:-1] in refused.stderr
 
 
-@pytest.mark.parametrize("written", WRITTEN)
-def test_what_was_read_and_made_is_named_as_it_is_and_unbroken(written: str) -> None:
-    folder = Path(f"{written} in a folder whose name is longer than a line of most terminals is wide")
+@pytest.mark.parametrize("text", WRITTEN)
+def test_file_names_are_printed_unchanged_on_one_line(text: str) -> None:
+    folder = Path(f"{text} in a folder whose name is longer than a line of most terminals is wide")
     folder.mkdir(parents=True)
     trace, picture, keys, profile = (folder / f"a.{suffix}" for suffix in ("csv", "svg", "yaml", "json"))
     trace.write_text(TRACE)

@@ -1,4 +1,4 @@
-"""What Ray does not promise is called in one module, and that module knows Ray's own message of a slow start."""
+"""Private parts of Ray are used in one module only, which matches a message in Ray's source."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import pytest
 from weir.ray_private import started_too_slowly
 
 ROOMS = [path.parent for path in Path().glob("*/__init__.py")]
-#: Ray's private modules and names by their underscores, and what of its private parts has none.
+#: Names of Ray that are private: those with an underscore, and further private ones without.
 PRIVATE = re.compile(
     r"\bray(\.\w+)*\._\w+|from ray(\.\w+)*\._\w+|_fetch_replica_results_async|_set_global_client|_get_global_client"
 )
 
 
-def test_ray_is_used_by_its_public_names_outside_of_one_module() -> None:
+def test_private_names_of_ray_are_used_in_one_module_only() -> None:
     assert len(ROOMS) > 10
     strays = [
         f"{path}: {found[0]}"
@@ -30,7 +30,7 @@ def test_ray_is_used_by_its_public_names_outside_of_one_module() -> None:
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
-def test_the_message_of_a_slow_start_is_still_the_one_that_ray_has() -> None:
+def test_rays_message_of_a_slow_start_is_unchanged() -> None:
     from ray._private.node import Node
 
     said = "The current node timed out during startup."

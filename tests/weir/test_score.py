@@ -1,4 +1,4 @@
-"""`weir score`: the images of replays, by a family's own measures and by published ones."""
+"""`weir score`: measures images of replays with the family's or published models."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from cli.main import app
 from quality.inception import InceptionV3
-from traces.outcome import RequestOutcome, OutcomeFile
+from traces.outcome import OutcomeFile, RequestOutcome
 from training.scenes import caption, render, sample_scene
 
 CLIP = Path("models/weir-tiny/clip")
@@ -27,15 +27,16 @@ def scenes(count: int, seed: int) -> list[tuple[str, Image.Image]]:
     return [(caption(scene), Image.fromarray(render(scene))) for scene in (sample_scene(rng) for _ in range(count))]
 
 
-def replayed(folder: Path, drawn: Sequence[tuple[str, Image.Image | None]]) -> Path:
-    """The folder of a replay that got these images; None for a request that got none."""
+def replayed(folder: Path, images_of: Sequence[tuple[str, Image.Image | None]]) -> Path:
+    """The folder of a replay with the given images; None for a request without an image."""
     (folder / "images").mkdir(parents=True)
     with OutcomeFile(folder / "requests.csv") as file:
-        for i, (prompt, image) in enumerate(drawn):
+        for i, (prompt, image) in enumerate(images_of):
             name = "" if image is None else f"images/{i}.png"
             if image is not None:
                 image.save(folder / name)
-            file.append(RequestOutcome(i, i, i, 0.5, 200 if image else 503, "" if image else "overloaded", prompt, image=name))
+            status, error = (200, "") if image else (503, "overloaded")
+            file.append(RequestOutcome(i, i, i, 0.5, status, error, prompt, image=name))
     return folder
 
 
@@ -46,18 +47,18 @@ def score(*arguments: object) -> tuple[int, str, str]:
 
 @pytest.fixture
 def runs(tmp_path: Path) -> tuple[Path, Path, Path]:
-    """Right images, the same shuffled and with one missing, and a folder of real ones."""
-    drawn = scenes(12, 1)
-    prompts, images = [prompt for prompt, _ in drawn], [image for _, image in drawn]
+    """A replay with matching images, one with shuffled images of which one is missing, and a folder of real images."""
+    images_of = scenes(12, 1)
+    prompts, images = [prompt for prompt, _ in images_of], [image for _, image in images_of]
     shuffled: list[Image.Image | None] = [None, *images[:-1]]
     wrong = replayed(tmp_path / "wrong", list(zip(prompts, shuffled, strict=True)))
     (tmp_path / "real").mkdir()
     for i, (_, image) in enumerate(scenes(20, 2)):
         image.save(tmp_path / "real" / f"{i}.png")
-    return replayed(tmp_path / "right", drawn), wrong, tmp_path / "real"
+    return replayed(tmp_path / "right", images_of), wrong, tmp_path / "real"
 
 
-def test_a_replay_is_measured_by_what_the_family_brings_and_beside_another(runs: tuple[Path, Path, Path]) -> None:
+def test_a_replay_is_measured_by_the_familys_models_and_compared_with_another(runs: tuple[Path, Path, Path]) -> None:
     right, wrong, real = runs
     code, out, err = score(right, wrong, "--reference", real, "--against", right, "--json")
     assert code == 0, err
@@ -70,7 +71,7 @@ def test_a_replay_is_measured_by_what_the_family_brings_and_beside_another(runs:
     assert second["paired"]["attributes"]["high"] < 1
 
 
-def test_published_measures_are_named_by_folder(runs: tuple[Path, Path, Path], tmp_path: Path) -> None:
+def test_published_models_can_be_given_as_folders(runs: tuple[Path, Path, Path], tmp_path: Path) -> None:
     right, wrong, real = runs
     torch.manual_seed(0)
     (tmp_path / "inception").mkdir()
@@ -100,7 +101,7 @@ def test_published_measures_are_named_by_folder(runs: tuple[Path, Path, Path], t
         (["right", "--family", "nowhere.yaml"], "nowhere.yaml"),
     ],
 )
-def test_what_cannot_be_measured_is_named(
+def test_replays_that_cannot_be_measured_are_refused_by_name(
     runs: tuple[Path, Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], said: str
 ) -> None:
     replayed(tmp_path / "empty", [("a red circle", None)])

@@ -1,4 +1,4 @@
-"""What is installed is pinned and hashed, and an audit that could not look does not say that all is well."""
+"""Requirements are pinned and hashed, and a failed audit is reported as a failure."""
 
 from __future__ import annotations
 
@@ -14,30 +14,30 @@ RUNTIME, DEVELOPMENT, INSTALLER = (Path(f"requirements{it}.txt") for it in ("", 
 
 
 def pins(path: Path) -> dict[str, str]:
-    """Name → version, by the names that pip compares."""
+    """Name → version, with names normalised as in pip."""
     found = (PIN.match(line) for line in path.read_text().splitlines())
     return {re.sub(r"[-_.]+", "-", it[1]).lower(): it[2] for it in found if it}
 
 
-@pytest.mark.parametrize("given", [RUNTIME, DEVELOPMENT, INSTALLER], ids=str)
-def test_every_requirement_is_pinned(given: Path) -> None:
-    lines = [line for line in given.read_text().splitlines() if line and not line.startswith(("#", "-r"))]
-    assert len(pins(given)) == len(lines)
+@pytest.mark.parametrize("path", [RUNTIME, DEVELOPMENT, INSTALLER], ids=str)
+def test_every_requirement_is_pinned(path: Path) -> None:
+    lines = [line for line in path.read_text().splitlines() if line and not line.startswith(("#", "-r"))]
+    assert len(pins(path)) == len(lines)
 
 
-@pytest.mark.parametrize("given", [RUNTIME, DEVELOPMENT, INSTALLER], ids=str)
-def test_the_lock_holds_every_pin_and_a_hash_for_all_that_it_holds(given: Path) -> None:
-    lock = given.with_suffix(".lock")
+@pytest.mark.parametrize("path", [RUNTIME, DEVELOPMENT, INSTALLER], ids=str)
+def test_the_lock_has_every_pin_and_a_hash_for_every_entry(path: Path) -> None:
+    lock = path.with_suffix(".lock")
     locked = pins(lock)
-    chosen = {name: version for name, version in pins(given).items() if name != "torch"}
-    assert chosen.items() <= locked.items(), "write the lock anew: `make lock`, or `python -m tests.lock` in its venv"
+    chosen = {name: version for name, version in pins(path).items() if name != "torch"}
+    assert chosen.items() <= locked.items(), "write the lock again: `make lock`, or `python -m tests.lock` in its venv"
     assert "torch" not in locked
     for block in re.split(r"\n(?=[A-Za-z0-9])", lock.read_text()):
         if PIN.match(block):
             assert re.search(r"--hash=sha256:[0-9a-f]{64}", block), block[:80]
 
 
-def test_both_locks_hold_the_same_versions() -> None:
+def test_both_locks_have_the_same_versions() -> None:
     assert pins(RUNTIME.with_suffix(".lock")).items() <= pins(DEVELOPMENT.with_suffix(".lock")).items()
 
 
@@ -52,7 +52,7 @@ SKIPPED = {"name": "c", "skip_reason": "not found"}
 
 
 @pytest.mark.parametrize(
-    ("packages", "code", "said"),
+    ("packages", "code", "message"),
     [
         ([SAFE], CLEAN, "1 of 1 packages audited, 0 advisories"),
         ([SAFE, FLAWED], VULNERABLE, "b 2: CVE-1, fixed in 3"),
@@ -62,7 +62,7 @@ SKIPPED = {"name": "c", "skip_reason": "not found"}
         ([], UNKNOWN, "NOTHING WAS AUDITED"),
     ],
 )
-def test_an_audit_that_could_not_look_does_not_say_that_all_is_well(packages, code, said) -> None:
+def test_an_audit_that_could_not_run_reports_a_failure(packages, code, message) -> None:
     found, words = verdict({"dependencies": packages})
     assert found == code
-    assert said in words
+    assert message in words

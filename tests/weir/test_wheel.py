@@ -1,4 +1,4 @@
-"""A built wheel holds everything that an installed ``weir`` needs: it runs in an empty folder, without the checkout."""
+"""A built wheel is complete: the installed ``weir`` runs in an empty folder without the checkout."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ app()
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the contents of the wheel, which is built from a copy of what the checkout tracks, and offline."""
+    """A folder with the contents of the wheel, which is built offline from a copy of the tracked files."""
     folder = tmp_path_factory.mktemp("wheel")
     source, target = folder / "source", folder / "installed"
     tracked = subprocess.run(
@@ -76,7 +76,7 @@ def test_a_plan_is_solved(weir: Callable[..., str]) -> None:
     assert json.loads(weir("plan", "--demand", "24", "--json"))["gpus"]["heavy"] > 0
 
 
-def test_every_shipped_file_is_there(installed: Path) -> None:
+def test_the_wheel_has_every_shipped_file(installed: Path) -> None:
     shipped = [
         "deploy/configs",
         "deploy/families",

@@ -1,4 +1,4 @@
-"""Files that people write by hand: every value of ours needs no quotes, and a mistake is answered with its line."""
+"""YAML files: values need no quotes, and errors name their line."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from weir.yaml_files import read_mapping, whole_number
 PLAN = "plan: {light_replicas: 1, heavy_replicas: 1}\n"
 
 
-def written(tmp_path: Path, text: str | bytes) -> Path:
+def yaml_file(tmp_path: Path, text: str | bytes) -> Path:
     path = tmp_path / "service.yaml"
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
     return path
 
 
 def service(tmp_path: Path, more: str) -> ServiceConfig:
-    return read_yaml(written(tmp_path, f"family: f.yaml\nslo_s: 5\n{PLAN}{more}"), ServiceConfig)
+    return read_yaml(yaml_file(tmp_path, f"family: f.yaml\nslo_s: 5\n{PLAN}{more}"), ServiceConfig)
 
 
 def literals(model: type[BaseModel]) -> dict[str, tuple[str, ...]]:
-    """Every choice of words in a model and the models below it, by its key."""
+    """The accepted words of every key in a model and its nested models."""
     found: dict[str, tuple[str, ...]] = {}
     for name, field in model.model_fields.items():
         for part in (field.annotation, *get_args(field.annotation)):
@@ -46,38 +46,38 @@ CHOICES = [
 
 
 @pytest.mark.parametrize(("model", "key", "word"), CHOICES, ids=[f"{key}: {word}" for _, key, word in CHOICES])
-def test_every_word_of_ours_needs_no_quotes(tmp_path: Path, model: type[BaseModel], key: str, word: str) -> None:
-    assert read_mapping(written(tmp_path, f"value: {word}\n")) == {"value": word}
+def test_configuration_words_need_no_quotes(tmp_path: Path, model: type[BaseModel], key: str, word: str) -> None:
+    assert read_mapping(yaml_file(tmp_path, f"value: {word}\n")) == {"value": word}
 
 
-def test_a_cache_is_switched_off_as_the_documentation_writes_it(tmp_path: Path) -> None:
+def test_a_cache_can_be_switched_off_without_quotes(tmp_path: Path) -> None:
     assert service(tmp_path, "cache: {mode: off}\n").cache.mode == "off"
 
 
 @pytest.mark.parametrize("word", ["true", "True", "on", "On", "yes", "y", "1"])
-def test_a_switch_takes_every_word_for_on(tmp_path: Path, word: str) -> None:
+def test_a_boolean_accepts_every_word_for_true(tmp_path: Path, word: str) -> None:
     class Switch(BaseModel):
         compile: bool
 
-    assert read_yaml(written(tmp_path, f"compile: {word}\n"), Switch).compile is True
+    assert read_yaml(yaml_file(tmp_path, f"compile: {word}\n"), Switch).compile is True
 
 
 @pytest.mark.parametrize(
     ("given", "number"),
     [("8080", 8080), ("010", 10), ("1e3", 1000), ("0x10", 16), ("0o10", 8), ("1_000", 1000), ("10.0", 10)],
 )
-def test_a_whole_number_is_what_it_looks_like(tmp_path: Path, given: str, number: int) -> None:
+def test_whole_numbers_are_read_in_every_notation(tmp_path: Path, given: str, number: int) -> None:
     assert service(tmp_path, f"http: {{port: {given}}}\n").http.port == number
 
 
 @pytest.mark.parametrize(("given", "number"), [("1e3", 1000.0), ("1.5e1", 15.0), (".5", 0.5), ("05", 5.0)])
-def test_a_number_is_what_it_looks_like(tmp_path: Path, given: str, number: float) -> None:
+def test_numbers_are_read_in_every_notation(tmp_path: Path, given: str, number: float) -> None:
     text = f"family: f.yaml\nslo_s: {given}\n{PLAN}"
-    assert read_yaml(written(tmp_path, text), ServiceConfig).slo_s == number
+    assert read_yaml(yaml_file(tmp_path, text), ServiceConfig).slo_s == number
 
 
 @pytest.mark.parametrize("given", ["1:30", "true", "2026-11-29", "1,5", "5 s", "0x", "1e-3"])
-def test_what_is_no_number_is_refused_as_it_was_written(tmp_path: Path, given: str) -> None:
+def test_text_in_place_of_a_number_is_refused_and_quoted(tmp_path: Path, given: str) -> None:
     with pytest.raises(ConfigError, match=r"http\.port: Input should be a valid integer") as caught:
         service(tmp_path, f"http: {{port: '{given}'}}\n")
     assert f"(given: '{given}')" in caught.value.message
@@ -88,43 +88,43 @@ def test_a_name_keeps_every_character(tmp_path: Path, name: str) -> None:
     assert service(tmp_path, f"keys_file: {name}\n").keys_file == name
 
 
-def test_a_digest_of_digits_is_no_number(tmp_path: Path) -> None:
+def test_a_digest_of_digits_stays_text(tmp_path: Path) -> None:
     digest = "1" * 62 + "e9"
-    path = written(tmp_path, f"keys: [{{name: 007, sha256: {digest}, tenant: no}}]\n")
+    path = yaml_file(tmp_path, f"keys: [{{name: 007, sha256: {digest}, tenant: no}}]\n")
     [key] = load_keys(path).keys
     assert (key.name, key.sha256, key.tenant) == ("007", digest, "no")
 
 
 @pytest.mark.parametrize("nothing", ["null", "~", "", "Null"])
-def test_null_and_nothing_leave_a_key_out(tmp_path: Path, nothing: str) -> None:
+def test_null_and_empty_values_leave_a_key_out(tmp_path: Path, nothing: str) -> None:
     assert service(tmp_path, f"profile: {nothing}\n").profile is None
 
 
 @pytest.mark.parametrize("text", ["a: 1\nb: 2\na: 3\n", "b: 1\na: {x: 1}\n'a': {x: 2}\n", "a: &x {b: 1}\na: *x\n"])
-def test_a_key_that_stands_twice_is_an_error_with_both_lines(tmp_path: Path, text: str) -> None:
+def test_a_duplicate_key_is_an_error_with_both_lines(tmp_path: Path, text: str) -> None:
     with pytest.raises(ConfigError, match=r"line \d: the key a is given twice, first in line \d; drop one"):
-        read_mapping(written(tmp_path, text))
+        read_mapping(yaml_file(tmp_path, text))
 
 
-def test_a_key_that_stands_twice_further_down_is_found_too(tmp_path: Path) -> None:
+def test_a_duplicate_nested_key_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="line 6: the key port is given twice, first in line 5"):
         service(tmp_path, "http:\n  port: 1\n  port: 2\n")
 
 
-def test_a_merged_key_may_be_written_again(tmp_path: Path) -> None:
+def test_a_merged_key_may_be_overridden(tmp_path: Path) -> None:
     text = "base: &base {a: 1, b: 2}\nmore: {<<: *base, b: 3}\n"
-    assert read_mapping(written(tmp_path, text))["more"] == {"a": "1", "b": "3"}
+    assert read_mapping(yaml_file(tmp_path, text))["more"] == {"a": "1", "b": "3"}
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
-def test_every_editor_s_file_is_read(tmp_path: Path, encoding: str, end: str) -> None:
+def test_files_in_common_encodings_are_read(tmp_path: Path, encoding: str, end: str) -> None:
     content = f"family: föhn.yaml{end}slo_s: 5{end}".encode(encoding)
-    assert read_mapping(written(tmp_path, content)) == {"family": "föhn.yaml", "slo_s": "5"}
+    assert read_mapping(yaml_file(tmp_path, content)) == {"family": "föhn.yaml", "slo_s": "5"}
 
 
 @pytest.mark.parametrize(
-    ("text", "says"),
+    ("text", "message"),
     [
         ("a: 1\n\tb: 2\n", "line 2: not valid YAML: a tab stands where YAML takes spaces only"),
         ("a:\n\t- 1\n", "line 2: not valid YAML: a tab stands where YAML takes spaces only"),
@@ -147,27 +147,27 @@ def test_every_editor_s_file_is_read(tmp_path: Path, encoding: str, end: str) ->
         (b"[" * 5000, "nested too deeply"),
     ],
 )
-def test_a_mistake_is_answered_with_its_line_and_the_remedy(tmp_path: Path, text: str | bytes, says: str) -> None:
-    with pytest.raises(ConfigError, match=says) as caught:
-        read_mapping(written(tmp_path, text))
+def test_an_error_names_its_line_and_the_remedy(tmp_path: Path, text: str | bytes, message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        read_mapping(yaml_file(tmp_path, text))
     assert str(tmp_path) in caught.value.message
     assert "\n" not in caught.value.message
 
 
 @pytest.mark.parametrize("text", ["weir-secret: 1\nweir-secret: 2\n", "a: @weir-secret\n", "a: *weir-secret\n"])
-def test_a_complaint_about_a_keys_file_quotes_nothing_of_it(tmp_path: Path, text: str) -> None:
+def test_an_error_in_a_keys_file_does_not_quote_it(tmp_path: Path, text: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        load_keys(written(tmp_path, text))
+        load_keys(yaml_file(tmp_path, text))
     assert "secret" not in caught.value.message
 
 
-@pytest.mark.parametrize(("path", "says"), [("none.yaml", "there is no such file"), (".", "Is a directory")])
-def test_what_is_no_file_is_named(tmp_path: Path, path: str, says: str) -> None:
-    with pytest.raises(ConfigError, match=says):
+@pytest.mark.parametrize(("path", "message"), [("none.yaml", "there is no such file"), (".", "Is a directory")])
+def test_a_path_that_is_not_a_file_is_named(tmp_path: Path, path: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
         load_service(tmp_path / path)
 
 
 @pytest.mark.parametrize("text", ["1e3.5", "1.5", "1e", "e3", "12", "1.0e-1", "1e999", "१e3"])
-def test_only_whole_numbers_written_otherwise_are_read_as_such(text: str) -> None:
+def test_only_whole_numbers_are_converted(text: str) -> None:
     number: Any = whole_number(text)
     assert number is None
