@@ -16,6 +16,7 @@ import numpy as np
 
 from controller.observation import Observation
 from controller.policy import Policy
+from controller.registry import names
 from controller.setting import Setting
 from weir.approximation_levels import Ladder, Strategy
 from weir.errors import ConfigError
@@ -126,7 +127,10 @@ def _routing(plan: Plan, setting: Setting) -> LevelRouting:
         return plan.routing
     ladder = ladder_in(setting)
     if plan.rules.direct != 0 or plan.count(setting.last) < len(plan.assignments):
-        raise ConfigError(f"the ladder of {ladder.family} has levels and no cascade; choose a policy for levels")
+        raise ConfigError(
+            f"the ladder of {ladder.family} has levels and no cascade; choose a policy for levels: "
+            f"{', '.join(names(levels=True))}"
+        )
     if not ladder.similarity_shares:
         raise ConfigError(
             f"the ladder of {ladder.family} has no similarity_shares, the shares of requests that similarity alone "

@@ -71,25 +71,25 @@ def test_several_policies_are_simulated_on_the_same_arrivals(trace, tmp_path):
 
 
 def test_all_policies_are_compared(trace, tmp_path):
-    from controller.registry import POLICIES
+    from controller.registry import names
 
     page = tmp_path / "page.html"
     result = weir("compare", "--trace", trace, "--plot", page)
     assert result.exit_code == 0, result.output
     assert "<svg" in page.read_text()
-    assert all(name in result.stderr for name in POLICIES)
+    assert all(name in result.stderr for name in names(levels=False))
     assert "fluid bound" in result.stderr
 
 
 def test_several_policies_for_a_ladder_are_simulated(trace, tmp_path):
     plot = tmp_path / "plot.html"
     result = weir(
-        "simulate", "--trace", trace, "--family", "argus-sdxl", "--gpus", "8", "--policy", "weir", "--policy", "pac",
+        "simulate", "--trace", trace, "--family", "argus-sdxl", "--gpus", "8", "--policy", "weir-levels", "--policy", "pac",
         "--plot", plot, "--json",
     )  # fmt: skip
     assert result.exit_code == 0, result.output
     rows = json.loads(result.stdout)
-    assert [(row["policy"], row["requests"]) for row in rows] == [("weir", 160), ("pac", 160)]
+    assert [(row["policy"], row["requests"]) for row in rows] == [("weir-levels", 160), ("pac", 160)]
     assert all(row["peak_throughput_per_min"] > 0 and 90 < row["peak_quality"] <= 100 for row in rows)
     assert "<svg" in plot.read_text()
 
@@ -119,7 +119,7 @@ def test_invalid_arguments_of_plan_are_refused(words, remedy):
         (("--scores", "missing.txt"), "missing.txt"),
         (("--plot", "plot.doc"), "end in .html, .svg, .png or .pdf"),
         (("--seed", "-1"), "seed"),
-        (("--family", "argus-sdxl", "--policy", "diffserve"), "for a ladder: clipper-ha"),
+        (("--family", "argus-sdxl", "--policy", "diffserve"), "choose a policy for levels: weir-levels"),
         (("--family", "argus-sdxl", "--gpu-hour-price", "2"), "--gpu-hour-price are for cascades"),
     ],
 )
