@@ -1,16 +1,16 @@
-"""Every policy on the embedded family for real: goodput and measured quality on the same traces and the same machine.
+"""Compares all policies on real services of the embedded family: goodput and measured quality on the same traces.
 
     python -m benchmarks.cascade [--out runs/cascade]
     python -m benchmarks.cascade --policies weir,all-heavy --trace traces/bursty.csv --rate 1.5 --duration 60
 
-Each policy gets a service of its own, one after the other, with the same number of replicas, requests, seeds and
-deadline; one start of it serves all traces. ``static`` is the plan of the shipped configuration. Goodput counts the
-images within the deadline; quality is the share of what was asked that the images show, by the family's attribute
-checker. The ratios are those of ``weir`` (or of ``static`` without it) to ``all-heavy``.
+Each policy gets its own service, one after the other, with the same number of replicas, requests, seeds and deadline;
+the service serves all traces. ``static`` is the plan of the shipped configuration. Goodput counts the images within the
+deadline. Quality is the share of the requested attributes that the images show, by the family's attribute checker. The
+ratios are those of ``weir`` (``static`` without it) to ``all-heavy``.
 
-A policy takes about two minutes, all of them on both traces about 20. Each leaves a file in the folder of ``--out``,
-and one that is there is not run again, unless the settings, the models or the traces have changed; ``table.md`` is
-written anew each time.
+A policy takes about two minutes, and all of them on both traces about 20. Each result is a file in the folder of
+``--out``; an existing result is reused unless the settings, the models or the traces have changed. ``table.md`` is
+rewritten by every run.
 """
 
 from __future__ import annotations
@@ -42,14 +42,15 @@ from weir.errors import ConfigError
 GOALS = {"goodput": 2.0, "quality": 0.97}
 REPOSITORY = Path(__file__).resolve().parent.parent
 SERVICE = REPOSITORY / "deploy" / "configs" / "weir-tiny.yaml"
-#: ``judged``: by how well the earlier pictures fit, in place of how alike the prompts are.
+#: Cache settings by name. ``judged`` selects by the discriminator's rating of cached images instead of prompt
+#: similarity.
 CACHES: dict[str, dict[str, Any]] = {
     "off": {"mode": "off"},
     "read-write": {"mode": "read-write"},
     "judged": {"mode": "read-write", "selector": "../profiles/weir-tiny-judged.json", "candidates": 32},
 }
 TRACES = [REPOSITORY / "traces" / "normal.csv", REPOSITORY / "traces" / "bursty.csv"]
-#: Of the figures of a run, those in the tables: key, heading, factor, decimals.
+#: Figures in the tables: key, heading, factor, decimals.
 COLUMNS = (
     ("goodput_rps", "goodput /s", 1, 2),
     ("quality", "quality", 1, 3),
@@ -72,7 +73,7 @@ def measured(
     *,
     judge: bool = True,
 ) -> Runs:
-    """Starts one service, replays all traces against it, stops it, and judges the images, unless told not to."""
+    """Starts a service, replays all traces on it, stops it, and with ``judge`` rates the images."""
     quiet, found = Console(quiet=True), {}
     say("starting")
     service = up(config, detach=True, port=0, folder=folder / "state", console=quiet)
@@ -105,15 +106,15 @@ def measured(
 
 
 def fingerprint(files: Iterable[Path], **settings: object) -> str:
-    """Of all that a result depends on."""
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+    """Returns a hash of the files and settings that a result depends on."""
+    found = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     for file in sorted(files):
-        digest.update(file.read_bytes())
-    return digest.hexdigest()
+        found.update(file.read_bytes())
+    return found.hexdigest()
 
 
 def ratios(runs: dict[str, Runs], trace: str) -> dict[str, float]:
-    """Of ours to all-heavy; empty when one of them did not run."""
+    """Returns the ratios of Weir's figures to all-heavy's; empty when one of them did not run."""
     ours, base = runs.get("weir") or runs.get("static"), runs.get("all-heavy")
     if ours is None or base is None:
         return {}
@@ -125,7 +126,7 @@ def ratios(runs: dict[str, Runs], trace: str) -> dict[str, float]:
 
 
 def rows(runs: dict[str, Runs], trace: str) -> list[list[str]]:
-    """A line a policy."""
+    """Returns one table row per policy."""
     table = []
     for policy, found in runs.items():
         values = [(found[trace][key], factor, decimals) for key, _, factor, decimals in COLUMNS]
@@ -134,7 +135,7 @@ def rows(runs: dict[str, Runs], trace: str) -> list[list[str]]:
 
 
 def markdown(runs: dict[str, Runs], traces: Iterable[str]) -> str:
-    """All tables, and the ratios below each."""
+    """Returns all tables as Markdown, each followed by its ratios."""
     heads = ["policy", *(heading for _, heading, _, _ in COLUMNS)]
     parts = []
     for trace in traces:
@@ -149,14 +150,16 @@ def markdown(runs: dict[str, Runs], traces: Iterable[str]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--trace", type=Path, action="append", help="again for several; default: Normal and Bursty")
+    parser.add_argument("--trace", type=Path, action="append", help="may be repeated; default: Normal and Bursty")
     parser.add_argument("--policies", default=",".join(("static", *names(levels=False))))
     parser.add_argument("--duration", type=float, default=40.0, help="seconds of each trace")
-    parser.add_argument("--rate", type=float, default=2.0, help="factor on its request rate")
+    parser.add_argument("--rate", type=float, default=2.0, help="factor on the request rate")
     parser.add_argument("--slo", type=float, default=10.0, help="deadline, seconds")
-    parser.add_argument("--cache", choices=list(CACHES), default="off", help="the cache in front of all")
-    parser.add_argument("--unseeded", action="store_true", help="the server chooses seeds, and may redraw images")
-    parser.add_argument("--out", type=Path, default=Path("runs/cascade"), help="folder for a file a policy")
+    parser.add_argument("--cache", choices=list(CACHES), default="off", help="cache of all services")
+    parser.add_argument(
+        "--unseeded", action="store_true", help="let the service choose seeds, so that it may redraw images"
+    )
+    parser.add_argument("--out", type=Path, default=Path("runs/cascade"), help="folder for one file per policy")
     arguments = parser.parse_args()
     console = Console()
     policies = arguments.policies.split(",")

@@ -1,12 +1,12 @@
-"""The whole service at full size: SDXL's architecture with random weights, 1024 px, on the GPUs of this machine.
+"""Measures the whole service at full size: SDXL's architecture with random weights, 1024 px, on the local GPUs.
 
     python -m benchmarks.full_size                       # CUDA; nothing to download
-    python -m benchmarks.full_size --small --size 64     # tries the benchmark itself, on the CPU
+    python -m benchmarks.full_size --small --size 64     # a small model on the CPU, to try the benchmark itself
 
-It writes the family, measures its profile (``weir profile``), and replays the bursty trace against a real service under
-each policy, one after the other, with the same requests, replicas and deadline. Random weights draw noise, so this says
-what a GPU gives (seconds, memory, goodput, deadlines) and nothing of quality. Family and profile stay in the folder of
-``--out`` and are used again.
+It writes the family, measures its profile (``weir profile``), and replays the bursty trace on a real service under each
+policy, one after the other, with the same requests, replicas and deadline. Random weights generate noise, so it
+measures the performance of a GPU (seconds, memory, goodput, deadlines) and no quality. Family and profile stay in the
+folder of ``--out`` and are reused.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from workers.profiler import profile_family, write_profile
 
 
 def profiled(family: Path, path: Path, batch_sizes: list[int], repeats: int, console: Console) -> Path:
-    """The family's profile, measured unless it is there."""
+    """Measures the family's profile unless it exists."""
     if not path.exists():
         prompts = [prompt_by_id(i) for i in range(16)]
         profile = profile_family(
@@ -55,9 +55,9 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=0.4, help="factor on the trace's request rate")
     parser.add_argument("--duration", type=float, default=90.0, help="seconds of the trace")
     parser.add_argument("--slo", type=float, default=15.0, help="deadline, seconds")
-    parser.add_argument("--replicas", type=int, default=2, help="they share the GPUs of this machine")
-    parser.add_argument("--batches", type=int, nargs="+", default=[1, 2, 4], help="of the profile")
-    parser.add_argument("--repeats", type=int, default=2, help="of the profile")
+    parser.add_argument("--replicas", type=int, default=2, help="number of replicas, which share the GPUs")
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 2, 4], help="batch sizes of the profile")
+    parser.add_argument("--repeats", type=int, default=2, help="repeats of the profile")
     parser.add_argument("--size", type=int, default=1024, help="side of the images, pixels")
     parser.add_argument("--small", action="store_true", help="a few layers instead of SDXL's, on the CPU")
     parser.add_argument("--out", type=Path, default=Path("runs/full-size"))

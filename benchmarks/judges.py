@@ -1,10 +1,10 @@
-"""What a family's CLIP is worth in place of a discriminator: who stays light, and how good the mix is.
+"""Compares a family's CLIP score with its discriminator as a judge: accuracy, and quality of the mix.
 
     python -m benchmarks.judges [--count 300]
 
-Prompts that the embedded family was not trained on, each drawn by both variants with one seed. The checker, which
-shares neither weights nor architecture with either judge, says what the images show of what was asked. At every light
-share the images that a judge is surest of stay light.
+It generates an image of both variants with one seed for each prompt; the embedded family was not trained on these
+prompts. The attribute checker, which shares neither weights nor architecture with the judges, measures the share of the
+requested attributes. At every light share the images with the highest confidences stay light.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _BATCH = 10
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--family", type=Path, default=Path("deploy/families/weir-tiny.yaml"))
-    parser.add_argument("--count", type=int, default=300, help="prompts")
+    parser.add_argument("--count", type=int, default=300, help="number of prompts")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     config, console = load_family(arguments.family), Console()
@@ -44,7 +44,7 @@ def main() -> None:
     assert clip is not None
     prompts, side = [prompt_by_id(i) for i in range(arguments.count)], config.size
     requests = [ImageRequest(str(i), prompt, i, side, side, float("inf")) for i, prompt in enumerate(prompts)]
-    drawn = {
+    generated = {
         key: [
             one
             for start in range(0, len(requests), _BATCH)
@@ -52,18 +52,18 @@ def main() -> None:
         ]
         for key in config.keys
     }
-    images = {key: [Image.open(io.BytesIO(one.image)).convert("RGB") for one in of] for key, of in drawn.items()}
+    images = {key: [Image.open(io.BytesIO(one.image)).convert("RGB") for one in of] for key, of in generated.items()}
     light, heavy = (suite.scores(prompts, images[key])["attributes"] for key in ("light", "heavy"))
     confidences = {
-        "discriminator": np.array([one.confidence or 0.0 for one in drawn["light"]]),
+        "discriminator": np.array([one.confidence or 0.0 for one in generated["light"]]),
         "CLIP score": np.array(clip.confidence(tensors(images["light"]), prompts)),
     }
     table = Table("judge", "AUC, shows all", "AUC, as good as heavy", *(f"{share:.0%} light" for share in _SHARES))
     for name, of in confidences.items():
         order = np.argsort(-of)
         kept = [np.isin(np.arange(len(of)), order[: round(share * len(of))]) for share in _SHARES]
-        told = [roc_auc_score(wanted, of) for wanted in (light >= 1 - 1e-9, light >= heavy - 1e-9)]
-        table.add_row(name, *(f"{auc:.3f}" for auc in told), *(f"{np.where(k, light, heavy).mean():.3f}" for k in kept))
+        aucs = [roc_auc_score(label, of) for label in (light >= 1 - 1e-9, light >= heavy - 1e-9)]
+        table.add_row(name, *(f"{auc:.3f}" for auc in aucs), *(f"{np.where(k, light, heavy).mean():.3f}" for k in kept))
     mixes = [share * light.mean() + (1 - share) * heavy.mean() for share in _SHARES]
     table.add_row("chance", "0.500", "0.500", *(f"{mix:.3f}" for mix in mixes))
     console.print(table)

@@ -1,11 +1,11 @@
-"""How much of what the light variant loses a prompt can tell at all, beside the chance of the seed.
+"""Measures how much of the light variant's loss depends on the prompt rather than on the seed.
 
     python -m benchmarks.level_ceiling [--prompts 500] [--seeds 7] [--work runs/level-ceiling.npz]
 
-Every prompt is drawn with several seeds by the light variant and by a heavy run of ten steps, and judged by attributes.
-Who is drawn heavy is then decided by a ranking of the prompts. What that gains over a random choice at equal load is
-measured on the images of a seed that the ranking has not seen, each seed in its turn. Ten minutes of one core; a run
-that was stopped goes on.
+For every prompt it generates images with several seeds by the light variant and by a heavy run of ten steps, and rates
+them by attributes. A ranking of the prompts then decides which of them are generated heavy. The gain over a random
+choice at equal load is measured on the images of a seed that the ranking has not used, for each seed in turn. It takes
+ten minutes of one core; an interrupted run continues.
 """
 
 from __future__ import annotations
@@ -35,8 +35,9 @@ FAMILY = ROOT / "deploy" / "families" / "weir-tiny.yaml"
 HEAVY_STEPS = 10
 
 
-def drawn(scenes: list[Scene], seeds: int, work: Path) -> dict[str, np.ndarray]:
-    """``heavy``, ``light`` and ``confidence``: [prompts, seeds]."""
+def generated(scenes: list[Scene], seeds: int, work: Path) -> dict[str, np.ndarray]:
+    """Returns ``heavy``, ``light`` and ``confidence``, [prompts, seeds] each; generates what ``work`` does not
+    contain."""
     config = load_family(FAMILY)
     prompts = [caption(scene) for scene in scenes]
     found: dict[str, np.ndarray] = dict(np.load(work, allow_pickle=False)) if work.exists() else {}
@@ -64,7 +65,7 @@ def drawn(scenes: list[Scene], seeds: int, work: Path) -> dict[str, np.ndarray]:
 
 
 def counts(scenes: list[Scene]) -> np.ndarray:
-    """What a look at the words tells: how many objects, each number for itself, and how much is said of them."""
+    """Returns features of the prompt text: one-hot number of objects, number of words, and mention of a background."""
     rows = []
     for scene in scenes:
         text = caption(scene)
@@ -75,7 +76,8 @@ def counts(scenes: list[Scene]) -> np.ndarray:
 
 
 def gain(rank: np.ndarray, heavy: np.ndarray, light: np.ndarray) -> float:
-    """Mean quality over all shares of light images, the first in ``rank`` light first, less that of a random choice."""
+    """Returns the gain in mean quality over a random choice, over all shares of light images in the order of
+    ``rank``."""
     chosen = quality_by_share(light, heavy, np.argsort(rank, kind="stable"))
     return float(
         np.mean([q - (s * light.mean() + (1 - s) * heavy.mean()) for q, s in zip(chosen, SHARES, strict=True)])
@@ -83,11 +85,11 @@ def gain(rank: np.ndarray, heavy: np.ndarray, light: np.ndarray) -> float:
 
 
 def predicted(features: np.ndarray, lost: np.ndarray) -> np.ndarray:
-    """The loss of every prompt by a ridge regression that has not seen it."""
+    """Predicts the loss of every prompt by a cross-validated ridge regression."""
     parts = np.random.default_rng(0).permutation(len(lost)) % FOLDS
     best: tuple[float, np.ndarray] | None = None
     for ridge in (*RIDGES, 10.0, 100.0, 1000.0):
-        told = np.zeros(len(lost))
+        estimate = np.zeros(len(lost))
         for part in range(FOLDS):
             seen = parts != part
             mean, middle = features[seen].mean(0), lost[seen].mean()
@@ -95,9 +97,9 @@ def predicted(features: np.ndarray, lost: np.ndarray) -> np.ndarray:
             slope = np.linalg.solve(
                 centred.T @ centred + ridge * np.eye(centred.shape[1]), centred.T @ (lost[seen] - middle)
             )
-            told[~seen] = (features[~seen] - mean) @ slope + middle
-        if best is None or ((told - lost) ** 2).mean() < best[0]:
-            best = float(((told - lost) ** 2).mean()), told
+            estimate[~seen] = (features[~seen] - mean) @ slope + middle
+        if best is None or ((estimate - lost) ** 2).mean() < best[0]:
+            best = float(((estimate - lost) ** 2).mean()), estimate
     assert best is not None
     return best[1]
 
@@ -109,14 +111,14 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/level-ceiling.npz"))
     chosen = parser.parse_args()
     scenes = held_out(chosen.prompts, SEED)
-    images = drawn(scenes, chosen.seeds, chosen.work)
+    images = generated(scenes, chosen.seeds, chosen.work)
     heavy, light = images["heavy"], images["light"]
     lost, chance, seeds = heavy - light, np.random.default_rng(0).random, range(chosen.seeds)
     within = float(lost.var(axis=1, ddof=1).mean())
     between = float(lost.mean(axis=1).var(ddof=1)) - within / chosen.seeds
 
     def mean(rank: Callable[[int], np.ndarray]) -> float:
-        """Over the seeds, each by its own ranking; ties fall at random."""
+        """Returns the mean gain over the seeds, each with its own ranking; ties are broken at random."""
         return float(np.mean([gain(rank(s) + 1e-6 * chance(len(scenes)), heavy[:, s], light[:, s]) for s in seeds]))
 
     def others(of: np.ndarray, seed: int) -> np.ndarray:
@@ -137,7 +139,7 @@ def main() -> None:
         )
     random = np.std([gain(chance(len(scenes)), heavy[:, s], light[:, s]) for s in seeds for _ in range(100)])
     table = Table(title=f"{len(scenes)} prompts, {chosen.seeds} seeds: gain at equal load")
-    table.add_column("who is drawn heavy")
+    table.add_column("ranking of the prompts")
     table.add_column("attributes", justify="right")
     for name, value in rankings.items():
         table.add_row(name, f"{value:+.4f}")

@@ -1,11 +1,11 @@
-"""Weir's policy for ladders against Argus' and PAC on arrivals that it was not tuned on: several seeds, two traces.
+"""Compares Weir's policy for ladders with Argus and PAC on arrivals that it was not tuned on.
 
     python -m benchmarks.level_seeds [--seeds 5] [--first 0] [--gpus 8]
 
-Arrivals are drawn anew from the demand of ``traces/bursty.csv`` and ``traces/normal.csv``, which is scaled so that the
-busiest half minute asks for about what all GPUs serve at the fastest level. Means over the seeds, with the least and
-the most; over the bursts of each trace, and over the whole of it. The bursts of Normal are its busier windows of
-4 s, many of them busy by chance; those of Bursty are bursts. Per request: quality, a late answer counting as nothing.
+Arrivals are resampled from the demand of ``traces/bursty.csv`` and ``traces/normal.csv``, scaled so that the demand of
+the busiest half minute is about the capacity of all GPUs at the fastest level. The figures are means over the seeds
+with minimum and maximum, over the bursts of each trace and over the whole trace. The bursts of Normal are its busier
+windows of 4 s, many of which are busy by chance. "Per request" is the quality with late answers counting as 0.
 """
 
 from __future__ import annotations

@@ -1,12 +1,13 @@
-"""Allocation of levels against enumeration and its bound, solve time by backend, and alignment's error by aligner.
+"""Compares the allocation of levels with enumeration and a bound; measures solve times and alignment errors.
 
     python -m benchmarks.levels [--rounds 20] [--burst-minutes 15]
 
-On the published ladder. Enumeration: 8 GPUs, 60 to 400 requests a minute. Solve time: 1,000 GPUs between the loads at
-which level 0 and the fastest level are full; on a machine that does other work look at the processor time, which counts
-CBC's subprocess too. The bound is the linear relaxation, in points of quality (level 0 has 100); with several types of
-GPU or classes of prompts it is approached within a limit of 100 ms and seldom proven. Bursts: 50 and 388 requests a
-minute in turn on 8 GPUs, each for the given time, twice (the paper's last two hours), beside what the paper shows.
+All parts use the published ladder. Enumeration: 8 GPUs with 60 to 400 requests a minute. Solve time: 1,000 GPUs with
+loads between the capacities at level 0 and at the fastest level. The processor time includes CBC's subprocess; use it
+on a machine with other load. The bound is the linear relaxation, in points of quality (level 0 has 100); with several
+types of GPU or classes of prompts it is approached within a limit of 100 ms and seldom proven. Bursts: 50 and 388
+requests a minute in turn on 8 GPUs, each for the given time, twice (the last two hours of the paper), with the figures
+of the paper.
 """
 
 from __future__ import annotations
@@ -41,10 +42,11 @@ LIMIT_S = 0.1
 
 
 def problem(counts: tuple[int, ...], load: float, classes: int = 1) -> LevelProblem:
-    """Types of GPU, each slower than the one before, at a share of what they serve at the fastest level.
+    """Builds a problem with types of GPU that are each slower than the previous one, at a share of their capacity at
+    the fastest level.
 
-    With several classes, the prompts of each lose nothing up to their level and 5 points at each level beyond; that is
-    made up, to time the program.
+    With several classes, prompts of a class lose no quality up to their level and 5 points at each further level; these
+    are invented numbers for timing.
     """
     rates = LADDER.rates_rps(LEVELS)
     gpus = tuple(LevelGpus(f"type{i}", n, tuple(r / (1 + 0.35 * i) for r in rates)) for i, n in enumerate(counts))
@@ -57,7 +59,7 @@ def problem(counts: tuple[int, ...], load: float, classes: int = 1) -> LevelProb
 
 
 def bound(instance: LevelProblem) -> float:
-    """The mean quality that GPUs which could be divided among levels would reach: the linear relaxation."""
+    """Returns the mean quality of the linear relaxation, in which GPUs are divided among levels."""
     program, quality = formulate_levels(instance), instance.qualities
     rows = csr_matrix((program.values, program.columns, program.starts))
     relaxed = milp(
@@ -105,7 +107,8 @@ def time_table(rounds: int) -> Table:
 
 
 def alignment_table() -> Table:
-    """Total variation between what is served and the target: the share of prompts at a wrong level."""
+    """Builds the table of the total variation between served and target shares: the share of prompts at a wrong
+    level."""
     random = np.random.default_rng(0)
     pairs = [(h, f) for h, f in random.dirichlet(np.ones(6), (10_000, 2))]
     ordered = [(h, f) for h, f in pairs if (np.cumsum(f) <= np.cumsum(h)).all()]
@@ -129,13 +132,13 @@ def alignment_table() -> Table:
 
 
 def _emptied(shares: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    """The same with one to five of its levels empty."""
+    """Returns the shares with one to five levels empty."""
     kept = shares.copy()
     kept[random.permutation(len(shares))[: random.integers(1, len(shares))]] = 0
     return kept / kept.sum()
 
 
-#: Answers in time per minute, quality in percent, and violations in percent, all in bursts; read off the figures.
+#: Published answers in time per minute, quality in percent and violations in percent, all in bursts; read from plots.
 PAPER = {
     "clipper-heavy": (181, 100.0, 54),
     "clipper-light": (327, 89.8, 16),

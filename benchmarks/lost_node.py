@@ -1,10 +1,10 @@
-"""A node of the cluster dies in the middle of a replay: what becomes of every request, of the replicas and of the plan.
+"""Kills a node of the cluster during a replay, and reports the results of requests, replicas and plans.
 
     python -m benchmarks.lost_node [--nodes 4] [--seconds 120] [--json]
 
-``weir up --nodes`` starts 16 emulated replicas on Ray nodes of this machine, planned by Weir's policy. After a third of
-the replay the raylet of one node is killed, and its replicas with it. Exit code 1 when a request that was accepted came
-to nothing.
+``weir up --nodes`` starts 16 emulated replicas on Ray nodes of this machine under Weir's policy. After a third of the
+replay it kills the raylet of one node, and with it the node's replicas. The exit code is 1 when an accepted request has
+no image in the end.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ SLO_S = 15.0
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """What ``/readyz`` said at a second of the replay."""
+    """The report of ``/readyz`` at a time of the replay."""
 
     at_s: float
     light: int
@@ -52,14 +52,14 @@ class Look:
 
 @dataclass(frozen=True, slots=True)
 class LostNode:
-    """What came of it; seconds are of the replay.
+    """Result of the benchmark. Times are seconds of the replay.
 
     Attributes:
-        ends: requests by how they ended: ``in time``, ``late``, ``refused``, or the error of what was lost.
-        lost: accepted requests without an image.
-        replicas: before the node died, at the fewest, and at the end.
-        plan_after_s: from the death of the node to the next plan; None when there was none.
-        whole_after_s: from it to as many replicas as before; None when they did not come back.
+        ends: number of requests by result: ``in time``, ``late``, ``refused``, or the error of a lost one.
+        lost: number of accepted requests without an image.
+        replicas: number of replicas before the death of the node, its minimum, and the number at the end.
+        plan_after_s: time from the death of the node to the next plan; None when there was none.
+        whole_after_s: time from the death of the node until the number of replicas was restored; None when it was not.
     """
 
     nodes: int
@@ -73,7 +73,7 @@ class LostNode:
 
 
 def nodes_of(pid: int) -> list[psutil.Process]:
-    """The raylets beside the head's, of the cluster that a process has started."""
+    """Returns the raylets, except the head's, of the cluster that a process has started."""
     found = []
     for process in psutil.Process(pid).children(recursive=True):
         with suppress(psutil.Error):  # it ended meanwhile
@@ -83,7 +83,7 @@ def nodes_of(pid: int) -> list[psutil.Process]:
 
 
 def kill_a_node(pid: int) -> None:
-    """Ends one of them, as a power cut would."""
+    """Kills one node, like a power failure."""
     nodes_of(pid)[0].kill()
 
 
@@ -146,8 +146,8 @@ def lost_node(nodes: int, seconds: float, console: Console) -> LostNode:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--nodes", type=int, default=4, help="beside the head")
-    parser.add_argument("--seconds", type=float, default=120.0, help="of traces/bursty.csv")
+    parser.add_argument("--nodes", type=int, default=4, help="number of nodes beside the head")
+    parser.add_argument("--seconds", type=float, default=120.0, help="seconds of traces/bursty.csv")
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
     console = Console(stderr=True)

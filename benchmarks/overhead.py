@@ -1,13 +1,13 @@
-"""What Weir itself costs: its whole request path, with workers that take no time, against a bare Ray Serve application.
+"""Measures Weir's overhead: its request path with workers that take no time, against a bare Ray Serve application.
 
-The bare application has the same two hops (ingress → handle → replica) and does nothing in either. Both run on one
-cluster at the same time; requests alternate between them, so that whatever else the machine does hits both alike. Only
-the ratios mean anything.
+The bare application has the same two hops (ingress → handle → replica) without any work. Both run on one cluster at the
+same time, and requests alternate between them, so that other load on the machine affects both equally. Only the ratios
+are meaningful.
 
     python -m benchmarks.overhead --out overhead.json
 """
 
-# Annotations stay objects here: Serve looks at them when it builds `bare`.
+# Annotations are not postponed here: Serve reads them when it builds `bare`.
 
 import argparse
 import asyncio
@@ -41,7 +41,7 @@ GOALS = {"p50": 1.5, "throughput": 0.7}
     max_ongoing_requests=100_000, ray_actor_options={"num_cpus": 0.1}, logging_config={"enable_access_log": False}
 )
 class Echo:
-    """The bare application's worker: gives back an answer of the size of Weir's."""
+    """Worker of the bare application; its response has the size of Weir's."""
 
     def __init__(self):
         self.answer = {"data": [{"b64_json": "x" * 100, "weir": {"id": "x" * 300}}]}
@@ -54,7 +54,7 @@ class Echo:
     max_ongoing_requests=100_000, ray_actor_options={"num_cpus": 0}, logging_config={"enable_access_log": False}
 )
 class Ingress:
-    """The bare application's front: reads JSON, calls the worker, writes JSON."""
+    """Ingress of the bare application: reads JSON, calls the worker, writes JSON."""
 
     def __init__(self, echo: DeploymentHandle):
         self.echo = echo
@@ -68,7 +68,7 @@ def bare(args: dict) -> serve.Application:
 
 
 def instant_service(folder: Path) -> Path:
-    """A service whose one worker takes no time and whose light image is always good enough."""
+    """Writes the service file of a single worker that takes no time, with light images that are always accepted."""
     variant = {"steps": 1, "batch_sizes": [1, 64], "latency_s": [1e-6, 1e-6]}
     profile = {
         "family": "instant",
@@ -76,13 +76,13 @@ def instant_service(folder: Path) -> Path:
         "light": {"name": "l", **variant},
         "heavy": {"name": "h", **variant},
     }
-    drawn = {"scheduler": "ddim", "steps": 1, "guidance": 0}
+    one_step = {"scheduler": "ddim", "steps": 1, "guidance": 0}
     family = {
         "name": "instant",
         "pipeline": "nobody/nothing",
         "size": 64,
-        "light": {"name": "l", **drawn},
-        "heavy": {"name": "h", **drawn},
+        "light": {"name": "l", **one_step},
+        "heavy": {"name": "h", **one_step},
     }
     service = {
         "family": "family.yaml",
@@ -98,7 +98,7 @@ def instant_service(folder: Path) -> Path:
 
 
 async def call(session: aiohttp.ClientSession, url: str) -> float:
-    """Seconds of one request."""
+    """Sends one request and returns its seconds."""
     began = time.perf_counter()
     async with session.post(url, json=BODY) as answer:
         text = await answer.read()
@@ -108,7 +108,7 @@ async def call(session: aiohttp.ClientSession, url: str) -> float:
 
 
 async def throughput(session: aiohttp.ClientSession, url: str, concurrency: int, seconds: float) -> float:
-    """Requests a second with so many clients that wait for their answers."""
+    """Returns the requests per second of ``concurrency`` closed-loop clients."""
     end = time.perf_counter() + seconds
     done = 0
 
@@ -166,7 +166,8 @@ def main() -> None:
     port = bindable("127.0.0.1", 0)
     with tempfile.TemporaryDirectory() as folder, cluster(cpus=2) as dashboard:
         config = instant_service(Path(folder))
-        plan = load_service(config)[0].plan.plan()
+        service, family = load_service(config)
+        plan = service.plan.plan(family.keys)
         body = render(config, host="127.0.0.1", port=port, controlled=False)
         body["applications"].append(
             {"name": "bare", "route_prefix": "/bare", "import_path": "benchmarks.overhead:bare", "args": {"n": 1}}

@@ -1,10 +1,10 @@
-"""What happens at five times the capacity: who is refused, how fast, and whether the accepted are answered in time.
+"""Measures refusals and deadlines at five times the capacity of a service.
 
     python -m benchmarks.overload [--seconds 20] [--factor 5] [--json]
 
-Starts a service of emulated replicas and sends requests for the heavy variant open loop, at even distances: half of
-what it can do, then ``--factor`` times as much, then half again. Times are those of the client, its own delays
-included, and it shares the machine with the service.
+It starts a service of emulated replicas and sends evenly spaced requests for the heavy variant open loop: at half of
+the capacity, then at ``--factor`` times the capacity, then at half of it again. Times are measured by the client,
+include its own delays, and the client shares the machine with the service.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ CALM = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Overload:
-    """What came of one burst. Ratios are of the requests of the burst, times are seconds or milliseconds of the client.
+    """Result of one burst. Ratios refer to the requests of the burst; times are measured by the client.
 
     Attributes:
-        refused_calm: refusals before the burst, and from ``recovered_s`` after its end on.
-        accepted_over_capacity: answered requests per second of the burst, over the capacity.
-        recovered_s: from the end of the burst to the last refusal; 0 when there was none.
-        codes: statuses of the whole run.
+        refused_calm: number of refusals before the burst.
+        accepted_over_capacity: answered requests per second of the burst, divided by the capacity.
+        recovered_s: seconds from the end of the burst to the last refusal; 0 when there was none.
+        codes: number of responses by status over the whole run.
     """
 
     offered_rps: float
@@ -58,7 +58,7 @@ class Overload:
 
 
 def write_service(folder: Path, **changes: Any) -> Path:
-    """The service file of the benchmark: one heavy replica, in batches of four within half a second."""
+    """Writes the service file of the benchmark: one heavy replica with batches of four in half a second."""
     fields = {
         "slo_s": SLO_S,
         "plan": {"light_replicas": 1, "heavy_replicas": 1, "threshold": 0},
@@ -76,7 +76,7 @@ class _Answer:
 
 
 async def overload(url: str, *, seconds: float, calm_s: float, factor: float, key: str | None = None) -> Overload:
-    """Sends calm, burst, calm and says what came of it."""
+    """Sends the load and summarises the responses."""
     headers = {"authorization": f"Bearer {key}"} if key else {}
     rates = [(calm_s, CALM * CAPACITY_RPS), (seconds, factor * CAPACITY_RPS), (calm_s, CALM * CAPACITY_RPS)]
     times, start = [], 0.0
@@ -127,9 +127,9 @@ def _report(answers: list[_Answer], *, burst: tuple[float, float], offered_rps: 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Five times the capacity: who is refused, and how fast.")
+    parser = argparse.ArgumentParser(description="Measures refusals and deadlines at five times the capacity.")
     parser.add_argument("--seconds", type=float, default=20.0, help="length of the burst")
-    parser.add_argument("--factor", type=float, default=5.0, help="of the capacity")
+    parser.add_argument("--factor", type=float, default=5.0, help="load as a multiple of the capacity")
     parser.add_argument("--json", action="store_true", help="print JSON")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:

@@ -1,13 +1,14 @@
-"""Keeps a service under load for long and says what of it grows: memory, files, threads, Redis, metric series.
+"""Keeps a service under load for long and reports growth of memory, files, threads, Redis and metric series.
 
     python -m benchmarks.soak [--minutes 60] [--embedded 10] [--every 5] [--samples FILE] [--json]
 
-First emulated replicas serve the Normal trace for half of the time and the Bursty one for the other half, then the
-embedded family draws the Bursty one, thinned to what two cores can do. Everything is on the loopback interface and of
-its own. The table has the first quarter of each run beside the last, and what the second half grew by; exit code 1
-when something grows.
+First emulated replicas serve the Normal trace for half of the time and the Bursty trace for the other half. Then the
+embedded family serves the Bursty trace, thinned to the capacity of two cores. Everything runs on the loopback
+interface. The table compares the first quarter of each run with the last one, and shows the growth over the second
+half. The exit code is 1 when a figure grows.
 
-A short run sees large leaks alone: what may pass for flat in ten minutes is six times as much in an hour.
+A short run detects only large leaks: growth that is within the allowance in ten minutes is six times as large in an
+hour.
 """
 
 from __future__ import annotations
@@ -42,12 +43,12 @@ from traces.trace import Trace
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 TINY = REPOSITORY / "deploy" / "configs" / "weir-tiny.yaml"
-#: Of the embedded family on two cores.
+#: Share of the trace's requests for the embedded family on two cores.
 TINY_SHARE = 0.25
-#: States that fit the cache; it fills within the first minutes.
+#: Budget of the cache, which fills within the first minutes.
 BUDGET_MIB = 1
 MIB = 2**20
-#: By what a figure is of. Files and threads come and go with connections, and allocators keep pages.
+#: Allowed growth by kind of figure. Files and threads vary with connections, and allocators keep pages.
 ALLOWED = {
     "memory MiB": Allowance(0.03, 6.0),
     "files": Allowance(0.05, 6),
@@ -57,7 +58,7 @@ ALLOWED = {
     "series": Allowance(0.01, 5),
 }
 
-#: (whose, what) → the figure.
+#: Figures by (process, kind of figure).
 Sample = dict[tuple[str, str], float]
 
 
@@ -70,9 +71,9 @@ class Row:
 
 
 def sample(service: Service) -> Sample:
-    """What every kind of process of a service has now, summed over the processes of the kind; its Redis; its metrics.
+    """Measures a service: figures by kind of process, summed over its processes, and figures of Redis and the metrics.
 
-    Memory is what belongs to a process alone (USS), for Ray's share the libraries and the object store.
+    Memory is the unique set size (USS), because Ray's processes share libraries and the object store.
     """
     found: Sample = defaultdict(float)
     root = psutil.Process(service.pid)
@@ -97,8 +98,8 @@ def sample(service: Service) -> Sample:
 
 
 def kind(command: list[str]) -> str | None:
-    """What a process is, by its command line; None for workers that Ray keeps ahead of need, and for what passes."""
-    line = " ".join(command).strip()  # some write their own into the first word
+    """Returns the kind of a process by its command line; None for idle Ray workers and short-lived processes."""
+    line = " ".join(command).strip()  # some processes put their whole title into the first word
     if actor := re.match(r"ray::([\w:-]+)", line):
         name = actor[1].removeprefix("ServeReplica:weir:")
         return None if name == "IDLE" else name
@@ -117,7 +118,7 @@ def kind(command: list[str]) -> str | None:
 
 
 def series(targets: str) -> dict[bool, int]:
-    """Series of all metrics that Prometheus would scrape: how many of Weir (true), and of Ray (false)."""
+    """Returns the number of series that Prometheus would scrape: of Weir (True) and of Ray (False)."""
     counts = {True: 0, False: 0}
     if not Path(targets).is_file():
         return counts
@@ -129,12 +130,12 @@ def series(targets: str) -> dict[bool, int]:
 
 
 def repeated(name: str, seconds: float, share: float = 1.0) -> Iterator[Trace]:
-    """A shipped trace again and again, for so long, with a share of its requests."""
+    """Yields a shipped trace repeatedly for ``seconds``, with a share of its requests."""
     trace = load_trace(REPOSITORY / "traces" / f"{name}.csv")
     trace = trace if share == 1 else trace.scale_rate(share)
     while seconds > 1:
         part = trace.clip(min(seconds, trace.duration_s))
-        if len(part):  # the end of a thin one may be empty
+        if len(part):  # the end of a thinned trace may be empty
             yield part
         seconds -= part.duration_s
 
@@ -142,10 +143,10 @@ def repeated(name: str, seconds: float, share: float = 1.0) -> Iterator[Trace]:
 def soaked(
     config: Path, loads: Iterable[Trace], *, folder: Path, every_s: float, keep: Callable[[float, Sample], object]
 ) -> list[tuple[float, Sample]]:
-    """Serves the loads one after the other; samples with the seconds since the first request.
+    """Serves the loads one after the other, and returns samples with their time since the start.
 
     Args:
-        keep: is told each sample as it is taken.
+        keep: called with each sample.
     """
     quiet = Console(quiet=True)
     up(config, detach=True, port=0, folder=folder / "state", console=quiet)
@@ -177,7 +178,7 @@ def soaked(
 
 
 def judged(run: str, samples: list[tuple[float, Sample]]) -> list[Row]:
-    """A row for every figure that there was from the first quarter on."""
+    """Returns a row for every figure that is in more than half of the samples."""
     rows = []
     for whose, what in sorted({name for _, found in samples for name in found}):
         points = [(at_s, found[whose, what]) for at_s, found in samples if (whose, what) in found]
@@ -199,16 +200,16 @@ HEAD = f"{'run':<9} {'whose':<28} {'what':<11} {'first ¼':>9} {'last ¼':>9} {'
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Keeps a service under load for long and says what of it grows.")
-    parser.add_argument("--minutes", type=float, default=60.0, help="of emulated replicas")
+    parser = argparse.ArgumentParser(description="Keeps a service under load for long and reports growth.")
+    parser.add_argument("--minutes", type=float, default=60.0, help="minutes of emulated replicas")
     parser.add_argument("--embedded", type=float, default=10.0, help="minutes of the embedded family")
     parser.add_argument("--every", type=float, default=5.0, help="seconds between two samples")
-    parser.add_argument("--samples", type=Path, help="file that takes every sample, a line each: CSV without a head")
+    parser.add_argument("--samples", type=Path, help="file for all samples: CSV without a header")
     parser.add_argument("--json", action="store_true", help="print JSON")
     given = parser.parse_args()
     rows: list[Row] = []
-    tell = sys.stderr.write if given.json else sys.stdout.write
-    tell(HEAD)
+    write = sys.stderr.write if given.json else sys.stdout.write
+    write(HEAD)
     with tempfile.TemporaryDirectory() as name, (given.samples or Path(os.devnull)).open("w") as file:
         folder = Path(name)
         for run, (config, loads) in runs(folder, given.minutes, given.embedded).items():
@@ -219,7 +220,7 @@ def main() -> None:
                 file.flush()
 
             found = judged(run, soaked(config, loads, folder=folder, every_s=given.every, keep=keep))
-            tell("".join(map(line, found)))
+            write("".join(map(line, found)))
             rows += found
     if given.json:
         sys.stdout.write(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
@@ -227,7 +228,7 @@ def main() -> None:
 
 
 def runs(folder: Path, minutes: float, embedded: float) -> dict[str, tuple[Path, Iterable[Trace]]]:
-    """The service file and the load of each run that lasts at all."""
+    """Returns the service file and the load of each run with a positive duration."""
     found: dict[str, tuple[Path, Iterable[Trace]]] = {}
     if minutes:
         cache = {"mode": "read-write", "encoder": "words", "budget_mib": BUDGET_MIB}
