@@ -53,7 +53,7 @@ def seen(backend: RedisBackend) -> Seen:
     return Seen(backend)
 
 
-def test_hits_are_told_by_the_step_that_they_resumed_at(seen: Seen) -> None:
+def test_hits_are_counted_by_the_step_that_they_resumed_at(seen: Seen) -> None:
     seen.serve("1", "a red circle")
     for name, k in (("2", 25), ("3", 25), ("4", 10)):
         seen.serve(name, "a red circle", resumed_at=k)
@@ -61,7 +61,7 @@ def test_hits_are_told_by_the_step_that_they_resumed_at(seen: Seen) -> None:
     assert [seen.value("cache_served_total", k=str(k)) for k in (0, 10, 25)] == [1, 1, 2]
 
 
-def test_a_step_that_is_not_one_of_the_family_is_another(seen: Seen) -> None:
+def test_a_step_of_another_run_length_is_counted_as_other(seen: Seen) -> None:
     for number in range(3, 60, 2):
         if number % 5:
             seen.serve(str(number), "a red circle", resumed_at=number, steps=60)
@@ -70,7 +70,7 @@ def test_a_step_that_is_not_one_of_the_family_is_another(seen: Seen) -> None:
     assert told == {"other"}
 
 
-def test_lookups_show_their_time_and_the_similarity_that_they_found(seen: Seen) -> None:
+def test_lookups_are_recorded_with_their_time_and_similarity(seen: Seen) -> None:
     seen.serve("1", "a red circle")
     seen.serve("2", "a red circle", resumed_at=25)
     assert seen.value("cache_lookup_seconds_count") == 2
@@ -78,7 +78,7 @@ def test_lookups_show_their_time_and_the_similarity_that_they_found(seen: Seen) 
     assert seen.value("cache_similarity_sum") == pytest.approx(1, abs=1e-3)
 
 
-def test_what_is_held_and_what_left_is_shown(seen: Seen) -> None:
+def test_cached_and_evicted_states_are_recorded(seen: Seen) -> None:
     for number in range(10):
         seen.serve(str(number), f"prompt number {number} of nothing alike {number * 7919}")
     assert seen.value("cache_inserted_total") == 50

@@ -40,7 +40,7 @@ def test_without_a_clip_the_pipelines_first_text_encoder_is_taken(clip) -> None:
     assert own.version != clip.version
 
 
-def test_it_is_read_from_the_file_set_that_the_family_names_and_weir_fetch_brings(tmp_path) -> None:
+def test_it_is_read_from_the_weight_files_that_the_family_names(tmp_path) -> None:
     pipeline("cpu", **SMALL).save_pretrained(tmp_path, variant="fp16")
     assert not list(tmp_path.rglob("model.safetensors"))
     family = FAMILY.model_copy(update={"clip": None, "pipeline": str(tmp_path), "weights": "fp16"})
@@ -88,7 +88,7 @@ def test_words_serve_where_there_is_no_model() -> None:
     assert encoder.encode([""]).shape == (1, encoder.dim)
 
 
-def test_what_has_no_direction_gets_one() -> None:
+def test_a_zero_vector_becomes_a_unit_vector() -> None:
     vectors = unit(np.array([[0, 0], [np.nan, 1], [3, 4]], np.float32))
     assert np.allclose(vectors, [[1, 0], [1, 0], [0.6, 0.8]])
 
@@ -102,7 +102,7 @@ def test_what_has_no_direction_gets_one() -> None:
         ("a dog", "no dog"),
     ],
 )
-def test_near_identical_prompts_of_other_meaning_are_no_repetition(clip, a: str, b: str) -> None:
+def test_near_identical_prompts_of_other_meaning_are_not_the_same(clip, a: str, b: str) -> None:
     one, other = clip.encode([a, b])
     assert float(one @ other) < 0.999
 

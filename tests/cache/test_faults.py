@@ -59,9 +59,7 @@ def url_of(client: redis.Redis) -> str:
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_a_value_that_is_not_proven_ours_is_a_counted_miss(
-    server: RedisServer, store: SealedStore, damage: str
-) -> None:
+def test_a_value_with_an_invalid_tag_is_a_counted_miss(server: RedisServer, store: SealedStore, damage: str) -> None:
     store.put(request(), [state(5), state(10)])
     with raw(server) as client:
         DAMAGE[damage](client, client.get(KEY))
@@ -70,7 +68,7 @@ def test_a_value_that_is_not_proven_ours_is_a_counted_miss(
     assert store.lost(KEY)
 
 
-def test_a_key_of_another_type_is_a_counted_miss_and_says_nothing_about_the_server(
+def test_a_key_of_another_type_is_a_counted_miss_and_not_a_server_failure(
     server: RedisServer, store: SealedStore, backend: RedisBackend
 ) -> None:
     with raw(server) as client:
@@ -156,7 +154,7 @@ def test_a_read_only_server_refuses_writes_and_goes_on_reading(server: RedisServ
     assert store.get(KEY) is not None
 
 
-def test_a_server_that_cannot_start_is_answered_with_its_last_words(server: RedisServer) -> None:
+def test_a_server_that_cannot_start_is_an_error_with_the_end_of_its_log(server: RedisServer) -> None:
     taken = int(server.url.split(":")[3].split("/")[0])
     with pytest.raises(ServiceError, match=str(taken)):
         RedisServer.start(port=taken)
@@ -233,7 +231,7 @@ class Lengths:
         return np.where(seen[:, 0] == len(prompt), 0.9, 0.1)
 
 
-def test_a_judged_picture_serves_any_prompt_that_it_fits_and_a_restart_remembers_what_was_seen(
+def test_a_judged_image_serves_any_prompt_that_it_fits_also_after_a_restart(
     store: SealedStore,
 ) -> None:
     before = Setup(store, judge=Lengths())
@@ -245,7 +243,7 @@ def test_a_judged_picture_serves_any_prompt_that_it_fits_and_a_restart_remembers
     assert after.serve("4", "a red square") == 25
 
 
-def test_what_another_discriminator_saw_is_not_read(store: SealedStore) -> None:
+def test_features_of_another_discriminator_are_not_read(store: SealedStore) -> None:
     before = Setup(store, judge=Lengths())
     before.serve("1", "a red circle")
     after = Setup(store, judge=Lengths("2"))
@@ -253,7 +251,7 @@ def test_what_another_discriminator_saw_is_not_read(store: SealedStore) -> None:
     assert after.serve("2", "a red circle") == 0
 
 
-def test_what_another_encoder_left_counts_and_is_not_taken_from_a_service_that_still_uses_it(
+def test_entries_of_another_encoder_count_and_are_not_deleted_while_it_may_use_them(
     store: SealedStore,
 ) -> None:
     before = Setup(store, width=128)
@@ -272,7 +270,7 @@ def test_tenants_never_meet(store: SealedStore) -> None:
     assert setup.serve("3", "a red circle", tenant="globex") == 25
 
 
-def test_what_is_purged_beside_a_running_cache_is_missed_once_for_each_entry(store: SealedStore) -> None:
+def test_a_purge_beside_a_running_cache_costs_one_miss_for_each_entry(store: SealedStore) -> None:
     setup = Setup(store)
     prompts = ("a red circle", "two yellow stars")
     for i, prompt in enumerate(prompts):
@@ -299,7 +297,7 @@ def test_other_settings_never_meet(store: SealedStore) -> None:
         assert setup.cache.lookup(f"other-{i}", "acme", "a red circle", settings).resume is None
 
 
-def test_the_budget_is_kept_by_us_and_the_store_holds_nothing_else(store: SealedStore) -> None:
+def test_the_cache_keeps_its_budget_and_the_store_has_nothing_else(store: SealedStore) -> None:
     setup = Setup(store, budget=40_000)
     for i in range(30):
         setup.serve(str(i), f"prompt number {i} of nothing alike {i * 7919}")
@@ -310,7 +308,7 @@ def test_the_budget_is_kept_by_us_and_the_store_holds_nothing_else(store: Sealed
     assert len(keys) == catalog.states + len(catalog)
 
 
-def test_a_state_that_somebody_deleted_is_missed_once(server: RedisServer, store: SealedStore) -> None:
+def test_a_deleted_state_is_missed_once(server: RedisServer, store: SealedStore) -> None:
     setup = Setup(store)
     setup.serve("1", "a red circle")
     with raw(server) as client:
@@ -327,7 +325,7 @@ def keys_and_states(setup: Setup) -> tuple[list[str], int]:
     return [key for key in setup.store.backend.keys(PREFIX) if key.count(":") == 4], setup.cache.catalog.states
 
 
-def test_what_left_the_ledger_leaves_the_store_even_where_the_records_are_refused(
+def test_evicted_states_are_deleted_even_if_records_are_refused(
     server: RedisServer, store: SealedStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     setup, remember = Setup(store, budget=15_000), store.remember
@@ -351,9 +349,7 @@ def test_what_left_the_ledger_leaves_the_store_even_where_the_records_are_refuse
 
 
 @pytest.mark.parametrize("broken", ["delete", "sizes"])
-def test_a_deletion_that_the_store_did_not_do_is_tried_again(
-    store: SealedStore, monkeypatch: pytest.MonkeyPatch, broken: str
-) -> None:
+def test_a_failed_deletion_is_tried_again(store: SealedStore, monkeypatch: pytest.MonkeyPatch, broken: str) -> None:
     setup = Setup(store, budget=15_000)
 
     def fails(*_: object) -> None:
@@ -371,7 +367,7 @@ def test_a_deletion_that_the_store_did_not_do_is_tried_again(
     assert Setup(store).cache.rebuild() == len(setup.cache.catalog)
 
 
-def test_a_state_that_a_worker_refuses_makes_room_for_one_that_fits(store: SealedStore) -> None:
+def test_a_refused_state_is_replaced_by_one_that_fits(store: SealedStore) -> None:
     setup = Setup(store)
     assert setup.serve("1", "a red circle", model="the old weights") == 0
     served = [setup.serve(str(i), "a red circle", model="the new weights") for i in range(2, 5)]
@@ -391,7 +387,7 @@ def test_a_state_that_did_not_come_in_time_stays(store: SealedStore) -> None:
     assert setup.serve("4", "a red circle") == 25
 
 
-def test_every_state_of_the_nearest_prompt_is_offered_whatever_the_selector_says(store: SealedStore) -> None:
+def test_a_lookup_has_every_state_of_the_nearest_prompt(store: SealedStore) -> None:
     setup = Setup(store)
     setup.serve("1", "a red circle left of a blue star")
     found = setup.cache.lookup("2", "acme", "one green cross on a gray background", Settings(64, 64))
@@ -404,7 +400,7 @@ def test_every_state_of_the_nearest_prompt_is_offered_whatever_the_selector_says
     assert found.at(12) == Resume(key=found.stored[1][1], step=10)
 
 
-def test_the_state_that_a_policy_sought_is_the_one_that_was_used(store: SealedStore) -> None:
+def test_a_use_counts_for_the_state_that_the_policy_chose(store: SealedStore) -> None:
     setup = Setup(store, budget=15_000)
     setup.serve("1", "a red circle left of a blue star")
     for i in range(5):
@@ -416,7 +412,7 @@ def test_the_state_that_a_policy_sought_is_the_one_that_was_used(store: SealedSt
     assert 25 not in setup.cache.catalog.stored("1")
 
 
-def test_a_state_that_a_policy_sought_in_vain_is_looked_after(server: RedisServer, store: SealedStore) -> None:
+def test_a_missing_state_that_a_policy_chose_is_checked(server: RedisServer, store: SealedStore) -> None:
     setup = Setup(store)
     setup.serve("1", "a red circle")
     found = setup.cache.lookup("2", "acme", "a red circle", Settings(64, 64))
@@ -426,7 +422,7 @@ def test_a_state_that_a_policy_sought_in_vain_is_looked_after(server: RedisServe
     assert setup.cache.catalog.stored("1") == (5, 15, 20, 25)
 
 
-def test_no_state_that_was_offered_leaves_before_the_request_is_finished(store: SealedStore) -> None:
+def test_no_state_of_a_lookup_is_evicted_before_the_request_is_finished(store: SealedStore) -> None:
     setup = Setup(store, budget=15_000)
     setup.serve("1", "a red circle")
     setup.cache.lookup("open", "acme", "a red circle", Settings(64, 64))
@@ -448,7 +444,7 @@ def test_a_damaged_state_is_deleted_with_its_place_in_the_catalog(server: RedisS
     assert setup.serve("3", "a red circle") == 20
 
 
-def test_the_cache_goes_on_while_the_server_is_down_and_after(server: RedisServer, store: SealedStore) -> None:
+def test_the_cache_continues_while_the_server_is_down_and_after(server: RedisServer, store: SealedStore) -> None:
     setup = Setup(store)
     setup.serve("1", "a red circle")
     server.process.kill()
@@ -459,7 +455,7 @@ def test_the_cache_goes_on_while_the_server_is_down_and_after(server: RedisServe
     assert setup.cache.catalog.states == 5, "what is not proven lost is kept"
 
 
-def test_a_request_that_is_never_finished_is_forgotten(store: SealedStore) -> None:
+def test_a_request_that_is_never_finished_expires(store: SealedStore) -> None:
     now = [0.0]
     setup = Setup(store)
     setup.serve("1", "a red circle")

@@ -35,7 +35,7 @@ def test_a_small_index_is_exact() -> None:
         assert similarity == pytest.approx(cosines.max(), abs=1e-5)
 
 
-def test_a_removed_vector_is_never_found_again_and_a_replaced_one_at_its_new_place() -> None:
+def test_a_removed_vector_is_not_found_and_a_replaced_one_at_its_new_position() -> None:
     a, b = clustered(2)
     index = VectorIndex(DIM)
     index.add(1, a)
@@ -89,7 +89,7 @@ def test_lookups_insertions_and_deletions_go_on_at_the_same_time() -> None:
     assert index.search(vectors[3_999])[0][0] == 3_999
 
 
-def test_many_are_put_in_with_progress_and_trained_at_once() -> None:
+def test_many_vectors_are_added_with_progress_and_trained_at_once() -> None:
     vectors, told = clustered(20_000), []
     index = VectorIndex(DIM)
     index.add_many(range(20_000), vectors, lambda done, total: told.append((done, total)))

@@ -48,7 +48,7 @@ def generate(cache: LocalCache, name: str) -> None:
     cache.finished(captured, Run(0, tuple(state(k) for k in (5, 10, 15, 20, 25))))
 
 
-def test_a_later_process_goes_on_from_an_earlier_ones_states(tmp_path: Path) -> None:
+def test_a_later_process_resumes_from_an_earlier_ones_states(tmp_path: Path) -> None:
     file = tmp_path / "cache.weir"
     first = LocalCache(CONFIG, FAMILY, file)
     generate(first, "first")
@@ -62,7 +62,7 @@ def test_a_later_process_goes_on_from_an_earlier_ones_states(tmp_path: Path) -> 
     assert not found.capture, "the same prompt again leaves nothing new"
 
 
-def test_a_state_that_does_not_fit_goes_and_the_next_run_is_kept_in_its_place(tmp_path: Path) -> None:
+def test_a_state_that_does_not_fit_is_replaced_by_the_next_run(tmp_path: Path) -> None:
     cache = LocalCache(CONFIG, FAMILY, tmp_path / "cache.weir")
     generate(cache, "first")
     assert cache.lookup(asked("second")).resume is not None
@@ -70,7 +70,7 @@ def test_a_state_that_does_not_fit_goes_and_the_next_run_is_kept_in_its_place(tm
     generate(cache, "third")
 
 
-def test_another_prompt_and_a_run_that_never_was_leave_nothing(tmp_path: Path) -> None:
+def test_another_prompt_and_a_missing_run_insert_nothing(tmp_path: Path) -> None:
     cache = LocalCache(CONFIG, FAMILY, tmp_path / "cache.weir")
     generate(cache, "first")
     other = "two blue stars above a yellow ring"
@@ -89,7 +89,7 @@ def test_states_that_another_secret_sealed_are_not_used(tmp_path: Path) -> None:
     assert (tmp_path / "mine.weir.secret").stat().st_mode & 0o777 == 0o600
 
 
-def test_pictures_are_judged_only_where_the_family_brings_a_discriminator(tmp_path: Path) -> None:
+def test_a_selector_by_confidence_needs_a_family_with_a_discriminator(tmp_path: Path) -> None:
     judged = CONFIG.model_copy(update={"selector": "deploy/profiles/weir-tiny-judged.json"})
     with pytest.raises(ConfigError, match="family tiny has no discriminator"):
         LocalCache(judged, FAMILY, tmp_path / "cache.weir", lambda family: pytest.fail(family.name))
@@ -100,20 +100,18 @@ def thresholds(path: Path, **about: str) -> CacheConfig:
     return CONFIG.model_copy(update={"selector": str(path)})
 
 
-def test_similarities_of_another_encoder_are_no_thresholds(tmp_path: Path) -> None:
+def test_a_profile_of_another_encoder_is_refused(tmp_path: Path) -> None:
     config = thresholds(tmp_path / "profile.json", encoder="clip-1")
     with pytest.raises(ConfigError, match=r"profile\.json .* clip-1, and the cache's is words-1024; .*cache profile"):
         LocalCache(config, FAMILY, tmp_path / "cache.weir")
 
 
 @pytest.mark.parametrize("about", [{"encoder": "words-1024"}, {}], ids=["of this encoder", "of nobody knows which"])
-def test_a_profile_whose_encoder_is_not_another_is_taken(tmp_path: Path, about: dict[str, str]) -> None:
+def test_a_profile_of_the_same_or_an_unnamed_encoder_is_accepted(tmp_path: Path, about: dict[str, str]) -> None:
     LocalCache(thresholds(tmp_path / "profile.json", **about), FAMILY, tmp_path / "cache.weir")
 
 
-def test_a_folder_is_no_cache_and_thresholds_of_pictures_are_not_applied_to_prompts(
-    tmp_path: Path, monkeypatch
-) -> None:
+def test_a_folder_and_thresholds_of_images_are_refused(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError, match="is a folder"):
         LocalCache(CONFIG, FAMILY, Path("."))
@@ -125,7 +123,7 @@ def test_a_folder_is_no_cache_and_thresholds_of_pictures_are_not_applied_to_prom
     ("name", "content", "said"),
     [("cache.weir", b"something else", "not an export of a cache"), ("cache.weir.secret", b"short", "not the secret")],
 )
-def test_a_file_that_is_no_cache_is_named(tmp_path: Path, name: str, content: bytes, said: str) -> None:
+def test_a_file_that_is_not_a_cache_is_refused_by_name(tmp_path: Path, name: str, content: bytes, said: str) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ConfigError, match=said) as caught:
         LocalCache(CONFIG, FAMILY, tmp_path / "cache.weir")

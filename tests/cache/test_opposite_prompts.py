@@ -31,7 +31,7 @@ def family() -> Family:
         ("a red circle", "a red square"),
     ],
 )
-def test_a_picture_is_believed_for_its_own_prompt_and_not_for_an_opposite_one(
+def test_an_image_gets_confidence_for_its_own_prompt_and_not_for_an_opposite_one(
     family: Family, drawn: str, opposite: str
 ) -> None:
     own, other = family_encoder(FAMILY).encode([drawn, opposite])

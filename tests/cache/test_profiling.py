@@ -35,7 +35,7 @@ def test_a_k_that_never_holds_is_left_out() -> None:
     assert thresholds(found, 0.95, 50).ks == (5,)
 
 
-def test_nothing_holds_for_a_cache_that_only_harms() -> None:
+def test_a_cache_that_only_lowers_quality_gets_no_threshold() -> None:
     found = pairs()
     for quality in found.resumed.values():
         quality[:] = 0.5
@@ -60,7 +60,7 @@ def test_pairs_cover_similarities_from_far_to_near() -> None:
     assert np.percentile(cosines, 20) < 0.5 < np.percentile(cosines, 60)
 
 
-def test_every_pair_is_drawn_whole_and_resumed_at_every_k_from_the_cached_prompts_state() -> None:
+def test_every_pair_is_generated_whole_and_resumed_at_every_k() -> None:
     seen = []
 
     def draw(prompts, seeds, states):
@@ -106,7 +106,7 @@ def test_by_confidence_the_best_judged_of_the_neighbours_is_resumed() -> None:
     assert found.similarity == pytest.approx([0.7])
 
 
-def test_by_confidence_a_neighbour_of_which_nothing_was_seen_is_passed_over() -> None:
+def test_by_confidence_a_neighbour_without_features_is_skipped() -> None:
     found, resumed = judged(0.95, unseen=(0,))
     assert resumed == [(2, 25)], "the second and third are the two nearest that can be judged"
     assert found.similarity == pytest.approx([0.9])
@@ -115,7 +115,7 @@ def test_by_confidence_a_neighbour_of_which_nothing_was_seen_is_passed_over() ->
 
 
 @pytest.mark.parametrize(("confidence", "quality", "ran"), [(0.95, 0.7, 5), (0.4, 0.8, 55), (0.6, 0.7, 55)])
-def test_a_doubted_picture_costs_both_runs_and_gives_the_better_judged(confidence, quality, ran) -> None:
+def test_a_doubted_image_costs_both_runs_and_the_better_judged_is_the_answer(confidence, quality, ran) -> None:
     found, _ = judged(confidence)
     assert (found.resumed[25], found.ran[25]) == (pytest.approx([quality]), [ran])
 

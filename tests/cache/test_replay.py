@@ -18,7 +18,7 @@ def test_shares_and_savings_of_a_log_of_similarities_follow_the_published_rule_t
 
 
 @pytest.mark.parametrize(("name", "saved"), [("vanilla", 0), ("small-model", 1), ("gptcache", 0.5), ("pinecone", 0.75)])
-def test_every_baseline_saves_what_its_definition_says(name: str, saved: float) -> None:
+def test_every_baseline_saves_steps_by_its_definition(name: str, saved: float) -> None:
     assert replay_similarities([0.9, 0.85, 0.7, 0.1], approach(name)).steps_saved == saved
 
 
@@ -57,14 +57,14 @@ def test_tenants_do_not_serve_each_other() -> None:
 @pytest.mark.parametrize(
     "chosen", [approach("modm"), approach("crs"), approach("weir", Selector(((0.5, 25),), by=By.CONFIDENCE))]
 )
-def test_a_log_cannot_be_compared_with_pictures(chosen: Approach) -> None:
+def test_approaches_that_compare_with_images_cannot_replay_a_log(chosen: Approach) -> None:
     with pytest.raises(ConfigError, match="compares prompts with images"):
         replay_prompts(sessions(5), chosen)
     with pytest.raises(ConfigError, match="compares prompts with images"):
         replay_similarities([0.9, 0.4], chosen)
 
 
-def test_an_unknown_name_is_answered_with_the_known_ones() -> None:
+def test_an_unknown_name_is_refused_with_the_known_ones() -> None:
     with pytest.raises(ConfigError, match=", ".join(APPROACHES)):
         approach("best")
     with pytest.raises(ConfigError, match="fifo, lru, lfu, lcbfu, weir"):
@@ -83,13 +83,13 @@ def test_a_log_is_read_by_its_header(tmp_path) -> None:
 
 
 @pytest.mark.parametrize("name", ["log.csv", "log.txt"])
-def test_a_byte_order_mark_is_no_part_of_a_log(tmp_path, name: str) -> None:
+def test_a_byte_order_mark_is_skipped(tmp_path, name: str) -> None:
     path = tmp_path / name
     path.write_text("prompt\na dog\n", encoding="utf-8-sig")
     assert read_log(path).prompts[0] == {"log.csv": "a dog", "log.txt": "prompt"}[name]
 
 
-def test_a_log_of_similarities_alone_has_no_prompts_to_draw(tmp_path) -> None:
+def test_a_log_of_similarities_has_no_prompts(tmp_path) -> None:
     path = tmp_path / "log.csv"
     path.write_text("Scores\n0.9\n")
     with pytest.raises(ConfigError, match="prompts are needed"):
@@ -116,7 +116,7 @@ def test_a_mistake_in_a_log_is_named_with_its_line(tmp_path, name: str, text: st
     assert str(path) in refused.value.message
 
 
-def test_a_log_that_is_not_there_or_not_text_is_named(tmp_path) -> None:
+def test_a_missing_or_binary_log_is_refused(tmp_path) -> None:
     with pytest.raises(ConfigError, match="no such file"):
         read_log(tmp_path / "log.csv")
     (tmp_path / "log.txt").write_bytes(b"\xff\xfe\x00")

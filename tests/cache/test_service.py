@@ -41,7 +41,7 @@ async def draw(service: CacheService, store: SealedStore, name: str) -> None:
     await service.finish(name, 0, KS, 0)
 
 
-async def test_a_store_that_comes_after_the_cache_is_read_when_it_is_there(
+async def test_a_store_that_starts_after_the_cache_is_read_later(
     server: RedisServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     backend = RedisBackend(server.url, read_s=0.5, write_s=0.5)
@@ -81,7 +81,7 @@ async def test_a_store_that_comes_after_the_cache_is_read_when_it_is_there(
         backend.close()
 
 
-async def test_a_deletion_that_failed_is_done_with_a_later_look_at_health(
+async def test_a_failed_deletion_is_retried_by_a_later_health_check(
     server: RedisServer, store: SealedStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     service = await tended(running(server.url, monkeypatch))

@@ -18,9 +18,7 @@ def head(cut: float) -> LevelHead:
     return LevelHead(np.zeros(1024), np.array([cut]), about)
 
 
-async def test_a_head_that_takes_the_files_place_is_taken_up_with_the_next_look_at_health(
-    server, tmp_path, monkeypatch
-):
+async def test_a_replaced_head_file_is_loaded_by_the_next_health_check(server, tmp_path, monkeypatch):
     monkeypatch.setenv("WEIR_CACHE_URL", server.url)
     monkeypatch.setenv("WEIR_CACHE_SECRET", "a secret of the tests")
     file = tmp_path / "head.safetensors"

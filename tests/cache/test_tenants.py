@@ -59,7 +59,7 @@ def test_another_tenants_state_moved_under_ones_own_key_is_refused(server: Redis
     ],
     ids=["another revision", "another scheduler", "another encoder"],
 )
-def test_what_another_model_or_encoder_left_is_never_looked_at(changed: dict) -> None:
+def test_states_of_another_model_or_encoder_are_never_read(changed: dict) -> None:
     encoder = changed.pop("encoder", "clip-1")
     now = Partitions(FAMILY.model_copy(update=changed), encoder)
     assert now.name("acme", HERE) != Partitions(FAMILY, "clip-1").name("acme", HERE)
@@ -110,7 +110,7 @@ def test_a_lookup_does_the_same_work_whatever_others_have_cached(
 # ----------------------------------------------------------------------------------------------------------- steer
 
 
-def test_what_one_tenant_asks_for_changes_nothing_for_another() -> None:
+def test_one_tenants_requests_change_nothing_for_another() -> None:
     def served(poisoned: bool) -> list[int]:
         draw, setup, found = random.Random(7), Setup(SealedStore(MemoryBackend(), SECRET)), []
         for number in range(60):
@@ -156,7 +156,7 @@ def test_a_restart_with_a_new_secret_finds_what_the_old_one_sealed() -> None:
     assert not list(backend.keys(PREFIX)), "and then they make room"
 
 
-def test_secrets_stand_one_a_line_the_newest_first(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_secrets_are_one_a_line_the_newest_first(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "secret"
     path.write_bytes(NEW + b"\n\n" + OLD + b"\r\n")
     assert secrets(CacheConfig(secret_file=str(path))) == [NEW, OLD]

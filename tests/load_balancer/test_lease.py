@@ -5,14 +5,14 @@ from __future__ import annotations
 from load_balancer.lease import LEASE_S, Lease
 
 
-def test_the_first_one_has_it_for_as_long_as_it_asks():
+def test_the_first_controller_keeps_the_lease_while_it_renews_it():
     lease = Lease()
     for second in range(100):
         assert lease.take("one", second)
         assert not lease.take("other", second + 0.5)
 
 
-def test_the_other_one_takes_over_when_the_first_was_silent():
+def test_another_controller_takes_over_when_the_lease_has_expired():
     lease = Lease()
     lease.take("one", 0.0)
     assert not lease.take("other", LEASE_S - 0.1)
@@ -20,7 +20,7 @@ def test_the_other_one_takes_over_when_the_first_was_silent():
     assert not lease.take("one", LEASE_S + 1)
 
 
-def test_who_gives_it_up_is_followed_at_once():
+def test_a_released_lease_can_be_taken_at_once():
     lease = Lease()
     lease.take("one", 0.0)
     lease.give_up("other")

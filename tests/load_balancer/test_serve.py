@@ -129,7 +129,7 @@ async def load(up: Up, requests: int, concurrency: int, **fields: Any) -> list[h
         return await asyncio.gather(*(one(number) for number in range(requests)))
 
 
-async def test_a_call_lands_on_the_replica_that_was_chosen(up):
+async def test_a_call_reaches_the_chosen_replica(up):
     from ray.serve import get_deployment_handle
 
     from load_balancer.pool.serve_pool import ServePool
@@ -186,7 +186,7 @@ def test_the_official_client_streams_the_light_image_a_preview_and_the_heavy_one
     assert ["partial_image light", "partial_image heavy", "completed"] in kinds.values()
 
 
-def test_a_client_that_leaves_a_stream_leaves_nothing_behind(up, client):
+def test_a_client_that_leaves_a_stream_frees_its_work(up, client):
     up.wait(lambda state: state["in_flight"] == 0)
     body = {**GOOD, "model": "toy/heavy", "num_inference_steps": 100, "n": 4, "stream": True, "partial_images": 3}
     with client.stream("POST", GENERATIONS, json=body) as answer:
@@ -209,7 +209,7 @@ def test_a_request_is_answered_later_found_by_its_id_and_cancelled(up, client):
     assert state["result"]["data"][0]["b64_json"]
 
 
-async def test_many_requests_with_one_key_are_drawn_once(up):
+async def test_many_requests_with_one_key_are_generated_once(up):
     limits = httpx.Limits(max_connections=10)
     async with httpx.AsyncClient(base_url=up.url, timeout=60, limits=limits) as client:
         key = {"idempotency-key": "one"}
@@ -218,7 +218,7 @@ async def test_many_requests_with_one_key_are_drawn_once(up):
     assert len({answer.json()["data"][0]["weir"]["id"] for answer in answers}) == 1
 
 
-async def test_the_images_of_one_request_are_all_drawn(up):
+async def test_all_images_of_one_request_are_generated(up):
     answers = await load(up, 24, 6, n=4)
     assert Counter(answer.status_code for answer in answers) == {200: 24}
     assert all(len(answer.json()["data"]) == 4 for answer in answers)
@@ -241,7 +241,7 @@ def test_a_hundred_malformed_bodies_leave_it_answering(up, client):
     assert up.state()["in_flight"] == 0
 
 
-def test_a_client_that_leaves_takes_its_work_with_it(up, client):
+def test_a_client_that_disconnects_cancels_its_work(up, client):
     up.wait(lambda state: state["in_flight"] == 0)
     with pytest.raises(httpx.ReadTimeout):
         client.post(GENERATIONS, json={**GOOD, "model": "toy/heavy", "num_inference_steps": 100, "n": 4}, timeout=0.05)
@@ -293,7 +293,7 @@ async def test_overload_is_refused_early_with_seconds_to_wait_and_recovers(up):
 
 
 @pytest.mark.parametrize("name", ["heavy", "poison", "balancer"])
-async def test_who_is_killed_or_broken_under_load_takes_no_request_along(up, name):
+async def test_no_request_is_lost_when_a_process_is_killed_or_broken_under_load(up, name):
     bed = Testbed(up.url, up.config, up.port, "", up.publisher)
     row = await run_fault(bed, faults(flips=0)[name], random.Random(name), rps=10, before_s=1, after_s=1)
     assert row.sent > 10

@@ -30,7 +30,7 @@ def test_a_similar_prompt_resumes_at_the_step_its_similarity_allows() -> None:
     assert found.match == Match("a", pytest.approx(0.87, abs=1e-4), 15, 15)
 
 
-def test_nobody_finds_the_entries_of_another_partition() -> None:
+def test_entries_of_another_partition_are_not_found() -> None:
     cached = catalog()
     cached.insert("tenant-1", "a", at(1), dict.fromkeys(KS, 1))
     assert cached.find("tenant-2", at(1)).match is None
@@ -62,14 +62,14 @@ def test_by_confidence_the_best_judged_neighbour_serves_however_near_the_others_
     assert cached.find("p", query).match is None, "nobody judges"
 
 
-def test_by_confidence_every_whole_run_is_kept_for_one_that_goes_on_from_a_state_passes_none() -> None:
+def test_by_confidence_every_whole_run_is_kept() -> None:
     selector = Selector(((0.5, 25),), by=By.CONFIDENCE, stride=5)
     hit = Found(1.0, Match("a", 1.0, 25, 25))
     assert catalog(rules=Rules(selector)).keeps(hit, KS) == KS
     assert catalog().keeps(hit, KS) == ()
 
 
-def test_a_picture_that_nobody_looked_at_serves_nobody_by_confidence() -> None:
+def test_an_image_without_features_is_not_found_by_confidence() -> None:
     cached = catalog(rules=Rules(Selector(((0.5, 25),), by=By.CONFIDENCE)))
     cached.insert("p", "a", at(1), dict.fromkeys(KS, 1))
     assert cached.find("p", at(1), weigh=lambda seen: np.ones(len(seen))).match is None
@@ -98,7 +98,7 @@ def test_a_partition_without_entries_keeps_no_index() -> None:
     assert cached.find("p|1", at(1)).k == 5
 
 
-def test_a_pinned_state_survives_whatever_comes_in() -> None:
+def test_a_pinned_state_is_never_evicted() -> None:
     cached = catalog(budget=10)
     cached.insert("p", "a", at(1), {25: 10})
     match = cached.find("p", at(1)).match
@@ -111,14 +111,14 @@ def test_a_pinned_state_survives_whatever_comes_in() -> None:
     assert cached.used_bytes <= 10
 
 
-def test_what_is_larger_than_the_budget_is_not_taken_in() -> None:
+def test_states_larger_than_the_budget_are_not_inserted() -> None:
     cached = catalog(budget=10)
     cached.insert("p", "small", at(0), {5: 5})
     assert cached.insert("p", "a", at(1), {5: 6, 10: 6}) == [("p", "a", 5), ("p", "a", 10)]
     assert cached.entries() == ["small"]
 
 
-def test_nirvana_keeps_nothing_after_a_hit_and_weir_keeps_what_lies_above() -> None:
+def test_nirvana_inserts_nothing_after_a_hit_and_weir_the_states_above() -> None:
     for insert, kept in ((Insert.MISSES, ()), (Insert.ALL, (20, 25))):
         cached = catalog(rules=Rules(PUBLISHED["nirvana"], insert))
         assert cached.keeps(cached.find("p", at(1)), KS) == KS
@@ -127,7 +127,7 @@ def test_nirvana_keeps_nothing_after_a_hit_and_weir_keeps_what_lies_above() -> N
         assert cached.keeps(cached.find("p", at(1)), KS) == ()
 
 
-def test_entries_of_another_encoder_are_found_by_nobody_count_and_leave_first() -> None:
+def test_entries_of_another_encoder_are_not_found_count_and_are_evicted_first() -> None:
     cached = catalog(budget=10)
     cached.restore("theirs", ["t"], None, [{5: 6}])
     cached.insert("p", "a", at(1), {5: 4})
@@ -143,7 +143,7 @@ def test_entries_of_another_encoder_are_found_by_nobody_count_and_leave_first() 
         st.tuples(st.floats(-1, 1), st.dictionaries(st.sampled_from(KS), st.integers(1, 40), min_size=1)), max_size=40
     )
 )
-def test_the_budget_holds_and_nothing_is_lost_track_of(eviction: str, seen: list) -> None:
+def test_the_budget_holds_and_every_state_is_accounted_for(eviction: str, seen: list) -> None:
     cached = catalog(budget=100, eviction=eviction)
     here: dict[tuple[str, int], int] = {}
     for i, (cosine, sizes) in enumerate(seen):

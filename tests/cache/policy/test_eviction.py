@@ -19,7 +19,7 @@ def drain(policy: EvictionPolicy) -> list[tuple]:
     return left
 
 
-def test_fifo_lets_the_oldest_go_however_often_it_was_used() -> None:
+def test_fifo_evicts_the_oldest_state_regardless_of_uses() -> None:
     policy = Fifo()
     policy.insert("a", {5: 1})
     policy.insert("b", {5: 1})
@@ -54,7 +54,7 @@ def test_lcbfu_weighs_uses_by_the_steps_they_saved_and_starts_at_zero() -> None:
     assert drain(policy) == [("b", 10), ("newcomer", 25), ("a", 5), ("a", 25)]
 
 
-def test_weir_first_drops_the_states_whose_neighbours_below_stand_in_for_them() -> None:
+def test_weir_first_evicts_states_whose_lower_neighbours_can_replace_them() -> None:
     policy = Weir()
     policy.insert("a", SIZES)
     for wanted, times in ((5, 50), (10, 25), (15, 3), (20, 2), (25, 9)):
@@ -63,14 +63,14 @@ def test_weir_first_drops_the_states_whose_neighbours_below_stand_in_for_them() 
     assert [k for _, k in drain(policy)] == [20, 15, 25, 10, 5]
 
 
-def test_weir_lets_a_large_state_go_before_a_small_one_that_saves_as_much() -> None:
+def test_weir_evicts_a_large_state_before_a_small_one_that_saves_as_much() -> None:
     policy = Weir()
     policy.insert("large", {5: 524_288})
     policy.insert("small", {5: 131_072})
     assert drain(policy) == [("large", 5), ("small", 5)]
 
 
-def test_where_hits_insert_nothing_weir_lets_go_of_what_serves_from_far_away() -> None:
+def test_where_hits_insert_nothing_weir_evicts_states_that_serve_distant_prompts() -> None:
     def first_to_go(after_hits: bool) -> tuple[str, int] | None:
         policy = Weir(after_hits=after_hits)
         policy.insert("far", {5: 131_072})
@@ -89,7 +89,7 @@ def test_an_unknown_policy_is_refused_with_the_names_of_all() -> None:
         eviction_policy("rand")
 
 
-def test_weir_forgets_old_favourites() -> None:
+def test_weir_evicts_states_that_were_popular_long_ago() -> None:
     policy = Weir()
     policy.insert("favourite", {5: 131_072})
     for _ in range(20):
@@ -104,7 +104,7 @@ def test_weir_forgets_old_favourites() -> None:
 
 
 @pytest.mark.parametrize("name", POLICIES)
-def test_a_state_that_is_being_read_never_leaves(name: str) -> None:
+def test_a_state_that_is_being_read_is_never_evicted(name: str) -> None:
     policy = POLICIES[name]()
     policy.insert("a", {5: 1, 10: 1})
     policy.insert("b", {5: 1})
@@ -122,7 +122,7 @@ Event = st.tuples(
 
 @pytest.mark.parametrize("name", POLICIES)
 @given(events=st.lists(Event, max_size=60))
-def test_whatever_happens_every_state_is_known_until_it_is_removed(name: str, events: list) -> None:
+def test_every_state_is_known_until_it_is_removed(name: str, events: list) -> None:
     policy, here = POLICIES[name](), set()
     for what, entry, k in events:
         if what == "insert":

@@ -21,7 +21,7 @@ def strangers(count: int) -> np.ndarray:
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
-def test_it_tells_recurring_themes_from_strangers() -> None:
+def test_it_separates_recurring_themes_from_unrelated_prompts() -> None:
     predictor = MatchPredictor.fit(themes(500, 0), "clip-1")
     measured = predictor.measure(np.concatenate([themes(200, 1), strangers(200)]), np.arange(400) < 200)
     assert measured.recall > 0.8
@@ -48,7 +48,7 @@ def test_it_is_read_back_and_knows_its_encoder(tmp_path) -> None:
         MatchPredictor.load(path, "clip-2")
 
 
-def test_where_it_cannot_be_written_it_is_not_half_written(tmp_path) -> None:
+def test_a_failed_write_leaves_no_partial_file(tmp_path) -> None:
     with pytest.raises(ConfigError, match="no folder"):
         MatchPredictor.fit(themes(100, 0), "clip-1").save(tmp_path / "missing" / "predictor.safetensors")
 

@@ -15,7 +15,7 @@ def profiled(*measured) -> str:
     return json.dumps({"selector": {"steps": 50, "levels": [[0.9, 25], [0.5, 5]]}, "measured": rows})
 
 
-def test_what_resumed_images_are_worth_is_what_was_measured_at_the_k_that_is_used(tmp_path) -> None:
+def test_the_quality_of_resumed_images_is_that_measured_at_the_used_k(tmp_path) -> None:
     path = tmp_path / "profile.json"
     unused = (0.0, 0.4, 90, {"5": 0.1, "25": 0.1})
     path.write_text(profiled(unused, (0.5, 0.7, 30, {"5": 0.96, "25": 0.2}), (0.94, 1.0, 10, {"5": 1.0, "25": 0.92})))
@@ -24,7 +24,7 @@ def test_what_resumed_images_are_worth_is_what_was_measured_at_the_k_that_is_use
     assert resumed_share(path) == 1.0, "nothing is better than a whole run"
 
 
-def test_the_expected_worth_rises_with_the_similarity_falls_with_k_and_never_exceeds_a_whole_run(tmp_path) -> None:
+def test_the_expected_quality_rises_with_similarity_falls_with_k_and_is_at_most_one(tmp_path) -> None:
     path = tmp_path / "profile.json"
     lucky = (0.0, 0.2, 1, {"5": 1.3, "25": 1.1})
     path.write_text(profiled(lucky, (0.2, 0.6, 50, {"5": 0.9, "25": 0.95}), (0.6, 1.0, 50, {"5": 1.0, "25": 0.97})))
@@ -36,24 +36,24 @@ def test_the_expected_worth_rises_with_the_similarity_falls_with_k_and_never_exc
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_the_measurements_of_a_published_selector_are_asked_for_in_vain(name) -> None:
+def test_a_published_selector_has_no_measurements(name) -> None:
     with pytest.raises(ConfigError, match="weir cache profile"):
         load_resume_quality(name)
 
 
-def test_a_published_selector_says_nothing_of_what_resumed_images_are_worth() -> None:
+def test_resumed_images_of_a_published_selector_count_as_whole() -> None:
     assert resumed_share("nirvana") == 1.0
 
 
 @pytest.mark.parametrize("measured", [[{}], [[0.5]], "x", [], [{"from": 0.5, "to": 0.7, "pairs": 1, "ratio": {}}]])
-def test_a_cache_profile_whose_measurements_make_no_sense_is_named(tmp_path, measured) -> None:
+def test_a_cache_profile_with_invalid_measurements_is_refused(tmp_path, measured) -> None:
     path = tmp_path / "profile.json"
     path.write_text(json.dumps(json.loads(profiled()) | {"measured": measured}))
     with pytest.raises(ConfigError, match=r"profile\.json: not a cache profile"):
         resumed_share(path)
 
 
-def test_what_hits_cost_is_the_mean_of_what_ran(tmp_path) -> None:
+def test_the_cost_of_hits_is_the_mean_of_the_steps_that_ran(tmp_path) -> None:
     path = tmp_path / "profile.json"
     rows = [
         {"from": low, "to": low + 0.2, "pairs": n, "ratio": {"25": 1.0}, "steps": {"25": steps}}

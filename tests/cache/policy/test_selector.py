@@ -37,7 +37,7 @@ def test_a_run_of_other_length_skips_the_same_shares() -> None:
 
 
 @given(st.integers(1, 200))
-def test_no_length_of_run_makes_it_bolder(steps: int) -> None:
+def test_no_run_length_skips_a_larger_share(steps: int) -> None:
     scaled = NIRVANA.for_steps(steps)
     for similarity in (0.66, 0.76, 0.86, 0.91, 0.96):
         assert scaled.select(similarity) / steps <= NIRVANA.select(similarity) / 50
@@ -52,7 +52,7 @@ def test_a_profile_file_is_read_back(tmp_path) -> None:
 JUDGED = Selector(((0.6, 25), (0.5, 20)), by=By.CONFIDENCE, stride=5)
 
 
-def test_a_run_that_leaves_steps_out_takes_fewer_than_are_left() -> None:
+def test_a_run_with_a_stride_has_fewer_steps() -> None:
     assert (NIRVANA.left(20), JUDGED.left(20), JUDGED.left(25), JUDGED.left(0)) == (30, 6, 5, 50)
 
 
@@ -62,7 +62,7 @@ def test_a_profile_by_confidence_is_read_back_as_one(tmp_path) -> None:
     assert load_selector(path) == JUDGED
 
 
-def test_only_runs_of_the_measured_length_leave_steps_out() -> None:
+def test_only_runs_of_the_measured_length_have_a_stride() -> None:
     assert JUDGED.for_steps(50).stride == 5
     scaled = JUDGED.for_steps(20)
     assert (scaled.levels, scaled.by, scaled.stride) == (((0.6, 10), (0.5, 8)), By.CONFIDENCE, 1)
@@ -80,7 +80,7 @@ def test_only_runs_of_the_measured_length_leave_steps_out() -> None:
         ('{"selector": {"steps": 50, "levels": [[0.9, 5]], "stride": 3}}', "must divide"),
     ],
 )
-def test_a_wrong_profile_is_named_with_its_mistake(tmp_path, text: str, says: str) -> None:
+def test_an_invalid_profile_is_refused_with_its_mistake(tmp_path, text: str, says: str) -> None:
     path = tmp_path / "profile.json"
     path.write_text(text)
     with pytest.raises(ConfigError, match=says) as refused:
@@ -88,16 +88,16 @@ def test_a_wrong_profile_is_named_with_its_mistake(tmp_path, text: str, says: st
     assert str(path) in refused.value.message
 
 
-def test_an_unknown_name_is_answered_with_the_known_ones() -> None:
+def test_an_unknown_name_is_refused_with_the_known_ones() -> None:
     with pytest.raises(ConfigError, match="nirvana, accuscale,"):
         load_selector("no-such")
 
 
-def test_thresholds_of_prompts_and_pictures_are_not_applied_to_two_prompts() -> None:
+def test_thresholds_of_prompts_and_images_are_not_applied_to_two_prompts() -> None:
     with pytest.raises(ConfigError, match="compare a prompt and an image"):
         load_selector("modm")
 
 
-def test_levels_have_to_fall() -> None:
+def test_levels_have_to_decrease() -> None:
     with pytest.raises(ConfigError, match="must both decrease"):
         Selector(((0.5, 10), (0.6, 5)))

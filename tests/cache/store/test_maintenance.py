@@ -38,7 +38,7 @@ def filled(store: SealedStore) -> SealedStore:
     return store
 
 
-def test_stats_count_by_tenant(run, filled: SealedStore) -> None:
+def test_statistics_are_by_tenant(run, filled: SealedStore) -> None:
     found = json.loads(run("stats", "--json").stdout)
     assert found["entries"] == 2
     assert found["tenants"]["acme"]["states"] == 2
@@ -52,7 +52,7 @@ def test_a_tenant_that_looks_like_markup_is_shown_as_it_is(run, store: SealedSto
     assert "[/acme]: 0 entries, 1 states" in result.output
 
 
-def test_a_purge_names_whose(run, filled: SealedStore) -> None:
+def test_a_purge_needs_a_tenant_or_all(run, filled: SealedStore) -> None:
     assert run("purge").exit_code == 2
     assert json.loads(run("purge", "--tenant", "acme", "--json").stdout) == {"deleted": 3}
     assert filled.get(state_key(PARTITION, "a", 5)) is None
@@ -60,7 +60,7 @@ def test_a_purge_names_whose(run, filled: SealedStore) -> None:
     assert json.loads(run("purge", "--all", "--json").stdout) == {"deleted": 3}
 
 
-def test_an_export_comes_back_elsewhere(run, filled: SealedStore, tmp_path) -> None:
+def test_an_export_can_be_imported_elsewhere(run, filled: SealedStore, tmp_path) -> None:
     out = tmp_path / "cache.weir"
     assert run("export", str(out), "--tenant", "acme").exit_code == 0
     filled.purge()
@@ -70,7 +70,7 @@ def test_an_export_comes_back_elsewhere(run, filled: SealedStore, tmp_path) -> N
     assert [r.entry for r in filled.records()] == ["a"]
 
 
-def test_an_import_leaves_out_what_is_not_proven_ours(run, filled: SealedStore, tmp_path, monkeypatch) -> None:
+def test_an_import_skips_values_with_invalid_tags(run, filled: SealedStore, tmp_path, monkeypatch) -> None:
     out = tmp_path / "cache.weir"
     run("export", str(out))
     monkeypatch.setenv("WEIR_CACHE_SECRET", "the secret of a stranger")
@@ -80,7 +80,7 @@ def test_an_import_leaves_out_what_is_not_proven_ours(run, filled: SealedStore, 
     assert list(filled.backend.keys("weir:")) == []
 
 
-def test_an_import_that_the_store_refuses_says_how_much_was_taken_and_goes_on_when_repeated(
+def test_a_refused_import_reports_its_progress_and_continues_when_repeated(
     run, store: SealedStore, server: RedisServer, tmp_path
 ) -> None:
     out, mebibyte = tmp_path / "cache.weir", 2**20
@@ -100,7 +100,7 @@ def test_an_import_that_the_store_refuses_says_how_much_was_taken_and_goes_on_wh
     assert "10 values imported, 0 refused" in run("import", str(out)).output
 
 
-def test_of_an_export_that_ends_in_the_middle_nothing_is_taken_in(run, filled: SealedStore, tmp_path) -> None:
+def test_a_truncated_export_imports_nothing(run, filled: SealedStore, tmp_path) -> None:
     out = tmp_path / "cache.weir"
     run("export", str(out))
     out.write_bytes(out.read_bytes()[:-1])
@@ -119,7 +119,7 @@ def test_an_export_needs_a_file(run, filled: SealedStore, place: str) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"something else", b"WEIRCACHE1\n\0\0\0\x05ab", b"WEIRCACHE1\n\0\0\0\x01a"])
-def test_a_file_that_is_no_export_is_named(run, tmp_path, content: bytes) -> None:
+def test_a_file_that_is_not_an_export_is_refused_by_name(run, tmp_path, content: bytes) -> None:
     path = tmp_path / "x.weir"
     path.write_bytes(content)
     result = run("import", str(path))
@@ -139,7 +139,7 @@ def test_without_a_server_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch, t
     monkeypatch.setenv("WEIR_CACHE_SECRET", SECRET.decode())
     result = CliRunner().invoke(app, ["cache", "stats", "--url", "redis://127.0.0.1:1"])
     assert result.exit_code == 1
-    assert "is it up" in result.output
+    assert "check that it runs" in result.output
 
 
 def test_an_administrator_waits_longer_than_a_request(run, filled: SealedStore, server: RedisServer) -> None:
@@ -149,7 +149,7 @@ def test_an_administrator_waits_longer_than_a_request(run, filled: SealedStore, 
         assert run("stats").exit_code == 0
 
 
-def test_the_service_that_is_up_is_asked_and_the_environments_secret_goes_before_its(
+def test_the_running_services_store_is_used_and_the_environments_secret_takes_precedence(
     server: RedisServer, filled: SealedStore, tmp_path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -192,7 +192,7 @@ def test_a_log_is_replayed_from_the_command_line(tmp_path) -> None:
     assert found["steps_saved"] == 30 / 200
 
 
-def test_thresholds_that_a_policy_does_not_go_by_are_not_ignored(tmp_path) -> None:
+def test_thresholds_that_a_policy_does_not_use_are_refused(tmp_path) -> None:
     log = tmp_path / "log.csv"
     log.write_text("Scores\n0.96\n0.2\n")
     args = ["cache", "replay-log", str(log), "--selector", "accuscale", "--policy"]
@@ -204,7 +204,7 @@ def test_thresholds_that_a_policy_does_not_go_by_are_not_ignored(tmp_path) -> No
 
 
 @pytest.mark.parametrize("extra", [["--policy", "modm"], ["--selector", "deploy/profiles/weir-tiny-judged.json"]])
-def test_thresholds_of_pictures_are_not_applied_to_a_log_of_similarities(tmp_path, extra: list[str]) -> None:
+def test_thresholds_of_images_are_not_applied_to_a_log_of_similarities(tmp_path, extra: list[str]) -> None:
     log = tmp_path / "log.csv"
     log.write_text("Scores\n0.96\n0.2\n")
     result = CliRunner().invoke(app, ["cache", "replay-log", str(log), *extra])
@@ -212,7 +212,7 @@ def test_thresholds_of_pictures_are_not_applied_to_a_log_of_similarities(tmp_pat
     assert "compares prompts with images" in result.output
 
 
-def test_what_a_user_wrote_is_quoted_as_it_is_even_where_it_looks_like_markup(tmp_path) -> None:
+def test_user_input_that_looks_like_markup_is_quoted_unchanged(tmp_path) -> None:
     log = tmp_path / "log[old].csv"
     log.write_text("Scores\n[/INST]\n")
     result = CliRunner().invoke(app, ["cache", "replay-log", str(log)])
@@ -245,7 +245,7 @@ def test_a_family_without_a_checker_is_profiled_by_a_model_that_is_named(tmp_pat
 
 
 @pytest.mark.parametrize("command", ["profile", "fit-predictor"])
-def test_what_cannot_end_well_does_not_begin(tmp_path, monkeypatch, command: str) -> None:
+def test_invalid_options_are_refused_before_any_work(tmp_path, monkeypatch, command: str) -> None:
     """Neither without prompts nor without a place for the result."""
     monkeypatch.setattr("workers.models.family.Family.load", lambda *_, **__: pytest.fail("models are loaded"))
     monkeypatch.setattr("quality.suite.load_judge", lambda *_, **__: pytest.fail("measures are loaded"))
@@ -287,7 +287,7 @@ def test_a_wrong_option_ends_in_code_2(tmp_path, extra: list[str]) -> None:
     assert CliRunner().invoke(app, ["cache", "replay-log", str(log), *extra]).exit_code == 2
 
 
-def test_a_predictor_is_fitted_and_says_whether_it_pays(tmp_path) -> None:
+def test_a_predictor_is_fitted_and_reports_whether_it_pays(tmp_path) -> None:
     log, out = tmp_path / "log.txt", tmp_path / "predictor.safetensors"
     log.write_text("\n".join(f"a picture of thing {i % 9} at dawn" if i % 3 else f"only {i} once" for i in range(400)))
     result = CliRunner().invoke(

@@ -35,9 +35,7 @@ def test_code_planted_in_redis_never_runs(server: RedisServer, store: SealedStor
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_a_planted_state_is_lost_and_makes_room(
-    server: RedisServer, store: SealedStore, form: str, tmp_path: Path
-) -> None:
+def test_a_planted_state_is_removed(server: RedisServer, store: SealedStore, form: str, tmp_path: Path) -> None:
     key = KEYS["a state"]
     with raw(server) as client:
         client.set(key, FORMS[form](tmp_path / "it ran"))

@@ -18,7 +18,7 @@ from weir.errors import ConfigError
         "unix:///no/such/socket?username=weir&password=a%40b",
     ],
 )
-def test_a_url_may_say_what_redis_knows(url: str) -> None:
+def test_options_of_redis_in_the_url_are_accepted(url: str) -> None:
     with pytest.raises(StoreFailed):
         RedisBackend(url).get("key")
 
@@ -35,7 +35,7 @@ def test_a_url_may_say_what_redis_knows(url: str) -> None:
         ("redis://127.0.0.1?db=first", "'db'"),
     ],
 )
-def test_a_wrong_url_is_answered_with_what_it_may_be(url: str, said: str) -> None:
+def test_a_wrong_url_is_refused_with_the_accepted_form(url: str, said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         RedisBackend(url)
 

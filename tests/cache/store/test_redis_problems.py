@@ -73,7 +73,9 @@ CACHE_ONLY = "user acme on >hush ~weir:* -@all +get +mget +scan +strlen +set +un
 
 
 @pytest.mark.parametrize("acl", [NO_INFO, CACHE_ONLY], ids=["no INFO", "what the cache needs alone"])
-def test_a_user_without_info_is_served_and_told_what_is_left_out(start: Start, backend: Backend, acl: str) -> None:
+def test_a_user_without_info_is_accepted_and_the_missing_figures_are_reported(
+    start: Start, backend: Backend, acl: str
+) -> None:
     url = at(start(acl), "acme:hush")
     connected = backend(url)
     connected.check()
@@ -90,7 +92,7 @@ def test_a_user_without_info_is_served_and_told_what_is_left_out(start: Start, b
     assert json.loads(done.stdout)["store_bytes"] is None
 
 
-def test_a_server_whose_info_has_another_name_is_served_too(start: Start, backend: Backend) -> None:
+def test_a_server_whose_info_has_another_name_is_accepted(start: Start, backend: Backend) -> None:
     assert backend(start('rename-command INFO ""').url).used_bytes() is None
 
 
@@ -119,13 +121,13 @@ def test_a_cluster_is_refused_before_anything_starts(start: Start, backend: Back
     assert "part of a Redis cluster" in " ".join(done.output.split())
 
 
-def test_a_write_to_a_cluster_says_what_it_is(start: Start, backend: Backend) -> None:
+def test_a_failed_write_to_a_cluster_names_the_cause(start: Start, backend: Backend) -> None:
     with pytest.raises(StoreFailed, match="CrossSlot") as caught:
         backend(cluster(start).url).put({"weir:a": b"1", "weir:b": b"2"})
     assert "part of a Redis cluster" in caught.value.message
 
 
-def test_a_replica_is_for_reading_alone(start: Start, backend: Backend) -> None:
+def test_a_replica_is_accepted_for_reading_only(start: Start, backend: Backend) -> None:
     primary = start()
     parts = urlsplit(primary.url)
     replica = start(f"replicaof 127.0.0.1 {parts.port}", f"masterauth {parts.password}")
@@ -144,7 +146,7 @@ def test_a_replica_is_for_reading_alone(start: Start, backend: Backend) -> None:
 
 
 @pytest.mark.parametrize("user", [":wrong", "acme:wrong", "nobody:hush", ""])
-def test_a_wrong_user_or_password_is_told_and_never_quoted(start: Start, backend: Backend, user: str) -> None:
+def test_a_wrong_user_or_password_is_reported_and_never_quoted(start: Start, backend: Backend, user: str) -> None:
     server = start("user acme on >hush ~* +@all")
     url = at(server, user) if user else re.sub("//.*@", "//", server.url)
     with pytest.raises(ConfigError, match="user or password is wrong; set both in the URL") as caught:
@@ -157,7 +159,7 @@ def test_a_wrong_user_or_password_is_told_and_never_quoted(start: Start, backend
 
 
 @pytest.mark.parametrize("missing", ["set", "scan", "mget", "exec"])
-def test_a_user_who_may_not_what_is_needed_is_refused_with_all_of_it(
+def test_a_user_without_the_needed_permissions_is_refused_with_a_list_of_them(
     start: Start, backend: Backend, missing: str
 ) -> None:
     url = at(start(f"{CACHE_ONLY} -{missing}"), "acme:hush")
@@ -170,13 +172,13 @@ def test_a_user_of_other_keys_is_refused(start: Start, backend: Backend) -> None
         backend(at(start("user acme on >hush ~other:* +@all"), "acme:hush")).check()
 
 
-def test_a_server_without_tls_is_told_from_one_that_fails(start: Start, backend: Backend) -> None:
+def test_a_server_without_tls_is_reported_as_such(start: Start, backend: Backend) -> None:
     server = start()
     with pytest.raises(ConfigError, match="it does not use TLS; write redis:// instead of rediss://"):
         backend(server.url.replace("redis://", "rediss://")).check()
 
 
-def test_a_server_that_needs_tls_is_told(tmp_path: Path, backend: Backend) -> None:
+def test_a_server_that_needs_tls_is_reported_as_such(tmp_path: Path, backend: Backend) -> None:
     key, pem = tmp_path / "key.pem", tmp_path / "cert.pem"
     make = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "1"]
     subprocess.run([*make, "-subj", "/CN=redis", "-keyout", key, "-out", pem], check=True, capture_output=True)
@@ -200,15 +202,15 @@ def test_a_server_that_needs_tls_is_told(tmp_path: Path, backend: Backend) -> No
         server.communicate(timeout=10)
 
 
-def test_one_that_does_not_answer_is_mentioned_and_keeps_nothing_from_starting(capsys) -> None:
+def test_a_server_that_does_not_answer_is_a_warning_and_the_service_starts(capsys) -> None:
     _check_redis(CacheConfig(mode="read-write", url="redis://127.0.0.1:1/0"), Console())
     assert "nothing is cached until Redis answers" in " ".join(capsys.readouterr().out.split())
 
 
-def test_without_a_cache_no_redis_is_asked() -> None:
+def test_without_a_cache_no_redis_is_checked() -> None:
     _check_redis(CacheConfig(mode="off", url="redis://127.0.0.1:1/0"), Console(quiet=True))
 
 
 @pytest.mark.parametrize("said", ["timed out", "Connection refused", "ERR unknown command", ""])
-def test_an_error_that_says_enough_is_shown_as_it_is(said: str) -> None:
+def test_an_error_without_a_known_remedy_is_shown_unchanged(said: str) -> None:
     assert explained(redis.ConnectionError(said)) == f"ConnectionError: {said}"

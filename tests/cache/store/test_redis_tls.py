@@ -89,9 +89,7 @@ def url(server: RedisServer, authority: tuple[Path, Path]) -> Iterator[str]:
     loop.close()
 
 
-def test_states_go_through_tls_to_a_server_that_the_authority_vouches_for(
-    url: str, authority: tuple[Path, Path]
-) -> None:
+def test_states_are_stored_over_tls_with_a_trusted_certificate(url: str, authority: tuple[Path, Path]) -> None:
     backend = RedisBackend(url, read_s=2, write_s=2, tls_ca=str(authority[0]))
     store = SealedStore(backend, SECRET)
     store.put(request(), [state(10)])
@@ -99,7 +97,7 @@ def test_states_go_through_tls_to_a_server_that_the_authority_vouches_for(
     backend.close()
 
 
-def test_a_server_that_nobody_vouches_for_is_a_store_that_fails(url: str, tmp_path: Path) -> None:
+def test_a_server_with_an_unknown_certificate_is_a_failed_store(url: str, tmp_path: Path) -> None:
     stranger, _ = certificate(tmp_path)
     for ca in (None, str(stranger)):
         backend = RedisBackend(url, read_s=2, write_s=2, tls_ca=ca)

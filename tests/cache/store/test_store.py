@@ -40,12 +40,12 @@ def test_a_state_comes_back_as_it_was_written(either: SealedStore) -> None:
     assert either.counts == {"written": 2, "read": 1, "absent": 1}
 
 
-def test_a_request_of_no_partition_leaves_nothing_behind(either: SealedStore) -> None:
+def test_a_request_without_a_partition_stores_nothing(either: SealedStore) -> None:
     either.put(replace(request(), capture=None), [state()])
     assert list(either.backend.keys("")) == []
 
 
-def test_the_records_are_what_a_restart_needs(either: SealedStore) -> None:
+def test_the_records_rebuild_the_index_after_a_restart(either: SealedStore) -> None:
     either.put(request("a"), [state(5), state(10)])
     either.remember(record("a"))
     [read] = either.records()
@@ -58,7 +58,7 @@ def test_the_records_are_what_a_restart_needs(either: SealedStore) -> None:
     assert np.allclose(read.vector, [0.6, 0.8], atol=1e-3)
 
 
-def test_a_restart_removes_what_belongs_to_nobody(either: SealedStore) -> None:
+def test_a_restart_deletes_orphaned_states(either: SealedStore) -> None:
     either.put(request("crashed"), [state(5)])  # its record was never written
     either.remember(record("evicted"))  # its states are gone
     either.put(request("whole"), [state(5), state(25)])
@@ -104,7 +104,7 @@ def test_compressed_states_come_back_within_the_stated_error(compression: str) -
 
 
 @given(st.floats(1e-3, 60), st.integers(0, 1000))
-def test_eight_bits_are_off_by_half_a_step_at_most(scale: float, seed: int) -> None:
+def test_the_error_of_eight_bits_is_at_most_half_a_step(scale: float, seed: int) -> None:
     latent = (scale * np.random.default_rng(seed).normal(size=(4, 8, 8))).astype(np.float16)
     step = np.abs(latent.astype(float)).max(axis=(1, 2), keepdims=True) / 127
     assert (np.abs(restore(quantise(latent)).astype(float) - latent) <= 0.51 * step + 1e-3 * abs(latent)).all()
@@ -126,19 +126,19 @@ def test_a_truncated_value_is_refused(length: int) -> None:
 
 
 @given(st.binary(max_size=200))
-def test_bytes_of_anybody_else_are_refused(value: bytes) -> None:
+def test_foreign_bytes_are_refused(value: bytes) -> None:
     with pytest.raises(StateRefused):
         unseal("key", value, SECRET)
 
 
-def test_a_true_value_under_another_key_or_by_another_hand_is_refused() -> None:
+def test_a_value_under_another_key_or_with_another_secret_is_refused() -> None:
     value = seal("key", b"body", SECRET)
     for key, secret in (("other", SECRET), ("key", b"the secret of a stranger")):
         with pytest.raises(StateRefused, match="tag"):
             unseal(key, value, secret)
 
 
-def test_a_value_of_another_format_says_so() -> None:
+def test_a_value_of_another_format_is_refused_by_name() -> None:
     value = bytearray(seal("key", b"body", SECRET))
     value[4] = 0
     with pytest.raises(StateRefused, match="format 0"):
@@ -146,7 +146,7 @@ def test_a_value_of_another_format_says_so() -> None:
 
 
 @pytest.mark.parametrize("url", ["http://host", "host:6379", ""])
-def test_a_url_that_is_none_of_rediss_is_answered_with_the_form(url: str) -> None:
+def test_a_url_that_is_not_of_redis_is_refused_with_the_accepted_form(url: str) -> None:
     with pytest.raises(ConfigError, match="redis://"):
         RedisBackend(url)
 

@@ -31,11 +31,11 @@ def test_a_prediction_beyond_the_deadline_is_refused_until_the_queue_has_drained
     assert refused.value.retry_after_s == 3.5
 
 
-def test_a_prediction_at_the_deadline_gets_in():
+def test_a_prediction_at_the_deadline_is_admitted():
     admit(Admission(9), finish_at=5.0)
 
 
-def test_without_a_replica_it_says_so_and_when_to_come_again():
+def test_without_a_replica_the_refusal_has_a_retry_time():
     with pytest.raises(NotReady) as refused:
         admit(Admission(9), finish_at=None)
     assert refused.value.status == 503
@@ -56,7 +56,7 @@ def test_the_admitted_rate_of_the_plan_is_kept_after_a_burst_of_a_second():
     assert 100 <= admitted <= 111
 
 
-def test_an_admitted_rate_of_nothing_admits_nothing_more_than_the_first():
+def test_an_admitted_rate_of_zero_admits_only_the_first_request():
     gate = Admission(10)
     admit(gate, rps=0)
     with pytest.raises(Overloaded):
@@ -64,7 +64,7 @@ def test_an_admitted_rate_of_nothing_admits_nothing_more_than_the_first():
 
 
 @given(st.lists(st.tuples(st.integers(1, 4), st.floats(0, 10), st.booleans())))
-def test_in_flight_never_passes_the_limit_and_a_refusal_takes_nothing(orders):
+def test_in_flight_never_exceeds_the_limit_and_a_refusal_uses_nothing(orders):
     gate = Admission(8)
     inside: list[int] = []
     for images, finish_at, leave in orders:

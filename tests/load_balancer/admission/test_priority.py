@@ -34,7 +34,7 @@ async def balancer(pool, plan, family, profile) -> Balancer:
     return balancer
 
 
-async def test_workers_are_told_a_later_deadline_by_which_they_let_others_go_first(balancer, pool):
+async def test_workers_get_a_later_deadline_for_low_priority(balancer, pool):
     await balancer.generate(ORDER)
     await balancer.generate(BATCH)
     (_, _, first), (_, _, second) = pool.calls
@@ -42,7 +42,7 @@ async def test_workers_are_told_a_later_deadline_by_which_they_let_others_go_fir
     assert (first["low_priority"], second["low_priority"]) == (False, True)
 
 
-async def test_they_leave_room_for_the_others(balancer, pool):
+async def test_batch_requests_leave_room_for_the_others(balancer, pool):
     pool.delay_s = {LIGHT: 60, HEAVY: 60}
     generations = [balancer.begin(BATCH) for _ in range(int(8 * BATCH_SHARE))]
     with pytest.raises(Overloaded, match="at most 4 are allowed"):
@@ -53,7 +53,7 @@ async def test_they_leave_room_for_the_others(balancer, pool):
 
 
 @pytest.mark.parametrize("profile", [PROFILE, {**PROFILE, **STEPWISE}], ids=["whole batches", "single steps"])
-def test_the_book_has_them_behind_all_others_that_wait(profile):
+def test_the_dispatcher_places_them_behind_all_other_waiting_images(profile):
     plan = Plan.split(1, 1, 0, light_batch=1, heavy_batch=1, threshold=0.5)
     dispatcher = Dispatcher(plan, ServiceTimes(Profile.model_validate(profile)))
     dispatcher.sync([{"replica": "r", "rank": 0, "queued": 0}])

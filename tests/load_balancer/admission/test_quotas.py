@@ -14,7 +14,7 @@ ALICE = Caller("alice", "acme", images_per_minute=60, concurrent_images=4)
 BOB = Caller("bob", "acme", images_per_minute=60)
 
 
-def test_a_minutes_worth_may_come_at_once_and_then_one_a_second() -> None:
+def test_a_burst_of_one_minutes_rate_is_allowed() -> None:
     quotas = Quotas()
     for _ in range(60):
         quotas.take(BOB, 1, 0.0)
@@ -24,7 +24,7 @@ def test_a_minutes_worth_may_come_at_once_and_then_one_a_second() -> None:
     quotas.take(BOB, 1, 1.0)
 
 
-def test_images_at_once_are_counted_until_they_are_answered() -> None:
+def test_concurrent_images_count_until_they_are_answered() -> None:
     quotas = Quotas()
     quotas.take(ALICE, 3, 0.0)
     with pytest.raises(RateLimited, match="3 images in flight and may have at most 4"):
@@ -33,14 +33,14 @@ def test_images_at_once_are_counted_until_they_are_answered() -> None:
     quotas.take(ALICE, 2, 0.0)
 
 
-def test_one_caller_is_not_the_others_problem() -> None:
+def test_callers_have_separate_quotas() -> None:
     quotas = Quotas()
     quotas.take(BOB, 60, 0.0)
     quotas.take(ALICE, 1, 0.0)
     quotas.take(ANONYMOUS, 1000, 0.0)
 
 
-def test_what_a_key_may_never_ask_for_is_a_wrong_request_and_not_a_matter_of_time() -> None:
+def test_a_request_beyond_the_whole_quota_is_invalid_and_not_rate_limited() -> None:
     with pytest.raises(InvalidRequest, match="at most 4 at once") as refused:
         Quotas().take(ALICE, 5, 0.0)
     assert refused.value.param == "n"
@@ -51,7 +51,7 @@ def test_what_a_key_may_never_ask_for_is_a_wrong_request_and_not_a_matter_of_tim
     st.floats(0.5, 120),
     st.integers(1, 8),
 )
-def test_no_key_ever_gets_more_than_it_may(steps, rate, most) -> None:
+def test_no_key_exceeds_its_quota(steps, rate, most) -> None:
     caller = Caller("carol", "acme", images_per_minute=rate, concurrent_images=most)
     quotas, now, flying, given_at = Quotas(), 0.0, [], []
     for gap, images, answered in steps:
@@ -71,7 +71,7 @@ def test_no_key_ever_gets_more_than_it_may(steps, rate, most) -> None:
 
 
 @given(st.integers(1, 10))
-def test_a_retry_after_the_time_that_was_named_gets_in(images) -> None:
+def test_a_retry_after_the_given_time_is_admitted(images) -> None:
     quotas = Quotas()
     quotas.take(BOB, 60, 0.0)
     with pytest.raises(RateLimited) as refused:

@@ -98,7 +98,7 @@ def test_a_reply_frees_its_whole_batch_and_starts_the_next():
     assert book.pick(LIGHT_IMAGE, 3.0) == ("r0", 4.0)
 
 
-def test_the_batch_size_in_a_reply_corrects_a_wrong_belief_about_who_ran_together():
+def test_the_batch_size_of_a_reply_corrects_the_model():
     book = dispatcher(1, 0, batch=4)
     for request in "abc":
         send(book, request, LIGHT_IMAGE, 0.0)  # believed: a alone, then b and c
@@ -106,14 +106,14 @@ def test_the_batch_size_in_a_reply_corrects_a_wrong_belief_about_who_ran_togethe
     assert best(book, LIGHT_IMAGE, 1.2).finish_at == pytest.approx(2.2)
 
 
-def test_work_that_somebody_else_sent_counts():
+def test_work_of_other_load_balancers_counts():
     book = dispatcher(2, 0, batch=1)
     send(book, "a", LIGHT_IMAGE, 0.0)
     book.finished("r0", "a", 1.0, batch_size=1, compute_s=1.0, queued=3)
     assert book.pick(LIGHT_IMAGE, 1.0) == ("r1", 2.0)
 
 
-def test_an_overdue_replica_repels_work_the_longer_it_hangs():
+def test_the_predicted_finish_of_an_overdue_replica_grows_with_time():
     book = dispatcher(2, 0, batch=1)
     book.assign("r0", "stuck", LIGHT_IMAGE, 0.0)
     book.assign("r1", "b", LIGHT_IMAGE, 29.0)
@@ -130,7 +130,7 @@ def test_steps_scale_the_estimate_and_do_not_share_a_batch():
     assert best(book, half, 0.0).finish_at == pytest.approx(10 + 6.5)
 
 
-def test_the_others_stand_in_while_no_replica_of_the_role_is_alive():
+def test_other_replicas_serve_a_role_without_live_replicas():
     book = dispatcher(1, 1)
     book.remove("r0")
     assert book.pick(LIGHT_IMAGE, 0.0) == ("r1", 1.0)
@@ -150,7 +150,7 @@ def test_a_replica_that_is_not_ready_gets_nothing():
     assert book.ready(LIGHT) == 0
 
 
-def test_a_replica_that_is_gone_takes_its_book_with_it_and_late_news_of_it_is_ignored():
+def test_a_removed_replica_loses_its_queue_and_late_replies_are_ignored():
     book = dispatcher(2, 0)
     book.assign("r0", "a", LIGHT_IMAGE, 0.0)
     book.sync(described(1, 2))
@@ -160,7 +160,7 @@ def test_a_replica_that_is_gone_takes_its_book_with_it_and_late_news_of_it_is_ig
     assert book.outstanding == {"r1": 0, "r2": 0}
 
 
-def test_a_new_plan_gives_roles_by_rank_and_keeps_what_is_outstanding():
+def test_a_new_plan_assigns_roles_by_rank_and_keeps_outstanding_images():
     book = dispatcher(1, 1)
     book.assign("r0", "a", LIGHT_IMAGE, 0.0)
     book.set_plan(Plan.split(2, 0, 2, light_batch=1, heavy_batch=1, threshold=0.5))
@@ -186,7 +186,7 @@ events = st.lists(st.tuples(st.sampled_from(["send", "reply", "cancel", "die", "
 
 
 @given(events=events, batch=st.integers(1, 4))
-def test_whatever_happens_the_book_balances_and_time_never_runs_backwards(events, batch):
+def test_outstanding_images_are_consistent_and_predictions_never_lie_in_the_past(events, batch):
     book = dispatcher(2, 2, batch)
     sent: list[tuple[str, str]] = []
     now, version, alive = 0.0, 1, {0, 1, 2, 3}

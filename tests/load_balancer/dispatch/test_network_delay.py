@@ -13,21 +13,21 @@ from weir.plan import LIGHT, Plan
 LIGHT_IMAGE = Kind(LIGHT, LIGHT)
 
 
-def test_one_way_is_half_of_the_way_out_and_back():
+def test_the_delay_is_half_of_the_round_trip():
     delay = NetworkDelay()
     for trip_s in [0.02] * 9 + [0.4]:
         delay.observe(trip_s)
     assert (delay.usual_s, delay.slow_s) == (0.01, pytest.approx(0.029))
 
 
-def test_it_follows_a_host_that_grew_busy():
+def test_the_delay_follows_a_host_that_becomes_busy():
     delay = NetworkDelay()
     for trip_s in [0.002] * CALLS + [0.2] * CALLS:
         delay.observe(trip_s)
     assert delay.usual_s == delay.slow_s == 0.1
 
 
-def test_before_the_first_calls_and_from_clocks_that_jump_it_is_nothing():
+def test_the_delay_is_zero_before_the_first_calls_and_for_jumping_clocks():
     delay = NetworkDelay()
     assert delay.usual_s == 0
     delay.observe(-5.0)
@@ -35,7 +35,7 @@ def test_before_the_first_calls_and_from_clocks_that_jump_it_is_nothing():
     assert delay.usual_s == delay.slow_s == 0
 
 
-def test_it_says_how_far_the_usual_delay_has_moved_since_it_was_settled():
+def test_swing_is_the_range_of_the_usual_delay_since_it_was_settled():
     delay = NetworkDelay()
     for trip_s in [0.02] * CALLS + [0.06] * CALLS:
         delay.observe(trip_s)
@@ -54,13 +54,13 @@ def book(profile) -> Dispatcher:
     return book
 
 
-def test_an_image_is_ready_after_the_way_out_the_batch_and_the_way_back(book):
+def test_the_predicted_finish_includes_the_delay_in_both_directions(book):
     choice = book.pick(LIGHT_IMAGE, 10.0)
     assert choice is not None
     assert choice.finish_at == pytest.approx(10.0 + 0.1 + 0.02 + 0.1)
 
 
-def test_an_image_does_not_count_on_a_batch_that_leaves_before_it_arrives(book):
+def test_an_image_misses_a_batch_that_begins_before_it_arrives(book):
     book.assign("r", "a", LIGHT_IMAGE, 10.0)  # there at 10.1, drawn until 10.12
     book.assign("r", "b", LIGHT_IMAGE, 10.01)  # there at 10.11, drawn in the next batch until 10.14
     in_time, too_late = book.finish_at(LIGHT_IMAGE, 10.015), book.finish_at(LIGHT_IMAGE, 10.03)
@@ -68,7 +68,7 @@ def test_an_image_does_not_count_on_a_batch_that_leaves_before_it_arrives(book):
     assert too_late == pytest.approx(10.12 + 0.02 + 0.02 + 0.1)  # b is drawn first, and then it alone
 
 
-def test_a_reply_says_who_was_there_when_the_next_batch_began(book):
+def test_a_reply_shows_which_images_are_in_the_next_batch(book):
     for request, now in (("a", 10.0), ("b", 10.01), ("c", 10.15)):
         book.assign("r", request, LIGHT_IMAGE, now)
     book.finished("r", "a", 10.22, batch_size=1, compute_s=0.02, queued=1)

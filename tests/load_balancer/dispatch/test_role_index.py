@@ -37,7 +37,7 @@ EVENTS = st.lists(
 @pytest.mark.parametrize("stepwise", [False, True], ids=["whole batches", "steps"])
 @given(events=EVENTS, batch=st.integers(1, 4), way_s=st.sampled_from([0.0, 0.05]), slower=st.sampled_from([1.0, 0.7]))
 @settings(max_examples=150, deadline=None, derandomize=True)
-def test_the_index_finds_what_asking_every_replica_finds(stepwise, events, batch, way_s, slower):
+def test_the_index_finds_the_same_replica_as_an_exhaustive_search(stepwise, events, batch, way_s, slower):
     plan = Plan.split(1, 3, 4, light_batch=batch, heavy_batch=batch, threshold=0.5)
     book = Dispatcher(plan, ServiceTimes(profile(stepwise)))
     everyone = [{"replica": f"r{rank}", "rank": rank} for rank in range(7)]
@@ -73,7 +73,7 @@ def test_the_index_finds_what_asking_every_replica_finds(stepwise, events, batch
             book.sync(everyone)
 
 
-def test_among_a_thousand_replicas_few_are_asked(monkeypatch):
+def test_among_a_thousand_replicas_few_are_evaluated(monkeypatch):
     plan = Plan.split(1, 0, 1000, light_batch=1, heavy_batch=2, threshold=0.5)
     book = Dispatcher(plan, ServiceTimes(profile(stepwise=False)))
     book.sync([{"replica": f"r{rank}", "rank": rank} for rank in range(1000)])

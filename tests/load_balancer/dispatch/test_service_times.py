@@ -15,7 +15,7 @@ def test_with_a_profile_the_prediction_is_the_profile(profile):
     assert times.seconds(HEAVY, 1, work=0.5) == 0.05
 
 
-def test_slower_replies_raise_the_prediction_bit_by_bit(profile):
+def test_slower_replies_raise_the_prediction_gradually(profile):
     times = ServiceTimes(profile)
     for _ in range(50):
         times.observe(LIGHT, 4, 0.10, now=0.0)
@@ -43,7 +43,7 @@ def test_nonsense_times_leave_a_finite_prediction(profile, compute_s):
     assert 0 <= times.seconds(LIGHT, 1) <= 0.02 * MOST_CORRECTION
 
 
-def test_a_stall_is_forgiven_when_nothing_was_drawn_since_for_then_nothing_could_show_that_it_is_over(profile):
+def test_a_stall_is_dropped_after_a_time_without_batches(profile):
     times = ServiceTimes(profile)
     times.observe(HEAVY, 1, 10.0, now=0.0)
     stalled = times.seconds(HEAVY, 1)
@@ -54,7 +54,7 @@ def test_a_stall_is_forgiven_when_nothing_was_drawn_since_for_then_nothing_could
     assert times.seconds(HEAVY, 1) == 0.1
 
 
-def test_what_was_faster_than_the_profile_is_not_forgotten(profile):
+def test_corrections_to_faster_times_are_kept(profile):
     times = ServiceTimes(profile)
     times.observe(HEAVY, 1, 0.05, now=0.0)
     times.forgive(MEMORY_S + 1)
@@ -68,7 +68,7 @@ def test_every_variant_has_times_of_its_own(profile):
     assert times.seconds(HEAVY, 1) == 0.1
 
 
-def test_it_says_how_far_predictions_have_fallen_since_they_were_settled(profile):
+def test_fallen_is_the_largest_decrease_since_predictions_were_settled(profile):
     times = ServiceTimes(profile)
     times.observe(LIGHT, 1, 0.04, now=0.0)
     assert times.fallen == 0

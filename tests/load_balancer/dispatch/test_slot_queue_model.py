@@ -40,7 +40,7 @@ def book_of(profile: Profile, light: int, heavy: int, seats: int) -> Dispatcher:
     return book
 
 
-def test_a_late_arrival_takes_a_free_seat_at_once(profile):
+def test_a_late_arrival_takes_a_free_slot_at_once(profile):
     book = book_of(profile, 1, 0, seats=2)
     book.assign("r0", "a", LIGHT_IMAGE, 0.0)
     assert book.finish_at(LIGHT_IMAGE, 0.4) == pytest.approx(0.4 + 1.5)
@@ -48,7 +48,7 @@ def test_a_late_arrival_takes_a_free_seat_at_once(profile):
     assert book.begun("r0", "b")
 
 
-def test_with_every_seat_taken_it_waits_for_the_first_that_leaves(profile):
+def test_with_every_slot_taken_an_image_waits_for_the_first_to_finish(profile):
     book = book_of(profile, 1, 0, seats=2)
     book.assign("r0", "a", LIGHT_IMAGE, 0.0)
     book.assign("r0", "b", LIGHT_IMAGE, 0.4)  # a has 0.6 of its steps to go, now of 1.5 s
@@ -56,7 +56,7 @@ def test_with_every_seat_taken_it_waits_for_the_first_that_leaves(profile):
     assert book.finish_at(LIGHT_IMAGE, 1.0) == pytest.approx(0.4 + 0.6 * 1.5 + 1.5)
 
 
-def test_a_heavy_image_is_promised_for_full_seats_so_that_nobody_who_joins_breaks_it(profile):
+def test_a_heavy_image_is_predicted_with_full_slots(profile):
     book = book_of(profile, 0, 1, seats=4)
     promised = book.finish_at(HEAVY_IMAGE, 0.0)
     for request in "abcd":
@@ -87,7 +87,7 @@ def test_images_leave_one_by_one(profile):
     assert book.begun("r0", "c")
 
 
-def test_what_was_finished_at_the_same_step_leaves_together(profile):
+def test_images_finished_at_the_same_step_leave_together(profile):
     book = book_of(profile, 1, 0, seats=4)
     for request in "abc":
         book.assign("r0", request, LIGHT_IMAGE, 0.0)
@@ -97,12 +97,12 @@ def test_what_was_finished_at_the_same_step_leaves_together(profile):
     assert book.outstanding == {"r0": 1}
 
 
-def test_a_run_that_goes_on_from_a_state_pays_its_steps_and_the_whole_fixed_cost(profile):
+def test_a_resumed_run_costs_its_steps_and_the_whole_fixed_cost(profile):
     book = book_of(profile, 0, 1, seats=1)
     assert book.finish_at(Kind(HEAVY, HEAVY, 0.5), 0.0) == pytest.approx(1.0 + 0.5 * 9.0)
 
 
-def test_a_replica_that_hangs_repels_work_the_longer_it_does(profile):
+def test_the_predicted_finish_of_a_hanging_replica_grows_with_time(profile):
     book = book_of(profile, 2, 0, seats=1)
     book.assign("r0", "stuck", LIGHT_IMAGE, 0.0)
     book.assign("r1", "b", LIGHT_IMAGE, 29.0)
@@ -111,7 +111,7 @@ def test_a_replica_that_hangs_repels_work_the_longer_it_does(profile):
     assert choice.replica == "r1"
 
 
-def test_fewer_seats_let_those_go_on_who_have_one(profile):
+def test_with_fewer_slots_running_images_continue(profile):
     book = book_of(profile, 1, 0, seats=4)
     for request in "abc":
         book.assign("r0", request, LIGHT_IMAGE, 0.0)

@@ -38,7 +38,7 @@ async def client(balancer, family) -> AsyncIterator[httpx.AsyncClient]:
         yield client
 
 
-async def test_an_answer_carries_the_image_and_says_how_it_came_about(client):
+async def test_an_answer_has_the_image_and_how_it_was_generated(client):
     answer = await client.post(GENERATIONS, json={**GOOD, "seed": 7})
     assert answer.status_code == 200
     body = answer.json()
@@ -68,14 +68,14 @@ async def test_an_answer_carries_the_image_and_says_how_it_came_about(client):
 
 
 @pytest.mark.parametrize(("output_format", "kind"), [("png", "PNG"), ("jpeg", "JPEG"), ("webp", "WEBP")])
-async def test_the_picture_has_the_format_that_was_asked_for(client, output_format, kind):
+async def test_the_image_has_the_requested_format(client, output_format, kind):
     answer = await client.post(GENERATIONS, json={**GOOD, "output_format": output_format})
     picture = base64.b64decode(answer.json()["data"][0]["b64_json"])
     assert Image.open(io.BytesIO(picture)).format == kind
     assert answer.json()["output_format"] == output_format
 
 
-async def test_an_image_asked_for_as_url_can_be_fetched_there(client):
+async def test_an_image_requested_as_url_can_be_fetched(client):
     answer = await client.post(GENERATIONS, json={**GOOD, "n": 2, "response_format": "url", "output_format": "webp"})
     urls = [item["url"] for item in answer.json()["data"]]
     assert [url.endswith(".webp") for url in urls] == [True, True]
@@ -86,7 +86,7 @@ async def test_an_image_asked_for_as_url_can_be_fetched_there(client):
 
 
 @pytest.mark.parametrize("name", ["nothing.png", "..%2F..%2Fetc%2Fpasswd", "%00"])
-async def test_a_file_that_is_not_there_is_a_404(client, name):
+async def test_an_unknown_file_is_a_404(client, name):
     answer = await client.get(f"{FILES}/{name}")
     assert answer.status_code == 404
     assert answer.json()["error"]["type"] == "invalid_request_error"
@@ -181,7 +181,7 @@ async def test_a_large_body_is_refused_without_being_read(client):
     assert read <= 6
 
 
-async def test_a_body_that_never_ends_is_not_waited_for(balancer, family):
+async def test_a_body_that_does_not_arrive_in_time_is_refused(balancer, family):
     async def slow() -> AsyncIterator[bytes]:
         yield b'{"prompt": '
         await asyncio.Event().wait()
@@ -212,19 +212,19 @@ async def test_another_content_type_is_refused(client, kind):
         ("GET", "/v1/images/files/", 404),
     ],
 )
-async def test_a_wrong_method_or_path_is_refused_in_the_same_shape(client, method, path, status):
+async def test_a_wrong_method_or_path_is_refused_in_the_same_format(client, method, path, status):
     answer = await client.request(method, path)
     assert answer.status_code == status
     assert answer.json()["error"]["type"] == "invalid_request_error"
 
 
-async def test_a_wrong_method_is_told_all_that_a_path_takes(client):
+async def test_a_wrong_method_is_refused_with_all_methods_of_the_path(client):
     answer = await client.put(f"{GENERATIONS}/abc")
     assert answer.status_code == 405
     assert answer.headers["allow"] == "DELETE, GET, HEAD"
 
 
-async def test_what_nobody_foresaw_is_a_500_without_a_word_about_it(client, pool, monkeypatch):
+async def test_an_unexpected_failure_is_a_500_without_details(client, pool, monkeypatch):
     monkeypatch.setattr(Balancer, "begin", lambda *_: 1 / 0)
     answer = await client.post(GENERATIONS, json=GOOD)
     assert answer.status_code == 500
@@ -243,7 +243,7 @@ async def test_overload_of_the_system_is_a_503_with_whole_seconds_to_wait(client
 
 
 @pytest.mark.parametrize(("wait_s", "told"), [(None, 1), (0.0, 1), (1.2, 2), (1e9, 600), (float("inf"), 600)])
-async def test_a_refusal_always_says_when_to_come_again(client, monkeypatch, wait_s, told):
+async def test_every_refusal_has_retry_after(client, monkeypatch, wait_s, told):
     def refuse(*_: object) -> None:
         raise Overloaded("too much to do", retry_after_s=wait_s)
 
@@ -265,5 +265,5 @@ async def test_the_api_describes_itself(client):
 
 
 @pytest.mark.parametrize("viewer", ["/docs", "/redoc"])
-async def test_no_viewer_of_it_loads_anything_from_elsewhere(client, viewer):
+async def test_no_api_viewer_is_served(client, viewer):
     assert (await client.get(viewer)).status_code == 404

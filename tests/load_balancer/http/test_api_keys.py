@@ -66,15 +66,13 @@ def test_the_file_holds_no_key_and_only_its_owner_may_read_it(keys: Path) -> Non
     ],
     ids=repr,
 )
-def test_anything_else_is_refused_and_never_repeated(keys: Path, header: str | None) -> None:
+def test_unknown_keys_are_refused_and_never_quoted(keys: Path, header: str | None) -> None:
     with pytest.raises(Unauthorized) as refused:
         ApiKeys(keys).identify(header)
     assert ALICE[5:20] not in refused.value.message
 
 
-def test_every_known_digest_is_compared_in_constant_time_whoever_calls(
-    keys: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_every_known_digest_is_compared_in_constant_time(keys: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     compared: list[bytes] = []
     monkeypatch.setattr(hmac, "compare_digest", lambda a, b: compared.append(b) or a == b)
     callers = ApiKeys(keys)
@@ -103,9 +101,7 @@ def test_keys_come_and_go_while_the_service_runs(keys: Path) -> None:
 
 
 @pytest.mark.parametrize("broken", ["keys: [", "keys: [{name: alice}]", "words", None], ids=repr)
-def test_a_file_that_turns_bad_locks_nobody_out_and_lets_nobody_in(
-    keys: Path, broken: str | None, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_an_invalid_keys_file_changes_no_keys(keys: Path, broken: str | None, caplog: pytest.LogCaptureFixture) -> None:
     now = [0.0]
     callers = ApiKeys(keys, clock=lambda: now[0])
     if broken is None:
@@ -129,9 +125,7 @@ def test_a_file_that_turns_bad_locks_nobody_out_and_lets_nobody_in(
         "keys: PLANTED",
     ],
 )
-def test_a_key_that_somebody_wrote_into_the_file_itself_is_not_quoted(
-    tmp_path: Path, text: str, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_plain_key_in_the_file_is_not_quoted(tmp_path: Path, text: str, caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / "keys.yaml"
     path.write_text(text.replace("PLANTED", ALICE))
     caplog.set_level(logging.DEBUG)
@@ -148,7 +142,7 @@ def test_two_keys_of_one_name_or_one_digest_are_refused(keys: Path) -> None:
         ApiKeys(keys)
 
 
-def test_without_a_keys_file_everybody_is_the_public_tenant() -> None:
+def test_without_a_keys_file_every_caller_is_the_public_tenant() -> None:
     assert ApiKeys().identify("Bearer none").tenant == "public"
     assert not ApiKeys().identify(None).admin
     assert ApiKeys(open_admin=True).identify(None).admin

@@ -46,7 +46,7 @@ async def client(balancer, family, tmp_path: Path) -> AsyncIterator[httpx.AsyncC
 
 @pytest.mark.parametrize("path", [GENERATIONS, "/v1/models", "/v1", "/anything", "/V1"])
 @pytest.mark.parametrize("key", [None, new_key()], ids=["no key", "a wrong key"])
-async def test_without_a_known_key_there_is_nothing_but_the_way_to_get_one(client, pool, path, key):
+async def test_without_a_known_key_every_route_is_refused_and_names_the_command_to_create_one(client, pool, path, key):
     answer = await client.post(path, json=GOOD, headers=bearer(key) if key else {})
     assert answer.status_code == 401
     assert answer.headers["www-authenticate"] == "Bearer"
@@ -73,7 +73,7 @@ async def test_health_and_the_description_are_open(client, path):
     assert (await client.get(path)).status_code == 200
 
 
-async def test_a_known_key_draws_for_its_tenant(client, balancer, monkeypatch):
+async def test_a_known_key_generates_for_its_tenant(client, balancer, monkeypatch):
     seen = []
     begin = Balancer.begin
 
@@ -112,7 +112,7 @@ async def test_more_than_a_key_allows_is_a_429_of_its_own_with_seconds_to_wait(c
     assert balancer.counters()["arrivals"] == drawn, "what a key may not ask for is no demand to plan for"
 
 
-async def test_a_picture_by_url_needs_no_key_but_a_name_that_nobody_can_guess(client):
+async def test_an_image_url_needs_no_key_and_cannot_be_guessed(client):
     answer = await client.post(GENERATIONS, json={**GOOD, "response_format": "url"}, headers=bearer(ALICE))
     (item,) = answer.json()["data"]
     assert (await client.get(item["url"])).status_code == 200
@@ -122,7 +122,7 @@ async def test_a_picture_by_url_needs_no_key_but_a_name_that_nobody_can_guess(cl
     assert (await client.get(f"{FILES}/{item['weir']['id']}.png")).status_code == 404
 
 
-async def test_no_key_shows_in_logs_answers_or_errors(client, caplog, capfd, monkeypatch):
+async def test_no_key_appears_in_logs_answers_or_errors(client, caplog, capfd, monkeypatch):
     caplog.set_level(logging.DEBUG)
     answers = []
     for key in (ALICE, ADMIN, planted := new_key()):

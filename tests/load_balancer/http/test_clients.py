@@ -119,7 +119,7 @@ async def client(serving) -> AsyncIterator[httpx.AsyncClient]:
 
 
 @pytest.mark.parametrize("name", BODIES)
-async def test_what_a_client_sends_by_itself_gives_an_image_where_it_looks_for_it(client, name):
+async def test_default_requests_of_clients_get_an_image_in_the_expected_field(client, name):
     body, where = BODIES[name]
     answer = await client.post(GENERATIONS, json={**GOOD, **body})
     assert answer.status_code == 200, answer.text
@@ -157,14 +157,14 @@ async def test_all_64_bits_of_a_seed_count(client, pool, seed):
 
 
 @pytest.mark.parametrize("seed", [-2, 2**64, 1.5, "7"])
-async def test_what_is_no_seed_is_refused_with_the_range(client, seed):
+async def test_an_invalid_seed_is_refused_with_the_range(client, seed):
     answer = await client.post(GENERATIONS, json={**GOOD, "seed": seed})
     assert answer.status_code == 400
     assert f"accepted: an integer from 0 to {2**64 - 1}; -1 is any" in answer.json()["error"]["message"]
 
 
 @pytest.mark.parametrize("size", OPENAI_SIZES)
-async def test_a_size_of_openai_gives_the_nearest_that_the_family_has_and_says_so(client, pool, size):
+async def test_a_size_of_openai_gives_the_nearest_size_and_reports_it(client, pool, size):
     answer = (await client.post(GENERATIONS, json={**GOOD, "size": size})).json()
     assert (answer["size"], answer["requested_size"]) == ("64x64", size)
     assert [(request["width"], request["height"]) for _, _, request in pool.calls] == [(64, 64)]
@@ -181,7 +181,7 @@ async def test_the_nearest_size_is_the_one_of_the_nearest_area(serving, family, 
     assert answer.get("requested_size") == (None if asked == given else asked)
 
 
-async def test_a_stream_says_it_of_every_picture(client):
+async def test_a_stream_reports_the_size_of_every_image(client):
     answer = await client.post(GENERATIONS, json={**GOOD, "size": "1024x1024", "stream": True})
     [event] = [json.loads(line[6:]) for line in answer.text.splitlines() if line.startswith("data: ")]
     assert (event["size"], event["requested_size"]) == ("64x64", "1024x1024")
@@ -204,21 +204,21 @@ async def test_one_model_can_be_looked_up(client, path):
 
 
 @pytest.mark.parametrize("path", ["dall-e-4", "toy/medium", "toy/light/"])
-async def test_a_model_that_is_not_there_is_a_404_that_says_how_to_name_one(client, path):
+async def test_an_unknown_model_is_a_404_that_mentions_aliases(client, path):
     answer = await client.get(f"/v1/models/{path}")
     assert answer.status_code == 404
     assert answer.json()["error"]["code"] == "model_not_found"
     assert "`aliases` in the service file" in answer.json()["error"]["message"]
 
 
-async def test_the_list_of_models_may_be_asked_for_with_a_slash_behind_it(client):
+async def test_the_list_of_models_accepts_a_trailing_slash(client):
     assert (await client.get("/v1/models/")).json() == (await client.get("/v1/models")).json()
 
 
 @pytest.mark.parametrize(
     "path", ["/", "/healthz", "/readyz", "/v1/models", "/v1/models/toy", "/v1/live", "/openapi.json", "/v1/nowhere"]
 )
-async def test_head_is_answered_as_get_is_without_the_body(client, path):
+async def test_head_is_answered_like_get_without_the_body(client, path):
     head, get = await client.head(path), await client.get(path)
     assert head.status_code == get.status_code
     assert head.content == b""
@@ -228,7 +228,7 @@ async def test_head_is_answered_as_get_is_without_the_body(client, path):
     }
 
 
-async def test_head_of_a_picture_and_of_a_request(client):
+async def test_head_of_an_image_and_of_a_request(client):
     answer = await client.post(
         GENERATIONS, json={**GOOD, "response_format": "url"}, headers={"prefer": "respond-async"}
     )
@@ -239,7 +239,7 @@ async def test_head_of_a_picture_and_of_a_request(client):
     assert (head.status_code, head.headers["content-type"], head.content) == (200, "image/png", b"")
 
 
-async def test_head_of_what_only_takes_post_says_so(client):
+async def test_head_of_a_post_route_is_a_405(client):
     head = await client.head(GENERATIONS)
     assert (head.status_code, head.headers["allow"], head.content) == (405, "POST", b"")
 
@@ -276,7 +276,7 @@ ASKS = {
 }
 
 
-async def test_a_browser_on_an_allowed_origin_may_call_and_read_what_it_gets(serving):
+async def test_a_browser_on_an_allowed_origin_may_call_and_read_the_answer(serving):
     async with serving(allowed_origins=[ORIGIN]) as client:
         asked = await client.options(GENERATIONS, headers=ASKS)
         assert asked.status_code == 200
@@ -288,7 +288,7 @@ async def test_a_browser_on_an_allowed_origin_may_call_and_read_what_it_gets(ser
         assert "X-Request-Id" in answer.headers["access-control-expose-headers"]
 
 
-async def test_a_browser_asks_first_without_a_key_and_can_read_refusals(serving, tmp_path: Path):
+async def test_preflight_requests_need_no_key_and_refusals_are_readable(serving, tmp_path: Path):
     keys = tmp_path / "keys.yaml"
     append_key(keys, KeyConfig(name="alice", sha256=digest(new_key()), tenant="acme"))
     async with serving(callers=ApiKeys(keys), allowed_origins=[ORIGIN]) as client:
@@ -299,14 +299,14 @@ async def test_a_browser_asks_first_without_a_key_and_can_read_refusals(serving,
 
 
 @pytest.mark.parametrize("origin", ["https://evil.example.com", "http://chat.example.com", "null"])
-async def test_a_browser_on_another_origin_is_told_nothing(serving, origin):
+async def test_a_browser_on_another_origin_gets_no_cors_headers(serving, origin):
     async with serving(allowed_origins=[ORIGIN]) as client:
         assert (await client.options(GENERATIONS, headers={**ASKS, "origin": origin})).status_code == 400
         answer = await client.get("/v1/models", headers={"origin": origin})
         assert "access-control-allow-origin" not in answer.headers
 
 
-async def test_without_allowed_origins_no_browser_elsewhere_may_call(client):
+async def test_without_allowed_origins_no_other_origin_may_call(client):
     assert (await client.options(GENERATIONS, headers=ASKS)).status_code == 405
     assert "access-control-allow-origin" not in (await client.get("/v1/models", headers={"origin": ORIGIN})).headers
 
@@ -321,14 +321,14 @@ async def test_without_allowed_origins_no_browser_elsewhere_may_call(client):
         ("any", "*"),
     ],
 )
-def test_an_origin_is_what_a_browser_sends(given: str, origin: str):
+def test_a_valid_origin_is_accepted(given: str, origin: str):
     assert HttpConfig(allowed_origins=(given,)).allowed_origins == (origin,)
 
 
 @pytest.mark.parametrize(
     "given", ["chat.example.com", "https://a.example.com/chat", "ftp://a", "https://", "https://a:x"]
 )
-def test_what_is_no_origin_is_refused(given: str):
+def test_an_invalid_origin_is_refused(given: str):
     with pytest.raises(ValueError, match=r"origin|Port"):
         HttpConfig(allowed_origins=(given,))
 
@@ -352,13 +352,13 @@ def test_aliases_and_origins_are_in_the_service_file(tmp_path: Path):
 @pytest.mark.parametrize(
     "aliases", [{"a": "nothing"}, {"a": "weir-tiny/medium"}, {"weir-tiny": "weir-tiny/light"}, {"": "weir-tiny"}]
 )
-def test_an_alias_of_nothing_or_of_a_name_in_use_is_refused(tmp_path: Path, aliases: dict[str, str]):
+def test_an_alias_of_an_unknown_model_or_with_a_used_name_is_refused(tmp_path: Path, aliases: dict[str, str]):
     with pytest.raises(ConfigError, match=r"aliases\..*of the models weir-tiny, weir-tiny/light, weir-tiny/heavy"):
         load_service(service(tmp_path, aliases=aliases))
 
 
 @pytest.mark.parametrize("path", sorted(Path("deploy/configs").glob("*.yaml")), ids=lambda p: p.stem)
-def test_the_services_that_ship_know_the_models_that_clients_ask_for(path: Path):
+def test_the_shipped_services_have_aliases_for_the_default_models_of_clients(path: Path):
     configured, family = load_service(path)
     asked = {body["model"] for body, _ in BODIES.values() if body.get("model")}
     assert asked <= set(configured.aliases)

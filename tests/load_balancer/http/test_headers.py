@@ -37,7 +37,7 @@ def test_keys_are_printable_ascii(key):
 
 
 @pytest.mark.parametrize("key", ["", " ", " a", "a ", "x" * 256, "\x00", "a\nb", "schlüssel", "a\tb"])
-def test_anything_else_is_refused_with_the_name_of_the_header_and_what_is_accepted(key):
+def test_other_keys_are_refused_with_the_header_and_the_accepted_form(key):
     with pytest.raises(InvalidRequest, match="accepted: 1 to 255 characters") as refused:
         idempotency_key(key)
     assert refused.value.param == "Idempotency-Key"

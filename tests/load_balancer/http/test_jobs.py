@@ -52,7 +52,7 @@ async def ended(ask: Callable[[], Awaitable[httpx.Response]]) -> dict[str, Any]:
 # ----------------------------------------------------------------------------------------------- the same once more
 
 
-async def test_the_same_request_with_the_same_key_is_drawn_once_and_answered_alike(client, pool):
+async def test_the_same_request_with_the_same_key_is_generated_once_with_equal_answers(client, pool):
     key = {"idempotency-key": "k"}
     first = await client.post(GENERATIONS, json=GOOD, headers=key)
     again = await client.post(GENERATIONS, json=GOOD, headers=key)
@@ -63,7 +63,7 @@ async def test_the_same_request_with_the_same_key_is_drawn_once_and_answered_ali
     assert first.headers["x-request-id"] == again.headers["x-request-id"]
 
 
-async def test_so_it_is_when_all_come_at_once(client, pool, balancer):
+async def test_concurrent_requests_with_one_key_are_generated_once(client, pool, balancer):
     pool.delay_s[LIGHT] = 0.05
     answers = await asyncio.gather(
         *(client.post(GENERATIONS, json=GOOD, headers={"idempotency-key": "k"}) for _ in range(20))
@@ -74,7 +74,7 @@ async def test_so_it_is_when_all_come_at_once(client, pool, balancer):
     assert balancer.admission.in_flight == 0
 
 
-async def test_a_client_that_lost_its_connection_finds_its_image_under_the_key(client, pool):
+async def test_a_client_that_disconnected_gets_its_image_by_the_key(client, pool):
     pool.delay_s[LIGHT] = 0.1
     lost = asyncio.create_task(client.post(GENERATIONS, json=GOOD, headers={"idempotency-key": "k"}))
     while not pool.calls:
@@ -107,7 +107,7 @@ async def test_another_request_with_the_same_key_is_refused(client, pool, change
     assert len(pool.calls) == 1
 
 
-async def test_a_request_that_failed_is_drawn_again_under_its_key(client, pool):
+async def test_a_failed_request_is_generated_again_with_its_key(client, pool):
     broken = ("generation_failed", "black")
     failures = iter([broken, broken, None])  # another replica tries, too
     pool.fail = lambda *_: next(failures)
@@ -124,7 +124,7 @@ async def test_a_request_that_was_not_admitted_leaves_its_key_free(client, balan
     assert (await client.post(GENERATIONS, json=GOOD, headers=key)).status_code == 200
 
 
-async def test_after_a_crash_the_same_key_draws_from_the_same_noise(client, balancer, family, pool):
+async def test_after_a_crash_the_same_key_has_the_same_seed(client, balancer, family, pool):
     await client.post(GENERATIONS, json=GOOD, headers={"idempotency-key": "k"})
     app = create_app(balancer, family, LimitsConfig())  # it knows nothing of before
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://weir") as other:
@@ -145,7 +145,7 @@ async def test_a_bad_key_is_refused_with_the_header_and_what_is_accepted(client,
 # ------------------------------------------------------------------------------------------------------------- later
 
 
-async def test_an_answer_that_may_come_later_is_accepted_and_found_where_it_says(client, pool):
+async def test_an_asynchronous_request_is_accepted_and_its_answer_is_at_the_location(client, pool):
     pool.delay_s[LIGHT] = 0.05
     answer = await client.post(GENERATIONS, json={**GOOD, "seed": 7}, headers=ASYNC)
     assert answer.status_code == 202
@@ -163,7 +163,7 @@ async def test_an_answer_that_may_come_later_is_accepted_and_found_where_it_says
     assert state["result"]["data"][0]["b64_json"] == whole["data"][0]["b64_json"]
 
 
-async def test_who_waits_a_while_gets_the_answer_itself_when_it_is_there_by_then(client, pool):
+async def test_a_client_that_waits_gets_the_answer_if_it_is_ready_in_time(client, pool):
     quick = await client.post(GENERATIONS, json=GOOD, headers={"prefer": "respond-async, wait=30"})
     assert quick.status_code == 200
     assert quick.json()["data"]
@@ -179,7 +179,7 @@ async def test_a_stream_is_never_postponed(client):
     assert "preference-applied" not in answer.headers
 
 
-async def test_a_request_that_failed_says_why(client, pool):
+async def test_the_status_of_a_failed_request_has_the_error(client, pool):
     pool.fail = lambda *_: ("generation_failed", "the image is black")
     answer = await client.post(GENERATIONS, json=GOOD, headers=ASYNC)
     state = await ended(lambda: client.get(answer.headers["location"]))
@@ -187,7 +187,7 @@ async def test_a_request_that_failed_says_why(client, pool):
     assert state["error"]["message"] == "the image is black"
 
 
-async def test_it_says_how_many_are_before_it_and_how_long_it_should_take(pool, plan, family):
+async def test_the_status_has_the_queue_position_and_an_estimate(pool, plan, family):
     # Batches of some seconds, so that it does not matter how long the test itself takes.
     slow = {key: {**PROFILE[key], "latency_s": [100 * s for s in PROFILE[key]["latency_s"]]} for key in (LIGHT, HEAVY)}
     profile = Profile.model_validate(PROFILE | slow)
@@ -213,7 +213,7 @@ async def test_it_says_how_many_are_before_it_and_how_long_it_should_take(pool, 
 # ------------------------------------------------------------------------------------------------------------ cancel
 
 
-async def test_a_cancelled_request_leaves_its_worker_and_the_others_go_on(client, pool, balancer):
+async def test_a_cancelled_request_leaves_its_worker_and_others_continue(client, pool, balancer):
     pool.delay_s[LIGHT] = 0.2
     one, two = [(await client.post(GENERATIONS, json=GOOD, headers=ASYNC)).headers["location"] for _ in range(2)]
     while len(pool.calls) < 2:
@@ -225,7 +225,7 @@ async def test_a_cancelled_request_leaves_its_worker_and_the_others_go_on(client
     assert (await ended(lambda: client.get(two)))["status"] == "succeeded"
 
 
-async def test_whoever_waits_for_a_cancelled_request_is_told(client, pool):
+async def test_clients_that_wait_for_a_cancelled_request_get_an_error(client, pool):
     pool.delay_s[LIGHT] = 60
     key = {"idempotency-key": "k"}
     waiting = asyncio.create_task(client.post(GENERATIONS, json=GOOD, headers=key))
@@ -247,13 +247,13 @@ async def test_a_request_that_has_ended_is_forgotten_when_it_is_deleted(client):
 
 @pytest.mark.parametrize("id", ["nothing", "0" * 32, "%00", "..%2F..", "x" * 2000])
 @pytest.mark.parametrize("method", ["GET", "DELETE"])
-async def test_a_request_that_is_not_there_is_a_404_in_openais_shape(client, id, method):
+async def test_an_unknown_request_is_a_404_in_openais_format(client, id, method):
     answer = await client.request(method, f"{GENERATIONS}/{id}")
     assert answer.status_code == 404
     assert answer.json()["error"]["type"] == "invalid_request_error"
 
 
-async def test_a_request_that_nobody_can_ask_for_is_gone_with_its_answer(client):
+async def test_a_request_without_a_key_is_removed_after_its_answer(client):
     answer = await client.post(GENERATIONS, json=GOOD)
     assert (await client.get(f"{GENERATIONS}/{answer.headers['x-request-id']}")).status_code == 404
 
@@ -308,7 +308,7 @@ def known(jobs: Jobs, ids: list[str]) -> list[bool]:
     return found
 
 
-async def test_an_answer_is_forgotten_after_a_while_and_its_key_with_it(balancer, pool):
+async def test_an_answer_expires_together_with_its_key(balancer, pool):
     clock = Clock()
     jobs = Jobs(balancer, rendered, kept_s=60, clock=clock)
     old = await finished(jobs, key="k")
@@ -321,13 +321,13 @@ async def test_an_answer_is_forgotten_after_a_while_and_its_key_with_it(balancer
     assert len(pool.calls) == 3
 
 
-async def test_the_oldest_leave_when_there_are_too_many(balancer):
+async def test_the_oldest_jobs_are_removed_when_there_are_too_many(balancer):
     jobs = Jobs(balancer, rendered, most_jobs=3)
     ids = [await finished(jobs) for _ in range(5)]
     assert known(jobs, ids) == [False, False, True, True, True]
 
 
-async def test_the_oldest_leave_when_they_are_too_large_and_what_runs_stays(balancer, pool):
+async def test_the_oldest_answers_are_removed_when_they_are_too_large_and_running_jobs_stay(balancer, pool):
     probe, _ = Jobs(balancer, rendered).begin(ORDER, "")
     await probe.answer()
     jobs = Jobs(balancer, rendered, most_bytes=2 * probe.size_bytes)

@@ -182,7 +182,7 @@ def test_the_last_images_are_kept_and_shown_again(page, engines):
     page.wait(lambda: page.picture()["alt"] == "number 0")
 
 
-def test_what_was_told_of_the_last_image_goes_when_the_next_one_is_begun(page, engines):
+def test_details_of_the_last_image_are_cleared_when_the_next_one_begins(page, engines):
     open_gates(engines)
     page.type("a red circle")
     page.find("go").click()
@@ -197,7 +197,7 @@ def test_what_was_told_of_the_last_image_goes_when_the_next_one_is_begun(page, e
     page.shows("message", "Finished after")
 
 
-def test_it_is_worked_by_keyboard_alone(page, engines):
+def test_the_page_is_usable_by_keyboard_alone(page, engines):
     body = page.browser.find_element(By.TAG_NAME, "body")
     reached = []
     for _ in range(6):
@@ -213,7 +213,7 @@ def test_it_is_worked_by_keyboard_alone(page, engines):
     page.wait(lambda: page.service.balancer.admission.in_flight == 0)  # though the gate is closed
 
 
-def test_every_control_has_a_name_and_what_changes_is_announced(page):
+def test_every_control_has_a_name_and_changes_are_announced(page):
     controls = page.browser.find_elements(By.CSS_SELECTOR, "input, select, textarea, button")
     names = {control.get_attribute("id"): control.accessible_name for control in controls if control.is_displayed()}
     assert {"prompt", "model", "previews", "seed", "go", "stop"} <= set(names)
@@ -236,7 +236,7 @@ def test_a_prompt_is_text_and_nothing_else(page, engines):
     assert page.picture()["alt"] == prompt
 
 
-def test_errors_are_told_in_words(page, service):
+def test_errors_are_shown_in_words(page, service):
     page.type("a")
     page.browser.execute_script("document.getElementById('seed').removeAttribute('pattern')")
     page.find("seed").send_keys("99999999999999999999")
@@ -283,7 +283,7 @@ def test_it_follows_the_scheme_of_the_desktop_and_stays_readable(page, scheme):
         assert _contrast(text, under) >= 4.5  # WCAG 2.2, level AA
 
 
-def test_nothing_jumps_while_it_draws(page, engines):
+def test_the_layout_does_not_shift_while_an_image_is_generated(page, engines):
     page.browser.execute_script(
         "window.shifts = 0; new PerformanceObserver((list) => {"
         "  for (const entry of list.getEntries()) window.shifts += entry.value;"
@@ -306,7 +306,7 @@ def test_a_phone_shows_it_in_one_column_without_scrolling_sideways(page):
     assert wide <= 390
 
 
-def test_where_keys_are_asked_for_the_page_asks_for_one(browser, tmp_path: Path, service):
+def test_the_page_asks_for_a_key_when_the_service_needs_one(browser, tmp_path: Path, service):
     key = new_key()
     append_key(tmp_path / "keys.yaml", KeyConfig(name="alice", sha256=digest(key), tenant="acme"))
     profile = tmp_path / "profile.json"
@@ -331,7 +331,7 @@ def test_where_keys_are_asked_for_the_page_asks_for_one(browser, tmp_path: Path,
         page.shows("service", "cannot be reached")
 
 
-def test_the_embedded_models_draw_a_picture_in_it(browser):
+def test_the_embedded_models_generate_an_image_on_the_page(browser):
     family = load_family("deploy/families/weir-tiny.yaml")
     heavy = Plan.split(1, 0, 1, light_batch=1, heavy_batch=1, threshold=1.0)
     with serving([Worker(family.model_dump(), heavy.to_dict())], heavy, family) as service:
@@ -345,7 +345,7 @@ def test_the_embedded_models_draw_a_picture_in_it(browser):
         assert len(image.convert("RGB").getcolors(2**24) or ()) > 100
 
 
-def test_nothing_but_its_own_script_may_run_and_nothing_comes_from_elsewhere(service):
+def test_only_its_own_script_runs_and_nothing_is_loaded_from_elsewhere(service):
     answer = httpx.get(service.url)
     policy = dict(part.split(" ", 1) for part in answer.headers["content-security-policy"].split("; "))
     assert policy["default-src"] == "'none'"

@@ -76,12 +76,12 @@ async def test_a_doubtful_light_image_is_the_partial_one_and_the_heavy_one_compl
     assert (about["path"], about["seed"], about["confidence"], about["image"]) == ("heavy", 7, 0.1, 0)
 
 
-async def test_an_image_that_is_good_enough_comes_alone(client):
+async def test_a_confident_light_image_has_no_partial_images(client):
     ((name, data),) = await streamed(client, partial_images=3)
     assert (name, data["weir"]["path"]) == (COMPLETED, "light")
 
 
-async def test_no_partial_images_are_sent_unless_they_are_asked_for(client, pool):
+async def test_no_partial_images_are_sent_unless_requested(client, pool):
     pool.confidence = 0.1
     assert [name for name, _ in await streamed(client)] == [COMPLETED]
 
@@ -109,7 +109,7 @@ async def test_every_image_of_several_has_partial_images_and_an_end_of_its_own(c
         assert [name for name, data in events if data["weir"]["image"] == image] == [PARTIAL, COMPLETED]
 
 
-async def test_the_completed_picture_is_the_one_that_is_answered_without_a_stream(client):
+async def test_the_completed_image_equals_the_answer_without_a_stream(client):
     ((_, data),) = await streamed(client, seed=1)
     whole = (await client.post(GENERATIONS, json={**GOOD, "seed": 1})).json()
     assert data["b64_json"] == whole["data"][0]["b64_json"]
@@ -125,7 +125,7 @@ async def test_the_light_image_does_not_wait_for_the_heavy_one(balancer, pool):
     assert (generation.over, pool.cancelled) == (True, 1)
 
 
-async def test_a_failure_on_the_way_is_an_error_event_and_the_end(client, pool, balancer, plan):
+async def test_a_failure_ends_the_stream_with_an_error_event(client, pool, balancer, plan):
     balancer.registry.apply(replace(plan, version=2, rules=Rules(light_fallback=False)).to_dict())
     pool.confidence = 0.1
     pool.fail = lambda _, role: ("generation_failed", "the image is black") if role == HEAVY else None
@@ -140,7 +140,7 @@ async def test_a_failure_on_the_way_is_an_error_event_and_the_end(client, pool, 
     assert balancer.admission.in_flight == 0
 
 
-async def test_what_nobody_foresaw_is_an_error_event_without_a_word_about_it(client, monkeypatch):
+async def test_an_unexpected_failure_is_an_error_event_without_details(client, monkeypatch):
     monkeypatch.setattr("load_balancer.http.events.about", lambda _: 1 / 0)
     ((name, data),) = await streamed(client)
     assert (name, data["error"]["code"]) == ("error", "internal_error")
@@ -154,7 +154,7 @@ async def test_a_refusal_before_the_stream_is_a_status_of_its_own(client, balanc
     assert answer.json()["error"]["code"] == "overloaded"
 
 
-async def test_who_leaves_a_stream_takes_the_work_along(balancer, family, pool):
+async def test_a_client_that_leaves_a_stream_cancels_its_work(balancer, family, pool):
     """By hand, for the client that tests use in process has no way to hang up."""
     pool.confidence = 0.1
     pool.delay_s[HEAVY] = 60

@@ -30,12 +30,12 @@ def test_a_process_that_is_frozen_is_killed(sleeper):
     assert sleeper.wait(10) == -signal.SIGKILL
 
 
-def test_one_that_got_the_same_id_later_is_spared(sleeper):
+def test_a_later_process_with_the_same_id_is_not_killed(sleeper):
     kill(sleeper.pid, started(sleeper) - 1)
     assert sleeper.poll() is None
 
 
-def test_one_that_is_gone_already_is_no_error(sleeper):
+def test_a_process_that_has_ended_is_no_error(sleeper):
     since = started(sleeper)
     sleeper.kill()
     sleeper.wait(10)

@@ -86,7 +86,7 @@ async def for_ever(registry: ReplicaRegistry, replica: str) -> None:
         await asyncio.Event().wait()
 
 
-async def test_who_is_silent_leaves_the_book_after_some_looks_and_the_others_stay(hanging, plan, profile):
+async def test_a_replica_that_missed_some_probes_gets_no_images_and_the_others_stay(hanging, plan, profile):
     async with watched(hanging, plan, profile) as (registry, dispatcher, _):
         hanging.hung.add("replica-1")
         for _ in range(MISSED_PROBES - 1):
@@ -99,7 +99,7 @@ async def test_who_is_silent_leaves_the_book_after_some_looks_and_the_others_sta
         assert dispatcher.ranks == [0, 1, 2]
 
 
-async def test_a_word_in_between_begins_the_count_anew(hanging, plan, profile):
+async def test_an_answer_resets_the_count_of_missed_probes(hanging, plan, profile):
     async with watched(hanging, plan, profile) as (registry, dispatcher, _):
         for _ in range(2 * MISSED_PROBES):
             hanging.hung ^= {"replica-1"}
@@ -107,14 +107,14 @@ async def test_a_word_in_between_begins_the_count_anew(hanging, plan, profile):
             assert dispatcher.ranks == [0, 1, 2]
 
 
-async def test_a_wait_for_one_that_falls_silent_ends_as_if_it_had_died(hanging, plan, profile):
+async def test_a_wait_for_a_silent_replica_ends_with_replica_lost(hanging, plan, profile):
     async with watched(hanging, plan, profile) as (registry, _, _):
         hanging.hung.add("replica-1")
         with pytest.raises(ReplicaLost, match="replica-1"):
             await for_ever(registry, "replica-1")
 
 
-async def test_a_wait_for_one_that_is_not_routed_to_any_more_ends_after_a_while(hanging, plan, profile):
+async def test_a_wait_for_an_unrouted_replica_ends_after_a_while(hanging, plan, profile):
     async with watched(hanging, plan, profile) as (registry, _, clock):
         hanging.gone.add("replica-1")
         for _ in range(2 * MISSED_PROBES):
@@ -129,7 +129,7 @@ async def test_a_wait_for_one_that_is_not_routed_to_any_more_ends_after_a_while(
 
 
 @pytest.mark.parametrize("how", ["hung", "gone"])
-async def test_who_is_not_heard_for_longer_than_a_drain_takes_is_ended_once(hanging, plan, profile, how):
+async def test_a_replica_that_is_silent_for_longer_than_a_drain_is_killed_once(hanging, plan, profile, how):
     async with watched(hanging, plan, profile) as (registry, _, clock):
         getattr(hanging, how).add("replica-1")
         await registry.refreshed()
@@ -141,13 +141,13 @@ async def test_who_is_not_heard_for_longer_than_a_drain_takes_is_ended_once(hang
         assert hanging.ended == ["replica-1"]
 
 
-async def test_a_time_limit_of_somebody_else_stays_one(hanging, plan, profile):
+async def test_a_time_limit_of_the_caller_stays_a_timeout_error(hanging, plan, profile):
     async with watched(hanging, plan, profile) as (registry, _, _):
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(for_ever(registry, "replica-1"), 0.01)
 
 
-async def test_images_at_a_hung_replica_are_drawn_by_another(hanging, plan, family, profile):
+async def test_images_at_a_hung_replica_are_generated_by_another(hanging, plan, family, profile):
     balancer = Balancer(hanging, plan, family, slo_s=5.0, queued=16, profile=profile)
     watching = asyncio.create_task(balancer.registry.watch())
     while not balancer.readiness()["ready"]:
@@ -218,7 +218,7 @@ def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("_impatient")
-async def test_each_replica_has_its_own_time_to_say_who_it_is():
+async def test_each_replica_has_its_own_time_limit_to_describe_itself():
     handle = Handle("a", "b")
     pool = ServePool(handle)  # type: ignore[arg-type]
     assert await silent(pool) == {"a": False, "b": False}
@@ -231,7 +231,7 @@ async def test_each_replica_has_its_own_time_to_say_who_it_is():
 
 
 @pytest.mark.usefixtures("_impatient")
-async def test_who_died_is_gone_and_not_silent_though_another_one_hangs():
+async def test_a_dead_replica_is_removed_and_not_silent_while_another_one_hangs():
     handle = Handle("a", "b", "c")
     pool = ServePool(handle)  # type: ignore[arg-type]
     await pool.describe()
@@ -244,7 +244,7 @@ async def test_who_died_is_gone_and_not_silent_though_another_one_hangs():
 
 
 @pytest.mark.parametrize("error", [ActorDiedError(), asyncio.CancelledError(), RuntimeError("broken")], ids=type)
-async def test_who_cannot_say_who_it_is_takes_no_others_along(error):
+async def test_a_failed_description_does_not_affect_other_replicas(error):
     handle = Handle("a", "b")
     handle.failing = {"b": error}
     assert await silent(ServePool(handle)) == {"a": False}  # type: ignore[arg-type]

@@ -34,7 +34,7 @@ async def test_a_confident_image_comes_from_a_light_replica(running, pool):
     assert [(replica, role) for replica, role, _ in pool.calls] == [("replica-0", LIGHT)]
 
 
-async def test_a_doubtful_one_is_drawn_again_by_a_heavy_replica_with_the_same_seed(running, pool):
+async def test_a_doubtful_image_is_generated_again_by_a_heavy_replica_with_the_same_seed(running, pool):
     pool.confidence = 0.1
     async with running() as balancer:
         (image,) = await balancer.generate(ORDER)
@@ -47,14 +47,14 @@ async def test_a_doubtful_one_is_drawn_again_by_a_heavy_replica_with_the_same_se
     assert replica in ("replica-1", "replica-2")
 
 
-async def test_the_images_of_one_order_have_seeds_in_a_row_and_ids_of_their_own(running, pool):
+async def test_the_images_of_one_request_have_consecutive_seeds_and_own_ids(running, pool):
     async with running() as balancer:
         images = await balancer.generate(GenerationRequest("a", 64, 64, n=3, seed=2**64 - 2))
     assert [image.seed for image in images] == [2**64 - 2, 2**64 - 1, 0]
     assert len({image.result.id for image in images}) == 3
 
 
-async def test_without_a_seed_every_order_gets_its_own(running):
+async def test_without_a_seed_every_request_gets_its_own(running):
     async with running() as balancer:
         seeds = {(await balancer.generate(ORDER))[0].seed for _ in range(20)}
     assert len(seeds) == 20
@@ -67,7 +67,7 @@ async def test_steps_and_guidance_travel_to_the_worker(running, pool):
     assert pool.calls[0][2]["overrides"] == {"steps": 10, "guidance": 3.0}
 
 
-async def test_a_worker_is_told_whose_image_it_is(running, pool):
+async def test_a_worker_gets_the_tenant_of_an_image(running, pool):
     async with running() as balancer:
         await balancer.generate(replace(ORDER, caller=Caller("alice", "acme")))
     assert pool.calls[0][2]["tenant"] == "acme"
@@ -92,9 +92,7 @@ async def test_a_heavy_image_that_is_late_leaves_the_light_one_and_is_cancelled(
         assert not any(balancer.dispatcher.outstanding.values())
 
 
-async def test_the_light_image_leaves_a_margin_before_the_deadline_for_the_way_to_the_client(
-    running, pool, monkeypatch
-):
+async def test_the_light_image_is_answered_with_a_margin_before_the_deadline(running, pool, monkeypatch):
     monkeypatch.setattr("weir.cascade.margin_s", lambda slo_s: 0.5 * slo_s)
     pool.confidence = 0.1
     pool.delay_s[HEAVY] = 60
@@ -111,7 +109,7 @@ async def test_a_heavy_image_predicted_within_the_margin_is_not_begun(running, p
     assert len(pool.calls) == 1
 
 
-async def test_where_heavy_images_come_late_the_next_ones_are_not_begun_so_near_to_the_deadline(running, pool):
+async def test_late_heavy_images_make_the_next_predictions_later(running, pool):
     pool.confidence = 0.1
     pool.delay_s[HEAVY] = 60  # predicted: 0.1 s
     async with running(slo_s=0.3) as balancer:
@@ -123,7 +121,7 @@ async def test_where_heavy_images_come_late_the_next_ones_are_not_begun_so_near_
     assert len(pool.calls) == begun + 1  # its light image alone
 
 
-async def test_a_heavy_image_that_could_not_be_ready_is_not_even_begun(running, pool):
+async def test_a_heavy_image_that_could_not_be_ready_is_not_begun(running, pool):
     pool.confidence = 0.1
     async with running(slo_s=0.09) as balancer:  # heavy takes 0.1 s
         (image,) = await balancer.generate(ORDER)
@@ -141,7 +139,7 @@ async def test_a_light_image_that_fails_twice_is_a_typed_error(running, pool):
     assert first != second
 
 
-async def test_an_image_that_a_broken_replica_cannot_draw_is_drawn_by_another(running, pool):
+async def test_an_image_that_fails_on_a_replica_is_generated_by_another(running, pool):
     pool.fail = lambda replica, _: ("generation_failed", "broken") if replica == "replica-0" else None
     async with running() as balancer:
         (image,) = await balancer.generate(ORDER)
@@ -151,7 +149,7 @@ async def test_an_image_that_a_broken_replica_cannot_draw_is_drawn_by_another(ru
     assert first == second
 
 
-async def test_an_image_that_the_only_replica_cannot_draw_is_an_error_at_once(running, pool):
+async def test_an_image_that_fails_on_the_only_replica_is_an_error_at_once(running, pool):
     pool.alive = {"replica-0": 0}
     pool.fail = lambda *_: ("not_finite", "the image is black")
     async with running(Plan.split(1, 1, 0, light_batch=4, heavy_batch=4, threshold=0.5), slo_s=60) as balancer:
@@ -160,7 +158,7 @@ async def test_an_image_that_the_only_replica_cannot_draw_is_an_error_at_once(ru
     assert len(pool.calls) == 1
 
 
-async def test_a_worker_that_saw_the_deadline_pass_is_a_504(running, pool):
+async def test_a_deadline_error_of_a_worker_is_a_504(running, pool):
     pool.fail = lambda *_: ("deadline_exceeded", "late")
     async with running() as balancer:
         with pytest.raises(DeadlineExceeded):
@@ -193,7 +191,7 @@ async def test_a_queued_request_is_sent_again_when_its_replica_gives_up_the_role
     assert len(pool.calls) == 2
 
 
-async def test_a_plan_without_light_replicas_draws_heavy_at_once(running, pool, plan):
+async def test_a_plan_without_light_replicas_starts_heavy(running, pool, plan):
     only_heavy = Plan.split(1, 0, 3, light_batch=1, heavy_batch=1, threshold=0.5)
     async with running(only_heavy) as balancer:
         (image,) = await balancer.generate(ORDER)
@@ -258,7 +256,7 @@ def damaged(draw: st.DrawFn) -> Any:
 
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(damaged())
-async def test_whatever_comes_as_a_plan_raises_nothing_and_images_are_drawn(plan, family, profile, fields):
+async def test_no_plan_raises_and_images_are_still_generated(plan, family, profile, fields):
     pool = FakePool(plan)
     balancer = Balancer(pool, plan, family, slo_s=5.0, queued=16, profile=profile)
     balancer.dispatcher.sync(await pool.describe())
@@ -268,7 +266,7 @@ async def test_whatever_comes_as_a_plan_raises_nothing_and_images_are_drawn(plan
     assert 0 <= balancer.registry.plan.threshold <= 1
 
 
-async def test_cancelling_an_order_cancels_its_work(running, pool):
+async def test_cancelling_a_request_cancels_its_work(running, pool):
     pool.delay_s[LIGHT] = 60
     async with running() as balancer:
         order = asyncio.create_task(balancer.generate(GenerationRequest("a", 64, 64, n=3)))
@@ -305,7 +303,7 @@ async def test_more_than_the_deadline_allows_is_refused_before_any_work(running,
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def test_without_replicas_it_is_not_ready_and_says_what_is_missing(pool, plan, family):
+async def test_without_replicas_the_readiness_report_has_what_is_missing(pool, plan, family):
     balancer = Balancer(pool, plan, family, slo_s=1, queued=1)
     with pytest.raises(NotReady):
         await balancer.generate(ORDER)
@@ -314,7 +312,7 @@ async def test_without_replicas_it_is_not_ready_and_says_what_is_missing(pool, p
     assert state["pending"] == ["light: 0 of 1 replicas ready", "heavy: 0 of 2 replicas ready"]
 
 
-async def test_a_pool_that_does_not_answer_for_a_while_is_kept_as_it_was(running, pool, monkeypatch):
+async def test_a_pool_that_does_not_answer_keeps_its_last_description(running, pool, monkeypatch):
     async with running() as balancer:
 
         async def silent() -> list:
@@ -326,7 +324,7 @@ async def test_a_pool_that_does_not_answer_for_a_while_is_kept_as_it_was(running
         assert balancer.readiness()["ready"]
 
 
-async def test_its_counters_tell_a_controller_what_happened(running, pool, plan):
+async def test_the_counters_report_what_happened(running, pool, plan):
     async with running() as balancer:
         await balancer.generate(ORDER)
         pool.confidence = 0.2
@@ -360,13 +358,13 @@ async def test_its_counters_tell_a_controller_what_happened(running, pool, plan)
     }
 
 
-async def test_a_batch_of_fewer_steps_says_what_a_whole_one_would_take(running, pool):
+async def test_the_time_of_a_shorter_batch_is_scaled_to_a_whole_run(running, pool):
     async with running() as balancer:
         await balancer.generate(GenerationRequest("a", 64, 64, variant=HEAVY, steps=10))
         assert balancer.counters()["batches"] == [("heavy", 1, pytest.approx(0.05))]
 
 
-async def test_the_plan_says_how_long_a_deferred_image_is_drawn_unless_the_request_does(running, pool, plan):
+async def test_the_plan_sets_the_steps_of_deferred_images_unless_the_request_does(running, pool, plan):
     pool.confidence = 0.1
     async with running(replace(plan, rules=Rules(heavy_steps=20))) as balancer:
         await balancer.generate(ORDER)
@@ -426,7 +424,7 @@ async def test_what_cannot_be_ready_in_time_is_dropped_while_it_waits(running, p
         begun.cancel()
 
 
-async def test_a_light_image_stands_in_for_one_that_began_heavy_and_could_only_be_drawn_too_late(running, pool, plan):
+async def test_a_light_image_replaces_one_that_entered_heavy_and_would_be_late(running, pool, plan):
     pool.delay_s[HEAVY] = 60
     one = Plan.split(1, 1, 2, light_batch=1, heavy_batch=1, threshold=0.5, rules=Rules(heavy_entry=1.0))
     async with running(one, slo_s=1.0) as balancer:
@@ -439,7 +437,7 @@ async def test_a_light_image_stands_in_for_one_that_began_heavy_and_could_only_b
     assert image.latency_s < 1.0
 
 
-async def test_what_is_being_drawn_is_not_dropped(running, pool):
+async def test_a_running_image_is_not_dropped(running, pool):
     pool.delay_s[LIGHT] = 0.3
     async with running(ruled(drop_after_s=0.2)) as balancer:
         (image,) = await balancer.generate(ORDER)
@@ -458,7 +456,7 @@ async def test_without_fallback_a_late_heavy_image_is_awaited_and_a_failed_one_i
             await balancer.generate(ORDER)
 
 
-async def test_a_replica_that_takes_its_queue_along_draws_it_in_its_new_role(running, pool):
+async def test_a_replica_that_keeps_its_queue_generates_it_in_its_new_role(running, pool):
     answers = iter([("role_changed", "now heavy"), None])
     pool.fail = lambda *_: next(answers)
     async with running(ruled()) as balancer:

@@ -57,7 +57,7 @@ def running(running):
     return lambda cache, mode="read-write", **more: running(cache=cache, cache_mode=mode, **more)
 
 
-async def test_a_hit_goes_straight_to_the_heavy_variant_from_its_state(running, pool):
+async def test_a_hit_resumes_directly_at_the_heavy_variant(running, pool):
     cache = FakeCache(HIT)
     async with running(cache) as balancer:
         (image,) = await balancer.generate(replace(ORDER, caller=Caller("alice", "acme")))
@@ -72,7 +72,7 @@ async def test_a_hit_goes_straight_to_the_heavy_variant_from_its_state(running, 
     assert balancer.counters()["fetches"] == [0.004]
 
 
-async def test_a_hit_that_leaves_steps_out_counts_all_that_do_not_run(running, pool):
+async def test_a_hit_with_a_stride_counts_all_skipped_steps_as_saved(running, pool):
     cache = FakeCache(replace(HIT, resume=replace(STATE, stride=5)))
     async with running(cache) as balancer:
         (image,) = await balancer.generate(ORDER)
@@ -83,7 +83,7 @@ async def test_a_hit_that_leaves_steps_out_counts_all_that_do_not_run(running, p
 
 
 @pytest.mark.parametrize(("confidences", "path"), [((0.4, 0.8), "heavy"), ((0.4, 0.3), "cache"), ((0.9, 0.0), "cache")])
-async def test_a_resumed_image_that_is_doubted_is_generated_from_noise_and_the_better_judged_is_the_answer(
+async def test_a_doubted_resumed_image_is_generated_again_and_the_better_judged_is_the_answer(
     running, pool, confidences, path
 ):
     quick, judged = pool.generate, iter(confidences)
@@ -108,7 +108,7 @@ async def test_a_resumed_image_that_is_doubted_is_generated_from_noise_and_the_b
         assert balancer.counters()["reused"] == {}
 
 
-async def test_a_doubted_image_is_the_answer_where_a_second_one_would_fail(running, pool):
+async def test_a_doubted_image_is_the_answer_when_the_second_one_fails(running, pool):
     quick = pool.generate
 
     async def generate(replica: str, variant: str, request: dict[str, Any], role: str) -> dict[str, Any]:
@@ -152,7 +152,7 @@ async def test_a_lost_state_costs_steps_and_the_answer_says_so(running, pool):
     assert cache.told == [(0, (), 25)]
 
 
-async def test_a_hit_that_would_be_late_is_drawn_light_first_and_still_resumes_if_deferred(running, pool, plan):
+async def test_a_hit_that_would_be_late_starts_light_and_resumes_if_deferred(running, pool, plan):
     pool.confidence = 0.1
     cache = FakeCache(HIT)
     async with running(cache, direct=0.6) as balancer:
@@ -163,7 +163,7 @@ async def test_a_hit_that_would_be_late_is_drawn_light_first_and_still_resumes_i
 
 
 @pytest.mark.parametrize(("heavy_steps", "resumed_at"), [(25, 25), (24, 0)])
-async def test_a_state_that_leaves_more_steps_than_the_plans_short_run_is_left_alone(
+async def test_a_state_with_more_remaining_steps_than_the_plans_short_run_is_not_used(
     running, pool, plan, heavy_steps, resumed_at
 ):
     pool.confidence = 0.1
@@ -173,7 +173,7 @@ async def test_a_state_that_leaves_more_steps_than_the_plans_short_run_is_left_a
     assert pool.calls[-1][2]["overrides"]["steps"] == (None if resumed_at else heavy_steps)
 
 
-async def test_a_short_run_leaves_no_states_for_others(running, pool, plan):
+async def test_a_shortened_run_captures_no_states(running, pool, plan):
     pool.confidence = 0.1
     async with running(FakeCache(MISS), plan=replace(plan, rules=Rules(heavy_steps=10))) as balancer:
         await balancer.generate(ORDER)
@@ -181,7 +181,7 @@ async def test_a_short_run_leaves_no_states_for_others(running, pool, plan):
 
 
 @pytest.mark.parametrize(("service", "request_", "asked"), [("off", None, 0), ("off", "read", 1), ("read", "off", 0)])
-async def test_a_request_says_more_than_the_service(running, service, request_, asked):
+async def test_the_requests_cache_mode_overrides_the_services(running, service, request_, asked):
     cache = FakeCache(MISS)
     async with running(cache, service) as balancer:
         (image,) = await balancer.generate(replace(ORDER, cache=request_))
@@ -198,7 +198,7 @@ async def test_reading_only_captures_nothing(running, pool):
     assert cache.told == [(0, (), 0)]
 
 
-async def test_who_forces_the_light_variant_is_not_looked_up(running):
+async def test_a_request_for_the_light_variant_is_not_looked_up(running):
     cache = FakeCache(HIT)
     async with running(cache) as balancer:
         (image,) = await balancer.generate(replace(ORDER, variant=LIGHT))
@@ -207,9 +207,7 @@ async def test_who_forces_the_light_variant_is_not_looked_up(running):
 
 
 @pytest.mark.parametrize(("asked", "step"), [(None, 0), ("read-write", 25)])
-async def test_where_the_plan_leaves_the_cache_alone_only_who_asks_for_it_goes_on_from_a_state(
-    asked, step, running, pool, plan
-):
+async def test_under_a_plan_without_reuse_only_requests_that_name_the_cache_resume(asked, step, running, pool, plan):
     alone = replace(plan, thresholds=(1.0,), rules=replace(plan.rules, reuse=False))
     async with running(FakeCache(HIT), plan=alone) as balancer:
         (image,) = await balancer.generate(replace(ORDER, cache=asked))
@@ -220,7 +218,7 @@ async def test_where_the_plan_leaves_the_cache_alone_only_who_asks_for_it_goes_o
     assert image.lookup.similarity == HIT.similarity
 
 
-async def test_a_failed_request_is_told_too(running, pool):
+async def test_the_end_of_a_failed_request_is_reported_to_the_cache(running, pool):
     pool.fail = lambda replica, role: ("generation_failed", "no")
     cache = FakeCache(HIT)
     async with running(cache) as balancer:
@@ -256,11 +254,11 @@ class FakeHandle:
 REQUEST = ImageRequest("a", "a red circle", 1, 64, 64, 0.0)
 
 
-async def test_what_the_cache_finds_is_taken_over():
+async def test_the_cache_services_answer_becomes_the_lookup():
     assert await ServeCacheClient(FakeHandle(), 1.0).find(REQUEST) == HIT
 
 
-async def test_the_cache_hears_of_a_state_that_a_worker_refused():
+async def test_a_state_that_a_worker_refused_is_reported_to_the_cache():
     handle = FakeHandle()
     cache = ServeCacheClient(handle, 1.0)
     cache.finished("a", ImageResult("a", b"png", None, 50, 0.0, 1.0, 1, 1, refused=True), 25)
@@ -268,7 +266,7 @@ async def test_the_cache_hears_of_a_state_that_a_worker_refused():
     assert handle.told == [("a", 0, (), 25, None, True)]
 
 
-async def test_nobody_waits_for_ever_to_tell_a_cache_that_is_away(monkeypatch):
+async def test_reports_to_an_unreachable_cache_have_a_time_limit(monkeypatch):
     monkeypatch.setattr("load_balancer.runner.serve_cache_client._FINISH_S", 0.01)
     handle = FakeHandle()
     handle.delay_s = 60
@@ -279,7 +277,7 @@ async def test_nobody_waits_for_ever_to_tell_a_cache_that_is_away(monkeypatch):
     assert cache.failures == {"finish": 1}
 
 
-async def test_a_slow_cache_is_a_miss_after_its_time():
+async def test_a_slow_lookup_is_a_miss_after_its_time_limit():
     handle = FakeHandle()
     handle.delay_s = 5
     cache = ServeCacheClient(handle, 0.01)
@@ -287,7 +285,7 @@ async def test_a_slow_cache_is_a_miss_after_its_time():
     assert cache.failures["TimeoutError"] == 1
 
 
-async def test_a_cache_that_keeps_failing_is_left_alone_for_a_while(monkeypatch):
+async def test_lookups_are_suspended_after_repeated_failures(monkeypatch):
     handle = FakeHandle()
     handle.answer = RuntimeError("the replica died")
     cache = ServeCacheClient(handle, 1.0)

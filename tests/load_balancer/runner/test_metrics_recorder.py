@@ -44,7 +44,7 @@ def seen(pool, plan, family, profile) -> Seen:
     return Seen(pool, plan, family, profile)
 
 
-async def test_demand_is_what_is_let_in_and_what_is_refused(seen, pool):
+async def test_demand_is_admitted_plus_refused_images(seen, pool):
     with suppress(NotReady):
         await seen.draw()  # no replica yet
     await seen.up()
@@ -70,7 +70,7 @@ async def test_answers_are_counted_by_path_with_their_time_and_quality(seen, poo
     assert seen.value("violations_total", kind="late") == 0
 
 
-async def test_every_stage_is_counted_with_its_steps_queue_and_service(seen, pool):
+async def test_every_run_is_counted_with_its_steps_queue_and_service_time(seen, pool):
     await seen.up()
     pool.confidence = 0.25
     await seen.draw()
@@ -82,7 +82,7 @@ async def test_every_stage_is_counted_with_its_steps_queue_and_service(seen, poo
         assert seen.value("batch_size_count", role=role) == 1
 
 
-async def test_what_a_worker_could_not_draw_is_a_failure_and_a_violation(seen, pool):
+async def test_a_failed_image_is_a_failure_and_an_slo_violation(seen, pool):
     await seen.up()
     pool.fail = lambda *_: ("not_finite", "broken")
     await seen.draw()
@@ -100,7 +100,7 @@ async def test_a_late_answer_is_a_violation(seen, pool):
     assert seen.value("violations_total", kind="late") == 1
 
 
-async def test_a_dead_replica_shows_as_a_retry(seen, pool):
+async def test_a_dead_replica_is_counted_as_a_retry(seen, pool):
     await seen.up()
     del pool.alive["replica-0"]
     await seen.draw()
@@ -108,7 +108,7 @@ async def test_a_dead_replica_shows_as_a_retry(seen, pool):
     assert seen.value("images_answered_total", path="light") == 1
 
 
-async def test_the_plan_in_force_and_the_capacity_are_shown(seen, profile):
+async def test_the_plan_in_force_and_the_capacity_are_published(seen, profile):
     await seen.up()
     seen.now += 5
     seen.balancer.registry.apply(Plan.split(7, 2, 1, light_batch=4, heavy_batch=2, threshold=0.25).to_dict())
@@ -123,7 +123,7 @@ async def test_the_plan_in_force_and_the_capacity_are_shown(seen, profile):
     assert seen.value("deadline_seconds") == 10
 
 
-async def test_a_controller_that_no_longer_looks_can_be_told(seen):
+async def test_the_metrics_show_how_long_the_controller_is_silent(seen):
     await seen.up()
     assert seen.registry.get_sample_value("weir_controller_silent_seconds") is None  # there is none under `static`
     seen.balancer.metrics.counters_read(seen.now)

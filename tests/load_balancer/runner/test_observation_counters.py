@@ -41,7 +41,7 @@ def look_up(counters: ObservationCounters, image: str, k: int, prompt_class: int
 
 
 @given(st.lists(st.lists(st.floats(0, 1), max_size=30), max_size=10))
-def test_everything_is_reported_once_to_a_reader_that_looks_on(seconds):
+def test_everything_is_reported_once_to_a_regular_reader(seconds):
     counters, confidences, batches, fetches = ObservationCounters(10), [], [], []
     later, before, fetched, verdicts = [], (0, 0), 0, 0
     for second in seconds:
@@ -72,14 +72,14 @@ def test_confidences_are_of_the_first_variant_of_the_chain_in_use():
     assert look["confidences_by_variant"] == {"medium": [0.3]}
 
 
-def test_a_reader_of_an_earlier_life_is_given_all_that_is_kept():
+def test_a_reader_with_higher_counts_gets_all_kept_samples():
     counters = ObservationCounters(10)
     follow(counters, Judged(LIGHT, None, True))
     look = counters.since(99, 99, now=0)
     assert (look["judged"], look["confidences"]) == (1, [0.0])
 
 
-def test_the_oldest_confidences_make_room():
+def test_the_oldest_confidences_are_dropped():
     counters = ObservationCounters(10)
     for i in range(MOST_CONFIDENCES + 5):
         follow(counters, Judged(LIGHT, i / 2000, False))
@@ -104,14 +104,14 @@ def test_an_image_is_in_flight_until_it_is_answered_or_expires():
     assert seen(11.7) == (1, 1, 1, 1)
 
 
-def test_images_may_have_numbers_for_names():
+def test_image_ids_may_be_numbers():
     counters = ObservationCounters(expiry_s=10)
     counters.admitted(7, 0.0)
     counters.follow(7, PROGRESS, READY, (Answer(0, LIGHT),), 1.0)
     assert counters.since(0, 0, 1.0)["in_flight"] == 0
 
 
-def test_lookups_are_counted_by_what_they_found_and_what_was_predicted():
+def test_lookups_are_counted_by_result_and_predicted_class():
     counters = ObservationCounters(10)
     first = look_up(counters, "a", 10, 1)
     look_up(counters, "b", 0, 2)
@@ -124,7 +124,7 @@ def test_lookups_are_counted_by_what_they_found_and_what_was_predicted():
 
 
 @pytest.mark.parametrize(("resumed_at", "reused"), [(10, {"0.2": 1}), (0, {})])
-def test_what_a_state_saved_counts_where_the_image_really_resumed_from_it(resumed_at, reused):
+def test_saved_steps_count_only_if_the_image_resumed(resumed_at, reused):
     counters = ObservationCounters(10)
     run = Run(HEAVY, HEAVY, 1.0, 1.0, resume=Resume("key", 10))
     progress = PROGRESS._replace(images=(Image(HEAVY, None, resumed_at, run),))

@@ -24,14 +24,14 @@ def test_weights_of_the_hub_are_named_with_their_revision() -> None:
     assert made_with(turbo, turbo.light)["pipeline"] == f"stabilityai/sdxl-turbo@{turbo.light.revision}"
 
 
-def test_the_versions_that_can_change_a_pixel_are_told(family: FamilyConfig) -> None:
+def test_provenance_has_the_versions_that_can_change_an_image(family: FamilyConfig) -> None:
     told = made_with(family, family.heavy)
     assert told["weir"] == weir.__version__
     assert {"torch", "diffusers", "transformers", "scheduler", "dtype"} <= set(told)
     assert told["pipeline"] == "nobody/nothing@latest", "and so is that nobody pinned the weights"
 
 
-def test_a_local_folder_is_named_without_its_place() -> None:
+def test_a_local_folder_is_named_without_its_path() -> None:
     family = FAMILIES["weir-tiny"]
     assert made_with(family, family.light)["unet"] == "light_unet@local"
     assert not any("/" in value for value in made_with(family, family.light).values())

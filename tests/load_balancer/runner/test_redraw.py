@@ -37,7 +37,7 @@ def heavy_calls(pool) -> list[dict]:
     return [request for _, role, request in pool.calls if role == HEAVY]
 
 
-async def test_a_doubtful_heavy_image_is_drawn_again_and_the_best_one_is_the_answer(generate, pool):
+async def test_a_doubtful_heavy_image_is_generated_again_and_the_best_one_is_the_answer(generate, pool):
     image = await generate(0.3, 0.8)
     first, second = heavy_calls(pool)
     assert (image.path, image.draws, image.heavy_confidence, image.confidence) == ("heavy", 2, 0.8, 0.1)
@@ -50,18 +50,18 @@ async def test_the_first_one_is_the_answer_where_the_others_are_worse(generate, 
     assert (image.draws, image.heavy_confidence, image.seed) == (3, 0.5, heavy_calls(pool)[0]["seed"])
 
 
-async def test_what_the_discriminator_believes_is_not_drawn_again(generate, pool):
+async def test_a_confident_heavy_image_is_not_generated_again(generate, pool):
     assert (await generate(0.7)).draws == len(heavy_calls(pool)) == 1
 
 
 @pytest.mark.parametrize("named", [{"seed": 7}, {"variant": HEAVY}])
-async def test_who_names_a_seed_or_a_variant_gets_it(generate, pool, named):
+async def test_requests_with_a_seed_or_a_variant_are_not_redrawn(generate, pool, named):
     image = await generate(0.1, 0.9, wanted=replace(ORDER, **named))
     (call,) = heavy_calls(pool)
     assert (image.draws, image.heavy_confidence, call["judge"]) == (1, None, False)
 
 
-async def test_others_go_first(generate, pool):
+async def test_other_images_precede_a_redraw(generate, pool):
     await generate(0.3, 0.8)
     first, second = heavy_calls(pool)
     assert (first["low_priority"], second["low_priority"]) == (False, True)
@@ -74,7 +74,7 @@ async def test_a_second_image_that_fails_leaves_the_first(generate, pool):
     assert (image.draws, image.heavy_confidence) == (1, 0.3)
 
 
-async def test_a_second_image_that_is_not_ready_by_the_deadline_is_given_up_for_the_first(generate, pool):
+async def test_a_redraw_that_is_not_ready_by_the_deadline_is_given_up_for_the_first_image(generate, pool):
     quick = pool.generate
 
     async def slow(replica: str, variant: str, request: dict, role: str) -> dict:

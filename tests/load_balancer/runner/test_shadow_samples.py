@@ -28,7 +28,7 @@ async def after(balancer: Balancer, count: int, order: GenerationRequest = ORDER
         await balancer.generate(order)
 
 
-async def test_a_prompt_is_drawn_at_every_level_with_one_seed_behind_everybody_else(balancer, pool):
+async def test_a_prompt_is_generated_at_every_level_with_one_seed_and_low_priority(balancer, pool):
     await after(balancer, 15)
     pool.calls.clear()
     sample = await balancer.shadow_sample(LEVELS)
@@ -43,7 +43,7 @@ async def test_a_prompt_is_drawn_at_every_level_with_one_seed_behind_everybody_e
     assert all(request["low_priority"] and request["capture"] is None for request in drawn)
 
 
-async def test_it_draws_no_more_than_its_share(balancer):
+async def test_samples_take_no_more_than_their_share(balancer):
     await after(balancer, 14)
     assert await balancer.shadow_sample(LEVELS) is None, "14 images at a fifth allow two"
     await after(balancer, 1)
@@ -51,7 +51,7 @@ async def test_it_draws_no_more_than_its_share(balancer):
     assert await balancer.shadow_sample(LEVELS) is None
 
 
-async def test_it_waits_while_others_are_drawn_and_gives_up_when_they_come(balancer, pool):
+async def test_a_sample_starts_only_while_the_service_is_idle_and_stops_for_others(balancer, pool):
     await after(balancer, 30)
     pool.delay_s = {role: 0.05 for role in (LIGHT, HEAVY)}
     generation = balancer.begin(ORDER)
@@ -73,13 +73,13 @@ async def test_it_waits_while_others_are_drawn_and_gives_up_when_they_come(balan
     assert len(pool.calls) == 1
 
 
-async def test_a_worker_that_fails_is_no_sample(balancer, pool):
+async def test_a_failed_image_gives_no_sample(balancer, pool):
     await after(balancer, 30)
     pool.fail = lambda replica, role: ("generation_failed", "no") if role == LIGHT else None
     assert await balancer.shadow_sample(LEVELS) is None
 
 
-async def test_nothing_is_remembered_unless_it_is_asked_for(pool, plan, family, profile):
+async def test_no_prompt_is_kept_unless_shadow_samples_are_configured(pool, plan, family, profile):
     balancer = Balancer(pool, plan, family, slo_s=5.0, queued=16, profile=profile)
     balancer.dispatcher.sync(await pool.describe())
     await after(balancer, 30)
@@ -90,13 +90,13 @@ async def test_nothing_is_remembered_unless_it_is_asked_for(pool, plan, family, 
 @pytest.mark.parametrize(
     "other", [{"variant": LIGHT}, {"steps": 7}, {"guidance": 1.5}, {"negative_prompt": "blue"}, {"width": 32}]
 )
-def test_what_a_level_would_change_is_not_sampled(other):
+def test_requests_with_settings_that_levels_change_are_not_sampled(other):
     shadow = ShadowSamples(0.2, 64, Random(0))
     shadow.note(replace(ORDER, **other))
     assert not shadow._prompts
 
 
-def test_the_oldest_prompt_is_forgotten_first():
+def test_the_oldest_prompt_is_removed_first():
     shadow = ShadowSamples(0.2, 64, Random(0))
     for i in range(RECENT + 1):
         shadow.note(replace(ORDER, prompt=str(i)))
