@@ -1,7 +1,8 @@
-"""The discriminator: how likely is it that this light image is good enough for its prompt?
+"""The discriminator: estimates the probability that a light image is good enough for its prompt.
 
-Unlike DiffServe's, which tells real images from generated ones and never sees the prompt, it looks at both: it sees
-objects in the cells of the image, reads from the prompt (by the family's CLIP) which are wanted, and compares.
+DiffServe's discriminator distinguishes real from generated images and does not use the prompt. This one uses both: it
+detects objects in the cells of the image, predicts the objects that the prompt asks for (from the embedding of the
+family's CLIP), and compares them.
 """
 
 from __future__ import annotations
@@ -21,14 +22,15 @@ from transformers import CLIPModel, CLIPTokenizer
 
 from weir.errors import ConfigError
 
-#: Tokens of a prompt that are looked at.
+#: Largest number of tokens of a prompt that are used.
 MAX_TOKENS = 32
-#: Left of, right of, above, below.
+#: Number of relations: left of, right of, above, below.
 _RELATIONS = 4
-#: An image has 0 to 6 objects, as far as anybody counts.
+#: Number of classes of the number of objects: 0 to 6.
 _NUMBERS = 7
-#: An object sits on a cell if its score there is above this.
+#: Score of assigning an object to no cell.
 _NO_SEAT = -1.0
+#: Number of features of the verdict.
 _SUMS = 9
 
 
@@ -55,9 +57,15 @@ class _Mobile(nn.Module):
 
 
 class Sight(NamedTuple):
-    """What is seen in each of C cells: logits of an object's presence [B, C], how far its centre is from the
-    cell's middle [B, C, 2], in cells, logits of its shape, colour, texture and size, [B, C, classes] each; and of the
-    whole image logits of the background [B, grounds] and of the number of objects [B, numbers]."""
+    """Predictions for the image.
+
+    Attributes:
+        present: logits of an object's presence in each of C cells, [B, C].
+        offset: distance of the object's centre from the cell's centre, in cells, [B, C, 2].
+        kinds: logits of shape, colour, texture and size, [B, C, classes] each.
+        ground: logits of the background, [B, grounds].
+        numbers: logits of the number of objects, [B, numbers].
+    """
 
     present: torch.Tensor
     offset: torch.Tensor
@@ -66,12 +74,12 @@ class Sight(NamedTuple):
     numbers: torch.Tensor
 
     def packed(self) -> torch.Tensor:
-        """One row for each image, [B, F]."""
+        """All predictions as one row per image, [B, F]."""
         return torch.cat([x.flatten(1) for x in (self.present, self.offset, *self.kinds, self.ground, self.numbers)], 1)
 
     @classmethod
     def unpacked(cls, rows: torch.Tensor, cells: int, kinds: Sequence[int], grounds: int) -> Sight:
-        """What :meth:`packed` wrote."""
+        """The inverse of :meth:`packed`."""
         present, offset, *seen, ground, numbers = rows.split(
             [cells, 2 * cells, *(cells * n for n in kinds), grounds, _NUMBERS], 1
         )
@@ -80,9 +88,14 @@ class Sight(NamedTuple):
 
 
 class Wish(NamedTuple):
-    """What a prompt asks for: logits of the shape, colour, texture and size of each of its objects,
-    [B, O, classes + 1], and of background and relation, [B, classes + 1]. The last class is "not said"; of the shape:
-    "no such object"."""
+    """Predictions for the prompt.
+
+    The last class of each attribute stands for "not mentioned", and that of the shape for "no such object".
+
+    Attributes:
+        kinds: logits of shape, colour, texture and size of each of O objects, [B, O, classes + 1] each.
+        ground, relation: logits of background and relation, [B, classes + 1].
+    """
 
     kinds: tuple[torch.Tensor, ...]
     ground: torch.Tensor
@@ -90,9 +103,14 @@ class Wish(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """The verdict's logit [B]; and the probabilities that a thing is said and that it holds in the image, [B, R] each.
+    """Comparison of image and prompt by R requirements.
 
-    R runs over every object's shape, colour, texture and size, then relation, background and number of objects.
+    The requirements are every object's shape, colour, texture and size, then relation, background and object count.
+
+    Attributes:
+        verdict: logit of the verdict, [B].
+        said: probability that the prompt has the requirement, [B, R].
+        holds: probability that the image meets the requirement, [B, R].
     """
 
     verdict: torch.Tensor
@@ -101,18 +119,20 @@ class Comparison(NamedTuple):
 
 
 class DiscriminatorNet(nn.Module):
-    """Sees objects in an image, reads wishes from a prompt, and compares the two; every part is learned.
+    """Detects objects in an image, predicts the requirements of a prompt, and compares the two.
 
-    Attention could learn to compare by itself, but needed far more images than there are: told only good or bad it
-    reached an area under the ROC curve of 0.84. Here the grid of cells names objects, the prompt's vector names what is
-    wanted, and a soft assignment (Sinkhorn, a few rounds) pairs them, so that each part can be taught what it is for.
-    What the pairs amount to is learned again.
+    A network with attention, trained on verdicts alone, would need far more images: it reached an area under the ROC
+    curve of 0.84. Here a grid of cells predicts objects, the prompt's embedding predicts requirements, and a soft
+    assignment (a few rounds of Sinkhorn) pairs them, so that each part can be supervised separately. A small network
+    computes the verdict from features of the pairs.
 
     Args:
-        kinds: classes of an object's shape, colour, texture and size.
-        grounds, relations: classes of the background and of the relation between the two objects of a pair, which
-            must be "left of", "right of", "above", "below" (or none: 0).
-        objects: the most objects that a prompt asks for.
+        image_size: side length of the images, pixels.
+        text_width: width of the CLIP text model.
+        width: number of channels of the trunk.
+        kinds: number of classes of an object's shape, colour, texture and size.
+        grounds: number of classes of the background.
+        objects: largest number of objects of a prompt.
     """
 
     def __init__(
@@ -146,7 +166,7 @@ class DiscriminatorNet(nn.Module):
         self.verdict = nn.Sequential(nn.Linear(_SUMS, 32), nn.SiLU(), nn.Linear(32, 1))
 
     def look(self, images: torch.Tensor) -> Sight:
-        """``images`` [B, 3, H, W] in −1…1."""
+        """Predictions for ``images``, [B, 3, H, W] in −1…1."""
         if images.shape[-1] != self.image_size:
             images = F.interpolate(images, self.image_size, mode="bilinear", antialias=True)
         x = self.trunk(images)
@@ -157,7 +177,7 @@ class DiscriminatorNet(nn.Module):
         return Sight(present.squeeze(-1), offset, tuple(kinds), ground, numbers)
 
     def wish(self, text: torch.Tensor) -> Wish:
-        """``text`` [B, 2 · text_width], of :meth:`Discriminator.read`."""
+        """Predictions for prompts; ``text`` [B, 2 · text_width] comes from :meth:`Discriminator.read`."""
         x = self.read(text)
         each = self.read_objects(x).view(len(x), self.objects, -1).split([n + 1 for n in self.kinds], -1)
         ground, relation = self.read_whole(x).split((self.grounds + 1, _RELATIONS + 1), -1)
@@ -175,7 +195,7 @@ class DiscriminatorNet(nn.Module):
             fits.append((named / total.clamp(min=1e-4)) @ see.softmax(-1).transpose(1, 2))
         score = sum(s.unsqueeze(-1) * f for s, f in zip(said, fits, strict=True))
         pairs = self._assign(6 * score + F.logsigmoid(sight.present).unsqueeze(1), exists)  # [B, O, C]
-        seat = pairs.sum(-1)  # an object that has no seat is not there
+        seat = pairs.sum(-1)  # an object that is assigned to no cell is missing
         holds = [(pairs * f).sum(-1) for f in fits]
 
         side = round(there.shape[1] ** 0.5)
@@ -202,8 +222,10 @@ class DiscriminatorNet(nn.Module):
 
     @staticmethod
     def _assign(score: torch.Tensor, exists: torch.Tensor, rounds: int = 5) -> torch.Tensor:
-        """A soft one-to-one assignment [B, O, C] of wanted objects to cells; a column beside the cells takes objects
-        that fit none. Sinkhorn's rounds with columns that need not be full (Cuturi 2013)."""
+        """A soft one-to-one assignment [B, O, C] of required objects to cells, by rounds of Sinkhorn (Cuturi 2013).
+
+        Columns need not be full, and an extra column takes objects that fit no cell.
+        """
         empty = torch.full_like(score[..., :1], _NO_SEAT)
         pairs = torch.cat([score, empty], -1).softmax(-1) * exists.unsqueeze(-1)
         for _ in range(rounds):
@@ -221,7 +243,7 @@ class DiscriminatorNet(nn.Module):
         numbers: torch.Tensor,
         seat: torch.Tensor,
     ) -> torch.Tensor:
-        """What the verdict is made from, [B, 9]: the share that holds and how sure that is, the worst, all at once."""
+        """Features of the verdict, [B, 9]: share of met requirements, its spread, the worst one, and counts."""
         asked = said.sum(1)
         share = (said * holds).sum(1) / asked
         spread = (said * holds * (1 - holds)).sum(1).clamp(min=1e-4).sqrt() / asked
@@ -240,7 +262,7 @@ class DiscriminatorNet(nn.Module):
 
 
 def _count(exists: torch.Tensor) -> torch.Tensor:
-    """The distribution [B, O + 1] of the number of objects, each of which is there with a probability [B, O]."""
+    """Distribution [B, O + 1] of the number of objects, from the probability of each object, [B, O]."""
     counts = torch.ones_like(exists[:, :1])
     for p in exists.unsqueeze(-1).unbind(1):
         counts = F.pad(counts, (0, 1)) * (1 - p) + F.pad(counts, (1, 0)) * p
@@ -248,7 +270,7 @@ def _count(exists: torch.Tensor) -> torch.Tensor:
 
 
 class Discriminator:
-    """A trained network with the CLIP text tower that it reads prompts with."""
+    """A trained network, with the CLIP text model that embeds prompts."""
 
     def __init__(self, net: DiscriminatorNet, clip: CLIPModel, tokenizer: CLIPTokenizer, device: str = "cpu"):
         self.net = net.eval().to(device)
@@ -259,7 +281,7 @@ class Discriminator:
         for name, tensor in sorted(net.state_dict().items()):
             digest.update(name.encode())
             digest.update(tensor.detach().cpu().contiguous().view(-1).numpy().data)
-        #: Of the weights: what one version has seen, no other can read.
+        #: Hash of the weights; features stored by one version are useless to another.
         self.version = digest.hexdigest()
 
     @classmethod
@@ -268,7 +290,7 @@ class Discriminator:
         ``model.safetensors``.
 
         Raises:
-            ConfigError: something in it is missing or damaged.
+            ConfigError: a file is missing or damaged.
         """
         folder = Path(folder)
         try:
@@ -283,7 +305,7 @@ class Discriminator:
         return cls(net, model, tokenizer, device)
 
     def save(self, folder: Path, clip: str) -> None:
-        """Writes what :meth:`load` reads; ``clip`` is the path of the CLIP relative to ``folder``."""
+        """Writes the folder for :meth:`load`; ``clip`` is the path of the CLIP relative to ``folder``."""
         folder.mkdir(parents=True, exist_ok=True)
         net = self.net
         config = {
@@ -301,25 +323,25 @@ class Discriminator:
 
     @torch.no_grad()
     def read(self, prompts: list[str]) -> torch.Tensor:
-        """The prompts at their end tokens, [B, 2 · text_width]: the last but one layer, which knows what is said of
-        each object, and the last."""
+        """Embeddings of prompts, [B, 2 · text_width]: hidden states at the end token of the last two layers."""
         batch = self.tokenizer(
             prompts, padding="max_length", max_length=MAX_TOKENS, truncation=True, return_tensors="pt"
         ).to(self.device)
         out = self.text_model(batch.input_ids, output_hidden_states=True)
-        end = (batch.input_ids == self.tokenizer.eos_token_id).int().argmax(-1)  # it is the padding too: the first
+        end = (
+            (batch.input_ids == self.tokenizer.eos_token_id).int().argmax(-1)
+        )  # the first: it also pads
         rows = torch.arange(len(prompts), device=self.device)
         return torch.cat([out.hidden_states[-2][rows, end], out.last_hidden_state[rows, end]], -1)
 
     @torch.no_grad()
     def see(self, images: torch.Tensor) -> torch.Tensor:
-        """All that a verdict on these images [B, 3, H, W] needs of them, whatever the prompt: float16 [B, F]."""
+        """Features of images [B, 3, H, W], float16 [B, F], from which they can be judged for any prompt."""
         return self.net.look(images.to(self.device, torch.float32)).packed().half().cpu()
 
     @torch.no_grad()
     def weigh(self, seen: np.ndarray, prompt: str) -> np.ndarray:
-        """Confidence 0…1, float32 [N], that each of the images of which it was :meth:`see`n this, [N, F], is good
-        enough for the prompt."""
+        """Confidence 0…1, float32 [N], that images with the features ``seen`` [N, F] are good enough for the prompt."""
         net = self.net
         rows = torch.from_numpy(seen).to(self.device, torch.float32)
         rest = net.grounds + _NUMBERS
@@ -329,5 +351,5 @@ class Discriminator:
 
     @torch.no_grad()
     def confidence(self, images: torch.Tensor, prompts: list[str]) -> list[float]:
-        """Confidence 0…1 that each image [B, 3, H, W] in −1…1 is good enough for its prompt."""
+        """Confidence 0…1 that each image, [B, 3, H, W] in −1…1, is good enough for its prompt."""
         return self.net(images.to(self.device, torch.float32), self.read(prompts)).sigmoid().tolist()

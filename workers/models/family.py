@@ -1,4 +1,4 @@
-"""A family's models, resident on one device: the engine that generates real images."""
+"""The engine that runs a family's models on one device."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ class Family:
         family = Family.load(load_family("deploy/families/weir-tiny.yaml"))
         [output] = family.generate("light", [request])
 
-    A call of the denoiser takes every sample at its own step, with its own prompt, guidance and schedule. The picture
-    of a request depends on its own fields alone (to numerical noise): its noise comes from its seed, drawn on the CPU
-    so that every device starts from the same, and its negative prompt is encoded as if it were alone. Latents are
-    float32 between the steps, whatever the denoiser's dtype.
+    In one call of the denoiser, every sample has its own step, prompt, guidance and schedule. The image of a request
+    depends only on the request, up to numerical noise: its initial noise is generated from its seed on the CPU, so that
+    it is the same for every device, and its negative prompt is encoded separately. Latents are float32 between steps,
+    whatever the denoiser's dtype.
     """
 
     emulated = False
@@ -56,9 +56,9 @@ class Family:
     ):
         """
         Args:
-            pipelines: by variant, from the fastest to the best.
-            judges: by variant; None: none has one.
-            decode_aside: as :class:`workers.engine.image_decoder.ImageDecoder` has it.
+            pipelines: pipeline of each variant, from the fastest to the best.
+            judges: judge of each variant, or None; None: no variant has a judge.
+            decode_aside: as in :class:`workers.engine.image_decoder.ImageDecoder`.
         """
         self.config = config
         self.pipelines = pipelines
@@ -77,10 +77,10 @@ class Family:
 
     @classmethod
     def load(cls, config: FamilyConfig, *, threads: int | None = None) -> Family:
-        """Reads the weights.
+        """Loads the weights.
 
         Args:
-            threads: of torch on the CPU, for this process; None leaves torch's choice.
+            threads: number of torch's threads on the CPU, for this process; None: torch's default.
 
         Raises:
             ConfigError: names the key of the family file, the path and the remedy.
@@ -140,7 +140,7 @@ class Family:
                 self.check(job)
                 request = job.request
                 schedule = self.samplers[job.recipe.variant].schedule(job.recipe.steps)
-                # the states of a run that leaves steps out are not those that others look for
+                # the states of a run with a stride are not captured: they differ from those of whole runs
                 keeps = {*(capture_steps(len(schedule)) if request.capture is not None and job.stride == 1 else ())}
                 keeps |= {len(schedule)} if request.keep_latent else set()
                 latent = self._latent(job, schedule)
@@ -160,19 +160,19 @@ class Family:
         return finished * schedule.signal[job.first] + noise * schedule.noise[job.first]
 
     def _level(self, job: DenoiseJob, steps: int | None = None, step: int | None = None) -> tuple[float, float]:
-        """Shares of signal and of noise in the latent that enters a step; of the job's own first one, if not said."""
+        """Signal and noise levels of the latent that enters a step; by default the job's first step."""
         schedule = self.samplers[job.recipe.variant].schedule(job.recipe.steps if steps is None else steps)
         at = job.first if step is None else step
         return round(float(schedule.signal[at]), 6), round(float(schedule.noise[at]), 6)
 
     def _shape(self, job: DenoiseJob) -> tuple[int, int, int]:
-        """Of one latent."""
+        """Shape [C, H/f, W/f] of the job's latents."""
         pipeline, recipe = self.pipelines[job.recipe.variant], job.recipe
         factor = pipeline.vae_scale_factor
         return pipeline.unet.config.in_channels, recipe.height // factor, recipe.width // factor
 
     def _encode(self, jobs: Sequence[DenoiseJob]) -> list[tuple[Text, Text | None]]:
-        """Prompt and, of guided jobs, negative prompt. SDXL stands zeros in for an empty negative prompt."""
+        """Encodes prompts and, for guided jobs, negative prompts. SDXL uses zeros for an empty negative prompt."""
         pipeline = self.pipelines[jobs[0].recipe.variant]
         embeds_guidance = pipeline.unet.config.time_cond_proj_dim is not None
         zeros = is_sdxl(pipeline) and pipeline.config.force_zeros_for_empty_prompt
@@ -183,11 +183,11 @@ class Family:
             else None
             for job in jobs
         ]
-        read = [said for said in negatives if said is not None and (said[1] or not zeros)]
-        texts = self._prompts.read(pipeline, [*prompts, *read])
+        needed = [key for key in negatives if key is not None and (key[1] or not zeros)]
+        texts = self._prompts.read(pipeline, [*prompts, *needed])
         encoded: list[tuple[Text, Text | None]] = []
-        for said, negative in zip(prompts, negatives, strict=True):
-            prompt = texts[said]
+        for key, negative in zip(prompts, negatives, strict=True):
+            prompt = texts[key]
             if negative is not None and not negative[1] and zeros:
                 encoded.append((prompt, prompt.zeros()))
             else:
@@ -240,9 +240,9 @@ class Family:
             ]
             try:
                 self.generate(key, requests)
-            except OutOfMemory as error:  # the loop halves such a batch
-                log.warning("warm-up: %s", error.message)
-            log.info("warm-up: %d of %d (%s × %d)", done, len(batches), key, batch)
+            except OutOfMemory as error:  # the step loop splits such a batch
+                log.warning("Warm-up: %s", error.message)
+            log.info("Warm-up: %d of %d (%s × %d)", done, len(batches), key, batch)
 
     def probe(self) -> None:
         probe(self.device)

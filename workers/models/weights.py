@@ -1,4 +1,4 @@
-"""From a family file to diffusers pipelines: where the weights lie, and what to say when they do not."""
+"""Loads the diffusers pipelines of a family file, and checks the files of their weights."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ from transformers.utils import logging as transformers_logging
 from weir.config import CLIP_SCORE, FamilyConfig, Scheduler, VariantConfig
 from weir.errors import ConfigError
 
-Pipeline: TypeAlias = Any  # one of the classes below; diffusers builds their attributes at run time, unseen by mypy
+Pipeline: TypeAlias = Any  # one of the classes below, whose attributes diffusers creates at run time
 _PIPELINES = {cls.__name__: cls for cls in (StableDiffusionXLPipeline, StableDiffusionPipeline)}
-#: Parts of a pipeline without weights, or never loaded.
+#: Parts of a pipeline that have no weights or are not loaded.
 _WEIGHTLESS = ("scheduler", "tokenizer", "tokenizer_2", "feature_extractor", "safety_checker", "image_encoder")
 _HUB = "give a local folder, or a repository of the Hugging Face hub that this machine can reach"
 
 
 @dataclass(frozen=True, slots=True)
 class _Source:
-    """One reference of a family file, and how to speak of it in an error."""
+    """A reference of a family file to weights, with its place in the file for errors."""
 
     family: str
     key: str
@@ -44,7 +44,7 @@ class _Source:
 
     @property
     def folder(self) -> Path | None:
-        """The local folder or file; None for a hub repository."""
+        """Path of the local folder or file; None for a hub repository."""
         path = Path(self.reference)
         return path if path.is_absolute() or path.exists() else None
 
@@ -54,7 +54,7 @@ class _Source:
 
 
 def load_pipelines(family: FamilyConfig, device: torch.device, dtype: torch.dtype) -> dict[str, Pipeline]:
-    """The pipelines on ``device`` by variant; what they have in common is one object in memory.
+    """Loads the pipeline of each variant on ``device``. Common parts are shared in memory.
 
     Raises:
         ConfigError: names the key of the family file, the path and the remedy.
@@ -66,7 +66,7 @@ def load_pipelines(family: FamilyConfig, device: torch.device, dtype: torch.dtyp
     transformers_logging.disable_progress_bar()
     loaded: dict[tuple[str, str | None], Pipeline] = {}
 
-    def whole(source: _Source) -> Pipeline:
+    def load_once(source: _Source) -> Pipeline:
         place = (source.reference, source.revision)
         if place not in loaded:
             loaded[place] = _load_pipeline(source, family.weights, dtype)
@@ -74,7 +74,7 @@ def load_pipelines(family: FamilyConfig, device: torch.device, dtype: torch.dtyp
 
     pipelines: dict[str, Pipeline] = {}
     for key, variant in family.variants.items():
-        base = whole(_pipeline_source(family, key))
+        base = load_once(_pipeline_source(family, key))
         unet = base.unet
         if variant.unet:
             unet = _load_unet(_unet_source(family, key), variant, base, family.weights, dtype)
@@ -86,10 +86,10 @@ def load_pipelines(family: FamilyConfig, device: torch.device, dtype: torch.dtyp
 
 
 def check_family(family: FamilyConfig) -> None:
-    """Looks at every local folder of the family without reading weights: cheap enough to do before anything starts.
+    """Checks the family's local folders without loading weights.
 
     Raises:
-        ConfigError: a folder, a part of it or a weights file is missing or damaged.
+        ConfigError: a folder, a part of it, or a weights file is missing or damaged.
     """
     for key, variant in family.variants.items():
         source = _pipeline_source(family, key)
@@ -106,9 +106,9 @@ def check_family(family: FamilyConfig) -> None:
 
 
 def scheduler_for(name: Scheduler, config: Any) -> DDIMScheduler | EulerDiscreteScheduler:
-    """The sampler ``name`` with the noise schedule and prediction type of the base's scheduler ``config``."""
+    """Creates the scheduler ``name`` with the noise schedule and prediction type of ``config``."""
     settings = dict(config)
-    settings.setdefault("clip_sample", False)  # clipping is for pixels; diffusers' default would clip latents
+    settings.setdefault("clip_sample", False)  # diffusers clips by default, which is only right for pixels
     if name == "ddim":
         return DDIMScheduler.from_config(settings)
     if name == "euler-trailing":
@@ -117,7 +117,7 @@ def scheduler_for(name: Scheduler, config: Any) -> DDIMScheduler | EulerDiscrete
 
 
 def is_sdxl(pipeline: Pipeline) -> bool:
-    """Two text encoders and a pooled prompt, or Stable Diffusion 1 and 2's one encoder."""
+    """Whether the pipeline has SDXL's two text encoders and pooled prompt, and not one encoder as SD 1 and 2."""
     return isinstance(pipeline, StableDiffusionXLPipeline)
 
 
@@ -170,7 +170,7 @@ def _load_unet(
 
 
 def _unet_file(source: _Source, name: str | None) -> Path | None:
-    """The single file that the variant names, fetched if need be; None when the UNet is a diffusers folder."""
+    """Path of the variant's single-file UNet, fetched if necessary; None if the UNet is a diffusers folder."""
     folder = source.folder
     if name is None:
         return folder if folder is not None and folder.is_file() else None
@@ -180,7 +180,7 @@ def _unet_file(source: _Source, name: str | None) -> Path | None:
 
 
 def _unet_from_file(source: _Source, file: Path, base: Pipeline, dtype: torch.dtype) -> UNet2DConditionModel:
-    """A UNet of the base's shape with the weights of one safetensors file, keys as diffusers names them."""
+    """A UNet with the base's configuration and the weights of a safetensors file with diffusers' key names."""
     with init_empty_weights():
         unet = UNet2DConditionModel.from_config(base.unet.config)
     state = {key: tensor.to(dtype) for key, tensor in load_file(file).items()}
@@ -189,13 +189,13 @@ def _unet_from_file(source: _Source, file: Path, base: Pipeline, dtype: torch.dt
     except RuntimeError as error:
         raise source.error(
             f"{file.name} does not fit the UNet of {base.config._name_or_path}: {_first_line(error)}",
-            "the file has to hold a UNet of the same architecture with diffusers' key names",
+            "the file must hold a UNet of the same architecture with diffusers' key names",
         ) from None
     return unet.eval().requires_grad_(False)
 
 
 def _assemble(base: Pipeline, unet: UNet2DConditionModel, scheduler: Scheduler) -> Pipeline:
-    """A pipeline with its own scheduler and the base's other parts."""
+    """A pipeline with the given UNet and scheduler and the base's other parts."""
     parts = {**base.components, "unet": unet, "scheduler": scheduler_for(scheduler, base.scheduler.config)}
     if is_sdxl(base):
         zeros = base.config.force_zeros_for_empty_prompt
@@ -204,7 +204,7 @@ def _assemble(base: Pipeline, unet: UNet2DConditionModel, scheduler: Scheduler) 
 
 
 def _without_extras(kind: Any) -> dict[str, Any]:
-    """Leaves out what would change finished pictures: SDXL's watermark and Stable Diffusion 1's black-out filter."""
+    """Arguments that switch off parts that change images: SDXL's watermark and Stable Diffusion 1's safety checker."""
     if kind is StableDiffusionXLPipeline:
         return {"add_watermarker": False}
     return {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
@@ -216,12 +216,12 @@ def _without_extras(kind: Any) -> dict[str, Any]:
 def _pipeline_class(source: _Source, index: Any) -> Any:
     name = index.get("_class_name") if isinstance(index, dict) else None
     if name not in _PIPELINES:
-        raise source.error(f"holds a {name}", f"Weir serves {' and '.join(_PIPELINES)}")
+        raise source.error(f"the pipeline class is {name}", f"Weir serves {' and '.join(_PIPELINES)}")
     return _PIPELINES[name]
 
 
 def _check_pipeline(source: _Source, folder: Path) -> None:
-    remedy = "point it at a folder that save_pretrained wrote, or at a hub repository"
+    remedy = "give a folder written by save_pretrained, or a hub repository"
     index = _read_json(source, folder / "model_index.json", remedy)
     _pipeline_class(source, index)
     for part, kind in index.items():
@@ -232,14 +232,14 @@ def _check_pipeline(source: _Source, folder: Path) -> None:
 
 def _check_unet(source: _Source, folder: Path, name: str | None) -> None:
     if name is None and folder.is_dir():
-        _check_model(source, folder, "config.json", "point it at a UNet that save_pretrained wrote")
+        _check_model(source, folder, "config.json", "give a UNet written by save_pretrained")
         return
     file = folder if name is None else folder / name
     if file.suffix != ".safetensors":
         raise source.error(f"{file.name} is not a .safetensors file", "other formats can run code when loaded")
     if not file.is_file():
         there = ", ".join(sorted(f.name for f in folder.glob("*.safetensors"))) or "no .safetensors file"
-        raise source.error(f"there is no file {file.name}", f"unet_file has to name a file of it; found: {there}")
+        raise source.error(f"there is no file {file.name}", f"unet_file must name a file in it; found: {there}")
     _check_header(source, file)
 
 
@@ -270,7 +270,7 @@ def _check_header(source: _Source, file: Path) -> None:
 
 
 def _refetch(weights: str | None) -> str:
-    return f"check that its {weights} files are there (weights: {weights})" if weights else "fetch it again"
+    return f"check that its {weights} files exist (weights: {weights})" if weights else "fetch it again"
 
 
 def _first_line(error: BaseException) -> str:
