@@ -1,4 +1,4 @@
-"""A real Redis server for each test that asks for one, and states and requests to put into it."""
+"""Fixtures: a Redis server for each test that uses one, and states and requests to store."""
 
 from collections.abc import Iterator
 

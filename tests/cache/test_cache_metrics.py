@@ -1,4 +1,4 @@
-"""What the cache shows: hits by K, similarities, what it holds, and how the store behaves."""
+"""The metrics of the cache: hits by K, similarities, contents, and calls to the store."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ KS = (5, 10, 15, 20, 25)
 
 
 class Seen:
-    """A cache over a real Redis, and what a scrape of it shows."""
+    """A cache over a real Redis, and its scraped metrics."""
 
     def __init__(self, backend: RedisBackend):
         self.registry = CollectorRegistry()

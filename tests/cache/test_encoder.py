@@ -1,4 +1,4 @@
-"""Prompts become unit vectors; the version says by which weights."""
+"""Encoders give unit vectors, and a version that depends on their weights."""
 
 import numpy as np
 import pytest

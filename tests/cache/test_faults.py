@@ -1,4 +1,4 @@
-"""Whatever happens to Redis: a counted miss and an honest answer, never an error and never a wrong state.
+"""Faults of Redis are counted misses, never an error and never a wrong state.
 
 Every fault is made on a real server. The state that a worker would resume from is asked for exactly as a worker does.
 """
@@ -180,7 +180,7 @@ def test_the_breaker_lets_one_probe_through_at_a_time() -> None:
 
 
 class Setup:
-    """A cache over a store, and what a heavy run and its worker do to both."""
+    """A cache over a store, with the steps of a heavy run and its worker."""
 
     def __init__(self, store: SealedStore, budget: int = 10**9, judge: Judge | None = None, width: int = 256):
         family = load_family("deploy/families/weir-tiny.yaml")
@@ -193,8 +193,8 @@ class Setup:
         )
 
     def serve(self, name: str, prompt: str, tenant: str = "acme", seed: int = 0, model: str = "heavy-1") -> int:
-        """Looks up, draws with the weights of ``model`` and finishes as the request path does; the step that the run
-        began at."""
+        """Looks up, generates with the weights of ``model`` and finishes, as in the request path; returns the step
+        that the run began at."""
         found = self.cache.lookup(name, tenant, prompt, Settings(64, 64))
         sought = 0 if found.resume is None else found.resume.step
         fetched = None if found.resume is None else self.store.get(found.resume.key)
@@ -222,7 +222,7 @@ def test_a_repeated_prompt_resumes_and_a_restart_remembers_it(store: SealedStore
 
 
 class Lengths:
-    """Likes pictures of prompts of the same length."""
+    """A judge with confidence in images of prompts of the same length."""
 
     def __init__(self, version: str = "1"):
         self.version = version
@@ -321,7 +321,7 @@ def test_a_deleted_state_is_missed_once(server: RedisServer, store: SealedStore)
 
 
 def keys_and_states(setup: Setup) -> tuple[list[str], int]:
-    """The keys of states that lie in the store, and how many states the catalog knows."""
+    """The keys of the stored states, and the number of states in the catalog."""
     return [key for key in setup.store.backend.keys(PREFIX) if key.count(":") == 4], setup.cache.catalog.states
 
 

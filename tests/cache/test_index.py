@@ -1,4 +1,4 @@
-"""The nearest prompt by cosine: exact while small, trained cells beyond, the same answers all along."""
+"""The index finds the nearest prompt by cosine, exactly while small and by trained cells later."""
 
 import threading
 
@@ -12,7 +12,7 @@ DIM = 32
 
 
 def clustered(count: int, seed: int = 0) -> np.ndarray:
-    """Unit vectors around a hundred centres, as prompts lie around themes."""
+    """Unit vectors around a hundred centres, like prompts around themes."""
     rng = np.random.default_rng(seed)
     centres = np.random.default_rng(99).normal(size=(100, DIM))
     vectors = centres[rng.integers(100, size=count)] + 0.5 * rng.normal(size=(count, DIM))

@@ -1,4 +1,4 @@
-"""Prompts that an encoder finds alike and that ask for opposite pictures: the judge of pictures tells them apart."""
+"""The judge of images distinguishes opposite prompts that an encoder finds similar."""
 
 from __future__ import annotations
 

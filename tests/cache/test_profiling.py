@@ -79,9 +79,9 @@ def test_every_pair_is_generated_whole_and_resumed_at_every_k() -> None:
 
 
 def judged(confidence: float, accept: float = 0.9, unseen: tuple[int, ...] = ()) -> tuple[Measured, list]:
-    """Three prompts are cached; the query lies nearest to the first, and the pictures of the second and third fit it
-    better, of which only the second is near enough to be looked at. The resumed picture has a quality of 0.7 and this
-    confidence, the whole run's 0.8 and a confidence of 0.5. Of the runs ``unseen`` it is not known how they look."""
+    """Three cached prompts and a query. The first one is nearest to it; the images of the second and third fit it
+    better, and only the second is near enough to be judged. The resumed image has quality 0.7 and the given
+    confidence, that of the whole run 0.8 and 0.5. The runs ``unseen`` have no features."""
     vectors = np.array([[1, 0], [0.8, 0.6], [0, 1], [1, 0]], float)
     resumed: list = []
 

@@ -1,4 +1,4 @@
-"""Replaying a log says what a cache would have saved, without drawing anything."""
+"""A replay of a log measures the savings of a cache without generating images."""
 
 import numpy as np
 import pytest

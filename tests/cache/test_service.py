@@ -1,4 +1,4 @@
-"""The cache's service: it begins with what the store holds, also where the store comes later than it."""
+"""The cache's service: it starts with the entries of the store, also if the store starts later."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def running(url: str, monkeypatch: pytest.MonkeyPatch) -> CacheService:
 
 
 async def tended(service: CacheService) -> CacheService:
-    """The service once it has done what it does with every look at health."""
+    """Runs the periodic work of a health check, and waits for it."""
     await asyncio.wrap_future(service._tending)
     assert service.ready
     return service

@@ -1,4 +1,4 @@
-"""The running cache predicts levels by the head that lies in the file now."""
+"""The running cache predicts levels by the current head file."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from weir.prompt_levels import LevelHead
 
 
 def head(cut: float) -> LevelHead:
-    """Everybody is hard, or everybody easy."""
+    """A head that predicts the same level for every prompt."""
     about = LEVELS.model_copy(update={"encoder": "words-1024", "family": "toy"})
     return LevelHead(np.zeros(1024), np.array([cut]), about)
 

@@ -1,4 +1,4 @@
-"""Tenants cannot see, steer or probe one another's entries; and the secret of the tags can be replaced in between."""
+"""Tenants cannot see, influence or probe one another's entries, and the secret of the tags can be replaced."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def test_one_tenants_requests_change_nothing_for_another() -> None:
         draw, setup, found = random.Random(7), Setup(SealedStore(MemoryBackend(), SECRET)), []
         for number in range(60):
             prompt = draw.choice(PROMPTS)
-            if poisoned:  # the same words, another picture
+            if poisoned:  # the same words, another image
                 setup.serve(f"mallory-{number}", prompt, tenant="mallory", seed=666)
             found.append(setup.serve(f"acme-{number}", prompt, tenant="acme", seed=1))
         return found

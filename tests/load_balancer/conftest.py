@@ -1,4 +1,4 @@
-"""A family and a pool without Ray: the fake generates at once and does what a test tells it to."""
+"""Fixtures: a family, and a fake pool without Ray whose answers, delays and failures a test sets."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def png(side: int = 8) -> bytes:
 
 
 class FakePool:
-    """Replicas by rank of a plan. ``answer`` makes the reply of a call; it may await, raise, or be replaced."""
+    """A pool of the replicas of a plan. Tests may replace ``answer``, which creates the reply of a call."""
 
     def __init__(self, plan: Plan):
         self.alive = {f"replica-{rank}": rank for rank in range(len(plan.assignments))}
@@ -83,17 +83,17 @@ class FakePool:
 
 
 def pytest_asyncio_loop_factories(item: pytest.Item) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
-    """Runs the tests of a balancer with fake replicas on virtual time: sleeping costs nothing, and a busy machine does
-    not make an image late."""
+    """Runs tests of a balancer with fake replicas on virtual time, so that sleeping takes no time and a busy machine
+    makes no image late."""
     virtual = "running" in getattr(item, "fixturenames", ())
     return {"virtual": VirtualTime} if virtual else {"real": asyncio.new_event_loop}
 
 
 @pytest.fixture
 def running(pool: FakePool, plan: Plan, family: FamilyConfig, profile: Profile) -> Callable[..., Any]:
-    """``async with running(plan, …) as balancer``: a balancer that knows its replicas; further options are its own.
+    """``async with running(plan, …) as balancer``: a balancer with ready replicas; other options go to its constructor.
 
-    Its clock is that of the loop, on which time is virtual: see :func:`pytest_asyncio_loop_factories`.
+    Its clock is the loop's, which is virtual: see :func:`pytest_asyncio_loop_factories`.
     """
     from load_balancer.runner.balancer import Balancer
 

@@ -1,4 +1,4 @@
-"""A service in this process: the real API on a real port over real workers, with nothing of Ray around them."""
+"""A service in this process without Ray: the real API on a real port, over real workers."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def serving(
     profile: Profile | None = None,
     callers: ApiKeys | None = None,
 ) -> Iterator[LocalService]:
-    """Serves on a free port of this machine until the block is left, or ``stop`` is set."""
+    """Serves on a free port of this machine until the block ends or ``stop`` is set."""
     up, stop = threading.Event(), threading.Event()
     made: list[LocalService] = []
 

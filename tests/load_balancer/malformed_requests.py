@@ -1,4 +1,4 @@
-"""A hundred requests that are wrong in one way each: name → (body, status, the field that the answer has to name)."""
+"""A hundred requests with one mistake each: name → (body, status, the field that the error has to name)."""
 
 from __future__ import annotations
 

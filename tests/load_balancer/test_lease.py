@@ -1,4 +1,4 @@
-"""Of several controllers one publishes: the first, for as long as it is heard of."""
+"""Of several controllers one publishes: the first, as long as it renews its lease."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The whole service on real Ray Serve with emulated workers: what is promised holds over HTTP."""
+"""The whole service on Ray Serve with emulated workers, over HTTP."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Up(NamedTuple):
     port: int
 
     def pool(self) -> list[dict[str, Any]]:
-        """The running replicas of the pool as Serve sees them."""
+        """The running replicas of the pool, as reported by Serve."""
         replicas = self.publisher.details()["applications"]["weir"]["deployments"]["Pool"]["replicas"]
         return [replica for replica in replicas if replica["state"] == "RUNNING"]
 
@@ -67,7 +67,7 @@ class Up(NamedTuple):
         return state
 
     def wait(self, condition) -> None:
-        """Until the readiness report fulfils the condition."""
+        """Waits until the readiness report fulfils the condition."""
         end = time.monotonic() + 60
         while not ((state := readiness(self.url)) and condition(state)):
             assert time.monotonic() < end, state
@@ -116,7 +116,7 @@ def client(up: Up) -> Iterator[httpx.Client]:
 
 
 async def load(up: Up, requests: int, concurrency: int, **fields: Any) -> list[httpx.Response]:
-    """Sends so many requests, so many at a time."""
+    """Sends ``requests`` requests, at most ``concurrency`` at a time."""
     gate = asyncio.Semaphore(concurrency)
     limits = httpx.Limits(max_connections=concurrency)
 
@@ -299,5 +299,5 @@ async def test_no_request_is_lost_when_a_process_is_killed_or_broken_under_load(
     assert row.sent > 10
     assert (row.lost, row.duplicated) == (0, 0)
     assert row.recovered_s is not None
-    if name != "balancer":  # whoever waits for the load balancer has to send the request again
+    if name != "balancer":  # clients of the load balancer have to send their requests again
         assert (row.errors, row.broken, row.refused) == (0, 0, 0)

@@ -1,4 +1,4 @@
-"""What the cache decides: which state is resumed from, what is kept, what leaves."""
+"""The catalog's decisions: which state is resumed from, kept and evicted."""
 
 import numpy as np
 import pytest
@@ -88,7 +88,7 @@ def test_an_entry_leaves_the_index_with_its_last_state() -> None:
 
 def test_a_partition_without_entries_keeps_no_index() -> None:
     cached = catalog(budget=10)
-    for i in range(100):  # a caller who never asks for the same guidance twice
+    for i in range(100):  # a client that never uses the same guidance twice
         cached.insert(f"p|{i}", str(i), at(1), {5: 5})
     assert sorted(cached.entries()) == ["98", "99"]
     assert len(cached._indexes) == 2

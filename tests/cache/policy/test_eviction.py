@@ -1,4 +1,4 @@
-"""Which state leaves when the cache is full."""
+"""The eviction policies."""
 
 import numpy as np
 import pytest

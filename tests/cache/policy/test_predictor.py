@@ -1,4 +1,4 @@
-"""The match predictor says before the search whether a prompt will find anything."""
+"""The match predictor."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""What resumed images are worth comes from the cache profile, and never from a lucky pair."""
+"""The quality of resumed images, from the measurements of a cache profile."""
 
 import json
 

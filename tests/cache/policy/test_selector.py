@@ -1,4 +1,4 @@
-"""A similarity decides how many steps are skipped: published thresholds by name, measured ones from a profile."""
+"""Selectors: published thresholds by name, and measured ones from a profile."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""What an administrator does: count, purge, carry elsewhere; through the command line, on a real Redis."""
+"""Maintenance through the command line on a real Redis: statistics, purge, export and import."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Code planted in Redis is a counted miss and never runs, not even sealed by somebody who knows the secret."""
+"""Code planted in Redis is a counted miss and never runs, even if it was sealed with the secret."""
 
 from __future__ import annotations
 

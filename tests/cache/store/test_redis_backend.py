@@ -1,4 +1,4 @@
-"""The URL of a Redis is checked where the client is made, and nothing of its password is ever quoted."""
+"""The URL of Redis is checked when the client is created, and its password is never quoted."""
 
 import pytest
 from hypothesis import given

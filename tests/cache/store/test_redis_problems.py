@@ -1,4 +1,4 @@
-"""Redis as it is run: with ACL users, as a cluster, as a replica, behind TLS, with another password."""
+"""Redis in other configurations: ACL users, a cluster, a replica, TLS, a wrong password."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_a_server_whose_info_has_another_name_is_accepted(start: Start, backend:
 
 
 def cluster(start: Start) -> RedisServer:
-    """A cluster of one node that has all slots: CROSSSLOT is then what several keys of one write get."""
+    """A cluster of one node with all slots, which rejects a write of several keys with CROSSSLOT."""
     server = start("cluster-enabled yes")
     with redis.Redis.from_url(server.url) as client:
         client.execute_command("CLUSTER", "ADDSLOTS", *range(16384))

@@ -1,4 +1,4 @@
-"""The way to Redis through TLS: a real Redis behind a TLS end on this machine, for the wheel's own speaks none."""
+"""Redis over TLS: a real Redis behind a TLS proxy on this machine, because the wheel's build has no TLS."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from weir.states import state_key
 
 
 def certificate(folder: Path) -> tuple[Path, Path]:
-    """Files of a certificate for 127.0.0.1 that is its own authority, and of its key."""
+    """Files of a self-signed certificate for 127.0.0.1 and of its key."""
     key, name = ec.generate_private_key(ec.SECP256R1()), x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "redis")])
     now = datetime.now(UTC)
     signed = (
@@ -56,7 +56,7 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 @pytest.fixture
 def url(server: RedisServer, authority: tuple[Path, Path]) -> Iterator[str]:
-    """Of a TLS end in front of the server."""
+    """The URL of a TLS proxy in front of the server."""
     plain, context = urlsplit(server.url), ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(*authority)
     loop, ready, port = asyncio.new_event_loop(), threading.Event(), 0

@@ -1,4 +1,4 @@
-"""Sealed states: what comes back is what was written under this very key, or nothing."""
+"""The sealed store returns what was written under a key, or nothing."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -62,7 +62,7 @@ def test_a_restart_deletes_orphaned_states(either: SealedStore) -> None:
     either.put(request("crashed"), [state(5)])  # its record was never written
     either.remember(record("evicted"))  # its states are gone
     either.put(request("whole"), [state(5), state(25)])
-    either.remember(record("whole"))  # 25 came after it, and is in nobody's books
+    either.remember(record("whole"))  # the state of 25 was stored later, and no record has it
     told: list[int] = []
     assert [r.entry for r in either.records(told.append)] == ["whole"]
     assert told == [2]
@@ -71,7 +71,7 @@ def test_a_restart_deletes_orphaned_states(either: SealedStore) -> None:
 
 def test_a_record_that_a_scan_gives_twice_is_read_once_and_stays() -> None:
     class Resized(MemoryBackend):
-        """Gives every key twice, as Redis may while its table changes size."""
+        """Returns every key twice, as Redis may while its table changes size."""
 
         def keys(self, prefix: str) -> Iterator[str]:
             found = list(super().keys(prefix))

@@ -1,4 +1,4 @@
-"""Too much is refused before any work, with the time after which a retry makes sense."""
+"""Overload is refused before any work, with a retry time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Keys of the priority ``batch``: they let all others go first, and come to their turn all the same."""
+"""Requests of keys with priority ``batch``: all others precede them, and they are still answered."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_the_dispatcher_places_them_behind_all_other_waiting_images(profile):
     urgent, patient = dispatcher.finish_at(KIND, 0.0), dispatcher.finish_at(KIND, 0.0, low_priority=True)
     assert alone < urgent < patient
     dispatcher.assign("r", "urgent", KIND, 0.0)
-    assert dispatcher.position("batch-0") == 0  # it is being drawn
+    assert dispatcher.position("batch-0") == 0  # it is being generated
     assert (dispatcher.position("urgent"), dispatcher.position("batch-1")) == (1, 2)
     dispatcher.forget("r", "urgent", 0.0)
     assert dispatcher.position("batch-1") == 1

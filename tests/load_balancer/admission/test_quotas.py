@@ -1,4 +1,4 @@
-"""What one caller may ask for: each key for itself, with the time after which a retry makes sense."""
+"""Quotas of each key, with a retry time in the refusal."""
 
 from __future__ import annotations
 

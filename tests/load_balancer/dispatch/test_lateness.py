@@ -1,4 +1,4 @@
-"""Predictions are corrected by how late images really were."""
+"""Predictions are corrected by the measured lateness of images."""
 
 from __future__ import annotations
 

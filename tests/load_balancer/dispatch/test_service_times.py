@@ -1,4 +1,4 @@
-"""Service times start from the profile and follow what the workers report."""
+"""Service times start from the profile and follow the reports of workers."""
 
 from __future__ import annotations
 

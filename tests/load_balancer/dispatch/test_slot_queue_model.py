@@ -1,4 +1,4 @@
-"""Where steps were measured, an image waits for a free seat and not for a batch."""
+"""With a profile of steps, an image waits for a free slot and not for a batch."""
 
 from __future__ import annotations
 
@@ -33,88 +33,88 @@ def profile() -> Profile:
     )
 
 
-def book_of(profile: Profile, light: int, heavy: int, seats: int) -> Dispatcher:
-    plan = Plan.split(1, light, heavy, light_batch=seats, heavy_batch=seats, threshold=0.5)
-    book = Dispatcher(plan, ServiceTimes(profile))
-    book.sync([{"replica": f"r{rank}", "rank": rank} for rank in range(light + heavy)])
-    return book
+def dispatcher_of(profile: Profile, light: int, heavy: int, slots: int) -> Dispatcher:
+    plan = Plan.split(1, light, heavy, light_batch=slots, heavy_batch=slots, threshold=0.5)
+    dispatcher = Dispatcher(plan, ServiceTimes(profile))
+    dispatcher.sync([{"replica": f"r{rank}", "rank": rank} for rank in range(light + heavy)])
+    return dispatcher
 
 
 def test_a_late_arrival_takes_a_free_slot_at_once(profile):
-    book = book_of(profile, 1, 0, seats=2)
-    book.assign("r0", "a", LIGHT_IMAGE, 0.0)
-    assert book.finish_at(LIGHT_IMAGE, 0.4) == pytest.approx(0.4 + 1.5)
-    book.assign("r0", "b", LIGHT_IMAGE, 0.4)
-    assert book.begun("r0", "b")
+    dispatcher = dispatcher_of(profile, 1, 0, slots=2)
+    dispatcher.assign("r0", "a", LIGHT_IMAGE, 0.0)
+    assert dispatcher.finish_at(LIGHT_IMAGE, 0.4) == pytest.approx(0.4 + 1.5)
+    dispatcher.assign("r0", "b", LIGHT_IMAGE, 0.4)
+    assert dispatcher.begun("r0", "b")
 
 
 def test_with_every_slot_taken_an_image_waits_for_the_first_to_finish(profile):
-    book = book_of(profile, 1, 0, seats=2)
-    book.assign("r0", "a", LIGHT_IMAGE, 0.0)
-    book.assign("r0", "b", LIGHT_IMAGE, 0.4)  # a has 0.6 of its steps to go, now of 1.5 s
-    assert book.finish_at(LIGHT_IMAGE, 0.4) == pytest.approx(0.4 + 0.6 * 1.5 + 1.5)
-    assert book.finish_at(LIGHT_IMAGE, 1.0) == pytest.approx(0.4 + 0.6 * 1.5 + 1.5)
+    dispatcher = dispatcher_of(profile, 1, 0, slots=2)
+    dispatcher.assign("r0", "a", LIGHT_IMAGE, 0.0)
+    dispatcher.assign("r0", "b", LIGHT_IMAGE, 0.4)  # a has 0.6 of its steps to go, now of 1.5 s
+    assert dispatcher.finish_at(LIGHT_IMAGE, 0.4) == pytest.approx(0.4 + 0.6 * 1.5 + 1.5)
+    assert dispatcher.finish_at(LIGHT_IMAGE, 1.0) == pytest.approx(0.4 + 0.6 * 1.5 + 1.5)
 
 
 def test_a_heavy_image_is_predicted_with_full_slots(profile):
-    book = book_of(profile, 0, 1, seats=4)
-    promised = book.finish_at(HEAVY_IMAGE, 0.0)
+    dispatcher = dispatcher_of(profile, 0, 1, slots=4)
+    promised = dispatcher.finish_at(HEAVY_IMAGE, 0.0)
     for request in "abcd":
-        assert book.finish_at(HEAVY_IMAGE, 0.0) == promised == pytest.approx(20.0)
-        book.assign("r0", request, HEAVY_IMAGE, 0.0)
-    assert book.finish_at(HEAVY_IMAGE, 0.0) == pytest.approx(40.0)
+        assert dispatcher.finish_at(HEAVY_IMAGE, 0.0) == promised == pytest.approx(20.0)
+        dispatcher.assign("r0", request, HEAVY_IMAGE, 0.0)
+    assert dispatcher.finish_at(HEAVY_IMAGE, 0.0) == pytest.approx(40.0)
 
 
 def test_equally_early_replicas_share_the_images(profile):
-    book = book_of(profile, 0, 2, seats=4)
+    dispatcher = dispatcher_of(profile, 0, 2, slots=4)
     chosen = []
     for request in "abcd":
-        choice = book.pick(HEAVY_IMAGE, 0.0)
+        choice = dispatcher.pick(HEAVY_IMAGE, 0.0)
         assert choice is not None
         chosen.append(choice.replica)
-        book.assign(choice.replica, request, HEAVY_IMAGE, 0.0)
+        dispatcher.assign(choice.replica, request, HEAVY_IMAGE, 0.0)
     assert chosen == ["r0", "r1", "r0", "r1"]
 
 
 def test_images_leave_one_by_one(profile):
-    book = book_of(profile, 1, 0, seats=2)
-    book.assign("r0", "a", LIGHT_IMAGE, 0.0)
-    book.assign("r0", "b", LIGHT_IMAGE, 0.4)
-    book.assign("r0", "c", LIGHT_IMAGE, 0.5)
-    book.finished("r0", "a", 1.3, batch_size=2, compute_s=1.3, together=1, queued=1)
-    assert book.outstanding == {"r0": 2}
-    assert book.begun("r0", "b")
-    assert book.begun("r0", "c")
+    dispatcher = dispatcher_of(profile, 1, 0, slots=2)
+    dispatcher.assign("r0", "a", LIGHT_IMAGE, 0.0)
+    dispatcher.assign("r0", "b", LIGHT_IMAGE, 0.4)
+    dispatcher.assign("r0", "c", LIGHT_IMAGE, 0.5)
+    dispatcher.finished("r0", "a", 1.3, batch_size=2, compute_s=1.3, together=1, queued=1)
+    assert dispatcher.outstanding == {"r0": 2}
+    assert dispatcher.begun("r0", "b")
+    assert dispatcher.begun("r0", "c")
 
 
 def test_images_finished_at_the_same_step_leave_together(profile):
-    book = book_of(profile, 1, 0, seats=4)
+    dispatcher = dispatcher_of(profile, 1, 0, slots=4)
     for request in "abc":
-        book.assign("r0", request, LIGHT_IMAGE, 0.0)
-    assert book.finished("r0", "a", 1.7, batch_size=3, compute_s=1.7, together=3) == LIGHT_IMAGE
-    assert book.finish_at(LIGHT_IMAGE, 1.7) == pytest.approx(1.7 + 1.0, rel=0.05)
-    assert book.finished("r0", "b", 1.7, batch_size=3, compute_s=1.7, together=3) is None
-    assert book.outstanding == {"r0": 1}
+        dispatcher.assign("r0", request, LIGHT_IMAGE, 0.0)
+    assert dispatcher.finished("r0", "a", 1.7, batch_size=3, compute_s=1.7, together=3) == LIGHT_IMAGE
+    assert dispatcher.finish_at(LIGHT_IMAGE, 1.7) == pytest.approx(1.7 + 1.0, rel=0.05)
+    assert dispatcher.finished("r0", "b", 1.7, batch_size=3, compute_s=1.7, together=3) is None
+    assert dispatcher.outstanding == {"r0": 1}
 
 
 def test_a_resumed_run_costs_its_steps_and_the_whole_fixed_cost(profile):
-    book = book_of(profile, 0, 1, seats=1)
-    assert book.finish_at(Kind(HEAVY, HEAVY, 0.5), 0.0) == pytest.approx(1.0 + 0.5 * 9.0)
+    dispatcher = dispatcher_of(profile, 0, 1, slots=1)
+    assert dispatcher.finish_at(Kind(HEAVY, HEAVY, 0.5), 0.0) == pytest.approx(1.0 + 0.5 * 9.0)
 
 
 def test_the_predicted_finish_of_a_hanging_replica_grows_with_time(profile):
-    book = book_of(profile, 2, 0, seats=1)
-    book.assign("r0", "stuck", LIGHT_IMAGE, 0.0)
-    book.assign("r1", "b", LIGHT_IMAGE, 29.0)
-    choice = book.pick(LIGHT_IMAGE, 29.5)
+    dispatcher = dispatcher_of(profile, 2, 0, slots=1)
+    dispatcher.assign("r0", "stuck", LIGHT_IMAGE, 0.0)
+    dispatcher.assign("r1", "b", LIGHT_IMAGE, 29.0)
+    choice = dispatcher.pick(LIGHT_IMAGE, 29.5)
     assert choice is not None
     assert choice.replica == "r1"
 
 
 def test_with_fewer_slots_running_images_continue(profile):
-    book = book_of(profile, 1, 0, seats=4)
+    dispatcher = dispatcher_of(profile, 1, 0, slots=4)
     for request in "abc":
-        book.assign("r0", request, LIGHT_IMAGE, 0.0)
-    book.set_plan(Plan.split(2, 1, 0, light_batch=1, heavy_batch=1, threshold=0.5))
-    assert all(book.begun("r0", request) for request in "abc")
-    assert book.finish_at(LIGHT_IMAGE, 0.0) == pytest.approx(1.0 + 1.0)
+        dispatcher.assign("r0", request, LIGHT_IMAGE, 0.0)
+    dispatcher.set_plan(Plan.split(2, 1, 0, light_batch=1, heavy_batch=1, threshold=0.5))
+    assert all(dispatcher.begun("r0", request) for request in "abc")
+    assert dispatcher.finish_at(LIGHT_IMAGE, 0.0) == pytest.approx(1.0 + 1.0)

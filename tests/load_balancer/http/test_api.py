@@ -1,4 +1,4 @@
-"""The HTTP face, in process, over a fake pool."""
+"""The HTTP API, in process, over a fake pool."""
 
 from __future__ import annotations
 

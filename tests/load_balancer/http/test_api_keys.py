@@ -1,4 +1,4 @@
-"""Who may call: keys of which only digests are kept, and which can come and go while the service runs."""
+"""API keys: only digests are kept, and keys can be added and removed while the service runs."""
 
 from __future__ import annotations
 

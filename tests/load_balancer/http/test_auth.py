@@ -1,4 +1,4 @@
-"""The door of the API over HTTP, in process: who gets where with which key, and that no key is ever repeated."""
+"""Authentication of the API over HTTP, in process: which key gives access to which route; keys are never quoted."""
 
 from __future__ import annotations
 
@@ -137,5 +137,5 @@ async def test_no_key_appears_in_logs_answers_or_errors(client, caplog, capfd, m
     written = "".join(capfd.readouterr()) + caplog.text.replace("GET http://weir/v1/weir-", "")
     for key in (ALICE, ADMIN, planted):
         assert key not in written
-        # A key that the client itself put into the name of a field comes back to that client in the message.
+        # A key that a client uses as a field name is quoted in the error to that client only.
         assert said.count(key) <= 4

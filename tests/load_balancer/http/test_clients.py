@@ -1,4 +1,4 @@
-"""What clients send by themselves gives an image: chat front ends, proxies, the openai packages, browsers, curl."""
+"""Default requests of clients are answered with an image: chat front ends, proxies, openai packages, browsers, curl."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ JSON = {"content-type": "application/json"}
 ALIASES = {name: "toy" for name in ("dall-e-2", "dall-e-3", "gpt-image-1", "gpt-image-1.5", "gpt-image-2")}
 ALIASES["quick"] = "toy/light"
 
-#: Client → the body that it sends when its user changes nothing but the prompt, and where it looks for the image.
+#: Client → the body of its default request, and the field in which it expects the image.
 BODIES: dict[str, tuple[dict[str, Any], str]] = {
     "open-webui": ({"model": "dall-e-2", "n": 1, "size": "512x512", "response_format": "b64_json"}, "b64_json"),
     "open-webui, gpt-image": ({"model": "gpt-image-1", "n": 1, "size": "auto"}, "b64_json"),
@@ -146,7 +146,7 @@ async def test_minus_one_and_null_are_any_seed(client, seed):
         for _ in range(3)
     }
     assert len(seeds) == 3
-    assert all(0 <= it < 2**53 for it in seeds)  # what every client can read and send again
+    assert all(0 <= it < 2**53 for it in seeds)  # integers that every client can read and send exactly
 
 
 @pytest.mark.parametrize("seed", [0, 2**32, 2**53 + 1, 2**63, 2**64 - 1])
@@ -222,7 +222,7 @@ async def test_head_is_answered_like_get_without_the_body(client, path):
     head, get = await client.head(path), await client.get(path)
     assert head.status_code == get.status_code
     assert head.content == b""
-    unlike = {"content-length"} if path in ("/v1/live", "/readyz") else set()  # times in it have digits of their own
+    unlike = {"content-length"} if path in ("/v1/live", "/readyz") else set()  # times in the body vary in length
     assert {k: v for k, v in head.headers.items() if k not in unlike} == {
         k: v for k, v in get.headers.items() if k not in unlike
     }

@@ -1,4 +1,4 @@
-"""What headers ask for."""
+"""The request headers ``Prefer`` and ``Idempotency-Key``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Requests that outlive their connection: idempotency keys, answers that come later, status, cancellation."""
+"""Requests that outlive their connection: idempotency keys, asynchronous answers, status, cancellation."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ async def client(balancer, family) -> AsyncIterator[httpx.AsyncClient]:
 
 
 async def ended(ask: Callable[[], Awaitable[httpx.Response]]) -> dict[str, Any]:
-    """The state of a request, once it is none of the first two."""
+    """Waits until a request has ended, and returns its status."""
     while (state := (await ask()).json())["status"] in ("queued", "running"):
         await asyncio.sleep(0)
     return state
@@ -109,7 +109,7 @@ async def test_another_request_with_the_same_key_is_refused(client, pool, change
 
 async def test_a_failed_request_is_generated_again_with_its_key(client, pool):
     broken = ("generation_failed", "black")
-    failures = iter([broken, broken, None])  # another replica tries, too
+    failures = iter([broken, broken, None])  # another replica tries as well
     pool.fail = lambda *_: next(failures)
     key = {"idempotency-key": "k"}
     assert (await client.post(GENERATIONS, json=GOOD, headers=key)).status_code == 500
@@ -126,7 +126,7 @@ async def test_a_request_that_was_not_admitted_leaves_its_key_free(client, balan
 
 async def test_after_a_crash_the_same_key_has_the_same_seed(client, balancer, family, pool):
     await client.post(GENERATIONS, json=GOOD, headers={"idempotency-key": "k"})
-    app = create_app(balancer, family, LimitsConfig())  # it knows nothing of before
+    app = create_app(balancer, family, LimitsConfig())  # a new application without the earlier jobs
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://weir") as other:
         await other.post(GENERATIONS, json=GOOD, headers={"idempotency-key": "k"})
     assert len({request["seed"] for _, _, request in pool.calls}) == 1
@@ -188,7 +188,7 @@ async def test_the_status_of_a_failed_request_has_the_error(client, pool):
 
 
 async def test_the_status_has_the_queue_position_and_an_estimate(pool, plan, family):
-    # Batches of some seconds, so that it does not matter how long the test itself takes.
+    # Batches take seconds, so that the duration of the test does not matter.
     slow = {key: {**PROFILE[key], "latency_s": [100 * s for s in PROFILE[key]["latency_s"]]} for key in (LIGHT, HEAVY)}
     profile = Profile.model_validate(PROFILE | slow)
     balancer = Balancer(pool, plan, family, slo_s=500.0, queued=64, profile=profile)

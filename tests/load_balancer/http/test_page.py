@@ -1,4 +1,4 @@
-"""The page in a real headless Chromium, against real workers: emulated ones, and the embedded models."""
+"""The web page in a headless Chromium, with emulated workers and with the embedded models."""
 
 from __future__ import annotations
 
@@ -29,12 +29,14 @@ from workers.replica import Worker
 
 pytestmark = [
     pytest.mark.timeout(240),
-    pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning"),  # selenium leaves its sockets to the collector
+    pytest.mark.filterwarnings(
+        "ignore:unclosed:ResourceWarning"
+    ),  # selenium leaves its sockets to the garbage collector
     pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning"),
 ]
 PLAN = Plan.split(1, 1, 1, light_batch=4, heavy_batch=4, threshold=0.5)
 STEPWISE = {"step_s": [1e-4, 1e-4], "fixed": {"text_s": 0, "decode_s": 0}}
-#: Times without meaning: a gate says when the heavy variant goes on.
+#: Arbitrary times: a gate controls when the heavy variant continues.
 DOUBTFUL = Profile.model_validate(
     {**PROFILE, "heavy": {**PROFILE["heavy"], **STEPWISE}, "confidences": [0.25]}  # below the plan's threshold
 )
@@ -119,11 +121,11 @@ class Page:
         )
 
     def kept(self) -> list[str]:
-        """The names of the last images, the newest first."""
+        """Names of the last images, the newest first."""
         return [button.accessible_name for button in self.browser.find_elements(By.CSS_SELECTOR, "#images button")]
 
     def complaints(self) -> list[str]:
-        """What the browser's console says of the page, refused answers aside, which are tested on purpose."""
+        """Messages of the browser's console, without those of refused requests, which are tested on purpose."""
         said = [entry["message"] for entry in self.browser.get_log("browser")]
         return [message for message in said if "Failed to load resource" not in message]
 

@@ -1,4 +1,4 @@
-"""``docs/api.md``: its reference is what the code says, and its examples run."""
+"""``docs/api.md``: its reference is up to date, and its examples run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``stream: true`` in process: which pictures come, in which order, and what ends a stream."""
+"""``stream: true`` in process: the images of a stream, their order, and its end."""
 
 from __future__ import annotations
 
@@ -155,7 +155,7 @@ async def test_a_refusal_before_the_stream_is_a_status_of_its_own(client, balanc
 
 
 async def test_a_client_that_leaves_a_stream_cancels_its_work(balancer, family, pool):
-    """By hand, for the client that tests use in process has no way to hang up."""
+    """Calls the application directly, because the in-process client of the tests cannot disconnect."""
     pool.confidence = 0.1
     pool.delay_s[HEAVY] = 60
     app = create_app(balancer, family, LimitsConfig.model_validate({}))

@@ -1,4 +1,4 @@
-"""Who ends a process ends that one, and no other that has got its id since."""
+"""The replica killer kills a process, and no later process with the same id."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The book of replicas while some of them say nothing: they hang, and their process is still there."""
+"""The registry while replicas hang: their processes are alive and do not answer."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 class Hanging:
     """Wraps the fake pool: the replicas in ``hung`` are silent, those in ``gone`` are not routed to, and images sent to
-    them never come."""
+    them never finish."""
 
     def __init__(self, pool: Any):
         self.pool = pool
@@ -181,7 +181,7 @@ class Result:
 
 
 class Handle:
-    """Of a deployment with some replicas, of which some hang and some fail."""
+    """A handle of a deployment, of whose replicas some hang and some fail."""
 
     def __init__(self, *replicas: str):
         self.replicas = replicas

@@ -1,4 +1,4 @@
-"""The cascade path over a fake pool: what happens to a request when images are late, fail, or their replica dies."""
+"""The balancer over a fake pool: requests whose images are late or fail, or whose replica dies."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ async def test_a_doubtful_image_is_generated_again_by_a_heavy_replica_with_the_s
     assert image.compute_s == pytest.approx(0.02)
     (_, first, light), (replica, second, heavy) = pool.calls
     assert (first, second) == (LIGHT, HEAVY)
-    # Nobody waits for the heavy image up to the deadline itself, so the worker is not asked to.
+    # The balancer does not wait for the heavy image until the deadline itself, so the worker's deadline is earlier.
     assert heavy == {**light, "deadline": pytest.approx(light["deadline"] - margin_s(5.0))}
     assert replica in ("replica-1", "replica-2")
 
@@ -240,7 +240,7 @@ GOOD = Plan.split(2, 2, 1, light_batch=4, heavy_batch=4, threshold=0.3).to_dict(
 
 @st.composite
 def damaged(draw: st.DrawFn) -> Any:
-    """Any JSON at all, or a good plan with anything in the place of one of its values."""
+    """Any JSON value, or a valid plan with one value replaced by any JSON value."""
     if draw(st.booleans()):
         return draw(JSON)
     fields, anything = copy.deepcopy(GOOD), draw(JSON)
@@ -393,7 +393,7 @@ async def test_refused_images_count_as_arrivals(pool, plan, family):
 
 
 def ruled(light: int = 1, heavy: int = 2, **rules) -> Plan:
-    """A plan whose rules are those of DiffServe but for what is given."""
+    """A plan with DiffServe's rules, apart from those given."""
     published = Rules(ReplicaChoice.RANDOM, drop_after_s=5.0, light_fallback=False, dispatch_again=False)
     return Plan.split(1, light, heavy, light_batch=4, heavy_batch=4, threshold=0.5, rules=replace(published, **rules))
 

@@ -1,4 +1,4 @@
-"""The cache in the request path: a hit goes on from its state, everything else goes its way as without a cache."""
+"""The cache in the request path: a hit resumes from its state, and every failure is a miss."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class FakeCache:
 
 @pytest.fixture
 def pool(pool):
-    """Heavy replicas that resume where they are asked to, and store what they are asked to capture."""
+    """A pool whose heavy replicas resume and capture states as requested."""
     quick = pool.generate
     pool.loses_states = False
 
@@ -228,7 +228,7 @@ async def test_the_end_of_a_failed_request_is_reported_to_the_cache(running, poo
 
 
 class FakeHandle:
-    """A deployment handle whose calls do what a test tells them to."""
+    """A deployment handle whose calls a test defines."""
 
     def __init__(self) -> None:
         self.answer: Any = HIT.to_dict()

@@ -1,4 +1,4 @@
-"""What the load balancer shows of the requests that passed."""
+"""The metrics of the load balancer."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from weir.telemetry import PrometheusMetrics
 
 
 class Seen:
-    """A balancer over a fake pool, and what a scrape of it shows."""
+    """A balancer over a fake pool, and its scraped metrics."""
 
     def __init__(self, pool, plan, family, profile, slo_s: float = 10.0):
         self.registry = CollectorRegistry()

@@ -1,4 +1,4 @@
-"""What a controller observes of the requests that passed."""
+"""The counters that a controller observes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An answer says what its image was made with."""
+"""An answer has the provenance of its image."""
 
 from __future__ import annotations
 

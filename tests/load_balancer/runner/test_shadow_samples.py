@@ -1,4 +1,4 @@
-"""ShadowSamples samples: only what was seen, only in quiet times, no more than allowed, behind everybody else."""
+"""Shadow samples use recent prompts only, while the service is idle, within their share, and with low priority."""
 
 from __future__ import annotations
 
