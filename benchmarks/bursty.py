@@ -1,11 +1,11 @@
-"""What the step loop gives on bursts: one heavy replica, the same arrivals, models and states, with it and without it.
+"""Measures the gain of the step loop on bursts: one heavy replica with and without it, on the same arrivals.
 
     python -m benchmarks.bursty --images 80
 
-*Steps* is the order of :mod:`workers.engine.scheduling`: images join and leave between any two steps. *Batches* runs
-what waits, up to the batch size, until the last of it is through; nobody joins and nobody leaves before. Both resume:
-the shares of K are those of the published logs. Models run for real, and a call takes the processor time that it took,
-so that other load on the machine counts for nothing: the clock is that of a processor of its own.
+*Steps* schedules as :mod:`workers.engine.scheduling` does: images join and leave between any two steps. *Batches* runs
+the waiting images, up to the batch size, until the last of them is finished; no image joins or leaves before. Both
+resume from stored states, with the shares of K in the published logs. The models run, and the clock advances by the
+processor time of each call, so that other load on the machine has no effect.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ console = Console(width=120)
 
 @dataclass(slots=True, eq=False, kw_only=True)
 class Waiting(Task):
-    """An image with the moment that it was asked for and, in the end, the one that it was ready."""
+    """An image with its arrival time and, when it is finished, its finish time."""
 
     order: DenoiseJob
     arrival_s: float
@@ -47,7 +47,7 @@ class Waiting(Task):
 
 
 class Replica:
-    """One engine under a clock that only its own work moves."""
+    """One engine with a clock that only its own work advances."""
 
     def __init__(self, engine: Family, batch: int):
         self.engine, self.batch, self.now = engine, batch, 0.0
@@ -66,7 +66,7 @@ class Replica:
                 image.sample = sample
 
     def step(self, images: Sequence[Waiting]) -> list[Waiting]:
-        """One call of the denoiser; those that are through."""
+        """Runs one call of the denoiser and returns the images that have finished their steps."""
         self.worked(lambda: self.engine.step([image.sample for image in images]))
         for image in images:
             image.left -= 1
@@ -79,7 +79,7 @@ class Replica:
                 image.done_s = self.now
 
     def steps(self, queue: list[Waiting]) -> None:
-        """What the step loop does between two looks at the queue."""
+        """Runs one iteration of the step loop."""
         call = next_call(queue, lambda image: self.batch, self.now)
         self.begin(call)
         through = self.step(call)
@@ -87,7 +87,7 @@ class Replica:
         queue[:] = [image for image in queue if image not in through]
 
     def batches(self, queue: list[Waiting]) -> None:
-        """A batch from its first step to its last."""
+        """Runs one batch from its first step to its last."""
         batch, queue[:] = queue[: self.batch], queue[self.batch :]
         self.begin(batch)
         running = list(batch)
@@ -123,8 +123,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--family", type=Path, default=Path("deploy/families/weir-tiny.yaml"))
     parser.add_argument("--trace", type=Path, default=Path("traces/bursty.csv"))
-    parser.add_argument("--images", type=int, default=80, help="the first of the trace")
-    parser.add_argument("--load", type=float, default=0.7, help="mean demand over what full batches get through")
+    parser.add_argument("--images", type=int, default=80, help="number of images from the start of the trace")
+    parser.add_argument("--load", type=float, default=0.7, help="mean demand divided by the capacity of full batches")
     parser.add_argument("--slo", type=float, default=5.0, help="seconds")
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--out", type=Path)
@@ -141,11 +141,11 @@ def main() -> None:
     ]
     rng = np.random.default_rng(0)
     levels = [round(int(k) / 50 * steps) for k in rng.choice(LEVELS, len(requests), p=np.array(SHARES) / sum(SHARES))]
-    # Speed does not depend on whose state it is: one run's serve all.
-    [drawn] = engine.generate(
+    # Speed does not depend on the content of a state, so the states of one run serve all images.
+    [source] = engine.generate(
         "heavy", [ImageRequest("source", "a red circle", 0, side, side, float("inf"), capture="bursty")]
     )
-    states: dict[int, State] = {state.step: state for state in drawn.states}
+    states: dict[int, State] = {state.step: state for state in source.states}
 
     def images(scale: float) -> list[Waiting]:
         made = []

@@ -1,15 +1,15 @@
-"""What the cache costs and what each eviction policy saves.
+"""Measures the cost of the cache and the saving of each eviction policy.
 
-    python -m benchmarks.cache eviction --prompts FILE        a log of prompts, one a line, in submission order
+    python -m benchmarks.cache eviction --prompts FILE        a log of prompts, one per line, in submission order
     python -m benchmarks.cache eviction --requests 1000000    a synthetic log with recurring themes
     python -m benchmarks.cache lookup --entries 100000        similarity search: p50, p99, memory, rebuild
                                                               (OMP_NUM_THREADS=1: processor times count one thread)
     python -m benchmarks.cache fetch                          states of 128 and 512 KiB from a Redis on this machine
-    python -m benchmarks.cache rebuild --entries 100000       a start with a full Redis: seconds until it answers
-    python -m benchmarks.cache probe                          what a tenant learns of another one from a lookup's time
+    python -m benchmarks.cache rebuild --entries 100000       a start with a full Redis: seconds until it is ready
+    python -m benchmarks.cache probe                          information about other tenants in the time of a lookup
 
-Capacities count states. Every policy runs on the same machinery, once with NIRVANA's insertion (after misses, nearest
-neighbour only) and once with Weir's (after hits too, best of four neighbours).
+Capacities count states. Every policy runs on the same catalog, once with NIRVANA's insertion (after misses, nearest
+neighbour only) and once with Weir's (also after hits, best of four neighbours).
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ PLACES = ("left of", "right of", "above", "below")
 
 
 class SmallIndex:
-    """An exact index of few vectors: what one theme of the synthetic log needs."""
+    """An exact index of few vectors, for one theme of the synthetic log."""
 
     def __init__(self, dim: int):
         self._rows = np.zeros((4, dim), np.float32)
@@ -100,13 +100,14 @@ class SmallIndex:
 
 
 def synthetic_log(requests: int, seed: int, dim: int = 32) -> tuple[np.ndarray, list[str]]:
-    """Unit vectors [N, dim] of prompts with recurring themes, and the theme of each.
+    """Generates unit vectors [N, dim] of prompts with recurring themes, and the theme of each.
 
-    The model: one theme for every 50 requests, the n-th asked for as often as n ** -0.8; half of the places in this
-    ranking are trends, whose theme gives way to a new one after 20 requests on average. A prompt is its theme's centre
-    and a detail of its own; within a theme the mean cosine is uniform in 0.55…0.8. With 0.35 one of the last 50 users
-    goes on instead: in 0.3 of these with the same prompt, else with one of cosine 0.7…0.99 to it. Prompts of different
-    themes are not compared (their cosine is about 0).
+    There is one theme for every 50 requests, and the frequency of the n-th is proportional to n ** -0.8. Half of the
+    ranks are trends, whose theme is replaced by a new one after 20 requests on average. A prompt is the sum of its
+    theme's centre and a random detail; the mean cosine within a theme is uniform in 0.55…0.8. With probability 0.35 one
+    of the
+    last 50 users sends the next prompt instead: with probability 0.3 the same prompt, otherwise one with a cosine of
+    0.7…0.99 to it. Prompts of different themes are not compared, because their cosine is about 0.
     """
     rng = np.random.default_rng(seed)
     themes = max(100, requests // 50)
@@ -146,7 +147,7 @@ def synthetic_log(requests: int, seed: int, dim: int = 32) -> tuple[np.ndarray, 
 
 
 def eviction(args: argparse.Namespace) -> dict:
-    """Compute saved by policy and capacity."""
+    """Measures the saved steps by policy and capacity."""
     if args.prompts:
         log = read_log(args.prompts)
         vectors, themes = WordEncoder().encode(log.prompts), None
@@ -190,7 +191,7 @@ def resident_mib() -> float:
 
 
 def lookup(args: argparse.Namespace) -> dict:
-    """Similarity search at a number of entries, alone and beside a writer; clustered vectors, as prompts are."""
+    """Measures similarity search alone and with a concurrent writer, on clustered vectors like those of prompts."""
     rng = np.random.default_rng(0)
     centres = rng.normal(size=(2000, args.dim)).astype(np.float32)
     ids = np.arange(args.entries)
@@ -211,7 +212,7 @@ def lookup(args: argparse.Namespace) -> dict:
     memory = resident_mib() - before
 
     def timed(times: int) -> dict[str, float]:
-        """On the wall, and of the processor: what a lookup takes where no other process waits for the same core."""
+        """Measures wall and processor time; the latter is the time of a lookup on an otherwise idle core."""
         wall, processor = [], []
         for query in queries[:times]:
             begin, worked = time.perf_counter(), time.thread_time()
@@ -267,7 +268,7 @@ def lookup(args: argparse.Namespace) -> dict:
 
 
 def fetch(args: argparse.Namespace) -> dict:
-    """Fetching a state as a worker does: Redis, the tag, the tensors; by size and compression."""
+    """Measures the fetch of a state as in a worker (Redis, the tag, the tensors) by size and compression."""
     server = RedisServer.start()
     found: dict = {}
     try:
@@ -325,7 +326,7 @@ def _fetched(backend: Backend, shape: tuple[int, int, int], compression: Compres
 
 
 def rebuild(args: argparse.Namespace) -> dict:
-    """A cache starts beside a Redis that holds entries already: records read and proven, cells trained, vectors in."""
+    """Measures the start of a cache with a full Redis: reading and verifying records, and building the index."""
     server, rng, latent = RedisServer.start(), np.random.default_rng(0), np.zeros((4, 8, 8), np.float16)
     try:
         backend = RedisBackend(server.url, read_s=5, write_s=5)
@@ -353,22 +354,24 @@ def rebuild(args: argparse.Namespace) -> dict:
 
 
 def probe(args: argparse.Namespace) -> dict:
-    """A tenant looks up what another one has cached, what it has cached itself, and what nobody has, in random order,
-    by the embedded family's own encoder. ``told`` is the chance to tell such a lookup from one of the last kind by its
-    time (area under the ROC curve): 0.5 tells nothing.
+    """Measures how well a tenant can detect cached prompts by the time of a lookup.
+
+    A tenant looks up prompts that another tenant has cached, that it has cached itself, and that are not cached, in
+    random order, with the encoder of the embedded family. ``told`` is the area under the ROC curve for the distinction
+    from uncached prompts by time; 0.5 means no information.
     """
     rng = random.Random(args.seed)
     forms = [[f"a {size} {color}" for size in ("small", "large") for color in COLORS], SHAPES, PLACES, COLORS, SHAPES]
     prompts = [f"{a} {b} {c} a {d} {e}" for a, b, c, d, e in itertools.product(*forms)]
     rng.shuffle(prompts)
-    theirs, own, nobodys = (prompts[i * args.times : (i + 1) * args.times] for i in range(3))
+    others, own, uncached = (prompts[i * args.times : (i + 1) * args.times] for i in range(3))
     store = SealedStore(MemoryBackend(), os.urandom(32))
     cache = open_cache(CacheConfig(mode="read-write"), load_family(TINY), store)
     latent = np.zeros((4, 8, 8), np.float16)
 
     def lookup(tenant: str, name: str, prompt: str, *, keep: bool) -> float:
-        """Seconds of the processor until the worker has what it resumes from, or knows that there is nothing: what the
-        most persistent prober could average the noise away to."""
+        """Returns the processor seconds until the worker has a state or knows that there is none. Processor time is
+        what a prober could obtain by averaging the noise away."""
         begin = time.thread_time()
         found = cache.lookup(name, tenant, prompt, Settings(64, 64))
         if found.resume is not None:
@@ -381,18 +384,18 @@ def probe(args: argparse.Namespace) -> dict:
         cache.finish(name, sought, (10,) if keep else (), sought)
         return took_s
 
-    for tenant, cached in (("acme", theirs), ("globex", own)):
+    for tenant, cached in (("acme", others), ("globex", own)):
         for i, prompt in enumerate(cached):
             lookup(tenant, f"{tenant}-{i}", prompt, keep=True)
-    groups = {"cached by another tenant": theirs, "cached by itself": own, "cached by nobody": nobodys}
+    groups = {"cached by another tenant": others, "cached by itself": own, "not cached": uncached}
     order = [(name, prompt) for name, group in groups.items() for prompt in group]
     rng.shuffle(order)
     taken: dict[str, list[float]] = {name: [] for name in groups}
     for i, (name, prompt) in enumerate(order):
         taken[name].append(lookup("globex", f"probe-{i}", prompt, keep=False))
-    unknown = taken["cached by nobody"]
+    unknown = taken["not cached"]
     found: dict = {"lookups of each": args.times}
-    table = Table("prompt", "p50", "p99", "told", "±95 %")
+    table = Table("prompt", "p50", "p99", "AUC", "±95 %")
     for name, seconds in taken.items():
         told = float(mannwhitneyu(seconds, unknown).statistic) / args.times**2
         within = 1.96 * math.sqrt((2 * args.times + 1) / 12) / args.times
@@ -427,7 +430,7 @@ def main() -> None:
     one.add_argument("--entries", type=int, default=100_000)
     one.set_defaults(run=rebuild)
     one = commands.add_parser("probe")
-    one.add_argument("--times", type=int, default=1000, help="lookups of each kind")
+    one.add_argument("--times", type=int, default=1000, help="number of lookups of each kind")
     one.add_argument("--seed", type=int, default=0)
     one.set_defaults(run=probe)
     args = parser.parse_args()
