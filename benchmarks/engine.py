@@ -1,15 +1,15 @@
-"""The step loop against diffusers' own pipeline: the same family, requests, device and number of threads.
+"""Compares the step loop with diffusers' own pipeline on the same family, requests, device and number of threads.
 
     python -m benchmarks.engine                                    # the embedded family on the CPU
     python -m benchmarks.engine --sdxl                             # SDXL's architecture, random weights, 1024 px, CUDA
 
-Both sides draw the same images from prompt to PNG and take turns, so that whatever else the machine does hits both
-alike; a figure is the median of the rounds' ratios. Wall time counts on CUDA; on the CPU, where both sides use one
-thread, look at the processor time: what other processes take away does not count there.
+Both sides generate the same images from prompt to PNG in turn, so that other load on the machine affects both equally;
+a figure is the median of the ratios of the rounds. On CUDA use the wall time. On the CPU, where both sides use one
+thread, use the processor time, which excludes other processes.
 
-The pipeline serves a mixed load (every image has its own number of steps left) in three ways: every image from step 0,
-in full batches; resumed, in batches of the oldest image and of those that wait with the same K, while as many images
-wait as run; resumed, with all images there from the start and sorted by K, which no server has.
+The pipeline serves a mixed load (every image has its own number of remaining steps) in three ways: every image from
+step 0, in full batches; resumed, in batches of the oldest waiting image and the waiting images with the same K, with a
+queue as long as the batch; and resumed with all images known in advance and sorted by K, which no server can do.
 """
 
 from __future__ import annotations
@@ -43,20 +43,20 @@ from workers.models.weights import Pipeline, load_pipelines, scheduler_for
 #: Shares of K = 0, 5, 10, 15, 20 and 25 of 50 steps among the requests of NIRVANA's and Argus' published logs.
 SHARES = (0.225, 0.426, 0.213, 0.046, 0.032, 0.059)
 LEVELS = (0, 5, 10, 15, 20, 25)
-#: Parts of a pipeline that text to image does without.
+#: Components of a pipeline that text to image does not use.
 _UNUSED = ("feature_extractor", "image_encoder")
 PROMPTS = ("a red circle above a blue square", "a green triangle", "two yellow stars", "a large pink heart on gray")
 
 
-class Taken(NamedTuple):
-    """Seconds on the wall, and of this process on all processors."""
+class Duration(NamedTuple):
+    """Wall time, and processor time of this process on all processors, seconds."""
 
     wall_s: float
     processor_s: float
 
 
 class Bench:
-    """One family twice: in the engine, and as the pipelines that diffusers makes of it, with nothing of ours inside."""
+    """One family twice: in the engine, and as unmodified diffusers pipelines."""
 
     def __init__(self, config: FamilyConfig, engine: Family, pipeline: Pipeline):
         self.config, self.engine, self.pipeline = config, engine, pipeline
@@ -74,11 +74,11 @@ class Bench:
         ]
 
     def states(self, count: int) -> list[dict[int, State]]:
-        """The captured states of ``count`` requests, by step."""
-        drawn = []
+        """Returns the captured states of ``count`` requests, by step."""
+        outputs = []
         for start in range(0, count, 8):
-            drawn += self.engine.generate("heavy", self.requests(count, capture="bench")[start : start + 8])
-        return [{state.step: state for state in d.states} for d in drawn]
+            outputs += self.engine.generate("heavy", self.requests(count, capture="bench")[start : start + 8])
+        return [{state.step: state for state in output.states} for output in outputs]
 
     # ---------------------------------------------------------------------------------------- diffusers
 
@@ -89,7 +89,7 @@ class Bench:
         return torch.stack(noise).to(unet.device, unet.dtype)
 
     def piped(self, requests: Sequence[ImageRequest], output: str = "np") -> Any:
-        """One batch from step 0."""
+        """Runs one batch from step 0 in the pipeline."""
         return self.pipeline(
             prompt=[r.prompt for r in requests],
             latents=self.noise(requests),
@@ -101,7 +101,7 @@ class Bench:
         ).images
 
     def resumed(self, requests: Sequence[ImageRequest], states: Sequence[State]) -> Any:
-        """One batch of one K, the way diffusers has for it."""
+        """Runs one batch of a single K in the pipeline, through ``denoising_start``."""
         scheduler = self.resumer.scheduler
         scheduler.set_timesteps(self.steps)
         share = 1 - (float(scheduler.timesteps[states[0].step]) + 1) / scheduler.config.num_train_timesteps
@@ -144,14 +144,14 @@ class Bench:
         return outcomes
 
 
-def seconds(work: Callable[[], object]) -> Taken:
+def seconds(work: Callable[[], object]) -> Duration:
     wall, processor = time.perf_counter(), time.process_time()
     work()
-    return Taken(time.perf_counter() - wall, time.process_time() - processor)
+    return Duration(time.perf_counter() - wall, time.process_time() - processor)
 
 
 def equality(bench: Bench) -> dict[str, dict[str, float]]:
-    """Largest absolute difference of the finished latents from diffusers', batch 1, for each scheduler."""
+    """Measures the largest absolute difference of the finished latents from diffusers', batch 1, for each scheduler."""
     [request] = bench.requests(1)
     found: dict[str, dict[str, float]] = {}
     base = bench.pipeline.scheduler
@@ -191,7 +191,7 @@ def _apart(a: torch.Tensor, b: torch.Tensor) -> float:
 
 
 def uniform(bench: Bench, batch: int, rounds: int) -> dict[str, float]:
-    """One full batch, all from step 0: how often the pipeline's time fits into the engine's."""
+    """Measures one full batch from step 0: the ratio of the pipeline's time to the engine's."""
     requests = bench.requests(batch)
     ours, theirs = [], []
     for _ in range(rounds):
@@ -200,7 +200,7 @@ def uniform(bench: Bench, batch: int, rounds: int) -> dict[str, float]:
     return _compared(ours, theirs, batch)
 
 
-def _compared(ours: Sequence[Taken], theirs: Sequence[Taken], images: int) -> dict[str, float]:
+def _compared(ours: Sequence[Duration], theirs: Sequence[Duration], images: int) -> dict[str, float]:
     pairs = list(zip(ours, theirs, strict=True))
     return {
         "engine_s": statistics.median(o.wall_s for o in ours),
@@ -212,7 +212,7 @@ def _compared(ours: Sequence[Taken], theirs: Sequence[Taken], images: int) -> di
 
 
 def mixed(bench: Bench, batch: int, rounds: int, count: int) -> dict[str, dict[str, float]]:
-    """A mixed load through ``batch`` places, against the pipeline's three ways to serve it."""
+    """Compares a mixed load with batch size ``batch`` in the engine with the three ways of the pipeline."""
     counts = np.diff(np.round(np.cumsum((0, *SHARES)) / sum(SHARES) * count)).astype(int)
     ordered = np.repeat(LEVELS, counts)
     levels = [round(int(k) / 50 * bench.steps) for k in np.random.default_rng(0).permutation(ordered)]
@@ -249,8 +249,8 @@ def mixed(bench: Bench, batch: int, rounds: int, count: int) -> dict[str, dict[s
 
     ways = {"every image from step 0": from_scratch, "resumed, as they come": in_order, "resumed, sorted": by_level}
     orders = bench.orders(requests, states)
-    ours: list[Taken] = []
-    theirs: dict[str, list[Taken]] = {name: [] for name in ways}
+    ours: list[Duration] = []
+    theirs: dict[str, list[Duration]] = {name: [] for name in ways}
     for _ in range(rounds):
         ours.append(seconds(lambda: bench.looped(orders, batch, ahead=2 * batch)))
         for name, way in ways.items():
@@ -259,7 +259,7 @@ def mixed(bench: Bench, batch: int, rounds: int, count: int) -> dict[str, dict[s
 
 
 def late_arrival(bench: Bench, batch: int, rounds: int) -> dict[str, float]:
-    """An image that comes while ``batch`` − 1 others run: how many of their steps it waits, and how much of a batch."""
+    """Measures the wait of an image that arrives while ``batch`` − 1 others run, in steps and as a share of a batch."""
     arrivals = [_arrive(bench, batch, 1 + (7 * n + 3) % (bench.steps // 2)) for n in range(rounds)]
     return {
         "steps_before_its_first_median": statistics.median(passed for passed, _ in arrivals),
@@ -269,7 +269,7 @@ def late_arrival(bench: Bench, batch: int, rounds: int) -> dict[str, float]:
 
 
 def _arrive(bench: Bench, batch: int, moment: int) -> tuple[int, float]:
-    """The image comes when the others have made ``moment`` steps."""
+    """Sends an image after the others have made ``moment`` steps."""
     loop, orders = StepLoop(bench.engine, lambda order: batch), bench.orders(bench.requests(batch))
     arrive, done = threading.Event(), threading.Semaphore(0)
     steps, begun = [0], []  # of the others; (time, their steps) when the late one had made each of its own
@@ -296,7 +296,7 @@ def _arrive(bench: Bench, batch: int, moment: int) -> tuple[int, float]:
 
 
 def sdxl_family(device: str, size: int, steps: int) -> tuple[FamilyConfig, Pipeline]:
-    """SDXL base 1.0's architecture with random weights, for speed alone."""
+    """Builds SDXL base 1.0's architecture with random weights, to measure speed."""
     from testing.sdxl_architecture import pipeline
 
     light = {"name": "light", "scheduler": "euler-trailing", "steps": 4, "guidance": 0}
@@ -317,10 +317,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--family", type=Path, default=Path("deploy/families/weir-tiny.yaml"))
     parser.add_argument("--sdxl", action="store_true", help="SDXL's architecture with random weights, on CUDA")
-    parser.add_argument("--steps", type=int, default=50, help="of --sdxl; levels are their shares of 50")
+    parser.add_argument(
+        "--steps", type=int, default=50, help="steps of --sdxl; levels are scaled to this number from 50"
+    )
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 2, 4, 8])
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--images", type=int, default=32, help="of the mixed load")
+    parser.add_argument("--images", type=int, default=32, help="number of images of the mixed load")
     parser.add_argument("--parts", nargs="+", default=["equality", "uniform", "mixed", "late"])
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()

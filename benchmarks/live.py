@@ -1,16 +1,16 @@
-"""The cluster against the simulator: 16 emulated workers on a whole trace of DiffServe, in real time.
+"""Compares the cluster with the simulator: 16 emulated workers on a whole trace of DiffServe, in real time.
 
     python -m benchmarks.live --data DIR [--policy weir] [--dilation 1] [--out live.json]
 
 DIR is a folder with files of DiffServe's artifact (not part of this project): ``trace_4to32qps.txt`` and
 ``dist_sdturbo.txt``. ``weir up`` starts the emulated cluster with the times, scores and FID of cascade 1; the trace is
-replayed over HTTP while the controller plans; then the simulator runs the same arrivals with the same confidences under
-the same policy. The answers say how long they were on their way between load balancer and workers, and the simulator
-takes these times; without them it runs once more, as ``undelayed``.
+replayed over HTTP while the controller plans. Then the simulator runs the same arrivals with the same confidences under
+the same policy. It uses the network delays between load balancer and workers from the answers, and runs once more
+without delays, as ``undelayed``.
 
 The whole trace takes 6 minutes; ``--start 170 --duration 90`` is its busiest part. On a machine that is too small for
-the load ``--dilation 4`` makes arrivals, deadline and batches four times as slow, in both; the controller's own seconds
-stay what they are.
+the load, ``--dilation 4`` makes arrivals, deadline and batches four times as slow in both; the periods of the
+controller stay.
 """
 
 from __future__ import annotations
@@ -48,16 +48,16 @@ from workers.emulated import EmulatedEngine
 
 DEPLOY = Path(__file__).resolve().parent.parent / "deploy"
 CONFIG = DEPLOY / "configs" / "emulated-16.yaml"
-#: Cascade 1. Its numbers of steps have to be those of the profile.
+#: Family of cascade 1. Its numbers of steps must equal those of the profile.
 FAMILY = DEPLOY / "families" / "sd15-turbo.yaml"
 GPUS = 16
-#: The most that cluster and simulator may differ by, in shares of the requests.
+#: Largest accepted difference of cluster and simulator, as a share of the requests.
 GOALS = {"violation_ratio": 0.003, "light_share": 0.02}
 PATHS = (LIGHT, LIGHT + AT_DEADLINE, HEAVY)
 
 
 def cascade_profile(scores: Path, dilation: float) -> Profile:
-    """Cascade 1 as a profile: published times (the discriminator among the light ones), recorded scores, FID."""
+    """Builds the profile of cascade 1: published times (light ones with the discriminator), recorded scores, FID."""
     cascade = CASCADES["diffserve-1"]
 
     def variant(name: str, steps: int, latency: Any, more_s: float = 0.0) -> dict[str, Any]:
@@ -77,7 +77,7 @@ def cascade_profile(scores: Path, dilation: float) -> Profile:
 
 
 def confidences(profile: Profile, trace: Trace) -> np.ndarray:
-    """What the emulated workers will answer."""
+    """Returns the confidences that the emulated workers will report."""
     engine = EmulatedEngine(profile)
 
     def request(arrival: Arrival) -> ImageRequest:
@@ -87,7 +87,7 @@ def confidences(profile: Profile, trace: Trace) -> np.ndarray:
 
 
 def as_outcome(answers: list[Answer], planned: int, slo_s: float, policy: str) -> Outcome:
-    """The replay in the simulator's terms. What came is judged by the client's clock; what never came is lost."""
+    """Converts the replay to an outcome of the simulator, with latencies by the client's clock."""
     arrivals, finished = np.zeros(planned), np.full(planned, np.inf)
     paths = np.full(planned, UNANSWERED, dtype="U32")
     for a in answers:
@@ -95,14 +95,14 @@ def as_outcome(answers: list[Answer], planned: int, slo_s: float, policy: str) -
         paths[a.index] = a.path or UNANSWERED
         if a.answered:
             finished[a.index] = a.arrival_s + a.latency_s
-    whole = np.zeros(planned)  # no cache and no short runs here
+    whole = np.zeros(planned)  # there is no cache and there are no short runs
     ladder = (LIGHT, HEAVY)
     return Outcome(policy, slo_s, ladder, arrivals, finished, paths, whole.astype(int), whole, 0.0, 0, (), GPUS)
 
 
-def ways(answers: list[Answer]) -> tuple[float, ...]:
-    """Seconds of one way to a worker or back: what was neither waiting there nor work, over the calls of an answer."""
-    calls = {LIGHT: 1, HEAVY: 2}  # what fell back at the deadline may have waited for a second call
+def network_delays(answers: list[Answer]) -> tuple[float, ...]:
+    """Returns the one-way delays to a worker, seconds: the time beyond queue and computation, divided by the calls."""
+    calls = {LIGHT: 1, HEAVY: 2}  # an answer at the deadline may have waited for a second call
     return tuple(
         max(0.0, a.served_s - a.queue_s - a.compute_s) / (2 * calls[a.path])
         for a in answers
@@ -160,7 +160,7 @@ def main() -> None:
         finally:
             down(folder=folder / "state")
     live = as_outcome(done.outcomes, len(trace), slo_s, arguments.policy)
-    one_way_s = ways(done.outcomes)
+    one_way_s = network_delays(done.outcomes)
     runs = {"live": live, "simulated": simulated(one_way_s), "undelayed": simulated()}
     rows = {run: report(outcome, setting.quality) for run, outcome in runs.items()}
     paths = {

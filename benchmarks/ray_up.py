@@ -1,14 +1,14 @@
-"""``ray up`` from its first command to ``ray down``: the cluster file for one's own hosts, on hosts of this machine.
+"""Runs ``ray up`` to ``ray down`` with the cluster file for one's own hosts, on emulated hosts on this machine.
 
     python -m benchmarks.ray_up [--workers 1] [--seconds 60]
 
-A host is a set of Linux namespaces: processes, network, mounts, home folder and ``/tmp`` of its own, and a real sshd.
-One more is the laptop, with a copy of this checkout, and types the commands of ``docs/deploy.md``. The cluster file is
-the one that ships, with other addresses, user, key and family; the workers are emulated, the cache is on. Nothing of it
-reaches anything else, or is reached, and all of it ends with this command.
+A host is a set of Linux namespaces (processes, network, mounts) with its own home folder, ``/tmp`` and sshd. Another
+one is the laptop, which has a copy of this checkout and runs the commands of ``docs/deploy.md``. The cluster file is
+the shipped one with other addresses, user, key and family; the workers are emulated, and the cache is on. The hosts are
+isolated from all other networks, and all of them end with this command.
 
-Needs root, and the programs that :data:`PROGRAMS` names. The first virtual environment is made with the network, by the
-script that sets hosts up; the hosts have none. Exit code 1 when a step fails.
+It needs root and the programs in :data:`PROGRAMS`. The setup script of hosts makes the first virtual environment with
+network access; the hosts have no network access. The exit code is 1 when a step fails.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from deploy.monitoring.prometheus import Api
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 LAPTOP, HEAD = "10.77.0.1", "10.77.0.10"
-#: What the hosts have of this machine; a Unix socket of Ray must have a short path.
+#: Folder of the hosts on this machine; it is short because Ray's Unix sockets require short paths.
 ROOT = Path("/var/tmp/weir-ray-up")
 HOME = ROOT / "home"
 PROGRAMS = ("unshare", "nsenter", "ip", "rsync", "sshd", "ssh-keygen", "redis-server", "prometheus")
@@ -47,21 +47,21 @@ READY_S = 240.0
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--workers", type=int, default=1, help="hosts beside the head")
-    parser.add_argument("--seconds", type=float, default=60.0, help="of traces/bursty.csv")
+    parser.add_argument("--workers", type=int, default=1, help="number of hosts beside the head")
+    parser.add_argument("--seconds", type=float, default=60.0, help="seconds of traces/bursty.csv")
     parser.add_argument("--inside", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.inside is not None:
         sys.exit(_inside(given.inside, given.workers, given.seconds))
     missing = [it for it in PROGRAMS if shutil.which(it, path=os.environ["PATH"] + ":/usr/sbin:/sbin") is None]
     if missing or os.geteuid() != 0:
-        sys.exit(f"error: needs root, and these programs: {', '.join(missing) or 'all are there'}")
+        sys.exit(f"error: needs root; missing programs: {', '.join(missing) or 'none'}")
     ROOT.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="run-", dir=ROOT) as name:
         command = ["unshare", *NAMESPACES, sys.executable, "-m", "benchmarks.ray_up", "--inside", name]
         command += ["--workers", str(given.workers), "--seconds", str(given.seconds)]
         environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
-        # Hosts share one virtual environment to begin with, made by the script that sets hosts up.
+        # All hosts start with a copy of one virtual environment, which the setup script of hosts makes.
         _say("setup.sh on a host, with the network")
         made = ["unshare", "--mount", sys.executable, "-c", _FIRST_HOST, name]
         code = subprocess.run(made, env=environment, cwd=REPOSITORY).returncode
@@ -77,13 +77,13 @@ def first_host(run: Path) -> None:
     """Sets up the home folder that every host starts with."""
     home = run / "template"
     shutil.copytree(REPOSITORY, home / "weir", ignore=shutil.ignore_patterns(*SKIPPED))
-    (home / ".bashrc").write_text(f"export PATH={os.environ['PATH']}\n")  # as ray finds it on a host
+    (home / ".bashrc").write_text(f"export PATH={os.environ['PATH']}\n")  # Ray runs commands in an interactive shell
     _mount(home, run)
     subprocess.run(["bash", f"{HOME}/weir/deploy/clusters/setup.sh"], env=_environment(), check=True)
 
 
 def _inside(run: Path, workers: int, seconds: float) -> int:
-    """On the laptop: the hosts, then the commands. Returns the exit code."""
+    """Starts the hosts and runs the commands on the laptop. Returns the exit code."""
     addresses = [HEAD, *(f"10.77.0.{20 + number}" for number in range(workers))]
     for line in ("link set lo up", "link add weir-lan type bridge", f"addr add {LAPTOP}/24 dev weir-lan"):
         _run("ip", *line.split())
@@ -101,18 +101,18 @@ def _inside(run: Path, workers: int, seconds: float) -> int:
     try:
         _commands(run, checkout, addresses, seconds)
     except subprocess.CalledProcessError as error:
-        _say(f"FAILED: {error}; the end of what was said:")
+        _say(f"FAILED: {error}; the end of the log:")
         _say("\n".join((run / "log").read_text().splitlines()[-30:]))
         return 1
     return 0
 
 
 def _commands(run: Path, checkout: Path, hosts: list[str], seconds: float) -> None:
-    """The commands of ``docs/deploy.md``, one after the other."""
+    """Runs the commands of ``docs/deploy.md``, one after the other."""
     began = time.monotonic()
 
     def step(*command: str, quiet: bool = False, shown: bool = False) -> str:
-        """Types a command; ``shown``: prints what it says. Returns its output."""
+        """Runs a command and returns its output; ``shown`` prints the output as well."""
         if not quiet:
             _say(f"{time.monotonic() - began:4.0f} s  $ {' '.join(command)}")
         with (run / "log").open("a") as log:
@@ -177,23 +177,21 @@ def _commands(run: Path, checkout: Path, hosts: list[str], seconds: float) -> No
 
 
 def _servers() -> list[str]:
-    """The servers that run on the hosts, whose processes are also the laptop's, for it started the hosts.
-
-    What an sshd has not reaped is no server.
-    """
+    """Returns the names of the servers that run on the hosts. Their processes are visible on the laptop, which started
+    the hosts. Zombies are ignored."""
     looks = (it.info for it in psutil.process_iter(["name", "status"]) if it.info["status"] != "zombie")
     return [it["name"] for it in looks if it["name"] in ("raylet", "gcs_server", "redis-server", "prometheus")]
 
 
 def _hosts_of_replicas(actors: list[dict[str, Any]], nodes: list[dict[str, Any]]) -> list[str]:
-    """How many replicas of the pool are on each host, one line a host."""
+    """Describes the number of replicas of the pool on each host, one line per host."""
     names = {it["node_id"]: it["node_ip"] for it in nodes}
     count = Counter(names[it["node_id"]] for it in actors if "weir#Pool" in (it["name"] or ""))
     return [f"{number} replicas on {host}" for host, number in sorted(count.items())]
 
 
 def write_files(checkout: Path, addresses: list[str], key: Path) -> None:
-    """The cluster file that ships with this place's addresses, and a service whose workers are emulated."""
+    """Writes the shipped cluster file with the addresses of the hosts, and the service file of emulated workers."""
     fields = yaml.safe_load((checkout / "deploy/clusters/on-premises.yaml").read_text())
     head, *workers = addresses
     fields["provider"] |= {"head_ip": head, "worker_ips": [*workers, "10.77.0.254"]}
@@ -210,7 +208,7 @@ def write_files(checkout: Path, addresses: list[str], key: Path) -> None:
 
 
 def _host(run: Path, number: int, address: str, key: Path) -> None:
-    """Starts a host: its namespaces, its home folder, its address, its sshd."""
+    """Starts a host with its namespaces, home folder, address and sshd."""
     name = f"host{number}"
     shutil.copytree(run / "template", run / name, symlinks=True, copy_function=os.link)
     code = f"from pathlib import Path; from benchmarks.ray_up import serve_ssh; serve_ssh(Path('{run}'), '{name}')"
@@ -231,7 +229,7 @@ def _host(run: Path, number: int, address: str, key: Path) -> None:
 
 
 def serve_ssh(run: Path, name: str) -> None:
-    """On a host: its home folder, and an sshd in the place of this process."""
+    """Sets up the home folder of a host and replaces this process by sshd."""
     _take_home(run, name)
     folder = Path("/tmp/sshd")
     folder.mkdir(mode=0o700)
@@ -255,7 +253,7 @@ def serve_ssh(run: Path, name: str) -> None:
 
 
 def _take_home(run: Path, name: str) -> None:
-    """Gives this mount namespace a home folder and a /tmp of its own."""
+    """Mounts a separate home folder and ``/tmp`` in this mount namespace."""
     home = run / name
     if not home.exists():
         shutil.copytree(run / "template", home, symlinks=True, copy_function=os.link)
@@ -264,7 +262,7 @@ def _take_home(run: Path, name: str) -> None:
 
 
 def _mount(home: Path, run: Path) -> None:
-    """Puts a folder where root's home is, here and nowhere else, and says so to whoever looks into /etc/passwd."""
+    """Mounts a folder as root's home in this mount namespace only, with a matching ``/etc/passwd``."""
     _run("mount", "--make-rprivate", "/")
     HOME.mkdir(parents=True, exist_ok=True)
     _run("mount", "--bind", str(home), str(HOME))
@@ -275,14 +273,14 @@ def _mount(home: Path, run: Path) -> None:
 
 
 def _environment() -> dict[str, str]:
-    """What a shell has on a host. What was fetched once is not asked for again: there is no network."""
+    """Returns the environment of a shell on a host, which has no network access."""
     kept = {name: os.environ[name] for name in ("PATH", "UV_FIND_LINKS", "SSL_CERT_FILE") if name in os.environ}
     return {**kept, "HOME": str(HOME), "RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1"}
 
 
 @contextmanager
 def _forwarded(key: Path, port: int) -> Iterator[None]:
-    """Keeps a port of the head forwarded, as ``ray attach -p`` does, which wants a terminal."""
+    """Forwards a port of the head, like ``ray attach -p``, which needs a terminal."""
     options = ["-N", "-i", str(key), "-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null"]
     process = subprocess.Popen(["ssh", "-q", *options, "-L", f"127.0.0.1:{port}:127.0.0.1:{port}", f"root@{HEAD}"])
     try:
@@ -293,10 +291,10 @@ def _forwarded(key: Path, port: int) -> Iterator[None]:
 
 
 def _until(condition: Callable[[], str], began: float) -> None:
-    """Waits until a condition gives a word of what is there now.
+    """Waits until a condition returns a message, and prints it.
 
     Raises:
-        CalledProcessError: it does not come.
+        CalledProcessError: the condition did not hold in time.
     """
     end = time.monotonic() + READY_S
     while True:
@@ -304,7 +302,7 @@ def _until(condition: Callable[[], str], began: float) -> None:
             if found := condition():
                 return _say(f"{time.monotonic() - began:4.0f} s    {found}")
         if time.monotonic() > end:
-            raise subprocess.CalledProcessError(1, "the wait for it")
+            raise subprocess.CalledProcessError(1, "wait for a condition")
         time.sleep(1)
 
 

@@ -1,16 +1,16 @@
-"""The exact simulator beside the fast one: every policy, with and without a cache and redraws, on every kind of demand.
+"""Compares the exact simulator with the fast one: every policy, cache and redraw setting on every kind of demand.
 
     python -m benchmarks.simulation_agreement [--data DIR] [--seconds 60] [--policies weir,diffserve] [--json FILE]
     python -m benchmarks.simulation_agreement --caches off --redraws off --demands overload --gpus 16
 
-The exact simulator (``simulator/exact.py``) runs the load balancer itself on virtual time, the fast one
-(``simulator/engine.py``) its deciding parts on a heap of events; both get the same requests, down to the confidence of
-every image and the lot that a plan draws. Times are those of DiffServe's first cascade, or of a profile file.
+The exact simulator (``simulator/exact.py``) runs the load balancer itself on virtual time, and the fast one
+(``simulator/engine.py``) runs its decisions on a heap of events. Both get the same requests, with the same confidence
+of every image and the same random numbers of the plans. Times are those of DiffServe's first cascade, or of a profile
+file.
 
 DIR is a folder with files of DiffServe's artifact (not part of this project): ``trace_4to32qps.txt`` and
-``dist_sdturbo.txt``. Without it a synthetic trace of the same demand and confidences from the published curve take
-their place. Demands that are given for 16 GPUs grow with their number; the spike from 5 to 400 requests a second stays
-as it is.
+``dist_sdturbo.txt``. Without it, a synthetic trace of the same demand and confidences from the published curve are
+used. Demands scale with the number of GPUs (the base is 16), except for the spike from 5 to 400 requests a second.
 """
 
 from __future__ import annotations
@@ -54,13 +54,13 @@ GPUS = (16, 64)
 SLO_S = 5.0
 #: Requests per second and 16 GPUs.
 STEADY_RPS = 24.0
-#: Of the whole table, in points: requests late or unanswered, and answers with a light image.
+#: Largest accepted differences in points: late or unanswered requests, and answers with a light image.
 MOST_LATE, MOST_LIGHT = 0.3, 2.0
 
-#: Share of the requests that find a state at each K, and what an image that resumes there is worth.
+#: Share of the requests that find a state at each K, and relative quality of an image that resumes there.
 HITS = {0: 0.4, 5: 0.2, 10: 0.2, 15: 0.1, 25: 0.1}
 WORTH = {5: 0.995, 10: 0.99, 15: 0.97, 20: 0.95, 25: 0.92}
-#: A cache by confidence resumes late, leaves steps out and has its images judged.
+#: A cache by confidence resumes late, skips steps and judges resumed images.
 JUDGED_HIT, JUDGED_K, JUDGED_STRIDE, JUDGED_FROM = 0.7, 25, 5, 0.9
 REDRAW = RedrawConfig(below=0.6, most=2)
 
@@ -78,7 +78,7 @@ class Case:
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """One run, in percent of its requests (``light``: of its answers)."""
+    """Figures of one run, in percent of its requests (``light``: of its answers)."""
 
     late: float
     unanswered: float
@@ -88,7 +88,7 @@ class Figures:
 
     @classmethod
     def of(cls, outcome: Outcome, seconds: float) -> Figures:
-        """The figures of a run that took so many seconds of wall time."""
+        """Summarises a run that took ``seconds`` of wall time."""
         answers = max(1, int(outcome.answered.sum()))
         return cls(
             late=100 * float(outcome.violated.mean()),
@@ -100,8 +100,8 @@ class Figures:
 
 
 def service(profile: Path | None, gpus: int, cached: bool) -> tuple[Setting, Profile]:
-    """The setting of a case, and the profile of its replicas. Quality is that of the embedded family, for DiffServe
-    measured a distance, which says nothing of a single level."""
+    """Returns the setting of a case and the profile of its replicas. Qualities are those of the embedded family,
+    because DiffServe measured a distance, which is not defined for a single level."""
     measured = load_profile("deploy/profiles/weir-tiny-cpu.json")
     if profile is None:
         cascade, levels = CASCADES["diffserve-1"], np.linspace(0.0005, 0.9995, 1000)
@@ -126,7 +126,7 @@ def service(profile: Path | None, gpus: int, cached: bool) -> tuple[Setting, Pro
 
 
 def arrivals_of(demand: str, setting: Setting, data: Path | None, seconds: int | None) -> Arrivals:
-    """When the requests of a demand come."""
+    """Returns the arrivals of a kind of demand."""
     scale = setting.replicas / GPUS[0]
     length = seconds or 120
     if demand == "steady":
@@ -154,7 +154,7 @@ def arrivals_of(demand: str, setting: Setting, data: Path | None, seconds: int |
 
 
 def busiest(arrivals: Arrivals, seconds: int) -> Arrivals:
-    """The part of a trace with the most requests, from whole seconds on."""
+    """Returns the busiest part of a trace; it begins at a whole second."""
     counts = np.bincount(arrivals.times_s.astype(int))
     begin = int(np.convolve(counts, np.ones(seconds), mode="valid").argmax()) if len(counts) > seconds else 0
     kept = (arrivals.times_s >= begin) & (arrivals.times_s < begin + seconds)
@@ -162,7 +162,7 @@ def busiest(arrivals: Arrivals, seconds: int) -> Arrivals:
 
 
 def stream(case: Case, setting: Setting, arrivals: Arrivals, data: Path | None) -> RequestStream:
-    """The requests of a case, with all that judges and cache would say of them."""
+    """Returns the requests of a case with their confidences and cache lookups."""
     count, rng = len(arrivals), np.random.default_rng(6)
     if data is not None:
         light = recorded(read_scores(data / "dist_sdturbo.txt"), arrivals.prompts)
@@ -188,7 +188,7 @@ def stream(case: Case, setting: Setting, arrivals: Arrivals, data: Path | None) 
 
 
 def run(case: Case, profile: Path | None, data: Path | None, seconds: int | None) -> dict[str, Any]:
-    """Both runs of a case, JSON-ready; ``error`` where the policy cannot be built from the service."""
+    """Runs a case in both simulators. Returns JSON-ready figures, or ``error`` when the service lacks a measurement."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     setting, measured = service(profile, case.gpus, case.cache != "off")
     requests = stream(case, setting, arrivals_of(case.demand, setting, data, seconds), data)
@@ -205,7 +205,7 @@ def run(case: Case, profile: Path | None, data: Path | None, seconds: int | None
 
 
 def cases(arguments: argparse.Namespace) -> list[Case]:
-    """The cells that were asked for."""
+    """Returns the requested cases."""
     return [
         Case(policy, cache, redraw, demand, gpus)
         for gpus, demand, policy, cache, redraw in itertools.product(
@@ -215,7 +215,7 @@ def cases(arguments: argparse.Namespace) -> list[Case]:
 
 
 def differences(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """The largest difference of each figure, in points, and where it is."""
+    """Returns the largest difference of each figure, in points, with its case."""
     found: dict[str, dict[str, Any]] = {}
     for figure in ("late", "unanswered", "light", "at_deadline"):
         compared = [row for row in rows if "error" not in row]
