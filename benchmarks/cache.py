@@ -357,7 +357,7 @@ def probe(args: argparse.Namespace) -> dict:
     """Measures how well a tenant can detect cached prompts by the time of a lookup.
 
     A tenant looks up prompts that another tenant has cached, that it has cached itself, and that are not cached, in
-    random order, with the encoder of the embedded family. ``told`` is the area under the ROC curve for the distinction
+    random order, with the encoder of the embedded family. ``auc`` is the area under the ROC curve for the distinction
     from uncached prompts by time; 0.5 means no information.
     """
     rng = random.Random(args.seed)
@@ -397,11 +397,11 @@ def probe(args: argparse.Namespace) -> dict:
     found: dict = {"lookups of each": args.times}
     table = Table("prompt", "p50", "p99", "AUC", "±95 %")
     for name, seconds in taken.items():
-        told = float(mannwhitneyu(seconds, unknown).statistic) / args.times**2
+        auc = float(mannwhitneyu(seconds, unknown).statistic) / args.times**2
         within = 1.96 * math.sqrt((2 * args.times + 1) / 12) / args.times
-        found[name] = percentiles(seconds) | {"told": told, "within": within}
+        found[name] = percentiles(seconds) | {"auc": auc, "within": within}
         ms = [f"{value:.2f} ms" for value in percentiles(seconds).values()]
-        table.add_row(name, *ms, *([] if seconds is unknown else [f"{told:.3f}", f"{within:.3f}"]))
+        table.add_row(name, *ms, *([] if seconds is unknown else [f"{auc:.3f}", f"{within:.3f}"]))
     console.print(table)
     return found
 

@@ -69,19 +69,19 @@ def measured(
     traces: dict[str, Trace],
     slo_s: float,
     folder: Path,
-    say: Callable[[str], None],
+    report: Callable[[str], None],
     *,
     judge: bool = True,
 ) -> Runs:
     """Starts a service, replays all traces on it, stops it, and with ``judge`` rates the images."""
     quiet, found = Console(quiet=True), {}
-    say("starting")
+    report("starting")
     service = up(config, detach=True, port=0, folder=folder / "state", console=quiet)
     assert service is not None
     try:
         replays = {}
         for name, trace in traces.items():
-            say(f"{name}, {len(trace)} requests")
+            report(f"{name}, {len(trace)} requests")
             replays[name] = replay(
                 trace, service.url, slo_s=slo_s, out=folder / name, timeout_s=12 * slo_s, console=quiet
             )  # fmt: skip
@@ -89,7 +89,7 @@ def measured(
         down(folder=folder / "state")
     family = load_family(read_yaml(config, ServiceConfig).family)
     if judge:
-        say("judging the images")
+        report("judging the images")
     for name, done in replays.items():
         judges = family_scorer(family, [arrival.prompt for arrival in traces[name]]) if judge else None
         summary = write_report(
@@ -191,16 +191,16 @@ def main() -> None:
             continue
         began = time.monotonic()
 
-        def say(what: str, number: int = number, policy: str = policy, began: float = began) -> None:
+        def report(what: str, number: int = number, policy: str = policy, began: float = began) -> None:
             passed = time.monotonic() - began
             console.print(f"{number}/{len(policies)} {policy} {passed:4.0f} s: {what}", highlight=False)
 
         with tempfile.TemporaryDirectory(prefix="weir-bench-") as folder:
             file = Path(folder) / f"{policy}.yaml"
             config = service_file(SERVICE, file, policy=policy, slo_s=arguments.slo, cache=CACHES[arguments.cache])
-            runs[policy] = measured(config, traces, arguments.slo, Path(folder), say)
+            runs[policy] = measured(config, traces, arguments.slo, Path(folder), report)
         kept.write_text(json.dumps({"fingerprint": depends, "traces": runs[policy]}, indent=1) + "\n")
-        say("done")
+        report("done")
     for trace in traces:
         table = Table("policy", *(heading for _, heading, _, _ in COLUMNS), title=trace)
         for line in rows(runs, trace):

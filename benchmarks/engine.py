@@ -120,25 +120,25 @@ class Bench:
 
     # ------------------------------------------------------------------------------------------- engine
 
-    def orders(self, requests: Sequence[ImageRequest], states: Sequence[State | None] = ()) -> list[DenoiseJob]:
+    def jobs(self, requests: Sequence[ImageRequest], states: Sequence[State | None] = ()) -> list[DenoiseJob]:
         states = states or [None] * len(requests)
         return [denoise_job(self.config, "heavy", r, s) for r, s in zip(requests, states, strict=True)]
 
-    def looped(self, orders: Sequence[DenoiseJob], batch: int, ahead: int | None = None) -> list[TaskOutcome]:
-        """All orders through a step loop of ``batch`` places; at most ``ahead`` of them sent and not answered."""
-        loop = StepLoop(self.engine, lambda order: batch)
+    def looped(self, jobs: Sequence[DenoiseJob], batch: int, ahead: int | None = None) -> list[TaskOutcome]:
+        """Runs all jobs through a step loop with batch size ``batch``, with at most ``ahead`` of them unanswered."""
+        loop = StepLoop(self.engine, lambda job: batch)
         outcomes: list[TaskOutcome] = []
-        free, done = threading.Semaphore(ahead or len(orders)), threading.Semaphore(0)
+        free, done = threading.Semaphore(ahead or len(jobs)), threading.Semaphore(0)
 
         def answer(outcome: TaskOutcome) -> None:
             outcomes.append(outcome)
             free.release()
             done.release()
 
-        for order in orders:
+        for job in jobs:
             free.acquire()
-            loop.submit(order, answer)
-        for _ in orders:
+            loop.submit(job, answer)
+        for _ in jobs:
             done.acquire()
         assert all(o.output.error is None for o in outcomes), outcomes[0].output.error
         return outcomes
@@ -162,7 +162,7 @@ def equality(bench: Bench) -> dict[str, dict[str, float]]:
         parts = {k: v for k, v in bench.engine.pipelines["heavy"].components.items() if k not in _UNUSED}
         whole = type(bench.pipeline)(**{**parts, "scheduler": scheduler_for(name, base.config)}, add_watermarker=False)
         engine = Family(bench.config, {"light": whole, "heavy": whole})
-        ours, states = _latent(engine, bench.orders([replace(request, capture="bench")])[0])
+        ours, states = _latent(engine, bench.jobs([replace(request, capture="bench")])[0])
         differences = {"from step 0": _apart(theirs, ours)}
         exact = 0.0
         for step, latent in states.items():
@@ -173,9 +173,9 @@ def equality(bench: Bench) -> dict[str, dict[str, float]]:
     return found
 
 
-def _latent(engine: Family, order: DenoiseJob) -> tuple[torch.Tensor, dict[int, torch.Tensor]]:
-    [sample] = engine.begin([order])
-    while sample.step < order.recipe.steps:  # type: ignore[union-attr]
+def _latent(engine: Family, job: DenoiseJob) -> tuple[torch.Tensor, dict[int, torch.Tensor]]:
+    [sample] = engine.begin([job])
+    while sample.step < job.recipe.steps:  # type: ignore[union-attr]
         engine.step([sample])  # type: ignore[list-item]
     return sample.latent, dict(sample.kept)  # type: ignore[union-attr]
 
@@ -195,7 +195,7 @@ def uniform(bench: Bench, batch: int, rounds: int) -> dict[str, float]:
     requests = bench.requests(batch)
     ours, theirs = [], []
     for _ in range(rounds):
-        ours.append(seconds(lambda: bench.looped(bench.orders(requests), batch)))
+        ours.append(seconds(lambda: bench.looped(bench.jobs(requests), batch)))
         theirs.append(seconds(lambda: bench.pictures(bench.piped(requests))))
     return _compared(ours, theirs, batch)
 
@@ -248,11 +248,11 @@ def mixed(bench: Bench, batch: int, rounds: int, count: int) -> dict[str, dict[s
                 draw(same[start : start + batch])
 
     ways = {"every image from step 0": from_scratch, "resumed, as they come": in_order, "resumed, sorted": by_level}
-    orders = bench.orders(requests, states)
+    jobs = bench.jobs(requests, states)
     ours: list[Duration] = []
     theirs: dict[str, list[Duration]] = {name: [] for name in ways}
     for _ in range(rounds):
-        ours.append(seconds(lambda: bench.looped(orders, batch, ahead=2 * batch)))
+        ours.append(seconds(lambda: bench.looped(jobs, batch, ahead=2 * batch)))
         for name, way in ways.items():
             theirs[name].append(seconds(way))
     return {name: _compared(ours, taken, len(work)) for name, taken in theirs.items()}
@@ -270,7 +270,7 @@ def late_arrival(bench: Bench, batch: int, rounds: int) -> dict[str, float]:
 
 def _arrive(bench: Bench, batch: int, moment: int) -> tuple[int, float]:
     """Sends an image after the others have made ``moment`` steps."""
-    loop, orders = StepLoop(bench.engine, lambda order: batch), bench.orders(bench.requests(batch))
+    loop, jobs = StepLoop(bench.engine, lambda job: batch), bench.jobs(bench.requests(batch))
     arrive, done = threading.Event(), threading.Semaphore(0)
     steps, begun = [0], []  # of the others; (time, their steps) when the late one had made each of its own
 
@@ -280,14 +280,14 @@ def _arrive(bench: Bench, batch: int, moment: int) -> tuple[int, float]:
             arrive.set()
 
     started = time.perf_counter()
-    for order in orders[:-1]:
-        loop.submit(order, lambda outcome: done.release(), others if order is orders[0] else None)
+    for job in jobs[:-1]:
+        loop.submit(job, lambda outcome: done.release(), others if job is jobs[0] else None)
     arrive.wait()
     came, came_at = time.perf_counter(), steps[0]
     loop.submit(
-        orders[-1], lambda outcome: done.release(), lambda progress: begun.append((time.perf_counter(), steps[0]))
+        jobs[-1], lambda outcome: done.release(), lambda progress: begun.append((time.perf_counter(), steps[0]))
     )
-    for _ in orders[:-1]:
+    for _ in jobs[:-1]:
         done.acquire()
     whole = time.perf_counter() - started
     done.acquire()
@@ -337,7 +337,7 @@ def main() -> None:
         engine = Family.load(config, threads=1)
         pipeline = load_pipelines(config, engine.device, engine.pipelines["heavy"].unet.dtype)["heavy"]
     bench = Bench(config, engine, pipeline)
-    bench.looped(bench.orders(bench.requests(1)), 1)
+    bench.looped(bench.jobs(bench.requests(1)), 1)
     bench.piped(bench.requests(1))
     console, figures = Console(width=120), {}
     if "equality" in arguments.parts:

@@ -1,16 +1,18 @@
-"""Policies of several systems on a real service of the embedded family, beside what the simulator foresaw of each.
+"""Compares policies of several systems on real services of the embedded family with the simulator's predictions.
 
     python -m benchmarks.live_systems [--policies weir,argus,nirvana] [--service deploy/configs/weir-tiny.yaml]
         [--trace traces/bursty.csv] [--rate 1.5] [--duration 60] [--json FILE]
 
-Each policy gets a service of its own with the same replicas, requests, seeds, deadline and cache; it is planned by the
-live controller under ``controller.policy``. The same requests then run in the simulator with the service's own profile
-and cache profile. A level is the variant of an answer, or ``K=…`` for an image that resumed from a stored state.
-Quality is percent of a whole run of the last variant: measured by the family's attribute checker on the service's
-images, from the profiles in the simulator.
+Each policy gets its own service with the same replicas, requests, seeds, deadline and cache; the live controller runs
+it as ``controller.policy``. The same requests then run in the simulator with the profile and the cache profile of the
+service. A level is the variant of an answer, or ``K=…`` for an image that resumed from a stored state. Quality is
+percent of a whole
+run of the last variant: measured on the images of the service by the attribute checker, and taken from the profiles in
+    the
+simulator.
 
-A policy takes about three minutes. The simulator knows every earlier prompt of the trace from the start of its request
-on; the service's cache has only those whose images were finished and stored.
+A policy takes about three minutes. In the simulator a prompt is in the cache as soon as its request starts; the
+service's cache contains only prompts whose images were finished and stored.
 """
 
 from __future__ import annotations
@@ -42,14 +44,14 @@ from weir.errors import ConfigError
 from weir.profiles import load_profile
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-#: Files of the shipped service that a copy of it elsewhere has to name in full.
+#: Keys of files in the shipped service file, which a copy in another folder must name by absolute paths.
 FILES = ("family", "profile")
-#: Predicts the class of a prompt, for policies that assign levels by class.
+#: Level head that predicts the class of a prompt, for policies that assign levels by class.
 LEVEL_HEAD = REPOSITORY / "models" / "weir-tiny" / "levels" / "head.safetensors"
 
 
 def service_under(shipped: Path, path: Path, policy: str, slo_s: float) -> Path:
-    """Writes the shipped service file to ``path``, under a policy, with a cache and a level head."""
+    """Writes a copy of the shipped service file to ``path``, with a policy, a cache and a level head."""
     fields: dict[str, Any] = yaml.safe_load(shipped.read_text())
     for key in FILES:
         fields[key] = str((shipped.parent / fields[key]).resolve())
@@ -64,18 +66,18 @@ def service_under(shipped: Path, path: Path, policy: str, slo_s: float) -> Path:
 
 
 def level(path: str, resumed_at: int) -> str:
-    """The level of an answer, by name."""
+    """Returns the name of the level of an answer."""
     return f"K={resumed_at}" if path == FROM_CACHE else path.removesuffix(AT_DEADLINE)
 
 
 def shares(levels: Iterable[str]) -> dict[str, float]:
-    """Share of each level, in percent, the most frequent first."""
+    """Returns the share of each level in percent, the most frequent one first."""
     counts = Counter(levels)
     return {name: round(100 * n / counts.total(), 1) for name, n in counts.most_common()}
 
 
 def simulated(workload: Workload, policy: str) -> dict[str, Any]:
-    """The figures of the simulator."""
+    """Returns the figures of the simulator."""
     made = make_policy(policy, workload.setting)
     outcome: Outcome = simulate(made, workload.requests, workload.profile, direct=workload.direct)
     found = qualities(outcome, workload)[outcome.answered]
@@ -88,12 +90,12 @@ def simulated(workload: Workload, policy: str) -> dict[str, Any]:
 
 
 def served(config: Path, trace: Trace, slo_s: float, folder: Path, console: Console) -> dict[str, Any]:
-    """The same figures of the real service."""
+    """Returns the same figures of the real service."""
 
-    def say(what: str) -> None:
+    def report(what: str) -> None:
         console.print(f"  {what}", highlight=False)
 
-    total = measured(config, {"replay": trace}, slo_s, folder, say)["replay"]
+    total = measured(config, {"replay": trace}, slo_s, folder, report)["replay"]
     service, family = load_service(config)
     profile = load_profile(str(service.profile), family.keys)
     assert profile.quality is not None
@@ -111,7 +113,7 @@ def main() -> None:
     parser.add_argument("--policies", default="weir,argus,nirvana")
     parser.add_argument("--service", type=Path, default=REPOSITORY / "deploy" / "configs" / "weir-tiny.yaml")
     parser.add_argument("--trace", type=Path, default=REPOSITORY / "traces" / "bursty.csv")
-    parser.add_argument("--rate", type=float, default=1.5, help="factor on its request rate")
+    parser.add_argument("--rate", type=float, default=1.5, help="factor on the request rate")
     parser.add_argument("--duration", type=float, default=60.0, help="seconds of the trace")
     parser.add_argument("--slo", type=float, default=10.0, help="deadline, seconds")
     parser.add_argument("--json", type=Path, help="file for the figures")

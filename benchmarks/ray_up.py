@@ -62,7 +62,7 @@ def main() -> None:
         command += ["--workers", str(given.workers), "--seconds", str(given.seconds)]
         environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
         # All hosts start with a copy of one virtual environment, which the setup script of hosts makes.
-        _say("setup.sh on a host, with the network")
+        _print("setup.sh on a host, with the network")
         made = ["unshare", "--mount", sys.executable, "-c", _FIRST_HOST, name]
         code = subprocess.run(made, env=environment, cwd=REPOSITORY).returncode
         sys.exit(code or subprocess.run(command, env=environment, cwd=REPOSITORY).returncode)
@@ -101,8 +101,8 @@ def _inside(run: Path, workers: int, seconds: float) -> int:
     try:
         _commands(run, checkout, addresses, seconds)
     except subprocess.CalledProcessError as error:
-        _say(f"FAILED: {error}; the end of the log:")
-        _say("\n".join((run / "log").read_text().splitlines()[-30:]))
+        _print(f"FAILED: {error}; the end of the log:")
+        _print("\n".join((run / "log").read_text().splitlines()[-30:]))
         return 1
     return 0
 
@@ -114,14 +114,14 @@ def _commands(run: Path, checkout: Path, hosts: list[str], seconds: float) -> No
     def step(*command: str, quiet: bool = False, shown: bool = False) -> str:
         """Runs a command and returns its output; ``shown`` prints the output as well."""
         if not quiet:
-            _say(f"{time.monotonic() - began:4.0f} s  $ {' '.join(command)}")
+            _print(f"{time.monotonic() - began:4.0f} s  $ {' '.join(command)}")
         with (run / "log").open("a") as log:
             done = subprocess.run(
                 command, check=True, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT if shown else log
             )
             log.write(done.stdout)
         if shown:
-            _say(textwrap.indent(done.stdout.strip(), " " * 8))
+            _print(textwrap.indent(done.stdout.strip(), " " * 8))
         return done.stdout
 
     step("bash", "deploy/clusters/secrets.sh")
@@ -152,7 +152,7 @@ def _commands(run: Path, checkout: Path, hosts: list[str], seconds: float) -> No
             for host in _hosts_of_replicas(
                 actors, json.loads(step("ray", "list", "nodes", "--format", "json", *dashboard, quiet=True))
             ):
-                _say(f"        {host}")
+                _print(f"        {host}")
             replay = ("weir", "replay", "traces/bursty.csv", "--url", "http://127.0.0.1:8000", "--slo", "15")
             step(*replay, "--duration", f"{seconds:g}", shown=True)
             prometheus = Api("http://127.0.0.1:9090")
@@ -160,8 +160,8 @@ def _commands(run: Path, checkout: Path, hosts: list[str], seconds: float) -> No
             def figure(expr: str) -> float:
                 return next((float(it["value"][1]) for it in prometheus.query(expr)), 0.0)
 
-            _say(f"        Prometheus: {figure('sum(ray_weir_images_asked_total)'):g} images asked for")
-            _say(f"        its targets: {prometheus.targets()}")
+            _print(f"        Prometheus: {figure('sum(ray_weir_images_asked_total)'):g} images asked for")
+            _print(f"        its targets: {prometheus.targets()}")
 
             service = checkout / SERVICE
             service.write_text(service.read_text().replace("slo_s: 15", "slo_s: 20"))
@@ -300,7 +300,7 @@ def _until(condition: Callable[[], str], began: float) -> None:
     while True:
         with suppress(subprocess.CalledProcessError):
             if found := condition():
-                return _say(f"{time.monotonic() - began:4.0f} s    {found}")
+                return _print(f"{time.monotonic() - began:4.0f} s    {found}")
         if time.monotonic() > end:
             raise subprocess.CalledProcessError(1, "wait for a condition")
         time.sleep(1)
@@ -310,7 +310,7 @@ def _run(*command: str) -> None:
     subprocess.run(command, check=True)
 
 
-def _say(line: str) -> None:
+def _print(line: str) -> None:
     sys.stdout.write(line + "\n")
     sys.stdout.flush()
 

@@ -161,8 +161,8 @@ async def test_the_metrics_of_the_controller_can_be_scraped(up):
 
     head = next(node for node in ray.nodes() if "node:__internal_head__" in node["Resources"])
     address = f"http://127.0.0.1:{head['MetricsExportPort']}/metrics"
-    told = (it for it in metrics.ALL if it.room == "controller" and it is not metrics.FAILURES)
-    names = {f"ray_{metric.name.removesuffix('_total')}" for metric in told}
+    recorded = (it for it in metrics.ALL if it.room == "controller" and it is not metrics.FAILURES)
+    names = {f"ray_{metric.name.removesuffix('_total')}" for metric in recorded}
 
     def scraped() -> dict[str, Any]:
         text = httpx.get(address, timeout=10).text
@@ -212,8 +212,8 @@ async def test_the_replicas_return_with_their_node(up):
 
 async def test_a_dead_dashboard_changes_no_role_and_serving_continues(up):
     assert set(await up.load(FEW, until=lambda: up.plan()["light"] == 1)) == {200}
-    ours = psutil.Process().children(recursive=True)
-    running = (p for p in psutil.process_iter(["cmdline"]) if p in ours)  # forgives processes that end meanwhile
+    children = psutil.Process().children(recursive=True)
+    running = (p for p in psutil.process_iter(["cmdline"]) if p in children)  # tolerates processes that end meanwhile
     dashboard = next(p for p in running if "dashboard.py" in " ".join(p.info["cmdline"] or ()))
     for process in [*dashboard.children(recursive=True), dashboard]:
         process.kill()

@@ -60,7 +60,7 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
     config = write_service(folder, keys_file="keys.yaml", cache=cache)
     started = up(config, detach=True, port=0, folder=folder / "state")
     assert started
-    # `up` tells nobody the password of the Redis that it has started; the state file does, to its owner.
+    # Only the state file, which is readable by its owner, contains the password of the Redis that `up` has started.
     service = StateFile(started.name, folder / "state").read()
     assert service
     yield Up(service, folder)
@@ -143,15 +143,15 @@ def test_no_log_command_line_or_metric_contains_a_secret(guarded: Up) -> None:
             commands.append(" ".join(process.cmdline()))
         except NoSuchProcess:
             continue
-    told = {"command lines": "\n".join(commands)}
-    (session,) = set(re.findall(r"/tmp/weir-[\w-]+", told["command lines"])) - set(
-        re.findall(r"/tmp/weir-redis-[\w-]+", told["command lines"])
+    places = {"command lines": "\n".join(commands)}
+    (session,) = set(re.findall(r"/tmp/weir-[\w-]+", places["command lines"])) - set(
+        re.findall(r"/tmp/weir-redis-[\w-]+", places["command lines"])
     )
     for path in [*Path(session).rglob("*.log"), *Path(session).rglob("*.out"), *Path(session).rglob("*.err")]:
-        told[str(path)] = path.read_text(errors="replace")
-    told["the log"] = (guarded.folder / "state" / "overload.log").read_text()
+        places[str(path)] = path.read_text(errors="replace")
+    places["the log"] = (guarded.folder / "state" / "overload.log").read_text()
     ports = next(Path(session).rglob("prom_metrics_service_discovery.json"))
     for target in {target for group in json.loads(ports.read_text()) for target in group["targets"]}:
-        told[target] = httpx.get(f"http://{target}/metrics", timeout=30).text
-    assert len(told) > 10
-    assert [place for place, text in told.items() for secret in secrets if secret in text] == []
+        places[target] = httpx.get(f"http://{target}/metrics", timeout=30).text
+    assert len(places) > 10
+    assert [place for place, text in places.items() for secret in secrets if secret in text] == []

@@ -30,7 +30,7 @@ from weir.ports import free_port
 from weir.proxies import spare_loopback
 
 VARIABLES = [name for it in ("http_proxy", "https_proxy", "all_proxy", "no_proxy") for name in (it, it.upper())]
-#: Nobody listens there.
+#: Address at which no process listens.
 DEAD = "127.0.0.1:9"
 PROXIES: dict[str, dict[str, str]] = {
     "http": {"http_proxy": f"http://{DEAD}", "HTTP_PROXY": f"http://{DEAD}"},

@@ -75,7 +75,7 @@ def test_two_plans_differ_only_in_fields_that_restart_no_replica(one, other):
     assert first == second
 
 
-#: More than ``render`` writes, as somebody may have deployed it.
+#: A deployed configuration with more fields than ``render`` writes.
 RICH: dict[str, Any] = {
     "proxy_location": "EveryNode",
     "http_options": {"host": "0.0.0.0", "port": 80, "request_timeout_s": 60.0},

@@ -184,7 +184,7 @@ class Broken(Backend):
         np.zeros(12),
         np.array([8.0] + [0.0] * 5 + [1.0] + [0.0] * 5),
     ],
-    ids=["raises", "none", "empty", "nan", "halves", "nine of eight", "negative", "nobody served", "overloaded"],
+    ids=["raises", "none", "empty", "nan", "halves", "nine of eight", "negative", "none served", "overloaded"],
 )
 def test_without_a_usable_solution_every_gpu_gets_its_fastest_level(monkeypatch, x):
     monkeypatch.setattr(allocation, "backend", lambda name: Broken(x))
