@@ -371,7 +371,7 @@ def test_a_refused_state_is_replaced_by_one_that_fits(store: SealedStore) -> Non
     setup = Setup(store)
     assert setup.serve("1", "a red circle", model="the old weights") == 0
     served = [setup.serve(str(i), "a red circle", model="the new weights") for i in range(2, 5)]
-    assert served == [0, 0, 25], "refused, kept anew, resumed from"
+    assert served == [0, 0, 25], "refused, stored again, resumed from"
     there, _ = keys_and_states(setup)
     assert all(":3:" in key for key in there), "the old ones are gone from the store too"
     assert setup.cache.counters.reasons == {"state_not_used": 1}

@@ -90,11 +90,11 @@ def test_lookups_insertions_and_deletions_go_on_at_the_same_time() -> None:
 
 
 def test_many_vectors_are_added_with_progress_and_trained_at_once() -> None:
-    vectors, told = clustered(20_000), []
+    vectors, reported = clustered(20_000), []
     index = VectorIndex(DIM)
-    index.add_many(range(20_000), vectors, lambda done, total: told.append((done, total)))
-    assert told[-1] == (20_000, 20_000)
-    assert len(told) > 1
+    index.add_many(range(20_000), vectors, lambda done, total: reported.append((done, total)))
+    assert reported[-1] == (20_000, 20_000)
+    assert len(reported) > 1
     assert index.cells > 1
     assert index.search(vectors[123])[0][0] == 123
 

@@ -106,7 +106,7 @@ def test_a_profile_of_another_encoder_is_refused(tmp_path: Path) -> None:
         LocalCache(config, FAMILY, tmp_path / "cache.weir")
 
 
-@pytest.mark.parametrize("about", [{"encoder": "words-1024"}, {}], ids=["of this encoder", "of nobody knows which"])
+@pytest.mark.parametrize("about", [{"encoder": "words-1024"}, {}], ids=["of this encoder", "of an unnamed encoder"])
 def test_a_profile_of_the_same_or_an_unnamed_encoder_is_accepted(tmp_path: Path, about: dict[str, str]) -> None:
     LocalCache(thresholds(tmp_path / "profile.json", **about), FAMILY, tmp_path / "cache.weir")
 
@@ -120,11 +120,13 @@ def test_a_folder_and_thresholds_of_images_are_refused(tmp_path: Path, monkeypat
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "said"),
+    ("name", "content", "expected"),
     [("cache.weir", b"something else", "not an export of a cache"), ("cache.weir.secret", b"short", "not the secret")],
 )
-def test_a_file_that_is_not_a_cache_is_refused_by_name(tmp_path: Path, name: str, content: bytes, said: str) -> None:
+def test_a_file_that_is_not_a_cache_is_refused_by_name(
+    tmp_path: Path, name: str, content: bytes, expected: str
+) -> None:
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(ConfigError, match=said) as caught:
+    with pytest.raises(ConfigError, match=expected) as caught:
         LocalCache(CONFIG, FAMILY, tmp_path / "cache.weir")
     assert str(tmp_path / name) in caught.value.message

@@ -23,7 +23,7 @@ def family() -> Family:
 
 
 @pytest.mark.parametrize(
-    ("drawn", "opposite"),
+    ("generated", "opposite"),
     [
         ("a red circle left of a blue star", "a red circle right of a blue star"),
         ("a red circle left of a blue star", "a blue star left of a red circle"),
@@ -32,17 +32,17 @@ def family() -> Family:
     ],
 )
 def test_an_image_gets_confidence_for_its_own_prompt_and_not_for_an_opposite_one(
-    family: Family, drawn: str, opposite: str
+    family: Family, generated: str, opposite: str
 ) -> None:
-    own, other = family_encoder(FAMILY).encode([drawn, opposite])
+    own, other = family_encoder(FAMILY).encode([generated, opposite])
     assert BY_SIMILARITY.select(float(own @ other)) > 0, "by similarity it would be gone on from"
-    request = ImageRequest("r", drawn, 2, FAMILY.size, FAMILY.size, float("inf"), capture="p")
+    request = ImageRequest("r", generated, 2, FAMILY.size, FAMILY.size, float("inf"), capture="p")
     [picture] = family.generate("heavy", [request])
     assert picture.seen is not None
     judge = family.judges["light"]
     assert isinstance(judge, Judge)
     seen = np.frombuffer(picture.seen, np.float16)[None].copy()
-    believed, doubted = (float(judge.weigh(seen, prompt=p)[0]) for p in (drawn, opposite))
+    believed, doubted = (float(judge.weigh(seen, prompt=p)[0]) for p in (generated, opposite))
     assert BY_PICTURE.select(believed) == 25
     assert doubted < BY_PICTURE.accept
     assert doubted < believed / 2

@@ -97,7 +97,7 @@ def test_a_log_of_similarities_has_no_prompts(tmp_path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "text", "says"),
+    ("name", "text", "expected"),
     [
         ("log.csv", "Scores\nhigh\n", "line 2: the similarity is 'high'"),
         ("log.csv", "Scores\n0.5\n1.5\n", "line 3: the similarity is '1.5'"),
@@ -108,10 +108,10 @@ def test_a_log_of_similarities_has_no_prompts(tmp_path) -> None:
         ("log.txt", "\n\n", "the log is empty"),
     ],
 )
-def test_a_mistake_in_a_log_is_named_with_its_line(tmp_path, name: str, text: str, says: str) -> None:
+def test_a_mistake_in_a_log_is_named_with_its_line(tmp_path, name: str, text: str, expected: str) -> None:
     path = tmp_path / name
     path.write_text(text)
-    with pytest.raises(ConfigError, match=says) as refused:
+    with pytest.raises(ConfigError, match=expected) as refused:
         read_log(path)
     assert str(path) in refused.value.message
 

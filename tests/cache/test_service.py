@@ -59,8 +59,8 @@ async def test_a_store_that_starts_after_the_cache_is_read_later(
     for _ in range(3):
         await late.check_health()
         await tended(late)
-    said = [record.message for record in caplog.records if record.levelno >= logging.WARNING]
-    assert [message.partition(":")[0] for message in said] == [
+    messages = [record.message for record in caplog.records if record.levelno >= logging.WARNING]
+    assert [message.partition(":")[0] for message in messages] == [
         "the cache inserts nothing until its store can be read, and tries again"
     ], "once is enough"
 

@@ -117,13 +117,13 @@ def client(up: Up) -> Iterator[httpx.Client]:
 
 async def load(up: Up, requests: int, concurrency: int, **fields: Any) -> list[httpx.Response]:
     """Sends ``requests`` requests, at most ``concurrency`` at a time."""
-    gate = asyncio.Semaphore(concurrency)
+    slots = asyncio.Semaphore(concurrency)
     limits = httpx.Limits(max_connections=concurrency)
 
     async with httpx.AsyncClient(base_url=up.url, timeout=60, limits=limits) as client:
 
         async def one(number: int) -> httpx.Response:
-            async with gate:
+            async with slots:
                 return await client.post(GENERATIONS, json={"prompt": f"circle {number}", **fields})
 
         return await asyncio.gather(*(one(number) for number in range(requests)))

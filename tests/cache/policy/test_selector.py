@@ -69,7 +69,7 @@ def test_only_runs_of_the_measured_length_have_a_stride() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "says"),
+    ("text", "expected"),
     [
         ("{", "not a cache profile"),
         ("{}", "selector"),
@@ -80,10 +80,10 @@ def test_only_runs_of_the_measured_length_have_a_stride() -> None:
         ('{"selector": {"steps": 50, "levels": [[0.9, 5]], "stride": 3}}', "must divide"),
     ],
 )
-def test_an_invalid_profile_is_refused_with_its_mistake(tmp_path, text: str, says: str) -> None:
+def test_an_invalid_profile_is_refused_with_its_mistake(tmp_path, text: str, expected: str) -> None:
     path = tmp_path / "profile.json"
     path.write_text(text)
-    with pytest.raises(ConfigError, match=says) as refused:
+    with pytest.raises(ConfigError, match=expected) as refused:
         load_selector(path)
     assert str(path) in refused.value.message
 

@@ -63,9 +63,9 @@ def test_a_restart_deletes_orphaned_states(either: SealedStore) -> None:
     either.remember(record("evicted"))  # its states are gone
     either.put(request("whole"), [state(5), state(25)])
     either.remember(record("whole"))  # the state of 25 was stored later, and no record has it
-    told: list[int] = []
-    assert [r.entry for r in either.records(told.append)] == ["whole"]
-    assert told == [2]
+    reported: list[int] = []
+    assert [r.entry for r in either.records(reported.append)] == ["whole"]
+    assert reported == [2]
     assert sorted(either.backend.keys("weir:")) == [entry_key(PARTITION, "whole"), state_key(PARTITION, "whole", 5)]
 
 

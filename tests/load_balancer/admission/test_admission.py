@@ -10,19 +10,19 @@ from load_balancer.admission.admission import Admission
 from weir.errors import NotReady, Overloaded, WeirError
 
 
-def admit(gate: Admission, images: int = 1, now: float = 0.0, **more) -> None:
-    gate.admit(images, **{"now": now, "deadline": now + 5, "finish_at": now + 1, **more})
+def admit(admission: Admission, images: int = 1, now: float = 0.0, **more) -> None:
+    admission.admit(images, **{"now": now, "deadline": now + 5, "finish_at": now + 1, **more})
 
 
 def test_images_in_flight_are_bounded():
-    gate = Admission(queued=3)
-    admit(gate, 2)
+    admission = Admission(queued=3)
+    admit(admission, 2)
     with pytest.raises(Overloaded, match="at most 3"):
-        admit(gate, 2)
-    admit(gate, 1)
-    gate.release(2)
-    admit(gate, 2)
-    assert gate.in_flight == 3
+        admit(admission, 2)
+    admit(admission, 1)
+    admission.release(2)
+    admit(admission, 2)
+    assert admission.in_flight == 3
 
 
 def test_a_prediction_beyond_the_deadline_is_refused_until_the_queue_has_drained():
@@ -43,12 +43,12 @@ def test_without_a_replica_the_refusal_has_a_retry_time():
 
 
 def test_the_admitted_rate_of_the_plan_is_kept_after_a_burst_of_a_second():
-    gate = Admission(1000)
+    admission = Admission(1000)
     admitted, retries = 0, []
     for tenth in range(100):
         for _ in range(3):  # 30 a second against 10 admitted
             try:
-                admit(gate, now=tenth / 10, rps=10)
+                admit(admission, now=tenth / 10, rps=10)
                 admitted += 1
             except Overloaded as error:
                 retries.append(error.retry_after_s or 0)
@@ -57,22 +57,22 @@ def test_the_admitted_rate_of_the_plan_is_kept_after_a_burst_of_a_second():
 
 
 def test_an_admitted_rate_of_zero_admits_only_the_first_request():
-    gate = Admission(10)
-    admit(gate, rps=0)
+    admission = Admission(10)
+    admit(admission, rps=0)
     with pytest.raises(Overloaded):
-        admit(gate, now=1000, rps=0)
+        admit(admission, now=1000, rps=0)
 
 
 @given(st.lists(st.tuples(st.integers(1, 4), st.floats(0, 10), st.booleans())))
 def test_in_flight_never_exceeds_the_limit_and_a_refusal_uses_nothing(orders):
-    gate = Admission(8)
+    admission = Admission(8)
     inside: list[int] = []
     for images, finish_at, leave in orders:
         if leave and inside:
-            gate.release(inside.pop())
+            admission.release(inside.pop())
         try:
-            admit(gate, images, finish_at=finish_at)
+            admit(admission, images, finish_at=finish_at)
             inside.append(images)
         except WeirError:
             pass
-        assert gate.in_flight == sum(inside) <= 8
+        assert admission.in_flight == sum(inside) <= 8

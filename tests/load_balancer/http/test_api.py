@@ -70,8 +70,8 @@ async def test_an_answer_has_the_image_and_how_it_was_generated(client):
 @pytest.mark.parametrize(("output_format", "kind"), [("png", "PNG"), ("jpeg", "JPEG"), ("webp", "WEBP")])
 async def test_the_image_has_the_requested_format(client, output_format, kind):
     answer = await client.post(GENERATIONS, json={**GOOD, "output_format": output_format})
-    picture = base64.b64decode(answer.json()["data"][0]["b64_json"])
-    assert Image.open(io.BytesIO(picture)).format == kind
+    content = base64.b64decode(answer.json()["data"][0]["b64_json"])
+    assert Image.open(io.BytesIO(content)).format == kind
     assert answer.json()["output_format"] == output_format
 
 
@@ -242,13 +242,13 @@ async def test_overload_of_the_system_is_a_503_with_whole_seconds_to_wait(client
     assert (await client.post(GENERATIONS, json=GOOD)).status_code == 200
 
 
-@pytest.mark.parametrize(("wait_s", "told"), [(None, 1), (0.0, 1), (1.2, 2), (1e9, 600), (float("inf"), 600)])
-async def test_every_refusal_has_retry_after(client, monkeypatch, wait_s, told):
+@pytest.mark.parametrize(("wait_s", "reported"), [(None, 1), (0.0, 1), (1.2, 2), (1e9, 600), (float("inf"), 600)])
+async def test_every_refusal_has_retry_after(client, monkeypatch, wait_s, reported):
     def refuse(*_: object) -> None:
         raise Overloaded("too much to do", retry_after_s=wait_s)
 
     monkeypatch.setattr(Balancer, "begin", refuse)
-    assert int((await client.post(GENERATIONS, json=GOOD)).headers["retry-after"]) == told
+    assert int((await client.post(GENERATIONS, json=GOOD)).headers["retry-after"]) == reported
 
 
 async def test_a_pool_without_replicas_is_a_503_with_seconds_to_wait(client, balancer):

@@ -30,9 +30,9 @@ def keys(tmp_path: Path) -> Path:
 
 
 def test_a_key_has_256_random_bits_and_a_prefix_that_scanners_know() -> None:
-    drawn = {new_key() for _ in range(100)}
-    assert len(drawn) == 100
-    assert all(key.startswith("weir-") and len(key) == 5 + 43 for key in drawn)
+    generated = {new_key() for _ in range(100)}
+    assert len(generated) == 100
+    assert all(key.startswith("weir-") and len(key) == 5 + 43 for key in generated)
 
 
 def test_a_key_is_known_by_its_digest_and_brings_what_its_holder_may_do(keys: Path) -> None:

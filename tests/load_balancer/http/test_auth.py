@@ -108,8 +108,8 @@ async def test_more_than_a_key_allows_is_a_429_of_its_own_with_seconds_to_wait(c
     answers += [await client.post(GENERATIONS, json={**GOOD, "n": 2}, headers=bearer(ALICE)) for _ in range(40)]
     assert answers[-1].status_code == 429
     assert answers[-1].json()["error"]["message"] == "this key may ask for 30 images per minute"
-    drawn = sum(len(answer.json()["data"]) for answer in answers if answer.status_code == 200)
-    assert balancer.counters()["arrivals"] == drawn, "what a key may not ask for is no demand to plan for"
+    generated = sum(len(answer.json()["data"]) for answer in answers if answer.status_code == 200)
+    assert balancer.counters()["arrivals"] == generated, "what a key may not ask for is no demand to plan for"
 
 
 async def test_an_image_url_needs_no_key_and_cannot_be_guessed(client):
@@ -133,9 +133,9 @@ async def test_no_key_appears_in_logs_answers_or_errors(client, caplog, capfd, m
     monkeypatch.setattr(Balancer, "begin", lambda *_: 1 / 0)
     answers.append(await client.post(GENERATIONS, json=GOOD, headers=bearer(ALICE)))
     assert answers[-1].status_code == 500
-    said = "".join(json.dumps(dict(answer.headers)) + answer.text for answer in answers)
+    shown = "".join(json.dumps(dict(answer.headers)) + answer.text for answer in answers)
     written = "".join(capfd.readouterr()) + caplog.text.replace("GET http://weir/v1/weir-", "")
     for key in (ALICE, ADMIN, planted):
         assert key not in written
         # A key that a client uses as a field name is quoted in the error to that client only.
-        assert said.count(key) <= 4
+        assert shown.count(key) <= 4

@@ -125,8 +125,8 @@ async def test_default_requests_of_clients_get_an_image_in_the_expected_field(cl
     assert answer.status_code == 200, answer.text
     (item,) = answer.json()["data"]
     assert {"b64_json", "url"} & set(item) == {where}
-    picture = base64.b64decode(item[where]) if where == "b64_json" else (await client.get(item["url"])).content
-    assert Image.open(io.BytesIO(picture)).format
+    content = base64.b64decode(item[where]) if where == "b64_json" else (await client.get(item["url"])).content
+    assert Image.open(io.BytesIO(content)).format
 
 
 async def test_the_openai_package_finds_the_image_and_the_model(client):
@@ -255,17 +255,17 @@ async def test_a_byte_order_mark_before_the_body_is_skipped(client, body):
 
 
 @pytest.mark.parametrize(
-    ("body", "says"),
+    ("body", "expected"),
     [
         ('{"prompt": "caf\u00e9"}'.encode("latin-1"), "byte 15 of the body (0xe9) is not UTF-8"),
         ('{"prompt": "a"}'.encode("utf-16"), "byte 0 of the body (0xff) is not UTF-8"),
     ],
     ids=["Latin-1", "UTF-16"],
 )
-async def test_a_body_in_another_encoding_is_refused_with_the_byte(client, body, says):
+async def test_a_body_in_another_encoding_is_refused_with_the_byte(client, body, expected):
     answer = await client.post(GENERATIONS, content=body, headers=JSON)
     assert answer.status_code == 400
-    assert says in answer.json()["error"]["message"]
+    assert expected in answer.json()["error"]["message"]
 
 
 ORIGIN = "https://chat.example.com"

@@ -288,7 +288,7 @@ class Clock:
         return self.now
 
 
-async def rendered(job, drawn) -> bytes:
+async def rendered(job, generated) -> bytes:
     return b"x" * 100
 
 

@@ -126,8 +126,8 @@ class Page:
 
     def complaints(self) -> list[str]:
         """Messages of the browser's console, without those of refused requests, which are tested on purpose."""
-        said = [entry["message"] for entry in self.browser.get_log("browser")]
-        return [message for message in said if "Failed to load resource" not in message]
+        messages = [entry["message"] for entry in self.browser.get_log("browser")]
+        return [message for message in messages if "Failed to load resource" not in message]
 
 
 @pytest.fixture
@@ -160,8 +160,8 @@ def test_the_light_image_comes_first_and_the_heavy_one_replaces_it(page, engines
     assert heavy["alt"] == "a red circle left of a blue star"
     assert heavy["source"] != light["source"]
     assert page.text("caption") == ""
-    told = {id: page.text(id) for id in ("path", "drawn-by", "confidence", "k", "steps", "plan-version")}
-    assert told == {
+    reported = {id: page.text(id) for id in ("path", "drawn-by", "confidence", "k", "steps", "plan-version")}
+    assert reported == {
         "path": "heavy",
         "drawn-by": "toy-heavy",
         "confidence": "0.250",
@@ -254,8 +254,8 @@ def test_errors_are_shown_in_words(page, service):
 
 def test_the_live_view_shows_demand_roles_threshold_and_shares(page, service, engines):
     open_gates(engines)
-    told = {id: page.text(id) for id in ("light-replicas", "heavy-replicas", "threshold", "hits", "in-flight")}
-    assert told == {
+    reported = {id: page.text(id) for id in ("light-replicas", "heavy-replicas", "threshold", "hits", "in-flight")}
+    assert reported == {
         "light-replicas": "1 of 1",
         "heavy-replicas": "1 of 1",
         "threshold": "0.500",

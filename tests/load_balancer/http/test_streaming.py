@@ -52,7 +52,7 @@ async def streamed(client: httpx.AsyncClient, **fields: Any) -> list[tuple[str, 
     return events
 
 
-def picture(data: dict[str, Any]) -> Image.Image:
+def image_of(data: dict[str, Any]) -> Image.Image:
     return Image.open(io.BytesIO(base64.b64decode(data["b64_json"])))
 
 
@@ -71,7 +71,7 @@ async def test_a_doubtful_light_image_is_the_partial_one_and_the_heavy_one_compl
         "background": "opaque",
         "weir": {"image": 0, "role": "light", "step": 2},
     }
-    assert picture(completed).format == "JPEG"
+    assert image_of(completed).format == "JPEG"
     about = completed["weir"]
     assert (about["path"], about["seed"], about["confidence"], about["image"]) == ("heavy", 7, 0.1, 0)
 
@@ -90,9 +90,9 @@ async def test_more_partial_images_are_previews_of_the_heavy_run_in_the_size_of_
     pool.confidence = 0.1
     *partials, (last, _) = await streamed(client, partial_images=3)
     assert last == COMPLETED
-    told = [(data["partial_image_index"], data["weir"]["role"], data["weir"]["step"]) for _, data in partials]
-    assert told == [(0, "light", 2), (1, "heavy", 10), (2, "heavy", 20)]
-    assert all(picture(data).size == (64, 64) for _, data in partials)
+    reported = [(data["partial_image_index"], data["weir"]["role"], data["weir"]["step"]) for _, data in partials]
+    assert reported == [(0, "light", 2), (1, "heavy", 10), (2, "heavy", 20)]
+    assert all(image_of(data).size == (64, 64) for _, data in partials)
 
 
 async def test_where_the_heavy_variant_begins_all_partial_images_are_previews(client):

@@ -370,8 +370,8 @@ async def test_the_plan_sets_the_steps_of_deferred_images_unless_the_request_doe
         await balancer.generate(ORDER)
         await balancer.generate(replace(ORDER, steps=30))
         await balancer.generate(replace(ORDER, variant=HEAVY))
-    drawn = [request["overrides"]["steps"] for _, role, request in pool.calls if role == HEAVY]
-    assert drawn == [20, 30, None]
+    generated = [request["overrides"]["steps"] for _, role, request in pool.calls if role == HEAVY]
+    assert generated == [20, 30, None]
 
 
 async def test_no_plan_makes_a_run_longer_than_the_variants_own(running, pool, plan):

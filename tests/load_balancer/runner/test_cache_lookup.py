@@ -24,14 +24,14 @@ class FakeCache:
     def __init__(self, gives: CacheLookup):
         self.gives = gives
         self.asked: list[tuple[str, str]] = []
-        self.told: list[tuple[int, tuple[int, ...], int]] = []
+        self.reports: list[tuple[int, tuple[int, ...], int]] = []
 
     async def find(self, request: ImageRequest) -> CacheLookup:
         self.asked.append((request.prompt, request.tenant))
         return self.gives
 
     def finished(self, image: str, result: ImageResult | None, sought: int) -> None:
-        self.told.append((0, (), 0) if result is None else (result.resumed_at, result.captured, sought))
+        self.reports.append((0, (), 0) if result is None else (result.resumed_at, result.captured, sought))
 
 
 @pytest.fixture
@@ -67,7 +67,7 @@ async def test_a_hit_resumes_directly_at_the_heavy_variant(running, pool):
     assert request["capture"] is None
     assert (image.path, image.model, image.lookup) == ("cache", "toy-heavy", HIT)
     assert cache.asked == [("a red circle", "acme")]
-    assert cache.told == [(25, (), 25)]
+    assert cache.reports == [(25, (), 25)]
     assert balancer.counters()["reused"] == {"0.5": 1}
     assert balancer.counters()["fetches"] == [0.004]
 
@@ -78,7 +78,7 @@ async def test_a_hit_with_a_stride_counts_all_skipped_steps_as_saved(running, po
         (image,) = await balancer.generate(ORDER)
     [(_, _, request)] = pool.calls
     assert (request["resume"]["step"], request["resume"]["stride"]) == (25, 5)
-    assert (image.path, cache.told) == ("cache", [(25, (), 25)])
+    assert (image.path, cache.reports) == ("cache", [(25, (), 25)])
     assert balancer.counters()["reused"] == {"0.9": 1}
 
 
@@ -100,11 +100,11 @@ async def test_a_doubted_resumed_image_is_generated_again_and_the_better_judged_
     asked = [(request["resume"], request["judge"]) for _, _, request in pool.calls]
     if confidences[0] >= 0.9:
         assert asked == [(asdict(resume), False)], "its least confidence has it judged"
-        assert [told[0] for told in cache.told] == [25]
+        assert [report[0] for report in cache.reports] == [25]
         assert balancer.counters()["reused"] == {"0.9": 1}
     else:
         assert asked == [(asdict(resume), False), (None, True)]
-        assert cache.told == [(0, (5, 25), 0)], "what the run from noise passed is kept"
+        assert cache.reports == [(0, (5, 25), 0)], "what the run from noise passed is kept"
         assert balancer.counters()["reused"] == {}
 
 
@@ -131,7 +131,7 @@ async def test_a_miss_goes_through_the_cascade_and_its_heavy_run_is_captured(run
     assert (first, second) == (LIGHT, HEAVY)
     assert (light["capture"], heavy["capture"]) == (None, MISS.partition)
     assert image.path == "heavy"
-    assert cache.told == [(0, (5, 25), 0)]
+    assert cache.reports == [(0, (5, 25), 0)]
 
 
 async def test_an_accepted_light_image_leaves_nothing_in_the_cache(running, pool):
@@ -139,7 +139,7 @@ async def test_an_accepted_light_image_leaves_nothing_in_the_cache(running, pool
     async with running(cache) as balancer:
         (image,) = await balancer.generate(ORDER)
         assert image.path == "light"
-    assert cache.told == [(0, (), 0)]
+    assert cache.reports == [(0, (), 0)]
     assert balancer.counters()["looked_up"] == 1
 
 
@@ -149,7 +149,7 @@ async def test_a_lost_state_costs_steps_and_the_answer_says_so(running, pool):
     async with running(cache) as balancer:
         (image,) = await balancer.generate(ORDER)
     assert image.path == "heavy"
-    assert cache.told == [(0, (), 25)]
+    assert cache.reports == [(0, (), 25)]
 
 
 async def test_a_hit_that_would_be_late_starts_light_and_resumes_if_deferred(running, pool, plan):
@@ -195,7 +195,7 @@ async def test_reading_only_captures_nothing(running, pool):
     async with running(cache, "read") as balancer:
         await balancer.generate(ORDER)
     assert pool.calls[1][2]["capture"] is None
-    assert cache.told == [(0, (), 0)]
+    assert cache.reports == [(0, (), 0)]
 
 
 async def test_a_request_for_the_light_variant_is_not_looked_up(running):
@@ -224,7 +224,7 @@ async def test_the_end_of_a_failed_request_is_reported_to_the_cache(running, poo
     async with running(cache) as balancer:
         with pytest.raises(Exception, match="no"):
             await balancer.generate(ORDER)
-    assert cache.told == [(0, (), 0)]
+    assert cache.reports == [(0, (), 0)]
 
 
 class FakeHandle:
@@ -234,7 +234,7 @@ class FakeHandle:
         self.answer: Any = HIT.to_dict()
         self.delay_s = 0.0
         self.calls: list[str] = []
-        self.told: list[tuple[object, ...]] = []
+        self.reports: list[tuple[object, ...]] = []
         self._method = ""
 
     def options(self, *, method_name: str) -> FakeHandle:
@@ -244,7 +244,7 @@ class FakeHandle:
     async def remote(self, *arguments: object) -> Any:
         self.calls.append(self._method)
         if self._method == "finish":
-            self.told.append(arguments)
+            self.reports.append(arguments)
         await asyncio.sleep(self.delay_s)
         if isinstance(self.answer, Exception):
             raise self.answer
@@ -263,7 +263,7 @@ async def test_a_state_that_a_worker_refused_is_reported_to_the_cache():
     cache = ServeCacheClient(handle, 1.0)
     cache.finished("a", ImageResult("a", b"png", None, 50, 0.0, 1.0, 1, 1, refused=True), 25)
     await asyncio.wait(cache._finishing, timeout=5)
-    assert handle.told == [("a", 0, (), 25, None, True)]
+    assert handle.reports == [("a", 0, (), 25, None, True)]
 
 
 async def test_reports_to_an_unreachable_cache_have_a_time_limit(monkeypatch):

@@ -25,10 +25,10 @@ def test_weights_of_the_hub_are_named_with_their_revision() -> None:
 
 
 def test_provenance_has_the_versions_that_can_change_an_image(family: FamilyConfig) -> None:
-    told = made_with(family, family.heavy)
-    assert told["weir"] == weir.__version__
-    assert {"torch", "diffusers", "transformers", "scheduler", "dtype"} <= set(told)
-    assert told["pipeline"] == "nobody/nothing@latest", "and so is that nobody pinned the weights"
+    reported = made_with(family, family.heavy)
+    assert reported["weir"] == weir.__version__
+    assert {"torch", "diffusers", "transformers", "scheduler", "dtype"} <= set(reported)
+    assert reported["pipeline"] == "nobody/nothing@latest", "the weights have no revision"
 
 
 def test_a_local_folder_is_named_without_its_path() -> None:
@@ -40,8 +40,8 @@ def test_a_local_folder_is_named_without_its_path() -> None:
 @pytest.mark.parametrize("name", sorted(name for name in FAMILIES if not name.startswith("weir-tiny")))
 def test_every_family_that_ships_takes_its_weights_from_the_hub_by_revision(name: str) -> None:
     family = FAMILIES[name]
-    told = [made_with(family, variant) for variant in family.variants.values()]
-    weights = [value for it in told for key, value in it.items() if key in ("pipeline", "unet")]
+    reported = [made_with(family, variant) for variant in family.variants.values()]
+    weights = [value for it in reported for key, value in it.items() if key in ("pipeline", "unet")]
     assert len(weights) >= 2
     for reference in weights:
         revision = reference.partition("@")[2].partition("#")[0]

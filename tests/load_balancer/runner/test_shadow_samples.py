@@ -33,14 +33,14 @@ async def test_a_prompt_is_generated_at_every_level_with_one_seed_and_low_priori
     pool.calls.clear()
     sample = await balancer.shadow_sample(LEVELS)
     assert (sample.prompt, len(sample.images), sample.confidence) == ("a red circle", 3, 0.9)
-    drawn = [request for _, _, request in pool.calls]
+    generated = [request for _, _, request in pool.calls]
     assert [(role, request["overrides"]["steps"]) for _, role, request in pool.calls] == [
         (HEAVY, 50),
         (HEAVY, 5),
         (LIGHT, None),
     ]
-    assert len({request["seed"] for request in drawn}) == 1
-    assert all(request["low_priority"] and request["capture"] is None for request in drawn)
+    assert len({request["seed"] for request in generated}) == 1
+    assert all(request["low_priority"] and request["capture"] is None for request in generated)
 
 
 async def test_samples_take_no_more_than_their_share(balancer):
