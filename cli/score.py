@@ -40,15 +40,15 @@ def score(
     from quality.suite import INCEPTION, family_suite, hub_suite, read_pictures
 
     with error_exit():
-        pictures = {run: _pictures(run) for run in [*runs, *([against] if against else [])]}
+        images = {run: _read_images(run) for run in [*runs, *([against] if against else [])]}
         if clip or pick or inception:
             published = (inception or INCEPTION) if reference is not None else None
             suite = hub_suite(inception=published, clip=clip, pick=pick)
         else:
             suite = family_suite(load_family(family))
         real = None if reference is None else suite.features(read_pictures(reference))
-        scores = {run: _scores(suite, found) for run, found in pictures.items()}
-        rows = [_row(suite, run, pictures[run], scores[run], real) for run in runs]
+        scores = {run: _scores(suite, found) for run, found in images.items()}
+        rows = [_row(suite, run, images[run], scores[run], real) for run in runs]
         if against is not None:
             for run, row in zip(runs, rows, strict=True):
                 row["paired"] = _paired(run, scores[run], against, scores[against])
@@ -64,7 +64,7 @@ def score(
             print_line(f"  {name} {ratio} of {against}'s, over {of['images']} images")
 
 
-def _pictures(run: Path) -> dict[int, tuple[str, Image.Image]]:
+def _read_images(run: Path) -> dict[int, tuple[str, Image.Image]]:
     """Prompts and images of a replay, by index in the trace.
 
     Raises:
@@ -79,13 +79,13 @@ def _pictures(run: Path) -> dict[int, tuple[str, Image.Image]]:
     for outcome in read_outcomes(run / ROWS):
         if outcome.image:
             try:
-                with Image.open(run / outcome.image) as picture:
-                    found[outcome.index] = (outcome.prompt, picture.convert("RGB"))
+                with Image.open(run / outcome.image) as image:
+                    found[outcome.index] = (outcome.prompt, image.convert("RGB"))
             except OSError as error:
                 raise ConfigError(f"{run / outcome.image}: not an image: {error}") from None
     if not found:
         raise ConfigError(f"{run}: the replay kept no images; replay again, without --no-images")
-    sizes = sorted({picture.size for _, picture in found.values()})
+    sizes = sorted({image.size for _, image in found.values()})
     if len(sizes) > 1:
         raise ConfigError(f"{run}: the images have different sizes, {sizes}; they must have one size")
     return found

@@ -144,7 +144,7 @@ MUTATIONS = (
         "tests/load_balancer/http/test_jobs.py::test_concurrent_requests_with_one_key_are_generated_once",
     ),
     Mutation(
-        "a cancelled image is drawn to its end",
+        "a cancelled image is generated to its end",
         "workers/engine/step_loop.py",
         "        task.cancelled = True\n",
         "        pass\n",
@@ -236,7 +236,7 @@ MUTATIONS = (
         "tests/workers/test_replica.py::test_queued_requests_are_returned_when_the_role_changes",
     ),
     Mutation(
-        "a replica that cannot draw stays",
+        "a replica that fails its self-test stays ready",
         "workers/replica.py",
         "                self.ready = False\n",
         "",

@@ -1,7 +1,7 @@
 """Every metric: its name (with the unit), kind, labels, buckets, help text, and the folder that records it.
 
 Ray's endpoints export them with the prefix ``ray_``. ``python -m deploy.monitoring.reference`` writes
-``docs/metrics.md`` from this file; :mod:`weir.telemetry` says where the figures go.
+``docs/metrics.md`` from this file; :mod:`weir.telemetry` exports the values.
 
 Labels are bounded: each lists its values, and any other value is recorded as ``other``. A prompt, an id, a tenant or a
 key is never a label.

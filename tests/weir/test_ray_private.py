@@ -33,7 +33,7 @@ def test_private_names_of_ray_are_used_in_one_module_only() -> None:
 def test_rays_message_of_a_slow_start_is_unchanged() -> None:
     from ray._private.node import Node
 
-    said = "The current node timed out during startup."
-    assert said in inspect.getsource(Node.__init__)
-    assert started_too_slowly(Exception(said))
+    message = "The current node timed out during startup."
+    assert message in inspect.getsource(Node.__init__)
+    assert started_too_slowly(Exception(message))
     assert not started_too_slowly(RuntimeError("Maybe you called ray.init twice by accident?"))

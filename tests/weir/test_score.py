@@ -91,9 +91,9 @@ def test_published_models_can_be_given_as_folders(runs: tuple[Path, Path, Path],
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
-        (["nowhere"], "make it with `weir replay`"),
+        (["nowhere"], "create it with `weir replay`"),
         (["empty"], "kept no images"),
         (["right", "--against", "late"], "no request in common"),
         (["right", "--reference", "empty"], "at least two images"),
@@ -102,12 +102,12 @@ def test_published_models_can_be_given_as_folders(runs: tuple[Path, Path, Path],
     ],
 )
 def test_replays_that_cannot_be_measured_are_refused_by_name(
-    runs: tuple[Path, Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], said: str
+    runs: tuple[Path, Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str
 ) -> None:
     replayed(tmp_path / "empty", [("a red circle", None)])
     replayed(tmp_path / "late", [("a red circle", None)] * 12 + scenes(2, 3))
     monkeypatch.chdir(tmp_path)
     code, out, err = score(*arguments)
     assert (code, out) == (2, "")
-    assert said in err
+    assert message in err
     assert "Traceback" not in err

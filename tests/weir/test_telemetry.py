@@ -40,7 +40,7 @@ def test_a_count_that_decreased_is_added_completely():
 
 def test_a_label_value_that_is_not_listed_is_recorded_as_other():
     registry = CollectorRegistry()
-    PrometheusMetrics(registry).add(metrics.FAILED, code="who knows")
+    PrometheusMetrics(registry).add(metrics.FAILED, code="unknown")
     assert registry.get_sample_value("weir_images_failed_total", {"code": OTHER}) == 1
 
 

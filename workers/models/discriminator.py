@@ -109,12 +109,12 @@ class Comparison(NamedTuple):
 
     Attributes:
         verdict: logit of the verdict, [B].
-        said: probability that the prompt has the requirement, [B, R].
+        required: probability that the prompt has the requirement, [B, R].
         holds: probability that the image meets the requirement, [B, R].
     """
 
     verdict: torch.Tensor
-    said: torch.Tensor
+    required: torch.Tensor
     holds: torch.Tensor
 
 
@@ -187,13 +187,13 @@ class DiscriminatorNet(nn.Module):
         there = sight.present.sigmoid()  # [B, C]
         asked = [w.softmax(-1) for w in wish.kinds]
         exists = 1 - asked[0][..., -1]  # [B, O]
-        said, fits = [], []  # [B, O] each; [B, O, C] each
+        required, fits = [], []  # [B, O] each; [B, O, C] each
         for want, see in zip(asked, sight.kinds, strict=True):
             named = want[..., :-1]
             total = named.sum(-1, keepdim=True)
-            said.append(exists * total.squeeze(-1))
+            required.append(exists * total.squeeze(-1))
             fits.append((named / total.clamp(min=1e-4)) @ see.softmax(-1).transpose(1, 2))
-        score = sum(s.unsqueeze(-1) * f for s, f in zip(said, fits, strict=True))
+        score = sum(s.unsqueeze(-1) * f for s, f in zip(required, fits, strict=True))
         pairs = self._assign(6 * score + F.logsigmoid(sight.present).unsqueeze(1), exists)  # [B, O, C]
         seat = pairs.sum(-1)  # an object that is assigned to no cell is missing
         holds = [(pairs * f).sum(-1) for f in fits]
@@ -215,10 +215,12 @@ class DiscriminatorNet(nn.Module):
         numbers = (wanted * counts[:, : wanted.shape[1]]).sum(-1)
 
         pair_holds = relates * seat[:, :2].clamp(max=1).prod(-1)
-        all_said = torch.cat([*said, 1 - related[:, -1:], 1 - grounded[:, -1:], torch.ones_like(numbers)[:, None]], 1)
+        all_required = torch.cat(
+            [*required, 1 - related[:, -1:], 1 - grounded[:, -1:], torch.ones_like(numbers)[:, None]], 1
+        )
         all_hold = torch.cat([*holds, pair_holds[:, None], stands[:, None], numbers[:, None]], 1).clamp(1e-3, 1 - 1e-3)
-        sums = self._sums(all_said, all_hold, exists, there, numbers, seat)
-        return Comparison(self.verdict(sums).squeeze(-1), all_said, all_hold)
+        sums = self._sums(all_required, all_hold, exists, there, numbers, seat)
+        return Comparison(self.verdict(sums).squeeze(-1), all_required, all_hold)
 
     @staticmethod
     def _assign(score: torch.Tensor, exists: torch.Tensor, rounds: int = 5) -> torch.Tensor:
@@ -236,7 +238,7 @@ class DiscriminatorNet(nn.Module):
 
     @staticmethod
     def _sums(
-        said: torch.Tensor,
+        required: torch.Tensor,
         holds: torch.Tensor,
         exists: torch.Tensor,
         there: torch.Tensor,
@@ -244,11 +246,11 @@ class DiscriminatorNet(nn.Module):
         seat: torch.Tensor,
     ) -> torch.Tensor:
         """Features of the verdict, [B, 9]: share of met requirements, its spread, the worst one, and counts."""
-        asked = said.sum(1)
-        share = (said * holds).sum(1) / asked
-        spread = (said * holds * (1 - holds)).sum(1).clamp(min=1e-4).sqrt() / asked
-        doubt = -(said * holds.log()).sum(1)
-        worst = (said * (1 - holds)).amax(1)
+        asked = required.sum(1)
+        share = (required * holds).sum(1) / asked
+        spread = (required * holds * (1 - holds)).sum(1).clamp(min=1e-4).sqrt() / asked
+        doubt = -(required * holds.log()).sum(1)
+        worst = (required * (1 - holds)).amax(1)
         empty = (exists - seat).clamp(min=0).sum(1)
         many = there.sum(1) - exists.sum(1)
         beyond = ((share - 0.8) / (spread + 0.03)).clamp(-6, 6)
@@ -328,9 +330,7 @@ class Discriminator:
             prompts, padding="max_length", max_length=MAX_TOKENS, truncation=True, return_tensors="pt"
         ).to(self.device)
         out = self.text_model(batch.input_ids, output_hidden_states=True)
-        end = (
-            (batch.input_ids == self.tokenizer.eos_token_id).int().argmax(-1)
-        )  # the first: it also pads
+        end = (batch.input_ids == self.tokenizer.eos_token_id).int().argmax(-1)  # the first: it also pads
         rows = torch.arange(len(prompts), device=self.device)
         return torch.cat([out.hidden_states[-2][rows, end], out.last_hidden_state[rows, end]], -1)
 
