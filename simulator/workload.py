@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from cache.encoder import family_encoder
-from cache.policy.resume_quality import load_resume_quality
+from cache.policy.resume_quality import ResumeQuality, load_resume_quality
 from cache.policy.selector import By, Selector, load_selector
 from controller.service_ladder import PromptClass, StoredStates, ladder_of
 from controller.setting import QualityCurve, Setting
@@ -112,13 +112,7 @@ def service_workload(
             f"{service_path}: the key profile is missing; make a profile with `weir profile` and name it there"
         )
     profile = load_profile(source, family.keys)
-    for key in profile.keys[:-1]:
-        variant = profile.variant(key)
-        if variant.quality is None or variant.quality.smaller_is_better or not variant.confidences:
-            raise ConfigError(
-                f"{source}: to compare cascades, caches and levels a profile needs confidences and the quality of "
-                f"mixes of {key}, on a scale where more is better; `weir calibrate` adds both"
-            )
+    _check_qualities(source, profile)
     selector, worth = load_selector(service.cache.selector), load_resume_quality(service.cache.selector)
     if selector.steps != profile.heavy.steps:
         raise ConfigError(
@@ -126,22 +120,15 @@ def service_workload(
             f"{profile.heavy.steps}; measure again with `weir cache profile`"
         )
     arrivals, slo_s = resampled(trace_arrivals(trace), rate, redraw), slo_s or service.slo_s
-    count, doubts = len(arrivals), np.empty(0)
+    count = len(arrivals)
     if selector.by is By.SIMILARITY:
         first = nearest_earlier(family_encoder(family, service.cache.encoder).encode(list(trace.prompts)))
-        similarities = first[np.arange(count) % max(1, len(first))]
-        ks = np.array([selector.select(s) for s in similarities.tolist()], int)
-        resumed = worth.at(similarities, selector.ks)
+        matches = _matches_by_similarity(first[np.arange(count) % max(1, len(first))], selector, worth)
     else:
-        share, ran = worth.hits(selector)
-        chance, [k] = np.random.default_rng(seed), selector.ks[-1:]
-        ks = np.where(chance.random(count) < share, k, 0)
-        doubted = (ran - selector.left(k)) / selector.steps
-        doubts = np.where(chance.random(count) < doubted, 0.0, 1.0)
-        similarities, resumed = np.where(ks > 0, 1.0, 0.0), np.full((count, 1), worth.mean(selector))
+        matches = _matches_by_confidence(count, seed, selector, worth)
     ladder = (0, *(selector.ks if selector.by is By.SIMILARITY else selector.ks[-1:]))
-    every = np.concatenate([np.ones((count, 1)), resumed], axis=1)
-    kinds = np.searchsorted(ladder, ks)
+    every = np.concatenate([np.ones((count, 1)), matches.resumed], axis=1)
+    kinds = np.searchsorted(ladder, matches.ks)
     setting = Setting.of(profile, gpus, slo_s, resumed=worth.mean(selector))
     states, classes = _classes(profile, ladder, kinds, every)
     return Workload(
@@ -150,15 +137,58 @@ def service_workload(
         requests=RequestStream(
             arrivals,
             confidences_of(setting, count, seed),
-            resumed=doubts,
-            lookups=_lookups(selector, ladder, kinds, similarities),
+            resumed=matches.doubts,
+            lookups=_lookups(selector, ladder, kinds, matches.similarities),
             draws=np.random.default_rng((seed, 1)).random(count),
         ),
-        ks=ks,
+        ks=matches.ks,
         ladder=ladder,
         worth=every,
         direct=service.cache.direct,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Matches:
+    """Cache matches of N requests.
+
+    Attributes:
+        similarities: cosine to the matched prompt, [N].
+        ks: K of each request, [N]; 0 is a miss.
+        resumed: quality of the image resumed at each K above 0, as a share of the whole run's, [N, L − 1].
+        doubts: confidence in the resumed image, [N]; empty when resumed images are not judged.
+    """
+
+    similarities: np.ndarray
+    ks: np.ndarray
+    resumed: np.ndarray
+    doubts: np.ndarray
+
+
+def _matches_by_similarity(similarities: np.ndarray, selector: Selector, worth: ResumeQuality) -> _Matches:
+    """Returns the matches whose K follows from the similarity."""
+    ks = np.array([selector.select(s) for s in similarities.tolist()], int)
+    return _Matches(similarities, ks, worth.at(similarities, selector.ks), np.empty(0))
+
+
+def _matches_by_confidence(count: int, seed: int, selector: Selector, worth: ResumeQuality) -> _Matches:
+    """Returns random matches with the measured frequencies of hits and of doubted images."""
+    share, ran = worth.hits(selector)
+    chance, [k] = np.random.default_rng(seed), selector.ks[-1:]
+    ks = np.where(chance.random(count) < share, k, 0)
+    doubted = (ran - selector.left(k)) / selector.steps
+    doubts = np.where(chance.random(count) < doubted, 0.0, 1.0)
+    return _Matches(np.where(ks > 0, 1.0, 0.0), ks, np.full((count, 1), worth.mean(selector)), doubts)
+
+
+def _check_qualities(source: str, profile: Profile) -> None:
+    for key in profile.keys[:-1]:
+        variant = profile.variant(key)
+        if variant.quality is None or variant.quality.smaller_is_better or not variant.confidences:
+            raise ConfigError(
+                f"{source}: to compare cascades, caches and levels a profile needs confidences and the quality of "
+                f"mixes of {key}, on a scale where more is better; `weir calibrate` adds both"
+            )
 
 
 def _classes(
