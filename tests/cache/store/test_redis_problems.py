@@ -87,7 +87,7 @@ def test_a_user_without_info_is_accepted_and_the_missing_figures_are_reported(
     done = stats(url)
     assert done.exit_code == 0, done.output
     assert "1 states" in done.output
-    assert "how much memory Redis takes is not known" in " ".join(done.output.split())
+    assert "the memory usage of Redis is unknown" in " ".join(done.output.split())
     done = stats(url, "--json")
     assert json.loads(done.stdout)["store_bytes"] is None
 
