@@ -24,10 +24,10 @@ the simulator makes millions.
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from enum import Enum, StrEnum
-from typing import Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 from weir.core import NO_LOOKUP, CacheLookup, Resume, margin_s
 from weir.plan import Plan
@@ -103,7 +103,7 @@ class ImageTask(NamedTuple):
     @property
     def patience(self) -> float:
         """When a run that nothing can stand in for is given up."""
-        return self.deadline + (PATIENCE - 1) * self.slo_s
+        return self.admitted_at + (self.plan.rules.drop_after_s or self.slo_s) + (PATIENCE - 1) * self.slo_s
 
 
 # ------------------------------------------------------------------------------------------------------- actions
@@ -336,6 +336,25 @@ class Progress(NamedTuple):
     path: str = ""
     redraws: int = 0
 
+    # Every image takes these steps. Naming all attributes takes a third of the time of ``_replace``.
+
+    def started(self, run: Run, phase: Phase) -> Progress:
+        """The state after a run was sent off."""
+        task, settings, _, lookup, looked_up, _, images, doubted, may_fall, best, path, redraws = self
+        return Progress(task, settings, phase, lookup, looked_up, run, images, doubted, may_fall, best, path, redraws)
+
+    def finished(self, image: ImageReady) -> Progress:
+        """The state after the run under way ended with an image."""
+        task, settings, phase, lookup, looked_up, run, images, doubted, may_fall, best, path, redraws = self
+        assert run is not None
+        images = (*images, Image(image.variant, image.confidence, image.resumed_at, run))
+        return Progress(task, settings, phase, lookup, looked_up, None, images, doubted, may_fall, best, path, redraws)
+
+    def over(self, best: int | None, path: str) -> Progress:
+        """The last state; the cache has been told."""
+        task, settings, _, lookup, _, _, images, doubted, may_fall, _, _, redraws = self
+        return Progress(task, settings, Phase.OVER, lookup, False, None, images, doubted, may_fall, best, path, redraws)
+
 
 Step = tuple[Progress, tuple[Action, ...]]
 
@@ -346,22 +365,10 @@ def advance(progress: Progress, event: Event, forecast: Forecast) -> Step:
     Raises:
         ValueError: no such event can happen in this phase.
     """
-    match progress.phase, event:
-        case Phase.RUNNING, ImageReady():
-            return _image_ready(_finished(progress, event), forecast)
-        case Phase.NEW, Admitted():
-            if _looks_up(progress.task):
-                return progress._replace(phase=Phase.LOOKING_UP, looked_up=True), (LookUp(),)
-            return _enter(progress, NO_LOOKUP, forecast)
-        case Phase.LOOKING_UP, LookupAnswered(lookup):
-            return _enter(progress, lookup, forecast)
-        case Phase.REDRAWING, ImageReady():
-            return _redrawn(_finished(progress, event), forecast)
-        case ((Phase.RUNNING | Phase.REDRAWING), RunFailed()):
-            return _run_failed(progress, event, forecast)
-        case _, Cancelled() if progress.phase is not Phase.OVER:
-            return _end(progress, ())
-    raise ValueError(f"{type(event).__name__} in the phase {progress.phase}")
+    step = _STEPS.get((progress.phase, type(event)))
+    if step is None:
+        raise ValueError(f"{type(event).__name__} in the phase {progress.phase}")
+    return step(progress, event, forecast)
 
 
 # ------------------------------------------------------------------------------------------- where a request enters
@@ -405,6 +412,16 @@ def steps_from_noise(task: ImageTask, own: int) -> int | None:
 def _looks_up(task: ImageTask) -> bool:
     """Only the last variant's states are cached, so a request that names another variant has no use for them."""
     return task.cache != "off" and task.variant in (None, task.plan.last)
+
+
+def _admitted(progress: Progress, _: Admitted, forecast: Forecast) -> Step:
+    if _looks_up(progress.task):
+        return progress._replace(phase=Phase.LOOKING_UP, looked_up=True), (LookUp(),)
+    return _enter(progress, NO_LOOKUP, forecast)
+
+
+def _looked_up(progress: Progress, event: LookupAnswered, forecast: Forecast) -> Step:
+    return _enter(progress, event.lookup, forecast)
 
 
 def _enter(progress: Progress, lookup: CacheLookup, forecast: Forecast) -> Step:
@@ -510,7 +527,7 @@ def _run_of_level(progress: Progress, index: int) -> Run:
 
 
 def _start(progress: Progress, run: Run, *actions: Action, phase: Phase = Phase.RUNNING) -> Step:
-    return progress._replace(phase=phase, run=run), (*actions, run)
+    return progress.started(run, phase), (*actions, run)
 
 
 def _in_time(task: ImageTask, run: Run, forecast: Forecast) -> bool:
@@ -518,16 +535,11 @@ def _in_time(task: ImageTask, run: Run, forecast: Forecast) -> bool:
     return ready_at is not None and ready_at <= task.latest
 
 
-def _finished(progress: Progress, event: ImageReady) -> Progress:
-    assert progress.run is not None
-    image = Image(event.variant, event.confidence, event.resumed_at, progress.run)
-    return progress._replace(run=None, images=(*progress.images, image))
-
-
 # ---------------------------------------------------------------------------------------------- an image is there
 
 
-def _image_ready(progress: Progress, forecast: Forecast) -> Step:
+def _image_ready(progress: Progress, event: ImageReady, forecast: Forecast) -> Step:
+    progress = progress.finished(event)
     plan, number = progress.task.plan, len(progress.images) - 1
     image = progress.images[number]
     if image.variant != plan.last and image.variant in plan.chain and plan.routing is None:
@@ -580,17 +592,10 @@ def _better(progress: Progress, number: int, forecast: Forecast) -> Step:
 
 def _settle(progress: Progress, number: int, path: str, forecast: Forecast, *actions: Action) -> Step:
     """There is an answer. It leaves at once, unless it is doubted and there is time for another one."""
-    progress = progress._replace(best=number, path=path)
-    told, progress = _told(progress)
-    return _answer_or_redraw(progress, forecast, *actions, *told)
-
-
-def _answer_or_redraw(progress: Progress, forecast: Forecast, *actions: Action) -> Step:
-    assert progress.best is not None
-    best, task = progress.images[progress.best], progress.task
+    best, task = progress.images[number], progress.task
     doubted = (
         _may_redraw(progress)
-        and not progress.path.endswith(AT_DEADLINE)
+        and not path.endswith(AT_DEADLINE)
         and best.variant == task.plan.last
         and best.confidence is not None
         and best.confidence < progress.settings.redraw_below
@@ -610,20 +615,23 @@ def _answer_or_redraw(progress: Progress, forecast: Forecast, *actions: Action) 
             redraw=progress.redraws + 1,
         )
         if _in_time(task, again, forecast):
-            return _start(progress._replace(redraws=again.redraw), again, *actions, phase=Phase.REDRAWING)
-    return _end(progress, actions, Answer(progress.best, progress.path))
+            told, progress = _told(progress)
+            progress = progress._replace(best=number, path=path, redraws=again.redraw)
+            return _start(progress, again, *actions, *told, phase=Phase.REDRAWING)
+    return _answer(progress, number, path, actions)
 
 
-def _redrawn(progress: Progress, forecast: Forecast) -> Step:
+def _redrawn(progress: Progress, event: ImageReady, forecast: Forecast) -> Step:
     """The better of the best image so far and the newest one is the answer, or is doubted still."""
     assert progress.best is not None
+    progress = progress.finished(event)
     number = len(progress.images) - 1
     newest, best = progress.images[number], progress.images[progress.best]
     if newest.variant != progress.task.plan.last:  # its replica took it along into another role
-        return _end(progress, (), Answer(progress.best, progress.path))
+        return _answer(progress, progress.best, progress.path)
     if (newest.confidence or 0.0) > (best.confidence or 0.0):
-        progress = progress._replace(best=number, path=newest.variant)
-    return _answer_or_redraw(progress, forecast)
+        return _settle(progress, number, newest.variant, forecast)
+    return _settle(progress, progress.best, progress.path, forecast)
 
 
 def _may_redraw(progress: Progress) -> bool:
@@ -673,7 +681,7 @@ def _fall_back(progress: Progress, late: bool, forecast: Forecast) -> Step:
     """What stands in for an image that does not come: a finished image is never thrown away."""
     task = progress.task
     if progress.best is not None:
-        return _end(progress, (), Answer(progress.best, progress.path))
+        return _answer(progress, progress.best, progress.path)
     if progress.may_fall and late:
         progress = progress._replace(may_fall=False)
         first = next(it for it in task.plan.chain[:-1] if task.plan.count(it))
@@ -685,19 +693,25 @@ def _fall_back(progress: Progress, late: bool, forecast: Forecast) -> Step:
     if progress.images and task.plan.rules.light_fallback:
         number = len(progress.images) - 1
         return _answer(progress, number, progress.images[number].variant + AT_DEADLINE)
-    return _end(progress, (), Fail())
+    return _end(progress, Fail())
 
 
 # --------------------------------------------------------------------------------------------------------- the end
 
 
-def _answer(progress: Progress, number: int, path: str) -> Step:
-    return _end(progress._replace(best=number, path=path), (), Answer(number, path))
-
-
-def _end(progress: Progress, actions: tuple[Action, ...], *last: Action) -> Step:
+def _answer(progress: Progress, number: int, path: str, actions: tuple[Action, ...] = ()) -> Step:
     told, progress = _told(progress)
-    return progress._replace(phase=Phase.OVER, run=None), (*actions, *told, *last)
+    return progress.over(number, path), (*actions, *told, Answer(number, path))
+
+
+def _end(progress: Progress, *last: Action) -> Step:
+    """The end without an answer."""
+    told, progress = _told(progress)
+    return progress.over(progress.best, progress.path), (*told, *last)
+
+
+def _cancelled(progress: Progress, _: Cancelled, forecast: Forecast) -> Step:
+    return _end(progress)
 
 
 def _told(progress: Progress) -> tuple[tuple[Action, ...], Progress]:
@@ -708,3 +722,15 @@ def _told(progress: Progress) -> tuple[tuple[Action, ...], Progress]:
     number = runs[-1] if runs else None
     resume = progress.images[number].run.resume if number is not None else None
     return (TellCache(number, resume.step if resume else 0),), progress._replace(looked_up=False)
+
+
+#: By phase and event, what decides; :data:`TRANSITIONS` says where it may lead.
+_STEPS: dict[tuple[Phase, type], Callable[[Progress, Any, Forecast], Step]] = {
+    (Phase.NEW, Admitted): _admitted,
+    (Phase.LOOKING_UP, LookupAnswered): _looked_up,
+    (Phase.RUNNING, ImageReady): _image_ready,
+    (Phase.RUNNING, RunFailed): _run_failed,
+    (Phase.REDRAWING, ImageReady): _redrawn,
+    (Phase.REDRAWING, RunFailed): _run_failed,
+    **{(phase, Cancelled): _cancelled for phase in Phase if phase is not Phase.OVER},
+}

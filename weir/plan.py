@@ -184,6 +184,9 @@ class Plan:
     first: str = field(init=False, repr=False, compare=False)  #: the first variant of the chain
     #: The last variant of the chain, whose images nobody defers and whose states are cached.
     last: str = field(init=False, repr=False, compare=False)
+    #: For each variant of the chain, the next one that some replica serves; None behind the last one.
+    _following: Mapping[str, str | None] = field(init=False, repr=False, compare=False)
+    _threshold_of: Mapping[str, float] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not _whole(self.version) or not 0 <= self.version <= MAX_VERSION:
@@ -211,6 +214,13 @@ class Plan:
         object.__setattr__(self, "counts", Counter(a.role for a in self.assignments))
         object.__setattr__(self, "first", self.chain[0])
         object.__setattr__(self, "last", self.chain[-1])
+        following: dict[str, str | None] = {}
+        served = None
+        for variant in reversed(self.chain):
+            following[variant] = served
+            served = variant if self.count(variant) else served
+        object.__setattr__(self, "_following", following)
+        object.__setattr__(self, "_threshold_of", dict(zip(self.chain, self.thresholds, strict=False)))
 
     @classmethod
     def split(
@@ -266,13 +276,11 @@ class Plan:
 
     def next_variant(self, variant: str) -> str | None:
         """The next variant of the chain that some replica serves; None behind the last one."""
-        if variant not in self.chain:
-            return None
-        return next((it for it in self.chain[self.chain.index(variant) + 1 :] if self.count(it)), None)
+        return self._following.get(variant)
 
     def defers(self, variant: str, confidence: float | None) -> bool:
         """Whether the judge behind a variant defers its image; no confidence counts as 0, and 1 defers everything."""
-        threshold = self.thresholds[self.chain.index(variant)]
+        threshold = self._threshold_of[variant]
         return threshold >= 1 or (confidence or 0.0) < threshold
 
     def check(self, variants: Collection[str]) -> Plan:
