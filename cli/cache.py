@@ -470,8 +470,8 @@ def _store(url: str | None, secret_file: Path | None, tls_ca: Path | None, *, wr
     named, certificates = (None if path is None else str(path) for path in (secret_file, tls_ca))
     config = CacheConfig(url=url, secret_file=named, tls_ca=certificates)
     backend = connected(config, patience_s=_REDIS_TIMEOUT_S)
+    first, *retired = secrets(config, secret)  # what is missing here is known without asking the server
     _call_store(partial(backend.check, writing=writing))
-    first, *retired = secrets(config, secret)
     return SealedStore(backend, first, config.compression, retired)
 
 

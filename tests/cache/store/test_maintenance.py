@@ -223,8 +223,10 @@ def test_user_input_that_looks_like_markup_is_quoted_unchanged(tmp_path) -> None
 def test_a_family_without_a_checker_is_profiled_by_a_model_that_is_named(tmp_path) -> None:
     family, out = tmp_path / "family.yaml", tmp_path / "profile.json"
     fields = load_family("deploy/families/weir-tiny.yaml").model_dump(mode="json")
-    fields |= {"discriminator": None, "clip": None, "heavy": fields["heavy"] | {"steps": 10}}
-    family.write_text(yaml.safe_dump(fields))
+    fields["clip"] = None
+    fields["variants"]["light"]["discriminator"] = None
+    fields["variants"]["heavy"]["steps"] = 10
+    family.write_text(yaml.safe_dump(fields, sort_keys=False))
     args = ["cache", "profile", "--family", str(family), "--encoder", "words", "--count", "8", "--out", str(out)]
     result = CliRunner().invoke(app, args)
     assert result.exit_code == 2
