@@ -84,8 +84,8 @@ def test_all_policies_are_compared(trace, tmp_path):
 def test_several_policies_for_a_ladder_are_simulated(trace, tmp_path):
     plot = tmp_path / "plot.html"
     result = weir(
-        "simulate", "--trace", trace, "--family", "argus-sdxl", "--gpus", "8", "--policy", "weir-levels", "--policy", "pac",
-        "--plot", plot, "--json",
+        "simulate", "--trace", trace, "--family", "argus-sdxl", "--gpus", "8",
+        "--policy", "weir-levels", "--policy", "pac", "--plot", plot, "--json",
     )  # fmt: skip
     assert result.exit_code == 0, result.output
     rows = json.loads(result.stdout)
