@@ -47,7 +47,7 @@ class LiveLatency:
                 ratios.popleft()
             if len(ratios) < LEAST_BATCHES:
                 continue
-            seen = min(max(median(ratio for _, ratio in ratios), LEAST_FACTOR), MOST_FACTOR)
+            seen = min(max(median([ratio for _, ratio in ratios]), LEAST_FACTOR), MOST_FACTOR)
             if abs(seen - self._factors[key]) > TOLERANCE * self._factors[key]:
                 self._factors[key] = seen
 

@@ -11,6 +11,7 @@ before the image arrives, and a reply that is due may still be in transit.
 from __future__ import annotations
 
 import heapq
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Hashable
 from dataclasses import dataclass, field
@@ -93,6 +94,12 @@ class ReplicaQueueModel(ABC):
     def signature(self) -> Hashable:
         """Equal for replicas of one role that could begin an image at once and would finish it at the same time; None
         for a replica that could not begin at once."""
+
+    @property
+    def holds_until(self) -> float:
+        """Until when :meth:`finish_at` keeps its value, while the queue and the service times are unchanged and calls
+        have no network delay."""
+        return -math.inf
 
     @property
     @abstractmethod
@@ -202,6 +209,10 @@ class BatchQueueModel(ReplicaQueueModel):
     @property
     def signature(self) -> Hashable:
         return None if self.queue or self.foreign else 0
+
+    @property
+    def holds_until(self) -> float:
+        return self.free_at if self.running else -math.inf
 
     @property
     def steady(self) -> bool:

@@ -9,6 +9,8 @@ from collections import deque
 CALLS = 64
 #: Delays are rounded to microseconds; smaller ones are rounding errors.
 _DIGITS = 6
+#: Rounded to 0.
+_NOTHING_S = 0.4e-6
 
 
 class NetworkDelay:
@@ -28,7 +30,7 @@ class NetworkDelay:
 
     def observe(self, trip_s: float) -> None:
         """Takes in the round-trip delay of one call, seconds."""
-        trip_s = max(0.0, round(trip_s, _DIGITS))
+        trip_s = round(trip_s, _DIGITS) if trip_s > _NOTHING_S else 0.0
         self._trips.append(trip_s)
         if len(self._trips) > CALLS:
             oldest_s = self._trips.popleft()

@@ -29,11 +29,31 @@ _NEVER = 1e300
 
 
 class _Bounds:
-    """The last :func:`cost` of one kind of image by replica, and when it was computed."""
+    """What is known of one kind of image, by place of the replica.
 
-    def __init__(self, cost: np.ndarray):
-        self.cost = cost
-        self.at = np.zeros(len(cost))
+    Attributes:
+        cost: the last cost; for a replica that has an equal, infinite.
+        at: when it was computed.
+        finish_at, holds_until: the finish time that the cost came from, and until when both are exact.
+        stale: places whose queue has changed since.
+    """
+
+    __slots__ = ("at", "changes", "cost", "finish_at", "holds_until", "stale")
+
+    def __init__(self, signatures: Sequence[Hashable]):
+        count = len(signatures)
+        self.cost = np.full(count, _NEVER)
+        self.at = np.zeros(count)
+        self.finish_at = [0.0] * count
+        self.holds_until = [-_NEVER] * count
+        self.stale = {place for place, signature in enumerate(signatures) if signature is None}
+        self.changes = 0
+
+    def follow(self, changes: int) -> None:
+        """Nothing is exact any more after a change of the service times."""
+        if changes != self.changes:
+            self.changes = changes
+            self.holds_until = [-_NEVER] * len(self.holds_until)
 
 
 class RoleIndex:
@@ -47,7 +67,6 @@ class RoleIndex:
         self._signatures: list[Hashable] = [None] * len(self.members)
         self._others = len(self.members)  # replicas without an equal
         self._unsteady: set[int] = set()
-        self._initial = np.full(len(self.members), -_NEVER)
         self._bounds: dict[tuple[Kind, bool], _Bounds] = {}
         for it in self.members:
             self.refresh(it)
@@ -68,13 +87,16 @@ class RoleIndex:
                 insort(self._alike.setdefault(signature, []), place)
         elif signature is not None:
             return
-        cost = -_NEVER if signature is None else _NEVER
-        self._initial[place] = cost
-        for bounds in self._bounds.values():
-            bounds.cost[place] = cost
+        if signature is None:
+            for bounds in self._bounds.values():
+                bounds.stale.add(place)
+        else:
+            for bounds in self._bounds.values():
+                bounds.stale.discard(place)
+                bounds.cost[place] = _NEVER
         if signature is None and not replica.steady:
             self._unsteady.add(place)
-        else:
+        elif self._unsteady:
             self._unsteady.discard(place)
 
     def earliest(self, kind: Kind, now: float, low_priority: bool) -> tuple[ReplicaQueueModel, float] | None:
@@ -88,8 +110,7 @@ class RoleIndex:
                 best_cost, best, best_at = cost, alike[0], finish_at
         if self._others:
             bounds = self._bounds_of(kind, low_priority)
-            for place in self._unsteady:
-                bounds.cost[place] = -_NEVER
+            bounds.stale |= self._unsteady
             exact = not (self._delay.slow_s or self._delay.swing_s or self._times.fallen)
             search = self._search if exact else self._search_loosely
             best_cost, best, best_at = search(bounds, kind, now, low_priority, (best_cost, best, best_at))
@@ -114,22 +135,26 @@ class RoleIndex:
         self, bounds: _Bounds, kind: Kind, now: float, low_priority: bool, best: tuple[float, int, float]
     ) -> tuple[float, int, float]:
         """Search while predictions depend on nothing but the replicas' own queues."""
-        costs, asked = bounds.cost, -1
-        finish_at = 0.0
+        bounds.follow(self._times.changes)
+        costs, holds_until = bounds.cost, bounds.holds_until
         while True:
+            for place in bounds.stale:
+                costs[place], bounds.finish_at[place] = self._ask(place, kind, now, low_priority)
+                bounds.at[place], holds_until[place] = now, max(now, self.members[place].holds_until)
+            bounds.stale.clear()
             place = int(costs.argmin())
-            bound = float(costs[place])
+            bound = costs.item(place)
             if best[1] >= 0 and (bound, place) >= best[:2]:
                 return best
-            if place == asked:
-                return bound, place, finish_at
-            cost, finish_at = self._ask(place, kind, now, low_priority)
-            costs[place], bounds.at[place], asked = cost, now, place
+            if now <= holds_until[place]:
+                return bound, place, bounds.finish_at[place]
+            bounds.stale.add(place)
 
     def _search_loosely(
         self, bounds: _Bounds, kind: Kind, now: float, low_priority: bool, best: tuple[float, int, float]
     ) -> tuple[float, int, float]:
         """Search while service times and network delay have changed within the limits above."""
+        bounds.cost[list(bounds.stale)] = -_NEVER
         slack = self._times.fallen * (bounds.cost - bounds.at) + 2 * self._delay.swing_s
         left = bounds.cost - slack
         while True:
@@ -137,9 +162,11 @@ class RoleIndex:
             if left[place] > (best[0] if best[1] >= 0 else _NEVER / 2):
                 return best
             left[place] = _NEVER
+            bounds.stale.discard(place)
             cost, finish_at = self._ask(place, kind, now, low_priority)
             floor = self.members[place].floor(kind, now, low_priority=low_priority)
             bounds.cost[place], bounds.at[place] = min(floor + TIE_S * len(self.members[place].queue), cost), now
+            bounds.holds_until[place] = -_NEVER
             if best[1] < 0 or (cost, place) < best[:2]:
                 best = cost, place, finish_at
 
@@ -148,5 +175,5 @@ class RoleIndex:
         if bounds is None:
             if len(self._bounds) >= MOST_KINDS:
                 self._bounds.clear()
-            bounds = self._bounds[kind, low_priority] = _Bounds(self._initial.copy())
+            bounds = self._bounds[kind, low_priority] = _Bounds(self._signatures)
         return bounds

@@ -66,6 +66,8 @@ class ServiceTimes:
                 self._variants[key] = _Variant(variant.latency, variant.fixed_s, 1.0, 1.0, 1.0)
         #: Largest share by which any correction lies below its :attr:`_Variant.highest`.
         self.fallen = 0.0
+        #: Number of changes of any correction.
+        self.changes = 0
 
     def seconds(self, variant: str, batch_size: int, work: float = 1.0) -> float:
         """Predicted seconds of one batch; ``work`` is its share of the variant's own number of steps.
@@ -89,7 +91,8 @@ class ServiceTimes:
         """Takes in the measured time of a batch."""
         known = self._variants.get(variant) or self._unknown(variant)
         known.heard_at = now
-        expected = known.profiled(batch_size, work)
+        whole = work == 1.0 and batch_size < len(known.table)
+        expected = known.table[batch_size] if whole else known.profiled(batch_size, work)
         if expected <= 0 or compute_s < 0:
             return
         ratio = min(compute_s / expected, MOST_CORRECTION)
@@ -112,6 +115,7 @@ class ServiceTimes:
         if abs(correction - known.correction) < _ROUNDING:
             return
         known.correction = correction
+        self.changes += 1
         if correction >= known.highest:
             known.highest = correction
         else:
