@@ -143,7 +143,7 @@ class Simulation:
         self.dispatcher = Dispatcher(self.plan, ServiceTimes(self.profile), random.Random(seed))
         self.admission = Admission(PLACES)
         self.counters = ObservationCounters(EXPIRY * self.slo_s)
-        self.forecast = DispatchForecast(self.dispatcher, lambda: self.plan, self._steps, self._clock)
+        self.forecast = DispatchForecast(self.dispatcher, self._steps, self._clock)
         self._device = Device(self.profile, self.plan)
         self.replicas = {
             f"r{rank}": SimulatedReplica(f"r{rank}", rank, self._device, self.plan, self._finished, self._later)
@@ -268,15 +268,14 @@ class Simulation:
         image.progress, actions = advance(image.progress, event, self.forecast)
         self.counters.follow(image.number, image.progress, event, actions, self.now)
         for action in actions:
-            match action:
-                case Run():
-                    self._run(image, action)
-                case LookUp():
-                    self._follow(image, LookupAnswered(self.requests.lookup(image.number)))
-                case Answer():
-                    self._answer(image, action)
-                case Fail():
-                    self._close(image)
+            if type(action) is Run:
+                self._run(image, action)
+            elif type(action) is Answer:
+                self._answer(image, action)
+            elif type(action) is LookUp:
+                self._follow(image, LookupAnswered(self.requests.lookup(image.number)))
+            elif type(action) is Fail:
+                self._close(image)
 
     def _answer(self, image: _Image, answer: Answer) -> None:
         number, best = image.number, image.progress.images[answer.image]
@@ -303,7 +302,7 @@ class Simulation:
         now, kind = self.now, self.forecast.kind(run)
         name = run.stay
         if not name:
-            choice = self.dispatcher.pick(kind, now, avoid=frozenset(run.avoid), low_priority=run.low_priority)
+            choice = self.dispatcher.pick(kind, now, avoid=run.avoid, low_priority=run.low_priority)
             if choice is None:
                 self._without_replica.append((image, run))
                 return

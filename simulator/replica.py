@@ -129,7 +129,7 @@ class SimulatedReplica:
     @property
     def queued(self) -> int:
         """Images that wait to be begun."""
-        return sum(job.begun < 0 for job in self._jobs) if self._jobs else 0
+        return len([job for job in self._jobs if job.begun < 0]) if self._jobs else 0
 
     def submit(self, job: Job, now: float) -> None:
         """The image arrives; it joins at the next step, or waits for the next batch."""
@@ -209,14 +209,15 @@ class SimulatedReplica:
             return
         call, count, self._call = self._call, self._count, ()
         times = self._device.times[call[0].variant]
+        steps = count if times.stepwise else call[0].left  # a whole batch leaves none
         self.busy_s += now - self._began
-        self._note_time(call[0], count if times.stepwise else call[0].left)
+        self._note_time(call[0], steps)
         self._calls += count - 1
-        through = []
+        through, shared = [], count * len(call)
         for job in call:
-            job.left -= count if times.stepwise else job.left
+            job.left -= steps
             job.calls += count
-            job.shared += count * len(call)
+            job.shared += shared
             if job.left <= 0:
                 through.append(job)
         if len(through) == len(self._jobs):

@@ -384,10 +384,7 @@ def first_variant(task: ImageTask) -> str:
         return plan.routing.levels[plan.routing.pick(None, task.draw)].variant
     if task.draw < plan.rules.heavy_entry and plan.count(plan.last):
         return plan.last
-    for variant in plan.chain:
-        if plan.count(variant):
-            return variant
-    return plan.last
+    return plan.entry
 
 
 def first_run(task: ImageTask, settings: CascadeSettings) -> Run:
@@ -484,25 +481,27 @@ def _enter_level(progress: Progress, forecast: Forecast) -> Step:
 
 def _run_of(progress: Progress, variant: str) -> Run:
     """A run of a variant of the chain, as things stand."""
-    task, lookup = progress.task, progress.lookup
-    rules, is_last = task.plan.rules, variant == task.plan.last
+    task = progress.task
+    rules = task.plan.rules
     waits = bool(progress.images) and rules.light_fallback  # an image is there that could be the answer
-    steps: int | None = None
-    if is_last:
-        steps = task.steps if lookup.resume is not None else steps_from_noise(task, progress.settings.steps[variant])
-    falls = progress.may_fall and is_last
-    resumes = is_last and progress.doubted is None  # a state whose image was doubted is not tried again
+    droppable = rules.drop_after_s is not None or waits
+    doubted = progress.doubted is not None
+    until = task.latest if waits or doubted else task.patience
+    # Nobody waits for it longer, so the worker should not start it later.
+    deadline = task.latest if waits else task.deadline
+    if variant != task.plan.last:
+        return Run(variant, variant, until, deadline, droppable=droppable, low_priority=task.low_priority)
+    lookup, falls, own = progress.lookup, progress.may_fall, progress.settings.steps[variant]
     return Run(
         variant=variant,
         role=variant,
-        until=task.latest if waits or progress.doubted is not None else task.patience,
-        # Nobody waits for it longer, so the worker should not start it later.
-        deadline=task.latest if waits or falls else task.deadline,
-        steps=steps,
-        resume=lookup.resume if resumes else None,
-        capture=is_last and lookup.capture,
-        judge=is_last and (_may_redraw(progress) or progress.doubted is not None),
-        droppable=rules.drop_after_s is not None or falls or waits,
+        until=until,
+        deadline=task.latest if falls else deadline,
+        steps=task.steps if lookup.resume is not None else steps_from_noise(task, own),
+        resume=None if doubted else lookup.resume,  # a state whose image was doubted is not tried again
+        capture=lookup.capture,
+        judge=doubted or _may_redraw(progress),
+        droppable=droppable or falls,
         low_priority=task.low_priority,
     )
 
@@ -623,8 +622,8 @@ def _settle(progress: Progress, number: int, path: str, forecast: Forecast, *act
 
 def _redrawn(progress: Progress, event: ImageReady, forecast: Forecast) -> Step:
     """The better of the best image so far and the newest one is the answer, or is doubted still."""
-    assert progress.best is not None
     progress = progress.finished(event)
+    assert progress.best is not None
     number = len(progress.images) - 1
     newest, best = progress.images[number], progress.images[progress.best]
     if newest.variant != progress.task.plan.last:  # its replica took it along into another role

@@ -184,6 +184,8 @@ class Plan:
     first: str = field(init=False, repr=False, compare=False)  #: the first variant of the chain
     #: The last variant of the chain, whose images nobody defers and whose states are cached.
     last: str = field(init=False, repr=False, compare=False)
+    #: The first variant of the chain that some replica serves; the last one where none does.
+    entry: str = field(init=False, repr=False, compare=False)
     #: For each variant of the chain, the next one that some replica serves; None behind the last one.
     _following: Mapping[str, str | None] = field(init=False, repr=False, compare=False)
     _threshold_of: Mapping[str, float] = field(init=False, repr=False, compare=False)
@@ -219,6 +221,7 @@ class Plan:
         for variant in reversed(self.chain):
             following[variant] = served
             served = variant if self.count(variant) else served
+        object.__setattr__(self, "entry", served or self.last)
         object.__setattr__(self, "_following", following)
         object.__setattr__(self, "_threshold_of", dict(zip(self.chain, self.thresholds, strict=False)))
 

@@ -8,7 +8,7 @@ balancers.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from heapq import heapify, heapreplace
 from typing import Any, NamedTuple
 
@@ -49,18 +49,21 @@ class Dispatcher:
         self.delay = NetworkDelay()
         self._model = SlotQueueModel if times.stepwise else BatchQueueModel
         self._chance = chance or random.Random()
-        self._plan = plan
         self._replicas: dict[str, ReplicaQueueModel] = {}
         self._roles: dict[str, RoleIndex] = {}
         self._asked: tuple[Kind, float, bool] | None = None
         self._answer: Choice | None = None
+        self.set_plan(plan)
 
     def set_plan(self, plan: Plan) -> None:
         """Gives every replica the role and the batch size of its rank in the plan."""
         self._plan = plan
+        #: See :func:`load_balancer.dispatch.finish_time.priced_open`.
+        self.open_role = priced_open(plan)
+        self._at_random = plan.rules.replica_choice is ReplicaChoice.RANDOM
         for replica in self._replicas.values():
             self._follow(replica, replica.rank)
-        self._roles = {}
+        self._regroup()
 
     def sync(self, described: Iterable[Mapping[str, Any]]) -> None:
         """Takes in the ``replica``, ``rank``, ``ready`` and ``queued`` of all live replicas, and removes all others."""
@@ -80,13 +83,13 @@ class Dispatcher:
                 self._changed(known)
             seen[known.id] = known
         if not same or len(seen) < len(self._replicas):
-            self._roles = {}
+            self._regroup()
         self._replicas = seen
 
     def remove(self, replica: str) -> None:
         """Removes a replica that died."""
         if self._replicas.pop(replica, None) is not None:
-            self._roles = {}
+            self._regroup()
 
     def role_of(self, replica: str) -> str:
         """The role of a live replica under the plan in force; "" when the replica is gone."""
@@ -120,14 +123,12 @@ class Dispatcher:
         """Number of images sent to each replica and not answered yet."""
         return {r.id: r.outstanding for r in self._replicas.values()}
 
-    def pick(
-        self, kind: Kind, now: float, *, avoid: frozenset[str] = frozenset(), low_priority: bool = False
-    ) -> Choice | None:
+    def pick(self, kind: Kind, now: float, *, avoid: Collection[str] = (), low_priority: bool = False) -> Choice | None:
         """Chooses the replica for an image of this kind by the plan's rules; None when there is no replica at all.
 
         Every replica holds all variants, so while no replica of the role is alive, the others serve it.
         """
-        if self._plan.rules.replica_choice is ReplicaChoice.EARLIEST_FINISH:
+        if not self._at_random:
             return self._earliest(kind, now, avoid, low_priority)
         candidates = self._candidates(kind.role, avoid)
         if not candidates:
@@ -135,14 +136,16 @@ class Dispatcher:
         replica = self._chance.choice(candidates)
         return Choice(replica.id, replica.finish_at(kind, now, low_priority=low_priority))
 
-    def _earliest(self, kind: Kind, now: float, avoid: frozenset[str], low_priority: bool) -> Choice | None:
-        index = self._index().get(kind.role)
-        if index is not None and not avoid:
+    def _earliest(self, kind: Kind, now: float, avoid: Collection[str], low_priority: bool) -> Choice | None:
+        if not avoid:
             question = (kind, now, low_priority)
-            if self._asked != question:  # a dispatch repeats the question of the prediction before it
+            if self._asked == question:  # a dispatch repeats the question of the prediction before it
+                return self._answer
+            index = self._index().get(kind.role)
+            if index is not None:
                 found = index.earliest(kind, now, low_priority)
                 self._asked, self._answer = question, None if found is None else Choice(found[0].id, found[1])
-            return self._answer
+                return self._answer
         best = None
         for replica in self._candidates(kind.role, avoid):
             finish = replica.finish_at(kind, now, low_priority=low_priority)
@@ -158,7 +161,7 @@ class Dispatcher:
         images: int = 1,
         *,
         low_priority: bool = False,
-        avoid: frozenset[str] = frozenset(),
+        avoid: Collection[str] = (),
     ) -> float | None:
         """When the last of ``images`` new images could be ready; None when there is no replica at all."""
         if images == 1:
@@ -261,7 +264,7 @@ class Dispatcher:
             it.forget(request, now)
             self._changed(it)
 
-    def _candidates(self, role: str, avoid: frozenset[str]) -> list[ReplicaQueueModel]:
+    def _candidates(self, role: str, avoid: Collection[str]) -> list[ReplicaQueueModel]:
         index = self._index().get(role)
         members = index.members if index is not None else []
         if avoid:
@@ -271,7 +274,6 @@ class Dispatcher:
     def _index(self) -> dict[str, RoleIndex]:
         """The live replicas by role; rebuilt after a change of plan or of replicas."""
         if not self._roles:
-            self._asked = None
             members: dict[str, list[ReplicaQueueModel]] = {}
             for it in self._replicas.values():
                 members.setdefault(it.role, []).append(it)
@@ -283,6 +285,9 @@ class Dispatcher:
                 index.settle()
         return self._roles
 
+    def _regroup(self) -> None:
+        self._roles, self._asked = {}, None
+
     def _changed(self, replica: ReplicaQueueModel) -> None:
         self._asked = None
         index = self._roles.get(replica.role)
@@ -293,4 +298,4 @@ class Dispatcher:
         """Gives the replica the assignment of its rank in the plan."""
         assignment = self._plan.assignment(rank)
         replica.rank, replica.role, replica.batch_size = rank, assignment.role, assignment.batch_size
-        replica.open_role = priced_open(self._plan)
+        replica.open_role = self.open_role

@@ -90,7 +90,7 @@ class Balancer:
             redraw_below=redraw.below,
             redraw_most=redraw.most,
         )
-        self._forecast = DispatchForecast(self.dispatcher, lambda: self.registry.plan, self._settings.steps, clock)
+        self._forecast = DispatchForecast(self.dispatcher, self._settings.steps, clock)
         self._calls = ReplicaCalls(
             pool,
             self.registry,

@@ -7,10 +7,9 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 
 from load_balancer.dispatch.dispatcher import Dispatcher
-from load_balancer.dispatch.finish_time import ImageId, Kind, priced_open
+from load_balancer.dispatch.finish_time import ImageId, Kind
 from load_balancer.dispatch.lateness import Lateness
 from weir.cascade import Run
-from weir.plan import Plan
 
 
 class DispatchForecast:
@@ -20,7 +19,6 @@ class DispatchForecast:
     at a replica yet. Predictions of other runs are corrected by the lateness of such runs in the last seconds.
 
     Args:
-        plan: the plan in force.
         steps: denoising steps of each variant's own run, by key.
         clock: unix time, seconds.
     """
@@ -28,13 +26,11 @@ class DispatchForecast:
     def __init__(
         self,
         dispatcher: Dispatcher,
-        plan: Callable[[], Plan],
         steps: Mapping[str, int],
         clock: Callable[[], float] = time.time,
     ):
         self.lateness = Lateness()
         self._dispatcher = dispatcher
-        self._plan = plan
         self._steps = steps
         self._clock = clock
         self._expected: dict[ImageId, str] = {}  # role by image
@@ -44,12 +40,10 @@ class DispatchForecast:
         return self._clock()
 
     def finish_at(self, run: Run) -> float | None:
-        if self._is_first(run.role):
+        if run.role == self._dispatcher.open_role:
             return self.admission_finish_at(run, 1)
         now = self._clock()
-        ready_at = self._dispatcher.finish_at(
-            self.kind(run), now, low_priority=run.low_priority, avoid=frozenset(run.avoid)
-        )
+        ready_at = self._dispatcher.finish_at(self.kind(run), now, low_priority=run.low_priority, avoid=run.avoid)
         return None if ready_at is None else ready_at + self.lateness.seconds(now)
 
     def admission_finish_at(self, run: Run, images: int) -> float | None:
@@ -60,7 +54,7 @@ class DispatchForecast:
             self._clock(),
             images + ahead,
             low_priority=run.low_priority,
-            avoid=frozenset(run.avoid),
+            avoid=run.avoid,
         )
 
     def expect(self, images: Iterable[ImageId], role: str) -> None:
@@ -76,7 +70,7 @@ class DispatchForecast:
     def observe(self, run: Run, predicted: float) -> None:
         """Takes in the lateness of a run that is ready now or was given up; ``predicted`` is infinite if unknown."""
         # A run of low priority is late because others precede it, not because of an error of the queue models.
-        if predicted < math.inf and not run.low_priority and not self._is_first(run.role):
+        if predicted < math.inf and not run.low_priority and run.role != self._dispatcher.open_role:
             now = self._clock()
             self.lateness.observe(now - predicted, now)
 
@@ -86,9 +80,7 @@ class DispatchForecast:
         if resume is not None:
             return Kind(run.role, run.variant, ((run.steps or own) - resume.step) / resume.stride / own)
         key = run.role, run.variant, run.steps
-        if key not in self._kinds:
-            self._kinds[key] = Kind(run.role, run.variant, (run.steps or own) / own)
-        return self._kinds[key]
-
-    def _is_first(self, role: str) -> bool:
-        return role == priced_open(self._plan())
+        kind = self._kinds.get(key)
+        if kind is None:
+            kind = self._kinds[key] = Kind(run.role, run.variant, (run.steps or own) / own)
+        return kind

@@ -67,14 +67,14 @@ class ObservationCounters:
             progress: state after the event.
             actions: actions that followed from the event.
         """
-        if isinstance(event, LookupAnswered):
+        if type(event) is LookupAnswered:
             self._looked_up(progress, event)
         for action in actions:
-            if isinstance(action, Judged):
+            if type(action) is Judged:
                 self._judge(image, progress, action)
-            elif isinstance(action, TellCache):
+            elif type(action) is TellCache:
                 self._count_reuse(progress, action)
-            elif isinstance(action, Answer):
+            elif type(action) is Answer:
                 self._answered(image, now)
 
     def batch(self, variant: str, size: int, seconds: float) -> None:
