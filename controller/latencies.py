@@ -6,7 +6,8 @@ import math
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import replace
-from statistics import median
+
+import numpy as np
 
 from controller.observation import Batch
 from controller.setting import Setting
@@ -33,21 +34,24 @@ class LiveLatency:
     def __init__(self, setting: Setting):
         self._setting = setting
         keys = [(index, variant) for index, gpu in enumerate(setting.gpus) for variant in gpu.variants]
-        self._ratios: dict[tuple[int, str], deque[tuple[float, float]]] = {key: deque() for key in keys}
+        self._ratios: dict[tuple[int, str], deque[tuple[float, np.ndarray]]] = {key: deque() for key in keys}
         self._factors = dict.fromkeys(keys, 1.0)
 
     def observe(self, batches: Iterable[Batch], now_s: float) -> None:
         """Adds the batches that ended since the last call. Invalid times are ignored."""
+        ended: dict[tuple[int, str], list[float]] = {key: [] for key in self._ratios}
         for batch in batches:
             key = (batch.gpu, batch.variant)
-            if key in self._ratios and batch.size >= 1 and math.isfinite(batch.seconds) and batch.seconds > 0:
-                self._ratios[key].append((now_s, batch.seconds / self._profiled(batch)))
+            if key in ended and batch.size >= 1 and math.isfinite(batch.seconds) and batch.seconds > 0:
+                ended[key].append(batch.seconds / self._profiled(batch))
         for key, ratios in self._ratios.items():
+            ratios.append((now_s, np.array(ended[key])))
             while ratios and ratios[0][0] <= now_s - WINDOW_S:
                 ratios.popleft()
-            if len(ratios) < LEAST_BATCHES:
+            recent = np.concatenate([np.empty(0), *(each for _, each in ratios)])
+            if len(recent) < LEAST_BATCHES:
                 continue
-            seen = min(max(median([ratio for _, ratio in ratios]), LEAST_FACTOR), MOST_FACTOR)
+            seen = min(max(float(np.median(recent)), LEAST_FACTOR), MOST_FACTOR)
             if abs(seen - self._factors[key]) > TOLERANCE * self._factors[key]:
                 self._factors[key] = seen
 

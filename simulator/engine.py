@@ -70,7 +70,6 @@ _WATCH_S = 1.0
 #: What happens within this time is simultaneous, as in asyncio: first waits end, then images are ready, then others
 #: are asked for.
 _FIRST_S = 1e-9
-_ADMITTED = Admitted()
 #: Takes the place of the plan in force where a dictionary is read: one of a thousand replicas takes milliseconds.
 _SOME_PLAN = Plan.split(0, 1, 0, light_batch=1, heavy_batch=1, threshold=0.0).to_dict()
 
@@ -261,7 +260,7 @@ class Simulation:
         self.forecast.expect((number,), first.role)
         self.counters.admitted(number, now)
         image = self._open[number] = _Image(number, Progress(task, self._settings))
-        self._follow(image, _ADMITTED)
+        self._follow(image, Admitted(first))
 
     def _follow(self, image: _Image, event: Event) -> None:
         """One step of an image, as :class:`load_balancer.runner.request_runner.RequestRunner`."""
@@ -314,7 +313,7 @@ class Simulation:
             last_start = run.deadline - self.dispatcher.batch_s(name, kind)
             self._watch(last_start, self._drop, image, run)
         job = image.job = self._job(image, run)
-        waits_s = self._way_s() + self._fetched(job, run)
+        waits_s = self._way_s() + (self._fetched(job, run) if run.resume is not None else 0.0)
         if waits_s:
             self._later(now + waits_s, self._reach, job)
         elif replica.alive:
@@ -341,7 +340,7 @@ class Simulation:
 
     def _fetched(self, job: Job, run: Run) -> float:
         """Seconds that the worker waits for the state to resume from; one that does not come saves nothing."""
-        if run.resume is None or self._fetch_s is None:
+        if self._fetch_s is None:
             return 0.0
         job.fetch_s = min(self._fetch_s, FETCH_WAIT_S)
         if self._fetch_s > FETCH_WAIT_S:
@@ -392,7 +391,7 @@ class Simulation:
         if batch is not None and not job.resumed_at:
             whole_s = self.dispatcher.whole_s(batch, reply.batch_size, reply.compute_s)
             self.counters.batch(batch.variant, reply.batch_size, whole_s)
-        self._over(image)
+        image.run = image.job = image.replica = None
         self.forecast.observe(run, image.ready_at)
         self._follow(image, ImageReady(run.variant, self._confidence(image.number, run, job), job.resumed_at))
 
@@ -442,12 +441,8 @@ class Simulation:
 
     def _fail(self, image: _Image, reason: Reason, new_role: str = "") -> None:
         replica = image.replica.name if image.replica is not None else ""
-        self._over(image)
-        self._follow(image, RunFailed(reason, replica, new_role))
-
-    @staticmethod
-    def _over(image: _Image) -> None:
         image.run = image.job = image.replica = None
+        self._follow(image, RunFailed(reason, replica, new_role))
 
     # ------------------------------------------------------------------------------- the controller and the replicas
 

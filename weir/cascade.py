@@ -200,9 +200,14 @@ Action = LookUp | Run | Judged | Show | TellCache | Answer | Fail
 # -------------------------------------------------------------------------------------------------------- events
 
 
-@dataclass(frozen=True, slots=True)
-class Admitted:
-    """The image was admitted."""
+class Admitted(NamedTuple):
+    """The image was admitted.
+
+    Attributes:
+        first: the run that admission predicted (:func:`first_run`), where it is at hand.
+    """
+
+    first: Run | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -411,9 +416,12 @@ def _looks_up(task: ImageTask) -> bool:
     return task.cache != "off" and task.variant in (None, task.plan.last)
 
 
-def _admitted(progress: Progress, _: Admitted, forecast: Forecast) -> Step:
-    if _looks_up(progress.task):
+def _admitted(progress: Progress, event: Admitted, forecast: Forecast) -> Step:
+    task, first = progress.task, event.first
+    if _looks_up(task):
         return progress._replace(phase=Phase.LOOKING_UP, looked_up=True), (LookUp(),)
+    if first is not None and first.variant != task.plan.last and task.plan.routing is None:
+        return _start(progress, first)
     return _enter(progress, NO_LOOKUP, forecast)
 
 
