@@ -18,6 +18,8 @@ from weir.files import written_whole
 #: Name of the file in the folder of a replay.
 PLANS = "plans.json"
 POLL_S = 1.0
+#: Thresholds that differ by this much make another plan of it; smaller moves follow the confidences.
+FAR = 0.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +93,16 @@ def read_plans(folder: Path) -> list[ObservedPlan]:
         raise ConfigError(f"{path}: not the plans of a replay: {error}; replay again") from None
 
 
-def role_changes(plans: Sequence[ObservedPlan]) -> list[ObservedPlan]:
-    """The first plan, and those whose roles differ from the plan before."""
-    return [it for i, it in enumerate(plans) if i == 0 or it.roles != plans[i - 1].roles]
+def main_plans(plans: Sequence[ObservedPlan]) -> list[ObservedPlan]:
+    """The first plan, and those with other roles, or a threshold far from the one of the last main plan."""
+    found: list[ObservedPlan] = []
+    for plan in plans:
+        if not found or plan.roles != found[-1].roles or _far(plan.thresholds, found[-1].thresholds):
+            found.append(plan)
+    return found
+
+
+def _far(thresholds: Sequence[float], others: Sequence[float]) -> bool:
+    if len(thresholds) != len(others):
+        return True
+    return any(abs(a - b) >= FAR for a, b in zip(thresholds, others, strict=True))

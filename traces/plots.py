@@ -180,6 +180,7 @@ def _plan(ax: Axes, windows: Sequence[Figures], plans: Sequence[ObservedPlan]) -
             values, edges, baseline=None, color=COLOURS["ink"], lw=1.4, ls=styles[i % len(styles)], label=label
         )
     scale.set(ylim=(0, 1))
+    scale.tick_params(axis="y", direction="in", pad=-22)  # the margin on the right is narrow
     scale.grid(visible=False)
     handles, labels = ax.get_legend_handles_labels()
     more_handles, more_labels = scale.get_legend_handles_labels()

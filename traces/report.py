@@ -15,7 +15,7 @@ from PIL import Image, UnidentifiedImageError
 from traces.figures import Summary, summarise
 from traces.outcome import RequestOutcome, save_outcomes
 from traces.page import inline, render
-from traces.plan_log import read_plans, role_changes
+from traces.plan_log import main_plans, read_plans
 from traces.plots import draw_plots
 from traces.replay import ROWS
 from weir.cascade import AT_DEADLINE
@@ -97,7 +97,7 @@ def write_report(
         about=dict(about or {}),
         summary=summary,
         total=summary.total,
-        plans=role_changes(plans),
+        plans=main_plans(plans),
         versions=len(plans),
         plots=[(_TITLES[name], inline(svg)) for name, svg in plots.items()],
         gallery=[(path, *_describe(path), _cards(outcomes, out, path, slo_s)) for path in summary.total.paths],

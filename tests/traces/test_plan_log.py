@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from traces.plan_log import PLANS, ObservedPlan, PlanLog, read_plans, role_changes
+from traces.plan_log import PLANS, ObservedPlan, PlanLog, main_plans, read_plans
 from traces.replay import replay
 from traces.report import write_report
 from traces.trace import Arrival, Trace
@@ -45,9 +45,15 @@ def test_a_server_without_a_live_endpoint_can_be_replayed(server, tmp_path: Path
     assert read_plans(tmp_path) == []
 
 
-def test_role_changes_are_the_plans_with_other_roles() -> None:
-    plans = [plan(0, 1, 1, 2), plan(5, 2, 1, 2, 0.7), plan(9, 3, 2, 1, 0.7), plan(12, 4, 2, 1, 0.2)]
-    assert [plan.version for plan in role_changes(plans)] == [1, 3]
+def test_main_plans_have_other_roles_or_a_threshold_far_from_the_last_one() -> None:
+    plans = [
+        plan(0, 1, 1, 2),
+        plan(5, 2, 1, 2, 0.6),
+        plan(9, 3, 2, 1, 0.6),
+        plan(12, 4, 2, 1, 0.2),
+        plan(13, 5, 2, 1, 0.3),
+    ]
+    assert [plan.version for plan in main_plans(plans)] == [1, 3, 4]
 
 
 def test_the_report_shows_roles_thresholds_and_reasons_over_time(tmp_path: Path) -> None:
