@@ -110,7 +110,7 @@ def test_by_confidence_a_neighbour_without_features_is_skipped() -> None:
     found, resumed = judged(0.95, unseen=(0,))
     assert resumed == [(2, 25)], "the second and third are the two nearest that can be judged"
     assert found.similarity == pytest.approx([0.9])
-    with pytest.raises(ConfigError, match="saw nothing"):
+    with pytest.raises(ConfigError, match="no features of any cached image"):
         judged(0.95, unseen=(0, 1, 2))
 
 
