@@ -44,6 +44,7 @@ class EmulatedEngine:
     """
 
     emulated = True
+    on_cpu = False
 
     def __init__(self, profile: Profile):
         self.profile = profile

@@ -110,6 +110,11 @@ class Engine(Protocol):
         ...
 
     @property
+    def on_cpu(self) -> bool:
+        """Whether the models run on the CPU, which the engine then shares with all else on this machine."""
+        ...
+
+    @property
     def beat(self) -> float:
         """``time.monotonic()`` of the last progress; distinguishes a hung call from a long one."""
         ...

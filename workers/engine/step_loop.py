@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Hashable
@@ -16,6 +18,9 @@ from workers.engine.engine import DenoiseJob, Engine, EngineOutput, OutOfMemory,
 from workers.engine.scheduling import Task, next_call
 
 log = logging.getLogger(__name__)
+
+#: Of a thread that computes on the CPU. Beside it, servers need little of a core, but need it at once.
+_NICENESS = 10
 
 
 class TaskOutcome(NamedTuple):
@@ -100,7 +105,7 @@ class StepLoop:
         self._fits: dict[Hashable, int] = {}  # by kind of call: largest batch size that fits memory
         self._step_s: dict[Hashable, float] = {}  # by kind of call: shortest recent time of a step
         self._lock = threading.Lock()
-        self._device = ThreadPoolExecutor(1, thread_name_prefix="device")
+        self._device = ThreadPoolExecutor(1, "device", initializer=_give_way if engine.on_cpu else None)
         self._pumping = False
         self._tickets = 0
         self._calls = 0
@@ -272,3 +277,13 @@ class StepLoop:
             task.on_step(StepProgress(sample.step, task.job.recipe.steps, lambda: self.engine.preview(sample)))
         except Exception:
             log.exception("The callback for the progress of %s failed", task.job.request.id)
+
+
+def _give_way() -> None:
+    """Lets the other threads of this machine go before the calling one, which computes on the CPU.
+
+    Replicas on the CPU share their cores with the load balancer and the proxy. An answer that is ready must not wait
+    behind the denoising steps of other images. Linux knows the priority of single threads; elsewhere this does nothing.
+    """
+    if sys.platform == "linux":
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)

@@ -64,6 +64,7 @@ class Family:
         self.pipelines = pipelines
         self.judges = judges or dict.fromkeys(pipelines)
         self.device = pipelines[config.keys[-1]].device
+        self.on_cpu = self.device.type == "cpu"
         self.beat = time.monotonic()
         self._denoisers: dict[str, Denoiser] = {}
         for key, pipeline in pipelines.items():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import threading
 from collections.abc import Sequence
 from dataclasses import replace
@@ -229,3 +231,15 @@ def test_a_profile_of_whole_batches_is_emulated_with_whole_batches() -> None:
     answers = clients.answers(3)
     assert clients.engine.calls == [["first"], ["a", "b"]]
     assert answers["a"].left_together == 2
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere priorities belong to processes")
+@pytest.mark.parametrize("on_cpu", [True, False])
+def test_on_the_cpu_the_loop_computes_at_a_lower_priority_than_the_rest_of_the_process(on_cpu: bool) -> None:
+    engine = Scripted()
+    engine.on_cpu = on_cpu
+    priorities: list[int] = []
+    loop = StepLoop(engine, lambda job: 1)
+    loop.on_device(lambda: priorities.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))).result()
+    own = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+    assert priorities == [10 if on_cpu else own]
