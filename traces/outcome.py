@@ -32,6 +32,8 @@ class RequestOutcome:
         reason: message of the error; "" for an image.
         path: path through the cascade, as in :class:`weir.cascade.Answer`.
         served_s: time from admission to answer, measured by the server.
+        compute_s: seconds at workers, over all runs.
+        batch_size: of the answer's run, the images in a call of the denoiser, itself included; mean over the calls.
         image: path of the image file, relative to the folder of the replay; "" if it was not kept.
         quality: quality of the image, set by the report's scorer.
     """
@@ -49,6 +51,7 @@ class RequestOutcome:
     steps: int | None = None
     queue_s: float | None = None
     compute_s: float | None = None
+    batch_size: int | None = None
     served_s: float | None = None
     plan_version: int | None = None
     emulated: bool | None = None
@@ -81,7 +84,7 @@ COLUMNS = tuple(f.name for f in fields(RequestOutcome))
 
 _READERS: dict[str, Callable[[str], Any]] = {
     **dict.fromkeys(("error", "prompt", "model", "id", "image", "reason"), str),
-    **dict.fromkeys(("index", "status", "seed", "steps", "plan_version"), int),
+    **dict.fromkeys(("index", "status", "seed", "steps", "batch_size", "plan_version"), int),
     **dict.fromkeys(("arrival_s", "sent_s", "latency_s", "confidence", "quality"), float),
     **dict.fromkeys(("queue_s", "compute_s", "served_s"), float),
     "path": read_path,

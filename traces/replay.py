@@ -208,6 +208,7 @@ _RECORDED_FIELDS: dict[str, type | tuple[type, ...]] = {
     "confidence": (int, float),
     "seed": int,
     "steps": int,
+    "batch_size": int,
     "queue_s": (int, float),
     "compute_s": (int, float),
     "plan_version": int,

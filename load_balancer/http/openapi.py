@@ -76,6 +76,7 @@ class About(_Described):
     draws: int = Field(description="number of images of the last variant; the answer is the best of them")
     seed: int = Field(description="seed of this image")
     steps: int = Field(description="denoising steps that ran for it")
+    batch_size: int = Field(description="images that shared the denoiser's calls with it, itself included, on average")
     queue_s: float = Field(description="seconds in workers' queues")
     compute_s: float = Field(description="seconds of computation")
     latency_s: float = Field(description="seconds from admission to the finished image")

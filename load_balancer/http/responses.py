@@ -73,6 +73,7 @@ def about(one: GeneratedImage) -> dict[str, Any]:
         "draws": one.draws,
         "seed": one.seed,
         "steps": one.result.steps,
+        "batch_size": one.result.batch_size,
         "queue_s": round(one.queue_s, 6),
         "compute_s": round(one.compute_s, 6),
         "latency_s": round(one.latency_s, 6),

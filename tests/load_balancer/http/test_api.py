@@ -59,6 +59,7 @@ async def test_an_answer_has_the_image_and_how_it_was_generated(client):
         "draws": 0,
         "seed": 7,
         "steps": 2,
+        "batch_size": 1,
         "queue_s": 0.001,
         "compute_s": 0.01,
         "plan_version": 1,
