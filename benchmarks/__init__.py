@@ -1,6 +1,35 @@
 """Benchmarks, one command each: ``python -m benchmarks.NAME``."""
 
 import os
+from collections.abc import Callable
+from pathlib import Path
+
+from weir.errors import ConfigError
 
 # Ray reads this variable on import, which some benchmarks do before they start their cluster.
 os.environ.setdefault("RAY_AUTH_MODE", "token")
+
+#: Where the files of DiffServe's artifact are published; this project may not ship them.
+DIFFSERVE = "https://github.com/qizhengyang98/DiffServe"
+
+
+def command(main: Callable[[], None]) -> None:
+    """Runs a benchmark. What its user can put right ends it with one sentence and exit code 1."""
+    try:
+        main()
+    except ConfigError as error:
+        raise SystemExit(error.message) from None
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+
+
+def diffserve_file(folder: Path, name: str) -> Path:
+    """Returns the path of a file of DiffServe's artifact.
+
+    Raises:
+        ConfigError: the folder does not hold it.
+    """
+    path = folder / name
+    if not path.is_file():
+        raise ConfigError(f"{path} is missing; it is a file of DiffServe's artifact, which is at {DIFFSERVE}")
+    return path

@@ -15,6 +15,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks import command
 from quality.clip import ClipScorer
 from quality.resume import Approximations, Row, best_warm_start, figures
 from quality.suite import family_suite
@@ -79,4 +80,4 @@ def _show(console: Console, title: str, rows: list[Row]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command(main)

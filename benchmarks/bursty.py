@@ -24,6 +24,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from benchmarks import command
 from benchmarks.engine import LEVELS, SHARES
 from traces.loader import load_trace
 from weir.config import load_family
@@ -192,4 +193,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command(main)

@@ -32,6 +32,7 @@ from rich.progress import track
 from rich.table import Table
 from scipy.stats import mannwhitneyu
 
+from benchmarks import command
 from cache.cache import ApproximateCache
 from cache.encoder import WordEncoder, family_encoder
 from cache.factory import open_cache
@@ -441,4 +442,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command(main)

@@ -38,6 +38,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from benchmarks import command
 from cache.cache import Judge
 from cache.encoder import Encoder, family_encoder
 from cache.index import VectorIndex
@@ -460,4 +461,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command(main)

@@ -28,6 +28,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks import command
 from controller.registry import names
 from deploy.local import down, up
 from quality.scorer import family_scorer
@@ -212,4 +213,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command(main)

@@ -22,6 +22,7 @@ from contextlib import nullcontext, redirect_stdout
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from benchmarks import command
 from testing.faults import FLIP_S, Fault, faults
 from testing.request_ledger import Entry, RequestLedger
 from testing.testbed import PROMPTS, Testbed, testbed
@@ -158,4 +159,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command(main)

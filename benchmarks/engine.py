@@ -31,6 +31,7 @@ from diffusers import StableDiffusionXLImg2ImgPipeline
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks import command
 from weir.config import FamilyConfig, Scheduler, load_family
 from weir.core import ImageRequest, Resume
 from weir.states import State
@@ -382,4 +383,4 @@ def _show(console: Console, title: str, rows: dict[str, dict[str, float]]) -> No
 
 
 if __name__ == "__main__":
-    main()
+    command(main)

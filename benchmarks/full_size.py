@@ -21,6 +21,7 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks import command
 from benchmarks.cascade import COLUMNS, REPOSITORY, Runs, measured, ratios, rows
 from controller.registry import POLICIES
 from testing.sdxl_architecture import SMALL, write_family
@@ -98,4 +99,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command(main)

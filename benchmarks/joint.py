@@ -30,6 +30,7 @@ from rich.console import Console
 from rich.table import Table
 
 from baselines.comparison.systems import compare_systems, run_policy
+from benchmarks import command
 from cache.policy.resume_quality import resumed_share
 from controller.policies.weir import Weir
 from controller.registry import make_policy
@@ -203,4 +204,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command(main)

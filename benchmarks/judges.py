@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.table import Table
 from sklearn.metrics import roc_auc_score
 
+from benchmarks import command
 from quality.suite import family_suite, tensors
 from traces.prompts import prompt_by_id
 from weir.config import CLIP_SCORE, load_family
@@ -73,4 +74,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command(main)

@@ -20,6 +20,7 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks import command
 from benchmarks.joint import ROOT
 from cache.encoder import family_encoder
 from quality.suite import family_suite
@@ -159,4 +160,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command(main)

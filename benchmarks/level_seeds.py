@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from baselines.comparison.level_compare import LADDERS, LevelReport, compare_level_files
+from benchmarks import command
 from benchmarks.joint import ROOT
 
 POLICIES = ("weir-levels", "argus", "pac")
@@ -73,4 +74,4 @@ def _spread(values: list[float], form: str) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    command(main)

@@ -27,6 +27,7 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import csr_matrix
 
 from baselines.comparison.level_compare import compare_levels
+from benchmarks import command
 from controller.setting import Setting
 from simulator.arrivals import poisson
 from solvers.alignment import ALIGNERS, align, total_variation
@@ -174,4 +175,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command(main)

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from baselines.published import CASCADES
+from benchmarks import command
 from controller.batch_size import best_batch
 from simulator.families import family_setting
 from solvers.cascades import Variant, chains, choice, chosen_chain
@@ -70,4 +71,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command(main)

@@ -27,6 +27,7 @@ import numpy as np
 from rich.console import Console
 
 from baselines.published import CASCADES
+from benchmarks import command, diffserve_file
 from controller.registry import make_policy
 from controller.setting import Setting
 from deploy.local import down, up
@@ -121,8 +122,8 @@ def main() -> None:
     arguments = parser.parse_args()
     dilation, console = arguments.dilation, Console(stderr=True)
     slo_s = dilation * CASCADES["diffserve-1"].slo_s
-    profile = cascade_profile(arguments.data / "dist_sdturbo.txt", dilation)
-    recorded = read_arrivals(arguments.data / "trace_4to32qps.txt")
+    profile = cascade_profile(diffserve_file(arguments.data, "dist_sdturbo.txt"), dilation)
+    recorded = read_arrivals(diffserve_file(arguments.data, "trace_4to32qps.txt"))
     since = recorded.times_s - arguments.start
     inside = (since >= 0) & (since < arguments.duration)
     arrivals = Arrivals.of(dilation * since[inside], recorded.prompts[inside])
@@ -192,4 +193,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command(main)

@@ -25,6 +25,7 @@ from pathlib import Path
 import psutil
 from rich.console import Console
 
+from benchmarks import command
 from deploy.local import down, readiness, up
 from testing.service_files import service_file
 from traces.loader import load_trace
@@ -161,4 +162,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command(main)

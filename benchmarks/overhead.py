@@ -26,6 +26,7 @@ from rich.console import Console
 from rich.table import Table
 from starlette.requests import Request
 
+from benchmarks import command
 from deploy.cluster import cluster
 from deploy.local import bindable
 from deploy.publish import Publisher
@@ -196,4 +197,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command(main)

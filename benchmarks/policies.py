@@ -25,6 +25,7 @@ from rich.console import Console
 
 from baselines.comparison.compare import compare
 from baselines.published import CASCADES
+from benchmarks import command, diffserve_file
 from controller.registry import names
 from simulator.arrivals import Arrivals, poisson, read_arrivals, spikes, steps
 from simulator.confidences import read_scores, recorded
@@ -50,13 +51,13 @@ def check_tables(data: Path, console: Console) -> None:
     for name, runtimes in RUNTIMES.items():
         cascade = CASCADES[name]
         worst = 0.0
-        with (data / f"stable_diffusion_runtimes_{runtimes}.csv").open() as file:
+        with diffserve_file(data, f"stable_diffusion_runtimes_{runtimes}.csv").open() as file:
             for row in csv.DictReader(file):
                 if row["Accel"] != "onnxruntime_cpu" or float(row["avg_runtime"]) >= 100_000:
                     continue
                 profile = cascade.light if row["Model"] == "sdturbo" else cascade.heavy
                 worst = max(worst, abs(profile.at(int(row["batchsize"])) - float(row["avg_runtime"]) / 1000))
-        confidences = np.sort(read_scores(data / SCORES[name]))
+        confidences = np.sort(read_scores(diffserve_file(data, SCORES[name])))
         thresholds = np.array(cascade.deferral.thresholds)
         shares = np.searchsorted(confidences, thresholds, side="left") / len(confidences)
         deferral = np.abs(shares - np.array(cascade.deferral.shares)).max()
@@ -111,17 +112,17 @@ def main() -> None:
 
     runs: list[tuple[str, str, Arrivals]] = []
     for family, trace in RECORDED:
-        runs.append((family, trace, read_arrivals(arguments.data / f"{trace}.txt")))
+        runs.append((family, trace, read_arrivals(diffserve_file(arguments.data, f"{trace}.txt"))))
     for seed, (family, trace) in enumerate(RECORDED[:4]):
         for factor in (1.0, 1.25):
-            arrivals = poisson_like(read_arrivals(arguments.data / f"{trace}.txt"), factor, seed)
+            arrivals = poisson_like(read_arrivals(diffserve_file(arguments.data, f"{trace}.txt")), factor, seed)
             runs.append((family, f"{trace} Poisson × {factor:g}", arrivals))
-        sampled = with_same_mean(read_arrivals(arguments.data / f"{trace}.txt"), 10 + seed)
+        sampled = with_same_mean(read_arrivals(diffserve_file(arguments.data, f"{trace}.txt")), 10 + seed)
         runs += [(family, f"{trace} {kind}", arrivals) for kind, arrivals in sampled.items()]
 
     rows, better = [], []
     for family, trace, arrivals in runs:
-        confidences = recorded(read_scores(arguments.data / SCORES[family]), arrivals.prompts)
+        confidences = recorded(read_scores(diffserve_file(arguments.data, SCORES[family])), arrivals.prompts)
         found = compare(
             family_setting(family, 16), RequestStream(arrivals, {"light": confidences}), arguments.policies.split(",")
         )
@@ -139,4 +140,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command(main)

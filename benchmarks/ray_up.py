@@ -31,6 +31,7 @@ from typing import Any
 import psutil
 import yaml
 
+from benchmarks import command
 from deploy.monitoring.prometheus import Api
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -316,4 +317,4 @@ def _print(line: str) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command(main)

@@ -23,6 +23,7 @@ from rich.progress import track
 from rich.table import Table
 from sklearn.metrics import roc_auc_score
 
+from benchmarks import command
 from quality.suite import Suite, family_suite, tensors
 from training.scenes import caption, sample_scene
 from weir.config import load_family
@@ -112,4 +113,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command(main)

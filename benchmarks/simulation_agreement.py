@@ -32,6 +32,7 @@ from rich.console import Console
 from rich.table import Table
 
 from baselines.published import CASCADES
+from benchmarks import command, diffserve_file
 from controller.batch_size import best_batch
 from controller.registry import make_policy, names
 from controller.service_ladder import StoredStates
@@ -133,7 +134,9 @@ def arrivals_of(demand: str, setting: Setting, data: Path | None, seconds: int |
         found = poisson(np.full(length, STEADY_RPS * scale), 1)
     elif demand == "4 to 32":
         if data is not None:
-            found = resampled(read_arrivals(data / "trace_4to32qps.txt"), scale, None if scale == 1 else 2)
+            found = resampled(
+                read_arrivals(diffserve_file(data, "trace_4to32qps.txt")), scale, None if scale == 1 else 2
+            )
         else:
             phase = np.linspace(0, 2 * np.pi, 350)
             found = poisson(scale * (18 - 14 * np.cos(phase)), 2)
@@ -165,7 +168,7 @@ def stream(case: Case, setting: Setting, arrivals: Arrivals, data: Path | None) 
     """Returns the requests of a case with their confidences and cache lookups."""
     count, rng = len(arrivals), np.random.default_rng(6)
     if data is not None:
-        light = recorded(read_scores(data / "dist_sdturbo.txt"), arrivals.prompts)
+        light = recorded(read_scores(diffserve_file(data, "dist_sdturbo.txt")), arrivals.prompts)
     else:
         light = sample_confidences(setting.deferral, count, 7)
     draws, heavy, redrawn = rng.random(count), rng.beta(3, 1, count), rng.beta(3, 1, (REDRAW.most, count))
@@ -282,4 +285,4 @@ def _line(row: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    command(main)

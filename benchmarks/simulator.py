@@ -11,6 +11,7 @@ import time
 import numpy as np
 from rich.console import Console
 
+from benchmarks import command
 from controller.registry import make_policy
 from simulator.arrivals import poisson
 from simulator.confidences import sample_confidences
@@ -40,4 +41,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command(main)

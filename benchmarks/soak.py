@@ -32,6 +32,7 @@ import psutil
 import redis
 from rich.console import Console
 
+from benchmarks import command
 from deploy.local import down, up
 from deploy.state import Service, StateFile
 from testing.service_files import service_file
@@ -242,4 +243,4 @@ def runs(folder: Path, minutes: float, embedded: float) -> dict[str, tuple[Path,
 
 
 if __name__ == "__main__":
-    main()
+    command(main)

@@ -23,6 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 from baselines.published import CASCADES
+from benchmarks import command
 from solvers.backends import installed
 from solvers.problem import CacheHit, GpuType, Problem, PromptGroup
 from solvers.solve import solve
@@ -107,4 +108,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command(main)

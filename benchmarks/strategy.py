@@ -20,6 +20,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks import command
 from benchmarks.joint import ROOT, quality, setting, workload
 from controller.cache_forecast import CacheForecast
 from controller.observation import Observation
@@ -114,4 +115,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command(main)
