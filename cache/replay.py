@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import math
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from cache.index import VectorIndex
 from cache.policy.approaches import Approach
 from cache.policy.catalog import Catalog, Index, Insert
 from cache.policy.eviction import eviction_policy
+from cache.policy.predictor import MatchPredictor
 from cache.policy.selector import By
 from weir.errors import ConfigError
 
@@ -139,6 +141,43 @@ def found_anything(vectors: np.ndarray, approach: Approach) -> np.ndarray:
         hits[i] = found.match is not None
         catalog.insert("", str(i), vector, dict.fromkeys(catalog.keeps(found, approach.rules.selector.ks), 1))
     return hits
+
+
+def fit_predictor(
+    vectors: np.ndarray, hits: np.ndarray, encoder: str, *, nu: float, gamma: float
+) -> tuple[MatchPredictor, dict[str, Any]]:
+    """Fits the match predictor on the first half of a log, and measures on the second whether it saves time.
+
+    Args:
+        vectors: unit vectors of the prompts, [N, D].
+        hits: :func:`found_anything`, [N].
+        encoder, nu, gamma: see :meth:`cache.policy.predictor.MatchPredictor.fit`.
+    """
+    half = len(vectors) // 2
+    fitted = MatchPredictor.fit(vectors[:half][hits[:half]], encoder, nu=nu, gamma=gamma)
+    measured = fitted.measure(vectors[half:], hits[half:])
+    index = VectorIndex(vectors.shape[1])
+    index.add_many(range(half), vectors[:half])
+    some = vectors[half : half + 200]
+    prediction_s, search_s = _seconds(fitted.likely, some), _seconds(lambda vector: index.search(vector, 4), some)
+    return fitted, {
+        "precision": measured.precision,
+        "recall": measured.recall,
+        "hit_ratio": measured.hit_ratio,
+        "kept": measured.kept,
+        "hits_lost": (1 - measured.recall) * measured.hit_ratio,
+        "prediction_s": prediction_s,
+        "search_s": search_s,
+        "pays": prediction_s < (1 - measured.kept) * search_s and measured.recall > 0.99,
+    }
+
+
+def _seconds(work: Callable[[np.ndarray], object], vectors: np.ndarray) -> float:
+    """Mean seconds of a call."""
+    begin = time.perf_counter()
+    for vector in vectors:
+        work(vector)
+    return (time.perf_counter() - begin) / len(vectors)
 
 
 def _compares_prompts(approach: Approach) -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -65,10 +65,9 @@ def replay_log(
 
     Example: weir cache replay-log log.csv --policy nirvana --json
     """
-    from cache.encoder import WordEncoder, family_encoder
     from cache.policy.approaches import approach
     from cache.policy.selector import load_selector
-    from cache.replay import read_log, replay_prompts, replay_similarities
+    from cache.replay import read_log, replay_similarities
 
     with error_exit():
         if plot is not None:
@@ -80,21 +79,12 @@ def replay_log(
         read = read_log(log)
         if read.similarities and not (eviction or capacity):
             runs = [{"policy": policy, **replay_similarities(read.similarities, chosen).to_dict()}]
+        elif not read.prompts:
+            raise ConfigError(f"{log}: --eviction and --capacity need the prompts, and the log has none")
         else:
-            if not read.prompts:
-                raise ConfigError(f"{log}: --eviction and --capacity need the prompts, and the log has none")
-            named = WordEncoder() if encoder == "words" else None
-            vectors = (named or family_encoder(load_family(family), None if encoder == "family" else encoder)).encode(
-                read.prompts
-            )
-            runs = []
+            vectors = _encoder(encoder, family).encode(read.prompts)
             limits: list[int | None] = list(capacity) if capacity else [None]
-            for each, states in itertools.product(eviction or [chosen.eviction], limits):
-                with progress() as bar:
-                    task = bar.add_task(f"{each}, {states or 'all'} states", total=len(vectors))
-                    report = partial(_update, bar, task)
-                    found = replay_prompts(vectors, chosen, eviction=each, capacity=states, progress=report)
-                runs.append({"policy": policy, "eviction": each, "capacity": states, **found.to_dict()})
+            runs = _replays(vectors, chosen, itertools.product(eviction or [chosen.eviction], limits))
         if plot is not None:
             _plot(runs, plot)
     if as_json:
@@ -108,6 +98,29 @@ def replay_log(
             f"({shares})",
             bold=about,
         )
+
+
+def _encoder(name: str, family: Path) -> Any:
+    """The prompt encoder that the options name."""
+    from cache.encoder import WordEncoder, family_encoder
+
+    if name == "words":
+        return WordEncoder()
+    return family_encoder(load_family(family), None if name == "family" else name)
+
+
+def _replays(vectors: Any, approach: Any, limits: Iterable[tuple[str, int | None]]) -> list[dict[str, Any]]:
+    """Replays the prompts in an initially empty cache, once for each eviction policy and capacity."""
+    from cache.replay import replay_prompts
+
+    runs = []
+    for eviction, states in limits:
+        with progress() as bar:
+            task = bar.add_task(f"{eviction}, {states or 'all'} states", total=len(vectors))
+            report = partial(_update, bar, task)
+            found = replay_prompts(vectors, approach, eviction=eviction, capacity=states, progress=report)
+        runs.append({"policy": approach.name, "eviction": eviction, "capacity": states, **found.to_dict()})
+    return runs
 
 
 def _update(bar: Any, task: Any, done: int, total: int) -> None:
@@ -187,16 +200,24 @@ def profile(
     """
     import numpy as np
 
-    from cache.cache import Judge
     from cache.encoder import family_encoder
-    from cache.profiling import measure, measure_judged, thresholds, write_profile
+    from cache.profiling import write_profile
     from cache.replay import read_prompts
     from quality.suite import checker_folder, load_judge
     from traces.prompts import prompt_log
-    from weir.states import capture_steps
+    from training.cache_profile import CacheProfiling, measure_family
     from workers.models.device import device_of
-    from workers.models.family import Family
 
+    how = CacheProfiling(
+        by=by,
+        alpha=alpha,
+        count=count,
+        cached=cached,
+        candidates=candidates,
+        stride=stride,
+        accept=accept,
+        seed=seed,
+    )
     with error_exit():
         check_place(out)
         config = load_family(family)
@@ -206,49 +227,22 @@ def profile(
                 f"--prompts: the default prompts are scenes of `weir train`, which are not typical of family "
                 f"{config.name}; give a log of its users' prompts, one per line"
             )
-        length = cached + count if by is By.CONFIDENCE else 20 * count
-        log = read_prompts(prompts) if prompts else prompt_log(np.random.default_rng(seed), length)
-        distinct = list(dict.fromkeys(log))
-        ks = [k for k in capture_steps(config.heavy.steps) if k % stride == 0]
-        if not ks or config.heavy.steps % stride:
-            raise ConfigError(f"--stride is {stride}; it must divide {config.heavy.steps} steps and a captured one")
-        models = {kind: source for kind, source in (("clip", clip), ("pick", pick)) if source}
-        kind = judge or next(iter(models), "attributes")
-        if models.keys() - {kind}:
-            raise ConfigError("--judge, --clip and --pick name different judges; name one")
+        log = read_prompts(prompts) if prompts else prompt_log(np.random.default_rng(seed), how.prompts)
+        how.steps_to_resume_at(config.heavy.steps)
+        kind, models = _judge_of(judge, clip, pick)
         judging = load_judge(config, kind, clip=clip, pick=pick, device=str(device_of(config)))
         named = family_encoder(config, encoder)
         with progress() as bar:
             task = bar.add_task("loading", total=None)
-            engine, last = Family.load(config, threads=threads), config.keys[-1]
-            judge_of_last = engine.judges[last]
-            generate = judged_runs(engine, judging, stride)
 
             def report(done: int, total: int, what: str) -> None:
                 bar.update(task, completed=done, total=total, description=what)
 
-            if by is By.SIMILARITY:
-                found = measure(distinct, named.encode(distinct), ks, generate, count=count, seed=seed, progress=report)
-            elif isinstance(judge_of_last, Judge):
-                log = [*dict.fromkeys(log[:-count]), *log[-count:]]
-                found = measure_judged(
-                    log,
-                    named.encode(log),
-                    ks[-1],
-                    generate,
-                    judge_of_last.weigh,
-                    count=count,
-                    candidates=candidates,
-                    steps=config.heavy.steps,
-                    stride=stride,
-                    accept=accept,
-                    progress=report,
-                )
-            else:
-                raise ConfigError(f"--by confidence: family {config.name} has no discriminator for stored features")
-        selector = thresholds(found, alpha, config.heavy.steps, stride, accept if by is By.CONFIDENCE else 0.0)
-        about = {"family": config.name, "model": engine.models[last], "encoder": named.version}
-        write_profile(out, found, selector, **about, alpha=alpha, judge=" ".join((kind, *models.values())))
+            found, selector, model = measure_family(
+                config, log, named.encode, judging, how, threads=threads, report=report
+            )
+        about = {"family": config.name, "model": model, "encoder": named.version}
+        write_profile(out, found, selector, **about, alpha=alpha, judge=" ".join((kind, *models)))
     if as_json:
         print_json({**selector.to_dict(), "measured": found.bins()})
         return
@@ -260,37 +254,13 @@ def profile(
     print_line(f"written to {out}")
 
 
-def judged_runs(engine: Any, judge: Any, stride: int = 1) -> Any:
-    """A function that generates and judges runs of the last variant, for :func:`cache.profiling.measure`."""
-    import io
-
-    import numpy as np
-    from PIL import Image
-
-    from cache.profiling import Runs
-    from quality.suite import scored
-    from weir.core import ImageRequest, Resume
-
-    side = engine.config.size
-
-    def request_for(name: str, prompt: str, seed: int, state: Any) -> ImageRequest:
-        request = ImageRequest(name, prompt, seed, side, side, float("inf"), judge=True)
-        if state is None:
-            return replace(request, capture="")
-        return replace(request, resume=Resume("", state.step, stride))
-
-    def generate(prompts: Any, seeds: Any, states: Any) -> Runs:
-        requests = [request_for(f"run-{i}", *row) for i, row in enumerate(zip(prompts, seeds, states, strict=True))]
-        outputs = engine.generate(engine.config.keys[-1], requests, states)
-        images = [Image.open(io.BytesIO(each.image)) for each in outputs]
-        return Runs(
-            scored(judge, prompts, images),
-            [{s.step: s for s in each.states} for each in outputs],
-            [None if each.seen is None else np.frombuffer(each.seen, np.float16) for each in outputs],
-            np.array([each.confidence or 0.0 for each in outputs]),
-        )
-
-    return generate
+def _judge_of(judge: str | None, clip: str | None, pick: str | None) -> tuple[str, list[str]]:
+    """The kind of judge that the options name, and its models."""
+    models = {kind: source for kind, source in (("clip", clip), ("pick", pick)) if source}
+    kind = judge or next(iter(models), "attributes")
+    if models.keys() - {kind}:
+        raise ConfigError("--judge, --clip and --pick name different judges; name one")
+    return kind, list(models.values())
 
 
 @app.command("fit-predictor")
@@ -308,53 +278,26 @@ def fit_predictor(
 
     Example: weir cache fit-predictor log.txt --out predictor.safetensors
     """
-    import time
-
-    from cache.encoder import WordEncoder, family_encoder
-    from cache.index import VectorIndex
     from cache.policy.approaches import approach
-    from cache.policy.predictor import MatchPredictor
     from cache.policy.selector import load_selector
+    from cache.replay import fit_predictor as fit
     from cache.replay import found_anything, read_prompts
 
     with error_exit():
         check_place(out)
         prompts = read_prompts(log)
-        named = (
-            WordEncoder()
-            if encoder == "words"
-            else family_encoder(load_family(family), None if encoder == "family" else encoder)
-        )
+        named = _encoder(encoder, family)
         vectors = named.encode(prompts)
         hits = found_anything(vectors, approach("weir", load_selector(selector)))
-        half = len(prompts) // 2
-        fitted = MatchPredictor.fit(vectors[:half][hits[:half]], named.version, nu=nu, gamma=gamma)
-        measured = fitted.measure(vectors[half:], hits[half:])
-        index = VectorIndex(named.dim)
-        index.add_many(range(half), vectors[:half])
-        timed = []
-        for work in (fitted.likely, lambda v: index.search(v, 4)):
-            begin = time.perf_counter()
-            for vector in vectors[half : half + 200]:
-                work(vector)
-            timed.append((time.perf_counter() - begin) / min(200, len(prompts) - half))
+        fitted, found = fit(vectors, hits, named.version, nu=nu, gamma=gamma)
         fitted.save(out)
-    found = {
-        "precision": measured.precision,
-        "recall": measured.recall,
-        "hit_ratio": measured.hit_ratio,
-        "kept": measured.kept,
-        "hits_lost": (1 - measured.recall) * measured.hit_ratio,
-        "prediction_s": timed[0],
-        "search_s": timed[1],
-        "pays": timed[0] < (1 - measured.kept) * timed[1] and measured.recall > 0.99,
-    }
     if as_json:
         print_json(found)
         return
     print_line(
-        f"precision {measured.precision:.3f}, recall {measured.recall:.3f}; {found['hits_lost']:.1%} of all requests "
-        f"would lose a hit; a prediction takes {1e3 * timed[0]:.2f} ms, a search {1e3 * timed[1]:.2f} ms: "
+        f"precision {found['precision']:.3f}, recall {found['recall']:.3f}; {found['hits_lost']:.1%} of all requests "
+        f"would lose a hit; a prediction takes {1e3 * found['prediction_s']:.2f} ms, "
+        f"a search {1e3 * found['search_s']:.2f} ms: "
         f"the predictor {'saves' if found['pays'] else 'does not save'} time"
     )
 

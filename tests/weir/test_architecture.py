@@ -14,7 +14,7 @@ ALLOWED = {
     "quality": {"weir"},
     "load_balancer": {"weir"},
     "controller": {"weir", "solvers", "baselines"},
-    "training": {"weir", "workers", "quality"},
+    "training": {"weir", "workers", "quality", "cache"},
     "baselines": {"weir", "solvers", "controller", "simulator", "traces"},
     "simulator": {"weir", "solvers", "controller", "load_balancer", "cache", "workers", "traces", "baselines"},
     "deploy": {"weir", "solvers", "controller", "load_balancer", "cache", "workers", "traces", "quality", "training"},

@@ -15,108 +15,119 @@ def controller() -> dict[str, Any]:
         "controller",
         "Weir: Controller",
         "The forecast of the controller, its decisions, and whether it runs.",
-        [
-            timeseries(
-                "Demand and forecast",
-                [
-                    Query(rate(metrics.ASKED), "demand"),
-                    Query(now(metrics.FORECAST), "forecast"),
-                    Query(now(metrics.PLANNED_SHED), "planned to be refused"),
-                ],
-                unit="reqps",
-                help="The forecast includes headroom. For demand that is planned to be refused there are no GPUs.",
-            ),
-            timeseries(
-                "Admission limit",
-                [
-                    Query(f"{now(metrics.PLAN_ADMITTED)} >= 0 or weir:capacity:rps", "limit"),
-                    Query(rate(metrics.ADMITTED), "admitted"),
-                    Query(or_zero(rate(metrics.REFUSED)), "refused"),
-                ],
-                unit="reqps",
-                help="Where the plan has no limit, the curve shows the capacity.",
-            ),
-            timeseries(
-                "Planned replicas by role",
-                [
-                    Query(now(metrics.PLAN_REPLICAS, "role"), "{{role}}"),
-                    Query(now(metrics.REPLICAS), "alive"),
-                ],
-                unit="short",
-                steps=True,
-                help="Replicas that the plan assigns to each role, and live replicas as counted by the controller.",
-            ),
-            timeseries(
-                "Threshold",
-                [
-                    Query(now(metrics.PLAN_THRESHOLD), "threshold"),
-                    Query(now(metrics.PLANNED_DEFERRAL), "planned deferral"),
-                    Query("weir:deferral:ratio_rate1m", "deferred"),
-                ],
-                unit="short",
-                most=1,
-                help="The controller sets the threshold so that the planned share is deferred.",
-            ),
-            timeseries(
-                "Steps of a heavy run",
-                [Query(now(metrics.PLAN_HEAVY_STEPS), "from noise")],
-                unit="short",
-                steps=True,
-                help="Fewer under load, out of the numbers whose quality was measured. 0: the variant's own number.",
-            ),
-            timeseries(
-                "Plan version",
-                [Query(now(metrics.PLAN_VERSION), "version"), Query(now(metrics.PLAN_LIGHT), "first variant")],
-                unit="short",
-                least=None,
-                steps=True,
-                help="Version of the current plan, and the position in the ladder of the first variant that it uses.",
-            ),
-            timeseries(
-                "Plan age and controller silence",
-                [
-                    Query(now(metrics.PLAN_AGE), "plan age"),
-                    Query(now(metrics.CONTROLLER_SILENT), "controller silent"),
-                ],
-                unit="s",
-                help="A plan may be old when demand does not change. A controller that is silent has stopped working.",
-            ),
-            timeseries(
-                "Time to solve",
-                quantiles(metrics.SOLVE_SECONDS),
-                unit="s",
-                help="Time to build, solve and check the allocation problem.",
-            ),
-            timeseries(
-                "Solutions by status",
-                each(metrics.SOLVES, "status", ("optimal", "feasible", "relaxed", "lightest")),
-                unit="short",
-                stacked=True,
-                help="Solutions per second. Feasible: the time limit was reached. Relaxed: solved on a coarser grid. "
-                "Lightest: no solver answered.",
-            ),
-            timeseries(
-                "Plans and role changes",
-                [
-                    Query(or_zero(rate(metrics.PLANS)), "plans"),
-                    Query(or_zero(rate(metrics.ROLE_FLIPS)), "role changes"),
-                    Query(or_zero(rate(metrics.SHADOW_SAMPLES)), "shadow samples"),
-                    Query(or_zero(rate(metrics.LEVELS_REFITTED)), "fitted level heads"),
-                ],
-                unit="short",
-                help="Events per second.",
-            ),
-            timeseries(
-                "Measured over profiled batch time",
-                [Query(now(metrics.LATENCY_FACTOR, "role"), "{{role}}")],
-                unit="short",
-                help="Above 1 the devices are slower than their profile; plans use the measured times.",
-            ),
-            timeseries(
-                "Failures of the controller",
-                [Query(or_zero(rate(metrics.FAILURES)), "failed seconds")],
-                unit="short",
-                help="A failed second changes nothing: the current plan stays in force.",
-            ),
-        ],
+        [*_decisions(), *_health()],
     )
+
+
+def _decisions() -> list[dict[str, Any]]:
+    """What the controller foresees and decides."""
+    return [
+        timeseries(
+            "Demand and forecast",
+            [
+                Query(rate(metrics.ASKED), "demand"),
+                Query(now(metrics.FORECAST), "forecast"),
+                Query(now(metrics.PLANNED_SHED), "planned to be refused"),
+            ],
+            unit="reqps",
+            help="The forecast includes headroom. For demand that is planned to be refused there are no GPUs.",
+        ),
+        timeseries(
+            "Admission limit",
+            [
+                Query(f"{now(metrics.PLAN_ADMITTED)} >= 0 or weir:capacity:rps", "limit"),
+                Query(rate(metrics.ADMITTED), "admitted"),
+                Query(or_zero(rate(metrics.REFUSED)), "refused"),
+            ],
+            unit="reqps",
+            help="Where the plan has no limit, the curve shows the capacity.",
+        ),
+        timeseries(
+            "Planned replicas by role",
+            [
+                Query(now(metrics.PLAN_REPLICAS, "role"), "{{role}}"),
+                Query(now(metrics.REPLICAS), "alive"),
+            ],
+            unit="short",
+            steps=True,
+            help="Replicas that the plan assigns to each role, and live replicas as counted by the controller.",
+        ),
+        timeseries(
+            "Threshold",
+            [
+                Query(now(metrics.PLAN_THRESHOLD), "threshold"),
+                Query(now(metrics.PLANNED_DEFERRAL), "planned deferral"),
+                Query("weir:deferral:ratio_rate1m", "deferred"),
+            ],
+            unit="short",
+            most=1,
+            help="The controller sets the threshold so that the planned share is deferred.",
+        ),
+        timeseries(
+            "Steps of a heavy run",
+            [Query(now(metrics.PLAN_HEAVY_STEPS), "from noise")],
+            unit="short",
+            steps=True,
+            help="Fewer under load, out of the numbers whose quality was measured. 0: the variant's own number.",
+        ),
+        timeseries(
+            "Plan version",
+            [Query(now(metrics.PLAN_VERSION), "version"), Query(now(metrics.PLAN_LIGHT), "first variant")],
+            unit="short",
+            least=None,
+            steps=True,
+            help="Version of the current plan, and the position in the ladder of the first variant that it uses.",
+        ),
+    ]
+
+
+def _health() -> list[dict[str, Any]]:
+    """Whether it runs, and how fast."""
+    return [
+        timeseries(
+            "Plan age and controller silence",
+            [
+                Query(now(metrics.PLAN_AGE), "plan age"),
+                Query(now(metrics.CONTROLLER_SILENT), "controller silent"),
+            ],
+            unit="s",
+            help="A plan may be old when demand does not change. A controller that is silent has stopped working.",
+        ),
+        timeseries(
+            "Time to solve",
+            quantiles(metrics.SOLVE_SECONDS),
+            unit="s",
+            help="Time to build, solve and check the allocation problem.",
+        ),
+        timeseries(
+            "Solutions by status",
+            each(metrics.SOLVES, "status", ("optimal", "feasible", "relaxed", "lightest")),
+            unit="short",
+            stacked=True,
+            help="Solutions per second. Feasible: the time limit was reached. Relaxed: solved on a coarser grid. "
+            "Lightest: no solver answered.",
+        ),
+        timeseries(
+            "Plans and role changes",
+            [
+                Query(or_zero(rate(metrics.PLANS)), "plans"),
+                Query(or_zero(rate(metrics.ROLE_FLIPS)), "role changes"),
+                Query(or_zero(rate(metrics.SHADOW_SAMPLES)), "shadow samples"),
+                Query(or_zero(rate(metrics.LEVELS_REFITTED)), "fitted level heads"),
+            ],
+            unit="short",
+            help="Events per second.",
+        ),
+        timeseries(
+            "Measured over profiled batch time",
+            [Query(now(metrics.LATENCY_FACTOR, "role"), "{{role}}")],
+            unit="short",
+            help="Above 1 the devices are slower than their profile; plans use the measured times.",
+        ),
+        timeseries(
+            "Failures of the controller",
+            [Query(or_zero(rate(metrics.FAILURES)), "failed seconds")],
+            unit="short",
+            help="A failed second changes nothing: the current plan stays in force.",
+        ),
+    ]
