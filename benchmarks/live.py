@@ -32,6 +32,7 @@ from controller.registry import make_policy
 from controller.setting import Setting
 from deploy.local import down, up
 from simulator.arrivals import Arrivals, read_arrivals
+from simulator.conditions import Conditions
 from simulator.confidences import read_scores
 from simulator.engine import simulate
 from simulator.outcome import UNANSWERED, Outcome
@@ -138,7 +139,7 @@ def main() -> None:
 
     def simulated(transit_s: tuple[float, ...] = ()) -> Outcome:
         requests = RequestStream(arrivals, {LIGHT: judged})
-        return simulate(make_policy(arguments.policy, setting), requests, profile, transit_s=transit_s)
+        return simulate(make_policy(arguments.policy, setting), requests, profile, Conditions(transit_s=transit_s))
 
     with tempfile.TemporaryDirectory(prefix="weir-live-") as name:
         folder = Path(name)

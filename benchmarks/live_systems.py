@@ -33,6 +33,7 @@ from baselines.comparison.systems import qualities
 from benchmarks import command
 from benchmarks.cascade import measured
 from controller.registry import make_policy, names
+from simulator.conditions import Conditions
 from simulator.engine import simulate
 from simulator.outcome import Outcome
 from simulator.workload import Workload, service_workload
@@ -96,7 +97,7 @@ def simulated(workload: Workload, policy: str, slower: float) -> dict[str, Any]:
     """Returns the figures of the simulator, whose steps take ``slower`` times what the profile says."""
     made = make_policy(policy, workload.setting)
     outcome: Outcome = simulate(
-        made, workload.requests, workload.profile, direct=workload.direct, slowdowns=((0.0, slower),)
+        made, workload.requests, workload.profile, Conditions(direct=workload.direct, slowdowns=((0.0, slower),))
     )
     found = qualities(outcome, workload)[outcome.answered]
     answers = zip(outcome.paths[outcome.answered], outcome.resumed_at[outcome.answered], strict=True)

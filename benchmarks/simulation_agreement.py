@@ -38,6 +38,7 @@ from controller.registry import make_policy, names
 from controller.service_ladder import StoredStates
 from controller.setting import Setting
 from simulator.arrivals import Arrivals, poisson, read_arrivals, resampled
+from simulator.conditions import Conditions
 from simulator.confidences import read_scores, recorded, sample_confidences
 from simulator.engine import simulate
 from simulator.exact import simulate_exactly
@@ -200,7 +201,7 @@ def run(case: Case, profile: Path | None, data: Path | None, seconds: int | None
     try:
         for name, simulator in (("fast", simulate), ("exact", simulate_exactly)):
             begun = time.perf_counter()
-            outcome = simulator(make_policy(case.policy, setting), requests, measured, redraw=redraw)
+            outcome = simulator(make_policy(case.policy, setting), requests, measured, Conditions(redraw=redraw))
             found[name] = asdict(Figures.of(outcome, time.perf_counter() - begun))
     except ConfigError as error:
         return {**found, "error": error.message}

@@ -27,6 +27,7 @@ from controller.observation import Observation
 from controller.policies.weir import Weir
 from controller.setting import Setting
 from controller.strategy import SwitchRules
+from simulator.conditions import Conditions
 from simulator.engine import simulate
 from weir.approximation_levels import Strategy
 from weir.plan import Plan
@@ -103,7 +104,9 @@ def main() -> None:
             outcome = simulate(
                 policy,
                 found.requests(cached=True, predicted=True),
-                fetches=[(0.0, FETCH_S), (begin, SLOW_S), (end, FETCH_S)] if slow else [(0.0, FETCH_S)],
+                conditions=Conditions(
+                    fetches=[(0.0, FETCH_S), (begin, SLOW_S), (end, FETCH_S)] if slow else [(0.0, FETCH_S)]
+                ),
             )
             late, light = outcome.violated, outcome.light
             rows.append((late.mean(), quality(outcome, work, stats), late[fails].mean(), light[fails].mean()))

@@ -15,7 +15,7 @@ import heapq
 import math
 import random
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -29,6 +29,7 @@ from load_balancer.dispatch.dispatcher import Dispatcher
 from load_balancer.dispatch.service_times import ServiceTimes
 from load_balancer.runner.dispatch_forecast import DispatchForecast
 from load_balancer.runner.observation_counters import EXPIRY, ObservationCounters
+from simulator.conditions import Conditions
 from simulator.device import setting_profile
 from simulator.outcome import UNANSWERED, Outcome, PlanInForce
 from simulator.replica import Device, Job, Reply, SimulatedReplica
@@ -51,7 +52,6 @@ from weir.cascade import (
     advance,
     first_run,
 )
-from weir.config import RedrawConfig
 from weir.errors import NotReady, Overloaded
 from weir.metrics import Metric
 from weir.plan import Plan
@@ -114,15 +114,7 @@ class Simulation:
         policy: Policy,
         requests: RequestStream,
         profile: Profile | None = None,
-        *,
-        redraw: RedrawConfig = RedrawConfig(),
-        direct: float = 0.0,
-        seed: int = 0,
-        actuation_s: float = 0.0,
-        transit_s: Sequence[float] = (),
-        deaths: Sequence[tuple[float, int]] = (),
-        slowdowns: Sequence[tuple[float, float]] = (),
-        fetches: Sequence[tuple[float, float]] = (),
+        conditions: Conditions = Conditions(),
     ):
         self.policy, self.requests = policy, requests
         self.profile = profile or setting_profile(policy.setting)
@@ -133,13 +125,14 @@ class Simulation:
         self._arrivals: list[float] = (requests.arrivals.times_s - self._zero_s).tolist()
         self._draws: list[float] = requests.draws.tolist()
         self._steps = {key: self.profile.variant(key).steps for key in self.profile.keys}
-        self._settings = CascadeSettings(self._steps, direct, redraw.below, redraw.most)
+        redraw = conditions.redraw
+        self._settings = CascadeSettings(self._steps, conditions.direct, redraw.below, redraw.most)
         self._last = self.profile.keys[-1]
         self._cache: Any = "read" if requests.lookups else "off"
-        self._actuation_s, self._transit_s = actuation_s, tuple(transit_s)
+        self._actuation_s, self._transit_s = conditions.actuation_s, tuple(conditions.transit_s)
         self._chance = random.Random(5)
 
-        self.dispatcher = Dispatcher(self.plan, ServiceTimes(self.profile), random.Random(seed))
+        self.dispatcher = Dispatcher(self.plan, ServiceTimes(self.profile), random.Random(conditions.seed))
         self.admission = Admission(PLACES)
         self.counters = ObservationCounters(EXPIRY * self.slo_s)
         self.forecast = DispatchForecast(self.dispatcher, self._steps, self._clock)
@@ -162,11 +155,11 @@ class Simulation:
         self._resumed_at, self._loss = [0] * count, [0.0] * count
         self._short_runs = {run.steps: run.loss for run in policy.setting.short_runs}
 
-        for at, rank in deaths:
+        for at, rank in conditions.deaths:
             self._later(at - self._zero_s, self._die, f"r{rank}")
-        for at, factor in slowdowns:
+        for at, factor in conditions.slowdowns:
             self._later(at - self._zero_s, self._slow_down, factor)
-        for at, seconds in fetches:
+        for at, seconds in conditions.fetches:
             self._later(at - self._zero_s, self._fetch_in, seconds)
 
     def run(self) -> Outcome:
@@ -520,44 +513,14 @@ def simulate(
     policy: Policy,
     requests: RequestStream,
     profile: Profile | None = None,
-    *,
-    redraw: RedrawConfig = RedrawConfig(),
-    direct: float = 0.0,
-    seed: int = 0,
-    actuation_s: float = 0.0,
-    transit_s: Sequence[float] = (),
-    deaths: Sequence[tuple[float, int]] = (),
-    slowdowns: Sequence[tuple[float, float]] = (),
-    fetches: Sequence[tuple[float, float]] = (),
+    conditions: Conditions = Conditions(),
 ) -> Outcome:
     """One policy over one stream of requests.
 
     Args:
         profile: of the replicas, which are all of one type; None: what the policy's setting says of them.
-        redraw: which images of the last variant are generated again.
-        direct: the least share of steps saved for which a cache hit enters at the last variant, where the plan does not
-            say.
-        seed: for plans that choose replicas at random.
-        actuation_s: seconds from a decision of the controller to its effect.
-        transit_s: a call takes one of these on its way to a replica, and another one on its way back; empty: no time.
-        deaths: (time, rank) of replicas that die for good.
-        slowdowns: (time, factor) from when on steps take this many times what the profile says.
-        fetches: (time, seconds) from when on fetching a state takes this long. Workers wait :data:`FETCH_WAIT_S` at
-            most, and then run from noise. Empty: fetching takes no time, and nothing is reported of it.
 
     Raises:
         RuntimeError: the policy failed.
     """
-    return Simulation(
-        policy,
-        requests,
-        profile,
-        redraw=redraw,
-        direct=direct,
-        seed=seed,
-        actuation_s=actuation_s,
-        transit_s=transit_s,
-        deaths=deaths,
-        slowdowns=slowdowns,
-        fetches=fetches,
-    ).run()
+    return Simulation(policy, requests, profile, conditions).run()

@@ -23,12 +23,13 @@ import numpy as np
 from controller.counters import Counters
 from controller.loop import TICK_S, Controller
 from controller.policy import Policy
+from simulator.conditions import Conditions
 from simulator.device import setting_profile
 from simulator.engine import FETCH_WAIT_S, IDLE_S, PLACES, FailuresAreErrors
 from simulator.outcome import UNANSWERED, Outcome, PlanInForce
 from simulator.request_stream import RequestStream
 from weir.cascade import CacheMode
-from weir.config import FamilyConfig, RedrawConfig
+from weir.config import FamilyConfig
 from weir.core import CacheLookup, ImageRequest, ImageResult
 from weir.errors import RoleChanged, WeirError
 from weir.plan import Plan
@@ -345,17 +346,9 @@ def simulate_exactly(
     policy: Policy,
     requests: RequestStream,
     profile: Profile | None = None,
-    *,
-    redraw: RedrawConfig = RedrawConfig(),
-    direct: float = 0.0,
-    seed: int = 0,
-    actuation_s: float = 0.0,
-    transit_s: Sequence[float] = (),
-    deaths: Sequence[tuple[float, int]] = (),
-    slowdowns: Sequence[tuple[float, float]] = (),
-    fetches: Sequence[tuple[float, float]] = (),
+    conditions: Conditions = Conditions(),
 ) -> Outcome:
-    """One policy over one stream of requests; the arguments are those of :func:`simulator.engine.simulate`.
+    """One policy over one stream of requests; as :func:`simulator.engine.simulate` does, with the load balancer itself.
 
     Args:
         profile: of the replicas, which are all of one type; None: what the policy's setting knows of them.
@@ -364,7 +357,7 @@ def simulate_exactly(
         RuntimeError: the policy failed.
     """
     profile = profile or setting_profile(policy.setting)
-    run = _Run(policy, requests, profile, redraw, direct, seed, actuation_s, transit_s, deaths, slowdowns, fetches)
+    run = _Run(policy, requests, profile, conditions)
     with asyncio.Runner(loop_factory=VirtualTime) as runner:
         return runner.run(run.outcome())
 
@@ -372,27 +365,12 @@ def simulate_exactly(
 class _Run:
     """One run; times of the trace are those of the loop's clock, which begins shortly before the first arrival."""
 
-    def __init__(
-        self,
-        policy: Policy,
-        requests: RequestStream,
-        profile: Profile,
-        redraw: RedrawConfig,
-        direct: float,
-        seed: int,
-        actuation_s: float,
-        transit_s: Sequence[float],
-        deaths: Sequence[tuple[float, int]],
-        slowdowns: Sequence[tuple[float, float]],
-        fetches: Sequence[tuple[float, float]],
-    ):
-        self._policy, self._requests, self._profile = policy, requests, profile
-        self._redraw, self._direct, self._seed, self._actuation_s = redraw, direct, seed, actuation_s
-        self._transit_s, self._deaths = transit_s, deaths
+    def __init__(self, policy: Policy, requests: RequestStream, profile: Profile, conditions: Conditions):
+        self._policy, self._requests, self._profile, self._conditions = policy, requests, profile, conditions
         first = float(requests.arrivals.times_s[0]) if len(requests) else 0.0
         self._zero_s = max(0.0, first - IDLE_S)
-        self._slowness = Timeline([(at - self._zero_s, factor) for at, factor in slowdowns], 1.0)
-        self._fetch_s = Timeline([(at - self._zero_s, seconds) for at, seconds in fetches], None)
+        self._slowness = Timeline([(at - self._zero_s, factor) for at, factor in conditions.slowdowns], 1.0)
+        self._fetch_s = Timeline([(at - self._zero_s, seconds) for at, seconds in conditions.fetches], None)
         self._plans: list[PlanInForce] = []
         self._role_changes = 0
         self._draw = 0.0
@@ -402,7 +380,7 @@ class _Run:
         plan = replace(self._policy.first_plan(), version=1)
         family, count = family_of(self._profile), len(requests)
         self._pool = SimulatedPool(
-            family, self._profile, plan, requests, self._transit_s, self._slowness, self._fetch_s
+            family, self._profile, plan, requests, self._conditions.transit_s, self._slowness, self._fetch_s
         )
         mode: CacheMode = "read" if requests.lookups else "off"
         self._balancer = Balancer(
@@ -414,11 +392,11 @@ class _Run:
             profile=self._profile,
             cache=SimulatedCache(requests) if requests.lookups else None,
             cache_mode=mode,
-            direct=self._direct,
-            redraw=self._redraw,
+            direct=self._conditions.direct,
+            redraw=self._conditions.redraw,
             clock=clock.time,
             draw=lambda: self._draw,
-            chance=random.Random(self._seed),
+            chance=random.Random(self._conditions.seed),
         )
         self._note(plan)
         self._paths = np.full(count, UNANSWERED, dtype="U32")
@@ -493,18 +471,18 @@ class _Run:
 
     async def _die(self) -> None:
         clock = asyncio.get_running_loop()
-        for at, rank in sorted(self._deaths):
+        for at, rank in sorted(self._conditions.deaths):
             await asyncio.sleep(at - self._zero_s - clock.time())
             self._pool.replicas[f"r{rank}"].die()
-        await asyncio.sleep(math.inf if not self._deaths else 1e9)
+        await asyncio.sleep(math.inf if not self._conditions.deaths else 1e9)
 
     def _look(self, before: Counters | None) -> Counters:
         seen = (before.judged, before.batches_run, before.fetched, before.verdicts) if before else (0, 0, 0, 0)
         return Counters.from_dict(self._balancer.counters(*seen))
 
     def _publish(self, plan: Plan, running: Plan) -> None:
-        if self._actuation_s:
-            asyncio.get_running_loop().call_later(self._actuation_s, self._apply, plan)
+        if self._conditions.actuation_s:
+            asyncio.get_running_loop().call_later(self._conditions.actuation_s, self._apply, plan)
         else:
             self._apply(plan)
 

@@ -16,6 +16,7 @@ from baselines.comparison.chosen import Simulator, chosen_policies
 from controller.registry import make_policy, names
 from controller.setting import Setting
 from simulator.arrivals import Arrivals, read_arrivals, resampled
+from simulator.conditions import Conditions
 from simulator.confidences import confidences_of, read_scores, recorded
 from simulator.engine import simulate
 from simulator.families import FAMILIES, family_setting
@@ -117,7 +118,7 @@ def compare(
         ConfigError: a policy is unknown, or the setting lacks a measurement that it needs.
     """
     made = [make_policy(name, setting) for name in chosen_policies(setting, policies, names())]
-    outcomes = tuple(simulator(policy, requests, profile, seed=seed) for policy in made)
+    outcomes = tuple(simulator(policy, requests, profile, Conditions(seed=seed)) for policy in made)
     arrivals = requests.arrivals
     bound = fluid_bound(setting, arrivals.times_s) if len(arrivals) else float("nan")
     return Comparison(

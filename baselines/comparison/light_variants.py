@@ -13,6 +13,7 @@ from controller.policies.weir import Weir
 from controller.registry import make_policy
 from controller.setting import JudgedVariant, Setting
 from simulator.arrivals import Arrivals
+from simulator.conditions import Conditions
 from simulator.confidences import sample_confidences
 from simulator.engine import simulate
 from simulator.families import FAMILIES, family_setting
@@ -179,7 +180,8 @@ def ladder_setting(cascades: Sequence[Cascade]) -> Setting:
 def _run(cascades: Sequence[Cascade], arrivals: Arrivals, seed: int, name: str) -> PairsReport:
     setting = ladder_setting(cascades)
     confidences = {it.light: sample_confidences(it.setting.deferral, len(arrivals), seed) for it in cascades}
-    outcome = simulate(make_policy("weir", setting), RequestStream(arrivals, confidences), seed=seed)
+    requests, conditions = RequestStream(arrivals, confidences), Conditions(seed=seed)
+    outcome = simulate(make_policy("weir", setting), requests, conditions=conditions)
     chains_in_use = [plan.chain for plan in outcome.plans]
     answers = max(1, int(outcome.answered.sum()))
     return PairsReport(

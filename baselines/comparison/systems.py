@@ -25,6 +25,7 @@ from baselines.comparison.runs import Run, RunReport, figures, plot_runs, print_
 from baselines.comparison.runs_page import write_runs_page
 from controller.policy import Policy
 from controller.registry import POLICIES, make_policy, system_of
+from simulator.conditions import Conditions
 from simulator.engine import simulate
 from simulator.fluid import WINDOW_S
 from simulator.outcome import Outcome
@@ -127,7 +128,7 @@ def run_policy(
 ) -> Run:
     """Simulates one policy. Its lookups find nothing when it does not use a cache or ``cached`` is false."""
     requests = workload.requests if cached and policy.reuses else replace(workload.requests, lookups=())
-    outcome = simulator(policy, requests, workload.profile, direct=workload.direct, seed=seed)
+    outcome = simulator(policy, requests, workload.profile, Conditions(direct=workload.direct, seed=seed))
     return Run(name, ~outcome.violated, outcome.latencies_s, qualities(outcome, workload))
 
 

@@ -14,6 +14,7 @@ from controller.policy import Policy
 from controller.registry import make_policy, names
 from controller.setting import QualityCurve, Setting
 from simulator.arrivals import Arrivals, poisson, steps
+from simulator.conditions import Conditions
 from simulator.confidences import sample_confidences
 from simulator.device import STEPS
 from simulator.engine import FETCH_WAIT_S, simulate
@@ -73,7 +74,7 @@ def run(policy: Policy, arrivals: Arrivals, confidences, *, saved=None, classes=
             for share, it in of
         ]
     stream = RequestStream(arrivals, {LIGHT: np.asarray(confidences, float)}, lookups=lookups)
-    return simulate(policy, stream, **more)
+    return simulate(policy, stream, conditions=Conditions(**more))
 
 
 def test_a_confident_light_image_takes_one_light_batch_and_the_discriminator():
@@ -346,7 +347,8 @@ def test_a_doubted_image_of_the_last_variant_is_redrawn_while_there_is_time():
         at(1.0, 9.0), {LIGHT: np.zeros(2), HEAVY: np.array([0.7, 0.2])}, redrawn=np.array([[0.1, 0.3], [0.9, 0.9]])
     )
     one, two = (
-        simulate(fixed(), stream, redraw=redraw) for redraw in (RedrawConfig(), RedrawConfig(below=0.6, most=2))
+        simulate(fixed(), stream, conditions=Conditions(redraw=redraw))
+        for redraw in (RedrawConfig(), RedrawConfig(below=0.6, most=2))
     )
     assert one.latencies_s == pytest.approx([1.9, 1.9])
     # A third image would be ready after its deadline.

@@ -13,6 +13,7 @@ from controller.policy import Policy
 from controller.registry import make_policy
 from controller.setting import Setting
 from simulator.arrivals import Arrivals, poisson, steps
+from simulator.conditions import Conditions
 from simulator.engine import simulate
 from simulator.exact import VirtualTime, simulate_exactly
 from simulator.families import family_setting
@@ -85,7 +86,8 @@ def at(*times_s: float) -> Arrivals:
 
 def both(policy: str, profile: Profile, gpus: int, slo_s: float, requests: RequestStream, **more) -> list[Outcome]:
     made = (make_policy(policy, Setting.of(profile, gpus, slo_s)) for _ in range(2))
-    return [simulate(next(made), requests, profile, **more), simulate_exactly(next(made), requests, profile, **more)]
+    conditions = Conditions(**more)
+    return [it(next(made), requests, profile, conditions) for it in (simulate, simulate_exactly)]
 
 
 WAY = tuple(np.random.default_rng(3).exponential(0.01, 200))
@@ -149,7 +151,7 @@ def test_a_resumed_image_that_is_doubted_is_generated_from_noise() -> None:
         at(1.0, 20.0), {"light": np.zeros(2), "heavy": np.array([0.9, 0.9])}, resumed=np.array([0.85, 0.2]),
         lookups=lookups,
     )  # fmt: skip
-    outcome = simulate_exactly(fixed(), requests, direct=0.5)
+    outcome = simulate_exactly(fixed(), requests, conditions=Conditions(direct=0.5))
     assert outcome.paths.tolist() == ["cache", "heavy"]
     assert outcome.resumed_at.tolist() == [25, 0]
     assert outcome.latencies_s == pytest.approx([1.78 / 2, 1.78 / 2 + 1.78])
@@ -157,10 +159,8 @@ def test_a_resumed_image_that_is_doubted_is_generated_from_noise() -> None:
 
 def test_a_run_is_a_function_of_its_arguments() -> None:
     requests = stream(poisson(np.full(20, 24.0), 8), "on")
-    runs = [
-        simulate_exactly(make_policy("diffserve", Setting.of(batches(), 16, 5.0)), requests, batches(), seed=3)
-        for _ in range(2)
-    ]
+    setting, conditions = Setting.of(batches(), 16, 5.0), Conditions(seed=3)
+    runs = [simulate_exactly(make_policy("diffserve", setting), requests, batches(), conditions) for _ in range(2)]
     assert runs[0].paths.tolist() == runs[1].paths.tolist()
     assert runs[0].finished_s.tolist() == runs[1].finished_s.tolist()
 
@@ -178,7 +178,7 @@ def test_a_run_without_requests_has_an_empty_outcome() -> None:
 
 def test_requests_without_any_replica_are_not_answered() -> None:
     requests = RequestStream(at(1.0, 8.0), {"light": np.array([0.9, 0.9])})
-    outcome = simulate_exactly(fixed(), requests, deaths=[(4.0, 0), (4.0, 1)])
+    outcome = simulate_exactly(fixed(), requests, conditions=Conditions(deaths=[(4.0, 0), (4.0, 1)]))
     assert outcome.paths.tolist() == ["light", UNANSWERED]
 
 
