@@ -235,7 +235,10 @@ class Simulation:
     # --------------------------------------------------------------------- a request, as in load_balancer/runner
 
     def _arrive(self, number: int) -> None:
-        """Admission, as :meth:`load_balancer.runner.balancer.Balancer.begin`."""
+        """Admission, as :meth:`load_balancer.runner.balancer.Balancer.begin`.
+
+        No time passes between the admission of an image and its first dispatch, so none has to be expected.
+        """
         now, plan = self.now, self.plan
         self.counters.arrived(1)
         task = ImageTask(plan, now, self.slo_s, cache=self._cache, draw=self._draws[number])
@@ -250,7 +253,6 @@ class Simulation:
             )
         except (NotReady, Overloaded):
             return
-        self.forecast.expect((number,), first.role)
         self.counters.admitted(number, now)
         image = self._open[number] = _Image(number, Progress(task, self._settings))
         self._follow(image, Admitted(first))
@@ -279,7 +281,6 @@ class Simulation:
 
     def _close(self, image: _Image) -> None:
         del self._open[image.number]
-        self.forecast.forget((image.number,))
         self.admission.release(1)
 
     # ------------------------------------------------------- a run, as load_balancer/runner/replica_call.py has it
@@ -301,7 +302,6 @@ class Simulation:
             name, image.ready_at = choice
         replica = image.replica = self.replicas[name]
         self.dispatcher.assign(name, image.number, kind, now, low_priority=run.low_priority)
-        self.forecast.forget((image.number,))
         if run.droppable:
             last_start = run.deadline - self.dispatcher.batch_s(name, kind)
             self._watch(last_start, self._drop, image, run)

@@ -263,6 +263,7 @@ async def _send_all(
                     progress.sent()
         finally:
             following.cancel()
+            await asyncio.wait([following])
 
 
 class _ProgressBar:

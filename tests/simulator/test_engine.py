@@ -53,7 +53,7 @@ def at(*times: float) -> Arrivals:
     return Arrivals.of(np.array(times), np.arange(len(times)))
 
 
-def run(policy: Policy, arrivals: Arrivals, confidences, *, saved=None, classes=None, **more) -> Outcome:
+def run(policy: Policy, arrivals: Arrivals, confidences, *, saved=None, classes=None, profile=None, **more) -> Outcome:
     """Simulates requests with these confidences in their light images.
 
     Args:
@@ -74,7 +74,7 @@ def run(policy: Policy, arrivals: Arrivals, confidences, *, saved=None, classes=
             for share, it in of
         ]
     stream = RequestStream(arrivals, {LIGHT: np.asarray(confidences, float)}, lookups=lookups)
-    return simulate(policy, stream, conditions=Conditions(**more))
+    return simulate(policy, stream, profile, Conditions(**more))
 
 
 def test_a_confident_light_image_takes_one_light_batch_and_the_discriminator():

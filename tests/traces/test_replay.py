@@ -207,7 +207,8 @@ def test_ctrl_c_ends_the_replay_with_complete_rows_and_no_partial_file(server, t
     try:
         rows = tmp_path / "run/requests.csv"
         deadline = time.monotonic() + 60
-        while not rows.exists() or len(server.bodies) < 12:
+        # Five images were answered, in rows of two lines each, and further requests wait.
+        while not rows.exists() or rows.read_bytes().count(b"\n") < 1 + 2 * 5 or len(server.bodies) < 12:
             assert time.monotonic() < deadline
             assert process.poll() is None, process.communicate()[1]
             time.sleep(0.02)
