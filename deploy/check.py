@@ -26,6 +26,7 @@ from weir.errors import ConfigError, PlanError
 from weir.plan import Plan
 from weir.profiles import Profile, load_profile
 from weir.prompt_levels import LevelHead
+from workers.models.checkpoint import check_family
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +121,7 @@ def _service(path: Path) -> tuple[str, ...]:
 
 def _family(path: Path) -> tuple[str, ...]:
     family = load_family(path)
+    check_family(family)
     details = [f"{family.name}: {family.size} × {family.size} pixels from {family.pipeline}"]
     for key, variant in family.variants.items():
         judge = f", judged by {variant.discriminator}" if variant.discriminator else ""

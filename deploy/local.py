@@ -35,6 +35,7 @@ from weir.errors import ConfigError, ServiceError, WeirError
 from weir.ports import listenable
 from weir.profiles import load_profile
 from weir.prompt_levels import LevelHead
+from workers.models.checkpoint import check_family
 
 #: Timeout of the start, seconds; loading weights may include a download.
 UP_TIMEOUT_S = 1800.0
@@ -142,6 +143,8 @@ def checked(config_path: Path | str) -> tuple[ServiceConfig, FamilyConfig]:
         _check_policy(config_path, service)
     if service.keys_file is not None:
         load_keys(service.keys_file)
+    if service.pool.emulate is None:
+        check_family(family)
     return service, family
 
 

@@ -1,10 +1,14 @@
-"""A valid request and a small profile for tests."""
+"""A valid request, a small profile and family files for tests."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+from safetensors.torch import load_file, save_file
+
 from testing.tiny_models import SIZE
+from weir.config import FamilyConfig
 from weir.core import ImageRequest
 from weir.profiles import Profile, VariantProfile
 
@@ -32,3 +36,21 @@ def image_request(name: str = "a", **fields: Any) -> ImageRequest:
         "deadline": 4e9,
     }
     return ImageRequest(id=name, **(usual | fields))
+
+
+def variant(name: str, **fields: Any) -> dict[str, Any]:
+    """A variant of a family file with ``fields`` replaced."""
+    return {"name": name, "scheduler": "euler", "steps": 2, "guidance": 0} | fields
+
+
+def family(pipeline: Path | str, light: dict[str, Any], heavy: dict[str, Any], **fields: Any) -> FamilyConfig:
+    """A family file with ``fields`` replaced."""
+    usual = {"name": "tiny", "pipeline": str(pipeline), "size": SIZE, "device": "cpu"}
+    return FamilyConfig.model_validate(usual | {"light": light, "heavy": heavy} | fields)
+
+
+def with_bad_value(file: Path, tensor: str, value: float) -> None:
+    """Replaces the first value of a tensor in a safetensors file."""
+    tensors = load_file(file)
+    tensors[tensor].view(-1)[0] = value
+    save_file(tensors, file)

@@ -72,6 +72,8 @@ class EngineOutput:
         states: captured states, if the request asked for them.
         latent: the finished latent, if the request asked to keep it.
         seen: the judge's features of an image whose states were captured, float16 (``Discriminator.see``).
+        unused_tokens, unused_negative_tokens: number of tokens at the end of the prompt and of the negative prompt that
+            did not fit a text encoder and were left out.
     """
 
     image: bytes
@@ -82,6 +84,8 @@ class EngineOutput:
     states: tuple[State, ...] = ()
     latent: State | None = None
     seen: bytes | None = None
+    unused_tokens: int = 0
+    unused_negative_tokens: int = 0
 
 
 def failed(error: BaseException) -> EngineOutput:
@@ -159,7 +163,11 @@ class Engine(Protocol):
         ...
 
     def warm_up(self, batch_size: int, variants: Sequence[str] = ()) -> None:
-        """Runs the given variants once (all if none is given), so that the first request is not slower."""
+        """Generates images with the given variants (all if none is given), so that the first request is not slower.
+
+        Raises:
+            ConfigError: an image failed; names the variant and its weights.
+        """
         ...
 
     def probe(self) -> None:

@@ -15,9 +15,9 @@ from PIL import Image
 from weir.errors import NotFinite
 from workers.engine.engine import EngineOutput, failed, wants_judge
 from workers.engine.previews import Previews
+from workers.models.architectures.architecture import Architecture
 from workers.models.denoiser import DenoisingState
 from workers.models.device import within_memory
-from workers.models.weights import Pipeline
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ class ImageDecoder:
 
     def __init__(
         self,
-        pipelines: Mapping[str, Pipeline],
+        models: Mapping[str, Architecture],
         judges: Mapping[str, Confidence | None],
         output: Callable[[DenoisingState, bytes, Judged], EngineOutput],
         *,
@@ -69,16 +69,16 @@ class ImageDecoder:
     ):
         self.previews = Previews()
         self._judges = judges
-        self._vaes = {key: pipeline.vae for key, pipeline in pipelines.items()}
-        self._last = list(pipelines)[-1]
+        self._models = models
+        self._last = list(models)[-1]
         self._output = output
-        self._device = pipelines[self._last].device
+        self._device = models[self._last].device
         self._encoders = ThreadPoolExecutor(4, thread_name_prefix="png")
         cuda = self._device.type == "cuda"
         aside = cuda if aside is None else aside
         self._decoder = ThreadPoolExecutor(1, thread_name_prefix="decode") if aside else None
         self._stream = torch.cuda.Stream(self._device) if cuda and aside else None
-        for vae in self._vaes.values():
+        for vae in (model.vae for model in models.values()):
             if vae.dtype == torch.float16 and vae.config.force_upcast:
                 vae.to(torch.float32)  # SDXL's VAE overflows in float16; converted once here, not in every batch
             if side >= _SLICED_SIDE:
@@ -124,7 +124,7 @@ class ImageDecoder:
         variant = samples[0].job.recipe.variant
         is_last, discriminator = variant == self._last, self._judges[variant]
         latents = torch.stack([s.latent for s in samples])
-        images = decode(self._vaes[variant], latents)
+        images = self._models[variant].decode(latents)
         self.previews.learn(latents, images)
         requests, looked = [s.job.request for s in samples], images.nan_to_num()
         judge = [not is_last or wants_judge(r) for r in requests]
@@ -142,12 +142,6 @@ class ImageDecoder:
     def _encode(self, sample: DenoisingState, pixels: Any, judged: Judged, finite: bool) -> EngineOutput:
         """The output of one image, encoded as PNG on the CPU."""
         return self._output(sample, to_png(pixels), judged) if finite else failed(NotFinite(NOT_FINITE))
-
-
-def decode(vae: Any, latents: torch.Tensor) -> torch.Tensor:
-    """Decodes scaled latents [B, C, H/f, W/f] to images [B, 3, H, W], float32, about −1…1."""
-    latents = latents.to(vae.dtype) / vae.config.scaling_factor
-    return vae.decode(latents, return_dict=False)[0].float()
 
 
 def to_pixels(images: torch.Tensor) -> list[Any]:

@@ -21,6 +21,7 @@ import numpy.typing as npt
 from diffusers import DDIMScheduler, EulerDiscreteScheduler
 
 from weir.errors import ConfigError
+from workers.engine.scheduler_settings import unsupported
 
 Array = npt.NDArray[np.float64]
 #: Scheduler settings that change the noise level of step k or the meaning of a latent at step k.
@@ -78,7 +79,8 @@ class Sampler:
     """The schedules of one variant, by number of steps.
 
     Raises:
-        ConfigError: the scheduler is not a one-step solver that this module supports.
+        ConfigError: the scheduler is not a one-step solver that this module supports, or names a setting of it that it
+            does not support.
     """
 
     def __init__(self, scheduler: DDIMScheduler | EulerDiscreteScheduler):
@@ -87,14 +89,8 @@ class Sampler:
             raise ConfigError(
                 f"scheduler {type(scheduler).__name__} cannot be resumed; use ddim, euler or euler-trailing"
             )
-        if config.get("clip_sample") or config.get("thresholding"):
-            raise ConfigError(
-                "a scheduler that clips its samples works on pixels, not on latents; set clip_sample: false"
-            )
-        if config.prediction_type not in ("epsilon", "v_prediction", "sample"):
-            raise ConfigError(f"prediction_type is {config.prediction_type}; use epsilon, v_prediction or sample")
-        if config.get("timestep_type", "discrete") != "discrete":
-            raise ConfigError(f"timestep_type is {config.timestep_type}; only discrete ones are supported")
+        for what, remedy in unsupported("ddim" if isinstance(scheduler, DDIMScheduler) else "euler", config):
+            raise ConfigError(f"{what}; {remedy}")
         meaning = {key: config[key] for key in _MEANING if config.get(key) is not None}
         digest = hashlib.blake2b(json.dumps(meaning, sort_keys=True, default=str).encode(), digest_size=6).hexdigest()
         #: Samplers of equal id give a latent at step k of N the same meaning.
@@ -162,10 +158,6 @@ def _prediction(kind: str, signal: Array, noise: Array) -> tuple[Array, Array, A
     """
     zero, one = np.zeros_like(signal), np.ones_like(signal)
     if kind == "epsilon":
-        if not signal.all():
-            raise ConfigError(
-                "a model that predicts noise cannot start from pure noise; set rescale_betas_zero_snr: false"
-            )
         return 1 / signal, -noise / signal, zero, one
     if kind == "v_prediction":
         return signal, -noise, noise, signal

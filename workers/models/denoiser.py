@@ -11,9 +11,8 @@ from diffusers.models.attention_processor import Attention
 
 from workers.engine.engine import DenoiseJob
 from workers.engine.samplers import Sampler, Schedule
+from workers.models.architectures.architecture import Architecture, Text
 from workers.models.linear import use_onednn
-from workers.models.prompt_encoder import Text
-from workers.models.weights import Pipeline, is_sdxl
 from workers.models.weights_hash import weights_hash
 
 
@@ -50,7 +49,7 @@ class _Batch:
             images.
         guided: indices of the guided images, [G].
         guidance: their guidance scales, [G, 1, 1, 1].
-        conditions: the denoiser's other arguments, one row per row of the call.
+        conditions: what the denoiser is conditioned on, by name, one row per row of the call.
     """
 
     samples: tuple[DenoisingState, ...]
@@ -58,27 +57,27 @@ class _Batch:
     rows: torch.Tensor
     guided: torch.Tensor
     guidance: torch.Tensor
-    conditions: dict[str, Any]
+    conditions: dict[str, torch.Tensor]
 
 
 class Denoiser:
-    """The UNet of one pipeline.
+    """The denoiser of one model.
 
     Args:
         compiled: whether to use ``torch.compile``.
-        like: another variant's denoiser with the same UNet, whose prepared UNet is reused; None prepares it.
+        like: another variant's denoiser with the same weights, whose prepared module is reused; None prepares it.
 
     Attributes:
         sampler: the variant's sampler.
-        revision: hash of the UNet's weights.
+        revision: hash of the weights.
     """
 
-    def __init__(self, pipeline: Pipeline, *, compiled: bool = False, like: Denoiser | None = None):
-        self.sampler = Sampler(pipeline.scheduler)
-        self.revision: str = like.revision if like else weights_hash(pipeline.unet)
-        self._pipeline = pipeline
-        self._device = pipeline.device
-        self._unet: Any = like._unet if like else _prepare(pipeline.unet, self._device.type == "cuda", compiled)
+    def __init__(self, model: Architecture, *, compiled: bool = False, like: Denoiser | None = None):
+        self.sampler = Sampler(model.pipeline.scheduler)
+        self.revision: str = like.revision if like else weights_hash(model.denoiser)
+        self._model = model
+        self._device, self._dtype = model.device, model.denoiser.dtype
+        self._module: Any = like._module if like else _prepare(model.denoiser, self._device.type == "cuda", compiled)
         self._batch: _Batch | None = None
 
     def forget(self) -> None:
@@ -94,12 +93,8 @@ class Denoiser:
         columns = torch.tensor([s.schedule.rows[s.step] for s in samples]).T.to(self._device)
         timesteps = columns[0]
         scale, keep, push = columns[1:, :, None, None, None]
-        output = self._unet(
-            (before * scale).to(self._pipeline.unet.dtype)[batch.rows],
-            timesteps[batch.rows],
-            return_dict=False,
-            **batch.conditions,
-        )[0].float()
+        scaled = (before * scale).to(self._dtype)[batch.rows]
+        output = self._model.denoise(self._module, scaled, timesteps[batch.rows], batch.conditions).float()
         if len(batch.guided):
             output, negative = output[: len(samples)], output[len(samples) :]
             output[batch.guided] = negative + batch.guidance * (output[batch.guided] - negative)
@@ -116,38 +111,19 @@ class Denoiser:
         return finite.tolist()
 
     def _assemble(self, samples: tuple[DenoisingState, ...]) -> _Batch:
-        pipeline = self._pipeline
         guided = [i for i, s in enumerate(samples) if s.negative is not None]
-        negatives = [s.negative for s in samples if s.negative is not None]
-        texts = [*(s.prompt for s in samples), *negatives]
+        texts = [*((s, s.prompt) for s in samples), *((s, s.negative) for s in samples if s.negative is not None)]
+        conditions = [self._model.conditions(text, sample.job.recipe) for sample, text in texts]
         rows = torch.tensor([*range(len(samples)), *guided], device=self._device)
         scales = [samples[i].job.recipe.guidance for i in guided]
-        conditions: dict[str, Any] = {"encoder_hidden_states": torch.stack([t.tokens for t in texts])}
-        if is_sdxl(pipeline):
-            conditions["added_cond_kwargs"] = {
-                "text_embeds": torch.stack([t.pooled for t in texts if t.pooled is not None]),
-                "time_ids": self._time_ids(samples[0]).expand(len(texts), -1),
-            }
-        if (width := pipeline.unet.config.time_cond_proj_dim) is not None:
-            weights = torch.tensor([s.job.recipe.guidance - 1 for s in samples])
-            embedded = pipeline.get_guidance_scale_embedding(weights, embedding_dim=width)
-            conditions["timestep_cond"] = embedded.to(self._device, pipeline.unet.dtype)
         return _Batch(
             samples,
             torch.stack([s.latent for s in samples]),
             rows,
             rows[len(samples) :],
             torch.tensor(scales, device=self._device)[:, None, None, None],
-            conditions,
+            {name: torch.stack([row[name] for row in conditions]) for name in conditions[0]},
         )
-
-    def _time_ids(self, sample: DenoisingState) -> torch.Tensor:
-        """SDXL's size conditions [1, 6]: original and target size are the image's size, without a crop."""
-        pipeline, recipe = self._pipeline, sample.job.recipe
-        size = (recipe.height, recipe.width)
-        width = pipeline.text_encoder_2.config.projection_dim
-        ids = pipeline._get_add_time_ids(size, (0, 0), size, pipeline.unet.dtype, text_encoder_projection_dim=width)
-        return ids.to(self._device)
 
 
 def _estimate(schedule: Schedule, step: int, latent: torch.Tensor, output: torch.Tensor) -> Callable[[], torch.Tensor]:
@@ -163,19 +139,19 @@ def _to_host(latent: torch.Tensor) -> torch.Tensor:
     return torch.empty(half.shape, dtype=half.dtype, pin_memory=True).copy_(half, non_blocking=True)
 
 
-def _prepare(unet: Any, cuda: bool, compiled: bool) -> Any:
-    """Prepares a UNet and returns the module to call. Tensor cores need channels-last; the CPU does not gain by it."""
+def _prepare(denoiser: Any, cuda: bool, compiled: bool) -> Any:
+    """Prepares a denoiser and returns what to call. Tensor cores need channels-last; the CPU does not gain by it."""
     if cuda:
-        unet.to(memory_format=torch.channels_last)
+        denoiser.to(memory_format=torch.channels_last)
     if compiled:
-        return torch.compile(unet, dynamic=True)
+        return torch.compile(denoiser, dynamic=True)
     if not cuda:
-        use_onednn(unet)
-    for module in unet.modules():
+        use_onednn(denoiser)
+    for module in denoiser.modules():
         if isinstance(module, Attention) and module.is_cross_attention:
             for projection in (module.to_k, module.to_v):
                 projection.forward = _cached(projection.forward)
-    return unet
+    return denoiser
 
 
 def _cached(forward: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[torch.Tensor], torch.Tensor]:

@@ -18,12 +18,15 @@ from weir.states import State, capture_steps
 from workers.engine.engine import DenoiseJob, EngineOutput, OutOfMemory, denoise_job, run_to_end
 from workers.engine.image_decoder import NOT_FINITE, Confidence, ImageDecoder, Judged
 from workers.engine.samplers import Schedule
+from workers.models.architectures.architecture import Pipeline, Text
+from workers.models.architectures.registry import adapt
+from workers.models.broken_weights import unusable
 from workers.models.denoiser import Denoiser, DenoisingState
 from workers.models.device import device_of, dtype_of, keep_freed_memory, probe, within_memory
 from workers.models.judges import family_judges
 from workers.models.noise import generator
-from workers.models.prompt_encoder import PromptEncoder, Text
-from workers.models.weights import Pipeline, is_sdxl, load_pipelines
+from workers.models.prompt_encoder import PromptEncoder
+from workers.models.weights import load_pipelines
 
 log = logging.getLogger(__name__)
 
@@ -66,15 +69,16 @@ class Family:
         self.device = pipelines[config.keys[-1]].device
         self.on_cpu = self.device.type == "cpu"
         self.beat = time.monotonic()
+        self._adapters = {key: adapt(pipeline) for key, pipeline in pipelines.items()}
         self._denoisers: dict[str, Denoiser] = {}
-        for key, pipeline in pipelines.items():
-            same = (self._denoisers[it] for it in self._denoisers if pipelines[it].unet is pipeline.unet)
-            self._denoisers[key] = Denoiser(pipeline, compiled=config.compile, like=next(same, None))
+        for key, model in self._adapters.items():
+            same = (self._denoisers[it] for it in self._denoisers if self._adapters[it].denoiser is model.denoiser)
+            self._denoisers[key] = Denoiser(model, compiled=config.compile, like=next(same, None))
         self.samplers = {key: denoiser.sampler for key, denoiser in self._denoisers.items()}
         self.models = {key: f"{config.variants[key].name}-{it.revision}" for key, it in self._denoisers.items()}
-        self._prompts = PromptEncoder(self.device)
+        self._prompts = PromptEncoder()
         side = max(config.allowed_sizes)
-        self._decoder = ImageDecoder(pipelines, self.judges, self._output, side=side, aside=decode_aside)
+        self._decoder = ImageDecoder(self._adapters, self.judges, self._output, side=side, aside=decode_aside)
 
     @classmethod
     def load(cls, config: FamilyConfig, *, threads: int | None = None) -> Family:
@@ -168,15 +172,13 @@ class Family:
 
     def _shape(self, job: DenoiseJob) -> tuple[int, int, int]:
         """Shape [C, H/f, W/f] of the job's latents."""
-        pipeline, recipe = self.pipelines[job.recipe.variant], job.recipe
-        factor = pipeline.vae_scale_factor
-        return pipeline.unet.config.in_channels, recipe.height // factor, recipe.width // factor
+        recipe = job.recipe
+        return self._adapters[recipe.variant].latent_shape(recipe.width, recipe.height)
 
     def _encode(self, jobs: Sequence[DenoiseJob]) -> list[tuple[Text, Text | None]]:
-        """Encodes prompts and, for guided jobs, negative prompts. SDXL uses zeros for an empty negative prompt."""
-        pipeline = self.pipelines[jobs[0].recipe.variant]
-        embeds_guidance = pipeline.unet.config.time_cond_proj_dim is not None
-        zeros = is_sdxl(pipeline) and pipeline.config.force_zeros_for_empty_prompt
+        """Encodes prompts and, for guided jobs, negative prompts."""
+        model = self._adapters[jobs[0].recipe.variant]
+        embeds_guidance, zeros = model.embeds_guidance, model.zeros_for_no_negative
         prompts = [(job.request.tenant, job.request.prompt) for job in jobs]
         negatives = [
             (job.request.tenant, job.request.negative_prompt)
@@ -185,7 +187,7 @@ class Family:
             for job in jobs
         ]
         needed = [key for key in negatives if key is not None and (key[1] or not zeros)]
-        texts = self._prompts.read(pipeline, [*prompts, *needed])
+        texts = self._prompts.read(model, [*prompts, *needed])
         encoded: list[tuple[Text, Text | None]] = []
         for key, negative in zip(prompts, negatives, strict=True):
             prompt = texts[key]
@@ -219,6 +221,8 @@ class Family:
             states=tuple(state for state in kept if state.step < steps),
             latent=next((state for state in kept if state.step == steps), None),
             seen=judged.seen,
+            unused_tokens=sample.prompt.unused_tokens,
+            unused_negative_tokens=0 if sample.negative is None else sample.negative.unused_tokens,
         )
 
     def preview(self, sample: DenoisingState) -> bytes | None:
@@ -240,9 +244,13 @@ class Family:
                 for i in range(batch)
             ]
             try:
-                self.generate(key, requests)
+                outputs = self.generate(key, requests)
             except OutOfMemory as error:  # the step loop splits such a batch
                 log.warning("Warm-up: %s", error.message)
+                continue
+            for output in outputs:
+                if output.error is not None:
+                    raise unusable(self.config, key, self._adapters[key], output.error[1])
             log.info("Warm-up: %d of %d (%s × %d)", done, len(batches), key, batch)
 
     def probe(self) -> None:

@@ -16,6 +16,7 @@ from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, Revi
 
 from weir.config import FamilyConfig
 from weir.errors import ConfigError, ServiceError, WeirError
+from workers.models.tensor_files import file_set
 
 INDEX = "model_index.json"
 _SMALL = (".json", ".txt", ".model")
@@ -66,10 +67,8 @@ def files_to_fetch(files: Iterable[str], weights: str | None, parts: Iterable[st
     folders = {"", *parts} if parts is not None else {""}
     kept = [f for f in files if f.endswith(_SMALL) and f.rpartition("/")[0] in folders]
     for folder in folders if parts is None else folders - {""}:
-        tensors = [f for f in files if f.endswith(".safetensors") and f.rpartition("/")[0] == folder]
-        of_set = [f for f in tensors if weights and f".{weights}." in f.rpartition("/")[2]]
-        plain = [f for f in tensors if f.rpartition("/")[2].count(".") == 1]
-        kept += of_set or plain
+        names = [name for where, _, name in (f.rpartition("/") for f in files) if where == folder]
+        kept += [f"{folder}/{name}".removeprefix("/") for name in file_set(names, weights) or file_set(names, None)]
     return sorted(set(kept))
 
 

@@ -13,6 +13,7 @@ from weir.errors import ConfigError
 from workers.engine.samplers import Sampler
 
 BETAS = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
+V_PREDICTION = {"prediction_type": "v_prediction"}
 SPACINGS = {"leading": {"steps_offset": 1}, "trailing": {}, "linspace": {}}
 
 
@@ -73,7 +74,7 @@ def test_samplers_share_an_id_exactly_if_their_latents_are_interchangeable() -> 
         Sampler(make(kind, spacing, **fields)).id
         for kind in (DDIMScheduler, EulerDiscreteScheduler)
         for spacing in ("leading", "trailing")
-        for fields in ({}, {"prediction_type": "v_prediction"}, {"rescale_betas_zero_snr": True, "steps_offset": 3})
+        for fields in ({}, V_PREDICTION, V_PREDICTION | {"rescale_betas_zero_snr": True, "steps_offset": 3})
         if not (spacing == "leading" and "steps_offset" in fields)
     ]
     assert len(set(ids)) == len(ids)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -14,14 +13,16 @@ import torch
 from PIL import Image
 
 from testing.tiny_models import SIZE
-from tests.workers.samples import image_request
+from tests.workers.samples import family, image_request, variant, with_bad_value
 from weir.config import FamilyConfig
 from weir.core import Overrides
 from weir.errors import ConfigError, InvalidRequest
 from weir.plan import HEAVY, LIGHT
 from workers.engine.engine import EngineOutput, OutOfMemory, recipe
+from workers.models.architectures.stable_diffusion import StableDiffusion
+from workers.models.checkpoint import check_family
 from workers.models.family import Family
-from workers.models.weights import check_family, scheduler_for
+from workers.models.weights import scheduler_for
 
 
 class Discriminator:
@@ -34,15 +35,6 @@ class Discriminator:
         assert images.shape[1] == 3
         self.prompts = prompts
         return (images.mean((1, 2, 3)) / 2 + 0.5).clamp(0, 1).tolist()
-
-
-def variant(name: str, **fields: Any) -> dict[str, Any]:
-    return {"name": name, "scheduler": "euler", "steps": 2, "guidance": 0} | fields
-
-
-def family(pipeline: Path, light: dict[str, Any], heavy: dict[str, Any], **fields: Any) -> FamilyConfig:
-    usual = {"name": "tiny", "pipeline": str(pipeline), "size": SIZE, "device": "cpu"}
-    return FamilyConfig.model_validate(usual | {"light": light, "heavy": heavy} | fields)
 
 
 def pixels(output: EngineOutput) -> np.ndarray:
@@ -191,9 +183,9 @@ def test_images_equal_those_of_the_diffusers_pipeline(tiny: Family) -> None:
 
 
 def test_a_request_without_overrides_uses_the_variants_own_steps(tiny: Family) -> None:
-    for variant, own in (("light", 1), ("heavy", 4)):
-        assert tiny.generate(variant, [image_request()])[0].steps == own
-        assert tiny.generate(variant, [image_request(overrides=Overrides(2, 3.0))])[0].steps == 2
+    for key, own in (("light", 1), ("heavy", 4)):
+        assert tiny.generate(key, [image_request()])[0].steps == own
+        assert tiny.generate(key, [image_request(overrides=Overrides(2, 3.0))])[0].steps == 2
 
 
 def test_a_light_image_has_a_confidence_and_a_heavy_image_has_none(tiny: Family) -> None:
@@ -210,19 +202,48 @@ def test_images_of_other_sizes_and_prompts_of_any_length_are_generated(tiny: Fam
 
 
 def test_an_image_with_non_finite_values_fails_alone(tiny: Family, monkeypatch: pytest.MonkeyPatch) -> None:
-    from workers.engine import image_decoder as module
-
-    def second_not_finite(vae: Any, latents: torch.Tensor) -> torch.Tensor:
-        images = real(vae, latents)
+    def second_not_finite(model: StableDiffusion, latents: torch.Tensor) -> torch.Tensor:
+        images = real(model, latents)
         images[1] = float("nan")
         return images
 
-    real = module.decode
-    monkeypatch.setattr(module, "decode", second_not_finite)
+    real = StableDiffusion.decode
+    monkeypatch.setattr(StableDiffusion, "decode", second_not_finite)
     first, second = tiny.generate(LIGHT, [image_request("cat"), image_request("dog")])
     assert first.error is None
     assert second.error is not None
     assert second.error[0] == "not_finite"
+
+
+@pytest.mark.parametrize(
+    ("part", "file", "tensor", "value", "named"),
+    [
+        ("unet", "diffusion_pytorch_model", "mid_block.resnets.0.conv1.weight", "nan", "light.unet: "),
+        ("sdxl/unet", "diffusion_pytorch_model", "conv_out.bias", "inf", "pipeline: "),
+        ("sdxl/vae", "diffusion_pytorch_model", "decoder.conv_in.weight", "nan", "pipeline: "),
+        ("sdxl/text_encoder_2", "model", "text_model.final_layer_norm.weight", "-inf", "pipeline: "),
+    ],
+)
+def test_the_warm_up_names_the_variant_and_the_weights_whose_images_are_not_finite(
+    folders: Path, tmp_path: Path, part: str, file: str, tensor: str, value: str, named: str
+) -> None:
+    shutil.copytree(folders / "sdxl", tmp_path / "sdxl")
+    shutil.copytree(folders / "light_unet", tmp_path / "unet")
+    with_bad_value(tmp_path / part / f"{file}.safetensors", tensor, float(value))
+    light = variant("l", unet=str(tmp_path / "unet"), scheduler="ddim")
+    loaded = Family.load(family(tmp_path / "sdxl", light, variant("h", scheduler="ddim")))
+    with pytest.raises(ConfigError) as caught:
+        loaded.warm_up(1)
+    message = caught.value.message
+    assert f"{named}{tmp_path / part.split('/')[0]}: an image of " in message
+    assert f"{tensor} of its {part.split('/')[-1]} has values that are not finite" in message
+
+
+def test_a_warm_up_whose_images_overflow_says_so(tiny: Family, monkeypatch: pytest.MonkeyPatch) -> None:
+    overflow = float("inf")
+    monkeypatch.setattr(StableDiffusion, "decode", lambda model, latents: torch.full((len(latents), 3, 8, 8), overflow))
+    with pytest.raises(ConfigError, match=r"an image of light failed in the warm-up; .*dtype: float32"):
+        tiny.warm_up(2)
 
 
 def test_running_out_of_memory_raises_an_error_of_its_own(tiny: Family, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -259,77 +280,6 @@ def test_a_request_out_of_range_names_its_field(embedded: FamilyConfig, fields: 
     with pytest.raises(InvalidRequest) as caught:
         recipe(embedded, HEAVY, image_request(**fields))
     assert caught.value.param == param
-
-
-def broken(folders: Path, tmp_path: Path, layout: str) -> Path:
-    copy = tmp_path / layout
-    shutil.copytree(folders / layout, copy)
-    return copy
-
-
-def refusal(config: FamilyConfig) -> str:
-    """The error message of :func:`check_family`."""
-    with pytest.raises(ConfigError) as caught:
-        check_family(config)
-    return caught.value.message
-
-
-def test_a_missing_pipeline_names_key_path_and_remedy(tmp_path: Path) -> None:
-    message = refusal(family(tmp_path / "nowhere", variant("l"), variant("h")))
-    assert "family tiny: pipeline:" in message
-    assert str(tmp_path / "nowhere") in message
-    assert "save_pretrained" in message
-
-
-def test_a_missing_or_truncated_part_is_found_before_anything_is_loaded(folders: Path, tmp_path: Path) -> None:
-    copy = broken(folders, tmp_path, "sdxl")
-    weights = copy / "vae" / "diffusion_pytorch_model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:1000])
-    assert "is damaged" in refusal(family(copy, variant("l"), variant("h")))
-    weights.unlink()
-    assert "no .safetensors file" in refusal(family(copy, variant("l"), variant("h")))
-
-
-def test_the_error_for_another_pipeline_class_names_the_supported_ones(folders: Path, tmp_path: Path) -> None:
-    copy = broken(folders, tmp_path, "sdxl")
-    index = json.loads((copy / "model_index.json").read_text())
-    (copy / "model_index.json").write_text(json.dumps(index | {"_class_name": "FluxPipeline"}))
-    message = refusal(family(copy, variant("l"), variant("h")))
-    assert "FluxPipeline" in message
-    assert "StableDiffusionXLPipeline" in message
-
-
-def test_a_broken_unet_folder_names_the_variants_key(folders: Path, tmp_path: Path) -> None:
-    (tmp_path / "unet").mkdir()
-    message = refusal(family(folders / "sdxl", variant("l", unet=str(tmp_path / "unet")), variant("h")))
-    assert "light.unet" in message
-    assert "config.json" in message
-
-
-def test_the_error_for_a_missing_file_lists_the_existing_files(folders: Path) -> None:
-    wrong = variant("l", unet=str(folders / "lightning"), unet_file="8step.safetensors")
-    assert "unet_4step.safetensors" in refusal(family(folders / "sdxl", wrong, variant("h")))
-
-
-def test_a_pickle_file_is_refused(folders: Path) -> None:
-    wrong = variant("l", unet=str(folders / "lightning"), unet_file="unet.ckpt")
-    assert "not a .safetensors file" in refusal(family(folders / "sdxl", wrong, variant("h")))
-
-
-def test_a_single_file_of_another_architecture_is_refused_by_name(folders: Path) -> None:
-    wrong = variant("l", unet=str(folders / "light_unet" / "diffusion_pytorch_model.safetensors"))
-    with pytest.raises(ConfigError, match=r"light\.unet.*does not fit the UNet"):
-        Family.load(family(folders / "sdxl", wrong, variant("h")))
-
-
-def test_missing_fp16_files_are_named(folders: Path) -> None:
-    with pytest.raises(ConfigError, match="weights: fp16"):
-        Family.load(family(folders / "sdxl", variant("l"), variant("h"), weights="fp16"))
-
-
-def test_a_missing_discriminator_is_found_before_anything_is_loaded(folders: Path, tmp_path: Path) -> None:
-    config = family(folders / "sdxl", variant("l"), variant("h"), discriminator=str(tmp_path / "none"))
-    assert "discriminator" in refusal(config)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")

@@ -1,0 +1,157 @@
+"""Every architecture's images are those of diffusers' own pipeline, whatever its checkpoint's configurations say."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+from PIL import Image
+
+from testing.tiny_models import SIZE, TOKENS, sd_pipeline, sdxl_pipeline
+from tests.workers.samples import family, image_request, variant
+from weir.core import Overrides
+from weir.plan import HEAVY, LIGHT
+from workers.engine.engine import EngineOutput
+from workers.models.architectures.registry import ARCHITECTURES, adapt
+from workers.models.family import Family
+from workers.models.weights import scheduler_for
+
+KINDS = pytest.mark.parametrize("kind", [sd_pipeline, sdxl_pipeline], ids=["sd", "sdxl"])
+STATISTICS = {"latents_mean": [0.3, -0.2, 0.1, 0.5], "latents_std": [1.5, 0.7, 2.0, 1.1]}
+STEPS, GUIDANCE = 3, 2.0
+
+
+def engine(pipeline: Any, scheduler: Any = "ddim") -> Family:
+    pipeline.scheduler = scheduler_for(scheduler, pipeline.scheduler.config)
+    pipeline.set_progress_bar_config(disable=True)
+    own = {"steps": STEPS, "guidance": GUIDANCE, "scheduler": scheduler}
+    config = family("-", variant("l", **own), variant("h", **own))
+    return Family(config, dict.fromkeys((LIGHT, HEAVY), pipeline))
+
+
+def difference(made: Family) -> float:
+    """Largest difference of a pixel (0…255) between the engine's image and diffusers'."""
+    latents = torch.randn((1, 4, SIZE // 2, SIZE // 2), generator=torch.Generator().manual_seed(7))
+    whole = {"height": SIZE, "width": SIZE, "num_inference_steps": STEPS, "guidance_scale": GUIDANCE}
+    pipeline = made.pipelines[HEAVY]
+    theirs = pipeline(prompt="a red a", negative_prompt="blur", latents=latents, output_type="np", **whole).images[0]
+    [output] = made.generate(HEAVY, [image_request(negative_prompt="blur")])
+    assert output.error is None
+    return float(np.abs(np.asarray(Image.open(io.BytesIO(output.image)), float) - theirs * 255).max())
+
+
+@KINDS
+@pytest.mark.parametrize(
+    "config",
+    [
+        STATISTICS,
+        {"latents_mean": STATISTICS["latents_mean"]},
+        {"latents_std": STATISTICS["latents_std"]},
+        {"shift_factor": 0.6},
+        {"scaling_factor": 0.4},
+        STATISTICS | {"scaling_factor": 0.5},
+    ],
+    ids="+".join,
+)
+def test_latents_are_decoded_as_the_vaes_configuration_says(kind: Callable[[], Any], config: dict[str, Any]) -> None:
+    pipeline = kind()
+    pipeline.vae.register_to_config(**config)
+    assert difference(engine(pipeline)) <= 1
+
+
+def test_the_statistics_of_the_latents_change_an_image_of_sdxl() -> None:
+    plain, normalized = sdxl_pipeline(), sdxl_pipeline()
+    normalized.vae.register_to_config(**STATISTICS)
+    images = [engine(it).generate(HEAVY, [image_request()])[0].image for it in (plain, normalized)]
+    assert images[0] != images[1]
+
+
+@KINDS
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"time_cond_proj_dim": 16},
+        {"resnet_time_scale_shift": "scale_shift"},
+        {"time_embedding_type": "fourier"},
+        {"conv_in_kernel": 5},
+    ],
+    ids="+".join,
+)
+def test_a_denoiser_is_called_as_its_configuration_says(kind: Callable[[], Any], config: dict[str, Any]) -> None:
+    pipeline = kind()
+    torch.manual_seed(5)
+    denoiser = UNet2DConditionModel.from_config({**pipeline.unet.config, **config}).eval()
+    pipeline.register_modules(unet=denoiser)
+    assert difference(engine(pipeline)) <= 1
+
+
+@KINDS
+@pytest.mark.parametrize(
+    ("scheduler", "spacing"), [("euler", "linspace"), ("euler-trailing", "trailing"), ("ddim", "leading")]
+)
+def test_noise_is_predicted_with_zero_terminal_snr_where_diffusers_can(
+    kind: Callable[[], Any], scheduler: str, spacing: str
+) -> None:
+    pipeline = kind()
+    zero_snr = {"rescale_betas_zero_snr": True, "prediction_type": "epsilon", "timestep_spacing": spacing}
+    pipeline.scheduler = scheduler_for("ddim", {**pipeline.scheduler.config, **zero_snr})
+    assert difference(engine(pipeline, scheduler)) <= 1
+
+
+def test_an_empty_negative_prompt_is_encoded_where_the_pipeline_has_no_zeros_for_it() -> None:
+    pipeline = sdxl_pipeline()
+    assert adapt(pipeline).zeros_for_no_negative
+    pipeline.register_to_config(force_zeros_for_empty_prompt=False)
+    assert not adapt(pipeline).zeros_for_no_negative
+    assert difference(engine(pipeline)) <= 1
+
+
+def test_each_architecture_is_found_by_diffusers_name_of_its_pipeline() -> None:
+    for kind in (sd_pipeline, sdxl_pipeline):
+        pipeline = kind()
+        assert type(adapt(pipeline)) is ARCHITECTURES[type(pipeline).__name__]
+
+
+# ------------------------------------------------------------------------------------------------ prompts
+
+
+def generated(**fields: Any) -> EngineOutput:
+    return engine(sdxl_pipeline()).generate(HEAVY, [image_request(**fields)])[0]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "unused"),
+    [
+        ("x" * (TOKENS - 2), 0),  # the first and the last token mark begin and end
+        ("x" * (TOKENS - 1), 1),
+        ("x" * 370, 370 - (TOKENS - 2)),
+        ("ö" * 20, 2 * 20 - (TOKENS - 2)),  # two bytes each
+        ("a red circle " * 30, 10 * 30 - (TOKENS - 2)),
+        ("", 0),
+    ],
+    ids=lambda it: str(len(it)) if isinstance(it, str) else "",
+)
+@KINDS
+def test_the_tokens_that_do_not_fit_the_text_encoder_are_counted(
+    kind: Callable[[], Any], prompt: str, unused: int
+) -> None:
+    [output] = engine(kind()).generate(HEAVY, [image_request(prompt=prompt)])
+    assert output.error is None
+    assert (output.unused_tokens, output.unused_negative_tokens) == (unused, 0)
+
+
+def test_prompts_that_differ_only_in_tokens_that_do_not_fit_give_one_image_and_say_so() -> None:
+    one, other = generated(prompt="x" * 200 + "circle"), generated(prompt="x" * 200 + "square")
+    assert one.image == other.image
+    assert one.unused_tokens == other.unused_tokens == 206 - (TOKENS - 2)
+
+
+def test_a_negative_prompt_counts_where_it_is_used() -> None:
+    long = "y" * 40
+    assert generated(negative_prompt=long).unused_negative_tokens == 40 - (TOKENS - 2)
+    assert generated(negative_prompt=long, overrides=Overrides(guidance=1.0)).unused_negative_tokens == 0

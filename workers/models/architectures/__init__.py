@@ -1,0 +1,1 @@
+"""Adapters: one for each architecture of diffusion models that Weir serves."""

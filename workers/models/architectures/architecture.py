@@ -1,0 +1,157 @@
+"""What the engine needs of an architecture of diffusion models.
+
+An architecture is a class of diffusers pipelines, such as Stable Diffusion XL. Its adapter is the only code that knows
+the pipeline's parts and how they are called. Importing an adapter imports neither torch nor diffusers, because
+checkpoints are checked by their configurations before anything is loaded.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeAlias
+
+if TYPE_CHECKING:
+    import torch
+
+    from weir.config import Scheduler
+    from workers.engine.scheduling import Recipe
+
+#: A diffusers pipeline, whose attributes diffusers creates at run time.
+Pipeline: TypeAlias = Any
+#: Configuration of each part of a checkpoint, such as ``unet``; that of ``scheduler`` included.
+Configs: TypeAlias = Mapping[str, Mapping[str, Any]]
+
+
+class Mismatch(NamedTuple):
+    """Why a checkpoint cannot be served.
+
+    Attributes:
+        part: the part of the pipeline that is wrong, e.g. ``unet``.
+        what: what is wrong with it; names the key of its configuration.
+        remedy: what to use instead.
+    """
+
+    part: str
+    what: str
+    remedy: str
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """An encoded prompt.
+
+    Attributes:
+        tensors: what the denoiser is conditioned on, by name, without a batch dimension.
+        unused_tokens: number of tokens at the end of the prompt that did not fit a text encoder and were left out.
+    """
+
+    tensors: Mapping[str, torch.Tensor]
+    unused_tokens: int
+
+    def zeros(self) -> Text:
+        """The encoding of nothing: zeros of the same shapes."""
+        return Text({name: tensor.new_zeros(tensor.shape) for name, tensor in self.tensors.items()}, 0)
+
+
+class Architecture(ABC):
+    """The models of one pipeline, as the engine uses them. The engine calls it under ``torch.inference_mode``.
+
+    Latents are [C, H/f, W/f] outside of the adapter; an architecture that packs them does so in :meth:`denoise`.
+
+    Args:
+        pipeline: a pipeline of :attr:`pipeline_class`.
+
+    Attributes:
+        pipeline_class: name of diffusers' pipeline class (``_class_name`` in ``model_index.json``).
+        denoiser_part: part of the pipeline that a variant may replace.
+        text_encoders: parts of the pipeline that encode prompts.
+        loading: arguments of ``from_pretrained`` that leave out parts that Weir does not use or that change images.
+    """
+
+    pipeline_class: ClassVar[str]
+    denoiser_part: ClassVar[str]
+    text_encoders: ClassVar[tuple[str, ...]]
+    loading: ClassVar[Mapping[str, Any]]
+
+    def __init__(self, pipeline: Pipeline):
+        self.pipeline = pipeline
+
+    # ----------------------------------------------------------------------------------------- checkpoints
+
+    @classmethod
+    @abstractmethod
+    def mismatches(cls, configs: Configs, scheduler: Scheduler) -> Iterator[Mismatch]:
+        """What keeps a checkpoint with these configurations from being served with a scheduler."""
+
+    @classmethod
+    @abstractmethod
+    def factor(cls, configs: Configs) -> int:
+        """Number of pixels of an image's side for each position of its latent; sizes are multiples of it."""
+
+    @classmethod
+    @abstractmethod
+    def assemble(cls, base: Pipeline, **parts: Any) -> Pipeline:
+        """A pipeline with the base's settings and parts, except for the given ones."""
+
+    # ---------------------------------------------------------------------------------------------- models
+
+    @property
+    def denoiser(self) -> Any:
+        """The denoiser's module."""
+        return getattr(self.pipeline, self.denoiser_part)
+
+    @property
+    def vae(self) -> Any:
+        """The module that decodes latents."""
+        return self.pipeline.vae
+
+    @property
+    def device(self) -> torch.device:
+        """The device that the models are on."""
+        return self.pipeline.device
+
+    @property
+    @abstractmethod
+    def text_key(self) -> object:
+        """Identifies the text encoders: models of equal keys encode a prompt equally."""
+
+    @property
+    @abstractmethod
+    def embeds_guidance(self) -> bool:
+        """Whether the denoiser is conditioned on the guidance scale, and needs no second row for a negative prompt."""
+
+    @property
+    @abstractmethod
+    def zeros_for_no_negative(self) -> bool:
+        """Whether an empty negative prompt is :meth:`Text.zeros`, and not the encoding of an empty text."""
+
+    @abstractmethod
+    def encode(self, prompts: Sequence[str]) -> list[Text]:
+        """Encodes prompts together."""
+
+    @abstractmethod
+    def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
+        """Shape [C, H/f, W/f] of an image's latent; sizes in pixels."""
+
+    @abstractmethod
+    def conditions(self, text: Text, recipe: Recipe) -> dict[str, torch.Tensor]:
+        """Everything that the denoiser is conditioned on for one image, by name, without a batch dimension."""
+
+    @abstractmethod
+    def denoise(
+        self, denoiser: Any, latents: torch.Tensor, timesteps: torch.Tensor, conditions: dict[str, torch.Tensor]
+    ) -> torch.Tensor:
+        """The denoiser's output for a batch.
+
+        Args:
+            denoiser: :attr:`denoiser` as it was prepared, e.g. compiled.
+            latents: scaled latents [B, C, H/f, W/f] in the denoiser's precision.
+            timesteps: [B].
+            conditions: those of the batch's images, stacked.
+        """
+
+    @abstractmethod
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        """Decodes finished latents [B, C, H/f, W/f] to images [B, 3, H, W], float32, about −1…1."""

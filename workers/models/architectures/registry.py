@@ -1,0 +1,14 @@
+"""The architectures that Weir serves, by diffusers' pipeline class."""
+
+from __future__ import annotations
+
+from workers.models.architectures.architecture import Architecture, Pipeline
+from workers.models.architectures.stable_diffusion import StableDiffusion
+from workers.models.architectures.stable_diffusion_xl import StableDiffusionXL
+
+ARCHITECTURES: dict[str, type[Architecture]] = {it.pipeline_class: it for it in (StableDiffusionXL, StableDiffusion)}
+
+
+def adapt(pipeline: Pipeline) -> Architecture:
+    """A loaded pipeline as the engine uses it."""
+    return ARCHITECTURES[type(pipeline).__name__](pipeline)

@@ -1,0 +1,85 @@
+"""Stable Diffusion XL: two text encoders, and conditions on the pooled prompt and on sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from workers.models.architectures.architecture import Configs, Mismatch, Pipeline, Text
+from workers.models.architectures.stable_diffusion import StableDiffusion
+
+if TYPE_CHECKING:
+    import torch
+
+    from weir.config import Scheduler
+    from workers.engine.scheduling import Recipe
+
+#: Number of the UNet's size conditions: original size, crop and target size.
+_SIZES = 6
+
+
+class StableDiffusionXL(StableDiffusion):
+    """Stable Diffusion XL."""
+
+    pipeline_class = "StableDiffusionXLPipeline"
+    loading: ClassVar[Mapping[str, Any]] = {"add_watermarker": False}
+    text_encoders = ("text_encoder", "text_encoder_2")
+    tokenizers = ("tokenizer", "tokenizer_2")
+    addition_embed_type = "text_time"
+
+    # ----------------------------------------------------------------------------------------- checkpoints
+
+    @classmethod
+    def mismatches(cls, configs: Configs, scheduler: Scheduler) -> Iterator[Mismatch]:
+        yield from super().mismatches(configs, scheduler)
+        unet, pooled = configs["unet"], configs["text_encoder_2"].get("projection_dim", 0)
+        sizes = _SIZES * (unet.get("addition_time_embed_dim") or 0)
+        if (given := unet.get("projection_class_embeddings_input_dim")) != sizes + pooled:
+            yield Mismatch(
+                "unet",
+                f"projection_class_embeddings_input_dim is {given}; the pooled prompt and the {_SIZES} sizes have "
+                f"{sizes + pooled}",
+                "use the UNet of a text-to-image model; SDXL's refiner is none",
+            )
+
+    @classmethod
+    def assemble(cls, base: Pipeline, **parts: Any) -> Pipeline:
+        zeros = base.config.force_zeros_for_empty_prompt
+        components = {**base.components, **parts}
+        return type(base)(**components, force_zeros_for_empty_prompt=zeros, add_watermarker=False)
+
+    # ---------------------------------------------------------------------------------------------- models
+
+    @property
+    def zeros_for_no_negative(self) -> bool:
+        return bool(self.pipeline.config.force_zeros_for_empty_prompt)
+
+    def encode(self, prompts: Sequence[str]) -> list[Text]:
+        tokens, _, pooled, _ = self._encode(prompts)
+        return [
+            Text({"encoder_hidden_states": states, "text_embeds": whole}, self._unused_tokens(prompt))
+            for prompt, states, whole in zip(prompts, tokens, pooled, strict=True)
+        ]
+
+    def conditions(self, text: Text, recipe: Recipe) -> dict[str, torch.Tensor]:
+        size = (recipe.height, recipe.width)
+        states = text.tensors["encoder_hidden_states"]
+        # Original and target size are the image's size, without a crop.
+        sizes = states.new_tensor([*size, 0, 0, *size], dtype=self.pipeline.unet.dtype)
+        return {**super().conditions(text, recipe), "time_ids": sizes}
+
+    def denoise(
+        self, denoiser: Any, latents: torch.Tensor, timesteps: torch.Tensor, conditions: dict[str, torch.Tensor]
+    ) -> torch.Tensor:
+        added = {name: conditions[name] for name in ("text_embeds", "time_ids")}
+        others = {name: tensor for name, tensor in conditions.items() if name not in added}
+        return denoiser(latents, timesteps, return_dict=False, added_cond_kwargs=added, **others)[0]
+
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        config = self.vae.config
+        mean, std = config.get("latents_mean"), config.get("latents_std")
+        if mean is None or std is None:  # diffusers ignores one without the other
+            return super().decode(latents)
+        latents = latents.to(self.vae.dtype)
+        mean, std = (latents.new_tensor(values)[:, None, None] for values in (mean, std))
+        return self._decode(latents * std / config.scaling_factor + mean)

@@ -1,0 +1,193 @@
+"""Checks a family's weights by their configurations and headers, before anything is loaded. Needs no torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+
+from weir.config import CLIP_SCORE, FamilyConfig
+from weir.errors import ConfigError
+from workers.models.architectures.architecture import Architecture, Configs
+from workers.models.architectures.registry import ARCHITECTURES
+from workers.models.source import Source, denoiser_source, first_lines, pipeline_source
+from workers.models.tensor_files import Shapes, file_set, misfit, read_shapes
+
+#: Parts of a pipeline that have no weights or are not loaded.
+_WEIGHTLESS = ("scheduler", "tokenizer", "tokenizer_2", "feature_extractor", "safety_checker", "image_encoder")
+_REMEDY = "give a folder written by save_pretrained, or a hub repository"
+
+
+@dataclass(frozen=True, slots=True)
+class _Checkpoint:
+    """A pipeline's folder.
+
+    Attributes:
+        denoiser: shapes of the denoiser's tensors.
+    """
+
+    architecture: type[Architecture]
+    configs: Configs
+    denoiser: Shapes
+
+
+def check_family(family: FamilyConfig) -> None:
+    """Checks the family's local folders by their configurations and headers.
+
+    Raises:
+        ConfigError: a file is missing or damaged, or a model is of a kind that cannot be served.
+    """
+    for key, variant in family.variants.items():
+        source, base = pipeline_source(family, key), None
+        if (folder := source.folder) is not None:
+            base = _read_pipeline(source, folder, family.weights)
+        configs = {} if base is None else base.configs
+        if variant.unet and (folder := (own := denoiser_source(family, key)).folder) is not None:
+            if variant.unet_file is None and folder.is_dir():
+                config = _read_denoiser(own, folder, family.weights)
+                configs = {**configs, **({base.architecture.denoiser_part: config} if base else {})}
+            else:
+                file = _single_file(own, folder, variant.unet_file)
+                shapes = _shapes(own, file)
+                if base is not None:
+                    check_single_file(own, file.name, shapes, base.denoiser)
+        if base is not None:
+            check_configs(family, key, base.architecture, configs)
+        if variant.discriminator is not None and variant.discriminator != CLIP_SCORE:
+            judge = Source(family.name, f"{key}.discriminator", variant.discriminator)
+            remedy = "the family's training recipe writes it (`weir train`)"
+            _read_config(judge, Path(variant.discriminator) / "config.json", remedy)
+            _read_headers(judge, Path(variant.discriminator), remedy)
+
+
+def check_configs(family: FamilyConfig, key: str, architecture: type[Architecture], configs: Configs) -> None:
+    """Checks the configurations of a variant's parts against its architecture, its scheduler and the family's sizes.
+
+    Raises:
+        ConfigError: names the part, the key of its configuration and the remedy.
+    """
+    for part, what, remedy in architecture.mismatches(configs, family.variants[key].scheduler):
+        of_denoiser = part == architecture.denoiser_part
+        source = denoiser_source(family, key) if of_denoiser else pipeline_source(family, key)
+        raise source.error(f"{part}: {what}", remedy)
+    factor = architecture.factor(configs)
+    for name, side in (("size", family.size), *(("sizes", side) for side in family.sizes)):
+        if side % factor:
+            below = side - side % factor
+            nearest = " and ".join(str(it) for it in (below, below + factor) if it)
+            raise ConfigError(
+                f"family {family.name}: {name}: {side} is not a multiple of {factor}, the factor between pixels and "
+                f"latents of {key}; the nearest sizes are {nearest}"
+            )
+
+
+def architecture_of(source: Source, index: Mapping[str, Any]) -> type[Architecture]:
+    """The architecture of a pipeline.
+
+    Args:
+        index: content of its ``model_index.json``.
+
+    Raises:
+        ConfigError: no adapter serves the pipeline's class.
+    """
+    name = index.get("_class_name")
+    if name not in ARCHITECTURES:
+        raise source.error(f"the pipeline class is {name}", f"Weir serves {' and '.join(ARCHITECTURES)}")
+    return ARCHITECTURES[name]
+
+
+def check_single_file(source: Source, name: str, given: Shapes, expected: Shapes) -> None:
+    """Checks that a single file holds the tensors of its family's denoiser.
+
+    Raises:
+        ConfigError: names the difference.
+    """
+    if (difference := misfit(given, expected)) is not None:
+        raise source.error(
+            f"{name} does not fit the denoiser of the family's pipeline: {difference}",
+            "the file must hold a UNet of the same architecture with diffusers' names, as save_pretrained writes them; "
+            "diffusers' from_single_file reads other names",
+        )
+
+
+# ---------------------------------------------------------------------------------------------------- files
+
+
+def _read_pipeline(source: Source, folder: Path, weights: str | None) -> _Checkpoint:
+    index = _read_config(source, folder / "model_index.json", _REMEDY)
+    architecture = architecture_of(source, index)
+    configs = {"scheduler": _read_config(source, folder / "scheduler" / "scheduler_config.json", _REMEDY)}
+    shapes: dict[str, Shapes] = {}
+    remedy, of_set = "fetch the pipeline again", False
+    for part in _parts(index):
+        configs[part] = _read_config(source, folder / part / "config.json", remedy)
+        shapes[part], complete = _read_headers(source, folder / part, remedy, weights)
+        of_set |= complete
+    if weights and not of_set:
+        raise source.error(f"no part has {weights} files (weights: {weights})", "leave weights out, or fetch them")
+    missing = {architecture.denoiser_part, "vae", *architecture.text_encoders} - shapes.keys()
+    if missing:
+        raise source.error(f"model_index.json names no {min(missing)}", remedy)
+    return _Checkpoint(architecture, configs, shapes[architecture.denoiser_part])
+
+
+def _parts(index: Mapping[str, Any]) -> Iterator[str]:
+    """The parts of a pipeline that have weights."""
+    for part, kind in index.items():
+        if not part.startswith("_") and isinstance(kind, list) and kind[1] is not None and part not in _WEIGHTLESS:
+            yield part
+
+
+def _read_denoiser(source: Source, folder: Path, weights: str | None) -> Mapping[str, Any]:
+    remedy = "give a UNet written by save_pretrained"
+    config = _read_config(source, folder / "config.json", remedy)
+    _, of_set = _read_headers(source, folder, remedy, weights)
+    if weights and not of_set:
+        plain = file_set((it.name for it in folder.iterdir()), None)
+        remedy = f"name its file: unet_file: {plain[0]}" if plain else f"fetch its {weights} files"
+        raise source.error(f"there are no {weights} files in {folder} (weights: {weights})", remedy)
+    return config
+
+
+def _single_file(source: Source, folder: Path, name: str | None) -> Path:
+    file = folder if name is None else folder / name
+    if file.suffix != ".safetensors":
+        raise source.error(f"{file.name} is not a .safetensors file", "other formats can run code when loaded")
+    if not file.is_file():
+        there = ", ".join(sorted(f.name for f in folder.glob("*.safetensors"))) or "no .safetensors file"
+        raise source.error(f"there is no file {file.name}", f"unet_file must name a file in it; found: {there}")
+    return file
+
+
+def _read_headers(source: Source, folder: Path, remedy: str, weights: str | None = None) -> tuple[Shapes, bool]:
+    """The shapes of the tensors that are loaded from a folder, and whether their files are of the set ``weights``."""
+    names = [file.name for file in folder.glob("*.safetensors")]
+    of_set = file_set(names, weights)
+    if not (loaded := of_set or file_set(names, None)):
+        if names:
+            raise source.error(f"{folder} has only {', '.join(sorted(names))}", "name the file set in weights")
+        raise source.error(f"there is no .safetensors file in {folder}", remedy)
+    return {name: shape for file in loaded for name, shape in _shapes(source, folder / file).items()}, bool(of_set)
+
+
+def _shapes(source: Source, file: Path) -> Shapes:
+    try:
+        return read_shapes(file)
+    except (OSError, SafetensorError) as error:
+        raise source.error(f"{file} is damaged: {first_lines(error)}", "fetch or write it again") from None
+
+
+def _read_config(source: Source, file: Path, remedy: str) -> dict[str, Any]:
+    try:
+        config = json.loads(file.read_text())
+    except FileNotFoundError:
+        raise source.error(f"there is no file {file}", remedy) from None
+    except (OSError, ValueError) as error:
+        raise source.error(f"{file} cannot be read: {first_lines(error)}", remedy) from None
+    if not isinstance(config, dict):
+        raise source.error(f"{file} is no configuration", remedy)
+    return config

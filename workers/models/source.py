@@ -1,0 +1,51 @@
+"""References of a family file to weights: local folders and files, or repositories of the Hugging Face hub."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from weir.config import FamilyConfig
+from weir.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A reference of a family file to weights, with its place in the file for errors."""
+
+    family: str
+    key: str
+    reference: str
+    revision: str | None = None
+
+    @property
+    def folder(self) -> Path | None:
+        """Path of the local folder or file; None for a hub repository."""
+        path = Path(self.reference)
+        return path if path.is_absolute() or path.exists() else None
+
+    def error(self, what: str, remedy: str) -> ConfigError:
+        revision = f" at revision {self.revision}" if self.revision else ""
+        return ConfigError(f"family {self.family}: {self.key}: {self.reference}{revision}: {what}; {remedy}")
+
+
+def pipeline_source(family: FamilyConfig, key: str) -> Source:
+    """The pipeline of a variant."""
+    variant = family.variants[key]
+    if variant.pipeline:
+        return Source(family.name, f"{key}.pipeline", variant.pipeline, variant.revision)
+    return Source(family.name, "pipeline", family.pipeline, family.revision)
+
+
+def denoiser_source(family: FamilyConfig, key: str) -> Source:
+    """The denoiser of a variant: its own UNet, or its pipeline."""
+    variant = family.variants[key]
+    if variant.unet is None:
+        return pipeline_source(family, key)
+    return Source(family.name, f"{key}.unet", variant.unet, variant.revision)
+
+
+def first_lines(error: BaseException) -> str:
+    """The first two lines of an error, as one."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(lines[:2])[:400] if lines else type(error).__name__
