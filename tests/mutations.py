@@ -246,7 +246,7 @@ MUTATIONS = (
     Mutation(
         "what a broken replica fails at is not generated elsewhere",
         "weir/cascade.py",
-        "case Reason.LOST | Reason.FAILED:",
+        "case Reason.LOST | Reason.FAILED | Reason.NOT_FINITE:",
         "case Reason.LOST:",
         "tests/load_balancer/runner/test_balancer.py::test_an_image_that_fails_on_a_replica_is_generated_by_another",
     ),
@@ -256,6 +256,28 @@ MUTATIONS = (
         "if still_s > self.stall_s:",
         "if False:",
         "tests/workers/test_replica.py::test_a_batch_without_progress_fails_the_health_check",
+    ),
+    Mutation(
+        "a light image that is not finite is an error",
+        "weir/cascade.py",
+        "case Reason.NOT_FINITE if (following := _variant_after(progress, run)) is not None:",
+        "case Reason.NOT_FINITE if (following := None) is not None:",
+        "tests/weir/test_cascade.py::test_an_image_that_is_not_finite_is_deferred_whatever_the_threshold_is",
+    ),
+    Mutation(
+        "a replica starts whose images are not finite",
+        "workers/models/family.py",
+        "                    raise unusable(",
+        "                    unusable(",
+        "tests/workers/models/test_family.py::"
+        "test_the_warm_up_names_the_variant_and_the_weights_whose_images_are_not_finite",
+    ),
+    Mutation(
+        "no answer says that its prompt was cut",
+        "workers/models/architectures/stable_diffusion.py",
+        "return max(0, *(",
+        "return min(0, *(",
+        "tests/workers/models/test_architectures.py::test_the_tokens_that_do_not_fit_the_text_encoder_are_counted",
     ),
     Mutation(
         "a soak calls nothing growing",

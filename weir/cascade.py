@@ -238,6 +238,7 @@ class Reason(Enum):
     DROPPED = "dropped"  #: it could not have been there in time, and never started
     LOST = "lost"  #: its replica died
     FAILED = "failed"  #: the worker could not generate it
+    NOT_FINITE = "not finite"  #: the model's output was not finite, and would be so on another replica
     INVALID = "invalid"  #: no worker can: the request itself is wrong
     ROLE_CHANGED = "role changed"  #: its replica has another role now; it never started
 
@@ -664,12 +665,24 @@ def _run_failed(progress: Progress, event: RunFailed, forecast: Forecast) -> Ste
             if not plan.rules.dispatch_again and event.new_role in plan.roles:
                 again = _taken_along(progress, run, event.replica, event.new_role)
             return _start(progress, again, phase=progress.phase)
-        case Reason.LOST | Reason.FAILED:
+        case Reason.NOT_FINITE if (following := _variant_after(progress, run)) is not None:
+            # There is nothing to judge or to answer with: it counts as an image without any confidence.
+            progress = progress._replace(may_fall=False)
+            return _start(progress, _run_of(progress, following), Judged(run.variant, 0.0, deferred=True))
+        case Reason.LOST | Reason.FAILED | Reason.NOT_FINITE:
             tried = (*run.avoid, event.replica)
             again = run._replace(avoid=tried, stay="")
             if len(tried) < ATTEMPTS and (event.reason is Reason.LOST or forecast.finish_at(again) is not None):
                 return _start(progress, again, phase=progress.phase)
     return _fall_back(progress, event.reason in (Reason.LATE, Reason.DROPPED), forecast)
+
+
+def _variant_after(progress: Progress, run: Run) -> str | None:
+    """The variant that a run's image would be deferred to; None after the last one and where nothing is deferred."""
+    task = progress.task
+    if task.variant is not None or task.plan.routing is not None or progress.best is not None:
+        return None
+    return task.plan.next_variant(run.variant)
 
 
 def _taken_along(progress: Progress, run: Run, replica: str, role: str) -> Run:

@@ -29,7 +29,7 @@ from weir.cascade import (
 )
 from weir.config import FamilyConfig
 from weir.core import CacheLookup, ImageRequest, Overrides
-from weir.errors import GenerationFailed, StateRefused
+from weir.errors import GenerationFailed, NotFinite, StateRefused
 from weir.plan import Assignment, Plan
 from weir.states import State
 from workers.engine.engine import Engine, EngineOutput, denoise_job, recipe
@@ -195,8 +195,8 @@ class _Execution:
         [output] = self._engine.generate(run.variant, [request], [state])
         self._seconds[run.variant] += time.monotonic() - started
         if output.error is not None:
-            self._failure = output.error[1]
-            return RunFailed(Reason.FAILED, _HERE)
+            code, self._failure = output.error
+            return RunFailed(Reason.NOT_FINITE if code == NotFinite.code else Reason.FAILED, _HERE)
         self._images.append((request, output))
         return ImageReady(run.variant, output.confidence, output.first)
 

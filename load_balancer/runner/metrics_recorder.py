@@ -23,7 +23,12 @@ _LOOKUP_FAILURES = {"TimeoutError": "timeout", "resting": "resting"}
 #: The cache client's reason for a failed report of a request's end, which is not a lookup.
 _REPORT_FAILURE = "finish"
 #: Metric labels of retried runs, by the reason of the failure.
-_RETRIES = {Reason.LOST: "replica_lost", Reason.FAILED: "failed", Reason.ROLE_CHANGED: "role_changed"}
+_RETRIES = {
+    Reason.LOST: "replica_lost",
+    Reason.FAILED: "failed",
+    Reason.NOT_FINITE: "failed",
+    Reason.ROLE_CHANGED: "role_changed",
+}
 
 
 class MetricsRecorder:

@@ -20,18 +20,19 @@ from load_balancer.runner.observation_counters import ObservationCounters
 from weir.cascade import ImageReady, Reason, Run, RunFailed
 from weir.config import FamilyConfig
 from weir.core import ImageRequest, ImageResult
-from weir.errors import DeadlineExceeded, GenerationFailed, InvalidRequest, RoleChanged, WeirError
+from weir.errors import DeadlineExceeded, GenerationFailed, InvalidRequest, NotFinite, RoleChanged, WeirError
 
 log = logging.getLogger(__name__)
 
 #: Called with an intermediate image (PNG), the variant that generates it, and its number of denoising steps so far.
 Show = Callable[[bytes, str, int], None]
 
-#: Errors by which a worker rejects a single request; anything else is a failure of the worker.
+#: Errors that belong to a single request; anything else is a failure of the worker.
 _REASONS: dict[str, tuple[type[WeirError], Reason]] = {
     DeadlineExceeded.code: (DeadlineExceeded, Reason.LATE),
     InvalidRequest.code: (InvalidRequest, Reason.INVALID),
     RoleChanged.code: (RoleChanged, Reason.ROLE_CHANGED),
+    NotFinite.code: (GenerationFailed, Reason.NOT_FINITE),
 }
 
 

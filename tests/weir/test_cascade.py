@@ -564,6 +564,33 @@ def test_a_deferred_image_is_the_answer_where_the_next_one_does_not_come(reason)
     assert image.fail(reason) == (Answer(0, LIGHT + AT_DEADLINE),)
 
 
+def test_an_image_that_is_not_finite_is_deferred_whatever_the_threshold_is():
+    for threshold in (0.0, 0.5):
+        image = Image(plan(threshold=threshold))
+        image.begin()
+        judged, run = image.fail(Reason.NOT_FINITE)
+        assert judged == Judged(LIGHT, 0.0, deferred=True)
+        assert (run.variant, run.avoid) == (HEAVY, ())
+        assert image.ready() == (Answer(0, HEAVY),)
+
+
+def test_there_is_no_image_to_answer_with_after_one_that_is_not_finite():
+    image = Image()
+    image.begin()
+    image.forecast.busy = {HEAVY: LATEST + 1}
+    _, run = image.fail(Reason.NOT_FINITE)
+    assert run.variant == HEAVY
+    assert image.fail(Reason.LATE) == (Fail(),)
+
+
+@pytest.mark.parametrize("task", [{"variant": LIGHT}, {"variant": HEAVY}])
+def test_a_named_variant_whose_image_is_not_finite_is_tried_once_more_and_is_an_error(task):
+    image = Image(**task)
+    first = image.begin()
+    assert image.fail(Reason.NOT_FINITE, "a") == (first._replace(avoid=("a",)),)
+    assert image.fail(Reason.NOT_FINITE, "b") == (Fail(),)
+
+
 # ------------------------------------------------------------------------------------------------------- role changes
 
 

@@ -80,6 +80,23 @@ def test_when_a_variant_fails_the_previous_image_is_the_answer(embedded: FamilyC
         generated(embedded, engine=engine, threshold=1.0)
 
 
+def test_an_image_that_is_not_finite_is_deferred_and_of_the_last_variant_an_error(embedded: FamilyConfig) -> None:
+    class NotFinite(EmulatedEngine):
+        def generate(self, variant: str, *what: Any) -> list[EngineOutput]:
+            if variant in broken:
+                return [EngineOutput(b"", None, 0, ("not_finite", "not a number"))]
+            return super().generate(variant, *what)
+
+    engine, broken = NotFinite(profile(1e-9, 1e-9)), {LIGHT}
+    result = generated(embedded, engine=engine, threshold=0.0)
+    assert (result.path, result.confidences) == (HEAVY, {})
+    with pytest.raises(GenerationFailed, match="not a number"):
+        generated(embedded, engine=engine, variant=LIGHT)
+    broken.add(HEAVY)
+    with pytest.raises(GenerationFailed, match="not a number"):
+        generated(embedded, engine=engine)
+
+
 def test_a_real_family_generates_the_same_png_twice(embedded: FamilyConfig) -> None:
     first, again = (generate(embedded, "a red circle", seed=3, threshold=0.0, threads=1) for _ in range(2))
     assert first.image == again.image

@@ -149,6 +149,17 @@ async def test_an_image_that_fails_on_a_replica_is_generated_by_another(running,
     assert first == second
 
 
+@pytest.mark.parametrize("threshold", [0.0, 0.5])
+async def test_a_light_image_that_is_not_finite_is_generated_by_the_heavy_variant(running, pool, threshold):
+    pool.fail = lambda _, variant: ("not_finite", "the image is black") if variant == LIGHT else None
+    async with running(Plan.split(1, 1, 2, light_batch=4, heavy_batch=4, threshold=threshold)) as balancer:
+        (image,) = await balancer.generate(ORDER)
+        counts = balancer.counters()
+    assert image.path == "heavy"
+    assert [variant for _, variant, _ in pool.calls] == [LIGHT, HEAVY]
+    assert (counts["deferred"], counts["confidences"]) == (1, [0.0])
+
+
 async def test_an_image_that_fails_on_the_only_replica_is_an_error_at_once(running, pool):
     pool.alive = {"replica-0": 0}
     pool.fail = lambda *_: ("not_finite", "the image is black")
