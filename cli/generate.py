@@ -81,3 +81,6 @@ def generate(
         verdicts = "".join(f", confidence in {key} {value:.2f}" for key, value in result.confidences.items())
         resumed = f" resumed at step {result.resumed_at} of an earlier run" if result.resumed_at else ""
         print_line(f"{out}: {result.model}, {result.steps} steps{resumed}, seed {result.seed}{verdicts}")
+        for name, unused in (("", result.unused_tokens), ("negative ", result.unused_negative_tokens)):
+            if unused:
+                print_line(f"the {name}prompt is too long: its last {unused} tokens were not used")

@@ -135,6 +135,8 @@ class ImageResult:
         fetch_s: seconds that the worker waited for the state to resume from; None: it asked for none.
         seen: the discriminator's features of the picture, for later prompts, beside states that were captured.
         refused: the worker had the state to resume from, and it did not fit; never for one that did not come in time.
+        unused_tokens, unused_negative_tokens: tokens at the end of the prompt and of the negative prompt that did not
+            fit a text encoder and were left out.
     """
 
     id: str
@@ -156,6 +158,8 @@ class ImageResult:
     fetch_s: float | None = None
     seen: bytes | None = None
     refused: bool = False
+    unused_tokens: int = 0
+    unused_negative_tokens: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for the wire; :meth:`from_dict` reads it back."""

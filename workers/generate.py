@@ -64,6 +64,8 @@ class Generated:
         confidences: confidence of the judges in the generated images, by variant.
         seconds: run time of each variant that ran.
         resumed_at: the first step that ran; above 0 if it resumed from an earlier run's state.
+        unused_tokens, unused_negative_tokens: number of tokens at the end of the prompt and of the negative prompt that
+            did not fit the text encoder and were left out.
     """
 
     image: bytes
@@ -74,6 +76,8 @@ class Generated:
     confidences: dict[str, float]
     seconds: dict[str, float]
     resumed_at: int = 0
+    unused_tokens: int = 0
+    unused_negative_tokens: int = 0
 
 
 def generate(
@@ -237,4 +241,6 @@ class _Execution:
             confidences={it.variant: it.confidence for it in images if it.confidence is not None},
             seconds=dict(self._seconds),
             resumed_at=output.first,
+            unused_tokens=output.unused_tokens,
+            unused_negative_tokens=output.unused_negative_tokens,
         )

@@ -56,7 +56,7 @@ class Worker:
         metrics: records failures; all other measurements of a request are returned with its result.
 
     Raises:
-        ConfigError: the family's folders or the profile are missing or damaged.
+        ConfigError: the family's folders or the profile are missing or damaged, or a variant generates no images.
         PlanError: the first plan is invalid.
     """
 
@@ -281,6 +281,8 @@ class Worker:
             fetch_s=fetch_s,
             seen=output.seen if captured else None,
             refused=refused,
+            unused_tokens=output.unused_tokens,
+            unused_negative_tokens=output.unused_negative_tokens,
         )
 
     def _start_self_test(self, output: EngineOutput) -> None:

@@ -80,6 +80,8 @@ def about(one: GeneratedImage) -> dict[str, Any]:
         "plan_version": one.plan_version,
         "made_with": one.made_with,
         "cache": _cache_use(one),
+        "unused_tokens": one.result.unused_tokens,
+        "unused_negative_tokens": one.result.unused_negative_tokens,
         "emulated": one.result.emulated,
     }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import shutil
 import threading
 import time
 from collections.abc import Sequence
@@ -17,10 +18,10 @@ import pytest
 from PIL import Image
 
 from testing.toy_family import with_variants
-from tests.workers.samples import image_request, profile
+from tests.workers.samples import image_request, profile, with_bad_value
 from weir.config import FamilyConfig
 from weir.core import ImageRequest, Overrides, Resume, WarmStart
-from weir.errors import PlanError, WeirError
+from weir.errors import ConfigError, PlanError, WeirError
 from weir.plan import HEAVY, LIGHT, Assignment, Level, LevelRouting, Plan
 from weir.profiles import FixedCosts
 from workers.emulated import EmulatedEngine
@@ -477,6 +478,22 @@ async def test_a_replica_that_passes_its_self_test_after_failed_prompts_stays_re
 
 
 # ---------------------------------------------------------------------------------------- real models
+
+
+def test_a_replica_with_a_variant_that_generates_no_images_does_not_start(
+    embedded: FamilyConfig, folders: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(folders / "light_unet", tmp_path / "unet")
+    with_bad_value(tmp_path / "unet" / "diffusion_pytorch_model.safetensors", "conv_in.weight", float("nan"))
+    broken = with_variants(embedded, light={"unet": str(tmp_path / "unet")})
+    with pytest.raises(ConfigError, match=rf"light\.unet: {tmp_path}/unet: .*conv_in\.weight of its unet"):
+        Worker(broken.model_dump(), plan())
+
+
+async def test_a_result_has_the_number_of_tokens_that_were_not_used(embedded: FamilyConfig) -> None:
+    worker = Worker(embedded.model_dump(), plan())
+    result = await ask(worker, "a", HEAVY, prompt="x" * 370, negative_prompt="y" * 40)
+    assert (result["unused_tokens"], result["unused_negative_tokens"]) == (340, 10)
 
 
 async def test_a_replica_with_real_models_serves_both_roles_and_resumes(embedded: FamilyConfig) -> None:

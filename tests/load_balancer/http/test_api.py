@@ -64,8 +64,22 @@ async def test_an_answer_has_the_image_and_how_it_was_generated(client):
         "compute_s": 0.01,
         "plan_version": 1,
         "cache": None,
+        "unused_tokens": 0,
+        "unused_negative_tokens": 0,
         "emulated": True,
     }
+
+
+async def test_an_answer_says_how_many_tokens_of_the_prompts_were_not_used(client, pool, monkeypatch):
+    generate = pool.generate
+
+    async def with_unused(*call):
+        return await generate(*call) | {"unused_tokens": 293, "unused_negative_tokens": 4}
+
+    monkeypatch.setattr(pool, "generate", with_unused)
+    answer = await client.post(GENERATIONS, json={**GOOD, "prompt": "a long prompt " * 30})
+    about = answer.json()["data"][0]["weir"]
+    assert (about["unused_tokens"], about["unused_negative_tokens"]) == (293, 4)
 
 
 @pytest.mark.parametrize(("output_format", "kind"), [("png", "PNG"), ("jpeg", "JPEG"), ("webp", "WEBP")])
