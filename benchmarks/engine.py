@@ -38,8 +38,9 @@ from weir.states import State
 from workers.engine.engine import DenoiseJob, denoise_job
 from workers.engine.image_decoder import to_png
 from workers.engine.step_loop import StepLoop, StepProgress, TaskOutcome
+from workers.models.architectures.architecture import Pipeline
 from workers.models.family import Family
-from workers.models.weights import Pipeline, load_pipelines, scheduler_for
+from workers.models.weights import load_pipelines, scheduler_for
 
 #: Shares of K = 0, 5, 10, 15, 20 and 25 of 50 steps among the requests of NIRVANA's and Argus' published logs.
 SHARES = (0.225, 0.426, 0.213, 0.046, 0.032, 0.059)

@@ -13,7 +13,7 @@ from tokenizers.pre_tokenizers import ByteLevel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from weir.assets import WEIGHTS
-from workers.models.weights import Pipeline
+from workers.models.architectures.architecture import Pipeline
 
 _TOKENS = 77
 _DISCRIMINATOR = WEIGHTS / "discriminator"
