@@ -6,6 +6,7 @@ import io
 import shutil
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -171,6 +172,15 @@ def test_the_light_image_comes_first_and_the_heavy_one_replaces_it(page, engines
     }
     assert all(page.text(id).endswith(" s") for id in ("first", "finished", "queue", "compute"))
     assert "emulated" in page.text("message")
+
+
+def test_the_page_says_how_many_tokens_of_the_prompt_were_not_used(page, engines, monkeypatch):
+    output = Gated._output
+    monkeypatch.setattr(Gated, "_output", lambda self, job: replace(output(self, job), unused_tokens=12))
+    open_gates(engines)
+    page.type("a long prompt")
+    page.find("go").click()
+    page.shows("message", "its last 12 tokens were not used")
 
 
 def test_the_last_images_are_kept_and_shown_again(page, engines):
