@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from diffusers import EDMEulerScheduler
 from PIL import Image
 
 from testing.tiny_models import SIZE
@@ -114,6 +115,22 @@ def test_a_pipeline_named_twice_is_loaded_once(folders: Path) -> None:
     same = variant("light", pipeline=str(folders / "sdxl"), steps=1)
     loaded = Family.load(family(folders / "sdxl", same, variant("heavy")))
     assert loaded.pipelines[LIGHT].unet is loaded.pipelines[HEAVY].unet
+
+
+def test_what_could_not_be_checked_before_is_refused_when_it_is_loaded(
+    folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As for a repository of the hub."""
+    monkeypatch.setattr("workers.models.weights.check_family", lambda family: None)
+    shutil.copytree(folders / "sdxl", tmp_path / "sdxl")
+    EDMEulerScheduler().save_config(tmp_path / "sdxl" / "scheduler")
+    with pytest.raises(ConfigError, match=r"family tiny: pipeline: .*scheduler: sigma_data is 0\.5"):
+        Family.load(family(tmp_path / "sdxl", variant("l"), variant("h")))
+    with pytest.raises(ConfigError, match="size: 33 is not a multiple of 2"):
+        Family.load(family(folders / "sdxl", variant("l"), variant("h"), size=33))
+    small = variant("l", unet=str(folders / "light_unet" / "diffusion_pytorch_model.safetensors"))
+    with pytest.raises(ConfigError, match=r"light\.unet: .*does not fit the denoiser"):
+        Family.load(family(folders / "sdxl", small, variant("h")))
 
 
 @pytest.mark.parametrize("name", ["ddim", "euler", "euler-trailing"])
