@@ -102,6 +102,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--policies", default=",".join(names(levels=False)))
+    parser.add_argument("--seed", type=int, default=0, help="of the resampled arrivals")
     parser.add_argument("--json", type=Path)
     parser.add_argument(
         "--dominance", action="store_true", help="list the policies that are better than weir on both axes"
@@ -113,12 +114,10 @@ def main() -> None:
     runs: list[tuple[str, str, Arrivals]] = []
     for family, trace in RECORDED:
         runs.append((family, trace, read_arrivals(diffserve_file(arguments.data, f"{trace}.txt"))))
-    for seed, (family, trace) in enumerate(RECORDED[:4]):
+    for seed, (family, trace, arrivals) in enumerate(runs[:4], start=arguments.seed):
         for factor in (1.0, 1.25):
-            arrivals = poisson_like(read_arrivals(diffserve_file(arguments.data, f"{trace}.txt")), factor, seed)
-            runs.append((family, f"{trace} Poisson × {factor:g}", arrivals))
-        sampled = with_same_mean(read_arrivals(diffserve_file(arguments.data, f"{trace}.txt")), 10 + seed)
-        runs += [(family, f"{trace} {kind}", arrivals) for kind, arrivals in sampled.items()]
+            runs.append((family, f"{trace} Poisson × {factor:g}", poisson_like(arrivals, factor, seed)))
+        runs += [(family, f"{trace} {kind}", sampled) for kind, sampled in with_same_mean(arrivals, 10 + seed).items()]
 
     rows, better = [], []
     for family, trace, arrivals in runs:

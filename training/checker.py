@@ -12,7 +12,7 @@ from quality.checker import AttributeChecker, Detector, Vocabulary
 from training import scenes
 from training.dataset import SceneData
 from training.detection import centre_labels, detection_loss
-from training.loop import train
+from training.loop import Schedule, train
 from training.vae import to_tensor
 
 
@@ -54,5 +54,5 @@ def train_checker(data: SceneData, folder: Path, *, steps: int, batch: int, seed
         value = value + 0.5 * F.cross_entropy(grounds, ground)
         return value, {"loss": value.item()}
 
-    trained = train("checker", detector, loss, steps=steps, lr=2e-3, folder=folder, seed=seed, flat=0.3)
+    trained = train("checker", detector, loss, Schedule(steps=steps, lr=2e-3, seed=seed, flat=0.3), folder)
     return AttributeChecker(trained, words, device)

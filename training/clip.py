@@ -27,7 +27,7 @@ from transformers import (
 
 from training.dataset import SceneData
 from training.detection import centre_labels, detection_loss
-from training.loop import train
+from training.loop import Schedule, train
 from training.scenes import BACKGROUNDS, COLOURS, MAX_OBJECTS, RELATIONS, SHAPES, SIZES, TEXTURES
 from training.tokenizer import MAX_TOKENS
 from training.vae import to_tensor
@@ -179,7 +179,7 @@ def train_encoders(
         }
         return total + second + 0.5 * pooled + found + contrast, figures
 
-    return train("encoders", model, loss, steps=steps, lr=1e-3, folder=folder, seed=seed, flat=0.4)
+    return train("encoders", model, loss, Schedule(steps=steps, lr=1e-3, seed=seed, flat=0.4), folder)
 
 
 @torch.no_grad()

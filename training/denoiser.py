@@ -15,7 +15,7 @@ from torch import nn
 
 from training.clip import CELL_CLASSES, WIDTH
 from training.detection import detection_loss
-from training.loop import train
+from training.loop import Schedule, train
 from training.vae import LATENT_CHANNELS
 
 TIME_IDS = (64, 64, 0, 0, 64, 64)  # SDXL's micro-conditioning: original size, crop, target size
@@ -139,22 +139,16 @@ def train_denoiser(
     name: str,
     data: LatentData,
     folder: Path,
-    *,
-    steps: int,
-    batch: int,
-    lr: float,
-    seed: int,
+    schedule: Schedule,
     device: str,
     start: UNet2DConditionModel | None = None,
-    ema: float = 0.998,
 ) -> UNet2DConditionModel:
     """Trains a UNet to predict v, with the layout as a second target (:class:`LayoutHead`).
 
     Args:
         start: initial weights; None starts from new ones.
-        ema: decay of the moving average of the weights, which is returned.
     """
-    torch.manual_seed(seed)
+    torch.manual_seed(schedule.seed)
     unet = new_unet().to(device)
     if start is not None:
         unet.load_state_dict(start.state_dict())
@@ -162,6 +156,7 @@ def train_denoiser(
     head = LayoutHead(unet).to(device)
 
     def loss(step: int, generator: torch.Generator) -> tuple[torch.Tensor, dict[str, float]]:
+        batch = schedule.batch
         x, states, pooled, cells = data.batch(batch, generator)
         # Stratified: one from each of ``batch`` equal intervals. Shifted towards noise, where the layout is decided,
         # which takes longest to learn: half of the timesteps lie above 660.
@@ -174,7 +169,7 @@ def train_denoiser(
         return value + LAYOUT_WEIGHT * layout, {"loss": value.item(), "layout": layout.item()}
 
     both = nn.ModuleDict({"unet": unet, "layout": head})
-    trained = train(name, both, loss, steps=steps, lr=lr, folder=folder, seed=seed, warm_up=100, ema=ema)
+    trained = train(name, both, loss, schedule, folder)
     average = new_unet()
     average.load_state_dict(trained["unet"].state_dict())
     return average.to(device).eval().requires_grad_(False)
@@ -210,29 +205,33 @@ def trajectories(
     return x, kept
 
 
+@dataclass(frozen=True)
+class Trajectories:
+    """What the heavy UNet teaches.
+
+    Attributes:
+        timesteps: where the light UNet will be asked.
+        entering: for each of ``timesteps``, the latents [N, 4, 16, 16] at it.
+        final: the ends of the trajectories, [N, 4, 16, 16].
+        states, pooled: conditioning of each, [N, 32, 192] and [N, 96].
+    """
+
+    timesteps: tuple[int, ...]
+    entering: list[torch.Tensor]
+    final: torch.Tensor
+    states: torch.Tensor
+    pooled: torch.Tensor
+
+
 def distil(
-    student: UNet2DConditionModel,
-    entering: list[torch.Tensor],
-    final: torch.Tensor,
-    states: torch.Tensor,
-    pooled: torch.Tensor,
-    folder: Path,
-    *,
-    timesteps: tuple[int, ...],
-    steps: int,
-    batch: int,
-    lr: float,
-    seed: int,
+    student: UNet2DConditionModel, taught: Trajectories, folder: Path, schedule: Schedule
 ) -> UNet2DConditionModel:
     """Trains the light UNet to map points of the heavy UNet's trajectories to the ends of these trajectories.
 
     The target of normal training is the mean of all images that a noisy latent may come from, which is blurred. The end
     of the teacher's trajectory is a single sharp image.
-
-    Args:
-        entering: for each of ``timesteps``, the latents [N, 4, 16, 16] at it.
-        final: the ends of the trajectories, [N, 4, 16, 16].
     """
+    batch, timesteps, final = schedule.batch, taught.timesteps, taught.final
     scheduler = new_scheduler()
     student.requires_grad_(True)  # a moving average has no gradients by default
     alpha = scheduler.alphas_cumprod[list(timesteps)].to(final.device)
@@ -240,12 +239,12 @@ def distil(
     def loss(step: int, generator: torch.Generator) -> tuple[torch.Tensor, dict[str, float]]:
         index = torch.randint(len(final), (batch,), generator=generator, device=final.device)
         which = torch.arange(batch, device=final.device) % len(timesteps)
-        x = torch.stack([entering[int(w)][int(i)] for w, i in zip(which, index, strict=True)]).float()
+        x = torch.stack([taught.entering[int(w)][int(i)] for w, i in zip(which, index, strict=True)]).float()
         a = alpha[which].view(-1, 1, 1, 1)
         t = torch.tensor(timesteps, device=final.device)[which]
-        v = predict(student, x, t, states[index].float(), pooled[index].float())
+        v = predict(student, x, t, taught.states[index].float(), taught.pooled[index].float())
         reached = a.sqrt() * x - (1 - a).sqrt() * v  # x0 of this v
         value = F.smooth_l1_loss(reached, final[index].float(), beta=0.5)
         return value, {"loss": value.item()}
 
-    return train("light", student, loss, steps=steps, lr=lr, folder=folder, seed=seed, flat=0.2, ema=0.995)
+    return train("light", student, loss, schedule, folder)

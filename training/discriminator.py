@@ -7,7 +7,7 @@ renderer, so every caption can be compared with every image: matching captions a
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,8 @@ from transformers import CLIPModel, CLIPTokenizer
 from training.checker import degrade, vocabulary
 from training.dataset import SceneData
 from training.detection import centre_labels
-from training.judging import ASKS_NOTHING, MOST, Judge, SeenImages, mirrored
-from training.loop import train
+from training.judging import ASKS_NOTHING, MOST, Judge, Lesson, SeenImages, mirrored
+from training.loop import Schedule, train
 from training.scenes import BACKGROUNDS, COLOURS, SHAPES, SIZES, TEXTURES, Scene, SceneObject, caption
 from training.vae import to_tensor
 from workers.models.discriminator import Discriminator, DiscriminatorNet, Sight, Wish
@@ -93,37 +93,91 @@ def train_discriminator(
     clip: CLIPModel,
     tokenizer: CLIPTokenizer,
     folder: Path,
+    schedule: Schedule,
     *,
     name: str = "discriminator",
-    steps: int,
-    batch: int,
-    lr: float,
-    seed: int,
-    device: str,
     start: DiscriminatorNet | None = None,
 ) -> Discriminator:
-    """Trains a discriminator. Three quarters of every batch are light images, the rest rendered scenes; each image is
-    compared with its own caption and with a wrong one.
+    """Trains a discriminator on the device of ``clip``. Three quarters of every batch are light images, the rest
+    rendered scenes; each image is compared with its own caption and with a wrong one.
 
     Args:
         seen: the light images.
         start: initial weights; None starts from new ones.
     """
-    torch.manual_seed(seed)
-    words = vocabulary()
+    torch.manual_seed(schedule.seed)
+    words, device = vocabulary(), str(clip.device)
     net = DiscriminatorNet(64, clip.config.text_config.hidden_size, kinds=words.cell_classes[1:-1]).to(device)
     if start is not None:
         net.load_state_dict(start.state_dict())
     reader = Discriminator(net, clip, tokenizer, device)
-    judge = Judge(words)
-    lights = (3 * batch) // 4
-    renders = batch - lights
+    examples = _Examples(data, seen, Judge(words), schedule.batch, device)
 
     def loss(step: int, generator: torch.Generator) -> tuple[torch.Tensor, dict[str, float]]:
+        batch = examples.draw(generator)
+        sight = net.look(batch.images)
+        wish = net.wish(reader.read(batch.prompts))
+        compared = net.compare(Sight(*(_twice(part) for part in sight)), wish)
+        seeing = _seeing(sight, batch.rows, batch.grounds)
+        reading = _reading(wish, batch.of("wish"))
+        held = batch.of("holds")
+        asked = held != ASKS_NOTHING
+        holding = F.binary_cross_entropy(compared.holds[asked], held[asked].float())
+        judging = _judging(compared.verdict, batch, examples.lights)
+        right = ((compared.verdict > 0) == (batch.good_enough > 0.5)).float()
+        figures = {
+            "light": float(right[: examples.lights].mean()),
+            "holds": float(((compared.holds > 0.5) == (held > 0))[asked].float().mean()),
+            "read": reading.item(),
+            "see": seeing.item(),
+            "judge": judging.item(),
+        }
+        return judging + holding + reading + seeing, figures
+
+    return Discriminator(train(name, net, loss, schedule, folder), clip, tokenizer, device)
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """A batch of B images, first the light ones, each with its own caption and, B places later, with a wrong one.
+
+    Attributes:
+        rows, grounds: objects [B, 6, 10] and backgrounds [B] of the images.
+        lessons: the captions compared with their images, 2 B.
+    """
+
+    images: torch.Tensor
+    rows: np.ndarray
+    grounds: torch.Tensor
+    prompts: list[str]
+    lessons: list[Lesson]
+
+    def of(self, name: str) -> torch.Tensor:
+        """An attribute of all lessons, [2 B, …]."""
+        return torch.from_numpy(np.stack([getattr(one, name) for one in self.lessons])).to(self.grounds.device)
+
+    @property
+    def good_enough(self) -> torch.Tensor:
+        """Whether each image is good enough for its caption, 0 or 1, [2 B]."""
+        return torch.tensor([float(one.verdict.good_enough) for one in self.lessons], device=self.grounds.device)
+
+
+class _Examples:
+    """Draws batches of light images and of rendered scenes, half of them mirrored.
+
+    Attributes:
+        lights: number of light images in a batch.
+    """
+
+    def __init__(self, data: SceneData, seen: SeenImages, judge: Judge, batch: int, device: str):
+        self._data, self._seen, self._judge, self._batch, self._device = data, seen, judge, batch, device
+        self.lights = (3 * batch) // 4
+
+    def draw(self, generator: torch.Generator) -> _Batch:
+        data, seen, batch, lights, device = self._data, self._seen, self._batch, self.lights, self._device
         rng = np.random.default_rng(int(torch.randint(2**31, (1,), generator=generator, device=device)))
         light = rng.integers(len(seen), size=lights)
-        real = np.sort(rng.integers(len(data), size=renders))
-        scenes = np.concatenate([seen.scenes[light], real])
+        real = np.sort(rng.integers(len(data), size=batch - lights))
         rows = np.full((batch, MOST, 10), -1, np.int16)
         rows[:lights], rows[lights:, : data.objects.shape[1]] = seen.objects[light], data.objects[real]
         grounds = np.concatenate([seen.backgrounds[light], data.backgrounds[real, 0]]).astype(np.int64)
@@ -133,41 +187,25 @@ def train_discriminator(
         images = torch.where(torch.from_numpy(flip).to(device)[:, None, None, None], images.flip(-1), images)
         rows[flip] = mirrored(rows[flip])
 
+        scenes = np.concatenate([seen.scenes[light], real])
         own = [data.captions[i] for i in scenes]
         wrong = [wrong_caption(data, int(i), rng) for i in scenes]
         prompts = [mirrored_caption(p) if f else p for p, f in zip(own + wrong, [*flip, *flip], strict=True)]
-        lessons = [judge(p, rows[i % batch], int(grounds[i % batch])) for i, p in enumerate(prompts)]
+        lessons = [self._judge(p, rows[i % batch], int(grounds[i % batch])) for i, p in enumerate(prompts)]
+        return _Batch(images, rows, torch.from_numpy(grounds).to(device), prompts, lessons)
 
-        sight = net.look(images)
-        wish = net.wish(reader.read(prompts))
-        twice = Sight(*(_twice(part) for part in sight))
-        compared = net.compare(twice, wish)
-        seeing = _seeing(sight, rows, torch.from_numpy(grounds).to(device))
-        said = torch.from_numpy(np.stack([one.wish for one in lessons])).to(device)
-        reading = _reading(wish, said)
-        held = torch.from_numpy(np.stack([one.holds for one in lessons])).to(device)
-        asked = held != ASKS_NOTHING
-        holding = F.binary_cross_entropy(compared.holds[asked], held[asked].float())
-        good = torch.tensor([float(one.verdict.good_enough) for one in lessons], device=device)
-        share = torch.tensor([one.verdict.attributes for one in lessons], device=device)
-        # A share carries more information than a bit. Soft targets also keep the confidences spread out, so that the
-        # threshold controls the deferred share.
-        target = 0.8 * good + 0.2 * ((share - 0.8) * 8).sigmoid()
-        weight = torch.full((2 * batch,), 0.3, device=device)
-        weight[:lights] = 1.0  # a light image and its own caption: the case that occurs in serving
-        judging = F.binary_cross_entropy_with_logits(compared.verdict, target, weight, reduction="sum") / weight.sum()
-        right = ((compared.verdict > 0) == (good > 0.5)).float()
-        figures = {
-            "light": float(right[:lights].mean()),
-            "holds": float(((compared.holds > 0.5) == (held > 0))[asked].float().mean()),
-            "read": reading.item(),
-            "see": seeing.item(),
-            "judge": judging.item(),
-        }
-        return judging + holding + reading + seeing, figures
 
-    trained = train(name, net, loss, steps=steps, lr=lr, folder=folder, seed=seed, ema=0.99, save_every=250)
-    return Discriminator(trained, clip, tokenizer, device)
+def _judging(verdict: torch.Tensor, batch: _Batch, lights: int) -> torch.Tensor:
+    """Loss of the verdicts [2 B], in which a light image and its own caption, the case of serving, counts most.
+
+    A share carries more information than a bit. Soft targets also keep the confidences spread out, so that the
+    threshold controls the deferred share.
+    """
+    share = torch.tensor([one.verdict.attributes for one in batch.lessons], device=verdict.device)
+    target = 0.8 * batch.good_enough + 0.2 * ((share - 0.8) * 8).sigmoid()
+    weight = torch.full((len(batch.lessons),), 0.3, device=verdict.device)
+    weight[:lights] = 1.0
+    return F.binary_cross_entropy_with_logits(verdict, target, weight, reduction="sum") / weight.sum()
 
 
 def _twice(part: torch.Tensor | tuple[torch.Tensor, ...]) -> Any:

@@ -30,6 +30,7 @@ from training.dataset import SceneData
 from training.denoiser import (
     LIGHT_TIMESTEPS,
     LatentData,
+    Trajectories,
     distil,
     new_scheduler,
     train_denoiser,
@@ -48,6 +49,7 @@ from training.export import (
     load_encoders,
 )
 from training.judging import LIGHT_STEPS, detect_on_light_images
+from training.loop import Schedule
 from training.tokenizer import new_tokenizer
 from training.vae import encode_all, refine_decoder, train_vae
 from weir.errors import ConfigError
@@ -254,12 +256,8 @@ def train_family(
         encoders.clip(),
         tokenizer,
         work,
+        Schedule(steps=budget.judging_steps, batch=budget.batch, lr=1.5e-3, seed=seed + 8, ema=0.99, save_every=250),
         name=f"discriminator{suffix}",
-        steps=budget.judging_steps,
-        batch=budget.batch,
-        lr=1.5e-3,
-        seed=seed + 8,
-        device=device,
         start=shipped.discriminator.net if shipped else None,
     )
     export_encoders(out, encoders, tokenizer)
@@ -293,11 +291,8 @@ def _train_denoisers(
             "heavy",
             prompts,
             work,
-            steps=budget.heavy_steps,
-            batch=budget.batch,
-            lr=1.2e-3,
-            seed=seed + 3,
-            device=device,
+            Schedule(steps=budget.heavy_steps, batch=budget.batch, lr=1.2e-3, seed=seed + 3, ema=0.998),
+            device,
             start=shipped.heavy if shipped else None,
         )
     if budget.decoder_steps:
@@ -305,15 +300,8 @@ def _train_denoisers(
     entering, ends = teach(heavy, prompts, work / "teacher.npz", count=budget.taught, seed=seed)
     light = distil(
         deepcopy(shipped.light if shipped else heavy),
-        entering,
-        ends,
-        prompts.states[: len(ends)],
-        prompts.pooled[: len(ends)],
+        Trajectories(LIGHT_TIMESTEPS, entering, ends, prompts.states[: len(ends)], prompts.pooled[: len(ends)]),
         work,
-        timesteps=LIGHT_TIMESTEPS,
-        steps=budget.light_steps,
-        batch=budget.batch,
-        lr=6e-4,
-        seed=seed + 5,
+        Schedule(steps=budget.light_steps, batch=budget.batch, lr=6e-4, seed=seed + 5, flat=0.2, ema=0.995),
     )
     return heavy, light

@@ -11,7 +11,7 @@ from diffusers import AutoencoderKL
 from tqdm import tqdm
 
 from training.dataset import SceneData
-from training.loop import train
+from training.loop import Schedule, train
 from weir.files import written_whole
 
 LATENT_CHANNELS = 4
@@ -77,7 +77,7 @@ def train_vae(data: SceneData, folder: Path, *, steps: int, batch: int, seed: in
         value = reconstruction_loss(output, target) + 1e-4 * latent.square().mean()
         return value, {"dB": psnr(output.detach(), target)}
 
-    return train("vae", vae, loss, steps=steps, lr=8e-4, betas=(0.9, 0.99), folder=folder, seed=seed, flat=0.4)
+    return train("vae", vae, loss, Schedule(steps=steps, lr=8e-4, betas=(0.9, 0.99), seed=seed, flat=0.4), folder)
 
 
 def refine_decoder(
@@ -101,7 +101,7 @@ def refine_decoder(
         output = vae.decode(noisy).sample
         return reconstruction_loss(output, target), {"dB": psnr(output.detach(), target)}
 
-    return train("vae-decoder", vae, loss, steps=steps, lr=1e-3, folder=folder, seed=seed + 1, flat=0.1)
+    return train("vae-decoder", vae, loss, Schedule(steps=steps, lr=1e-3, seed=seed + 1, flat=0.1), folder)
 
 
 @torch.no_grad()

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from training.loop import learning_rate, train
+from training.loop import Schedule, train
 
 
 def run(folder: Path, steps: int, stop_after: int | None = None) -> nn.Linear:
@@ -19,7 +19,7 @@ def run(folder: Path, steps: int, stop_after: int | None = None) -> nn.Linear:
         x = torch.randn(8, 4, generator=generator)
         return (model(x) - x.sum(1, keepdim=True)).square().mean(), {}
 
-    return train("line", model, loss, steps=steps, lr=0.05, folder=folder, seed=1, warm_up=2, ema=0.9, save_every=5)
+    return train("line", model, loss, Schedule(steps=steps, lr=0.05, seed=1, warm_up=2, ema=0.9, save_every=5), folder)
 
 
 def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path) -> None:
@@ -39,11 +39,12 @@ def test_a_finished_run_is_not_repeated(tmp_path: Path) -> None:
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(tmp_path: Path) -> None:
     model = nn.Linear(1, 1)
     with pytest.raises(FloatingPointError, match="bad: the loss is nan at step 0"):
-        train("bad", model, lambda *_: (model.weight.sum() * torch.nan, {}), steps=3, lr=1, folder=tmp_path, seed=0)
+        train("bad", model, lambda *_: (model.weight.sum() * torch.nan, {}), Schedule(steps=3, lr=1, seed=0), tmp_path)
 
 
 def test_the_learning_rate_rises_stays_constant_and_falls() -> None:
-    rates = [learning_rate(s, 100, 1.0, 10, 0.5) for s in range(100)]
+    schedule = Schedule(steps=100, lr=1.0, seed=0, warm_up=10, flat=0.5)
+    rates = [schedule.learning_rate(step) for step in range(100)]
     assert rates[0] == pytest.approx(0.1)
     assert rates[10:50] == [1.0] * 40
     assert rates[99] == pytest.approx(0.02, abs=0.01)
