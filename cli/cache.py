@@ -12,11 +12,11 @@ from typing import Annotated, Any
 import typer
 
 from cache.policy.selector import By
-from cli.terminal import FamilyOption, JsonOption, error_exit, print_json, print_line, progress
+from cli.terminal import FamilyOption, JsonOption, error_exit, note, print_json, print_line, progress
 from weir.assets import FAMILY
 from weir.config import CacheConfig, load_family
 from weir.errors import ConfigError, NotReady
-from weir.files import check_place, make_folder, written_whole
+from weir.files import check_place, file_format, make_folder, written_whole
 
 app = typer.Typer(help="Inspect, measure and maintain the approximate cache.", no_args_is_help=True)
 
@@ -30,6 +30,8 @@ SecretOption = Annotated[
 TlsOption = Annotated[
     Path | None, typer.Option("--tls-ca", help="Certificates that a rediss:// server is checked against.")
 ]
+#: Extensions of the plots that can be written.
+PLOT_FORMATS = ("svg", "png", "pdf")
 #: Time limit of one call of Redis, seconds.
 _REDIS_TIMEOUT_S = 10.0
 
@@ -128,8 +130,7 @@ def _update(bar: Any, task: Any, done: int, total: int) -> None:
 
 
 def _check_plot(path: Path) -> None:
-    if path.suffix not in (".svg", ".png", ".pdf"):
-        raise ConfigError(f"--plot is {path}; its name has to end in .svg, .png or .pdf")
+    file_format(path, PLOT_FORMATS, "--plot")
     make_folder(path.parent)
     check_place(path)
 
@@ -155,7 +156,7 @@ def _plot(runs: list[dict[str, Any]], path: Path) -> None:
         axes.legend()
     try:
         with written_whole(path) as draft:
-            figure.savefig(draft, format=path.suffix[1:])
+            figure.savefig(draft, format=file_format(path, PLOT_FORMATS, "--plot"))
     finally:
         pyplot.close(figure)
 
@@ -219,6 +220,7 @@ def profile(
         seed=seed,
     )
     with error_exit():
+        file_format(out, ["json"])
         check_place(out)
         config = load_family(family)
         # A family with a checker was trained on prompts of scenes.
@@ -251,7 +253,7 @@ def profile(
         print_line(f"{by.value} {row['from']:.2f}…{row['to']:.2f} ({row['pairs']}): {cells}")
     for similarity, k in selector.levels:
         print_line(f"resume at {k} above {similarity:.3f}")
-    print_line(f"written to {out}")
+    note(f"written to {out}")
 
 
 def _judge_of(judge: str | None, clip: str | None, pick: str | None) -> tuple[str, list[str]]:
@@ -284,6 +286,7 @@ def fit_predictor(
     from cache.replay import found_anything, read_prompts
 
     with error_exit():
+        file_format(out, ["safetensors"])
         check_place(out)
         prompts = read_prompts(log)
         named = _encoder(encoder, family)
@@ -322,7 +325,7 @@ def stats(
         print_line(f": {counts['entries']} entries, {counts['states']} states", bold=tenant)
     print_line(f"{found['entries']} entries, {found['states']} states, {found['bytes']} bytes of states")
     if found["store_bytes"] is None:
-        print_line("the memory usage of Redis is unknown: this user may not run INFO")
+        note("the memory usage of Redis is unknown: this user may not run INFO")
 
 
 @app.command()

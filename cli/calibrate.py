@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from cli.terminal import JsonOption, console, error_exit, print_json, print_line
+from cli.terminal import JsonOption, error_exit, note, print_json, print_line, results
 from weir.files import written_whole
 
 
@@ -59,11 +59,11 @@ def calibrate(
     table = Table("threshold", "light share", "quality", "of all-heavy")
     for row in rows:
         table.add_row(f"{row.threshold:.1f}", f"{row.light_share:.0%}", f"{row.quality:.3f}", f"{row.kept:.1%}")
-    console.print(table)
+    results.print(table)
     key = f"plan.thresholds.{variant}" if variant else "plan.threshold"
     print_line(
         f"threshold {chosen.threshold:.2f} keeps {chosen.kept:.1%} of all-heavy quality with {chosen.light_share:.0%} "
         f"images of the lighter variant; set it as `{key}` in the service file"
     )
     if profile is not None:
-        print_line(f"confidences and quality are written to {profile}")
+        note(f"confidences and quality are written to {profile}")

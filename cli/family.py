@@ -7,11 +7,11 @@ from typing import Annotated, Any
 
 import typer
 
-from cli.terminal import FamilyOption, JsonOption, error_exit, print_json, print_line, progress
+from cli.terminal import FamilyOption, JsonOption, error_exit, note, print_json, print_line, progress
 from weir.assets import FAMILY
 from weir.config import load_family
 from weir.errors import ConfigError
-from weir.files import check_place, make_folder
+from weir.files import check_place, file_format, make_folder
 
 
 def profile(
@@ -43,6 +43,7 @@ def profile(
             raise ConfigError(f"--prompts: there is no file {prompts}")
         lines = prompts.read_text().splitlines() if prompts else [prompt_by_id(i) for i in range(count)]
         config = load_family(family)
+        file_format(out, ["json"])
         make_folder(out.parent)
         check_place(out)
         with progress() as bar:
@@ -63,7 +64,7 @@ def profile(
         for variant in measured.variants.values():
             cells = ", ".join(f"{b}: {s:.3f} s" for b, s in zip(variant.batch_sizes, variant.latency_s, strict=True))
             print_line(f"  {cells}", bold=variant.name)
-        print_line(f"written to {out}")
+        note(f"written to {out}")
 
 
 def train(
@@ -148,7 +149,7 @@ def fetch(
     from workers.models.fetch import fetch as get
 
     with error_exit():
-        folders = get(load_family(family), print_line)
+        folders = get(load_family(family), note)
     for folder in folders:
         print_line(f"weights are in {folder}")
     if not folders:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import random
 from dataclasses import asdict
 from pathlib import Path
@@ -9,16 +10,21 @@ from typing import Annotated
 
 import typer
 
-from cli.terminal import FamilyOption, JsonOption, console, error_exit, print_json, print_line
+from cli.terminal import FamilyOption, JsonOption, console, error_exit, note, print_json, print_line
 from weir.assets import CACHE_PROFILE, FAMILY
 from weir.config import CacheConfig, load_family
 from weir.errors import ConfigError
-from weir.files import check_place, written_whole
+from weir.files import check_place, file_format, written_whole
+
+#: Extensions of the files that can be written.
+IMAGE_FORMATS = ("png", "jpg", "jpeg", "webp")
+#: Quality of the formats that lose some, as of the API's images.
+QUALITY = 100
 
 
 def generate(
     prompt: Annotated[str, typer.Argument(help="What the image shows.")],
-    out: Annotated[Path, typer.Option(help="File to write, PNG.")] = Path("image.png"),
+    out: Annotated[Path, typer.Option(help="Image to write: .png, .jpg, .jpeg or .webp.")] = Path("image.png"),
     family: FamilyOption = FAMILY,
     seed: Annotated[int | None, typer.Option(min=-1, max=2**64 - 1, help="Otherwise random, and printed.")] = None,
     threshold: Annotated[
@@ -47,6 +53,7 @@ def generate(
     with error_exit():
         if not prompt.strip():
             raise ConfigError("the prompt is empty; describe the image")
+        kind = file_format(out, IMAGE_FORMATS)
         check_place(out)
         config = load_family(family)
         if variant is not None and variant not in config.keys:
@@ -73,7 +80,7 @@ def generate(
             if local_cache is not None:
                 local_cache.save()
         with written_whole(out) as draft:
-            draft.write_bytes(result.image)
+            draft.write_bytes(_encoded(result.image, kind))
     facts = {k: v for k, v in asdict(result).items() if k != "image"} | {"file": str(out)}
     if as_json:
         print_json(facts)
@@ -83,4 +90,16 @@ def generate(
         print_line(f"{out}: {result.model}, {result.steps} steps{resumed}, seed {result.seed}{verdicts}")
         for name, unused in (("", result.unused_tokens), ("negative ", result.unused_negative_tokens)):
             if unused:
-                print_line(f"the {name}prompt is too long: its last {unused} tokens were not used")
+                note(f"the {name}prompt is too long: its last {unused} tokens were not used")
+
+
+def _encoded(png: bytes, extension: str) -> bytes:
+    """An image in the format of the extension; a PNG stays as it is."""
+    from PIL import Image
+
+    if extension == "png":
+        return png
+    out = io.BytesIO()
+    with Image.open(io.BytesIO(png)) as image:
+        image.convert("RGB").save(out, "webp" if extension == "webp" else "jpeg", quality=QUALITY)
+    return out.getvalue()

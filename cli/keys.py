@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from cli.terminal import JsonOption, error_exit, print_json, print_line
+from cli.terminal import JsonOption, error_exit, note, print_json, print_line
 from weir.config import KeyConfig, load_keys
 from weir.errors import ConfigError
 
@@ -53,7 +53,7 @@ def new(
             raise ConfigError(f"--{option}: {problem['msg']} (given: {problem['input']!r})") from None
         append_key(file, entry)
         sys.stdout.write(key + "\n")
-        print_line(f"the key of {name} is above and is not shown again; its digest is in {file}")
+        note(f"the key of {name} is above and is not shown again; its digest is in {file}")
 
 
 @app.command("list")

@@ -13,16 +13,16 @@ from rich.table import Table
 from cli.terminal import (
     FamilyOption,
     JsonOption,
-    console,
     error_exit,
     print_json,
     print_line,
     progress,
+    results,
 )
 from weir.assets import FAMILY, LEVEL_HEAD
 from weir.config import FamilyConfig, load_family
 from weir.errors import ConfigError
-from weir.files import check_place, make_folder
+from weir.files import check_place, file_format, make_folder
 from weir.prompt_levels import LevelHead
 
 if TYPE_CHECKING:
@@ -60,6 +60,7 @@ def fit(
             shorter = [int(n) for n in steps.split(",") if n.strip()]
         except ValueError:
             raise ConfigError(f"--steps is {steps!r}; give whole numbers like 10,5") from None
+        file_format(out, ["safetensors"])
         make_folder(out.parent)
         check_place(out)
         pairs = _pairs(config, judge, shorter, count, work, "prompts at every level")
@@ -75,7 +76,7 @@ def fit(
         table.add_column(rung, justify="right")
     for rung, row in zip(report.rungs, report.confusion, strict=True):
         table.add_row(rung, *map(str, row))
-    console.print(table)
+    results.print(table)
     print_line(
         f"right level: {report.accuracy:.1%} (always the most frequent: {report.majority:.1%}); "
         f"mean error {report.mean_level_error:.2f} levels"
@@ -85,7 +86,7 @@ def fit(
         gains.add_column(column, justify="right")
     for share, *values in zip(report.heavy_share, report.predicted, report.agnostic, report.oracle, strict=True):
         gains.add_row(f"{share:.0%}", *(f"{v:.4f}" for v in values))
-    console.print(gains)
+    results.print(gains)
     print_line(f"mean gain over random selection: {report.gained:+.4f}; written to {out}")
 
 
@@ -136,7 +137,7 @@ def check(
             table.add_column(column, justify="left" if column == "level" else "right")
         for it in drifts:
             table.add_row(it.level, str(it.samples), f"{it.recorded:.3f}", f"{it.realised:.3f}", f"{it.error:.3f}")
-        console.print(table)
+        results.print(table)
         verdict = "valid"
         if drifted:
             verdict = f"fitted again: {fitted.version}" if refit else "it has drifted; fit it again with --refit"

@@ -9,9 +9,12 @@ from typing import Annotated, Any
 import typer
 from rich.text import Text
 
-from cli.terminal import JsonOption, console, error_exit, print_json, print_line
+from cli.terminal import JsonOption, console, error_exit, note, print_json, print_line, results
 from weir.errors import ConfigError
-from weir.files import check_place, make_folder
+from weir.files import check_place, file_format, make_folder
+
+#: Extensions of the pages and plots that can be written.
+PLOT_FORMATS = ("html", "svg", "png", "pdf")
 
 CascadeOption = Annotated[str, typer.Option(help="diffserve-1, -2, -3, sdxl-a100, or a profile file.")]
 FamilyOption = Annotated[
@@ -167,7 +170,7 @@ def cascades(
     for row in by_demand:
         served, quality = float(str(row["served"])), float(str(row["quality"]))
         table.add_row(f"{row['demand_rps']:g}", str(row["light"]), f"{100 * served:.0f}", f"{quality:.4g}")
-    console.print(table)
+    results.print(table)
     if runs:
         print_line(f"{trace}, simulated:")
         table = Table()
@@ -177,7 +180,7 @@ def cascades(
             shares = ", ".join(f"{name} {100 * share:.0f} %" for name, share in run.shares.items())
             late, good = f"{100 * run.violation_ratio:.2f}", f"{run.goodput_rps:.1f}"
             table.add_row(run.pair, late, good, f"{run.quality:.4g}", str(run.changes), shares)
-        console.print(table)
+        results.print(table)
 
 
 def _compare(
@@ -204,8 +207,7 @@ def _compare(
         raise ConfigError(f"--exact is for a service, a profile or a published cascade; {family} is a ladder of levels")
     found: Comparison | LevelComparison | SystemComparison
 
-    if plot is not None and plot.suffix not in (".html", ".svg", ".png", ".pdf"):
-        raise ConfigError(f"--plot is {plot}; its name has to end in .html, .svg, .png or .pdf")
+    kind = None if plot is None else file_format(plot, PLOT_FORMATS, "--plot")
     if plot is not None:
         make_folder(plot.parent)
         check_place(plot)
@@ -222,7 +224,7 @@ def _compare(
             found = compare_files(family, trace, policies, scores=scores, gpu_hour_price=gpu_hour_price, **more)
         if plot is not None:
             title = f"{Path(family).stem if ladder or service else family} on {trace.name}"
-            if plot.suffix != ".html":
+            if kind != "html":
                 found.plot(plot)
             elif isinstance(found, Comparison):
                 write_page(found, plot, title=title)
@@ -231,6 +233,6 @@ def _compare(
     if as_json:
         sys.stdout.write(found.to_json() + "\n")
     else:
-        found.print(console)
+        found.print(results)
         if plot is not None:
-            print_line(f"written to {plot}")
+            note(f"written to {plot}")

@@ -16,8 +16,10 @@ from rich.text import Text
 
 from weir.errors import ConfigError, InvalidRequest, PlanError, ServiceError, WeirError
 
-#: Without markup, because messages quote the user's input.
+#: Standard error, for progress, notes and errors. Without markup, because messages quote the user's input.
 console = Console(stderr=True, markup=False, highlight=False, emoji=False)
+#: Standard output, for results.
+results = Console(markup=False, highlight=False, emoji=False)
 
 FamilyOption = Annotated[Path, typer.Option(help="Family file.", show_default="the embedded family")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
@@ -38,11 +40,16 @@ def error_exit() -> Iterator[None]:
 
 
 def print_line(line: str, *, bold: str = "") -> None:
-    """Prints one line without wrapping, so that file names can be copied.
+    """Prints one line of a result on standard output, without wrapping, so that file names can be copied.
 
     Args:
         bold: bold text before the line.
     """
+    results.print(Text.assemble((bold, "bold"), line), soft_wrap=True)
+
+
+def note(line: str, *, bold: str = "") -> None:
+    """Prints one line about the progress of a command on standard error, otherwise as :func:`print_line`."""
     console.print(Text.assemble((bold, "bold"), line), soft_wrap=True)
 
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from cli.terminal import JsonOption, console, error_exit, print_json, print_line
+from cli.terminal import JsonOption, console, error_exit, note, print_json, print_line
 from weir.config import load_family
 from weir.errors import ConfigError
 
@@ -41,6 +41,7 @@ def replay(
     as_json: JsonOption = False,
 ) -> None:
     """Replay a trace, open loop, and write a report. The API key, if the service needs one, is read from WEIR_API_KEY.
+    The exit code is 1 if no request got an image.
 
     Example: weir replay traces/bursty.csv --duration 120 --rate 0.5
     """
@@ -70,10 +71,10 @@ def replay(
         base = url or look()["url"]
         fields = accepted_fields(base)
         if fields is None:
-            print_line(f"{base} has no description of its API; refusals will be in the report")
+            note(f"{base} has no description of its API; refusals will be in the report")
         for line in expected_refusals(fields or {}, requests, model):
-            print_line(line, bold="the service will refuse ")
-        print_line(f"{len(requests)} requests over {_duration(requests.duration_s)}, to {base}")
+            note(line, bold="the service will refuse ")
+        note(f"{len(requests)} requests over {_duration(requests.duration_s)}, to {base}")
         folder = out or Path("runs") / datetime.now().strftime("%Y%m%d-%H%M%S")
         result = send(
             requests,
@@ -102,13 +103,10 @@ def replay(
         print_json(json.loads((folder / "report.json").read_text()))
     else:
         _print_summary(summary, folder)
-    if result.outcomes and not any(it.status for it in result.outcomes):
-        print_line(
-            f" {base} answered none of {len(result.outcomes)} requests: {summary.reasons[0].reason}",
-            bold="no server answers:",
-        )
-        raise typer.Exit(130 if result.interrupted else 1)
-    raise typer.Exit(130 if result.interrupted else 0)
+    unanswered = bool(result.outcomes) and not any(it.answered for it in result.outcomes)
+    if unanswered:
+        note(f" {base} answered none of {len(result.outcomes)} requests: {summary.reasons[0].reason}", bold="error:")
+    raise typer.Exit(130 if result.interrupted else int(unanswered))
 
 
 def _print_summary(summary: Any, folder: Path) -> None:

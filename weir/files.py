@@ -3,11 +3,31 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from weir.errors import ConfigError
+
+
+def file_format(path: Path, known: Sequence[str], option: str = "--out") -> str:
+    """Returns the format that the extension of a file names, in lower case and without the dot.
+
+    Args:
+        known: accepted extensions, without the dot.
+        option: option by which the user named the file.
+
+    Raises:
+        ConfigError: the extension is none of them, or the path is a folder.
+    """
+    if path.is_dir():
+        raise ConfigError(f"{path}: is a folder; name a file")
+    named = path.suffix[1:].lower()
+    if named not in known:
+        *others, last = (f".{it}" for it in known)
+        accepted = f"{', '.join(others)} or {last}" if others else last
+        raise ConfigError(f"{option} is {path}; its name has to end in {accepted}")
+    return named
 
 
 def check_place(path: Path) -> None:

@@ -95,7 +95,7 @@ class Comparison:
         if self.bound is not None:
             trade.axhline(self.bound, linestyle=":", color="black")
         with written_whole(path) as draft:
-            figure.savefig(draft, format=path.suffix[1:])
+            figure.savefig(draft, format=path.suffix[1:].lower())
 
 
 def compare(

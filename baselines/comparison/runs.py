@@ -171,4 +171,4 @@ def plot_runs(arrivals_s: np.ndarray, runs: Sequence[Run], path: Path) -> None:
     late.set(ylabel="violations, %", xlabel="s")
     throughput.legend()
     with written_whole(path) as draft:
-        figure.savefig(draft, format=path.suffix[1:])
+        figure.savefig(draft, format=path.suffix[1:].lower())

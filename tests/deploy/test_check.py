@@ -127,7 +127,7 @@ def test_the_command_prints_text_or_json_and_sets_the_exit_code(tmp_path: Path) 
         done = CliRunner().invoke(app, ["check", *words], env={"COLUMNS": "200"})
         return done.exit_code, done.stdout, done.stderr
 
-    code, _, said = weir(str(SERVICE))
+    code, said, _ = weir(str(SERVICE))
     assert (code, said.splitlines()[0]) == (0, f"{SERVICE}: a service, and nothing is wrong with it")
     assert weir(str(tmp_path / "missing"))[0] == 2
     code, printed, _ = weir(str(tmp_path / "missing"), "--json")

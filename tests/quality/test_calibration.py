@@ -92,7 +92,7 @@ def test_calibrate_writes_the_curve_of_every_lighter_variant_into_a_profile_of_t
     assert updated.variant("medium").quality.values == (0.8, 0.79)
     assert updated.variant("heavy").confidences == (0.9,) * 100
     chosen = weir("calibrate", evaluation, "--variant", "medium", "--keep", "0.99")
-    assert "plan.thresholds.medium" in chosen.stderr
+    assert "plan.thresholds.medium" in chosen.stdout
     missing = weir("calibrate", evaluation, "--variant", "large")
     assert (missing.exit_code, "'large' is missing" in missing.stderr) == (2, True)
 

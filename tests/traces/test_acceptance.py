@@ -97,6 +97,14 @@ def test_a_replay_without_any_image_ends_with_exit_code_1(server, tmp_path: Path
     assert "answered none of 2 requests: no response within 0.2 s" in " ".join(result.output.split())
 
 
+def test_a_replay_of_refused_requests_lists_the_reasons_and_ends_with_exit_code_1(server, tmp_path: Path) -> None:
+    server.behaviour = lambda number, body: (0, 503, server.error("overloaded"))
+    result = replayed(tmp_path, server.url, "arrival_s,prompt\n0,a\n0.01,b\n")
+    assert result.exit_code == 1
+    assert "no image  2 × 503 overloaded: no\n" in result.stdout
+    assert f"error: {server.url} answered none of 2 requests: no\n" in result.stderr
+
+
 def test_refusals_are_in_the_report_by_code_and_reason(server, tmp_path: Path) -> None:
     def refuse(number: int, body: dict[str, Any]) -> tuple[float, int, Any]:
         if body["prompt"] == "fine":

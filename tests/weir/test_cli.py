@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from PIL import Image
 from typer.testing import CliRunner, Result
 
 from cli.main import app
@@ -45,7 +46,7 @@ def test_a_plan_is_the_optimum_of_diffserves_problem():
 def test_a_plan_is_explained_in_words():
     result = weir("plan", "--demand", "24")
     assert result.exit_code == 0
-    assert result.stderr.startswith("24 requests/s on 16 GPUs within 5 s")
+    assert result.stdout.startswith("24 requests/s on 16 GPUs within 5 s")
 
 
 def test_a_generated_image_comes_with_the_number_of_tokens_that_were_not_used(tmp_path):
@@ -85,8 +86,9 @@ def test_all_policies_are_compared(trace, tmp_path):
     result = weir("compare", "--trace", trace, "--plot", page)
     assert result.exit_code == 0, result.output
     assert "<svg" in page.read_text()
-    assert all(name in result.stderr for name in names(levels=False))
-    assert "fluid bound" in result.stderr
+    assert all(name in result.stdout for name in names(levels=False))
+    assert "fluid bound" in result.stdout
+    assert result.stderr == f"written to {page}\n"  # no result
 
 
 def test_several_policies_for_a_ladder_are_simulated(trace, tmp_path):
@@ -178,8 +180,8 @@ def test_invalid_arguments_are_refused_with_their_remedy(words, remedy, tmp_path
         (("evaluate", "--card", "taken"), "taken: cannot write in this folder"),
         (("train", "--out", "taken"), "taken: cannot write in this folder"),
         (("train", "--out", ".", "--work", "taken"), "taken: cannot write in this folder"),
-        (("levels", "fit", "--out", "taken/head"), "taken: cannot write in this folder"),
-        (("levels", "fit", "--out", "head", "--work", "taken"), "taken: cannot write in this folder"),
+        (("levels", "fit", "--out", "taken/head.safetensors"), "taken: cannot write in this folder"),
+        (("levels", "fit", "--out", "head.safetensors", "--work", "taken"), "taken: cannot write in this folder"),
         (("compare", "--trace", "trace.csv", "--plot", "taken/plot.svg"), "taken: cannot write in this folder"),
         (("cache", "replay-log", "trace.csv", "--plot", "taken/plot.svg"), "taken: cannot write in this folder"),
         (("keys", "new", "--name", "alice", "--file", "taken/keys.yaml"), "taken: cannot write in this folder"),
@@ -190,6 +192,41 @@ def test_an_output_path_that_cannot_be_written_is_refused_before_any_work(trace,
     monkeypatch.setattr("workers.models.family.Family.load", None)  # all these commands load the family first
     Path("taken").touch()
     assert problem in refusal(*words)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("a.png", "PNG"), ("a.jpg", "JPEG"), ("a.JPEG", "JPEG"), ("a.webp", "WEBP")]
+)
+def test_the_extension_decides_the_format_of_a_generated_image(name, kind, tmp_path):
+    result = weir("generate", "a red circle", "--variant", "light", "--seed", "1", "--out", tmp_path / name)
+    assert result.exit_code == 0, result.output
+    with Image.open(tmp_path / name) as image:
+        assert image.format == kind
+    assert result.stdout.startswith(f"{tmp_path / name}: ")
+    assert result.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("words", "remedy"),
+    [
+        (("generate", "a", "--out", "a.gif"), "--out is a.gif; its name has to end in .png, .jpg, .jpeg or .webp"),
+        (("generate", "a", "--out", "a"), "--out is a; its name has to end in"),
+        (("profile", "--out", "p.csv"), "--out is p.csv; its name has to end in .json"),
+        (("cache", "profile", "--out", "p.csv"), "--out is p.csv; its name has to end in .json"),
+        (
+            ("cache", "fit-predictor", "log.txt", "--out", "p.bin"),
+            "--out is p.bin; its name has to end in .safetensors",
+        ),
+        (("cache", "replay-log", "trace.csv", "--plot", "p.jpg"), "--plot is p.jpg; its name has to end in .svg, .png"),
+        (("levels", "fit", "--out", "head.json"), "--out is head.json; its name has to end in .safetensors"),
+        (("compare", "--trace", "trace.csv", "--plot", "p.jpg"), "--plot is p.jpg; its name has to end in .html, .svg"),
+    ],
+)
+def test_an_unknown_extension_is_refused_before_any_work(trace, words, remedy, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("workers.models.family.Family.load", None)  # the work begins with it
+    assert remedy in refusal(*words)
+    assert list(tmp_path.iterdir()) == [trace]
 
 
 @pytest.mark.parametrize("command", [c.name or c.callback.__name__ for c in app.registered_commands if c.callback])

@@ -57,7 +57,7 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "levels check {}.safetensors",
         "levels fit --steps {}",
         "cache replay-log {}.csv",
-        "cache fit-predictor {}.txt --out p.bin",
+        "cache fit-predictor {}.txt --out p.safetensors",
     ],
 )
 def test_an_error_quotes_the_users_text_unchanged(command: str, text: str) -> None:
@@ -85,4 +85,4 @@ def test_file_names_are_printed_unchanged_on_one_line(text: str) -> None:
     ):
         made = weir(*words)
         assert made.exit_code == 0, made.output
-        assert str(words[-1]) in made.stderr
+        assert str(words[-1]) in made.output

@@ -84,10 +84,10 @@ def test_published_models_can_be_given_as_folders(runs: tuple[Path, Path, Path],
     first, second = json.loads(out)["runs"]
     assert first.keys() == {"run", "images", "clip", "pick", "frechet"}
     assert first["clip"] > second["clip"]
-    code, _, err = score(right, "--against", wrong, "--clip", CLIP)
+    code, out, _ = score(right, "--against", wrong, "--clip", CLIP)
     assert code == 0
-    assert "images 12" in err
-    assert "11 images" in err
+    assert "images 12" in out
+    assert "11 images" in out
 
 
 @pytest.mark.parametrize(
