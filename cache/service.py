@@ -8,7 +8,9 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from contextvars import copy_context
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,6 +21,7 @@ from cache.policy.partition import Settings
 from cache.store.backend import StoreFailed
 from weir.config import CacheConfig, FamilyConfig
 from weir.core import NO_LOOKUP
+from weir.logs import configure, logged_as
 from weir.loopback import keep_to_loopback
 from weir.prompt_levels import WatchedHead
 from weir.telemetry import RayMetrics
@@ -57,6 +60,7 @@ class CacheService:
         import torch
 
         keep_to_loopback()
+        configure("cache")
         torch.set_num_threads(1)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="cache")
         settings, models, metrics = (
@@ -75,13 +79,18 @@ class CacheService:
         self._failed = False
         self._tending = self._thread.submit(self._maintain)
 
-    async def lookup(self, name: str, tenant: str, prompt: str, settings: dict[str, Any]) -> dict[str, Any]:
+    async def lookup(
+        self, name: str, tenant: str, prompt: str, settings: dict[str, Any], request_id: str = ""
+    ) -> dict[str, Any]:
         """Calls :meth:`ApproximateCache.lookup`; returns the fields of a :class:`weir.core.CacheLookup`."""
         if not self.ready:
             return NO_LOOKUP.to_dict()
         wanted = Settings(**settings)
         began = time.perf_counter()
-        found = await self._do(lambda cache: cache.lookup(name, tenant, prompt, wanted))
+        with logged_as(request_id):
+            found = await self._do(lambda cache: cache.lookup(name, tenant, prompt, wanted))
+            k = 0 if found.resume is None else found.resume.step
+            log.info("%s: looked up, K = %d, similarity %s, of %s", name, k, found.similarity, found.entry)
         self._metrics.looked_up(found, time.perf_counter() - began)
         return (found if self._rebuilt_from_store else replace(found, capture=False)).to_dict()
 
@@ -93,14 +102,17 @@ class CacheService:
         sought: int,
         seen: bytes | None = None,
         refused: bool = False,
+        request_id: str = "",
     ) -> None:
         """Calls :meth:`ApproximateCache.finish` once the captured states are in the store, because the worker answers
         before it has stored them. States that do not arrive in time count as missing."""
-        for _ in range(_STORE_CHECKS if captured else 0):
-            if await self._do(lambda cache: cache.stored(name, captured)):
-                break
-            await asyncio.sleep(_STORE_CHECK_S)
-        await self._do(lambda cache: cache.finish(name, resumed_at, captured, sought, seen, refused))
+        with logged_as(request_id):
+            for _ in range(_STORE_CHECKS if captured else 0):
+                if await self._do(lambda cache: cache.stored(name, captured)):
+                    break
+                await asyncio.sleep(_STORE_CHECK_S)
+            await self._do(lambda cache: cache.finish(name, resumed_at, captured, sought, seen, refused))
+            log.info("%s: ended, resumed at step %d, captured steps %s", name, resumed_at, list(captured))
 
     async def check_health(self) -> None:
         """Runs the periodic work. Serve calls it every few seconds."""
@@ -146,4 +158,5 @@ class CacheService:
         return True
 
     async def _do(self, work: Callable[[ApproximateCache], Answer]) -> Answer:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, work, self._cache)
+        work_as_here = partial(copy_context().run, work, self._cache)  # with the request id of this task
+        return await asyncio.get_running_loop().run_in_executor(self._thread, work_as_here)

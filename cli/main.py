@@ -46,6 +46,7 @@ for command in (
     serve.down,
     serve.render,
     serve.status,
+    serve.logs,
     serve.monitor,
     check.check,
     generate.generate,

@@ -207,7 +207,7 @@ def _compare(
         raise ConfigError(f"--exact is for a service, a profile or a published cascade; {family} is a ladder of levels")
     found: Comparison | LevelComparison | SystemComparison
 
-    kind = None if plot is None else file_format(plot, PLOT_FORMATS, "--plot")
+    extension = None if plot is None else file_format(plot, PLOT_FORMATS, "--plot")
     if plot is not None:
         make_folder(plot.parent)
         check_place(plot)
@@ -224,7 +224,7 @@ def _compare(
             found = compare_files(family, trace, policies, scores=scores, gpu_hour_price=gpu_hour_price, **more)
         if plot is not None:
             title = f"{Path(family).stem if ladder or service else family} on {trace.name}"
-            if kind != "html":
+            if extension != "html":
                 found.plot(plot)
             elif isinstance(found, Comparison):
                 write_page(found, plot, title=title)

@@ -1,7 +1,8 @@
-"""Start, stop and inspect a service: ``weir up``, ``weir down``, ``weir render``, ``weir status``, ``weir monitor``."""
+"""Start, stop and inspect a service: ``weir up``, ``weir down``, ``weir render``, ``weir status``, ``weir logs``, …"""
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -9,7 +10,7 @@ from typing import Annotated
 import typer
 import yaml
 
-from cli.terminal import JsonOption, console, error_exit, print_json, print_line
+from cli.terminal import JsonOption, console, error_exit, print_json, print_line, results
 from weir.assets import SERVICE
 
 NameArgument = Annotated[str | None, typer.Argument(help="Name of the service, if several are up.")]
@@ -64,20 +65,42 @@ def down(name: NameArgument = None) -> None:
 
 
 def status(name: NameArgument = None, as_json: JsonOption = False) -> None:
-    """Show the service that is up: its URL, its replicas by role, and the current plan.
+    """Show the service that is up: replicas by role, the plan, demand, late images, the cache, and where its logs are.
+
+    The exit code is 1 if the service is not ready. The API key, if the service needs one, is read from WEIR_API_KEY.
 
     Example: weir status --json
     """
-    from deploy.local import status as look
+    from deploy.status import described
+    from deploy.status import status as look
 
     with error_exit():
-        state = look(name)
+        state = look(name, key=os.environ.get("WEIR_API_KEY"))
     if as_json:
         print_json(state)
     else:
-        for key, value in state.items():
-            print_line(f"  {value}", bold=f"{key:>10}")
+        results.print(described(state))
     raise typer.Exit(0 if state["healthy"] else 1)
+
+
+def logs(
+    name: NameArgument = None,
+    request: Annotated[str | None, typer.Option(help="Only records of the request with this id.")] = None,
+    follow: Annotated[bool, typer.Option("--follow", help="Go on with new records until Ctrl-C.")] = False,
+    folder: Annotated[
+        Path | None, typer.Option(help="Folder of the logs.", show_default="that of the service, also if it is down")
+    ] = None,
+) -> None:
+    """Show the logs of all processes of a service in the order of time.
+
+    Example: weir logs --request 6f1b0a2e2f9c4f6e9f0e6d1f0f6d8c11
+    """
+    from deploy.logs import LogFolder, logs_of
+
+    with error_exit():
+        files = LogFolder(folder or logs_of(name))
+        for entry in files.follow(request) if follow else files.read(request):
+            print_line(entry.text)
 
 
 def monitor(

@@ -30,6 +30,7 @@ from deploy.publish import Publisher
 from deploy.serve_config import APPLICATION, BALANCER, CONTROLLER, ON_HEAD, located
 from weir.config import FamilyConfig, ServiceConfig, load_service
 from weir.errors import ConfigError, NotReady
+from weir.logs import configure
 from weir.loopback import keep_to_loopback
 from weir.plan import Plan
 from weir.prompt_levels import LevelHead, WatchedHead
@@ -145,6 +146,7 @@ class ControlLoop:
 
     def __init__(self, service: dict[str, Any], family: dict[str, Any]):
         keep_to_loopback()
+        configure("controller")
         self._edges, self._stop = Edges(), threading.Event()
         config = ServiceConfig.model_validate(service)
         it = controller(config, self._edges)

@@ -27,6 +27,7 @@ from cache.factory import SECRET, URL, connected
 from cache.store.backend import StoreFailed
 from cache.store.redis_server import RedisServer
 from deploy.cluster import cluster, targets_file
+from deploy.logs import logging_to
 from deploy.policy import policy_of
 from deploy.state import FOLDER, Service, StateFile, find
 from weir.assets import import_path
@@ -125,6 +126,8 @@ def status(name: str | None = None, *, folder: Path = FOLDER) -> dict[str, Any]:
         "dashboard": service.dashboard,
         "config": service.config,
         "targets": service.targets,
+        "policy": service.policy,
+        "logs": service.logs,
         "healthy": state is not None and state["ready"],
         **(state or {"ready": False, "pending": ["the load balancer does not answer"]}),
     }
@@ -215,6 +218,7 @@ def _serve(start: _Start, state: StateFile, console: Console, on_ready: Callable
     with ExitStack() as stack:
         stack.callback(lambda: [signal.signal(number, handler) for number, handler in previous.items()])
         progress = stack.enter_context(console.status("starting Ray"))
+        logs = stack.enter_context(logging_to(state.logs))
         access = stack.enter_context(_redis(service))
         pool = service.pool
         dashboard = stack.enter_context(
@@ -229,7 +233,8 @@ def _serve(start: _Start, state: StateFile, console: Console, on_ready: Callable
             state.link_targets(listed)
             targets = str(state.targets.absolute())
         config = str(start.config_path)
-        running = Service(state.name, os.getpid(), start.url, dashboard, config, False, *access, targets)
+        about = (targets, service.controller.policy, logs)
+        running = Service(state.name, os.getpid(), start.url, dashboard, config, False, *access, *about)
         state.write(running)
         publisher = Publisher(dashboard)
         host, port = start.address

@@ -24,6 +24,8 @@ class Service:
         ready: set once the service has been able to serve.
         cache_url, cache_secret: of the Redis server that was started for the service; empty without one.
         targets: file that lists the targets of Prometheus.
+        policy: policy of the controller.
+        logs: folder of the logs; empty for a service on a cluster that was there before.
     """
 
     name: str
@@ -35,6 +37,8 @@ class Service:
     cache_url: str = ""
     cache_secret: str = ""
     targets: str = ""
+    policy: str = ""
+    logs: str = ""
 
 
 class StateFile:
@@ -44,6 +48,7 @@ class StateFile:
         self.name = name
         self.path = folder / f"{name}.json"
         self.log = folder / f"{name}.log"
+        self.logs = folder / "logs" / name
         self.targets = folder / "targets" / f"{name}.json"
         self._lock_path = folder / f"{name}.lock"
         self._lock: IO[str] | None = None

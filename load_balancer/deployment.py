@@ -19,6 +19,7 @@ from load_balancer.pool.serve_pool import ServePool
 from load_balancer.runner.balancer import Balancer
 from load_balancer.runner.serve_cache_client import ServeCacheClient
 from weir.config import FamilyConfig, ServiceConfig
+from weir.logs import configure
 from weir.loopback import keep_to_loopback
 from weir.plan import Plan
 from weir.profiles import Profile
@@ -44,6 +45,7 @@ class LoadBalancer:
         cache: DeploymentHandle | None = None,
     ):
         keep_to_loopback()
+        configure("load-balancer")
         self._service = ServiceConfig.model_validate(service)
         self._family = FamilyConfig.model_validate(family)
         self.balancer = Balancer(
@@ -80,6 +82,7 @@ class LoadBalancer:
             self._api_keys,
             aliases=self._service.aliases,
             allowed_origins=self._service.http.allowed_origins,
+            behind_serve=True,
         )
 
     async def lead(self, controller: str) -> bool:

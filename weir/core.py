@@ -75,6 +75,7 @@ class ImageRequest:
         judge: the discriminator also looks at an image of the last variant.
         previews: pictures of the unfinished image to send on the way (:meth:`workers.replica.Worker.stream`).
         keep_latent: sends the finished latent back with the image, for a warm start of another variant.
+        request_id: id of the client's request, for logs.
     """
 
     id: str
@@ -93,6 +94,7 @@ class ImageRequest:
     judge: bool = False
     previews: int = 0
     keep_latent: bool = False
+    request_id: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for the wire; :meth:`from_dict` reads it back."""

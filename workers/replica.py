@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from dataclasses import replace
 from typing import Any
 
@@ -20,6 +21,7 @@ from weir import metrics as metrics_of
 from weir.config import FamilyConfig
 from weir.core import ImageRequest, ImageResult, Overrides
 from weir.errors import GenerationFailed, InvalidRequest, NotFinite, PlanError, RoleChanged, StateRefused, WeirError
+from weir.logs import configure, logged_as
 from weir.loopback import keep_to_loopback
 from weir.plan import Assignment, Plan
 from weir.profiles import load_profile
@@ -77,6 +79,7 @@ class Worker:
         metrics: Metrics | None = None,
     ):
         keep_to_loopback()
+        configure("worker")
         self.family = FamilyConfig.model_validate(family)
         self.plan = Plan.from_dict(plan).check(self.family.keys)
         self._limits = BatchLimits(self.plan)
@@ -142,16 +145,20 @@ class Worker:
     ) -> dict[str, Any]:
         try:
             parsed = ImageRequest.from_dict(request)
-            state, fetch_s = await self._fetch(variant, parsed)
-            job, refused = self._checked_job(variant, parsed, state, role)
         except (TypeError, ValueError) as error:
             return self._error_result(request, InvalidRequest(f"not a request for a worker: {error}"))
-        except WeirError as error:
-            return self._error_result(request, error)
-        outcome = await self._denoise(job, show)
-        self._start_self_test(outcome.output)
-        captured = self._store_states(parsed, outcome.output.states)
-        return self._result(parsed.id, outcome, captured, fetch_s, refused).to_dict()
+        with logged_as(parsed.request_id):
+            try:
+                state, fetch_s = await self._fetch(variant, parsed)
+                job, refused = self._checked_job(variant, parsed, state, role)
+            except (TypeError, ValueError) as error:
+                return self._error_result(request, InvalidRequest(f"not a request for a worker: {error}"))
+            except WeirError as error:
+                return self._error_result(request, error)
+            outcome = await self._denoise(job, show)
+            self._start_self_test(outcome.output)
+            captured = self._store_states(parsed, outcome.output.states)
+            return self._result(parsed.id, outcome, captured, fetch_s, refused).to_dict()
 
     def _checked_job(
         self, variant: str, request: ImageRequest, state: State | None, role: str
@@ -180,7 +187,9 @@ class Worker:
         recipe(self.family, variant, request)
         if self.states is None or request.resume is None:
             return None, None
-        fetched = asyncio.get_running_loop().run_in_executor(self._reading, self.states.get, request.resume.key)
+        fetched = asyncio.get_running_loop().run_in_executor(
+            self._reading, copy_context().run, self.states.get, request.resume.key
+        )
         begun, state = time.monotonic(), None
         try:
             state = await asyncio.wait_for(fetched, self.fetch_s)
@@ -236,7 +245,9 @@ class Worker:
 
     async def _put(self, store: StateStore, request: ImageRequest, states: tuple[State, ...]) -> None:
         try:
-            await asyncio.get_running_loop().run_in_executor(self._storing, store.put, request, states)
+            await asyncio.get_running_loop().run_in_executor(
+                self._storing, copy_context().run, store.put, request, states
+            )
         except Exception as error:
             self._report_not_stored(request, f"{type(error).__name__}: {error}")
 
@@ -261,6 +272,10 @@ class Worker:
         output = outcome.output
         if output.error is not None:
             self._count_failure(output.error[0])
+            log.info("%s: no image: %s: %s", name, *output.error)
+        else:
+            timing = outcome.batch_size, outcome.queue_s, outcome.compute_s
+            log.info("%s: %d steps in a batch of %d, waited %.3f s, ran %.3f s", name, output.steps, *timing)
         return ImageResult(
             id=name,
             image=output.image,

@@ -27,6 +27,7 @@ from load_balancer.http.openapi import (
     describe,
 )
 from load_balancer.http.page import Page
+from load_balancer.http.request_id import RequestIds
 from load_balancer.http.responses import EXPOSED, failure, reply, typed_errors
 from load_balancer.http.schema import RequestRules
 from load_balancer.runner.balancer import Balancer
@@ -43,16 +44,19 @@ def create_app(
     *,
     aliases: Mapping[str, str] | None = None,
     allowed_origins: Sequence[str] = (),
+    behind_serve: bool = False,
 ) -> FastAPI:
     """Creates the ASGI application of one load balancer; without ``callers`` it needs no key.
 
     Args:
         aliases: additional model names → the models they stand for.
         allowed_origins: origins whose web pages may call the API; ``*`` allows all.
+        behind_serve: whether Ray Serve's proxy forwards the requests, and adds their ids to the responses.
     """
     app = FastAPI(title="Weir", openapi_url="/openapi.json", docs_url=None, redoc_url=None)
     app.add_middleware(Authentication, callers=callers or ApiKeys(), refuse=failure)
     app.add_middleware(HeadAsGet)
+    app.add_middleware(RequestIds, refuse=failure, answered=not behind_serve)
     if allowed_origins:  # outermost: preflight requests have no key, and pages have to read refusals
         app.add_middleware(
             CORSMiddleware,

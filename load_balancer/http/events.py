@@ -53,7 +53,7 @@ async def _partial(job: Job, event: PartialImage, number: int) -> bytes:
 
 async def _completed(job: Job, event: GeneratedImage) -> bytes:
     image = await encoded(event.result.image, job.request.output_format, job.request.compression)
-    return _image_event(job, COMPLETED, image, {"weir": {"image": event.index, **about(event)}})
+    return _image_event(job, COMPLETED, image, {"weir": {"image": event.index, **about(job, event)}})
 
 
 def _image_event(job: Job, kind: str, image: bytes, more: dict[str, Any]) -> bytes:

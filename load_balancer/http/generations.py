@@ -60,7 +60,7 @@ def generations(balancer: Balancer, rules: RequestRules, store: ImageStore, limi
         postponed = None if wanted.stream else later(request.headers.getlist("prefer"))
         base_url = str(request.base_url).rstrip("/")
         job, replayed = jobs.begin(wanted, base_url, key=key, keep=postponed is not None)
-        headers = {"X-Request-Id": job.id, **({"Idempotent-Replayed": "true"} if replayed else {})}
+        headers = {"Idempotent-Replayed": "true"} if replayed else {}
         if wanted.stream:
             headers |= {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
             return StreamingResponse(_stream(jobs, job), media_type="text/event-stream", headers=headers)
@@ -95,10 +95,10 @@ def generations(balancer: Balancer, rules: RequestRules, store: ImageStore, limi
 
 
 def _wanted(body: GenerationRequest, request: Request, key: str | None) -> GenerationRequest:
-    """The request with its caller; without a seed of its own it gets the seed of its idempotency key."""
+    """The request with its id and its caller; without a seed of its own it gets the seed of its idempotency key."""
     caller = request.state.caller
     seed = seed_of(caller, key) if key is not None and body.seed is None else body.seed
-    return replace(body, caller=caller, seed=seed)
+    return replace(body, id=request.state.request_id, caller=caller, seed=seed)
 
 
 async def _stream(jobs: Jobs, job: Job) -> AsyncIterator[bytes]:

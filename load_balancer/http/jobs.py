@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import secrets
 import time
 from collections.abc import Awaitable, Callable
 from typing import Literal, NamedTuple
@@ -22,6 +21,9 @@ KEPT_S = 600.0
 #: Limits of the jobs that are kept; the oldest are removed first.
 MOST_JOBS = 1000
 MOST_BYTES = 256 * 2**20
+
+#: Largest number of ids of a job: each repetition of a request with an idempotency key has an id of its own.
+MOST_IDS = 16
 
 #: Error message of an unexpected failure.
 UNFORESEEN = "an internal error occurred; see the log of the service"
@@ -59,9 +61,8 @@ class Job:
         render: Callable[[Job, list[GeneratedImage]], Awaitable[bytes]],
         ended: Callable[[Job], None],
     ):
-        #: Known to its caller only, unlike the ids of its images, which the cache reports to other callers.
-        self.id = secrets.token_hex(16)
         self.request = generation.request
+        self.id = self.request.id
         self.generation = generation
         self.key = key
         self.base_url = base_url
@@ -110,9 +111,13 @@ class Job:
 
     async def _run(self) -> None:
         try:
-            self._body = await self._render(self, await self.generation.images())
+            images = await self.generation.images()
+            self._body = await self._render(self, images)
+            paths, latency_s = ", ".join(image.path for image in images), max(image.latency_s for image in images)
+            log.info("answered after %.3f s with %d images: %s", latency_s, len(images), paths)
         except WeirError as error:
             self.error = error
+            log.info("ended without an image: %s: %s", error.code, error.message)
         except Exception:
             log.exception("a request failed")
             self.error = WeirError(UNFORESEEN)
@@ -143,11 +148,12 @@ class Jobs:
         self._most_jobs = most_jobs
         self._most_bytes = most_bytes
         self._clock = clock
-        self._running: dict[str, Job] = {}
-        self._past: dict[str, Job] = {}  # the oldest first
+        self._past: dict[Job, None] = {}  # the oldest first
         self._past_bytes = 0
         self._by_key: dict[tuple[str, str], Job] = {}
-        self._kept: set[str] = set()
+        self._by_id: dict[str, dict[str, Job]] = {}  # by id and name of the caller
+        self._ids: dict[Job, list[str]] = {}
+        self._kept: set[Job] = set()
 
     def begin(
         self, request: GenerationRequest, base_url: str, *, key: str | None = None, keep: bool = False
@@ -168,11 +174,12 @@ class Jobs:
                     "this idempotency key was used for another request; use a new key for every request",
                     param="Idempotency-Key",
                 )
+            self._name(known, request.id)
             return known, True
         job = Job(self._balancer.begin(request), key, base_url, self._clock(), self._render, self._ended)
-        self._running[job.id] = job
+        self._name(job, job.id)
         if keep or key is not None:
-            self._kept.add(job.id)
+            self._kept.add(job)
         if key is not None:
             self._by_key[request.caller.name, key] = job
         return job, False
@@ -184,25 +191,31 @@ class Jobs:
             NotFound: the caller has no such job, or it was removed.
         """
         self._expire()
-        job = self._running.get(id) or self._past.get(id)
-        if job is None or not (job.caller.name == caller.name or caller.admin):
+        named = self._by_id.get(id, {})
+        job = named.get(caller.name)
+        if job is None and caller.admin:
+            job = next(iter(named.values()), None)
+        if job is None:
             raise NotFound("you have no such request, or it ended too long ago", param="id")
         return job
 
     def is_kept(self, job: Job) -> bool:
         """Whether the job continues, and can be fetched, after its client disconnects."""
-        return job.id in self._kept
+        return job in self._kept
 
     def keep(self, job: Job) -> None:
         """Keeps the job after it has ended."""
-        self._kept.add(job.id)
+        self._kept.add(job)
 
     def forget(self, job: Job) -> None:
         """Removes a job that has ended."""
-        if self._past.pop(job.id, None) is not None:
+        if job in self._past:
+            del self._past[job]
             self._past_bytes -= job.size_bytes
-        self._kept.discard(job.id)
+        self._kept.discard(job)
         self._forget_key(job)
+        for id in self._ids.pop(job, ()):
+            self._forget_id(job, id)
 
     def status(self, job: Job) -> Status:
         if job.ended is not None:
@@ -223,13 +236,30 @@ class Jobs:
 
     def _ended(self, job: Job) -> None:
         job.ended = self._clock()
-        del self._running[job.id]
         if job.error is not None:
             self._forget_key(job)  # without an answer, a retry with the key generates again
-        if job.id in self._kept:
-            self._past[job.id] = job
+        if job in self._kept:
+            self._past[job] = None
             self._past_bytes += job.size_bytes
             self._expire()
+        else:
+            self.forget(job)
+
+    def _name(self, job: Job, id: str) -> None:
+        """Gives a job one more id, by which its caller finds it. An id names the latest of a caller's jobs with it."""
+        ids = self._ids.setdefault(job, [])
+        if id not in ids:
+            ids.append(id)
+        if len(ids) > MOST_IDS:
+            self._forget_id(job, ids.pop(1))  # the first one is in its answer
+        self._by_id.setdefault(id, {})[job.caller.name] = job
+
+    def _forget_id(self, job: Job, id: str) -> None:
+        named = self._by_id.get(id, {})
+        if named.get(job.caller.name) is job:
+            del named[job.caller.name]
+            if not named:
+                del self._by_id[id]
 
     def _forget_key(self, job: Job) -> None:
         if job.key is not None and self._by_key.get((job.caller.name, job.key)) is job:
@@ -238,7 +268,7 @@ class Jobs:
     def _expire(self) -> None:
         old = self._clock() - self._kept_s
         while self._past:
-            job = next(iter(self._past.values()))
+            job = next(iter(self._past))
             crowded = len(self._past) > self._most_jobs or self._past_bytes > self._most_bytes
             if not crowded and job.ended is not None and job.ended > old:
                 return

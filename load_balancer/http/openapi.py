@@ -61,7 +61,7 @@ class CacheUse(_Described):
 class About(_Described):
     """How an image was generated."""
 
-    id: str
+    id: str = Field(description="id of the request, as in `X-Request-Id`")
     path: str = Field(
         description="key of the variant that generated it, such as light or heavy; with -deadline if the next variant "
         "would have been late; cache: the last variant, resumed from a stored state of a similar prompt"
@@ -114,7 +114,7 @@ class Images(_Described):
 class Generation(_Described):
     """The status of a request."""
 
-    id: str
+    id: str = Field(description="id of the request, as in `X-Request-Id`")
     object: Literal["image.generation"]
     status: Literal["queued", "running", "succeeded", "failed", "cancelled"]
     created: int = Field(description="unix time, seconds")
@@ -180,6 +180,11 @@ class Live(_Described):
     cache: bool = Field(description="whether there is an approximate cache")
     looked_up: int = Field(description="number of images with a cache lookup")
     hits: int = Field(description="number of these that resumed from a stored state")
+    demand_rps: float | None = Field(description="requested images per second in the last minute; null at the start")
+    answered: int = Field(description="number of answered images")
+    late: int = Field(description="number of these that took longer than the deadline")
+    refused: int = Field(description="number of images that were not admitted")
+    failed: int = Field(description="number of admitted images that failed")
 
 
 def errors(*kinds: type[WeirError]) -> dict[int | str, dict[str, Any]]:

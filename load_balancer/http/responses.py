@@ -36,7 +36,7 @@ def generated(job: Job, images: list[GeneratedImage], contents: list[bytes]) -> 
         contents: one field with its value for each image, from :func:`inline` or :func:`linked`.
     """
     items = b",".join(
-        b'{%b,"weir":%b}' % (content, to_json(about(one))) for content, one in zip(contents, images, strict=True)
+        b'{%b,"weir":%b}' % (content, to_json(about(job, one))) for content, one in zip(contents, images, strict=True)
     )
     return b'{"created":%d,"data":[%b],%b' % (int(job.created), items, to_json(settings(job.request))[1:])
 
@@ -62,10 +62,10 @@ def settings(request: GenerationRequest) -> dict[str, Any]:
     }
 
 
-def about(one: GeneratedImage) -> dict[str, Any]:
-    """The field ``weir``: how an image was generated."""
+def about(job: Job, one: GeneratedImage) -> dict[str, Any]:
+    """The field ``weir``: how an image of a request was generated."""
     return {
-        "id": one.result.id,
+        "id": job.id,
         "path": one.path,
         "model": one.model,
         "confidence": None if one.confidence is None else round(one.confidence, 6),
@@ -119,6 +119,7 @@ def typed_errors(handler: Callable[..., Awaitable[Response]]) -> Callable[..., A
         try:
             return await handler(*args, **fields)
         except WeirError as error:
+            log.info("responded %d %s", error.status, error.code)  # messages quote the client's input
             return failure(error)
         except ClientDisconnect:
             return Response(status_code=499)  # the client has disconnected

@@ -30,6 +30,7 @@ from weir.cascade import CacheMode, CascadeSettings, ImageTask, Run, first_run
 from weir.config import FamilyConfig, RedrawConfig
 from weir.core import ImageRequest, Overrides
 from weir.errors import WeirError
+from weir.logs import REQUEST_ID
 from weir.plan import Plan
 from weir.profiles import Profile
 from weir.telemetry import Metrics
@@ -139,8 +140,10 @@ class Balancer:
         images = tuple(f"{name}-{index}" for index in range(request.n))
 
         async def generate(index: int, show: Callable[[PartialImage], None]) -> GeneratedImage:
+            REQUEST_ID.set(request.id)
             wanted = ImageRequest(
                 id=images[index],
+                request_id=request.id,
                 prompt=request.prompt,
                 seed=(first_seed + index) % SEEDS,
                 width=request.width,
@@ -273,6 +276,7 @@ class Balancer:
             "cache": self._cache is not None,
             "looked_up": seen.looked_up,
             "hits": sum(seen.reused.values()),
+            **self.metrics.totals(self._clock()),
         }
 
     def _queued(self) -> dict[str, int]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import uuid
+from dataclasses import dataclass, field
 from typing import Literal
 
 from load_balancer.http.api_keys import ANONYMOUS, Caller
@@ -26,6 +27,8 @@ class GenerationRequest:
         partial_images: largest number of partial images before each finished one; 0 without ``stream``.
         compression: quality of jpeg and webp, 0…100.
         requested_size: the requested size, if the images have another one.
+        id: names the request in responses and logs. It may come from the client, so it is neither secret nor unique;
+            requests that differ only in it are equal.
     """
 
     prompt: str
@@ -47,3 +50,4 @@ class GenerationRequest:
     quality: str = "auto"
     background: str = "opaque"
     requested_size: str | None = None
+    id: str = field(default_factory=lambda: uuid.uuid4().hex, compare=False)

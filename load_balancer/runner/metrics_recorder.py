@@ -6,8 +6,9 @@ histogram entries for each request, and the counts once a second.
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from load_balancer.dispatch.dispatcher import Dispatcher
 from load_balancer.runner.generation_task import GeneratedImage
@@ -18,6 +19,8 @@ from weir.errors import WeirError
 from weir.plan import Plan
 from weir.telemetry import Growth, Metrics, NoMetrics
 
+#: Seconds over which the demand is averaged.
+DEMAND_S = 60
 #: Metric labels of failed cache lookups, by the cache client's reasons; all other reasons are ``error``.
 _LOOKUP_FAILURES = {"TimeoutError": "timeout", "resting": "resting"}
 #: The cache client's reason for a failed report of a request's end, which is not a lookup.
@@ -54,6 +57,7 @@ class MetricsRecorder:
         self._steps: Counter[str] = Counter()
         self._busy_s: dict[str, float] = {}
         self._counters_read_at: float | None = None
+        self._recent: deque[tuple[float, int]] = deque(maxlen=DEMAND_S)  # times, and images requested until then
 
     # ----------------------------------------------------------------------------------------------- events
 
@@ -109,6 +113,17 @@ class MetricsRecorder:
         """Records that a controller read the balancer's counters at ``now`` (unix time)."""
         self._counters_read_at = now
 
+    def totals(self, now: float) -> dict[str, Any]:
+        """Counts of images since the start by what became of them, and the demand of the last minute."""
+        since, before = self._recent[0] if self._recent else (now, 0)
+        return {
+            "demand_rps": (self._asked - before) / (now - since) if now > since else None,
+            "answered": sum(self._answered.values()),
+            "late": self._violations["late"],
+            "refused": self._violations["refused"],
+            "failed": self._violations["failed"],
+        }
+
     # ---------------------------------------------------------------------------------------- once a second
 
     def record(
@@ -127,6 +142,7 @@ class MetricsRecorder:
             unanswered: number of failed calls to the cache, by reason.
         """
         self._record_counts(unanswered)
+        self._recent.append((now, self._asked))
         record = self._metrics.set
         record(metrics_of.IN_FLIGHT, in_flight)
         record(metrics_of.DEADLINE, self._slo_s)

@@ -114,6 +114,7 @@ class ReplicaCalls:
                 result = await self._result(run, request, replica, show)
         except TimeoutError:
             self._forecast.observe(run, ready_at)
+            log.info("%s: the %s image was not ready in time on %s", request.id, run.variant, replica or "any replica")
             error = DeadlineExceeded(f"the {run.variant} image was not ready in time")
             return Outcome(RunFailed(Reason.LATE, replica), error=error)
         except _Failed as failure:
@@ -126,6 +127,7 @@ class ReplicaCalls:
         finally:
             self._predicted.pop(request.id, None)
         self._forecast.observe(run, ready_at)
+        log.info("%s: %s image from %s, confidence %s", request.id, run.variant, replica, result.confidence)
         return Outcome(ImageReady(run.variant, result.confidence, result.resumed_at), result)
 
     async def _choose(self, run: Run) -> Choice:

@@ -11,6 +11,7 @@ from typing import Any
 from ray.serve.handle import DeploymentHandle
 
 from weir.core import NO_LOOKUP, CacheLookup, ImageRequest, ImageResult
+from weir.logs import REQUEST_ID
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +49,7 @@ class ServeCacheClient:
             "guidance": request.overrides.guidance,
             "negative_prompt": request.negative_prompt,
         }
-        lookup = self._call("lookup", request.id, request.tenant, request.prompt, settings)
+        lookup = self._call("lookup", request.id, request.tenant, request.prompt, settings, REQUEST_ID.get())
         try:
             found = CacheLookup.from_dict(await asyncio.wait_for(lookup, self._wait_s))
         except Exception as error:
@@ -65,7 +66,7 @@ class ServeCacheClient:
         what: tuple[object, ...] = (0, (), 0, None, False)
         if result is not None:
             what = result.resumed_at, result.captured, sought, result.seen, result.refused
-        task = asyncio.create_task(self._finish(image, *what))
+        task = asyncio.create_task(self._finish(image, *what, REQUEST_ID.get()))
         self._finishing.add(task)
         task.add_done_callback(self._finishing.discard)
 

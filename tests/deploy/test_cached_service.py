@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import time
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ import pytest
 from rich.console import Console
 
 from deploy.local import down, status, up
+from deploy.logs import LogFolder, logs_of
 from deploy.monitoring.dashboards import DASHBOARDS
 from deploy.monitoring.prometheus import Prometheus
 from deploy.state import Service, StateFile
@@ -48,6 +50,7 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
     )
     states = folder / "state"
     with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WEIR_LOG_FORMAT", "json")
         patch.setenv("RAY_metrics_report_interval_ms", "2000")
         assert up(config, detach=True, folder=states)
     state = StateFile("toy", states)
@@ -63,7 +66,7 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
         if prometheus is not None:
             prometheus.stop()
         down(folder=states)
-    assert [path.name for path in states.iterdir()] == ["toy.log"]
+    assert sorted(path.name for path in states.iterdir()) == ["logs", "toy.log"]
 
 
 def wait_for(condition: Any, seconds: float = 60) -> None:
@@ -92,6 +95,24 @@ def test_a_repeated_prompt_resumes(watched: Watched) -> None:
     other = watched.ask("nothing alike whatsoever")
     assert (other["path"], other["cache"]["k"]) == ("heavy", 0)
     assert watched.ask("a red circle left of a blue star", cache="off")["cache"] is None
+
+
+def test_a_request_is_followed_through_load_balancer_cache_and_worker(watched: Watched) -> None:
+    url, body = f"{watched.service.url}/v1/images/generations", {"prompt": "a blue star", "model": "toy/heavy"}
+    answer = httpx.post(url, json=body, headers={"x-request-id": "mine"}, timeout=60)
+    assert answer.json()["data"][0]["weir"]["id"] == "mine"
+    records: list[dict[str, Any]] = []
+
+    def complete() -> bool:  # the cache is told the end after the answer
+        files = LogFolder(logs_of("toy", watched.state.path.parent))
+        records[:] = [json.loads(entry.text) for entry in files.read("mine")]
+        return [it["component"] for it in records].count("cache") == 2
+
+    wait_for(complete)
+    assert {record["request_id"] for record in records} == {"mine"}
+    components = [record["component"] for record in records]
+    assert (components[0], set(components)) == ("cache", {"cache", "worker", "load-balancer"})
+    assert any(record["message"].startswith("answered after ") for record in records)
 
 
 def test_every_panel_has_data_after_a_bursty_replay(watched: Watched, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import psutil
 import pytest
 
 from deploy.local import bindable, down, status, up
+from deploy.logs import LogFolder, logs_of
 from deploy.state import StateFile
 from weir.errors import ConfigError, ServiceError
 
@@ -95,10 +96,14 @@ def test_up_serves_in_the_background_and_down_leaves_no_process_and_no_file(conf
             time.sleep(0.2)
         with pytest.raises(ServiceError, match="already up"):
             up(config, folder=folder)
+        assert status(folder=folder)["logs"] == str(folder / "logs" / "toy")
     finally:
         down(folder=folder)
     _, alive = psutil.wait_procs(family, timeout=20)
     assert alive == []
-    assert [path.name for path in folder.iterdir()] == ["toy.log"]
+    assert sorted(path.name for path in folder.iterdir()) == ["logs", "toy.log"]
+    id = answer.headers["x-request-id"]
+    lines = [entry.text.split()[2] for entry in LogFolder(logs_of("toy", folder)).read(id)]
+    assert set(lines) == {"load-balancer", "worker"}
     with pytest.raises(httpx.ConnectError):
         httpx.get(service.url)

@@ -168,6 +168,20 @@ def test_the_official_client_works_unchanged(up):
             client.images.generate(prompt="a red circle", model="dall-e-3")
 
 
+def test_the_official_clients_request_id_is_the_only_one_and_cancels_the_request(up):
+    with openai.OpenAI(base_url=f"{up.url}/v1", api_key="none", max_retries=0) as client:
+        long = {"model": "toy/heavy", "extra_body": {"num_inference_steps": 100}}
+        accepted = client.images.generate(prompt="a", extra_headers={"Prefer": "respond-async"}, **long)
+        path = f"/images/generations/{accepted._request_id}"
+        assert client.delete(path, cast_to=httpx.Response).json()["status"] == "cancelled"
+    for headers in ({}, {"x-request-id": "mine"}):
+        answer = httpx.post(f"{up.url}{GENERATIONS}", json=GOOD, headers=headers, timeout=60)
+        [id] = answer.headers.get_list("x-request-id")
+        assert answer.json()["data"][0]["weir"]["id"] == id == headers.get("x-request-id", id)
+    refused = httpx.post(f"{up.url}{GENERATIONS}", json=GOOD, headers={"x-request-id": "a/b"})
+    assert (refused.status_code, refused.headers.get_list("x-request-id")) == (400, ["a/b"])
+
+
 def test_the_official_client_streams_the_light_image_a_preview_and_the_heavy_one(up):
     kinds: dict[int, list[str]] = {}
     with openai.OpenAI(base_url=f"{up.url}/v1", api_key="none", max_retries=0) as client:

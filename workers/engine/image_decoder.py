@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from weir.errors import NotFinite
+from weir.logs import request_ids
 from workers.engine.engine import EngineOutput, failed, wants_judge
 from workers.engine.previews import Previews
 from workers.models.architectures.architecture import Architecture
@@ -109,7 +110,8 @@ class ImageDecoder:
             what = f"decoding {len(samples)} images at {samples[0].job.recipe.width} px"
             images, judged = within_memory(self._device, lambda: self._decode(samples), what, lambda: None)
         except Exception as error:
-            log.warning("Decoding %d images failed: %s: %s", len(samples), type(error).__name__, error)
+            of = request_ids(sample.job.request.request_id for sample in samples)
+            log.warning("Decoding %d images failed: %s: %s", len(samples), type(error).__name__, error, extra=of)
             if len(samples) == 1:
                 return [self._encoders.submit(failed, error)]
         else:

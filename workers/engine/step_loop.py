@@ -14,6 +14,7 @@ from functools import partial
 from typing import NamedTuple
 
 from weir.errors import WeirError
+from weir.logs import request_ids
 from workers.engine.engine import DenoiseJob, Engine, EngineOutput, OutOfMemory, Sample, failed
 from workers.engine.scheduling import Task, next_call
 
@@ -171,7 +172,7 @@ class StepLoop:
                 self._begin([task for task in call if task.sample is None])
                 self._advance([task for task in call if task.sample is not None])
             except Exception as error:  # the engine broke its contract; the tasks must still be answered
-                log.exception("The step loop failed")
+                log.exception("The step loop failed", extra=request_ids(task.job.request.request_id for task in call))
                 self._leave([(task, failed(error)) for task in call])
 
     def _limit(self, task: DenoiseTask) -> int:
@@ -231,7 +232,8 @@ class StepLoop:
 
     def _halves(self, tasks: list[DenoiseTask], error: Exception) -> list[list[DenoiseTask]]:
         """Both halves of a failed call, to be tried again. A single task is answered with the error instead."""
-        log.warning("A call for %d images failed: %s: %s", len(tasks), type(error).__name__, error)
+        of = request_ids(task.job.request.request_id for task in tasks)
+        log.warning("A call for %d images failed: %s: %s", len(tasks), type(error).__name__, error, extra=of)
         if len(tasks) == 1:
             self._leave([(tasks[0], failed(error))])
             return []
@@ -268,7 +270,8 @@ class StepLoop:
         try:
             task.answer(TaskOutcome(output, begun - task.submitted, now - begun, size, together, queued))
         except Exception:
-            log.exception("The callback for the result of %s failed", task.job.request.id)
+            of = request_ids([task.job.request.request_id])
+            log.exception("The callback for the result of %s failed", task.job.request.id, extra=of)
 
     def _report_progress(self, task: DenoiseTask, sample: Sample) -> None:
         if task.on_step is None:
@@ -276,7 +279,8 @@ class StepLoop:
         try:
             task.on_step(StepProgress(sample.step, task.job.recipe.steps, lambda: self.engine.preview(sample)))
         except Exception:
-            log.exception("The callback for the progress of %s failed", task.job.request.id)
+            of = request_ids([task.job.request.request_id])
+            log.exception("The callback for the progress of %s failed", task.job.request.id, extra=of)
 
 
 def _give_way() -> None:

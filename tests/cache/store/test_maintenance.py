@@ -256,14 +256,16 @@ def test_invalid_options_are_refused_before_any_work(tmp_path, monkeypatch, comm
     log.write_text("a dog\n")
     scores.write_text("Scores\n0.9\n")
 
+    ending = ".json" if command == "profile" else ".safetensors"
+
     def run(log: Path, out: Path):
         given = ["--prompts", str(log)] if command == "profile" else [str(log), "--encoder", "words"]
         return CliRunner().invoke(app, ["cache", command, *given, "--out", str(out)])
 
     for result, said in (
-        (run(log, tmp_path / "missing" / "out"), "there is no folder"),
+        (run(log, tmp_path / "missing" / f"out{ending}"), "there is no folder"),
         (run(log, tmp_path), "is a folder"),
-        (run(scores, tmp_path / "out"), "prompts are needed"),
+        (run(scores, tmp_path / f"out{ending}"), "prompts are needed"),
     ):
         assert result.exit_code == 2
         assert said in result.output

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +62,9 @@ async def test_the_same_request_with_the_same_key_is_generated_once_with_equal_a
     assert first.content == again.content
     assert len(pool.calls) == 1
     assert ("idempotent-replayed" in first.headers, again.headers["idempotent-replayed"]) == (False, "true")
-    assert first.headers["x-request-id"] == again.headers["x-request-id"]
+    for answer in (first, again):  # each is a request with an id of its own
+        state = await client.get(f"{GENERATIONS}/{answer.headers['x-request-id']}")
+        assert state.json()["id"] == first.headers["x-request-id"]
 
 
 async def test_concurrent_requests_with_one_key_are_generated_once(client, pool, balancer):
@@ -293,7 +297,7 @@ async def rendered(job, generated) -> bytes:
 
 
 async def finished(jobs: Jobs, **more: Any) -> str:
-    job, _ = jobs.begin(ORDER, "", keep=True, **more)
+    job, _ = jobs.begin(replace(ORDER, id=uuid.uuid4().hex), "", keep=True, **more)
     await job.answer()
     return job.id
 

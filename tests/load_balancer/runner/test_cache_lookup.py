@@ -12,6 +12,7 @@ from load_balancer.http.api_keys import Caller
 from load_balancer.runner.generation_request import GenerationRequest
 from load_balancer.runner.serve_cache_client import ServeCacheClient
 from weir.core import NO_LOOKUP, CacheLookup, ImageRequest, ImageResult, Resume
+from weir.logs import logged_as
 from weir.plan import HEAVY, LIGHT, Rules
 
 ORDER = GenerationRequest("a red circle", 64, 64)
@@ -261,9 +262,10 @@ async def test_the_cache_services_answer_becomes_the_lookup():
 async def test_a_state_that_a_worker_refused_is_reported_to_the_cache():
     handle = FakeHandle()
     cache = ServeCacheClient(handle, 1.0)
-    cache.finished("a", ImageResult("a", b"png", None, 50, 0.0, 1.0, 1, 1, refused=True), 25)
+    with logged_as("mine"):
+        cache.finished("a", ImageResult("a", b"png", None, 50, 0.0, 1.0, 1, 1, refused=True), 25)
     await asyncio.wait(cache._finishing, timeout=5)
-    assert handle.reports == [("a", 0, (), 25, None, True)]
+    assert handle.reports == [("a", 0, (), 25, None, True, "mine")]
 
 
 async def test_reports_to_an_unreachable_cache_have_a_time_limit(monkeypatch):
