@@ -49,8 +49,7 @@ def described(state: dict[str, Any]) -> Group:
     facts.add_column(overflow="fold")
     for name, value in _facts(state):
         facts.add_row(name, Text(value))
-    parts = [title, _replicas(state), facts] if "replicas" in state else [title, facts]
-    return Group(*parts)
+    return Group(title, _replicas(state), facts) if "replicas" in state else Group(title, facts)
 
 
 def _replicas(state: dict[str, Any]) -> Table:
