@@ -156,12 +156,10 @@ class ObservationCounters:
             self.reused[round((steps - left) / steps, 3)] += 1
 
     def _answered(self, image: ImageId, now: float) -> None:
-        admitted_at = self._open.pop(image, None)
-        expired = admitted_at is not None and now - admitted_at > self._expiry_s
-        if image in self._open_deferred:
-            self._open_deferred.discard(image)
-            self.late_deferred += expired
-        self.late_answers += admitted_at is None or expired
+        self._expire(now)
+        self._open_deferred.discard(image)
+        if self._open.pop(image, None) is None:
+            self.late_answers += 1
 
     def _expire(self, now: float) -> None:
         while self._open:
