@@ -77,6 +77,7 @@ class ImageTask(NamedTuple):
         cache_named: the request itself said so, and not the service.
         low_priority: lets all others go first.
         draw: uniform in [0, 1), for what a plan leaves to chance.
+        scale: pixels of the image, as a multiple of those of the family's own size; a step takes that much longer.
     """
 
     plan: Plan
@@ -89,6 +90,7 @@ class ImageTask(NamedTuple):
     cache_named: bool = False
     low_priority: bool = False
     draw: float = 1.0
+    scale: float = 1.0
 
     @property
     def deadline(self) -> float:
@@ -132,6 +134,7 @@ class Run(NamedTuple):
         redraw: 0, or which generation from other noise this is.
         avoid: replicas not to choose.
         stay: the replica to send it to, whatever the plan says; "": the best one.
+        scale: see :attr:`ImageTask.scale`.
     """
 
     variant: str
@@ -147,6 +150,7 @@ class Run(NamedTuple):
     redraw: int = 0
     avoid: tuple[str, ...] = ()
     stay: str = ""
+    scale: float = 1.0
 
 
 class Judged(NamedTuple):
@@ -499,7 +503,9 @@ def _run_of(progress: Progress, variant: str) -> Run:
     # Nobody waits for it longer, so the worker should not start it later.
     deadline = task.latest if waits else task.deadline
     if variant != task.plan.last:
-        return Run(variant, variant, until, deadline, droppable=droppable, low_priority=task.low_priority)
+        return Run(
+            variant, variant, until, deadline, droppable=droppable, low_priority=task.low_priority, scale=task.scale
+        )
     lookup, falls, own = progress.lookup, progress.may_fall, progress.settings.steps[variant]
     return Run(
         variant=variant,
@@ -512,6 +518,7 @@ def _run_of(progress: Progress, variant: str) -> Run:
         judge=doubted or _may_redraw(progress),
         droppable=droppable or falls,
         low_priority=task.low_priority,
+        scale=task.scale,
     )
 
 
@@ -531,6 +538,7 @@ def _run_of_level(progress: Progress, index: int) -> Run:
         capture=is_last and resume is None and level.steps is None and progress.lookup.capture,
         droppable=task.plan.rules.drop_after_s is not None,
         low_priority=task.low_priority,
+        scale=task.scale,
     )
 
 
@@ -621,6 +629,7 @@ def _settle(progress: Progress, number: int, path: str, forecast: Forecast, *act
             droppable=task.plan.rules.drop_after_s is not None,
             low_priority=True,
             redraw=progress.redraws + 1,
+            scale=task.scale,
         )
         if _in_time(task, again, forecast):
             told, progress = _told(progress)

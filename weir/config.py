@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from weir.core import ImageSize
 from weir.errors import ConfigError
 from weir.plan import HEAVY, LIGHT, Assignment, Plan
 from weir.yaml_files import read_mapping, whole_number
@@ -29,6 +30,8 @@ class _Strict(BaseModel):
 CLIP_SCORE = "clip"
 #: Pattern of a variant's key, which is part of model names, metric labels and paths in answers.
 KEY = re.compile(r"[a-z][a-z0-9-]*")
+#: Range of the sides of images, pixels.
+LEAST_SIDE, MOST_SIDE = 16, 4096
 #: Defaults of a plan.
 BATCH, THRESHOLD = 4, 0.5
 
@@ -74,8 +77,10 @@ class FamilyConfig(_Strict):
     pipeline: str = Field(description="diffusers pipeline with the shared parts: local folder or hub repository")
     revision: str | None = None
     weights: Literal["fp16"] | None = Field(None, description="which file set of the repository to load")
-    size: int = Field(ge=16, le=4096, description="side length of the square images, pixels")
-    sizes: tuple[int, ...] = Field((), description="other side lengths that requests may use, pixels")
+    size: int = Field(ge=LEAST_SIDE, le=MOST_SIDE, description="side length of the square images, pixels")
+    sizes: tuple[int | str, ...] = Field(
+        (), description="other sizes that requests may use: side lengths of squares, or WIDTHxHEIGHT, pixels"
+    )
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
     compile: bool = Field(False, description="use torch.compile: minutes of warm-up for faster steps on CUDA")
@@ -98,6 +103,15 @@ class FamilyConfig(_Strict):
         if isinstance(light, Mapping) and given.get("discriminator") is not None:
             light = {**light, "discriminator": given["discriminator"]}
         return {**fields, "variants": {LIGHT: light, HEAVY: given[HEAVY]}}
+
+    @model_validator(mode="after")
+    def _different_sizes(self) -> FamilyConfig:
+        for given in self.sizes:
+            if not all(LEAST_SIDE <= side <= MOST_SIDE for side in ImageSize.of(given)):
+                raise ValueError(f"sizes: {given} is out of range; a side has {LEAST_SIDE} to {MOST_SIDE} pixels")
+        if len(set(self.allowed_sizes)) < len(self.allowed_sizes):
+            raise ValueError(f"size, sizes: {', '.join(map(str, self.allowed_sizes))}; name each size once")
+        return self
 
     @model_validator(mode="after")
     def _a_ladder(self) -> FamilyConfig:
@@ -145,9 +159,13 @@ class FamilyConfig(_Strict):
         return self.light.discriminator
 
     @property
-    def allowed_sizes(self) -> tuple[int, ...]:
-        """Side lengths of images that requests may use, pixels."""
-        return (self.size, *self.sizes)
+    def allowed_sizes(self) -> tuple[ImageSize, ...]:
+        """Sizes that requests may use; the first one is the family's own."""
+        return tuple(map(ImageSize.of, (self.size, *self.sizes)))
+
+    def pixel_ratio(self, width: int, height: int) -> float:
+        """Pixels of an image as a multiple of those of the family's own size."""
+        return width * height / self.size**2
 
 
 class PlanConfig(_Strict):

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 #: Share of the deadline that is kept for what no profile knows: hops, encoding, jitter, a slow batch.
 MARGIN = 0.02
@@ -16,6 +17,34 @@ LEAST_MARGIN_S = 0.05
 def margin_s(slo_s: float) -> float:
     """Seconds before the deadline at which an answer has to leave; waiting for a better image ends there."""
     return max(LEAST_MARGIN_S, MARGIN * slo_s)
+
+
+class ImageSize(NamedTuple):
+    """Width and height of an image, pixels; written ``WIDTHxHEIGHT``."""
+
+    width: int
+    height: int
+
+    @classmethod
+    def of(cls, given: int | str) -> ImageSize:
+        """The size that is written so, or the square with that side.
+
+        Raises:
+            ValueError: it is neither.
+        """
+        if isinstance(given, int):
+            return cls(given, given)
+        match = re.fullmatch(r"(\d{1,5})x(\d{1,5})", given)
+        if match is None:
+            raise ValueError(f"{given!r} is not a size; write WIDTHxHEIGHT, such as 1152x896")
+        return cls(int(match[1]), int(match[2]))
+
+    @property
+    def pixels(self) -> int:
+        return self.width * self.height
+
+    def __str__(self) -> str:
+        return f"{self.width}x{self.height}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,8 +46,14 @@ class EmulatedEngine:
     emulated = True
     on_cpu = False
 
-    def __init__(self, profile: Profile):
+    def __init__(self, profile: Profile, size: int | None = None):
+        """
+        Args:
+            size: side length of the images that the profile measured; other sizes take their share of its pixels.
+                None: all sizes take equally long.
+        """
         self.profile = profile
+        self._pixels = None if size is None else size**2
         self.beat = time.monotonic()
         shades = [round(214 - i * (214 - 96) / (len(profile.keys) - 1)) for i in range(len(profile.keys))]
         self._images = {key: _placeholder(shade) for key, shade in zip(profile.keys, shades, strict=True)}
@@ -96,13 +102,14 @@ class EmulatedEngine:
     def step(self, samples: Sequence[_EmulatedSample]) -> list[WeirError | None]:
         recipe = samples[0].job.recipe
         variant = self.profile.variant(recipe.variant)
+        scale = 1.0 if self._pixels is None else recipe.width * recipe.height / self._pixels
         if variant.stepwise:
-            self._sleep(variant.step_seconds.at(len(samples)))
+            self._sleep(scale * variant.step_seconds.at(len(samples)))
             for sample in samples:
                 sample.step += 1
         else:
             left = recipe.steps - samples[0].step
-            self._sleep(variant.latency.at(len(samples)) * left / variant.steps)
+            self._sleep(scale * variant.latency.at(len(samples)) * left / variant.steps)
             for sample in samples:
                 sample.step = recipe.steps
         return [None] * len(samples)

@@ -28,7 +28,7 @@ from weir.cascade import (
     advance,
 )
 from weir.config import FamilyConfig
-from weir.core import CacheLookup, ImageRequest, Overrides
+from weir.core import CacheLookup, ImageRequest, ImageSize, Overrides
 from weir.errors import GenerationFailed, NotFinite, StateRefused
 from weir.plan import Assignment, Plan
 from weir.states import State
@@ -87,7 +87,7 @@ def generate(
     seed: int,
     threshold: float = 0.5,
     variant: str | None = None,
-    size: int | None = None,
+    size: ImageSize | None = None,
     negative_prompt: str = "",
     steps: int | None = None,
     guidance: float | None = None,
@@ -102,7 +102,7 @@ def generate(
     Args:
         threshold: threshold of every judge of the ladder.
         variant: variant to run instead of the cascade.
-        size: side length in pixels; None: the family's.
+        size: of the image; None: the family's own.
         steps, guidance: overrides for the last variant; None: its own.
         engine: a loaded family to reuse; None loads it.
         threads: number of torch's threads on the CPU; None: torch's default.
@@ -116,9 +116,9 @@ def generate(
     """
     ladder = family.keys
     plan = Plan(0, tuple(Assignment(key, 1) for key in ladder), (threshold,) * (len(ladder) - 1), ladder)
-    side = family.size if size is None else size
+    width, height = family.allowed_sizes[0] if size is None else size
     request = ImageRequest(
-        f"generate-{uuid.uuid4().hex}", prompt, seed, side, side, float("inf"), negative_prompt=negative_prompt
+        f"generate-{uuid.uuid4().hex}", prompt, seed, width, height, float("inf"), negative_prompt=negative_prompt
     )
     own = Overrides(steps, guidance)
     recipe(family, variant or ladder[-1], replace(request, overrides=own))

@@ -439,7 +439,7 @@ def _process() -> dict[str, Any] | None:
 
 def _engine(family: FamilyConfig, emulate: str | None) -> Engine:
     if emulate is not None:
-        return EmulatedEngine(load_profile(emulate, family.keys))
+        return EmulatedEngine(load_profile(emulate, family.keys), family.size)
     from workers.models.family import Family  # not at the top: an emulated replica does not import torch
 
     return Family.load(family, threads=1)

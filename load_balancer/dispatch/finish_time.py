@@ -32,7 +32,7 @@ class Kind(NamedTuple):
     Attributes:
         role: replicas that the image is sent to.
         variant: key of the variant that generates it.
-        work: share of the variant's own number of steps.
+        work: share of the variant's own run: its share of the steps, times the image's share of the pixels.
     """
 
     role: str

@@ -15,6 +15,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 from load_balancer.http.headers import MOST_KEY_CHARACTERS
 from load_balancer.runner.generation_request import CacheMode, GenerationRequest, ImageFormat
 from weir.config import FamilyConfig, LimitsConfig
+from weir.core import ImageSize
 from weir.errors import InvalidRequest, UnknownModel
 
 #: Any character but white space and control characters, by every language's definition of ``\\s``.
@@ -84,8 +85,8 @@ class RequestRules:
 
     def __init__(self, family: FamilyConfig, limits: LimitsConfig, aliases: Mapping[str, str] | None = None):
         self._family = family
-        self._sizes = {f"{side}x{side}": side for side in family.allowed_sizes}
-        self._sizes["auto"] = family.size
+        self._sizes = {str(size): size for size in family.allowed_sizes}
+        self._sizes["auto"] = family.allowed_sizes[0]
         self._stand_ins = {
             size: _nearest(size, family.allowed_sizes) for size in OPENAI_SIZES if size not in self._sizes
         }
@@ -150,11 +151,11 @@ class RequestRules:
         except ValidationError as error:
             raise self._explained(error) from None
         self._check_ranges(body)
-        side = self._sizes[self._stand_ins.get(body.size or "", body.size or "auto")]
+        size = self._sizes[self._stand_ins.get(body.size or "", body.size or "auto")]
         return GenerationRequest(
             prompt=body.prompt,
-            width=side,
-            height=side,
+            width=size.width,
+            height=size.height,
             n=1 if body.n is None else body.n,
             variant=self.models[body.model or self._family.name],
             negative_prompt=body.negative_prompt or "",
@@ -256,11 +257,15 @@ class RequestRules:
         return self._refusal(param, f"is {_shown(problem['input'])}")
 
 
-def _nearest(size: str, sides: Sequence[int]) -> str:
-    """The square size whose area is nearest to ``WIDTHxHEIGHT`` on a logarithmic scale."""
-    width, height = map(int, size.split("x"))
-    side = min(sides, key=lambda side: abs(math.log(side * side / (width * height))))
-    return f"{side}x{side}"
+def _nearest(wanted: str, sizes: Sequence[ImageSize]) -> str:
+    """The size whose shape, and then whose area, is nearest to ``WIDTHxHEIGHT`` on a logarithmic scale."""
+    width, height = ImageSize.of(wanted)
+
+    def distance(size: ImageSize) -> tuple[float, float]:
+        shape = abs(math.log(size.width * height / (size.height * width)))
+        return round(shape, 6), abs(math.log(size.pixels / (width * height)))
+
+    return str(min(sizes, key=distance))
 
 
 def _default_format(body: GenerationBody) -> Literal["url", "b64_json"]:

@@ -105,6 +105,7 @@ class Balancer:
         self._runner = RequestRunner(
             self._calls, self._forecast, self.observations, self.metrics, family, self._settings, cache
         )
+        self._family = family
         self._shadow = ShadowSamples(shadow, family.size, random.Random())
         self._cache = cache
         self._cache_mode: CacheMode = cache_mode
@@ -186,7 +187,8 @@ class Balancer:
         now, plan, low_priority = self._clock(), self.registry.plan, request.caller.priority == "batch"
         self.quotas.take(request.caller, request.n, now)
         try:
-            self.observations.arrived(request.n)
+            scale = self._family.pixel_ratio(request.width, request.height)
+            self.observations.arrived(request.n, scale)
             self.metrics.asked(request.n)
             task = ImageTask(
                 plan=plan,
@@ -199,6 +201,7 @@ class Balancer:
                 cache_named=request.cache is not None,
                 low_priority=low_priority,
                 draw=self._draw(),
+                scale=scale,
             )
             first = first_run(task, self._settings)
             self.admission.admit(

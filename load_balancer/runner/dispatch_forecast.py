@@ -34,7 +34,7 @@ class DispatchForecast:
         self._steps = steps
         self._clock = clock
         self._expected: dict[ImageId, str] = {}  # role by image
-        self._kinds: dict[tuple[str, str, int | None], Kind] = {}  # kinds of runs from noise
+        self._kinds: dict[tuple[str, str, int | None, float], Kind] = {}  # kinds of runs from noise
 
     def now(self) -> float:
         return self._clock()
@@ -78,9 +78,10 @@ class DispatchForecast:
         """The dispatcher's kind of a run."""
         own, resume = self._steps[run.variant], run.resume
         if resume is not None:
-            return Kind(run.role, run.variant, ((run.steps or own) - resume.step) / resume.stride / own)
-        key = run.role, run.variant, run.steps
+            left = ((run.steps or own) - resume.step) / resume.stride
+            return Kind(run.role, run.variant, run.scale * left / own)
+        key = run.role, run.variant, run.steps, run.scale
         kind = self._kinds.get(key)
         if kind is None:
-            kind = self._kinds[key] = Kind(run.role, run.variant, (run.steps or own) / own)
+            kind = self._kinds[key] = Kind(run.role, run.variant, run.scale * (run.steps or own) / own)
         return kind

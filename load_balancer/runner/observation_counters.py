@@ -31,6 +31,7 @@ class ObservationCounters:
 
     def __init__(self, expiry_s: float):
         self.arrivals = 0
+        self.demand = 0.0
         self.judged = 0
         self.deferred = 0
         self.verdicts = 0
@@ -52,9 +53,14 @@ class ObservationCounters:
         self._open: dict[ImageId, float] = {}  # time of admission by image, in order
         self._open_deferred: set[ImageId] = set()
 
-    def arrived(self, images: int) -> None:
-        """Counts requested images, whether or not they are admitted."""
+    def arrived(self, images: int, scale: float = 1.0) -> None:
+        """Counts requested images, whether or not they are admitted.
+
+        Args:
+            scale: see :attr:`weir.cascade.ImageTask.scale`. To the controller, a larger image is several.
+        """
         self.arrivals += images
+        self.demand += images * scale
 
     def admitted(self, image: ImageId, now: float) -> None:
         """Counts an image as in flight, until it is answered or expires; a failed image expires too."""
@@ -93,14 +99,14 @@ class ObservationCounters:
         ``confidences`` (of the first variant of the chain), ``confidences_by_variant`` (of all), ``batches`` (variant,
         size, seconds) and ``fetches`` (seconds) have the samples after the counts ``judged``, ``verdicts``,
         ``batches`` and ``fetched``, or all samples that are kept if a count is above the present one. ``levels`` has
-        the prompt classes of ``confidences``.
+        the prompt classes of ``confidences``. ``arrivals`` are in images of the family's own size.
         """
         self._expire(now)
         by_variant: dict[str, list[float]] = {}
         for variant, confidence in _newest(self._by_variant, self.verdicts, verdicts):
             by_variant.setdefault(variant, []).append(confidence)
         return {
-            "arrivals": self.arrivals,
+            "arrivals": round(self.demand),
             "judged": self.judged,
             "deferred": self.deferred,
             "confidences": _newest(self._confidences, self.judged, judged),

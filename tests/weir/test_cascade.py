@@ -107,6 +107,15 @@ def only(actions: Sequence[Action], kind: type[Any]) -> Any:
     return found
 
 
+def test_every_run_of_an_image_has_its_share_of_the_pixels() -> None:
+    image = Image(config=replace(SETTINGS, redraw_below=0.9), scale=4.0)
+    light = image.begin()
+    heavy = only(image.ready(0.0), Run)
+    redraw = only(image.ready(0.1), Run)
+    assert [light.scale, heavy.scale, redraw.scale] == [4.0, 4.0, 4.0]
+    assert [light.variant, heavy.variant, redraw.redraw] == [LIGHT, HEAVY, 1]
+
+
 # ------------------------------------------------------------------------------------------- where a request enters
 
 

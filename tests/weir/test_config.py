@@ -97,6 +97,29 @@ def test_light_heavy_and_discriminator_are_a_short_form_of_two_variants() -> Non
     assert short.discriminator == "somewhere"
 
 
+def test_a_family_names_its_sizes_by_side_or_by_width_and_height() -> None:
+    family = FamilyConfig.model_validate(FAMILY | {"variants": THREE, "size": 64, "sizes": [32, "96x64"]})
+    assert family.allowed_sizes == ((64, 64), (32, 32), (96, 64))
+    assert family.pixel_ratio(96, 64) == 1.5
+    assert FamilyConfig.model_validate_json(family.model_dump_json()) == family
+
+
+@pytest.mark.parametrize(
+    ("sizes", "named"),
+    [
+        (["96 x 64"], "write WIDTHxHEIGHT"),
+        (["wide"], "'wide' is not a size"),
+        ([8], "8 is out of range; a side has 16 to 4096 pixels"),
+        (["64x8192"], "64x8192 is out of range"),
+        (["64x64"], "name each size once"),
+        ([32, "32x32"], "name each size once"),
+    ],
+)
+def test_sizes_that_cannot_be_are_refused(sizes: list[int | str], named: str) -> None:
+    with pytest.raises(ValidationError, match=named):
+        FamilyConfig.model_validate(FAMILY | {"variants": THREE, "size": 64, "sizes": sizes})
+
+
 def test_a_ladder_keeps_its_order_when_serialised() -> None:
     family = FamilyConfig.model_validate(FAMILY | {"variants": THREE})
     assert family.keys == ("light", "medium", "heavy")

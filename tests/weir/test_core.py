@@ -12,6 +12,7 @@ from weir.core import (
     CacheLookup,
     DeferralCurve,
     ImageRequest,
+    ImageSize,
     LatencyProfile,
     Overrides,
     Resume,
@@ -57,3 +58,17 @@ def test_latency_does_not_decrease_with_the_batch_size(a: int, b: int) -> None:
 def test_deferral_does_not_decrease_with_the_threshold(a: float, b: float) -> None:
     curve = DeferralCurve((0.0, 0.5, 1.0), (0.0, 0.2, 1.0))
     assert curve.at(min(a, b)) <= curve.at(max(a, b))
+
+
+@pytest.mark.parametrize(("given", "size"), [(64, (64, 64)), ("1152x896", (1152, 896)), ("1x2", (1, 2))])
+def test_a_size_is_a_side_or_width_and_height(given: int | str, size: tuple[int, int]) -> None:
+    assert ImageSize.of(given) == size
+    assert ImageSize.of(str(ImageSize.of(given))) == size
+
+
+@pytest.mark.parametrize(
+    "given", ["", "64", "64X64", "64×64", "-64x64", "64x", "64x64x3", " 64x64", "6e1x64", "999999x1"]
+)
+def test_anything_else_is_no_size(given: str) -> None:
+    with pytest.raises(ValueError, match="is not a size; write WIDTHxHEIGHT"):
+        ImageSize.of(given)

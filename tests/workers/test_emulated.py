@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
+from testing.tiny_models import SIZE
 from testing.toy_family import with_variants
 from tests.workers.samples import image_request, profile
 from weir.core import Overrides, Resume
@@ -75,6 +76,13 @@ def test_a_resumed_image_takes_only_its_remaining_steps(make: Callable[[], Profi
     [rest] = engine.generate(HEAVY, [image_request(resume=Resume("-", 25))], [states[25]])
     assert (rest.first, rest.steps) == (25, 25)
     assert emulated.time.monotonic() - started >= 0.02 - 1e-3
+
+
+@pytest.mark.parametrize("make", [profile, lambda: stepwise(0.0016)], ids=["whole batches", "steps"])
+def test_an_image_takes_its_share_of_the_pixels_of_the_profiles_size(make: Callable[[], Profile]) -> None:
+    engine = EmulatedEngine(make(), size=SIZE)
+    own = seconds(engine, HEAVY, 1)
+    assert seconds(engine, HEAVY, 1, width=3 * SIZE, height=2 * SIZE) == pytest.approx(6 * own, rel=0.01)
 
 
 def test_captured_states_have_the_size_of_real_ones() -> None:

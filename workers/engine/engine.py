@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from weir.config import FamilyConfig
-from weir.core import ImageRequest
+from weir.core import ImageRequest, ImageSize
 from weir.errors import GenerationFailed, InvalidRequest, WeirError
 from weir.states import State
 from workers.engine.scheduling import Recipe
@@ -198,11 +198,10 @@ def recipe(family: FamilyConfig, variant: str, request: ImageRequest) -> Recipe:
     """
     if variant not in family.variants:
         raise InvalidRequest(f"variant is {variant}; {family.name} has {', '.join(family.keys)}", param="model")
-    if request.width != request.height or request.width not in family.allowed_sizes:
-        allowed = ", ".join(f"{s}x{s}" for s in family.allowed_sizes)
-        raise InvalidRequest(
-            f"size is {request.width}x{request.height}; {family.name} generates {allowed}", param="size"
-        )
+    size = ImageSize(request.width, request.height)
+    if size not in family.allowed_sizes:
+        allowed = ", ".join(map(str, family.allowed_sizes))
+        raise InvalidRequest(f"size is {size}; {family.name} generates {allowed}", param="size")
     own, asked = family.variants[variant], request.overrides
     steps = own.steps if asked.steps is None else asked.steps
     guidance = own.guidance if asked.guidance is None else asked.guidance

@@ -107,7 +107,8 @@ class ImageDecoder:
     def _finish(self, samples: Sequence[DenoisingState]) -> list[Future[EngineOutput]]:
         """Splits a batch that fails in halves until it fits or the failing image is alone."""
         try:
-            what = f"decoding {len(samples)} images at {samples[0].job.recipe.width} px"
+            recipe = samples[0].job.recipe
+            what = f"decoding {len(samples)} images at {recipe.width}x{recipe.height} px"
             images, judged = within_memory(self._device, lambda: self._decode(samples), what, lambda: None)
         except Exception as error:
             of = request_ids(sample.job.request.request_id for sample in samples)

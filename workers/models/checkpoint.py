@@ -11,6 +11,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from weir.config import CLIP_SCORE, FamilyConfig
+from weir.core import ImageSize
 from weir.errors import ConfigError
 from workers.models.architectures.architecture import Architecture, Configs
 from workers.models.architectures.registry import ARCHITECTURES
@@ -75,14 +76,21 @@ def check_configs(family: FamilyConfig, key: str, architecture: type[Architectur
         source = denoiser_source(family, key) if of_denoiser else pipeline_source(family, key)
         raise source.error(f"{part}: {what}", remedy)
     factor = architecture.factor(configs)
-    for name, side in (("size", family.size), *(("sizes", side) for side in family.sizes)):
-        if side % factor:
-            below = side - side % factor
-            nearest = " and ".join(str(it) for it in (below, below + factor) if it)
+    for name, size in zip(("size", *("sizes",) * len(family.sizes)), family.allowed_sizes, strict=True):
+        if size.width % factor or size.height % factor:
+            given = size.width if size.width == size.height else size
             raise ConfigError(
-                f"family {family.name}: {name}: {side} is not a multiple of {factor}, the factor between pixels and "
-                f"latents of {key}; the nearest sizes are {nearest}"
+                f"family {family.name}: {name}: {given} is not a multiple of {factor}, the factor between pixels and "
+                f"latents of {key}; the nearest sizes are {' and '.join(_nearest_sizes(size, factor))}"
             )
+
+
+def _nearest_sizes(size: ImageSize, factor: int) -> list[str]:
+    """The multiples of ``factor`` below and above a size, as a family file writes them."""
+    below = ImageSize(*(side - side % factor for side in size))
+    above = ImageSize(*(-(-side // factor) * factor for side in size))
+    found = [it for it in (below, above) if it.pixels]
+    return [str(it.width if size.width == size.height else it) for it in found]
 
 
 def architecture_of(source: Source, index: Mapping[str, Any]) -> type[Architecture]:

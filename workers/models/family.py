@@ -77,7 +77,7 @@ class Family:
         self.samplers = {key: denoiser.sampler for key, denoiser in self._denoisers.items()}
         self.models = {key: f"{config.variants[key].name}-{it.revision}" for key, it in self._denoisers.items()}
         self._prompts = PromptEncoder()
-        side = max(config.allowed_sizes)
+        side = max(max(size) for size in config.allowed_sizes)
         self._decoder = ImageDecoder(self._adapters, self.judges, self._output, side=side, aside=decode_aside)
 
     @classmethod
@@ -257,7 +257,8 @@ class Family:
         probe(self.device)
 
     def _within_memory(self, work: Callable[[], T], jobs: Sequence[DenoiseJob]) -> T:
-        what = f"a batch of {len(jobs)} at {jobs[0].recipe.width} px"
+        recipe = jobs[0].recipe
+        what = f"a batch of {len(jobs)} at {recipe.width}x{recipe.height} px"
         return within_memory(self.device, work, what, self._forget)
 
     def _forget(self) -> None:

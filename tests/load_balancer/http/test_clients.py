@@ -181,6 +181,24 @@ async def test_the_nearest_size_is_the_one_of_the_nearest_area(serving, family, 
     assert answer.get("requested_size") == (None if asked == given else asked)
 
 
+@pytest.mark.parametrize(
+    ("asked", "given"),
+    [
+        ("1216x832", "1216x832"),
+        ("auto", "1024x1024"),
+        ("1536x1024", "1216x832"),
+        ("1024x1536", "832x1216"),
+        ("1024x1792", "832x1216"),
+        ("512x512", "1024x1024"),
+    ],
+)
+async def test_the_nearest_size_has_the_nearest_shape(serving, family, pool, asked, given):
+    async with serving(family.model_copy(update={"size": 1024, "sizes": ("1216x832", "832x1216")})) as client:
+        answer = (await client.post(GENERATIONS, json={**GOOD, "size": asked})).json()
+    assert answer["size"] == given
+    assert [f"{request['width']}x{request['height']}" for _, _, request in pool.calls] == [given]
+
+
 async def test_a_stream_reports_the_size_of_every_image(client):
     answer = await client.post(GENERATIONS, json={**GOOD, "size": "1024x1024", "stream": True})
     [event] = [json.loads(line[6:]) for line in answer.text.splitlines() if line.startswith("data: ")]

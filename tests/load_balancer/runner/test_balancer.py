@@ -277,6 +277,17 @@ async def test_no_plan_raises_and_images_are_still_generated(plan, family, profi
     assert 0 <= balancer.registry.plan.threshold <= 1
 
 
+async def test_a_larger_image_is_admitted_and_counted_by_its_pixels(running, pool):
+    """The profile's 0.1 s of a heavy image are those of 64 × 64 pixels."""
+    async with running(slo_s=3.0) as balancer:
+        for side in (64, 128):
+            await balancer.generate(GenerationRequest("a", side, side, variant=HEAVY))
+        with pytest.raises(Overloaded, match=r"ready .* after its deadline"):
+            await balancer.generate(GenerationRequest("a", 512, 512, variant=HEAVY))
+        assert balancer.counters()["arrivals"] == 1 + 4 + 64
+        assert balancer.live()["arrivals"] == 3
+
+
 async def test_cancelling_a_request_cancels_its_work(running, pool):
     pool.delay_s[LIGHT] = 60
     async with running() as balancer:

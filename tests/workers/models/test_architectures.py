@@ -14,7 +14,7 @@ from PIL import Image
 
 from testing.tiny_models import SIZE, TOKENS, sd_pipeline, sdxl_pipeline
 from tests.workers.samples import family, image_request, variant
-from weir.core import Overrides
+from weir.core import ImageSize, Overrides
 from weir.plan import HEAVY, LIGHT
 from workers.engine.engine import EngineOutput
 from workers.models.architectures.registry import ARCHITECTURES, adapt
@@ -24,25 +24,33 @@ from workers.models.weights import scheduler_for
 KINDS = pytest.mark.parametrize("kind", [sd_pipeline, sdxl_pipeline], ids=["sd", "sdxl"])
 STATISTICS = {"latents_mean": [0.3, -0.2, 0.1, 0.5], "latents_std": [1.5, 0.7, 2.0, 1.1]}
 STEPS, GUIDANCE = 3, 2.0
+WIDE, TALL = f"{2 * SIZE}x{SIZE}", f"{SIZE}x{3 * SIZE // 2}"
 
 
 def engine(pipeline: Any, scheduler: Any = "ddim") -> Family:
     pipeline.scheduler = scheduler_for(scheduler, pipeline.scheduler.config)
     pipeline.set_progress_bar_config(disable=True)
     own = {"steps": STEPS, "guidance": GUIDANCE, "scheduler": scheduler}
-    config = family("-", variant("l", **own), variant("h", **own))
+    config = family("-", variant("l", **own), variant("h", **own), sizes=(WIDE, TALL))
     return Family(config, dict.fromkeys((LIGHT, HEAVY), pipeline))
 
 
-def difference(made: Family) -> float:
+def difference(made: Family, width: int = SIZE, height: int = SIZE) -> float:
     """Largest difference of a pixel (0…255) between the engine's image and diffusers'."""
-    latents = torch.randn((1, 4, SIZE // 2, SIZE // 2), generator=torch.Generator().manual_seed(7))
-    whole = {"height": SIZE, "width": SIZE, "num_inference_steps": STEPS, "guidance_scale": GUIDANCE}
+    latents = torch.randn((1, 4, height // 2, width // 2), generator=torch.Generator().manual_seed(7))
+    whole = {"height": height, "width": width, "num_inference_steps": STEPS, "guidance_scale": GUIDANCE}
     pipeline = made.pipelines[HEAVY]
     theirs = pipeline(prompt="a red a", negative_prompt="blur", latents=latents, output_type="np", **whole).images[0]
-    [output] = made.generate(HEAVY, [image_request(negative_prompt="blur")])
+    [output] = made.generate(HEAVY, [image_request(negative_prompt="blur", width=width, height=height)])
     assert output.error is None
     return float(np.abs(np.asarray(Image.open(io.BytesIO(output.image)), float) - theirs * 255).max())
+
+
+@KINDS
+@pytest.mark.parametrize("size", [WIDE, TALL])
+def test_an_image_of_any_shape_is_that_of_diffusers(kind: Callable[[], Any], size: str) -> None:
+    width, height = ImageSize.of(size)
+    assert difference(engine(kind()), width, height) <= 1
 
 
 @KINDS

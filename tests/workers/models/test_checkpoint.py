@@ -274,6 +274,8 @@ def test_a_size_between_two_latents_is_refused_with_the_nearest_sizes(folders: P
         ({"size": 66}, "size: 66 is not a multiple of 4, "),
         ({"sizes": (32, 70)}, "sizes: 70 is not a multiple of 4, "),
         ({"size": 127}, "size: 127 is not a multiple of 4, "),
+        ({"sizes": ("96x64", "66x64")}, "sizes: 66x64 is not a multiple of 4, "),
+        ({"sizes": ("64x66",)}, "the nearest sizes are 64x64 and 64x68"),
     ],
 )
 def test_every_size_of_the_embedded_family_is_a_multiple_of_its_factor(fields: dict[str, Any], named: str) -> None:
