@@ -13,6 +13,7 @@ import typer
 from cli.terminal import FamilyOption, JsonOption, console, error_exit, note, print_json, print_line
 from weir.assets import CACHE_PROFILE, FAMILY
 from weir.config import CacheConfig, load_family
+from weir.core import ImageSize
 from weir.errors import ConfigError
 from weir.files import check_place, file_format, written_whole
 
@@ -36,6 +37,9 @@ def generate(
     negative_prompt: Annotated[str, typer.Option(help="What the image should not show.")] = "",
     steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps of the last variant.")] = None,
     guidance: Annotated[float | None, typer.Option(min=0, help="Guidance scale of the last variant.")] = None,
+    size: Annotated[
+        str | None, typer.Option(help="WIDTHxHEIGHT, one of the family's sizes.", show_default="the family's own")
+    ] = None,
     cache: Annotated[Path | None, typer.Option(help="File of earlier runs to resume from; this run is added.")] = None,
     selector: Annotated[
         str | None, typer.Option(help="Thresholds: a published name, or a cache profile.", show_default="the family's")
@@ -58,6 +62,7 @@ def generate(
         config = load_family(family)
         if variant is not None and variant not in config.keys:
             raise ConfigError(f"--variant is {variant!r}; {config.name} has {', '.join(config.keys)}")
+        wanted = None if size is None else _size(size)
         with console.status("generating"):
             local_cache = None
             if cache is not None:
@@ -72,6 +77,7 @@ def generate(
                 threshold=threshold,
                 variant=variant,
                 negative_prompt=negative_prompt,
+                size=wanted,
                 steps=steps,
                 guidance=guidance,
                 threads=1,
@@ -91,6 +97,13 @@ def generate(
         for name, unused in (("", result.unused_tokens), ("negative ", result.unused_negative_tokens)):
             if unused:
                 note(f"the {name}prompt is too long: its last {unused} tokens were not used")
+
+
+def _size(given: str) -> ImageSize:
+    try:
+        return ImageSize.of(given)
+    except ValueError as error:
+        raise ConfigError(f"--size: {error}") from None
 
 
 def _encoded(png: bytes, extension: str) -> bytes:
