@@ -217,7 +217,7 @@ MUTATIONS = (
     Mutation(
         "every caller is an administrator",
         "load_balancer/http/jobs.py",
-        "if job is None or not (job.caller.name == caller.name or caller.admin):",
+        "if job is None and caller.admin:",
         "if job is None:",
         "tests/load_balancer/http/test_jobs.py::test_only_its_caller_and_an_administrator_find_a_request",
     ),
