@@ -16,7 +16,7 @@ from cache.policy.eviction import eviction_policy
 from cache.policy.partition import Partitions
 from cache.policy.predictor import MatchPredictor
 from cache.policy.selector import PUBLISHED, By, load_selector
-from cache.store.backend import Backend
+from cache.store.backend import Backend, StoreFailed
 from cache.store.redis_backend import RedisBackend
 from cache.store.store import SealedStore
 from weir.config import CacheConfig, FamilyConfig
@@ -25,6 +25,8 @@ from weir.prompt_levels import LevelHead
 from weir.telemetry import Metrics
 
 URL, SECRET = "WEIR_CACHE_URL", "WEIR_CACHE_SECRET"
+#: Timeout of each response of a Redis that is checked before use, seconds.
+CHECK_S = 5.0
 #: Loads the judge of a family's images; None for a family without one.
 LoadJudge: TypeAlias = Callable[[FamilyConfig], Judge | None]
 
@@ -46,6 +48,27 @@ def connected(config: CacheConfig, *, patience_s: float | None = None) -> RedisB
     if patience_s is not None:
         return RedisBackend(url, read_s=patience_s, write_s=patience_s, tls_ca=config.tls_ca)
     return RedisBackend(url, read_s=config.fetch_s, tls_ca=config.tls_ca)
+
+
+def check_redis(config: CacheConfig) -> str | None:
+    """Checks the Redis that the configuration or the environment names, if the cache is on.
+
+    Returns:
+        A sentence if the server does not answer, because the cache is optional; otherwise None.
+
+    Raises:
+        ConfigError: the server is unsuitable.
+    """
+    if config.mode == "off" or not (config.url or URL in os.environ):
+        return None
+    backend = connected(config, patience_s=CHECK_S)
+    try:
+        backend.check(writing=config.mode == "read-write")
+    except StoreFailed as error:
+        return f"nothing is cached until Redis answers: {error.message}"
+    finally:
+        backend.close()
+    return None
 
 
 def secrets(config: CacheConfig, default: str = "") -> list[bytes]:

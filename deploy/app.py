@@ -5,6 +5,7 @@ A declarative configuration refers to it by ``import_path: deploy.app:build`` wi
 
 # Annotations are not postponed here: Serve reads the type of the argument of build.
 
+import logging
 from functools import partial
 from typing import Any
 
@@ -12,7 +13,7 @@ from pydantic import BaseModel, ConfigDict
 from ray import serve
 from ray.serve import Application
 
-from cache.factory import open_store
+from cache.factory import check_redis, open_store
 from cache.service import CacheService
 from deploy.serve_config import BALANCER, CACHE, ON_HEAD, POOL, located
 from load_balancer.deployment import ServedLoadBalancer
@@ -20,6 +21,8 @@ from weir.config import FamilyConfig, PoolConfig, load_service
 from weir.profiles import load_profile
 from weir.telemetry import RayMetrics
 from workers.replica import Worker
+
+log = logging.getLogger(__name__)
 
 #: Limit of concurrent requests. Replicas queue and batch themselves, so Serve must not hold requests back.
 UNLIMITED = 100_000
@@ -44,9 +47,11 @@ def build(args: AppArgs) -> Application:
     """Builds the application of a service file.
 
     Raises:
-        ConfigError: the file is invalid; the message names the file, the key and the remedy.
+        ConfigError: the file is invalid, or its Redis unsuitable; the message names the file, the key and the remedy.
     """
     service, family = load_service(located(args.config))
+    if warning := check_redis(service.cache):
+        log.warning(warning)
     plan = service.plan.plan(family.keys).to_dict()
     profile = service.profile or service.pool.emulate
     cached = service.cache.mode != "off"

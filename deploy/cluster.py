@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import secrets
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -14,8 +15,11 @@ from typing import Any, TypeVar
 
 import psutil
 
+from deploy.cause import reason
 from weir import ray_private
 from weir.assets import import_path
+from weir.errors import ConfigError, NotReady
+from weir.files import make_folder
 from weir.loopback import SWITCH
 from weir.ports import free_port
 from weir.proxies import spare_loopback
@@ -23,14 +27,32 @@ from weir.proxies import spare_loopback
 OBJECT_STORE_BYTES = 512 * 2**20
 STOP_TIMEOUT_S = 20.0
 #: Attempts to start Ray. On a busy machine its own time limits are too short.
-STARTS = 3
+STARTS = 2
+#: Last lines of each of Ray's logs that are kept of a start that failed.
+LOG_LINES = 10
+
+#: Options of every ``ray.init``: the logs of tasks stay in Ray's files.
+QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
 
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
 
 
+def existing() -> str | None:
+    """Address of the cluster to connect to; None: start one on this machine, as Ray does without an address."""
+    address = os.environ.get("RAY_ADDRESS", "")
+    return None if address in ("", "local") else address
+
+
 @contextmanager
-def cluster(cpus: float, gpus: float = 0, nodes: int = 0) -> Iterator[str]:
+def cluster(
+    cpus: float,
+    gpus: float = 0,
+    nodes: int = 0,
+    *,
+    folder: Path | None = None,
+    report: Callable[[str], None] = lambda waiting_for: None,
+) -> Iterator[str]:
     """Context manager that yields the HTTP address of the dashboard of a running Ray cluster.
 
     A local cluster listens on free ports of 127.0.0.1 and keeps its files in a temporary folder. It offers at least
@@ -40,13 +62,62 @@ def cluster(cpus: float, gpus: float = 0, nodes: int = 0) -> Iterator[str]:
     Args:
         nodes: number of nodes beside the head. They have raylets of their own and share the CPUs and GPUs evenly, and
             the head has none, as on a cluster of several machines. 0: the head has all CPUs and GPUs.
+        folder: empty folder for the files of a local cluster, with a short path; None: a new one in ``/tmp``.
+        report: called with what the start waits for.
+
+    Raises:
+        NotReady: Ray did not start or accept the connection; the message has the cause and the remedy.
     """
+    _set_environment()
+    if address := existing():
+        with _connected(address, report) as dashboard:
+            yield dashboard
+        return
+    import ray
+
+    ray_private.allow_loopback()
+    # The path of a Unix socket has a maximum length, which a long TMPDIR would exceed.
+    folder = folder or Path(tempfile.mkdtemp(prefix="weir-", dir="/tmp"))
+    before = set(psutil.Process().children(recursive=True))
+    kept = keep_token(folder)
+    try:
+        with explained(folder):
+            context = started(
+                lambda: ray.init(
+                    address="local",
+                    num_cpus=0 if nodes else max(os.cpu_count() or 1, math.ceil(cpus)),
+                    num_gpus=None if nodes else math.ceil(gpus) or None,
+                    object_store_memory=OBJECT_STORE_BYTES,
+                    include_dashboard=True,
+                    dashboard_host="127.0.0.1",
+                    _node_ip_address="127.0.0.1",
+                    _temp_dir=str(folder),
+                    **QUIET,
+                ),
+                report,
+            )
+            for _ in range(nodes):
+                start_node(math.ceil(cpus / nodes), math.ceil(gpus / nodes), report)
+        yield f"http://{context.dashboard_url}"
+    finally:
+        processes = set(psutil.Process().children(recursive=True)) - before
+        ray.shutdown()
+        ray_private.forget_serve()
+        # Processes that Ray leaves of the other nodes would wait for the head, which has ended.
+        end(processes, timeout_s=0 if nodes else STOP_TIMEOUT_S)
+        for name in kept:
+            del os.environ[name]
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _set_environment() -> None:
+    """Sets the variables that Ray and its processes inherit, unless the user has set them."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     spare_loopback()
     # Ray's processes import the same packages as this one, whatever the working directory is.
     paths = [*import_path(), *filter(None, [os.environ.get("PYTHONPATH")])]
     os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(paths))
-    if not os.environ.get("RAY_ADDRESS"):
+    if existing() is None:
         # Keeps Ray on the loopback interface; without this Ray replaces 127.0.0.1 by the host's address.
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
         # Every client that reaches a Ray cluster can run code on it, so require the token.
@@ -68,66 +139,104 @@ def cluster(cpus: float, gpus: float = 0, nodes: int = 0) -> Iterator[str]:
         os.environ.setdefault("MALLOC_ARENA_MAX", "2")
         # By default every cluster of a machine uses the same two ports for Ray's own metrics.
         os.environ |= {name: str(free_port()) for name in ("AUTOSCALER_METRIC_PORT", "DASHBOARD_METRIC_PORT")}
+
+
+@contextmanager
+def _connected(address: str, report: Callable[[str], None]) -> Iterator[str]:
     import ray
 
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    if os.environ.get("RAY_ADDRESS"):
-        context = ray.init(address=os.environ["RAY_ADDRESS"], **quiet)
-        try:
-            yield f"http://{context.dashboard_url}"
-        finally:
-            ray.shutdown()
-        return
-
-    ray_private.allow_loopback()
-    # The path of a Unix socket has a maximum length, which a long TMPDIR would exceed.
-    folder = tempfile.mkdtemp(prefix="weir-", dir="/tmp")
-    before = set(psutil.Process().children(recursive=True))
+    report(f"Ray at {address} to accept the connection")
     try:
-        context = started(
-            lambda: ray.init(
-                address="local",
-                num_cpus=0 if nodes else max(os.cpu_count() or 1, math.ceil(cpus)),
-                num_gpus=None if nodes else math.ceil(gpus) or None,
-                object_store_memory=OBJECT_STORE_BYTES,
-                include_dashboard=True,
-                dashboard_host="127.0.0.1",
-                _node_ip_address="127.0.0.1",
-                _temp_dir=folder,
-                **quiet,
-            )
-        )
-        for _ in range(nodes):
-            start_node(math.ceil(cpus / nodes), math.ceil(gpus / nodes))
+        context = ray.init(address=address, **QUIET)
+    except Exception as error:  # of many types, down to plain RuntimeErrors
+        raise NotReady(f"Ray at {address} did not accept the connection: {reason(error)}") from error
+    try:
         yield f"http://{context.dashboard_url}"
     finally:
-        processes = set(psutil.Process().children(recursive=True)) - before
         ray.shutdown()
-        ray_private.forget_serve()
-        # Processes that Ray leaves of the other nodes would wait for the head, which has ended.
-        end(processes, timeout_s=0 if nodes else STOP_TIMEOUT_S)
-        shutil.rmtree(folder, ignore_errors=True)
 
 
-def started(start: Callable[[], T]) -> T:
-    """Calls ``start``, which starts processes of Ray. If they are too slow, ends them and calls it again.
+def keep_token(folder: Path) -> tuple[str, ...]:
+    """Keeps Ray's token in the folder where the home folder cannot be written, as in many containers.
+
+    Else Ray keeps it in ``~/.ray``, for further programs of the user that connect to the cluster.
+
+    Returns:
+        The environment variables that were set.
+    """
+    names = ("RAY_AUTH_TOKEN_PATH", "RAY_AUTH_TOKEN")
+    if os.environ["RAY_AUTH_MODE"] != "token" or any(name in os.environ for name in names):
+        return ()
+    home = Path.home() / ".ray"
+    if os.access(home / "auth_token", os.R_OK):
+        return ()
+    try:
+        make_folder(home)
+    except ConfigError as error:
+        token = folder / "auth_token"
+        token.touch(mode=0o600)
+        token.write_text(secrets.token_hex(32))
+        os.environ[names[0]] = str(token)
+        _log.warning("Ray's token is in %s, because of the home folder: %s", token, error.message)
+        return names[:1]
+    return ()
+
+
+@contextmanager
+def explained(folder: Path) -> Iterator[None]:
+    """Translates an exception of Ray's start to a sentence, and logs the end of Ray's logs, which will be deleted."""
+    try:
+        yield
+    except NotReady:
+        _log.error("%s", _ends_of_logs(folder))
+        raise
+    except Exception as error:  # of many types, down to plain Exceptions
+        _log.exception("Ray did not start:\n%s", _ends_of_logs(folder))
+        raise NotReady(f"Ray did not start: {reason(error)}") from error
+
+
+def _ends_of_logs(folder: Path) -> str:
+    parts = []
+    for log in sorted(folder.glob("session_2*/logs/*")):
+        if log.suffix in (".err", ".out", ".log") and (lines := log.read_text(errors="replace").splitlines()):
+            parts += [f"{log.name}:", *lines[-LOG_LINES:]]
+    return "\n".join(parts)
+
+
+def started(start: Callable[[], T], report: Callable[[str], None] = lambda waiting_for: None) -> T:
+    """Calls ``start``, which starts processes of Ray. If they are too slow, ends them and calls it once more.
+
+    Args:
+        report: called with what the start waits for.
 
     Raises:
-        Exception: of the last of :data:`STARTS` attempts, or of any attempt that failed for another reason.
+        NotReady: Ray's processes were too slow in all of :data:`STARTS` attempts.
+        Exception: of an attempt that failed for another reason.
     """
     for attempt in range(1, STARTS + 1):
+        report(f"Ray's processes (attempt {attempt} of {STARTS})")
         before = set(psutil.Process().children(recursive=True))
         try:
             return start()
         except Exception as error:
-            if attempt == STARTS or not ray_private.started_too_slowly(error):
+            if not ray_private.started_too_slowly(error):
                 raise
             _log.warning("Ray was too slow to start, attempt %d of %d: %s", attempt, STARTS, error)
             end(set(psutil.Process().children(recursive=True)) - before, timeout_s=0)
-    raise AssertionError("unreachable")
+            last = error
+    raise NotReady(too_slow(os.getloadavg()[0], os.cpu_count() or 1, psutil.virtual_memory().available)) from last
 
 
-def start_node(cpus: int, gpus: int = 0) -> None:
+def too_slow(load: float, cpus: int, free_bytes: int) -> str:
+    """The sentence for a machine on which Ray's processes do not come up in time."""
+    return (
+        f"Ray's processes did not come up in time, in {STARTS} attempts, on a machine with a load of {load:.1f} on "
+        f"{cpus} CPUs and {free_bytes / 2**30:.1f} GiB of free memory; stop other work, or use a larger machine, and "
+        "try again"
+    )
+
+
+def start_node(cpus: int, gpus: int = 0, report: Callable[[str], None] = lambda waiting_for: None) -> None:
     """Starts one more node of the cluster that this process is connected to."""
     import ray
 
@@ -137,7 +246,7 @@ def start_node(cpus: int, gpus: int = 0) -> None:
     fields["include_log_monitor"] = False
     fields |= {"num_cpus": cpus, "num_gpus": gpus, "object_store_memory": OBJECT_STORE_BYTES // 4}
     fields |= {"gcs_address": ray.get_runtime_context().gcs_address, "node_ip_address": "127.0.0.1"}
-    started(lambda: ray_private.start_node(**fields))
+    started(lambda: ray_private.start_node(**fields), report)
 
 
 def targets_file() -> Path | None:

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from deploy.cluster import existing
 from deploy.state import FOLDER, StateFile, find
 from weir.errors import ServiceError
 from weir.files import make_folder
@@ -116,7 +117,7 @@ def logging_to(folder: Path) -> Iterator[str]:
         ConfigError: the folder cannot be written, or the environment names an unknown format.
     """
     log_format()
-    if os.environ.get("RAY_ADDRESS"):
+    if existing():
         yield ""
         return
     given = os.environ.get(VARIABLE)

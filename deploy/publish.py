@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,10 +11,13 @@ from typing import Any
 import requests
 from ray.dashboard.modules.serve.sdk import ServeSubmissionClient
 
+from deploy.cause import cause, reason
 from deploy.serve_config import APPLICATION, POOL, deployed, with_plan
 from weir.errors import NotReady
 from weir.plan import Plan
 from weir.proxies import DIRECT
+
+log = logging.getLogger(__name__)
 
 POLL_S = 0.2
 #: Time limit of the first configuration, which also starts Ray Serve: slow on a busy machine.
@@ -29,15 +33,33 @@ def is_applied(details: dict[str, Any], plan: Plan) -> bool:
     application = details.get("applications", {}).get(APPLICATION)
     if application is None:
         return False
+    deployments = application["deployments"]
     if application["status"] == "DEPLOY_FAILED":
-        problems = [f"{name}: {it['message']}" for name, it in application["deployments"].items() if it["message"]]
-        raise NotReady("\n".join([application["message"], *problems]).strip())
+        log.error("%s", "\n".join([application["message"], *(it["message"] for it in deployments.values())]))
+        failed = {name: it["message"] for name, it in deployments.items() if it["message"]}
+        # The one whose constructor raised is the cause; others may only have been waiting.
+        for name in sorted(failed, key=lambda name: "Traceback" not in failed[name]):
+            raise NotReady(f"{name} failed: {cause(failed[name])}")
+        raise NotReady(cause(application["message"]))
     if application["status"] != "RUNNING":
         return False
-    pool = application["deployments"].get(POOL, {})
+    pool = deployments.get(POOL, {})
     running = sum(it["state"] == "RUNNING" for it in pool.get("replicas", ()))
     given = pool.get("deployment_config", {}).get("user_config") or {}
     return given.get("version", 0) >= plan.version and running == len(plan.assignments)
+
+
+def pending(details: dict[str, Any], plan: Plan) -> str:
+    """What the application still waits for, as a noun phrase for people."""
+    application = details.get("applications", {}).get(APPLICATION, {})
+    deployments = application.get("deployments", {})
+    if not deployments:
+        return "Ray Serve to build the application"
+    running = sum(it["state"] == "RUNNING" for it in deployments.get(POOL, {}).get("replicas", ()))
+    if running < len(plan.assignments):
+        return f"replicas to load their models: {running} of {len(plan.assignments)} run"
+    others = (name for name, it in deployments.items() if name != POOL and it.get("status") != "HEALTHY")
+    return ", ".join(others) or "Ray Serve to report the application as running"
 
 
 class _Client(ServeSubmissionClient):
@@ -91,16 +113,28 @@ class Publisher:
         with self._translating("list the applications"):
             return self._client.get_serve_details()
 
-    def wait_applied(self, plan: Plan, *, timeout_s: float, stopped: Callable[[], bool] = lambda: False) -> None:
+    def wait_applied(
+        self,
+        plan: Plan,
+        *,
+        timeout_s: float,
+        stopped: Callable[[], bool] = lambda: False,
+        report: Callable[[str], None] = lambda pending: None,
+    ) -> None:
         """Polls until the plan is applied, or until ``stopped`` returns True.
+
+        Args:
+            report: called with what is still pending, after each poll.
 
         Raises:
             NotReady: the application failed to deploy, or applying the plan took longer than ``timeout_s``.
         """
         end = time.monotonic() + timeout_s
         while not stopped():
-            if is_applied(self.details(), plan):
+            details = self.details()
+            if is_applied(details, plan):
                 return
+            report(pending(details, plan))
             if time.monotonic() > end:
                 raise NotReady(f"plan {plan.version} was not applied within {timeout_s:.0f} s")
             time.sleep(POLL_S)
@@ -124,9 +158,3 @@ class Publisher:
                 f"the Ray dashboard at {self._dashboard} did not {action}: {reason(error)}; "
                 "the logs of the cluster have details, and trying again is safe"
             ) from error
-
-
-def reason(error: Exception) -> str:
-    """The error in one line: Ray answers with whole tracebacks, whose last line has the message."""
-    lines = [line.strip() for line in str(error).replace("\\n", "\n").splitlines() if line.strip(' "}.')]
-    return lines[-1].rstrip('"}. ') if lines else type(error).__name__

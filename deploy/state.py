@@ -1,9 +1,10 @@
-"""State files of the services on this machine. A file is valid while its process holds the lock beside it."""
+"""State files of the services on this machine. A file is valid while a process holds the lock beside it."""
 
 from __future__ import annotations
 
 import fcntl
 import json
+import os
 import time
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -11,9 +12,11 @@ from pathlib import Path
 from typing import IO
 
 from weir.errors import ServiceError
-from weir.files import written_whole
+from weir.files import make_folder, written_whole
 
 FOLDER = Path(".weir")
+#: Time for which a claim waits for readers of the state, seconds.
+ACQUIRE_S = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +24,10 @@ class Service:
     """A service, as its state file describes it.
 
     Attributes:
+        pid: process to send SIGTERM to: of the service, or of `weir up` until that process exists.
         ready: set once the service has been able to serve.
+        waiting_for: what a start waits for now; empty once the service is ready.
+        scratch: folder of the temporary files of the service and of its Ray cluster; empty before it exists.
         cache_url, cache_secret: of the Redis server that was started for the service; empty without one.
         targets: file that lists the targets of Prometheus.
         policy: policy of the controller.
@@ -39,10 +45,16 @@ class Service:
     targets: str = ""
     policy: str = ""
     logs: str = ""
+    waiting_for: str = ""
+    scratch: str = ""
 
 
 class StateFile:
-    """The state file of the service with a given name. The process of the service holds the lock while it lives."""
+    """The state file of the service with a given name.
+
+    From its start to its end a service has a process that holds the lock: first `weir up`, which passes the lock on to
+    the process of the service.
+    """
 
     def __init__(self, name: str, folder: Path = FOLDER):
         self.name = name
@@ -57,27 +69,67 @@ class StateFile:
         """Claims the name.
 
         Raises:
-            ServiceError: a service with this name is up.
+            ConfigError: the folder cannot be written.
+            ServiceError: a service with this name starts or is up.
         """
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(self.path.parent)
+        end = time.monotonic() + ACQUIRE_S
+        while not self._try_acquire():
+            # Only a lock that stays is that of a service: whoever reads the state holds it for a moment, too.
+            if time.monotonic() > end:
+                raise ServiceError(already(self.name, self.read()))
+            time.sleep(0.02)
+
+    def adopt(self, lock_fd: int) -> None:
+        """Takes over the lock that the parent process has acquired, by its inherited file descriptor."""
+        os.set_inheritable(lock_fd, False)  # the lock must end with this process, and not with its children
+        self._lock = os.fdopen(lock_fd, "a")
+
+    @property
+    def lock_fd(self) -> int:
+        """File descriptor of the lock, for a child process to inherit and :meth:`adopt`."""
+        assert self._lock is not None
+        return self._lock.fileno()
+
+    def release(self) -> None:
+        """Releases the name; the files are deleted before the lock is released.
+
+        If the process that shares the lock has released it already, another service may have the name now, and its
+        files stay.
+        """
+        assert self._lock is not None
+        if self._is_current(self._lock):
+            self.path.unlink(missing_ok=True)
+            self.targets.unlink(missing_ok=True)
+            with suppress(OSError):  # the folder has the list of another service
+                self.targets.parent.rmdir()
+            self._lock_path.unlink(missing_ok=True)
+        self.hand_over()
+
+    def hand_over(self) -> None:
+        """Leaves the name, with its files, to the process that shares the lock."""
+        assert self._lock is not None
+        self._lock.close()
+        self._lock = None
+
+    def _try_acquire(self) -> bool:
         lock = self._lock_path.open("a")
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if self._is_current(lock):
+                self._lock = lock
+                return True
         except BlockingIOError:
-            lock.close()
-            raise ServiceError(f"{self.name} is already up; stop it with `weir down`") from None
-        self._lock = lock
+            pass
+        lock.close()
+        return False
 
-    def release(self) -> None:
-        """Releases the name; the files are deleted before the lock is released."""
-        assert self._lock is not None
-        self.path.unlink(missing_ok=True)
-        self.targets.unlink(missing_ok=True)
-        with suppress(OSError):  # the folder has the list of another service
-            self.targets.parent.rmdir()
-        self._lock_path.unlink(missing_ok=True)
-        self._lock.close()
-        self._lock = None
+    def _is_current(self, lock: IO[str]) -> bool:
+        """Whether the file is still the one at the path: its last owner may have deleted it."""
+        try:
+            return os.path.samestat(os.fstat(lock.fileno()), self._lock_path.stat())
+        except FileNotFoundError:
+            return False
 
     def write(self, service: Service) -> None:
         """Replaces the file atomically: a reader sees the old state or the new one. Only its owner may read it."""
@@ -90,6 +142,11 @@ class StateFile:
         self.targets.parent.mkdir(parents=True, exist_ok=True)
         self.targets.unlink(missing_ok=True)
         self.targets.symlink_to(source)
+
+    def clear(self) -> None:
+        """Deletes the files of a service that has ended without deleting them."""
+        self.acquire()
+        self.release()
 
     def held(self) -> bool:
         """Whether a live process holds the name."""
@@ -119,6 +176,13 @@ class StateFile:
                 return False
             time.sleep(0.1)
         return True
+
+
+def already(name: str, service: Service | None) -> str:
+    """The sentence for a second start of a service."""
+    if service is None or service.ready:
+        return f"{name} is already up; stop it with `weir down`"
+    return f"{name} is already starting (process {service.pid}); wait for it, or end it with `weir down`"
 
 
 def find(name: str | None = None, folder: Path = FOLDER) -> tuple[StateFile, Service]:

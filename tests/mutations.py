@@ -301,6 +301,27 @@ MUTATIONS = (
         "tests/load_balancer/runner/test_provenance.py::"
         "test_every_family_that_ships_takes_its_weights_from_the_hub_by_revision",
     ),
+    Mutation(
+        "a late release deletes the state of the next service",
+        "deploy/state.py",
+        "        if self._is_current(self._lock):",
+        "        if True:",
+        "tests/deploy/test_state.py::test_a_late_release_leaves_the_files_of_the_next_service",
+    ),
+    Mutation(
+        "whatever listens at RAY_ADDRESS is taken for Ray",
+        "deploy/preflight.py",
+        "and not _speaks_grpc(host, port)",
+        "and False",
+        "tests/deploy/test_preflight.py::test_a_server_that_is_not_ray_is_not_waited_for",
+    ),
+    Mutation(
+        "an application is built whatever its Redis is",
+        "deploy/app.py",
+        "if warning := check_redis(service.cache):",
+        'if warning := "":',
+        "tests/deploy/test_app.py::test_a_server_of_a_redis_cluster_fails_the_deployment",
+    ),
 )
 
 

@@ -63,16 +63,24 @@ class RedisServer:
 
     @classmethod
     def start(
-        cls, *, port: int | None = None, password: str | None = None, options: tuple[str, ...] = ()
+        cls,
+        *,
+        port: int | None = None,
+        password: str | None = None,
+        options: tuple[str, ...] = (),
+        parent: Path | None = None,
     ) -> RedisServer:
         """Starts a server and waits until it answers.
+
+        Args:
+            parent: folder for the server's own folder; None: the system's for temporary files.
 
         Raises:
             ServiceError: the server does not start; the message has the end of its log.
         """
         port = port or free_port()
         password = password or secrets.token_urlsafe(24)
-        folder = Path(tempfile.mkdtemp(prefix="weir-redis-"))
+        folder = Path(tempfile.mkdtemp(prefix="weir-redis-", dir=parent))
         config = folder / "redis.conf"  # not on the command line, which every user of the machine can read
         lines = [f"bind 127.0.0.1\nport {port}\nrequirepass {password}\ndir {folder}\nlogfile {folder / 'log'}"]
         lines += ['save ""', "appendonly no", "daemonize no", *options]

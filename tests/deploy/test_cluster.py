@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import psutil
 import pytest
 
-from deploy.cluster import STARTS, started
+from deploy.cluster import existing, explained, keep_token, started, too_slow
+from weir.errors import NotReady
 
 SLOW = "The current node timed out during startup. This could happen because some of the raylet failed to startup"
 
@@ -38,16 +41,74 @@ def test_a_cluster_that_starts_too_slowly_is_stopped_and_started_again() -> None
             process.wait()
 
 
-def test_a_cluster_that_never_starts_is_an_error() -> None:
-    attempts = []
+def test_a_cluster_that_is_too_slow_twice_is_an_error_with_the_remedy() -> None:
+    reports: list[str] = []
 
     def start() -> None:
-        attempts.append(1)
         raise Exception(SLOW)
 
-    with pytest.raises(Exception, match="timed out during startup"):
-        started(start)
-    assert len(attempts) == STARTS
+    with pytest.raises(NotReady, match="stop other work, or use a larger machine") as caught:
+        started(start, reports.append)
+    assert reports == ["Ray's processes (attempt 1 of 2)", "Ray's processes (attempt 2 of 2)"]
+    assert "\n" not in caught.value.message
+
+
+def test_the_sentence_on_a_slow_start_shows_how_busy_the_machine_is() -> None:
+    assert "a load of 9.4 on 2 CPUs and 1.5 GiB of free memory" in too_slow(9.38, 2, 3 * 2**29)
+
+
+@pytest.mark.parametrize(("value", "address"), [("", None), ("local", None), ("10.0.0.5:6379", "10.0.0.5:6379")])
+def test_a_cluster_is_started_here_unless_the_environment_names_one(
+    value: str, address: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", value)
+    assert existing() == address
+
+
+def test_any_other_failure_of_ray_is_one_sentence_and_its_logs_are_logged(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    logs = tmp_path / "session_2026-11-29" / "logs"
+    logs.mkdir(parents=True)
+    (logs / "raylet.err").write_text("line\n" * 50 + "no room on the device\n")
+    with pytest.raises(NotReady, match=r"^Ray did not start: num_cpus is -1$"), explained(tmp_path):
+        raise ValueError("num_cpus is -1")
+    assert "no room on the device" in caplog.text
+    assert caplog.text.count("line\n") < 20
+
+
+@pytest.fixture
+def without_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.usefixtures("without_token")
+@pytest.mark.parametrize("home", ["/dev/null", "/proc/1"], ids=["no folder", "read-only"])
+def test_rays_token_is_kept_with_the_other_files_where_the_home_folder_cannot_be_written(
+    home: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", home)
+    monkeypatch.setattr(os, "environ", os.environ.copy())
+    assert keep_token(tmp_path) == ("RAY_AUTH_TOKEN_PATH",)
+    token = Path(os.environ["RAY_AUTH_TOKEN_PATH"])
+    assert token.parent == tmp_path
+    assert token.stat().st_mode & 0o777 == 0o600
+    assert len(token.read_text()) == 64
+
+
+@pytest.mark.usefixtures("without_token")
+def test_rays_token_stays_in_a_home_folder_that_can_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert keep_token(tmp_path) == ()
+
+
+def test_a_token_of_the_user_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "secret")
+    monkeypatch.setenv("HOME", "/dev/null")
+    assert keep_token(tmp_path) == ()
 
 
 def test_other_failures_are_not_retried() -> None:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from pathlib import Path
 
 import httpx
 import psutil
@@ -64,6 +68,87 @@ def test_the_same_service_does_not_start_twice(config, tmp_path):
     with pytest.raises(ServiceError, match="already up"):
         up(config, folder=tmp_path)
     state.release()
+
+
+class Start:
+    """`weir up --detach` in a process of its own, up to where it waits for Ray."""
+
+    def __init__(self, config: Path, folder: Path):
+        code = "import sys; from cli.main import app; app()"
+        command = [sys.executable, "-c", code, "up", str(config), "--detach"]
+        self.state = StateFile("toy", folder / ".weir")
+        self.process = subprocess.Popen(
+            command, cwd=folder, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": os.getcwd()}
+        )
+        wait_until(lambda: self.waits_for("Ray's processes"))
+        service = self.state.read()
+        assert service
+        self.service = service
+        process = psutil.Process(service.pid)
+        wait_until(lambda: process.children())
+        self.family = [process, *process.children(recursive=True)]
+
+    def waits_for(self, what: str) -> bool:
+        assert self.process.poll() is None
+        service = self.state.read()
+        return service is not None and what in service.waiting_for
+
+    def ended(self) -> str:
+        """Waits for the end, checks that nothing is left, and returns what was printed."""
+        said = self.process.communicate(timeout=120)[1]
+        _, alive = psutil.wait_procs(self.family, timeout=20)
+        assert alive == []
+        assert [path.name for path in self.state.path.parent.iterdir()] == ["toy.log"]
+        assert not Path(self.service.scratch).exists()
+        return said
+
+
+def wait_until(condition: Callable[[], object]) -> None:
+    end = time.monotonic() + 120
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.1)
+
+
+@pytest.mark.timeout(280)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "Ctrl-C"])
+def test_a_signal_ends_a_start_that_waits_for_ray_and_nothing_is_left(config, tmp_path, number):
+    start = Start(config, tmp_path)
+    start.process.send_signal(number)
+    said = start.ended()
+    assert start.process.returncode == 130
+    assert said.endswith("interrupted\n")
+    assert "waiting for Ray's processes (attempt 1 of 2)" in said
+
+
+@pytest.mark.timeout(280)
+def test_a_start_is_seen_by_status_refuses_a_second_one_and_ends_by_down(config, tmp_path):
+    start = Start(config, tmp_path)
+    now = status(folder=tmp_path / ".weir")
+    assert not now["healthy"]
+    assert "Ray's processes" in now["pending"][0]
+    with pytest.raises(ServiceError, match=f"^toy is already starting \\(process {start.service.pid}\\); wait for it"):
+        up(config, folder=tmp_path / ".weir")
+    assert down(folder=tmp_path / ".weir").name == "toy"
+    assert "error: toy did not start: it was " in start.ended()
+    assert start.process.returncode == 2
+
+
+@pytest.mark.timeout(280)
+def test_a_start_whose_process_is_killed_ends_with_one_sentence(config, tmp_path):
+    start = Start(config, tmp_path)
+    psutil.Process(start.service.pid).kill()
+    said = start.ended()
+    assert "because memory ran out" in said.splitlines()[-1]
+    assert "Traceback" not in said
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:9", "ray://127.0.0.1:9"])
+def test_a_start_for_a_cluster_that_does_not_answer_leaves_no_state(config, tmp_path, monkeypatch, address):
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    with pytest.raises(ServiceError, match="Ray does not answer"):
+        up(config, folder=tmp_path / "state")
+    assert list((tmp_path / "state").iterdir()) == []
 
 
 def test_down_without_a_service_is_an_error(tmp_path):

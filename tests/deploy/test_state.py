@@ -6,11 +6,12 @@ import os
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 
 from deploy.state import Service, StateFile, find
-from weir.errors import ServiceError
+from weir.errors import ConfigError, ServiceError
 
 SERVICE = Service("toy", os.getpid(), "http://127.0.0.1:1", "http://127.0.0.1:2", "toy.yaml", ready=True)
 
@@ -80,3 +81,73 @@ def test_find_needs_a_name_only_when_several_services_are_up(tmp_path):
     assert find("other", tmp_path)[1].name == "other"
     one.release()
     other.release()
+
+
+def test_a_second_claim_of_a_starting_service_says_which_process_starts_it(tmp_path):
+    state = StateFile("toy", tmp_path)
+    state.acquire()
+    state.write(Service("toy", 4711, "", "", "toy.yaml", waiting_for="Ray"))
+    with pytest.raises(ServiceError, match=r"^toy is already starting \(process 4711\); wait for it, or end it"):
+        StateFile("toy", tmp_path).acquire()
+    state.release()
+
+
+def test_of_claims_at_the_same_time_one_wins_however_often_the_state_is_read(tmp_path):
+    wins, refusals, stop = [], [], threading.Event()
+
+    def claim() -> None:
+        state = StateFile("toy", tmp_path)
+        try:
+            state.acquire()
+            wins.append(state)
+        except ServiceError as error:
+            refusals.append(error.message)
+
+    def read() -> None:
+        while not stop.is_set():
+            StateFile("toy", tmp_path).held()
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    claims = [threading.Thread(target=claim) for _ in range(8)]
+    for thread in claims:
+        thread.start()
+    for thread in claims:
+        thread.join()
+    stop.set()
+    reader.join()
+    assert len(wins) == 1
+    assert refusals == ["toy is already up; stop it with `weir down`"] * 7
+    wins[0].release()
+
+
+def test_a_child_process_takes_over_the_name_and_its_end_frees_it(tmp_path):
+    state = StateFile("toy", tmp_path)
+    state.acquire()
+    state.write(SERVICE)
+    code = (
+        "import pathlib, sys; from deploy.state import StateFile\n"
+        "state = StateFile('toy', pathlib.Path(sys.argv[1])); state.adopt(int(sys.argv[2])); input(); state.release()"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path), str(state.lock_fd)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, pass_fds=[state.lock_fd], text=True) as child:
+        state.hand_over()
+        assert StateFile("toy", tmp_path).read() == SERVICE
+        child.communicate("\n")
+    assert StateFile("toy", tmp_path).read() is None
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_late_release_leaves_the_files_of_the_next_service(tmp_path):
+    late = acquired(tmp_path)
+    (tmp_path / "toy.lock").unlink()  # as the process that shares the lock does when it releases it
+    successor = acquired(tmp_path)
+    late.release()
+    assert StateFile("toy", tmp_path).read() == SERVICE
+    successor.release()
+
+
+@pytest.mark.parametrize("folder", ["/dev/null/state", "/proc/state"])
+def test_a_folder_that_cannot_be_written_is_named(folder):
+    with pytest.raises(ConfigError, match=f"{folder}: cannot write in this folder"):
+        StateFile("toy", Path(folder)).acquire()

@@ -7,9 +7,10 @@ configuration files.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import HfApi, hf_hub_download, snapshot_download
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
@@ -39,8 +40,8 @@ class Repository:
     pipeline: bool = False
 
 
-def repositories(family: FamilyConfig) -> list[Repository]:
-    """The hub repositories that a family names, each once. Local paths are left out."""
+def named(family: FamilyConfig) -> list[Repository]:
+    """The repositories and local folders that a family loads, each once."""
     found = [Repository("pipeline", family.pipeline, family.revision, pipeline=True)]
     for key, variant in family.variants.items():
         if variant.pipeline:
@@ -51,8 +52,18 @@ def repositories(family: FamilyConfig) -> list[Repository]:
         found.append(Repository("clip", family.clip, family.clip_revision))
     own = all(variant.pipeline for variant in family.variants.values())
     found = found[1:] if own else found  # the shared pipeline is not loaded if every variant has its own
-    places = {(it.repository, it.revision, it.file): it for it in reversed(found) if not Path(it.repository).exists()}
+    places = {(it.repository, it.revision, it.file): it for it in reversed(found)}
     return [it for it in found if it in places.values()]
+
+
+def repositories(family: FamilyConfig) -> list[Repository]:
+    """The hub repositories that a family names, each once. Local paths are left out."""
+    return [it for it in named(family) if not Path(it.repository).exists()]
+
+
+def parts_of(index: Mapping[str, Any]) -> list[str]:
+    """The parts of a pipeline with files, by the content of its index."""
+    return [name for name, kind in index.items() if isinstance(kind, list) and kind[1] is not None]
 
 
 def files_to_fetch(files: Iterable[str], weights: str | None, parts: Iterable[str] | None = None) -> list[str]:
@@ -115,8 +126,7 @@ def _fetch(it: Repository, family: FamilyConfig, report: Callable[[str], None]) 
 def _files(it: Repository, family: FamilyConfig, files: list[str]) -> list[str]:
     parts = None
     if it.pipeline:
-        index = json.loads(Path(hf_hub_download(it.repository, INDEX, revision=it.revision)).read_text())
-        parts = [name for name, kind in index.items() if isinstance(kind, list) and kind[1] is not None]
+        parts = parts_of(json.loads(Path(hf_hub_download(it.repository, INDEX, revision=it.revision)).read_text()))
     return files_to_fetch(files, family.weights, parts)
 
 

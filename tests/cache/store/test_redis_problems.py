@@ -12,9 +12,9 @@ from urllib.parse import urlsplit
 
 import pytest
 import redis
-from rich.console import Console
 from typer.testing import CliRunner, Result
 
+from cache.factory import check_redis
 from cache.store.backend import StoreFailed
 from cache.store.maintenance import summary
 from cache.store.redis_backend import RedisBackend
@@ -22,7 +22,6 @@ from cache.store.redis_problems import explained
 from cache.store.redis_server import RedisServer
 from cache.store.store import SealedStore, state_key
 from cli.main import app
-from deploy.local import _check_redis
 from tests.cache.conftest import PARTITION, SECRET, request, state
 from weir.config import CacheConfig
 from weir.errors import ConfigError
@@ -112,10 +111,10 @@ def test_a_cluster_is_refused_before_anything_starts(start: Start, backend: Back
     with pytest.raises(ConfigError, match=r"part of a Redis cluster.*set a server without cluster mode"):
         backend(url).check()
     with pytest.raises(ConfigError, match="part of a Redis cluster"):
-        _check_redis(CacheConfig(mode="read-write", url=url), Console(quiet=True))
+        check_redis(CacheConfig(mode="read-write", url=url))
     monkeypatch.setenv("WEIR_CACHE_URL", url)
     with pytest.raises(ConfigError, match="part of a Redis cluster"):
-        _check_redis(CacheConfig(mode="read"), Console(quiet=True))
+        check_redis(CacheConfig(mode="read"))
     done = stats(url)
     assert done.exit_code == 2
     assert "part of a Redis cluster" in " ".join(done.output.split())
@@ -134,9 +133,9 @@ def test_a_replica_is_accepted_for_reading_only(start: Start, backend: Backend) 
     backend(replica.url).check(writing=False)
     with pytest.raises(ConfigError, match="it is a read-only replica; set the URL of its primary"):
         backend(replica.url).check()
-    _check_redis(CacheConfig(mode="read", url=replica.url), Console(quiet=True))
+    check_redis(CacheConfig(mode="read", url=replica.url))
     with pytest.raises(ConfigError, match="read-only replica"):
-        _check_redis(CacheConfig(mode="read-write", url=replica.url), Console(quiet=True))
+        check_redis(CacheConfig(mode="read-write", url=replica.url))
     assert stats(replica.url).exit_code == 0
     purged = CliRunner().invoke(
         app, ["cache", "purge", "--all", "--url", replica.url], env={"WEIR_CACHE_SECRET": SECRET.decode()}
@@ -202,13 +201,14 @@ def test_a_server_that_needs_tls_is_reported_as_such(tmp_path: Path, backend: Ba
         server.communicate(timeout=10)
 
 
-def test_a_server_that_does_not_answer_is_a_warning_and_the_service_starts(capsys) -> None:
-    _check_redis(CacheConfig(mode="read-write", url="redis://127.0.0.1:1/0"), Console())
-    assert "nothing is cached until Redis answers" in " ".join(capsys.readouterr().out.split())
+def test_a_server_that_does_not_answer_is_a_warning_and_the_service_starts() -> None:
+    warning = check_redis(CacheConfig(mode="read-write", url="redis://127.0.0.1:1/0"))
+    assert warning is not None
+    assert warning.startswith("nothing is cached until Redis answers")
 
 
 def test_without_a_cache_no_redis_is_checked() -> None:
-    _check_redis(CacheConfig(mode="off", url="redis://127.0.0.1:1/0"), Console(quiet=True))
+    assert check_redis(CacheConfig(mode="off", url="redis://127.0.0.1:1/0")) is None
 
 
 @pytest.mark.parametrize("said", ["timed out", "Connection refused", "ERR unknown command", ""])

@@ -1,0 +1,225 @@
+"""What can be known is checked before anything starts, and each problem is one sentence with its remedy."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deploy import preflight as module
+from deploy.preflight import (
+    LONGEST_SCRATCH,
+    SCRATCH_BYTES,
+    Machine,
+    Place,
+    check_ray,
+    check_weights,
+    chosen,
+    preflight,
+    scratch_folder,
+    shortage,
+)
+from weir.assets import DEPLOY, FAMILY
+from weir.config import ServiceConfig, load_family, load_service
+from weir.errors import ConfigError, ServiceError
+
+GIB = 2**30
+
+
+def service(replicas: int = 2, gpus: float = 0) -> ServiceConfig:
+    fields = {
+        "family": "family.yaml",
+        "slo_s": 10,
+        "plan": {"light_replicas": replicas - 1, "heavy_replicas": 1},
+        "pool": {"gpus_per_replica": gpus},
+    }
+    return ServiceConfig.model_validate(fields)
+
+
+@pytest.mark.parametrize(
+    ("replicas", "gpus", "machine", "problem"),
+    [
+        (2, 1, Machine(64 * GIB), "torch finds 0 GPUs here, enough for 0"),
+        (
+            2,
+            1,
+            Machine(64 * GIB, (80 * GIB,)),
+            "2 replicas with pool.gpus_per_replica 1, and torch finds 1 GPU here",
+        ),
+        (3, 0.5, Machine(64 * GIB, (80 * GIB,)), "enough for 2"),
+        (2, 2, Machine(64 * GIB, (80 * GIB,) * 3), "enough for 1"),
+        (3, 1 / 3, Machine(64 * GIB, (80 * GIB,)), None),
+        (2, 1, Machine(64 * GIB, (80 * GIB,) * 2), None),
+        (1, 2, Machine(64 * GIB, (80 * GIB,) * 2), None),
+    ],
+)
+def test_a_plan_needs_its_gpus(replicas: int, gpus: float, machine: Machine, problem: str | None) -> None:
+    found = shortage(service(replicas, gpus), 10 * GIB, machine)
+    assert found is None if problem is None else problem in (found or "")
+
+
+@pytest.mark.parametrize(
+    ("replicas", "gpus", "machine", "problem"),
+    [
+        (2, 0, Machine(15 * GIB), "2 replicas of 10.00 GiB in 15.00 GiB of free memory of this machine"),
+        (2, 0.5, Machine(0, (16 * GIB,)), "2 replicas of 10.00 GiB in 16.00 GiB of free memory of its smallest GPU"),
+        (2, 1, Machine(0, (16 * GIB, 8 * GIB)), "1 replica of 10.00 GiB in 8.00 GiB"),
+        (2, 0, Machine(20 * GIB), None),
+        (2, 0.5, Machine(0, (24 * GIB,)), None),
+    ],
+)
+def test_the_weights_of_a_plan_need_their_memory(
+    replicas: int, gpus: float, machine: Machine, problem: str | None
+) -> None:
+    found = shortage(service(replicas, gpus), 10 * GIB, machine)
+    assert found is None if problem is None else problem in (found or "")
+
+
+@pytest.mark.parametrize("device", ["/dev/null", "/dev/no-such-device"])
+def test_without_a_driver_or_without_gpus_a_plan_for_gpus_does_not_start(
+    device: str, config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setattr(module, "_GPU_DEVICES", (device,))
+    fields = service(2, 1)
+    with pytest.raises(ConfigError, match="torch finds 0 GPUs"):
+        preflight(fields, load_family(FAMILY), lambda what: None)
+
+
+def test_emulated_replicas_need_neither_gpus_nor_weights(config: Path) -> None:
+    emulated, family = load_service(config)
+    pool = emulated.pool.model_copy(update={"gpus_per_replica": 8})
+    checked: list[str] = []
+    assert preflight(emulated.model_copy(update={"pool": pool}), family, checked.append) == []
+    assert checked == []
+
+
+@pytest.fixture
+def server() -> Iterator[Callable[[bytes], str]]:
+    """Starts a server that answers every connection with these bytes; returns its address."""
+    sockets: list[socket.socket] = []
+
+    def start(answer: bytes) -> str:
+        listener = socket.create_server(("127.0.0.1", 0))
+        sockets.append(listener)
+
+        def serve() -> None:
+            while True:
+                try:
+                    connection, _ = listener.accept()
+                except OSError:
+                    return
+                sockets.append(connection)
+                try:
+                    connection.sendall(answer)
+                except OSError:
+                    continue
+
+        threading.Thread(target=serve, daemon=True).start()
+        return f"127.0.0.1:{listener.getsockname()[1]}"
+
+    yield start
+    for each in sockets:
+        each.close()
+
+
+@pytest.mark.parametrize("answer", [b"", b"HTTP/1.1 400 Bad Request\r\n\r\n"], ids=["silent", "web server"])
+def test_a_server_that_is_not_ray_is_not_waited_for(
+    answer: bytes, server: Callable[[bytes], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "RAY_S", 0.5)
+    address = server(answer)
+    with pytest.raises(ServiceError, match=f"what listens at {address} is not Ray"):
+        check_ray(address)
+
+
+@pytest.mark.parametrize("scheme", ["", "ray://"])
+def test_an_address_at_which_nobody_answers_is_an_error_with_the_remedy(scheme: str) -> None:
+    with pytest.raises(ServiceError, match=r"not answer at .*127\.0\.0\.1:9: Connection refused; correct RAY_ADDRESS"):
+        check_ray(f"{scheme}127.0.0.1:9")
+
+
+@pytest.mark.parametrize("address", ["head", "127.0.0.1", "127.0.0.1:gcs", ":6379"])
+def test_an_address_without_host_and_port_is_refused(address: str) -> None:
+    with pytest.raises(ServiceError, match=r"not host:port; write for example 10\.0\.0\.5:6379"):
+        check_ray(address)
+
+
+def test_ray_looks_for_the_cluster_itself_if_asked_to() -> None:
+    check_ray("auto")
+
+
+def test_a_cluster_cannot_reach_a_redis_that_the_start_would_bring(
+    config: Path, server: Callable[[bytes], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    monkeypatch.delenv("WEIR_CACHE_URL", raising=False)
+    config.write_text(config.read_text() + "cache: {mode: read-write}\n")
+    with pytest.raises(ConfigError, match=r"cache\.url no Redis; name a Redis that it can reach"):
+        preflight(*load_service(config), lambda what: None)
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setattr(module.hub, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(module.hub, "ENDPOINT", "http://127.0.0.1:9")
+    return module.hub
+
+
+def test_weights_that_are_neither_here_nor_can_be_fetched_are_named(hub: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    family = load_family(DEPLOY / "families" / "sdxl-lightning.yaml")
+    with pytest.raises(ServiceError, match=r"diffusion-xl.*http://127\.0\.0\.1:9 does not answer.*run `weir fetch`"):
+        check_weights(family)
+    monkeypatch.setattr(hub, "HF_HUB_OFFLINE", True)
+    with pytest.raises(ServiceError, match=r"not on this machine, and HF_HUB_OFFLINE is set"):
+        check_weights(family)
+
+
+def test_weights_on_this_machine_need_no_hub(hub: Any) -> None:
+    check_weights(load_family(FAMILY))
+
+
+ROOM = SCRATCH_BYTES
+
+
+@pytest.mark.parametrize(
+    ("places", "path"),
+    [
+        ([Place("/tmp", ROOM)], "/tmp"),
+        ([Place("/tmp", ROOM - 1), Place("/mnt/room", ROOM)], "/mnt/room"),
+        ([Place("/tmp", problem="Read-only file system"), Place("/mnt/room", ROOM)], "/mnt/room"),
+        ([Place("/tmp", ROOM), Place("/" + "a" * 60, 9 * ROOM)], "/tmp"),
+    ],
+)
+def test_temporary_files_go_where_there_is_room_for_them_and_for_the_path_of_a_socket(
+    places: list[Place], path: str
+) -> None:
+    assert chosen(places) == path
+
+
+@pytest.mark.parametrize(
+    ("place", "problem"),
+    [
+        (Place("/tmp", 3 * 2**20), "/tmp: 3 MiB are free, and 128 MiB are needed"),
+        (Place("/tmp", problem="Read-only file system"), "/tmp: Read-only file system"),
+        (Place("/" + "a" * LONGEST_SCRATCH, ROOM), f"has {LONGEST_SCRATCH + 1} characters, and Ray's sockets allow"),
+    ],
+)
+def test_without_a_folder_for_temporary_files_nothing_starts(place: Place, problem: str) -> None:
+    with pytest.raises(ServiceError, match="make room in /tmp, or set TMPDIR to a folder") as caught:
+        chosen([place])
+    assert problem in caught.value.message
+
+
+def test_a_long_tmpdir_does_not_matter_while_tmp_has_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    long = tmp_path / ("a" * 100)
+    long.mkdir()
+    monkeypatch.setenv("TMPDIR", str(long))
+    folder = scratch_folder()
+    assert folder.parent == Path("/tmp")
+    folder.rmdir()

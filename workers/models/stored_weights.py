@@ -1,0 +1,60 @@
+"""Finds a family's weights on this machine without loading them: what is missing, and how many bytes they take."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+from huggingface_hub import try_to_load_from_cache
+from safetensors import safe_open
+
+from weir.config import FamilyConfig
+from workers.models.fetch import INDEX, Repository, files_to_fetch, named, parts_of, repositories
+
+#: Parts of pipelines that are not loaded.
+_NOT_LOADED = ("safety_checker", "image_encoder")
+
+
+def missing(family: FamilyConfig) -> list[Repository]:
+    """The hub repositories of a family of which nothing is in the hub's cache on this machine."""
+    return [it for it in repositories(family) if _folder(it) is None]
+
+
+def size_bytes(family: FamilyConfig, element_bytes: int) -> int:
+    """Bytes of memory that the weights of a replica take at least, with elements of that size.
+
+    Only pipelines and UNets that are on this machine count; judges and activations come on top.
+    """
+    files = {file for it in named(family) if it.key != "clip" for file in _files(it, family)}
+    return element_bytes * sum(map(_elements, files))
+
+
+def _folder(it: Repository) -> Path | None:
+    """The folder of a repository or of a local reference; None if it is not on this machine."""
+    local = Path(it.repository)
+    if local.exists():
+        return local if local.is_dir() else local.parent
+    marker = it.file or (INDEX if it.pipeline else "config.json")
+    found = try_to_load_from_cache(it.repository, marker, revision=it.revision)
+    return Path(found).parents[marker.count("/")] if isinstance(found, str) else None
+
+
+def _files(it: Repository, family: FamilyConfig) -> list[Path]:
+    if Path(it.repository).is_file():
+        return [Path(it.repository)]
+    folder = _folder(it)
+    if folder is None:
+        return []
+    if it.file:
+        return [folder / it.file]
+    parts = None
+    if it.pipeline:
+        parts = [part for part in parts_of(json.loads((folder / INDEX).read_text())) if part not in _NOT_LOADED]
+    there = [str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()]
+    return [folder / file for file in files_to_fetch(there, family.weights, parts) if file.endswith(".safetensors")]
+
+
+def _elements(file: Path) -> int:
+    with safe_open(file, "numpy") as tensors:
+        return sum(math.prod(tensors.get_slice(key).get_shape()) for key in tensors.keys())  # noqa: SIM118
