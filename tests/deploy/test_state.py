@@ -93,15 +93,18 @@ def test_a_second_claim_of_a_starting_service_says_which_process_starts_it(tmp_p
 
 
 def test_of_claims_at_the_same_time_one_wins_however_often_the_state_is_read(tmp_path):
-    wins, refusals, stop = [], [], threading.Event()
-
-    def claim() -> None:
-        state = StateFile("toy", tmp_path)
-        try:
-            state.acquire()
-            wins.append(state)
-        except ServiceError as error:
-            refusals.append(error.message)
+    code = (
+        "import pathlib, sys; from deploy.state import StateFile; from weir.errors import ServiceError\n"
+        "state = StateFile('toy', pathlib.Path(sys.argv[1])); print('ready', flush=True); input()\n"
+        "try: state.acquire()\n"
+        "except ServiceError as error: print(error.message, flush=True)\n"
+        "else: print('won', flush=True); input(); state.release()"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    claims = [
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1) for _ in range(4)
+    ]
+    stop = threading.Event()
 
     def read() -> None:
         while not stop.is_set():
@@ -109,16 +112,16 @@ def test_of_claims_at_the_same_time_one_wins_however_often_the_state_is_read(tmp
 
     reader = threading.Thread(target=read)
     reader.start()
-    claims = [threading.Thread(target=claim) for _ in range(8)]
-    for thread in claims:
-        thread.start()
-    for thread in claims:
-        thread.join()
+    assert [claim.stdout.readline() for claim in claims] == ["ready\n"] * 4
+    for claim in claims:
+        claim.stdin.write("\n")
+    answers = [claim.stdout.readline().strip() for claim in claims]
     stop.set()
     reader.join()
-    assert len(wins) == 1
-    assert refusals == ["toy is already up; stop it with `weir down`"] * 7
-    wins[0].release()
+    for claim in claims:
+        claim.communicate("\n")
+    assert sorted(answers) == ["toy is already up; stop it with `weir down`"] * 3 + ["won"]
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_child_process_takes_over_the_name_and_its_end_frees_it(tmp_path):
