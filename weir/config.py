@@ -78,7 +78,7 @@ class FamilyConfig(_Strict):
     revision: str | None = None
     weights: Literal["fp16"] | None = Field(None, description="which file set of the repository to load")
     size: int = Field(ge=LEAST_SIDE, le=MOST_SIDE, description="side length of the square images, pixels")
-    sizes: tuple[int | str, ...] = Field(
+    sizes: tuple[Annotated[int | str, Field(union_mode="left_to_right")], ...] = Field(
         (), description="other sizes that requests may use: side lengths of squares, or WIDTHxHEIGHT, pixels"
     )
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"

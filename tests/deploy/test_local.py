@@ -98,7 +98,7 @@ class Start:
         said = self.process.communicate(timeout=120)[1]
         _, alive = psutil.wait_procs(self.family, timeout=20)
         assert alive == []
-        assert [path.name for path in self.state.path.parent.iterdir()] == ["toy.log"]
+        assert {path.name for path in self.state.path.parent.iterdir()} == {"logs", "toy.log"}
         assert not Path(self.service.scratch).exists()
         return said
 

@@ -97,6 +97,14 @@ def test_light_heavy_and_discriminator_are_a_short_form_of_two_variants() -> Non
     assert short.discriminator == "somewhere"
 
 
+def test_the_sizes_of_a_family_file_need_no_quotes(tmp_path: Path) -> None:
+    path = tmp_path / "family.yaml"
+    path.write_text(
+        yaml.safe_dump(FAMILY | {"variants": THREE, "size": 64}, sort_keys=False) + "sizes: [32, 96x64, '48']\n"
+    )
+    assert load_family(path).allowed_sizes == ((64, 64), (32, 32), (96, 64), (48, 48))
+
+
 def test_a_family_names_its_sizes_by_side_or_by_width_and_height() -> None:
     family = FamilyConfig.model_validate(FAMILY | {"variants": THREE, "size": 64, "sizes": [32, "96x64"]})
     assert family.allowed_sizes == ((64, 64), (32, 32), (96, 64))
