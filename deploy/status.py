@@ -16,6 +16,22 @@ from deploy.state import FOLDER
 
 #: Seconds to wait for the load balancer's counts.
 TIMEOUT_S = 5.0
+#: Fields of ``/v1/live`` that are shown.
+_SHOWN = frozenset(
+    [
+        "reason",
+        "demand_rps",
+        "arrivals",
+        "in_flight",
+        "late",
+        "answered",
+        "refused",
+        "failed",
+        "cache",
+        "hits",
+        "looked_up",
+    ]
+)
 
 
 def status(name: str | None = None, *, key: str | None = None, folder: Path = FOLDER) -> dict[str, Any]:
@@ -35,9 +51,11 @@ def _live(url: str, key: str | None) -> dict[str, Any] | None:
     headers = {"authorization": f"Bearer {key}"} if key else {}
     try:
         answer = httpx.get(f"{url}/v1/live", headers=headers, timeout=TIMEOUT_S, trust_env=False)
-        return answer.json() if answer.is_success else None
+        live = answer.json() if answer.is_success else None
     except (httpx.HTTPError, ValueError):
         return None
+    # A service of another version may answer with other fields.
+    return live if isinstance(live, dict) and live.keys() >= _SHOWN else None
 
 
 def described(state: dict[str, Any]) -> Group:

@@ -10,7 +10,7 @@ import pytest
 from testing.toy_family import with_variants
 from tests.workers.samples import profile
 from weir.config import FamilyConfig
-from weir.core import CacheLookup, ImageRequest, Resume
+from weir.core import CacheLookup, ImageRequest, ImageSize, Resume
 from weir.errors import GenerationFailed, InvalidRequest, PlanError
 from weir.plan import HEAVY, LIGHT
 from weir.profiles import Profile
@@ -109,7 +109,7 @@ def test_a_real_family_generates_the_same_png_twice(embedded: FamilyConfig) -> N
     assert first.image.startswith(b"\x89PNG")
 
 
-@pytest.mark.parametrize("wrong", [{"size": 999}, {"steps": 0}, {"guidance": 99.0}])
+@pytest.mark.parametrize("wrong", [{"size": ImageSize(999, 64)}, {"steps": 0}, {"guidance": 99.0}])
 def test_an_invalid_argument_is_refused_before_loading(embedded: FamilyConfig, wrong: dict[str, object]) -> None:
     with pytest.raises(InvalidRequest):
         generated(embedded, **({"engine": None} | wrong))
