@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import io
 import random
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -17,8 +16,11 @@ from weir.core import ImageSize
 from weir.errors import ConfigError
 from weir.files import check_place, file_format, written_whole
 
-#: Extensions of the files that can be written.
-IMAGE_FORMATS = ("png", "jpg", "jpeg", "webp")
+if TYPE_CHECKING:
+    from load_balancer.runner.generation_request import ImageFormat
+
+#: Formats of the files that can be written, by extension.
+IMAGE_FORMATS: dict[str, ImageFormat] = {"png": "png", "jpg": "jpeg", "jpeg": "jpeg", "webp": "webp"}
 #: Quality of the formats that lose some, as of the API's images.
 QUALITY = 100
 
@@ -51,13 +53,14 @@ def generate(
     Example: weir generate "a red circle" --out a.png
     """
     from cache.local import LocalCache
+    from load_balancer.http.image_encoding import reencoded
     from workers.generate import generate as generated
     from workers.models.judges import family_judge
 
     with error_exit():
         if not prompt.strip():
             raise ConfigError("the prompt is empty; describe the image")
-        kind = file_format(out, IMAGE_FORMATS)
+        image_format = IMAGE_FORMATS[file_format(out, tuple(IMAGE_FORMATS))]
         check_place(out)
         config = load_family(family)
         if variant is not None and variant not in config.keys:
@@ -86,7 +89,8 @@ def generate(
             if local_cache is not None:
                 local_cache.save()
         with written_whole(out) as draft:
-            draft.write_bytes(_encoded(result.image, kind))
+            png = image_format == "png"
+            draft.write_bytes(result.image if png else reencoded(result.image, image_format, QUALITY))
     facts = {k: v for k, v in asdict(result).items() if k != "image"} | {"file": str(out)}
     if as_json:
         print_json(facts)
@@ -104,15 +108,3 @@ def _size(given: str) -> ImageSize:
         return ImageSize.of(given)
     except ValueError as error:
         raise ConfigError(f"--size: {error}") from None
-
-
-def _encoded(png: bytes, extension: str) -> bytes:
-    """An image in the format of the extension; a PNG stays as it is."""
-    from PIL import Image
-
-    if extension == "png":
-        return png
-    out = io.BytesIO()
-    with Image.open(io.BytesIO(png)) as image:
-        image.convert("RGB").save(out, "webp" if extension == "webp" else "jpeg", quality=QUALITY)
-    return out.getvalue()

@@ -23,7 +23,8 @@ class Counters:
         plan: the plan in force.
         ranks: ranks of the live replicas.
         queued: number of images waiting at replicas, by role.
-        arrivals: number of requested images, refused ones included.
+        arrivals: number of requested images, refused ones included; an image of another size than the family's own
+            counts by its share of the pixels.
         judged: number of images of the chain's first variant that its judge has rated.
         deferred: number of these images that were deferred to the next variant.
         confidences: confidences of these images since the last snapshot.

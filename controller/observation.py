@@ -23,7 +23,7 @@ class Observation:
 
     Attributes:
         now_s: time of a monotonic clock.
-        arrivals: number of requests that arrived.
+        arrivals: number of images that were requested, in images of the family's own size.
         confidences: confidences of images of the first variant of the chain, one value per image.
         confidences_by_variant: confidences of images of every judged variant, by its key.
         deferred: number of images of the first variant with a confidence below the threshold.

@@ -107,7 +107,7 @@ def check_ray(address: str) -> None:
     """Checks that Ray answers at an address of ``RAY_ADDRESS``. ``auto`` names none, and Ray looks for it itself.
 
     Raises:
-        ServiceError: the address is invalid, or nobody answers; the message has the remedy.
+        ServiceError: the address is invalid, or no process answers there; the message has the remedy.
     """
     if address == "auto":
         return

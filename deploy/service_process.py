@@ -26,7 +26,7 @@ import yaml
 from cache.factory import SECRET, URL
 from cache.store.redis_server import RedisServer
 from deploy.cause import reason
-from deploy.cluster import cluster, targets_file
+from deploy.cluster import cluster, existing, targets_file
 from deploy.local import readiness
 from deploy.logs import logging_to
 from deploy.preflight import starts_redis
@@ -101,6 +101,7 @@ def _run(
             cache_url, cache_secret = stack.enter_context(_redis(service, scratch))
             progress.update(cache_url=cache_url, cache_secret=cache_secret)
         (scratch / "ray").mkdir()
+        progress.update(connecting_to=existing() or "")
         dashboard = stack.enter_context(
             cluster(
                 replicas * pool.cpus_per_replica,
@@ -113,7 +114,7 @@ def _run(
         _stop_at_signals(stop)  # Ray has installed its own handlers
         if listed := targets_file():
             progress.link_targets(listed)
-        progress.update(dashboard=dashboard)
+        progress.update(dashboard=dashboard, connecting_to="")
         if stop.is_set():
             return
         stack.callback(_shut_down)

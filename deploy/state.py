@@ -27,6 +27,7 @@ class Service:
         pid: process to send SIGTERM to: of the service, or of `weir up` until that process exists.
         ready: set once the service has been able to serve.
         waiting_for: what a start waits for now; empty once the service is ready.
+        connecting_to: address of the Ray cluster that a start connects to now; otherwise empty.
         scratch: folder of the temporary files of the service and of its Ray cluster; empty before it exists.
         cache_url, cache_secret: of the Redis server that was started for the service; empty without one.
         targets: file that lists the targets of Prometheus.
@@ -46,6 +47,7 @@ class Service:
     policy: str = ""
     logs: str = ""
     waiting_for: str = ""
+    connecting_to: str = ""
     scratch: str = ""
 
 
@@ -75,7 +77,7 @@ class StateFile:
         make_folder(self.path.parent)
         end = time.monotonic() + ACQUIRE_S
         while not self._try_acquire():
-            # Only a lock that stays is that of a service: whoever reads the state holds it for a moment, too.
+            # A service keeps the lock. A process that reads the state holds it only for a moment.
             if time.monotonic() > end:
                 raise ServiceError(already(self.name, self.read()))
             time.sleep(0.02)

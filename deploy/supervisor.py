@@ -124,12 +124,11 @@ class ServiceProcess:
             if service.ready:
                 return service
             progress.wait_for(service.waiting_for)
-            connecting_s = connecting_s + POLL_S if "accept the connection" in service.waiting_for else 0.0
+            connecting_s = connecting_s + POLL_S if service.connecting_to else 0.0
             if connecting_s > CONNECT_S:
                 raise NotReady(
-                    f"{service.waiting_for.removesuffix(' to accept the connection')} did not accept the connection "
-                    f"within {CONNECT_S:.0f} s; check that it is the head's GCS address and that its version and token "
-                    "are those of this machine"
+                    f"Ray at {service.connecting_to} did not accept the connection within {CONNECT_S:.0f} s; check "
+                    "that it is the head's GCS address and that its version and token are those of this machine"
                 )
         raise KeyboardInterrupt
 

@@ -19,11 +19,11 @@ async def encoded(
     Args:
         size: width and height in pixels that a smaller image is scaled to.
     """
-    if size is not None and _size(png) >= size:
+    if size is not None and all(has >= wanted for has, wanted in zip(_size(png), size, strict=True)):
         size = None
     if output_format == "png" and size is None:
         return png
-    return await asyncio.to_thread(_reencoded, png, output_format, compression, size)
+    return await asyncio.to_thread(reencoded, png, output_format, compression, size)
 
 
 def _size(png: bytes) -> tuple[int, int]:
@@ -31,7 +31,8 @@ def _size(png: bytes) -> tuple[int, int]:
     return struct.unpack_from(">II", png, 16) if len(png) >= 24 else (0, 0)
 
 
-def _reencoded(png: bytes, output_format: ImageFormat, quality: int, size: tuple[int, int] | None) -> bytes:
+def reencoded(png: bytes, output_format: ImageFormat, quality: int, size: tuple[int, int] | None = None) -> bytes:
+    """The same in the calling thread: always encodes anew."""
     out = io.BytesIO()
     with Image.open(io.BytesIO(png)) as image:
         converted = image.convert("RGB")

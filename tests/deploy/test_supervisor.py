@@ -6,14 +6,28 @@ import io
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import psutil
 import pytest
 from rich.console import Console
 
-from deploy.state import Service
-from deploy.supervisor import END_S, REPEAT_S, START_END_S, Progress, end_service, ended_by, grace_s, stop_signals
+from deploy import supervisor
+from deploy.state import Service, StateFile
+from deploy.supervisor import (
+    END_S,
+    REPEAT_S,
+    START_END_S,
+    Progress,
+    ServiceProcess,
+    Start,
+    end_service,
+    ended_by,
+    grace_s,
+    stop_signals,
+)
+from weir.errors import NotReady
 
 DEAF = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(600)"
 PARENT = (
@@ -104,3 +118,23 @@ def test_a_signal_is_noted_and_the_former_handler_comes_back(number: signal.Sign
         signal.raise_signal(number)
         assert stop.is_set()
     assert signal.getsignal(number) is former
+
+
+def test_a_cluster_that_answers_and_accepts_no_connection_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor, "CONNECT_S", 1.0)
+    connecting = tmp_path / "python"
+    connecting.write_text("#!/bin/sh\nexec sleep 600\n")
+    connecting.chmod(0o755)
+    monkeypatch.setattr(supervisor.sys, "executable", str(connecting))
+    state = StateFile("toy", tmp_path)
+    state.acquire()
+    start = Start("toy.yaml", 1, 0, str(tmp_path), state.lock_fd, str(tmp_path / "weir-a"), True)
+    with (tmp_path / "log").open("w") as log:
+        process = ServiceProcess(state, start, log)
+    state.write(Service("toy", process.pid, "", "", "toy.yaml", connecting_to="10.0.0.5:6379"))
+    with pytest.raises(NotReady, match=r"^Ray at 10\.0\.0\.5:6379 did not accept the connection within 1 s; check"):
+        process.wait_ready(Progress(Console(file=io.StringIO())), threading.Event())
+    process.end()
+    state.release()

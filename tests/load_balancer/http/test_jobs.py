@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,20 +28,6 @@ from weir.profiles import Profile
 ALICE, BOB, ROOT = new_key(), new_key(), new_key()
 ASYNC = {"prefer": "respond-async"}
 ORDER = GenerationRequest("a red circle", 64, 64)
-
-
-@pytest.fixture
-async def balancer(pool, plan, family, profile) -> Balancer:
-    balancer = Balancer(pool, plan, family, slo_s=5.0, queued=64, profile=profile)
-    balancer.dispatcher.sync(await pool.describe())
-    return balancer
-
-
-@pytest.fixture
-async def client(balancer, family) -> AsyncIterator[httpx.AsyncClient]:
-    app = create_app(balancer, family, LimitsConfig())
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://weir") as client:
-        yield client
 
 
 async def ended(ask: Callable[[], Awaitable[httpx.Response]]) -> dict[str, Any]:

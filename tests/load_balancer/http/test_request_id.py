@@ -3,36 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 
 import httpx
 import openai
 import pytest
 
-from load_balancer.http.api import create_app
 from load_balancer.http.jobs import MOST_IDS, Jobs
 from load_balancer.http.openapi import GENERATIONS
-from load_balancer.runner.balancer import Balancer
 from load_balancer.runner.generation_request import GenerationRequest
 from tests.load_balancer.malformed_requests import GOOD
-from weir.config import LimitsConfig
 from weir.plan import LIGHT
 
 ASYNC = {"prefer": "respond-async"}
-
-
-@pytest.fixture
-async def balancer(pool, plan, family, profile) -> Balancer:
-    balancer = Balancer(pool, plan, family, slo_s=5.0, queued=64, profile=profile)
-    balancer.dispatcher.sync(await pool.describe())
-    return balancer
-
-
-@pytest.fixture
-async def client(balancer, family) -> AsyncIterator[httpx.AsyncClient]:
-    app = create_app(balancer, family, LimitsConfig())
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://weir") as client:
-        yield client
 
 
 async def test_header_answer_job_and_worker_have_the_same_id(client, pool):

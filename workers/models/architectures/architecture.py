@@ -146,7 +146,7 @@ class Architecture(ABC):
         """The denoiser's output for a batch.
 
         Args:
-            denoiser: :attr:`denoiser` as it was prepared, e.g. compiled.
+            denoiser: the module :attr:`denoiser`, or its compiled form.
             latents: scaled latents [B, C, H/f, W/f] in the denoiser's precision.
             timesteps: [B].
             conditions: those of the batch's images, stacked.

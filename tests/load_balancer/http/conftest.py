@@ -1,0 +1,26 @@
+"""A balancer with fake replicas, and a client of its API without keys."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import httpx
+import pytest
+
+from load_balancer.http.api import create_app
+from load_balancer.runner.balancer import Balancer
+from weir.config import LimitsConfig
+
+
+@pytest.fixture
+async def balancer(pool, plan, family, profile) -> Balancer:
+    balancer = Balancer(pool, plan, family, slo_s=5.0, queued=64, profile=profile)
+    balancer.dispatcher.sync(await pool.describe())
+    return balancer
+
+
+@pytest.fixture
+async def client(balancer, family) -> AsyncIterator[httpx.AsyncClient]:
+    app = create_app(balancer, family, LimitsConfig())
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://weir") as client:
+        yield client
