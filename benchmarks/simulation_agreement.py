@@ -154,7 +154,18 @@ def arrivals_of(demand: str, setting: Setting, data: Path | None, seconds: int |
         found = poisson(np.full(min(length, 60), 2 * setting.replicas * batch / light.at(batch)), 5)
     if seconds is not None and demand not in ("spike", "overload"):
         found = busiest(found, seconds)
-    return found
+    return unrounded(found)
+
+
+def unrounded(arrivals: Arrivals) -> Arrivals:
+    """Returns the arrivals with a random part of a millisecond added to each.
+
+    Traces and profiles are in whole milliseconds, so an arrival often falls on the very instant at which a batch ends.
+    Which of the two comes first is undefined, and under a full load all that follows depends on it.
+    """
+    parts = np.random.default_rng(8).random(len(arrivals)) * 1e-3
+    order = np.argsort(arrivals.times_s + parts, kind="stable")
+    return Arrivals((arrivals.times_s + parts)[order], arrivals.prompts[order])
 
 
 def busiest(arrivals: Arrivals, seconds: int) -> Arrivals:
