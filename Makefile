@@ -63,10 +63,11 @@ setup: .venv/.compiled  ## make the virtual environment; PYTHON=python3.13 choos
 setup-dev: .venv/.dev system-packages  ## the same with what tests and linters need
 
 # Programs that tests run and PyPI does not have, as command:package of Debian. Without them the rest still works.
-SYSTEM := promtool:prometheus chromium:chromium chromedriver:chromium-driver
+PROMETHEUS := promtool:prometheus
+SYSTEM := $(PROMETHEUS) chromium:chromium chromedriver:chromium-driver
 
 system-packages:  ## install what tests need from Debian (as root; else say what is missing)
-	@missing=; for it in $(SYSTEM); do command -v $${it%%:*} > /dev/null || missing="$$missing $${it##*:}"; done; \
+	@missing=; PATH="$$PATH:/usr/sbin:/sbin"; for it in $(SYSTEM); do command -v $${it%%:*} > /dev/null || missing="$$missing $${it##*:}"; done; \
 	if [ -z "$$missing" ]; then exit 0; fi; \
 	if [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null; then \
 		echo "installing$$missing"; apt-get update -qq && \
@@ -84,9 +85,11 @@ demo: setup  ## serve the embedded family, replay two minutes of traces/bursty.c
 cluster-demo: setup  ## serve 16 emulated GPUs on five Ray nodes of this machine, kill one in the middle of a replay
 	@$(BIN)/python -m benchmarks.lost_node
 
+ray-up-demo: SYSTEM := $(PROMETHEUS) rsync:rsync sshd:openssh-server ssh:openssh-client redis-server:redis-server ip:iproute2
 ray-up-demo: setup system-packages  ## ray up, serve deploy, a replay, ray down, on hosts made of Linux namespaces (as root)
 	@$(BIN)/python -m benchmarks.ray_up
 
+monitoring: SYSTEM := $(PROMETHEUS)
 monitoring: setup system-packages  ## watch the service that is up with Prometheus, and say how to start Grafana
 	@$(WEIR) monitor
 

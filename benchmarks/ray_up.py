@@ -75,12 +75,15 @@ _FIRST_HOST = (
 
 
 def first_host(run: Path) -> None:
-    """Sets up the home folder that every host starts with."""
-    home = run / "template"
+    """Sets up the home folder that every host starts with: with packages from where this machine's pip finds them."""
+    home, mine = run / "template", Path.home()
     shutil.copytree(REPOSITORY, home / "weir", ignore=shutil.ignore_patterns(*SKIPPED))
     (home / ".bashrc").write_text(f"export PATH={os.environ['PATH']}\n")  # Ray runs commands in an interactive shell
+    if (mine / ".config/pip").is_dir():
+        shutil.copytree(mine / ".config/pip", home / ".config/pip")
+    caches = {"UV_CACHE_DIR": str(mine / ".cache/uv"), "PIP_CACHE_DIR": str(mine / ".cache/pip")}
     _mount(home, run)
-    subprocess.run(["bash", f"{HOME}/weir/deploy/clusters/setup.sh"], env=_environment(), check=True)
+    subprocess.run(["bash", f"{HOME}/weir/deploy/clusters/setup.sh"], env=_environment() | caches, check=True)
 
 
 def _inside(run: Path, workers: int, seconds: float) -> int:
@@ -95,7 +98,7 @@ def _inside(run: Path, workers: int, seconds: float) -> int:
         _host(run, number, address, key)
     _take_home(run, "laptop")
     checkout = HOME / "weir"
-    binaries = HOME / "weir-venv" / "bin"
+    binaries = checkout / ".venv" / "bin"
     os.environ |= _environment() | {"PYTHONPATH": str(checkout), "PATH": f"{binaries}:{os.environ['PATH']}"}
     os.chdir(checkout)
     write_files(checkout, addresses, key)
@@ -117,10 +120,13 @@ def _commands(run: Path, checkout: Path, hosts: list[str], seconds: float) -> No
         if not quiet:
             _print(f"{time.monotonic() - began:4.0f} s  $ {' '.join(command)}")
         with (run / "log").open("a") as log:
+            log.write(f"$ {' '.join(command)}\n")
+            log.flush()
             done = subprocess.run(
-                command, check=True, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT if shown else log
+                command, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT if shown else log
             )
             log.write(done.stdout)
+        done.check_returncode()
         if shown:
             _print(textwrap.indent(done.stdout.strip(), " " * 8))
         return done.stdout
@@ -161,6 +167,7 @@ def _commands(run: Path, checkout: Path, hosts: list[str], seconds: float) -> No
             def figure(expr: str) -> float:
                 return next((float(it["value"][1]) for it in prometheus.query(expr)), 0.0)
 
+            step("ray", "exec", CLUSTER, "touch ~/weir/requirements.lock; bash ~/weir/deploy/clusters/setup.sh")
             _print(f"        Prometheus: {figure('sum(ray_weir_images_asked_total)'):g} images asked for")
             _print(f"        its targets: {prometheus.targets()}")
 
@@ -246,7 +253,7 @@ def serve_ssh(run: Path, name: str) -> None:
     lines += [
         "MaxSessions 100",
         "PrintMotd no",
-        "SetEnv " + " ".join(f"{k}={v}" for k, v in (_environment() | {"UV_OFFLINE": "1"}).items()),
+        "SetEnv " + " ".join(f"{k}={v}" for k, v in _environment().items()),
     ]
     (folder / "config").write_text("\n".join(lines) + "\n")
     sshd = shutil.which("sshd", path="/usr/sbin:/usr/bin") or "sshd"
@@ -275,8 +282,7 @@ def _mount(home: Path, run: Path) -> None:
 
 def _environment() -> dict[str, str]:
     """Returns the environment of a shell on a host, which has no network access."""
-    kept = {name: os.environ[name] for name in ("PATH", "UV_FIND_LINKS", "SSL_CERT_FILE") if name in os.environ}
-    return {**kept, "HOME": str(HOME), "RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1"}
+    return {"PATH": os.environ["PATH"], "HOME": str(HOME), "RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1"}
 
 
 @contextmanager

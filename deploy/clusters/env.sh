@@ -1,5 +1,5 @@
 # Environment of every Ray process of a node, which replicas inherit. It is sourced in sh before `ray start`.
-export PATH="$HOME/weir-venv/bin:$HOME/.local/bin:$PATH"
+export PATH="$HOME/weir/.venv/bin:$PATH"
 export PYTHONPATH="$HOME/weir"
 export HF_HOME="${HF_HOME:-$HOME/.cache/huggingface}"
 export RAY_USAGE_STATS_ENABLED=0

@@ -2,4 +2,4 @@
 # Fetches the weights of a family into the node's cache folder (HF_HOME) and shows progress. Usage: fetch.sh FAMILY.yaml
 set -euo pipefail
 export HF_HOME="${HF_HOME:-$HOME/.cache/huggingface}"
-exec ~/weir-venv/bin/weir fetch "$1"
+exec ~/weir/.venv/bin/weir fetch "$1"
