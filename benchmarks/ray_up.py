@@ -122,9 +122,8 @@ def _commands(run: Path, checkout: Path, hosts: list[str], seconds: float) -> No
         with (run / "log").open("a") as log:
             log.write(f"$ {' '.join(command)}\n")
             log.flush()
-            done = subprocess.run(
-                command, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT if shown else log
-            )
+            errors = subprocess.STDOUT if shown else log
+            done = subprocess.run(command, text=True, stdout=subprocess.PIPE, stderr=errors)
             log.write(done.stdout)
         done.check_returncode()
         if shown:
@@ -265,7 +264,14 @@ def _take_home(run: Path, name: str) -> None:
     home = run / name
     if not home.exists():
         shutil.copytree(run / "template", home, symlinks=True, copy_function=os.link)
+    _run("mount", "--make-rprivate", "/")
+    kept = run / "checkout"  # this program, which may be in /tmp itself
+    kept.mkdir(exist_ok=True)
+    _run("mount", "--bind", str(REPOSITORY), str(kept))
     _run("mount", "-t", "tmpfs", "tmpfs", "/tmp")
+    if REPOSITORY.is_relative_to("/tmp"):
+        REPOSITORY.mkdir(parents=True)
+        _run("mount", "--bind", str(kept), str(REPOSITORY))
     _mount(home, run)
 
 

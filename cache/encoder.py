@@ -15,6 +15,7 @@ import numpy as np
 
 from weir.config import FamilyConfig
 from weir.errors import ConfigError
+from weir.own_code import is_own, made
 
 _BATCH = 64
 #: Largest number of tokens of a prompt, for models without a limit of their own.
@@ -155,7 +156,7 @@ class WordEncoder:
 
 def family_encoder(family: FamilyConfig, name: str | None = None) -> Encoder:
     """Loads the encoder of a family's cache: the named one, else the family's CLIP, else its pipeline's first text
-    encoder.
+    encoder. ``module:name`` stands for a callable of one's own that makes an :class:`Encoder`.
 
     The first text encoder is the small one: of SDXL's two, it has 0.12 billion parameters and the other one 0.69.
 
@@ -164,6 +165,9 @@ def family_encoder(family: FamilyConfig, name: str | None = None) -> Encoder:
     """
     if name == "words":
         return WordEncoder()
+    if name is not None and is_own(name):
+        encoder: Encoder = made(name, "cache.encoder", has=("version", "dim", "encode"))
+        return encoder
     if name is not None:
         return TextEncoder.load(name)
     if family.clip is not None:

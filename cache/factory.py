@@ -21,6 +21,7 @@ from cache.store.redis_backend import RedisBackend
 from cache.store.store import SealedStore
 from weir.config import CacheConfig, FamilyConfig
 from weir.errors import ConfigError
+from weir.own_code import is_own, own
 from weir.prompt_levels import LevelHead
 from weir.telemetry import Metrics
 
@@ -28,7 +29,7 @@ URL, SECRET = "WEIR_CACHE_URL", "WEIR_CACHE_SECRET"
 #: Timeout of each response of a Redis that is checked before use, seconds.
 CHECK_S = 5.0
 #: Loads the judge of a family's images; None for a family without one.
-LoadJudge: TypeAlias = Callable[[FamilyConfig], Judge | None]
+LoadJudge: TypeAlias = Callable[[FamilyConfig], object]
 
 
 def connected(config: CacheConfig, *, patience_s: float | None = None) -> RedisBackend:
@@ -48,6 +49,17 @@ def connected(config: CacheConfig, *, patience_s: float | None = None) -> RedisB
     if patience_s is not None:
         return RedisBackend(url, read_s=patience_s, write_s=patience_s, tls_ca=config.tls_ca)
     return RedisBackend(url, read_s=config.fetch_s, tls_ca=config.tls_ca)
+
+
+def check_choices(config: CacheConfig) -> None:
+    """Checks the names that stand for code: the eviction policy, and an encoder of the user's own.
+
+    Raises:
+        ConfigError: a name is unknown, or cannot be imported.
+    """
+    eviction_policy(config.eviction)
+    if config.encoder is not None and is_own(config.encoder):
+        own(config.encoder, "cache.encoder")
 
 
 def check_redis(config: CacheConfig) -> str | None:
@@ -133,14 +145,20 @@ def open_cache(
             f"cache.selector: {config.selector} was measured on similarities of the encoder {measured_on}, and the "
             f"cache's is {encoder.version}; measure one for it with `weir cache profile`, or set cache.encoder"
         )
-    judged = None
+    judged: Judge | None = None
     if rules.selector.by is By.CONFIDENCE:
         if judge is None or family.discriminator is None:
             raise ConfigError(
                 f"cache.selector: {config.selector} uses a discriminator's confidence, and family {family.name} "
                 "has no discriminator; choose a selector by similarity"
             )
-        judged = judge(family)
+        found = judge(family)
+        if not isinstance(found, Judge):
+            raise ConfigError(
+                f"cache.selector: {config.selector} needs a discriminator that reads stored features (version, see and "
+                f"weigh), and {family.discriminator} does not; choose a selector by similarity"
+            )
+        judged = found
     budget = config.budget_mib * 2**20
     policy = eviction_policy(config.eviction, after_hits=rules.insert is Insert.ALL)
     catalog = Catalog(rules, policy, budget, lambda: VectorIndex(encoder.dim))

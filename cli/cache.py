@@ -174,7 +174,10 @@ def profile(
     encoder: Annotated[str | None, typer.Option(help="Text model, or words.", show_default="the family's")] = None,
     judge: Annotated[
         str | None,
-        typer.Option(help="attributes, clip or pick.", show_default="that of --clip or --pick, else attributes"),
+        typer.Option(
+            help="attributes, clip, pick, or module:name of your own.",
+            show_default="that of --clip or --pick, else attributes",
+        ),
     ] = None,
     clip: Annotated[
         str | None, typer.Option(help="CLIP as judge: hub name or folder.", show_default="the family's")

@@ -29,11 +29,14 @@ def score(
     clip: Annotated[str | None, typer.Option(help="CLIP for CLIP scores: hub name or folder.")] = None,
     pick: Annotated[str | None, typer.Option(help="PickScore: hub name or folder.")] = None,
     inception: Annotated[str | None, typer.Option(help="Inception-v3: hub name or folder.")] = None,
+    measure: Annotated[
+        list[str] | None, typer.Option(help="module:name of a measure of your own; repeat it for several.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Measure the images of replays: CLIP score, PickScore, Fréchet distance, and ratios to another replay.
 
-    Uses the models of --clip, --pick and --inception; without them, the family's own.
+    Uses the models of --clip, --pick and --inception, and the measures of --measure; without any of them, the family's.
 
     Example: weir score runs/weir --against runs/all-heavy --clip openai/clip-vit-large-patch14
     """
@@ -41,9 +44,9 @@ def score(
 
     with error_exit():
         images = {run: _read_images(run) for run in [*runs, *([against] if against else [])]}
-        if clip or pick or inception:
+        if clip or pick or inception or measure:
             published = (inception or INCEPTION) if reference is not None else None
-            suite = hub_suite(inception=published, clip=clip, pick=pick)
+            suite = hub_suite(inception=published, clip=clip, pick=pick, own=measure or ())
         else:
             suite = family_suite(load_family(family))
         real = None if reference is None else suite.features(read_pictures(reference))

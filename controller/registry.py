@@ -14,6 +14,7 @@ from importlib import import_module
 from controller.policy import Policy
 from controller.setting import Setting
 from weir.errors import ConfigError
+from weir.own_code import is_own, own
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,17 +74,14 @@ def policy_class(name: str) -> Callable[[Setting], Policy]:
         ConfigError: the name is unknown (the message lists the known ones), the module or the class does not exist, or
             the class is not a policy.
     """
-    source = POLICIES[name].source if name in POLICIES else name
-    module, colon, attribute = source.partition(":")
-    if not colon:
-        raise ConfigError(f"policy is {name!r}; known: {', '.join(POLICIES)}, or module:Class of your own")
-    try:
+    if name in POLICIES:
+        module, _, attribute = POLICIES[name].source.partition(":")
         made: Callable[[Setting], Policy] = getattr(import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(f"policy {name}: {error}; use module:Class of an importable class") from None
-    if name not in POLICIES and not (isinstance(made, type) and issubclass(made, Policy)):
-        raise ConfigError(f"policy {name}: it is not a subclass of controller.policy.Policy")
-    return made
+        return made
+    if not is_own(name):
+        raise ConfigError(f"policy is {name!r}; known: {', '.join(POLICIES)}, or module:Class of your own")
+    own_class: type[Policy] = own(name, "policy", of=Policy)
+    return own_class
 
 
 def make_policy(name: str, setting: Setting) -> Policy:
@@ -91,7 +89,6 @@ def make_policy(name: str, setting: Setting) -> Policy:
 
     Raises:
         ConfigError: as :func:`policy_class`; or the setting lacks a measurement that the policy needs, in which case
-        the
-            message names the measurement and the command that makes it.
+            the message names the measurement and the command that makes it.
     """
     return policy_class(name)(setting)

@@ -21,6 +21,7 @@ from weir.assets import import_path
 from weir.errors import ConfigError, NotReady
 from weir.files import make_folder
 from weir.loopback import SWITCH
+from weir.own_code import FOLDER
 from weir.ports import free_port
 from weir.proxies import spare_loopback
 
@@ -117,6 +118,7 @@ def _set_environment() -> None:
     # Ray's processes import the same packages as this one, whatever the working directory is.
     paths = [*import_path(), *filter(None, [os.environ.get("PYTHONPATH")])]
     os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(paths))
+    os.environ.setdefault(FOLDER, os.getcwd())
     if existing() is None:
         # Keeps Ray on the loopback interface; without this Ray replaces 127.0.0.1 by the host's address.
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"

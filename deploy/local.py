@@ -13,6 +13,7 @@ import httpx
 from rich.console import Console
 from rich.text import Text
 
+from cache.factory import check_choices
 from deploy.cluster import existing
 from deploy.policy import policy_of
 from deploy.preflight import preflight, scratch_folder
@@ -155,6 +156,7 @@ def checked(config_path: Path | str) -> tuple[ServiceConfig, FamilyConfig]:
         load_profile(profile, family.keys)
     if service.controlled:
         _check_policy(config_path, service)
+    check_choices(service.cache)
     if service.keys_file is not None:
         load_keys(service.keys_file)
     if service.pool.emulate is None:

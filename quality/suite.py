@@ -19,8 +19,9 @@ from quality.checker import AttributeChecker
 from quality.clip import ClipScorer
 from quality.frechet import frechet_distance
 from quality.inception import InceptionFeatures
-from weir.config import CLIP_SCORE, FamilyConfig
+from weir.config import FamilyConfig
 from weir.errors import ConfigError
+from weir.own_code import is_own, made
 
 #: Models with which published figures are measured.
 INCEPTION, CLIP = "timm/inception_v3.tf_in1k", "openai/clip-vit-large-patch14"
@@ -112,8 +113,17 @@ def own_measures(family: FamilyConfig) -> tuple[Path, str]:
     return folder, family.clip
 
 
-def hub_suite(*, inception: str | None = INCEPTION, clip: str | None = CLIP, pick: str | None = PICK) -> Suite:
+def hub_suite(
+    *,
+    inception: str | None = INCEPTION,
+    clip: str | None = CLIP,
+    pick: str | None = PICK,
+    own: Sequence[str] = (),
+) -> Suite:
     """The published measures FID, CLIP score and PickScore, by local folder or hub name; None omits one.
+
+    Args:
+        own: names ``module:name`` of callables that make a :class:`Judge` of one's own.
 
     Raises:
         ConfigError: a model cannot be loaded.
@@ -121,24 +131,27 @@ def hub_suite(*, inception: str | None = INCEPTION, clip: str | None = CLIP, pic
     judges: dict[str, Judge] = {} if clip is None else {"clip": ClipScorer.load(clip)}
     if pick is not None:
         judges["pick"] = _pick_score(pick)
+    judges |= {name: own_judge(name, "--measure") for name in own}
     return Suite(None if inception is None else InceptionFeatures.load(inception), judges)
 
 
 def load_judge(
     family: FamilyConfig, name: str, *, clip: str | None = None, pick: str | None = None, device: str = "cpu"
 ) -> Judge:
-    """One measure of single images: the family's, or a published one by hub name or local folder.
+    """One measure of single images: the family's, a published one by hub name or local folder, or one's own.
 
     Args:
-        name: ``attributes``, ``clip`` or ``pick``.
+        name: ``attributes``, ``clip``, ``pick``, or ``module:name`` of a callable that makes a :class:`Judge`.
         clip: name of a CLIP; None stands for the family's.
         pick: name of a PickScore model; a local folder has to contain tokenizer and preprocessing, too.
 
     Raises:
         ConfigError: the family has no such measure and no model is named, or the model cannot be loaded.
     """
+    if is_own(name):
+        return own_judge(name, "--judge")
     if name not in ("attributes", "clip", "pick"):
-        raise ConfigError(f"--judge is {name!r}; choose one of attributes, clip, pick")
+        raise ConfigError(f"--judge is {name!r}; choose one of attributes, clip, pick, or module:name of your own")
     folder, revision = checker_folder(family), None if clip else family.clip_revision
     clip = clip or family.clip
     if name == "attributes" and folder is not None:
@@ -153,6 +166,16 @@ def load_judge(
     )
 
 
+def own_judge(name: str, key: str) -> Judge:
+    """A measure of one's own, ``module:name``.
+
+    Raises:
+        ConfigError: it cannot be imported or made, or has no ``score``; the message begins with ``key``.
+    """
+    judge: Judge = made(name, key, has=("score",))
+    return judge
+
+
 def _pick_score(name: str, device: str = "cpu") -> Judge:
     """On the hub, tokenizer and preprocessing are in the repository of the CLIP that PickScore was trained from."""
     return ClipScorer.load(name, device, processor=None if Path(name).is_dir() else PICK_PROCESSOR, scaled=True)
@@ -160,9 +183,9 @@ def _pick_score(name: str, device: str = "cpu") -> Judge:
 
 def checker_folder(family: FamilyConfig) -> Path | None:
     """Folder of the family's attribute checker; None if it has none."""
-    if family.discriminator is None or family.discriminator == CLIP_SCORE:
+    if family.light.discriminator_folder is None:
         return None
-    folder = Path(family.discriminator).parent / "checker"
+    folder = Path(family.light.discriminator_folder).parent / "checker"
     return folder if folder.exists() else None
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from traces.loader import load_trace
 from traces.trace import Arrival, Trace
 from weir.errors import ConfigError
+from weir.own_code import is_own
 
 #: A trace whose first request is later than this begins at that request; the time before it is not part of the demand.
 FIRST_S = 3600.0
@@ -42,11 +43,8 @@ def read_arrivals(path: Path | str) -> Arrivals:
     Raises:
         ConfigError: names the file and the line.
     """
-    path = Path(path)
-    numbered = _numbered(path)
-    if numbered is not None:
-        return numbered
-    return trace_arrivals(load_trace(path))
+    numbered = None if is_own(str(path).partition("@")[0]) else _numbered(Path(path))
+    return trace_arrivals(load_trace(path)) if numbered is None else numbered
 
 
 def trace_arrivals(trace: Trace) -> Arrivals:

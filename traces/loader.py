@@ -27,6 +27,7 @@ from traces.prompts import prompt_by_id, prompt_log
 from traces.rate_curve import RateCurve
 from traces.trace import Arrival, Trace
 from weir.errors import ConfigError
+from weir.own_code import is_own, made
 
 TIMESTAMPS = ("timestamp", "time", "datetime", "date", "created_at")
 PROMPTS = ("prompt", "text", "query")
@@ -238,10 +239,20 @@ def _moment(table: _Table, line: int, column: str, cell: str) -> float:
     return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
 
 
+def _read_by(reader: str, path: Path) -> Trace:
+    """Reads a file with a function of the user's own."""
+    if not path.is_file():
+        raise ConfigError(f"{reader}@{path}: there is no file {str(path)!r}; write module:name@FILE")
+    trace: Trace = made(reader, str(path), path, has=("arrivals_s", "prompts"))
+    return trace
+
+
 def load_trace(path: Path | str, *, prompts: Path | str | None = None, seed: int = 0) -> Trace:
     """Reads a trace in any format of the module's table and sorts its lines.
 
     Args:
+        path: of the file; ``module:name@FILE`` reads the file with a function of one's own, which takes the path and
+            returns a :class:`~traces.trace.Trace`.
         prompts: for DiffServe's format, a file with one prompt per line, prompt 0 first. None: prompts are those of
             :func:`traces.prompts.prompt_by_id`.
         seed: seed of the arrivals (Poisson) and prompts that are generated for a rate curve.
@@ -249,6 +260,9 @@ def load_trace(path: Path | str, *, prompts: Path | str | None = None, seed: int
     Raises:
         ConfigError: names the file, the line and column, and the remedy.
     """
+    reader, _, file = str(path).partition("@")
+    if is_own(reader):
+        return _read_by(reader, Path(file))
     table = _read(Path(path))
     columns = table.columns
     if prompts is not None and "prompt_id" not in columns:

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from weir.core import ImageSize
 from weir.errors import ConfigError
+from weir.own_code import is_own
 from weir.plan import HEAVY, LIGHT, Assignment, Plan
 from weir.yaml_files import read_mapping, whole_number
 
@@ -54,9 +55,15 @@ class VariantConfig(_Strict):
     guidance: float = Field(ge=0, le=30, description="classifier-free guidance scale; 0 or 1 turns it off")
     discriminator: str | None = Field(
         None,
-        description="judge of the variant's images: folder of a discriminator, or clip for the score of the family's "
-        "clip; needed if a cascade defers images of the variant",
+        description="judge of the variant's images: folder of a discriminator, clip for the score of the family's "
+        "clip, or module:name of your own; needed if a cascade defers images of the variant",
     )
+
+    @property
+    def discriminator_folder(self) -> str | None:
+        """Folder of the trained discriminator; None for a CLIP's score, for one's own code, and without a judge."""
+        it = self.discriminator
+        return None if it is None or it == CLIP_SCORE or is_own(it) else it
 
     @model_validator(mode="after")
     def _one_source(self) -> VariantConfig:
@@ -300,8 +307,12 @@ class CacheConfig(_Strict):
     selector: str = Field("nirvana", description="name of published thresholds, or a file of `weir cache profile`")
     insert: Literal["misses", "all"] = Field("all", description="store states after misses only, or also after hits")
     candidates: int = Field(4, ge=1, le=64, description="neighbours to choose from")
-    eviction: Literal["fifo", "lru", "lfu", "lcbfu", "weir"] = "weir"
-    encoder: str | None = Field(None, description="text model of transformers, or words; default: the family's own")
+    eviction: str = Field(
+        "weir", description="weir, lcbfu, lfu, lru or fifo (cache/policy/eviction.py), or module:Class of your own"
+    )
+    encoder: str | None = Field(
+        None, description="text model of transformers, words, or module:name of your own; default: the family's own"
+    )
     predictor: str | None = Field(None, description="file of a match predictor; default: every prompt is looked up")
     levels: str | None = Field(None, description="file of `weir levels fit`; default: one class of prompts")
     shadow: float = Field(
@@ -548,9 +559,9 @@ def load_family(path: Path | str) -> FamilyConfig:
 
     variants = {}
     for name, variant in family.variants.items():
-        files = {k: absolute(f"{name}.{k}", getattr(variant, k)) for k in ("pipeline", "unet", "discriminator")}
-        if variant.discriminator == CLIP_SCORE:
-            files["discriminator"] = CLIP_SCORE
+        files = {k: absolute(f"{name}.{k}", getattr(variant, k)) for k in ("pipeline", "unet")}
+        if variant.discriminator_folder is not None:
+            files["discriminator"] = absolute(f"{name}.discriminator", variant.discriminator_folder)
         variants[name] = variant.model_copy(update=files)
     shared = {k: absolute(k, getattr(family, k)) for k in ("pipeline", "clip")}
     return family.model_copy(update={"variants": variants, **shared})

@@ -15,6 +15,7 @@ from itertools import count
 from typing import Any
 
 from weir.errors import ConfigError
+from weir.own_code import is_own, made, own
 
 #: An entry's name, and one of its K.
 StateKey = tuple[str, int]
@@ -278,7 +279,7 @@ class Weir(EvictionPolicy):
 
 
 def eviction_policy(name: str, *, after_hits: bool = True) -> EvictionPolicy:
-    """Creates the policy of a name.
+    """Creates the policy of a name; ``module:Class`` stands for a subclass of :class:`EvictionPolicy` of one's own.
 
     Args:
         after_hits: whether states are inserted after hits too, or after misses only.
@@ -286,8 +287,14 @@ def eviction_policy(name: str, *, after_hits: bool = True) -> EvictionPolicy:
     Raises:
         ConfigError: there is no policy of that name.
     """
+    if is_own(name):
+        own(name, "cache.eviction", of=EvictionPolicy)
+        policy: EvictionPolicy = made(name, "cache.eviction", has=())
+        return policy
     if name not in POLICIES:
-        raise ConfigError(f"there is no eviction policy {name!r}; choose one of {', '.join(POLICIES)}")
+        raise ConfigError(
+            f"cache.eviction is {name!r}; choose one of {', '.join(POLICIES)}, or module:Class of your own"
+        )
     return Weir(after_hits=after_hits) if name == "weir" else POLICIES[name]()
 
 

@@ -61,9 +61,9 @@ def test_a_users_own_class_can_be_a_policy():
     ("name", "message"),
     [
         ("greedy", r"policy is 'greedy'; known: weir, .*argus.* or module:Class of your own"),
-        ("nowhere.at_all:Mine", "policy nowhere.at_all:Mine: No module named 'nowhere'"),
-        (f"{__name__}:Theirs", "policy .*:Theirs: .*has no attribute 'Theirs'"),
-        ("fractions:Fraction", "policy fractions:Fraction: it is not a subclass of controller.policy.Policy"),
+        ("nowhere.at_all:Mine", "policy: nowhere.at_all:Mine: ModuleNotFoundError: No module named 'nowhere'"),
+        (f"{__name__}:Theirs", "policy: .*:Theirs: .*has no attribute 'Theirs'"),
+        ("fractions:Fraction", "policy: fractions:Fraction is not a subclass of controller.policy.Policy"),
     ],
 )
 def test_a_name_that_is_no_policy_is_refused(name, message):

@@ -10,7 +10,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from weir.config import CLIP_SCORE, FamilyConfig
+from weir.config import FamilyConfig
 from weir.core import ImageSize
 from weir.errors import ConfigError
 from workers.models.architectures.architecture import Architecture, Configs
@@ -58,11 +58,11 @@ def check_family(family: FamilyConfig) -> None:
                     check_single_file(own, file.name, shapes, base.denoiser)
         if base is not None:
             check_configs(family, key, base.architecture, configs)
-        if variant.discriminator is not None and variant.discriminator != CLIP_SCORE:
-            judge = Source(family.name, f"{key}.discriminator", variant.discriminator)
+        if variant.discriminator_folder is not None:
+            judge = Source(family.name, f"{key}.discriminator", variant.discriminator_folder)
             remedy = "the family's training recipe writes it (`weir train`)"
-            _read_config(judge, Path(variant.discriminator) / "config.json", remedy)
-            _read_headers(judge, Path(variant.discriminator), remedy)
+            _read_config(judge, Path(variant.discriminator_folder) / "config.json", remedy)
+            _read_headers(judge, Path(variant.discriminator_folder), remedy)
 
 
 def check_configs(family: FamilyConfig, key: str, architecture: type[Architecture], configs: Configs) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TypeAlias
+from typing import Protocol
 
 import numpy as np
 import torch
 
 from quality.clip import ClipScorer
 from weir.config import CLIP_SCORE, FamilyConfig
+from weir.own_code import is_own, made
 from workers.models.discriminator import Discriminator
 from workers.models.weights_hash import weights_hash
 
@@ -42,7 +43,13 @@ class ClipConfidence:
         return np.clip((1 + cosines) / 2, 0, 1)
 
 
-Judge: TypeAlias = Discriminator | ClipConfidence
+class Judge(Protocol):
+    """What a cascade needs of a judge. One for a cache by confidence also has ``version``, ``see`` and ``weigh``, as
+    :class:`ClipConfidence` has."""
+
+    def confidence(self, images: torch.Tensor, prompts: list[str]) -> list[float]:
+        """Confidence 0…1 that each image, [B, 3, H, W] in −1…1, is good enough for its prompt."""
+        ...
 
 
 def family_judges(family: FamilyConfig, device: str = "cpu") -> dict[str, Judge | None]:
@@ -74,4 +81,7 @@ def _load(family: FamilyConfig, discriminator: str, device: str) -> Judge:
     if discriminator == CLIP_SCORE:
         assert family.clip is not None  # checked by FamilyConfig
         return ClipConfidence(ClipScorer.load(family.clip, device, revision=family.clip_revision))
+    if is_own(discriminator):
+        judge: Judge = made(discriminator, "discriminator", device, has=("confidence",))
+        return judge
     return Discriminator.load(discriminator, device)

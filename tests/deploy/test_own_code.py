@@ -1,0 +1,101 @@
+"""Tests of a user's own code on a service: the module of docs/extending.md, in the folder where `weir up` is run."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+
+from tests.deploy.conftest import toy_service
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+DOCUMENT = REPOSITORY / "docs" / "extending.md"
+OWN: dict[str, Any] = {
+    "controller": {"policy": "mine:HalfHeavy"},
+    "cache": {"mode": "read-write", "encoder": "mine:Letters", "eviction": "mine:Largest", "lookup_s": 5, "fetch_s": 1},
+}
+
+
+def write_module(folder: Path) -> None:
+    """Writes the documented module to ``mine.py``."""
+    _, _, rest = DOCUMENT.read_text().partition("cat > mine.py << 'PYTHON'\n")
+    (folder / "mine.py").write_text(rest.partition("PYTHON\n```")[0])
+
+
+def weir(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Runs the command line in a folder, as the installed `weir` does: without the folder on Python's path."""
+    start = "import sys; sys.path.remove(''); from cli.main import app; app()"
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    command = [sys.executable, "-W", "ignore", "-c", start, *arguments]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=200)
+
+
+@pytest.mark.timeout(400)
+def test_a_service_plans_caches_and_evicts_by_code_of_the_users_own(tmp_path: Path) -> None:
+    write_module(tmp_path)
+    toy_service(tmp_path, **OWN)
+    up = weir(tmp_path, "up", "toy.yaml", "--detach")
+    try:
+        assert up.returncode == 0, up.stderr
+        status = json.loads(weir(tmp_path, "status", "--json").stdout)
+        url = str(status["url"])
+        for seed in (1, 2):
+            body = {"prompt": "a red circle", "model": "toy/heavy", "seed": seed}
+            answer = httpx.post(f"{url}/v1/images/generations", json=body, timeout=60)
+            assert answer.status_code == 200, answer.text
+        assert answer.json()["data"][0]["weir"]["cache"]["similarity"] == pytest.approx(1.0)
+        status = json.loads(weir(tmp_path, "status", "--json").stdout)
+        assert "mine:HalfHeavy" in json.dumps(status)
+    finally:
+        weir(tmp_path, "down")
+
+
+@pytest.mark.parametrize(
+    ("fields", "complaint"),
+    [
+        ({"controller": {"policy": "mine:Nobody"}}, "policy: mine:Nobody: AttributeError"),
+        (
+            {"controller": {"policy": "mine:Largest"}},
+            "policy: mine:Largest is not a subclass of controller.policy.Policy",
+        ),
+        (
+            {"cache": {"mode": "read", "eviction": "theirs:Largest"}},
+            "cache.eviction: theirs:Largest: ModuleNotFoundError",
+        ),
+        ({"cache": {"mode": "read", "eviction": "oldest"}}, "cache.eviction is 'oldest'; choose one of fifo"),
+        ({"cache": {"mode": "read", "encoder": "broken:Letters"}}, "cache.encoder: broken:Letters: ZeroDivisionError"),
+    ],
+)
+def test_code_that_cannot_be_used_is_named_before_anything_starts(
+    fields: dict[str, Any], complaint: str, tmp_path: Path
+) -> None:
+    write_module(tmp_path)
+    (tmp_path / "broken.py").write_text("1 / 0\n")
+    toy_service(tmp_path, **fields)
+    checked = weir(tmp_path, "check", "toy.yaml")
+    assert checked.returncode == 2
+    assert complaint in " ".join(checked.stderr.split())
+    assert "Traceback" not in checked.stderr
+
+
+def test_a_discriminator_and_a_measure_of_ones_own_judge_images(tmp_path: Path) -> None:
+    write_module(tmp_path)
+    family = yaml.safe_load((REPOSITORY / "deploy/families/weir-tiny.yaml").read_text())
+    family["discriminator"] = "mine:Brightness"
+    for key in ("pipeline", "clip"):
+        family[key] = str((REPOSITORY / "deploy/families" / family[key]).resolve())
+    for variant in ("light", "heavy"):
+        for key in ("unet", "pipeline"):
+            if family[variant].get(key):
+                family[variant][key] = str((REPOSITORY / "deploy/families" / family[variant][key]).resolve())
+    (tmp_path / "family.yaml").write_text(yaml.safe_dump(family))
+    drawn = weir(tmp_path, "generate", "a red circle", "--family", "family.yaml", "--threshold", "0", "--out", "a.png")
+    assert drawn.returncode == 0, drawn.stderr
+    assert "confidence" in drawn.stdout + drawn.stderr
