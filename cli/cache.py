@@ -234,7 +234,7 @@ def profile(
             )
         log = read_prompts(prompts) if prompts else prompt_log(np.random.default_rng(seed), how.prompts)
         how.steps_to_resume_at(config.heavy.steps)
-        kind, models = _judge_of(judge, clip, pick)
+        kind, models = judge_of(judge, clip, pick)
         judging = load_judge(config, kind, clip=clip, pick=pick, device=str(device_of(config)))
         named = family_encoder(config, encoder)
         with progress() as bar:
@@ -259,7 +259,7 @@ def profile(
     note(f"written to {out}")
 
 
-def _judge_of(judge: str | None, clip: str | None, pick: str | None) -> tuple[str, list[str]]:
+def judge_of(judge: str | None, clip: str | None, pick: str | None) -> tuple[str, list[str]]:
     """The kind of judge that the options name, and its models."""
     models = {kind: source for kind, source in (("clip", clip), ("pick", pick)) if source}
     kind = judge or next(iter(models), "attributes")

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from cli.cache import judge_of
 from cli.terminal import FamilyOption, JsonOption, error_exit, note, print_json, print_line, progress
 from weir.assets import FAMILY
-from weir.config import load_family
+from weir.config import FamilyConfig, load_family
 from weir.errors import ConfigError
 from weir.files import check_place, file_format, make_folder
+
+if TYPE_CHECKING:
+    from training.evaluate import Progress
 
 
 def profile(
@@ -108,17 +112,34 @@ def evaluate(
     count: Annotated[int, typer.Option(min=8, help="Held-out prompts.")] = 400,
     approximations: Annotated[int, typer.Option(min=0, help="Prompts to measure resume and warm start on.")] = 0,
     card: Annotated[Path | None, typer.Option(help="Also write the model card into this folder.")] = None,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(help="Prompts of your users, one per line, for --clip, --pick or --judge.", show_default="scenes"),
+    ] = None,
+    judge: Annotated[
+        str | None, typer.Option(help="Measure for --prompts: attributes, clip, pick, or module:name of your own.")
+    ] = None,
+    clip: Annotated[str | None, typer.Option(help="CLIP as the measure: hub name or folder.")] = None,
+    pick: Annotated[str | None, typer.Option(help="PickScore as the measure: hub name or folder.")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Measure a family's quality on held-out prompts.
 
+    Families of `weir train` have a checker that knows what their scenes show. Images of other families are scored by a
+    model that --clip, --pick or --judge names, on the prompts of --prompts.
+
     Example: weir evaluate --count 100 --out runs/evaluation
     """
+    from cache.replay import read_prompts
     from training.card import write_card, write_plots
     from training.evaluate import evaluate as measure
 
     with error_exit():
         config = load_family(family)
+        if prompts is None and (judge or clip or pick):
+            raise ConfigError("--judge, --clip and --pick measure the images of --prompts; give a file of prompts")
+        if prompts is not None and (card or approximations):
+            raise ConfigError("--card and --approximations are for families of `weir train`; leave --prompts out")
         for folder in filter(None, (out, card)):
             make_folder(folder)
         with progress() as bar:
@@ -129,14 +150,32 @@ def evaluate(
                     tasks[what] = bar.add_task(what, total=total)
                 bar.update(tasks[what], completed=done)
 
-            figures = measure(config, out, count=count, approximations=min(approximations, count), progress=report)
-        write_plots(out)
+            if prompts is None:
+                figures = measure(config, out, count=count, approximations=min(approximations, count), progress=report)
+            else:
+                figures = _on_prompts(config, read_prompts(prompts)[:count], judge_of(judge, clip, pick), out, report)
+        if prompts is None:
+            write_plots(out)
         if card is not None:
             write_card(out, card)
     if as_json:
         print_json(figures)
     else:
         print_line(f"results and plots are in {out}")
+
+
+def _on_prompts(
+    family: FamilyConfig, prompts: list[str], measure: tuple[str, list[str]], out: Path, report: Progress
+) -> dict[str, object]:
+    """Measures a family on prompts by a model, given by its kind and its source."""
+    from quality.suite import load_judge
+    from training.evaluate_prompts import evaluate_prompts
+    from workers.models.device import device_of
+
+    kind, source = measure
+    named = {kind: source[0]} if source else {}
+    judge = load_judge(family, kind, clip=named.get("clip"), pick=named.get("pick"), device=str(device_of(family)))
+    return evaluate_prompts(family, prompts, judge, " ".join((kind, *source)), out, report)
 
 
 def fetch(

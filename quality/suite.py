@@ -105,8 +105,9 @@ def own_measures(family: FamilyConfig) -> tuple[Path, str]:
     if folder is None:
         raise ConfigError(
             f"family {family.name} has no attribute checker beside its discriminator, as families of `weir train` do. "
-            f"Published models can measure its images, by hub name or folder: `weir score --clip {CLIP}`, and "
-            f"for the thresholds of a cache `weir cache profile --clip {CLIP}`"
+            "A published model can measure its images, by hub name or folder: "
+            f"`weir evaluate --prompts FILE --clip {CLIP}`, `weir score --clip {CLIP}`, and for the thresholds of a "
+            f"cache `weir cache profile --clip {CLIP}`"
         )
     if family.clip is None:
         raise ConfigError(f"family {family.name} has no CLIP; name one in its file, e.g. `clip: {CLIP}`")

@@ -89,7 +89,7 @@ class Evaluation:
         self.real = self.judge(np.stack([render(resample(s, rng)) for s in scenes]))
         self.floor = self.judge(np.stack([render(resample(s, rng)) for s in scenes]))
 
-    def judge(self, pixels: np.ndarray, confidence: Sequence[float | None] = ()) -> Judged:
+    def judge(self, pixels: np.ndarray, confidence: np.ndarray = np.array([])) -> Judged:
         """Scores images of all prompts."""
         images = to_tensor(pixels)
         verdicts = self.checker.check(images, self.prompts)
@@ -99,31 +99,47 @@ class Evaluation:
             attributes=np.array([v.attributes if v else 0.0 for v in verdicts]),
             clip=self.scorer.score(images, self.prompts).numpy(),
             features=self.checker.features(images).numpy(),
-            confidence=np.array([np.nan if c is None else c for c in confidence]),
+            confidence=confidence,
             good_enough=np.array([v is not None and v.good_enough for v in verdicts]),
         )
 
     def generate(self, variant: str, steps: int | None = None) -> Judged:
         """Generates and scores all prompts with one variant; the seed of prompt i is i."""
-        pixels, confidence = [], []
-        for i in range(0, len(self.prompts), _BATCH):
-            for one in self.engine.generate(variant, self._requests(i, steps)):
-                if one.error is not None:
-                    raise ConfigError(f"family {self.family.name}: {one.error[1]}")
-                pixels.append(np.asarray(Image.open(io.BytesIO(one.image)).convert("RGB")))
-                confidence.append(one.confidence)
-            if self.progress is not None:
-                self.progress(f"{variant} {steps or ''}".strip(), len(pixels), len(self.prompts))
-        return self.judge(np.stack(pixels), confidence)
+        return self.judge(*generated(self.engine, self.family, self.prompts, variant, steps, self.progress))
 
-    def _requests(self, first: int, steps: int | None) -> list[ImageRequest]:
-        side = self.family.size
-        return [
+
+def generated(
+    engine: Family,
+    family: FamilyConfig,
+    prompts: Sequence[str],
+    variant: str,
+    steps: int | None = None,
+    progress: Progress | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Generates all prompts with one variant; the seed of prompt i is i.
+
+    Returns:
+        Pixels, uint8 [N, H, W, 3], and the confidences, [N]; NaN where nothing judged the image.
+
+    Raises:
+        ConfigError: an image cannot be generated.
+    """
+    pixels, confidences, side = [], [], family.size
+    for first in range(0, len(prompts), _BATCH):
+        requests = [
             ImageRequest(
                 f"evaluate-{i}", prompt, i, side, side, float("inf"), overrides=Overrides(steps=steps), judge=True
             )
-            for i, prompt in enumerate(self.prompts[first : first + _BATCH], first)
+            for i, prompt in enumerate(prompts[first : first + _BATCH], first)
         ]
+        for one in engine.generate(variant, requests):
+            if one.error is not None:
+                raise ConfigError(f"family {family.name}: {one.error[1]}")
+            pixels.append(np.asarray(Image.open(io.BytesIO(one.image)).convert("RGB")))
+            confidences.append(np.nan if one.confidence is None else one.confidence)
+        if progress is not None:
+            progress(f"{variant} {steps or ''}".strip(), len(pixels), len(prompts))
+    return np.stack(pixels), np.array(confidences)
 
 
 def quality_by_share(light: np.ndarray, heavy: np.ndarray, order: np.ndarray) -> list[float]:
