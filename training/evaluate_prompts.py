@@ -41,8 +41,14 @@ def evaluate_prompts(
         measure: name of the judge, for the file and the plot.
 
     Raises:
-        ConfigError: an image cannot be generated, or the mean score of the last variant is not above 0.
+        ConfigError: a variant has no discriminator, an image cannot be generated, or the mean score of the last variant
+            is not above 0.
     """
+    if blind := [key for key in family.keys[:-1] if family.variants[key].discriminator is None]:
+        raise ConfigError(
+            f"family {family.name}: {blind[0]} has no discriminator, so nothing decides which of its images stay; name "
+            "one in the family file: a folder, clip, or module:name of your own"
+        )
     engine = Family.load(family, threads=1)
     scores: dict[str, np.ndarray] = {}
     confidences: dict[str, np.ndarray] = {}
