@@ -116,8 +116,9 @@ def _print_summary(summary: Any, folder: Path) -> None:
         "violations": f"{total.violation_ratio:.2%} (late, refused or failed)",
         "goodput": f"{total.goodput_rps:.2f} answers in time per second",
         "latency": f"p50 {_seconds(total.p50_s)}, p95 {_seconds(total.p95_s)}, p99 {_seconds(total.p99_s)}",
+        "answers": " · ".join(f"{count} {path}" for path, count in total.paths.items()) or "—",
         "light share": "—" if total.light_share is None else f"{total.light_share:.0%}",
-        "quality": "—" if total.quality is None else f"{total.quality:.3f}",
+        "quality": "—" if total.quality is None else f"{total.quality:.3f} (higher is better)",
         "report": str(folder / "report.html"),
     }
     for key, value in rows.items():
