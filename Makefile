@@ -113,7 +113,7 @@ audit: setup-dev  ## look the dependencies up in the advisory database (needs th
 	$(BIN)/python -m tests.audit
 
 sbom: setup-dev  ## write the software bill of materials of this environment to sbom.json
-	$(BIN)/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible --output-format JSON --output-file sbom.json $(BIN)/python
+	$(BIN)/uv tool run --from cyclonedx-bom==7.5.0 cyclonedx-py environment --pyproject pyproject.toml --output-reproducible --output-format JSON --output-file sbom.json $(BIN)/python
 
 mutations: setup-dev  ## switch mechanisms off and see that the tests that guard them fail
 	$(BIN)/python -m tests.mutations
