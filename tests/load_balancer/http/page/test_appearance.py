@@ -76,14 +76,17 @@ def test_the_demand_line_has_a_scale(page, service):
 def test_it_follows_the_scheme_of_the_desktop_and_stays_readable(page, scheme):
     feature = {"name": "prefers-color-scheme", "value": scheme}
     page.browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [feature]})
+    page.begin(" ")
+    page.wait(lambda: page.find("message").get_attribute("data-kind") == "error")
     colours = page.browser.execute_script(
-        "return ['body', 'section', '#message', '#go'].map((s) => {"
+        "return ['body', 'section', '#service', '#message', '#go', '#prompt'].map((s) => {"
         "const c = getComputedStyle(document.querySelector(s)); return [c.color, c.backgroundColor]})"
     )
     page.browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
-    (ink, ground), (_, card), (soft, _), (on_accent, accent) = [[_luminance(c) for c in pair] for pair in colours]
+    pairs = [[_luminance(colour) for colour in pair] for pair in colours]
+    (ink, ground), (_, card), (soft, _), (error, _), on_button, on_field = pairs
     assert (ink < ground) == (scheme == "light")
-    for text, under in ((ink, ground), (ink, card), (soft, card), (on_accent, accent)):
+    for text, under in ((ink, ground), (ink, card), (soft, ground), (soft, card), (error, card), on_button, on_field):
         assert _contrast(text, under) >= 4.5  # WCAG 2.2, level AA
 
 

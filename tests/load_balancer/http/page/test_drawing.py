@@ -41,11 +41,13 @@ def test_the_light_image_comes_first_and_the_heavy_one_replaces_it(page, engines
     assert "emulated" in page.text("message")
 
 
-def test_the_page_says_how_many_tokens_of_the_prompt_were_not_used(page, monkeypatch):
+def test_the_page_says_how_many_tokens_of_the_prompts_were_not_used(page, monkeypatch):
     output = Gated._output
-    monkeypatch.setattr(Gated, "_output", lambda self, job: replace(output(self, job), unused_tokens=12))
-    page.draw("a long prompt")
-    assert "its last 12 tokens were not used" in page.text("message")
+    unused = {"unused_tokens": 12, "unused_negative_tokens": 3}
+    monkeypatch.setattr(Gated, "_output", lambda self, job: replace(output(self, job), **unused))
+    page.draw("a long prompt", negative_prompt="a long one, too")
+    assert "The prompt is too long: its last 12 tokens were not used." in page.text("message")
+    assert "The negative prompt is too long: its last 3 tokens were not used." in page.text("message")
 
 
 def test_several_images_stand_side_by_side_and_each_can_be_looked_at(page):
