@@ -114,6 +114,22 @@ class Page:
     def facts(self, *ids: str) -> list[str]:
         return [self.text(id) for id in ids]
 
+    def cut(self) -> list[str]:
+        """What is wider than its place: the page, a text or a choice."""
+        return self.browser.execute_script("""
+            const texts = document.querySelectorAll("body, h1, h2, dt, dd, label, button, figcaption, p, span");
+            const choices = [...document.querySelectorAll("select")].filter((it) => {
+                const given = it.offsetWidth;
+                it.style.width = "auto";
+                const own = it.offsetWidth;
+                it.style.width = "";
+                return own > given;
+            });
+            const cut = [...texts].filter((it) => it.clientWidth && it.scrollWidth > it.clientWidth + 1);
+            const wide = document.documentElement.scrollWidth > innerWidth ? ["the page"] : [];
+            return [...wide, ...[...cut, ...choices].map((it) => it.id || it.name || it.textContent)];
+        """)
+
     def complaints(self) -> list[str]:
         """Messages of the browser's console, without those of refused requests, which are tested on purpose."""
         messages = [entry["message"] for entry in self.browser.get_log("browser")]

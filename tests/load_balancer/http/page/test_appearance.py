@@ -9,7 +9,7 @@ import pytest
 from selenium import webdriver
 from selenium.webdriver.common.keys import Keys
 
-from tests.load_balancer.http.page.browser_page import BROWSER_MARKS, Page, press
+from tests.load_balancer.http.page.browser_page import BROWSER_MARKS, press
 from tests.load_balancer.http.page.gated_service import close_gates, open_gates
 
 pytestmark = BROWSER_MARKS
@@ -106,10 +106,10 @@ def test_the_layout_does_not_shift_while_an_image_is_generated(page, engines):
 
 
 def test_a_phone_shows_everything_in_one_column_and_cuts_nothing(phone):
-    assert cut(phone) == []
+    assert phone.cut() == []
     for settings in ({"n": 4, "size": "96x64", "model": ""}, {"n": 1, "size": "64x64", "model": "beside"}):
         phone.draw("a-word-that-is-as-long-as-" * 10, seed=2**64 - 9, **settings)
-        assert cut(phone) == []
+        assert phone.cut() == []
 
 
 def test_a_phone_shows_the_state_of_the_service_wherever_it_is_scrolled_to(phone, service, monkeypatch):
@@ -117,20 +117,10 @@ def test_a_phone_shows_the_state_of_the_service_wherever_it_is_scrolled_to(phone
     report = service.balancer.readiness() | {"ready": False, "pending": pending}
     monkeypatch.setattr(service.balancer, "readiness", lambda: report)
     phone.shows("service", "waiting for light: 0 of 12 replicas ready, heavy: 0 of 4 replicas ready")
-    assert cut(phone) == []
+    assert phone.cut() == []
     phone.browser.execute_script("window.scrollTo(0, document.documentElement.scrollHeight)")
     state = phone.browser.execute_script("return document.getElementById('service').getBoundingClientRect().toJSON()")
     assert (state["top"] >= 0, state["bottom"] <= 844, state["left"] >= 0, state["right"] <= 390) == (True,) * 4
-
-
-def cut(page: Page) -> list[str]:
-    """What is wider than its place: the page, or a text in it."""
-    return page.browser.execute_script(
-        "const texts = [...document.querySelectorAll('body, h1, h2, dt, dd, label, button, figcaption, p, span')];"
-        "const cut = texts.filter((it) => it.offsetParent && it.scrollWidth > it.clientWidth + 1 && it.clientWidth);"
-        "const wide = document.documentElement.scrollWidth > innerWidth ? ['the page'] : [];"
-        "return [...wide, ...cut.map((it) => it.id || it.textContent)]"
-    )
 
 
 def _luminance(colour: str) -> float:

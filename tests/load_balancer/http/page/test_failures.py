@@ -88,6 +88,6 @@ def test_errors_are_shown_in_words(page, service):
     page.field("seed").clear()
     service.balancer.admission.in_flight += 64
     page.find("go").click()
-    page.shows("message", "Try again in")
+    page.shows("message", ". Try again in")
     service.balancer.admission.in_flight -= 64
     assert "64 images are in flight" in page.text("message")

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 from selenium.webdriver.common.by import By
 
-from testing.toy_family import FAMILY
 from tests.load_balancer.http.page.browser_page import BROWSER_MARKS, Page
-from tests.load_balancer.http.page.gated_service import DOUBTFUL, EmptyCache, recorded
+from tests.load_balancer.http.page.gated_service import DOUBTFUL, PLAN, SIZED, EmptyCache, recorded
 from tests.load_balancer.local_service import serving
 from weir.config import FamilyConfig
-from weir.plan import Plan
 from workers.replica import Worker
 
 pytestmark = BROWSER_MARKS
@@ -55,12 +51,11 @@ def test_only_what_suits_the_chosen_model_is_offered_and_sent(page, requests):
     assert "guidance_scale" in page.offered()
 
 
-def test_the_cache_is_offered_where_there_is_one(browser, tmp_path: Path, monkeypatch):
+def test_the_cache_is_offered_where_there_is_one_and_a_comparison_begins_at_noise(browser, tmp_path, monkeypatch):
     profile = tmp_path / "profile.json"
     profile.write_text(DOUBTFUL.model_dump_json())
-    heavy = Plan.split(1, 0, 1, light_batch=1, heavy_batch=1, threshold=1.0)
-    worker = Worker(FAMILY, heavy.to_dict(), emulate=str(profile))
-    with serving([worker], heavy, FamilyConfig.model_validate(FAMILY), cache=EmptyCache()) as service:
+    workers = [Worker(SIZED, PLAN.to_dict(), emulate=str(profile)) for _ in PLAN.assignments]
+    with serving(workers, PLAN, FamilyConfig.model_validate(SIZED), cache=EmptyCache()) as service:
         page, requests = Page(browser, service), recorded(service, monkeypatch)
         assert page.options("cache") == {
             "": "read-write (default)",
@@ -69,8 +64,12 @@ def test_the_cache_is_offered_where_there_is_one(browser, tmp_path: Path, monkey
             "read-write": "read-write",
         }
         assert "cache" in page.offered()
-        page.draw(cache="off")
-        assert requests[-1].cache == "off"
+        assert page.cut() == []
+        page.draw(cache="read")
+        assert requests[-1].cache == "read"
+        page.draw(cache="", model="beside")
+        assert page.options("cache")[""] == "off (default)"
+        assert {request.variant: request.cache for request in requests[-2:]} == {"light": None, "heavy": "off"}
 
 
 def test_the_form_knows_the_limits_of_the_service(page):
