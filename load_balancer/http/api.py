@@ -15,6 +15,7 @@ from load_balancer.http.auth import Authentication
 from load_balancer.http.generations import generations
 from load_balancer.http.head import HeadAsGet
 from load_balancer.http.image_store import ImageStore
+from load_balancer.http.model_list import ModelList
 from load_balancer.http.openapi import (
     FETCH,
     FILES,
@@ -68,24 +69,20 @@ def create_app(
         )
     rules = RequestRules(family, limits, aliases)
     store, page = ImageStore(), Page()
-    started = int(time.time())
+    model_list = ModelList(family, rules.models, aliases or {}, balancer.cache_mode, int(time.time()))
     router = generations(balancer, rules, store, limits)
     app.include_router(router)
 
-    def described(name: str) -> dict[str, object]:
-        root = (aliases or {}).get(name, name)
-        return {"id": name, "object": "model", "created": started, "owned_by": "weir", "root": root}
-
     @app.get("/v1/models", **LIST_MODELS)
     async def models() -> Response:
-        return reply({"object": "list", "data": [described(name) for name in rules.models]})
+        return reply(model_list.all())
 
     @app.get("/v1/models/{id:path}", **ONE_MODEL)
     @typed_errors
     async def model(id: str) -> Response:
         if not id:  # some clients request the list with a trailing slash
             return await models()
-        return reply(described(rules.known_model(id)))
+        return reply(model_list.one(rules.known_model(id)))
 
     @app.get(FILES + "/{name}", **FETCH)
     async def file(name: str) -> Response:

@@ -131,6 +131,12 @@ class Model(_Described):
     created: int
     owned_by: str
     root: str = Field(description="the model that an alias stands for, or the model itself")
+    sizes: list[str] = Field(description="sizes that requests may use; the first one is the model's own")
+    defaults: dict[str, Any] = Field(
+        description="the model's own values of the request's fields that suit it. `guidance_scale` and "
+        "`negative_prompt` are absent where a model runs without guidance, `cache` where the service has none, and "
+        "steps, guidance and cache where a variant other than the last is named"
+    )
 
 
 class Models(_Described):

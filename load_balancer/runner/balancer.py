@@ -108,7 +108,8 @@ class Balancer:
         self._family = family
         self._shadow = ShadowSamples(shadow, family.size, random.Random())
         self._cache = cache
-        self._cache_mode: CacheMode = cache_mode
+        #: Cache mode of requests that do not set one; None without a cache.
+        self.cache_mode: CacheMode | None = None if cache is None else cache_mode
         self._clock = clock
         self._draw = draw
 
@@ -197,7 +198,7 @@ class Balancer:
                 variant=request.variant,
                 steps=request.steps,
                 seeded=request.seed is not None,
-                cache="off" if self._cache is None else request.cache or self._cache_mode,
+                cache="off" if self.cache_mode is None else request.cache or self.cache_mode,
                 cache_named=request.cache is not None,
                 low_priority=low_priority,
                 draw=self._draw(),
@@ -276,7 +277,7 @@ class Balancer:
             "arrivals": seen.arrivals,
             "judged": seen.judged,
             "deferred": seen.deferred,
-            "cache": self._cache is not None,
+            "cache": self.cache_mode is not None,
             "looked_up": seen.looked_up,
             "hits": sum(seen.reused.values()),
             **self.metrics.totals(self._clock()),

@@ -14,6 +14,7 @@ import uvicorn
 from load_balancer.http.api import create_app
 from load_balancer.http.api_keys import ApiKeys
 from load_balancer.runner.balancer import Balancer
+from load_balancer.runner.cache_client import CacheClient
 from weir.config import FamilyConfig, LimitsConfig
 from weir.plan import Plan
 from weir.profiles import Profile
@@ -57,13 +58,15 @@ def serving(
     slo_s: float = 60.0,
     profile: Profile | None = None,
     callers: ApiKeys | None = None,
+    cache: CacheClient | None = None,
 ) -> Iterator[LocalService]:
     """Serves on a free port of this machine until the block ends or ``stop`` is set."""
     up, stop = threading.Event(), threading.Event()
     made: list[LocalService] = []
 
     async def run() -> None:
-        balancer = Balancer(LocalPool(workers), plan, family, slo_s=slo_s, queued=64, profile=profile)
+        options: Any = {"slo_s": slo_s, "queued": 64, "profile": profile, "cache": cache, "cache_mode": "read-write"}
+        balancer = Balancer(LocalPool(workers), plan, family, **options)
         app = create_app(balancer, family, LimitsConfig(), callers)
         server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error", timeout_graceful_shutdown=1))
         tasks = [asyncio.create_task(balancer.registry.watch()), asyncio.create_task(server.serve())]

@@ -14,8 +14,10 @@ from PIL import Image
 
 import weir
 from load_balancer.http.api import create_app
+from load_balancer.http.model_list import defaults
 from load_balancer.http.openapi import FILES, GENERATIONS
 from load_balancer.runner.balancer import Balancer
+from testing.toy_family import with_variants
 from tests.load_balancer.malformed_requests import BODIES, GOOD
 from weir.config import LimitsConfig
 from weir.errors import Overloaded
@@ -141,6 +143,27 @@ async def test_the_models_are_the_cascade_and_its_variants(client):
     models = (await client.get("/v1/models")).json()
     assert models["object"] == "list"
     assert [model["id"] for model in models["data"]] == ["toy", "toy/light", "toy/heavy"]
+
+
+async def test_each_model_lists_its_sizes_and_its_own_values_of_the_fields_that_suit_it(client):
+    models = {model["id"]: model for model in (await client.get("/v1/models")).json()["data"]}
+    assert all(model["sizes"] == ["64x64", "32x32"] for model in models.values())
+    heavy = {"size": "64x64", "negative_prompt": "", "num_inference_steps": 50, "guidance_scale": 2.0}
+    assert models["toy"]["defaults"] == models["toy/heavy"]["defaults"] == heavy
+    assert models["toy/light"]["defaults"] == {"size": "64x64"}
+
+
+@pytest.mark.parametrize(
+    ("variant", "suits"),
+    [
+        (None, {"size", "num_inference_steps", "cache"}),  # its last variant runs without guidance
+        ("light", {"size", "negative_prompt"}),  # guided, but only the last variant takes a client's own values
+        ("heavy", {"size", "num_inference_steps", "cache"}),
+    ],
+)
+def test_the_listed_fields_depend_on_the_guidance_the_variant_and_the_cache(family, variant, suits):
+    family = with_variants(family, light={"guidance": 3.0}, heavy={"guidance": 1.0})
+    assert set(defaults(family, variant, "read-write")) == suits
 
 
 async def test_health_is_about_the_process_and_readiness_about_the_pool(client, balancer):

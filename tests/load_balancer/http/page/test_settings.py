@@ -1,0 +1,82 @@
+"""The settings of the web page's form: what it offers, and what it sends."""
+
+from __future__ import annotations
+
+import pytest
+from selenium.webdriver.common.by import By
+
+from tests.load_balancer.http.page.browser_page import BROWSER_MARKS, Page
+from tests.load_balancer.http.page.gated_service import DOUBTFUL, PLAN, SIZED, EmptyCache, recorded
+from tests.load_balancer.local_service import serving
+from weir.config import FamilyConfig
+from workers.replica import Worker
+
+pytestmark = BROWSER_MARKS
+
+
+def test_every_size_of_the_family_can_be_chosen_and_the_frame_takes_its_shape(page, requests):
+    assert page.options("size") == {"64x64": "64 × 64", "32x32": "32 × 32", "96x64": "96 × 64"}
+    page.draw(size="96x64")
+    assert (requests[-1].width, requests[-1].height) == (96, 64)
+    frame = page.find("stage").find_element(By.CLASS_NAME, "picture").rect
+    assert frame["width"] / frame["height"] == pytest.approx(1.5, abs=0.01)
+    assert page.text("size") == "96 × 64"
+
+
+def test_steps_guidance_and_negative_prompt_are_those_of_the_form(page, requests):
+    page.draw(num_inference_steps=31, guidance_scale=4.5, negative_prompt="a blue star", partial_images=0, seed=7)
+    asked = requests[-1]
+    assert (asked.steps, asked.guidance, asked.negative_prompt) == (31, 4.5, "a blue star")
+    assert (asked.partial_images, asked.seed, asked.variant) == (0, 7, None)
+    assert page.facts("steps", "drawn-seed") == ["31", "7"]
+
+
+def test_fields_left_empty_keep_the_models_own_values_which_the_form_shows(page, requests):
+    shown = {name: page.field(name).get_attribute("placeholder") for name in ("num_inference_steps", "guidance_scale")}
+    assert shown == {"num_inference_steps": "50", "guidance_scale": "2"}
+    page.draw()
+    asked = requests[-1]
+    assert (asked.steps, asked.guidance, asked.negative_prompt, asked.seed, asked.cache) == (None, None, "", None, None)
+
+
+def test_only_what_suits_the_chosen_model_is_offered_and_sent(page, requests):
+    general = {"prompt", "model", "size", "n", "seed", "partial_images"}
+    assert page.offered() == general | {"negative_prompt", "num_inference_steps", "guidance_scale"}
+    page.fill(num_inference_steps=31, guidance_scale=4.5, negative_prompt="a star", model="toy/light")
+    assert page.offered() == general  # the light variant takes no steps, runs without guidance, and has no cache
+    page.draw()
+    asked = requests[-1]
+    assert (asked.variant, asked.steps, asked.guidance, asked.negative_prompt) == ("light", None, None, "")
+    page.fill(model="toy/heavy")
+    assert "guidance_scale" in page.offered()
+
+
+def test_the_cache_is_offered_where_there_is_one_and_a_comparison_begins_at_noise(browser, tmp_path, monkeypatch):
+    profile = tmp_path / "profile.json"
+    profile.write_text(DOUBTFUL.model_dump_json())
+    workers = [Worker(SIZED, PLAN.to_dict(), emulate=str(profile)) for _ in PLAN.assignments]
+    with serving(workers, PLAN, FamilyConfig.model_validate(SIZED), cache=EmptyCache()) as service:
+        page, requests = Page(browser, service), recorded(service, monkeypatch)
+        assert page.options("cache") == {
+            "": "read-write (default)",
+            "off": "off",
+            "read": "read",
+            "read-write": "read-write",
+        }
+        assert "cache" in page.offered()
+        assert page.cut() == []
+        page.draw(cache="read")
+        assert requests[-1].cache == "read"
+        page.draw(cache="", model="beside")
+        assert page.options("cache")[""] == "off (default)"
+        assert {request.variant: request.cache for request in requests[-2:]} == {"light": None, "heavy": "off"}
+
+
+def test_the_form_knows_the_limits_of_the_service(page):
+    page.wait(lambda: page.field("n").get_attribute("max"))
+    limits = {name: page.field(name).get_attribute("max") for name in ("n", "num_inference_steps", "guidance_scale")}
+    assert limits == {"n": "4", "num_inference_steps": "100", "guidance_scale": "30"}
+    assert page.field("prompt").get_attribute("maxlength") == "2000"
+    page.begin(n=5)
+    assert page.browser.execute_script("return document.querySelector('[name=n]').validity.rangeOverflow")
+    assert page.frames()[0].strip().startswith("The image appears here")  # nothing was sent
