@@ -15,7 +15,7 @@ UNANSWERED = ""
 
 
 class PlanInForce(NamedTuple):
-    """What a plan said, and from when on.
+    """The content of a plan, and the time at which it took effect.
 
     Attributes:
         at_s: seconds, on the clock of the arrivals.

@@ -29,7 +29,7 @@ _NEVER = 1e300
 
 
 class _Bounds:
-    """What is known of one kind of image, by place of the replica.
+    """The last known cost of one kind of image at each replica, by the place of the replica.
 
     Attributes:
         cost: the last cost; for a replica that has an equal, infinite.

@@ -136,6 +136,8 @@ class Balancer:
             RateLimited, Overloaded, NotReady: not admitted; no work was done.
         """
         task, first = self._admit(request)
+        # Images that resume from one state are nearly the same picture, and who asks for several wants different ones.
+        other = task._replace(cache="off")
         self._shadow.note(request)
         first_seed = secrets.randbelow(2**32) if request.seed is None else request.seed
         name = uuid.uuid4().hex
@@ -158,7 +160,9 @@ class Balancer:
             )
             try:
                 self.observations.admitted(wanted.id, task.admitted_at)
-                image = await self._runner.generate(task, wanted, lambda *shown: show(PartialImage(index, *shown)))
+                image = await self._runner.generate(
+                    other if index else task, wanted, lambda *shown: show(PartialImage(index, *shown))
+                )
             except WeirError as error:
                 self.metrics.failed(error)
                 raise

@@ -298,3 +298,11 @@ async def test_lookups_are_suspended_after_repeated_failures(monkeypatch):
     cache.finished("a", None, 0)
     await asyncio.sleep(0.01)
     assert cache.failures["finish"] == 1
+
+
+async def test_of_several_images_of_a_request_only_the_first_resumes(running, pool):
+    cache = FakeCache(HIT)
+    async with running(cache) as balancer:
+        images = await balancer.generate(replace(ORDER, n=3))
+    assert [image.result.resumed_at for image in images] == [25, 0, 0]
+    assert len(cache.asked) == 1
