@@ -104,8 +104,8 @@ def cluster(
         processes = set(psutil.Process().children(recursive=True)) - before
         ray.shutdown()
         ray_private.forget_serve()
-        # Processes that Ray leaves of the other nodes would wait for the head, which has ended.
-        end(processes, timeout_s=0 if nodes else STOP_TIMEOUT_S)
+        # What Ray leaves would wait for the head, which has ended.
+        end(processes)
         for name in kept:
             del os.environ[name]
         shutil.rmtree(folder, ignore_errors=True)
@@ -224,7 +224,7 @@ def started(start: Callable[[], T], report: Callable[[str], None] = lambda waiti
             if not ray_private.started_too_slowly(error):
                 raise
             _log.warning("Ray was too slow to start, attempt %d of %d: %s", attempt, STARTS, error)
-            end(set(psutil.Process().children(recursive=True)) - before, timeout_s=0)
+            end(set(psutil.Process().children(recursive=True)) - before)
             last = error
     raise NotReady(too_slow(os.getloadavg()[0], os.cpu_count() or 1, psutil.virtual_memory().available)) from last
 
@@ -261,10 +261,9 @@ def targets_file() -> Path | None:
     return folder and folder / "prom_metrics_service_discovery.json"
 
 
-def end(processes: set[psutil.Process], timeout_s: float = STOP_TIMEOUT_S) -> None:
-    """Waits until the processes have ended, and kills those that still run after ``timeout_s``."""
-    _, alive = psutil.wait_procs(processes, timeout=timeout_s)
-    for process in alive:
+def end(processes: set[psutil.Process]) -> None:
+    """Kills the processes, and waits until they have ended."""
+    for process in processes:
         with suppress(psutil.NoSuchProcess):
             process.kill()
-    psutil.wait_procs(alive, timeout=STOP_TIMEOUT_S)
+    psutil.wait_procs(processes, timeout=STOP_TIMEOUT_S)

@@ -208,6 +208,8 @@ def main() -> None:
         logging.getLogger(noisy).setLevel(logging.WARNING)
     try:
         serve(start)
+    except SystemExit:  # by Ray's own handler of SIGTERM, which is in force while Ray starts
+        return
     except WeirError as error:
         log.error("%s", error.message)
         failure = error

@@ -26,7 +26,7 @@ from weir.errors import ConfigError, NotReady, ServiceError, WeirError
 
 POLL_S = 0.25
 #: Time that a service has to end before Ray runs, and after that with the requests in flight, seconds.
-START_END_S, END_S = 8.0, 90.0
+START_END_S, END_S = 2.0, 90.0
 #: Time limit of connecting to a Ray cluster that answers, seconds.
 CONNECT_S = 60.0
 #: A start that waits for one thing says so again after this time, seconds.
@@ -210,7 +210,8 @@ def end_service(pid: int | None, scratch: str, grace_s: float) -> None:
             process.terminate()
             psutil.wait_procs([process], timeout=grace_s)
             family |= {process, *process.children(recursive=True)}
-    end(family | _users_of(scratch), timeout_s=0)
+            process.kill()  # before the others, whose end it would report as a failure
+    end(family | _users_of(scratch))
     if scratch:
         shutil.rmtree(scratch, ignore_errors=True)
 
