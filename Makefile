@@ -1,6 +1,6 @@
 # Every command of the project; `make help` lists them.
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev system-packages demo cluster-demo ray-up-demo monitoring check-dashboards test fuzz overload chaos soak mutations lock lock-check audit sbom lint bench train evaluate profile clean
+.PHONY: help setup setup-dev system-packages demo cluster-demo ray-up-demo monitoring check-dashboards test test-on-ray test-without-ray fuzz overload chaos soak mutations lock lock-check audit sbom lint bench train evaluate profile clean
 
 BIN := .venv/bin
 WEIR := $(BIN)/weir
@@ -97,8 +97,14 @@ check-dashboards: setup  ## make the dashboards and hold them against Grafana's 
 	$(BIN)/python -m deploy.monitoring.dashboards
 	cd deploy/monitoring/grafana/schema && npm ci --silent && npm run --silent check
 
-test: setup-dev lint  ## lint, type-check and run every test
-	$(BIN)/python -m pytest
+# Tests that start Ray mostly wait, so the others run beside them. They are not shared out further: Ray gives its own
+# processes little time to start.
+test: lint  ## lint, type-check and run every test
+	@$(MAKE) --no-print-directory --jobs=2 --keep-going --output-sync=target test-on-ray test-without-ray
+test-on-ray: TESTS := ray
+test-without-ray: TESTS := not ray
+test-on-ray test-without-ray: setup-dev
+	$(BIN)/python -m pytest -m '$(TESTS)'
 
 fuzz: setup-dev  ## fuzz the API from its own description
 	$(BIN)/python -m tests.fuzz

@@ -33,6 +33,7 @@ from weir import metrics
 
 pytestmark = [
     pytest.mark.timeout(600),
+    pytest.mark.ray,
     # Ray and the subprocess it starts leave their sockets and pipes to the garbage collector.
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
@@ -120,7 +121,7 @@ def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
         done = subprocess.run(command, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         url = f"http://127.0.0.1:{port}"
-        end = time.monotonic() + 180
+        end = time.monotonic() + LONGEST_S
         while not ((state := readiness(url)) and not state["pending"]):
             assert time.monotonic() < end, state
             time.sleep(0.1)
@@ -165,10 +166,10 @@ async def test_the_metrics_of_the_controller_can_be_scraped(up):
     names = {f"ray_{metric.name.removesuffix('_total')}" for metric in recorded}
 
     def scraped() -> dict[str, Any]:
-        text = httpx.get(address, timeout=10).text
+        text = httpx.get(address, timeout=LONGEST_S).text
         return {family.name: family for family in text_string_to_metric_families(text)}
 
-    end = time.monotonic() + 60
+    end = time.monotonic() + LONGEST_S
     while missing := names - set(families := scraped()):  # Ray reports in intervals, and not all at once
         assert time.monotonic() < end, missing
         await asyncio.sleep(0.5)

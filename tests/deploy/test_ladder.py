@@ -21,7 +21,7 @@ from tests.deploy.conftest import toy_service
 from weir.config import ControllerConfig, load_service
 from weir.errors import ConfigError
 
-pytestmark = pytest.mark.timeout(550)
+pytestmark = pytest.mark.timeout(600)
 #: Two replicas of the good variant cannot carry ten requests per second, nor can the heavy one.
 LATENCIES = {"quick": [0.02, 0.05], "good": [0.4, 1.0], "heavy": [0.4, 1.2]}
 #: Quality of mixes with the heavy variant, from all heavy to all of the other.
@@ -83,6 +83,7 @@ async def load(url: str, rps: float, model: str) -> int:
     return failed
 
 
+@pytest.mark.ray
 async def test_high_demand_selects_the_faster_variant_and_low_demand_the_better_one(service):
     assert await load(service.url, FEW, "toy-good") == 0
     await load(service.url, MANY, "toy-quick")  # what is too much before the plan changes may be refused

@@ -55,10 +55,11 @@ def blocks(document: Path) -> list[Block]:
 
 #: The API reference is generated, and ``tests/load_balancer/http/test_reference.py`` runs its examples.
 ELSEWHERE = ("api.md",)
+RUN = {d: [b for b in blocks(d) if b.runs and b.language in ("sh", "python")] for d in DOCUMENTS}
 WITH_EXAMPLES = [
-    d
-    for d in DOCUMENTS
-    if d.name not in ELSEWHERE and any(b.language in ("sh", "python") and b.runs for b in blocks(d))
+    pytest.param(d, id=d.name, marks=[pytest.mark.ray] if any("weir up" in b.text for b in run) else [])
+    for d, run in RUN.items()
+    if d.name not in ELSEWHERE and run
 ]
 
 
@@ -77,7 +78,7 @@ class Reader:
             "PYTHONPATH": str(REPOSITORY),
         }
         done = subprocess.run(
-            [*command, text], cwd=self.folder, env=environment, capture_output=True, text=True, timeout=240
+            [*command, text], cwd=self.folder, env=environment, capture_output=True, text=True, timeout=500
         )
         assert done.returncode == 0, f"{where}:\n{text}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
 
@@ -103,14 +104,13 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reader]:
         it.runs([sys.executable, "-m", "cli.main"], "down", "at the end")
 
 
-@pytest.mark.timeout(280)
-@pytest.mark.parametrize("document", WITH_EXAMPLES, ids=lambda d: d.name)
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("document", WITH_EXAMPLES)
 def test_the_commands_of_a_document_work(document: Path, reader: Reader) -> None:
-    running = [b for b in blocks(document) if b.runs]
-    for block in running:
+    for block in RUN[document]:
         if block.language == "sh":
             reader.runs(["bash", "-euo", "pipefail", "-c"], block.text, f"{document.name}, line {block.line}")
-    python = "\n".join(b.text for b in running if b.language == "python")
+    python = "\n".join(b.text for b in RUN[document] if b.language == "python")
     if python:
         reader.runs([sys.executable, "-c"], python, f"{document.name}, Python")
 
