@@ -22,8 +22,9 @@ from deploy.state import Service, StateFile
 from tests.deploy.conftest import toy_service
 from traces.loader import load_trace
 from traces.replay import replay
+from weir.errors import ServiceError
 
-pytestmark = pytest.mark.timeout(550)
+pytestmark = [pytest.mark.timeout(600), pytest.mark.ray]
 #: Of the rates in panels; Prometheus scrapes every second here.
 RATE_INTERVAL = "15s"
 
@@ -35,7 +36,7 @@ class Watched(NamedTuple):
 
     def ask(self, prompt: str, **more: Any) -> dict[str, Any]:
         body = {"prompt": prompt, "model": "toy/heavy", "seed": 1, **more}
-        answer = httpx.post(f"{self.service.url}/v1/images/generations", json=body, timeout=60)
+        answer = httpx.post(f"{self.service.url}/v1/images/generations", json=body, timeout=240)
         assert answer.status_code == 200, answer.text
         return answer.json()["data"][0]["weir"]
 
@@ -65,15 +66,31 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
     finally:
         if prometheus is not None:
             prometheus.stop()
-        down(folder=states)
-    assert sorted(path.name for path in states.iterdir()) == ["logs", "toy.log"]
+        if state.path.exists():  # the last test ends the service
+            down(folder=states)
 
 
-def wait_for(condition: Any, seconds: float = 60) -> None:
+def wait_for(condition: Any, seconds: float = 240) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.2)
+
+
+def test_a_service_that_is_up_reports_its_state_and_refuses_a_second_start(watched: Watched) -> None:
+    folder = watched.state.path.parent
+    now: dict[str, Any] = {}
+
+    def follows_the_controller() -> bool:  # the configured plan is the first one; its controller makes the next
+        now.update(status(folder=folder))
+        return not now["pending"] and now["plan"]["version"] > 1
+
+    wait_for(follows_the_controller)
+    assert now["healthy"]
+    assert now["replicas"] == {role: {"planned": 1, "ready": 1} for role in ("light", "heavy")}
+    assert now["logs"] == str(folder / "logs" / "toy")
+    with pytest.raises(ServiceError, match="already up"):
+        up(watched.service.config, folder=folder)
 
 
 def test_a_repeated_prompt_resumes(watched: Watched) -> None:
@@ -99,7 +116,7 @@ def test_a_repeated_prompt_resumes(watched: Watched) -> None:
 
 def test_a_request_is_followed_through_load_balancer_cache_and_worker(watched: Watched) -> None:
     url, body = f"{watched.service.url}/v1/images/generations", {"prompt": "a blue star", "model": "toy/heavy"}
-    answer = httpx.post(url, json=body, headers={"x-request-id": "mine"}, timeout=60)
+    answer = httpx.post(url, json=body, headers={"x-request-id": "mine"}, timeout=240)
     assert answer.json()["data"][0]["weir"]["id"] == "mine"
     records: list[dict[str, Any]] = []
 
@@ -127,7 +144,7 @@ def test_every_panel_has_data_after_a_bursty_replay(watched: Watched, tmp_path: 
         for panel in dashboard["panels"]
         for target in panel.get("targets", ())
     }
-    prometheus, end = watched.prometheus, time.monotonic() + 30
+    prometheus, end = watched.prometheus, time.monotonic() + 240
     while empty := {query for query in asked if not prometheus.query(query[2])}:  # Ray reports in intervals
         assert time.monotonic() < end, sorted(empty)
         time.sleep(0.5)
@@ -149,6 +166,21 @@ def test_only_prometheus_notices_the_death_of_redis(watched: Watched) -> None:
         return float(found[0]["value"][1]) == 1
 
     wait_for(is_open)
+
+
+def test_down_leaves_no_process_and_only_the_logs_which_tell_what_happened_to_a_request(watched: Watched) -> None:
+    id, folder = watched.ask("a red circle")["id"], watched.state.path.parent
+    process = psutil.Process(watched.service.pid)
+    family = [process, *process.children(recursive=True)]
+    assert len(family) > 5
+    down(folder=folder)
+    _, alive = psutil.wait_procs(family, timeout=120)
+    assert alive == []
+    assert sorted(path.name for path in folder.iterdir()) == ["logs", "toy.log"]
+    records = [json.loads(entry.text) for entry in LogFolder(logs_of("toy", folder)).read(id)]
+    assert {"load-balancer", "worker"} <= {record["component"] for record in records}
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(watched.service.url)
 
 
 def _is_ours(process: psutil.Process, running: Service) -> bool:
