@@ -82,10 +82,10 @@ def url(server: RedisServer, authority: tuple[Path, Path]) -> Iterator[str]:
 
     thread = threading.Thread(target=lambda: loop.run_until_complete(serve()))
     thread.start()
-    assert ready.wait(10)
+    assert ready.wait(60)
     yield f"rediss://{plain.netloc.rpartition('@')[0]}@127.0.0.1:{port}/0"
     loop.call_soon_threadsafe(lambda: [task.cancel() for task in asyncio.all_tasks(loop)])
-    thread.join(10)
+    thread.join(60)
     loop.close()
 
 

@@ -27,7 +27,7 @@ def started(process: subprocess.Popen[bytes]) -> float:
 def test_a_process_that_is_frozen_is_killed(sleeper):
     sleeper.send_signal(signal.SIGSTOP)
     kill(sleeper.pid, started(sleeper))
-    assert sleeper.wait(10) == -signal.SIGKILL
+    assert sleeper.wait(60) == -signal.SIGKILL
 
 
 def test_a_later_process_with_the_same_id_is_not_killed(sleeper):
@@ -38,5 +38,5 @@ def test_a_later_process_with_the_same_id_is_not_killed(sleeper):
 def test_a_process_that_has_ended_is_no_error(sleeper):
     since = started(sleeper)
     sleeper.kill()
-    sleeper.wait(10)
+    sleeper.wait(60)
     kill(sleeper.pid, since)
