@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from contextlib import ExitStack, suppress
@@ -27,6 +28,11 @@ from workers.models.checkpoint import check_family
 
 #: Time within which an ended service has released its name, seconds.
 RELEASE_S = 10.0
+#: Reason why a port cannot be used → the remedy.
+_REMEDIES = {
+    errno.EADDRINUSE: "choose another port, or 0 for a free one",
+    errno.EACCES: "choose a port above 1023",
+}
 
 
 def up(
@@ -178,14 +184,13 @@ def bindable(host: str, port: int) -> int:
     """Returns the port if it is free; a free one for 0.
 
     Raises:
-        ServiceError: the port is in use.
+        ServiceError: the port is in use or reserved, or the host is no address of this machine.
     """
     try:
         return listenable(host, port)
     except OSError as error:
-        raise ServiceError(
-            f"cannot listen on {host}:{port}: {error.strerror}; choose another port, or 0 for a free one"
-        ) from None
+        remedy = _REMEDIES.get(error.errno or 0, "http.host has to be an IPv4 address of this machine, or 0.0.0.0")
+        raise ServiceError(f"cannot listen on {host}:{port}: {error.strerror}; {remedy}") from None
 
 
 def readiness(url: str) -> dict[str, Any] | None:

@@ -56,6 +56,12 @@ def test_a_port_in_use_is_reported_before_anything_starts(config, tmp_path):
     assert bindable("127.0.0.1", port) == port
 
 
+@pytest.mark.parametrize("host", ["192.0.2.1", "::1", "no-such-host.invalid"])
+def test_a_host_that_is_not_this_machine_is_named_with_the_remedy(host):
+    with pytest.raises(ServiceError, match=r"http\.host has to be an IPv4 address of this machine"):
+        bindable(host, 8000)
+
+
 def test_nodes_of_an_existing_cluster_are_refused(config, tmp_path, monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:6379")
     with pytest.raises(ServiceError, match="RAY_ADDRESS names a cluster"):
