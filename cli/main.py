@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -67,5 +67,39 @@ app.add_typer(cache.app, name="cache")
 app.add_typer(keys.app, name="keys")
 app.add_typer(levels.app, name="levels")
 
+
+def main() -> None:
+    """Entry point: runs a command, and says in one sentence that a disk or the memory is full."""
+    for name in ("stdin", "stdout", "stderr"):
+        if getattr(sys, name) is None:  # it is closed, and a file of ours must not get its number
+            setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w"))  # noqa: SIM115
+    try:
+        app()
+    except SystemExit:
+        _end_output()
+        raise
+    except OSError as error:
+        _fail(f"{error.filename or 'the output'}: {error.strerror or error}")
+    except MemoryError as error:
+        _fail(f"the memory is full: {error or 'end other work, or use a larger machine'}")
+
+
+def _end_output() -> None:
+    """Writes what is left of standard output; otherwise Python would do it after the last error was handled."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _fail("")
+    except OSError as error:
+        _fail(f"the output: {error.strerror}")
+
+
+def _fail(problem: str) -> NoReturn:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is left of the output cannot be written
+    if problem:
+        sys.stderr.write(f"error: {problem}\n")
+    sys.exit(1)
+
+
 if __name__ == "__main__":
-    app()
+    main()
