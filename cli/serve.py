@@ -60,7 +60,7 @@ def down(name: NameArgument = None) -> None:
     from deploy.local import down as stop
 
     with error_exit():
-        service = stop(name)
+        service = stop(name, console=console)
     print_line(f"{service.name} is down")
 
 

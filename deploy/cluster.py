@@ -101,10 +101,12 @@ def cluster(
         yield f"http://{context.dashboard_url}"
     finally:
         processes = set(psutil.Process().children(recursive=True)) - before
-        ray.shutdown()
+        broken = ray_private.ended_part()
+        if not broken:  # else Ray would end this process at once, before it has removed the files
+            ray.shutdown()
         ray_private.forget_serve()
         # Processes that Ray leaves of the other nodes would wait for the head, which has ended.
-        end(processes, timeout_s=0 if nodes else STOP_TIMEOUT_S)
+        end(processes, timeout_s=0 if nodes or broken else STOP_TIMEOUT_S)
         for name in kept:
             del os.environ[name]
         shutil.rmtree(folder, ignore_errors=True)

@@ -64,7 +64,7 @@ def up(
         NotReady: the service did not start; everything was stopped again.
         KeyboardInterrupt: a signal ended the start; everything was stopped again.
     """
-    console = console or Console(stderr=True, markup=False, highlight=False, emoji=False)
+    console = console or _console()
     service, family = checked(config_path)
     if nodes and existing():
         raise ServiceError("--nodes starts Ray nodes here, but RAY_ADDRESS names a cluster; use one of the two")
@@ -91,7 +91,7 @@ def up(
         start = Start(str(config_path), free, nodes, str(folder), state.lock_fd, str(scratch), not detach)
         with state.log.open("w") as log:
             process = ServiceProcess(state, start, log)
-        stack.callback(process.end)
+        stack.callback(process.end, progress, stop)
         url = f"http://{service.http.host}:{free}"
         state.write(replace(record, pid=process.pid, url=url, scratch=start.scratch, waiting_for="its imports"))
         try:
@@ -110,14 +110,23 @@ def up(
     return None
 
 
-def down(name: str | None = None, *, folder: Path = FOLDER) -> Service:
+def down(name: str | None = None, *, folder: Path = FOLDER, console: Console | None = None) -> Service:
     """Stops a service, or ends its start, and waits until all its processes have ended.
+
+    Args:
+        console: gets a line from time to time; None: standard error.
 
     Raises:
         ServiceError: no service starts or is up, several are and ``name`` is None, or its processes do not end.
     """
     state, service = find(name, folder)
-    end_service(service.pid, service.scratch, grace_s(service))
+    progress = Progress(console or _console())
+
+    def waiting() -> bool:
+        progress.wait_for(f"the end of the requests and processes of {service.name}")
+        return False
+
+    end_service(service.pid, service.scratch, grace_s(service), waiting)
     if not state.wait_released(RELEASE_S):
         raise ServiceError(f"{service.name} (process {service.pid}) did not end within {RELEASE_S:.0f} s after a kill")
     if state.path.exists():
@@ -166,6 +175,10 @@ def checked(config_path: Path | str) -> tuple[ServiceConfig, FamilyConfig]:
     if service.pool.emulate is None:
         check_family(family)
     return service, family
+
+
+def _console() -> Console:
+    return Console(stderr=True, markup=False, highlight=False, emoji=False)
 
 
 def _check_policy(config_path: Path | str, service: ServiceConfig) -> None:

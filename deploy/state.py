@@ -197,7 +197,9 @@ def find(name: str | None = None, folder: Path = FOLDER) -> tuple[StateFile, Ser
     files = [StateFile(it, folder) for it in names]
     up = [(file, service) for file in files if (service := file.read())]
     if not up:
-        raise ServiceError(f"{name or 'no service'} is {'not ' if name else ''}up; start it with `weir up`")
+        logs = sorted(folder.glob(f"{name or '*'}.log"), key=lambda path: path.stat().st_mtime)
+        last = f" (the log of the last one is {logs[-1]})" if logs else ""
+        raise ServiceError(f"{name or 'no service'} is {'not ' if name else ''}up; start it with `weir up`{last}")
     if len(up) > 1:
         raise ServiceError(f"several services are up; name one of {', '.join(file.name for file, _ in up)}")
     return up[0]

@@ -165,6 +165,25 @@ def test_down_without_a_service_is_an_error(tmp_path):
 
 
 @pytest.mark.timeout(280)
+@pytest.mark.parametrize("name", ["raylet", "gcs_server"])
+def test_a_service_whose_ray_was_killed_says_so_and_leaves_no_process_and_no_file(config, tmp_path, name):
+    folder = tmp_path / "state"
+    service = up(config, detach=True, folder=folder)
+    assert service
+    process = psutil.Process(service.pid)
+    family = [process, *process.children(recursive=True)]
+    [part] = [it for it in family if it.name() == name]
+    part.kill()
+    _, alive = psutil.wait_procs(family, timeout=60)
+    assert alive == []
+    assert f"Ray's process {name} has ended" in (folder / "toy.log").read_text()
+    assert not Path(service.scratch).exists()
+    assert sorted(path.name for path in folder.iterdir()) == ["logs", "toy.log"]
+    with pytest.raises(ServiceError, match=r"no service is up; .* \(the log of the last one is \S+/toy\.log\)"):
+        down(folder=folder)
+
+
+@pytest.mark.timeout(280)
 def test_up_serves_in_the_background_and_down_leaves_no_process_and_no_file(config, tmp_path):
     folder = tmp_path / "state"
     service = up(config, detach=True, folder=folder)
