@@ -17,7 +17,7 @@ from rich.text import Text
 from deploy.cluster import existing
 from deploy.policy import policy_of
 from deploy.preflight import preflight, scratch_folder
-from deploy.state import FOLDER, Service, StateFile, find
+from deploy.state import FOLDER, Service, StateFile, find, find_killed
 from deploy.supervisor import Progress, ServiceProcess, Start, end_service, grace_s, stop_signals
 from weir.config import FamilyConfig, ServiceConfig, load_keys, load_service
 from weir.errors import ConfigError, ServiceError, WeirError
@@ -72,6 +72,8 @@ def up(
     with stop_signals() as stop, ExitStack() as stack:
         state.acquire()
         stack.callback(state.release)
+        if left := state.recorded():
+            end_service(None, left.scratch, 0)
         progress = Progress(console)
         record = Service(state.name, os.getpid(), "", "", str(config_path))
 
@@ -113,13 +115,24 @@ def up(
 def down(name: str | None = None, *, folder: Path = FOLDER, console: Console | None = None) -> Service:
     """Stops a service, or ends its start, and waits until all its processes have ended.
 
+    Of services that were killed it removes what they have left; it then returns the first of them.
+
     Args:
         console: gets a line from time to time; None: standard error.
 
     Raises:
         ServiceError: no service starts or is up, several are and ``name`` is None, or its processes do not end.
     """
-    state, service = find(name, folder)
+    try:
+        state, service = find(name, folder)
+    except ServiceError:
+        killed = find_killed(name, folder)
+        for state, service in killed:
+            end_service(None, service.scratch, 0)
+            state.clear()
+        if killed:
+            return killed[0][1]
+        raise
     progress = Progress(console or _console())
 
     def waiting() -> bool:

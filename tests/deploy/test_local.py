@@ -17,7 +17,7 @@ import pytest
 
 from deploy.local import bindable, down, status, up
 from deploy.logs import LogFolder, logs_of
-from deploy.state import StateFile
+from deploy.state import Service, StateFile
 from weir.errors import ConfigError, ServiceError
 
 
@@ -60,6 +60,39 @@ def test_a_port_in_use_is_reported_before_anything_starts(config, tmp_path):
 def test_a_host_that_is_not_this_machine_is_named_with_the_remedy(host):
     with pytest.raises(ServiceError, match=r"http\.host has to be an IPv4 address of this machine"):
         bindable(host, 8000)
+
+
+def killed_service(tmp_path: Path) -> tuple[StateFile, Path]:
+    """What a service leaves that was killed: its state, its temporary files, and a process that it has started."""
+    scratch = tmp_path / "weir-scratch"
+    (scratch / "ray").mkdir(parents=True)
+    state = StateFile("toy", tmp_path / "state")
+    state.acquire()
+    state.write(Service("toy", 1, "http://127.0.0.1:1", "", "toy.yaml", ready=True, scratch=str(scratch)))
+    state.hand_over()
+    return state, scratch
+
+
+def test_what_a_killed_service_has_left_is_removed_by_down(tmp_path):
+    _, scratch = killed_service(tmp_path)
+    orphan = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)", f"{scratch}/ray"])
+    with pytest.raises(ServiceError, match=r"^toy was killed; `weir down` removes what it has left"):
+        status(folder=tmp_path / "state")
+    assert down(folder=tmp_path / "state").name == "toy"
+    assert not psutil.pid_exists(orphan.pid)
+    orphan.wait()
+    assert list((tmp_path / "state").iterdir()) == []
+    assert not scratch.exists()
+    with pytest.raises(ServiceError, match="no service is up"):
+        down(folder=tmp_path / "state")
+
+
+def test_what_a_killed_service_has_left_is_removed_by_its_next_start(config, tmp_path, monkeypatch):
+    _, scratch = killed_service(tmp_path)
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:9")
+    with pytest.raises(ServiceError, match="Ray does not answer"):
+        up(config, folder=tmp_path / "state")
+    assert not scratch.exists()
 
 
 def test_nodes_of_an_existing_cluster_are_refused(config, tmp_path, monkeypatch):
