@@ -9,10 +9,13 @@ import os
 import sys
 from typing import Annotated, NoReturn
 
-import typer
+try:
+    import typer
 
-from cli import cache, calibrate, check, family, generate, keys, levels, plan, score, serve, trace
-from weir import __version__
+    from cli import cache, calibrate, check, family, generate, keys, levels, plan, score, serve, trace
+    from weir import __version__
+except KeyboardInterrupt:  # the imports take long enough to press Ctrl-C
+    sys.exit(130)
 
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it warns that torchvision is missing, which is not needed
 

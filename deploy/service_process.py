@@ -17,22 +17,24 @@ import shutil
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import yaml
 
 from cache.factory import SECRET, URL
 from cache.store.redis_server import RedisServer
 from deploy.cause import reason
-from deploy.cluster import cluster, existing, targets_file
+from deploy.cluster import cluster, end, existing, targets_file
 from deploy.local import readiness
 from deploy.logs import logging_to
 from deploy.preflight import starts_redis
 from deploy.state import Service, StateFile
-from deploy.supervisor import POLL_S, Start
+from deploy.supervisor import POLL_S, START_END_S, Start
 from weir import ray_private
 from weir.config import FamilyConfig, ServiceConfig, load_service
 from weir.errors import ServiceError, WeirError
@@ -58,6 +60,9 @@ class _Progress:
     @property
     def logs(self) -> Path:
         return self._state.logs
+
+    def release(self) -> None:
+        self._state.release()
 
     def link_targets(self, source: Path) -> None:
         self._state.link_targets(source)
@@ -87,10 +92,11 @@ def serve(start: Start) -> None:
         stack.callback(shutil.rmtree, start.scratch, ignore_errors=True)
         _stop_at_signals(stop)
         _adopt_orphans()
+        progress = _Progress(state, record)
         if start.attached:
-            threading.Thread(target=_stop_with_parent, daemon=True).start()
+            threading.Thread(target=_stop_with_parent, args=[progress], daemon=True).start()
         log.info("%s", effective(service, family))
-        _run(start, service, family, _Progress(state, record), stop)
+        _run(start, service, family, progress, stop)
 
 
 def _run(
@@ -221,10 +227,16 @@ def _stop_at_signals(stop: threading.Event) -> None:
         signal.signal(number, lambda *_: stop.set())
 
 
-def _stop_with_parent() -> None:
+def _stop_with_parent(progress: _Progress) -> None:
     """Stops this process when its parent has ended, because then standard input ends."""
     sys.stdin.buffer.read()
     os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(START_END_S)
+    if not progress.service.dashboard:  # Ray starts, and keeps the main thread from reacting
+        end(set(psutil.Process().children(recursive=True)), timeout_s=0)
+        shutil.rmtree(progress.service.scratch, ignore_errors=True)
+        progress.release()
+        os._exit(1)
 
 
 def main() -> None:

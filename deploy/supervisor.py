@@ -75,9 +75,12 @@ class Progress:
 
 @contextmanager
 def stop_signals() -> Iterator[threading.Event]:
-    """Context manager that yields an event which SIGINT and SIGTERM set; on the main thread only."""
+    """Context manager that yields an event which SIGINT and SIGTERM set, and SIGHUP when a terminal is closed; on the
+    main thread only. SIGHUP stays ignored under nohup."""
     stop = threading.Event()
-    numbers = (signal.SIGINT, signal.SIGTERM)
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        numbers.append(signal.SIGHUP)
     previous = {number: signal.signal(number, lambda *_: stop.set()) for number in numbers}
     try:
         yield stop

@@ -110,11 +110,11 @@ def test_the_same_service_does_not_start_twice(config, tmp_path):
 
 
 class Start:
-    """`weir up --detach` in a process of its own, up to where it waits for Ray."""
+    """`weir up` in a process of its own, up to where it waits for Ray."""
 
-    def __init__(self, config: Path, folder: Path):
+    def __init__(self, config: Path, folder: Path, detach: bool = True):
         code = "import sys; from cli.main import app; app()"
-        command = [sys.executable, "-c", code, "up", str(config), "--detach"]
+        command = [sys.executable, "-c", code, "up", str(config), *["--detach"] * detach]
         self.state = StateFile("toy", folder / ".weir")
         self.process = subprocess.Popen(
             command, cwd=folder, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": os.getcwd()}
@@ -158,6 +158,14 @@ def test_a_signal_ends_a_start_that_waits_for_ray_and_nothing_is_left(config, tm
     assert start.process.returncode == 130
     assert said.endswith("interrupted\n")
     assert "s  waiting for " in said
+
+
+@pytest.mark.timeout(280)
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGKILL], ids=["a closed terminal", "SIGKILL"])
+def test_a_start_in_the_foreground_ends_with_weir_up_and_nothing_is_left(config, tmp_path, number):
+    start = Start(config, tmp_path, detach=False)
+    start.process.send_signal(number)
+    start.ended()
 
 
 @pytest.mark.timeout(280)
