@@ -5,6 +5,7 @@ Exit codes: 0 success; 1 failure while running; 2 wrong usage or configuration; 
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from typing import Annotated, NoReturn
@@ -76,6 +77,8 @@ def main() -> None:
     for name in ("stdin", "stdout", "stderr"):
         if getattr(sys, name) is None:  # it is closed, and a file of ours must not get its number
             setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w"))  # noqa: SIM115
+    if isinstance(sys.stdout, io.TextIOWrapper):  # file names and prompts may have characters that the locale lacks
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         app()
     except SystemExit:

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO
 
-from weir.errors import ServiceError
+from weir.errors import ConfigError, ServiceError
 from weir.files import make_folder, written_whole
 
 FOLDER = Path(".weir")
@@ -74,7 +74,11 @@ class StateFile:
             ConfigError: the folder cannot be written.
             ServiceError: a service with this name starts or is up.
         """
-        make_folder(self.path.parent)
+        try:
+            make_folder(self.path.parent)
+        except ConfigError as error:
+            problem = error.message.removesuffix("; name another")
+            raise ConfigError(f"{problem}; it keeps the state of services, so start Weir where you can write") from None
         end = time.monotonic() + ACQUIRE_S
         while not self._try_acquire():
             # A service keeps the lock. A process that reads the state holds it only for a moment.

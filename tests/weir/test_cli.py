@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -274,6 +275,17 @@ def test_an_output_that_is_closed_or_full_gives_no_traceback(command, code, said
         command.format(weir=weir), shell=True, cwd=ROOT, stderr=subprocess.PIPE, text=True, check=False
     )
     assert (done.returncode, done.stderr) == (code, said)
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252"])
+def test_characters_that_the_terminal_lacks_are_escaped(encoding, tmp_path):
+    path = tmp_path / "größe 🦊.csv"
+    path.write_text("arrival_s,prompt\n0,a\n")
+    command = [sys.executable, "-m", "cli.main", "check", str(path)]
+    env = {**os.environ, "PYTHONIOENCODING": encoding}
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, check=False, env=env)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert b"\\U0001f98a.csv: a trace, and nothing is wrong with it" in done.stdout
 
 
 def test_a_full_memory_or_disk_is_one_sentence(monkeypatch, capfd):
