@@ -92,6 +92,7 @@ def preflight(service: ServiceConfig, family: FamilyConfig, report: Callable[[st
                 f"RAY_ADDRESS names a cluster, and cache.url no Redis; name a Redis that it can reach, or set {URL}"
             )
         server_binary()
+        check_budget(service, free_memory())
     warning = check_redis(service.cache)
     return [warning] if warning else []
 
@@ -99,6 +100,19 @@ def preflight(service: ServiceConfig, family: FamilyConfig, report: Callable[[st
 def starts_redis(service: ServiceConfig) -> bool:
     """Whether a start brings its own Redis, because the cache is on and nothing names one."""
     return service.cache.mode != "off" and not service.cache.url and URL not in os.environ
+
+
+def check_budget(service: ServiceConfig, free_bytes: int) -> None:
+    """Checks that the states of the cache fit the memory of the machine on which its Redis starts.
+
+    Raises:
+        ConfigError: they do not.
+    """
+    if service.cache.budget_mib * 2**20 > free_bytes:
+        raise ConfigError(
+            f"cache.budget_mib is {service.cache.budget_mib}, and this machine has {free_bytes // 2**20} MiB of free "
+            "memory; lower it, or name a Redis on another machine in cache.url"
+        )
 
 
 def check_ray(address: str) -> None:

@@ -15,6 +15,7 @@ from deploy.preflight import (
     SCRATCH_BYTES,
     Machine,
     Place,
+    check_budget,
     check_ray,
     chosen,
     preflight,
@@ -80,6 +81,17 @@ def test_the_weights_of_a_plan_need_their_memory(
 ) -> None:
     found = shortage(service(replicas, gpus), 10 * GIB, machine)
     assert found is None if problem is None else problem in (found or "")
+
+
+@pytest.mark.parametrize(("budget_mib", "fits"), [(1024, True), (1025, False), (999_999_999_999, False)])
+def test_the_budget_of_the_cache_needs_its_memory(budget_mib: int, fits: bool) -> None:
+    fields = service().model_dump() | {"cache": {"mode": "read-write", "budget_mib": budget_mib}}
+    given = ServiceConfig.model_validate(fields)
+    if fits:
+        check_budget(given, GIB)
+        return
+    with pytest.raises(ConfigError, match=f"cache.budget_mib is {budget_mib}, and this machine has 1024 MiB of free"):
+        check_budget(given, GIB)
 
 
 @pytest.mark.parametrize("device", ["/dev/null", "/dev/no-such-device"])
