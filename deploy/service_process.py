@@ -261,7 +261,8 @@ def main() -> None:
         return
     with suppress(BrokenPipeError):  # of a service that was up, no one waits for the failure
         os.write(report, json.dumps({"code": failure.code, "message": failure.message}).encode())
-    sys.exit(1)
+    logging.shutdown()
+    os._exit(1)  # exit handlers of Ray would write to the folder that has been removed
 
 
 if __name__ == "__main__":
