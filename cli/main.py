@@ -5,14 +5,18 @@ Exit codes: 0 success; 1 failure while running; 2 wrong usage or configuration; 
 
 from __future__ import annotations
 
+import io
 import os
 import sys
-from typing import Annotated
+from typing import Annotated, NoReturn
 
-import typer
+try:
+    import typer
 
-from cli import cache, calibrate, check, family, generate, keys, levels, plan, score, serve, trace
-from weir import __version__
+    from cli import cache, calibrate, check, family, generate, keys, levels, plan, score, serve, trace
+    from weir import __version__
+except KeyboardInterrupt:  # the imports take long enough to press Ctrl-C
+    sys.exit(130)
 
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it warns that torchvision is missing, which is not needed
 
@@ -67,5 +71,41 @@ app.add_typer(cache.app, name="cache")
 app.add_typer(keys.app, name="keys")
 app.add_typer(levels.app, name="levels")
 
+
+def main() -> None:
+    """Entry point: runs a command, and says in one sentence that a disk or the memory is full."""
+    for name in ("stdin", "stdout", "stderr"):
+        if getattr(sys, name) is None:  # it is closed, and a file of ours must not get its number
+            setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w"))  # noqa: SIM115
+    if isinstance(sys.stdout, io.TextIOWrapper):  # file names and prompts may have characters that the locale lacks
+        sys.stdout.reconfigure(errors="backslashreplace")
+    try:
+        app()
+    except SystemExit:
+        _end_output()
+        raise
+    except OSError as error:
+        _fail(f"{error.filename or 'the output'}: {error.strerror or error}")
+    except MemoryError as error:
+        _fail(f"the memory is full: {error or 'end other work, or use a larger machine'}")
+
+
+def _end_output() -> None:
+    """Writes what is left of standard output; otherwise Python would do it after the last error was handled."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _fail("")
+    except OSError as error:
+        _fail(f"the output: {error.strerror}")
+
+
+def _fail(problem: str) -> NoReturn:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is left of the output cannot be written
+    if problem:
+        sys.stderr.write(f"error: {problem}\n")
+    sys.exit(1)
+
+
 if __name__ == "__main__":
-    app()
+    main()

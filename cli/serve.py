@@ -18,7 +18,7 @@ NameArgument = Annotated[str | None, typer.Argument(help="Name of the service, i
 
 def up(
     config: Annotated[Path, typer.Argument(help="Service file.", show_default="the embedded family")] = SERVICE,
-    port: Annotated[int | None, typer.Option(help="Port of the API; 0 picks a free one.")] = None,
+    port: Annotated[int | None, typer.Option(min=0, max=65535, help="Port of the API; 0 picks a free one.")] = None,
     detach: Annotated[bool, typer.Option(help="Return when the service is up.")] = False,
     nodes: Annotated[
         int, typer.Option(min=0, max=64, help="Ray nodes for the replicas besides the head; 0 runs them on the head.")
@@ -60,7 +60,7 @@ def down(name: NameArgument = None) -> None:
     from deploy.local import down as stop
 
     with error_exit():
-        service = stop(name)
+        service = stop(name, console=console)
     print_line(f"{service.name} is down")
 
 
@@ -105,7 +105,7 @@ def logs(
 
 def monitor(
     name: NameArgument = None,
-    port: Annotated[int, typer.Option(help="Port of Prometheus; 0 picks a free one.")] = 9090,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port of Prometheus; 0 picks a free one.")] = 9090,
 ) -> None:
     """Run Prometheus for a service on this machine until Ctrl-C, and show how to start Grafana.
 

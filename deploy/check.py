@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from safetensors import SafetensorError, safe_open
 
 from cache.policy.predictor import MatchPredictor
@@ -26,6 +25,7 @@ from weir.errors import ConfigError, PlanError
 from weir.plan import Plan
 from weir.profiles import Profile, load_profile
 from weir.prompt_levels import LevelHead
+from weir.yaml_files import read_mapping
 from workers.models.checkpoint import check_family
 
 
@@ -79,24 +79,27 @@ def check(path: Path) -> Check:
     return Check(kind.name, kind.read(path))
 
 
-def _fields(path: Path) -> dict[Any, Any] | None:
+def _fields(path: Path) -> dict[str, Any] | None:
     """Reads the keys and values of a YAML or JSON file. Returns None for other text, which can only be a trace.
 
     Raises:
-        ConfigError: the suffix is that of YAML or JSON, and the content is neither.
+        ConfigError: the suffix is that of YAML or JSON, and the content is not. The message does not quote the file,
+            which may contain API keys.
     """
     try:
-        text = path.read_text(encoding="utf-8-sig")
-        fields = json.loads(text) if text.lstrip().startswith("{") else yaml.safe_load(text)
-    except (ValueError, yaml.YAMLError) as error:
-        if path.suffix not in (".yaml", ".yml", ".json"):
-            return None
-        mark = getattr(error, "problem_mark", None)
-        line = mark.line + 1 if mark else getattr(error, "lineno", None)
-        # The parser's message is left out: it quotes the file, which may contain API keys.
-        place = f" from line {line} on" if line else ""
-        raise ConfigError(f"{path}: is neither YAML nor JSON{place}") from None
-    return fields if isinstance(fields, dict) else None
+        fields = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        if path.suffix == ".json":
+            line = f" from line {error.lineno} on" if isinstance(error, json.JSONDecodeError) else ""
+            raise ConfigError(f"{path}: is not valid JSON{line}") from None
+    else:
+        return fields if isinstance(fields, dict) else None
+    try:
+        return read_mapping(path, quoted=False)
+    except ConfigError:
+        if path.suffix in (".yaml", ".yml"):
+            raise
+        return None
 
 
 def _service(path: Path) -> tuple[str, ...]:

@@ -102,7 +102,9 @@ def cluster(
         yield f"http://{context.dashboard_url}"
     finally:
         processes = set(psutil.Process().children(recursive=True)) - before
-        ray.shutdown()
+        broken = ray_private.ended_part()
+        if not broken:  # else Ray would end this process at once, before it has removed the files
+            ray.shutdown()
         ray_private.forget_serve()
         # What Ray leaves would wait for the head, which has ended.
         end(processes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from contextlib import ExitStack, suppress
@@ -17,7 +18,7 @@ from cache.factory import check_choices
 from deploy.cluster import existing
 from deploy.policy import policy_of
 from deploy.preflight import preflight, scratch_folder
-from deploy.state import FOLDER, Service, StateFile, find
+from deploy.state import FOLDER, Service, StateFile, find, find_killed
 from deploy.supervisor import Progress, ServiceProcess, Start, end_service, grace_s, stop_signals
 from weir.config import FamilyConfig, ServiceConfig, load_keys, load_service
 from weir.errors import ConfigError, ServiceError, WeirError
@@ -28,6 +29,11 @@ from workers.models.checkpoint import check_family
 
 #: Time within which an ended service has released its name, seconds.
 RELEASE_S = 10.0
+#: Reason why a port cannot be used → the remedy.
+_REMEDIES = {
+    errno.EADDRINUSE: "choose another port, or 0 for a free one",
+    errno.EACCES: "choose a port above 1023",
+}
 
 
 def up(
@@ -59,7 +65,7 @@ def up(
         NotReady: the service did not start; everything was stopped again.
         KeyboardInterrupt: a signal ended the start; everything was stopped again.
     """
-    console = console or Console(stderr=True, markup=False, highlight=False, emoji=False)
+    console = console or _console()
     service, family = checked(config_path)
     if nodes and existing():
         raise ServiceError("--nodes starts Ray nodes here, but RAY_ADDRESS names a cluster; use one of the two")
@@ -67,6 +73,8 @@ def up(
     with stop_signals() as stop, ExitStack() as stack:
         state.acquire()
         stack.callback(state.release)
+        if left := state.recorded():
+            end_service(None, left.scratch, 0)
         progress = Progress(console)
         record = Service(state.name, os.getpid(), "", "", str(config_path))
 
@@ -86,7 +94,7 @@ def up(
         start = Start(str(config_path), free, nodes, str(folder), state.lock_fd, str(scratch), not detach)
         with state.log.open("w") as log:
             process = ServiceProcess(state, start, log)
-        stack.callback(process.end)
+        stack.callback(process.end, progress, stop)
         url = f"http://{service.http.host}:{free}"
         state.write(replace(record, pid=process.pid, url=url, scratch=start.scratch, waiting_for="its imports"))
         try:
@@ -105,14 +113,34 @@ def up(
     return None
 
 
-def down(name: str | None = None, *, folder: Path = FOLDER) -> Service:
+def down(name: str | None = None, *, folder: Path = FOLDER, console: Console | None = None) -> Service:
     """Stops a service, or ends its start, and waits until all its processes have ended.
+
+    Of services that were killed it removes what they have left; it then returns the first of them.
+
+    Args:
+        console: gets a line from time to time; None: standard error.
 
     Raises:
         ServiceError: no service starts or is up, several are and ``name`` is None, or its processes do not end.
     """
-    state, service = find(name, folder)
-    end_service(service.pid, service.scratch, grace_s(service))
+    try:
+        state, service = find(name, folder)
+    except ServiceError:
+        killed = find_killed(name, folder)
+        for state, service in killed:
+            end_service(None, service.scratch, 0)
+            state.clear()
+        if killed:
+            return killed[0][1]
+        raise
+    progress = Progress(console or _console())
+
+    def waiting() -> bool:
+        progress.wait_for(f"the end of the requests and processes of {service.name}")
+        return False
+
+    end_service(service.pid, service.scratch, grace_s(service), waiting)
     if not state.wait_released(RELEASE_S):
         raise ServiceError(f"{service.name} (process {service.pid}) did not end within {RELEASE_S:.0f} s after a kill")
     if state.path.exists():
@@ -164,6 +192,10 @@ def checked(config_path: Path | str) -> tuple[ServiceConfig, FamilyConfig]:
     return service, family
 
 
+def _console() -> Console:
+    return Console(stderr=True, markup=False, highlight=False, emoji=False)
+
+
 def _check_policy(config_path: Path | str, service: ServiceConfig) -> None:
     """Makes the policy of a service once, to find missing measurements before anything starts.
 
@@ -180,14 +212,13 @@ def bindable(host: str, port: int) -> int:
     """Returns the port if it is free; a free one for 0.
 
     Raises:
-        ServiceError: the port is in use.
+        ServiceError: the port is in use or reserved, or the host is no address of this machine.
     """
     try:
         return listenable(host, port)
     except OSError as error:
-        raise ServiceError(
-            f"cannot listen on {host}:{port}: {error.strerror}; choose another port, or 0 for a free one"
-        ) from None
+        remedy = _REMEDIES.get(error.errno or 0, "http.host has to be an IPv4 address of this machine, or 0.0.0.0")
+        raise ServiceError(f"cannot listen on {host}:{port}: {error.strerror}; {remedy}") from None
 
 
 def readiness(url: str) -> dict[str, Any] | None:

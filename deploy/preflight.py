@@ -15,9 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
-import httpx
 import psutil
-from huggingface_hub import constants as hub
 
 from cache.factory import URL, check_redis
 from cache.store.redis_server import server_binary
@@ -27,8 +25,8 @@ from weir.errors import ConfigError, ServiceError
 from weir.logs import log_format
 from workers.models import stored_weights
 
-#: Timeouts of the answers of Ray, of the hub and of the process that looks at the GPUs, seconds.
-RAY_S, HUB_S, GPUS_S = 5.0, 5.0, 60.0
+#: Timeouts of the answers of Ray and of the process that looks at the GPUs, seconds.
+RAY_S, GPUS_S = 5.0, 60.0
 #: Room that the files of Redis and of Ray's first minutes need.
 SCRATCH_BYTES = 128 * 2**20
 #: Characters of a folder's path to which Ray appends up to 79 for its Unix sockets, which may have 107.
@@ -83,7 +81,7 @@ def preflight(service: ServiceConfig, family: FamilyConfig, report: Callable[[st
         check_ray(address)
     elif not emulated:
         report("the weights and the memory of this machine")
-        check_weights(family)
+        stored_weights.check_available(family)
         check_machine(service, family)
     if service.cache.mode == "off":
         return []
@@ -94,6 +92,7 @@ def preflight(service: ServiceConfig, family: FamilyConfig, report: Callable[[st
                 f"RAY_ADDRESS names a cluster, and cache.url no Redis; name a Redis that it can reach, or set {URL}"
             )
         server_binary()
+        check_budget(service, free_memory())
     warning = check_redis(service.cache)
     return [warning] if warning else []
 
@@ -101,6 +100,19 @@ def preflight(service: ServiceConfig, family: FamilyConfig, report: Callable[[st
 def starts_redis(service: ServiceConfig) -> bool:
     """Whether a start brings its own Redis, because the cache is on and nothing names one."""
     return service.cache.mode != "off" and not service.cache.url and URL not in os.environ
+
+
+def check_budget(service: ServiceConfig, free_bytes: int) -> None:
+    """Checks that the states of the cache fit the memory of the machine on which its Redis starts.
+
+    Raises:
+        ConfigError: they do not.
+    """
+    if service.cache.budget_mib * 2**20 > free_bytes:
+        raise ConfigError(
+            f"cache.budget_mib is {service.cache.budget_mib}, and this machine has {free_bytes // 2**20} MiB of free "
+            "memory; lower it, or name a Redis on another machine in cache.url"
+        )
 
 
 def check_ray(address: str) -> None:
@@ -178,8 +190,9 @@ def _too_large(replicas: int, weights_bytes: int, free_bytes: int, of: str) -> s
     if replicas * weights_bytes <= free_bytes:
         return None
     return (
-        f"the weights do not fit: {_count(replicas, 'replica')} of {_gib(weights_bytes)} in {_gib(free_bytes)} of free "
-        f"memory of {of}; plan fewer replicas, end what takes the memory, or serve a smaller family"
+        f"the weights do not fit, not counting what images and judges need: {_count(replicas, 'replica')} of "
+        f"{_gib(weights_bytes)} in {_gib(free_bytes)} of free memory of {of}; plan fewer replicas, end what takes the "
+        "memory, or serve a smaller family"
     )
 
 
@@ -214,31 +227,6 @@ def free_gpu_memory() -> tuple[int, ...]:
         return tuple(json.loads(done.stdout))
     except (subprocess.SubprocessError, ValueError):
         return ()
-
-
-def check_weights(family: FamilyConfig) -> None:
-    """Checks that the weights are on this machine, or that the hub answers, from which replicas fetch them.
-
-    Raises:
-        ServiceError: neither.
-    """
-    missing = stored_weights.missing(family)
-    if not missing:
-        return
-    problem = "HF_HUB_OFFLINE is set" if hub.HF_HUB_OFFLINE else _hub_problem()
-    if problem:
-        raise ServiceError(
-            f"the weights of {', '.join(it.repository for it in missing)} are not on this machine, and {problem}; run "
-            "`weir fetch` on a machine with network access and copy its HF_HOME here"
-        )
-
-
-def _hub_problem() -> str:
-    try:
-        httpx.head(hub.ENDPOINT, timeout=HUB_S)
-    except httpx.HTTPError as error:
-        return f"{hub.ENDPOINT} does not answer ({error or type(error).__name__})"
-    return ""
 
 
 def scratch_folder() -> Path:

@@ -7,6 +7,7 @@ output is the failure as JSON.
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import logging
 import os
@@ -16,27 +17,31 @@ import shutil
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import yaml
 
 from cache.factory import SECRET, URL
 from cache.store.redis_server import RedisServer
 from deploy.cause import reason
-from deploy.cluster import cluster, existing, targets_file
+from deploy.cluster import cluster, end, existing, targets_file
 from deploy.local import readiness
 from deploy.logs import logging_to
 from deploy.preflight import starts_redis
 from deploy.state import Service, StateFile
-from deploy.supervisor import POLL_S, Start
+from deploy.supervisor import POLL_S, START_END_S, Start
+from weir import ray_private
 from weir.config import FamilyConfig, ServiceConfig, load_service
 from weir.errors import ServiceError, WeirError
 
 #: Timeout of the start, seconds; loading weights may include a download.
 UP_TIMEOUT_S = 1800.0
+_SET_CHILD_SUBREAPER = 36  # of linux/prctl.h
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +60,9 @@ class _Progress:
     @property
     def logs(self) -> Path:
         return self._state.logs
+
+    def release(self) -> None:
+        self._state.release()
 
     def link_targets(self, source: Path) -> None:
         self._state.link_targets(source)
@@ -83,10 +91,12 @@ def serve(start: Start) -> None:
         stack.callback(state.release)
         stack.callback(shutil.rmtree, start.scratch, ignore_errors=True)
         _stop_at_signals(stop)
+        _adopt_orphans()
+        progress = _Progress(state, record)
         if start.attached:
-            threading.Thread(target=_stop_with_parent, daemon=True).start()
+            threading.Thread(target=_stop_with_parent, args=[progress], daemon=True).start()
         log.info("%s", effective(service, family))
-        _run(start, service, family, _Progress(state, record), stop)
+        _run(start, service, family, progress, stop)
 
 
 def _run(
@@ -96,10 +106,11 @@ def _run(
     scratch = Path(start.scratch)
     with ExitStack() as stack:
         progress.update(logs=stack.enter_context(logging_to(progress.logs)))
+        redis: RedisServer | None = None
         if starts_redis(service):
             progress.wait_for("Redis")
-            cache_url, cache_secret = stack.enter_context(_redis(service, scratch))
-            progress.update(cache_url=cache_url, cache_secret=cache_secret)
+            redis = stack.enter_context(_redis(service, scratch))
+            progress.update(cache_url=redis.url, cache_secret=os.environ.get(SECRET, ""))
         (scratch / "ray").mkdir()
         progress.update(connecting_to=existing() or "")
         dashboard = stack.enter_context(
@@ -123,8 +134,10 @@ def _run(
             return
         progress.update(ready=True, waiting_for="")
         log.info("%s is up: %s/v1 (dashboard %s)", progress.service.name, progress.service.url, dashboard)
-        while not stop.wait(1):  # an endless wait would not process signals
-            pass
+        while not stop.wait(1):
+            _check_ray()
+            if redis is not None and redis.restart_if_ended():
+                log.warning("Redis ended, and was started again; the cache is empty")
 
 
 def _deploy(
@@ -141,6 +154,7 @@ def _deploy(
         service.plan.plan(family.keys), timeout_s=UP_TIMEOUT_S, stopped=stop.is_set, report=progress.wait_for
     )
     while not stop.is_set():
+        _check_ray()
         now = readiness(progress.service.url)
         if now and now["ready"] and not now["pending"]:
             return
@@ -148,17 +162,31 @@ def _deploy(
         stop.wait(POLL_S)
 
 
+def _check_ray() -> None:
+    """Checks that Ray runs.
+
+    Raises:
+        ServiceError: one of its main processes has ended, and the service with it.
+    """
+    if part := ray_private.ended_part():
+        raise ServiceError(
+            f"Ray's process {part} has ended; it crashed or was killed, maybe because memory ran out. Start the "
+            "service again"
+        )
+
+
 def _shut_down() -> None:
     """Shuts the applications down before Ray stops, so that requests in flight can finish."""
     from ray import serve
 
     log.info("stopping")
-    serve.shutdown()
+    if not ray_private.ended_part():  # else it would wait for an answer of Ray
+        serve.shutdown()
 
 
 @contextmanager
-def _redis(service: ServiceConfig, scratch: Path) -> Iterator[tuple[str, str]]:
-    """Runs a Redis server; yields its URL and the secret of the cache.
+def _redis(service: ServiceConfig, scratch: Path) -> Iterator[RedisServer]:
+    """Runs a Redis server, and names it and a secret of the cache in the environment.
 
     Replicas read both from their environment, which they inherit from Ray, started after this.
 
@@ -171,7 +199,7 @@ def _redis(service: ServiceConfig, scratch: Path) -> Iterator[tuple[str, str]]:
         given[SECRET] = secrets.token_hex(32)
     os.environ.update(given)
     try:
-        yield server.url, os.environ.get(SECRET, "")
+        yield server
     finally:
         for name in given:
             os.environ.pop(name, None)
@@ -185,15 +213,30 @@ def effective(service: ServiceConfig, family: FamilyConfig) -> str:
     return re.sub(r"(//[^/@\s]*):[^/@\s]*@", r"\1:***@", text)
 
 
+def _adopt_orphans() -> None:
+    """Makes this process the parent of descendants whose parents end, so that it finds them when it ends everything.
+
+    Ray's workers outlive a raylet that was killed, and name no folder in their command. Linux only (prctl(2)).
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
 def _stop_at_signals(stop: threading.Event) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
 
 
-def _stop_with_parent() -> None:
+def _stop_with_parent(progress: _Progress) -> None:
     """Stops this process when its parent has ended, because then standard input ends."""
     sys.stdin.buffer.read()
     os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(START_END_S)
+    if not progress.service.dashboard:  # Ray starts, and keeps the main thread from reacting
+        end(set(psutil.Process().children(recursive=True)))
+        shutil.rmtree(progress.service.scratch, ignore_errors=True)
+        progress.release()
+        os._exit(1)
 
 
 def main() -> None:
@@ -220,7 +263,8 @@ def main() -> None:
         return
     with suppress(BrokenPipeError):  # of a service that was up, no one waits for the failure
         os.write(report, json.dumps({"code": failure.code, "message": failure.message}).encode())
-    sys.exit(1)
+    logging.shutdown()
+    os._exit(1)  # exit handlers of Ray would write to the folder that has been removed
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO
 
-from weir.errors import ServiceError
+from weir.errors import ConfigError, ServiceError
 from weir.files import make_folder, written_whole
 
 FOLDER = Path(".weir")
@@ -74,7 +74,11 @@ class StateFile:
             ConfigError: the folder cannot be written.
             ServiceError: a service with this name starts or is up.
         """
-        make_folder(self.path.parent)
+        try:
+            make_folder(self.path.parent)
+        except ConfigError as error:
+            problem = error.message.removesuffix("; name another")
+            raise ConfigError(f"{problem}; it keeps the state of services, so start Weir where you can write") from None
         end = time.monotonic() + ACQUIRE_S
         while not self._try_acquire():
             # A service keeps the lock. A process that reads the state holds it only for a moment.
@@ -163,8 +167,13 @@ class StateFile:
 
     def read(self) -> Service | None:
         """The service, or None when no service with this name is up."""
-        if not self.held():
-            return None
+        return self.recorded() if self.held() else None
+
+    def read_killed(self) -> Service | None:
+        """The service of this name that was killed before it could remove its files, or None."""
+        return None if self.held() else self.recorded()
+
+    def recorded(self) -> Service | None:
         try:
             return Service(**json.loads(self.path.read_text()))
         except (FileNotFoundError, json.JSONDecodeError, TypeError):
@@ -187,17 +196,30 @@ def already(name: str, service: Service | None) -> str:
     return f"{name} is already starting (process {service.pid}); wait for it, or end it with `weir down`"
 
 
+def find_killed(name: str | None = None, folder: Path = FOLDER) -> list[tuple[StateFile, Service]]:
+    """The services that were killed before they could remove their files: all of them, or the one with that name."""
+    files = [StateFile(it, folder) for it in _names(name, folder)]
+    return [(file, service) for file in files if (service := file.read_killed())]
+
+
 def find(name: str | None = None, folder: Path = FOLDER) -> tuple[StateFile, Service]:
     """The service with that name, or the only one that is up.
 
     Raises:
         ServiceError: no such service is up, or several are up and no name was given.
     """
-    names = [name] if name else sorted(path.stem for path in folder.glob("*.json"))
-    files = [StateFile(it, folder) for it in names]
+    files = [StateFile(it, folder) for it in _names(name, folder)]
     up = [(file, service) for file in files if (service := file.read())]
+    if not up and (killed := find_killed(name, folder)):
+        raise ServiceError(f"{killed[0][0].name} was killed; `weir down` removes what it has left")
     if not up:
-        raise ServiceError(f"{name or 'no service'} is {'not ' if name else ''}up; start it with `weir up`")
+        logs = sorted(folder.glob(f"{name or '*'}.log"), key=lambda path: path.stat().st_mtime)
+        last = f" (the log of the last one is {logs[-1]})" if logs else ""
+        raise ServiceError(f"{name or 'no service'} is {'not ' if name else ''}up; start it with `weir up`{last}")
     if len(up) > 1:
         raise ServiceError(f"several services are up; name one of {', '.join(file.name for file, _ in up)}")
     return up[0]
+
+
+def _names(name: str | None, folder: Path) -> list[str]:
+    return [name] if name else sorted(path.stem for path in folder.glob("*.json"))

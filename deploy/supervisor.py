@@ -30,7 +30,7 @@ START_END_S, END_S = 2.0, 90.0
 #: Time limit of connecting to a Ray cluster that answers, seconds.
 CONNECT_S = 60.0
 #: A start that waits for one thing says so again after this time, seconds.
-REPEAT_S = 30.0
+REPEAT_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,9 +75,12 @@ class Progress:
 
 @contextmanager
 def stop_signals() -> Iterator[threading.Event]:
-    """Context manager that yields an event which SIGINT and SIGTERM set; on the main thread only."""
+    """Context manager that yields an event which SIGINT and SIGTERM set, and SIGHUP when a terminal is closed; on the
+    main thread only. SIGHUP stays ignored under nohup."""
     stop = threading.Event()
-    numbers = (signal.SIGINT, signal.SIGTERM)
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        numbers.append(signal.SIGHUP)
     previous = {number: signal.signal(number, lambda *_: stop.set()) for number in numbers}
     try:
         yield stop
@@ -149,11 +152,18 @@ class ServiceProcess:
         self._close()
         self._process.returncode = 0  # it outlives this process, so its exit status is never collected
 
-    def end(self) -> None:
-        """Ends the process and everything that it has started; see :func:`end_service`."""
+    def end(self, progress: Progress, stop: threading.Event) -> None:
+        """Ends the process and everything that it has started, at once if ``stop`` is set once more."""
         ended = self._process.poll() is not None
         service = self._state.read()
-        end_service(None if ended else self.pid, self._scratch, grace_s(service) if service else START_END_S)
+        stop.clear()
+
+        def hurry() -> bool:
+            progress.wait_for("the end of its requests and processes; Ctrl-C once more kills them")
+            return stop.is_set()
+
+        grace = grace_s(service) if service else START_END_S
+        end_service(None if ended else self.pid, self._scratch, grace, hurry)
         self._process.poll()
         self._close()
 
@@ -193,7 +203,7 @@ def ended_by(returncode: int) -> str:
     return f"its process ended with the code {returncode}"
 
 
-def end_service(pid: int | None, scratch: str, grace_s: float) -> None:
+def end_service(pid: int | None, scratch: str, grace_s: float, hurry: Callable[[], bool] = lambda: False) -> None:
     """Ends the process of a service and everything that it has started, and deletes its temporary files.
 
     The process gets SIGTERM, on which it stops everything itself. What is left after ``grace_s`` is killed: Ray may
@@ -201,6 +211,7 @@ def end_service(pid: int | None, scratch: str, grace_s: float) -> None:
 
     Args:
         pid: None for a process that has ended; what it has started may still run.
+        hurry: called from time to time; True ends the wait.
     """
     family: set[psutil.Process] = set()
     if pid is not None:
@@ -208,7 +219,10 @@ def end_service(pid: int | None, scratch: str, grace_s: float) -> None:
             process = psutil.Process(pid)
             family = {process, *process.children(recursive=True)}
             process.terminate()
-            psutil.wait_procs([process], timeout=grace_s)
+            until = time.monotonic() + grace_s
+            while psutil.wait_procs([process], timeout=min(grace_s, POLL_S))[1] and time.monotonic() < until:
+                if hurry():
+                    break
             family |= {process, *process.children(recursive=True)}
             process.kill()  # before the others, whose end it would report as a failure
     end(family | _users_of(scratch))

@@ -16,6 +16,10 @@ _UNIX = (Decimal(946_684_800), Decimal(4_102_444_800))
 UNITS = {"seconds": 1, "milliseconds": 1_000, "microseconds": 1_000_000, "nanoseconds": 1_000_000_000}
 #: Ends of column names → unit.
 SUFFIXES = {"_s": "seconds", "_ms": "milliseconds", "_us": "microseconds", "_ns": "nanoseconds"}
+#: Largest power of ten of a time: nanoseconds of unix time have 19 digits.
+_MOST_DIGITS = 30
+#: Range in which spreadsheets count the days of 2000 to 2100.
+_SPREADSHEET_DAYS = (Decimal(36_526), Decimal(73_051))
 #: Longest duration of a trace; a larger time since the start must be in another unit.
 LONGEST_S = 366 * 86_400
 
@@ -29,17 +33,26 @@ class ClockProblem(ValueError):
 
 
 def exact_number(cell: str) -> Decimal | None:
-    """The finite number in a cell with all its digits, or None. A float is too short for nanoseconds of unix time."""
+    """The number in a cell with all its digits, or None; also None for numbers that no time or seed can have.
+
+    A float is too short for nanoseconds of unix time.
+    """
     try:
         value = Decimal(cell)
     except InvalidOperation:
         return None
-    return value if value.is_finite() else None
+    return value if value.is_finite() and value.adjusted() <= _MOST_DIGITS else None
 
 
 def unit_of(column: str) -> str | None:
     """The unit in the name of a column, or None."""
     return next((unit for suffix, unit in SUFFIXES.items() if column.endswith(suffix)), None)
+
+
+def are_spreadsheet_days(times: Sequence[Decimal]) -> bool:
+    """Whether times look like dates that a spreadsheet has written as numbers: days since 1900, with fractions."""
+    first, last = _SPREADSHEET_DAYS
+    return all(first <= time < last for time in times) and any(time != time.to_integral_value() for time in times)
 
 
 def seconds(times: Sequence[Decimal], unit: str) -> list[float]:

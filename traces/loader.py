@@ -7,13 +7,14 @@ rate curve          ``t_s,rate``                                  ``60,4.5``: re
 timestamped log     a timestamp column and a prompt column        ``2024-05-01T12:00:00Z,a red circle``
 
 Times may be unix times in any column and any unit; see :mod:`traces.clock`. Cells may be separated by commas,
-semicolons or tabs, as in files of spreadsheets.
+semicolons or tabs, as in files of spreadsheets; numbers may have a decimal comma unless commas separate the cells.
 """
 
 from __future__ import annotations
 
 import csv
 import math
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -22,7 +23,7 @@ from typing import NoReturn
 
 import numpy as np
 
-from traces.clock import SUFFIXES, ClockProblem, exact_number, seconds, unit_of
+from traces.clock import SUFFIXES, ClockProblem, are_spreadsheet_days, exact_number, seconds, unit_of
 from traces.prompts import prompt_by_id, prompt_log
 from traces.rate_curve import RateCurve
 from traces.trace import Arrival, Trace
@@ -35,8 +36,20 @@ FORMS = (
     "arrival_s,prompt[,seed] · offset_ms,prompt_id · t_s,rate · "
     f"a log with one of {', '.join(TIMESTAMPS)} and one of {', '.join(PROMPTS)}"
 )
-#: Separators of cells: commas, and those of spreadsheets whose decimal separator is a comma.
-_DELIMITERS = (",", ";", "\t")
+#: Separators of cells: those of spreadsheets whose decimal separator is a comma, and commas.
+_DELIMITERS = ("\t", ";", ",")
+#: First line with which some programs tell Excel the separator.
+_SEPARATOR = re.compile(r'"?sep=(.)"?\s*', re.IGNORECASE)
+#: First bytes of files that are no text → what they are and the remedy.
+_OTHER_FILES = {
+    b"\x1f\x8b": "packed with gzip; unpack it with gunzip",
+    b"PK\x03\x04": "a spreadsheet or a zip file; save it as CSV, or unpack it",
+    b"\xd0\xcf\x11\xe0": "a spreadsheet; save it as CSV",
+    b"PAR1": "a Parquet file; convert it to CSV",
+    b"SQLite": "a database; export it as CSV",
+    b"{": "JSON; write a line of CSV for each request",
+    b"[": "JSON; write a line of CSV for each request",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +59,7 @@ class _Table:
     path: Path
     columns: list[str]
     rows: list[tuple[int, list[str]]]
+    decimal_comma: bool
 
     def fail(self, line: int, column: str, problem: str) -> NoReturn:
         raise ConfigError(f"{self.path}: line {line}, column {column}: {problem}")
@@ -55,10 +69,15 @@ class _Table:
         for line, row in self.rows:
             yield line, row[index].strip()
 
+    def numerals(self, column: str) -> Iterator[tuple[int, str]]:
+        """The cells of a column of numbers, with decimal points."""
+        for line, cell in self.cells(column):
+            yield line, cell.replace(",", ".") if self.decimal_comma else cell
+
     def numbers(self, column: str, what: str, *, least: float = 0.0) -> list[float]:
         """The column as finite numbers of at least ``least``."""
         values = []
-        for line, cell in self.cells(column):
+        for line, cell in self.numerals(column):
             try:
                 value = float(cell)
             except ValueError:
@@ -72,9 +91,9 @@ class _Table:
         """The column as seconds since the start; unix times are counted from the first one."""
         what = f"{unit} since the start or unix time"
         values = []
-        for line, cell in self.cells(column):
+        for line, cell in self.numerals(column):
             value = exact_number(cell)
-            if value is None and cell.lower().lstrip("+-") not in ("nan", "inf", "infinity"):
+            if value is None and not _is_number(cell):
                 self.fail(line, column, f"{cell!r} is not a number; write {what}")
             if value is None or value < 0:
                 self.fail(line, column, f"{cell} is out of range; write {what}, at least 0")
@@ -102,28 +121,32 @@ class _Table:
 def _read(path: Path) -> _Table:
     try:
         with path.open(newline="", encoding=_encoding(path)) as file:
-            delimiter = _delimiter(file.readline())
+            header = file.readline()
+            declared = _SEPARATOR.fullmatch(header)
+            delimiter = declared[1] if declared else _delimiter(header)
             file.seek(0)
             reader = csv.reader(file, delimiter=delimiter, strict=True)
+            if declared:
+                next(reader)
             lines = [(reader.line_num, row) for row in reader if any(cell.strip() for cell in row)]
     except FileNotFoundError:
         raise ConfigError(f"{path}: there is no such file; a trace is a CSV file: {FORMS}") from None
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: byte {error.start} is not UTF-8; save the file as UTF-8") from None
     except csv.Error as error:
-        raise ConfigError(
-            f"{path}: line {reader.line_num}: {error}; put text with commas or quotes in double quotes"
-        ) from None
+        remedy = "put text with commas or quotes in double quotes, and close each"
+        raise ConfigError(f"{path}: line {reader.line_num}: {error}; {remedy}") from None
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
     if not lines:
         raise ConfigError(f"{path}: the file is empty; a trace is a CSV file: {FORMS}")
     first = [cell.strip() for cell in lines[0][1]]
-    if len(first) == 2 and all(_is_number(cell) for cell in first):
+    decimal_comma = delimiter != ","
+    if len(first) == 2 and all(_is_number(it.replace(",", ".") if decimal_comma else it) for it in first):
         columns = ["offset_ms", "prompt_id"]
     else:
         columns, lines = [c.lower() for c in first], lines[1:]
-    table = _Table(path, columns, lines)
+    table = _Table(path, columns, lines, decimal_comma)
     for column in columns:
         if columns.count(column) > 1:
             table.fail(1, column, "the header names it twice; rename or drop one")
@@ -139,13 +162,21 @@ def _read(path: Path) -> _Table:
 
 
 def _encoding(path: Path) -> str:
-    """UTF-16 if the file begins with its byte order mark, as "Unicode text" of spreadsheets does; otherwise UTF-8."""
+    """UTF-16 if the file begins with its byte order mark, as "Unicode text" of spreadsheets does; otherwise UTF-8.
+
+    Raises:
+        ConfigError: the file is of a known kind that is not CSV.
+    """
     with path.open("rb") as file:
-        return "utf-16" if file.read(2) in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
+        begin = file.read(8)
+    for signature, what in _OTHER_FILES.items():
+        if begin.startswith(signature):
+            raise ConfigError(f"{path}: is {what}. A trace is a CSV file: {FORMS}")
+    return "utf-16" if begin[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
 
 
 def _delimiter(header: str) -> str:
-    """The separator of cells, from the first line of the file: a comma if there is one."""
+    """The separator of cells, from the first line of the file, in which a comma may be a decimal separator."""
     return next((it for it in _DELIMITERS if it in header), ",")
 
 
@@ -161,7 +192,7 @@ def _read_own(table: _Table) -> Trace:
     arrivals = table.times("arrival_s", "seconds")
     seeds: list[int | None] = [None] * len(arrivals)
     if "seed" in table.columns:
-        for i, (line, cell) in enumerate(table.cells("seed")):
+        for i, (line, cell) in enumerate(table.numerals("seed")):
             value = exact_number(cell) if cell else None
             if cell and (value is None or value != value.to_integral_value() or value < -1):
                 table.fail(line, "seed", f"{cell!r} is not a seed; write a whole number of at least 0, or nothing")
@@ -214,7 +245,10 @@ def _read_rate_curve(table: _Table, seed: int) -> Trace:
         raise ConfigError(f"{table.path}: one line gives no duration; add a line at the end of the curve")
     # The last rate lasts as long as the one before it.
     curve = RateCurve((*starts, 2 * starts[-1] - starts[-2]), tuple(rates))
-    arrivals = curve.sample_arrivals(seed)
+    try:
+        arrivals = curve.sample_arrivals(seed)
+    except ConfigError as error:
+        raise ConfigError(f"{table.path}: column rate: {error.message}") from None
     if not len(arrivals):
         raise ConfigError(f"{table.path}: column rate: the curve gives no request; it must hold rates above 0")
     prompts = prompt_log(np.random.default_rng(seed), len(arrivals))
@@ -222,9 +256,18 @@ def _read_rate_curve(table: _Table, seed: int) -> Trace:
 
 
 def _read_log(table: _Table, timestamp: str, prompt: str) -> Trace:
-    if exact_number(next(table.cells(timestamp))[1]) is None:
+    times = [exact_number(cell) for _, cell in table.numerals(timestamp)]
+    if times[0] is None:
         moments = [_moment(table, line, timestamp, cell) for line, cell in table.cells(timestamp)]
     else:
+        numbers = [time for time in times if time is not None]
+        if unit_of(timestamp) is None and are_spreadsheet_days(numbers):
+            table.fail(
+                table.rows[0][0],
+                timestamp,
+                f"{numbers[0]} looks like a spreadsheet's date as a number of days; format the column as "
+                f"yyyy-mm-dd hh:mm:ss, or name it {timestamp}_s if it holds seconds",
+            )
         moments = table.times(timestamp, unit_of(timestamp) or "seconds")
     start = min(moments)
     return Trace.of([Arrival(m - start, p, None) for m, p in zip(moments, table.texts(prompt), strict=True)])

@@ -9,6 +9,21 @@ import numpy as np
 
 from weir.errors import ConfigError
 
+#: Largest number of requests of a trace, to bound its memory.
+MOST_REQUESTS = 10_000_000
+
+
+def check_count(requests: float) -> None:
+    """Checks that a trace of that many requests fits in memory.
+
+    Raises:
+        ConfigError: it is larger than :data:`MOST_REQUESTS`.
+    """
+    if requests > MOST_REQUESTS:
+        raise ConfigError(
+            f"{requests:.3g} requests are too many for one trace; give a rate for at most {MOST_REQUESTS}"
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class RateCurve:
@@ -66,8 +81,9 @@ class RateCurve:
         distribution (Cox, Renewal Theory, 1962, section 2.2), without which a high cv would give too many requests.
 
         Raises:
-            ConfigError: cv is not positive.
+            ConfigError: cv is not positive, or there would be too many requests.
         """
+        check_count(self.expected)
         rng = np.random.default_rng(seed)
         if cv is None:
             cv = 1.0

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from traces.rate_curve import RateCurve
+from traces.rate_curve import RateCurve, check_count
 from weir.errors import ConfigError
 
 #: Largest number of windows of a rate curve, to bound its memory: five weeks in windows of five seconds.
@@ -123,8 +123,12 @@ class Trace:
 
         Requests keep their order and start again when they run out. Their gaps are scaled along the rate curve, so
         consecutive requests stay consecutive and the burstiness within a window is preserved. Nothing is random.
+
+        Raises:
+            ConfigError: the factor is not above 0, or there would be too many requests.
         """
         _positive("factor", factor)
+        check_count(len(self) * factor)
         if not len(self):
             return self
         curve = self.rate_curve(window_s)

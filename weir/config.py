@@ -7,12 +7,14 @@ A *service* file (``deploy/configs/*.yaml``) configures what ``weir up`` starts.
 from __future__ import annotations
 
 import re
+import reprlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic_core import ErrorDetails
 
 from weir.core import ImageSize
 from weir.errors import ConfigError
@@ -24,7 +26,7 @@ Scheduler = Literal["ddim", "euler", "euler-trailing"]
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 #: Value of a variant's ``discriminator`` for the score of the family's CLIP.
@@ -33,6 +35,8 @@ CLIP_SCORE = "clip"
 KEY = re.compile(r"[a-z][a-z0-9-]*")
 #: Range of the sides of images, pixels.
 LEAST_SIDE, MOST_SIDE = 16, 4096
+#: Largest number of replicas of a variant.
+MOST_REPLICAS = 4096
 #: Defaults of a plan.
 BATCH, THRESHOLD = 4, 0.5
 
@@ -182,7 +186,9 @@ class PlanConfig(_Strict):
     ``light_replicas``, ``heavy_replicas``, ``light_batch``, ``heavy_batch`` and ``threshold`` instead.
     """
 
-    replicas: dict[str, Annotated[int, Field(ge=0)]] = Field(description="by variant; must include the last variant")
+    replicas: dict[str, Annotated[int, Field(ge=0, le=MOST_REPLICAS)]] = Field(
+        description="by variant; must include the last variant"
+    )
     batch: dict[str, Annotated[int, Field(ge=1, le=256)]] = Field({}, description="largest batch by variant; default 4")
     thresholds: dict[str, Annotated[float, Field(ge=0, le=1)]] = Field(
         {}, description="by variant of the chain except the last; default 0.5"
@@ -273,8 +279,8 @@ class PlanConfig(_Strict):
 class PoolConfig(_Strict):
     """The replicas that hold the models."""
 
-    cpus_per_replica: float = Field(1, ge=0)
-    gpus_per_replica: float = Field(0, ge=0)
+    cpus_per_replica: float = Field(1, ge=0, le=1024)
+    gpus_per_replica: float = Field(0, ge=0, le=64)
     resources: dict[str, float] = Field(default_factory=dict)
     emulate: str | None = Field(
         None, description="profile file whose latencies are slept instead of running models; answers are marked"
@@ -492,19 +498,28 @@ def read_yaml(path: Path | str, model: type[Model], *, quoted: bool = True) -> M
     try:
         return _validated(model, fields)
     except ValidationError as error:
-        known = ", ".join(model.model_fields)
-        lines = []
-        for problem in error.errors():
-            loc = problem["loc"]
-            if len(loc) > 1 and loc[0] not in fields and loc[1] in fields:
-                loc = loc[1:]  # for the short form, the key in the file
-            key = ".".join(str(k) for k in loc) or "(whole file)"
-            remedy = f"; known keys: {known}" if problem["type"] == "extra_forbidden" and "." not in key else ""
-            given = problem.get("input")
-            show = quoted and not isinstance(given, dict) and problem["type"] != "missing"
-            shown = f" (given: {given!r})" if show else ""
-            lines.append(f"{path}: {key}: {problem['msg']}{shown}{remedy}")
-        raise ConfigError("\n".join(lines)) from None
+        problems = error.errors()
+    unknown = [str(it["loc"][0]) for it in problems if it["type"] == "extra_forbidden" and len(it["loc"]) == 1]
+    if 2 * len(unknown) > len(fields):
+        kind = model.__name__.removesuffix("Config").lower()
+        raise ConfigError(
+            f"{path}: is not a {kind} file, which has no keys {', '.join(unknown)}; its keys are "
+            f"{', '.join(model.model_fields)}. `weir check` says what a file is"
+        )
+    raise ConfigError("\n".join(f"{path}: {_said(problem, model, fields, quoted)}" for problem in problems))
+
+
+def _said(problem: ErrorDetails, model: type[BaseModel], fields: dict[str, Any], quoted: bool) -> str:
+    """The sentence for one of pydantic's errors."""
+    loc = problem["loc"]
+    if len(loc) > 1 and loc[0] not in fields and loc[1] in fields:
+        loc = loc[1:]  # for the short form, the key in the file
+    key = ".".join(str(k) for k in loc) or "(whole file)"
+    given = problem.get("input")
+    show = quoted and not isinstance(given, dict) and problem["type"] != "missing"
+    shown = f" (given: {reprlib.repr(given) if isinstance(given, list) else repr(given)})" if show else ""
+    remedy = f"; known keys: {', '.join(model.model_fields)}"
+    return f"{key}: {problem['msg']}{shown}{remedy if problem['type'] == 'extra_forbidden' and len(loc) == 1 else ''}"
 
 
 def _validated(model: type[Model], fields: dict[str, Any]) -> Model:

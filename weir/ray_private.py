@@ -94,6 +94,20 @@ def session_folder() -> Path | None:
     return node and Path(node.get_session_dir_path())
 
 
+def ended_part() -> str:
+    """Name of the process of a cluster that this process has started, raylet or gcs_server, that has ended; empty while
+    both run, and for a cluster that was there before.
+
+    ``ray._private.worker.global_worker.node.dead_processes``: publicly, calls to a cluster whose raylet has ended just
+    do not return. ``tests/deploy/test_local.py`` kills a raylet.
+    """
+    import ray
+
+    node: Any = ray._private.worker.global_worker.node
+    ended = {name for name, _ in node.dead_processes()} if node else set()
+    return next((name for name in ("raylet", "gcs_server") if name in ended), "")
+
+
 def dashboard_address() -> str:
     """Host and port of the dashboard of the cluster that this process belongs to; empty when it has none.
 

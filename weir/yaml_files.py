@@ -7,6 +7,7 @@ its zero, and a digest of digits is no number. A key that stands twice is an err
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Hashable
 from pathlib import Path
@@ -17,6 +18,8 @@ import yaml
 from weir.errors import ConfigError
 
 _STRING, _NULL, _MERGE = (f"tag:yaml.org,2002:{kind}" for kind in ("str", "null", "merge"))
+#: Largest number of values in a file; a few nested aliases could stand for billions.
+MOST_VALUES = 100_000
 #: Byte order marks; a file without one is UTF-8.
 _MARKS = ((b"\xef\xbb\xbf", "utf-8-sig"), (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"))
 #: What YAML's parser says → what is wrong and the remedy.
@@ -75,7 +78,13 @@ def read_mapping(path: Path, *, quoted: bool = True) -> dict[str, Any]:
     loader = None
     try:
         loader = _Loader(text)
-        fields = loader.get_single_data()
+        node = loader.get_single_node()
+        if node is not None and not _is_small(node):
+            raise ConfigError(
+                f"{path}: its anchors (&) and aliases (*) stand for more than {MOST_VALUES} values, or a value "
+                "contains itself; write the values out"
+            )
+        fields = None if node is None else loader.construct_document(node)
     except DuplicateKey as error:
         name = f"the key {error.key}" if quoted else "a key"
         raise ConfigError(
@@ -102,6 +111,20 @@ def read_mapping(path: Path, *, quoted: bool = True) -> dict[str, Any]:
         found = "a list" if isinstance(fields, list) else "text; there is no 'key: value' with a space after the colon"
         raise ConfigError(f"{path}: expected keys and values, found {found}")
     return fields
+
+
+def _is_small(root: yaml.Node) -> bool:
+    """Whether a document has at most :data:`MOST_VALUES` values. What aliases repeat counts every time, so a value that
+    contains itself has too many."""
+    left, count = [root], 0
+    while left and count <= MOST_VALUES:
+        node = left.pop()
+        count += 1
+        if isinstance(node, yaml.SequenceNode):
+            left += node.value
+        elif isinstance(node, yaml.MappingNode):
+            left += itertools.chain.from_iterable(node.value)
+    return count <= MOST_VALUES
 
 
 def whole_number(text: str) -> int | None:
@@ -134,5 +157,7 @@ def _problem(error: yaml.MarkedYAMLError, quoted: bool) -> str:
     said = " ".join(filter(None, (error.context, error.problem)))
     for pattern, remedy in _REMEDIES:
         if found := re.search(pattern, said):
-            return found.expand(remedy) if quoted else "put values in quotes, and indent with spaces"
+            if quoted or "\\1" not in remedy:
+                return found.expand(remedy)
+            break
     return said if quoted else "put values in quotes, and indent with spaces"

@@ -19,6 +19,7 @@ from weir.errors import ServiceError
 from weir.ports import free_port
 
 _START_S = 10.0
+_CONFIG = "redis.conf"
 
 
 def server_binary() -> str:
@@ -81,18 +82,15 @@ class RedisServer:
         port = port or free_port()
         password = password or secrets.token_urlsafe(24)
         folder = Path(tempfile.mkdtemp(prefix="weir-redis-", dir=parent))
-        config = folder / "redis.conf"  # not on the command line, which every user of the machine can read
+        config = folder / _CONFIG  # not on the command line, which every user of the machine can read
         lines = [f"bind 127.0.0.1\nport {port}\nrequirepass {password}\ndir {folder}\nlogfile {folder / 'log'}"]
         lines += ['save ""', "appendonly no", "daemonize no", *options]
         config.write_text("\n".join(lines) + "\n")
         config.chmod(0o600)
-        process = subprocess.Popen(
-            [server_binary(), str(config)], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True
-        )
-        server = cls(f"redis://:{password}@127.0.0.1:{port}/0", process, folder)
+        server = cls(f"redis://:{password}@127.0.0.1:{port}/0", _launched(folder), folder)
         until = time.monotonic() + _START_S
         with redis.Redis.from_url(server.url, socket_timeout=1) as client:
-            while time.monotonic() < until and process.poll() is None:
+            while time.monotonic() < until and server.process.poll() is None:
                 try:
                     if client.ping():
                         return server
@@ -102,6 +100,13 @@ class RedisServer:
         lines = log.read_text(errors="replace").strip().splitlines()[-3:] if log.exists() else []
         server.stop()
         raise ServiceError(f"redis-server did not come up on port {port}: {' '.join(lines) or 'its log is empty'}")
+
+    def restart_if_ended(self) -> bool:
+        """Starts the server again, empty and at the same URL, if its process has ended; returns whether it had."""
+        if self.process.poll() is None:
+            return False
+        self.process = _launched(self.folder)
+        return True
 
     def stop(self) -> None:
         """Stops the server and removes its files."""
@@ -113,3 +118,8 @@ class RedisServer:
                 self.process.kill()
                 self.process.wait()
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _launched(folder: Path) -> subprocess.Popen[bytes]:
+    command = [server_binary(), str(folder / _CONFIG)]
+    return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True)

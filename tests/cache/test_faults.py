@@ -5,6 +5,7 @@ Every fault is made on a real server. The state that a worker would resume from 
 
 import os
 import signal
+import time
 from collections.abc import Callable
 
 import numpy as np
@@ -101,6 +102,27 @@ def test_a_server_that_dies_and_comes_back_is_used_again(server: RedisServer, st
         assert store.get(KEY) is not None
     finally:
         again.stop()
+
+
+def test_a_server_that_was_killed_is_started_again_at_the_same_url(server: RedisServer, store: SealedStore) -> None:
+    assert not server.restart_if_ended()
+    server.process.kill()
+    server.process.wait()
+    assert server.restart_if_ended()
+    with raw(server) as client:
+        end = time.monotonic() + 30
+        while not answers(client):
+            assert time.monotonic() < end
+    store.put(request(), [state(10)])
+    assert store.get(KEY) is not None
+
+
+def answers(client: redis.Redis) -> bool:
+    try:
+        return bool(client.ping())
+    except redis.RedisError:
+        time.sleep(0.05)
+        return False
 
 
 def test_a_slow_server_costs_the_time_limit_and_then_nothing(server: RedisServer) -> None:

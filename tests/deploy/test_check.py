@@ -87,8 +87,13 @@ def changed(path: Path, change: Callable[[dict], object]) -> str:
         ),
         ("trace.csv", "arrival_s,prompt\nsoon,a cat\n", "line 2"),
         ("what.yaml", "colour: red\n", "cannot tell what it is from the keys colour"),
-        ("broken.json", '{"version": 1,', "neither YAML nor JSON from line 1"),
-        ("empty.yaml", "", "the file is empty"),
+        ("broken.json", '{"version": 1,', "not valid JSON from line 1"),
+        ("empty.yaml", "", "the file is empty; expected keys and values"),
+        ("comment.yaml", "# nothing yet\n", "the file is empty; expected keys and values"),
+        ("tab.yaml", "slo_s: 10\n\tfamily: x\n", "a tab stands where YAML takes spaces only"),
+        ("list.yaml", "- a\n- b\n", "expected keys and values, found a list"),
+        ("deep.yaml", "[" * 5000, "nested too deeply"),
+        ("deep.json", "[" * 500000, "not valid JSON"),
     ],
     ids=lambda it: it if isinstance(it, str) and len(it) < 14 else "",
 )
@@ -99,6 +104,14 @@ def test_an_error_names_the_file_and_the_cause(tmp_path: Path, name: str, text: 
         check(path)
     assert message in refused.value.message
     assert name in refused.value.message or "missing.yaml" in refused.value.message
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_a_file_of_a_windows_editor_is_checked(tmp_path: Path, encoding: str) -> None:
+    path = tmp_path / "service.yaml"
+    text = SERVICE.read_text().replace("../", f"{SERVICE.parent.parent}/")
+    path.write_bytes(text.replace("\n", "\r\n").encode(encoding))
+    assert check(path).kind == "service"
 
 
 def test_weights_that_no_service_file_names_are_refused_with_a_remedy() -> None:

@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from deploy.local import bindable, down, status, up
-from deploy.state import StateFile
+from deploy.state import Service, StateFile
 from weir.errors import ConfigError, ServiceError
 
 
@@ -54,6 +54,45 @@ def test_a_port_in_use_is_reported_before_anything_starts(config, tmp_path):
     assert bindable("127.0.0.1", port) == port
 
 
+@pytest.mark.parametrize("host", ["192.0.2.1", "::1", "no-such-host.invalid"])
+def test_a_host_that_is_not_this_machine_is_named_with_the_remedy(host):
+    with pytest.raises(ServiceError, match=r"http\.host has to be an IPv4 address of this machine"):
+        bindable(host, 8000)
+
+
+def killed_service(tmp_path: Path) -> tuple[StateFile, Path]:
+    """What a service leaves that was killed: its state, its temporary files, and a process that it has started."""
+    scratch = tmp_path / "weir-scratch"
+    (scratch / "ray").mkdir(parents=True)
+    state = StateFile("toy", tmp_path / "state")
+    state.acquire()
+    state.write(Service("toy", 1, "http://127.0.0.1:1", "", "toy.yaml", ready=True, scratch=str(scratch)))
+    state.hand_over()
+    return state, scratch
+
+
+def test_what_a_killed_service_has_left_is_removed_by_down(tmp_path):
+    _, scratch = killed_service(tmp_path)
+    orphan = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)", f"{scratch}/ray"])
+    with pytest.raises(ServiceError, match=r"^toy was killed; `weir down` removes what it has left"):
+        status(folder=tmp_path / "state")
+    assert down(folder=tmp_path / "state").name == "toy"
+    assert not psutil.pid_exists(orphan.pid)
+    orphan.wait()
+    assert list((tmp_path / "state").iterdir()) == []
+    assert not scratch.exists()
+    with pytest.raises(ServiceError, match="no service is up"):
+        down(folder=tmp_path / "state")
+
+
+def test_what_a_killed_service_has_left_is_removed_by_its_next_start(config, tmp_path, monkeypatch):
+    _, scratch = killed_service(tmp_path)
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:9")
+    with pytest.raises(ServiceError, match="Ray does not answer"):
+        up(config, folder=tmp_path / "state")
+    assert not scratch.exists()
+
+
 def test_nodes_of_an_existing_cluster_are_refused(config, tmp_path, monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:6379")
     with pytest.raises(ServiceError, match="RAY_ADDRESS names a cluster"):
@@ -69,11 +108,11 @@ def test_the_same_service_does_not_start_twice(config, tmp_path):
 
 
 class Start:
-    """`weir up --detach` in a process of its own, up to where it waits for Ray."""
+    """`weir up` in a process of its own, up to where it waits for Ray."""
 
-    def __init__(self, config: Path, folder: Path):
+    def __init__(self, config: Path, folder: Path, detach: bool = True):
         code = "import sys; from cli.main import app; app()"
-        command = [sys.executable, "-c", code, "up", str(config), "--detach"]
+        command = [sys.executable, "-c", code, "up", str(config), *["--detach"] * detach]
         self.state = StateFile("toy", folder / ".weir")
         self.process = subprocess.Popen(
             command, cwd=folder, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": os.getcwd()}
@@ -121,6 +160,15 @@ def test_a_signal_ends_a_start_that_waits_for_ray_and_nothing_is_left(config, tm
 
 @pytest.mark.timeout(600)
 @pytest.mark.ray
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGKILL], ids=["a closed terminal", "SIGKILL"])
+def test_a_start_in_the_foreground_ends_with_weir_up_and_nothing_is_left(config, tmp_path, number):
+    start = Start(config, tmp_path, detach=False)
+    start.process.send_signal(number)
+    start.ended()
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.ray
 def test_a_start_is_seen_by_status_refuses_a_second_one_and_ends_by_down(config, tmp_path):
     start = Start(config, tmp_path)
     now = status(folder=tmp_path / ".weir")
@@ -156,3 +204,23 @@ def test_down_without_a_service_is_an_error(tmp_path):
         down(folder=tmp_path)
     with pytest.raises(ServiceError, match="no service is up"):
         status(folder=tmp_path)
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.ray
+@pytest.mark.parametrize("name", ["raylet", "gcs_server"])
+def test_a_service_whose_ray_was_killed_says_so_and_leaves_no_process_and_no_file(config, tmp_path, name):
+    folder = tmp_path / "state"
+    service = up(config, detach=True, folder=folder)
+    assert service
+    process = psutil.Process(service.pid)
+    family = [process, *process.children(recursive=True)]
+    [part] = [it for it in family if it.name() == name]
+    part.kill()
+    _, alive = psutil.wait_procs(family, timeout=240)
+    assert alive == []
+    assert f"Ray's process {name} has ended" in (folder / "toy.log").read_text()
+    assert not Path(service.scratch).exists()
+    assert sorted(path.name for path in folder.iterdir()) == ["logs", "toy.log"]
+    with pytest.raises(ServiceError, match=r"no service is up; .* \(the log of the last one is \S+/toy\.log\)"):
+        down(folder=folder)

@@ -6,7 +6,6 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -16,14 +15,14 @@ from deploy.preflight import (
     SCRATCH_BYTES,
     Machine,
     Place,
+    check_budget,
     check_ray,
-    check_weights,
     chosen,
     preflight,
     scratch_folder,
     shortage,
 )
-from weir.assets import DEPLOY, FAMILY
+from weir.assets import FAMILY
 from weir.config import ServiceConfig, load_family, load_service
 from weir.errors import ConfigError, ServiceError
 
@@ -65,7 +64,12 @@ def test_a_plan_needs_its_gpus(replicas: int, gpus: float, machine: Machine, pro
 @pytest.mark.parametrize(
     ("replicas", "gpus", "machine", "problem"),
     [
-        (2, 0, Machine(15 * GIB), "2 replicas of 10.00 GiB in 15.00 GiB of free memory of this machine"),
+        (
+            2,
+            0,
+            Machine(15 * GIB),
+            "and judges need: 2 replicas of 10.00 GiB in 15.00 GiB of free memory of this machine",
+        ),
         (2, 0.5, Machine(0, (16 * GIB,)), "2 replicas of 10.00 GiB in 16.00 GiB of free memory of its smallest GPU"),
         (2, 1, Machine(0, (16 * GIB, 8 * GIB)), "1 replica of 10.00 GiB in 8.00 GiB"),
         (2, 0, Machine(20 * GIB), None),
@@ -77,6 +81,17 @@ def test_the_weights_of_a_plan_need_their_memory(
 ) -> None:
     found = shortage(service(replicas, gpus), 10 * GIB, machine)
     assert found is None if problem is None else problem in (found or "")
+
+
+@pytest.mark.parametrize(("budget_mib", "fits"), [(1024, True), (1025, False), (999_999_999_999, False)])
+def test_the_budget_of_the_cache_needs_its_memory(budget_mib: int, fits: bool) -> None:
+    fields = service().model_dump() | {"cache": {"mode": "read-write", "budget_mib": budget_mib}}
+    given = ServiceConfig.model_validate(fields)
+    if fits:
+        check_budget(given, GIB)
+        return
+    with pytest.raises(ConfigError, match=f"cache.budget_mib is {budget_mib}, and this machine has 1024 MiB of free"):
+        check_budget(given, GIB)
 
 
 @pytest.mark.parametrize("device", ["/dev/null", "/dev/no-such-device"])
@@ -162,26 +177,6 @@ def test_a_cluster_cannot_reach_a_redis_that_the_start_would_bring(
     config.write_text(config.read_text() + "cache: {mode: read-write}\n")
     with pytest.raises(ConfigError, match=r"cache\.url no Redis; name a Redis that it can reach"):
         preflight(*load_service(config), lambda what: None)
-
-
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.setattr(module.hub, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(module.hub, "ENDPOINT", "http://127.0.0.1:9")
-    return module.hub
-
-
-def test_weights_that_are_neither_here_nor_can_be_fetched_are_named(hub: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    family = load_family(DEPLOY / "families" / "sdxl-lightning.yaml")
-    with pytest.raises(ServiceError, match=r"diffusion-xl.*http://127\.0\.0\.1:9 does not answer.*run `weir fetch`"):
-        check_weights(family)
-    monkeypatch.setattr(hub, "HF_HUB_OFFLINE", True)
-    with pytest.raises(ServiceError, match=r"not on this machine, and HF_HUB_OFFLINE is set"):
-        check_weights(family)
-
-
-def test_weights_on_this_machine_need_no_hub(hub: Any) -> None:
-    check_weights(load_family(FAMILY))
 
 
 ROOM = SCRATCH_BYTES

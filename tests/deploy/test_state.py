@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from deploy.state import Service, StateFile, find
+from deploy.state import Service, StateFile, find, find_killed
 from weir.errors import ConfigError, ServiceError
 
 SERVICE = Service("toy", os.getpid(), "http://127.0.0.1:1", "http://127.0.0.1:2", "toy.yaml", ready=True)
@@ -38,7 +38,7 @@ def test_a_name_cannot_be_held_twice(tmp_path):
     state.release()
 
 
-def test_the_state_file_of_a_killed_process_is_ignored(tmp_path):
+def test_the_state_file_of_a_killed_process_is_no_service_and_says_so(tmp_path):
     code = (
         "import os, pathlib, sys; from deploy.state import Service, StateFile\n"
         "state = StateFile('toy', pathlib.Path(sys.argv[1])); state.acquire()\n"
@@ -47,9 +47,12 @@ def test_the_state_file_of_a_killed_process_is_ignored(tmp_path):
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False)
     assert (tmp_path / "toy.json").exists()
     assert StateFile("toy", tmp_path).read() is None
-    with pytest.raises(ServiceError, match="no service is up"):
+    with pytest.raises(ServiceError, match="toy was killed; `weir down` removes"):
         find(folder=tmp_path)
+    [(_, killed)] = find_killed(folder=tmp_path)
+    assert killed.name == "toy"
     acquired(tmp_path).release()
+    assert find_killed(folder=tmp_path) == []
 
 
 def test_a_reader_never_sees_a_partial_file(tmp_path):
@@ -152,5 +155,5 @@ def test_a_late_release_leaves_the_files_of_the_next_service(tmp_path):
 
 @pytest.mark.parametrize("folder", ["/dev/null/state", "/proc/state"])
 def test_a_folder_that_cannot_be_written_is_named(folder):
-    with pytest.raises(ConfigError, match=f"{folder}: cannot write in this folder"):
+    with pytest.raises(ConfigError, match=f"{folder}: cannot write in this folder: .* start Weir where"):
         StateFile("toy", Path(folder)).acquire()

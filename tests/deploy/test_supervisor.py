@@ -62,6 +62,13 @@ def test_a_service_ends_with_all_its_processes_and_files(code: str, tmp_path: Pa
     assert not scratch.exists()
 
 
+def test_a_wait_for_the_end_of_a_service_can_be_cut_short(tmp_path: Path) -> None:
+    process = run(DEAF)
+    end_service(process.pid, str(tmp_path / "weir-a"), END_S, lambda: True)
+    collect(process)
+    assert not psutil.pid_exists(process.pid)
+
+
 def test_processes_that_lost_their_parent_are_found_by_the_folder_of_the_service(tmp_path: Path) -> None:
     scratch, other = tmp_path / "weir-a", tmp_path / "weir-b"
     orphan, stranger = run(DEAF, f"--temp-dir={scratch}/ray"), run(DEAF, f"--temp-dir={other}/ray")
@@ -136,5 +143,5 @@ def test_a_cluster_that_answers_and_accepts_no_connection_is_given_up(
     state.write(Service("toy", process.pid, "", "", "toy.yaml", connecting_to="10.0.0.5:6379"))
     with pytest.raises(NotReady, match=r"^Ray at 10\.0\.0\.5:6379 did not accept the connection within 1 s; check"):
         process.wait_ready(Progress(Console(file=io.StringIO())), threading.Event())
-    process.end()
+    process.end(Progress(Console(file=io.StringIO())), threading.Event())
     state.release()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 from pathlib import Path
 
 import pytest
@@ -105,6 +106,16 @@ OWN, DIFFSERVE, CURVE, LOG = "arrival_s,prompt\n", "offset_ms,prompt_id\n", "t_s
         (CURVE + "0,-2\n9,0\n", "line 2, column rate: -2 is out of range"),
         (LOG + "noon,a\n", "line 2, column timestamp: 'noon' is not a time; write ISO 8601"),
         (LOG + "2024-05-01,\n", "line 2, column prompt: the prompt is empty"),
+        (
+            LOG + "45413.5,a\n45413.6,b\n",
+            "45413.5 looks like a spreadsheet's date as a number of days; format .* hh:mm",
+        ),
+        (OWN + "0,a\n1e300,b\n", "line 3, column arrival_s: 1e300 is out of range"),
+        (OWN + "1e999999999,a\n", "line 2, column arrival_s: 1e999999999 is out of range"),
+        ("arrival_s,prompt,seed\n1,a,1e999999999\n", "line 2, column seed: '1e999999999' is not a seed"),
+        (CURVE + "0,1e12\n60,1e12\n", "column rate: 1.2e\\+14 requests are too many .* at most 10000000"),
+        (CURVE + "0,1\n1e7,1\n", "column rate: 2e\\+07 requests are too many"),
+        (OWN + "0," + "x" * 200_000 + "\n", "line 2: field larger than field limit .* close each"),
     ],
 )
 def test_an_error_names_file_line_column_and_remedy(file, text: str, message: str) -> None:
@@ -112,6 +123,44 @@ def test_an_error_names_file_line_column_and_remedy(file, text: str, message: st
     with pytest.raises(ConfigError, match=message) as caught:
         load_trace(path)
     assert str(path) in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        (gzip.compress(b"arrival_s,prompt\n0,a\n"), "packed with gzip; unpack it"),
+        (b"PK\x03\x04xl/workbook.xml", "a spreadsheet or a zip file; save it as CSV"),
+        (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "a spreadsheet; save it as CSV"),
+        (b"PAR1\x15\x04", "a Parquet file; convert it to CSV"),
+        (b'{"arrival_s": 0, "prompt": "a"}\n', "JSON; write a line of CSV for each request"),
+        (b'[{"arrival_s": 0, "prompt": "a"}]', "JSON; write a line of CSV for each request"),
+    ],
+    ids=["gzip", "xlsx", "xls", "parquet", "jsonl", "json"],
+)
+def test_a_file_that_is_not_csv_is_called_what_it_is(file, content: bytes, what: str) -> None:
+    with pytest.raises(ConfigError, match=f"is {what}"):
+        load_trace(file(content))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "arrival_s;prompt\n0,5;a\n1,5;b\n",
+        "sep=;\narrival_s;prompt\n0,5;a\n1,5;b\n",
+        "arrival_s\tprompt\n0,5\ta\n1,5\tb\n",
+    ],
+)
+def test_numbers_of_spreadsheets_may_have_a_decimal_comma(file, text: str) -> None:
+    assert [it.arrival_s for it in load_trace(file(text))] == [0.5, 1.5]
+
+
+def test_ids_without_a_header_may_have_a_decimal_comma(file) -> None:
+    assert [it.arrival_s for it in load_trace(file("500,5;3\n1500,5;4\n"))] == [0.5005, 1.5005]
+
+
+def test_seconds_of_a_day_are_no_dates(file) -> None:
+    trace = load_trace(file("timestamp_s,prompt\n45413.5,a\n45415.5,b\n"))
+    assert [it.arrival_s for it in trace] == [0.0, 2.0]
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

@@ -156,3 +156,9 @@ def test_an_inconsistent_trace_is_refused(fields: dict, names: str) -> None:
 def test_removing_seeds_keeps_the_requests() -> None:
     trace = Trace.of([Arrival(0.5, "a", 7), Arrival(1.0, "b", 8)])
     assert list(trace.unseeded()) == [Arrival(0.5, "a", None), Arrival(1.0, "b", None)]
+
+
+@pytest.mark.parametrize("factor", [1e9, 1e300])
+def test_a_rate_that_gives_too_many_requests_is_refused(factor: float) -> None:
+    with pytest.raises(ConfigError, match="requests are too many for one trace; give a rate for at most 10000000"):
+        Trace.of([Arrival(1.0, "a", None)] * 20).scale_rate(factor)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,7 +13,9 @@ import yaml
 from PIL import Image
 from typer.testing import CliRunner, Result
 
+from cli import main
 from cli.main import app
+from weir.assets import ROOT
 
 PLAN = ("plan", "--demand", "24", "--objective", "threshold", "--slo", "5", "--queue-delay", "0", "0")
 
@@ -252,3 +257,51 @@ def test_a_key_is_printed_once_and_only_its_digest_is_kept(tmp_path):
         }
     ]
     assert "alice already" in refusal("keys", "new", "--name", "alice", "--file", file)
+
+
+@pytest.mark.parametrize(
+    ("command", "code", "said"),
+    [
+        ("{weir} --version > /dev/full", 1, "error: the output: No space left on device\n"),
+        ("{weir} keys --help > /dev/full", 1, "error: the output: No space left on device\n"),
+        ("{weir} --version >&-", 0, ""),
+        ("{weir} plan --demand 24 --json >&- 2>&- <&-", 0, ""),
+        ("{weir} --help | true", 0, ""),
+    ],
+)
+def test_an_output_that_is_closed_or_full_gives_no_traceback(command, code, said):
+    weir = f"{sys.executable} -m cli.main"
+    done = subprocess.run(
+        command.format(weir=weir), shell=True, cwd=ROOT, stderr=subprocess.PIPE, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (code, said)
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252"])
+def test_characters_that_the_terminal_lacks_are_escaped(encoding, tmp_path):
+    path = tmp_path / "größe 🦊.csv"
+    path.write_text("arrival_s,prompt\n0,a\n")
+    command = [sys.executable, "-m", "cli.main", "check", str(path)]
+    env = {**os.environ, "PYTHONIOENCODING": encoding}
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, check=False, env=env)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert b"\\U0001f98a.csv: a trace, and nothing is wrong with it" in done.stdout
+
+
+def test_a_full_memory_or_disk_is_one_sentence(monkeypatch, capfd):
+    for error, sentence in (
+        (MemoryError("Unable to allocate 873. TiB"), "error: the memory is full: Unable to allocate 873. TiB\n"),
+        (OSError(28, "No space left on device", "runs/a.csv"), "error: runs/a.csv: No space left on device\n"),
+    ):
+        monkeypatch.setattr(main, "app", raising(error))
+        with pytest.raises(SystemExit) as ended:
+            main.main()
+        assert ended.value.code == 1
+        assert capfd.readouterr().err == sentence
+
+
+def raising(error: BaseException):
+    def run() -> None:
+        raise error
+
+    return run

@@ -171,3 +171,58 @@ def test_a_path_that_is_not_a_file_is_named(tmp_path: Path, path: str, message: 
 def test_only_whole_numbers_are_converted(text: str) -> None:
     number: Any = whole_number(text)
     assert number is None
+
+
+BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{name}: &{name} [{', '.join([f'*{before}'] * 9)}]\n" for before, name in zip("abcdefgh", "bcdefghi", strict=True)
+)
+
+
+@pytest.mark.parametrize(
+    "text", [BOMB, "a: &a {b: *a}\n", "a: &a [*a]\n", "&a\nb: *a\n", BOMB.replace("[", "{<<: [").replace("]", "]}")]
+)
+def test_aliases_of_too_many_values_are_refused(tmp_path: Path, text: str) -> None:
+    with pytest.raises(ConfigError, match=r"anchors .* stand for more than 100000 values, or a value contains itself"):
+        read_mapping(yaml_file(tmp_path, text))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "name: x\npipeline: y\nsize: 64\n",
+        "keys: []\n",
+        "version: 3\nservices: {redis: {image: redis}}\n",
+        "colour: red\n",
+    ],
+    ids=["family", "keys", "docker compose", "anything"],
+)
+def test_a_file_of_another_kind_is_one_sentence(tmp_path: Path, text: str) -> None:
+    with pytest.raises(ConfigError, match="is not a service file, which has no keys ") as caught:
+        load_service(yaml_file(tmp_path, text))
+    assert "\n" not in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("more", "key"),
+    [
+        ("pool: {cpus_per_replica: inf}\n", "pool.cpus_per_replica"),
+        ("pool: {gpus_per_replica: 1e9}\n", "pool.gpus_per_replica"),
+        ("pool: {resources: {tpu: nan}}\n", "pool.resources.tpu"),
+    ],
+)
+def test_a_number_that_no_machine_has_is_refused(tmp_path: Path, more: str, key: str) -> None:
+    with pytest.raises(ConfigError, match=key):
+        service(tmp_path, more)
+
+
+def test_more_replicas_than_a_cluster_has_are_refused(tmp_path: Path) -> None:
+    text = "family: f.yaml\nslo_s: 5\nplan: {light_replicas: 1, heavy_replicas: 100000000}\n"
+    with pytest.raises(ConfigError, match="less than or equal to 4096"):
+        read_yaml(yaml_file(tmp_path, text), ServiceConfig)
+
+
+def test_a_long_value_is_shortened_in_an_error(tmp_path: Path) -> None:
+    text = f"slo_s: {list(range(1000))}\nfamily: f.yaml\n{PLAN}"
+    with pytest.raises(ConfigError, match="slo_s") as caught:
+        read_yaml(yaml_file(tmp_path, text), ServiceConfig)
+    assert len(caught.value.message) < 400

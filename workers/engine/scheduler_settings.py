@@ -15,6 +15,13 @@ _OTHER_SCHEDULES = {
     "use_flow_sigmas": "the noise levels of flow matching",
     "snr_shift_scale": "CogVideoX's noise schedule",
 }
+#: Beginnings of diffusers' classes with other noise schedules; their files may leave out the settings above.
+_OTHER_CLASSES = {
+    "EDM": "EDM's noise levels",
+    "CosineDPM": "EDM's noise levels",
+    "FlowMatch": "the noise levels of flow matching",
+    "CogVideoX": "CogVideoX's noise schedule",
+}
 #: The values that diffusers' DDIM and Euler compute.
 _VALUES = {
     "prediction_type": ("epsilon", "v_prediction", "sample"),
@@ -37,9 +44,13 @@ def unsupported(name: Scheduler, config: Mapping[str, Any]) -> Iterator[Unsuppor
     Args:
         name: the scheduler that the family file names; it takes noise schedule and prediction type from ``config``.
     """
-    for key, meaning in _OTHER_SCHEDULES.items():
-        if config.get(key):
-            yield Unsupported(f"{key} is {config[key]}: {meaning}, which {name} does not follow", _DDPM)
+    others = {key: meaning for key, meaning in _OTHER_SCHEDULES.items() if config.get(key)}
+    made_by = str(config.get("_class_name", ""))
+    if not others:
+        meaning = next((it for begin, it in _OTHER_CLASSES.items() if made_by.startswith(begin)), None)
+        others = {"_class_name": meaning} if meaning else {}
+    for key, schedule in others.items():
+        yield Unsupported(f"{key} is {config[key]}: {schedule}, which {name} does not follow", _DDPM)
     for key, values in _VALUES.items():
         if config.get(key) not in (None, *values):
             yield Unsupported(f"{key} is {config[key]}", f"{name} supports {', '.join(values)}")

@@ -18,6 +18,7 @@ from weir.states import State, capture_steps
 from workers.engine.engine import DenoiseJob, EngineOutput, OutOfMemory, denoise_job, run_to_end
 from workers.engine.image_decoder import NOT_FINITE, Confidence, ImageDecoder, Judged
 from workers.engine.samplers import Schedule
+from workers.models import stored_weights
 from workers.models.architectures.architecture import Pipeline, Text
 from workers.models.architectures.registry import adapt
 from workers.models.broken_weights import unusable
@@ -89,7 +90,9 @@ class Family:
 
         Raises:
             ConfigError: names the key of the family file, the path and the remedy.
+            ServiceError: weights are not on this machine, and the hub does not answer.
         """
+        stored_weights.check_available(config)
         device, dtype = device_of(config), dtype_of(config)
         if device.type == "cpu":
             keep_freed_memory()

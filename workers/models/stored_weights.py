@@ -6,12 +6,17 @@ import json
 import math
 from pathlib import Path
 
+import httpx
+from huggingface_hub import constants as hub
 from huggingface_hub import try_to_load_from_cache
 from safetensors import safe_open
 
 from weir.config import FamilyConfig
+from weir.errors import ServiceError
 from workers.models.fetch import INDEX, Repository, files_to_fetch, named, parts_of, repositories
 
+#: Timeout of the hub's answer, seconds. Its own library tries for a minute.
+HUB_S = 5.0
 #: Parts of pipelines that are not loaded.
 _NOT_LOADED = ("safety_checker", "image_encoder")
 
@@ -19,6 +24,31 @@ _NOT_LOADED = ("safety_checker", "image_encoder")
 def missing(family: FamilyConfig) -> list[Repository]:
     """The hub repositories of a family of which nothing is in the hub's cache on this machine."""
     return [it for it in repositories(family) if _folder(it) is None]
+
+
+def check_available(family: FamilyConfig) -> None:
+    """Checks that the weights are on this machine, or that the hub answers, from which they are fetched.
+
+    Raises:
+        ServiceError: neither.
+    """
+    absent = missing(family)
+    if not absent:
+        return
+    problem = "HF_HUB_OFFLINE is set" if hub.HF_HUB_OFFLINE else _hub_problem()
+    if problem:
+        raise ServiceError(
+            f"the weights of {', '.join(it.repository for it in absent)} are not on this machine, and {problem}; run "
+            "`weir fetch` on a machine with network access and copy its HF_HOME here"
+        )
+
+
+def _hub_problem() -> str:
+    try:
+        httpx.head(hub.ENDPOINT, timeout=HUB_S)
+    except httpx.HTTPError as error:
+        return f"{hub.ENDPOINT} does not answer ({error or type(error).__name__})"
+    return ""
 
 
 def size_bytes(family: FamilyConfig, element_bytes: int) -> int:

@@ -240,6 +240,15 @@ async def test_another_content_type_is_refused(client, kind):
     assert "application/json" in answer.json()["error"]["message"]
 
 
+@pytest.mark.parametrize(("encoding", "status"), [("gzip", 400), ("br", 400), ("Identity", 200)])
+async def test_a_compressed_body_is_refused_by_its_encoding(client, encoding, status):
+    headers = {"content-type": "application/json", "content-encoding": encoding}
+    answer = await client.post(GENERATIONS, content=json.dumps(GOOD).encode(), headers=headers)
+    assert answer.status_code == status
+    if status == 400:
+        assert f"the content encoding is {encoding}" in answer.json()["error"]["message"]
+
+
 @pytest.mark.parametrize(
     ("method", "path", "status"),
     [

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import (
+    CosineDPMSolverMultistepScheduler,
     EDMDPMSolverMultistepScheduler,
     EDMEulerScheduler,
     FlowMatchEulerDiscreteScheduler,
@@ -234,6 +235,18 @@ def test_a_pipeline_with_another_noise_schedule_is_refused_by_its_key(
     either = variant("l", scheduler=scheduler), variant("h", scheduler=scheduler)
     message = refusal(family(copy, *either))
     assert f"scheduler: {key} is " in message
+
+
+@pytest.mark.parametrize(
+    "kind", [EDMEulerScheduler, FlowMatchEulerDiscreteScheduler, CosineDPMSolverMultistepScheduler]
+)
+def test_another_noise_schedule_is_known_by_its_class_where_the_file_leaves_its_settings_out(
+    changed: Callable[..., Path], kind: type
+) -> None:
+    copy = changed("sdxl")
+    (copy / "scheduler" / "scheduler_config.json").write_text(json.dumps({"_class_name": kind.__name__}))
+    message = refusal(family(copy, variant("l"), variant("h")))
+    assert f"scheduler: _class_name is {kind.__name__}: " in message
 
 
 @pytest.mark.parametrize(

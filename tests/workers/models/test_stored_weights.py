@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,12 @@ import pytest
 from huggingface_hub import constants
 from safetensors.numpy import save_file
 
-from weir.assets import FAMILY
+from weir.assets import DEPLOY, FAMILY
 from weir.config import FamilyConfig, load_family
+from weir.errors import ServiceError
 from workers.models import stored_weights
-from workers.models.stored_weights import missing, size_bytes
+from workers.models.family import Family
+from workers.models.stored_weights import check_available, missing, size_bytes
 
 COMMIT = "a" * 40
 INDEX = {
@@ -91,3 +94,25 @@ def test_the_embedded_family_is_here_and_takes_as_much_memory_as_its_files() -> 
     embedded = load_family(FAMILY)
     assert missing(embedded) == []
     assert 10_000_000 < size_bytes(embedded, 4) < 100_000_000
+
+
+@pytest.fixture
+def no_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stored_weights.hub, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(stored_weights.hub, "ENDPOINT", "http://127.0.0.1:9")
+
+
+@pytest.mark.parametrize("use", [check_available, Family.load], ids=["before a start", "at load"])
+def test_weights_that_are_neither_here_nor_can_be_fetched_are_named(
+    no_hub: None, monkeypatch: pytest.MonkeyPatch, use: Callable[[FamilyConfig], object]
+) -> None:
+    family = load_family(DEPLOY / "families" / "sdxl-lightning.yaml")
+    with pytest.raises(ServiceError, match=r"diffusion-xl.*http://127\.0\.0\.1:9 does not answer.*run `weir fetch`"):
+        use(family)
+    monkeypatch.setattr(stored_weights.hub, "HF_HUB_OFFLINE", True)
+    with pytest.raises(ServiceError, match=r"not on this machine, and HF_HUB_OFFLINE is set"):
+        use(family)
+
+
+def test_weights_on_this_machine_need_no_hub(no_hub: None) -> None:
+    check_available(load_family(FAMILY))
