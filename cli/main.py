@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from cli import cache, calibrate, check, family, generate, keys, levels, plan, score, serve, trace
+from cli import admin, cache, calibrate, check, family, generate, keys, levels, plan, score, serve, trace
 from weir import __version__
 
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it warns that torchvision is missing, which is not needed
@@ -63,6 +63,7 @@ for command in (
     calibrate.calibrate,
 ):
     app.command()(command)
+app.add_typer(admin.app, name="admin")
 app.add_typer(cache.app, name="cache")
 app.add_typer(keys.app, name="keys")
 app.add_typer(levels.app, name="levels")

@@ -15,6 +15,7 @@ from load_balancer.admission.admission import Admission
 from load_balancer.admission.quotas import Quotas
 from load_balancer.dispatch.dispatcher import Dispatcher
 from load_balancer.dispatch.service_times import ServiceTimes
+from load_balancer.levers import Levers, LeverTargets
 from load_balancer.pool.pool import Pool
 from load_balancer.pool.replica_registry import ReplicaRegistry
 from load_balancer.runner.cache_client import CacheClient
@@ -53,6 +54,7 @@ class Balancer:
         shadow: images of shadow samples as a share of the requested images.
         redraw: configuration of redraws of the last variant's images.
         metrics: where metrics are published.
+        targets: what the operator's levers act on, besides the pool.
         clock: unix time, seconds.
         draw: uniform in [0, 1), for random decisions of a plan; called once for each request.
         chance: random generator for plans that choose replicas at random.
@@ -74,6 +76,7 @@ class Balancer:
         shadow: float = 0.0,
         redraw: RedrawConfig = RedrawConfig(),
         metrics: Metrics | None = None,
+        targets: LeverTargets = LeverTargets(),
         clock: Callable[[], float] = time.time,
         draw: Callable[[], float] = random.random,
         chance: random.Random | None = None,
@@ -85,6 +88,7 @@ class Balancer:
         self.observations = ObservationCounters(EXPIRY * slo_s)
         self.metrics = MetricsRecorder(slo_s, family.keys, metrics)
         self.registry = ReplicaRegistry(pool, plan, self.dispatcher, family.keys, clock, drain_s=drain_s)
+        self.levers = Levers(self.registry, plan, family.keys, targets, clock=clock)
         self._settings = CascadeSettings(
             {key: variant.steps for key, variant in family.variants.items()},
             direct=direct,
@@ -245,6 +249,7 @@ class Balancer:
             "plan": self.registry.plan.to_dict(),
             "ranks": self.dispatcher.ranks,
             "queued": self._queued(),
+            **self.levers.orders(),
             **self.observations.since(judged, batches, self._clock(), fetched=fetched, verdicts=verdicts),
         }
 
@@ -252,16 +257,19 @@ class Balancer:
         """Records the current state and the counts; to be called once a second."""
         self.metrics.record(
             self.registry.plan,
+            [self.registry.plan.assignment(rank) for rank in self.registry.undrained_ranks],
             self.dispatcher,
             now=self._clock(),
             plan_since=self.registry.plan_since,
             in_flight=self.admission.in_flight,
             unanswered={} if self._cache is None else self._cache.failures,
         )
+        self.metrics.record_levers(self.levers.pin is not None, len(self.registry.drained), self.levers.counts)
 
     def live(self) -> dict[str, Any]:
         """The state for the web page, which polls it once a second and computes rates from two answers."""
         state, plan, seen = self.readiness(), self.registry.plan, self.observations
+        timed = self.levers.pin
         return {
             "time": self._clock(),
             "ready": state["ready"],
@@ -271,6 +279,9 @@ class Balancer:
             "threshold": plan.threshold,
             "thresholds": list(plan.thresholds),
             "reason": plan.reason,
+            "policy": self.levers.policy,
+            "pinned_until": None if timed is None else timed.until,
+            "drained": len(self.registry.drained),
             "in_flight": state["in_flight"],
             "queued": self._queued(),
             "arrivals": seen.arrivals,
@@ -281,6 +292,22 @@ class Balancer:
             "hits": sum(seen.reused.values()),
             **self.metrics.totals(self._clock()),
         }
+
+    def admin_state(self) -> dict[str, Any]:
+        """The plan in force and the levers, for the routes of operators."""
+        plan, readiness = self.registry.plan, self.registry.readiness()
+        described = {
+            "version": plan.version,
+            "age_s": readiness["plan"]["age_s"],
+            "origin": plan.origin,
+            "reason": plan.reason,
+            "chain": list(plan.chain),
+            "thresholds": dict(zip(plan.chain, plan.thresholds, strict=False)),
+            "replicas": {role: counts["planned"] for role, counts in readiness["replicas"].items()},
+            "batch": {role: plan.batch_size(role) for role in plan.roles},
+            "admitted_rps": plan.admitted_rps,
+        }
+        return {"plan": described, **self.levers.state()}
 
     def _queued(self) -> dict[str, int]:
         return {role: self.dispatcher.queued(role) for role in self.registry.plan.roles}

@@ -94,7 +94,7 @@ def controller(
     lead: Callable[[], bool] | None = None,
 ) -> Controller:
     return Controller(
-        lambda: make_policy(policy, SETTING),
+        lambda name: make_policy(name or policy, SETTING),
         SIZE,
         look=cluster.look,
         publish=cluster.publish,
@@ -334,7 +334,7 @@ def test_slower_batches_change_the_plan(cluster):
 def test_an_outdated_policy_is_replaced_and_the_plan_in_force_stays(cluster):
     made: list[Weir] = []
 
-    def make() -> Weir:
+    def make(_: str) -> Weir:
         made.append(Weir(SETTING))
         return made[-1]
 
