@@ -1,4 +1,4 @@
-"""The levers of a running service: ``weir admin …``."""
+"""Look at and change a running service: ``weir admin …``."""
 
 from __future__ import annotations
 
@@ -180,7 +180,7 @@ def _call(
 
 
 def _show(state: dict[str, Any], as_json: bool) -> None:
-    from deploy.levers import described
+    from deploy.admin_view import described
 
     if as_json:
         print_json(state)

@@ -88,7 +88,7 @@ class Controller:
 
     def _reset(self) -> None:
         self._policy: Policy | None = None
-        self._policy_name = ""
+        self._policy_name: str | None = None
         self._wanted: Plan | None = None  # the policy's last plan, without the operator's pin
         self._before: Counters | None = None
         self._published: Plan | None = None
@@ -128,7 +128,7 @@ class Controller:
             return  # there are no replicas, or too few, to apply a plan
         latest = self._published if self._published and self._published.version > seen.plan.version else seen.plan
         plan = self._next(seen, self._decide(seen, before), latest)
-        if plan is not None and plan != replace(latest, version=plan.version):
+        if plan is not None and _differs(plan, latest):
             self._send(plan, seen.plan)
             self._record_change(seen.plan, plan)
         elif latest is not seen.plan and self._clock() - self._published_at > APPLY_S:
@@ -146,22 +146,23 @@ class Controller:
         """Returns the next plan of the policy for the live replicas. A policy that fails is replaced in the next
         step."""
         policy, self._policy = self._policy, None
-        if self._outdated() or policy is None or seen.policy != self._policy_name:
+        switched = self._policy_name not in (None, seen.policy)
+        if self._outdated() or policy is None or switched:
             policy, self._policy_since = self._make_policy(seen.policy), self._clock()
             self._policy_name = seen.policy
-            plan = self._begin(policy, seen)
+            plan = self._begin(policy, seen, switched)
         else:
             plan = policy.observe(seen.since(before, self._clock() - self._policy_since))
         self._record_account(policy)
         if plan is not None:
-            plan = replace(plan, origin=self._policy_name)
+            plan = replace(plan, origin=seen.policy)
             check_size(plan, self._live(seen))
         self._policy = policy
         return plan
 
-    def _begin(self, policy: Policy, seen: Counters) -> Plan | None:
+    def _begin(self, policy: Policy, seen: Counters, switched: bool) -> Plan | None:
         """Returns the first plan of a new policy; None if it continues from the plan in force."""
-        if seen.plan.origin not in ("", self._policy_name):  # of another policy, or pinned
+        if switched or seen.plan.origin not in ("", seen.policy):  # of another policy, or pinned
             return fitted(policy.first_plan(), len(self._live(seen)))
         if seen.plan.version > CONFIGURED or len(seen.ranks) < self._size:
             policy.resume(seen.plan)
@@ -222,6 +223,12 @@ class Controller:
         flips = sum(a.role != b.role for a, b in zip(running.assignments, plan.assignments, strict=False))
         self._metrics.add(metrics_of.PLANS)
         self._metrics.add(metrics_of.ROLE_FLIPS, flips)
+
+
+def _differs(plan: Plan, latest: Plan) -> bool:
+    """Whether a plan has to be published after the latest one. An equal plan has to if only one of them is pinned, so
+    that the plan in force tells whether the end of a pin was published."""
+    return plan != replace(latest, version=plan.version) or (plan.origin == PINNED) != (latest.origin == PINNED)
 
 
 def check_size(plan: Plan, ranks: Sequence[int]) -> None:

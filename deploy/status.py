@@ -12,8 +12,8 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from deploy.admin_view import SHOWN, rows_of
 from deploy.api_client import ApiClient
-from deploy.levers import SHOWN, rows_of
 from deploy.local import status as state_of
 from deploy.state import FOLDER
 from weir.errors import WeirError
@@ -53,7 +53,7 @@ def status(name: str | None = None, *, key: str | None = None, folder: Path = FO
     """
     state = state_of(name, folder=folder)
     live = admin = None
-    if state["healthy"]:
+    if "replicas" in state:
         client = ApiClient(state["url"], key, TIMEOUT_S)
         with suppress(WeirError):
             live = client.call("GET", "/v1/live")
@@ -98,17 +98,17 @@ def _facts(state: dict[str, Any]) -> list[tuple[str, str]]:
     if live is not None:
         facts += [("reason", live["reason"])] if live["reason"] else []
     facts.append(("policy", state["policy"] if live is None else live["policy"]))
-    facts += _levers(state)
+    facts += _controls(state)
     if live is not None:
         facts += [("demand", _demand(live)), ("late", _late(live)), ("cache", _cache(live))]
-    elif state["healthy"]:
+    elif "replicas" in state:
         facts.append(("demand", "unknown: /v1/live needs the key of a client in WEIR_API_KEY"))
     places = (("config", state["config"]), ("logs", state["logs"]), ("targets", state["targets"]))
     facts += [(name, _short(path)) for name, path in places if path]
     return [*facts, ("dashboard", state["dashboard"]), ("process", str(state["pid"]))]
 
 
-def _levers(state: dict[str, Any]) -> list[tuple[str, str]]:
+def _controls(state: dict[str, Any]) -> list[tuple[str, str]]:
     """What the operator has changed. Only keys with the scope admin see who did it."""
     live, admin = state["live"], state["admin"]
     if admin is not None:

@@ -12,10 +12,10 @@ from fastapi import FastAPI
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
+from load_balancer.admin_controls import ControlTargets
 from load_balancer.http.api import create_app
 from load_balancer.http.api_keys import ApiKeys
 from load_balancer.lease import Lease
-from load_balancer.levers import LeverTargets
 from load_balancer.pool.serve_controller import ServeController
 from load_balancer.pool.serve_pool import ServePool
 from load_balancer.runner.balancer import Balancer
@@ -70,7 +70,7 @@ class LoadBalancer:
             shadow=self._service.cache.shadow,
             redraw=self._service.redraw,
             metrics=RayMetrics(),
-            targets=LeverTargets(
+            targets=ControlTargets(
                 self._service.controller.policy, None if controller is None else ServeController(*controller), client
             ),
         )

@@ -213,7 +213,7 @@ DRAINED = Metric(
 ADMIN_ACTIONS = Metric(
     "weir_admin_actions_total",
     "counter",
-    "Levers that operators moved; an unpin is also counted when the time of a pin is over.",
+    "Actions of operators; an unpin is also counted when the time of a pin is over.",
     _LB,
     (Label("action", ("pin", "unpin", "policy", "drain", "return", "purge")),),
 )

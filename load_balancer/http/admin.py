@@ -1,4 +1,4 @@
-"""The routes below ``/v1/admin``: the operator's levers. They need the scope admin, before a body is read."""
+"""The routes below ``/v1/admin``: the operator's controls. They need the scope admin, before a body is read."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def admin(balancer: Balancer, limits: LimitsConfig) -> APIRouter:
     Args:
         limits: of the size of a body, and of the time that it may take.
     """
-    router, levers = APIRouter(prefix=ADMIN), balancer.levers
+    router, controls = APIRouter(prefix=ADMIN), balancer.controls
 
     def state() -> Response:
         return reply(balancer.admin_state())
@@ -39,45 +39,45 @@ def admin(balancer: Balancer, limits: LimitsConfig) -> APIRouter:
     @_for_administrators
     async def pin(request: Request) -> Response:
         body = schema.parsed(schema.PinBody, await json_body(request, limits))
-        levers.set_pin(_who(request), body.values, body.for_s, body.reason)
+        controls.set_pin(_who(request), body.values, body.for_s, body.reason)
         return state()
 
     @router.delete("/pin", **schema.UNPIN)
     @_for_administrators
     async def unpin(request: Request) -> Response:
-        levers.unpin(_who(request))
+        controls.unpin(_who(request))
         return state()
 
     @router.put("/policy", **schema.SWITCH)
     @_for_administrators
     async def policy(request: Request) -> Response:
         body = schema.parsed(schema.PolicyBody, await json_body(request, limits))
-        await levers.switch_policy(_who(request), body.policy)
+        await controls.switch_policy(_who(request), body.policy)
         return state()
 
     @router.put("/replicas/{id}/drain", **schema.DRAIN)
     @_for_administrators
     async def drain(request: Request, id: str) -> Response:
         body = schema.parsed(schema.DrainBody, await json_body(request, limits))
-        levers.drain(_who(request), id, force=body.force)
+        controls.drain(_who(request), id, force=body.force)
         return state()
 
     @router.delete("/replicas/{id}/drain", **schema.RETURN)
     @_for_administrators
     async def restore(request: Request, id: str) -> Response:
-        levers.restore(_who(request), id)
+        controls.restore(_who(request), id)
         return state()
 
     @router.get("/cache", **schema.CACHE)
     @_for_administrators
     async def cache(request: Request) -> Response:
-        return reply(await levers.cache_statistics())
+        return reply(await controls.cache_statistics())
 
     @router.post("/cache/purge", **schema.PURGE)
     @_for_administrators
     async def purge(request: Request) -> Response:
         body = schema.parsed(schema.PurgeBody, await json_body(request, limits))
-        return reply(await levers.purge(_who(request), body.tenant))
+        return reply(await controls.purge(_who(request), body.tenant))
 
     return router
 

@@ -7,6 +7,7 @@ from typing import Annotated, Any, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from load_balancer.http.openapi import Described, errors
+from load_balancer.http.responses import to_json
 from weir.errors import (
     BodyTooLarge,
     BodyTooSlow,
@@ -38,8 +39,8 @@ class PinBody(_Body):
     for_s: float = Field(ge=LEAST_S, le=MOST_S, description=f"seconds until the pin ends, from {LEAST_S} to {MOST_S}")
     replicas: dict[str, Annotated[int, Field(ge=0, le=MOST_REPLICAS)]] | None = Field(
         None,
-        description="number of replicas by variant, the best one included; they add up to the replicas that are not "
-        "drained, and their variants are the chain",
+        description="number of replicas, 0 or more, by variant, the best one included; they add up to the replicas "
+        "that are not drained, and their variants are the chain",
     )
     thresholds: dict[str, Annotated[float, Field(ge=0, le=1)]] | None = Field(
         None, description="threshold in 0…1 by variant of the chain except the last"
@@ -112,7 +113,7 @@ class AdminAction(Described):
 
 
 class AdminState(Described):
-    """The plan in force, and the operator's levers."""
+    """The plan in force, and what operators changed."""
 
     plan: PlanDescription
     policy: str = Field(description="name of the policy that plans")
@@ -159,7 +160,7 @@ def parsed(kind: type[Body], raw: bytes) -> Body:
     field, param = str(problem["loc"][0]), ".".join(map(str, problem["loc"]))[:64]
     if problem["type"] == "extra_forbidden":
         raise InvalidRequest(f"there is no field {field[:64]!r}; known fields: {known}", param=param)
-    wrong = "is missing" if problem["type"] == "missing" else f"is {str(problem['input'])[:64]!r}"
+    wrong = "is missing" if problem["type"] == "missing" else f"is {to_json(problem['input']).decode()[:64]}"
     raise InvalidRequest(f"{param} {wrong}; accepted: {kind.model_fields[field].description}", param=param)
 
 
@@ -186,8 +187,8 @@ def _route(
     }
 
 
-_STATE = "The plan in force, and the levers"
-SHOW = _route("Get the plan in force, its reason, and the levers", AdminState, _STATE)
+_STATE = "The plan in force, and what operators changed"
+SHOW = _route("Get the plan in force, its reason, the replicas, and what operators changed", AdminState, _STATE)
 SET_PIN = _route(
     "Pin the plan or a part of it for a time; fields that are left out stay with the policy",
     AdminState,

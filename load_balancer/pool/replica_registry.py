@@ -203,6 +203,8 @@ class ReplicaRegistry:
             if live < planned:
                 pending.append(f"{role}: {live} of {planned} replicas ready")
             ready = ready and (live > 0 or planned == 0)
+        if self.drained and not self._dispatcher.ranks:
+            pending.append(f"{len(self.drained)} replicas are drained, and no other one takes work")
         age_s = round(self._clock() - self.plan_since, 3)
         return {
             "ready": ready,

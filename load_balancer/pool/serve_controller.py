@@ -17,7 +17,7 @@ CHECK_S = 30.0
 
 
 class ServeController:
-    """A :class:`~load_balancer.levers.ControllerClient` for ``deploy.control.ControlLoop``.
+    """A :class:`~load_balancer.admin_controls.ControllerClient` for ``deploy.control.ControlLoop``.
 
     Args:
         deployment, application: its names; it belongs to another application than the load balancer.

@@ -164,8 +164,8 @@ class MetricsRecorder:
         if self._counters_read_at is not None:
             record(metrics_of.CONTROLLER_SILENT, max(0.0, now - self._counters_read_at))
 
-    def record_levers(self, pinned: bool, drained: int, actions: Mapping[str, int]) -> None:
-        """Records the operator's levers.
+    def record_controls(self, pinned: bool, drained: int, actions: Mapping[str, int]) -> None:
+        """Records the operator's controls.
 
         Args:
             drained: number of drained replicas.

@@ -28,8 +28,8 @@ _CONTROL_S = 120.0
 
 
 class ServeCacheClient:
-    """A :class:`~load_balancer.runner.cache_client.CacheClient` and a :class:`~load_balancer.levers.CacheControl` for
-    ``cache.service.CacheService``.
+    """A :class:`~load_balancer.runner.cache_client.CacheClient` and a
+    :class:`~load_balancer.admin_controls.CacheControl` for ``cache.service.CacheService``.
 
     Args:
         wait_s: longest wait for a lookup.

@@ -45,7 +45,7 @@ LIVE = {
 }
 
 
-LEVERS = {
+CONTROLS = {
     "plan": {},
     "policy": "all-heavy",
     "pin": {"reason": "pinned by ops: a look", "until": 1e9, "left_s": 540.2, "thresholds": {"light": 0.4}},
@@ -59,14 +59,14 @@ LEVERS = {
 
 @pytest.fixture
 def service(tmp_path: Path) -> Iterator[Path]:
-    """The folder of a service whose load balancer needs the key ``secret`` for its counts, and ``root`` for levers."""
+    """The folder of a service whose load balancer needs the key ``secret`` for counts, and ``root`` for controls."""
 
     class Balancer(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             answer, scopes = {
                 "/readyz": (READY, [None, "Bearer secret", "Bearer root"]),
                 "/v1/live": (LIVE, ["Bearer secret", "Bearer root"]),
-                "/v1/admin/plan": (LEVERS, ["Bearer root"]),
+                "/v1/admin/plan": (CONTROLS, ["Bearer root"]),
             }[self.path]
             known = self.headers["authorization"] in scopes
             refused = {"error": {"message": "this key may not"}}

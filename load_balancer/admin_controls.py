@@ -1,4 +1,4 @@
-"""The operator's levers: pins, the policy, drained replicas and the cache, with a record of who moved which and when.
+"""The operator's controls: pin, policy, drained replicas and cache, with a record of who did what and when.
 
 They live in the load balancer, and end when its process does: then the configured policy plans for all replicas.
 """
@@ -26,7 +26,7 @@ TIME = "end of its time"
 
 
 class ControllerClient(Protocol):
-    """What the levers need of the controller; tests use a fake."""
+    """What the controls need of the controller; tests use a fake."""
 
     async def check_policy(self, name: str) -> None:
         """Checks that a policy can plan for this service.
@@ -39,7 +39,7 @@ class ControllerClient(Protocol):
 
 
 class CacheControl(Protocol):
-    """What the levers need of the cache; tests use a fake."""
+    """What the controls need of the cache; tests use a fake."""
 
     async def statistics(self) -> dict[str, Any]:
         """See :meth:`cache.cache.ApproximateCache.statistics`.
@@ -58,8 +58,8 @@ class CacheControl(Protocol):
         ...
 
 
-class LeverTargets(NamedTuple):
-    """What the levers of a service act on, besides the pool.
+class ControlTargets(NamedTuple):
+    """What the controls of a service act on, besides the pool.
 
     Attributes:
         policy: name of the configured policy.
@@ -74,7 +74,7 @@ class LeverTargets(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Action:
-    """A lever that was moved.
+    """An action of an operator.
 
     Attributes:
         at: unix time, seconds.
@@ -110,8 +110,8 @@ class TimedPin:
         return now >= self.ends_at
 
 
-class Levers:
-    """The levers of one load balancer. Lives on its event loop.
+class AdminControls:
+    """The controls of one load balancer. Lives on its event loop.
 
     Args:
         configured: the plan of the configuration.
@@ -129,7 +129,7 @@ class Levers:
         registry: ReplicaRegistry,
         configured: Plan,
         ladder: Sequence[str],
-        targets: LeverTargets = LeverTargets(),
+        targets: ControlTargets = ControlTargets(),
         *,
         clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
@@ -230,7 +230,7 @@ class Levers:
         return {"policy": self.policy, "pin": None if timed is None else timed.pin.to_dict()}
 
     def state(self) -> dict[str, Any]:
-        """The levers as they are, as JSON; actions are the newest first."""
+        """The controls as they are, as JSON; actions are the newest first."""
         timed = self.pin
         pin = None
         if timed is not None:

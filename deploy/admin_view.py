@@ -1,4 +1,4 @@
-"""Shows the operator's levers of a service to people: the plan in force, the pin, the replicas and the last actions."""
+"""Shows operators a running service: the plan in force, the pin, the replicas and the last actions."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def described(state: Mapping[str, Any]) -> Group:
 
 
 def rows_of(state: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Rows about levers that were moved: the pin, drained replicas, and the last actions."""
+    """Rows about what operators changed: the pin, drained replicas, and the last actions."""
     rows = []
     if (pin := state["pin"]) is not None:
         parts = "; ".join(f"{name} {_values(pin[name])}" for name in ("replicas", "thresholds", "batch") if name in pin)
