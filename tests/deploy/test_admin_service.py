@@ -46,12 +46,17 @@ class Up(NamedTuple):
         assert done.stdout == ""
         return done.exit_code, " ".join(done.stderr.split())
 
+    def state_when(self, condition: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+        """The first state that fulfils the condition."""
+        end = time.monotonic() + 120
+        while not condition(state := self.weir("admin", "plan")):
+            assert time.monotonic() < end, state
+            time.sleep(0.5)
+        return state
+
     def plan_when(self, condition: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
         """The first plan in force that fulfils the condition."""
-        end = time.monotonic() + 120
-        while not condition(plan := self.weir("admin", "plan")["plan"]):
-            assert time.monotonic() < end, plan
-            time.sleep(0.5)
+        plan: dict[str, Any] = self.state_when(lambda state: condition(state["plan"]))["plan"]
         return plan
 
     async def load(self, seconds: float) -> Counter[int]:
@@ -99,9 +104,9 @@ def test_a_threshold_and_replicas_are_pinned_for_a_time_and_unpinned(service: Up
 
 def test_a_pin_ends_by_itself(service: Up) -> None:
     service.weir("admin", "pin", "--for", "3", "--threshold", "light=0.321")
-    service.plan_when(lambda plan: plan["origin"] == "weir")
-    last = service.weir("admin", "plan")["actions"][0]
+    last = service.state_when(lambda state: state["pin"] is None)["actions"][0]
     assert (last["who"], last["action"]) == ("end of its time", "unpin")
+    service.plan_when(lambda plan: plan["origin"] == "weir")
 
 
 def test_another_policy_plans_without_a_restart_and_one_that_cannot_is_refused(service: Up) -> None:
