@@ -11,10 +11,11 @@ import time
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from operator import itemgetter
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
+from urllib.parse import unquote
 
 import numpy as np
 
@@ -22,7 +23,7 @@ from cache.encoder import Encoder
 from cache.policy.catalog import Catalog, Found, Gone
 from cache.policy.partition import Partitions, Settings
 from cache.store.backend import StoreFailed
-from cache.store.store import Record, SealedStore
+from cache.store.store import PREFIX, ROOT, Record, SealedStore
 from weir.core import CacheLookup, Resume
 from weir.prompt_levels import LevelHead
 from weir.states import capture_steps, state_key
@@ -62,6 +63,7 @@ class _OpenRequest:
 
     Attributes:
         pinned: the K of the found entry that are not evicted meanwhile.
+        purged: whether a purge since its lookup covers what it captures.
     """
 
     partition: str
@@ -70,6 +72,7 @@ class _OpenRequest:
     found: Found
     pinned: tuple[int, ...]
     since: float
+    purged: bool = False
 
 
 @dataclass
@@ -184,7 +187,10 @@ class ApproximateCache:
             if sought and resumed_at == sought:
                 self.catalog.use(entry, sought, found.match.wanted if found.match and found.k == sought else sought)
         try:
-            if captured:
+            if captured and ticket.purged:
+                self._to_delete += [Gone(ticket.partition, name, k) for k in captured]
+                self.sweep()
+            elif captured:
                 self._insert(name, ticket, tuple(captured), seen)
             if entry is not None and sought and resumed_at != sought:
                 self.counters.reasons["state_not_used"] += 1
@@ -223,6 +229,40 @@ class ApproximateCache:
         with suppress(StoreFailed):  # the next sweep tries again
             self.sweep()
         return len(self.catalog)
+
+    def purge(self, tenant: str | None = None) -> dict[str, int]:
+        """Deletes what a tenant, or every tenant, has cached: from the index and from the store.
+
+        States that runs in flight capture are deleted when these runs end.
+
+        Returns:
+            ``entries`` that left the index, and ``values`` that were deleted from the store.
+
+        Raises:
+            StoreFailed: some values remain in the store. The index is empty of them, and a repeated purge continues.
+        """
+        prefix = "" if tenant is None else Partitions.prefix(tenant)
+        before = len(self.catalog)
+        self.catalog.purge(prefix)
+        for name, ticket in self._open.items():
+            if ticket.partition.startswith(prefix):
+                self._open[name] = replace(ticket, purged=True)
+        count = self.store.purge(ROOT if tenant is None else PREFIX + prefix)
+        return {"entries": before - len(self.catalog), "values": count}
+
+    def statistics(self) -> dict[str, Any]:
+        """Counts of the index, and counts of requests since the start."""
+        return {
+            "entries": len(self.catalog),
+            "states": self.catalog.states,
+            "bytes": self.catalog.used_bytes,
+            "budget_bytes": self.catalog.budget_bytes,
+            "tenants": {unquote(tenant): count for tenant, count in sorted(self.catalog.tenants().items())},
+            "lookups": self.counters.lookups,
+            "served": {str(k): count for k, count in sorted(self.counters.served.items())},
+            "inserted": self.counters.inserted,
+            "evicted": self.counters.evicted,
+        }
 
     def sweep(self) -> None:
         """Deletes states that left the catalog from the store, and the records of entries without states.

@@ -114,6 +114,17 @@ class CacheService:
             await self._do(lambda cache: cache.finish(name, resumed_at, captured, sought, seen, refused))
             log.info("%s: ended, resumed at step %d, captured steps %s", name, resumed_at, list(captured))
 
+    async def statistics(self) -> dict[str, Any]:
+        """Calls :meth:`ApproximateCache.statistics`, and says whether lookups are answered."""
+        return {"ready": self.ready, **await self._do(lambda cache: cache.statistics())}
+
+    async def purge(self, tenant: str | None) -> dict[str, Any]:
+        """Calls :meth:`ApproximateCache.purge`; returns ``error`` where the store failed."""
+        try:
+            return dict(await self._do(lambda cache: cache.purge(tenant)))
+        except StoreFailed as error:
+            return {"error": error.message}
+
     async def check_health(self) -> None:
         """Runs the periodic work. Serve calls it every few seconds."""
         self._metrics.record()

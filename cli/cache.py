@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Iterable
 from contextlib import suppress
 from functools import partial
@@ -12,6 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from cache.policy.selector import By
+from cli.admin import check_tenant, purge_through
 from cli.terminal import FamilyOption, JsonOption, error_exit, note, print_json, print_line, progress
 from weir.assets import FAMILY
 from weir.config import CacheConfig, load_family
@@ -340,23 +342,30 @@ def purge(
     tls_ca: TlsOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Delete the cached entries of one tenant or of all. A running service stops using them at once.
+    """Delete the cached entries of one tenant or of all.
+
+    Without --url, the service that is up does it, as with `weir admin purge`. If none is up or --url is given, only the
+    store is purged: a service that uses this store keeps its index, and misses until it has noticed for every entry.
 
     Example: weir cache purge --tenant acme
     """
     from cache.policy.partition import Partitions
     from cache.store.store import PREFIX, ROOT
+    from deploy.api_client import ApiClient
 
     with error_exit():
-        if (tenant is None) != everything:
-            raise ConfigError("give either --tenant NAME or --all")
-        store = _store(url, secret_file, tls_ca, writing=True)
-        prefix = ROOT if tenant is None else PREFIX + Partitions.prefix(tenant)
-        count = _call_store(lambda: store.purge(prefix))
+        check_tenant(tenant, everything)
+        if url is None and (running := _running()) is not None:
+            note(f"{running.name} is up and purges its cache")
+            deleted = purge_through(ApiClient(running.url, os.environ.get("WEIR_API_KEY")), tenant)["values"]
+        else:
+            store = _store(url, secret_file, tls_ca, writing=True)
+            prefix = ROOT if tenant is None else PREFIX + Partitions.prefix(tenant)
+            deleted = _call_store(lambda: store.purge(prefix))
     if as_json:
-        print_json({"deleted": count})
+        print_json({"deleted": deleted})
     else:
-        print_line(f"deleted {count} values")
+        print_line(f"deleted {deleted} values")
 
 
 @app.command("export")
@@ -404,24 +413,28 @@ def _store(url: str | None, secret_file: Path | None, tls_ca: Path | None, *, wr
     Args:
         writing: whether the server has to accept writes.
     """
-    import os
-
     from cache.factory import URL, connected, secrets
     from cache.store.store import SealedStore
-    from deploy.state import find
-    from weir.errors import ServiceError
 
     secret = ""
-    if url is None and URL not in os.environ:
-        with suppress(ServiceError):  # no service is up; missing settings are reported below
-            _, service = find()
-            url, secret = service.cache_url or None, service.cache_secret
+    if url is None and URL not in os.environ and (service := _running()) is not None:
+        url, secret = service.cache_url or None, service.cache_secret
     named, certificates = (None if path is None else str(path) for path in (secret_file, tls_ca))
     config = CacheConfig(url=url, secret_file=named, tls_ca=certificates)
     backend = connected(config, patience_s=_REDIS_TIMEOUT_S)
     first, *retired = secrets(config, secret)  # what is missing here is known without asking the server
     _call_store(partial(backend.check, writing=writing))
     return SealedStore(backend, first, config.compression, retired)
+
+
+def _running() -> Any:
+    """The service that is up; None where none is, or several are. What is then missing is reported by others."""
+    from deploy.state import find
+    from weir.errors import ServiceError
+
+    with suppress(ServiceError):
+        return find()[1]
+    return None
 
 
 def _call_store(work: Any) -> Any:

@@ -25,7 +25,9 @@ def new(
     batch: Annotated[bool, typer.Option("--batch", help="Low priority: requests wait for interactive ones.")] = False,
     images_per_minute: Annotated[float | None, typer.Option(help="Largest number of images per minute.")] = None,
     concurrent_images: Annotated[int | None, typer.Option(help="Largest number of images at once.")] = None,
-    admin: Annotated[bool, typer.Option("--admin", help="May see and cancel the requests of every key.")] = False,
+    admin: Annotated[
+        bool, typer.Option("--admin", help="May see and cancel every request, and use `weir admin`.")
+    ] = False,
 ) -> None:
     """Create a key, print it once, and store only its digest. A running service reads it within a second.
 

@@ -13,7 +13,7 @@ from typing import Annotated, NoReturn
 try:
     import typer
 
-    from cli import cache, calibrate, check, family, generate, keys, levels, plan, score, serve, trace
+    from cli import admin, cache, calibrate, check, family, generate, keys, levels, plan, score, serve, trace
     from weir import __version__
 except KeyboardInterrupt:  # the imports take long enough to press Ctrl-C
     sys.exit(130)
@@ -67,6 +67,7 @@ for command in (
     calibrate.calibrate,
 ):
     app.command()(command)
+app.add_typer(admin.app, name="admin")
 app.add_typer(cache.app, name="cache")
 app.add_typer(keys.app, name="keys")
 app.add_typer(levels.app, name="levels")

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from controller.observation import Batch, Observation
+from weir.pin import Pin
 from weir.plan import Plan
 
 Key = TypeVar("Key", float, int)
@@ -38,6 +39,8 @@ class Counters:
         fetches: seconds of each fetch since the last snapshot.
         in_flight, deferred_in_flight, late_answers, late_deferred: see :class:`Observation`.
         classes: number of requests, by the predicted class of their prompt.
+        policy: name of the policy that is to plan; "" for that of the configuration.
+        pin: the operator's pin in force.
     """
 
     plan: Plan
@@ -62,6 +65,8 @@ class Counters:
     confidences_by_variant: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     classes: Mapping[int, int] = field(default_factory=dict)
     verdicts: int = 0
+    policy: str = ""
+    pin: Pin | None = None
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> Counters:
@@ -98,6 +103,8 @@ class Counters:
             },
             classes={int(each): int(count) for each, count in fields.get("classes", {}).items()},
             verdicts=int(fields.get("verdicts", 0)),
+            policy=str(fields.get("policy", "")),
+            pin=None if fields.get("pin") is None else Pin.from_dict(fields["pin"]),
         )
 
     def since(self, before: Counters | None, now_s: float) -> Observation:

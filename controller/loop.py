@@ -11,7 +11,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from controller.counters import Counters
@@ -21,7 +21,8 @@ from controller.policy import Policy
 from solvers.solution import Solution
 from weir import metrics as metrics_of
 from weir.errors import PlanError
-from weir.plan import Plan
+from weir.pin import fitted, held
+from weir.plan import PINNED, Plan
 from weir.telemetry import Metrics, NoMetrics
 
 log = logging.getLogger(__name__)
@@ -40,7 +41,8 @@ class Controller:
     """Runs one policy on one live pool, on a single thread.
 
     Args:
-        make_policy: makes a new policy; called at the start, after each failure of the policy, and when it is outdated.
+        make_policy: makes a new policy by its name, "" for that of the configuration; called at the start, after each
+            failure of the policy, when it is outdated, and when another one is to plan.
         size: number of replicas of the pool. A plan covers the live ones; Serve restarts the others meanwhile.
         look: returns the counters of the load balancer; its argument is the previous snapshot.
         publish: publishes a plan, or raises when it cannot; its second argument is the plan in force.
@@ -56,7 +58,7 @@ class Controller:
 
     def __init__(
         self,
-        make_policy: Callable[[], Policy],
+        make_policy: Callable[[str], Policy],
         size: int,
         *,
         look: Callable[[Counters | None], Counters],
@@ -86,6 +88,8 @@ class Controller:
 
     def _reset(self) -> None:
         self._policy: Policy | None = None
+        self._policy_name: str | None = None
+        self._wanted: Plan | None = None  # the policy's last plan, without the operator's pin
         self._before: Counters | None = None
         self._published: Plan | None = None
         self._ranks = LiveRanks()
@@ -122,9 +126,9 @@ class Controller:
         self._version = max(self._version, seen.plan.version)
         if not seen.ranks or self._is_starting(seen):
             return  # there are no replicas, or too few, to apply a plan
-        plan = self._decide(seen, before)
         latest = self._published if self._published and self._published.version > seen.plan.version else seen.plan
-        if plan is not None and plan != replace(latest, version=plan.version):
+        plan = self._next(seen, self._decide(seen, before), latest)
+        if plan is not None and _differs(plan, latest):
             self._send(plan, seen.plan)
             self._record_change(seen.plan, plan)
         elif latest is not seen.plan and self._clock() - self._published_at > APPLY_S:
@@ -139,22 +143,50 @@ class Controller:
         return self._starting_since is not None
 
     def _decide(self, seen: Counters, before: Counters | None) -> Plan | None:
-        """Returns the next plan of the policy for the whole pool. A policy that fails is replaced in the next step."""
+        """Returns the next plan of the policy for the live replicas. A policy that fails is replaced in the next
+        step."""
         policy, self._policy = self._policy, None
-        if self._outdated() or policy is None:
-            policy, self._policy_since = self._make_policy(), self._clock()
-            if seen.plan.version > CONFIGURED or len(seen.ranks) < self._size:
-                policy.resume(seen.plan)
-                plan = None
-            else:
-                plan = policy.first_plan()
+        switched = self._policy_name not in (None, seen.policy)
+        if self._outdated() or policy is None or switched:
+            policy, self._policy_since = self._make_policy(seen.policy), self._clock()
+            self._policy_name = seen.policy
+            plan = self._begin(policy, seen, switched)
         else:
             plan = policy.observe(seen.since(before, self._clock() - self._policy_since))
         self._record_account(policy)
         if plan is not None:
-            plan = spread(plan, seen.ranks, self._size)
+            plan = replace(plan, origin=seen.policy)
+            check_size(plan, self._live(seen))
         self._policy = policy
         return plan
+
+    def _begin(self, policy: Policy, seen: Counters, switched: bool) -> Plan | None:
+        """Returns the first plan of a new policy; None if it continues from the plan in force."""
+        if switched or seen.plan.origin not in ("", seen.policy):  # of another policy, or pinned
+            return fitted(policy.first_plan(), len(self._live(seen)))
+        if seen.plan.version > CONFIGURED or len(seen.ranks) < self._size:
+            policy.resume(seen.plan)
+            return None
+        return policy.first_plan()
+
+    def _next(self, seen: Counters, plan: Plan | None, latest: Plan) -> Plan | None:
+        """Returns the plan for the whole pool that is to be in force; None if there is no other.
+
+        Args:
+            plan: the policy's next plan, if it has one.
+            latest: the last published plan, or the plan in force.
+        """
+        self._wanted = plan or self._wanted
+        live = self._live(seen)
+        if seen.pin is not None:
+            plan = held(self._wanted or seen.pin.plan, seen.pin, len(live))
+        elif plan is None and self._wanted is not None and latest.origin == PINNED:  # the pin has ended
+            plan = fitted(self._wanted, len(live))
+        return None if plan is None else spread(plan, live, self._size)
+
+    def _live(self, seen: Counters) -> list[int]:
+        """The live ranks of the pool that a plan is for."""
+        return [rank for rank in seen.ranks if rank < self._size]
 
     def _send(self, plan: Plan, running: Plan) -> None:
         self._version += 1
@@ -162,7 +194,7 @@ class Controller:
         try:
             self._publish(plan, running)
         except Exception:
-            if self._policy is not None:
+            if self._policy is not None and plan.origin != PINNED:
                 self._policy.resume(running)  # its own last plan did not come into force
             raise
         self._published, self._published_at = plan, self._clock()
@@ -193,16 +225,34 @@ class Controller:
         self._metrics.add(metrics_of.ROLE_FLIPS, flips)
 
 
-def spread(plan: Plan, ranks: Iterable[int], size: int) -> Plan:
-    """Extends a plan for the live replicas to all ranks of the pool. Ranks that are restarting get the last assignment.
+def _differs(plan: Plan, latest: Plan) -> bool:
+    """Whether a plan has to be published after the latest one. An equal plan has to if only one of them is pinned, so
+    that the plan in force tells whether the end of a pin was published."""
+    return plan != replace(latest, version=plan.version) or (plan.origin == PINNED) != (latest.origin == PINNED)
+
+
+def check_size(plan: Plan, ranks: Sequence[int]) -> None:
+    """Checks that a plan is for the live replicas.
+
+    Raises:
+        PlanError: it is for another number of replicas.
+    """
+    if len(plan.assignments) != len(ranks):
+        raise PlanError(f"the plan is for {len(plan.assignments)} replicas and {len(ranks)} are alive")
+
+
+def spread(plan: Plan, ranks: Sequence[int], size: int) -> Plan:
+    """Extends a plan for the live replicas to all ranks of the pool. Other ranks, which restart or are drained, get the
+    last assignment.
+
+    Args:
+        ranks: ranks of the live replicas, ascending and below ``size``.
 
     Raises:
         PlanError: the plan is for another number of replicas.
     """
-    live = sorted(rank for rank in ranks if rank < size)
-    if len(plan.assignments) != len(live):
-        raise PlanError(f"the plan is for {len(plan.assignments)} replicas and {len(live)} are alive")
+    check_size(plan, ranks)
     assignments = [plan.assignments[-1]] * size
-    for assignment, rank in zip(plan.assignments, live, strict=True):
+    for assignment, rank in zip(plan.assignments, ranks, strict=True):
         assignments[rank] = assignment
     return replace(plan, assignments=tuple(assignments))

@@ -15,7 +15,7 @@ from ray.serve import Application
 
 from cache.factory import check_redis, open_store
 from cache.service import CacheService
-from deploy.serve_config import BALANCER, CACHE, ON_HEAD, POOL, located
+from deploy.serve_config import BALANCER, CACHE, CONTROLLER, CONTROLLER_APPLICATION, ON_HEAD, POOL, located
 from load_balancer.deployment import ServedLoadBalancer
 from weir.config import FamilyConfig, PoolConfig, load_service
 from weir.profiles import load_profile
@@ -102,6 +102,7 @@ def build(args: AppArgs) -> Application:
         load_profile(profile, family.keys).model_dump(mode="json") if profile else None,
         plan,
         cache if cached else None,
+        (CONTROLLER, CONTROLLER_APPLICATION) if service.controlled else None,
     )
 
 

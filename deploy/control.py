@@ -25,7 +25,7 @@ from ray.serve.handle import DeploymentHandle
 
 from controller.counters import Counters
 from controller.loop import Controller
-from deploy.policy import policy_of
+from deploy.policy import level_head, policy_of, refusal
 from deploy.publish import Publisher
 from deploy.serve_config import APPLICATION, BALANCER, CONTROLLER, ON_HEAD, located
 from weir.config import FamilyConfig, ServiceConfig, load_service
@@ -33,7 +33,7 @@ from weir.errors import ConfigError, NotReady
 from weir.logs import configure
 from weir.loopback import keep_to_loopback
 from weir.plan import Plan
-from weir.prompt_levels import LevelHead, WatchedHead
+from weir.prompt_levels import WatchedHead
 from weir.ray_private import dashboard_address
 from weir.telemetry import RayMetrics
 
@@ -64,8 +64,7 @@ def build(args: ControlArgs) -> Application:
     service, family = load_service(located(args.config))
     if not service.controlled:
         raise ConfigError(f"{args.config}: controller.policy is static: there is nothing to plan")
-    head = None if service.cache.levels is None else LevelHead.load(Path(service.cache.levels))
-    policy_of(service, head)  # raises now instead of once a second
+    policy_of(service, level_head(service))  # raises now instead of once a second
     if service.cache.shadow:
         from quality.suite import family_suite
 
@@ -126,7 +125,7 @@ def controller(service: ServiceConfig, edges: Edges) -> Controller:
     """
     levels = None if service.cache.levels is None else WatchedHead(Path(service.cache.levels))
     return Controller(
-        lambda: policy_of(service, levels.head if levels else None),
+        lambda name: policy_of(service, levels.head if levels else None, name),
         service.plan.size,
         outdated=levels.renewed if levels else lambda: False,
         look=edges.look,
@@ -148,15 +147,20 @@ class ControlLoop:
         keep_to_loopback()
         configure("controller")
         self._edges, self._stop = Edges(), threading.Event()
-        config = ServiceConfig.model_validate(service)
+        self._service = config = ServiceConfig.model_validate(service)
+        self._family = FamilyConfig.model_validate(family)
         it = controller(config, self._edges)
         self._thread = threading.Thread(target=it.run, args=(self._stop,), name="controller", daemon=True)
         self._thread.start()
         if config.cache.shadow:
             from deploy.shadow import ShadowLoop  # imported here because it loads torch
 
-            check = ShadowLoop(config, FamilyConfig.model_validate(family), self._edges.sample, RayMetrics())
+            check = ShadowLoop(config, self._family, self._edges.sample, RayMetrics())
             threading.Thread(target=check.run, args=(self._stop,), name="shadow", daemon=True).start()
+
+    async def check_policy(self, name: str) -> str:
+        """See :func:`deploy.policy.refusal`."""
+        return await asyncio.to_thread(refusal, name, self._service, self._family.keys)
 
     def check_health(self) -> None:
         if not self._thread.is_alive():

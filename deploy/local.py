@@ -16,7 +16,7 @@ from rich.text import Text
 
 from cache.factory import check_choices
 from deploy.cluster import existing
-from deploy.policy import policy_of
+from deploy.policy import level_head, policy_of
 from deploy.preflight import preflight, scratch_folder
 from deploy.state import FOLDER, Service, StateFile, find, find_killed
 from deploy.supervisor import Progress, ServiceProcess, Start, end_service, grace_s, stop_signals
@@ -24,7 +24,6 @@ from weir.config import FamilyConfig, ServiceConfig, load_keys, load_service
 from weir.errors import ConfigError, ServiceError, WeirError
 from weir.ports import listenable
 from weir.profiles import load_profile
-from weir.prompt_levels import LevelHead
 from workers.models.checkpoint import check_family
 
 #: Time within which an ended service has released its name, seconds.
@@ -203,7 +202,7 @@ def _check_policy(config_path: Path | str, service: ServiceConfig) -> None:
         ConfigError: a measurement is missing; the message names it and the file.
     """
     try:
-        policy_of(service, None if service.cache.levels is None else LevelHead.load(Path(service.cache.levels)))
+        policy_of(service, level_head(service))
     except ConfigError as error:
         raise ConfigError(f"{config_path}: controller.policy: {error.message}") from None
 

@@ -3,13 +3,17 @@ starts."""
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from pathlib import Path
+
 from cache.policy.resume_quality import load_resume_quality, resumed_share
 from cache.policy.selector import PUBLISHED, By, load_selector
 from controller.policy import Policy
-from controller.registry import make_policy
+from controller.registry import POLICIES, make_policy
 from controller.service_ladder import StoredStates
 from controller.setting import Setting
 from weir.config import CacheConfig, ServiceConfig
+from weir.errors import WeirError
 from weir.profiles import load_profile
 from weir.prompt_levels import LevelHead
 
@@ -37,10 +41,11 @@ def stored_states(cache: CacheConfig, steps: int) -> StoredStates | None:
     return StoredStates(dict(zip(selector.ks, mean.tolist(), strict=True)), shares)
 
 
-def policy_of(service: ServiceConfig, levels: LevelHead | None = None) -> Policy:
+def policy_of(service: ServiceConfig, levels: LevelHead | None = None, name: str = "") -> Policy:
     """Makes a new policy for a service.
 
     Args:
+        name: another policy than the configured one.
         levels: the level head in force; None when prompts are not distinguished.
 
     Raises:
@@ -52,4 +57,32 @@ def policy_of(service: ServiceConfig, levels: LevelHead | None = None) -> Policy
     resumed = resumed_share(service.cache.selector) if service.cache.mode != "off" else 1.0
     states = stored_states(service.cache, profile.heavy.steps)
     setting = Setting.of(profile, service.plan.size, service.slo_s, levels, resumed, states)
-    return make_policy(service.controller.policy, setting)
+    return make_policy(name or service.controller.policy, setting)
+
+
+def level_head(service: ServiceConfig) -> LevelHead | None:
+    """Reads the level head of a service; None where prompts are not distinguished.
+
+    Raises:
+        ConfigError: the file is invalid.
+    """
+    return None if service.cache.levels is None else LevelHead.load(Path(service.cache.levels))
+
+
+def refusal(name: str, service: ServiceConfig, variants: Collection[str]) -> str:
+    """Returns why a policy cannot plan for a running service; empty if it can.
+
+    Only registered names and the configured policy are accepted, so that no request makes the controller import other
+    code.
+
+    Args:
+        variants: keys of the variants that the replicas hold.
+    """
+    known = tuple(dict.fromkeys((*POLICIES, service.controller.policy)))
+    if name not in known:
+        return f"policy is {name[:64]!r}; accepted: {', '.join(known)}"
+    try:
+        policy_of(service, level_head(service), name).first_plan().check(variants)
+    except WeirError as error:
+        return f"policy {name} cannot plan for this service: {error.message}"
+    return ""

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import httpx
 from rich import box
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from deploy.admin_view import SHOWN, rows_of
+from deploy.api_client import ApiClient
 from deploy.local import status as state_of
 from deploy.state import FOLDER
+from weir.errors import WeirError
 
 #: Seconds to wait for the load balancer's counts.
 TIMEOUT_S = 5.0
@@ -20,6 +24,9 @@ TIMEOUT_S = 5.0
 _SHOWN = frozenset(
     [
         "reason",
+        "policy",
+        "pinned_until",
+        "drained",
         "demand_rps",
         "arrivals",
         "in_flight",
@@ -35,7 +42,8 @@ _SHOWN = frozenset(
 
 
 def status(name: str | None = None, *, key: str | None = None, folder: Path = FOLDER) -> dict[str, Any]:
-    """The state of a service, with the response of ``/v1/live`` in ``live``; None where it needs another key.
+    """The state of a service, with the response of ``/v1/live`` in ``live``, and of ``/v1/admin/plan`` in ``admin``;
+    None where they need another key.
 
     Args:
         key: API key of the service, if it needs one.
@@ -44,18 +52,16 @@ def status(name: str | None = None, *, key: str | None = None, folder: Path = FO
         ServiceError: as :func:`deploy.local.status`.
     """
     state = state_of(name, folder=folder)
-    return {**state, "live": _live(state["url"], key) if state["healthy"] else None}
-
-
-def _live(url: str, key: str | None) -> dict[str, Any] | None:
-    headers = {"authorization": f"Bearer {key}"} if key else {}
-    try:
-        answer = httpx.get(f"{url}/v1/live", headers=headers, timeout=TIMEOUT_S, trust_env=False)
-        live = answer.json() if answer.is_success else None
-    except (httpx.HTTPError, ValueError):
-        return None
+    live = admin = None
+    if "replicas" in state:
+        client = ApiClient(state["url"], key, TIMEOUT_S)
+        with suppress(WeirError):
+            live = client.call("GET", "/v1/live")
+        with suppress(WeirError):
+            admin = client.call("GET", "/v1/admin/plan")
     # A service of another version may answer with other fields.
-    return live if isinstance(live, dict) and live.keys() >= _SHOWN else None
+    known = {"live": (live, _SHOWN), "admin": (admin, SHOWN)}
+    return {**state, **{name: it if it and it.keys() >= shown else None for name, (it, shown) in known.items()}}
 
 
 def described(state: dict[str, Any]) -> Group:
@@ -91,14 +97,28 @@ def _facts(state: dict[str, Any]) -> list[tuple[str, str]]:
     live = state["live"]
     if live is not None:
         facts += [("reason", live["reason"])] if live["reason"] else []
-    facts.append(("policy", state["policy"]))
+    facts.append(("policy", state["policy"] if live is None else live["policy"]))
+    facts += _controls(state)
     if live is not None:
         facts += [("demand", _demand(live)), ("late", _late(live)), ("cache", _cache(live))]
-    elif state["healthy"]:
+    elif "replicas" in state:
         facts.append(("demand", "unknown: /v1/live needs the key of a client in WEIR_API_KEY"))
     places = (("config", state["config"]), ("logs", state["logs"]), ("targets", state["targets"]))
     facts += [(name, _short(path)) for name, path in places if path]
     return [*facts, ("dashboard", state["dashboard"]), ("process", str(state["pid"]))]
+
+
+def _controls(state: dict[str, Any]) -> list[tuple[str, str]]:
+    """What the operator has changed. Only keys with the scope admin see who did it."""
+    live, admin = state["live"], state["admin"]
+    if admin is not None:
+        return rows_of(admin)
+    rows = []
+    if live is not None and live["pinned_until"] is not None:
+        rows.append(("pin", time.strftime("until %H:%M:%S", time.localtime(live["pinned_until"]))))
+    if live is not None and live["drained"]:
+        rows.append(("drained", f"{live['drained']} replicas"))
+    return rows
 
 
 def _demand(live: dict[str, Any]) -> str:

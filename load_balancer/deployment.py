@@ -12,9 +12,11 @@ from fastapi import FastAPI
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
+from load_balancer.admin_controls import ControlTargets
 from load_balancer.http.api import create_app
 from load_balancer.http.api_keys import ApiKeys
 from load_balancer.lease import Lease
+from load_balancer.pool.serve_controller import ServeController
 from load_balancer.pool.serve_pool import ServePool
 from load_balancer.runner.balancer import Balancer
 from load_balancer.runner.serve_cache_client import ServeCacheClient
@@ -43,11 +45,17 @@ class LoadBalancer:
         profile: dict[str, Any] | None,
         plan: dict[str, Any],
         cache: DeploymentHandle | None = None,
+        controller: tuple[str, str] | None = None,
     ):
+        """
+        Args:
+            controller: names of the controller's deployment and application; None where none runs.
+        """
         keep_to_loopback()
         configure("load-balancer")
         self._service = ServiceConfig.model_validate(service)
         self._family = FamilyConfig.model_validate(family)
+        client = None if cache is None else ServeCacheClient(cache, self._service.cache.lookup_s)
         self.balancer = Balancer(
             ServePool(pool),
             Plan.from_dict(plan),
@@ -56,12 +64,15 @@ class LoadBalancer:
             queued=self._service.limits.queued,
             drain_s=self._service.drain_s,
             profile=None if profile is None else Profile.model_validate(profile),
-            cache=None if cache is None else ServeCacheClient(cache, self._service.cache.lookup_s),
+            cache=client,
             cache_mode=self._service.cache.mode,
             direct=self._service.cache.direct,
             shadow=self._service.cache.shadow,
             redraw=self._service.redraw,
             metrics=RayMetrics(),
+            targets=ControlTargets(
+                self._service.controller.policy, None if controller is None else ServeController(*controller), client
+            ),
         )
         http = self._service.http
         self._api_keys = ApiKeys(self._service.keys_file, open_admin=http.is_local)

@@ -22,7 +22,7 @@ from testing.toy_family import FAMILY, PROFILE
 #: A known idempotency key with another request is the one thing that a schema cannot forbid: 422.
 CONFIG = """
 [checks.positive_data_acceptance]
-expected-statuses = ["2xx", "401", "404", "409", "422", "429", "503"]
+expected-statuses = ["2xx", "401", "403", "404", "409", "422", "429", "503"]
 """
 
 

@@ -209,7 +209,7 @@ MUTATIONS = (
     ),
     Mutation(
         "a body may be of any length",
-        "load_balancer/http/generations.py",
+        "load_balancer/http/body.py",
         "if len(body) > most_bytes:",
         "if len(body) > 2**20:",
         "tests/load_balancer/http/test_api.py::test_a_large_body_is_refused_without_being_read",
@@ -220,6 +220,27 @@ MUTATIONS = (
         "if job is None and caller.admin:",
         "if job is None:",
         "tests/load_balancer/http/test_jobs.py::test_only_its_caller_and_an_administrator_find_a_request",
+    ),
+    Mutation(
+        "every key may change the service",
+        "load_balancer/http/admin.py",
+        "if not _caller(request).admin:",
+        "if False:",
+        "tests/load_balancer/http/test_admin.py::test_a_key_without_the_scope_admin_is_refused_and_nothing_changes",
+    ),
+    Mutation(
+        "a drained replica goes on getting images",
+        "load_balancer/pool/draining.py",
+        'return [it for it in described if it["replica"] not in drained]',
+        "return list(described)",
+        "tests/load_balancer/pool/test_draining.py::test_a_drained_replica_finishes_what_it_has_and_gets_nothing_new",
+    ),
+    Mutation(
+        "a pin holds for ever",
+        "load_balancer/admin_controls.py",
+        "return now >= self.ends_at",
+        "return False",
+        "tests/load_balancer/test_admin_controls.py::test_a_pin_ends_by_the_monotonic_clock_whatever_the_wall_clock_says",
     ),
     Mutation(
         "the search for a key stops where it is found",

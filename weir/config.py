@@ -363,7 +363,9 @@ class KeyConfig(_Strict):
     priority: Literal["interactive", "batch"] = "interactive"
     images_per_minute: float | None = Field(None, gt=0, description="mean rate; a minute's images may come at once")
     concurrent_images: int | None = Field(None, ge=1, description="largest number of images in flight")
-    admin: bool = Field(False, description="may see and cancel the requests of every key")
+    admin: bool = Field(
+        False, description="may see and cancel the requests of every key, and change the running service"
+    )
 
 
 class KeysConfig(_Strict):

@@ -6,6 +6,8 @@ WeirError
 │   ├── NotFound        404  the resource does not exist, has expired, or belongs to another client
 │   └── KeyReused       422  an idempotency key was used before with another request
 ├── Unauthorized        401  the API key is missing or unknown
+├── Forbidden           403  the API key lacks the scope that the call needs
+├── Conflict            409  the state of the service does not allow the call; nothing changed
 ├── Cancelled           409  a client cancelled the request before its image was ready
 ├── BodyTooLarge        413
 ├── BodyTooSlow         408  the body did not arrive in time
@@ -86,6 +88,18 @@ class Unauthorized(WeirError):
     status = 401
     kind = "authentication_error"
     code = "invalid_api_key"
+
+
+class Forbidden(WeirError):
+    status = 403
+    kind = "permission_error"
+    code = "forbidden"
+
+
+class Conflict(WeirError):
+    status = 409
+    kind = "invalid_request_error"
+    code = "conflict"
 
 
 class RateLimited(WeirError):

@@ -206,6 +206,17 @@ PLAN_BATCH_SIZE = Metric(
 PLAN_ADMITTED = Metric(
     "weir_plan_admitted_rps", "gauge", "Requests per second that the plan admits; -1 when there is no limit.", _LB
 )
+PINNED = Metric("weir_pinned", "gauge", "1 while an operator's pin holds the plan or a part of it.", _LB)
+DRAINED = Metric(
+    "weir_drained_replicas", "gauge", "Drained replicas: they finish what they have, and get nothing new.", _LB
+)
+ADMIN_ACTIONS = Metric(
+    "weir_admin_actions_total",
+    "counter",
+    "Actions of operators; an unpin is also counted when the time of a pin is over.",
+    _LB,
+    (Label("action", ("pin", "unpin", "policy", "drain", "return", "purge")),),
+)
 CONTROLLER_SILENT = Metric(
     "weir_controller_silent_seconds",
     "gauge",

@@ -22,6 +22,8 @@ from weir.errors import PlanError
 
 #: Keys of the variants in a ladder of two.
 LIGHT, HEAVY = "light", "heavy"
+#: Origin of a plan that contains an operator's pin; see :mod:`weir.pin`.
+PINNED = "pin"
 #: Plans are counted from 0; a version beyond this is a mistake, and no later plan could replace it.
 MAX_VERSION = 2**53
 
@@ -170,6 +172,8 @@ class Plan:
         admitted_rps: requests per second to admit; None admits all.
         routing: deals requests to approximation levels instead of sending them through the chain.
         reason: why the plan is what it is, in words for a log or a report; plans that differ in it alone are equal.
+        origin: name of the policy that made the plan, :data:`PINNED`, or "" for the plan of the configuration; plans
+            that differ in it alone are equal.
     """
 
     version: int
@@ -180,6 +184,7 @@ class Plan:
     rules: Rules = Rules()
     routing: LevelRouting | None = None
     reason: str = field(default="", compare=False)
+    origin: str = field(default="", compare=False)
     counts: Mapping[str, int] = field(init=False, repr=False, compare=False)  #: replicas by role
     first: str = field(init=False, repr=False, compare=False)  #: the first variant of the chain
     #: The last variant of the chain, whose images nobody defers and whose states are cached.
@@ -325,6 +330,7 @@ class Plan:
             "rules": asdict(self.rules),
             "routing": routing,
             "reason": self.reason,
+            "origin": self.origin,
         }
 
     @classmethod
@@ -352,6 +358,7 @@ class Plan:
                 rules=_rules(given["rules"]) if given.get("rules") is not None else Rules(),
                 routing=None if given.get("routing") is None else _routing(given["routing"]),
                 reason=str(given.get("reason", "")),
+                origin=str(given.get("origin", "")),
             )
         except KeyError as error:
             raise PlanError(f"the key {error} is missing") from None

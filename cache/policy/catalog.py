@@ -278,6 +278,23 @@ class Catalog:
         self._eviction.insert(entry, sizes)
         return leaving + self.make_room(0)
 
+    def purge(self, prefix: str) -> list[Gone]:
+        """Removes every entry of the partitions whose names begin with the prefix, pinned ones included; returns their
+        states."""
+        leaving = [
+            Gone(known.partition, name, k)
+            for name, known in self._entries.items()
+            if known.partition.startswith(prefix)
+            for k in known.sizes
+        ]
+        for gone in leaving:
+            self.drop(gone.entry, gone.k)
+        return leaving
+
+    def tenants(self) -> Counter[str]:
+        """Number of entries by the part of their partition's name before the first ``|``, which is the tenant."""
+        return Counter(known.partition.partition("|")[0] for known in self._entries.values())
+
     def make_room(self, size_bytes: int) -> list[Gone]:
         """Evicts states until ``size_bytes`` are free; pinned states stay, so the budget can be exceeded for a short
         time."""

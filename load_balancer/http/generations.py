@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
 import secrets
 from collections.abc import AsyncIterator
@@ -13,6 +12,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import StreamingResponse
 
 from load_balancer.http import responses
+from load_balancer.http.body import json_body
 from load_balancer.http.events import events
 from load_balancer.http.headers import idempotency_key, later, seed_of
 from load_balancer.http.image_encoding import encoded
@@ -25,7 +25,6 @@ from load_balancer.runner.balancer import Balancer
 from load_balancer.runner.generation_request import GenerationRequest
 from load_balancer.runner.generation_task import GeneratedImage
 from weir.config import LimitsConfig
-from weir.errors import BodyTooLarge, BodyTooSlow, InvalidRequest
 
 
 def generations(balancer: Balancer, rules: RequestRules, store: ImageStore, limits: LimitsConfig) -> APIRouter:
@@ -56,7 +55,7 @@ def generations(balancer: Balancer, rules: RequestRules, store: ImageStore, limi
     @typed_errors
     async def generate(request: Request) -> Response:
         key = idempotency_key(request.headers.get("idempotency-key"))
-        wanted = _wanted(rules.read(await _body(request, limits)), request, key)
+        wanted = _wanted(rules.read(await json_body(request, limits)), request, key)
         postponed = None if wanted.stream else later(request.headers.getlist("prefer"))
         base_url = str(request.base_url).rstrip("/")
         job, replayed = jobs.begin(wanted, base_url, key=key, keep=postponed is not None)
@@ -131,34 +130,3 @@ def _accepted(jobs: Jobs, job: Job, headers: dict[str, str]) -> Response:
         "Retry-After": str(max(1, math.ceil(place.estimated_s or 0))),
     }
     return Response(responses.state(jobs, job), 202, headers, "application/json")
-
-
-async def _body(request: Request, limits: LimitsConfig) -> bytes:
-    """Reads the body, and never more than the limit.
-
-    Raises:
-        InvalidRequest: the content type is not JSON, or the body is compressed.
-        BodyTooLarge: the declared or the received length is above the limit.
-        BodyTooSlow: it did not arrive in time.
-    """
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != "application/json":
-        raise InvalidRequest(f"the content type is {kind[:64] or 'missing'}; accepted: application/json")
-    encoding = request.headers.get("content-encoding", "identity").strip().lower()
-    if encoding != "identity":
-        raise InvalidRequest(f"the content encoding is {encoding[:64]}; send the body as it is")
-    most_bytes = limits.body_bytes
-    too_large = BodyTooLarge(f"the body is too large; accepted: at most {most_bytes} bytes")
-    declared = request.headers.get("content-length", "")
-    if declared.isdigit() and int(declared) > most_bytes:
-        raise too_large
-    body = bytearray()
-    try:
-        async with asyncio.timeout(limits.body_s):
-            async for chunk in request.stream():
-                body += chunk
-                if len(body) > most_bytes:
-                    raise too_large
-    except TimeoutError:
-        raise BodyTooSlow(f"the body did not arrive within {limits.body_s:g} s") from None
-    return bytes(body)

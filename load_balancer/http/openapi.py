@@ -33,24 +33,24 @@ DESCRIPTION = """Text-to-image generation behind OpenAI's images API. A light mo
 model generates again where a discriminator doubts the image. An approximate cache lets runs resume in the middle."""
 
 
-class _Described(BaseModel):
+class Described(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
-class Error(_Described):
+class Error(Described):
     message: str = Field(description="the field, what is wrong with it, and what is accepted")
     type: str = Field(description="the type of error in OpenAI's terms")
     param: str | None = Field(description="the field or header that is wrong")
     code: str = Field(description="stable and machine-readable")
 
 
-class ErrorBody(_Described):
+class ErrorBody(Described):
     """The body of every failure."""
 
     error: Error
 
 
-class CacheUse(_Described):
+class CacheUse(Described):
     """The use of the approximate cache."""
 
     similarity: float = Field(description="cosine similarity to the nearest cached prompt")
@@ -58,7 +58,7 @@ class CacheUse(_Described):
     id: str | None = Field(description="id of the cached entry")
 
 
-class About(_Described):
+class About(Described):
     """How an image was generated."""
 
     id: str = Field(description="id of the request, as in `X-Request-Id`")
@@ -90,13 +90,13 @@ class About(_Described):
     emulated: bool = Field(description="no model ran: the worker slept for its latency, and the image is a placeholder")
 
 
-class Image(_Described):
+class Image(Described):
     b64_json: str | None = Field(None, description="the image in base64")
     url: str | None = Field(None, description="URL of the image, valid until newer images replace it")
     weir: About
 
 
-class Images(_Described):
+class Images(Described):
     """OpenAI's images response, with the field ``weir`` for each image."""
 
     created: int = Field(description="unix time, seconds")
@@ -111,7 +111,7 @@ class Images(_Described):
     background: str
 
 
-class Generation(_Described):
+class Generation(Described):
     """The status of a request."""
 
     id: str = Field(description="id of the request, as in `X-Request-Id`")
@@ -125,7 +125,7 @@ class Generation(_Described):
     result: Images | None = Field(description="the answer, equal to that of the request itself")
 
 
-class Model(_Described):
+class Model(Described):
     id: str
     object: Literal["model"]
     created: int
@@ -139,27 +139,27 @@ class Model(_Described):
     )
 
 
-class Models(_Described):
+class Models(Described):
     object: Literal["list"]
     data: list[Model]
 
 
-class Alive(_Described):
+class Alive(Described):
     status: Literal["ok"]
 
 
-class RoleReplicas(_Described):
+class RoleReplicas(Described):
     planned: int
     ready: int
 
 
-class PlanInForce(_Described):
+class PlanInForce(Described):
     version: int
     age_s: float
     threshold: float
 
 
-class Readiness(_Described):
+class Readiness(Described):
     ready: bool
     pending: list[str] = Field(description="replicas that are still missing")
     replicas: dict[str, RoleReplicas] = Field(description="by role")
@@ -167,7 +167,7 @@ class Readiness(_Described):
     in_flight: int = Field(description="images admitted and not answered")
 
 
-class Live(_Described):
+class Live(Described):
     time: float = Field(description="unix time, seconds")
     ready: bool
     pending: list[str] = Field(description="replicas that are still missing")
@@ -178,6 +178,11 @@ class Live(_Described):
     )
     thresholds: list[float] = Field(description="the thresholds of all judges in use, in order")
     reason: str = Field(description="why the controller made this plan; empty for the configured one")
+    policy: str = Field(description="name of the policy that plans; `static` keeps the configured plan")
+    pinned_until: float | None = Field(
+        description="unix time, seconds, until which an operator's pin holds the plan or a part of it; null: no pin"
+    )
+    drained: int = Field(description="number of drained replicas, which get nothing new")
     in_flight: int = Field(description="images admitted and not answered")
     queued: dict[str, int] = Field(description="number of images that wait at the replicas of a role")
     arrivals: int = Field(description="number of requested images; like all counts here, since the start")

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
 from load_balancer.dispatch.dispatcher import Dispatcher
 from load_balancer.dispatch.failure_detector import FailureDetector
+from load_balancer.pool.draining import check_drain, check_known, replaced, working
 from load_balancer.pool.pool import Pool, ReplicaLost
 from weir.errors import PlanError
 from weir.plan import Plan
@@ -56,6 +57,10 @@ class ReplicaRegistry:
         self._refreshed = asyncio.Event()
         self._probe_requested = asyncio.Event()
         self._failures = FailureDetector(drain_s + GRACE_S)
+        self._available: list[Mapping[str, Any]] = []
+        self._known: dict[str, Mapping[str, Any]] = {}
+        #: Ids of the drained replicas: they finish what they have, and get nothing new.
+        self.drained: set[str] = set()
         self._waits: defaultdict[str, set[asyncio.Timeout]] = defaultdict(set)
 
     def apply(self, fields: Any) -> None:
@@ -92,7 +97,10 @@ class ReplicaRegistry:
         """Updates the dispatcher; aborts the waits for lost replicas, and ends replicas that will not come back."""
         now = self._clock()
         found = self._failures.assess(described, now)
-        self._dispatcher.sync(found.available)
+        self._available = found.available
+        self._known = replaced(self._known, found.available)
+        self.drained &= self._known.keys()
+        self._dispatcher.sync(working(found.available, self.drained))
         self._dispatcher.times.forgive(now)
         for replica in found.lost:
             for wait in self._waits.get(replica, ()):
@@ -126,6 +134,56 @@ class ReplicaRegistry:
                 raise
             raise ReplicaLost(replica, "it does not answer") from error
 
+    def drain(self, replica: str, *, force: bool = False) -> bool:
+        """Sends the replica no more images; it finishes those that it has. Returns False if it is drained already.
+
+        Raises:
+            NotFound, Conflict: as :func:`check_drain`.
+        """
+        check_drain(replica, self._known, self.drained, force=force)
+        changed = replica not in self.drained
+        self.drained.add(replica)
+        self._dispatcher.sync(working(self._available, self.drained))
+        return changed
+
+    def restore(self, replica: str) -> bool:
+        """Sends a drained replica images again. Returns False if it is not drained.
+
+        Raises:
+            NotFound: there is no such replica.
+        """
+        check_known(replica, self._known)
+        changed = replica in self.drained
+        self.drained.discard(replica)
+        self._dispatcher.sync(working(self._available, self.drained))
+        return changed
+
+    @property
+    def undrained_ranks(self) -> list[int]:
+        """Ranks of the plan in force whose replicas are not drained, in ascending order."""
+        drained = {self._known[replica]["rank"] for replica in self.drained}
+        return [rank for rank in range(len(self.plan.assignments)) if rank not in drained]
+
+    def replicas(self) -> list[dict[str, Any]]:
+        """Every replica, by rank: its id, node and process, role, state, and number of images in flight."""
+        answering = {it["replica"]: it.get("ready", True) for it in self._available}
+        listed = []
+        for replica, it in sorted(self._known.items(), key=lambda known: known[1]["rank"]):
+            process = it.get("process") or {}
+            working_state = {True: "serving", False: "starting", None: "not answering"}[answering.get(replica)]
+            listed.append(
+                {
+                    "id": replica,
+                    "rank": it["rank"],
+                    "role": self.plan.assignment(it["rank"]).role,
+                    "state": "drained" if replica in self.drained else working_state,
+                    "in_flight": len(self._waits.get(replica, ())),
+                    "node": process.get("node"),
+                    "pid": process.get("pid"),
+                }
+            )
+        return listed
+
     def probe_now(self) -> None:
         """Requests a probe of the replicas at once."""
         self._probe_requested.set()
@@ -136,14 +194,17 @@ class ReplicaRegistry:
 
     def readiness(self) -> dict[str, Any]:
         """The readiness report: ready when every role of the plan has a live replica; ``pending`` lists what is
-        missing."""
-        replicas, pending, ready = {}, [], True
+        missing. A drained replica is not missing: others serve the role that only drained replicas have."""
+        replicas, pending, ready = {}, [], bool(self._dispatcher.ranks)
+        roles = Counter(self.plan.assignment(rank).role for rank in self.undrained_ranks)
         for role in self.plan.roles:
-            planned, live = self.plan.count(role), self._dispatcher.ready(role)
+            planned, live = roles[role], self._dispatcher.ready(role)
             replicas[role] = {"planned": planned, "ready": live}
             if live < planned:
                 pending.append(f"{role}: {live} of {planned} replicas ready")
             ready = ready and (live > 0 or planned == 0)
+        if self.drained and not self._dispatcher.ranks:
+            pending.append(f"{len(self.drained)} replicas are drained, and no other one takes work")
         age_s = round(self._clock() - self.plan_since, 3)
         return {
             "ready": ready,

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
+from load_balancer.admin_controls import AdminControls, ControlTargets
 from load_balancer.admission.admission import Admission
 from load_balancer.admission.quotas import Quotas
 from load_balancer.dispatch.dispatcher import Dispatcher
@@ -53,6 +54,7 @@ class Balancer:
         shadow: images of shadow samples as a share of the requested images.
         redraw: configuration of redraws of the last variant's images.
         metrics: where metrics are published.
+        targets: what the operator's controls act on, besides the pool.
         clock: unix time, seconds.
         draw: uniform in [0, 1), for random decisions of a plan; called once for each request.
         chance: random generator for plans that choose replicas at random.
@@ -74,6 +76,7 @@ class Balancer:
         shadow: float = 0.0,
         redraw: RedrawConfig = RedrawConfig(),
         metrics: Metrics | None = None,
+        targets: ControlTargets = ControlTargets(),
         clock: Callable[[], float] = time.time,
         draw: Callable[[], float] = random.random,
         chance: random.Random | None = None,
@@ -85,6 +88,7 @@ class Balancer:
         self.observations = ObservationCounters(EXPIRY * slo_s)
         self.metrics = MetricsRecorder(slo_s, family.keys, metrics)
         self.registry = ReplicaRegistry(pool, plan, self.dispatcher, family.keys, clock, drain_s=drain_s)
+        self.controls = AdminControls(self.registry, plan, family.keys, targets, clock=clock)
         self._settings = CascadeSettings(
             {key: variant.steps for key, variant in family.variants.items()},
             direct=direct,
@@ -250,6 +254,7 @@ class Balancer:
             "plan": self.registry.plan.to_dict(),
             "ranks": self.dispatcher.ranks,
             "queued": self._queued(),
+            **self.controls.orders(),
             **self.observations.since(judged, batches, self._clock(), fetched=fetched, verdicts=verdicts),
         }
 
@@ -257,16 +262,19 @@ class Balancer:
         """Records the current state and the counts; to be called once a second."""
         self.metrics.record(
             self.registry.plan,
+            [self.registry.plan.assignment(rank) for rank in self.registry.undrained_ranks],
             self.dispatcher,
             now=self._clock(),
             plan_since=self.registry.plan_since,
             in_flight=self.admission.in_flight,
             unanswered={} if self._cache is None else self._cache.failures,
         )
+        self.metrics.record_controls(self.controls.pin is not None, len(self.registry.drained), self.controls.counts)
 
     def live(self) -> dict[str, Any]:
         """The state for the web page, which polls it once a second and computes rates from two answers."""
         state, plan, seen = self.readiness(), self.registry.plan, self.observations
+        timed = self.controls.pin
         return {
             "time": self._clock(),
             "ready": state["ready"],
@@ -276,6 +284,9 @@ class Balancer:
             "threshold": plan.threshold,
             "thresholds": list(plan.thresholds),
             "reason": plan.reason,
+            "policy": self.controls.policy,
+            "pinned_until": None if timed is None else timed.until,
+            "drained": len(self.registry.drained),
             "in_flight": state["in_flight"],
             "queued": self._queued(),
             "arrivals": seen.arrivals,
@@ -286,6 +297,22 @@ class Balancer:
             "hits": sum(seen.reused.values()),
             **self.metrics.totals(self._clock()),
         }
+
+    def admin_state(self) -> dict[str, Any]:
+        """The plan in force and the controls, for the routes of operators."""
+        plan, readiness = self.registry.plan, self.registry.readiness()
+        described = {
+            "version": plan.version,
+            "age_s": readiness["plan"]["age_s"],
+            "origin": plan.origin,
+            "reason": plan.reason,
+            "chain": list(plan.chain),
+            "thresholds": dict(zip(plan.chain, plan.thresholds, strict=False)),
+            "replicas": {role: counts["planned"] for role, counts in readiness["replicas"].items()},
+            "batch": {role: plan.batch_size(role) for role in plan.roles},
+            "admitted_rps": plan.admitted_rps,
+        }
+        return {"plan": described, **self.controls.state()}
 
     def _queued(self) -> dict[str, int]:
         return {role: self.dispatcher.queued(role) for role in self.registry.plan.roles}

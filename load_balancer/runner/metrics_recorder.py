@@ -16,7 +16,7 @@ from weir import metrics as metrics_of
 from weir.cascade import Action, Event, Judged, Progress, Reason, Run, RunFailed
 from weir.core import ImageResult
 from weir.errors import WeirError
-from weir.plan import Plan
+from weir.plan import Assignment, Plan
 from weir.telemetry import Growth, Metrics, NoMetrics
 
 #: Seconds over which the demand is averaged.
@@ -129,6 +129,7 @@ class MetricsRecorder:
     def record(
         self,
         plan: Plan,
+        assignments: Sequence[Assignment],
         dispatcher: Dispatcher,
         *,
         now: float,
@@ -139,6 +140,7 @@ class MetricsRecorder:
         """Records the state at ``now`` (unix time), and the counts since the last call.
 
         Args:
+            assignments: the plan's for the replicas that are not drained.
             unanswered: number of failed calls to the cache, by reason.
         """
         self._record_counts(unanswered)
@@ -153,7 +155,7 @@ class MetricsRecorder:
         record(metrics_of.PLAN_LIGHT, self._ladder.index(plan.first))
         record(metrics_of.PLAN_ADMITTED, -1.0 if plan.admitted_rps is None else plan.admitted_rps)
         for role in dict.fromkeys((*self._ladder, *plan.roles)):
-            sizes = [a.batch_size for a in plan.assignments if a.role == role]
+            sizes = [a.batch_size for a in assignments if a.role == role]
             record(metrics_of.PLAN_REPLICAS, len(sizes), role=role)
             record(metrics_of.PLAN_BATCH_SIZE, max(sizes, default=0), role=role)
             record(metrics_of.REPLICAS_READY, dispatcher.ready(role), role=role)
@@ -161,6 +163,17 @@ class MetricsRecorder:
             record(metrics_of.CAPACITY, dispatcher.capacity_rps(role), role=role)
         if self._counters_read_at is not None:
             record(metrics_of.CONTROLLER_SILENT, max(0.0, now - self._counters_read_at))
+
+    def record_controls(self, pinned: bool, drained: int, actions: Mapping[str, int]) -> None:
+        """Records the operator's controls.
+
+        Args:
+            drained: number of drained replicas.
+            actions: number of actions since the start, by name.
+        """
+        self._metrics.set(metrics_of.PINNED, float(pinned))
+        self._metrics.set(metrics_of.DRAINED, drained)
+        self._growth.counts(metrics_of.ADMIN_ACTIONS, actions)
 
     def _record_counts(self, unanswered: Mapping[str, int]) -> None:
         growth = self._growth

@@ -8,9 +8,12 @@ import logging
 from collections import Counter
 from typing import Any
 
+from ray.exceptions import RayError
+from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from weir.core import NO_LOOKUP, CacheLookup, ImageRequest, ImageResult
+from weir.errors import NotReady
 from weir.logs import REQUEST_ID
 
 log = logging.getLogger(__name__)
@@ -20,10 +23,13 @@ _FAILURES = 5
 _REST_S = 1.0
 #: Time limit of reporting the end of a request, seconds, so that calls to an unreachable cache do not pile up.
 _FINISH_S = 60.0
+#: Time limit of an operator's call, seconds: a purge deletes value by value.
+_CONTROL_S = 120.0
 
 
 class ServeCacheClient:
-    """A :class:`~load_balancer.runner.cache_client.CacheClient` for ``cache.service.CacheService``.
+    """A :class:`~load_balancer.runner.cache_client.CacheClient` and a
+    :class:`~load_balancer.admin_controls.CacheControl` for ``cache.service.CacheService``.
 
     Args:
         wait_s: longest wait for a lookup.
@@ -69,6 +75,27 @@ class ServeCacheClient:
         task = asyncio.create_task(self._finish(image, *what, REQUEST_ID.get()))
         self._finishing.add(task)
         task.add_done_callback(self._finishing.discard)
+
+    async def statistics(self) -> dict[str, Any]:
+        return await self._control("statistics")
+
+    async def purge(self, tenant: str | None) -> dict[str, Any]:
+        deleted = await self._control("purge", tenant)
+        if "error" in deleted:
+            raise NotReady(f"the store of the cache failed, and a part may remain: {deleted['error']}; purge again")
+        return deleted
+
+    async def _control(self, method: str, *arguments: object) -> dict[str, Any]:
+        """Calls the cache for an operator.
+
+        Raises:
+            NotReady: it does not answer.
+        """
+        try:
+            answer: dict[str, Any] = await asyncio.wait_for(self._call(method, *arguments), _CONTROL_S)
+        except (TimeoutError, RayError, RayServeException) as error:
+            raise NotReady(f"the cache does not answer: {type(error).__name__}; try again") from error
+        return answer
 
     async def _finish(self, *what: object) -> None:
         try:

@@ -307,6 +307,38 @@ def test_a_purge_beside_a_running_cache_costs_one_miss_for_each_entry(store: Sea
         assert [setup.serve(f"{again}-{i}", prompt) for i, prompt in enumerate(prompts)] == [expected, expected]
 
 
+def test_a_purge_of_the_running_cache_takes_one_tenant_from_index_and_store(store: SealedStore) -> None:
+    setup = Setup(store)
+    for tenant in ("acme", "globex"):
+        setup.serve(f"of-{tenant}", "a red circle", tenant=tenant)
+    before = setup.cache.statistics()
+    assert before["tenants"] == {"acme": 1, "globex": 1}
+    found = setup.cache.purge("acme")
+    assert found["entries"] == 1
+    assert found["values"] == before["states"] // 2 + 1
+    after = setup.cache.statistics()
+    assert (after["entries"], after["states"], after["bytes"]) == (1, before["states"] // 2, before["bytes"] // 2)
+    assert after["tenants"] == {"globex": 1}
+    assert list(store.backend.keys(f"{PREFIX}{Partitions.prefix('acme')}")) == []
+    nothing = setup.cache.lookup("again", "acme", "a red circle", Settings(64, 64))
+    assert (nothing.entry, nothing.similarity) == (None, None), "not even as the nearest"
+    assert setup.serve("theirs", "a red circle", tenant="globex") == 25
+    assert setup.cache.purge()["entries"] == 1
+    assert list(store.backend.keys("weir:")) == []
+
+
+def test_a_run_that_began_before_a_purge_adds_nothing_after_it(store: SealedStore) -> None:
+    setup = Setup(store)
+    found = setup.cache.lookup("1", "acme", "a red circle", Settings(64, 64))
+    setup.cache.purge("acme")
+    store.put(request("1", found.partition), [state(5), state(25)])
+    setup.cache.finish("1", 0, (5, 25))
+    assert len(setup.cache.catalog) == 0
+    assert list(store.backend.keys("weir:")) == []
+    assert setup.serve("2", "a red circle") == 0
+    assert setup.serve("3", "a red circle") == 25, "what begins later is kept"
+
+
 def test_other_settings_never_meet(store: SealedStore) -> None:
     setup = Setup(store)
     setup.serve("1", "a red circle")

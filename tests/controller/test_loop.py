@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -21,7 +22,8 @@ from solvers.problem import GpuType
 from weir.cascade import Admitted, CascadeSettings, ImageTask, Judged, Progress
 from weir.core import DeferralCurve, LatencyProfile
 from weir.errors import NotReady, PlanError
-from weir.plan import HEAVY, LIGHT, Plan
+from weir.pin import Pin, PinValues, pinned
+from weir.plan import HEAVY, LIGHT, PINNED, Plan
 from weir.telemetry import Metrics, PrometheusMetrics
 
 SIZE = 4
@@ -47,11 +49,14 @@ class Cluster:
         self.tally = ObservationCounters(expiry_s=2 * SETTING.slo_s)
         self.published: list[Plan] = []
         self.dead_dashboard = self.deaf = self.silent = False
+        self.policy = ""
+        self.pin: Pin | None = None
 
     def look(self, before: Counters | None = None) -> Counters:
         if self.silent:
             raise TimeoutError
         fields = {"plan": self.plan.to_dict(), "ranks": self.ranks, "queued": {"light": 0, "heavy": 0}}
+        fields |= {"policy": self.policy, "pin": self.pin.to_dict() if self.pin else None}
         known = (before.judged, before.batches_run) if before else (0, 0)
         return Counters.from_dict({**fields, **self.tally.since(*known, self.now)})
 
@@ -94,7 +99,7 @@ def controller(
     lead: Callable[[], bool] | None = None,
 ) -> Controller:
     return Controller(
-        lambda: make_policy(policy, SETTING),
+        lambda name: make_policy(name or policy, SETTING),
         SIZE,
         look=cluster.look,
         publish=cluster.publish,
@@ -334,7 +339,7 @@ def test_slower_batches_change_the_plan(cluster):
 def test_an_outdated_policy_is_replaced_and_the_plan_in_force_stays(cluster):
     made: list[Weir] = []
 
-    def make() -> Weir:
+    def make(_: str) -> Weir:
         made.append(Weir(SETTING))
         return made[-1]
 
@@ -376,3 +381,146 @@ def test_notes_are_kept_for_the_last_plans_only(cluster):
     for images in (FEW, MANY) * 40:
         cluster.seconds(it, 6, images)
     assert len(it.notes) == MOST_NOTES
+
+
+# ------------------------------------------------------------------------------------------------ what operators change
+
+
+def pin(cluster: Cluster, **values: dict[str, float]) -> Pin:
+    return pinned(PinValues(**values), cluster.plan, CONFIGURED, (LIGHT, HEAVY), cluster.ranks, "pinned by ops")
+
+
+def test_a_pinned_threshold_holds_until_the_pin_ends_and_roles_follow_the_demand(cluster):
+    it = controller(cluster)
+    cluster.seconds(it, 20, FEW)
+    assert (cluster.plan.count(LIGHT), cluster.plan.origin) == (1, "")
+    cluster.pin = pin(cluster, thresholds={LIGHT: 0.111})
+    cluster.second(it, FEW)
+    assert (cluster.plan.thresholds, cluster.plan.origin) == ((0.111,), PINNED)
+    assert cluster.plan.reason == "pinned by ops"
+    cluster.seconds(it, 10, MANY)
+    assert (cluster.plan.count(LIGHT), cluster.plan.thresholds) == (3, (0.111,))
+    cluster.pin = None
+    cluster.second(it, MANY)
+    assert cluster.plan.thresholds != (0.111,)
+    assert (cluster.plan.count(LIGHT), cluster.plan.origin) == (3, "")
+
+
+def test_a_pinned_plan_holds_through_every_demand_and_ends_at_once(cluster):
+    it = controller(cluster)
+    cluster.seconds(it, 20, FEW)
+    before = cluster.plan
+    cluster.pin = pin(cluster)
+    for images in (FEW, MANY, 0):
+        cluster.seconds(it, 10, images)
+        assert cluster.plan == replace(before, version=before.version + 1)
+    cluster.seconds(it, 10, MANY)
+    cluster.pin = None
+    cluster.second(it, MANY)
+    assert cluster.plan.count(LIGHT) == 3
+
+
+def test_pinned_replicas_fit_the_replicas_that_are_left(cluster):
+    it = controller(cluster)
+    cluster.seconds(it, 20, FEW)
+    cluster.pin = pin(cluster, replicas={LIGHT: 3, HEAVY: 1})
+    cluster.seconds(it, 5, FEW)
+    assert cluster.plan.counts == {LIGHT: 3, HEAVY: 1}
+    cluster.ranks = [1, 2, 3]  # one is drained, or has died
+    cluster.seconds(it, 5, FEW)
+    assert [cluster.plan.assignment(rank).role for rank in cluster.ranks] == [LIGHT, LIGHT, HEAVY]
+    assert len(cluster.plan.assignments) == SIZE
+
+
+def test_a_pin_is_published_once(cluster):
+    it = controller(cluster)
+    cluster.seconds(it, 20, FEW)
+    cluster.pin = pin(cluster, replicas={LIGHT: 2, HEAVY: 2}, thresholds={LIGHT: 0.5})
+    count = len(cluster.published)
+    cluster.seconds(it, 30, FEW)
+    assert len(cluster.published) - count <= 1
+
+
+def test_a_pin_that_cannot_be_published_is_tried_again(cluster):
+    it = controller(cluster)
+    cluster.seconds(it, 20, FEW)
+    cluster.pin, cluster.dead_dashboard = pin(cluster, thresholds={LIGHT: 0.111}), True
+    cluster.seconds(it, 3, FEW)
+    cluster.dead_dashboard = False
+    cluster.second(it, FEW)
+    assert cluster.plan.thresholds == (0.111,)
+
+
+def test_a_restarted_controller_keeps_the_pin(cluster):
+    first = controller(cluster)
+    cluster.seconds(first, 20, FEW)
+    cluster.pin = pin(cluster, replicas={LIGHT: 0, HEAVY: 4})
+    cluster.second(first, FEW)
+    assert cluster.plan.counts == {HEAVY: 4}
+    successor = controller(cluster)
+    cluster.seconds(successor, 10, FEW)
+    assert cluster.plan.counts == {HEAVY: 4}
+    cluster.pin = None
+    cluster.seconds(successor, 5, FEW)
+    assert cluster.plan.count(LIGHT) == 1
+
+
+@pytest.mark.parametrize("policy", ["weir", "all-light"])
+def test_a_controller_that_starts_after_the_end_of_a_pin_plans_anew(cluster, policy):
+    first = controller(cluster, policy)
+    cluster.seconds(first, 5, FEW)
+    cluster.pin = pin(cluster, replicas={LIGHT: 0, HEAVY: 4})
+    cluster.second(first, FEW)
+    assert cluster.plan.counts == {HEAVY: 4}
+    cluster.pin = None
+    cluster.seconds(controller(cluster, policy), 5, FEW)
+    assert cluster.plan.count(LIGHT) > 0, "a policy that never changes its plan would keep the pinned one"
+
+
+def test_another_policy_replaces_the_plan_and_the_first_one_comes_back(cluster):
+    it = controller(cluster)
+    cluster.seconds(it, 20, FEW)
+    cluster.policy = "all-heavy"
+    cluster.second(it, FEW)
+    assert (cluster.plan.counts, cluster.plan.origin) == ({HEAVY: 4}, "all-heavy")
+    assert cluster.plan.rules.heavy_entry == 1
+    cluster.seconds(it, 10, MANY)
+    assert cluster.plan.counts == {HEAVY: 4}
+    cluster.policy = "weir"
+    cluster.seconds(it, 10, MANY)
+    assert (cluster.plan.count(LIGHT), cluster.plan.origin) == (3, "weir")
+
+
+def test_a_switch_while_replicas_are_drained_plans_for_the_others(cluster):
+    it = controller(cluster)
+    cluster.seconds(it, 20, FEW)
+    cluster.ranks = [0, 2, 3]
+    cluster.seconds(it, 5, FEW)
+    cluster.policy = "all-heavy"
+    cluster.second(it, FEW)
+    assert {cluster.plan.assignment(rank).role for rank in cluster.ranks} == {HEAVY}
+
+
+def test_a_policy_that_cannot_be_made_leaves_the_last_good_plan(cluster):
+    it = controller(cluster)
+    cluster.seconds(it, 20, FEW)
+    before = cluster.plan
+    cluster.policy = "argus"  # it needs levels, which this setting lacks
+    cluster.seconds(it, 5, MANY)
+    assert cluster.plan == before
+    cluster.policy = "weir"
+    cluster.seconds(it, 10, MANY)
+    assert cluster.plan.count(LIGHT) == 3
+
+
+def test_a_switch_under_a_pin_takes_effect_when_the_pin_ends(cluster):
+    it = controller(cluster)
+    cluster.seconds(it, 20, FEW)
+    cluster.pin = pin(cluster)
+    pinned_plan = cluster.plan
+    cluster.policy = "all-heavy"
+    cluster.seconds(it, 5, FEW)
+    assert cluster.plan == replace(pinned_plan, version=pinned_plan.version + 1)
+    cluster.pin = None
+    cluster.second(it, FEW)
+    assert cluster.plan.counts == {HEAVY: 4}

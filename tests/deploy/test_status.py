@@ -28,6 +28,9 @@ READY = {
 }
 LIVE = {
     "reason": "the demand of 12.5 images/s needs three light replicas, and the quality of the rest falls least there",
+    "policy": "all-heavy",
+    "pinned_until": None,
+    "drained": 0,
     "in_flight": 4,
     "queued": {"light": 2, "heavy": 0},
     "arrivals": 130,
@@ -42,15 +45,33 @@ LIVE = {
 }
 
 
+CONTROLS = {
+    "plan": {},
+    "policy": "all-heavy",
+    "pin": {"reason": "pinned by ops: a look", "until": 1e9, "left_s": 540.2, "thresholds": {"light": 0.4}},
+    "replicas": [
+        {"id": "k3v9x2ab", "rank": 0, "role": "light", "state": "serving", "in_flight": 2, "node": None, "pid": 7},
+        {"id": "b2c4d6e8", "rank": 3, "role": "heavy", "state": "drained", "in_flight": 1, "node": None, "pid": 8},
+    ],
+    "actions": [{"at": 1e9, "who": "ops", "action": "drain", "what": "b2c4d6e8", "until": None}],
+}
+
+
 @pytest.fixture
 def service(tmp_path: Path) -> Iterator[Path]:
-    """The folder of a service whose load balancer needs the key ``secret`` for its counts."""
+    """The folder of a service whose load balancer needs the key ``secret`` for counts, and ``root`` for controls."""
 
     class Balancer(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            known = self.path == "/readyz" or self.headers["authorization"] == "Bearer secret"
-            body = json.dumps(READY if self.path == "/readyz" else LIVE if known else {}).encode()
-            self.send_response(200 if known else 401)
+            answer, scopes = {
+                "/readyz": (READY, [None, "Bearer secret", "Bearer root"]),
+                "/v1/live": (LIVE, ["Bearer secret", "Bearer root"]),
+                "/v1/admin/plan": (CONTROLS, ["Bearer root"]),
+            }[self.path]
+            known = self.headers["authorization"] in scopes
+            refused = {"error": {"message": "this key may not"}}
+            body = json.dumps(answer if known else refused).encode()
+            self.send_response(200 if known else 403)
             self.send_header("content-length", str(len(body)))
             self.end_headers()
             self.wfile.write(body)
@@ -88,13 +109,32 @@ def test_people_see_replicas_plan_policy_demand_late_cache_and_logs_in_80_column
         "toy is ready at http://127.0.0.1:",
         "plan version 3 for 12 s, threshold 0.625",
         "reason the demand of 12.5 images/s needs",
-        "policy weir",
+        "policy all-heavy",
         "demand 12.50 images/s in the last minute, 130 since the start, 4 in flight",
         "late 2 of 120 answered images; 5 refused, 1 failed",
         "cache 30 of 120 lookups hit (25%)",
         "logs .weir/logs/toy",
     ):
         assert part in words
+
+
+def test_an_administrator_sees_the_pin_the_drained_replicas_and_who_did_it(service):
+    text = shown(status(folder=service, key="root"))
+    assert max(map(len, text.splitlines())) <= 80
+    words = " ".join(text.split())
+    assert "pin thresholds light 0.4 for 540 s more, pinned by ops: a look" in words
+    assert "drained b2c4d6e8 of rank 3, 1 images in flight" in words
+    assert "ops: drain, b2c4d6e8" in words
+
+
+def test_other_clients_see_that_there_is_a_pin_and_how_many_replicas_are_drained(service, monkeypatch):
+    monkeypatch.setitem(LIVE, "pinned_until", 1e9)
+    monkeypatch.setitem(LIVE, "drained", 2)
+    state = status(folder=service, key="secret")
+    assert state["admin"] is None
+    words = " ".join(shown(state).split())
+    assert "pin until " in words
+    assert "drained 2 replicas" in words
 
 
 def test_without_the_key_the_counts_are_missing_and_the_rest_is_there(service):

@@ -22,9 +22,11 @@ UNITLESS = {
     "weir_cache_similarity",
     "weir_cache_states",
     "weir_confidence",
+    "weir_drained_replicas",
     "weir_in_flight",
     "weir_latency_factor",
     "weir_levels_drifted",
+    "weir_pinned",
     "weir_plan_batch_size",
     "weir_plan_heavy_steps",
     "weir_plan_light",
@@ -62,7 +64,7 @@ def test_the_number_of_series_is_bounded(metric: Metric):
         series *= len(metric.buckets) + 3
     assert series <= MAX_SERIES
     assert {label.name for label in metric.labels} <= {
-        "role", "path", "code", "kind", "cause", "reason", "status", "k", "side", "outcome",
+        "role", "path", "code", "kind", "cause", "reason", "status", "k", "side", "outcome", "action",
     }  # fmt: skip
 
 

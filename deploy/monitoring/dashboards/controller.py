@@ -47,10 +47,12 @@ def _decisions() -> list[dict[str, Any]]:
             [
                 Query(now(metrics.PLAN_REPLICAS, "role"), "{{role}}"),
                 Query(now(metrics.REPLICAS), "alive"),
+                Query(now(metrics.DRAINED), "drained"),
             ],
             unit="short",
             steps=True,
-            help="Replicas that the plan assigns to each role, and live replicas as counted by the controller.",
+            help="Replicas that the plan assigns to each role, live replicas as counted by the controller, and those "
+            "that an operator has drained.",
         ),
         timeseries(
             "Threshold",
@@ -58,10 +60,12 @@ def _decisions() -> list[dict[str, Any]]:
                 Query(now(metrics.PLAN_THRESHOLD), "threshold"),
                 Query(now(metrics.PLANNED_DEFERRAL), "planned deferral"),
                 Query("weir:deferral:ratio_rate1m", "deferred"),
+                Query(now(metrics.PINNED), "pinned"),
             ],
             unit="short",
             most=1,
-            help="The controller sets the threshold so that the planned share is deferred.",
+            help="The controller sets the threshold so that the planned share is deferred. Pinned is 1 while an "
+            "operator's pin holds the plan or a part of it.",
         ),
         timeseries(
             "Steps of a heavy run",
@@ -114,6 +118,7 @@ def _health() -> list[dict[str, Any]]:
                 Query(or_zero(rate(metrics.ROLE_FLIPS)), "role changes"),
                 Query(or_zero(rate(metrics.SHADOW_SAMPLES)), "shadow samples"),
                 Query(or_zero(rate(metrics.LEVELS_REFITTED)), "fitted level heads"),
+                Query(or_zero(rate(metrics.ADMIN_ACTIONS)), "actions of operators"),
             ],
             unit="short",
             help="Events per second.",

@@ -30,6 +30,12 @@ def test_the_description_names_every_route_and_no_answer_that_none_gives() -> No
         "/v1/models",
         "/v1/models/{id}",
         "/v1/live",
+        "/v1/admin/plan",
+        "/v1/admin/pin",
+        "/v1/admin/policy",
+        "/v1/admin/replicas/{id}/drain",
+        "/v1/admin/cache",
+        "/v1/admin/cache/purge",
         "/healthz",
         "/readyz",
     }

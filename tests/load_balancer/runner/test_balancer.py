@@ -355,6 +355,8 @@ async def test_the_counters_report_what_happened(running, pool, plan):
         seen = balancer.counters(1, 3)
     assert seen == {
         "plan": plan.to_dict(),
+        "policy": "",
+        "pin": None,
         "ranks": [0, 1, 2],
         "queued": {"light": 0, "heavy": 0},
         "arrivals": 4,

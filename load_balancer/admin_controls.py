@@ -1,0 +1,271 @@
+"""The operator's controls: pin, policy, drained replicas and cache, with a record of who did what and when.
+
+They live in the load balancer, and end when its process does: then the configured policy plans for all replicas.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple, Protocol
+
+from load_balancer.pool.replica_registry import ReplicaRegistry
+from weir.errors import Conflict
+from weir.pin import Pin, PinValues, pinned
+from weir.plan import Plan
+
+log = logging.getLogger(__name__)
+
+#: Number of actions that are kept.
+MOST_ACTIONS = 100
+#: Sender of the action that ends a pin in time.
+TIME = "end of its time"
+
+
+class ControllerClient(Protocol):
+    """What the controls need of the controller; tests use a fake."""
+
+    async def check_policy(self, name: str) -> None:
+        """Checks that a policy can plan for this service.
+
+        Raises:
+            InvalidRequest: it is unknown, or the service lacks what it needs; the message says what.
+            NotReady: the controller does not answer.
+        """
+        ...
+
+
+class CacheControl(Protocol):
+    """What the controls need of the cache; tests use a fake."""
+
+    async def statistics(self) -> dict[str, Any]:
+        """See :meth:`cache.cache.ApproximateCache.statistics`.
+
+        Raises:
+            NotReady: the cache does not answer.
+        """
+        ...
+
+    async def purge(self, tenant: str | None) -> dict[str, Any]:
+        """See :meth:`cache.cache.ApproximateCache.purge`.
+
+        Raises:
+            NotReady: the cache or its store does not answer; a part may have been deleted.
+        """
+        ...
+
+
+class ControlTargets(NamedTuple):
+    """What the controls of a service act on, besides the pool.
+
+    Attributes:
+        policy: name of the configured policy.
+        controller: None where none runs, because the policy is ``static``.
+        cache: None where there is none.
+    """
+
+    policy: str = ""
+    controller: ControllerClient | None = None
+    cache: CacheControl | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Action:
+    """An action of an operator.
+
+    Attributes:
+        at: unix time, seconds.
+        who: name of the key; ``anonymous`` without keys.
+        action: pin, unpin, policy, drain, return or purge.
+        what: its argument, in words.
+        until: unix time at which it ends by itself; None: it does not.
+    """
+
+    at: float
+    who: str
+    action: str
+    what: str
+    until: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TimedPin:
+    """A pin with its end.
+
+    Attributes:
+        until: unix time, seconds, for people.
+        ends_at: the same on the monotonic clock, which decides.
+    """
+
+    pin: Pin
+    who: str
+    until: float
+    ends_at: float
+
+    def is_over(self, now: float) -> bool:
+        """Whether the pin has ended at a time of the monotonic clock."""
+        return now >= self.ends_at
+
+
+class AdminControls:
+    """The controls of one load balancer. Lives on its event loop.
+
+    Args:
+        configured: the plan of the configuration.
+        ladder: variants that the replicas hold, from the fastest to the best.
+        clock: unix time, seconds.
+        monotonic: seconds of a monotonic clock.
+
+    Attributes:
+        actions: the last actions, the newest last.
+        counts: number of actions since the start, by name.
+    """
+
+    def __init__(
+        self,
+        registry: ReplicaRegistry,
+        configured: Plan,
+        ladder: Sequence[str],
+        targets: ControlTargets = ControlTargets(),
+        *,
+        clock: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
+    ):
+        self.policy = targets.policy
+        self.actions: deque[Action] = deque(maxlen=MOST_ACTIONS)
+        self.counts: Counter[str] = Counter()
+        self._registry = registry
+        self._configured = configured
+        self._ladder = tuple(ladder)
+        self._controller = targets.controller
+        self._cache = targets.cache
+        self._clock = clock
+        self._monotonic = monotonic
+        self._timed: TimedPin | None = None
+
+    # -------------------------------------------------------------------------------------------------- plan
+
+    @property
+    def pin(self) -> TimedPin | None:
+        """The pin in force. Records the end of one whose time is over."""
+        if self._timed is not None and self._timed.is_over(self._monotonic()):
+            self._timed = None
+            self._record(TIME, "unpin", "the policy plans again")
+        return self._timed
+
+    def set_pin(self, who: str, values: PinValues, for_s: float, reason: str) -> None:
+        """Pins values, or the whole plan in force, for a time; replaces the pin before it.
+
+        Raises:
+            InvalidRequest: a value is out of range; nothing changed.
+            Conflict: no controller publishes plans, or the plan in force cannot be pinned in parts; nothing changed.
+        """
+        self._need_controller()
+        words = f"pinned by {who}" + (f": {reason}" if reason else "")
+        running, ranks = self._registry.plan, self._registry.undrained_ranks
+        pin = pinned(values, running, self._configured, self._ladder, ranks, words)
+        until = self._clock() + for_s
+        self._timed = TimedPin(pin, who, until, self._monotonic() + for_s)
+        self._record(who, "pin", _shown(values) + (f" ({reason})" if reason else ""), until)
+
+    def unpin(self, who: str) -> None:
+        """Ends the pin; does nothing if there is none."""
+        if self.pin is not None:
+            self._timed = None
+            self._record(who, "unpin", "the policy plans again")
+
+    async def switch_policy(self, who: str, name: str) -> None:
+        """Lets another policy plan; the plan in force stays until its first one.
+
+        Raises:
+            InvalidRequest: the policy is unknown, or the service lacks what it needs; nothing changed.
+            Conflict: no controller runs; nothing changed.
+            NotReady: the controller does not answer; nothing changed.
+        """
+        await self._need_controller().check_policy(name)
+        if name != self.policy:
+            before, self.policy = self.policy, name
+            self._record(who, "policy", f"{name} instead of {before}")
+
+    # -------------------------------------------------------------------------------------- replicas and cache
+
+    def drain(self, who: str, replica: str, *, force: bool = False) -> None:
+        """Drains a replica; see :meth:`ReplicaRegistry.drain`."""
+        if self._registry.drain(replica, force=force):
+            self._record(who, "drain", replica)
+
+    def restore(self, who: str, replica: str) -> None:
+        """Returns a drained replica to work; see :meth:`ReplicaRegistry.restore`."""
+        if self._registry.restore(replica):
+            self._record(who, "return", replica)
+
+    async def cache_statistics(self) -> dict[str, Any]:
+        """Statistics of the running cache.
+
+        Raises:
+            Conflict: the service has no cache.
+            NotReady: the cache does not answer.
+        """
+        return await self._need_cache().statistics()
+
+    async def purge(self, who: str, tenant: str | None) -> dict[str, Any]:
+        """Deletes what a tenant has cached, or everything; returns how much was deleted.
+
+        Raises:
+            Conflict: the service has no cache.
+            NotReady: the cache does not answer, or its store does not.
+        """
+        deleted = await self._need_cache().purge(tenant)
+        self._record(who, "purge", "all tenants" if tenant is None else f"tenant {tenant}")
+        return deleted
+
+    # ------------------------------------------------------------------------------------------------ reports
+
+    def orders(self) -> dict[str, Any]:
+        """What the controller has to follow, as JSON."""
+        timed = self.pin
+        return {"policy": self.policy, "pin": None if timed is None else timed.pin.to_dict()}
+
+    def state(self) -> dict[str, Any]:
+        """The controls as they are, as JSON; actions are the newest first."""
+        timed = self.pin
+        pin = None
+        if timed is not None:
+            left_s = round(timed.ends_at - self._monotonic(), 3)
+            pin = {"reason": timed.pin.reason, "until": timed.until, "left_s": left_s, **timed.pin.values.parts}
+        return {
+            "policy": self.policy,
+            "pin": pin,
+            "replicas": self._registry.replicas(),
+            "actions": [asdict(action) for action in reversed(self.actions)],
+        }
+
+    def _record(self, who: str, action: str, what: str, until: float | None = None) -> None:
+        self.actions.append(Action(self._clock(), who, action, what, until))
+        self.counts[action] += 1
+        ends = "" if until is None else f" until={until:.0f}"
+        log.warning("admin action=%s who=%s what=%r%s", action, who, what, ends)
+
+    def _need_controller(self) -> ControllerClient:
+        if self._controller is None:
+            raise Conflict(
+                "this service keeps the plan of its file, and no controller runs that could publish another one; set "
+                "controller.policy in the service file to a policy other than static"
+            )
+        return self._controller
+
+    def _need_cache(self) -> CacheControl:
+        if self._cache is None:
+            raise Conflict("this service has no cache; set cache.mode in the service file")
+        return self._cache
+
+
+def _shown(values: PinValues) -> str:
+    parts = (
+        f"{name} " + ", ".join(f"{variant}={value:g}" for variant, value in part.items())
+        for name, part in values.parts.items()
+    )
+    return "; ".join(parts) or "the plan in force"

@@ -1,0 +1,107 @@
+"""The routes below ``/v1/admin``: the operator's controls. They need the scope admin, before a body is read."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from functools import wraps
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+
+from load_balancer.http import admin_schema as schema
+from load_balancer.http.api_keys import Caller
+from load_balancer.http.body import json_body
+from load_balancer.http.responses import reply, typed_errors
+from load_balancer.runner.balancer import Balancer
+from weir.config import LimitsConfig
+from weir.errors import Forbidden
+
+ADMIN = "/v1/admin"
+
+
+def admin(balancer: Balancer, limits: LimitsConfig) -> APIRouter:
+    """Creates the routes of one balancer.
+
+    Args:
+        limits: of the size of a body, and of the time that it may take.
+    """
+    router, controls = APIRouter(prefix=ADMIN), balancer.controls
+
+    def state() -> Response:
+        return reply(balancer.admin_state())
+
+    @router.get("/plan", **schema.SHOW)
+    @_for_administrators
+    async def show(request: Request) -> Response:
+        return state()
+
+    @router.put("/pin", **schema.SET_PIN)
+    @_for_administrators
+    async def pin(request: Request) -> Response:
+        body = schema.parsed(schema.PinBody, await json_body(request, limits))
+        controls.set_pin(_who(request), body.values, body.for_s, body.reason)
+        return state()
+
+    @router.delete("/pin", **schema.UNPIN)
+    @_for_administrators
+    async def unpin(request: Request) -> Response:
+        controls.unpin(_who(request))
+        return state()
+
+    @router.put("/policy", **schema.SWITCH)
+    @_for_administrators
+    async def policy(request: Request) -> Response:
+        body = schema.parsed(schema.PolicyBody, await json_body(request, limits))
+        await controls.switch_policy(_who(request), body.policy)
+        return state()
+
+    @router.put("/replicas/{id}/drain", **schema.DRAIN)
+    @_for_administrators
+    async def drain(request: Request, id: str) -> Response:
+        body = schema.parsed(schema.DrainBody, await json_body(request, limits))
+        controls.drain(_who(request), id, force=body.force)
+        return state()
+
+    @router.delete("/replicas/{id}/drain", **schema.RETURN)
+    @_for_administrators
+    async def restore(request: Request, id: str) -> Response:
+        controls.restore(_who(request), id)
+        return state()
+
+    @router.get("/cache", **schema.CACHE)
+    @_for_administrators
+    async def cache(request: Request) -> Response:
+        return reply(await controls.cache_statistics())
+
+    @router.post("/cache/purge", **schema.PURGE)
+    @_for_administrators
+    async def purge(request: Request) -> Response:
+        body = schema.parsed(schema.PurgeBody, await json_body(request, limits))
+        return reply(await controls.purge(_who(request), body.tenant))
+
+    return router
+
+
+def _for_administrators(handler: Callable[..., Awaitable[Response]]) -> Callable[..., Awaitable[Response]]:
+    """Refuses callers without the scope admin; errors are answered as everywhere."""
+
+    @typed_errors
+    @wraps(handler)
+    async def guarded(request: Request, **fields: Any) -> Response:
+        if not _caller(request).admin:
+            raise Forbidden(
+                "this key lacks the scope admin; `weir keys new --admin` creates one with it. A service without keys "
+                "allows it only where it listens on this machine alone"
+            )
+        return await handler(request, **fields)
+
+    return guarded
+
+
+def _caller(request: Request) -> Caller:
+    caller: Caller = request.state.caller
+    return caller
+
+
+def _who(request: Request) -> str:
+    return _caller(request).name
