@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import json
 import os
-from datetime import datetime
+import platform
+import shlex
+import sys
+from collections.abc import Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from cli.terminal import JsonOption, console, error_exit, note, print_json, print_line
+from weir import __version__
 from weir.config import load_family
 from weir.errors import ConfigError
 
+#: Deadline of a report, seconds, for a server that does not say its own.
+USUAL_SLO_S = 10.0
 #: Largest number of reasons that the terminal shows; the report has all.
 MAX_REASONS = 5
 
@@ -22,7 +29,9 @@ def replay(
     trace: Annotated[Path, typer.Argument(help="Trace file in Weir's or DiffServe's format, a rate curve, or a log.")],
     url: Annotated[str | None, typer.Option(help="Base URL.", show_default="the service that is up")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the report.", show_default="runs/<time>")] = None,
-    slo: Annotated[float, typer.Option(min=0.001, help="Deadline of the report, seconds.")] = 10.0,
+    slo: Annotated[
+        float | None, typer.Option(min=0.001, help="Deadline of the report, seconds.", show_default="the service's")
+    ] = None,
     duration: Annotated[float | None, typer.Option(min=1, help="Replay only the first seconds.")] = None,
     rate: Annotated[float, typer.Option(min=0.0001, help="Factor on the request rate.")] = 1.0,
     speed: Annotated[float, typer.Option(min=0.0001, help="Factor on the speed of time.")] = 1.0,
@@ -47,7 +56,7 @@ def replay(
     """
     from deploy.local import status as look
     from quality.scorer import family_scorer
-    from traces.acceptance import accepted_fields, expected_refusals
+    from traces.acceptance import accepted_fields, expected_refusals, service_facts
     from traces.loader import load_trace
     from traces.replay import replay as send
     from traces.report import write_report
@@ -74,25 +83,30 @@ def replay(
             note(f"{base} has no description of its API; refusals will be in the report")
         for line in expected_refusals(fields or {}, requests, model):
             note(line, bold="the service will refuse ")
+        key = os.environ.get("WEIR_API_KEY")  # an option would be visible in the process list
+        facts = service_facts(base, key)
+        if slo is None and "slo_s" not in facts:
+            note(f"{base} does not say its deadline; answers within {USUAL_SLO_S:g} s are in time (--slo changes it)")
+        deadline_s = slo or facts.get("slo_s", USUAL_SLO_S)
         note(f"{len(requests)} requests over {_duration(requests.duration_s)}, to {base}")
         folder = out or Path("runs") / datetime.now().strftime("%Y%m%d-%H%M%S")
         result = send(
             requests,
             base,
-            slo_s=slo,
+            slo_s=deadline_s,
             out=folder,
             model=model,
             keep_images=images,
             timeout_s=timeout,
-            key=os.environ.get("WEIR_API_KEY"),  # an option would be visible in the process list
+            key=key,
             metrics=None if metrics_port is None else exposed(metrics_port, console),
             console=console,
         )
-        about = {"trace": trace.name, "rate": f"× {rate:g}", "model": model or "default"}
+        about = {"trace": trace.name, "rate": f"× {rate:g}", "model": model or "default", **_made_with(facts)}
         summary = write_report(
             result.outcomes,
             folder,
-            slo_s=slo,
+            slo_s=deadline_s,
             title=f"Replay of {trace.name}",
             about=about | ({"quality": judge[0]} if judge else {}),
             duration_s=result.duration_s,
@@ -107,6 +121,19 @@ def replay(
     if unanswered:
         note(f" {base} answered none of {len(result.outcomes)} requests: {summary.reasons[0].reason}", bold="error:")
     raise typer.Exit(130 if result.interrupted else int(unanswered))
+
+
+def _made_with(facts: Mapping[str, Any]) -> dict[str, str]:
+    """What a replay was made with: the service, this machine, and the command that repeats it."""
+    known = {name: str(facts[name]) for name in ("family", "policy", "device") if facts.get(name)}
+    if "version" in facts:
+        known["service"] = f"Weir {facts['version']}"
+    return {
+        **known,
+        "client": f"Weir {__version__}, Python {platform.python_version()}, {os.cpu_count()} CPUs",
+        "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "command": shlex.join(["weir", *sys.argv[1:]]),
+    }
 
 
 def _print_summary(summary: Any, folder: Path) -> None:

@@ -38,6 +38,23 @@ def accepted_fields(base_url: str) -> Mapping[str, Any] | None:
         return None
 
 
+def service_facts(base_url: str, key: str | None = None) -> Mapping[str, Any]:
+    """What a service says of itself in ``/v1/live``: its ``policy``, and of ``service`` the ``family``, ``slo_s``,
+    ``version`` and ``device``. Empty for a server that says nothing of this kind.
+
+    Args:
+        base_url: e.g. ``http://127.0.0.1:8000``, with or without ``/v1``.
+        key: API key of the service, if it needs one.
+    """
+    root = base_url.rstrip("/").removesuffix("/v1")
+    headers = {} if key is None else {"Authorization": f"Bearer {key}"}
+    try:
+        live = httpx.get(f"{root}/v1/live", headers=headers, timeout=DESCRIPTION_TIMEOUT_S, trust_env=False).json()
+        return {**live["service"], "policy": live["policy"], "slo_s": float(live["service"]["slo_s"])}
+    except (httpx.HTTPError, httpx.InvalidURL, ValueError, KeyError, TypeError, AttributeError):
+        return {}
+
+
 def expected_refusals(fields: Mapping[str, Any], trace: Trace, model: str | None = None) -> list[str]:
     """One line for each reason why the service will refuse requests: their number, the reason and an example.
 

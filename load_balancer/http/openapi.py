@@ -167,6 +167,13 @@ class Readiness(Described):
     in_flight: int = Field(description="images admitted and not answered")
 
 
+class ServiceFacts(Described):
+    family: str
+    slo_s: float = Field(description="the deadline, seconds after the request")
+    version: str = Field(description="of Weir")
+    device: str | None = Field(description="what the times of the profile were measured on; null without a profile")
+
+
 class Live(Described):
     time: float = Field(description="unix time, seconds")
     ready: bool
@@ -179,6 +186,7 @@ class Live(Described):
     thresholds: list[float] = Field(description="the thresholds of all judges in use, in order")
     reason: str = Field(description="why the controller made this plan; empty for the configured one")
     policy: str = Field(description="name of the policy that plans; `static` keeps the configured plan")
+    service: ServiceFacts = Field(description="what the service is")
     pinned_until: float | None = Field(
         description="unix time, seconds, until which an operator's pin holds the plan or a part of it; null: no pin"
     )

@@ -27,6 +27,7 @@ from load_balancer.runner.observation_counters import EXPIRY, ObservationCounter
 from load_balancer.runner.replica_call import QueuePosition, ReplicaCalls
 from load_balancer.runner.request_runner import RequestRunner
 from load_balancer.runner.shadow_samples import QUIET, ShadowSample, ShadowSamples
+from weir import __version__
 from weir.cascade import CacheMode, CascadeSettings, ImageTask, Run, first_run
 from weir.config import FamilyConfig, RedrawConfig
 from weir.core import ImageRequest, Overrides
@@ -110,6 +111,13 @@ class Balancer:
             self._calls, self._forecast, self.observations, self.metrics, family, self._settings, cache
         )
         self._family = family
+        #: What the service is, for reports of measurements.
+        self._about = {
+            "family": family.name,
+            "slo_s": slo_s,
+            "version": __version__,
+            "device": profile.device if profile else None,
+        }
         self._shadow = ShadowSamples(shadow, family.size, random.Random())
         self._cache = cache
         #: Cache mode of requests that do not set one; None without a cache.
@@ -285,6 +293,7 @@ class Balancer:
             "thresholds": list(plan.thresholds),
             "reason": plan.reason,
             "policy": self.controls.policy,
+            "service": self._about,
             "pinned_until": None if timed is None else timed.until,
             "drained": len(self.registry.drained),
             "in_flight": state["in_flight"],

@@ -12,7 +12,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from cli.main import app
-from traces.acceptance import GENERATIONS, accepted_fields, expected_refusals
+from traces.acceptance import GENERATIONS, accepted_fields, expected_refusals, service_facts
 from traces.figures import Reason, summarise
 from traces.trace import Arrival, Trace
 from weir.config import load_family
@@ -135,3 +135,15 @@ def test_reasons_are_counted_by_status_and_message(server, tmp_path: Path) -> No
         Reason(503, "overloaded", "no", 2),
         Reason(429, "overloaded", "no", 1),
     )
+
+
+def test_a_service_says_what_it_is(server):
+    facts = {"family": "toy", "slo_s": 15, "version": "0.1.0", "device": "a100"}
+    server.live = {"service": facts, "policy": "weir"}
+    assert service_facts(f"{server.url}/v1") == {**facts, "policy": "weir"}
+
+
+@pytest.mark.parametrize("live", [None, {}, {"service": 3}, {"service": {"slo_s": "soon"}, "policy": "weir"}])
+def test_another_server_says_nothing_of_itself(server, live):
+    server.live = live
+    assert service_facts(server.url) == {}
