@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from functools import wraps
 from typing import Any
 
@@ -19,10 +19,11 @@ from weir.errors import Forbidden
 ADMIN = "/v1/admin"
 
 
-def admin(balancer: Balancer, limits: LimitsConfig) -> APIRouter:
+def admin(balancer: Balancer, variants: Iterable[str], limits: LimitsConfig) -> APIRouter:
     """Creates the routes of one balancer.
 
     Args:
+        variants: those that the replicas hold.
         limits: of the size of a body, and of the time that it may take.
     """
     router, controls = APIRouter(prefix=ADMIN), balancer.controls
@@ -35,7 +36,7 @@ def admin(balancer: Balancer, limits: LimitsConfig) -> APIRouter:
     async def show(request: Request) -> Response:
         return state()
 
-    @router.put("/pin", **schema.SET_PIN)
+    @router.put("/pin", **schema.set_pin(variants))
     @_for_administrators
     async def pin(request: Request) -> Response:
         body = schema.parsed(schema.PinBody, await json_body(request, limits))

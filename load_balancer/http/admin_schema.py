@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from load_balancer.http.openapi import Described, errors
 from load_balancer.http.responses import to_json
+from load_balancer.http.schema import integral
 from weir.errors import (
     BodyTooLarge,
     BodyTooSlow,
@@ -26,6 +28,8 @@ LEAST_S, MOST_S = 1, 7 * 86400
 MOST_REPLICAS, MOST_BATCH, MOST_REASON, MOST_NAME = 100_000, 256, 200, 200
 
 Body = TypeVar("Body", bound=BaseModel)
+Count = Annotated[int, Field(ge=0, le=MOST_REPLICAS), BeforeValidator(integral)]
+Batch = Annotated[int, Field(ge=1, le=MOST_BATCH), BeforeValidator(integral)]
 Name = Annotated[str, Field(min_length=1, max_length=MOST_NAME)]
 
 
@@ -37,17 +41,15 @@ class _Body(BaseModel):
 
 class PinBody(_Body):
     for_s: float = Field(ge=LEAST_S, le=MOST_S, description=f"seconds until the pin ends, from {LEAST_S} to {MOST_S}")
-    replicas: dict[str, Annotated[int, Field(ge=0, le=MOST_REPLICAS)]] | None = Field(
-        None,
+    replicas: dict[str, Count] = Field(
+        {},
         description="number of replicas, 0 or more, by variant, the best one included; they add up to the replicas "
         "that are not drained, and their variants are the chain",
     )
-    thresholds: dict[str, Annotated[float, Field(ge=0, le=1)]] | None = Field(
-        None, description="threshold in 0…1 by variant of the chain except the last"
+    thresholds: dict[str, Annotated[float, Field(ge=0, le=1)]] = Field(
+        {}, description="threshold in 0…1 by variant of the chain except the last"
     )
-    batch: dict[str, Annotated[int, Field(ge=1, le=MOST_BATCH)]] | None = Field(
-        None, description=f"largest batch by variant of the chain, from 1 to {MOST_BATCH}"
-    )
+    batch: dict[str, Batch] = Field({}, description=f"largest batch by variant of the chain, from 1 to {MOST_BATCH}")
     reason: str = Field("", max_length=MOST_REASON, description=f"a text of at most {MOST_REASON} characters")
 
     @property
@@ -189,13 +191,25 @@ def _route(
 
 _STATE = "The plan in force, and what operators changed"
 SHOW = _route("Get the plan in force, its reason, the replicas, and what operators changed", AdminState, _STATE)
-SET_PIN = _route(
-    "Pin the plan or a part of it for a time; fields that are left out stay with the policy",
-    AdminState,
-    f"{_STATE}; the controller publishes the pinned plan within seconds",
-    Conflict,
-    body=PinBody,
-)
+
+
+def set_pin(variants: Iterable[str]) -> dict[str, Any]:
+    """Description of the route that pins, for replicas that hold these variants."""
+    route = _route(
+        "Pin the plan or a part of it for a time; fields that are left out stay with the policy",
+        AdminState,
+        f"{_STATE}; the controller publishes the pinned plan within seconds",
+        Conflict,
+        body=PinBody,
+    )
+    fields = route["openapi_extra"]["requestBody"]["content"]["application/json"]["schema"]["properties"]
+    for name in PinValues.__slots__:
+        by_variant = fields[name]
+        by_variant["properties"] = dict.fromkeys(variants, by_variant["additionalProperties"])
+        by_variant["additionalProperties"] = False
+    return route
+
+
 UNPIN = _route("End the pin", AdminState, f"{_STATE}; without a pin nothing changes")
 SWITCH = _route(
     "Let another policy plan",

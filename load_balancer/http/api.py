@@ -71,7 +71,7 @@ def create_app(
     rules = RequestRules(family, limits, aliases)
     store, page = ImageStore(), Page()
     model_list = ModelList(family, rules.models, aliases or {}, balancer.cache_mode, int(time.time()))
-    routers = generations(balancer, rules, store, limits), admin(balancer, limits)
+    routers = generations(balancer, rules, store, limits), admin(balancer, family.keys, limits)
     for router in routers:
         app.include_router(router)
 

@@ -43,12 +43,13 @@ HEADERS: tuple[tuple[str, dict[str, Any], str], ...] = (
 )
 
 
-def _integral(value: object) -> object:
+def integral(value: object) -> object:
+    """A whole number that JSON writes with a point, as an integer; other values as they are."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 #: An integer by JSON schema, which includes 7.0.
-Integer = Annotated[int, BeforeValidator(_integral)]
+Integer = Annotated[int, BeforeValidator(integral)]
 
 
 class GenerationBody(BaseModel):
