@@ -28,7 +28,7 @@ from weir.proxies import spare_loopback
 OBJECT_STORE_BYTES = 512 * 2**20
 STOP_TIMEOUT_S = 20.0
 #: Attempts to start Ray. On a busy machine its own time limits are too short.
-STARTS = 2
+STARTS = 3
 #: Last lines of each of Ray's logs that are kept of a start that failed.
 LOG_LINES = 10
 
@@ -208,7 +208,7 @@ def _ends_of_logs(folder: Path) -> str:
 
 
 def started(start: Callable[[], T], report: Callable[[str], None] = lambda waiting_for: None) -> T:
-    """Calls ``start``, which starts processes of Ray. If they are too slow, ends them and calls it once more.
+    """Calls ``start``, which starts processes of Ray. If they are too slow, ends them and calls it again.
 
     Args:
         report: called with what the start waits for.

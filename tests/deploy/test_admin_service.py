@@ -21,7 +21,8 @@ from tests.deploy.conftest import toy_service
 from weir.config import KeyConfig
 
 pytestmark = [
-    pytest.mark.timeout(590),
+    pytest.mark.ray,
+    pytest.mark.timeout(600),
     # The command line runs in this process, and Ray leaves its sockets to the garbage collector.
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),

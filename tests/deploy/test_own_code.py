@@ -37,7 +37,8 @@ def weir(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=200)
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.ray
+@pytest.mark.timeout(600)
 def test_a_service_plans_caches_and_evicts_by_code_of_the_users_own(tmp_path: Path) -> None:
     write_module(tmp_path)
     toy_service(tmp_path, **OWN)
