@@ -83,6 +83,22 @@ def policy(
 
 
 @app.command()
+def scale(
+    replicas: Annotated[int, typer.Argument(min=1, help="Number of replicas of the pool.")],
+    service: ServiceOption = None,
+    url: UrlOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Give the pool another number of replicas, without a restart of the others.
+
+    Ray Serve starts new replicas where the cluster has room; replicas that are too many finish their images first.
+
+    Example: weir admin scale 8
+    """
+    _show(_call(service, url, "PUT", "replicas", {"replicas": replicas}), as_json)
+
+
+@app.command()
 def drain(
     replica: ReplicaArgument,
     force: Annotated[bool, typer.Option("--force", help="Drain even the last replica that takes work.")] = False,

@@ -41,6 +41,7 @@ class Counters:
         classes: number of requests, by the predicted class of their prompt.
         policy: name of the policy that is to plan; "" for that of the configuration.
         pin: the operator's pin in force.
+        size: number of replicas that the pool is to have; 0 for that of the configuration.
     """
 
     plan: Plan
@@ -67,6 +68,7 @@ class Counters:
     verdicts: int = 0
     policy: str = ""
     pin: Pin | None = None
+    size: int = 0
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> Counters:
@@ -105,6 +107,7 @@ class Counters:
             verdicts=int(fields.get("verdicts", 0)),
             policy=str(fields.get("policy", "")),
             pin=None if fields.get("pin") is None else Pin.from_dict(fields["pin"]),
+            size=int(fields.get("size", 0)),
         )
 
     def since(self, before: Counters | None, now_s: float) -> Observation:

@@ -41,9 +41,10 @@ class Controller:
     """Runs one policy on one live pool, on a single thread.
 
     Args:
-        make_policy: makes a new policy by its name, "" for that of the configuration; called at the start, after each
-            failure of the policy, when it is outdated, and when another one is to plan.
-        size: number of replicas of the pool. A plan covers the live ones; Serve restarts the others meanwhile.
+        make_policy: makes a new policy by its name, "" for that of the configuration, for a number of replicas; called
+            at the start, after each failure of the policy, when it is outdated, when another one is to plan, and when
+            the pool is to have another number of replicas.
+        size: number of replicas of the configuration. A plan covers the live ones; Serve starts the others meanwhile.
         look: returns the counters of the load balancer; its argument is the previous snapshot.
         publish: publishes a plan, or raises when it cannot; its second argument is the plan in force.
         metrics: records observations and plans.
@@ -58,7 +59,7 @@ class Controller:
 
     def __init__(
         self,
-        make_policy: Callable[[str], Policy],
+        make_policy: Callable[[str, int], Policy],
         size: int,
         *,
         look: Callable[[Counters | None], Counters],
@@ -70,7 +71,7 @@ class Controller:
         unix_time: Callable[[], float] = time.time,
     ):
         self._make_policy = make_policy
-        self._size = size
+        self._configured = self._size = size
         self._look = look
         self._publish = publish
         self._metrics = metrics or NoMetrics()
@@ -88,7 +89,7 @@ class Controller:
 
     def _reset(self) -> None:
         self._policy: Policy | None = None
-        self._policy_name: str | None = None
+        self._policy_for: tuple[str, int] | None = None  # its name and the number of replicas
         self._wanted: Plan | None = None  # the policy's last plan, without the operator's pin
         self._before: Counters | None = None
         self._published: Plan | None = None
@@ -122,6 +123,7 @@ class Controller:
         seen = self._look(self._before)
         seen = replace(seen, ranks=self._ranks.observe(seen.ranks, self._clock()))
         self._before, before = seen, self._before
+        self._size = seen.size or self._configured
         self._metrics.set(metrics_of.REPLICAS, len(seen.ranks))
         self._version = max(self._version, seen.plan.version)
         if not seen.ranks or self._is_starting(seen):
@@ -146,10 +148,11 @@ class Controller:
         """Returns the next plan of the policy for the live replicas. A policy that fails is replaced in the next
         step."""
         policy, self._policy = self._policy, None
-        switched = self._policy_name not in (None, seen.policy)
-        if self._outdated() or policy is None or switched:
-            policy, self._policy_since = self._make_policy(seen.policy), self._clock()
-            self._policy_name = seen.policy
+        wanted, known = (seen.policy, self._size), self._policy_for
+        if self._outdated() or policy is None or known != wanted:
+            switched = known is not None and known[0] != seen.policy
+            policy, self._policy_since = self._make_policy(*wanted), self._clock()
+            self._policy_for = wanted
             plan = self._begin(policy, seen, switched)
         else:
             plan = policy.observe(seen.since(before, self._clock() - self._policy_since))
@@ -182,6 +185,8 @@ class Controller:
             plan = held(self._wanted or seen.pin.plan, seen.pin, len(live))
         elif plan is None and self._wanted is not None and latest.origin == PINNED:  # the pin has ended
             plan = fitted(self._wanted, len(live))
+        elif plan is None and len(latest.assignments) != self._size:  # the pool is to have another size
+            plan = fitted(latest, len(live))
         return None if plan is None else spread(plan, live, self._size)
 
     def _live(self, seen: Counters) -> list[int]:

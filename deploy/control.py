@@ -125,7 +125,7 @@ def controller(service: ServiceConfig, edges: Edges) -> Controller:
     """
     levels = None if service.cache.levels is None else WatchedHead(Path(service.cache.levels))
     return Controller(
-        lambda name: policy_of(service, levels.head if levels else None, name),
+        lambda name, replicas: policy_of(service, levels.head if levels else None, name, replicas),
         service.plan.size,
         outdated=levels.renewed if levels else lambda: False,
         look=edges.look,

@@ -41,11 +41,14 @@ def stored_states(cache: CacheConfig, steps: int) -> StoredStates | None:
     return StoredStates(dict(zip(selector.ks, mean.tolist(), strict=True)), shares)
 
 
-def policy_of(service: ServiceConfig, levels: LevelHead | None = None, name: str = "") -> Policy:
+def policy_of(
+    service: ServiceConfig, levels: LevelHead | None = None, name: str = "", replicas: int | None = None
+) -> Policy:
     """Makes a new policy for a service.
 
     Args:
         name: another policy than the configured one.
+        replicas: another number of replicas than the configured one.
         levels: the level head in force; None when prompts are not distinguished.
 
     Raises:
@@ -56,7 +59,7 @@ def policy_of(service: ServiceConfig, levels: LevelHead | None = None, name: str
     profile = load_profile(source)
     resumed = resumed_share(service.cache.selector) if service.cache.mode != "off" else 1.0
     states = stored_states(service.cache, profile.heavy.steps)
-    setting = Setting.of(profile, service.plan.size, service.slo_s, levels, resumed, states)
+    setting = Setting.of(profile, replicas or service.plan.size, service.slo_s, levels, resumed, states)
     return make_policy(name or service.controller.policy, setting)
 
 

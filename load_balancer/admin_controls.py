@@ -1,4 +1,4 @@
-"""The operator's controls: pin, policy, drained replicas and cache, with a record of who did what and when.
+"""The operator's controls: pin, policy, number of replicas, drained replicas and cache, with a record of all actions.
 
 They live in the load balancer, and end when its process does: then the configured policy plans for all replicas.
 """
@@ -79,7 +79,7 @@ class Action:
     Attributes:
         at: unix time, seconds.
         who: name of the key; ``anonymous`` without keys.
-        action: pin, unpin, policy, drain, return or purge.
+        action: pin, unpin, policy, scale, drain, return or purge.
         what: its argument, in words.
         until: unix time at which it ends by itself; None: it does not.
     """
@@ -120,6 +120,7 @@ class AdminControls:
         monotonic: seconds of a monotonic clock.
 
     Attributes:
+        replicas: number of replicas of the pool.
         actions: the last actions, the newest last.
         counts: number of actions since the start, by name.
     """
@@ -135,6 +136,7 @@ class AdminControls:
         monotonic: Callable[[], float] = time.monotonic,
     ):
         self.policy = targets.policy
+        self.replicas = len(configured.assignments)
         self.actions: deque[Action] = deque(maxlen=MOST_ACTIONS)
         self.counts: Counter[str] = Counter()
         self._registry = registry
@@ -192,6 +194,20 @@ class AdminControls:
 
     # -------------------------------------------------------------------------------------- replicas and cache
 
+    def scale(self, who: str, replicas: int) -> None:
+        """Gives the pool another number of replicas.
+
+        The controller publishes a plan for them. Ray Serve starts those that are missing where the cluster has room, or
+        lets those that are too many finish their images.
+
+        Raises:
+            Conflict: no controller runs; nothing changed.
+        """
+        self._need_controller()
+        if replicas != self.replicas:
+            before, self.replicas = self.replicas, replicas
+            self._record(who, "scale", f"{replicas} replicas instead of {before}")
+
     def drain(self, who: str, replica: str, *, force: bool = False) -> None:
         """Drains a replica; see :meth:`ReplicaRegistry.drain`."""
         if self._registry.drain(replica, force=force):
@@ -227,7 +243,8 @@ class AdminControls:
     def orders(self) -> dict[str, Any]:
         """What the controller has to follow, as JSON."""
         timed = self.pin
-        return {"policy": self.policy, "pin": None if timed is None else timed.pin.to_dict()}
+        pin = None if timed is None else timed.pin.to_dict()
+        return {"policy": self.policy, "size": self.replicas, "pin": pin}
 
     def state(self) -> dict[str, Any]:
         """The controls as they are, as JSON; actions are the newest first."""
@@ -238,6 +255,7 @@ class AdminControls:
             pin = {"reason": timed.pin.reason, "until": timed.until, "left_s": left_s, **timed.pin.values.parts}
         return {
             "policy": self.policy,
+            "size": self.replicas,
             "pin": pin,
             "replicas": self._registry.replicas(),
             "actions": [asdict(action) for action in reversed(self.actions)],

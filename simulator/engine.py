@@ -176,7 +176,7 @@ class Simulation:
         self._note(self.plan, 0.0)
         self._look_at_replicas()
         self._controller = Controller(
-            lambda _: self.policy,
+            lambda name, size: self.policy,
             len(self.replicas),
             look=self._observed,
             publish=self._publish,

@@ -406,7 +406,7 @@ class _Run:
         background = [clock.create_task(self._balancer.registry.watch())]
         await asyncio.sleep(0)  # the replicas are known from now on
         self._controller = Controller(
-            lambda _: self._policy,
+            lambda name, size: self._policy,
             len(plan.assignments),
             look=self._look,
             publish=self._publish,

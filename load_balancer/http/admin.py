@@ -56,6 +56,13 @@ def admin(balancer: Balancer, variants: Iterable[str], limits: LimitsConfig) -> 
         await controls.switch_policy(_who(request), body.policy)
         return state()
 
+    @router.put("/replicas", **schema.SCALE)
+    @_for_administrators
+    async def scale(request: Request) -> Response:
+        body = schema.parsed(schema.ScaleBody, await json_body(request, limits))
+        controls.scale(_who(request), body.replicas)
+        return state()
+
     @router.put("/replicas/{id}/drain", **schema.DRAIN)
     @_for_administrators
     async def drain(request: Request, id: str) -> Response:

@@ -61,6 +61,12 @@ class PolicyBody(_Body):
     policy: Name = Field(description=f"name of a policy, of at most {MOST_NAME} characters")
 
 
+class ScaleBody(_Body):
+    replicas: Annotated[int, Field(ge=1, le=MOST_REPLICAS), BeforeValidator(integral)] = Field(
+        description=f"number of replicas of the pool, a whole number from 1 to {MOST_REPLICAS}"
+    )
+
+
 class DrainBody(_Body):
     force: bool = Field(False, description="true or false; true drains even the last replica that takes work")
 
@@ -119,6 +125,7 @@ class AdminState(Described):
 
     plan: PlanDescription
     policy: str = Field(description="name of the policy that plans")
+    size: int = Field(description="number of replicas that the pool is to have")
     pin: PinDescription | None
     replicas: list[Replica]
     actions: list[AdminAction] = Field(description="the last 100 actions, the newest first")
@@ -218,6 +225,13 @@ SWITCH = _route(
     Conflict,
     NotReady,
     body=PolicyBody,
+)
+SCALE = _route(
+    "Give the pool another number of replicas",
+    AdminState,
+    f"{_STATE}; the controller publishes a plan for that number within seconds",
+    Conflict,
+    body=ScaleBody,
 )
 DRAIN = _route(
     "Drain a replica: it finishes what it has, and gets nothing new",

@@ -32,6 +32,13 @@ SETTING = Setting(
     slo_s=5.0,
     deferral=DeferralCurve((0.0, 1.0), (0.0, 1.0)),
 )
+
+
+def setting_of(size: int) -> Setting:
+    """The setting with another number of replicas."""
+    return replace(SETTING, gpus=(replace(SETTING.gpus[0], count=size),))
+
+
 CONFIGURED = Plan.split(1, 2, 2, light_batch=4, heavy_batch=4, threshold=0.5)
 
 
@@ -49,14 +56,14 @@ class Cluster:
         self.tally = ObservationCounters(expiry_s=2 * SETTING.slo_s)
         self.published: list[Plan] = []
         self.dead_dashboard = self.deaf = self.silent = False
-        self.policy = ""
+        self.policy, self.size = "", 0
         self.pin: Pin | None = None
 
     def look(self, before: Counters | None = None) -> Counters:
         if self.silent:
             raise TimeoutError
         fields = {"plan": self.plan.to_dict(), "ranks": self.ranks, "queued": {"light": 0, "heavy": 0}}
-        fields |= {"policy": self.policy, "pin": self.pin.to_dict() if self.pin else None}
+        fields |= {"policy": self.policy, "size": self.size, "pin": self.pin.to_dict() if self.pin else None}
         known = (before.judged, before.batches_run) if before else (0, 0)
         return Counters.from_dict({**fields, **self.tally.since(*known, self.now)})
 
@@ -99,7 +106,7 @@ def controller(
     lead: Callable[[], bool] | None = None,
 ) -> Controller:
     return Controller(
-        lambda name: make_policy(name or policy, SETTING),
+        lambda name, size: make_policy(name or policy, setting_of(size)),
         SIZE,
         look=cluster.look,
         publish=cluster.publish,
@@ -339,7 +346,7 @@ def test_slower_batches_change_the_plan(cluster):
 def test_an_outdated_policy_is_replaced_and_the_plan_in_force_stays(cluster):
     made: list[Weir] = []
 
-    def make(_: str) -> Weir:
+    def make(name: str, size: int) -> Weir:
         made.append(Weir(SETTING))
         return made[-1]
 
@@ -499,6 +506,28 @@ def test_a_switch_while_replicas_are_drained_plans_for_the_others(cluster):
     cluster.policy = "all-heavy"
     cluster.second(it, FEW)
     assert {cluster.plan.assignment(rank).role for rank in cluster.ranks} == {HEAVY}
+
+
+def test_more_replicas_are_planned_for_as_they_come_up_and_fewer_at_once(cluster):
+    it = controller(cluster)
+    cluster.seconds(it, 20, MANY)
+    assert cluster.plan.counts == {LIGHT: 3, HEAVY: 1}
+    cluster.size = 6
+    cluster.second(it, MANY)
+    assert len(cluster.plan.assignments) == 6
+    assert [cluster.plan.assignment(rank).role for rank in range(4)].count(HEAVY) == 1, "only four are up"
+    cluster.ranks = list(range(6))
+    cluster.seconds(it, 5, MANY)
+    assert cluster.plan.counts == {LIGHT: 3, HEAVY: 3}
+    cluster.size = 2
+    cluster.second(it, FEW)
+    assert cluster.plan.counts == {LIGHT: 1, HEAVY: 1}
+
+
+def test_the_number_of_replicas_is_that_of_the_configuration_until_an_operator_gives_another(cluster):
+    it = controller(cluster)
+    cluster.seconds(it, 20, FEW)
+    assert {len(plan.assignments) for plan in cluster.published} == {SIZE}
 
 
 def test_a_policy_that_cannot_be_made_leaves_the_last_good_plan(cluster):

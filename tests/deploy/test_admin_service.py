@@ -156,6 +156,27 @@ def test_a_replica_is_drained_under_load_and_returned(service: Up) -> None:
     assert {state for state, _ in states().values()} == {"serving"}
 
 
+def test_replicas_are_added_and_removed_while_requests_are_answered(service: Up) -> None:
+    def has(count: int) -> Callable[[dict[str, Any]], bool]:
+        return lambda state: len(state["replicas"]) == sum(state["plan"]["replicas"].values()) == count
+
+    def scale(count: int) -> bool:
+        assert service.weir("admin", "scale", str(count))["size"] == count
+        service.state_when(has(count))
+        return True
+
+    async def scale_under_load() -> Counter[int]:
+        load = asyncio.create_task(service.load(6))
+        assert await asyncio.to_thread(scale, 4)
+        assert await asyncio.to_thread(scale, 3)
+        return await load
+
+    before = set(it["id"] for it in service.weir("admin", "plan")["replicas"])
+    assert asyncio.run(scale_under_load()) == {200: 60}
+    after = set(it["id"] for it in service.weir("admin", "plan")["replicas"])
+    assert len(before & after) >= 2, "the others go on"
+
+
 def test_the_running_cache_is_shown_and_purged(service: Up) -> None:
     headers = {"authorization": f"Bearer {ALICE}"}
 

@@ -24,6 +24,7 @@ CALLS = [
     ("PUT", "pin", {"for_s": 60}),
     ("DELETE", "pin", None),
     ("PUT", "policy", {"policy": "all-heavy"}),
+    ("PUT", "replicas", {"replicas": 4}),
     ("PUT", "replicas/replica-1/drain", {}),
     ("DELETE", "replicas/replica-1/drain", None),
     ("GET", "cache", None),
@@ -141,6 +142,9 @@ async def test_a_pin_is_shown_until_it_is_ended(ops, balancer):
         ("PUT", "pin", [], None, "the body has to be a JSON object with the fields for_s, replicas"),
         ("PUT", "policy", {}, "policy", "policy is missing"),
         ("PUT", "policy", {"policy": ""}, "policy", "name of a policy"),
+        ("PUT", "replicas", {}, "replicas", "replicas is missing"),
+        ("PUT", "replicas", {"replicas": 0}, "replicas", "a whole number from 1 to 100000"),
+        ("PUT", "replicas", {"replicas": 2.5}, "replicas", "a whole number from 1 to 100000"),
         ("PUT", "replicas/replica-1/drain", {"force": "yes"}, "force", "true or false"),
         ("POST", "cache/purge", {}, "tenant", "null stands for every tenant"),
         ("POST", "cache/purge", {"tenant": ""}, "tenant", "name of the tenant"),
@@ -183,6 +187,15 @@ async def test_replicas_are_drained_and_returned_and_the_last_one_needs_force(op
     state = (await ops.delete("replicas/replica-2/drain")).json()
     assert [it["state"] for it in state["replicas"]] == ["drained", "drained", "serving"]
     assert (await ops.delete("replicas/nobody/drain")).status_code == 404
+
+
+async def test_the_pool_gets_another_number_of_replicas(ops, balancer):
+    answer = await ops.put("replicas", json={"replicas": 5})
+    assert (answer.status_code, answer.json()["size"]) == (200, 5)
+    assert balancer.counters()["size"] == 5
+    assert answer.json()["actions"][0]["what"] == "5 replicas instead of 3"
+    await ops.put("replicas", json={"replicas": 5})
+    assert balancer.controls.counts["scale"] == 1, "what changes nothing is no action"
 
 
 async def test_metrics_count_actions_and_show_pins_and_drained_replicas(ops, balancer, registry):
