@@ -10,7 +10,7 @@ import sys
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -18,6 +18,10 @@ from cli.terminal import JsonOption, console, error_exit, note, print_json, prin
 from weir import __version__
 from weir.config import load_family
 from weir.errors import ConfigError
+
+if TYPE_CHECKING:
+    from quality.scorer import Scorer
+    from traces.trace import Trace
 
 #: Deadline of a report, seconds, for a server that does not say its own.
 USUAL_SLO_S = 10.0
@@ -55,7 +59,6 @@ def replay(
     Example: weir replay traces/bursty.csv --duration 120 --rate 0.5
     """
     from deploy.local import status as look
-    from quality.scorer import family_scorer
     from traces.acceptance import accepted_fields, expected_refusals, service_facts
     from traces.loader import load_trace
     from traces.replay import replay as send
@@ -72,11 +75,7 @@ def replay(
             requests = requests.scale_speed(speed)
         if redraw is not None:
             requests = requests.resample(redraw, cv)
-        judge = None
-        if score is not None:
-            judge = family_scorer(load_family(score), [a.prompt for a in requests])
-            if judge is None:
-                raise ConfigError(f"{score}: the family has neither a discriminator's checker nor a clip to score with")
+        judge = None if score is None else _judge(score, requests)
         base = url or look()["url"]
         fields = accepted_fields(base)
         if fields is None:
@@ -85,9 +84,7 @@ def replay(
             note(line, bold="the service will refuse ")
         key = os.environ.get("WEIR_API_KEY")  # an option would be visible in the process list
         facts = service_facts(base, key)
-        if slo is None and "slo_s" not in facts:
-            note(f"{base} does not say its deadline; answers within {USUAL_SLO_S:g} s are in time (--slo changes it)")
-        deadline_s = slo or facts.get("slo_s", USUAL_SLO_S)
+        deadline_s = slo or _deadline_s(base, facts)
         note(f"{len(requests)} requests over {_duration(requests.duration_s)}, to {base}")
         folder = out or Path("runs") / datetime.now().strftime("%Y%m%d-%H%M%S")
         result = send(
@@ -121,6 +118,27 @@ def replay(
     if unanswered:
         note(f" {base} answered none of {len(result.outcomes)} requests: {summary.reasons[0].reason}", bold="error:")
     raise typer.Exit(130 if result.interrupted else int(unanswered))
+
+
+def _judge(family: Path, requests: Trace) -> tuple[str, Scorer]:
+    """The name of the measure for the images of a replay, and its scorer.
+
+    Raises:
+        ConfigError: the family has no measure.
+    """
+    from quality.scorer import family_scorer
+
+    judge = family_scorer(load_family(family), [a.prompt for a in requests])
+    if judge is None:
+        raise ConfigError(f"{family}: the family has neither a discriminator's checker nor a clip to score with")
+    return judge
+
+
+def _deadline_s(base: str, facts: Mapping[str, Any]) -> float:
+    """The deadline that a service says, or the usual one for a server that says none."""
+    if "slo_s" not in facts:
+        note(f"{base} does not say its deadline; answers within {USUAL_SLO_S:g} s are in time (--slo changes it)")
+    return float(facts.get("slo_s", USUAL_SLO_S))
 
 
 def _made_with(facts: Mapping[str, Any]) -> dict[str, str]:
