@@ -60,6 +60,8 @@ def check(path: Path) -> Check:
         return Check("folder of dashboards", _dashboards(path))
     if not path.exists():
         raise ConfigError(f"{path}: there is no such file")
+    if not path.is_file():
+        raise ConfigError(f"{path}: is a device, a pipe or a socket; name a file")
     try:
         with path.open("rb") as file:
             head = file.read(9)

@@ -155,3 +155,8 @@ def test_the_version_is_printed() -> None:
     from weir import __version__
 
     assert CliRunner().invoke(app, ["--version"]).stdout == f"weir {__version__}\n"
+
+
+def test_what_never_ends_is_not_read() -> None:
+    with pytest.raises(ConfigError, match="is a device, a pipe or a socket"):
+        check(Path("/dev/zero"))
