@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -94,3 +95,11 @@ def test_the_environment_of_a_node_has_the_variables_of_replicas_and_cache(tmp_p
 def test_a_script_has_valid_shell_syntax(path):
     shell = "sh" if path.name == "env.sh" else "bash"
     assert subprocess.run([shutil.which(shell) or shell, "-n", path], capture_output=True).returncode == 0
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="taking the network away needs root; `make ray-up-demo` does it, too")
+def test_a_node_that_is_set_up_is_set_up_again_without_a_network_and_without_variables() -> None:
+    bare = {"PATH": os.environ["PATH"], "HOME": os.environ["HOME"]}
+    command = ["unshare", "--net", "bash", str(CLUSTERS / "setup.sh")]
+    done = subprocess.run(command, env=bare, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr
