@@ -41,6 +41,15 @@ class Up(NamedTuple):
         found: dict[str, Any] = json.loads(done.stdout)
         return found
 
+    def status_when_ready(self, key: str = OPS) -> dict[str, Any]:
+        """The state of the service when no replica takes in a plan."""
+        end = time.monotonic() + 120
+        while (done := CliRunner().invoke(app, ["status", "--json"], env={"WEIR_API_KEY": key})).exit_code:
+            assert time.monotonic() < end, done.output
+            time.sleep(0.5)
+        found: dict[str, Any] = json.loads(done.stdout)
+        return found
+
     def refused(self, *command: str, key: str = OPS) -> tuple[int, str]:
         """Runs a command that is refused; returns its exit code and the message."""
         done = CliRunner().invoke(app, command, env={"WEIR_API_KEY": key})
@@ -96,7 +105,7 @@ def test_a_threshold_and_replicas_are_pinned_for_a_time_and_unpinned(service: Up
     service.weir("admin", "pin", "--for", "300", "--replicas", "light=2", "--replicas", "heavy=1")
     plan = service.plan_when(lambda plan: plan["replicas"] == {"light": 2, "heavy": 1})
     assert plan["origin"] == "pin"
-    status = service.weir("status")
+    status = service.status_when_ready()
     assert status["admin"]["pin"]["replicas"] == {"light": 2, "heavy": 1}
     assert [it["action"] for it in status["admin"]["actions"][:2]] == ["pin", "pin"]
     service.weir("admin", "unpin")
@@ -118,7 +127,7 @@ def test_another_policy_plans_without_a_restart_and_one_that_cannot_is_refused(s
     service.weir("admin", "policy", "all-heavy")
     plan = service.plan_when(lambda plan: plan["origin"] == "all-heavy")
     assert plan["replicas"] == {"light": 0, "heavy": 3}
-    assert service.weir("status")["live"]["policy"] == "all-heavy"
+    assert service.status_when_ready()["live"]["policy"] == "all-heavy"
     service.weir("admin", "policy", "weir")
     service.plan_when(lambda plan: plan["origin"] == "weir")
 
@@ -206,7 +215,7 @@ def test_a_key_without_the_scope_changes_nothing_and_sees_no_names(service: Up) 
     code, message = service.refused("admin", "plan", key=ALICE)
     assert code == 1
     assert "lacks the scope admin" in message
-    status = service.weir("status", key=ALICE)
+    status = service.status_when_ready(ALICE)
     assert status["admin"] is None
     assert status["live"]["pinned_until"] is None
 

@@ -155,17 +155,16 @@ def test_every_panel_has_data_after_a_bursty_replay(watched: Watched, tmp_path: 
     assert float(counted["value"][1]) >= done.planned
 
 
-def test_only_prometheus_notices_the_death_of_redis(watched: Watched) -> None:
-    names = ("redis-server", "valkey-server")
-    [server] = [p for p in psutil.process_iter(["name"]) if p.name() in names and _is_ours(p, watched.service)]
+def test_a_redis_that_dies_is_started_again_and_every_request_meanwhile_is_answered(watched: Watched) -> None:
+    def servers() -> list[psutil.Process]:
+        names = ("redis-server", "valkey-server")
+        return [p for p in psutil.process_iter(["name"]) if p.name() in names and _is_ours(p, watched.service)]
+
+    [server] = servers()
     server.send_signal(signal.SIGKILL)
-
-    def is_open() -> bool:
-        assert watched.ask("a red circle left of a blue star")["path"] == "heavy"
-        found = watched.prometheus.query('max(ray_weir_cache_breaker_open{side="read"})')
-        return float(found[0]["value"][1]) == 1
-
-    wait_for(is_open)
+    wait_for(lambda: watched.ask("a blue star")["path"] in ("heavy", "cache") and servers() not in ([], [server]))
+    wait_for(lambda: watched.ask("a red circle left of a blue star")["path"] == "cache")
+    assert "Redis ended, and was started again" in (watched.state.path.parent / "toy.log").read_text()
 
 
 def test_down_leaves_no_process_and_only_the_logs_which_tell_what_happened_to_a_request(watched: Watched) -> None:

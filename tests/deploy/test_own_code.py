@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from tests.deploy.conftest import toy_service
+from weir.own_code import FOLDER
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 DOCUMENT = REPOSITORY / "docs" / "extending.md"
@@ -33,6 +34,7 @@ def weir(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Runs the command line in a folder, as the installed `weir` does: without the folder on Python's path."""
     start = "import sys; sys.path.remove(''); from cli.main import app; app()"
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    environment.pop(FOLDER, None)  # of a service that a test has started in this process
     command = [sys.executable, "-W", "ignore", "-c", start, *arguments]
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=200)
 
