@@ -44,12 +44,18 @@ def working(described: Iterable[Mapping[str, Any]], drained: Collection[str]) ->
     return [it for it in described if it["replica"] not in drained]
 
 
-def replaced(known: Mapping[str, Mapping[str, Any]], now: Iterable[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+def replaced(
+    known: Mapping[str, Mapping[str, Any]], now: Iterable[Mapping[str, Any]], size: int
+) -> dict[str, Mapping[str, Any]]:
     """The last description of every replica, by id, after a probe.
 
     A replica that is missing from the probe is kept until another one has its rank: Serve lists none for about a second
-    while it applies a plan.
+    while it applies a plan. It is not kept if the pool has fewer replicas now.
+
+    Args:
+        size: number of replicas of the plan in force.
     """
     there = {it["replica"]: it for it in now}
     taken = {it["rank"] for it in there.values()}
-    return {replica: it for replica, it in known.items() if it["rank"] not in taken} | there
+    gone = [replica for replica, it in known.items() if it["rank"] in taken or it["rank"] >= size]
+    return {replica: it for replica, it in known.items() if replica not in gone} | there

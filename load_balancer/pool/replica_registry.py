@@ -98,7 +98,7 @@ class ReplicaRegistry:
         now = self._clock()
         found = self._failures.assess(described, now)
         self._available = found.available
-        self._known = replaced(self._known, found.available)
+        self._known = replaced(self._known, found.available, len(self.plan.assignments))
         self.drained &= self._known.keys()
         self._dispatcher.sync(working(found.available, self.drained))
         self._dispatcher.times.forgive(now)

@@ -33,9 +33,10 @@ def test_drained_replicas_take_no_work():
 
 
 def test_a_replica_is_known_until_another_one_has_its_rank():
-    known = replaced({}, [{"replica": "a", "rank": 0}, {"replica": "b", "rank": 1}])
-    assert set(replaced(known, [])) == {"a", "b"}, "while Serve applies a plan, it lists none"
-    assert set(replaced(known, [{"replica": "c", "rank": 1}])) == {"a", "c"}
+    known = replaced({}, [{"replica": "a", "rank": 0}, {"replica": "b", "rank": 1}], 2)
+    assert set(replaced(known, [], 2)) == {"a", "b"}, "while Serve applies a plan, it lists none"
+    assert set(replaced(known, [{"replica": "c", "rank": 1}], 2)) == {"a", "c"}
+    assert set(replaced(known, [], 1)) == {"a"}, "the pool has become smaller"
 
 
 async def test_a_drained_replica_finishes_what_it_has_and_gets_nothing_new(running, pool):
