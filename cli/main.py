@@ -55,6 +55,7 @@ for command in (
     check.check,
     generate.generate,
     trace.replay,
+    trace.report,
     score.score,
     plan.plan,
     plan.simulate,

@@ -1,4 +1,4 @@
-"""Replay a trace against a service: ``weir replay``."""
+"""Replay a trace against a service, and lay replays side by side: ``weir replay``, ``weir report``."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from cli.terminal import JsonOption, console, error_exit, note, print_json, prin
 from weir import __version__
 from weir.config import load_family
 from weir.errors import ConfigError
+from weir.files import check_place, file_format
 
 if TYPE_CHECKING:
     from quality.scorer import Scorer
@@ -118,6 +119,23 @@ def replay(
     if unanswered:
         note(f" {base} answered none of {len(result.outcomes)} requests: {summary.reasons[0].reason}", bold="error:")
     raise typer.Exit(130 if result.interrupted else int(unanswered))
+
+
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Folders of replays.")],
+    out: Annotated[Path, typer.Option(help="Page to write.")] = Path("runs/side-by-side.html"),
+) -> None:
+    """Lay the reports of several replays side by side on one page: figures, plots, and what they were made with.
+
+    Example: weir report runs/weir runs/diffserve --out runs/both.html
+    """
+    from traces.side_by_side import write_side_by_side
+
+    with error_exit():
+        file_format(out, ["html"])
+        check_place(out)
+        write_side_by_side(runs, out)
+    print_line(f"the page is in {out}")
 
 
 def _judge(family: Path, requests: Trace) -> tuple[str, Scorer]:

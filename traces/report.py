@@ -29,7 +29,8 @@ Scorer = Callable[[list[str], list[Image.Image]], Sequence[float]]
 #: Number of images of each path on the page, and their side in pixels, to limit the page to a few MB.
 _GALLERY, _SIDE = 14, 256
 
-_TITLES = {
+#: Titles of the plots by the name of their file, in the order of the page.
+TITLES = {
     "demand": "Demand and goodput",
     "latency": "Latency of each image",
     "plan": "Replicas by role, and the threshold",
@@ -99,7 +100,7 @@ def write_report(
         total=summary.total,
         plans=main_plans(plans),
         versions=len(plans),
-        plots=[(_TITLES[name], inline(svg)) for name, svg in plots.items()],
+        plots=[(TITLES[name], inline(svg)) for name, svg in plots.items()],
         gallery=[(path, *_describe(path), _cards(outcomes, out, path, slo_s)) for path in summary.total.paths],
     )
     with written_whole(out / "report.html") as draft:
