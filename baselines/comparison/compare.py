@@ -52,7 +52,11 @@ class Comparison:
         title = f"{len(self.arrivals):,} requests, {self.setting.replicas} GPUs, SLO {self.setting.slo_s:g} s"
         if self.bound is not None:
             title += f"; fluid bound {self.bound:.2f}"
-        table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+        measured = self.setting.quality
+        caption = (
+            None if measured is None else f"quality: {'lower' if measured.smaller_is_better else 'higher'} is better"
+        )
+        table = Table(title=title, caption=caption, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
         table.add_column("policy", no_wrap=True)
         for column in ("late\n%", "quality\n", "light\n%", "good\n/s", "p50\ns", "p99\ns", "GPU\n%", "flips\n"):
             table.add_column(column, justify="right", no_wrap=True)

@@ -88,7 +88,8 @@ def print_reports(reports: Sequence[RunReport], gpus: int, slo_s: float, console
     """Prints the reports as a table."""
     requests = reports[0].requests if reports else 0
     title = f"{requests:,} requests, {gpus} GPUs, SLO {slo_s:g} s; on the right: in bursts"
-    table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    caption = "quality: in percent of a whole heavy image's, higher is better"
+    table = Table(title=title, caption=caption, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for column in ("system", "policy"):
         table.add_column(column, no_wrap=True)
     for column in ("late\n%", "quality\n%", "good\n/s", "p99\ns", "late\n%", "quality\n%", "good\n/min"):
