@@ -356,6 +356,7 @@ async def test_the_counters_report_what_happened(running, pool, plan):
     assert seen == {
         "plan": plan.to_dict(),
         "policy": "",
+        "size": 3,
         "pin": None,
         "ranks": [0, 1, 2],
         "queued": {"light": 0, "heavy": 0},
