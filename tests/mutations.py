@@ -343,6 +343,20 @@ MUTATIONS = (
         'if warning := "":',
         "tests/deploy/test_app.py::test_a_server_of_a_redis_cluster_fails_the_deployment",
     ),
+    Mutation(
+        "the pool keeps its number of replicas whatever an operator says",
+        "controller/loop.py",
+        "self._size = seen.size or self._configured",
+        "self._size = self._configured",
+        "tests/controller/test_loop.py::test_more_replicas_are_planned_for_as_they_come_up_and_fewer_at_once",
+    ),
+    Mutation(
+        "all images of a request resume from one state",
+        "load_balancer/runner/balancer.py",
+        "other if index else task,",
+        "task,",
+        "tests/load_balancer/runner/test_cache_lookup.py::test_of_several_images_of_a_request_only_the_first_resumes",
+    ),
 )
 
 
