@@ -14,7 +14,6 @@ import os
 import shutil
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
 from collections import Counter
@@ -132,7 +131,6 @@ def main() -> None:
             console.print(
                 f"{name}: up after {seconds:.1f} s, {total:.1f} processor seconds (medians of {len(known)})\n"
             )
-    sys.exit(0)
 
 
 if __name__ == "__main__":

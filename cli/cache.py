@@ -209,7 +209,7 @@ def profile(
     from cache.encoder import family_encoder
     from cache.profiling import write_profile
     from cache.replay import read_prompts
-    from quality.suite import checker_folder, load_judge
+    from quality.suite import checker_folder, load_judge, named_measure
     from traces.prompts import prompt_log
     from training.cache_profile import CacheProfiling, measure_family
     from workers.models.device import device_of
@@ -236,7 +236,7 @@ def profile(
             )
         log = read_prompts(prompts) if prompts else prompt_log(np.random.default_rng(seed), how.prompts)
         how.steps_to_resume_at(config.heavy.steps)
-        kind, models = judge_of(judge, clip, pick)
+        kind, models = named_measure(judge, clip, pick)
         judging = load_judge(config, kind, clip=clip, pick=pick, device=str(device_of(config)))
         named = family_encoder(config, encoder)
         with progress() as bar:
@@ -259,15 +259,6 @@ def profile(
     for similarity, k in selector.levels:
         print_line(f"resume at {k} above {similarity:.3f}")
     note(f"written to {out}")
-
-
-def judge_of(judge: str | None, clip: str | None, pick: str | None) -> tuple[str, list[str]]:
-    """The kind of judge that the options name, and its models."""
-    models = {kind: source for kind, source in (("clip", clip), ("pick", pick)) if source}
-    kind = judge or next(iter(models), "attributes")
-    if models.keys() - {kind}:
-        raise ConfigError("--judge, --clip and --pick name different judges; name one")
-    return kind, list(models.values())
 
 
 @app.command("fit-predictor")

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-from cli.cache import judge_of
 from cli.terminal import FamilyOption, JsonOption, error_exit, note, print_json, print_line, progress
 from weir.assets import FAMILY
-from weir.config import FamilyConfig, load_family
+from weir.config import load_family
 from weir.errors import ConfigError
 from weir.files import check_place, file_format, make_folder
-
-if TYPE_CHECKING:
-    from training.evaluate import Progress
 
 
 def profile(
@@ -131,8 +127,11 @@ def evaluate(
     Example: weir evaluate --count 100 --out runs/evaluation
     """
     from cache.replay import read_prompts
+    from quality.suite import load_judge, named_measure
     from training.card import write_card, write_plots
     from training.evaluate import evaluate as measure
+    from training.evaluate_prompts import evaluate_prompts
+    from workers.models.device import device_of
 
     with error_exit():
         config = load_family(family)
@@ -152,30 +151,18 @@ def evaluate(
 
             if prompts is None:
                 figures = measure(config, out, count=count, approximations=min(approximations, count), progress=report)
+                write_plots(out)
             else:
-                figures = _on_prompts(config, read_prompts(prompts)[:count], judge_of(judge, clip, pick), out, report)
-        if prompts is None:
-            write_plots(out)
+                kind, models = named_measure(judge, clip, pick)
+                scorer = load_judge(config, kind, clip=clip, pick=pick, device=str(device_of(config)))
+                asked = read_prompts(prompts)[:count]
+                figures = evaluate_prompts(config, asked, scorer, " ".join((kind, *models)), out, report)
         if card is not None:
             write_card(out, card)
     if as_json:
         print_json(figures)
     else:
         print_line(f"results and plots are in {out}")
-
-
-def _on_prompts(
-    family: FamilyConfig, prompts: list[str], measure: tuple[str, list[str]], out: Path, report: Progress
-) -> dict[str, object]:
-    """Measures a family on prompts by a model, given by its kind and its source."""
-    from quality.suite import load_judge
-    from training.evaluate_prompts import evaluate_prompts
-    from workers.models.device import device_of
-
-    kind, source = measure
-    named = {kind: source[0]} if source else {}
-    judge = load_judge(family, kind, clip=named.get("clip"), pick=named.get("pick"), device=str(device_of(family)))
-    return evaluate_prompts(family, prompts, judge, " ".join((kind, *source)), out, report)
 
 
 def fetch(

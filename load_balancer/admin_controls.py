@@ -101,7 +101,6 @@ class TimedPin:
     """
 
     pin: Pin
-    who: str
     until: float
     ends_at: float
 
@@ -170,7 +169,7 @@ class AdminControls:
         running, ranks = self._registry.plan, self._registry.undrained_ranks
         pin = pinned(values, running, self._configured, self._ladder, ranks, words)
         until = self._clock() + for_s
-        self._timed = TimedPin(pin, who, until, self._monotonic() + for_s)
+        self._timed = TimedPin(pin, until, self._monotonic() + for_s)
         self._record(who, "pin", _shown(values) + (f" ({reason})" if reason else ""), until)
 
     def unpin(self, who: str) -> None:

@@ -167,6 +167,19 @@ def load_judge(
     )
 
 
+def named_measure(judge: str | None, clip: str | None, pick: str | None) -> tuple[str, list[str]]:
+    """The kind of measure that the options --judge, --clip and --pick name, and the sources of its model.
+
+    Raises:
+        ConfigError: they name different measures.
+    """
+    models = {kind: source for kind, source in (("clip", clip), ("pick", pick)) if source}
+    kind = judge or next(iter(models), "attributes")
+    if models.keys() - {kind}:
+        raise ConfigError("--judge, --clip and --pick name different judges; name one")
+    return kind, list(models.values())
+
+
 def own_judge(name: str, key: str) -> Judge:
     """A measure of one's own, ``module:name``.
 

@@ -11,7 +11,6 @@ import numpy as np
 from traces.loader import load_trace
 from traces.trace import Arrival, Trace
 from weir.errors import ConfigError
-from weir.own_code import is_own
 
 #: A trace whose first request is later than this begins at that request; the time before it is not part of the demand.
 FIRST_S = 3600.0
@@ -43,7 +42,7 @@ def read_arrivals(path: Path | str) -> Arrivals:
     Raises:
         ConfigError: names the file and the line.
     """
-    numbered = None if is_own(str(path).partition("@")[0]) else _numbered(Path(path))
+    numbered = _numbered(Path(path)) if Path(path).is_file() else None
     return trace_arrivals(load_trace(path)) if numbered is None else numbered
 
 

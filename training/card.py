@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +32,7 @@ def write_plots(out: Path) -> None:
     figures = json.loads((out / "evaluation.json").read_text())
     with np.load(out / "images.npz", allow_pickle=False) as images:
         _contact_sheet(out / "contact.png", {name: images[name] for name in images.files}, figures["prompts"])
-    fig, ax = plt.subplots(figsize=(6, 3.6), layout="constrained")
-    for name, (label, colour, style) in _LINES.items():
-        ax.plot(figures["light_share"], figures["quality"][name], style, color=colour, label=label, linewidth=2)
-    _label(ax, "share answered by the light variant", "attributes")
-    fig.savefig(out / "quality_by_share.png", dpi=130)
-    plt.close(fig)
+    plot_by_share(out / "quality_by_share.png", figures["light_share"], figures["quality"], "attributes")
     fig, axes = plt.subplots(1, 2, figsize=(8, 3.4), layout="constrained")
     rows = [figures["rows"][f"heavy ({n} steps)"] for n in STEPS]
     for n in range(1, 5):
@@ -46,6 +42,22 @@ def write_plots(out: Path) -> None:
     axes[1].axhline(figures["rows"]["real"]["frechet"], color="#94a3b8", linestyle=":", label="real against real")
     _label(axes[1], "denoising steps of the heavy variant", "Fréchet distance")
     fig.savefig(out / "quality_by_steps.png", dpi=130)
+    plt.close(fig)
+
+
+def plot_by_share(path: Path, shares: Sequence[float], quality: Mapping[str, Sequence[float]], measure: str) -> None:
+    """Plots the quality of mixes against the share of light images, by the order in which images stay light.
+
+    Args:
+        quality: by the name of the order; the plot has those of :data:`_LINES` that are in it.
+        measure: of the quality, higher is better.
+    """
+    fig, ax = plt.subplots(figsize=(6, 3.6), layout="constrained")
+    for name, (label, colour, style) in _LINES.items():
+        if name in quality:
+            ax.plot(shares, quality[name], style, color=colour, label=label, linewidth=2)
+    _label(ax, "share answered by the light variant", f"{measure}, higher is better")
+    fig.savefig(path, dpi=130)
     plt.close(fig)
 
 

@@ -153,12 +153,12 @@ def quality_by_share(light: np.ndarray, heavy: np.ndarray, order: np.ndarray) ->
     return curve
 
 
-def _by_confidence(judged: Judged) -> np.ndarray:
+def by_confidence(confidences: np.ndarray) -> np.ndarray:
     """Order of the prompts by the discriminator's confidence, the highest first."""
-    return np.argsort(-judged.confidence, kind="stable")
+    return np.argsort(-confidences, kind="stable")
 
 
-def _rounded(confidences: np.ndarray) -> list[float]:
+def rounded(confidences: np.ndarray) -> list[float]:
     """Confidences in the order of the prompts, which is the same for every variant."""
     return [round(float(c), 4) for c in confidences]
 
@@ -207,7 +207,7 @@ def evaluate(
     gain = light.attributes - heavy.attributes
     good = light.good_enough
     orders = {
-        "discriminator": _by_confidence(light),
+        "discriminator": by_confidence(light.confidence),
         "clip": np.argsort(-light.clip, kind="stable"),
         "oracle": np.argsort(-gain, kind="stable"),
     }
@@ -230,15 +230,17 @@ def evaluate(
             "random": random_order.tolist(),
         },
         "heavy_by_steps": {str(n): float(by_steps[n].attributes.mean()) for n in STEPS},
-        "confidences": _rounded(light.confidence),
+        "confidences": rounded(light.confidence),
         "variants": {
             key: {
-                "confidences": _rounded(it.confidence),
-                "quality": {"discriminator": quality_by_share(it.attributes, heavy.attributes, _by_confidence(it))},
+                "confidences": rounded(it.confidence),
+                "quality": {
+                    "discriminator": quality_by_share(it.attributes, heavy.attributes, by_confidence(it.confidence))
+                },
             }
             for key, it in middle.items()
         }
-        | {last: {"confidences": _rounded(heavy.confidence)}},
+        | {last: {"confidences": rounded(heavy.confidence)}},
     }
     if approximations:
         figures["approximation"] = measured_approximations(run, approximations, progress)

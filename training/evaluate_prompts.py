@@ -9,16 +9,14 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import numpy as np
 from PIL import Image
 
 from quality.suite import Judge, scored
-from training.evaluate import SHARES, Progress, generated, quality_by_share
+from training.card import plot_by_share
+from training.evaluate import SHARES, Progress, by_confidence, generated, quality_by_share, rounded
 from weir.config import FamilyConfig
 from weir.errors import ConfigError
 from weir.files import written_whole
@@ -61,50 +59,33 @@ def evaluate_prompts(
             f"{measure}: the mean score of {last} is {scores[last].mean():.3g}; quality is stated as a share of it, so "
             "use a measure whose scores are above 0"
         )
+    mix = _mix(scores[family.keys[0]], scores[last], confidences[family.keys[0]])
     figures = {
         "family": family.name,
         "prompts": len(prompts),
         "measure": measure,
         "scores": {key: float(it.mean()) for key, it in scores.items()},
         "light_share": list(SHARES),
-        **_mix(scores[family.keys[0]], scores[last], confidences[family.keys[0]]),
+        **mix,
         "variants": {key: _mix(scores[key], scores[last], confidences[key]) for key in family.keys[1:-1]}
-        | {last: {"confidences": _rounded(confidences[last])}},
+        | {last: {"confidences": rounded(confidences[last])}},
         "heavy_by_steps": {str(family.heavy.steps): float(scores[last].mean())},
     }
     out.mkdir(parents=True, exist_ok=True)
     with written_whole(out / "evaluation.json") as draft:
         draft.write_text(json.dumps(figures, indent=1) + "\n")
-    _plot(out / "quality_by_share.png", figures["quality"], measure)
+    plot_by_share(out / "quality_by_share.png", SHARES, mix["quality"], measure)
     return figures
 
 
-def _mix(lighter: np.ndarray, last: np.ndarray, confidence: np.ndarray) -> dict[str, object]:
+def _mix(lighter: np.ndarray, last: np.ndarray, confidence: np.ndarray) -> dict[str, Any]:
     """Quality of mixes of a lighter variant with the last one, when images stay light in order of confidence, of the
     true gain, or at random."""
     orders = {
-        "discriminator": np.argsort(-confidence, kind="stable"),
+        "discriminator": by_confidence(confidence),
         "oracle": np.argsort(last - lighter, kind="stable"),
     }
     quality = {name: quality_by_share(lighter, last, order) for name, order in orders.items()}
     shares = np.array(SHARES)
     quality["random"] = ((1 - shares) * last.mean() + shares * lighter.mean()).tolist()
-    return {"confidences": _rounded(confidence), "quality": quality}
-
-
-def _rounded(confidences: np.ndarray) -> list[float]:
-    return [round(float(c), 4) for c in confidences if np.isfinite(c)]
-
-
-def _plot(path: Path, quality: object, measure: str) -> None:
-    assert isinstance(quality, dict)
-    fig, ax = plt.subplots(figsize=(6, 3.6), layout="constrained")
-    for name, style in (("oracle", "--"), ("discriminator", "-"), ("random", ":")):
-        ax.plot(SHARES, quality[name], style, label=name, linewidth=2)
-    ax.set_xlabel("share answered by the light variant")
-    ax.set_ylabel(f"{measure}, higher is better")
-    ax.grid(alpha=0.25)
-    ax.spines[["top", "right"]].set_visible(False)
-    ax.legend(frameon=False)
-    fig.savefig(path, dpi=130)
-    plt.close(fig)
+    return {"confidences": rounded(confidence), "quality": quality}

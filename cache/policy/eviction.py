@@ -15,7 +15,7 @@ from itertools import count
 from typing import Any
 
 from weir.errors import ConfigError
-from weir.own_code import is_own, made, own
+from weir.own_code import is_own, made
 
 #: An entry's name, and one of its K.
 StateKey = tuple[str, int]
@@ -288,8 +288,7 @@ def eviction_policy(name: str, *, after_hits: bool = True) -> EvictionPolicy:
         ConfigError: there is no policy of that name.
     """
     if is_own(name):
-        own(name, "cache.eviction", of=EvictionPolicy)
-        policy: EvictionPolicy = made(name, "cache.eviction", has=())
+        policy: EvictionPolicy = made(name, "cache.eviction", has=("insert", "use", "victim", "remove"))
         return policy
     if name not in POLICIES:
         raise ConfigError(

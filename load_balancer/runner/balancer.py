@@ -148,8 +148,6 @@ class Balancer:
             RateLimited, Overloaded, NotReady: not admitted; no work was done.
         """
         task, first = self._admit(request)
-        # Images that resume from one state are nearly the same picture, and who asks for several wants different ones.
-        other = task._replace(cache="off")
         self._shadow.note(request)
         first_seed = secrets.randbelow(2**32) if request.seed is None else request.seed
         name = uuid.uuid4().hex
@@ -157,6 +155,8 @@ class Balancer:
 
         async def generate(index: int, show: Callable[[PartialImage], None]) -> GeneratedImage:
             REQUEST_ID.set(request.id)
+            # Images that resume from one state are nearly the same, and a request for several wants different ones.
+            own = task if index == 0 else task._replace(cache="off")
             wanted = ImageRequest(
                 id=images[index],
                 request_id=request.id,
@@ -172,9 +172,7 @@ class Balancer:
             )
             try:
                 self.observations.admitted(wanted.id, task.admitted_at)
-                image = await self._runner.generate(
-                    other if index else task, wanted, lambda *shown: show(PartialImage(index, *shown))
-                )
+                image = await self._runner.generate(own, wanted, lambda *shown: show(PartialImage(index, *shown)))
             except WeirError as error:
                 self.metrics.failed(error)
                 raise

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 import yaml
+from PIL import Image
 
 from tests.deploy.conftest import toy_service
+from tests.traces.test_report import outcome
+from traces.outcome import save_outcomes
+from traces.replay import ROWS
 from weir.own_code import FOLDER
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -88,17 +94,31 @@ def test_code_that_cannot_be_used_is_named_before_anything_starts(
     assert "Traceback" not in checked.stderr
 
 
-def test_a_discriminator_and_a_measure_of_ones_own_judge_images(tmp_path: Path) -> None:
+def test_a_discriminator_of_ones_own_judges_the_light_image(tmp_path: Path) -> None:
     write_module(tmp_path)
-    family = yaml.safe_load((REPOSITORY / "deploy/families/weir-tiny.yaml").read_text())
+    shipped = REPOSITORY / "deploy" / "families"
+    family = yaml.safe_load((shipped / "weir-tiny.yaml").read_text())
+    family |= {key: str((shipped / family[key]).resolve()) for key in ("pipeline", "clip")}
+    family["light"]["unet"] = str((shipped / family["light"]["unet"]).resolve())
     family["discriminator"] = "mine:Brightness"
-    for key in ("pipeline", "clip"):
-        family[key] = str((REPOSITORY / "deploy/families" / family[key]).resolve())
-    for variant in ("light", "heavy"):
-        for key in ("unet", "pipeline"):
-            if family[variant].get(key):
-                family[variant][key] = str((REPOSITORY / "deploy/families" / family[variant][key]).resolve())
     (tmp_path / "family.yaml").write_text(yaml.safe_dump(family))
     drawn = weir(tmp_path, "generate", "a red circle", "--family", "family.yaml", "--threshold", "0", "--out", "a.png")
     assert drawn.returncode == 0, drawn.stderr
-    assert "confidence" in drawn.stdout + drawn.stderr
+    with Image.open(tmp_path / "a.png") as image:
+        brightness = np.asarray(image.convert("RGB")).mean() / 255
+    said = re.search(r"confidence in light (0\.\d+)", drawn.stdout + drawn.stderr)
+    assert said is not None
+    assert float(said[1]) == pytest.approx(brightness, abs=0.01)
+
+
+def test_a_measure_of_ones_own_scores_the_images_of_a_replay(tmp_path: Path) -> None:
+    write_module(tmp_path)
+    run = tmp_path / "run"
+    (run / "images").mkdir(parents=True)
+    outcomes = [outcome(i, image=f"images/{i}.png") for i in range(2)]
+    for shade, it in zip((0, 255), outcomes, strict=True):
+        Image.new("RGB", (8, 8), (shade,) * 3).save(run / str(it.image))
+    save_outcomes(outcomes, run / ROWS)
+    scored = weir(tmp_path, "score", "run", "--measure", "mine:Brightness", "--json")
+    assert scored.returncode == 0, scored.stderr
+    assert json.loads(scored.stdout)["runs"][0]["mine:Brightness"] == pytest.approx(0.5)

@@ -24,7 +24,7 @@ BROWSER_MARKS = [
 
 
 class Page:
-    """The page of a service, opened anew.
+    """The page of a service in a browser, newly loaded.
 
     Args:
         state: the state of the service to wait for.
