@@ -198,9 +198,10 @@ def test_the_running_cache_is_shown_and_purged(service: Up) -> None:
     end = time.monotonic() + 60
     while ask("a red circle") != "cache":
         assert time.monotonic() < end
-    assert service.weir("admin", "cache")["tenants"] == {"acme": 1}
+    assert list(service.weir("admin", "cache")["tenants"]) == ["acme"]
     assert service.weir("admin", "purge", "--tenant", "globex") == {"entries": 0, "values": 0}
-    assert service.weir("admin", "purge", "--tenant", "acme")["entries"] == 1
+    # More than one if the cache was told the end of a run when the next request had been looked up.
+    assert service.weir("admin", "purge", "--tenant", "acme")["entries"] >= 1
     assert service.weir("admin", "cache")["entries"] == 0
     assert service.weir("cache", "stats")["entries"] == 0
     assert ask("a red circle") == "heavy"
