@@ -84,8 +84,8 @@ def svg(name: str, fill: Callable[[Axes], None]) -> str:
     # The salt makes ids unique on the page and equal from run to run.
     with mpl.rc_context({**_STYLE, "svg.hashsalt": name}):
         figure = Figure(figsize=(6.4, 2.9))
-        # Fixed margins align the time axes of all plots on the page.
-        axes = figure.add_axes((0.085, 0.155, 0.9, 0.735))
+        # Fixed margins align the time axes of all plots on the page; one of them has a second scale on its right.
+        axes = figure.add_axes((0.085, 0.155, 0.865, 0.735))
         axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
         fill(axes)
         text = io.StringIO()
@@ -180,7 +180,6 @@ def _plan(ax: Axes, windows: Sequence[Figures], plans: Sequence[ObservedPlan]) -
             values, edges, baseline=None, color=COLOURS["ink"], lw=1.4, ls=styles[i % len(styles)], label=label
         )
     scale.set(ylim=(0, 1))
-    scale.tick_params(axis="y", direction="in", pad=-22)  # the margin on the right is narrow
     scale.grid(visible=False)
     handles, labels = ax.get_legend_handles_labels()
     more_handles, more_labels = scale.get_legend_handles_labels()
