@@ -115,7 +115,12 @@ class Start:
         command = [sys.executable, "-c", code, "up", str(config), *["--detach"] * detach]
         self.state = StateFile("toy", folder / ".weir")
         self.process = subprocess.Popen(
-            command, cwd=folder, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": os.getcwd()}
+            command,
+            cwd=folder,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONPATH": os.getcwd()},
+            preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),  # which nohup has children ignore
         )
         wait_until(lambda: self.waits_for("Ray's processes"))
         service = self.state.read()
