@@ -2,10 +2,12 @@
 
     python -m benchmarks.ray_up [--workers 1] [--seconds 60]
 
-A host is a set of Linux namespaces (processes, network, mounts) with its own home folder, ``/tmp`` and sshd. Another
-one is the laptop, which has a copy of this checkout and runs the commands of ``docs/deploy.md``. The cluster file is
-the shipped one with other addresses, user, key and family; the workers are emulated, and the cache is on. The hosts are
-isolated from all other networks, and all of them end with this command.
+In between it replays a trace, scales the pool, takes a host away and gets it back while requests come, and deploys the
+service again with another deadline. A host is a set of Linux namespaces (processes, network, mounts) with its own home
+folder, ``/tmp`` and sshd. Another one is the laptop, which has a copy of this checkout and runs the commands of
+``docs/deploy.md`` and ``docs/operating.md``. The cluster file is the shipped one with other addresses, user, key and
+family; the workers are emulated, and the cache is on. The hosts are isolated from all other networks, and all of them
+end with this command.
 
 It needs root and the programs in :data:`PROGRAMS`. The setup script of hosts makes the first virtual environment with
 network access; the hosts have no network access. The exit code is 1 when a step fails.
@@ -14,9 +16,9 @@ network access; the hosts have no network access. The exit code is 1 when a step
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -43,6 +45,12 @@ PROGRAMS = ("unshare", "nsenter", "ip", "rsync", "sshd", "ssh-keygen", "redis-se
 SKIPPED = (".git", ".venv", ".weir", "runs", "__pycache__", "node_modules", ".*_cache", ".hypothesis")
 NAMESPACES = ("--mount", "--net", "--pid", "--fork", "--kill-child", "--mount-proc")
 CLUSTER, SERVICE = "deploy/clusters/here.yaml", "deploy/configs/here.yaml"
+SERVED, PROMETHEUS = "http://127.0.0.1:8000", "http://127.0.0.1:9090"
+REPLAY = ("weir", "replay", "traces/bursty.csv", "--url", SERVED, "--slo", "15")
+MAINTENANCE = (
+    *("--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "maintenance"),
+    *("--deadline-remaining-seconds", "60"),
+)
 READY_S = 240.0
 
 
@@ -111,15 +119,21 @@ def _inside(run: Path, workers: int, seconds: float) -> int:
     return 0
 
 
-def _commands(run: Path, checkout: Path, hosts: list[str], seconds: float) -> None:
-    """Runs the commands of ``docs/deploy.md``, one after the other."""
-    began = time.monotonic()
+class _Laptop:
+    """Runs the commands of a user, prints them, and writes their output to a log."""
 
-    def step(*command: str, quiet: bool = False, shown: bool = False) -> str:
-        """Runs a command and returns its output; ``shown`` prints the output as well."""
+    def __init__(self, log: Path) -> None:
+        self._log, self._began = log, time.monotonic()
+
+    def step(self, *command: str, quiet: bool = False, shown: bool = False) -> str:
+        """Runs a command and returns its output; ``shown`` prints the output as well.
+
+        Raises:
+            CalledProcessError: the command failed.
+        """
         if not quiet:
-            _print(f"{time.monotonic() - began:4.0f} s  $ {' '.join(command)}")
-        with (run / "log").open("a") as log:
+            self.say(f"$ {' '.join(command)}")
+        with self._log.open("a") as log:
             log.write(f"$ {' '.join(command)}\n")
             log.flush()
             errors = subprocess.STDOUT if shown else log
@@ -130,57 +144,113 @@ def _commands(run: Path, checkout: Path, hosts: list[str], seconds: float) -> No
             _print(textwrap.indent(done.stdout.strip(), " " * 8))
         return done.stdout
 
-    step("bash", "deploy/clusters/secrets.sh")
+    def read(self, *command: str) -> Any:
+        """Runs a command that prints JSON or YAML, without printing anything."""
+        return yaml.safe_load(self.step(*command, quiet=True))
+
+    def until(self, condition: Callable[[], str | bool]) -> None:
+        """Waits until a condition returns a message, and prints it.
+
+        Raises:
+            CalledProcessError: the condition did not hold in time.
+        """
+        end = time.monotonic() + READY_S
+        while True:
+            with suppress(subprocess.CalledProcessError):
+                if found := condition():
+                    return self.say(f"  {found}")
+            if time.monotonic() > end:
+                raise subprocess.CalledProcessError(1, "wait for a condition")
+            time.sleep(1)
+
+    def say(self, line: str) -> None:
+        _print(f"{time.monotonic() - self._began:4.0f} s  {line}")
+
+
+def _commands(run: Path, checkout: Path, hosts: list[str], seconds: float) -> None:
+    """Runs the commands of ``docs/deploy.md`` and ``docs/operating.md``, one after the other."""
+    laptop = _Laptop(run / "log")
+    laptop.step("bash", "deploy/clusters/secrets.sh")
     os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(HOME / ".weir-secrets" / "ray_token")}
-    step("ray", "up", "-y", CLUSTER)
+    laptop.step("ray", "up", "-y", CLUSTER)
     try:
         with ExitStack() as stack:
             for port in (8265, 8000, 9090):
                 stack.enter_context(_forwarded(run / "key", port))
-            dashboard = ("--address", "http://127.0.0.1:8265")
-
-            def joined() -> str:
-                nodes = json.loads(step("ray", "list", "nodes", "--format", "json", *dashboard, quiet=True))
-                there = {it["node_ip"] for it in nodes if it["state"] == "ALIVE"}
-                return there == set(hosts) and f"Ray runs on {', '.join(sorted(there))}"
-
-            def running() -> str:
-                found = yaml.safe_load(step("serve", "status", quiet=True))["applications"]
-                ready = len(found) == 2 and all(it["status"] == "RUNNING" for it in found.values())
-                return ready and f"{' and '.join(found)} run"
-
-            _until(joined, began)
-            (checkout / "serve.yaml").write_text(step("weir", "render", SERVICE))
-            step("serve", "deploy", "serve.yaml")
-            _until(running, began)
-            where = ("ray", "list", "actors", "--format", "json", "--limit", "1000", *dashboard, "--detail")
-            actors = json.loads(step(*where, "--filter", "state=ALIVE", quiet=True))
-            for host in _hosts_of_replicas(
-                actors, json.loads(step("ray", "list", "nodes", "--format", "json", *dashboard, quiet=True))
-            ):
-                _print(f"        {host}")
-            replay = ("weir", "replay", "traces/bursty.csv", "--url", "http://127.0.0.1:8000", "--slo", "15")
-            step(*replay, "--duration", f"{seconds:g}", shown=True)
-            prometheus = Api("http://127.0.0.1:9090")
-
-            def figure(expr: str) -> float:
-                return next((float(it["value"][1]) for it in prometheus.query(expr)), 0.0)
-
-            step("ray", "exec", CLUSTER, "touch ~/weir/requirements.lock; bash ~/weir/deploy/clusters/setup.sh")
-            _print(f"        Prometheus: {figure('sum(ray_weir_images_asked_total)'):g} images asked for")
-            _print(f"        its targets: {prometheus.targets()}")
-
-            service = checkout / SERVICE
-            service.write_text(service.read_text().replace("slo_s: 15", "slo_s: 20"))
-            step("ray", "rsync-up", CLUSTER, SERVICE, f"~/weir/{SERVICE}")
-            (checkout / "serve.yaml").write_text(step("weir", "render", SERVICE))
-            step("serve", "deploy", "serve.yaml")
-            _until(lambda: "the changed deadline holds" * (figure("max(ray_weir_deadline_seconds)") == 20), began)
-            step("serve", "shutdown", "-y")
+            _deploy(laptop, checkout, hosts)
+            laptop.step(*REPLAY, "--duration", f"{seconds:g}", shown=True)
+            laptop.step("ray", "exec", CLUSTER, "touch ~/weir/requirements.lock; bash ~/weir/deploy/clusters/setup.sh")
+            _print(f"        Prometheus: {_figure('sum(ray_weir_images_asked_total)'):g} images asked for")
+            _print(f"        its targets: {Api(PROMETHEUS).targets()}")
+            _resize(laptop, hosts[-1], run / "resize.log")
+            _change_the_deadline(laptop, checkout)
+            laptop.step("serve", "shutdown", "-y")
     finally:
-        step("ray", "exec", CLUSTER, "bash ~/weir/deploy/clusters/stop.sh")
-        step("ray", "down", "-y", CLUSTER)
-    _until(lambda: "" if _servers() else "no server of Ray, Redis or Prometheus is left on any host", began)
+        laptop.step("ray", "exec", CLUSTER, "bash ~/weir/deploy/clusters/stop.sh")
+        laptop.step("ray", "down", "-y", CLUSTER)
+    laptop.until(lambda: "" if _servers() else "no server of Ray, Redis or Prometheus is left on any host")
+
+
+def _deploy(laptop: _Laptop, checkout: Path, hosts: list[str]) -> None:
+    """Deploys the service once all hosts are there, and says where its replicas are."""
+
+    def joined() -> str | bool:
+        there = {it["node_ip"] for it in _nodes(laptop)}
+        return there == set(hosts) and f"Ray runs on {', '.join(sorted(there))}"
+
+    def running() -> str | bool:
+        found = laptop.read("serve", "status")["applications"]
+        ready = len(found) == 2 and all(it["status"] == "RUNNING" for it in found.values())
+        return ready and f"{' and '.join(found)} run"
+
+    laptop.until(joined)
+    (checkout / "serve.yaml").write_text(laptop.step("weir", "render", SERVICE))
+    laptop.step("serve", "deploy", "serve.yaml")
+    laptop.until(running)
+    _print(f"        {_places(laptop)}")
+
+
+def _resize(laptop: _Laptop, host: str, log: Path) -> None:
+    """Scales the pool down and up, then takes one host away and gets it back, all under load."""
+    with log.open("w") as out:
+        replay = subprocess.Popen((*REPLAY, "--redraw", "1", "--no-images"), text=True, stdout=out, stderr=out)
+        try:
+            for size in (4, 6):
+                _scale(laptop, size)
+            node = next(it["node_id"] for it in _nodes(laptop) if it["node_ip"] == host)
+            away = [it["id"] for it in _replicas(laptop) if it["node"] == node]
+            for replica in away:
+                laptop.step("weir", "admin", "drain", replica, "--url", SERVED)
+            laptop.until(lambda: "nothing in flight there" * _idle(laptop, away))
+            laptop.step("ray", "drain-node", "--address", f"{HEAD}:6379", "--node-id", node, *MAINTENANCE)
+            laptop.until(lambda: "the host is gone" * all(it["node_id"] != node for it in _nodes(laptop)))
+            laptop.until(lambda: len(_replicas(laptop)) == 6 and _places(laptop))
+            laptop.step("ray", "up", "-y", "--no-restart", CLUSTER)
+            laptop.until(lambda: "the host is back" * any(it["node_ip"] == host for it in _nodes(laptop)))
+            _scale(laptop, 8)
+        finally:
+            replay.send_signal(signal.SIGINT)
+            replay.wait()
+    _print(textwrap.indent(log.read_text().strip(), " " * 8))
+
+
+def _scale(laptop: _Laptop, size: int) -> None:
+    laptop.step("weir", "admin", "scale", str(size), "--url", SERVED)
+    laptop.until(lambda: len(_replicas(laptop)) == size and _places(laptop))
+
+
+def _idle(laptop: _Laptop, replicas: list[str]) -> bool:
+    return not any(it["in_flight"] for it in _replicas(laptop) if it["id"] in replicas)
+
+
+def _change_the_deadline(laptop: _Laptop, checkout: Path) -> None:
+    """Deploys the service again with a changed field."""
+    service = checkout / SERVICE
+    service.write_text(service.read_text().replace("slo_s: 15", "slo_s: 20"))
+    laptop.step("ray", "rsync-up", CLUSTER, SERVICE, f"~/weir/{SERVICE}")
+    (checkout / "serve.yaml").write_text(laptop.step("weir", "render", SERVICE))
+    laptop.step("serve", "deploy", "serve.yaml")
+    laptop.until(lambda: "the changed deadline holds" * (_figure("max(ray_weir_deadline_seconds)") == 20))
 
 
 def _servers() -> list[str]:
@@ -190,11 +260,28 @@ def _servers() -> list[str]:
     return [it["name"] for it in looks if it["name"] in ("raylet", "gcs_server", "redis-server", "prometheus")]
 
 
-def _hosts_of_replicas(actors: list[dict[str, Any]], nodes: list[dict[str, Any]]) -> list[str]:
-    """Describes the number of replicas of the pool on each host, one line per host."""
-    names = {it["node_id"]: it["node_ip"] for it in nodes}
-    count = Counter(names[it["node_id"]] for it in actors if "weir#Pool" in (it["name"] or ""))
-    return [f"{number} replicas on {host}" for host, number in sorted(count.items())]
+def _nodes(laptop: _Laptop) -> list[dict[str, Any]]:
+    """The Ray nodes that are alive."""
+    found = laptop.read("ray", "list", "nodes", "--format", "json", "--address", "http://127.0.0.1:8265")
+    return [it for it in found if it["state"] == "ALIVE"]
+
+
+def _replicas(laptop: _Laptop) -> list[dict[str, Any]]:
+    """The replicas of the pool that take part in the plan."""
+    found = laptop.read("weir", "admin", "plan", "--json", "--url", SERVED)["replicas"]
+    return [it for it in found if it["state"] in ("serving", "drained")]
+
+
+def _places(laptop: _Laptop) -> str:
+    """Says how many replicas each host has."""
+    names = {it["node_id"]: it["node_ip"] for it in _nodes(laptop)}
+    count = Counter(names.get(it["node"], "a host that is gone") for it in _replicas(laptop))
+    return ", ".join(f"{number} replicas on {host}" for host, number in sorted(count.items()))
+
+
+def _figure(expr: str) -> float:
+    """The value of a query of Prometheus, 0 if there is none."""
+    return next((float(it["value"][1]) for it in Api(PROMETHEUS).query(expr)), 0.0)
 
 
 def write_files(checkout: Path, addresses: list[str], key: Path) -> None:
@@ -301,22 +388,6 @@ def _forwarded(key: Path, port: int) -> Iterator[None]:
     finally:
         process.terminate()
         process.wait()
-
-
-def _until(condition: Callable[[], str], began: float) -> None:
-    """Waits until a condition returns a message, and prints it.
-
-    Raises:
-        CalledProcessError: the condition did not hold in time.
-    """
-    end = time.monotonic() + READY_S
-    while True:
-        with suppress(subprocess.CalledProcessError):
-            if found := condition():
-                return _print(f"{time.monotonic() - began:4.0f} s    {found}")
-        if time.monotonic() > end:
-            raise subprocess.CalledProcessError(1, "wait for a condition")
-        time.sleep(1)
 
 
 def _run(*command: str) -> None:

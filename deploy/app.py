@@ -15,7 +15,7 @@ from ray.serve import Application
 
 from cache.factory import check_redis, open_store
 from cache.service import CacheService
-from deploy.serve_config import BALANCER, CACHE, CONTROLLER, CONTROLLER_APPLICATION, ON_HEAD, POOL, located
+from deploy.serve_config import ANYWHERE, BALANCER, CACHE, CONTROLLER, CONTROLLER_APPLICATION, ON_HEAD, POOL, located
 from load_balancer.deployment import ServedLoadBalancer
 from weir.config import FamilyConfig, PoolConfig, load_service
 from weir.profiles import load_profile
@@ -85,9 +85,9 @@ def build(args: AppArgs) -> Application:
     )(CacheService).bind(service.cache.model_dump(mode="json"), family.model_dump(mode="json"), judge)
     balancer = serve.deployment(
         name=BALANCER,
-        num_replicas=1,
+        num_replicas=service.balancers,
         user_config=plan,
-        ray_actor_options=ON_HEAD,
+        ray_actor_options=ON_HEAD if service.balancers == 1 else ANYWHERE,
         max_ongoing_requests=UNLIMITED,
         graceful_shutdown_timeout_s=service.drain_s,
         graceful_shutdown_wait_loop_s=0.5,

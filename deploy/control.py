@@ -23,6 +23,7 @@ from ray import serve
 from ray.serve import Application
 from ray.serve.handle import DeploymentHandle
 
+from controller.counter_sum import CounterSum
 from controller.counters import Counters
 from controller.loop import Controller
 from deploy.policy import level_head, policy_of, refusal
@@ -85,6 +86,7 @@ class Edges:
 
     def __init__(self) -> None:
         self._name = uuid.uuid4().hex
+        self._counters = CounterSum()
 
     @cached_property
     def _balancer(self) -> DeploymentHandle:
@@ -103,8 +105,19 @@ class Edges:
         self._balancer.follow.remote(self._name).result(timeout_s=TIMEOUT_S)
 
     def look(self, before: Counters | None) -> Counters:
-        known = (before.judged, before.batches_run, before.fetched, before.verdicts) if before else (0, 0, 0, 0)
-        return Counters.from_dict(self._balancer.counters.remote(*known).result(timeout_s=TIMEOUT_S))
+        """The sum of the counters of all load balancers that answer.
+
+        Raises:
+            NotReady: none answers.
+        """
+        if before is None:
+            self._counters = CounterSum()
+        asked = self._balancer.broadcast("counters", self._counters.cursors())
+        answers = asked.results(timeout_s=TIMEOUT_S, return_exceptions=True)
+        found = {answer[0]: Counters.from_dict(answer[1]) for answer in answers if isinstance(answer, tuple)}
+        if not found:
+            raise NotReady(f"no load balancer answers: {answers}")
+        return self._counters.add(found)
 
     def sample(self, levels: Sequence[tuple[str, int]]) -> dict[str, Any] | None:
         """Requests a shadow sample at these variants and steps; None when there is no spare time for one."""
@@ -112,7 +125,7 @@ class Edges:
 
     def publish(self, plan: Plan, running: Plan) -> None:
         if plan.assignments == running.assignments:
-            self._balancer.take.remote(plan.to_dict()).result(timeout_s=TIMEOUT_S)
+            self._balancer.broadcast("take", plan.to_dict()).results(timeout_s=TIMEOUT_S, return_exceptions=True)
         else:
             Publisher(dashboard(), DASHBOARD_TIMEOUT_S).actuate(plan)
 

@@ -20,6 +20,7 @@ import psutil
 from cache.factory import URL, check_redis
 from cache.store.redis_server import server_binary
 from deploy.cluster import existing
+from load_balancer.shared.store import state_url
 from weir.config import FamilyConfig, ServiceConfig
 from weir.errors import ConfigError, ServiceError
 from weir.logs import log_format
@@ -83,7 +84,7 @@ def preflight(service: ServiceConfig, family: FamilyConfig, report: Callable[[st
         report("the weights and the memory of this machine")
         stored_weights.check_available(family)
         check_machine(service, family)
-    if service.cache.mode == "off":
+    if service.cache.mode == "off" and not service.shared:
         return []
     report("an answer of Redis")
     if starts_redis(service):
@@ -92,14 +93,17 @@ def preflight(service: ServiceConfig, family: FamilyConfig, report: Callable[[st
                 f"RAY_ADDRESS names a cluster, and cache.url no Redis; name a Redis that it can reach, or set {URL}"
             )
         server_binary()
-        check_budget(service, free_memory())
+        if service.cache.mode != "off":
+            check_budget(service, free_memory())
     warning = check_redis(service.cache)
     return [warning] if warning else []
 
 
 def starts_redis(service: ServiceConfig) -> bool:
-    """Whether a start brings its own Redis, because the cache is on and nothing names one."""
-    return service.cache.mode != "off" and not service.cache.url and URL not in os.environ
+    """Whether a start brings its own Redis, because the cache is on or load balancers share state, and nothing names
+    one."""
+    cached = service.cache.mode != "off" and not service.cache.url and URL not in os.environ
+    return cached or (service.shared and state_url(service)[0] is None)
 
 
 def check_budget(service: ServiceConfig, free_bytes: int) -> None:

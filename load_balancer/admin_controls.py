@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -259,6 +259,30 @@ class AdminControls:
             "replicas": self._registry.replicas(),
             "actions": [asdict(action) for action in reversed(self.actions)],
         }
+
+    # ------------------------------------------------------------------------------------- other load balancers
+
+    def to_dict(self) -> dict[str, Any]:
+        """What the other load balancers have to follow, as JSON."""
+        timed = self.pin
+        return {
+            "policy": self.policy,
+            "replicas": self.replicas,
+            "pin": None if timed is None else {"pin": timed.pin.to_dict(), "until": timed.until},
+            "drained": sorted(self._registry.drained),
+            "actions": [asdict(action) for action in self.actions],
+            "counts": dict(self.counts),
+        }
+
+    def follow(self, fields: Mapping[str, Any]) -> None:
+        """Takes in what another load balancer's :meth:`to_dict` has written."""
+        self.policy, self.replicas = fields["policy"], fields["replicas"]
+        self._timed, kept = None, fields["pin"]
+        if kept is not None and (left_s := kept["until"] - self._clock()) > 0:
+            self._timed = TimedPin(Pin.from_dict(kept["pin"]), kept["until"], self._monotonic() + left_s)
+        self._registry.set_drained(fields["drained"])
+        self.actions = deque((Action(**action) for action in fields["actions"]), maxlen=MOST_ACTIONS)
+        self.counts = Counter(fields["counts"])
 
     def _record(self, who: str, action: str, what: str, until: float | None = None) -> None:
         self.actions.append(Action(self._clock(), who, action, what, until))

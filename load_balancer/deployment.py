@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import json
 import logging
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -20,6 +23,8 @@ from load_balancer.pool.serve_controller import ServeController
 from load_balancer.pool.serve_pool import ServePool
 from load_balancer.runner.balancer import Balancer
 from load_balancer.runner.serve_cache_client import ServeCacheClient
+from load_balancer.shared.shared_state import SharedState
+from load_balancer.shared.store import open_store
 from weir.config import FamilyConfig, ServiceConfig
 from weir.logs import configure
 from weir.loopback import keep_to_loopback
@@ -55,6 +60,11 @@ class LoadBalancer:
         configure("load-balancer")
         self._service = ServiceConfig.model_validate(service)
         self._family = FamilyConfig.model_validate(family)
+        self._name = serve.get_replica_context().replica_id.unique_id
+        store = open_store(self._service)
+        self._shared = None
+        if store is not None:
+            self._shared = SharedState(store, self._name, self._service.state, _digest(service))
         client = None if cache is None else ServeCacheClient(cache, self._service.cache.lookup_s)
         self.balancer = Balancer(
             ServePool(pool),
@@ -73,6 +83,7 @@ class LoadBalancer:
             targets=ControlTargets(
                 self._service.controller.policy, None if controller is None else ServeController(*controller), client
             ),
+            peering=None if self._shared is None else self._shared.peering,
         )
         http = self._service.http
         self._api_keys = ApiKeys(self._service.keys_file, open_admin=http.is_local)
@@ -94,20 +105,29 @@ class LoadBalancer:
             aliases=self._service.aliases,
             allowed_origins=self._service.http.allowed_origins,
             behind_serve=True,
+            shared=self._shared,
         )
 
     async def lead(self, controller: str) -> bool:
         """Whether this controller may publish; asking renews its lease."""
+        if self._shared is not None:
+            return await self._shared.take_lease(controller)
         return self._lease.take(controller, time.monotonic())
 
     async def follow(self, controller: str) -> None:
         """Gives up the lease of a controller that shuts down."""
+        if self._shared is not None:
+            await self._shared.give_up_lease(controller)
         self._lease.give_up(controller)
 
-    async def counters(self, judged: int, batches: int, fetched: int, verdicts: int = 0) -> dict[str, Any]:
-        """See :meth:`Balancer.counters`. Runs on the event loop, which owns all state."""
+    async def counters(self, cursors: dict[str, Sequence[int]]) -> tuple[str, dict[str, Any]]:
+        """The name of this load balancer, and :meth:`Balancer.counters`. Runs on the event loop, which owns all state.
+
+        Args:
+            cursors: how far the controller has read each load balancer.
+        """
         self.balancer.metrics.counters_read(time.time())
-        return self.balancer.counters(judged, batches, fetched, verdicts)
+        return self._name, self.balancer.counters(*cursors.get(self._name, ()))
 
     async def shadow_sample(self, levels: list[tuple[str, int]]) -> dict[str, Any] | None:
         """See :meth:`Balancer.shadow_sample`; returns the fields of a ``ShadowSample``."""
@@ -129,6 +149,10 @@ class LoadBalancer:
                 asyncio.create_task(self.balancer.registry.watch()),
                 asyncio.create_task(self._record_metrics()),
             ]
+            if self._shared is not None:
+                self._watching.append(
+                    asyncio.create_task(self._shared.run(self.balancer.peers, self.balancer.controls))
+                )
 
     async def _record_metrics(self) -> None:
         """Records the state and the counts once a second."""
@@ -138,6 +162,10 @@ class LoadBalancer:
                 self.balancer.record_metrics()
             except Exception:
                 log.exception("the metrics were not recorded")
+
+
+def _digest(service: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(service, sort_keys=True).encode()).hexdigest()[:16]
 
 
 ServedLoadBalancer = serve.ingress()(LoadBalancer)

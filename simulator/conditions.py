@@ -24,6 +24,9 @@ class Conditions:
         fetches: (time, seconds) from when on fetching a state takes this long. Workers wait
             :data:`simulator.engine.FETCH_WAIT_S` at most, and then run from noise. Empty: fetching takes no time, and
             nothing is reported of it.
+        balancers: number of load balancers; each request goes to one of them at random.
+        told_s: seconds until the other load balancers know what one has sent to a replica, and its reply; None: they
+            only have the replicas' reports of their queue lengths. The fast simulator has one load balancer.
     """
 
     redraw: RedrawConfig = field(default_factory=RedrawConfig)
@@ -34,3 +37,5 @@ class Conditions:
     deaths: Sequence[tuple[float, int]] = ()
     slowdowns: Sequence[tuple[float, float]] = ()
     fetches: Sequence[tuple[float, float]] = ()
+    balancers: int = 1
+    told_s: float | None = 0.05

@@ -16,10 +16,12 @@ from bisect import bisect_right
 from collections import Counter
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 
+from controller.counter_sum import CounterSum
 from controller.counters import Counters
 from controller.loop import TICK_S, Controller
 from controller.policy import Policy
@@ -41,6 +43,7 @@ from workers.engine.scheduling import BatchLimits, Task, next_call
 
 with warnings.catch_warnings():  # Ray's models warn of pydantic's future at import
     warnings.simplefilter("ignore")
+    from load_balancer.dispatch.peers import Entry, Peering
     from load_balancer.pool.pool import ReplicaLost
     from load_balancer.runner.balancer import Balancer
     from load_balancer.runner.generation_request import GenerationRequest
@@ -383,27 +386,36 @@ class _Run:
             family, self._profile, plan, requests, self._conditions.transit_s, self._slowness, self._fetch_s
         )
         mode: CacheMode = "read" if requests.lookups else "off"
-        self._balancer = Balancer(
-            self._pool,
-            plan,
-            family,
-            slo_s=setting.slo_s,
-            queued=PLACES,
-            profile=self._profile,
-            cache=SimulatedCache(requests) if requests.lookups else None,
-            cache_mode=mode,
-            direct=self._conditions.direct,
-            redraw=self._conditions.redraw,
-            clock=clock.time,
-            draw=lambda: self._draw,
-            chance=random.Random(self._conditions.seed),
-        )
+        self._chance = random.Random(self._conditions.seed)
+        self._counters = CounterSum()
+        names = [f"b{number}" for number in range(self._conditions.balancers)]
+        self._balancers = {
+            name: Balancer(
+                self._pool,
+                plan,
+                family,
+                slo_s=setting.slo_s,
+                queued=PLACES,
+                profile=self._profile,
+                cache=SimulatedCache(requests) if requests.lookups else None,
+                cache_mode=mode,
+                direct=self._conditions.direct,
+                redraw=self._conditions.redraw,
+                peering=Peering(name, partial(self._tell, name)),
+                clock=clock.time,
+                draw=lambda: self._draw,
+                chance=random.Random(self._conditions.seed + number),
+            )
+            for number, name in enumerate(names)
+        }
+        for name, it in self._balancers.items():
+            it.peers.follow(self._balancers.keys() - {name}, clock.time())
         self._note(plan)
         self._paths = np.full(count, UNANSWERED, dtype="U32")
         self._finished_s = np.full(count, np.inf)
         self._resumed_at, self._loss = np.zeros(count, int), np.zeros(count)
         self._short_runs = {run.steps: run.loss for run in setting.short_runs}
-        background = [clock.create_task(self._balancer.registry.watch())]
+        background = [clock.create_task(it.registry.watch()) for it in self._balancers.values()]
         await asyncio.sleep(0)  # the replicas are known from now on
         self._controller = Controller(
             lambda name, size: self._policy,
@@ -452,7 +464,8 @@ class _Run:
         clock = asyncio.get_running_loop()
         self._draw = float(self._requests.draws[number])
         try:
-            [image] = await self._balancer.generate(GenerationRequest(str(number), width=64, height=64))
+            balancer = self._chance.choice(list(self._balancers.values()))
+            [image] = await balancer.generate(GenerationRequest(str(number), width=64, height=64))
         except WeirError:
             return
         self._finished_s[number] = clock.time() + self._zero_s
@@ -477,8 +490,22 @@ class _Run:
         await asyncio.sleep(math.inf if not self._conditions.deaths else 1e9)
 
     def _look(self, before: Counters | None) -> Counters:
-        seen = (before.judged, before.batches_run, before.fetched, before.verdicts) if before else (0, 0, 0, 0)
-        return Counters.from_dict(self._balancer.counters(*seen))
+        cursors = self._counters.cursors()
+        return self._counters.add(
+            {name: Counters.from_dict(it.counters(*cursors.get(name, ()))) for name, it in self._balancers.items()}
+        )
+
+    def _tell(self, teller: str, entry: Entry) -> None:
+        """Tells all other load balancers of an entry of one's book."""
+        told_s, clock = self._conditions.told_s, asyncio.get_running_loop()
+        if told_s is not None and len(self._balancers) > 1:
+            clock.call_later(told_s, self._told, teller, entry)
+
+    def _told(self, teller: str, entry: Entry) -> None:
+        now = asyncio.get_running_loop().time()
+        for name, it in self._balancers.items():
+            if name != teller:
+                it.peers.hear(teller, [entry], now)
 
     def _publish(self, plan: Plan, running: Plan) -> None:
         if self._conditions.actuation_s:
@@ -487,8 +514,9 @@ class _Run:
             self._apply(plan)
 
     def _apply(self, plan: Plan) -> None:
-        running = self._balancer.registry.plan
-        self._balancer.registry.apply(plan.to_dict())
+        for it in self._balancers.values():
+            running = it.registry.plan
+            it.registry.apply(plan.to_dict())
         for replica in self._pool.replicas.values():
             self._role_changes += plan.assignment(replica.rank).role != running.assignment(replica.rank).role
             replica.follow(plan)

@@ -341,6 +341,25 @@ class CacheConfig(_Strict):
         return self
 
 
+class StateConfig(_Strict):
+    """The Redis in which several load balancers keep what they share: jobs, idempotency keys, answers, images behind
+    URLs, quotas, and the operator's controls. Nothing that is evicted by the cache's budget."""
+
+    url: str | None = Field(
+        None,
+        description="Redis; default: the environment's WEIR_STATE_URL, or the Redis of the cache. One load balancer "
+        "without it keeps everything in its memory",
+    )
+    tls_ca: str | None = Field(None, description="CA certificates for a rediss:// server")
+    space: str = Field(
+        "weir",
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$",
+        description="prefix of all keys; give services that share one Redis different ones",
+    )
+    answers_mib: int = Field(256, ge=1, description="budget for the answers of ended jobs in Redis")
+    images_mib: int = Field(256, ge=1, description="budget for images behind URLs in Redis")
+
+
 class RedrawConfig(_Strict):
     """Redraws: heavy images that the discriminator doubts are generated again if there is time; off by default.
 
@@ -442,6 +461,10 @@ class ServiceConfig(_Strict):
     controller: ControllerConfig = ControllerConfig()
     pool: PoolConfig = PoolConfig()
     cache: CacheConfig = CacheConfig()
+    balancers: int = Field(
+        1, ge=1, le=64, description="number of load balancers; more than one share their state in Redis"
+    )
+    state: StateConfig = StateConfig()
     redraw: RedrawConfig = RedrawConfig()
     limits: LimitsConfig = LimitsConfig()
     http: HttpConfig = HttpConfig()
@@ -467,6 +490,11 @@ class ServiceConfig(_Strict):
     def controlled(self) -> bool:
         """Whether a controller makes plans."""
         return self.controller.policy != "static"
+
+    @property
+    def shared(self) -> bool:
+        """Whether the load balancers keep their state in Redis."""
+        return self.balancers > 1 or self.state.url is not None
 
     @model_validator(mode="after")
     def _a_profile_to_plan_with(self) -> ServiceConfig:

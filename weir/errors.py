@@ -149,3 +149,12 @@ class PlanError(WeirError):
 
 class ServiceError(WeirError):
     code = "service_state"
+
+
+def error_from(body: dict[str, Any]) -> WeirError:
+    """The error that :meth:`WeirError.to_dict` wrote; of an unknown code, a plain one."""
+    fields, known = body["error"], [WeirError]
+    for kind in known:
+        known.extend(kind.__subclasses__())
+    kind = next((kind for kind in known if kind.code == fields["code"]), WeirError)
+    return kind(fields["message"], param=fields["param"])

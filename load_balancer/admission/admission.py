@@ -46,7 +46,7 @@ class Admission:
         """
         if finish_at is None:
             raise NotReady("no replica is ready", retry_after_s=RESTART_S)
-        most = int(self.queued * share)
+        most = max(1, int(self.queued * share))
         if self.in_flight + images > most:
             raise Overloaded(
                 f"{self.in_flight} images are in flight and at most {most} are allowed",
@@ -59,6 +59,10 @@ class Admission:
             )
         if rps is not None:
             self._take_token(now, rps)
+        self.in_flight += images
+
+    def admit_again(self, images: int) -> None:
+        """Counts images that were admitted before, by a load balancer that is lost."""
         self.in_flight += images
 
     def release(self, images: int) -> None:

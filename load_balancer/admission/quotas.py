@@ -1,11 +1,40 @@
-"""Quotas of callers: images per minute, and concurrent images. Pure: the time is an argument."""
+"""Quotas of callers: images per minute, and concurrent images."""
 
 from __future__ import annotations
 
+import time
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
+from typing import TypeAlias
 
 from load_balancer.http.api_keys import Caller
 from weir.errors import InvalidRequest, RateLimited
+
+#: Charges images to a caller's quota, and returns what ends their concurrent use; raises as :meth:`Quotas.take`.
+Charge: TypeAlias = Callable[[Caller, int], Awaitable[Callable[[], None]]]
+
+
+def check_size(caller: Caller, images: int) -> None:
+    """Checks that the caller's key ever allows that many images in one request.
+
+    Raises:
+        InvalidRequest: it does not.
+    """
+    rate, most = caller.images_per_minute, caller.concurrent_images
+    limit = min(most or images, max(1, int(rate)) if rate is not None else images)
+    if images > limit:
+        raise InvalidRequest(f"n is {images}; this key may ask for at most {limit} at once", param="n")
+
+
+def at_most_at_once(in_flight: int, most: int) -> RateLimited:
+    """The refusal of a caller that has too many images in flight."""
+    return RateLimited(f"this key has {in_flight} images in flight and may have at most {most}", retry_after_s=1.0)
+
+
+def at_most_a_minute(rate: float, wait_s: float) -> RateLimited:
+    """The refusal of a caller that has used up its rate for the next ``wait_s`` seconds."""
+    return RateLimited(f"this key may ask for {rate:g} images per minute", retry_after_s=wait_s)
 
 
 @dataclass(slots=True)
@@ -22,8 +51,14 @@ class Quotas:
     quota.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
         self._uses: dict[str, _Use] = {}
+
+    async def charge(self, caller: Caller, images: int) -> Callable[[], None]:
+        """Charges images now; a :data:`Charge`."""
+        self.take(caller, images, self._clock())
+        return partial(self.give_back, caller, images)
 
     def take(self, caller: Caller, images: int, now: float) -> None:
         """Charges ``images`` images to the caller's quota.
@@ -33,20 +68,15 @@ class Quotas:
             InvalidRequest: the key never allows that many.
         """
         rate, most = caller.images_per_minute, caller.concurrent_images
-        limit = min(most or images, max(1, int(rate)) if rate is not None else images)
-        if images > limit:
-            raise InvalidRequest(f"n is {images}; this key may ask for at most {limit} at once", param="n")
+        check_size(caller, images)
         use = self._uses.setdefault(caller.name, _Use(0, float("inf"), now))
         if most is not None and use.in_flight + images > most:
-            raise RateLimited(
-                f"this key has {use.in_flight} images in flight and may have at most {most}", retry_after_s=1.0
-            )
+            raise at_most_at_once(use.in_flight, most)
         if rate is not None:
             use.tokens = min(max(1.0, rate), use.tokens + rate / 60 * (now - use.filled_at))
             use.filled_at = now
             if use.tokens < images:
-                wait_s = (images - use.tokens) * 60 / rate
-                raise RateLimited(f"this key may ask for {rate:g} images per minute", retry_after_s=wait_s)
+                raise at_most_a_minute(rate, (images - use.tokens) * 60 / rate)
             use.tokens -= images
         use.in_flight += images
 

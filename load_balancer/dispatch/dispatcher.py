@@ -8,7 +8,7 @@ balancers.
 from __future__ import annotations
 
 import random
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from heapq import heapify, heapreplace
 from typing import Any, NamedTuple
 
@@ -24,6 +24,9 @@ from load_balancer.dispatch.network_delay import NetworkDelay
 from load_balancer.dispatch.role_index import MOST_FALLEN, MOST_SWING_S, TIE_S, RoleIndex
 from load_balancer.dispatch.service_times import ServiceTimes
 from weir.plan import Plan, ReplicaChoice
+
+#: A load balancer waits this many runs of one image for a replica of its own part; see :meth:`Dispatcher.take_seat`.
+PATIENCE = 2.0
 
 
 class Choice(NamedTuple):
@@ -51,6 +54,8 @@ class Dispatcher:
         self._chance = chance or random.Random()
         self._replicas: dict[str, ReplicaQueueModel] = {}
         self._roles: dict[str, RoleIndex] = {}
+        self._own: dict[str, RoleIndex] = {}
+        self._seat = (0, 1)
         self._asked: tuple[Kind, float, bool] | None = None
         self._answer: Choice | None = None
         self.set_plan(plan)
@@ -64,6 +69,17 @@ class Dispatcher:
         for replica in self._replicas.values():
             self._follow(replica, replica.rank)
         self._regroup()
+
+    def take_seat(self, place: int, count: int) -> None:
+        """Says which of ``count`` load balancers this one is, from 0. It then prefers its own part of the replicas of
+        every role, as long as none of the others finishes an image earlier by :data:`PATIENCE` runs.
+
+        Images of one batch become ready at the same instant, in several load balancers. Without parts of their own all
+        of them would send their next runs to the same replica, before any has heard of the others.
+        """
+        if (place, count) != self._seat:
+            self._seat = place, count
+            self._regroup()
 
     def sync(self, described: Iterable[Mapping[str, Any]]) -> None:
         """Takes in the ``replica``, ``rank``, ``ready`` and ``queued`` of all live replicas, and removes all others."""
@@ -144,6 +160,11 @@ class Dispatcher:
             index = self._index().get(kind.role)
             if index is not None:
                 found = index.earliest(kind, now, low_priority)
+                if found is not None and kind.role in self._own:
+                    own = self._own[kind.role].earliest(kind, now, low_priority)
+                    patience_s = PATIENCE * self.times.seconds(kind.variant, 1, kind.work)
+                    if own is not None and own[1] <= found[1] + patience_s:
+                        found = own
                 self._asked, self._answer = question, None if found is None else Choice(found[0].id, found[1])
                 return self._answer
         best = None
@@ -278,10 +299,15 @@ class Dispatcher:
             for it in self._replicas.values():
                 members.setdefault(it.role, []).append(it)
             self._roles = {role: RoleIndex(its, self.times, self.delay) for role, its in members.items()}
+            self._own = {
+                role: RoleIndex(own_part(index.members, *self._seat), self.times, self.delay)
+                for role, index in self._roles.items()
+                if self._seat[1] > 1
+            }
         if self.times.fallen > MOST_FALLEN or self.delay.swing_s > MOST_SWING_S:
             self.times.settle()
             self.delay.settle()
-            for index in self._roles.values():
+            for index in (*self._roles.values(), *self._own.values()):
                 index.settle()
         return self._roles
 
@@ -293,9 +319,17 @@ class Dispatcher:
         index = self._roles.get(replica.role)
         if index is not None:
             index.refresh(replica)
+        own = self._own.get(replica.role)
+        if own is not None and replica in own:
+            own.refresh(replica)
 
     def _follow(self, replica: ReplicaQueueModel, rank: int) -> None:
         """Gives the replica the assignment of its rank in the plan."""
         assignment = self._plan.assignment(rank)
         replica.rank, replica.role, replica.batch_size = rank, assignment.role, assignment.batch_size
         replica.open_role = self.open_role
+
+
+def own_part(members: Sequence[ReplicaQueueModel], place: int, count: int) -> Sequence[ReplicaQueueModel]:
+    """The replicas that the load balancer at a place prefers: every ``count``-th, or one if there are fewer of them."""
+    return members[place::count] or [members[place % len(members)]]

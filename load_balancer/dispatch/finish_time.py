@@ -22,8 +22,8 @@ from load_balancer.dispatch.network_delay import NetworkDelay
 from load_balancer.dispatch.service_times import ServiceTimes
 from weir.plan import Plan
 
-#: Never reused. The load balancer uses strings, the simulator numbers.
-ImageId = str | int
+#: Never reused. The load balancer uses strings and, for images of its peers, pairs; the simulator numbers.
+ImageId = Hashable
 
 
 class Kind(NamedTuple):

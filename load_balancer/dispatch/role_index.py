@@ -116,6 +116,9 @@ class RoleIndex:
             best_cost, best, best_at = search(bounds, kind, now, low_priority, (best_cost, best, best_at))
         return (self.members[best], best_at) if best >= 0 else None
 
+    def __contains__(self, replica: ReplicaQueueModel) -> bool:
+        return replica.id in self._place
+
     def alike(self, replica: ReplicaQueueModel) -> int:
         """Number of replicas, this one included, that could begin an image at once and would finish it at the same
         time."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable
-from functools import wraps
+from contextlib import nullcontext
+from functools import partial, wraps
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -13,20 +14,25 @@ from load_balancer.http.api_keys import Caller
 from load_balancer.http.body import json_body
 from load_balancer.http.responses import reply, typed_errors
 from load_balancer.runner.balancer import Balancer
+from load_balancer.shared.shared_state import SharedState
 from weir.config import LimitsConfig
 from weir.errors import Forbidden
 
 ADMIN = "/v1/admin"
 
 
-def admin(balancer: Balancer, variants: Iterable[str], limits: LimitsConfig) -> APIRouter:
+def admin(
+    balancer: Balancer, variants: Iterable[str], limits: LimitsConfig, shared: SharedState | None = None
+) -> APIRouter:
     """Creates the routes of one balancer.
 
     Args:
         variants: those that the replicas hold.
         limits: of the size of a body, and of the time that it may take.
+        shared: what it shares with other load balancers; None where there are none.
     """
     router, controls = APIRouter(prefix=ADMIN), balancer.controls
+    changing = nullcontext if shared is None else partial(shared.changing, controls)
 
     def state() -> Response:
         return reply(balancer.admin_state())
@@ -40,40 +46,46 @@ def admin(balancer: Balancer, variants: Iterable[str], limits: LimitsConfig) -> 
     @_for_administrators
     async def pin(request: Request) -> Response:
         body = schema.parsed(schema.PinBody, await json_body(request, limits))
-        controls.set_pin(_who(request), body.values, body.for_s, body.reason)
+        async with changing():
+            controls.set_pin(_who(request), body.values, body.for_s, body.reason)
         return state()
 
     @router.delete("/pin", **schema.UNPIN)
     @_for_administrators
     async def unpin(request: Request) -> Response:
-        controls.unpin(_who(request))
+        async with changing():
+            controls.unpin(_who(request))
         return state()
 
     @router.put("/policy", **schema.SWITCH)
     @_for_administrators
     async def policy(request: Request) -> Response:
         body = schema.parsed(schema.PolicyBody, await json_body(request, limits))
-        await controls.switch_policy(_who(request), body.policy)
+        async with changing():
+            await controls.switch_policy(_who(request), body.policy)
         return state()
 
     @router.put("/replicas", **schema.SCALE)
     @_for_administrators
     async def scale(request: Request) -> Response:
         body = schema.parsed(schema.ScaleBody, await json_body(request, limits))
-        controls.scale(_who(request), body.replicas)
+        async with changing():
+            controls.scale(_who(request), body.replicas)
         return state()
 
     @router.put("/replicas/{id}/drain", **schema.DRAIN)
     @_for_administrators
     async def drain(request: Request, id: str) -> Response:
         body = schema.parsed(schema.DrainBody, await json_body(request, limits))
-        controls.drain(_who(request), id, force=body.force)
+        async with changing():
+            controls.drain(_who(request), id, force=body.force)
         return state()
 
     @router.delete("/replicas/{id}/drain", **schema.RETURN)
     @_for_administrators
     async def restore(request: Request, id: str) -> Response:
-        controls.restore(_who(request), id)
+        async with changing():
+            controls.restore(_who(request), id)
         return state()
 
     @router.get("/cache", **schema.CACHE)
@@ -85,7 +97,8 @@ def admin(balancer: Balancer, variants: Iterable[str], limits: LimitsConfig) -> 
     @_for_administrators
     async def purge(request: Request) -> Response:
         body = schema.parsed(schema.PurgeBody, await json_body(request, limits))
-        return reply(await controls.purge(_who(request), body.tenant))
+        async with changing():
+            return reply(await controls.purge(_who(request), body.tenant))
 
     return router
 

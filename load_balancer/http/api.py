@@ -15,7 +15,7 @@ from load_balancer.http.api_keys import ApiKeys
 from load_balancer.http.auth import Authentication
 from load_balancer.http.generations import generations
 from load_balancer.http.head import HeadAsGet
-from load_balancer.http.image_store import ImageStore
+from load_balancer.http.image_store import ImageStore, LocalImages
 from load_balancer.http.model_list import ModelList
 from load_balancer.http.openapi import (
     FETCH,
@@ -33,6 +33,7 @@ from load_balancer.http.request_id import RequestIds
 from load_balancer.http.responses import EXPOSED, failure, reply, typed_errors
 from load_balancer.http.schema import RequestRules
 from load_balancer.runner.balancer import Balancer
+from load_balancer.shared.shared_state import SharedState
 from weir import __version__
 from weir.config import FamilyConfig, LimitsConfig
 from weir.errors import InvalidRequest, NotFound
@@ -47,6 +48,7 @@ def create_app(
     aliases: Mapping[str, str] | None = None,
     allowed_origins: Sequence[str] = (),
     behind_serve: bool = False,
+    shared: SharedState | None = None,
 ) -> FastAPI:
     """Creates the ASGI application of one load balancer; without ``callers`` it needs no key.
 
@@ -54,6 +56,7 @@ def create_app(
         aliases: additional model names → the models they stand for.
         allowed_origins: origins whose web pages may call the API; ``*`` allows all.
         behind_serve: whether Ray Serve's proxy forwards the requests, and adds their ids to the responses.
+        shared: what the load balancer shares with others; None where it is the only one.
     """
     app = FastAPI(title="Weir", openapi_url="/openapi.json", docs_url=None, redoc_url=None)
     app.add_middleware(Authentication, callers=callers or ApiKeys(), refuse=failure)
@@ -69,9 +72,10 @@ def create_app(
             max_age=600,
         )
     rules = RequestRules(family, limits, aliases)
-    store, page = ImageStore(), Page()
+    store: ImageStore = LocalImages() if shared is None else shared.images
+    page = Page()
     model_list = ModelList(family, rules.models, aliases or {}, balancer.cache_mode, int(time.time()))
-    routers = generations(balancer, rules, store, limits), admin(balancer, family.keys, limits)
+    routers = generations(balancer, rules, store, limits, shared), admin(balancer, family.keys, limits, shared)
     for router in routers:
         app.include_router(router)
 
@@ -87,8 +91,9 @@ def create_app(
         return reply(model_list.one(rules.known_model(id)))
 
     @app.get(FILES + "/{name}", **FETCH)
+    @typed_errors
     async def file(name: str) -> Response:
-        content = store.get(name)
+        content = await store.get(name)
         if content is None:
             return failure(NotFound("there is no such file, or newer files replaced it", param="name"))
         return Response(content, media_type=f"image/{name.rpartition('.')[2]}")

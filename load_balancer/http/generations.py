@@ -17,22 +17,26 @@ from load_balancer.http.events import events
 from load_balancer.http.headers import idempotency_key, later, seed_of
 from load_balancer.http.image_encoding import encoded
 from load_balancer.http.image_store import ImageStore
-from load_balancer.http.jobs import Job, Jobs
+from load_balancer.http.jobs import AnyJob, Job, Jobs
 from load_balancer.http.openapi import CANCEL, FILES, GENERATE, GENERATIONS, STATUS
 from load_balancer.http.responses import typed_errors
 from load_balancer.http.schema import RequestRules
 from load_balancer.runner.balancer import Balancer
 from load_balancer.runner.generation_request import GenerationRequest
 from load_balancer.runner.generation_task import GeneratedImage
+from load_balancer.shared.shared_state import SharedState
 from weir.config import LimitsConfig
 
 
-def generations(balancer: Balancer, rules: RequestRules, store: ImageStore, limits: LimitsConfig) -> APIRouter:
+def generations(
+    balancer: Balancer, rules: RequestRules, store: ImageStore, limits: LimitsConfig, shared: SharedState | None = None
+) -> APIRouter:
     """Creates the routes of one balancer.
 
     Args:
         store: keeps the images that are requested as URLs.
         limits: of the size of a body, and of the time that it may take.
+        shared: what it shares with other load balancers; None where there are none.
     """
     router = APIRouter()
 
@@ -45,11 +49,14 @@ def generations(balancer: Balancer, rules: RequestRules, store: ImageStore, limi
         for content in encoded_images:
             # Not the id: other callers see the id when their requests resume from this one.
             name = f"{secrets.token_urlsafe(24)}.{wanted.output_format}"
-            store.put(name, content)
+            await store.put(name, content)
             contents.append(responses.linked(f"{job.base_url}{FILES}/{name}"))
         return responses.generated(job, images, contents)
 
     jobs = Jobs(balancer, render)
+    if shared is not None:
+        jobs = Jobs(balancer, render, charge=shared.quotas.charge, sharing=shared.sharing)
+        shared.run_jobs_by(jobs)
 
     @router.post(GENERATIONS, **GENERATE, openapi_extra=rules.described())
     @typed_errors
@@ -58,7 +65,7 @@ def generations(balancer: Balancer, rules: RequestRules, store: ImageStore, limi
         wanted = _wanted(rules.read(await json_body(request, limits)), request, key)
         postponed = None if wanted.stream else later(request.headers.getlist("prefer"))
         base_url = str(request.base_url).rstrip("/")
-        job, replayed = jobs.begin(wanted, base_url, key=key, keep=postponed is not None)
+        job, replayed = await jobs.begin(wanted, base_url, key=key, keep=postponed is not None)
         headers = {"Idempotent-Replayed": "true"} if replayed else {}
         if wanted.stream:
             headers |= {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
@@ -76,18 +83,18 @@ def generations(balancer: Balancer, rules: RequestRules, store: ImageStore, limi
     @router.get(GENERATIONS + "/{id}", **STATUS)
     @typed_errors
     async def status(request: Request, id: str) -> Response:
-        job = jobs.find(id, request.state.caller)
+        job = await jobs.find(id, request.state.caller)
         return Response(responses.state(jobs, job), media_type="application/json")
 
     @router.delete(GENERATIONS + "/{id}", **CANCEL)
     @typed_errors
     async def cancel(request: Request, id: str) -> Response:
-        job = jobs.find(id, request.state.caller)
+        job = await jobs.find(id, request.state.caller)
         over = job.ended is not None
         await job.cancel()
         answer = responses.state(jobs, job)
         if over:
-            jobs.forget(job)
+            await jobs.forget(job)
         return Response(answer, media_type="application/json")
 
     return router
@@ -100,7 +107,7 @@ def _wanted(body: GenerationRequest, request: Request, key: str | None) -> Gener
     return replace(body, id=request.state.request_id, caller=caller, seed=seed)
 
 
-async def _stream(jobs: Jobs, job: Job) -> AsyncIterator[bytes]:
+async def _stream(jobs: Jobs, job: AnyJob) -> AsyncIterator[bytes]:
     try:
         async with aclosing(events(job)) as coming:
             async for event in coming:
@@ -109,19 +116,19 @@ async def _stream(jobs: Jobs, job: Job) -> AsyncIterator[bytes]:
         await _left(jobs, job)
 
 
-async def _left(jobs: Jobs, job: Job) -> None:
+async def _left(jobs: Jobs, job: AnyJob) -> None:
     """Cancels a job whose client disconnected, unless the job can be fetched later."""
     if not jobs.is_kept(job):
         await job.cancel()
 
 
-async def _ended(job: Job, wait_s: float) -> bool:
+async def _ended(job: AnyJob, wait_s: float) -> bool:
     if wait_s:
         await job.wait(wait_s)
     return job.ended is not None
 
 
-def _accepted(jobs: Jobs, job: Job, headers: dict[str, str]) -> Response:
+def _accepted(jobs: Jobs, job: AnyJob, headers: dict[str, str]) -> Response:
     """The 202 response, with ``Location`` and ``Retry-After``."""
     place = jobs.status(job)
     headers = {

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import secrets
 import time
+import uuid
 from collections.abc import Awaitable, Callable
-from typing import Literal, NamedTuple
+from dataclasses import replace
+from typing import Literal, NamedTuple, TypeAlias
 
+from load_balancer.admission.quotas import Charge, Quotas
 from load_balancer.http.api_keys import Caller
+from load_balancer.http.remote_job import RemoteJob
 from load_balancer.runner.balancer import Balancer
 from load_balancer.runner.generation_request import GenerationRequest
 from load_balancer.runner.generation_task import GeneratedImage, GenerationTask
-from weir.errors import Cancelled, KeyReused, NotFound, WeirError
+from load_balancer.shared.job_ledger import JobLedger, JobRecord, Sharing
+from weir.errors import Cancelled, KeyReused, NotFound, NotReady, RateLimited, WeirError
 
 log = logging.getLogger(__name__)
 
@@ -48,30 +54,30 @@ class Job:
     """A request that runs whether or not a client is connected. All clients get the same answer, rendered once.
 
     Args:
-        base_url: URL by which the client calls the service.
+        record: what others have to know of it.
         render: creates the body of the answer.
     """
 
     def __init__(
         self,
         generation: GenerationTask,
-        key: str | None,
-        base_url: str,
-        created: float,
+        record: JobRecord,
         render: Callable[[Job, list[GeneratedImage]], Awaitable[bytes]],
         ended: Callable[[Job], None],
     ):
         self.request = generation.request
         self.id = self.request.id
         self.generation = generation
-        self.key = key
-        self.base_url = base_url
-        self.created = created
+        self.record = record
+        self.key = record.key
+        self.base_url = record.base_url
+        self.created = record.created
         self.ended: float | None = None
         self.error: WeirError | None = None
         self._body: bytes | None = None
         self._render = render
         self._on_end = ended
+        self._give_back: Callable[[], None] = lambda: None
         self._task = asyncio.create_task(self._run())
 
     @property
@@ -86,6 +92,13 @@ class Job:
     @property
     def size_bytes(self) -> int:
         return self.generation.size_bytes + len(self._body or b"")
+
+    def when_ended(self, give_back: Callable[[], None]) -> None:
+        """Has the quota of the caller given back when the job ends."""
+        self._give_back = give_back
+
+    async def refresh(self) -> None:
+        """Does nothing: what this load balancer runs is up to date."""
 
     async def answer(self) -> bytes:
         """Waits for the answer and returns its body; cancelling the call does not cancel the job.
@@ -121,7 +134,12 @@ class Job:
         except Exception:
             log.exception("a request failed")
             self.error = WeirError(UNFORESEEN)
+        self._give_back()
         self._on_end(self)
+
+
+#: A job that this load balancer runs, or another one.
+AnyJob: TypeAlias = Job | RemoteJob
 
 
 class Jobs:
@@ -129,6 +147,8 @@ class Jobs:
 
     Args:
         render: creates the body of an answer.
+        charge: charges requests to the quotas of their callers; default: quotas of this load balancer alone.
+        sharing: with other load balancers; None where there is only this one.
         clock: unix time, seconds.
     """
 
@@ -137,6 +157,8 @@ class Jobs:
         balancer: Balancer,
         render: Callable[[Job, list[GeneratedImage]], Awaitable[bytes]],
         *,
+        charge: Charge | None = None,
+        sharing: Sharing | None = None,
         kept_s: float = KEPT_S,
         most_jobs: int = MOST_JOBS,
         most_bytes: int = MOST_BYTES,
@@ -144,6 +166,8 @@ class Jobs:
     ):
         self._balancer = balancer
         self._render = render
+        self._charge = charge or Quotas().charge
+        self._sharing = sharing
         self._kept_s = kept_s
         self._most_jobs = most_jobs
         self._most_bytes = most_bytes
@@ -154,10 +178,12 @@ class Jobs:
         self._by_id: dict[str, dict[str, Job]] = {}  # by id and name of the caller
         self._ids: dict[Job, list[str]] = {}
         self._kept: set[Job] = set()
+        self._shared: dict[str, Job] = {}  # running jobs that have a record in Redis, by number
+        self._entering: set[asyncio.Task[None]] = set()
 
-    def begin(
+    async def begin(
         self, request: GenerationRequest, base_url: str, *, key: str | None = None, keep: bool = False
-    ) -> tuple[Job, bool]:
+    ) -> tuple[AnyJob, bool]:
         """Returns the job of a request, and whether it existed already, with the same caller, key and body.
 
         Args:
@@ -169,46 +195,110 @@ class Jobs:
         """
         self._expire()
         if key is not None and (known := self._by_key.get((request.caller.name, key))) is not None:
-            if known.request != request:
-                raise KeyReused(
-                    "this idempotency key was used for another request; use a new key for every request",
-                    param="Idempotency-Key",
-                )
+            _check_same(known.request, request)
             self._name(known, request.id)
             return known, True
-        job = Job(self._balancer.begin(request), key, base_url, self._clock(), self._render, self._ended)
-        self._name(job, job.id)
-        if keep or key is not None:
-            self._kept.add(job)
-        if key is not None:
-            self._by_key[request.caller.name, key] = job
+        record = JobRecord(uuid.uuid4().hex, request, key, base_url, self._clock(), "")
+        if self._sharing is None or not (keep or key is not None):
+            return await self._begin(record, keep), False
+        if request.seed is None:  # whoever takes the job over has to generate the same images
+            record = replace(record, request=replace(request, seed=secrets.randbelow(2**32)))
+        record = replace(record, owner=self._sharing.ledger.owner)
+        claimed = await self._sharing.ledger.claim(record)
+        if claimed is not None:
+            _check_same(claimed.request, record.request)
+            await self._sharing.ledger.name(claimed, request.id)
+            return RemoteJob(claimed, *self._sharing), True
+        try:
+            job = await self._begin(record, keep)
+        except WeirError as error:
+            await self._sharing.ledger.end(record, None, error.to_dict())
+            raise
+        self._shared[record.number] = job
         return job, False
 
-    def find(self, id: str, caller: Caller) -> Job:
+    async def take_over(self, record: JobRecord) -> None:
+        """Runs a job of a load balancer that is lost. Admission does not refuse it again."""
+        log.warning("%s is taken over", record.id)
+        job = self._started(record, again=True)
+        self._kept.add(job)
+        self._shared[record.number] = job
+
+    async def cancel(self, number: str) -> None:
+        """Cancels the job with a number, if this load balancer runs it."""
+        if (job := self._shared.get(number)) is not None:
+            await job.cancel()
+
+    async def _begin(self, record: JobRecord, keep: bool) -> Job:
+        """Charges and admits a request.
+
+        Raises:
+            RateLimited, Overloaded, NotReady: it is not admitted.
+        """
+        request = record.request
+        try:
+            give_back = await self._charge(request.caller, request.n)
+        except RateLimited as error:
+            self._balancer.metrics.refused(request.n, error)
+            raise
+        try:
+            job = self._started(record)
+        except BaseException:
+            give_back()
+            raise
+        job.when_ended(give_back)
+        if keep or record.key is not None:
+            self._kept.add(job)
+        return job
+
+    def _started(self, record: JobRecord, *, again: bool = False) -> Job:
+        job = Job(self._balancer.begin(record.request, again=again), record, self._render, self._ended)
+        self._name(job, job.id)
+        if record.key is not None:
+            self._by_key[record.request.caller.name, record.key] = job
+        return job
+
+    async def find(self, id: str, caller: Caller) -> AnyJob:
         """Finds a job of a caller by its id.
 
         Raises:
             NotFound: the caller has no such job, or it was removed.
+            NotReady: another load balancer may have it, and Redis does not answer.
         """
         self._expire()
         named = self._by_id.get(id, {})
         job = named.get(caller.name)
         if job is None and caller.admin:
             job = next(iter(named.values()), None)
-        if job is None:
-            raise NotFound("you have no such request, or it ended too long ago", param="id")
-        return job
+        if job is not None:
+            return job
+        if self._sharing is not None and (record := await self._sharing.ledger.find(id, caller)) is not None:
+            remote = RemoteJob(record, *self._sharing)
+            await remote.refresh()
+            return remote
+        raise NotFound("you have no such request, or it ended too long ago", param="id")
 
-    def is_kept(self, job: Job) -> bool:
+    def is_kept(self, job: AnyJob) -> bool:
         """Whether the job continues, and can be fetched, after its client disconnects."""
-        return job in self._kept
+        return isinstance(job, RemoteJob) or job in self._kept
 
-    def keep(self, job: Job) -> None:
+    def keep(self, job: AnyJob) -> None:
         """Keeps the job after it has ended."""
-        self._kept.add(job)
+        if isinstance(job, Job):
+            self._kept.add(job)
 
-    def forget(self, job: Job) -> None:
-        """Removes a job that has ended."""
+    async def forget(self, job: AnyJob) -> None:
+        """Removes a job that has ended, here and in Redis.
+
+        Raises:
+            NotReady: Redis does not answer.
+        """
+        if self._sharing is not None:
+            await self._sharing.ledger.forget(job.record)
+        if isinstance(job, Job):
+            self._drop(job)
+
+    def _drop(self, job: Job) -> None:
         if job in self._past:
             del self._past[job]
             self._past_bytes -= job.size_bytes
@@ -217,11 +307,13 @@ class Jobs:
         for id in self._ids.pop(job, ()):
             self._forget_id(job, id)
 
-    def status(self, job: Job) -> Status:
+    def status(self, job: AnyJob) -> Status:
         if job.ended is not None:
             if job.error is None:
                 return Status("succeeded")
             return Status("cancelled" if isinstance(job.error, Cancelled) else "failed")
+        if isinstance(job, RemoteJob):
+            return Status("running")
         at = self._balancer.position(job.generation)
         if at is None:
             return Status("running" if job.generation.begun else "queued")
@@ -230,12 +322,16 @@ class Jobs:
             return Status("queued", at.position, estimated_s)
         return Status("running", None, estimated_s)
 
-    def expires_at(self, job: Job) -> float | None:
+    def expires_at(self, job: AnyJob) -> float | None:
         """Unix time at which the job is removed; None while it is running."""
         return None if job.ended is None else job.ended + self._kept_s
 
     def _ended(self, job: Job) -> None:
         job.ended = self._clock()
+        if self._sharing is not None and self._shared.pop(job.record.number, None) is not None:
+            task = asyncio.get_running_loop().create_task(self._enter_end(self._sharing.ledger, job))
+            self._entering.add(task)
+            task.add_done_callback(self._entering.discard)
         if job.error is not None:
             self._forget_key(job)  # without an answer, a retry with the key generates again
         if job in self._kept:
@@ -243,7 +339,14 @@ class Jobs:
             self._past_bytes += job.size_bytes
             self._expire()
         else:
-            self.forget(job)
+            self._drop(job)
+
+    @staticmethod
+    async def _enter_end(ledger: JobLedger, job: Job) -> None:
+        try:
+            await ledger.end(job.record, job.body, None if job.error is None else job.error.to_dict())
+        except NotReady:
+            log.warning("the other load balancers do not know that %s has ended", job.id)
 
     def _name(self, job: Job, id: str) -> None:
         """Gives a job one more id, by which its caller finds it. An id names the latest of a caller's jobs with it."""
@@ -272,4 +375,13 @@ class Jobs:
             crowded = len(self._past) > self._most_jobs or self._past_bytes > self._most_bytes
             if not crowded and job.ended is not None and job.ended > old:
                 return
-            self.forget(job)
+            self._drop(job)
+
+
+def _check_same(known: GenerationRequest, request: GenerationRequest) -> None:
+    """Raises KeyReused if a request is another one than that of its idempotency key."""
+    if known != request:
+        raise KeyReused(
+            "this idempotency key was used for another request; use a new key for every request",
+            param="Idempotency-Key",
+        )

@@ -13,7 +13,7 @@ from typing import Any
 from fastapi import Response
 from starlette.requests import ClientDisconnect
 
-from load_balancer.http.jobs import UNFORESEEN, Job, Jobs
+from load_balancer.http.jobs import UNFORESEEN, AnyJob, Job, Jobs
 from load_balancer.runner.generation_request import GenerationRequest
 from load_balancer.runner.generation_task import GeneratedImage
 from weir.cascade import FROM_CACHE
@@ -94,7 +94,7 @@ def _cache_use(one: GeneratedImage) -> dict[str, Any] | None:
     return {"similarity": round(one.lookup.similarity, 6), "k": k, "id": one.lookup.entry}
 
 
-def state(jobs: Jobs, job: Job) -> bytes:
+def state(jobs: Jobs, job: AnyJob) -> bytes:
     """The status of a request, with its answer in ``result``."""
     status = jobs.status(job)
     expires_at = jobs.expires_at(job)

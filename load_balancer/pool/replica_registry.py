@@ -158,6 +158,13 @@ class ReplicaRegistry:
         self._dispatcher.sync(working(self._available, self.drained))
         return changed
 
+    def set_drained(self, replicas: Iterable[str]) -> None:
+        """Drains exactly these replicas, as another load balancer has decided, as far as they are known."""
+        wanted = set(replicas) & self._known.keys()
+        if wanted != self.drained:
+            self.drained = wanted
+            self._dispatcher.sync(working(self._available, self.drained))
+
     @property
     def undrained_ranks(self) -> list[int]:
         """Ranks of the plan in force whose replicas are not drained, in ascending order."""

@@ -13,8 +13,8 @@ from typing import Any
 
 from load_balancer.admin_controls import AdminControls, ControlTargets
 from load_balancer.admission.admission import Admission
-from load_balancer.admission.quotas import Quotas
 from load_balancer.dispatch.dispatcher import Dispatcher
+from load_balancer.dispatch.peers import PeerBooks, Peering
 from load_balancer.dispatch.service_times import ServiceTimes
 from load_balancer.pool.pool import Pool
 from load_balancer.pool.replica_registry import ReplicaRegistry
@@ -56,6 +56,7 @@ class Balancer:
         redraw: configuration of redraws of the last variant's images.
         metrics: where metrics are published.
         targets: what the operator's controls act on, besides the pool.
+        peering: with the other load balancers of the service; None: there are none.
         clock: unix time, seconds.
         draw: uniform in [0, 1), for random decisions of a plan; called once for each request.
         chance: random generator for plans that choose replicas at random.
@@ -78,14 +79,15 @@ class Balancer:
         redraw: RedrawConfig = RedrawConfig(),
         metrics: Metrics | None = None,
         targets: ControlTargets = ControlTargets(),
+        peering: Peering | None = None,
         clock: Callable[[], float] = time.time,
         draw: Callable[[], float] = random.random,
         chance: random.Random | None = None,
     ):
         self.slo_s = slo_s
         self.admission = Admission(queued)
-        self.quotas = Quotas()
         self.dispatcher = Dispatcher(plan, ServiceTimes(profile), chance)
+        self.peers = PeerBooks(self.dispatcher, "" if peering is None else peering.name)
         self.observations = ObservationCounters(EXPIRY * slo_s)
         self.metrics = MetricsRecorder(slo_s, family.keys, metrics)
         self.registry = ReplicaRegistry(pool, plan, self.dispatcher, family.keys, clock, drain_s=drain_s)
@@ -106,6 +108,7 @@ class Balancer:
             self.metrics,
             family,
             clock,
+            None if peering is None else peering.tell,
         )
         self._runner = RequestRunner(
             self._calls, self._forecast, self.observations, self.metrics, family, self._settings, cache
@@ -131,7 +134,6 @@ class Balancer:
         """Generates all images of a request, or none; cancelling the call cancels the work.
 
         Raises:
-            RateLimited: the quota of the client's key is used up.
             Overloaded, NotReady: not admitted; no work was done.
             DeadlineExceeded, GenerationFailed: an image failed; the work on the others is cancelled.
         """
@@ -141,13 +143,16 @@ class Balancer:
         finally:
             await generation.close()
 
-    def begin(self, request: GenerationRequest) -> GenerationTask:
+    def begin(self, request: GenerationRequest, *, again: bool = False) -> GenerationTask:
         """Admits a request and begins to generate its images. Closing the task cancels the work.
 
+        Args:
+            again: whether the request was admitted before, by a load balancer that is lost; it is not refused then.
+
         Raises:
-            RateLimited, Overloaded, NotReady: not admitted; no work was done.
+            Overloaded, NotReady: not admitted; no work was done.
         """
-        task, first = self._admit(request)
+        task, first = self._admit(request, again)
         self._shadow.note(request)
         first_seed = secrets.randbelow(2**32) if request.seed is None else request.seed
         name = uuid.uuid4().hex
@@ -182,7 +187,6 @@ class Balancer:
         def ended() -> None:
             self._forecast.forget(images)
             self.admission.release(request.n)
-            self.quotas.give_back(request.caller, request.n)
 
         self._forecast.expect(images, first.role)
         return GenerationTask(request, images, generate, ended)
@@ -192,49 +196,61 @@ class Balancer:
         positions = [self._calls.position(image) for image in generation.ids]
         return max(filter(None, positions), key=lambda it: it.ready_at, default=None)
 
-    def _admit(self, request: GenerationRequest) -> tuple[ImageTask, Run]:
+    def _admit(self, request: GenerationRequest, again: bool) -> tuple[ImageTask, Run]:
         """Returns the task of each image of the request, and its first run, for which admission predicts the finish
         time.
 
+        Args:
+            again: whether the request was admitted before, by a load balancer that is lost.
+
         Raises:
-            RateLimited, Overloaded, NotReady: the request is not admitted.
+            Overloaded, NotReady: the request is not admitted.
         """
         now, plan, low_priority = self._clock(), self.registry.plan, request.caller.priority == "batch"
-        self.quotas.take(request.caller, request.n, now)
-        try:
-            scale = self._family.pixel_ratio(request.width, request.height)
-            self.observations.arrived(request.n, scale)
-            self.metrics.asked(request.n)
-            task = ImageTask(
-                plan=plan,
-                admitted_at=now,
-                slo_s=self.slo_s * (BATCH_SLACK if low_priority else 1.0),
-                variant=request.variant,
-                steps=request.steps,
-                seeded=request.seed is not None,
-                cache="off" if self.cache_mode is None else request.cache or self.cache_mode,
-                cache_named=request.cache is not None,
-                low_priority=low_priority,
-                draw=self._draw(),
-                scale=scale,
-            )
-            first = first_run(task, self._settings)
-            self.admission.admit(
-                request.n,
-                now=now,
-                # A run that is dropped before it starts costs nothing, so the decision waits until the image is queued.
-                deadline=task.latest if plan.rules.drop_after_s is None else math.inf,
-                finish_at=self._forecast.admission_finish_at(first, request.n),
-                rps=plan.admitted_rps,
-                share=BATCH_SHARE if low_priority else 1.0,
-            )
-        except BaseException as error:
-            if isinstance(error, WeirError):
-                self.metrics.refused(request.n, error)
-            self.quotas.give_back(request.caller, request.n)
-            raise
+        scale = self._family.pixel_ratio(request.width, request.height)
+        self.observations.arrived(request.n, scale)
+        self.metrics.asked(request.n)
+        task = ImageTask(
+            plan=plan,
+            admitted_at=now,
+            slo_s=self.slo_s * (BATCH_SLACK if low_priority else 1.0),
+            variant=request.variant,
+            steps=request.steps,
+            seeded=request.seed is not None,
+            cache="off" if self.cache_mode is None else request.cache or self.cache_mode,
+            cache_named=request.cache is not None,
+            low_priority=low_priority,
+            draw=self._draw(),
+            scale=scale,
+        )
+        first = first_run(task, self._settings)
+        if again:
+            self.admission.admit_again(request.n)
+        else:
+            self._admit_first(request, task, first)
         self.metrics.admitted(request.n)
         return task, first
+
+    def _admit_first(self, request: GenerationRequest, task: ImageTask, first: Run) -> None:
+        """Admits a request, within this load balancer's share of the limits.
+
+        Raises:
+            Overloaded, NotReady: the request is not admitted.
+        """
+        rules, rps, share = task.plan.rules, task.plan.admitted_rps, self.peers.share
+        try:
+            self.admission.admit(
+                request.n,
+                now=task.admitted_at,
+                # A run that is dropped before it starts costs nothing, so the decision waits until the image is queued.
+                deadline=task.latest if rules.drop_after_s is None else math.inf,
+                finish_at=self._forecast.admission_finish_at(first, request.n),
+                rps=None if rps is None else rps * share,
+                share=(BATCH_SHARE if task.low_priority else 1.0) * share,
+            )
+        except WeirError as error:
+            self.metrics.refused(request.n, error)
+            raise
 
     async def shadow_sample(self, levels: Sequence[tuple[str, int]]) -> ShadowSample | None:
         """Runs :meth:`ShadowSamples.sample` on this pool while nearly all replicas are idle."""

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from load_balancer.dispatch.dispatcher import Choice, Dispatcher
 from load_balancer.dispatch.finish_time import Kind
+from load_balancer.dispatch.peers import Left, Replied, Sent, Tell
 from load_balancer.pool.pool import Pool, ReplicaLost
 from load_balancer.pool.replica_registry import ReplicaRegistry
 from load_balancer.runner.dispatch_forecast import DispatchForecast
@@ -70,6 +71,7 @@ class ReplicaCalls:
 
     Args:
         clock: unix time, seconds.
+        tell: tells the other load balancers what was sent and answered; None: there are none.
     """
 
     def __init__(
@@ -82,7 +84,9 @@ class ReplicaCalls:
         metrics: MetricsRecorder,
         family: FamilyConfig,
         clock: Callable[[], float] = time.time,
+        tell: Tell | None = None,
     ):
+        self._tell = tell or (lambda entry: None)
         self._pool = pool
         self._registry = registry
         self._dispatcher = dispatcher
@@ -155,6 +159,7 @@ class ReplicaCalls:
         """
         kind = self._forecast.kind(run)
         self._dispatcher.assign(replica, request.id, kind, self._clock(), low_priority=run.low_priority)
+        self._tell(Sent(replica, request.id, kind, run.low_priority))
         self._forecast.forget([request.id])
         try:
             reply = self._reply(run, request, replica, show)
@@ -178,6 +183,7 @@ class ReplicaCalls:
             raise _Failed(Reason.FAILED, GenerationFailed(f"the worker failed: {type(error).__name__}")) from error
         finally:
             self._dispatcher.forget(replica, request.id, self._clock())
+            self._tell(Left(replica, request.id))
         if result.error is not None:
             code, message = result.error
             kind_of_error, reason = _REASONS.get(code, (GenerationFailed, Reason.FAILED))
@@ -231,6 +237,8 @@ class ReplicaCalls:
             queue_s=None if result.captured else result.queue_s + (result.fetch_s or 0.0),
             queued=result.queued,
         )
+        together = result.left_together or result.batch_size
+        self._tell(Replied(replica, image, result.batch_size, result.compute_s, together, result.queued))
         if batch is not None and not result.resumed_at:
             whole_s = self._dispatcher.whole_s(batch, result.batch_size, result.compute_s)
             self._counters.batch(batch.variant, result.batch_size, whole_s)

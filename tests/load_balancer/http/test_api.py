@@ -291,7 +291,7 @@ async def test_overload_of_the_system_is_a_503_with_whole_seconds_to_wait(client
 
 @pytest.mark.parametrize(("wait_s", "reported"), [(None, 1), (0.0, 1), (1.2, 2), (1e9, 600), (float("inf"), 600)])
 async def test_every_refusal_has_retry_after(client, monkeypatch, wait_s, reported):
-    def refuse(*_: object) -> None:
+    def refuse(*_: object, **__: object) -> None:
         raise Overloaded("too much to do", retry_after_s=wait_s)
 
     monkeypatch.setattr(Balancer, "begin", refuse)

@@ -77,9 +77,9 @@ async def test_a_known_key_generates_for_its_tenant(client, balancer, monkeypatc
     seen = []
     begin = Balancer.begin
 
-    def watched(self, order):
+    def watched(self, order, **more):
         seen.append(order.caller)
-        return begin(self, order)
+        return begin(self, order, **more)
 
     monkeypatch.setattr(Balancer, "begin", watched)
     assert (await client.post(GENERATIONS, json=GOOD, headers=bearer(ALICE))).status_code == 200

@@ -283,16 +283,16 @@ async def rendered(job, generated) -> bytes:
 
 
 async def finished(jobs: Jobs, **more: Any) -> str:
-    job, _ = jobs.begin(replace(ORDER, id=uuid.uuid4().hex), "", keep=True, **more)
+    job, _ = await jobs.begin(replace(ORDER, id=uuid.uuid4().hex), "", keep=True, **more)
     await job.answer()
     return job.id
 
 
-def known(jobs: Jobs, ids: list[str]) -> list[bool]:
+async def known(jobs: Jobs, ids: list[str]) -> list[bool]:
     found = []
     for id in ids:
         try:
-            found.append(bool(jobs.find(id, ORDER.caller)))
+            found.append(bool(await jobs.find(id, ORDER.caller)))
         except NotFound:
             found.append(False)
     return found
@@ -304,9 +304,9 @@ async def test_an_answer_expires_together_with_its_key(balancer, pool):
     old = await finished(jobs, key="k")
     clock.now += 59
     new = await finished(jobs)
-    assert known(jobs, [old, new]) == [True, True]
+    assert await known(jobs, [old, new]) == [True, True]
     clock.now += 1
-    assert known(jobs, [old, new]) == [False, True]
+    assert await known(jobs, [old, new]) == [False, True]
     await finished(jobs, key="k")
     assert len(pool.calls) == 3
 
@@ -314,23 +314,23 @@ async def test_an_answer_expires_together_with_its_key(balancer, pool):
 async def test_the_oldest_jobs_are_removed_when_there_are_too_many(balancer):
     jobs = Jobs(balancer, rendered, most_jobs=3)
     ids = [await finished(jobs) for _ in range(5)]
-    assert known(jobs, ids) == [False, False, True, True, True]
+    assert await known(jobs, ids) == [False, False, True, True, True]
 
 
 async def test_the_oldest_answers_are_removed_when_they_are_too_large_and_running_jobs_stay(balancer, pool):
-    probe, _ = Jobs(balancer, rendered).begin(ORDER, "")
+    probe, _ = await Jobs(balancer, rendered).begin(ORDER, "")
     await probe.answer()
     jobs = Jobs(balancer, rendered, most_bytes=2 * probe.size_bytes)
     pool.delay_s[HEAVY] = 60
-    running, _ = jobs.begin(GenerationRequest("a", 64, 64, variant=HEAVY), "", keep=True)
+    running, _ = await jobs.begin(GenerationRequest("a", 64, 64, variant=HEAVY), "", keep=True)
     ids = [await finished(jobs) for _ in range(4)]
-    assert known(jobs, [*ids, running.id]) == [False, False, True, True, True]
+    assert await known(jobs, [*ids, running.id]) == [False, False, True, True, True]
     await running.cancel()
 
 
 async def test_another_caller_has_keys_of_its_own(balancer):
     jobs = Jobs(balancer, rendered)
-    job, _ = jobs.begin(ORDER, "", key="k")
+    job, _ = await jobs.begin(ORDER, "", key="k")
     with pytest.raises(NotFound):
-        jobs.find(job.id, Caller("bob", "acme"))
+        await jobs.find(job.id, Caller("bob", "acme"))
     await job.answer()

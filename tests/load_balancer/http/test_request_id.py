@@ -82,10 +82,11 @@ async def test_a_job_that_is_repeated_keeps_few_ids(balancer):
 
     jobs = Jobs(balancer, rendered)
     requests = [GenerationRequest("a", 64, 64, id=f"r{number}") for number in range(MOST_IDS + 4)]
-    found = [jobs.begin(request, "", key="k")[0] for request in requests]
+    found = [(await jobs.begin(request, "", key="k"))[0] for request in requests]
     await found[0].answer()
     assert set(found) == {found[0]}
-    assert jobs.find("r0", requests[0].caller) is jobs.find(requests[-1].id, requests[0].caller) is found[0]
+    for id in ("r0", requests[-1].id):
+        assert await jobs.find(id, requests[0].caller) is found[0]
     assert len(jobs._by_id) == MOST_IDS
-    jobs.forget(found[0])
+    await jobs.forget(found[0])
     assert not jobs._by_id
