@@ -20,6 +20,7 @@ from load_balancer.pool.serve_controller import ServeController
 from load_balancer.pool.serve_pool import ServePool
 from load_balancer.runner.balancer import Balancer
 from load_balancer.runner.serve_cache_client import ServeCacheClient
+from weir import tracing
 from weir.config import FamilyConfig, ServiceConfig
 from weir.logs import configure
 from weir.loopback import keep_to_loopback
@@ -53,6 +54,7 @@ class LoadBalancer:
         """
         keep_to_loopback()
         configure("load-balancer")
+        tracing.configure("load-balancer")
         self._service = ServiceConfig.model_validate(service)
         self._family = FamilyConfig.model_validate(family)
         client = None if cache is None else ServeCacheClient(cache, self._service.cache.lookup_s)
