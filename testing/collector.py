@@ -56,14 +56,14 @@ class Collector:
 
     Attributes:
         spans: all spans so far.
-        requests: number of requests so far.
+        bodies: bodies of all requests so far.
         status: HTTP status of the responses; spans are kept with status 200 only.
         open: responses wait until it is set.
     """
 
     def __init__(self, port: int = 0):
         self.spans: list[ReceivedSpan] = []
-        self.requests = 0
+        self.bodies: list[bytes] = []
         self.status = 200
         self.open = threading.Event()
         self.open.set()
@@ -72,7 +72,7 @@ class Collector:
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers["Content-Length"]))
-                collector.requests += 1
+                collector.bodies.append(body)
                 collector.open.wait()
                 if collector.status == 200:
                     collector.spans += received(ExportTraceServiceRequest.FromString(body))

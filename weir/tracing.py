@@ -127,10 +127,10 @@ def span_of_each(name: str, requests: Iterable[ImageRequest]) -> AbstractContext
     """
     if _tracer is None:
         return _NO_SPAN
-    requests, spans = list(requests), ExitStack()
+    spans = ExitStack()
     for request in requests:
-        attributes: dict[str, Value] = {"request_id": request.request_id or None, "batch_size": len(requests)}
-        spans.enter_context(_tracer.span(name, "internal", request.traceparent, None, attributes))
+        about = {"request_id": request.request_id or None}
+        spans.enter_context(_tracer.span(name, "internal", request.traceparent, None, about))
     return spans
 
 

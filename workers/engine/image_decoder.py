@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
+from itertools import compress
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -135,7 +136,7 @@ class ImageDecoder:
         confidences: Sequence[float | None] = [None] * len(samples)
         seen: Sequence[bytes | None] = [None] * len(samples)
         if discriminator is not None and any(judge):
-            with tracing.span_of_each("judge", requests):
+            with tracing.span_of_each("judge", compress(requests, judge)):
                 confidences = discriminator.confidence(looked, [r.prompt for r in requests])
         if isinstance(discriminator, Seeing) and is_last and any(r.capture is not None for r in requests):
             seen = [row.tobytes() for row in discriminator.see(looked).numpy()]
