@@ -123,12 +123,12 @@ def span(
 def span_of_each(name: str, requests: Iterable[ImageRequest]) -> AbstractContextManager[object]:
     """Context manager of one span for each of several images that are processed together.
 
-    Each is a child of the span that its request brought.
+    Each is a child of the span that its request brought; a request without one, as of a self-test, has no span.
     """
     if _tracer is None:
         return _NO_SPAN
     spans = ExitStack()
-    for request in requests:
+    for request in filter(lambda it: it.traceparent, requests):
         about = {"request_id": request.request_id or None}
         spans.enter_context(_tracer.span(name, "internal", request.traceparent, None, about))
     return spans

@@ -173,11 +173,11 @@ def test_the_discriminator_judges_light_images_and_heavy_images_on_request(tiny:
 
 
 def test_judging_and_encoding_an_image_are_spans_of_its_own_trace(tiny: Family) -> None:
-    """A heavy image that nobody asked to judge has no span of it, whatever else is in its batch."""
+    """An image that is not judged, or belongs to no trace, has no such span, whatever else is in its batch."""
     parents = {name: f"00-{number * 32}-{number * 16}-01" for name, number in (("a", "a"), ("b", "b"))}
     asked = [image_request(name, request_id=name, traceparent=parents[name], judge=name == "a") for name in parents]
     with recorded("worker") as collector:
-        tiny.generate(HEAVY, asked)
+        tiny.generate(HEAVY, [*asked, image_request("self-test", judge=True)])
     spans = sorted((it.attributes["weir.request_id"], it.name, it.trace_id[0]) for it in collector.spans)
     assert spans == [("a", "encode", "a"), ("a", "judge", "a"), ("b", "encode", "b")]
 
