@@ -19,6 +19,7 @@ from cache.cache_metrics import CacheMetrics
 from cache.factory import LoadJudge, open_cache, open_store
 from cache.policy.partition import Settings
 from cache.store.backend import StoreFailed
+from weir import tracing
 from weir.config import CacheConfig, FamilyConfig
 from weir.core import NO_LOOKUP
 from weir.logs import configure, logged_as
@@ -61,6 +62,7 @@ class CacheService:
 
         keep_to_loopback()
         configure("cache")
+        tracing.configure("cache")
         torch.set_num_threads(1)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="cache")
         settings, models, metrics = (
@@ -80,16 +82,23 @@ class CacheService:
         self._tending = self._thread.submit(self._maintain)
 
     async def lookup(
-        self, name: str, tenant: str, prompt: str, settings: dict[str, Any], request_id: str = ""
+        self,
+        name: str,
+        tenant: str,
+        prompt: str,
+        settings: dict[str, Any],
+        request_id: str = "",
+        traceparent: str = "",
     ) -> dict[str, Any]:
         """Calls :meth:`ApproximateCache.lookup`; returns the fields of a :class:`weir.core.CacheLookup`."""
         if not self.ready:
             return NO_LOOKUP.to_dict()
         wanted = Settings(**settings)
         began = time.perf_counter()
-        with logged_as(request_id):
+        with logged_as(request_id), tracing.span("lookup", "server", parent=traceparent) as span:
             found = await self._do(lambda cache: cache.lookup(name, tenant, prompt, wanted))
             k = 0 if found.resume is None else found.resume.step
+            span.set(k=k, similarity=found.similarity)
             log.info("%s: looked up, K = %d, similarity %s, of %s", name, k, found.similarity, found.entry)
         self._metrics.looked_up(found, time.perf_counter() - began)
         return (found if self._rebuilt_from_store else replace(found, capture=False)).to_dict()

@@ -20,6 +20,7 @@ from controller.plan_notes import MOST_NOTES, PlanNote
 from controller.policy import Policy
 from solvers.solution import Solution
 from weir import metrics as metrics_of
+from weir import tracing
 from weir.errors import PlanError
 from weir.pin import fitted, held
 from weir.plan import PINNED, Plan
@@ -120,6 +121,7 @@ class Controller:
         if not self._lead():
             self._reset()
             return
+        began = self._unix_time()
         seen = self._look(self._before)
         seen = replace(seen, ranks=self._ranks.observe(seen.ranks, self._clock()))
         self._before, before = seen, self._before
@@ -131,10 +133,10 @@ class Controller:
         latest = self._published if self._published and self._published.version > seen.plan.version else seen.plan
         plan = self._next(seen, self._decide(seen, before), latest)
         if plan is not None and _differs(plan, latest):
-            self._send(plan, seen.plan)
+            self._send(plan, seen.plan, began)
             self._record_change(seen.plan, plan)
         elif latest is not seen.plan and self._clock() - self._published_at > APPLY_S:
-            self._send(latest, seen.plan)
+            self._send(latest, seen.plan, began)
 
     def _is_starting(self, seen: Counters) -> bool:
         since = self._starting_since
@@ -193,17 +195,33 @@ class Controller:
         """The live ranks of the pool that a plan is for."""
         return [rank for rank in seen.ranks if rank < self._size]
 
-    def _send(self, plan: Plan, running: Plan) -> None:
+    def _send(self, plan: Plan, running: Plan, began: float) -> None:
+        """Publishes a plan under the next version.
+
+        Args:
+            running: the plan in force.
+            began: begin of this step, unix time.
+        """
         self._version += 1
         plan = replace(plan, version=self._version)
+        demand_rps = self._policy.account.forecast_rps if self._policy is not None else 0.0
+        planning = tracing.span(
+            "plan",
+            since=began,
+            plan_version=plan.version,
+            origin=plan.origin,
+            reason=plan.reason,
+            demand_rps=demand_rps,
+            solve_s=None if self._recorded is None else self._recorded.seconds,
+        )
         try:
-            self._publish(plan, running)
+            with planning, tracing.span("publish", "client"):
+                self._publish(plan, running)
         except Exception:
             if self._policy is not None and plan.origin != PINNED:
                 self._policy.resume(running)  # its own last plan did not come into force
             raise
         self._published, self._published_at = plan, self._clock()
-        demand_rps = self._policy.account.forecast_rps if self._policy is not None else 0.0
         self.notes.append(PlanNote.of(plan, demand_rps, self._unix_time()))
         log.info("%s", self.notes[-1])
 

@@ -29,6 +29,7 @@ from controller.loop import Controller
 from deploy.policy import level_head, policy_of, refusal
 from deploy.publish import Publisher
 from deploy.serve_config import APPLICATION, BALANCER, CONTROLLER, ON_HEAD, located
+from weir import tracing
 from weir.config import FamilyConfig, ServiceConfig, load_service
 from weir.errors import ConfigError, NotReady
 from weir.logs import configure
@@ -159,6 +160,7 @@ class ControlLoop:
     def __init__(self, service: dict[str, Any], family: dict[str, Any]):
         keep_to_loopback()
         configure("controller")
+        tracing.configure("controller")
         self._edges, self._stop = Edges(), threading.Event()
         self._service = config = ServiceConfig.model_validate(service)
         self._family = FamilyConfig.model_validate(family)

@@ -24,6 +24,7 @@ from load_balancer.shared.store import state_url
 from weir.config import FamilyConfig, ServiceConfig
 from weir.errors import ConfigError, ServiceError
 from weir.logs import log_format
+from weir.tracing import endpoint
 from workers.models import stored_weights
 
 #: Timeouts of the answers of Ray and of the process that looks at the GPUs, seconds.
@@ -72,10 +73,11 @@ def preflight(service: ServiceConfig, family: FamilyConfig, report: Callable[[st
 
     Raises:
         ConfigError: the service does not fit this machine, its Redis is unsuitable, or the environment names an unknown
-            format of logs.
+            format of logs, or an endpoint of traces that cannot be one.
         ServiceError: Ray or the hub does not answer, or there is no redis-server.
     """
     log_format()  # the environment's
+    endpoint()
     emulated = service.pool.emulate is not None
     if address := existing():
         report(f"an answer of Ray at {address}")

@@ -25,6 +25,7 @@ from load_balancer.runner.balancer import Balancer
 from load_balancer.runner.serve_cache_client import ServeCacheClient
 from load_balancer.shared.shared_state import SharedState
 from load_balancer.shared.store import open_store
+from weir import tracing
 from weir.config import FamilyConfig, ServiceConfig
 from weir.logs import configure
 from weir.loopback import keep_to_loopback
@@ -58,6 +59,7 @@ class LoadBalancer:
         """
         keep_to_loopback()
         configure("load-balancer")
+        tracing.configure("load-balancer")
         self._service = ServiceConfig.model_validate(service)
         self._family = FamilyConfig.model_validate(family)
         self._name = serve.get_replica_context().replica_id.unique_id

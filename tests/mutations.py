@@ -45,6 +45,13 @@ MUTATIONS = (
         "tests/deploy/test_serve_config.py::test_a_plan_leaves_the_rest_of_the_deployed_configuration_unchanged",
     ),
     Mutation(
+        "spans quote the messages of errors",
+        "weir/otlp.py",
+        "self.fail(code_of(error))",
+        "self.fail(str(error))",
+        "tests/weir/test_tracing.py::test_a_failed_span_names_the_error_and_never_quotes_its_message",
+    ),
+    Mutation(
         "doubted images are generated again whether or not there is time",
         "weir/cascade.py",
         "if _in_time(task, again, forecast):",

@@ -104,7 +104,8 @@ class ImageRequest:
         judge: the discriminator also looks at an image of the last variant.
         previews: pictures of the unfinished image to send on the way (:meth:`workers.replica.Worker.stream`).
         keep_latent: sends the finished latent back with the image, for a warm start of another variant.
-        request_id: id of the client's request, for logs.
+        request_id: id of the client's request, for logs and traces.
+        traceparent: the span that asks for the image (:func:`weir.tracing.traceparent`); "" without traces.
     """
 
     id: str
@@ -124,6 +125,7 @@ class ImageRequest:
     previews: int = 0
     keep_latent: bool = False
     request_id: str = ""
+    traceparent: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for the wire; :meth:`from_dict` reads it back."""

@@ -18,6 +18,7 @@ import ray
 from ray import serve
 
 from weir import metrics as metrics_of
+from weir import tracing
 from weir.config import FamilyConfig
 from weir.core import ImageRequest, ImageResult, Overrides
 from weir.errors import GenerationFailed, InvalidRequest, NotFinite, PlanError, RoleChanged, StateRefused, WeirError
@@ -80,6 +81,7 @@ class Worker:
     ):
         keep_to_loopback()
         configure("worker")
+        tracing.configure("worker")
         self.family = FamilyConfig.model_validate(family)
         self.plan = Plan.from_dict(plan).check(self.family.keys)
         self._limits = BatchLimits(self.plan)
@@ -146,19 +148,42 @@ class Worker:
         try:
             parsed = ImageRequest.from_dict(request)
         except (TypeError, ValueError) as error:
-            return self._error_result(request, InvalidRequest(f"not a request for a worker: {error}"))
-        with logged_as(parsed.request_id):
-            try:
-                state, fetch_s = await self._fetch(variant, parsed)
-                job, refused = self._checked_job(variant, parsed, state, role)
-            except (TypeError, ValueError) as error:
-                return self._error_result(request, InvalidRequest(f"not a request for a worker: {error}"))
-            except WeirError as error:
-                return self._error_result(request, error)
-            outcome = await self._denoise(job, show)
-            self._start_self_test(outcome.output)
-            captured = self._store_states(parsed, outcome.output.states)
-            return self._result(parsed.id, outcome, captured, fetch_s, refused).to_dict()
+            name = str(request.get("id", "")) if isinstance(request, Mapping) else ""
+            return self._error_result(name, InvalidRequest(f"not a request for a worker: {error}")).to_dict()
+        with (
+            logged_as(parsed.request_id),
+            tracing.span("generate", "server", parent=parsed.traceparent, variant=variant) as span,
+        ):
+            if traceparent := tracing.traceparent():  # the parent of what the engine's threads do for the image
+                parsed = replace(parsed, traceparent=traceparent)
+            result = await self._run(variant, parsed, role, show)
+            span.set(
+                replica=self.replica,
+                steps=result.steps,
+                resumed_at=result.resumed_at,
+                batch_size=result.batch_size,
+                queue_s=result.queue_s,
+                compute_s=result.compute_s,
+                fetch_s=result.fetch_s,
+            )
+            if result.error is not None:
+                span.fail(result.error[0])
+            return result.to_dict()
+
+    async def _run(
+        self, variant: str, request: ImageRequest, role: str, show: Callable[[dict[str, Any]], None] | None
+    ) -> ImageResult:
+        try:
+            state, fetch_s = await self._fetch(variant, request)
+            job, refused = self._checked_job(variant, request, state, role)
+        except (TypeError, ValueError) as error:
+            return self._error_result(request.id, InvalidRequest(f"not a request for a worker: {error}"))
+        except WeirError as error:
+            return self._error_result(request.id, error)
+        outcome = await self._denoise(job, show)
+        self._start_self_test(outcome.output)
+        captured = self._store_states(request, outcome.output.states)
+        return self._result(request.id, outcome, captured, fetch_s, refused)
 
     def _checked_job(
         self, variant: str, request: ImageRequest, state: State | None, role: str
@@ -255,11 +280,9 @@ class Worker:
         self._count_failure("state_store")
         log.warning("The states of request %s were not stored: %s", request.id, reason)
 
-    def _error_result(self, request: object, error: WeirError) -> dict[str, Any]:
+    def _error_result(self, name: str, error: WeirError) -> ImageResult:
         """The result of a request that was refused before it reached the step loop."""
-        name = str(request.get("id", "")) if isinstance(request, Mapping) else ""
-        waiting = TaskOutcome(failed(error), queued=len(self._loop.waiting()))
-        return self._result(name, waiting).to_dict()
+        return self._result(name, TaskOutcome(failed(error), queued=len(self._loop.waiting())))
 
     def _result(
         self,

@@ -30,6 +30,7 @@ from load_balancer.http.openapi import (
 )
 from load_balancer.http.page import Page
 from load_balancer.http.request_id import RequestIds
+from load_balancer.http.request_spans import RequestSpans
 from load_balancer.http.responses import EXPOSED, failure, reply, typed_errors
 from load_balancer.http.schema import RequestRules
 from load_balancer.runner.balancer import Balancer
@@ -61,6 +62,7 @@ def create_app(
     app = FastAPI(title="Weir", openapi_url="/openapi.json", docs_url=None, redoc_url=None)
     app.add_middleware(Authentication, callers=callers or ApiKeys(), refuse=failure)
     app.add_middleware(HeadAsGet)
+    app.add_middleware(RequestSpans)
     app.add_middleware(RequestIds, refuse=failure, answered=not behind_serve)
     if allowed_origins:  # outermost: preflight requests have no key, and pages have to read refusals
         app.add_middleware(

@@ -9,6 +9,7 @@ import struct
 from PIL import Image
 
 from load_balancer.runner.generation_request import ImageFormat
+from weir import tracing
 
 
 async def encoded(
@@ -23,7 +24,8 @@ async def encoded(
         size = None
     if output_format == "png" and size is None:
         return png
-    return await asyncio.to_thread(reencoded, png, output_format, compression, size)
+    with tracing.span("encode", format=output_format):
+        return await asyncio.to_thread(reencoded, png, output_format, compression, size)
 
 
 def _size(png: bytes) -> tuple[int, int]:

@@ -27,7 +27,7 @@ from load_balancer.runner.observation_counters import EXPIRY, ObservationCounter
 from load_balancer.runner.replica_call import QueuePosition, ReplicaCalls
 from load_balancer.runner.request_runner import RequestRunner
 from load_balancer.runner.shadow_samples import QUIET, ShadowSample, ShadowSamples
-from weir import __version__
+from weir import __version__, tracing
 from weir.cascade import CacheMode, CascadeSettings, ImageTask, Run, first_run
 from weir.config import FamilyConfig, RedrawConfig
 from weir.core import ImageRequest, Overrides
@@ -152,7 +152,9 @@ class Balancer:
         Raises:
             Overloaded, NotReady: not admitted; no work was done.
         """
-        task, first = self._admit(request, again)
+        with tracing.span("admission", images=request.n) as span:
+            task, first = self._admit(request, again)
+            span.set(plan_version=task.plan.version)
         self._shadow.note(request)
         first_seed = secrets.randbelow(2**32) if request.seed is None else request.seed
         name = uuid.uuid4().hex

@@ -18,6 +18,7 @@ from load_balancer.pool.replica_registry import ReplicaRegistry
 from load_balancer.runner.dispatch_forecast import DispatchForecast
 from load_balancer.runner.metrics_recorder import MetricsRecorder
 from load_balancer.runner.observation_counters import ObservationCounters
+from weir import tracing
 from weir.cascade import ImageReady, Reason, Run, RunFailed
 from weir.config import FamilyConfig
 from weir.core import ImageRequest, ImageResult
@@ -109,6 +110,16 @@ class ReplicaCalls:
             request: the request for the worker.
             show: called with the previews that the request asks for.
         """
+        with tracing.span("run", "client", variant=run.variant, role=run.role, redraw=run.redraw) as span:
+            outcome = await self._execute(run, request, show)
+            if isinstance(outcome.event, RunFailed):
+                span.set(replica=outcome.event.replica)
+                span.fail(outcome.event.reason.value)
+            elif outcome.result is not None:
+                span.set(replica=outcome.result.replica, confidence=outcome.result.confidence)
+            return outcome
+
+    async def _execute(self, run: Run, request: ImageRequest, show: Show) -> Outcome:
         replica, ready_at = run.stay, math.inf
         try:
             async with asyncio.timeout(max(0.0, run.until - self._clock())):
@@ -192,9 +203,10 @@ class ReplicaCalls:
         return result
 
     async def _reply(self, run: Run, request: ImageRequest, replica: str, show: Show) -> dict[str, Any]:
+        fields = {**request.to_dict(), "traceparent": tracing.traceparent()}
         if not request.previews:
-            return await self._pool.generate(replica, run.variant, request.to_dict(), run.role)
-        async with aclosing(self._pool.stream(replica, run.variant, request.to_dict(), run.role)) as parts:
+            return await self._pool.generate(replica, run.variant, fields, run.role)
+        async with aclosing(self._pool.stream(replica, run.variant, fields, run.role)) as parts:
             async for part in parts:
                 if "preview" not in part:
                     return part

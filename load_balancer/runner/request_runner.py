@@ -11,7 +11,7 @@ from load_balancer.runner.metrics_recorder import MetricsRecorder
 from load_balancer.runner.observation_counters import ObservationCounters
 from load_balancer.runner.provenance import made_with
 from load_balancer.runner.replica_call import ReplicaCalls, Show
-from weir import cascade
+from weir import cascade, tracing
 from weir.cascade import Action, CascadeSettings, Event, ImageTask, Phase, Progress, Run, next_seed
 from weir.config import FamilyConfig
 from weir.core import ImageRequest, ImageResult, Overrides
@@ -73,6 +73,18 @@ class RequestRunner:
         Raises:
             DeadlineExceeded, GenerationFailed, InvalidRequest: the image failed, and there is no earlier image.
         """
+        with tracing.span("image", image=request.id, plan_version=task.plan.version) as span:
+            image = await self._generate(task, request, show)
+            span.set(
+                path=image.path,
+                variant=image.variant,
+                resumed_at=image.result.resumed_at,
+                confidence=image.confidence,
+                heavy_confidence=image.heavy_confidence,
+            )
+            return image
+
+    async def _generate(self, task: ImageTask, request: ImageRequest, show: Show) -> GeneratedImage:
         work = _Generation(request, show, Progress(task, self._settings))
         event: Event = cascade.Admitted()
         try:

@@ -12,6 +12,7 @@ from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
+from weir import tracing
 from weir.core import NO_LOOKUP, CacheLookup, ImageRequest, ImageResult
 from weir.errors import NotReady
 from weir.logs import REQUEST_ID
@@ -55,16 +56,19 @@ class ServeCacheClient:
             "guidance": request.overrides.guidance,
             "negative_prompt": request.negative_prompt,
         }
-        lookup = self._call("lookup", request.id, request.tenant, request.prompt, settings, REQUEST_ID.get())
-        try:
-            found = CacheLookup.from_dict(await asyncio.wait_for(lookup, self._wait_s))
-        except Exception as error:
-            self.failures[type(error).__name__] += 1
-            self._failed += 1
-            if self._failed >= _FAILURES:
-                self._failed, self._rests_until = 0, now + _REST_S
-                log.warning("cache lookups fail and are suspended for %g s: %s", _REST_S, type(error).__name__)
-            return NO_LOOKUP
+        about = request.id, request.tenant, request.prompt, settings, REQUEST_ID.get()
+        with tracing.span("cache lookup", "client") as span:
+            lookup = self._call("lookup", *about, tracing.traceparent())
+            try:
+                found = CacheLookup.from_dict(await asyncio.wait_for(lookup, self._wait_s))
+            except Exception as error:
+                span.fail(tracing.code_of(error))
+                self.failures[type(error).__name__] += 1
+                self._failed += 1
+                if self._failed >= _FAILURES:
+                    self._failed, self._rests_until = 0, now + _REST_S
+                    log.warning("cache lookups fail and are suspended for %g s: %s", _REST_S, type(error).__name__)
+                return NO_LOOKUP
         self._failed = 0
         return found
 

@@ -13,6 +13,7 @@ from cache.store.backend import StoreFailed
 from cache.store.redis_backend import RedisBackend
 from cache.store.redis_server import RedisServer
 from cache.store.store import SealedStore
+from testing.collector import recorded
 from testing.toy_family import FAMILY
 from tests.cache.conftest import SECRET, request, state
 from weir.config import CacheConfig
@@ -98,3 +99,15 @@ async def test_a_failed_deletion_is_retried_by_a_later_health_check(
     await service.check_health()
     await tended(service)
     assert list(store.backend.keys("weir:")) == []
+
+
+async def test_a_lookup_is_a_span_of_the_callers_trace(server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    service = await tended(running(server.url, monkeypatch))
+    store = SealedStore(RedisBackend(server.url, read_s=0.5, write_s=0.5), SECRET)
+    await draw(service, store, "earlier")
+    with recorded("cache") as collector:
+        await service.lookup("a", "acme", "a red circle", HERE, "mine", f"00-{'a' * 32}-{'b' * 16}-01")
+    [span] = collector.spans
+    assert (span.service, span.name, span.trace_id, span.parent_id) == ("weir-cache", "lookup", "a" * 32, "b" * 16)
+    assert span.attributes["weir.similarity"] == pytest.approx(1, abs=1e-3)
+    assert (span.attributes["weir.request_id"], span.attributes["weir.k"]) == ("mine", 25)

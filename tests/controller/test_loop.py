@@ -19,6 +19,7 @@ from controller.registry import make_policy
 from controller.setting import Setting
 from load_balancer.runner.observation_counters import ObservationCounters
 from solvers.problem import GpuType
+from testing.collector import recorded
 from weir.cascade import Admitted, CascadeSettings, ImageTask, Judged, Progress
 from weir.core import DeferralCurve, LatencyProfile
 from weir.errors import NotReady, PlanError
@@ -171,6 +172,23 @@ def test_the_plan_stays_while_the_dashboard_is_down_and_changes_once_it_is_back(
     cluster.seconds(it, 3, MANY)
     assert cluster.plan.count(LIGHT) == 3
     assert cluster.plan.version > running.version
+
+
+def test_every_published_plan_is_a_span_and_a_failed_publication_says_so(cluster):
+    it = controller(cluster)
+    with recorded("controller") as collector:
+        cluster.seconds(it, 20, FEW)
+        cluster.dead_dashboard = True
+        cluster.seconds(it, 3, MANY)
+    plans = [span for span in collector.spans if span.name == "plan"]
+    published = [span for span in plans if not span.failed]
+    assert [span.attributes["weir.plan_version"] for span in published] == [plan.version for plan in cluster.published]
+    assert [span.attributes["weir.reason"] for span in published] == [plan.reason for plan in cluster.published]
+    failed = plans[len(published) :]
+    assert {span.attributes["error.type"] for span in failed} == {NotReady.code}
+    assert all(span.attributes["weir.solve_s"] > 0 for span in plans)
+    publications = [span for span in collector.spans if span.name == "publish"]
+    assert [span.parent_id for span in publications] == [span.span_id for span in plans]
 
 
 @pytest.mark.parametrize("failure", [RuntimeError("the solver died"), PlanError("threshold is nan")])

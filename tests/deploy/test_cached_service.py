@@ -1,4 +1,4 @@
-"""Tests of a whole service with a cache: Serve, emulated workers, its own Redis, and a real Prometheus."""
+"""Tests of a whole service with a cache: Serve, emulated workers, its own Redis, a real Prometheus, and traces."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import signal
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,10 +20,12 @@ from deploy.logs import LogFolder, logs_of
 from deploy.monitoring.dashboards import DASHBOARDS
 from deploy.monitoring.prometheus import Prometheus
 from deploy.state import Service, StateFile
+from testing.collector import Collector, ReceivedSpan
 from tests.deploy.conftest import toy_service
 from traces.loader import load_trace
 from traces.replay import replay
 from weir.errors import ServiceError
+from weir.tracing import ENDPOINT
 
 pytestmark = [pytest.mark.timeout(600), pytest.mark.ray]
 #: Of the rates in panels; Prometheus scrapes every second here.
@@ -33,6 +36,7 @@ class Watched(NamedTuple):
     state: StateFile
     service: Service
     prometheus: Prometheus
+    collector: Collector
 
     def ask(self, prompt: str, **more: Any) -> dict[str, Any]:
         body = {"prompt": prompt, "model": "toy/heavy", "seed": 1, **more}
@@ -50,24 +54,23 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
         cache={"mode": "read-write", "encoder": "words", "fetch_s": 0.5, "lookup_s": 5},
     )
     states = folder / "state"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("WEIR_LOG_FORMAT", "json")
-        patch.setenv("RAY_metrics_report_interval_ms", "2000")
-        assert up(config, detach=True, folder=states)
-    state = StateFile("toy", states)
-    service = state.read()
-    assert service
-    prometheus = None
-    try:
+    with ExitStack() as ending:
+        collector = ending.enter_context(Collector())
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("WEIR_LOG_FORMAT", "json")
+            patch.setenv("RAY_metrics_report_interval_ms", "2000")
+            patch.setenv(ENDPOINT, collector.url)
+            assert up(config, detach=True, folder=states)
+        state = StateFile("toy", states)
+        service = state.read()
+        assert service
+        # The last test ends the service.
+        ending.callback(lambda: down(folder=states) if state.path.exists() else None)
         wait_for(state.targets.exists)
         often = {"scrape_interval": "1s", "evaluation_interval": "1s"}
         prometheus = Prometheus.start(state.targets, folder / "prometheus", overrides=often)
-        yield Watched(state, service, prometheus)
-    finally:
-        if prometheus is not None:
-            prometheus.stop()
-        if state.path.exists():  # the last test ends the service
-            down(folder=states)
+        ending.callback(prometheus.stop)
+        yield Watched(state, service, prometheus, collector)
 
 
 def wait_for(condition: Any, seconds: float = 240) -> None:
@@ -130,6 +133,29 @@ def test_a_request_is_followed_through_load_balancer_cache_and_worker(watched: W
     components = [record["component"] for record in records]
     assert (components[0], set(components)) == ("cache", {"cache", "worker", "load-balancer"})
     assert any(record["message"].startswith("answered after ") for record in records)
+
+
+def test_a_request_is_one_trace_through_load_balancer_cache_and_worker(watched: Watched) -> None:
+    trace = "0af7651916cd43dd8448eb211c80319c"
+    url, body = f"{watched.service.url}/v1/images/generations", {"prompt": "a blue star", "output_format": "jpeg"}
+    headers = {"x-request-id": "traced", "traceparent": f"00-{trace}-b7ad6b7169203331-01"}
+    assert httpx.post(url, json=body, headers=headers, timeout=240).status_code == 200
+    named = ["POST /v1/images/generations", "admission", "image", "cache lookup", "lookup", "run", "generate", "encode"]
+
+    def mine() -> list[ReceivedSpan]:
+        return [it for it in watched.collector.spans if it.trace_id == trace]
+
+    wait_for(lambda: {it.name for it in mine()} >= set(named))
+    spans = {it.name: it for it in mine()}
+    assert {it.attributes["weir.request_id"] for it in spans.values()} == {"traced"}
+    assert {spans[name].service for name in ("image", "encode", "run")} == {"weir-load-balancer"}
+    assert (spans["lookup"].service, spans["generate"].service) == ("weir-cache", "weir-worker")
+    assert spans["lookup"].parent_id == spans["cache lookup"].span_id
+    calls = {it.span_id for it in mine() if it.name == "run"}
+    assert {it.parent_id for it in mine() if it.name == "generate"} == calls
+    plans = [it for it in watched.collector.spans if it.name == "plan"]
+    assert {it.service for it in plans} == {"weir-controller"}
+    assert spans["image"].attributes["weir.plan_version"] in {it.attributes["weir.plan_version"] for it in plans}
 
 
 def test_every_panel_has_data_after_a_bursty_replay(watched: Watched, tmp_path: Path) -> None:

@@ -106,6 +106,14 @@ def test_without_a_driver_or_without_gpus_a_plan_for_gpus_does_not_start(
         preflight(fields, load_family(FAMILY), lambda what: None)
 
 
+def test_a_collector_of_traces_that_is_no_url_is_refused_before_anything_starts(
+    config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "jaeger:4318")
+    with pytest.raises(ConfigError, match="OTEL_EXPORTER_OTLP_ENDPOINT is 'jaeger:4318'; accepted: the URL"):
+        preflight(*load_service(config), lambda what: None)
+
+
 def test_emulated_replicas_need_neither_gpus_nor_weights(config: Path) -> None:
     emulated, family = load_service(config)
     pool = emulated.pool.model_copy(update={"gpus_per_replica": 8})

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from testing.collector import recorded
 from testing.toy_family import with_variants
 from tests.workers.samples import image_request, profile, with_bad_value
 from weir.config import FamilyConfig
@@ -117,6 +118,31 @@ async def test_a_result_has_image_confidence_times_plan_version_and_queue_length
     assert result["replica"] == (await worker.describe())["replica"]
     assert result["emulated"] is True
     assert result["error"] is None
+
+
+async def test_a_run_is_a_span_of_the_callers_trace_with_its_steps_batch_and_times(worker: Worker) -> None:
+    with recorded("worker") as collector:
+        result = await ask(worker, "a", HEAVY, request_id="mine", traceparent=f"00-{'a' * 32}-{'b' * 16}-01")
+    [span] = collector.spans
+    assert (span.service, span.name, span.failed) == ("weir-worker", "generate", False)
+    assert (span.trace_id, span.parent_id) == ("a" * 32, "b" * 16)
+    assert span.attributes == {
+        "weir.request_id": "mine",
+        "weir.variant": HEAVY,
+        "weir.replica": result["replica"],
+        "weir.steps": result["steps"],
+        "weir.resumed_at": 0,
+        "weir.batch_size": 1,
+        "weir.queue_s": result["queue_s"],
+        "weir.compute_s": result["compute_s"],
+    }
+
+
+async def test_the_span_of_a_failed_run_has_the_code_of_its_error(worker: Worker) -> None:
+    with recorded("worker") as collector:
+        await ask(worker, "a", prompt="break")
+    [span] = collector.spans
+    assert (span.failed, span.attributes["error.type"]) == (True, "generation_failed")
 
 
 async def test_queued_requests_form_batches_of_at_most_the_plans_size(worker: Worker) -> None:

@@ -7,11 +7,13 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
+from itertools import compress
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from PIL import Image
 
+from weir import tracing
 from weir.errors import NotFinite
 from weir.logs import request_ids
 from workers.engine.engine import EngineOutput, failed, wants_judge
@@ -134,7 +136,8 @@ class ImageDecoder:
         confidences: Sequence[float | None] = [None] * len(samples)
         seen: Sequence[bytes | None] = [None] * len(samples)
         if discriminator is not None and any(judge):
-            confidences = discriminator.confidence(looked, [r.prompt for r in requests])
+            with tracing.span_of_each("judge", compress(requests, judge)):
+                confidences = discriminator.confidence(looked, [r.prompt for r in requests])
         if isinstance(discriminator, Seeing) and is_last and any(r.capture is not None for r in requests):
             seen = [row.tobytes() for row in discriminator.see(looked).numpy()]
         return images, [
@@ -144,7 +147,11 @@ class ImageDecoder:
 
     def _encode(self, sample: DenoisingState, pixels: Any, judged: Judged, finite: bool) -> EngineOutput:
         """The output of one image, encoded as PNG on the CPU."""
-        return self._output(sample, to_png(pixels), judged) if finite else failed(NotFinite(NOT_FINITE))
+        if not finite:
+            return failed(NotFinite(NOT_FINITE))
+        with tracing.span_of_each("encode", [sample.job.request]):
+            png = to_png(pixels)
+        return self._output(sample, png, judged)
 
 
 def to_pixels(images: torch.Tensor) -> list[Any]:

@@ -11,6 +11,7 @@ import pytest
 from load_balancer.http.api_keys import Caller
 from load_balancer.runner.generation_request import GenerationRequest
 from load_balancer.runner.serve_cache_client import ServeCacheClient
+from testing.collector import recorded
 from weir.core import NO_LOOKUP, CacheLookup, ImageRequest, ImageResult, Resume
 from weir.logs import logged_as
 from weir.plan import HEAVY, LIGHT, Rules
@@ -236,6 +237,7 @@ class FakeHandle:
         self.delay_s = 0.0
         self.calls: list[str] = []
         self.reports: list[tuple[object, ...]] = []
+        self.arguments: tuple[Any, ...] = ()
         self._method = ""
 
     def options(self, *, method_name: str) -> FakeHandle:
@@ -246,6 +248,8 @@ class FakeHandle:
         self.calls.append(self._method)
         if self._method == "finish":
             self.reports.append(arguments)
+        else:
+            self.arguments = arguments
         await asyncio.sleep(self.delay_s)
         if isinstance(self.answer, Exception):
             raise self.answer
@@ -257,6 +261,18 @@ REQUEST = ImageRequest("a", "a red circle", 1, 64, 64, 0.0)
 
 async def test_the_cache_services_answer_becomes_the_lookup():
     assert await ServeCacheClient(FakeHandle(), 1.0).find(REQUEST) == HIT
+
+
+@pytest.mark.parametrize(("answer", "error"), [(HIT.to_dict(), None), (RuntimeError("a red circle"), "RuntimeError")])
+async def test_a_lookup_is_a_span_that_the_cache_is_told(answer, error):
+    handle = FakeHandle()
+    handle.answer = answer
+    with recorded() as collector, logged_as("mine"):
+        await ServeCacheClient(handle, 1.0).find(REQUEST)
+    [lookup] = collector.spans
+    assert (lookup.name, lookup.attributes["weir.request_id"]) == ("cache lookup", "mine")
+    assert (lookup.failed, lookup.attributes.get("error.type")) == (error is not None, error)
+    assert handle.arguments[-1].split("-")[1:3] == [lookup.trace_id, lookup.span_id]
 
 
 async def test_a_state_that_a_worker_refused_is_reported_to_the_cache():

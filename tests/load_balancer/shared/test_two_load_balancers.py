@@ -64,7 +64,8 @@ async def test_a_stream_that_is_repeated_elsewhere_ends_with_the_same_image(join
     body, key = {**GOOD, "stream": True}, {"Idempotency-Key": "k"}
     texts = [(await it.client.post(GENERATIONS, json=body, headers=key)).text for it in (a, b)]
     images = [text.partition('"b64_json":"')[2].partition('"')[0] for text in texts]
-    assert images[0] and images[0] == images[1]
+    assert images[0]
+    assert images[0] == images[1]
     assert "event: image_generation.completed" in texts[1]
 
 

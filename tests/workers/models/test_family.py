@@ -13,6 +13,7 @@ import torch
 from diffusers import EDMEulerScheduler
 from PIL import Image
 
+from testing.collector import recorded
 from testing.tiny_models import SIZE
 from tests.workers.samples import family, image_request, variant, with_bad_value
 from weir.config import FamilyConfig
@@ -169,6 +170,16 @@ def test_the_discriminator_judges_light_images_and_heavy_images_on_request(tiny:
     asked = [image_request(seed=seed, judge=seed > 1) for seed in (1, 2, 3)]
     assert [d.confidence is None for d in tiny.generate(LIGHT, asked)] == [False, False, False]
     assert [d.confidence is None for d in tiny.generate(HEAVY, asked)] == [True, False, False]
+
+
+def test_judging_and_encoding_an_image_are_spans_of_its_own_trace(tiny: Family) -> None:
+    """An image that is not judged, or belongs to no trace, has no such span, whatever else is in its batch."""
+    parents = {name: f"00-{number * 32}-{number * 16}-01" for name, number in (("a", "a"), ("b", "b"))}
+    asked = [image_request(name, request_id=name, traceparent=parents[name], judge=name == "a") for name in parents]
+    with recorded("worker") as collector:
+        tiny.generate(HEAVY, [*asked, image_request("self-test", judge=True)])
+    spans = sorted((it.attributes["weir.request_id"], it.name, it.trace_id[0]) for it in collector.spans)
+    assert spans == [("a", "encode", "a"), ("a", "judge", "a"), ("b", "encode", "b")]
 
 
 def test_the_same_request_gives_the_same_bytes_and_another_seed_another_image(tiny: Family) -> None:
