@@ -28,6 +28,8 @@ log = logging.getLogger(__name__)
 UNLIMITED = 100_000
 #: Timeout of a health check, seconds. Serve replaces the load balancer or the cache after three timeouts.
 HUNG_S = 10
+#: The same for one of several load balancers: the others answer meanwhile, so a wrong guess costs little.
+HUNG_OF_SEVERAL_S = 2
 #: Request router of the pool. Serve restarts the whole application when this value changes.
 ROUTER = {"request_router_class": "load_balancer.pool.router.ChosenReplicaRouter"}
 #: Logging configuration without an access log, which would cost more than the calls.
@@ -92,7 +94,7 @@ def build(args: AppArgs) -> Application:
         graceful_shutdown_timeout_s=service.drain_s,
         graceful_shutdown_wait_loop_s=0.5,
         health_check_period_s=2,
-        health_check_timeout_s=HUNG_S,
+        health_check_timeout_s=HUNG_S if service.balancers == 1 else HUNG_OF_SEVERAL_S,
         logging_config=QUIET,
     )(ServedLoadBalancer)
     return balancer.bind(

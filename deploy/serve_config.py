@@ -26,7 +26,9 @@ ON_HEAD = {"num_cpus": 0, "resources": {"node:__internal_head__": 0.001}}
 ANYWHERE = {"num_cpus": 0}
 
 
-def render(config_path: Path | str, *, host: str, port: int, controlled: bool) -> dict[str, Any]:
+def render(
+    config_path: Path | str, *, host: str, port: int, controlled: bool, every_node: bool = False
+) -> dict[str, Any]:
     """Returns the configuration of a service for ``PUT /api/serve/applications/`` and ``serve deploy``.
 
     A service file inside the repository is named relative to it, because the repository has another path on a cluster.
@@ -35,6 +37,7 @@ def render(config_path: Path | str, *, host: str, port: int, controlled: bool) -
 
     Args:
         controlled: whether to include the controller.
+        every_node: whether every node answers requests, or the head node only.
 
     Raises:
         ConfigError: the file or its family is invalid.
@@ -52,7 +55,7 @@ def render(config_path: Path | str, *, host: str, port: int, controlled: bool) -
         "args": dict(args),
     }
     return {
-        "proxy_location": "HeadOnly",
+        "proxy_location": "EveryNode" if every_node else "HeadOnly",
         "http_options": {"host": host, "port": port},
         "applications": [serving, planning] if controlled else [serving],
     }

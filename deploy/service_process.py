@@ -28,6 +28,7 @@ import yaml
 
 from cache.factory import SECRET, URL
 from cache.store.redis_server import RedisServer
+from deploy import front_door
 from deploy.cause import reason
 from deploy.cluster import cluster, end, existing, targets_file
 from deploy.local import readiness
@@ -36,8 +37,9 @@ from deploy.preflight import starts_redis
 from deploy.state import Service, StateFile
 from deploy.supervisor import POLL_S, START_END_S, Start
 from weir import ray_private
-from weir.config import FamilyConfig, ServiceConfig, load_service
+from weir.config import BATCH_SLACK, FamilyConfig, ServiceConfig, load_service
 from weir.errors import ServiceError, WeirError
+from weir.ports import free_port
 
 #: Timeout of the start, seconds; loading weights may include a download.
 UP_TIMEOUT_S = 1800.0
@@ -112,6 +114,8 @@ def _run(
             redis = stack.enter_context(_redis(service, scratch))
             progress.update(cache_url=redis.url, cache_secret=os.environ.get(SECRET, ""))
         (scratch / "ray").mkdir()
+        if service.balancers > 1:
+            stack.enter_context(_front_door(scratch / "door", service))
         progress.update(connecting_to=existing() or "")
         dashboard = stack.enter_context(
             cluster(
@@ -204,6 +208,19 @@ def _redis(service: ServiceConfig, scratch: Path) -> Iterator[RedisServer]:
         for name in given:
             os.environ.pop(name, None)
         server.stop()
+
+
+@contextmanager
+def _front_door(folder: Path, service: ServiceConfig) -> Iterator[None]:
+    """Has Ray, started after this, put its HAProxy before several load balancers."""
+    given = front_door.environment(folder, (free_port(), free_port()), BATCH_SLACK * service.slo_s)
+    given = {name: value for name, value in given.items() if name not in os.environ}
+    os.environ.update(given)
+    try:
+        yield
+    finally:
+        for name in given:
+            os.environ.pop(name, None)
 
 
 def effective(service: ServiceConfig, family: FamilyConfig) -> str:

@@ -26,6 +26,7 @@ from load_balancer.runner.serve_cache_client import ServeCacheClient
 from load_balancer.shared.shared_state import SharedState
 from load_balancer.shared.store import open_store
 from weir import tracing
+from weir.actor_process import end, own_process
 from weir.config import FamilyConfig, ServiceConfig
 from weir.logs import configure
 from weir.loopback import keep_to_loopback
@@ -66,7 +67,9 @@ class LoadBalancer:
         store = open_store(self._service)
         self._shared = None
         if store is not None:
-            self._shared = SharedState(store, self._name, self._service.state, _digest(service))
+            self._shared = SharedState(
+                store, self._name, self._service.state, _digest(service), process=own_process(), end=end
+            )
         client = None if cache is None else ServeCacheClient(cache, self._service.cache.lookup_s)
         self.balancer = Balancer(
             ServePool(pool),

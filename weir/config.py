@@ -25,6 +25,10 @@ from weir.yaml_files import read_mapping, whole_number
 Scheduler = Literal["ddim", "euler", "euler-trailing"]
 
 
+#: Requests of priority ``batch`` have this many times the deadline, and all other requests precede them.
+BATCH_SLACK = 10.0
+
+
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 

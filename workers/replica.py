@@ -13,12 +13,11 @@ from contextvars import copy_context
 from dataclasses import replace
 from typing import Any
 
-import psutil
-import ray
 from ray import serve
 
 from weir import metrics as metrics_of
 from weir import tracing
+from weir.actor_process import own_process
 from weir.config import FamilyConfig
 from weir.core import ImageRequest, ImageResult, Overrides
 from weir.errors import GenerationFailed, InvalidRequest, NotFinite, PlanError, RoleChanged, StateRefused, WeirError
@@ -86,7 +85,7 @@ class Worker:
         self.plan = Plan.from_dict(plan).check(self.family.keys)
         self._limits = BatchLimits(self.plan)
         self.replica, self.rank = _identity()
-        self.process = _process()
+        self.process = own_process()
         self.states = None if states is None else states()
         self.fetch_s = fetch_s
         #: Number of failures of images and states, by error code.
@@ -450,14 +449,6 @@ def _identity() -> tuple[str, int]:
     except Exception:
         return f"local-{os.getpid()}", 0
     return context.replica_id.unique_id, 0 if context.rank is None else context.rank.rank
-
-
-def _process() -> dict[str, Any] | None:
-    """What is needed to end this replica's process: actor, node, process id and start time; None outside a cluster."""
-    if not ray.is_initialized() or (actor := ray.get_runtime_context().get_actor_name()) is None:
-        return None
-    pid, started = os.getpid(), psutil.Process().create_time()
-    return {"actor": actor, "node": ray.get_runtime_context().get_node_id(), "pid": pid, "started": started}
 
 
 def _engine(family: FamilyConfig, emulate: str | None) -> Engine:

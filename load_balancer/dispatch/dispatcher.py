@@ -91,6 +91,7 @@ class Dispatcher:
             known = self._replicas.get(it["replica"])
             if known is None or known.rank != it["rank"]:
                 same = False
+                self._regroup()  # the index of its role does not have it yet
                 known = known or self._model(it["replica"], it["rank"], "", 1, "", self.times, self.delay)
                 self._follow(known, it["rank"])
             foreign = max(0, it.get("queued", 0) - known.outstanding)

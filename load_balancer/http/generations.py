@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from dataclasses import replace
 
@@ -69,7 +69,9 @@ def generations(
         headers = {"Idempotent-Replayed": "true"} if replayed else {}
         if wanted.stream:
             headers |= {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-            return StreamingResponse(_stream(jobs, job), media_type="text/event-stream", headers=headers)
+            stream = _stream(jobs, job)
+            first = await anext(stream)  # until it is there, the request may be sent to another load balancer
+            return StreamingResponse(_preceded(first, stream), media_type="text/event-stream", headers=headers)
         if postponed is not None:
             jobs.keep(job)
             headers |= {"Preference-Applied": "respond-async"}
@@ -107,13 +109,20 @@ def _wanted(body: GenerationRequest, request: Request, key: str | None) -> Gener
     return replace(body, id=request.state.request_id, caller=caller, seed=seed)
 
 
-async def _stream(jobs: Jobs, job: AnyJob) -> AsyncIterator[bytes]:
+async def _stream(jobs: Jobs, job: AnyJob) -> AsyncGenerator[bytes]:
     try:
         async with aclosing(events(job)) as coming:
             async for event in coming:
                 yield event
     finally:
         await _left(jobs, job)
+
+
+async def _preceded(first: bytes, rest: AsyncGenerator[bytes]) -> AsyncIterator[bytes]:
+    async with aclosing(rest):
+        yield first
+        async for event in rest:
+            yield event
 
 
 async def _left(jobs: Jobs, job: AnyJob) -> None:

@@ -13,7 +13,7 @@ from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from load_balancer.pool.pool import ReplicaLost
-from load_balancer.pool.replica_killer import end
+from weir.actor_process import end
 from weir.ray_private import broadcast_results
 
 #: A replica that does not describe itself within this time is silent.

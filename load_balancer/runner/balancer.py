@@ -29,7 +29,7 @@ from load_balancer.runner.request_runner import RequestRunner
 from load_balancer.runner.shadow_samples import QUIET, ShadowSample, ShadowSamples
 from weir import __version__, tracing
 from weir.cascade import CacheMode, CascadeSettings, ImageTask, Run, first_run
-from weir.config import FamilyConfig, RedrawConfig
+from weir.config import BATCH_SLACK, FamilyConfig, RedrawConfig
 from weir.core import ImageRequest, Overrides
 from weir.errors import WeirError
 from weir.logs import REQUEST_ID
@@ -37,8 +37,6 @@ from weir.plan import Plan
 from weir.profiles import Profile
 from weir.telemetry import Metrics
 
-#: Requests of priority ``batch`` have this many times the deadline, and all other requests precede them.
-BATCH_SLACK = 10.0
 #: Number of seeds, which have 64 bits.
 SEEDS = 2**64
 #: Share of the limit on images in flight that is available to requests of priority ``batch``.

@@ -8,7 +8,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import Protocol
+from typing import Any, Protocol
 
 from redis.asyncio.lock import Lock
 
@@ -58,6 +58,8 @@ class SharedState:
     Args:
         name: of this load balancer, never reused.
         deployment: names what is deployed; another one begins without the operator's controls of this one.
+        process: of this load balancer, as :func:`weir.actor_process.own_process` describes it.
+        end: ends the process of another one.
         clock: unix time, seconds.
     """
 
@@ -67,10 +69,13 @@ class SharedState:
         name: str,
         config: StateConfig,
         deployment: str = "",
+        process: dict[str, Any] | None = None,
+        end: Callable[[dict[str, Any]], None] = lambda process: None,
         clock: Callable[[], float] = time.time,
     ):
         self._store, self._deployment, self._clock = store, deployment, clock
-        self._presence = Presence(store, name)
+        self._presence = Presence(store, name, process)
+        self._end = end
         self._link = PeerLink(store, name, self._cancel_here)
         self.ledger = JobLedger(store, name, kept_s=KEPT_S, most_bytes=config.answers_mib * MEBIBYTE)
         self.images = BoundedFiles(store, "image", kept_s=KEPT_S, most_bytes=config.images_mib * MEBIBYTE)
@@ -142,6 +147,8 @@ class SharedState:
                 await self._load(controls)
                 for lost in others.lost:
                     await self._take_over(lost)
+                for dead, process in others.dead.items():
+                    await self._bury(dead, process)
             except NotReady:
                 pass  # it has been logged; what is known of the others stays
             except Exception:
@@ -154,7 +161,13 @@ class SharedState:
         for record in await self.ledger.take_over(lost):
             await self._jobs.take_over(record)
         await self.quotas.forget(lost)
-        await self._presence.forget(lost)
+
+    async def _bury(self, dead: str, process: dict[str, Any] | None) -> None:
+        """Ends a process that gives no sign of life. Serve would not, while it takes in a plan: its health is not
+        checked meanwhile. Connections to it end, so that the front door sends their requests to others."""
+        if await self._presence.forget(dead) and process is not None:
+            log.warning("load balancer %s gives no sign of life, and is killed; Ray Serve replaces it", dead)
+            await asyncio.to_thread(self._end, process)
 
     async def _load(self, controls: AdminControls) -> None:
         async with self._store.redis("the operator's controls") as redis:

@@ -11,9 +11,10 @@ from load_balancer.dispatch.dispatcher import Dispatcher
 from load_balancer.dispatch.finish_time import Kind
 from load_balancer.dispatch.service_times import ServiceTimes
 from load_balancer.http.api_keys import Caller
-from load_balancer.runner.balancer import BATCH_SHARE, BATCH_SLACK, Balancer
+from load_balancer.runner.balancer import BATCH_SHARE, Balancer
 from load_balancer.runner.generation_request import GenerationRequest
 from testing.toy_family import PROFILE
+from weir.config import BATCH_SLACK
 from weir.errors import Overloaded
 from weir.plan import HEAVY, LIGHT, Plan
 from weir.profiles import Profile

@@ -1,4 +1,4 @@
-"""Kills a replica that stopped answering, and its process, on whichever node it runs.
+"""Kills an actor of Serve that stopped answering, and its process, on whichever node it runs.
 
 Ray asks the process to exit. When the process is frozen, Ray may mark the actor as dead and start a new one while the
 frozen process still holds the device. So a task on the node of the process kills it as well.
@@ -19,13 +19,20 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 NAMESPACE = "serve"
 
 
+def own_process() -> dict[str, Any] | None:
+    """What is needed to end this process: the actor's name, its node, process id and start time (unix time, seconds);
+    None outside a cluster."""
+    if not ray.is_initialized() or (actor := ray.get_runtime_context().get_actor_name()) is None:
+        return None
+    pid, started = os.getpid(), psutil.Process().create_time()
+    return {"actor": actor, "node": ray.get_runtime_context().get_node_id(), "pid": pid, "started": started}
+
+
 def end(process: Mapping[str, Any]) -> None:
-    """Kills a replica's actor and process; does nothing if the actor is dead already. Returns before the process is
-    gone.
+    """Kills an actor and its process; does nothing if the actor is dead already. Returns before the process is gone.
 
     Args:
-        process: ``actor`` (its name), ``node`` (id), ``pid``, and ``started`` (unix time, seconds), as a worker
-            describes its own.
+        process: as its :func:`own_process`.
     """
     try:
         actor = ray.get_actor(process["actor"], NAMESPACE)

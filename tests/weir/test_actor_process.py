@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import psutil
 import pytest
 
-from load_balancer.pool.replica_killer import kill
+from weir.actor_process import kill
 
 
 @pytest.fixture

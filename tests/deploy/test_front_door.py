@@ -1,0 +1,153 @@
+"""The front door of several load balancers: Ray Serve's HAProxy with stricter rules, on a real HAProxy."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import ClassVar
+
+import httpx
+import pytest
+
+from deploy.front_door import CONTROL_HEADERS, MOST_HEADER_BYTES, UnknownConfiguration, environment, hardened
+from weir.ports import free_port
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+#: Writes what Ray Serve would have HAProxy read, for two load balancers.
+_WRITE = """
+import asyncio, sys
+from ray.serve._private.haproxy import BackendConfig, HAProxyApi, HAProxyConfig, ServerConfig
+from ray.serve.config import HTTPOptions
+
+port, *backends = map(int, sys.argv[1:])
+servers = [ServerConfig(name=f"b{it}", host="127.0.0.1", port=it) for it in backends]
+backend = BackendConfig(name="weir", app_name="weir", path_prefix="/", servers=servers)
+config = HAProxyConfig(http_options=HTTPOptions(host="127.0.0.1", port=port), metrics_enabled=False, is_head=True)
+config.has_received_routes = config.has_received_servers = True
+api = HAProxyApi(config, {"weir": backend})
+asyncio.run(asyncio.to_thread(lambda: None))
+result = api._generate_config_file_internal()
+if asyncio.iscoroutine(result):
+    asyncio.run(result)
+"""
+
+
+class LoadBalancer(http.server.BaseHTTPRequestHandler):
+    """Answers with the headers that it gets. Asked for /die by a request for the first time, it ends the connection
+    without an answer."""
+
+    protocol_version = "HTTP/1.1"
+    asked: ClassVar[set[str]] = set()
+
+    def do_GET(self) -> None:
+        self.do_POST()
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers.get("content-length", 0)))
+        name = self.headers.get("x-request-id", "")
+        if self.path == "/die" and name not in self.asked:
+            self.asked.add(name)
+            self.connection.shutdown(socket.SHUT_RDWR)
+            self.close_connection = True
+            return
+        answer = json.dumps({"headers": dict(self.headers), "body": body.decode(), "server": self.server.server_port})
+        self.send_response(200)
+        self.send_header("content-length", str(len(answer)))
+        self.end_headers()
+        self.wfile.write(answer.encode())
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def door(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a front door before two load balancers."""
+    folder = tmp_path_factory.mktemp("door")
+    servers = [http.server.ThreadingHTTPServer(("127.0.0.1", 0), LoadBalancer) for _ in range(2)]
+    for it in servers:
+        threading.Thread(target=it.serve_forever, daemon=True).start()
+    port = free_port()
+    given = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    given |= environment(folder / "d", (free_port(), free_port()), 30.0)
+    ports = [str(it) for it in (port, *(it.server_port for it in servers))]
+    subprocess.run([sys.executable, "-W", "ignore", "-c", _WRITE, *ports], env=given, check=True)
+    program, config = given["RAY_SERVE_HAPROXY_BINARY_PATH"], given["RAY_SERVE_HAPROXY_CONFIG_FILE_LOC"]
+    log = folder / "log"
+    with log.open("w") as out:
+        proxy = subprocess.Popen([program, "-db", "-f", config], env=given, stderr=out)
+    url = f"http://127.0.0.1:{port}"
+    end = time.monotonic() + 60
+    while True:
+        try:
+            httpx.get(url, timeout=5).raise_for_status()
+            break
+        except httpx.HTTPError:
+            assert time.monotonic() < end
+            assert proxy.poll() is None, log.read_text()
+            time.sleep(0.1)
+    yield url
+    proxy.terminate()
+    proxy.wait()
+    for it in servers:
+        it.shutdown()
+        it.server_close()
+
+
+def test_a_request_whose_load_balancer_dies_is_answered_by_another_one(door):
+    for number in range(5):
+        headers = {"x-request-id": f"r{number}"}
+        answer = httpx.post(f"{door}/die", content=b"a prompt", headers=headers, timeout=30)
+        assert answer.status_code == 200
+        assert answer.json()["body"] == "a prompt"
+        assert answer.json()["headers"]["x-request-id"] == f"r{number}"
+
+
+def test_control_headers_of_clients_do_not_reach_serve(door):
+    answer = httpx.get(door, headers={name: "0.001" for name in CONTROL_HEADERS} | {"x-other": "1"})
+    seen = {name.lower() for name in answer.json()["headers"]}
+    assert "x-other" in seen
+    assert not seen & set(CONTROL_HEADERS)
+
+
+def test_headers_that_are_too_large_are_refused_in_the_shape_of_the_api(door):
+    answer = httpx.get(door, headers={f"x-{n}": "v" * 1000 for n in range(MOST_HEADER_BYTES // 1000)})
+    assert answer.status_code == 431
+    assert answer.json()["error"]["code"] == "headers_too_large"
+
+
+def test_what_is_not_http_is_refused_in_the_shape_of_the_api(door):
+    url = httpx.URL(door)
+    with socket.create_connection((url.host, url.port), timeout=30) as connection:
+        connection.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n" + b"x-endless: " + b"v" * 300_000)
+        answer = b"".join(iter(lambda: connection.recv(65536), b""))
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert json.loads(answer.partition(b"\r\n\r\n")[2])["error"]["code"] == "invalid_value"
+
+
+def test_serves_list_of_routes_is_closed(door):
+    answer = httpx.get(f"{door}/-/routes")
+    assert answer.status_code == 404
+    assert answer.json()["error"]["type"] == "invalid_request_error"
+
+
+def test_nothing_listens_beyond_this_machine_but_the_api():
+    text = "global\n    stats socket /x mode 666 level admin\nfrontend prometheus\n    bind :9101\n"
+    text += "frontend http_frontend\n    bind *:8000\n    errorfile 503 /tmp/500.http\nlisten stats\n  bind *:8404\n"
+    binds = re.findall(r"bind (\S+)", hardened(text, "/e"))
+    assert binds == ["127.0.0.1:9101", "*:8000", "127.0.0.1:8404"]
+    assert "mode 600" in hardened(text, "/e")
+
+
+def test_a_configuration_of_another_version_is_not_taken_for_a_safe_one():
+    with pytest.raises(UnknownConfiguration, match="stats socket"):
+        hardened("global\n", "/e")
