@@ -5,8 +5,9 @@ environment name the program (``RAY_SERVE_HAPROXY_BINARY_PATH``). That program i
 the configuration, and then becomes HAProxy. Only the standard library is imported, because it starts at every reload.
 
 The rules: a request that no load balancer has answered yet is sent to another one when its load balancer dies. Headers
-are bounded in size, number and time. Serve's control headers of clients do not reach Serve. Every refusal has the shape
-of the API. The statistics are for this machine only.
+are bounded in size, number and time. Serve's control headers of clients do not reach Serve. Refusals have the shape of
+the API, but for those of what is no HTTP or has headers beyond the buffer: HAProxy's own 400 has no file. The statistics
+are for this machine only.
 """
 
 from __future__ import annotations
@@ -92,7 +93,6 @@ def hardened(config: str, error_files: str) -> str:
     hidden = _answer("invalid_value", "there is no such path", 404)
     rules = [
         f"timeout http-request {HEADERS_S}s",
-        f"errorfile 400 {error_files}/400.http",
         f"errorfile 408 {error_files}/408.http",
         f"http-request return {too_large} if {{ req.hdrs,length gt {MOST_HEADER_BYTES} }}",
         f"http-request return {hidden} if {{ path -i /-/routes }}",
@@ -117,7 +117,6 @@ def hardened(config: str, error_files: str) -> str:
 def refusals() -> dict[int, str]:
     """The answers of the front door itself, as HTTP, by their status."""
     texts = {
-        400: ("Bad Request", "invalid_value", "the request is not valid HTTP, or its headers are too large"),
         408: ("Request Timeout", "body_too_slow", f"the request did not arrive within {BODY_S} s"),
         503: ("Service Unavailable", "not_ready", "no load balancer answers; try again"),
     }

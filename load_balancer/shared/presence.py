@@ -15,7 +15,7 @@ LOST_S = 2.0
 
 #: Seconds without a sign of life after which the process of a load balancer is killed, so that its clients are answered
 #: by others. It is longer, because a busy machine may stop a process for a while.
-DEAD_S = 6.0
+DEAD_S = 4.0
 
 _BEAT = """
 local time = redis.call('TIME')
