@@ -109,12 +109,15 @@ class Edges:
         """The sum of the counters of all load balancers that answer.
 
         Raises:
-            NotReady: none answers.
+            NotReady: none answers, or one hangs.
         """
         if before is None:
             self._counters = CounterSum()
         asked = self._balancer.broadcast("counters", self._counters.cursors())
         answers = asked.results(timeout_s=TIMEOUT_S, return_exceptions=True)
+        if any(isinstance(answer, TimeoutError) for answer in answers):
+            # Serve would wait for it while it gives out a plan, and route nothing to the workers meanwhile.
+            raise NotReady("a load balancer does not answer; no plan is published until it does or is replaced")
         found = {answer[0]: Counters.from_dict(answer[1]) for answer in answers if isinstance(answer, tuple)}
         if not found:
             raise NotReady(f"no load balancer answers: {answers}")
