@@ -106,7 +106,7 @@ class LoadBalancer:
 
     async def counters(self, judged: int, batches: int, fetched: int, verdicts: int = 0) -> dict[str, Any]:
         """See :meth:`Balancer.counters`. Runs on the event loop, which owns all state."""
-        self.balancer.metrics.counters_read(time.time())
+        self.balancer.metrics.counters_read(self.balancer.clock())
         return self.balancer.counters(judged, batches, fetched, verdicts)
 
     async def shadow_sample(self, levels: list[tuple[str, int]]) -> dict[str, Any] | None:

@@ -38,6 +38,20 @@ MUTATIONS = (
         "tests/load_balancer/test_lease.py::test_another_controller_takes_over_when_the_lease_has_expired",
     ),
     Mutation(
+        "deadlines, quotas and lifetimes follow the wall clock",
+        "load_balancer/runner/balancer.py",
+        "clock: Callable[[], float] = time.monotonic,",
+        "clock: Callable[[], float] = time.time,",
+        "tests/weir/test_clocks.py::test_the_wall_clock_is_read_for_people_and_other_hosts_only",
+    ),
+    Mutation(
+        "hosts compare the times of their clocks",
+        "weir/core.py",
+        '"deadline": now + float(fields.pop("left_s")),',
+        '"deadline": float(fields.pop("left_s")),',
+        "tests/weir/test_core.py::test_a_host_with_another_clock_has_the_same_time_left",
+    ),
+    Mutation(
         "a plan takes the rest of the configuration down",
         "deploy/serve_config.py",
         'kept = ("proxy_location", "http_options", "grpc_options", "target_capacity")',

@@ -13,7 +13,6 @@ from contextvars import copy_context
 from dataclasses import replace
 from typing import Any
 
-import psutil
 import ray
 from ray import serve
 
@@ -24,6 +23,7 @@ from weir.errors import GenerationFailed, InvalidRequest, NotFinite, PlanError, 
 from weir.logs import configure, logged_as
 from weir.loopback import keep_to_loopback
 from weir.plan import Assignment, Plan
+from weir.processes import started_s
 from weir.profiles import load_profile
 from weir.states import State, StateStore
 from weir.telemetry import Metrics, NoMetrics
@@ -144,7 +144,7 @@ class Worker:
         self, variant: str, request: dict[str, Any], role: str, show: Callable[[dict[str, Any]], None] | None
     ) -> dict[str, Any]:
         try:
-            parsed = ImageRequest.from_dict(request)
+            parsed = ImageRequest.from_dict(request, time.monotonic())
         except (TypeError, ValueError) as error:
             return self._error_result(request, InvalidRequest(f"not a request for a worker: {error}"))
         with logged_as(parsed.request_id):
@@ -313,7 +313,7 @@ class Worker:
         If an image fails, the replica is no longer ready: it gets no more requests, and Serve replaces it.
         """
         for variant in self.family.keys:
-            size, now = self.family.size, time.time()
+            size, now = self.family.size, time.monotonic()
             request = ImageRequest("self-test", "", 0, size, size, now, overrides=Overrides(steps=_SELF_TEST_STEPS))
             outcome = await self._denoise(denoise_job(self.family, variant, request), None)
             if outcome.output.error is not None:
@@ -394,6 +394,7 @@ class Worker:
             "running": self._loop.running,
             "ready": self.ready,
             "failures": dict(self.failures),
+            "unix_time": time.time(),
         }
 
     async def check_health(self) -> None:
@@ -430,10 +431,11 @@ def _identity() -> tuple[str, int]:
 
 
 def _process() -> dict[str, Any] | None:
-    """What is needed to end this replica's process: actor, node, process id and start time; None outside a cluster."""
+    """What is needed to end this replica's process; see :func:`load_balancer.pool.replica_killer.end`. None outside a
+    cluster."""
     if not ray.is_initialized() or (actor := ray.get_runtime_context().get_actor_name()) is None:
         return None
-    pid, started = os.getpid(), psutil.Process().create_time()
+    pid, started = os.getpid(), started_s(os.getpid())
     return {"actor": actor, "node": ray.get_runtime_context().get_node_id(), "pid": pid, "started": started}
 
 

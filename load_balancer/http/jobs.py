@@ -49,6 +49,7 @@ class Job:
 
     Args:
         base_url: URL by which the client calls the service.
+        created: unix time, seconds.
         render: creates the body of the answer.
     """
 
@@ -67,6 +68,7 @@ class Job:
         self.key = key
         self.base_url = base_url
         self.created = created
+        #: Time of the end, in seconds of a monotonic clock; None while the job runs.
         self.ended: float | None = None
         self.error: WeirError | None = None
         self._body: bytes | None = None
@@ -129,7 +131,8 @@ class Jobs:
 
     Args:
         render: creates the body of an answer.
-        clock: unix time, seconds.
+        clock: seconds of a monotonic clock, which measures lifetimes.
+        unix_time: unix time, seconds, for people.
     """
 
     def __init__(
@@ -140,7 +143,8 @@ class Jobs:
         kept_s: float = KEPT_S,
         most_jobs: int = MOST_JOBS,
         most_bytes: int = MOST_BYTES,
-        clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] = time.monotonic,
+        unix_time: Callable[[], float] = time.time,
     ):
         self._balancer = balancer
         self._render = render
@@ -148,6 +152,7 @@ class Jobs:
         self._most_jobs = most_jobs
         self._most_bytes = most_bytes
         self._clock = clock
+        self._unix_time = unix_time
         self._past: dict[Job, None] = {}  # the oldest first
         self._past_bytes = 0
         self._by_key: dict[tuple[str, str], Job] = {}
@@ -176,7 +181,7 @@ class Jobs:
                 )
             self._name(known, request.id)
             return known, True
-        job = Job(self._balancer.begin(request), key, base_url, self._clock(), self._render, self._ended)
+        job = Job(self._balancer.begin(request), key, base_url, self._unix_time(), self._render, self._ended)
         self._name(job, job.id)
         if keep or key is not None:
             self._kept.add(job)
@@ -225,14 +230,16 @@ class Jobs:
         at = self._balancer.position(job.generation)
         if at is None:
             return Status("running" if job.generation.begun else "queued")
-        estimated_s = round(max(0.0, at.ready_at - self._clock()), 3)
+        estimated_s = round(max(0.0, at.ready_at - self._balancer.clock()), 3)
         if at.position and not job.generation.begun:
             return Status("queued", at.position, estimated_s)
         return Status("running", None, estimated_s)
 
     def expires_at(self, job: Job) -> float | None:
         """Unix time at which the job is removed; None while it is running."""
-        return None if job.ended is None else job.ended + self._kept_s
+        if job.ended is None:
+            return None
+        return self._unix_time() + job.ended + self._kept_s - self._clock()
 
     def _ended(self, job: Job) -> None:
         job.ended = self._clock()

@@ -15,6 +15,8 @@ import psutil
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from weir.processes import is_same, started_s
+
 #: Namespace of Serve's actors.
 NAMESPACE = "serve"
 
@@ -24,8 +26,8 @@ def end(process: Mapping[str, Any]) -> None:
     gone.
 
     Args:
-        process: ``actor`` (its name), ``node`` (id), ``pid``, and ``started`` (unix time, seconds), as a worker
-            describes its own.
+        process: ``actor`` (its name), ``node`` (id), ``pid``, and ``started`` (:func:`weir.processes.started_s`), as
+            a worker describes its own.
     """
     try:
         actor = ray.get_actor(process["actor"], NAMESPACE)
@@ -40,7 +42,7 @@ def kill(pid: int, started: float) -> None:
     """Kills the process of this machine with the id, unless a later process has got the id: the start times must
     match."""
     try:
-        if psutil.Process(pid).create_time() == started:
+        if is_same(started_s(pid), started):
             os.kill(pid, signal.SIGKILL)
     except (psutil.NoSuchProcess, ProcessLookupError):
         pass

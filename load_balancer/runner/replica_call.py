@@ -69,7 +69,7 @@ class ReplicaCalls:
     """Executes runs on the pool, and keeps the dispatcher's queue models up to date.
 
     Args:
-        clock: unix time, seconds.
+        clock: seconds of a monotonic clock.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class ReplicaCalls:
         counters: ObservationCounters,
         metrics: MetricsRecorder,
         family: FamilyConfig,
-        clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] = time.monotonic,
     ):
         self._pool = pool
         self._registry = registry
@@ -187,8 +187,8 @@ class ReplicaCalls:
 
     async def _reply(self, run: Run, request: ImageRequest, replica: str, show: Show) -> dict[str, Any]:
         if not request.previews:
-            return await self._pool.generate(replica, run.variant, request.to_dict(), run.role)
-        async with aclosing(self._pool.stream(replica, run.variant, request.to_dict(), run.role)) as parts:
+            return await self._pool.generate(replica, run.variant, request.to_dict(self._clock()), run.role)
+        async with aclosing(self._pool.stream(replica, run.variant, request.to_dict(self._clock()), run.role)) as parts:
             async for part in parts:
                 if "preview" not in part:
                     return part

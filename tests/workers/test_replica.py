@@ -80,7 +80,7 @@ def script(worker: Worker) -> Scripted:
 
 
 def ask(worker: Worker, name: str, variant: str = LIGHT, role: str = "", **fields: Any) -> asyncio.Task[dict[str, Any]]:
-    return asyncio.create_task(worker.generate(variant, image_request(name, **fields).to_dict(), role))
+    return asyncio.create_task(worker.generate(variant, image_request(name, **fields).to_dict(now=0.0), role))
 
 
 async def until(condition: Any) -> None:
@@ -145,7 +145,12 @@ async def test_requests_of_different_variants_or_guidance_do_not_share_a_batch(w
 
 @pytest.mark.parametrize(
     "invalid",
-    [{}, {"id": "x"}, image_request("x").to_dict() | {"extra": 1}, image_request("x", width=999).to_dict()],
+    [
+        {},
+        {"id": "x"},
+        image_request("x").to_dict(now=0.0) | {"extra": 1},
+        image_request("x", width=999).to_dict(now=0.0),
+    ],
     ids=["empty", "fields missing", "unknown field", "size not served"],
 )
 async def test_an_invalid_request_gets_an_error_and_later_requests_are_served(
@@ -153,7 +158,7 @@ async def test_an_invalid_request_gets_an_error_and_later_requests_are_served(
 ) -> None:
     result = await worker.generate("light", invalid)
     assert result["error"][0] == "invalid_value"
-    assert (await worker.generate("medium", image_request().to_dict()))["error"][0] == "invalid_value"
+    assert (await worker.generate("medium", image_request().to_dict(now=0.0)))["error"][0] == "invalid_value"
     assert (await ask(worker, "fine"))["error"] is None
 
 
@@ -524,7 +529,7 @@ class Stepwise(EmulatedEngine):
 
 
 async def parts(worker: Worker, **fields: Any) -> list[dict[str, Any]]:
-    return [part async for part in worker.stream("heavy", image_request("a", **fields).to_dict())]
+    return [part async for part in worker.stream("heavy", image_request("a", **fields).to_dict(now=0.0))]
 
 
 async def test_a_stream_yields_evenly_spaced_previews_and_then_the_result(worker: Worker) -> None:
@@ -548,7 +553,7 @@ async def test_an_invalid_streamed_request_yields_its_error_as_the_result(worker
 
 async def test_closing_a_stream_cancels_the_image(worker: Worker) -> None:
     held = await hold(worker)
-    stream = worker.stream("heavy", image_request("b", previews=2).to_dict())
+    stream = worker.stream("heavy", image_request("b", previews=2).to_dict(now=0.0))
     first = asyncio.create_task(anext(stream))
     await queue_of(worker, 1)
     first.cancel()

@@ -311,6 +311,18 @@ async def test_an_answer_expires_together_with_its_key(balancer, pool):
     assert len(pool.calls) == 3
 
 
+async def test_an_answer_is_kept_as_long_as_promised_when_the_wall_clock_is_set_back(balancer):
+    clock, wall = Clock(), Clock()
+    jobs = Jobs(balancer, rendered, kept_s=60, clock=clock, unix_time=wall)
+    job = jobs.find(await finished(jobs), ORDER.caller)
+    assert jobs.expires_at(job) == wall.now + 60
+    clock.now += 30
+    wall.now -= 3600
+    assert jobs.expires_at(job) == wall.now + 30
+    clock.now += 30
+    assert known(jobs, [job.id]) == [False]
+
+
 async def test_the_oldest_jobs_are_removed_when_there_are_too_many(balancer):
     jobs = Jobs(balancer, rendered, most_jobs=3)
     ids = [await finished(jobs) for _ in range(5)]

@@ -43,7 +43,7 @@ async def test_a_doubtful_image_is_generated_again_by_a_heavy_replica_with_the_s
     (_, first, light), (replica, second, heavy) = pool.calls
     assert (first, second) == (LIGHT, HEAVY)
     # The balancer does not wait for the heavy image until the deadline itself, so the worker's deadline is earlier.
-    assert heavy == {**light, "deadline": pytest.approx(light["deadline"] - margin_s(5.0))}
+    assert heavy == {**light, "left_s": pytest.approx(light["left_s"] - margin_s(5.0))}
     assert replica in ("replica-1", "replica-2")
 
 
