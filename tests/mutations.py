@@ -52,6 +52,13 @@ MUTATIONS = (
         "tests/weir/test_core.py::test_a_host_with_another_clock_has_the_same_time_left",
     ),
     Mutation(
+        "an edited quota makes another request of a repeated one",
+        "load_balancer/runner/generation_request.py",
+        "caller: Caller = field(default=ANONYMOUS, compare=False)",
+        "caller: Caller = ANONYMOUS",
+        "tests/load_balancer/http/test_jobs.py::test_a_key_whose_quota_was_edited_meanwhile_repeats_its_request",
+    ),
+    Mutation(
         "a plan takes the rest of the configuration down",
         "deploy/serve_config.py",
         'kept = ("proxy_location", "http_options", "grpc_options", "target_capacity")',

@@ -29,6 +29,8 @@ class GenerationRequest:
         requested_size: the requested size, if the images have another one.
         id: names the request in responses and logs. It may come from the client, so it is neither secret nor unique;
             requests that differ only in it are equal.
+
+    Requests of callers that differ are equal, too: a key's quota may be edited between two repetitions of a request.
     """
 
     prompt: str
@@ -41,7 +43,7 @@ class GenerationRequest:
     steps: int | None = None
     guidance: float | None = None
     cache: CacheMode | None = None
-    caller: Caller = ANONYMOUS
+    caller: Caller = field(default=ANONYMOUS, compare=False)
     stream: bool = False
     partial_images: int = 0
     response_format: Literal["url", "b64_json"] = "b64_json"

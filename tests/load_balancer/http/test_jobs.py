@@ -340,6 +340,16 @@ async def test_the_oldest_answers_are_removed_when_they_are_too_large_and_runnin
     await running.cancel()
 
 
+async def test_a_key_whose_quota_was_edited_meanwhile_repeats_its_request(balancer, pool):
+    jobs = Jobs(balancer, rendered)
+    before = replace(ORDER, caller=Caller("alice", "acme", images_per_minute=60))
+    after = replace(ORDER, caller=Caller("alice", "acme", "batch", images_per_minute=90, concurrent_images=4))
+    job, _ = jobs.begin(before, "", key="k")
+    assert jobs.begin(after, "", key="k") == (job, True)
+    await job.answer()
+    assert len(pool.calls) == 1
+
+
 async def test_another_caller_has_keys_of_its_own(balancer):
     jobs = Jobs(balancer, rendered)
     job, _ = jobs.begin(ORDER, "", key="k")
