@@ -11,7 +11,6 @@ import ctypes
 import json
 import logging
 import os
-import re
 import secrets
 import shutil
 import signal
@@ -38,6 +37,7 @@ from deploy.supervisor import POLL_S, START_END_S, Start
 from weir import ray_private
 from weir.config import FamilyConfig, ServiceConfig, load_service
 from weir.errors import ServiceError, WeirError
+from weir.secrecy import shown
 
 #: Timeout of the start, seconds; loading weights may include a download.
 UP_TIMEOUT_S = 1800.0
@@ -207,10 +207,9 @@ def _redis(service: ServiceConfig, scratch: Path) -> Iterator[RedisServer]:
 
 
 def effective(service: ServiceConfig, family: FamilyConfig) -> str:
-    """The configuration with all defaults, as YAML without the passwords of URLs."""
+    """The configuration with all defaults, as YAML without what may be a secret."""
     fields = {"service": service.model_dump(mode="json"), "family": family.model_dump(mode="json")}
-    text = yaml.safe_dump(fields, sort_keys=False).rstrip()
-    return re.sub(r"(//[^/@\s]*):[^/@\s]*@", r"\1:***@", text)
+    return yaml.safe_dump(shown(fields), sort_keys=False).rstrip()
 
 
 def _adopt_orphans() -> None:

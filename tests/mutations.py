@@ -59,6 +59,20 @@ MUTATIONS = (
         "tests/load_balancer/http/test_jobs.py::test_a_key_whose_quota_was_edited_meanwhile_repeats_its_request",
     ),
     Mutation(
+        "a complaint quotes what stands under an unknown key",
+        "weir/config.py",
+        '_UNQUOTED = frozenset(("missing", "extra_forbidden", "model_type", "model_attributes_type", "dict_type"))',
+        '_UNQUOTED = frozenset(("missing",))',
+        "tests/weir/test_secrecy.py::test_no_complaint_about_a_file_quotes_a_secret_that_is_in_it",
+    ),
+    Mutation(
+        "the logged configuration has the password of Redis",
+        "weir/secrecy.py",
+        "if value is not None and key in MAY_HOLD_SECRETS:",
+        "if False:",
+        "tests/weir/test_secrecy.py::test_the_logged_configuration_has_no_secret_in_whatever_form_it_is_given",
+    ),
+    Mutation(
         "a plan takes the rest of the configuration down",
         "deploy/serve_config.py",
         'kept = ("proxy_location", "http_options", "grpc_options", "target_capacity")',
