@@ -10,7 +10,7 @@ from typing import Any
 from weir.assets import ROOT
 from weir.config import load_service
 from weir.errors import NotReady, PlanError
-from weir.plan import Plan
+from weir.plan import MOST_AHEAD, Plan
 
 #: Name of the application that serves images, and names of its deployments.
 APPLICATION = "weir"
@@ -86,7 +86,7 @@ def with_plan(body: Mapping[str, Any], plan: Plan) -> dict[str, Any]:
     if application is None:
         raise NotReady(f"no application {APPLICATION} is deployed by a configuration; use `weir up` or `serve deploy`")
     deployments = {it["name"]: it for it in application.get("deployments", ())}
-    current = (deployments.get(POOL, {}).get("user_config") or {}).get("version", 0)
+    current = followed_version(deployments.get(POOL, {}).get("user_config"), plan)
     if current >= plan.version:
         raise PlanError(f"plan {plan.version} is outdated: plan {current} is deployed")
     fields = plan.to_dict()
@@ -94,6 +94,18 @@ def with_plan(body: Mapping[str, Any], plan: Plan) -> dict[str, Any]:
         deployments[name] = {"name": name, **deployments.get(name, {}), **more, "user_config": fields}
     changed = {**application, "deployments": list(deployments.values())}
     return {**body, "applications": [changed if it is application else it for it in body["applications"]]}
+
+
+def followed_version(user_config: Any, plan: Plan) -> int:
+    """The version of a deployed plan; 0 if no replica follows it, because it is invalid or too far ahead of ``plan``.
+
+    So a plan that was deployed by mistake does not keep the next one from being published.
+    """
+    try:
+        version = Plan.from_dict(user_config).version
+    except PlanError:
+        return 0
+    return version if version - plan.version <= MOST_AHEAD else 0
 
 
 def deployed(details: Mapping[str, Any]) -> dict[str, Any]:

@@ -73,6 +73,21 @@ MUTATIONS = (
         "tests/weir/test_secrecy.py::test_the_logged_configuration_has_no_secret_in_whatever_form_it_is_given",
     ),
     Mutation(
+        "a plan whose version is a mistake takes over",
+        "weir/plan.py",
+        "return 0 < self.version - version <= MOST_AHEAD",
+        "return version < self.version",
+        "tests/load_balancer/runner/test_balancer.py::test_a_wrong_or_older_plan_changes_nothing",
+    ),
+    Mutation(
+        "a wrong plan that was deployed keeps the next one from being deployed",
+        "deploy/serve_config.py",
+        "return version if version - plan.version <= MOST_AHEAD else 0",
+        "return version",
+        "tests/deploy/test_serve_config.py::"
+        "test_a_plan_that_no_replica_follows_does_not_keep_the_next_one_from_being_deployed",
+    ),
+    Mutation(
         "a plan takes the rest of the configuration down",
         "deploy/serve_config.py",
         'kept = ("proxy_location", "http_options", "grpc_options", "target_capacity")',
@@ -238,7 +253,7 @@ MUTATIONS = (
     Mutation(
         "an older plan is as good as a newer one",
         "load_balancer/pool/replica_registry.py",
-        "if plan.version <= self.plan.version:",
+        "if not plan.replaces(self.plan.version):",
         "if False:",
         "tests/load_balancer/runner/test_balancer.py::test_a_wrong_or_older_plan_changes_nothing",
     ),

@@ -343,7 +343,9 @@ class Worker:
             if not isinstance(user_config, Mapping):
                 raise PlanError(f"a plan is a mapping, not {type(user_config).__name__}")
             plan = Plan.from_dict(user_config).check(self.family.keys)
-            if plan.version <= self.plan.version:
+            if not plan.replaces(self.plan.version):
+                if plan.version > self.plan.version:
+                    raise PlanError(f"version {plan.version} is too far ahead")
                 return
             before, self.plan = self._assigned().role, plan
             self._limits.follow(plan)

@@ -70,7 +70,9 @@ class ReplicaRegistry:
         except (PlanError, TypeError, AttributeError) as error:
             log.warning("kept plan %d: %s", self.plan.version, error)
             return
-        if plan.version <= self.plan.version:
+        if not plan.replaces(self.plan.version):
+            if plan.version > self.plan.version:
+                log.warning("kept plan %d: version %d is too far ahead of it", self.plan.version, plan.version)
             return
         self.plan = plan
         self.plan_since = self._clock()
