@@ -127,6 +127,8 @@ def _set_environment() -> None:
         # Every client that reaches a Ray cluster can run code on it, so require the token.
         os.environ.setdefault("RAY_AUTH_MODE", "token")
         os.environ[SWITCH] = "1"
+        # Clients do not reach Ray Serve's own paths and headers, and connections have limits.
+        os.environ.setdefault("RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", "load_balancer.http.front_door.front_door")
         # On a busy machine Ray's GCS server needs longer than the 20 s for which Ray tries to connect to it.
         os.environ.setdefault("RAY_gcs_server_port_wait_time_s", "60")
         # On a busy machine Ray Serve's proxy needs longer than the 5 s after which Ray Serve kills it.

@@ -88,6 +88,35 @@ MUTATIONS = (
         "test_a_plan_that_no_replica_follows_does_not_keep_the_next_one_from_being_deployed",
     ),
     Mutation(
+        "clients control Ray Serve by headers",
+        "load_balancer/http/front_door.py",
+        'headers = [(name, value) for name, value in scope["headers"] if _plain(name) not in CONTROL]',
+        'headers = scope["headers"]',
+        "tests/load_balancer/http/test_front_door.py::test_headers_that_control_ray_serve_do_not_reach_it",
+    ),
+    Mutation(
+        "Ray Serve's own paths are open",
+        "load_balancer/http/front_door.py",
+        'if not path.startswith("/") or (path.startswith(OWN) and path != HEALTH):',
+        "if False:",
+        "tests/load_balancer/http/test_front_door.py::test_ray_serves_own_paths_are_closed",
+    ),
+    Mutation(
+        "a head may be of any size",
+        "load_balancer/http/connection.py",
+        "if self._pending_bytes > MOST_HEAD_BYTES:",
+        "if False:",
+        "tests/load_balancer/http/test_front_door.py::test_trailers_without_end_end_the_connection",
+    ),
+    Mutation(
+        "any number of connections may be quiet",
+        "load_balancer/http/connection.py",
+        "if len(self._quiet) > MOST_QUIET:",
+        "if False:",
+        "tests/load_balancer/http/test_front_door.py::"
+        "test_of_too_many_quiet_connections_the_oldest_is_closed_and_requests_go_on",
+    ),
+    Mutation(
         "a plan takes the rest of the configuration down",
         "deploy/serve_config.py",
         'kept = ("proxy_location", "http_options", "grpc_options", "target_capacity")',
