@@ -37,6 +37,7 @@ from deploy.supervisor import POLL_S, START_END_S, Start
 from weir import ray_private
 from weir.config import FamilyConfig, ServiceConfig, load_service
 from weir.errors import ServiceError, WeirError
+from weir.files import OTHERS
 from weir.secrecy import shown
 
 #: Timeout of the start, seconds; loading weights may include a download.
@@ -243,6 +244,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Runs one service until SIGTERM.")
     parser.add_argument("start", type=json.loads)
     start = Start(**parser.parse_args().start)
+    os.umask(OTHERS)  # what this process and those of Ray write is for this user only
     report = os.dup(1)
     os.dup2(2, 1)  # standard output is for the failure, whatever Ray prints
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)

@@ -117,6 +117,20 @@ MUTATIONS = (
         "test_of_too_many_quiet_connections_the_oldest_is_closed_and_requests_go_on",
     ),
     Mutation(
+        "Ray's files may be anywhere",
+        "deploy/cluster.py",
+        "if not is_private(folder):",
+        "if False:",
+        "tests/deploy/test_cluster.py::test_ray_gets_no_folder_that_other_users_can_reach",
+    ),
+    Mutation(
+        "a token that others can read stays as it is",
+        "deploy/cluster.py",
+        "            keep_private(token)\n",
+        "            pass\n",
+        "tests/deploy/test_cluster.py::test_rays_token_stays_in_a_home_folder_that_can_be_written",
+    ),
+    Mutation(
         "a plan takes the rest of the configuration down",
         "deploy/serve_config.py",
         'kept = ("proxy_location", "http_options", "grpc_options", "target_capacity")',

@@ -122,6 +122,14 @@ def test_nothing_listens_beyond_this_machine(guarded: Up) -> None:
     assert not strays
 
 
+def test_other_users_of_the_machine_reach_no_file_of_the_service(guarded: Up) -> None:
+    for folder in (Path(guarded.service.scratch), guarded.folder / "state"):
+        assert folder.stat().st_mode & 0o077 == 0
+    logs = [path for path in Path(guarded.service.logs).iterdir() if path.is_file()]
+    assert logs
+    assert [path for path in logs if path.stat().st_mode & 0o077] == []
+
+
 def test_a_soak_sees_every_part_of_the_service(guarded: Up) -> None:
     until = time.monotonic() + 240
     while (found := sample(guarded.service)).get(("weir's metrics", "series"), 0) < 10:  # Ray reports in intervals
