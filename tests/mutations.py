@@ -131,6 +131,21 @@ MUTATIONS = (
         "tests/deploy/test_cluster.py::test_rays_token_stays_in_a_home_folder_that_can_be_written",
     ),
     Mutation(
+        "the oldest leaves, whose ever it is",
+        "load_balancer/http/fair_room.py",
+        "largest = max(self._parts.values(), key=self._share)",
+        "largest = next(iter(self._parts.values()))",
+        "tests/load_balancer/http/test_fair_room.py::"
+        "test_the_room_is_bounded_and_a_tenant_below_its_share_keeps_everything",
+    ),
+    Mutation(
+        "a key is forgotten with its answer",
+        "load_balancer/http/jobs.py",
+        "if job.key is not None and job.error is None and job.ended is not None:",
+        "if False:",
+        "tests/load_balancer/http/test_jobs.py::test_a_key_outlives_its_answer",
+    ),
+    Mutation(
         "a plan takes the rest of the configuration down",
         "deploy/serve_config.py",
         'kept = ("proxy_location", "http_options", "grpc_options", "target_capacity")',

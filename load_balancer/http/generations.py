@@ -45,7 +45,7 @@ def generations(balancer: Balancer, rules: RequestRules, store: ImageStore, limi
         for content in encoded_images:
             # Not the id: other callers see the id when their requests resume from this one.
             name = f"{secrets.token_urlsafe(24)}.{wanted.output_format}"
-            store.put(name, content)
+            store.put(wanted.caller.tenant, name, content)
             contents.append(responses.linked(f"{job.base_url}{FILES}/{name}"))
         return responses.generated(job, images, contents)
 

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 from typing import Literal, NamedTuple
 
 from load_balancer.http.api_keys import Caller
+from load_balancer.http.fair_room import FairRoom
 from load_balancer.runner.balancer import Balancer
 from load_balancer.runner.generation_request import GenerationRequest
 from load_balancer.runner.generation_task import GeneratedImage, GenerationTask
@@ -18,9 +19,11 @@ log = logging.getLogger(__name__)
 
 #: Seconds for which the answer of an ended job is kept.
 KEPT_S = 600.0
-#: Limits of the jobs that are kept; the oldest are removed first.
+#: Limits of the jobs that are kept, which the tenants share; see :class:`~load_balancer.http.fair_room.FairRoom`.
 MOST_JOBS = 1000
 MOST_BYTES = 256 * 2**20
+#: Largest number of idempotency keys that are known after their answers had to leave, shared by the tenants too.
+MOST_KEYS = 100_000
 
 #: Largest number of ids of a job: each repetition of a request with an idempotency key has an id of its own.
 MOST_IDS = 16
@@ -129,6 +132,10 @@ class Job:
 class Jobs:
     """The running jobs, and ended jobs whose answers are kept. Bounded in number and bytes.
 
+    When there are too many, the tenant that has most loses those that ended without an answer, then its oldest. A key
+    whose answer had to leave is known until its time is over: another request with it is refused, and the same request
+    is generated again, with the same seed.
+
     Args:
         render: creates the body of an answer.
         clock: seconds of a monotonic clock, which measures lifetimes.
@@ -149,12 +156,11 @@ class Jobs:
         self._balancer = balancer
         self._render = render
         self._kept_s = kept_s
-        self._most_jobs = most_jobs
-        self._most_bytes = most_bytes
         self._clock = clock
         self._unix_time = unix_time
-        self._past: dict[Job, None] = {}  # the oldest first
-        self._past_bytes = 0
+        self._past: FairRoom[Job] = FairRoom(most_jobs, most_bytes)
+        self._answered: FairRoom[tuple[str, str]] = FairRoom(MOST_KEYS, 1)  # callers and keys without their answers
+        self._digests: dict[tuple[str, str], tuple[float, bytes]] = {}  # the end and the digest of their requests
         self._by_key: dict[tuple[str, str], Job] = {}
         self._by_id: dict[str, dict[str, Job]] = {}  # by id and name of the caller
         self._ids: dict[Job, list[str]] = {}
@@ -175,12 +181,13 @@ class Jobs:
         self._expire()
         if key is not None and (known := self._by_key.get((request.caller.name, key))) is not None:
             if known.request != request:
-                raise KeyReused(
-                    "this idempotency key was used for another request; use a new key for every request",
-                    param="Idempotency-Key",
-                )
+                raise _key_reused()
             self._name(known, request.id)
             return known, True
+        if key is not None:
+            _, digest = self._digests.get((request.caller.name, key), (0.0, None))
+            if digest is not None and digest != request.digest:
+                raise _key_reused()
         job = Job(self._balancer.begin(request), key, base_url, self._unix_time(), self._render, self._ended)
         self._name(job, job.id)
         if keep or key is not None:
@@ -214,9 +221,7 @@ class Jobs:
 
     def forget(self, job: Job) -> None:
         """Removes a job that has ended."""
-        if job in self._past:
-            del self._past[job]
-            self._past_bytes -= job.size_bytes
+        self._past.remove(job)
         self._kept.discard(job)
         self._forget_key(job)
         for id in self._ids.pop(job, ()):
@@ -246,9 +251,9 @@ class Jobs:
         if job.error is not None:
             self._forget_key(job)  # without an answer, a retry with the key generates again
         if job in self._kept:
-            self._past[job] = None
-            self._past_bytes += job.size_bytes
             self._expire()
+            for other in self._past.add(job.caller.tenant, job, job.size_bytes, useless=job.error is not None):
+                self._crowd_out(other)
         else:
             self.forget(job)
 
@@ -272,11 +277,26 @@ class Jobs:
         if job.key is not None and self._by_key.get((job.caller.name, job.key)) is job:
             del self._by_key[job.caller.name, job.key]
 
+    def _crowd_out(self, job: Job) -> None:
+        """Removes a job for want of room, and keeps its key."""
+        if job.key is not None and job.error is None and job.ended is not None:
+            name = job.caller.name, job.key
+            self._answered.remove(name)
+            self._digests[name] = job.ended, job.request.digest
+            for other in self._answered.add(job.caller.tenant, name):
+                del self._digests[other]
+        self.forget(job)
+
     def _expire(self) -> None:
         old = self._clock() - self._kept_s
-        while self._past:
-            job = next(iter(self._past))
-            crowded = len(self._past) > self._most_jobs or self._past_bytes > self._most_bytes
-            if not crowded and job.ended is not None and job.ended > old:
-                return
+        while (job := self._past.oldest) is not None and job.ended is not None and job.ended <= old:
             self.forget(job)
+        while (name := self._answered.oldest) is not None and self._digests[name][0] <= old:
+            self._answered.remove(name)
+            del self._digests[name]
+
+
+def _key_reused() -> KeyReused:
+    return KeyReused(
+        "this idempotency key was used for another request; use a new key for every request", param="Idempotency-Key"
+    )

@@ -92,7 +92,9 @@ class About(Described):
 
 class Image(Described):
     b64_json: str | None = Field(None, description="the image in base64")
-    url: str | None = Field(None, description="URL of the image, valid until newer images replace it")
+    url: str | None = Field(
+        None, description="URL of the image, valid for ten minutes, or until newer images of its tenant need the room"
+    )
     weir: About
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import uuid
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Literal
 
 from load_balancer.http.api_keys import ANONYMOUS, Caller
@@ -53,3 +54,9 @@ class GenerationRequest:
     background: str = "opaque"
     requested_size: str | None = None
     id: str = field(default_factory=lambda: uuid.uuid4().hex, compare=False)
+
+    @property
+    def digest(self) -> bytes:
+        """Digest of the fields by which requests are compared."""
+        compared = [getattr(self, it.name) for it in fields(self) if it.compare]
+        return hashlib.blake2b(repr(compared).encode(), digest_size=16).digest()

@@ -21,7 +21,7 @@ from load_balancer.runner.generation_request import GenerationRequest
 from testing.toy_family import PROFILE
 from tests.load_balancer.malformed_requests import GOOD
 from weir.config import KeyConfig, LimitsConfig
-from weir.errors import NotFound
+from weir.errors import KeyReused, NotFound
 from weir.plan import HEAVY, LIGHT
 from weir.profiles import Profile
 
@@ -356,3 +356,51 @@ async def test_another_caller_has_keys_of_its_own(balancer):
     with pytest.raises(NotFound):
         jobs.find(job.id, Caller("bob", "acme"))
     await job.answer()
+
+
+async def test_a_tenant_that_begins_and_cancels_many_jobs_makes_no_other_tenants_key_forgotten(balancer, pool):
+    jobs = Jobs(balancer, rendered)
+    mine = replace(ORDER, caller=Caller("alice", "acme"))
+    job, _ = jobs.begin(mine, "", key="k")
+    await job.answer()
+    pool.delay_s[LIGHT] = 60
+    for number in range(1100):
+        hostile = replace(ORDER, id=f"h{number}", caller=Caller("mallory", "globex"))
+        cancelled, _ = jobs.begin(hostile, "", keep=True)
+        await cancelled.cancel()
+    assert jobs.begin(mine, "", key="k") == (job, True)
+    assert job.body is not None
+
+
+async def test_jobs_without_an_answer_are_removed_first(balancer, pool):
+    jobs = Jobs(balancer, rendered, most_jobs=3)
+    answered = [await finished(jobs) for _ in range(2)]
+    pool.delay_s[LIGHT] = 60
+    cancelled = []
+    for number in range(3):
+        job, _ = jobs.begin(replace(ORDER, id=f"c{number}"), "", keep=True)
+        await job.cancel()
+        cancelled.append(job.id)
+    assert known(jobs, answered) == [True, True]
+    assert known(jobs, cancelled) == [False, False, True]
+
+
+async def test_a_key_outlives_its_answer(balancer, pool):
+    clock = Clock()
+    jobs = Jobs(balancer, rendered, most_jobs=1, kept_s=60, clock=clock)
+    request = replace(ORDER, seed=7)
+    first, _ = jobs.begin(request, "", key="k")
+    await first.answer()
+    await finished(jobs)
+    with pytest.raises(NotFound):
+        jobs.find(first.id, ORDER.caller)
+    with pytest.raises(KeyReused):
+        jobs.begin(replace(request, prompt="a blue star"), "", key="k")
+    again, existed = jobs.begin(request, "", key="k")
+    assert (again.request.seed, existed) == (7, False)
+    await again.answer()
+    await finished(jobs)
+    clock.now += 60
+    other, _ = jobs.begin(replace(request, prompt="a blue star"), "", key="k")
+    await other.answer()
+    assert len(jobs._digests) == len(jobs._answered) == 0
