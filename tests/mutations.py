@@ -146,6 +146,28 @@ MUTATIONS = (
         "tests/load_balancer/http/test_jobs.py::test_a_key_outlives_its_answer",
     ),
     Mutation(
+        "polls are free",
+        "load_balancer/http/generations.py",
+        "        repetitions.charge(caller.name, _repeated(job, answer), balancer.clock())\n",
+        "",
+        "tests/load_balancer/http/test_streaming.py::test_replays_and_polls_cost_their_caller_and_nobody_else",
+    ),
+    Mutation(
+        "every listener has a stream encoded anew",
+        "load_balancer/http/generations.py",
+        "job.stream = job.stream or EventStream(job, encoder)",
+        "job.stream = EventStream(job, encoder)",
+        "tests/load_balancer/http/test_streaming.py::test_a_stream_is_encoded_once_for_all_its_listeners",
+    ),
+    Mutation(
+        "who comes first gets all turns to encode",
+        "load_balancer/http/fair_turns.py",
+        "caller = min(able, key=lambda it: self._running[it])",
+        "caller = able[-1]",
+        "tests/load_balancer/http/test_fair_turns.py::"
+        "test_a_caller_with_many_waiting_delays_another_by_one_turn_at_most",
+    ),
+    Mutation(
         "a plan takes the rest of the configuration down",
         "deploy/serve_config.py",
         'kept = ("proxy_location", "http_options", "grpc_options", "target_capacity")',

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
-from typing import Literal, NamedTuple
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from typing import Literal, NamedTuple, Protocol
 
 from load_balancer.http.api_keys import Caller
 from load_balancer.http.fair_room import FairRoom
@@ -47,6 +47,15 @@ class Status(NamedTuple):
     estimated_s: float | None = None
 
 
+class Stream(Protocol):
+    """What a job needs of its event stream (:class:`load_balancer.http.events.EventStream`)."""
+
+    @property
+    def size_bytes(self) -> int: ...
+
+    def events(self) -> AsyncGenerator[bytes]: ...
+
+
 class Job:
     """A request that runs whether or not a client is connected. All clients get the same answer, rendered once.
 
@@ -74,6 +83,10 @@ class Job:
         #: Time of the end, in seconds of a monotonic clock; None while the job runs.
         self.ended: float | None = None
         self.error: WeirError | None = None
+        #: The events of a job that is streamed, for all its listeners.
+        self.stream: Stream | None = None
+        #: Whether a client has been sent the answer.
+        self.delivered = False
         self._body: bytes | None = None
         self._render = render
         self._on_end = ended
@@ -90,7 +103,8 @@ class Job:
 
     @property
     def size_bytes(self) -> int:
-        return self.generation.size_bytes + len(self._body or b"")
+        streamed = 0 if self.stream is None else self.stream.size_bytes
+        return self.generation.size_bytes + len(self._body or b"") + streamed
 
     async def answer(self) -> bytes:
         """Waits for the answer and returns its body; cancelling the call does not cancel the job.

@@ -259,7 +259,10 @@ STATUS: dict[str, Any] = {
     "summary": "Get the status of a request",
     "operation_id": "status",
     "tags": ["images"],
-    "responses": {200: {"model": Generation, "description": "The status"}, **errors(Unauthorized, NotFound)},
+    "responses": {
+        200: {"model": Generation, "description": "The status"},
+        **errors(Unauthorized, NotFound, RateLimited),
+    },
 }
 CANCEL: dict[str, Any] = {
     "summary": "Cancel a request",
