@@ -186,7 +186,8 @@ def test_the_official_clients_request_id_is_the_only_one_and_cancels_the_request
         [id] = answer.headers.get_list("x-request-id")
         assert answer.json()["data"][0]["weir"]["id"] == id == headers.get("x-request-id", id)
     refused = httpx.post(f"{up.url}{GENERATIONS}", json=GOOD, headers={"x-request-id": "a/b"})
-    assert (refused.status_code, refused.headers.get_list("x-request-id")) == (400, ["a/b"])
+    [id] = refused.headers.get_list("x-request-id")
+    assert (refused.status_code, id == "a/b") == (400, False)
 
 
 def test_the_official_client_streams_the_light_image_a_preview_and_the_heavy_one(up):
