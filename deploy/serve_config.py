@@ -10,7 +10,7 @@ from typing import Any
 from weir.assets import ROOT
 from weir.config import load_service
 from weir.errors import NotReady, PlanError
-from weir.plan import MOST_AHEAD, Plan
+from weir.plan import MOST_AHEAD, Plan, is_version
 
 #: Name of the application that serves images, and names of its deployments.
 APPLICATION = "weir"
@@ -96,16 +96,13 @@ def with_plan(body: Mapping[str, Any], plan: Plan) -> dict[str, Any]:
     return {**body, "applications": [changed if it is application else it for it in body["applications"]]}
 
 
-def followed_version(user_config: Any, plan: Plan) -> int:
-    """The version of a deployed plan; 0 if no replica follows it, because it is invalid or too far ahead of ``plan``.
+def followed_version(user_config: Mapping[str, Any] | None, plan: Plan) -> int:
+    """The version of a deployed plan; 0 if it is none, or so far ahead of ``plan`` that no replica follows it.
 
     So a plan that was deployed by mistake does not keep the next one from being published.
     """
-    try:
-        version = Plan.from_dict(user_config).version
-    except PlanError:
-        return 0
-    return version if version - plan.version <= MOST_AHEAD else 0
+    version = (user_config or {}).get("version", 0)
+    return version if is_version(version) and version - plan.version <= MOST_AHEAD else 0
 
 
 def deployed(details: Mapping[str, Any]) -> dict[str, Any]:

@@ -82,7 +82,7 @@ MUTATIONS = (
     Mutation(
         "a wrong plan that was deployed keeps the next one from being deployed",
         "deploy/serve_config.py",
-        "return version if version - plan.version <= MOST_AHEAD else 0",
+        "return version if is_version(version) and version - plan.version <= MOST_AHEAD else 0",
         "return version",
         "tests/deploy/test_serve_config.py::"
         "test_a_plan_that_no_replica_follows_does_not_keep_the_next_one_from_being_deployed",

@@ -39,6 +39,11 @@ def _whole(value: Any, least: int = 0) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and least <= value <= MOST
 
 
+def is_version(value: Any) -> bool:
+    """Whether a value can be the version of a plan."""
+    return _whole(value)
+
+
 class ReplicaChoice(StrEnum):
     """Which replica of the role gets a request."""
 
@@ -203,7 +208,7 @@ class Plan:
     _threshold_of: Mapping[str, float] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        if not _whole(self.version):
+        if not is_version(self.version):
             raise PlanError(f"version is {self.version!r}; it must be a whole number in 0…2^53")
         if not self.assignments:
             raise PlanError("assignments is empty; a plan needs at least one replica")
