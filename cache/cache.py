@@ -97,6 +97,8 @@ class ApproximateCache:
     Args:
         steps: steps of a whole run of the heavy variant, for requests that set none.
         judge: judge of the cached images, for selectors by confidence.
+        clock: seconds of a monotonic clock.
+        unix_time: clock of the entry records, which outlive the process.
     """
 
     def __init__(
@@ -110,7 +112,8 @@ class ApproximateCache:
         predictor: Predictor | None = None,
         levels: LevelHead | None = None,
         judge: Judge | None = None,
-        clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] = time.monotonic,
+        unix_time: Callable[[], float] = time.time,
     ):
         self.counters = Counters()
         self.catalog = catalog
@@ -122,6 +125,7 @@ class ApproximateCache:
         self.levels = levels
         self._judge = judge
         self._clock = clock
+        self._unix_time = unix_time
         self._open: OrderedDict[str, _OpenRequest] = OrderedDict()
         self._to_delete: deque[Gone] = deque(maxlen=_MOST_TO_DELETE)
 
@@ -298,7 +302,7 @@ class ApproximateCache:
                 vector = ticket.vector.astype(np.float16)
                 version = "" if self._judge is None else self._judge.version
                 self.store.remember(
-                    Record(partition, name, ticket.prompt, vector, stayed, self._clock(), sight, version)
+                    Record(partition, name, ticket.prompt, vector, stayed, self._unix_time(), sight, version)
                 )
         finally:  # a full store refuses the record, and accepts deletions
             self.sweep()

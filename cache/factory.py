@@ -98,7 +98,7 @@ def secrets(config: CacheConfig, default: str = "") -> list[bytes]:
         try:
             text = Path(config.secret_file).read_bytes()
         except OSError as error:
-            raise ConfigError(f"cache.secret_file: {config.secret_file} cannot be read: {error.strerror}") from None
+            raise ConfigError(f"cache.secret_file: the file that it names cannot be read: {error.strerror}") from None
     else:
         text = os.environ.get(SECRET, default).encode()
     found = [line.strip() for line in text.splitlines() if line.strip()] or [b""]

@@ -13,6 +13,8 @@ from rich.text import Text
 
 #: Fields of ``GET /v1/admin/plan`` that are shown.
 SHOWN = frozenset(("plan", "policy", "pin", "replicas", "actions"))
+#: Differences of clocks from here on are shown, seconds.
+SHOWN_SKEW_S = 1.0
 #: Number of actions that are shown.
 MOST_ACTIONS = 5
 
@@ -51,6 +53,9 @@ def rows_of(state: Mapping[str, Any]) -> list[tuple[str, str]]:
     for it in state["replicas"]:
         if it["state"] == "drained":
             rows.append(("drained", f"{it['id']} of rank {it['rank']}, {it['in_flight']} images in flight"))
+        if abs(skew_s := it.get("clock_skew_s", 0.0)) >= SHOWN_SKEW_S:
+            ahead = "ahead of" if skew_s > 0 else "behind"
+            rows.append(("clock", f"the host of {it['id']} is {abs(skew_s):.1f} s {ahead} the load balancer"))
     for it in state["actions"][:MOST_ACTIONS]:
         at = time.strftime("%H:%M:%S", time.localtime(it["at"]))
         until = "" if it["until"] is None else time.strftime(" until %H:%M:%S", time.localtime(it["until"]))

@@ -19,7 +19,7 @@ from deploy.cause import reason
 from weir import ray_private
 from weir.assets import import_path
 from weir.errors import ConfigError, NotReady
-from weir.files import make_folder
+from weir.files import is_private, keep_private, make_folder
 from weir.loopback import SWITCH
 from weir.own_code import FOLDER
 from weir.ports import free_port
@@ -67,7 +67,8 @@ def cluster(
         report: called with what the start waits for.
 
     Raises:
-        NotReady: Ray did not start or accept the connection; the message has the cause and the remedy.
+        NotReady: other users can reach the folder, or Ray did not start or accept the connection; the message has the
+            cause and the remedy.
     """
     _set_environment()
     if address := existing():
@@ -79,6 +80,8 @@ def cluster(
     ray_private.allow_loopback()
     # The path of a Unix socket has a maximum length, which a long TMPDIR would exceed.
     folder = folder or Path(tempfile.mkdtemp(prefix="weir-", dir="/tmp"))
+    if not is_private(folder):  # Ray gives all users all rights to its folders
+        raise NotReady(f"other users can reach {folder}, the folder of Ray's files; close it with `chmod 700 {folder}`")
     before = set(psutil.Process().children(recursive=True))
     kept = keep_token(folder)
     try:
@@ -127,6 +130,8 @@ def _set_environment() -> None:
         # Every client that reaches a Ray cluster can run code on it, so require the token.
         os.environ.setdefault("RAY_AUTH_MODE", "token")
         os.environ[SWITCH] = "1"
+        # Clients do not reach Ray Serve's own paths and headers, and connections have limits.
+        os.environ.setdefault("RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", "load_balancer.http.front_door.front_door")
         # On a busy machine Ray's GCS server needs longer than the 20 s for which Ray tries to connect to it.
         os.environ.setdefault("RAY_gcs_server_port_wait_time_s", "60")
         # On a busy machine Ray Serve's proxy needs longer than the 5 s after which Ray Serve kills it.
@@ -161,9 +166,10 @@ def _connected(address: str, report: Callable[[str], None]) -> Iterator[str]:
 
 
 def keep_token(folder: Path) -> tuple[str, ...]:
-    """Keeps Ray's token in the folder where the home folder cannot be written, as in many containers.
+    """Keeps Ray's token where only this user can read it: Ray itself would let all users of the machine read it.
 
-    Else Ray keeps it in ``~/.ray``, for further programs of the user that connect to the cluster.
+    It is in ``~/.ray``, for further programs of the user that connect to the cluster, or in the folder where the home
+    folder cannot be written, as in many containers.
 
     Returns:
         The environment variables that were set.
@@ -171,19 +177,25 @@ def keep_token(folder: Path) -> tuple[str, ...]:
     names = ("RAY_AUTH_TOKEN_PATH", "RAY_AUTH_TOKEN")
     if os.environ["RAY_AUTH_MODE"] != "token" or any(name in os.environ for name in names):
         return ()
-    home = Path.home() / ".ray"
-    if os.access(home / "auth_token", os.R_OK):
-        return ()
+    token = Path.home() / ".ray" / "auth_token"
     try:
-        make_folder(home)
-    except ConfigError as error:
+        if not os.access(token, os.R_OK):
+            make_folder(token.parent)
+            _write_token(token)
+        else:
+            keep_private(token)
+    except (ConfigError, OSError) as error:
         token = folder / "auth_token"
-        token.touch(mode=0o600)
-        token.write_text(secrets.token_hex(32))
+        _write_token(token)
         os.environ[names[0]] = str(token)
-        _log.warning("Ray's token is in %s, because of the home folder: %s", token, error.message)
+        _log.warning("Ray's token is in %s, because of the home folder: %s", token, error)
         return names[:1]
     return ()
+
+
+def _write_token(token: Path) -> None:
+    token.touch(mode=0o600, exist_ok=False)
+    token.write_text(secrets.token_hex(32))
 
 
 @contextmanager

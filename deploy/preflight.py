@@ -7,6 +7,7 @@ import math
 import os
 import shutil
 import socket
+import stat
 import subprocess
 import sys
 import tempfile
@@ -23,6 +24,7 @@ from deploy.cluster import existing
 from load_balancer.shared.store import state_url
 from weir.config import FamilyConfig, ServiceConfig
 from weir.errors import ConfigError, ServiceError
+from weir.files import is_private
 from weir.logs import log_format
 from weir.tracing import endpoint
 from workers.models import stored_weights
@@ -69,7 +71,7 @@ def preflight(service: ServiceConfig, family: FamilyConfig, report: Callable[[st
         report: called with what is checked next.
 
     Returns:
-        Warnings: sentences on what is missing and not needed.
+        Warnings: sentences on what is missing and not needed, and on secrets that other users can read.
 
     Raises:
         ConfigError: the service does not fit this machine, its Redis is unsuitable, or the environment names an unknown
@@ -86,8 +88,9 @@ def preflight(service: ServiceConfig, family: FamilyConfig, report: Callable[[st
         report("the weights and the memory of this machine")
         stored_weights.check_available(family)
         check_machine(service, family)
+    warnings = open_secrets(service)
     if service.cache.mode == "off" and not service.shared:
-        return []
+        return warnings
     report("an answer of Redis")
     if starts_redis(service):
         if existing():
@@ -97,8 +100,20 @@ def preflight(service: ServiceConfig, family: FamilyConfig, report: Callable[[st
         server_binary()
         if service.cache.mode != "off":
             check_budget(service, free_memory())
-    warning = check_redis(service.cache)
-    return [warning] if warning else []
+    if warning := check_redis(service.cache):
+        warnings.append(warning)
+    return warnings
+
+
+def open_secrets(service: ServiceConfig) -> list[str]:
+    """A warning for each file with a secret that other users of this machine can read."""
+    files = {"cache.secret_file": service.cache.secret_file, "keys_file": service.keys_file}
+    files["RAY_AUTH_TOKEN_PATH"] = os.environ.get("RAY_AUTH_TOKEN_PATH")
+    return [
+        f"other users of this machine can read the file that {name} names; close it with `chmod 600`"
+        for name, path in files.items()
+        if path is not None and Path(path).is_file() and not is_private(Path(path))
+    ]
 
 
 def starts_redis(service: ServiceConfig) -> bool:
@@ -269,6 +284,9 @@ def chosen(places: Sequence[Place]) -> str:
 
 def _place(path: str) -> Place:
     try:
+        found = Path(path).stat()
+        if found.st_mode & stat.S_IWOTH and not found.st_mode & stat.S_ISVTX:
+            return Place(path, problem="other users can rename what is in it; set its sticky bit with `chmod +t`")
         with tempfile.TemporaryFile(dir=path):
             return Place(path, shutil.disk_usage(path).free)
     except OSError as error:

@@ -12,7 +12,7 @@ import requests
 from ray.dashboard.modules.serve.sdk import ServeSubmissionClient
 
 from deploy.cause import cause, reason
-from deploy.serve_config import APPLICATION, POOL, deployed, with_plan
+from deploy.serve_config import APPLICATION, POOL, deployed, followed_version, with_plan
 from weir.errors import NotReady
 from weir.plan import Plan
 from weir.proxies import DIRECT
@@ -45,8 +45,8 @@ def is_applied(details: dict[str, Any], plan: Plan) -> bool:
         return False
     pool = deployments.get(POOL, {})
     running = sum(it["state"] == "RUNNING" for it in pool.get("replicas", ()))
-    given = pool.get("deployment_config", {}).get("user_config") or {}
-    return given.get("version", 0) >= plan.version and running == len(plan.assignments)
+    given = followed_version(pool.get("deployment_config", {}).get("user_config"), plan)
+    return given >= plan.version and running == len(plan.assignments)
 
 
 def pending(details: dict[str, Any], plan: Plan) -> str:

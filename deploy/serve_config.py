@@ -10,7 +10,7 @@ from typing import Any
 from weir.assets import ROOT
 from weir.config import load_service
 from weir.errors import NotReady, PlanError
-from weir.plan import Plan
+from weir.plan import MOST_AHEAD, Plan, is_version
 
 #: Name of the application that serves images, and names of its deployments.
 APPLICATION = "weir"
@@ -91,7 +91,7 @@ def with_plan(body: Mapping[str, Any], plan: Plan) -> dict[str, Any]:
     if application is None:
         raise NotReady(f"no application {APPLICATION} is deployed by a configuration; use `weir up` or `serve deploy`")
     deployments = {it["name"]: it for it in application.get("deployments", ())}
-    current = (deployments.get(POOL, {}).get("user_config") or {}).get("version", 0)
+    current = followed_version(deployments.get(POOL, {}).get("user_config"), plan)
     if current >= plan.version:
         raise PlanError(f"plan {plan.version} is outdated: plan {current} is deployed")
     fields = plan.to_dict()
@@ -99,6 +99,15 @@ def with_plan(body: Mapping[str, Any], plan: Plan) -> dict[str, Any]:
         deployments[name] = {"name": name, **deployments.get(name, {}), **more, "user_config": fields}
     changed = {**application, "deployments": list(deployments.values())}
     return {**body, "applications": [changed if it is application else it for it in body["applications"]]}
+
+
+def followed_version(user_config: Mapping[str, Any] | None, plan: Plan) -> int:
+    """The version of a deployed plan; 0 if it is none, or so far ahead of ``plan`` that no replica follows it.
+
+    So a plan that was deployed by mistake does not keep the next one from being published.
+    """
+    version = (user_config or {}).get("version", 0)
+    return version if is_version(version) and version - plan.version <= MOST_AHEAD else 0
 
 
 def deployed(details: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,6 @@ import ctypes
 import json
 import logging
 import os
-import re
 import secrets
 import shutil
 import signal
@@ -28,7 +27,7 @@ import yaml
 
 from cache.factory import SECRET, URL
 from cache.store.redis_server import RedisServer
-from deploy import front_door
+from deploy import haproxy
 from deploy.cause import reason
 from deploy.cluster import cluster, end, existing, targets_file
 from deploy.local import readiness
@@ -39,7 +38,9 @@ from deploy.supervisor import POLL_S, START_END_S, Start
 from weir import ray_private
 from weir.config import BATCH_SLACK, FamilyConfig, ServiceConfig, load_service
 from weir.errors import ServiceError, WeirError
+from weir.files import OTHERS
 from weir.ports import free_port
+from weir.secrecy import shown
 
 #: Timeout of the start, seconds; loading weights may include a download.
 UP_TIMEOUT_S = 1800.0
@@ -115,7 +116,7 @@ def _run(
             progress.update(cache_url=redis.url, cache_secret=os.environ.get(SECRET, ""))
         (scratch / "ray").mkdir()
         if service.balancers > 1:
-            stack.enter_context(_front_door(scratch / "door", service))
+            stack.enter_context(_haproxy(scratch / "door", service))
         progress.update(connecting_to=existing() or "")
         dashboard = stack.enter_context(
             cluster(
@@ -211,9 +212,9 @@ def _redis(service: ServiceConfig, scratch: Path) -> Iterator[RedisServer]:
 
 
 @contextmanager
-def _front_door(folder: Path, service: ServiceConfig) -> Iterator[None]:
+def _haproxy(folder: Path, service: ServiceConfig) -> Iterator[None]:
     """Has Ray, started after this, put its HAProxy before several load balancers."""
-    given = front_door.environment(folder, (free_port(), free_port()), BATCH_SLACK * service.slo_s)
+    given = haproxy.environment(folder, (free_port(), free_port()), BATCH_SLACK * service.slo_s)
     given = {name: value for name, value in given.items() if name not in os.environ}
     os.environ.update(given)
     try:
@@ -224,10 +225,9 @@ def _front_door(folder: Path, service: ServiceConfig) -> Iterator[None]:
 
 
 def effective(service: ServiceConfig, family: FamilyConfig) -> str:
-    """The configuration with all defaults, as YAML without the passwords of URLs."""
+    """The configuration with all defaults, as YAML without what may be a secret."""
     fields = {"service": service.model_dump(mode="json"), "family": family.model_dump(mode="json")}
-    text = yaml.safe_dump(fields, sort_keys=False).rstrip()
-    return re.sub(r"(//[^/@\s]*):[^/@\s]*@", r"\1:***@", text)
+    return yaml.safe_dump(shown(fields), sort_keys=False).rstrip()
 
 
 def _adopt_orphans() -> None:
@@ -261,6 +261,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Runs one service until SIGTERM.")
     parser.add_argument("start", type=json.loads)
     start = Start(**parser.parse_args().start)
+    os.umask(OTHERS)  # what this process and those of Ray write is for this user only
     report = os.dup(1)
     os.dup2(2, 1)  # standard output is for the failure, whatever Ray prints
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)

@@ -75,7 +75,7 @@ class StateFile:
             ServiceError: a service with this name starts or is up.
         """
         try:
-            make_folder(self.path.parent)
+            make_folder(self.path.parent, private=True)
         except ConfigError as error:
             problem = error.message.removesuffix("; name another")
             raise ConfigError(f"{problem}; it keeps the state of services, so start Weir where you can write") from None

@@ -131,7 +131,7 @@ class LoadBalancer:
         Args:
             cursors: how far the controller has read each load balancer.
         """
-        self.balancer.metrics.counters_read(time.time())
+        self.balancer.metrics.counters_read(self.balancer.clock())
         return self._name, self.balancer.counters(*cursors.get(self._name, ()))
 
     async def shadow_sample(self, levels: list[tuple[str, int]]) -> dict[str, Any] | None:

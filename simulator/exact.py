@@ -276,7 +276,7 @@ class SimulatedPool:
         ]
 
     async def generate(self, replica: str, variant: str, request: dict[str, Any], role: str) -> dict[str, Any]:
-        wanted, it = ImageRequest.from_dict(request), self.replicas[replica]
+        wanted, it = ImageRequest.from_dict(request, asyncio.get_running_loop().time()), self.replicas[replica]
         await self._way()
         state, fetch_s = await self._fetched(wanted, variant)
         if not it.alive:

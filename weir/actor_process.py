@@ -15,16 +15,18 @@ import psutil
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from weir.processes import is_same, started_s
+
 #: Namespace of Serve's actors.
 NAMESPACE = "serve"
 
 
 def own_process() -> dict[str, Any] | None:
-    """What is needed to end this process: the actor's name, its node, process id and start time (unix time, seconds);
-    None outside a cluster."""
+    """What is needed to end this process: the actor's name, its node, process id and start
+    (:func:`weir.processes.started_s`); None outside a cluster."""
     if not ray.is_initialized() or (actor := ray.get_runtime_context().get_actor_name()) is None:
         return None
-    pid, started = os.getpid(), psutil.Process().create_time()
+    pid, started = os.getpid(), started_s(os.getpid())
     return {"actor": actor, "node": ray.get_runtime_context().get_node_id(), "pid": pid, "started": started}
 
 
@@ -47,7 +49,7 @@ def kill(pid: int, started: float) -> None:
     """Kills the process of this machine with the id, unless a later process has got the id: the start times must
     match."""
     try:
-        if psutil.Process(pid).create_time() == started:
+        if is_same(started_s(pid), started):
             os.kill(pid, signal.SIGKILL)
     except (psutil.NoSuchProcess, ProcessLookupError):
         pass

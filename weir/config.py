@@ -20,6 +20,7 @@ from weir.core import ImageSize
 from weir.errors import ConfigError
 from weir.own_code import is_own
 from weir.plan import HEAVY, LIGHT, Assignment, Plan
+from weir.secrecy import MAY_HOLD_SECRETS, key_name, without_credentials
 from weir.yaml_files import read_mapping, whole_number
 
 Scheduler = Literal["ddim", "euler", "euler-trailing"]
@@ -307,7 +308,9 @@ class CacheConfig(_Strict):
 
     mode: Literal["off", "read", "read-write"] = Field("off", description="default for requests that do not specify it")
     url: str | None = Field(
-        None, description="Redis; default: the environment's WEIR_CACHE_URL, or a server that `weir up` starts"
+        None,
+        repr=False,
+        description="Redis; default: the environment's WEIR_CACHE_URL, or a server that `weir up` starts",
     )
     tls_ca: str | None = Field(None, description="CA certificates for a rediss:// server")
     secret_file: str | None = Field(
@@ -517,6 +520,9 @@ class ServiceConfig(_Strict):
 
 Model = TypeVar("Model", bound=BaseModel)
 
+#: Types of pydantic's errors about a value that no key takes: it may be a secret under a mistyped key.
+_UNQUOTED = frozenset(("missing", "extra_forbidden", "model_type", "model_attributes_type", "dict_type"))
+
 
 def read_yaml(path: Path | str, model: type[Model], *, quoted: bool = True) -> Model:
     """Reads and validates a YAML file.
@@ -533,7 +539,7 @@ def read_yaml(path: Path | str, model: type[Model], *, quoted: bool = True) -> M
         return _validated(model, fields)
     except ValidationError as error:
         problems = error.errors()
-    unknown = [str(it["loc"][0]) for it in problems if it["type"] == "extra_forbidden" and len(it["loc"]) == 1]
+    unknown = [key_name(it["loc"][0]) for it in problems if it["type"] == "extra_forbidden" and len(it["loc"]) == 1]
     if 2 * len(unknown) > len(fields):
         kind = model.__name__.removesuffix("Config").lower()
         raise ConfigError(
@@ -548,12 +554,15 @@ def _said(problem: ErrorDetails, model: type[BaseModel], fields: dict[str, Any],
     loc = problem["loc"]
     if len(loc) > 1 and loc[0] not in fields and loc[1] in fields:
         loc = loc[1:]  # for the short form, the key in the file
-    key = ".".join(str(k) for k in loc) or "(whole file)"
+    key = ".".join(map(key_name, loc)) or "(whole file)"
     given = problem.get("input")
-    show = quoted and not isinstance(given, dict) and problem["type"] != "missing"
+    show = quoted and problem["type"] not in _UNQUOTED and MAY_HOLD_SECRETS.isdisjoint(loc)
+    show = show and not isinstance(given, dict)
     shown = f" (given: {reprlib.repr(given) if isinstance(given, list) else repr(given)})" if show else ""
     remedy = f"; known keys: {', '.join(model.model_fields)}"
-    return f"{key}: {problem['msg']}{shown}{remedy if problem['type'] == 'extra_forbidden' and len(loc) == 1 else ''}"
+    if problem["type"] != "extra_forbidden" or len(loc) > 1:
+        remedy = ""
+    return without_credentials(f"{key}: {problem['msg']}{shown}") + remedy
 
 
 def _validated(model: type[Model], fields: dict[str, Any]) -> Model:

@@ -93,7 +93,9 @@ class ImageRequest:
 
     Attributes:
         id: unique among all requests ever.
-        deadline: unix time, seconds, by which the answer has to be ready; workers serve the most urgent first.
+        deadline: time by which the answer has to be ready, in seconds of the monotonic clock of the process that has
+            the request; workers serve the most urgent first. The wire has the time that is left, because every host has
+            a clock of its own.
         overrides: of the last variant of the chain.
         resume, warm_start: where the run starts; None, None: from noise. A resume that fails falls back to the warm
             start, and then to noise.
@@ -127,24 +129,34 @@ class ImageRequest:
     request_id: str = ""
     traceparent: str = ""
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data for the wire; :meth:`from_dict` reads it back."""
-        return asdict(self)
+    def to_dict(self, now: float) -> dict[str, Any]:
+        """Plain data for the wire; :meth:`from_dict` reads it back. ``left_s`` takes the place of the deadline.
+
+        Args:
+            now: time of the clock of :attr:`deadline`.
+        """
+        fields = asdict(self)
+        fields["left_s"] = fields.pop("deadline") - now
+        return fields
 
     @classmethod
-    def from_dict(cls, given: Mapping[str, Any]) -> ImageRequest:
-        """Reads what :meth:`to_dict` wrote.
+    def from_dict(cls, given: Mapping[str, Any], now: float) -> ImageRequest:
+        """Reads what :meth:`to_dict` wrote, in a process whose monotonic clock shows ``now``.
 
         Raises:
-            TypeError: a field is unknown or missing.
+            TypeError, ValueError: a field is unknown, missing or of another type.
         """
+        if "left_s" not in given:
+            raise TypeError("left_s is missing")
+        fields = dict(given)
         resume, warm = given.get("resume"), given.get("warm_start")
-        nested = {
+        converted = {
+            "deadline": now + float(fields.pop("left_s")),
             "overrides": Overrides(**given.get("overrides", {})),
             "resume": None if resume is None else Resume(**resume),
             "warm_start": None if warm is None else WarmStart(**warm),
         }
-        return cls(**{**given, **nested})
+        return cls(**{**fields, **converted})
 
 
 @dataclass(frozen=True, slots=True)

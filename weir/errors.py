@@ -4,6 +4,7 @@ WeirError
 ├── InvalidRequest      400  a field of a request is invalid (``param`` names it)
 │   ├── UnknownModel    404
 │   ├── NotFound        404  the resource does not exist, has expired, or belongs to another client
+│   ├── HeadersTooLarge 431  the head of a request is too large, or has too many headers
 │   └── KeyReused       422  an idempotency key was used before with another request
 ├── Unauthorized        401  the API key is missing or unknown
 ├── Forbidden           403  the API key lacks the scope that the call needs
@@ -71,6 +72,11 @@ class KeyReused(InvalidRequest):
 class BodyTooLarge(InvalidRequest):
     status = 413
     code = "body_too_large"
+
+
+class HeadersTooLarge(InvalidRequest):
+    status = 431
+    code = "headers_too_large"
 
 
 class Cancelled(WeirError):

@@ -9,6 +9,9 @@ from pathlib import Path
 
 from weir.errors import ConfigError
 
+#: The rights of other users than the owner.
+OTHERS = 0o077
+
 
 def file_format(path: Path, known: Sequence[str], option: str = "--out") -> str:
     """Returns the format that the extension of a file names, in lower case and without the dot.
@@ -50,19 +53,42 @@ def check_place(path: Path) -> None:
         raise ConfigError(f"{path}: cannot be written: {error.strerror}") from None
 
 
-def make_folder(folder: Path) -> None:
+def make_folder(folder: Path, *, private: bool = False) -> None:
     """Creates a folder if it is missing, and checks that files can be written in it. Call it before the work.
 
+    Args:
+        private: closes the folder to other users of the machine.
+
     Raises:
-        ConfigError: no file can be written; the message names the folder.
+        ConfigError: no file can be written, or a private folder belongs to another user; the message names the folder.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        if private:
+            keep_private(folder)
         draft = _draft(folder / "a")
         draft.touch()
         draft.unlink()
     except OSError as error:
         raise ConfigError(f"{folder}: cannot write in this folder: {error.strerror}; name another") from None
+
+
+def keep_private(path: Path) -> None:
+    """Takes all rights to a file or folder from other users.
+
+    Raises:
+        OSError: it belongs to another user, or there is none.
+    """
+    mode = path.stat().st_mode
+    if mode & OTHERS:
+        path.chmod(mode & 0o7777 & ~OTHERS)
+
+
+def is_private(path: Path) -> bool:
+    """Whether only its owner, which is the user of this process, can reach a file or folder: by its own rights, or by
+    those of a folder above it."""
+    found = (it.stat() for it in (path, *path.resolve().parents))
+    return any(it.st_uid == os.getuid() and not it.st_mode & OTHERS for it in found)
 
 
 @contextmanager

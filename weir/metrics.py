@@ -217,6 +217,13 @@ ADMIN_ACTIONS = Metric(
     _LB,
     (Label("action", ("pin", "unpin", "policy", "drain", "return", "purge")),),
 )
+CLOCK_SKEW = Metric(
+    "weir_clock_skew_seconds",
+    "gauge",
+    "Largest difference between the wall clock of a replica's host and the load balancer's. No deadline depends on it; "
+    "times in logs of different hosts do.",
+    _LB,
+)
 CONTROLLER_SILENT = Metric(
     "weir_controller_silent_seconds",
     "gauge",

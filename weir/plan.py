@@ -24,16 +24,24 @@ from weir.errors import PlanError
 LIGHT, HEAVY = "light", "heavy"
 #: Origin of a plan that contains an operator's pin; see :mod:`weir.pin`.
 PINNED = "pin"
-#: Plans are counted from 0; a version beyond this is a mistake, and no later plan could replace it.
-MAX_VERSION = 2**53
+#: Largest whole number in a plan: JSON readers agree on numbers up to it.
+MOST = 2**53
+#: A plan that is further ahead of the one in force is a mistake. One plan a second needs 136 years for as many, so that
+#: whatever plan is in force, there is always a next one.
+MOST_AHEAD = 2**32
 
 
 def _finite(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+def _whole(value: Any, least: int = 0) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= MOST
+
+
+def is_version(value: Any) -> bool:
+    """Whether a value can be the version of a plan."""
+    return _whole(value)
 
 
 class ReplicaChoice(StrEnum):
@@ -93,8 +101,10 @@ class LevelRouting:
         if len(set(names)) < len(names):
             raise PlanError(f"routing.levels has the names {', '.join(names)}; each level needs its own")
         for level in self.levels:
-            if level.skipped < 0 or (level.steps is not None and level.steps < 1):
+            if not (_whole(level.skipped) and (level.steps is None or _whole(level.steps, 1))):
                 raise PlanError(f"routing: level {level.name} must skip at least 0 steps and run at least 1")
+        if not isinstance(self.hurry, bool):
+            raise PlanError(f"routing.hurry is {self.hurry!r}; it must be true or false")
         if not self.shares:
             raise PlanError("routing.shares is empty; give one row for each class of prompts")
         for row in self.shares:
@@ -153,10 +163,12 @@ class Rules:
         need(_finite(self.heavy_entry) and 0 <= self.heavy_entry <= 1, "heavy_entry", "lie in 0…1")
         drop = self.drop_after_s
         need(drop is None or (_finite(drop) and drop > 0), "drop_after_s", "be above 0")
+        for name in ("light_fallback", "dispatch_again", "reuse"):
+            need(isinstance(getattr(self, name), bool), name, "be true or false")
         need(self.direct is None or (_finite(self.direct) and 0 <= self.direct <= 1), "direct", "lie in 0…1")
-        need(_whole(self.heavy_levels) and self.heavy_levels >= 0, "heavy_levels", "be a whole number of at least 0")
+        need(_whole(self.heavy_levels), "heavy_levels", "be a whole number of at least 0")
         steps = self.heavy_steps
-        need(steps is None or (_whole(steps) and steps >= 1), "heavy_steps", "be a whole number of at least 1")
+        need(steps is None or _whole(steps, 1), "heavy_steps", "be a whole number of at least 1")
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,7 +208,7 @@ class Plan:
     _threshold_of: Mapping[str, float] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        if not _whole(self.version) or not 0 <= self.version <= MAX_VERSION:
+        if not is_version(self.version):
             raise PlanError(f"version is {self.version!r}; it must be a whole number in 0…2^53")
         if not self.assignments:
             raise PlanError("assignments is empty; a plan needs at least one replica")
@@ -204,7 +216,7 @@ class Plan:
             raise PlanError(f"chain is {list(self.chain)}; it must name at least one variant, and each once")
         roles = set(self.chain) | ({level.role for level in self.routing.levels} if self.routing else set())
         for rank, a in enumerate(self.assignments):
-            if not _whole(a.batch_size) or a.batch_size < 1:
+            if not _whole(a.batch_size, 1):
                 raise PlanError(f"assignments[{rank}].batch_size is {a.batch_size!r}; it must be at least 1")
             if a.role not in roles:
                 raise PlanError(f"assignments[{rank}].role is {a.role!r}; the plan has {', '.join(sorted(roles))}")
@@ -306,6 +318,13 @@ class Plan:
                 raise PlanError(f"level {level.name} is of the variant {level.variant!r}; the replicas hold {held}")
         return self
 
+    def replaces(self, version: int) -> bool:
+        """Whether this plan takes the place of one with ``version``: it is newer, and at most :data:`MOST_AHEAD` ahead.
+
+        A consumer that holds a plan far ahead of the others', by whatever mistake, takes the next version after it.
+        """
+        return 0 < self.version - version <= MOST_AHEAD
+
     def with_thresholds(self, thresholds: Iterable[float], version: int) -> Plan:
         """The same plan with other thresholds."""
         return replace(self, version=version, thresholds=tuple(thresholds))
@@ -381,7 +400,7 @@ def _routing(given: Mapping[str, Any]) -> LevelRouting:
     return LevelRouting(
         levels=tuple(Level(**level) for level in given["levels"]),
         shares=tuple(tuple(map(_number, row)) for row in given["shares"]),
-        hurry=bool(given.get("hurry", False)),
+        hurry=given.get("hurry", False),
     )
 
 

@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 import yaml
 
 from weir.errors import ConfigError
+from weir.secrecy import key_name
 
 _STRING, _NULL, _MERGE = (f"tag:yaml.org,2002:{kind}" for kind in ("str", "null", "merge"))
 #: Largest number of values in a file; a few nested aliases could stand for billions.
@@ -86,7 +87,7 @@ def read_mapping(path: Path, *, quoted: bool = True) -> dict[str, Any]:
             )
         fields = None if node is None else loader.construct_document(node)
     except DuplicateKey as error:
-        name = f"the key {error.key}" if quoted else "a key"
+        name = f"the key {key_name(error.key)}" if quoted else "a key"
         raise ConfigError(
             f"{path}: line {error.line}: {name} is given twice, first in line {error.first_line}; drop one"
         ) from None

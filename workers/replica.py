@@ -145,7 +145,7 @@ class Worker:
         self, variant: str, request: dict[str, Any], role: str, show: Callable[[dict[str, Any]], None] | None
     ) -> dict[str, Any]:
         try:
-            parsed = ImageRequest.from_dict(request)
+            parsed = ImageRequest.from_dict(request, time.monotonic())
         except (TypeError, ValueError) as error:
             name = str(request.get("id", "")) if isinstance(request, Mapping) else ""
             return self._error_result(name, InvalidRequest(f"not a request for a worker: {error}")).to_dict()
@@ -335,7 +335,7 @@ class Worker:
         If an image fails, the replica is no longer ready: it gets no more requests, and Serve replaces it.
         """
         for variant in self.family.keys:
-            size, now = self.family.size, time.time()
+            size, now = self.family.size, time.monotonic()
             request = ImageRequest("self-test", "", 0, size, size, now, overrides=Overrides(steps=_SELF_TEST_STEPS))
             outcome = await self._denoise(denoise_job(self.family, variant, request), None)
             if outcome.output.error is not None:
@@ -365,7 +365,9 @@ class Worker:
             if not isinstance(user_config, Mapping):
                 raise PlanError(f"a plan is a mapping, not {type(user_config).__name__}")
             plan = Plan.from_dict(user_config).check(self.family.keys)
-            if plan.version <= self.plan.version:
+            if not plan.replaces(self.plan.version):
+                if plan.version > self.plan.version:
+                    raise PlanError(f"version {plan.version} is too far ahead")
                 return
             before, self.plan = self._assigned().role, plan
             self._limits.follow(plan)
@@ -416,6 +418,7 @@ class Worker:
             "running": self._loop.running,
             "ready": self.ready,
             "failures": dict(self.failures),
+            "unix_time": time.time(),
         }
 
     async def check_health(self) -> None:

@@ -5,6 +5,8 @@ export HF_HOME="${HF_HOME:-$HOME/.cache/huggingface}"
 export RAY_USAGE_STATS_ENABLED=0
 # A replica that failed three health checks will not finish its requests, so Ray Serve need not wait for them.
 export RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS=1
+# Clients do not reach Ray Serve's own paths and headers, and connections have limits.
+export RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH=load_balancer.http.front_door.front_door
 # By default glibc gives every thread a malloc arena of its own, and processes with many threads keep growing.
 export MALLOC_ARENA_MAX=2
 export RAY_AUTH_MODE=token

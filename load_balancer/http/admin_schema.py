@@ -110,6 +110,9 @@ class Replica(Described):
     in_flight: int = Field(description="images that it has and has not answered")
     node: str | None = Field(description="id of its Ray node")
     pid: int | None = Field(description="process id")
+    clock_skew_s: float = Field(
+        description="seconds by which the wall clock of its host is ahead of the load balancer's; negative: behind"
+    )
 
 
 class AdminAction(Described):

@@ -97,7 +97,7 @@ def create_app(
     async def file(name: str) -> Response:
         content = await store.get(name)
         if content is None:
-            return failure(NotFound("there is no such file, or newer files replaced it", param="name"))
+            return failure(NotFound("there is no such file, or its time is over", param="name"))
         return Response(content, media_type=f"image/{name.rpartition('.')[2]}")
 
     @app.get("/v1/live", **LIVE)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import logging
@@ -10,9 +11,9 @@ from collections import Counter
 from collections.abc import AsyncGenerator
 from typing import Any
 
-from load_balancer.http.image_encoding import encoded
+from load_balancer.http.image_encoding import ImageEncoder
 from load_balancer.http.jobs import UNFORESEEN, AnyJob, Job
-from load_balancer.http.remote_job import RemoteJob
+from load_balancer.http.remote_job import RemoteJob, Stream
 from load_balancer.http.responses import about, settings, to_json
 from load_balancer.runner.generation_task import GeneratedImage, PartialImage
 from weir.errors import WeirError
@@ -23,49 +24,114 @@ PARTIAL = "image_generation.partial_image"
 COMPLETED = "image_generation.completed"
 
 
-async def events(job: AnyJob) -> AsyncGenerator[bytes]:
-    """Yields at most ``partial_images`` partial events for each image, and then its completed event.
+class EventStream:
+    """The events of a streamed job. They are encoded once, however many clients listen.
 
-    A failure ends the stream with an ``error`` event. ``weir.image`` is the index of the image that an event belongs
-    to. A job of another load balancer has completed events only.
+    There are at most ``partial_images`` partial events for each image, and then its completed event. A failure ends the
+    stream with an ``error`` event. ``weir.image`` is the index of the image that an event belongs to.
     """
-    try:
-        async for event in _from_record(job) if isinstance(job, RemoteJob) else _from_images(job):
-            yield event
-    except WeirError as error:
-        yield _event("error", error.to_dict())
-    except Exception:
-        log.exception("a stream failed")
-        yield _event("error", WeirError(UNFORESEEN).to_dict())
+
+    def __init__(self, job: Job, encoder: ImageEncoder):
+        self._job = job
+        self._encoder = encoder
+        self._events: list[bytes] = []
+        self._images: dict[int, bytes] = {}
+        self._changed = asyncio.Event()
+        self._encoding = asyncio.create_task(self._encode())
+
+    @property
+    def size_bytes(self) -> int:
+        """Size of all events."""
+        return sum(map(len, self._events))
+
+    async def events(self) -> AsyncGenerator[bytes]:
+        """Yields all events so far, then those that follow, up to the last one."""
+        seen = 0
+        while True:
+            while seen < len(self._events):
+                seen += 1
+                yield self._events[seen - 1]
+            if self._encoding.done():
+                return
+            await self._changed.wait()
+
+    async def images(self) -> list[bytes]:
+        """Waits for the finished images, in the format of the client and the order of their seeds.
+
+        Raises:
+            WeirError: an image could not be encoded.
+        """
+        await asyncio.shield(self._encoding)
+        if len(self._images) < self._job.request.n:
+            raise WeirError(UNFORESEEN)
+        images, self._images = self._images, {}  # from now on they are in the events only
+        return [images[index] for index in sorted(images)]
+
+    async def _encode(self) -> None:
+        shown: Counter[int] = Counter()
+        request = self._job.request
+        try:
+            async for event in self._job.generation.events():
+                if isinstance(event, GeneratedImage):
+                    self._images[event.index] = image = await self._encoded(event.result.image)
+                    self._add(_completed(self._job, event, image))
+                elif shown[event.index] < request.partial_images:
+                    number = shown[event.index]
+                    shown[event.index] += 1
+                    # A preview has the size of the latent. Clients show it in place of the finished image, so it is
+                    # enlarged.
+                    image = await self._encoded(event.image, (request.width, request.height))
+                    self._add(_partial(self._job, event, image, number))
+        except WeirError as error:
+            self._add(_event("error", error.to_dict()))
+        except Exception:
+            log.exception("a stream failed")
+            self._add(_event("error", WeirError(UNFORESEEN).to_dict()))
+        finally:
+            asyncio.get_running_loop().call_soon(self._changed.set)
+
+    async def _encoded(self, png: bytes, size: tuple[int, int] | None = None) -> bytes:
+        request = self._job.request
+        caller = request.caller.name
+        return await self._encoder.encoded(caller, png, request.output_format, request.compression, size)
+
+    def _add(self, event: bytes) -> None:
+        self._events.append(event)
+        self._changed.set()
+        self._changed = asyncio.Event()
 
 
-async def _from_images(job: Job) -> AsyncGenerator[bytes]:
-    shown: Counter[int] = Counter()
-    async for event in job.generation.events():
-        if isinstance(event, GeneratedImage):
-            yield await _completed(job, event)
-        elif shown[event.index] < job.request.partial_images:
-            number = shown[event.index]
-            shown[event.index] += 1
-            yield await _partial(job, event, number)
+class RecordedStream:
+    """The events of a job that another load balancer runs or ran: completed images only, from its answer."""
+
+    size_bytes = 0
+
+    def __init__(self, job: RemoteJob):
+        self._job = job
+
+    async def events(self) -> AsyncGenerator[bytes]:
+        """Waits for the answer, and yields its events."""
+        try:
+            for index, image in enumerate(json.loads(await self._job.answer())["data"]):
+                fields = {"weir": {"image": index, **image["weir"]}}
+                yield _image_event(self._job, COMPLETED, image["b64_json"].encode(), fields)
+        except WeirError as error:
+            yield _event("error", error.to_dict())
 
 
-async def _from_record(job: RemoteJob) -> AsyncGenerator[bytes]:
-    for index, image in enumerate(json.loads(await job.answer())["data"]):
-        fields = {"weir": {"image": index, **image["weir"]}}
-        yield _image_event(job, COMPLETED, image["b64_json"].encode(), fields)
+def stream_of(job: AnyJob, encoder: ImageEncoder) -> Stream:
+    """The event stream of a job, the same one for all its listeners."""
+    if job.stream is None:
+        job.stream = RecordedStream(job) if isinstance(job, RemoteJob) else EventStream(job, encoder)
+    return job.stream
 
 
-async def _partial(job: Job, event: PartialImage, number: int) -> bytes:
+def _partial(job: Job, event: PartialImage, image: bytes, number: int) -> bytes:
     partial = {"image": event.index, "role": event.variant, "step": event.step}
-    request = job.request
-    # A preview has the size of the latent. Clients show it in place of the finished image, so it is enlarged.
-    image = await encoded(event.image, request.output_format, request.compression, (request.width, request.height))
     return _image_event(job, PARTIAL, base64.b64encode(image), {"partial_image_index": number, "weir": partial})
 
 
-async def _completed(job: Job, event: GeneratedImage) -> bytes:
-    image = await encoded(event.result.image, job.request.output_format, job.request.compression)
+def _completed(job: Job, event: GeneratedImage, image: bytes) -> bytes:
     return _image_event(job, COMPLETED, base64.b64encode(image), {"weir": {"image": event.index, **about(job, event)}})
 
 

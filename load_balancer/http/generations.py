@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import secrets
 from collections.abc import AsyncGenerator, AsyncIterator
@@ -11,11 +12,12 @@ from dataclasses import replace
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import StreamingResponse
 
+from load_balancer.admission.repetition import RepetitionQuota
 from load_balancer.http import responses
 from load_balancer.http.body import json_body
-from load_balancer.http.events import events
+from load_balancer.http.events import EventStream, stream_of
 from load_balancer.http.headers import idempotency_key, later, seed_of
-from load_balancer.http.image_encoding import encoded
+from load_balancer.http.image_encoding import ImageEncoder
 from load_balancer.http.image_store import ImageStore
 from load_balancer.http.jobs import AnyJob, Job, Jobs
 from load_balancer.http.openapi import CANCEL, FILES, GENERATE, GENERATIONS, STATUS
@@ -39,17 +41,24 @@ def generations(
         shared: what it shares with other load balancers; None where there are none.
     """
     router = APIRouter()
+    encoder, repetitions = ImageEncoder(), RepetitionQuota()
 
     async def render(job: Job, images: list[GeneratedImage]) -> bytes:
         wanted = job.request
-        encoded_images = [await encoded(one.result.image, wanted.output_format, wanted.compression) for one in images]
+        if isinstance(job.stream, EventStream):
+            encoded_images = await job.stream.images()
+        else:
+            encoded_images = [
+                await encoder.encoded(wanted.caller.name, one.result.image, wanted.output_format, wanted.compression)
+                for one in images
+            ]
         if wanted.response_format == "b64_json":
             return responses.generated(job, images, [responses.inline(content) for content in encoded_images])
         contents = []
         for content in encoded_images:
             # Not the id: other callers see the id when their requests resume from this one.
             name = f"{secrets.token_urlsafe(24)}.{wanted.output_format}"
-            await store.put(name, content)
+            await store.put(wanted.caller.tenant, name, content)
             contents.append(responses.linked(f"{job.base_url}{FILES}/{name}"))
         return responses.generated(job, images, contents)
 
@@ -67,26 +76,37 @@ def generations(
         base_url = str(request.base_url).rstrip("/")
         job, replayed = await jobs.begin(wanted, base_url, key=key, keep=postponed is not None)
         headers = {"Idempotent-Replayed": "true"} if replayed else {}
+        paid_by = wanted.caller.name if replayed else None
+        if paid_by is not None:
+            repetitions.check(paid_by, balancer.clock())
         if wanted.stream:
             headers |= {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-            stream = _stream(jobs, job)
-            first = await anext(stream)  # until it is there, the request may be sent to another load balancer
-            return StreamingResponse(_preceded(first, stream), media_type="text/event-stream", headers=headers)
+            events = _stream(job, paid_by)
+            first = await anext(events)  # until it is there, the request may be sent to another load balancer
+            return StreamingResponse(_preceded(first, events), media_type="text/event-stream", headers=headers)
         if postponed is not None:
             jobs.keep(job)
             headers |= {"Preference-Applied": "respond-async"}
             if not await _ended(job, postponed.wait_s):
                 return _accepted(jobs, job, headers)
         try:
-            return Response(await job.answer(), media_type="application/json", headers=headers)
+            answer = await job.answer()
+            repeated = _repeated(job, answer)
+            if paid_by is not None:
+                repetitions.charge(paid_by, repeated, balancer.clock())
+            return Response(answer, media_type="application/json", headers=headers)
         finally:
             await _left(jobs, job)
 
     @router.get(GENERATIONS + "/{id}", **STATUS)
     @typed_errors
     async def status(request: Request, id: str) -> Response:
-        job = await jobs.find(id, request.state.caller)
-        return Response(responses.state(jobs, job), media_type="application/json")
+        caller = request.state.caller
+        repetitions.check(caller.name, balancer.clock())
+        job = await jobs.find(id, caller)
+        answer = responses.state(jobs, job)
+        repetitions.charge(caller.name, _repeated(job, answer), balancer.clock())
+        return Response(answer, media_type="application/json")
 
     @router.delete(GENERATIONS + "/{id}", **CANCEL)
     @typed_errors
@@ -99,6 +119,17 @@ def generations(
             await jobs.forget(job)
         return Response(answer, media_type="application/json")
 
+    async def _stream(job: AnyJob, paid_by: str | None) -> AsyncGenerator[bytes]:
+        """The events of a job; at the pace of the quota of the caller that pays for them."""
+        try:
+            async with aclosing(stream_of(job, encoder).events()) as coming:
+                async for event in coming:
+                    yield event
+                    if paid_by is not None:
+                        await asyncio.sleep(repetitions.charge(paid_by, len(event), balancer.clock()))
+        finally:
+            await _left(jobs, job)
+
     return router
 
 
@@ -109,20 +140,18 @@ def _wanted(body: GenerationRequest, request: Request, key: str | None) -> Gener
     return replace(body, id=request.state.request_id, caller=caller, seed=seed)
 
 
-async def _stream(jobs: Jobs, job: AnyJob) -> AsyncGenerator[bytes]:
-    try:
-        async with aclosing(events(job)) as coming:
-            async for event in coming:
-                yield event
-    finally:
-        await _left(jobs, job)
-
-
 async def _preceded(first: bytes, rest: AsyncGenerator[bytes]) -> AsyncIterator[bytes]:
     async with aclosing(rest):
         yield first
         async for event in rest:
             yield event
+
+
+def _repeated(job: AnyJob, answer: bytes) -> int:
+    """Size of an answer with the images of a job; 0 when it has none, or is the first one that has."""
+    repeated = len(answer) if job.delivered else 0
+    job.delivered = job.delivered or job.body is not None
+    return repeated
 
 
 async def _left(jobs: Jobs, job: AnyJob) -> None:

@@ -1,31 +1,76 @@
-"""Converts images to the format that the client requested. Workers send PNG."""
+"""Converts images to the format that the client requested, in shares by caller. Workers send PNG."""
 
 from __future__ import annotations
 
 import asyncio
 import io
+import os
 import struct
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 from PIL import Image
 
+from load_balancer.http.fair_turns import FairTurns
 from load_balancer.runner.generation_request import ImageFormat
 from weir import tracing
 
+#: Niceness of the threads that encode: answers that are ready must not wait for them.
+_NICENESS = 5
 
-async def encoded(
-    png: bytes, output_format: ImageFormat, compression: int, size: tuple[int, int] | None = None
-) -> bytes:
-    """Converts a PNG to png (unchanged), jpeg or webp; ``compression`` is the quality of jpeg and webp, 0…100.
+
+class ImageEncoder:
+    """Encodes images in threads of its own, of which every caller has a share.
 
     Args:
-        size: width and height in pixels that a smaller image is scaled to.
+        threads: number of images that are encoded at once; None: one for each CPU, and at least two.
     """
-    if size is not None and all(has >= wanted for has, wanted in zip(_size(png), size, strict=True)):
-        size = None
-    if output_format == "png" and size is None:
-        return png
-    with tracing.span("encode", format=output_format):
-        return await asyncio.to_thread(reencoded, png, output_format, compression, size)
+
+    def __init__(self, threads: int | None = None):
+        threads = threads or max(2, os.cpu_count() or 1)
+        self._turns = FairTurns(threads)
+        self._threads = ThreadPoolExecutor(threads, "encode", initializer=_give_way)
+
+    async def encoded(
+        self,
+        caller: str,
+        png: bytes,
+        output_format: ImageFormat,
+        compression: int,
+        size: tuple[int, int] | None = None,
+    ) -> bytes:
+        """Converts a PNG to png (unchanged), jpeg or webp; ``compression`` is the quality of jpeg and webp, 0…100.
+
+        Args:
+            caller: name of the caller, in whose share it is encoded.
+            size: width and height in pixels that a smaller image is scaled to.
+        """
+        if size is not None and all(has >= wanted for has, wanted in zip(_size(png), size, strict=True)):
+            size = None
+        if output_format == "png" and size is None:
+            return png
+        async with self._turns.turn(caller):
+            with tracing.span("encode", format=output_format):
+                return await self._in_a_thread(png, output_format, compression, size)
+
+    async def _in_a_thread(
+        self, png: bytes, output_format: ImageFormat, compression: int, size: tuple[int, int] | None
+    ) -> bytes:
+        running = asyncio.get_running_loop().run_in_executor(
+            self._threads, reencoded, png, output_format, compression, size
+        )
+        try:
+            return await asyncio.shield(running)
+        except asyncio.CancelledError:
+            await asyncio.wait({running})  # the thread is in use until then
+            raise
+
+
+def _give_way() -> None:
+    """Lets the other threads of this process go before the calling one. Linux knows the priority of single threads."""
+    if sys.platform == "linux":
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
 
 
 def _size(png: bytes) -> tuple[int, int]:

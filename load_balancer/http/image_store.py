@@ -1,39 +1,62 @@
-"""Keeps images that were requested as URLs, until newer ones replace them."""
+"""Keeps images that were requested as URLs in memory, for a promised time."""
 
 from __future__ import annotations
 
-from collections import OrderedDict
+import time
+from collections.abc import Callable
 from typing import Protocol
 
-MOST_BYTES = 64 * 2**20
+from load_balancer.http.fair_room import FairRoom
+
+#: Seconds for which an image can be fetched.
+KEPT_S = 600.0
+#: Room of all images, shared by the tenants. At 1.5 MB it has 340 images.
+MOST_BYTES = 512 * 2**20
+MOST_FILES = 20_000
 
 
 class ImageStore(Protocol):
-    """Files by name, bounded by the sum of their sizes; the oldest are removed first."""
+    """Files by name, bounded by the sum of their sizes.
 
-    async def put(self, name: str, content: bytes) -> None:
-        """Keeps a file, unless it is larger than the whole store."""
+    A file is kept for :data:`KEPT_S`. When there is no room, the tenant whose files take most of it loses its oldest.
+    """
+
+    async def put(self, tenant: str, name: str, content: bytes) -> None:
+        """Keeps a file under a new name, unless it is larger than the whole store."""
         ...
 
     async def get(self, name: str) -> bytes | None: ...
 
 
 class LocalImages:
-    """An :class:`ImageStore` in the memory of this process."""
+    """An :class:`ImageStore` in the memory of this process.
 
-    def __init__(self, most_bytes: int = MOST_BYTES):
-        self._most_bytes = most_bytes
-        self._files: OrderedDict[str, bytes] = OrderedDict()
-        self.size_bytes = 0
+    Args:
+        clock: seconds of a monotonic clock.
+    """
 
-    async def put(self, name: str, content: bytes) -> None:
-        if len(content) > self._most_bytes:
-            return
-        self.size_bytes += len(content) - len(self._files.pop(name, b""))
-        self._files[name] = content
-        while self.size_bytes > self._most_bytes:
-            _, oldest = self._files.popitem(last=False)
-            self.size_bytes -= len(oldest)
+    def __init__(self, most_bytes: int = MOST_BYTES, clock: Callable[[], float] = time.monotonic):
+        self._room: FairRoom[str] = FairRoom(MOST_FILES, most_bytes)
+        self._files: dict[str, tuple[float, bytes]] = {}  # the time of its arrival, and the content
+        self._clock = clock
+
+    @property
+    def size_bytes(self) -> int:
+        return self._room.size_bytes
+
+    async def put(self, tenant: str, name: str, content: bytes) -> None:
+        self._expire()
+        self._files[name] = self._clock(), content
+        for crowded_out in self._room.add(tenant, name, len(content)):
+            del self._files[crowded_out]
 
     async def get(self, name: str) -> bytes | None:
-        return self._files.get(name)
+        self._expire()
+        found = self._files.get(name)
+        return None if found is None else found[1]
+
+    def _expire(self) -> None:
+        until = self._clock() - KEPT_S
+        while (name := self._room.oldest) is not None and self._files[name][0] <= until:
+            self._room.remove(name)
+            del self._files[name]

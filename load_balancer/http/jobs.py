@@ -13,7 +13,8 @@ from typing import Literal, NamedTuple, TypeAlias
 
 from load_balancer.admission.quotas import Charge, Quotas
 from load_balancer.http.api_keys import Caller
-from load_balancer.http.remote_job import RemoteJob
+from load_balancer.http.fair_room import FairRoom
+from load_balancer.http.remote_job import RemoteJob, Stream
 from load_balancer.runner.balancer import Balancer
 from load_balancer.runner.generation_request import GenerationRequest
 from load_balancer.runner.generation_task import GeneratedImage, GenerationTask
@@ -24,9 +25,11 @@ log = logging.getLogger(__name__)
 
 #: Seconds for which the answer of an ended job is kept.
 KEPT_S = 600.0
-#: Limits of the jobs that are kept; the oldest are removed first.
+#: Limits of the jobs that are kept, which the tenants share; see :class:`~load_balancer.http.fair_room.FairRoom`.
 MOST_JOBS = 1000
 MOST_BYTES = 256 * 2**20
+#: Largest number of idempotency keys that are known after their answers had to leave, shared by the tenants too.
+MOST_KEYS = 100_000
 
 #: Largest number of ids of a job: each repetition of a request with an idempotency key has an id of its own.
 MOST_IDS = 16
@@ -72,8 +75,13 @@ class Job:
         self.key = record.key
         self.base_url = record.base_url
         self.created = record.created
+        #: Time of the end, in seconds of a monotonic clock; None while the job runs.
         self.ended: float | None = None
         self.error: WeirError | None = None
+        #: The events of a job that is streamed, for all its listeners.
+        self.stream: Stream | None = None
+        #: Whether a client has been sent the answer.
+        self.delivered = False
         self._body: bytes | None = None
         self._render = render
         self._on_end = ended
@@ -91,7 +99,8 @@ class Job:
 
     @property
     def size_bytes(self) -> int:
-        return self.generation.size_bytes + len(self._body or b"")
+        streamed = 0 if self.stream is None else self.stream.size_bytes
+        return self.generation.size_bytes + len(self._body or b"") + streamed
 
     def when_ended(self, give_back: Callable[[], None]) -> None:
         """Has the quota of the caller given back when the job ends."""
@@ -145,11 +154,16 @@ AnyJob: TypeAlias = Job | RemoteJob
 class Jobs:
     """The running jobs, and ended jobs whose answers are kept. Bounded in number and bytes.
 
+    When there are too many, the tenant that has most loses those that ended without an answer, then its oldest. A key
+    whose answer had to leave is known until its time is over: another request with it is refused, and the same request
+    is generated again, with the same seed.
+
     Args:
         render: creates the body of an answer.
         charge: charges requests to the quotas of their callers; default: quotas of this load balancer alone.
         sharing: with other load balancers; None where there is only this one.
-        clock: unix time, seconds.
+        clock: seconds of a monotonic clock, which measures lifetimes.
+        unix_time: unix time, seconds, for people and for other load balancers.
     """
 
     def __init__(
@@ -162,18 +176,19 @@ class Jobs:
         kept_s: float = KEPT_S,
         most_jobs: int = MOST_JOBS,
         most_bytes: int = MOST_BYTES,
-        clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] = time.monotonic,
+        unix_time: Callable[[], float] = time.time,
     ):
         self._balancer = balancer
         self._render = render
         self._charge = charge or Quotas().charge
         self._sharing = sharing
         self._kept_s = kept_s
-        self._most_jobs = most_jobs
-        self._most_bytes = most_bytes
         self._clock = clock
-        self._past: dict[Job, None] = {}  # the oldest first
-        self._past_bytes = 0
+        self._unix_time = unix_time
+        self._past: FairRoom[Job] = FairRoom(most_jobs, most_bytes)
+        self._answered: FairRoom[tuple[str, str]] = FairRoom(MOST_KEYS, 1)  # callers and keys without their answers
+        self._digests: dict[tuple[str, str], tuple[float, bytes]] = {}  # the end and the digest of their requests
         self._by_key: dict[tuple[str, str], Job] = {}
         self._by_id: dict[str, dict[str, Job]] = {}  # by id and name of the caller
         self._ids: dict[Job, list[str]] = {}
@@ -198,15 +213,17 @@ class Jobs:
             _check_same(known.request, request)
             self._name(known, request.id)
             return known, True
-        record = JobRecord(uuid.uuid4().hex, request, key, base_url, self._clock(), "")
+        if key is not None:
+            _, digest = self._digests.get((request.caller.name, key), (0.0, None))
+            if digest is not None and digest != request.digest:
+                raise _key_reused()
+        record = JobRecord(uuid.uuid4().hex, request, key, base_url, self._unix_time(), "")
         if self._sharing is None or not (keep or key is not None):
             return await self._begin(record, keep), False
         if request.seed is None:  # whoever takes the job over has to generate the same images
             record = replace(record, request=replace(request, seed=secrets.randbelow(2**32)))
         record = replace(record, owner=self._sharing.ledger.owner)
-        claimed = await self._sharing.ledger.claim(record)
-        if claimed is not None:
-            _check_same(claimed.request, record.request)
+        if (claimed := await self._claim(self._sharing.ledger, record)) is not None:
             await self._sharing.ledger.name(claimed, request.id)
             return RemoteJob(claimed, *self._sharing), True
         try:
@@ -216,6 +233,23 @@ class Jobs:
             raise
         self._shared[record.number] = job
         return job, False
+
+    @staticmethod
+    async def _claim(ledger: JobLedger, record: JobRecord) -> JobRecord | None:
+        """Enters a job, or returns the record of the job that has its key and an answer, or will have one.
+
+        Raises:
+            KeyReused: the caller sent the key with another request.
+            NotReady: Redis does not answer.
+        """
+        known = await ledger.claim(record)
+        if known is None:
+            return None
+        _check_same(known.request, record.request)
+        if known.ended is None or await ledger.answer(known) is not None:
+            return known
+        await ledger.forget(known)  # its answer had to leave, so that it is generated again
+        return await ledger.claim(record)
 
     async def take_over(self, record: JobRecord) -> None:
         """Runs a job of a load balancer that is lost. Admission does not refuse it again."""
@@ -299,9 +333,7 @@ class Jobs:
             self._drop(job)
 
     def _drop(self, job: Job) -> None:
-        if job in self._past:
-            del self._past[job]
-            self._past_bytes -= job.size_bytes
+        self._past.remove(job)
         self._kept.discard(job)
         self._forget_key(job)
         for id in self._ids.pop(job, ()):
@@ -317,14 +349,18 @@ class Jobs:
         at = self._balancer.position(job.generation)
         if at is None:
             return Status("running" if job.generation.begun else "queued")
-        estimated_s = round(max(0.0, at.ready_at - self._clock()), 3)
+        estimated_s = round(max(0.0, at.ready_at - self._balancer.clock()), 3)
         if at.position and not job.generation.begun:
             return Status("queued", at.position, estimated_s)
         return Status("running", None, estimated_s)
 
     def expires_at(self, job: AnyJob) -> float | None:
         """Unix time at which the job is removed; None while it is running."""
-        return None if job.ended is None else job.ended + self._kept_s
+        if job.ended is None:
+            return None
+        if isinstance(job, RemoteJob):
+            return job.ended + self._kept_s
+        return self._unix_time() + job.ended + self._kept_s - self._clock()
 
     def _ended(self, job: Job) -> None:
         job.ended = self._clock()
@@ -335,9 +371,9 @@ class Jobs:
         if job.error is not None:
             self._forget_key(job)  # without an answer, a retry with the key generates again
         if job in self._kept:
-            self._past[job] = None
-            self._past_bytes += job.size_bytes
             self._expire()
+            for other in self._past.add(job.caller.tenant, job, job.size_bytes, useless=job.error is not None):
+                self._crowd_out(other)
         else:
             self._drop(job)
 
@@ -368,20 +404,32 @@ class Jobs:
         if job.key is not None and self._by_key.get((job.caller.name, job.key)) is job:
             del self._by_key[job.caller.name, job.key]
 
+    def _crowd_out(self, job: Job) -> None:
+        """Removes a job for want of room, and keeps its key."""
+        if job.key is not None and job.error is None and job.ended is not None:
+            name = job.caller.name, job.key
+            self._answered.remove(name)
+            self._digests[name] = job.ended, job.request.digest
+            for other in self._answered.add(job.caller.tenant, name):
+                del self._digests[other]
+        self._drop(job)
+
     def _expire(self) -> None:
         old = self._clock() - self._kept_s
-        while self._past:
-            job = next(iter(self._past))
-            crowded = len(self._past) > self._most_jobs or self._past_bytes > self._most_bytes
-            if not crowded and job.ended is not None and job.ended > old:
-                return
+        while (job := self._past.oldest) is not None and job.ended is not None and job.ended <= old:
             self._drop(job)
+        while (name := self._answered.oldest) is not None and self._digests[name][0] <= old:
+            self._answered.remove(name)
+            del self._digests[name]
 
 
 def _check_same(known: GenerationRequest, request: GenerationRequest) -> None:
     """Raises KeyReused if a request is another one than that of its idempotency key."""
     if known != request:
-        raise KeyReused(
-            "this idempotency key was used for another request; use a new key for every request",
-            param="Idempotency-Key",
-        )
+        raise _key_reused()
+
+
+def _key_reused() -> KeyReused:
+    return KeyReused(
+        "this idempotency key was used for another request; use a new key for every request", param="Idempotency-Key"
+    )

@@ -92,7 +92,9 @@ class About(Described):
 
 class Image(Described):
     b64_json: str | None = Field(None, description="the image in base64")
-    url: str | None = Field(None, description="URL of the image, valid until newer images replace it")
+    url: str | None = Field(
+        None, description="URL of the image, valid for ten minutes, or until newer images of its tenant need the room"
+    )
     weir: About
 
 
@@ -257,7 +259,10 @@ STATUS: dict[str, Any] = {
     "summary": "Get the status of a request",
     "operation_id": "status",
     "tags": ["images"],
-    "responses": {200: {"model": Generation, "description": "The status"}, **errors(Unauthorized, NotFound)},
+    "responses": {
+        200: {"model": Generation, "description": "The status"},
+        **errors(Unauthorized, NotFound, RateLimited),
+    },
 }
 CANCEL: dict[str, Any] = {
     "summary": "Cancel a request",

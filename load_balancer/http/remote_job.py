@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from typing import Protocol
 
 from load_balancer.runner.generation_request import GenerationRequest
 from load_balancer.shared.job_ledger import JobLedger, JobRecord
@@ -12,6 +13,15 @@ from weir.errors import NotFound, WeirError, error_from
 
 #: Seconds between two looks at the record of a job that runs.
 LOOK_S = 0.1
+
+
+class Stream(Protocol):
+    """What a job needs of its event stream (:class:`load_balancer.http.events.EventStream`)."""
+
+    @property
+    def size_bytes(self) -> int: ...
+
+    def events(self) -> AsyncGenerator[bytes]: ...
 
 
 class RemoteJob:
@@ -23,6 +33,10 @@ class RemoteJob:
 
     def __init__(self, record: JobRecord, ledger: JobLedger, ask_to_cancel: Callable[[str], Awaitable[None]]):
         self.record, self._ledger, self._ask_to_cancel = record, ledger, ask_to_cancel
+        #: The events of a job that is streamed, for all its listeners here.
+        self.stream: Stream | None = None
+        #: Whether a client has been sent the answer: what is known of it here is always a repetition.
+        self.delivered = True
         self._body: bytes | None = None
 
     @property

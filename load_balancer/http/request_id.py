@@ -21,7 +21,8 @@ _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._~:=@+-]{0,127}")
 class RequestIds:
     """ASGI middleware that identifies requests, and refuses those with an invalid id.
 
-    Handlers find the id in ``request.state.request_id``, log records in :data:`weir.logs.REQUEST_ID`.
+    Handlers find the id in ``request.state.request_id``, log records in :data:`weir.logs.REQUEST_ID`, and whoever
+    gets the request next in its header.
 
     Args:
         refuse: creates the response of a refusal.
@@ -57,5 +58,6 @@ class RequestIds:
             await self._refuse(error)(scope, receive, send_with_id)
             return
         scope.setdefault("state", {})["request_id"] = id
+        MutableHeaders(scope=scope)[HEADER] = id
         REQUEST_ID.set(id)
         await self._app(scope, receive, send_with_id)

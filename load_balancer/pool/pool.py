@@ -40,7 +40,8 @@ class Pool(Protocol):
         """Descriptions of all live replicas (``Worker.describe``); empty when there is none.
 
         A replica that does not answer in time is included with its last description and ``silent`` set to true. It
-        delays the answers of the others by at most that time.
+        delays the answers of the others by at most that time. ``clock_skew_s`` is the number of seconds by which a
+        replica's wall clock is ahead of this process's, or 0 where it is not known.
         """
         ...
 

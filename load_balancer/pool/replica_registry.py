@@ -31,7 +31,7 @@ class ReplicaRegistry:
     Args:
         variants: keys of the variants that the replicas hold; a plan with another one is refused.
         drain_s: longest time that a replica which is being stopped takes to finish what it has begun.
-        clock: unix time, seconds.
+        clock: seconds of a monotonic clock.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class ReplicaRegistry:
         plan: Plan,
         dispatcher: Dispatcher,
         variants: Collection[str],
-        clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] = time.monotonic,
         *,
         drain_s: float = 60.0,
     ):
@@ -70,7 +70,9 @@ class ReplicaRegistry:
         except (PlanError, TypeError, AttributeError) as error:
             log.warning("kept plan %d: %s", self.plan.version, error)
             return
-        if plan.version <= self.plan.version:
+        if not plan.replaces(self.plan.version):
+            if plan.version > self.plan.version:
+                log.warning("kept plan %d: version %d is too far ahead of it", self.plan.version, plan.version)
             return
         self.plan = plan
         self.plan_since = self._clock()
@@ -187,9 +189,15 @@ class ReplicaRegistry:
                     "in_flight": len(self._waits.get(replica, ())),
                     "node": process.get("node"),
                     "pid": process.get("pid"),
+                    "clock_skew_s": round(it.get("clock_skew_s", 0.0), 3),
                 }
             )
         return listed
+
+    @property
+    def clock_skew_s(self) -> float:
+        """Largest difference between the wall clock of a replica that answers and this process's, seconds."""
+        return max((abs(it.get("clock_skew_s", 0.0)) for it in self._available), default=0.0)
 
     def probe_now(self) -> None:
         """Requests a probe of the replicas at once."""

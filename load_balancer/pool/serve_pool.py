@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import time
 from collections.abc import AsyncGenerator, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -12,6 +13,7 @@ from ray.exceptions import RayActorError
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
+from load_balancer.pool.clock_skew import clock_skew_s
 from load_balancer.pool.pool import ReplicaLost
 from weir.actor_process import end
 from weir.ray_private import broadcast_results
@@ -51,12 +53,12 @@ class ServePool:
             results = await broadcast_results(self._handle.broadcast("describe"))
         except RayServeException:  # no replica is routable
             results = []
-        asked = {asyncio.ensure_future(it.get_async()): it for it in results}
+        asked = {asyncio.ensure_future(_description(it, time.time())): it for it in results}
         done, late = await asyncio.wait(asked, timeout=DESCRIBE_TIMEOUT_S) if asked else (set(), set())
         for task in late:
             asked[task].cancel()
             task.cancel()
-        known = {it["replica"]: it for task in done if (it := _description(task)) is not None}
+        known = {it["replica"]: it for task in done if not task.cancelled() and (it := task.result())}
         if (
             late
         ):  # results have no names: the silent replicas are those known before, not found dead, and without an answer
@@ -86,12 +88,19 @@ class ServePool:
             raise ReplicaLost(replica, type(error).__name__) from error
 
 
-def _description(task: asyncio.Task[Any]) -> dict[str, Any] | None:
-    """The description that a replica returned; None when it died or the call failed."""
-    if task.cancelled() or task.exception() is not None:
+async def _description(answer: Any, asked: float) -> dict[str, Any] | None:
+    """The description that a replica returns, with the skew of its clock; None when it died or the call failed.
+
+    Args:
+        asked: unix time of the call.
+    """
+    try:
+        described = await answer.get_async()
+    except Exception:
         return None
-    answer = task.result()
-    return answer if isinstance(answer, dict) else None
+    if not isinstance(described, dict):
+        return None
+    return described | {"clock_skew_s": clock_skew_s(described["unix_time"], asked, time.time())}
 
 
 def _called(handle: DeploymentHandle, variant: str, request: dict[str, Any], role: str) -> Any:

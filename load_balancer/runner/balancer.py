@@ -55,7 +55,8 @@ class Balancer:
         metrics: where metrics are published.
         targets: what the operator's controls act on, besides the pool.
         peering: with the other load balancers of the service; None: there are none.
-        clock: unix time, seconds.
+        clock: seconds of a monotonic clock: a wall clock that is set must not change a deadline, a quota or a lifetime.
+        unix_time: unix time, seconds, for people.
         draw: uniform in [0, 1), for random decisions of a plan; called once for each request.
         chance: random generator for plans that choose replicas at random.
     """
@@ -78,7 +79,8 @@ class Balancer:
         metrics: Metrics | None = None,
         targets: ControlTargets = ControlTargets(),
         peering: Peering | None = None,
-        clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] = time.monotonic,
+        unix_time: Callable[[], float] = time.time,
         draw: Callable[[], float] = random.random,
         chance: random.Random | None = None,
     ):
@@ -89,7 +91,7 @@ class Balancer:
         self.observations = ObservationCounters(EXPIRY * slo_s)
         self.metrics = MetricsRecorder(slo_s, family.keys, metrics)
         self.registry = ReplicaRegistry(pool, plan, self.dispatcher, family.keys, clock, drain_s=drain_s)
-        self.controls = AdminControls(self.registry, plan, family.keys, targets, clock=clock)
+        self.controls = AdminControls(self.registry, plan, family.keys, targets, clock=unix_time, monotonic=clock)
         self._settings = CascadeSettings(
             {key: variant.steps for key, variant in family.variants.items()},
             direct=direct,
@@ -123,7 +125,8 @@ class Balancer:
         self._cache = cache
         #: Cache mode of requests that do not set one; None without a cache.
         self.cache_mode: CacheMode | None = None if cache is None else cache_mode
-        self._clock = clock
+        self.clock = clock
+        self._unix_time = unix_time
         self._draw = draw
 
     # ---------------------------------------------------------------------------------------------- requests
@@ -206,7 +209,7 @@ class Balancer:
         Raises:
             Overloaded, NotReady: the request is not admitted.
         """
-        now, plan, low_priority = self._clock(), self.registry.plan, request.caller.priority == "batch"
+        now, plan, low_priority = self.clock(), self.registry.plan, request.caller.priority == "batch"
         scale = self._family.pixel_ratio(request.width, request.height)
         self.observations.arrived(request.n, scale)
         self.metrics.asked(request.n)
@@ -277,7 +280,7 @@ class Balancer:
             "ranks": self.dispatcher.ranks,
             "queued": self._queued(),
             **self.controls.orders(),
-            **self.observations.since(judged, batches, self._clock(), fetched=fetched, verdicts=verdicts),
+            **self.observations.since(judged, batches, self.clock(), fetched=fetched, verdicts=verdicts),
         }
 
     def record_metrics(self) -> None:
@@ -286,11 +289,12 @@ class Balancer:
             self.registry.plan,
             [self.registry.plan.assignment(rank) for rank in self.registry.undrained_ranks],
             self.dispatcher,
-            now=self._clock(),
+            now=self.clock(),
             plan_since=self.registry.plan_since,
             in_flight=self.admission.in_flight,
             unanswered={} if self._cache is None else self._cache.failures,
         )
+        self.metrics.record_clock_skew(self.registry.clock_skew_s)
         self.metrics.record_controls(self.controls.pin is not None, len(self.registry.drained), self.controls.counts)
 
     def live(self) -> dict[str, Any]:
@@ -298,7 +302,7 @@ class Balancer:
         state, plan, seen = self.readiness(), self.registry.plan, self.observations
         timed = self.controls.pin
         return {
-            "time": self._clock(),
+            "time": self._unix_time(),
             "ready": state["ready"],
             "pending": state["pending"],
             "roles": state["replicas"],
@@ -318,7 +322,7 @@ class Balancer:
             "cache": self.cache_mode is not None,
             "looked_up": seen.looked_up,
             "hits": sum(seen.reused.values()),
-            **self.metrics.totals(self._clock()),
+            **self.metrics.totals(self.clock()),
         }
 
     def admin_state(self) -> dict[str, Any]:

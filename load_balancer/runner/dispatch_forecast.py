@@ -20,14 +20,14 @@ class DispatchForecast:
 
     Args:
         steps: denoising steps of each variant's own run, by key.
-        clock: unix time, seconds.
+        clock: seconds of a monotonic clock.
     """
 
     def __init__(
         self,
         dispatcher: Dispatcher,
         steps: Mapping[str, int],
-        clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] = time.monotonic,
     ):
         self.lateness = Lateness()
         self._dispatcher = dispatcher

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import uuid
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Literal
 
 from load_balancer.http.api_keys import ANONYMOUS, Caller
@@ -29,6 +30,8 @@ class GenerationRequest:
         requested_size: the requested size, if the images have another one.
         id: names the request in responses and logs. It may come from the client, so it is neither secret nor unique;
             requests that differ only in it are equal.
+
+    Requests of callers that differ are equal, too: a key's quota may be edited between two repetitions of a request.
     """
 
     prompt: str
@@ -41,7 +44,7 @@ class GenerationRequest:
     steps: int | None = None
     guidance: float | None = None
     cache: CacheMode | None = None
-    caller: Caller = ANONYMOUS
+    caller: Caller = field(default=ANONYMOUS, compare=False)
     stream: bool = False
     partial_images: int = 0
     response_format: Literal["url", "b64_json"] = "b64_json"
@@ -51,3 +54,9 @@ class GenerationRequest:
     background: str = "opaque"
     requested_size: str | None = None
     id: str = field(default_factory=lambda: uuid.uuid4().hex, compare=False)
+
+    @property
+    def digest(self) -> bytes:
+        """Digest of the fields by which requests are compared."""
+        compared = [getattr(self, it.name) for it in fields(self) if it.compare]
+        return hashlib.blake2b(repr(compared).encode(), digest_size=16).digest()

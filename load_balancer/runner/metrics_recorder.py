@@ -110,7 +110,7 @@ class MetricsRecorder:
             self._metrics.observe(metrics_of.FETCH_SECONDS, result.fetch_s)
 
     def counters_read(self, now: float) -> None:
-        """Records that a controller read the balancer's counters at ``now`` (unix time)."""
+        """Records that a controller read the balancer's counters at ``now``, in seconds of the balancer's clock."""
         self._counters_read_at = now
 
     def totals(self, now: float) -> dict[str, Any]:
@@ -137,7 +137,7 @@ class MetricsRecorder:
         in_flight: int,
         unanswered: Mapping[str, int],
     ) -> None:
-        """Records the state at ``now`` (unix time), and the counts since the last call.
+        """Records the state at ``now``, in seconds of the balancer's clock, and the counts since the last call.
 
         Args:
             assignments: the plan's for the replicas that are not drained.
@@ -163,6 +163,10 @@ class MetricsRecorder:
             record(metrics_of.CAPACITY, dispatcher.capacity_rps(role), role=role)
         if self._counters_read_at is not None:
             record(metrics_of.CONTROLLER_SILENT, max(0.0, now - self._counters_read_at))
+
+    def record_clock_skew(self, seconds: float) -> None:
+        """Records the largest difference between the wall clock of a replica's host and this one's."""
+        self._metrics.set(metrics_of.CLOCK_SKEW, seconds)
 
     def record_controls(self, pinned: bool, drained: int, actions: Mapping[str, int]) -> None:
         """Records the operator's controls.

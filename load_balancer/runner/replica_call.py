@@ -71,7 +71,7 @@ class ReplicaCalls:
     """Executes runs on the pool, and keeps the dispatcher's queue models up to date.
 
     Args:
-        clock: unix time, seconds.
+        clock: seconds of a monotonic clock.
         tell: tells the other load balancers what was sent and answered; None: there are none.
     """
 
@@ -84,7 +84,7 @@ class ReplicaCalls:
         counters: ObservationCounters,
         metrics: MetricsRecorder,
         family: FamilyConfig,
-        clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] = time.monotonic,
         tell: Tell | None = None,
     ):
         self._tell = tell or (lambda entry: None)
@@ -203,7 +203,7 @@ class ReplicaCalls:
         return result
 
     async def _reply(self, run: Run, request: ImageRequest, replica: str, show: Show) -> dict[str, Any]:
-        fields = {**request.to_dict(), "traceparent": tracing.traceparent()}
+        fields = {**request.to_dict(self._clock()), "traceparent": tracing.traceparent()}
         if not request.previews:
             return await self._pool.generate(replica, run.variant, fields, run.role)
         async with aclosing(self._pool.stream(replica, run.variant, fields, run.role)) as parts:

@@ -1,27 +1,47 @@
-"""Files in Redis, bounded by the sum of their sizes, by their number and by their age; the oldest are removed first."""
+"""Files in Redis, bounded by the sum of their sizes, by their number and by their age, in shares by tenant."""
 
 from __future__ import annotations
 
 from load_balancer.shared.store import SharedStore
 
 _PUT = """
-local now, most_bytes, most_files = tonumber(redis.call('TIME')[1]), tonumber(ARGV[4]), tonumber(ARGV[5])
-local before = tonumber(redis.call('HGET', KEYS[3], ARGV[1]) or '0')
-redis.call('SET', KEYS[1], ARGV[2], 'EX', ARGV[3])
-redis.call('HSET', KEYS[3], ARGV[1], #ARGV[2])
-redis.call('ZADD', KEYS[2], now, ARGV[1])
-local total = redis.call('INCRBY', KEYS[4], #ARGV[2] - before)
-while true do
-  local oldest = redis.call('ZRANGE', KEYS[2], 0, 0, 'WITHSCORES')
-  if #oldest == 0 then break end
-  local expired = tonumber(oldest[2]) < now - tonumber(ARGV[3])
-  if not expired and total <= most_bytes and redis.call('ZCARD', KEYS[2]) <= most_files then break end
-  total = redis.call('DECRBY', KEYS[4], tonumber(redis.call('HGET', KEYS[3], oldest[1]) or '0'))
-  redis.call('HDEL', KEYS[3], oldest[1])
-  redis.call('ZREM', KEYS[2], oldest[1])
-  redis.call('DEL', ARGV[6] .. oldest[1])
+local now, kept_s, most_bytes, most_files = tonumber(redis.call('TIME')[1]), ARGV[3], ARGV[4], ARGV[5]
+local kind, owner = ARGV[6], ARGV[7]
+local bytes, sizes = kind .. 'bytes', kind .. 'sizes'
+
+local function drop_oldest(tenant)
+  local order = kind .. 'order:' .. tenant
+  local name = redis.call('ZRANGE', order, 0, 0)[1]
+  if name then
+    local size = redis.call('HGET', sizes, name) or '0'
+    redis.call('ZREM', order, name)
+    redis.call('HDEL', sizes, name)
+    redis.call('DEL', kind .. 'file:' .. name)
+    redis.call('HINCRBY', bytes, tenant, -size)
+  end
+  if redis.call('ZCARD', order) == 0 then redis.call('HDEL', bytes, tenant) end
 end
-return total
+
+redis.call('SET', kind .. 'file:' .. ARGV[1], ARGV[2], 'EX', kept_s)
+local before = redis.call('HGET', sizes, ARGV[1]) or '0'
+redis.call('HSET', sizes, ARGV[1], #ARGV[2])
+redis.call('ZADD', kind .. 'order:' .. owner, now, ARGV[1])
+redis.call('HINCRBY', bytes, owner, #ARGV[2] - before)
+for _, tenant in ipairs(redis.call('HKEYS', bytes)) do
+  while redis.call('ZCOUNT', kind .. 'order:' .. tenant, '-inf', now - kept_s) > 0 do drop_oldest(tenant) end
+end
+while true do
+  local total, most, largest = 0, -1, nil
+  local all = redis.call('HGETALL', bytes)
+  for i = 1, #all, 2 do
+    total = total + all[i + 1]
+    if tonumber(all[i + 1]) > most then most, largest = tonumber(all[i + 1]), all[i] end
+  end
+  if not largest then break end
+  if total <= tonumber(most_bytes) and redis.call('HLEN', sizes) <= tonumber(most_files) then break end
+  drop_oldest(largest)
+end
+return 1
 """
 
 
@@ -38,17 +58,17 @@ class BoundedFiles:
         self._kind = kind
         self._limits = (max(1, round(kept_s)), most_bytes, most_files)
 
-    async def put(self, name: str, content: bytes) -> None:
-        """Keeps a file, unless it is larger than the whole budget.
+    async def put(self, tenant: str, name: str, content: bytes) -> None:
+        """Keeps a file, unless it is larger than the whole budget. When there is no room, the tenant whose files take
+        most of it loses its oldest.
 
         Raises:
             NotReady: Redis does not answer.
         """
         if len(content) > self._limits[1]:
             return
-        key, kind = self._store.key, self._kind
-        keys = [key(kind, "file", name), key(kind, "order"), key(kind, "sizes"), key(kind, "bytes")]
-        await self._store.run(_PUT, keys, [name, content, *self._limits, key(kind, "file", "")], f"{kind}s")
+        kind = self._store.key(self._kind, "")
+        await self._store.run(_PUT, [], [name, content, *self._limits, kind, tenant], f"{self._kind}s")
 
     async def get(self, name: str) -> bytes | None:
         """Reads a file; None if there is none.

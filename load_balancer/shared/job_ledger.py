@@ -126,7 +126,7 @@ class JobLedger:
         """
         ended = replace(record, owner=self.owner, ended=self._clock(), error=error)
         if body is not None:
-            await self._answers.put(record.number, body)
+            await self._answers.put(record.request.caller.tenant, record.number, body)
         elif record.key is not None:
             await self._store.run(_FREE_KEY, [self._key_of(record)], [record.number], WHAT)
         kept_s = max(1, round(self._kept_s))

@@ -35,7 +35,7 @@ class PeerLink:
     Args:
         name: of this load balancer.
         cancel: called with the id of a job that another load balancer asks to cancel.
-        clock: unix time, seconds.
+        clock: seconds of the clock of the load balancer.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class PeerLink:
         store: SharedStore,
         name: str,
         cancel: Callable[[str], None],
-        clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] = time.monotonic,
     ):
         self._store, self._name, self._cancel, self._clock = store, name, cancel, clock
         self._channel = store.key("books")

@@ -60,7 +60,7 @@ class SharedState:
         deployment: names what is deployed; another one begins without the operator's controls of this one.
         process: of this load balancer, as :func:`weir.actor_process.own_process` describes it.
         end: ends the process of another one.
-        clock: unix time, seconds.
+        clock: seconds of the clock of the load balancer.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class SharedState:
         deployment: str = "",
         process: dict[str, Any] | None = None,
         end: Callable[[dict[str, Any]], None] = lambda process: None,
-        clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] = time.monotonic,
     ):
         self._store, self._deployment, self._clock = store, deployment, clock
         self._presence = Presence(store, name, process)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import psutil
 import pytest
 
-from deploy.cluster import STARTS, existing, explained, keep_token, started, too_slow
+from deploy.cluster import STARTS, cluster, existing, explained, keep_token, started, too_slow
 from weir.errors import NotReady
 
 SLOW = "The current node timed out during startup. This could happen because some of the raylet failed to startup"
@@ -102,6 +104,25 @@ def test_rays_token_is_kept_with_the_other_files_where_the_home_folder_cannot_be
 def test_rays_token_stays_in_a_home_folder_that_can_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     assert keep_token(tmp_path) == ()
+    token = tmp_path / ".ray" / "auth_token"
+    written = token.read_text()
+    assert (len(written), token.stat().st_mode & 0o777) == (64, 0o600)
+    token.chmod(0o644)  # as Ray writes it
+    assert keep_token(tmp_path) == ()
+    assert (token.read_text(), token.stat().st_mode & 0o777) == (written, 0o600)
+
+
+def test_ray_gets_no_folder_that_other_users_can_reach(tmp_path: Path) -> None:
+    parent = Path(tempfile.mkdtemp(dir="/tmp"))
+    folder = parent / "ray"
+    folder.mkdir()
+    parent.chmod(0o755)
+    try:
+        with pytest.raises(NotReady, match=f"other users can reach {folder}"), cluster(1, folder=folder):
+            pass
+        assert list(folder.iterdir()) == []
+    finally:
+        shutil.rmtree(parent)
 
 
 def test_a_token_of_the_user_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,9 +16,11 @@ from deploy.preflight import (
     SCRATCH_BYTES,
     Machine,
     Place,
+    _place,
     check_budget,
     check_ray,
     chosen,
+    open_secrets,
     preflight,
     scratch_folder,
     shortage,
@@ -226,3 +229,29 @@ def test_a_long_tmpdir_does_not_matter_while_tmp_has_room(tmp_path: Path, monkey
     folder = scratch_folder()
     assert folder.parent == Path("/tmp")
     folder.rmdir()
+
+
+def test_a_secret_that_other_users_can_read_is_a_warning_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    emulated, _ = load_service("deploy/configs/emulated-16.yaml")
+    with tempfile.TemporaryDirectory(dir="/tmp") as name:
+        Path(name).chmod(0o755)
+        secret = Path(name) / "secret"
+        secret.touch(mode=0o600)
+        service = emulated.model_copy(update={"cache": emulated.cache.model_copy(update={"secret_file": str(secret)})})
+        monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(secret))
+        assert open_secrets(service) == []
+        secret.chmod(0o644)
+        warnings = open_secrets(service)
+        assert [name for name in ("cache.secret_file", "RAY_AUTH_TOKEN_PATH") for it in warnings if name in it] == [
+            "cache.secret_file",
+            "RAY_AUTH_TOKEN_PATH",
+        ]
+        assert all("close it with `chmod 600`" in it for it in warnings)
+
+
+def test_a_place_in_which_other_users_can_rename_files_is_not_used() -> None:
+    with tempfile.TemporaryDirectory(dir="/tmp") as name:
+        Path(name).chmod(0o777)
+        assert "sticky bit" in _place(name).problem
+        Path(name).chmod(0o1777)
+        assert _place(name).problem == ""

@@ -128,3 +128,13 @@ def test_a_plan_that_is_not_newer_is_refused():
 def test_a_configuration_without_the_application_is_an_error():
     with pytest.raises(NotReady, match="no application weir is deployed"):
         with_plan(deployed({"applications": {}}), plan())
+
+
+@pytest.mark.parametrize("version", [10**30, True, 1.5, "9", None, 2**53])
+def test_a_plan_that_no_replica_follows_does_not_keep_the_next_one_from_being_deployed(version):
+    body = with_plan(RICH, plan(version=7))
+    for deployment in body["applications"][0]["deployments"]:
+        if "user_config" in deployment:
+            deployment["user_config"] = {**deployment["user_config"], "version": version}
+    [pool] = [it for it in with_plan(body, plan(8))["applications"][0]["deployments"] if it["name"] == "Pool"]
+    assert pool["user_config"]["version"] == 8

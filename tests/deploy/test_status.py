@@ -50,7 +50,15 @@ CONTROLS = {
     "policy": "all-heavy",
     "pin": {"reason": "pinned by ops: a look", "until": 1e9, "left_s": 540.2, "thresholds": {"light": 0.4}},
     "replicas": [
-        {"id": "k3v9x2ab", "rank": 0, "role": "light", "state": "serving", "in_flight": 2, "node": None, "pid": 7},
+        {
+            "id": "k3v9x2ab",
+            "rank": 0,
+            "role": "light",
+            "state": "serving",
+            "in_flight": 2,
+            "pid": 7,
+            "clock_skew_s": -3.21,
+        },
         {"id": "b2c4d6e8", "rank": 3, "role": "heavy", "state": "drained", "in_flight": 1, "node": None, "pid": 8},
     ],
     "actions": [{"at": 1e9, "who": "ops", "action": "drain", "what": "b2c4d6e8", "until": None}],
@@ -125,6 +133,7 @@ def test_an_administrator_sees_the_pin_the_drained_replicas_and_who_did_it(servi
     assert "pin thresholds light 0.4 for 540 s more, pinned by ops: a look" in words
     assert "drained b2c4d6e8 of rank 3, 1 images in flight" in words
     assert "ops: drain, b2c4d6e8" in words
+    assert "clock the host of k3v9x2ab is 3.2 s behind the load balancer" in words
 
 
 def test_other_clients_see_that_there_is_a_pin_and_how_many_replicas_are_drained(service, monkeypatch):

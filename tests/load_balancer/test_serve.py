@@ -145,7 +145,7 @@ async def test_a_call_reaches_the_chosen_replica(up):
     known = {it["replica"]: it for it in await pool.describe()}
     assert sorted(it["rank"] for it in known.values()) == [0, 1, 2]
     assert Counter(it["role"] for it in known.values()) == {"light": 2, "heavy": 1}
-    request = {"id": "a", "prompt": "a", "seed": 1, "width": 64, "height": 64, "deadline": time.time() + 60}
+    request = {"id": "a", "prompt": "a", "seed": 1, "width": 64, "height": 64, "left_s": 60.0}
     for replica in [*known, *known]:
         replies = await asyncio.gather(*(pool.generate(replica, LIGHT, request, LIGHT) for _ in range(5)))
         assert {reply["replica"] for reply in replies} == {replica}
@@ -186,7 +186,8 @@ def test_the_official_clients_request_id_is_the_only_one_and_cancels_the_request
         [id] = answer.headers.get_list("x-request-id")
         assert answer.json()["data"][0]["weir"]["id"] == id == headers.get("x-request-id", id)
     refused = httpx.post(f"{up.url}{GENERATIONS}", json=GOOD, headers={"x-request-id": "a/b"})
-    assert (refused.status_code, refused.headers.get_list("x-request-id")) == (400, ["a/b"])
+    [id] = refused.headers.get_list("x-request-id")
+    assert (refused.status_code, id == "a/b") == (400, False)
 
 
 def test_the_official_client_streams_the_light_image_a_preview_and_the_heavy_one(up):

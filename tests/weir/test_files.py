@@ -1,13 +1,14 @@
 """Files are written atomically, and a path that cannot be written is refused before the work."""
 
 import resource
+import tempfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from weir.errors import ConfigError
-from weir.files import check_place, make_folder, written_whole
+from weir.files import check_place, is_private, make_folder, written_whole
 
 
 def test_the_file_is_written_when_the_block_ends_without_an_error(tmp_path: Path) -> None:
@@ -84,3 +85,26 @@ def test_a_folder_that_cannot_be_written_in_is_refused_by_name(tmp_path: Path, m
     Path("taken").touch()
     with pytest.raises(ConfigError, match=f"^{name}: cannot write in this folder"):
         make_folder(Path(name))
+
+
+def test_a_private_folder_is_closed_to_other_users_also_if_it_was_there_before(tmp_path: Path) -> None:
+    folder = tmp_path / "old"
+    folder.mkdir(mode=0o777)
+    folder.chmod(0o777)
+    for it in (folder, tmp_path / "new"):
+        make_folder(it, private=True)
+        assert it.stat().st_mode & 0o777 == 0o700
+
+
+def test_a_file_is_private_by_its_own_rights_or_by_those_of_a_folder_above() -> None:
+    with tempfile.TemporaryDirectory(dir="/tmp") as name:
+        folder, file = Path(name) / "a", Path(name) / "a" / "secret"
+        folder.mkdir()
+        file.touch()
+        rights = [(0o755, 0o755, 0o644), (0o755, 0o755, 0o640), (0o755, 0o755, 0o600), (0o700, 0o777, 0o666)]
+        found = []
+        for above, own, of_file in rights:
+            for path, mode in ((Path(name), above), (folder, own), (file, of_file)):
+                path.chmod(mode)
+            found.append(is_private(file))
+        assert found == [False, False, True, True]

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from weir.errors import PlanError
-from weir.plan import Assignment, Level, LevelRouting, Plan, Rules
+from weir.plan import MOST_AHEAD, Assignment, Level, LevelRouting, Plan, Rules
 
 LADDER = ("light", "medium", "heavy")
 THREE = Plan(1, tuple(Assignment(key, 2) for key in (*LADDER, "heavy")), (0.6, 0.3), LADDER)
@@ -51,6 +51,10 @@ def test_a_plan_with_level_routing_is_unchanged_after_serialisation() -> None:
     [
         ({"version": -1}, "version"),
         ({"version": 2**54}, "version"),
+        ({"version": 10**30}, "version"),
+        ({"version": True}, "version"),
+        ({"version": 1.5}, "version"),
+        ({"version": "2"}, "version"),
         ({"thresholds": [1.5]}, "thresholds"),
         ({"thresholds": [float("nan")]}, "thresholds"),
         ({"thresholds": []}, "one for each judge in use"),
@@ -59,12 +63,17 @@ def test_a_plan_with_level_routing_is_unchanged_after_serialisation() -> None:
         ({"chain": ["light", "light"]}, "each once"),
         ({"assignments": []}, "assignments"),
         ({"assignments": [["light", 0]]}, "batch_size"),
+        ({"assignments": [["light", True]]}, "batch_size"),
+        ({"assignments": [["light", 10**30]]}, "batch_size"),
         ({"assignments": [["medium", 1]]}, "medium"),
         ({"admitted_rps": -1.0}, "admitted_rps"),
         ({"colour": "red"}, "colour"),
         ({"rules": {**asdict(Rules()), "heavy_entry": 2.0}}, "heavy_entry"),
         ({"rules": {**asdict(Rules()), "drop_after_s": 0.0}}, "drop_after_s"),
         ({"rules": {**asdict(Rules()), "replica_choice": "nearest"}}, "nearest"),
+        ({"rules": {**asdict(Rules()), "light_fallback": "no"}}, "light_fallback"),
+        ({"rules": {**asdict(Rules()), "heavy_levels": 1.5}}, "heavy_levels"),
+        ({"rules": {**asdict(Rules()), "heavy_steps": 10**30}}, "heavy_steps"),
         ({"rules": {**asdict(Rules()), "colour": "red"}}, "colour"),
         ({"rules": "none"}, "rules"),
     ],
@@ -83,7 +92,9 @@ def test_an_invalid_plan_is_refused_by_name(change: dict, named: str) -> None:
         ({"shares": [[0.5, 0.5]]}, "a row of 2 for 3 levels"),
         ({"shares": [[0.5, 0.5, 0.5]]}, "add up to 1"),
         ({"levels": [{"name": "a", "variant": "heavy", "role": "heavy", "skipped": -1}]}, "skip at least 0 steps"),
+        ({"levels": [{"name": "a", "variant": "heavy", "role": "heavy", "steps": True}]}, "run at least 1"),
         ({"levels": [{"name": "a", "variant": "heavy", "role": "heavy", "speed": 1}]}, "speed"),
+        ({"hurry": "no"}, "hurry"),
         ({"ladder": 1}, "ladder"),
     ],
 )
@@ -91,6 +102,20 @@ def test_an_invalid_routing_is_refused_by_name(change: dict, named: str) -> None
     good: dict[str, Any] = ROUTED.to_dict()
     with pytest.raises(PlanError, match=named):
         Plan.from_dict({**good, "routing": {**good["routing"], **change}})
+
+
+@given(st.integers(0, 2**53 - 1))
+def test_after_every_plan_that_a_consumer_can_have_there_is_a_next_one(version: int) -> None:
+    following = Plan.split(version + 1, 1, 1, light_batch=1, heavy_batch=1, threshold=0.5)
+    assert following.replaces(version)
+    assert not following.replaces(version + 1)
+    assert Plan.from_dict(following.to_dict()) == following
+
+
+def test_a_plan_that_is_too_far_ahead_replaces_none() -> None:
+    plan = Plan.split(2**53, 1, 1, light_batch=1, heavy_batch=1, threshold=0.5)
+    assert not plan.replaces(2**53 - MOST_AHEAD - 1)
+    assert plan.replaces(2**53 - MOST_AHEAD)
 
 
 def test_a_missing_key_is_named() -> None:

@@ -49,7 +49,7 @@ def worker(tmp_path) -> Worker:
 
 
 async def generated(worker: Worker, *variants: str) -> list[dict[str, Any]]:
-    asked = [worker.generate(variant, image_request(str(i)).to_dict()) for i, variant in enumerate(variants)]
+    asked = [worker.generate(variant, image_request(str(i)).to_dict(now=0.0)) for i, variant in enumerate(variants)]
     return list(await asyncio.gather(*asked))
 
 

@@ -49,7 +49,7 @@ class Task:
     Attributes:
         ticket: number of the task in order of arrival.
         call: tasks of equal ``call`` can share one call of the denoiser.
-        deadline: unix time, seconds.
+        deadline: seconds of a monotonic clock.
         left: number of denoising steps that remain.
     """
 
@@ -80,7 +80,7 @@ def next_call(
 
     Args:
         limit: largest number of tasks in the call of a task, at least 1.
-        now: unix time, seconds.
+        now: seconds of the deadlines' clock.
         step_s: shortest time of one step of the task, seconds.
         turn: number of this call.
     """

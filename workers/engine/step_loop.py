@@ -95,10 +95,10 @@ class StepLoop:
 
     Args:
         limit: largest batch size that the plan allows for a job.
-        clock: unix time, seconds.
+        clock: the monotonic clock of the deadlines, seconds.
     """
 
-    def __init__(self, engine: Engine, limit: Callable[[DenoiseJob], int], clock: Callable[[], float] = time.time):
+    def __init__(self, engine: Engine, limit: Callable[[DenoiseJob], int], clock: Callable[[], float] = time.monotonic):
         self.engine = engine
         self._plan_limit = limit
         self._clock = clock

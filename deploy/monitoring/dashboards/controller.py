@@ -98,6 +98,12 @@ def _health() -> list[dict[str, Any]]:
             help="A plan may be old when demand does not change. A controller that is silent has stopped working.",
         ),
         timeseries(
+            "Clock skew",
+            [Query(now(metrics.CLOCK_SKEW), "largest difference")],
+            unit="s",
+            help="Largest difference between the wall clock of a replica's host and the load balancer's.",
+        ),
+        timeseries(
             "Time to solve",
             quantiles(metrics.SOLVE_SECONDS),
             unit="s",

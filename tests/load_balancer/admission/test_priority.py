@@ -39,7 +39,7 @@ async def test_workers_get_a_later_deadline_for_low_priority(balancer, pool):
     await balancer.generate(ORDER)
     await balancer.generate(BATCH)
     (_, _, first), (_, _, second) = pool.calls
-    assert second["deadline"] - first["deadline"] > (BATCH_SLACK - 1) * 5.0 - 1
+    assert second["left_s"] - first["left_s"] > (BATCH_SLACK - 1) * 5.0 - 1
     assert (first["low_priority"], second["low_priority"]) == (False, True)
 
 

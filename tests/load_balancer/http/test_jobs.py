@@ -21,7 +21,7 @@ from load_balancer.runner.generation_request import GenerationRequest
 from testing.toy_family import PROFILE
 from tests.load_balancer.malformed_requests import GOOD
 from weir.config import KeyConfig, LimitsConfig
-from weir.errors import NotFound
+from weir.errors import KeyReused, NotFound
 from weir.plan import HEAVY, LIGHT
 from weir.profiles import Profile
 
@@ -311,6 +311,18 @@ async def test_an_answer_expires_together_with_its_key(balancer, pool):
     assert len(pool.calls) == 3
 
 
+async def test_an_answer_is_kept_as_long_as_promised_when_the_wall_clock_is_set_back(balancer):
+    clock, wall = Clock(), Clock()
+    jobs = Jobs(balancer, rendered, kept_s=60, clock=clock, unix_time=wall)
+    job = await jobs.find(await finished(jobs), ORDER.caller)
+    assert jobs.expires_at(job) == wall.now + 60
+    clock.now += 30
+    wall.now -= 3600
+    assert jobs.expires_at(job) == wall.now + 30
+    clock.now += 30
+    assert await known(jobs, [job.id]) == [False]
+
+
 async def test_the_oldest_jobs_are_removed_when_there_are_too_many(balancer):
     jobs = Jobs(balancer, rendered, most_jobs=3)
     ids = [await finished(jobs) for _ in range(5)]
@@ -328,9 +340,67 @@ async def test_the_oldest_answers_are_removed_when_they_are_too_large_and_runnin
     await running.cancel()
 
 
+async def test_a_key_whose_quota_was_edited_meanwhile_repeats_its_request(balancer, pool):
+    jobs = Jobs(balancer, rendered)
+    before = replace(ORDER, caller=Caller("alice", "acme", images_per_minute=60))
+    after = replace(ORDER, caller=Caller("alice", "acme", "batch", images_per_minute=90, concurrent_images=4))
+    job, _ = await jobs.begin(before, "", key="k")
+    assert await jobs.begin(after, "", key="k") == (job, True)
+    await job.answer()
+    assert len(pool.calls) == 1
+
+
 async def test_another_caller_has_keys_of_its_own(balancer):
     jobs = Jobs(balancer, rendered)
     job, _ = await jobs.begin(ORDER, "", key="k")
     with pytest.raises(NotFound):
         await jobs.find(job.id, Caller("bob", "acme"))
     await job.answer()
+
+
+async def test_a_tenant_that_begins_and_cancels_many_jobs_makes_no_other_tenants_key_forgotten(balancer, pool):
+    jobs = Jobs(balancer, rendered)
+    mine = replace(ORDER, caller=Caller("alice", "acme"))
+    job, _ = await jobs.begin(mine, "", key="k")
+    await job.answer()
+    pool.delay_s[LIGHT] = 60
+    for number in range(1100):
+        hostile = replace(ORDER, id=f"h{number}", caller=Caller("mallory", "globex"))
+        cancelled, _ = await jobs.begin(hostile, "", keep=True)
+        await cancelled.cancel()
+    assert await jobs.begin(mine, "", key="k") == (job, True)
+    assert job.body is not None
+
+
+async def test_jobs_without_an_answer_are_removed_first(balancer, pool):
+    jobs = Jobs(balancer, rendered, most_jobs=3)
+    answered = [await finished(jobs) for _ in range(2)]
+    pool.delay_s[LIGHT] = 60
+    cancelled = []
+    for number in range(3):
+        job, _ = await jobs.begin(replace(ORDER, id=f"c{number}"), "", keep=True)
+        await job.cancel()
+        cancelled.append(job.id)
+    assert await known(jobs, answered) == [True, True]
+    assert await known(jobs, cancelled) == [False, False, True]
+
+
+async def test_a_key_outlives_its_answer(balancer, pool):
+    clock = Clock()
+    jobs = Jobs(balancer, rendered, most_jobs=1, kept_s=60, clock=clock)
+    request = replace(ORDER, seed=7)
+    first, _ = await jobs.begin(request, "", key="k")
+    await first.answer()
+    await finished(jobs)
+    with pytest.raises(NotFound):
+        await jobs.find(first.id, ORDER.caller)
+    with pytest.raises(KeyReused):
+        await jobs.begin(replace(request, prompt="a blue star"), "", key="k")
+    again, existed = await jobs.begin(request, "", key="k")
+    assert (again.request.seed, existed) == (7, False)
+    await again.answer()
+    await finished(jobs)
+    clock.now += 60
+    other, _ = await jobs.begin(replace(request, prompt="a blue star"), "", key="k")
+    await other.answer()
+    assert len(jobs._digests) == len(jobs._answered) == 0

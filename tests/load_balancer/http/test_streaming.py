@@ -14,13 +14,24 @@ import httpx
 import pytest
 from PIL import Image
 
+from load_balancer.admission import repetition
+from load_balancer.http import image_encoding
 from load_balancer.http.api import create_app
+from load_balancer.http.api_keys import ApiKeys, Caller
 from load_balancer.http.openapi import GENERATIONS
 from load_balancer.runner.balancer import Balancer
 from load_balancer.runner.generation_request import GenerationRequest
 from tests.load_balancer.malformed_requests import GOOD
 from weir.config import LimitsConfig
 from weir.plan import HEAVY, LIGHT, Rules
+
+
+class Named(ApiKeys):
+    """Takes the key for the name of the caller."""
+
+    def identify(self, authorization: str | None) -> Caller:
+        return Caller(str(authorization), str(authorization))
+
 
 PARTIAL, COMPLETED = "image_generation.partial_image", "image_generation.completed"
 
@@ -180,3 +191,43 @@ async def test_a_client_that_leaves_a_stream_cancels_its_work(balancer, family, 
         await asyncio.sleep(0)
     assert pool.cancelled == 1
     assert not any(balancer.dispatcher.outstanding.values())
+
+
+async def test_a_stream_is_encoded_once_for_all_its_listeners(client, pool, monkeypatch):
+    encoded = []
+    reencoded = image_encoding.reencoded
+
+    def counted(png: bytes, *more: Any) -> bytes:
+        encoded.append(png)
+        return reencoded(png, *more)
+
+    monkeypatch.setattr(image_encoding, "reencoded", counted)
+    pool.confidence = 0.1
+    pool.delay_s[HEAVY] = 0.05
+    body = {**GOOD, "stream": True, "n": 2, "partial_images": 1, "output_format": "webp"}
+    key = {"idempotency-key": "k"}
+    answers = await asyncio.gather(*(client.post(GENERATIONS, json=body, headers=key) for _ in range(20)))
+    assert len({answer.content for answer in answers}) == 1
+    state = await client.get(f"{GENERATIONS}/{answers[0].headers['x-request-id']}")
+    again = await client.post(GENERATIONS, json=body, headers=key)
+    assert again.content == answers[0].content
+    assert len(state.json()["result"]["data"]) == 2
+    assert len(encoded) == 4  # two partial and two finished images
+
+
+async def test_replays_and_polls_cost_their_caller_and_nobody_else(balancer, family, pool, monkeypatch):
+    monkeypatch.setattr(repetition, "BURST_BYTES", 3 * repetition.LEAST_BYTES)
+    now = balancer.clock()
+    monkeypatch.setattr(balancer, "clock", lambda: now)  # nothing is given back
+    app = create_app(balancer, family, LimitsConfig(), Named())
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://weir") as client:
+        mine, theirs = ({"authorization": name, "idempotency-key": "k"} for name in ("alice", "bob"))
+        codes = [(await client.post(GENERATIONS, json=GOOD, headers=mine)).status_code for _ in range(5)]
+        assert codes == [200, 200, 200, 200, 429]
+        other = await client.post(GENERATIONS, json=GOOD, headers=theirs)
+        status = f"{GENERATIONS}/{other.headers['x-request-id']}"
+        polls = [await client.get(status, headers=theirs) for _ in range(4)]
+        assert [poll.status_code for poll in polls] == [200, 200, 200, 429]
+        assert polls[-1].json()["error"]["code"] == "rate_limit_exceeded"
+        assert int(polls[-1].headers["retry-after"]) >= 1
+        assert (await client.post(GENERATIONS, json={**GOOD, "seed": 1}, headers={"authorization": "bob"})).is_success

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
@@ -163,15 +164,16 @@ async def test_images_at_a_hung_replica_are_generated_by_another(hanging, plan, 
 class Result:
     """One replica's part of a broadcast, or of an image."""
 
-    def __init__(self, replica: str, error: BaseException | None, hangs: bool):
-        self.replica, self.error, self.hangs, self.cancelled = replica, error, hangs, False
+    def __init__(self, replica: str, error: BaseException | None, hangs: bool, ahead_s: float):
+        self.replica, self.error, self.hangs, self.ahead_s = replica, error, hangs, ahead_s
+        self.cancelled = False
 
     async def get_async(self) -> dict[str, Any]:
         if self.hangs:
             await asyncio.Event().wait()
         if self.error is not None:
             raise self.error
-        return {"replica": self.replica, "rank": 0}
+        return {"replica": self.replica, "rank": 0, "unix_time": time.time() + self.ahead_s}
 
     def __await__(self) -> Any:
         return self.get_async().__await__()
@@ -187,6 +189,7 @@ class Handle:
         self.replicas = replicas
         self.hung: set[str] = set()
         self.failing: dict[str, BaseException] = {}
+        self.ahead_s: dict[str, float] = {}
         self.results: list[Result] = []
         self._chosen = ""
 
@@ -205,7 +208,7 @@ class Handle:
         return self._result(self._chosen)
 
     def _result(self, name: str) -> Result:
-        return Result(name, self.failing.get(name), name in self.hung)
+        return Result(name, self.failing.get(name), name in self.hung, self.ahead_s.get(name, 0.0))
 
 
 async def silent(pool: ServePool) -> dict[str, bool]:
@@ -215,6 +218,15 @@ async def silent(pool: ServePool) -> dict[str, bool]:
 @pytest.fixture
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("load_balancer.pool.serve_pool.DESCRIBE_TIMEOUT_S", 0.01)
+
+
+@pytest.mark.usefixtures("_impatient")
+async def test_a_replica_whose_host_has_another_clock_is_described_with_the_skew():
+    handle = Handle("a", "b")
+    handle.ahead_s = {"b": 100.0}
+    skews = {it["replica"]: it["clock_skew_s"] for it in await ServePool(handle).describe()}  # type: ignore[arg-type]
+    assert skews["a"] == 0
+    assert 99 < skews["b"] <= 100
 
 
 @pytest.mark.usefixtures("_impatient")

@@ -43,7 +43,7 @@ async def test_a_doubtful_image_is_generated_again_by_a_heavy_replica_with_the_s
     (_, first, light), (replica, second, heavy) = pool.calls
     assert (first, second) == (LIGHT, HEAVY)
     # The balancer does not wait for the heavy image until the deadline itself, so the worker's deadline is earlier.
-    assert heavy == {**light, "deadline": pytest.approx(light["deadline"] - margin_s(5.0))}
+    assert heavy == {**light, "left_s": pytest.approx(light["left_s"] - margin_s(5.0))}
     assert replica in ("replica-1", "replica-2")
 
 
@@ -223,6 +223,9 @@ async def test_a_request_keeps_the_plan_it_started_with(running, pool, plan):
     assert (after.plan_version, after.path) == (2, "light")
 
 
+GOOD = Plan.split(2, 2, 1, light_batch=4, heavy_batch=4, threshold=0.3).to_dict()
+
+
 @pytest.mark.parametrize(
     "fields",
     [
@@ -232,6 +235,10 @@ async def test_a_request_keeps_the_plan_it_started_with(running, pool, plan):
         [],
         {},
         {"version": 9},
+        GOOD | {"version": 10**30},
+        GOOD | {"version": True},
+        GOOD | {"version": 2.5},
+        GOOD | {"version": 2**53},
         {"version": 0, "assignments": [["light", 1]], "chain": ["light", "heavy"], "thresholds": [0.5]},
     ],
 )
@@ -239,6 +246,8 @@ async def test_a_wrong_or_older_plan_changes_nothing(running, plan, fields):
     async with running() as balancer:
         balancer.registry.apply(fields)
         assert balancer.registry.plan is plan
+        balancer.registry.apply(GOOD)
+        assert balancer.registry.plan.version == 2
 
 
 JSON = st.recursive(
@@ -246,7 +255,6 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
     max_leaves=6,
 )
-GOOD = Plan.split(2, 2, 1, light_batch=4, heavy_batch=4, threshold=0.3).to_dict()
 
 
 @st.composite

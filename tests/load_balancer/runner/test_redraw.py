@@ -65,7 +65,7 @@ async def test_other_images_precede_a_redraw(generate, pool):
     await generate(0.3, 0.8)
     first, second = heavy_calls(pool)
     assert (first["low_priority"], second["low_priority"]) == (False, True)
-    assert second["deadline"] > first["deadline"] + 4.9  # behind what may arrive until then
+    assert second["left_s"] > first["left_s"] + 4.9  # behind what may arrive until then
 
 
 async def test_a_second_image_that_fails_leaves_the_first(generate, pool):

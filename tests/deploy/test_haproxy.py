@@ -18,7 +18,7 @@ from typing import ClassVar
 import httpx
 import pytest
 
-from deploy.front_door import CONTROL_HEADERS, MOST_HEADER_BYTES, UnknownConfiguration, environment, hardened
+from deploy.haproxy import CONTROL_HEADERS, MOST_HEADER_BYTES, UnknownConfiguration, environment, hardened
 from weir.ports import free_port
 
 REPOSITORY = Path(__file__).resolve().parents[2]

@@ -1,4 +1,4 @@
-"""The front door of a service with several load balancers: Ray Serve's HAProxy, with stricter rules.
+"""The proxy of a service with several load balancers: Ray Serve's HAProxy, with stricter rules.
 
 Ray Serve starts an HAProxy on every node that has a proxy, writes its configuration, and lets a variable of the
 environment name the program (``RAY_SERVE_HAPROXY_BINARY_PATH``). That program is this module: it adds Weir's rules to
@@ -6,8 +6,8 @@ the configuration, and then becomes HAProxy. Only the standard library is import
 
 The rules: a request that no load balancer has answered yet is sent to another one when its load balancer dies. Headers
 are bounded in size, number and time. Serve's control headers of clients do not reach Serve. Refusals have the shape of
-the API, but for those of what is no HTTP or has headers beyond the buffer: HAProxy's own 400 has no file. The statistics
-are for this machine only.
+the API, except those of what is no HTTP or has headers beyond the buffer, which are HAProxy's own. The statistics are
+for this machine only.
 """
 
 from __future__ import annotations
@@ -53,8 +53,7 @@ def environment(folder: Path, ports: tuple[int, int], silent_s: float) -> dict[s
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     root = Path(__file__).resolve().parent.parent
     program.write_text(
-        f"#!{sys.executable} -I\nimport sys\nsys.path.append({str(root)!r})\n"
-        "from deploy.front_door import main\nmain()\n"
+        f"#!{sys.executable} -I\nimport sys\nsys.path.append({str(root)!r})\nfrom deploy.haproxy import main\nmain()\n"
     )
     program.chmod(0o700)
     return {
