@@ -148,7 +148,7 @@ MUTATIONS = (
     Mutation(
         "polls are free",
         "load_balancer/http/generations.py",
-        "        repetitions.charge(caller.name, _repeated(job, answer), balancer.clock())\n",
+        "        charged(caller, _repeated(job, answer))\n",
         "",
         "tests/load_balancer/http/test_streaming.py::test_replays_and_polls_cost_their_caller_and_nobody_else",
     ),

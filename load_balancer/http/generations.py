@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import secrets
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import replace
 
@@ -14,6 +14,7 @@ from fastapi.responses import StreamingResponse
 
 from load_balancer.admission.repetition import RepetitionQuota
 from load_balancer.http import responses
+from load_balancer.http.api_keys import Caller
 from load_balancer.http.body import json_body
 from load_balancer.http.events import EventStream, stream_of
 from load_balancer.http.headers import idempotency_key, later, seed_of
@@ -21,6 +22,7 @@ from load_balancer.http.image_encoding import ImageEncoder
 from load_balancer.http.image_store import ImageStore
 from load_balancer.http.jobs import AnyJob, Job, Jobs
 from load_balancer.http.openapi import CANCEL, FILES, GENERATE, GENERATIONS, STATUS
+from load_balancer.http.remote_job import Stream
 from load_balancer.http.responses import typed_errors
 from load_balancer.http.schema import RequestRules
 from load_balancer.runner.balancer import Balancer
@@ -42,6 +44,79 @@ def generations(
     """
     router = APIRouter()
     encoder, repetitions = ImageEncoder(), RepetitionQuota()
+    render = _renderer(encoder, store)
+    if shared is None:
+        jobs = Jobs(balancer, render)
+    else:
+        jobs = Jobs(balancer, render, charge=shared.quotas.charge, sharing=shared.sharing)
+        shared.run_jobs_by(jobs)
+
+    def charged(caller: Caller, size_bytes: int) -> float:
+        return repetitions.charge(caller.name, size_bytes, balancer.clock())
+
+    @router.post(GENERATIONS, **GENERATE, openapi_extra=rules.described())
+    @typed_errors
+    async def generate(request: Request) -> Response:
+        key = idempotency_key(request.headers.get("idempotency-key"))
+        wanted = _wanted(rules.read(await json_body(request, limits)), request, key)
+        postponed = None if wanted.stream else later(request.headers.getlist("prefer"))
+        base_url = str(request.base_url).rstrip("/")
+        job, replayed = await jobs.begin(wanted, base_url, key=key, keep=postponed is not None)
+        headers = {"Idempotent-Replayed": "true"} if replayed else {}
+        if replayed:
+            repetitions.check(wanted.caller.name, balancer.clock())
+        if wanted.stream:
+            headers |= {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+            events = _events(jobs, job, stream_of(job, encoder), charged if replayed else None)
+            first = await anext(events)  # until it is there, the request may be sent to another load balancer
+            return StreamingResponse(_preceded(first, events), media_type="text/event-stream", headers=headers)
+        if postponed is not None:
+            jobs.keep(job)
+            headers |= {"Preference-Applied": "respond-async"}
+            if not await _ended(job, postponed.wait_s):
+                return _accepted(jobs, job, headers)
+        try:
+            answer = await job.answer()
+            repeated = _repeated(job, answer)
+            if replayed:
+                charged(wanted.caller, repeated)
+            return Response(answer, media_type="application/json", headers=headers)
+        finally:
+            await _left(jobs, job)
+
+    @router.get(GENERATIONS + "/{id}", **STATUS)
+    @typed_errors
+    async def status(request: Request, id: str) -> Response:
+        caller = request.state.caller
+        repetitions.check(caller.name, balancer.clock())
+        job = await jobs.find(id, caller)
+        answer = responses.state(jobs, job)
+        charged(caller, _repeated(job, answer))
+        return Response(answer, media_type="application/json")
+
+    @router.delete(GENERATIONS + "/{id}", **CANCEL)
+    @typed_errors
+    async def cancel(request: Request, id: str) -> Response:
+        job = await jobs.find(id, request.state.caller)
+        over = job.ended is not None
+        await job.cancel()
+        answer = responses.state(jobs, job)
+        if over:
+            await jobs.forget(job)
+        return Response(answer, media_type="application/json")
+
+    return router
+
+
+def _wanted(body: GenerationRequest, request: Request, key: str | None) -> GenerationRequest:
+    """The request with its id and its caller; without a seed of its own it gets the seed of its idempotency key."""
+    caller = request.state.caller
+    seed = seed_of(caller, key) if key is not None and body.seed is None else body.seed
+    return replace(body, id=request.state.request_id, caller=caller, seed=seed)
+
+
+def _renderer(encoder: ImageEncoder, store: ImageStore) -> Callable[[Job, list[GeneratedImage]], Awaitable[bytes]]:
+    """Returns the function that creates the body of an answer."""
 
     async def render(job: Job, images: list[GeneratedImage]) -> bytes:
         wanted = job.request
@@ -62,82 +137,25 @@ def generations(
             contents.append(responses.linked(f"{job.base_url}{FILES}/{name}"))
         return responses.generated(job, images, contents)
 
-    jobs = Jobs(balancer, render)
-    if shared is not None:
-        jobs = Jobs(balancer, render, charge=shared.quotas.charge, sharing=shared.sharing)
-        shared.run_jobs_by(jobs)
-
-    @router.post(GENERATIONS, **GENERATE, openapi_extra=rules.described())
-    @typed_errors
-    async def generate(request: Request) -> Response:
-        key = idempotency_key(request.headers.get("idempotency-key"))
-        wanted = _wanted(rules.read(await json_body(request, limits)), request, key)
-        postponed = None if wanted.stream else later(request.headers.getlist("prefer"))
-        base_url = str(request.base_url).rstrip("/")
-        job, replayed = await jobs.begin(wanted, base_url, key=key, keep=postponed is not None)
-        headers = {"Idempotent-Replayed": "true"} if replayed else {}
-        paid_by = wanted.caller.name if replayed else None
-        if paid_by is not None:
-            repetitions.check(paid_by, balancer.clock())
-        if wanted.stream:
-            headers |= {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-            events = _stream(job, paid_by)
-            first = await anext(events)  # until it is there, the request may be sent to another load balancer
-            return StreamingResponse(_preceded(first, events), media_type="text/event-stream", headers=headers)
-        if postponed is not None:
-            jobs.keep(job)
-            headers |= {"Preference-Applied": "respond-async"}
-            if not await _ended(job, postponed.wait_s):
-                return _accepted(jobs, job, headers)
-        try:
-            answer = await job.answer()
-            repeated = _repeated(job, answer)
-            if paid_by is not None:
-                repetitions.charge(paid_by, repeated, balancer.clock())
-            return Response(answer, media_type="application/json", headers=headers)
-        finally:
-            await _left(jobs, job)
-
-    @router.get(GENERATIONS + "/{id}", **STATUS)
-    @typed_errors
-    async def status(request: Request, id: str) -> Response:
-        caller = request.state.caller
-        repetitions.check(caller.name, balancer.clock())
-        job = await jobs.find(id, caller)
-        answer = responses.state(jobs, job)
-        repetitions.charge(caller.name, _repeated(job, answer), balancer.clock())
-        return Response(answer, media_type="application/json")
-
-    @router.delete(GENERATIONS + "/{id}", **CANCEL)
-    @typed_errors
-    async def cancel(request: Request, id: str) -> Response:
-        job = await jobs.find(id, request.state.caller)
-        over = job.ended is not None
-        await job.cancel()
-        answer = responses.state(jobs, job)
-        if over:
-            await jobs.forget(job)
-        return Response(answer, media_type="application/json")
-
-    async def _stream(job: AnyJob, paid_by: str | None) -> AsyncGenerator[bytes]:
-        """The events of a job; at the pace of the quota of the caller that pays for them."""
-        try:
-            async with aclosing(stream_of(job, encoder).events()) as coming:
-                async for event in coming:
-                    yield event
-                    if paid_by is not None:
-                        await asyncio.sleep(repetitions.charge(paid_by, len(event), balancer.clock()))
-        finally:
-            await _left(jobs, job)
-
-    return router
+    return render
 
 
-def _wanted(body: GenerationRequest, request: Request, key: str | None) -> GenerationRequest:
-    """The request with its id and its caller; without a seed of its own it gets the seed of its idempotency key."""
-    caller = request.state.caller
-    seed = seed_of(caller, key) if key is not None and body.seed is None else body.seed
-    return replace(body, id=request.state.request_id, caller=caller, seed=seed)
+async def _events(
+    jobs: Jobs, job: AnyJob, stream: Stream, charged: Callable[[Caller, int], float] | None
+) -> AsyncGenerator[bytes]:
+    """The events of a job.
+
+    Args:
+        charged: charges the caller for an event and returns the seconds until the next one; None: the events are new.
+    """
+    try:
+        async with aclosing(stream.events()) as coming:
+            async for event in coming:
+                yield event
+                if charged is not None:
+                    await asyncio.sleep(charged(job.request.caller, len(event)))
+    finally:
+        await _left(jobs, job)
 
 
 async def _preceded(first: bytes, rest: AsyncGenerator[bytes]) -> AsyncIterator[bytes]:
