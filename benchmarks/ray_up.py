@@ -295,6 +295,7 @@ def write_files(checkout: Path, addresses: list[str], key: Path) -> None:
     service = yaml.safe_load((checkout / "deploy/configs/emulated-16.yaml").read_text())
     service["plan"] |= {"light_replicas": 2, "heavy_replicas": 4}
     service |= {
+        "balancers": 2,
         "controller": {"policy": "weir"},
         "cache": {"mode": "read-write", "encoder": "words", "fetch_s": 0.5, "lookup_s": 2},
     }

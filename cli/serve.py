@@ -48,7 +48,13 @@ def render(
 
     with error_exit():
         service, _ = checked(config)
-    body = rendered(config, host=service.http.host, port=service.http.port, controlled=service.controlled)
+    body = rendered(
+        config,
+        host=service.http.host,
+        port=service.http.port,
+        controlled=service.controlled,
+        every_node=service.balancers > 1,
+    )
     sys.stdout.write(yaml.safe_dump(body, sort_keys=False))
 
 

@@ -2,7 +2,7 @@
 
 Ray Serve starts an HAProxy on every node that has a proxy, writes its configuration, and lets a variable of the
 environment name the program (``RAY_SERVE_HAPROXY_BINARY_PATH``). That program is this module: it adds Weir's rules to
-the configuration, and then becomes HAProxy. Only the standard library is imported, because it starts at every reload.
+the configuration, and then becomes HAProxy. It imports next to nothing, because it starts at every reload.
 
 The rules: a request that no load balancer has answered yet is sent to another one when its load balancer dies. Headers
 are bounded in size, number and time. Serve's control headers of clients do not reach Serve. Refusals have the shape of
@@ -16,11 +16,10 @@ import json
 import os
 import re
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 
-#: Headers by which Serve would let a client choose time limits, models and replicas.
-CONTROL_HEADERS = ("x-request-timeout-seconds", "x-session-id", "serve_multiplexed_model_id")
+from weir.control_headers import ASCII_HEADERS, CONTROL_HEADERS
+
 #: Largest size of all headers of a request, bytes.
 MOST_HEADER_BYTES = 64 * 2**10
 #: A request, with its headers and its body, is kept in a buffer of this size for as long as it may be sent again.
@@ -95,7 +94,8 @@ def hardened(config: str, error_files: str) -> str:
         f"errorfile 408 {error_files}/408.http",
         f"http-request return {too_large} if {{ req.hdrs,length gt {MOST_HEADER_BYTES} }}",
         f"http-request return {hidden} if {{ path -i /-/routes }}",
-        *(f"http-request del-header {name}" for name in CONTROL_HEADERS),
+        *(f"http-request del-header ^{name.replace('-', '[-_]')}$ -m reg" for name in CONTROL_HEADERS),
+        *(f"http-request del-header {it} if {{ req.hdr({it}) -m reg [^\\x20-\\x7e] }}" for it in ASCII_HEADERS),
         # A request is sent again only if all of it was there when it was sent first.
         f"http-request wait-for-body time {BODY_S}s if METH_POST",
     ]
@@ -158,10 +158,11 @@ def main() -> None:
     os.execv(binary, [binary, *arguments])
 
 
-def shell(variables: Mapping[str, str]) -> str:
-    """The variables as commands of a shell."""
-    return "".join(f"export {name}='{value}'\n" for name, value in variables.items())
+def _print_environment(folder: str, silent_s: str) -> None:
+    """Prints :func:`environment` as commands of a shell, for `ray start`; HAProxy's own ports are the usual ones."""
+    for name, value in environment(Path(folder), (9101, 8404), float(silent_s)).items():
+        sys.stdout.write(f"export {name}='{value}'\n")
 
 
 if __name__ == "__main__":
-    main()
+    _print_environment(*sys.argv[1:])

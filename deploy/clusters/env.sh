@@ -7,6 +7,8 @@ export RAY_USAGE_STATS_ENABLED=0
 export RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS=1
 # Clients do not reach Ray Serve's own paths and headers, and connections have limits.
 export RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH=load_balancer.http.front_door.front_door
+# Several load balancers are behind an HAProxy on every node, which waits for the slowest answer for up to an hour.
+eval "$(cd "$HOME/weir" && .venv/bin/python -m deploy.haproxy "$HOME/.weir-haproxy" 3600)"
 # By default glibc gives every thread a malloc arena of its own, and processes with many threads keep growing.
 export MALLOC_ARENA_MAX=2
 export RAY_AUTH_MODE=token

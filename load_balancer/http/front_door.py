@@ -15,22 +15,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from load_balancer.http.request_id import RequestIds
 from load_balancer.http.responses import UNFORESEEN, failure
+from weir.control_headers import ASCII_HEADERS, CONTROL_HEADERS
 from weir.errors import DeadlineExceeded, NotFound, NotReady, WeirError
 
 log = logging.getLogger(__name__)
 
-#: Headers by which a client would control Ray Serve: its time limits, its choice of a replica, its traces. Ray Serve
-#: takes ``-`` for ``_`` in some of them, and fails at values that are not UTF-8.
-CONTROL = frozenset(
-    (
-        "x-request-timeout-seconds",
-        "x-request-disconnect-disabled",
-        "x-session-id",
-        "serve-multiplexed-model-id",
-        "traceparent",
-        "tracestate",
-    )
-)
 #: Paths of Ray Serve itself; clusters ask for its health.
 OWN, HEALTH = "/-/", "/-/healthz"
 #: What Ray Serve answers in plain text → the error of the API; everything else is unforeseen.
@@ -62,7 +51,7 @@ class FrontDoor:
         if not path.startswith("/") or (path.startswith(OWN) and path != HEALTH):
             await failure(NotFound(f"there is no {path[:64]}"))(scope, receive, send)
             return
-        headers = [(name, value) for name, value in scope["headers"] if _plain(name) not in CONTROL]
+        headers = [(name, value) for name, value in scope["headers"] if _allowed(_plain(name), value)]
         started = translated = False
 
         async def send_in_format(message: Message) -> None:
@@ -84,6 +73,11 @@ class FrontDoor:
             log.exception("Ray Serve failed at a request")
             if not started:
                 await failure(WeirError(UNFORESEEN))(scope, receive, send)
+
+
+def _allowed(name: str, value: bytes) -> bool:
+    """Whether a header may reach Ray Serve. The id of a request was checked before."""
+    return name not in CONTROL_HEADERS and (name not in ASCII_HEADERS or value.isascii())
 
 
 def _plain(name: bytes) -> str:

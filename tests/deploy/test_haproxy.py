@@ -18,7 +18,8 @@ from typing import ClassVar
 import httpx
 import pytest
 
-from deploy.haproxy import CONTROL_HEADERS, MOST_HEADER_BYTES, UnknownConfiguration, environment, hardened
+from deploy.haproxy import MOST_HEADER_BYTES, UnknownConfiguration, environment, hardened
+from weir.control_headers import CONTROL_HEADERS
 from weir.ports import free_port
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -113,10 +114,18 @@ def test_a_request_whose_load_balancer_dies_is_answered_by_another_one(door):
 
 
 def test_control_headers_of_clients_do_not_reach_serve(door):
-    answer = httpx.get(door, headers={name: "0.001" for name in CONTROL_HEADERS} | {"x-other": "1"})
+    spellings = (*CONTROL_HEADERS, "serve_multiplexed_model_id", "X_Session_Id")
+    answer = httpx.get(door, headers={name: "0.001" for name in spellings} | {"x-other": "1", "traceparent": "00-a"})
+    seen = {name.lower().replace("_", "-") for name in answer.json()["headers"]}
+    assert {"x-other", "traceparent"} <= seen
+    assert not seen & set(CONTROL_HEADERS)
+
+
+def test_what_serve_would_fail_at_does_not_reach_it(door):
+    answer = httpx.get(door, headers=[(b"x-request-id", b"\xff"), (b"traceparent", b"\xff"), (b"x-other", b"1")])
     seen = {name.lower() for name in answer.json()["headers"]}
     assert "x-other" in seen
-    assert not seen & set(CONTROL_HEADERS)
+    assert not seen & {"x-request-id", "traceparent"}
 
 
 def test_headers_that_are_too_large_are_refused_in_the_shape_of_the_api(door):
