@@ -101,12 +101,13 @@ def secrets(config: CacheConfig, default: str = "") -> list[bytes]:
             raise ConfigError(f"cache.secret_file: {config.secret_file} cannot be read: {error.strerror}") from None
     else:
         text = os.environ.get(SECRET, default).encode()
-    found = [line.strip() for line in text.splitlines() if line.strip()] or [b""]
-    shortest = min(map(len, found))
+    found = [line.strip() for line in text.splitlines() if line.strip()]
+    shortest = min(map(len, found), default=0)
     if shortest < 16:
+        problem = f"a secret of the cache has {shortest} bytes" if found else "the cache has no secret for its tags"
         raise ConfigError(
-            f"a secret of the cache has {shortest} bytes, and needs at least 16; set it in cache.secret_file or "
-            f"{SECRET}, e.g. the output of `openssl rand -hex 32`"
+            f"{problem}; set one of at least 16 bytes in cache.secret_file, --secret-file or {SECRET}, e.g. "
+            "the output of `openssl rand -hex 32`"
         )
     return found
 

@@ -70,6 +70,8 @@ def write_side_by_side(runs: Sequence[Path], path: Path) -> None:
 
 def _column(run: Path) -> _Column:
     remedy = "name folders of `weir replay`"
+    if not (run / "report.json").is_file():
+        raise ConfigError(f"{run}: there is no report.json of a replay in it; {remedy}")
     try:
         report = json.loads((run / "report.json").read_text())
         plots = {file.stem: file.read_text() for file in (run / "plots").glob("*.svg")}
