@@ -58,6 +58,9 @@ PERIOD_S = 5.0
 TRIM_S = 2.0
 #: Ratio of forecast to planned demand that triggers a plan at once.
 SURPRISE = 1.3
+#: Demand that a plan is made for at least, requests per second. Without any demand no variant would need a replica, and
+#: the next request may need each of them.
+LEAST_RPS = 1e-3
 #: Capacity planned for each request of the forecast.
 HEAD_ROOM = 1.05
 LIGHT_UTILISATION = 0.8
@@ -135,7 +138,8 @@ class Weir(Policy):
             else:
                 high = middle
         plan = self._publish(low, counts)
-        self._plan = replace(plan, rules=replace(plan.rules, reuse=self.setting.resumed >= 1))
+        reason = f"no demand was observed yet; up to {low:.1f}/s get the best quality"
+        self._plan = replace(plan, reason=reason, rules=replace(plan.rules, reuse=self.setting.resumed >= 1))
         return self._plan
 
     def resume(self, running: Plan) -> None:
@@ -203,7 +207,7 @@ class Weir(Policy):
     def plan_now(self, now_s: float, counts: tuple[int, ...]) -> Plan:
         """Returns a plan for the current demand, whether or not one is due."""
         self.planned_at_s = self._trimmed_at_s = now_s
-        return self._publish(self.demand_rps, counts)
+        return self._publish(max(LEAST_RPS, self.demand_rps), counts)
 
     def _most_owed(self) -> float:
         return MOST_PAYBACK * PAYBACK_S * max(1.0, self._demand.rate_rps())
