@@ -33,7 +33,9 @@ def plan(service: ServiceOption = None, url: UrlOption = None, as_json: JsonOpti
 
 @app.command()
 def pin(
-    seconds: Annotated[float, typer.Option("--for", help="Seconds until the pin ends, at most a week.")],
+    seconds: Annotated[
+        float, typer.Option("--for", min=1, max=604_800, help="Seconds until the pin ends, at most a week.")
+    ],
     replicas: Annotated[
         list[str] | None, typer.Option(help="VARIANT=NUMBER; repeat it for every variant of the chain.")
     ] = None,
@@ -106,7 +108,7 @@ def drain(
     url: UrlOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Drain a replica: it finishes what it has, gets nothing new, and is not planned with.
+    """Drain a replica: it finishes what it has, gets nothing new, and plans leave it out.
 
     Example: weir admin drain k3v9x2ab
     """

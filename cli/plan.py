@@ -18,7 +18,10 @@ PLOT_FORMATS = ("html", "svg", "png", "pdf")
 
 CascadeOption = Annotated[str, typer.Option(help="diffserve-1, -2, -3, sdxl-a100, or a profile file.")]
 FamilyOption = Annotated[
-    str, typer.Option(help="The same, or argus-sdxl or another ladder file, or a service file for all systems.")
+    str,
+    typer.Option(
+        help="diffserve-1, -2, -3, sdxl-a100, argus-sdxl, or a profile or ladder file; a service file for all systems."
+    ),
 ]
 TraceOption = Annotated[Path, typer.Option(help="Trace file in any format of `weir replay`.")]
 ScoresOption = Annotated[

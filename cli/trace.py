@@ -54,8 +54,9 @@ def replay(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Replay a trace, open loop, and write a report. The API key, if the service needs one, is read from WEIR_API_KEY.
-    The exit code is 1 if no request got an image.
+    """Replay a trace, open loop, and write a report.
+
+    The API key, if the service needs one, is read from WEIR_API_KEY. The exit code is 1 if no request got an image.
 
     Example: weir replay traces/bursty.csv --duration 120 --rate 0.5
     """

@@ -239,6 +239,13 @@ def test_every_command_shows_an_example(command):
     assert f"weir {command}" in weir(command, "--help").stdout.partition("Example:")[2]
 
 
+def test_paragraphs_of_the_help_wrap_only_at_the_width_of_the_terminal():
+    help_lines = CliRunner().invoke(app, ["admin", "plan", "--help"], env={"COLUMNS": "80"}).stdout.splitlines()
+    first = next(i for i, line in enumerate(help_lines) if "Every command of this group" in line)
+    assert help_lines[first].rstrip().endswith("from")
+    assert help_lines[first + 1].strip() == "WEIR_API_KEY; the key needs the scope admin."
+
+
 def test_a_key_is_printed_once_and_only_its_digest_is_kept(tmp_path):
     file = tmp_path / "keys.yaml"
     created = weir("keys", "new", "--name", "alice", "--tenant", "acme", "--batch", "--file", file)
