@@ -84,6 +84,11 @@ def test_several_policies_are_simulated_on_the_same_arrivals(trace, tmp_path):
     assert plot.read_text().lstrip().startswith("<?xml")
 
 
+def test_cascades_say_which_quality_is_better(trace):
+    tables = weir("cascades", "diffserve-1", "diffserve-2", "--trace", trace).stdout
+    assert tables.count("quality: lower is better") == 2
+
+
 def test_all_policies_are_compared(trace, tmp_path):
     from controller.registry import names
 
