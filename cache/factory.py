@@ -52,11 +52,16 @@ def connected(config: CacheConfig, *, patience_s: float | None = None) -> RedisB
 
 
 def check_choices(config: CacheConfig) -> None:
-    """Checks the names that stand for code: the eviction policy, and an encoder of the user's own.
+    """Checks the names that a configuration chooses by: the selector, the eviction policy, and an encoder of the user's
+    own.
 
     Raises:
         ConfigError: a name is unknown, or cannot be imported.
     """
+    try:
+        load_selector(config.selector)
+    except ConfigError as error:
+        raise ConfigError(f"cache.selector: {error.message}") from None
     eviction_policy(config.eviction)
     if config.encoder is not None and is_own(config.encoder):
         own(config.encoder, "cache.encoder")
