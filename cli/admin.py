@@ -7,8 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from cli.terminal import JsonOption, error_exit, print_json, print_line, results
-from weir.errors import ConfigError
+from cli.terminal import KEY_REMEDY, JsonOption, error_exit, print_json, print_line, results
+from weir.errors import ConfigError, Unauthorized
 
 app = typer.Typer(
     help="Look at and change a running service: its plan, policy, replicas and cache.", no_args_is_help=True
@@ -194,7 +194,10 @@ def _call(
     from deploy.api_client import client_of
 
     with error_exit():
-        return client_of(service, url, os.environ.get("WEIR_API_KEY")).call(method, f"/v1/admin/{path}", body)
+        try:
+            return client_of(service, url, os.environ.get("WEIR_API_KEY")).call(method, f"/v1/admin/{path}", body)
+        except Unauthorized as error:
+            raise Unauthorized(f"{error.message}; {KEY_REMEDY}") from None
 
 
 def _show(state: dict[str, Any], as_json: bool) -> None:

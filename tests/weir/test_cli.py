@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import httpx
 import pytest
 import yaml
 from PIL import Image
@@ -242,6 +243,14 @@ def test_an_unknown_extension_is_refused_before_any_work(trace, words, remedy, t
 @pytest.mark.parametrize("command", [c.name or c.callback.__name__ for c in app.registered_commands if c.callback])
 def test_every_command_shows_an_example(command):
     assert f"weir {command}" in weir(command, "--help").stdout.partition("Example:")[2]
+
+
+def test_a_service_that_needs_a_key_is_told_apart_with_the_variable_that_names_one(monkeypatch):
+    answer = httpx.Response(401, json={"error": {"message": "this service needs a key"}})
+    monkeypatch.setattr(httpx, "request", lambda *_, **__: answer)
+    result = weir("admin", "plan", "--url", "http://127.0.0.1:9")
+    assert result.exit_code == 1
+    assert result.stderr == "error: this service needs a key; `weir` reads the key from WEIR_API_KEY\n"
 
 
 def test_paragraphs_of_the_help_wrap_only_at_the_width_of_the_terminal():
