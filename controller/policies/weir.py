@@ -120,6 +120,7 @@ class Weir(Policy):
         self._plan: Plan | None = None
         self._seen_at_s = self.planned_at_s = self._trimmed_at_s = 0.0
         self._planned_rps = 0.0
+        self._forecast_rps: float | None = None  # demand of the last plan that was made for an observed demand
         self._shares = (0.0,) * len(setting.variants[1:])  # planned share that each judge defers of the images it sees
         self._owed = 0.0
 
@@ -139,6 +140,7 @@ class Weir(Policy):
                 high = middle
         plan = self._publish(low, counts)
         reason = f"no demand was observed yet; up to {low:.1f}/s get the best quality"
+        self._forecast_rps = None
         self._plan = replace(plan, reason=reason, rules=replace(plan.rules, reuse=self.setting.resumed >= 1))
         return self._plan
 
@@ -155,6 +157,7 @@ class Weir(Policy):
     def follow(self, running: Plan, demand_rps: float) -> None:
         """Records the plan in force, which another policy made for a demand."""
         self._plan, self._planned_rps = running, demand_rps
+        self._forecast_rps = demand_rps or None
 
     def watch(self, seen: Observation) -> None:
         """Adds the observation of one second without planning. The confidences are used when the plan in force begins
@@ -219,7 +222,7 @@ class Weir(Policy):
         kept = self._plan is not None and self._is_mine(self._plan) and len(self._plan.assignments) == sum(counts)
         if solution.status is Status.LIGHTEST and self._plan is not None and kept:
             return self._trimmed(self._plan, self.next_version(), "every solver failed: the last valid split stays")
-        before_rps, self._planned_rps = self._planned_rps or None, demand_rps
+        before_rps, self._planned_rps, self._forecast_rps = self._forecast_rps, demand_rps, demand_rps
         self._shares = begun_shares(problem, solution)
         words = [demand_words(demand_rps, before_rps), *solution_words(problem, solution, self._shares)]
         rules = replace(

@@ -134,7 +134,11 @@ def test_weir_keeps_a_replica_for_every_variant_while_there_is_no_demand():
 
 
 def test_the_first_plan_of_weir_names_the_demand_that_it_has_room_for():
-    assert make_policy("weir", setting()).first_plan().reason.startswith("no demand was observed yet; up to ")
+    policy = make_policy("weir", setting())
+    assert policy.first_plan().reason.startswith("no demand was observed yet; up to ")
+    reasons = [plan.reason for plan in run(policy, [1] * 10)]
+    assert any(reason.startswith("demand is ") for reason in reasons)
+    assert not any(reason.startswith("demand fell ") for reason in reasons)
 
 
 def test_weir_does_not_oscillate_on_a_steady_load():
