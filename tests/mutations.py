@@ -45,6 +45,13 @@ MUTATIONS = (
         "tests/deploy/test_serve_config.py::test_a_plan_leaves_the_rest_of_the_deployed_configuration_unchanged",
     ),
     Mutation(
+        "what a killed service has left is found only by its command",
+        "deploy/supervisor.py",
+        "return any(Path(path).is_relative_to(scratch) for path in paths)",
+        "return False",
+        "tests/deploy/test_local.py::test_the_redis_of_a_killed_service_and_what_writes_its_logs_are_ended_by_down",
+    ),
+    Mutation(
         "spans quote the messages of errors",
         "weir/otlp.py",
         "self.fail(code_of(error))",
