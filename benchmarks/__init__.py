@@ -8,6 +8,7 @@ from weir.errors import ConfigError
 
 # Ray reads this variable on import, which some benchmarks do before they start their cluster.
 os.environ.setdefault("RAY_AUTH_MODE", "token")
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it warns that torchvision is missing, which is not needed
 
 #: Where the files of DiffServe's artifact are published; this project may not ship them.
 DIFFSERVE = "https://github.com/qizhengyang98/DiffServe"

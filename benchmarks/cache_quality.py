@@ -409,6 +409,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("runs/cache"))
     args = parser.parse_args()
+    for selector in filter(None, (args.selector, args.judged)):
+        load_selector(selector)  # what is wrong with it is known before minutes of work
     torch.set_num_threads(1)
     args.out.mkdir(parents=True, exist_ok=True)
     prompts = prompt_log(np.random.default_rng(args.seed), args.warm + args.requests, LOGS[args.log])

@@ -9,6 +9,7 @@ that both meet the same load of the machine. Without a service, the embedded one
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import shutil
@@ -28,6 +29,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import command
+from weir.errors import ConfigError
 
 HERE = Path(__file__).resolve().parent.parent
 SERVICES = ("deploy/configs/weir-tiny.yaml", "deploy/configs/emulated-16.yaml")
@@ -116,7 +118,10 @@ def main() -> None:
     parser.add_argument("--against", type=Path, help="another checkout")
     given = parser.parse_args()
     checkouts = {"this": HERE} | ({} if given.against is None else {"other": given.against.resolve()})
-    console = Console(width=100)
+    for service, checkout in itertools.product(given.services, checkouts.values()):
+        if not (checkout / service).is_file():
+            raise ConfigError(f"{checkout / service}: there is no such file; name service files by their path in it")
+    console = Console()
     for service in given.services:
         starts: dict[str, list[Start]] = {name: [] for name in checkouts}
         for _ in range(given.repeats):

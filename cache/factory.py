@@ -52,11 +52,16 @@ def connected(config: CacheConfig, *, patience_s: float | None = None) -> RedisB
 
 
 def check_choices(config: CacheConfig) -> None:
-    """Checks the names that stand for code: the eviction policy, and an encoder of the user's own.
+    """Checks the names that a configuration chooses by: the selector, the eviction policy, and an encoder of the user's
+    own.
 
     Raises:
         ConfigError: a name is unknown, or cannot be imported.
     """
+    try:
+        load_selector(config.selector)
+    except ConfigError as error:
+        raise ConfigError(f"cache.selector: {error.message}") from None
     eviction_policy(config.eviction)
     if config.encoder is not None and is_own(config.encoder):
         own(config.encoder, "cache.encoder")
@@ -101,12 +106,13 @@ def secrets(config: CacheConfig, default: str = "") -> list[bytes]:
             raise ConfigError(f"cache.secret_file: the file that it names cannot be read: {error.strerror}") from None
     else:
         text = os.environ.get(SECRET, default).encode()
-    found = [line.strip() for line in text.splitlines() if line.strip()] or [b""]
-    shortest = min(map(len, found))
+    found = [line.strip() for line in text.splitlines() if line.strip()]
+    shortest = min(map(len, found), default=0)
     if shortest < 16:
+        problem = f"a secret of the cache has {shortest} bytes" if found else "the cache has no secret for its tags"
         raise ConfigError(
-            f"a secret of the cache has {shortest} bytes, and needs at least 16; set it in cache.secret_file or "
-            f"{SECRET}, e.g. the output of `openssl rand -hex 32`"
+            f"{problem}; set one of at least 16 bytes in cache.secret_file, --secret-file or {SECRET}, e.g. "
+            "the output of `openssl rand -hex 32`"
         )
     return found
 

@@ -127,6 +127,8 @@ def replay_prompts(
         evicted += len(catalog.insert(partition, str(i), vector, dict.fromkeys(kept, 1)))
         if progress is not None and i % 256 == 0:
             progress(i, len(vectors))
+    if progress is not None:
+        progress(len(vectors), len(vectors))
     return figures(approach, served, entries=len(catalog), states=catalog.states, evicted=evicted)
 
 

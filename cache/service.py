@@ -21,7 +21,7 @@ from cache.policy.partition import Settings
 from cache.store.backend import StoreFailed
 from weir import tracing
 from weir.config import CacheConfig, FamilyConfig
-from weir.core import NO_LOOKUP
+from weir.core import NO_LOOKUP, CacheLookup
 from weir.logs import configure, logged_as
 from weir.loopback import keep_to_loopback
 from weir.prompt_levels import WatchedHead
@@ -99,7 +99,7 @@ class CacheService:
             found = await self._do(lambda cache: cache.lookup(name, tenant, prompt, wanted))
             k = 0 if found.resume is None else found.resume.step
             span.set(k=k, similarity=found.similarity)
-            log.info("%s: looked up, K = %d, similarity %s, of %s", name, k, found.similarity, found.entry)
+            log.info("%s: looked up, K = %d, %s", name, k, _nearest(found))
         self._metrics.looked_up(found, time.perf_counter() - began)
         return (found if self._rebuilt_from_store else replace(found, capture=False)).to_dict()
 
@@ -121,7 +121,7 @@ class CacheService:
                     break
                 await asyncio.sleep(_STORE_CHECK_S)
             await self._do(lambda cache: cache.finish(name, resumed_at, captured, sought, seen, refused))
-            log.info("%s: ended, resumed at step %d, captured steps %s", name, resumed_at, list(captured))
+            log.info("%s: ended, resumed at step %d, stored steps: %s", name, resumed_at, list(captured) or "none")
 
     async def statistics(self) -> dict[str, Any]:
         """Calls :meth:`ApproximateCache.statistics`, and says whether lookups are answered."""
@@ -180,3 +180,10 @@ class CacheService:
     async def _do(self, work: Callable[[ApproximateCache], Answer]) -> Answer:
         work_as_here = partial(copy_context().run, work, self._cache)  # with the request id of this task
         return await asyncio.get_running_loop().run_in_executor(self._thread, work_as_here)
+
+
+def _nearest(found: CacheLookup) -> str:
+    """Describes the nearest cached prompt in the log."""
+    if found.similarity is None:
+        return "no similar prompt"
+    return f"similarity {found.similarity:.3f}" + (f" to {found.entry}" if found.entry else "")

@@ -7,8 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from cli.terminal import JsonOption, error_exit, print_json, print_line, results
-from weir.errors import ConfigError
+from cli.terminal import KEY_REMEDY, JsonOption, error_exit, print_json, print_line, results
+from weir.errors import ConfigError, Unauthorized
 
 app = typer.Typer(
     help="Look at and change a running service: its plan, policy, replicas and cache.", no_args_is_help=True
@@ -33,7 +33,9 @@ def plan(service: ServiceOption = None, url: UrlOption = None, as_json: JsonOpti
 
 @app.command()
 def pin(
-    seconds: Annotated[float, typer.Option("--for", help="Seconds until the pin ends, at most a week.")],
+    seconds: Annotated[
+        float, typer.Option("--for", min=1, max=604_800, help="Seconds until the pin ends, at most a week.")
+    ],
     replicas: Annotated[
         list[str] | None, typer.Option(help="VARIANT=NUMBER; repeat it for every variant of the chain.")
     ] = None,
@@ -106,7 +108,7 @@ def drain(
     url: UrlOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Drain a replica: it finishes what it has, gets nothing new, and is not planned with.
+    """Drain a replica: it finishes what it has, gets nothing new, and plans leave it out.
 
     Example: weir admin drain k3v9x2ab
     """
@@ -192,7 +194,10 @@ def _call(
     from deploy.api_client import client_of
 
     with error_exit():
-        return client_of(service, url, os.environ.get("WEIR_API_KEY")).call(method, f"/v1/admin/{path}", body)
+        try:
+            return client_of(service, url, os.environ.get("WEIR_API_KEY")).call(method, f"/v1/admin/{path}", body)
+        except Unauthorized as error:
+            raise Unauthorized(f"{error.message}; {KEY_REMEDY}") from None
 
 
 def _show(state: dict[str, Any], as_json: bool) -> None:

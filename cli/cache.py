@@ -410,6 +410,8 @@ def _store(url: str | None, secret_file: Path | None, tls_ca: Path | None, *, wr
     secret = ""
     if url is None and URL not in os.environ and (service := _running()) is not None:
         url, secret = service.cache_url or None, service.cache_secret
+    if url is None and URL not in os.environ:
+        raise ConfigError(f"no service whose cache has a Redis is up, or several are; name the Redis: --url or {URL}")
     named, certificates = (None if path is None else str(path) for path in (secret_file, tls_ca))
     config = CacheConfig(url=url, secret_file=named, tls_ca=certificates)
     backend = connected(config, patience_s=_REDIS_TIMEOUT_S)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich import box
 from rich.table import Table
 
 from cli.terminal import JsonOption, error_exit, note, print_json, print_line, results
@@ -56,14 +57,16 @@ def calibrate(
     if as_json:
         print_json({"keep": keep, "chosen": asdict(chosen), "table": [asdict(row) for row in rows]})
         return
-    table = Table("threshold", "light share", "quality", "of all-heavy")
+    table = Table(box=box.SIMPLE_HEAD, caption="quality: higher is better")
+    for column in ("threshold", "light share", "quality", "of all-heavy"):
+        table.add_column(column, justify="right")
     for row in rows:
         table.add_row(f"{row.threshold:.1f}", f"{row.light_share:.0%}", f"{row.quality:.3f}", f"{row.kept:.1%}")
     results.print(table)
     key = f"plan.thresholds.{variant}" if variant else "plan.threshold"
     print_line(
         f"threshold {chosen.threshold:.2f} keeps {chosen.kept:.1%} of all-heavy quality with {chosen.light_share:.0%} "
-        f"images of the lighter variant; set it as `{key}` in the service file"
+        f"of the images from the lighter variant; set it as `{key}` in the service file"
     )
     if profile is not None:
         note(f"confidences and quality are written to {profile}")

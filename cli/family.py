@@ -163,6 +163,7 @@ def evaluate(
         print_json(figures)
     else:
         print_line(f"results and plots are in {out}")
+        note(f"`weir calibrate {out / 'evaluation.json'}` shows what each threshold keeps")
 
 
 def fetch(

@@ -65,6 +65,8 @@ def list_keys(file: FileOption = Path("keys.yaml"), as_json: JsonOption = False)
     Example: weir keys list --file keys.yaml
     """
     with error_exit():
+        if not file.exists():
+            raise ConfigError(f"{file}: there is no such file; `weir keys new` creates it, and --file names another")
         known = load_keys(file).keys
     if as_json:
         print_json([key.model_dump(exclude={"sha256"}) for key in known])

@@ -5,6 +5,7 @@ Exit codes: 0 success; 1 failure while running; 2 wrong usage or configuration; 
 
 from __future__ import annotations
 
+import inspect
 import io
 import os
 import sys
@@ -72,6 +73,19 @@ app.add_typer(admin.app, name="admin")
 app.add_typer(cache.app, name="cache")
 app.add_typer(keys.app, name="keys")
 app.add_typer(levels.app, name="levels")
+
+
+def _reflow(commands: typer.Typer) -> None:
+    """Joins the lines of each paragraph of the help, which the terminal then wraps at its own width."""
+    for command in commands.registered_commands:
+        text = inspect.getdoc(command.callback) or ""
+        command.help = "\n\n".join(" ".join(paragraph.split("\n")) for paragraph in text.split("\n\n"))
+    for group in commands.registered_groups:
+        if group.typer_instance is not None:
+            _reflow(group.typer_instance)
+
+
+_reflow(app)
 
 
 def main() -> None:

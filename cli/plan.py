@@ -18,7 +18,10 @@ PLOT_FORMATS = ("html", "svg", "png", "pdf")
 
 CascadeOption = Annotated[str, typer.Option(help="diffserve-1, -2, -3, sdxl-a100, or a profile file.")]
 FamilyOption = Annotated[
-    str, typer.Option(help="The same, or argus-sdxl or another ladder file, or a service file for all systems.")
+    str,
+    typer.Option(
+        help="diffserve-1, -2, -3, sdxl-a100, argus-sdxl, or a profile or ladder file; a service file for all systems."
+    ),
 ]
 TraceOption = Annotated[Path, typer.Option(help="Trace file in any format of `weir replay`.")]
 ScoresOption = Annotated[
@@ -147,6 +150,7 @@ def cascades(
     A profile holds one light variant, the heavy one, and the measurements of a discriminator (`weir train --budget
     discriminator`, `weir profile`, `weir evaluate`, `weir calibrate`), so each light variant needs a profile.
     """
+    from rich import box
     from rich.table import Table
 
     from baselines.comparison.light_variants import best_by_demand, built, read_cascades, run_pairs, usable
@@ -164,7 +168,9 @@ def cascades(
     print_line(f"pairs on the Pareto front of quality and cost: {', '.join(pairs)}")
     known = ", ".join(f"{cascade.light} → {cascade.heavy}" for cascade in kept)
     print_line(f"with a discriminator: {known}")
-    table = Table(title=f"best pair by load, {gpus} GPUs")
+    measured = found[0].setting.quality
+    better = f"quality: {'lower' if measured is not None and measured.smaller_is_better else 'higher'} is better"
+    table = Table(title=f"best pair by load, {gpus} GPUs", caption=better, box=box.SIMPLE_HEAD)
     for column in ("requests/s", "light variant", "served, %", "quality"):
         table.add_column(column, justify="right")
     for row in by_demand:
@@ -173,11 +179,13 @@ def cascades(
     results.print(table)
     if runs:
         print_line(f"{trace}, simulated:")
-        table = Table()
-        for column in ("light variant", "late, %", "in time/s", "quality", "changes", "share of answers"):
-            table.add_column(column, justify="right")
+        table = Table(caption=better, box=box.SIMPLE_HEAD)
+        table.add_column("light variant", no_wrap=True)
+        for column in ("late\n%", "in time\n/s", "quality", "changes"):
+            table.add_column(column, justify="right", no_wrap=True)
+        table.add_column("share of answers")
         for run in runs:
-            shares = ", ".join(f"{name} {100 * share:.0f} %" for name, share in run.shares.items())
+            shares = "\n".join(f"{name} {100 * share:.0f} %" for name, share in run.shares.items())
             late, good = f"{100 * run.violation_ratio:.2f}", f"{run.goodput_rps:.1f}"
             table.add_row(run.pair, late, good, f"{run.quality:.4g}", str(run.changes), shares)
         results.print(table)

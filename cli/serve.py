@@ -12,6 +12,7 @@ import yaml
 
 from cli.terminal import JsonOption, console, error_exit, print_json, print_line, results
 from weir.assets import SERVICE
+from weir.errors import ServiceError
 
 NameArgument = Annotated[str | None, typer.Argument(help="Name of the service, if several are up.")]
 
@@ -104,9 +105,19 @@ def logs(
     from deploy.logs import LogFolder, logs_of
 
     with error_exit():
-        files = LogFolder(folder or logs_of(name))
-        for entry in files.follow(request) if follow else files.read(request):
+        path = folder or logs_of(name)
+        files = LogFolder(path)
+        found = files.follow(request) if follow else files.read(request)
+        for entry in found:
             print_line(entry.text)
+        if not found:
+            raise ServiceError(_no_records(path, request))
+
+
+def _no_records(path: Path, request: str | None) -> str:
+    if request is None:
+        return f"the logs in {path} are empty"
+    return f"the logs in {path} have no record of the request {request}; its id is `weir.id` in its answer"
 
 
 def monitor(

@@ -21,6 +21,9 @@ console = Console(stderr=True, markup=False, highlight=False, emoji=False)
 #: Standard output, for results.
 results = Console(markup=False, highlight=False, emoji=False)
 
+#: What to do about a key that is missing or unknown.
+KEY_REMEDY = "`weir` reads the key from WEIR_API_KEY"
+
 FamilyOption = Annotated[Path, typer.Option(help="Family file.", show_default="the embedded family")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
 

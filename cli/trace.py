@@ -9,12 +9,13 @@ import shlex
 import sys
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli.terminal import JsonOption, console, error_exit, note, print_json, print_line
+from cli.terminal import KEY_REMEDY, JsonOption, console, error_exit, note, print_json, print_line
 from weir import __version__
 from weir.config import load_family
 from weir.errors import ConfigError
@@ -54,8 +55,9 @@ def replay(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Replay a trace, open loop, and write a report. The API key, if the service needs one, is read from WEIR_API_KEY.
-    The exit code is 1 if no request got an image.
+    """Replay a trace, open loop, and write a report.
+
+    The API key, if the service needs one, is read from WEIR_API_KEY. The exit code is 1 if no request got an image.
 
     Example: weir replay traces/bursty.csv --duration 120 --rate 0.5
     """
@@ -117,7 +119,9 @@ def replay(
         _print_summary(summary, folder)
     unanswered = bool(result.outcomes) and not any(it.answered for it in result.outcomes)
     if unanswered:
-        note(f" {base} answered none of {len(result.outcomes)} requests: {summary.reasons[0].reason}", bold="error:")
+        first = summary.reasons[0]
+        remedy = f"; {KEY_REMEDY}" if first.status == HTTPStatus.UNAUTHORIZED else ""
+        note(f" {base} answered none of {len(result.outcomes)} requests: {first.reason}{remedy}", bold="error:")
     raise typer.Exit(130 if result.interrupted else int(unanswered))
 
 

@@ -51,9 +51,10 @@ class PlanNote:
 
 def demand_words(demand_rps: float, before_rps: float | None) -> str:
     """Describes the forecast and its change since the previous plan (``before_rps``; None when there was none)."""
-    if before_rps is None or abs(demand_rps - before_rps) <= SAME_DEMAND * before_rps:
-        return f"demand is {demand_rps:.1f}/s"
-    return f"demand {'rose' if demand_rps > before_rps else 'fell'} from {before_rps:.1f} to {demand_rps:.1f}/s"
+    now, before = (None if rps is None else f"{rps:.1f}" for rps in (demand_rps, before_rps))
+    if before_rps is None or now == before or abs(demand_rps - before_rps) <= SAME_DEMAND * before_rps:
+        return f"demand is {now}/s"
+    return f"demand {'rose' if demand_rps > before_rps else 'fell'} from {before} to {now}/s"
 
 
 def solution_words(problem: Problem, solution: Solution, deferred: Iterable[float]) -> list[str]:

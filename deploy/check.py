@@ -107,8 +107,6 @@ def _fields(path: Path) -> dict[str, Any] | None:
 def _service(path: Path) -> tuple[str, ...]:
     service, family = checked(path)
     cache, plan = service.cache, service.plan
-    if cache.selector is not None:
-        load_selector(cache.selector)
     if cache.predictor is not None:
         MatchPredictor.load(Path(cache.predictor))
     if cache.levels is not None:

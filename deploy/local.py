@@ -181,9 +181,9 @@ def checked(config_path: Path | str) -> tuple[ServiceConfig, FamilyConfig]:
     service, family = load_service(config_path)
     for profile in filter(None, (service.profile, service.pool.emulate)):
         load_profile(profile, family.keys)
+    check_choices(service.cache)
     if service.controlled:
         _check_policy(config_path, service)
-    check_choices(service.cache)
     if service.keys_file is not None:
         load_keys(service.keys_file)
     if service.pool.emulate is None:

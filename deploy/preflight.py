@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 
 import psutil
 
-from cache.factory import URL, check_redis
+from cache.factory import URL, check_redis, secrets
 from cache.store.redis_server import server_binary
 from deploy.cluster import existing
 from load_balancer.shared.store import state_url
@@ -74,8 +74,8 @@ def preflight(service: ServiceConfig, family: FamilyConfig, report: Callable[[st
         Warnings: sentences on what is missing and not needed, and on secrets that other users can read.
 
     Raises:
-        ConfigError: the service does not fit this machine, its Redis is unsuitable, or the environment names an unknown
-            format of logs, or an endpoint of traces that cannot be one.
+        ConfigError: the service does not fit this machine, its Redis is unsuitable or has no secret, or the environment
+            names an unknown format of logs, or an endpoint of traces that cannot be one.
         ServiceError: Ray or the hub does not answer, or there is no redis-server.
     """
     log_format()  # the environment's
@@ -100,6 +100,8 @@ def preflight(service: ServiceConfig, family: FamilyConfig, report: Callable[[st
         server_binary()
         if service.cache.mode != "off":
             check_budget(service, free_memory())
+    elif service.cache.mode != "off" and not existing():  # on a cluster, its own environment may have the secret
+        secrets(service.cache)
     if warning := check_redis(service.cache):
         warnings.append(warning)
     return warnings

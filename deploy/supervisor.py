@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import IO
 
 import psutil
@@ -231,10 +232,24 @@ def end_service(pid: int | None, scratch: str, grace_s: float, hurry: Callable[[
 
 
 def _users_of(scratch: str) -> set[psutil.Process]:
-    """Processes whose command names the folder, such as those of Ray and Redis that lost their parent."""
+    """Processes that a service has started for its folder, such as those of Ray and Redis that lost their parent."""
     found = set()
     for process in psutil.process_iter() if scratch else ():
         with suppress(psutil.Error):
-            if any(scratch in word for word in process.cmdline()):
+            if _uses(process, scratch):
                 found.add(process)
     return found - {psutil.Process()}
+
+
+def _uses(process: psutil.Process, scratch: str) -> bool:
+    """Whether the command of a process names the folder, or the process works in it or has a file of it open.
+
+    Redis and Ray's agents replace their command by a title. A process of a terminal is the user's, who may look at a
+    log of the folder.
+    """
+    if any(scratch in word for word in process.cmdline()):
+        return True
+    if process.terminal() is not None:
+        return False
+    paths = (process.cwd(), *(file.path for file in process.open_files()))
+    return any(Path(path).is_relative_to(scratch) for path in paths)

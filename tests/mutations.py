@@ -175,6 +175,13 @@ MUTATIONS = (
         "tests/deploy/test_serve_config.py::test_a_plan_leaves_the_rest_of_the_deployed_configuration_unchanged",
     ),
     Mutation(
+        "what a killed service has left is found only by its command",
+        "deploy/supervisor.py",
+        "return any(Path(path).is_relative_to(scratch) for path in paths)",
+        "return False",
+        "tests/deploy/test_local.py::test_the_redis_of_a_killed_service_and_what_writes_its_logs_are_ended_by_down",
+    ),
+    Mutation(
         "spans quote the messages of errors",
         "weir/otlp.py",
         "self.fail(code_of(error))",
@@ -493,6 +500,45 @@ MUTATIONS = (
         'task if index == 0 else task._replace(cache="off")',
         "task",
         "tests/load_balancer/runner/test_cache_lookup.py::test_of_several_images_of_a_request_only_the_first_resumes",
+    ),
+    Mutation(
+        "a request is not sent again when its load balancer dies",
+        "deploy/haproxy.py",
+        "conn-failure empty-response response-timeout",
+        "none",
+        "tests/deploy/test_haproxy.py::test_a_request_whose_load_balancer_dies_is_answered_by_another_one",
+    ),
+    Mutation(
+        "the jobs of a lost load balancer stay lost",
+        "load_balancer/shared/shared_state.py",
+        "await self._jobs.take_over(record)",
+        "pass",
+        "tests/load_balancer/shared/test_two_load_balancers.py::"
+        "test_the_jobs_of_a_lost_load_balancer_give_the_images_that_they_would_have_given",
+    ),
+    Mutation(
+        "an idempotency key is known at its load balancer only",
+        "load_balancer/shared/job_ledger.py",
+        "record.number, nx=True,",
+        "record.number,",
+        "tests/load_balancer/shared/test_two_load_balancers.py::"
+        "test_a_key_that_is_repeated_elsewhere_gives_the_same_answer_and_draws_nothing",
+    ),
+    Mutation(
+        "a key has its quota at every load balancer",
+        "load_balancer/shared/shared_quotas.py",
+        "in_flight = in_flight + tonumber(count)",
+        "in_flight = 0",
+        "tests/load_balancer/shared/test_two_load_balancers.py::"
+        "test_concurrent_images_are_counted_over_all_load_balancers_and_those_of_a_lost_one_end",
+    ),
+    Mutation(
+        "an operator's change holds at one load balancer",
+        "load_balancer/shared/shared_state.py",
+        "controls.follow(json.loads(kept))",
+        "pass",
+        "tests/load_balancer/shared/test_two_load_balancers.py::"
+        "test_what_an_operator_changes_holds_at_every_load_balancer",
     ),
 )
 

@@ -28,6 +28,8 @@ _ROWS = (
     ("quality, higher is better", "quality", 1, 3),
     ("mean steps", "mean_steps", 1, 1),
 )
+#: What differs between any two replays, and so is not beside their figures.
+_ALWAYS_DIFFERENT = ("date", "command")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +64,7 @@ def write_side_by_side(runs: Sequence[Path], path: Path) -> None:
     ]
     keys = list(dict.fromkeys(key for column in columns for key in column.about))
     about = [(key, [column.about.get(key, "–") for column in columns]) for key in keys]
-    differing = [(key, values) for key, values in about if len(set(values)) > 1]
+    differing = [(key, values) for key, values in about if len(set(values)) > 1 and key not in _ALWAYS_DIFFERENT]
     page = render("side_by_side.html.j2", columns=columns, rows=rows, plots=plots, about=about, differing=differing)
     with written_whole(path) as draft:
         draft.write_text(page, encoding="utf-8")
@@ -70,6 +72,8 @@ def write_side_by_side(runs: Sequence[Path], path: Path) -> None:
 
 def _column(run: Path) -> _Column:
     remedy = "name folders of `weir replay`"
+    if not (run / "report.json").is_file():
+        raise ConfigError(f"{run}: there is no report.json of a replay in it; {remedy}")
     try:
         report = json.loads((run / "report.json").read_text())
         plots = {file.stem: file.read_text() for file in (run / "plots").glob("*.svg")}

@@ -37,10 +37,10 @@ def write_plots(out: Path) -> None:
     rows = [figures["rows"][f"heavy ({n} steps)"] for n in STEPS]
     for n in range(1, 5):
         axes[0].plot(STEPS, [r[f"attributes_{n}"] for r in rows], "o-", label=f"{n} object{'s' * (n > 1)}", linewidth=2)
-    _label(axes[0], "denoising steps of the heavy variant", "attributes")
+    _label(axes[0], "denoising steps of the heavy variant", "attributes, higher is better")
     axes[1].plot(STEPS, [r["frechet"] for r in rows], "o-", color="#0f766e", label="heavy", linewidth=2)
     axes[1].axhline(figures["rows"]["real"]["frechet"], color="#94a3b8", linestyle=":", label="real against real")
-    _label(axes[1], "denoising steps of the heavy variant", "Fréchet distance")
+    _label(axes[1], "denoising steps of the heavy variant", "Fréchet distance, lower is better")
     fig.savefig(out / "quality_by_steps.png", dpi=130)
     plt.close(fig)
 
@@ -70,10 +70,13 @@ def _label(ax: Axes, x: str, y: str) -> None:
 
 
 def _contact_sheet(path: Path, images: dict[str, np.ndarray], count: int, columns: int = 8) -> None:
-    """Eight prompts per block, two of each object count, in rows: light, heavy with 5 steps, heavy with 50 steps."""
+    """Eight prompts per block, two of each object count, in rows: light, heavy with 5 steps, heavy with 50 steps.
+
+    Two blocks, or one of fewer than 16 prompts.
+    """
     prompts = [caption(s) for s in held_out(count)]
     kinds = {"light": "light", "heavy_5": "heavy, 5 steps", "heavy_50": "heavy, 50 steps"}
-    blocks = 2
+    blocks = min(2, count // columns)
     fig, axes = plt.subplots(blocks * len(kinds), columns, figsize=(1.55 * columns, 1.66 * blocks * len(kinds)))
     for block in range(blocks):
         for line, (name, label) in enumerate(kinds.items()):

@@ -58,6 +58,9 @@ PERIOD_S = 5.0
 TRIM_S = 2.0
 #: Ratio of forecast to planned demand that triggers a plan at once.
 SURPRISE = 1.3
+#: Demand that a plan is made for at least, requests per second. Without any demand no variant would need a replica, and
+#: the next request may need each of them.
+LEAST_RPS = 1e-3
 #: Capacity planned for each request of the forecast.
 HEAD_ROOM = 1.05
 LIGHT_UTILISATION = 0.8
@@ -117,6 +120,7 @@ class Weir(Policy):
         self._plan: Plan | None = None
         self._seen_at_s = self.planned_at_s = self._trimmed_at_s = 0.0
         self._planned_rps = 0.0
+        self._forecast_rps: float | None = None  # demand of the last plan that was made for an observed demand
         self._shares = (0.0,) * len(setting.variants[1:])  # planned share that each judge defers of the images it sees
         self._owed = 0.0
 
@@ -135,7 +139,9 @@ class Weir(Policy):
             else:
                 high = middle
         plan = self._publish(low, counts)
-        self._plan = replace(plan, rules=replace(plan.rules, reuse=self.setting.resumed >= 1))
+        reason = f"no demand was observed yet; up to {low:.1f}/s get the best quality"
+        self._forecast_rps = None
+        self._plan = replace(plan, reason=reason, rules=replace(plan.rules, reuse=self.setting.resumed >= 1))
         return self._plan
 
     def resume(self, running: Plan) -> None:
@@ -151,6 +157,7 @@ class Weir(Policy):
     def follow(self, running: Plan, demand_rps: float) -> None:
         """Records the plan in force, which another policy made for a demand."""
         self._plan, self._planned_rps = running, demand_rps
+        self._forecast_rps = demand_rps or None
 
     def watch(self, seen: Observation) -> None:
         """Adds the observation of one second without planning. The confidences are used when the plan in force begins
@@ -203,7 +210,7 @@ class Weir(Policy):
     def plan_now(self, now_s: float, counts: tuple[int, ...]) -> Plan:
         """Returns a plan for the current demand, whether or not one is due."""
         self.planned_at_s = self._trimmed_at_s = now_s
-        return self._publish(self.demand_rps, counts)
+        return self._publish(max(LEAST_RPS, self.demand_rps), counts)
 
     def _most_owed(self) -> float:
         return MOST_PAYBACK * PAYBACK_S * max(1.0, self._demand.rate_rps())
@@ -215,7 +222,7 @@ class Weir(Policy):
         kept = self._plan is not None and self._is_mine(self._plan) and len(self._plan.assignments) == sum(counts)
         if solution.status is Status.LIGHTEST and self._plan is not None and kept:
             return self._trimmed(self._plan, self.next_version(), "every solver failed: the last valid split stays")
-        before_rps, self._planned_rps = self._planned_rps or None, demand_rps
+        before_rps, self._planned_rps, self._forecast_rps = self._forecast_rps, demand_rps, demand_rps
         self._shares = begun_shares(problem, solution)
         words = [demand_words(demand_rps, before_rps), *solution_words(problem, solution, self._shares)]
         rules = replace(

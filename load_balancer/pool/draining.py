@@ -24,7 +24,7 @@ def check_drain(replica: str, known: Collection[str], drained: Collection[str], 
     if replica not in drained and not force and not set(known) - {*drained, replica}:
         raise Conflict(
             f"{replica} is the last replica that takes work: without it every request is answered with 503; return "
-            "another replica first, or set force"
+            "another replica first, or set force (`--force`)"
         )
 
 

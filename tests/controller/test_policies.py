@@ -125,6 +125,22 @@ def test_weir_stops_at_the_best_mix_on_a_light_load():
     assert cascade("diffserve-1").deferral.at(plan.threshold) == pytest.approx(0.6, abs=0.02)
 
 
+def test_weir_keeps_a_replica_for_every_variant_while_there_is_no_demand():
+    policy = make_policy("weir", setting(gpus=4))
+    policy.resume(Plan.split(1, 4, 0, light_batch=1, heavy_batch=1, threshold=0.5))
+    counts = run(policy, [0] * 10, replicas=(4,))[-1].counts
+    assert counts[LIGHT] >= 1
+    assert counts[HEAVY] >= 1
+
+
+def test_the_first_plan_of_weir_names_the_demand_that_it_has_room_for():
+    policy = make_policy("weir", setting())
+    assert policy.first_plan().reason.startswith("no demand was observed yet; up to ")
+    reasons = [plan.reason for plan in run(policy, [1] * 10)]
+    assert any(reason.startswith("demand is ") for reason in reasons)
+    assert not any(reason.startswith("demand fell ") for reason in reasons)
+
+
 def test_weir_does_not_oscillate_on_a_steady_load():
     policy = make_policy("weir", setting())
     policy.first_plan()

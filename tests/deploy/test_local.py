@@ -14,6 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from cache.store.redis_server import RedisServer
 from deploy.local import bindable, down, status, up
 from deploy.state import Service, StateFile
 from weir.errors import ConfigError, ServiceError
@@ -83,6 +84,17 @@ def test_what_a_killed_service_has_left_is_removed_by_down(tmp_path):
     assert not scratch.exists()
     with pytest.raises(ServiceError, match="no service is up"):
         down(folder=tmp_path / "state")
+
+
+def test_the_redis_of_a_killed_service_and_what_writes_its_logs_are_ended_by_down(tmp_path):
+    """Redis and Ray's agents replace their command by a title that does not name the folder."""
+    _, scratch = killed_service(tmp_path)
+    redis = RedisServer.start(parent=scratch)
+    with (scratch / "ray" / "agent.log").open("w") as log:
+        agent = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], stdout=log, cwd="/")
+    assert down(folder=tmp_path / "state").name == "toy"
+    assert redis.process.poll() is not None
+    assert agent.poll() is not None
 
 
 def test_what_a_killed_service_has_left_is_removed_by_its_next_start(config, tmp_path, monkeypatch):

@@ -73,6 +73,12 @@ def test_the_command_prints_the_records_of_a_service_that_is_down(logs, monkeypa
     assert (done.exit_code, done.stdout) == (0, WORKER.split("\n", 1)[1])
 
 
+def test_a_request_without_a_record_is_an_error(logs):
+    done = CliRunner().invoke(app, ["logs", "--folder", str(logs), "--request", "nobody"])
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert "have no record of the request nobody" in done.stderr
+
+
 def test_the_logs_of_no_or_of_several_services_are_an_error(logs, tmp_path):
     assert logs_of(None, tmp_path) == logs
     (tmp_path / "logs" / "other").mkdir()

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from deploy import preflight as module
+from deploy.local import checked
 from deploy.preflight import (
     LONGEST_SCRATCH,
     SCRATCH_BYTES,
@@ -188,6 +189,22 @@ def test_a_cluster_cannot_reach_a_redis_that_the_start_would_bring(
     config.write_text(config.read_text() + "cache: {mode: read-write}\n")
     with pytest.raises(ConfigError, match=r"cache\.url no Redis; name a Redis that it can reach"):
         preflight(*load_service(config), lambda what: None)
+
+
+def test_a_redis_of_ones_own_needs_a_secret_before_anything_starts(
+    config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.delenv("WEIR_CACHE_SECRET", raising=False)
+    config.write_text(config.read_text() + 'cache: {mode: read-write, url: "redis://127.0.0.1:1"}\n')
+    with pytest.raises(ConfigError, match=r"the cache has no secret for its tags; set one of at least 16 bytes"):
+        preflight(*load_service(config), lambda what: None)
+
+
+def test_a_selector_that_is_missing_is_named_by_its_own_key(config: Path) -> None:
+    config.write_text(config.read_text() + "cache: {mode: read-write, selector: none.json}\n")
+    with pytest.raises(ConfigError, match=r"^cache\.selector: .*none\.json: there is no such cache profile"):
+        checked(config)
 
 
 ROOM = SCRATCH_BYTES

@@ -31,6 +31,6 @@ def test_figures_plots_and_differences_of_two_replays_are_on_one_page(tmp_path: 
 
 
 def test_a_folder_without_a_report_is_named_and_no_page_is_written(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"two: has no report of a replay .*name folders of `weir replay`"):
+    with pytest.raises(ConfigError, match=r"two: there is no report\.json .*name folders of `weir replay`"):
         write_side_by_side([run(tmp_path / "one", "weir", 2.0), tmp_path / "two"], tmp_path / "both.html")
     assert not (tmp_path / "both.html").exists()

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import httpx
 import pytest
 import yaml
 from PIL import Image
@@ -82,6 +83,11 @@ def test_several_policies_are_simulated_on_the_same_arrivals(trace, tmp_path):
     assert rows[0]["windowed_quality"] < rows[1]["windowed_quality"]  # FID: smaller is better
     assert rows[0]["cost_per_1000_images"] > 0
     assert plot.read_text().lstrip().startswith("<?xml")
+
+
+def test_cascades_say_which_quality_is_better(trace):
+    tables = weir("cascades", "diffserve-1", "diffserve-2", "--trace", trace).stdout
+    assert tables.count("quality: lower is better") == 2
 
 
 def test_all_policies_are_compared(trace, tmp_path):
@@ -237,6 +243,21 @@ def test_an_unknown_extension_is_refused_before_any_work(trace, words, remedy, t
 @pytest.mark.parametrize("command", [c.name or c.callback.__name__ for c in app.registered_commands if c.callback])
 def test_every_command_shows_an_example(command):
     assert f"weir {command}" in weir(command, "--help").stdout.partition("Example:")[2]
+
+
+def test_a_service_that_needs_a_key_is_told_apart_with_the_variable_that_names_one(monkeypatch):
+    answer = httpx.Response(401, json={"error": {"message": "this service needs a key"}})
+    monkeypatch.setattr(httpx, "request", lambda *_, **__: answer)
+    result = weir("admin", "plan", "--url", "http://127.0.0.1:9")
+    assert result.exit_code == 1
+    assert result.stderr == "error: this service needs a key; `weir` reads the key from WEIR_API_KEY\n"
+
+
+def test_paragraphs_of_the_help_wrap_only_at_the_width_of_the_terminal():
+    help_lines = CliRunner().invoke(app, ["admin", "plan", "--help"], env={"COLUMNS": "80"}).stdout.splitlines()
+    first = next(i for i, line in enumerate(help_lines) if "Every command of this group" in line)
+    assert help_lines[first].rstrip().endswith("from")
+    assert help_lines[first + 1].strip() == "WEIR_API_KEY; the key needs the scope admin."
 
 
 def test_a_key_is_printed_once_and_only_its_digest_is_kept(tmp_path):

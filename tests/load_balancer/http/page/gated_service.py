@@ -63,9 +63,9 @@ def recorded(service: LocalService, monkeypatch: pytest.MonkeyPatch) -> list[Gen
     seen: list[GenerationRequest] = []
     begin = service.balancer.begin
 
-    def noting(request: GenerationRequest) -> Any:
+    def noting(request: GenerationRequest, *, again: bool = False) -> Any:
         seen.append(request)
-        return begin(request)
+        return begin(request, again=again)
 
     monkeypatch.setattr(service.balancer, "begin", noting)
     return seen

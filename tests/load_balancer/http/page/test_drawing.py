@@ -113,7 +113,7 @@ def test_the_page_asks_for_a_key_when_the_service_needs_one(browser, tmp_path: P
         page = Page(browser, guarded, "needs a key")
         assert page.find("key").is_displayed()
         page.begin()
-        page.shows("message", "this service needs a key")
+        page.shows("message", "this service needs a key; enter it in the field Key.")
         page.find("key").send_keys(key)
         page.find("go").click()
         page.shows("message", "Finished after")
