@@ -113,8 +113,7 @@ def _inside(run: Path, workers: int, seconds: float) -> int:
     try:
         _commands(run, checkout, addresses, seconds)
     except subprocess.CalledProcessError as error:
-        _print(f"FAILED: {error}; the end of the log:")
-        _print("\n".join((run / "log").read_text().splitlines()[-30:]))
+        _print(f"FAILED: {error}")
         return 1
     return 0
 
@@ -139,6 +138,8 @@ class _Laptop:
             errors = subprocess.STDOUT if shown else log
             done = subprocess.run(command, text=True, stdout=subprocess.PIPE, stderr=errors)
             log.write(done.stdout)
+        if done.returncode and not quiet:
+            _print("\n".join(self._log.read_text().splitlines()[-30:]))
         done.check_returncode()
         if shown:
             _print(textwrap.indent(done.stdout.strip(), " " * 8))

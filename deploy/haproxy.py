@@ -44,12 +44,18 @@ def environment(folder: Path, ports: tuple[int, int], silent_s: float) -> dict[s
     """Returns the environment in which the nodes of a cluster have to start.
 
     Args:
-        folder: for files of HAProxy; its path has to be short.
+        folder: for files of HAProxy; it is made, with access for this user only. Its path has at most 28 characters,
+            because Ray adds 57 to it, and the path of a Unix socket may have 97.
         ports: of HAProxy's metrics and of its statistics.
         silent_s: longest time in which a load balancer that works says nothing to a client that waits, seconds.
+
+    Raises:
+        PermissionError: the folder belongs to another user.
     """
     program = folder / "haproxy"
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if folder.stat().st_uid != os.getuid():
+        raise PermissionError(f"{folder} belongs to another user")
     root = Path(__file__).resolve().parent.parent
     program.write_text(
         f"#!{sys.executable} -I\nimport sys\nsys.path.append({str(root)!r})\nfrom deploy.haproxy import main\nmain()\n"

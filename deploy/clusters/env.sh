@@ -8,7 +8,8 @@ export RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS=1
 # Clients do not reach Ray Serve's own paths and headers, and connections have limits.
 export RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH=load_balancer.http.front_door.front_door
 # Several load balancers are behind an HAProxy on every node, which waits for the slowest answer for up to an hour.
-eval "$(cd "$HOME/weir" && .venv/bin/python -m deploy.haproxy "$HOME/.weir-haproxy" 3600)"
+# Its folder has a short path, because Ray adds 57 characters, and that of a Unix socket may have 97.
+eval "$(cd "$HOME/weir" && .venv/bin/python -m deploy.haproxy "/tmp/weir-$(id -u)" 3600)"
 # By default glibc gives every thread a malloc arena of its own, and processes with many threads keep growing.
 export MALLOC_ARENA_MAX=2
 export RAY_AUTH_MODE=token
