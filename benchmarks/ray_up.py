@@ -51,6 +51,12 @@ MAINTENANCE = (
     *("--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "maintenance"),
     *("--deadline-remaining-seconds", "60"),
 )
+SSH = ("-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null")
+#: Starts Ray again on a host that was taken away, as the cluster file does it.
+RETURN = (
+    f"export RAY_HEAD_IP={HEAD}; . ~/weir/deploy/clusters/env.sh; "
+    "ray start --address=$RAY_HEAD_IP:6379 --node-ip-address=$NODE_IP --metrics-export-port=8080"
+)
 READY_S = 240.0
 
 
@@ -183,7 +189,7 @@ def _commands(run: Path, checkout: Path, hosts: list[str], seconds: float) -> No
             laptop.step("ray", "exec", CLUSTER, "touch ~/weir/requirements.lock; bash ~/weir/deploy/clusters/setup.sh")
             _print(f"        Prometheus: {_figure('sum(ray_weir_images_asked_total)'):g} images asked for")
             _print(f"        its targets: {Api(PROMETHEUS).targets()}")
-            _resize(laptop, hosts[-1], run / "resize.log")
+            _resize(laptop, hosts[-1], run / "key", run / "resize.log")
             _change_the_deadline(laptop, checkout)
             laptop.step("serve", "shutdown", "-y")
     finally:
@@ -211,7 +217,7 @@ def _deploy(laptop: _Laptop, checkout: Path, hosts: list[str]) -> None:
     _print(f"        {_places(laptop)}")
 
 
-def _resize(laptop: _Laptop, host: str, log: Path) -> None:
+def _resize(laptop: _Laptop, host: str, key: Path, log: Path) -> None:
     """Scales the pool down and up, then takes one host away and gets it back, all under load."""
     with log.open("w") as out:
         replay = subprocess.Popen((*REPLAY, "--redraw", "1", "--no-images"), text=True, stdout=out, stderr=out)
@@ -226,7 +232,7 @@ def _resize(laptop: _Laptop, host: str, log: Path) -> None:
             laptop.step("ray", "drain-node", "--address", f"{HEAD}:6379", "--node-id", node, *MAINTENANCE)
             laptop.until(lambda: "the host is gone" * all(it["node_id"] != node for it in _nodes(laptop)))
             laptop.until(lambda: len(_replicas(laptop)) == 6 and _places(laptop))
-            laptop.step("ray", "up", "-y", "--no-restart", CLUSTER)
+            laptop.step("ssh", "-q", "-i", str(key), *SSH, f"root@{host}", RETURN)
             laptop.until(lambda: "the host is back" * any(it["node_ip"] == host for it in _nodes(laptop)))
             _scale(laptop, 8)
         finally:
@@ -383,7 +389,7 @@ def _environment() -> dict[str, str]:
 @contextmanager
 def _forwarded(key: Path, port: int) -> Iterator[None]:
     """Forwards a port of the head, like ``ray attach -p``, which needs a terminal."""
-    options = ["-N", "-i", str(key), "-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null"]
+    options = ["-N", "-i", str(key), *SSH]
     process = subprocess.Popen(["ssh", "-q", *options, "-L", f"127.0.0.1:{port}:127.0.0.1:{port}", f"root@{HEAD}"])
     try:
         yield

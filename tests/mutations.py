@@ -90,7 +90,7 @@ MUTATIONS = (
     Mutation(
         "clients control Ray Serve by headers",
         "load_balancer/http/front_door.py",
-        'headers = [(name, value) for name, value in scope["headers"] if _plain(name) not in CONTROL]',
+        'headers = [(name, value) for name, value in scope["headers"] if _allowed(_plain(name), value)]',
         'headers = scope["headers"]',
         "tests/load_balancer/http/test_front_door.py::test_headers_that_control_ray_serve_do_not_reach_it",
     ),
