@@ -54,8 +54,7 @@ class Start:
 
 def start(checkout: Path, service: str) -> Start:
     """Starts a service of a checkout in a folder of its own, measures it, and stops it."""
-    python = checkout / ".venv" / "bin" / "python"
-    weir = [str(python), "-W", "ignore", "-m", "cli.main"]
+    weir = [str(checkout / ".venv" / "bin" / "weir")]
     environment = {**os.environ, "PYTHONPATH": str(checkout)}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
