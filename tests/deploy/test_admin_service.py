@@ -223,7 +223,7 @@ def test_a_key_without_the_scope_changes_nothing_and_sees_no_names(service: Up) 
 
 def test_bad_values_are_refused_by_name(service: Up) -> None:
     for command, words in (
-        (["pin", "--for", "-5"], "for_s is -5.0; accepted: seconds until the pin ends, from 1 to 604800"),
+        (["pin", "--for", "-5"], "Invalid value for '--for': Input should be greater than or equal to 1"),
         (["pin", "--for", "60", "--replicas", "huge=2", "--replicas", "heavy=1"], "replicas.huge: no replica holds"),
         (["pin", "--for", "60", "--threshold", "light"], "--threshold is 'light'; write VARIANT=VALUE"),
         (["purge"], "give either --tenant NAME or --all"),
