@@ -54,7 +54,7 @@ def render(
         host=service.http.host,
         port=service.http.port,
         controlled=service.controlled,
-        every_node=service.balancers > 1,
+        every_node=service.on_every_node,
     )
     sys.stdout.write(yaml.safe_dump(body, sort_keys=False))
 

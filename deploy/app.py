@@ -89,7 +89,7 @@ def build(args: AppArgs) -> Application:
         name=BALANCER,
         num_replicas=service.balancers,
         user_config=plan,
-        ray_actor_options=ON_HEAD if service.balancers == 1 else ANYWHERE,
+        ray_actor_options=ANYWHERE if service.on_every_node else ON_HEAD,
         max_ongoing_requests=UNLIMITED,
         graceful_shutdown_timeout_s=service.drain_s,
         graceful_shutdown_wait_loop_s=0.5,

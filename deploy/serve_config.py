@@ -22,7 +22,7 @@ CONTROLLER_APPLICATION = "weir-controller"
 CONTROLLER = "Controller"
 #: Ray options of single-replica deployments: they run on the head node, without which the cluster cannot work anyway.
 ON_HEAD = {"num_cpus": 0, "resources": {"node:__internal_head__": 0.001}}
-#: Ray options of load balancers if there are several: they run on any node, and Serve spreads them.
+#: Ray options of load balancers that every node's proxy reaches: they run on any node, and Serve spreads them.
 ANYWHERE = {"num_cpus": 0}
 
 

@@ -499,6 +499,12 @@ class ServiceConfig(_Strict):
         return self.controller.policy != "static"
 
     @property
+    def on_every_node(self) -> bool:
+        """Whether load balancers and proxies run on every node. Ray Serve has load balancers behind HAProxy listen on
+        ``http.host``, so with a loopback address they are reached on their own node only."""
+        return self.balancers > 1 and not self.http.is_local
+
+    @property
     def shared(self) -> bool:
         """Whether the load balancers keep their state in Redis."""
         return self.balancers > 1 or self.state.url is not None

@@ -85,7 +85,7 @@ class PeerLink:
                     async for message in subscriber.listen():
                         self._take_in(message["data"], books)
             except (RedisError, OSError) as error:
-                log.warning("nothing is heard of the other load balancers: %s", error)
+                log.debug("nothing is heard of the other load balancers: %s", error)  # the store has warned
             await asyncio.sleep(AGAIN_S)
 
     async def _publish(self, fields: dict[str, Any]) -> None:

@@ -80,6 +80,7 @@ class SharedStore:
         except ValueError as error:
             raise ConfigError(f"state.url: {error}") from None
         self._space = space
+        self._failing = False
 
     def key(self, *parts: str) -> str:
         """The key of something, from the parts of its name."""
@@ -94,8 +95,11 @@ class SharedStore:
         """
         try:
             yield self._redis
+            self._failing = False
         except (RedisError, OSError, TimeoutError) as error:
-            log.warning("Redis does not keep %s: %s", what, error)
+            if not self._failing:  # it is asked several times a second
+                log.warning("Redis does not keep %s: %s", what, error)
+            self._failing = True
             raise NotReady(
                 f"{what} is kept in Redis, which does not answer; requests without Idempotency-Key and Prefer are "
                 "answered meanwhile",
