@@ -25,7 +25,7 @@ from load_balancer.dispatch.role_index import MOST_FALLEN, MOST_SWING_S, TIE_S, 
 from load_balancer.dispatch.service_times import ServiceTimes
 from weir.plan import Plan, ReplicaChoice
 
-#: A load balancer waits this many runs of one image for a replica of its own part; see :meth:`Dispatcher.take_seat`.
+#: A load balancer waits this many runs of one image for a replica of its own part; see :meth:`Dispatcher.prefer_part`.
 PATIENCE = 2.0
 
 
@@ -55,7 +55,7 @@ class Dispatcher:
         self._replicas: dict[str, ReplicaQueueModel] = {}
         self._roles: dict[str, RoleIndex] = {}
         self._own: dict[str, RoleIndex] = {}
-        self._seat = (0, 1)
+        self._part = (0, 1)
         self._asked: tuple[Kind, float, bool] | None = None
         self._answer: Choice | None = None
         self.set_plan(plan)
@@ -70,15 +70,15 @@ class Dispatcher:
             self._follow(replica, replica.rank)
         self._regroup()
 
-    def take_seat(self, place: int, count: int) -> None:
+    def prefer_part(self, place: int, count: int) -> None:
         """Says which of ``count`` load balancers this one is, from 0. It then prefers its own part of the replicas of
         every role, as long as none of the others finishes an image earlier by :data:`PATIENCE` runs.
 
         Images of one batch become ready at the same instant, in several load balancers. Without parts of their own all
         of them would send their next runs to the same replica, before any has heard of the others.
         """
-        if (place, count) != self._seat:
-            self._seat = place, count
+        if (place, count) != self._part:
+            self._part = place, count
             self._regroup()
 
     def sync(self, described: Iterable[Mapping[str, Any]]) -> None:
@@ -301,9 +301,9 @@ class Dispatcher:
                 members.setdefault(it.role, []).append(it)
             self._roles = {role: RoleIndex(its, self.times, self.delay) for role, its in members.items()}
             self._own = {
-                role: RoleIndex(own_part(index.members, *self._seat), self.times, self.delay)
+                role: RoleIndex(own_part(index.members, *self._part), self.times, self.delay)
                 for role, index in self._roles.items()
-                if self._seat[1] > 1
+                if self._part[1] > 1
             }
         if self.times.fallen > MOST_FALLEN or self.delay.swing_s > MOST_SWING_S:
             self.times.settle()

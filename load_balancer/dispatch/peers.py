@@ -113,7 +113,7 @@ class PeerBooks:
         """Takes in which peers are there. The images of others are forgotten: nobody waits for them any more."""
         there = set(peers)
         everyone = sorted((*there, self._name))
-        self._dispatcher.take_seat(everyone.index(self._name), len(everyone))
+        self._dispatcher.prefer_part(everyone.index(self._name), len(everyone))
         for peer in there - self._sent.keys():
             self._sent[peer] = {}
         for peer in self._sent.keys() - there:
