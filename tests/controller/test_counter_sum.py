@@ -10,7 +10,7 @@ from controller.counter_sum import CounterSum
 from controller.counters import Counters
 from weir.plan import Plan
 
-PLAN = Plan.split(3, 1, 1)
+PLAN = Plan.split(3, 1, 1, light_batch=1, heavy_batch=1, threshold=0.5)
 EMPTY = Counters(PLAN, (), {}, 0, 0, 0, ())
 
 
@@ -42,7 +42,7 @@ def test_waiting_images_are_counted_once_because_every_load_balancer_counts_all(
 
 
 def test_the_oldest_plan_in_force_shows_that_a_load_balancer_lacks_the_newest() -> None:
-    newer = replace(EMPTY, plan=Plan.split(4, 1, 1))
+    newer = replace(EMPTY, plan=replace(PLAN, version=4))
     assert CounterSum().add({"a": newer, "b": EMPTY}).plan.version == 3
 
 
