@@ -3,9 +3,9 @@
     python -m benchmarks.balancers [--data DIR] [--balancers 1,2,4,8] [--gpus 16,64] [--seconds 60]
 
 Every load balancer models the queues of all replicas, from what it sends itself and from what the others tell it some
-milliseconds later (``load_balancer/dispatch/peers.py``). With "reports only" nobody tells anything, and the others'
-images are known from the replicas' reports of their queue lengths, once a second. Each request goes to a load balancer
-at random. The policy is ``weir``; times, demands and DIR are those of ``benchmarks.simulation_agreement``.
+milliseconds later (``load_balancer/dispatch/peers.py``). With "reports only" they tell each other nothing: each knows
+the images of the others from the replicas' reports of their queue lengths, once a second. Each request goes to a load
+balancer at random. The policy is ``weir``; times, demands and DIR are those of ``benchmarks.simulation_agreement``.
 """
 
 from __future__ import annotations

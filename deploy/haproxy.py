@@ -12,20 +12,17 @@ for this machine only.
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import re
 import sys
 from pathlib import Path
 
-from weir.control_headers import ASCII_HEADERS, CONTROL_HEADERS
+from weir.http_limits import ASCII_HEADERS, CONTROL_HEADERS, HEAD_S, MOST_HEAD_BYTES
 
-#: Largest size of all headers of a request, bytes.
-MOST_HEADER_BYTES = 64 * 2**10
 #: A request, with its headers and its body, is kept in a buffer of this size for as long as it may be sent again.
-BUFFER_BYTES = 2 * MOST_HEADER_BYTES
-#: Seconds in which the headers of a request have to arrive.
-HEADERS_S = 15
+BUFFER_BYTES = 2 * MOST_HEAD_BYTES
 #: Seconds in which the body of a request has to arrive, or as much of it as the buffer holds.
 BODY_S = 15
 #: A load balancer is out of the way after this many checks in a row without an answer, each of this length.
@@ -93,13 +90,13 @@ def hardened(config: str, error_files: str) -> str:
     Raises:
         UnknownConfiguration: a part that has to change is missing.
     """
-    too_large = _answer("headers_too_large", f"the headers have more than {MOST_HEADER_BYTES} bytes", 431)
+    too_large = _answer("headers_too_large", f"the headers have more than {MOST_HEAD_BYTES} bytes", 431)
     hidden = _answer("invalid_value", "there is no such path", 404)
     rules = [
-        f"timeout http-request {HEADERS_S}s",
+        f"timeout http-request {HEAD_S}s",
         f"errorfile 408 {error_files}/408.http",
-        f"http-request return {too_large} if {{ req.hdrs,length gt {MOST_HEADER_BYTES} }}",
-        f"http-request return {hidden} if {{ path -i /-/routes }}",
+        f"http-request return {too_large} if {{ req.hdrs,length gt {MOST_HEAD_BYTES} }}",
+        f"http-request return {hidden} if {{ path_beg /-/ }} !{{ path -i /-/healthz }}",
         *(f"http-request del-header ^{name.replace('-', '[-_]')}$ -m reg" for name in CONTROL_HEADERS),
         *(f"http-request del-header {it} if {{ req.hdr({it}) -m reg [^\\x20-\\x7e] }}" for it in ASCII_HEADERS),
         # A request is sent again only if all of it was there when it was sent first.
@@ -164,11 +161,15 @@ def main() -> None:
     os.execv(binary, [binary, *arguments])
 
 
-def _print_environment(folder: str, silent_s: str) -> None:
+def _print_environment() -> None:
     """Prints :func:`environment` as commands of a shell, for `ray start`; HAProxy's own ports are the usual ones."""
-    for name, value in environment(Path(folder), (9101, 8404), float(silent_s)).items():
+    parser = argparse.ArgumentParser(description="Prints the environment of Ray nodes with several load balancers.")
+    parser.add_argument("folder", type=Path, help="for files of HAProxy")
+    parser.add_argument("silent_s", type=float, help="longest time until an answer, seconds")
+    given = parser.parse_args()
+    for name, value in environment(given.folder, (9101, 8404), given.silent_s).items():
         sys.stdout.write(f"export {name}='{value}'\n")
 
 
 if __name__ == "__main__":
-    _print_environment(*sys.argv[1:])
+    _print_environment()

@@ -18,7 +18,9 @@ from urllib.parse import urlsplit
 
 import psutil
 
-from cache.factory import URL, check_redis, secrets
+from cache.factory import CHECK_S, URL, check_redis, secrets
+from cache.store.backend import StoreFailed
+from cache.store.redis_backend import RedisBackend
 from cache.store.redis_server import server_binary
 from deploy.cluster import existing
 from load_balancer.shared.store import state_url
@@ -104,7 +106,27 @@ def preflight(service: ServiceConfig, family: FamilyConfig, report: Callable[[st
         secrets(service.cache)
     if warning := check_redis(service.cache):
         warnings.append(warning)
+    check_state(service)
     return warnings
+
+
+def check_state(service: ServiceConfig) -> None:
+    """Checks the Redis in which several load balancers share their state, if one is named.
+
+    Raises:
+        ConfigError: it is unsuitable, or its URL is invalid.
+        ServiceError: it does not answer.
+    """
+    url, tls_ca = state_url(service)
+    if not service.shared or url is None:
+        return
+    backend = RedisBackend(url, read_s=CHECK_S, write_s=CHECK_S, tls_ca=tls_ca, key="state")
+    try:
+        backend.check()
+    except StoreFailed as error:
+        raise ServiceError(f"the Redis of the load balancers does not answer, see state.url: {error.message}") from None
+    finally:
+        backend.close()
 
 
 def open_secrets(service: ServiceConfig) -> list[str]:

@@ -8,6 +8,7 @@ import json
 import logging
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
 
@@ -38,6 +39,8 @@ log = logging.getLogger(__name__)
 
 #: Seconds between two recordings of the metrics.
 RECORD_S = 1.0
+#: Longest time that a new load balancer looks for replicas before the first request reaches it, seconds.
+LOOK_S = 3.0
 
 
 class LoadBalancer:
@@ -64,7 +67,7 @@ class LoadBalancer:
         self._service = ServiceConfig.model_validate(service)
         self._family = FamilyConfig.model_validate(family)
         self._name = serve.get_replica_context().replica_id.unique_id
-        store = open_store(self._service)
+        store = open_store(self._service, self._family.name)
         self._shared = None
         if store is not None:
             self._shared = SharedState(
@@ -158,6 +161,8 @@ class LoadBalancer:
                 self._watching.append(
                     asyncio.create_task(self._shared.run(self.balancer.peers, self.balancer.controls))
                 )
+            with suppress(TimeoutError):  # else the successor of a load balancer would refuse its first requests
+                await asyncio.wait_for(self.balancer.registry.found(), LOOK_S)
 
     async def _record_metrics(self) -> None:
         """Records the state and the counts once a second."""

@@ -6,15 +6,30 @@ import gc
 import os
 import sys
 import warnings
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
+
+if TYPE_CHECKING:
+    from cache.store.redis_server import RedisServer
 
 #: Ray reads it as it is imported, which some tests do before they make their cluster.
 os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 settings.register_profile("patient", deadline=None)
 settings.load_profile("patient")
+
+
+@pytest.fixture
+def server() -> Iterator[RedisServer]:
+    """A Redis server of a test's own."""
+    from cache.store.redis_server import RedisServer  # imported here, because most tests have no Redis
+
+    running = RedisServer.start()
+    yield running
+    running.stop()
 
 
 #: Exit code of the run.

@@ -358,10 +358,11 @@ class StateConfig(_Strict):
         "without it keeps everything in its memory",
     )
     tls_ca: str | None = Field(None, description="CA certificates for a rediss:// server")
-    space: str = Field(
-        "weir",
+    space: str | None = Field(
+        None,
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$",
-        description="prefix of all keys; give services that share one Redis different ones",
+        description="prefix of all keys; default: the family's name. Services of one family that share a Redis need "
+        "different ones",
     )
     answers_mib: int = Field(256, ge=1, description="budget for the answers of ended jobs in Redis")
     images_mib: int = Field(256, ge=1, description="budget for images behind URLs in Redis")

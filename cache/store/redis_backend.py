@@ -33,6 +33,7 @@ class RedisBackend:
         url: ``redis://``, ``rediss://`` (TLS) or ``unix://``, with user, password and database as needed.
         read_s, write_s: time limits of connecting and of an answer, seconds.
         tls_ca: file of certificates to verify a TLS server; None: the system's.
+        key: part of the configuration that has the URL, for errors.
         breaker: number of failures in a row that open a circuit breaker, and seconds until the next probe.
 
     Raises:
@@ -46,13 +47,14 @@ class RedisBackend:
         read_s: float = 0.02,
         write_s: float = 0.25,
         tls_ca: str | None = None,
+        key: str = "cache",
         breaker: tuple[int, float] = (5, 1.0),
         clock: Callable[[], float] = time.monotonic,
     ):
-        self._clock = clock
+        self._clock, self._key = clock, key
         self.reading, self.writing = Breaker(*breaker), Breaker(*breaker)
-        self._reader = _client(url, read_s, tls_ca)
-        self._writer = _client(url, write_s, tls_ca)
+        self._reader = _client(url, read_s, tls_ca, key)
+        self._writer = _client(url, write_s, tls_ca, key)
 
     def get(self, key: str) -> bytes | None:
         return self._guarded(self.reading, lambda: self._reader.get(key))
@@ -111,7 +113,7 @@ class RedisBackend:
             ConfigError: the server is unsuitable; the message has the reason and the remedy.
             StoreFailed: the server does not answer now.
         """
-        self._guarded(self.writing, lambda: check(self._writer, writing=writing))
+        self._guarded(self.writing, lambda: check(self._writer, writing=writing, key=self._key))
 
     def breakers(self) -> dict[str, bool]:
         return {"read": self.reading.is_open, "write": self.writing.is_open}
@@ -139,9 +141,9 @@ class RedisBackend:
         return answer
 
 
-def _client(url: str, seconds: float, tls_ca: str | None) -> redis.Redis:
+def _client(url: str, seconds: float, tls_ca: str | None, key: str) -> redis.Redis:
     options: dict[str, Any] = {"ssl_ca_certs": tls_ca} if tls_ca else {}
-    _check(url, tls_ca)
+    _check(url, tls_ca, key)
     try:
         return redis.Redis.from_url(
             url,
@@ -152,10 +154,10 @@ def _client(url: str, seconds: float, tls_ca: str | None) -> redis.Redis:
             **options,
         )
     except ValueError as error:
-        raise ConfigError(f"cache.url: {error}") from None
+        raise ConfigError(f"{key}.url: {error}") from None
 
 
-def _check(url: str, tls_ca: str | None) -> None:
+def _check(url: str, tls_ca: str | None, key: str) -> None:
     """Rejects URLs on which redis-py would fail later, or with a part of the password in the message.
 
     Raises:
@@ -170,12 +172,12 @@ def _check(url: str, tls_ca: str | None) -> None:
         sound = False
     if not sound:
         raise ConfigError(
-            "cache.url: not a URL of Redis; accepted: redis://:password@host:6379/0, rediss:// for TLS, or "
+            f"{key}.url: not a URL of Redis; accepted: redis://:password@host:6379/0, rediss:// for TLS, or "
             "unix:///path; in the password write / as %2F, ? as %3F, # as %23, @ as %40"
         )
     tls = parts.scheme == "rediss"
     if tls_ca is not None and not tls:
-        raise ConfigError(f"cache.tls_ca: it needs a rediss:// URL, and cache.url is {parts.scheme}://")
+        raise ConfigError(f"{key}.tls_ca: it needs a rediss:// URL, and {key}.url is {parts.scheme}://")
     known = (*_OPTIONS, *(_TLS_OPTIONS if tls else ()))
     if any(name not in known for name, _ in parse_qsl(parts.query, keep_blank_values=True)):
-        raise ConfigError(f"cache.url: accepted options after its ? with {parts.scheme}:// are {', '.join(known)}")
+        raise ConfigError(f"{key}.url: accepted options after its ? with {parts.scheme}:// are {', '.join(known)}")

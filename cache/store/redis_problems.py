@@ -43,11 +43,12 @@ def explained(error: Exception, shown: str | None = None) -> str:
     return f"{text}; {what}" if what else text
 
 
-def check(client: redis.Redis, *, writing: bool = True) -> None:
+def check(client: redis.Redis, *, writing: bool = True, key: str = "cache") -> None:
     """Checks once that a server supports all operations of the cache.
 
     Args:
-        writing: whether states will be written too.
+        writing: whether values will be written too.
+        key: part of the configuration that has the URL.
 
     Raises:
         ConfigError: the server is a cluster, a sentinel or a replica, its use of TLS differs from the URL, or the user
@@ -58,10 +59,10 @@ def check(client: redis.Redis, *, writing: bool = True) -> None:
         mode = _mode(client)
         if mode == "sentinel":
             raise ConfigError(
-                "cache.url: it is a Redis sentinel, which stores no values; set the URL of the server that it monitors"
+                f"{key}.url: it is a Redis sentinel, which stores no values; set the URL of the server that it monitors"
             )
         if mode == "cluster":
-            raise ConfigError(f"cache.url: {_CLUSTER}")
+            raise ConfigError(f"{key}.url: {_CLUSTER}")
         client.get(_PROBE)
         client.mget([_PROBE])
         client.strlen(_PROBE)
@@ -74,7 +75,7 @@ def check(client: redis.Redis, *, writing: bool = True) -> None:
     except (redis.ConnectionError, redis.TimeoutError, redis.ResponseError, OSError) as error:
         text = f"{type(error).__name__}: {error}"
         if what := _remedy(text) or _other_protocol(client, error):
-            raise ConfigError(f"cache.url: {what} ({text})") from None
+            raise ConfigError(f"{key}.url: {what} ({text})") from None
         raise
 
 

@@ -110,7 +110,7 @@ class PeerBooks:
                 self._dispatcher.forget(entry.replica, image, now)
 
     def follow(self, peers: Iterable[str], now: float) -> None:
-        """Takes in which peers are there. The images of others are forgotten: nobody waits for them any more."""
+        """Updates the set of peers. Images of a peer that has ended leave the queue models: nothing waits for them."""
         there = set(peers)
         everyone = sorted((*there, self._name))
         self._dispatcher.prefer_part(everyone.index(self._name), len(everyone))

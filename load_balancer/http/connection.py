@@ -16,12 +16,10 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from load_balancer.http.request_id import HEADER
 from load_balancer.http.responses import to_json
 from weir.errors import BodyTooSlow, HeadersTooLarge, InvalidRequest, WeirError
+from weir.http_limits import HEAD_S, MOST_HEAD_BYTES
 
-#: Largest head of a request, with its request line, in bytes; and largest number of headers.
-MOST_HEAD_BYTES = 64 * 1024
+#: Largest number of headers.
 MOST_HEADERS = 100
-#: Time for a complete head, and for the rest of a body whose request is answered already, seconds.
-HEAD_S = 10.0
 #: Largest number of connections without a request in progress; the one that has been quiet longest is closed.
 MOST_QUIET = 1024
 

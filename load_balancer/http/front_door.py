@@ -15,8 +15,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from load_balancer.http.request_id import RequestIds
 from load_balancer.http.responses import UNFORESEEN, failure
-from weir.control_headers import ASCII_HEADERS, CONTROL_HEADERS
 from weir.errors import DeadlineExceeded, NotFound, NotReady, WeirError
+from weir.http_limits import ASCII_HEADERS, CONTROL_HEADERS
 
 log = logging.getLogger(__name__)
 

@@ -220,7 +220,7 @@ class Jobs:
         record = JobRecord(uuid.uuid4().hex, request, key, base_url, self._unix_time(), "")
         if self._sharing is None or not (keep or key is not None):
             return await self._begin(record, keep), False
-        if request.seed is None:  # whoever takes the job over has to generate the same images
+        if request.seed is None:  # a load balancer that takes the job over has to generate the same images
             record = replace(record, request=replace(request, seed=secrets.randbelow(2**32)))
         record = replace(record, owner=self._sharing.ledger.owner)
         if (claimed := await self._claim(self._sharing.ledger, record)) is not None:
@@ -228,8 +228,9 @@ class Jobs:
             return RemoteJob(claimed, *self._sharing), True
         try:
             job = await self._begin(record, keep)
-        except WeirError as error:
-            await self._sharing.ledger.end(record, None, error.to_dict())
+        except BaseException as error:  # also of a client that has left meanwhile: nobody may wait for this job
+            cause = error if isinstance(error, WeirError) else Cancelled("the request ended before it was admitted")
+            await asyncio.shield(self._sharing.ledger.end(record, None, cause.to_dict()))
             raise
         self._shared[record.number] = job
         return job, False

@@ -21,8 +21,8 @@ _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._~:=@+-]{0,127}")
 class RequestIds:
     """ASGI middleware that identifies requests, and refuses those with an invalid id.
 
-    Handlers find the id in ``request.state.request_id``, log records in :data:`weir.logs.REQUEST_ID`, and whoever
-    gets the request next in its header.
+    Handlers find the id in ``request.state.request_id``, log records in :data:`weir.logs.REQUEST_ID`, and the next
+    process in the header of the request.
 
     Args:
         refuse: creates the response of a refusal.
@@ -49,7 +49,6 @@ class RequestIds:
             await send(message)
 
         if given is not None and not valid:
-            # Ray Serve repeats it in the response, so the request cannot get another id.
             error = InvalidRequest(
                 f"X-Request-Id has {len(given)} characters, or characters that are not accepted; accepted: 1 to 128 "
                 "letters, digits and ._~:=@+-, such as a UUID",

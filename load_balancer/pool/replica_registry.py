@@ -207,6 +207,11 @@ class ReplicaRegistry:
         """Returns after the next probe of the replicas."""
         await self._refreshed.wait()
 
+    async def found(self) -> None:
+        """Returns when there is a replica that takes work."""
+        while not self._dispatcher.ranks:
+            await self.refreshed()
+
     def readiness(self) -> dict[str, Any]:
         """The readiness report: ready when every role of the plan has a live replica; ``pending`` lists what is
         missing. A drained replica is not missing: others serve the role that only drained replicas have."""

@@ -18,7 +18,7 @@ from load_balancer.shared.bounded_files import BoundedFiles
 from load_balancer.shared.store import SharedStore
 
 WHAT = "a job"
-#: Seconds for which the record of a job is kept that nobody ends.
+#: Seconds after which the record of a job is removed that has not ended.
 MOST_RUNNING_S = 24 * 3600.0
 
 _TAKE_OVER = """

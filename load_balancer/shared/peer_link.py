@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 COLLECT_S = 0.02
 #: Seconds until a link that broke is tried again.
 AGAIN_S = 0.5
-#: Largest number of entries that wait for Redis; older ones are dropped.
+#: Largest number of entries that wait for Redis; newer ones are dropped.
 MOST_ENTRIES = 10_000
 
 
@@ -34,7 +34,7 @@ class PeerLink:
 
     Args:
         name: of this load balancer.
-        cancel: called with the id of a job that another load balancer asks to cancel.
+        cancel: called with the number of a job that another load balancer asks to cancel.
         clock: seconds of the clock of the load balancer.
     """
 
@@ -56,13 +56,13 @@ class PeerLink:
             self._entries.append(entry)
         self._waiting.set()
 
-    async def ask_to_cancel(self, job: str) -> None:
-        """Asks whoever runs a job to cancel it.
+    async def ask_to_cancel(self, number: str) -> None:
+        """Asks the load balancer that runs the job with a number to cancel it.
 
         Raises:
             NotReady: Redis does not answer.
         """
-        await self._publish({"cancel": job})
+        await self._publish({"cancel": number})
 
     async def publish(self) -> None:
         """Publishes what is told, until cancelled."""
@@ -96,11 +96,11 @@ class PeerLink:
     def _take_in(self, data: bytes, books: PeerBooks) -> None:
         try:
             message = json.loads(data)
-            peer, rows, job = message["from"], message.get("entries", ()), message.get("cancel")
+            peer, rows, number = message["from"], message.get("entries", ()), message.get("cancel")
             if peer == self._name:
                 return
-            if job is not None:
-                self._cancel(job)
+            if number is not None:
+                self._cancel(number)
             books.hear(peer, _entries(rows), self._clock())
         except (ValueError, KeyError, TypeError, AttributeError):
             log.warning("a message of another load balancer is invalid, and was ignored")

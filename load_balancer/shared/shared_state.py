@@ -29,8 +29,8 @@ log = logging.getLogger(__name__)
 
 #: Seconds for which the answers of ended jobs, and images behind URLs, are kept.
 KEPT_S = 600.0
-#: Longest time that a change of the controls takes, seconds.
-CHANGE_S = 5.0
+#: Longest time that a change of the controls takes, with a check of a policy or a purge, and that another one waits.
+CHANGE_S, WAIT_S = 120.0, 5.0
 #: Seconds for which the controls of a deployment are kept after their last change: longer than any pin.
 CONTROLS_KEPT_S = 30 * 24 * 3600
 MEBIBYTE = 2**20
@@ -131,7 +131,7 @@ class SharedState:
         lock = self._store.key("controls", "lock")
         async with (
             self._store.redis("the record of the operator's controls") as redis,
-            Lock(redis, lock, timeout=CHANGE_S, blocking_timeout=CHANGE_S),
+            Lock(redis, lock, timeout=CHANGE_S, blocking_timeout=WAIT_S),
         ):
             await self._load(controls)
             yield

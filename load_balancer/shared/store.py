@@ -1,7 +1,7 @@
 """The Redis in which the load balancers of a service share their state: its keys, time limits and failures.
 
-Nothing here is on the path of a plain request. A request that needs the shared state while Redis is away gets a typed
-503; everything else goes on, each load balancer by itself.
+A request needs it for an idempotency key, an asynchronous answer, an image behind a URL, or the quota of its key. While
+Redis is away, the first three get a typed 503; everything else goes on, each load balancer by itself.
 """
 
 from __future__ import annotations
@@ -38,8 +38,11 @@ def state_url(service: ServiceConfig) -> tuple[str | None, str | None]:
     return cache.url or os.environ.get(CACHE_URL), cache.tls_ca
 
 
-def open_store(service: ServiceConfig) -> SharedStore | None:
+def open_store(service: ServiceConfig, name: str) -> SharedStore | None:
     """The shared state of a service; None for a single load balancer that keeps everything in its memory.
+
+    Args:
+        name: prefix of the keys, unless the configuration has one.
 
     Raises:
         ConfigError: several load balancers need a Redis, and nothing names one; or its URL is invalid.
@@ -52,7 +55,7 @@ def open_store(service: ServiceConfig) -> SharedStore | None:
             f"balancers is {service.balancers}, which share their state in Redis, and nothing names one; set "
             f"state.url, {STATE_URL}, cache.url or {CACHE_URL}"
         )
-    return SharedStore(url, space=service.state.space, tls_ca=tls_ca)
+    return SharedStore(url, space=service.state.space or name, tls_ca=tls_ca)
 
 
 class SharedStore:
@@ -101,8 +104,8 @@ class SharedStore:
                 log.warning("Redis does not keep %s: %s", what, error)
             self._failing = True
             raise NotReady(
-                f"{what} is kept in Redis, which does not answer; requests without Idempotency-Key and Prefer are "
-                "answered meanwhile",
+                f"{what} is kept in Redis, which does not answer; requests without Idempotency-Key, Prefer and "
+                "response_format url are answered meanwhile",
                 retry_after_s=RETRY_S,
             ) from error
 

@@ -16,13 +16,6 @@ PARTITION = "acme|model@local|ddim|64x64|50|3|-|fp16|clip-1"
 
 
 @pytest.fixture
-def server() -> Iterator[RedisServer]:
-    running = RedisServer.start()
-    yield running
-    running.stop()
-
-
-@pytest.fixture
 def backend(server: RedisServer) -> Iterator[RedisBackend]:
     # Longer than what serving waits: a laptop under tests may stall, and only faults are to be counted as such.
     connected = RedisBackend(server.url, read_s=0.5, write_s=0.5, breaker=(3, 0.2))

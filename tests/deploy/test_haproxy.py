@@ -18,8 +18,8 @@ from typing import ClassVar
 import httpx
 import pytest
 
-from deploy.haproxy import MOST_HEADER_BYTES, UnknownConfiguration, environment, hardened
-from weir.control_headers import CONTROL_HEADERS
+from deploy.haproxy import UnknownConfiguration, environment, hardened
+from weir.http_limits import CONTROL_HEADERS, MOST_HEAD_BYTES
 from weir.ports import free_port
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -129,7 +129,7 @@ def test_what_serve_would_fail_at_does_not_reach_it(door):
 
 
 def test_headers_that_are_too_large_are_refused_in_the_shape_of_the_api(door):
-    answer = httpx.get(door, headers={f"x-{n}": "v" * 1000 for n in range(MOST_HEADER_BYTES // 1000)})
+    answer = httpx.get(door, headers={f"x-{n}": "v" * 1000 for n in range(MOST_HEAD_BYTES // 1000)})
     assert answer.status_code == 431
     assert answer.json()["error"]["code"] == "headers_too_large"
 
@@ -142,10 +142,15 @@ def test_a_header_without_end_is_refused_when_the_buffer_is_full(door):
     assert answer.startswith(b"HTTP/1.1 400 ")
 
 
-def test_serves_list_of_routes_is_closed(door):
-    answer = httpx.get(f"{door}/-/routes")
+@pytest.mark.parametrize("path", ["/-/routes", "/-/Routes", "/-/anything"])
+def test_serves_own_paths_are_closed(door, path):
+    answer = httpx.get(f"{door}{path}")
     assert answer.status_code == 404
     assert answer.json()["error"]["type"] == "invalid_request_error"
+
+
+def test_clusters_may_ask_for_the_health_of_the_front_door(door):
+    assert httpx.get(f"{door}/-/healthz").status_code == 200
 
 
 def test_nothing_listens_beyond_this_machine_but_the_api():

@@ -28,7 +28,7 @@ from deploy.preflight import (
 )
 from weir.assets import FAMILY
 from weir.config import ServiceConfig, load_family, load_service
-from weir.errors import ConfigError, ServiceError
+from weir.errors import ConfigError, ServiceError, WeirError
 
 GIB = 2**30
 
@@ -272,3 +272,20 @@ def test_a_place_in_which_other_users_can_rename_files_is_not_used() -> None:
         assert "sticky bit" in _place(name).problem
         Path(name).chmod(0o1777)
         assert _place(name).problem == ""
+
+
+@pytest.mark.parametrize(
+    ("url", "kind", "words"),
+    [
+        ("redis://127.0.0.1:1/0", ServiceError, "does not answer, see state.url"),
+        ("http://127.0.0.1:1", ConfigError, "state.url: not a URL of Redis"),
+        ("redis://:se cret@127.0.0.1:1/0?retries=3", ConfigError, "state.url: accepted options after its"),
+    ],
+)
+def test_the_redis_of_several_load_balancers_is_checked_before_anything_starts(
+    url: str, kind: type[WeirError], words: str, tmp_path: Path
+) -> None:
+    config = toy_service(tmp_path, balancers=2, state={"url": url})
+    with pytest.raises(kind, match=words) as refused:
+        preflight(*load_service(config), lambda what: None)
+    assert "cret" not in refused.value.message

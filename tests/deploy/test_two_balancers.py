@@ -91,12 +91,9 @@ def answered_once(answers: list[httpx.Response]) -> bool:
     return len(set(ids)) == len(ids)
 
 
-async def test_a_load_balancer_that_is_killed_costs_no_plain_request_more_than_a_refusal(service: Service) -> None:
+async def test_no_plain_request_fails_when_a_load_balancer_is_killed(service: Service) -> None:
     answers = await load_while(service, signal.SIGKILL)
-    # Its successor may be asked before it has found the replicas.
-    refused = [answer for answer in answers if answer.status_code != 200]
-    assert {answer.status_code for answer in refused} <= {503}
-    assert all(int(answer.headers["retry-after"]) >= 1 for answer in refused)
+    assert [answer.text for answer in answers if answer.status_code != 200] == []
     assert answered_once(answers)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 
@@ -17,13 +17,6 @@ from load_balancer.runner.balancer import Balancer
 from load_balancer.shared.shared_state import SharedState
 from load_balancer.shared.store import SharedStore
 from weir.config import LimitsConfig, StateConfig
-
-
-@pytest.fixture
-def server() -> Iterator[RedisServer]:
-    running = RedisServer.start()
-    yield running
-    running.stop()
 
 
 @pytest.fixture

@@ -10,7 +10,9 @@ import pytest
 
 from load_balancer.http.admin import ADMIN
 from load_balancer.http.api_keys import ApiKeys, digest
+from load_balancer.http.jobs import Jobs
 from load_balancer.http.openapi import GENERATIONS
+from load_balancer.runner.generation_request import GenerationRequest
 from tests.load_balancer.shared.conftest import Member, until
 from weir.plan import HEAVY, LIGHT
 
@@ -99,6 +101,23 @@ async def test_a_refused_request_leaves_its_key_free(join):
     key = {"Idempotency-Key": "k"}
     assert (await a.client.post(GENERATIONS, json=GOOD, headers=key)).status_code == 503
     assert (await b.client.post(GENERATIONS, json=GOOD, headers=key)).status_code == 200
+
+
+async def test_a_client_that_leaves_before_its_request_is_admitted_leaves_its_key_free(join):
+    a, b = await join("a"), await join("b")
+    charging = asyncio.Event()
+
+    async def slowly(caller, images):
+        charging.set()
+        await asyncio.sleep(600)
+
+    jobs = Jobs(a.balancer, None, charge=slowly, sharing=a.shared.sharing)
+    request = GenerationRequest("a red circle", 64, 64, seed=1)
+    leaving = asyncio.create_task(jobs.begin(request, "", key="k"))
+    await charging.wait()
+    leaving.cancel()
+    await asyncio.wait({leaving})
+    assert (await b.client.post(GENERATIONS, json=GOOD, headers={"Idempotency-Key": "k"})).status_code == 200
 
 
 async def _nothing() -> list[Any]:
