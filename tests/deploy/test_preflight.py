@@ -26,6 +26,7 @@ from deploy.preflight import (
     scratch_folder,
     shortage,
 )
+from tests.deploy.conftest import toy_service
 from weir.assets import FAMILY
 from weir.config import ServiceConfig, load_family, load_service
 from weir.errors import ConfigError, ServiceError, WeirError
