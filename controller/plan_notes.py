@@ -69,7 +69,7 @@ def solution_words(problem: Problem, solution: Solution, deferred: Iterable[floa
         for variant, share in zip(problem.variants[:-1], deferred, strict=True)
     ]
     if problem.hits and not point.reuse:
-        words.append("there is time for whole runs, so cached states are not used")
+        words.append("there is time for runs from noise, so cached states are not used")
     elif problem.hits and point.direct >= 1:
         words.append(f"{problem.hit_share:.0%} find a cached state and use it when they are deferred")
     elif problem.hits:
@@ -78,7 +78,7 @@ def solution_words(problem: Problem, solution: Solution, deferred: Iterable[floa
         hard = sum(group.share for group in problem.groups[point.entry :])
         words.append(f"the hardest {hard:.0%} of the prompts go to {problem.variants[-1]} at once")
     if point.steps is not None:
-        words.append(f"whole runs are shortened to {point.steps} steps")
+        words.append(f"runs from noise are shortened to {point.steps} steps")
     if solution.shed_rps > 1e-9 * max(1.0, solution.served_rps):
         words.append(f"{solution.shed_rps:.1f}/s exceed the capacity and are refused")
     if solution.status is not Status.OPTIMAL:
