@@ -8,6 +8,8 @@ import os
 import secrets
 import shutil
 import tempfile
+import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -15,10 +17,11 @@ from typing import Any, TypeVar
 
 import psutil
 
+from deploy import haproxy
 from deploy.cause import reason
 from weir import ray_private
 from weir.assets import import_path
-from weir.errors import ConfigError, NotReady
+from weir.errors import ConfigError, NotReady, ServiceError
 from weir.files import is_private, keep_private, make_folder
 from weir.loopback import SWITCH
 from weir.own_code import FOLDER
@@ -29,6 +32,10 @@ OBJECT_STORE_BYTES = 512 * 2**20
 STOP_TIMEOUT_S = 20.0
 #: Attempts to start Ray. On a busy machine its own time limits are too short.
 STARTS = 3
+#: Folder of the state of Ray's GCS, in that of Ray's files.
+STATE = "gcs"
+#: Restarts of Ray's GCS within a time, in seconds, after which one more is not tried.
+RESTARTS, RESTARTS_S = 3, 60.0
 #: Last lines of each of Ray's logs that are kept of a start that failed.
 LOG_LINES = 10
 
@@ -83,23 +90,25 @@ def cluster(
     if not is_private(folder):  # Ray gives all users all rights to its folders
         raise NotReady(f"other users can reach {folder}, the folder of Ray's files; close it with `chmod 700 {folder}`")
     before = set(psutil.Process().children(recursive=True))
-    kept = keep_token(folder)
+    kept = keep_token(folder) + keep_state(folder / STATE)
+
+    def start_head() -> Any:
+        shutil.rmtree(folder / STATE, ignore_errors=True)  # of an attempt that was too slow
+        return ray.init(
+            address="local",
+            num_cpus=0 if nodes else max(os.cpu_count() or 1, math.ceil(cpus)),
+            num_gpus=None if nodes else math.ceil(gpus) or None,
+            object_store_memory=OBJECT_STORE_BYTES,
+            include_dashboard=True,
+            dashboard_host="127.0.0.1",
+            _node_ip_address="127.0.0.1",
+            _temp_dir=str(folder),
+            **QUIET,
+        )
+
     try:
         with explained(folder):
-            context = started(
-                lambda: ray.init(
-                    address="local",
-                    num_cpus=0 if nodes else max(os.cpu_count() or 1, math.ceil(cpus)),
-                    num_gpus=None if nodes else math.ceil(gpus) or None,
-                    object_store_memory=OBJECT_STORE_BYTES,
-                    include_dashboard=True,
-                    dashboard_host="127.0.0.1",
-                    _node_ip_address="127.0.0.1",
-                    _temp_dir=str(folder),
-                    **QUIET,
-                ),
-                report,
-            )
+            context = started(start_head, report)
             for _ in range(nodes):
                 start_node(math.ceil(cpus / nodes), math.ceil(gpus / nodes), report)
         yield f"http://{context.dashboard_url}"
@@ -196,6 +205,70 @@ def keep_token(folder: Path) -> tuple[str, ...]:
 def _write_token(token: Path) -> None:
     token.touch(mode=0o600, exist_ok=False)
     token.write_text(secrets.token_hex(32))
+
+
+def keep_state(folder: Path) -> tuple[str, ...]:
+    """Has Ray's GCS keep its state in files, so that :class:`RayWatch` can start it again, unless the user has chosen.
+
+    Returns:
+        The environment variables that were set.
+    """
+    if "RAY_gcs_storage" in os.environ or "RAY_REDIS_ADDRESS" in os.environ:
+        return ()
+    given = {"RAY_gcs_storage": "rocksdb", "RAY_gcs_storage_path": str(folder)}
+    os.environ.update(given)
+    return tuple(given)
+
+
+@contextmanager
+def behind_haproxy(folder: Path, silent_s: float) -> Iterator[None]:
+    """Has Ray, started in this block, put its HAProxy before several load balancers.
+
+    Args:
+        folder: for files of HAProxy, with a short path.
+        silent_s: longest time in which a load balancer that works says nothing to a client that waits, seconds.
+    """
+    given = haproxy.environment(folder, (free_port(), free_port()), silent_s)
+    given = {name: value for name, value in given.items() if name not in os.environ}
+    os.environ.update(given)
+    try:
+        yield
+    finally:
+        for name in given:
+            os.environ.pop(name, None)
+
+
+class RayWatch:
+    """Watches Ray's main processes of a cluster that this process has started, and starts the GCS again when it has
+    ended: nodes, replicas and requests go on meanwhile.
+
+    Call it from one thread that lives as long as the cluster, with which Linux ends the GCS.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic):
+        self._clock = clock
+        self._restarts: deque[float] = deque(maxlen=RESTARTS)
+
+    def check(self) -> None:
+        """Starts the GCS again if it has ended.
+
+        Raises:
+            ServiceError: another main process has ended, and the service with it, or the GCS ends again and again.
+        """
+        part = ray_private.ended_part()
+        if not part:
+            return
+        now, remedy = self._clock(), "it crashed or was killed, maybe because memory ran out. Start the service again"
+        if part != "gcs_server":
+            raise ServiceError(f"Ray's process {part} has ended; {remedy}")
+        if len(self._restarts) == RESTARTS and now - self._restarts[0] < RESTARTS_S:
+            raise ServiceError(f"Ray's process {part} has ended {RESTARTS + 1} times within {RESTARTS_S:g} s; {remedy}")
+        self._restarts.append(now)
+        try:
+            ray_private.restart_gcs()
+        except Exception as error:  # of many types, down to plain Exceptions
+            raise ServiceError(f"Ray's process {part} has ended and did not start again: {reason(error)}") from error
+        _log.warning("Ray's process %s ended, and was started again", part)
 
 
 @contextmanager

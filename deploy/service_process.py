@@ -27,9 +27,8 @@ import yaml
 
 from cache.factory import SECRET, URL
 from cache.store.redis_server import RedisServer
-from deploy import haproxy
 from deploy.cause import reason
-from deploy.cluster import cluster, end, existing, targets_file
+from deploy.cluster import RayWatch, behind_haproxy, cluster, end, existing, targets_file
 from deploy.local import readiness
 from deploy.logs import logging_to
 from deploy.preflight import starts_redis
@@ -39,7 +38,6 @@ from weir import ray_private
 from weir.config import BATCH_SLACK, FamilyConfig, ServiceConfig, load_service
 from weir.errors import ServiceError, WeirError
 from weir.files import OTHERS
-from weir.ports import free_port
 from weir.secrecy import shown
 
 #: Timeout of the start, seconds; loading weights may include a download.
@@ -116,7 +114,7 @@ def _run(
             progress.update(cache_url=redis.url, cache_secret=os.environ.get(SECRET, ""))
         (scratch / "ray").mkdir()
         if service.balancers > 1:
-            stack.enter_context(_haproxy(scratch / "door", service))
+            stack.enter_context(behind_haproxy(scratch / "door", BATCH_SLACK * service.slo_s))
         progress.update(connecting_to=existing() or "")
         dashboard = stack.enter_context(
             cluster(
@@ -134,19 +132,25 @@ def _run(
         if stop.is_set():
             return
         stack.callback(_shut_down)
-        _deploy(start, service, family, progress, stop)
+        ray = RayWatch()
+        _deploy(start, service, family, progress, stop, ray)
         if stop.is_set():
             return
         progress.update(ready=True, waiting_for="")
         log.info("%s is up: %s/v1 (dashboard %s)", progress.service.name, progress.service.url, dashboard)
         while not stop.wait(1):
-            _check_ray()
+            ray.check()
             if redis is not None and redis.restart_if_ended():
                 log.warning("Redis ended, and was started again; the cache is empty")
 
 
 def _deploy(
-    start: Start, service: ServiceConfig, family: FamilyConfig, progress: _Progress, stop: threading.Event
+    start: Start,
+    service: ServiceConfig,
+    family: FamilyConfig,
+    progress: _Progress,
+    stop: threading.Event,
+    ray: RayWatch,
 ) -> None:
     """Deploys the applications, and waits until they are ready or ``stop`` is set."""
     from deploy.publish import Publisher
@@ -159,25 +163,12 @@ def _deploy(
         service.plan.plan(family.keys), timeout_s=UP_TIMEOUT_S, stopped=stop.is_set, report=progress.wait_for
     )
     while not stop.is_set():
-        _check_ray()
+        ray.check()
         now = readiness(progress.service.url)
         if now and now["ready"] and not now["pending"]:
             return
         progress.wait_for(", ".join(now["pending"]) if now else "an answer of the API")
         stop.wait(POLL_S)
-
-
-def _check_ray() -> None:
-    """Checks that Ray runs.
-
-    Raises:
-        ServiceError: one of its main processes has ended, and the service with it.
-    """
-    if part := ray_private.ended_part():
-        raise ServiceError(
-            f"Ray's process {part} has ended; it crashed or was killed, maybe because memory ran out. Start the "
-            "service again"
-        )
 
 
 def _shut_down() -> None:
@@ -209,19 +200,6 @@ def _redis(service: ServiceConfig, scratch: Path) -> Iterator[RedisServer]:
         for name in given:
             os.environ.pop(name, None)
         server.stop()
-
-
-@contextmanager
-def _haproxy(folder: Path, service: ServiceConfig) -> Iterator[None]:
-    """Has Ray, started after this, put its HAProxy before several load balancers."""
-    given = haproxy.environment(folder, (free_port(), free_port()), BATCH_SLACK * service.slo_s)
-    given = {name: value for name, value in given.items() if name not in os.environ}
-    os.environ.update(given)
-    try:
-        yield
-    finally:
-        for name in given:
-            os.environ.pop(name, None)
 
 
 def effective(service: ServiceConfig, family: FamilyConfig) -> str:

@@ -32,9 +32,9 @@ def replica(role: str) -> Find:
     return lambda bed, chance: chance.choice(bed.pids(role))
 
 
-def only(deployment: str) -> Find:
-    """Selects the only replica of a deployment."""
-    return lambda bed, _: min(bed.running(deployment).values())
+def any_of(deployment: str) -> Find:
+    """Selects a random replica of a deployment."""
+    return lambda bed, chance: chance.choice(sorted(bed.running(deployment).values()))
 
 
 def kill(find: Find) -> Inject:
@@ -91,6 +91,21 @@ def lose_controller(bed: Testbed, chance: random.Random, on_inject: Callable[[],
     bed.stop_controller(controller, signal.SIGKILL)
     time.sleep(LASTS_S)
     bed.start_controller()
+    return bed.is_whole
+
+
+def front_door(bed: Testbed, chance: random.Random) -> int:
+    """Selects the process to which clients connect: HAProxy before several load balancers, else Serve's proxy."""
+    return bed.named("haproxy").pid if bed.balancers > 1 else bed.process("ProxyActor")
+
+
+def lose_gcs(bed: Testbed, chance: random.Random, on_inject: Callable[[], None]) -> Recovered:
+    """Kills Ray's GCS. The service is whole when it has taken in a new plan, which goes through the GCS."""
+    victim = bed.named("gcs_server")
+    on_inject()
+    victim.kill()
+    bed.wait(lambda: bed.named("gcs_server").pid != victim.pid)
+    bed.wait(lambda: bed.publish(plan(bed.next_version())) is None)
     return bed.is_whole
 
 
@@ -184,11 +199,13 @@ class Fault:
         what: description in the table.
         inject: injects the fault.
         alone: whether the live controller is stopped, because it would plan against the fault.
+        front_door: whether the victim holds the connections of the clients, which end with it.
     """
 
     what: str
     inject: Inject
     alone: bool = False
+    front_door: bool = False
 
 
 def faults(flips: int) -> dict[str, Fault]:
@@ -196,17 +213,18 @@ def faults(flips: int) -> dict[str, Fault]:
     return {
         "light": Fault("kill -9 of a light replica", kill(replica(plans.LIGHT))),
         "heavy": Fault("kill -9 of a heavy replica", kill(replica(plans.HEAVY))),
-        "cache": Fault("kill -9 of the cache", kill(only(CACHE))),
-        "balancer": Fault("kill -9 of the load balancer", kill(only(BALANCER))),
-        "proxy": Fault("kill -9 of Serve's proxy", kill(lambda bed, _: bed.process("ProxyActor"))),
+        "cache": Fault("kill -9 of the cache", kill(any_of(CACHE))),
+        "balancer": Fault("kill -9 of a load balancer", kill(any_of(BALANCER))),
+        "proxy": Fault("kill -9 of the front door", kill(front_door), front_door=True),
         "serve": Fault("kill -9 of Serve's controller", kill(lambda bed, _: bed.process("ServeController"))),
+        "gcs": Fault("kill -9 of Ray's GCS", lose_gcs),
         "controller": Fault("kill -9 of the controller", lose_controller),
         "node": Fault("kill -9 of a node's raylet", lose_node),
         "controllers": Fault("two controllers at once", two_controllers),
         "poison": Fault("a replica fails at everything", poison),
         "hang": Fault("a heavy replica hangs (SIGSTOP)", hang(replica(plans.HEAVY)), alone=True),
         "freeze": Fault("one hangs as roles flip", hang(replica(plans.HEAVY), flipped=True), alone=True),
-        "balancer-hang": Fault("the load balancer hangs", hang(only(BALANCER))),
+        "balancer-hang": Fault("a load balancer hangs (SIGSTOP)", hang(any_of(BALANCER))),
         "redis-down": Fault("Redis down", redis_down),
         "redis-paused": Fault("Redis paused", redis_paused),
         "redis-flushed": Fault("Redis flushed", redis_flushed),

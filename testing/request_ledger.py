@@ -1,5 +1,5 @@
-"""Load generator with a ledger: every request is recorded, and repeated with its idempotency key until it is
-answered."""
+"""Load generator with a ledger: every request is recorded. It is sent once, or repeated with its idempotency key until
+it is answered."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Account:
     """Summary of all requests.
 
     Attributes:
-        sent: number of requests; each is repeated until it is answered.
+        sent: number of requests.
         refused: number of attempts that were refused before any work (429, 503).
         errors: number of attempts that were accepted and ended in an error of the service (5xx).
         broken: number of attempts whose connection ended without an answer.
@@ -73,6 +73,7 @@ class RequestLedger:
 
     Args:
         prompts: prompts to choose from at random.
+        plain: whether clients send each request once and without an idempotency key; otherwise they repeat it.
         transport: replaces the network in tests.
     """
 
@@ -82,6 +83,7 @@ class RequestLedger:
         prompts: list[str],
         chance: random.Random,
         *,
+        plain: bool = False,
         patience_s: float = PATIENCE_S,
         transport: httpx.AsyncBaseTransport | None = None,
     ):
@@ -89,6 +91,7 @@ class RequestLedger:
         self._url = url
         self._prompts = prompts
         self._chance = chance
+        self._plain = plain
         self._patience_s = patience_s
         self._transport = transport
         self._opened = time.monotonic()
@@ -99,7 +102,7 @@ class RequestLedger:
 
     @property
     def in_flight(self) -> list[Entry]:
-        return [it for it in self.entries if it.answered_s is None]
+        return [it for it in self.entries if it.answered_s is None and not (self._plain and it.failures)]
 
     async def run(self, rps: float, stop: asyncio.Event) -> None:
         """Sends requests at Poisson times until ``stop`` is set; returns when each is answered or lost."""
@@ -114,7 +117,10 @@ class RequestLedger:
                 group.create_task(self._send_until_answered(client, entry))
 
     async def resend(self, entries: list[Entry]) -> None:
-        """Sends answered requests again with their keys, and counts those that receive an image of another seed."""
+        """Sends answered requests again with their keys, and counts those that receive an image of another seed. Plain
+        requests have no keys, and are not sent again."""
+        if self._plain:
+            return
         async with self._client() as client:
 
             async def one(entry: Entry) -> None:
@@ -147,13 +153,15 @@ class RequestLedger:
         )
 
     async def _send_until_answered(self, client: httpx.AsyncClient, entry: Entry) -> None:
-        """Repeats a request until it has its image or is lost."""
+        """Sends a request, and unless clients are plain repeats it, until it has its image or is lost."""
         until, pause_s = entry.sent_s + self._patience_s, PAUSE_S / 2
         while self.now() < until:
             pause_s = min(LONGEST_PAUSE_S, 2 * pause_s)
             try:
                 answer = await client.post(
-                    GENERATIONS, json={"prompt": entry.prompt}, headers={"idempotency-key": entry.key}
+                    GENERATIONS,
+                    json={"prompt": entry.prompt},
+                    headers={} if self._plain else {"idempotency-key": entry.key},
                 )
             except httpx.HTTPError:
                 entry.failures.append((self.now(), "broken"))
@@ -163,6 +171,8 @@ class RequestLedger:
                     return
                 entry.failures.append((self.now(), answer.status_code))
                 pause_s = min(LONGEST_PAUSE_S, float(answer.headers.get("retry-after", pause_s)))
+            if self._plain:
+                return
             await asyncio.sleep(pause_s)
 
     def _close(self, entry: Entry, about: dict[str, Any]) -> None:

@@ -14,11 +14,12 @@ import secrets
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,7 +30,7 @@ import psutil
 from benchmarks.lost_node import nodes_of
 from cache.factory import SECRET
 from cache.store.redis_server import RedisServer
-from deploy.cluster import cluster, start_node
+from deploy.cluster import RayWatch, behind_haproxy, cluster, start_node
 from deploy.local import bindable, readiness
 from deploy.serve_config import APPLICATION, POOL, render, with_plan
 from load_balancer.http.openapi import GENERATIONS
@@ -72,6 +73,7 @@ class Testbed:
 
     Attributes:
         dashboard: HTTP address of the dashboard of Ray.
+        balancers: number of load balancers.
         redis: Redis server of the cache; None without one.
         controllers: the running live controllers.
     """
@@ -83,6 +85,7 @@ class Testbed:
     port: int
     dashboard: str
     publisher: Publisher
+    balancers: int = 1
     redis: RedisServer | None = None
     controllers: list[subprocess.Popen[bytes]] = field(default_factory=list)
     #: Linux kills a node with the thread that started it, so one permanent thread starts all nodes.
@@ -125,6 +128,10 @@ class Testbed:
                 if " ".join(process.cmdline()).startswith(f"ray::{name}"):
                     return process.pid
         raise RuntimeError(f"no running process has the name {name}")
+
+    def named(self, name: str) -> psutil.Process:
+        """Returns the process of the service that runs a program of that name, such as ``gcs_server``."""
+        return next(it for it in psutil.Process().children(recursive=True) if it.name() == name)
 
     def nodes(self) -> list[psutil.Process]:
         """Returns the raylets of the nodes beside the head."""
@@ -206,20 +213,47 @@ def _running(deployment: dict[str, Any]) -> dict[str, int]:
 
 
 @contextmanager
-def testbed(folder: Path) -> Iterator[Testbed]:
-    """Runs a service with its own Redis and one live controller. Its pool fills the nodes beside the head."""
+def _watched() -> Iterator[None]:
+    """Starts Ray's GCS again whenever it has ended, as the process of a service does."""
+    over, watch = threading.Event(), RayWatch()
+
+    def keep() -> None:
+        while not over.wait(1):
+            watch.check()
+
+    thread = threading.Thread(target=keep)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+@contextmanager
+def testbed(folder: Path, balancers: int) -> Iterator[Testbed]:
+    """Runs a service with its own Redis and one live controller. Its pool fills the nodes beside the head.
+
+    Args:
+        balancers: number of load balancers; several are behind an HAProxy.
+    """
     redis = RedisServer.start()
     # The time limits are long, because a small machine stalls under faults and the limits are not under test.
     cache = {"mode": "read-write", "encoder": "words", "url": redis.url, "fetch_s": 0.5, "lookup_s": 2}
-    config = write_service(folder, cache=cache)
+    config = write_service(folder, cache=cache, balancers=balancers)
     os.environ[SECRET] = secrets.token_hex(32)
     os.environ["RAY_SERVE_LOG_TO_STDERR"] = "0"  # the log files contain it as well
     port = bindable("127.0.0.1", 0)
     try:
-        with cluster(cpus=NODES * NODE_CPUS, nodes=NODES) as dashboard:
+        with ExitStack() as stack:
+            if balancers > 1:
+                door = stack.enter_context(tempfile.TemporaryDirectory(prefix="weir-", dir="/tmp"))
+                stack.enter_context(behind_haproxy(Path(door), START_S))
+            dashboard = stack.enter_context(cluster(cpus=NODES * NODE_CPUS, nodes=NODES))
+            stack.enter_context(_watched())
             from deploy.publish import Publisher
 
-            bed = Testbed(f"http://127.0.0.1:{port}", config, port, dashboard, Publisher(dashboard), redis)
+            bed = Testbed(f"http://127.0.0.1:{port}", config, port, dashboard, Publisher(dashboard), balancers, redis)
             bed.publish(plan(1))
             bed.publisher.wait_applied(plan(1), timeout_s=START_S)
             if not bed.wait(bed.is_whole):

@@ -108,6 +108,24 @@ def ended_part() -> str:
     return next((name for name in ("raylet", "gcs_server") if name in ended), "")
 
 
+def restart_gcs() -> None:
+    """Starts the GCS server of a cluster that this process has started again, on its port, after it has ended.
+
+    It reads its state from the folder that ``RAY_gcs_storage_path`` names. The new process ends with this thread.
+
+    ``ray._private.worker.global_worker.node``: publicly, only ``ray start`` starts a GCS server, with a raylet.
+    ``tests/deploy/test_local.py`` kills a GCS server.
+
+    Raises:
+        Exception: see :func:`started_too_slowly`.
+    """
+    import ray
+
+    node: Any = ray._private.worker.global_worker.node
+    node.kill_gcs_server(check_alive=False)  # forgets the process that has ended
+    node.start_gcs_server()
+
+
 def dashboard_address() -> str:
     """Host and port of the dashboard of the cluster that this process belongs to; empty when it has none.
 

@@ -27,16 +27,21 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ledgers, "LONGEST_PAUSE_S", 0.001)
 
 
-async def account(service: Service, *, patience_s: float = 30.0, requests: int = 20) -> Account:
+async def account(service: Service, *, plain: bool = False, patience_s: float = 30.0, requests: int = 20) -> Account:
     attempts: Counter[str] = Counter()
 
     def answer(request: httpx.Request) -> httpx.Response:
-        key = request.headers["idempotency-key"]
+        key = request.headers.get("idempotency-key", "none")
         attempts[key] += 1
         return service(key, attempts[key])
 
     ledger = RequestLedger(
-        "http://nowhere", ["a"], random.Random(1), patience_s=patience_s, transport=httpx.MockTransport(answer)
+        "http://nowhere",
+        ["a"],
+        random.Random(1),
+        plain=plain,
+        patience_s=patience_s,
+        transport=httpx.MockTransport(answer),
     )
     stop = asyncio.Event()
     running = asyncio.create_task(ledger.run(1000.0, stop))
@@ -69,6 +74,15 @@ async def test_failed_attempts_are_repeated_and_counted_by_kind():
     assert found.refused == found.errors == found.broken == found.sent
     assert (found.lost, found.duplicated) == (0, 0)
     assert found.last_failure_s is not None
+
+
+async def test_a_plain_client_sends_its_request_once_and_without_a_key():
+    def service(key: str, attempt: int) -> httpx.Response:
+        assert key == "none"
+        return httpx.Response(503) if attempt == 1 else image(f"attempt {attempt}")
+
+    found = await account(service, plain=True)
+    assert (found.refused, found.lost, found.duplicated) == (1, 1, 0)
 
 
 async def test_a_request_without_an_image_in_the_end_is_lost():

@@ -12,8 +12,20 @@ from pathlib import Path
 import psutil
 import pytest
 
-from deploy.cluster import STARTS, cluster, existing, explained, keep_token, started, too_slow
-from weir.errors import NotReady
+from deploy.cluster import (
+    RESTARTS,
+    RESTARTS_S,
+    STARTS,
+    RayWatch,
+    cluster,
+    existing,
+    explained,
+    keep_token,
+    started,
+    too_slow,
+)
+from weir import ray_private
+from weir.errors import NotReady, ServiceError
 
 SLOW = "The current node timed out during startup. This could happen because some of the raylet failed to startup"
 
@@ -142,3 +154,29 @@ def test_other_failures_are_not_retried() -> None:
     with pytest.raises(ValueError, match="num_cpus"):
         started(start)
     assert len(attempts) == 1
+
+
+def test_a_gcs_that_ends_again_and_again_is_given_up_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    restarts: list[float] = []
+    now = 0.0
+    monkeypatch.setattr(ray_private, "ended_part", lambda: "gcs_server")
+    monkeypatch.setattr(ray_private, "restart_gcs", lambda: restarts.append(now))
+    watch = RayWatch(lambda: now)
+    for _ in range(2 * RESTARTS):
+        watch.check()
+        now += RESTARTS_S
+    assert len(restarts) == 2 * RESTARTS
+    for _ in range(RESTARTS):
+        watch.check()
+    with pytest.raises(ServiceError, match=f"gcs_server has ended {RESTARTS + 1} times within .* maybe because memory"):
+        watch.check()
+
+
+def test_a_gcs_that_does_not_start_again_is_an_error_with_the_cause(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> None:
+        raise RuntimeError("no space left on device")
+
+    monkeypatch.setattr(ray_private, "ended_part", lambda: "gcs_server")
+    monkeypatch.setattr(ray_private, "restart_gcs", fail)
+    with pytest.raises(ServiceError, match="did not start again: no space left on device"):
+        RayWatch().check()

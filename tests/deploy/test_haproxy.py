@@ -6,16 +6,19 @@ import http.server
 import json
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import ClassVar
 
 import httpx
+import psutil
 import pytest
 
 from deploy.haproxy import UnknownConfiguration, environment, hardened
@@ -23,7 +26,7 @@ from weir.http_limits import CONTROL_HEADERS, MOST_HEAD_BYTES
 from weir.ports import free_port
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-#: Writes what Ray Serve would have HAProxy read, for two load balancers.
+#: Writes what Ray Serve would have HAProxy read, for load balancers at these ports.
 _WRITE = """
 import asyncio, sys
 from ray.serve._private.haproxy import BackendConfig, HAProxyApi, HAProxyConfig, ServerConfig
@@ -31,10 +34,10 @@ from ray.serve.config import HTTPOptions
 
 port, *backends = map(int, sys.argv[1:])
 servers = [ServerConfig(name=f"b{it}", host="127.0.0.1", port=it) for it in backends]
-backend = BackendConfig(name="weir", app_name="weir", path_prefix="/", servers=servers)
+backends = {"weir": BackendConfig(name="weir", app_name="weir", path_prefix="/", servers=servers)} if servers else {}
 config = HAProxyConfig(http_options=HTTPOptions(host="127.0.0.1", port=port), metrics_enabled=False, is_head=True)
 config.has_received_routes = config.has_received_servers = True
-api = HAProxyApi(config, {"weir": backend})
+api = HAProxyApi(config, backends)
 asyncio.run(asyncio.to_thread(lambda: None))
 result = api._generate_config_file_internal()
 if asyncio.iscoroutine(result):
@@ -70,17 +73,13 @@ class LoadBalancer(http.server.BaseHTTPRequestHandler):
         pass
 
 
-@pytest.fixture(scope="module")
-def door(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of a front door before two load balancers."""
-    folder = tmp_path_factory.mktemp("door")
-    servers = [http.server.ThreadingHTTPServer(("127.0.0.1", 0), LoadBalancer) for _ in range(2)]
-    for it in servers:
-        threading.Thread(target=it.serve_forever, daemon=True).start()
+@contextmanager
+def front_door(folder: Path, backends: list[int]) -> Iterator[tuple[str, psutil.Process]]:
+    """The address of a front door before load balancers at these ports, and its process."""
     port = free_port()
     given = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
     given |= environment(folder / "d", (free_port(), free_port()), 30.0)
-    ports = [str(it) for it in (port, *(it.server_port for it in servers))]
+    ports = [str(it) for it in (port, *backends)]
     subprocess.run([sys.executable, "-W", "ignore", "-c", _WRITE, *ports], env=given, check=True)
     program, config = given["RAY_SERVE_HAPROXY_BINARY_PATH"], given["RAY_SERVE_HAPROXY_CONFIG_FILE_LOC"]
     log = folder / "log"
@@ -90,18 +89,62 @@ def door(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     end = time.monotonic() + 60
     while True:
         try:
-            httpx.get(url, timeout=5).raise_for_status()
+            httpx.get(f"{url}/-/healthz", timeout=5).raise_for_status()
             break
         except httpx.HTTPError:
             assert time.monotonic() < end
             assert proxy.poll() is None, log.read_text()
             time.sleep(0.1)
-    yield url
+    yield url, psutil.Process(proxy.pid)
     proxy.terminate()
     proxy.wait()
+
+
+@pytest.fixture(scope="module")
+def doors(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, psutil.Process]]:
+    """The address of a front door before two load balancers, and its process."""
+    servers = [http.server.ThreadingHTTPServer(("127.0.0.1", 0), LoadBalancer) for _ in range(2)]
+    for it in servers:
+        threading.Thread(target=it.serve_forever, daemon=True).start()
+    with front_door(tmp_path_factory.mktemp("door"), [it.server_port for it in servers]) as door:
+        yield door
     for it in servers:
         it.shutdown()
         it.server_close()
+
+
+@pytest.fixture
+def door(doors: tuple[str, psutil.Process]) -> str:
+    return doors[0]
+
+
+def test_a_front_door_that_is_killed_is_open_again_at_once_and_ends_with_its_program(doors):
+    url, program = doors
+    [killed] = program.children()
+    killed.kill()
+    end = time.monotonic() + 60
+    while not [it for it in program.children() if it.pid != killed.pid]:
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    transport = httpx.HTTPTransport(retries=5)
+    with httpx.Client(base_url=url, transport=transport, timeout=30) as client:
+        assert client.post("/", content=b"a prompt").json()["body"] == "a prompt"
+
+
+def test_a_front_door_that_is_told_to_stop_softly_ends_and_leaves_no_process(tmp_path):
+    for number in (signal.SIGUSR1, signal.SIGKILL):
+        with front_door(tmp_path / str(number), []) as (_, program):
+            [child] = program.children()
+            program.send_signal(number)
+            assert psutil.wait_procs([child], timeout=60)[1] == []
+
+
+def test_without_a_load_balancer_the_front_door_says_that_it_is_not_ready(tmp_path):
+    with front_door(tmp_path, []) as (url, _):
+        answer = httpx.post(f"{url}/v1/images/generations", json={"prompt": "a red circle"})
+    assert answer.status_code == 503
+    assert answer.json()["error"]["code"] == "not_ready"
+    assert answer.headers["retry-after"] == "2"
 
 
 def test_a_request_whose_load_balancer_dies_is_answered_by_another_one(door):
@@ -156,6 +199,7 @@ def test_clusters_may_ask_for_the_health_of_the_front_door(door):
 def test_nothing_listens_beyond_this_machine_but_the_api():
     text = "global\n    stats socket /x mode 666 level admin\nfrontend prometheus\n    bind :9101\n"
     text += "frontend http_frontend\n    bind *:8000\n    errorfile 503 /tmp/500.http\nlisten stats\n  bind *:8404\n"
+    text += "backend default_backend\n    http-request return status 404\n"
     binds = re.findall(r"bind (\S+)", hardened(text, "/e"))
     assert binds == ["127.0.0.1:9101", "*:8000", "127.0.0.1:8404"]
     assert "mode 600" in hardened(text, "/e")

@@ -11,11 +11,12 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import httpx
 import psutil
 import pytest
 
 from cache.store.redis_server import RedisServer
-from deploy.local import bindable, down, status, up
+from deploy.local import bindable, down, readiness, status, up
 from deploy.state import Service, StateFile
 from weir.errors import ConfigError, ServiceError
 
@@ -225,19 +226,62 @@ def test_down_without_a_service_is_an_error(tmp_path):
 
 @pytest.mark.timeout(600)
 @pytest.mark.ray
-@pytest.mark.parametrize("name", ["raylet", "gcs_server"])
-def test_a_service_whose_ray_was_killed_says_so_and_leaves_no_process_and_no_file(config, tmp_path, name):
+def test_a_service_whose_raylet_was_killed_says_so_and_leaves_no_process_and_no_file(config, tmp_path):
     folder = tmp_path / "state"
     service = up(config, detach=True, folder=folder)
     assert service
-    process = psutil.Process(service.pid)
-    family = [process, *process.children(recursive=True)]
-    [part] = [it for it in family if it.name() == name]
-    part.kill()
+    family = family_of(service)
+    part_of(service, "raylet").kill()
     _, alive = psutil.wait_procs(family, timeout=240)
     assert alive == []
-    assert f"Ray's process {name} has ended" in (folder / "toy.log").read_text()
+    assert "Ray's process raylet has ended" in (folder / "toy.log").read_text()
     assert not Path(service.scratch).exists()
     assert sorted(path.name for path in folder.iterdir()) == ["logs", "toy.log"]
     with pytest.raises(ServiceError, match=r"no service is up; .* \(the log of the last one is \S+/toy\.log\)"):
         down(folder=folder)
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.ray
+def test_a_service_whose_gcs_was_killed_answers_on_and_replaces_replicas_again(config, tmp_path):
+    folder = tmp_path / "state"
+    service = up(config, detach=True, folder=folder)
+    assert service
+    killed = part_of(service, "gcs_server")
+    killed.kill()
+    while "gcs_server ended, and was started again" not in (folder / "toy.log").read_text():
+        assert ask(service).status_code == 200
+    assert part_of(service, "gcs_server").pid != killed.pid
+    replica = next(it for it in family_of(service) if "ServeReplica:weir:Pool" in " ".join(it.cmdline()))
+    replica.kill()
+    until(lambda: not replica.is_running() and (state := readiness(service.url)) is not None and state["ready"])
+    until(lambda: ask(service).status_code == 200)
+    family = family_of(service)
+    down(folder=folder)
+    _, alive = psutil.wait_procs(family, timeout=240)
+    assert alive == []
+    assert not Path(service.scratch).exists()
+
+
+def family_of(service: Service) -> list[psutil.Process]:
+    """The process of a service, and those that it has started."""
+    process = psutil.Process(service.pid)
+    return [process, *process.children(recursive=True)]
+
+
+def part_of(service: Service, name: str) -> psutil.Process:
+    """The one process of a service with a name."""
+    [part] = [it for it in family_of(service) if it.name() == name]
+    return part
+
+
+def ask(service: Service) -> httpx.Response:
+    body = {"prompt": "a red circle"}
+    return httpx.post(f"{service.url}/v1/images/generations", json=body, timeout=120, trust_env=False)
+
+
+def until(condition: Callable[[], bool], timeout_s: float = 240) -> None:
+    end = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.1)
