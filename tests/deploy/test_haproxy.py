@@ -6,7 +6,6 @@ import http.server
 import json
 import os
 import re
-import signal
 import socket
 import subprocess
 import sys
@@ -18,7 +17,6 @@ from pathlib import Path
 from typing import ClassVar
 
 import httpx
-import psutil
 import pytest
 
 from deploy.haproxy import UnknownConfiguration, environment, hardened
@@ -74,8 +72,8 @@ class LoadBalancer(http.server.BaseHTTPRequestHandler):
 
 
 @contextmanager
-def front_door(folder: Path, backends: list[int]) -> Iterator[tuple[str, psutil.Process]]:
-    """The address of a front door before load balancers at these ports, and its process."""
+def front_door(folder: Path, backends: list[int]) -> Iterator[str]:
+    """The address of a front door before load balancers at these ports."""
     port = free_port()
     given = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
     given |= environment(folder / "d", (free_port(), free_port()), 30.0)
@@ -95,52 +93,26 @@ def front_door(folder: Path, backends: list[int]) -> Iterator[tuple[str, psutil.
             assert time.monotonic() < end
             assert proxy.poll() is None, log.read_text()
             time.sleep(0.1)
-    yield url, psutil.Process(proxy.pid)
+    yield url
     proxy.terminate()
     proxy.wait()
 
 
 @pytest.fixture(scope="module")
-def doors(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, psutil.Process]]:
-    """The address of a front door before two load balancers, and its process."""
+def door(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a front door before two load balancers."""
     servers = [http.server.ThreadingHTTPServer(("127.0.0.1", 0), LoadBalancer) for _ in range(2)]
     for it in servers:
         threading.Thread(target=it.serve_forever, daemon=True).start()
-    with front_door(tmp_path_factory.mktemp("door"), [it.server_port for it in servers]) as door:
-        yield door
+    with front_door(tmp_path_factory.mktemp("door"), [it.server_port for it in servers]) as url:
+        yield url
     for it in servers:
         it.shutdown()
         it.server_close()
 
 
-@pytest.fixture
-def door(doors: tuple[str, psutil.Process]) -> str:
-    return doors[0]
-
-
-def test_a_front_door_that_is_killed_is_open_again_at_once_and_ends_with_its_program(doors):
-    url, program = doors
-    [killed] = program.children()
-    killed.kill()
-    end = time.monotonic() + 60
-    while not [it for it in program.children() if it.pid != killed.pid]:
-        assert time.monotonic() < end
-        time.sleep(0.01)
-    transport = httpx.HTTPTransport(retries=5)
-    with httpx.Client(base_url=url, transport=transport, timeout=30) as client:
-        assert client.post("/", content=b"a prompt").json()["body"] == "a prompt"
-
-
-def test_a_front_door_that_is_told_to_stop_softly_ends_and_leaves_no_process(tmp_path):
-    for number in (signal.SIGUSR1, signal.SIGKILL):
-        with front_door(tmp_path / str(number), []) as (_, program):
-            [child] = program.children()
-            program.send_signal(number)
-            assert psutil.wait_procs([child], timeout=60)[1] == []
-
-
 def test_without_a_load_balancer_the_front_door_says_that_it_is_not_ready(tmp_path):
-    with front_door(tmp_path, []) as (url, _):
+    with front_door(tmp_path, []) as url:
         answer = httpx.post(f"{url}/v1/images/generations", json={"prompt": "a red circle"})
     assert answer.status_code == 503
     assert answer.json()["error"]["code"] == "not_ready"
