@@ -17,9 +17,7 @@ import statistics
 import subprocess
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,6 +27,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import command
+from benchmarks.processor_time import processor_s
 from weir.errors import ConfigError
 
 HERE = Path(__file__).resolve().parent.parent
@@ -69,7 +68,7 @@ def start(checkout: Path, service: str) -> Start:
         seconds, command_s = time.monotonic() - began, _children_s() - before
         try:
             state = json.loads(next((folder / ".weir").glob("*.json")).read_text())
-            return Start(seconds, {"weir up": command_s} | _processor_s(psutil.Process(state["pid"])))
+            return Start(seconds, {"weir up": command_s} | processor_s(psutil.Process(state["pid"])))
         finally:
             subprocess.run([*weir, "down"], cwd=folder, env=environment, check=True, capture_output=True)
 
@@ -78,28 +77,6 @@ def _children_s() -> float:
     """Processor seconds of all processes that this one has started and that have ended."""
     times = os.times()
     return times.children_user + times.children_system
-
-
-def _processor_s(service: psutil.Process) -> dict[str, float]:
-    """Processor seconds of a process and its descendants, by kind, with those of children that have ended."""
-    found: Counter[str] = Counter()
-    for process in (service, *service.children(recursive=True)):
-        with suppress(psutil.NoSuchProcess):
-            times, arguments = process.cpu_times(), process.cmdline()
-            used = times.user + times.system + times.children_user + times.children_system
-            found[_kind(process.name(), arguments)] += used
-    return dict(found)
-
-
-def _kind(name: str, arguments: list[str]) -> str:
-    """A process as a reader knows it: ``ray::ServeReplica:weir:Pool`` is the Pool."""
-    title = " ".join(arguments)
-    if title.startswith("ray::"):
-        return title.removeprefix("ray::").split()[0].removeprefix("ServeReplica:").split(".")[0]
-    if "service_process" in title:
-        return "service process"
-    program = next((Path(it).name for it in arguments[1:] if it.endswith(".py")), name)
-    return program
 
 
 def rows(starts: Iterable[Start]) -> Iterator[tuple[str, float]]:

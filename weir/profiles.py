@@ -136,6 +136,9 @@ class Profile(BaseModel):
     family: str
     device: str
     variants: dict[str, VariantProfile]
+    image_bytes: int = Field(
+        0, ge=0, le=64 * 2**20, description="size of an image; emulated replicas answer with as much"
+    )
 
     @model_validator(mode="before")
     @classmethod

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import random
 import struct
 import time
 import zlib
@@ -56,7 +57,9 @@ class EmulatedEngine:
         self._pixels = None if size is None else size**2
         self.beat = time.monotonic()
         shades = [round(214 - i * (214 - 96) / (len(profile.keys) - 1)) for i in range(len(profile.keys))]
-        self._images = {key: _placeholder(shade) for key, shade in zip(profile.keys, shades, strict=True)}
+        self._images = {
+            key: _placeholder(shade, profile.image_bytes) for key, shade in zip(profile.keys, shades, strict=True)
+        }
 
     def generate(
         self, variant: str, requests: Sequence[ImageRequest], starts: Sequence[State | None] = ()
@@ -176,12 +179,15 @@ class EmulatedEngine:
             self.beat = time.monotonic()
 
 
-def _placeholder(gray: int, side: int = 8) -> bytes:
-    """A PNG of one shade of gray, encoded without an imaging library."""
+def _placeholder(gray: int, size: int, side: int = 8) -> bytes:
+    """A PNG of one shade of gray, encoded without an imaging library, with noise that no viewer shows up to ``size``
+    bytes."""
 
     def chunk(kind: bytes, body: bytes) -> bytes:
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
     header = struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)
     rows = (b"\0" + bytes([gray]) * side) * side
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    image = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows))
+    padding = chunk(b"noIs", random.Random(gray).randbytes(size)) if size else b""
+    return image + padding + chunk(b"IEND", b"")
