@@ -2,12 +2,12 @@
 
     python -m benchmarks.ray_up [--workers 1] [--seconds 60]
 
-In between it replays a trace, scales the pool, takes a host away and gets it back while requests come, and deploys the
-service again with another deadline. A host is a set of Linux namespaces (processes, network, mounts) with its own home
-folder, ``/tmp`` and sshd. Another one is the laptop, which has a copy of this checkout and runs the commands of
-``docs/deploy.md`` and ``docs/operating.md``. The cluster file is the shipped one with other addresses, user, key and
-family; the workers are emulated, and the cache is on. The hosts are isolated from all other networks, and all of them
-end with this command.
+In between it replays a trace, scales the pool, takes a host away and gets it back while requests come, kills Ray on the
+head while another host is asked, and deploys the service again with another deadline. A host is a set of Linux
+namespaces (processes, network, mounts) with its own home folder, ``/tmp`` and sshd. Another one is the laptop, which
+has a copy of this checkout and runs the commands of ``docs/deploy.md`` and ``docs/operating.md``. The cluster file is
+the shipped one with other addresses, user, key and family; the workers are emulated, and the cache is on. The hosts are
+isolated from all other networks, and all of them end with this command.
 
 It needs root and the programs in :data:`PROGRAMS`. The setup script of hosts makes the first virtual environment with
 network access; the hosts have no network access. The exit code is 1 when a step fails.
@@ -57,6 +57,8 @@ RETURN = (
     f"export RAY_HEAD_IP={HEAD}; . ~/weir/deploy/clusters/env.sh; "
     "ray start --address=$RAY_HEAD_IP:6379 --node-ip-address=$NODE_IP --metrics-export-port=8080"
 )
+#: Kills Ray's main processes of a host, and with the raylet all others.
+KILL = "pkill -9 gcs_server; pkill -9 raylet"
 READY_S = 240.0
 
 
@@ -190,6 +192,7 @@ def _commands(run: Path, checkout: Path, hosts: list[str], seconds: float) -> No
             _print(f"        Prometheus: {_figure('sum(ray_weir_images_asked_total)'):g} images asked for")
             _print(f"        its targets: {Api(PROMETHEUS).targets()}")
             _resize(laptop, hosts[-1], run / "key", run / "resize.log")
+            _lose_head(laptop, hosts[-1], run / "key", run / "head.log")
             _change_the_deadline(laptop, checkout)
             laptop.step("serve", "shutdown", "-y")
     finally:
@@ -239,6 +242,30 @@ def _resize(laptop: _Laptop, host: str, key: Path, log: Path) -> None:
             replay.send_signal(signal.SIGINT)
             replay.wait()
     _print(textwrap.indent(log.read_text().strip(), " " * 8))
+
+
+def _lose_head(laptop: _Laptop, host: str, key: Path, log: Path) -> None:
+    """Kills every process of Ray on the head while a trace is replayed against another host, which knows nothing of it.
+    Afterwards the pool can be scaled again."""
+    with _forwarded(key, 8000, host, local=8001), log.open("w") as out:
+        asked = [*REPLAY, "--redraw", "2", "--no-images", "--duration", "60"]
+        asked[asked.index(SERVED)] = "http://127.0.0.1:8001"
+        replay = subprocess.Popen(asked, text=True, stdout=out, stderr=out)
+        try:
+            time.sleep(15)
+            before = _started(laptop)
+            laptop.step("ssh", "-q", "-i", str(key), *SSH, f"root@{HEAD}", KILL)
+            laptop.until(lambda: "Ray runs on the head again" * (_started(laptop) != before))
+            laptop.until(lambda: len(_replicas(laptop)) == 8 and _places(laptop))
+            _scale(laptop, 6)
+        finally:
+            replay.wait()
+    _print(textwrap.indent(log.read_text().strip(), " " * 8))
+
+
+def _started(laptop: _Laptop) -> str:
+    """Identity of the head's Ray node."""
+    return next(it["node_id"] for it in _nodes(laptop) if it["is_head_node"])
 
 
 def _scale(laptop: _Laptop, size: int) -> None:
@@ -305,6 +332,8 @@ def write_files(checkout: Path, addresses: list[str], key: Path) -> None:
         "balancers": 2,
         "controller": {"policy": "weir"},
         "cache": {"mode": "read-write", "encoder": "words", "fetch_s": 0.5, "lookup_s": 2},
+        # On every host, so that a client of one of them does not notice that the head is away.
+        "http": {"host": "0.0.0.0", "port": 8000},
     }
     (checkout / SERVICE).write_text(yaml.safe_dump(service))
 
@@ -387,10 +416,10 @@ def _environment() -> dict[str, str]:
 
 
 @contextmanager
-def _forwarded(key: Path, port: int) -> Iterator[None]:
-    """Forwards a port of the head, like ``ray attach -p``, which needs a terminal."""
-    options = ["-N", "-i", str(key), *SSH]
-    process = subprocess.Popen(["ssh", "-q", *options, "-L", f"127.0.0.1:{port}:127.0.0.1:{port}", f"root@{HEAD}"])
+def _forwarded(key: Path, port: int, host: str = HEAD, local: int = 0) -> Iterator[None]:
+    """Forwards a port of a host, like ``ray attach -p``, which needs a terminal."""
+    options = ["-N", "-i", str(key), *SSH, "-L", f"127.0.0.1:{local or port}:127.0.0.1:{port}"]
+    process = subprocess.Popen(["ssh", "-q", *options, f"root@{host}"])
     try:
         yield
     finally:

@@ -540,6 +540,20 @@ MUTATIONS = (
         "tests/load_balancer/shared/test_two_load_balancers.py::"
         "test_what_an_operator_changes_holds_at_every_load_balancer",
     ),
+    Mutation(
+        "Ray's GCS is not started again",
+        "deploy/cluster.py",
+        'if part != "gcs_server":',
+        "if True:",
+        "tests/deploy/test_cluster.py::test_a_gcs_that_ends_again_and_again_is_given_up_with_the_remedy",
+    ),
+    Mutation(
+        "a front door without load balancers says that there is no such path",
+        "deploy/haproxy.py",
+        'lambda found: f"{found[1]} {unready}"),',
+        "lambda found: found[0]),",
+        "tests/deploy/test_haproxy.py::test_without_a_load_balancer_the_front_door_says_that_it_is_not_ready",
+    ),
 )
 
 

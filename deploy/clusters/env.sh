@@ -10,6 +10,11 @@ export RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH=load_balancer.http.front_door.f
 # Several load balancers are behind an HAProxy on every node, which waits for the slowest answer for up to an hour.
 # Its folder has a short path, because Ray adds 57 characters, and that of a Unix socket may have 97.
 eval "$(cd "$HOME/weir" && .venv/bin/python -m deploy.haproxy "/tmp/weir-$(id -u)" 3600)"
+# Ray's GCS, of which the head has the only one, keeps its state in files: a head that starts again is the same cluster.
+# The other hosts wait for it for an hour, and their replicas and load balancers work on.
+export RAY_gcs_storage=rocksdb
+export RAY_gcs_storage_path="$HOME/.weir-gcs"
+export RAY_gcs_rpc_server_reconnect_timeout_s=3600
 # By default glibc gives every thread a malloc arena of its own, and processes with many threads keep growing.
 export MALLOC_ARENA_MAX=2
 export RAY_AUTH_MODE=token

@@ -42,7 +42,7 @@ def test_the_files_in_the_commands_of_a_cluster_file_exist_in_the_checkout(path)
     fields = ray_up(path)
     commands = " ".join(word for key, lines in fields.items() if key.endswith("commands") for word in lines).split()
     named = {word.rstrip(";") for word in commands if word.startswith("~/weir/")}
-    assert len(named) == 6
+    assert len(named) == 7
     for word in named:
         assert (CLUSTERS.parents[1] / word.removeprefix("~/weir/")).is_file(), word
 

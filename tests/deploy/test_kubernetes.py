@@ -9,6 +9,7 @@ import pytest
 import ray
 import yaml
 
+from deploy.haproxy import environment
 from deploy.serve_config import render
 from weir.assets import ROOT
 from weir.config import ServiceConfig, load_family
@@ -75,6 +76,29 @@ def test_the_service_file_of_the_manifest_is_valid_and_its_files_are_in_the_imag
     assert f"WORKDIR {INSTALLED.rstrip('/')}" in (ROOT / "deploy" / "clusters" / "Containerfile").read_text()
     assert not it.http.is_local
     assert it.keys_file, "without keys every client could generate images"
+
+
+def test_an_haproxy_is_before_the_load_balancers_in_every_pod(tmp_path):
+    expected = environment(tmp_path / "door", (9101, 8404), 3600)
+    expected = {name: text.replace(str(tmp_path), "/home/weir") for name, text in expected.items()}
+    expected["RAY_SERVE_HAPROXY_NBTHREAD"] = "4"  # else that of the machine
+    for group in (HEAD, WORKERS):
+        [container] = group["template"]["spec"]["containers"]
+        given = {it["name"]: it.get("value") for it in container["env"]}
+        assert {name: given.get(name) for name in expected} == expected
+    assert service().balancers == 2
+    image = (ROOT / "deploy" / "clusters" / "Containerfile").read_text()
+    assert "RUN python -m deploy.haproxy /home/weir/door 3600" in image
+
+
+def test_the_state_of_rays_gcs_is_in_redis_which_has_room_for_it():
+    options = RAY_CLUSTER["gcsFaultToleranceOptions"]
+    [port] = of("Service")["spec"]["ports"]
+    assert options["redisAddress"] == f"{of('Service')['metadata']['name']}:{port['port']}"
+    redis = of("Deployment")["spec"]["template"]["spec"]["containers"][0]
+    [password] = [it for it in redis["env"] if it["name"] == "REDIS_PASSWORD"]
+    assert options["redisPassword"] == {"valueFrom": password["valueFrom"]}
+    assert service().cache.budget_mib <= 4096, "Redis has 6 GB, and the state of the load balancers is in it as well"
 
 
 def test_every_replica_has_a_gpu():

@@ -245,7 +245,7 @@ def test_a_service_whose_raylet_was_killed_says_so_and_leaves_no_process_and_no_
 @pytest.mark.ray
 def test_a_service_whose_gcs_was_killed_answers_on_and_replaces_replicas_again(config, tmp_path):
     folder = tmp_path / "state"
-    service = up(config, detach=True, folder=folder)
+    service = up(config, detach=True, folder=folder, nodes=2)
     assert service
     killed = part_of(service, "gcs_server")
     killed.kill()
