@@ -38,6 +38,13 @@ MUTATIONS = (
         "tests/load_balancer/test_lease.py::test_another_controller_takes_over_when_the_lease_has_expired",
     ),
     Mutation(
+        "a single image moves the threshold to its ends",
+        "controller/policies/weir.py",
+        "PAYBACK_IMAGES = 20",
+        "PAYBACK_IMAGES = 1",
+        "tests/controller/test_policies.py::test_the_threshold_of_weir_does_not_follow_the_chance_of_single_images",
+    ),
+    Mutation(
         "deadlines, quotas and lifetimes follow the wall clock",
         "load_balancer/runner/balancer.py",
         "clock: Callable[[], float] = time.monotonic,",

@@ -78,8 +78,11 @@ LIGHT_RESIDUAL = 0.5
 #: Quality (0…1 over the whole curve) that avoiding one role change, and leaving one GPU spare, is worth.
 ROLE_CHANGE_COST = 2e-3
 GPU_COST = 1e-5
-#: Seconds over which a deviation of the deferred share is compensated, and the largest correction of the share.
+#: Time over which a deviation of the deferred share is compensated, seconds, and the least number of images. Over a few
+#: images, a single one would decide, and the threshold would swing between its ends.
 PAYBACK_S = 2.0
+PAYBACK_IMAGES = 20
+#: Largest correction of the deferred share.
 MOST_PAYBACK = 0.25
 #: Least share of successful fetches for which a plan may ignore the cache: an unhealthy store keeps being probed,
 #: because its recovery would stay unnoticed otherwise.
@@ -197,7 +200,8 @@ class Weir(Policy):
         self._strategy.observe(seen, self._hits, self._latency.gpus()[0].heavy.at(1))
         self.account.latency_factors = {variant: self._latency.factor(variant) for variant in self.setting.variants}
         self._owed += self._shares[0] * len(confidences) - deferred
-        self._owed = max(-self._most_owed(), min(self._most_owed(), self._owed))
+        most = MOST_PAYBACK * self._payback_images()
+        self._owed = max(-most, min(most, self._owed))
 
     def _is_mine(self, plan: Plan) -> bool:
         return plan.chain == self.setting.variants and plan.routing is None
@@ -212,8 +216,9 @@ class Weir(Policy):
         self.planned_at_s = self._trimmed_at_s = now_s
         return self._publish(max(LEAST_RPS, self.demand_rps), counts)
 
-    def _most_owed(self) -> float:
-        return MOST_PAYBACK * PAYBACK_S * max(1.0, self._demand.rate_rps())
+    def _payback_images(self) -> float:
+        """Number of images over which a deviation is compensated."""
+        return max(PAYBACK_IMAGES, self._demand.rate_rps() * PAYBACK_S)
 
     def _publish(self, demand_rps: float, counts: tuple[int, ...]) -> Plan:
         problem = self.problem(demand_rps, counts)
@@ -254,8 +259,7 @@ class Weir(Policy):
         """Correction of the first deferred share that compensates past deviations."""
         if self._shares[0] in (0.0, 1.0):
             return 0.0
-        expected = max(1.0, self._demand.rate_rps() * PAYBACK_S)
-        return max(-MOST_PAYBACK, min(MOST_PAYBACK, self._owed / expected))
+        return max(-MOST_PAYBACK, min(MOST_PAYBACK, self._owed / self._payback_images()))
 
     def _solve(self, demand_rps: float, counts: tuple[int, ...]) -> Solution:
         return solve(self.problem(demand_rps, counts), self._solver)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from baselines.diffserve import Ewm
@@ -146,6 +148,26 @@ def test_weir_does_not_oscillate_on_a_steady_load():
     policy.first_plan()
     plans = run(policy, [24, 30, 27, 22, 29, 31, 25, 26] * 15)
     assert len({p.count(LIGHT) for p in plans}) == 1
+
+
+def test_the_threshold_of_weir_does_not_follow_the_chance_of_single_images():
+    policy, profiled, chance = make_policy("weir", setting()), cascade("diffserve-1").deferral, random.Random(0)
+    plan, deferred = policy.first_plan(), []
+    for now in range(1, 301):  # one request a second, with confidences as profiled
+        confidence = float(np.interp(chance.random(), profiled.shares, profiled.thresholds))
+        seen = second(now, 1, confidences=(confidence,), deferred=int(confidence < plan.threshold))
+        plan = policy.observe(seen) or plan
+        deferred.append(profiled.at(plan.threshold))
+    assert max(map(abs, np.diff(deferred))) < 0.15
+
+
+@pytest.mark.parametrize(("half_wave_s", "most_changes"), [(1, 1), (3, 1), (6, 50), (10, 30), (30, 10)])
+def test_weir_changes_one_role_for_each_half_wave_of_an_oscillating_load_at_most(half_wave_s, most_changes):
+    policy = make_policy("weir", setting())
+    policy.first_plan()
+    lights = [p.count(LIGHT) for p in run(policy, ([10] * half_wave_s + [60] * half_wave_s) * (150 // half_wave_s))]
+    assert max(map(abs, np.diff(lights))) <= 1
+    assert np.count_nonzero(np.diff(lights)) <= most_changes
 
 
 def test_weir_plans_for_a_burst_within_two_seconds():
