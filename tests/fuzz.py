@@ -1,6 +1,7 @@
-"""Fuzzes the API from its own description with schemathesis: ``python -m tests.fuzz [--examples 200]``.
+"""Fuzzes the API from its own description with schemathesis: ``python -m tests.fuzz [--examples 200] [--minutes 60]``.
 
-Starts a service of emulated workers and prints schemathesis' summary. Every status, content type and body that comes
+Starts a service of emulated workers and prints schemathesis' summary. ``--minutes`` repeats it with further seeds until
+the time is over or a run finds something. Every status, content type and body that comes
 back is held against the description: no 5xx from any input, nothing accepted that the description forbids, and nothing
 refused that it allows.
 """
@@ -12,6 +13,7 @@ import json
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import yaml
@@ -48,6 +50,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Fuzz the API from its own description.")
     parser.add_argument("--examples", type=int, default=200, help="cases for each operation")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--minutes", type=float, default=0.0, help="go on with further seeds for this long")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         here = Path(folder)
@@ -62,11 +65,17 @@ def main() -> None:
         (here / "fuzz.yaml").write_text(yaml.safe_dump(fields))
         service = up(here / "fuzz.yaml", detach=True, port=0, folder=here / "state")
         assert service is not None
+        began, seed = time.monotonic(), given.seed
         try:
-            found = fuzz(service.url, given.examples, seed=given.seed)
+            while True:
+                found = fuzz(service.url, given.examples, seed=seed)
+                sys.stdout.write(f"seed {seed}\n{found.stdout}")
+                sys.stdout.flush()
+                seed += 1
+                if found.returncode or time.monotonic() - began >= 60 * given.minutes:
+                    break
         finally:
             down(service.name, folder=here / "state")
-    sys.stdout.write(found.stdout)
     sys.exit(found.returncode)
 
 
