@@ -226,7 +226,7 @@ class ImageReady(NamedTuple):
 
     Attributes:
         variant: that generated it; another one than asked where the replica took its queue along into another role.
-        confidence: None where nobody judged it.
+        confidence: None where nobody judged it; a value outside 0…1 counts as None.
         resumed_at: the first step that ran; 0 from noise.
     """
 
@@ -357,7 +357,10 @@ class Progress(NamedTuple):
         """The state after the run under way ended with an image."""
         task, settings, phase, lookup, looked_up, run, images, doubted, may_fall, best, path, redraws = self
         assert run is not None
-        images = (*images, Image(image.variant, image.confidence, image.resumed_at, run))
+        confidence = image.confidence
+        if confidence is not None and not 0 <= confidence <= 1:  # not a number, too: the judge itself is broken
+            confidence = None
+        images = (*images, Image(image.variant, confidence, image.resumed_at, run))
         return Progress(task, settings, phase, lookup, looked_up, None, images, doubted, may_fall, best, path, redraws)
 
     def over(self, best: int | None, path: str) -> Progress:

@@ -890,3 +890,15 @@ def test_the_phases_follow_each_other_as_in_the_table_and_all_of_the_table_happe
         for step in walk(chance.choice):
             seen.setdefault((step.before.phase, type(step.event)), set()).add(step.after.phase)
     assert seen == {where: set(phases) for where, phases in TRANSITIONS.items()}
+
+
+@pytest.mark.parametrize("confidence", [float("nan"), float("inf"), -float("inf"), -0.5, 1.5])
+def test_a_value_that_is_no_confidence_defers_and_never_accepts(confidence):
+    image = Image()
+    image.begin()
+    assert [type(action) for action in image.ready(confidence)] == [Judged, Show, Run]
+    assert image.ready()[-1] == Answer(1, HEAVY)
+    resumed = cached()
+    resumed.begin(DOUBTED)
+    assert only(resumed.ready(confidence), Run).resume is None
+    assert all(it.confidence is None for it in (*image.progress.images, *resumed.progress.images))
