@@ -50,7 +50,8 @@ class ServePool:
 
     async def describe(self) -> list[dict[str, Any]]:
         try:
-            results = await broadcast_results(self._handle.broadcast("describe"))
+            async with asyncio.timeout(DESCRIBE_TIMEOUT_S):
+                results = await broadcast_results(self._handle.broadcast("describe"))
         except RayServeException:  # no replica is routable
             results = []
         asked = {asyncio.ensure_future(_description(it, time.time())): it for it in results}

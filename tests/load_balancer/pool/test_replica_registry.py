@@ -191,6 +191,7 @@ class Handle:
         self.failing: dict[str, BaseException] = {}
         self.ahead_s: dict[str, float] = {}
         self.results: list[Result] = []
+        self.routes_nothing = False
         self._chosen = ""
 
     def broadcast(self, method: str) -> Handle:
@@ -198,6 +199,8 @@ class Handle:
         return self
 
     async def _fetch_replica_results_async(self) -> list[Result]:
+        if self.routes_nothing:
+            await asyncio.Event().wait()
         return self.results
 
     def options(self, *, method_name: str, session_id: str) -> Handle:
@@ -240,6 +243,14 @@ async def test_each_replica_has_its_own_time_limit_to_describe_itself():
     assert [it.cancelled for it in handle.results] == [False, True, False]
     handle.replicas = ("a", "c")
     assert await silent(pool) == {"a": False, "c": False}
+
+
+@pytest.mark.usefixtures("_impatient")
+async def test_a_router_that_hangs_holds_no_probe_up():
+    handle = Handle("a")
+    handle.routes_nothing = True
+    with pytest.raises(TimeoutError):
+        await ServePool(handle).describe()  # type: ignore[arg-type]
 
 
 @pytest.mark.usefixtures("_impatient")
