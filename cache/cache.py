@@ -32,6 +32,8 @@ log = logging.getLogger(__name__)
 
 #: Seconds after which a request that was not finished is dropped.
 _EXPIRY_S = 900.0
+#: Number of ends that are remembered because their lookups may still arrive.
+_MOST_EARLY_ENDS = 1000
 #: Largest number of states that wait for deletion from the store; the next start finds the others.
 _MOST_TO_DELETE = 10_000
 
@@ -127,6 +129,8 @@ class ApproximateCache:
         self._clock = clock
         self._unix_time = unix_time
         self._open: OrderedDict[str, _OpenRequest] = OrderedDict()
+        # A client that leaves during its lookup may have its end arrive first. Its lookup must not pin anything then.
+        self._ended_early: deque[str] = deque(maxlen=_MOST_EARLY_ENDS)
         self._to_delete: deque[Gone] = deque(maxlen=_MOST_TO_DELETE)
 
     def lookup(self, name: str, tenant: str, prompt: str, settings: Settings) -> CacheLookup:
@@ -145,9 +149,10 @@ class ApproximateCache:
         self._drop_expired()
         entry, match = found.entry, found.match
         ks = () if entry is None else self.catalog.stored(entry)
-        if entry is not None:
-            self.catalog.pin(entry, ks)
-        self._open[name] = _OpenRequest(partition, prompt, vector, found, ks, self._clock())
+        if name not in self._ended_early:
+            if entry is not None:
+                self.catalog.pin(entry, ks)
+            self._open[name] = _OpenRequest(partition, prompt, vector, found, ks, self._clock())
         stored = tuple((k, state_key(partition, str(entry), k)) for k in ks)
         resume = None
         if match is not None:
@@ -183,6 +188,7 @@ class ApproximateCache:
         """
         ticket = self._open.pop(name, None)
         if ticket is None:
+            self._ended_early.append(name)
             return
         found, entry = ticket.found, ticket.found.entry
         self.counters.served[resumed_at] += 1
@@ -202,6 +208,11 @@ class ApproximateCache:
         except StoreFailed as error:
             self.counters.reasons["store_failed"] += 1
             log.info("the cache continues without the store: %s", error.message)
+
+    @property
+    def pinned(self) -> int:
+        """Number of states that open requests keep from eviction."""
+        return self.catalog.pinned
 
     def stored(self, name: str, captured: Sequence[int]) -> bool:
         """Whether the store has all states that a run captured; True while the store cannot be read."""

@@ -187,6 +187,11 @@ class Catalog:
         known = (name for name, row in seen.items() if row is not None)
         return dict(zip(known, weigh(np.stack(rows)).tolist(), strict=True))
 
+    @property
+    def pinned(self) -> int:
+        """Number of states that are protected from eviction."""
+        return len(self._pins)
+
     def pin(self, entry: str, ks: Iterable[int]) -> None:
         """Protects states from eviction until :meth:`unpin`."""
         self._pins.update((entry, k) for k in ks)

@@ -111,3 +111,30 @@ async def test_a_lookup_is_a_span_of_the_callers_trace(server: RedisServer, monk
     assert (span.service, span.name, span.trace_id, span.parent_id) == ("weir-cache", "lookup", "a" * 32, "b" * 16)
     assert span.attributes["weir.similarity"] == pytest.approx(1, abs=1e-3)
     assert (span.attributes["weir.request_id"], span.attributes["weir.k"]) == ("mine", 25)
+
+
+async def test_a_client_that_leaves_during_its_lookup_leaves_no_state_pinned(
+    server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service = await tended(running(server.url, monkeypatch))
+    await draw(service, SealedStore(RedisBackend(server.url, read_s=0.5, write_s=0.5), SECRET), "earlier")
+    for number in range(50):
+        lookup = asyncio.create_task(service.lookup(f"gone-{number}", "acme", "a red circle", HERE))
+        for _ in range(number % 5):
+            await asyncio.sleep(0)
+        lookup.cancel()
+        await service.finish(f"gone-{number}", 0, (), 0)
+    await asyncio.gather(lookup, return_exceptions=True)
+    assert service._cache.pinned == 0
+
+
+async def test_an_end_that_overtakes_its_lookup_leaves_no_state_pinned(
+    server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service = await tended(running(server.url, monkeypatch))
+    await draw(service, SealedStore(RedisBackend(server.url, read_s=0.5, write_s=0.5), SECRET), "earlier")
+    await service.finish("gone", 0, (), 0)
+    await service.lookup("gone", "acme", "a red circle", HERE)
+    assert service._cache.pinned == 0
+    await service.lookup("here", "acme", "a red circle", HERE)
+    assert service._cache.pinned == len(KS)
