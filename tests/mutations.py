@@ -38,6 +38,35 @@ MUTATIONS = (
         "tests/load_balancer/test_lease.py::test_another_controller_takes_over_when_the_lease_has_expired",
     ),
     Mutation(
+        "a judge that answers NaN passes images",
+        "weir/cascade.py",
+        "if confidence is not None and not 0 <= confidence <= 1:",
+        "if False:",
+        "tests/weir/test_cascade.py::test_a_value_that_is_no_confidence_defers_and_never_accepts",
+    ),
+    Mutation(
+        "the rate of a key counts images of any size as one",
+        "load_balancer/runner/balancer.py",
+        "return request.n * max(1.0, scale * max(1.0, steps))",
+        "return float(request.n)",
+        "tests/load_balancer/runner/test_balancer.py::test_larger_images_and_more_steps_have_the_price_of_their_work",
+    ),
+    Mutation(
+        "a request for more images than the limit is refused for good",
+        "load_balancer/admission/admission.py",
+        "if self.in_flight and self.in_flight",
+        "if self.in_flight",
+        "tests/load_balancer/admission/test_admission.py::"
+        "test_a_request_for_more_images_than_the_limit_is_admitted_by_an_idle_service",
+    ),
+    Mutation(
+        "a lookup whose client has left pins its states",
+        "cache/cache.py",
+        "if name not in self._ended_early:",
+        "if True:",
+        "tests/cache/test_service.py::test_an_end_that_overtakes_its_lookup_leaves_no_state_pinned",
+    ),
+    Mutation(
         "a single image moves the threshold to its ends",
         "controller/policies/weir.py",
         "PAYBACK_IMAGES = 20",

@@ -388,7 +388,12 @@ class KeyConfig(_Strict):
     )
     tenant: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", description="tenant, which shares cached states")
     priority: Literal["interactive", "batch"] = "interactive"
-    images_per_minute: float | None = Field(None, gt=0, description="mean rate; a minute's images may come at once")
+    images_per_minute: float | None = Field(
+        None,
+        gt=0,
+        description="mean rate; a minute's images may come at once. A larger image, or one of "
+        "more steps than the variant's own, counts as the images that take the same work",
+    )
     concurrent_images: int | None = Field(None, ge=1, description="largest number of images in flight")
     admin: bool = Field(
         False, description="may see and cancel the requests of every key, and change the running service"

@@ -31,13 +31,15 @@ class Admission:
         finish_at: float | None,
         rps: float | None = None,
         share: float = 1.0,
+        price: float = 1.0,
     ) -> None:
-        """Admits a request for ``images`` images.
+        """Admits a request for ``images`` images. However many they are, they are not too many for an idle service.
 
         Args:
             finish_at: predicted finish time of the request's last image on the first variant; None without a replica.
-            rps: requests per second that the plan admits; None admits all.
+            rps: images per second that the plan admits, of the family's own size; None admits all.
             share: share of the limit on images in flight that is available to this request.
+            price: number of images of the family's own size that take the same work.
 
         Raises:
             NotReady: no replica is ready.
@@ -47,7 +49,7 @@ class Admission:
         if finish_at is None:
             raise NotReady("no replica is ready", retry_after_s=RESTART_S)
         most = max(1, int(self.queued * share))
-        if self.in_flight + images > most:
+        if self.in_flight and self.in_flight + images > most:
             raise Overloaded(
                 f"{self.in_flight} images are in flight and at most {most} are allowed",
                 retry_after_s=finish_at - now,
@@ -58,7 +60,7 @@ class Admission:
                 retry_after_s=finish_at - deadline,
             )
         if rps is not None:
-            self._take_token(now, rps)
+            self._take_tokens(now, rps, price)
         self.in_flight += images
 
     def admit_again(self, images: int) -> None:
@@ -68,14 +70,17 @@ class Admission:
     def release(self, images: int) -> None:
         self.in_flight -= images
 
-    def _take_token(self, now: float, rps: float) -> None:
+    def _take_tokens(self, now: float, rps: float, price: float) -> None:
+        """Takes the price of a request. One that costs more than the largest burst waits for a whole one, and leaves a
+        debt."""
         most = max(1.0, rps * BURST_S)
         tokens = most if self._tokens is None else min(most, self._tokens + rps * (now - self._filled_at))
         self._filled_at = now
-        if tokens < 1:
+        needed = min(price, most)
+        if tokens < needed:
             self._tokens = tokens
             raise Overloaded(
-                f"the plan admits {rps:g} requests per second",
-                retry_after_s=(1 - tokens) / rps if rps > 0 else RESTART_S,
+                f"the plan admits {rps:g} images per second",
+                retry_after_s=(needed - tokens) / rps if rps > 0 else RESTART_S,
             )
-        self._tokens = tokens - 1
+        self._tokens = tokens - price

@@ -272,7 +272,7 @@ class Jobs:
         """
         request = record.request
         try:
-            give_back = await self._charge(request.caller, request.n)
+            give_back = await self._charge(request.caller, request.n, self._balancer.price(request))
         except RateLimited as error:
             self._balancer.metrics.refused(request.n, error)
             raise

@@ -194,6 +194,13 @@ class Balancer:
         self._forecast.expect(images, first.role)
         return GenerationTask(request, images, generate, ended)
 
+    def price(self, request: GenerationRequest) -> float:
+        """Number of images of the family's own size and steps that take the work of a request; at least its number of
+        images, because each costs more than its steps."""
+        scale = self._family.pixel_ratio(request.width, request.height)
+        steps = 1.0 if request.steps is None else request.steps / self._family.heavy.steps
+        return request.n * max(1.0, scale * max(1.0, steps))
+
     def position(self, generation: GenerationTask) -> QueuePosition | None:
         """The position of the request's image that will be ready last; None when none of them is at a replica."""
         positions = [self._calls.position(image) for image in generation.ids]
@@ -250,6 +257,7 @@ class Balancer:
                 finish_at=self._forecast.admission_finish_at(first, request.n),
                 rps=None if rps is None else rps * share,
                 share=(BATCH_SHARE if task.low_priority else 1.0) * share,
+                price=request.n * task.scale,
             )
         except WeirError as error:
             self.metrics.refused(request.n, error)

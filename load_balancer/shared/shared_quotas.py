@@ -27,8 +27,9 @@ if rate > 0 then
   local full = math.max(1, rate)
   local tokens = full
   if kept[1] then tokens = math.min(full, kept[1] + rate / 60 * math.max(0, now - kept[2])) end
-  if tokens < images then return {-1, tostring((images - tokens) * 60 / rate)} end
-  redis.call('HSET', KEYS[2], 'tokens', tostring(tokens - images), 'filled_at', tostring(now))
+  local price = tonumber(ARGV[5])
+  if tokens < price then return {-1, tostring((price - tokens) * 60 / rate)} end
+  redis.call('HSET', KEYS[2], 'tokens', tostring(tokens - price), 'filled_at', tostring(now))
   redis.call('EXPIRE', KEYS[2], 120)
 end
 redis.call('HINCRBY', KEYS[1], ARGV[4], images)
@@ -58,17 +59,18 @@ class SharedQuotas:
         self._store, self._owner, self._alone = store, owner, alone
         self._pending: set[asyncio.Task[None]] = set()
 
-    async def charge(self, caller: Caller, images: int) -> Callable[[], None]:
+    async def charge(self, caller: Caller, images: int, price: float) -> Callable[[], None]:
         """See :meth:`load_balancer.admission.quotas.Quotas.charge`."""
-        check_size(caller, images)
+        check_size(caller, images, price)
         rate, most = caller.images_per_minute, caller.concurrent_images
         if rate is None and most is None:
             return lambda: None
         keys = [self._in_flight(caller), self._store.key("quota", "rate", caller.name), self._callers]
         try:
-            done, detail = await self._store.run(_TAKE, keys, [images, most or 0, rate or 0, self._owner], WHAT)
+            arguments = [images, most or 0, rate or 0, self._owner, price]
+            done, detail = await self._store.run(_TAKE, keys, arguments, WHAT)
         except NotReady:
-            return await self._alone.charge(caller, images)
+            return await self._alone.charge(caller, images, price)
         if done == 0:
             raise at_most_at_once(int(float(detail)), most or 0)
         if done == -1:

@@ -76,3 +76,28 @@ def test_in_flight_never_exceeds_the_limit_and_a_refusal_uses_nothing(orders):
         except WeirError:
             pass
         assert admission.in_flight == sum(inside) <= 8
+
+
+def test_a_request_for_more_images_than_the_limit_is_admitted_by_an_idle_service():
+    admission = Admission(queued=1)
+    admit(admission, 4, share=0.5)
+    with pytest.raises(Overloaded, match="4 images are in flight"):
+        admit(admission, 1)
+    admission.release(4)
+    admit(admission, 4)
+
+
+def test_the_admitted_rate_is_of_images_of_the_familys_own_size():
+    def admitted(images: int, price: float) -> int:
+        admission, count = Admission(10**6), 0
+        for tenth in range(1000):
+            try:
+                admit(admission, images, now=tenth / 10, rps=10, price=price)
+                count += 1
+            except Overloaded:
+                pass
+        return count
+
+    assert admitted(1, 1.0) == pytest.approx(1000, rel=0.02)
+    assert admitted(4, 4.0) == pytest.approx(250, rel=0.02)
+    assert admitted(1, 16.0) == pytest.approx(62, rel=0.05)

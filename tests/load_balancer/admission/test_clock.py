@@ -48,8 +48,8 @@ async def test_a_key_is_admitted_again_after_its_second():
     clocks = Clocks()
     quotas = Quotas(clocks.monotonic)
     for _ in range(60):
-        await quotas.charge(ORDER.caller, 1)
+        await quotas.charge(ORDER.caller, 1, 1.0)
     for clocks.seconds in (1.0, 2.0):
-        await quotas.charge(ORDER.caller, 1)
+        await quotas.charge(ORDER.caller, 1, 1.0)
         with pytest.raises(RateLimited):
-            await quotas.charge(ORDER.caller, 1)
+            await quotas.charge(ORDER.caller, 1, 1.0)

@@ -79,3 +79,13 @@ def test_a_retry_after_the_given_time_is_admitted(images) -> None:
     wait_s = refused.value.retry_after_s
     assert wait_s
     quotas.take(BOB, images, wait_s + 1e-6)
+
+
+def test_the_rate_of_a_key_is_charged_by_work() -> None:
+    quotas = Quotas()
+    quotas.take(BOB, 2, 0.0, price=32)
+    with pytest.raises(RateLimited) as refused:
+        quotas.take(BOB, 2, 0.0, price=32)
+    assert refused.value.retry_after_s == pytest.approx(4.0)
+    with pytest.raises(InvalidRequest, match="work of 64 images of the family's own size"):
+        quotas.take(BOB, 1, 0.0, price=64)

@@ -574,3 +574,20 @@ def test_a_request_is_admitted_and_run_without_ray():
     )
     found = subprocess.run([sys.executable, "-c", imports], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
+
+
+async def test_larger_images_and_more_steps_have_the_price_of_their_work(running):
+    async with running() as balancer:
+        prices = {
+            (width, steps, n): balancer.price(replace(ORDER, width=width, height=width, steps=steps, n=n))
+            for width, steps, n in ((64, None, 1), (64, None, 4), (128, None, 1), (128, 100, 2), (32, 10, 3))
+        }
+    assert list(prices.values()) == [1, 4, 4, 16, 3]
+
+
+async def test_a_judge_that_answers_nan_defers_every_image(pool, running):
+    pool.confidence = float("nan")
+    async with running() as balancer:
+        [image] = await balancer.generate(ORDER)
+        assert balancer.counters()["confidences"] == [0.0]
+    assert (image.path, image.confidence) == (HEAVY, None)

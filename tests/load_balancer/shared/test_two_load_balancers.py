@@ -172,6 +172,13 @@ async def test_images_per_minute_are_counted_over_all_load_balancers(join, keys)
     assert codes == [200, 200, 200, 429]
 
 
+async def test_images_per_minute_are_charged_by_work_over_all_load_balancers(join, keys):
+    a, b = await join("a", keys), await join("b", keys)
+    twice = GOOD | {"num_inference_steps": 100}  # of 50
+    answers = [await it.client.post(GENERATIONS, json=twice, headers=bearer("b")) for it in (a, b)]
+    assert [it.status_code for it in answers] == [200, 429]
+
+
 async def test_what_an_operator_changes_holds_at_every_load_balancer(join, keys):
     a, b = await join("a", keys), await join("b", keys)
     await until(lambda: a.balancer.registry.replicas() and b.balancer.registry.replicas())
