@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
@@ -26,6 +27,9 @@ log = logging.getLogger(__name__)
 STATE_URL, CACHE_URL = "WEIR_STATE_URL", "WEIR_CACHE_URL"
 #: Time limit of connecting and of each answer, seconds.
 TIMEOUT_S = 1.0
+#: When a connection that waits for messages is taken for dead, as the kernel's options: idle time and interval between
+#: probes, seconds, and number of probes without an answer.
+KEEPALIVE = {socket.TCP_KEEPIDLE: 5, socket.TCP_KEEPINTVL: 2, socket.TCP_KEEPCNT: 3}
 #: ``Retry-After`` while Redis does not answer, seconds.
 RETRY_S = 2.0
 
@@ -78,8 +82,14 @@ class SharedStore:
                 retry=Retry(NoBackoff(), 0),
                 **options,
             )
-            # A subscriber waits for messages for as long as it takes.
-            self._listener = Redis.from_url(url, socket_connect_timeout=timeout_s, **options)
+            # A subscriber waits for messages for as long as it takes, but not for a host that is gone.
+            self._listener = Redis.from_url(
+                url,
+                socket_connect_timeout=timeout_s,
+                socket_keepalive=True,
+                socket_keepalive_options=KEEPALIVE,
+                **options,
+            )
         except ValueError as error:
             raise ConfigError(f"state.url: {error}") from None
         self._space = space

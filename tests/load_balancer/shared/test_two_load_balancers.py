@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from typing import Any
 
 import httpx
@@ -13,6 +14,7 @@ from load_balancer.http.api_keys import ApiKeys, digest
 from load_balancer.http.jobs import Jobs
 from load_balancer.http.openapi import GENERATIONS
 from load_balancer.runner.generation_request import GenerationRequest
+from load_balancer.shared.store import KEEPALIVE
 from tests.load_balancer.shared.conftest import Member, until
 from weir.plan import HEAVY, LIGHT
 
@@ -177,6 +179,15 @@ async def test_images_per_minute_are_charged_by_work_over_all_load_balancers(joi
     twice = GOOD | {"num_inference_steps": 100}  # of 50
     answers = [await it.client.post(GENERATIONS, json=twice, headers=bearer("b")) for it in (a, b)]
     assert [it.status_code for it in answers] == [200, 429]
+
+
+async def test_a_subscription_to_a_host_that_is_gone_ends(store):
+    async with store.subscriber() as subscriber:
+        await subscriber.subscribe("a")
+        listening = subscriber.connection._writer.get_extra_info("socket")
+        assert listening.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+        idle, interval, probes = (listening.getsockopt(socket.IPPROTO_TCP, it) for it in KEEPALIVE)
+    assert idle + interval * probes < 15
 
 
 async def test_what_an_operator_changes_holds_at_every_load_balancer(join, keys):

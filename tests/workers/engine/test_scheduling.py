@@ -8,6 +8,7 @@ import sys
 from hypothesis import given
 from hypothesis import strategies as st
 
+from weir.config import BATCH_SLACK
 from weir.plan import Assignment, Plan
 from workers.engine.scheduling import OLDEST_FIRST_EVERY, BatchLimits, Task, next_call
 
@@ -76,6 +77,21 @@ def test_a_late_image_finishes_although_urgent_ones_keep_arriving(limit: int, st
         for task in next_call([late, *others], lambda _: limit, NOW, turn=calls):
             task.left -= 1
         assert calls <= OLDEST_FIRST_EVERY * steps
+
+
+def test_an_image_of_low_priority_is_in_time_although_others_keep_the_device_busy() -> None:
+    """Its deadline is later than theirs, and at last earlier than those of the ones that come."""
+    slo_s, steps, step_s = 5.0, 10, 0.1
+    patient = Task(0, HEAVY, BATCH_SLACK * slo_s, steps)
+    tasks, now, turn = [patient], 0.0, 0
+    while patient.left and now < 2 * patient.deadline:
+        if turn % steps == 0:  # as many as the device takes
+            tasks.append(Task(len(tasks) + turn, HEAVY, now + slo_s, steps))
+        (first,) = next_call(tasks, lambda _: 1, now, lambda _: step_s, turn=1)
+        first.left -= 1
+        now, turn = now + step_s, turn + 1
+        tasks = [task for task in tasks if task.left]
+    assert now <= patient.deadline
 
 
 def test_a_limit_below_one_counts_as_one() -> None:
