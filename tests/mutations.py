@@ -67,6 +67,27 @@ MUTATIONS = (
         "tests/cache/test_service.py::test_an_end_that_overtakes_its_lookup_leaves_no_state_pinned",
     ),
     Mutation(
+        "a prompt is a formula to a spreadsheet",
+        "traces/outcome.py",
+        """return f"'{text}" if text.startswith(_FORMULAS) else text""",
+        "return text",
+        "tests/traces/test_replay.py::test_no_cell_is_a_formula_to_a_spreadsheet_and_every_text_is_read_as_it_was",
+    ),
+    Mutation(
+        "a report shows pictures from outside of its folder",
+        "traces/outcome.py",
+        'if path.is_absolute() or ".." in path.parts:',
+        "if False:",
+        "tests/traces/test_replay.py::test_a_file_of_outcomes_names_no_image_outside_of_its_folder",
+    ),
+    Mutation(
+        "every record that a full disk loses is a traceback",
+        "weir/logs.py",
+        "if not isinstance(error, OSError):",
+        "if True:",
+        "tests/weir/test_logs.py::test_while_the_disk_is_full_records_are_lost_which_is_said_once",
+    ),
+    Mutation(
         "a single image moves the threshold to its ends",
         "controller/policies/weir.py",
         "PAYBACK_IMAGES = 20",

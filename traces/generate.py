@@ -22,6 +22,7 @@ from traces.rate_curve import RateCurve
 from traces.resemblance import resemblance
 from traces.trace import Trace
 from weir.errors import ConfigError
+from weir.files import written_whole
 
 #: Step length of rate curves, short compared with every change of the rate.
 STEP_S = 0.5
@@ -145,7 +146,8 @@ def write(recipe: NormalRecipe | BurstyRecipe, path: Path | str) -> Trace:
     trace = generate(recipe)
     trace.save(path)
     beside = RecipeFile(recipe=recipe, measured=measure(trace))
-    path.with_suffix(".json").write_text(json.dumps(beside.model_dump(), indent=2) + "\n")
+    with written_whole(path.with_suffix(".json")) as draft:
+        draft.write_text(json.dumps(beside.model_dump(), indent=2) + "\n")
     return trace
 
 

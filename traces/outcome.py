@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import errno
-import io
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import astuple, dataclass, fields
@@ -12,6 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from traces.csv_line import csv_line
 from traces.paths import read_path
 from weir.errors import ConfigError
 from weir.files import written_whole
@@ -82,8 +82,32 @@ class RequestOutcome:
 
 COLUMNS = tuple(f.name for f in fields(RequestOutcome))
 
+#: A spreadsheet takes a cell that begins with one of these for a formula, unless an apostrophe precedes it.
+_FORMULAS = ("=", "+", "-", "@", "\t", "\r", "'")
+
+
+def _plain(text: str) -> str:
+    """A cell that a spreadsheet shows as this text."""
+    return f"'{text}" if text.startswith(_FORMULAS) else text
+
+
+def _text(cell: str) -> str:
+    """The text of a cell; the inverse of :func:`_plain`."""
+    return cell[1:] if cell.startswith("'") else cell
+
+
+def _image_path(cell: str) -> str:
+    """Raises ValueError: the path leaves the folder of the replay."""
+    path = Path(_text(cell))
+    if path.is_absolute() or ".." in path.parts:
+        raise ValueError(cell)
+    return _text(cell)
+
+
+_TEXTS = ("error", "prompt", "model", "id", "image", "reason")
 _READERS: dict[str, Callable[[str], Any]] = {
-    **dict.fromkeys(("error", "prompt", "model", "id", "image", "reason"), str),
+    **dict.fromkeys(_TEXTS, _text),
+    "image": _image_path,
     **dict.fromkeys(("index", "status", "seed", "steps", "batch_size", "plan_version"), int),
     **dict.fromkeys(("arrival_s", "sent_s", "latency_s", "confidence", "quality"), float),
     **dict.fromkeys(("queue_s", "compute_s", "served_s"), float),
@@ -93,11 +117,10 @@ _READERS: dict[str, Callable[[str], Any]] = {
 
 
 def _line(cells: tuple[object, ...]) -> bytes:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerow(
-        "" if c is None else round(c, 6) if isinstance(c, float) else c for c in cells
-    )
-    return text.getvalue().encode()
+    return csv_line(
+        "" if c is None else round(c, 6) if isinstance(c, float) else _plain(c) if isinstance(c, str) else c
+        for c in cells
+    ).encode()
 
 
 class OutcomeFile:
@@ -172,7 +195,7 @@ def read_outcomes(path: Path | str) -> list[RequestOutcome]:
                 for column in COLUMNS:
                     cell = row[column]
                     try:
-                        values[column] = cell if _READERS[column] is str else _READERS[column](cell) if cell else None
+                        values[column] = _READERS[column](cell) if cell or column in _TEXTS else None
                     except (KeyError, TypeError, ValueError):
                         raise ConfigError(
                             f"{path}: line {reader.line_num}, column {column}: invalid value {cell!r}; replay again"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -12,8 +10,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from traces.csv_line import csv_line
 from traces.rate_curve import RateCurve, check_count
 from weir.errors import ConfigError
+from weir.files import written_whole
 
 #: Largest number of windows of a rate curve, to bound its memory: five weeks in windows of five seconds.
 MOST_WINDOWS = 600_000
@@ -161,16 +161,20 @@ class Trace:
 
     def to_csv(self) -> str:
         """The text of a trace file, with a resolution of milliseconds, for :func:`traces.loader.load_trace`."""
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(("arrival_s", "prompt", "seed") if self.seeds else ("arrival_s", "prompt"))
+        lines = [csv_line(("arrival_s", "prompt", "seed") if self.seeds else ("arrival_s", "prompt"))]
         for arrival_s, prompt, seed in self:
             row = (f"{arrival_s:.3f}", prompt)
-            writer.writerow((*row, "" if seed is None else seed) if self.seeds else row)
-        return text.getvalue()
+            lines.append(csv_line((*row, "" if seed is None else seed) if self.seeds else row))
+        return "".join(lines)
 
     def save(self, path: Path | str) -> None:
-        Path(path).write_text(self.to_csv())
+        """Replaces the file.
+
+        Raises:
+            ConfigError: it cannot be written.
+        """
+        with written_whole(Path(path)) as draft:
+            draft.write_text(self.to_csv())
 
 
 def _positive(name: str, value: float) -> None:

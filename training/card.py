@@ -17,6 +17,7 @@ from matplotlib.axes import Axes
 
 from training.evaluate import STEPS, held_out
 from training.scenes import caption
+from weir.files import written_whole
 
 _LINES = {
     "oracle": ("oracle", "#8a8f98", "--"),
@@ -143,4 +144,5 @@ def write_card(out: Path, folder: Path) -> None:
             **{f"heavy_{n}": figures["rows"]["heavy (50 steps)"][f"exact_{n}"] for n in (1, 2, 4)},
         )
     )
-    (folder / "README.md").write_text(text)
+    with written_whole(folder / "README.md") as draft:
+        draft.write_text(text)

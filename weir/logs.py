@@ -14,8 +14,9 @@ from __future__ import annotations
 import json
 import logging
 import os
+import sys
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from logging.handlers import RotatingFileHandler
@@ -79,7 +80,7 @@ def configure(component: str) -> None:
         try:
             Path(named).mkdir(parents=True, exist_ok=True)
             path = Path(named) / f"{component}-{os.getpid()}.log"
-            handler = RotatingFileHandler(path, maxBytes=MOST_BYTES, backupCount=MOST_FILES, encoding="utf-8")
+            handler = _LogFile(path, maxBytes=MOST_BYTES, backupCount=MOST_FILES, encoding="utf-8")
         except OSError as error:
             raise ConfigError(f"{FOLDER} is {named}, which cannot be written: {error.strerror}") from None
     handler.setFormatter(formatter)
@@ -90,6 +91,28 @@ def configure(component: str) -> None:
             earlier.close()
         logger.addHandler(handler)
         logger.setLevel(logging.INFO)
+
+
+class _LogFile(RotatingFileHandler):
+    """A file whose records are lost while the disk is full, which it says once on standard error."""
+
+    _failing = False
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._failed = False
+        super().emit(record)
+        self._failing = self._failed
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            super().handleError(record)
+            return
+        self._failed = True
+        if not self._failing:
+            problem = f"{self.baseFilename}: cannot be written: {error.strerror}; records are lost until it can be"
+            with suppress(OSError):
+                sys.stderr.write(f"{problem}\n")
 
 
 class _Text(logging.Formatter):

@@ -36,6 +36,23 @@ def send(server, tmp_path: Path, quiet):
     return run
 
 
+@pytest.mark.parametrize("text", ["=HYPERLINK(0)", "+1", "-a", "@a", "\ta", "\ra", "'", "''=1", "a=1", ""])
+def test_no_cell_is_a_formula_to_a_spreadsheet_and_every_text_is_read_as_it_was(tmp_path: Path, text: str) -> None:
+    row = outcome(prompt=text, reason=text, model=text)
+    save_outcomes([row], tmp_path / "r.csv")
+    with (tmp_path / "r.csv").open(newline="") as file:
+        _, cells = csv.reader(file)
+    assert not any(cell.startswith(("=", "+", "-", "@", "\t", "\r")) for cell in cells)
+    assert read_outcomes(tmp_path / "r.csv") == [row]
+
+
+@pytest.mark.parametrize("image", ["../secret.png", "images/../../secret.png", "/etc/passwd"])
+def test_a_file_of_outcomes_names_no_image_outside_of_its_folder(tmp_path: Path, image: str) -> None:
+    save_outcomes([outcome(image=image)], tmp_path / "r.csv")
+    with pytest.raises(ConfigError, match="line 2, column image: invalid value"):
+        read_outcomes(tmp_path / "r.csv")
+
+
 def test_every_request_asks_for_one_image_with_the_fields_of_the_api(server, send) -> None:
     trace = Trace.of([Arrival(0, "a red circle", 7), Arrival(0.05, "a star", None)])
     send(trace, model="tiny")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import resource
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -71,3 +72,21 @@ def test_an_unknown_format_is_refused(monkeypatch):
     monkeypatch.setenv(FORMAT, "xml")
     with pytest.raises(ConfigError, match="WEIR_LOG_FORMAT is 'xml'; accepted: text or json"):
         configure("worker")
+
+
+def test_while_the_disk_is_full_records_are_lost_which_is_said_once(folder, capsys):
+    configure("worker")
+    log.info("before")
+    [path] = folder.iterdir()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size, limits[1]))
+    try:
+        for number in range(1000):
+            log.info("record %d", number)
+        [said] = capsys.readouterr().err.splitlines()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert said == f"{path}: cannot be written: File too large; records are lost until it can be"
+    log.info("after")
+    assert lines(folder)[0].endswith("before")
+    assert lines(folder)[-1].endswith("after")
