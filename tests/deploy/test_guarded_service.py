@@ -21,7 +21,6 @@ from deploy.local import down, up
 from deploy.state import Service, StateFile
 from load_balancer.http.api_keys import append_key, digest, new_key
 from tests.fuzz import fuzz
-from tests.load_balancer.raw_http import answers, in_format
 from weir.config import KeyConfig
 
 pytestmark = [pytest.mark.timeout(600), pytest.mark.ray]
@@ -77,31 +76,6 @@ def test_requests_without_a_valid_key_are_refused(guarded: Up) -> None:
     # The dashboard of the cluster requires Ray's token.
     dashboard = httpx.get(f"{guarded.service.dashboard}/api/serve/applications/", timeout=240)
     assert dashboard.status_code == 401
-
-
-GET = b"GET /healthz HTTP/1.1\r\nHost: a\r\nConnection: close\r\n"
-HOSTILE = {
-    "an id that is not UTF-8": (GET + b"X-Request-Id: \xff\r\n\r\n", 400),
-    "a session that is not UTF-8": (GET + b"x-session-id: \xff\r\n\r\n", 200),
-    "a model that is not UTF-8": (GET + b"serve_multiplexed_model_id: \xff\r\n\r\n", 200),
-    "a time limit of its own": (GET + b"X-Request-Timeout-Seconds: 0.000001\r\n\r\n", 200),
-    "a key that is not UTF-8": (GET.replace(b"healthz", b"v1/models") + b"Authorization: Bearer \xff\r\n\r\n", 401),
-    "Ray Serve's routes": (GET.replace(b"healthz", b"-/routes") + b"\r\n", 404),
-    "no path": (GET.replace(b"/healthz", b"*") + b"\r\n", 404),
-    "no HTTP": (b"\0\r\n\r\n", 400),
-    "a header without end": (GET + b"X: " + b"a" * 2**20, 431),
-    "many headers": (GET + b"X: a\r\n" * 1000 + b"\r\n", 431),
-}
-
-
-@pytest.mark.parametrize(("sent", "status"), HOSTILE.values(), ids=HOSTILE)
-def test_raw_bytes_are_answered_in_the_format_of_the_api_before_ray_serve(
-    guarded: Up, sent: bytes, status: int
-) -> None:
-    [answer] = asyncio.run(answers(int(guarded.service.url.rpartition(":")[2]), sent))
-    assert answer.status == status
-    assert in_format(answer)
-    assert [name for name, _ in answer.headers].count("x-request-id") == 1
 
 
 def test_nothing_listens_beyond_this_machine(guarded: Up) -> None:

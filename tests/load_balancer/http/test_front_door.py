@@ -21,7 +21,7 @@ from starlette.types import Receive, Scope, Send
 from load_balancer.http import connection
 from load_balancer.http.connection import MOST_HEAD_BYTES, MOST_HEADERS
 from load_balancer.http.front_door import front_door
-from tests.load_balancer.raw_http import answers, exchange, in_format
+from testing.raw_http import answers, exchange, in_format
 
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n"
 LAST = b"Connection: close\r\n\r\n"
