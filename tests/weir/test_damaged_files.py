@@ -1,0 +1,29 @@
+"""Damaged files are read or refused by an error of the project; ``make fuzz-files`` reads many more."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.fuzz_files import KINDS, fuzz, place
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_valid_file_is_read(kind: str) -> None:
+    with place() as folder:
+        path = folder / KINDS[kind].name
+        path.write_bytes(KINDS[kind].valid())
+        KINDS[kind].read(path)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_damaged_file_is_read_or_refused(kind: str) -> None:
+    fuzz(kind, 10, seed=0)
+
+
+def test_the_fuzzer_finds_a_reader_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    def read(path: object) -> None:
+        raise KeyError("a")
+
+    monkeypatch.setitem(KINDS, "broken", KINDS["keys"].__class__("a.yaml", KINDS["keys"].valid, read))
+    with pytest.raises(KeyError):
+        fuzz("broken", 10, seed=0)
