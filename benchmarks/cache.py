@@ -39,7 +39,7 @@ from cache.factory import open_cache
 from cache.index import VectorIndex
 from cache.policy.approaches import approach
 from cache.policy.eviction import POLICIES
-from cache.policy.partition import Settings
+from cache.policy.partition import Partitions, Settings
 from cache.replay import read_log, replay_prompts
 from cache.store.backend import Backend, MemoryBackend
 from cache.store.quantise import quantise, restore
@@ -333,11 +333,13 @@ def rebuild(args: argparse.Namespace) -> dict:
         backend = RedisBackend(server.url, read_s=5, write_s=5)
         store = SealedStore(backend, os.urandom(32))
 
-        def opened() -> ApproximateCache:
-            return open_cache(CacheConfig(mode="read-write"), load_family(TINY), store)
+        family = load_family(TINY)
+        encoder = family_encoder(family)
 
-        partition = opened().lookup("first", "acme", "a red circle", Settings(64, 64)).partition
-        dim = family_encoder(load_family(TINY)).dim
+        def opened() -> ApproximateCache:
+            return open_cache(CacheConfig(mode="read-write"), family, encoder, store)
+
+        partition, dim = Partitions(family, encoder.version).name("acme", Settings(64, 64)), encoder.dim
         for i in track(range(args.entries), "filling Redis", console=console):
             vector = rng.normal(size=dim).astype(np.float32)
             vector /= np.linalg.norm(vector)
@@ -367,14 +369,16 @@ def probe(args: argparse.Namespace) -> dict:
     rng.shuffle(prompts)
     others, own, uncached = (prompts[i * args.times : (i + 1) * args.times] for i in range(3))
     store = SealedStore(MemoryBackend(), os.urandom(32))
-    cache = open_cache(CacheConfig(mode="read-write"), load_family(TINY), store)
+    encoder = family_encoder(load_family(TINY))
+    cache = open_cache(CacheConfig(mode="read-write"), load_family(TINY), encoder, store)
     latent = np.zeros((4, 8, 8), np.float16)
 
     def lookup(tenant: str, name: str, prompt: str, *, keep: bool) -> float:
         """Returns the processor seconds until the worker has a state or knows that there is none. Processor time is
         what a prober could obtain by averaging the noise away."""
         begin = time.thread_time()
-        found = cache.lookup(name, tenant, prompt, Settings(64, 64))
+        [vector] = encoder.encode([prompt])
+        found = cache.lookup(name, tenant, prompt, Settings(64, 64), vector)
         if found.resume is not None:
             store.get(found.resume.key)
         took_s = time.thread_time() - begin

@@ -1,7 +1,7 @@
-"""The approximate cache of one family, made of encoder, indexes, catalog and store.
+"""The approximate cache of one family, made of indexes, catalog and store.
 
-A lookup that fails is a miss, and an insertion that fails changes nothing. Not thread-safe: the service calls it from
-one thread.
+It gets encoded prompts, so a lookup takes less than a millisecond. A lookup that fails is a miss, and an insertion that
+fails changes nothing. Not thread-safe: the service calls it from one thread.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from urllib.parse import unquote
 
 import numpy as np
 
-from cache.encoder import Encoder
 from cache.policy.catalog import Catalog, Found, Gone
 from cache.policy.partition import Partitions, Settings
 from cache.store.backend import StoreFailed
@@ -97,6 +96,7 @@ class ApproximateCache:
     """Answers lookups, and inserts finished runs.
 
     Args:
+        dim: width of the encoder's vectors.
         steps: steps of a whole run of the heavy variant, for requests that set none.
         judge: judge of the cached images, for selectors by confidence.
         clock: seconds of a monotonic clock.
@@ -105,11 +105,11 @@ class ApproximateCache:
 
     def __init__(
         self,
-        encoder: Encoder,
         partitions: Partitions,
         catalog: Catalog,
         store: SealedStore,
         *,
+        dim: int,
         steps: int,
         predictor: Predictor | None = None,
         levels: LevelHead | None = None,
@@ -120,7 +120,7 @@ class ApproximateCache:
         self.counters = Counters()
         self.catalog = catalog
         self.store = store
-        self._encoder = encoder
+        self._dim = dim
         self._partitions = partitions
         self._steps = steps
         self._predictor = predictor
@@ -133,11 +133,14 @@ class ApproximateCache:
         self._ended_early: deque[str] = deque(maxlen=_MOST_EARLY_ENDS)
         self._to_delete: deque[Gone] = deque(maxlen=_MOST_TO_DELETE)
 
-    def lookup(self, name: str, tenant: str, prompt: str, settings: Settings) -> CacheLookup:
-        """Looks for a state for the request ``name``; :meth:`finish` has to follow, also if the request fails."""
+    def lookup(self, name: str, tenant: str, prompt: str, settings: Settings, vector: np.ndarray) -> CacheLookup:
+        """Looks for a state for the request ``name``; :meth:`finish` has to follow, also if the request fails.
+
+        Args:
+            vector: the encoded prompt, float32 [dim]. It is also the vector of the entry that the request may insert.
+        """
         self.counters.lookups += 1
         partition = self._partitions.name(tenant, settings)
-        [vector] = self._encoder.encode([prompt])
         steps = settings.steps or self._steps
         selector = self.catalog.rules.selector.for_steps(steps)
         found = Found(-1.0, None)
@@ -232,7 +235,7 @@ class ApproximateCache:
         # use. So they are not deleted. They count against the budget, and are evicted before others of equal value.
         records: dict[tuple[bool, str], list[Record]] = {}
         for record in self.store.records(progress):
-            is_ours = len(record.vector) == self._encoder.dim
+            is_ours = len(record.vector) == self._dim
             records.setdefault((is_ours, record.partition), []).append(record)
         for (is_ours, partition), found in sorted(records.items(), key=itemgetter(0)):
             found.sort(key=lambda r: r.created)

@@ -24,8 +24,8 @@ class CacheMetrics:
         self._ks = {0, *capture_steps(steps)}
 
     def looked_up(self, found: CacheLookup, seconds: float) -> None:
-        """Records a lookup, which took ``seconds`` including its wait for earlier ones."""
-        self._metrics.observe(metrics_of.LOOKUP_SECONDS, seconds)
+        """Records a lookup, which took ``seconds`` from its encoded prompt on, including its wait for earlier work."""
+        self._metrics.observe(metrics_of.SEARCH_SECONDS, seconds)
         if found.similarity is not None:
             self._metrics.observe(metrics_of.SIMILARITY, found.similarity)
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TypeAlias
 
 from cache.cache import ApproximateCache, Judge
-from cache.encoder import family_encoder
+from cache.encoder import Encoder
 from cache.index import VectorIndex
 from cache.policy.catalog import Catalog, Insert, Rules
 from cache.policy.eviction import eviction_policy
@@ -131,19 +132,19 @@ def open_store(config: CacheConfig, backend: Backend | None = None, *, metrics: 
 def open_cache(
     config: CacheConfig,
     family: FamilyConfig,
-    store: SealedStore | None = None,
+    encoder: Encoder,
+    store: SealedStore,
     judge: LoadJudge | None = None,
 ) -> ApproximateCache:
     """Creates the cache of a family on a store; it is empty until :meth:`ApproximateCache.rebuild`.
 
     Args:
+        encoder: encoder of the prompts; the cache has its version and width, and does not keep it.
         judge: loads the judge of the family's images, for selectors by confidence.
 
     Raises:
         ConfigError: the configuration is invalid; the message names the key and the remedy.
     """
-    store = store or open_store(config)
-    encoder = family_encoder(family, config.encoder)
     rules = Rules(load_selector(config.selector), Insert(config.insert), config.candidates)
     measured_on = _encoder_of(config.selector)
     if rules.selector.by is By.SIMILARITY and measured_on not in (None, encoder.version):
@@ -167,17 +168,16 @@ def open_cache(
         judged = found
     budget = config.budget_mib * 2**20
     policy = eviction_policy(config.eviction, after_hits=rules.insert is Insert.ALL)
-    catalog = Catalog(rules, policy, budget, lambda: VectorIndex(encoder.dim))
+    catalog = Catalog(rules, policy, budget, partial(VectorIndex, encoder.dim))
     predictor = None if config.predictor is None else MatchPredictor.load(Path(config.predictor), encoder.version)
     levels = None
     if config.levels is not None:
         levels = LevelHead.load(Path(config.levels), encoder=encoder.version, steps=family.heavy.steps)
-    partitions = Partitions(family, encoder.version)
     return ApproximateCache(
-        encoder,
-        partitions,
+        Partitions(family, encoder.version),
         catalog,
         store,
+        dim=encoder.dim,
         steps=family.heavy.steps,
         predictor=predictor,
         levels=levels,

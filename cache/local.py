@@ -7,6 +7,7 @@ import secrets
 from pathlib import Path
 from typing import Protocol
 
+from cache.encoder import family_encoder
 from cache.factory import LoadJudge, open_cache
 from cache.policy.partition import Settings
 from cache.store.backend import MemoryBackend
@@ -63,14 +64,16 @@ class LocalCache:
         self._store = SealedStore(MemoryBackend(), _secret(path.with_name(path.name + ".secret")), config.compression)
         if path.exists():
             import_store(self._store, path)
-        self._cache = open_cache(config, family, self._store, judge)
+        self._encoder = family_encoder(family, config.encoder)
+        self._cache = open_cache(config, family, self._encoder, self._store, judge)
         self._cache.rebuild()
 
     def lookup(self, request: ImageRequest) -> CacheLookup:
         """Looks a request up; :meth:`finished` has to follow."""
         own = request.overrides
         settings = Settings(request.width, request.height, own.steps, own.guidance, request.negative_prompt)
-        return self._cache.lookup(request.id, TENANT, request.prompt, settings)
+        [vector] = self._encoder.encode([request.prompt])
+        return self._cache.lookup(request.id, TENANT, request.prompt, settings, vector)
 
     def state(self, key: str) -> State | None:
         """The state of a :class:`weir.core.Resume`; None if it is missing."""

@@ -1,4 +1,7 @@
-"""The cache as a Serve deployment: one replica has the index and the catalog; the states are in Redis."""
+"""The cache as a Serve deployment: one replica has the index and the catalog; the states are in Redis.
+
+Prompts are encoded in its process, or in those of :mod:`cache.encoder_service`.
+"""
 
 from __future__ import annotations
 
@@ -14,14 +17,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
+
 from cache.cache import ApproximateCache
 from cache.cache_metrics import CacheMetrics
+from cache.encoder import family_encoder
 from cache.factory import LoadJudge, open_cache, open_store
+from cache.lookup_batcher import LookupBatcher, Query
 from cache.policy.partition import Settings
 from cache.store.backend import StoreFailed
 from weir import tracing
 from weir.config import CacheConfig, FamilyConfig
 from weir.core import NO_LOOKUP, CacheLookup
+from weir.errors import ConfigError
 from weir.logs import configure, logged_as
 from weir.loopback import keep_to_loopback
 from weir.prompt_levels import WatchedHead
@@ -41,9 +49,9 @@ class CacheService:
     Args:
         judge: see :func:`cache.factory.open_cache`.
 
-    One thread does all work in order; the event loop only waits. While the index is rebuilt from the store, every
-    lookup is a miss. While the store cannot be read, lookups are answered and nothing is inserted, because the states
-    in the store count against the budget; every health check tries to read it again.
+    One thread searches and keeps the catalog, in order; the event loop only waits. While the index is rebuilt from the
+    store, every lookup is a miss. While the store cannot be read, lookups are answered and nothing is inserted, because
+    the states in the store count against the budget; every health check tries to read it again.
 
     Attributes:
         ready: whether lookups are answered.
@@ -70,12 +78,17 @@ class CacheService:
             FamilyConfig.model_validate(family),
             RayMetrics(),
         )
-        self._cache = open_cache(settings, models, open_store(settings, metrics=metrics), judge)
+        encoder = family_encoder(models, settings.encoder)
+        self._encoder = encoder.version
+        self._cache = open_cache(settings, models, encoder, open_store(settings, metrics=metrics), judge)
+        self._batcher: LookupBatcher | None = None
+        if not settings.encoder_replicas:  # else the encoder is not kept: what is needed of it is its version
+            self._batcher = LookupBatcher(encoder, self._search_here, settings.lookup_s, metrics)
         self._metrics = CacheMetrics(self._cache, metrics, models.heavy.steps)
         self._levels = None
         if settings.levels is not None and self._cache.levels is not None:
-            encoder = self._cache.levels.about.encoder
-            self._levels = WatchedHead(Path(settings.levels), encoder=encoder, steps=models.heavy.steps)
+            fitted_on = self._cache.levels.about.encoder
+            self._levels = WatchedHead(Path(settings.levels), encoder=fitted_on, steps=models.heavy.steps)
         self.ready = False
         self._rebuilt_from_store = False  # whether the index has all entries of the store
         self._failed = False
@@ -90,18 +103,37 @@ class CacheService:
         request_id: str = "",
         traceparent: str = "",
     ) -> dict[str, Any]:
-        """Calls :meth:`ApproximateCache.lookup`; returns the fields of a :class:`weir.core.CacheLookup`."""
+        """Encodes the prompt and looks it up; returns the fields of a :class:`weir.core.CacheLookup`."""
+        assert self._batcher is not None, "the load balancers ask the encoders"
+        return await self._batcher.lookup(Query(name, tenant, prompt, Settings(**settings), request_id), traceparent)
+
+    async def search(self, queries: Sequence[Query], vectors: np.ndarray, encoder: str) -> list[dict[str, Any] | None]:
+        """Calls :meth:`ApproximateCache.lookup` for encoded prompts; returns the fields of a
+        :class:`weir.core.CacheLookup` for each, or None where the lookup failed.
+
+        Args:
+            vectors: float32 [N, dim].
+            encoder: version of the encoder that encoded them.
+
+        Raises:
+            ConfigError: it is not the version whose vectors are in the index.
+        """
+        if encoder != self._encoder:
+            raise ConfigError(
+                f"a prompt was encoded with {encoder}, and the index has vectors of {self._encoder}; give every node "
+                "the same weights, and start the service again"
+            )
         if not self.ready:
-            return NO_LOOKUP.to_dict()
-        wanted = Settings(**settings)
+            return [NO_LOOKUP.to_dict() for _ in queries]
         began = time.perf_counter()
-        with logged_as(request_id), tracing.span("lookup", "server", parent=traceparent) as span:
-            found = await self._do(lambda cache: cache.lookup(name, tenant, prompt, wanted))
-            k = 0 if found.resume is None else found.resume.step
-            span.set(k=k, similarity=found.similarity)
-            log.info("%s: looked up, K = %d, %s", name, k, _nearest(found))
-        self._metrics.looked_up(found, time.perf_counter() - began)
-        return (found if self._rebuilt_from_store else replace(found, capture=False)).to_dict()
+        found = await self._do(lambda cache: [_look_up(cache, *it) for it in zip(queries, vectors, strict=True)])
+        for one in filter(None, found):
+            self._metrics.looked_up(one, time.perf_counter() - began)
+        capture = self._rebuilt_from_store
+        return [None if one is None else replace(one, capture=one.capture and capture).to_dict() for one in found]
+
+    async def _search_here(self, queries: Sequence[Query], vectors: np.ndarray) -> list[dict[str, Any] | None]:
+        return await self.search(queries, vectors, self._encoder)
 
     async def finish(
         self,
@@ -180,6 +212,19 @@ class CacheService:
     async def _do(self, work: Callable[[ApproximateCache], Answer]) -> Answer:
         work_as_here = partial(copy_context().run, work, self._cache)  # with the request id of this task
         return await asyncio.get_running_loop().run_in_executor(self._thread, work_as_here)
+
+
+def _look_up(cache: ApproximateCache, query: Query, vector: np.ndarray) -> CacheLookup | None:
+    """Looks one query up; None if that fails."""
+    with logged_as(query.request_id):
+        try:
+            found = cache.lookup(query.name, query.tenant, query.prompt, query.settings, vector)
+        except Exception:
+            log.exception("%s: the lookup failed", query.name)
+            return None
+        k = 0 if found.resume is None else found.resume.step
+        log.info("%s: looked up, K = %d, %s", query.name, k, _nearest(found))
+        return found
 
 
 def _nearest(found: CacheLookup) -> str:

@@ -13,11 +13,22 @@ from pydantic import BaseModel, ConfigDict
 from ray import serve
 from ray.serve import Application
 
+from cache.encoder_service import EncoderService
 from cache.factory import check_redis, open_store
 from cache.service import CacheService
-from deploy.serve_config import ANYWHERE, BALANCER, CACHE, CONTROLLER, CONTROLLER_APPLICATION, ON_HEAD, POOL, located
+from deploy.serve_config import (
+    ANYWHERE,
+    BALANCER,
+    CACHE,
+    CONTROLLER,
+    CONTROLLER_APPLICATION,
+    ENCODER,
+    ON_HEAD,
+    POOL,
+    located,
+)
 from load_balancer.deployment import ServedLoadBalancer
-from weir.config import FamilyConfig, PoolConfig, load_service
+from weir.config import FamilyConfig, PoolConfig, ServiceConfig, load_service
 from weir.profiles import load_profile
 from weir.telemetry import RayMetrics
 from workers.replica import Worker
@@ -28,7 +39,7 @@ log = logging.getLogger(__name__)
 UNLIMITED = 100_000
 #: Timeout of a health check, seconds. Serve replaces the load balancer or the cache after three timeouts.
 HUNG_S = 10
-#: The same for one of several load balancers: the others answer meanwhile, so a wrong guess costs little.
+#: The same for one of several load balancers or encoders: the others answer meanwhile, so a wrong guess costs little.
 HUNG_OF_SEVERAL_S = 2
 #: Request router of the pool. Serve restarts the whole application when this value changes.
 ROUTER = {"request_router_class": "load_balancer.pool.router.ChosenReplicaRouter"}
@@ -76,20 +87,11 @@ def build(args: AppArgs) -> Application:
         service.cache.fetch_s,
         RayMetrics(),
     )
-    cache = serve.deployment(
-        name=CACHE,
-        num_replicas=1,
-        ray_actor_options=ON_HEAD,
-        max_ongoing_requests=UNLIMITED,
-        health_check_period_s=2,
-        health_check_timeout_s=HUNG_S,
-        logging_config=QUIET,
-    )(CacheService).bind(service.cache.model_dump(mode="json"), family.model_dump(mode="json"), judge)
     balancer = serve.deployment(
         name=BALANCER,
         num_replicas=service.balancers,
         user_config=plan,
-        ray_actor_options=ANYWHERE if service.on_every_node else ON_HEAD,
+        ray_actor_options=placed(service),
         max_ongoing_requests=UNLIMITED,
         graceful_shutdown_timeout_s=service.drain_s,
         graceful_shutdown_wait_loop_s=0.5,
@@ -103,9 +105,33 @@ def build(args: AppArgs) -> Application:
         family.model_dump(mode="json"),
         load_profile(profile, family.keys).model_dump(mode="json") if profile else None,
         plan,
-        cache if cached else None,
+        cache(service, family) if cached else None,
         (CONTROLLER, CONTROLLER_APPLICATION) if service.controlled else None,
     )
+
+
+def cache(service: ServiceConfig, family: FamilyConfig) -> tuple[Application, Application | None]:
+    """Builds the cache, and its encoders if they are processes of their own."""
+    configs = service.cache.model_dump(mode="json"), family.model_dump(mode="json")
+    common: dict[str, Any] = {
+        "ray_actor_options": placed(service),
+        "max_ongoing_requests": UNLIMITED,
+        "health_check_period_s": 2,
+        "logging_config": QUIET,
+    }
+    index = serve.deployment(name=CACHE, num_replicas=1, health_check_timeout_s=HUNG_S, **common)(CacheService)
+    bound = index.bind(*configs, judge)
+    replicas = service.cache.encoder_replicas
+    if not replicas:
+        return bound, None
+    hung_s = HUNG_S if replicas == 1 else HUNG_OF_SEVERAL_S
+    encoders = serve.deployment(name=ENCODER, num_replicas=replicas, health_check_timeout_s=hung_s, **common)
+    return bound, encoders(EncoderService).bind(*configs, bound)
+
+
+def placed(service: ServiceConfig) -> dict[str, Any]:
+    """Returns the Ray options of the load balancers, the cache and its encoders, which run on the same nodes."""
+    return ANYWHERE if service.on_every_node else ON_HEAD
 
 
 def judge(family: FamilyConfig) -> Any:

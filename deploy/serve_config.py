@@ -16,13 +16,15 @@ from weir.plan import MOST_AHEAD, Plan, is_version
 APPLICATION = "weir"
 POOL = "Pool"
 CACHE = "Cache"
+ENCODER = "Encoder"
 BALANCER = "LoadBalancer"
 #: Name of the application that plans. It is separate, so that its failures do not affect the application that serves.
 CONTROLLER_APPLICATION = "weir-controller"
 CONTROLLER = "Controller"
-#: Ray options of single-replica deployments: they run on the head node, without which the cluster cannot work anyway.
+#: Ray options of what runs on the head node.
 ON_HEAD = {"num_cpus": 0, "resources": {"node:__internal_head__": 0.001}}
-#: Ray options of load balancers that every node's proxy reaches: they run on any node, and Serve spreads them.
+#: Ray options of what runs on any node where load balancers do. It reserves no processor, because a service has to
+#: start where the pool has taken all of them; Serve spreads the replicas.
 ANYWHERE = {"num_cpus": 0}
 
 

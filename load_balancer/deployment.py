@@ -54,11 +54,12 @@ class LoadBalancer:
         family: dict[str, Any],
         profile: dict[str, Any] | None,
         plan: dict[str, Any],
-        cache: DeploymentHandle | None = None,
+        cache: tuple[DeploymentHandle, DeploymentHandle | None] | None = None,
         controller: tuple[str, str] | None = None,
     ):
         """
         Args:
+            cache: handles of the cache, and of its encoders if they are processes of their own.
             controller: names of the controller's deployment and application; None where none runs.
         """
         keep_to_loopback()
@@ -73,7 +74,7 @@ class LoadBalancer:
             self._shared = SharedState(
                 store, self._name, self._service.state, _digest(service), process=own_process(), end=end
             )
-        client = None if cache is None else ServeCacheClient(cache, self._service.cache.lookup_s)
+        client = None if cache is None else ServeCacheClient(*cache, wait_s=self._service.cache.lookup_s)
         self.balancer = Balancer(
             ServePool(pool),
             Plan.from_dict(plan),

@@ -326,6 +326,9 @@ class CacheConfig(_Strict):
     encoder: str | None = Field(
         None, description="text model of transformers, words, or module:name of your own; default: the family's own"
     )
+    encoder_replicas: int = Field(
+        0, ge=0, le=64, description="processes that encode prompts; 0: the cache's own process encodes them"
+    )
     predictor: str | None = Field(None, description="file of a match predictor; default: every prompt is looked up")
     levels: str | None = Field(None, description="file of `weir levels fit`; default: one class of prompts")
     shadow: float = Field(

@@ -298,7 +298,14 @@ LOOKUPS = Metric("weir_cache_lookups_total", "counter", "Lookups that the cache 
 LOOKUP_SECONDS = Metric(
     "weir_cache_lookup_seconds",
     "histogram",
-    "Time of a lookup in the cache: encoding the prompt, searching, and selecting K.",
+    "Time of a lookup in the cache: waiting for a batch, encoding the prompt, searching, and selecting K.",
+    _CACHE,
+    buckets=SHORT_SECONDS,
+)
+SEARCH_SECONDS = Metric(
+    "weir_cache_search_seconds",
+    "histogram",
+    "The part of a lookup after the prompt was encoded: waiting for other work of the cache, searching, selecting K.",
     _CACHE,
     buckets=SHORT_SECONDS,
 )

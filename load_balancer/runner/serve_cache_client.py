@@ -33,12 +33,14 @@ class ServeCacheClient:
     :class:`~load_balancer.admin_controls.CacheControl` for ``cache.service.CacheService``.
 
     Args:
+        encoders: handle for ``cache.encoder_service.EncoderService``, which takes the lookups if there is one.
         wait_s: longest wait for a lookup.
     """
 
-    def __init__(self, handle: DeploymentHandle, wait_s: float):
+    def __init__(self, cache: DeploymentHandle, encoders: DeploymentHandle | None = None, *, wait_s: float):
         self.failures: Counter[str] = Counter()
-        self._handle = handle
+        self._cache = cache
+        self._lookups = encoders or cache
         self._wait_s = wait_s
         self._finishing: set[asyncio.Task[None]] = set()
         self._failed = 0
@@ -58,7 +60,7 @@ class ServeCacheClient:
         }
         about = request.id, request.tenant, request.prompt, settings, REQUEST_ID.get()
         with tracing.span("cache lookup", "client") as span:
-            lookup = self._call("lookup", *about, tracing.traceparent())
+            lookup = self._call(self._lookups, "lookup", *about, tracing.traceparent())
             try:
                 found = CacheLookup.from_dict(await asyncio.wait_for(lookup, self._wait_s))
             except Exception as error:
@@ -96,19 +98,19 @@ class ServeCacheClient:
             NotReady: it does not answer.
         """
         try:
-            answer: dict[str, Any] = await asyncio.wait_for(self._call(method, *arguments), _CONTROL_S)
+            answer: dict[str, Any] = await asyncio.wait_for(self._call(self._cache, method, *arguments), _CONTROL_S)
         except (TimeoutError, RayError, RayServeException) as error:
             raise NotReady(f"the cache does not answer: {type(error).__name__}; try again") from error
         return answer
 
     async def _finish(self, *what: object) -> None:
         try:
-            await asyncio.wait_for(self._call("finish", *what), _FINISH_S)
+            await asyncio.wait_for(self._call(self._cache, "finish", *what), _FINISH_S)
         except Exception as error:
             self.failures["finish"] += 1
             log.info("the end of a request was not reported to the cache: %s", type(error).__name__)
 
-    async def _call(self, method: str, *arguments: object) -> Any:
+    @staticmethod
+    async def _call(handle: DeploymentHandle, method: str, *arguments: object) -> Any:
         # In an empty context, as in serve_pool.py: calls for images of one HTTP request would get the same name.
-        handle = self._handle.options(method_name=method)
-        return await contextvars.Context().run(handle.remote, *arguments)
+        return await contextvars.Context().run(handle.options(method_name=method).remote, *arguments)

@@ -29,14 +29,16 @@ class Seen:
     def __init__(self, backend: RedisBackend):
         self.registry = CollectorRegistry()
         metrics = PrometheusMetrics(self.registry)
-        family, encoder = load_family("deploy/families/weir-tiny.yaml"), WordEncoder(256)
+        family, self.encoder = load_family("deploy/families/weir-tiny.yaml"), WordEncoder(256)
         self.store = SealedStore(backend, SECRET, metrics=metrics)
         catalog = Catalog(Rules(PUBLISHED["nirvana"]), Weir(), 40_000, lambda: VectorIndex(256))
-        self.cache = ApproximateCache(encoder, Partitions(family, encoder.version), catalog, self.store, steps=50)
+        partitions = Partitions(family, self.encoder.version)
+        self.cache = ApproximateCache(partitions, catalog, self.store, dim=256, steps=50)
         self.meter = CacheMetrics(self.cache, metrics, family.heavy.steps)
 
     def serve(self, name: str, prompt: str, resumed_at: int = 0, steps: int | None = None) -> None:
-        found = self.cache.lookup(name, "acme", prompt, Settings(64, 64, steps=steps))
+        [vector] = self.encoder.encode([prompt])
+        found = self.cache.lookup(name, "acme", prompt, Settings(64, 64, steps=steps), vector)
         self.meter.looked_up(found, 0.003)
         captured = KS if found.capture and not steps else ()
         if captured:
@@ -75,7 +77,7 @@ def test_a_step_of_another_run_length_is_counted_as_other(seen: Seen) -> None:
 def test_lookups_are_recorded_with_their_time_and_similarity(seen: Seen) -> None:
     seen.serve("1", "a red circle")
     seen.serve("2", "a red circle", resumed_at=25)
-    assert seen.value("cache_lookup_seconds_count") == 2
+    assert seen.value("cache_search_seconds_count") == 2
     assert seen.value("cache_similarity_count") == 1, "an empty index has no nearest prompt"
     assert seen.value("cache_similarity_sum") == pytest.approx(1, abs=1e-3)
 

@@ -26,11 +26,12 @@ from cache.store.redis_server import RedisServer
 from cache.store.store import PREFIX, Record, SealedStore
 from tests.cache.conftest import PARTITION, SECRET, request, state
 from weir.config import load_family
-from weir.core import Resume
+from weir.core import CacheLookup, Resume
 from weir.errors import ServiceError
 from weir.states import state_key
 
 KEY = state_key(PARTITION, "a", 10)
+HERE = Settings(64, 64)
 
 
 def raw(server: RedisServer) -> redis.Redis:
@@ -209,17 +210,20 @@ class Setup:
     def __init__(self, store: SealedStore, budget: int = 10**9, judge: Judge | None = None, width: int = 256):
         family = load_family("deploy/families/weir-tiny.yaml")
         self.store = store
-        encoder = WordEncoder(width)
+        self._encoder = WordEncoder(width)
         selector = PUBLISHED["nirvana"] if judge is None else Selector(((0.5, 25),), by=By.CONFIDENCE)
         catalog = Catalog(Rules(selector), Weir(), budget, lambda: VectorIndex(width))
-        self.cache = ApproximateCache(
-            encoder, Partitions(family, encoder.version), catalog, store, steps=50, judge=judge
-        )
+        partitions = Partitions(family, self._encoder.version)
+        self.cache = ApproximateCache(partitions, catalog, store, dim=width, steps=50, judge=judge)
+
+    def lookup(self, name: str, tenant: str, prompt: str, settings: Settings = HERE) -> CacheLookup:
+        [vector] = self._encoder.encode([prompt])
+        return self.cache.lookup(name, tenant, prompt, settings, vector)
 
     def serve(self, name: str, prompt: str, tenant: str = "acme", seed: int = 0, model: str = "heavy-1") -> int:
         """Looks up, generates with the weights of ``model`` and finishes, as in the request path; returns the step
         that the run began at."""
-        found = self.cache.lookup(name, tenant, prompt, Settings(64, 64))
+        found = self.lookup(name, tenant, prompt)
         sought = 0 if found.resume is None else found.resume.step
         fetched = None if found.resume is None else self.store.get(found.resume.key)
         refused = fetched is not None and fetched.model != model
@@ -320,7 +324,7 @@ def test_a_purge_of_the_running_cache_takes_one_tenant_from_index_and_store(stor
     assert (after["entries"], after["states"], after["bytes"]) == (1, before["states"] // 2, before["bytes"] // 2)
     assert after["tenants"] == {"globex": 1}
     assert list(store.backend.keys(f"{PREFIX}{Partitions.prefix('acme')}")) == []
-    nothing = setup.cache.lookup("again", "acme", "a red circle", Settings(64, 64))
+    nothing = setup.lookup("again", "acme", "a red circle")
     assert (nothing.entry, nothing.similarity) == (None, None), "not even as the nearest"
     assert setup.serve("theirs", "a red circle", tenant="globex") == 25
     assert setup.cache.purge()["entries"] == 1
@@ -329,7 +333,7 @@ def test_a_purge_of_the_running_cache_takes_one_tenant_from_index_and_store(stor
 
 def test_a_run_that_began_before_a_purge_adds_nothing_after_it(store: SealedStore) -> None:
     setup = Setup(store)
-    found = setup.cache.lookup("1", "acme", "a red circle", Settings(64, 64))
+    found = setup.lookup("1", "acme", "a red circle")
     setup.cache.purge("acme")
     store.put(request("1", found.partition), [state(5), state(25)])
     setup.cache.finish("1", 0, (5, 25))
@@ -350,7 +354,7 @@ def test_other_settings_never_meet(store: SealedStore) -> None:
             Settings(64, 64, negative_prompt="blurry"),
         )
     ):
-        assert setup.cache.lookup(f"other-{i}", "acme", "a red circle", settings).resume is None
+        assert setup.lookup(f"other-{i}", "acme", "a red circle", settings).resume is None
 
 
 def test_the_cache_keeps_its_budget_and_the_store_has_nothing_else(store: SealedStore) -> None:
@@ -436,9 +440,9 @@ def test_a_refused_state_is_replaced_by_one_that_fits(store: SealedStore) -> Non
 def test_a_state_that_did_not_come_in_time_stays(store: SealedStore) -> None:
     setup = Setup(store)
     setup.serve("1", "a red circle")
-    setup.cache.lookup("2", "acme", "a red circle", Settings(64, 64))
+    setup.lookup("2", "acme", "a red circle")
     setup.cache.finish("2", 0, sought=25)
-    setup.cache.lookup("3", "acme", "a red circle", Settings(64, 64))
+    setup.lookup("3", "acme", "a red circle")
     setup.cache.finish("3")
     assert setup.serve("4", "a red circle") == 25
 
@@ -446,7 +450,7 @@ def test_a_state_that_did_not_come_in_time_stays(store: SealedStore) -> None:
 def test_a_lookup_has_every_state_of_the_nearest_prompt(store: SealedStore) -> None:
     setup = Setup(store)
     setup.serve("1", "a red circle left of a blue star")
-    found = setup.cache.lookup("2", "acme", "one green cross on a gray background", Settings(64, 64))
+    found = setup.lookup("2", "acme", "one green cross on a gray background")
     assert (found.resume, found.entry) == (None, "1")
     assert [k for k, _ in found.stored] == [5, 10, 15, 20, 25]
     for k, key in found.stored:
@@ -460,7 +464,7 @@ def test_a_use_counts_for_the_state_that_the_policy_chose(store: SealedStore) ->
     setup = Setup(store, budget=15_000)
     setup.serve("1", "a red circle left of a blue star")
     for i in range(5):
-        setup.cache.lookup(f"by policy {i}", "acme", "a red circle left of a blue star", Settings(64, 64))
+        setup.lookup(f"by policy {i}", "acme", "a red circle left of a blue star")
         setup.cache.finish(f"by policy {i}", 5, sought=5)
     for i in range(6):
         setup.serve(f"other {i}", f"prompt number {i} of nothing alike {i * 7919}")
@@ -471,7 +475,7 @@ def test_a_use_counts_for_the_state_that_the_policy_chose(store: SealedStore) ->
 def test_a_missing_state_that_a_policy_chose_is_checked(server: RedisServer, store: SealedStore) -> None:
     setup = Setup(store)
     setup.serve("1", "a red circle")
-    found = setup.cache.lookup("2", "acme", "a red circle", Settings(64, 64))
+    found = setup.lookup("2", "acme", "a red circle")
     with raw(server) as client:
         client.delete(dict(found.stored)[10])
     setup.cache.finish("2", 0, sought=10)
@@ -481,7 +485,7 @@ def test_a_missing_state_that_a_policy_chose_is_checked(server: RedisServer, sto
 def test_no_state_of_a_lookup_is_evicted_before_the_request_is_finished(store: SealedStore) -> None:
     setup = Setup(store, budget=15_000)
     setup.serve("1", "a red circle")
-    setup.cache.lookup("open", "acme", "a red circle", Settings(64, 64))
+    setup.lookup("open", "acme", "a red circle")
     for i in range(6):
         setup.serve(f"other {i}", f"prompt number {i} of nothing alike {i * 7919}")
     assert setup.cache.catalog.stored("1") == (5, 10, 15, 20, 25)
@@ -516,7 +520,7 @@ def test_a_request_that_is_never_finished_expires(store: SealedStore) -> None:
     setup = Setup(store)
     setup.serve("1", "a red circle")
     setup.cache._clock = lambda: now[0]
-    setup.cache.lookup("lost", "acme", "a red circle", Settings(64, 64))
+    setup.lookup("lost", "acme", "a red circle")
     assert setup.cache.catalog._pins
     now[0] = 1000
     setup.serve("2", "a red circle")
@@ -527,7 +531,7 @@ def test_a_request_that_is_never_finished_expires(store: SealedStore) -> None:
 def test_no_state_of_another_prompt_is_taken_for_its_own(store: SealedStore) -> None:
     setup = Setup(store)
     setup.serve("1", "a red circle", seed=1)
-    found = setup.cache.lookup("2", "acme", "a red circle", Settings(64, 64))
+    found = setup.lookup("2", "acme", "a red circle")
     assert found.resume is not None
     fetched = store.get(found.resume.key)
     assert fetched is not None

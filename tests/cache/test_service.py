@@ -5,9 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 
+from cache.encoder import WordEncoder
+from cache.lookup_batcher import Query
+from cache.policy.partition import Settings
 from cache.service import CacheService
 from cache.store.backend import StoreFailed
 from cache.store.redis_backend import RedisBackend
@@ -17,15 +21,16 @@ from testing.collector import recorded
 from testing.toy_family import FAMILY
 from tests.cache.conftest import SECRET, request, state
 from weir.config import CacheConfig
+from weir.errors import ConfigError
 
 KS = (5, 10, 15, 20, 25)
 HERE = {"width": 64, "height": 64}
 
 
-def running(url: str, monkeypatch: pytest.MonkeyPatch) -> CacheService:
+def running(url: str, monkeypatch: pytest.MonkeyPatch, **more: Any) -> CacheService:
     monkeypatch.setenv("WEIR_CACHE_URL", url)
     monkeypatch.setenv("WEIR_CACHE_SECRET", SECRET.decode())
-    return CacheService(CacheConfig(mode="read-write", encoder="words").model_dump(), FAMILY)
+    return CacheService(CacheConfig(mode="read-write", encoder="words", **more).model_dump(), FAMILY)
 
 
 async def tended(service: CacheService) -> CacheService:
@@ -138,3 +143,40 @@ async def test_an_end_that_overtakes_its_lookup_leaves_no_state_pinned(
     assert service._cache.pinned == 0
     await service.lookup("here", "acme", "a red circle", HERE)
     assert service._cache.pinned == len(KS)
+
+
+def query(name: str, prompt: str = "a red circle", **settings: Any) -> Query:
+    return Query(name, "acme", prompt, Settings(64, 64, **settings))
+
+
+async def test_the_vector_of_a_lookup_is_the_vector_of_the_entry_that_it_inserts(
+    server: RedisServer, store: SealedStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service, encoder = await tended(running(server.url, monkeypatch, encoder_replicas=1)), WordEncoder()
+    vectors = encoder.encode(["a red circle", "a blue star"])
+    [found, other] = await service.search([query("a"), query("b", "a blue star")], vectors, encoder.version)
+    assert found
+    assert other
+    assert (found["capture"], other["entry"]) == (True, None)
+    store.put(request("a", found["partition"]), [state(k) for k in KS])
+    await service.finish("a", 0, KS, 0)
+    [again] = await service.search([query("c")], vectors[:1], encoder.version)
+    assert again
+    assert (again["entry"], again["resume"]["step"]) == ("a", 25)
+    assert again["similarity"] == pytest.approx(1, abs=1e-3)
+
+
+async def test_vectors_of_another_encoder_are_refused(server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    service, encoder = await tended(running(server.url, monkeypatch, encoder_replicas=1)), WordEncoder()
+    with pytest.raises(ConfigError, match="encoded with words-2, and the index has vectors of words-1024"):
+        await service.search([query("a")], encoder.encode(["a red circle"]), "words-2")
+
+
+async def test_a_lookup_that_fails_fails_alone(server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    service, encoder = await tended(running(server.url, monkeypatch, encoder_replicas=1)), WordEncoder()
+    vectors = encoder.encode(["a red circle"] * 2)
+    broken = query("a", guidance="no number")
+    [none, found] = await service.search([broken, query("b")], vectors, encoder.version)
+    assert none is None
+    assert found
+    assert found["partition"]

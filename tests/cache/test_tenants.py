@@ -91,7 +91,7 @@ def test_a_lookup_does_the_same_work_whatever_others_have_cached(
 
     def probe(name: str, prompt: str) -> tuple[list[tuple[str, int]], float | None]:
         work.clear()
-        found = setup.cache.lookup(name, "globex", prompt, HERE)
+        found = setup.lookup(name, "globex", prompt, HERE)
         if found.resume is not None:
             store.get(found.resume.key)
         setup.cache.finish(name)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from deploy.monitoring.dashboards.frame import dashboard
-from deploy.monitoring.dashboards.queries import each, name, now, or_zero, quantiles, rate
+from deploy.monitoring.dashboards.queries import each, name, now, or_zero, quantile, quantiles, rate
 from deploy.monitoring.panels import Query, heatmap, row, timeseries
 from weir import metrics
 
@@ -61,10 +61,10 @@ def _costs() -> list[dict[str, Any]]:
         row("Costs"),
         timeseries(
             "Lookup time",
-            quantiles(metrics.LOOKUP_SECONDS),
+            [*quantiles(metrics.LOOKUP_SECONDS), Query(quantile(0.99, metrics.SEARCH_SECONDS), "p99 without encoding")],
             unit="s",
             width=8,
-            help="Time in the cache: waiting for its thread, encoding the prompt, searching, selecting K.",
+            help="Time in the cache: waiting for a batch, encoding the prompt, searching, selecting K.",
         ),
         timeseries(
             "Fetch time of states",

@@ -260,7 +260,7 @@ REQUEST = ImageRequest("a", "a red circle", 1, 64, 64, 0.0)
 
 
 async def test_the_cache_services_answer_becomes_the_lookup():
-    assert await ServeCacheClient(FakeHandle(), 1.0).find(REQUEST) == HIT
+    assert await ServeCacheClient(FakeHandle(), wait_s=1.0).find(REQUEST) == HIT
 
 
 @pytest.mark.parametrize(("answer", "error"), [(HIT.to_dict(), None), (RuntimeError("a red circle"), "RuntimeError")])
@@ -268,7 +268,7 @@ async def test_a_lookup_is_a_span_that_the_cache_is_told(answer, error):
     handle = FakeHandle()
     handle.answer = answer
     with recorded() as collector, logged_as("mine"):
-        await ServeCacheClient(handle, 1.0).find(REQUEST)
+        await ServeCacheClient(handle, wait_s=1.0).find(REQUEST)
     [lookup] = collector.spans
     assert (lookup.name, lookup.attributes["weir.request_id"]) == ("cache lookup", "mine")
     assert (lookup.failed, lookup.attributes.get("error.type")) == (error is not None, error)
@@ -277,7 +277,7 @@ async def test_a_lookup_is_a_span_that_the_cache_is_told(answer, error):
 
 async def test_a_state_that_a_worker_refused_is_reported_to_the_cache():
     handle = FakeHandle()
-    cache = ServeCacheClient(handle, 1.0)
+    cache = ServeCacheClient(handle, wait_s=1.0)
     with logged_as("mine"):
         cache.finished("a", ImageResult("a", b"png", None, 50, 0.0, 1.0, 1, 1, refused=True), 25)
     await asyncio.wait(cache._finishing, timeout=5)
@@ -288,7 +288,7 @@ async def test_reports_to_an_unreachable_cache_have_a_time_limit(monkeypatch):
     monkeypatch.setattr("load_balancer.runner.serve_cache_client._FINISH_S", 0.01)
     handle = FakeHandle()
     handle.delay_s = 60
-    cache = ServeCacheClient(handle, 1.0)
+    cache = ServeCacheClient(handle, wait_s=1.0)
     cache.finished("a", None, 0)
     await asyncio.wait(cache._finishing, timeout=5)
     assert not cache._finishing
@@ -298,7 +298,7 @@ async def test_reports_to_an_unreachable_cache_have_a_time_limit(monkeypatch):
 async def test_a_slow_lookup_is_a_miss_after_its_time_limit():
     handle = FakeHandle()
     handle.delay_s = 5
-    cache = ServeCacheClient(handle, 0.01)
+    cache = ServeCacheClient(handle, wait_s=0.01)
     assert await cache.find(REQUEST) == NO_LOOKUP
     assert cache.failures["TimeoutError"] == 1
 
@@ -306,7 +306,7 @@ async def test_a_slow_lookup_is_a_miss_after_its_time_limit():
 async def test_lookups_are_suspended_after_repeated_failures(monkeypatch):
     handle = FakeHandle()
     handle.answer = RuntimeError("the replica died")
-    cache = ServeCacheClient(handle, 1.0)
+    cache = ServeCacheClient(handle, wait_s=1.0)
     for _ in range(8):
         assert await cache.find(REQUEST) == NO_LOOKUP
     assert len(handle.calls) == 5
