@@ -69,7 +69,10 @@ def batch_size(waiting: int, prompt_s: float, limit_s: float) -> int:
 
 
 class LookupBatcher:
-    """Encodes prompts in a thread of its own, and has each batch looked up while the next one is being encoded.
+    """Encodes prompts in a thread of its own, and has what was encoded looked up while the next batch is being encoded.
+
+    There is one call to the cache at a time, with all that was encoded during the one before. So a busy cache gets
+    fewer and larger calls.
 
     When more prompts arrive than can be encoded, the latest come first: the others would be answered too late, and so
     would all that come after them.
@@ -96,7 +99,8 @@ class LookupBatcher:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="encoder")
         self._waiting: list[_Waiting] = []  # the oldest first
         self._encoding: asyncio.Task[None] | None = None
-        self._searching: set[asyncio.Task[None]] = set()
+        self._encoded: list[tuple[_Waiting, np.ndarray]] = []
+        self._searching: asyncio.Task[None] | None = None
 
     async def lookup(self, query: Query, traceparent: str = "") -> dict[str, Any]:
         """Encodes the prompt and looks it up; returns the fields of a :class:`weir.core.CacheLookup`.
@@ -129,9 +133,9 @@ class LookupBatcher:
                 _fail(batch, error)
                 continue
             self._prompt_s += _WEIGHT * ((self._clock() - began) / len(batch) - self._prompt_s)
-            searching = loop.create_task(self._look_up(batch, vectors))
-            self._searching.add(searching)
-            searching.add_done_callback(self._searching.discard)
+            self._encoded += zip(batch, vectors, strict=True)
+            if self._searching is None or self._searching.done():
+                self._searching = loop.create_task(self._look_up())
 
     def _next_batch(self) -> list[_Waiting]:
         """Takes the prompts that are encoded next out of those that wait, and gives up those that waited too long."""
@@ -142,18 +146,21 @@ class LookupBatcher:
         self._waiting, batch = waiting[:-size], waiting[-size:]
         return batch
 
-    async def _look_up(self, batch: Sequence[_Waiting], vectors: np.ndarray) -> None:
-        try:
-            queries = [it.query for it in batch]
-            answers = await asyncio.wait_for(self._search(queries, vectors), self._limit_s)
-        except Exception as error:
-            _fail(batch, error)
-            return
-        for it, answer in zip(batch, answers, strict=True):
-            if answer is None:
-                _fail([it], LookupFailed())
-            elif not it.answer.done():
-                it.answer.set_result(answer)
+    async def _look_up(self) -> None:
+        while self._encoded:
+            encoded, self._encoded = self._encoded, []
+            batch, vectors = [it for it, _ in encoded], np.stack([vector for _, vector in encoded])
+            try:
+                queries = [it.query for it in batch]
+                answers = await asyncio.wait_for(self._search(queries, vectors), self._limit_s)
+            except Exception as error:
+                _fail(batch, error)
+                continue
+            for it, answer in zip(batch, answers, strict=True):
+                if answer is None:
+                    _fail([it], LookupFailed())
+                elif not it.answer.done():
+                    it.answer.set_result(answer)
 
 
 def _fail(batch: Sequence[_Waiting], error: Exception) -> None:

@@ -28,7 +28,7 @@ from cache.policy.partition import Settings
 from cache.store.backend import StoreFailed
 from weir import tracing
 from weir.config import CacheConfig, FamilyConfig
-from weir.core import NO_LOOKUP, CacheLookup
+from weir.core import NO_LOOKUP, CacheLookup, CacheReport
 from weir.errors import ConfigError
 from weir.logs import configure, logged_as
 from weir.loopback import keep_to_loopback
@@ -135,25 +135,21 @@ class CacheService:
     async def _search_here(self, queries: Sequence[Query], vectors: np.ndarray) -> list[dict[str, Any] | None]:
         return await self.search(queries, vectors, self._encoder)
 
-    async def finish(
-        self,
-        name: str,
-        resumed_at: int,
-        captured: Sequence[int],
-        sought: int,
-        seen: bytes | None = None,
-        refused: bool = False,
-        request_id: str = "",
-    ) -> None:
-        """Calls :meth:`ApproximateCache.finish` once the captured states are in the store, because the worker answers
-        before it has stored them. States that do not arrive in time count as missing."""
-        with logged_as(request_id):
-            for _ in range(_STORE_CHECKS if captured else 0):
-                if await self._do(lambda cache: cache.stored(name, captured)):
-                    break
-                await asyncio.sleep(_STORE_CHECK_S)
-            await self._do(lambda cache: cache.finish(name, resumed_at, captured, sought, seen, refused))
-            log.info("%s: ended, resumed at step %d, stored steps: %s", name, resumed_at, list(captured) or "none")
+    async def finish(self, reports: Sequence[CacheReport]) -> None:
+        """Calls :meth:`ApproximateCache.finish` for each request, once the states that it captured are in the store,
+        because the worker answers before it has stored them. States that do not arrive in time count as missing."""
+        plain = [it for it in reports if not it.captured]
+        await asyncio.gather(
+            self._do(lambda cache: [_finish(cache, it) for it in plain]),
+            *(self._insert(it) for it in reports if it.captured),
+        )
+
+    async def _insert(self, report: CacheReport) -> None:
+        for _ in range(_STORE_CHECKS):
+            if await self._do(lambda cache: cache.stored(report.name, report.captured)):
+                break
+            await asyncio.sleep(_STORE_CHECK_S)
+        await self._do(lambda cache: _finish(cache, report))
 
     async def statistics(self) -> dict[str, Any]:
         """Calls :meth:`ApproximateCache.statistics`, and says whether lookups are answered."""
@@ -225,6 +221,13 @@ def _look_up(cache: ApproximateCache, query: Query, vector: np.ndarray) -> Cache
         k = 0 if found.resume is None else found.resume.step
         log.info("%s: looked up, K = %d, %s", query.name, k, _nearest(found))
         return found
+
+
+def _finish(cache: ApproximateCache, report: CacheReport) -> None:
+    name, resumed_at, captured, sought, seen, refused, request_id = report
+    with logged_as(request_id):
+        cache.finish(name, resumed_at, captured, sought, seen, refused)
+        log.info("%s: ended, resumed at step %d, stored steps: %s", name, resumed_at, list(captured) or "none")
 
 
 def _nearest(found: CacheLookup) -> str:

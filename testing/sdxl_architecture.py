@@ -58,6 +58,19 @@ def write_family(folder: Path, device: str, size: int, **shape: Any) -> Path:
     return file
 
 
+def write_text_encoder(folder: Path, second: bool = False) -> None:
+    """Saves a text encoder of SDXL's shapes in float32, with a tokenizer whose tokens are single letters.
+
+    Args:
+        second: OpenCLIP ViT-bigG instead of CLIP ViT-L. With its projection the latter is also the text model of
+            ``openai/clip-vit-large-patch14``, the encoder of the caches of SDXL's families.
+    """
+    torch.manual_seed(0)
+    shape = _text(1280, 32, 20, 1280, "gelu") if second else _text(768, 12, 12, 768, "quick_gelu")
+    CLIPTextModelWithProjection(shape).save_pretrained(folder)
+    _tokenizer().save_pretrained(folder)
+
+
 def pipeline(
     device: str,
     *,

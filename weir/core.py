@@ -220,6 +220,28 @@ class ImageResult:
         return cls(**given)
 
 
+class CacheReport(NamedTuple):
+    """What the approximate cache is told at the end of a request that it looked up.
+
+    Attributes:
+        name: the name of the lookup.
+        resumed_at: the step that its run began at.
+        captured: the K whose states the worker stores.
+        sought: K of the state that the run was to resume from; 0: none.
+        seen: the discriminator's features of its image, float16.
+        refused: the worker read the state, and it did not fit the worker's model.
+        request_id: id of the client's request, for the log.
+    """
+
+    name: str
+    resumed_at: int = 0
+    captured: tuple[int, ...] = ()
+    sought: int = 0
+    seen: bytes | None = None
+    refused: bool = False
+    request_id: str = ""
+
+
 @dataclass(frozen=True, slots=True)
 class CacheLookup:
     """What the approximate cache has for a request.

@@ -13,16 +13,18 @@ from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from weir import tracing
-from weir.core import NO_LOOKUP, CacheLookup, ImageRequest, ImageResult
+from weir.core import NO_LOOKUP, CacheLookup, CacheReport, ImageRequest, ImageResult
 from weir.errors import NotReady
-from weir.logs import REQUEST_ID
+from weir.logs import REQUEST_ID, request_ids
 
 log = logging.getLogger(__name__)
 
 #: After this many failed lookups in a row, lookups are misses without a call for :data:`_REST_S` seconds.
 _FAILURES = 5
 _REST_S = 1.0
-#: Time limit of reporting the end of a request, seconds, so that calls to an unreachable cache do not pile up.
+#: Seconds for which the ends of requests are collected: a call costs the cache more than what it does with a report.
+_COLLECT_S = 0.1
+#: Time limit of such a call, seconds, so that calls to an unreachable cache do not pile up.
 _FINISH_S = 60.0
 #: Time limit of an operator's call, seconds: a purge deletes value by value.
 _CONTROL_S = 120.0
@@ -42,7 +44,8 @@ class ServeCacheClient:
         self._cache = cache
         self._lookups = encoders or cache
         self._wait_s = wait_s
-        self._finishing: set[asyncio.Task[None]] = set()
+        self._reports: list[CacheReport] = []  # of the next call
+        self._reporting: set[asyncio.Task[None]] = set()
         self._failed = 0
         self._rests_until = 0.0
 
@@ -75,12 +78,15 @@ class ServeCacheClient:
         return found
 
     def finished(self, image: str, result: ImageResult | None, sought: int) -> None:
-        what: tuple[object, ...] = (0, (), 0, None, False)
+        report = CacheReport(image, request_id=REQUEST_ID.get())
         if result is not None:
             what = result.resumed_at, result.captured, sought, result.seen, result.refused
-        task = asyncio.create_task(self._finish(image, *what, REQUEST_ID.get()))
-        self._finishing.add(task)
-        task.add_done_callback(self._finishing.discard)
+            report = CacheReport(image, *what, report.request_id)
+        self._reports.append(report)
+        if len(self._reports) == 1:
+            task = asyncio.create_task(self._report(), context=contextvars.Context())
+            self._reporting.add(task)
+            task.add_done_callback(self._reporting.discard)
 
     async def statistics(self) -> dict[str, Any]:
         return await self._control("statistics")
@@ -103,12 +109,15 @@ class ServeCacheClient:
             raise NotReady(f"the cache does not answer: {type(error).__name__}; try again") from error
         return answer
 
-    async def _finish(self, *what: object) -> None:
+    async def _report(self) -> None:
+        await asyncio.sleep(_COLLECT_S)
+        reports, self._reports = self._reports, []
         try:
-            await asyncio.wait_for(self._call(self._cache, "finish", *what), _FINISH_S)
+            await asyncio.wait_for(self._call(self._cache, "finish", reports), _FINISH_S)
         except Exception as error:
-            self.failures["finish"] += 1
-            log.info("the end of a request was not reported to the cache: %s", type(error).__name__)
+            self.failures["finish"] += len(reports)
+            about = request_ids(it.request_id for it in reports)
+            log.info("the end of a request was not reported to the cache: %s", type(error).__name__, extra=about)
 
     @staticmethod
     async def _call(handle: DeploymentHandle, method: str, *arguments: object) -> Any:

@@ -106,6 +106,21 @@ async def test_a_batch_is_encoded_while_the_cache_is_asked_for_the_one_before() 
     await asyncio.gather(*first, *second)
 
 
+async def test_a_busy_cache_gets_one_call_for_all_that_was_encoded_meanwhile() -> None:
+    setup = Setup()
+    setup.answers.clear()
+    lookups = []
+    for number, prompt in enumerate("abcd"):
+        lookups += setup.ask(prompt)
+        await setup.begun(number + 1)
+        setup.encoder.gate.release()
+    setup.answers.set()
+    await asyncio.gather(*lookups)
+    assert setup.searched[0] == ["a"]
+    assert sorted(prompt for call in setup.searched for prompt in call) == ["a", "b", "c", "d"]
+    assert len(setup.searched) < 4
+
+
 async def test_under_overload_the_latest_come_first_and_who_waited_too_long_is_not_encoded() -> None:
     setup = Setup()  # the time of a prompt is not known yet, so that a batch has one
     [first] = setup.ask("first")

@@ -21,6 +21,7 @@ from testing.collector import recorded
 from testing.toy_family import FAMILY
 from tests.cache.conftest import SECRET, request, state
 from weir.config import CacheConfig
+from weir.core import CacheReport
 from weir.errors import ConfigError
 
 KS = (5, 10, 15, 20, 25)
@@ -44,7 +45,7 @@ async def draw(service: CacheService, store: SealedStore, name: str) -> None:
     found = await service.lookup(name, "acme", "a red circle", HERE)
     assert found["capture"]
     store.put(request(name, found["partition"]), [state(k) for k in KS])
-    await service.finish(name, 0, KS, 0)
+    await service.finish([CacheReport(name, captured=KS)])
 
 
 async def test_a_store_that_starts_after_the_cache_is_read_later(
@@ -99,7 +100,7 @@ async def test_a_failed_deletion_is_retried_by_a_later_health_check(
 
     with monkeypatch.context() as patch:
         patch.setattr(service._cache.store.backend, "delete", fails)
-        await service.finish("b", 0, (), 25, refused=True)
+        await service.finish([CacheReport("b", sought=25, refused=True)])
     assert store.backend.get(found["resume"]["key"]) is not None
     await service.check_health()
     await tended(service)
@@ -159,7 +160,7 @@ async def test_the_vector_of_a_lookup_is_the_vector_of_the_entry_that_it_inserts
     assert other
     assert (found["capture"], other["entry"]) == (True, None)
     store.put(request("a", found["partition"]), [state(k) for k in KS])
-    await service.finish("a", 0, KS, 0)
+    await service.finish([CacheReport("a", captured=KS)])
     [again] = await service.search([query("c")], vectors[:1], encoder.version)
     assert again
     assert (again["entry"], again["resume"]["step"]) == ("a", 25)

@@ -247,7 +247,7 @@ class FakeHandle:
     async def remote(self, *arguments: object) -> Any:
         self.calls.append(self._method)
         if self._method == "finish":
-            self.reports.append(arguments)
+            self.reports += arguments[0]
         else:
             self.arguments = arguments
         await asyncio.sleep(self.delay_s)
@@ -280,8 +280,20 @@ async def test_a_state_that_a_worker_refused_is_reported_to_the_cache():
     cache = ServeCacheClient(handle, wait_s=1.0)
     with logged_as("mine"):
         cache.finished("a", ImageResult("a", b"png", None, 50, 0.0, 1.0, 1, 1, refused=True), 25)
-    await asyncio.wait(cache._finishing, timeout=5)
+    await asyncio.wait(cache._reporting, timeout=5)
     assert handle.reports == [("a", 0, (), 25, None, True, "mine")]
+
+
+async def test_ends_of_requests_are_reported_together():
+    handle = FakeHandle()
+    cache = ServeCacheClient(handle, wait_s=1.0)
+    for name in ("a", "b", "c"):
+        cache.finished(name, None, 0)
+    await asyncio.wait(cache._reporting, timeout=5)
+    cache.finished("d", None, 0)
+    await asyncio.wait(cache._reporting, timeout=5)
+    assert [report.name for report in handle.reports] == ["a", "b", "c", "d"]
+    assert handle.calls == ["finish"] * 2
 
 
 async def test_reports_to_an_unreachable_cache_have_a_time_limit(monkeypatch):
@@ -290,9 +302,10 @@ async def test_reports_to_an_unreachable_cache_have_a_time_limit(monkeypatch):
     handle.delay_s = 60
     cache = ServeCacheClient(handle, wait_s=1.0)
     cache.finished("a", None, 0)
-    await asyncio.wait(cache._finishing, timeout=5)
-    assert not cache._finishing
-    assert cache.failures == {"finish": 1}
+    cache.finished("b", None, 0)
+    await asyncio.wait(cache._reporting, timeout=5)
+    assert not cache._reporting
+    assert cache.failures == {"finish": 2}
 
 
 async def test_a_slow_lookup_is_a_miss_after_its_time_limit():
@@ -312,7 +325,7 @@ async def test_lookups_are_suspended_after_repeated_failures(monkeypatch):
     assert len(handle.calls) == 5
     assert cache.failures == {"RuntimeError": 5, "resting": 3}
     cache.finished("a", None, 0)
-    await asyncio.sleep(0.01)
+    await asyncio.wait(cache._reporting, timeout=5)
     assert cache.failures["finish"] == 1
 
 
