@@ -17,15 +17,14 @@ from cache.encoder_service import EncoderService
 from cache.factory import check_redis, open_store
 from cache.service import CacheService
 from deploy.serve_config import (
-    ANYWHERE,
     BALANCER,
     CACHE,
     CONTROLLER,
     CONTROLLER_APPLICATION,
     ENCODER,
-    ON_HEAD,
     POOL,
     located,
+    placement,
 )
 from load_balancer.deployment import ServedLoadBalancer
 from weir.config import FamilyConfig, PoolConfig, ServiceConfig, load_service
@@ -91,7 +90,7 @@ def build(args: AppArgs) -> Application:
         name=BALANCER,
         num_replicas=service.balancers,
         user_config=plan,
-        ray_actor_options=placed(service),
+        ray_actor_options=placement(service)[BALANCER],
         max_ongoing_requests=UNLIMITED,
         graceful_shutdown_timeout_s=service.drain_s,
         graceful_shutdown_wait_loop_s=0.5,
@@ -113,25 +112,24 @@ def build(args: AppArgs) -> Application:
 def cache(service: ServiceConfig, family: FamilyConfig) -> tuple[Application, Application | None]:
     """Builds the cache, and its encoders if they are processes of their own."""
     configs = service.cache.model_dump(mode="json"), family.model_dump(mode="json")
+    nodes = placement(service)
     common: dict[str, Any] = {
-        "ray_actor_options": placed(service),
         "max_ongoing_requests": UNLIMITED,
         "health_check_period_s": 2,
         "logging_config": QUIET,
     }
-    index = serve.deployment(name=CACHE, num_replicas=1, health_check_timeout_s=HUNG_S, **common)(CacheService)
-    bound = index.bind(*configs, judge)
+    index = serve.deployment(
+        name=CACHE, num_replicas=1, ray_actor_options=nodes[CACHE], health_check_timeout_s=HUNG_S, **common
+    )
+    bound = index(CacheService).bind(*configs, judge)
     replicas = service.cache.encoder_replicas
     if not replicas:
         return bound, None
     hung_s = HUNG_S if replicas == 1 else HUNG_OF_SEVERAL_S
-    encoders = serve.deployment(name=ENCODER, num_replicas=replicas, health_check_timeout_s=hung_s, **common)
+    encoders = serve.deployment(
+        name=ENCODER, num_replicas=replicas, ray_actor_options=nodes[ENCODER], health_check_timeout_s=hung_s, **common
+    )
     return bound, encoders(EncoderService).bind(*configs, bound)
-
-
-def placed(service: ServiceConfig) -> dict[str, Any]:
-    """Returns the Ray options of the load balancers, the cache and its encoders, which run on the same nodes."""
-    return ANYWHERE if service.on_every_node else ON_HEAD
 
 
 def judge(family: FamilyConfig) -> Any:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from weir.assets import ROOT
-from weir.config import load_service
+from weir.config import ServiceConfig, load_service
 from weir.errors import NotReady, PlanError
 from weir.plan import MOST_AHEAD, Plan, is_version
 
@@ -61,6 +61,16 @@ def render(
         "http_options": {"host": host, "port": port},
         "applications": [serving, planning] if controlled else [serving],
     }
+
+
+def placement(service: ServiceConfig) -> dict[str, dict[str, Any]]:
+    """Returns the Ray options of the load balancers, the cache and its encoders.
+
+    The three run on the same nodes, so that the loss of the head node takes none of them for good. Only a cache whose
+    level head the controller may replace stays on the head node, because the controller does that in a file there.
+    """
+    nodes = ANYWHERE if service.on_every_node else ON_HEAD
+    return {BALANCER: nodes, CACHE: ON_HEAD if service.cache.shadow else nodes, ENCODER: nodes}
 
 
 def digest(path: Path) -> str:

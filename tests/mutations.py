@@ -395,6 +395,21 @@ MUTATIONS = (
         "tests/cache/test_faults.py::test_a_slow_server_costs_the_time_limit_and_then_nothing",
     ),
     Mutation(
+        "under overload the oldest prompts are encoded first",
+        "cache/lookup_batcher.py",
+        "self._waiting, batch = waiting[:-size], waiting[-size:]",
+        "self._waiting, batch = waiting[size:], waiting[:size]",
+        "tests/cache/test_lookup_batcher.py::"
+        "test_under_overload_the_latest_come_first_and_who_waited_too_long_is_not_encoded",
+    ),
+    Mutation(
+        "vectors of any encoder are searched for",
+        "cache/service.py",
+        "if encoder != self._encoder:",
+        "if False:",
+        "tests/cache/test_service.py::test_vectors_of_another_encoder_are_refused",
+    ),
+    Mutation(
         "what leaves the cache stays in Redis",
         "cache/cache.py",
         "self._to_delete += gone",

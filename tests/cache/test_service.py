@@ -129,7 +129,7 @@ async def test_a_client_that_leaves_during_its_lookup_leaves_no_state_pinned(
         for _ in range(number % 5):
             await asyncio.sleep(0)
         lookup.cancel()
-        await service.finish(f"gone-{number}", 0, (), 0)
+        await service.finish([CacheReport(f"gone-{number}")])
     await asyncio.gather(lookup, return_exceptions=True)
     assert service._cache.pinned == 0
 
@@ -139,7 +139,7 @@ async def test_an_end_that_overtakes_its_lookup_leaves_no_state_pinned(
 ) -> None:
     service = await tended(running(server.url, monkeypatch))
     await draw(service, SealedStore(RedisBackend(server.url, read_s=0.5, write_s=0.5), SECRET), "earlier")
-    await service.finish("gone", 0, (), 0)
+    await service.finish([CacheReport("gone")])
     await service.lookup("gone", "acme", "a red circle", HERE)
     assert service._cache.pinned == 0
     await service.lookup("here", "acme", "a red circle", HERE)

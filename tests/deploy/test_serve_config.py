@@ -10,8 +10,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deploy.serve_config import APPLICATION, deployed, located, render, with_plan
+from deploy.serve_config import (
+    ANYWHERE,
+    APPLICATION,
+    BALANCER,
+    CACHE,
+    ENCODER,
+    ON_HEAD,
+    deployed,
+    located,
+    placement,
+    render,
+    with_plan,
+)
+from tests.deploy.conftest import toy_service
 from weir.assets import ROOT
+from weir.config import load_service
 from weir.errors import NotReady, PlanError
 from weir.plan import Plan
 
@@ -138,3 +152,26 @@ def test_a_plan_that_no_replica_follows_does_not_keep_the_next_one_from_being_de
             deployment["user_config"] = {**deployment["user_config"], "version": version}
     [pool] = [it for it in with_plan(body, plan(8))["applications"][0]["deployments"] if it["name"] == "Pool"]
     assert pool["user_config"]["version"] == 8
+
+
+EVERYWHERE = {"balancers": 2, "http": {"host": "0.0.0.0", "port": 0}}
+SHADOWED = {"cache": {"mode": "read", "levels": "head.safetensors", "shadow": 0.1}}
+
+
+@pytest.mark.parametrize(
+    ("fields", "on_head"),
+    [
+        ({}, {BALANCER, CACHE, ENCODER}),
+        (EVERYWHERE, set()),
+        (EVERYWHERE | {"http": {"host": "127.0.0.1", "port": 0}}, {BALANCER, CACHE, ENCODER}),
+        (EVERYWHERE | SHADOWED, {CACHE}),
+    ],
+    ids=["one load balancer", "several", "several on one address", "a level head that is replaced on the head node"],
+)
+def test_cache_and_encoders_run_where_the_load_balancers_do(
+    tmp_path: Path, fields: dict[str, Any], on_head: set[str]
+) -> None:
+    service, _ = load_service(toy_service(tmp_path, **fields))
+    options = placement(service)
+    assert {name for name in options if options[name] == ON_HEAD} == on_head
+    assert {name for name in options if options[name] == ANYWHERE} == options.keys() - on_head
