@@ -139,8 +139,13 @@ class CacheService:
         """Calls :meth:`ApproximateCache.finish` for each request, once the states that it captured are in the store,
         because the worker answers before it has stored them. States that do not arrive in time count as missing."""
         plain = [it for it in reports if not it.captured]
+
+        def finish_plain(cache: ApproximateCache) -> None:
+            for report in plain:
+                _finish(cache, report)
+
         await asyncio.gather(
-            self._do(lambda cache: [_finish(cache, it) for it in plain]),
+            self._do(finish_plain),
             *(self._insert(it) for it in reports if it.captured),
         )
 
