@@ -45,6 +45,7 @@ PROGRAMS = ("unshare", "nsenter", "ip", "rsync", "sshd", "ssh-keygen", "redis-se
 SKIPPED = (".git", ".venv", ".weir", "runs", "__pycache__", "node_modules", ".*_cache", ".hypothesis")
 NAMESPACES = ("--mount", "--net", "--pid", "--fork", "--kill-child", "--mount-proc")
 CLUSTER, SERVICE = "deploy/clusters/here.yaml", "deploy/configs/here.yaml"
+KEYS = "deploy/configs/here-keys.yaml"
 SERVED, PROMETHEUS = "http://127.0.0.1:8000", "http://127.0.0.1:9090"
 REPLAY = ("weir", "replay", "traces/bursty.csv", "--url", SERVED, "--slo", "15")
 MAINTENANCE = (
@@ -181,6 +182,8 @@ def _commands(run: Path, checkout: Path, hosts: list[str], seconds: float) -> No
     laptop = _Laptop(run / "log")
     laptop.step("bash", "deploy/clusters/secrets.sh")
     os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(HOME / ".weir-secrets" / "ray_token")}
+    key = laptop.step("weir", "keys", "new", "--name", "operator", "--admin", "--file", KEYS)
+    os.environ["WEIR_API_KEY"] = key.strip()
     laptop.step("ray", "up", "-y", CLUSTER)
     try:
         with ExitStack() as stack:
@@ -217,7 +220,7 @@ def _deploy(laptop: _Laptop, checkout: Path, hosts: list[str]) -> None:
     (checkout / "serve.yaml").write_text(laptop.step("weir", "render", SERVICE))
     laptop.step("serve", "deploy", "serve.yaml")
     laptop.until(running)
-    _print(f"        {_places(laptop)}")
+    laptop.until(lambda: _places(laptop))
 
 
 def _resize(laptop: _Laptop, host: str, key: Path, log: Path) -> None:
@@ -334,6 +337,7 @@ def write_files(checkout: Path, addresses: list[str], key: Path) -> None:
         "cache": {"mode": "read-write", "encoder": "words", "fetch_s": 0.5, "lookup_s": 2},
         # On every host, so that a client of one of them does not notice that the head is away.
         "http": {"host": "0.0.0.0", "port": 8000},
+        "keys_file": Path(KEYS).name,
     }
     (checkout / SERVICE).write_text(yaml.safe_dump(service))
 

@@ -15,9 +15,10 @@ import ray.autoscaler
 import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 
-from benchmarks.ray_up import CLUSTER, SERVICE, write_files
+from benchmarks.ray_up import CLUSTER, KEYS, SERVICE, write_files
 from cache.factory import SECRET, URL
-from weir.config import load_service
+from load_balancer.http.api_keys import append_key
+from weir.config import KeyConfig, load_service
 
 CLUSTERS = Path(__file__).parents[2] / "deploy" / "clusters"
 RAY_UP = sorted(CLUSTERS.glob("*.yaml"))
@@ -68,6 +69,7 @@ def test_the_demo_changes_only_hosts_keys_and_family_of_the_shipped_cluster_file
     validate_config(prepare_config(demo))
     assert demo["provider"] | {"worker_ips": []} == {"type": "local", "head_ip": "10.0.0.1", "worker_ips": []}
     assert {key for key in shipped if demo[key] != shipped[key]} == {"provider", "auth", "setup_commands"}
+    append_key(tmp_path / KEYS, KeyConfig(name="operator", sha256="0" * 64, tenant="public"))
     service, _ = load_service(tmp_path / SERVICE)
     assert service.controlled
     assert service.pool.emulate
