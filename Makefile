@@ -1,6 +1,6 @@
 # Every command of the project; `make help` lists them.
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev system-packages demo cluster-demo ray-up-demo monitoring check-dashboards test test-on-ray test-without-ray fuzz fuzz-files attack overload chaos soak mutations lock lock-check audit sbom lint bench train evaluate profile clean
+.PHONY: help setup setup-dev system-packages demo cluster-demo ray-up-demo monitoring check-dashboards test test-on-ray test-without-ray fuzz fuzz-files fuzz-bytes attack overload chaos soak mutations lock lock-check audit sbom lint bench train evaluate profile clean
 
 BIN := .venv/bin
 WEIR := $(BIN)/weir
@@ -111,6 +111,9 @@ fuzz: setup-dev  ## fuzz the API from its own description
 
 fuzz-files: setup-dev  ## damage every kind of file that is read, for MINUTES=60, and read it
 	$(BIN)/python -m tests.fuzz_files --minutes $(MINUTES)
+
+fuzz-bytes: setup-dev  ## damage HTTP requests for MINUTES=60, and send them to the API
+	$(BIN)/python -m tests.fuzz_bytes --minutes $(MINUTES)
 
 attack: setup-dev  ## attack a service in every known way; NEIGHBOURS=300 RUNS=5 measure a client beside a hostile one
 	$(BIN)/python -m benchmarks.attack $(if $(NEIGHBOURS),--neighbours $(NEIGHBOURS)) $(if $(RUNS),--runs $(RUNS))
