@@ -88,6 +88,21 @@ MUTATIONS = (
         "tests/weir/test_logs.py::test_while_the_disk_is_full_records_are_lost_which_is_said_once",
     ),
     Mutation(
+        "the search for replicas may wait for ever",
+        "load_balancer/pool/serve_pool.py",
+        "async with asyncio.timeout(DESCRIBE_TIMEOUT_S):",
+        "if True:",
+        "tests/load_balancer/pool/test_replica_registry.py::test_a_router_that_hangs_holds_no_probe_up",
+    ),
+    Mutation(
+        "a low priority is a deadline that never comes",
+        "workers/engine/scheduling.py",
+        "urgent = sorted(tasks, key=lambda t: (t.deadline < now + t.left * step_s(t), t.deadline, t.ticket))",
+        "urgent = sorted(tasks, key=lambda t: (t.deadline < now + t.left * step_s(t), -t.ticket))",
+        "tests/workers/engine/test_scheduling.py::"
+        "test_an_image_of_low_priority_is_in_time_although_others_keep_the_device_busy",
+    ),
+    Mutation(
         "a single image moves the threshold to its ends",
         "controller/policies/weir.py",
         "PAYBACK_IMAGES = 20",
