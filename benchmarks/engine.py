@@ -32,15 +32,17 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import command
-from weir.config import FamilyConfig, Scheduler, load_family
-from weir.core import ImageRequest, Resume
+from weir.config import FamilyConfig, load_family
+from weir.core import ImageRequest, Overrides, Resume
 from weir.states import State
-from workers.engine.engine import DenoiseJob, denoise_job
+from workers.engine.engine import DenoiseJob, denoise_job, recipe
 from workers.engine.image_decoder import to_png
+from workers.engine.samplers import TCD_GAMMA, scheduler_for
+from workers.engine.scheduler_settings import SAMPLERS, unsupported
 from workers.engine.step_loop import StepLoop, StepProgress, TaskOutcome
 from workers.models.architectures.architecture import Pipeline
 from workers.models.family import Family
-from workers.models.weights import load_pipelines, scheduler_for
+from workers.models.weights import load_pipelines
 
 #: Shares of K = 0, 5, 10, 15, 20 and 25 of 50 steps among the requests of NIRVANA's and Argus' published logs.
 SHARES = (0.225, 0.426, 0.213, 0.046, 0.032, 0.059)
@@ -62,6 +64,7 @@ class Bench:
 
     def __init__(self, config: FamilyConfig, engine: Family, pipeline: Pipeline):
         self.config, self.engine, self.pipeline = config, engine, pipeline
+        pipeline.scheduler = scheduler_for(config.heavy.scheduler, pipeline.scheduler.config)
         self.pipeline.set_progress_bar_config(disable=True)
         parts = {k: v for k, v in pipeline.components.items() if k not in _UNUSED}
         self.resumer = StableDiffusionXLImg2ImgPipeline(**parts, add_watermarker=False)
@@ -84,22 +87,25 @@ class Bench:
 
     # ---------------------------------------------------------------------------------------- diffusers
 
-    def noise(self, requests: Sequence[ImageRequest]) -> torch.Tensor:
+    def noise(self, generators: Sequence[torch.Generator]) -> torch.Tensor:
         unet, factor = self.pipeline.unet, self.pipeline.vae_scale_factor
         shape = (unet.config.in_channels, self.size // factor, self.size // factor)
-        noise = [torch.randn(shape, generator=torch.Generator().manual_seed(r.seed)) for r in requests]
+        noise = [torch.randn(shape, generator=it) for it in generators]
         return torch.stack(noise).to(unet.device, unet.dtype)
 
-    def piped(self, requests: Sequence[ImageRequest], output: str = "np") -> Any:
+    def piped(self, requests: Sequence[ImageRequest], output: str = "np", **how: Any) -> Any:
         """Runs one batch from step 0 in the pipeline."""
+        generators = [torch.Generator().manual_seed(r.seed) for r in requests]
         return self.pipeline(
             prompt=[r.prompt for r in requests],
-            latents=self.noise(requests),
+            latents=self.noise(generators),
+            generator=generators,
             height=self.size,
             width=self.size,
             num_inference_steps=self.steps,
             guidance_scale=self.guidance,
             output_type=output,
+            **how,
         ).images
 
     def resumed(self, requests: Sequence[ImageRequest], states: Sequence[State]) -> Any:
@@ -153,25 +159,23 @@ def seconds(work: Callable[[], object]) -> Duration:
 
 
 def equality(bench: Bench) -> dict[str, dict[str, float]]:
-    """Measures the largest absolute difference of the finished latents from diffusers', batch 1, for each scheduler."""
-    [request] = bench.requests(1)
+    """Measures the largest absolute difference of the finished latents from diffusers', batch 1, for each sampler."""
     found: dict[str, dict[str, float]] = {}
-    base = bench.pipeline.scheduler
-    names: tuple[Scheduler, ...] = ("ddim", "euler", "euler-trailing")
+    own, base = bench.pipeline.scheduler, bench.engine.pipelines["heavy"].scheduler.config
+    names = tuple(name for name in SAMPLERS if not list(unsupported(name, base)))
+    engine = Family(bench.config.model_copy(update={"samplers": names}), bench.engine.pipelines)
     for name in names:
-        bench.pipeline.scheduler = scheduler_for(name, base.config)
-        theirs = bench.piped([request], "latent")[0]
-        parts = {k: v for k, v in bench.engine.pipelines["heavy"].components.items() if k not in _UNUSED}
-        whole = type(bench.pipeline)(**{**parts, "scheduler": scheduler_for(name, base.config)}, add_watermarker=False)
-        engine = Family(bench.config, {"light": whole, "heavy": whole})
-        ours, states = _latent(engine, bench.jobs([replace(request, capture="bench")])[0])
+        [request] = bench.requests(1, overrides=Overrides(sampler=name))
+        bench.pipeline.scheduler = scheduler_for(name, base)
+        theirs = bench.piped([request], "latent", **({"eta": TCD_GAMMA} if name == "tcd" else {}))[0]
+        ours, states = _latent(engine, denoise_job(engine.config, "heavy", replace(request, capture="bench")))
         differences = {"from step 0": _apart(theirs, ours)}
         exact = 0.0
         for step, latent in states.items():
             resumed, _ = _latent(engine, _resume(bench, engine, request, step, latent))
             exact = max(exact, _apart(ours, resumed))
         found[name] = {**differences, "resumed from float16 at any K": exact, "largest value": float(ours.abs().max())}
-    bench.pipeline.scheduler = base
+    bench.pipeline.scheduler = own
     return found
 
 
@@ -183,9 +187,10 @@ def _latent(engine: Family, job: DenoiseJob) -> tuple[torch.Tensor, dict[int, to
 
 
 def _resume(bench: Bench, engine: Family, request: ImageRequest, step: int, latent: torch.Tensor) -> DenoiseJob:
-    model, sampler = engine.models["heavy"], engine.samplers["heavy"].id
-    state = State(latent.numpy(), step, bench.steps, sampler, model)
-    return denoise_job(bench.config, "heavy", replace(request, resume=Resume("-", step)), state)
+    resumed = replace(request, resume=Resume("-", step))
+    sampler = engine.sampler(recipe(engine.config, "heavy", resumed)).id
+    state = State(latent.numpy(), step, bench.steps, sampler, engine.models["heavy"])
+    return denoise_job(engine.config, "heavy", resumed, state)
 
 
 def _apart(a: torch.Tensor, b: torch.Tensor) -> float:

@@ -39,6 +39,9 @@ def generate(
     negative_prompt: Annotated[str, typer.Option(help="What the image should not show.")] = "",
     steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps of the last variant.")] = None,
     guidance: Annotated[float | None, typer.Option(min=0, help="Guidance scale of the last variant.")] = None,
+    sampler: Annotated[
+        str | None, typer.Option(help="Sampler of the last variant, one of the family's.", show_default="its own")
+    ] = None,
     size: Annotated[
         str | None, typer.Option(help="WIDTHxHEIGHT, one of the family's sizes.", show_default="the family's own")
     ] = None,
@@ -66,6 +69,9 @@ def generate(
         if variant is not None and variant not in config.keys:
             raise ConfigError(f"--variant is {variant!r}; {config.name} has {', '.join(config.keys)}")
         wanted = None if size is None else _size(size)
+        own = next((it for it in config.allowed_samplers if it == sampler), None)
+        if sampler is not None and own is None:
+            raise ConfigError(f"--sampler is {sampler!r}; {config.name} has {', '.join(config.allowed_samplers)}")
         with console.status("generating"):
             local_cache = None
             if cache is not None:
@@ -83,6 +89,7 @@ def generate(
                 size=wanted,
                 steps=steps,
                 guidance=guidance,
+                sampler=own,
                 threads=1,
                 cache=local_cache,
             )

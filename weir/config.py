@@ -20,11 +20,9 @@ from weir.core import ImageSize
 from weir.errors import ConfigError
 from weir.own_code import is_own
 from weir.plan import HEAVY, LIGHT, Assignment, Plan
+from weir.samplers import Scheduler, most_steps
 from weir.secrecy import MAY_HOLD_SECRETS, key_name, without_credentials
 from weir.yaml_files import read_mapping, whole_number
-
-Scheduler = Literal["ddim", "euler", "euler-trailing"]
-
 
 #: Requests of priority ``batch`` have this many times the deadline, and all other requests precede them.
 BATCH_SLACK = 10.0
@@ -80,6 +78,8 @@ class VariantConfig(_Strict):
             raise ValueError("give either pipeline or unet (with unet_file where needed), not both")
         if self.unet_file and not self.unet:
             raise ValueError("unet_file needs unet: the repository or folder that holds the file")
+        if (most := most_steps(self.scheduler)) is not None and self.steps > most:
+            raise ValueError(f"steps is {self.steps}; {self.scheduler} runs 1 to {most}")
         return self
 
 
@@ -96,6 +96,9 @@ class FamilyConfig(_Strict):
     size: int = Field(ge=LEAST_SIDE, le=MOST_SIDE, description="side length of the square images, pixels")
     sizes: tuple[Annotated[int | str, Field(union_mode="left_to_right")], ...] = Field(
         (), description="other sizes that requests may use: side lengths of squares, or WIDTHxHEIGHT, pixels"
+    )
+    samplers: tuple[Scheduler, ...] = Field(
+        (), description="samplers that requests may choose for the last variant instead of its own"
     )
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
@@ -173,6 +176,15 @@ class FamilyConfig(_Strict):
     def discriminator(self) -> str | None:
         """The first variant's discriminator, which also judges images of the last variant on request."""
         return self.light.discriminator
+
+    @property
+    def allowed_samplers(self) -> tuple[Scheduler, ...]:
+        """Samplers that requests may use for the last variant; the first one is its own."""
+        return tuple(dict.fromkeys((self.heavy.scheduler, *self.samplers)))
+
+    def samplers_of(self, key: str) -> tuple[Scheduler, ...]:
+        """Samplers of a variant; the first one is its own."""
+        return self.allowed_samplers if key == self.keys[-1] else (self.variants[key].scheduler,)
 
     @property
     def allowed_sizes(self) -> tuple[ImageSize, ...]:

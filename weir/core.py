@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any, NamedTuple
 
+from weir.samplers import Scheduler
+
 #: Share of the deadline that is kept for what no profile knows: hops, encoding, jitter, a slow batch.
 MARGIN = 0.02
 #: Smallest safety margin before the deadline: the response still has to reach the client.
@@ -85,6 +87,7 @@ class Overrides:
 
     steps: int | None = None
     guidance: float | None = None
+    sampler: Scheduler | None = None
 
 
 @dataclass(frozen=True, slots=True)

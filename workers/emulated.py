@@ -70,7 +70,8 @@ class EmulatedEngine:
     def _job(self, variant: str, request: ImageRequest, state: State | None) -> DenoiseJob:
         steps = request.overrides.steps or self.profile.variant(variant).steps
         guidance = request.overrides.guidance or 0.0
-        return DenoiseJob(Recipe(variant, request.width, request.height, steps, guidance), request, state, role=variant)
+        recipe = Recipe(variant, request.width, request.height, steps, guidance, request.overrides.sampler or "ddim")
+        return DenoiseJob(recipe, request, state, role=variant)
 
     def call_of(self, job: DenoiseJob) -> Hashable:
         recipe = job.recipe

@@ -31,6 +31,7 @@ from weir.config import FamilyConfig
 from weir.core import CacheLookup, ImageRequest, ImageSize, Overrides
 from weir.errors import GenerationFailed, NotFinite, StateRefused
 from weir.plan import Assignment, Plan
+from weir.samplers import Scheduler
 from weir.states import State
 from workers.engine.engine import Engine, EngineOutput, denoise_job, recipe
 
@@ -91,6 +92,7 @@ def generate(
     negative_prompt: str = "",
     steps: int | None = None,
     guidance: float | None = None,
+    sampler: Scheduler | None = None,
     engine: Engine | None = None,
     threads: int | None = None,
     cache: Cache | None = None,
@@ -103,7 +105,7 @@ def generate(
         threshold: threshold of every judge of the ladder.
         variant: variant to run instead of the cascade.
         size: of the image; None: the family's own.
-        steps, guidance: overrides for the last variant; None: its own.
+        steps, guidance, sampler: overrides for the last variant; None: its own.
         engine: a loaded family to reuse; None loads it.
         threads: number of torch's threads on the CPU; None: torch's default.
         cache: earlier runs; not used if ``variant`` is not the last one.
@@ -120,7 +122,7 @@ def generate(
     request = ImageRequest(
         f"generate-{uuid.uuid4().hex}", prompt, seed, width, height, float("inf"), negative_prompt=negative_prompt
     )
-    own = Overrides(steps, guidance)
+    own = Overrides(steps, guidance, sampler)
     recipe(family, variant or ladder[-1], replace(request, overrides=own))
     if engine is None:
         from workers.models.family import Family

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from urllib.parse import quote
 
 from weir.config import FamilyConfig
+from weir.samplers import Scheduler
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +19,7 @@ class Settings:
     steps: int | None = None
     guidance: float | None = None
     negative_prompt: str = ""
+    sampler: Scheduler | None = None
 
 
 class Partitions:
@@ -31,7 +33,7 @@ class Partitions:
         heavy = family.heavy
         revision = heavy.revision or family.revision or "local"
         self._family = family
-        self._model = f"{heavy.name}@{revision}|{heavy.scheduler}"
+        self._model = f"{heavy.name}@{revision}"
         self._encoder = encoder
 
     def name(self, tenant: str, settings: Settings) -> str:
@@ -41,7 +43,7 @@ class Partitions:
         guidance = heavy.guidance if settings.guidance is None else settings.guidance
         negative = hashlib.blake2b(settings.negative_prompt.encode(), digest_size=6).hexdigest()
         parts = (
-            self._model,
+            f"{self._model}|{settings.sampler or heavy.scheduler}",
             f"{settings.width}x{settings.height}",
             f"{steps}",
             f"{guidance:g}",

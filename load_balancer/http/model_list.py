@@ -66,6 +66,7 @@ def defaults(family: FamilyConfig, variant: str | None, cache_mode: CacheMode | 
         fields["negative_prompt"] = ""
     if is_last:
         fields["num_inference_steps"] = config.steps
+        fields["sampler"] = config.scheduler
     if is_last and guided:
         fields["guidance_scale"] = config.guidance
     if is_last and cache_mode is not None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
@@ -17,6 +17,7 @@ from load_balancer.runner.generation_request import CacheMode, GenerationRequest
 from weir.config import FamilyConfig, LimitsConfig
 from weir.core import ImageSize
 from weir.errors import InvalidRequest, UnknownModel
+from weir.samplers import DISTILLED_STEPS, Scheduler, check_steps, most_steps
 
 #: Any character but white space and control characters, by every language's definition of ``\\s``.
 SOMETHING = re.compile(r"[^\s\x00-\x1f\x7f-\xa0\ufeff]")
@@ -78,6 +79,7 @@ class GenerationBody(BaseModel):
     seed: Integer | None = None
     num_inference_steps: Integer | None = None
     guidance_scale: float | None = None
+    sampler: Scheduler | None = None
     cache: CacheMode | None = None
 
 
@@ -132,6 +134,7 @@ class RequestRules:
             "seed": f"an integer from 0 to {MOST_SEED}; {ANY_SEED} is any",
             "num_inference_steps": f"an integer from 1 to {limits.steps}",
             "guidance_scale": f"a number from 0 to {MOST_GUIDANCE:g}",
+            "sampler": " or ".join(family.allowed_samplers),
         }
 
     def read(self, raw: bytes) -> GenerationRequest:
@@ -163,6 +166,7 @@ class RequestRules:
             seed=None if body.seed == ANY_SEED else body.seed,
             steps=body.num_inference_steps,
             guidance=body.guidance_scale,
+            sampler=body.sampler,
             cache=body.cache,
             stream=bool(body.stream),
             partial_images=body.partial_images or 0,
@@ -196,6 +200,7 @@ class RequestRules:
             **{name: {"maxLength": longest} for name, longest in self._longest.items()},
             "model": {"enum": list(self.models)},
             "size": {"enum": [*self._sizes, *self._stand_ins]},
+            "sampler": {"enum": list(self._family.allowed_samplers)},
         }
         limits["prompt"] |= {"minLength": 1, "pattern": SOMETHING.pattern}
         for name, limit in limits.items():
@@ -208,6 +213,7 @@ class RequestRules:
             _implies({"output_format": {"enum": ["png", None]}}, {"output_compression": {"enum": [100, None]}}),
             _implies({"stream": {"enum": [False, None]}}, {"partial_images": {"enum": [0, None]}}),
             _implies({"response_format": {"const": "url"}}, {"stream": {"enum": [False, None]}}, ["response_format"]),
+            *self._described_samplers(),
         ]
         return {
             "requestBody": {"required": True, "content": {"application/json": {"schema": schema}}},
@@ -231,12 +237,41 @@ class RequestRules:
             value = getattr(body, name)
             if value is not None and not least <= value <= most:
                 raise self._refusal(name, f"is {_shown(value)}")
+        self._check_sampler(body)
         if body.output_format in (None, "png") and body.output_compression not in (None, 100):
             raise self._refusal("output_compression", f"is {body.output_compression} for png")
         if body.partial_images and not body.stream:
             raise self._refusal("partial_images", f"is {body.partial_images} without stream")
         if body.stream and body.response_format == "url":
             raise self._refusal("stream", "is true, but response_format is url")
+
+    def _check_sampler(self, body: GenerationBody) -> None:
+        """Checks the sampler against the model that it is for, and the number of steps against the sampler."""
+        last = self._family.keys[-1]
+        variant = self.models[body.model or self._family.name] or last
+        allowed = self._family.samplers_of(variant)
+        if body.sampler is not None and body.sampler not in allowed:
+            raise InvalidRequest(
+                f"sampler is {body.sampler}; accepted by {variant}: {' or '.join(allowed)}", param="sampler"
+            )
+        if variant == last:
+            check_steps(body.sampler or allowed[0], body.num_inference_steps or 1)
+
+    def _described_samplers(self) -> Iterator[dict[str, Any]]:
+        """JSON schemas of what :meth:`_check_sampler` checks."""
+        family, last = self._family, self._family.keys[-1]
+        for model, variant in self.models.items():
+            if variant not in (None, last):
+                own = {"enum": [*family.samplers_of(variant), None]}
+                yield _implies({"model": {"const": model}}, {"sampler": own}, ["model"])
+        limited: list[Scheduler | None] = [it for it in family.allowed_samplers if most_steps(it) is not None]
+        if family.heavy.scheduler in limited:
+            limited.append(None)
+        if limited:
+            of_last = [model for model, variant in self.models.items() if variant in (None, last)]
+            given = {"sampler": {"enum": limited}, "model": {"enum": [*of_last, None]}}
+            most = {"num_inference_steps": {"maximum": DISTILLED_STEPS}}
+            yield _implies(given, most, [] if None in limited else ["sampler"])
 
     def _refusal(self, param: str, problem: str) -> InvalidRequest:
         return InvalidRequest(f"{param} {problem}; accepted: {self.accepted[param]}", param=param)

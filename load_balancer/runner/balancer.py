@@ -174,7 +174,7 @@ class Balancer:
                 height=request.height,
                 deadline=task.deadline,
                 negative_prompt=request.negative_prompt,
-                overrides=Overrides(request.steps, request.guidance),
+                overrides=Overrides(request.steps, request.guidance, request.sampler),
                 tenant=request.caller.tenant,
                 previews=request.partial_images,
             )

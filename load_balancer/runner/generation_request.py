@@ -9,6 +9,7 @@ from typing import Literal
 
 from load_balancer.http.api_keys import ANONYMOUS, Caller
 from weir.cascade import CacheMode
+from weir.samplers import Scheduler
 
 ImageFormat = Literal["png", "jpeg", "webp"]
 
@@ -20,7 +21,7 @@ class GenerationRequest:
     Attributes:
         variant: key of the variant that the client names; None lets the cascade decide.
         seed: seed of the first image, the next ones count up; None: chosen at random at admission.
-        steps, guidance: replace the last variant's own.
+        steps, guidance, sampler: replace the last variant's own.
         cache: cache mode of this request; None: the service's mode.
         caller: the sender; its tenant determines which states the request may reuse, and which requests may reuse its
             states.
@@ -43,6 +44,7 @@ class GenerationRequest:
     seed: int | None = None
     steps: int | None = None
     guidance: float | None = None
+    sampler: Scheduler | None = None
     cache: CacheMode | None = None
     caller: Caller = field(default=ANONYMOUS, compare=False)
     stream: bool = False

@@ -7,16 +7,20 @@ from pathlib import Path
 
 import weir
 from weir.config import FamilyConfig, VariantConfig
+from weir.samplers import Scheduler
 
 #: Packages whose version can change an image.
 PACKAGES = ("torch", "diffusers", "transformers")
 
 
-def made_with(family: FamilyConfig, variant: VariantConfig) -> dict[str, str]:
+def made_with(family: FamilyConfig, variant: VariantConfig, sampler: Scheduler | None = None) -> dict[str, str]:
     """Versions of the software, and the weights as ``repository@revision``.
 
     A repository without a revision gets ``@latest``, because its content may change. A local folder gets ``@local`` and
     its name, without its path.
+
+    Args:
+        sampler: the sampler that a request chose; None: the variant's own.
     """
     versions = {"weir": weir.__version__}
     for package in PACKAGES:
@@ -30,7 +34,7 @@ def made_with(family: FamilyConfig, variant: VariantConfig) -> dict[str, str]:
         versions["unet"] = _named(variant.unet, variant.revision) + (
             f"#{variant.unet_file}" if variant.unet_file else ""
         )
-    return versions | {"scheduler": variant.scheduler, "dtype": family.dtype}
+    return versions | {"scheduler": sampler or variant.scheduler, "dtype": family.dtype}
 
 
 def _named(reference: str, revision: str | None) -> str:

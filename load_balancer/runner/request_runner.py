@@ -61,7 +61,11 @@ class RequestRunner:
         self._family = family
         self._settings = settings
         self._cache = cache
-        self._made_with = {key: made_with(family, variant) for key, variant in family.variants.items()}
+        self._made_with = {
+            (key, sampler): made_with(family, variant, sampler)
+            for key, variant in family.variants.items()
+            for sampler in family.samplers_of(key)
+        }
 
     async def generate(self, task: ImageTask, request: ImageRequest, show: Show) -> GeneratedImage:
         """Generates one image; cancelling the call cancels the work on it.
@@ -129,11 +133,12 @@ class RequestRunner:
         """The request for the worker of a run."""
         asked, plan = work.request, work.progress.task.plan
         best = run.variant == plan.last
+        own = asked.overrides if best else Overrides()
         return replace(
             asked,
             seed=_seed(asked, run),
             deadline=run.deadline,
-            overrides=Overrides(run.steps, asked.overrides.guidance if best else None),
+            overrides=replace(own, steps=run.steps),
             resume=run.resume,
             capture=work.progress.lookup.partition if run.capture else None,
             low_priority=run.low_priority,
@@ -150,6 +155,9 @@ class RequestRunner:
         task, images, best = work.progress.task, work.progress.images, work.progress.images[number]
         last = task.plan.last
         judged = [it.confidence for it in images if it.variant != last and not it.run.redraw]
+        sampler = self._family.variants[best.variant].scheduler
+        if best.variant == last:
+            sampler = work.request.overrides.sampler or sampler
         return GeneratedImage(
             result=work.results[number],
             path=path,
@@ -163,7 +171,7 @@ class RequestRunner:
             compute_s=sum(result.compute_s for result in work.results),
             latency_s=self._forecast.now() - task.admitted_at,
             plan_version=task.plan.version,
-            made_with=self._made_with[best.variant],
+            made_with=self._made_with[best.variant, sampler],
             lookup=work.progress.lookup,
         )
 

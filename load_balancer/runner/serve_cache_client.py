@@ -59,6 +59,7 @@ class ServeCacheClient:
             "height": request.height,
             "steps": request.overrides.steps,
             "guidance": request.overrides.guidance,
+            "sampler": request.overrides.sampler,
             "negative_prompt": request.negative_prompt,
         }
         about = request.id, request.tenant, request.prompt, settings, REQUEST_ID.get()

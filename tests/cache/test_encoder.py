@@ -117,6 +117,7 @@ def test_every_setting_that_changes_a_state_changes_the_partition(clip) -> None:
         partitions.name("a", Settings(64, 64, steps=30)),
         partitions.name("a", Settings(64, 64, guidance=1.5)),
         partitions.name("a", Settings(64, 64, negative_prompt="blurry")),
+        partitions.name("a", Settings(64, 64, sampler="unipc")),
         Partitions(FAMILY, "other").name("a", plain),
         Partitions(
             FAMILY.model_copy(
@@ -125,7 +126,7 @@ def test_every_setting_that_changes_a_state_changes_the_partition(clip) -> None:
             clip.version,
         ).name("a", plain),
     }
-    assert len(names) == 8
+    assert len(names) == 9
     assert partitions.name("a", Settings(64, 64, steps=50, guidance=3.0)) == partitions.name("a", plain)
 
 

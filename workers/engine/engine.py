@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from weir.config import FamilyConfig
 from weir.core import ImageRequest, ImageSize
 from weir.errors import GenerationFailed, InvalidRequest, WeirError
+from weir.samplers import check_steps
 from weir.states import State
 from workers.engine.scheduling import Recipe
 
@@ -209,6 +210,11 @@ def recipe(family: FamilyConfig, variant: str, request: ImageRequest) -> Recipe:
         raise InvalidRequest(f"steps is {steps}; it must lie in 1…{MAX_STEPS}", param="num_inference_steps")
     if not 0 <= guidance <= MAX_GUIDANCE:  # also refuses NaN
         raise InvalidRequest(f"guidance is {guidance}; it must lie in 0…{MAX_GUIDANCE:g}", param="guidance_scale")
+    sampler = asked.sampler or own.scheduler
+    if sampler not in family.samplers_of(variant):
+        allowed = ", ".join(family.samplers_of(variant))
+        raise InvalidRequest(f"sampler is {sampler}; {variant} of {family.name} has {allowed}", param="sampler")
+    check_steps(sampler, steps)
     resume = request.resume
     if resume is not None and (resume.stride < 1 or steps % resume.stride or resume.step % resume.stride):
         raise InvalidRequest(
@@ -220,7 +226,7 @@ def recipe(family: FamilyConfig, variant: str, request: ImageRequest) -> Recipe:
             raise InvalidRequest(
                 f"{name} is {start.step}; in a run of {steps} steps it must lie in 1…{steps - 1}", param=name
             )
-    return Recipe(variant, request.width, request.height, steps, float(guidance))
+    return Recipe(variant, request.width, request.height, steps, float(guidance), sampler)
 
 
 def denoise_job(

@@ -1,27 +1,36 @@
-"""Tables of one-step solvers: every step of DDIM and of Euler is linear in the latent and in the model's output.
+"""Tables of the steps of samplers, read from diffusers' schedulers.
 
-    model input = scale_k · x_k      x_{k+1} = keep_k · x_k + push_k · m_k      x̂_0 = from_x_k · x_k + from_m_k · m_k
+Every step of these samplers is linear. Let S_k be the S latents that a run keeps between two steps: the latent x_k, and
+what a multistep solver remembers of earlier steps. With the model's output m_k and noise z_k ~ N(0, I):
 
-The solver state of a sample is therefore its step number, and samples at different steps of different schedules
-advance in one vectorised operation. Multistep solvers (DPM++2M, UniPC) do not have this form, and would lose their
-history when a run resumes. The schedules are those of diffusers; DDIM is formula (12) of Song et al. 2021 with η = 0,
-Euler is algorithm 2 of Karras et al. 2022 without churn.
+    model input = scale_k · x_k                 S_{k+1} = mix_k · S_k + push_k · m_k + churn_k · z_k
+    x̂_0 = from_x_k · x_k + from_m_k · m_k
+
+The coefficients are what diffusers' scheduler makes of unit vectors. So a table follows every setting of the scheduler,
+and samples at different steps of different samplers advance in one vectorised operation.
+
+A run that starts at step K begins there without a history, as diffusers' ``denoising_start`` does: the first step of a
+multistep solver is then of first order. The history of a stored state would be of another prompt.
 """
 
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
 from typing import Any
 
+import diffusers
 import numpy as np
 import numpy.typing as npt
-from diffusers import DDIMScheduler, EulerDiscreteScheduler
+import torch
 
-from weir.errors import ConfigError
-from workers.engine.scheduler_settings import unsupported
+from weir.errors import ConfigError, InvalidRequest
+from weir.samplers import Scheduler
+from workers.engine.scheduler_settings import SAMPLERS, settings_for, unsupported
 
 Array = npt.NDArray[np.float64]
 #: Scheduler settings that change the noise level of step k or the meaning of a latent at step k.
@@ -41,124 +50,238 @@ _MEANING = (
     "use_karras_sigmas",
     "use_exponential_sigmas",
     "use_beta_sigmas",
+    "use_lu_lambdas",
+    "lambda_min_clipped",
+    "sigma_min",
+    "sigma_max",
 )
+#: Length of the unit vectors. A scheduler adds noise of length 1 to them, which rounds them by a millionth of it.
+_LENGTH = 2.0**20
+#: A coefficient below this is a zero that was rounded.
+_NOTHING = 1e-12
+#: γ of TCD (Zheng et al. 2024, section 4.2), the default of diffusers' scheduler.
+TCD_GAMMA = 0.3
+#: Number of schedules that a sampler keeps.
+_KEPT = 256
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """Coefficients of one run of N steps; every column is float64 [N].
+    """Coefficients of one run of N steps that keeps S latents between steps; float64.
+
+    The coefficients of the steps before ``first`` are zeros.
 
     Attributes:
-        timesteps: the timestep that the model is given at each step.
-        scale, keep, push, from_x, from_m: the coefficients in the module's formulas.
-        signal, noise: the latent that enters step k is signal_k · x_0 + noise_k · ε; [N + 1], the last entry is that of
-            the finished latent.
+        first: the first step that runs.
+        timesteps: the timestep that the model is given at each step, [N].
+        scale, from_x, from_m: the coefficients in the module's formulas, [N].
+        mix: [N, S, S].
+        push, churn: [N, S].
+        signal, noise: the latent that enters step k is signal_k · x_0 + noise_k · ε; [N].
         initial: standard deviation of the latent that enters step 0.
     """
 
+    first: int
     timesteps: Array
     scale: Array
-    keep: Array
-    push: Array
     from_x: Array
     from_m: Array
+    mix: Array
+    push: Array
+    churn: Array
     signal: Array
     noise: Array
     initial: float
+    _rows: dict[int, list[list[float]]] = field(default_factory=dict, repr=False, compare=False)
 
     def __len__(self) -> int:
         return len(self.timesteps)
 
+    @property
+    def kept(self) -> int:
+        """S, the number of latents that a run keeps between steps."""
+        return self.push.shape[1]
+
     @cached_property
-    def rows(self) -> list[tuple[float, float, float, float]]:
-        """(timestep, scale, keep, push) of every step, as Python floats."""
-        return list(zip(*(c.tolist() for c in (self.timesteps, self.scale, self.keep, self.push)), strict=True))
+    def stochastic(self) -> bool:
+        """Whether steps add noise."""
+        return bool(self.churn.any())
+
+    def rows(self, kept: int) -> list[list[float]]:
+        """(timestep, scale, mix, push, churn) of every step, flattened and padded with zeros to ``kept`` latents."""
+        if kept not in self._rows:
+            none, more = (0, 0), (0, kept - self.kept)
+            mix = np.pad(self.mix, (none, more, more)).reshape(len(self), -1)
+            push, churn = np.pad(self.push, (none, more)), np.pad(self.churn, (none, more))
+            self._rows[kept] = np.column_stack([self.timesteps, self.scale, mix, push, churn]).tolist()
+        return self._rows[kept]
 
 
 class Sampler:
-    """The schedules of one variant, by number of steps.
+    """The schedules of one sampler with the noise schedule of one pipeline.
+
+    Args:
+        name: the sampler.
+        config: configuration of the pipeline's own scheduler.
 
     Raises:
-        ConfigError: the scheduler is not a one-step solver that this module supports, or names a setting of it that it
-            does not support.
+        ConfigError: the configuration has a setting that the sampler does not support; names it.
     """
 
-    def __init__(self, scheduler: DDIMScheduler | EulerDiscreteScheduler):
-        config: Any = scheduler.config
-        if not isinstance(scheduler, DDIMScheduler | EulerDiscreteScheduler):
-            raise ConfigError(
-                f"scheduler {type(scheduler).__name__} cannot be resumed; use ddim, euler or euler-trailing"
-            )
-        for what, remedy in unsupported("ddim" if isinstance(scheduler, DDIMScheduler) else "euler", config):
+    def __init__(self, name: Scheduler, config: Mapping[str, Any]):
+        for what, remedy in unsupported(name, config):
             raise ConfigError(f"{what}; {remedy}")
-        meaning = {key: config[key] for key in _MEANING if config.get(key) is not None}
+        self.name = name
+        made = scheduler_for(name, config)
+        self._kind, self._config = type(made), made.config
+        meaning = {key: made.config[key] for key in _MEANING if made.config.get(key) is not None}
         digest = hashlib.blake2b(json.dumps(meaning, sort_keys=True, default=str).encode(), digest_size=6).hexdigest()
+        kind = SAMPLERS[name].scheduler.removesuffix("Scheduler")
         #: Samplers of equal id give a latent at step k of N the same meaning.
-        self.id = f"{type(scheduler).__name__.removesuffix('Scheduler')}-{config.prediction_type}-{digest}"
-        self._scheduler = scheduler
-        self._schedules: dict[int, Schedule] = {}
+        self.id = f"{kind}-{made.config.prediction_type}-{digest}"
+        self._table = lru_cache(_KEPT)(self._read)
 
-    def schedule(self, steps: int) -> Schedule:
-        """The schedule of a run of ``steps`` steps; computed once."""
-        if steps not in self._schedules:
-            table = _ddim if isinstance(self._scheduler, DDIMScheduler) else _euler
-            self._schedules[steps] = table(self._scheduler, steps)
-        return self._schedules[steps]
+    def schedule(self, steps: int, first: int = 0) -> Schedule:
+        """The schedule of a run of ``steps`` steps that starts at step ``first``.
+
+        Raises:
+            InvalidRequest: the sampler has no run of that many steps.
+        """
+        return self._table(steps, first)
+
+    def _read(self, steps: int, first: int) -> Schedule:
+        scheduler = self._kind.from_config(self._config)
+        try:
+            scheduler.set_timesteps(steps)
+            table = _table(scheduler, first)
+        except (ValueError, IndexError, AssertionError) as error:
+            raise self._impossible(steps, str(error).partition("\n")[0][:200]) from error
+        if len(table) != steps:
+            raise self._impossible(steps, f"its noise schedule has {len(table)} of them")
+        if not all(np.isfinite(it).all() for it in (table.mix, table.push, table.from_x, table.from_m)):
+            raise self._impossible(steps, "a coefficient is not a finite number")
+        return table
+
+    def _impossible(self, steps: int, why: str) -> InvalidRequest:
+        return InvalidRequest(
+            f"{self.name} has no run of {steps} steps: {why}; choose another number of steps or another sampler",
+            param="num_inference_steps",
+        )
 
 
-def _ddim(scheduler: Any, steps: int) -> Schedule:
-    config = scheduler.config
-    scheduler.set_timesteps(steps)
-    timesteps = scheduler.timesteps.numpy()
-    alphas = scheduler.alphas_cumprod.double().numpy()
-    before = timesteps - config.num_train_timesteps // steps
-    now = alphas[timesteps]
-    after = np.where(before >= 0, alphas[before], float(scheduler.final_alpha_cumprod))
-    from_x, from_m, noise_x, noise_m = _prediction(config.prediction_type, np.sqrt(now), np.sqrt(1 - now))
-    signal, noise = np.sqrt(after), np.sqrt(1 - after)
+def scheduler_for(name: Scheduler, config: Mapping[str, Any]) -> Any:
+    """Creates the diffusers scheduler that ``name`` stands for, with the noise schedule of ``config``."""
+    return getattr(diffusers, SAMPLERS[name].scheduler).from_config(settings_for(name, config))
+
+
+def _table(scheduler: Any, first: int) -> Schedule:
+    """Reads a table from a diffusers scheduler whose timesteps are set."""
+    timesteps = scheduler.timesteps
+    steps = len(timesteps)
+    levels = np.array([_level(scheduler, k) for k in range(steps)]).reshape(steps, 2)
+    signal, noise = levels.T
+    _begin_at(scheduler, first)
+    rows = [_step(scheduler, k) for k in range(first, steps)]
+    size = len(rows[0].push)
+    used = _used([row.mix for row in rows], size)
+    scale = np.array([1.0] * first + [row.scale for row in rows])
+    from_x, from_m = _estimate(scheduler.config.prediction_type, scale * signal, scale * noise)
+    mix, push, churn = np.zeros((steps, size, size)), np.zeros((steps, size)), np.zeros((steps, size))
+    for k, row in enumerate(rows, first):
+        mix[k], push[k], churn[k] = row.mix, row.push, row.churn
     return Schedule(
-        timesteps=timesteps.astype(float),
-        scale=np.ones(steps),
-        keep=signal * from_x + noise * noise_x,
-        push=signal * from_m + noise * noise_m,
-        from_x=from_x,
-        from_m=from_m,
-        signal=np.append(np.sqrt(now), signal[-1]),
-        noise=np.append(np.sqrt(1 - now), noise[-1]),
-        initial=float(scheduler.init_noise_sigma),
-    )
-
-
-def _euler(scheduler: Any, steps: int) -> Schedule:
-    """Euler's schedule for latents x = x_0 + σ ε, as in diffusers; the model's input is x / √(σ² + 1)."""
-    scheduler.set_timesteps(steps)
-    sigmas = scheduler.sigmas.double().numpy()
-    now, after = sigmas[:-1], sigmas[1:]
-    scale = 1 / np.sqrt(now**2 + 1)
-    # the prediction is of the scaled latent, whose signal and noise amplitudes are scale and σ · scale
-    from_x, from_m, noise_x, noise_m = _prediction(scheduler.config.prediction_type, scale, now * scale)
-    return Schedule(
-        timesteps=scheduler.timesteps.double().numpy(),
+        first=first,
+        timesteps=timesteps.double().numpy(),
         scale=scale,
-        keep=(from_x + after * noise_x) * scale,
-        push=from_m + after * noise_m,
         from_x=from_x * scale,
         from_m=from_m,
-        signal=np.ones(steps + 1),
-        noise=sigmas,
+        mix=mix[:, used][:, :, used],
+        push=push[:, used],
+        churn=churn[:, used],
+        signal=signal,
+        noise=noise,
         initial=float(scheduler.init_noise_sigma),
     )
 
 
-def _prediction(kind: str, signal: Array, noise: Array) -> tuple[Array, Array, Array, Array]:
-    """x̂_0 and ε̂ as combinations of the latent x = signal · x_0 + noise · ε and the model's output m.
+@dataclass(frozen=True)
+class _Step:
+    """Coefficients of one step, for all latents that the scheduler keeps."""
 
-    Returns:
-        The factors of x and m in x̂_0, then those in ε̂.
+    scale: float
+    mix: Array
+    push: Array
+    churn: Array
+
+
+def _step(scheduler: Any, k: int) -> _Step:
+    """Lets the scheduler take step k with unit vectors in place of its latents and of the model's output.
+
+    The first row of every tensor is zeros, of which the scheduler leaves nothing but the noise that it adds.
     """
-    zero, one = np.zeros_like(signal), np.ones_like(signal)
+    history = _history(scheduler)
+    size = 1 + len(history)
+    units = [torch.stack([torch.zeros(size + 1), _LENGTH * it]) for it in torch.eye(size + 1)]
+    _remember(scheduler, [None if known is None else units[1 + i] for i, known in enumerate(history)])
+    timestep, takes = scheduler.timesteps[k], inspect.signature(scheduler.step).parameters
+    scale = float(scheduler.scale_model_input(torch.ones(()), timestep))
+    how: dict[str, Any] = {"eta": TCD_GAMMA} if isinstance(scheduler, diffusers.TCDScheduler) else {}
+    if "generator" in takes:
+        how["generator"] = torch.Generator().manual_seed(0)
+    moved = scheduler.step(units[size], timestep, units[0], **how, return_dict=False)[0]
+    noise = torch.randn((2, size + 1), generator=torch.Generator().manual_seed(0)).double().numpy()
+    rows, churn = np.zeros((size, size + 1)), np.zeros(size)
+    for i, vector in enumerate([moved, *_history(scheduler)]):
+        if vector is not None:
+            of_zeros, of_units = vector.double().numpy()
+            churn[i] = of_zeros @ noise[0] / (noise[0] @ noise[0])
+            row = (of_units - churn[i] * noise[1]) / _LENGTH
+            rows[i] = np.where(np.abs(row) < _NOTHING, 0, row)
+    return _Step(scale, rows[:, :size], rows[:, size], churn)
+
+
+def _history(scheduler: Any) -> list[torch.Tensor | None]:
+    """What a scheduler remembers of earlier steps; None for what it does not have yet."""
+    single = [getattr(scheduler, name) for name in ("last_sample", "sample") if name in vars(scheduler)]
+    return [*vars(scheduler).get("model_outputs", ()), *single]
+
+
+def _remember(scheduler: Any, history: list[torch.Tensor | None]) -> None:
+    """Replaces what :func:`_history` returns."""
+    names = [name for name in ("last_sample", "sample") if name in vars(scheduler)]
+    outputs = len(history) - len(names)
+    if outputs:
+        scheduler.model_outputs = history[:outputs]
+    for name, vector in zip(names, history[outputs:], strict=True):
+        setattr(scheduler, name, vector)
+
+
+def _begin_at(scheduler: Any, step: int) -> None:
+    """Sets the step at which a run begins; schedulers without this method read it from the timestep."""
+    if hasattr(scheduler, "set_begin_index"):
+        scheduler.set_begin_index(step)
+
+
+def _level(scheduler: Any, k: int) -> tuple[float, float]:
+    """Signal and noise of the latent that enters step k."""
+    _begin_at(scheduler, k)
+    one, zero = torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0])
+    signal, noise = scheduler.add_noise(one, zero, scheduler.timesteps[k : k + 1]).tolist()
+    return signal, noise
+
+
+def _used(mixes: list[Array], size: int) -> list[int]:
+    """Indices of the latents on which the latent x depends, sooner or later; it is the first of them."""
+    used = {0}
+    while more := {j for i in used for j in range(size) if any(mix[i, j] for mix in mixes)} - used:
+        used |= more
+    return sorted(used)
+
+
+def _estimate(kind: str, signal: Array, noise: Array) -> tuple[Array, Array]:
+    """The factors of x and m in x̂_0, for the model's input x = signal · x_0 + noise · ε and its output m."""
     if kind == "epsilon":
-        return 1 / signal, -noise / signal, zero, one
+        return 1 / signal, -noise / signal
     if kind == "v_prediction":
-        return signal, -noise, noise, signal
-    return zero, one, 1 / noise, -signal / noise
+        return signal, -noise
+    return np.zeros_like(signal), np.ones_like(signal)

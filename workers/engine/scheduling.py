@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
 from weir.plan import Assignment, Plan
+from weir.samplers import Scheduler
 
 #: In one of this many calls the oldest image goes first, however late it is, so that no image waits forever.
 OLDEST_FIRST_EVERY = 8
@@ -40,6 +41,7 @@ class Recipe(NamedTuple):
     height: int
     steps: int
     guidance: float
+    sampler: Scheduler
 
 
 @dataclass(slots=True, eq=False)

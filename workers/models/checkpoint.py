@@ -71,7 +71,7 @@ def check_configs(family: FamilyConfig, key: str, architecture: type[Architectur
     Raises:
         ConfigError: names the part, the key of its configuration and the remedy.
     """
-    for part, what, remedy in architecture.mismatches(configs, family.variants[key].scheduler):
+    for part, what, remedy in architecture.mismatches(configs, family.samplers_of(key)):
         of_denoiser = part == architecture.denoiser_part
         source = denoiser_source(family, key) if of_denoiser else pipeline_source(family, key)
         raise source.error(f"{part}: {what}", remedy)

@@ -10,7 +10,7 @@ import torch
 from diffusers.models.attention_processor import Attention
 
 from workers.engine.engine import DenoiseJob
-from workers.engine.samplers import Sampler, Schedule
+from workers.engine.samplers import Schedule
 from workers.models.architectures.architecture import Architecture, Text
 from workers.models.linear import use_onednn
 from workers.models.weights_hash import weights_hash
@@ -22,6 +22,8 @@ class DenoisingState:
 
     Attributes:
         latent: the latent that enters ``step``, float32 [C, H/f, W/f].
+        history: what the sampler remembers of earlier steps, float32 [S - 1, C, H/f, W/f]; None before the first step.
+        noise: generator of the noise that the steps add.
         negative: the encoded negative prompt; None without guidance.
         keeps: steps whose entering latents are kept; the number of steps stands for the finished latent.
         kept: kept latents as (step, float16 latent in host memory).
@@ -35,6 +37,8 @@ class DenoisingState:
     prompt: Text
     negative: Text | None
     keeps: frozenset[int]
+    noise: torch.Generator
+    history: torch.Tensor | None = None
     kept: list[tuple[int, torch.Tensor]] = field(default_factory=list)
     estimate: Callable[[], torch.Tensor] | None = None
 
@@ -44,7 +48,7 @@ class _Batch:
     """Tensors that a batch of B images, G of them guided, keeps from step to step.
 
     Attributes:
-        latents: float32 [B, C, H/f, W/f].
+        kept: the latents that the samplers keep, the images' own first; float32 [B, S, C, H/f, W/f].
         rows: index of the image of each row of the call, [B + G]: all prompts, then the negative prompts of the guided
             images.
         guided: indices of the guided images, [G].
@@ -53,7 +57,7 @@ class _Batch:
     """
 
     samples: tuple[DenoisingState, ...]
-    latents: torch.Tensor
+    kept: torch.Tensor
     rows: torch.Tensor
     guided: torch.Tensor
     guidance: torch.Tensor
@@ -68,12 +72,10 @@ class Denoiser:
         like: another variant's denoiser with the same weights, whose prepared module is reused; None prepares it.
 
     Attributes:
-        sampler: the variant's sampler.
         revision: hash of the weights.
     """
 
     def __init__(self, model: Architecture, *, compiled: bool = False, like: Denoiser | None = None):
-        self.sampler = Sampler(model.pipeline.scheduler)
         self.revision: str = like.revision if like else weights_hash(model.denoiser)
         self._model = model
         self._device, self._dtype = model.device, model.denoiser.dtype
@@ -89,21 +91,23 @@ class Denoiser:
         batch = self._batch
         if batch is None or batch.samples != samples:
             batch = self._assemble(samples)
-        before = batch.latents
-        columns = torch.tensor([s.schedule.rows[s.step] for s in samples]).T.to(self._device)
-        timesteps = columns[0]
-        scale, keep, push = columns[1:, :, None, None, None]
-        scaled = (before * scale).to(self._dtype)[batch.rows]
+        count = batch.kept.shape[1]
+        rows = torch.tensor([s.schedule.rows(count)[s.step] for s in samples]).to(self._device)
+        timesteps, scale, mix, push, churn = rows.split([1, 1, count * count, count, count], 1)
+        before, timesteps = batch.kept[:, 0], timesteps[:, 0]
+        scaled = (before * scale[..., None, None]).to(self._dtype)[batch.rows]
         output = self._model.denoise(self._module, scaled, timesteps[batch.rows], batch.conditions).float()
         if len(batch.guided):
             output, negative = output[: len(samples)], output[len(samples) :]
             output[batch.guided] = negative + batch.guidance * (output[batch.guided] - negative)
-        latents = keep * before + push * output
-        finite = latents.flatten(1).isfinite().all(1)
-        self._batch = _Batch(samples, latents, batch.rows, batch.guided, batch.guidance, batch.conditions)
+        kept = (_factors(mix.reshape(-1, count, count)) * batch.kept[:, None]).sum(2) + _factors(push) * output[:, None]
+        if any(s.schedule.stochastic for s in samples):
+            kept += _factors(churn) * torch.stack([_noise(s) for s in samples]).to(self._device)[:, None]
+        finite = kept[:, 0].flatten(1).isfinite().all(1)
+        self._batch = _Batch(samples, kept, batch.rows, batch.guided, batch.guidance, batch.conditions)
         for i, sample in enumerate(samples):
             sample.estimate = _estimate(sample.schedule, sample.step, before[i], output[i])
-            sample.latent = latents[i]
+            sample.latent, sample.history = kept[i, 0], kept[i, 1 : sample.schedule.kept]
             sample.step += 1
             if sample.step in sample.keeps:
                 sample.kept.append((sample.step, _to_host(sample.latent)))
@@ -116,14 +120,36 @@ class Denoiser:
         conditions = [self._model.conditions(text, sample.job.recipe) for sample, text in texts]
         rows = torch.tensor([*range(len(samples)), *guided], device=self._device)
         scales = [samples[i].job.recipe.guidance for i in guided]
+        count = max(s.schedule.kept for s in samples)
         return _Batch(
             samples,
-            torch.stack([s.latent for s in samples]),
+            torch.stack([_kept(s, count) for s in samples]),
             rows,
             rows[len(samples) :],
             torch.tensor(scales, device=self._device)[:, None, None, None],
             {name: torch.stack([row[name] for row in conditions]) for name in conditions[0]},
         )
+
+
+def _kept(sample: DenoisingState, count: int) -> torch.Tensor:
+    """The latents that a sample keeps, padded with zeros to [``count``, C, H/f, W/f]."""
+    kept = sample.latent.new_zeros((count, *sample.latent.shape))
+    kept[0] = sample.latent
+    if sample.history is not None:
+        kept[1 : 1 + len(sample.history)] = sample.history
+    return kept
+
+
+def _factors(coefficients: torch.Tensor) -> torch.Tensor:
+    """Coefficients as factors of latents [..., C, H/f, W/f]."""
+    return coefficients[..., None, None, None]
+
+
+def _noise(sample: DenoisingState) -> torch.Tensor:
+    """The noise of a sample's step on the CPU, like its initial noise; zeros if its sampler adds none."""
+    if not sample.schedule.stochastic:
+        return torch.zeros(sample.latent.shape)
+    return torch.randn(sample.latent.shape, generator=sample.noise)
 
 
 def _estimate(schedule: Schedule, step: int, latent: torch.Tensor, output: torch.Tensor) -> Callable[[], torch.Tensor]:

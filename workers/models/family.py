@@ -14,10 +14,12 @@ import torch
 from weir.config import FamilyConfig
 from weir.core import ImageRequest, Overrides
 from weir.errors import NotFinite, StateRefused, WeirError
+from weir.samplers import Scheduler
 from weir.states import State, capture_steps
 from workers.engine.engine import DenoiseJob, EngineOutput, OutOfMemory, denoise_job, run_to_end
 from workers.engine.image_decoder import NOT_FINITE, Confidence, ImageDecoder, Judged
-from workers.engine.samplers import Schedule
+from workers.engine.samplers import Sampler, Schedule
+from workers.engine.scheduling import Recipe
 from workers.models import stored_weights
 from workers.models.architectures.architecture import Pipeline, Text
 from workers.models.architectures.registry import adapt
@@ -75,7 +77,11 @@ class Family:
         for key, model in self._adapters.items():
             same = (self._denoisers[it] for it in self._denoisers if self._adapters[it].denoiser is model.denoiser)
             self._denoisers[key] = Denoiser(model, compiled=config.compile, like=next(same, None))
-        self.samplers = {key: denoiser.sampler for key, denoiser in self._denoisers.items()}
+        self._samplers: dict[tuple[str, Scheduler], Sampler] = {}
+        for key, pipeline in pipelines.items():
+            for name in config.samplers_of(key):
+                self._samplers[key, name] = Sampler(name, pipeline.scheduler.config)
+                self._samplers[key, name].schedule(config.variants[key].steps)  # so that no request waits for it
         self.models = {key: f"{config.variants[key].name}-{it.revision}" for key, it in self._denoisers.items()}
         self._prompts = PromptEncoder()
         side = max(max(size) for size in config.allowed_sizes)
@@ -107,6 +113,10 @@ class Family:
         jobs = [denoise_job(self.config, variant, r, s) for r, s in zip(requests, states, strict=True)]
         return run_to_end(self, jobs)
 
+    def sampler(self, recipe: Recipe) -> Sampler:
+        """The sampler of a recipe."""
+        return self._samplers[recipe.variant, recipe.sampler]
+
     # ---------------------------------------------------------------------------------------------- begin
 
     def call_of(self, job: DenoiseJob) -> Hashable:
@@ -126,7 +136,7 @@ class Family:
             assert job.request.resume is not None
             wanted["step"] = (start.step, job.request.resume.step)
             wanted["number of steps"] = (start.steps, recipe.steps * job.stride)
-            wanted["sampler"] = (start.sampler, self.samplers[recipe.variant].id)
+            wanted["sampler"] = (start.sampler, self.sampler(recipe).id)
             wanted["model"] = (start.model, self.models[recipe.variant])
             if job.stride > 1 and start.steps == recipe.steps * job.stride:
                 wanted["noise level"] = (self._level(job, start.steps, start.step), self._level(job))
@@ -147,29 +157,38 @@ class Family:
             try:
                 self.check(job)
                 request = job.request
-                schedule = self.samplers[job.recipe.variant].schedule(job.recipe.steps)
+                schedule = self.sampler(job.recipe).schedule(job.recipe.steps, job.first)
                 # the states of a run with a stride are not captured: they differ from those of whole runs
                 keeps = {*(capture_steps(len(schedule)) if request.capture is not None and job.stride == 1 else ())}
                 keeps |= {len(schedule)} if request.keep_latent else set()
-                latent = self._latent(job, schedule)
-                begun.append(DenoisingState(job, schedule, job.first, latent, prompt, negative, frozenset(keeps)))
+                noise = generator(request.seed)
+                latent = self._latent(job, schedule, noise)
+                state = DenoisingState(job, schedule, job.first, latent, prompt, negative, frozenset(keeps), noise)
+                begun.append(state)
             except WeirError as error:
                 begun.append(error)
         return begun
 
-    def _latent(self, job: DenoiseJob, schedule: Schedule) -> torch.Tensor:
-        """The latent [C, H/f, W/f] that enters the job's first step."""
-        if job.start is not None and not job.warm:
-            return torch.from_numpy(job.start.latent).to(self.device, torch.float32)
-        noise = torch.randn(self._shape(job), generator=generator(job.request.seed)).to(self.device)
+    def _latent(self, job: DenoiseJob, schedule: Schedule, noises: torch.Generator) -> torch.Tensor:
+        """The latent [C, H/f, W/f] that enters the job's first step.
+
+        Args:
+            noises: gives the initial noise, and then that of each step; the noise of steps that do not run is skipped.
+        """
+        shape = self._shape(job)
+        noise = torch.randn(shape, generator=noises).to(self.device)
+        for _ in range(job.first if schedule.stochastic else 0):
+            torch.randn(shape, generator=noises)
         if job.start is None:
             return noise * schedule.initial
         finished = torch.from_numpy(job.start.latent).to(self.device, torch.float32)
+        if not job.warm:
+            return finished
         return finished * schedule.signal[job.first] + noise * schedule.noise[job.first]
 
     def _level(self, job: DenoiseJob, steps: int | None = None, step: int | None = None) -> tuple[float, float]:
         """Signal and noise levels of the latent that enters a step; by default the job's first step."""
-        schedule = self.samplers[job.recipe.variant].schedule(job.recipe.steps if steps is None else steps)
+        schedule = self.sampler(job.recipe).schedule(job.recipe.steps if steps is None else steps)
         at = job.first if step is None else step
         return round(float(schedule.signal[at]), 6), round(float(schedule.noise[at]), 6)
 
@@ -215,7 +234,7 @@ class Family:
     def _output(self, sample: DenoisingState, image: bytes, judged: Judged) -> EngineOutput:
         job, variant = sample.job, sample.job.recipe.variant
         steps = job.recipe.steps
-        kept = [State(x.numpy(), k, steps, self.samplers[variant].id, self.models[variant]) for k, x in sample.kept]
+        kept = [State(x.numpy(), k, steps, self.sampler(job.recipe).id, self.models[variant]) for k, x in sample.kept]
         return EngineOutput(
             image,
             judged.confidence,

@@ -8,14 +8,14 @@ from typing import Any
 
 import torch
 from accelerate import init_empty_weights
-from diffusers import DDIMScheduler, DiffusionPipeline, EulerDiscreteScheduler
+from diffusers import DiffusionPipeline
 from diffusers.utils import logging as diffusers_logging
 from huggingface_hub import hf_hub_download
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers.utils import logging as transformers_logging
 
-from weir.config import FamilyConfig, Scheduler, VariantConfig
+from weir.config import FamilyConfig, VariantConfig
 from workers.models.architectures.architecture import Architecture, Pipeline
 from workers.models.architectures.registry import ARCHITECTURES
 from workers.models.checkpoint import architecture_of, check_configs, check_family, check_single_file
@@ -26,7 +26,7 @@ _HUB = "give a local folder, or a repository of the Hugging Face hub that this m
 
 
 def load_pipelines(family: FamilyConfig, device: torch.device, dtype: torch.dtype) -> dict[str, Pipeline]:
-    """Loads the pipeline of each variant on ``device``. Common parts are shared in memory.
+    """Loads the pipeline of each variant on ``device``, with its own scheduler. Common parts are shared in memory.
 
     Raises:
         ConfigError: names the key of the family file, the path and the remedy.
@@ -54,23 +54,11 @@ def load_pipelines(family: FamilyConfig, device: torch.device, dtype: torch.dtyp
             parts[architecture.denoiser_part] = denoiser
         # Checked again, because nothing of a hub repository was there before.
         check_configs(family, key, architecture, _configs({**base.components, **parts}))
-        scheduler = scheduler_for(variant.scheduler, base.scheduler.config)
-        pipelines[key] = architecture.assemble(base, **parts, scheduler=scheduler)
+        pipelines[key] = architecture.assemble(base, **parts)
     for pipeline in pipelines.values():
         pipeline.to(device)
         pipeline.set_progress_bar_config(disable=True)
     return pipelines
-
-
-def scheduler_for(name: Scheduler, config: Any) -> DDIMScheduler | EulerDiscreteScheduler:
-    """Creates the scheduler ``name`` with the noise schedule and prediction type of ``config``."""
-    settings = dict(config)
-    settings.setdefault("clip_sample", False)  # diffusers clips by default, which is only right for pixels
-    if name == "ddim":
-        return DDIMScheduler.from_config(settings)
-    if name == "euler-trailing":
-        settings["timestep_spacing"] = "trailing"
-    return EulerDiscreteScheduler.from_config(settings)
 
 
 def _load_pipeline(source: Source, weights: str | None, dtype: torch.dtype) -> Pipeline:

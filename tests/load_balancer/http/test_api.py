@@ -9,6 +9,7 @@ import json
 from collections.abc import AsyncIterator
 
 import httpx
+import jsonschema
 import pytest
 from PIL import Image
 
@@ -16,11 +17,13 @@ import weir
 from load_balancer.http.api import create_app
 from load_balancer.http.model_list import defaults
 from load_balancer.http.openapi import FILES, GENERATIONS
+from load_balancer.http.schema import RequestRules
 from load_balancer.runner.balancer import Balancer
+from load_balancer.runner.generation_request import GenerationRequest
 from testing.toy_family import with_variants
 from tests.load_balancer.malformed_requests import BODIES, GOOD
 from weir.config import LimitsConfig
-from weir.errors import Overloaded
+from weir.errors import InvalidRequest, Overloaded
 from weir.plan import HEAVY, LIGHT
 
 JSON = {"content-type": "application/json"}
@@ -149,6 +152,7 @@ async def test_each_model_lists_its_sizes_and_its_own_values_of_the_fields_that_
     models = {model["id"]: model for model in (await client.get("/v1/models")).json()["data"]}
     assert all(model["sizes"] == ["64x64", "32x32"] for model in models.values())
     heavy = {"size": "64x64", "negative_prompt": "", "num_inference_steps": 50, "guidance_scale": 2.0}
+    heavy["sampler"] = "ddim"
     assert models["toy"]["defaults"] == models["toy/heavy"]["defaults"] == heavy
     assert models["toy/light"]["defaults"] == {"size": "64x64"}
 
@@ -156,9 +160,9 @@ async def test_each_model_lists_its_sizes_and_its_own_values_of_the_fields_that_
 @pytest.mark.parametrize(
     ("variant", "suits"),
     [
-        (None, {"size", "num_inference_steps", "cache"}),  # its last variant runs without guidance
+        (None, {"size", "num_inference_steps", "sampler", "cache"}),  # its last variant runs without guidance
         ("light", {"size", "negative_prompt"}),  # guided, but only the last variant takes a client's own values
-        ("heavy", {"size", "num_inference_steps", "cache"}),
+        ("heavy", {"size", "num_inference_steps", "sampler", "cache"}),
     ],
 )
 def test_the_listed_fields_depend_on_the_guidance_the_variant_and_the_cache(family, variant, suits):
@@ -190,6 +194,48 @@ async def test_a_malformed_body_is_refused_with_the_field_and_what_is_accepted(c
         assert "accepted: " in error["message"]
         assert len(error["message"]) < 400
     assert pool.calls == []
+
+
+SAMPLED = ("dpmpp-2m-karras", "lcm")
+
+
+@pytest.mark.parametrize(
+    ("body", "param", "named"),
+    [
+        ({"sampler": "dpmpp-2m-karras"}, None, ""),
+        ({"sampler": "ddim", "model": "toy/light"}, None, ""),
+        ({"sampler": "lcm", "num_inference_steps": 50}, None, ""),
+        ({"sampler": None}, None, ""),
+        ({"sampler": "unipc"}, "sampler", "accepted by heavy: ddim or dpmpp-2m-karras or lcm"),
+        ({"sampler": "DPM++ 2M"}, "sampler", "accepted: ddim or dpmpp-2m-karras or lcm"),
+        ({"sampler": "lcm", "model": "toy/light"}, "sampler", "accepted by light: ddim"),
+        ({"sampler": "lcm", "num_inference_steps": 51}, "num_inference_steps", "lcm accepts 1 to 50"),
+    ],
+    ids=str,
+)
+def test_a_sampler_is_one_that_the_family_allows(family, body, param, named):
+    rules = RequestRules(family.model_copy(update={"samplers": SAMPLED}), LimitsConfig())
+    raw = {"prompt": "a red circle", **body}
+    schema = rules.described()["requestBody"]["content"]["application/json"]["schema"]
+    described = jsonschema.Draft202012Validator(schema).is_valid(raw)
+    if param is None:
+        assert rules.read(json.dumps(raw).encode()).sampler == body["sampler"]
+        assert described
+    else:
+        with pytest.raises(InvalidRequest, match=named) as refused:
+            rules.read(json.dumps(raw).encode())
+        assert refused.value.param == param
+        assert not described
+
+
+async def test_an_answer_names_the_sampler_of_its_image(pool, plan, family, profile):
+    family = family.model_copy(update={"samplers": SAMPLED})
+    balancer = Balancer(pool, plan, family, slo_s=5.0, queued=8, profile=profile)
+    balancer.dispatcher.sync(await pool.describe())
+    for asked, named in ((None, "ddim"), ("lcm", "lcm")):
+        wanted = GenerationRequest("a", 64, 64, variant=HEAVY, sampler=asked)
+        (image,) = await balancer.generate(wanted)
+        assert image.made_with["scheduler"] == named
 
 
 GenerationFields = {

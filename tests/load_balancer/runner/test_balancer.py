@@ -60,11 +60,12 @@ async def test_without_a_seed_every_request_gets_its_own(running):
     assert len(seeds) == 20
 
 
-async def test_steps_and_guidance_travel_to_the_worker(running, pool):
+async def test_steps_guidance_and_sampler_travel_to_the_worker(running, pool):
     async with running() as balancer:
-        (image,) = await balancer.generate(GenerationRequest("a", 64, 64, variant=HEAVY, steps=10, guidance=3.0))
+        wanted = GenerationRequest("a", 64, 64, variant=HEAVY, steps=10, guidance=3.0, sampler="ddim")
+        (image,) = await balancer.generate(wanted)
     assert image.result.steps == 10
-    assert pool.calls[0][2]["overrides"] == {"steps": 10, "guidance": 3.0}
+    assert pool.calls[0][2]["overrides"] == {"steps": 10, "guidance": 3.0, "sampler": "ddim"}
 
 
 async def test_a_worker_gets_the_tenant_of_an_image(running, pool):

@@ -31,6 +31,11 @@ def test_provenance_has_the_versions_that_can_change_an_image(family: FamilyConf
     assert reported["pipeline"] == "nobody/nothing@latest", "the weights have no revision"
 
 
+def test_provenance_names_the_sampler_that_made_the_image(family: FamilyConfig) -> None:
+    assert made_with(family, family.heavy)["scheduler"] == family.heavy.scheduler
+    assert made_with(family, family.heavy, "unipc")["scheduler"] == "unipc"
+
+
 def test_a_local_folder_is_named_without_its_path() -> None:
     family = FAMILIES["weir-tiny"]
     assert made_with(family, family.light)["unet"] == "light_unet@local"

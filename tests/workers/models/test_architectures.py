@@ -17,9 +17,9 @@ from tests.workers.samples import family, image_request, variant
 from weir.core import ImageSize, Overrides
 from weir.plan import HEAVY, LIGHT
 from workers.engine.engine import EngineOutput
+from workers.engine.samplers import scheduler_for
 from workers.models.architectures.registry import ARCHITECTURES, adapt
 from workers.models.family import Family
-from workers.models.weights import scheduler_for
 
 KINDS = pytest.mark.parametrize("kind", [sd_pipeline, sdxl_pipeline], ids=["sd", "sdxl"])
 STATISTICS = {"latents_mean": [0.3, -0.2, 0.1, 0.5], "latents_std": [1.5, 0.7, 2.0, 1.1]}

@@ -19,9 +19,10 @@ from weir.core import ImageRequest, Overrides, Resume, WarmStart
 from weir.errors import InvalidRequest, StateRefused, WeirError
 from weir.plan import HEAVY, LIGHT
 from weir.states import State, capture_steps
-from workers.engine.engine import DenoiseJob, denoise_job
+from workers.engine.engine import DenoiseJob, denoise_job, recipe
+from workers.engine.samplers import TCD_GAMMA, Sampler, scheduler_for
+from workers.engine.scheduler_settings import SAMPLERS
 from workers.models.family import Family
-from workers.models.weights import scheduler_for
 
 STEPS = 10
 #: Largest difference of two latents (of standard deviation about 1) of one request in different batches or by
@@ -31,18 +32,19 @@ NOISE = 1e-4
 HALF = 2e-2
 
 
-def config(**heavy: Any) -> FamilyConfig:
-    variant = {"name": "v", "scheduler": "ddim", "steps": STEPS, "guidance": 2.0}
+def config(scheduler: Any = "ddim", samplers: Sequence[Any] = (), **heavy: Any) -> FamilyConfig:
+    variant = {"name": "v", "scheduler": scheduler, "steps": STEPS, "guidance": 2.0}
+    variants = {"light": variant | {"name": "l"}, "heavy": variant | heavy}
     return FamilyConfig.model_validate(
-        {"name": "tiny", "pipeline": "-", "size": SIZE, "light": variant | {"name": "l"}, "heavy": variant | heavy}
+        {"name": "tiny", "pipeline": "-", "size": SIZE, "samplers": list(samplers), **variants}
     )
 
 
-def family(pipeline: Any = None, scheduler: Any = "ddim", **fields: Any) -> Family:
+def family(pipeline: Any = None, scheduler: Any = "ddim", samplers: Sequence[Any] = (), **fields: Any) -> Family:
     whole = pipeline or sdxl_pipeline()
     whole.scheduler = scheduler_for(scheduler, whole.scheduler.config)
     whole.set_progress_bar_config(disable=True)
-    return Family(config(), dict.fromkeys((LIGHT, HEAVY), whole), **fields)
+    return Family(config(scheduler, samplers), dict.fromkeys((LIGHT, HEAVY), whole), **fields)
 
 
 @pytest.fixture(scope="module")
@@ -63,10 +65,22 @@ def job_for(name: str = "a", state: State | None = None, variant: str = HEAVY, *
     return denoise_job(config(), variant, image_request(name, **fields), state)
 
 
+def plain(pipeline: Any) -> Any:
+    """The pipeline without a zero terminal SNR, which not every sampler follows."""
+    pipeline.scheduler.register_to_config(rescale_betas_zero_snr=False)
+    return pipeline
+
+
+def sampler_of(engine: Family) -> Sampler:
+    return engine.sampler(recipe(engine.config, HEAVY, image_request()))
+
+
 def diffusers_latent(engine: Family, request: ImageRequest, steps: int = STEPS, guidance: float = 2.0) -> torch.Tensor:
     """The finished latent of the diffusers pipeline."""
-    whole = engine.pipelines[HEAVY]
-    latents = torch.randn((4, SIZE // 2, SIZE // 2), generator=torch.Generator().manual_seed(request.seed))[None]
+    whole, noises = engine.pipelines[HEAVY], torch.Generator().manual_seed(request.seed)
+    latents = torch.randn((4, SIZE // 2, SIZE // 2), generator=noises)[None]
+    name = recipe(engine.config, HEAVY, request).sampler
+    own, whole.scheduler = whole.scheduler, scheduler_for(name, whole.scheduler.config)
     result = whole(
         prompt=request.prompt,
         negative_prompt=request.negative_prompt or None,
@@ -76,7 +90,10 @@ def diffusers_latent(engine: Family, request: ImageRequest, steps: int = STEPS, 
         num_inference_steps=steps,
         guidance_scale=guidance,
         output_type="latent",
+        generator=noises,
+        **({"eta": TCD_GAMMA} if name == "tcd" else {}),
     )
+    whole.scheduler = own
     return result.images[0]
 
 
@@ -87,14 +104,41 @@ def difference(a: torch.Tensor, b: torch.Tensor) -> float:
 # ------------------------------------------------------------------------------------------- equality
 
 
-@pytest.mark.parametrize("scheduler", ["ddim", "euler", "euler-trailing"])
+@pytest.mark.parametrize("scheduler", list(SAMPLERS))
 @pytest.mark.parametrize("kind", [sdxl_pipeline, sd_pipeline], ids=["sdxl, v", "sd, epsilon"])
 @pytest.mark.parametrize("guidance", [1.0, 2.0])
 def test_a_run_gives_the_latent_of_the_diffusers_pipeline(scheduler: str, kind: Any, guidance: float) -> None:
-    engine = family(kind(), scheduler)
+    engine = family(plain(kind()), scheduler)
     request = image_request(negative_prompt="blurry", overrides=Overrides(guidance=guidance))
-    [sample] = run(engine, [denoise_job(config(), HEAVY, request)])
+    [sample] = run(engine, [denoise_job(engine.config, HEAVY, request)])
     assert difference(sample.latent, diffusers_latent(engine, request, guidance=guidance)) < NOISE
+
+
+def test_images_of_different_samplers_share_calls_and_each_is_that_of_diffusers() -> None:
+    engine = family(plain(sdxl_pipeline()), samplers=list(SAMPLERS))
+    requests = [image_request(name, seed=i, overrides=Overrides(sampler=name)) for i, name in enumerate(SAMPLERS)]
+    jobs = [denoise_job(engine.config, HEAVY, request) for request in requests]
+    assert len({engine.call_of(job) for job in jobs}) == 1
+    early, late = jobs[::2], jobs[1::2]
+    samples = engine.begin(early)
+    for _ in range(3):
+        engine.step(samples)  # type: ignore[arg-type]
+    samples += engine.begin(late)
+    while running := [it for it in samples if it.step < STEPS]:  # type: ignore[union-attr]
+        engine.step(running)  # type: ignore[arg-type]
+    for job, sample in zip([*early, *late], samples, strict=True):
+        assert difference(sample.latent, diffusers_latent(engine, job.request)) < NOISE, job.recipe.sampler  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("sampler", "steps", "named"),
+    [("unipc", None, "sampler is unipc; heavy of tiny has ddim, lcm"), ("lcm", 51, "lcm accepts 1 to 50")],
+)
+def test_a_sampler_that_the_family_does_not_allow_or_that_has_no_such_run_is_refused(
+    sampler: Any, steps: int | None, named: str
+) -> None:
+    with pytest.raises(InvalidRequest, match=named):
+        denoise_job(config(samplers=["lcm"]), HEAVY, image_request(overrides=Overrides(steps, sampler=sampler)))
 
 
 def test_images_of_different_steps_prompts_and_guidance_do_not_change_by_sharing_calls(tiny: Family) -> None:
@@ -138,13 +182,14 @@ def test_states_are_captured_at_the_same_shares_of_every_run(states: dict[int, S
     assert all(s.latent.shape == (4, SIZE // 2, SIZE // 2) and s.latent.dtype == np.float16 for s in states.values())
 
 
-@pytest.mark.parametrize("scheduler", ["ddim", "euler", "euler-trailing"])
-def test_a_resumed_run_gives_the_latent_of_the_uninterrupted_run(scheduler: str) -> None:
+@pytest.mark.parametrize("scheduler", ["ddim", "euler", "euler-trailing", "euler-ancestral", "lcm", "tcd"])
+def test_a_resumed_run_of_a_one_step_sampler_gives_the_latent_of_the_uninterrupted_run(scheduler: str) -> None:
     engine = family(sd_pipeline(), scheduler)
-    [whole] = run(engine, [job_for(capture="p")])
+    [whole] = run(engine, [denoise_job(engine.config, HEAVY, image_request(capture="p"))])
     [output] = [f.result() for f in engine.finish([whole])]
     for state in output.states:
-        [sample] = run(engine, [job_for(state=state, resume=Resume("-", state.step))])
+        request = image_request(resume=Resume("-", state.step))
+        [sample] = run(engine, [denoise_job(engine.config, HEAVY, request, state)])
         assert difference(sample.latent, whole.latent) < HALF
         assert sample.job.first == state.step
 
@@ -161,10 +206,15 @@ def test_a_run_resumed_from_the_exact_latent_is_bit_for_bit_the_uninterrupted_ru
     assert torch.equal(resumed.latent, whole.latent)  # type: ignore[union-attr]
 
 
-def test_resuming_equals_denoising_start_of_diffusers(tiny: Family, states: dict[int, State]) -> None:
+@pytest.mark.parametrize("name", ["ddim", "euler-trailing", "dpmpp-2m-karras", "unipc"])
+def test_resuming_equals_denoising_start_of_diffusers(name: Any) -> None:
+    """A multistep sampler begins at the state without a history: its first step is of first order."""
     from diffusers import StableDiffusionXLImg2ImgPipeline
 
-    parts = tiny.pipelines[HEAVY].components
+    engine = family(scheduler=name)
+    [output] = engine.generate(HEAVY, [image_request(capture="p")])
+    [state] = [it for it in output.states if it.step == 4]
+    parts = engine.pipelines[HEAVY].components
     theirs = StableDiffusionXLImg2ImgPipeline(
         **{k: v for k, v in parts.items() if k not in ("feature_extractor", "image_encoder")}, add_watermarker=False
     )
@@ -173,7 +223,7 @@ def test_resuming_equals_denoising_start_of_diffusers(tiny: Family, states: dict
     scheduler.set_timesteps(STEPS)
     expected = theirs(
         prompt="a red a",
-        image=torch.from_numpy(states[4].latent)[None].float(),
+        image=torch.from_numpy(state.latent)[None].float(),
         num_inference_steps=STEPS,
         denoising_start=1 - (float(scheduler.timesteps[4]) + 1) / 1000,
         guidance_scale=2.0,
@@ -181,7 +231,8 @@ def test_resuming_equals_denoising_start_of_diffusers(tiny: Family, states: dict
         original_size=(SIZE, SIZE),
         target_size=(SIZE, SIZE),
     ).images[0]
-    [sample] = run(tiny, [job_for(state=states[4], resume=Resume("-", 4))])
+    request = image_request(resume=Resume("-", 4))
+    [sample] = run(engine, [denoise_job(engine.config, HEAVY, request, state)])
     assert difference(sample.latent, expected) < NOISE
 
 
@@ -209,7 +260,7 @@ def test_a_stride_is_refused_if_the_shorter_schedule_has_other_noise_levels(stat
     leading = sdxl_pipeline()
     leading.scheduler.register_to_config(timestep_spacing="leading")
     other = family(leading)
-    fit = replace(states[4], sampler=other.samplers[HEAVY].id, model=other.models[HEAVY])
+    fit = replace(states[4], sampler=sampler_of(other).id, model=other.models[HEAVY])
     [refused] = other.begin([job_for(state=fit, resume=Resume("-", 4, 2))])
     assert isinstance(refused, StateRefused)
     assert "noise level" in refused.message
@@ -263,7 +314,7 @@ def test_a_warm_start_re_noises_the_light_image_to_the_level_of_its_step(tiny: F
     assert light.latent.step == light.latent.steps
     finished = light.latent.to_bytes()
     [sample] = tiny.begin([job_for(warm_start=WarmStart(finished, 6))])
-    schedule = tiny.samplers[HEAVY].schedule(STEPS)
+    schedule = sampler_of(tiny).schedule(STEPS)
     noise = torch.randn((4, SIZE // 2, SIZE // 2), generator=torch.Generator().manual_seed(7))
     expected = float(schedule.signal[6]) * torch.from_numpy(light.latent.latent).float()
     expected += float(schedule.noise[6]) * noise

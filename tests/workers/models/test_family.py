@@ -21,10 +21,10 @@ from weir.core import Overrides
 from weir.errors import ConfigError, InvalidRequest
 from weir.plan import HEAVY, LIGHT
 from workers.engine.engine import EngineOutput, OutOfMemory, recipe
+from workers.engine.samplers import scheduler_for
 from workers.models.architectures.stable_diffusion import StableDiffusion
 from workers.models.checkpoint import check_family
 from workers.models.family import Family
-from workers.models.weights import scheduler_for
 
 
 class Discriminator:
@@ -56,7 +56,6 @@ def test_light_and_heavy_share_one_vae_and_one_set_of_text_encoders(tiny: Family
     for part in ("vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"):
         assert getattr(light, part) is getattr(heavy, part)
     assert light.unet is not heavy.unet
-    assert light.scheduler is not heavy.scheduler
 
 
 def test_a_prompt_is_encoded_again_for_another_tenant(tiny: Family, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,7 +88,7 @@ def test_sdxl_with_a_single_file_unet_and_fp16_files_loads_like_sdxl_lightning(f
     )
     loaded = Family.load(family(folders / "sdxl-fp16", lightning, variant("base", guidance=5.0), weights="fp16"))
     light, heavy = loaded.pipelines[LIGHT], loaded.pipelines[HEAVY]
-    assert light.scheduler.config.timestep_spacing == "trailing"
+    assert loaded.sampler(recipe(loaded.config, LIGHT, image_request())).name == "euler-trailing"
     assert not torch.equal(light.unet.conv_in.weight, heavy.unet.conv_in.weight)
     assert light.vae is heavy.vae
     assert all(p.dtype == torch.float32 and not p.is_meta for p in light.unet.parameters())

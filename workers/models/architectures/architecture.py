@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeAlias
 if TYPE_CHECKING:
     import torch
 
-    from weir.config import Scheduler
+    from weir.samplers import Scheduler
     from workers.engine.scheduling import Recipe
 
 #: A diffusers pipeline, whose attributes diffusers creates at run time.
@@ -82,8 +82,8 @@ class Architecture(ABC):
 
     @classmethod
     @abstractmethod
-    def mismatches(cls, configs: Configs, scheduler: Scheduler) -> Iterator[Mismatch]:
-        """What keeps a checkpoint with these configurations from being served with a scheduler."""
+    def mismatches(cls, configs: Configs, samplers: Sequence[Scheduler]) -> Iterator[Mismatch]:
+        """What keeps a checkpoint with these configurations from being served with these samplers."""
 
     @classmethod
     @abstractmethod

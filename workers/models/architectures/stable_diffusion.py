@@ -11,7 +11,7 @@ from workers.models.architectures.architecture import Architecture, Configs, Mis
 if TYPE_CHECKING:
     import torch
 
-    from weir.config import Scheduler
+    from weir.samplers import Scheduler
     from workers.engine.scheduling import Recipe
 
 _TEXT_TO_IMAGE = "use the UNet of a text-to-image model of this architecture"
@@ -38,9 +38,10 @@ class StableDiffusion(Architecture):
     # ----------------------------------------------------------------------------------------- checkpoints
 
     @classmethod
-    def mismatches(cls, configs: Configs, scheduler: Scheduler) -> Iterator[Mismatch]:
-        for what, remedy in unsupported(scheduler, configs["scheduler"]):
-            yield Mismatch("scheduler", what, remedy)
+    def mismatches(cls, configs: Configs, samplers: Sequence[Scheduler]) -> Iterator[Mismatch]:
+        for name in samplers:
+            for what, remedy in unsupported(name, configs["scheduler"]):
+                yield Mismatch("scheduler", what, remedy)
         unet, channels = configs["unet"], configs["vae"].get("latent_channels", 4)
         for key in ("in_channels", "out_channels"):
             if (given := unet.get(key, 4)) != channels:

@@ -11,7 +11,7 @@ from workers.models.architectures.stable_diffusion import StableDiffusion
 if TYPE_CHECKING:
     import torch
 
-    from weir.config import Scheduler
+    from weir.samplers import Scheduler
     from workers.engine.scheduling import Recipe
 
 #: Number of the UNet's size conditions: original size, crop and target size.
@@ -30,8 +30,8 @@ class StableDiffusionXL(StableDiffusion):
     # ----------------------------------------------------------------------------------------- checkpoints
 
     @classmethod
-    def mismatches(cls, configs: Configs, scheduler: Scheduler) -> Iterator[Mismatch]:
-        yield from super().mismatches(configs, scheduler)
+    def mismatches(cls, configs: Configs, samplers: Sequence[Scheduler]) -> Iterator[Mismatch]:
+        yield from super().mismatches(configs, samplers)
         unet, pooled = configs["unet"], configs["text_encoder_2"].get("projection_dim", 0)
         sizes = _SIZES * (unet.get("addition_time_embed_dim") or 0)
         if (given := unet.get("projection_class_embeddings_input_dim")) != sizes + pooled:
