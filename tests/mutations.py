@@ -541,7 +541,7 @@ MUTATIONS = (
     Mutation(
         "the noise does not follow from the seed",
         "workers/models/family.py",
-        "generator(job.request.seed)",
+        "generator(request.seed)",
         "generator(id(job) % 2**32)",
         "tests/workers/models/test_family.py::test_the_same_request_gives_the_same_bytes_and_another_seed_another_image",
     ),
