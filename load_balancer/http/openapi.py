@@ -84,7 +84,7 @@ class About(Described):
     made_with: dict[str, str] = Field(description="versions of the software, and weights as repository@revision")
     cache: CacheUse | None
     unused_tokens: int = Field(
-        description="tokens at the end of the prompt that were not used, because the model's text encoder takes fewer"
+        description="tokens at the end of the prompt that were not used, because it is longer than 8 windows"
     )
     unused_negative_tokens: int = Field(description="the same of the negative prompt")
     emulated: bool = Field(description="no model ran: the worker slept for its latency, and the image is a placeholder")

@@ -56,7 +56,7 @@ def test_a_plan_is_explained_in_words():
 
 
 def test_a_generated_image_comes_with_the_number_of_tokens_that_were_not_used(tmp_path):
-    words = ("generate", "a red circle left of a blue star " * 20, "--variant", "light", "--seed", "1")
+    words = ("generate", "a red circle left of a blue star " * 60, "--variant", "light", "--seed", "1")
     result = weir(*words, "--out", tmp_path / "a.png")
     assert result.exit_code == 0, result.output
     assert "the prompt is too long: its last 130 tokens were not used" in result.output

@@ -529,7 +529,7 @@ def test_a_replica_with_a_variant_that_generates_no_images_does_not_start(
 async def test_a_result_has_the_number_of_tokens_that_were_not_used(embedded: FamilyConfig) -> None:
     worker = Worker(embedded.model_dump(), plan())
     result = await ask(worker, "a", HEAVY, prompt="x" * 370, negative_prompt="y" * 40)
-    assert (result["unused_tokens"], result["unused_negative_tokens"]) == (340, 10)
+    assert (result["unused_tokens"], result["unused_negative_tokens"]) == (130, 0)
 
 
 async def test_a_replica_with_real_models_serves_both_roles_and_resumes(embedded: FamilyConfig) -> None:

@@ -127,7 +127,7 @@ class Denoiser:
             rows,
             rows[len(samples) :],
             torch.tensor(scales, device=self._device)[:, None, None, None],
-            {name: torch.stack([row[name] for row in conditions]) for name in conditions[0]},
+            self._model.stack(conditions),
         )
 
 

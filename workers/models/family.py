@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import Future
+from functools import partial
 from typing import TypeVar
 
 import numpy as np
@@ -213,10 +214,13 @@ class Family:
         encoded: list[tuple[Text, Text | None]] = []
         for key, negative in zip(prompts, negatives, strict=True):
             prompt = texts[key]
-            if negative is not None and not negative[1] and zeros:
+            if negative is None:
+                encoded.append((prompt, None))
+            elif not negative[1] and zeros:
                 encoded.append((prompt, prompt.zeros()))
             else:
-                encoded.append((prompt, None if negative is None else texts[negative]))
+                empty = partial(self._prompts.empty, model, key[0])
+                encoded.append(model.of_one_length(prompt, texts[negative], empty))
         return encoded
 
     # ------------------------------------------------------------------------------------ step and finish

@@ -23,6 +23,10 @@ class PromptEncoder:
     def __init__(self) -> None:
         self._known: OrderedDict[tuple[object, TenantText], Text] = OrderedDict()
 
+    def empty(self, model: Architecture, tenant: str) -> Text:
+        """The encoding of an empty text."""
+        return self.read(model, [(tenant, "")])[tenant, ""]
+
     def read(self, model: Architecture, texts: Iterable[TenantText]) -> dict[TenantText, Text]:
         """The encodings of ``texts``; those that are not cached are encoded in one batch."""
         encoder, wanted = model.text_key, sorted(set(texts))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,9 +16,10 @@ from testing.tiny_models import SIZE, TOKENS, sd_pipeline, sdxl_pipeline
 from tests.workers.samples import family, image_request, variant
 from weir.core import ImageSize, Overrides
 from weir.plan import HEAVY, LIGHT
-from workers.engine.engine import EngineOutput
+from workers.engine.engine import DenoiseJob, EngineOutput, denoise_job
 from workers.engine.samplers import scheduler_for
 from workers.models.architectures.registry import ARCHITECTURES, adapt
+from workers.models.architectures.stable_diffusion import MOST_WINDOWS
 from workers.models.family import Family
 
 KINDS = pytest.mark.parametrize("kind", [sd_pipeline, sdxl_pipeline], ids=["sd", "sdxl"])
@@ -132,34 +133,95 @@ def generated(**fields: Any) -> EngineOutput:
     return engine(sdxl_pipeline()).generate(HEAVY, [image_request(**fields)])[0]
 
 
+WINDOW = TOKENS - 2  # the first and the last token mark begin and end
+LONG = "x" * WINDOW + "y" * WINDOW + "z" * 5
+
+
+def pieces(made: Family, parts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The encodings of texts by diffusers, one after the other, and the pooled encoding of the first one."""
+    pipeline = made.pipelines[HEAVY]
+    how = {"device": torch.device("cpu"), "num_images_per_prompt": 1, "do_classifier_free_guidance": False}
+    with torch.inference_mode():
+        encoded = [pipeline.encode_prompt(it, **how) for it in parts]
+    pooled = encoded[0][2] if len(encoded[0]) > 2 else None
+    return torch.cat([it[0] for it in encoded], 1), pooled
+
+
+@KINDS
+@pytest.mark.parametrize(
+    ("prompt", "negative", "parts", "negatives"),
+    [
+        (LONG, "blur", ["x" * WINDOW, "y" * WINDOW, "z" * 5], ["blur", "", ""]),
+        ("a red a", LONG, ["a red a", "", ""], ["x" * WINDOW, "y" * WINDOW, "z" * 5]),
+        ("aaa " * 10 + "bb", "blur", ["aaa " * 10, "bb"], ["blur", ""]),
+        ("aaaa " * 8, "blur", ["aaaa " * 7, "aaaa"], ["blur", ""]),  # a word is not split between windows
+    ],
+    ids=["prompt", "negative prompt", "full windows", "between words"],
+)
+def test_a_long_prompt_is_encoded_in_windows(
+    kind: Callable[[], Any], prompt: str, negative: str, parts: list[str], negatives: list[str]
+) -> None:
+    made = engine(kind())
+    latents = torch.randn((1, 4, SIZE // 2, SIZE // 2), generator=torch.Generator().manual_seed(7))
+    (embeds, pooled), (negative_embeds, negative_pooled) = pieces(made, parts), pieces(made, negatives)
+    pools = {} if pooled is None else dict(pooled_prompt_embeds=pooled, negative_pooled_prompt_embeds=negative_pooled)
+    theirs = made.pipelines[HEAVY](
+        prompt_embeds=embeds,
+        negative_prompt_embeds=negative_embeds,
+        **pools,
+        latents=latents,
+        height=SIZE,
+        width=SIZE,
+        num_inference_steps=STEPS,
+        guidance_scale=GUIDANCE,
+        output_type="np",
+    ).images[0]
+    [output] = made.generate(HEAVY, [image_request(prompt=prompt, negative_prompt=negative)])
+    image = np.asarray(Image.open(io.BytesIO(output.image)), float)
+    assert float(np.abs(image - theirs * 255).max()) <= 1
+    assert (output.unused_tokens, output.unused_negative_tokens) == (0, 0)
+
+
+@KINDS
+def test_prompts_of_different_lengths_share_calls_and_do_not_change_each_other(kind: Callable[[], Any]) -> None:
+    made = engine(kind())
+    requests = [image_request(str(i), prompt=it) for i, it in enumerate(["short", LONG, "x" * (WINDOW + 1)])]
+    jobs = [denoise_job(made.config, HEAVY, it) for it in requests]
+    assert len({made.call_of(it) for it in jobs}) == 1
+
+    def latents(together: list[DenoiseJob]) -> list[torch.Tensor]:
+        samples: list[Any] = made.begin(together)
+        for _ in range(STEPS):
+            made.step(samples)
+        return [it.latent for it in samples]
+
+    for shared, job in zip(latents(jobs), jobs, strict=True):
+        [alone] = latents([job])
+        assert float((shared - alone).abs().max()) < 1e-4
+
+
 @pytest.mark.parametrize(
     ("prompt", "unused"),
     [
-        ("x" * (TOKENS - 2), 0),  # the first and the last token mark begin and end
-        ("x" * (TOKENS - 1), 1),
-        ("x" * 370, 370 - (TOKENS - 2)),
-        ("ö" * 20, 2 * 20 - (TOKENS - 2)),  # two bytes each
-        ("a red circle " * 30, 10 * 30 - (TOKENS - 2)),
+        ("x" * WINDOW * MOST_WINDOWS, 0),
+        ("x" * (WINDOW * MOST_WINDOWS + 1), 1),
+        ("ö" * WINDOW * MOST_WINDOWS, WINDOW * MOST_WINDOWS),  # two bytes each
         ("", 0),
     ],
     ids=lambda it: str(len(it)) if isinstance(it, str) else "",
 )
 @KINDS
-def test_the_tokens_that_do_not_fit_the_text_encoder_are_counted(
-    kind: Callable[[], Any], prompt: str, unused: int
-) -> None:
+def test_the_tokens_that_do_not_fit_the_windows_are_counted(kind: Callable[[], Any], prompt: str, unused: int) -> None:
     [output] = engine(kind()).generate(HEAVY, [image_request(prompt=prompt)])
     assert output.error is None
     assert (output.unused_tokens, output.unused_negative_tokens) == (unused, 0)
 
 
-def test_prompts_that_differ_only_in_tokens_that_do_not_fit_give_one_image_and_say_so() -> None:
-    one, other = generated(prompt="x" * 200 + "circle"), generated(prompt="x" * 200 + "square")
-    assert one.image == other.image
-    assert one.unused_tokens == other.unused_tokens == 206 - (TOKENS - 2)
+def test_prompts_that_differ_only_at_their_ends_give_different_images() -> None:
+    assert generated(prompt="x" * 200 + "circle").image != generated(prompt="x" * 200 + "square").image
 
 
 def test_a_negative_prompt_counts_where_it_is_used() -> None:
-    long = "y" * 40
-    assert generated(negative_prompt=long).unused_negative_tokens == 40 - (TOKENS - 2)
+    long = "y" * (WINDOW * MOST_WINDOWS + 3)
+    assert generated(negative_prompt=long).unused_negative_tokens == 3
     assert generated(negative_prompt=long, overrides=Overrides(guidance=1.0)).unused_negative_tokens == 0

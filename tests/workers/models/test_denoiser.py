@@ -22,6 +22,7 @@ from weir.states import State, capture_steps
 from workers.engine.engine import DenoiseJob, denoise_job, recipe
 from workers.engine.samplers import TCD_GAMMA, Sampler, scheduler_for
 from workers.engine.scheduler_settings import SAMPLERS
+from workers.models.architectures.stable_diffusion_xl import StableDiffusionXL
 from workers.models.family import Family
 
 STEPS = 10
@@ -336,13 +337,13 @@ def test_a_warm_start_that_is_no_finished_latent_is_refused(tiny: Family, states
 
 def test_a_prompt_is_encoded_once(tiny: Family, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
-    real = tiny.pipelines[HEAVY].encode_prompt
+    real = StableDiffusionXL.encode
 
-    def counted(prompts: list[str], **arguments: Any) -> Any:
+    def counted(model: Any, prompts: list[str]) -> Any:
         asked.extend(prompts)
-        return real(prompts, **arguments)
+        return real(model, prompts)
 
-    monkeypatch.setattr(tiny.pipelines[HEAVY], "encode_prompt", counted)
+    monkeypatch.setattr(StableDiffusionXL, "encode", counted)
     once = [job_for("new", prompt="a new one", negative_prompt="old"), job_for("same", prompt="a new one")]
     tiny.begin(once)
     tiny.begin(once)

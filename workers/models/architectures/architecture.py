@@ -8,7 +8,7 @@ checkpoints are checked by their configurations before anything is loaded.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeAlias
 
@@ -44,7 +44,7 @@ class Text:
 
     Attributes:
         tensors: what the denoiser is conditioned on, by name, without a batch dimension.
-        unused_tokens: number of tokens at the end of the prompt that did not fit a text encoder and were left out.
+        unused_tokens: number of tokens at the end of the prompt that were left out, because it is too long.
     """
 
     tensors: Mapping[str, torch.Tensor]
@@ -132,12 +132,24 @@ class Architecture(ABC):
         """Encodes prompts together."""
 
     @abstractmethod
+    def of_one_length(self, prompt: Text, negative: Text, empty: Callable[[], Text]) -> tuple[Text, Text]:
+        """A prompt and its negative prompt, the shorter one extended by the encoding of an empty text.
+
+        Args:
+            empty: encodes the empty text, if it is needed.
+        """
+
+    @abstractmethod
     def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
         """Shape [C, H/f, W/f] of an image's latent; sizes in pixels."""
 
     @abstractmethod
     def conditions(self, text: Text, recipe: Recipe) -> dict[str, torch.Tensor]:
         """Everything that the denoiser is conditioned on for one image, by name, without a batch dimension."""
+
+    @abstractmethod
+    def stack(self, conditions: Sequence[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+        """The conditions of several images as batches, of which each row has the same effect as alone."""
 
     @abstractmethod
     def denoise(

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from workers.engine.scheduler_settings import unsupported
 from workers.models.architectures.architecture import Architecture, Configs, Mismatch, Pipeline, Text
@@ -17,6 +17,23 @@ if TYPE_CHECKING:
 _TEXT_TO_IMAGE = "use the UNet of a text-to-image model of this architecture"
 #: Settings of UNets with conditions that these pipelines do not compute.
 _UNCONDITIONED = {"class_embed_type": None, "num_class_embeds": None, "encoder_hid_dim": None}
+
+
+#: Largest number of windows of a prompt. Each one takes as much memory and time of the text encoders as a short prompt.
+MOST_WINDOWS = 8
+_TEXT = ("encoder_hidden_states",)
+
+
+class _Windows(NamedTuple):
+    """A prompt's tokens in windows of the text encoders' length, without the marks of begin and end.
+
+    Attributes:
+        tokens: the windows for each text encoder.
+        unused: number of tokens beyond the last window.
+    """
+
+    tokens: list[list[list[int]]]
+    unused: int
 
 
 class StableDiffusion(Architecture):
@@ -79,11 +96,24 @@ class StableDiffusion(Architecture):
         return False
 
     def encode(self, prompts: Sequence[str]) -> list[Text]:
-        tokens, *_ = self._encode(prompts)
-        return [
-            Text({"encoder_hidden_states": states}, self._unused_tokens(prompt))
-            for prompt, states in zip(prompts, tokens, strict=True)
-        ]
+        windows = [self._windows(prompt) for prompt in prompts]
+        rows = [row for it in windows for row in zip(*it.tokens, strict=True)]
+        states, pooled = self._encode(list(zip(*rows, strict=True)))
+        texts, first = [], 0
+        for it in windows:
+            last = first + len(it.tokens[0])
+            tensors = {"encoder_hidden_states": states[first:last].flatten(0, 1)}
+            if pooled is not None:
+                tensors["text_embeds"] = pooled[first]
+            texts.append(Text(tensors, it.unused))
+            first = last
+        return texts
+
+    def of_one_length(self, prompt: Text, negative: Text, empty: Callable[[], Text]) -> tuple[Text, Text]:
+        lengths = [len(it.tensors["encoder_hidden_states"]) for it in (prompt, negative)]
+        if lengths[0] == lengths[1]:
+            return prompt, negative
+        return _extended(prompt, empty(), max(lengths)), _extended(negative, empty(), max(lengths))
 
     def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
         factor = self.pipeline.vae_scale_factor
@@ -95,6 +125,18 @@ class StableDiffusion(Architecture):
             conditions["timestep_cond"] = self._guidance_embedding(recipe.guidance)
         return conditions
 
+    def stack(self, conditions: Sequence[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+        import torch  # not at the top: an adapter is imported to check configurations
+
+        texts = [row["encoder_hidden_states"] for row in conditions]
+        lengths = [len(it) for it in texts]
+        stacked = {name: torch.stack([row[name] for row in conditions]) for name in conditions[0] if name not in _TEXT}
+        stacked["encoder_hidden_states"] = torch.nn.utils.rnn.pad_sequence(texts, batch_first=True)
+        if len({*lengths}) > 1:
+            positions, ends = torch.arange(max(lengths)), torch.tensor(lengths)[:, None]
+            stacked["encoder_attention_mask"] = (positions < ends).to(texts[0].device)
+        return stacked
+
     def denoise(
         self, denoiser: Any, latents: torch.Tensor, timesteps: torch.Tensor, conditions: dict[str, torch.Tensor]
     ) -> torch.Tensor:
@@ -103,16 +145,41 @@ class StableDiffusion(Architecture):
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         return self._decode(latents.to(self.vae.dtype) / self.vae.config.scaling_factor)
 
-    def _encode(self, prompts: Sequence[str]) -> tuple[torch.Tensor, ...]:
-        """What the pipeline's ``encode_prompt`` returns without guidance; the token states [B, T, D] come first."""
-        return self.pipeline.encode_prompt(
-            list(prompts), device=self.device, num_images_per_prompt=1, do_classifier_free_guidance=False
-        )
+    def _windows(self, prompt: str) -> _Windows:
+        """Splits a prompt's tokens into windows, of the same number for each text encoder."""
+        split = []
+        for name in self.tokenizers:
+            tokenizer = getattr(self.pipeline, name)
+            text = self.pipeline.maybe_convert_prompt(prompt, tokenizer)  # names of textual inversions
+            split.append(_split(tokenizer, text))
+        count = max(len(windows) for windows, _ in split)
+        tokens = [windows + [[]] * (count - len(windows)) for windows, _ in split]
+        return _Windows(tokens, max(unused for _, unused in split))
 
-    def _unused_tokens(self, prompt: str) -> int:
-        """Number of tokens beyond the length of a text encoder; the pipeline leaves them out."""
-        tokenizers = [getattr(self.pipeline, name) for name in self.tokenizers]
-        return max(0, *(len(it(prompt).input_ids) - it.model_max_length for it in tokenizers))
+    def _encode(self, windows: Sequence[Sequence[list[int]]]) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Encodes W windows of tokens.
+
+        Args:
+            windows: the windows for each text encoder.
+
+        Returns:
+            The states of the tokens [W, T, D], and the pooled windows [W, P] where the denoiser needs them.
+        """
+        return self._encoder_output("text_encoder", "tokenizer", windows[0])[0], None
+
+    def _encoder_output(self, encoder: str, tokenizer: str, windows: Sequence[list[int]], **how: Any) -> Any:
+        """The output of a text encoder for windows of tokens, each between the marks of begin and end, and padded."""
+        import torch  # not at the top: an adapter is imported to check configurations
+
+        model, words = getattr(self.pipeline, encoder), getattr(self.pipeline, tokenizer)
+        ids = torch.full((len(windows), words.model_max_length), words.pad_token_id)
+        mask = torch.zeros_like(ids)
+        for i, window in enumerate(windows):
+            row = [words.bos_token_id, *window, words.eos_token_id]
+            ids[i, : len(row)], mask[i, : len(row)] = torch.tensor(row), 1
+        if getattr(model.config, "use_attention_mask", False):
+            how["attention_mask"] = mask.to(self.device)
+        return model(ids.to(self.device), **how)
 
     def _guidance_embedding(self, guidance: float) -> torch.Tensor:
         """The condition of a UNet that was distilled with guidance (Meng et al. 2023), [D]."""
@@ -125,3 +192,26 @@ class StableDiffusion(Architecture):
 
     def _decode(self, latents: torch.Tensor) -> torch.Tensor:
         return self.vae.decode(latents, return_dict=False)[0].float()
+
+
+def _split(tokenizer: Any, text: str) -> tuple[list[list[int]], int]:
+    """Splits a text's tokens into windows, between words where a word fits one, and counts the tokens that are left."""
+    tokens, length = tokenizer(text).input_ids[1:-1], tokenizer.model_max_length - 2
+    windows: list[list[int]] = []
+    while len(tokens) > length and len(windows) < MOST_WINDOWS:
+        ends = [i for i, it in enumerate(tokenizer.convert_ids_to_tokens(tokens[:length]), 1) if it.endswith("</w>")]
+        end = ends[-1] if ends else length
+        windows.append(tokens[:end])
+        tokens = tokens[end:]
+    if len(windows) == MOST_WINDOWS:
+        return windows, len(tokens)
+    return [*windows, tokens], 0
+
+
+def _extended(text: Text, empty: Text, length: int) -> Text:
+    """A text extended by an empty one to ``length`` tokens, a multiple of the empty text's."""
+    import torch  # not at the top: an adapter is imported to check configurations
+
+    states, more = text.tensors["encoder_hidden_states"], empty.tensors["encoder_hidden_states"]
+    count = (length - len(states)) // len(more)
+    return Text({**text.tensors, "encoder_hidden_states": torch.cat([states, *[more] * count])}, text.unused_tokens)

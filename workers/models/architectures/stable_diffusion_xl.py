@@ -54,13 +54,6 @@ class StableDiffusionXL(StableDiffusion):
     def zeros_for_no_negative(self) -> bool:
         return bool(self.pipeline.config.force_zeros_for_empty_prompt)
 
-    def encode(self, prompts: Sequence[str]) -> list[Text]:
-        tokens, _, pooled, _ = self._encode(prompts)
-        return [
-            Text({"encoder_hidden_states": states, "text_embeds": whole}, self._unused_tokens(prompt))
-            for prompt, states, whole in zip(prompts, tokens, pooled, strict=True)
-        ]
-
     def conditions(self, text: Text, recipe: Recipe) -> dict[str, torch.Tensor]:
         size = (recipe.height, recipe.width)
         states = text.tensors["encoder_hidden_states"]
@@ -74,6 +67,14 @@ class StableDiffusionXL(StableDiffusion):
         added = {name: conditions[name] for name in ("text_embeds", "time_ids")}
         others = {name: tensor for name, tensor in conditions.items() if name not in added}
         return denoiser(latents, timesteps, return_dict=False, added_cond_kwargs=added, **others)[0]
+
+    def _encode(self, windows: Sequence[Sequence[list[int]]]) -> tuple[torch.Tensor, torch.Tensor | None]:
+        import torch  # not at the top: an adapter is imported to check configurations
+
+        both = zip(self.text_encoders, self.tokenizers, windows, strict=True)
+        outputs = [self._encoder_output(*it, output_hidden_states=True) for it in both]
+        # The pooled prompt is that of the last encoder, which projects it.
+        return torch.cat([it.hidden_states[-2] for it in outputs], -1), outputs[-1][0]
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         config = self.vae.config
