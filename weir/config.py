@@ -92,6 +92,10 @@ class FamilyConfig(_Strict):
     name: str
     pipeline: str = Field(description="diffusers pipeline with the shared parts: local folder or hub repository")
     revision: str | None = None
+    vae: str | None = Field(
+        None, description="VAE of all variants instead of their pipelines' own: folder or hub repository of diffusers"
+    )
+    vae_revision: str | None = None
     weights: Literal["fp16"] | None = Field(None, description="which file set of the repository to load")
     size: int = Field(ge=LEAST_SIDE, le=MOST_SIDE, description="side length of the square images, pixels")
     sizes: tuple[Annotated[int | str, Field(union_mode="left_to_right")], ...] = Field(
@@ -648,7 +652,7 @@ def load_family(path: Path | str) -> FamilyConfig:
         if variant.discriminator_folder is not None:
             files["discriminator"] = absolute(f"{name}.discriminator", variant.discriminator_folder)
         variants[name] = variant.model_copy(update=files)
-    shared = {k: absolute(k, getattr(family, k)) for k in ("pipeline", "clip")}
+    shared = {k: absolute(k, getattr(family, k)) for k in ("pipeline", "vae", "clip")}
     return family.model_copy(update={"variants": variants, **shared})
 
 

@@ -34,6 +34,8 @@ def made_with(family: FamilyConfig, variant: VariantConfig, sampler: Scheduler |
         versions["unet"] = _named(variant.unet, variant.revision) + (
             f"#{variant.unet_file}" if variant.unet_file else ""
         )
+    if family.vae is not None:
+        versions["vae"] = _named(family.vae, family.vae_revision)
     return versions | {"scheduler": sampler or variant.scheduler, "dtype": family.dtype}
 
 

@@ -15,11 +15,13 @@ from weir.core import ImageSize
 from weir.errors import ConfigError
 from workers.models.architectures.architecture import Architecture, Configs
 from workers.models.architectures.registry import ARCHITECTURES
-from workers.models.source import Source, denoiser_source, first_lines, pipeline_source
+from workers.models.source import Source, denoiser_source, first_lines, pipeline_source, vae_source
 from workers.models.tensor_files import Shapes, file_set, misfit, read_shapes
 
 #: Parts of a pipeline that have no weights or are not loaded.
 _WEIGHTLESS = ("scheduler", "tokenizer", "tokenizer_2", "feature_extractor", "safety_checker", "image_encoder")
+_VAE = "AutoencoderKL"
+_VAE_REMEDY = f"give an {_VAE} written by save_pretrained, or a hub repository"
 _REMEDY = "give a folder written by save_pretrained, or a hub repository"
 
 
@@ -42,11 +44,12 @@ def check_family(family: FamilyConfig) -> None:
     Raises:
         ConfigError: a file is missing or damaged, or a model is of a kind that cannot be served.
     """
+    vae = _read_vae(family)
     for key, variant in family.variants.items():
         source, base = pipeline_source(family, key), None
         if (folder := source.folder) is not None:
             base = _read_pipeline(source, folder, family.weights)
-        configs = {} if base is None else base.configs
+        configs = {} if base is None else {**base.configs, **vae}
         if variant.unet and (folder := (own := denoiser_source(family, key)).folder) is not None:
             if variant.unet_file is None and folder.is_dir():
                 config = _read_denoiser(own, folder, family.weights)
@@ -159,6 +162,27 @@ def _read_denoiser(source: Source, folder: Path, weights: str | None) -> Mapping
         remedy = f"name its file: unet_file: {plain[0]}" if plain else f"fetch its {weights} files"
         raise source.error(f"there are no {weights} files in {folder} (weights: {weights})", remedy)
     return config
+
+
+def _read_vae(family: FamilyConfig) -> Configs:
+    """The configuration of the family's own VAE as that of the part ``vae``; empty without one or on the hub."""
+    source = vae_source(family)
+    if source is None or source.folder is None:
+        return {}
+    config = _read_config(source, source.folder / "config.json", _VAE_REMEDY)
+    check_vae(source, str(config.get("_class_name")))
+    _read_headers(source, source.folder, _VAE_REMEDY)
+    return {"vae": config}
+
+
+def check_vae(source: Source, kind: str) -> None:
+    """Checks the class of a VAE that replaces that of a pipeline.
+
+    Raises:
+        ConfigError: it is another one than these architectures have.
+    """
+    if kind != _VAE:
+        raise source.error(f"its class is {kind}", f"use a VAE of the class {_VAE}")
 
 
 def _single_file(source: Source, folder: Path, name: str | None) -> Path:

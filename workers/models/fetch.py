@@ -48,6 +48,8 @@ def named(family: FamilyConfig) -> list[Repository]:
             found.append(Repository(f"{key}.pipeline", variant.pipeline, variant.revision, pipeline=True))
         if variant.unet:
             found.append(Repository(f"{key}.unet", variant.unet, variant.revision, variant.unet_file))
+    if family.vae:
+        found.append(Repository("vae", family.vae, family.vae_revision))
     if family.clip:
         found.append(Repository("clip", family.clip, family.clip_revision))
     own = all(variant.pipeline for variant in family.variants.values())

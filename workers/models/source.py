@@ -45,6 +45,11 @@ def denoiser_source(family: FamilyConfig, key: str) -> Source:
     return Source(family.name, f"{key}.unet", variant.unet, variant.revision)
 
 
+def vae_source(family: FamilyConfig) -> Source | None:
+    """The VAE that replaces those of the pipelines; None if there is none."""
+    return None if family.vae is None else Source(family.name, "vae", family.vae, family.vae_revision)
+
+
 def first_lines(error: BaseException) -> str:
     """The first two lines of an error, as one."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]

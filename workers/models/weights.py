@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from accelerate import init_empty_weights
-from diffusers import DiffusionPipeline
+from diffusers import AutoencoderKL, DiffusionPipeline
 from diffusers.utils import logging as diffusers_logging
 from huggingface_hub import hf_hub_download
 from safetensors import SafetensorError
@@ -18,8 +18,8 @@ from transformers.utils import logging as transformers_logging
 from weir.config import FamilyConfig, VariantConfig
 from workers.models.architectures.architecture import Architecture, Pipeline
 from workers.models.architectures.registry import ARCHITECTURES
-from workers.models.checkpoint import architecture_of, check_configs, check_family, check_single_file
-from workers.models.source import Source, denoiser_source, first_lines, pipeline_source
+from workers.models.checkpoint import architecture_of, check_configs, check_family, check_single_file, check_vae
+from workers.models.source import Source, denoiser_source, first_lines, pipeline_source, vae_source
 from workers.models.tensor_files import read_shapes
 
 _HUB = "give a local folder, or a repository of the Hugging Face hub that this machine can reach"
@@ -45,10 +45,11 @@ def load_pipelines(family: FamilyConfig, device: torch.device, dtype: torch.dtyp
         return loaded[place]
 
     pipelines: dict[str, Pipeline] = {}
+    vae = _load_vae(family, dtype)
     for key, variant in family.variants.items():
         base = load_once(pipeline_source(family, key))
         architecture = ARCHITECTURES[type(base).__name__]
-        parts = {}
+        parts = {} if vae is None else {"vae": vae}
         if variant.unet:
             denoiser = _load_denoiser(denoiser_source(family, key), variant, architecture(base), family.weights, dtype)
             parts[architecture.denoiser_part] = denoiser
@@ -88,6 +89,22 @@ def _load_denoiser(
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise source.error(first_lines(error), _HUB if source.folder is None else _refetch(weights)) from error
+
+
+def _load_vae(family: FamilyConfig, dtype: torch.dtype) -> Any:
+    """The VAE that replaces those of the pipelines; None if there is none."""
+    source = vae_source(family)
+    if source is None:
+        return None
+    try:
+        config = AutoencoderKL.load_config(source.reference, revision=source.revision)
+        check_vae(source, str(config["_class_name"]))
+        # Its files need not be of the pipelines' set: the VAE of SDXL that suits float16 has plain files only.
+        return AutoencoderKL.from_pretrained(
+            source.reference, revision=source.revision, dtype=dtype, use_safetensors=True
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise source.error(first_lines(error), _HUB if source.folder is None else _refetch(None)) from error
 
 
 def _single_file(source: Source, name: str | None) -> Path | None:

@@ -136,6 +136,31 @@ def test_a_unet_without_files_of_the_set_is_refused_with_the_key_for_its_plain_f
     assert f"(weights: fp16); name its file: unet_file: {UNET}" in message
 
 
+# ----------------------------------------------------------------------------------------- another VAE
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"_class_name": "AutoencoderTiny"}, "its class is AutoencoderTiny; use a VAE of the class AutoencoderKL"),
+        ({"latent_channels": 16}, "in_channels is 4, and the VAE's latents have 16"),
+    ],
+)
+def test_a_vae_that_does_not_fit_is_refused_by_its_configuration(
+    changed: Callable[..., Path], folders: Path, fields: dict[str, Any], named: str
+) -> None:
+    copy = changed("sdxl", "vae/config.json", **fields)
+    assert named in refusal(family(folders / "sdxl", variant("l"), variant("h"), vae=str(copy / "vae")))
+
+
+def test_a_vae_without_weights_is_refused(changed: Callable[..., Path], folders: Path) -> None:
+    copy = changed("sdxl")
+    (copy / "vae" / UNET).unlink()
+    message = refusal(family(folders / "sdxl", variant("l"), variant("h"), vae=str(copy / "vae")))
+    assert "family tiny: vae: " in message
+    assert "there is no .safetensors file" in message
+
+
 # ----------------------------------------------------------------------------- another kind of denoiser
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import EDMEulerScheduler
+from diffusers import AutoencoderKL, EDMEulerScheduler, StableDiffusionXLPipeline
 from PIL import Image
 
 from testing.collector import recorded
@@ -23,6 +23,7 @@ from weir.plan import HEAVY, LIGHT
 from workers.engine.engine import EngineOutput, OutOfMemory, recipe
 from workers.engine.samplers import scheduler_for
 from workers.models.architectures.stable_diffusion import StableDiffusion
+from workers.models.architectures.stable_diffusion_xl import StableDiffusionXL
 from workers.models.checkpoint import check_family
 from workers.models.family import Family
 
@@ -59,9 +60,8 @@ def test_light_and_heavy_share_one_vae_and_one_set_of_text_encoders(tiny: Family
 
 
 def test_a_prompt_is_encoded_again_for_another_tenant(tiny: Family, monkeypatch: pytest.MonkeyPatch) -> None:
-    pipeline, encoded = tiny.pipelines[LIGHT], list[str]()
-    encode = pipeline.encode_prompt
-    monkeypatch.setattr(pipeline, "encode_prompt", lambda texts, **how: encoded.extend(texts) or encode(texts, **how))
+    encode, encoded = StableDiffusionXL.encode, list[str]()
+    monkeypatch.setattr(StableDiffusionXL, "encode", lambda it, texts: encoded.extend(texts) or encode(it, texts))
     for tenant in ("acme", "acme", "globex"):
         tiny.generate(LIGHT, [image_request(prompt="a prompt of two tenants", tenant=tenant)])
     assert encoded == ["a prompt of two tenants"] * 2
@@ -94,6 +94,25 @@ def test_sdxl_with_a_single_file_unet_and_fp16_files_loads_like_sdxl_lightning(f
     assert all(p.dtype == torch.float32 and not p.is_meta for p in light.unet.parameters())
     for key in (LIGHT, HEAVY):
         assert pixels(loaded.generate(key, [image_request()])[0]).shape == (SIZE, SIZE, 3)
+
+
+def test_another_vae_decodes_the_images_of_all_variants(folders: Path) -> None:
+    """As the VAE of SDXL that suits float16: with plain files beside a pipeline with fp16 files."""
+    other = str(folders / "sdxl-turbo" / "vae")
+    turbo = variant("turbo", pipeline=str(folders / "sdxl-turbo"), steps=1)
+    loaded = Family.load(family(folders / "sdxl", turbo, variant("base", guidance=5.0), vae=other))
+    whole = StableDiffusionXLPipeline.from_pretrained(folders / "sdxl", vae=AutoencoderKL.from_pretrained(other))
+    whole.scheduler = scheduler_for("euler", whole.scheduler.config)
+    whole.set_progress_bar_config(disable=True)
+    latents = torch.randn((1, 4, SIZE // 2, SIZE // 2), generator=torch.Generator().manual_seed(7))
+    how = {"latents": latents, "num_inference_steps": 2, "guidance_scale": 5.0, "output_type": "np"}
+    theirs = whole(prompt="a red a", height=SIZE, width=SIZE, **how).images[0]
+    ours = pixels(loaded.generate(HEAVY, [image_request()])[0])
+    assert np.abs(ours - theirs * 255).max() <= 1
+    light, heavy = loaded.pipelines[LIGHT], loaded.pipelines[HEAVY]
+    assert light.vae is heavy.vae
+    fp16 = family(folders / "sdxl-fp16", variant("l"), variant("h"), weights="fp16", vae=other)
+    assert torch.equal(Family.load(fp16).pipelines[HEAVY].vae.decoder.conv_in.weight, heavy.vae.decoder.conv_in.weight)
 
 
 def test_two_sdxl_pipelines_load_like_sdxl_turbo(folders: Path) -> None:
