@@ -5,14 +5,15 @@
     python -m benchmarks.cache_lookups --encoder words         no model: what everything but encoding costs
 
 The encoder has the published shape and random weights. Lookups go the way of a load balancer: its client, Ray Serve, an
-encoder and the cache, with a report of the end of each; the index has ``--entries`` entries, read from a real Redis.
+encoder and the cache, with a report of the end of each; the states are in a real Redis.
 
 * ``lookups/s``, ``p50``, ``p99``: wall time, with ``--callers`` lookups in flight for every encoder. They depend on
   what else the machine does. Lookups without an answer within ``--limit`` are counted apart.
 * ``encoder`` and ``cache``: processor time of the processes for each lookup and its end, with their part of Ray Serve.
 * ``most``: lookups/s for which the processor time of one encoder, and of the cache, would be a whole core.
 
-``searches`` sends ready vectors as encoders do, and ``alone`` is the cache without Ray Serve.
+``searches`` sends ready vectors as encoders do, and ``alone`` is the cache with ``--entries`` entries without Ray Serve.
+An encoder takes 0.5 GB (CLIP) or 2.8 GB (OpenCLIP) in each process; ``--replicas`` without a number loads it here only.
 """
 
 from __future__ import annotations
@@ -32,9 +33,9 @@ from typing import Any
 
 import numpy as np
 import psutil
+import torch
 from ray import serve
 from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 
 from benchmarks import command
@@ -42,6 +43,7 @@ from cache.encoder import Encoder, family_encoder
 from cache.factory import SECRET, open_cache, open_store
 from cache.lookup_batcher import Query
 from cache.policy.partition import Partitions, Settings
+from cache.store.redis_backend import RedisBackend
 from cache.store.redis_server import RedisServer
 from cache.store.store import Record, SealedStore
 from deploy.app import cache
@@ -61,6 +63,9 @@ SERVICE = ROOT / "deploy" / "configs" / "weir-tiny.yaml"
 SHAPES = {"clip-vit-l": False, "openclip-bigg": True}
 APPLICATION = "lookups"
 SIDE = 1024
+HERE = Settings(SIDE, SIDE)
+#: Entries that the cache on Ray Serve reads from Redis. A search among many is measured alone.
+STORED = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,36 +88,45 @@ def opened(args: argparse.Namespace, folder: Path, url: str) -> Setup:
         source = str(folder / args.encoder)
         write_text_encoder(Path(source), SHAPES[args.encoder])
     service, family = load_service(SERVICE)
-    config = CacheConfig(mode="read-write", url=url, encoder=source, lookup_s=args.limit)
+    config = CacheConfig(mode="read-write", url=url, encoder=source, lookup_s=args.limit, fetch_s=1)
     encoder = family_encoder(family, source)
     return Setup(service.model_copy(update={"cache": config}), family, encoder)
 
 
 def fill(setup: Setup, entries: int) -> None:
-    """Enters records of clustered vectors, as those of prompts are, in Redis, each with one small state."""
+    """Enters records in Redis, each with one small state."""
     store = _store(setup)
-    partition = Partitions(setup.family, setup.encoder.version).name("acme", Settings(SIDE, SIDE))
-    rng, dim = np.random.default_rng(0), setup.encoder.dim
+    partition = Partitions(setup.family, setup.encoder.version).name("acme", HERE)
     state = State(np.zeros((4, 8, 8), np.float16), 10, 50, "s", "m")
-    centres = rng.normal(size=(2000, dim))
-    for i in track(range(entries), "filling Redis", console=console):
-        vector = centres[i % 2000] + 0.5 * rng.normal(size=dim)
-        vector = (vector / np.linalg.norm(vector)).astype(np.float16)
+    for i, vector in enumerate(clustered(entries, setup.encoder.dim)):
         name = f"entry-{i}"
         store.put(ImageRequest(name, "", 0, SIDE, SIDE, 0.0, capture=partition), [state])
-        store.remember(Record(partition, name, "a red circle", vector, {10: 1000}, float(i)))
+        store.remember(Record(partition, name, "a red circle", vector.astype(np.float16), {10: 1000}, float(i)))
+
+
+def clustered(count: int, dim: int) -> np.ndarray:
+    """Unit vectors, float32 [count, dim], in clusters, as those of prompts are."""
+    rng = np.random.default_rng(0)
+    vectors = rng.normal(size=(2000, dim)).astype(np.float32)[rng.integers(2000, size=count)]
+    for row in vectors:
+        row += 0.5 * rng.normal(size=dim).astype(np.float32)
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
 @contextmanager
-def running(setup: Setup) -> Iterator[tuple[ServeCacheClient, Any]]:
-    """Context manager of the cache on Ray Serve: a load balancer's client of it, and the handle of the cache."""
+def running(setup: Setup, entries: int) -> Iterator[tuple[ServeCacheClient, Any]]:
+    """Context manager of the cache on Ray Serve: a load balancer's client of it, and the handle of the cache.
+
+    Args:
+        entries: number of entries in Redis; the cache has read them when the block begins.
+    """
     index, encoders = cache(setup.service, setup.family)
     serve.run(encoders or index, name=APPLICATION, route_prefix=None)
     try:
         handle = serve.get_deployment_handle(CACHE, APPLICATION)
         lookups = serve.get_deployment_handle(ENCODER, APPLICATION) if encoders else None
         began = time.perf_counter()
-        while not handle.statistics.remote().result()["ready"]:
+        while handle.statistics.remote().result()["entries"] < entries:
             time.sleep(0.1)
         console.print(f"the cache was ready after {time.perf_counter() - began:.1f} s")
         yield ServeCacheClient(handle, lookups, wait_s=setup.service.cache.lookup_s), handle
@@ -148,14 +162,23 @@ async def load(ask: Callable[[int], Any], callers: int, seconds: float) -> tuple
     return taken, unanswered, time.perf_counter() - began
 
 
+def prompt_of(tokens: int, seed: int) -> str:
+    """A prompt of so many tokens with begin and end; the tokenizer makes a token of each letter."""
+    return "".join(np.random.default_rng(seed).choice(list("abcdefghij"), tokens - 2))
+
+
 def asking(client: ServeCacheClient, tokens: int, run: str) -> Callable[[int], Any]:
     """A lookup of a prompt of so many tokens, and the report of its end."""
-    rng = np.random.default_rng(0)
 
     async def ask(number: int) -> bool:
-        prompt = "".join(rng.choice(list("abcdefghij"), tokens - 2))  # the tokenizer makes a token of each letter
         name = f"{run}-{number}"
-        found = await client.find(ImageRequest(name, prompt, 1, SIDE, SIDE, 0.0, tenant="acme"))
+        request = ImageRequest(name, prompt_of(tokens, number), 1, SIDE, SIDE, 0.0, tenant="acme")
+        while True:
+            resting = client.failures["resting"]
+            found = await client.find(request)
+            if client.failures["resting"] == resting:
+                break
+            await asyncio.sleep(0.1)  # nothing was asked, because lookups are suspended after failures
         client.finished(name, None, 0)
         return found != NO_LOOKUP
 
@@ -168,7 +191,7 @@ def searching(handle: Any, encoder: Encoder, batch: int) -> Callable[[int], Any]
 
     async def ask(number: int) -> bool:
         names = [f"batch-{batch}-{number}-{i}" for i in range(batch)]
-        queries = [Query(name, "acme", "a red circle", Settings(SIDE, SIDE)) for name in names]
+        queries = [Query(name, "acme", "a red circle", HERE) for name in names]
         found = await handle.search.remote(queries, vectors[number % 1000], encoder.version)
         await handle.finish.remote([CacheReport(name) for name in names])
         return None not in found
@@ -193,19 +216,33 @@ def measured(ask: Callable[[int], Any], callers: int, seconds: float, lookups_ea
     }
 
 
-def alone(setup: Setup, times: int) -> dict[str, Any]:
+def encoding(encoder: Encoder, tokens: int) -> dict[int, float]:
+    """Processor time to encode a prompt in batches of several sizes, on one thread, milliseconds."""
+    torch.set_num_threads(1)
+    found = {}
+    for size in (1, 2, 4, 8):
+        prompts, taken = [prompt_of(tokens, i) for i in range(size)], []
+        for _ in range(7):
+            began = time.thread_time()
+            encoder.encode(prompts)
+            taken.append((time.thread_time() - began) / size)
+        found[size] = 1e3 * float(np.median(taken))
+    return found
+
+
+def alone(setup: Setup, entries: int, times: int) -> dict[str, Any]:
     """Processor time of what the cache does for a lookup and its end, in this process."""
     opened = open_cache(setup.service.cache, setup.family, setup.encoder, _store(setup))
-    began = time.perf_counter()
-    entries = opened.rebuild()
-    found: dict[str, Any] = {"entries": entries, "rebuild_s": time.perf_counter() - began}
-    taken, settings = [], Settings(SIDE, SIDE)
-    for i, [vector] in enumerate(_vectors(setup.encoder.dim, times, 1)):
+    partition = Partitions(setup.family, setup.encoder.version).name("acme", HERE)
+    vectors, taken = clustered(entries, setup.encoder.dim), []
+    opened.catalog.restore(partition, [f"entry-{i}" for i in range(entries)], vectors, [{10: 1000}] * entries)
+    for i in range(times):
         began = time.thread_time()
-        opened.lookup(str(i), "acme", "a red circle", settings, vector).to_dict()
+        opened.lookup(str(i), "acme", "a red circle", HERE, vectors[i * 7919 % entries]).to_dict()
         opened.finish(str(i))
         taken.append(time.thread_time() - began)
-    return found | {f"p{q}_ms": float(np.percentile(taken, q)) * 1e3 for q in (50, 99)} | {"most": times / sum(taken)}
+    spent = {f"p{q}_ms": float(np.percentile(taken, q)) * 1e3 for q in (50, 99)}
+    return {"entries": entries, **spent, "most": times / sum(taken)}
 
 
 def shown(rows: list[dict[str, Any]], title: str, by: str) -> Table:
@@ -231,31 +268,40 @@ def _vectors(dim: int, count: int, batch: int) -> np.ndarray:
 
 def _store(setup: Setup) -> SealedStore:
     """The store with the patience of a benchmark."""
-    return open_store(setup.service.cache.model_copy(update={"fetch_s": 1.0}))
+    config = setup.service.cache
+    return open_store(config, RedisBackend(str(config.url), read_s=10, write_s=10))
 
 
 def _lookups(setup: Setup, args: argparse.Namespace) -> dict[str, Any]:
     replicas = setup.service.cache.encoder_replicas
-    with running(setup) as (client, _):
+    with running(setup, STORED) as (client, _):
         ask = asking(client, args.tokens, f"{replicas} encoders")
         return {"encoders": replicas, **measured(ask, args.callers * max(1, replicas), args.seconds)}
 
 
 def _searches(setup: Setup, args: argparse.Namespace) -> list[dict[str, Any]]:
-    with running(setup) as (_, handle):
+    with running(setup, STORED) as (_, handle):
         return [
             {"batch": batch, **measured(searching(handle, setup.encoder, batch), 4, args.seconds / 2, batch)}
             for batch in (1, 4, 16)
         ]
 
 
+def _on_serve(setup: Setup, args: argparse.Namespace) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    with cluster(cpus=4):
+        lookups = [_lookups(setup.with_encoders(count), args) for count in args.replicas]
+        searches = _searches(setup.with_encoders(0), args)
+        serve.shutdown()
+    return lookups, searches
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--encoder", default="clip-vit-l", choices=[*SHAPES, "words"])
-    parser.add_argument("--replicas", type=int, nargs="+", default=[0, 1, 2], help="0: the cache encodes by itself")
+    parser.add_argument("--replicas", type=int, nargs="*", default=[0, 1, 2], help="0: the cache encodes by itself")
     parser.add_argument("--callers", type=int, default=4, help="lookups in flight for every encoder")
     parser.add_argument("--tokens", type=int, default=16)
-    parser.add_argument("--entries", type=int, default=100_000)
+    parser.add_argument("--entries", type=int, default=100_000, help="of the cache alone")
     parser.add_argument("--seconds", type=float, default=20)
     parser.add_argument("--limit", type=float, default=0.25, help="cache.lookup_s, at most 5 s")
     parser.add_argument("--out", type=Path, help="also write the figures as JSON")
@@ -264,20 +310,20 @@ def main() -> None:
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     server = RedisServer.start()
     try:
-        with tempfile.TemporaryDirectory() as folder, cluster(cpus=4):
+        with tempfile.TemporaryDirectory() as folder:
             setup = opened(args, Path(folder), server.url)
-            fill(setup, args.entries)
-            lookups = [_lookups(setup.with_encoders(count), args) for count in args.replicas]
-            searches = _searches(setup.with_encoders(0), args)
-            serve.shutdown()
-        here = alone(setup, 2000)
+            encoded = encoding(setup.encoder, args.tokens)
+            fill(setup, STORED)
+            lookups, searches = _on_serve(setup, args) if args.replicas else ([], [])
+        here = alone(setup, args.entries, 2000)
     finally:
         server.stop()
     console.print(shown(lookups, f"lookups with {args.encoder}, {args.tokens} tokens", "encoders"))
     console.print(shown(searches, "searches of ready vectors", "batch"))
-    console.print_json(json.dumps({"the cache alone, processor time": here}))
+    console.print_json(json.dumps({"processor time to encode a prompt in a batch of N, ms": encoded, "alone": here}))
     if args.out:
-        found = {"lookups": lookups, "searches": searches, "alone": here, "limit_s": args.limit, "tokens": args.tokens}
+        found = {"limit_s": args.limit, "tokens": args.tokens, "encoding": encoded, "alone": here}
+        found |= {"lookups": lookups, "searches": searches}
         args.out.parent.mkdir(parents=True, exist_ok=True)
         args.out.write_text(json.dumps(found, indent=1))
 
