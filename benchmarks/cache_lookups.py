@@ -12,7 +12,7 @@ encoder and the cache, with a report of the end of each; the states are in a rea
 * ``encoder`` and ``cache``: processor time of the processes for each lookup and its end, with their part of Ray Serve.
 * ``most``: lookups/s for which the processor time of one encoder, and of the cache, would be a whole core.
 
-``searches`` sends ready vectors as encoders do, and ``alone`` is the cache with ``--entries`` entries without Ray Serve.
+``searches`` sends ready vectors as encoders do; ``alone`` is the cache with ``--entries`` entries, without Ray Serve.
 An encoder takes 0.5 GB (CLIP) or 2.8 GB (OpenCLIP) in each process; ``--replicas`` without a number loads it here only.
 """
 
