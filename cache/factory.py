@@ -45,7 +45,7 @@ def connected(config: CacheConfig, *, patience_s: float | None = None) -> RedisB
     url = config.url or os.environ.get(URL)
     if url is None:
         raise ConfigError(f"cache.url names no Redis, and the environment has no {URL}; set one of them")
-    if config.tls_ca is not None and not Path(config.tls_ca).is_file():
+    if config.tls_ca is not None and not os.path.isfile(config.tls_ca):
         raise ConfigError(f"cache.tls_ca: there is no file {config.tls_ca}")
     if patience_s is not None:
         return RedisBackend(url, read_s=patience_s, write_s=patience_s, tls_ca=config.tls_ca)

@@ -91,8 +91,10 @@ def _plain(text: str) -> str:
     return f"'{text}" if text.startswith(_FORMULAS) else text
 
 
-def _text(cell: str) -> str:
-    """The text of a cell; the inverse of :func:`_plain`."""
+def _text(cell: str | None) -> str:
+    """The text of a cell; the inverse of :func:`_plain`. Raises ValueError: the row has no such cell."""
+    if cell is None:
+        raise ValueError("the row is too short")
     return cell[1:] if cell.startswith("'") else cell
 
 

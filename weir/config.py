@@ -6,6 +6,7 @@ A *service* file (``deploy/configs/*.yaml``) configures what ``weir up`` starts.
 
 from __future__ import annotations
 
+import os
 import re
 import reprlib
 from collections.abc import Mapping, Sequence
@@ -623,7 +624,8 @@ def _validated(model: type[Model], fields: dict[str, Any]) -> Model:
 def resolve(reference: str, relative_to: Path) -> str:
     """Resolves a path relative to its configuration file; a reference that is not a local path is a hub name."""
     candidate = (relative_to / reference).resolve()
-    if candidate.exists() or reference.startswith((".", "/")):
+    # Path.exists fails at a name that is too long.
+    if os.path.exists(candidate) or reference.startswith((".", "/")):
         return str(candidate)
     return reference
 
@@ -642,7 +644,7 @@ def load_family(path: Path | str) -> FamilyConfig:
         if reference is None:
             return None
         found = resolve(reference, here)
-        if found.startswith("/") and not Path(found).exists():
+        if found.startswith("/") and not os.path.exists(found):
             raise ConfigError(f"{path}: {key}: there is no file or folder {found}")
         return found
 
@@ -666,16 +668,16 @@ def load_service(path: Path | str) -> tuple[ServiceConfig, FamilyConfig]:
     service = read_yaml(path, ServiceConfig)
     here = path.resolve().parent
     family_path = here / service.family
-    if not family_path.exists():
+    if not os.path.exists(family_path):
         raise ConfigError(f"{path}: family: there is no file {family_path}")
     update: dict[str, object] = {"family": str(family_path.resolve())}
     if service.profile is not None:
         update["profile"] = str((here / service.profile).resolve())
-        if not Path(str(update["profile"])).exists():
+        if not os.path.exists(str(update["profile"])):
             raise ConfigError(f"{path}: profile: there is no file {update['profile']}; create it with `weir profile`")
     if service.pool.emulate is not None:
         emulate = (here / service.pool.emulate).resolve()
-        if not emulate.exists():
+        if not os.path.exists(emulate):
             raise ConfigError(f"{path}: pool.emulate: there is no file {emulate}")
         update["pool"] = service.pool.model_copy(update={"emulate": str(emulate)})
     files = ("selector", "encoder", "predictor", "levels", "secret_file", "tls_ca")

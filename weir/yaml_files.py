@@ -33,6 +33,7 @@ _REMEDIES = (
     ("expected a single document", "a second document begins here; a file holds one"),
     (r"expected '?,'? or '?([\]}])'?", r"a list or mapping in brackets is not closed; a \1 or a comma is missing"),
     ("while scanning a quoted scalar", "a quote is not closed"),
+    ("found the character U", "a value has the character U+0000; delete it"),
     ("found undefined alias", "a value that begins with * names something above; put it in quotes"),
     ("could not determine a constructor", "tags (words that begin with !) are not taken; put the value in quotes"),
 )
@@ -42,6 +43,11 @@ class _Loader(yaml.SafeLoader):
     """YAML whose plain scalars are text or None, and whose keys stand once."""
 
     yaml_implicit_resolvers: ClassVar[dict[str, list[tuple[str, re.Pattern[str]]]]] = {}
+
+    def construct_scalar(self, node: yaml.ScalarNode) -> Any:
+        if "\0" in node.value:  # no name or path has one, and the system's calls fail at it
+            raise yaml.constructor.ConstructorError(problem="found the character U+0000", problem_mark=node.start_mark)
+        return super().construct_scalar(node)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         lines: dict[str, int] = {}

@@ -304,6 +304,7 @@ def test_saving_outcomes_replaces_the_file_atomically(tmp_path: Path) -> None:
     [
         (lambda text: "x" + text, r"r\.csv: line 1: not a file of a replay"),
         (lambda text: text.replace("200", "2oo"), r"r\.csv: line 2, column status: invalid value '2oo'"),
+        (lambda text: text.rstrip(",\n") + "\n", r"r\.csv: line 2, column model: invalid value None"),
         (lambda text: text.replace("heavy", "Up & down"), r"r\.csv: line 2, column path: invalid value 'Up & down'"),
     ],
 )

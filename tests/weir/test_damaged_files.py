@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.fuzz_files import KINDS, fuzz, place
+from tests.fuzz_files import KINDS, fuzz, place, read_damaged
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -18,6 +18,23 @@ def test_a_valid_file_is_read(kind: str) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_damaged_file_is_read_or_refused(kind: str) -> None:
     fuzz(kind, 10, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("kind", "path"),
+    [
+        ("a family", b"../../models/weir-tiny/pipeline"),
+        ("a service", b"../families/weir-tiny.yaml"),
+        ("a service", b"../profiles/weir-tiny-cpu.json"),
+        ("a service", b"../profiles/weir-tiny-cache.json"),
+    ],
+)
+@pytest.mark.parametrize("wrong", [b"../" + b"a" * 5000, b"/" + b"a/" * 4000, b'"a\\0b"', b'"../a\\0b"', b"a" * 5000])
+def test_a_path_that_no_system_takes_is_refused_or_a_name_of_the_hub(kind: str, path: bytes, wrong: bytes) -> None:
+    content = KINDS[kind].valid()
+    assert path in content
+    with place() as folder:
+        read_damaged(KINDS[kind], content.replace(path, wrong), folder)
 
 
 def test_the_fuzzer_finds_a_reader_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
