@@ -18,6 +18,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from benchmarks import command
 from deploy.local import down, up
@@ -53,11 +54,11 @@ TESTS = {
 
 
 @contextmanager
-def attacked() -> Iterator[Target]:
-    """A service under attack."""
+def attacked(**quota: Any) -> Iterator[Target]:
+    """A service under attack; ``quota`` is that of Mallory's key."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        config, alice, mallory = write_service(folder)
+        config, alice, mallory = write_service(folder, **quota)
         started = up(config, detach=True, port=0, folder=folder / "state")
         assert started is not None
         service = StateFile(started.name, folder / "state").read()
@@ -102,9 +103,9 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=1, help="number of pairs of runs of --neighbours")
     given = parser.parse_args()
     if given.neighbours is not None:
-        from benchmarks.neighbours import compare
+        from benchmarks.neighbours import QUOTA, compare
 
-        with attacked() as target:
+        with attacked(**QUOTA) as target:
             right = compare(target, given.neighbours, given.runs)
         sys.exit(not right)
     with attacked() as target:

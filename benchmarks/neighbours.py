@@ -27,6 +27,8 @@ from weir.assets import ROOT
 
 #: Alice's requests per second; half of the light replicas' capacity would be ten.
 RATE_RPS = 3.0
+#: Quota of Mallory's key. Within it an image is an image, whoever asks for it: devices are shared by deadline.
+QUOTA = {"concurrent_images": 4, "images_per_minute": 60}
 #: Share by which Alice's p99 may be worse beside Mallory.
 MOST_WORSE = 0.1
 
@@ -133,7 +135,10 @@ def compare(target: Target, seconds: float, runs: int) -> bool:
         finally:
             attacker.terminate()
             attacker.wait()
-        sys.stdout.write(f"run {number + 1}, alone:           {alone}\nrun {number + 1}, beside Mallory: {beside}\n")
+        load = f"load of the machine {os.getloadavg()[0]:.0f} on {os.cpu_count()} CPUs"
+        sys.stdout.write(
+            f"run {number + 1} alone           {alone}\nrun {number + 1} beside Mallory  {beside}; {load}\n"
+        )
         sys.stdout.flush()
         pairs.append((alone, beside))
     worse = [beside.p99_s / alone.p99_s - 1 for alone, beside in pairs]

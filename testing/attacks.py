@@ -91,12 +91,18 @@ class Target:
         return int(self.url.rpartition(":")[2])
 
 
-def write_service(folder: Path, **changes: Any) -> tuple[Path, str, str]:
-    """Writes the files of a service of emulated workers; returns the service file and the keys of Alice and Mallory."""
+def write_service(folder: Path, **quota: Any) -> tuple[Path, str, str]:
+    """Writes the files of a service of emulated workers; returns the service file and the keys of Alice and Mallory.
+
+    Args:
+        quota: of Mallory's key; default: eight images at once.
+    """
     alice, mallory = new_key(), new_key()
     keys = folder / "keys.yaml"
     append_key(keys, KeyConfig(name="alice", sha256=digest(alice), tenant="acme"))
-    append_key(keys, KeyConfig(name="mallory", sha256=digest(mallory), tenant="globex", concurrent_images=8))
+    append_key(
+        keys, KeyConfig(name="mallory", sha256=digest(mallory), tenant="globex", **quota or {"concurrent_images": 8})
+    )
     fields = {
         "slo_s": SLO_S,
         "plan": {"light_replicas": 2, "heavy_replicas": 1},
@@ -104,7 +110,7 @@ def write_service(folder: Path, **changes: Any) -> tuple[Path, str, str]:
         "keys_file": "keys.yaml",
         "limits": {"images": 4},
     }
-    config = emulated_service(folder, "attacked", light_s=(0.05, 0.1), heavy_s=(0.4, 0.8), **fields | changes)
+    config = emulated_service(folder, "attacked", light_s=(0.05, 0.1), heavy_s=(0.4, 0.8), **fields)
     return config, alice, mallory
 
 
