@@ -56,6 +56,9 @@ class VariantConfig(_Strict):
     name: str = Field(description="shown in answers and metrics, e.g. sdxl-lightning-4step")
     pipeline: str | None = None
     revision: str | None = None
+    checkpoint: str | None = Field(
+        None, description="whole model in one safetensors file, with the configurations of the variant's pipeline"
+    )
     unet: str | None = None
     unet_file: str | None = None
     scheduler: Scheduler
@@ -77,6 +80,8 @@ class VariantConfig(_Strict):
     def _one_source(self) -> VariantConfig:
         if self.pipeline and (self.unet or self.unet_file):
             raise ValueError("give either pipeline or unet (with unet_file where needed), not both")
+        if self.checkpoint and not self.pipeline:
+            raise ValueError("checkpoint needs pipeline: the folder with the configurations of the model")
         if self.unet_file and not self.unet:
             raise ValueError("unet_file needs unet: the repository or folder that holds the file")
         if (most := most_steps(self.scheduler)) is not None and self.steps > most:
@@ -93,6 +98,9 @@ class FamilyConfig(_Strict):
     name: str
     pipeline: str = Field(description="diffusers pipeline with the shared parts: local folder or hub repository")
     revision: str | None = None
+    checkpoint: str | None = Field(
+        None, description="whole model in one safetensors file, with the configurations of the family's pipeline"
+    )
     vae: str | None = Field(
         None, description="VAE of all variants instead of their pipelines' own: folder or hub repository of diffusers"
     )
@@ -650,11 +658,11 @@ def load_family(path: Path | str) -> FamilyConfig:
 
     variants = {}
     for name, variant in family.variants.items():
-        files = {k: absolute(f"{name}.{k}", getattr(variant, k)) for k in ("pipeline", "unet")}
+        files = {k: absolute(f"{name}.{k}", getattr(variant, k)) for k in ("pipeline", "checkpoint", "unet")}
         if variant.discriminator_folder is not None:
             files["discriminator"] = absolute(f"{name}.discriminator", variant.discriminator_folder)
         variants[name] = variant.model_copy(update=files)
-    shared = {k: absolute(k, getattr(family, k)) for k in ("pipeline", "vae", "clip")}
+    shared = {k: absolute(k, getattr(family, k)) for k in ("pipeline", "checkpoint", "vae", "clip")}
     return family.model_copy(update={"variants": variants, **shared})
 
 

@@ -30,6 +30,8 @@ def made_with(family: FamilyConfig, variant: VariantConfig, sampler: Scheduler |
             continue
     whole = variant.pipeline is not None
     versions["pipeline"] = _named(variant.pipeline or family.pipeline, variant.revision if whole else family.revision)
+    if file := variant.checkpoint if whole else family.checkpoint:
+        versions["checkpoint"] = _named(file, None)
     if variant.unet is not None:
         versions["unet"] = _named(variant.unet, variant.revision) + (
             f"#{variant.unet_file}" if variant.unet_file else ""

@@ -15,13 +15,15 @@ from weir.core import ImageSize
 from weir.errors import ConfigError
 from workers.models.architectures.architecture import Architecture, Configs
 from workers.models.architectures.registry import ARCHITECTURES
-from workers.models.source import Source, denoiser_source, first_lines, pipeline_source, vae_source
+from workers.models.source import Source, checkpoint_source, denoiser_source, first_lines, pipeline_source, vae_source
 from workers.models.tensor_files import Shapes, file_set, misfit, read_shapes
 
 #: Parts of a pipeline that have no weights or are not loaded.
 _WEIGHTLESS = ("scheduler", "tokenizer", "tokenizer_2", "feature_extractor", "safety_checker", "image_encoder")
 _VAE = "AutoencoderKL"
 _VAE_REMEDY = f"give an {_VAE} written by save_pretrained, or a hub repository"
+_CHECKPOINT_REMEDY = "give a local folder with the model's configurations, so that nothing is fetched"
+_LAYOUT = "the file must hold a whole model with the original repositories' names, beside configurations of its kind"
 _REMEDY = "give a folder written by save_pretrained, or a hub repository"
 
 
@@ -30,12 +32,12 @@ class _Checkpoint:
     """A pipeline's folder.
 
     Attributes:
-        denoiser: shapes of the denoiser's tensors.
+        denoiser: shapes of the denoiser's tensors; None if they are in a single file, with other names.
     """
 
     architecture: type[Architecture]
     configs: Configs
-    denoiser: Shapes
+    denoiser: Shapes | None
 
 
 def check_family(family: FamilyConfig) -> None:
@@ -48,7 +50,9 @@ def check_family(family: FamilyConfig) -> None:
     for key, variant in family.variants.items():
         source, base = pipeline_source(family, key), None
         if (folder := source.folder) is not None:
-            base = _read_pipeline(source, folder, family.weights)
+            base = _read_pipeline(source, folder, family.weights, checkpoint_source(family, key))
+        elif (file := checkpoint_source(family, key)) is not None:
+            raise file.error(f"{source.key} is {source.reference}, a repository of the hub", _CHECKPOINT_REMEDY)
         configs = {} if base is None else {**base.configs, **vae}
         if variant.unet and (folder := (own := denoiser_source(family, key)).folder) is not None:
             if variant.unet_file is None and folder.is_dir():
@@ -57,7 +61,7 @@ def check_family(family: FamilyConfig) -> None:
             else:
                 file = _single_file(own, folder, variant.unet_file)
                 shapes = _shapes(own, file)
-                if base is not None:
+                if base is not None and base.denoiser is not None:
                     check_single_file(own, file.name, shapes, base.denoiser)
         if base is not None:
             check_configs(family, key, base.architecture, configs)
@@ -128,7 +132,12 @@ def check_single_file(source: Source, name: str, given: Shapes, expected: Shapes
 # ---------------------------------------------------------------------------------------------------- files
 
 
-def _read_pipeline(source: Source, folder: Path, weights: str | None) -> _Checkpoint:
+def _read_pipeline(source: Source, folder: Path, weights: str | None, file: Source | None) -> _Checkpoint:
+    """Reads a pipeline's folder.
+
+    Args:
+        file: the single file that has the weights; None: they are in the folder.
+    """
     index = _read_config(source, folder / "model_index.json", _REMEDY)
     architecture = architecture_of(source, index)
     configs = {"scheduler": _read_config(source, folder / "scheduler" / "scheduler_config.json", _REMEDY)}
@@ -136,14 +145,33 @@ def _read_pipeline(source: Source, folder: Path, weights: str | None) -> _Checkp
     remedy, of_set = "fetch the pipeline again", False
     for part in _parts(index):
         configs[part] = _read_config(source, folder / part / "config.json", remedy)
+        if file is not None:
+            shapes[part] = {}
+            continue
         shapes[part], complete = _read_headers(source, folder / part, remedy, weights)
         of_set |= complete
-    if weights and not of_set:
+    if weights and not of_set and file is None:
         raise source.error(f"no part has {weights} files (weights: {weights})", "leave weights out, or fetch them")
     missing = {architecture.denoiser_part, "vae", *architecture.text_encoders} - shapes.keys()
     if missing:
         raise source.error(f"model_index.json names no {min(missing)}", remedy)
-    return _Checkpoint(architecture, configs, shapes[architecture.denoiser_part])
+    if file is None:
+        return _Checkpoint(architecture, configs, shapes[architecture.denoiser_part])
+    _check_whole_file(file, architecture, configs)
+    return _Checkpoint(architecture, configs, None)
+
+
+def _check_whole_file(source: Source, architecture: type[Architecture], configs: Configs) -> None:
+    """Checks a single file with all parts of a pipeline by its header."""
+    if source.folder is None or not source.folder.is_file():
+        raise source.error("there is no such file", "give the path of a .safetensors file")
+    given = _shapes(source, _single_file(source, source.folder, None))
+    for name, (part, shape) in architecture.single_file_shapes(configs).items():
+        if name not in given:
+            raise source.error(f"it has no tensor {name}, of the {part} of a {architecture.pipeline_class}", _LAYOUT)
+        if given[name] != shape:
+            what = f"{name} has the shape {list(given[name])}; the configuration of {part} says {list(shape)}"
+            raise source.error(what, "use the configurations of the model that the file was trained from")
 
 
 def _parts(index: Mapping[str, Any]) -> Iterator[str]:

@@ -46,8 +46,12 @@ def named(family: FamilyConfig) -> list[Repository]:
     for key, variant in family.variants.items():
         if variant.pipeline:
             found.append(Repository(f"{key}.pipeline", variant.pipeline, variant.revision, pipeline=True))
+        if variant.checkpoint:
+            found.append(Repository(f"{key}.checkpoint", variant.checkpoint, None))
         if variant.unet:
             found.append(Repository(f"{key}.unet", variant.unet, variant.revision, variant.unet_file))
+    if family.checkpoint:
+        found.append(Repository("checkpoint", family.checkpoint, None))
     if family.vae:
         found.append(Repository("vae", family.vae, family.vae_revision))
     if family.clip:

@@ -45,6 +45,13 @@ def denoiser_source(family: FamilyConfig, key: str) -> Source:
     return Source(family.name, f"{key}.unet", variant.unet, variant.revision)
 
 
+def checkpoint_source(family: FamilyConfig, key: str) -> Source | None:
+    """The single file with the weights of a variant's pipeline; None if they are in the pipeline's folder."""
+    variant = family.variants[key]
+    own, place = (variant.checkpoint, f"{key}.checkpoint") if variant.pipeline else (family.checkpoint, "checkpoint")
+    return None if own is None else Source(family.name, place, own)
+
+
 def vae_source(family: FamilyConfig) -> Source | None:
     """The VAE that replaces those of the pipelines; None if there is none."""
     return None if family.vae is None else Source(family.name, "vae", family.vae, family.vae_revision)

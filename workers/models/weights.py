@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
 from accelerate import init_empty_weights
 from diffusers import AutoencoderKL, DiffusionPipeline
@@ -19,7 +20,7 @@ from weir.config import FamilyConfig, VariantConfig
 from workers.models.architectures.architecture import Architecture, Pipeline
 from workers.models.architectures.registry import ARCHITECTURES
 from workers.models.checkpoint import architecture_of, check_configs, check_family, check_single_file, check_vae
-from workers.models.source import Source, denoiser_source, first_lines, pipeline_source, vae_source
+from workers.models.source import Source, checkpoint_source, denoiser_source, first_lines, pipeline_source, vae_source
 from workers.models.tensor_files import read_shapes
 
 _HUB = "give a local folder, or a repository of the Hugging Face hub that this machine can reach"
@@ -36,18 +37,20 @@ def load_pipelines(family: FamilyConfig, device: torch.device, dtype: torch.dtyp
     diffusers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    loaded: dict[tuple[str, str | None], Pipeline] = {}
+    loaded: dict[tuple[str, str | None, str | None], Pipeline] = {}
 
-    def load_once(source: Source) -> Pipeline:
-        place = (source.reference, source.revision)
-        if place not in loaded:
+    def load_once(source: Source, file: Source | None) -> Pipeline:
+        place = (source.reference, source.revision, file and file.reference)
+        if place not in loaded and file is not None:
+            loaded[place] = _load_file(source, file, dtype)
+        elif place not in loaded:
             loaded[place] = _load_pipeline(source, family.weights, dtype)
         return loaded[place]
 
     pipelines: dict[str, Pipeline] = {}
     vae = _load_vae(family, dtype)
     for key, variant in family.variants.items():
-        base = load_once(pipeline_source(family, key))
+        base = load_once(pipeline_source(family, key), checkpoint_source(family, key))
         architecture = ARCHITECTURES[type(base).__name__]
         parts = {} if vae is None else {"vae": vae}
         if variant.unet:
@@ -75,6 +78,24 @@ def _load_pipeline(source: Source, weights: str | None, dtype: torch.dtype) -> P
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise source.error(first_lines(error), _HUB if source.folder is None else _refetch(weights)) from error
+
+
+def _load_file(source: Source, file: Source, dtype: torch.dtype) -> Pipeline:
+    """Loads a pipeline from a single file, with the configurations and tokenizers of a local folder."""
+    try:
+        architecture = architecture_of(source, DiffusionPipeline.load_config(source.reference))
+        pipeline = getattr(diffusers, architecture.pipeline_class).from_single_file(
+            file.reference, config=source.reference, local_files_only=True, dtype=dtype, **architecture.loading
+        )
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+        raise file.error(
+            first_lines(error), f"check that the configurations in {source.reference} are its own"
+        ) from error
+    for part in ("vae", architecture.denoiser_part, *architecture.text_encoders):
+        for name, tensor in getattr(pipeline, part).named_parameters():
+            if tensor.is_meta:
+                raise file.error(f"it lacks {name} of {part}", "use a file with all weights of the model")
+    return pipeline
 
 
 def _load_denoiser(

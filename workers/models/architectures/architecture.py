@@ -87,6 +87,11 @@ class Architecture(ABC):
 
     @classmethod
     @abstractmethod
+    def single_file_shapes(cls, configs: Configs) -> dict[str, tuple[str, tuple[int, ...]]]:
+        """Parts of the pipeline and shapes of some tensors, by their names in files of the original repositories."""
+
+    @classmethod
+    @abstractmethod
     def factor(cls, configs: Configs) -> int:
         """Number of pixels of an image's side for each position of its latent; sizes are multiples of it."""
 

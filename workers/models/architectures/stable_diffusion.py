@@ -49,6 +49,10 @@ class StableDiffusion(Architecture):
     text_encoders: ClassVar[tuple[str, ...]] = ("text_encoder",)
     #: Of each text encoder.
     tokenizers: ClassVar[tuple[str, ...]] = ("tokenizer",)
+    #: Of each text encoder, the name of its position embedding in files of the original repositories.
+    single_file_encoders: ClassVar[tuple[str, ...]] = (
+        "cond_stage_model.transformer.text_model.embeddings.position_embedding.weight",
+    )
     #: The UNet's setting for what it is conditioned on besides the prompt's tokens and the timestep.
     addition_embed_type: ClassVar[str | None] = None
 
@@ -72,6 +76,24 @@ class StableDiffusion(Architecture):
         for key, needed in {"addition_embed_type": cls.addition_embed_type, **_UNCONDITIONED}.items():
             if (given := unet.get(key)) != needed:
                 yield Mismatch("unet", f"{key} is {given}; {cls.pipeline_class} needs {needed}", _TEXT_TO_IMAGE)
+
+    @classmethod
+    def single_file_shapes(cls, configs: Configs) -> dict[str, tuple[str, tuple[int, ...]]]:
+        unet, vae = configs["unet"], configs["vae"]
+        shapes: dict[str, tuple[str, tuple[int, ...]]] = {
+            "model.diffusion_model.input_blocks.0.0.weight": (
+                "unet",
+                (unet["block_out_channels"][0], unet.get("in_channels", 4), 3, 3),
+            ),
+            "first_stage_model.decoder.conv_in.weight": (
+                "vae",
+                (vae["block_out_channels"][-1], vae.get("latent_channels", 4), 3, 3),
+            ),
+        }
+        for encoder, name in zip(cls.text_encoders, cls.single_file_encoders, strict=True):
+            config = configs[encoder]
+            shapes[name] = (encoder, (config.get("max_position_embeddings", 77), config.get("hidden_size", 512)))
+        return shapes
 
     @classmethod
     def factor(cls, configs: Configs) -> int:

@@ -25,6 +25,10 @@ class StableDiffusionXL(StableDiffusion):
     loading: ClassVar[Mapping[str, Any]] = {"add_watermarker": False}
     text_encoders = ("text_encoder", "text_encoder_2")
     tokenizers = ("tokenizer", "tokenizer_2")
+    single_file_encoders = (
+        "conditioner.embedders.0.transformer.text_model.embeddings.position_embedding.weight",
+        "conditioner.embedders.1.model.positional_embedding",
+    )
     addition_embed_type = "text_time"
 
     # ----------------------------------------------------------------------------------------- checkpoints
