@@ -59,8 +59,8 @@ def test_a_generated_image_comes_with_the_number_of_tokens_that_were_not_used(tm
     words = ("generate", "a red circle left of a blue star " * 60, "--variant", "light", "--seed", "1")
     result = weir(*words, "--out", tmp_path / "a.png")
     assert result.exit_code == 0, result.output
-    assert "the prompt is too long: its last 130 tokens were not used" in result.output
-    assert json.loads(weir(*words, "--out", tmp_path / "a.png", "--json").stdout)["unused_tokens"] == 130
+    assert "the prompt is too long: its last 240 tokens were not used" in result.output
+    assert json.loads(weir(*words, "--out", tmp_path / "a.png", "--json").stdout)["unused_tokens"] == 240
 
 
 def test_a_service_is_rendered_for_serve_deploy():
