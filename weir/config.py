@@ -105,6 +105,9 @@ class FamilyConfig(_Strict):
         None, description="VAE of all variants instead of their pipelines' own: folder or hub repository of diffusers"
     )
     vae_revision: str | None = None
+    textual_inversions: dict[Annotated[str, Field(pattern=r"^<[^<>\s]+>$")], str] = Field(
+        {}, description="safetensors file of each word that they add to prompts, written <word>"
+    )
     weights: Literal["fp16"] | None = Field(None, description="which file set of the repository to load")
     size: int = Field(ge=LEAST_SIDE, le=MOST_SIDE, description="side length of the square images, pixels")
     sizes: tuple[Annotated[int | str, Field(union_mode="left_to_right")], ...] = Field(
@@ -663,7 +666,8 @@ def load_family(path: Path | str) -> FamilyConfig:
             files["discriminator"] = absolute(f"{name}.discriminator", variant.discriminator_folder)
         variants[name] = variant.model_copy(update=files)
     shared = {k: absolute(k, getattr(family, k)) for k in ("pipeline", "checkpoint", "vae", "clip")}
-    return family.model_copy(update={"variants": variants, **shared})
+    words = {word: absolute(f"textual_inversions.{word}", file) for word, file in family.textual_inversions.items()}
+    return family.model_copy(update={"variants": variants, "textual_inversions": words, **shared})
 
 
 def load_service(path: Path | str) -> tuple[ServiceConfig, FamilyConfig]:

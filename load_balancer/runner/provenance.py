@@ -38,6 +38,8 @@ def made_with(family: FamilyConfig, variant: VariantConfig, sampler: Scheduler |
         )
     if family.vae is not None:
         versions["vae"] = _named(family.vae, family.vae_revision)
+    if family.textual_inversions:
+        versions["textual_inversions"] = " ".join(family.textual_inversions)
     return versions | {"scheduler": sampler or variant.scheduler, "dtype": family.dtype}
 
 

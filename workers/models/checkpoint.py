@@ -15,7 +15,15 @@ from weir.core import ImageSize
 from weir.errors import ConfigError
 from workers.models.architectures.architecture import Architecture, Configs
 from workers.models.architectures.registry import ARCHITECTURES
-from workers.models.source import Source, checkpoint_source, denoiser_source, first_lines, pipeline_source, vae_source
+from workers.models.source import (
+    Source,
+    checkpoint_source,
+    denoiser_source,
+    first_lines,
+    inversion_sources,
+    pipeline_source,
+    vae_source,
+)
 from workers.models.tensor_files import Shapes, file_set, misfit, read_shapes
 
 #: Parts of a pipeline that have no weights or are not loaded.
@@ -24,6 +32,7 @@ _VAE = "AutoencoderKL"
 _VAE_REMEDY = f"give an {_VAE} written by save_pretrained, or a hub repository"
 _CHECKPOINT_REMEDY = "give a local folder with the model's configurations, so that nothing is fetched"
 _LAYOUT = "the file must hold a whole model with the original repositories' names, beside configurations of its kind"
+_INVERSION = "use a textual inversion that was trained for this kind of model"
 _REMEDY = "give a folder written by save_pretrained, or a hub repository"
 
 
@@ -65,6 +74,8 @@ def check_family(family: FamilyConfig) -> None:
                     check_single_file(own, file.name, shapes, base.denoiser)
         if base is not None:
             check_configs(family, key, base.architecture, configs)
+            for it in inversion_sources(family).values():
+                _check_inversion(it, base.architecture, configs)
         if variant.discriminator_folder is not None:
             judge = Source(family.name, f"{key}.discriminator", variant.discriminator_folder)
             remedy = "the family's training recipe writes it (`weir train`)"
@@ -211,6 +222,41 @@ def check_vae(source: Source, kind: str) -> None:
     """
     if kind != _VAE:
         raise source.error(f"its class is {kind}", f"use a VAE of the class {_VAE}")
+
+
+def _check_inversion(source: Source, architecture: type[Architecture], configs: Configs) -> None:
+    """Checks the file of a textual inversion by its header."""
+    if source.folder is None or not source.folder.is_file():
+        raise source.error("there is no such file", "give the path of a .safetensors file")
+    check_inversion(source, architecture, configs, _shapes(source, _single_file(source, source.folder, None)))
+
+
+def check_inversion(
+    source: Source, architecture: type[Architecture], configs: Configs, given: Shapes
+) -> dict[str, str]:
+    """Finds the tensors of a textual inversion for each text encoder.
+
+    Args:
+        given: the shapes in its file.
+
+    Returns:
+        Names of tensors by text encoder.
+
+    Raises:
+        ConfigError: a tensor is missing or of another width.
+    """
+    found = {}
+    for encoder, (_, name, width) in architecture.inversion_widths(configs).items():
+        wanted = name or (next(iter(given)) if len(given) == 1 else None)
+        if wanted not in given:
+            there = ", ".join(sorted(given)) or "nothing"
+            raise source.error(f"it has {there}, and no {name or 'single tensor'} for {encoder}", _INVERSION)
+        if given[wanted][-1:] != (width,):
+            raise source.error(
+                f"{wanted} has the shape {list(given[wanted])}; {encoder} has the width {width}", _INVERSION
+            )
+        found[encoder] = wanted
+    return found
 
 
 def _single_file(source: Source, folder: Path, name: str | None) -> Path:

@@ -57,6 +57,12 @@ def vae_source(family: FamilyConfig) -> Source | None:
     return None if family.vae is None else Source(family.name, "vae", family.vae, family.vae_revision)
 
 
+def inversion_sources(family: FamilyConfig) -> dict[str, Source]:
+    """The file of each textual inversion, by its word."""
+    files = family.textual_inversions
+    return {word: Source(family.name, f"textual_inversions.{word}", file) for word, file in files.items()}
+
+
 def first_lines(error: BaseException) -> str:
     """The first two lines of an error, as one."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]

@@ -19,8 +19,23 @@ from transformers.utils import logging as transformers_logging
 from weir.config import FamilyConfig, VariantConfig
 from workers.models.architectures.architecture import Architecture, Pipeline
 from workers.models.architectures.registry import ARCHITECTURES
-from workers.models.checkpoint import architecture_of, check_configs, check_family, check_single_file, check_vae
-from workers.models.source import Source, checkpoint_source, denoiser_source, first_lines, pipeline_source, vae_source
+from workers.models.checkpoint import (
+    architecture_of,
+    check_configs,
+    check_family,
+    check_inversion,
+    check_single_file,
+    check_vae,
+)
+from workers.models.source import (
+    Source,
+    checkpoint_source,
+    denoiser_source,
+    first_lines,
+    inversion_sources,
+    pipeline_source,
+    vae_source,
+)
 from workers.models.tensor_files import read_shapes
 
 _HUB = "give a local folder, or a repository of the Hugging Face hub that this machine can reach"
@@ -45,6 +60,9 @@ def load_pipelines(family: FamilyConfig, device: torch.device, dtype: torch.dtyp
             loaded[place] = _load_file(source, file, dtype)
         elif place not in loaded:
             loaded[place] = _load_pipeline(source, family.weights, dtype)
+        else:
+            return loaded[place]
+        _add_words(family, loaded[place])
         return loaded[place]
 
     pipelines: dict[str, Pipeline] = {}
@@ -78,6 +96,22 @@ def _load_pipeline(source: Source, weights: str | None, dtype: torch.dtype) -> P
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise source.error(first_lines(error), _HUB if source.folder is None else _refetch(weights)) from error
+
+
+def _add_words(family: FamilyConfig, pipeline: Pipeline) -> None:
+    """Adds the words of the family's textual inversions to a pipeline's text encoders."""
+    architecture, configs = ARCHITECTURES[type(pipeline).__name__], _configs(pipeline.components)
+    for word, source in inversion_sources(family).items():
+        tensors = load_file(source.reference)
+        names = check_inversion(source, architecture, configs, {it: tuple(t.shape) for it, t in tensors.items()})
+        for encoder, (tokenizer, _, _) in architecture.inversion_widths(configs).items():
+            model, words = getattr(pipeline, encoder), getattr(pipeline, tokenizer)
+            try:
+                pipeline.load_textual_inversion(
+                    {word: tensors[names[encoder]]}, token=word, text_encoder=model, tokenizer=words
+                )
+            except ValueError as error:
+                raise source.error(first_lines(error), "choose another word") from error
 
 
 def _load_file(source: Source, file: Source, dtype: torch.dtype) -> Pipeline:

@@ -92,6 +92,15 @@ class Architecture(ABC):
 
     @classmethod
     @abstractmethod
+    def inversion_widths(cls, configs: Configs) -> dict[str, tuple[str, str | None, int]]:
+        """The tensors of a textual inversion's file.
+
+        Returns:
+            By text encoder: its tokenizer, the name of its tensor (None: the only one), and the tensor's width.
+        """
+
+    @classmethod
+    @abstractmethod
     def factor(cls, configs: Configs) -> int:
         """Number of pixels of an image's side for each position of its latent; sizes are multiples of it."""
 

@@ -53,6 +53,8 @@ class StableDiffusion(Architecture):
     single_file_encoders: ClassVar[tuple[str, ...]] = (
         "cond_stage_model.transformer.text_model.embeddings.position_embedding.weight",
     )
+    #: Of each text encoder, the name of its tensor in a file of a textual inversion.
+    inversion_tensors: ClassVar[tuple[str | None, ...]] = (None,)
     #: The UNet's setting for what it is conditioned on besides the prompt's tokens and the timestep.
     addition_embed_type: ClassVar[str | None] = None
 
@@ -94,6 +96,11 @@ class StableDiffusion(Architecture):
             config = configs[encoder]
             shapes[name] = (encoder, (config.get("max_position_embeddings", 77), config.get("hidden_size", 512)))
         return shapes
+
+    @classmethod
+    def inversion_widths(cls, configs: Configs) -> dict[str, tuple[str, str | None, int]]:
+        both = zip(cls.text_encoders, cls.tokenizers, cls.inversion_tensors, strict=True)
+        return {encoder: (words, name, configs[encoder].get("hidden_size", 0)) for encoder, words, name in both}
 
     @classmethod
     def factor(cls, configs: Configs) -> int:

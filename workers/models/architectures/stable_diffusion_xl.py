@@ -29,6 +29,7 @@ class StableDiffusionXL(StableDiffusion):
         "conditioner.embedders.0.transformer.text_model.embeddings.position_embedding.weight",
         "conditioner.embedders.1.model.positional_embedding",
     )
+    inversion_tensors = ("clip_l", "clip_g")
     addition_embed_type = "text_time"
 
     # ----------------------------------------------------------------------------------------- checkpoints
