@@ -527,9 +527,9 @@ MUTATIONS = (
     Mutation(
         "no answer says that its prompt was cut",
         "workers/models/architectures/stable_diffusion.py",
-        "return max(0, *(",
-        "return min(0, *(",
-        "tests/workers/models/test_architectures.py::test_the_tokens_that_do_not_fit_the_text_encoder_are_counted",
+        "return windows, len(tokens)",
+        "return windows, 0",
+        "tests/workers/models/test_architectures.py::test_the_tokens_that_do_not_fit_the_windows_are_counted",
     ),
     Mutation(
         "a soak calls nothing growing",

@@ -60,8 +60,8 @@ def check_family(family: FamilyConfig) -> None:
         source, base = pipeline_source(family, key), None
         if (folder := source.folder) is not None:
             base = _read_pipeline(source, folder, family.weights, checkpoint_source(family, key))
-        elif (file := checkpoint_source(family, key)) is not None:
-            raise file.error(f"{source.key} is {source.reference}, a repository of the hub", _CHECKPOINT_REMEDY)
+        elif (whole := checkpoint_source(family, key)) is not None:
+            raise whole.error(f"{source.key} is {source.reference}, a repository of the hub", _CHECKPOINT_REMEDY)
         configs = {} if base is None else {**base.configs, **vae}
         if variant.unet and (folder := (own := denoiser_source(family, key)).folder) is not None:
             if variant.unet_file is None and folder.is_dir():
@@ -245,10 +245,10 @@ def check_inversion(
     Raises:
         ConfigError: a tensor is missing or of another width.
     """
-    found = {}
+    found: dict[str, str] = {}
     for encoder, (_, name, width) in architecture.inversion_widths(configs).items():
         wanted = name or (next(iter(given)) if len(given) == 1 else None)
-        if wanted not in given:
+        if wanted is None or wanted not in given:
             there = ", ".join(sorted(given)) or "nothing"
             raise source.error(f"it has {there}, and no {name or 'single tensor'} for {encoder}", _INVERSION)
         if given[wanted][-1:] != (width,):

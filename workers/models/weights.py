@@ -55,14 +55,11 @@ def load_pipelines(family: FamilyConfig, device: torch.device, dtype: torch.dtyp
     loaded: dict[tuple[str, str | None, str | None], Pipeline] = {}
 
     def load_once(source: Source, file: Source | None) -> Pipeline:
-        place = (source.reference, source.revision, file and file.reference)
-        if place not in loaded and file is not None:
-            loaded[place] = _load_file(source, file, dtype)
-        elif place not in loaded:
-            loaded[place] = _load_pipeline(source, family.weights, dtype)
-        else:
-            return loaded[place]
-        _add_words(family, loaded[place])
+        place = (source.reference, source.revision, None if file is None else file.reference)
+        if place not in loaded:
+            whole = _load_pipeline(source, family.weights, dtype) if file is None else _load_file(source, file, dtype)
+            _add_words(family, whole)
+            loaded[place] = whole
         return loaded[place]
 
     pipelines: dict[str, Pipeline] = {}
