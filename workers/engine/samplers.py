@@ -10,7 +10,7 @@ The coefficients are what diffusers' scheduler makes of unit vectors. So a table
 and samples at different steps of different samplers advance in one vectorised operation.
 
 A run that starts at step K begins there without a history, as diffusers' ``denoising_start`` does: the first step of a
-multistep solver is then of first order. The history of a stored state would be of another prompt.
+multistep solver is then of first order. Stored states have no history; it would gain little for another prompt.
 """
 
 from __future__ import annotations
