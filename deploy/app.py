@@ -9,6 +9,7 @@ import logging
 from functools import partial
 from typing import Any
 
+import ray
 from pydantic import BaseModel, ConfigDict
 from ray import serve
 from ray.serve import Application
@@ -24,6 +25,7 @@ from deploy.serve_config import (
     ENCODER,
     POOL,
     located,
+    most_on_one_node,
     placement,
 )
 from load_balancer.deployment import ServedLoadBalancer
@@ -97,6 +99,7 @@ def build(args: AppArgs) -> Application:
         health_check_period_s=2,
         health_check_timeout_s=HUNG_S if service.balancers == 1 else HUNG_OF_SEVERAL_S,
         logging_config=QUIET,
+        max_replicas_per_node=most_on_one_node(service.balancers, nodes()) if service.on_every_node else None,
     )(ServedLoadBalancer)
     return balancer.bind(
         pool,
@@ -112,14 +115,14 @@ def build(args: AppArgs) -> Application:
 def cache(service: ServiceConfig, family: FamilyConfig) -> tuple[Application, Application | None]:
     """Builds the cache, and its encoders if they are processes of their own."""
     configs = service.cache.model_dump(mode="json"), family.model_dump(mode="json")
-    nodes = placement(service)
+    places = placement(service)
     common: dict[str, Any] = {
         "max_ongoing_requests": UNLIMITED,
         "health_check_period_s": 2,
         "logging_config": QUIET,
     }
     index = serve.deployment(
-        name=CACHE, num_replicas=1, ray_actor_options=nodes[CACHE], health_check_timeout_s=HUNG_S, **common
+        name=CACHE, num_replicas=1, ray_actor_options=places[CACHE], health_check_timeout_s=HUNG_S, **common
     )
     bound = index(CacheService).bind(*configs, judge)
     replicas = service.cache.encoder_replicas
@@ -127,9 +130,14 @@ def cache(service: ServiceConfig, family: FamilyConfig) -> tuple[Application, Ap
         return bound, None
     hung_s = HUNG_S if replicas == 1 else HUNG_OF_SEVERAL_S
     encoders = serve.deployment(
-        name=ENCODER, num_replicas=replicas, ray_actor_options=nodes[ENCODER], health_check_timeout_s=hung_s, **common
+        name=ENCODER, num_replicas=replicas, ray_actor_options=places[ENCODER], health_check_timeout_s=hung_s, **common
     )
     return bound, encoders(EncoderService).bind(*configs, bound)
+
+
+def nodes() -> int:
+    """Number of nodes of the cluster that the application is built on; 1 without a cluster."""
+    return sum(it["Alive"] for it in ray.nodes()) if ray.is_initialized() else 1
 
 
 def judge(family: FamilyConfig) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,12 @@ def placement(service: ServiceConfig) -> dict[str, dict[str, Any]]:
     """
     nodes = ANYWHERE if service.on_every_node else ON_HEAD
     return {BALANCER: nodes, CACHE: ON_HEAD if service.cache.shadow else nodes, ENCODER: nodes}
+
+
+def most_on_one_node(balancers: int, nodes: int) -> int:
+    """The largest number of load balancers on one of the nodes. Else all of them could be on one, after another one was
+    away for a while, and the loss of that one would leave none."""
+    return max(1, math.ceil(balancers / max(1, nodes)))
 
 
 def digest(path: Path) -> str:

@@ -14,7 +14,8 @@ ray stop
 [ "$1" != stop ] || exit 0
 : > "$folder/log"
 # sh, because a bash below sshd reads ~/.bashrc, which may set another PATH.
-setsid sh -c 'until "$@" --block; do sleep 2; done' keep "$@" >> "$folder/log" 2>&1 < /dev/null &
+# A start that failed leaves processes, which keep the next one from the files of the state.
+setsid sh -c 'until "$@" --block; do ray stop --force; sleep 2; done' keep "$@" >> "$folder/log" 2>&1 < /dev/null &
 pid=$!
 echo "$pid" > "$folder/pid"
 for _ in $(seq 240); do

@@ -19,6 +19,7 @@ from deploy.serve_config import (
     ON_HEAD,
     deployed,
     located,
+    most_on_one_node,
     placement,
     render,
     with_plan,
@@ -175,3 +176,8 @@ def test_cache_and_encoders_run_where_the_load_balancers_do(
     options = placement(service)
     assert {name for name in options if options[name] == ON_HEAD} == on_head
     assert {name for name in options if options[name] == ANYWHERE} == options.keys() - on_head
+
+
+@pytest.mark.parametrize(("balancers", "nodes", "most"), [(2, 1, 2), (2, 2, 1), (2, 5, 1), (3, 2, 2), (4, 0, 4)])
+def test_load_balancers_are_spread_over_the_nodes_as_evenly_as_they_can(balancers, nodes, most):
+    assert most_on_one_node(balancers, nodes) == most
