@@ -135,16 +135,16 @@ def main() -> None:
     engine = Family.load(config, threads=1)
     trace = load_trace(args.trace)
     arrivals = np.array(trace.arrivals_s[: args.images]) - trace.arrivals_s[0]
-    side, steps = config.size, config.heavy.steps
+    size, steps = config.size, config.heavy.steps
     requests = [
-        ImageRequest(f"bursty-{i}", prompt, i, side, side, float("inf"))
+        ImageRequest(f"bursty-{i}", prompt, i, size, float("inf"))
         for i, prompt in enumerate(trace.prompts[: args.images])
     ]
     rng = np.random.default_rng(0)
     levels = [round(int(k) / 50 * steps) for k in rng.choice(LEVELS, len(requests), p=np.array(SHARES) / sum(SHARES))]
     # Speed does not depend on the content of a state, so the states of one run serve all images.
     [source] = engine.generate(
-        "heavy", [ImageRequest("source", "a red circle", 0, side, side, float("inf"), capture="bursty")]
+        "heavy", [ImageRequest("source", "a red circle", 0, size, float("inf"), capture="bursty")]
     )
     states: dict[int, State] = {state.step: state for state in source.states}
 

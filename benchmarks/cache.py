@@ -48,7 +48,7 @@ from cache.store.redis_server import RedisServer
 from cache.store.seal import Compression
 from cache.store.store import Record, SealedStore
 from weir.config import CacheConfig, load_family
-from weir.core import ImageRequest
+from weir.core import ImageRequest, ImageSize
 from weir.states import State, state_key
 
 console = Console()
@@ -303,7 +303,7 @@ def _fetched(backend: Backend, shape: tuple[int, int, int], compression: Compres
     put, get, count = [], [], 200
     base = backend.used_bytes() or 0
     for i in range(count):
-        request = ImageRequest(str(i), "", 0, 1024, 1024, 0.0, capture="p")
+        request = ImageRequest(str(i), "", 0, ImageSize(1024, 1024), 0.0, capture="p")
         begin = time.perf_counter()
         store.put(request, [State(latent, 10, 50, "s", "m")])
         put.append(time.perf_counter() - begin)
@@ -339,11 +339,11 @@ def rebuild(args: argparse.Namespace) -> dict:
         def opened() -> ApproximateCache:
             return open_cache(CacheConfig(mode="read-write"), family, encoder, store)
 
-        partition, dim = Partitions(family, encoder.version).name("acme", Settings(64, 64)), encoder.dim
+        partition, dim = Partitions(family, encoder.version).name("acme", Settings(ImageSize(64, 64))), encoder.dim
         for i in track(range(args.entries), "filling Redis", console=console):
             vector = rng.normal(size=dim).astype(np.float32)
             vector /= np.linalg.norm(vector)
-            request = ImageRequest(str(i), "", 0, 64, 64, 0.0, capture=partition)
+            request = ImageRequest(str(i), "", 0, ImageSize(64, 64), 0.0, capture=partition)
             store.put(request, [State(latent, 10, 50, "s", "m")])
             store.remember(Record(partition, str(i), "a red circle", vector.astype(np.float16), {10: 1000}, float(i)))
         cache, begin = opened(), time.perf_counter()
@@ -378,12 +378,12 @@ def probe(args: argparse.Namespace) -> dict:
         what a prober could obtain by averaging the noise away."""
         begin = time.thread_time()
         [vector] = encoder.encode([prompt])
-        found = cache.lookup(name, tenant, prompt, Settings(64, 64), vector)
+        found = cache.lookup(name, tenant, prompt, Settings(ImageSize(64, 64)), vector)
         if found.resume is not None:
             store.get(found.resume.key)
         took_s = time.thread_time() - begin
         if keep:
-            request = ImageRequest(name, prompt, 0, 64, 64, 0.0, capture=found.partition)
+            request = ImageRequest(name, prompt, 0, ImageSize(64, 64), 0.0, capture=found.partition)
             store.put(request, [State(latent, 10, 50, "s", "m")])
         sought = found.resume.step if found.resume else 0
         cache.finish(name, sought, (10,) if keep else (), sought)

@@ -56,7 +56,7 @@ from quality.suite import Suite, family_suite, tensors
 from traces.prompts import Habits, prompt_log
 from training.scenes import render, sample_scene
 from weir.config import FamilyConfig, load_family
-from weir.core import ImageRequest, Overrides, Resume, WarmStart
+from weir.core import ImageRequest, ImageSize, Overrides, Resume, WarmStart
 from weir.states import State, capture_steps, state_key
 from workers.models.family import Family
 
@@ -130,8 +130,7 @@ class Bench:
         ]
 
     def request(self, name: str, prompt: str, seed: int, **more: object) -> ImageRequest:
-        side = self.config.size
-        return ImageRequest(name, prompt, seed, side, side, float("inf"), **more)  # type: ignore[arg-type]
+        return ImageRequest(name, prompt, seed, self.config.size, float("inf"), **more)  # type: ignore[arg-type]
 
     def generate(
         self, variant: str, requests: Sequence[ImageRequest], states: Sequence[State | None] = (), what: str = ""
@@ -279,7 +278,7 @@ class Bench:
         try:
             store = SealedStore(RedisBackend(server.url, read_s=1, write_s=1), b"the benchmark's secret")
             for i, one in enumerate(self.cached):
-                request = ImageRequest(str(i), one.prompt, 0, 64, 64, 0.0, capture="p")
+                request = ImageRequest(str(i), one.prompt, 0, ImageSize(64, 64), 0.0, capture="p")
                 store.put(request, list(one.states.values()))
             for prompt, seed in list(zip(self.asked, self.seeds, strict=True))[:count]:
                 whole = self.request("off", prompt, seed)

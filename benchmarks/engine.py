@@ -72,9 +72,8 @@ class Bench:
         self.steps, self.guidance, self.size = config.heavy.steps, config.heavy.guidance, config.size
 
     def requests(self, count: int, **fields: Any) -> list[ImageRequest]:
-        side = self.size
         return [
-            ImageRequest(f"r{i}", PROMPTS[i % len(PROMPTS)], i, side, side, deadline=float("inf"), **fields)
+            ImageRequest(f"r{i}", PROMPTS[i % len(PROMPTS)], i, self.size, deadline=float("inf"), **fields)
             for i in range(count)
         ]
 
@@ -89,7 +88,7 @@ class Bench:
 
     def noise(self, generators: Sequence[torch.Generator]) -> torch.Tensor:
         unet, factor = self.pipeline.unet, self.pipeline.vae_scale_factor
-        shape = (unet.config.in_channels, self.size // factor, self.size // factor)
+        shape = (unet.config.in_channels, self.size.height // factor, self.size.width // factor)
         noise = [torch.randn(shape, generator=it) for it in generators]
         return torch.stack(noise).to(unet.device, unet.dtype)
 
@@ -100,8 +99,8 @@ class Bench:
             prompt=[r.prompt for r in requests],
             latents=self.noise(generators),
             generator=generators,
-            height=self.size,
-            width=self.size,
+            height=self.size.height,
+            width=self.size.width,
             num_inference_steps=self.steps,
             guidance_scale=self.guidance,
             output_type=output,

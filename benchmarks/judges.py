@@ -43,8 +43,8 @@ def main() -> None:
     by_clip = config.light.model_copy(update={"discriminator": CLIP_SCORE})
     clip = family_judge(config.model_copy(update={"variants": {**config.variants, "light": by_clip}}))
     assert clip is not None
-    prompts, side = [prompt_by_id(i) for i in range(arguments.count)], config.size
-    requests = [ImageRequest(str(i), prompt, i, side, side, float("inf")) for i, prompt in enumerate(prompts)]
+    prompts, size = [prompt_by_id(i) for i in range(arguments.count)], config.size
+    requests = [ImageRequest(str(i), prompt, i, size, float("inf")) for i, prompt in enumerate(prompts)]
     generated = {
         key: [
             one

@@ -48,9 +48,7 @@ def generated(scenes: list[Scene], seeds: int, work: Path) -> dict[str, np.ndarr
             if f"{key}-{seed}" in found:
                 continue
             requests = [
-                ImageRequest(
-                    f"{i}", p, 100_000 * seed + i, config.size, config.size, float("inf"), overrides=Overrides(steps)
-                )
+                ImageRequest(f"{i}", p, 100_000 * seed + i, config.size, float("inf"), overrides=Overrides(steps))
                 for i, p in enumerate(prompts)
             ]
             images = [one for i in range(0, len(requests), 32) for one in engine.generate(key, requests[i : i + 32])]

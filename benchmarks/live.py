@@ -43,7 +43,7 @@ from traces.outcome import RequestOutcome as Answer
 from traces.replay import replay
 from traces.trace import Arrival, Trace
 from weir.cascade import AT_DEADLINE
-from weir.core import ImageRequest
+from weir.core import ImageRequest, ImageSize
 from weir.plan import HEAVY, LIGHT
 from weir.profiles import Profile
 from workers.emulated import EmulatedEngine
@@ -83,7 +83,7 @@ def confidences(profile: Profile, trace: Trace) -> np.ndarray:
     engine = EmulatedEngine(profile)
 
     def request(arrival: Arrival) -> ImageRequest:
-        return ImageRequest("", arrival.prompt, arrival.seed or 0, width=0, height=0, deadline=0)
+        return ImageRequest("", arrival.prompt, arrival.seed or 0, size=ImageSize(0, 0), deadline=0)
 
     return np.array([engine.confidence(request(arrival), LIGHT) for arrival in trace])
 

@@ -116,7 +116,7 @@ def served(config: Path, trace: Trace, slo_s: float, folder: Path, console: Cons
 
     total = measured(config, {"replay": trace}, slo_s, folder, report)["replay"]
     service, family = load_service(config)
-    profile = load_profile(str(service.profile), family.keys)
+    profile = load_profile(str(service.profile), family.keys, family.size)
     assert profile.quality is not None
     answers = [it for it in read_outcomes(folder / "replay" / "requests.csv") if it.answered]
     whole = profile.heavy.steps

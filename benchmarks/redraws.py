@@ -46,10 +46,10 @@ def generated(
     """Generates one image for each prompt."""
     judge = engine.judges["light"]
     assert judge is not None
-    side, pictures = engine.config.size, []
+    size, pictures = engine.config.size, []
     for start in track(range(0, len(prompts), BATCH), f"{variant} {steps or ''}"):
         requests = [
-            ImageRequest(str(i), prompts[i], seeds[i], side, side, float("inf"), overrides=Overrides(steps))
+            ImageRequest(str(i), prompts[i], seeds[i], size, float("inf"), overrides=Overrides(steps))
             for i in range(start, min(start + BATCH, len(prompts)))
         ]
         pictures += [Image.open(io.BytesIO(d.image)).convert("RGB") for d in engine.generate(variant, requests)]

@@ -57,4 +57,6 @@ class EncoderService:
         traceparent: str = "",
     ) -> dict[str, Any]:
         """As :meth:`cache.service.CacheService.lookup`."""
-        return await self._batcher.lookup(Query(name, tenant, prompt, Settings(**settings), request_id), traceparent)
+        return await self._batcher.lookup(
+            Query(name, tenant, prompt, Settings.from_dict(settings), request_id), traceparent
+        )

@@ -105,7 +105,9 @@ class CacheService:
     ) -> dict[str, Any]:
         """Encodes the prompt and looks it up; returns the fields of a :class:`weir.core.CacheLookup`."""
         assert self._batcher is not None, "the load balancers ask the encoders"
-        return await self._batcher.lookup(Query(name, tenant, prompt, Settings(**settings), request_id), traceparent)
+        return await self._batcher.lookup(
+            Query(name, tenant, prompt, Settings.from_dict(settings), request_id), traceparent
+        )
 
     async def search(self, queries: Sequence[Query], vectors: np.ndarray, encoder: str) -> list[dict[str, Any] | None]:
         """Calls :meth:`ApproximateCache.lookup` for encoded prompts; returns the fields of a

@@ -9,7 +9,8 @@ import typer
 
 from cli.terminal import FamilyOption, JsonOption, error_exit, note, print_json, print_line, progress
 from weir.assets import FAMILY
-from weir.config import load_family
+from weir.config import FamilyConfig, load_family
+from weir.core import ImageSize
 from weir.errors import ConfigError
 from weir.files import check_place, file_format, make_folder
 
@@ -18,6 +19,14 @@ def profile(
     out: Annotated[Path, typer.Option(help="Profile file to write.")],
     family: FamilyOption = FAMILY,
     batch_sizes: Annotated[str, typer.Option(help="Batch sizes, comma-separated.")] = "1,2,4,8",
+    sizes: Annotated[
+        str | None,
+        typer.Option(
+            help="Also measure these sizes of images: WIDTHxHEIGHT, comma-separated, or `listed` for all of "
+            "the family file.",
+            show_default="the family's own only",
+        ),
+    ] = None,
     repeats: Annotated[int, typer.Option(min=1, help="Measured batches of each size.")] = 3,
     prompts: Annotated[Path | None, typer.Option(help="File, one prompt per line.", show_default="generated")] = None,
     count: Annotated[int, typer.Option(min=1, help="Number of prompts to measure confidences on.")] = 200,
@@ -36,7 +45,7 @@ def profile(
 
     with error_exit():
         try:
-            sizes = [int(b) for b in batch_sizes.split(",")]
+            batches = [int(b) for b in batch_sizes.split(",")]
         except ValueError:
             raise ConfigError(f"--batch-sizes is {batch_sizes!r}; give whole numbers like 1,2,4,8") from None
         if prompts is not None and not prompts.is_file():
@@ -50,12 +59,13 @@ def profile(
             task = bar.add_task("loading", total=None)
             measured = profile_family(
                 config,
-                sizes,
+                batches,
                 repeats,
                 lambda done, total, what: bar.update(task, completed=done, total=total, description=what),
                 prompts=[line for line in lines if line.strip()][:count],
                 threads=threads,
                 judge_last=judge_last,
+                sizes=_sizes(sizes, config),
             )
         write_profile(measured, out)
     if as_json:
@@ -64,7 +74,21 @@ def profile(
         for variant in measured.variants.values():
             cells = ", ".join(f"{b}: {s:.3f} s" for b, s in zip(variant.batch_sizes, variant.latency_s, strict=True))
             print_line(f"  {cells}", bold=variant.name)
+            for size, times in variant.sizes.items():
+                cells = ", ".join(f"{b}: {s:.3f} s" for b, s in zip(times.batch_sizes, times.latency_s, strict=True))
+                print_line(f"  {cells}", bold=f"  at {size}")
         note(f"written to {out}")
+
+
+def _sizes(given: str | None, family: FamilyConfig) -> tuple[ImageSize, ...]:
+    if given is None:
+        return ()
+    if given == "listed":
+        return family.sizes
+    try:
+        return tuple(map(ImageSize.of, given.split(",")))
+    except ValueError as error:
+        raise ConfigError(f"--sizes: {error}; or `listed`") from None
 
 
 def train(

@@ -43,7 +43,7 @@ def generate(
         str | None, typer.Option(help="Sampler of the last variant, one of the family's.", show_default="its own")
     ] = None,
     size: Annotated[
-        str | None, typer.Option(help="WIDTHxHEIGHT, one of the family's sizes.", show_default="the family's own")
+        str | None, typer.Option(help="WIDTHxHEIGHT, a size that the family allows.", show_default="the family's own")
     ] = None,
     cache: Annotated[Path | None, typer.Option(help="File of earlier runs to resume from; this run is added.")] = None,
     selector: Annotated[

@@ -105,7 +105,7 @@ def build(args: AppArgs) -> Application:
         pool,
         service.model_dump(mode="json"),
         family.model_dump(mode="json"),
-        load_profile(profile, family.keys).model_dump(mode="json") if profile else None,
+        load_profile(profile, family.keys, family.size).model_dump(mode="json") if profile else None,
         plan,
         cache(service, family) if cached else None,
         (CONTROLLER, CONTROLLER_APPLICATION) if service.controlled else None,

@@ -125,7 +125,7 @@ def _service(path: Path) -> tuple[str, ...]:
 def _family(path: Path) -> tuple[str, ...]:
     family = load_family(path)
     check_family(family)
-    details = [f"{family.name}: {family.size} × {family.size} pixels from {family.pipeline}"]
+    details = [f"{family.name}: {family.allowed_sizes} from {family.pipeline}"]
     for key, variant in family.variants.items():
         judge = f", judged by {variant.discriminator}" if variant.discriminator else ""
         details.append(f"{key}: {variant.name}, {variant.steps} steps{judge}")
@@ -143,6 +143,7 @@ def _profile(path: Path) -> tuple[str, ...]:
     details = [f"{profile.family} on {profile.device}"]
     for key, variant in profile.variants.items():
         seconds = ", ".join(f"{b}: {s:.3g} s" for b, s in zip(variant.batch_sizes, variant.latency_s, strict=True))
+        seconds += "".join(f"; {size} alone {times.latency_s[0]:.3g} s" for size, times in variant.sizes.items())
         confidences = f"; {len(variant.confidences)} confidences" if variant.confidences else ""
         details.append(f"{key}: {variant.name}, {variant.steps} steps, by batch size {seconds}{confidences}")
     details.append("measured by the step" if profile.stepwise else "measured by whole batches")

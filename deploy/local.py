@@ -180,7 +180,7 @@ def checked(config_path: Path | str) -> tuple[ServiceConfig, FamilyConfig]:
     """
     service, family = load_service(config_path)
     for profile in filter(None, (service.profile, service.pool.emulate)):
-        load_profile(profile, family.keys)
+        load_profile(profile, family.keys, family.size)
     check_choices(service.cache)
     if service.controlled:
         _check_policy(config_path, service)

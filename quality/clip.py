@@ -83,10 +83,10 @@ class ClipScorer:
     @torch.no_grad()
     def embed_images(self, images: torch.Tensor) -> torch.Tensor:
         """Embeddings of images, unit vectors [B, D]."""
-        size = self.model.config.vision_config.image_size
+        side = self.model.config.vision_config.image_size
         images = images.to(self.device, torch.float32)
-        if images.shape[-1] != size:
-            images = F.interpolate(images, size, mode="bicubic", antialias=True)
+        if images.shape[-2:] != (side, side):
+            images = F.interpolate(images, (side, side), mode="bicubic", antialias=True)
         pooled = self.model.vision_model(((images / 2 + 0.5) - self._mean) / self._std).pooler_output
         return F.normalize(self.model.visual_projection(pooled), dim=-1).cpu()
 

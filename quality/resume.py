@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from quality.paired import PairedRatio, paired_ratio
-from weir.core import ImageRequest, Overrides, Resume, WarmStart
+from weir.core import ImageRequest, ImageSize, Overrides, Resume, WarmStart
 from weir.errors import ConfigError
 from weir.plan import HEAVY, LIGHT
 from weir.states import State, capture_steps
@@ -91,7 +91,7 @@ class Approximations:
     Args:
         prompts: held out from training, all different.
         embeddings: unit vectors [N, D] of the prompts, by the encoder of the cache.
-        size: side of the images, pixels.
+        size: of the images.
         steps: of a whole heavy run.
         variants: keys of the light and the heavy variant.
     """
@@ -103,7 +103,7 @@ class Approximations:
         prompts: Sequence[str],
         embeddings: np.ndarray,
         *,
-        size: int,
+        size: ImageSize,
         steps: int,
         variants: tuple[str, str] = (LIGHT, HEAVY),
         progress: Progress | None = None,
@@ -112,8 +112,7 @@ class Approximations:
         self._engine, self._judges, self._progress = engine, judges, progress
         self._light, self._heavy = variants
         self._requests = [
-            ImageRequest(f"resume-{i}", prompt, i, size, size, deadline=float("inf"))
-            for i, prompt in enumerate(self.prompts)
+            ImageRequest(f"resume-{i}", prompt, i, size, deadline=float("inf")) for i, prompt in enumerate(self.prompts)
         ]
         self._all = range(len(self.prompts))
         whole = self._generate("heavy", self._heavy, [replace(r, capture="") for r in self._requests])

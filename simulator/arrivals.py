@@ -10,6 +10,7 @@ import numpy as np
 
 from traces.loader import load_trace
 from traces.trace import Arrival, Trace
+from weir.core import ImageSize
 from weir.errors import ConfigError
 
 #: A trace whose first request is later than this begins at that request; the time before it is not part of the demand.
@@ -18,10 +19,15 @@ FIRST_S = 3600.0
 
 @dataclass(frozen=True, slots=True)
 class Arrivals:
-    """Arrival times in seconds, ascending, with a prompt number for each."""
+    """Arrival times in seconds, ascending, with a prompt number for each.
+
+    Attributes:
+        sizes: of the images, None for the family's own; empty: all have that.
+    """
 
     times_s: np.ndarray
     prompts: np.ndarray
+    sizes: tuple[ImageSize | None, ...] = ()
 
     @classmethod
     def of(cls, times_s: np.ndarray, prompts: np.ndarray) -> Arrivals:
@@ -50,7 +56,7 @@ def trace_arrivals(trace: Trace) -> Arrivals:
     """Returns the arrivals of a trace; equal prompts get equal numbers."""
     numbers: dict[str, int] = {}
     prompts = [numbers.setdefault(p, len(numbers)) for p in trace.prompts]
-    return Arrivals.of(np.array(trace.arrivals_s), np.array(prompts))
+    return Arrivals(np.array(trace.arrivals_s, dtype=float), np.array(prompts, dtype=int), trace.sizes)
 
 
 def resampled(arrivals: Arrivals, rate: float = 1.0, redraw: int | None = None) -> Arrivals:
@@ -69,13 +75,19 @@ def resampled(arrivals: Arrivals, rate: float = 1.0, redraw: int | None = None) 
     begin = float(arrivals.times_s[0]) if len(arrivals) else 0.0
     begin = 0.0 if begin < FIRST_S else begin
     trace = Trace.of(
-        [Arrival(t - begin, str(p), None) for t, p in zip(arrivals.times_s, arrivals.prompts, strict=True)]
+        [
+            Arrival(t - begin, str(p), None, size)
+            for t, p, size in zip(
+                arrivals.times_s, arrivals.prompts, arrivals.sizes or (None,) * len(arrivals), strict=True
+            )
+        ]
     )
     if rate != 1:
         trace = trace.scale_rate(rate)
     if redraw is not None:
         trace = trace.resample(redraw)
-    return Arrivals(begin + np.array(trace.arrivals_s), np.array([int(p) for p in trace.prompts], dtype=int))
+    prompts = np.array([int(p) for p in trace.prompts], dtype=int)
+    return Arrivals(begin + np.array(trace.arrivals_s), prompts, trace.sizes)
 
 
 def _numbered(path: Path) -> Arrivals | None:

@@ -240,8 +240,12 @@ class Simulation:
         No time passes between the admission of an image and its first dispatch, so none has to be expected.
         """
         now, plan = self.now, self.plan
-        self.counters.arrived(1)
-        task = ImageTask(plan, now, self.slo_s, cache=self._cache, draw=self._draws[number])
+        size = self.requests.size(number)
+        if size == self.profile.size:
+            size = None
+        price = self.dispatcher.times.price(size)
+        self.counters.arrived(1, price)
+        task = ImageTask(plan, now, self.slo_s, cache=self._cache, draw=self._draws[number], size=size)
         first = first_run(task, self._settings)
         try:
             self.admission.admit(
@@ -250,6 +254,7 @@ class Simulation:
                 deadline=task.latest if plan.rules.drop_after_s is None else math.inf,
                 finish_at=self.forecast.admission_finish_at(first, 1),
                 rps=plan.admitted_rps,
+                price=price,
             )
         except (NotReady, Overloaded):
             return
@@ -319,16 +324,17 @@ class Simulation:
         stride, first = 1, 0
         if resume is not None:
             stride, first = resume.stride, resume.step // resume.stride
-        stepwise = self._device.times[run.variant].stepwise
+        stepwise = self.profile.variant(run.variant).stepwise
         return Job(
             0,
-            run.variant if stepwise else (run.variant, steps // stride, first),
+            (run.variant, run.size) if stepwise else (run.variant, run.size, steps // stride, first),
             run.deadline,
             steps // stride - first,
             image=image,
             variant=run.variant,
             role=run.role,
             resumed_at=first * stride,
+            size=run.size,
         )
 
     def _fetched(self, job: Job, run: Run) -> float:
@@ -339,8 +345,8 @@ class Simulation:
         if self._fetch_s > FETCH_WAIT_S:
             steps = run.steps or self._steps[run.variant]
             job.left, job.resumed_at = steps, 0
-            if not self._device.times[run.variant].stepwise:
-                job.call = (run.variant, steps, 0)
+            if not self.profile.variant(run.variant).stepwise:
+                job.call = (run.variant, run.size, steps, 0)
         return job.fetch_s
 
     def _way_s(self) -> float:
@@ -377,12 +383,13 @@ class Simulation:
             now,
             batch_size=reply.batch_size,
             compute_s=reply.compute_s,
+            device_s=reply.device_s,
             together=reply.left_together,
             queue_s=reply.queue_s + (job.fetch_s or 0.0),
             queued=reply.queued,
         )
         if batch is not None and not job.resumed_at:
-            whole_s = self.dispatcher.whole_s(batch, reply.batch_size, reply.compute_s)
+            whole_s = self.dispatcher.whole_s(batch, reply.batch_size, reply.device_s)
             self.counters.batch(batch.variant, reply.batch_size, whole_s)
         image.run = image.job = image.replica = None
         self.forecast.observe(run, image.ready_at)

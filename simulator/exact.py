@@ -32,8 +32,9 @@ from simulator.outcome import UNANSWERED, Outcome, PlanInForce
 from simulator.request_stream import RequestStream
 from weir.cascade import CacheMode
 from weir.config import FamilyConfig
-from weir.core import CacheLookup, ImageRequest, ImageResult
+from weir.core import CacheLookup, ImageRequest, ImageResult, ImageSize
 from weir.errors import RoleChanged, WeirError
+from weir.image_sizes import LEAST_SIDE, MOST_SIDE, SizeRange
 from weir.plan import Plan
 from weir.profiles import Profile
 from weir.states import State
@@ -90,6 +91,7 @@ class _Job(Task):
     begun: float = -1.0
     calls: int = 0
     shared: int = 0
+    others_s: float = 0.0
 
 
 class SimulatedReplica:
@@ -109,6 +111,8 @@ class SimulatedReplica:
         self._pumping = False
         self._tickets = self._calls = 0
         self._step_s: dict[Any, float] = {}
+        self._call: tuple[_Job, ...] = ()
+        self._call_at = 0.0
 
     @property
     def waiting(self) -> list[_Job]:
@@ -161,7 +165,8 @@ class SimulatedReplica:
         clock = asyncio.get_running_loop()
         self._calls += 1
         call = next_call(self._jobs, self._limit, clock.time(), lambda t: self._step_s.get(t.call, 0.0), self._calls)
-        fixed = self.engine.profile.variant(call[0].order.recipe.variant).fixed
+        self._call_at, self._call = clock.time(), call
+        fixed = self.engine.times(call[0].order.recipe).fixed
         fresh = [job for job in call if job.begun < 0]
         self._after(fixed.text_s * len(fresh) if fixed else 0.0, self._step, call, fresh)
 
@@ -169,7 +174,7 @@ class SimulatedReplica:
         clock = asyncio.get_running_loop()
         for job in fresh:
             job.begun = clock.time()
-        variant = self.engine.profile.variant(call[0].order.recipe.variant)
+        variant = self.engine.times(call[0].order.recipe)
         if variant.stepwise:
             steps, seconds = 1, variant.step_seconds.at(len(call))
         else:
@@ -187,10 +192,11 @@ class SimulatedReplica:
             job.shared += len(call)
         through = [job for job in call if job.left <= 0]
         if not through:
+            self._call_over()
             self._next()
             return
         self._jobs = [job for job in self._jobs if job not in through]
-        fixed = self.engine.profile.variant(call[0].order.recipe.variant).fixed
+        fixed = self.engine.times(call[0].order.recipe).fixed
         decode_s = (fixed.decode_s + fixed.discriminator_s) * len(through) if fixed else 0.0
         self._after(decode_s, self._finished, through, len(self.waiting))
 
@@ -201,7 +207,15 @@ class SimulatedReplica:
                 size = round(job.shared / job.calls)
                 queue_s, compute_s = job.begun - job.submitted, now - job.begun
                 job.done.set_result(self._result(job, queue_s, compute_s, size, len(through), queued))
+        self._call_over()
         self._next()
+
+    def _call_over(self) -> None:
+        """Counts the time of the call for the images that had begun and were not in it."""
+        took_s = asyncio.get_running_loop().time() - self._call_at
+        for job in self._jobs:
+            if job.begun >= 0 and job not in self._call:
+                job.others_s += took_s
 
     def _after(self, seconds: float, do: Any, *arguments: Any) -> None:
         if not self.alive:
@@ -230,6 +244,7 @@ class SimulatedReplica:
             steps=0 if error else order.recipe.steps - order.first,
             queue_s=queue_s,
             compute_s=compute_s,
+            device_s=compute_s - job.others_s,
             batch_size=batch_size,
             plan_version=self.plan.version,
             error=error,
@@ -342,7 +357,10 @@ def family_of(profile: Profile) -> FamilyConfig:
         key: {"name": it.name, "scheduler": "ddim", "steps": it.steps, "guidance": 0}
         for key, it in profile.variants.items()
     }
-    return FamilyConfig.model_validate({"name": profile.family, "pipeline": "none", "size": 64, "variants": variants})
+    size = profile.size or ImageSize(64, 64)
+    every = SizeRange(multiple=1, least_side=LEAST_SIDE, most_side=MOST_SIDE)
+    fields = {"name": profile.family, "pipeline": "none", "size": size, "any_size": every, "variants": variants}
+    return FamilyConfig.model_validate(fields)
 
 
 def simulate_exactly(
@@ -381,7 +399,8 @@ class _Run:
     async def outcome(self) -> Outcome:
         clock, requests, setting = asyncio.get_running_loop(), self._requests, self._policy.setting
         plan = replace(self._policy.first_plan(), version=1)
-        family, count = family_of(self._profile), len(requests)
+        self._family, count = family_of(self._profile), len(requests)
+        family = self._family
         self._pool = SimulatedPool(
             family, self._profile, plan, requests, self._conditions.transit_s, self._slowness, self._fetch_s
         )
@@ -465,7 +484,8 @@ class _Run:
         self._draw = float(self._requests.draws[number])
         try:
             balancer = self._chance.choice(list(self._balancers.values()))
-            [image] = await balancer.generate(GenerationRequest(str(number), width=64, height=64))
+            size = self._requests.size(number) or self._family.size
+            [image] = await balancer.generate(GenerationRequest(str(number), size))
         except WeirError:
             return
         self._finished_s[number] = clock.time() + self._zero_s

@@ -9,10 +9,11 @@ own: the next one is when the first image is through, or at the boundary behind 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from weir.core import ImageSize
 from weir.plan import Plan
 from weir.profiles import Profile, VariantProfile
 from workers.engine.scheduling import BatchLimits, Task, next_call
@@ -33,7 +34,9 @@ class Job(Task):
         image: whatever the caller knows it by.
         resumed_at: K, the denoising step that it resumes at; 0: from noise.
         fetch_s: seconds that the worker waited for the state; None: it asked for none.
+        size: of the image; None: the family's own.
         submitted, begun: when it arrived and when its first step began; below 0: not yet.
+        others_s: seconds of calls of other images since it began.
         calls, shared: steps that it took part in, and the sizes of their calls, summed.
     """
 
@@ -42,10 +45,12 @@ class Job(Task):
     role: str
     resumed_at: int = 0
     fetch_s: float | None = None
+    size: ImageSize | None = None
     submitted: float = 0.0
     begun: float = -1.0
     calls: int = 0
     shared: int = 0
+    others_s: float = 0.0
     cancelled: bool = False
 
 
@@ -54,6 +59,7 @@ class Reply(NamedTuple):
 
     queue_s: float
     compute_s: float
+    device_s: float
     batch_size: int
     left_together: int
     queued: int
@@ -87,9 +93,17 @@ class Device:
     """
 
     def __init__(self, profile: Profile, plan: Plan):
-        self.times: Mapping[str, VariantTimes] = {key: VariantTimes(profile.variant(key)) for key in profile.keys}
+        self._profile = profile
+        self._times: dict[tuple[str, ImageSize | None], VariantTimes] = {}
         self.slower = 1.0
         self.limits = BatchLimits(plan)
+
+    def times(self, variant: str, size: ImageSize | None) -> VariantTimes:
+        """Times of a variant at a size; None: the family's own."""
+        found = self._times.get((variant, size))
+        if found is None:
+            found = self._times[variant, size] = VariantTimes(self._profile.variant(variant, size))
+        return found
 
     def set_plan(self, plan: Plan) -> None:
         self.limits.follow(plan)
@@ -181,7 +195,7 @@ class SimulatedReplica:
             return
         self._calls += 1
         call = (jobs[0],) if len(jobs) == 1 else next_call(jobs, self._limit, now, self._least_step_s, self._calls)
-        self._call, times, slower = call, self._device.times[call[0].variant], self._device.slower
+        self._call, times, slower = call, self._device.times(call[0].variant, call[0].size), self._device.slower
         self._began = self._steps_from = now
         fresh = [job for job in call if job.begun < 0]
         if fresh:
@@ -208,7 +222,7 @@ class SimulatedReplica:
         if epoch != self._epoch:
             return
         call, count, self._call = self._call, self._count, ()
-        times = self._device.times[call[0].variant]
+        times = self._device.times(call[0].variant, call[0].size)
         steps = count if times.stepwise else call[0].left  # a whole batch leaves none
         self.busy_s += now - self._began
         self._note_time(call[0], steps)
@@ -226,6 +240,11 @@ class SimulatedReplica:
             self._jobs = [job for job in self._jobs if job.left > 0 and not job.cancelled]
         self._pending = True
         leave_s = times.leave_s * len(through)
+        if len(self._jobs) + len(through) > len(call):
+            took_s = now - self._began + leave_s
+            for job in self._jobs:
+                if job.begun >= 0 and job not in call:
+                    job.others_s += took_s
         if leave_s:
             self.busy_s += leave_s
             self._later(now + leave_s, self._left, (through, self.queued))
@@ -241,7 +260,9 @@ class SimulatedReplica:
         for job in through:
             if not job.cancelled:
                 size = round(job.shared / job.calls)
-                self._answer(job, Reply(job.begun - job.submitted, now - job.begun, size, len(through), queued))
+                queue_s, compute_s = job.begun - job.submitted, now - job.begun
+                device_s = compute_s - job.others_s
+                self._answer(job, Reply(queue_s, compute_s, device_s, size, len(through), queued))
 
     def _limit(self, job: Job) -> int:
         return self._device.limits.of(job.role, self.assignment)
@@ -251,7 +272,7 @@ class SimulatedReplica:
 
     def _note_time(self, job: Job, steps: int) -> None:
         """The least is what a job alone would take; it forgets slowly, for devices slow down."""
-        whole = not self._device.times[job.variant].stepwise
+        whole = not self._device.times(job.variant, job.size).stepwise
         step_s = self._step_s / steps if whole else self._step_s
         known = self._fastest.get(job.call, step_s)
         self._fastest[job.call] = min(step_s, step_s + (known - step_s) * _FORGET ** (1 if whole else steps))

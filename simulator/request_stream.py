@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from simulator.arrivals import Arrivals
-from weir.core import NO_LOOKUP, CacheLookup
+from weir.core import NO_LOOKUP, CacheLookup, ImageSize
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +43,10 @@ class RequestStream:
     def lookup(self, number: int) -> CacheLookup:
         """What the cache answers to a request."""
         return self.lookups[number] if self.lookups else NO_LOOKUP
+
+    def size(self, number: int) -> ImageSize | None:
+        """The size of the image of a request; None: the family's own."""
+        return self.arrivals.sizes[number] if self.arrivals.sizes else None
 
     def confidence(self, number: int, variant: str, *, resumed_at: int = 0, redraw: int = 0) -> float | None:
         """The judge's confidence in an image of a request; None where nobody judges it.

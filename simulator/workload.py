@@ -111,7 +111,7 @@ def service_workload(
         raise ConfigError(
             f"{service_path}: the key profile is missing; make a profile with `weir profile` and name it there"
         )
-    profile = load_profile(source, family.keys)
+    profile = load_profile(source, family.keys, family.size)
     _check_qualities(source, profile)
     selector, worth = load_selector(service.cache.selector), load_resume_quality(service.cache.selector)
     if selector.steps != profile.heavy.steps:

@@ -9,6 +9,7 @@ from typing import Any
 import httpx
 
 from traces.trace import Arrival, Trace
+from weir.core import ImageSize
 from weir.errors import ConfigError, ServiceError
 
 GENERATIONS = "/v1/images/generations"
@@ -85,6 +86,9 @@ def expected_refusals(fields: Mapping[str, Any], trace: Trace, model: str | None
                 lambda it: str(it.seed),
             )
         )
+    if fields.get("size"):
+        reason = "a size that the service does not have"
+        reasons.append((reason, lambda it: not _has_size(fields, it.size), lambda it: str(it.size)))
     lines, refused = [], set()
     for reason, applies, shown in reasons:
         found = [(index, arrival) for index, arrival in enumerate(trace) if applies(arrival)]
@@ -95,6 +99,14 @@ def expected_refusals(fields: Mapping[str, Any], trace: Trace, model: str | None
     if len(refused) == len(trace):
         raise ConfigError(f"the service will refuse every request; nothing was sent. {'; '.join(lines)}")
     return lines
+
+
+def _has_size(fields: Mapping[str, Any], size: ImageSize | None) -> bool:
+    """Whether the schema of the size accepts a size; None: the service's own."""
+    listed, pattern = _limit(fields, "size", "enum"), _limit(fields, "size", "pattern")
+    if size is None or (listed is None and pattern is None):
+        return True
+    return str(size) in (listed or ()) or (pattern is not None and re.search(pattern, str(size)) is not None)
 
 
 def _limit(fields: Mapping[str, Any], name: str, limit: str) -> Any:

@@ -1,7 +1,8 @@
 """Reads trace files. The format is recognised by the header, or by the content of a file without a header.
 
 format              header                                        example line
-Weir                ``arrival_s,prompt``, optionally ``seed``     ``1.250,a red circle,7``
+Weir                ``arrival_s,prompt``, optionally ``seed``,    ``1.250,a red circle,7,96x64``
+                    ``size``
 DiffServe           ``offset_ms,prompt_id``, or none              ``368.0,1236``
 rate curve          ``t_s,rate``                                  ``60,4.5``: requests/s from 60 s on
 timestamped log     a timestamp column and a prompt column        ``2024-05-01T12:00:00Z,a red circle``
@@ -27,13 +28,14 @@ from traces.clock import SUFFIXES, ClockProblem, are_spreadsheet_days, exact_num
 from traces.prompts import prompt_by_id, prompt_log
 from traces.rate_curve import RateCurve
 from traces.trace import Arrival, Trace
+from weir.core import ImageSize
 from weir.errors import ConfigError
 from weir.own_code import is_own, made
 
 TIMESTAMPS = ("timestamp", "time", "datetime", "date", "created_at")
 PROMPTS = ("prompt", "text", "query")
 FORMS = (
-    "arrival_s,prompt[,seed] · offset_ms,prompt_id · t_s,rate · "
+    "arrival_s,prompt[,seed][,size] · offset_ms,prompt_id · t_s,rate · "
     f"a log with one of {', '.join(TIMESTAMPS)} and one of {', '.join(PROMPTS)}"
 )
 #: Separators of cells: those of spreadsheets whose decimal separator is a comma, and commas.
@@ -197,7 +199,18 @@ def _read_own(table: _Table) -> Trace:
             if cell and (value is None or value != value.to_integral_value() or value < -1):
                 table.fail(line, "seed", f"{cell!r} is not a seed; write a whole number of at least 0, or nothing")
             seeds[i] = None if value is None or value == -1 else int(value)  # -1 stands for any seed, as in other tools
-    return Trace.of(list(map(Arrival, arrivals, table.texts("prompt"), seeds)))
+    sizes = _sizes(table) if "size" in table.columns else [None] * len(arrivals)
+    return Trace.of(list(map(Arrival, arrivals, table.texts("prompt"), seeds, sizes)))
+
+
+def _sizes(table: _Table) -> list[ImageSize | None]:
+    sizes: list[ImageSize | None] = []
+    for line, cell in table.cells("size"):
+        try:
+            sizes.append(ImageSize.of(cell) if cell not in ("", "auto") else None)
+        except ValueError:
+            table.fail(line, "size", f"{cell!r} is not a size; write WIDTHxHEIGHT, such as 1152x896, or nothing")
+    return sizes
 
 
 def _read_diffserve(table: _Table, prompts: Path | str | None) -> Trace:

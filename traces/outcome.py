@@ -30,6 +30,7 @@ class RequestOutcome:
         error: "" for an image, otherwise the server's error code, or the client's: ``timeout``,
             ``connection_failed``, ``invalid_answer``.
         reason: message of the error; "" for an image.
+        size: that was requested; "": none.
         path: path through the cascade, as in :class:`weir.cascade.Answer`.
         served_s: time from admission to answer, measured by the server.
         compute_s: seconds at workers, over all runs.
@@ -60,6 +61,7 @@ class RequestOutcome:
     image: str = ""
     quality: float | None = None
     reason: str = ""
+    size: str = ""
 
     @property
     def answered(self) -> bool:
@@ -106,7 +108,7 @@ def _image_path(cell: str) -> str:
     return _text(cell)
 
 
-_TEXTS = ("error", "prompt", "model", "id", "image", "reason")
+_TEXTS = ("error", "prompt", "model", "id", "image", "reason", "size")
 _READERS: dict[str, Callable[[str], Any]] = {
     **dict.fromkeys(_TEXTS, _text),
     "image": _image_path,

@@ -161,6 +161,8 @@ class _Client:
             body["model"] = self._model
         if arrival.seed is not None:
             body["seed"] = arrival.seed
+        if arrival.size is not None:
+            body["size"] = str(arrival.size)
         clock = asyncio.get_running_loop().time
         sent = clock()
         status, error, reason, image = 0, "", "", b""
@@ -186,6 +188,7 @@ class _Client:
             status=status,
             error=error,
             prompt=arrival.prompt,
+            size="" if arrival.size is None else str(arrival.size),
             image=self._keep(index, image) if image else "",
             reason=reason[:MAX_REASON_CHARACTERS],
             **details,

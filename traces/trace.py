@@ -1,4 +1,4 @@
-"""A trace: the arrival time, prompt and seed of each request."""
+"""A trace: the arrival time, prompt, seed and size of each request."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import numpy as np
 
 from traces.csv_line import csv_line
 from traces.rate_curve import RateCurve, check_count
+from weir.core import ImageSize
 from weir.errors import ConfigError
 from weir.files import written_whole
 
@@ -20,11 +21,12 @@ MOST_WINDOWS = 600_000
 
 
 class Arrival(NamedTuple):
-    """One request of a trace; the server chooses the seed if it is None."""
+    """One request of a trace; the server chooses the seed and the size if they are None."""
 
     arrival_s: float
     prompt: str
     seed: int | None
+    size: ImageSize | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,12 +34,12 @@ class Trace:
     """Requests sorted by arrival. Every transform returns a new trace.
 
         trace = load_trace("traces/bursty.csv").clip(120).scale_rate(0.5)
-        for arrival_s, prompt, seed in trace: ...
+        for arrival_s, prompt, seed, size in trace: ...
 
     Attributes:
         arrivals_s: seconds since the start, ascending, within 0…duration_s.
         prompts: one for each arrival.
-        seeds: one for each arrival, or empty to let the server choose.
+        seeds, sizes: one for each arrival, or empty to let the server choose.
         duration_s: duration of the trace, which may end after the last arrival.
 
     Raises:
@@ -48,12 +50,15 @@ class Trace:
     prompts: tuple[str, ...]
     seeds: tuple[int | None, ...] = ()
     duration_s: float = 0.0
+    sizes: tuple[ImageSize | None, ...] = ()
 
     def __post_init__(self) -> None:
         if len(self.prompts) != len(self.arrivals_s):
             raise ConfigError(f"{len(self.arrivals_s)} arrivals but {len(self.prompts)} prompts")
         if self.seeds and len(self.seeds) != len(self.arrivals_s):
             raise ConfigError(f"{len(self.arrivals_s)} arrivals but {len(self.seeds)} seeds")
+        if self.sizes and len(self.sizes) != len(self.arrivals_s):
+            raise ConfigError(f"{len(self.arrivals_s)} arrivals but {len(self.sizes)} sizes")
         arrivals = np.asarray(self.arrivals_s, float)
         if not np.all(np.isfinite(arrivals)) or np.any(arrivals < 0) or np.any(np.diff(arrivals) < 0):
             raise ConfigError("arrivals must be finite, at least 0 s and ascending")
@@ -66,20 +71,21 @@ class Trace:
         ordered = sorted(arrivals, key=lambda a: a.arrival_s)
         if duration_s is None:
             duration_s = max(1.0, math.ceil(ordered[-1].arrival_s)) if ordered else 0.0
-        seeds = tuple(a.seed for a in ordered)
+        seeds, sizes = tuple(a.seed for a in ordered), tuple(a.size for a in ordered)
         return cls(
             arrivals_s=tuple(a.arrival_s for a in ordered),
             prompts=tuple(a.prompt for a in ordered),
             seeds=seeds if any(s is not None for s in seeds) else (),
             duration_s=duration_s,
+            sizes=sizes if any(s is not None for s in sizes) else (),
         )
 
     def __len__(self) -> int:
         return len(self.arrivals_s)
 
     def __iter__(self) -> Iterator[Arrival]:
-        seeds = self.seeds or (None,) * len(self)
-        return map(Arrival, self.arrivals_s, self.prompts, seeds)
+        nothing = (None,) * len(self)
+        return map(Arrival, self.arrivals_s, self.prompts, self.seeds or nothing, self.sizes or nothing)
 
     @property
     def mean_rps(self) -> float:
@@ -108,9 +114,7 @@ class Trace:
         _positive("duration_s", duration_s)
         end = min(self.duration_s, duration_s)
         n = int(np.searchsorted(self.arrivals_s, end, side="left" if end < self.duration_s else "right"))
-        return replace(
-            self, arrivals_s=self.arrivals_s[:n], prompts=self.prompts[:n], seeds=self.seeds[:n], duration_s=end
-        )
+        return Trace(self.arrivals_s[:n], self.prompts[:n], self.seeds[:n], end, self.sizes[:n])
 
     def scale_speed(self, factor: float) -> Trace:
         """The same requests with all times divided by ``factor``."""
@@ -157,14 +161,17 @@ class Trace:
             prompts=tuple(self.prompts[i] for i in order),
             seeds=tuple(self.seeds[i] for i in order) if self.seeds else (),
             duration_s=self.duration_s,
+            sizes=tuple(self.sizes[i] for i in order) if self.sizes else (),
         )
 
     def to_csv(self) -> str:
         """The text of a trace file, with a resolution of milliseconds, for :func:`traces.loader.load_trace`."""
-        lines = [csv_line(("arrival_s", "prompt", "seed") if self.seeds else ("arrival_s", "prompt"))]
-        for arrival_s, prompt, seed in self:
-            row = (f"{arrival_s:.3f}", prompt)
-            lines.append(csv_line((*row, "" if seed is None else seed) if self.seeds else row))
+        optional = [name for name, given in (("seed", self.seeds), ("size", self.sizes)) if given]
+        lines = [csv_line(("arrival_s", "prompt", *optional))]
+        for arrival in self:
+            cells = [getattr(arrival, name) for name in optional]
+            shown = ("" if it is None else str(it) for it in cells)
+            lines.append(csv_line((f"{arrival.arrival_s:.3f}", arrival.prompt, *shown)))
         return "".join(lines)
 
     def save(self, path: Path | str) -> None:

@@ -115,10 +115,10 @@ def measure_family(
 
 def judged_runs(engine: Family, judge: Any, stride: int = 1) -> Generate:
     """A function that generates and judges runs of the last variant, for :func:`cache.profiling.measure`."""
-    side = engine.config.size
+    size = engine.config.size
 
     def request_for(name: str, prompt: str, seed: int, state: Any) -> ImageRequest:
-        request = ImageRequest(name, prompt, seed, side, side, float("inf"), judge=True)
+        request = ImageRequest(name, prompt, seed, size, float("inf"), judge=True)
         if state is None:
             return replace(request, capture="")
         return replace(request, resume=Resume("", state.step, stride))

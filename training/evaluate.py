@@ -124,12 +124,10 @@ def generated(
     Raises:
         ConfigError: an image cannot be generated.
     """
-    pixels, confidences, side = [], [], family.size
+    pixels, confidences, size = [], [], family.size
     for first in range(0, len(prompts), _BATCH):
         requests = [
-            ImageRequest(
-                f"evaluate-{i}", prompt, i, side, side, float("inf"), overrides=Overrides(steps=steps), judge=True
-            )
+            ImageRequest(f"evaluate-{i}", prompt, i, size, float("inf"), overrides=Overrides(steps=steps), judge=True)
             for i, prompt in enumerate(prompts[first : first + _BATCH], first)
         ]
         for one in engine.generate(variant, requests):

@@ -19,7 +19,7 @@ from quality.resume import Judges
 from training.evaluate import held_out
 from training.scenes import caption
 from weir.config import FamilyConfig
-from weir.core import ImageRequest, Overrides
+from weir.core import ImageRequest, ImageSize, Overrides
 from weir.errors import ConfigError
 from weir.files import written_whole
 from workers.models.family import Family
@@ -153,11 +153,11 @@ def draw_pairs(
 
 
 def _generate(
-    engine: Family, side: int, rung: Rung, prompts: Sequence[str], first: int
+    engine: Family, size: ImageSize, rung: Rung, prompts: Sequence[str], first: int
 ) -> list[tuple[Image.Image, float]]:
     """Images and confidences; 0 without a discriminator."""
     requests = [
-        ImageRequest(f"level-{i}", prompt, i, side, side, float("inf"), overrides=Overrides(steps=rung.steps or None))
+        ImageRequest(f"level-{i}", prompt, i, size, float("inf"), overrides=Overrides(steps=rung.steps or None))
         for i, prompt in enumerate(prompts, first)
     ]
     images = []

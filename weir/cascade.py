@@ -29,7 +29,7 @@ from dataclasses import dataclass, replace
 from enum import Enum, StrEnum
 from typing import Any, Literal, NamedTuple, Protocol
 
-from weir.core import NO_LOOKUP, CacheLookup, Resume, margin_s
+from weir.core import NO_LOOKUP, CacheLookup, ImageSize, Resume, margin_s
 from weir.plan import Plan
 
 #: An image is waited for no longer than this many deadlines.
@@ -77,7 +77,7 @@ class ImageTask(NamedTuple):
         cache_named: the request itself said so, and not the service.
         low_priority: lets all others go first.
         draw: uniform in [0, 1), for what a plan leaves to chance.
-        scale: pixels of the image, as a multiple of those of the family's own size; a step takes that much longer.
+        size: of the image; None: the family's own.
     """
 
     plan: Plan
@@ -90,7 +90,7 @@ class ImageTask(NamedTuple):
     cache_named: bool = False
     low_priority: bool = False
     draw: float = 1.0
-    scale: float = 1.0
+    size: ImageSize | None = None
 
     @property
     def deadline(self) -> float:
@@ -134,7 +134,7 @@ class Run(NamedTuple):
         redraw: 0, or which generation from other noise this is.
         avoid: replicas not to choose.
         stay: the replica to send it to, whatever the plan says; "": the best one.
-        scale: see :attr:`ImageTask.scale`.
+        size: see :attr:`ImageTask.size`.
     """
 
     variant: str
@@ -150,7 +150,7 @@ class Run(NamedTuple):
     redraw: int = 0
     avoid: tuple[str, ...] = ()
     stay: str = ""
-    scale: float = 1.0
+    size: ImageSize | None = None
 
 
 class Judged(NamedTuple):
@@ -507,7 +507,7 @@ def _run_of(progress: Progress, variant: str) -> Run:
     deadline = task.latest if waits else task.deadline
     if variant != task.plan.last:
         return Run(
-            variant, variant, until, deadline, droppable=droppable, low_priority=task.low_priority, scale=task.scale
+            variant, variant, until, deadline, droppable=droppable, low_priority=task.low_priority, size=task.size
         )
     lookup, falls, own = progress.lookup, progress.may_fall, progress.settings.steps[variant]
     return Run(
@@ -521,7 +521,7 @@ def _run_of(progress: Progress, variant: str) -> Run:
         judge=doubted or _may_redraw(progress),
         droppable=droppable or falls,
         low_priority=task.low_priority,
-        scale=task.scale,
+        size=task.size,
     )
 
 
@@ -541,7 +541,7 @@ def _run_of_level(progress: Progress, index: int) -> Run:
         capture=is_last and resume is None and level.steps is None and progress.lookup.capture,
         droppable=task.plan.rules.drop_after_s is not None,
         low_priority=task.low_priority,
-        scale=task.scale,
+        size=task.size,
     )
 
 
@@ -632,7 +632,7 @@ def _settle(progress: Progress, number: int, path: str, forecast: Forecast, *act
             droppable=task.plan.rules.drop_after_s is not None,
             low_priority=True,
             redraw=progress.redraws + 1,
-            scale=task.scale,
+            size=task.size,
         )
         if _in_time(task, again, forecast):
             told, progress = _told(progress)

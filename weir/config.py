@@ -17,8 +17,8 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
 
-from weir.core import ImageSize
 from weir.errors import ConfigError
+from weir.image_sizes import AllowedSizes, SizeField, SizeRange
 from weir.own_code import is_own
 from weir.plan import HEAVY, LIGHT, Assignment, Plan
 from weir.samplers import Scheduler, most_steps
@@ -37,8 +37,6 @@ class _Strict(BaseModel):
 CLIP_SCORE = "clip"
 #: Pattern of a variant's key, which is part of model names, metric labels and paths in answers.
 KEY = re.compile(r"[a-z][a-z0-9-]*")
-#: Range of the sides of images, pixels.
-LEAST_SIDE, MOST_SIDE = 16, 4096
 #: Largest number of replicas of a variant.
 MOST_REPLICAS = 4096
 #: Defaults of a plan.
@@ -109,9 +107,10 @@ class FamilyConfig(_Strict):
         {}, description="safetensors file of each word that they add to prompts, written <word>"
     )
     weights: Literal["fp16"] | None = Field(None, description="which file set of the repository to load")
-    size: int = Field(ge=LEAST_SIDE, le=MOST_SIDE, description="side length of the square images, pixels")
-    sizes: tuple[Annotated[int | str, Field(union_mode="left_to_right")], ...] = Field(
-        (), description="other sizes that requests may use: side lengths of squares, or WIDTHxHEIGHT, pixels"
+    size: SizeField = Field(description="of images whose request names none: WIDTHxHEIGHT, or the side of a square")
+    sizes: tuple[SizeField, ...] = Field((), description="other sizes that requests may name, as for `size`")
+    any_size: SizeRange | None = Field(
+        None, description="range of further sizes that requests may name; null: only those that are listed"
     )
     samplers: tuple[Scheduler, ...] = Field(
         (), description="samplers that requests may choose for the last variant instead of its own"
@@ -141,11 +140,9 @@ class FamilyConfig(_Strict):
 
     @model_validator(mode="after")
     def _different_sizes(self) -> FamilyConfig:
-        for given in self.sizes:
-            if not all(LEAST_SIDE <= side <= MOST_SIDE for side in ImageSize.of(given)):
-                raise ValueError(f"sizes: {given} is out of range; a side has {LEAST_SIDE} to {MOST_SIDE} pixels")
-        if len(set(self.allowed_sizes)) < len(self.allowed_sizes):
-            raise ValueError(f"size, sizes: {', '.join(map(str, self.allowed_sizes))}; name each size once")
+        listed = self.allowed_sizes.listed
+        if len(set(listed)) < len(listed):
+            raise ValueError(f"size, sizes: {', '.join(map(str, listed))}; name each size once")
         return self
 
     @model_validator(mode="after")
@@ -203,13 +200,9 @@ class FamilyConfig(_Strict):
         return self.allowed_samplers if key == self.keys[-1] else (self.variants[key].scheduler,)
 
     @property
-    def allowed_sizes(self) -> tuple[ImageSize, ...]:
-        """Sizes that requests may use; the first one is the family's own."""
-        return tuple(map(ImageSize.of, (self.size, *self.sizes)))
-
-    def pixel_ratio(self, width: int, height: int) -> float:
-        """Pixels of an image as a multiple of those of the family's own size."""
-        return width * height / self.size**2
+    def allowed_sizes(self) -> AllowedSizes:
+        """Sizes that requests may name."""
+        return AllowedSizes((self.size, *self.sizes), self.any_size)
 
 
 class PlanConfig(_Strict):
@@ -453,6 +446,7 @@ class LimitsConfig(_Strict):
     prompt_characters: int = Field(2000, ge=1)
     images: int = Field(4, ge=1, le=10)
     steps: int = Field(100, ge=1, le=1000)
+    pixels: int | None = Field(None, ge=1, description="of one image; null: what the family file allows")
     queued: int = Field(256, ge=1, description="images in flight; further requests get 503 with Retry-After")
 
 

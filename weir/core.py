@@ -34,9 +34,9 @@ class ImageSize(NamedTuple):
         Raises:
             ValueError: it is neither.
         """
-        if isinstance(given, int):
+        if isinstance(given, int) and not isinstance(given, bool):
             return cls(given, given)
-        match = re.fullmatch(r"(\d{1,5})x(\d{1,5})", given)
+        match = re.fullmatch(r"(\d{1,5})x(\d{1,5})", str(given))
         if match is None:
             raise ValueError(f"{given!r} is not a size; write WIDTHxHEIGHT, such as 1152x896")
         return cls(int(match[1]), int(match[2]))
@@ -116,8 +116,7 @@ class ImageRequest:
     id: str
     prompt: str
     seed: int
-    width: int
-    height: int
+    size: ImageSize
     deadline: float
     negative_prompt: str = ""
     overrides: Overrides = Overrides()
@@ -140,6 +139,7 @@ class ImageRequest:
         """
         fields = asdict(self)
         fields["left_s"] = fields.pop("deadline") - now
+        fields["size"] = str(self.size)
         return fields
 
     @classmethod
@@ -149,11 +149,13 @@ class ImageRequest:
         Raises:
             TypeError, ValueError: a field is unknown, missing or of another type.
         """
-        if "left_s" not in given:
-            raise TypeError("left_s is missing")
+        for name in ("left_s", "size"):
+            if name not in given:
+                raise TypeError(f"{name} is missing")
         fields = dict(given)
         resume, warm = given.get("resume"), given.get("warm_start")
         converted = {
+            "size": ImageSize.of(fields["size"]),
             "deadline": now + float(fields.pop("left_s")),
             "overrides": Overrides(**given.get("overrides", {})),
             "resume": None if resume is None else Resume(**resume),
@@ -171,6 +173,8 @@ class ImageResult:
         confidence: the discriminator's confidence in the image, 0…1; None when the image was not judged.
         steps: denoising steps that ran.
         queue_s, compute_s: seconds in the worker's queue, and from its first step to the finished picture.
+        device_s: seconds of ``compute_s`` in which the device worked on its batch; the rest went to other sizes or
+            variants. None: all of it.
         batch_size: images that shared the denoiser's calls with it, itself included; the mean over its steps, rounded.
         error: None, or (code, message) when this one request failed; the rest of its batch is untouched.
         emulated: no model ran; the latency was slept and the picture is a placeholder.
@@ -195,6 +199,7 @@ class ImageResult:
     compute_s: float
     batch_size: int
     plan_version: int
+    device_s: float | None = None
     error: tuple[str, str] | None = None
     emulated: bool = False
     replica: str = ""

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from weir.core import DeferralCurve, LatencyProfile
+from weir.core import DeferralCurve, ImageSize, LatencyProfile
 from weir.errors import ConfigError
+from weir.image_sizes import SizeField
 from weir.plan import HEAVY, LIGHT
+from weir.size_costs import cost_at
 
 
 class FixedCosts(BaseModel):
@@ -55,33 +57,22 @@ class QualityProfile(BaseModel):
         return self
 
 
-class VariantProfile(BaseModel):
-    """Median seconds per batch of one variant, from text encoding to PNG, with the variant's discriminator.
+class BatchTimes(BaseModel):
+    """Median seconds per batch of one variant at one size, from text encoding to PNG, with the variant's discriminator.
 
     Published profiles only have these. Profiles of ``weir profile`` also have the seconds of one step by batch size and
     the fixed costs per image, as needed for images that join and leave at every step.
-
-    Attributes:
-        confidences: confidences in images of held-out prompts. In one file, those of all variants belong to the same
-            prompts in the same order. Those of the last variant are of the first variant's discriminator.
-        quality: quality of mixes of this variant with the last one.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    name: str
-    steps: int = Field(ge=1)
     batch_sizes: tuple[int, ...] = Field(min_length=1)
     latency_s: tuple[float, ...] = Field(min_length=1)
     step_s: tuple[float, ...] = Field((), description="by batch size; empty: only whole batches were measured")
     fixed: FixedCosts | None = None
-    confidences: tuple[Annotated[float, Field(ge=0, le=1)], ...] = Field((), description="empty: not measured")
-    quality: QualityProfile | None = Field(
-        None, description="null: quality is assumed to grow with the share of the last variant"
-    )
 
     @model_validator(mode="after")
-    def _a_curve(self) -> VariantProfile:
+    def _a_curve(self) -> BatchTimes:
         if len(self.batch_sizes) != len(self.latency_s):
             raise ValueError("batch_sizes and latency_s must have one entry for each batch size")
         if list(self.batch_sizes) != sorted(set(self.batch_sizes)) or self.batch_sizes[0] < 1:
@@ -105,14 +96,40 @@ class VariantProfile(BaseModel):
         return bool(self.step_s)
 
     @property
-    def step_seconds(self) -> LatencyProfile:
-        """Seconds of one step by batch size; if only whole batches were measured, an equal share of the batch."""
-        return LatencyProfile(self.batch_sizes, self.step_s or tuple(s / self.steps for s in self.latency_s))
-
-    @property
     def fixed_s(self) -> float:
         """Device time per image besides its steps, seconds; 0 if only whole batches were measured."""
         return 0.0 if self.fixed is None else self.fixed.text_s + self.fixed.decode_s + self.fixed.discriminator_s
+
+
+class VariantProfile(BatchTimes):
+    """Measurements of one variant. Its own times are those of the profile's own size.
+
+    Attributes:
+        sizes: times at other sizes.
+        confidences: confidences in images of held-out prompts. In one file, those of all variants belong to the same
+            prompts in the same order. Those of the last variant are of the first variant's discriminator.
+        quality: quality of mixes of this variant with the last one.
+    """
+
+    name: str
+    steps: int = Field(ge=1)
+    sizes: dict[SizeField, BatchTimes] = Field(default_factory=dict)
+    confidences: tuple[Annotated[float, Field(ge=0, le=1)], ...] = Field((), description="empty: not measured")
+    quality: QualityProfile | None = Field(
+        None, description="null: quality is assumed to grow with the share of the last variant"
+    )
+
+    @model_validator(mode="after")
+    def _times_of_one_kind(self) -> VariantProfile:
+        for size, times in self.sizes.items():
+            if times.stepwise != self.stepwise:
+                raise ValueError(f"sizes.{size}: step_s and fixed have to be measured at all sizes or at none")
+        return self
+
+    @property
+    def step_seconds(self) -> LatencyProfile:
+        """Seconds of one step by batch size; if only whole batches were measured, an equal share of the batch."""
+        return LatencyProfile(self.batch_sizes, self.step_s or tuple(s / self.steps for s in self.latency_s))
 
     def work(self, steps: int) -> float:
         """Cost of a run of ``steps`` steps relative to the variant's own number of steps, at batch size 1.
@@ -122,6 +139,40 @@ class VariantProfile(BaseModel):
         whole = self.latency_s[0]
         fixed = min(whole, self.fixed_s)
         return (fixed + (whole - fixed) * steps / self.steps) / whole
+
+    def at(self, size: ImageSize, own: ImageSize) -> VariantProfile:
+        """This variant with the times of another size: measured, or by :func:`weir.size_costs.cost_at`.
+
+        Texts and verdicts take the same time at every size: judges scale images to a size of their own.
+
+        Args:
+            own: size of the variant's own times.
+        """
+        if size == own:
+            return self
+        measured = {own: self, **self.sizes}
+        times = measured.get(size) or self._interpolated(size, measured)
+        return self.model_copy(update={name: getattr(times, name) for name in BatchTimes.model_fields})
+
+    def _interpolated(self, size: ImageSize, measured: Mapping[ImageSize, BatchTimes]) -> BatchTimes:
+        def cost(seconds: Iterable[float]) -> float:
+            return cost_at(size.pixels, zip([it.pixels for it in measured], seconds, strict=True))
+
+        def curve(name: str) -> tuple[float, ...]:
+            curves = [LatencyProfile(times.batch_sizes, getattr(times, name)) for times in measured.values()]
+            return tuple(cost(it.at(batch) for it in curves) for batch in self.batch_sizes)
+
+        fixed = None
+        if self.fixed is not None:
+            by_size = ("decode_s", "png_s")
+            update = {name: cost(getattr(times.fixed, name) for times in measured.values()) for name in by_size}
+            fixed = self.fixed.model_copy(update=update)
+        return BatchTimes(
+            batch_sizes=self.batch_sizes,
+            latency_s=curve("latency_s"),
+            step_s=curve("step_s") if self.step_s else (),
+            fixed=fixed,
+        )
 
 
 class Profile(BaseModel):
@@ -135,6 +186,7 @@ class Profile(BaseModel):
 
     family: str
     device: str
+    size: SizeField | None = Field(None, description="size of the variants' own times; null: the family's own")
     variants: dict[str, VariantProfile]
     image_bytes: int = Field(
         0, ge=0, le=64 * 2**20, description="size of an image; emulated replicas answer with as much"
@@ -206,13 +258,28 @@ class Profile(BaseModel):
         """Whether workers with this profile let images join and leave at every step."""
         return all(variant.stepwise for variant in self.variants.values())
 
-    def variant(self, key: str) -> VariantProfile:
-        """The variant with the given key.
+    def variant(self, key: str, size: ImageSize | None = None) -> VariantProfile:
+        """The variant with the given key, and its times at a size; None: at the profile's own.
+
+        A profile whose own size is unknown has the same times at every size.
 
         Raises:
             KeyError: there is no such variant.
         """
-        return self.variants[key]
+        variant = self.variants[key]
+        return variant if size is None or self.size is None else variant.at(size, self.size)
+
+    def measured_at(self, own: ImageSize | None) -> Profile:
+        """This profile, whose own size is ``own`` if it names none."""
+        return self if own is None or self.size is not None else self.model_copy(update={"size": own})
+
+    def price(self, size: ImageSize) -> float:
+        """Cost of an image of a size as a multiple of one of the profile's own size, for the last variant alone.
+
+        The last variant takes most of the time of a cascade, and the others cost about as many times more.
+        """
+        last = self.keys[-1]
+        return self.variant(last, size).latency_s[0] / self.variants[last].latency_s[0]
 
     def deferral(self, key: str | None = None) -> DeferralCurve:
         """The deferral curve of a variant's confidences; by default of the first variant's."""
@@ -231,11 +298,12 @@ def deferral_of(confidences: Sequence[float], grid: int = 200) -> DeferralCurve:
     return DeferralCurve(thresholds, (*shares, 1.0))
 
 
-def load_profile(path: Path | str, ladder: Sequence[str] = ()) -> Profile:
+def load_profile(path: Path | str, ladder: Sequence[str] = (), size: ImageSize | None = None) -> Profile:
     """Reads a profile.
 
     Args:
         ladder: keys that the profile's variants must have; empty: any.
+        size: the family's own, at which the profile must have been measured. A profile that names none was.
 
     Raises:
         ConfigError: names the file and the key, and how to create a profile.
@@ -257,4 +325,9 @@ def load_profile(path: Path | str, ladder: Sequence[str] = ()) -> Profile:
             f"{path}: it has the variants {', '.join(profile.keys)}, and the family {', '.join(ladder)}; "
             "measure the family with `weir profile`"
         )
-    return profile
+    if size is not None and profile.size not in (None, size):
+        raise ConfigError(
+            f"{path}: it was measured at {profile.size}, and the family's own size is {size}; "
+            "measure the family with `weir profile`"
+        )
+    return profile.measured_at(size)

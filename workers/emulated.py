@@ -11,9 +11,9 @@ from collections.abc import Hashable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 
-from weir.core import ImageRequest
+from weir.core import ImageRequest, ImageSize
 from weir.errors import StateRefused, WeirError
-from weir.profiles import Profile
+from weir.profiles import Profile, VariantProfile
 from weir.states import State, capture_steps
 from workers.engine.engine import DenoiseJob, EngineOutput, run_to_end, wants_judge
 from workers.engine.scheduling import Recipe
@@ -47,14 +47,9 @@ class EmulatedEngine:
     emulated = True
     on_cpu = False
 
-    def __init__(self, profile: Profile, size: int | None = None):
-        """
-        Args:
-            size: side length of the images that the profile measured; other sizes take their share of its pixels.
-                None: all sizes take equally long.
-        """
+    def __init__(self, profile: Profile):
         self.profile = profile
-        self._pixels = None if size is None else size**2
+        self._known: dict[tuple[str, ImageSize], VariantProfile] = {}  # with the times of a size
         self.beat = time.monotonic()
         shades = [round(214 - i * (214 - 96) / (len(profile.keys) - 1)) for i in range(len(profile.keys))]
         self._images = {
@@ -70,13 +65,13 @@ class EmulatedEngine:
     def _job(self, variant: str, request: ImageRequest, state: State | None) -> DenoiseJob:
         steps = request.overrides.steps or self.profile.variant(variant).steps
         guidance = request.overrides.guidance or 0.0
-        recipe = Recipe(variant, request.width, request.height, steps, guidance, request.overrides.sampler or "ddim")
+        recipe = Recipe(variant, request.size, steps, guidance, request.overrides.sampler or "ddim")
         return DenoiseJob(recipe, request, state, role=variant)
 
     def call_of(self, job: DenoiseJob) -> Hashable:
         recipe = job.recipe
         if self.profile.variant(recipe.variant).stepwise:
-            return recipe.variant, recipe.width, recipe.height
+            return recipe.variant, recipe.size
         return recipe, job.first
 
     def check(self, job: DenoiseJob) -> None:
@@ -92,7 +87,7 @@ class EmulatedEngine:
             raise StateRefused(f"the latent's model, step and number of steps are {given}; this run needs {expected}")
 
     def begin(self, jobs: Sequence[DenoiseJob]) -> list[_EmulatedSample | WeirError]:
-        if (fixed := self.profile.variant(jobs[0].recipe.variant).fixed) is not None:
+        if (fixed := self.times(jobs[0].recipe).fixed) is not None:
             self._sleep(fixed.text_s * len(jobs))
         begun: list[_EmulatedSample | WeirError] = []
         for job in jobs:
@@ -105,27 +100,32 @@ class EmulatedEngine:
 
     def step(self, samples: Sequence[_EmulatedSample]) -> list[WeirError | None]:
         recipe = samples[0].job.recipe
-        variant = self.profile.variant(recipe.variant)
-        scale = 1.0 if self._pixels is None else recipe.width * recipe.height / self._pixels
+        variant = self.times(recipe)
         if variant.stepwise:
-            self._sleep(scale * variant.step_seconds.at(len(samples)))
+            self._sleep(variant.step_seconds.at(len(samples)))
             for sample in samples:
                 sample.step += 1
         else:
             left = recipe.steps - samples[0].step
-            self._sleep(scale * variant.latency.at(len(samples)) * left / variant.steps)
+            self._sleep(variant.latency.at(len(samples)) * left / variant.steps)
             for sample in samples:
                 sample.step = recipe.steps
         return [None] * len(samples)
 
     def finish(self, samples: Sequence[_EmulatedSample]) -> list[Future[EngineOutput]]:
-        if (fixed := self.profile.variant(samples[0].job.recipe.variant).fixed) is not None:
+        if (fixed := self.times(samples[0].job.recipe).fixed) is not None:
             self._sleep((fixed.decode_s + fixed.discriminator_s) * len(samples))
         answers: list[Future[EngineOutput]] = []
         for sample in samples:
             answers.append(Future())
             answers[-1].set_result(self._output(sample.job))
         return answers
+
+    def times(self, recipe: Recipe) -> VariantProfile:
+        """The measurements of a variant, with its times at the size of the images."""
+        if (recipe.variant, recipe.size) not in self._known:
+            self._known[recipe.variant, recipe.size] = self.profile.variant(recipe.variant, recipe.size)
+        return self._known[recipe.variant, recipe.size]
 
     def _output(self, job: DenoiseJob) -> EngineOutput:
         recipe, request = job.recipe, job.request
@@ -144,7 +144,7 @@ class EmulatedEngine:
         """A state of zeros with the size of a real one."""
         import numpy as np
 
-        shape = (_CHANNELS, job.recipe.height // _FACTOR, job.recipe.width // _FACTOR)
+        shape = (_CHANNELS, job.recipe.size.height // _FACTOR, job.recipe.size.width // _FACTOR)
         name = self.profile.variant(job.recipe.variant).name
         return State(np.zeros(shape, np.float16), step, job.recipe.steps, "emulated", name)
 

@@ -118,9 +118,13 @@ def generate(
     """
     ladder = family.keys
     plan = Plan(0, tuple(Assignment(key, 1) for key in ladder), (threshold,) * (len(ladder) - 1), ladder)
-    width, height = family.allowed_sizes[0] if size is None else size
     request = ImageRequest(
-        f"generate-{uuid.uuid4().hex}", prompt, seed, width, height, float("inf"), negative_prompt=negative_prompt
+        f"generate-{uuid.uuid4().hex}",
+        prompt,
+        seed,
+        size or family.size,
+        float("inf"),
+        negative_prompt=negative_prompt,
     )
     own = Overrides(steps, guidance, sampler)
     recipe(family, variant or ladder[-1], replace(request, overrides=own))

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from weir.config import FamilyConfig
-from weir.core import ImageRequest
+from weir.core import ImageRequest, ImageSize
 from weir.errors import ConfigError, WeirError
 from weir.files import make_folder, written_whole
-from weir.profiles import FixedCosts, Profile, VariantProfile
+from weir.profiles import BatchTimes, FixedCosts, Profile, VariantProfile
 from workers.engine.engine import DenoiseJob, Engine, OutOfMemory, Sample, denoise_job
 
 #: Called after every measured batch with the number of finished batches, their total, and a label of the last one.
@@ -30,6 +30,7 @@ def profile_family(
     engine: Engine | None = None,
     threads: int = 1,
     judge_last: bool = False,
+    sizes: Sequence[ImageSize] = (),
 ) -> Profile:
     """Measures the median seconds per batch and per step of every variant, and the confidence for every prompt.
 
@@ -43,31 +44,37 @@ def profile_family(
         prompts: held-out prompts; the batches use them in turn, and each gives one confidence of every variant.
         engine: a loaded family to reuse; None loads it.
         threads: number of torch's threads on the CPU; a replica uses 1.
+        sizes: sizes of images to measure besides the family's own; times of others are interpolated by pixels.
         judge_last: also measures confidences of the last variant, on which redraws depend. It takes one run of the
             last variant for every prompt.
 
     Raises:
         ConfigError: an argument is invalid, the family cannot be loaded, or the smallest batch does not fit.
     """
-    sizes = sorted(set(batch_sizes))
-    if not sizes or sizes[0] < 1:
+    batches = sorted(set(batch_sizes))
+    if not batches or batches[0] < 1:
         raise ConfigError(f"batch_sizes is {list(batch_sizes)}; give at least one, each at least 1")
     if repeats < 1:
         raise ConfigError(f"repeats is {repeats}; it must be at least 1")
     if not prompts:
         raise ConfigError("prompts is empty; a profile needs at least one prompt")
+    for size in sizes:
+        if size not in family.allowed_sizes:
+            raise ConfigError(f"sizes has {size}; {family.name} allows {family.allowed_sizes}")
+    others = [size for size in dict.fromkeys(sizes) if size != family.size]
     if engine is None:
         from workers.models.family import Family
 
         engine = Family.load(family, threads=threads)
     judged = family.keys if judge_last else family.keys[:-1]
-    batches = len(family.keys) * len(sizes) * (repeats + 1)
-    report = _ProgressReporter(progress, total=batches + len(judged) * -(-len(prompts) // sizes[-1]))
-    variants = {key: _measure(engine, family, key, sizes, repeats, prompts, report) for key in family.keys}
+    runs = len(family.keys) * len(batches) * (1 + len(others)) * (repeats + 1)
+    report = _ProgressReporter(progress, total=runs + len(judged) * -(-len(prompts) // batches[-1]))
+    measured = _Measurement(engine, family, batches, repeats, prompts, report)
+    variants = {key: measured.variant(key, others) for key in family.keys}
     for key in judged:
         confidences = _confidences(engine, family, key, prompts, variants[key].batch_sizes[-1], report)
         variants[key] = variants[key].model_copy(update={"confidences": confidences})
-    return Profile(family=family.name, device=_device(engine), variants=variants)
+    return Profile(family=family.name, device=_device(engine), size=family.size, variants=variants)
 
 
 def write_profile(profile: Profile, path: Path | str) -> None:
@@ -104,50 +111,61 @@ class _Timed(NamedTuple):
     png: float
 
 
-def _measure(
-    engine: Engine,
-    family: FamilyConfig,
-    key: str,
-    sizes: Sequence[int],
-    repeats: int,
-    prompts: Sequence[str],
-    report: _ProgressReporter,
-) -> VariantProfile:
-    variant = family.variants[key]
-    measured: dict[int, _Timed] = {}
-    for size in sizes:
-        chosen = [prompts[i % len(prompts)] for i in range(size)]
-        label = f"{variant.name} × {size}"
-        try:
-            runs = []
-            for i in range(repeats + 1):
-                # trailing spaces keep the prompts of a repeat out of the encoder's cache
-                worded = [f"{prompt} {' ' * i}" for prompt in chosen]
-                runs.append(_run(engine, [denoise_job(family, key, r) for r in _requests(family, worded, 0)]))
-                report(label)
-            measured[size] = _Timed(*map(statistics.median, zip(*runs[1:], strict=True)))
-        except OutOfMemory:
-            report(f"{label}: out of memory")
-            break
-    if not measured:
-        raise ConfigError(
-            f"family {family.name}: a batch of {sizes[0]} images of {variant.name} does not fit; use smaller batches"
+class _Measurement(NamedTuple):
+    """What is measured, and how."""
+
+    engine: Engine
+    family: FamilyConfig
+    batches: Sequence[int]
+    repeats: int
+    prompts: Sequence[str]
+    report: _ProgressReporter
+
+    def variant(self, key: str, others: Sequence[ImageSize]) -> VariantProfile:
+        """Times of a variant at the family's own size and at others; one of which no image fits is left out."""
+        variant, own = self.family.variants[key], self._times(key, self.family.size)
+        if own is None:
+            raise ConfigError(
+                f"family {self.family.name}: a batch of {self.batches[0]} images of {variant.name} does not fit; "
+                "use smaller batches"
+            )
+        found = {size: times for size in others if (times := self._times(key, size)) is not None}
+        return VariantProfile(name=variant.name, steps=variant.steps, sizes=found, **dict(own))
+
+    def _times(self, key: str, size: ImageSize) -> BatchTimes | None:
+        """Times of a variant at one size; None if not even the smallest batch fits."""
+        measured: dict[int, _Timed] = {}
+        for batch in self.batches:
+            label = f"{self.family.variants[key].name} × {batch}"
+            label += "" if size == self.family.size else f" at {size}"
+            try:
+                runs = []
+                for i in range(self.repeats + 1):
+                    # trailing spaces keep the prompts of a repeat out of the encoder's cache
+                    worded = [f"{self.prompts[j % len(self.prompts)]} {' ' * i}" for j in range(batch)]
+                    jobs = [denoise_job(self.family, key, it) for it in _requests(size, worded, 0)]
+                    runs.append(_run(self.engine, jobs))
+                    self.report(label)
+                measured[batch] = _Timed(*map(statistics.median, zip(*runs[1:], strict=True)))
+            except OutOfMemory:
+                self.report(f"{label}: out of memory")
+                break
+        if not measured:
+            return None
+        batch, largest = list(measured.items())[-1]
+        last = key == self.family.keys[-1]
+        judging_s = 0.0 if last else _judging_s(self.engine, key, size, self.prompts, batch, self.repeats)
+        return BatchTimes(
+            batch_sizes=tuple(measured),
+            latency_s=tuple(m.whole for m in measured.values()),
+            step_s=tuple(m.step for m in measured.values()),
+            fixed=FixedCosts(
+                text_s=largest.text,
+                decode_s=max(0.0, largest.decode - judging_s),
+                discriminator_s=judging_s,
+                png_s=largest.png,
+            ),
         )
-    size, largest = list(measured.items())[-1]
-    judging_s = 0.0 if key == family.keys[-1] else _judging_s(engine, key, family.size, prompts, size, repeats)
-    return VariantProfile(
-        name=variant.name,
-        steps=variant.steps,
-        batch_sizes=tuple(measured),
-        latency_s=tuple(m.whole for m in measured.values()),
-        step_s=tuple(m.step for m in measured.values()),
-        fixed=FixedCosts(
-            text_s=largest.text,
-            decode_s=max(0.0, largest.decode - judging_s),
-            discriminator_s=judging_s,
-            png_s=largest.png,
-        ),
-    )
 
 
 def _confidences(
@@ -156,25 +174,26 @@ def _confidences(
     """Confidence of the variant's judge in the image of every prompt; empty without a judge."""
     found: list[float] = []
     for start in range(0, len(prompts), batch):
-        requests = [replace(it, judge=True) for it in _requests(family, prompts[start : start + batch], start)]
+        requests = [replace(it, judge=True) for it in _requests(family.size, prompts[start : start + batch], start)]
         found += [it.confidence for it in engine.generate(key, requests) if it.confidence is not None]
         report(f"confidences of {family.variants[key].name}")
     return tuple(found)
 
 
-def _judging_s(engine: Engine, key: str, side: int, prompts: Sequence[str], size: int, repeats: int) -> float:
+def _judging_s(engine: Engine, key: str, size: ImageSize, prompts: Sequence[str], batch: int, repeats: int) -> float:
     """Median seconds that the variant's judge takes for one image of a batch; 0 without a judge."""
     discriminator = getattr(engine, "judges", {}).get(key)
     if discriminator is None:
         return 0.0
     import torch
 
-    images, chosen, taken = torch.zeros(size, 3, side, side), [prompts[i % len(prompts)] for i in range(size)], []
+    images, taken = torch.zeros(batch, 3, size.height, size.width), []
+    chosen = [prompts[i % len(prompts)] for i in range(batch)]
     for _ in range(repeats + 1):
         started = time.perf_counter()
         discriminator.confidence(images, chosen)
         taken.append(time.perf_counter() - started)
-    return statistics.median(taken[1:]) / size
+    return statistics.median(taken[1:]) / batch
 
 
 def _run(engine: Engine, jobs: Sequence[DenoiseJob]) -> _Timed:
@@ -215,9 +234,9 @@ def _checked_sample(begun: Sample | WeirError) -> Sample:
     return begun
 
 
-def _requests(family: FamilyConfig, prompts: Sequence[str], first_seed: int) -> list[ImageRequest]:
+def _requests(size: ImageSize, prompts: Sequence[str], first_seed: int) -> list[ImageRequest]:
     return [
-        ImageRequest(f"profile-{i}", prompt, i, family.size, family.size, deadline=float("inf"))
+        ImageRequest(f"profile-{i}", prompt, i, size, deadline=float("inf"))
         for i, prompt in enumerate(prompts, first_seed)
     ]
 

@@ -305,6 +305,7 @@ class Worker:
             steps=output.steps,
             queue_s=outcome.queue_s,
             compute_s=outcome.compute_s,
+            device_s=outcome.device_s,
             batch_size=outcome.batch_size,
             plan_version=self.plan.version,
             error=output.error,
@@ -335,8 +336,8 @@ class Worker:
         If an image fails, the replica is no longer ready: it gets no more requests, and Serve replaces it.
         """
         for variant in self.family.keys:
-            size, now = self.family.size, time.monotonic()
-            request = ImageRequest("self-test", "", 0, size, size, now, overrides=Overrides(steps=_SELF_TEST_STEPS))
+            own, now = Overrides(steps=_SELF_TEST_STEPS), time.monotonic()
+            request = ImageRequest("self-test", "", 0, self.family.size, now, overrides=own)
             outcome = await self._denoise(denoise_job(self.family, variant, request), None)
             if outcome.output.error is not None:
                 self.ready = False
@@ -456,7 +457,7 @@ def _identity() -> tuple[str, int]:
 
 def _engine(family: FamilyConfig, emulate: str | None) -> Engine:
     if emulate is not None:
-        return EmulatedEngine(load_profile(emulate, family.keys), family.size)
+        return EmulatedEngine(load_profile(emulate, family.keys, family.size))
     from workers.models.family import Family  # not at the top: an emulated replica does not import torch
 
     return Family.load(family, threads=1)

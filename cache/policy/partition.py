@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 from urllib.parse import quote
 
 from weir.config import FamilyConfig
+from weir.core import ImageSize
 from weir.samplers import Scheduler
 
 
@@ -14,12 +17,20 @@ from weir.samplers import Scheduler
 class Settings:
     """The settings of a request that determine its partition, besides the tenant; None: the family's default."""
 
-    width: int
-    height: int
+    size: ImageSize
     steps: int | None = None
     guidance: float | None = None
     negative_prompt: str = ""
     sampler: Scheduler | None = None
+
+    @classmethod
+    def from_dict(cls, given: Mapping[str, Any]) -> Settings:
+        """Settings from plain data, with the size as ``WIDTHxHEIGHT``.
+
+        Raises:
+            KeyError, TypeError, ValueError: a field is unknown, missing or of another type.
+        """
+        return cls(**{**given, "size": ImageSize.of(given["size"])})
 
 
 class Partitions:
@@ -44,7 +55,7 @@ class Partitions:
         negative = hashlib.blake2b(settings.negative_prompt.encode(), digest_size=6).hexdigest()
         parts = (
             f"{self._model}|{settings.sampler or heavy.scheduler}",
-            f"{settings.width}x{settings.height}",
+            str(settings.size),
             f"{steps}",
             f"{guidance:g}",
             negative if settings.negative_prompt else "-",

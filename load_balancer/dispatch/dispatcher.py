@@ -163,7 +163,7 @@ class Dispatcher:
                 found = index.earliest(kind, now, low_priority)
                 if found is not None and kind.role in self._own:
                     own = self._own[kind.role].earliest(kind, now, low_priority)
-                    patience_s = PATIENCE * self.times.seconds(kind.variant, 1, kind.work)
+                    patience_s = PATIENCE * self.times.seconds(kind.variant, 1, kind.work, kind.size)
                     if own is not None and own[1] <= found[1] + patience_s:
                         found = own
                 self._asked, self._answer = question, None if found is None else Choice(found[0].id, found[1])
@@ -223,6 +223,7 @@ class Dispatcher:
         *,
         batch_size: int,
         compute_s: float,
+        device_s: float | None = None,
         together: int | None = None,
         queue_s: float | None = None,
         queued: int | None = None,
@@ -231,6 +232,7 @@ class Dispatcher:
 
         Args:
             batch_size, compute_s: images in the denoiser's batch, and seconds from the image's first step to its last.
+            device_s: seconds of these in which the device worked on the batch; None: all.
             together: number of images that finished at the same step; None: the whole batch.
             queue_s, queued: how long the image waited at the replica, and how many images wait there now; None:
                 unknown.
@@ -246,6 +248,7 @@ class Dispatcher:
             now,
             batch_size=batch_size,
             compute_s=compute_s,
+            device_s=compute_s if device_s is None else device_s,
             together=together or batch_size,
             queue_s=queue_s,
             queued=queued,
@@ -263,11 +266,12 @@ class Dispatcher:
     def batch_s(self, replica: str, kind: Kind) -> float:
         """Predicted seconds of a full batch of the kind at the replica; 0 when the replica is gone."""
         it = self._replicas.get(replica)
-        return self.times.seconds(kind.variant, it.batch_size, kind.work) if it else 0.0
+        return self.times.seconds(kind.variant, it.batch_size, kind.work, kind.size) if it else 0.0
 
-    def whole_s(self, kind: Kind, batch_size: int, compute_s: float) -> float:
-        """Seconds that a batch of the kind would have taken with the variant's own number of steps."""
-        return self.times.whole(kind.variant, batch_size, compute_s, kind.work)
+    def whole_s(self, kind: Kind, batch_size: int, device_s: float) -> float:
+        """Seconds that a batch of the kind would have taken with the variant's own number of steps and the family's own
+        size."""
+        return self.times.whole(kind.variant, batch_size, device_s, kind.work, kind.size)
 
     def position(self, request: ImageId) -> int | None:
         """0 while the image is generated, 1 for the first waiting image, and so on; None when it is at no replica."""

@@ -13,13 +13,15 @@ from __future__ import annotations
 import heapq
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Hashable
+from collections import Counter
+from collections.abc import Collection, Hashable
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import NamedTuple
 
 from load_balancer.dispatch.network_delay import NetworkDelay
 from load_balancer.dispatch.service_times import ServiceTimes
+from weir.core import ImageSize
 from weir.plan import Plan
 
 #: Never reused. The load balancer uses strings and, for images of its peers, pairs; the simulator numbers.
@@ -32,12 +34,14 @@ class Kind(NamedTuple):
     Attributes:
         role: replicas that the image is sent to.
         variant: key of the variant that generates it.
-        work: share of the variant's own run: its share of the steps, times the image's share of the pixels.
+        work: share of the variant's own number of steps.
+        size: of the image; None: the family's own.
     """
 
     role: str
     variant: str
     work: float = 1.0
+    size: ImageSize | None = None
 
 
 def priced_open(plan: Plan) -> str:
@@ -130,6 +134,7 @@ class ReplicaQueueModel(ABC):
         *,
         batch_size: int,
         compute_s: float,
+        device_s: float,
         together: int,
         queue_s: float | None,
         queued: int | None,
@@ -144,7 +149,7 @@ class ReplicaQueueModel(ABC):
         kind = self.queue.get(request)
         if kind is None:
             return None
-        self.times.observe(kind.variant, batch_size, compute_s, kind.work, now=now)
+        self.times.observe(kind.variant, batch_size, device_s, kind.work, kind.size, now=now)
         gone = [request, *self._beside(request, kind, together - 1, now)] if together > 1 else [request]
         for name in gone:
             del self.queue[name]
@@ -245,17 +250,17 @@ class BatchQueueModel(ReplicaQueueModel):
                     rest += count
                     continue
                 whole, odd = divmod(count, size)
-                start += whole * seconds(other.variant, size, other.work)
+                start += whole * seconds(other.variant, size, other.work, other.size)
                 if odd:
-                    start += seconds(other.variant, odd, other.work)
+                    start += seconds(other.variant, odd, other.work, other.size)
         full = kind.role != self.open_role and (running or rest)
         if rest >= size:
-            start += rest // size * seconds(kind.variant, size, kind.work)
+            start += rest // size * seconds(kind.variant, size, kind.work, kind.size)
             rest %= size
         if rest and not catches_all and start < now + self.delay.slow_s:  # they may have begun before it arrives
-            start += seconds(kind.variant, rest, kind.work)
+            start += seconds(kind.variant, rest, kind.work, kind.size)
             rest = 0
-        last_s = seconds(kind.variant, size if full else rest + 1, kind.work)
+        last_s = seconds(kind.variant, size if full else rest + 1, kind.work, kind.size)
         return (start if start > arrives else arrives) + last_s + usual_s
 
     def begun(self, request: ImageId) -> bool:
@@ -310,7 +315,7 @@ class BatchQueueModel(ReplicaQueueModel):
                 break
             self.running += 1
         if head is not None:
-            self.free_at = at + self.times.seconds(head.variant, self.running, head.work)
+            self.free_at = at + self.times.seconds(head.variant, self.running, head.work, head.size)
 
 
 @dataclass(slots=True)
@@ -323,12 +328,20 @@ class SlotQueueModel(ReplicaQueueModel):
     The steps of an image of the first variant's role are priced with the slots that are taken now, those of all other
     roles with every slot taken, so that an image that joins later does not make an accepted one late.
 
+    Images of one size share slots and calls; those of another size have slots and calls of their own. As long as the
+    replica has images of several sizes, it works on one size at a time, on that of its oldest image first. So the work
+    that is left on other sizes comes before an image:
+
+    work of other sizes, in batches of their own + time of the image among those of its own size
+
     Attributes:
         left: of the images in a slot, the share of their run that remains at ``as_of``; below 0 when overdue.
+        mixed: whether the queue has images of several sizes.
     """
 
     left: dict[ImageId, float] = field(default_factory=dict)
     as_of: float = 0.0
+    mixed: bool = False
 
     @property
     def waiting(self) -> int:
@@ -337,30 +350,39 @@ class SlotQueueModel(ReplicaQueueModel):
     @property
     def signature(self) -> Hashable:
         free = len(self.left) < self.batch_size and len(self.left) == len(self.queue) and not self.foreign
-        return (self.batch_size, len(self.queue)) if free else None
+        return (self.batch_size, len(self.queue)) if free and not self.mixed else None
 
     @property
     def steady(self) -> bool:
-        """False with free slots: then images in the taken slots are priced by another pace than they have."""
-        return len(self.left) >= self.batch_size
+        """False with free slots: then images in the taken slots are priced by another pace than they have. False with
+        several sizes, too: the order of their work is a guess."""
+        return len(self.left) >= self.batch_size and not self.mixed
 
     def finish_at(self, kind: Kind, now: float, ahead: int = 0, *, low_priority: bool = False) -> float:
         arrives = now + self.delay.usual_s
         ahead += self.foreign
         self._advance(now)
-        company = min(self.batch_size, len(self.queue) + ahead + 1)
+        before = self._before(low_priority)
+        taken, beside, others_s = self.left, len(self.queue), 0.0
+        if self.mixed or (self.queue and next(iter(self.queue.values())).size != kind.size):
+            others_s = self._others_s(kind.size, before)
+            taken = {name: left for name, left in self.left.items() if self.queue[name].size == kind.size}
+            beside = sum(it.size == kind.size for it in self.queue.values())
+            before = [it for it in before if it.size == kind.size]
+        company = min(self.batch_size, beside + ahead + 1)
 
         def run_s(it: Kind) -> float:
-            return self.times.seconds(it.variant, company if it.role == self.open_role else self.batch_size, it.work)
+            batch_size = company if it.role == self.open_role else self.batch_size
+            return self.times.seconds(it.variant, batch_size, it.work, it.size)
 
         # An image overdue by x is expected to take x more, so that a stuck replica gets less work as it hangs.
-        free = sorted([now + abs(left) * run_s(self.queue[name]) for name, left in self.left.items()])
+        free = sorted([now + abs(left) * run_s(self.queue[name]) for name, left in taken.items()])
         free = free[max(0, len(free) - self.batch_size) :]
         free += [arrives] * (self.batch_size - len(free))
         heapq.heapify(free)
-        for it in [*self._before(low_priority), *[kind] * ahead]:
+        for it in [*before, *[kind] * ahead]:
             heapq.heapreplace(free, max(free[0], arrives) + run_s(it))
-        return max(free[0], arrives) + run_s(kind) + self.delay.usual_s
+        return max(free[0], arrives) + others_s + run_s(kind) + self.delay.usual_s
 
     def begun(self, request: ImageId) -> bool:
         return request not in self.queue or request in self.left
@@ -375,14 +397,30 @@ class SlotQueueModel(ReplicaQueueModel):
             if name not in self.left and (low_priority or name not in self.low_priority)
         ]
 
+    def _others_s(self, size: ImageSize | None, before: list[Kind]) -> float:
+        """Seconds of the work that is left on images of other sizes, each at the pace of the batch that it is in."""
+        left = [(self.queue[name], abs(share)) for name, share in self.left.items()] + [(it, 1.0) for it in before]
+        counts = Counter(it.size for it, _ in left)
+        seconds = 0.0
+        for it, share in left:
+            if it.size != size:
+                batch = min(self.batch_size, counts[it.size])
+                seconds += share * self.times.seconds(it.variant, batch, it.work, it.size) / batch
+        return seconds
+
     def _assigned(self, request: ImageId, now: float) -> None:
         self._advance(now)
         self._fill()
 
     def _beside(self, request: ImageId, kind: Kind, count: int, now: float) -> list[ImageId]:
         self._advance(now)
-        others = [name for name in self.left if name != request and self.queue[name].variant == kind.variant]
+        others = [name for name in self.left if name != request and self._calls(self.queue[name], kind)]
         return sorted(others, key=self.left.__getitem__)[: max(0, count)]
+
+    @staticmethod
+    def _calls(one: Kind, other: Kind) -> bool:
+        """Whether images of two kinds can share a call."""
+        return one.variant == other.variant and one.size == other.size
 
     def _left(self, gone: list[ImageId], now: float, queued: int | None) -> None:
         for name in gone:
@@ -396,20 +434,46 @@ class SlotQueueModel(ReplicaQueueModel):
         self._fill()
 
     def _advance(self, now: float) -> None:
-        """Advances all images in slots, each by the cost of its steps in a batch of the present size."""
+        """Advances the images in slots, each by the cost of its steps in a batch of the present size."""
         passed, self.as_of = max(0.0, now - self.as_of), max(now, self.as_of)
         if not passed:
             return
-        for name in self.left:
+        if self.mixed:
+            for oldest in list(self.left):
+                if passed > 0 and self.left[oldest] > 0:
+                    passed = self._advance_size(oldest, passed)
+            if passed <= 0:
+                return
+        self._spend(self.left, passed)
+
+    def _advance_size(self, oldest: ImageId, passed: float) -> float:
+        """Spends time on the images of one size until the oldest of them is done; returns the seconds that are left."""
+        kind = self.queue[oldest]
+        group = [name for name in self.left if self.queue[name].size == kind.size]
+        needed = self.left[oldest] * self.times.seconds(kind.variant, len(group), kind.work, kind.size)
+        self._spend(group, min(passed, needed))
+        return passed - needed
+
+    def _spend(self, group: Collection[ImageId], passed: float) -> None:
+        for name in group:
             kind = self.queue[name]
-            run_s = self.times.seconds(kind.variant, len(self.left), kind.work)
+            run_s = self.times.seconds(kind.variant, len(group), kind.work, kind.size)
             self.left[name] -= passed / run_s if run_s > 0 else 0.0
 
     def _fill(self) -> None:
-        """Puts waiting images into the free slots, in order."""
+        """Puts waiting images into the free slots of their size, in order."""
+        first = next(iter(self.queue.values()), None)
+        self.mixed = first is not None and any(it.size != first.size for it in self.queue.values())
         if len(self.queue) == len(self.left):
             return
-        for name in self.queue:
-            if len(self.left) >= self.batch_size:
-                return
-            self.left.setdefault(name, 1.0)
+        if not self.mixed:
+            for name in self.queue:
+                if len(self.left) >= self.batch_size:
+                    return
+                self.left.setdefault(name, 1.0)
+            return
+        taken = Counter(self.queue[name].size for name in self.left)
+        for name, kind in self.queue.items():
+            if name not in self.left and taken[kind.size] < self.batch_size:
+                taken[kind.size] += 1
+                self.left[name] = 1.0

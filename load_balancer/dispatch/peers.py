@@ -30,7 +30,7 @@ class Replied(NamedTuple):
     replica: str
     image: ImageId
     batch_size: int
-    compute_s: float
+    device_s: float
     together: int
     queued: int | None
 
@@ -102,7 +102,7 @@ class PeerBooks:
                     image,
                     now,
                     batch_size=entry.batch_size,
-                    compute_s=entry.compute_s,
+                    compute_s=entry.device_s,
                     together=entry.together,
                     queued=entry.queued,
                 )

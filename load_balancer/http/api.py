@@ -76,7 +76,7 @@ def create_app(
     rules = RequestRules(family, limits, aliases)
     store: ImageStore = LocalImages() if shared is None else shared.images
     page = Page()
-    model_list = ModelList(family, rules.models, aliases or {}, balancer.cache_mode, int(time.time()))
+    model_list = ModelList(family, rules.sizes, rules.models, aliases or {}, balancer.cache_mode, int(time.time()))
     routers = generations(balancer, rules, store, limits, shared), admin(balancer, family.keys, limits, shared)
     for router in routers:
         app.include_router(router)

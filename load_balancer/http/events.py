@@ -80,7 +80,7 @@ class EventStream:
                     shown[event.index] += 1
                     # A preview has the size of the latent. Clients show it in place of the finished image, so it is
                     # enlarged.
-                    image = await self._encoded(event.image, (request.width, request.height))
+                    image = await self._encoded(event.image, request.size)
                     self._add(_partial(self._job, event, image, number))
         except WeirError as error:
             self._add(_event("error", error.to_dict()))

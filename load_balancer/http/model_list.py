@@ -7,6 +7,7 @@ from typing import Any
 
 from weir.cascade import CacheMode
 from weir.config import FamilyConfig
+from weir.image_sizes import AllowedSizes
 
 #: A guidance scale up to this value runs the denoiser without guidance, and so without a negative prompt.
 NO_GUIDANCE = 1.0
@@ -16,6 +17,7 @@ class ModelList:
     """The models of one service, by name.
 
     Args:
+        sizes: of images, within the limits of the service.
         variants: variants by model name, aliases included; None is the cascade.
         aliases: additional model names → the models they stand for.
         cache_mode: cache mode of requests that do not set one; None: there is no cache.
@@ -25,6 +27,7 @@ class ModelList:
     def __init__(
         self,
         family: FamilyConfig,
+        sizes: AllowedSizes,
         variants: Mapping[str, str | None],
         aliases: Mapping[str, str],
         cache_mode: CacheMode | None,
@@ -37,7 +40,8 @@ class ModelList:
                 "created": created,
                 "owned_by": "weir",
                 "root": aliases.get(name, name),
-                "sizes": [str(size) for size in family.allowed_sizes],
+                "sizes": [str(size) for size in sizes],
+                "any_size": None if sizes.others is None else sizes.others.model_dump(),
                 "defaults": defaults(family, variant, cache_mode),
             }
             for name, variant in variants.items()
@@ -61,7 +65,7 @@ def defaults(family: FamilyConfig, variant: str | None, cache_mode: CacheMode | 
     last = family.keys[-1]
     config = family.variants[variant or last]
     guided, is_last = config.guidance > NO_GUIDANCE, variant in (None, last)
-    fields: dict[str, Any] = {"size": str(family.allowed_sizes[0])}
+    fields: dict[str, Any] = {"size": str(family.size)}
     if guided:
         fields["negative_prompt"] = ""
     if is_last:

@@ -25,6 +25,7 @@ from weir.errors import (
     UnknownModel,
     WeirError,
 )
+from weir.image_sizes import SizeRange
 
 GENERATIONS = "/v1/images/generations"
 FILES = "/v1/images/files"
@@ -134,6 +135,10 @@ class Model(Described):
     owned_by: str
     root: str = Field(description="the model that an alias stands for, or the model itself")
     sizes: list[str] = Field(description="sizes that requests may use; the first one is the model's own")
+    any_size: SizeRange | None = Field(
+        description="range of further sizes that requests may use: both sides lie in `least_side` to `most_side`, are "
+        "multiples of `multiple`, and have at most `pixels` pixels; null: there are no others"
+    )
     defaults: dict[str, Any] = Field(
         description="the model's own values of the request's fields that suit it. `guidance_scale` and "
         "`negative_prompt` are absent where a model runs without guidance, `cache` where the service has none, and "

@@ -55,7 +55,7 @@ def settings(request: GenerationRequest) -> dict[str, Any]:
     """The settings of the request that OpenAI's responses and events repeat."""
     return {
         "output_format": request.output_format,
-        "size": f"{request.width}x{request.height}",
+        "size": str(request.size),
         **({"requested_size": request.requested_size} if request.requested_size else {}),
         "quality": request.quality,
         "background": request.background,

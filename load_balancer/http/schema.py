@@ -5,7 +5,6 @@ Every mistake raises an :class:`InvalidRequest` that names the field and the val
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal
@@ -88,11 +87,10 @@ class RequestRules:
 
     def __init__(self, family: FamilyConfig, limits: LimitsConfig, aliases: Mapping[str, str] | None = None):
         self._family = family
-        self._sizes = {str(size): size for size in family.allowed_sizes}
-        self._sizes["auto"] = family.allowed_sizes[0]
-        self._stand_ins = {
-            size: _nearest(size, family.allowed_sizes) for size in OPENAI_SIZES if size not in self._sizes
-        }
+        #: Sizes of images within the limits of this service.
+        self.sizes = family.allowed_sizes.within(limits.pixels)
+        openai = {size: ImageSize.of(size) for size in OPENAI_SIZES}
+        self._stand_ins = {name: self.sizes.nearest(size) for name, size in openai.items() if size not in self.sizes}
         #: Variants by model name; None is the cascade.
         self.models: dict[str, str | None] = {
             family.name: None,
@@ -125,7 +123,7 @@ class RequestRules:
             "negative_prompt": f"a string of at most {limits.prompt_characters} characters",
             "model": " or ".join(self.models),
             "n": f"an integer from 1 to {limits.images}",
-            "size": " or ".join(self._sizes) + ("; OpenAI's sizes give the nearest" if self._stand_ins else ""),
+            "size": f"auto or {self.sizes}" + ("; OpenAI's sizes give the nearest" if self._stand_ins else ""),
             "output_compression": "an integer from 0 to 100; below 100 only for jpeg and webp",
             "user": f"a string of at most {MOST_TAG_CHARACTERS} characters",
             "safety_identifier": f"a string of at most {MOST_TAG_CHARACTERS} characters",
@@ -155,11 +153,9 @@ class RequestRules:
         except ValidationError as error:
             raise self._explained(error) from None
         self._check_ranges(body)
-        size = self._sizes[self._stand_ins.get(body.size or "", body.size or "auto")]
         return GenerationRequest(
             prompt=body.prompt,
-            width=size.width,
-            height=size.height,
+            size=self._size(body.size),
             n=1 if body.n is None else body.n,
             variant=self.models[body.model or self._family.name],
             negative_prompt=body.negative_prompt or "",
@@ -199,13 +195,13 @@ class RequestRules:
             **{name: {"minimum": least, "maximum": most} for name, (least, most) in self.ranges.items()},
             **{name: {"maxLength": longest} for name, longest in self._longest.items()},
             "model": {"enum": list(self.models)},
-            "size": {"enum": [*self._sizes, *self._stand_ins]},
             "sampler": {"enum": list(self._family.allowed_samplers)},
         }
         limits["prompt"] |= {"minLength": 1, "pattern": SOMETHING.pattern}
         for name, limit in limits.items():
             field = schema["properties"][name]
             field.get("anyOf", [field])[0].update(limit)
+        schema["properties"]["size"] = {"anyOf": [*self._described_sizes(), {"type": "null"}], "default": None}
         for name, field in schema["properties"].items():
             field.pop("title", None)
             field["description"] = self.accepted.get(name, "")
@@ -231,8 +227,7 @@ class RequestRules:
                 raise self._refusal(text, f"has {len(getattr(body, text))} characters")
         if body.model is not None:
             self.known_model(body.model)
-        if body.size is not None and body.size not in self._sizes and body.size not in self._stand_ins:
-            raise self._refusal("size", f"is {_shown(body.size)}")
+        self._size(body.size)
         for name, (least, most) in self.ranges.items():
             value = getattr(body, name)
             if value is not None and not least <= value <= most:
@@ -244,6 +239,33 @@ class RequestRules:
             raise self._refusal("partial_images", f"is {body.partial_images} without stream")
         if body.stream and body.response_format == "url":
             raise self._refusal("stream", "is true, but response_format is url")
+
+    def _size(self, given: str | None) -> ImageSize:
+        """The size of the images of a request.
+
+        Raises:
+            InvalidRequest: the service generates no images of the requested size.
+        """
+        if given in (None, "auto"):
+            return self.sizes.own
+        if given in self._stand_ins:
+            return self._stand_ins[given]
+        try:
+            size = ImageSize.of(given)
+        except ValueError:
+            raise self._refusal("size", f"is {_shown(given)}") from None
+        if size not in self.sizes or str(size) != given:
+            raise self._refusal("size", f"is {_shown(given)}")
+        return size
+
+    def _described_sizes(self) -> list[dict[str, Any]]:
+        """JSON schemas of the strings that name a size; each size has one form."""
+        described: list[dict[str, Any]] = [
+            {"type": "string", "enum": ["auto", *map(str, self.sizes), *self._stand_ins]}
+        ]
+        if self.sizes.others is not None:
+            described.append({"type": "string", "pattern": self.sizes.others.pattern})
+        return described
 
     def _check_sampler(self, body: GenerationBody) -> None:
         """Checks the sampler against the model that it is for, and the number of steps against the sampler."""
@@ -291,17 +313,6 @@ class RequestRules:
         if problem["type"] == "missing":
             return self._refusal(param, "is missing")
         return self._refusal(param, f"is {_shown(problem['input'])}")
-
-
-def _nearest(wanted: str, sizes: Sequence[ImageSize]) -> str:
-    """The size whose shape, and then whose area, is nearest to ``WIDTHxHEIGHT`` on a logarithmic scale."""
-    width, height = ImageSize.of(wanted)
-
-    def distance(size: ImageSize) -> tuple[float, float]:
-        shape = abs(math.log(size.width * height / (size.height * width)))
-        return round(shape, 6), abs(math.log(size.pixels / (width * height)))
-
-    return str(min(sizes, key=distance))
 
 
 def _default_format(body: GenerationBody) -> Literal["url", "b64_json"]:

@@ -30,7 +30,7 @@ from load_balancer.runner.shadow_samples import QUIET, ShadowSample, ShadowSampl
 from weir import __version__, tracing
 from weir.cascade import CacheMode, CascadeSettings, ImageTask, Run, first_run
 from weir.config import BATCH_SLACK, FamilyConfig, RedrawConfig
-from weir.core import ImageRequest, Overrides
+from weir.core import ImageRequest, ImageSize, Overrides
 from weir.errors import WeirError
 from weir.logs import REQUEST_ID
 from weir.plan import Plan
@@ -86,7 +86,7 @@ class Balancer:
     ):
         self.slo_s = slo_s
         self.admission = Admission(queued)
-        self.dispatcher = Dispatcher(plan, ServiceTimes(profile), chance)
+        self.dispatcher = Dispatcher(plan, ServiceTimes(profile, family.size), chance)
         self.peers = PeerBooks(self.dispatcher, "" if peering is None else peering.name)
         self.observations = ObservationCounters(EXPIRY * slo_s)
         self.metrics = MetricsRecorder(slo_s, family.keys, metrics)
@@ -170,8 +170,7 @@ class Balancer:
                 request_id=request.id,
                 prompt=request.prompt,
                 seed=(first_seed + index) % SEEDS,
-                width=request.width,
-                height=request.height,
+                size=request.size,
                 deadline=task.deadline,
                 negative_prompt=request.negative_prompt,
                 overrides=Overrides(request.steps, request.guidance, request.sampler),
@@ -197,9 +196,12 @@ class Balancer:
     def price(self, request: GenerationRequest) -> float:
         """Number of images of the family's own size and steps that take the work of a request; at least its number of
         images, because each costs more than its steps."""
-        scale = self._family.pixel_ratio(request.width, request.height)
         steps = 1.0 if request.steps is None else request.steps / self._family.heavy.steps
-        return request.n * max(1.0, scale * max(1.0, steps))
+        return request.n * max(1.0, self._price(request.size) * max(1.0, steps))
+
+    def _price(self, size: ImageSize) -> float:
+        """Cost of an image of a size, in images of the family's own size (:meth:`weir.profiles.Profile.price`)."""
+        return self.dispatcher.times.price(None if size == self._family.size else size)
 
     def position(self, generation: GenerationTask) -> QueuePosition | None:
         """The position of the request's image that will be ready last; None when none of them is at a replica."""
@@ -217,8 +219,9 @@ class Balancer:
             Overloaded, NotReady: the request is not admitted.
         """
         now, plan, low_priority = self.clock(), self.registry.plan, request.caller.priority == "batch"
-        scale = self._family.pixel_ratio(request.width, request.height)
-        self.observations.arrived(request.n, scale)
+        size = None if request.size == self._family.size else request.size
+        price = self._price(request.size)
+        self.observations.arrived(request.n, price)
         self.metrics.asked(request.n)
         task = ImageTask(
             plan=plan,
@@ -231,17 +234,17 @@ class Balancer:
             cache_named=request.cache is not None,
             low_priority=low_priority,
             draw=self._draw(),
-            scale=scale,
+            size=size,
         )
         first = first_run(task, self._settings)
         if again:
             self.admission.admit_again(request.n)
         else:
-            self._admit_first(request, task, first)
+            self._admit_first(request, task, first, price)
         self.metrics.admitted(request.n)
         return task, first
 
-    def _admit_first(self, request: GenerationRequest, task: ImageTask, first: Run) -> None:
+    def _admit_first(self, request: GenerationRequest, task: ImageTask, first: Run, price: float) -> None:
         """Admits a request, within this load balancer's share of the limits.
 
         Raises:
@@ -257,7 +260,7 @@ class Balancer:
                 finish_at=self._forecast.admission_finish_at(first, request.n),
                 rps=None if rps is None else rps * share,
                 share=(BATCH_SHARE if task.low_priority else 1.0) * share,
-                price=request.n * task.scale,
+                price=request.n * price,
             )
         except WeirError as error:
             self.metrics.refused(request.n, error)

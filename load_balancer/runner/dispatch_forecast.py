@@ -10,6 +10,7 @@ from load_balancer.dispatch.dispatcher import Dispatcher
 from load_balancer.dispatch.finish_time import ImageId, Kind
 from load_balancer.dispatch.lateness import Lateness
 from weir.cascade import Run
+from weir.core import ImageSize
 
 
 class DispatchForecast:
@@ -34,7 +35,7 @@ class DispatchForecast:
         self._steps = steps
         self._clock = clock
         self._expected: dict[ImageId, str] = {}  # role by image
-        self._kinds: dict[tuple[str, str, int | None, float], Kind] = {}  # kinds of runs from noise
+        self._kinds: dict[tuple[str, str, int | None, ImageSize | None], Kind] = {}  # kinds of runs from noise
 
     def now(self) -> float:
         return self._clock()
@@ -79,9 +80,9 @@ class DispatchForecast:
         own, resume = self._steps[run.variant], run.resume
         if resume is not None:
             left = ((run.steps or own) - resume.step) / resume.stride
-            return Kind(run.role, run.variant, run.scale * left / own)
-        key = run.role, run.variant, run.steps, run.scale
+            return Kind(run.role, run.variant, left / own, run.size)
+        key = run.role, run.variant, run.steps, run.size
         kind = self._kinds.get(key)
         if kind is None:
-            kind = self._kinds[key] = Kind(run.role, run.variant, run.scale * (run.steps or own) / own)
+            kind = self._kinds[key] = Kind(run.role, run.variant, (run.steps or own) / own, run.size)
         return kind

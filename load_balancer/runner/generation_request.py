@@ -9,6 +9,7 @@ from typing import Literal
 
 from load_balancer.http.api_keys import ANONYMOUS, Caller
 from weir.cascade import CacheMode
+from weir.core import ImageSize
 from weir.samplers import Scheduler
 
 ImageFormat = Literal["png", "jpeg", "webp"]
@@ -36,8 +37,7 @@ class GenerationRequest:
     """
 
     prompt: str
-    width: int
-    height: int
+    size: ImageSize
     n: int = 1
     variant: str | None = None
     negative_prompt: str = ""

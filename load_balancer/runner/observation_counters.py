@@ -53,14 +53,14 @@ class ObservationCounters:
         self._open: dict[ImageId, float] = {}  # time of admission by image, in order
         self._open_deferred: set[ImageId] = set()
 
-    def arrived(self, images: int, scale: float = 1.0) -> None:
+    def arrived(self, images: int, price: float = 1.0) -> None:
         """Counts requested images, whether or not they are admitted.
 
         Args:
-            scale: see :attr:`weir.cascade.ImageTask.scale`. To the controller, a larger image is several.
+            price: of each, see :meth:`weir.profiles.Profile.price`. To the controller, a larger image is several.
         """
         self.arrivals += images
-        self.demand += images * scale
+        self.demand += images * price
 
     def admitted(self, image: ImageId, now: float) -> None:
         """Counts an image as in flight, until it is answered or expires; a failed image expires too."""

@@ -55,8 +55,7 @@ class ServeCacheClient:
             self.failures["resting"] += 1
             return NO_LOOKUP
         settings = {
-            "width": request.width,
-            "height": request.height,
+            "size": str(request.size),
             "steps": request.overrides.steps,
             "guidance": request.overrides.guidance,
             "sampler": request.overrides.sampler,

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from load_balancer.http.api_keys import Caller
 from load_balancer.runner.generation_request import GenerationRequest
 from load_balancer.runner.generation_task import GeneratedImage
+from weir.core import ImageSize
 from weir.errors import WeirError
 
 #: Number of prompts that are kept; the oldest is removed first.
@@ -40,12 +41,12 @@ class ShadowSamples:
 
     Args:
         share: images of samples divided by requested images; 0 keeps no prompts.
-        size: side of the family's own images; requests of other sizes are not sampled, nor those with settings that a
+        size: the family's own; requests of other sizes are not sampled, nor those with settings that a
             level would change.
         random: chooses prompts and seeds.
     """
 
-    def __init__(self, share: float, size: int, random: random.Random):
+    def __init__(self, share: float, size: ImageSize, random: random.Random):
         self._share = share
         self._size = size
         self._random = random
@@ -58,7 +59,7 @@ class ShadowSamples:
             return
         self._credit = min(MOST_CREDIT, self._credit + self._share * request.n)
         plain = (request.variant, request.steps, request.guidance, request.negative_prompt) == (None, None, None, "")
-        if plain and (request.width, request.height) == (self._size, self._size):
+        if plain and request.size == self._size:
             self._prompts = [*self._prompts[1 - RECENT :], request.prompt]
 
     async def sample(
@@ -84,7 +85,6 @@ class ShadowSamples:
             self._credit -= 1
             request = GenerationRequest(
                 prompt,
-                self._size,
                 self._size,
                 variant=variant,
                 seed=seed,

@@ -16,6 +16,7 @@ from load_balancer.http.api_keys import Caller
 from load_balancer.runner.generation_request import GenerationRequest
 from load_balancer.shared.bounded_files import BoundedFiles
 from load_balancer.shared.store import SharedStore
+from weir.core import ImageSize
 
 WHAT = "a job"
 #: Seconds after which the record of a job is removed that has not ended.
@@ -62,8 +63,9 @@ class JobRecord:
     @classmethod
     def from_json(cls, text: bytes | str) -> JobRecord:
         fields = json.loads(text)
-        caller = Caller(**fields["request"].pop("caller"))
-        return cls(**{**fields, "request": GenerationRequest(**fields["request"], caller=caller)})
+        request = fields["request"]
+        given = {**request, "caller": Caller(**request["caller"]), "size": ImageSize(*request["size"])}
+        return cls(**{**fields, "request": GenerationRequest(**given)})
 
 
 class JobLedger:

@@ -17,6 +17,7 @@ from redis.exceptions import RedisError
 from load_balancer.dispatch.finish_time import Kind
 from load_balancer.dispatch.peers import Entry, Left, PeerBooks, Replied, Sent
 from load_balancer.shared.store import SharedStore
+from weir.core import ImageSize
 from weir.errors import NotReady
 
 log = logging.getLogger(__name__)
@@ -117,12 +118,13 @@ def _entries(rows: Iterable[Any]) -> list[Entry]:
     found: list[Entry] = []
     for what, replica, image, *rest in rows:
         if what == "sent":
-            role, variant, work, low_priority = rest
-            found.append(Sent(str(replica), image, Kind(str(role), str(variant), float(work)), bool(low_priority)))
+            role, variant, work, size, low_priority = rest
+            kind = Kind(str(role), str(variant), float(work), None if size is None else ImageSize(*map(int, size)))
+            found.append(Sent(str(replica), image, kind, bool(low_priority)))
         elif what == "replied":
-            batch_size, compute_s, together, queued = rest
+            batch_size, device_s, together, queued = rest
             waiting = None if queued is None else int(queued)
-            found.append(Replied(str(replica), image, int(batch_size), float(compute_s), int(together), waiting))
+            found.append(Replied(str(replica), image, int(batch_size), float(device_s), int(together), waiting))
         else:
             found.append(Left(str(replica), image))
     return found

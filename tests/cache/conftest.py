@@ -8,7 +8,7 @@ import pytest
 from cache.store.redis_backend import RedisBackend
 from cache.store.redis_server import RedisServer
 from cache.store.store import SealedStore
-from weir.core import ImageRequest
+from weir.core import ImageRequest, ImageSize
 from weir.states import State
 
 SECRET = b"a secret of the tests"
@@ -34,4 +34,4 @@ def state(step: int = 10, seed: int = 0, model: str = "heavy-1") -> State:
 
 
 def request(name: str = "a", partition: str = PARTITION) -> ImageRequest:
-    return ImageRequest(name, "a red circle", 1, 64, 64, float("inf"), capture=partition)
+    return ImageRequest(name, "a red circle", 1, ImageSize(64, 64), float("inf"), capture=partition)

@@ -18,6 +18,7 @@ from cache.store.redis_server import RedisServer
 from cache.store.store import SealedStore
 from tests.cache.conftest import SECRET, request, state
 from weir.config import load_family
+from weir.core import ImageSize
 from weir.telemetry import PrometheusMetrics
 
 KS = (5, 10, 15, 20, 25)
@@ -38,7 +39,7 @@ class Seen:
 
     def serve(self, name: str, prompt: str, resumed_at: int = 0, steps: int | None = None) -> None:
         [vector] = self.encoder.encode([prompt])
-        found = self.cache.lookup(name, "acme", prompt, Settings(64, 64, steps=steps), vector)
+        found = self.cache.lookup(name, "acme", prompt, Settings(ImageSize(64, 64), steps=steps), vector)
         self.meter.looked_up(found, 0.003)
         captured = KS if found.capture and not steps else ()
         if captured:

@@ -14,6 +14,7 @@ from cache.encoder import TextEncoder, WordEncoder, family_encoder, unit
 from cache.policy.partition import Partitions, Settings
 from testing.sdxl_architecture import SMALL, pipeline
 from weir.config import load_family
+from weir.core import ImageSize
 from weir.errors import ConfigError
 
 FAMILY = load_family("deploy/families/weir-tiny.yaml")
@@ -109,15 +110,16 @@ def test_near_identical_prompts_of_other_meaning_are_not_the_same(clip, a: str, 
 
 def test_every_setting_that_changes_a_state_changes_the_partition(clip) -> None:
     partitions = Partitions(FAMILY, clip.version)
-    plain = Settings(64, 64)
+    plain = Settings(ImageSize(64, 64))
     names = {
         partitions.name("a", plain),
         partitions.name("b", plain),
-        partitions.name("a", Settings(64, 128)),
-        partitions.name("a", Settings(64, 64, steps=30)),
-        partitions.name("a", Settings(64, 64, guidance=1.5)),
-        partitions.name("a", Settings(64, 64, negative_prompt="blurry")),
-        partitions.name("a", Settings(64, 64, sampler="unipc")),
+        partitions.name("a", Settings(ImageSize(64, 128))),
+        partitions.name("a", Settings(ImageSize(128, 64))),
+        partitions.name("a", Settings(ImageSize(64, 64), steps=30)),
+        partitions.name("a", Settings(ImageSize(64, 64), guidance=1.5)),
+        partitions.name("a", Settings(ImageSize(64, 64), negative_prompt="blurry")),
+        partitions.name("a", Settings(ImageSize(64, 64), sampler="unipc")),
         Partitions(FAMILY, "other").name("a", plain),
         Partitions(
             FAMILY.model_copy(
@@ -126,13 +128,13 @@ def test_every_setting_that_changes_a_state_changes_the_partition(clip) -> None:
             clip.version,
         ).name("a", plain),
     }
-    assert len(names) == 9
-    assert partitions.name("a", Settings(64, 64, steps=50, guidance=3.0)) == partitions.name("a", plain)
+    assert len(names) == 10
+    assert partitions.name("a", Settings(ImageSize(64, 64), steps=50, guidance=3.0)) == partitions.name("a", plain)
 
 
 @pytest.mark.parametrize("tenant", ["a:b", "a|b", "*", "ü ☂", "a\nb", ""])
 def test_a_tenants_name_cannot_leave_its_place_in_the_key(clip, tenant: str) -> None:
-    name = Partitions(FAMILY, clip.version).name(tenant, Settings(64, 64))
+    name = Partitions(FAMILY, clip.version).name(tenant, Settings(ImageSize(64, 64)))
     assert ":" not in name
     assert "*" not in name
-    assert name.count("|") == Partitions(FAMILY, clip.version).name("t", Settings(64, 64)).count("|")
+    assert name.count("|") == Partitions(FAMILY, clip.version).name("t", Settings(ImageSize(64, 64))).count("|")

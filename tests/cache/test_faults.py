@@ -26,12 +26,12 @@ from cache.store.redis_server import RedisServer
 from cache.store.store import PREFIX, Record, SealedStore
 from tests.cache.conftest import PARTITION, SECRET, request, state
 from weir.config import load_family
-from weir.core import CacheLookup, Resume
+from weir.core import CacheLookup, ImageSize, Resume
 from weir.errors import ServiceError
 from weir.states import state_key
 
 KEY = state_key(PARTITION, "a", 10)
-HERE = Settings(64, 64)
+HERE = Settings(ImageSize(64, 64))
 
 
 def raw(server: RedisServer) -> redis.Redis:
@@ -348,10 +348,12 @@ def test_other_settings_never_meet(store: SealedStore) -> None:
     setup.serve("1", "a red circle")
     for i, settings in enumerate(
         (
-            Settings(128, 64),
-            Settings(64, 64, steps=40),
-            Settings(64, 64, guidance=5),
-            Settings(64, 64, negative_prompt="blurry"),
+            Settings(ImageSize(128, 64)),
+            Settings(ImageSize(64, 128)),
+            Settings(ImageSize(32, 128)),
+            Settings(ImageSize(64, 64), steps=40),
+            Settings(ImageSize(64, 64), guidance=5),
+            Settings(ImageSize(64, 64), negative_prompt="blurry"),
         )
     ):
         assert setup.lookup(f"other-{i}", "acme", "a red circle", settings).resume is None

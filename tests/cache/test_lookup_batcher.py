@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from cache.encoder import WordEncoder
 from cache.lookup_batcher import LookupBatcher, LookupFailed, Query, batch_size
 from cache.policy.partition import Settings
-from weir.core import NO_LOOKUP
+from weir.core import NO_LOOKUP, ImageSize
 from weir.telemetry import NoMetrics
 
 #: Time limit of a lookup on the clock of the test, which stands still.
@@ -57,7 +57,10 @@ class Setup:
 
     def ask(self, *prompts: str) -> list[asyncio.Task[dict[str, Any]]]:
         """Starts lookups, one after another."""
-        return [asyncio.create_task(self.batcher.lookup(Query(it, "acme", it, Settings(64, 64)))) for it in prompts]
+        return [
+            asyncio.create_task(self.batcher.lookup(Query(it, "acme", it, Settings(ImageSize(64, 64)))))
+            for it in prompts
+        ]
 
     async def begun(self, batches: int) -> None:
         """Waits until so many batches are, or have been, encoded."""

@@ -36,7 +36,7 @@ def test_an_image_gets_confidence_for_its_own_prompt_and_not_for_an_opposite_one
 ) -> None:
     own, other = family_encoder(FAMILY).encode([generated, opposite])
     assert BY_SIMILARITY.select(float(own @ other)) > 0, "by similarity it would be gone on from"
-    request = ImageRequest("r", generated, 2, FAMILY.size, FAMILY.size, float("inf"), capture="p")
+    request = ImageRequest("r", generated, 2, FAMILY.size, float("inf"), capture="p")
     [picture] = family.generate("heavy", [request])
     assert picture.seen is not None
     judge = family.judges["light"]

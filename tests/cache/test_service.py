@@ -21,11 +21,11 @@ from testing.collector import recorded
 from testing.toy_family import FAMILY
 from tests.cache.conftest import SECRET, request, state
 from weir.config import CacheConfig
-from weir.core import CacheReport
+from weir.core import CacheReport, ImageSize
 from weir.errors import ConfigError
 
 KS = (5, 10, 15, 20, 25)
-HERE = {"width": 64, "height": 64}
+HERE = {"size": "64x64"}
 
 
 def running(url: str, monkeypatch: pytest.MonkeyPatch, **more: Any) -> CacheService:
@@ -147,7 +147,7 @@ async def test_an_end_that_overtakes_its_lookup_leaves_no_state_pinned(
 
 
 def query(name: str, prompt: str = "a red circle", **settings: Any) -> Query:
-    return Query(name, "acme", prompt, Settings(64, 64, **settings))
+    return Query(name, "acme", prompt, Settings(ImageSize(64, 64), **settings))
 
 
 async def test_the_vector_of_a_lookup_is_the_vector_of_the_entry_that_it_inserts(

@@ -29,7 +29,7 @@ async def test_a_replaced_head_file_is_loaded_by_the_next_health_check(server, t
         await asyncio.sleep(0.01)
 
     async def level() -> int | None:
-        found = await service.lookup("a", "acme", "a red circle", {"width": 64, "height": 64})
+        found = await service.lookup("a", "acme", "a red circle", {"size": "64x64"})
         return found["prompt_class"]
 
     assert await level() == 0

@@ -18,11 +18,12 @@ from cache.store.store import PREFIX, SealedStore
 from tests.cache.conftest import SECRET, request, state
 from tests.cache.test_faults import Setup, raw
 from weir.config import CacheConfig, load_family
+from weir.core import ImageSize
 from weir.errors import ConfigError
 from weir.states import state_key
 
 FAMILY = load_family("deploy/families/weir-tiny.yaml")
-HERE = Settings(64, 64)
+HERE = Settings(ImageSize(64, 64))
 NEW, OLD, STRANGER = b"the new secret of the cache", b"the old secret of the cache", b"the secret of a stranger"
 PROMPTS = [f"a {colour} {shape}" for colour in ("red", "blue", "green") for shape in ("circle", "star", "square")]
 

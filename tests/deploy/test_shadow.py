@@ -19,13 +19,14 @@ from training.scenes import caption
 from training.shadow import ENOUGH
 from weir import metrics
 from weir.config import load_service
+from weir.core import ImageSize
 from weir.plan import Plan
 from weir.prompt_levels import LevelAbout, LevelHead, LevelRecord
 from weir.telemetry import PrometheusMetrics
 from workers.replica import Worker
 
 SERVICE = "deploy/configs/weir-tiny.yaml"
-REQUEST = GenerationRequest("a red circle left of a blue star", 64, 64, n=10)
+REQUEST = GenerationRequest("a red circle left of a blue star", ImageSize(64, 64), n=10)
 
 
 def head_that_lost(lost: float, encoder: str, dim: int) -> LevelHead:

@@ -145,7 +145,7 @@ async def test_a_call_reaches_the_chosen_replica(up):
     known = {it["replica"]: it for it in await pool.describe()}
     assert sorted(it["rank"] for it in known.values()) == [0, 1, 2]
     assert Counter(it["role"] for it in known.values()) == {"light": 2, "heavy": 1}
-    request = {"id": "a", "prompt": "a", "seed": 1, "width": 64, "height": 64, "left_s": 60.0}
+    request = {"id": "a", "prompt": "a", "seed": 1, "size": "64x64", "left_s": 60.0}
     for replica in [*known, *known]:
         replies = await asyncio.gather(*(pool.generate(replica, LIGHT, request, LIGHT) for _ in range(5)))
         assert {reply["replica"] for reply in replies} == {replica}

@@ -20,7 +20,7 @@ from simulator.families import family_setting
 from simulator.outcome import UNANSWERED, Outcome
 from simulator.request_stream import RequestStream
 from weir.config import RedrawConfig
-from weir.core import CacheLookup, Resume
+from weir.core import CacheLookup, ImageSize, Resume
 from weir.plan import Plan
 from weir.profiles import Profile
 
@@ -62,6 +62,7 @@ def stepwise() -> Profile:
         {
             "family": "f",
             "device": "d",
+            "size": 64,
             "light": variant("l", 2, (0.013, 0.02, 0.023, 0.034)),
             "heavy": variant("h", 50, (0.017, 0.022, 0.032, 0.051)),
         }
@@ -78,6 +79,13 @@ def stream(arrivals: Arrivals, cache: str = "off") -> RequestStream:
         lookups.append(CacheLookup("p", 0.9, "e", resume if k else None))
     confidences = {"light": rng.random(count), "heavy": rng.beta(3, 1, count)}
     return RequestStream(arrivals, confidences, rng.beta(3, 1, (2, count)), rng.beta(9, 1, count), lookups)
+
+
+def sized(arrivals: Arrivals) -> Arrivals:
+    """The arrivals with three sizes: a square, one of 1.5 times its pixels, and one of half of them."""
+    sizes = ImageSize(64, 64), ImageSize(96, 64), ImageSize(32, 64)
+    drawn = np.random.default_rng(1).choice(3, size=len(arrivals))
+    return replace(arrivals, sizes=tuple(sizes[i] for i in drawn))
 
 
 def at(*times_s: float) -> Arrivals:
@@ -103,6 +111,10 @@ RUNS = {
     "steps": ("weir", stepwise(), 3, 10.0, stream(poisson(np.full(60, 8.0), 4)), {}),
     "steps, and a demand in steps": (
         "weir", stepwise(), 3, 10.0, stream(steps(2, 12, 80, 20, 5), "on"), {"transit_s": (0.005,)}
+    ),
+    "three sizes": ("weir", stepwise(), 3, 10.0, stream(sized(poisson(np.full(60, 5.0), 4))), {}),
+    "three sizes, and calls that take 10 ms": (
+        "weir", stepwise(), 3, 10.0, stream(sized(steps(2, 8, 80, 20, 5))), {"transit_s": WAY}
     ),
     "a demand beyond the capacity": ("weir", batches(), 4, 5.0, stream(poisson(np.full(30, 120.0), 6)), {}),
     "a replica that dies, and slow devices": (

@@ -51,7 +51,7 @@ class Bench:
         self.replies[job.image] = self.now, reply
 
     def send(self, image: str, at: float, variant: str = HEAVY, *, deadline: float = 99.0) -> Job:
-        steps = self.device.times[variant].steps
+        steps = self.device.times(variant, None).steps
         job = Job(0, variant, deadline, steps, image=image, variant=variant, role=variant)
         self._later(at, lambda job, now: self.replica.submit(job, now), job)
         return job
@@ -72,7 +72,7 @@ def test_a_single_image_takes_its_encoding_steps_and_decoding():
     at = bench()
     at.send("a", 1.0)
     assert at.run()["a"] == pytest.approx(1.0 + 0.01 + 10 * 0.1 + 0.02)
-    assert at.replies["a"][1] == pytest.approx(Reply(0.01, 1.02, 1, 1, 0))
+    assert at.replies["a"][1] == pytest.approx(Reply(0.01, 1.02, 1.02, 1, 1, 0))
 
 
 def test_an_image_that_arrives_later_joins_at_the_next_step():
@@ -155,7 +155,7 @@ class StepByStep:
                 here[-1].ticket = len(self.coming) - len(coming)
             turn += 1
             call = next_call(here, lambda job: self.limit, now, lambda job: fastest.get(job.call, 0.0), turn)
-            times = self.at.device.times[call[0].variant]
+            times = self.at.device.times(call[0].variant, None)
             now += times.text_s * sum(job.begun < 0 for job in call)
             for job in call:
                 job.begun = now if job.begun < 0 else job.begun

@@ -16,6 +16,7 @@ from traces.acceptance import GENERATIONS, accepted_fields, expected_refusals, s
 from traces.figures import Reason, summarise
 from traces.trace import Arrival, Trace
 from weir.config import load_family
+from weir.core import ImageSize
 from weir.errors import ConfigError, ServiceError
 from weir.ports import free_port
 
@@ -38,6 +39,10 @@ SCHEMA = DESCRIPTION["paths"][GENERATIONS]["post"]["requestBody"]["content"]["ap
         (
             [FINE, Arrival(1, "a", 2**64)],
             f"1 of 2 requests: a seed outside -1 to {2**64 - 1}, such as {2**64}",
+        ),
+        (
+            [FINE, Arrival(1, "a", 1, ImageSize(96, 64)), Arrival(1, "a", 1, ImageSize(97, 64))],
+            "1 of 3 requests: a size that the service does not have, such as 97x64",
         ),
         ([FINE, Arrival(1, "\u00a0", 1)], r"1 of 2 requests: an empty prompt, such as '\\xa0'"),
     ],

@@ -10,6 +10,7 @@ import pytest
 from traces.loader import load_trace
 from traces.prompts import prompt_by_id
 from traces.trace import Arrival, Trace
+from weir.core import ImageSize
 from weir.errors import ConfigError
 
 
@@ -32,8 +33,15 @@ def test_weirs_own_format_is_read_and_sorted(file) -> None:
     assert trace.duration_s == 3
 
 
+def test_a_trace_may_name_sizes(file) -> None:
+    trace = load_trace(file("arrival_s,prompt,size\n1,a,96x64\n2,b,\n3,c,auto\n"))
+    assert trace.sizes == ((96, 64), None, None)
+    assert load_trace(file("arrival_s,prompt,size\n1,a,\n")).sizes == ()
+
+
 def test_a_saved_trace_is_loaded_unchanged(tmp_path: Path) -> None:
-    trace = Trace.of([Arrival(0.125, 'a "red" circle, maybe', 1), Arrival(3.0, "zwei\nZeilen", None)])
+    wide = ImageSize(96, 64)
+    trace = Trace.of([Arrival(0.125, 'a "red" circle, maybe', 1, wide), Arrival(3.0, "zwei\nZeilen", None)])
     trace.save(tmp_path / "t.csv")
     assert load_trace(tmp_path / "t.csv") == trace
 
@@ -94,6 +102,7 @@ OWN, DIFFSERVE, CURVE, LOG = "arrival_s,prompt\n", "offset_ms,prompt_id\n", "t_s
         (OWN + "nan,a\n", "line 2, column arrival_s: nan is out of range"),
         (OWN + "inf,a\n", "line 2, column arrival_s: inf is out of range"),
         (OWN + "1, \n", "line 2, column prompt: the prompt is empty; fill it in"),
+        ("arrival_s,prompt,size\n1,a,96\n", "line 2, column size: '96' is not a size; write WIDTHxHEIGHT"),
         ("arrival_s,prompt,seed\n1,a,-4\n", "line 2, column seed: '-4' is not a seed; write a whole number"),
         (OWN + '1,"a\n', "line 2: unexpected end of data; put text"),
         (b"arrival_s,prompt\n1,\xff\n", "byte 19 is not UTF-8; save the file as UTF-8"),

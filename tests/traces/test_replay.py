@@ -18,6 +18,7 @@ from prometheus_client import CollectorRegistry
 from traces.outcome import COLUMNS, OutcomeFile, RequestOutcome, read_outcomes, save_outcomes
 from traces.replay import replay
 from traces.trace import Arrival, Trace
+from weir.core import ImageSize
 from weir.errors import ConfigError
 from weir.telemetry import PrometheusMetrics
 
@@ -54,7 +55,7 @@ def test_a_file_of_outcomes_names_no_image_outside_of_its_folder(tmp_path: Path,
 
 
 def test_every_request_asks_for_one_image_with_the_fields_of_the_api(server, send) -> None:
-    trace = Trace.of([Arrival(0, "a red circle", 7), Arrival(0.05, "a star", None)])
+    trace = Trace.of([Arrival(0, "a red circle", 7, ImageSize(96, 64)), Arrival(0.05, "a star", None)])
     send(trace, model="tiny")
     first, second = sorted(server.bodies, key=lambda b: b["prompt"], reverse=False)
     assert first == {
@@ -63,9 +64,10 @@ def test_every_request_asks_for_one_image_with_the_fields_of_the_api(server, sen
         "model": "tiny",
         "n": 1,
         "seed": 7,
+        "size": "96x64",
         "response_format": "b64_json",
     }
-    assert "seed" not in second
+    assert {"seed", "size"}.isdisjoint(second)
 
 
 @pytest.mark.parametrize("ending", ["", "/", "/v1", "/v1/"])

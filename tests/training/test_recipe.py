@@ -9,7 +9,7 @@ import torch
 from testing.toy_family import with_variants
 from training.recipe import BUDGETS, train_family
 from weir.config import load_family
-from weir.core import ImageRequest
+from weir.core import ImageRequest, ImageSize
 from weir.errors import ConfigError
 from workers.models.family import Family
 
@@ -25,7 +25,7 @@ def test_the_smoke_budget_runs_every_stage_and_its_family_generates_images(tmp_p
     parts = {"unet": "light_unet", "discriminator": "discriminator"}
     light = {key: str(tmp_path / "weir-tiny" / folder) for key, folder in parts.items()}
     engine = Family.load(with_variants(family.model_copy(update=moved), light=light), threads=1)
-    [output] = engine.generate("light", [ImageRequest("a", "a red circle", 1, 64, 64, deadline=1e12)])
+    [output] = engine.generate("light", [ImageRequest("a", "a red circle", 1, ImageSize(64, 64), deadline=1e12)])
     assert output.error is None
     assert output.confidence is not None
     assert 0 < output.confidence < 1

@@ -39,7 +39,7 @@ from weir.cascade import (
     first_variant,
     next_seed,
 )
-from weir.core import CacheLookup, Resume, margin_s
+from weir.core import CacheLookup, ImageSize, Resume, margin_s
 from weir.plan import HEAVY, LIGHT, Assignment, Level, LevelRouting, Plan, Rules
 
 SLO_S = 10.0
@@ -107,12 +107,12 @@ def only(actions: Sequence[Action], kind: type[Any]) -> Any:
     return found
 
 
-def test_every_run_of_an_image_has_its_share_of_the_pixels() -> None:
-    image = Image(config=replace(SETTINGS, redraw_below=0.9), scale=4.0)
+def test_every_run_of_an_image_has_its_size() -> None:
+    image = Image(config=replace(SETTINGS, redraw_below=0.9), size=ImageSize(96, 64))
     light = image.begin()
     heavy = only(image.ready(0.0), Run)
     redraw = only(image.ready(0.1), Run)
-    assert [light.scale, heavy.scale, redraw.scale] == [4.0, 4.0, 4.0]
+    assert [light.size, heavy.size, redraw.size] == [(96, 64)] * 3
     assert [light.variant, heavy.variant, redraw.redraw] == [LIGHT, HEAVY, 1]
 
 

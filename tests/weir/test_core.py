@@ -30,18 +30,18 @@ from weir.core import (
     ],
 )
 def test_a_request_is_unchanged_after_serialisation(fields: dict) -> None:
-    request = ImageRequest("a", "a red circle", 1, 64, 64, 1e9, **fields)
+    request = ImageRequest("a", "a red circle", 1, ImageSize(64, 64), 1e9, **fields)
     assert ImageRequest.from_dict(request.to_dict(now=5.0), now=5.0) == request
 
 
 @given(st.floats(-1e6, 1e6), st.floats(-1e6, 1e6), st.floats(0, 1e4))
 def test_a_host_with_another_clock_has_the_same_time_left(ours: float, theirs: float, left_s: float) -> None:
-    request = ImageRequest("a", "a red circle", 1, 64, 64, deadline=ours + left_s)
+    request = ImageRequest("a", "a red circle", 1, ImageSize(64, 64), deadline=ours + left_s)
     assert ImageRequest.from_dict(request.to_dict(ours), theirs).deadline - theirs == pytest.approx(left_s, abs=1e-6)
 
 
 def test_a_request_of_an_obsolete_form_is_refused() -> None:
-    request = ImageRequest("a", "a red circle", 1, 64, 64, 1e9).to_dict(now=0.0)
+    request = ImageRequest("a", "a red circle", 1, ImageSize(64, 64), 1e9).to_dict(now=0.0)
     with pytest.raises(TypeError):
         ImageRequest.from_dict(request | {"resume_step": 5}, now=0.0)
     with pytest.raises(TypeError, match="left_s"):

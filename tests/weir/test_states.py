@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save
 
-from weir.core import ImageRequest
+from weir.core import ImageRequest, ImageSize
 from weir.errors import StateRefused
 from weir.states import State, capture_steps, state_key
 from workers.engine.state_memory import InMemoryStates
@@ -41,7 +41,7 @@ def test_every_run_is_captured_at_the_same_shares(steps: int, captured: tuple[in
 def test_states_are_found_by_request_and_the_oldest_leave_first() -> None:
     store = InMemoryStates(limit=2)
     for name in ("a", "b", "c"):
-        store.put(ImageRequest(name, "a red circle", 1, 64, 64, deadline=1.0, capture="p"), [STATE])
+        store.put(ImageRequest(name, "a red circle", 1, ImageSize(64, 64), deadline=1.0, capture="p"), [STATE])
     assert store.get(state_key("p", "a", 10)) is None
     assert store.get(state_key("p", "c", 10)) is STATE
     assert store.get(state_key("p", "c", 5)) is None

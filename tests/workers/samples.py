@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from testing.tiny_models import SIZE
 from weir.config import FamilyConfig
-from weir.core import ImageRequest
+from weir.core import ImageRequest, ImageSize
 from weir.profiles import Profile, VariantProfile
 
 
@@ -31,8 +31,7 @@ def image_request(name: str = "a", **fields: Any) -> ImageRequest:
     usual: dict[str, Any] = {
         "prompt": f"a red {name}",
         "seed": 7,
-        "width": SIZE,
-        "height": SIZE,
+        "size": ImageSize(SIZE, SIZE),
         "deadline": 4e9,
     }
     return ImageRequest(id=name, **(usual | fields))

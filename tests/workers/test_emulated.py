@@ -10,7 +10,7 @@ import pytest
 from testing.tiny_models import SIZE
 from testing.toy_family import with_variants
 from tests.workers.samples import image_request, profile
-from weir.core import Overrides, Resume
+from weir.core import ImageSize, Overrides, Resume
 from weir.plan import HEAVY, LIGHT
 from weir.profiles import FixedCosts, Profile
 from workers import emulated
@@ -80,14 +80,14 @@ def test_a_resumed_image_takes_only_its_remaining_steps(make: Callable[[], Profi
 
 @pytest.mark.parametrize("make", [profile, lambda: stepwise(0.0016)], ids=["whole batches", "steps"])
 def test_an_image_takes_its_share_of_the_pixels_of_the_profiles_size(make: Callable[[], Profile]) -> None:
-    engine = EmulatedEngine(make(), size=SIZE)
+    engine = EmulatedEngine(make().measured_at(ImageSize(SIZE, SIZE)))
     own = seconds(engine, HEAVY, 1)
-    assert seconds(engine, HEAVY, 1, width=3 * SIZE, height=2 * SIZE) == pytest.approx(6 * own, rel=0.01)
+    assert seconds(engine, HEAVY, 1, size=ImageSize(3 * SIZE, 2 * SIZE)) == pytest.approx(6 * own, rel=0.01)
 
 
 def test_captured_states_have_the_size_of_real_ones() -> None:
     engine = EmulatedEngine(profile(1e-9, 1e-9))
-    [output] = engine.generate(HEAVY, [image_request(capture="p", width=1024, height=1024)])
+    [output] = engine.generate(HEAVY, [image_request(capture="p", size=ImageSize(1024, 1024))])
     assert output.states[0].latent.nbytes == 128 * 1024
 
 

@@ -11,7 +11,7 @@ import pytest
 from testing.toy_family import FAMILY, PROFILE
 from tests.workers.samples import image_request
 from weir.config import FamilyConfig, load_family
-from weir.core import Resume
+from weir.core import ImageSize, Resume
 from weir.errors import ConfigError
 from weir.plan import Plan
 from weir.profiles import Profile
@@ -121,7 +121,7 @@ def test_a_real_ladder_shares_common_weights():
     assert light.vae is medium.vae is heavy.vae
     assert medium.unet is heavy.unet
     assert engine.judges["heavy"] is engine.judges["light"] is not engine.judges["medium"]
-    asked = [image_request(prompt="a red circle", width=64, height=64)]
+    asked = [image_request(prompt="a red circle", size=ImageSize(64, 64))]
     outputs = {key: engine.generate(key, asked)[0] for key in ("light", "medium")}
     assert {key: it.steps for key, it in outputs.items()} == {"light": 2, "medium": 10}
     assert all(it.confidence is not None for it in outputs.values())

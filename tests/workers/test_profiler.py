@@ -11,6 +11,7 @@ import pytest
 from testing.toy_family import with_variants
 from tests.workers.samples import profile
 from weir.config import FamilyConfig
+from weir.core import ImageSize
 from weir.errors import ConfigError, WeirError
 from weir.profiles import load_profile
 from workers.emulated import EmulatedEngine
@@ -103,3 +104,35 @@ def test_a_written_profile_reads_back_and_leaves_no_partial_file(tmp_path: Path)
     write_profile(profile(), path)
     assert load_profile(path) == profile()
     assert [f.name for f in path.parent.iterdir()] == ["tiny.json"]
+
+
+def test_other_sizes_are_measured_on_request(embedded: FamilyConfig) -> None:
+    family = FamilyConfig.model_validate(embedded.model_dump() | {"sizes": ["48x32"]})
+    seen: list[tuple[int, int, str]] = []
+    measured = profile_family(
+        family, [1, 2], 1, lambda *step: seen.append(step), prompts=["a"], sizes=[family.size, ImageSize(48, 32)]
+    )
+    assert measured.size == family.size
+    for variant in (measured.light, measured.heavy):
+        assert list(variant.sizes) == [(48, 32)]
+        assert variant.sizes[ImageSize(48, 32)].batch_sizes == (1, 2)
+    assert seen[-1][0] == seen[-1][1]
+
+
+def test_a_size_that_does_not_fit_memory_is_left_out(embedded: FamilyConfig) -> None:
+    class OnlySmall(EmulatedEngine):
+        def step(self, samples: Sequence[Any]) -> list[WeirError | None]:
+            if samples[0].job.recipe.size != embedded.size:
+                raise OutOfMemory("no room")
+            return super().step(samples)
+
+    family = FamilyConfig.model_validate(embedded.model_dump() | {"sizes": ["48x32"]})
+    measured = profile_family(
+        family, [1], 1, prompts=["a"], sizes=[ImageSize(48, 32)], engine=OnlySmall(profile(1e-4, 1e-4))
+    )
+    assert measured.heavy.sizes == {}
+
+
+def test_a_size_that_the_family_does_not_allow_is_refused(embedded: FamilyConfig) -> None:
+    with pytest.raises(ConfigError, match="sizes has 48x33; tiny allows 32x32"):
+        profile_family(embedded, [1], 1, prompts=["a"], sizes=[ImageSize(48, 33)])

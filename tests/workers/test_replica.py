@@ -18,10 +18,11 @@ import pytest
 from PIL import Image
 
 from testing.collector import recorded
+from testing.tiny_models import SIZE
 from testing.toy_family import with_variants
 from tests.workers.samples import image_request, profile, with_bad_value
 from weir.config import FamilyConfig
-from weir.core import ImageRequest, Overrides, Resume, WarmStart
+from weir.core import ImageRequest, ImageSize, Overrides, Resume, WarmStart
 from weir.errors import ConfigError, PlanError, WeirError
 from weir.plan import HEAVY, LIGHT, Assignment, Level, LevelRouting, Plan
 from weir.profiles import FixedCosts
@@ -180,7 +181,7 @@ async def test_requests_of_different_variants_or_guidance_do_not_share_a_batch(w
         {},
         {"id": "x"},
         image_request("x").to_dict(now=0.0) | {"extra": 1},
-        image_request("x", width=999).to_dict(now=0.0),
+        image_request("x", size=ImageSize(999, SIZE)).to_dict(now=0.0),
     ],
     ids=["empty", "fields missing", "unknown field", "size not served"],
 )
@@ -578,7 +579,7 @@ async def test_a_stream_without_previews_yields_only_the_result(worker: Worker, 
 
 
 async def test_an_invalid_streamed_request_yields_its_error_as_the_result(worker: Worker) -> None:
-    (result,) = await parts(worker, previews=2, width=7)
+    (result,) = await parts(worker, previews=2, size="7x32")
     assert result["error"][0] == "invalid_value"
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from weir.config import FamilyConfig
-from weir.core import ImageRequest, ImageSize
+from weir.core import ImageRequest
 from weir.errors import GenerationFailed, InvalidRequest, WeirError
 from weir.samplers import check_steps
 from weir.states import State
@@ -199,10 +199,8 @@ def recipe(family: FamilyConfig, variant: str, request: ImageRequest) -> Recipe:
     """
     if variant not in family.variants:
         raise InvalidRequest(f"variant is {variant}; {family.name} has {', '.join(family.keys)}", param="model")
-    size = ImageSize(request.width, request.height)
-    if size not in family.allowed_sizes:
-        allowed = ", ".join(map(str, family.allowed_sizes))
-        raise InvalidRequest(f"size is {size}; {family.name} generates {allowed}", param="size")
+    if request.size not in family.allowed_sizes:
+        raise InvalidRequest(f"size is {request.size}; accepted: {family.allowed_sizes}", param="size")
     own, asked = family.variants[variant], request.overrides
     steps = own.steps if asked.steps is None else asked.steps
     guidance = own.guidance if asked.guidance is None else asked.guidance
@@ -226,7 +224,7 @@ def recipe(family: FamilyConfig, variant: str, request: ImageRequest) -> Recipe:
             raise InvalidRequest(
                 f"{name} is {start.step}; in a run of {steps} steps it must lie in 1…{steps - 1}", param=name
             )
-    return Recipe(variant, request.width, request.height, steps, float(guidance), sampler)
+    return Recipe(variant, request.size, steps, float(guidance), sampler)
 
 
 def denoise_job(

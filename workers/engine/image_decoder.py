@@ -25,8 +25,8 @@ from workers.models.device import within_memory
 log = logging.getLogger(__name__)
 
 NOT_FINITE = "the image holds values that are not finite numbers; try another seed or dtype: float32"
-#: From this side length on, the VAE decodes the images of a batch one by one, to save memory.
-_SLICED_SIDE = 512
+#: From this number of pixels on, the VAE decodes the images of a batch one by one, to save memory.
+_SLICED_PIXELS = 512**2
 
 
 class Confidence(Protocol):
@@ -56,7 +56,6 @@ class ImageDecoder:
         judges: judge of each variant, or None. The last variant's judge is used only for requests that ask for a
             verdict, and to store features of images whose states are captured.
         output: builds the engine's output of a sample from its PNG and verdict.
-        side: side length of the largest images, pixels.
         aside: whether to decode in a separate thread, on CUDA also in a separate stream; None: only on CUDA. On the
             CPU, the decoder would compete with the next step for the same core.
     """
@@ -67,7 +66,6 @@ class ImageDecoder:
         judges: Mapping[str, Confidence | None],
         output: Callable[[DenoisingState, bytes, Judged], EngineOutput],
         *,
-        side: int,
         aside: bool | None = None,
     ):
         self.previews = Previews()
@@ -84,8 +82,6 @@ class ImageDecoder:
         for vae in (model.vae for model in models.values()):
             if vae.dtype == torch.float16 and vae.config.force_upcast:
                 vae.to(torch.float32)  # SDXL's VAE overflows in float16; converted once here, not in every batch
-            if side >= _SLICED_SIDE:
-                vae.enable_slicing()
 
     def finish(self, samples: Sequence[DenoisingState]) -> list[Future[EngineOutput]]:
         """Decodes, judges and encodes samples. Never raises: a failure is an output."""
@@ -110,7 +106,7 @@ class ImageDecoder:
         """Splits a batch that fails in halves until it fits or the failing image is alone."""
         try:
             recipe = samples[0].job.recipe
-            what = f"decoding {len(samples)} images at {recipe.width}x{recipe.height} px"
+            what = f"decoding {len(samples)} images at {recipe.size} px"
             images, judged = within_memory(self._device, lambda: self._decode(samples), what, lambda: None)
         except Exception as error:
             of = request_ids(sample.job.request.request_id for sample in samples)
@@ -129,6 +125,11 @@ class ImageDecoder:
         variant = samples[0].job.recipe.variant
         is_last, discriminator = variant == self._last, self._judges[variant]
         latents = torch.stack([s.latent for s in samples])
+        vae = self._models[variant].vae
+        if samples[0].job.recipe.size.pixels >= _SLICED_PIXELS:
+            vae.enable_slicing()
+        else:
+            vae.disable_slicing()
         images = self._models[variant].decode(latents)
         self.previews.learn(latents, images)
         requests, looked = [s.job.request for s in samples], images.nan_to_num()

@@ -6,6 +6,7 @@ from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
+from weir.core import ImageSize
 from weir.plan import Assignment, Plan
 from weir.samplers import Scheduler
 
@@ -37,8 +38,7 @@ class Recipe(NamedTuple):
     """Parameters of one denoising run: the request's, and the variant's own where the request has none."""
 
     variant: str
-    width: int
-    height: int
+    size: ImageSize
     steps: int
     guidance: float
     sampler: Scheduler

@@ -30,6 +30,7 @@ class TaskOutcome(NamedTuple):
     Attributes:
         queue_s: seconds from submission until the task began.
         compute_s: seconds from its beginning to the finished image.
+        device_s: seconds of these without the calls of other tasks that came between.
         batch_size: number of images in the task's calls of the denoiser, itself included; mean over the calls, rounded.
             0 for a task that never ran.
         left_together: number of images that finished at the same step, itself included.
@@ -39,6 +40,7 @@ class TaskOutcome(NamedTuple):
     output: EngineOutput
     queue_s: float = 0.0
     compute_s: float = 0.0
+    device_s: float = 0.0
     batch_size: int = 0
     left_together: int = 0
     queued: int = 0
@@ -70,6 +72,7 @@ class DenoiseTask(Task):
         answer: called once, from any thread; not after :meth:`StepLoop.cancel`.
         on_step: called after every step, from the loop's thread; exceptions that it raises are logged.
         shared: sum of the batch sizes of the task's calls.
+        others_s: seconds of calls of other tasks since it began.
     """
 
     job: DenoiseJob
@@ -81,6 +84,7 @@ class DenoiseTask(Task):
     begun: float = 0.0
     calls: int = 0
     shared: int = 0
+    others_s: float = 0.0
 
 
 class StepLoop:
@@ -167,13 +171,18 @@ class StepLoop:
                     return
             self._calls += 1
             call = next_call(tasks, self._limit, self._clock(), lambda t: self._step_s.get(t.call, 0.0), self._calls)
-            self.busy_since = time.monotonic()
+            self.busy_since = began = time.monotonic()
+            beside = [task for task in tasks if task.sample is not None and task not in call]
             try:
                 self._begin([task for task in call if task.sample is None])
                 self._advance([task for task in call if task.sample is not None])
             except Exception as error:  # the engine broke its contract; the tasks must still be answered
                 log.exception("The step loop failed", extra=request_ids(task.job.request.request_id for task in call))
                 self._leave([(task, failed(error)) for task in call])
+            if beside:
+                took_s = time.monotonic() - began
+                for task in beside:
+                    task.others_s += took_s
 
     def _limit(self, task: DenoiseTask) -> int:
         planned = self._plan_limit(task.job)
@@ -268,7 +277,8 @@ class StepLoop:
         begun = task.begun or now
         size = round(task.shared / task.calls) if task.calls else 0
         try:
-            task.answer(TaskOutcome(output, begun - task.submitted, now - begun, size, together, queued))
+            compute_s, device_s = now - begun, now - begun - task.others_s
+            task.answer(TaskOutcome(output, begun - task.submitted, compute_s, device_s, size, together, queued))
         except Exception:
             of = request_ids([task.job.request.request_id])
             log.exception("The callback for the result of %s failed", task.job.request.id, extra=of)

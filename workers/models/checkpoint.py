@@ -94,21 +94,21 @@ def check_configs(family: FamilyConfig, key: str, architecture: type[Architectur
         source = denoiser_source(family, key) if of_denoiser else pipeline_source(family, key)
         raise source.error(f"{part}: {what}", remedy)
     factor = architecture.factor(configs)
+    pixels_each = f"is not a multiple of {factor}, the factor between pixels and latents of {key}"
     for name, size in zip(("size", *("sizes",) * len(family.sizes)), family.allowed_sizes, strict=True):
         if size.width % factor or size.height % factor:
-            given = size.width if size.width == size.height else size
-            raise ConfigError(
-                f"family {family.name}: {name}: {given} is not a multiple of {factor}, the factor between pixels and "
-                f"latents of {key}; the nearest sizes are {' and '.join(_nearest_sizes(size, factor))}"
-            )
+            nearest = " and ".join(map(str, _nearest_sizes(size, factor)))
+            raise ConfigError(f"family {family.name}: {name}: {size} {pixels_each}; the nearest sizes are {nearest}")
+    if family.any_size is not None and family.any_size.multiple % factor:
+        given = family.any_size.multiple
+        raise ConfigError(f"family {family.name}: any_size.multiple: {given} {pixels_each}; write a multiple of it")
 
 
-def _nearest_sizes(size: ImageSize, factor: int) -> list[str]:
-    """The multiples of ``factor`` below and above a size, as a family file writes them."""
+def _nearest_sizes(size: ImageSize, factor: int) -> list[ImageSize]:
+    """The sizes below and above whose sides are multiples of ``factor``."""
     below = ImageSize(*(side - side % factor for side in size))
     above = ImageSize(*(-(-side // factor) * factor for side in size))
-    found = [it for it in (below, above) if it.pixels]
-    return [str(it.width if size.width == size.height else it) for it in found]
+    return [it for it in (below, above) if it.pixels]
 
 
 def architecture_of(source: Source, index: Mapping[str, Any]) -> type[Architecture]:

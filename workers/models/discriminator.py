@@ -167,8 +167,9 @@ class DiscriminatorNet(nn.Module):
 
     def look(self, images: torch.Tensor) -> Sight:
         """Predictions for ``images``, [B, 3, H, W] in −1…1."""
-        if images.shape[-1] != self.image_size:
-            images = F.interpolate(images, self.image_size, mode="bilinear", antialias=True)
+        square = (self.image_size, self.image_size)
+        if images.shape[-2:] != square:
+            images = F.interpolate(images, square, mode="bilinear", antialias=True)
         x = self.trunk(images)
         cells = self.see_cells(x.flatten(2).transpose(1, 2))
         present, *kinds, offset = cells.split((1, *self.kinds, 2), -1)

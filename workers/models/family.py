@@ -85,8 +85,7 @@ class Family:
                 self._samplers[key, name].schedule(config.variants[key].steps)  # so that no request waits for it
         self.models = {key: f"{config.variants[key].name}-{it.revision}" for key, it in self._denoisers.items()}
         self._prompts = PromptEncoder()
-        side = max(max(size) for size in config.allowed_sizes)
-        self._decoder = ImageDecoder(self._adapters, self.judges, self._output, side=side, aside=decode_aside)
+        self._decoder = ImageDecoder(self._adapters, self.judges, self._output, aside=decode_aside)
 
     @classmethod
     def load(cls, config: FamilyConfig, *, threads: int | None = None) -> Family:
@@ -121,7 +120,7 @@ class Family:
     # ---------------------------------------------------------------------------------------------- begin
 
     def call_of(self, job: DenoiseJob) -> Hashable:
-        return job.recipe.variant, job.recipe.width, job.recipe.height
+        return job.recipe.variant, job.recipe.size
 
     def check(self, job: DenoiseJob) -> None:
         start, recipe = job.start, job.recipe
@@ -196,7 +195,7 @@ class Family:
     def _shape(self, job: DenoiseJob) -> tuple[int, int, int]:
         """Shape [C, H/f, W/f] of the job's latents."""
         recipe = job.recipe
-        return self._adapters[recipe.variant].latent_shape(recipe.width, recipe.height)
+        return self._adapters[recipe.variant].latent_shape(recipe.size)
 
     def _encode(self, jobs: Sequence[DenoiseJob]) -> list[tuple[Text, Text | None]]:
         """Encodes prompts and, for guided jobs, negative prompts."""
@@ -266,7 +265,7 @@ class Family:
         batches = [(key, batch) for key in variants or self.config.keys for batch in sizes]
         for done, (key, batch) in enumerate(batches, 1):
             requests = [
-                ImageRequest(f"warm-up-{i}", "", i, size, size, float("inf"), overrides=Overrides(steps=_WARM_UP_STEPS))
+                ImageRequest(f"warm-up-{i}", "", i, size, float("inf"), overrides=Overrides(steps=_WARM_UP_STEPS))
                 for i in range(batch)
             ]
             try:
@@ -284,7 +283,7 @@ class Family:
 
     def _within_memory(self, work: Callable[[], T], jobs: Sequence[DenoiseJob]) -> T:
         recipe = jobs[0].recipe
-        what = f"a batch of {len(jobs)} at {recipe.width}x{recipe.height} px"
+        what = f"a batch of {len(jobs)} at {recipe.size} px"
         return within_memory(self.device, work, what, self._forget)
 
     def _forget(self) -> None:

@@ -9,9 +9,10 @@ import pytest
 from load_balancer.admission.quotas import Quotas
 from load_balancer.http.api_keys import Caller
 from load_balancer.runner.generation_request import GenerationRequest
+from weir.core import ImageSize
 from weir.errors import Overloaded, RateLimited, WeirError
 
-ORDER = GenerationRequest("a red circle", 64, 64, caller=Caller("alice", "acme", images_per_minute=60))
+ORDER = GenerationRequest("a red circle", ImageSize(64, 64), caller=Caller("alice", "acme", images_per_minute=60))
 
 
 class Clocks:

@@ -15,11 +15,12 @@ from load_balancer.runner.balancer import BATCH_SHARE, Balancer
 from load_balancer.runner.generation_request import GenerationRequest
 from testing.toy_family import PROFILE
 from weir.config import BATCH_SLACK
+from weir.core import ImageSize
 from weir.errors import Overloaded
 from weir.plan import HEAVY, LIGHT, Plan
 from weir.profiles import Profile
 
-ORDER = GenerationRequest("a", 64, 64)
+ORDER = GenerationRequest("a", ImageSize(64, 64))
 BATCH = replace(ORDER, caller=Caller("nightly", "acme", priority="batch"))
 KIND = Kind(LIGHT, LIGHT)
 STEPWISE = {

@@ -7,6 +7,7 @@ import pytest
 from load_balancer.dispatch.dispatcher import Dispatcher
 from load_balancer.dispatch.finish_time import Kind
 from load_balancer.dispatch.service_times import ServiceTimes
+from weir.core import ImageSize
 from weir.plan import HEAVY, LIGHT, Plan
 from weir.profiles import Profile
 
@@ -118,3 +119,54 @@ def test_with_fewer_slots_running_images_continue(profile):
     dispatcher.set_plan(Plan.split(2, 1, 0, light_batch=1, heavy_batch=1, threshold=0.5))
     assert all(dispatcher.begun("r0", request) for request in "abc")
     assert dispatcher.finish_at(LIGHT_IMAGE, 0.0) == pytest.approx(1.0 + 1.0)
+
+
+# ------------------------------------------------------------------------------------------------ several sizes
+
+LARGE_IMAGE = Kind(LIGHT, LIGHT, 1.0, ImageSize(128, 64))  # twice the pixels, and so twice the time
+
+
+def sized(profile: Profile, slots: int = 2) -> Dispatcher:
+    return dispatcher_of(profile.measured_at(ImageSize(64, 64)), 1, 0, slots=slots)
+
+
+def test_images_of_another_size_take_no_slot_and_come_before(profile):
+    dispatcher = sized(profile, slots=1)
+    dispatcher.assign("r0", "a", LIGHT_IMAGE, 0.0)
+    assert dispatcher.finish_at(LARGE_IMAGE, 0.0) == pytest.approx(1.0 + 2.0)
+    dispatcher.assign("r0", "b", LARGE_IMAGE, 0.0)
+    assert dispatcher.begun("r0", "b"), "it has a slot of its own size"
+    assert dispatcher.finish_at(LIGHT_IMAGE, 0.0) == pytest.approx(2.0 + 1.0 + 1.0), "b, then a, then this one"
+
+
+def test_work_goes_to_the_size_of_the_oldest_image_first(profile):
+    dispatcher = sized(profile)
+    dispatcher.assign("r0", "a", LIGHT_IMAGE, 0.0)
+    dispatcher.assign("r0", "b", LARGE_IMAGE, 0.0)
+    # After 0.5 s, a has half of its 1 s to go and b all of its 2 s.
+    assert dispatcher.finish_at(LARGE_IMAGE, 0.5) == pytest.approx(0.5 + 0.5 + 1.5 * 2.0)
+    # After 2 s, a should be done, and half of b is.
+    assert dispatcher.finish_at(LIGHT_IMAGE, 2.0) == pytest.approx(2.0 + 0.5 * 2.0 + 1.5)
+
+
+def test_images_of_one_size_wait_together_for_those_of_another(profile):
+    dispatcher = sized(profile)
+    for name in ("a", "b"):
+        dispatcher.assign("r0", name, LARGE_IMAGE, 0.0)
+    assert dispatcher.finish_at(LIGHT_IMAGE, 0.0) == pytest.approx(1.5 * 2.0 + 1.0), "both in one batch of two"
+
+
+def test_images_that_finish_together_are_of_one_size(profile):
+    dispatcher = sized(profile, slots=4)
+    for name, kind in (("a", LIGHT_IMAGE), ("b", LARGE_IMAGE), ("c", LIGHT_IMAGE)):
+        dispatcher.assign("r0", name, kind, 0.0)
+    dispatcher.finished("r0", "a", 1.5, batch_size=2, compute_s=1.5, together=2)
+    assert dispatcher.outstanding["r0"] == 2, "c is expected, too"
+    assert dispatcher.finish_at(LARGE_IMAGE, 1.5) == pytest.approx(1.5 + 1.5 * 2.0), "b is there"
+
+
+def test_calls_of_other_sizes_do_not_count_as_a_slower_device(profile):
+    dispatcher = sized(profile)
+    dispatcher.assign("r0", "a", LIGHT_IMAGE, 0.0)
+    dispatcher.finished("r0", "a", 9.0, batch_size=1, compute_s=9.0, device_s=1.0)
+    assert dispatcher.finish_at(LIGHT_IMAGE, 9.0) == pytest.approx(10.0)

@@ -23,6 +23,7 @@ from load_balancer.runner.generation_request import GenerationRequest
 from testing.toy_family import with_variants
 from tests.load_balancer.malformed_requests import BODIES, GOOD
 from weir.config import LimitsConfig
+from weir.core import ImageSize
 from weir.errors import InvalidRequest, Overloaded
 from weir.plan import HEAVY, LIGHT
 
@@ -233,7 +234,7 @@ async def test_an_answer_names_the_sampler_of_its_image(pool, plan, family, prof
     balancer = Balancer(pool, plan, family, slo_s=5.0, queued=8, profile=profile)
     balancer.dispatcher.sync(await pool.describe())
     for asked, named in ((None, "ddim"), ("lcm", "lcm")):
-        wanted = GenerationRequest("a", 64, 64, variant=HEAVY, sampler=asked)
+        wanted = GenerationRequest("a", ImageSize(64, 64), variant=HEAVY, sampler=asked)
         (image,) = await balancer.generate(wanted)
         assert image.made_with["scheduler"] == named
 

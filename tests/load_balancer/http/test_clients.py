@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -102,10 +103,15 @@ def serving(pool, plan, family, profile):
     """``async with serving(…) as client``: a client of an application with these options of :func:`create_app`."""
 
     @asynccontextmanager
-    async def start(family: FamilyConfig = family, callers: ApiKeys | None = None, **options: Any):
+    async def start(
+        family: FamilyConfig = family,
+        limits: LimitsConfig = LimitsConfig(),
+        callers: ApiKeys | None = None,
+        **options: Any,
+    ):
         balancer = Balancer(pool, plan, family, slo_s=5.0, queued=64, profile=profile)
         balancer.dispatcher.sync(await pool.describe())
-        app = create_app(balancer, family, LimitsConfig(), callers, **{"aliases": ALIASES, **options})
+        app = create_app(balancer, family, limits, callers, **{"aliases": ALIASES, **options})
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://weir") as client:
             yield client
 
@@ -167,7 +173,11 @@ async def test_an_invalid_seed_is_refused_with_the_range(client, seed):
 async def test_a_size_of_openai_gives_the_nearest_size_and_reports_it(client, pool, size):
     answer = (await client.post(GENERATIONS, json={**GOOD, "size": size})).json()
     assert (answer["size"], answer["requested_size"]) == ("64x64", size)
-    assert [(request["width"], request["height"]) for _, _, request in pool.calls] == [(64, 64)]
+    assert [request["size"] for _, _, request in pool.calls] == ["64x64"]
+
+
+def sized(family: FamilyConfig, **sizes: Any) -> FamilyConfig:
+    return FamilyConfig.model_validate(family.model_dump() | sizes)
 
 
 @pytest.mark.parametrize(
@@ -175,7 +185,7 @@ async def test_a_size_of_openai_gives_the_nearest_size_and_reports_it(client, po
     [("1024x1024", "1024x1024"), ("1792x1024", "1344x1344"), ("256x256", "512x512"), ("1024x1536", "1344x1344")],
 )
 async def test_the_nearest_size_is_the_one_of_the_nearest_area(serving, family, asked, given):
-    async with serving(family.model_copy(update={"size": 1024, "sizes": (512, 1344)})) as client:
+    async with serving(sized(family, size=1024, sizes=[512, 1344])) as client:
         answer = (await client.post(GENERATIONS, json={**GOOD, "size": asked})).json()
     assert answer["size"] == given
     assert answer.get("requested_size") == (None if asked == given else asked)
@@ -193,10 +203,50 @@ async def test_the_nearest_size_is_the_one_of_the_nearest_area(serving, family, 
     ],
 )
 async def test_the_nearest_size_has_the_nearest_shape(serving, family, pool, asked, given):
-    async with serving(family.model_copy(update={"size": 1024, "sizes": ("1216x832", "832x1216")})) as client:
+    async with serving(sized(family, size=1024, sizes=["1216x832", "832x1216"])) as client:
         answer = (await client.post(GENERATIONS, json={**GOOD, "size": asked})).json()
     assert answer["size"] == given
-    assert [f"{request['width']}x{request['height']}" for _, _, request in pool.calls] == [given]
+    assert [request["size"] for _, _, request in pool.calls] == [given]
+
+
+ANY = {"multiple": 32, "least_side": 640, "most_side": 2048, "pixels": 1536 * 1024}
+
+
+@pytest.mark.parametrize("size", ["1024x1024", "1536x1024", "1024x1536", "768x1280", "2048x768"])
+async def test_any_size_within_the_range_is_generated_as_it_is(serving, family, pool, size):
+    async with serving(sized(family, size=1024, any_size=ANY)) as client:
+        answer = (await client.post(GENERATIONS, json={**GOOD, "size": size})).json()
+        models = (await client.get("/v1/models")).json()["data"]
+    assert (answer["size"], answer.get("requested_size")) == (size, None)
+    assert [request["size"] for _, _, request in pool.calls] == [size]
+    assert models[0]["any_size"] == ANY
+
+
+@pytest.mark.parametrize(
+    "size", ["1000x1024", "608x1024", "2080x640", "1568x1024", "1024", "1024X1024", "01024x1024", "1024x1024 ", ""]
+)
+async def test_a_size_beyond_the_range_is_refused_with_the_range(serving, family, pool, size):
+    async with serving(sized(family, size=1024, any_size=ANY)) as client:
+        answer = await client.post(GENERATIONS, json={**GOOD, "size": size})
+        schema = (await client.get("/openapi.json")).json()["paths"][GENERATIONS]["post"]["requestBody"]
+    assert answer.status_code == 400
+    error = answer.json()["error"]
+    assert error["param"] == "size"
+    assert "sides of 640 to 2048 in multiples of 32 and at most 1572864 pixels" in error["message"]
+    assert pool.calls == []
+    named, ranged, _ = schema["content"]["application/json"]["schema"]["properties"]["size"]["anyOf"]
+    assert size not in named["enum"]
+    assert re.search(ranged["pattern"], size) is None
+
+
+async def test_the_service_may_allow_fewer_pixels_than_the_family(serving, family):
+    limits = LimitsConfig(pixels=1024 * 1024)
+    async with serving(sized(family, size=1024, sizes=["1536x1024"], any_size=ANY), limits) as client:
+        models = (await client.get("/v1/models")).json()["data"]
+        answer = await client.post(GENERATIONS, json={**GOOD, "size": "1056x1024"})
+    assert models[0]["sizes"] == ["1024x1024"]
+    assert models[0]["any_size"] == ANY | {"pixels": 1024 * 1024}
+    assert answer.status_code == 400
 
 
 async def test_a_stream_reports_the_size_of_every_image(client):

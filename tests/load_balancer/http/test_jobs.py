@@ -21,13 +21,14 @@ from load_balancer.runner.generation_request import GenerationRequest
 from testing.toy_family import PROFILE
 from tests.load_balancer.malformed_requests import GOOD
 from weir.config import KeyConfig, LimitsConfig
+from weir.core import ImageSize
 from weir.errors import KeyReused, NotFound
 from weir.plan import HEAVY, LIGHT
 from weir.profiles import Profile
 
 ALICE, BOB, ROOT = new_key(), new_key(), new_key()
 ASYNC = {"prefer": "respond-async"}
-ORDER = GenerationRequest("a red circle", 64, 64)
+ORDER = GenerationRequest("a red circle", ImageSize(64, 64))
 
 
 async def ended(ask: Callable[[], Awaitable[httpx.Response]]) -> dict[str, Any]:
@@ -334,7 +335,7 @@ async def test_the_oldest_answers_are_removed_when_they_are_too_large_and_runnin
     await probe.answer()
     jobs = Jobs(balancer, rendered, most_bytes=2 * probe.size_bytes)
     pool.delay_s[HEAVY] = 60
-    running, _ = await jobs.begin(GenerationRequest("a", 64, 64, variant=HEAVY), "", keep=True)
+    running, _ = await jobs.begin(GenerationRequest("a", ImageSize(64, 64), variant=HEAVY), "", keep=True)
     ids = [await finished(jobs) for _ in range(4)]
     assert await known(jobs, [*ids, running.id]) == [False, False, True, True, True]
     await running.cancel()

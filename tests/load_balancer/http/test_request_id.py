@@ -12,6 +12,7 @@ from load_balancer.http.jobs import MOST_IDS, Jobs
 from load_balancer.http.openapi import GENERATIONS
 from load_balancer.runner.generation_request import GenerationRequest
 from tests.load_balancer.malformed_requests import GOOD
+from weir.core import ImageSize
 from weir.plan import LIGHT
 
 ASYNC = {"prefer": "respond-async"}
@@ -81,7 +82,7 @@ async def test_a_job_that_is_repeated_keeps_few_ids(balancer):
         return b""
 
     jobs = Jobs(balancer, rendered)
-    requests = [GenerationRequest("a", 64, 64, id=f"r{number}") for number in range(MOST_IDS + 4)]
+    requests = [GenerationRequest("a", ImageSize(64, 64), id=f"r{number}") for number in range(MOST_IDS + 4)]
     found = [(await jobs.begin(request, "", key="k"))[0] for request in requests]
     await found[0].answer()
     assert set(found) == {found[0]}

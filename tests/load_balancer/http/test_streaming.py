@@ -23,6 +23,7 @@ from load_balancer.runner.balancer import Balancer
 from load_balancer.runner.generation_request import GenerationRequest
 from tests.load_balancer.malformed_requests import GOOD
 from weir.config import LimitsConfig
+from weir.core import ImageSize
 from weir.plan import HEAVY, LIGHT, Rules
 
 
@@ -129,7 +130,7 @@ async def test_the_completed_image_equals_the_answer_without_a_stream(client):
 async def test_the_light_image_does_not_wait_for_the_heavy_one(balancer, pool):
     pool.confidence = 0.1
     pool.delay_s[HEAVY] = 60
-    generation = balancer.begin(GenerationRequest("a", 64, 64, stream=True, partial_images=1))
+    generation = balancer.begin(GenerationRequest("a", ImageSize(64, 64), stream=True, partial_images=1))
     first = await anext(generation.events())
     assert (first.variant, generation.over) == (LIGHT, False)
     await generation.close()

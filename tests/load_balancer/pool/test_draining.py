@@ -8,6 +8,7 @@ import pytest
 
 from load_balancer.pool.draining import check_drain, replaced, working
 from load_balancer.runner.generation_request import GenerationRequest
+from weir.core import ImageSize
 from weir.errors import Conflict, NotFound, NotReady
 from weir.plan import HEAVY, LIGHT
 
@@ -42,7 +43,7 @@ def test_a_replica_is_known_until_another_one_has_its_rank():
 async def test_a_drained_replica_finishes_what_it_has_and_gets_nothing_new(running, pool):
     pool.delay_s[HEAVY] = 1.0
     async with running() as balancer:
-        order = GenerationRequest("a red circle", 64, 64, variant=HEAVY)
+        order = GenerationRequest("a red circle", ImageSize(64, 64), variant=HEAVY)
         begun = [asyncio.create_task(balancer.generate(order)) for _ in range(2)]
         await asyncio.sleep(0.1)
         assert {replica for replica, _, _ in pool.calls} == {"replica-1", "replica-2"}
@@ -84,7 +85,7 @@ async def test_readiness_does_not_miss_a_drained_replica(running):
         state = balancer.readiness()
         assert (state["ready"], state["pending"]) == (True, [])
         assert state["replicas"][HEAVY] == {"planned": 0, "ready": 0}
-        (image,) = await balancer.generate(GenerationRequest("a", 64, 64, variant=HEAVY))
+        (image,) = await balancer.generate(GenerationRequest("a", ImageSize(64, 64), variant=HEAVY))
         assert image.variant == HEAVY, "another replica serves the role"
 
 
@@ -97,7 +98,7 @@ async def test_without_any_working_replica_requests_are_refused_and_readiness_sa
         assert not state["ready"]
         assert state["pending"] == ["3 replicas are drained, and no other one takes work"]
         with pytest.raises(NotReady):
-            await balancer.generate(GenerationRequest("a", 64, 64))
+            await balancer.generate(GenerationRequest("a", ImageSize(64, 64)))
         balancer.registry.restore("replica-0")
-        (image,) = await balancer.generate(GenerationRequest("a", 64, 64, variant=LIGHT))
+        (image,) = await balancer.generate(GenerationRequest("a", ImageSize(64, 64), variant=LIGHT))
         assert image.variant == LIGHT

@@ -21,6 +21,7 @@ from load_balancer.pool.replica_registry import GRACE_S, ReplicaRegistry
 from load_balancer.pool.serve_pool import ServePool
 from load_balancer.runner.balancer import Balancer
 from load_balancer.runner.generation_request import GenerationRequest
+from weir.core import ImageSize
 from weir.plan import HEAVY, LIGHT
 
 
@@ -155,7 +156,7 @@ async def test_images_at_a_hung_replica_are_generated_by_another(hanging, plan, 
         await asyncio.sleep(0)
     hanging.pool.confidence = 0.1
     hanging.hung.add("replica-1")
-    (image,) = await balancer.generate(GenerationRequest("a red circle", 64, 64))
+    (image,) = await balancer.generate(GenerationRequest("a red circle", ImageSize(64, 64)))
     watching.cancel()
     assert image.model == "toy-heavy"
     assert [replica for replica, role, _ in hanging.pool.calls if role == HEAVY] == ["replica-1", "replica-2"]

@@ -19,12 +19,13 @@ from load_balancer.runner.balancer import Balancer
 from load_balancer.runner.generation_request import GenerationRequest
 from tests.load_balancer.conftest import FakePool
 from weir.config import FamilyConfig
-from weir.core import margin_s
+from weir.core import ImageSize, margin_s
 from weir.errors import DeadlineExceeded, GenerationFailed, NotReady, Overloaded
 from weir.plan import HEAVY, LIGHT, Assignment, Plan, ReplicaChoice, Rules
 from weir.profiles import Profile
 
-ORDER = GenerationRequest("a red circle", 64, 64)
+SQUARE = ImageSize(64, 64)
+ORDER = GenerationRequest("a red circle", SQUARE)
 
 
 async def test_a_confident_image_comes_from_a_light_replica(running, pool):
@@ -49,7 +50,7 @@ async def test_a_doubtful_image_is_generated_again_by_a_heavy_replica_with_the_s
 
 async def test_the_images_of_one_request_have_consecutive_seeds_and_own_ids(running, pool):
     async with running() as balancer:
-        images = await balancer.generate(GenerationRequest("a", 64, 64, n=3, seed=2**64 - 2))
+        images = await balancer.generate(GenerationRequest("a", SQUARE, n=3, seed=2**64 - 2))
     assert [image.seed for image in images] == [2**64 - 2, 2**64 - 1, 0]
     assert len({image.result.id for image in images}) == 3
 
@@ -62,7 +63,7 @@ async def test_without_a_seed_every_request_gets_its_own(running):
 
 async def test_steps_guidance_and_sampler_travel_to_the_worker(running, pool):
     async with running() as balancer:
-        wanted = GenerationRequest("a", 64, 64, variant=HEAVY, steps=10, guidance=3.0, sampler="ddim")
+        wanted = GenerationRequest("a", SQUARE, variant=HEAVY, steps=10, guidance=3.0, sampler="ddim")
         (image,) = await balancer.generate(wanted)
     assert image.result.steps == 10
     assert pool.calls[0][2]["overrides"] == {"steps": 10, "guidance": 3.0, "sampler": "ddim"}
@@ -290,9 +291,9 @@ async def test_a_larger_image_is_admitted_and_counted_by_its_pixels(running, poo
     """The profile's 0.1 s of a heavy image are those of 64 × 64 pixels."""
     async with running(slo_s=3.0) as balancer:
         for side in (64, 128):
-            await balancer.generate(GenerationRequest("a", side, side, variant=HEAVY))
+            await balancer.generate(GenerationRequest("a", ImageSize(side, side), variant=HEAVY))
         with pytest.raises(Overloaded, match=r"ready .* after its deadline"):
-            await balancer.generate(GenerationRequest("a", 512, 512, variant=HEAVY))
+            await balancer.generate(GenerationRequest("a", ImageSize(512, 512), variant=HEAVY))
         assert balancer.counters()["arrivals"] == 1 + 4 + 64
         assert balancer.live()["arrivals"] == 3
 
@@ -300,7 +301,7 @@ async def test_a_larger_image_is_admitted_and_counted_by_its_pixels(running, poo
 async def test_cancelling_a_request_cancels_its_work(running, pool):
     pool.delay_s[LIGHT] = 60
     async with running() as balancer:
-        order = asyncio.create_task(balancer.generate(GenerationRequest("a", 64, 64, n=3)))
+        order = asyncio.create_task(balancer.generate(GenerationRequest("a", SQUARE, n=3)))
         await asyncio.sleep(0.02)
         order.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -315,13 +316,13 @@ async def test_one_image_that_fails_cancels_its_siblings(running, pool):
     pool.fail = lambda *_: next(failures, ("generation_failed", "broken"))
     async with running() as balancer:
         with pytest.raises(GenerationFailed, match="broken"):
-            await balancer.generate(GenerationRequest("a", 64, 64, n=3))
+            await balancer.generate(GenerationRequest("a", SQUARE, n=3))
         assert balancer.admission.in_flight == 0
 
 
 async def test_more_than_the_deadline_allows_is_refused_before_any_work(running, pool):
     pool.delay_s[HEAVY] = 1
-    order = GenerationRequest("a", 64, 64, variant=HEAVY)
+    order = GenerationRequest("a", SQUARE, variant=HEAVY)
     async with running(slo_s=0.3, queued=1000) as balancer:
         tasks = [asyncio.create_task(balancer.generate(order)) for _ in range(40)]
         await asyncio.sleep(0.05)
@@ -359,8 +360,8 @@ async def test_the_counters_report_what_happened(running, pool, plan):
     async with running() as balancer:
         await balancer.generate(ORDER)
         pool.confidence = 0.2
-        await balancer.generate(GenerationRequest("a", 64, 64, n=2))
-        await balancer.generate(GenerationRequest("a", 64, 64, variant=LIGHT))  # forced: the cascade did not decide
+        await balancer.generate(GenerationRequest("a", SQUARE, n=2))
+        await balancer.generate(GenerationRequest("a", SQUARE, variant=LIGHT))  # forced: the cascade did not decide
         seen = balancer.counters(1, 3)
     assert seen == {
         "plan": plan.to_dict(),
@@ -394,7 +395,7 @@ async def test_the_counters_report_what_happened(running, pool, plan):
 
 async def test_the_time_of_a_shorter_batch_is_scaled_to_a_whole_run(running, pool):
     async with running() as balancer:
-        await balancer.generate(GenerationRequest("a", 64, 64, variant=HEAVY, steps=10))
+        await balancer.generate(GenerationRequest("a", SQUARE, variant=HEAVY, steps=10))
         assert balancer.counters()["batches"] == [("heavy", 1, pytest.approx(0.05))]
 
 
@@ -580,7 +581,7 @@ def test_a_request_is_admitted_and_run_without_ray():
 async def test_larger_images_and_more_steps_have_the_price_of_their_work(running):
     async with running() as balancer:
         prices = {
-            (width, steps, n): balancer.price(replace(ORDER, width=width, height=width, steps=steps, n=n))
+            (width, steps, n): balancer.price(replace(ORDER, size=ImageSize(width, width), steps=steps, n=n))
             for width, steps, n in ((64, None, 1), (64, None, 4), (128, None, 1), (128, 100, 2), (32, 10, 3))
         }
     assert list(prices.values()) == [1, 4, 4, 16, 3]

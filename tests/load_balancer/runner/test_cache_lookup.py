@@ -12,11 +12,11 @@ from load_balancer.http.api_keys import Caller
 from load_balancer.runner.generation_request import GenerationRequest
 from load_balancer.runner.serve_cache_client import ServeCacheClient
 from testing.collector import recorded
-from weir.core import NO_LOOKUP, CacheLookup, ImageRequest, ImageResult, Resume
+from weir.core import NO_LOOKUP, CacheLookup, ImageRequest, ImageResult, ImageSize, Resume
 from weir.logs import logged_as
 from weir.plan import HEAVY, LIGHT, Rules
 
-ORDER = GenerationRequest("a red circle", 64, 64)
+ORDER = GenerationRequest("a red circle", ImageSize(64, 64))
 STATE = Resume("weir:1:acme|…:entry-1:25", 25)
 HIT = CacheLookup("acme|…", 0.97, "entry-1", STATE)
 MISS = CacheLookup("acme|…", 0.31, capture=True)
@@ -256,7 +256,7 @@ class FakeHandle:
         return self.answer
 
 
-REQUEST = ImageRequest("a", "a red circle", 1, 64, 64, 0.0)
+REQUEST = ImageRequest("a", "a red circle", 1, ImageSize(64, 64), 0.0)
 
 
 async def test_the_cache_services_answer_becomes_the_lookup():

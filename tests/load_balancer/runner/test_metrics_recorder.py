@@ -10,6 +10,7 @@ from prometheus_client import CollectorRegistry
 
 from load_balancer.runner.balancer import Balancer
 from load_balancer.runner.generation_request import GenerationRequest
+from weir.core import ImageSize
 from weir.errors import NotReady, WeirError
 from weir.plan import HEAVY, LIGHT, Plan
 from weir.telemetry import PrometheusMetrics
@@ -30,7 +31,7 @@ class Seen:
         self.balancer.dispatcher.sync(await self.balancer.registry._pool.describe())
 
     async def draw(self, **more: object) -> None:
-        order = GenerationRequest(prompt="a red circle", n=1, width=64, height=64, **more)  # type: ignore[arg-type]
+        order = GenerationRequest(prompt="a red circle", n=1, size=ImageSize(64, 64), **more)  # type: ignore[arg-type]
         with suppress(WeirError):
             await self.balancer.generate(order)
 

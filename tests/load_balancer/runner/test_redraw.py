@@ -11,9 +11,10 @@ from load_balancer.runner.generation_request import GenerationRequest
 from load_balancer.runner.generation_task import GeneratedImage
 from weir.cascade import next_seed
 from weir.config import RedrawConfig
+from weir.core import ImageSize
 from weir.plan import HEAVY
 
-ORDER = GenerationRequest("a red circle", 64, 64)
+ORDER = GenerationRequest("a red circle", ImageSize(64, 64))
 REDRAW = RedrawConfig(below=0.6, most=2)
 
 

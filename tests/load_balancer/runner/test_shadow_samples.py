@@ -10,9 +10,10 @@ import pytest
 from load_balancer.runner.balancer import Balancer
 from load_balancer.runner.generation_request import GenerationRequest
 from load_balancer.runner.shadow_samples import RECENT, ShadowSamples
+from weir.core import ImageSize
 from weir.plan import HEAVY, LIGHT
 
-ORDER = GenerationRequest("a red circle", 64, 64)
+ORDER = GenerationRequest("a red circle", ImageSize(64, 64))
 LEVELS = ((HEAVY, 50), (HEAVY, 5), (LIGHT, 0))
 
 
@@ -88,16 +89,17 @@ async def test_no_prompt_is_kept_unless_shadow_samples_are_configured(pool, plan
 
 
 @pytest.mark.parametrize(
-    "other", [{"variant": LIGHT}, {"steps": 7}, {"guidance": 1.5}, {"negative_prompt": "blue"}, {"width": 32}]
+    "other",
+    [{"variant": LIGHT}, {"steps": 7}, {"guidance": 1.5}, {"negative_prompt": "blue"}, {"size": ImageSize(32, 32)}],
 )
 def test_requests_with_settings_that_levels_change_are_not_sampled(other):
-    shadow = ShadowSamples(0.2, 64, Random(0))
+    shadow = ShadowSamples(0.2, ImageSize(64, 64), Random(0))
     shadow.note(replace(ORDER, **other))
     assert not shadow._prompts
 
 
 def test_the_oldest_prompt_is_removed_first():
-    shadow = ShadowSamples(0.2, 64, Random(0))
+    shadow = ShadowSamples(0.2, ImageSize(64, 64), Random(0))
     for i in range(RECENT + 1):
         shadow.note(replace(ORDER, prompt=str(i)))
     assert shadow._prompts == [str(i) for i in range(1, RECENT + 1)]

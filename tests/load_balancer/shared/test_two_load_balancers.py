@@ -16,6 +16,7 @@ from load_balancer.http.openapi import GENERATIONS
 from load_balancer.runner.generation_request import GenerationRequest
 from load_balancer.shared.store import KEEPALIVE
 from tests.load_balancer.shared.conftest import Member, until
+from weir.core import ImageSize
 from weir.plan import HEAVY, LIGHT
 
 GOOD: dict[str, Any] = {"prompt": "a red circle"}
@@ -109,12 +110,12 @@ async def test_a_client_that_leaves_before_its_request_is_admitted_leaves_its_ke
     a, b = await join("a"), await join("b")
     charging = asyncio.Event()
 
-    async def slowly(caller, images):
+    async def slowly(caller, images, cost):
         charging.set()
         await asyncio.sleep(600)
 
     jobs = Jobs(a.balancer, None, charge=slowly, sharing=a.shared.sharing)
-    request = GenerationRequest("a red circle", 64, 64, seed=1)
+    request = GenerationRequest("a red circle", ImageSize(64, 64), seed=1)
     leaving = asyncio.create_task(jobs.begin(request, "", key="k"))
     await charging.wait()
     leaving.cancel()

@@ -69,7 +69,7 @@ class Clients:
         variant = fields.pop("variant", HEAVY)
         on_step = fields.pop("on_step", None)
         request = image_request(name, **fields)
-        job = DenoiseJob(Recipe(variant, request.width, request.height, steps, 1.0, "ddim"), request, start)
+        job = DenoiseJob(Recipe(variant, request.size, steps, 1.0, "ddim"), request, start)
         self.tasks[name] = self.loop.submit(job, lambda outcome: self.take(name, outcome), on_step)
 
     def take(self, name: str, outcome: TaskOutcome) -> None:

@@ -25,33 +25,52 @@ from workers.models.family import Family
 KINDS = pytest.mark.parametrize("kind", [sd_pipeline, sdxl_pipeline], ids=["sd", "sdxl"])
 STATISTICS = {"latents_mean": [0.3, -0.2, 0.1, 0.5], "latents_std": [1.5, 0.7, 2.0, 1.1]}
 STEPS, GUIDANCE = 3, 2.0
-WIDE, TALL = f"{2 * SIZE}x{SIZE}", f"{SIZE}x{3 * SIZE // 2}"
+SQUARE, WIDE, TALL = ImageSize(SIZE, SIZE), ImageSize(2 * SIZE, SIZE), ImageSize(SIZE, 3 * SIZE // 2)
+NARROW = ImageSize(SIZE + 8, 3 * SIZE)
 
 
 def engine(pipeline: Any, scheduler: Any = "ddim") -> Family:
     pipeline.scheduler = scheduler_for(scheduler, pipeline.scheduler.config)
     pipeline.set_progress_bar_config(disable=True)
-    own = {"steps": STEPS, "guidance": GUIDANCE, "scheduler": scheduler}
-    config = family("-", variant("l", **own), variant("h", **own), sizes=(WIDE, TALL))
+    heavy = {"steps": STEPS, "guidance": GUIDANCE, "scheduler": scheduler}
+    light = heavy | {"steps": 2, "guidance": 0}
+    config = family("-", variant("l", **light), variant("h", **heavy), sizes=(WIDE, TALL, NARROW))
     return Family(config, dict.fromkeys((LIGHT, HEAVY), pipeline))
 
 
-def difference(made: Family, width: int = SIZE, height: int = SIZE) -> float:
+def difference(made: Family, size: ImageSize = SQUARE, key: str = HEAVY) -> float:
     """Largest difference of a pixel (0…255) between the engine's image and diffusers'."""
-    latents = torch.randn((1, 4, height // 2, width // 2), generator=torch.Generator().manual_seed(7))
-    whole = {"height": height, "width": width, "num_inference_steps": STEPS, "guidance_scale": GUIDANCE}
-    pipeline = made.pipelines[HEAVY]
-    theirs = pipeline(prompt="a red a", negative_prompt="blur", latents=latents, output_type="np", **whole).images[0]
-    [output] = made.generate(HEAVY, [image_request(negative_prompt="blur", width=width, height=height)])
+    own = made.config.variants[key]
+    shape = 1, 4, size.height // 2, size.width // 2
+    whole = size._asdict() | {"num_inference_steps": own.steps, "guidance_scale": own.guidance, "output_type": "np"}
+    latents = torch.randn(shape, generator=torch.Generator().manual_seed(7))
+    theirs = made.pipelines[key](prompt="a red a", negative_prompt="blur", latents=latents, **whole).images[0]
+    [output] = made.generate(key, [image_request(negative_prompt="blur", size=size)])
     assert output.error is None
+    assert theirs.shape == (size.height, size.width, 3)
     return float(np.abs(np.asarray(Image.open(io.BytesIO(output.image)), float) - theirs * 255).max())
 
 
 @KINDS
-@pytest.mark.parametrize("size", [WIDE, TALL])
-def test_an_image_of_any_shape_is_that_of_diffusers(kind: Callable[[], Any], size: str) -> None:
-    width, height = ImageSize.of(size)
-    assert difference(engine(kind()), width, height) <= 1
+@pytest.mark.parametrize("key", [LIGHT, HEAVY])
+@pytest.mark.parametrize("size", [SQUARE, WIDE, TALL, NARROW], ids=str)
+def test_an_image_of_any_shape_is_that_of_diffusers(kind: Callable[[], Any], size: ImageSize, key: str) -> None:
+    """SDXL's conditions on sizes, too, are those of diffusers: a wrong one changes the image."""
+    assert difference(engine(kind()), size, key) <= 1
+
+
+def test_images_of_sdxl_depend_on_the_order_of_width_and_height_in_its_size_conditions() -> None:
+    made = engine(sdxl_pipeline())
+    swapped = sdxl_pipeline()
+    adapter = made._adapters[HEAVY]
+    conditions = adapter.conditions
+
+    def transposed(text: Any, recipe: Any) -> Any:
+        return conditions(text, recipe._replace(size=ImageSize(recipe.size.height, recipe.size.width)))
+
+    adapter.conditions = transposed  # type: ignore[method-assign]
+    assert difference(made, WIDE) > 1
+    assert difference(engine(swapped), WIDE) <= 1
 
 
 @KINDS

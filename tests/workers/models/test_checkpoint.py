@@ -299,24 +299,28 @@ def test_a_setting_that_a_scheduler_cannot_follow_is_refused_by_its_key(
 # ------------------------------------------------------------------------------------------------- sizes
 
 
-@pytest.mark.parametrize(("side", "nearest"), [(33, "32 and 34"), (SIZE + 1, f"{SIZE} and {SIZE + 2}")])
+@pytest.mark.parametrize(("side", "nearest"), [(33, "32x32 and 34x34"), (SIZE + 3, "34x34 and 36x36")])
 def test_a_size_between_two_latents_is_refused_with_the_nearest_sizes(folders: Path, side: int, nearest: str) -> None:
     message = refusal(family(folders / "sdxl", variant("l"), variant("h"), size=side))
-    assert f"size: {side} is not a multiple of 2," in message
+    assert f"size: {side}x{side} is not a multiple of 2," in message
     assert message.endswith(f"the nearest sizes are {nearest}")
 
 
 @pytest.mark.parametrize(
     ("fields", "named"),
     [
-        ({"size": 66}, "size: 66 is not a multiple of 4, "),
-        ({"sizes": (32, 70)}, "sizes: 70 is not a multiple of 4, "),
-        ({"size": 127}, "size: 127 is not a multiple of 4, "),
+        ({"size": 66}, "size: 66x66 is not a multiple of 4, "),
+        ({"sizes": (32, 70)}, "sizes: 70x70 is not a multiple of 4, "),
+        ({"size": 127}, "size: 127x127 is not a multiple of 4, "),
         ({"sizes": ("96x64", "66x64")}, "sizes: 66x64 is not a multiple of 4, "),
         ({"sizes": ("64x66",)}, "the nearest sizes are 64x64 and 64x68"),
+        (
+            {"any_size": {"multiple": 6, "least_side": 32, "most_side": 128}},
+            "any_size.multiple: 6 is not a multiple of 4, the factor between pixels and latents of light",
+        ),
     ],
 )
 def test_every_size_of_the_embedded_family_is_a_multiple_of_its_factor(fields: dict[str, Any], named: str) -> None:
     embedded = load_family(FAMILY)
     check_family(embedded)
-    assert named in refusal(embedded.model_copy(update=fields))
+    assert named in refusal(FamilyConfig.model_validate(embedded.model_dump() | fields))

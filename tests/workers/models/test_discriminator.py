@@ -36,3 +36,13 @@ def test_other_weights_have_another_version(discriminator: Discriminator) -> Non
     with torch.no_grad():
         next(other.net.parameters()).add_(0.1)
     assert Discriminator(other.net, discriminator, other.tokenizer).version != discriminator.version  # type: ignore[arg-type]
+
+
+def test_an_image_of_another_shape_is_judged_as_its_scaled_square(discriminator: Discriminator) -> None:
+    """Also one with a single side of the discriminator's own length."""
+    square = torch.from_numpy(render(sample_scene(np.random.default_rng(0)))).permute(2, 0, 1)[None].float() / 127.5 - 1
+    for shape in ((64, 96), (96, 64), (128, 96)):
+        image = torch.nn.functional.interpolate(square, shape, mode="bilinear", antialias=True)
+        [now], [own] = (discriminator.confidence(it, ["a red circle"]) for it in (image, square))
+        assert now == pytest.approx(own, abs=0.1)
+        assert len(discriminator.see(image)[0]) == len(discriminator.see(square)[0])

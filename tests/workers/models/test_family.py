@@ -17,7 +17,7 @@ from testing.collector import recorded
 from testing.tiny_models import SIZE
 from tests.workers.samples import family, image_request, variant, with_bad_value
 from weir.config import FamilyConfig
-from weir.core import Overrides
+from weir.core import ImageSize, Overrides
 from weir.errors import ConfigError, InvalidRequest
 from weir.plan import HEAVY, LIGHT
 from workers.engine.engine import EngineOutput, OutOfMemory, recipe
@@ -145,7 +145,7 @@ def test_what_could_not_be_checked_before_is_refused_when_it_is_loaded(
     EDMEulerScheduler().save_config(tmp_path / "sdxl" / "scheduler")
     with pytest.raises(ConfigError, match=r"family tiny: pipeline: .*scheduler: sigma_data is 0\.5"):
         Family.load(family(tmp_path / "sdxl", variant("l"), variant("h")))
-    with pytest.raises(ConfigError, match="size: 33 is not a multiple of 2"):
+    with pytest.raises(ConfigError, match="size: 33x33 is not a multiple of 2"):
         Family.load(family(folders / "sdxl", variant("l"), variant("h"), size=33))
     small = variant("l", unet=str(folders / "light_unet" / "diffusion_pytorch_model.safetensors"))
     with pytest.raises(ConfigError, match=r"light\.unet: .*does not fit the denoiser"):
@@ -242,7 +242,7 @@ def test_a_light_image_has_a_confidence_and_a_heavy_image_has_none(tiny: Family)
 
 
 def test_images_of_other_sizes_and_prompts_of_any_length_are_generated(tiny: Family) -> None:
-    [small] = tiny.generate(LIGHT, [image_request(width=16, height=16, prompt="ö" * 500)])
+    [small] = tiny.generate(LIGHT, [image_request(size=ImageSize(16, 16), prompt="ö" * 500)])
     assert pixels(small).shape == (16, 16, 3)
     assert tiny.generate(LIGHT, [image_request(prompt="")])[0].error is None
 
@@ -314,8 +314,8 @@ def test_beat_advances_during_a_batch(tiny: Family) -> None:
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
-        ({"width": 48, "height": 48}, "size"),
-        ({"width": 16}, "size"),
+        ({"size": ImageSize(48, 48)}, "size"),
+        ({"size": ImageSize(16, SIZE)}, "size"),
         ({"overrides": Overrides(steps=0)}, "num_inference_steps"),
         ({"overrides": Overrides(steps=10**6)}, "num_inference_steps"),
         ({"overrides": Overrides(guidance=-1.0)}, "guidance_scale"),

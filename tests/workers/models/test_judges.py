@@ -15,6 +15,7 @@ from quality.suite import tensors
 from tests.workers.samples import image_request
 from training.scenes import Scene, caption, render, sample_scene
 from weir.config import FamilyConfig, load_family
+from weir.core import ImageSize
 from weir.errors import ConfigError
 from weir.plan import LIGHT
 from workers.models.discriminator import Discriminator
@@ -66,7 +67,7 @@ def test_stored_features_give_the_same_confidence_as_the_image(by_clip: ClipConf
 
 def test_light_images_of_a_family_judged_by_clip_have_a_confidence(by_clip: ClipConfidence) -> None:
     family = Family.load(BY_CLIP, threads=1)
-    [output] = family.generate(LIGHT, [image_request(width=64, height=64)])
+    [output] = family.generate(LIGHT, [image_request(size=ImageSize(64, 64))])
     assert output.confidence is not None
     assert 0.5 < output.confidence < 1
 

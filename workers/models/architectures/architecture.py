@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeAlias
 if TYPE_CHECKING:
     import torch
 
+    from weir.core import ImageSize
     from weir.samplers import Scheduler
     from workers.engine.scheduling import Recipe
 
@@ -154,8 +155,8 @@ class Architecture(ABC):
         """
 
     @abstractmethod
-    def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
-        """Shape [C, H/f, W/f] of an image's latent; sizes in pixels."""
+    def latent_shape(self, size: ImageSize) -> tuple[int, int, int]:
+        """Shape [C, H/f, W/f] of the latent of an image."""
 
     @abstractmethod
     def conditions(self, text: Text, recipe: Recipe) -> dict[str, torch.Tensor]:

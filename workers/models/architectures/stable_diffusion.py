@@ -11,6 +11,7 @@ from workers.models.architectures.architecture import Architecture, Configs, Mis
 if TYPE_CHECKING:
     import torch
 
+    from weir.core import ImageSize
     from weir.samplers import Scheduler
     from workers.engine.scheduling import Recipe
 
@@ -144,9 +145,9 @@ class StableDiffusion(Architecture):
             return prompt, negative
         return _extended(prompt, empty(), max(lengths)), _extended(negative, empty(), max(lengths))
 
-    def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
+    def latent_shape(self, size: ImageSize) -> tuple[int, int, int]:
         factor = self.pipeline.vae_scale_factor
-        return self.pipeline.unet.config.in_channels, height // factor, width // factor
+        return self.pipeline.unet.config.in_channels, size.height // factor, size.width // factor
 
     def conditions(self, text: Text, recipe: Recipe) -> dict[str, torch.Tensor]:
         conditions = dict(text.tensors)

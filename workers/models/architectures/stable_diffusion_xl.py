@@ -60,7 +60,7 @@ class StableDiffusionXL(StableDiffusion):
         return bool(self.pipeline.config.force_zeros_for_empty_prompt)
 
     def conditions(self, text: Text, recipe: Recipe) -> dict[str, torch.Tensor]:
-        size = (recipe.height, recipe.width)
+        size = (recipe.size.height, recipe.size.width)
         states = text.tensors["encoder_hidden_states"]
         # Original and target size are the image's size, without a crop.
         sizes = states.new_tensor([*size, 0, 0, *size], dtype=self.pipeline.unet.dtype)

@@ -24,8 +24,12 @@ STEPWISE = {"step_s": [1e-4, 1e-4], "fixed": {"text_s": 0, "decode_s": 0}}
 DOUBTFUL = Profile.model_validate(
     {**PROFILE, "heavy": {**PROFILE["heavy"], **STEPWISE}, "confidences": [0.25]}  # below the plan's threshold
 )
-#: A square, a smaller one, and a landscape.
-SIZED = {**FAMILY, "sizes": [32, "96x64"]}
+#: A square, a smaller one, a landscape, and any other size within limits.
+SIZED = {
+    **FAMILY,
+    "sizes": [32, "96x64"],
+    "any_size": {"multiple": 8, "least_side": 30, "most_side": 128, "pixels": 96 * 96},
+}
 PATIENCE_S = 60
 #: Id of the request that a replica sends itself after a failure; a replica that fails it is replaced.
 SELF_TEST = "self-test"

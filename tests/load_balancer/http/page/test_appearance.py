@@ -107,7 +107,8 @@ def test_the_layout_does_not_shift_while_an_image_is_generated(page, engines):
 
 def test_a_phone_shows_everything_in_one_column_and_cuts_nothing(phone):
     assert phone.cut() == []
-    for settings in ({"n": 4, "size": "96x64", "model": ""}, {"n": 1, "size": "64x64", "model": "beside"}):
+    wide = {"n": 1, "size": "other", "width": 128, "height": 72, "model": ""}
+    for settings in ({"n": 4, "size": "96x64", "model": ""}, wide, {"n": 1, "size": "64x64", "model": "beside"}):
         phone.draw("a-word-that-is-as-long-as-" * 10, seed=2**64 - 9, **settings)
         assert phone.cut() == []
 

@@ -15,12 +15,45 @@ pytestmark = BROWSER_MARKS
 
 
 def test_every_size_of_the_family_can_be_chosen_and_the_frame_takes_its_shape(page, requests):
-    assert page.options("size") == {"64x64": "64 × 64", "32x32": "32 × 32", "96x64": "96 × 64"}
+    assert page.options("size") == {"64x64": "64 × 64", "32x32": "32 × 32", "96x64": "96 × 64", "other": "other…"}
     page.draw(size="96x64")
-    assert (requests[-1].width, requests[-1].height) == (96, 64)
+    assert requests[-1].size == (96, 64)
     frame = page.find("stage").find_element(By.CLASS_NAME, "picture").rect
     assert frame["width"] / frame["height"] == pytest.approx(1.5, abs=0.01)
     assert page.text("size") == "96 × 64"
+
+
+def test_a_size_that_is_not_listed_has_a_width_and_a_height_within_the_limits(page, requests):
+    assert {"width", "height"}.isdisjoint(page.offered())
+    page.fill(size="other")
+    assert {"width", "height"} <= page.offered()
+    assert [page.field(name).get_property("value") for name in ("width", "height")] == ["64", "64"]
+    page.draw(size="other", width=40, height=80)
+    assert requests[-1].size == (40, 80)
+    frame = page.find("stage").find_element(By.CLASS_NAME, "picture").rect
+    assert frame["width"] / frame["height"] == pytest.approx(0.5, abs=0.01)
+    assert page.text("size") == "40 × 80"
+    page.fill(size="64x64")
+    assert {"width", "height"}.isdisjoint(page.offered())
+    page.find("again").click()
+    assert page.filled()["size"] == "other"
+    assert (page.filled()["width"], page.filled()["height"]) == ("40", "80")
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "validity"),
+    [
+        (24, 64, "rangeUnderflow"),  # the smallest multiple of 8 within the limits is 32
+        (136, 64, "rangeOverflow"),
+        (36, 64, "stepMismatch"),
+        (128, 80, "customError"),  # each side is allowed, and together they have too many pixels
+        ("", 64, "valueMissing"),
+    ],
+)
+def test_a_size_beyond_the_limits_is_not_sent(page, requests, width, height, validity):
+    page.begin(size="other", width=width, height=height)
+    assert page.browser.execute_script(f"return document.querySelector('[name=width]').validity.{validity}")
+    assert requests == []
 
 
 def test_steps_guidance_and_negative_prompt_are_those_of_the_form(page, requests):
