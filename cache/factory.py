@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable
 from functools import partial
@@ -22,6 +21,7 @@ from cache.store.redis_backend import RedisBackend
 from cache.store.store import SealedStore
 from weir.config import CacheConfig, FamilyConfig
 from weir.errors import ConfigError
+from weir.json_files import read_json
 from weir.own_code import is_own, own
 from weir.prompt_levels import LevelHead
 from weir.telemetry import Metrics
@@ -188,4 +188,4 @@ def open_cache(
 def _encoder_of(selector: str) -> str | None:
     """The encoder of a profile that :func:`load_selector` has read; None for published thresholds, and if the profile
     does not name one."""
-    return None if selector in PUBLISHED else json.loads(Path(selector).read_text()).get("encoder")
+    return None if selector in PUBLISHED else read_json(Path(selector)).get("encoder")

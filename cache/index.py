@@ -18,6 +18,7 @@ import faiss
 import numpy as np
 
 from weir.errors import ConfigError
+from weir.json_files import read_json
 
 log = logging.getLogger(__name__)
 
@@ -123,7 +124,7 @@ class VectorIndex:
             ConfigError: the snapshot is missing, damaged or of another format; rebuild from the store instead.
         """
         try:
-            about = json.loads(path.with_suffix(".json").read_text())
+            about = read_json(path.with_suffix(".json"))
             if about["format"] != _FORMAT:
                 raise ValueError(f"format {about['format']}")
             loaded: Any = faiss.read_index(str(path))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import shlex
@@ -20,6 +19,7 @@ from weir import __version__
 from weir.config import load_family
 from weir.errors import ConfigError
 from weir.files import check_place, file_format
+from weir.json_files import read_json
 
 if TYPE_CHECKING:
     from quality.scorer import Scorer
@@ -114,7 +114,7 @@ def replay(
             scorer=judge[1] if judge else None,
         )
     if as_json:
-        print_json(json.loads((folder / "report.json").read_text()))
+        print_json(read_json(folder / "report.json"))
     else:
         _print_summary(summary, folder)
     unanswered = bool(result.outcomes) and not any(it.answered for it in result.outcomes)

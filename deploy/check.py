@@ -22,6 +22,7 @@ from traces.loader import FORMS, load_trace
 from weir.approximation_levels import Ladder, load_ladder
 from weir.config import FamilyConfig, ServiceConfig, load_family, load_keys
 from weir.errors import ConfigError, PlanError
+from weir.json_files import read_json
 from weir.plan import Plan
 from weir.profiles import Profile, load_profile
 from weir.prompt_levels import LevelHead
@@ -167,9 +168,9 @@ def _cache_profile(path: Path) -> tuple[str, ...]:
 
 def _plan(path: Path) -> tuple[str, ...]:
     try:
-        plan = Plan.from_dict(json.loads(path.read_text()))
-    except PlanError as error:
-        raise ConfigError(f"{path}: {error.message}") from None
+        plan = Plan.from_dict(read_json(path))
+    except (PlanError, ValueError) as error:
+        raise ConfigError(f"{path}: {error}") from None
     replicas = ", ".join(f"{plan.count(role)} {role}" for role in plan.roles)
     thresholds = ", ".join(f"{threshold:g}" for threshold in plan.thresholds) or "none"
     admits = "admits all" if plan.admitted_rps is None else f"admits {plan.admitted_rps:g} requests/s"
@@ -177,12 +178,12 @@ def _plan(path: Path) -> tuple[str, ...]:
 
 
 def _dashboard(path: Path) -> tuple[str, ...]:
-    fields = json.loads(path.read_text())
     try:
+        fields = read_json(path)
         panels = [panel for panel in fields["panels"] if panel["type"] != "row"]
         empty = [panel["title"] for panel in panels if not all(target["expr"] for target in panel["targets"])]
         title = fields["title"]
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise ConfigError(f"{path}: not a Grafana dashboard: it lacks {error}") from None
     if empty:
         raise ConfigError(f"{path}: panels without a query: {', '.join(empty)}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from weir.errors import ConfigError
+from weir.json_files import read_json
 from weir.profiles import QualityProfile
 
 
@@ -57,7 +57,7 @@ class Calibration:
         """
         remedy = "create it with `weir evaluate`"
         try:
-            figures = json.loads(path.read_text())
+            figures = read_json(path)
             of = figures if variant is None else figures["variants"][variant]
             confidences = [float(c) for c in of["confidences"]]
             quality = tuple(float(q) for q in of["quality"]["discriminator"])
@@ -79,7 +79,7 @@ class Calibration:
     def last_confidences(path: Path, variant: str) -> tuple[float, ...]:
         """Confidences of the first discriminator in images of the last variant, from a file that :meth:`read` accepted;
         empty when the file has none."""
-        of = json.loads(path.read_text()).get("variants", {}).get(variant, {})
+        of = read_json(path).get("variants", {}).get(variant, {})
         return tuple(float(c) for c in of.get("confidences", ()))
 
     def profile(self, heavy_steps: int) -> QualityProfile:

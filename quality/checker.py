@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from weir.errors import ConfigError
+from weir.json_files import read_json
 
 GOOD_ENOUGH = 0.8
 
@@ -201,7 +202,7 @@ class AttributeChecker:
         """
         folder = Path(folder)
         try:
-            fields = json.loads((folder / "config.json").read_text())
+            fields = read_json(folder / "config.json")
             words = Vocabulary(**{k: tuple(v) for k, v in fields.items()})
             detector = Detector(words)
             detector.load_state_dict({k: v.float() for k, v in load_file(folder / "model.safetensors").items()})

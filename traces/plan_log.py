@@ -14,6 +14,7 @@ import httpx
 
 from weir.errors import ConfigError
 from weir.files import written_whole
+from weir.json_files import read_json
 
 #: Name of the file in the folder of a replay.
 PLANS = "plans.json"
@@ -88,7 +89,7 @@ def read_plans(folder: Path) -> list[ObservedPlan]:
     if not path.exists():
         return []
     try:
-        return [ObservedPlan(**{**it, "thresholds": tuple(it["thresholds"])}) for it in json.loads(path.read_text())]
+        return [ObservedPlan(**{**it, "thresholds": tuple(it["thresholds"])}) for it in read_json(path)]
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise ConfigError(f"{path}: not the plans of a replay: {error}; replay again") from None
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from traces.page import inline, render
 from traces.report import TITLES
 from weir.errors import ConfigError
 from weir.files import written_whole
+from weir.json_files import read_json
 
 #: Figures of the table: the name with the unit and the better direction, the key of the report, and a factor.
 _ROWS = (
@@ -75,7 +75,7 @@ def _column(run: Path) -> _Column:
     if not (run / "report.json").is_file():
         raise ConfigError(f"{run}: there is no report.json of a replay in it; {remedy}")
     try:
-        report = json.loads((run / "report.json").read_text())
+        report = read_json(run / "report.json")
         plots = {file.stem: file.read_text() for file in (run / "plots").glob("*.svg")}
         about = {str(key): str(value) for key, value in report["about"].items()}
         return _Column(run.name, about, float(report["slo_s"]), dict(report["total"]), plots)

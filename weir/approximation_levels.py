@@ -6,7 +6,6 @@ a smaller model (AccuScale/Argus, Agarwal et al., Middleware 2025). Level 0 is t
 
 from __future__ import annotations
 
-import json
 import math
 from enum import StrEnum
 from itertools import pairwise
@@ -16,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from weir.core import LatencyProfile
 from weir.errors import ConfigError
+from weir.json_files import read_json
 
 
 class Strategy(StrEnum):
@@ -176,11 +176,11 @@ def load_ladder(path: Path | str) -> Ladder:
     """
     path = Path(path)
     try:
-        return Ladder.model_validate(json.loads(path.read_text()))
+        return Ladder.model_validate(read_json(path))
     except FileNotFoundError:
         raise ConfigError(f"{path}: there is no such file; deploy/ladders/argus-sdxl.json is an example") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ConfigError(f"{path}: not a readable JSON file: {error}") from None
     except ValidationError as error:
         problems = (f"{path}: {'.'.join(map(str, p['loc'])) or '(ladder)'}: {p['msg']}" for p in error.errors())
         raise ConfigError("\n".join(problems)) from None
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: not a readable JSON file: {error}") from None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate
@@ -14,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from weir.core import DeferralCurve, ImageSize, LatencyProfile
 from weir.errors import ConfigError
 from weir.image_sizes import SizeField
+from weir.json_files import read_json
 from weir.plan import HEAVY, LIGHT
 from weir.size_costs import cost_at
 
@@ -310,16 +310,16 @@ def load_profile(path: Path | str, ladder: Sequence[str] = (), size: ImageSize |
     """
     path = Path(path)
     try:
-        profile = Profile.model_validate(json.loads(path.read_text()))
+        profile = Profile.model_validate(read_json(path))
     except FileNotFoundError:
         raise ConfigError(f"{path}: there is no such file; create it with `weir profile`") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ConfigError(f"{path}: not a readable JSON file: {error}") from None
     except ValidationError as error:
         problems = "\n".join(
             f"{path}: {'.'.join(map(str, p['loc'])) or '(whole file)'}: {p['msg']}" for p in error.errors()
         )
         raise ConfigError(f"{problems}\ncreate a new one with `weir profile`") from None
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: not a readable JSON file: {error}") from None
     if ladder and profile.keys != tuple(ladder):
         raise ConfigError(
             f"{path}: it has the variants {', '.join(profile.keys)}, and the family {', '.join(ladder)}; "

@@ -21,6 +21,8 @@ from weir.secrecy import key_name
 _STRING, _NULL, _MERGE = (f"tag:yaml.org,2002:{kind}" for kind in ("str", "null", "merge"))
 #: Largest number of values in a file; a few nested aliases could stand for billions.
 MOST_VALUES = 100_000
+#: Largest number of brackets within one another; the time of YAML's scanner grows with the square of it.
+MOST_BRACKETS = 50
 #: Byte order marks; a file without one is UTF-8.
 _MARKS = ((b"\xef\xbb\xbf", "utf-8-sig"), (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"))
 #: What YAML's parser says → what is wrong and the remedy.
@@ -33,6 +35,7 @@ _REMEDIES = (
     ("expected a single document", "a second document begins here; a file holds one"),
     (r"expected '?,'? or '?([\]}])'?", r"a list or mapping in brackets is not closed; a \1 or a comma is missing"),
     ("while scanning a quoted scalar", "a quote is not closed"),
+    ("brackets too deep", f"it is nested too deeply: more than {MOST_BRACKETS} brackets within one another"),
     ("found the character U", "a value has the character U+0000; delete it"),
     ("found undefined alias", "a value that begins with * names something above; put it in quotes"),
     ("could not determine a constructor", "tags (words that begin with !) are not taken; put the value in quotes"),
@@ -43,6 +46,11 @@ class _Loader(yaml.SafeLoader):
     """YAML whose plain scalars are text or None, and whose keys stand once."""
 
     yaml_implicit_resolvers: ClassVar[dict[str, list[tuple[str, re.Pattern[str]]]]] = {}
+
+    def fetch_flow_collection_start(self, TokenClass: type[yaml.Token]) -> None:
+        if self.flow_level >= MOST_BRACKETS:
+            raise yaml.scanner.ScannerError(problem="brackets too deep", problem_mark=self.get_mark())
+        super().fetch_flow_collection_start(TokenClass)
 
     def construct_scalar(self, node: yaml.ScalarNode) -> Any:
         if "\0" in node.value:  # no name or path has one, and the system's calls fail at it

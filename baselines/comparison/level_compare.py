@@ -18,6 +18,7 @@ from simulator.arrivals import Arrivals, read_arrivals, resampled
 from simulator.levels import LevelOutcome, ladder_in, simulate_levels
 from weir.approximation_levels import load_ladder
 from weir.assets import LADDERS
+from weir.json_files import read_json
 
 #: Policies that plan on a ladder.
 LEVEL_POLICIES = names(levels=True)
@@ -96,7 +97,7 @@ def ladder_file(family: str) -> Path | None:
     if "/" not in family and named.is_file():
         return named
     try:
-        return path if path.is_file() and "levels" in json.loads(path.read_text()) else None
+        return path if path.is_file() and "levels" in read_json(path) else None
     except (OSError, ValueError):
         return None
 

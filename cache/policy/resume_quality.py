@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import numpy as np
 
 from cache.policy.selector import PUBLISHED, Selector, load_selector
 from weir.errors import ConfigError
+from weir.json_files import read_json
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def load_resume_quality(source: str | Path) -> ResumeQuality:
         raise ConfigError(f"{source}: has no measurements of resumed images; make a profile with `weir cache profile`")
     ks = load_selector(source).ks
     try:
-        rows = json.loads(Path(source).read_text())["measured"]
+        rows = read_json(Path(source))["measured"]
         middles = np.array([(row["from"] + row["to"]) / 2 for row in rows], float)
         pairs = np.array([row["pairs"] for row in rows], float)
         ratio = {k: np.array([row["ratio"][str(k)] for row in rows], float) for k in ks}

@@ -7,7 +7,6 @@ profile of a family, measured by ``weir cache profile``, or published ones by na
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from weir.errors import ConfigError
+from weir.json_files import read_json
 
 
 class By(StrEnum):
@@ -135,7 +135,7 @@ def load_selector(source: str | Path) -> Selector:
         )
     path = Path(source)
     try:
-        fields = json.loads(path.read_text())["selector"]
+        fields = read_json(path)["selector"]
         return Selector(
             tuple((float(s), int(k)) for s, k in fields["levels"]),
             int(fields["steps"]),
@@ -148,7 +148,7 @@ def load_selector(source: str | Path) -> Selector:
             f"{source}: there is no such cache profile; choose one of {', '.join(PUBLISHED)}, or make one with "
             "`weir cache profile`"
         ) from None
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, OverflowError) as error:
         raise ConfigError(f"{source}: not a cache profile ({error}); make one with `weir cache profile`") from None
     except ConfigError as error:
         raise ConfigError(f"{source}: {error.message}") from None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.fuzz_files import KINDS, fuzz, place, read_damaged
+from weir.errors import ConfigError
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -35,6 +36,23 @@ def test_a_path_that_no_system_takes_is_refused_or_a_name_of_the_hub(kind: str, 
     assert path in content
     with place() as folder:
         read_damaged(KINDS[kind], content.replace(path, wrong), folder)
+
+
+@pytest.mark.parametrize("kind", [name for name in KINDS if KINDS[name].name.endswith((".json", ".yaml"))])
+@pytest.mark.parametrize("content", [b"[" * 10_000, b'{"a":' * 10_000, b"{a: " * 10_000, b"- {name:" + b"[" * 10_000])
+def test_a_file_that_is_nested_too_deeply_is_refused_at_once(kind: str, content: bytes) -> None:
+    with place() as folder:
+        read_damaged(KINDS[kind], content, folder)
+
+
+@pytest.mark.parametrize("number", [b"1e999", b"-1e999", b"Infinity", b"NaN", b"9" * 5000])
+def test_a_cache_profile_with_a_step_that_is_no_number_is_refused(number: bytes) -> None:
+    kind = KINDS["a cache profile"]
+    with place() as folder:
+        path = folder / kind.name
+        path.write_bytes(kind.valid().replace(b"20\n", number + b"\n", 1))
+        with pytest.raises(ConfigError, match="not a cache profile"):
+            kind.read(path)
 
 
 def test_the_fuzzer_finds_a_reader_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from safetensors import SafetensorError
 from weir.config import FamilyConfig
 from weir.core import ImageSize
 from weir.errors import ConfigError
+from weir.json_files import read_json
 from workers.models.architectures.architecture import Architecture, Configs
 from workers.models.architectures.registry import ARCHITECTURES
 from workers.models.source import (
@@ -289,7 +289,7 @@ def _shapes(source: Source, file: Path) -> Shapes:
 
 def _read_config(source: Source, file: Path, remedy: str) -> dict[str, Any]:
     try:
-        config = json.loads(file.read_text())
+        config = read_json(file)
     except FileNotFoundError:
         raise source.error(f"there is no file {file}", remedy) from None
     except (OSError, ValueError) as error:

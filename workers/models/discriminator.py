@@ -21,6 +21,7 @@ from torch import nn
 from transformers import CLIPModel, CLIPTokenizer
 
 from weir.errors import ConfigError
+from weir.json_files import read_json
 
 #: Largest number of tokens of a prompt that are used.
 MAX_TOKENS = 32
@@ -297,7 +298,7 @@ class Discriminator:
         """
         folder = Path(folder)
         try:
-            config = json.loads((folder / "config.json").read_text())
+            config = read_json(folder / "config.json")
             clip = folder / config.pop("clip")
             net = DiscriminatorNet(**config)
             net.load_state_dict({k: v.float() for k, v in load_file(folder / "model.safetensors").items()})
