@@ -88,6 +88,9 @@ def build(args: AppArgs) -> Application:
         service.cache.fetch_s,
         RayMetrics(),
     )
+    spread: dict[str, Any] = {}
+    if service.on_every_node:
+        spread["max_replicas_per_node"] = most_on_one_node(service.balancers, nodes())
     balancer = serve.deployment(
         name=BALANCER,
         num_replicas=service.balancers,
@@ -99,7 +102,7 @@ def build(args: AppArgs) -> Application:
         health_check_period_s=2,
         health_check_timeout_s=HUNG_S if service.balancers == 1 else HUNG_OF_SEVERAL_S,
         logging_config=QUIET,
-        max_replicas_per_node=most_on_one_node(service.balancers, nodes()) if service.on_every_node else None,
+        **spread,
     )(ServedLoadBalancer)
     return balancer.bind(
         pool,
