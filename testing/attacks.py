@@ -110,7 +110,7 @@ def write_service(folder: Path, **quota: Any) -> tuple[Path, str, str]:
         "keys_file": "keys.yaml",
         "limits": {"images": 4},
     }
-    config = emulated_service(folder, "attacked", light_s=(0.05, 0.1), heavy_s=(0.4, 0.8), **fields)
+    config = emulated_service(folder, "attacked", light_s=(0.05, 0.1), heavy_s=(0.4, 0.8), stepwise=True, **fields)
     return config, alice, mallory
 
 

@@ -50,13 +50,20 @@ def service_file(shipped: Path, path: Path, *, policy: str, slo_s: float, **chan
 
 
 def emulated_service(
-    folder: Path, name: str, *, light_s: tuple[float, float], heavy_s: tuple[float, float], **fields: Any
+    folder: Path,
+    name: str,
+    *,
+    light_s: tuple[float, float],
+    heavy_s: tuple[float, float],
+    stepwise: bool = False,
+    **fields: Any,
 ) -> Path:
     """Writes the service file of emulated workers with its family and profile.
 
     Args:
         name: name of the family and of the file.
         light_s, heavy_s: seconds of batches of one and of four images.
+        stepwise: whether images join and leave at every step, as on real workers, or at the ends of batches.
         fields: fields of the service file.
     """
     variants = {"light": (2, 1, light_s), "heavy": (50, 2, heavy_s)}
@@ -68,6 +75,10 @@ def emulated_service(
         role: {"name": f"{name}-{role}", "steps": steps, "batch_sizes": [1, 4], "latency_s": list(seconds)}
         for role, (steps, _, seconds) in variants.items()
     }
+    if stepwise:
+        for role, (steps, _, seconds) in variants.items():
+            fixed = dict.fromkeys(("text_s", "decode_s"), 0.0)
+            profile[role] |= {"step_s": [it / steps for it in seconds], "fixed": fixed}  # type: ignore[operator]
     (folder / "family.yaml").write_text(yaml.safe_dump(family))
     (folder / "profile.json").write_text(json.dumps(profile))
     path = folder / f"{name}.yaml"

@@ -58,7 +58,7 @@ def plan(version: int, light: int = LIGHT, heavy: int = HEAVY) -> Plan:
 
 def write_service(folder: Path, **changes: Any) -> Path:
     """Writes the service file of the testbed."""
-    fields = {
+    fields: dict[str, Any] = {
         "slo_s": SLO_S,
         "plan": {"light_replicas": LIGHT, "heavy_replicas": HEAVY, "light_batch": 4, "heavy_batch": 4},
         "pool": {"cpus_per_replica": 1},
