@@ -162,7 +162,9 @@ def test_a_replica_is_drained_under_load_and_returned(service: Up) -> None:
     assert f"the replicas are: {', '.join(sorted((one, two, three)))}" in message
     for replica in (one, two):
         service.weir("admin", "return", replica)
-    assert {state for state, _ in states().values()} == {"serving"}
+    end = time.monotonic() + 60
+    while {state for state, _ in states().values()} != {"serving"}:  # a busy replica may miss a probe
+        assert time.monotonic() < end
 
 
 def test_replicas_are_added_and_removed_while_requests_are_answered(service: Up) -> None:
