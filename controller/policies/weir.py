@@ -81,7 +81,7 @@ GPU_COST = 1e-5
 #: Time over which a deviation of the deferred share is compensated, seconds, and the least number of images. Over a few
 #: images, a single one would decide, and the threshold would swing between its ends.
 PAYBACK_S = 2.0
-PAYBACK_IMAGES = 20
+PAYBACK_IMAGES = 10
 #: Largest correction of the deferred share.
 MOST_PAYBACK = 0.25
 #: Least share of successful fetches for which a plan may ignore the cache: an unhealthy store keeps being probed,
