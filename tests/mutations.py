@@ -105,7 +105,7 @@ MUTATIONS = (
     Mutation(
         "a single image moves the threshold to its ends",
         "controller/policies/weir.py",
-        "PAYBACK_IMAGES = 20",
+        "PAYBACK_IMAGES = 10",
         "PAYBACK_IMAGES = 1",
         "tests/controller/test_policies.py::test_the_threshold_of_weir_does_not_follow_the_chance_of_single_images",
     ),
