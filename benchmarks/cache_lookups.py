@@ -144,8 +144,11 @@ def processor_s(deployment: str) -> float:
 
 
 async def load(ask: Callable[[int], Any], callers: int, seconds: float) -> tuple[list[float], int, float]:
-    """Has so many callers ask one lookup after another; returns the times of the answered ones, the number of others,
-    and the seconds that it took."""
+    """Lets ``callers`` callers each make one lookup after another.
+
+    Returns:
+        The seconds of each lookup that was answered, the number of the others, and the seconds that all of it took.
+    """
     taken, unanswered, began = [], 0, time.perf_counter()
     number = iter(range(10**9))
 
@@ -163,12 +166,12 @@ async def load(ask: Callable[[int], Any], callers: int, seconds: float) -> tuple
 
 
 def prompt_of(tokens: int, seed: int) -> str:
-    """A prompt of so many tokens with begin and end; the tokenizer makes a token of each letter."""
+    """A prompt of ``tokens`` tokens, the marks of begin and end included; each letter is a token."""
     return "".join(np.random.default_rng(seed).choice(list("abcdefghij"), tokens - 2))
 
 
 def asking(client: ServeCacheClient, tokens: int, run: str) -> Callable[[int], Any]:
-    """A lookup of a prompt of so many tokens, and the report of its end."""
+    """A function that looks up a prompt of ``tokens`` tokens and reports the end of the lookup."""
 
     async def ask(number: int) -> bool:
         name = f"{run}-{number}"
@@ -186,7 +189,8 @@ def asking(client: ServeCacheClient, tokens: int, run: str) -> Callable[[int], A
 
 
 def searching(handle: Any, encoder: Encoder, batch: int) -> Callable[[int], Any]:
-    """Batches of ready vectors, as encoders send them, and the report of the end of each lookup."""
+    """A function that searches with a batch of ready vectors, as an encoder does, and reports the ends of the
+    lookups."""
     vectors = _vectors(encoder.dim, 1000, batch)
 
     async def ask(number: int) -> bool:

@@ -130,7 +130,7 @@ class ApproximateCache:
         self._unix_time = unix_time
         self._open: OrderedDict[str, _OpenRequest] = OrderedDict()
         # A client that leaves during its lookup may have its end arrive first. Its lookup must not pin anything then.
-        self._ended_early: deque[str] = deque(maxlen=_MOST_EARLY_ENDS)
+        self._ended_early: OrderedDict[str, None] = OrderedDict()
         self._to_delete: deque[Gone] = deque(maxlen=_MOST_TO_DELETE)
 
     def lookup(self, name: str, tenant: str, prompt: str, settings: Settings, vector: np.ndarray) -> CacheLookup:
@@ -191,7 +191,9 @@ class ApproximateCache:
         """
         ticket = self._open.pop(name, None)
         if ticket is None:
-            self._ended_early.append(name)
+            self._ended_early[name] = None
+            if len(self._ended_early) > _MOST_EARLY_ENDS:
+                self._ended_early.popitem(last=False)
             return
         found, entry = ticket.found, ticket.found.entry
         self.counters.served[resumed_at] += 1

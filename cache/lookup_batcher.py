@@ -78,7 +78,7 @@ class LookupBatcher:
     would all that come after them.
 
     Args:
-        limit_s: time limit of a lookup, seconds, after which nobody waits for it.
+        limit_s: time limit of a lookup, seconds; a later answer is not used.
         clock: seconds of a monotonic clock.
     """
 

@@ -194,7 +194,7 @@ async def disconnections(target: Target, count: int = 300) -> Verdict:
 
 
 async def half_heads(target: Target, count: int = 200) -> Verdict:
-    """Connections that send half a head keep nobody from the service."""
+    """Connections that send half of a request's head are ended, and other clients are answered meanwhile."""
     opened = [await asyncio.open_connection("127.0.0.1", target.port) for _ in range(count)]
     for _, writer in opened:
         writer.write(_GET)

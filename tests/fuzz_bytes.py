@@ -99,7 +99,7 @@ def _read(received: bytes, sent: bytes) -> Any:
 
 
 def fuzz(examples: int, seed: int) -> Counter[int]:
-    """Sends so many damaged requests of each kind; returns the number of answers by status.
+    """Sends ``examples`` damaged requests of each kind; returns the number of answers by status.
 
     Raises:
         Exception: as :func:`check`; hypothesis has printed the smallest bytes.

@@ -299,7 +299,7 @@ def read_damaged(kind: Kind, content: bytes, folder: Path) -> None:
 
 
 def fuzz(name: str, examples: int, seed: int) -> None:
-    """Reads so many damaged files of a kind.
+    """Reads ``examples`` damaged files of a kind.
 
     Raises:
         Exception: what a reader raised; hypothesis has printed the smallest file.

@@ -174,7 +174,7 @@ class ImageResult:
         steps: denoising steps that ran.
         queue_s, compute_s: seconds in the worker's queue, and from its first step to the finished picture.
         device_s: seconds of ``compute_s`` in which the device worked on its batch; the rest went to other sizes or
-            variants. None: all of it.
+            variants.
         batch_size: images that shared the denoiser's calls with it, itself included; the mean over its steps, rounded.
         error: None, or (code, message) when this one request failed; the rest of its batch is untouched.
         emulated: no model ran; the latency was slept and the picture is a placeholder.
@@ -197,9 +197,9 @@ class ImageResult:
     steps: int
     queue_s: float
     compute_s: float
+    device_s: float
     batch_size: int
     plan_version: int
-    device_s: float | None = None
     error: tuple[str, str] | None = None
     emulated: bool = False
     replica: str = ""

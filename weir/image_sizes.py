@@ -98,7 +98,7 @@ class AllowedSizes:
         return listed if self.others is None else f"{listed}, or {self.others}"
 
     def within(self, pixels: int | None) -> AllowedSizes:
-        """The sizes of at most so many pixels; None: all. The family's own size always remains."""
+        """The sizes of at most ``pixels`` pixels; None: all. The family's own size always remains."""
         if pixels is None:
             return self
         others = self.others

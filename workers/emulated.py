@@ -10,8 +10,9 @@ import zlib
 from collections.abc import Hashable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import lru_cache
 
-from weir.core import ImageRequest, ImageSize
+from weir.core import ImageRequest
 from weir.errors import StateRefused, WeirError
 from weir.profiles import Profile, VariantProfile
 from weir.states import State, capture_steps
@@ -24,6 +25,8 @@ _SHORTEST_SLEEP_S = 1e-4
 _BEAT_S = 1.0
 #: Downsampling factor and channels of a latent in Stable Diffusion, so that states have the same size.
 _FACTOR, _CHANNELS = 8, 4
+#: Number of pairs of variant and size whose times are kept.
+_SIZES = 256
 
 
 @dataclass(slots=True, eq=False)
@@ -49,7 +52,7 @@ class EmulatedEngine:
 
     def __init__(self, profile: Profile):
         self.profile = profile
-        self._known: dict[tuple[str, ImageSize], VariantProfile] = {}  # with the times of a size
+        self._variant = lru_cache(_SIZES)(profile.variant)
         self.beat = time.monotonic()
         shades = [round(214 - i * (214 - 96) / (len(profile.keys) - 1)) for i in range(len(profile.keys))]
         self._images = {
@@ -123,9 +126,7 @@ class EmulatedEngine:
 
     def times(self, recipe: Recipe) -> VariantProfile:
         """The measurements of a variant, with its times at the size of the images."""
-        if (recipe.variant, recipe.size) not in self._known:
-            self._known[recipe.variant, recipe.size] = self.profile.variant(recipe.variant, recipe.size)
-        return self._known[recipe.variant, recipe.size]
+        return self._variant(recipe.variant, recipe.size)
 
     def _output(self, job: DenoiseJob) -> EngineOutput:
         recipe, request = job.recipe, job.request

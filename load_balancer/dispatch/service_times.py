@@ -101,7 +101,12 @@ class ServiceTimes:
         """Cost of an image of a size as a multiple of one of the family's own (:meth:`weir.profiles.Profile.price`)."""
         if size is None:
             return 1.0
-        return self._by_pixels(size) if self._profile is None else self._profile.price(size)
+        if self._profile is None:
+            return self._by_pixels(size)
+        last = self._profile.keys[-1]
+        known = self._variants[last]
+        times = known.sizes.get(size) or self._sized(known, last, size)
+        return times.profiled(1, 1.0) / known.sizes[None].profiled(1, 1.0)
 
     def whole(
         self, variant: str, batch_size: int, compute_s: float, work: float, size: ImageSize | None = None

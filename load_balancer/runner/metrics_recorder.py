@@ -102,8 +102,7 @@ class MetricsRecorder:
         """Counts a worker's reply with an image that takes ``whole`` steps from noise."""
         self._steps[role] += result.steps
         self._steps_saved += whole - result.steps if result.resumed_at else 0
-        device_s = result.compute_s if result.device_s is None else result.device_s
-        self._busy_s[role] = self._busy_s.get(role, 0.0) + device_s / max(1, result.batch_size)
+        self._busy_s[role] = self._busy_s.get(role, 0.0) + result.device_s / max(1, result.batch_size)
         self._metrics.observe(metrics_of.QUEUE_SECONDS, result.queue_s, role=role)
         self._metrics.observe(metrics_of.SERVICE_SECONDS, result.compute_s, role=role)
         self._metrics.observe(metrics_of.BATCH_SIZE, result.batch_size, role=role)

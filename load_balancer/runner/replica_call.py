@@ -238,21 +238,20 @@ class ReplicaCalls:
             self._counters.fetch(result.fetch_s)
         if result.batch_size < 1:
             return
-        device_s = result.compute_s if result.device_s is None else result.device_s
         batch = self._dispatcher.finished(
             replica,
             image,
             self._clock(),
             batch_size=result.batch_size,
             compute_s=result.compute_s,
-            device_s=device_s,
+            device_s=result.device_s,
             together=result.left_together,
             # The delay of an image that waited for its states to be stored is not the network's.
             queue_s=None if result.captured else result.queue_s + (result.fetch_s or 0.0),
             queued=result.queued,
         )
         together = result.left_together or result.batch_size
-        self._tell(Replied(replica, image, result.batch_size, device_s, together, result.queued))
+        self._tell(Replied(replica, image, result.batch_size, result.device_s, together, result.queued))
         if batch is not None and not result.resumed_at:
-            whole_s = self._dispatcher.whole_s(batch, result.batch_size, device_s)
+            whole_s = self._dispatcher.whole_s(batch, result.batch_size, result.device_s)
             self._counters.batch(batch.variant, result.batch_size, whole_s)

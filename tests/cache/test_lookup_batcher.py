@@ -63,7 +63,7 @@ class Setup:
         ]
 
     async def begun(self, batches: int) -> None:
-        """Waits until so many batches are, or have been, encoded."""
+        """Waits until the encoder has got ``batches`` batches."""
         while len(self.encoder.batches) < batches:
             await asyncio.sleep(0.001)
 

@@ -61,6 +61,7 @@ class FakePool:
             "steps": 2 if variant == LIGHT else request["overrides"]["steps"] or 50,
             "queue_s": 0.001,
             "compute_s": 0.01,
+            "device_s": 0.01,
             "batch_size": 1,
             "plan_version": 1,
             "error": self.fail(replica, variant),

@@ -69,10 +69,7 @@ _KEPT = 256
 class Schedule:
     """Coefficients of one run of N steps that keeps S latents between steps; float64.
 
-    The coefficients of the steps before ``first`` are zeros.
-
     Attributes:
-        first: the first step that runs.
         timesteps: the timestep that the model is given at each step, [N].
         scale, from_x, from_m: the coefficients in the module's formulas, [N].
         mix: [N, S, S].
@@ -81,7 +78,6 @@ class Schedule:
         initial: standard deviation of the latent that enters step 0.
     """
 
-    first: int
     timesteps: Array
     scale: Array
     from_x: Array
@@ -142,12 +138,15 @@ class Sampler:
         self._table = lru_cache(_KEPT)(self._read)
 
     def schedule(self, steps: int, first: int = 0) -> Schedule:
-        """The schedule of a run of ``steps`` steps that starts at step ``first``.
+        """The schedule of a run of ``steps`` steps that starts at step ``first``; what it has of earlier steps means
+        nothing.
 
         Raises:
             InvalidRequest: the sampler has no run of that many steps.
         """
-        return self._table(steps, first)
+        whole = self._table(steps, 0)
+        # A sampler without a history takes the same steps wherever a run starts, and reading a table takes time.
+        return whole if whole.kept == 1 else self._table(steps, first)
 
     def _read(self, steps: int, first: int) -> Schedule:
         scheduler = self._kind.from_config(self._config)
@@ -190,7 +189,6 @@ def _table(scheduler: Any, first: int) -> Schedule:
     for k, row in enumerate(rows, first):
         mix[k], push[k], churn[k] = row.mix, row.push, row.churn
     return Schedule(
-        first=first,
         timesteps=timesteps.double().numpy(),
         scale=scale,
         from_x=from_x * scale,

@@ -279,7 +279,7 @@ async def test_a_state_that_a_worker_refused_is_reported_to_the_cache():
     handle = FakeHandle()
     cache = ServeCacheClient(handle, wait_s=1.0)
     with logged_as("mine"):
-        cache.finished("a", ImageResult("a", b"png", None, 50, 0.0, 1.0, 1, 1, refused=True), 25)
+        cache.finished("a", ImageResult("a", b"png", None, 50, 0.0, 1.0, 1.0, 1, 1, refused=True), 25)
     await asyncio.wait(cache._reporting, timeout=5)
     assert handle.reports == [("a", 0, (), 25, None, True, "mine")]
 
