@@ -20,9 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from benchmarks import command
-from deploy.local import down, up
-from deploy.state import StateFile
+from benchmarks import command, served
 from testing.attacks import LONG, QUICK, RAW, Target, Verdict, raw_bytes, write_service
 from weir.assets import ROOT
 
@@ -59,15 +57,9 @@ def attacked(**quota: Any) -> Iterator[Target]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         config, alice, mallory = write_service(folder, **quota)
-        started = up(config, detach=True, port=0, folder=folder / "state")
-        assert started is not None
-        service = StateFile(started.name, folder / "state").read()
-        assert service is not None
-        try:
+        with served(config, folder / "state") as service:
             folders = (Path(service.scratch), folder / "state")
             yield Target(service.url, alice, mallory, folder / "keys.yaml", folders)
-        finally:
-            down(service.name, folder=folder / "state")
 
 
 async def attack(target: Target) -> list[Verdict]:

@@ -28,9 +28,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import command
+from benchmarks import command, served
 from controller.registry import names
-from deploy.local import down, up
 from quality.scorer import family_scorer
 from testing.service_files import service_file
 from traces.loader import load_trace
@@ -77,17 +76,13 @@ def measured(
     """Starts a service, replays all traces on it, stops it, and with ``judge`` rates the images."""
     quiet, found = Console(quiet=True), {}
     report("starting")
-    service = up(config, detach=True, port=0, folder=folder / "state", console=quiet)
-    assert service is not None
-    try:
+    with served(config, folder / "state", console=quiet) as service:
         replays = {}
         for name, trace in traces.items():
             report(f"{name}, {len(trace)} requests")
             replays[name] = replay(
                 trace, service.url, slo_s=slo_s, out=folder / name, timeout_s=12 * slo_s, console=quiet
             )  # fmt: skip
-    finally:
-        down(folder=folder / "state")
     family = load_family(read_yaml(config, ServiceConfig).family)
     if judge:
         report("judging the images")

@@ -27,10 +27,9 @@ import numpy as np
 from rich.console import Console
 
 from baselines.published import CASCADES
-from benchmarks import command, diffserve_file
+from benchmarks import command, diffserve_file, served
 from controller.registry import make_policy
 from controller.setting import Setting
-from deploy.local import down, up
 from simulator.arrivals import Arrivals, read_arrivals
 from simulator.conditions import Conditions
 from simulator.confidences import read_scores
@@ -152,15 +151,11 @@ def main() -> None:
             family=str(FAMILY),
             pool={"emulate": str(folder / "profile.json")},
         )
-        service = up(config, detach=True, port=0, folder=folder / "state")
-        assert service is not None
-        try:
+        with served(config, folder / "state") as service:
             done = replay(
                 trace, service.url, slo_s=slo_s, out=folder / "replay", keep_images=False, timeout_s=10 * slo_s,
                 console=console,
             )  # fmt: skip
-        finally:
-            down(folder=folder / "state")
     live = as_outcome(done.outcomes, len(trace), slo_s, arguments.policy)
     one_way_s = network_delays(done.outcomes)
     runs = {"live": live, "simulated": simulated(one_way_s), "undelayed": simulated()}

@@ -25,8 +25,8 @@ from pathlib import Path
 import psutil
 from rich.console import Console
 
-from benchmarks import command
-from deploy.local import down, readiness, up
+from benchmarks import command, served
+from deploy.local import readiness
 from testing.service_files import service_file
 from traces.loader import load_trace
 from traces.replay import replay
@@ -92,9 +92,7 @@ def lost_node(nodes: int, seconds: float, console: Console) -> LostNode:
     with tempfile.TemporaryDirectory(prefix="weir-lost-node-") as name:
         folder = Path(name)
         config = service_file(CONFIG, folder / "lost-node.yaml", policy="weir", slo_s=SLO_S)
-        service = up(config, detach=True, port=0, nodes=nodes, folder=folder / "state", console=console)
-        assert service is not None
-        try:
+        with served(config, folder / "state", nodes=nodes, console=console) as service:
             trace = load_trace(TRACE).clip(seconds)
             looks: list[Look] = []
             began, over = time.monotonic(), threading.Event()
@@ -120,8 +118,6 @@ def lost_node(nodes: int, seconds: float, console: Console) -> LostNode:
                 finally:
                     over.set()
                 died_at_s = watched.result()
-        finally:
-            down(service.name, folder=folder / "state")
     ends = Counter(
         "refused" if it.refused else it.error or ("in time" if it.latency_s <= SLO_S else "late")
         for it in done.outcomes

@@ -22,10 +22,9 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import command
+from benchmarks import command, served
 from controller.registry import make_policy
 from controller.setting import Setting
-from deploy.local import down, up
 from simulator.arrivals import trace_arrivals
 from simulator.confidences import confidences_of
 from simulator.engine import simulate
@@ -110,15 +109,11 @@ def replayed(load: Trace, profile: Profile, slo_s: float, console: Console) -> d
             pool={"emulate": str(Path(str(service.profile)).resolve())},
             cache={"mode": "off"},
         )
-        running = up(config, detach=True, port=0, folder=folder / "state")
-        assert running is not None
-        try:
+        with served(config, folder / "state") as running:
             done = replay(
                 load, running.url, slo_s=slo_s, out=folder / "replay", keep_images=False, timeout_s=4 * slo_s,
                 console=console,
             )  # fmt: skip
-        finally:
-            down(folder=folder / "state")
     latencies_s, answered, light = np.full(len(load), np.inf), np.zeros(len(load), bool), np.zeros(len(load), bool)
     for it in done.outcomes:
         latencies_s[it.index], answered[it.index] = it.latency_s, it.answered

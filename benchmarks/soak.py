@@ -32,9 +32,8 @@ import psutil
 import redis
 from rich.console import Console
 
-from benchmarks import command
-from deploy.local import down, up
-from deploy.state import Service, StateFile
+from benchmarks import command, served
+from deploy.state import Service
 from testing.service_files import service_file
 from testing.testbed import write_service
 from testing.trend import Allowance, Trend, trend
@@ -150,30 +149,27 @@ def soaked(
         keep: called with each sample.
     """
     quiet = Console(quiet=True)
-    up(config, detach=True, port=0, folder=folder / "state", console=quiet)
-    service = StateFile(config.stem, folder / "state").read()
-    assert service is not None
-    samples: list[tuple[float, Sample]] = []
-    over = threading.Event()
-    begun = time.monotonic()
+    with served(config, folder / "state", console=quiet) as service:
+        samples: list[tuple[float, Sample]] = []
+        over = threading.Event()
+        begun = time.monotonic()
 
-    def look() -> None:
-        while not over.wait(every_s):
-            samples.append((time.monotonic() - begun, sample(service)))
-            keep(*samples[-1])
+        def look() -> None:
+            while not over.wait(every_s):
+                samples.append((time.monotonic() - begun, sample(service)))
+                keep(*samples[-1])
 
-    looking = threading.Thread(target=look)
-    looking.start()
-    ends: Counter[str] = Counter()
-    try:
-        for number, part in enumerate(loads):
-            out = folder / f"replay-{config.stem}-{number}"
-            done = replay(part, service.url, slo_s=30, out=out, keep_images=False, timeout_s=120, console=quiet)
-            ends.update(outcome.error or "answered" for outcome in done.outcomes)
-    finally:
-        over.set()
-        looking.join()
-        down(service.name, folder=folder / "state")
+        looking = threading.Thread(target=look)
+        looking.start()
+        ends: Counter[str] = Counter()
+        try:
+            for number, part in enumerate(loads):
+                out = folder / f"replay-{config.stem}-{number}"
+                done = replay(part, service.url, slo_s=30, out=out, keep_images=False, timeout_s=120, console=quiet)
+                ends.update(outcome.error or "answered" for outcome in done.outcomes)
+        finally:
+            over.set()
+            looking.join()
     sys.stderr.write(f"{config.stem}: {time.monotonic() - begun:.0f} s, {len(samples)} samples, {dict(ends)}\n")
     return samples
 
