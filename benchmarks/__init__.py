@@ -1,5 +1,7 @@
 """Benchmarks, one command each: ``python -m benchmarks.NAME``."""
 
+from __future__ import annotations
+
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
