@@ -36,8 +36,8 @@ def stepwise(step_s: float = 1e-9) -> Profile:
 class Scripted(EmulatedEngine):
     """An emulated engine that records its calls. ``script`` runs at the beginning of each call."""
 
-    def __init__(self) -> None:
-        super().__init__(stepwise())
+    def __init__(self, profile: Profile) -> None:
+        super().__init__(profile)
         self.calls: list[list[str]] = []
         self.fits = 1000
         self.not_finite: str | None = None
@@ -58,8 +58,8 @@ class Scripted(EmulatedEngine):
 class Clients:
     """Submits images to a step loop and collects their outcomes."""
 
-    def __init__(self, limit: int = 4):
-        self.engine = Scripted()
+    def __init__(self, limit: int = 4, profile: Profile | None = None):
+        self.engine = Scripted(profile or stepwise())
         self.loop = StepLoop(self.engine, lambda job: limit, clock=lambda: 0.0)
         self.outcomes: dict[str, TaskOutcome] = {}
         self.tasks: dict[str, DenoiseTask] = {}
@@ -224,8 +224,7 @@ def test_progress_is_reported_after_every_step_with_a_preview(clients: Clients) 
 
 
 def test_a_profile_of_whole_batches_is_emulated_with_whole_batches() -> None:
-    clients = Clients()
-    clients.engine.profile = profile(1e-9, 1e-9)
+    clients = Clients(profile=profile(1e-9, 1e-9))
     clients.at_call(1, lambda: [clients.ask(n) for n in "ab"])
     clients.ask("first")
     answers = clients.answers(3)
@@ -236,7 +235,7 @@ def test_a_profile_of_whole_batches_is_emulated_with_whole_batches() -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere priorities belong to processes")
 @pytest.mark.parametrize("on_cpu", [True, False])
 def test_on_the_cpu_the_loop_computes_at_a_lower_priority_than_the_rest_of_the_process(on_cpu: bool) -> None:
-    engine = Scripted()
+    engine = Scripted(stepwise())
     engine.on_cpu = on_cpu
     priorities: list[int] = []
     loop = StepLoop(engine, lambda job: 1)
