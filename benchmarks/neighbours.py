@@ -27,7 +27,7 @@ from weir.assets import ROOT
 
 #: Alice's requests per second; half of the light replicas' capacity would be ten.
 RATE_RPS = 3.0
-#: Quota of Mallory's key. Devices do not tell her images from Alice's: they take them in the order of the deadlines.
+#: Quota of Mallory's key.
 QUOTA = {"concurrent_images": 4, "images_per_minute": 60}
 #: Share by which Alice's p99 may be worse beside Mallory.
 MOST_WORSE = 0.1

@@ -123,9 +123,8 @@ class SimulatedReplica:
         """Takes an image; cancelling the future takes it out before the next call."""
         clock = asyncio.get_running_loop()
         self._tickets += 1
-        left = order.recipe.steps - order.first
         call, done = self.engine.call_of(order), clock.create_future()
-        job = _Job(self._tickets, call, order.request.deadline, left, order=order, done=done, submitted=clock.time())
+        job = _Job(self._tickets, call, *order.urgency, order=order, done=done, submitted=clock.time())
         self._jobs.append(job)
         if not self._pumping:
             self._pumping = True

@@ -103,6 +103,20 @@ MUTATIONS = (
         "test_an_image_of_low_priority_is_in_time_although_others_keep_the_device_busy",
     ),
     Mutation(
+        "devices are taken by whoever asks for most",
+        "load_balancer/admission/tenant_shares.py",
+        "return own.at(now) > TOLERANCE * equal",
+        "return False",
+        "tests/load_balancer/admission/test_tenant_shares.py::test_workers_take_images_beyond_the_share_after_all_others",
+    ),
+    Mutation(
+        "images beyond a tenant's share make other tenants' batches longer",
+        "workers/engine/scheduling.py",
+        "return self.call == first.call and (not self.low_priority or first.low_priority or self.tenant == first.tenant)",
+        "return self.call == first.call",
+        "tests/workers/engine/test_scheduling.py::test_an_image_of_low_priority_slows_no_image_of_another_tenant",
+    ),
+    Mutation(
         "a single image moves the threshold to its ends",
         "controller/policies/weir.py",
         "PAYBACK_IMAGES = 10",

@@ -163,7 +163,7 @@ class Dispatcher:
                 found = index.earliest(kind, now, low_priority)
                 if found is not None and kind.role in self._own:
                     own = self._own[kind.role].earliest(kind, now, low_priority)
-                    patience_s = PATIENCE * self.times.seconds(kind.variant, 1, kind.work, kind.size)
+                    patience_s = PATIENCE * self.run_s(kind)
                     if own is not None and own[1] <= found[1] + patience_s:
                         found = own
                 self._asked, self._answer = question, None if found is None else Choice(found[0].id, found[1])
@@ -262,6 +262,10 @@ class Dispatcher:
         """Whether the image is being generated, as far as the model knows; an unknown image counts as begun."""
         it = self._replicas.get(replica)
         return it is None or it.begun(request)
+
+    def run_s(self, kind: Kind) -> float:
+        """Predicted seconds of an image of the kind alone."""
+        return self.times.seconds(kind.variant, 1, kind.work, kind.size)
 
     def batch_s(self, replica: str, kind: Kind) -> float:
         """Predicted seconds of a full batch of the kind at the replica; 0 when the replica is gone."""

@@ -13,6 +13,7 @@ from typing import Any
 
 from load_balancer.admin_controls import AdminControls, ControlTargets
 from load_balancer.admission.admission import Admission
+from load_balancer.admission.tenant_shares import TenantShares
 from load_balancer.dispatch.dispatcher import Dispatcher
 from load_balancer.dispatch.peers import PeerBooks, Peering
 from load_balancer.dispatch.service_times import ServiceTimes
@@ -39,7 +40,7 @@ from weir.telemetry import Metrics
 
 #: Number of seeds, which have 64 bits.
 SEEDS = 2**64
-#: Share of the limit on images in flight that is available to requests of priority ``batch``.
+#: Share of the limit on images in flight that is available to requests of low priority.
 BATCH_SHARE = 0.5
 
 
@@ -98,11 +99,13 @@ class Balancer:
             redraw_below=redraw.below,
             redraw_most=redraw.most,
         )
+        self._shares = TenantShares()
         self._forecast = DispatchForecast(self.dispatcher, self._settings.steps, clock)
         self._calls = ReplicaCalls(
             pool,
             self.registry,
             self.dispatcher,
+            self._shares,
             self._forecast,
             self.observations,
             self.metrics,
@@ -218,7 +221,11 @@ class Balancer:
         Raises:
             Overloaded, NotReady: the request is not admitted.
         """
-        now, plan, low_priority = self.clock(), self.registry.plan, request.caller.priority == "batch"
+        now, plan, caller = self.clock(), self.registry.plan, request.caller
+        batch, beyond_share = caller.priority == "batch", False
+        if not batch:
+            self._shares.asked(caller.tenant, now)
+            beyond_share = self._shares.beyond(caller.tenant, now)
         size = None if request.size == self._family.size else request.size
         price = self._price(request.size)
         self.observations.arrived(request.n, price)
@@ -226,13 +233,14 @@ class Balancer:
         task = ImageTask(
             plan=plan,
             admitted_at=now,
-            slo_s=self.slo_s * (BATCH_SLACK if low_priority else 1.0),
+            slo_s=self.slo_s * (BATCH_SLACK if batch else 1.0),
             variant=request.variant,
             steps=request.steps,
             seeded=request.seed is not None,
             cache="off" if self.cache_mode is None else request.cache or self.cache_mode,
             cache_named=request.cache is not None,
-            low_priority=low_priority,
+            low_priority=batch or beyond_share,
+            beyond_share=beyond_share,
             draw=self._draw(),
             size=size,
         )

@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from typing import Any, NamedTuple
 
+from load_balancer.admission.tenant_shares import TenantShares
 from load_balancer.dispatch.dispatcher import Choice, Dispatcher
 from load_balancer.dispatch.finish_time import Kind
 from load_balancer.dispatch.peers import Left, Replied, Sent, Tell
@@ -71,6 +72,7 @@ class ReplicaCalls:
     """Executes runs on the pool, and keeps the dispatcher's queue models up to date.
 
     Args:
+        shares: charged with the device time of each run.
         clock: seconds of a monotonic clock.
         tell: tells the other load balancers what was sent and answered; None: there are none.
     """
@@ -80,6 +82,7 @@ class ReplicaCalls:
         pool: Pool,
         registry: ReplicaRegistry,
         dispatcher: Dispatcher,
+        shares: TenantShares,
         forecast: DispatchForecast,
         counters: ObservationCounters,
         metrics: MetricsRecorder,
@@ -91,6 +94,7 @@ class ReplicaCalls:
         self._pool = pool
         self._registry = registry
         self._dispatcher = dispatcher
+        self._shares = shares
         self._forecast = forecast
         self._counters = counters
         self._metrics = metrics
@@ -169,13 +173,15 @@ class ReplicaCalls:
             _Failed: the run has no image.
         """
         kind = self._forecast.kind(run)
-        self._dispatcher.assign(replica, request.id, kind, self._clock(), low_priority=run.low_priority)
+        now = self._clock()
+        self._dispatcher.assign(replica, request.id, kind, now, low_priority=run.low_priority)
+        self._shares.charge(request.tenant, self._dispatcher.run_s(kind), now)
         self._tell(Sent(replica, request.id, kind, run.low_priority))
         self._forecast.forget([request.id])
         try:
             reply = self._reply(run, request, replica, show)
             if run.droppable:
-                reply = self._or_dropped(reply, replica, kind, request)
+                reply = self._or_dropped(reply, replica, kind, run, request.id)
             async with self._registry.while_answering(replica):
                 result = ImageResult.from_dict(await reply)
             self._count(replica, request.id, result)
@@ -214,7 +220,7 @@ class ReplicaCalls:
         raise ReplicaLost(replica, "it ended without a result")
 
     async def _or_dropped(
-        self, reply: Awaitable[dict[str, Any]], replica: str, kind: Kind, request: ImageRequest
+        self, reply: Awaitable[dict[str, Any]], replica: str, kind: Kind, run: Run, image: str
     ) -> dict[str, Any]:
         """Waits for the reply; drops the image if it still waits when a batch that starts then would miss the deadline.
 
@@ -223,9 +229,9 @@ class ReplicaCalls:
         """
         task = asyncio.ensure_future(reply)
         try:
-            last_start = request.deadline - self._dispatcher.batch_s(replica, kind)
+            last_start = run.deadline - self._dispatcher.batch_s(replica, kind)
             await asyncio.wait({task}, timeout=max(0.0, last_start - self._clock()))
-            if not task.done() and not self._dispatcher.begun(replica, request.id):
+            if not task.done() and not self._dispatcher.begun(replica, image):
                 error = DeadlineExceeded("the image could not be ready in time and was dropped")
                 raise _Failed(Reason.DROPPED, error)
             return await task

@@ -131,13 +131,14 @@ class RequestRunner:
 
     def _request(self, work: _Generation, run: Run) -> ImageRequest:
         """The request for the worker of a run."""
-        asked, plan = work.request, work.progress.task.plan
-        best = run.variant == plan.last
+        asked, task = work.request, work.progress.task
+        best = run.variant == task.plan.last
         own = asked.overrides if best else Overrides()
         return replace(
             asked,
             seed=_seed(asked, run),
-            deadline=run.deadline,
+            # Workers serve the most urgent first, so this comes behind all of other tenants that may arrive meanwhile.
+            deadline=run.deadline + (task.slo_s if task.beyond_share else 0.0),
             overrides=replace(own, steps=run.steps),
             resume=run.resume,
             capture=work.progress.lookup.partition if run.capture else None,

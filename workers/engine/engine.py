@@ -53,6 +53,11 @@ class DenoiseJob:
         return self.start.step // self.stride
 
     @property
+    def urgency(self) -> tuple[float, int, str, bool]:
+        """Deadline, number of steps that are left, tenant and low priority, as a :class:`.scheduling.Task` has them."""
+        return self.request.deadline, self.recipe.steps - self.first, self.request.tenant, self.request.low_priority
+
+    @property
     def stride(self) -> int:
         """Number of steps of a whole run that one step of the recipe replaces."""
         resume = self.request.resume

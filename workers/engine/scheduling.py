@@ -53,12 +53,19 @@ class Task:
         call: tasks of equal ``call`` can share one call of the denoiser.
         deadline: seconds of a monotonic clock.
         left: number of denoising steps that remain.
+        tenant, low_priority: an image of low priority joins no call of another tenant's image, which would take longer.
     """
 
     ticket: int
     call: Hashable
     deadline: float
     left: int
+    tenant: str = ""
+    low_priority: bool = False
+
+    def joins(self, first: Task) -> bool:
+        """Whether the task can be in a call that advances ``first``."""
+        return self.call == first.call and (not self.low_priority or first.low_priority or self.tenant == first.tenant)
 
 
 T = TypeVar("T", bound=Task)
@@ -77,8 +84,8 @@ def next_call(
     is the most urgent. The order of deadlines does not change over time, so tasks do not displace each other back and
     forth, as they would under least slack first. A task that would miss its deadline even if it ran alone from now on
     comes after all others: it is late in any case, and would make others late. In one of
-    :data:`OLDEST_FIRST_EVERY` calls the oldest task goes first, so that late tasks finish too. A call never waits for
-    more tasks: a later task joins at the next step.
+    :data:`OLDEST_FIRST_EVERY` calls the oldest task goes first, so that late tasks finish too; one of low priority only
+    if there are no others. A call never waits for more tasks: a later task joins at the next step.
 
     Args:
         limit: largest number of tasks in the call of a task, at least 1.
@@ -90,8 +97,8 @@ def next_call(
     if not urgent:
         return ()
     if turn % OLDEST_FIRST_EVERY == 0:
-        oldest = min(urgent, key=lambda t: t.ticket)
+        oldest = min(urgent, key=lambda t: (t.low_priority, t.ticket))
         urgent.remove(oldest)
         urgent.insert(0, oldest)
     first = urgent[0]
-    return tuple([t for t in urgent if t.call == first.call][: max(1, limit(first))])
+    return tuple([t for t in urgent if t.joins(first)][: max(1, limit(first))])

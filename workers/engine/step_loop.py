@@ -126,10 +126,10 @@ class StepLoop:
         on_step: Callable[[StepProgress], object] | None = None,
     ) -> DenoiseTask:
         """Adds a task. It joins at the next step if it is urgent enough."""
-        call, left = self.engine.call_of(job), job.recipe.steps - job.first
+        call = self.engine.call_of(job)
         with self._lock:
             self._tickets += 1
-            task = DenoiseTask(self._tickets, call, job.request.deadline, left, job=job, answer=answer, on_step=on_step)
+            task = DenoiseTask(self._tickets, call, *job.urgency, job=job, answer=answer, on_step=on_step)
             self._jobs.append(task)
             if not self._pumping:
                 self._pumping = True

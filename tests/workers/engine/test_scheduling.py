@@ -94,6 +94,23 @@ def test_an_image_of_low_priority_is_in_time_although_others_keep_the_device_bus
     assert now <= patient.deadline
 
 
+def test_an_image_of_low_priority_slows_no_image_of_another_tenant() -> None:
+    urgent, own, foreign = (
+        Task(0, HEAVY, NOW + 1, 50, "acme"),
+        Task(1, HEAVY, NOW + 2, 50, "acme", low_priority=True),
+        Task(2, HEAVY, NOW + 3, 50, "globex", low_priority=True),
+    )
+    assert next_call([urgent, own, foreign], lambda _: 3, NOW) == (urgent, own)
+    assert next_call([own, foreign], lambda _: 3, NOW) == (own, foreign)
+
+
+def test_the_oldest_image_goes_first_now_and_then_but_none_of_low_priority_before_others() -> None:
+    oldest, older = Task(0, HEAVY, NOW + 9, 50, "globex", low_priority=True), Task(1, LIGHT, NOW + 8, 2)
+    tasks = [oldest, older, Task(2, HEAVY, NOW + 1, 50)]
+    assert next_call(tasks, lambda _: 1, NOW, turn=OLDEST_FIRST_EVERY) == (older,)
+    assert next_call([oldest], lambda _: 1, NOW, turn=OLDEST_FIRST_EVERY) == (oldest,)
+
+
 def test_a_limit_below_one_counts_as_one() -> None:
     assert len(next_call([Task(0, HEAVY, NOW + 1, 1)], lambda _: 0, NOW)) == 1
 
