@@ -52,11 +52,11 @@ TESTS = {
 
 
 @contextmanager
-def attacked(**quota: Any) -> Iterator[Target]:
+def attacked(*, heavy_replicas: int = 1, **quota: Any) -> Iterator[Target]:
     """A service under attack; ``quota`` is that of Mallory's key."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        config, alice, mallory = write_service(folder, **quota)
+        config, alice, mallory = write_service(folder, heavy_replicas=heavy_replicas, **quota)
         with served(config, folder / "state") as service:
             folders = (Path(service.scratch), folder / "state")
             yield Target(service.url, alice, mallory, folder / "keys.yaml", folders)
@@ -95,9 +95,9 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=1, help="number of pairs of runs of --neighbours")
     given = parser.parse_args()
     if given.neighbours is not None:
-        from benchmarks.neighbours import QUOTA, compare
+        from benchmarks.neighbours import HEAVY_REPLICAS, QUOTA, compare
 
-        with attacked(**QUOTA) as target:
+        with attacked(heavy_replicas=HEAVY_REPLICAS, **QUOTA) as target:
             right = compare(target, given.neighbours, given.runs)
         sys.exit(not right)
     with attacked() as target:

@@ -25,8 +25,8 @@ from load_balancer.http.openapi import GENERATIONS
 from testing.attacks import HEAVY, LONGEST_S, RAW, SLO_S, Target, cancelled_jobs, raw_bytes, replayed_streams
 from weir.assets import ROOT
 
-#: Alice's requests per second; half of the light replicas' capacity would be ten.
-RATE_RPS = 3.0
+#: Alice's requests per second, and replicas of the heavy variant: she needs a quarter of them.
+RATE_RPS, HEAVY_REPLICAS = 3.0, 4
 #: Quota of Mallory's key.
 QUOTA = {"concurrent_images": 4, "images_per_minute": 60}
 #: Share by which Alice's p99 may be worse beside Mallory.

@@ -71,7 +71,9 @@ class LocalCache:
     def lookup(self, request: ImageRequest) -> CacheLookup:
         """Looks a request up; :meth:`finished` has to follow."""
         own = request.overrides
-        settings = Settings(request.size, own.steps, own.guidance, request.negative_prompt, own.sampler)
+        settings = Settings(
+            request.size, own.steps, own.guidance, request.negative_prompt, own.sampler, request.prompt_syntax
+        )
         [vector] = self._encoder.encode([request.prompt])
         return self._cache.lookup(request.id, TENANT, request.prompt, settings, vector)
 

@@ -15,6 +15,7 @@ from weir.config import CacheConfig, load_family
 from weir.core import ImageSize
 from weir.errors import ConfigError
 from weir.files import check_place, file_format, written_whole
+from weir.prompts import PromptSyntax, check
 
 if TYPE_CHECKING:
     from load_balancer.runner.generation_request import ImageFormat
@@ -37,6 +38,9 @@ def generate(
         str | None, typer.Option(help="Force one variant of the family instead of the cascade, e.g. light.")
     ] = None,
     negative_prompt: Annotated[str, typer.Option(help="What the image should not show.")] = "",
+    weighted: Annotated[
+        bool, typer.Option("--weighted", help="(text:1.3) gives a part of the prompt a weight.")
+    ] = False,
     steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps of the last variant.")] = None,
     guidance: Annotated[float | None, typer.Option(min=0, help="Guidance scale of the last variant.")] = None,
     sampler: Annotated[
@@ -69,6 +73,9 @@ def generate(
         if variant is not None and variant not in config.keys:
             raise ConfigError(f"--variant is {variant!r}; {config.name} has {', '.join(config.keys)}")
         wanted = None if size is None else _size(size)
+        syntax: PromptSyntax = "weighted" if weighted else "plain"
+        for param, text in (("prompt", prompt), ("negative_prompt", negative_prompt)):
+            check(param, text, syntax)
         own = next((it for it in config.allowed_samplers if it == sampler), None)
         if sampler is not None and own is None:
             raise ConfigError(f"--sampler is {sampler!r}; {config.name} has {', '.join(config.allowed_samplers)}")
@@ -86,6 +93,7 @@ def generate(
                 threshold=threshold,
                 variant=variant,
                 negative_prompt=negative_prompt,
+                prompt_syntax=syntax,
                 size=wanted,
                 steps=steps,
                 guidance=guidance,

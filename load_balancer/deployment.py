@@ -112,6 +112,7 @@ class LoadBalancer:
             self._service.limits,
             self._api_keys,
             aliases=self._service.aliases,
+            prompt_syntax=self._service.prompt_syntax,
             allowed_origins=self._service.http.allowed_origins,
             behind_serve=True,
             shared=self._shared,

@@ -91,7 +91,7 @@ class Target:
         return int(self.url.rpartition(":")[2])
 
 
-def write_service(folder: Path, **quota: Any) -> tuple[Path, str, str]:
+def write_service(folder: Path, *, heavy_replicas: int = 1, **quota: Any) -> tuple[Path, str, str]:
     """Writes the files of a service of emulated workers; returns the service file and the keys of Alice and Mallory.
 
     Args:
@@ -105,7 +105,7 @@ def write_service(folder: Path, **quota: Any) -> tuple[Path, str, str]:
     )
     fields = {
         "slo_s": SLO_S,
-        "plan": {"light_replicas": 2, "heavy_replicas": 1},
+        "plan": {"light_replicas": 2, "heavy_replicas": heavy_replicas},
         "pool": {"cpus_per_replica": 0.1},
         "keys_file": "keys.yaml",
         "limits": {"images": 4},

@@ -105,15 +105,15 @@ MUTATIONS = (
     Mutation(
         "devices are taken by whoever asks for most",
         "load_balancer/admission/tenant_shares.py",
-        "return own.at(now) > TOLERANCE * equal",
+        "return work[tenant] * len(work) > TOLERANCE * sum(work.values())",
         "return False",
         "tests/load_balancer/admission/test_tenant_shares.py::test_workers_take_images_beyond_the_share_after_all_others",
     ),
     Mutation(
         "images beyond a tenant's share make other tenants' batches longer",
         "workers/engine/scheduling.py",
-        "return self.call == first.call and (not self.low_priority or first.low_priority or self.tenant == first.tenant)",
-        "return self.call == first.call",
+        "(not self.low_priority or first.low_priority or self.tenant == first.tenant)",
+        "True",
         "tests/workers/engine/test_scheduling.py::test_an_image_of_low_priority_slows_no_image_of_another_tenant",
     ),
     Mutation(
@@ -404,8 +404,8 @@ MUTATIONS = (
     Mutation(
         "all tenants share the encodings of prompts",
         "workers/models/family.py",
-        "prompts = [(job.request.tenant, job.request.prompt) for job in jobs]",
-        'prompts = [("", job.request.prompt) for job in jobs]',
+        "prompts = [(it.tenant, parsed(it.prompt, it.prompt_syntax)) for it in requests]",
+        'prompts = [("", parsed(it.prompt, it.prompt_syntax)) for it in requests]',
         "tests/workers/models/test_family.py::test_a_prompt_is_encoded_again_for_another_tenant",
     ),
     Mutation(
@@ -540,7 +540,7 @@ MUTATIONS = (
     ),
     Mutation(
         "no answer says that its prompt was cut",
-        "workers/models/architectures/stable_diffusion.py",
+        "workers/models/architectures/prompt_windows.py",
         "return windows, len(tokens)",
         "return windows, 0",
         "tests/workers/models/test_architectures.py::test_the_tokens_that_do_not_fit_the_windows_are_counted",

@@ -76,7 +76,7 @@ class ImageTask(NamedTuple):
         cache: what the request does with the cache.
         cache_named: the request itself said so, and not the service.
         low_priority: lets all others go first.
-        beyond_share: its tenant took more than an equal share of the devices lately; set beside ``low_priority``.
+        beyond_share: its tenant already had more than an equal part of all work in flight; set beside ``low_priority``.
         draw: uniform in [0, 1), for what a plan leaves to chance.
         size: of the image; None: the family's own.
     """

@@ -21,6 +21,7 @@ from weir.errors import ConfigError
 from weir.image_sizes import AllowedSizes, SizeField, SizeRange
 from weir.own_code import is_own
 from weir.plan import HEAVY, LIGHT, Assignment, Plan
+from weir.prompts import PromptSyntax
 from weir.samplers import Scheduler, most_steps
 from weir.secrecy import MAY_HOLD_SECRETS, key_name, without_credentials
 from weir.yaml_files import read_mapping, whole_number
@@ -509,6 +510,10 @@ class ServiceConfig(_Strict):
     aliases: dict[str, str] = Field(
         default_factory=dict,
         description="further model names, e.g. OpenAI's: name → cascade, a variant or a model",
+    )
+    prompt_syntax: PromptSyntax = Field(
+        "plain",
+        description="of requests that name none; weighted: (red:1.3) gives a part of the prompt a weight",
     )
     keys_file: str | None = Field(
         None, description="keys file, relative to this file; `weir keys new` writes it. Default: no key is needed"

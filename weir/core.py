@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any, NamedTuple
 
+from weir.prompts import PromptSyntax
 from weir.samplers import Scheduler
 
 #: Share of the deadline that is kept for what no profile knows: hops, encoding, jitter, a slow batch.
@@ -99,6 +100,7 @@ class ImageRequest:
         deadline: time by which the answer has to be ready, in seconds of the monotonic clock of the process that has
             the request; workers serve the most urgent first. The wire has the time that is left, because every host has
             a clock of its own.
+        prompt_syntax: of the prompt and the negative prompt.
         overrides: of the last variant of the chain.
         resume, warm_start: where the run starts; None, None: from noise. A resume that fails falls back to the warm
             start, and then to noise.
@@ -119,6 +121,7 @@ class ImageRequest:
     size: ImageSize
     deadline: float
     negative_prompt: str = ""
+    prompt_syntax: PromptSyntax = "plain"
     overrides: Overrides = Overrides()
     resume: Resume | None = None
     warm_start: WarmStart | None = None

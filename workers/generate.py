@@ -31,6 +31,7 @@ from weir.config import FamilyConfig
 from weir.core import CacheLookup, ImageRequest, ImageSize, Overrides
 from weir.errors import GenerationFailed, NotFinite, StateRefused
 from weir.plan import Assignment, Plan
+from weir.prompts import PromptSyntax
 from weir.samplers import Scheduler
 from weir.states import State
 from workers.engine.engine import Engine, EngineOutput, denoise_job, recipe
@@ -90,6 +91,7 @@ def generate(
     variant: str | None = None,
     size: ImageSize | None = None,
     negative_prompt: str = "",
+    prompt_syntax: PromptSyntax = "plain",
     steps: int | None = None,
     guidance: float | None = None,
     sampler: Scheduler | None = None,
@@ -125,6 +127,7 @@ def generate(
         size or family.size,
         float("inf"),
         negative_prompt=negative_prompt,
+        prompt_syntax=prompt_syntax,
     )
     own = Overrides(steps, guidance, sampler)
     recipe(family, variant or ladder[-1], replace(request, overrides=own))

@@ -10,6 +10,7 @@ from urllib.parse import quote
 
 from weir.config import FamilyConfig
 from weir.core import ImageSize
+from weir.prompts import PromptSyntax
 from weir.samplers import Scheduler
 
 
@@ -22,6 +23,7 @@ class Settings:
     guidance: float | None = None
     negative_prompt: str = ""
     sampler: Scheduler | None = None
+    prompt_syntax: PromptSyntax = "plain"
 
     @classmethod
     def from_dict(cls, given: Mapping[str, Any]) -> Settings:
@@ -37,7 +39,7 @@ class Partitions:
     """The partitions of one family and one encoder.
 
     A partition's name is part of every key: tenant, model and revision, scheduler, shape, steps, guidance, negative
-    prompt, dtype, encoder. Workers also check a state against their model.
+    prompt, dtype, encoder, and the prompts' syntax unless it is plain. Workers also check a state against their model.
     """
 
     def __init__(self, family: FamilyConfig, encoder: str):
@@ -61,6 +63,7 @@ class Partitions:
             negative if settings.negative_prompt else "-",
             "fp16",
             self._encoder,
+            *(() if settings.prompt_syntax == "plain" else (settings.prompt_syntax,)),
         )
         return self.prefix(tenant) + "|".join(quote(part, safe="|@") for part in parts)
 

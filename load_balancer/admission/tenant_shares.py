@@ -1,56 +1,54 @@
-"""Shares of the devices by tenant: who took more than an equal part of them lately."""
+"""Shares of the devices by tenant: who has more work in flight than an equal part of it."""
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
+from collections.abc import Iterable
 
-#: Seconds after which the use of a device counts e times less, and without a request of which a tenant has gone.
-MEMORY_S = 30.0
-#: How much more than an equal share is none yet, so that tenants that take the same are not told apart by chance.
+#: How much more than an equal part is none yet, so that tenants that ask for the same are not told apart by chance.
 TOLERANCE = 1.1
-
-
-@dataclass(slots=True)
-class _Use:
-    seconds: float
-    as_of: float
-    asked_at: float
-
-    def at(self, now: float) -> float:
-        return self.seconds * math.exp(-max(0.0, now - self.as_of) / MEMORY_S)
+#: Seconds for which a tenant that has nothing in flight is counted among those that share the devices.
+MEMORY_S = 5.0
 
 
 class TenantShares:
-    """The recent use of the devices by each tenant that asks for images.
+    """The work in flight of each tenant, in predicted seconds of a device.
 
-    Images of a tenant that took more than an equal share let those of other tenants go first, and do not share their
-    batches. A tenant within its share is then served nearly as if it were alone, whatever the others ask for. A tenant
-    without company is never beyond its share, and gets whatever the others leave. Times are seconds of a monotonic
-    clock.
+    Images of a tenant that already has more than an equal part of all work let those of other tenants go first, and do
+    not share their batches. A tenant within its share is then served nearly as if it were alone, however much the
+    others ask for. A tenant without company is never beyond its share, and gets whatever the others leave. Times are
+    seconds of a monotonic clock.
     """
 
     def __init__(self) -> None:
-        self._uses: dict[str, _Use] = {}
+        self._asked_at: dict[str, float] = {}
+        self._tenants: dict[str, str] = {}  # by image
+        self._seconds: dict[str, dict[str, float]] = {}  # by tenant, by image
 
-    def asked(self, tenant: str, now: float) -> None:
-        """Counts the tenant among those that share the devices, from its request on."""
-        use = self._uses.setdefault(tenant, _Use(0.0, now, now))
-        use.asked_at = now
-
-    def charge(self, tenant: str, seconds: float, now: float) -> None:
-        """Charges device time to a tenant; ignored for one that has no share, such as a caller of batch priority.
-
-        It is charged when work is sent to a device: work that is cancelled afterwards has kept others waiting, too.
-        """
-        if (use := self._uses.get(tenant)) is not None:
-            use.seconds, use.as_of = use.at(now) + seconds, now
-
-    def beyond(self, tenant: str, now: float) -> bool:
-        """Whether the tenant took more than an equal share of what all tenants took."""
-        self._uses = {name: use for name, use in self._uses.items() if now - use.asked_at <= MEMORY_S}
-        own = self._uses.get(tenant)
-        if own is None or len(self._uses) < 2:
+    def asked(self, tenant: str, now: float) -> bool:
+        """Takes in that a tenant asks for images; returns whether it is beyond its share before it gets them."""
+        self._asked_at[tenant] = now
+        for name in [it for it, at in self._asked_at.items() if now - at > MEMORY_S and it not in self._seconds]:
+            del self._asked_at[name]
+        if len(self._asked_at) < 2:
             return False
-        equal = sum(use.at(now) for use in self._uses.values()) / len(self._uses)
-        return own.at(now) > TOLERANCE * equal
+        work = {name: sum(self._seconds.get(name, {}).values()) for name in self._asked_at}
+        return work[tenant] * len(work) > TOLERANCE * sum(work.values())
+
+    def begun(self, tenant: str, images: Iterable[str], seconds: float) -> None:
+        """Images of a tenant are in flight; the first run of each takes that many seconds."""
+        for image in images:
+            self._tenants[image] = tenant
+            self._seconds.setdefault(tenant, {})[image] = seconds
+
+    def runs(self, image: str, seconds: float) -> None:
+        """A run of that many seconds generates the image now; 0: none does. Ignored for an image without a share."""
+        if (tenant := self._tenants.get(image)) is not None:
+            self._seconds[tenant][image] = seconds
+
+    def ended(self, images: Iterable[str]) -> None:
+        """The images are answered, or their work is cancelled."""
+        for image in images:
+            if (tenant := self._tenants.pop(image, None)) is not None:
+                del self._seconds[tenant][image]
+                if not self._seconds[tenant]:
+                    del self._seconds[tenant]

@@ -38,6 +38,7 @@ from load_balancer.shared.shared_state import SharedState
 from weir import __version__
 from weir.config import FamilyConfig, LimitsConfig
 from weir.errors import InvalidRequest, NotFound
+from weir.prompts import PromptSyntax
 
 
 def create_app(
@@ -47,6 +48,7 @@ def create_app(
     callers: ApiKeys | None = None,
     *,
     aliases: Mapping[str, str] | None = None,
+    prompt_syntax: PromptSyntax = "plain",
     allowed_origins: Sequence[str] = (),
     behind_serve: bool = False,
     shared: SharedState | None = None,
@@ -55,6 +57,7 @@ def create_app(
 
     Args:
         aliases: additional model names → the models they stand for.
+        prompt_syntax: of requests that name none.
         allowed_origins: origins whose web pages may call the API; ``*`` allows all.
         behind_serve: whether Ray Serve's proxy forwards the requests, and adds their ids to the responses.
         shared: what the load balancer shares with others; None where it is the only one.
@@ -73,7 +76,7 @@ def create_app(
             expose_headers=EXPOSED,
             max_age=600,
         )
-    rules = RequestRules(family, limits, aliases)
+    rules = RequestRules(family, limits, aliases, prompt_syntax)
     store: ImageStore = LocalImages() if shared is None else shared.images
     page = Page()
     model_list = ModelList(family, rules.sizes, rules.models, aliases or {}, balancer.cache_mode, int(time.time()))

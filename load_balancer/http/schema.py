@@ -13,9 +13,11 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
 from load_balancer.http.headers import MOST_KEY_CHARACTERS
 from load_balancer.runner.generation_request import CacheMode, GenerationRequest, ImageFormat
+from weir import prompts
 from weir.config import FamilyConfig, LimitsConfig
 from weir.core import ImageSize
 from weir.errors import InvalidRequest, UnknownModel
+from weir.prompts import BAD_WEIGHT, MOST_WEIGHT, PromptSyntax
 from weir.samplers import DISTILLED_STEPS, Scheduler, check_steps, most_steps
 
 #: Any character but white space and control characters, by every language's definition of ``\\s``.
@@ -79,14 +81,27 @@ class GenerationBody(BaseModel):
     num_inference_steps: Integer | None = None
     guidance_scale: float | None = None
     sampler: Scheduler | None = None
+    prompt_syntax: PromptSyntax | None = None
     cache: CacheMode | None = None
 
 
 class RequestRules:
     """Reads and checks bodies by the limits of this service."""
 
-    def __init__(self, family: FamilyConfig, limits: LimitsConfig, aliases: Mapping[str, str] | None = None):
+    def __init__(
+        self,
+        family: FamilyConfig,
+        limits: LimitsConfig,
+        aliases: Mapping[str, str] | None = None,
+        prompt_syntax: PromptSyntax = "plain",
+    ):
+        """
+        Args:
+            aliases: additional model names → the models they stand for.
+            prompt_syntax: of requests that name none.
+        """
         self._family = family
+        self._prompt_syntax = prompt_syntax
         #: Sizes of images within the limits of this service.
         self.sizes = family.allowed_sizes.within(limits.pixels)
         openai = {size: ImageSize.of(size) for size in OPENAI_SIZES}
@@ -133,6 +148,8 @@ class RequestRules:
             "num_inference_steps": f"an integer from 1 to {limits.steps}",
             "guidance_scale": f"a number from 0 to {MOST_GUIDANCE:g}",
             "sampler": " or ".join(family.allowed_samplers),
+            "prompt_syntax": "plain or weighted; weighted gives (text:1.3) the weight 1.3, from 0 to "
+            f"{MOST_WEIGHT:g}; default: {prompt_syntax}",
         }
 
     def read(self, raw: bytes) -> GenerationRequest:
@@ -159,6 +176,7 @@ class RequestRules:
             n=1 if body.n is None else body.n,
             variant=self.models[body.model or self._family.name],
             negative_prompt=body.negative_prompt or "",
+            prompt_syntax=self._syntax(body),
             seed=None if body.seed == ANY_SEED else body.seed,
             steps=body.num_inference_steps,
             guidance=body.guidance_scale,
@@ -209,6 +227,7 @@ class RequestRules:
             _implies({"output_format": {"enum": ["png", None]}}, {"output_compression": {"enum": [100, None]}}),
             _implies({"stream": {"enum": [False, None]}}, {"partial_images": {"enum": [0, None]}}),
             _implies({"response_format": {"const": "url"}}, {"stream": {"enum": [False, None]}}, ["response_format"]),
+            self._described_weights(),
             *self._described_samplers(),
         ]
         return {
@@ -225,6 +244,8 @@ class RequestRules:
         for text, longest in self._longest.items():
             if len(getattr(body, text) or "") > longest:
                 raise self._refusal(text, f"has {len(getattr(body, text))} characters")
+        for text in ("prompt", "negative_prompt"):
+            prompts.check(text, getattr(body, text) or "", self._syntax(body))
         if body.model is not None:
             self.known_model(body.model)
         self._size(body.size)
@@ -239,6 +260,9 @@ class RequestRules:
             raise self._refusal("partial_images", f"is {body.partial_images} without stream")
         if body.stream and body.response_format == "url":
             raise self._refusal("stream", "is true, but response_format is url")
+
+    def _syntax(self, body: GenerationBody) -> PromptSyntax:
+        return body.prompt_syntax or self._prompt_syntax
 
     def _size(self, given: str | None) -> ImageSize:
         """The size of the images of a request.
@@ -278,6 +302,13 @@ class RequestRules:
             )
         if variant == last:
             check_steps(body.sampler or allowed[0], body.num_inference_steps or 1)
+
+    def _described_weights(self) -> dict[str, Any]:
+        """The JSON schema of what :func:`weir.prompts.check` checks."""
+        weighted: dict[str, Any] = {"enum": ["weighted", *([None] if self._prompt_syntax == "weighted" else [])]}
+        in_range = {"not": {"type": "string", "pattern": BAD_WEIGHT}}
+        required = [] if self._prompt_syntax == "weighted" else ["prompt_syntax"]
+        return _implies({"prompt_syntax": weighted}, dict.fromkeys(("prompt", "negative_prompt"), in_range), required)
 
     def _described_samplers(self) -> Iterator[dict[str, Any]]:
         """JSON schemas of what :meth:`_check_sampler` checks."""

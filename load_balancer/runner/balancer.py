@@ -176,6 +176,7 @@ class Balancer:
                 size=request.size,
                 deadline=task.deadline,
                 negative_prompt=request.negative_prompt,
+                prompt_syntax=request.prompt_syntax,
                 overrides=Overrides(request.steps, request.guidance, request.sampler),
                 tenant=request.caller.tenant,
                 previews=request.partial_images,
@@ -191,9 +192,12 @@ class Balancer:
 
         def ended() -> None:
             self._forecast.forget(images)
+            self._shares.ended(images)
             self.admission.release(request.n)
 
         self._forecast.expect(images, first.role)
+        if request.caller.priority != "batch":
+            self._shares.begun(request.caller.tenant, images, self.dispatcher.run_s(self._forecast.kind(first)))
         return GenerationTask(request, images, generate, ended)
 
     def price(self, request: GenerationRequest) -> float:
@@ -222,10 +226,8 @@ class Balancer:
             Overloaded, NotReady: the request is not admitted.
         """
         now, plan, caller = self.clock(), self.registry.plan, request.caller
-        batch, beyond_share = caller.priority == "batch", False
-        if not batch:
-            self._shares.asked(caller.tenant, now)
-            beyond_share = self._shares.beyond(caller.tenant, now)
+        batch = caller.priority == "batch"
+        beyond_share = not batch and self._shares.asked(caller.tenant, now)
         size = None if request.size == self._family.size else request.size
         price = self._price(request.size)
         self.observations.arrived(request.n, price)

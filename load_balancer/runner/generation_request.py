@@ -10,6 +10,7 @@ from typing import Literal
 from load_balancer.http.api_keys import ANONYMOUS, Caller
 from weir.cascade import CacheMode
 from weir.core import ImageSize
+from weir.prompts import PromptSyntax
 from weir.samplers import Scheduler
 
 ImageFormat = Literal["png", "jpeg", "webp"]
@@ -41,6 +42,7 @@ class GenerationRequest:
     n: int = 1
     variant: str | None = None
     negative_prompt: str = ""
+    prompt_syntax: PromptSyntax = "plain"
     seed: int | None = None
     steps: int | None = None
     guidance: float | None = None

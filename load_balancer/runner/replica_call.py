@@ -72,7 +72,7 @@ class ReplicaCalls:
     """Executes runs on the pool, and keeps the dispatcher's queue models up to date.
 
     Args:
-        shares: charged with the device time of each run.
+        shares: learns which run generates each image.
         clock: seconds of a monotonic clock.
         tell: tells the other load balancers what was sent and answered; None: there are none.
     """
@@ -173,9 +173,8 @@ class ReplicaCalls:
             _Failed: the run has no image.
         """
         kind = self._forecast.kind(run)
-        now = self._clock()
-        self._dispatcher.assign(replica, request.id, kind, now, low_priority=run.low_priority)
-        self._shares.charge(request.tenant, self._dispatcher.run_s(kind), now)
+        self._dispatcher.assign(replica, request.id, kind, self._clock(), low_priority=run.low_priority)
+        self._shares.runs(request.id, self._dispatcher.run_s(kind))
         self._tell(Sent(replica, request.id, kind, run.low_priority))
         self._forecast.forget([request.id])
         try:
@@ -200,6 +199,7 @@ class ReplicaCalls:
             raise _Failed(Reason.FAILED, GenerationFailed(f"the worker failed: {type(error).__name__}")) from error
         finally:
             self._dispatcher.forget(replica, request.id, self._clock())
+            self._shares.runs(request.id, 0.0)
             self._tell(Left(replica, request.id))
         if result.error is not None:
             code, message = result.error

@@ -60,6 +60,7 @@ class ServeCacheClient:
             "guidance": request.overrides.guidance,
             "sampler": request.overrides.sampler,
             "negative_prompt": request.negative_prompt,
+            "prompt_syntax": request.prompt_syntax,
         }
         about = request.id, request.tenant, request.prompt, settings, REQUEST_ID.get()
         with tracing.span("cache lookup", "client") as span:

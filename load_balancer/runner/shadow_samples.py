@@ -59,7 +59,7 @@ class ShadowSamples:
             return
         self._credit = min(MOST_CREDIT, self._credit + self._share * request.n)
         plain = (request.variant, request.steps, request.guidance, request.negative_prompt) == (None, None, None, "")
-        if plain and request.size == self._size:
+        if plain and request.size == self._size and request.prompt_syntax == "plain":
             self._prompts = [*self._prompts[1 - RECENT :], request.prompt]
 
     async def sample(

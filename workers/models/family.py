@@ -15,6 +15,7 @@ import torch
 from weir.config import FamilyConfig
 from weir.core import ImageRequest, Overrides
 from weir.errors import NotFinite, StateRefused, WeirError
+from weir.prompts import parsed
 from weir.samplers import Scheduler
 from weir.states import State, capture_steps
 from workers.engine.engine import DenoiseJob, EngineOutput, OutOfMemory, denoise_job, run_to_end
@@ -29,7 +30,7 @@ from workers.models.denoiser import Denoiser, DenoisingState
 from workers.models.device import device_of, dtype_of, keep_freed_memory, probe, within_memory
 from workers.models.judges import family_judges
 from workers.models.noise import generator
-from workers.models.prompt_encoder import PromptEncoder
+from workers.models.prompt_encoder import EMPTY, PromptEncoder
 from workers.models.weights import load_pipelines
 
 log = logging.getLogger(__name__)
@@ -201,21 +202,22 @@ class Family:
         """Encodes prompts and, for guided jobs, negative prompts."""
         model = self._adapters[jobs[0].recipe.variant]
         embeds_guidance, zeros = model.embeds_guidance, model.zeros_for_no_negative
-        prompts = [(job.request.tenant, job.request.prompt) for job in jobs]
+        requests = [job.request for job in jobs]
+        prompts = [(it.tenant, parsed(it.prompt, it.prompt_syntax)) for it in requests]
         negatives = [
-            (job.request.tenant, job.request.negative_prompt)
+            (it.tenant, parsed(it.negative_prompt, it.prompt_syntax))
             if job.recipe.guidance > 1 and not embeds_guidance
             else None
-            for job in jobs
+            for job, it in zip(jobs, requests, strict=True)
         ]
-        needed = [key for key in negatives if key is not None and (key[1] or not zeros)]
+        needed = [key for key in negatives if key is not None and (key[1] != EMPTY or not zeros)]
         texts = self._prompts.read(model, [*prompts, *needed])
         encoded: list[tuple[Text, Text | None]] = []
         for key, negative in zip(prompts, negatives, strict=True):
             prompt = texts[key]
             if negative is None:
                 encoded.append((prompt, None))
-            elif not negative[1] and zeros:
+            elif negative[1] == EMPTY and zeros:
                 encoded.append((prompt, prompt.zeros()))
             else:
                 empty = partial(self._prompts.empty, model, key[0])

@@ -9,10 +9,13 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterable
 
+from weir.prompts import Prompt, PromptPart
 from workers.models.architectures.architecture import Architecture, Text
 
 #: A tenant and its prompt.
-TenantText = tuple[str, str]
+TenantText = tuple[str, Prompt]
+#: A prompt without text.
+EMPTY: Prompt = (PromptPart(""),)
 #: Number of encodings to keep. One of SDXL takes 310 KiB.
 _KEPT = 512
 
@@ -25,7 +28,7 @@ class PromptEncoder:
 
     def empty(self, model: Architecture, tenant: str) -> Text:
         """The encoding of an empty text."""
-        return self.read(model, [(tenant, "")])[tenant, ""]
+        return self.read(model, [(tenant, EMPTY)])[tenant, EMPTY]
 
     def read(self, model: Architecture, texts: Iterable[TenantText]) -> dict[TenantText, Text]:
         """The encodings of ``texts``; those that are not cached are encoded in one batch."""

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from compel.embeddings_provider import EmbeddingsProvider, ReturnedEmbeddingsType
 from diffusers import UNet2DConditionModel
 from PIL import Image
 
@@ -16,10 +17,11 @@ from testing.tiny_models import SIZE, TOKENS, sd_pipeline, sdxl_pipeline
 from tests.workers.samples import family, image_request, variant
 from weir.core import ImageSize, Overrides
 from weir.plan import HEAVY, LIGHT
+from weir.prompts import parsed
 from workers.engine.engine import DenoiseJob, EngineOutput, denoise_job
 from workers.engine.samplers import scheduler_for
+from workers.models.architectures.prompt_windows import MOST_WINDOWS
 from workers.models.architectures.registry import ARCHITECTURES, adapt
-from workers.models.architectures.stable_diffusion import MOST_WINDOWS
 from workers.models.family import Family
 
 KINDS = pytest.mark.parametrize("kind", [sd_pipeline, sdxl_pipeline], ids=["sd", "sdxl"])
@@ -234,6 +236,62 @@ def test_the_tokens_that_do_not_fit_the_windows_are_counted(kind: Callable[[], A
     [output] = engine(kind()).generate(HEAVY, [image_request(prompt=prompt)])
     assert output.error is None
     assert (output.unused_tokens, output.unused_negative_tokens) == (unused, 0)
+
+
+WEIGHTED = ["a (red:1.3) b", "(xy:0.5) and [z]", "(gone:0) here", "((k:1.2) l:0.9)", "plain"]
+
+
+def by_compel(pipeline: Any, prompt: str) -> torch.Tensor:
+    """The states of a prompt's tokens by compel, from the same parts."""
+    sdxl = hasattr(pipeline, "text_encoder_2")
+    kind = "PENULTIMATE_HIDDEN_STATES_NON_NORMALIZED" if sdxl else "LAST_HIDDEN_STATES_NORMALIZED"
+    names = [("tokenizer", "text_encoder"), ("tokenizer_2", "text_encoder_2")][: 2 if sdxl else 1]
+    parts = parsed(prompt, "weighted")
+    with torch.inference_mode():
+        states = [
+            EmbeddingsProvider(
+                getattr(pipeline, words),
+                getattr(pipeline, encoder),
+                returned_embeddings_type=ReturnedEmbeddingsType[kind],
+            ).get_embeddings_for_weighted_prompt_fragments([[it.text for it in parts]], [[it.weight for it in parts]])
+            for words, encoder in names
+        ]
+    return torch.cat(states, -1)[0]
+
+
+@KINDS
+def test_weights_of_a_prompts_parts_are_those_of_compel_also_when_prompts_are_encoded_together(
+    kind: Callable[[], Any],
+) -> None:
+    pipeline = kind()
+    with torch.inference_mode():
+        texts = adapt(pipeline).encode([parsed(it, "weighted") for it in WEIGHTED])
+    for prompt, text in zip(WEIGHTED, texts, strict=True):
+        states = text.tensors["encoder_hidden_states"]
+        assert float((states - by_compel(pipeline, prompt)).abs().max()) < 1e-5
+
+
+@KINDS
+def test_the_parts_of_a_long_prompt_have_their_weights_in_every_window(kind: Callable[[], Any]) -> None:
+    pipeline, words = kind(), "aaa " * 10
+    with torch.inference_mode():
+        long, *windows = adapt(pipeline).encode(
+            [parsed(f"({words}{words}:1.5)", "weighted"), *[parsed(f"({words}:1.5)", "weighted")] * 2]
+        )
+    states = torch.cat([it.tensors["encoder_hidden_states"] for it in windows])
+    assert float((long.tensors["encoder_hidden_states"] - states).abs().max()) < 1e-5
+
+
+@pytest.mark.parametrize("field", ["prompt", "negative_prompt"])
+def test_weights_change_the_image_by_the_syntax_that_has_them(field: str) -> None:
+    texts = {"prompt": "a circle", "negative_prompt": "blur"}
+    images = {
+        (text, syntax): generated(**{**texts, field: text}, prompt_syntax=syntax).image
+        for text in (texts[field], f"({texts[field]}:1.5)")
+        for syntax in ("plain", "weighted")
+    }
+    assert images[texts[field], "plain"] == images[texts[field], "weighted"]
+    assert len({*images.values()}) == 3
 
 
 def test_prompts_that_differ_only_at_their_ends_give_different_images() -> None:

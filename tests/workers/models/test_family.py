@@ -20,6 +20,7 @@ from weir.config import FamilyConfig
 from weir.core import ImageSize, Overrides
 from weir.errors import ConfigError, InvalidRequest
 from weir.plan import HEAVY, LIGHT
+from weir.prompts import Prompt
 from workers.engine.engine import EngineOutput, OutOfMemory, recipe
 from workers.engine.samplers import scheduler_for
 from workers.models.architectures.stable_diffusion import StableDiffusion
@@ -60,11 +61,11 @@ def test_light_and_heavy_share_one_vae_and_one_set_of_text_encoders(tiny: Family
 
 
 def test_a_prompt_is_encoded_again_for_another_tenant(tiny: Family, monkeypatch: pytest.MonkeyPatch) -> None:
-    encode, encoded = StableDiffusionXL.encode, list[str]()
+    encode, encoded = StableDiffusionXL.encode, list[Prompt]()
     monkeypatch.setattr(StableDiffusionXL, "encode", lambda it, texts: encoded.extend(texts) or encode(it, texts))
     for tenant in ("acme", "acme", "globex"):
         tiny.generate(LIGHT, [image_request(prompt="a prompt of two tenants", tenant=tenant)])
-    assert encoded == ["a prompt of two tenants"] * 2
+    assert [it[0].text for it in encoded] == ["a prompt of two tenants"] * 2
 
 
 def test_a_family_with_a_light_unet_folder_and_a_discriminator_loads(folders: Path) -> None:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import torch
 
     from weir.core import ImageSize
+    from weir.prompts import Prompt
     from weir.samplers import Scheduler
     from workers.engine.scheduling import Recipe
 
@@ -143,7 +144,7 @@ class Architecture(ABC):
         """Whether an empty negative prompt is :meth:`Text.zeros`, and not the encoding of an empty text."""
 
     @abstractmethod
-    def encode(self, prompts: Sequence[str]) -> list[Text]:
+    def encode(self, prompts: Sequence[Prompt]) -> list[Text]:
         """Encodes prompts together."""
 
     @abstractmethod

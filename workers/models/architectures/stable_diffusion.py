@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from workers.engine.scheduler_settings import unsupported
 from workers.models.architectures.architecture import Architecture, Configs, Mismatch, Pipeline, Text
+from workers.models.architectures.prompt_windows import Encoded, Window, Windows, split_tokens, with_weights
 
 if TYPE_CHECKING:
     import torch
 
     from weir.core import ImageSize
+    from weir.prompts import Prompt
     from weir.samplers import Scheduler
     from workers.engine.scheduling import Recipe
 
@@ -20,21 +22,7 @@ _TEXT_TO_IMAGE = "use the UNet of a text-to-image model of this architecture"
 _UNCONDITIONED = {"class_embed_type": None, "num_class_embeds": None, "encoder_hid_dim": None}
 
 
-#: Largest number of windows of a prompt. Each one takes as much memory and time of the text encoders as a short prompt.
-MOST_WINDOWS = 8
 _TEXT = ("encoder_hidden_states",)
-
-
-class _Windows(NamedTuple):
-    """A prompt's tokens in windows of the text encoders' length, without the marks of begin and end.
-
-    Attributes:
-        tokens: the windows for each text encoder.
-        unused: number of tokens beyond the last window.
-    """
-
-    tokens: list[list[list[int]]]
-    unused: int
 
 
 class StableDiffusion(Architecture):
@@ -125,18 +113,21 @@ class StableDiffusion(Architecture):
     def zeros_for_no_negative(self) -> bool:
         return False
 
-    def encode(self, prompts: Sequence[str]) -> list[Text]:
+    def encode(self, prompts: Sequence[Prompt]) -> list[Text]:
+        import torch  # not at the top: an adapter is imported to check configurations
+
         windows = [self._windows(prompt) for prompt in prompts]
-        rows = [row for it in windows for row in zip(*it.tokens, strict=True)]
-        states, pooled = self._encode(list(zip(*rows, strict=True)))
-        texts, first = [], 0
-        for it in windows:
-            last = first + len(it.tokens[0])
-            tensors = {"encoder_hidden_states": states[first:last].flatten(0, 1)}
-            if pooled is not None:
-                tensors["text_embeds"] = pooled[first]
+        # by text encoder, by prompt
+        encoded = [
+            self._encode(number, prompts, [it.of_encoder[number] for it in windows])
+            for number in range(len(self.text_encoders))
+        ]
+        texts = []
+        for it, *parts in zip(windows, *encoded, strict=True):
+            tensors = {"encoder_hidden_states": torch.cat([part.states for part in parts], -1).flatten(0, 1)}
+            if parts[-1].pooled is not None:  # the pooled prompt is that of the last encoder, which projects it
+                tensors["text_embeds"] = parts[-1].pooled
             texts.append(Text(tensors, it.unused))
-            first = last
         return texts
 
     def of_one_length(self, prompt: Text, negative: Text, empty: Callable[[], Text]) -> tuple[Text, Text]:
@@ -175,39 +166,70 @@ class StableDiffusion(Architecture):
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         return self._decode(latents.to(self.vae.dtype) / self.vae.config.scaling_factor)
 
-    def _windows(self, prompt: str) -> _Windows:
+    def _windows(self, prompt: Prompt) -> Windows:
         """Splits a prompt's tokens into windows, of the same number for each text encoder."""
         split = []
         for name in self.tokenizers:
             tokenizer = getattr(self.pipeline, name)
-            text = self.pipeline.maybe_convert_prompt(prompt, tokenizer)  # names of textual inversions
-            split.append(_split(tokenizer, text))
+            # names of textual inversions become their tokens
+            parts = [part._replace(text=self.pipeline.maybe_convert_prompt(part.text, tokenizer)) for part in prompt]
+            split.append(split_tokens(tokenizer, parts))
         count = max(len(windows) for windows, _ in split)
-        tokens = [windows + [[]] * (count - len(windows)) for windows, _ in split]
-        return _Windows(tokens, max(unused for _, unused in split))
+        padded = [windows + [Window([], [])] * (count - len(windows)) for windows, _ in split]
+        return Windows(padded, max(unused for _, unused in split))
 
-    def _encode(self, windows: Sequence[Sequence[list[int]]]) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def _encode(self, number: int, prompts: Sequence[Prompt], windows: Sequence[Sequence[Window]]) -> list[Encoded]:
+        """Encodes prompts with one text encoder, all of their windows together.
+
+        Args:
+            number: of the text encoder.
+            windows: those of each prompt.
+        """
+        weighted = any(part.weight != 1 for prompt in prompts for part in prompt)
+        rows = [window for it in windows for window in it] + [Window([], [])] * weighted
+        states, pooled = self._encode_windows(number, rows)
+        encoded, first = [], 0
+        for it in windows:
+            encoded.append(Encoded(states[first : first + len(it)], None if pooled is None else pooled[first]))
+            first += len(it)
+        if not weighted:
+            return encoded
+
+        def without(rows: list[Window], part: int) -> torch.Tensor:
+            return self._encode_windows(number, rows, without=part)[0]
+
+        both = zip(encoded, prompts, windows, strict=True)
+        return [it._replace(states=with_weights(it.states, states[-1], *its, without)) for it, *its in both]
+
+    def _encode_windows(
+        self, number: int, windows: Sequence[Window], without: int | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Encodes W windows of tokens.
 
         Args:
-            windows: the windows for each text encoder.
+            number: of the text encoder.
+            without: number of the part of the prompt whose tokens the encoder does not see.
 
         Returns:
             The states of the tokens [W, T, D], and the pooled windows [W, P] where the denoiser needs them.
         """
-        return self._encoder_output("text_encoder", "tokenizer", windows[0])[0], None
+        return self._encoder_output(number, windows, without)[0], None
 
-    def _encoder_output(self, encoder: str, tokenizer: str, windows: Sequence[list[int]], **how: Any) -> Any:
+    def _encoder_output(self, number: int, windows: Sequence[Window], without: int | None, **how: Any) -> Any:
         """The output of a text encoder for windows of tokens, each between the marks of begin and end, and padded."""
         import torch  # not at the top: an adapter is imported to check configurations
 
-        model, words = getattr(self.pipeline, encoder), getattr(self.pipeline, tokenizer)
+        model, words = (getattr(self.pipeline, names[number]) for names in (self.text_encoders, self.tokenizers))
         ids = torch.full((len(windows), words.model_max_length), words.pad_token_id)
-        mask = torch.zeros_like(ids)
+        masked = getattr(model.config, "use_attention_mask", False)
+        mask = torch.zeros_like(ids) if masked else torch.ones_like(ids)
         for i, window in enumerate(windows):
-            row = [words.bos_token_id, *window, words.eos_token_id]
+            row = [words.bos_token_id, *window.tokens, words.eos_token_id]
             ids[i, : len(row)], mask[i, : len(row)] = torch.tensor(row), 1
-        if getattr(model.config, "use_attention_mask", False):
+            for place, part in enumerate(window.parts, 1):
+                if part == without:
+                    mask[i, place] = 0
+        if masked or without is not None:
             how["attention_mask"] = mask.to(self.device)
         return model(ids.to(self.device), **how)
 
@@ -222,20 +244,6 @@ class StableDiffusion(Architecture):
 
     def _decode(self, latents: torch.Tensor) -> torch.Tensor:
         return self.vae.decode(latents, return_dict=False)[0].float()
-
-
-def _split(tokenizer: Any, text: str) -> tuple[list[list[int]], int]:
-    """Splits a text's tokens into windows, between words where a word fits one, and counts the tokens that are left."""
-    tokens, length = tokenizer(text).input_ids[1:-1], tokenizer.model_max_length - 2
-    windows: list[list[int]] = []
-    while len(tokens) > length and len(windows) < MOST_WINDOWS:
-        ends = [i for i, it in enumerate(tokenizer.convert_ids_to_tokens(tokens[:length]), 1) if it.endswith("</w>")]
-        end = ends[-1] if ends else length
-        windows.append(tokens[:end])
-        tokens = tokens[end:]
-    if len(windows) == MOST_WINDOWS:
-        return windows, len(tokens)
-    return [*windows, tokens], 0
 
 
 def _extended(text: Text, empty: Text, length: int) -> Text:

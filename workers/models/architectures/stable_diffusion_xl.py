@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from weir.samplers import Scheduler
     from workers.engine.scheduling import Recipe
+    from workers.models.architectures.prompt_windows import Window
 
 #: Number of the UNet's size conditions: original size, crop and target size.
 _SIZES = 6
@@ -73,13 +74,11 @@ class StableDiffusionXL(StableDiffusion):
         others = {name: tensor for name, tensor in conditions.items() if name not in added}
         return denoiser(latents, timesteps, return_dict=False, added_cond_kwargs=added, **others)[0]
 
-    def _encode(self, windows: Sequence[Sequence[list[int]]]) -> tuple[torch.Tensor, torch.Tensor | None]:
-        import torch  # not at the top: an adapter is imported to check configurations
-
-        both = zip(self.text_encoders, self.tokenizers, windows, strict=True)
-        outputs = [self._encoder_output(*it, output_hidden_states=True) for it in both]
-        # The pooled prompt is that of the last encoder, which projects it.
-        return torch.cat([it.hidden_states[-2] for it in outputs], -1), outputs[-1][0]
+    def _encode_windows(
+        self, number: int, windows: Sequence[Window], without: int | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        output = self._encoder_output(number, windows, without, output_hidden_states=True)
+        return output.hidden_states[-2], output[0]
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         config = self.vae.config
