@@ -95,7 +95,9 @@ class LoadBalancer:
             peering=None if self._shared is None else self._shared.peering,
         )
         http = self._service.http
-        self._api_keys = ApiKeys(self._service.keys_file, open_admin=http.is_local)
+        moderates = self._family.safety_checker is not None or self._service.prompt_filter is not None
+        moderation = self._service.moderation if moderates else "off"
+        self._api_keys = ApiKeys(self._service.keys_file, open_admin=http.is_local, moderation=moderation)
         if self._service.keys_file is None and not http.is_local:
             log.warning(
                 "every client that reaches %s:%d may generate images; set keys_file to require a key",
@@ -113,6 +115,7 @@ class LoadBalancer:
             self._api_keys,
             aliases=self._service.aliases,
             prompt_syntax=self._service.prompt_syntax,
+            prompt_filter=self._service.prompt_filter,
             allowed_origins=self._service.http.allowed_origins,
             behind_serve=True,
             shared=self._shared,

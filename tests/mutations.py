@@ -103,6 +103,21 @@ MUTATIONS = (
         "test_an_image_of_low_priority_is_in_time_although_others_keep_the_device_busy",
     ),
     Mutation(
+        "a light image is the answer when the heavy one is blocked",
+        "weir/cascade.py",
+        "case Reason.BLOCKED:",
+        "case Reason.BLOCKED if False:",
+        "tests/weir/test_cascade.py::test_a_blocked_image_ends_the_request_although_there_is_another_image",
+    ),
+    Mutation(
+        "unfinished images are shown where finished ones are checked",
+        "load_balancer/runner/balancer.py",
+        "previews=0 if checked else request.partial_images,",
+        "previews=request.partial_images,",
+        "tests/load_balancer/http/test_moderation.py::"
+        "test_unfinished_images_are_not_shown_where_finished_ones_are_checked",
+    ),
+    Mutation(
         "devices are taken by whoever asks for most",
         "load_balancer/admission/tenant_shares.py",
         "return work[tenant] * len(work) > TOLERANCE * sum(work.values())",

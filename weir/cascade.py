@@ -246,6 +246,7 @@ class Reason(Enum):
     FAILED = "failed"  #: the worker could not generate it
     NOT_FINITE = "not finite"  #: the model's output was not finite, and would be so on another replica
     INVALID = "invalid"  #: no worker can: the request itself is wrong
+    BLOCKED = "blocked"  #: the image must not be shown; no other one of the same prompt is
     ROLE_CHANGED = "role changed"  #: its replica has another role now; it never started
 
 
@@ -674,6 +675,8 @@ def _run_failed(progress: Progress, event: RunFailed, forecast: Forecast) -> Ste
     run, plan = progress.run, progress.task.plan
     assert run is not None
     match event.reason:
+        case Reason.BLOCKED:
+            return _end(progress, Fail())
         case Reason.ROLE_CHANGED:
             again = run._replace(stay="")
             if not plan.rules.dispatch_again and event.new_role in plan.roles:

@@ -19,6 +19,7 @@ from pydantic_core import ErrorDetails
 
 from weir.errors import ConfigError
 from weir.image_sizes import AllowedSizes, SizeField, SizeRange
+from weir.moderation import Moderation
 from weir.own_code import is_own
 from weir.plan import HEAVY, LIGHT, Assignment, Plan
 from weir.prompts import PromptSyntax
@@ -122,6 +123,12 @@ class FamilyConfig(_Strict):
     variants: dict[str, VariantConfig] = Field(description="by key, in order; or light, heavy and discriminator")
     clip: str | None = Field(None, description="CLIP for similarity and CLIP score: local folder or hub repository")
     clip_revision: str | None = None
+    safety_checker: str | None = Field(
+        None,
+        description="checker of finished images: folder or hub repository of Stable Diffusion's safety checker, or "
+        "module:name of your own. Default: no image is checked",
+    )
+    safety_checker_revision: str | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -420,6 +427,7 @@ class KeyConfig(_Strict):
         "more steps than the variant's own, counts as the images that take the same work",
     )
     concurrent_images: int | None = Field(None, ge=1, description="largest number of images in flight")
+    moderation: Moderation | None = Field(None, description="of its requests; default: that of the service")
     admin: bool = Field(
         False, description="may see and cancel the requests of every key, and change the running service"
     )
@@ -514,6 +522,12 @@ class ServiceConfig(_Strict):
     prompt_syntax: PromptSyntax = Field(
         "plain",
         description="of requests that name none; weighted: (red:1.3) gives a part of the prompt a weight",
+    )
+    moderation: Moderation = Field(
+        "auto", description="of keys that name none; low: only what filter and checker are surer of; off: nothing"
+    )
+    prompt_filter: str | None = Field(
+        None, description="module:name of your own code that blocks prompts. Default: no prompt is blocked"
     )
     keys_file: str | None = Field(
         None, description="keys file, relative to this file; `weir keys new` writes it. Default: no key is needed"
@@ -665,6 +679,8 @@ def load_family(path: Path | str) -> FamilyConfig:
             files["discriminator"] = absolute(f"{name}.discriminator", variant.discriminator_folder)
         variants[name] = variant.model_copy(update=files)
     shared = {k: absolute(k, getattr(family, k)) for k in ("pipeline", "checkpoint", "vae", "clip")}
+    if family.safety_checker is not None and not is_own(family.safety_checker):
+        shared["safety_checker"] = absolute("safety_checker", family.safety_checker)
     words = {word: absolute(f"textual_inversions.{word}", file) for word, file in family.textual_inversions.items()}
     return family.model_copy(update={"variants": variants, "textual_inversions": words, **shared})
 

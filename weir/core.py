@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any, NamedTuple
 
+from weir.moderation import Moderation
 from weir.prompts import PromptSyntax
 from weir.samplers import Scheduler
 
@@ -109,6 +110,7 @@ class ImageRequest:
         tenant: whose request it is; what a worker remembers of it helps no other tenant.
         low_priority: lets all other requests go first.
         judge: the discriminator also looks at an image of the last variant.
+        moderation: how strictly the image is checked before anybody sees it.
         previews: pictures of the unfinished image to send on the way (:meth:`workers.replica.Worker.stream`).
         keep_latent: sends the finished latent back with the image, for a warm start of another variant.
         request_id: id of the client's request, for logs and traces.
@@ -129,6 +131,7 @@ class ImageRequest:
     tenant: str = ""
     low_priority: bool = False
     judge: bool = False
+    moderation: Moderation = "off"
     previews: int = 0
     keep_latent: bool = False
     request_id: str = ""

@@ -4,6 +4,7 @@ WeirError
 ├── InvalidRequest      400  a field of a request is invalid (``param`` names it)
 │   ├── UnknownModel    404
 │   ├── NotFound        404  the resource does not exist, has expired, or belongs to another client
+│   ├── Blocked         400  the prompt filter or the image checker objects
 │   ├── HeadersTooLarge 431  the head of a request is too large, or has too many headers
 │   └── KeyReused       422  an idempotency key was used before with another request
 ├── Unauthorized        401  the API key is missing or unknown
@@ -72,6 +73,11 @@ class KeyReused(InvalidRequest):
 class BodyTooLarge(InvalidRequest):
     status = 413
     code = "body_too_large"
+
+
+class Blocked(InvalidRequest):
+    kind = "image_generation_user_error"
+    code = "moderation_blocked"
 
 
 class HeadersTooLarge(InvalidRequest):

@@ -29,7 +29,7 @@ from weir.cascade import (
 )
 from weir.config import FamilyConfig
 from weir.core import CacheLookup, ImageRequest, ImageSize, Overrides
-from weir.errors import GenerationFailed, NotFinite, StateRefused
+from weir.errors import Blocked, GenerationFailed, NotFinite, StateRefused
 from weir.plan import Assignment, Plan
 from weir.prompts import PromptSyntax
 from weir.samplers import Scheduler
@@ -40,6 +40,7 @@ from workers.engine.engine import Engine, EngineOutput, denoise_job, recipe
 _NO_DEADLINE_S = 1e9
 #: Name of the only replica.
 _HERE = "here"
+_REASONS = {NotFinite.code: Reason.NOT_FINITE, Blocked.code: Reason.BLOCKED}
 
 
 class Cache(Protocol):
@@ -128,6 +129,7 @@ def generate(
         float("inf"),
         negative_prompt=negative_prompt,
         prompt_syntax=prompt_syntax,
+        moderation="auto",
     )
     own = Overrides(steps, guidance, sampler)
     recipe(family, variant or ladder[-1], replace(request, overrides=own))
@@ -209,7 +211,7 @@ class _Execution:
         self._seconds[run.variant] += time.monotonic() - started
         if output.error is not None:
             code, self._failure = output.error
-            return RunFailed(Reason.NOT_FINITE if code == NotFinite.code else Reason.FAILED, _HERE)
+            return RunFailed(_REASONS.get(code, Reason.FAILED), _HERE)
         self._images.append((request, output))
         return ImageReady(run.variant, output.confidence, output.first)
 

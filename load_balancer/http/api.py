@@ -10,6 +10,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import BaseRoute, Match, Route
 
+from load_balancer.admission.prompt_filter import FilteredPrompts
 from load_balancer.http.admin import admin
 from load_balancer.http.api_keys import ApiKeys
 from load_balancer.http.auth import Authentication
@@ -49,6 +50,7 @@ def create_app(
     *,
     aliases: Mapping[str, str] | None = None,
     prompt_syntax: PromptSyntax = "plain",
+    prompt_filter: str | None = None,
     allowed_origins: Sequence[str] = (),
     behind_serve: bool = False,
     shared: SharedState | None = None,
@@ -58,6 +60,7 @@ def create_app(
     Args:
         aliases: additional model names → the models they stand for.
         prompt_syntax: of requests that name none.
+        prompt_filter: ``module:name`` of the operator's filter of prompts.
         allowed_origins: origins whose web pages may call the API; ``*`` allows all.
         behind_serve: whether Ray Serve's proxy forwards the requests, and adds their ids to the responses.
         shared: what the load balancer shares with others; None where it is the only one.
@@ -80,7 +83,10 @@ def create_app(
     store: ImageStore = LocalImages() if shared is None else shared.images
     page = Page()
     model_list = ModelList(family, rules.sizes, rules.models, aliases or {}, balancer.cache_mode, int(time.time()))
-    routers = generations(balancer, rules, store, limits, shared), admin(balancer, family.keys, limits, shared)
+    routers = (
+        generations(balancer, rules, FilteredPrompts(prompt_filter), store, limits, shared),
+        admin(balancer, family.keys, limits, shared),
+    )
     for router in routers:
         app.include_router(router)
 

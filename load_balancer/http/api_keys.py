@@ -11,13 +11,14 @@ import logging
 import secrets
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from weir.config import KeyConfig, KeysConfig, load_keys
 from weir.errors import ConfigError, Unauthorized
 from weir.files import make_folder, written_whole
+from weir.moderation import Moderation
 
 log = logging.getLogger(__name__)
 
@@ -36,11 +37,18 @@ class Caller:
     priority: Priority = "interactive"
     images_per_minute: float | None = None
     concurrent_images: int | None = None
+    moderation: Moderation = "off"
     admin: bool = False
 
     @classmethod
-    def of(cls, key: KeyConfig) -> Caller:
-        return cls(**key.model_dump(exclude={"sha256"}))
+    def of(cls, key: KeyConfig, moderation: Moderation = "off") -> Caller:
+        """The caller with this key.
+
+        Args:
+            moderation: of keys that name none.
+        """
+        fields = key.model_dump(exclude={"sha256"})
+        return cls(**{**fields, "moderation": key.moderation or moderation})
 
 
 #: The caller of every request where no keys are configured.
@@ -64,6 +72,7 @@ class ApiKeys:
         path: keys file, read again when it has changed, so that a key can be revoked while the service runs; None: no
             key is needed. An invalid change is logged, and the keys stay as they were.
         open_admin: without a keys file, whether every client has the admin scope.
+        moderation: of keys that name none, and of all clients without a keys file.
 
     Raises:
         ConfigError: the file is invalid.
@@ -74,11 +83,13 @@ class ApiKeys:
         path: Path | str | None = None,
         *,
         open_admin: bool = False,
+        moderation: Moderation = "off",
         clock: Callable[[], float] = time.monotonic,
     ):
         self._path = None if path is None else Path(path)
         self._clock = clock
-        self._anonymous = Caller(ANONYMOUS.name, ANONYMOUS.tenant, admin=open_admin)
+        self._moderation = moderation
+        self._anonymous = replace(ANONYMOUS, moderation=moderation, admin=open_admin)
         self._callers: list[tuple[bytes, Caller]] = []
         self._stamp: tuple[int, int] | None = None
         self._look_again_at = 0.0
@@ -112,7 +123,7 @@ class ApiKeys:
         return found
 
     def _take(self, keys: KeysConfig) -> None:
-        self._callers = [(bytes.fromhex(key.sha256), Caller.of(key)) for key in keys.keys]
+        self._callers = [(bytes.fromhex(key.sha256), Caller.of(key, self._moderation)) for key in keys.keys]
 
     def _reload(self) -> None:
         now = self._clock()

@@ -12,6 +12,7 @@ from dataclasses import replace
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import StreamingResponse
 
+from load_balancer.admission.prompt_filter import FilteredPrompts
 from load_balancer.admission.repetition import RepetitionQuota
 from load_balancer.http import responses
 from load_balancer.http.api_keys import Caller
@@ -33,7 +34,12 @@ from weir.config import LimitsConfig
 
 
 def generations(
-    balancer: Balancer, rules: RequestRules, store: ImageStore, limits: LimitsConfig, shared: SharedState | None = None
+    balancer: Balancer,
+    rules: RequestRules,
+    prompts: FilteredPrompts,
+    store: ImageStore,
+    limits: LimitsConfig,
+    shared: SharedState | None = None,
 ) -> APIRouter:
     """Creates the routes of one balancer.
 
@@ -59,6 +65,7 @@ def generations(
     async def generate(request: Request) -> Response:
         key = idempotency_key(request.headers.get("idempotency-key"))
         wanted = _wanted(rules.read(await json_body(request, limits)), request, key)
+        await prompts.check(wanted)
         postponed = None if wanted.stream else later(request.headers.getlist("prefer"))
         base_url = str(request.base_url).rstrip("/")
         job, replayed = await jobs.begin(wanted, base_url, key=key, keep=postponed is not None)

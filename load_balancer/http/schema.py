@@ -184,6 +184,7 @@ class RequestRules:
             cache=body.cache,
             stream=bool(body.stream),
             partial_images=body.partial_images or 0,
+            moderation=body.moderation,
             response_format=body.response_format or _default_format(body),
             output_format=body.output_format or "png",
             compression=100 if body.output_compression is None else body.output_compression,

@@ -163,6 +163,7 @@ class Balancer:
         first_seed = secrets.randbelow(2**32) if request.seed is None else request.seed
         name = uuid.uuid4().hex
         images = tuple(f"{name}-{index}" for index in range(request.n))
+        checked = self._family.safety_checker is not None and request.level != "off"
 
         async def generate(index: int, show: Callable[[PartialImage], None]) -> GeneratedImage:
             REQUEST_ID.set(request.id)
@@ -179,7 +180,9 @@ class Balancer:
                 prompt_syntax=request.prompt_syntax,
                 overrides=Overrides(request.steps, request.guidance, request.sampler),
                 tenant=request.caller.tenant,
-                previews=request.partial_images,
+                moderation=request.level,
+                # Nobody has checked an unfinished image.
+                previews=0 if checked else request.partial_images,
             )
             try:
                 self.observations.admitted(wanted.id, task.admitted_at)

@@ -10,6 +10,7 @@ from typing import Literal
 from load_balancer.http.api_keys import ANONYMOUS, Caller
 from weir.cascade import CacheMode
 from weir.core import ImageSize
+from weir.moderation import Moderation, level_of
 from weir.prompts import PromptSyntax
 from weir.samplers import Scheduler
 
@@ -29,6 +30,7 @@ class GenerationRequest:
             states.
         stream: whether images are sent as soon as they are ready.
         partial_images: largest number of partial images before each finished one; 0 without ``stream``.
+        moderation: how strictly to moderate; None: as the caller's key says.
         compression: quality of jpeg and webp, 0…100.
         requested_size: the requested size, if the images have another one.
         id: names the request in responses and logs. It may come from the client, so it is neither secret nor unique;
@@ -51,6 +53,7 @@ class GenerationRequest:
     caller: Caller = field(default=ANONYMOUS, compare=False)
     stream: bool = False
     partial_images: int = 0
+    moderation: Literal["auto", "low"] | None = None
     response_format: Literal["url", "b64_json"] = "b64_json"
     output_format: ImageFormat = "png"
     compression: int = 100
@@ -58,6 +61,15 @@ class GenerationRequest:
     background: str = "opaque"
     requested_size: str | None = None
     id: str = field(default_factory=lambda: uuid.uuid4().hex, compare=False)
+
+    @property
+    def level(self) -> Moderation:
+        """How strictly the request is moderated.
+
+        Raises:
+            InvalidRequest: it asks for less than its caller is allowed.
+        """
+        return level_of(self.moderation, self.caller.moderation)
 
     @property
     def digest(self) -> bytes:

@@ -15,7 +15,7 @@ from load_balancer.runner.generation_task import GeneratedImage
 from weir import metrics as metrics_of
 from weir.cascade import Action, Event, Judged, Progress, Reason, Run, RunFailed
 from weir.core import ImageResult
-from weir.errors import WeirError
+from weir.errors import Blocked, WeirError
 from weir.plan import Assignment, Plan
 from weir.telemetry import Growth, Metrics, NoMetrics
 
@@ -83,9 +83,9 @@ class MetricsRecorder:
         self._metrics.observe(metrics_of.LATENCY, image.latency_s, path=image.path)
 
     def failed(self, error: WeirError) -> None:
-        """Counts an admitted image that failed."""
+        """Counts an admitted image that failed; one that is blocked violates no promise."""
         self._failed[error.code] += 1
-        self._violations["failed"] += 1
+        self._violations["failed"] += not isinstance(error, Blocked)
 
     def follow(self, progress: Progress, event: Event, actions: Iterable[Action]) -> None:
         """Counts one step of the cascade: verdicts on the chain's first variant, and retried runs."""

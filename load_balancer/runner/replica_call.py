@@ -23,7 +23,7 @@ from weir import tracing
 from weir.cascade import ImageReady, Reason, Run, RunFailed
 from weir.config import FamilyConfig
 from weir.core import ImageRequest, ImageResult
-from weir.errors import DeadlineExceeded, GenerationFailed, InvalidRequest, NotFinite, RoleChanged, WeirError
+from weir.errors import Blocked, DeadlineExceeded, GenerationFailed, InvalidRequest, NotFinite, RoleChanged, WeirError
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +34,7 @@ Show = Callable[[bytes, str, int], None]
 _REASONS: dict[str, tuple[type[WeirError], Reason]] = {
     DeadlineExceeded.code: (DeadlineExceeded, Reason.LATE),
     InvalidRequest.code: (InvalidRequest, Reason.INVALID),
+    Blocked.code: (Blocked, Reason.BLOCKED),
     RoleChanged.code: (RoleChanged, Reason.ROLE_CHANGED),
     NotFinite.code: (GenerationFailed, Reason.NOT_FINITE),
 }

@@ -573,6 +573,17 @@ def test_a_deferred_image_is_the_answer_where_the_next_one_does_not_come(reason)
     assert image.fail(reason) == (Answer(0, LIGHT + AT_DEADLINE),)
 
 
+def test_a_blocked_image_ends_the_request_although_there_is_another_image():
+    image = Image()
+    image.begin()
+    assert image.fail(Reason.BLOCKED) == (Fail(),)
+    image = Image()
+    image.begin()
+    *_, run = image.ready(0.1)
+    assert run.variant == HEAVY
+    assert image.fail(Reason.BLOCKED) == (Fail(),)
+
+
 def test_an_image_that_is_not_finite_is_deferred_whatever_the_threshold_is():
     for threshold in (0.0, 0.5):
         image = Image(plan(threshold=threshold))

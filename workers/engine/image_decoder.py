@@ -14,13 +14,15 @@ import torch
 from PIL import Image
 
 from weir import tracing
-from weir.errors import NotFinite
+from weir.core import ImageRequest
+from weir.errors import Blocked, NotFinite
 from weir.logs import request_ids
 from workers.engine.engine import EngineOutput, failed, wants_judge
 from workers.engine.previews import Previews
 from workers.models.architectures.architecture import Architecture
 from workers.models.denoiser import DenoisingState
 from workers.models.device import within_memory
+from workers.models.safety import SafetyChecker
 
 log = logging.getLogger(__name__)
 
@@ -43,10 +45,12 @@ class Seeing(Protocol):
 
 
 class Judged(NamedTuple):
-    """Verdict on one image: the judge's confidence and its stored features; None where not requested."""
+    """Verdict on one image: the judge's confidence and its stored features, None where not requested, and whether the
+    safety checker blocks it."""
 
     confidence: float | None = None
     seen: bytes | None = None
+    blocked: bool = False
 
 
 class ImageDecoder:
@@ -55,6 +59,7 @@ class ImageDecoder:
     Args:
         judges: judge of each variant, or None. The last variant's judge is used only for requests that ask for a
             verdict, and to store features of images whose states are captured.
+        checker: checks images before anybody sees them; None: none is checked.
         output: builds the engine's output of a sample from its PNG and verdict.
         aside: whether to decode in a separate thread, on CUDA also in a separate stream; None: only on CUDA. On the
             CPU, the decoder would compete with the next step for the same core.
@@ -64,12 +69,14 @@ class ImageDecoder:
         self,
         models: Mapping[str, Architecture],
         judges: Mapping[str, Confidence | None],
+        checker: SafetyChecker | None,
         output: Callable[[DenoisingState, bytes, Judged], EngineOutput],
         *,
         aside: bool | None = None,
     ):
         self.previews = Previews()
         self._judges = judges
+        self._checker = checker
         self._models = models
         self._last = list(models)[-1]
         self._output = output
@@ -141,15 +148,28 @@ class ImageDecoder:
                 confidences = discriminator.confidence(looked, [r.prompt for r in requests])
         if isinstance(discriminator, Seeing) and is_last and any(r.capture is not None for r in requests):
             seen = [row.tobytes() for row in discriminator.see(looked).numpy()]
+        blocked = self._blocked(looked, requests)
         return images, [
-            Judged(c if judged else None, s if r.capture is not None else None)
-            for r, c, s, judged in zip(requests, confidences, seen, judge, strict=True)
+            Judged(c if judged else None, s if r.capture is not None else None, b)
+            for r, c, s, judged, b in zip(requests, confidences, seen, judge, blocked, strict=True)
         ]
+
+    def _blocked(self, images: torch.Tensor, requests: Sequence[ImageRequest]) -> list[bool]:
+        blocked = [False] * len(requests)
+        checked = [i for i, request in enumerate(requests) if request.moderation != "off"]
+        if self._checker is not None and checked:
+            with tracing.span_of_each("check", [requests[i] for i in checked]):
+                verdicts = self._checker.blocked(images[checked], [requests[i].moderation for i in checked])
+            for i, verdict in zip(checked, verdicts, strict=True):
+                blocked[i] = bool(verdict)
+        return blocked
 
     def _encode(self, sample: DenoisingState, pixels: Any, judged: Judged, finite: bool) -> EngineOutput:
         """The output of one image, encoded as PNG on the CPU."""
         if not finite:
             return failed(NotFinite(NOT_FINITE))
+        if judged.blocked:
+            return failed(Blocked("the safety checker blocked the image; ask for something else"))
         with tracing.span_of_each("encode", [sample.job.request]):
             png = to_png(pixels)
         return self._output(sample, png, judged)

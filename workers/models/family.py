@@ -31,6 +31,7 @@ from workers.models.device import device_of, dtype_of, keep_freed_memory, probe,
 from workers.models.judges import family_judges
 from workers.models.noise import generator
 from workers.models.prompt_encoder import EMPTY, PromptEncoder
+from workers.models.safety import SafetyChecker, family_safety_checker
 from workers.models.weights import load_pipelines
 
 log = logging.getLogger(__name__)
@@ -60,12 +61,14 @@ class Family:
         pipelines: Mapping[str, Pipeline],
         judges: Mapping[str, Confidence | None] | None = None,
         *,
+        checker: SafetyChecker | None = None,
         decode_aside: bool | None = None,
     ):
         """
         Args:
             pipelines: pipeline of each variant, from the fastest to the best.
             judges: judge of each variant, or None; None: no variant has a judge.
+            checker: checks images before anybody sees them.
             decode_aside: as in :class:`workers.engine.image_decoder.ImageDecoder`.
         """
         self.config = config
@@ -86,7 +89,7 @@ class Family:
                 self._samplers[key, name].schedule(config.variants[key].steps)  # so that no request waits for it
         self.models = {key: f"{config.variants[key].name}-{it.revision}" for key, it in self._denoisers.items()}
         self._prompts = PromptEncoder()
-        self._decoder = ImageDecoder(self._adapters, self.judges, self._output, aside=decode_aside)
+        self._decoder = ImageDecoder(self._adapters, self.judges, checker, self._output, aside=decode_aside)
 
     @classmethod
     def load(cls, config: FamilyConfig, *, threads: int | None = None) -> Family:
@@ -105,7 +108,9 @@ class Family:
             keep_freed_memory()
             if threads is not None:
                 torch.set_num_threads(threads)
-        return cls(config, load_pipelines(config, device, dtype), family_judges(config, str(device)))
+        pipelines = load_pipelines(config, device, dtype)
+        checker = family_safety_checker(config, str(device))
+        return cls(config, pipelines, family_judges(config, str(device)), checker=checker)
 
     def generate(
         self, variant: str, requests: Sequence[ImageRequest], starts: Sequence[State | None] = ()

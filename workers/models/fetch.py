@@ -17,6 +17,7 @@ from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, Revi
 
 from weir.config import FamilyConfig
 from weir.errors import ConfigError, ServiceError, WeirError
+from weir.own_code import is_own
 from workers.models.tensor_files import file_set
 
 INDEX = "model_index.json"
@@ -56,6 +57,8 @@ def named(family: FamilyConfig) -> list[Repository]:
         found.append(Repository("vae", family.vae, family.vae_revision))
     if family.clip:
         found.append(Repository("clip", family.clip, family.clip_revision))
+    if family.safety_checker and not is_own(family.safety_checker):
+        found.append(Repository("safety_checker", family.safety_checker, family.safety_checker_revision))
     own = all(variant.pipeline for variant in family.variants.values())
     found = found[1:] if own else found  # the shared pipeline is not loaded if every variant has its own
     places = {(it.repository, it.revision, it.file): it for it in reversed(found)}

@@ -17,6 +17,8 @@ from workers.models.fetch import INDEX, Repository, files_to_fetch, named, parts
 
 #: Timeout of the hub's answer, seconds. Its own library tries for a minute.
 HUB_S = 5.0
+#: What is small beside the models that it looks at.
+_ON_TOP = ("clip", "safety_checker")
 #: Parts of pipelines that are not loaded.
 _NOT_LOADED = ("safety_checker", "image_encoder")
 
@@ -56,7 +58,7 @@ def size_bytes(family: FamilyConfig, element_bytes: int) -> int:
 
     Only pipelines and UNets that are on this machine count; judges and activations come on top.
     """
-    files = {file for it in named(family) if it.key != "clip" for file in _files(it, family)}
+    files = {file for it in named(family) if it.key not in _ON_TOP for file in _files(it, family)}
     return element_bytes * sum(map(_elements, files))
 
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
 
 import httpx
 import pytest
 
 from load_balancer.http.api import create_app
+from load_balancer.http.api_keys import ApiKeys
 from load_balancer.runner.balancer import Balancer
-from weir.config import LimitsConfig
+from weir.config import FamilyConfig, LimitsConfig
 
 
 @pytest.fixture
@@ -24,3 +27,23 @@ async def client(balancer, family) -> AsyncIterator[httpx.AsyncClient]:
     app = create_app(balancer, family, LimitsConfig())
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://weir") as client:
         yield client
+
+
+@pytest.fixture
+def serving(pool, plan, family, profile):
+    """``async with serving(…) as client``: a client of an application with these options of :func:`create_app`."""
+
+    @asynccontextmanager
+    async def start(
+        family: FamilyConfig = family,
+        limits: LimitsConfig = LimitsConfig(),
+        callers: ApiKeys | None = None,
+        **options: Any,
+    ):
+        balancer = Balancer(pool, plan, family, slo_s=5.0, queued=64, profile=profile)
+        balancer.dispatcher.sync(await pool.describe())
+        app = create_app(balancer, family, limits, callers, **options)
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://weir") as client:
+            yield client
+
+    return start

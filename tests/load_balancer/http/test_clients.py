@@ -7,7 +7,6 @@ import io
 import json
 import re
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +16,9 @@ import pytest
 import yaml
 from PIL import Image
 
-from load_balancer.http.api import create_app
 from load_balancer.http.api_keys import ApiKeys, append_key, digest, new_key
 from load_balancer.http.openapi import FILES, GENERATIONS
 from load_balancer.http.schema import OPENAI_SIZES
-from load_balancer.runner.balancer import Balancer
 from tests.load_balancer.malformed_requests import GOOD
 from weir.config import FamilyConfig, HttpConfig, KeyConfig, LimitsConfig, load_service
 from weir.errors import ConfigError
@@ -99,28 +96,8 @@ BODIES: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.fixture
-def serving(pool, plan, family, profile):
-    """``async with serving(…) as client``: a client of an application with these options of :func:`create_app`."""
-
-    @asynccontextmanager
-    async def start(
-        family: FamilyConfig = family,
-        limits: LimitsConfig = LimitsConfig(),
-        callers: ApiKeys | None = None,
-        **options: Any,
-    ):
-        balancer = Balancer(pool, plan, family, slo_s=5.0, queued=64, profile=profile)
-        balancer.dispatcher.sync(await pool.describe())
-        app = create_app(balancer, family, limits, callers, **{"aliases": ALIASES, **options})
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://weir") as client:
-            yield client
-
-    return start
-
-
-@pytest.fixture
 async def client(serving) -> AsyncIterator[httpx.AsyncClient]:
-    async with serving() as client:
+    async with serving(aliases=ALIASES) as client:
         yield client
 
 
@@ -185,7 +162,7 @@ def sized(family: FamilyConfig, **sizes: Any) -> FamilyConfig:
     [("1024x1024", "1024x1024"), ("1792x1024", "1344x1344"), ("256x256", "512x512"), ("1024x1536", "1344x1344")],
 )
 async def test_the_nearest_size_is_the_one_of_the_nearest_area(serving, family, asked, given):
-    async with serving(sized(family, size=1024, sizes=[512, 1344])) as client:
+    async with serving(sized(family, size=1024, sizes=[512, 1344]), aliases=ALIASES) as client:
         answer = (await client.post(GENERATIONS, json={**GOOD, "size": asked})).json()
     assert answer["size"] == given
     assert answer.get("requested_size") == (None if asked == given else asked)
@@ -203,7 +180,7 @@ async def test_the_nearest_size_is_the_one_of_the_nearest_area(serving, family, 
     ],
 )
 async def test_the_nearest_size_has_the_nearest_shape(serving, family, pool, asked, given):
-    async with serving(sized(family, size=1024, sizes=["1216x832", "832x1216"])) as client:
+    async with serving(sized(family, size=1024, sizes=["1216x832", "832x1216"]), aliases=ALIASES) as client:
         answer = (await client.post(GENERATIONS, json={**GOOD, "size": asked})).json()
     assert answer["size"] == given
     assert [request["size"] for _, _, request in pool.calls] == [given]
@@ -214,7 +191,7 @@ ANY = {"multiple": 32, "least_side": 640, "most_side": 2048, "pixels": 1536 * 10
 
 @pytest.mark.parametrize("size", ["1024x1024", "1536x1024", "1024x1536", "768x1280", "2048x768"])
 async def test_any_size_within_the_range_is_generated_as_it_is(serving, family, pool, size):
-    async with serving(sized(family, size=1024, any_size=ANY)) as client:
+    async with serving(sized(family, size=1024, any_size=ANY), aliases=ALIASES) as client:
         answer = (await client.post(GENERATIONS, json={**GOOD, "size": size})).json()
         models = (await client.get("/v1/models")).json()["data"]
     assert (answer["size"], answer.get("requested_size")) == (size, None)
@@ -226,7 +203,7 @@ async def test_any_size_within_the_range_is_generated_as_it_is(serving, family, 
     "size", ["1000x1024", "608x1024", "2080x640", "1568x1024", "1024", "1024X1024", "01024x1024", "1024x1024 ", ""]
 )
 async def test_a_size_beyond_the_range_is_refused_with_the_range(serving, family, pool, size):
-    async with serving(sized(family, size=1024, any_size=ANY)) as client:
+    async with serving(sized(family, size=1024, any_size=ANY), aliases=ALIASES) as client:
         answer = await client.post(GENERATIONS, json={**GOOD, "size": size})
         schema = (await client.get("/openapi.json")).json()["paths"][GENERATIONS]["post"]["requestBody"]
     assert answer.status_code == 400
@@ -241,7 +218,7 @@ async def test_a_size_beyond_the_range_is_refused_with_the_range(serving, family
 
 async def test_the_service_may_allow_fewer_pixels_than_the_family(serving, family):
     limits = LimitsConfig(pixels=1024 * 1024)
-    async with serving(sized(family, size=1024, sizes=["1536x1024"], any_size=ANY), limits) as client:
+    async with serving(sized(family, size=1024, sizes=["1536x1024"], any_size=ANY), limits, aliases=ALIASES) as client:
         models = (await client.get("/v1/models")).json()["data"]
         answer = await client.post(GENERATIONS, json={**GOOD, "size": "1056x1024"})
     assert models[0]["sizes"] == ["1024x1024"]
