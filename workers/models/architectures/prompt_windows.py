@@ -82,8 +82,8 @@ def with_weights(
     """
     weights = states.new_ones(states.shape[:2])
     for row, window in enumerate(windows):
-        for place, part in enumerate(window.parts, 1):
-            weights[row, place] = prompt[part].weight
+        for place, number in enumerate(window.parts, 1):
+            weights[row, place] = prompt[number].weight
     weights = weights[..., None]
 
     def scaled(given: torch.Tensor) -> torch.Tensor:

@@ -198,8 +198,10 @@ class StableDiffusion(Architecture):
         def without(rows: list[Window], part: int) -> torch.Tensor:
             return self._encode_windows(number, rows, without=part)[0]
 
-        both = zip(encoded, prompts, windows, strict=True)
-        return [it._replace(states=with_weights(it.states, states[-1], *its, without)) for it, *its in both]
+        return [
+            Encoded(with_weights(it.states, states[-1], prompt, own, without), it.pooled)
+            for it, prompt, own in zip(encoded, prompts, windows, strict=True)
+        ]
 
     def _encode_windows(
         self, number: int, windows: Sequence[Window], without: int | None = None
