@@ -1,0 +1,195 @@
+"""Measures a mixed load on the embedded service: several sizes, adapters and edits, beside plain squares.
+
+    python -m benchmarks.mixed_load [--seconds 120 --rate 1 --runs 1]
+
+Both loads have the arrivals and the prompts of ``traces/bursty.csv``. In the mixed one, each third of the images has
+one size of three, a quarter each has one adapter of two, and a fifth are edits of a picture. Requests are sent open
+loop. The quality of an image is its CLIP score by the family's CLIP, which looks at images of any shape.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import base64
+import io
+import tempfile
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import httpx
+import numpy as np
+import torch
+import yaml
+from PIL import Image, ImageDraw
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks import command, served
+from load_balancer.http.openapi import EDITS, GENERATIONS
+from quality.clip import ClipScorer
+from traces.loader import load_trace
+from traces.trace import Arrival, Trace
+from weir.assets import FAMILY, ROOT
+from weir.config import load_family
+
+SERVICE = ROOT / "deploy" / "configs" / "weir-tiny.yaml"
+SIZES = ("64x64", "96x64", "64x96")
+#: Shares of the mixed images with each of two adapters, and of those that edit a picture.
+ADAPTED, EDITED = 0.25, 0.2
+STRENGTH = 0.6
+
+
+class Ask(NamedTuple):
+    """One request: what kind of image it asks for, and its body."""
+
+    kind: str
+    body: dict[str, Any]
+
+
+class Answered(NamedTuple):
+    """What came of a request; without an image, ``latency_s`` is infinite."""
+
+    ask: Ask
+    latency_s: float
+    light: bool = False
+    image: Image.Image | None = None
+
+
+def plain(trace: Iterable[Arrival]) -> list[Ask]:
+    """Requests for squares."""
+    return [Ask("square", {"prompt": it.prompt, "seed": number}) for number, it in enumerate(trace)]
+
+
+def mixed(trace: Iterable[Arrival], adapters: list[str], picture: str) -> list[Ask]:
+    """Requests of all kinds.
+
+    Args:
+        picture: what edits begin with, as a data URL.
+    """
+    chance = np.random.default_rng(1)
+    asks = []
+    for ask in plain(trace):
+        size, adapter, kind = str(chance.choice(SIZES)), chance.random(), chance.random()
+        body = {**ask.body, "size": size}
+        if kind < EDITED:
+            asks.append(Ask("edit", {**body, "image": picture, "strength": STRENGTH}))
+        elif adapter < 2 * ADAPTED:
+            name = adapters[int(adapter // ADAPTED)]
+            asks.append(Ask(f"adapter {name}", {**body, "loras": [{"name": name}]}))
+        else:
+            asks.append(Ask("square" if size == SIZES[0] else f"size {size}", body))
+    return asks
+
+
+async def send(url: str, trace: Trace, asks: list[Ask]) -> list[Answered]:
+    """Sends each request at its arrival time, and waits for all answers."""
+
+    async def one(client: httpx.AsyncClient, ask: Ask) -> Answered:
+        began = time.perf_counter()
+        answer = await client.post(EDITS if ask.kind == "edit" else GENERATIONS, json=ask.body)
+        if not answer.is_success:
+            return Answered(ask, float("inf"))
+        [image] = answer.json()["data"]
+        content = Image.open(io.BytesIO(base64.b64decode(image["b64_json"])))
+        content.load()
+        return Answered(ask, time.perf_counter() - began, image["weir"]["path"].startswith("light"), content)
+
+    async with httpx.AsyncClient(base_url=url, timeout=120) as client, asyncio.TaskGroup() as group:
+        zero, sent = time.perf_counter(), []
+        for arrival, ask in zip(trace, asks, strict=True):
+            await asyncio.sleep(max(0.0, zero + arrival.arrival_s - time.perf_counter()))
+            sent.append(group.create_task(one(client, ask)))
+    return [it.result() for it in sent]
+
+
+def rows(answered: list[Answered], slo_s: float, clip: ClipScorer) -> Iterable[tuple[str, ...]]:
+    """The figures of each kind, and of all."""
+    kinds = sorted({it.ask.kind for it in answered})
+    for kind in (*kinds, "all") if len(kinds) > 1 else kinds:
+        those = [it for it in answered if kind in ("all", it.ask.kind)]
+        there = [it for it in those if it.image is not None]
+        latencies = [it.latency_s for it in there]
+        scores = [score(clip, it) for it in there]
+        yield (
+            kind,
+            str(len(those)),
+            f"{np.mean([it.latency_s > slo_s for it in those]):.1%}",
+            f"{sum(it.latency_s <= slo_s for it in those)}",
+            "–" if not there else f"{np.median(latencies):.2f}",
+            "–" if not there else f"{np.percentile(latencies, 99):.2f}",
+            "–" if not there else f"{np.mean([it.light for it in there]):.0%}",
+            "–" if not there else f"{np.mean(scores):.3f}",
+        )
+
+
+def score(clip: ClipScorer, it: Answered) -> float:
+    """The CLIP score of an image for its prompt."""
+    assert it.image is not None
+    pixels = torch.from_numpy(np.asarray(it.image.convert("RGB"), np.float32)).permute(2, 0, 1) / 127.5 - 1
+    return float(clip.score(pixels[None], [it.ask.body["prompt"]])[0])
+
+
+def service_file(folder: Path) -> tuple[Path, list[str]]:
+    """The embedded service with two adapters: the one that it ships, under a second name too."""
+    family = yaml.safe_load(FAMILY.read_text())
+    here = FAMILY.parent
+
+    def absolute(fields: dict[str, Any]) -> dict[str, Any]:
+        return {
+            key: absolute(it)
+            if isinstance(it, dict)
+            else str((here / it).resolve())
+            if isinstance(it, str) and it.startswith(".")
+            else it
+            for key, it in fields.items()
+        }
+
+    family = absolute(family)
+    [name, shipped] = next(iter(family["adapters"].items()))
+    family["adapters"] = {name: shipped, f"{name}-2": shipped}
+    (folder / "family.yaml").write_text(yaml.safe_dump(family))
+    service = yaml.safe_load(SERVICE.read_text())
+    service["family"] = "family.yaml"
+    service["profile"] = str((SERVICE.parent / service["profile"]).resolve())
+    service["cache"]["selector"] = str((SERVICE.parent / service["cache"]["selector"]).resolve())
+    config = folder / "mixed.yaml"
+    config.write_text(yaml.safe_dump(service))
+    return config, list(family["adapters"])
+
+
+def picture() -> str:
+    """A picture to edit, as a data URL: a circle."""
+    image = Image.new("RGB", (64, 64), (235, 235, 235))
+    ImageDraw.Draw(image).ellipse((14, 14, 50, 50), fill=(200, 40, 40))
+    out = io.BytesIO()
+    image.save(out, "PNG")
+    return f"data:image/png;base64,{base64.b64encode(out.getvalue()).decode()}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=120.0, help="of the trace")
+    parser.add_argument("--rate", type=float, default=1.0, help="factor on its rate")
+    parser.add_argument("--runs", type=int, default=1, help="number of pairs of runs")
+    given = parser.parse_args()
+    trace = load_trace(ROOT / "traces" / "bursty.csv").clip(given.seconds).scale_rate(given.rate)
+    family = load_family(FAMILY)
+    clip = ClipScorer.load(str(family.clip))
+    columns = ("load", "kind", "requests", "late or none", "in time", "p50, s", "p99, s", "light", "CLIP score")
+    table = Table(*columns)
+    with tempfile.TemporaryDirectory() as name:
+        config, adapters = service_file(Path(name))
+        slo_s = float(yaml.safe_load(config.read_text())["slo_s"])
+        with served(config, Path(name) / "state") as service:
+            for _ in range(given.runs):
+                for load, asks in (("squares", plain(trace)), ("mixed", mixed(trace, adapters, picture()))):
+                    for row in rows(asyncio.run(send(service.url, trace, asks)), slo_s, clip):
+                        table.add_row(load, *row)
+    Console(width=110).print(table)
+
+
+if __name__ == "__main__":
+    command(main)
