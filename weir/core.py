@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -83,6 +83,33 @@ class WarmStart:
     step: int
 
 
+def steps_of_edit(steps: int, strength: float) -> int:
+    """Number of the last steps of a run of ``steps`` steps that an edit runs: ⌊steps · strength⌋ as in diffusers, and
+    at least one."""
+    return max(1, int(steps * strength))
+
+
+@dataclass(frozen=True, slots=True)
+class Edit:
+    """A picture to start from, in place of noise alone. Both pictures have the size of the request.
+
+    Attributes:
+        image: PNG, RGB.
+        mask: PNG, greyscale: what is white is generated, and what is black stays as it is; None: nothing has to stay.
+        strength: share of the steps that run, above 0 and at most 1; the picture is brought to the noise level of the
+            first of them.
+    """
+
+    image: bytes = field(repr=False)
+    mask: bytes | None = field(repr=False)
+    strength: float
+
+    @property
+    def size_bytes(self) -> int:
+        """Size of both pictures."""
+        return len(self.image) + len(self.mask or b"")
+
+
 @dataclass(frozen=True, slots=True)
 class Overrides:
     """What a client sets instead of the last variant's own values; None keeps them."""
@@ -105,6 +132,7 @@ class ImageRequest:
         overrides: of the last variant of the chain.
         resume, warm_start: where the run starts; None, None: from noise. A resume that fails falls back to the warm
             start, and then to noise.
+        edit: the picture to start from; neither of the two above goes with it.
         capture: where the states that enter the family's capture steps are kept: the cache partition of the request
             (tenant, model and settings); None keeps none. They are stored under :func:`weir.states.state_key`.
         tenant: whose request it is; what a worker remembers of it helps no other tenant.
@@ -127,6 +155,7 @@ class ImageRequest:
     overrides: Overrides = Overrides()
     resume: Resume | None = None
     warm_start: WarmStart | None = None
+    edit: Edit | None = None
     capture: str | None = None
     tenant: str = ""
     low_priority: bool = False
@@ -159,13 +188,14 @@ class ImageRequest:
             if name not in given:
                 raise TypeError(f"{name} is missing")
         fields = dict(given)
-        resume, warm = given.get("resume"), given.get("warm_start")
+        resume, warm, edit = given.get("resume"), given.get("warm_start"), given.get("edit")
         converted = {
             "size": ImageSize.of(fields["size"]),
             "deadline": now + float(fields.pop("left_s")),
             "overrides": Overrides(**given.get("overrides", {})),
             "resume": None if resume is None else Resume(**resume),
             "warm_start": None if warm is None else WarmStart(**warm),
+            "edit": None if edit is None else Edit(**edit),
         }
         return cls(**{**fields, **converted})
 
@@ -187,7 +217,7 @@ class ImageResult:
         replica: who generated it, as a request router names it.
         queued: requests that waited there when this answer left, so that a dispatcher can correct its estimate.
         left_together: images that were finished at the same step of the same replica, itself included.
-        resumed_at: the first step that ran, of a whole run; above 0 after a resume or a warm start.
+        resumed_at: the first step that ran, of a whole run; above 0 after a resume, a warm start or an edit.
         captured: the steps whose entering states are now in the store.
         latent: the finished latent, if the request asked to keep it (:meth:`weir.states.State.to_bytes`).
         fetch_s: seconds that the worker waited for the state to resume from; None: it asked for none.

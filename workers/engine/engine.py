@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from weir.config import FamilyConfig
-from weir.core import ImageRequest
+from weir.core import ImageRequest, steps_of_edit
 from weir.errors import GenerationFailed, InvalidRequest, WeirError
 from weir.samplers import check_steps
 from weir.states import State
@@ -45,6 +45,8 @@ class DenoiseJob:
     @property
     def first(self) -> int:
         """The first of the recipe's steps that runs."""
+        if self.request.edit is not None:
+            return self.recipe.steps - steps_of_edit(self.recipe.steps, self.request.edit.strength)
         if self.start is None:
             return 0
         if self.warm:
@@ -229,7 +231,16 @@ def recipe(family: FamilyConfig, variant: str, request: ImageRequest) -> Recipe:
             raise InvalidRequest(
                 f"{name} is {start.step}; in a run of {steps} steps it must lie in 1…{steps - 1}", param=name
             )
+    if request.edit is not None:
+        _check_edit(request, request.edit.strength)
     return Recipe(variant, request.size, steps, float(guidance), sampler)
+
+
+def _check_edit(request: ImageRequest, strength: float) -> None:
+    if not 0 < strength <= 1:  # also refuses NaN
+        raise InvalidRequest(f"strength is {strength}; it must lie above 0, up to 1", param="strength")
+    if request.resume is not None or request.warm_start is not None:
+        raise InvalidRequest("an edit starts from its picture, and cannot resume or start from a latent", param="edit")
 
 
 def denoise_job(

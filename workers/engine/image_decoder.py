@@ -139,6 +139,9 @@ class ImageDecoder:
             vae.disable_slicing()
         images = self._models[variant].decode(latents)
         self.previews.learn(latents, images)
+        for row, sample in enumerate(samples):
+            if sample.unchanged is not None:
+                images[row] = sample.unchanged.in_image(images[row])
         requests, looked = [s.job.request for s in samples], images.nan_to_num()
         judge = [not is_last or wants_judge(r) for r in requests]
         confidences: Sequence[float | None] = [None] * len(samples)

@@ -103,6 +103,12 @@ class Schedule:
         """Whether steps add noise."""
         return bool(self.churn.any())
 
+    def noised(self, latent: torch.Tensor, noise: torch.Tensor, step: int) -> torch.Tensor:
+        """A finished latent at the noise level of the latent that enters a step; after the last one, as it is."""
+        if step == len(self):
+            return latent
+        return latent * float(self.signal[step]) + noise * float(self.noise[step])
+
     def rows(self, kept: int) -> list[list[float]]:
         """(timestep, scale, mix, push, churn) of every step, flattened and padded with zeros to ``kept`` latents."""
         if kept not in self._rows:

@@ -12,6 +12,7 @@ from diffusers.models.attention_processor import Attention
 from workers.engine.engine import DenoiseJob
 from workers.engine.samplers import Schedule
 from workers.models.architectures.architecture import Architecture, Text
+from workers.models.edits import Unchanged
 from workers.models.linear import use_onednn
 from workers.models.weights_hash import weights_hash
 
@@ -24,6 +25,7 @@ class DenoisingState:
         latent: the latent that enters ``step``, float32 [C, H/f, W/f].
         history: what the sampler remembers of earlier steps, float32 [S - 1, C, H/f, W/f]; None before the first step.
         noise: generator of the noise that the steps add.
+        unchanged: the parts that stay of a picture that is edited; None: everything is generated.
         negative: the encoded negative prompt; None without guidance.
         keeps: steps whose entering latents are kept; the number of steps stands for the finished latent.
         kept: kept latents as (step, float16 latent in host memory).
@@ -38,6 +40,7 @@ class DenoisingState:
     negative: Text | None
     keeps: frozenset[int]
     noise: torch.Generator
+    unchanged: Unchanged | None = None
     history: torch.Tensor | None = None
     kept: list[tuple[int, torch.Tensor]] = field(default_factory=list)
     estimate: Callable[[], torch.Tensor] | None = None
@@ -104,6 +107,9 @@ class Denoiser:
         if any(s.schedule.stochastic for s in samples):
             kept += _factors(churn) * torch.stack([_noise(s) for s in samples]).to(self._device)[:, None]
         finite = kept[:, 0].flatten(1).isfinite().all(1)
+        for i, sample in enumerate(samples):
+            if sample.unchanged is not None:
+                kept[i, 0] = sample.unchanged.in_latent(kept[i, 0], sample.schedule, sample.step + 1)
         self._batch = _Batch(samples, kept, batch.rows, batch.guided, batch.guidance, batch.conditions)
         for i, sample in enumerate(samples):
             sample.estimate = _estimate(sample.schedule, sample.step, before[i], output[i])

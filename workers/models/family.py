@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from weir.config import FamilyConfig
-from weir.core import ImageRequest, Overrides
+from weir.core import Edit, ImageRequest, Overrides
 from weir.errors import NotFinite, StateRefused, WeirError
 from weir.prompts import parsed
 from weir.samplers import Scheduler
@@ -28,6 +28,7 @@ from workers.models.architectures.registry import adapt
 from workers.models.broken_weights import unusable
 from workers.models.denoiser import Denoiser, DenoisingState
 from workers.models.device import device_of, dtype_of, keep_freed_memory, probe, within_memory
+from workers.models.edits import Pictures, Unchanged
 from workers.models.judges import family_judges
 from workers.models.noise import generator
 from workers.models.prompt_encoder import EMPTY, PromptEncoder
@@ -167,30 +168,54 @@ class Family:
                 # the states of a run with a stride are not captured: they differ from those of whole runs
                 keeps = {*(capture_steps(len(schedule)) if request.capture is not None and job.stride == 1 else ())}
                 keeps |= {len(schedule)} if request.keep_latent else set()
-                noise = generator(request.seed)
-                latent = self._latent(job, schedule, noise)
-                state = DenoisingState(job, schedule, job.first, latent, prompt, negative, frozenset(keeps), noise)
-                begun.append(state)
+                noises = generator(request.seed)
+                latent, unchanged = self._start(job, schedule, noises)
+                begun.append(
+                    DenoisingState(
+                        job, schedule, job.first, latent, prompt, negative, frozenset(keeps), noises, unchanged
+                    )
+                )
             except WeirError as error:
                 begun.append(error)
         return begun
 
-    def _latent(self, job: DenoiseJob, schedule: Schedule, noises: torch.Generator) -> torch.Tensor:
-        """The latent [C, H/f, W/f] that enters the job's first step.
+    def _start(
+        self, job: DenoiseJob, schedule: Schedule, noises: torch.Generator
+    ) -> tuple[torch.Tensor, Unchanged | None]:
+        """The latent [C, H/f, W/f] that enters the job's first step, and the parts of it that stay.
 
         Args:
             noises: gives the initial noise, and then that of each step; the noise of steps that do not run is skipped.
+
+        Raises:
+            InvalidRequest: the pictures of an edit are damaged.
         """
+        if job.request.edit is not None:
+            return self._edited(job, job.request.edit, schedule, noises)
         shape = self._shape(job)
         noise = torch.randn(shape, generator=noises).to(self.device)
         for _ in range(job.first if schedule.stochastic else 0):
             torch.randn(shape, generator=noises)
         if job.start is None:
-            return noise * schedule.initial
-        finished = torch.from_numpy(job.start.latent).to(self.device, torch.float32)
-        if not job.warm:
-            return finished
-        return finished * schedule.signal[job.first] + noise * schedule.noise[job.first]
+            return noise * schedule.initial, None
+        latent = torch.from_numpy(job.start.latent).to(self.device, torch.float32)
+        return (schedule.noised(latent, noise, job.first) if job.warm else latent), None
+
+    def _edited(
+        self, job: DenoiseJob, edit: Edit, schedule: Schedule, noises: torch.Generator
+    ) -> tuple[torch.Tensor, Unchanged | None]:
+        """The start of an edit. The noise is drawn in diffusers' order: for the latent of the picture, for the start,
+        for the latent of what diffusers shows to inpainting UNets, and then for the steps that run."""
+        pictures = Pictures.of(edit, job.recipe.size)
+        latent = self._adapters[job.recipe.variant].encode_image(pictures.image.to(self.device), noises)
+        noise = torch.randn(latent.shape, generator=noises).to(self.device)
+        unchanged = Unchanged.of(pictures, latent, noise)
+        if unchanged is None:
+            return schedule.noised(latent, noise, job.first), None
+        torch.randn(latent.shape, generator=noises)
+        if edit.strength == 1:
+            return noise * schedule.initial, unchanged
+        return schedule.noised(latent, noise, job.first), unchanged
 
     def _level(self, job: DenoiseJob, steps: int | None = None, step: int | None = None) -> tuple[float, float]:
         """Signal and noise levels of the latent that enters a step; by default the job's first step."""

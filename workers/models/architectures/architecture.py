@@ -181,5 +181,13 @@ class Architecture(ABC):
         """
 
     @abstractmethod
+    def encode_image(self, image: torch.Tensor, noises: torch.Generator) -> torch.Tensor:
+        """Encodes an image [3, H, W] in −1…1 to a finished latent [C, H/f, W/f], float32.
+
+        Args:
+            noises: gives the noise of the VAE's distribution.
+        """
+
+    @abstractmethod
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """Decodes finished latents [B, C, H/f, W/f] to images [B, 3, H, W], float32, about −1…1."""

@@ -163,8 +163,22 @@ class StableDiffusion(Architecture):
     ) -> torch.Tensor:
         return denoiser(latents, timesteps, return_dict=False, **conditions)[0]
 
+    def encode_image(self, image: torch.Tensor, noises: torch.Generator) -> torch.Tensor:
+        import torch  # not at the top: an adapter is imported to check configurations
+
+        encoded = self.vae.encode(image[None].to(self.vae.dtype))
+        if not hasattr(encoded, "latent_dist"):  # of a VAE without a distribution, such as the tiny ones
+            return self._scaled(encoded.latents)[0].float()
+        mean, deviation = encoded.latent_dist.mean, encoded.latent_dist.std
+        noise = torch.randn(mean.shape, generator=noises).to(mean)
+        return self._scaled(mean + deviation * noise)[0].float()
+
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         return self._decode(latents.to(self.vae.dtype) / self.vae.config.scaling_factor)
+
+    def _scaled(self, encoded: torch.Tensor) -> torch.Tensor:
+        """What the VAE encodes, on the scale of latents; :meth:`decode` takes it back."""
+        return encoded * self.vae.config.scaling_factor
 
     def _windows(self, prompt: Prompt) -> Windows:
         """Splits a prompt's tokens into windows, of the same number for each text encoder."""

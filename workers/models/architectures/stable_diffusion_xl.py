@@ -81,10 +81,21 @@ class StableDiffusionXL(StableDiffusion):
         return output.hidden_states[-2], output[0]
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
-        config = self.vae.config
-        mean, std = config.get("latents_mean"), config.get("latents_std")
-        if mean is None or std is None:  # diffusers ignores one without the other
-            return super().decode(latents)
         latents = latents.to(self.vae.dtype)
-        mean, std = (latents.new_tensor(values)[:, None, None] for values in (mean, std))
-        return self._decode(latents * std / config.scaling_factor + mean)
+        if (statistics := self._statistics(latents)) is None:
+            return super().decode(latents)
+        mean, std = statistics
+        return self._decode(latents * std / self.vae.config.scaling_factor + mean)
+
+    def _scaled(self, encoded: torch.Tensor) -> torch.Tensor:
+        if (statistics := self._statistics(encoded)) is None:
+            return super()._scaled(encoded)
+        mean, std = statistics
+        return (encoded - mean) * self.vae.config.scaling_factor / std
+
+    def _statistics(self, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Mean and standard deviation of the VAE's latents by channel, [C, 1, 1], where its configuration has both."""
+        mean, std = self.vae.config.get("latents_mean"), self.vae.config.get("latents_std")
+        if mean is None or std is None:  # diffusers ignores one without the other
+            return None
+        return latents.new_tensor(mean)[:, None, None], latents.new_tensor(std)[:, None, None]
