@@ -47,7 +47,7 @@ MUTATIONS = (
     Mutation(
         "the rate of a key counts images of any size as one",
         "load_balancer/runner/balancer.py",
-        "return request.n * max(1.0, self._price(request.size) * max(1.0, steps))",
+        "return request.n * max(1.0, whole * max(1.0, steps / own))",
         "return float(request.n)",
         "tests/load_balancer/runner/test_balancer.py::test_larger_images_and_more_steps_have_the_price_of_their_work",
     ),

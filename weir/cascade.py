@@ -29,7 +29,7 @@ from dataclasses import dataclass, replace
 from enum import Enum, StrEnum
 from typing import Any, Literal, NamedTuple, Protocol
 
-from weir.core import NO_LOOKUP, CacheLookup, ImageSize, Resume, margin_s
+from weir.core import NO_LOOKUP, CacheLookup, ImageSize, Resume, margin_s, steps_of_edit
 from weir.plan import Plan
 
 #: An image is waited for no longer than this many deadlines.
@@ -79,6 +79,7 @@ class ImageTask(NamedTuple):
         beyond_share: its tenant already had more than an equal part of all work in flight; set beside ``low_priority``.
         draw: uniform in [0, 1), for what a plan leaves to chance.
         size: of the image; None: the family's own.
+        strength: of an edit (:attr:`weir.core.Edit.strength`); None: the image starts from noise.
     """
 
     plan: Plan
@@ -93,6 +94,7 @@ class ImageTask(NamedTuple):
     beyond_share: bool = False
     draw: float = 1.0
     size: ImageSize | None = None
+    strength: float | None = None
 
     @property
     def deadline(self) -> float:
@@ -136,7 +138,7 @@ class Run(NamedTuple):
         redraw: 0, or which generation from other noise this is.
         avoid: replicas not to choose.
         stay: the replica to send it to, whatever the plan says; "": the best one.
-        size: see :attr:`ImageTask.size`.
+        size, strength: see :class:`ImageTask`.
     """
 
     variant: str
@@ -153,6 +155,16 @@ class Run(NamedTuple):
     avoid: tuple[str, ...] = ()
     stay: str = ""
     size: ImageSize | None = None
+    strength: float | None = None
+
+    def work(self, own: int) -> float:
+        """Steps that run, as a share of ``own``, the steps of the variant's own run."""
+        steps = self.steps or own
+        if self.strength is not None:
+            return steps_of_edit(steps, self.strength) / own
+        if self.resume is not None:
+            return (steps - self.resume.step) / self.resume.stride / own
+        return steps / own
 
 
 class Judged(NamedTuple):
@@ -423,8 +435,9 @@ def steps_from_noise(task: ImageTask, own: int) -> int | None:
 
 
 def _looks_up(task: ImageTask) -> bool:
-    """Only the last variant's states are cached, so a request that names another variant has no use for them."""
-    return task.cache != "off" and task.variant in (None, task.plan.last)
+    """Only the last variant's states are cached, so a request that names another variant has no use for them. States
+    of an edit depend on its picture, so an edit neither uses nor leaves any."""
+    return task.cache != "off" and task.strength is None and task.variant in (None, task.plan.last)
 
 
 def _admitted(progress: Progress, event: Admitted, forecast: Forecast) -> Step:
@@ -510,7 +523,14 @@ def _run_of(progress: Progress, variant: str) -> Run:
     deadline = task.latest if waits else task.deadline
     if variant != task.plan.last:
         return Run(
-            variant, variant, until, deadline, droppable=droppable, low_priority=task.low_priority, size=task.size
+            variant,
+            variant,
+            until,
+            deadline,
+            droppable=droppable,
+            low_priority=task.low_priority,
+            size=task.size,
+            strength=task.strength,
         )
     lookup, falls, own = progress.lookup, progress.may_fall, progress.settings.steps[variant]
     return Run(
@@ -525,6 +545,7 @@ def _run_of(progress: Progress, variant: str) -> Run:
         droppable=droppable or falls,
         low_priority=task.low_priority,
         size=task.size,
+        strength=task.strength,
     )
 
 
@@ -545,6 +566,7 @@ def _run_of_level(progress: Progress, index: int) -> Run:
         droppable=task.plan.rules.drop_after_s is not None,
         low_priority=task.low_priority,
         size=task.size,
+        strength=task.strength,
     )
 
 
@@ -636,6 +658,7 @@ def _settle(progress: Progress, number: int, path: str, forecast: Forecast, *act
             low_priority=True,
             redraw=progress.redraws + 1,
             size=task.size,
+            strength=task.strength,
         )
         if _in_time(task, again, forecast):
             told, progress = _told(progress)

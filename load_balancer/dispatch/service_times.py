@@ -97,16 +97,20 @@ class ServiceTimes:
             return times.table[batch_size] * known.correction
         return times.profiled(batch_size, work) * known.correction
 
-    def price(self, size: ImageSize | None) -> float:
-        """Cost of an image of a size as a multiple of one of the family's own (:meth:`weir.profiles.Profile.price`)."""
-        if size is None:
+    def price(self, size: ImageSize | None, work: float = 1.0) -> float:
+        """Cost of an image of a size as a multiple of one of the family's own (:meth:`weir.profiles.Profile.price`).
+
+        Args:
+            work: share of the last variant's own steps that run.
+        """
+        if size is None and work == 1.0:
             return 1.0
         if self._profile is None:
-            return self._by_pixels(size)
+            return work * (1.0 if size is None else self._by_pixels(size))
         last = self._profile.keys[-1]
         known = self._variants[last]
         times = known.sizes.get(size) or self._sized(known, last, size)
-        return times.profiled(1, 1.0) / known.sizes[None].profiled(1, 1.0)
+        return times.profiled(1, work) / known.sizes[None].profiled(1, 1.0)
 
     def whole(
         self, variant: str, batch_size: int, compute_s: float, work: float, size: ImageSize | None = None

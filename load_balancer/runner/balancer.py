@@ -31,7 +31,7 @@ from load_balancer.runner.shadow_samples import QUIET, ShadowSample, ShadowSampl
 from weir import __version__, tracing
 from weir.cascade import CacheMode, CascadeSettings, ImageTask, Run, first_run
 from weir.config import BATCH_SLACK, FamilyConfig, RedrawConfig
-from weir.core import ImageRequest, ImageSize, Overrides
+from weir.core import ImageRequest, ImageSize, Overrides, steps_of_edit
 from weir.errors import WeirError
 from weir.logs import REQUEST_ID
 from weir.plan import Plan
@@ -179,6 +179,7 @@ class Balancer:
                 negative_prompt=request.negative_prompt,
                 prompt_syntax=request.prompt_syntax,
                 overrides=Overrides(request.steps, request.guidance, request.sampler),
+                edit=request.edit,
                 tenant=request.caller.tenant,
                 moderation=request.level,
                 # Nobody has checked an unfinished image.
@@ -206,12 +207,23 @@ class Balancer:
     def price(self, request: GenerationRequest) -> float:
         """Number of images of the family's own size and steps that take the work of a request; at least its number of
         images, because each costs more than its steps."""
-        steps = 1.0 if request.steps is None else request.steps / self._family.heavy.steps
-        return request.n * max(1.0, self._price(request.size) * max(1.0, steps))
+        own = self._family.heavy.steps
+        steps = request.steps or own
+        if request.edit is not None:
+            steps = steps_of_edit(steps, request.edit.strength)
+        whole = self.dispatcher.times.price(self._size(request))
+        return request.n * max(1.0, whole * max(1.0, steps / own))
 
-    def _price(self, size: ImageSize) -> float:
-        """Cost of an image of a size, in images of the family's own size (:meth:`weir.profiles.Profile.price`)."""
-        return self.dispatcher.times.price(None if size == self._family.size else size)
+    def _price(self, request: GenerationRequest) -> float:
+        """Cost of an image of a request's size, with the steps that an edit runs, in images of the family's own size
+        and steps (:meth:`weir.profiles.Profile.price`)."""
+        own, edit = self._family.heavy.steps, request.edit
+        work = 1.0 if edit is None else steps_of_edit(own, edit.strength) / own
+        return self.dispatcher.times.price(self._size(request), work)
+
+    def _size(self, request: GenerationRequest) -> ImageSize | None:
+        """The size of a request's images; None is the family's own."""
+        return None if request.size == self._family.size else request.size
 
     def position(self, generation: GenerationTask) -> QueuePosition | None:
         """The position of the request's image that will be ready last; None when none of them is at a replica."""
@@ -231,8 +243,7 @@ class Balancer:
         now, plan, caller = self.clock(), self.registry.plan, request.caller
         batch = caller.priority == "batch"
         beyond_share = not batch and self._shares.asked(caller.tenant, now)
-        size = None if request.size == self._family.size else request.size
-        price = self._price(request.size)
+        price = self._price(request)
         self.observations.arrived(request.n, price)
         self.metrics.asked(request.n)
         task = ImageTask(
@@ -247,7 +258,8 @@ class Balancer:
             low_priority=batch or beyond_share,
             beyond_share=beyond_share,
             draw=self._draw(),
-            size=size,
+            size=self._size(request),
+            strength=None if request.edit is None else request.edit.strength,
         )
         first = first_run(task, self._settings)
         if again:

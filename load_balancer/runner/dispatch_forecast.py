@@ -77,12 +77,11 @@ class DispatchForecast:
 
     def kind(self, run: Run) -> Kind:
         """The dispatcher's kind of a run."""
-        own, resume = self._steps[run.variant], run.resume
-        if resume is not None:
-            left = ((run.steps or own) - resume.step) / resume.stride
-            return Kind(run.role, run.variant, left / own, run.size)
+        own = self._steps[run.variant]
+        if run.resume is not None or run.strength is not None:
+            return Kind(run.role, run.variant, run.work(own), run.size)
         key = run.role, run.variant, run.steps, run.size
         kind = self._kinds.get(key)
         if kind is None:
-            kind = self._kinds[key] = Kind(run.role, run.variant, (run.steps or own) / own, run.size)
+            kind = self._kinds[key] = Kind(run.role, run.variant, run.work(own), run.size)
         return kind

@@ -9,7 +9,7 @@ from typing import Literal
 
 from load_balancer.http.api_keys import ANONYMOUS, Caller
 from weir.cascade import CacheMode
-from weir.core import ImageSize
+from weir.core import Edit, ImageSize
 from weir.moderation import Moderation, level_of
 from weir.prompts import PromptSyntax
 from weir.samplers import Scheduler
@@ -25,6 +25,7 @@ class GenerationRequest:
         variant: key of the variant that the client names; None lets the cascade decide.
         seed: seed of the first image, the next ones count up; None: chosen at random at admission.
         steps, guidance, sampler: replace the last variant's own.
+        edit: the picture that it edits; None: its images start from noise.
         cache: cache mode of this request; None: the service's mode.
         caller: the sender; its tenant determines which states the request may reuse, and which requests may reuse its
             states.
@@ -49,6 +50,7 @@ class GenerationRequest:
     steps: int | None = None
     guidance: float | None = None
     sampler: Scheduler | None = None
+    edit: Edit | None = None
     cache: CacheMode | None = None
     caller: Caller = field(default=ANONYMOUS, compare=False)
     stream: bool = False
@@ -75,4 +77,8 @@ class GenerationRequest:
     def digest(self) -> bytes:
         """Digest of the fields by which requests are compared."""
         compared = [getattr(self, it.name) for it in fields(self) if it.compare]
-        return hashlib.blake2b(repr(compared).encode(), digest_size=16).digest()
+        digest = hashlib.blake2b(repr(compared).encode(), digest_size=16)
+        if self.edit is not None:
+            for picture in (self.edit.image, self.edit.mask or b""):
+                digest.update(hashlib.blake2b(picture).digest())
+        return digest.digest()

@@ -98,10 +98,11 @@ class MetricsRecorder:
             elif isinstance(action, Run) and (action.avoid or failed is Reason.ROLE_CHANGED) and failed in _RETRIES:
                 self._retried[_RETRIES[failed]] += 1
 
-    def replied(self, role: str, result: ImageResult, whole: int) -> None:
-        """Counts a worker's reply with an image that takes ``whole`` steps from noise."""
+    def replied(self, run: Run, result: ImageResult, whole: int) -> None:
+        """Counts a worker's reply to a run that takes ``whole`` steps from noise."""
+        role = run.role
         self._steps[role] += result.steps
-        self._steps_saved += whole - result.steps if result.resumed_at else 0
+        self._steps_saved += whole - result.steps if result.resumed_at and run.strength is None else 0
         self._busy_s[role] = self._busy_s.get(role, 0.0) + result.device_s / max(1, result.batch_size)
         self._metrics.observe(metrics_of.QUEUE_SECONDS, result.queue_s, role=role)
         self._metrics.observe(metrics_of.SERVICE_SECONDS, result.compute_s, role=role)

@@ -206,7 +206,7 @@ class ReplicaCalls:
             code, message = result.error
             kind_of_error, reason = _REASONS.get(code, (GenerationFailed, Reason.FAILED))
             raise _Failed(reason, kind_of_error(message))
-        self._metrics.replied(run.role, result, run.steps or self._family.variants[run.variant].steps)
+        self._metrics.replied(run, result, run.steps or self._family.variants[run.variant].steps)
         return result
 
     async def _reply(self, run: Run, request: ImageRequest, replica: str, show: Show) -> dict[str, Any]:

@@ -41,7 +41,7 @@ class ShadowSamples:
 
     Args:
         share: images of samples divided by requested images; 0 keeps no prompts.
-        size: the family's own; requests of other sizes are not sampled, nor those with settings that a
+        size: the family's own; requests of other sizes are not sampled, nor edits, nor those with settings that a
             level would change.
         random: chooses prompts and seeds.
     """
@@ -59,7 +59,8 @@ class ShadowSamples:
             return
         self._credit = min(MOST_CREDIT, self._credit + self._share * request.n)
         plain = (request.variant, request.steps, request.guidance, request.negative_prompt) == (None, None, None, "")
-        if plain and request.size == self._size and request.prompt_syntax == "plain":
+        as_written = request.prompt_syntax == "plain" and request.edit is None
+        if plain and as_written and request.size == self._size:
             self._prompts = [*self._prompts[1 - RECENT :], request.prompt]
 
     async def sample(
