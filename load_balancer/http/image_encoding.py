@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 import io
 import os
 import struct
-import sys
-import threading
-from concurrent.futures import ThreadPoolExecutor
 
 from PIL import Image
 
-from load_balancer.http.fair_turns import FairTurns
+from load_balancer.http.shared_threads import SharedThreads
 from load_balancer.runner.generation_request import ImageFormat
 from weir import tracing
-
-#: Niceness of the threads that encode: answers that are ready must not wait for them.
-_NICENESS = 5
 
 
 class ImageEncoder:
@@ -28,9 +21,7 @@ class ImageEncoder:
     """
 
     def __init__(self, threads: int | None = None):
-        threads = threads or max(2, os.cpu_count() or 1)
-        self._turns = FairTurns(threads)
-        self._threads = ThreadPoolExecutor(threads, "encode", initializer=_give_way)
+        self._threads = SharedThreads(threads or max(2, os.cpu_count() or 1), "encode")
 
     async def encoded(
         self,
@@ -50,27 +41,12 @@ class ImageEncoder:
             size = None
         if output_format == "png" and size is None:
             return png
-        async with self._turns.turn(caller):
+
+        def encode() -> bytes:
             with tracing.span("encode", format=output_format):
-                return await self._in_a_thread(png, output_format, compression, size)
+                return reencoded(png, output_format, compression, size)
 
-    async def _in_a_thread(
-        self, png: bytes, output_format: ImageFormat, compression: int, size: tuple[int, int] | None
-    ) -> bytes:
-        running = asyncio.get_running_loop().run_in_executor(
-            self._threads, reencoded, png, output_format, compression, size
-        )
-        try:
-            return await asyncio.shield(running)
-        except asyncio.CancelledError:
-            await asyncio.wait({running})  # the thread is in use until then
-            raise
-
-
-def _give_way() -> None:
-    """Lets the other threads of this process go before the calling one. Linux knows the priority of single threads."""
-    if sys.platform == "linux":
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
+        return await self._threads.run(caller, encode)
 
 
 def _size(png: bytes) -> tuple[int, int]:
