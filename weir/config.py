@@ -452,6 +452,9 @@ class LimitsConfig(_Strict):
 
     body_bytes: int = Field(64 * 1024, ge=1024)
     body_s: float = Field(10, gt=0, le=600, description="time limit for the complete body, seconds")
+    image_bytes: int = Field(16 * 2**20, ge=1024, description="of each picture of an edit, as the client sends it")
+    image_pixels: int = Field(2**25, ge=1, le=2**26, description="of each picture of an edit, as the client sends it")
+    upload_s: float = Field(60, gt=0, le=600, description="time limit for the complete body of an edit, seconds")
     prompt_characters: int = Field(2000, ge=1)
     images: int = Field(4, ge=1, le=10)
     steps: int = Field(100, ge=1, le=1000)

@@ -108,6 +108,10 @@ class AllowedSizes:
             others = SizeRange(**limits) if smallest**2 <= limits["pixels"] else None
         return replace(self, listed=tuple(it for it in self if it.pixels <= pixels or it == self.own), others=others)
 
+    def for_picture(self, size: ImageSize) -> ImageSize:
+        """The size of images that are made from a picture: its own, or the nearest one."""
+        return size if size in self else self.nearest(size)
+
     def nearest(self, wanted: ImageSize) -> ImageSize:
         """The listed size whose shape, and then whose area, is nearest to another size, on a logarithmic scale."""
 

@@ -45,7 +45,7 @@ def admin(
     @router.put("/pin", **schema.set_pin(variants))
     @_for_administrators
     async def pin(request: Request) -> Response:
-        body = schema.parsed(schema.PinBody, await json_body(request, limits))
+        body = schema.parsed(schema.PinBody, await json_body(request, limits.body_bytes, limits.body_s))
         async with changing():
             controls.set_pin(_who(request), body.values, body.for_s, body.reason)
         return state()
@@ -60,7 +60,7 @@ def admin(
     @router.put("/policy", **schema.SWITCH)
     @_for_administrators
     async def policy(request: Request) -> Response:
-        body = schema.parsed(schema.PolicyBody, await json_body(request, limits))
+        body = schema.parsed(schema.PolicyBody, await json_body(request, limits.body_bytes, limits.body_s))
         async with changing():
             await controls.switch_policy(_who(request), body.policy)
         return state()
@@ -68,7 +68,7 @@ def admin(
     @router.put("/replicas", **schema.SCALE)
     @_for_administrators
     async def scale(request: Request) -> Response:
-        body = schema.parsed(schema.ScaleBody, await json_body(request, limits))
+        body = schema.parsed(schema.ScaleBody, await json_body(request, limits.body_bytes, limits.body_s))
         async with changing():
             controls.scale(_who(request), body.replicas)
         return state()
@@ -76,7 +76,7 @@ def admin(
     @router.put("/replicas/{id}/drain", **schema.DRAIN)
     @_for_administrators
     async def drain(request: Request, id: str) -> Response:
-        body = schema.parsed(schema.DrainBody, await json_body(request, limits))
+        body = schema.parsed(schema.DrainBody, await json_body(request, limits.body_bytes, limits.body_s))
         async with changing():
             controls.drain(_who(request), id, force=body.force)
         return state()
@@ -96,7 +96,7 @@ def admin(
     @router.post("/cache/purge", **schema.PURGE)
     @_for_administrators
     async def purge(request: Request) -> Response:
-        body = schema.parsed(schema.PurgeBody, await json_body(request, limits))
+        body = schema.parsed(schema.PurgeBody, await json_body(request, limits.body_bytes, limits.body_s))
         async with changing():
             return reply(await controls.purge(_who(request), body.tenant))
 

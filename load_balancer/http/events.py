@@ -20,8 +20,7 @@ from weir.errors import WeirError
 
 log = logging.getLogger(__name__)
 
-PARTIAL = "image_generation.partial_image"
-COMPLETED = "image_generation.completed"
+PARTIAL, COMPLETED = "partial_image", "completed"
 
 
 class EventStream:
@@ -137,10 +136,11 @@ def _completed(job: Job, event: GeneratedImage, image: bytes) -> bytes:
 
 def _image_event(job: AnyJob, kind: str, image_base64: bytes, more: dict[str, Any]) -> bytes:
     fields = {"created_at": int(time.time()), **settings(job.request), **more}
+    name = f"{'image_generation' if job.request.edit is None else 'image_edit'}.{kind}".encode()
     # The image bypasses the JSON encoder, which would check every byte of it.
     return b'event: %b\ndata: {"type":"%b","b64_json":"%b",%b\n\n' % (
-        kind.encode(),
-        kind.encode(),
+        name,
+        name,
         image_base64,
         to_json(fields)[1:],
     )

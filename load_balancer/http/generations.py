@@ -1,4 +1,4 @@
-"""The routes of ``/v1/images/generations``: generate, stream, answer asynchronously, status and cancellation."""
+"""The routes of images: generate and edit, stream, answer asynchronously, status and cancellation."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import secrets
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import replace
+from functools import partial
+from typing import TypeAlias
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import StreamingResponse
@@ -17,12 +19,14 @@ from load_balancer.admission.repetition import RepetitionQuota
 from load_balancer.http import responses
 from load_balancer.http.api_keys import Caller
 from load_balancer.http.body import json_body
+from load_balancer.http.edit_body import edit_upload
+from load_balancer.http.edit_pictures import PictureReader
 from load_balancer.http.events import EventStream, stream_of
 from load_balancer.http.headers import idempotency_key, later, seed_of
 from load_balancer.http.image_encoding import ImageEncoder
 from load_balancer.http.image_store import ImageStore
 from load_balancer.http.jobs import AnyJob, Job, Jobs
-from load_balancer.http.openapi import CANCEL, FILES, GENERATE, GENERATIONS, STATUS
+from load_balancer.http.openapi import CANCEL, EDIT, EDITS, FILES, GENERATE, GENERATIONS, STATUS
 from load_balancer.http.remote_job import Stream
 from load_balancer.http.responses import typed_errors
 from load_balancer.http.schema import RequestRules
@@ -31,6 +35,9 @@ from load_balancer.runner.generation_request import GenerationRequest
 from load_balancer.runner.generation_task import GeneratedImage
 from load_balancer.shared.shared_state import SharedState
 from weir.config import LimitsConfig
+
+#: Reads and checks the body of a request.
+Reader: TypeAlias = Callable[[Request], Awaitable[GenerationRequest]]
 
 
 def generations(
@@ -49,34 +56,70 @@ def generations(
         shared: what it shares with other load balancers; None where there are none.
     """
     router = APIRouter()
-    encoder, repetitions = ImageEncoder(), RepetitionQuota()
-    render = _renderer(encoder, store)
-    if shared is None:
-        jobs = Jobs(balancer, render)
-    else:
-        jobs = Jobs(balancer, render, charge=shared.quotas.charge, sharing=shared.sharing)
-        shared.run_jobs_by(jobs)
+    routes = _Routes(balancer, prompts, store, shared)
+    pictures = PictureReader(limits.image_pixels)
 
-    def charged(caller: Caller, size_bytes: int) -> float:
-        return repetitions.charge(caller.name, size_bytes, balancer.clock())
+    async def read_generation(request: Request) -> GenerationRequest:
+        return rules.read(await json_body(request, limits.body_bytes, limits.body_s))
+
+    async def read_edit(request: Request) -> GenerationRequest:
+        async with edit_upload(request, limits) as upload:
+            body = rules.read_edit(upload.fields)
+            size_for, caller = partial(rules.size_of_edit, body), request.state.caller.name
+            return rules.edit(body, await pictures.read(caller, upload.image, upload.mask, size_for))
 
     @router.post(GENERATIONS, **GENERATE, openapi_extra=rules.described())
     @typed_errors
     async def generate(request: Request) -> Response:
+        return await routes.answer(request, read_generation)
+
+    @router.post(EDITS, **EDIT, openapi_extra=rules.described_edit())
+    @typed_errors
+    async def edit(request: Request) -> Response:
+        return await routes.answer(request, read_edit)
+
+    @router.get(GENERATIONS + "/{id}", **STATUS)
+    @typed_errors
+    async def status(request: Request, id: str) -> Response:
+        return await routes.status(request, id)
+
+    @router.delete(GENERATIONS + "/{id}", **CANCEL)
+    @typed_errors
+    async def cancel(request: Request, id: str) -> Response:
+        return await routes.cancel(request, id)
+
+    return router
+
+
+class _Routes:
+    """What the routes of one balancer do; see :func:`generations`."""
+
+    def __init__(
+        self, balancer: Balancer, prompts: FilteredPrompts, store: ImageStore, shared: SharedState | None
+    ):
+        self._balancer, self._prompts = balancer, prompts
+        self._encoder, self._repetitions = ImageEncoder(), RepetitionQuota()
+        render = _renderer(self._encoder, store)
+        if shared is None:
+            self._jobs = Jobs(balancer, render)
+        else:
+            self._jobs = Jobs(balancer, render, charge=shared.quotas.charge, sharing=shared.sharing)
+            shared.run_jobs_by(self._jobs)
+
+    async def answer(self, request: Request, read: Reader) -> Response:
+        """Generates images, and answers with them, with a stream of them, or with the status of the request."""
+        jobs = self._jobs
         key = idempotency_key(request.headers.get("idempotency-key"))
-        wanted = _wanted(rules.read(await json_body(request, limits)), request, key)
-        await prompts.check(wanted)
+        wanted = _wanted(await read(request), request, key)
+        await self._prompts.check(wanted)
         postponed = None if wanted.stream else later(request.headers.getlist("prefer"))
         base_url = str(request.base_url).rstrip("/")
         job, replayed = await jobs.begin(wanted, base_url, key=key, keep=postponed is not None)
         headers = {"Idempotent-Replayed": "true"} if replayed else {}
         if replayed:
-            repetitions.check(wanted.caller.name, balancer.clock())
+            self._repetitions.check(wanted.caller.name, self._balancer.clock())
         if wanted.stream:
-            headers |= {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-            events = _events(jobs, job, stream_of(job, encoder), charged if replayed else None)
-            first = await anext(events)  # until it is there, the request may be sent to another load balancer
-            return StreamingResponse(_preceded(first, events), media_type="text/event-stream", headers=headers)
+            return await self._stream(job, replayed, headers)
         if postponed is not None:
             jobs.keep(job)
             headers |= {"Preference-Applied": "respond-async"}
@@ -86,33 +129,39 @@ def generations(
             answer = await job.answer()
             repeated = _repeated(job, answer)
             if replayed:
-                charged(wanted.caller, repeated)
+                self._charged(wanted.caller, repeated)
             return Response(answer, media_type="application/json", headers=headers)
         finally:
             await _left(jobs, job)
 
-    @router.get(GENERATIONS + "/{id}", **STATUS)
-    @typed_errors
-    async def status(request: Request, id: str) -> Response:
+    async def _stream(self, job: AnyJob, replayed: bool, headers: dict[str, str]) -> Response:
+        headers |= {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+        charged = self._charged if replayed else None
+        events = _events(self._jobs, job, stream_of(job, self._encoder), charged)
+        first = await anext(events)  # until it is there, the request may be sent to another load balancer
+        return StreamingResponse(_preceded(first, events), media_type="text/event-stream", headers=headers)
+
+    async def status(self, request: Request, id: str) -> Response:
+        """Answers with the status of a request, and its images if they are ready."""
         caller = request.state.caller
-        repetitions.check(caller.name, balancer.clock())
-        job = await jobs.find(id, caller)
-        answer = responses.state(jobs, job)
-        charged(caller, _repeated(job, answer))
+        self._repetitions.check(caller.name, self._balancer.clock())
+        job = await self._jobs.find(id, caller)
+        answer = responses.state(self._jobs, job)
+        self._charged(caller, _repeated(job, answer))
         return Response(answer, media_type="application/json")
 
-    @router.delete(GENERATIONS + "/{id}", **CANCEL)
-    @typed_errors
-    async def cancel(request: Request, id: str) -> Response:
-        job = await jobs.find(id, request.state.caller)
+    async def cancel(self, request: Request, id: str) -> Response:
+        """Cancels a request, or forgets one that has ended."""
+        job = await self._jobs.find(id, request.state.caller)
         over = job.ended is not None
         await job.cancel()
-        answer = responses.state(jobs, job)
+        answer = responses.state(self._jobs, job)
         if over:
-            await jobs.forget(job)
+            await self._jobs.forget(job)
         return Response(answer, media_type="application/json")
 
-    return router
+    def _charged(self, caller: Caller, size_bytes: int) -> float:
+        return self._repetitions.charge(caller.name, size_bytes, self._balancer.clock())
 
 
 def _wanted(body: GenerationRequest, request: Request, key: str | None) -> GenerationRequest:

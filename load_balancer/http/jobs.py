@@ -100,7 +100,9 @@ class Job:
     @property
     def size_bytes(self) -> int:
         streamed = 0 if self.stream is None else self.stream.size_bytes
-        return self.generation.size_bytes + len(self._body or b"") + streamed
+        edit = self.request.edit
+        given = 0 if edit is None else edit.size_bytes
+        return self.generation.size_bytes + len(self._body or b"") + streamed + given
 
     def when_ended(self, give_back: Callable[[], None]) -> None:
         """Has the quota of the caller given back when the job ends."""
@@ -210,7 +212,8 @@ class Jobs:
         """
         self._expire()
         if key is not None and (known := self._by_key.get((request.caller.name, key))) is not None:
-            _check_same(known.request, request)
+            if known.request != request:
+                raise _key_reused()
             self._name(known, request.id)
             return known, True
         if key is not None:
@@ -246,7 +249,8 @@ class Jobs:
         known = await ledger.claim(record)
         if known is None:
             return None
-        _check_same(known.request, record.request)
+        if not known.is_of(record.request):
+            raise _key_reused()
         if known.ended is None or await ledger.answer(known) is not None:
             return known
         await ledger.forget(known)  # its answer had to leave, so that it is generated again
@@ -422,12 +426,6 @@ class Jobs:
         while (name := self._answered.oldest) is not None and self._digests[name][0] <= old:
             self._answered.remove(name)
             del self._digests[name]
-
-
-def _check_same(known: GenerationRequest, request: GenerationRequest) -> None:
-    """Raises KeyReused if a request is another one than that of its idempotency key."""
-    if known != request:
-        raise _key_reused()
 
 
 def _key_reused() -> KeyReused:

@@ -28,6 +28,7 @@ from weir.errors import (
 from weir.image_sizes import SizeRange
 
 GENERATIONS = "/v1/images/generations"
+EDITS = "/v1/images/edits"
 FILES = "/v1/images/files"
 
 DESCRIPTION = """Text-to-image generation behind OpenAI's images API. A light model generates first. A heavier
@@ -59,6 +60,14 @@ class CacheUse(Described):
     id: str | None = Field(description="id of the cached entry")
 
 
+class EditUse(Described):
+    """How an edit began."""
+
+    strength: float = Field(description="the share of the steps that run, as requested or by default")
+    masked: bool = Field(description="whether a mask keeps a part of the image")
+    first_step: int = Field(description="the first step that ran; the image was brought to its noise level")
+
+
 class About(Described):
     """How an image was generated."""
 
@@ -84,6 +93,7 @@ class About(Described):
     plan_version: int
     made_with: dict[str, str] = Field(description="versions of the software, and weights as repository@revision")
     cache: CacheUse | None
+    edit: EditUse | None = Field(description="null: the image was not made from another one")
     unused_tokens: int = Field(
         description="tokens at the end of the prompt that were not used, because it is longer than 8 windows"
     )
@@ -222,8 +232,8 @@ def errors(*kinds: type[WeirError]) -> dict[int | str, dict[str, Any]]:
     return described
 
 
-_EVENTS = """With `stream`: server-sent events `image_generation.partial_image` and `image_generation.completed` with
-OpenAI's fields and the field `weir`; a failure ends the stream with an event `error`."""
+_EVENTS = """With `stream`: server-sent events `image_generation.partial_image` and `image_generation.completed` (of an
+edit `image_edit.…`) with OpenAI's fields and the field `weir`; a failure ends the stream with an event `error`."""
 _GONE = """The request is cancelled before the next denoising step of its worker; other requests continue. A request
 that has ended is removed."""
 
@@ -259,6 +269,10 @@ GENERATE: dict[str, Any] = {
             DeadlineExceeded,
         ),
     },
+}
+EDIT: dict[str, Any] = {
+    **GENERATE,
+    "summary": "Edit an image; the form may also be JSON, with data URLs in images and mask",
 }
 STATUS: dict[str, Any] = {
     "summary": "Get the status of a request",

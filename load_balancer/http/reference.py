@@ -54,9 +54,8 @@ def _route(method: str, path: str, route: dict[str, Any]) -> Iterator[str]:
         yield from ("| header | meaning |", "|---|---|")
         yield from (f"| `{it['name']}` | {it['description']} |" for it in headers)
         yield ""
-    body = route.get("requestBody", {}).get("content", {}).get("application/json", {}).get("schema")
-    if body:
-        yield from _fields(body)
+    for body in route.get("requestBody", {}).get("content", {}).values():
+        yield from _fields(body["schema"])
         yield ""
     yield from ("| status | answer |", "|---|---|")
     for status, answer in route["responses"].items():

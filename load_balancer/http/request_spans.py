@@ -5,7 +5,7 @@ from __future__ import annotations
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from load_balancer.http.openapi import GENERATIONS
+from load_balancer.http.openapi import EDITS, GENERATIONS
 from weir import tracing
 
 
@@ -20,11 +20,11 @@ class RequestSpans:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or (scope["method"], scope["path"]) != ("POST", GENERATIONS):
+        if scope["type"] != "http" or scope["method"] != "POST" or scope["path"] not in (GENERATIONS, EDITS):
             await self._app(scope, receive, send)
             return
         parent = Headers(scope=scope).get("traceparent", "")
-        with tracing.span(f"POST {GENERATIONS}", "server", parent=parent) as span:
+        with tracing.span(f"POST {scope['path']}", "server", parent=parent) as span:
 
             async def send_recorded(message: Message) -> None:
                 if message["type"] == "http.response.start":

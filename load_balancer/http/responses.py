@@ -17,6 +17,7 @@ from load_balancer.http.jobs import UNFORESEEN, AnyJob, Job, Jobs
 from load_balancer.runner.generation_request import GenerationRequest
 from load_balancer.runner.generation_task import GeneratedImage
 from weir.cascade import FROM_CACHE
+from weir.core import Edit
 from weir.errors import WeirError
 
 log = logging.getLogger(__name__)
@@ -80,6 +81,7 @@ def about(job: Job, one: GeneratedImage) -> dict[str, Any]:
         "plan_version": one.plan_version,
         "made_with": one.made_with,
         "cache": _cache_use(one),
+        "edit": _edit_use(job.request.edit, one),
         "unused_tokens": one.result.unused_tokens,
         "unused_negative_tokens": one.result.unused_negative_tokens,
         "emulated": one.result.emulated,
@@ -92,6 +94,12 @@ def _cache_use(one: GeneratedImage) -> dict[str, Any] | None:
         return None
     k = one.result.resumed_at if one.path == FROM_CACHE else 0
     return {"similarity": round(one.lookup.similarity, 6), "k": k, "id": one.lookup.entry}
+
+
+def _edit_use(edit: Edit | None, one: GeneratedImage) -> dict[str, Any] | None:
+    if edit is None:
+        return None
+    return {"strength": edit.strength, "masked": edit.mask is not None, "first_step": one.result.resumed_at}
 
 
 def state(jobs: Jobs, job: AnyJob) -> bytes:

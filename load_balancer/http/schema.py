@@ -1,4 +1,4 @@
-"""The body of ``POST /v1/images/generations``: OpenAI's fields, and extensions in use with other services.
+"""The fields of requests for images and for edits: OpenAI's, and extensions in use with other services.
 
 Every mistake raises an :class:`InvalidRequest` that names the field and the values that it accepts.
 """
@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
+from load_balancer.http.edit_pictures import ACCEPTED, EditPictures
 from load_balancer.http.headers import MOST_KEY_CHARACTERS
 from load_balancer.runner.generation_request import CacheMode, GenerationRequest, ImageFormat
 from weir import prompts
 from weir.config import FamilyConfig, LimitsConfig
-from weir.core import ImageSize
+from weir.core import Edit, ImageSize
 from weir.errors import InvalidRequest, UnknownModel
 from weir.prompts import BAD_WEIGHT, MOST_WEIGHT, PromptSyntax
 from weir.samplers import DISTILLED_STEPS, Scheduler, check_steps, most_steps
@@ -26,6 +27,8 @@ MOST_GUIDANCE = 30.0
 #: Seeds have 64 bits; -1 stands for any seed, as in other tools.
 ANY_SEED, MOST_SEED = -1, 2**64 - 1
 MOST_TAG_CHARACTERS = 512
+#: Share of the steps that an edit runs by default; those of an edit with a mask run all.
+DEFAULT_STRENGTH = 0.75
 #: The limit of OpenAI's API.
 MOST_PARTIAL_IMAGES = 3
 #: Default sizes of OpenAI's clients; a family without one of them uses its nearest size.
@@ -85,6 +88,16 @@ class GenerationBody(BaseModel):
     cache: CacheMode | None = None
 
 
+Body = TypeVar("Body", bound=GenerationBody)
+
+
+class EditBody(GenerationBody):
+    """The types of an edit's fields, except its pictures."""
+
+    strength: float | None = None
+    input_fidelity: Literal["high", "low"] | None = None
+
+
 class RequestRules:
     """Reads and checks bodies by the limits of this service."""
 
@@ -114,7 +127,7 @@ class RequestRules:
         self.models |= {alias: self.models[model] for alias, model in (aliases or {}).items()}
         choices = {
             name: " or ".join(_literals(field.annotation))
-            for name, field in GenerationBody.model_fields.items()
+            for name, field in EditBody.model_fields.items()
             if _literals(field.annotation)
         }
         #: Smallest and largest value of a number.
@@ -150,6 +163,8 @@ class RequestRules:
             "sampler": " or ".join(family.allowed_samplers),
             "prompt_syntax": "plain or weighted; weighted gives (text:1.3) the weight 1.3, from 0 to "
             f"{MOST_WEIGHT:g}; default: {prompt_syntax}",
+            "strength": "a number above 0, at most 1: the share of the steps that run; by default "
+            f"{DEFAULT_STRENGTH:g}, and 1 with a mask",
         }
 
     def read(self, raw: bytes) -> GenerationRequest:
@@ -158,6 +173,38 @@ class RequestRules:
         Raises:
             InvalidRequest, UnknownModel: ``param`` names the field.
         """
+        body = self._checked(GenerationBody, raw)
+        return self._request(body, self._size(body.size), None)
+
+    def read_edit(self, raw: bytes) -> EditBody:
+        """Reads and checks the fields of an edit, before its pictures are looked at.
+
+        Raises:
+            InvalidRequest, UnknownModel: ``param`` names the field.
+        """
+        body = self._checked(EditBody, raw)
+        if body.strength is not None and not 0 < body.strength <= 1:
+            raise self._refusal("strength", f"is {_shown(body.strength)}")
+        if body.cache not in (None, "off"):
+            raise InvalidRequest(f"cache is {body.cache}; accepted for an edit: off", param="cache")
+        return body
+
+    def size_of_edit(self, body: EditBody, image: ImageSize) -> ImageSize:
+        """The size that is generated for an image of a size: by default its own, or the nearest one.
+
+        Raises:
+            InvalidRequest: the service generates no images of the requested size.
+        """
+        if body.size not in (None, "auto"):
+            return self._size(body.size)
+        return self.sizes.for_picture(image)
+
+    def edit(self, body: EditBody, pictures: EditPictures) -> GenerationRequest:
+        """The request of an edit."""
+        strength = body.strength or default_strength(pictures)
+        return self._request(body, pictures.size, Edit(pictures.image, pictures.mask, strength))
+
+    def _checked(self, kind: type[Body], raw: bytes) -> Body:
         raw = raw.removeprefix(BYTE_ORDER_MARK)
         try:
             raw.decode()
@@ -166,13 +213,16 @@ class RequestRules:
                 f"byte {error.start} of the body (0x{raw[error.start]:02x}) is not UTF-8; accepted: JSON in UTF-8"
             ) from None
         try:
-            body = GenerationBody.model_validate_json(raw)
+            body = kind.model_validate_json(raw)
         except ValidationError as error:
-            raise self._explained(error) from None
+            raise self._explained(error, kind) from None
         self._check_ranges(body)
+        return body
+
+    def _request(self, body: GenerationBody, size: ImageSize, edit: Edit | None) -> GenerationRequest:
         return GenerationRequest(
             prompt=body.prompt,
-            size=self._size(body.size),
+            size=size,
             n=1 if body.n is None else body.n,
             variant=self.models[body.model or self._family.name],
             negative_prompt=body.negative_prompt or "",
@@ -181,6 +231,7 @@ class RequestRules:
             steps=body.num_inference_steps,
             guidance=body.guidance_scale,
             sampler=body.sampler,
+            edit=edit,
             cache=body.cache,
             stream=bool(body.stream),
             partial_images=body.partial_images or 0,
@@ -209,7 +260,39 @@ class RequestRules:
     def described(self) -> dict[str, Any]:
         """The request in the OpenAPI document: the headers, and a schema that accepts exactly the bodies that
         :meth:`read` accepts."""
-        schema = GenerationBody.model_json_schema()
+        return _described(self._schema(GenerationBody), "application/json")
+
+    def described_edit(self) -> dict[str, Any]:
+        """An edit as a form in the OpenAPI document."""
+        schema = self._schema(EditBody)
+        properties: dict[str, Any] = {
+            "image": {"type": "string", "format": "binary", "description": f"{ACCEPTED}; also as `image[]`"},
+            "mask": {
+                "type": "string",
+                "format": "binary",
+                "description": "a PNG of the image's size; what is fully transparent is generated, and the rest stays",
+            },
+        }
+        for name, field in schema["properties"].items():  # a form has no null
+            field["anyOf"] = [it for it in field.get("anyOf", [field.copy()]) if it.get("type") != "null"]
+            properties[name] = {"description": field["description"], **field["anyOf"][0]}
+            if len(field["anyOf"]) > 1:
+                properties[name] = {"description": field["description"], "anyOf": field["anyOf"]}
+        properties["strength"] |= {"exclusiveMinimum": 0, "maximum": 1}
+        properties["cache"]["enum"] = ["off"]
+        return _described(
+            {
+                "type": "object",
+                "properties": properties,
+                "required": ["image", "prompt"],
+                "additionalProperties": False,
+            },
+            "multipart/form-data",
+        )
+
+    def _schema(self, kind: type[GenerationBody]) -> dict[str, Any]:
+        """JSON schema of a body."""
+        schema = kind.model_json_schema()
         limits: dict[str, dict[str, Any]] = {
             **{name: {"minimum": least, "maximum": most} for name, (least, most) in self.ranges.items()},
             **{name: {"maxLength": longest} for name, longest in self._longest.items()},
@@ -231,13 +314,7 @@ class RequestRules:
             self._described_weights(),
             *self._described_samplers(),
         ]
-        return {
-            "requestBody": {"required": True, "content": {"application/json": {"schema": schema}}},
-            "parameters": [
-                {"name": name, "in": "header", "required": False, "schema": values, "description": what}
-                for name, values, what in HEADERS
-            ],
-        }
+        return schema
 
     def _check_ranges(self, body: GenerationBody) -> None:
         if not SOMETHING.search(body.prompt):
@@ -330,16 +407,17 @@ class RequestRules:
     def _refusal(self, param: str, problem: str) -> InvalidRequest:
         return InvalidRequest(f"{param} {problem}; accepted: {self.accepted[param]}", param=param)
 
-    def _explained(self, error: ValidationError) -> InvalidRequest:
+    def _explained(self, error: ValidationError, kind: type[GenerationBody]) -> InvalidRequest:
+        known = ", ".join(name for name in self.accepted if name in kind.model_fields)
         problem = error.errors(include_url=False)[0]
         if problem["type"] == "json_invalid":
             return InvalidRequest(f"the body is not valid JSON: {problem['ctx']['error']}")
         if not problem["loc"]:
-            return InvalidRequest(f"the body has to be a JSON object with the fields {', '.join(self.accepted)}")
+            return InvalidRequest(f"the body has to be a JSON object with the fields {known}")
         param = str(problem["loc"][0])
         if problem["type"] == "extra_forbidden":
             return InvalidRequest(
-                f"there is no field {_shown(param)}; known fields: {', '.join(self.accepted)}",
+                f"there is no field {_shown(param)}; known fields: {known}",
                 param=param[:64],
             )
         if problem["type"] == "missing":
@@ -347,9 +425,24 @@ class RequestRules:
         return self._refusal(param, f"is {_shown(problem['input'])}")
 
 
+def default_strength(pictures: EditPictures) -> float:
+    """The strength of an edit that names none: what a mask marks is generated anew."""
+    return DEFAULT_STRENGTH if pictures.mask is None else 1.0
+
+
 def _default_format(body: GenerationBody) -> Literal["url", "b64_json"]:
     """The format when none is requested: clients of OpenAI's older models read the URL."""
     return "url" if (body.model or "").startswith(URL_MODELS) and not body.stream else "b64_json"
+
+
+def _described(schema: dict[str, Any], kind: str) -> dict[str, Any]:
+    return {
+        "requestBody": {"required": True, "content": {kind: {"schema": schema}}},
+        "parameters": [
+            {"name": name, "in": "header", "required": False, "schema": values, "description": what}
+            for name, values, what in HEADERS
+        ],
+    }
 
 
 def _implies(given: dict[str, Any], then: dict[str, Any], required: Sequence[str] = ()) -> dict[str, Any]:

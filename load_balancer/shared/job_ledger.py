@@ -6,6 +6,7 @@ When an owner is lost, one of the others takes each of its jobs over and runs it
 
 from __future__ import annotations
 
+import base64
 import json
 import time
 from collections.abc import Awaitable, Callable
@@ -16,7 +17,7 @@ from load_balancer.http.api_keys import Caller
 from load_balancer.runner.generation_request import GenerationRequest
 from load_balancer.shared.bounded_files import BoundedFiles
 from load_balancer.shared.store import SharedStore
-from weir.core import ImageSize
+from weir.core import Edit, ImageSize
 
 WHAT = "a job"
 #: Seconds after which the record of a job is removed that has not ended.
@@ -42,6 +43,7 @@ class JobRecord:
         created, ended: unix time, seconds; ``ended`` is None while it runs.
         owner: name of the load balancer that runs it.
         error: the error that ended it, as :meth:`weir.errors.WeirError.to_dict` writes it; None without one.
+        digest: of the request with the pictures of its edit (hexadecimal), once they are removed; None before.
     """
 
     number: str
@@ -52,19 +54,35 @@ class JobRecord:
     owner: str
     ended: float | None = None
     error: dict[str, Any] | None = None
+    digest: str | None = None
 
     @property
     def id(self) -> str:
         return self.request.id
 
+    def is_of(self, request: GenerationRequest) -> bool:
+        """Whether it is the job of an equal request."""
+        return (self.digest or self.request.digest.hex()) == request.digest.hex()
+
+    def without_pictures(self) -> JobRecord:
+        """The record without the pictures of an edit, which nobody needs when it has ended."""
+        edit = self.request.edit
+        if edit is None or self.digest is not None:
+            return self
+        small = Edit(b"", None if edit.mask is None else b"", edit.strength)
+        return replace(self, request=replace(self.request, edit=small), digest=self.request.digest.hex())
+
     def to_json(self) -> str:
-        return json.dumps(asdict(self), separators=(",", ":"))
+        return json.dumps(asdict(self), separators=(",", ":"), default=_to_text)
 
     @classmethod
     def from_json(cls, text: bytes | str) -> JobRecord:
         fields = json.loads(text)
         request = fields["request"]
         given = {**request, "caller": Caller(**request["caller"]), "size": ImageSize(*request["size"])}
+        if (edit := request["edit"]) is not None:
+            image, mask = (None if edit[it] is None else base64.b64decode(edit[it]) for it in ("image", "mask"))
+            given["edit"] = Edit(image or b"", mask, edit["strength"])
         return cls(**{**fields, "request": GenerationRequest(**given)})
 
 
@@ -126,7 +144,7 @@ class JobLedger:
         Raises:
             NotReady: Redis does not answer; another load balancer may run the job again when this one is lost.
         """
-        ended = replace(record, owner=self.owner, ended=self._clock(), error=error)
+        ended = replace(record.without_pictures(), owner=self.owner, ended=self._clock(), error=error)
         if body is not None:
             await self._answers.put(record.request.caller.tenant, record.number, body)
         elif record.key is not None:
@@ -212,6 +230,11 @@ class JobLedger:
 
     def _key_of(self, record: JobRecord) -> str:
         return self._store.key("key", record.request.caller.name, record.key or "")
+
+
+def _to_text(picture: bytes) -> str:
+    """A picture of an edit in JSON."""
+    return base64.b64encode(picture).decode()
 
 
 def _text(value: bytes | str | None) -> str:
