@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import random
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, BinaryIO
 
 import typer
 
 from cli.terminal import FamilyOption, JsonOption, console, error_exit, note, print_json, print_line
 from weir.assets import CACHE_PROFILE, FAMILY
-from weir.config import CacheConfig, load_family
-from weir.core import ImageSize
-from weir.errors import ConfigError
+from weir.config import CacheConfig, FamilyConfig, LimitsConfig, load_family
+from weir.core import Edit, ImageSize
+from weir.errors import ConfigError, InvalidRequest
 from weir.files import check_place, file_format, written_whole
 from weir.prompts import PromptSyntax, check
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 IMAGE_FORMATS: dict[str, ImageFormat] = {"png": "png", "jpg": "jpeg", "jpeg": "jpeg", "webp": "webp"}
 #: Quality of the formats that lose some, as of the API's images.
 QUALITY = 100
+_STRENGTHS = "0.75, and 1 with a mask"
 
 
 def generate(
@@ -48,6 +50,14 @@ def generate(
     ] = None,
     size: Annotated[
         str | None, typer.Option(help="WIDTHxHEIGHT, a size that the family allows.", show_default="the family's own")
+    ] = None,
+    image: Annotated[Path | None, typer.Option(help="Picture to edit: PNG, JPEG or WebP.")] = None,
+    mask: Annotated[
+        Path | None, typer.Option(help="PNG of the picture's size; only what is fully transparent changes.")
+    ] = None,
+    strength: Annotated[
+        float | None,
+        typer.Option(help="Share of the steps that run on the picture, above 0, at most 1.", show_default=_STRENGTHS),
     ] = None,
     cache: Annotated[Path | None, typer.Option(help="File of earlier runs to resume from; this run is added.")] = None,
     selector: Annotated[
@@ -79,6 +89,11 @@ def generate(
         own = next((it for it in config.allowed_samplers if it == sampler), None)
         if sampler is not None and own is None:
             raise ConfigError(f"--sampler is {sampler!r}; {config.name} has {', '.join(config.allowed_samplers)}")
+        edit = None
+        if image is not None:
+            edit, wanted = _edit(config, image, mask, strength, wanted)
+        elif mask is not None or strength is not None:
+            raise ConfigError(f"{'--strength' if mask is None else '--mask'} needs --image, the picture to edit")
         with console.status("generating"):
             local_cache = None
             if cache is not None:
@@ -98,6 +113,7 @@ def generate(
                 steps=steps,
                 guidance=guidance,
                 sampler=own,
+                edit=edit,
                 threads=1,
                 cache=local_cache,
             )
@@ -111,11 +127,47 @@ def generate(
         print_json(facts)
     else:
         verdicts = "".join(f", confidence in {key} {value:.2f}" for key, value in result.confidences.items())
-        resumed = f" resumed at step {result.resumed_at} of an earlier run" if result.resumed_at else ""
+        resumed = f" resumed at step {result.resumed_at} of an earlier run" if result.resumed_at and not image else ""
         print_line(f"{out}: {result.model}, {result.steps} steps{resumed}, seed {result.seed}{verdicts}")
         for name, unused in (("", result.unused_tokens), ("negative ", result.unused_negative_tokens)):
             if unused:
                 note(f"the {name}prompt is too long: its last {unused} tokens were not used")
+
+
+def _edit(
+    config: FamilyConfig, image: Path, mask: Path | None, strength: float | None, wanted: ImageSize | None
+) -> tuple[Edit, ImageSize]:
+    """The pictures in files as an edit, and the size of the image to generate.
+
+    Args:
+        wanted: the size that is asked for; None: for the picture.
+    """
+    from load_balancer.http.edit_pictures import read_pictures
+    from load_balancer.http.schema import default_strength
+
+    if strength is not None and not 0 < strength <= 1:
+        raise ConfigError(f"--strength is {strength:g}; accepted: a number above 0, at most 1")
+    files = {"image": image, "mask": mask}
+    with ExitStack() as opened:
+        sources = {name: None if path is None else opened.enter_context(_opened(path)) for name, path in files.items()}
+        assert sources["image"] is not None
+        try:
+            pictures = read_pictures(
+                sources["image"],
+                sources["mask"],
+                lambda has: wanted or config.allowed_sizes.for_picture(has),
+                LimitsConfig().image_pixels,
+            )
+        except InvalidRequest as error:
+            raise ConfigError(f"--{error.param} {files[error.param or 'image']}: {error.message}") from None
+    return Edit(pictures.image, pictures.mask, strength or default_strength(pictures)), pictures.size
+
+
+def _opened(path: Path) -> BinaryIO:
+    try:
+        return path.open("rb")
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}; name an image file") from None
 
 
 def _size(given: str) -> ImageSize:

@@ -28,7 +28,7 @@ from weir.cascade import (
     advance,
 )
 from weir.config import FamilyConfig
-from weir.core import CacheLookup, ImageRequest, ImageSize, Overrides
+from weir.core import CacheLookup, Edit, ImageRequest, ImageSize, Overrides
 from weir.errors import Blocked, GenerationFailed, NotFinite, StateRefused
 from weir.plan import Assignment, Plan
 from weir.prompts import PromptSyntax
@@ -66,7 +66,7 @@ class Generated:
         steps: number of steps that ran for ``image``.
         confidences: confidence of the judges in the generated images, by variant.
         seconds: run time of each variant that ran.
-        resumed_at: the first step that ran; above 0 if it resumed from an earlier run's state.
+        resumed_at: the first step that ran; above 0 if it resumed from an earlier run's state, or edits a picture.
         unused_tokens, unused_negative_tokens: number of tokens at the end of the prompt and of the negative prompt that
             did not fit the text encoder and were left out.
     """
@@ -96,6 +96,7 @@ def generate(
     steps: int | None = None,
     guidance: float | None = None,
     sampler: Scheduler | None = None,
+    edit: Edit | None = None,
     engine: Engine | None = None,
     threads: int | None = None,
     cache: Cache | None = None,
@@ -109,9 +110,10 @@ def generate(
         variant: variant to run instead of the cascade.
         size: of the image; None: the family's own.
         steps, guidance, sampler: overrides for the last variant; None: its own.
+        edit: the picture to start from; None: from noise.
         engine: a loaded family to reuse; None loads it.
         threads: number of torch's threads on the CPU; None: torch's default.
-        cache: earlier runs; not used if ``variant`` is not the last one.
+        cache: earlier runs; not used if ``variant`` is not the last one, nor by an edit.
 
     Raises:
         ConfigError: the family cannot be loaded.
@@ -130,6 +132,7 @@ def generate(
         negative_prompt=negative_prompt,
         prompt_syntax=prompt_syntax,
         moderation="auto",
+        edit=edit,
     )
     own = Overrides(steps, guidance, sampler)
     recipe(family, variant or ladder[-1], replace(request, overrides=own))
@@ -146,6 +149,7 @@ def generate(
         seeded=True,
         cache="off" if cache is None else "read-write",
         cache_named=True,
+        strength=None if edit is None else edit.strength,
     )
     return _Execution(family, engine, cache, replace(request, overrides=own), task).run()
 
