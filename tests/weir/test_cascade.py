@@ -913,3 +913,35 @@ def test_a_value_that_is_no_confidence_defers_and_never_accepts(confidence):
     resumed.begin(DOUBTED)
     assert only(resumed.ready(confidence), Run).resume is None
     assert all(it.confidence is None for it in (*image.progress.images, *resumed.progress.images))
+
+
+# --------------------------------------------------------------------------------------------------------- edits
+
+
+def test_an_edit_asks_no_cache_and_every_run_starts_from_its_picture() -> None:
+    task = ImageTask(plan(), 0.0, SLO_S, cache="read-write", cache_named=True, strength=0.5)
+    progress, actions = advance(Progress(task, REDRAW), Admitted(), FakeForecast())
+    runs = []
+    while started := [it for it in actions if isinstance(it, Run)]:
+        runs += started
+        progress, actions = advance(progress, ImageReady(runs[-1].variant, 0.1, resumed_at=1), FakeForecast())
+    assert [run.variant for run in runs] == [LIGHT, HEAVY, HEAVY, HEAVY]
+    assert {run.strength for run in runs} == {0.5}
+    assert all(run.resume is None and not run.capture for run in runs)
+    assert [it.path for it in actions if isinstance(it, Answer)] == [HEAVY]
+
+
+@pytest.mark.parametrize(
+    ("run", "own", "work"),
+    [
+        (Run(HEAVY, HEAVY, 0, 0), 50, 1.0),
+        (Run(HEAVY, HEAVY, 0, 0, steps=25), 50, 0.5),
+        (Run(HEAVY, HEAVY, 0, 0, strength=0.5), 50, 0.5),
+        (Run(HEAVY, HEAVY, 0, 0, steps=20, strength=0.5), 50, 0.2),
+        (Run(LIGHT, LIGHT, 0, 0, strength=0.75), 2, 0.5),
+        (Run(LIGHT, LIGHT, 0, 0, strength=0.1), 2, 0.5),  # at least one step
+        (Run(HEAVY, HEAVY, 0, 0, resume=Resume("state", 20)), 50, 0.6),
+    ],
+)
+def test_the_work_of_a_run_is_its_share_of_the_steps(run: Run, own: int, work: float) -> None:
+    assert run.work(own) == pytest.approx(work)

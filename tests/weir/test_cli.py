@@ -16,7 +16,9 @@ from typer.testing import CliRunner, Result
 
 from cli import main
 from cli.main import app
+from testing.pictures import gradient, transparent
 from weir.assets import ROOT
+from weir.core import ImageSize
 
 PLAN = ("plan", "--demand", "24", "--objective", "threshold", "--slo", "5", "--queue-delay", "0", "0")
 
@@ -203,6 +205,44 @@ def test_an_output_path_that_cannot_be_written_is_refused_before_any_work(trace,
     monkeypatch.setattr("workers.models.family.Family.load", None)  # all these commands load the family first
     Path("taken").touch()
     assert problem in refusal(*words)
+
+
+def test_a_picture_is_edited_and_what_the_mask_covers_stays(tmp_path):
+    size = ImageSize(96, 64)
+    gradient(size).save(tmp_path / "a.png")
+    transparent(size).save(tmp_path / "mask.png")
+    files = "--image", tmp_path / "a.png", "--mask", tmp_path / "mask.png", "--out", tmp_path / "b.png"
+    seeded = "--variant", "light", "--seed", "1", "--strength", "0.5", "--json"
+    result = weir("generate", "a red circle", *seeded, *files)
+        "generate", "a red circle", "--variant", "light", "--seed", "1", "--strength", "0.5", "--json", *files
+    )
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["steps"] == 1
+    with Image.open(tmp_path / "b.png") as image:
+        left = image.crop((0, 0, 48, 64))
+        assert image.size == size
+        assert left.tobytes() == gradient(size).crop((0, 0, 48, 64)).tobytes()
+        assert image.crop((48, 0, 96, 64)).tobytes() != gradient(size).crop((48, 0, 96, 64)).tobytes()
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        (("--image", "missing.png"), "missing.png cannot be read"),
+        (("--image", "text.png"), "--image text.png: image is no image of these formats"),
+        (("--image", "a.png", "--mask", "a.png"), "--mask a.png: mask has no alpha channel"),
+        (("--image", "a.png", "--strength", "0"), "--strength is 0; accepted: a number above 0"),
+        (("--mask", "a.png"), "--mask needs --image"),
+        (("--strength", "0.5"), "--strength needs --image"),
+        (("--image", "a.png", "--size", "65x64"), "size"),
+    ],
+)
+def test_a_picture_that_cannot_be_edited_is_refused_before_any_work(words, problem, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("workers.models.family.Family.load", None)
+    Path("text.png").write_text("nothing")
+    gradient(ImageSize(64, 64)).save("a.png")
+    assert problem in refusal("generate", "a", *words)
 
 
 @pytest.mark.parametrize(

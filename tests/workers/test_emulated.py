@@ -10,7 +10,7 @@ import pytest
 from testing.tiny_models import SIZE
 from testing.toy_family import with_variants
 from tests.workers.samples import image_request, profile
-from weir.core import ImageSize, Overrides, Resume
+from weir.core import Edit, ImageSize, Overrides, Resume
 from weir.plan import HEAVY, LIGHT
 from weir.profiles import FixedCosts, Profile
 from workers import emulated
@@ -122,3 +122,12 @@ def test_heavy_images_have_no_confidence_and_every_image_is_a_png() -> None:
         [output] = engine.generate(variant, [image_request()])
         assert (output.confidence is None) == (variant == HEAVY)
         assert Image.open(io.BytesIO(output.image)).size == (8, 8)
+
+
+@pytest.mark.parametrize("make", [profile, lambda: stepwise(0.0016)], ids=["whole batches", "steps"])
+def test_an_edit_takes_only_the_steps_that_its_strength_leaves(make: Callable[[], Profile]) -> None:
+    engine = EmulatedEngine(make())
+    [output] = engine.generate(HEAVY, [image_request(edit=Edit(b"", None, 0.5))])
+    assert (output.first, output.steps) == (25, 25)
+    whole, half = seconds(engine, HEAVY, 1), seconds(engine, HEAVY, 1, edit=Edit(b"", None, 0.5))
+    assert half == pytest.approx(whole / 2, rel=0.1)

@@ -70,6 +70,7 @@ async def test_an_answer_has_the_image_and_how_it_was_generated(client):
         "compute_s": 0.01,
         "plan_version": 1,
         "cache": None,
+        "edit": None,
         "unused_tokens": 0,
         "unused_negative_tokens": 0,
         "emulated": True,
@@ -302,7 +303,7 @@ async def test_a_compressed_body_is_refused_by_its_encoding(client, encoding, st
         ("GET", GENERATIONS, 405),
         ("DELETE", "/v1/models", 405),
         ("POST", "/v1/images/generation", 404),
-        ("POST", "/v1/images/edits", 404),
+        ("POST", "/v1/images/variations", 404),
         ("GET", "/v1/images/files/", 404),
     ],
 )

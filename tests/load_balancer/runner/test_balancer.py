@@ -19,7 +19,7 @@ from load_balancer.runner.balancer import Balancer
 from load_balancer.runner.generation_request import GenerationRequest
 from tests.load_balancer.conftest import FakePool
 from weir.config import FamilyConfig
-from weir.core import ImageSize, margin_s
+from weir.core import NO_LOOKUP, Edit, ImageSize, margin_s
 from weir.errors import DeadlineExceeded, GenerationFailed, NotReady, Overloaded
 from weir.plan import HEAVY, LIGHT, Assignment, Plan, ReplicaChoice, Rules
 from weir.profiles import Profile
@@ -585,6 +585,18 @@ async def test_larger_images_and_more_steps_have_the_price_of_their_work(running
             for width, steps, n in ((64, None, 1), (64, None, 4), (128, None, 1), (128, 100, 2), (32, 10, 3))
         }
     assert list(prices.values()) == [1, 4, 4, 16, 3]
+
+
+async def test_an_edit_costs_the_steps_that_it_runs(running):
+    edit = Edit(b"picture", None, 0.5)
+    async with running() as balancer:
+        prices = [balancer.price(replace(ORDER, edit=edit, steps=steps)) for steps in (None, 100, 200)]
+        before = balancer.observations.demand
+        [image] = await balancer.generate(replace(ORDER, edit=edit, cache="read-write"))
+        demand = balancer.observations.demand - before
+    assert prices == [1, 1, 2]  # a key pays for an image at least
+    assert demand == pytest.approx(0.5)
+    assert image.lookup is NO_LOOKUP
 
 
 async def test_a_judge_that_answers_nan_defers_every_image(pool, running):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -12,11 +13,13 @@ import pytest
 from load_balancer.http.admin import ADMIN
 from load_balancer.http.api_keys import ApiKeys, digest
 from load_balancer.http.jobs import Jobs
-from load_balancer.http.openapi import GENERATIONS
+from load_balancer.http.openapi import EDITS, GENERATIONS
 from load_balancer.runner.generation_request import GenerationRequest
+from load_balancer.shared.job_ledger import JobRecord
 from load_balancer.shared.store import KEEPALIVE
+from testing.pictures import gradient, png
 from tests.load_balancer.shared.conftest import Member, until
-from weir.core import ImageSize
+from weir.core import Edit, ImageSize
 from weir.plan import HEAVY, LIGHT
 
 GOOD: dict[str, Any] = {"prompt": "a red circle"}
@@ -95,6 +98,37 @@ async def test_the_jobs_of_a_lost_load_balancer_give_the_images_that_they_would_
     assert state["status"] == "succeeded"
     first, second = (request for _, _, request in pool.calls)
     assert (first["prompt"], first["seed"]) == (second["prompt"], second["seed"])
+
+
+async def test_the_picture_of_an_edit_outlives_its_load_balancer_and_is_removed_with_the_end(join, pool):
+    a, b = await join("a"), await join("b")
+    picture = {"image": ("a.png", png(gradient(ImageSize(64, 64))))}
+    key = {"Idempotency-Key": "k"}
+    pool.delay_s[LIGHT] = 600
+    accepted = await a.client.post(EDITS, data=GOOD, files=picture, headers=ASYNC | key)
+    await until(lambda: pool.calls)
+    pool.delay_s[LIGHT] = 0
+    a.stop_following()
+    state = await finished(b.client, accepted.headers["location"])
+    assert state["status"] == "succeeded"
+    first, second = (request for _, _, request in pool.calls)
+    assert first["edit"] == second["edit"]
+    again = await b.client.post(EDITS, data=GOOD, files=picture, headers=key)
+    assert again.headers["Idempotent-Replayed"] == "true"
+    other = {"image": ("a.png", png(gradient(ImageSize(96, 64))))}
+    assert (await b.client.post(EDITS, data=GOOD, files=other, headers=key)).status_code == 422
+
+
+def test_the_record_of_an_edit_is_read_as_it_was_written_and_keeps_no_picture_of_one_that_ended():
+    edit = Edit(b"picture", b"mask", 0.5)
+    request = GenerationRequest("a red circle", ImageSize(64, 64), seed=1, edit=edit)
+    record = JobRecord("1", request, None, "", 0.0, "a")
+    assert JobRecord.from_json(record.to_json()) == record
+    ended = JobRecord.from_json(record.without_pictures().to_json())
+    assert ended.request.edit == Edit(b"", b"", 0.5)
+    assert ended.is_of(request)
+    assert not ended.is_of(replace(request, edit=replace(edit, image=b"another")))
+    assert ended.without_pictures() == ended
 
 
 async def test_a_refused_request_leaves_its_key_free(join):

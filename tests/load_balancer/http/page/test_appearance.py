@@ -18,11 +18,11 @@ pytestmark = BROWSER_MARKS
 def test_the_page_is_usable_by_keyboard_alone(page, engines):
     close_gates(engines)
     reached = []
-    for _ in range(7):
+    for _ in range(8):
         press(page, Keys.TAB)
         focused = page.browser.switch_to.active_element
         reached.append(focused.get_attribute("name") or focused.get_attribute("id") or focused.text)
-    assert reached == ["prompt", "model", "size", "n", "seed", "More settings", "go"]
+    assert reached == ["prompt", "model", "size", "n", "seed", "picture", "More settings", "go"]
     page.find("prompt").send_keys("a red circle")
     webdriver.ActionChains(page.browser).key_down(Keys.CONTROL).send_keys(Keys.ENTER).key_up(Keys.CONTROL).perform()
     page.wait(page.picture)
