@@ -25,6 +25,11 @@ from testing.toy_family import FAMILY, PROFILE
 CONFIG = """
 [checks.positive_data_acceptance]
 expected-statuses = ["2xx", "401", "403", "404", "409", "422", "429", "503"]
+
+# Bytes that the description allows for a picture are none.
+[[operations]]
+include-path = "/v1/images/edits"
+checks.positive_data_acceptance.expected-statuses = ["2xx", "400", "401", "404", "409", "413", "422", "429", "503"]
 """
 
 

@@ -25,13 +25,15 @@ from hypothesis import HealthCheck, Phase, given, settings
 
 from load_balancer.http.api import create_app
 from load_balancer.http.front_door import front_door
-from load_balancer.http.openapi import GENERATIONS
+from load_balancer.http.openapi import EDITS, GENERATIONS
 from load_balancer.runner.balancer import Balancer
+from testing.pictures import gradient, png, transparent
 from testing.raw_http import exchange, parsed
 from testing.toy_family import FAMILY, PROFILE
 from tests.fuzz_files import damaged
 from tests.load_balancer.conftest import FakePool
 from weir.config import FamilyConfig, LimitsConfig
+from weir.core import ImageSize
 from weir.plan import Plan
 from weir.profiles import Profile
 
@@ -39,12 +41,25 @@ BODY = json.dumps({"prompt": "a red circle", "n": 1, "size": "64x64", "seed": 7,
 _LENGTH = b"Content-Length: %d\r\n" % len(BODY)
 _POST = b"POST " + GENERATIONS.encode() + b" HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
 _END = b"Connection: close\r\n\r\n"
+_PART = b'--x\r\nContent-Disposition: form-data; name="%b"\r\n\r\n%b\r\n'
+_FILE = _PART.replace(b'name="%b"', b'name="%b"; filename="a.png"')
+_FORM = b"".join(
+    (
+        _PART % (b"prompt", b"a red circle"),
+        _PART % (b"strength", b"0.5"),
+        _FILE % (b"image", png(gradient(ImageSize(8, 8)))),
+        _FILE % (b"mask", png(transparent(ImageSize(8, 8)))),
+        b"--x--\r\n",
+    )
+)
+_EDIT = b"POST " + EDITS.encode() + b" HTTP/1.1\r\nHost: a\r\nContent-Type: multipart/form-data; boundary=x\r\n"
 REQUESTS = (
     b"GET /healthz HTTP/1.1\r\nHost: a\r\nX-Request-Id: mine\r\n" + _END,
     b"GET /v1/models HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer a\r\n" + _END,
     b"GET " + GENERATIONS.encode() + b"/an-id HTTP/1.1\r\nHost: a\r\n" + _END,
     _POST + _LENGTH + b"Idempotency-Key: k\r\nPrefer: respond-async, wait=1\r\n" + _END + BODY,
     _POST + b"Transfer-Encoding: chunked\r\n" + _END + b"%x\r\n%b\r\n0\r\n\r\n" % (len(BODY), BODY),
+    _EDIT + b"Content-Length: %d\r\n" % len(_FORM) + _END + _FORM,
     b"PUT /v1/admin/pin HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n" + _END + b"{}",
 )
 GOOD = REQUESTS[0]

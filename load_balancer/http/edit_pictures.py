@@ -119,6 +119,8 @@ def _rgb(picture: Image.Image) -> Image.Image:
 
 
 def _png(picture: Image.Image) -> bytes:
+    """Encodes a picture without its metadata, such as the place where a photo was taken."""
+    picture.info = {}
     out = io.BytesIO()
     picture.save(out, "PNG", compress_level=1)
     return out.getvalue()

@@ -79,7 +79,7 @@ def _type(field: dict[str, Any], description: str = "") -> str:
     if "$ref" in field:
         return f"[{_name(field)}](#{_name(field).lower()})"
     if "anyOf" in field:
-        return " or ".join(_type(it, description) for it in field["anyOf"] if it.get("type") != "null") + " or null"
+        return " or ".join(dict.fromkeys(_type(it, description) for it in field["anyOf"]))
     if field.get("type") == "array":
         return f"list of {_type(field['items'])}"
     if "const" in field:

@@ -274,21 +274,13 @@ class RequestRules:
             },
         }
         for name, field in schema["properties"].items():  # a form has no null
-            field["anyOf"] = [it for it in field.get("anyOf", [field.copy()]) if it.get("type") != "null"]
-            properties[name] = {"description": field["description"], **field["anyOf"][0]}
-            if len(field["anyOf"]) > 1:
-                properties[name] = {"description": field["description"], "anyOf": field["anyOf"]}
+            kinds = [it for it in field.get("anyOf", [field]) if it.get("type") != "null"]
+            properties[name] = {**(kinds[0] if len(kinds) == 1 else {"anyOf": kinds})}
+            properties[name]["description"] = field["description"]
         properties["strength"] |= {"exclusiveMinimum": 0, "maximum": 1}
-        properties["cache"]["enum"] = ["off"]
-        return _described(
-            {
-                "type": "object",
-                "properties": properties,
-                "required": ["image", "prompt"],
-                "additionalProperties": False,
-            },
-            "multipart/form-data",
-        )
+        properties["cache"] |= {"enum": ["off"], "description": "off: an edit uses no cached state, and leaves none"}
+        form = {**schema, "properties": properties, "required": ["image", "prompt"]}
+        return _described(form, "multipart/form-data")
 
     def _schema(self, kind: type[GenerationBody]) -> dict[str, Any]:
         """JSON schema of a body."""

@@ -214,8 +214,6 @@ def test_a_picture_is_edited_and_what_the_mask_covers_stays(tmp_path):
     files = "--image", tmp_path / "a.png", "--mask", tmp_path / "mask.png", "--out", tmp_path / "b.png"
     seeded = "--variant", "light", "--seed", "1", "--strength", "0.5", "--json"
     result = weir("generate", "a red circle", *seeded, *files)
-        "generate", "a red circle", "--variant", "light", "--seed", "1", "--strength", "0.5", "--json", *files
-    )
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout)["steps"] == 1
     with Image.open(tmp_path / "b.png") as image:

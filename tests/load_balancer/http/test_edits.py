@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import openai
 import pytest
-from PIL import Image, ImageOps
+from PIL import Image, ImageCms, ImageOps
 
 from load_balancer.http.api import create_app
 from load_balancer.http.openapi import EDITS, GENERATIONS
@@ -186,6 +186,14 @@ async def test_pictures_are_turned_upright_as_their_exif_data_says(client, pool,
 async def test_pictures_of_every_mode_become_rgb(client, pool, picture, expected):
     assert (await edit(client, png(picture))).status_code == 200
     assert opened(sent(pool).edit.image).getpixel((32, 32)) == expected
+
+
+async def test_the_metadata_of_a_photo_reaches_no_worker(client, pool):
+    exif = Image.Exif()
+    exif[0x010E] = "at home"
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    await edit(client, png(gradient(SQUARE), exif=exif, icc_profile=profile))
+    assert opened(sent(pool).edit.image).info == {}
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "WEBP", "PNG"])

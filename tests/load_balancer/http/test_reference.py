@@ -26,6 +26,7 @@ def test_the_description_names_every_route_and_no_answer_that_none_gives() -> No
     assert set(described["paths"]) == {
         "/v1/images/generations",
         "/v1/images/generations/{id}",
+        "/v1/images/edits",
         "/v1/images/files/{name}",
         "/v1/models",
         "/v1/models/{id}",

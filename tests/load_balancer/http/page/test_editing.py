@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -32,12 +33,12 @@ def choose(page: Page, picture: str) -> None:
 
 
 def paint(page: Page, *points: tuple[float, float]) -> None:
-    """Paints a line between points; (-0.5, -0.5) is the upper left corner of the picture, (0.5, 0.5) the lower right."""
+    """Paints a line between points: (-0.5, -0.5) is the picture's upper left corner, (0.5, 0.5) its lower right."""
     canvas = page.find("paint")
     box = canvas.rect
     steps = [(round(x * box["width"]), round(y * box["height"])) for x, y in points]
     chain = ActionChains(page.browser, duration=50).move_to_element_with_offset(canvas, *steps[0]).click_and_hold()
-    for before, after in zip(steps, steps[1:], strict=False):
+    for before, after in pairwise(steps):
         chain.move_by_offset(after[0] - before[0], after[1] - before[1])
     chain.release().perform()
 
