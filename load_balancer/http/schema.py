@@ -279,8 +279,9 @@ class RequestRules:
             properties[name]["description"] = field["description"]
         properties["strength"] |= {"exclusiveMinimum": 0, "maximum": 1}
         properties["cache"] |= {"enum": ["off"], "description": "off: an edit uses no cached state, and leaves none"}
-        form = {**schema, "properties": properties, "required": ["image", "prompt"]}
-        return _described(form, "multipart/form-data")
+        # Tools that make forms with files cannot evaluate conditions between fields.
+        form = {"type": "object", "properties": properties, "required": ["image", "prompt"]}
+        return _described({**form, "additionalProperties": False}, "multipart/form-data")
 
     def _schema(self, kind: type[GenerationBody]) -> dict[str, Any]:
         """JSON schema of a body."""
