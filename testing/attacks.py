@@ -18,12 +18,15 @@ from typing import Any
 
 import httpx
 import yaml
+from PIL import Image
 
 from load_balancer.http.api_keys import append_key, digest, new_key
-from load_balancer.http.openapi import FILES, GENERATIONS
+from load_balancer.http.openapi import EDITS, FILES, GENERATIONS
+from testing.pictures import gradient, png
 from testing.raw_http import answers, in_format
 from testing.service_files import emulated_service
 from weir.config import KeyConfig
+from weir.core import ImageSize
 
 SLO_S = 10.0
 #: The heavy variant of the service under attack.
@@ -151,6 +154,31 @@ async def replayed_streams(target: Target) -> Verdict:
     return Verdict("60 replays of a stream", happened, refused == 0 and slowest <= SLO_S)
 
 
+async def large_pictures(target: Target) -> Verdict:
+    """Alice's edits are answered while Mallory sends pictures of as many pixels as are allowed, and of more."""
+    allowed, beyond = (png(Image.new("1", (side, side))) for side in (5792, 13000))
+    async with target.client(target.mallory) as hostile, target.client(target.alice) as client:
+
+        async def edit(caller: httpx.AsyncClient, picture: bytes) -> httpx.Response:
+            return await caller.post(EDITS, data={"prompt": "a"}, files={"image": ("a.png", picture)})
+
+        refused = await edit(hostile, beyond)
+        storm = [asyncio.create_task(edit(hostile, allowed)) for _ in range(CROWD)]
+        await asyncio.sleep(0.5)
+        times, codes = [], Counter[int]()
+        for _ in range(5):
+            began = time.perf_counter()
+            codes[(await edit(client, png(gradient(ImageSize(64, 64))))).status_code] += 1
+            times.append(time.perf_counter() - began)
+        for task in storm:
+            task.cancel()
+        ended = await asyncio.gather(*storm, return_exceptions=True)
+    failed = sum(isinstance(it, httpx.Response) and it.status_code >= 500 for it in ended)
+    happened = f"Alice: {_counted(codes)}, slowest {max(times):.2f} s; beyond the limit: {refused.status_code}"
+    right = codes == {200: 5} and max(times) <= SLO_S and refused.status_code == 400 and not failed
+    return Verdict("large pictures", happened, right)
+
+
 async def cancelled_jobs(target: Target, jobs: int = JOBS) -> Verdict:
     """Alice's idempotency key survives many jobs that Mallory begins and cancels."""
     async with target.client(target.mallory) as hostile, target.client(target.alice) as client:
@@ -239,6 +267,7 @@ async def open_folders(target: Target) -> Verdict:
 #: What takes seconds, and what takes up to a minute.
 QUICK: Mapping[str, Callable[[Target], Awaitable[Verdict]]] = {
     "streams": replayed_streams,
+    "pictures": large_pictures,
     "disconnections": disconnections,
     "quota": edited_quota,
     "folders": open_folders,

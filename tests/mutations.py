@@ -45,6 +45,20 @@ MUTATIONS = (
         "tests/weir/test_cascade.py::test_a_value_that_is_no_confidence_defers_and_never_accepts",
     ),
     Mutation(
+        "a picture of any number of pixels is decoded",
+        "load_balancer/http/edit_pictures.py",
+        "if opened.width * opened.height > most_pixels:",
+        "if False:",
+        "tests/load_balancer/http/test_edits.py::test_a_broken_picture_is_refused_by_its_name_before_any_work",
+    ),
+    Mutation(
+        "what a mask keeps of a picture is what the VAE makes of it",
+        "workers/engine/image_decoder.py",
+        "images[row] = sample.unchanged.in_image(images[row])",
+        "pass",
+        "tests/workers/models/test_edits.py::test_an_edit_with_a_mask_is_that_of_diffusers",
+    ),
+    Mutation(
         "the rate of a key counts images of any size as one",
         "load_balancer/runner/balancer.py",
         "return request.n * max(1.0, whole * max(1.0, steps / own))",

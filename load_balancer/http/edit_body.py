@@ -22,8 +22,8 @@ from weir.errors import BodyTooLarge, InvalidRequest
 FORM = "multipart/form-data"
 #: Number of pictures that OpenAI's API takes, a mask included, and of fields of a form.
 MOST_PICTURES, MOST_FIELDS = 17, 64
-#: Bytes of JSON for three bytes of a picture.
-_BASE64 = 4
+#: Largest body in JSON, which is in memory several times while it is read.
+MOST_JSON_BYTES = 4 * 2**20
 _IMAGE, _MASK = ("image", "image[]"), ("mask",)
 _ONE = "one picture, in the field image; a model of this architecture edits no more than one"
 
@@ -42,7 +42,7 @@ class EditUpload(NamedTuple):
 
 @asynccontextmanager
 async def edit_upload(request: Request, limits: LimitsConfig) -> AsyncIterator[EditUpload]:
-    """Reads a body. What is large of a form is in temporary files, and not in memory.
+    """Reads a body. What is large of a form is in temporary files and not in memory; JSON has to be smaller.
 
     Raises:
         InvalidRequest: the body is no form, or has no picture, or several.
@@ -51,7 +51,7 @@ async def edit_upload(request: Request, limits: LimitsConfig) -> AsyncIterator[E
     """
     most_bytes = 2 * limits.image_bytes
     if content_type(request, FORM, JSON) == JSON:
-        raw = await json_body(request, _BASE64 * most_bytes // 3 + limits.body_bytes, limits.upload_s)
+        raw = await json_body(request, min(2 * most_bytes, MOST_JSON_BYTES), limits.upload_s)
         yield _from_json(raw, limits.image_bytes)
         return
 

@@ -54,7 +54,7 @@ def test_every_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     plan = Plan.split(1, 1, 1, light_batch=4, heavy_batch=4, threshold=0.5)
     workers = [Worker(TOY, plan.to_dict(), emulate=str(profile)) for _ in plan.assignments]
     examples = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
-    assert len(examples) == 5
+    assert len(examples) == 6
     with serving(workers, plan, FamilyConfig.model_validate(TOY)) as service:
         monkeypatch.setenv("URL", service.url)
         for example in examples:
