@@ -263,7 +263,7 @@ MUTATIONS = (
     Mutation(
         "polls are free",
         "load_balancer/http/generations.py",
-        "        charged(caller, _repeated(job, answer))\n",
+        "        self._charged(caller, _repeated(job, answer))\n",
         "",
         "tests/load_balancer/http/test_streaming.py::test_replays_and_polls_cost_their_caller_and_nobody_else",
     ),
@@ -484,8 +484,8 @@ MUTATIONS = (
     Mutation(
         "a body may be of any length",
         "load_balancer/http/body.py",
-        "if len(body) > most_bytes:",
-        "if len(body) > 2**20:",
+        "if received > most_bytes:",
+        "if received > 2**20:",
         "tests/load_balancer/http/test_api.py::test_a_large_body_is_refused_without_being_read",
     ),
     Mutation(
