@@ -89,11 +89,7 @@ def generate(
         own = next((it for it in config.allowed_samplers if it == sampler), None)
         if sampler is not None and own is None:
             raise ConfigError(f"--sampler is {sampler!r}; {config.name} has {', '.join(config.allowed_samplers)}")
-        edit = None
-        if image is not None:
-            edit, wanted = _edit(config, image, mask, strength, wanted)
-        elif mask is not None or strength is not None:
-            raise ConfigError(f"{'--strength' if mask is None else '--mask'} needs --image, the picture to edit")
+        edit, wanted = _edit(config, image, mask, strength, wanted)
         with console.status("generating"):
             local_cache = None
             if cache is not None:
@@ -135,9 +131,9 @@ def generate(
 
 
 def _edit(
-    config: FamilyConfig, image: Path, mask: Path | None, strength: float | None, wanted: ImageSize | None
-) -> tuple[Edit, ImageSize]:
-    """The pictures in files as an edit, and the size of the image to generate.
+    config: FamilyConfig, image: Path | None, mask: Path | None, strength: float | None, wanted: ImageSize | None
+) -> tuple[Edit | None, ImageSize | None]:
+    """The pictures in files as an edit, and the size of the image to generate; None without an image.
 
     Args:
         wanted: the size that is asked for; None: for the picture.
@@ -145,6 +141,10 @@ def _edit(
     from load_balancer.http.edit_pictures import read_pictures
     from load_balancer.http.schema import default_strength
 
+    if image is None:
+        if mask is not None or strength is not None:
+            raise ConfigError(f"{'--strength' if mask is None else '--mask'} needs --image, the picture to edit")
+        return None, wanted
     if strength is not None and not 0 < strength <= 1:
         raise ConfigError(f"--strength is {strength:g}; accepted: a number above 0, at most 1")
     files = {"image": image, "mask": mask}

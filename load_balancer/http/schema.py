@@ -125,11 +125,6 @@ class RequestRules:
             **{f"{family.name}/{key}": key for key in family.keys},
         }
         self.models |= {alias: self.models[model] for alias, model in (aliases or {}).items()}
-        choices = {
-            name: " or ".join(_literals(field.annotation))
-            for name, field in EditBody.model_fields.items()
-            if _literals(field.annotation)
-        }
         #: Smallest and largest value of a number.
         self.ranges: dict[str, tuple[float, float]] = {
             "n": (1, limits.images),
@@ -146,7 +141,7 @@ class RequestRules:
             "safety_identifier": MOST_TAG_CHARACTERS,
         }
         self.accepted: dict[str, str] = {
-            **choices,
+            **_choices(EditBody),
             "prompt": f"a string of 1 to {limits.prompt_characters} characters",
             "negative_prompt": f"a string of at most {limits.prompt_characters} characters",
             "model": " or ".join(self.models),
@@ -441,6 +436,12 @@ def _described(schema: dict[str, Any], kind: str) -> dict[str, Any]:
 def _implies(given: dict[str, Any], then: dict[str, Any], required: Sequence[str] = ()) -> dict[str, Any]:
     """A JSON schema by which properties ``given`` imply ``then``; absent properties count as given unless required."""
     return {"if": {"properties": given, "required": list(required)}, "then": {"properties": then}}
+
+
+def _choices(kind: type[GenerationBody]) -> dict[str, str]:
+    """The values of the fields that have a list of them."""
+    literals = {name: _literals(field.annotation) for name, field in kind.model_fields.items()}
+    return {name: " or ".join(values) for name, values in literals.items() if values}
 
 
 def _literals(annotation: Any) -> tuple[str, ...]:

@@ -19,7 +19,7 @@ from typing import ClassVar
 import httpx
 import pytest
 
-from deploy.haproxy import UnknownConfiguration, environment, hardened
+from deploy.haproxy import BUFFER_BYTES, UnknownConfiguration, environment, hardened
 from weir.http_limits import CONTROL_HEADERS, MOST_HEAD_BYTES
 from weir.ports import free_port
 
@@ -126,6 +126,11 @@ def test_a_request_whose_load_balancer_dies_is_answered_by_another_one(door):
         assert answer.status_code == 200
         assert answer.json()["body"] == "a prompt"
         assert answer.json()["headers"]["x-request-id"] == f"r{number}"
+
+
+def test_a_body_larger_than_the_buffer_passes(door):
+    body = "a" * (64 * BUFFER_BYTES)
+    assert httpx.post(f"{door}/", content=body, timeout=60).json()["body"] == body
 
 
 def test_control_headers_of_clients_do_not_reach_serve(door):
