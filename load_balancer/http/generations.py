@@ -94,9 +94,7 @@ def generations(
 class _Routes:
     """What the routes of one balancer do; see :func:`generations`."""
 
-    def __init__(
-        self, balancer: Balancer, prompts: FilteredPrompts, store: ImageStore, shared: SharedState | None
-    ):
+    def __init__(self, balancer: Balancer, prompts: FilteredPrompts, store: ImageStore, shared: SharedState | None):
         self._balancer, self._prompts = balancer, prompts
         self._encoder, self._repetitions = ImageEncoder(), RepetitionQuota()
         render = _renderer(self._encoder, store)
