@@ -11,8 +11,10 @@ import pytest
 
 from load_balancer.admission import prompt_filter
 from load_balancer.http.api_keys import ApiKeys, append_key, digest, new_key
-from load_balancer.http.openapi import GENERATIONS
+from load_balancer.http.openapi import EDITS, GENERATIONS
+from testing.pictures import gradient, png
 from weir.config import FamilyConfig, KeyConfig
+from weir.core import ImageSize
 from weir.errors import Blocked, ConfigError
 
 BODY = {"prompt": "a weapon"}
@@ -68,6 +70,14 @@ async def test_a_blocked_prompt_is_answered_as_openai_does_and_nothing_is_genera
         "prompt",
     )
     assert "a weapon" not in [call["prompt"] for _, _, call in pool.calls]
+
+
+async def test_the_prompt_of_an_edit_is_filtered_as_any_other(serving, pool):
+    picture = {"image": ("a.png", png(gradient(ImageSize(64, 64))))}
+    async with serving(**filtered("Words")) as client:
+        answer = await client.post(EDITS, data=BODY, files=picture)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "moderation_blocked")
+    assert not pool.calls
 
 
 async def test_a_filter_that_fails_lets_nothing_through(serving, pool, caplog):
