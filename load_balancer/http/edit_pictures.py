@@ -72,7 +72,7 @@ def read_pictures(
     upright = _upright("image", image, most_pixels)
     has = ImageSize(*upright.size)
     size = size_for(has)
-    fitted = ImageOps.fit(_rgb(upright), size, Image.Resampling.LANCZOS)
+    fitted = _on_white(ImageOps.fit(_scalable(upright), size, Image.Resampling.LANCZOS))
     return EditPictures(_png(fitted), None if mask is None else _mask(mask, has, size, most_pixels), size)
 
 
@@ -82,7 +82,7 @@ def _mask(mask: BinaryIO, has: ImageSize, size: ImageSize, most_pixels: int) -> 
         raise _refused("mask", f"is {ImageSize(*upright.size)}", f"the size of the image, {has}")
     if not upright.has_transparency_data:
         raise _refused("mask", "has no alpha channel", "a PNG whose fully transparent pixels are to be generated")
-    alpha = upright.convert("RGBA").getchannel("A")
+    alpha = (upright if "A" in upright.getbands() else upright.convert("RGBA")).getchannel("A")
     generated = ImageOps.fit(alpha.point(lambda it: 255 * (it == 0)), size, Image.Resampling.BILINEAR)
     generated = generated.point(lambda it: 255 * (it >= 128))
     if generated.getbbox() is None:
@@ -98,7 +98,9 @@ def _upright(param: str, file: BinaryIO, most_pixels: int) -> Image.Image:
                 raise _too_many_pixels(param, f"is {ImageSize(*opened.size)}", most_pixels)
             if getattr(opened, "is_animated", False) and opened.format != _PHOTO:
                 raise _refused(param, "is animated", "a single picture")
-            return ImageOps.exif_transpose(opened)
+            opened.load()
+            ImageOps.exif_transpose(opened, in_place=True)
+            return opened
     except InvalidRequest:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
@@ -109,13 +111,20 @@ def _upright(param: str, file: BinaryIO, most_pixels: int) -> Image.Image:
         raise _refused(param, f"is damaged ({type(error).__name__}: {str(error)[:100]})", ACCEPTED) from None
 
 
-def _rgb(picture: Image.Image) -> Image.Image:
-    if picture.mode in ("I", "I;16", "I;16B", "I;16L", "I;16N"):  # 16 bits of grey, which would be clipped to 8
-        picture = picture.convert("I").point(lambda it: it / 256).convert("L")
-    if picture.has_transparency_data:
-        whole = picture.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", whole.size, "white"), whole).convert("RGB")
-    return picture.convert("RGB")
+def _scalable(picture: Image.Image) -> Image.Image:
+    """The picture in a mode that can be scaled smoothly; most are, and a copy of a large one takes much memory."""
+    if picture.mode.startswith("I"):  # 16 bits of grey, which would be clipped to 8
+        return picture.convert("I").point(lambda it: it / 256).convert("L")
+    if picture.mode in ("L", "LA", "RGB", "RGBA", "CMYK") and "transparency" not in picture.info:
+        return picture
+    return picture.convert("RGBA" if picture.has_transparency_data else "RGB")
+
+
+def _on_white(picture: Image.Image) -> Image.Image:
+    if "A" not in picture.getbands():
+        return picture.convert("RGB")
+    whole = picture.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", whole.size, "white"), whole).convert("RGB")
 
 
 def _png(picture: Image.Image) -> bytes:

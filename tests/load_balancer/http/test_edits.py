@@ -179,13 +179,34 @@ async def test_pictures_are_turned_upright_as_their_exif_data_says(client, pool,
         (Image.new("P", SQUARE, 0), (0, 0, 0)),
         (Image.new("I;16", SQUARE, 0x8000), (128, 128, 128)),
         (Image.new("RGBA", SQUARE, (255, 0, 0, 0)), (255, 255, 255)),
+        (Image.new("RGBA", SQUARE, (255, 0, 0, 255)), (255, 0, 0)),
         (Image.new("LA", SQUARE, (0, 255)), (0, 0, 0)),
     ],
-    ids=["grey", "black and white", "palette", "16 bits", "transparent", "grey with alpha"],
+    ids=["grey", "black and white", "palette", "16 bits", "transparent", "opaque", "grey with alpha"],
 )
 async def test_pictures_of_every_mode_become_rgb(client, pool, picture, expected):
     assert (await edit(client, png(picture))).status_code == 200
     assert opened(sent(pool).edit.image).getpixel((32, 32)) == expected
+
+
+@pytest.mark.parametrize(
+    ("picture", "colour"),
+    [
+        (Image.new("RGB", SQUARE, (9, 9, 9)).quantize(4), 0),
+        (Image.new("RGB", SQUARE, (9, 9, 9)), (9, 9, 9)),
+        (Image.new("L", SQUARE, 9), 9),
+    ],
+    ids=["palette", "rgb", "grey"],
+)
+async def test_a_transparent_colour_is_put_on_white(client, pool, picture, colour):
+    await edit(client, png(picture, transparency=colour))
+    assert opened(sent(pool).edit.image).getpixel((32, 32)) == (255, 255, 255)
+
+
+async def test_a_photo_of_cmyk_becomes_rgb(client, pool):
+    assert (await edit(client, png(Image.new("CMYK", SQUARE, (0, 255, 255, 0)), format="JPEG"))).status_code == 200
+    red, green, blue = opened(sent(pool).edit.image).getpixel((32, 32))
+    assert (red, green, blue) == (pytest.approx(254, abs=3), pytest.approx(0, abs=3), pytest.approx(0, abs=3))
 
 
 async def test_the_metadata_of_a_photo_reaches_no_worker(client, pool):
