@@ -11,6 +11,7 @@ import typer
 from cli.terminal import JsonOption, error_exit, note, print_json, print_line
 from weir.config import KeyConfig, load_keys
 from weir.errors import ConfigError
+from weir.moderation import Moderation
 
 app = typer.Typer(help="Create and list API keys.", no_args_is_help=True)
 
@@ -25,6 +26,9 @@ def new(
     batch: Annotated[bool, typer.Option("--batch", help="Low priority: requests wait for interactive ones.")] = False,
     images_per_minute: Annotated[float | None, typer.Option(help="Largest number of images per minute.")] = None,
     concurrent_images: Annotated[int | None, typer.Option(help="Largest number of images at once.")] = None,
+    moderation: Annotated[
+        Moderation | None, typer.Option(help="How strictly its requests are moderated.", show_default="the service's")
+    ] = None,
     admin: Annotated[
         bool, typer.Option("--admin", help="May see and cancel every request, and use `weir admin`.")
     ] = False,
@@ -47,6 +51,7 @@ def new(
                 priority="batch" if batch else "interactive",
                 images_per_minute=images_per_minute,
                 concurrent_images=concurrent_images,
+                moderation=moderation,
                 admin=admin,
             )
         except ValidationError as error:
@@ -78,4 +83,5 @@ def list_keys(file: FileOption = Path("keys.yaml"), as_json: JsonOption = False)
             if value is not None
         )
         scope = "admin, " if key.admin else ""
+        scope += f"moderation {key.moderation}, " if key.moderation is not None else ""
         print_line(f": tenant {key.tenant}, {scope}{key.priority}, {limits or 'no limits'}", bold=key.name)
