@@ -312,6 +312,7 @@ def test_a_key_is_printed_once_and_only_its_digest_is_kept(tmp_path):
             "priority": "batch",
             "images_per_minute": None,
             "concurrent_images": None,
+            "moderation": None,
             "admin": False,
         }
     ]
