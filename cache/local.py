@@ -71,9 +71,8 @@ class LocalCache:
     def lookup(self, request: ImageRequest) -> CacheLookup:
         """Looks a request up; :meth:`finished` has to follow."""
         own = request.overrides
-        settings = Settings(
-            request.size, own.steps, own.guidance, request.negative_prompt, own.sampler, request.prompt_syntax
-        )
+        how = own.steps, own.guidance, request.negative_prompt, own.sampler, request.prompt_syntax, request.adapters
+        settings = Settings(request.size, *how)
         [vector] = self._encoder.encode([request.prompt])
         return self._cache.lookup(request.id, TENANT, request.prompt, settings, vector)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, BinaryIO
 import typer
 
 from cli.terminal import FamilyOption, JsonOption, console, error_exit, note, print_json, print_line
+from weir.adapters import MOST_SCALE, AdapterUse
 from weir.assets import CACHE_PROFILE, FAMILY
 from weir.config import CacheConfig, FamilyConfig, LimitsConfig, load_family
 from weir.core import Edit, ImageSize
@@ -51,6 +53,10 @@ def generate(
     size: Annotated[
         str | None, typer.Option(help="WIDTHxHEIGHT, a size that the family allows.", show_default="the family's own")
     ] = None,
+    adapter: Annotated[
+        list[str] | None,
+        typer.Option(help="LoRA adapter of the family, with its scale: NAME or NAME:SCALE; may be repeated."),
+    ] = None,
     image: Annotated[Path | None, typer.Option(help="Picture to edit: PNG, JPEG or WebP.")] = None,
     mask: Annotated[
         Path | None, typer.Option(help="PNG of the picture's size; only what is fully transparent changes.")
@@ -86,6 +92,7 @@ def generate(
         syntax: PromptSyntax = "weighted" if weighted else "plain"
         for param, text in (("prompt", prompt), ("negative_prompt", negative_prompt)):
             check(param, text, syntax)
+        adapters = _adapters(adapter or (), config)
         own = next((it for it in config.allowed_samplers if it == sampler), None)
         if sampler is not None and own is None:
             raise ConfigError(f"--sampler is {sampler!r}; {config.name} has {', '.join(config.allowed_samplers)}")
@@ -109,6 +116,7 @@ def generate(
                 steps=steps,
                 guidance=guidance,
                 sampler=own,
+                adapters=adapters,
                 edit=edit,
                 threads=1,
                 cache=local_cache,
@@ -168,6 +176,27 @@ def _opened(path: Path) -> BinaryIO:
         return path.open("rb")
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}; name an image file") from None
+
+
+def _adapters(given: Sequence[str], family: FamilyConfig) -> tuple[AdapterUse, ...]:
+    """The adapters that the command line names.
+
+    Raises:
+        ConfigError: there is no such adapter, or a scale is out of range.
+    """
+    weights, scales = family.adapter_weights, dict[str, float]()
+    for text in given:
+        name, _, scale = text.partition(":")
+        if name not in weights:
+            there = ", ".join(weights) or "no adapters"
+            raise ConfigError(f"--adapter is {text!r}; {family.name} has {there}")
+        try:
+            scales[name] = float(scale or 1)
+        except ValueError:
+            raise ConfigError(f"--adapter is {text!r}; write NAME:SCALE, such as {name}:0.7") from None
+        if not abs(scales[name]) <= MOST_SCALE:
+            raise ConfigError(f"--adapter is {text!r}; its scale lies in {-MOST_SCALE:g}…{MOST_SCALE:g}")
+    return tuple(AdapterUse(name, scales[name], weights[name]) for name in sorted(scales))
 
 
 def _size(given: str) -> ImageSize:

@@ -1,4 +1,4 @@
-"""The operator's controls: pin, policy, number of replicas, drained replicas and cache, with a record of all actions.
+"""The operator's controls: pin, policy, replicas, cache and adapters, with a record of all actions.
 
 They live in the load balancer, and end when its process does: then the configured policy plans for all replicas.
 """
@@ -12,8 +12,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple, Protocol
 
+from load_balancer.adapter_catalog import AdapterCatalog
 from load_balancer.pool.replica_registry import ReplicaRegistry
-from weir.errors import Conflict
+from weir.adapters import AdapterUse, AdapterWeights
+from weir.errors import Conflict, NotReady
 from weir.pin import Pin, PinValues, pinned
 from weir.plan import Plan
 
@@ -58,6 +60,19 @@ class CacheControl(Protocol):
         ...
 
 
+class AdapterCheck(Protocol):
+    """What the controls need of the workers; tests use a fake."""
+
+    async def check_adapter(self, use: AdapterUse) -> None:
+        """Checks on every replica that an adapter's file can be read and fits the models.
+
+        Raises:
+            InvalidRequest: it does not; the message says what is wrong.
+            NotReady: no replica answers.
+        """
+        ...
+
+
 class ControlTargets(NamedTuple):
     """What the controls of a service act on, besides the pool.
 
@@ -65,11 +80,13 @@ class ControlTargets(NamedTuple):
         policy: name of the configured policy.
         controller: None where none runs, because the policy is ``static``.
         cache: None where there is none.
+        workers: None where adapters cannot be checked.
     """
 
     policy: str = ""
     controller: ControllerClient | None = None
     cache: CacheControl | None = None
+    workers: AdapterCheck | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +96,7 @@ class Action:
     Attributes:
         at: unix time, seconds.
         who: name of the key; ``anonymous`` without keys.
-        action: pin, unpin, policy, scale, drain, return or purge.
+        action: pin, unpin, policy, scale, drain, return, purge, add-adapter or remove-adapter.
         what: its argument, in words.
         until: unix time at which it ends by itself; None: it does not.
     """
@@ -115,6 +132,7 @@ class AdminControls:
     Args:
         configured: the plan of the configuration.
         ladder: variants that the replicas hold, from the fastest to the best.
+        adapters: of the service.
         clock: unix time, seconds.
         monotonic: seconds of a monotonic clock.
 
@@ -129,6 +147,7 @@ class AdminControls:
         registry: ReplicaRegistry,
         configured: Plan,
         ladder: Sequence[str],
+        adapters: AdapterCatalog,
         targets: ControlTargets = ControlTargets(),
         *,
         clock: Callable[[], float] = time.time,
@@ -143,6 +162,8 @@ class AdminControls:
         self._ladder = tuple(ladder)
         self._controller = targets.controller
         self._cache = targets.cache
+        self._adapters = adapters
+        self._workers = targets.workers
         self._clock = clock
         self._monotonic = monotonic
         self._timed: TimedPin | None = None
@@ -237,6 +258,28 @@ class AdminControls:
         self._record(who, "purge", "all tenants" if tenant is None else f"tenant {tenant}")
         return deleted
 
+    # ---------------------------------------------------------------------------------------------- adapters
+
+    async def add_adapter(self, who: str, name: str, weights: AdapterWeights) -> None:
+        """Adds an adapter, which requests may use from now on.
+
+        Raises:
+            Conflict: an adapter has this name; nothing changed.
+            InvalidRequest: it does not fit the models, or cannot be read; nothing changed.
+            NotReady: no replica answers; nothing changed.
+        """
+        self._adapters.check_new(name)
+        if self._workers is None:
+            raise NotReady("no replica can check the adapter; try again")
+        await self._workers.check_adapter(AdapterUse(name, 1.0, weights))
+        self._adapters.add(name, weights)
+        self._record(who, "add-adapter", f"{name} of {weights.reference}")
+
+    def remove_adapter(self, who: str, name: str) -> None:
+        """Removes an adapter; see :meth:`AdapterCatalog.remove`."""
+        self._adapters.remove(name)
+        self._record(who, "remove-adapter", name)
+
     # ------------------------------------------------------------------------------------------------ reports
 
     def orders(self) -> dict[str, Any]:
@@ -257,6 +300,7 @@ class AdminControls:
             "size": self.replicas,
             "pin": pin,
             "replicas": self._registry.replicas(),
+            "adapters": {name: asdict(weights) for name, weights in self._adapters.items()},
             "actions": [asdict(action) for action in reversed(self.actions)],
         }
 
@@ -270,6 +314,7 @@ class AdminControls:
             "replicas": self.replicas,
             "pin": None if timed is None else {"pin": timed.pin.to_dict(), "until": timed.until},
             "drained": sorted(self._registry.drained),
+            "adapters": self._adapters.to_dict(),
             "actions": [asdict(action) for action in self.actions],
             "counts": dict(self.counts),
         }
@@ -281,6 +326,7 @@ class AdminControls:
         if kept is not None and (left_s := kept["until"] - self._clock()) > 0:
             self._timed = TimedPin(Pin.from_dict(kept["pin"]), kept["until"], self._monotonic() + left_s)
         self._registry.set_drained(fields["drained"])
+        self._adapters.follow(fields["adapters"])
         self.actions = deque((Action(**action) for action in fields["actions"]), maxlen=MOST_ACTIONS)
         self.counts = Counter(fields["counts"])
 

@@ -75,8 +75,9 @@ class LoadBalancer:
                 store, self._name, self._service.state, _digest(service), process=own_process(), end=end
             )
         client = None if cache is None else ServeCacheClient(*cache, wait_s=self._service.cache.lookup_s)
+        workers = ServePool(pool)
         self.balancer = Balancer(
-            ServePool(pool),
+            workers,
             Plan.from_dict(plan),
             self._family,
             slo_s=self._service.slo_s,
@@ -90,7 +91,10 @@ class LoadBalancer:
             redraw=self._service.redraw,
             metrics=RayMetrics(),
             targets=ControlTargets(
-                self._service.controller.policy, None if controller is None else ServeController(*controller), client
+                self._service.controller.policy,
+                None if controller is None else ServeController(*controller),
+                client,
+                workers,
             ),
             peering=None if self._shared is None else self._shared.peering,
         )

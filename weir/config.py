@@ -17,6 +17,8 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
 
+from weir.adapters import NAME as ADAPTER_NAME
+from weir.adapters import AdapterWeights
 from weir.errors import ConfigError
 from weir.image_sizes import AllowedSizes, SizeField, SizeRange
 from weir.moderation import Moderation
@@ -89,6 +91,32 @@ class VariantConfig(_Strict):
         return self
 
 
+class AdapterConfig(_Strict):
+    """A LoRA adapter in the format of kohya, diffusers or PEFT: a safetensors file, or one in a hub repository."""
+
+    file: str | None = Field(None, description="path of a safetensors file")
+    repository: str | None = Field(None, description="hub repository with the file")
+    revision: str | None = Field(None, description="of the repository; default: the latest")
+    weight_name: str | None = Field(
+        None, pattern=r"\.safetensors$", description="file of the repository, needed if it has several"
+    )
+
+    @model_validator(mode="after")
+    def _one_source(self) -> AdapterConfig:
+        if (self.file is None) == (self.repository is None):
+            raise ValueError("give either file or repository")
+        if self.file is not None and (self.revision or self.weight_name):
+            raise ValueError("revision and weight_name belong to a repository; leave them out beside file")
+        if self.file is not None and not self.file.endswith(".safetensors"):
+            raise ValueError("file is not a .safetensors file; other formats can run code when loaded")
+        return self
+
+    @property
+    def weights(self) -> AdapterWeights:
+        """Where its weights are."""
+        return AdapterWeights(self.file or self.repository or "", self.revision, self.weight_name)
+
+
 class FamilyConfig(_Strict):
     """A ladder of variants that serve one model together, from the fastest to the best.
 
@@ -107,6 +135,12 @@ class FamilyConfig(_Strict):
     vae_revision: str | None = None
     textual_inversions: dict[Annotated[str, Field(pattern=r"^<[^<>\s]+>$")], str] = Field(
         {}, description="safetensors file of each word that they add to prompts, written <word>"
+    )
+    adapters: dict[Annotated[str, Field(pattern=ADAPTER_NAME)], AdapterConfig] = Field(
+        {}, description="LoRA adapters that requests may name, by name"
+    )
+    adapters_mib: int = Field(
+        1024, ge=1, description="memory of a replica for adapters; those that were not used for longest make room"
     )
     weights: Literal["fp16"] | None = Field(None, description="which file set of the repository to load")
     size: SizeField = Field(description="of images whose request names none: WIDTHxHEIGHT, or the side of a square")
@@ -206,6 +240,11 @@ class FamilyConfig(_Strict):
     def samplers_of(self, key: str) -> tuple[Scheduler, ...]:
         """Samplers of a variant; the first one is its own."""
         return self.allowed_samplers if key == self.keys[-1] else (self.variants[key].scheduler,)
+
+    @property
+    def adapter_weights(self) -> dict[str, AdapterWeights]:
+        """Where the weights of its adapters are, by name."""
+        return {name: it.weights for name, it in self.adapters.items()}
 
     @property
     def allowed_sizes(self) -> AllowedSizes:
@@ -685,7 +724,14 @@ def load_family(path: Path | str) -> FamilyConfig:
     if family.safety_checker is not None and not is_own(family.safety_checker):
         shared["safety_checker"] = absolute("safety_checker", family.safety_checker)
     words = {word: absolute(f"textual_inversions.{word}", file) for word, file in family.textual_inversions.items()}
-    return family.model_copy(update={"variants": variants, "textual_inversions": words, **shared})
+    adapters = {
+        name: it if it.file is None else it.model_copy(update={"file": str((here / it.file).resolve())})
+        for name, it in family.adapters.items()
+    }
+    for name, adapter in adapters.items():
+        absolute(f"adapters.{name}.file", adapter.file)
+    changed = {"variants": variants, "textual_inversions": words, "adapters": adapters, **shared}
+    return family.model_copy(update=changed)
 
 
 def load_service(path: Path | str) -> tuple[ServiceConfig, FamilyConfig]:

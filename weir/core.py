@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from typing import Any, NamedTuple
 
+from weir.adapters import AdapterUse
 from weir.moderation import Moderation
 from weir.prompts import PromptSyntax
 from weir.samplers import Scheduler
@@ -130,6 +131,7 @@ class ImageRequest:
             a clock of its own.
         prompt_syntax: of the prompt and the negative prompt.
         overrides: of the last variant of the chain.
+        adapters: LoRA adapters of every variant, each name once.
         resume, warm_start: where the run starts; None, None: from noise. A resume that fails falls back to the warm
             start, and then to noise.
         edit: the picture to start from; neither of the two above goes with it.
@@ -153,6 +155,7 @@ class ImageRequest:
     negative_prompt: str = ""
     prompt_syntax: PromptSyntax = "plain"
     overrides: Overrides = Overrides()
+    adapters: tuple[AdapterUse, ...] = ()
     resume: Resume | None = None
     warm_start: WarmStart | None = None
     edit: Edit | None = None
@@ -193,6 +196,7 @@ class ImageRequest:
             "size": ImageSize.of(fields["size"]),
             "deadline": now + float(fields.pop("left_s")),
             "overrides": Overrides(**given.get("overrides", {})),
+            "adapters": tuple(AdapterUse.from_dict(it) for it in given.get("adapters", ())),
             "resume": None if resume is None else Resume(**resume),
             "warm_start": None if warm is None else WarmStart(**warm),
             "edit": None if edit is None else Edit(**edit),

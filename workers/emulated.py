@@ -12,6 +12,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import lru_cache
 
+from weir.adapters import AdapterUse
 from weir.core import ImageRequest
 from weir.errors import StateRefused, WeirError
 from weir.profiles import Profile, VariantProfile
@@ -77,8 +78,14 @@ class EmulatedEngine:
             return recipe.variant, recipe.size
         return recipe, job.first
 
+    def prepare(self, request: ImageRequest) -> None:
+        pass
+
+    def check_adapter(self, use: AdapterUse) -> None:
+        pass
+
     def check(self, job: DenoiseJob) -> None:
-        start, name = job.start, self.profile.variant(job.recipe.variant).name
+        start, name = job.start, self._name(job)
         if start is None or job.warm:
             return
         assert job.request.resume is not None
@@ -146,8 +153,11 @@ class EmulatedEngine:
         import numpy as np
 
         shape = (_CHANNELS, job.recipe.size.height // _FACTOR, job.recipe.size.width // _FACTOR)
-        name = self.profile.variant(job.recipe.variant).name
-        return State(np.zeros(shape, np.float16), step, job.recipe.steps, "emulated", name)
+        return State(np.zeros(shape, np.float16), step, job.recipe.steps, "emulated", self._name(job))
+
+    def _name(self, job: DenoiseJob) -> str:
+        """Identifies what a state was made by: a variant with its adapters and their scales."""
+        return "+".join((self.profile.variant(job.recipe.variant).name, *map(str, job.request.adapters)))
 
     def confidence(self, request: ImageRequest, variant: str) -> float:
         """Confidence in the image of a request, 0…1.

@@ -8,6 +8,7 @@ from collections import defaultdict
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+from weir.adapters import AdapterUse
 from weir.cascade import (
     Action,
     Admitted,
@@ -96,6 +97,7 @@ def generate(
     steps: int | None = None,
     guidance: float | None = None,
     sampler: Scheduler | None = None,
+    adapters: tuple[AdapterUse, ...] = (),
     edit: Edit | None = None,
     engine: Engine | None = None,
     threads: int | None = None,
@@ -110,13 +112,14 @@ def generate(
         variant: variant to run instead of the cascade.
         size: of the image; None: the family's own.
         steps, guidance, sampler: overrides for the last variant; None: its own.
+        adapters: LoRA adapters of every variant, each name once.
         edit: the picture to start from; None: from noise.
         engine: a loaded family to reuse; None loads it.
         threads: number of torch's threads on the CPU; None: torch's default.
         cache: earlier runs; not used if ``variant`` is not the last one, nor by an edit.
 
     Raises:
-        ConfigError: the family cannot be loaded.
+        ConfigError: the family or an adapter cannot be loaded.
         InvalidRequest: names the field and the accepted range; raised before anything is loaded.
         PlanError: the threshold is out of range.
         GenerationFailed: no variant generated an image.
@@ -132,6 +135,7 @@ def generate(
         negative_prompt=negative_prompt,
         prompt_syntax=prompt_syntax,
         moderation="auto",
+        adapters=adapters,
         edit=edit,
     )
     own = Overrides(steps, guidance, sampler)

@@ -18,9 +18,19 @@ from ray import serve
 from weir import metrics as metrics_of
 from weir import tracing
 from weir.actor_process import own_process
+from weir.adapters import AdapterUse
 from weir.config import FamilyConfig
 from weir.core import ImageRequest, ImageResult, Overrides
-from weir.errors import GenerationFailed, InvalidRequest, NotFinite, PlanError, RoleChanged, StateRefused, WeirError
+from weir.errors import (
+    ConfigError,
+    GenerationFailed,
+    InvalidRequest,
+    NotFinite,
+    PlanError,
+    RoleChanged,
+    StateRefused,
+    WeirError,
+)
 from weir.logs import configure, logged_as
 from weir.loopback import keep_to_loopback
 from weir.plan import Assignment, Plan
@@ -91,9 +101,10 @@ class Worker:
         #: Number of failures of images and states, by error code.
         self.failures: Counter[str] = Counter()
         self._metrics = metrics or NoMetrics()
-        # Two pools, so that reads, which images wait for, do not queue behind writes.
+        # Several pools, so that reads, which images wait for, do not queue behind writes or large files.
         self._reading = ThreadPoolExecutor(4, thread_name_prefix="read-states")
         self._storing = ThreadPoolExecutor(2, thread_name_prefix="store-states")
+        self._loading = ThreadPoolExecutor(2, thread_name_prefix="load-adapters")
         self._stores: set[asyncio.Task[None]] = set()
         self._waiters: dict[int, asyncio.Future[TaskOutcome]] = {}  # by the task's ticket
         self._self_test: asyncio.Task[None] | None = None
@@ -174,12 +185,14 @@ class Worker:
     ) -> ImageResult:
         try:
             state, fetch_s = await self._fetch(variant, request)
+            load_s = await self._load_adapters(request)
             job, refused = self._checked_job(variant, request, state, role)
         except (TypeError, ValueError) as error:
             return self._error_result(request.id, InvalidRequest(f"not a request for a worker: {error}"))
         except WeirError as error:
             return self._error_result(request.id, error)
         outcome = await self._denoise(job, show)
+        outcome = outcome._replace(queue_s=outcome.queue_s + load_s)
         self._start_self_test(outcome.output)
         captured = self._store_states(request, outcome.output.states)
         return self._result(request.id, outcome, captured, fetch_s, refused)
@@ -226,6 +239,25 @@ class Worker:
                 error,
             )
         return state, time.monotonic() - begun
+
+    async def _load_adapters(self, request: ImageRequest) -> float:
+        """Loads the request's adapters, while the step loop goes on; returns how long it took, seconds.
+
+        Raises:
+            InvalidRequest: an adapter cannot be used.
+        """
+        if not request.adapters:
+            return 0.0
+        begun = time.monotonic()
+        work = copy_context().run, self.engine.prepare, request
+        try:
+            await asyncio.get_running_loop().run_in_executor(self._loading, *work)
+        except ConfigError as error:
+            log.error("Request %s: %s", request.id, error.message)
+            names = ", ".join(it.name for it in request.adapters)
+            # Not the message, which has paths of this machine.
+            raise InvalidRequest(f"loras: {names}: cannot be loaded; the log of the service says why") from error
+        return time.monotonic() - begun
 
     async def _denoise(self, job: DenoiseJob, show: Callable[[dict[str, Any]], None] | None) -> TaskOutcome:
         """Runs the job in the step loop and waits for its outcome. ``show`` gets the previews.
@@ -421,6 +453,22 @@ class Worker:
             "failures": dict(self.failures),
             "unix_time": time.time(),
         }
+
+    async def check_adapter(self, use: dict[str, Any]) -> str:
+        """Checks a LoRA adapter for an operator, who may see where its file is.
+
+        Args:
+            use: fields of an :class:`weir.adapters.AdapterUse`.
+
+        Returns:
+            What is wrong with it, or "".
+        """
+        work = self.engine.check_adapter, AdapterUse.from_dict(use)
+        try:
+            await asyncio.get_running_loop().run_in_executor(self._loading, *work)
+        except ConfigError as error:
+            return error.message
+        return ""
 
     async def check_health(self) -> None:
         """Checks the device. Serve replaces a replica for which this raises.

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
+from weir.adapters import AdapterUse
 from weir.config import FamilyConfig
 from weir.core import ImageSize
 from weir.prompts import PromptSyntax
@@ -24,6 +25,7 @@ class Settings:
     negative_prompt: str = ""
     sampler: Scheduler | None = None
     prompt_syntax: PromptSyntax = "plain"
+    adapters: tuple[AdapterUse, ...] = ()
 
     @classmethod
     def from_dict(cls, given: Mapping[str, Any]) -> Settings:
@@ -32,14 +34,16 @@ class Settings:
         Raises:
             KeyError, TypeError, ValueError: a field is unknown, missing or of another type.
         """
-        return cls(**{**given, "size": ImageSize.of(given["size"])})
+        adapters = tuple(AdapterUse.from_dict(it) for it in given.get("adapters", ()))
+        return cls(**{**given, "size": ImageSize.of(given["size"]), "adapters": adapters})
 
 
 class Partitions:
     """The partitions of one family and one encoder.
 
     A partition's name is part of every key: tenant, model and revision, scheduler, shape, steps, guidance, negative
-    prompt, dtype, encoder, and the prompts' syntax unless it is plain. Workers also check a state against their model.
+    prompt, dtype, encoder, the prompts' syntax unless it is plain, adapters with their scales. Workers also check a
+    state against their model.
     """
 
     def __init__(self, family: FamilyConfig, encoder: str):
@@ -54,16 +58,16 @@ class Partitions:
         heavy = self._family.heavy
         steps = heavy.steps if settings.steps is None else settings.steps
         guidance = heavy.guidance if settings.guidance is None else settings.guidance
-        negative = hashlib.blake2b(settings.negative_prompt.encode(), digest_size=6).hexdigest()
         parts = (
             f"{self._model}|{settings.sampler or heavy.scheduler}",
             str(settings.size),
             f"{steps}",
             f"{guidance:g}",
-            negative if settings.negative_prompt else "-",
+            _digest(settings.negative_prompt) if settings.negative_prompt else "-",
             "fp16",
             self._encoder,
             *(() if settings.prompt_syntax == "plain" else (settings.prompt_syntax,)),
+            *(f"{use}@{_digest(repr(use.weights))}" for use in settings.adapters),
         )
         return self.prefix(tenant) + "|".join(quote(part, safe="|@") for part in parts)
 
@@ -71,3 +75,7 @@ class Partitions:
     def prefix(tenant: str) -> str:
         """The common prefix of the names of a tenant's partitions."""
         return quote(tenant, safe="") + "|"
+
+
+def _digest(text: str) -> str:
+    return hashlib.blake2b(text.encode(), digest_size=6).hexdigest()

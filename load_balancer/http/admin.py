@@ -88,6 +88,22 @@ def admin(
             controls.restore(_who(request), id)
         return state()
 
+    @router.post("/adapters", **schema.ADD)
+    @_for_administrators
+    async def add_adapter(request: Request) -> Response:
+        body = schema.parsed(schema.AdapterBody, await json_body(request, limits))
+        weights = body.weights
+        async with changing():
+            await controls.add_adapter(_who(request), body.name, weights)
+        return state()
+
+    @router.delete("/adapters/{id}", **schema.REMOVE)
+    @_for_administrators
+    async def remove_adapter(request: Request, id: str) -> Response:
+        async with changing():
+            controls.remove_adapter(_who(request), id)
+        return state()
+
     @router.get("/cache", **schema.CACHE)
     @_for_administrators
     async def cache(request: Request) -> Response:

@@ -10,6 +10,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from load_balancer.http.openapi import Described, errors
 from load_balancer.http.responses import to_json
 from load_balancer.http.schema import integral
+from weir.adapters import NAME, AdapterWeights
 from weir.errors import (
     BodyTooLarge,
     BodyTooSlow,
@@ -77,6 +78,57 @@ class PurgeBody(_Body):
     )
 
 
+#: Properties that belong to a repository, absent.
+_ABSENT = {name: {"type": "null"} for name in ("repository", "revision", "weight_name")}
+
+
+class AdapterBody(_Body):
+    model_config = ConfigDict(
+        json_schema_extra={
+            "oneOf": [
+                {"required": ["file"], "properties": {"file": {"type": "string"}, **_ABSENT}},
+                {
+                    "required": ["repository"],
+                    "properties": {"repository": {"type": "string"}, "file": {"type": "null"}},
+                },
+            ]
+        }
+    )
+
+    name: str = Field(
+        pattern=NAME, description="name for requests: 1 to 64 letters, digits, dots, hyphens, underscores"
+    )
+    file: str | None = Field(
+        None,
+        pattern=r"^/.*\.safetensors$",
+        description="absolute path of a .safetensors file on every machine with replicas",
+    )
+    repository: str | None = Field(
+        None, pattern=r"^[\w.-]+/[\w.-]+$", description="repository of the Hugging Face hub, such as owner/name"
+    )
+    revision: Name | None = Field(
+        None, description=f"revision of the repository, of at most {MOST_NAME} characters; null: the latest"
+    )
+    weight_name: str | None = Field(
+        None,
+        pattern=r"\.safetensors$",
+        description="name of a .safetensors file in the repository; null: its only one",
+    )
+
+    @property
+    def weights(self) -> AdapterWeights:
+        """Where its weights are.
+
+        Raises:
+            InvalidRequest: there is not one source.
+        """
+        if (self.file is None) == (self.repository is None):
+            raise InvalidRequest("file and repository: give one of them", param="file")
+        if self.file is not None and (self.revision or self.weight_name):
+            raise InvalidRequest("revision and weight_name belong to a repository", param="revision")
+        return AdapterWeights(self.file or self.repository or "", self.revision, self.weight_name)
+
+
 class PlanDescription(Described):
     """The plan in force."""
 
@@ -118,9 +170,15 @@ class Replica(Described):
 class AdminAction(Described):
     at: float = Field(description="unix time, seconds")
     who: str = Field(description="name of the key; `anonymous` without keys")
-    action: str = Field(description="pin, unpin, policy, drain, return or purge")
+    action: str = Field(description="pin, unpin, policy, scale, drain, return, purge, add-adapter or remove-adapter")
     what: str
     until: float | None = Field(description="unix time at which it ends by itself; null: it does not")
+
+
+class AdapterPlace(Described):
+    reference: str = Field(description="path of a file, or a repository of the Hugging Face hub")
+    revision: str | None = Field(description="of the repository; null: the latest")
+    file: str | None = Field(description="file of the repository; null: its only one")
 
 
 class AdminState(Described):
@@ -131,6 +189,7 @@ class AdminState(Described):
     size: int = Field(description="number of replicas that the pool is to have")
     pin: PinDescription | None
     replicas: list[Replica]
+    adapters: dict[str, AdapterPlace] = Field(description="LoRA adapters that requests may use, by name")
     actions: list[AdminAction] = Field(description="the last 100 actions, the newest first")
 
 
@@ -245,6 +304,20 @@ DRAIN = _route(
     body=DrainBody,
 )
 RETURN = _route("Return a drained replica to work", AdminState, _STATE, NotFound)
+ADD = _route(
+    "Add a LoRA adapter, which requests may use from now on",
+    AdminState,
+    f"{_STATE}; every replica has checked that the adapter fits its models",
+    Conflict,
+    NotReady,
+    body=AdapterBody,
+)
+REMOVE = _route(
+    "Remove a LoRA adapter; admitted requests are finished with it",
+    AdminState,
+    _STATE,
+    NotFound,
+)
 CACHE = _route("Get statistics of the running cache", CacheStatistics, "The statistics", Conflict, NotReady)
 PURGE = _route(
     "Delete what a tenant or all tenants have cached, in the index and in the store",

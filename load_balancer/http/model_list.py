@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from weir.cascade import CacheMode
@@ -20,6 +20,7 @@ class ModelList:
         sizes: of images, within the limits of the service.
         variants: variants by model name, aliases included; None is the cascade.
         aliases: additional model names → the models they stand for.
+        adapters: LoRA adapters by name, which may change.
         cache_mode: cache mode of requests that do not set one; None: there is no cache.
         created: unix time, seconds.
     """
@@ -30,9 +31,11 @@ class ModelList:
         sizes: AllowedSizes,
         variants: Mapping[str, str | None],
         aliases: Mapping[str, str],
+        adapters: Collection[str],
         cache_mode: CacheMode | None,
         created: int,
     ):
+        self._adapters = adapters
         self._models = {
             name: {
                 "id": name,
@@ -49,11 +52,11 @@ class ModelList:
 
     def one(self, name: str) -> dict[str, Any]:
         """The description of an existing model."""
-        return self._models[name]
+        return {**self._models[name], "adapters": list(self._adapters)}
 
     def all(self) -> dict[str, Any]:
         """OpenAI's list of models."""
-        return {"object": "list", "data": list(self._models.values())}
+        return {"object": "list", "data": [self.one(name) for name in self._models]}
 
 
 def defaults(family: FamilyConfig, variant: str | None, cache_mode: CacheMode | None) -> dict[str, Any]:

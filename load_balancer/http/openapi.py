@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 from fastapi import FastAPI
@@ -149,6 +150,7 @@ class Model(Described):
         description="range of further sizes that requests may use: both sides lie in `least_side` to `most_side`, are "
         "multiples of `multiple`, and have at most `pixels` pixels; null: there are no others"
     )
+    adapters: list[str] = Field(description="names of LoRA adapters that requests may use")
     defaults: dict[str, Any] = Field(
         description="the model's own values of the request's fields that suit it. `guidance_scale` and "
         "`negative_prompt` are absent where a model runs without guidance, `cache` where the service has none, and "
@@ -334,8 +336,12 @@ READY: dict[str, Any] = {
 OPEN = frozenset({FILES + "/{name}", "/healthz", "/readyz"})
 
 
-def describe(app: FastAPI, version: str) -> None:
-    """Sets the application's OpenAPI document, from the routes and the schemas of this module."""
+def describe(app: FastAPI, version: str, loras: Callable[[], dict[str, Any]]) -> None:
+    """Sets the application's OpenAPI document, from the routes and the schemas of this module.
+
+    Args:
+        loras: returns the schema of the field ``loras``, whose adapters may change.
+    """
 
     def document() -> dict[str, Any]:
         if app.openapi_schema is None:
@@ -351,6 +357,8 @@ def describe(app: FastAPI, version: str) -> None:
                     if path not in OPEN:
                         route["security"] = [{"key": []}, {}]
             app.openapi_schema = described
+        generate = app.openapi_schema["paths"][GENERATIONS]["post"]["requestBody"]
+        generate["content"]["application/json"]["schema"]["properties"]["loras"] = loras()
         return app.openapi_schema
 
     app.openapi = document  # type: ignore[method-assign]

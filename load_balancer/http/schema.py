@@ -13,8 +13,10 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
 from load_balancer.http.edit_pictures import ACCEPTED, EditPictures
 from load_balancer.http.headers import MOST_KEY_CHARACTERS
+from load_balancer.http.lora_rules import FIELD, LoraBody, LoraRules
 from load_balancer.runner.generation_request import CacheMode, GenerationRequest, ImageFormat
 from weir import prompts
+from weir.adapters import AdapterWeights
 from weir.config import FamilyConfig, LimitsConfig
 from weir.core import Edit, ImageSize
 from weir.errors import InvalidRequest, UnknownModel
@@ -85,6 +87,7 @@ class GenerationBody(BaseModel):
     guidance_scale: float | None = None
     sampler: Scheduler | None = None
     prompt_syntax: PromptSyntax | None = None
+    loras: list[LoraBody] | None = None
     cache: CacheMode | None = None
 
 
@@ -107,14 +110,17 @@ class RequestRules:
         limits: LimitsConfig,
         aliases: Mapping[str, str] | None = None,
         prompt_syntax: PromptSyntax = "plain",
+        adapters: Mapping[str, AdapterWeights] | None = None,
     ):
         """
         Args:
             aliases: additional model names → the models they stand for.
             prompt_syntax: of requests that name none.
+            adapters: weights of the LoRA adapters by name, which may change; None: those of the family file.
         """
         self._family = family
         self._prompt_syntax = prompt_syntax
+        self.loras = LoraRules(family.adapter_weights if adapters is None else adapters)
         #: Sizes of images within the limits of this service.
         self.sizes = family.allowed_sizes.within(limits.pixels)
         openai = {size: ImageSize.of(size) for size in OPENAI_SIZES}
@@ -226,6 +232,7 @@ class RequestRules:
             steps=body.num_inference_steps,
             guidance=body.guidance_scale,
             sampler=body.sampler,
+            adapters=self.loras.read(body.loras or ()),
             edit=edit,
             cache=body.cache,
             stream=bool(body.stream),
@@ -295,6 +302,8 @@ class RequestRules:
         for name, field in schema["properties"].items():
             field.pop("title", None)
             field["description"] = self.accepted.get(name, "")
+        schema.pop("$defs")
+        schema["properties"][FIELD] = self.loras.described()
         schema["allOf"] = [
             _implies({"output_format": {"enum": ["png", None]}}, {"output_compression": {"enum": [100, None]}}),
             _implies({"stream": {"enum": [False, None]}}, {"partial_images": {"enum": [0, None]}}),
@@ -393,22 +402,22 @@ class RequestRules:
             yield _implies(given, most, [] if None in limited else ["sampler"])
 
     def _refusal(self, param: str, problem: str) -> InvalidRequest:
-        return InvalidRequest(f"{param} {problem}; accepted: {self.accepted[param]}", param=param)
+        accepted = self.loras.accepted if param == FIELD else self.accepted[param]
+        return InvalidRequest(f"{param} {problem}; accepted: {accepted}", param=param)
 
     def _explained(self, error: ValidationError, kind: type[GenerationBody]) -> InvalidRequest:
-        known = ", ".join(name for name in self.accepted if name in kind.model_fields)
-        problem = error.errors(include_url=False)[0]
+        problem, known = error.errors(include_url=False)[0], ", ".join(kind.model_fields)
         if problem["type"] == "json_invalid":
             return InvalidRequest(f"the body is not valid JSON: {problem['ctx']['error']}")
         if not problem["loc"]:
             return InvalidRequest(f"the body has to be a JSON object with the fields {known}")
-        param = str(problem["loc"][0])
-        if problem["type"] == "extra_forbidden":
+        param, inner = str(problem["loc"][0]), len(problem["loc"]) > 1
+        if problem["type"] == "extra_forbidden" and not inner:
             return InvalidRequest(
                 f"there is no field {_shown(param)}; known fields: {known}",
                 param=param[:64],
             )
-        if problem["type"] == "missing":
+        if problem["type"] == "missing" and not inner:
             return self._refusal(param, "is missing")
         return self._refusal(param, f"is {_shown(problem['input'])}")
 

@@ -7,19 +7,24 @@ import contextvars
 import time
 from collections.abc import AsyncGenerator, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict
 from typing import Any
 
-from ray.exceptions import RayActorError
+from ray.exceptions import RayActorError, RayError
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from load_balancer.pool.clock_skew import clock_skew_s
 from load_balancer.pool.pool import ReplicaLost
 from weir.actor_process import end
+from weir.adapters import AdapterUse
+from weir.errors import InvalidRequest, NotReady
 from weir.ray_private import broadcast_results
 
 #: A replica that does not describe itself within this time is silent.
 DESCRIBE_TIMEOUT_S = 2.0
+#: Longest time that replicas take to fetch an adapter and to check it, seconds.
+CHECK_TIMEOUT_S = 110.0
 
 
 class ServePool:
@@ -67,6 +72,17 @@ class ServePool:
         self._known = known
         self._to = {replica: handle for replica, handle in self._to.items() if replica in known}
         return list(known.values())
+
+    async def check_adapter(self, use: AdapterUse) -> None:
+        """See :meth:`load_balancer.admin_controls.AdapterCheck.check_adapter`."""
+        try:
+            async with asyncio.timeout(CHECK_TIMEOUT_S):
+                results = await broadcast_results(self._handle.broadcast("check_adapter", asdict(use)))
+                problems = await asyncio.gather(*(it.get_async() for it in results))
+        except (TimeoutError, RayError, RayServeException) as error:
+            raise NotReady(f"a replica does not answer: {type(error).__name__}; try again") from error
+        if problem := next(filter(None, problems), None):
+            raise InvalidRequest(problem, param="file" if use.weights.is_file else "repository")
 
     async def end(self, described: Mapping[str, Any]) -> None:
         if (process := described.get("process")) is not None:

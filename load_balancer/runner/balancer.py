@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
+from load_balancer.adapter_catalog import AdapterCatalog
 from load_balancer.admin_controls import AdminControls, ControlTargets
 from load_balancer.admission.admission import Admission
 from load_balancer.admission.tenant_shares import TenantShares
@@ -92,7 +93,10 @@ class Balancer:
         self.observations = ObservationCounters(EXPIRY * slo_s)
         self.metrics = MetricsRecorder(slo_s, family.keys, metrics)
         self.registry = ReplicaRegistry(pool, plan, self.dispatcher, family.keys, clock, drain_s=drain_s)
-        self.controls = AdminControls(self.registry, plan, family.keys, targets, clock=unix_time, monotonic=clock)
+        self.adapters = AdapterCatalog(family.adapter_weights)
+        self.controls = AdminControls(
+            self.registry, plan, family.keys, self.adapters, targets, clock=unix_time, monotonic=clock
+        )
         self._settings = CascadeSettings(
             {key: variant.steps for key, variant in family.variants.items()},
             direct=direct,
@@ -179,6 +183,7 @@ class Balancer:
                 negative_prompt=request.negative_prompt,
                 prompt_syntax=request.prompt_syntax,
                 overrides=Overrides(request.steps, request.guidance, request.sampler),
+                adapters=request.adapters,
                 edit=request.edit,
                 tenant=request.caller.tenant,
                 moderation=request.level,

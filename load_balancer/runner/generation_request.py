@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, fields
 from typing import Literal
 
 from load_balancer.http.api_keys import ANONYMOUS, Caller
+from weir.adapters import AdapterUse
 from weir.cascade import CacheMode
 from weir.core import Edit, ImageSize
 from weir.moderation import Moderation, level_of
@@ -25,6 +26,7 @@ class GenerationRequest:
         variant: key of the variant that the client names; None lets the cascade decide.
         seed: seed of the first image, the next ones count up; None: chosen at random at admission.
         steps, guidance, sampler: replace the last variant's own.
+        adapters: LoRA adapters of every variant, by name in ascending order.
         edit: the picture that it edits; None: its images start from noise.
         cache: cache mode of this request; None: the service's mode.
         caller: the sender; its tenant determines which states the request may reuse, and which requests may reuse its
@@ -50,6 +52,7 @@ class GenerationRequest:
     steps: int | None = None
     guidance: float | None = None
     sampler: Scheduler | None = None
+    adapters: tuple[AdapterUse, ...] = ()
     edit: Edit | None = None
     cache: CacheMode | None = None
     caller: Caller = field(default=ANONYMOUS, compare=False)

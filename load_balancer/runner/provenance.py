@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import weir
+from weir.adapters import AdapterUse
 from weir.config import FamilyConfig, VariantConfig
 from weir.samplers import Scheduler
 
@@ -41,6 +43,16 @@ def made_with(family: FamilyConfig, variant: VariantConfig, sampler: Scheduler |
     if family.textual_inversions:
         versions["textual_inversions"] = " ".join(family.textual_inversions)
     return versions | {"scheduler": sampler or variant.scheduler, "dtype": family.dtype}
+
+
+def made_with_adapters(adapters: Sequence[AdapterUse]) -> dict[str, str]:
+    """The adapters of an image with their scales and weights; empty without adapters."""
+    named = (
+        f"{use}={_named(use.weights.reference, use.weights.revision)}"
+        + (f"#{use.weights.file}" if use.weights.file else "")
+        for use in adapters
+    )
+    return {"adapters": " ".join(named)} if adapters else {}
 
 
 def _named(reference: str, revision: str | None) -> str:

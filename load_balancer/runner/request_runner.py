@@ -9,7 +9,7 @@ from load_balancer.runner.dispatch_forecast import DispatchForecast
 from load_balancer.runner.generation_task import GeneratedImage
 from load_balancer.runner.metrics_recorder import MetricsRecorder
 from load_balancer.runner.observation_counters import ObservationCounters
-from load_balancer.runner.provenance import made_with
+from load_balancer.runner.provenance import made_with, made_with_adapters
 from load_balancer.runner.replica_call import ReplicaCalls, Show
 from weir import cascade, tracing
 from weir.cascade import Action, CascadeSettings, Event, ImageTask, Phase, Progress, Run, next_seed
@@ -172,7 +172,7 @@ class RequestRunner:
             compute_s=sum(result.compute_s for result in work.results),
             latency_s=self._forecast.now() - task.admitted_at,
             plan_version=task.plan.version,
-            made_with=self._made_with[best.variant, sampler],
+            made_with=self._made_with[best.variant, sampler] | made_with_adapters(work.request.adapters),
             lookup=work.progress.lookup,
         )
 

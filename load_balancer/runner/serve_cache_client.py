@@ -6,6 +6,7 @@ import asyncio
 import contextvars
 import logging
 from collections import Counter
+from dataclasses import asdict
 from typing import Any
 
 from ray.exceptions import RayError
@@ -61,6 +62,7 @@ class ServeCacheClient:
             "sampler": request.overrides.sampler,
             "negative_prompt": request.negative_prompt,
             "prompt_syntax": request.prompt_syntax,
+            "adapters": [asdict(use) for use in request.adapters],
         }
         about = request.id, request.tenant, request.prompt, settings, REQUEST_ID.get()
         with tracing.span("cache lookup", "client") as span:

@@ -59,7 +59,7 @@ class ShadowSamples:
             return
         self._credit = min(MOST_CREDIT, self._credit + self._share * request.n)
         plain = (request.variant, request.steps, request.guidance, request.negative_prompt) == (None, None, None, "")
-        as_written = request.prompt_syntax == "plain" and request.edit is None
+        as_written = request.prompt_syntax == "plain" and request.edit is None and not request.adapters
         if plain and as_written and request.size == self._size:
             self._prompts = [*self._prompts[1 - RECENT :], request.prompt]
 

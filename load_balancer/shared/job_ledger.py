@@ -17,6 +17,7 @@ from load_balancer.http.api_keys import Caller
 from load_balancer.runner.generation_request import GenerationRequest
 from load_balancer.shared.bounded_files import BoundedFiles
 from load_balancer.shared.store import SharedStore
+from weir.adapters import AdapterUse
 from weir.core import Edit, ImageSize
 
 WHAT = "a job"
@@ -79,11 +80,15 @@ class JobRecord:
     def from_json(cls, text: bytes | str) -> JobRecord:
         fields = json.loads(text)
         request = fields["request"]
-        given = {**request, "caller": Caller(**request["caller"]), "size": ImageSize(*request["size"])}
+        converted: dict[str, Any] = {
+            "caller": Caller(**request["caller"]),
+            "size": ImageSize(*request["size"]),
+            "adapters": tuple(map(AdapterUse.from_dict, request["adapters"])),
+        }
         if (edit := request["edit"]) is not None:
             image, mask = (None if edit[it] is None else base64.b64decode(edit[it]) for it in ("image", "mask"))
-            given["edit"] = Edit(image or b"", mask, edit["strength"])
-        return cls(**{**fields, "request": GenerationRequest(**given)})
+            converted["edit"] = Edit(image or b"", mask, edit["strength"])
+        return cls(**{**fields, "request": GenerationRequest(**{**request, **converted})})
 
 
 class JobLedger:

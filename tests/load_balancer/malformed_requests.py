@@ -50,6 +50,7 @@ WRONG_FIELDS: dict[str, tuple[Any, ...]] = {
     "seed": (-2, 7.5, 2**64, 10**40, 1.5, "1", True, [1]),
     "num_inference_steps": (0, -1, 101, 10**12, 2.5, "20", True),
     "guidance_scale": (-0.1, 30.5, 1e300, "7", True, []),
+    "loras": ("night", 1, {}, [1], [{}], [{"name": 1}], [{"name": "night"}], [{"name": "night", "weight": 1}]),
 }
 
 BODIES: dict[str, tuple[bytes, int, str | None]] = {

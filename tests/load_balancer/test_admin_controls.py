@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from load_balancer.adapter_catalog import AdapterCatalog
 from load_balancer.admin_controls import MOST_ACTIONS, AdminControls, ControlTargets
 from load_balancer.dispatch.dispatcher import Dispatcher
 from load_balancer.dispatch.service_times import ServiceTimes
@@ -50,7 +51,13 @@ def made(pool, plan, profile, times):
         dispatcher = Dispatcher(plan, ServiceTimes(profile), random.Random(1))
         registry = ReplicaRegistry(pool, plan, dispatcher, (LIGHT, HEAVY))
         return AdminControls(
-            registry, plan, (LIGHT, HEAVY), targets, clock=lambda: times.unix, monotonic=lambda: times.monotonic
+            registry,
+            plan,
+            (LIGHT, HEAVY),
+            AdapterCatalog({}),
+            targets,
+            clock=lambda: times.unix,
+            monotonic=lambda: times.monotonic,
         )
 
     return make

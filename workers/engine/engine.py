@@ -7,6 +7,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from weir.adapters import AdapterUse
 from weir.config import FamilyConfig
 from weir.core import ImageRequest, steps_of_edit
 from weir.errors import GenerationFailed, InvalidRequest, WeirError
@@ -133,6 +134,22 @@ class Engine(Protocol):
 
     def call_of(self, job: DenoiseJob) -> Hashable:
         """Key of the calls of :meth:`step` that the job can take part in: jobs of equal keys can share a call."""
+        ...
+
+    def prepare(self, request: ImageRequest) -> None:
+        """Loads the adapters of a request. It may be called from any thread, and no image waits for it.
+
+        Raises:
+            ConfigError: an adapter cannot be loaded; names it and the remedy.
+        """
+        ...
+
+    def check_adapter(self, use: AdapterUse) -> None:
+        """Checks an adapter by its file's header. It may be called from any thread.
+
+        Raises:
+            ConfigError: it does not fit the models, or cannot be read; names it and the remedy.
+        """
         ...
 
     def check(self, job: DenoiseJob) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -14,6 +14,8 @@ from workers.engine.samplers import Schedule
 from workers.models.architectures.architecture import Architecture, Text
 from workers.models.edits import Unchanged
 from workers.models.linear import use_onednn
+from workers.models.lora.adapter_store import AdapterSet
+from workers.models.lora.low_rank import RowUpdate, applied, row_updates
 from workers.models.weights_hash import weights_hash
 
 
@@ -27,6 +29,7 @@ class DenoisingState:
         noise: generator of the noise that the steps add.
         unchanged: the parts that stay of a picture that is edited; None: everything is generated.
         negative: the encoded negative prompt; None without guidance.
+        adapters: LoRA adapters of the denoiser, with their scales.
         keeps: steps whose entering latents are kept; the number of steps stands for the finished latent.
         kept: kept latents as (step, float16 latent in host memory).
         estimate: computes the finished latent that the last step predicted; None before the first step.
@@ -40,6 +43,7 @@ class DenoisingState:
     negative: Text | None
     keeps: frozenset[int]
     noise: torch.Generator
+    adapters: AdapterSet = ()
     unchanged: Unchanged | None = None
     history: torch.Tensor | None = None
     kept: list[tuple[int, torch.Tensor]] = field(default_factory=list)
@@ -57,6 +61,7 @@ class _Batch:
         guided: indices of the guided images, [G].
         guidance: their guidance scales, [G, 1, 1, 1].
         conditions: what the denoiser is conditioned on, by name, one row per row of the call.
+        updates: what the images' adapters change of the denoiser's layers.
     """
 
     samples: tuple[DenoisingState, ...]
@@ -65,6 +70,7 @@ class _Batch:
     guided: torch.Tensor
     guidance: torch.Tensor
     conditions: dict[str, torch.Tensor]
+    updates: dict[str, RowUpdate]
 
 
 class Denoiser:
@@ -99,7 +105,7 @@ class Denoiser:
         timesteps, scale, mix, push, churn = rows.split([1, 1, count * count, count, count], 1)
         before, timesteps = batch.kept[:, 0], timesteps[:, 0]
         scaled = (before * scale[..., None, None]).to(self._dtype)[batch.rows]
-        output = self._model.denoise(self._module, scaled, timesteps[batch.rows], batch.conditions).float()
+        output = self._output(scaled, timesteps[batch.rows], batch).float()
         if len(batch.guided):
             output, negative = output[: len(samples)], output[len(samples) :]
             output[batch.guided] = negative + batch.guidance * (output[batch.guided] - negative)
@@ -110,7 +116,7 @@ class Denoiser:
         for i, sample in enumerate(samples):
             if sample.unchanged is not None:
                 kept[i, 0] = sample.unchanged.in_latent(kept[i, 0], sample.schedule, sample.step + 1)
-        self._batch = _Batch(samples, kept, batch.rows, batch.guided, batch.guidance, batch.conditions)
+        self._batch = replace(batch, samples=samples, kept=kept)
         for i, sample in enumerate(samples):
             sample.estimate = _estimate(sample.schedule, sample.step, before[i], output[i])
             sample.latent, sample.history = kept[i, 0], kept[i, 1 : sample.schedule.kept]
@@ -120,6 +126,13 @@ class Denoiser:
         # Reading the flags waits for the device, so that no step is queued ahead of a late arrival.
         return finite.tolist()
 
+    def _output(self, latents: torch.Tensor, timesteps: torch.Tensor, batch: _Batch) -> torch.Tensor:
+        """The denoiser's output. A compiled one has no place for adapters, so their images run without it."""
+        if not batch.updates:
+            return self._model.denoise(self._module, latents, timesteps, batch.conditions)
+        with applied(self._model.denoiser, batch.updates):
+            return self._model.denoise(self._model.denoiser, latents, timesteps, batch.conditions)
+
     def _assemble(self, samples: tuple[DenoisingState, ...]) -> _Batch:
         guided = [i for i, s in enumerate(samples) if s.negative is not None]
         texts = [*((s, s.prompt) for s in samples), *((s, s.negative) for s in samples if s.negative is not None)]
@@ -127,6 +140,7 @@ class Denoiser:
         rows = torch.tensor([*range(len(samples)), *guided], device=self._device)
         scales = [samples[i].job.recipe.guidance for i in guided]
         count = max(s.schedule.kept for s in samples)
+        adapters = [samples[i].adapters for i in (*range(len(samples)), *guided)]
         return _Batch(
             samples,
             torch.stack([_kept(s, count) for s in samples]),
@@ -134,6 +148,7 @@ class Denoiser:
             rows[len(samples) :],
             torch.tensor(scales, device=self._device)[:, None, None, None],
             self._model.stack(conditions),
+            row_updates(self._model.denoiser, self._model.denoiser_part, adapters) if any(adapters) else {},
         )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from functools import partial
 from typing import TypeVar
@@ -12,6 +12,7 @@ from typing import TypeVar
 import numpy as np
 import torch
 
+from weir.adapters import AdapterUse
 from weir.config import FamilyConfig
 from weir.core import Edit, ImageRequest, Overrides
 from weir.errors import NotFinite, StateRefused, WeirError
@@ -30,6 +31,7 @@ from workers.models.denoiser import Denoiser, DenoisingState
 from workers.models.device import device_of, dtype_of, keep_freed_memory, probe, within_memory
 from workers.models.edits import Pictures, Unchanged
 from workers.models.judges import family_judges
+from workers.models.lora.adapter_store import AdapterSet, AdapterStore, configured, model_id
 from workers.models.noise import generator
 from workers.models.prompt_encoder import EMPTY, PromptEncoder
 from workers.models.safety import SafetyChecker, family_safety_checker
@@ -90,6 +92,9 @@ class Family:
                 self._samplers[key, name].schedule(config.variants[key].steps)  # so that no request waits for it
         self.models = {key: f"{config.variants[key].name}-{it.revision}" for key, it in self._denoisers.items()}
         self._prompts = PromptEncoder()
+        self._loras = AdapterStore(config, self._adapters, self.device)
+        for use in configured(config):
+            self._loras.check(use)
         self._decoder = ImageDecoder(self._adapters, self.judges, checker, self._output, aside=decode_aside)
 
     @classmethod
@@ -129,6 +134,12 @@ class Family:
     def call_of(self, job: DenoiseJob) -> Hashable:
         return job.recipe.variant, job.recipe.size
 
+    def prepare(self, request: ImageRequest) -> None:
+        self._loras.load(request.adapters)
+
+    def check_adapter(self, use: AdapterUse) -> None:
+        self._loras.check(use)
+
     def check(self, job: DenoiseJob) -> None:
         start, recipe = job.start, job.recipe
         if start is None:
@@ -144,7 +155,7 @@ class Family:
             wanted["step"] = (start.step, job.request.resume.step)
             wanted["number of steps"] = (start.steps, recipe.steps * job.stride)
             wanted["sampler"] = (start.sampler, self.sampler(recipe).id)
-            wanted["model"] = (start.model, self.models[recipe.variant])
+            wanted["model"] = (start.model, self._model_id(recipe, self._loras.load(job.request.adapters)))
             if job.stride > 1 and start.steps == recipe.steps * job.stride:
                 wanted["noise level"] = (self._level(job, start.steps, start.step), self._level(job))
         for what, (given, expected) in wanted.items():
@@ -158,9 +169,10 @@ class Family:
         return self._within_memory(lambda: [*self._begin(jobs)], jobs)
 
     def _begin(self, jobs: Sequence[DenoiseJob]) -> list[DenoisingState | WeirError]:
-        texts = self._encode(jobs)
+        adapters = [self._loras.load(job.request.adapters) for job in jobs]
+        texts = self._encode(jobs, adapters)
         begun: list[DenoisingState | WeirError] = []
-        for job, (prompt, negative) in zip(jobs, texts, strict=True):
+        for job, own, (prompt, negative) in zip(jobs, adapters, texts, strict=True):
             try:
                 self.check(job)
                 request = job.request
@@ -172,7 +184,7 @@ class Family:
                 latent, unchanged = self._start(job, schedule, noises)
                 begun.append(
                     DenoisingState(
-                        job, schedule, job.first, latent, prompt, negative, frozenset(keeps), noises, unchanged
+                        job, schedule, job.first, latent, prompt, negative, frozenset(keeps), noises, own, unchanged
                     )
                 )
             except WeirError as error:
@@ -228,8 +240,20 @@ class Family:
         recipe = job.recipe
         return self._adapters[recipe.variant].latent_shape(recipe.size)
 
-    def _encode(self, jobs: Sequence[DenoiseJob]) -> list[tuple[Text, Text | None]]:
-        """Encodes prompts and, for guided jobs, negative prompts."""
+    def _model_id(self, recipe: Recipe, adapters: AdapterSet) -> str:
+        """Identifies what the states of a recipe are made by."""
+        return model_id(self.models[recipe.variant], adapters)
+
+    def _encode(self, jobs: Sequence[DenoiseJob], adapters: Sequence[AdapterSet]) -> Iterator[tuple[Text, Text | None]]:
+        """Encodes prompts and, for guided jobs, negative prompts; those of equal adapters together."""
+        encoded = {
+            own: iter(self._encode_alike([job for job, it in zip(jobs, adapters, strict=True) if it == own], own))
+            for own in dict.fromkeys(adapters)
+        }
+        return (next(encoded[own]) for own in adapters)
+
+    def _encode_alike(self, jobs: Sequence[DenoiseJob], adapters: AdapterSet) -> list[tuple[Text, Text | None]]:
+        """Encodes the prompts and negative prompts of jobs with the same adapters."""
         model = self._adapters[jobs[0].recipe.variant]
         embeds_guidance, zeros = model.embeds_guidance, model.zeros_for_no_negative
         requests = [job.request for job in jobs]
@@ -241,7 +265,7 @@ class Family:
             for job, it in zip(jobs, requests, strict=True)
         ]
         needed = [key for key in negatives if key is not None and (key[1] != EMPTY or not zeros)]
-        texts = self._prompts.read(model, [*prompts, *needed])
+        texts = self._prompts.read(model, [*prompts, *needed], adapters)
         encoded: list[tuple[Text, Text | None]] = []
         for key, negative in zip(prompts, negatives, strict=True):
             prompt = texts[key]
@@ -250,7 +274,7 @@ class Family:
             elif negative[1] == EMPTY and zeros:
                 encoded.append((prompt, prompt.zeros()))
             else:
-                empty = partial(self._prompts.empty, model, key[0])
+                empty = partial(self._prompts.empty, model, key[0], adapters)
                 encoded.append(model.of_one_length(prompt, texts[negative], empty))
         return encoded
 
@@ -267,9 +291,9 @@ class Family:
         return self._decoder.finish(samples)
 
     def _output(self, sample: DenoisingState, image: bytes, judged: Judged) -> EngineOutput:
-        job, variant = sample.job, sample.job.recipe.variant
-        steps = job.recipe.steps
-        kept = [State(x.numpy(), k, steps, self.sampler(job.recipe).id, self.models[variant]) for k, x in sample.kept]
+        job, steps = sample.job, sample.job.recipe.steps
+        made_by = self.sampler(job.recipe).id, self._model_id(job.recipe, sample.adapters)
+        kept = [State(x.numpy(), k, steps, *made_by) for k, x in sample.kept]
         return EngineOutput(
             image,
             judged.confidence,

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterable
+from contextlib import ExitStack
 
 from weir.prompts import Prompt, PromptPart
 from workers.models.architectures.architecture import Architecture, Text
+from workers.models.lora.adapter_store import AdapterSet
+from workers.models.lora.low_rank import applied, row_updates
 
 #: A tenant and its prompt.
 TenantText = tuple[str, Prompt]
@@ -26,15 +29,22 @@ class PromptEncoder:
     def __init__(self) -> None:
         self._known: OrderedDict[tuple[object, TenantText], Text] = OrderedDict()
 
-    def empty(self, model: Architecture, tenant: str) -> Text:
+    def empty(self, model: Architecture, tenant: str, adapters: AdapterSet = ()) -> Text:
         """The encoding of an empty text."""
-        return self.read(model, [(tenant, EMPTY)])[tenant, EMPTY]
+        return self.read(model, [(tenant, EMPTY)], adapters)[tenant, EMPTY]
 
-    def read(self, model: Architecture, texts: Iterable[TenantText]) -> dict[TenantText, Text]:
-        """The encodings of ``texts``; those that are not cached are encoded in one batch."""
-        encoder, wanted = model.text_key, sorted(set(texts))
+    def read(
+        self, model: Architecture, texts: Iterable[TenantText], adapters: AdapterSet = ()
+    ) -> dict[TenantText, Text]:
+        """The encodings of ``texts``; those that are not cached are encoded in one batch.
+
+        Args:
+            adapters: applied to the text encoders, if they have updates of them.
+        """
+        own = tuple(it for it in adapters if not it.adapter.updates.keys().isdisjoint(model.text_encoders))
+        encoder, wanted = (model.text_key, *((it.adapter.id, it.scale) for it in own)), sorted(set(texts))
         if new := [key for key in wanted if (encoder, key) not in self._known]:
-            for key, encoded in zip(new, model.encode([text for _, text in new]), strict=True):
+            for key, encoded in zip(new, _encoded(model, [text for _, text in new], own), strict=True):
                 self._known[encoder, key] = encoded
         for key in wanted:
             self._known.move_to_end((encoder, key))
@@ -42,3 +52,11 @@ class PromptEncoder:
         while len(self._known) > _KEPT:
             self._known.popitem(last=False)
         return found
+
+
+def _encoded(model: Architecture, texts: list[Prompt], adapters: AdapterSet) -> list[Text]:
+    with ExitStack() as stack:
+        for part in model.text_encoders if adapters else ():
+            module = getattr(model.pipeline, part)
+            stack.enter_context(applied(module, row_updates(module, part, [adapters])))
+        return model.encode(texts)

@@ -125,6 +125,7 @@ async def test_an_unknown_file_is_a_404(client, name):
         {"stream": False, "partial_images": 0},
         {"negative_prompt": "blue", "seed": 2**64 - 1, "num_inference_steps": 100, "guidance_scale": 30},
         {"guidance_scale": 0},
+        {"loras": []},
         {"seed": 7.0, "n": 1.0},
         {"n": None, "size": None, "model": None, "seed": None, "user": None},
         {"prompt": "圆 🔴 \u0000"},
@@ -250,6 +251,7 @@ GenerationFields = {
     "guidance_scale",
     "stream",
     "quality",
+    "loras",
 }
 
 

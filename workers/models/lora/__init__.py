@@ -1,0 +1,1 @@
+"""LoRA adapters: reading their files, keeping the used ones, and applying them to the models."""
