@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -89,10 +88,6 @@ def write_peft_folder(tensors: Tensors, folder: Path, alpha: float) -> Path:
     return folder / "adapter_model.safetensors"
 
 
-def scaled(tensors: Tensors, factor: float, layers: Callable[[str], bool] = lambda name: True) -> Tensors:
-    """The tensors with the updates of some layers scaled."""
-    return {k: v * factor if "lora_B" in k and layers(k) else v for k, v in tensors.items()}
-
-
-def total_bytes(tensors: Iterable[torch.Tensor]) -> int:
-    return sum(it.nbytes for it in tensors)
+def scaled(tensors: Tensors, factor: float) -> Tensors:
+    """The tensors of an adapter with scaled updates."""
+    return {name: it * factor if "lora_B" in name else it for name, it in tensors.items()}

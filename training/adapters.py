@@ -108,7 +108,7 @@ def style_data(family: Shipped, style: Callable[[np.ndarray], np.ndarray], count
     drawn = np.random.default_rng(seed)
     scenes = [sample_scene(drawn) for _ in range(count)]
     ids = token_ids(new_tokenizer(), [caption(scene) for scene in scenes])
-    states, pooled = (torch.from_numpy(it).float() for it in embed_prompts(family.encoders, ids))
+    states, pooled = (it.float() for it in embed_prompts(family.encoders, ids))
     images = np.stack([style(render(scene) / 255) for scene in scenes])
     renders = torch.cat([_latents(family.vae, part) for part in np.array_split(images, -(-count // 64))])
     noise = torch.randn(renders.shape, generator=torch.Generator().manual_seed(seed))

@@ -21,7 +21,7 @@ class AdapterWeights:
     Attributes:
         reference: absolute path of a safetensors file, or the name of a hub repository.
         revision: of the repository; None: the latest.
-        file: name of the file in the repository; None: its only safetensors file.
+        file: name of the safetensors file in the repository; None: ``reference`` is a file.
     """
 
     reference: str

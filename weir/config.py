@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from pydantic_core import ErrorDetails
 
 from weir.adapters import NAME as ADAPTER_NAME
-from weir.adapters import AdapterWeights
+from weir.adapters import AdapterUse, AdapterWeights
 from weir.errors import ConfigError
 from weir.image_sizes import AllowedSizes, SizeField, SizeRange
 from weir.moderation import Moderation
@@ -97,9 +97,7 @@ class AdapterConfig(_Strict):
     file: str | None = Field(None, description="path of a safetensors file")
     repository: str | None = Field(None, description="hub repository with the file")
     revision: str | None = Field(None, description="of the repository; default: the latest")
-    weight_name: str | None = Field(
-        None, pattern=r"\.safetensors$", description="file of the repository, needed if it has several"
-    )
+    weight_name: str | None = Field(None, pattern=r"\.safetensors$", description="file of the repository")
 
     @model_validator(mode="after")
     def _one_source(self) -> AdapterConfig:
@@ -107,6 +105,8 @@ class AdapterConfig(_Strict):
             raise ValueError("give either file or repository")
         if self.file is not None and (self.revision or self.weight_name):
             raise ValueError("revision and weight_name belong to a repository; leave them out beside file")
+        if self.repository is not None and self.weight_name is None:
+            raise ValueError("weight_name is missing: the .safetensors file of the repository")
         if self.file is not None and not self.file.endswith(".safetensors"):
             raise ValueError("file is not a .safetensors file; other formats can run code when loaded")
         return self
@@ -245,6 +245,11 @@ class FamilyConfig(_Strict):
     def adapter_weights(self) -> dict[str, AdapterWeights]:
         """Where the weights of its adapters are, by name."""
         return {name: it.weights for name, it in self.adapters.items()}
+
+    @property
+    def adapter_uses(self) -> list[AdapterUse]:
+        """Its adapters, each with the scale 1."""
+        return [AdapterUse(name, 1.0, weights) for name, weights in self.adapter_weights.items()]
 
     @property
     def allowed_sizes(self) -> AllowedSizes:

@@ -88,8 +88,12 @@ class AdapterBody(_Body):
             "oneOf": [
                 {"required": ["file"], "properties": {"file": {"type": "string"}, **_ABSENT}},
                 {
-                    "required": ["repository"],
-                    "properties": {"repository": {"type": "string"}, "file": {"type": "null"}},
+                    "required": ["repository", "weight_name"],
+                    "properties": {
+                        "repository": {"type": "string"},
+                        "weight_name": {"type": "string"},
+                        "file": {"type": "null"},
+                    },
                 },
             ]
         }
@@ -112,7 +116,7 @@ class AdapterBody(_Body):
     weight_name: str | None = Field(
         None,
         pattern=r"\.safetensors$",
-        description="name of a .safetensors file in the repository; null: its only one",
+        description="name of a .safetensors file in the repository",
     )
 
     @property
@@ -126,6 +130,8 @@ class AdapterBody(_Body):
             raise InvalidRequest("file and repository: give one of them", param="file")
         if self.file is not None and (self.revision or self.weight_name):
             raise InvalidRequest("revision and weight_name belong to a repository", param="revision")
+        if self.repository is not None and self.weight_name is None:
+            raise InvalidRequest("weight_name is missing: the .safetensors file of the repository", param="weight_name")
         return AdapterWeights(self.file or self.repository or "", self.revision, self.weight_name)
 
 
@@ -178,7 +184,7 @@ class AdminAction(Described):
 class AdapterPlace(Described):
     reference: str = Field(description="path of a file, or a repository of the Hugging Face hub")
     revision: str | None = Field(description="of the repository; null: the latest")
-    file: str | None = Field(description="file of the repository; null: its only one")
+    file: str | None = Field(description="file of the repository; null: the reference is a file")
 
 
 class AdminState(Described):

@@ -15,8 +15,10 @@ from weir.errors import ConfigError
 from weir.json_files import read_json
 from workers.models.architectures.architecture import Architecture, Configs
 from workers.models.architectures.registry import ARCHITECTURES
+from workers.models.lora.adapter_header import check_header
 from workers.models.source import (
     Source,
+    adapter_source,
     checkpoint_source,
     denoiser_source,
     first_lines,
@@ -76,6 +78,9 @@ def check_family(family: FamilyConfig) -> None:
             check_configs(family, key, base.architecture, configs)
             for it in inversion_sources(family).values():
                 _check_inversion(it, base.architecture, configs)
+            for use in family.adapter_uses:
+                if use.weights.is_file:
+                    check_header(adapter_source(family.name, use), configs["unet"].get("cross_attention_dim", 1280))
         if variant.discriminator_folder is not None:
             judge = Source(family.name, f"{key}.discriminator", variant.discriminator_folder)
             remedy = "the family's training recipe writes it (`weir train`)"

@@ -31,7 +31,7 @@ from workers.models.denoiser import Denoiser, DenoisingState
 from workers.models.device import device_of, dtype_of, keep_freed_memory, probe, within_memory
 from workers.models.edits import Pictures, Unchanged
 from workers.models.judges import family_judges
-from workers.models.lora.adapter_store import AdapterSet, AdapterStore, configured, model_id
+from workers.models.lora.adapter_store import AdapterSet, AdapterStore, model_id
 from workers.models.noise import generator
 from workers.models.prompt_encoder import EMPTY, PromptEncoder
 from workers.models.safety import SafetyChecker, family_safety_checker
@@ -93,7 +93,7 @@ class Family:
         self.models = {key: f"{config.variants[key].name}-{it.revision}" for key, it in self._denoisers.items()}
         self._prompts = PromptEncoder()
         self._loras = AdapterStore(config, self._adapters, self.device)
-        for use in configured(config):
+        for use in config.adapter_uses:
             self._loras.check(use)
         self._decoder = ImageDecoder(self._adapters, self.judges, checker, self._output, aside=decode_aside)
 

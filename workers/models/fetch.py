@@ -59,6 +59,10 @@ def named(family: FamilyConfig) -> list[Repository]:
         found.append(Repository("clip", family.clip, family.clip_revision))
     if family.safety_checker and not is_own(family.safety_checker):
         found.append(Repository("safety_checker", family.safety_checker, family.safety_checker_revision))
+    uses = [it for it in family.adapter_uses if not it.weights.is_file]
+    found += [
+        Repository(f"adapters.{it.name}", it.weights.reference, it.weights.revision, it.weights.file) for it in uses
+    ]
     own = all(variant.pipeline for variant in family.variants.values())
     found = found[1:] if own else found  # the shared pipeline is not loaded if every variant has its own
     places = {(it.repository, it.revision, it.file): it for it in reversed(found)}

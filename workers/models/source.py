@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from weir.adapters import AdapterUse
 from weir.config import FamilyConfig
 from weir.errors import ConfigError
 
@@ -61,6 +62,11 @@ def inversion_sources(family: FamilyConfig) -> dict[str, Source]:
     """The file of each textual inversion, by its word."""
     files = family.textual_inversions
     return {word: Source(family.name, f"textual_inversions.{word}", file) for word, file in files.items()}
+
+
+def adapter_source(family: str, use: AdapterUse) -> Source:
+    """The weights of a LoRA adapter."""
+    return Source(family, f"adapters.{use.name}", use.weights.reference, use.weights.revision)
 
 
 def first_lines(error: BaseException) -> str:

@@ -149,6 +149,7 @@ async def test_an_administrator_adds_and_removes_adapters_while_the_service_runs
         ({"name": "new", "file": "/a.safetensors", "repository": "a/b"}, 400, "give one of them"),
         ({"name": "new", "file": "/a.safetensors", "revision": "1"}, 400, "belong to a repository"),
         ({"name": "new", "repository": "a/b", "weight_name": "a.bin"}, 400, "name of a .safetensors file"),
+        ({"name": "new", "repository": "a/b"}, 400, "weight_name is missing"),
     ],
     ids=str,
 )
@@ -162,7 +163,14 @@ async def test_an_adapter_that_cannot_be_added_is_refused_and_nothing_changes(cl
         assert not jsonschema.Draft202012Validator(AdapterBody.model_json_schema()).is_valid(body)
 
 
-@pytest.mark.parametrize("body", [{"name": "a", "file": "/a.safetensors"}, {"name": "a", "repository": "b/c"}], ids=str)
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"name": "a", "file": "/a.safetensors", "repository": None},
+        {"name": "a", "repository": "b/c", "weight_name": "c.safetensors", "revision": "1"},
+    ],
+    ids=str,
+)
 def test_the_schema_of_an_adapter_accepts_what_is_accepted(body):
     assert jsonschema.Draft202012Validator(AdapterBody.model_json_schema()).is_valid(body)
     assert parsed(AdapterBody, json.dumps(body).encode()).weights.reference == body.get("file", "b/c")

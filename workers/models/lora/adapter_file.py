@@ -21,27 +21,17 @@ from diffusers.utils.state_dict_utils import (
     convert_state_dict_to_peft,
     convert_unet_state_dict_to_peft,
 )
-from huggingface_hub import hf_hub_download, list_repo_files
+from huggingface_hub import hf_hub_download
 from safetensors import SafetensorError, safe_open
 
 from weir.adapters import AdapterUse
-from weir.errors import ConfigError
 from workers.models.architectures.architecture import Architecture
+from workers.models.lora.adapter_header import REMEDY, check_kind
 from workers.models.source import Source, first_lines
 from workers.models.tensor_files import Shapes
 
-#: Kinds of adapters that are none of LoRA's, by a part of their tensors' names.
-_OTHER_KINDS = {
-    "dora_scale": "DoRA",
-    "lora_magnitude_vector": "DoRA",
-    "hada_": "LoHa",
-    "lokr_": "LoKr",
-    "lora_mid": "LoCon with a Tucker decomposition",
-    "oft_": "OFT",
-}
 _KOHYA = re.compile(r"lora_(unet|te|te1|te2)_")
 _WRAPPED = "base_model.model."
-_REMEDY = "give a LoRA of kohya, diffusers or PEFT for this kind of model"
 #: Key of an adapter's configuration in the header of a file that diffusers wrote.
 _METADATA = "lora_adapter_metadata"
 
@@ -62,26 +52,18 @@ class LowRank(NamedTuple):
 Updates = dict[str, dict[str, LowRank]]
 
 
-def adapter_source(family: str, use: AdapterUse) -> Source:
-    """Where the weights of an adapter are, with its name for errors."""
-    return Source(family, f"adapters.{use.name}", use.weights.reference, use.weights.revision)
-
-
 def adapter_path(source: Source, use: AdapterUse) -> Path:
     """The file of an adapter, fetched from the hub if it is not on this machine.
 
     Raises:
-        ConfigError: there is no such file, or the repository has several.
+        ConfigError: there is no such file.
     """
     if source.folder is not None:
         if not source.folder.is_file():
             raise source.error("there is no such file", "give the path of a .safetensors file")
         return source.folder
     try:
-        name = use.weights.file or _only_file(source)
-        return Path(hf_hub_download(source.reference, name, revision=source.revision))
-    except ConfigError:
-        raise
+        return Path(hf_hub_download(source.reference, use.weights.file or "", revision=source.revision))
     except Exception as error:  # the hub's HTTP library raises many types
         raise source.error(first_lines(error), "check repository, revision and weight_name") from error
 
@@ -95,7 +77,7 @@ def read_updates(source: Source, file: Path, pipeline: Any) -> Updates:
     return _read(source, file, type(pipeline), pipeline.unet.config, values=True)
 
 
-def check_header(source: Source, file: Path, architecture: type[Architecture], unet: Mapping[str, Any]) -> Updates:
+def read_header(source: Source, file: Path, architecture: type[Architecture], unet: Mapping[str, Any]) -> Updates:
     """The updates of an adapter by its header; its tensors have no values.
 
     Args:
@@ -119,26 +101,14 @@ def check_fit(source: Source, updates: Mapping[str, LowRank], part: str, shapes:
     for layer, (down, up) in updates.items():
         weight = shapes.get(f"{layer}.weight")
         if weight is None:
-            raise source.error(f"it changes {layer} of the {part}, which has no such layer", _REMEDY)
+            raise source.error(f"it changes {layer} of the {part}, which has no such layer", REMEDY)
         if up.shape[1] != down.shape[0]:
             what = f"its tensors of {layer} have the ranks {down.shape[0]} and {up.shape[1]}"
             raise source.error(what, "fetch or write the file again")
         given = (up.shape[0], *down.shape[1:])
         if _without_kernel(given) != _without_kernel(weight):
             what = f"{layer} of the {part} has the shape {list(weight)}, and the adapter is for {list(given)}"
-            raise source.error(what, _REMEDY)
-
-
-def _only_file(source: Source) -> str:
-    names = [name for name in list_repo_files(source.reference, revision=source.revision) if _is_weights(name)]
-    if len(names) != 1:
-        there = ", ".join(names) or "no .safetensors file"
-        raise source.error(f"the repository has {there}", "name one of its files in weight_name")
-    return names[0]
-
-
-def _is_weights(name: str) -> bool:
-    return name.endswith(".safetensors")
+            raise source.error(what, REMEDY)
 
 
 def _read(source: Source, file: Path, pipeline: Any, unet: Any, *, values: bool) -> Updates:
@@ -146,13 +116,11 @@ def _read(source: Source, file: Path, pipeline: Any, unet: Any, *, values: bool)
         tensors, settings = _tensors(file, values)
     except (OSError, ValueError, SafetensorError) as error:
         raise source.error(f"{file.name} is damaged: {first_lines(error)}", "fetch or write it again") from None
-    for name in tensors:
-        if (kind := next((it for key, it in _OTHER_KINDS.items() if key in name), None)) is not None:
-            raise source.error(f"it is an adapter of the kind {kind} ({name})", _REMEDY)
+    check_kind(source, tensors)
     try:
         return _converted(tensors, settings, pipeline, unet)
     except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
-        raise source.error(f"its tensors cannot be read: {first_lines(error)}", _REMEDY) from None
+        raise source.error(f"its tensors cannot be read: {first_lines(error)}", REMEDY) from None
 
 
 def _tensors(file: Path, values: bool) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:

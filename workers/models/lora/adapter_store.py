@@ -21,12 +21,11 @@ from workers.models.lora.adapter_file import (
     LowRank,
     Updates,
     adapter_path,
-    adapter_source,
     check_fit,
-    check_header,
+    read_header,
     read_updates,
 )
-from workers.models.source import Source
+from workers.models.source import Source, adapter_source
 
 log = logging.getLogger(__name__)
 
@@ -87,7 +86,7 @@ class AdapterStore:
         """
         source = adapter_source(self._family.name, use)
         path, model = adapter_path(source, use), next(iter(self._models.values()))
-        self._check_fit(source, check_header(source, path, type(model), model.pipeline.unet.config))
+        self._check_fit(source, read_header(source, path, type(model), model.pipeline.unet.config))
 
     def load(self, uses: Sequence[AdapterUse]) -> AdapterSet:
         """The adapters of an image; loads those that are not here.
@@ -180,11 +179,6 @@ def layers_of(module: torch.nn.Module, updates: Mapping[str, LowRank]) -> dict[s
 
 def _is_there(future: Future[Adapter]) -> bool:
     return future.done() and future.exception() is None
-
-
-def configured(family: FamilyConfig) -> list[AdapterUse]:
-    """The adapters of a family file, each with the scale 1."""
-    return [AdapterUse(name, 1.0, weights) for name, weights in family.adapter_weights.items()]
 
 
 def model_id(model: str, adapters: AdapterSet) -> str:
