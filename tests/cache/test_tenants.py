@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import random
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -17,6 +19,7 @@ from cache.store.redis_server import RedisServer
 from cache.store.store import PREFIX, SealedStore
 from tests.cache.conftest import SECRET, request, state
 from tests.cache.test_faults import Setup, raw
+from weir.adapters import AdapterUse, AdapterWeights
 from weir.config import CacheConfig, load_family
 from weir.core import ImageSize
 from weir.errors import ConfigError
@@ -64,6 +67,26 @@ def test_states_of_another_model_or_encoder_are_never_read(changed: dict) -> Non
     encoder = changed.pop("encoder", "clip-1")
     now = Partitions(FAMILY.model_copy(update=changed), encoder)
     assert now.name("acme", HERE) != Partitions(FAMILY, "clip-1").name("acme", HERE)
+
+
+NIGHT, SEPIA = AdapterWeights("/a/night.safetensors"), AdapterWeights("someone/sepia", "1", "sepia.safetensors")
+
+
+def test_states_of_other_adapters_or_scales_are_never_read_and_those_without_stay() -> None:
+    partitions = Partitions(FAMILY, "clip-1")
+    sets = [
+        (),
+        (AdapterUse("night", 1.0, NIGHT),),
+        (AdapterUse("night", 0.5, NIGHT),),
+        (AdapterUse("night", 1.0, SEPIA),),
+        (AdapterUse("night", 1.0, NIGHT), AdapterUse("sepia", 1.0, SEPIA)),
+    ]
+    names = [partitions.name("acme", replace(HERE, adapters=it)) for it in sets]
+    assert len({*names}) == len(sets)
+    assert names[0] == partitions.name("acme", HERE)
+    assert not set(":*?[]") & set("".join(names))
+    sent = {"size": "64x64", "adapters": json.loads(json.dumps([asdict(it) for it in sets[-1]]))}
+    assert Settings.from_dict(sent) == replace(HERE, adapters=sets[-1])
 
 
 # ----------------------------------------------------------------------------------------------------------- probe

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from weir.adapters import AdapterUse, AdapterWeights
 from weir.core import (
     CacheLookup,
     DeferralCurve,
@@ -27,6 +28,12 @@ from weir.core import (
         {"overrides": Overrides(20, 3.5), "judge": True},
         {"resume": Resume("key", 10, 2, 0.9), "capture": "partition"},
         {"warm_start": WarmStart(b"latent", 5)},
+        {
+            "adapters": (
+                AdapterUse("night", 0.7, AdapterWeights("/weights/night.safetensors")),
+                AdapterUse("sepia", -1.0, AdapterWeights("someone/sepia", "abc", "sepia.safetensors")),
+            )
+        },
     ],
 )
 def test_a_request_is_unchanged_after_serialisation(fields: dict) -> None:

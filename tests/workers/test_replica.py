@@ -21,6 +21,7 @@ from testing.collector import recorded
 from testing.tiny_models import SIZE
 from testing.toy_family import with_variants
 from tests.workers.samples import image_request, profile, with_bad_value
+from weir.adapters import AdapterUse, AdapterWeights
 from weir.config import FamilyConfig
 from weir.core import ImageRequest, ImageSize, Overrides, Resume, WarmStart
 from weir.errors import ConfigError, PlanError, WeirError
@@ -35,7 +36,8 @@ from workers.replica import Worker
 class Scripted(EmulatedEngine):
     """An engine without delays that records its batches.
 
-    While ``gate`` is cleared, calls wait. A call with ``break`` in a prompt fails. At most ``fits`` images fit memory.
+    While ``gate`` is cleared, calls wait. Until ``loading`` is set, adapters load. A call with ``break`` in a prompt
+    fails. At most ``fits`` images fit memory.
     A ``broken`` device fails every call.
     """
 
@@ -44,8 +46,16 @@ class Scripted(EmulatedEngine):
         self.batches: list[list[str]] = []
         self.gate = threading.Event()
         self.gate.set()
+        self.loading = threading.Event()
+        self.broken_adapter = False
         self.fits = 1000
         self.broken = False
+
+    def prepare(self, request: ImageRequest) -> None:
+        if request.adapters:
+            assert self.loading.wait(30)
+            if self.broken_adapter:
+                raise ConfigError("adapters.night: /weights/night.safetensors: it is damaged; fetch it again")
 
     def step(self, samples: Sequence[Any]) -> list[WeirError | None]:
         self.beat = time.monotonic()
@@ -303,6 +313,48 @@ async def test_a_request_whose_state_is_missing_or_does_not_fit_runs_from_noise(
     result = await ask(worker, "a", HEAVY, resume=Resume(state_key("p", "first", 2), 2))
     assert (result["resumed_at"], result["steps"], result["error"]) == (0, 4, None)
     assert result["refused"] is refused, "a missing state is not refused"
+
+
+NIGHT = AdapterUse("night", 0.7, AdapterWeights("/weights/night.safetensors"))
+
+
+async def test_images_do_not_wait_for_the_adapters_of_others(worker: Worker) -> None:
+    waiting = ask(worker, "night", adapters=(NIGHT,))
+    for name in "abc":
+        assert (await ask(worker, name))["error"] is None
+    assert not waiting.done()
+    script(worker).loading.set()
+    result = await waiting
+    assert result["error"] is None
+    assert result["queue_s"] > 0, "the time of loading is no network delay"
+
+
+async def test_an_adapter_that_cannot_be_loaded_fails_its_request_and_shows_no_path(worker: Worker) -> None:
+    script(worker).loading.set()
+    script(worker).broken_adapter = True
+    code, message = (await ask(worker, "a", adapters=(NIGHT,)))["error"]
+    assert code == "invalid_value"
+    assert "night" in message
+    assert "/weights" not in message
+    assert worker.ready
+    assert (await ask(worker, "b"))["error"] is None
+
+
+async def test_an_administrator_learns_what_is_wrong_with_an_adapter(worker: Worker) -> None:
+    use = {"name": "night", "scale": 1.0, "weights": {"reference": "/weights/night.safetensors"}}
+    assert await worker.check_adapter(use) == ""
+
+
+async def test_a_state_of_other_adapters_is_refused_by_emulated_workers_too(
+    worker: Worker, store: InMemoryStates
+) -> None:
+    script(worker).loading.set()
+    await ask(worker, "first", HEAVY, capture="p", adapters=(NIGHT,))
+    await stored(worker)
+    resume = Resume(state_key("p", "first", 2), 2)
+    assert (await ask(worker, "plain", HEAVY, resume=resume))["refused"]
+    assert (await ask(worker, "half", HEAVY, resume=resume, adapters=(replace(NIGHT, scale=0.5),)))["refused"]
+    assert (await ask(worker, "same", HEAVY, resume=resume, adapters=(NIGHT,)))["resumed_at"] == 2
 
 
 async def test_failures_of_the_state_store_are_counted_and_requests_run_from_noise(worker: Worker) -> None:
