@@ -2,8 +2,8 @@
 
     python -m benchmarks.adapters [--full] [--rank 16] [--batch 4] [--repeats 5] [--out adapters.json]
 
-By default the UNet is the heavy one of the embedded family; ``--full`` takes SDXL's architecture with random weights, in
-float32, which needs 11 GB of memory and minutes. All ways run the same adapters of all attention and feed-forward layers:
+By default the UNet is the heavy one of the embedded family; ``--full`` takes SDXL's architecture with random weights,
+in float32, which needs 11 GB of memory and minutes. All adapters change all attention and feed-forward layers:
 
 * ``none``: no adapters, the base of the ratios.
 * ``one``: all images have the same adapter.
@@ -37,7 +37,7 @@ from weir.config import load_family
 from workers.models.linear import use_onednn
 from workers.models.lora.adapter_file import LowRank
 from workers.models.lora.adapter_store import Adapter, Scaled
-from workers.models.lora.low_rank import applied, row_updates
+from workers.models.lora.low_rank import RowUpdate, applied, row_updates
 
 Tensors = dict[str, torch.Tensor]
 
@@ -108,15 +108,16 @@ def measured(unet: Any, side: int, batch: int, adapters: Sequence[Adapter], repe
     whole = inputs_of(unet, batch, side)
     parts = [part(whole, i) for i in range(batch)]
 
-    def run(inputs: dict[str, Any], *rows: Adapter) -> None:
-        sets = [(Scaled(row, 0.7),) for row in rows]
-        with applied(unet, updates[rows] if rows in updates else row_updates(unet, "unet", sets)):
-            unet(**inputs)
+    def assembled(rows: Sequence[Adapter]) -> dict[str, RowUpdate]:
+        return row_updates(unet, "unet", [(Scaled(row, 0.7),) for row in rows])
 
-    updates: dict[tuple[Adapter, ...], Any] = {}
     same, mixed = (adapters[0],) * batch, tuple(adapters)
-    for rows in (same, mixed, *((it,) for it in adapters)):  # made when a batch changes, not in every step
-        updates[rows] = row_updates(unet, "unet", [(Scaled(row, 0.7),) for row in rows])
+    # Made when a batch changes, not in every step.
+    updates = {rows: assembled(rows) for rows in (same, mixed, *((it,) for it in adapters))}
+
+    def run(inputs: dict[str, Any], *rows: Adapter) -> None:
+        with applied(unet, updates[rows]):
+            unet(**inputs)
 
     def run_merged() -> None:
         for inputs, adapter in zip(parts, adapters, strict=True):
@@ -129,9 +130,7 @@ def measured(unet: Any, side: int, batch: int, adapters: Sequence[Adapter], repe
         "mixed": seconds(lambda: run(whole, *mixed), repeats),
         "grouped": seconds(lambda: [run(it, a) for it, a in zip(parts, adapters, strict=True)], repeats),
         "merged": seconds(run_merged, repeats),
-        "assembling a mixed batch": seconds(
-            lambda: row_updates(unet, "unet", [(Scaled(row, 0.7),) for row in mixed]), repeats
-        ),
+        "assembling a mixed batch": seconds(lambda: assembled(mixed), repeats),
     }
 
 
@@ -142,9 +141,9 @@ def measured_peft(unet: Any, side: int, batch: int, tensors: Sequence[Tensors], 
     except ImportError:
         return {}
     for i, own in enumerate(tensors):
-        unet.load_lora_adapter(dict(own), prefix="unet", adapter_name=str(i))
+        unet.load_lora_adapter(dict(own), prefix="unet", adapter_name=f"adapter{i}")
     layers = [it for it in unet.modules() if isinstance(it, LoraLayer)]
-    whole, names = inputs_of(unet, batch, side), [str(i) for i in range(batch)]
+    whole, names = inputs_of(unet, batch, side), [f"adapter{i}" for i in range(batch)]
     parts = [part(whole, i) for i in range(batch)]
 
     def run_mixed() -> None:
@@ -161,7 +160,7 @@ def measured_peft(unet: Any, side: int, batch: int, tensors: Sequence[Tensors], 
             unet.set_adapters([name], [0.7])
             unet(**inputs)
 
-    unet.set_adapters(["0"], [0.7])
+    unet.set_adapters(names[:1], [0.7])
     one = seconds(lambda: unet(**whole), repeats)
     unet.set_adapters(names, [0.7] * batch)
     return {

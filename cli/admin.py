@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -11,7 +12,7 @@ from cli.terminal import KEY_REMEDY, JsonOption, error_exit, print_json, print_l
 from weir.errors import ConfigError, Unauthorized
 
 app = typer.Typer(
-    help="Look at and change a running service: its plan, policy, replicas and cache.", no_args_is_help=True
+    help="Look at and change a running service: its plan, policy, replicas, cache and adapters.", no_args_is_help=True
 )
 
 ServiceOption = Annotated[str | None, typer.Option("--service", help="Name of the service, if several are up.")]
@@ -126,6 +127,44 @@ def return_(
     _show(_call(service, url, "DELETE", f"replicas/{_quoted(replica)}/drain"), as_json)
 
 
+@app.command("add-adapter")
+def add_adapter(
+    name: Annotated[str, typer.Argument(help="Name for requests.")],
+    file: Annotated[
+        Path | None, typer.Option(help="Absolute path of a .safetensors file on the machines with replicas.")
+    ] = None,
+    repository: Annotated[
+        str | None, typer.Option(help="Repository of the Hugging Face hub, with --weight-name.")
+    ] = None,
+    revision: Annotated[str | None, typer.Option(help="Of the repository.", show_default="the latest")] = None,
+    weight_name: Annotated[str | None, typer.Option(help="File of the repository.")] = None,
+    service: ServiceOption = None,
+    url: UrlOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Add a LoRA adapter, which requests may use from now on. Every replica checks that it fits the models.
+
+    Example: weir admin add-adapter watercolour --file /weights/watercolour.safetensors
+    """
+    of_hub = {"repository": repository, "revision": revision, "weight_name": weight_name}
+    body = {"name": name, "file": None if file is None else str(file), **of_hub}
+    _show(_call(service, url, "POST", "adapters", body), as_json)
+
+
+@app.command("remove-adapter")
+def remove_adapter(
+    name: Annotated[str, typer.Argument(help="Name of the adapter, as in `weir admin plan`.")],
+    service: ServiceOption = None,
+    url: UrlOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Remove a LoRA adapter. Admitted requests are finished with it.
+
+    Example: weir admin remove-adapter watercolour
+    """
+    _show(_call(service, url, "DELETE", f"adapters/{_quoted(name)}"), as_json)
+
+
 @app.command()
 def cache(service: ServiceOption = None, url: UrlOption = None, as_json: JsonOption = False) -> None:
     """Show statistics of the running cache. `weir cache stats` shows its store.
@@ -220,7 +259,7 @@ def _pair(name: str, given: str, number: type[int] | type[float]) -> tuple[str, 
         ) from None
 
 
-def _quoted(replica: str) -> str:
+def _quoted(name: str) -> str:
     from urllib.parse import quote
 
-    return quote(replica, safe="")
+    return quote(name, safe="")

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 #: Fields of ``GET /v1/admin/plan`` that are shown.
-SHOWN = frozenset(("plan", "policy", "pin", "replicas", "actions"))
+SHOWN = frozenset(("plan", "policy", "pin", "replicas", "adapters", "actions"))
 #: Differences of clocks from here on are shown, seconds.
 SHOWN_SKEW_S = 1.0
 #: Number of actions that are shown.
@@ -37,6 +37,7 @@ def described(state: Mapping[str, Any]) -> Group:
         ("batch", _values(plan["batch"])),
         ("admits", "all" if plan["admitted_rps"] is None else f"{plan['admitted_rps']:.2f} requests/s"),
         ("policy", state["policy"]),
+        *([("adapters", ", ".join(state["adapters"]))] if state["adapters"] else []),
         *rows_of(state),
     ]
     for name, value in rows:

@@ -71,5 +71,5 @@ class AdapterCatalog(Mapping[str, AdapterWeights]):
 
     def follow(self, fields: Mapping[str, Any]) -> None:
         """Takes in what another load balancer's :meth:`to_dict` has written."""
-        self._added = {name: AdapterWeights(**it) for name, it in fields["added"].items()}
-        self._removed = set(fields["removed"])
+        self._added = {name: AdapterWeights(**it) for name, it in fields.get("added", {}).items()}
+        self._removed = set(fields.get("removed", ()))

@@ -326,7 +326,7 @@ class AdminControls:
         if kept is not None and (left_s := kept["until"] - self._clock()) > 0:
             self._timed = TimedPin(Pin.from_dict(kept["pin"]), kept["until"], self._monotonic() + left_s)
         self._registry.set_drained(fields["drained"])
-        self._adapters.follow(fields["adapters"])
+        self._adapters.follow(fields.get("adapters", {}))  # absent in what an older version has written
         self.actions = deque((Action(**action) for action in fields["actions"]), maxlen=MOST_ACTIONS)
         self.counts = Counter(fields["counts"])
 

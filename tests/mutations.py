@@ -45,6 +45,28 @@ MUTATIONS = (
         "tests/weir/test_cascade.py::test_a_value_that_is_no_confidence_defers_and_never_accepts",
     ),
     Mutation(
+        "a worker resumes from states of other adapters",
+        "workers/models/lora/adapter_store.py",
+        'return model + "".join(f"+{adapter.id}*{scale:g}" for adapter, scale in adapters)',
+        "return model",
+        "tests/workers/models/lora/test_adapter_store.py::"
+        "test_a_state_of_other_adapters_or_scales_is_never_resumed_from",
+    ),
+    Mutation(
+        "the cache looks up states of other adapters",
+        "cache/policy/partition.py",
+        "for use in settings.adapters)",
+        "for use in ())",
+        "tests/cache/test_tenants.py::test_states_of_other_adapters_or_scales_are_never_read_and_those_without_stay",
+    ),
+    Mutation(
+        "every row of a call has the adapters of the first",
+        "workers/models/lora/low_rank.py",
+        "self.are_same = all(it == self._by_row[0] for it in self._by_row)",
+        "self.are_same = True",
+        "tests/workers/models/lora/test_equality.py::test_images_of_different_adapters_share_a_call_and_are_as_alone",
+    ),
+    Mutation(
         "a picture of any number of pixels is decoded",
         "load_balancer/http/edit_pictures.py",
         "if opened.width * opened.height > most_pixels:",

@@ -5,6 +5,7 @@ The light UNet is a copy of the heavy one, distilled to two steps without guidan
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -185,8 +186,13 @@ def trajectories(
     steps: int,
     guidance: float,
     keep: tuple[int, ...] = (),
+    predicting: Callable[..., torch.Tensor] = predict,
 ) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    """Runs DDIM from ``noise``; returns the final latents and the latents that entered the steps ``keep``."""
+    """Runs DDIM from ``noise``; returns the final latents and the latents that entered the steps ``keep``.
+
+    Args:
+        predicting: as :func:`predict`, such as with an adapter.
+    """
     scheduler = new_scheduler()
     scheduler.set_timesteps(steps)
     x, kept = noise, []
@@ -197,10 +203,10 @@ def trajectories(
             kept.append(x)
         now = t.to(x.device).expand(len(x))
         if guidance > 1:
-            free, bound = predict(unet, torch.cat([x, x]), now.repeat(2), both_states, both_pooled).chunk(2)
+            free, bound = predicting(unet, torch.cat([x, x]), now.repeat(2), both_states, both_pooled).chunk(2)
             v = free + guidance * (bound - free)
         else:
-            v = predict(unet, x, now, states, pooled)
+            v = predicting(unet, x, now, states, pooled)
         x = scheduler.step(v, int(t), x).prev_sample
     return x, kept
 

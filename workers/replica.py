@@ -249,9 +249,10 @@ class Worker:
         if not request.adapters:
             return 0.0
         begun = time.monotonic()
-        work = copy_context().run, self.engine.prepare, request
         try:
-            await asyncio.get_running_loop().run_in_executor(self._loading, *work)
+            await asyncio.get_running_loop().run_in_executor(
+                self._loading, copy_context().run, self.engine.prepare, request
+            )
         except ConfigError as error:
             log.error("Request %s: %s", request.id, error.message)
             names = ", ".join(it.name for it in request.adapters)
@@ -463,9 +464,9 @@ class Worker:
         Returns:
             What is wrong with it, or "".
         """
-        work = self.engine.check_adapter, AdapterUse.from_dict(use)
+        wanted, events = AdapterUse.from_dict(use), asyncio.get_running_loop()
         try:
-            await asyncio.get_running_loop().run_in_executor(self._loading, *work)
+            await events.run_in_executor(self._loading, self.engine.check_adapter, wanted)
         except ConfigError as error:
             return error.message
         return ""

@@ -79,7 +79,7 @@ class PurgeBody(_Body):
 
 
 #: Properties that belong to a repository, absent.
-_ABSENT = {name: {"type": "null"} for name in ("repository", "revision", "weight_name")}
+_ABSENT: dict[str, Any] = {name: {"type": "null"} for name in ("repository", "revision", "weight_name")}
 
 
 class AdapterBody(_Body):

@@ -83,7 +83,7 @@ class JobRecord:
         converted: dict[str, Any] = {
             "caller": Caller(**request["caller"]),
             "size": ImageSize(*request["size"]),
-            "adapters": tuple(map(AdapterUse.from_dict, request["adapters"])),
+            "adapters": tuple(map(AdapterUse.from_dict, request.get("adapters", ()))),
         }
         if (edit := request["edit"]) is not None:
             image, mask = (None if edit[it] is None else base64.b64decode(edit[it]) for it in ("image", "mask"))

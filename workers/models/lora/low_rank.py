@@ -43,8 +43,30 @@ def row_updates(module: torch.nn.Module, part: str, rows: Sequence[AdapterSet]) 
     for adapter in used:
         for name, update in layers_of(module, adapter.updates.get(part, {})).items():
             by_layer.setdefault(name, []).append((adapter, update))
-    same = len({tuple((id(adapter), scale) for adapter, scale in row) for row in rows}) == 1
-    return {name: _stacked(module.get_submodule(name), its, rows, same) for name, its in by_layer.items()}
+    scales = _Scales(rows)
+    return {name: _stacked(module.get_submodule(name), its, scales) for name, its in by_layer.items()}
+
+
+class _Scales:
+    """The scales of a batch's rows. Most layers have the same adapters with the same ranks, and share one tensor."""
+
+    def __init__(self, rows: Sequence[AdapterSet]):
+        self._by_row = [{adapter: scale for adapter, scale in row} for row in rows]
+        self.are_same = all(it == self._by_row[0] for it in self._by_row)
+        self._known: dict[tuple[tuple[Adapter, int], ...], torch.Tensor] = {}
+
+    def of(self, adapter: Adapter) -> float:
+        """The scale of an adapter in all rows, if they are the same."""
+        return self._by_row[0][adapter]
+
+    def tensor(self, its: Sequence[tuple[Adapter, LowRank]]) -> torch.Tensor:
+        """The scales for the stacked updates of a layer, [B, R]."""
+        key = tuple((adapter, len(update.down)) for adapter, update in its)
+        if key not in self._known:
+            columns = [adapter for adapter, rank in key for _ in range(rank)]
+            scales = [[row.get(adapter, 0.0) for adapter in columns] for row in self._by_row]
+            self._known[key] = torch.tensor(scales).to(its[0][1].up)
+        return self._known[key]
 
 
 @contextmanager
@@ -61,22 +83,14 @@ def applied(module: torch.nn.Module, updates: Mapping[str, RowUpdate]) -> Iterat
             handle.remove()
 
 
-def _stacked(
-    layer: torch.nn.Module, its: Sequence[tuple[Adapter, LowRank]], rows: Sequence[AdapterSet], same: bool
-) -> RowUpdate:
-    kernel = (slice(None), slice(None), None, None) if _is_conv(layer) else ()
-    downs = [_shaped(update.down, layer) for _, update in its]
+def _stacked(layer: torch.nn.Module, its: Sequence[tuple[Adapter, LowRank]], scales: _Scales) -> RowUpdate:
+    down = torch.cat([_shaped(update.down, layer) for _, update in its])
     ups = [_shaped(update.up, layer) for _, update in its]
-    scales = torch.tensor([[_scale(row, adapter) for adapter, _ in its] for row in rows]).to(ups[0])
-    if same:
-        factors = scales[0].tolist()
-        return RowUpdate(torch.cat(downs), torch.cat([it * f for it, f in zip(ups, factors, strict=True)], 1), None)
-    ranks = torch.tensor([len(it) for it in downs]).to(scales.device)
-    return RowUpdate(torch.cat(downs), torch.cat(ups, 1), scales.repeat_interleave(ranks, 1)[kernel])
-
-
-def _scale(row: AdapterSet, adapter: Adapter) -> float:
-    return next((scale for it, scale in row if it is adapter), 0.0)
+    if scales.are_same:
+        ups = [up * scales.of(adapter) for (adapter, _), up in zip(its, ups, strict=True)]
+        return RowUpdate(down, torch.cat(ups, 1), None)
+    by_row = scales.tensor(its)
+    return RowUpdate(down, torch.cat(ups, 1), by_row[:, :, None, None] if _is_conv(layer) else by_row)
 
 
 def _shaped(tensor: torch.Tensor, layer: torch.nn.Module) -> torch.Tensor:

@@ -105,6 +105,30 @@ def test_the_cache_is_offered_where_there_is_one_and_a_comparison_begins_at_nois
         assert {request.variant: request.cache for request in requests[-2:]} == {"light": None, "heavy": "off"}
 
 
+def test_adapters_are_offered_by_their_scales_and_the_image_names_those_that_it_has(browser, tmp_path, monkeypatch):
+    profile = tmp_path / "profile.json"
+    profile.write_text(DOUBTFUL.model_dump_json())
+    adapters = {name: {"file": f"/weights/{name}.safetensors"} for name in ("noir", "sky")}
+    family = {**SIZED, "adapters": adapters}
+    workers = [Worker(family, PLAN.to_dict(), emulate=str(profile)) for _ in PLAN.assignments]
+    with serving(workers, PLAN, FamilyConfig.model_validate(family)) as service:
+        page, requests = Page(browser, service), recorded(service, monkeypatch)
+        assert {"lora:noir", "lora:sky"} <= page.offered()
+        assert page.cut() == []
+        page.draw(**{"lora:noir": 0.7, "lora:sky": -1})
+        assert [(it.name, it.scale) for it in requests[-1].adapters] == [("noir", 0.7), ("sky", -1.0)]
+        assert page.text("drawn-adapters") == "noir*0.7 sky*-1"
+        page.draw(**{"lora:noir": "", "lora:sky": ""})
+        assert requests[-1].adapters == ()
+        assert page.text("drawn-adapters") == "–"
+        page.all("#images button")[1].click()
+        page.find("again").click()
+        assert (page.filled()["lora:noir"], page.filled()["lora:sky"]) == ("0.7", "-1")
+        page.begin(**{"lora:noir": 5})
+        script = "return document.getElementsByName('lora:noir')[0].validity.rangeOverflow"
+        assert page.browser.execute_script(script)
+
+
 def test_the_form_knows_the_limits_of_the_service(page):
     page.wait(lambda: page.field("n").get_attribute("max"))
     limits = {name: page.field(name).get_attribute("max") for name in ("n", "num_inference_steps", "guidance_scale")}
