@@ -96,17 +96,6 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
         down()
 
 
-def test_an_adapter_that_an_administrator_adds_is_used_until_it_is_removed(service: Up) -> None:
-    service.weir("admin", "add-adapter", "chalk", "--file", "/weights/chalk.safetensors")
-    headers, body = {"authorization": f"Bearer {ALICE}"}, {"prompt": "a", "loras": [{"name": "chalk", "scale": 0.5}]}
-    answer = httpx.post(f"{service.url}/v1/images/generations", json=body, headers=headers, timeout=60)
-    assert answer.json()["data"][0]["weir"]["made_with"]["adapters"] == "chalk*0.5=chalk.safetensors@local"
-    state = service.weir("admin", "remove-adapter", "chalk")
-    assert (state["adapters"], [it["action"] for it in state["actions"][:2]]) == ({}, ["remove-adapter", "add-adapter"])
-    assert httpx.post(f"{service.url}/v1/images/generations", json=body, headers=headers).status_code == 400
-    assert service.refused("admin", "add-adapter", "chalk", "--file", "chalk.pt")[0] == 1
-
-
 def test_a_threshold_and_replicas_are_pinned_for_a_time_and_unpinned(service: Up) -> None:
     service.plan_when(lambda plan: plan["origin"] == "weir")
     state = service.weir("admin", "pin", "--for", "300", "--threshold", "light=0.123", "--reason", "a look")
@@ -223,6 +212,17 @@ def test_the_running_cache_is_shown_and_purged(service: Up) -> None:
         assert time.monotonic() < end
     assert service.weir("cache", "purge", "--all")["deleted"] > 0
     assert service.weir("admin", "cache")["entries"] == 0, "the running cache hears of it"
+
+
+def test_an_adapter_that_an_administrator_adds_is_used_until_it_is_removed(service: Up) -> None:
+    service.weir("admin", "add-adapter", "chalk", "--file", "/weights/chalk.safetensors")
+    headers, body = {"authorization": f"Bearer {ALICE}"}, {"prompt": "a", "loras": [{"name": "chalk", "scale": 0.5}]}
+    answer = httpx.post(f"{service.url}/v1/images/generations", json=body, headers=headers, timeout=60)
+    assert answer.json()["data"][0]["weir"]["made_with"]["adapters"] == "chalk*0.5=chalk.safetensors@local"
+    state = service.weir("admin", "remove-adapter", "chalk")
+    assert (state["adapters"], [it["action"] for it in state["actions"][:2]]) == ({}, ["remove-adapter", "add-adapter"])
+    assert httpx.post(f"{service.url}/v1/images/generations", json=body, headers=headers).status_code == 400
+    assert "absolute path of a .safetensors file" in service.refused("admin", "add-adapter", "a", "--file", "a.pt")[1]
 
 
 def test_a_key_without_the_scope_changes_nothing_and_sees_no_names(service: Up) -> None:

@@ -61,6 +61,7 @@ CONTROLS = {
         },
         {"id": "b2c4d6e8", "rank": 3, "role": "heavy", "state": "drained", "in_flight": 1, "node": None, "pid": 8},
     ],
+    "adapters": {"noir": {"reference": "/weights/noir.safetensors", "revision": None, "file": None}},
     "actions": [{"at": 1e9, "who": "ops", "action": "drain", "what": "b2c4d6e8", "until": None}],
 }
 

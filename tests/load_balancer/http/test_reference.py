@@ -36,6 +36,8 @@ def test_the_description_names_every_route_and_no_answer_that_none_gives() -> No
         "/v1/admin/policy",
         "/v1/admin/replicas",
         "/v1/admin/replicas/{id}/drain",
+        "/v1/admin/adapters",
+        "/v1/admin/adapters/{id}",
         "/v1/admin/cache",
         "/v1/admin/cache/purge",
         "/healthz",
