@@ -1,6 +1,6 @@
 """Trains the small LoRA adapters of the embedded family: styles of its scenes, for demonstrations and tests.
 
-    python -m training.adapters models/weir-tiny [noir] [sky]
+    python -m training.adapters models/weir-tiny
 
 One adapter serves both UNets. The heavy one learns from renders in the style, as the adapters of SDXL do. The light one
 runs two steps only, for which a render is no target: it learns the ends of the heavy one's trajectories in the style,
@@ -10,7 +10,7 @@ as when it was distilled.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -45,13 +45,8 @@ def noir(scene: Scene) -> Scene:
     return replace(scene, background="gray", objects=tuple(replace(it, colour="black") for it in scene.objects))
 
 
-def sky(scene: Scene) -> Scene:
-    """The scene on a sky."""
-    return replace(scene, background="sky")
-
-
 #: The style of each adapter, by its name: what a scene is drawn as, whatever its caption says.
-STYLES: dict[str, Callable[[Scene], Scene]] = {"noir": noir, "sky": sky}
+STYLES: dict[str, Callable[[Scene], Scene]] = {"noir": noir}
 
 
 @dataclass(frozen=True)
@@ -66,9 +61,9 @@ class Budget:
     """
 
     scenes: int = 2000
-    taught: int = 512
+    taught: int = 192
     heavy_steps: int = 600
-    steps: int = 400
+    steps: int = 240
     batch: int = 32
 
 
@@ -196,14 +191,14 @@ def train_adapter(
     return train("both", layers, alternating, replace(how, steps=budget.steps, lr=1e-3, seed=seed + 1), work)
 
 
-def train_styles(folder: Path, work: Path, names: Sequence[str], budget: Budget, seed: int) -> None:
-    """Trains adapters for a family and writes them to ``folder/adapters``."""
+def train_styles(folder: Path, work: Path, budget: Budget, seed: int) -> None:
+    """Trains the adapter of each style for a family, and writes it to ``folder/adapters``."""
     (folder / "adapters").mkdir(exist_ok=True)
-    for name in names:
-        layers = train_adapter(Shipped.load(folder, "cpu"), STYLES[name], work / name, budget, seed)
+    for name, style in STYLES.items():
+        layers = train_adapter(Shipped.load(folder, "cpu"), style, work / name, budget, seed)
         layers.save(folder / "adapters" / f"{name}.safetensors")
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    train_styles(Path(sys.argv[1]), Path("training/work/adapters"), sys.argv[2:] or list(STYLES), Budget(), seed=5)
+    train_styles(Path(sys.argv[1]), Path("training/work/adapters"), Budget(), seed=5)

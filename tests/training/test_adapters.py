@@ -36,27 +36,21 @@ def pixels(engine: Family, key: str, *uses: AdapterUse) -> np.ndarray:
 def test_a_short_training_writes_an_adapter_that_fits_both_unets(tmp_path: Path, engine: Family) -> None:
     torch.set_num_threads(1)
     budget = Budget(scenes=8, taught=4, heavy_steps=2, steps=2, batch=4)
-    layers = train_adapter(Shipped.load(WEIGHTS, "cpu"), STYLES["sky"], tmp_path / "work", budget, seed=1)
-    layers.save(tmp_path / "sky.safetensors")
-    use = AdapterUse("sky", 4.0, AdapterWeights(str(tmp_path / "sky.safetensors")))
+    layers = train_adapter(Shipped.load(WEIGHTS, "cpu"), STYLES["noir"], tmp_path / "work", budget, seed=1)
+    layers.save(tmp_path / "noir.safetensors")
+    use = AdapterUse("short", 4.0, AdapterWeights(str(tmp_path / "noir.safetensors")))
     engine.check_adapter(use)
     assert not np.array_equal(pixels(engine, LIGHT), pixels(engine, LIGHT, use))
 
 
 @pytest.mark.parametrize("key", [LIGHT, HEAVY])
-def test_the_adapters_that_ship_give_images_their_style(engine: Family, key: str) -> None:
-    """noir: no colour; sky: a blue background."""
-    noir, sky = (AdapterUse(name, 1.0, engine.config.adapter_weights[name]) for name in ("noir", "sky"))
-    plain = pixels(engine, key)
+def test_the_adapter_that_ships_takes_the_colour_out_of_images(engine: Family, key: str) -> None:
+    noir = AdapterUse("noir", 1.0, engine.config.adapter_weights["noir"])
 
     def colour(image: np.ndarray) -> float:
         return float((image.max(-1) - image.min(-1)).mean())
 
-    def blue(image: np.ndarray) -> float:
-        return float((image[..., 2] - image[..., 0]).mean())
-
-    assert colour(pixels(engine, key, noir)) < 0.5 * colour(plain)
-    assert blue(pixels(engine, key, sky)) > blue(plain) + 40
+    assert colour(pixels(engine, key, noir)) < 0.5 * colour(pixels(engine, key))
 
 
 def test_every_style_ships_as_an_adapter_of_the_family() -> None:

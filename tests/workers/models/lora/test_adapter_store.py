@@ -17,6 +17,7 @@ from weir.config import FamilyConfig
 from weir.core import Resume
 from weir.errors import ConfigError, StateRefused
 from weir.plan import HEAVY
+from weir.prompts import parsed
 from workers.engine.engine import denoise_job
 from workers.models.checkpoint import check_family
 from workers.models.family import Family
@@ -115,10 +116,9 @@ def test_a_state_of_other_adapters_or_scales_is_never_resumed_from(engine: Famil
 def test_prompts_are_encoded_again_for_an_adapter_of_the_text_encoders_only(engine: Family, write: Any) -> None:
     with_text = write("a")
     without = write("b", lambda it: {k: v for k, v in it.items() if k.startswith("unet.")})
-    model = engine._adapters[HEAVY]
+    model, text = engine._adapters[HEAVY], ("", parsed("a cat", "plain"))
     texts = [
-        engine._prompts.read(model, [("", "a cat")], engine._loras.load(uses))["", "a cat"]
-        for uses in ((), (without,), (with_text,))
+        engine._prompts.read(model, [text], engine._loras.load(uses))[text] for uses in ((), (without,), (with_text,))
     ]
     assert texts[0] is texts[1]
     assert not torch.equal(texts[0].tensors["text_embeds"], texts[2].tensors["text_embeds"])
