@@ -11,10 +11,8 @@ import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, NamedTuple
 
-import diffusers
 import torch
 from diffusers.utils.state_dict_utils import (
     convert_state_dict_to_diffusers,
@@ -25,7 +23,7 @@ from huggingface_hub import hf_hub_download
 from safetensors import SafetensorError, safe_open
 
 from weir.adapters import AdapterUse
-from workers.models.architectures.architecture import Architecture
+from workers.models.architectures.architecture import Pipeline
 from workers.models.lora.adapter_header import REMEDY, check_kind
 from workers.models.source import Source, first_lines
 from workers.models.tensor_files import Shapes
@@ -68,25 +66,25 @@ def adapter_path(source: Source, use: AdapterUse) -> Path:
         raise source.error(first_lines(error), "check repository, revision and weight_name") from error
 
 
-def read_updates(source: Source, file: Path, pipeline: Any) -> Updates:
+def read_updates(source: Source, file: Path, pipeline: Pipeline, *, values: bool = True) -> Updates:
     """The updates of an adapter in a file, on the CPU.
 
-    Raises:
-        ConfigError: the file is damaged, or of no known format.
-    """
-    return _read(source, file, type(pipeline), pipeline.unet.config, values=True)
-
-
-def read_header(source: Source, file: Path, architecture: type[Architecture], unet: Mapping[str, Any]) -> Updates:
-    """The updates of an adapter by its header; its tensors have no values.
-
     Args:
-        unet: configuration of the UNet.
+        pipeline: that the adapter is for.
+        values: False reads the header alone: the tensors have shapes and no values.
 
     Raises:
         ConfigError: the file is damaged, or of no known format.
     """
-    return _read(source, file, getattr(diffusers, architecture.pipeline_class), SimpleNamespace(**unet), values=False)
+    try:
+        tensors, settings = _tensors(file, values)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise source.error(f"{file.name} is damaged: {first_lines(error)}", "fetch or write it again") from None
+    check_kind(source, tensors)
+    try:
+        return _converted(tensors, settings, pipeline)
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
+        raise source.error(f"its tensors cannot be read: {first_lines(error)}", REMEDY) from None
 
 
 def check_fit(source: Source, updates: Mapping[str, LowRank], part: str, shapes: Shapes) -> None:
@@ -111,18 +109,6 @@ def check_fit(source: Source, updates: Mapping[str, LowRank], part: str, shapes:
             raise source.error(what, REMEDY)
 
 
-def _read(source: Source, file: Path, pipeline: Any, unet: Any, *, values: bool) -> Updates:
-    try:
-        tensors, settings = _tensors(file, values)
-    except (OSError, ValueError, SafetensorError) as error:
-        raise source.error(f"{file.name} is damaged: {first_lines(error)}", "fetch or write it again") from None
-    check_kind(source, tensors)
-    try:
-        return _converted(tensors, settings, pipeline, unet)
-    except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
-        raise source.error(f"its tensors cannot be read: {first_lines(error)}", REMEDY) from None
-
-
 def _tensors(file: Path, values: bool) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """The tensors of a file and the settings of PEFT, of the file's header or beside it.
 
@@ -142,7 +128,7 @@ def _tensors(file: Path, values: bool) -> tuple[dict[str, torch.Tensor], dict[st
     return tensors, settings
 
 
-def _converted(tensors: dict[str, torch.Tensor], settings: Mapping[str, Any], pipeline: Any, unet: Any) -> Updates:
+def _converted(tensors: dict[str, torch.Tensor], settings: Mapping[str, Any], pipeline: Pipeline) -> Updates:
     """The updates in a file's tensors, by the names that the pipeline's layers have.
 
     Raises:
@@ -151,7 +137,7 @@ def _converted(tensors: dict[str, torch.Tensor], settings: Mapping[str, Any], pi
     if all(name.startswith(_WRAPPED) for name in tensors):
         tensors = {f"unet.{name.removeprefix(_WRAPPED)}": tensor for name, tensor in tensors.items()}
     if all(_KOHYA.match(name) for name in tensors):
-        tensors, _ = pipeline.lora_state_dict(_with_alphas(tensors), unet_config=unet)
+        tensors, _ = pipeline.lora_state_dict(_with_alphas(tensors), unet_config=pipeline.unet.config)
     updates: Updates = {}
     for part in ("unet", "text_encoder", "text_encoder_2"):
         own = {name.removeprefix(f"{part}."): it for name, it in tensors.items() if name.startswith(f"{part}.")}
@@ -194,6 +180,8 @@ def _pairs(tensors: Mapping[str, torch.Tensor]) -> dict[str, tuple[torch.Tensor,
         other = f"{layer}.lora_B.weight"
         if found and not rest and other in tensors:
             pairs[layer] = tensors[name], tensors[other]
+            if any(it.ndim not in (2, 4) for it in pairs[layer]):
+                raise ValueError(f"{name} or its other half is no matrix")
     known = {f"{layer}.lora_{side}.weight" for layer in pairs for side in "AB"}
     if strays := sorted(tensors.keys() - known):
         raise ValueError(f"{strays[0]} is of no known format, or lacks its other half")

@@ -22,7 +22,6 @@ from workers.models.lora.adapter_file import (
     Updates,
     adapter_path,
     check_fit,
-    read_header,
     read_updates,
 )
 from workers.models.source import Source, adapter_source
@@ -66,6 +65,7 @@ class AdapterStore:
     def __init__(self, family: FamilyConfig, models: Mapping[str, Architecture], device: torch.device):
         self._family = family
         self._models = models
+        self._pipeline = next(iter(models.values())).pipeline  # the others convert names the same way
         self._device = device
         self._bound = family.adapters_mib * MEBIBYTE
         self._fetched: dict[AdapterWeights, Path] = {}
@@ -85,8 +85,7 @@ class AdapterStore:
             ConfigError: names the adapter, what is wrong with it, and the remedy.
         """
         source = adapter_source(self._family.name, use)
-        path, model = adapter_path(source, use), next(iter(self._models.values()))
-        self._check_fit(source, read_header(source, path, type(model), model.pipeline.unet.config))
+        self._check_fit(source, read_updates(source, adapter_path(source, use), self._pipeline, values=False))
 
     def load(self, uses: Sequence[AdapterUse]) -> AdapterSet:
         """The adapters of an image; loads those that are not here.
@@ -125,12 +124,11 @@ class AdapterStore:
         return self._fetched[use.weights]
 
     def _read(self, source: Source, path: Path) -> Adapter:
-        model = next(iter(self._models.values()))
-        updates = read_updates(source, path, model.pipeline)
+        updates = read_updates(source, path, self._pipeline)
         self._check_fit(source, updates)
         with path.open("rb") as file:
             id = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=6)).hexdigest()
-        dtype = model.denoiser.dtype
+        dtype = self._pipeline.unet.dtype
 
         def moved(update: LowRank) -> LowRank:
             return LowRank(*(it.to(self._device, dtype).contiguous() for it in update))

@@ -150,6 +150,7 @@ def test_an_image_without_adapters_is_the_same_after_images_with_them(engine: Fa
             lambda it: {k: torch.cat([v, v], 1) if k.endswith("proj_in.lora_A.weight") else v for k, v in it.items()},
             "proj_in of the unet of light has the shape",
         ),
+        (lambda it: it | {f"unet.nowhere.lora_{side}.weight": torch.ones(4) for side in "AB"}, "is no matrix"),
         (lambda it: {k: v * float("nan") for k, v in it.items()}, "not finite"),
     ],
 )
