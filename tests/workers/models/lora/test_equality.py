@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import peft  # noqa: F401  diffusers loads adapters with it
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
@@ -29,8 +30,6 @@ from weir.config import FamilyConfig
 from weir.plan import HEAVY, LIGHT
 from workers.engine.samplers import scheduler_for
 from workers.models.family import Family
-
-pytest.importorskip("peft", reason="diffusers loads adapters with peft")
 
 CLASSES: dict[str, Any] = {"sd": StableDiffusionPipeline, "sdxl": StableDiffusionXLPipeline}
 #: Largest difference of an 8-bit image to diffusers' own.
