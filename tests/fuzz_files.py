@@ -48,6 +48,8 @@ from weir.plan import Plan
 from weir.profiles import load_profile
 from weir.prompt_levels import LevelHead
 from weir.states import State
+from workers.models.lora.adapter_header import check_header
+from workers.models.source import Source
 
 #: Time in which a damaged file has been read or refused, seconds.
 LONGEST_S = 20
@@ -159,6 +161,11 @@ KINDS: dict[str, Kind] = {
     "a profile, to check": Kind("a.json", _shipped("deploy/profiles/weir-tiny-three.json"), check),
     "a match predictor": Kind("a.safetensors", _written(_predictor), MatchPredictor.load),
     "a level head": Kind("a.safetensors", _shipped("models/weir-tiny/levels/head.safetensors"), LevelHead.load),
+    "a LoRA adapter": Kind(
+        "a.safetensors",
+        _shipped("models/weir-tiny/adapters/noir.safetensors"),
+        lambda path: check_header(Source("weir-tiny", "adapters.a", str(path)), 192),
+    ),
     "a cache profile": Kind("a.json", _shipped("deploy/profiles/weir-tiny-cache.json"), load_selector),
     "an evaluation": Kind("a.json", lambda: _EVALUATION, Calibration.read),
     "a log of prompts": Kind("a.csv", lambda: b"prompt,similarity\na star,0.5\na box,0.25\n", read_log),

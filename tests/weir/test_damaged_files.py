@@ -25,6 +25,7 @@ def test_a_damaged_file_is_read_or_refused(kind: str) -> None:
     ("kind", "path"),
     [
         ("a family", b"../../models/weir-tiny/pipeline"),
+        ("a family", b"../../models/weir-tiny/adapters/noir.safetensors"),
         ("a service", b"../families/weir-tiny.yaml"),
         ("a service", b"../profiles/weir-tiny-cpu.json"),
         ("a service", b"../profiles/weir-tiny-cache.json"),

@@ -83,7 +83,7 @@ def read_updates(source: Source, file: Path, pipeline: Pipeline, *, values: bool
     check_kind(source, tensors)
     try:
         return _converted(tensors, settings, pipeline)
-    except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, RuntimeError, ArithmeticError, re.error) as error:
         raise source.error(f"its tensors cannot be read: {first_lines(error)}", REMEDY) from None
 
 

@@ -151,6 +151,13 @@ def test_an_image_without_adapters_is_the_same_after_images_with_them(engine: Fa
             "proj_in of the unet of light has the shape",
         ),
         (lambda it: it | {f"unet.nowhere.lora_{side}.weight": torch.ones(4) for side in "AB"}, "is no matrix"),
+        (
+            lambda it: (
+                {"lora_unet_a.lora_down.weight": torch.ones(4, 2), "lora_unet_a.lora_up.weight": torch.ones(2, 4)}
+                | {"lora_unet_a.alpha": torch.ones(3)}
+            ),
+            "its tensors cannot be read",
+        ),
         (lambda it: {k: v * float("nan") for k, v in it.items()}, "not finite"),
     ],
 )
