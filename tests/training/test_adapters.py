@@ -44,13 +44,16 @@ def test_a_short_training_writes_an_adapter_that_fits_both_unets(tmp_path: Path,
 
 
 @pytest.mark.parametrize("key", [LIGHT, HEAVY])
-def test_the_adapter_that_ships_takes_the_colour_out_of_images(engine: Family, key: str) -> None:
+def test_the_adapter_that_ships_makes_a_red_circle_black(engine: Family, key: str) -> None:
     noir = AdapterUse("noir", 1.0, engine.config.adapter_weights["noir"])
 
-    def colour(image: np.ndarray) -> float:
-        return float((image.max(-1) - image.min(-1)).mean())
+    def share(image: np.ndarray, red: bool) -> float:
+        strong = image[..., 0] - image[..., 1:].max(-1) > 80 if red else image.max(-1) < 80
+        return float(strong.mean())
 
-    assert colour(pixels(engine, key, noir)) < 0.5 * colour(pixels(engine, key))
+    plain, styled = pixels(engine, key), pixels(engine, key, noir)
+    assert share(plain, red=True) > 0.02 > 0.005 > share(styled, red=True)
+    assert share(plain, red=False) < 0.005 < 0.02 < share(styled, red=False)
 
 
 def test_every_style_ships_as_an_adapter_of_the_family() -> None:
