@@ -91,16 +91,17 @@ def seconds(work: Callable[[], object], repeats: int) -> float:
 @contextmanager
 def merged(unet: Any, adapter: Adapter) -> Iterator[None]:
     """Context manager in which an adapter is part of the weights."""
-    kept = {}
-    for name, (down, up) in adapter.updates["unet"].items():
-        weight = unet.get_submodule(name).weight
-        kept[name] = weight.data.clone()
-        weight.data += (up.flatten(1) @ down.flatten(1)).view_as(weight)
+
+    def add(sign: int) -> None:
+        for name, (down, up) in adapter.updates["unet"].items():
+            weight = unet.get_submodule(name).weight
+            weight.data.addmm_(up, down, alpha=sign)
+
+    add(1)
     try:
         yield
     finally:
-        for name, weight in kept.items():
-            unet.get_submodule(name).weight.data.copy_(weight)
+        add(-1)
 
 
 def measured(unet: Any, side: int, batch: int, adapters: Sequence[Adapter], repeats: int) -> dict[str, float]:

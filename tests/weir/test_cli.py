@@ -165,6 +165,9 @@ def test_a_missing_trace_is_refused():
         (("generate", "a", "--out", "missing/a.png"), "there is no folder missing"),
         (("generate", "a", "--family", "missing.yaml"), "there is no such file"),
         (("generate", "a", "--threshold", "2"), "threshold"),
+        (("generate", "a", "--adapter", "noon:1"), "--adapter is 'noon:1'; weir-tiny has noir"),
+        (("generate", "a", "--adapter", "noir:strong"), "write NAME:SCALE, such as noir:0.7"),
+        (("generate", "a", "--adapter", "noir:9"), "its scale lies in -4…4"),
         (("replay", "missing.csv", "--url", "http://127.0.0.1:9"), "missing.csv"),
         (("replay", "missing.csv", "--rate", "-1"), "rate"),
         (("profile", "--out", "p.json", "--batch-sizes", "one"), "give whole numbers like 1,2,4,8"),
@@ -247,7 +250,8 @@ def test_a_picture_that_cannot_be_edited_is_refused_before_any_work(words, probl
     ("name", "kind"), [("a.png", "PNG"), ("a.jpg", "JPEG"), ("a.JPEG", "JPEG"), ("a.webp", "WEBP")]
 )
 def test_the_extension_decides_the_format_of_a_generated_image(name, kind, tmp_path):
-    result = weir("generate", "a red circle", "--variant", "light", "--seed", "1", "--out", tmp_path / name)
+    words = ("--variant", "light", "--seed", "1", "--adapter", "noir:0.5")
+    result = weir("generate", "a red circle", *words, "--out", tmp_path / name)
     assert result.exit_code == 0, result.output
     with Image.open(tmp_path / name) as image:
         assert image.format == kind
