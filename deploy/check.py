@@ -130,6 +130,8 @@ def _family(path: Path) -> tuple[str, ...]:
     for key, variant in family.variants.items():
         judge = f", judged by {variant.discriminator}" if variant.discriminator else ""
         details.append(f"{key}: {variant.name}, {variant.steps} steps{judge}")
+    if family.adapters:
+        details.append(f"LoRA adapters: {', '.join(family.adapters)}")
     return tuple(details)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -57,7 +58,7 @@ def adapter_path(source: Source, use: AdapterUse) -> Path:
         ConfigError: there is no such file.
     """
     if source.folder is not None:
-        if not source.folder.is_file():
+        if not os.path.isfile(source.folder):  # Path.is_file fails in a folder that it may not read
             raise source.error("there is no such file", "give the path of a .safetensors file")
         return source.folder
     try:

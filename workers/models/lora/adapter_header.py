@@ -6,6 +6,7 @@ This finds files that are none, and adapters for another kind of model. A replic
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -39,7 +40,7 @@ def check_header(source: Source, cross_attention: object) -> None:
     Raises:
         ConfigError: names the adapter, the tensor and the remedy.
     """
-    if source.folder is None or not source.folder.is_file():
+    if source.folder is None or not os.path.isfile(source.folder):
         raise source.error("there is no such file", "give the path of a .safetensors file")
     shapes = _shapes(source, source.folder)
     check_kind(source, shapes)

@@ -85,7 +85,7 @@ class AdapterStore:
             ConfigError: names the adapter, what is wrong with it, and the remedy.
         """
         source = adapter_source(self._family.name, use)
-        self._check_fit(source, read_updates(source, adapter_path(source, use), self._pipeline, values=False))
+        self._check(source, adapter_path(source, use))
 
     def load(self, uses: Sequence[AdapterUse]) -> AdapterSet:
         """The adapters of an image; loads those that are not here.
@@ -98,8 +98,7 @@ class AdapterStore:
     def _adapter(self, use: AdapterUse) -> Adapter:
         source = adapter_source(self._family.name, use)
         path = self._path(source, use)
-        found = path.stat()
-        key = (path, found.st_mtime_ns, found.st_size)  # a file that was replaced is loaded again
+        key = (path, *_version(source, path))
         with self._lock:
             future = self._known.get(key)
             if is_new := future is None:
@@ -124,8 +123,8 @@ class AdapterStore:
         return self._fetched[use.weights]
 
     def _read(self, source: Source, path: Path) -> Adapter:
+        self._check(source, path)
         updates = read_updates(source, path, self._pipeline)
-        self._check_fit(source, updates)
         with path.open("rb") as file:
             id = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=6)).hexdigest()
         dtype = self._pipeline.unet.dtype
@@ -138,18 +137,21 @@ class AdapterStore:
         if not all(bool(tensor.isfinite().all()) for tensor in tensors):
             raise source.error("it has values that are not finite numbers", "fetch or write it again")
         size = sum(tensor.nbytes for tensor in tensors)
-        if size > self._bound:
-            what = f"it takes {size / MEBIBYTE:.0f} MiB, and adapters_mib is {self._family.adapters_mib}"
-            raise source.error(what, "raise adapters_mib in the family file")
         log.info("Loaded the adapter %s: %.1f MiB", path.name, size / MEBIBYTE)
         return Adapter(id, placed, size)
 
-    def _check_fit(self, source: Source, updates: Updates) -> None:
-        """Checks that updates fit every variant.
+    def _check(self, source: Source, path: Path) -> None:
+        """Checks by its header that an adapter fits every variant, and the bound.
 
         Raises:
             ConfigError: names the layer.
         """
+        updates = read_updates(source, path, self._pipeline, values=False)
+        elements = sum(tensor.numel() for own in updates.values() for update in own.values() for tensor in update)
+        size = elements * self._pipeline.unet.dtype.itemsize
+        if size > self._bound:
+            what = f"it takes {size / MEBIBYTE:.0f} MiB, and adapters_mib is {self._family.adapters_mib}"
+            raise source.error(what, "raise adapters_mib in the family file")
         for key, model in self._models.items():
             for part, own in updates.items():
                 module = getattr(model.pipeline, part, None)
@@ -173,6 +175,19 @@ def layers_of(module: torch.nn.Module, updates: Mapping[str, LowRank]) -> dict[s
     if hasattr(module, "text_model"):
         return dict(updates)
     return {name.removeprefix("text_model."): update for name, update in updates.items()}
+
+
+def _version(source: Source, path: Path) -> tuple[int, int]:
+    """Time of the last change and size of a file; one that was replaced is loaded again.
+
+    Raises:
+        ConfigError: it is gone.
+    """
+    try:
+        found = path.stat()
+    except OSError as error:
+        raise source.error(f"it cannot be read: {error.strerror}", "put it back, or remove the adapter") from None
+    return found.st_mtime_ns, found.st_size
 
 
 def _is_there(future: Future[Adapter]) -> bool:
