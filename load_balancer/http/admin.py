@@ -91,7 +91,7 @@ def admin(
     @router.post("/adapters", **schema.ADD)
     @_for_administrators
     async def add_adapter(request: Request) -> Response:
-        body = schema.parsed(schema.AdapterBody, await json_body(request, limits))
+        body = schema.parsed(schema.AdapterBody, await json_body(request, limits.body_bytes, limits.body_s))
         weights = body.weights
         async with changing():
             await controls.add_adapter(_who(request), body.name, weights)

@@ -69,5 +69,10 @@ class LoraRules:
         lists = {"type": "array", "items": item, "maxItems": MOST_ADAPTERS if self._adapters else 0}
         return {"anyOf": [lists, {"type": "null"}], "default": None, "description": self.accepted}
 
+    def described_in_form(self) -> dict[str, Any]:
+        """The same for a form, which has no null, and lists as JSON."""
+        lists = self.described()["anyOf"][0]
+        return {**lists, "description": f"{self.accepted}, as JSON"}
+
     def _refusal(self, problem: str) -> InvalidRequest:
         return InvalidRequest(f"{FIELD} {problem}; accepted: {self.accepted}", param=FIELD)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, Literal
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel, ConfigDict, Field
 
+from load_balancer.http.lora_rules import FIELD, LoraRules
 from load_balancer.runner.generation_request import ImageFormat
 from weir.errors import (
     BodyTooLarge,
@@ -336,11 +336,11 @@ READY: dict[str, Any] = {
 OPEN = frozenset({FILES + "/{name}", "/healthz", "/readyz"})
 
 
-def describe(app: FastAPI, version: str, loras: Callable[[], dict[str, Any]]) -> None:
+def describe(app: FastAPI, version: str, loras: LoraRules) -> None:
     """Sets the application's OpenAPI document, from the routes and the schemas of this module.
 
     Args:
-        loras: returns the schema of the field ``loras``, whose adapters may change.
+        loras: describes the field ``loras``, whose adapters may change.
     """
 
     def document() -> dict[str, Any]:
@@ -357,8 +357,12 @@ def describe(app: FastAPI, version: str, loras: Callable[[], dict[str, Any]]) ->
                     if path not in OPEN:
                         route["security"] = [{"key": []}, {}]
             app.openapi_schema = described
-        generate = app.openapi_schema["paths"][GENERATIONS]["post"]["requestBody"]
-        generate["content"]["application/json"]["schema"]["properties"]["loras"] = loras()
+        for path, kind, current in (
+            (GENERATIONS, "application/json", loras.described()),
+            (EDITS, "multipart/form-data", loras.described_in_form()),
+        ):
+            body = app.openapi_schema["paths"][path]["post"]["requestBody"]
+            body["content"][kind]["schema"]["properties"][FIELD] = current
         return app.openapi_schema
 
     app.openapi = document  # type: ignore[method-assign]

@@ -279,6 +279,7 @@ class RequestRules:
             kinds = [it for it in field.get("anyOf", [field]) if it.get("type") != "null"]
             properties[name] = {**(kinds[0] if len(kinds) == 1 else {"anyOf": kinds})}
             properties[name]["description"] = field["description"]
+        properties[FIELD] = self.loras.described_in_form()
         properties["strength"] |= {"exclusiveMinimum": 0, "maximum": 1}
         properties["cache"] |= {"enum": ["off"], "description": "off: an edit uses no cached state, and leaves none"}
         # Tools that make forms with files cannot evaluate conditions between fields.

@@ -13,11 +13,12 @@ from load_balancer.admin_controls import ControlTargets
 from load_balancer.http.admin_schema import AdapterBody, parsed
 from load_balancer.http.api import create_app
 from load_balancer.http.api_keys import ApiKeys
-from load_balancer.http.openapi import GENERATIONS
+from load_balancer.http.openapi import EDITS, GENERATIONS
 from load_balancer.http.schema import RequestRules
 from load_balancer.runner.balancer import Balancer
 from load_balancer.runner.generation_request import GenerationRequest
 from load_balancer.shared.job_ledger import JobRecord
+from testing.pictures import gradient, png
 from tests.load_balancer.malformed_requests import GOOD
 from weir.adapters import AdapterUse, AdapterWeights
 from weir.config import AdapterConfig, FamilyConfig, LimitsConfig
@@ -104,6 +105,16 @@ async def test_light_and_heavy_images_get_the_adapters_and_the_answer_names_them
     for _, _, request in pool.calls:
         uses = tuple(map(AdapterUse.from_dict, request["adapters"]))
         assert uses == (AdapterUse("night", 1.0, NIGHT), AdapterUse("sepia", 0.25, SEPIA))
+
+
+async def test_an_edit_names_adapters_as_json_in_its_form(client, pool):
+    files = {"image": ("a.png", png(gradient(ImageSize(64, 64))))}
+    loras = json.dumps([{"name": "night", "scale": 0.5}])
+    answer = await client.post(EDITS, data={**GOOD, "loras": loras}, files=files)
+    assert answer.status_code == 200, answer.text
+    assert pool.calls[-1][2]["adapters"][0]["scale"] == 0.5
+    answer = await client.post(EDITS, data={**GOOD, "loras": "night"}, files=files)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "loras")
 
 
 async def test_without_adapters_an_answer_names_none(client):
