@@ -11,6 +11,7 @@ from weir.adapters import MOST_ADAPTERS, MOST_SCALE, AdapterUse, AdapterWeights
 from weir.errors import InvalidRequest
 
 FIELD = "loras"
+_SCALE = {"type": "number", "minimum": -MOST_SCALE, "maximum": MOST_SCALE}
 
 
 class LoraBody(BaseModel):
@@ -62,17 +63,18 @@ class LoraRules:
 
     def described(self) -> dict[str, Any]:
         """JSON schema of the field, which accepts what :meth:`read` accepts."""
-        scale = {"type": "number", "minimum": -MOST_SCALE, "maximum": MOST_SCALE}
-        name = {"type": "string", **({"enum": list(self._adapters)} if self._adapters else {})}
-        properties = {"name": name, "scale": {"anyOf": [scale, {"type": "null"}]}}
-        item = {"type": "object", "properties": properties, "required": ["name"], "additionalProperties": False}
-        lists = {"type": "array", "items": item, "maxItems": MOST_ADAPTERS if self._adapters else 0}
+        lists = self._list_with({"anyOf": [_SCALE, {"type": "null"}]})
         return {"anyOf": [lists, {"type": "null"}], "default": None, "description": self.accepted}
 
     def described_in_form(self) -> dict[str, Any]:
         """The same for a form, which has no null, and lists as JSON."""
-        lists = self.described()["anyOf"][0]
-        return {**lists, "description": f"{self.accepted}, as JSON"}
+        return {**self._list_with(_SCALE), "description": f"{self.accepted}, as JSON"}
+
+    def _list_with(self, scale: dict[str, Any]) -> dict[str, Any]:
+        name = {"type": "string", **({"enum": list(self._adapters)} if self._adapters else {})}
+        properties = {"name": name, "scale": scale}
+        item = {"type": "object", "properties": properties, "required": ["name"], "additionalProperties": False}
+        return {"type": "array", "items": item, "maxItems": MOST_ADAPTERS if self._adapters else 0}
 
     def _refusal(self, problem: str) -> InvalidRequest:
         return InvalidRequest(f"{FIELD} {problem}; accepted: {self.accepted}", param=FIELD)
