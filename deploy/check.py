@@ -22,7 +22,7 @@ from traces.loader import FORMS, load_trace
 from weir.approximation_levels import Ladder, load_ladder
 from weir.config import FamilyConfig, ServiceConfig, load_family, load_keys
 from weir.errors import ConfigError, PlanError
-from weir.json_files import read_json
+from weir.json_files import parsed_json, read_json
 from weir.plan import Plan
 from weir.profiles import Profile, load_profile
 from weir.prompt_levels import LevelHead
@@ -90,8 +90,8 @@ def _fields(path: Path) -> dict[str, Any] | None:
             which may contain API keys.
     """
     try:
-        fields = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (ValueError, RecursionError) as error:
+        fields = parsed_json(path.read_text(encoding="utf-8-sig"))
+    except ValueError as error:
         if path.suffix == ".json":
             line = f" from line {error.lineno} on" if isinstance(error, json.JSONDecodeError) else ""
             raise ConfigError(f"{path}: is not valid JSON{line}") from None

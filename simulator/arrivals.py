@@ -96,6 +96,8 @@ def _numbered(path: Path) -> Arrivals | None:
             rows = [row for row in csv.reader(file) if row]
     except (OSError, UnicodeDecodeError):
         raise ConfigError(f"{path}: the file does not exist or cannot be read") from None
+    except csv.Error:
+        return None
     if rows and [c.strip() for c in rows[0]] == ["offset_ms", "prompt_id"]:
         rows = rows[1:]
     try:

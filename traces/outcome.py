@@ -109,6 +109,8 @@ def _image_path(cell: str) -> str:
 
 
 _TEXTS = ("error", "prompt", "model", "id", "image", "reason", "size")
+#: Columns without which a row means nothing.
+_NEEDED = tuple(it.name for it in fields(RequestOutcome) if "None" not in str(it.type))
 _READERS: dict[str, Callable[[str], Any]] = {
     **dict.fromkeys(_TEXTS, _text),
     "image": _image_path,
@@ -199,7 +201,8 @@ def read_outcomes(path: Path | str) -> list[RequestOutcome]:
                 for column in COLUMNS:
                     cell = row[column]
                     try:
-                        values[column] = _READERS[column](cell) if cell or column in _TEXTS else None
+                        given = cell or column in _TEXTS or column in _NEEDED
+                        values[column] = _READERS[column](cell) if given else None
                     except (KeyError, TypeError, ValueError):
                         raise ConfigError(
                             f"{path}: line {reader.line_num}, column {column}: invalid value {cell!r}; replay again"
@@ -207,6 +210,6 @@ def read_outcomes(path: Path | str) -> list[RequestOutcome]:
                 outcomes.append(RequestOutcome(**values))
     except FileNotFoundError:
         raise ConfigError(f"{path}: there is no such file; create it with `weir replay`") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise ConfigError(f"{path}: cannot be read: {error}") from None
     return sorted(outcomes, key=lambda o: o.index)

@@ -32,7 +32,9 @@ MOST_AHEAD = 2**32
 
 
 def _finite(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return abs(value) <= MOST if isinstance(value, int) else math.isfinite(value)
 
 
 def _whole(value: Any, least: int = 0) -> bool:
@@ -413,4 +415,6 @@ def _known(given: Mapping[str, Any], of: type[Any], where: str) -> None:
 def _number(value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise PlanError(f"{value!r} is not a number")
+    if isinstance(value, int) and abs(value) > MOST:
+        raise PlanError(f"{str(value)[:20]}… is too large a number")
     return float(value)

@@ -8,7 +8,6 @@ quality only the whole heavy run keeps. The file is safetensors and names its en
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import shutil
 from itertools import pairwise
@@ -21,6 +20,7 @@ from safetensors.numpy import save
 
 from weir.errors import ConfigError
 from weir.files import make_folder, written_whole
+from weir.json_files import parsed_json
 
 log = logging.getLogger(__name__)
 
@@ -167,7 +167,7 @@ class LevelHead:
                 kept = file.metadata() or {}
                 if kept.get("format") != _FORMAT:
                     raise ValueError(f"format {kept.get('format')}")
-                about = LevelAbout.model_validate(json.loads(kept["about"]))
+                about = LevelAbout.model_validate(parsed_json(kept["about"]))
                 found = cls(file.get_tensor("weights"), file.get_tensor("cuts"), about)
         except ValidationError as error:
             problems = "; ".join(f"{'.'.join(map(str, p['loc']))}: {p['msg']}" for p in error.errors())

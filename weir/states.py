@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from weir.core import ImageRequest
 from weir.errors import StateRefused
+from weir.json_files import parsed_json
 
 if TYPE_CHECKING:
     import numpy as np
@@ -69,14 +70,12 @@ class State:
         Raises:
             StateRefused: the bytes are damaged, or are not a state.
         """
-        import json
-
         from safetensors import SafetensorError
         from safetensors.numpy import load
 
         try:
             latent = load(data)["latent"]
-            fields = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
+            fields = parsed_json(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
             return cls(latent, int(fields["step"]), int(fields["steps"]), fields["sampler"], fields["model"])
         except (SafetensorError, KeyError, ValueError, TypeError) as error:
             raise StateRefused(f"not a stored state: {type(error).__name__}: {error}") from None

@@ -25,6 +25,7 @@ from cache.store.seal import Compression, seal, unseal
 from weir import metrics as metrics_of
 from weir.core import ImageRequest
 from weir.errors import StateRefused
+from weir.json_files import parsed_json
 from weir.states import PREFIX, State, state_key
 from weir.telemetry import Metrics, NoMetrics
 
@@ -243,7 +244,7 @@ class SealedStore:
         try:
             body, _ = self._unseal(key, value)
             fields = _metadata(body)
-            sizes = {int(k): int(n) for k, n in json.loads(fields["sizes"]).items() if int(k) in states}
+            sizes = {int(k): int(n) for k, n in parsed_json(fields["sizes"]).items() if int(k) in states}
             tensors = load(body)
             record = Record(
                 fields["partition"],
@@ -301,4 +302,4 @@ def _read_state(body: bytes, compression: Compression) -> State:
 
 def _metadata(body: bytes) -> dict[str, Any]:
     """The metadata of safetensors, whose format is eight bytes of length, a JSON header, then the tensors."""
-    return json.loads(body[8 : 8 + int.from_bytes(body[:8], "little")])["__metadata__"]
+    return parsed_json(body[8 : 8 + int.from_bytes(body[:8], "little")])["__metadata__"]

@@ -18,6 +18,7 @@ from load_balancer.http.body import JSON, chunks, content_type, in_time, json_bo
 from load_balancer.http.schema import EditBody
 from weir.config import LimitsConfig
 from weir.errors import BodyTooLarge, InvalidRequest
+from weir.json_files import parsed_json
 
 FORM = "multipart/form-data"
 #: Number of pictures that OpenAI's API takes, a mask included, and of fields of a form.
@@ -105,8 +106,8 @@ def _from_form(form: FormData, most_bytes: int) -> EditUpload:
 
 def _from_json(raw: bytes, most_bytes: int) -> EditUpload:
     try:
-        fields = json.loads(raw)
-    except (ValueError, RecursionError) as error:
+        fields = parsed_json(raw)
+    except ValueError as error:
         raise InvalidRequest(f"the body is not valid JSON: {str(error)[:200]}") from None
     if not isinstance(fields, dict):
         raise InvalidRequest("the body has to be a JSON object")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from tests.fuzz_files import KINDS, fuzz, place, read_damaged
@@ -44,6 +46,40 @@ def test_a_path_that_no_system_takes_is_refused_or_a_name_of_the_hub(kind: str, 
 def test_a_file_that_is_nested_too_deeply_is_refused_at_once(kind: str, content: bytes) -> None:
     with place() as folder:
         read_damaged(KINDS[kind], content, folder)
+
+
+@pytest.mark.parametrize("kind", [name for name in KINDS if KINDS[name].name.endswith(".json")])
+@pytest.mark.parametrize("number", [b"9" * 400, b"-" + b"9" * 400], ids=["large", "small"])
+def test_a_number_that_no_float_holds_is_refused_wherever_it_stands(kind: str, number: bytes) -> None:
+    content = KINDS[kind].valid()
+    places = [it.span() for it in re.finditer(rb"(?<=[\s\[:,])\d+(?=[\s\],}])", content)]
+    with place() as folder:
+        for start, end in places[:40]:
+            read_damaged(KINDS[kind], content[:start] + number + content[end:], folder)
+
+
+@pytest.mark.parametrize("kind", [name for name in KINDS if KINDS[name].name.endswith(".csv")])
+def test_a_cell_that_is_too_long_for_a_reader_is_refused(kind: str) -> None:
+    with place() as folder:
+        read_damaged(KINDS[kind], b"a" * 200_000 + b"\n" + KINDS[kind].valid(), folder)
+        read_damaged(KINDS[kind], KINDS[kind].valid() + b"a" * 200_000, folder)
+
+
+def test_outcomes_without_an_index_are_refused_by_line_and_column() -> None:
+    kind = KINDS["outcomes of a replay"]
+    header, row, *_ = kind.valid().splitlines()
+    with place() as folder:
+        path = folder / kind.name
+        path.write_bytes(b"\n".join([header, row, row.partition(b",")[1] + row.partition(b",")[2], b""]))
+        with pytest.raises(ConfigError, match="line 3, column index"):
+            kind.read(path)
+
+
+@pytest.mark.parametrize("kind", ["a state", "a record of the cache"])
+def test_a_header_that_is_nested_too_deeply_is_refused(kind: str) -> None:
+    with place() as folder:
+        read_damaged(KINDS[kind], (100_000).to_bytes(8, "little") + b"[" * 100_000, folder)
+        read_damaged(KINDS[kind], b"[" * 100_000, folder)
 
 
 @pytest.mark.parametrize("number", [b"1e999", b"-1e999", b"Infinity", b"NaN", b"9" * 5000])

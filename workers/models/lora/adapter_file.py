@@ -6,7 +6,6 @@ does not fit is refused before anything is loaded.
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import re
@@ -24,6 +23,7 @@ from huggingface_hub import hf_hub_download
 from safetensors import SafetensorError, safe_open
 
 from weir.adapters import AdapterUse
+from weir.json_files import parsed_json, read_json
 from workers.models.architectures.architecture import Pipeline
 from workers.models.lora.adapter_header import REMEDY, check_kind
 from workers.models.source import Source, first_lines
@@ -122,10 +122,10 @@ def _tensors(file: Path, values: bool) -> tuple[dict[str, torch.Tensor], dict[st
             shape = opened.get_slice(name).get_shape()
             single = math.prod(shape) == 1
             tensors[name] = opened.get_tensor(name) if values or single else torch.empty(shape, device="meta")
-        settings = json.loads((opened.metadata() or {}).get(_METADATA, "{}"))
+        settings = parsed_json((opened.metadata() or {}).get(_METADATA, "{}"))
     beside = file.with_name("adapter_config.json")
     if not settings and beside.exists() and all(name.startswith(_WRAPPED) for name in tensors):
-        settings = {f"unet.{key}": value for key, value in json.loads(beside.read_text()).items()}
+        settings = {f"unet.{key}": value for key, value in read_json(beside).items()}
     return tensors, settings
 
 
