@@ -1,4 +1,4 @@
-"""What ``/v1/models`` says about each model: its sizes, and its own values of the fields that a request may replace."""
+"""What ``/v1/models`` says about each model: its sizes and samplers, and its own values of the fields that a request may replace."""
 
 from __future__ import annotations
 
@@ -45,6 +45,7 @@ class ModelList:
                 "root": aliases.get(name, name),
                 "sizes": [str(size) for size in sizes],
                 "any_size": None if sizes.others is None else sizes.others.model_dump(),
+                "samplers": list(family.samplers_of(variant or family.keys[-1])),
                 "defaults": defaults(family, variant, cache_mode),
             }
             for name, variant in variants.items()

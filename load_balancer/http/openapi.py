@@ -146,6 +146,7 @@ class Model(Described):
     owned_by: str
     root: str = Field(description="the model that an alias stands for, or the model itself")
     sizes: list[str] = Field(description="sizes that requests may use; the first one is the model's own")
+    samplers: list[str] = Field(description="samplers that requests may use; the first is the model's own")
     any_size: SizeRange | None = Field(
         description="range of further sizes that requests may use: both sides lie in `least_side` to `most_side`, are "
         "multiples of `multiple`, and have at most `pixels` pixels; null: there are no others"

@@ -28,6 +28,7 @@ DOUBTFUL = Profile.model_validate(
 SIZED = {
     **FAMILY,
     "sizes": [32, "96x64"],
+    "samplers": ["dpmpp-2m-karras"],
     "any_size": {"multiple": 8, "least_side": 30, "most_side": 128, "pixels": 96 * 96},
 }
 PATIENCE_S = 60

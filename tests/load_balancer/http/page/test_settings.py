@@ -56,6 +56,19 @@ def test_a_size_beyond_the_limits_is_not_sent(page, requests, width, height, val
     assert requests == []
 
 
+def test_a_sampler_of_the_family_can_be_chosen_for_its_last_variant(page, requests):
+    own = page.options("sampler")[""]
+    assert page.options("sampler") == {"": own, "dpmpp-2m-karras": "dpmpp-2m-karras"}
+    assert own.endswith("(default)")
+    page.draw(sampler="dpmpp-2m-karras")
+    assert requests[-1].sampler == "dpmpp-2m-karras"
+    page.fill(sampler="")
+    page.find("again").click()
+    assert page.filled()["sampler"] == "dpmpp-2m-karras"
+    page.fill(model="toy/light")
+    assert "sampler" not in page.offered()
+
+
 def test_steps_guidance_and_negative_prompt_are_those_of_the_form(page, requests):
     page.draw(num_inference_steps=31, guidance_scale=4.5, negative_prompt="a blue star", partial_images=0, seed=7)
     asked = requests[-1]
@@ -74,7 +87,7 @@ def test_fields_left_empty_keep_the_models_own_values_which_the_form_shows(page,
 
 def test_only_what_suits_the_chosen_model_is_offered_and_sent(page, requests):
     general = {"prompt", "model", "size", "n", "seed", "partial_images"}
-    assert page.offered() == general | {"negative_prompt", "num_inference_steps", "guidance_scale"}
+    assert page.offered() == general | {"negative_prompt", "num_inference_steps", "guidance_scale", "sampler"}
     page.fill(num_inference_steps=31, guidance_scale=4.5, negative_prompt="a star", model="toy/light")
     assert page.offered() == general  # the light variant takes no steps, runs without guidance, and has no cache
     page.draw()
