@@ -1,4 +1,4 @@
-"""What ``/v1/models`` says about each model: its sizes and samplers, and its own values of the fields that a request may replace."""
+"""What ``/v1/models`` says about each model: sizes, samplers, and its own values of what a request may replace."""
 
 from __future__ import annotations
 
