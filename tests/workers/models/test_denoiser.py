@@ -18,6 +18,7 @@ from weir.config import FamilyConfig
 from weir.core import ImageRequest, Overrides, Resume, WarmStart
 from weir.errors import InvalidRequest, StateRefused, WeirError
 from weir.plan import HEAVY, LIGHT
+from weir.prompts import Prompt
 from weir.states import State, capture_steps
 from workers.engine.engine import DenoiseJob, denoise_job, recipe
 from workers.engine.samplers import TCD_GAMMA, Sampler, scheduler_for
@@ -339,8 +340,8 @@ def test_a_prompt_is_encoded_once(tiny: Family, monkeypatch: pytest.MonkeyPatch)
     asked: list[str] = []
     real = StableDiffusionXL.encode
 
-    def counted(model: Any, prompts: list[str]) -> Any:
-        asked.extend(prompts)
+    def counted(model: Any, prompts: list[Prompt]) -> Any:
+        asked.extend(part.text for prompt in prompts for part in prompt)
         return real(model, prompts)
 
     monkeypatch.setattr(StableDiffusionXL, "encode", counted)
