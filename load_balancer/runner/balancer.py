@@ -167,29 +167,12 @@ class Balancer:
         first_seed = secrets.randbelow(2**32) if request.seed is None else request.seed
         name = uuid.uuid4().hex
         images = tuple(f"{name}-{index}" for index in range(request.n))
-        checked = self._family.safety_checker is not None and request.level != "off"
 
         async def generate(index: int, show: Callable[[PartialImage], None]) -> GeneratedImage:
             REQUEST_ID.set(request.id)
             # Images that resume from one state are nearly the same, and a request for several wants different ones.
             own = task if index == 0 else task._replace(cache="off")
-            wanted = ImageRequest(
-                id=images[index],
-                request_id=request.id,
-                prompt=request.prompt,
-                seed=(first_seed + index) % SEEDS,
-                size=request.size,
-                deadline=task.deadline,
-                negative_prompt=request.negative_prompt,
-                prompt_syntax=request.prompt_syntax,
-                overrides=Overrides(request.steps, request.guidance, request.sampler),
-                adapters=request.adapters,
-                edit=request.edit,
-                tenant=request.caller.tenant,
-                moderation=request.level,
-                # Nobody has checked an unfinished image.
-                previews=0 if checked else request.partial_images,
-            )
+            wanted = self._image_request(request, images[index], (first_seed + index) % SEEDS, task.deadline)
             try:
                 self.observations.admitted(wanted.id, task.admitted_at)
                 image = await self._runner.generate(own, wanted, lambda *shown: show(PartialImage(index, *shown)))
@@ -208,6 +191,27 @@ class Balancer:
         if request.caller.priority != "batch":
             self._shares.begun(request.caller.tenant, images, self.dispatcher.run_s(self._forecast.kind(first)))
         return GenerationTask(request, images, generate, ended)
+
+    def _image_request(self, request: GenerationRequest, image: str, seed: int, deadline: float) -> ImageRequest:
+        """The request for one image of a request."""
+        checked = self._family.safety_checker is not None and request.level != "off"
+        return ImageRequest(
+            id=image,
+            request_id=request.id,
+            prompt=request.prompt,
+            seed=seed,
+            size=request.size,
+            deadline=deadline,
+            negative_prompt=request.negative_prompt,
+            prompt_syntax=request.prompt_syntax,
+            overrides=Overrides(request.steps, request.guidance, request.sampler),
+            adapters=request.adapters,
+            edit=request.edit,
+            tenant=request.caller.tenant,
+            moderation=request.level,
+            # Nobody has checked an unfinished image.
+            previews=0 if checked else request.partial_images,
+        )
 
     def price(self, request: GenerationRequest) -> float:
         """Number of images of the family's own size and steps that take the work of a request; at least its number of
