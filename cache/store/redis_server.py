@@ -9,6 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,6 +21,8 @@ from weir.ports import free_port
 
 _START_S = 10.0
 _CONFIG = "redis.conf"
+#: Number of free ports to try, besides the last one.
+_TRIES = 2
 
 
 def server_binary() -> str:
@@ -50,6 +53,10 @@ def _carried(package: str, pattern: str) -> Iterator[Path]:
         yield from sorted(Path(folder).glob(pattern))
 
 
+class _PortTaken(ServiceError):
+    """Another process listens on the port of the server, or on that of its cluster bus."""
+
+
 @dataclass
 class RedisServer:
     """A running server. It stores nothing on disk, and :meth:`stop` ends it.
@@ -74,13 +81,20 @@ class RedisServer:
         """Starts a server and waits until it answers.
 
         Args:
+            port: None: a free one. Another process may take it before the server does, and then another port is tried.
             parent: folder for the server's own folder; None: the system's for temporary files.
 
         Raises:
             ServiceError: the server does not start; the message has the end of its log.
         """
-        port = port or free_port()
         password = password or secrets.token_urlsafe(24)
+        for _ in range(_TRIES if port is None else 0):
+            with suppress(_PortTaken):
+                return cls._started(free_port(), password, options, parent)
+        return cls._started(port or free_port(), password, options, parent)
+
+    @classmethod
+    def _started(cls, port: int, password: str, options: tuple[str, ...], parent: Path | None) -> RedisServer:
         folder = Path(tempfile.mkdtemp(prefix="weir-redis-", dir=parent))
         config = folder / _CONFIG  # not on the command line, which every user of the machine can read
         lines = [f"bind 127.0.0.1\nport {port}\nrequirepass {password}\ndir {folder}\nlogfile {folder / 'log'}"]
@@ -99,7 +113,9 @@ class RedisServer:
         log = folder / "log"
         lines = log.read_text(errors="replace").strip().splitlines()[-3:] if log.exists() else []
         server.stop()
-        raise ServiceError(f"redis-server did not come up on port {port}: {' '.join(lines) or 'its log is empty'}")
+        said = " ".join(lines) or "its log is empty"
+        kind = _PortTaken if "already in use" in said else ServiceError
+        raise kind(f"redis-server did not come up on port {port}: {said}")
 
     def restart_if_ended(self) -> bool:
         """Starts the server again, empty and at the same URL, if its process has ended; returns whether it had."""

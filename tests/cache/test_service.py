@@ -41,6 +41,14 @@ async def tended(service: CacheService) -> CacheService:
     return service
 
 
+async def started(service: CacheService) -> CacheService:
+    """Waits until the service has read its store. A store that does not answer in time is read again later."""
+    while not (await tended(service))._rebuilt_from_store:
+        await asyncio.sleep(0.1)
+        await service.check_health()
+    return service
+
+
 async def draw(service: CacheService, store: SealedStore, name: str) -> None:
     found = await service.lookup(name, "acme", "a red circle", HERE)
     assert found["capture"]
@@ -53,7 +61,7 @@ async def test_a_store_that_starts_after_the_cache_is_read_later(
 ) -> None:
     backend = RedisBackend(server.url, read_s=0.5, write_s=0.5)
     store = SealedStore(backend, SECRET)
-    await draw(await tended(running(server.url, monkeypatch)), store, "earlier")
+    await draw(await started(running(server.url, monkeypatch)), store, "earlier")
     kept = {key: backend.get(key) for key in backend.keys("weir:")}
     server.process.kill()
     server.process.wait()
@@ -91,7 +99,7 @@ async def test_a_store_that_starts_after_the_cache_is_read_later(
 async def test_a_failed_deletion_is_retried_by_a_later_health_check(
     server: RedisServer, store: SealedStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    service = await tended(running(server.url, monkeypatch))
+    service = await started(running(server.url, monkeypatch))
     await draw(service, store, "a")
     found = await service.lookup("b", "acme", "a red circle", HERE)
 
@@ -108,7 +116,7 @@ async def test_a_failed_deletion_is_retried_by_a_later_health_check(
 
 
 async def test_a_lookup_is_a_span_of_the_callers_trace(server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    service = await tended(running(server.url, monkeypatch))
+    service = await started(running(server.url, monkeypatch))
     store = SealedStore(RedisBackend(server.url, read_s=0.5, write_s=0.5), SECRET)
     await draw(service, store, "earlier")
     with recorded("cache") as collector:
@@ -122,7 +130,7 @@ async def test_a_lookup_is_a_span_of_the_callers_trace(server: RedisServer, monk
 async def test_a_client_that_leaves_during_its_lookup_leaves_no_state_pinned(
     server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    service = await tended(running(server.url, monkeypatch))
+    service = await started(running(server.url, monkeypatch))
     await draw(service, SealedStore(RedisBackend(server.url, read_s=0.5, write_s=0.5), SECRET), "earlier")
     for number in range(50):
         lookup = asyncio.create_task(service.lookup(f"gone-{number}", "acme", "a red circle", HERE))
@@ -137,7 +145,7 @@ async def test_a_client_that_leaves_during_its_lookup_leaves_no_state_pinned(
 async def test_an_end_that_overtakes_its_lookup_leaves_no_state_pinned(
     server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    service = await tended(running(server.url, monkeypatch))
+    service = await started(running(server.url, monkeypatch))
     await draw(service, SealedStore(RedisBackend(server.url, read_s=0.5, write_s=0.5), SECRET), "earlier")
     await service.finish([CacheReport("gone")])
     await service.lookup("gone", "acme", "a red circle", HERE)
@@ -153,7 +161,7 @@ def query(name: str, prompt: str = "a red circle", **settings: Any) -> Query:
 async def test_the_vector_of_a_lookup_is_the_vector_of_the_entry_that_it_inserts(
     server: RedisServer, store: SealedStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    service, encoder = await tended(running(server.url, monkeypatch, encoder_replicas=1)), WordEncoder()
+    service, encoder = await started(running(server.url, monkeypatch, encoder_replicas=1)), WordEncoder()
     vectors = encoder.encode(["a red circle", "a blue star"])
     [found, other] = await service.search([query("a"), query("b", "a blue star")], vectors, encoder.version)
     assert found
@@ -168,13 +176,13 @@ async def test_the_vector_of_a_lookup_is_the_vector_of_the_entry_that_it_inserts
 
 
 async def test_vectors_of_another_encoder_are_refused(server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    service, encoder = await tended(running(server.url, monkeypatch, encoder_replicas=1)), WordEncoder()
+    service, encoder = await started(running(server.url, monkeypatch, encoder_replicas=1)), WordEncoder()
     with pytest.raises(ConfigError, match="encoded with words-2, and the index has vectors of words-1024"):
         await service.search([query("a")], encoder.encode(["a red circle"]), "words-2")
 
 
 async def test_a_lookup_that_fails_fails_alone(server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    service, encoder = await tended(running(server.url, monkeypatch, encoder_replicas=1)), WordEncoder()
+    service, encoder = await started(running(server.url, monkeypatch, encoder_replicas=1)), WordEncoder()
     vectors = encoder.encode(["a red circle"] * 2)
     broken = query("a", guidance="no number")
     [none, found] = await service.search([broken, query("b")], vectors, encoder.version)
