@@ -75,7 +75,7 @@ def mixed(trace: Iterable[Arrival], adapters: list[str], picture: str) -> list[A
         size, adapter, kind = str(chance.choice(SIZES)), chance.random(), chance.random()
         body = {**ask.body, "size": size}
         if kind < EDITED:
-            asks.append(Ask("edit", {**body, "image": picture, "strength": STRENGTH}))
+            asks.append(Ask("edit", {**body, "images": [{"image_url": picture}], "strength": STRENGTH}))
         elif adapter < 2 * ADAPTED:
             name = adapters[int(adapter // ADAPTED)]
             asks.append(Ask(f"adapter {name}", {**body, "loras": [{"name": name}]}))
