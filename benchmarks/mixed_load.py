@@ -30,6 +30,7 @@ from rich.table import Table
 from benchmarks import command, served
 from load_balancer.http.openapi import EDITS, GENERATIONS
 from quality.clip import ClipScorer
+from testing.service_files import service_file
 from traces.loader import load_trace
 from traces.trace import Arrival, Trace
 from weir.assets import FAMILY, ROOT
@@ -37,6 +38,8 @@ from weir.config import load_family
 
 SERVICE = ROOT / "deploy" / "configs" / "weir-tiny.yaml"
 SIZES = ("64x64", "96x64", "64x96")
+#: Deadline of the embedded service.
+SLO_S = 10.0
 #: Shares of the mixed images with each of two adapters, and of those that edit a picture.
 ADAPTED, EDITED = 0.25, 0.2
 STRENGTH = 0.6
@@ -105,7 +108,7 @@ async def send(url: str, trace: Trace, asks: list[Ask]) -> list[Answered]:
     return [it.result() for it in sent]
 
 
-def rows(answered: list[Answered], slo_s: float, clip: ClipScorer) -> Iterable[tuple[str, ...]]:
+def rows(answered: list[Answered], clip: ClipScorer) -> Iterable[tuple[str, ...]]:
     """The figures of each kind, and of all."""
     kinds = sorted({it.ask.kind for it in answered})
     for kind in (*kinds, "all") if len(kinds) > 1 else kinds:
@@ -116,8 +119,8 @@ def rows(answered: list[Answered], slo_s: float, clip: ClipScorer) -> Iterable[t
         yield (
             kind,
             str(len(those)),
-            f"{np.mean([it.latency_s > slo_s for it in those]):.1%}",
-            f"{sum(it.latency_s <= slo_s for it in those)}",
+            f"{np.mean([it.latency_s > SLO_S for it in those]):.1%}",
+            f"{sum(it.latency_s <= SLO_S for it in those)}",
             "–" if not there else f"{np.median(latencies):.2f}",
             "–" if not there else f"{np.percentile(latencies, 99):.2f}",
             "–" if not there else f"{np.mean([it.light for it in there]):.0%}",
@@ -132,32 +135,17 @@ def score(clip: ClipScorer, it: Answered) -> float:
     return float(clip.score(pixels[None], [it.ask.body["prompt"]])[0])
 
 
-def service_file(folder: Path) -> tuple[Path, list[str]]:
+def mixed_service(folder: Path) -> tuple[Path, list[str]]:
     """The embedded service with two adapters: the one that it ships, under a second name too."""
-    family = yaml.safe_load(FAMILY.read_text())
-    here = FAMILY.parent
-
-    def absolute(fields: dict[str, Any]) -> dict[str, Any]:
-        return {
-            key: absolute(it)
-            if isinstance(it, dict)
-            else str((here / it).resolve())
-            if isinstance(it, str) and it.startswith(".")
-            else it
-            for key, it in fields.items()
-        }
-
-    family = absolute(family)
-    [name, shipped] = next(iter(family["adapters"].items()))
-    family["adapters"] = {name: shipped, f"{name}-2": shipped}
-    (folder / "family.yaml").write_text(yaml.safe_dump(family))
-    service = yaml.safe_load(SERVICE.read_text())
-    service["family"] = "family.yaml"
-    service["profile"] = str((SERVICE.parent / service["profile"]).resolve())
-    service["cache"]["selector"] = str((SERVICE.parent / service["cache"]["selector"]).resolve())
-    config = folder / "mixed.yaml"
-    config.write_text(yaml.safe_dump(service))
-    return config, list(family["adapters"])
+    family = load_family(FAMILY)
+    [(name, shipped)] = family.adapters.items()
+    both = family.model_copy(update={"adapters": {name: shipped, f"{name}-2": shipped}})
+    fields = both.model_dump(mode="json", exclude_defaults=True)
+    (folder / "family.yaml").write_text(yaml.safe_dump(fields, sort_keys=False))
+    config = service_file(
+        SERVICE, folder / "mixed.yaml", policy="weir", slo_s=SLO_S, family=str(folder / "family.yaml")
+    )
+    return config, list(both.adapters)
 
 
 def picture() -> str:
@@ -181,12 +169,11 @@ def main() -> None:
     columns = ("load", "kind", "requests", "late or none", "in time", "p50, s", "p99, s", "light", "CLIP score")
     table = Table(*columns)
     with tempfile.TemporaryDirectory() as name:
-        config, adapters = service_file(Path(name))
-        slo_s = float(yaml.safe_load(config.read_text())["slo_s"])
+        config, adapters = mixed_service(Path(name))
         with served(config, Path(name) / "state") as service:
             for _ in range(given.runs):
                 for load, asks in (("squares", plain(trace)), ("mixed", mixed(trace, adapters, picture()))):
-                    for row in rows(asyncio.run(send(service.url, trace, asks)), slo_s, clip):
+                    for row in rows(asyncio.run(send(service.url, trace, asks)), clip):
                         table.add_row(load, *row)
     Console(width=110).print(table)
 

@@ -18,7 +18,7 @@ from weir.config import CacheConfig, FamilyConfig, LimitsConfig, load_family
 from weir.core import Edit, ImageSize
 from weir.errors import ConfigError, InvalidRequest
 from weir.files import check_place, file_format, written_whole
-from weir.prompts import PromptSyntax, check
+from weir.prompts import PromptSyntax, check_weights
 
 if TYPE_CHECKING:
     from load_balancer.runner.generation_request import ImageFormat
@@ -91,7 +91,7 @@ def generate(
         wanted = None if size is None else _size(size)
         syntax: PromptSyntax = "weighted" if weighted else "plain"
         for param, text in (("prompt", prompt), ("negative_prompt", negative_prompt)):
-            check(param, text, syntax)
+            check_weights(param, text, syntax)
         adapters = _adapters(adapter or (), config)
         own = next((it for it in config.allowed_samplers if it == sampler), None)
         if sampler is not None and own is None:

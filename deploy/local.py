@@ -22,6 +22,7 @@ from deploy.state import FOLDER, Service, StateFile, find, find_killed
 from deploy.supervisor import Progress, ServiceProcess, Start, end_service, grace_s, stop_signals
 from weir.config import FamilyConfig, ServiceConfig, load_keys, load_service
 from weir.errors import ConfigError, ServiceError, WeirError
+from weir.own_code import is_own, own
 from weir.ports import listenable
 from weir.profiles import load_profile
 from workers.models.checkpoint import check_family
@@ -182,6 +183,10 @@ def checked(config_path: Path | str) -> tuple[ServiceConfig, FamilyConfig]:
     for profile in filter(None, (service.profile, service.pool.emulate)):
         load_profile(profile, family.keys, family.size)
     check_choices(service.cache)
+    if service.prompt_filter is not None:
+        own(service.prompt_filter, "prompt_filter")
+    if family.safety_checker is not None and is_own(family.safety_checker):
+        own(family.safety_checker, "safety_checker")
     if service.controlled:
         _check_policy(config_path, service)
     if service.keys_file is not None:

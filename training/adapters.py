@@ -9,7 +9,7 @@ as when it was distilled.
 
 from __future__ import annotations
 
-import sys
+import argparse
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -200,5 +200,9 @@ def train_styles(folder: Path, work: Path, budget: Budget, seed: int) -> None:
 
 
 if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="Trains the LoRA adapters of a family that `weir train` has written.")
+    parser.add_argument("folder", type=Path, help="folder of the family; the adapters are written to adapters in it")
+    parser.add_argument("--work", type=Path, default=Path("training/work"), help="folder of data and checkpoints")
+    given = parser.parse_args()
     torch.set_num_threads(1)
-    train_styles(Path(sys.argv[1]), Path("training/work/adapters"), Budget(), seed=5)
+    train_styles(given.folder, given.work / "adapters", Budget(), seed=5)

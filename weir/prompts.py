@@ -73,7 +73,12 @@ def _escaped(token: str) -> bool:
     return len(token) == 2 and token[0] == "\\"
 
 
-def check(param: str, prompt: str, syntax: PromptSyntax) -> None:
+def plain_text(prompt: str, syntax: PromptSyntax) -> str:
+    """What a prompt says, without the characters that give weights."""
+    return "".join(part.text for part in parsed(prompt, syntax))
+
+
+def check_weights(param: str, prompt: str, syntax: PromptSyntax) -> None:
     """Checks the weights that a prompt names.
 
     Raises:

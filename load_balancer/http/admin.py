@@ -37,6 +37,9 @@ def admin(
     def state() -> Response:
         return reply(balancer.admin_state())
 
+    async def body_of(request: Request, kind: type[schema.Body]) -> schema.Body:
+        return schema.parsed(kind, await json_body(request, limits.body_bytes, limits.body_s))
+
     @router.get("/plan", **schema.SHOW)
     @_for_administrators
     async def show(request: Request) -> Response:
@@ -45,7 +48,7 @@ def admin(
     @router.put("/pin", **schema.set_pin(variants))
     @_for_administrators
     async def pin(request: Request) -> Response:
-        body = schema.parsed(schema.PinBody, await json_body(request, limits.body_bytes, limits.body_s))
+        body = await body_of(request, schema.PinBody)
         async with changing():
             controls.set_pin(_who(request), body.values, body.for_s, body.reason)
         return state()
@@ -60,7 +63,7 @@ def admin(
     @router.put("/policy", **schema.SWITCH)
     @_for_administrators
     async def policy(request: Request) -> Response:
-        body = schema.parsed(schema.PolicyBody, await json_body(request, limits.body_bytes, limits.body_s))
+        body = await body_of(request, schema.PolicyBody)
         async with changing():
             await controls.switch_policy(_who(request), body.policy)
         return state()
@@ -68,7 +71,7 @@ def admin(
     @router.put("/replicas", **schema.SCALE)
     @_for_administrators
     async def scale(request: Request) -> Response:
-        body = schema.parsed(schema.ScaleBody, await json_body(request, limits.body_bytes, limits.body_s))
+        body = await body_of(request, schema.ScaleBody)
         async with changing():
             controls.scale(_who(request), body.replicas)
         return state()
@@ -76,7 +79,7 @@ def admin(
     @router.put("/replicas/{id}/drain", **schema.DRAIN)
     @_for_administrators
     async def drain(request: Request, id: str) -> Response:
-        body = schema.parsed(schema.DrainBody, await json_body(request, limits.body_bytes, limits.body_s))
+        body = await body_of(request, schema.DrainBody)
         async with changing():
             controls.drain(_who(request), id, force=body.force)
         return state()
@@ -91,10 +94,9 @@ def admin(
     @router.post("/adapters", **schema.ADD)
     @_for_administrators
     async def add_adapter(request: Request) -> Response:
-        body = schema.parsed(schema.AdapterBody, await json_body(request, limits.body_bytes, limits.body_s))
-        weights = body.weights
+        body = await body_of(request, schema.AdapterBody)
         async with changing():
-            await controls.add_adapter(_who(request), body.name, weights)
+            await controls.add_adapter(_who(request), body.name, body.weights)
         return state()
 
     @router.delete("/adapters/{id}", **schema.REMOVE)
@@ -112,7 +114,7 @@ def admin(
     @router.post("/cache/purge", **schema.PURGE)
     @_for_administrators
     async def purge(request: Request) -> Response:
-        body = schema.parsed(schema.PurgeBody, await json_body(request, limits.body_bytes, limits.body_s))
+        body = await body_of(request, schema.PurgeBody)
         async with changing():
             return reply(await controls.purge(_who(request), body.tenant))
 

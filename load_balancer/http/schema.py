@@ -321,7 +321,7 @@ class RequestRules:
             if len(getattr(body, text) or "") > longest:
                 raise self._refusal(text, f"has {len(getattr(body, text))} characters")
         for text in ("prompt", "negative_prompt"):
-            prompts.check(text, getattr(body, text) or "", self._syntax(body))
+            prompts.check_weights(text, getattr(body, text) or "", self._syntax(body))
         if body.model is not None:
             self.known_model(body.model)
         self._size(body.size)
@@ -380,7 +380,7 @@ class RequestRules:
             check_steps(body.sampler or allowed[0], body.num_inference_steps or 1)
 
     def _described_weights(self) -> dict[str, Any]:
-        """The JSON schema of what :func:`weir.prompts.check` checks."""
+        """The JSON schema of what :func:`weir.prompts.check_weights` checks."""
         weighted: dict[str, Any] = {"enum": ["weighted", *([None] if self._prompt_syntax == "weighted" else [])]}
         in_range = {"not": {"type": "string", "pattern": BAD_WEIGHT}}
         required = [] if self._prompt_syntax == "weighted" else ["prompt_syntax"]
@@ -424,7 +424,7 @@ class RequestRules:
 
 
 def default_strength(pictures: EditPictures) -> float:
-    """The strength of an edit that names none: what a mask marks is generated anew."""
+    """The strength of an edit without one of its own: 1 with a mask, because all that it marks is to be replaced."""
     return DEFAULT_STRENGTH if pictures.mask is None else 1.0
 
 

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import sys
-import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
+from functools import partial
 from typing import TypeVar
 
 from load_balancer.http.fair_turns import FairTurns
+from weir.thread_priority import give_way
 
 #: Niceness of the threads: answers that are ready must not wait for them.
 _NICENESS = 5
@@ -29,7 +28,7 @@ class SharedThreads:
 
     def __init__(self, threads: int, name: str):
         self._turns = FairTurns(threads)
-        self._threads = ThreadPoolExecutor(threads, name, initializer=_give_way)
+        self._threads = ThreadPoolExecutor(threads, name, initializer=partial(give_way, _NICENESS))
 
     async def run(self, caller: str, work: Callable[[], T]) -> T:
         """Runs a function in the caller's turn. If the call is cancelled, it ends when the function has ended."""
@@ -40,9 +39,3 @@ class SharedThreads:
             except asyncio.CancelledError:
                 await asyncio.wait({running})  # the thread is in use until then
                 raise
-
-
-def _give_way() -> None:
-    """Lets the other threads of this process go before the calling one. Linux knows the priority of single threads."""
-    if sys.platform == "linux":
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)

@@ -209,7 +209,7 @@ class Balancer:
             edit=request.edit,
             tenant=request.caller.tenant,
             moderation=request.level,
-            # Nobody has checked an unfinished image.
+            # The checker looks at finished images only.
             previews=0 if checked else request.partial_images,
         )
 

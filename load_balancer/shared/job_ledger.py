@@ -66,7 +66,7 @@ class JobRecord:
         return (self.digest or self.request.digest.hex()) == request.digest.hex()
 
     def without_pictures(self) -> JobRecord:
-        """The record without the pictures of an edit, which nobody needs when it has ended."""
+        """The record without the pictures of an edit. They are not needed after its end."""
         edit = self.request.edit
         if edit is None or self.digest is not None:
             return self

@@ -84,6 +84,8 @@ def test_a_service_plans_caches_and_evicts_by_code_of_the_users_own(tmp_path: Pa
         ),
         ({"cache": {"mode": "read", "eviction": "oldest"}}, "cache.eviction is 'oldest'; choose one of fifo"),
         ({"cache": {"mode": "read", "encoder": "broken:Letters"}}, "cache.encoder: broken:Letters: ZeroDivisionError"),
+        ({"prompt_filter": "mine:Nobody"}, "prompt_filter: mine:Nobody: AttributeError"),
+        ({"prompt_filter": "words"}, "prompt_filter: words: ModuleNotFoundError"),
     ],
 )
 def test_code_that_cannot_be_used_is_named_before_anything_starts(

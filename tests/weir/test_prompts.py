@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from weir.errors import InvalidRequest
-from weir.prompts import MOST_WEIGHT, PromptPart, check, parsed
+from weir.prompts import MOST_WEIGHT, PromptPart, check_weights, parsed, plain_text
 
 UP, DOWN = 1.1, 1 / 1.1
 
@@ -60,9 +60,9 @@ def test_nested_weights_multiply_up_to_the_largest() -> None:
 @pytest.mark.parametrize("weight", ["2.1", "-1", "10", "1.", "+1", "1.2.3", "2.01"])
 def test_a_weight_out_of_range_is_refused_by_its_field(weight: str) -> None:
     with pytest.raises(InvalidRequest, match=r"negative_prompt has the weight .*; accepted: 0 to 2") as refused:
-        check("negative_prompt", f"a (red:{weight}) circle", "weighted")
+        check_weights("negative_prompt", f"a (red:{weight}) circle", "weighted")
     assert refused.value.param == "negative_prompt"
-    check("prompt", f"a (red:{weight}) circle", "plain")
+    check_weights("prompt", f"a (red:{weight}) circle", "plain")
 
 
 @given(st.text("()[]:\\.12 a", max_size=40))
@@ -70,4 +70,4 @@ def test_every_prompt_has_parts_with_weights_in_range_and_none_of_its_letters_is
     assert parsed(prompt, "plain") == (PromptPart(prompt),)
     parts = parsed(prompt, "weighted")
     assert all(0 <= part.weight <= MOST_WEIGHT for part in parts)
-    assert "".join(part.text for part in parts).count("a") == prompt.count("a")
+    assert plain_text(prompt, "weighted").count("a") == prompt.count("a")

@@ -17,6 +17,7 @@ from weir import tracing
 from weir.core import ImageRequest
 from weir.errors import Blocked, NotFinite
 from weir.logs import request_ids
+from weir.prompts import plain_text
 from workers.engine.engine import EngineOutput, failed, wants_judge
 from workers.engine.previews import Previews
 from workers.models.architectures.architecture import Architecture
@@ -148,7 +149,9 @@ class ImageDecoder:
         seen: Sequence[bytes | None] = [None] * len(samples)
         if discriminator is not None and any(judge):
             with tracing.span_of_each("judge", compress(requests, judge)):
-                confidences = discriminator.confidence(looked, [r.prompt for r in requests])
+                confidences = discriminator.confidence(
+                    looked, [plain_text(r.prompt, r.prompt_syntax) for r in requests]
+                )
         if isinstance(discriminator, Seeing) and is_last and any(r.capture is not None for r in requests):
             seen = [row.tobytes() for row in discriminator.see(looked).numpy()]
         blocked = self._blocked(looked, requests)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
-import sys
 import threading
 import time
 from collections.abc import Callable, Hashable
@@ -15,12 +13,14 @@ from typing import NamedTuple
 
 from weir.errors import WeirError
 from weir.logs import request_ids
+from weir.thread_priority import give_way
 from workers.engine.engine import DenoiseJob, Engine, EngineOutput, OutOfMemory, Sample, failed
 from workers.engine.scheduling import Task, next_call
 
 log = logging.getLogger(__name__)
 
-#: Of a thread that computes on the CPU. Beside it, servers need little of a core, but need it at once.
+#: Of a thread that computes on the CPU. Replicas on the CPU share their cores with the load balancer and the proxy: an
+#: answer that is ready must not wait behind the denoising steps of other images.
 _NICENESS = 10
 
 
@@ -110,7 +110,9 @@ class StepLoop:
         self._fits: dict[Hashable, int] = {}  # by kind of call: largest batch size that fits memory
         self._step_s: dict[Hashable, float] = {}  # by kind of call: shortest recent time of a step
         self._lock = threading.Lock()
-        self._device = ThreadPoolExecutor(1, "device", initializer=_give_way if engine.on_cpu else None)
+        self._device = ThreadPoolExecutor(
+            1, "device", initializer=partial(give_way, _NICENESS) if engine.on_cpu else None
+        )
         self._pumping = False
         self._tickets = 0
         self._calls = 0
@@ -291,13 +293,3 @@ class StepLoop:
         except Exception:
             of = request_ids([task.job.request.request_id])
             log.exception("The callback for the progress of %s failed", task.job.request.id, extra=of)
-
-
-def _give_way() -> None:
-    """Lets the other threads of this machine go before the calling one, which computes on the CPU.
-
-    Replicas on the CPU share their cores with the load balancer and the proxy. An answer that is ready must not wait
-    behind the denoising steps of other images. Linux knows the priority of single threads; elsewhere this does nothing.
-    """
-    if sys.platform == "linux":
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)

@@ -70,9 +70,9 @@ class ConceptChecker:
         embedded = F.normalize(model.visual_projection(model.vision_model(self._pixels(images)).pooler_output), dim=-1)
         special = embedded @ F.normalize(model.special_care_embeds, dim=-1).T - model.special_care_embeds_weights
         margin = embedded.new_tensor([LOW_MARGIN if level == "low" else 0.0 for level in levels])
-        margin = margin - _CARE_MARGIN * (special > 0).any(1)
+        margin = margin - _CARE_MARGIN * _positive(special).any(1)
         found = embedded @ F.normalize(model.concept_embeds, dim=-1).T - model.concept_embeds_weights
-        return (found > margin[:, None]).any(1).tolist()
+        return _positive(found - margin[:, None]).any(1).tolist()
 
     def _pixels(self, images: torch.Tensor) -> torch.Tensor:
         """The middle square of each image, in the size of the tower."""
@@ -85,6 +85,11 @@ class ConceptChecker:
             images = F.interpolate(images, (height, width), mode="bicubic", antialias=True).clamp(0, 1)
         top, left = (height - side) // 2, (width - side) // 2
         return (images[..., top : top + side, left : left + side] - self._mean) / self._std
+
+
+def _positive(scores: torch.Tensor) -> torch.Tensor:
+    """Which scores are above 0 when they are rounded as in diffusers."""
+    return scores.round(decimals=3) > 0
 
 
 def family_safety_checker(family: FamilyConfig, device: str = "cpu") -> SafetyChecker | None:

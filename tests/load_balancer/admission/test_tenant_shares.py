@@ -48,7 +48,7 @@ def test_a_tenant_that_may_come_back_leaves_no_room_to_a_burst_of_another(shares
     assert not shares.asked("globex", 1.0)
     shares.begun("globex", ["g"], 1.0)
     assert shares.asked("globex", 1.0)
-    assert not shares.asked("globex", MEMORY_S + 1), "nobody else has asked for a while"
+    assert not shares.asked("globex", MEMORY_S + 1), "the other tenant has asked for nothing since"
 
 
 def test_work_counts_by_the_run_that_generates_the_image_until_it_ends(shares: TenantShares) -> None:
@@ -85,7 +85,7 @@ async def test_workers_take_images_beyond_the_share_after_all_others(pool, plan,
         for name in ("acme", "globex")
     }
     assert seen["acme"] == [(False, False)]
-    assert seen["globex"] == [(False, False)] * 2 + [(True, True)], "nobody else had asked before"
+    assert seen["globex"] == [(False, False)] * 2 + [(True, True)], "the other tenant had not asked before"
     for it in waiting:
         it.cancel()
     await asyncio.gather(*(it.close() for it in generations), *waiting, return_exceptions=True)

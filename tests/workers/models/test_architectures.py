@@ -294,6 +294,21 @@ def test_weights_change_the_image_by_the_syntax_that_has_them(field: str) -> Non
     assert len({*images.values()}) == 3
 
 
+def test_a_judge_reads_a_weighted_prompt_without_its_parentheses() -> None:
+    read: list[str] = []
+
+    class Judge:
+        def confidence(self, images: torch.Tensor, prompts: list[str]) -> list[float]:
+            read.extend(prompts)
+            return [0.5] * len(prompts)
+
+    made = engine(sdxl_pipeline())
+    judged = Family(made.config, made.pipelines, dict.fromkeys(made.pipelines, Judge()))
+    for syntax in ("plain", "weighted"):
+        judged.generate(LIGHT, [image_request(prompt=r"a (red:1.3) circle \(small\)", prompt_syntax=syntax)])
+    assert read == [r"a (red:1.3) circle \(small\)", "a red circle (small)"]
+
+
 def test_prompts_that_differ_only_at_their_ends_give_different_images() -> None:
     assert generated(prompt="x" * 200 + "circle").image != generated(prompt="x" * 200 + "square").image
 

@@ -98,6 +98,19 @@ def test_at_the_level_low_it_finds_less(folder: Path) -> None:
     assert LOW_MARGIN > 0
 
 
+def test_a_score_that_diffusers_rounds_to_0_blocks_nothing(folder: Path) -> None:
+    model = StableDiffusionSafetyChecker.from_pretrained(folder).eval()
+    images, processor = pictures()[:1], CLIPImageProcessor.from_pretrained(folder)
+    checker = ConceptChecker(model, "cpu", processor.image_mean, processor.image_std)
+    model.special_care_embeds_weights.data.fill_(2)
+    with torch.no_grad():
+        tower = model.vision_model((images / 2 + 0.5 - checker._mean) / checker._std).pooler_output
+        cosines = F.normalize(model.visual_projection(tower), dim=-1) @ F.normalize(model.concept_embeds, dim=-1).T
+    for above, blocked in ((0.0004, False), (0.0006, True)):
+        model.concept_embeds_weights.data = cosines[0] - above
+        assert checker.blocked(images, ["auto"]) == [blocked]
+
+
 @pytest.mark.parametrize(("height", "width"), [(64, 128), (128, 64)])
 def test_of_other_shapes_the_middle_is_looked_at(folder: Path, height: int, width: int) -> None:
     images = pictures(height, width)
