@@ -177,7 +177,7 @@ def family_encoder(family: FamilyConfig, name: str | None = None) -> Encoder:
         folder="text_encoder",
         tokenizer="tokenizer",
         revision=family.revision,
-        weights=family.weights,
+        weights=family.file_set(),
     )
 
 

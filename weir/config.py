@@ -11,7 +11,7 @@ import re
 import reprlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -37,6 +37,10 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
+#: Name of a set of weight files, such as fp16 of ``model.fp16.safetensors``.
+FileSet: TypeAlias = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")]
+#: The set of the files without one in their names.
+PLAIN = "plain"
 #: Value of a variant's ``discriminator`` for the score of the family's CLIP.
 CLIP_SCORE = "clip"
 #: Pattern of a variant's key, which is part of model names, metric labels and paths in answers.
@@ -63,6 +67,9 @@ class VariantConfig(_Strict):
     )
     unet: str | None = None
     unet_file: str | None = None
+    weights: FileSet | None = Field(
+        None, description="file set of its own pipeline or unet, or plain; default: the family's"
+    )
     scheduler: Scheduler
     steps: int = Field(ge=1, le=200)
     guidance: float = Field(ge=0, le=30, description="classifier-free guidance scale; 0 or 1 turns it off")
@@ -86,6 +93,8 @@ class VariantConfig(_Strict):
             raise ValueError("checkpoint needs pipeline: the folder with the configurations of the model")
         if self.unet_file and not self.unet:
             raise ValueError("unet_file needs unet: the repository or folder that holds the file")
+        if self.weights and (self.checkpoint or self.unet_file or not (self.pipeline or self.unet)):
+            raise ValueError("weights names a file set of the variant's own pipeline or unet; it loads no such folder")
         if (most := most_steps(self.scheduler)) is not None and self.steps > most:
             raise ValueError(f"steps is {self.steps}; {self.scheduler} runs 1 to {most}")
         return self
@@ -142,7 +151,9 @@ class FamilyConfig(_Strict):
     adapters_mib: int = Field(
         1024, ge=1, description="memory of a replica for adapters; those that were not used for longest make room"
     )
-    weights: Literal["fp16"] | None = Field(None, description="which file set of the repository to load")
+    weights: FileSet | None = Field(
+        None, description="file set of the repositories, such as fp16; default: the files without one in their names"
+    )
     size: SizeField = Field(description="of images whose request names none: WIDTHxHEIGHT, or the side of a square")
     sizes: tuple[SizeField, ...] = Field((), description="other sizes that requests may name, as for `size`")
     any_size: SizeRange | None = Field(
@@ -226,6 +237,15 @@ class FamilyConfig(_Strict):
     def heavy(self) -> VariantConfig:
         """The last variant, the best."""
         return self.variants[self.keys[-1]]
+
+    def file_set(self, key: str | None = None) -> str | None:
+        """The file set of the shared pipeline, or of a variant's own pipeline or UNet.
+
+        Returns:
+            None: the files without a set in their names.
+        """
+        weights = (key and self.variants[key].weights) or self.weights
+        return None if weights == PLAIN else weights
 
     @property
     def discriminator(self) -> str | None:

@@ -61,13 +61,13 @@ def check_family(family: FamilyConfig) -> None:
     for key, variant in family.variants.items():
         source, base = pipeline_source(family, key), None
         if (folder := source.folder) is not None:
-            base = _read_pipeline(source, folder, family.weights, checkpoint_source(family, key))
+            base = _read_pipeline(source, folder, checkpoint_source(family, key))
         elif (whole := checkpoint_source(family, key)) is not None:
             raise whole.error(f"{source.key} is {source.reference}, a repository of the hub", _CHECKPOINT_REMEDY)
         configs = {} if base is None else {**base.configs, **vae}
         if variant.unet and (folder := (own := denoiser_source(family, key)).folder) is not None:
             if variant.unet_file is None and folder.is_dir():
-                config = _read_denoiser(own, folder, family.weights)
+                config = _read_denoiser(own, folder)
                 configs = {**configs, **({base.architecture.denoiser_part: config} if base else {})}
             else:
                 file = _single_file(own, folder, variant.unet_file)
@@ -148,7 +148,7 @@ def check_single_file(source: Source, name: str, given: Shapes, expected: Shapes
 # ---------------------------------------------------------------------------------------------------- files
 
 
-def _read_pipeline(source: Source, folder: Path, weights: str | None, file: Source | None) -> _Checkpoint:
+def _read_pipeline(source: Source, folder: Path, file: Source | None) -> _Checkpoint:
     """Reads a pipeline's folder.
 
     Args:
@@ -164,10 +164,10 @@ def _read_pipeline(source: Source, folder: Path, weights: str | None, file: Sour
         if file is not None:
             shapes[part] = {}
             continue
-        shapes[part], complete = _read_headers(source, folder / part, remedy, weights)
+        shapes[part], complete = _read_headers(source, folder / part, remedy)
         of_set |= complete
-    if weights and not of_set and file is None:
-        raise source.error(f"no part has {weights} files (weights: {weights})", "leave weights out, or fetch them")
+    if (files := source.file_set) and not of_set and file is None:
+        raise source.error(f"no part has {files} files (weights: {files})", "leave weights out, or fetch them")
     missing = {architecture.denoiser_part, "vae", *architecture.text_encoders} - shapes.keys()
     if missing:
         raise source.error(f"model_index.json names no {min(missing)}", remedy)
@@ -197,14 +197,14 @@ def _parts(index: Mapping[str, Any]) -> Iterator[str]:
             yield part
 
 
-def _read_denoiser(source: Source, folder: Path, weights: str | None) -> Mapping[str, Any]:
+def _read_denoiser(source: Source, folder: Path) -> Mapping[str, Any]:
     remedy = "give a UNet written by save_pretrained"
     config = _read_config(source, folder / "config.json", remedy)
-    _, of_set = _read_headers(source, folder, remedy, weights)
-    if weights and not of_set:
+    _, of_set = _read_headers(source, folder, remedy)
+    if (files := source.file_set) and not of_set:
         plain = file_set((it.name for it in folder.iterdir()), None)
-        remedy = f"name its file: unet_file: {plain[0]}" if plain else f"fetch its {weights} files"
-        raise source.error(f"there are no {weights} files in {folder} (weights: {weights})", remedy)
+        remedy = f"name its file: unet_file: {plain[0]}" if plain else f"fetch its {files} files"
+        raise source.error(f"there are no {files} files in {folder} (weights: {files})", remedy)
     return config
 
 
@@ -274,10 +274,10 @@ def _single_file(source: Source, folder: Path, name: str | None) -> Path:
     return file
 
 
-def _read_headers(source: Source, folder: Path, remedy: str, weights: str | None = None) -> tuple[Shapes, bool]:
-    """The shapes of the tensors that are loaded from a folder, and whether their files are of the set ``weights``."""
+def _read_headers(source: Source, folder: Path, remedy: str) -> tuple[Shapes, bool]:
+    """The shapes of the tensors that are loaded from a folder, and whether their files are of the source's set."""
     names = [file.name for file in folder.glob("*.safetensors")]
-    of_set = file_set(names, weights)
+    of_set = file_set(names, source.file_set)
     if not (loaded := of_set or file_set(names, None)):
         if names:
             raise source.error(f"{folder} has only {', '.join(sorted(names))}", "name the file set in weights")

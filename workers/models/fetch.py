@@ -32,6 +32,7 @@ class Repository:
         key: key of the family file that names it.
         file: the only file to fetch; None: all files that are needed.
         pipeline: whether the repository holds a pipeline, of which the parts in its index are fetched.
+        file_set: the files to fetch, e.g. fp16; None: those without a set in their names.
     """
 
     key: str
@@ -39,18 +40,21 @@ class Repository:
     revision: str | None
     file: str | None = None
     pipeline: bool = False
+    file_set: str | None = None
 
 
 def named(family: FamilyConfig) -> list[Repository]:
     """The repositories and local folders that a family loads, each once."""
-    found = [Repository("pipeline", family.pipeline, family.revision, pipeline=True)]
+    found = [Repository("pipeline", family.pipeline, family.revision, pipeline=True, file_set=family.file_set())]
     for key, variant in family.variants.items():
+        files = family.file_set(key)
         if variant.pipeline:
-            found.append(Repository(f"{key}.pipeline", variant.pipeline, variant.revision, pipeline=True))
+            place = f"{key}.pipeline", variant.pipeline, variant.revision
+            found.append(Repository(*place, pipeline=True, file_set=files))
         if variant.checkpoint:
             found.append(Repository(f"{key}.checkpoint", variant.checkpoint, None))
         if variant.unet:
-            found.append(Repository(f"{key}.unet", variant.unet, variant.revision, variant.unet_file))
+            found.append(Repository(f"{key}.unet", variant.unet, variant.revision, variant.unet_file, file_set=files))
     if family.checkpoint:
         found.append(Repository("checkpoint", family.checkpoint, None))
     if family.vae:
@@ -65,7 +69,7 @@ def named(family: FamilyConfig) -> list[Repository]:
     ]
     own = all(variant.pipeline for variant in family.variants.values())
     found = found[1:] if own else found  # the shared pipeline is not loaded if every variant has its own
-    places = {(it.repository, it.revision, it.file): it for it in reversed(found)}
+    places = {(it.repository, it.revision, it.file, it.file_set): it for it in reversed(found)}
     return [it for it in found if it in places.values()]
 
 
@@ -109,15 +113,15 @@ def fetch(family: FamilyConfig, report: Callable[[str], None]) -> list[Path]:
         ConfigError: a repository, revision or file does not exist, or access to it is denied.
         ServiceError: the hub cannot be reached.
     """
-    return [_fetch(it, family, report) for it in repositories(family)]
+    return [_fetch(it, family.name, report) for it in repositories(family)]
 
 
-def _fetch(it: Repository, family: FamilyConfig, report: Callable[[str], None]) -> Path:
-    where = f"family {family.name}: {it.key}: {it.repository}" + (f" at revision {it.revision}" if it.revision else "")
+def _fetch(it: Repository, family: str, report: Callable[[str], None]) -> Path:
+    where = f"family {family}: {it.key}: {it.repository}" + (f" at revision {it.revision}" if it.revision else "")
     try:
         info = HfApi().model_info(it.repository, revision=it.revision, files_metadata=True)
         sizes = {sibling.rfilename: sibling.size or 0 for sibling in info.siblings or ()}
-        files = [it.file] if it.file else _files(it, family, list(sizes))
+        files = [it.file] if it.file else _files(it, list(sizes))
         if missing := [file for file in files if file not in sizes]:
             raise ConfigError(f"{where}: there is no file {missing[0]}; see the list of files on its page of the hub")
         total = sum(sizes[file] for file in files) / 2**30
@@ -136,11 +140,11 @@ def _fetch(it: Repository, family: FamilyConfig, report: Callable[[str], None]) 
         ) from None
 
 
-def _files(it: Repository, family: FamilyConfig, files: list[str]) -> list[str]:
+def _files(it: Repository, files: list[str]) -> list[str]:
     parts = None
     if it.pipeline:
         parts = parts_of(json.loads(Path(hf_hub_download(it.repository, INDEX, revision=it.revision)).read_text()))
-    return files_to_fetch(files, family.weights, parts)
+    return files_to_fetch(files, it.file_set, parts)
 
 
 def _first_line(error: BaseException) -> str:

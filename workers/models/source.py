@@ -12,12 +12,17 @@ from weir.errors import ConfigError
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A reference of a family file to weights, with its place in the file for errors."""
+    """A reference of a family file to weights, with its place in the file for errors.
+
+    Attributes:
+        file_set: set of files to load from a folder, e.g. fp16; None: the files without one in their names.
+    """
 
     family: str
     key: str
     reference: str
     revision: str | None = None
+    file_set: str | None = None
 
     @property
     def folder(self) -> Path | None:
@@ -34,8 +39,8 @@ def pipeline_source(family: FamilyConfig, key: str) -> Source:
     """The pipeline of a variant."""
     variant = family.variants[key]
     if variant.pipeline:
-        return Source(family.name, f"{key}.pipeline", variant.pipeline, variant.revision)
-    return Source(family.name, "pipeline", family.pipeline, family.revision)
+        return Source(family.name, f"{key}.pipeline", variant.pipeline, variant.revision, family.file_set(key))
+    return Source(family.name, "pipeline", family.pipeline, family.revision, family.file_set())
 
 
 def denoiser_source(family: FamilyConfig, key: str) -> Source:
@@ -43,7 +48,7 @@ def denoiser_source(family: FamilyConfig, key: str) -> Source:
     variant = family.variants[key]
     if variant.unet is None:
         return pipeline_source(family, key)
-    return Source(family.name, f"{key}.unet", variant.unet, variant.revision)
+    return Source(family.name, f"{key}.unet", variant.unet, variant.revision, family.file_set(key))
 
 
 def checkpoint_source(family: FamilyConfig, key: str) -> Source | None:

@@ -58,7 +58,7 @@ def size_bytes(family: FamilyConfig, element_bytes: int) -> int:
 
     Only pipelines and UNets that are on this machine count; judges and activations come on top.
     """
-    files = {file for it in named(family) if it.key not in _ON_TOP for file in _files(it, family)}
+    files = {file for it in named(family) if it.key not in _ON_TOP for file in _files(it)}
     return element_bytes * sum(map(_elements, files))
 
 
@@ -72,7 +72,7 @@ def _folder(it: Repository) -> Path | None:
     return Path(found).parents[marker.count("/")] if isinstance(found, str) else None
 
 
-def _files(it: Repository, family: FamilyConfig) -> list[Path]:
+def _files(it: Repository) -> list[Path]:
     if Path(it.repository).is_file():
         return [Path(it.repository)]
     folder = _folder(it)
@@ -84,7 +84,7 @@ def _files(it: Repository, family: FamilyConfig) -> list[Path]:
     if it.pipeline:
         parts = [part for part in parts_of(json.loads((folder / INDEX).read_text())) if part not in _NOT_LOADED]
     there = [str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()]
-    return [folder / file for file in files_to_fetch(there, family.weights, parts) if file.endswith(".safetensors")]
+    return [folder / file for file in files_to_fetch(there, it.file_set, parts) if file.endswith(".safetensors")]
 
 
 def _elements(file: Path) -> int:

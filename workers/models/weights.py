@@ -52,12 +52,12 @@ def load_pipelines(family: FamilyConfig, device: torch.device, dtype: torch.dtyp
     diffusers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    loaded: dict[tuple[str, str | None, str | None], Pipeline] = {}
+    loaded: dict[tuple[str | None, ...], Pipeline] = {}
 
     def load_once(source: Source, file: Source | None) -> Pipeline:
-        place = (source.reference, source.revision, None if file is None else file.reference)
+        place = (source.reference, source.revision, source.file_set, None if file is None else file.reference)
         if place not in loaded:
-            whole = _load_pipeline(source, family.weights, dtype) if file is None else _load_file(source, file, dtype)
+            whole = _load_pipeline(source, dtype) if file is None else _load_file(source, file, dtype)
             _add_words(family, whole)
             loaded[place] = whole
         return loaded[place]
@@ -69,7 +69,7 @@ def load_pipelines(family: FamilyConfig, device: torch.device, dtype: torch.dtyp
         architecture = ARCHITECTURES[type(base).__name__]
         parts = {} if vae is None else {"vae": vae}
         if variant.unet:
-            denoiser = _load_denoiser(denoiser_source(family, key), variant, architecture(base), family.weights, dtype)
+            denoiser = _load_denoiser(denoiser_source(family, key), variant, architecture(base), dtype)
             parts[architecture.denoiser_part] = denoiser
         # Checked again, because nothing of a hub repository was there before.
         check_configs(family, key, architecture, _configs({**base.components, **parts}))
@@ -80,19 +80,19 @@ def load_pipelines(family: FamilyConfig, device: torch.device, dtype: torch.dtyp
     return pipelines
 
 
-def _load_pipeline(source: Source, weights: str | None, dtype: torch.dtype) -> Pipeline:
+def _load_pipeline(source: Source, dtype: torch.dtype) -> Pipeline:
     try:
         index = DiffusionPipeline.load_config(source.reference, revision=source.revision)
         return DiffusionPipeline.from_pretrained(
             source.reference,
             revision=source.revision,
-            variant=weights,
+            variant=source.file_set,
             dtype=dtype,
             use_safetensors=True,  # never a pickle
             **architecture_of(source, index).loading,
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise source.error(first_lines(error), _HUB if source.folder is None else _refetch(weights)) from error
+        raise source.error(first_lines(error), _HUB if source.folder is None else _refetch(source.file_set)) from error
 
 
 def _add_words(family: FamilyConfig, pipeline: Pipeline) -> None:
@@ -129,18 +129,16 @@ def _load_file(source: Source, file: Source, dtype: torch.dtype) -> Pipeline:
     return pipeline
 
 
-def _load_denoiser(
-    source: Source, variant: VariantConfig, base: Architecture, weights: str | None, dtype: torch.dtype
-) -> Any:
+def _load_denoiser(source: Source, variant: VariantConfig, base: Architecture, dtype: torch.dtype) -> Any:
     try:
         file = _single_file(source, variant.unet_file)
         if file is not None:
             return _denoiser_from_file(source, file, base.denoiser, dtype)
         return type(base.denoiser).from_pretrained(
-            source.reference, revision=source.revision, variant=weights, dtype=dtype, use_safetensors=True
+            source.reference, revision=source.revision, variant=source.file_set, dtype=dtype, use_safetensors=True
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise source.error(first_lines(error), _HUB if source.folder is None else _refetch(weights)) from error
+        raise source.error(first_lines(error), _HUB if source.folder is None else _refetch(source.file_set)) from error
 
 
 def _load_vae(family: FamilyConfig, dtype: torch.dtype) -> Any:

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderKL, EDMEulerScheduler, StableDiffusionXLPipeline
+from diffusers import AutoencoderKL, EDMEulerScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
 from PIL import Image
+from safetensors.torch import load_file
 
 from testing.collector import recorded
 from testing.tiny_models import SIZE
@@ -129,6 +130,22 @@ def test_two_stable_diffusion_pipelines_load_like_sd_turbo(folders: Path) -> Non
     for key in (LIGHT, HEAVY):
         both = loaded.generate(key, [image_request("cat"), image_request("dog", negative_prompt="blur")])
         assert [pixels(d).shape for d in both] == [(SIZE, SIZE, 3)] * 2
+
+
+def test_each_variant_may_have_a_file_set_of_its_own(folders: Path, tmp_path: Path) -> None:
+    unet = UNet2DConditionModel.from_pretrained(folders / "light_unet").to(torch.bfloat16)
+    unet.save_pretrained(tmp_path / "unet", variant="bf16")
+    light = variant("bf16", unet=str(tmp_path / "unet"), weights="bf16", steps=1)
+    medium = variant("fp16", pipeline=str(folders / "sdxl-fp16"), weights="fp16", steps=1)
+    variants = {LIGHT: light, "medium": medium, HEAVY: variant("plain")}
+    loaded = Family.load(FamilyConfig(name="mixed", pipeline=str(folders / "sdxl"), size=SIZE, variants=variants))
+    unets = {key: it.unet for key, it in loaded.pipelines.items()}
+    assert {it.dtype for it in unets.values()} == {torch.float32}
+    assert torch.equal(unets[LIGHT].conv_in.weight, unet.conv_in.weight.float())
+    stored = load_file(folders / "sdxl-fp16" / "unet" / "diffusion_pytorch_model.fp16.safetensors")
+    assert torch.equal(unets["medium"].conv_in.weight, stored["conv_in.weight"].float())
+    plain = variant("h", pipeline=str(folders / "sdxl"), weights="plain")
+    check_family(family(folders / "sdxl-fp16", variant("l"), plain, weights="fp16"))
 
 
 def test_a_pipeline_named_twice_is_loaded_once(folders: Path) -> None:

@@ -90,6 +90,12 @@ def test_the_named_file_set_counts_and_no_other(tmp_path: Path) -> None:
     assert size_bytes(family(pipeline=str(base), weights="fp16"), 2) == 12
 
 
+def test_a_variant_with_a_file_set_of_its_own_counts_the_files_of_its_set(tmp_path: Path) -> None:
+    base, own = pipeline(tmp_path / "base"), pipeline(tmp_path / "own", suffix=".bf16", elements=10)
+    config = family(pipeline=str(base), light={"pipeline": str(own), "weights": "bf16"})
+    assert size_bytes(config, 2) == 2 * (6 + 10)
+
+
 def test_the_embedded_family_is_here_and_takes_as_much_memory_as_its_files() -> None:
     embedded = load_family(FAMILY)
     assert missing(embedded) == []
