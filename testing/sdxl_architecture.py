@@ -16,6 +16,12 @@ from weir.assets import WEIGHTS
 from workers.models.architectures.architecture import Pipeline
 
 _TOKENS = 77
+#: The tokenizers' tokens; the last one ends a prompt.
+_BYTES = [
+    *(byte + end for end in ("", "</w>") for byte in sorted(ByteLevel.alphabet())),
+    "<|startoftext|>",
+    "<|endoftext|>",
+]
 _DISCRIMINATOR = WEIGHTS / "discriminator"
 #: Arguments of :func:`pipeline` for a small model, to try the code within seconds on one core.
 SMALL: dict[str, Any] = {
@@ -78,8 +84,9 @@ def pipeline(
     depth: Sequence[int] = (1, 2, 10),
     text_layers: tuple[int, int] = (12, 32),
     vae_channels: Sequence[int] = (128, 256, 512, 512),
+    dtype: torch.dtype = torch.bfloat16,
 ) -> Pipeline:
-    """Builds the pipeline on ``device`` in bfloat16, because random weights may leave the range of float16. The UNet
+    """Builds the pipeline on ``device``, in bfloat16 because random weights may leave the range of float16. The UNet
     has 2.6 billion parameters by default.
 
     The other arguments set the shape of a smaller model, to try a benchmark itself.
@@ -122,7 +129,7 @@ def pipeline(
         scheduler=scheduler,
         add_watermarker=False,
     )
-    return whole.to(device, torch.bfloat16)
+    return whole.to(device, dtype)
 
 
 def _text(width: int, layers: int, heads: int, projection: int, activation: str) -> CLIPTextConfig:
@@ -133,11 +140,10 @@ def _text(width: int, layers: int, heads: int, projection: int, activation: str)
         num_attention_heads=heads,
         projection_dim=projection,
         hidden_act=activation,
+        eos_token_id=len(_BYTES) - 1,  # whose state becomes the pooled prompt
     )
 
 
 def _tokenizer() -> CLIPTokenizer:
     """Builds a tokenizer with one token per byte: only the number of tokens matters for speed."""
-    alphabet = sorted(ByteLevel.alphabet())
-    tokens = [*alphabet, *(c + "</w>" for c in alphabet), "<|startoftext|>", "<|endoftext|>"]
-    return CLIPTokenizer(vocab={t: i for i, t in enumerate(tokens)}, merges=[], model_max_length=_TOKENS)
+    return CLIPTokenizer(vocab={t: i for i, t in enumerate(_BYTES)}, merges=[], model_max_length=_TOKENS)
