@@ -17,10 +17,6 @@ from training.evaluate_prompts import evaluate_prompts
 from weir.config import FamilyConfig
 from weir.errors import ConfigError
 
-#: Warnings of diffusers about its own code.
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning"
-)
 PROMPTS = [f"prompt {i}" for i in range(10)]
 
 

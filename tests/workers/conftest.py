@@ -1,4 +1,4 @@
-"""Model folders in every supported layout, and filters for warnings of third parties."""
+"""Model folders in every supported layout."""
 
 from __future__ import annotations
 
@@ -14,16 +14,6 @@ from weir.config import FamilyConfig
 with warnings.catch_warnings():  # Ray's models raise pydantic deprecation warnings at import
     warnings.simplefilter("ignore")
     import ray.serve  # noqa: F401
-
-#: diffusers' Euler scheduler on NumPy 2.
-_WARNINGS = ("ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning",)
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        if Path(__file__).parent in item.path.parents:
-            for warning in _WARNINGS:
-                item.add_marker(pytest.mark.filterwarnings(warning))
 
 
 @pytest.fixture(scope="session")
