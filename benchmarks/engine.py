@@ -35,7 +35,7 @@ from benchmarks import command
 from weir.config import FamilyConfig, load_family
 from weir.core import ImageRequest, Overrides, Resume
 from weir.states import State
-from workers.engine.engine import DenoiseJob, denoise_job, recipe
+from workers.engine.engine import DenoiseJob, Engine, denoise_job, recipe
 from workers.engine.image_decoder import to_png
 from workers.engine.samplers import TCD_GAMMA, scheduler_for
 from workers.engine.scheduler_settings import SAMPLERS, unsupported
@@ -132,23 +132,28 @@ class Bench:
         return [denoise_job(self.config, "heavy", r, s) for r, s in zip(requests, states, strict=True)]
 
     def looped(self, jobs: Sequence[DenoiseJob], batch: int, ahead: int | None = None) -> list[TaskOutcome]:
-        """Runs all jobs through a step loop with batch size ``batch``, with at most ``ahead`` of them unanswered."""
-        loop = StepLoop(self.engine, lambda job: batch)
-        outcomes: list[TaskOutcome] = []
-        free, done = threading.Semaphore(ahead or len(jobs)), threading.Semaphore(0)
+        """Runs all jobs through a step loop, as :func:`looped`."""
+        return looped(self.engine, jobs, batch, ahead)
 
-        def answer(outcome: TaskOutcome) -> None:
-            outcomes.append(outcome)
-            free.release()
-            done.release()
 
-        for job in jobs:
-            free.acquire()
-            loop.submit(job, answer)
-        for _ in jobs:
-            done.acquire()
-        assert all(o.output.error is None for o in outcomes), outcomes[0].output.error
-        return outcomes
+def looped(engine: Engine, jobs: Sequence[DenoiseJob], batch: int, ahead: int | None = None) -> list[TaskOutcome]:
+    """Runs all jobs through a step loop with batch size ``batch``, with at most ``ahead`` of them unanswered."""
+    loop = StepLoop(engine, lambda job: batch)
+    outcomes: list[TaskOutcome] = []
+    free, done = threading.Semaphore(ahead or len(jobs)), threading.Semaphore(0)
+
+    def answer(outcome: TaskOutcome) -> None:
+        outcomes.append(outcome)
+        free.release()
+        done.release()
+
+    for job in jobs:
+        free.acquire()
+        loop.submit(job, answer)
+    for _ in jobs:
+        done.acquire()
+    assert all(o.output.error is None for o in outcomes), outcomes[0].output.error
+    return outcomes
 
 
 def seconds(work: Callable[[], object]) -> Duration:
