@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,9 @@ def read_scores(path: Path | str) -> np.ndarray:
         ConfigError: the file cannot be read, or its lines are not probabilities in groups of four.
     """
     try:
-        scores = np.loadtxt(path, ndmin=1)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of an empty file, which is refused below
+            scores = np.loadtxt(path, ndmin=1)
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: expected one probability per line: {error}") from None
     if len(scores) == 0 or len(scores) % IMAGES_PER_PROMPT or not ((scores >= 0) & (scores <= 1)).all():
