@@ -6,15 +6,15 @@ They live in the load balancer, and end when its process does: then the configur
 from __future__ import annotations
 
 import logging
-import time
 from collections import Counter, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple, Protocol
 
 from load_balancer.adapter_catalog import AdapterCatalog
 from load_balancer.pool.replica_registry import ReplicaRegistry
 from weir.adapters import AdapterUse, AdapterWeights
+from weir.clocks import Clocks
 from weir.errors import Conflict, NotReady
 from weir.pin import Pin, PinValues, pinned
 from weir.plan import Plan
@@ -133,8 +133,6 @@ class AdminControls:
         configured: the plan of the configuration.
         ladder: variants that the replicas hold, from the fastest to the best.
         adapters: of the service.
-        clock: unix time, seconds.
-        monotonic: seconds of a monotonic clock.
 
     Attributes:
         replicas: number of replicas of the pool.
@@ -150,8 +148,7 @@ class AdminControls:
         adapters: AdapterCatalog,
         targets: ControlTargets = ControlTargets(),
         *,
-        clock: Callable[[], float] = time.time,
-        monotonic: Callable[[], float] = time.monotonic,
+        clocks: Clocks = Clocks(),
     ):
         self.policy = targets.policy
         self.replicas = len(configured.assignments)
@@ -164,8 +161,7 @@ class AdminControls:
         self._cache = targets.cache
         self._adapters = adapters
         self._workers = targets.workers
-        self._clock = clock
-        self._monotonic = monotonic
+        self._clocks = clocks
         self._timed: TimedPin | None = None
 
     # -------------------------------------------------------------------------------------------------- plan
@@ -173,7 +169,7 @@ class AdminControls:
     @property
     def pin(self) -> TimedPin | None:
         """The pin in force. Records the end of one whose time is over."""
-        if self._timed is not None and self._timed.is_over(self._monotonic()):
+        if self._timed is not None and self._timed.is_over(self._clocks.monotonic()):
             self._timed = None
             self._record(TIME, "unpin", "the policy plans again")
         return self._timed
@@ -189,8 +185,8 @@ class AdminControls:
         words = f"pinned by {who}" + (f": {reason}" if reason else "")
         running, ranks = self._registry.plan, self._registry.undrained_ranks
         pin = pinned(values, running, self._configured, self._ladder, ranks, words)
-        until = self._clock() + for_s
-        self._timed = TimedPin(pin, until, self._monotonic() + for_s)
+        until = self._clocks.unix() + for_s
+        self._timed = TimedPin(pin, until, self._clocks.monotonic() + for_s)
         self._record(who, "pin", _shown(values) + (f" ({reason})" if reason else ""), until)
 
     def unpin(self, who: str) -> None:
@@ -293,7 +289,7 @@ class AdminControls:
         timed = self.pin
         pin = None
         if timed is not None:
-            left_s = round(timed.ends_at - self._monotonic(), 3)
+            left_s = round(timed.ends_at - self._clocks.monotonic(), 3)
             pin = {"reason": timed.pin.reason, "until": timed.until, "left_s": left_s, **timed.pin.values.parts}
         return {
             "policy": self.policy,
@@ -323,15 +319,15 @@ class AdminControls:
         """Takes in what another load balancer's :meth:`to_dict` has written."""
         self.policy, self.replicas = fields["policy"], fields["replicas"]
         self._timed, kept = None, fields["pin"]
-        if kept is not None and (left_s := kept["until"] - self._clock()) > 0:
-            self._timed = TimedPin(Pin.from_dict(kept["pin"]), kept["until"], self._monotonic() + left_s)
+        if kept is not None and (left_s := kept["until"] - self._clocks.unix()) > 0:
+            self._timed = TimedPin(Pin.from_dict(kept["pin"]), kept["until"], self._clocks.monotonic() + left_s)
         self._registry.set_drained(fields["drained"])
         self._adapters.follow(fields.get("adapters", {}))  # absent in what an older version has written
         self.actions = deque((Action(**action) for action in fields["actions"]), maxlen=MOST_ACTIONS)
         self.counts = Counter(fields["counts"])
 
     def _record(self, who: str, action: str, what: str, until: float | None = None) -> None:
-        self.actions.append(Action(self._clock(), who, action, what, until))
+        self.actions.append(Action(self._clocks.unix(), who, action, what, until))
         self.counts[action] += 1
         ends = "" if until is None else f" until={until:.0f}"
         log.warning("admin action=%s who=%s what=%r%s", action, who, what, ends)

@@ -19,10 +19,12 @@ from ray.serve.handle import DeploymentHandle
 from load_balancer.admin_controls import ControlTargets
 from load_balancer.http.api import create_app
 from load_balancer.http.api_keys import ApiKeys
+from load_balancer.http.api_settings import ApiSettings
 from load_balancer.lease import Lease
 from load_balancer.pool.serve_controller import ServeController
 from load_balancer.pool.serve_pool import ServePool
 from load_balancer.runner.balancer import Balancer
+from load_balancer.runner.balancer_settings import BalancerSettings, Connections
 from load_balancer.runner.serve_cache_client import ServeCacheClient
 from load_balancer.shared.shared_state import SharedState
 from load_balancer.shared.store import open_store
@@ -68,62 +70,54 @@ class LoadBalancer:
         self._service = ServiceConfig.model_validate(service)
         self._family = FamilyConfig.model_validate(family)
         self._name = serve.get_replica_context().replica_id.unique_id
-        store = open_store(self._service, self._family.name)
-        self._shared = None
-        if store is not None:
-            self._shared = SharedState(
-                store, self._name, self._service.state, _digest(service), process=own_process(), end=end
-            )
+        self._shared = self._share(_digest(service))
         client = None if cache is None else ServeCacheClient(*cache, wait_s=self._service.cache.lookup_s)
         workers = ServePool(pool)
+        serve_controller = None if controller is None else ServeController(*controller)
         self.balancer = Balancer(
             workers,
             Plan.from_dict(plan),
             self._family,
-            slo_s=self._service.slo_s,
-            queued=self._service.limits.queued,
-            drain_s=self._service.drain_s,
+            BalancerSettings.of(self._service),
             profile=None if profile is None else Profile.model_validate(profile),
-            cache=client,
-            cache_mode=self._service.cache.mode,
-            direct=self._service.cache.direct,
-            shadow=self._service.cache.shadow,
-            redraw=self._service.redraw,
-            metrics=RayMetrics(),
-            targets=ControlTargets(
-                self._service.controller.policy,
-                None if controller is None else ServeController(*controller),
-                client,
-                workers,
+            connections=Connections(
+                cache=client,
+                metrics=RayMetrics(),
+                targets=ControlTargets(self._service.controller.policy, serve_controller, client, workers),
+                peering=None if self._shared is None else self._shared.peering,
             ),
-            peering=None if self._shared is None else self._shared.peering,
         )
-        http = self._service.http
+        self._api_keys = self._read_keys()
+        self._lease = Lease()
+        self._watching: list[asyncio.Task[None]] = []
+
+    def _share(self, digest: str) -> SharedState | None:
+        """What this load balancer shares with the others of the service; None where it is the only one.
+
+        Args:
+            digest: of the service file, by which they know each other.
+        """
+        store = open_store(self._service, self._family.name)
+        if store is None:
+            return None
+        return SharedState(store, self._name, self._service.state, digest, process=own_process(), end=end)
+
+    def _read_keys(self) -> ApiKeys:
+        """The keys of the service; warns where anyone may generate images without one."""
+        http, keys_file = self._service.http, self._service.keys_file
         moderates = self._family.safety_checker is not None or self._service.prompt_filter is not None
-        moderation = self._service.moderation if moderates else "off"
-        self._api_keys = ApiKeys(self._service.keys_file, open_admin=http.is_local, moderation=moderation)
-        if self._service.keys_file is None and not http.is_local:
+        if keys_file is None and not http.is_local:
             log.warning(
                 "every client that reaches %s:%d may generate images; set keys_file to require a key",
                 http.host,
                 http.port,
             )
-        self._lease = Lease()
-        self._watching: list[asyncio.Task[None]] = []
+        moderation = self._service.moderation if moderates else "off"
+        return ApiKeys(keys_file, open_admin=http.is_local, moderation=moderation)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return create_app(
-            self.balancer,
-            self._family,
-            self._service.limits,
-            self._api_keys,
-            aliases=self._service.aliases,
-            prompt_syntax=self._service.prompt_syntax,
-            prompt_filter=self._service.prompt_filter,
-            allowed_origins=self._service.http.allowed_origins,
-            behind_serve=True,
-            shared=self._shared,
-        )
+        settings = ApiSettings.of(self._service, behind_serve=True)
+        return create_app(self.balancer, self._family, settings, callers=self._api_keys, shared=self._shared)
 
     async def lead(self, controller: str) -> bool:
         """Whether this controller may publish; asking renews its lease."""

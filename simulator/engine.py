@@ -26,6 +26,7 @@ from controller.loop import TICK_S, Controller
 from controller.policy import Policy
 from load_balancer.admission.admission import Admission
 from load_balancer.dispatch.dispatcher import Dispatcher
+from load_balancer.dispatch.finish_time import BatchReport
 from load_balancer.dispatch.service_times import ServiceTimes
 from load_balancer.runner.dispatch_forecast import DispatchForecast
 from load_balancer.runner.observation_counters import EXPIRY, ObservationCounters
@@ -377,17 +378,15 @@ class Simulation:
             return  # it was given up
         if job.fetch_s is not None:
             self.counters.fetch(job.fetch_s)
-        batch = self.dispatcher.finished(
-            replica.name,
-            image.number,
-            now,
-            batch_size=reply.batch_size,
-            compute_s=reply.compute_s,
-            device_s=reply.device_s,
-            together=reply.left_together,
+        report = BatchReport(
+            reply.batch_size,
+            reply.compute_s,
+            reply.device_s,
+            reply.left_together,
             queue_s=reply.queue_s + (job.fetch_s or 0.0),
             queued=reply.queued,
         )
+        batch = self.dispatcher.finished(replica.name, image.number, now, report)
         if batch is not None and not job.resumed_at:
             whole_s = self.dispatcher.whole_s(batch, reply.batch_size, reply.device_s)
             self.counters.batch(batch.variant, reply.batch_size, whole_s)

@@ -30,7 +30,7 @@ from simulator.device import setting_profile
 from simulator.engine import FETCH_WAIT_S, IDLE_S, PLACES, FailuresAreErrors
 from simulator.outcome import UNANSWERED, Outcome, PlanInForce
 from simulator.request_stream import RequestStream
-from weir.cascade import CacheMode
+from weir.clocks import Clocks
 from weir.config import FamilyConfig
 from weir.core import CacheLookup, ImageRequest, ImageResult, ImageSize
 from weir.errors import RoleChanged, WeirError
@@ -47,6 +47,7 @@ with warnings.catch_warnings():  # Ray's models warn of pydantic's future at imp
     from load_balancer.dispatch.peers import Entry, Peering
     from load_balancer.pool.pool import ReplicaLost
     from load_balancer.runner.balancer import Balancer
+    from load_balancer.runner.balancer_settings import BalancerSettings, Connections, Sources
     from load_balancer.runner.generation_request import GenerationRequest
 
 
@@ -391,60 +392,20 @@ class _Run:
         self._zero_s = max(0.0, first - IDLE_S)
         self._slowness = Timeline([(at - self._zero_s, factor) for at, factor in conditions.slowdowns], 1.0)
         self._fetch_s = Timeline([(at - self._zero_s, seconds) for at, seconds in conditions.fetches], None)
+        self._family, count = family_of(profile), len(requests)
+        self._chance = random.Random(conditions.seed)
+        self._counters = CounterSum()
         self._plans: list[PlanInForce] = []
         self._role_changes = 0
         self._draw = 0.0
-
-    async def outcome(self) -> Outcome:
-        clock, requests, setting = asyncio.get_running_loop(), self._requests, self._policy.setting
-        plan = replace(self._policy.first_plan(), version=1)
-        self._family, count = family_of(self._profile), len(requests)
-        family = self._family
-        self._pool = SimulatedPool(
-            family, self._profile, plan, requests, self._conditions.transit_s, self._slowness, self._fetch_s
-        )
-        mode: CacheMode = "read" if requests.lookups else "off"
-        self._chance = random.Random(self._conditions.seed)
-        self._counters = CounterSum()
-        names = [f"b{number}" for number in range(self._conditions.balancers)]
-        self._balancers = {
-            name: Balancer(
-                self._pool,
-                plan,
-                family,
-                slo_s=setting.slo_s,
-                queued=PLACES,
-                profile=self._profile,
-                cache=SimulatedCache(requests) if requests.lookups else None,
-                cache_mode=mode,
-                direct=self._conditions.direct,
-                redraw=self._conditions.redraw,
-                peering=Peering(name, partial(self._tell, name)),
-                clock=clock.time,
-                draw=lambda: self._draw,
-                chance=random.Random(self._conditions.seed + number),
-            )
-            for number, name in enumerate(names)
-        }
-        for name, it in self._balancers.items():
-            it.peers.follow(self._balancers.keys() - {name}, clock.time())
-        self._note(plan)
         self._paths = np.full(count, UNANSWERED, dtype="U32")
         self._finished_s = np.full(count, np.inf)
         self._resumed_at, self._loss = np.zeros(count, int), np.zeros(count)
-        self._short_runs = {run.steps: run.loss for run in setting.short_runs}
-        background = [clock.create_task(it.registry.watch()) for it in self._balancers.values()]
-        await asyncio.sleep(0)  # the replicas are known from now on
-        self._controller = Controller(
-            lambda name, size: self._policy,
-            len(plan.assignments),
-            look=self._look,
-            publish=self._publish,
-            metrics=FailuresAreErrors(),
-            clock=clock.time,
-        )
-        self._controller.step()
-        background += [clock.create_task(self._control()), clock.create_task(self._die())]
+        self._short_runs = {run.steps: run.loss for run in policy.setting.short_runs}
+
+    async def outcome(self) -> Outcome:
+        clock, requests = asyncio.get_running_loop(), self._requests
+        background = await self._start()
         asked = []
         for number, at in enumerate((requests.arrivals.times_s - self._zero_s).tolist()):
             if at > clock.time():
@@ -459,8 +420,8 @@ class _Run:
         await asyncio.gather(*background, return_exceptions=True)
         return Outcome(
             policy=self._policy.name,
-            slo_s=setting.slo_s,
-            ladder=family.keys,
+            slo_s=self._policy.setting.slo_s,
+            ladder=self._family.keys,
             arrivals_s=requests.arrivals.times_s,
             finished_s=self._finished_s,
             paths=self._paths,
@@ -470,6 +431,58 @@ class _Run:
             role_changes=self._role_changes,
             plans=tuple(self._plans),
             replicas=len(self._pool.replicas),
+        )
+
+    async def _start(self) -> list[asyncio.Task[None]]:
+        """Starts the replicas, the load balancers and the controller; returns the tasks that go on until the end."""
+        clock = asyncio.get_running_loop()
+        plan = replace(self._policy.first_plan(), version=1)
+        transit_s = self._conditions.transit_s
+        self._pool = SimulatedPool(
+            self._family, self._profile, plan, self._requests, transit_s, self._slowness, self._fetch_s
+        )
+        names = [f"b{number}" for number in range(self._conditions.balancers)]
+        self._balancers = {name: self._balancer(name, plan, number) for number, name in enumerate(names)}
+        for name, it in self._balancers.items():
+            it.peers.follow(self._balancers.keys() - {name}, clock.time())
+        self._note(plan)
+        watching = [clock.create_task(it.registry.watch()) for it in self._balancers.values()]
+        await asyncio.sleep(0)  # the replicas are known from now on
+        self._controller = Controller(
+            lambda name, size: self._policy,
+            len(plan.assignments),
+            look=self._look,
+            publish=self._publish,
+            metrics=FailuresAreErrors(),
+            clock=clock.time,
+        )
+        self._controller.step()
+        return [*watching, clock.create_task(self._control()), clock.create_task(self._die())]
+
+    def _balancer(self, name: str, plan: Plan, number: int) -> Balancer:
+        requests, conditions = self._requests, self._conditions
+        settings = BalancerSettings(
+            slo_s=self._policy.setting.slo_s,
+            queued=PLACES,
+            cache_mode="read",
+            direct=conditions.direct,
+            redraw=conditions.redraw,
+        )
+        return Balancer(
+            self._pool,
+            plan,
+            self._family,
+            settings,
+            profile=self._profile,
+            connections=Connections(
+                cache=SimulatedCache(requests) if requests.lookups else None,
+                peering=Peering(name, partial(self._tell, name)),
+            ),
+            sources=Sources(
+                Clocks(monotonic=asyncio.get_running_loop().time),
+                draw=lambda: self._draw,
+                chance=random.Random(conditions.seed + number),
+            ),
         )
 
     @staticmethod

@@ -9,10 +9,12 @@ import numpy as np
 
 from load_balancer.http.api_keys import Caller
 from load_balancer.runner.balancer import Balancer
+from load_balancer.runner.balancer_settings import BalancerSettings, Sources
 from load_balancer.runner.generation_request import GenerationRequest
 from simulator.arrivals import Arrivals
 from simulator.exact import SimulatedPool, Timeline, VirtualTime, family_of
 from simulator.request_stream import RequestStream
+from weir.clocks import Clocks
 from weir.errors import WeirError
 from weir.plan import HEAVY, LIGHT, Plan
 from weir.profiles import Profile
@@ -90,7 +92,8 @@ async def _run(seconds: float, greedy: Load | None, light: int, heavy: int, apar
     arrivals = Arrivals(np.arange(count) / RATE_RPS, np.arange(count))
     stream = RequestStream(arrivals, {LIGHT: np.random.default_rng(1).random(count)})
     pool = SimulatedPool(family, profile, plan, stream, (), Timeline((), 1.0), Timeline((), None))
-    balancer = Balancer(pool, plan, family, slo_s=SLO_S, queued=256, profile=profile, clock=clock.time)
+    settings, sources = BalancerSettings(slo_s=SLO_S, queued=256), Sources(Clocks(monotonic=clock.time))
+    balancer = Balancer(pool, plan, family, settings, profile=profile, sources=sources)
     balancer.dispatcher.sync(await pool.describe())
     latencies_s, refused = [], 0
 

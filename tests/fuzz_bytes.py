@@ -24,9 +24,11 @@ import uvicorn
 from hypothesis import HealthCheck, Phase, given, settings
 
 from load_balancer.http.api import create_app
+from load_balancer.http.api_settings import ApiSettings
 from load_balancer.http.front_door import front_door
 from load_balancer.http.openapi import EDITS, GENERATIONS
 from load_balancer.runner.balancer import Balancer
+from load_balancer.runner.balancer_settings import BalancerSettings
 from testing.pictures import gradient, png, transparent
 from testing.raw_http import exchange, parsed
 from testing.toy_family import FAMILY, PROFILE
@@ -70,9 +72,11 @@ async def serving() -> AsyncIterator[int]:
     """Serves the API behind the front door on a free port."""
     plan, family = Plan.split(1, 1, 1, light_batch=4, heavy_batch=4, threshold=0.5), FamilyConfig.model_validate(FAMILY)
     pool = FakePool(plan)
-    balancer = Balancer(pool, plan, family, slo_s=5.0, queued=64, profile=Profile.model_validate(PROFILE))
+    balancer = Balancer(
+        pool, plan, family, BalancerSettings(slo_s=5.0, queued=64), profile=Profile.model_validate(PROFILE)
+    )
     balancer.dispatcher.sync(await pool.describe())
-    app: Any = create_app(balancer, family, LimitsConfig(body_s=2.0))
+    app: Any = create_app(balancer, family, ApiSettings(limits=LimitsConfig(body_s=2.0)))
     for middleware in front_door():
         app = middleware.cls(app, *middleware.args, **middleware.kwargs)
     server = uvicorn.Server(uvicorn.Config(app, port=0, lifespan="off", log_level="critical", access_log=False))

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from load_balancer.dispatch.finish_time import (
     BatchQueueModel,
+    BatchReport,
     ImageId,
     Kind,
     ReplicaQueueModel,
@@ -215,27 +216,8 @@ class Dispatcher:
             it.assign(request, kind, now, low_priority=low_priority)
             self._changed(it)
 
-    def finished(
-        self,
-        replica: str,
-        request: ImageId,
-        now: float,
-        *,
-        batch_size: int,
-        compute_s: float,
-        device_s: float | None = None,
-        together: int | None = None,
-        queue_s: float | None = None,
-        queued: int | None = None,
-    ) -> Kind | None:
+    def finished(self, replica: str, request: ImageId, now: float, report: BatchReport) -> Kind | None:
         """Takes in a reply.
-
-        Args:
-            batch_size, compute_s: images in the denoiser's batch, and seconds from the image's first step to its last.
-            device_s: seconds of these in which the device worked on the batch; None: all.
-            together: number of images that finished at the same step; None: the whole batch.
-            queue_s, queued: how long the image waited at the replica, and how many images wait there now; None:
-                unknown.
 
         Returns:
             The kind of the image for the first reply of those that finished together; None for the others.
@@ -243,16 +225,7 @@ class Dispatcher:
         it = self._replicas.get(replica)
         if it is None:
             return None
-        kind = it.replied(
-            request,
-            now,
-            batch_size=batch_size,
-            compute_s=compute_s,
-            device_s=compute_s if device_s is None else device_s,
-            together=together or batch_size,
-            queue_s=queue_s,
-            queued=queued,
-        )
+        kind = it.replied(request, now, report)
         self._asked = None
         if kind is not None:
             self._changed(it)

@@ -44,6 +44,26 @@ class Kind(NamedTuple):
     size: ImageSize | None = None
 
 
+class BatchReport(NamedTuple):
+    """What a reply says of the batch that generated its image.
+
+    Attributes:
+        batch_size: images in the denoiser's batch.
+        compute_s: seconds from the image's first step to its last.
+        device_s: seconds of these in which the device worked on the batch; None: all.
+        together: number of images that finished at the same step; None: the whole batch.
+        queue_s: how long the image waited at the replica, seconds; None: unknown.
+        queued: how many images wait there now; None: unknown.
+    """
+
+    batch_size: int
+    compute_s: float
+    device_s: float | None = None
+    together: int | None = None
+    queue_s: float | None = None
+    queued: int | None = None
+
+
 def priced_open(plan: Plan) -> str:
     """The role whose images are predicted with the present occupancy of the batch; "": none.
 
@@ -127,19 +147,9 @@ class ReplicaQueueModel(ABC):
         self.sent_at[request] = now
         self._assigned(request, now)
 
-    def replied(
-        self,
-        request: ImageId,
-        now: float,
-        *,
-        batch_size: int,
-        compute_s: float,
-        device_s: float,
-        together: int,
-        queue_s: float | None,
-        queued: int | None,
-    ) -> Kind | None:
+    def replied(self, request: ImageId, now: float, report: BatchReport) -> Kind | None:
         """Takes in a reply; see ``Dispatcher.finished``."""
+        batch_size, compute_s, device_s, together, queue_s, queued = report
         sent_at = self.sent_at.pop(request, None)
         if sent_at is not None and queue_s is not None:
             self.delay.observe(now - sent_at - queue_s - compute_s)
@@ -149,6 +159,7 @@ class ReplicaQueueModel(ABC):
         kind = self.queue.get(request)
         if kind is None:
             return None
+        device_s, together = compute_s if device_s is None else device_s, together or batch_size
         self.times.observe(kind.variant, batch_size, device_s, kind.work, kind.size, now=now)
         gone = [request, *self._beside(request, kind, together - 1, now)] if together > 1 else [request]
         for name in gone:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from load_balancer.dispatch.dispatcher import Dispatcher
-from load_balancer.dispatch.finish_time import ImageId, Kind
+from load_balancer.dispatch.finish_time import BatchReport, ImageId, Kind
 
 
 class Sent(NamedTuple):
@@ -97,15 +97,10 @@ class PeerBooks:
                 sent[image] = entry.replica
                 self._dispatcher.assign(entry.replica, image, entry.kind, now, low_priority=entry.low_priority)
             elif isinstance(entry, Replied):
-                self._dispatcher.finished(
-                    entry.replica,
-                    image,
-                    now,
-                    batch_size=entry.batch_size,
-                    compute_s=entry.device_s,
-                    together=entry.together,
-                    queued=entry.queued,
+                report = BatchReport(
+                    entry.batch_size, compute_s=entry.device_s, together=entry.together, queued=entry.queued
                 )
+                self._dispatcher.finished(entry.replica, image, now, report)
             elif sent.pop(image, None) is not None:
                 self._dispatcher.forget(entry.replica, image, now)
 

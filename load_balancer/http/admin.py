@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable
-from contextlib import nullcontext
-from functools import partial, wraps
+from contextlib import AbstractAsyncContextManager, nullcontext
+from functools import wraps
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -31,94 +31,118 @@ def admin(
         limits: of the size of a body, and of the time that it may take.
         shared: what it shares with other load balancers; None where there are none.
     """
-    router, controls = APIRouter(prefix=ADMIN), balancer.controls
-    changing = nullcontext if shared is None else partial(shared.changing, controls)
+    router, operations = APIRouter(prefix=ADMIN), _Operations(balancer, limits, shared)
+    _plan_routes(router, operations, variants)
+    _replica_routes(router, operations)
+    _adapter_routes(router, operations)
+    _cache_routes(router, operations)
+    return router
 
-    def state() -> Response:
-        return reply(balancer.admin_state())
 
-    async def body_of(request: Request, kind: type[schema.Body]) -> schema.Body:
-        return schema.parsed(kind, await json_body(request, limits.body_bytes, limits.body_s))
+class _Operations:
+    """What the routes of one balancer have in common."""
 
+    def __init__(self, balancer: Balancer, limits: LimitsConfig, shared: SharedState | None):
+        self.controls = balancer.controls
+        self._balancer, self._limits, self._shared = balancer, limits, shared
+
+    def state(self) -> Response:
+        """The answer that says how everything is now."""
+        return reply(self._balancer.admin_state())
+
+    def changing(self) -> AbstractAsyncContextManager[None]:
+        """Context manager around a change of the controls, which the other load balancers follow."""
+        return nullcontext() if self._shared is None else self._shared.changing(self.controls)
+
+    async def read(self, request: Request, kind: type[schema.Body]) -> schema.Body:
+        """Reads the body of a request; see :func:`load_balancer.http.admin_schema.parsed`."""
+        return schema.parsed(kind, await json_body(request, self._limits.body_bytes, self._limits.body_s))
+
+
+def _plan_routes(router: APIRouter, operations: _Operations, variants: Iterable[str]) -> None:
     @router.get("/plan", **schema.SHOW)
     @_for_administrators
     async def show(request: Request) -> Response:
-        return state()
+        return operations.state()
 
     @router.put("/pin", **schema.set_pin(variants))
     @_for_administrators
     async def pin(request: Request) -> Response:
-        body = await body_of(request, schema.PinBody)
-        async with changing():
-            controls.set_pin(_who(request), body.values, body.for_s, body.reason)
-        return state()
+        body = await operations.read(request, schema.PinBody)
+        async with operations.changing():
+            operations.controls.set_pin(_who(request), body.values, body.for_s, body.reason)
+        return operations.state()
 
     @router.delete("/pin", **schema.UNPIN)
     @_for_administrators
     async def unpin(request: Request) -> Response:
-        async with changing():
-            controls.unpin(_who(request))
-        return state()
+        async with operations.changing():
+            operations.controls.unpin(_who(request))
+        return operations.state()
 
     @router.put("/policy", **schema.SWITCH)
     @_for_administrators
     async def policy(request: Request) -> Response:
-        body = await body_of(request, schema.PolicyBody)
-        async with changing():
-            await controls.switch_policy(_who(request), body.policy)
-        return state()
+        body = await operations.read(request, schema.PolicyBody)
+        async with operations.changing():
+            await operations.controls.switch_policy(_who(request), body.policy)
+        return operations.state()
 
+
+def _replica_routes(router: APIRouter, operations: _Operations) -> None:
     @router.put("/replicas", **schema.SCALE)
     @_for_administrators
     async def scale(request: Request) -> Response:
-        body = await body_of(request, schema.ScaleBody)
-        async with changing():
-            controls.scale(_who(request), body.replicas)
-        return state()
+        body = await operations.read(request, schema.ScaleBody)
+        async with operations.changing():
+            operations.controls.scale(_who(request), body.replicas)
+        return operations.state()
 
     @router.put("/replicas/{id}/drain", **schema.DRAIN)
     @_for_administrators
     async def drain(request: Request, id: str) -> Response:
-        body = await body_of(request, schema.DrainBody)
-        async with changing():
-            controls.drain(_who(request), id, force=body.force)
-        return state()
+        body = await operations.read(request, schema.DrainBody)
+        async with operations.changing():
+            operations.controls.drain(_who(request), id, force=body.force)
+        return operations.state()
 
     @router.delete("/replicas/{id}/drain", **schema.RETURN)
     @_for_administrators
     async def restore(request: Request, id: str) -> Response:
-        async with changing():
-            controls.restore(_who(request), id)
-        return state()
+        async with operations.changing():
+            operations.controls.restore(_who(request), id)
+        return operations.state()
 
+
+def _adapter_routes(router: APIRouter, operations: _Operations) -> None:
     @router.post("/adapters", **schema.ADD)
     @_for_administrators
     async def add_adapter(request: Request) -> Response:
-        body = await body_of(request, schema.AdapterBody)
-        async with changing():
-            await controls.add_adapter(_who(request), body.name, body.weights)
-        return state()
+        body = await operations.read(request, schema.AdapterBody)
+        async with operations.changing():
+            await operations.controls.add_adapter(_who(request), body.name, body.weights)
+        return operations.state()
 
     @router.delete("/adapters/{id}", **schema.REMOVE)
     @_for_administrators
     async def remove_adapter(request: Request, id: str) -> Response:
-        async with changing():
-            controls.remove_adapter(_who(request), id)
-        return state()
+        async with operations.changing():
+            operations.controls.remove_adapter(_who(request), id)
+        return operations.state()
 
+
+def _cache_routes(router: APIRouter, operations: _Operations) -> None:
     @router.get("/cache", **schema.CACHE)
     @_for_administrators
     async def cache(request: Request) -> Response:
-        return reply(await controls.cache_statistics())
+        return reply(await operations.controls.cache_statistics())
 
     @router.post("/cache/purge", **schema.PURGE)
     @_for_administrators
     async def purge(request: Request) -> Response:
-        body = await body_of(request, schema.PurgeBody)
-        async with changing():
-            return reply(await controls.purge(_who(request), body.tenant))
-
-    return router
+        body = await operations.read(request, schema.PurgeBody)
+        async with operations.changing():
+            return reply(await operations.controls.purge(_who(request), body.tenant))
 
 
 def _for_administrators(handler: Callable[..., Awaitable[Response]]) -> Callable[..., Awaitable[Response]]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-import time
 import uuid
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
@@ -19,15 +18,11 @@ from load_balancer.runner.balancer import Balancer
 from load_balancer.runner.generation_request import GenerationRequest
 from load_balancer.runner.generation_task import GeneratedImage, GenerationTask
 from load_balancer.shared.job_ledger import JobLedger, JobRecord, Sharing
+from weir.clocks import Clocks
 from weir.errors import Cancelled, KeyReused, NotFound, NotReady, RateLimited, WeirError
 
 log = logging.getLogger(__name__)
 
-#: Seconds for which the answer of an ended job is kept.
-KEPT_S = 600.0
-#: Limits of the jobs that are kept, which the tenants share; see :class:`~load_balancer.http.fair_room.FairRoom`.
-MOST_JOBS = 1000
-MOST_BYTES = 256 * 2**20
 #: Largest number of idempotency keys that are known after their answers had to leave, shared by the tenants too.
 MOST_KEYS = 100_000
 
@@ -38,6 +33,20 @@ MOST_IDS = 16
 UNFORESEEN = "an internal error occurred; see the log of the service"
 
 State = Literal["queued", "running", "succeeded", "failed", "cancelled"]
+
+
+class JobLimits(NamedTuple):
+    """What is kept of ended jobs.
+
+    Attributes:
+        kept_s: seconds for which the answer of one is kept.
+        jobs, size_bytes: largest number and size of those that are kept, which the tenants share; see
+            :class:`~load_balancer.http.fair_room.FairRoom`.
+    """
+
+    kept_s: float = 600.0
+    jobs: int = 1000
+    size_bytes: int = 256 * 2**20
 
 
 class Status(NamedTuple):
@@ -164,8 +173,6 @@ class Jobs:
         render: creates the body of an answer.
         charge: charges requests to the quotas of their callers; default: quotas of this load balancer alone.
         sharing: with other load balancers; None where there is only this one.
-        clock: seconds of a monotonic clock, which measures lifetimes.
-        unix_time: unix time, seconds, for people and for other load balancers.
     """
 
     def __init__(
@@ -175,20 +182,17 @@ class Jobs:
         *,
         charge: Charge | None = None,
         sharing: Sharing | None = None,
-        kept_s: float = KEPT_S,
-        most_jobs: int = MOST_JOBS,
-        most_bytes: int = MOST_BYTES,
-        clock: Callable[[], float] = time.monotonic,
-        unix_time: Callable[[], float] = time.time,
+        limits: JobLimits = JobLimits(),
+        clocks: Clocks = Clocks(),
     ):
         self._balancer = balancer
         self._render = render
         self._charge = charge or Quotas().charge
         self._sharing = sharing
-        self._kept_s = kept_s
-        self._clock = clock
-        self._unix_time = unix_time
-        self._past: FairRoom[Job] = FairRoom(most_jobs, most_bytes)
+        self._kept_s = limits.kept_s
+        self._clock = clocks.monotonic
+        self._unix_time = clocks.unix
+        self._past: FairRoom[Job] = FairRoom(limits.jobs, limits.size_bytes)
         self._answered: FairRoom[tuple[str, str]] = FairRoom(MOST_KEYS, 1)  # callers and keys without their answers
         self._digests: dict[tuple[str, str], tuple[float, bytes]] = {}  # the end and the digest of their requests
         self._by_key: dict[tuple[str, str], Job] = {}

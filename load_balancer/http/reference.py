@@ -15,8 +15,9 @@ from typing import Any, cast
 from load_balancer.http.api import create_app
 from load_balancer.pool.pool import Pool
 from load_balancer.runner.balancer import Balancer
+from load_balancer.runner.balancer_settings import BalancerSettings
 from weir.assets import FAMILY
-from weir.config import FamilyConfig, LimitsConfig, load_family
+from weir.config import FamilyConfig, load_family
 from weir.plan import Plan
 
 #: The text after the mark is generated.
@@ -27,7 +28,8 @@ def document(family: FamilyConfig) -> dict[str, Any]:
     """The OpenAPI document of a service of the family with the default limits."""
     plan = Plan.split(1, 1, 1, light_batch=1, heavy_batch=1, threshold=0.5)
     no_pool = cast(Pool, None)  # nothing is generated
-    return create_app(Balancer(no_pool, plan, family, slo_s=1.0, queued=1), family, LimitsConfig()).openapi()
+    balancer = Balancer(no_pool, plan, family, BalancerSettings(slo_s=1.0, queued=1))
+    return create_app(balancer, family).openapi()
 
 
 def reference(described: dict[str, Any]) -> str:

@@ -146,7 +146,11 @@ class RequestRules:
             "user": MOST_TAG_CHARACTERS,
             "safety_identifier": MOST_TAG_CHARACTERS,
         }
-        self.accepted: dict[str, str] = {
+        self.accepted = self._accepted_values(limits)
+
+    def _accepted_values(self, limits: LimitsConfig) -> dict[str, str]:
+        """What each field accepts, in words."""
+        return {
             **_choices(EditBody),
             "prompt": f"a string of 1 to {limits.prompt_characters} characters",
             "negative_prompt": f"a string of at most {limits.prompt_characters} characters",
@@ -161,9 +165,9 @@ class RequestRules:
             "seed": f"an integer from 0 to {MOST_SEED}; {ANY_SEED} is any",
             "num_inference_steps": f"an integer from 1 to {limits.steps}",
             "guidance_scale": f"a number from 0 to {MOST_GUIDANCE:g}",
-            "sampler": " or ".join(family.allowed_samplers),
+            "sampler": " or ".join(self._family.allowed_samplers),
             "prompt_syntax": "plain or weighted; weighted gives (text:1.3) the weight 1.3, from 0 to "
-            f"{MOST_WEIGHT:g}; default: {prompt_syntax}",
+            f"{MOST_WEIGHT:g}; default: {self._prompt_syntax}",
             "strength": "a number above 0, at most 1: the share of the steps that run; by default "
             f"{DEFAULT_STRENGTH:g}, and 1 with a mask",
         }

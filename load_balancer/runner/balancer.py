@@ -5,25 +5,25 @@ from __future__ import annotations
 import math
 import random
 import secrets
-import time
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 from load_balancer.adapter_catalog import AdapterCatalog
-from load_balancer.admin_controls import AdminControls, ControlTargets
+from load_balancer.admin_controls import AdminControls
 from load_balancer.admission.admission import Admission
 from load_balancer.admission.tenant_shares import TenantShares
 from load_balancer.dispatch.dispatcher import Dispatcher
-from load_balancer.dispatch.peers import PeerBooks, Peering
+from load_balancer.dispatch.peers import PeerBooks
 from load_balancer.dispatch.service_times import ServiceTimes
 from load_balancer.pool.pool import Pool
 from load_balancer.pool.replica_registry import ReplicaRegistry
-from load_balancer.runner.cache_client import CacheClient
+from load_balancer.runner.balancer_settings import BalancerSettings, Connections, Sources
 from load_balancer.runner.dispatch_forecast import DispatchForecast
 from load_balancer.runner.generation_request import GenerationRequest
 from load_balancer.runner.generation_task import GeneratedImage, GenerationTask, PartialImage
+from load_balancer.runner.images_in_flight import ImagesInFlight
 from load_balancer.runner.metrics_recorder import MetricsRecorder
 from load_balancer.runner.observation_counters import EXPIRY, ObservationCounters
 from load_balancer.runner.replica_call import QueuePosition, ReplicaCalls
@@ -31,13 +31,12 @@ from load_balancer.runner.request_runner import RequestRunner
 from load_balancer.runner.shadow_samples import QUIET, ShadowSample, ShadowSamples
 from weir import __version__, tracing
 from weir.cascade import CacheMode, CascadeSettings, ImageTask, Run, first_run
-from weir.config import BATCH_SLACK, FamilyConfig, RedrawConfig
+from weir.config import BATCH_SLACK, FamilyConfig
 from weir.core import ImageRequest, ImageSize, Overrides, steps_of_edit
 from weir.errors import WeirError
 from weir.logs import REQUEST_ID
 from weir.plan import Plan
 from weir.profiles import Profile
-from weir.telemetry import Metrics
 
 #: Number of seeds, which have 64 bits.
 SEEDS = 2**64
@@ -46,95 +45,61 @@ BATCH_SHARE = 0.5
 
 
 class Balancer:
-    """Serves requests from a pool under the plan in force. Lives on one event loop.
-
-    Args:
-        drain_s: longest time that a replica which is being stopped takes to finish what it has begun.
-        cache_mode: cache mode of requests that do not set one.
-        direct: smallest share of steps saved for which a cache hit enters at the last variant.
-        shadow: images of shadow samples as a share of the requested images.
-        redraw: configuration of redraws of the last variant's images.
-        metrics: where metrics are published.
-        targets: what the operator's controls act on, besides the pool.
-        peering: with the other load balancers of the service; None: there are none.
-        clock: seconds of a monotonic clock: a wall clock that is set must not change a deadline, a quota or a lifetime.
-        unix_time: unix time, seconds, for people.
-        draw: uniform in [0, 1), for random decisions of a plan; called once for each request.
-        chance: random generator for plans that choose replicas at random.
-    """
+    """Serves requests from a pool under the plan in force. Lives on one event loop."""
 
     def __init__(
         self,
         pool: Pool,
         plan: Plan,
         family: FamilyConfig,
+        settings: BalancerSettings,
         *,
-        slo_s: float,
-        queued: int,
-        drain_s: float = 60.0,
         profile: Profile | None = None,
-        cache: CacheClient | None = None,
-        cache_mode: CacheMode = "off",
-        direct: float = 0.0,
-        shadow: float = 0.0,
-        redraw: RedrawConfig = RedrawConfig(),
-        metrics: Metrics | None = None,
-        targets: ControlTargets = ControlTargets(),
-        peering: Peering | None = None,
-        clock: Callable[[], float] = time.monotonic,
-        unix_time: Callable[[], float] = time.time,
-        draw: Callable[[], float] = random.random,
-        chance: random.Random | None = None,
+        connections: Connections = Connections(),
+        sources: Sources = Sources(),
     ):
-        self.slo_s = slo_s
-        self.admission = Admission(queued)
-        self.dispatcher = Dispatcher(plan, ServiceTimes(profile, family.size), chance)
-        self.peers = PeerBooks(self.dispatcher, "" if peering is None else peering.name)
-        self.observations = ObservationCounters(EXPIRY * slo_s)
-        self.metrics = MetricsRecorder(slo_s, family.keys, metrics)
-        self.registry = ReplicaRegistry(pool, plan, self.dispatcher, family.keys, clock, drain_s=drain_s)
+        self.slo_s = settings.slo_s
+        self.clock = sources.clocks.monotonic
+        self.admission = Admission(settings.queued)
+        self.dispatcher = Dispatcher(plan, ServiceTimes(profile, family.size), sources.chance)
+        self.peers = PeerBooks(self.dispatcher, "" if connections.peering is None else connections.peering.name)
+        self.observations = ObservationCounters(EXPIRY * self.slo_s)
+        self.metrics = MetricsRecorder(self.slo_s, family.keys, connections.metrics)
+        self.registry = ReplicaRegistry(pool, plan, self.dispatcher, family.keys, self.clock, drain_s=settings.drain_s)
         self.adapters = AdapterCatalog(family.adapter_weights)
         self.controls = AdminControls(
-            self.registry, plan, family.keys, self.adapters, targets, clock=unix_time, monotonic=clock
+            self.registry, plan, family.keys, self.adapters, connections.targets, clocks=sources.clocks
         )
-        self._settings = CascadeSettings(
+        self._cascade = CascadeSettings(
             {key: variant.steps for key, variant in family.variants.items()},
-            direct=direct,
-            redraw_below=redraw.below,
-            redraw_most=redraw.most,
+            direct=settings.direct,
+            redraw_below=settings.redraw.below,
+            redraw_most=settings.redraw.most,
         )
         self._shares = TenantShares()
-        self._forecast = DispatchForecast(self.dispatcher, self._settings.steps, clock)
+        self._forecast = DispatchForecast(self.dispatcher, self._cascade.steps, self.clock)
+        tell = None if connections.peering is None else connections.peering.tell
+        in_flight = ImagesInFlight(self.dispatcher, self._shares, self._forecast, self.clock, tell)
         self._calls = ReplicaCalls(
-            pool,
-            self.registry,
-            self.dispatcher,
-            self._shares,
-            self._forecast,
-            self.observations,
-            self.metrics,
-            family,
-            clock,
-            None if peering is None else peering.tell,
+            pool, self.registry, self.dispatcher, self._forecast, in_flight, self.observations, self.clock
         )
         self._runner = RequestRunner(
-            self._calls, self._forecast, self.observations, self.metrics, family, self._settings, cache
+            self._calls, self._forecast, self.observations, self.metrics, family, self._cascade, connections.cache
         )
         self._family = family
         #: What the service is, for reports of measurements.
         self._about = {
             "family": family.name,
-            "slo_s": slo_s,
+            "slo_s": self.slo_s,
             "version": __version__,
             "device": profile.device if profile else None,
         }
-        self._shadow = ShadowSamples(shadow, family.size, random.Random())
-        self._cache = cache
+        self._shadow = ShadowSamples(settings.shadow, family.size, random.Random())
+        self._cache = connections.cache
         #: Cache mode of requests that do not set one; None without a cache.
-        self.cache_mode: CacheMode | None = None if cache is None else cache_mode
-        self.clock = clock
-        self._unix_time = unix_time
-        self._draw = draw
+        self.cache_mode: CacheMode | None = None if self._cache is None else settings.cache_mode
+        self._unix_time = sources.clocks.unix
+        self._draw = sources.draw
 
     # ---------------------------------------------------------------------------------------------- requests
 
@@ -270,7 +235,7 @@ class Balancer:
             size=self._size(request),
             strength=None if request.edit is None else request.edit.strength,
         )
-        first = first_run(task, self._settings)
+        first = first_run(task, self._cascade)
         if again:
             self.admission.admit_again(request.n)
         else:

@@ -10,18 +10,14 @@ from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from typing import Any, NamedTuple
 
-from load_balancer.admission.tenant_shares import TenantShares
 from load_balancer.dispatch.dispatcher import Choice, Dispatcher
-from load_balancer.dispatch.finish_time import Kind
-from load_balancer.dispatch.peers import Left, Replied, Sent, Tell
 from load_balancer.pool.pool import Pool, ReplicaLost
 from load_balancer.pool.replica_registry import ReplicaRegistry
 from load_balancer.runner.dispatch_forecast import DispatchForecast
-from load_balancer.runner.metrics_recorder import MetricsRecorder
+from load_balancer.runner.images_in_flight import ImagesInFlight
 from load_balancer.runner.observation_counters import ObservationCounters
 from weir import tracing
 from weir.cascade import ImageReady, Reason, Run, RunFailed
-from weir.config import FamilyConfig
 from weir.core import ImageRequest, ImageResult
 from weir.errors import Blocked, DeadlineExceeded, GenerationFailed, InvalidRequest, NotFinite, RoleChanged, WeirError
 
@@ -70,12 +66,11 @@ class _Failed(Exception):
 
 
 class ReplicaCalls:
-    """Executes runs on the pool, and keeps the dispatcher's queue models up to date.
+    """Executes runs on the pool.
 
     Args:
-        shares: learns which run generates each image.
+        in_flight: is told what is sent to replicas and what they answer.
         clock: seconds of a monotonic clock.
-        tell: tells the other load balancers what was sent and answered; None: there are none.
     """
 
     def __init__(
@@ -83,23 +78,17 @@ class ReplicaCalls:
         pool: Pool,
         registry: ReplicaRegistry,
         dispatcher: Dispatcher,
-        shares: TenantShares,
         forecast: DispatchForecast,
+        in_flight: ImagesInFlight,
         counters: ObservationCounters,
-        metrics: MetricsRecorder,
-        family: FamilyConfig,
         clock: Callable[[], float] = time.monotonic,
-        tell: Tell | None = None,
     ):
-        self._tell = tell or (lambda entry: None)
         self._pool = pool
         self._registry = registry
         self._dispatcher = dispatcher
-        self._shares = shares
         self._forecast = forecast
+        self._in_flight = in_flight
         self._counters = counters
-        self._metrics = metrics
-        self._family = family
         self._clock = clock
         self._predicted: dict[str, float] = {}  # predicted finish times of the images at replicas
 
@@ -173,15 +162,11 @@ class ReplicaCalls:
         Raises:
             _Failed: the run has no image.
         """
-        kind = self._forecast.kind(run)
-        self._dispatcher.assign(replica, request.id, kind, self._clock(), low_priority=run.low_priority)
-        self._shares.runs(request.id, self._dispatcher.run_s(kind))
-        self._tell(Sent(replica, request.id, kind, run.low_priority))
-        self._forecast.forget([request.id])
+        self._in_flight.sent(replica, request.id, run)
         try:
             reply = self._reply(run, request, replica, show)
             if run.droppable:
-                reply = self._or_dropped(reply, replica, kind, run, request.id)
+                reply = self._or_dropped(reply, replica, run, request.id)
             async with self._registry.while_answering(replica):
                 result = ImageResult.from_dict(await reply)
             self._count(replica, request.id, result)
@@ -199,14 +184,11 @@ class ReplicaCalls:
             log.exception("%s failed on %s", request.id, replica)
             raise _Failed(Reason.FAILED, GenerationFailed(f"the worker failed: {type(error).__name__}")) from error
         finally:
-            self._dispatcher.forget(replica, request.id, self._clock())
-            self._shares.runs(request.id, 0.0)
-            self._tell(Left(replica, request.id))
+            self._in_flight.left(replica, request.id)
         if result.error is not None:
             code, message = result.error
             kind_of_error, reason = _REASONS.get(code, (GenerationFailed, Reason.FAILED))
             raise _Failed(reason, kind_of_error(message))
-        self._metrics.replied(run, result, run.steps or self._family.variants[run.variant].steps)
         return result
 
     async def _reply(self, run: Run, request: ImageRequest, replica: str, show: Show) -> dict[str, Any]:
@@ -220,9 +202,7 @@ class ReplicaCalls:
                 show(part["preview"], run.variant, part["step"])
         raise ReplicaLost(replica, "it ended without a result")
 
-    async def _or_dropped(
-        self, reply: Awaitable[dict[str, Any]], replica: str, kind: Kind, run: Run, image: str
-    ) -> dict[str, Any]:
+    async def _or_dropped(self, reply: Awaitable[dict[str, Any]], replica: str, run: Run, image: str) -> dict[str, Any]:
         """Waits for the reply; drops the image if it still waits when a batch that starts then would miss the deadline.
 
         Raises:
@@ -230,7 +210,7 @@ class ReplicaCalls:
         """
         task = asyncio.ensure_future(reply)
         try:
-            last_start = run.deadline - self._dispatcher.batch_s(replica, kind)
+            last_start = run.deadline - self._dispatcher.batch_s(replica, self._forecast.kind(run))
             await asyncio.wait({task}, timeout=max(0.0, last_start - self._clock()))
             if not task.done() and not self._dispatcher.begun(replica, image):
                 error = DeadlineExceeded("the image could not be ready in time and was dropped")
@@ -240,25 +220,12 @@ class ReplicaCalls:
             task.cancel()
 
     def _count(self, replica: str, image: str, result: ImageResult) -> None:
-        """Updates queue models, service times and counts from a reply."""
+        """Takes in what a reply says of the run."""
         if result.fetch_s is not None:
             self._counters.fetch(result.fetch_s)
         if result.batch_size < 1:
             return
-        batch = self._dispatcher.finished(
-            replica,
-            image,
-            self._clock(),
-            batch_size=result.batch_size,
-            compute_s=result.compute_s,
-            device_s=result.device_s,
-            together=result.left_together,
-            # The delay of an image that waited for its states to be stored is not the network's.
-            queue_s=None if result.captured else result.queue_s + (result.fetch_s or 0.0),
-            queued=result.queued,
-        )
-        together = result.left_together or result.batch_size
-        self._tell(Replied(replica, image, result.batch_size, result.device_s, together, result.queued))
-        if batch is not None and not result.resumed_at:
-            whole_s = self._dispatcher.whole_s(batch, result.batch_size, result.device_s)
-            self._counters.batch(batch.variant, result.batch_size, whole_s)
+        kind = self._in_flight.replied(replica, image, result)
+        if kind is not None and not result.resumed_at:
+            whole_s = self._dispatcher.whole_s(kind, result.batch_size, result.device_s)
+            self._counters.batch(kind.variant, result.batch_size, whole_s)

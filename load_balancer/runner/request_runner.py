@@ -126,6 +126,7 @@ class RequestRunner:
         outcome = await self._calls.execute(run, self._request(work, run), work.show_client)
         if outcome.result is not None:
             work.results.append(outcome.result)
+            self._metrics.replied(run, outcome.result, run.steps or self._family.variants[run.variant].steps)
         work.error = outcome.error or work.error
         return outcome.event
 

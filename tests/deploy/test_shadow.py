@@ -11,6 +11,7 @@ from prometheus_client import CollectorRegistry
 from cache.encoder import family_encoder
 from deploy.shadow import ShadowLoop
 from load_balancer.runner.balancer import Balancer
+from load_balancer.runner.balancer_settings import BalancerSettings
 from load_balancer.runner.generation_request import GenerationRequest
 from testing.toy_family import with_variants
 from tests.load_balancer.local_service import LocalPool
@@ -58,7 +59,7 @@ async def test_idle_time_is_used_for_samples_and_a_wrong_head_is_replaced(tmp_pa
     )
     plan = Plan.split(1, 1, 0, light_batch=4, heavy_batch=4, threshold=0)
     worker = Worker(family.model_dump(), plan.to_dict())
-    balancer = Balancer(LocalPool([worker]), plan, family, slo_s=60, queued=64, shadow=0.2)
+    balancer = Balancer(LocalPool([worker]), plan, family, BalancerSettings(slo_s=60, queued=64, shadow=0.2))
     running = asyncio.get_running_loop()
 
     def generated(levels):

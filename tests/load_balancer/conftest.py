@@ -13,8 +13,10 @@ import pytest
 from PIL import Image
 
 from load_balancer.pool.pool import ReplicaLost
+from load_balancer.runner.cache_client import CacheClient
 from simulator.exact import VirtualTime
 from testing.toy_family import FAMILY, PROFILE
+from weir.clocks import Clocks
 from weir.config import FamilyConfig
 from weir.plan import HEAVY, LIGHT, Plan
 from weir.profiles import Profile
@@ -92,17 +94,26 @@ def pytest_asyncio_loop_factories(item: pytest.Item) -> Mapping[str, Callable[[]
 
 @pytest.fixture
 def running(pool: FakePool, plan: Plan, family: FamilyConfig, profile: Profile) -> Callable[..., Any]:
-    """``async with running(plan, …) as balancer``: a balancer with ready replicas; other options go to its constructor.
+    """``async with running(plan, …) as balancer``: a balancer with ready replicas; other options are its settings.
 
-    Its clock is the loop's, which is virtual: see :func:`pytest_asyncio_loop_factories`.
+    By default its clock is the loop's, which is virtual: see :func:`pytest_asyncio_loop_factories`.
     """
     from load_balancer.runner.balancer import Balancer
+    from load_balancer.runner.balancer_settings import BalancerSettings, Connections, Sources
 
     @asynccontextmanager
-    async def start(plan: Plan = plan, **more: Any) -> AsyncIterator[Balancer]:
-        clock = asyncio.get_running_loop().time
-        options = {"slo_s": 5.0, "queued": 16, "profile": profile, "clock": clock, **more}
-        balancer = Balancer(pool, plan, family, **options)
+    async def start(
+        plan: Plan = plan, cache: CacheClient | None = None, clocks: Clocks | None = None, **more: Any
+    ) -> AsyncIterator[Balancer]:
+        balancer = Balancer(
+            pool,
+            plan,
+            family,
+            BalancerSettings(**{"slo_s": 5.0, "queued": 16, **more}),
+            profile=profile,
+            connections=Connections(cache=cache),
+            sources=Sources(clocks or Clocks(monotonic=asyncio.get_running_loop().time)),
+        )
         watching = asyncio.create_task(balancer.registry.watch())
         while not balancer.readiness()["ready"]:
             await asyncio.sleep(0)

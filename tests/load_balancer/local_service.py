@@ -14,8 +14,9 @@ import uvicorn
 from load_balancer.http.api import create_app
 from load_balancer.http.api_keys import ApiKeys
 from load_balancer.runner.balancer import Balancer
+from load_balancer.runner.balancer_settings import BalancerSettings, Connections
 from load_balancer.runner.cache_client import CacheClient
-from weir.config import FamilyConfig, LimitsConfig
+from weir.config import FamilyConfig
 from weir.plan import Plan
 from weir.profiles import Profile
 from workers.replica import Worker
@@ -65,9 +66,12 @@ def serving(
     made: list[LocalService] = []
 
     async def run() -> None:
-        options: Any = {"slo_s": slo_s, "queued": 64, "profile": profile, "cache": cache, "cache_mode": "read-write"}
-        balancer = Balancer(LocalPool(workers), plan, family, **options)
-        app = create_app(balancer, family, LimitsConfig(), callers)
+        settings, connections = (
+            BalancerSettings(slo_s=slo_s, queued=64, cache_mode="read-write"),
+            Connections(cache=cache),
+        )
+        balancer = Balancer(LocalPool(workers), plan, family, settings, profile=profile, connections=connections)
+        app = create_app(balancer, family, callers=callers)
         server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error", timeout_graceful_shutdown=1))
         tasks = [asyncio.create_task(balancer.registry.watch()), asyncio.create_task(server.serve())]
         while not (server.started and balancer.readiness()["ready"]):

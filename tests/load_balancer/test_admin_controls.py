@@ -12,6 +12,7 @@ from load_balancer.admin_controls import MOST_ACTIONS, AdminControls, ControlTar
 from load_balancer.dispatch.dispatcher import Dispatcher
 from load_balancer.dispatch.service_times import ServiceTimes
 from load_balancer.pool.replica_registry import ReplicaRegistry
+from weir.clocks import Clocks
 from weir.errors import Conflict, InvalidRequest
 from weir.pin import PinValues
 from weir.plan import HEAVY, LIGHT
@@ -56,8 +57,7 @@ def made(pool, plan, profile, times):
             (LIGHT, HEAVY),
             AdapterCatalog({}),
             targets,
-            clock=lambda: times.unix,
-            monotonic=lambda: times.monotonic,
+            clocks=Clocks(lambda: times.monotonic, lambda: times.unix),
         )
 
     return make

@@ -12,6 +12,7 @@ from load_balancer.dispatch.finish_time import Kind
 from load_balancer.dispatch.service_times import ServiceTimes
 from load_balancer.http.api_keys import Caller
 from load_balancer.runner.balancer import BATCH_SHARE, Balancer
+from load_balancer.runner.balancer_settings import BalancerSettings
 from load_balancer.runner.generation_request import GenerationRequest
 from testing.toy_family import PROFILE
 from weir.config import BATCH_SLACK
@@ -31,7 +32,7 @@ STEPWISE = {
 
 @pytest.fixture
 async def balancer(pool, plan, family, profile) -> Balancer:
-    balancer = Balancer(pool, plan, family, slo_s=5.0, queued=8, profile=profile)
+    balancer = Balancer(pool, plan, family, BalancerSettings(slo_s=5.0, queued=8), profile=profile)
     balancer.dispatcher.sync(await pool.describe())
     return balancer
 

@@ -10,7 +10,9 @@ import pytest
 from load_balancer.admission.tenant_shares import MEMORY_S, TOLERANCE, TenantShares
 from load_balancer.http.api_keys import Caller
 from load_balancer.runner.balancer import Balancer
+from load_balancer.runner.balancer_settings import BalancerSettings, Sources
 from load_balancer.runner.generation_request import GenerationRequest
+from weir.clocks import Clocks
 from weir.core import ImageSize
 from weir.plan import HEAVY, LIGHT
 
@@ -72,7 +74,8 @@ def test_work_without_a_share_is_not_counted(shares: TenantShares) -> None:
 
 async def test_workers_take_images_beyond_the_share_after_all_others(pool, plan, family, profile) -> None:
     pool.delay_s = {LIGHT: 60, HEAVY: 60}
-    balancer = Balancer(pool, plan, family, slo_s=SLO_S, queued=8, profile=profile, clock=lambda: 0.0)
+    settings, sources = BalancerSettings(slo_s=SLO_S, queued=8), Sources(Clocks(monotonic=lambda: 0.0))
+    balancer = Balancer(pool, plan, family, settings, profile=profile, sources=sources)
     balancer.dispatcher.sync(await pool.describe())
     modest = GenerationRequest("a", ImageSize(64, 64), caller=Caller("a", "acme"))
     greedy = replace(modest, caller=Caller("m", "globex"))

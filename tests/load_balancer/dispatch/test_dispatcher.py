@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from load_balancer.dispatch.dispatcher import Choice, Dispatcher
-from load_balancer.dispatch.finish_time import Kind
+from load_balancer.dispatch.finish_time import BatchReport, Kind
 from load_balancer.dispatch.role_index import TIE_S
 from load_balancer.dispatch.service_times import ServiceTimes
 from weir.plan import HEAVY, LIGHT, Plan
@@ -89,11 +89,11 @@ def test_a_reply_frees_its_whole_batch_and_starts_the_next():
     dispatcher = dispatcher_of(1, 0, batch=2)
     for request in "abc":
         send(dispatcher, request, LIGHT_IMAGE, 0.0)
-    dispatcher.finished("r0", "a", 1.0, batch_size=1, compute_s=1.0, queued=2)
+    dispatcher.finished("r0", "a", 1.0, BatchReport(batch_size=1, compute_s=1.0, queued=2))
     assert best(dispatcher, LIGHT_IMAGE, 1.0).finish_at == pytest.approx(1.0 + 1.1 + 1.0)
-    dispatcher.finished("r0", "b", 2.1, batch_size=2, compute_s=1.1, queued=0)
+    dispatcher.finished("r0", "b", 2.1, BatchReport(batch_size=2, compute_s=1.1, queued=0))
     assert dispatcher.outstanding == {"r0": 1}
-    dispatcher.finished("r0", "c", 2.1, batch_size=2, compute_s=1.1, queued=0)
+    dispatcher.finished("r0", "c", 2.1, BatchReport(batch_size=2, compute_s=1.1, queued=0))
     assert dispatcher.outstanding == {"r0": 0}
     assert dispatcher.pick(LIGHT_IMAGE, 3.0) == ("r0", 4.0)
 
@@ -102,14 +102,14 @@ def test_the_batch_size_of_a_reply_corrects_the_model():
     dispatcher = dispatcher_of(1, 0, batch=4)
     for request in "abc":
         send(dispatcher, request, LIGHT_IMAGE, 0.0)  # the model assumes: a alone, then b and c
-    dispatcher.finished("r0", "a", 1.2, batch_size=3, compute_s=1.2, queued=0)
+    dispatcher.finished("r0", "a", 1.2, BatchReport(batch_size=3, compute_s=1.2, queued=0))
     assert best(dispatcher, LIGHT_IMAGE, 1.2).finish_at == pytest.approx(2.2)
 
 
 def test_work_of_other_load_balancers_counts():
     dispatcher = dispatcher_of(2, 0, batch=1)
     send(dispatcher, "a", LIGHT_IMAGE, 0.0)
-    dispatcher.finished("r0", "a", 1.0, batch_size=1, compute_s=1.0, queued=3)
+    dispatcher.finished("r0", "a", 1.0, BatchReport(batch_size=1, compute_s=1.0, queued=3))
     assert dispatcher.pick(LIGHT_IMAGE, 1.0) == ("r1", 2.0)
 
 
@@ -154,7 +154,7 @@ def test_a_removed_replica_loses_its_queue_and_late_replies_are_ignored():
     dispatcher = dispatcher_of(2, 0)
     dispatcher.assign("r0", "a", LIGHT_IMAGE, 0.0)
     dispatcher.sync(described(1, 2))
-    dispatcher.finished("r0", "a", 1.0, batch_size=1, compute_s=1.0)
+    dispatcher.finished("r0", "a", 1.0, BatchReport(batch_size=1, compute_s=1.0))
     dispatcher.forget("r0", "a", 1.0)
     dispatcher.assign("r0", "b", LIGHT_IMAGE, 1.0)
     assert dispatcher.outstanding == {"r1": 0, "r2": 0}
@@ -204,7 +204,9 @@ def test_outstanding_images_are_consistent_and_predictions_never_lie_in_the_past
         elif event in ("reply", "cancel") and sent:
             replica, request = sent.pop(k % len(sent))
             if event == "reply":
-                dispatcher.finished(replica, request, now, batch_size=1 + k % batch, compute_s=1.0, queued=k)
+                dispatcher.finished(
+                    replica, request, now, BatchReport(batch_size=1 + k % batch, compute_s=1.0, queued=k)
+                )
             dispatcher.forget(replica, request, now)
         elif event == "die" and alive:
             rank = sorted(alive)[k % len(alive)]

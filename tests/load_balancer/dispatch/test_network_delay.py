@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from load_balancer.dispatch.dispatcher import Dispatcher
-from load_balancer.dispatch.finish_time import Kind
+from load_balancer.dispatch.finish_time import BatchReport, Kind
 from load_balancer.dispatch.network_delay import CALLS, NetworkDelay
 from load_balancer.dispatch.service_times import ServiceTimes
 from weir.plan import LIGHT, Plan
@@ -71,6 +71,6 @@ def test_an_image_misses_a_batch_that_begins_before_it_arrives(dispatcher):
 def test_a_reply_shows_which_images_are_in_the_next_batch(dispatcher):
     for request, now in (("a", 10.0), ("b", 10.01), ("c", 10.15)):
         dispatcher.assign("r", request, LIGHT_IMAGE, now)
-    dispatcher.finished("r", "a", 10.22, batch_size=1, compute_s=0.02, queued=1)
+    dispatcher.finished("r", "a", 10.22, BatchReport(batch_size=1, compute_s=0.02, queued=1))
     assert dispatcher.begun("r", "b")
     assert not dispatcher.begun("r", "c")  # it was in transit

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from load_balancer.dispatch.dispatcher import Dispatcher
-from load_balancer.dispatch.finish_time import Kind
+from load_balancer.dispatch.finish_time import BatchReport, Kind
 from load_balancer.dispatch.service_times import ServiceTimes
 from weir.plan import HEAVY, LIGHT, Plan
 from weir.profiles import Profile
@@ -65,7 +65,7 @@ def test_the_index_finds_the_same_replica_as_an_exhaustive_search(stepwise, even
                 compute_s = slower * dispatcher.times.seconds(kind.variant, 1, kind.work)
                 queue_s = max(0.0, now - since - 2 * way_s - compute_s)
                 dispatcher.finished(
-                    replica, request, now, batch_size=1, compute_s=compute_s, queue_s=queue_s, queued=k % 2
+                    replica, request, now, BatchReport(batch_size=1, compute_s=compute_s, queue_s=queue_s, queued=k % 2)
                 )
             dispatcher.forget(replica, request, now)
         elif event == "plan":

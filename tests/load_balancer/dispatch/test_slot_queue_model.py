@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from load_balancer.dispatch.dispatcher import Dispatcher
-from load_balancer.dispatch.finish_time import Kind
+from load_balancer.dispatch.finish_time import BatchReport, Kind
 from load_balancer.dispatch.service_times import ServiceTimes
 from weir.core import ImageSize
 from weir.plan import HEAVY, LIGHT, Plan
@@ -82,7 +82,7 @@ def test_images_leave_one_by_one(profile):
     dispatcher.assign("r0", "a", LIGHT_IMAGE, 0.0)
     dispatcher.assign("r0", "b", LIGHT_IMAGE, 0.4)
     dispatcher.assign("r0", "c", LIGHT_IMAGE, 0.5)
-    dispatcher.finished("r0", "a", 1.3, batch_size=2, compute_s=1.3, together=1, queued=1)
+    dispatcher.finished("r0", "a", 1.3, BatchReport(batch_size=2, compute_s=1.3, together=1, queued=1))
     assert dispatcher.outstanding == {"r0": 2}
     assert dispatcher.begun("r0", "b")
     assert dispatcher.begun("r0", "c")
@@ -92,9 +92,9 @@ def test_images_finished_at_the_same_step_leave_together(profile):
     dispatcher = dispatcher_of(profile, 1, 0, slots=4)
     for request in "abc":
         dispatcher.assign("r0", request, LIGHT_IMAGE, 0.0)
-    assert dispatcher.finished("r0", "a", 1.7, batch_size=3, compute_s=1.7, together=3) == LIGHT_IMAGE
+    assert dispatcher.finished("r0", "a", 1.7, BatchReport(batch_size=3, compute_s=1.7, together=3)) == LIGHT_IMAGE
     assert dispatcher.finish_at(LIGHT_IMAGE, 1.7) == pytest.approx(1.7 + 1.0, rel=0.05)
-    assert dispatcher.finished("r0", "b", 1.7, batch_size=3, compute_s=1.7, together=3) is None
+    assert dispatcher.finished("r0", "b", 1.7, BatchReport(batch_size=3, compute_s=1.7, together=3)) is None
     assert dispatcher.outstanding == {"r0": 1}
 
 
@@ -160,7 +160,7 @@ def test_images_that_finish_together_are_of_one_size(profile):
     dispatcher = sized(profile, slots=4)
     for name, kind in (("a", LIGHT_IMAGE), ("b", LARGE_IMAGE), ("c", LIGHT_IMAGE)):
         dispatcher.assign("r0", name, kind, 0.0)
-    dispatcher.finished("r0", "a", 1.5, batch_size=2, compute_s=1.5, together=2)
+    dispatcher.finished("r0", "a", 1.5, BatchReport(batch_size=2, compute_s=1.5, together=2))
     assert dispatcher.outstanding["r0"] == 2, "c is expected, too"
     assert dispatcher.finish_at(LARGE_IMAGE, 1.5) == pytest.approx(1.5 + 1.5 * 2.0), "b is there"
 
@@ -168,5 +168,5 @@ def test_images_that_finish_together_are_of_one_size(profile):
 def test_calls_of_other_sizes_do_not_count_as_a_slower_device(profile):
     dispatcher = sized(profile)
     dispatcher.assign("r0", "a", LIGHT_IMAGE, 0.0)
-    dispatcher.finished("r0", "a", 9.0, batch_size=1, compute_s=9.0, device_s=1.0)
+    dispatcher.finished("r0", "a", 9.0, BatchReport(batch_size=1, compute_s=9.0, device_s=1.0))
     assert dispatcher.finish_at(LIGHT_IMAGE, 9.0) == pytest.approx(10.0)

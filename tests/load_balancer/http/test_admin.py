@@ -13,8 +13,9 @@ from load_balancer.admin_controls import ControlTargets
 from load_balancer.http.api import create_app
 from load_balancer.http.api_keys import ApiKeys, append_key, digest, new_key
 from load_balancer.runner.balancer import Balancer
+from load_balancer.runner.balancer_settings import BalancerSettings, Connections
 from tests.load_balancer.test_admin_controls import FakeCache, FakeController
-from weir.config import KeyConfig, LimitsConfig
+from weir.config import KeyConfig
 from weir.plan import HEAVY, LIGHT
 from weir.telemetry import PrometheusMetrics
 
@@ -41,7 +42,14 @@ def registry() -> CollectorRegistry:
 async def balancer(pool, plan, family, profile, registry) -> Balancer:
     targets = ControlTargets("weir", FakeController(), FakeCache())
     metrics = PrometheusMetrics(registry)
-    balancer = Balancer(pool, plan, family, slo_s=5.0, queued=64, profile=profile, targets=targets, metrics=metrics)
+    balancer = Balancer(
+        pool,
+        plan,
+        family,
+        BalancerSettings(slo_s=5.0, queued=64),
+        profile=profile,
+        connections=Connections(targets=targets, metrics=metrics),
+    )
     await balancer.registry._take_in(await pool.describe())
     return balancer
 
@@ -52,7 +60,7 @@ async def ops(balancer, family, tmp_path: Path) -> AsyncIterator[httpx.AsyncClie
     keys = tmp_path / "keys.yaml"
     append_key(keys, KeyConfig(name="alice", sha256=digest(ALICE), tenant="acme"))
     append_key(keys, KeyConfig(name="ops", sha256=digest(OPS), tenant="ops", admin=True))
-    app = create_app(balancer, family, LimitsConfig(), ApiKeys(keys))
+    app = create_app(balancer, family, callers=ApiKeys(keys))
     headers = {"authorization": f"Bearer {OPS}"}
     transport = httpx.ASGITransport(app)
     async with httpx.AsyncClient(transport=transport, base_url="http://weir/v1/admin/", headers=headers) as client:
@@ -73,7 +81,7 @@ async def test_a_key_without_the_scope_admin_is_refused_and_nothing_changes(ops,
 
 @pytest.mark.parametrize("is_local", [True, False])
 async def test_without_keys_only_a_service_on_the_loopback_interface_is_open(balancer, family, is_local):
-    app = create_app(balancer, family, LimitsConfig(), ApiKeys(open_admin=is_local))
+    app = create_app(balancer, family, callers=ApiKeys(open_admin=is_local))
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://weir") as client:
         answer = await client.get("/v1/admin/plan")
     assert answer.status_code == (200 if is_local else 403)

@@ -15,10 +15,12 @@ from PIL import Image
 
 import weir
 from load_balancer.http.api import create_app
+from load_balancer.http.api_settings import ApiSettings
 from load_balancer.http.model_list import defaults
 from load_balancer.http.openapi import FILES, GENERATIONS
 from load_balancer.http.schema import RequestRules
 from load_balancer.runner.balancer import Balancer
+from load_balancer.runner.balancer_settings import BalancerSettings
 from load_balancer.runner.generation_request import GenerationRequest
 from testing.toy_family import with_variants
 from tests.load_balancer.malformed_requests import BODIES, GOOD
@@ -32,14 +34,14 @@ JSON = {"content-type": "application/json"}
 
 @pytest.fixture
 async def balancer(pool, plan, family, profile) -> Balancer:
-    balancer = Balancer(pool, plan, family, slo_s=5.0, queued=8, profile=profile)
+    balancer = Balancer(pool, plan, family, BalancerSettings(slo_s=5.0, queued=8), profile=profile)
     balancer.dispatcher.sync(await pool.describe())
     return balancer
 
 
 @pytest.fixture
 async def client(balancer, family) -> AsyncIterator[httpx.AsyncClient]:
-    app = create_app(balancer, family, LimitsConfig.model_validate({}))
+    app = create_app(balancer, family)
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://weir") as client:
         yield client
 
@@ -233,7 +235,7 @@ def test_a_sampler_is_one_that_the_family_allows(family, body, param, named):
 
 async def test_an_answer_names_the_sampler_of_its_image(pool, plan, family, profile):
     family = family.model_copy(update={"samplers": SAMPLED})
-    balancer = Balancer(pool, plan, family, slo_s=5.0, queued=8, profile=profile)
+    balancer = Balancer(pool, plan, family, BalancerSettings(slo_s=5.0, queued=8), profile=profile)
     balancer.dispatcher.sync(await pool.describe())
     for asked, named in ((None, "ddim"), ("lcm", "lcm")):
         wanted = GenerationRequest("a", ImageSize(64, 64), variant=HEAVY, sampler=asked)
@@ -274,7 +276,7 @@ async def test_a_body_that_does_not_arrive_in_time_is_refused(balancer, family):
         yield b'{"prompt": '
         await asyncio.Event().wait()
 
-    app = create_app(balancer, family, LimitsConfig(body_s=0.05))
+    app = create_app(balancer, family, ApiSettings(limits=LimitsConfig(body_s=0.05)))
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://weir") as client:
         answer = await client.post(GENERATIONS, content=slow(), headers=JSON)
     assert answer.status_code == 408

@@ -15,8 +15,9 @@ from load_balancer.http.api import create_app
 from load_balancer.http.api_keys import ApiKeys, append_key, digest, new_key
 from load_balancer.http.openapi import FILES, GENERATIONS
 from load_balancer.runner.balancer import Balancer
+from load_balancer.runner.balancer_settings import BalancerSettings
 from tests.load_balancer.malformed_requests import GOOD
-from weir.config import KeyConfig, LimitsConfig
+from weir.config import KeyConfig
 from weir.plan import HEAVY, LIGHT
 
 ALICE, ADMIN = new_key(), new_key()
@@ -28,7 +29,7 @@ def bearer(key: str) -> dict[str, str]:
 
 @pytest.fixture
 async def balancer(pool, plan, family, profile) -> Balancer:
-    balancer = Balancer(pool, plan, family, slo_s=5.0, queued=64, profile=profile)
+    balancer = Balancer(pool, plan, family, BalancerSettings(slo_s=5.0, queued=64), profile=profile)
     balancer.dispatcher.sync(await pool.describe())
     return balancer
 
@@ -39,7 +40,7 @@ async def client(balancer, family, tmp_path: Path) -> AsyncIterator[httpx.AsyncC
     alice = {"tenant": "acme", "concurrent_images": 4, "images_per_minute": 30}
     append_key(keys, KeyConfig(name="alice", sha256=digest(ALICE), **alice))
     append_key(keys, KeyConfig(name="root", sha256=digest(ADMIN), tenant="ops", admin=True))
-    app = create_app(balancer, family, LimitsConfig(), ApiKeys(keys))
+    app = create_app(balancer, family, callers=ApiKeys(keys))
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://weir") as client:
         yield client
 

@@ -218,7 +218,9 @@ async def test_a_size_beyond_the_range_is_refused_with_the_range(serving, family
 
 async def test_the_service_may_allow_fewer_pixels_than_the_family(serving, family):
     limits = LimitsConfig(pixels=1024 * 1024)
-    async with serving(sized(family, size=1024, sizes=["1536x1024"], any_size=ANY), limits, aliases=ALIASES) as client:
+    async with serving(
+        sized(family, size=1024, sizes=["1536x1024"], any_size=ANY), limits=limits, aliases=ALIASES
+    ) as client:
         models = (await client.get("/v1/models")).json()["data"]
         answer = await client.post(GENERATIONS, json={**GOOD, "size": "1056x1024"})
     assert models[0]["sizes"] == ["1024x1024"]

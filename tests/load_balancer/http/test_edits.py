@@ -15,8 +15,10 @@ import pytest
 from PIL import Image, ImageCms, ImageOps
 
 from load_balancer.http.api import create_app
+from load_balancer.http.api_settings import ApiSettings
 from load_balancer.http.openapi import EDITS, GENERATIONS
 from load_balancer.runner.balancer import Balancer
+from load_balancer.runner.balancer_settings import BalancerSettings
 from testing.pictures import gradient, mask, png, transparent
 from weir.config import FamilyConfig, LimitsConfig
 from weir.core import ImageRequest, ImageSize
@@ -32,9 +34,9 @@ PROMPT = {"prompt": "a red circle"}
 @pytest.fixture
 async def client(pool, plan, family, profile) -> AsyncIterator[httpx.AsyncClient]:
     sized = FamilyConfig.model_validate(family.model_dump() | {"sizes": [32, "96x64"]})
-    balancer = Balancer(pool, plan, sized, slo_s=5.0, queued=64, profile=profile)
+    balancer = Balancer(pool, plan, sized, BalancerSettings(slo_s=5.0, queued=64), profile=profile)
     balancer.dispatcher.sync(await pool.describe())
-    app = create_app(balancer, sized, LIMITS, aliases=ALIASES)
+    app = create_app(balancer, sized, ApiSettings(limits=LIMITS, aliases=ALIASES))
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://weir") as client:
         yield client
 

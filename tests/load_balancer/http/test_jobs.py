@@ -14,13 +14,15 @@ import pytest
 
 from load_balancer.http.api import create_app
 from load_balancer.http.api_keys import ApiKeys, Caller, append_key, digest, new_key
-from load_balancer.http.jobs import Jobs
+from load_balancer.http.jobs import JobLimits, Jobs
 from load_balancer.http.openapi import GENERATIONS
 from load_balancer.runner.balancer import Balancer
+from load_balancer.runner.balancer_settings import BalancerSettings
 from load_balancer.runner.generation_request import GenerationRequest
 from testing.toy_family import PROFILE
 from tests.load_balancer.malformed_requests import GOOD
-from weir.config import KeyConfig, LimitsConfig
+from weir.clocks import Clocks
+from weir.config import KeyConfig
 from weir.core import ImageSize
 from weir.errors import KeyReused, NotFound
 from weir.plan import HEAVY, LIGHT
@@ -117,7 +119,7 @@ async def test_a_request_that_was_not_admitted_leaves_its_key_free(client, balan
 
 async def test_after_a_crash_the_same_key_has_the_same_seed(client, balancer, family, pool):
     await client.post(GENERATIONS, json=GOOD, headers={"idempotency-key": "k"})
-    app = create_app(balancer, family, LimitsConfig())  # a new application without the earlier jobs
+    app = create_app(balancer, family)  # a new application without the earlier jobs
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://weir") as other:
         await other.post(GENERATIONS, json=GOOD, headers={"idempotency-key": "k"})
     assert len({request["seed"] for _, _, request in pool.calls}) == 1
@@ -182,9 +184,9 @@ async def test_the_status_has_the_queue_position_and_an_estimate(pool, plan, fam
     # Batches take seconds, so that the duration of the test does not matter.
     slow = {key: {**PROFILE[key], "latency_s": [100 * s for s in PROFILE[key]["latency_s"]]} for key in (LIGHT, HEAVY)}
     profile = Profile.model_validate(PROFILE | slow)
-    balancer = Balancer(pool, plan, family, slo_s=500.0, queued=64, profile=profile)
+    balancer = Balancer(pool, plan, family, BalancerSettings(slo_s=500.0, queued=64), profile=profile)
     balancer.dispatcher.sync(await pool.describe())
-    app = create_app(balancer, family, LimitsConfig())
+    app = create_app(balancer, family)
     client = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://weir")
     pool.delay_s[LIGHT] = 600
     places = [(await client.post(GENERATIONS, json=GOOD, headers=ASYNC)).headers["location"] for _ in range(3)]
@@ -253,7 +255,7 @@ async def test_only_its_caller_and_an_administrator_find_a_request(balancer, fam
     keys = tmp_path / "keys.yaml"
     for name, key, admin in (("alice", ALICE, False), ("bob", BOB, False), ("root", ROOT, True)):
         append_key(keys, KeyConfig(name=name, sha256=digest(key), tenant="acme", admin=admin))
-    app = create_app(balancer, family, LimitsConfig(), ApiKeys(keys))
+    app = create_app(balancer, family, callers=ApiKeys(keys))
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://weir") as client:
 
         def of(key: str, **more: str) -> dict[str, str]:
@@ -301,7 +303,7 @@ async def known(jobs: Jobs, ids: list[str]) -> list[bool]:
 
 async def test_an_answer_expires_together_with_its_key(balancer, pool):
     clock = Clock()
-    jobs = Jobs(balancer, rendered, kept_s=60, clock=clock)
+    jobs = Jobs(balancer, rendered, limits=JobLimits(kept_s=60), clocks=Clocks(clock))
     old = await finished(jobs, key="k")
     clock.now += 59
     new = await finished(jobs)
@@ -314,7 +316,7 @@ async def test_an_answer_expires_together_with_its_key(balancer, pool):
 
 async def test_an_answer_is_kept_as_long_as_promised_when_the_wall_clock_is_set_back(balancer):
     clock, wall = Clock(), Clock()
-    jobs = Jobs(balancer, rendered, kept_s=60, clock=clock, unix_time=wall)
+    jobs = Jobs(balancer, rendered, limits=JobLimits(kept_s=60), clocks=Clocks(clock, wall))
     job = await jobs.find(await finished(jobs), ORDER.caller)
     assert jobs.expires_at(job) == wall.now + 60
     clock.now += 30
@@ -325,7 +327,7 @@ async def test_an_answer_is_kept_as_long_as_promised_when_the_wall_clock_is_set_
 
 
 async def test_the_oldest_jobs_are_removed_when_there_are_too_many(balancer):
-    jobs = Jobs(balancer, rendered, most_jobs=3)
+    jobs = Jobs(balancer, rendered, limits=JobLimits(jobs=3))
     ids = [await finished(jobs) for _ in range(5)]
     assert await known(jobs, ids) == [False, False, True, True, True]
 
@@ -333,7 +335,7 @@ async def test_the_oldest_jobs_are_removed_when_there_are_too_many(balancer):
 async def test_the_oldest_answers_are_removed_when_they_are_too_large_and_running_jobs_stay(balancer, pool):
     probe, _ = await Jobs(balancer, rendered).begin(ORDER, "")
     await probe.answer()
-    jobs = Jobs(balancer, rendered, most_bytes=2 * probe.size_bytes)
+    jobs = Jobs(balancer, rendered, limits=JobLimits(size_bytes=2 * probe.size_bytes))
     pool.delay_s[HEAVY] = 60
     running, _ = await jobs.begin(GenerationRequest("a", ImageSize(64, 64), variant=HEAVY), "", keep=True)
     ids = [await finished(jobs) for _ in range(4)]
@@ -374,7 +376,7 @@ async def test_a_tenant_that_begins_and_cancels_many_jobs_makes_no_other_tenants
 
 
 async def test_jobs_without_an_answer_are_removed_first(balancer, pool):
-    jobs = Jobs(balancer, rendered, most_jobs=3)
+    jobs = Jobs(balancer, rendered, limits=JobLimits(jobs=3))
     answered = [await finished(jobs) for _ in range(2)]
     pool.delay_s[LIGHT] = 60
     cancelled = []
@@ -388,7 +390,7 @@ async def test_jobs_without_an_answer_are_removed_first(balancer, pool):
 
 async def test_a_key_outlives_its_answer(balancer, pool):
     clock = Clock()
-    jobs = Jobs(balancer, rendered, most_jobs=1, kept_s=60, clock=clock)
+    jobs = Jobs(balancer, rendered, limits=JobLimits(kept_s=60, jobs=1), clocks=Clocks(clock))
     request = replace(ORDER, seed=7)
     first, _ = await jobs.begin(request, "", key="k")
     await first.answer()

@@ -16,6 +16,7 @@ from load_balancer.http.api_keys import ApiKeys
 from load_balancer.http.openapi import EDITS, GENERATIONS
 from load_balancer.http.schema import RequestRules
 from load_balancer.runner.balancer import Balancer
+from load_balancer.runner.balancer_settings import BalancerSettings, Connections
 from load_balancer.runner.generation_request import GenerationRequest
 from load_balancer.shared.job_ledger import JobRecord
 from testing.pictures import gradient, png
@@ -48,14 +49,21 @@ def family(family: FamilyConfig) -> FamilyConfig:
 @pytest.fixture
 async def balancer(pool, plan, family, profile) -> Balancer:
     targets = ControlTargets(workers=FakeWorkers())
-    balancer = Balancer(pool, plan, family, slo_s=5.0, queued=8, profile=profile, targets=targets)
+    balancer = Balancer(
+        pool,
+        plan,
+        family,
+        BalancerSettings(slo_s=5.0, queued=8),
+        profile=profile,
+        connections=Connections(targets=targets),
+    )
     await balancer.registry._take_in(await pool.describe())
     return balancer
 
 
 @pytest.fixture
 async def client(balancer, family) -> AsyncIterator[httpx.AsyncClient]:
-    app = create_app(balancer, family, LimitsConfig(), ApiKeys(open_admin=True))
+    app = create_app(balancer, family, callers=ApiKeys(open_admin=True))
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://weir") as client:
         yield client
 
@@ -194,7 +202,7 @@ async def test_an_adapter_that_does_not_exist_cannot_be_removed(client):
 
 
 async def test_other_load_balancers_follow_what_an_administrator_changed(pool, plan, family, balancer):
-    other = Balancer(pool, plan, family, slo_s=5.0, queued=8)
+    other = Balancer(pool, plan, family, BalancerSettings(slo_s=5.0, queued=8))
     await balancer.controls.add_adapter("ops", "chalk", AdapterWeights("/weights/chalk.safetensors"))
     balancer.controls.remove_adapter("ops", "sepia")
     other.controls.follow(json.loads(json.dumps(balancer.controls.to_dict())))

@@ -13,7 +13,7 @@ from load_balancer.http.api_keys import ApiKeys, append_key, digest, new_key
 from load_balancer.http.openapi import GENERATIONS
 from testing.collector import Collector, ReceivedSpan, recorded
 from tests.load_balancer.malformed_requests import GOOD
-from weir.config import KeyConfig, LimitsConfig
+from weir.config import KeyConfig
 from weir.plan import LIGHT
 
 TRACE, SPAN = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
@@ -100,7 +100,7 @@ async def test_no_span_has_a_prompt_a_key_or_a_tenant(balancer, family, pool, tm
     key, tenant = new_key(), "a-tenant"
     keys = tmp_path / "keys.yaml"
     append_key(keys, KeyConfig(name="a-caller", sha256=digest(key), tenant=tenant))
-    app = create_app(balancer, family, LimitsConfig(), ApiKeys(keys))
+    app = create_app(balancer, family, callers=ApiKeys(keys))
     prompt, negative = "a secret painting", "a secret dislike"
     pool.fail = lambda *_: ("generation_failed", f"no {prompt}")
     with recorded() as collector:

@@ -20,9 +20,9 @@ from load_balancer.http.api import create_app
 from load_balancer.http.api_keys import ApiKeys, Caller
 from load_balancer.http.openapi import GENERATIONS
 from load_balancer.runner.balancer import Balancer
+from load_balancer.runner.balancer_settings import BalancerSettings
 from load_balancer.runner.generation_request import GenerationRequest
 from tests.load_balancer.malformed_requests import GOOD
-from weir.config import LimitsConfig
 from weir.core import ImageSize
 from weir.plan import HEAVY, LIGHT, Rules
 
@@ -39,14 +39,14 @@ PARTIAL, COMPLETED = "image_generation.partial_image", "image_generation.complet
 
 @pytest.fixture
 async def balancer(pool, plan, family, profile) -> Balancer:
-    balancer = Balancer(pool, plan, family, slo_s=5.0, queued=8, profile=profile)
+    balancer = Balancer(pool, plan, family, BalancerSettings(slo_s=5.0, queued=8), profile=profile)
     balancer.dispatcher.sync(await pool.describe())
     return balancer
 
 
 @pytest.fixture
 async def client(balancer, family) -> AsyncIterator[httpx.AsyncClient]:
-    app = create_app(balancer, family, LimitsConfig.model_validate({}))
+    app = create_app(balancer, family)
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://weir") as client:
         yield client
 
@@ -170,7 +170,7 @@ async def test_a_client_that_leaves_a_stream_cancels_its_work(balancer, family, 
     """Calls the application directly, because the in-process client of the tests cannot disconnect."""
     pool.confidence = 0.1
     pool.delay_s[HEAVY] = 60
-    app = create_app(balancer, family, LimitsConfig.model_validate({}))
+    app = create_app(balancer, family)
     body = json.dumps({**GOOD, "stream": True, "partial_images": 1}).encode()
     left = asyncio.Event()
     bodies = [body]
@@ -220,7 +220,7 @@ async def test_replays_and_polls_cost_their_caller_and_nobody_else(balancer, fam
     monkeypatch.setattr(repetition, "BURST_BYTES", 3 * repetition.LEAST_BYTES)
     now = balancer.clock()
     monkeypatch.setattr(balancer, "clock", lambda: now)  # nothing is given back
-    app = create_app(balancer, family, LimitsConfig(), Named())
+    app = create_app(balancer, family, callers=Named())
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://weir") as client:
         mine, theirs = ({"authorization": name, "idempotency-key": "k"} for name in ("alice", "bob"))
         codes = [(await client.post(GENERATIONS, json=GOOD, headers=mine)).status_code for _ in range(5)]

@@ -20,6 +20,7 @@ from load_balancer.pool.pool import ReplicaLost
 from load_balancer.pool.replica_registry import GRACE_S, ReplicaRegistry
 from load_balancer.pool.serve_pool import ServePool
 from load_balancer.runner.balancer import Balancer
+from load_balancer.runner.balancer_settings import BalancerSettings
 from load_balancer.runner.generation_request import GenerationRequest
 from weir.core import ImageSize
 from weir.plan import HEAVY, LIGHT
@@ -150,7 +151,7 @@ async def test_a_time_limit_of_the_caller_stays_a_timeout_error(hanging, plan, p
 
 
 async def test_images_at_a_hung_replica_are_generated_by_another(hanging, plan, family, profile):
-    balancer = Balancer(hanging, plan, family, slo_s=5.0, queued=16, profile=profile)
+    balancer = Balancer(hanging, plan, family, BalancerSettings(slo_s=5.0, queued=16), profile=profile)
     watching = asyncio.create_task(balancer.registry.watch())
     while not balancer.readiness()["ready"]:
         await asyncio.sleep(0)

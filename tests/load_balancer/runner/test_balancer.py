@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from load_balancer.dispatch.lateness import LEAST_IMAGES
 from load_balancer.http.api_keys import Caller
 from load_balancer.runner.balancer import Balancer
+from load_balancer.runner.balancer_settings import BalancerSettings
 from load_balancer.runner.generation_request import GenerationRequest
 from tests.load_balancer.conftest import FakePool
 from weir.config import FamilyConfig
@@ -279,7 +280,7 @@ def damaged(draw: st.DrawFn) -> Any:
 @given(damaged())
 async def test_no_plan_raises_and_images_are_still_generated(plan, family, profile, fields):
     pool = FakePool(plan)
-    balancer = Balancer(pool, plan, family, slo_s=5.0, queued=16, profile=profile)
+    balancer = Balancer(pool, plan, family, BalancerSettings(slo_s=5.0, queued=16), profile=profile)
     balancer.dispatcher.sync(await pool.describe())
     balancer.registry.apply(fields)
     (image,) = await balancer.generate(ORDER)
@@ -336,7 +337,7 @@ async def test_more_than_the_deadline_allows_is_refused_before_any_work(running,
 
 
 async def test_without_replicas_the_readiness_report_has_what_is_missing(pool, plan, family):
-    balancer = Balancer(pool, plan, family, slo_s=1, queued=1)
+    balancer = Balancer(pool, plan, family, BalancerSettings(slo_s=1, queued=1))
     with pytest.raises(NotReady):
         await balancer.generate(ORDER)
     state = balancer.readiness()
@@ -418,7 +419,7 @@ async def test_no_plan_makes_a_run_longer_than_the_variants_own(running, pool, p
 
 
 async def test_refused_images_count_as_arrivals(pool, plan, family):
-    balancer = Balancer(pool, plan, family, slo_s=1, queued=1)
+    balancer = Balancer(pool, plan, family, BalancerSettings(slo_s=1, queued=1))
     with pytest.raises(NotReady):
         await balancer.generate(ORDER)
     assert balancer.counters()["arrivals"] == 1
@@ -525,7 +526,7 @@ THREE = Plan(1, ROLES, (0.5, 0.5), (LIGHT, "medium", HEAVY))
 
 async def served(pool, plan: Plan, ladder: tuple[FamilyConfig, Profile]) -> Balancer:
     family, profile = ladder
-    balancer = Balancer(pool, plan, family, slo_s=5.0, queued=16, profile=profile)
+    balancer = Balancer(pool, plan, family, BalancerSettings(slo_s=5.0, queued=16), profile=profile)
     balancer.dispatcher.sync(await pool.describe())
     return balancer
 

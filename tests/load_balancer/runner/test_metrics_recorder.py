@@ -9,7 +9,9 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from load_balancer.runner.balancer import Balancer
+from load_balancer.runner.balancer_settings import BalancerSettings, Connections, Sources
 from load_balancer.runner.generation_request import GenerationRequest
+from weir.clocks import Clocks
 from weir.core import ImageSize
 from weir.errors import NotReady, WeirError
 from weir.plan import HEAVY, LIGHT, Plan
@@ -24,7 +26,13 @@ class Seen:
         self.now = 1000.0
         metrics = PrometheusMetrics(self.registry)
         self.balancer = Balancer(
-            pool, plan, family, slo_s=slo_s, queued=64, profile=profile, metrics=metrics, clock=lambda: self.now
+            pool,
+            plan,
+            family,
+            BalancerSettings(slo_s=slo_s, queued=64),
+            profile=profile,
+            connections=Connections(metrics=metrics),
+            sources=Sources(Clocks(monotonic=lambda: self.now)),
         )
 
     async def up(self) -> None:

@@ -8,6 +8,7 @@ from random import Random
 import pytest
 
 from load_balancer.runner.balancer import Balancer
+from load_balancer.runner.balancer_settings import BalancerSettings
 from load_balancer.runner.generation_request import GenerationRequest
 from load_balancer.runner.shadow_samples import RECENT, ShadowSamples
 from weir.core import ImageSize
@@ -19,7 +20,7 @@ LEVELS = ((HEAVY, 50), (HEAVY, 5), (LIGHT, 0))
 
 @pytest.fixture
 async def balancer(pool, plan, family, profile) -> Balancer:
-    balancer = Balancer(pool, plan, family, slo_s=5.0, queued=16, profile=profile, shadow=0.2)
+    balancer = Balancer(pool, plan, family, BalancerSettings(slo_s=5.0, queued=16, shadow=0.2), profile=profile)
     balancer.dispatcher.sync(await pool.describe())
     return balancer
 
@@ -81,7 +82,7 @@ async def test_a_failed_image_gives_no_sample(balancer, pool):
 
 
 async def test_no_prompt_is_kept_unless_shadow_samples_are_configured(pool, plan, family, profile):
-    balancer = Balancer(pool, plan, family, slo_s=5.0, queued=16, profile=profile)
+    balancer = Balancer(pool, plan, family, BalancerSettings(slo_s=5.0, queued=16), profile=profile)
     balancer.dispatcher.sync(await pool.describe())
     await after(balancer, 30)
     assert await balancer.shadow_sample(LEVELS) is None

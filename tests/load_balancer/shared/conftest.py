@@ -14,9 +14,10 @@ from cache.store.redis_server import RedisServer
 from load_balancer.http.api import create_app
 from load_balancer.http.api_keys import ApiKeys
 from load_balancer.runner.balancer import Balancer
+from load_balancer.runner.balancer_settings import BalancerSettings, Connections
 from load_balancer.shared.shared_state import SharedState
 from load_balancer.shared.store import SharedStore
-from weir.config import LimitsConfig, StateConfig
+from weir.config import StateConfig
 
 
 @pytest.fixture
@@ -51,11 +52,18 @@ async def join(server, pool, plan, family, profile):
             store = SharedStore(server.url, timeout_s=10)
             stack.push_async_callback(store.close)
             shared = SharedState(store, name, StateConfig())
-            balancer = Balancer(pool, plan, family, slo_s=30.0, queued=64, profile=profile, peering=shared.peering)
+            balancer = Balancer(
+                pool,
+                plan,
+                family,
+                BalancerSettings(slo_s=30.0, queued=64),
+                profile=profile,
+                connections=Connections(peering=shared.peering),
+            )
             watching = asyncio.create_task(balancer.registry.watch())
             stack.callback(watching.cancel)
             await balancer.registry.refreshed()
-            app = create_app(balancer, family, LimitsConfig(), keys, shared=shared)
+            app = create_app(balancer, family, callers=keys, shared=shared)
             transport = httpx.ASGITransport(app)
             client = await stack.enter_async_context(httpx.AsyncClient(transport=transport, base_url="http://weir"))
             following = asyncio.create_task(shared.run(balancer.peers, balancer.controls))
