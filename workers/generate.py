@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections import defaultdict
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from weir.adapters import AdapterUse
@@ -33,7 +33,6 @@ from weir.core import CacheLookup, Edit, ImageRequest, ImageSize, Overrides
 from weir.errors import Blocked, GenerationFailed, NotFinite, StateRefused
 from weir.plan import Assignment, Plan
 from weir.prompts import PromptSyntax
-from weir.samplers import Scheduler
 from weir.states import State
 from workers.engine.engine import Engine, EngineOutput, denoise_job, recipe
 
@@ -84,39 +83,63 @@ class Generated:
     unused_negative_tokens: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class LocalRequest:
+    """A request for one image.
+
+    Attributes:
+        threshold: threshold of every judge of the ladder.
+        variant: variant to run instead of the cascade.
+        size: of the image; None: the family's own.
+        overrides: for the last variant.
+        adapters: LoRA adapters of every variant, each name once.
+        edit: the picture to start from; None: from noise.
+    """
+
+    prompt: str
+    seed: int
+    threshold: float = 0.5
+    variant: str | None = None
+    size: ImageSize | None = None
+    negative_prompt: str = ""
+    prompt_syntax: PromptSyntax = "plain"
+    overrides: Overrides = field(default_factory=Overrides)
+    adapters: tuple[AdapterUse, ...] = ()
+    edit: Edit | None = None
+
+    def of_worker(self, family: FamilyConfig) -> ImageRequest:
+        """The request as workers take it."""
+        return ImageRequest(
+            f"generate-{uuid.uuid4().hex}",
+            self.prompt,
+            self.seed,
+            self.size or family.size,
+            float("inf"),
+            negative_prompt=self.negative_prompt,
+            prompt_syntax=self.prompt_syntax,
+            overrides=self.overrides,
+            moderation="auto",
+            adapters=self.adapters,
+            edit=self.edit,
+        )
+
+
 def generate(
     family: FamilyConfig,
-    prompt: str,
+    request: LocalRequest,
     *,
-    seed: int,
-    threshold: float = 0.5,
-    variant: str | None = None,
-    size: ImageSize | None = None,
-    negative_prompt: str = "",
-    prompt_syntax: PromptSyntax = "plain",
-    steps: int | None = None,
-    guidance: float | None = None,
-    sampler: Scheduler | None = None,
-    adapters: tuple[AdapterUse, ...] = (),
-    edit: Edit | None = None,
     engine: Engine | None = None,
     threads: int | None = None,
     cache: Cache | None = None,
 ) -> Generated:
-    """Runs the cascade of :mod:`weir.cascade` for one prompt. Equal seed and parameters give the same image.
+    """Runs the cascade of :mod:`weir.cascade` for one request. Equal requests give the same image.
 
     With a cache, a prompt similar to an earlier one starts with the last variant, resumed from the earlier run.
 
     Args:
-        threshold: threshold of every judge of the ladder.
-        variant: variant to run instead of the cascade.
-        size: of the image; None: the family's own.
-        steps, guidance, sampler: overrides for the last variant; None: its own.
-        adapters: LoRA adapters of every variant, each name once.
-        edit: the picture to start from; None: from noise.
         engine: a loaded family to reuse; None loads it.
         threads: number of torch's threads on the CPU; None: torch's default.
-        cache: earlier runs; not used if ``variant`` is not the last one, nor by an edit.
+        cache: earlier runs; not used if the variant is not the last one, nor by an edit.
 
     Raises:
         ConfigError: the family or an adapter cannot be loaded.
@@ -124,22 +147,10 @@ def generate(
         PlanError: the threshold is out of range.
         GenerationFailed: no variant generated an image.
     """
-    ladder = family.keys
-    plan = Plan(0, tuple(Assignment(key, 1) for key in ladder), (threshold,) * (len(ladder) - 1), ladder)
-    request = ImageRequest(
-        f"generate-{uuid.uuid4().hex}",
-        prompt,
-        seed,
-        size or family.size,
-        float("inf"),
-        negative_prompt=negative_prompt,
-        prompt_syntax=prompt_syntax,
-        moderation="auto",
-        adapters=adapters,
-        edit=edit,
-    )
-    own = Overrides(steps, guidance, sampler)
-    recipe(family, variant or ladder[-1], replace(request, overrides=own))
+    ladder, asked = family.keys, request.of_worker(family)
+    thresholds = (request.threshold,) * (len(ladder) - 1)
+    plan = Plan(0, tuple(Assignment(key, 1) for key in ladder), thresholds, ladder)
+    recipe(family, request.variant or ladder[-1], asked)
     if engine is None:
         from workers.models.family import Family
 
@@ -148,14 +159,14 @@ def generate(
         plan,
         admitted_at=0.0,
         slo_s=_NO_DEADLINE_S,
-        variant=variant,
-        steps=steps,
+        variant=request.variant,
+        steps=request.overrides.steps,
         seeded=True,
         cache="off" if cache is None else "read-write",
         cache_named=True,
-        strength=None if edit is None else edit.strength,
+        strength=None if request.edit is None else request.edit.strength,
     )
-    return _Execution(family, engine, cache, replace(request, overrides=own), task).run()
+    return _Execution(family, engine, cache, asked, task).run()
 
 
 class _LocalForecast:

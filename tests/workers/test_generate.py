@@ -10,20 +10,21 @@ import pytest
 from testing.toy_family import with_variants
 from tests.workers.samples import profile
 from weir.config import FamilyConfig
-from weir.core import CacheLookup, ImageRequest, ImageSize, Resume
+from weir.core import CacheLookup, ImageRequest, ImageSize, Overrides, Resume
 from weir.errors import GenerationFailed, InvalidRequest, PlanError
 from weir.plan import HEAVY, LIGHT
 from weir.profiles import Profile
 from weir.states import State
 from workers.emulated import EmulatedEngine
 from workers.engine.engine import EngineOutput
-from workers.generate import Generated, generate
+from workers.generate import Generated, LocalRequest, generate
 from workers.models.family import Family
 
 
 def generated(family: FamilyConfig, confidence: float = 0.6, **arguments: object) -> Generated:
-    engine = EmulatedEngine(profile(1e-9, 1e-9, confidences=(confidence,)))
-    return generate(family, "a red circle", **({"seed": 1, "engine": engine} | arguments))  # type: ignore[arg-type]
+    running = {"engine": EmulatedEngine(profile(1e-9, 1e-9, confidences=(confidence,)))}
+    running |= {name: arguments.pop(name) for name in ("engine", "cache") if name in arguments}
+    return generate(family, LocalRequest("a red circle", seed=1, **arguments), **running)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("threshold", "path"), [(0.0, LIGHT), (0.6, LIGHT), (0.61, HEAVY), (1.0, HEAVY)])
@@ -62,8 +63,8 @@ def test_a_variant_can_be_forced(embedded: FamilyConfig) -> None:
 
 
 def test_overrides_apply_to_the_last_variant_only(embedded: FamilyConfig) -> None:
-    assert generated(embedded, threshold=0.0, steps=2, guidance=3.0).steps == 1
-    assert generated(embedded, threshold=1.0, steps=2, guidance=3.0).steps == 2
+    assert generated(embedded, threshold=0.0, overrides=Overrides(2, 3.0)).steps == 1
+    assert generated(embedded, threshold=1.0, overrides=Overrides(2, 3.0)).steps == 2
 
 
 def test_when_a_variant_fails_the_previous_image_is_the_answer(embedded: FamilyConfig) -> None:
@@ -99,17 +100,20 @@ def test_an_image_that_is_not_finite_is_deferred_and_of_the_last_variant_an_erro
 
 def test_a_result_has_the_number_of_tokens_that_were_not_used(embedded: FamilyConfig) -> None:
     engine = Family.load(embedded, threads=1)
-    result = generate(embedded, "x" * 370, seed=1, negative_prompt="y" * 40, threshold=1.0, engine=engine)
+    result = generate(embedded, LocalRequest("x" * 370, 1, threshold=1.0, negative_prompt="y" * 40), engine=engine)
     assert (result.path, result.unused_tokens, result.unused_negative_tokens) == (HEAVY, 130, 0)
 
 
 def test_a_real_family_generates_the_same_png_twice(embedded: FamilyConfig) -> None:
-    first, again = (generate(embedded, "a red circle", seed=3, threshold=0.0, threads=1) for _ in range(2))
+    request = LocalRequest("a red circle", seed=3, threshold=0.0)
+    first, again = (generate(embedded, request, threads=1) for _ in range(2))
     assert first.image == again.image
     assert first.image.startswith(b"\x89PNG")
 
 
-@pytest.mark.parametrize("wrong", [{"size": ImageSize(999, 64)}, {"steps": 0}, {"guidance": 99.0}])
+@pytest.mark.parametrize(
+    "wrong", [{"size": ImageSize(999, 64)}, {"overrides": Overrides(steps=0)}, {"overrides": Overrides(guidance=99.0)}]
+)
 def test_an_invalid_argument_is_refused_before_loading(embedded: FamilyConfig, wrong: dict[str, object]) -> None:
     with pytest.raises(InvalidRequest):
         generated(embedded, **({"engine": None} | wrong))
