@@ -32,8 +32,9 @@ from benchmarks import command, served
 from controller.registry import names
 from quality.scorer import family_scorer
 from testing.service_files import service_file
+from traces.figures import Scope
 from traces.loader import load_trace
-from traces.replay import replay
+from traces.replay import ReplaySettings, replay
 from traces.report import write_report
 from traces.trace import Trace
 from weir.config import ServiceConfig, load_family, read_yaml
@@ -80,9 +81,8 @@ def measured(
         replays = {}
         for name, trace in traces.items():
             report(f"{name}, {len(trace)} requests")
-            replays[name] = replay(
-                trace, service.url, slo_s=slo_s, out=folder / name, timeout_s=12 * slo_s, console=quiet
-            )  # fmt: skip
+            settings = ReplaySettings(slo_s, timeout_s=12 * slo_s)
+            replays[name] = replay(trace, service.url, folder / name, settings, console=quiet)
     family = load_family(read_yaml(config, ServiceConfig).family)
     if judge:
         report("judging the images")
@@ -91,10 +91,8 @@ def measured(
         summary = write_report(
             done.outcomes,
             folder / name,
-            slo_s=slo_s,
+            Scope(slo_s, duration_s=done.duration_s, planned=done.planned),
             title=config.stem,
-            duration_s=done.duration_s,
-            planned=done.planned,
             scorer=judges[1] if judges else None,
         )
         found[name] = asdict(summary.total)

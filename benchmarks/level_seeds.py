@@ -19,6 +19,7 @@ from rich.table import Table
 from baselines.comparison.level_compare import LADDERS, LevelReport, compare_level_files
 from benchmarks import command
 from benchmarks.joint import ROOT
+from simulator.scenario import Scenario
 
 POLICIES = ("weir-levels", "argus", "pac")
 #: Factor on the demand of each trace.
@@ -37,15 +38,9 @@ def main() -> None:
     for trace, rate in TRACES.items():
         found: dict[str, list[LevelReport]] = {name: [] for name in POLICIES}
         for seed in range(chosen.first, chosen.first + chosen.seeds):
-            compared = compare_level_files(
-                LADDERS / "argus-sdxl.json",
-                ROOT / "traces" / f"{trace}.csv",
-                POLICIES,
-                gpus=chosen.gpus,
-                seed=seed,
-                rate=rate,
-                redraw=seed,
-            )
+            path = ROOT / "traces" / f"{trace}.csv"
+            scenario = Scenario(path, gpus=chosen.gpus, rate=rate, redraw=seed, seed=seed)
+            compared = compare_level_files(LADDERS / "argus-sdxl.json", scenario, POLICIES)
             for report in compared.reports:
                 found[report.policy].append(report)
         for name, reports in found.items():

@@ -39,7 +39,7 @@ from simulator.report import report
 from simulator.request_stream import RequestStream
 from testing.service_files import service_file
 from traces.outcome import RequestOutcome as Answer
-from traces.replay import replay
+from traces.replay import ReplaySettings, replay
 from traces.trace import Arrival, Trace
 from weir.cascade import AT_DEADLINE
 from weir.core import ImageRequest, ImageSize
@@ -152,10 +152,8 @@ def main() -> None:
             pool={"emulate": str(folder / "profile.json")},
         )
         with served(config, folder / "state") as service:
-            done = replay(
-                trace, service.url, slo_s=slo_s, out=folder / "replay", keep_images=False, timeout_s=10 * slo_s,
-                console=console,
-            )  # fmt: skip
+            settings = ReplaySettings(slo_s, keep_images=False, timeout_s=10 * slo_s)
+            done = replay(trace, service.url, folder / "replay", settings, console=console)
     live = as_outcome(done.outcomes, len(trace), slo_s, arguments.policy)
     one_way_s = network_delays(done.outcomes)
     runs = {"live": live, "simulated": simulated(one_way_s), "undelayed": simulated()}

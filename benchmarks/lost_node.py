@@ -29,7 +29,7 @@ from benchmarks import command, served
 from deploy.local import readiness
 from testing.service_files import service_file
 from traces.loader import load_trace
-from traces.replay import replay
+from traces.replay import ReplaySettings, replay
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 CONFIG = REPOSITORY / "deploy" / "configs" / "emulated-16.yaml"
@@ -112,9 +112,8 @@ def lost_node(nodes: int, seconds: float, console: Console) -> LostNode:
             with ThreadPoolExecutor(1) as watching:
                 watched = watching.submit(watch)
                 try:
-                    done = replay(
-                        trace, service.url, slo_s=SLO_S, out=folder / "replay", keep_images=False, console=console
-                    )
+                    settings = ReplaySettings(SLO_S, keep_images=False)
+                    done = replay(trace, service.url, folder / "replay", settings, console=console)
                 finally:
                     over.set()
                 died_at_s = watched.result()

@@ -31,7 +31,7 @@ from simulator.engine import simulate
 from simulator.request_stream import RequestStream
 from testing.service_files import service_file
 from traces.loader import load_trace
-from traces.replay import replay
+from traces.replay import ReplaySettings, replay
 from traces.trace import Trace
 from weir.config import load_service
 from weir.core import ImageSize
@@ -110,10 +110,8 @@ def replayed(load: Trace, profile: Profile, slo_s: float, console: Console) -> d
             cache={"mode": "off"},
         )
         with served(config, folder / "state") as running:
-            done = replay(
-                load, running.url, slo_s=slo_s, out=folder / "replay", keep_images=False, timeout_s=4 * slo_s,
-                console=console,
-            )  # fmt: skip
+            settings = ReplaySettings(slo_s, keep_images=False, timeout_s=4 * slo_s)
+            done = replay(load, running.url, folder / "replay", settings, console=console)
     latencies_s, answered, light = np.full(len(load), np.inf), np.zeros(len(load), bool), np.zeros(len(load), bool)
     for it in done.outcomes:
         latencies_s[it.index], answered[it.index] = it.latency_s, it.answered

@@ -38,7 +38,7 @@ from testing.service_files import service_file
 from testing.testbed import write_service
 from testing.trend import Allowance, Trend, trend
 from traces.loader import load_trace
-from traces.replay import replay
+from traces.replay import ReplaySettings, replay
 from traces.trace import Trace
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -165,7 +165,8 @@ def soaked(
         try:
             for number, part in enumerate(loads):
                 out = folder / f"replay-{config.stem}-{number}"
-                done = replay(part, service.url, slo_s=30, out=out, keep_images=False, timeout_s=120, console=quiet)
+                settings = ReplaySettings(slo_s=30, keep_images=False, timeout_s=120)
+                done = replay(part, service.url, out, settings, console=quiet)
                 ends.update(outcome.error or "answered" for outcome in done.outcomes)
         finally:
             over.set()

@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, TypeAlias
 
 import typer
 from rich.text import Text
 
+from cli.option_groups import grouped
 from cli.terminal import JsonOption, console, error_exit, note, print_json, print_line, results
 from weir.errors import ConfigError
 from weir.files import check_place, file_format, make_folder
+
+if TYPE_CHECKING:
+    from baselines.comparison.compare import Comparison
+    from baselines.comparison.level_compare import LevelComparison
+    from baselines.comparison.systems import SystemComparison
+    from simulator.scenario import Scenario
+
+    AnyComparison: TypeAlias = Comparison | LevelComparison | SystemComparison
 
 #: Extensions of the pages and plots that can be written.
 PLOT_FORMATS = ("html", "svg", "png", "pdf")
@@ -29,10 +39,71 @@ ScoresOption = Annotated[
 ]
 GpusOption = Annotated[int, typer.Option(min=1, help="Number of GPUs.")]
 SloOption = Annotated[float | None, typer.Option(help="Deadline, seconds.", show_default="the family's")]
-SeedOption = Annotated[int, typer.Option(min=0, help="Seed of everything random.")]
-RateOption = Annotated[float, typer.Option(min=0.0001, help="Factor on the request rate.")]
-RedrawOption = Annotated[int | None, typer.Option(min=0, help="Resample arrivals from the demand with this seed.")]
-PriceOption = Annotated[float | None, typer.Option(min=0, help="Price of a GPU hour, for the cost of images.")]
+
+
+@dataclass(frozen=True, slots=True)
+class ScenarioOptions:
+    """Options of what is simulated."""
+
+    gpus: GpusOption = 16
+    slo: SloOption = None
+    rate: Annotated[float, typer.Option(min=0.0001, help="Factor on the request rate.")] = 1.0
+    redraw: Annotated[int | None, typer.Option(min=0, help="Resample arrivals from the demand with this seed.")] = None
+    seed: Annotated[int, typer.Option(min=0, help="Seed of everything random.")] = 0
+
+    def on(self, trace: Path) -> Scenario:
+        """The scenario of a trace."""
+        from simulator.scenario import Scenario
+
+        return Scenario(trace, self.gpus, self.slo, self.rate, self.redraw, self.seed)
+
+
+@dataclass(frozen=True, slots=True)
+class ComparisonOptions(ScenarioOptions):
+    """Options of what policies are compared on."""
+
+    scores: Annotated[
+        Path | None,
+        typer.Option(help="Recorded P(fake), four per prompt.", show_default="sampled from the family's curve"),
+    ] = None
+    gpu_hour_price: Annotated[
+        float | None, typer.Option(min=0, help="Price of a GPU hour, for the cost of images.")
+    ] = None
+
+    def compare(self, family: str, trace: Path, policies: list[str] | None, *, exact: bool) -> AnyComparison:
+        """Runs policies on a published family, a profile, a ladder of levels, or a service; None: all policies.
+
+        Raises:
+            ConfigError: an option or a file is invalid.
+        """
+        from baselines.comparison.compare import compare_files
+        from baselines.comparison.level_compare import LEVEL_POLICIES, compare_level_files, ladder_file
+        from baselines.comparison.systems import compare_service
+        from simulator.engine import simulate
+        from simulator.exact import simulate_exactly
+
+        ladder, service = ladder_file(family), family.endswith((".yaml", ".yml"))
+        if (ladder or service) and (self.scores or self.gpu_hour_price is not None):
+            kind = "a ladder of levels" if ladder else "a service"
+            raise ConfigError(f"--scores and --gpu-hour-price are for cascades; {family} is {kind}")
+        if exact and ladder:
+            raise ConfigError(
+                f"--exact is for a service, a profile or a published cascade; {family} is a ladder of levels"
+            )
+        scenario, simulator = self.on(trace), simulate_exactly if exact else simulate
+        with console.status(Text(f"running {', '.join(policies or ['every policy'])}")):
+            if ladder:
+                return compare_level_files(ladder, scenario, policies or LEVEL_POLICIES)
+            if service:
+                return compare_service(Path(family), scenario, policies, simulator=simulator)
+            return compare_files(
+                family,
+                scenario,
+                policies,
+                scores=self.scores,
+                gpu_hour_price=self.gpu_hour_price,
+                simulator=simulator,
+            )
 
 
 def plan(
@@ -74,17 +145,13 @@ def plan(
         print_line(explain(problem, solution))
 
 
+@grouped
 def simulate(
     trace: TraceOption,
     family: FamilyOption = "diffserve-1",
     policy: Annotated[list[str], typer.Option(help="Policy to run; may be given several times.")] = ["weir"],  # noqa: B006
-    scores: ScoresOption = None,
-    gpus: GpusOption = 16,
-    slo: SloOption = None,
-    seed: SeedOption = 0,
-    rate: RateOption = 1.0,
-    redraw: RedrawOption = None,
-    gpu_hour_price: PriceOption = None,
+    *,
+    comparison: ComparisonOptions,
     plot: Annotated[Path | None, typer.Option(help="Page (.html) or image (.svg, .png, .pdf) to write.")] = None,
     exact: Annotated[
         bool, typer.Option("--exact", help="Run the load balancer itself on virtual time, which is slower.")
@@ -96,22 +163,18 @@ def simulate(
     Example: weir simulate --trace traces/bursty.csv --gpus 16 --policy weir --policy diffserve --json
     """
     with error_exit():
-        _compare(
-            trace, family, policy, scores, gpu_hour_price, plot, as_json, exact,
-            gpus=gpus, slo_s=slo, seed=seed, rate=rate, redraw=redraw,
-        )  # fmt: skip
+        _check_plot(plot)
+        found = comparison.compare(family, trace, policy, exact=exact)
+        _plot(found, family, trace, plot)
+    _print(found, plot, as_json)
 
 
+@grouped
 def compare(
     trace: TraceOption,
     family: FamilyOption = "diffserve-1",
-    scores: ScoresOption = None,
-    gpus: GpusOption = 16,
-    slo: SloOption = None,
-    seed: SeedOption = 0,
-    rate: RateOption = 1.0,
-    redraw: RedrawOption = None,
-    gpu_hour_price: PriceOption = None,
+    *,
+    comparison: ComparisonOptions,
     plot: Annotated[Path, typer.Option(help="Page (.html) or image (.svg, .png, .pdf) to write.")] = Path(
         "runs/compare.html"
     ),
@@ -124,23 +187,21 @@ def compare(
     All systems: weir compare --trace traces/bursty.csv --family deploy/configs/weir-tiny.yaml --gpus 4 --rate 3
     """
     with error_exit():
-        _compare(
-            trace, family, None, scores, gpu_hour_price, plot, as_json, False,
-            gpus=gpus, slo_s=slo, seed=seed, rate=rate, redraw=redraw,
-        )  # fmt: skip
+        _check_plot(plot)
+        found = comparison.compare(family, trace, None, exact=False)
+        _plot(found, family, trace, plot)
+    _print(found, plot, as_json)
 
 
+@grouped
 def cascades(
     families: Annotated[
         list[str],
         typer.Argument(help="Cascades that end in one heavy variant: diffserve-1, diffserve-2, or profile files."),
     ],
     trace: Annotated[Path | None, typer.Option(help="Trace on which to simulate each pair and the choice.")] = None,
-    gpus: GpusOption = 16,
-    slo: SloOption = None,
-    rate: RateOption = 1.0,
-    redraw: RedrawOption = None,
-    seed: SeedOption = 0,
+    *,
+    scenario: ScenarioOptions,
     as_json: JsonOption = False,
 ) -> None:
     """Build cascades from several light variants and show the useful pairs and the best pair for each load.
@@ -154,14 +215,13 @@ def cascades(
     from rich.table import Table
 
     from baselines.comparison.light_variants import best_by_demand, built, read_cascades, run_pairs, usable
-    from simulator.arrivals import read_arrivals, resampled
 
     with error_exit():
-        found = read_cascades(families, gpus, slo)
+        found = read_cascades(families, scenario.gpus, scenario.slo)
         pairs = [" → ".join(variant.name for variant in chain) for chain in built(found)]
         kept = usable(found)
         by_demand = best_by_demand(kept)
-        runs = run_pairs(kept, resampled(read_arrivals(trace), rate, redraw), seed) if trace else []
+        runs = run_pairs(kept, scenario.on(trace).arrivals(), scenario.seed) if trace else []
     if as_json:
         print_json({"pairs": pairs, "by_demand": by_demand, "runs": [run.to_dict() for run in runs]})
         return
@@ -170,7 +230,7 @@ def cascades(
     print_line(f"with a discriminator: {known}")
     measured = found[0].setting.quality
     better = f"quality: {'lower' if measured is not None and measured.smaller_is_better else 'higher'} is better"
-    table = Table(title=f"best pair by load, {gpus} GPUs", caption=better, box=box.SIMPLE_HEAD)
+    table = Table(title=f"best pair by load, {scenario.gpus} GPUs", caption=better, box=box.SIMPLE_HEAD)
     for column in ("requests/s", "light variant", "served, %", "quality"):
         table.add_column(column, justify="right")
     for row in by_demand:
@@ -191,56 +251,32 @@ def cascades(
         results.print(table)
 
 
-def _compare(
-    trace: Path,
-    family: str,
-    policies: list[str] | None,
-    scores: Path | None,
-    gpu_hour_price: float | None,
-    plot: Path | None,
-    as_json: bool,
-    exact: bool,
-    **more: Any,
-) -> None:
-    from baselines.comparison.compare import Comparison, compare_files
-    from baselines.comparison.level_compare import LEVEL_POLICIES, LevelComparison, compare_level_files, ladder_file
+def _check_plot(path: Path | None) -> None:
+    """Checks, before anything takes time, that a plot can be written there."""
+    if path is not None:
+        file_format(path, PLOT_FORMATS, "--plot")
+        make_folder(path.parent)
+        check_place(path)
+
+
+def _plot(found: AnyComparison, family: str, trace: Path, path: Path | None) -> None:
+    from baselines.comparison.compare import Comparison
     from baselines.comparison.page import write_page
-    from baselines.comparison.systems import SystemComparison, compare_service
 
-    ladder, service = ladder_file(family), family.endswith((".yaml", ".yml"))
-    if (ladder or service) and (scores or gpu_hour_price is not None):
-        kind = "a ladder of levels" if ladder else "a service"
-        raise ConfigError(f"--scores and --gpu-hour-price are for cascades; {family} is {kind}")
-    if exact and ladder:
-        raise ConfigError(f"--exact is for a service, a profile or a published cascade; {family} is a ladder of levels")
-    found: Comparison | LevelComparison | SystemComparison
+    if path is None:
+        return
+    if file_format(path, PLOT_FORMATS, "--plot") != "html":
+        found.plot(path)
+    elif isinstance(found, Comparison):
+        write_page(found, path, title=f"{family} on {trace.name}")
+    else:
+        found.write_page(path, f"{Path(family).stem} on {trace.name}")
 
-    extension = None if plot is None else file_format(plot, PLOT_FORMATS, "--plot")
-    if plot is not None:
-        make_folder(plot.parent)
-        check_place(plot)
-    if exact:
-        from simulator.exact import simulate_exactly
 
-        more["simulator"] = simulate_exactly
-    with console.status(Text(f"running {', '.join(policies or ['every policy'])}")):
-        if ladder:
-            found = compare_level_files(ladder, trace, policies or LEVEL_POLICIES, **more)
-        elif service:
-            found = compare_service(Path(family), trace, policies, **more)
-        else:
-            found = compare_files(family, trace, policies, scores=scores, gpu_hour_price=gpu_hour_price, **more)
-        if plot is not None:
-            title = f"{Path(family).stem if ladder or service else family} on {trace.name}"
-            if extension != "html":
-                found.plot(plot)
-            elif isinstance(found, Comparison):
-                write_page(found, plot, title=title)
-            else:
-                found.write_page(plot, title)
+def _print(found: AnyComparison, plot: Path | None, as_json: bool) -> None:
     if as_json:
         sys.stdout.write(found.to_json() + "\n")
-    else:
-        found.print(results)
-        if plot is not None:
-            note(f"written to {plot}")
+        return
+    found.print(results)
+    if plot is not None:
+        note(f"written to {plot}")

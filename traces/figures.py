@@ -12,6 +12,7 @@ import numpy as np
 from traces.outcome import RequestOutcome
 from traces.paths import in_order
 from weir.cascade import FROM_CACHE
+from weir.errors import ConfigError
 from weir.plan import HEAVY
 
 #: Round window lengths, seconds.
@@ -133,23 +134,38 @@ class Summary:
     client_was_late: bool
 
 
-def summarise(
-    outcomes: Sequence[RequestOutcome],
-    slo_s: float,
-    *,
-    duration_s: float | None = None,
-    planned: int | None = None,
-    window_s: float | None = None,
-) -> Summary:
-    """Computes the metrics of a replay.
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """What a summary of a replay counts.
 
-    Args:
-        duration_s: duration of the trace; by default the time of the last arrival.
-        planned: number of requests of the trace; by default the number of outcomes.
-        window_s: length of a window; by default a round length that gives at most 30 windows.
+    Attributes:
+        slo_s: deadline, seconds.
+        duration_s: duration of the trace; None: the time of the last arrival.
+        planned: number of requests of the trace; None: the number of outcomes.
+        window_s: length of a window; None: a round length that gives at most 30 windows.
     """
+
+    slo_s: float
+    duration_s: float | None = None
+    planned: int | None = None
+    window_s: float | None = None
+
+    def check(self) -> None:
+        """Checks the times.
+
+        Raises:
+            ConfigError: one is not positive.
+        """
+        for name, value in (("slo_s", self.slo_s), ("window_s", self.window_s)):
+            if value is not None and not 0 < value < float("inf"):
+                raise ConfigError(f"{name} is {value}; it must be above 0")
+
+
+def summarise(outcomes: Sequence[RequestOutcome], scope: Scope) -> Summary:
+    """Computes the metrics of a replay."""
+    slo_s, window_s = scope.slo_s, scope.window_s
     last = max((o.arrival_s for o in outcomes), default=0.0)
-    duration_s = max(duration_s or 0.0, last) or 1.0
+    duration_s = max(scope.duration_s or 0.0, last) or 1.0
     if window_s is None:
         window_s = next((w for w in _WINDOWS_S if duration_s / w <= _MOST_WINDOWS), duration_s / _MOST_WINDOWS)
     windows = max(1, int(np.ceil(duration_s / window_s - 1e-9)))
@@ -160,7 +176,7 @@ def summarise(
     p99_lateness = _percentiles(lateness)[2] or 0.0
     return Summary(
         slo_s=slo_s,
-        planned=len(outcomes) if planned is None else planned,
+        planned=len(outcomes) if scope.planned is None else scope.planned,
         total=Figures.of(outcomes, slo_s, 0.0, duration_s),
         windows=tuple(
             Figures.of(arrived, slo_s, i * window_s, min((i + 1) * window_s, duration_s))

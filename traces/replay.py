@@ -54,16 +54,41 @@ class Replay:
     duration_s: float
 
 
+@dataclass(frozen=True, slots=True)
+class ReplaySettings:
+    """How the requests of a trace are sent and counted.
+
+    Attributes:
+        slo_s: deadline by which the progress bar and the metrics count late images.
+        model: to request; None: the service's default.
+        keep_images: whether the images are kept in the folder of the replay.
+        timeout_s: time limit for the complete response to a request.
+        key: API key of the service, if it needs one; it is not written to any file.
+    """
+
+    slo_s: float
+    model: str | None = None
+    keep_images: bool = True
+    timeout_s: float = 60.0
+    key: str | None = None
+
+    def check(self) -> None:
+        """Checks the times.
+
+        Raises:
+            ConfigError: one is not positive.
+        """
+        for name, value in (("slo_s", self.slo_s), ("timeout_s", self.timeout_s)):
+            if not 0 < value < float("inf"):
+                raise ConfigError(f"{name} is {value}; it must be above 0")
+
+
 def replay(
     trace: Trace,
     base_url: str,
-    *,
-    slo_s: float,
     out: Path | str,
-    model: str | None = None,
-    keep_images: bool = True,
-    timeout_s: float = 60.0,
-    key: str | None = None,
+    settings: ReplaySettings,
+    *,
     metrics: Metrics | None = None,
     console: Console | None = None,
 ) -> Replay:
@@ -74,25 +99,20 @@ def replay(
 
     Args:
         base_url: e.g. ``http://127.0.0.1:8000``, with or without ``/v1``.
-        slo_s: deadline by which the progress bar and the metrics count late images.
         out: folder for ``requests.csv`` and ``images/``; created if missing.
-        timeout_s: time limit for the complete response to a request.
-        key: API key of the service, if it needs one; it is not written to any file.
         metrics: records the outcome of each request when it ends.
 
     Raises:
         ConfigError: raised before anything is sent: the trace is empty, the URL is invalid, the folder holds a replay,
             or a time is not positive.
     """
-    out = Path(out)
+    out, slo_s = Path(out), settings.slo_s
     if not len(trace):
         raise ConfigError("the trace has no requests; clip it less or use a larger rate scale")
-    for name, value in (("slo_s", slo_s), ("timeout_s", timeout_s)):
-        if not 0 < value < float("inf"):
-            raise ConfigError(f"{name} is {value}; it must be above 0")
-    client = _Client(_endpoint(base_url), model, timeout_s, out if keep_images else None, key)
+    settings.check()
+    client = _Client(_endpoint(base_url), settings, out)
     with OutcomeFile(out / ROWS) as file, _ProgressBar(trace, slo_s, console or Console(stderr=True)) as progress:
-        if keep_images:
+        if settings.keep_images:
             (out / IMAGES).mkdir(exist_ok=True)
         outcomes: list[RequestOutcome] = []
 
@@ -139,26 +159,23 @@ def _endpoint(base_url: str) -> str:
 class _Client:
     """Sends single requests and converts results and failures to :class:`RequestOutcome`."""
 
-    def __init__(
-        self, endpoint: str, model: str | None, timeout_s: float, keep_in: Path | None, key: str | None
-    ) -> None:
+    def __init__(self, endpoint: str, settings: ReplaySettings, out: Path) -> None:
         self._endpoint = endpoint
         self.live_url = endpoint.replace("/v1/images/generations", "/v1/live")
-        self._model = model
-        self._timeout_s = timeout_s
-        self._keep_in = keep_in
-        self._key = key
+        self._settings = settings
+        self._out = out
 
     def connect(self) -> httpx.AsyncClient:
         # Without a limit on connections, no request waits for another response. Proxies are not used.
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
-        headers = {"authorization": f"Bearer {self._key}"} if self._key else {}
+        key = self._settings.key
+        headers = {"authorization": f"Bearer {key}"} if key else {}
         return httpx.AsyncClient(limits=limits, timeout=None, trust_env=False, headers=headers)
 
     async def ask(self, http: httpx.AsyncClient, index: int, arrival: Arrival, start: float) -> RequestOutcome:
         body: dict[str, Any] = {"prompt": arrival.prompt, "n": 1, "response_format": "b64_json"}
-        if self._model is not None:
-            body["model"] = self._model
+        if self._settings.model is not None:
+            body["model"] = self._settings.model
         if arrival.seed is not None:
             body["seed"] = arrival.seed
         if arrival.size is not None:
@@ -168,10 +185,10 @@ class _Client:
         status, error, reason, image = 0, "", "", b""
         details: dict[str, Any] = {}
         try:
-            async with asyncio.timeout(self._timeout_s):
+            async with asyncio.timeout(self._settings.timeout_s):
                 response = await http.post(self._endpoint, json=body)
         except TimeoutError:
-            error, reason = "timeout", f"no response within {self._timeout_s:g} s"
+            error, reason = "timeout", f"no response within {self._settings.timeout_s:g} s"
         except httpx.HTTPError as failure:
             error, reason = "connection_failed", str(failure) or type(failure).__name__
         else:
@@ -195,11 +212,11 @@ class _Client:
         )
 
     def _keep(self, index: int, image: bytes) -> str:
-        if self._keep_in is None:
+        if not self._settings.keep_images:
             return ""
         suffix = next((s for magic, s in _SUFFIXES.items() if image.startswith(magic)), ".bin")
         name = f"{IMAGES}/{index:06d}{suffix}"
-        with written_whole(self._keep_in / name) as draft:
+        with written_whole(self._out / name) as draft:
             draft.write_bytes(image)
         return name
 

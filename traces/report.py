@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from traces.figures import Summary, summarise
+from traces.figures import Scope, Summary, summarise
 from traces.outcome import RequestOutcome, save_outcomes
 from traces.page import inline, render
 from traces.plan_log import main_plans, read_plans
@@ -53,13 +53,10 @@ class _Card:
 def write_report(
     outcomes: Sequence[RequestOutcome],
     out: Path | str,
+    scope: Scope,
     *,
-    slo_s: float,
     title: str = "Replay",
     about: Mapping[str, str] | None = None,
-    duration_s: float | None = None,
-    planned: int | None = None,
-    window_s: float | None = None,
     scorer: Scorer | None = None,
 ) -> Summary:
     """Writes the report of a replay into its folder and returns its metrics.
@@ -67,22 +64,19 @@ def write_report(
     Args:
         out: the folder of the replay, which holds ``images/``; earlier reports are replaced.
         about: further entries at the end of the page, e.g. {"trace": "bursty.csv", "rate scale": "0.5"}.
-        duration_s, planned, window_s: as in :func:`traces.figures.summarise`.
         scorer: called once with all kept images; their qualities are also written to ``requests.csv``.
 
     Raises:
-        ConfigError: slo_s or window_s is not positive, the scorer did not give every image a finite quality, or a file
-            cannot be written.
+        ConfigError: a time of the scope is not positive, the scorer did not give every image a finite quality, or a
+            file cannot be written.
     """
     out = Path(out)
-    for name, value in (("slo_s", slo_s), ("window_s", window_s)):
-        if value is not None and not 0 < value < float("inf"):
-            raise ConfigError(f"{name} is {value}; it must be above 0")
+    scope.check()
     out.mkdir(parents=True, exist_ok=True)
     if scorer is not None:
         outcomes = _score(outcomes, out, scorer)
         save_outcomes(outcomes, out / ROWS)
-    summary = summarise(outcomes, slo_s, duration_s=duration_s, planned=planned, window_s=window_s)
+    summary = summarise(outcomes, scope)
     plans = read_plans(out)
     plots = draw_plots(summary, outcomes, plans)
     (out / "plots").mkdir(exist_ok=True)
@@ -101,7 +95,7 @@ def write_report(
         plans=main_plans(plans),
         versions=len(plans),
         plots=[(TITLES[name], inline(svg)) for name, svg in plots.items()],
-        gallery=[(path, *_describe(path), _cards(outcomes, out, path, slo_s)) for path in summary.total.paths],
+        gallery=[(path, *_describe(path), _cards(outcomes, out, path, scope.slo_s)) for path in summary.total.paths],
     )
     with written_whole(out / "report.html") as draft:
         draft.write_text(page, encoding="utf-8")

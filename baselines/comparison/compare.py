@@ -15,7 +15,7 @@ from rich.table import Table
 from baselines.comparison.chosen import Simulator, chosen_policies
 from controller.registry import make_policy, names
 from controller.setting import Setting
-from simulator.arrivals import Arrivals, read_arrivals, resampled
+from simulator.arrivals import Arrivals
 from simulator.conditions import Conditions
 from simulator.confidences import confidences_of, read_scores, recorded
 from simulator.engine import simulate
@@ -24,6 +24,7 @@ from simulator.fluid import fluid_bound
 from simulator.outcome import Outcome
 from simulator.report import Report, report
 from simulator.request_stream import RequestStream
+from simulator.scenario import Scenario
 from weir.files import written_whole
 from weir.profiles import Profile, load_profile
 
@@ -136,16 +137,11 @@ def compare(
 
 def compare_files(
     family: str,
-    trace: Path | str,
+    scenario: Scenario,
     policies: Sequence[str] | None = None,
     *,
     scores: Path | str | None = None,
-    gpus: int = 16,
-    slo_s: float | None = None,
-    seed: int = 0,
     gpu_hour_price: float | None = None,
-    rate: float = 1.0,
-    redraw: int | None = None,
     simulator: Simulator = simulate,
 ) -> Comparison:
     """Runs :func:`compare` on names and files, for the command line.
@@ -154,15 +150,13 @@ def compare_files(
         family: name of a published family, or path of a profile.
         scores: file of discriminator scores (P(fake), four lines per prompt); None samples confidences from the
             deferral curve.
-        rate, redraw: see :func:`simulator.arrivals.resampled`.
 
     Raises:
         ConfigError: an argument or a file is invalid; the message names it.
     """
-    setting = family_setting(family, gpus, slo_s)
-    arrivals = resampled(read_arrivals(trace), rate, redraw)
+    setting, arrivals = family_setting(family, scenario.gpus, scenario.slo_s), scenario.arrivals()
     if scores is None:
-        confidences = confidences_of(setting, len(arrivals), seed)
+        confidences = confidences_of(setting, len(arrivals), scenario.seed)
     else:
         confidences = {setting.variants[0]: recorded(read_scores(scores), arrivals.prompts)}
     return compare(
@@ -170,7 +164,7 @@ def compare_files(
         RequestStream(arrivals, confidences),
         policies,
         profile=None if family in FAMILIES else load_profile(family),
-        seed=seed,
+        seed=scenario.seed,
         gpu_hour_price=gpu_hour_price,
         simulator=simulator,
     )

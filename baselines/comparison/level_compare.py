@@ -14,8 +14,9 @@ from baselines.comparison.runs import Run, RunReport, figures, plot_runs, print_
 from baselines.comparison.runs_page import write_runs_page
 from controller.registry import make_policy, names, system_of
 from controller.setting import Setting
-from simulator.arrivals import Arrivals, read_arrivals, resampled
+from simulator.arrivals import Arrivals
 from simulator.levels import LevelOutcome, ladder_in, simulate_levels
+from simulator.scenario import Scenario
 from weir.approximation_levels import load_ladder
 from weir.assets import LADDERS
 from weir.json_files import read_json
@@ -118,26 +119,15 @@ def compare_levels(
     return LevelComparison(setting, outcomes, tuple(map(level_report, outcomes)))
 
 
-def compare_level_files(
-    ladder: Path,
-    trace: Path | str,
-    policies: Sequence[str] = LEVEL_POLICIES,
-    *,
-    gpus: int,
-    slo_s: float | None = None,
-    seed: int = 0,
-    rate: float = 1.0,
-    redraw: int | None = None,
-) -> LevelComparison:
-    """Runs :func:`compare_levels` on files, for the command line; ``rate`` and ``redraw`` are those of
-    :func:`simulator.arrivals.resampled`.
+def compare_level_files(ladder: Path, scenario: Scenario, policies: Sequence[str] = LEVEL_POLICIES) -> LevelComparison:
+    """Runs :func:`compare_levels` on files, for the command line.
 
     Raises:
         ConfigError: an argument or a file is invalid; the message names it.
     """
     read = load_ladder(ladder)
+    slo_s = scenario.slo_s
     if slo_s is None:
         slo_s = SLO_LATENCIES * read.levels[0].latency_s[0]
-    return compare_levels(
-        Setting.of_ladder(read, gpus, slo_s), resampled(read_arrivals(trace), rate, redraw), policies, seed=seed
-    )
+    setting = Setting.of_ladder(read, scenario.gpus, slo_s)
+    return compare_levels(setting, scenario.arrivals(), policies, seed=scenario.seed)

@@ -29,6 +29,7 @@ from simulator.conditions import Conditions
 from simulator.engine import simulate
 from simulator.fluid import WINDOW_S
 from simulator.outcome import Outcome
+from simulator.scenario import Scenario
 from simulator.workload import Workload, service_workload
 from traces.loader import load_trace
 
@@ -96,25 +97,23 @@ def compare_systems(
 
 
 def compare_service(
-    service: Path,
-    trace: Path,
-    policies: Sequence[str] | None = None,
-    *,
-    gpus: int,
-    slo_s: float | None = None,
-    seed: int = 0,
-    rate: float = 1.0,
-    redraw: int | None = None,
-    simulator: Simulator = simulate,
+    service: Path, scenario: Scenario, policies: Sequence[str] | None = None, *, simulator: Simulator = simulate
 ) -> SystemComparison:
-    """Runs :func:`compare_systems` on files, for the command line; ``rate`` and ``redraw`` are those of
-    :func:`simulator.arrivals.resampled`.
+    """Runs :func:`compare_systems` on files, for the command line.
 
     Raises:
         ConfigError: an argument or a file is invalid; the message names it.
     """
-    found = service_workload(service, load_trace(trace), gpus=gpus, slo_s=slo_s, rate=rate, redraw=redraw, seed=seed)
-    return compare_systems(found, policies, seed=seed, simulator=simulator)
+    found = service_workload(
+        service,
+        load_trace(scenario.trace),
+        gpus=scenario.gpus,
+        slo_s=scenario.slo_s,
+        rate=scenario.rate,
+        redraw=scenario.redraw,
+        seed=scenario.seed,
+    )
+    return compare_systems(found, policies, seed=scenario.seed, simulator=simulator)
 
 
 def run_policy(

@@ -23,7 +23,7 @@ from deploy.state import Service, StateFile
 from testing.collector import Collector, ReceivedSpan
 from tests.deploy.conftest import toy_service
 from traces.loader import load_trace
-from traces.replay import replay
+from traces.replay import ReplaySettings, replay
 from weir.errors import ServiceError
 from weir.tracing import ENDPOINT
 
@@ -162,7 +162,7 @@ def test_every_panel_has_data_after_a_bursty_replay(watched: Watched, tmp_path: 
     assert status(folder=watched.state.path.parent)["targets"] == str(watched.state.targets)
     trace = load_trace("traces/bursty.csv").clip(50).scale_speed(5)
     quiet = Console(quiet=True)
-    done = replay(trace, watched.service.url, slo_s=10, out=tmp_path, keep_images=False, console=quiet)
+    done = replay(trace, watched.service.url, tmp_path, ReplaySettings(10, keep_images=False), console=quiet)
     assert len(done.outcomes) == done.planned > 100
     asked = {
         (dashboard["title"], panel["title"], target["expr"].replace("$__rate_interval", RATE_INTERVAL))

@@ -23,7 +23,7 @@ from deploy.local import readiness
 from deploy.monitoring.prometheus import Api
 from deploy.publish import Publisher
 from deploy.state import Service, StateFile
-from traces.replay import replay
+from traces.replay import ReplaySettings, replay
 from traces.trace import Arrival, Trace
 from weir.errors import NotReady
 from weir.ports import free_port
@@ -115,7 +115,7 @@ def test_calls_to_prometheus_bypass_the_proxy(proxied: None, url: str) -> None:
 
 
 def test_a_replay_bypasses_the_proxy(proxied: None, url: str, tmp_path: Path) -> None:
-    done = replay(Trace.of([Arrival(0, "a red circle", None)]), url, slo_s=5, out=tmp_path)
+    done = replay(Trace.of([Arrival(0, "a red circle", None)]), url, tmp_path, ReplaySettings(5))
     assert [outcome.status for outcome in done.outcomes] == [200]
 
 

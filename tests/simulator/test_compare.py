@@ -13,6 +13,7 @@ from simulator.arrivals import Arrivals, poisson, read_arrivals, spikes, steps
 from simulator.confidences import read_scores, recorded, sample_confidences
 from simulator.families import family_setting
 from simulator.request_stream import RequestStream
+from simulator.scenario import Scenario
 from weir.errors import ConfigError
 
 #: A hump of demand from 4 to 32 requests/s and back.
@@ -73,7 +74,7 @@ def test_files_and_families_are_compared_by_name(tmp_path):
     (tmp_path / "trace.txt").write_text("1500.0,2\n500.0,1\n700.0,1\n")
     # Four values of P(fake) for each of three prompts.
     (tmp_path / "scores.txt").write_text("\n".join(["1"] * 4 + ["0", "0", "1", "1"] + ["0"] * 4))
-    found = compare_files("diffserve-1", tmp_path / "trace.txt", ["weir"], scores=tmp_path / "scores.txt")
+    found = compare_files("diffserve-1", Scenario(tmp_path / "trace.txt"), ["weir"], scores=tmp_path / "scores.txt")
     assert found.arrivals.times_s.tolist() == [0.5, 0.7, 1.5]
     assert found.reports[0].requests == 3
 

@@ -13,6 +13,7 @@ from controller.registry import make_policy, names
 from controller.setting import Setting
 from simulator.arrivals import Arrivals, poisson
 from simulator.levels import LevelOutcome, simulate_levels
+from simulator.scenario import Scenario
 from weir.approximation_levels import Ladder, PromptGroup, load_ladder
 from weir.errors import ConfigError
 
@@ -109,7 +110,7 @@ def test_a_trace_without_requests_gives_a_report():
 def test_files_give_json_a_table_and_plots(tmp_path, capsys):
     trace = tmp_path / "trace.csv"
     trace.write_text("arrival_s,prompt\n" + "".join(f"{i / 5},prompt {i % 7}\n" for i in range(100)))
-    found = compare_level_files(LADDERS / "argus-sdxl.json", trace, ["weir-levels", "pac"], gpus=8)
+    found = compare_level_files(LADDERS / "argus-sdxl.json", Scenario(trace, gpus=8), ["weir-levels", "pac"])
     first, second = json.loads(found.to_json())
     assert (first["policy"], second["policy"]) == ("weir-levels", "pac")
     assert {"peak_throughput_per_min", "peak_quality", "peak_violation_ratio"} <= set(first)

@@ -13,7 +13,7 @@ from typer.testing import CliRunner, Result
 
 from cli.main import app
 from traces.acceptance import GENERATIONS, accepted_fields, expected_refusals, service_facts
-from traces.figures import Reason, summarise
+from traces.figures import Reason, Scope, summarise
 from traces.trace import Arrival, Trace
 from weir.config import load_family
 from weir.core import ImageSize
@@ -129,14 +129,14 @@ def test_refusals_are_in_the_report_by_code_and_reason(server, tmp_path: Path) -
 
 
 def test_reasons_are_counted_by_status_and_message(server, tmp_path: Path) -> None:
-    from traces.replay import replay
+    from traces.replay import ReplaySettings, replay
 
     codes = {"a": 429, "b": 503, "c": 503}
     server.behaviour = lambda number, body: (0, codes[body["prompt"]], server.error("overloaded"))
     outcomes = replay(
-        Trace.of([Arrival(i / 100, it, None) for i, it in enumerate("abc")]), server.url, slo_s=5, out=tmp_path
+        Trace.of([Arrival(i / 100, it, None) for i, it in enumerate("abc")]), server.url, tmp_path, ReplaySettings(5)
     )
-    assert summarise(outcomes.outcomes, 5).reasons == (
+    assert summarise(outcomes.outcomes, Scope(5)).reasons == (
         Reason(503, "overloaded", "no", 2),
         Reason(429, "overloaded", "no", 1),
     )

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from traces.figures import Scope
 from traces.plan_log import PLANS, ObservedPlan, PlanLog, main_plans, read_plans
-from traces.replay import replay
+from traces.replay import ReplaySettings, replay
 from traces.report import write_report
 from traces.trace import Arrival, Trace
 from weir.errors import ConfigError
@@ -31,7 +32,7 @@ def test_a_plan_is_read_from_the_services_live_endpoint() -> None:
 def test_a_replay_saves_the_plans_that_it_observed(server, tmp_path: Path, quiet) -> None:
     server.live = LIVE
     server.behaviour = lambda number, body: (0.2, 200, server.image())
-    replay(Trace.of([Arrival(0, "a", 1)]), server.url, slo_s=5, out=tmp_path, console=quiet)
+    replay(Trace.of([Arrival(0, "a", 1)]), server.url, tmp_path, ReplaySettings(5), console=quiet)
     (plan,) = read_plans(tmp_path)
     assert (plan.version, plan.roles, plan.reason) == (3, {"light": 1, "heavy": 2}, "demand rose to 3.1/s")
 
@@ -40,7 +41,7 @@ def test_a_replay_saves_the_plans_that_it_observed(server, tmp_path: Path, quiet
 def test_a_server_without_a_live_endpoint_can_be_replayed(server, tmp_path: Path, quiet, live) -> None:
     server.live = live
     server.behaviour = lambda number, body: (0.2, 200, server.image())
-    result = replay(Trace.of([Arrival(0, "a", 1)]), server.url, slo_s=5, out=tmp_path, console=quiet)
+    result = replay(Trace.of([Arrival(0, "a", 1)]), server.url, tmp_path, ReplaySettings(5), console=quiet)
     assert len(result.outcomes) == 1
     assert read_plans(tmp_path) == []
 
@@ -58,7 +59,7 @@ def test_main_plans_have_other_roles_or_a_threshold_far_from_the_last_one() -> N
 
 def test_the_report_shows_roles_thresholds_and_reasons_over_time(tmp_path: Path) -> None:
     PlanLog([plan(0, 1, 1, 2), plan(4, 2, 2, 1, 0.3, "demand rose to 3.1/s; 40 % are deferred")]).save(tmp_path)
-    write_report([], tmp_path, slo_s=5, duration_s=10)
+    write_report([], tmp_path, Scope(5, duration_s=10))
     page = (tmp_path / "report.html").read_text()
     assert "Plans and their reasons" in page
     assert "demand rose to 3.1/s; 40 % are deferred" in page
@@ -67,7 +68,7 @@ def test_the_report_shows_roles_thresholds_and_reasons_over_time(tmp_path: Path)
 
 
 def test_a_report_without_plans_has_no_section_of_plans(tmp_path: Path) -> None:
-    write_report([], tmp_path, slo_s=5, duration_s=10)
+    write_report([], tmp_path, Scope(5, duration_s=10))
     assert "Plans and their reasons" not in (tmp_path / "report.html").read_text()
 
 

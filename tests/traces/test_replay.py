@@ -16,7 +16,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from traces.outcome import COLUMNS, OutcomeFile, RequestOutcome, read_outcomes, save_outcomes
-from traces.replay import replay
+from traces.replay import ReplaySettings, replay
 from traces.trace import Arrival, Trace
 from weir.core import ImageSize
 from weir.errors import ConfigError
@@ -32,7 +32,9 @@ def send(server, tmp_path: Path, quiet):
     """Replays a trace against the server into a new folder."""
 
     def run(trace: Trace, **options):
-        return replay(trace, server.url, **{"slo_s": 5, "out": tmp_path / "run", "console": quiet, **options})
+        where = {name: options.pop(name) for name in ("metrics", "console") if name in options}
+        settings = ReplaySettings(**{"slo_s": 5, **options})
+        return replay(trace, server.url, tmp_path / "run", settings, **{"console": quiet, **where})
 
     return run
 
@@ -72,7 +74,7 @@ def test_every_request_asks_for_one_image_with_the_fields_of_the_api(server, sen
 
 @pytest.mark.parametrize("ending", ["", "/", "/v1", "/v1/"])
 def test_the_url_may_end_with_v1_as_in_openais_clients(server, tmp_path: Path, quiet, ending: str) -> None:
-    replay(evenly(1), server.url + ending, slo_s=5, out=tmp_path, console=quiet)
+    replay(evenly(1), server.url + ending, tmp_path, ReplaySettings(5), console=quiet)
     assert server.bodies[0]["url"] == "/v1/images/generations"
 
 
@@ -197,9 +199,10 @@ def test_failed_connections_are_recorded(server, send) -> None:
 )
 def test_an_invalid_argument_is_refused_before_anything_is_sent(tmp_path: Path, change: dict, message: str) -> None:
     out = tmp_path / "run"
-    arguments = {"trace": evenly(1), "base_url": "http://127.0.0.1:1", "slo_s": 5, "out": out, **change}
+    given = {"trace": evenly(1), "base_url": "http://127.0.0.1:1", "slo_s": 5, **change}
+    trace, base_url = given.pop("trace"), given.pop("base_url")
     with pytest.raises(ConfigError, match=message):
-        replay(**arguments)
+        replay(trace, base_url, out, ReplaySettings(**given))
     assert not out.exists()
 
 
@@ -214,11 +217,13 @@ def test_an_earlier_replay_is_not_overwritten(send) -> None:
 def test_ctrl_c_ends_the_replay_with_complete_rows_and_no_partial_file(server, tmp_path: Path) -> None:
     server.behaviour = lambda n, body: (0.01 if n < 5 else 30, 200, server.image())
     program = (
-        "import signal, sys; from traces.replay import replay; from traces.trace import Arrival, Trace\n"
+        "import signal, sys\n"
+        "from traces.replay import ReplaySettings, replay\n"
+        "from traces.trace import Arrival, Trace\n"
         # Restores the default handler: processes that a shell starts in the background ignore the signal.
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "trace = Trace.of([Arrival(i * 0.02, 'a, \"b\"\\nc', i) for i in range(2000)])\n"
-        f"done = replay(trace, {server.url!r}, slo_s=5, out={str(tmp_path / 'run')!r})\n"
+        f"done = replay(trace, {server.url!r}, {str(tmp_path / 'run')!r}, ReplaySettings(5))\n"
         "assert done.interrupted and done.planned == 2000 and done.duration_s < 40\n"
         "sys.exit(len(done.outcomes))"
     )

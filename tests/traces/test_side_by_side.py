@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.traces.test_report import outcome
+from traces.figures import Scope
 from traces.report import write_report
 from traces.side_by_side import write_side_by_side
 from weir.errors import ConfigError
@@ -14,7 +15,7 @@ from weir.errors import ConfigError
 
 def run(folder: Path, policy: str, latency_s: float) -> Path:
     outcomes = [outcome(i, latency_s=latency_s) for i in range(4)]
-    write_report(outcomes, folder, slo_s=5.0, about={"trace": "bursty.csv", "policy": policy})
+    write_report(outcomes, folder, Scope(5.0), about={"trace": "bursty.csv", "policy": policy})
     return folder
 
 
