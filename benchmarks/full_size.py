@@ -29,7 +29,7 @@ from testing.service_files import service_file
 from traces.loader import load_trace
 from traces.prompts import prompt_by_id
 from weir.config import load_family
-from workers.profiler import profile_family, write_profile
+from workers.profiler import Measurements, profile_family, write_profile
 
 
 def profiled(family: Path, path: Path, batch_sizes: list[int], repeats: int, console: Console) -> Path:
@@ -38,10 +38,8 @@ def profiled(family: Path, path: Path, batch_sizes: list[int], repeats: int, con
         prompts = [prompt_by_id(i) for i in range(16)]
         profile = profile_family(
             load_family(family),
-            batch_sizes,
-            repeats,
+            Measurements(batch_sizes, repeats, prompts),
             lambda done, total, what: console.print(f"{done}/{total} {what}", highlight=False),
-            prompts=prompts,
         )
         write_profile(profile, path)
     return path

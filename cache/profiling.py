@@ -10,16 +10,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from cache.policy.selector import By, Selector
 from weir.errors import ConfigError
 from weir.files import written_whole
+from weir.states import capture_steps
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,10 +39,76 @@ class Runs:
     seen: list[np.ndarray | None]
     confidence: np.ndarray
 
+    @classmethod
+    def joined(cls, parts: Sequence[Runs]) -> Runs:
+        """The runs of several batches."""
+        return cls(
+            np.concatenate([p.quality for p in parts]),
+            [s for p in parts for s in p.states],
+            [s for p in parts for s in p.seen],
+            np.concatenate([p.confidence for p in parts]),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CacheProfiling:
+    """How a cache profile is measured.
+
+    Attributes:
+        by: the criterion by which a cached run is used for a prompt.
+        alpha: share of the quality to keep, 0…1.
+        count: pairs of prompts to generate.
+        cached: by confidence, the prompts that fill the cache first.
+        candidates: by confidence, the neighbours to choose from.
+        stride: resumed runs take every n-th of the remaining steps.
+        accept: by confidence, below it a resumed image is generated from noise.
+        seed: of everything random.
+    """
+
+    by: By = By.SIMILARITY
+    alpha: float = 0.95
+    count: int = 160
+    cached: int = 240
+    candidates: int = 32
+    stride: int = 1
+    accept: float = 0.9
+    seed: int = 0
+
+    @property
+    def prompts(self) -> int:
+        """Length of a log of prompts that is long enough."""
+        return self.cached + self.count if self.by is By.CONFIDENCE else 20 * self.count
+
+    def steps_to_resume_at(self, steps: int) -> list[int]:
+        """The K to measure of a variant with that many steps.
+
+        Raises:
+            ConfigError: the stride fits none.
+        """
+        ks = [k for k in capture_steps(steps) if k % self.stride == 0]
+        if not ks or steps % self.stride:
+            raise ConfigError(f"--stride is {self.stride}; it must divide {steps} steps and a captured one")
+        return ks
+
+
+class EncodedLog(NamedTuple):
+    """A log of prompts.
+
+    Attributes:
+        prompts: in order of submission, [N].
+        vectors: their unit vectors, [N, D].
+    """
+
+    prompts: Sequence[str]
+    vectors: np.ndarray
+
 
 #: ``generate(prompts, seeds, states)``: a run resumes from its state unless that is None.
 Generate = Callable[[Sequence[str], Sequence[int], Sequence[Any]], Runs]
-
+#: ``weigh(features, prompt)``: confidence, [N], in images with these features, [N, F], for a prompt.
+Weigh = Callable[[np.ndarray, str], np.ndarray]
+#: Called with the runs that are done, their number, and what they are.
+Progress = Callable[[int, int, str], None]
 
 _EDGES = (-1, 0.2, 0.4, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 1.01)
 
@@ -93,24 +160,22 @@ def choose_pairs(vectors: np.ndarray, count: int, seed: int) -> list[tuple[int, 
 
 
 def measure(
-    prompts: Sequence[str],
-    vectors: np.ndarray,
+    log: EncodedLog,
     ks: Sequence[int],
     generate: Generate,
+    how: CacheProfiling,
     *,
-    count: int,
-    seed: int = 0,
     batch: int = 8,
-    progress: Callable[[int, int, str], None] | None = None,
+    progress: Progress | None = None,
 ) -> Measured:
     """Generates pairs of a log of prompts, whole and resumed at every K, and measures their quality.
 
     Args:
-        vectors: unit vectors of the prompts, [N, D].
         ks: the steps to resume at.
         batch: number of runs that are generated together.
     """
-    pairs = choose_pairs(vectors, count, seed)
+    prompts, vectors = log
+    pairs = choose_pairs(vectors, how.count, how.seed)
     similarity = np.array([float(vectors[q] @ vectors[c]) for q, c in pairs])
     whole = np.zeros(len(pairs))
     resumed = {k: np.zeros(len(pairs)) for k in ks}
@@ -129,68 +194,73 @@ def measure(
 
 
 def measure_judged(
-    prompts: Sequence[str],
-    vectors: np.ndarray,
-    k: int,
-    generate: Generate,
-    weigh: Callable[[np.ndarray, str], np.ndarray],
-    *,
-    count: int,
-    candidates: int,
+    log: EncodedLog,
     steps: int,
-    stride: int,
-    accept: float,
+    generate: Generate,
+    weigh: Weigh,
+    how: CacheProfiling,
+    *,
     batch: int = 8,
-    progress: Callable[[int, int, str], None] | None = None,
+    progress: Progress | None = None,
 ) -> Measured:
-    """Measures a profile by confidence on the last ``count`` prompts of a log; the prompts before them are cached.
+    """Measures a profile by confidence on the last ``how.count`` prompts of a log; the prompts before them are cached.
 
-    Each query is generated from noise, and resumed from the best judged of its neighbours. If the discriminator's
-    confidence in the resumed image is below ``accept``, the answer is the better judged of the two images, and the
-    steps of both runs count.
+    Each query is generated from noise, and resumed from the best judged of its neighbours, at the largest K that is
+    captured: the state of an early step has little in common with the final image, which is what the discriminator
+    judges. If its confidence in the resumed image is below ``how.accept``, the answer is the better judged of the two
+    images, and the steps of both runs count.
 
     Args:
-        k: the step to resume at, the largest that is captured: the state of an early step has little in common with the
-            final image, which is what the discriminator judges.
-        weigh: confidence, [N], in images with these features, [N, F], for a prompt.
-        candidates: number of nearest prompts that are judged, as in the cache.
+        steps: of a whole run.
+        batch: number of runs that are generated together.
+
+    Raises:
+        ConfigError: the log is too short, or no cached image can be judged.
     """
-    pool = len(prompts) - count
+    count, k = how.count, how.steps_to_resume_at(steps)[-1]
+    pool = len(log.prompts) - count
     if pool < 1:
-        raise ConfigError(f"--count is {count}; the log has {len(prompts)} prompts, and some have to be cached")
+        raise ConfigError(f"--count is {count}; the log has {len(log.prompts)} prompts, and some have to be cached")
 
     def generated(indices: range, states: Sequence[Any], what: str) -> Runs:
         parts = []
         for start in range(0, len(indices), batch):
             here = indices[start : start + batch]
-            parts.append(generate([prompts[i] for i in here], list(here), states[start : start + batch]))
+            parts.append(generate([log.prompts[i] for i in here], list(here), states[start : start + batch]))
             if progress is not None:
                 progress(start + len(here), len(indices), what)
-        return Runs(
-            np.concatenate([p.quality for p in parts]),
-            [s for p in parts for s in p.states],
-            [s for p in parts for s in p.seen],
-            np.concatenate([p.confidence for p in parts]),
-        )
+        return Runs.joined(parts)
 
     cached = generated(range(pool), [None] * pool, "cached runs")
+    queries = range(pool, len(log.prompts))
+    chosen, confidence = _best_neighbours(log, queries, cached, weigh, how.candidates)
+    whole = generated(queries, [None] * count, "whole runs")
+    resumed = generated(queries, [cached.states[j][k] for j in chosen], f"resumed at {k}")
+    kept = (resumed.confidence >= how.accept) | (resumed.confidence > whole.confidence)
+    ran = (steps - k) // how.stride + np.where(resumed.confidence >= how.accept, 0, steps)
+    answers = np.where(kept, resumed.quality, whole.quality)
+    return Measured(confidence, whole.quality, {k: answers}, By.CONFIDENCE, {k: ran})
+
+
+def _best_neighbours(
+    log: EncodedLog, queries: range, cached: Runs, weigh: Weigh, candidates: int
+) -> tuple[list[int], np.ndarray]:
+    """For each query the cached run that is judged best of its nearest ones, and the confidence in it.
+
+    Raises:
+        ConfigError: no cached run can be judged.
+    """
     judgeable = {j: row for j, row in enumerate(cached.seen) if row is not None}
     if not judgeable:
         raise ConfigError("the discriminator has no features of any cached image; profile by similarity")
     known = np.array(list(judgeable))
-    queries = range(pool, len(prompts))
-    confidence, chosen = np.zeros(count), []
-    for i, query in enumerate(queries):
-        near = known[np.argsort(-(vectors[known] @ vectors[query]))[:candidates]]
-        judged = weigh(np.stack([judgeable[j] for j in near]), prompts[query])
-        confidence[i] = judged.max()
+    chosen, confidence = [], []
+    for query in queries:
+        near = known[np.argsort(-(log.vectors[known] @ log.vectors[query]))[:candidates]]
+        judged = weigh(np.stack([judgeable[j] for j in near]), log.prompts[query])
         chosen.append(int(near[judged.argmax()]))
-    whole = generated(queries, [None] * count, "whole runs")
-    resumed = generated(queries, [cached.states[j][k] for j in chosen], f"resumed at {k}")
-    kept = (resumed.confidence >= accept) | (resumed.confidence > whole.confidence)
-    ran = (steps - k) // stride + np.where(resumed.confidence >= accept, 0, steps)
-    answers = np.where(kept, resumed.quality, whole.quality)
-    return Measured(confidence, whole.quality, {k: answers}, By.CONFIDENCE, {k: ran})
+        confidence.append(float(judged.max()))
+    return chosen, np.array(confidence)
 
 
 def thresholds(measured: Measured, alpha: float, steps: int, stride: int = 1, accept: float = 0.0) -> Selector:
@@ -220,31 +290,33 @@ def thresholds(measured: Measured, alpha: float, steps: int, stride: int = 1, ac
     return Selector(tuple(reversed(levels)), steps, measured.by, stride, accept)
 
 
-def write_profile(
-    path: Path,
-    measured: Measured,
-    selector: Selector,
-    *,
-    family: str,
-    model: str,
-    encoder: str,
-    alpha: float,
-    judge: str,
-) -> None:
-    """Writes a profile for ``cache.selector``, with its measurements, atomically.
+@dataclass(frozen=True, slots=True)
+class ProfileOrigin:
+    """What a profile was measured with.
 
-    Args:
+    Attributes:
+        family: its name.
         model: name of the weights.
+        encoder: version of the prompt encoder.
+        judge: kind of the measure of quality, with the name of its model.
+        alpha: share of the quality to keep.
+    """
+
+    family: str
+    model: str
+    encoder: str
+    judge: str
+    alpha: float
+
+
+def write_profile(path: Path, measured: Measured, selector: Selector, origin: ProfileOrigin) -> None:
+    """Writes a profile for ``cache.selector``, with its measurements, atomically.
 
     Raises:
         ConfigError: the file cannot be written.
     """
     fields = {
-        "family": family,
-        "model": model,
-        "encoder": encoder,
-        "judge": judge,
-        "alpha": alpha,
+        **asdict(origin),
         "pairs": len(measured.similarity),
         "selector": selector.to_dict(),
         "measured": measured.bins(),

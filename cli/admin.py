@@ -3,25 +3,53 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from cli.option_groups import grouped
 from cli.terminal import KEY_REMEDY, JsonOption, error_exit, print_json, print_line, results
 from weir.errors import ConfigError, Unauthorized
+
+if TYPE_CHECKING:
+    from deploy.api_client import ApiClient
 
 app = typer.Typer(
     help="Look at and change a running service: its plan, policy, replicas, cache and adapters.", no_args_is_help=True
 )
 
-ServiceOption = Annotated[str | None, typer.Option("--service", help="Name of the service, if several are up.")]
-UrlOption = Annotated[str | None, typer.Option(help="Base URL.", show_default="the service that is up")]
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Options that name the service."""
+
+    service: Annotated[str | None, typer.Option("--service", help="Name of the service, if several are up.")] = None
+    url: Annotated[str | None, typer.Option(help="Base URL.", show_default="the service that is up")] = None
+
+    def client(self) -> ApiClient:
+        """A client of its API, with the key of the environment."""
+        from deploy.api_client import client_of
+
+        return client_of(self.service, self.url, os.environ.get("WEIR_API_KEY"))
+
+    def call(self, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+        """The answer of a route below ``/v1/admin``; exits with a message when there is none."""
+        with error_exit():
+            try:
+                answer: dict[str, Any] = self.client().call(method, f"/v1/admin/{path}", body)
+            except Unauthorized as error:
+                raise Unauthorized(f"{error.message}; {KEY_REMEDY}") from None
+        return answer
+
+
 ReplicaArgument = Annotated[str, typer.Argument(help="Id of the replica, as in `weir admin plan`.")]
 
 
 @app.command()
-def plan(service: ServiceOption = None, url: UrlOption = None, as_json: JsonOption = False) -> None:
+@grouped
+def plan(*, target: Target, as_json: JsonOption = False) -> None:
     """Show the plan in force, its reason, the replicas, the pin and the last actions.
 
     Every command of this group reads the API key, if the service needs one, from WEIR_API_KEY; the key needs the scope
@@ -29,10 +57,11 @@ def plan(service: ServiceOption = None, url: UrlOption = None, as_json: JsonOpti
 
     Example: weir admin plan --json
     """
-    _show(_call(service, url, "GET", "plan"), as_json)
+    _show(target.call("GET", "plan"), as_json)
 
 
 @app.command()
+@grouped
 def pin(
     seconds: Annotated[
         float, typer.Option("--for", min=1, max=604_800, help="Seconds until the pin ends, at most a week.")
@@ -43,8 +72,8 @@ def pin(
     threshold: Annotated[list[str] | None, typer.Option(help="VARIANT=THRESHOLD; repeatable.")] = None,
     batch: Annotated[list[str] | None, typer.Option(help="VARIANT=SIZE, the largest batch; repeatable.")] = None,
     reason: Annotated[str, typer.Option(help="Why, for those who look at the service.")] = "",
-    service: ServiceOption = None,
-    url: UrlOption = None,
+    *,
+    target: Target,
     as_json: JsonOption = False,
 ) -> None:
     """Pin replicas, thresholds or batches for a time; without any of them, pin the whole plan in force.
@@ -59,37 +88,40 @@ def pin(
         for name, given, number in parts:
             if given:
                 body[name] = dict(_pair(name, it, number) for it in given)
-    _show(_call(service, url, "PUT", "pin", body), as_json)
+    _show(target.call("PUT", "pin", body), as_json)
 
 
 @app.command()
-def unpin(service: ServiceOption = None, url: UrlOption = None, as_json: JsonOption = False) -> None:
+@grouped
+def unpin(*, target: Target, as_json: JsonOption = False) -> None:
     """End the pin, so that the policy plans everything again.
 
     Example: weir admin unpin
     """
-    _show(_call(service, url, "DELETE", "pin"), as_json)
+    _show(target.call("DELETE", "pin"), as_json)
 
 
 @app.command()
+@grouped
 def policy(
     name: Annotated[str, typer.Argument(help="Name of a policy, as in controller.policy of a service file.")],
-    service: ServiceOption = None,
-    url: UrlOption = None,
+    *,
+    target: Target,
     as_json: JsonOption = False,
 ) -> None:
     """Let another policy plan, until the next switch or restart. If the service lacks what it needs, nothing changes.
 
     Example: weir admin policy diffserve
     """
-    _show(_call(service, url, "PUT", "policy", {"policy": name}), as_json)
+    _show(target.call("PUT", "policy", {"policy": name}), as_json)
 
 
 @app.command()
+@grouped
 def scale(
     replicas: Annotated[int, typer.Argument(min=1, help="Number of replicas of the pool.")],
-    service: ServiceOption = None,
-    url: UrlOption = None,
+    *,
+    target: Target,
     as_json: JsonOption = False,
 ) -> None:
     """Give the pool another number of replicas, without a restart of the others.
@@ -98,36 +130,37 @@ def scale(
 
     Example: weir admin scale 8
     """
-    _show(_call(service, url, "PUT", "replicas", {"replicas": replicas}), as_json)
+    _show(target.call("PUT", "replicas", {"replicas": replicas}), as_json)
 
 
 @app.command()
+@grouped
 def drain(
     replica: ReplicaArgument,
     force: Annotated[bool, typer.Option("--force", help="Drain even the last replica that takes work.")] = False,
-    service: ServiceOption = None,
-    url: UrlOption = None,
+    *,
+    target: Target,
     as_json: JsonOption = False,
 ) -> None:
     """Drain a replica: it finishes what it has, gets nothing new, and plans leave it out.
 
     Example: weir admin drain k3v9x2ab
     """
-    _show(_call(service, url, "PUT", f"replicas/{_quoted(replica)}/drain", {"force": force}), as_json)
+    _show(target.call("PUT", f"replicas/{_quoted(replica)}/drain", {"force": force}), as_json)
 
 
 @app.command("return")
-def return_(
-    replica: ReplicaArgument, service: ServiceOption = None, url: UrlOption = None, as_json: JsonOption = False
-) -> None:
+@grouped
+def return_(replica: ReplicaArgument, *, target: Target, as_json: JsonOption = False) -> None:
     """Return a drained replica to work.
 
     Example: weir admin return k3v9x2ab
     """
-    _show(_call(service, url, "DELETE", f"replicas/{_quoted(replica)}/drain"), as_json)
+    _show(target.call("DELETE", f"replicas/{_quoted(replica)}/drain"), as_json)
 
 
 @app.command("add-adapter")
+@grouped
 def add_adapter(
     name: Annotated[str, typer.Argument(help="Name for requests.")],
     file: Annotated[
@@ -138,8 +171,8 @@ def add_adapter(
     ] = None,
     revision: Annotated[str | None, typer.Option(help="Of the repository.", show_default="the latest")] = None,
     weight_name: Annotated[str | None, typer.Option(help="File of the repository.")] = None,
-    service: ServiceOption = None,
-    url: UrlOption = None,
+    *,
+    target: Target,
     as_json: JsonOption = False,
 ) -> None:
     """Add a LoRA adapter, which requests may use from now on. Every replica checks that it fits the models.
@@ -148,30 +181,32 @@ def add_adapter(
     """
     of_hub = {"repository": repository, "revision": revision, "weight_name": weight_name}
     body = {"name": name, "file": None if file is None else str(file), **of_hub}
-    _show(_call(service, url, "POST", "adapters", body), as_json)
+    _show(target.call("POST", "adapters", body), as_json)
 
 
 @app.command("remove-adapter")
+@grouped
 def remove_adapter(
     name: Annotated[str, typer.Argument(help="Name of the adapter, as in `weir admin plan`.")],
-    service: ServiceOption = None,
-    url: UrlOption = None,
+    *,
+    target: Target,
     as_json: JsonOption = False,
 ) -> None:
     """Remove a LoRA adapter. Admitted requests are finished with it.
 
     Example: weir admin remove-adapter watercolour
     """
-    _show(_call(service, url, "DELETE", f"adapters/{_quoted(name)}"), as_json)
+    _show(target.call("DELETE", f"adapters/{_quoted(name)}"), as_json)
 
 
 @app.command()
-def cache(service: ServiceOption = None, url: UrlOption = None, as_json: JsonOption = False) -> None:
+@grouped
+def cache(*, target: Target, as_json: JsonOption = False) -> None:
     """Show statistics of the running cache. `weir cache stats` shows its store.
 
     Example: weir admin cache --json
     """
-    found = _call(service, url, "GET", "cache")
+    found = target.call("GET", "cache")
     if as_json:
         print_json(found)
         return
@@ -185,22 +220,21 @@ def cache(service: ServiceOption = None, url: UrlOption = None, as_json: JsonOpt
 
 
 @app.command()
+@grouped
 def purge(
     tenant: Annotated[str | None, typer.Option(help="Only this tenant.")] = None,
     everything: Annotated[bool, typer.Option("--all", help="All tenants.")] = False,
-    service: ServiceOption = None,
-    url: UrlOption = None,
+    *,
+    target: Target,
     as_json: JsonOption = False,
 ) -> None:
     """Delete what one tenant or all of them have cached, from the index of the running cache and from its store.
 
     Example: weir admin purge --tenant acme
     """
-    from deploy.api_client import client_of
-
     with error_exit():
         check_tenant(tenant, everything)
-        deleted = purge_through(client_of(service, url, os.environ.get("WEIR_API_KEY")), tenant)
+        deleted = purge_through(target.client(), tenant)
     if as_json:
         print_json(deleted)
     else:
@@ -225,18 +259,6 @@ def purge_through(client: Any, tenant: str | None) -> dict[str, Any]:
     """
     found: dict[str, Any] = client.call("POST", "/v1/admin/cache/purge", {"tenant": tenant})
     return found
-
-
-def _call(
-    service: str | None, url: str | None, method: str, path: str, body: dict[str, Any] | None = None
-) -> dict[str, Any]:
-    from deploy.api_client import client_of
-
-    with error_exit():
-        try:
-            return client_of(service, url, os.environ.get("WEIR_API_KEY")).call(method, f"/v1/admin/{path}", body)
-        except Unauthorized as error:
-            raise Unauthorized(f"{error.message}; {KEY_REMEDY}") from None
 
 
 def _show(state: dict[str, Any], as_json: bool) -> None:

@@ -6,57 +6,128 @@ import itertools
 import os
 from collections.abc import Iterable
 from contextlib import suppress
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from cache.policy.selector import By
 from cli.admin import check_tenant, purge_through
+from cli.judge_options import JudgeOptions
+from cli.option_groups import grouped
 from cli.terminal import FamilyOption, JsonOption, error_exit, note, print_json, print_line, progress
 from weir.assets import FAMILY
-from weir.config import CacheConfig, load_family
+from weir.config import CacheConfig, FamilyConfig, load_family
 from weir.errors import ConfigError, NotReady
 from weir.files import check_place, file_format, make_folder, written_whole
 
+if TYPE_CHECKING:
+    from cache.policy.approaches import Approach
+    from cache.profiling import CacheProfiling
+    from cache.store.store import SealedStore
+
 app = typer.Typer(help="Inspect, measure and maintain the approximate cache.", no_args_is_help=True)
 
-UrlOption = Annotated[
-    str | None, typer.Option(help="Redis of the cache.", show_default="WEIR_CACHE_URL, else the service that is up")
-]
-SecretOption = Annotated[
-    Path | None,
-    typer.Option("--secret-file", help="Secret of the tags.", show_default="WEIR_CACHE_SECRET, else the service's"),
-]
-TlsOption = Annotated[
-    Path | None, typer.Option("--tls-ca", help="Certificates that a rediss:// server is checked against.")
-]
+
+@dataclass(frozen=True, slots=True)
+class StoreOptions:
+    """Options that name the store of a cache."""
+
+    url: Annotated[
+        str | None,
+        typer.Option(help="Redis of the cache.", show_default="WEIR_CACHE_URL, else the service that is up"),
+    ] = None
+    secret_file: Annotated[
+        Path | None,
+        typer.Option("--secret-file", help="Secret of the tags.", show_default="WEIR_CACHE_SECRET, else the service's"),
+    ] = None
+    tls_ca: Annotated[
+        Path | None, typer.Option("--tls-ca", help="Certificates that a rediss:// server is checked against.")
+    ] = None
+
+    def connect(self, *, writing: bool = False) -> SealedStore:
+        """The store that the options, the environment or the service that is up name.
+
+        Args:
+            writing: whether the server has to accept writes.
+
+        Raises:
+            ConfigError: none of them names a store.
+            NotReady: the store does not answer.
+        """
+        from cache.factory import URL, connected, secrets
+        from cache.store.store import SealedStore
+
+        url, secret = self.url, ""
+        if url is None and URL not in os.environ and (service := _running()) is not None:
+            url, secret = service.cache_url or None, service.cache_secret
+        if url is None and URL not in os.environ:
+            raise ConfigError(
+                f"no service whose cache has a Redis is up, or several are; name the Redis: --url or {URL}"
+            )
+        named, certificates = (None if path is None else str(path) for path in (self.secret_file, self.tls_ca))
+        config = CacheConfig(url=url, secret_file=named, tls_ca=certificates)
+        backend = connected(config, patience_s=_REDIS_TIMEOUT_S)
+        first, *retired = secrets(config, secret)  # what is missing here is known without asking the server
+        _call_store(partial(backend.check, writing=writing))
+        return SealedStore(backend, first, config.compression, retired)
+
+
 #: Extensions of the plots that can be written.
 PLOT_FORMATS = ("svg", "png", "pdf")
 #: Time limit of one call of Redis, seconds.
 _REDIS_TIMEOUT_S = 10.0
 
 
-@app.command("replay-log")
-def replay_log(
-    log: Annotated[Path, typer.Argument(help="CSV of similarities or prompts, or a file with one prompt per line.")],
-    policy: Annotated[str, typer.Option(help="weir, nirvana, gptcache, pinecone, fewer-steps, ...")] = "weir",
+@dataclass(frozen=True, slots=True)
+class ApproachOptions:
+    """Options of the decisions of a cache."""
+
+    policy: Annotated[str, typer.Option(help="weir, nirvana, gptcache, pinecone, fewer-steps, ...")] = "weir"
     eviction: Annotated[
         list[str] | None,
         typer.Option(help="fifo, lru, lfu, lcbfu or weir; repeatable.", show_default="the policy's own"),
-    ] = None,
+    ] = None
     capacity: Annotated[
         list[int] | None,
         typer.Option(min=1, help="Largest number of states; repeatable.", show_default="all"),
-    ] = None,
+    ] = None
     selector: Annotated[
         str | None,
         typer.Option(
             help="Thresholds: a published name or a cache profile, for policies without their own.",
             show_default="nirvana",
         ),
-    ] = None,
+    ] = None
+
+    def chosen(self) -> Approach:
+        """The policy with its thresholds.
+
+        Raises:
+            ConfigError: there is no such policy or selector, or the policy has thresholds of its own.
+        """
+        from cache.policy.approaches import approach
+        from cache.policy.selector import load_selector
+
+        thresholds = load_selector(self.selector or "nirvana")
+        found = approach(self.policy, thresholds)
+        if self.selector is not None and (found.rules is None or found.rules.selector != thresholds):
+            raise ConfigError(f"--policy {self.policy} does not use --selector; leave it out, or use --policy weir")
+        return found
+
+    def limits(self, chosen: Approach) -> list[tuple[str, int | None]]:
+        """Every eviction policy with every capacity."""
+        return list(itertools.product(self.eviction or [chosen.eviction], self.capacity or [None]))
+
+
+@app.command("replay-log")
+@grouped
+def replay_log(
+    log: Annotated[Path, typer.Argument(help="CSV of similarities or prompts, or a file with one prompt per line.")],
+    *,
+    approach: ApproachOptions,
     encoder: Annotated[str, typer.Option(help="For prompts: words, family, or a text model.")] = "words",
     family: FamilyOption = FAMILY,
     plot: Annotated[Path | None, typer.Option(help="Image to write: .svg, .png or .pdf.")] = None,
@@ -69,26 +140,19 @@ def replay_log(
 
     Example: weir cache replay-log log.csv --policy nirvana --json
     """
-    from cache.policy.approaches import approach
-    from cache.policy.selector import load_selector
     from cache.replay import read_log, replay_similarities
 
     with error_exit():
         if plot is not None:
             _check_plot(plot)
-        thresholds = load_selector(selector or "nirvana")
-        chosen = approach(policy, thresholds)
-        if selector is not None and (chosen.rules is None or chosen.rules.selector != thresholds):
-            raise ConfigError(f"--policy {policy} does not use --selector; leave it out, or use --policy weir")
+        chosen = approach.chosen()
         read = read_log(log)
-        if read.similarities and not (eviction or capacity):
-            runs = [{"policy": policy, **replay_similarities(read.similarities, chosen).to_dict()}]
+        if read.similarities and not (approach.eviction or approach.capacity):
+            runs = [{"policy": approach.policy, **replay_similarities(read.similarities, chosen).to_dict()}]
         elif not read.prompts:
             raise ConfigError(f"{log}: --eviction and --capacity need the prompts, and the log has none")
         else:
-            vectors = _encoder(encoder, family).encode(read.prompts)
-            limits: list[int | None] = list(capacity) if capacity else [None]
-            runs = _replays(vectors, chosen, itertools.product(eviction or [chosen.eviction], limits))
+            runs = _replays(_encoder(encoder, family).encode(read.prompts), chosen, approach.limits(chosen))
         if plot is not None:
             _plot(runs, plot)
     if as_json:
@@ -163,38 +227,45 @@ def _plot(runs: list[dict[str, Any]], path: Path) -> None:
         pyplot.close(figure)
 
 
+@dataclass(frozen=True, slots=True)
+class ProfilingOptions:
+    """Options of how a cache profile is measured; see :class:`cache.profiling.CacheProfiling`."""
+
+    alpha: Annotated[float, typer.Option(min=0.01, max=1, help="Share of the quality to keep.")] = 0.95
+    count: Annotated[int, typer.Option(min=8, help="Pairs of prompts to generate.")] = 160
+    by: Annotated[By, typer.Option(help="Criterion by which a cached run is used for a prompt.")] = By.SIMILARITY
+    cached: Annotated[int, typer.Option(min=1, help="By confidence: prompts that fill the cache first.")] = 240
+    candidates: Annotated[int, typer.Option(min=1, max=64, help="By confidence: neighbours to choose from.")] = 32
+    stride: Annotated[int, typer.Option(min=1, help="Resumed runs take every n-th of the remaining steps.")] = 1
+    accept: Annotated[
+        float,
+        typer.Option(min=0, max=1, help="By confidence: below it, a resumed image is generated from noise."),
+    ] = 0.9
+    seed: Annotated[int, typer.Option(min=0, help="Seed of everything random.")] = 0
+    threads: Annotated[int, typer.Option(min=1, help="Threads of torch on the CPU.")] = 1
+
+    def how(self) -> CacheProfiling:
+        """The options as the measurement takes them."""
+        from cache.profiling import CacheProfiling
+
+        given = asdict(self)
+        del given["threads"]
+        return CacheProfiling(**given)
+
+
 @app.command()
+@grouped
 def profile(
     out: Annotated[Path, typer.Option(help="Profile file to write; name it in cache.selector.")],
     family: FamilyOption = FAMILY,
-    alpha: Annotated[float, typer.Option(min=0.01, max=1, help="Share of the quality to keep.")] = 0.95,
-    count: Annotated[int, typer.Option(min=8, help="Pairs of prompts to generate.")] = 160,
     prompts: Annotated[
         Path | None,
         typer.Option(help="Log, one prompt per line.", show_default="scenes, for families of weir train"),
     ] = None,
     encoder: Annotated[str | None, typer.Option(help="Text model, or words.", show_default="the family's")] = None,
-    judge: Annotated[
-        str | None,
-        typer.Option(
-            help="attributes, clip, pick, or module:name of your own.",
-            show_default="that of --clip or --pick, else attributes",
-        ),
-    ] = None,
-    clip: Annotated[
-        str | None, typer.Option(help="CLIP as judge: hub name or folder.", show_default="the family's")
-    ] = None,
-    pick: Annotated[str | None, typer.Option(help="PickScore as judge: hub name or folder.")] = None,
-    by: Annotated[By, typer.Option(help="Criterion by which a cached run is used for a prompt.")] = By.SIMILARITY,
-    cached: Annotated[int, typer.Option(min=1, help="By confidence: prompts that fill the cache first.")] = 240,
-    candidates: Annotated[int, typer.Option(min=1, max=64, help="By confidence: neighbours to choose from.")] = 32,
-    stride: Annotated[int, typer.Option(min=1, help="Resumed runs take every n-th of the remaining steps.")] = 1,
-    accept: Annotated[
-        float,
-        typer.Option(min=0, max=1, help="By confidence: below it, a resumed image is generated from noise."),
-    ] = 0.9,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of everything random.")] = 0,
-    threads: Annotated[int, typer.Option(min=1, help="Threads of torch on the CPU.")] = 1,
+    *,
+    judging: JudgeOptions,
+    profiling: ProfilingOptions,
     as_json: JsonOption = False,
 ) -> None:
     """Measure quality by similarity and K, and derive the cache's thresholds from it.
@@ -204,41 +275,19 @@ def profile(
 
     Example: weir cache profile --out deploy/profiles/weir-tiny-cache.json
     """
-    import numpy as np
-
     from cache.encoder import family_encoder
-    from cache.profiling import write_profile
-    from cache.replay import read_prompts
-    from quality.suite import checker_folder, load_judge, named_measure
-    from traces.prompts import prompt_log
-    from training.cache_profile import CacheProfiling, measure_family
-    from workers.models.device import device_of
+    from cache.profiling import ProfileOrigin, write_profile
+    from training.cache_profile import measure_family
 
-    how = CacheProfiling(
-        by=by,
-        alpha=alpha,
-        count=count,
-        cached=cached,
-        candidates=candidates,
-        stride=stride,
-        accept=accept,
-        seed=seed,
-    )
+    how = profiling.how()
     with error_exit():
         file_format(out, ["json"])
         check_place(out)
         config = load_family(family)
-        # A family with a checker was trained on prompts of scenes.
-        if prompts is None and checker_folder(config) is None:
-            raise ConfigError(
-                f"--prompts: the default prompts are scenes of `weir train`, which are not typical of family "
-                f"{config.name}; give a log of its users' prompts, one per line"
-            )
-        log = read_prompts(prompts) if prompts else prompt_log(np.random.default_rng(seed), how.prompts)
+        log = _log(prompts, config, how)
         how.steps_to_resume_at(config.heavy.steps)
-        kind, models = named_measure(judge, clip, pick)
-        judging = load_judge(config, kind, clip=clip, pick=pick, device=str(device_of(config)))
-        named = family_encoder(config, encoder)
+        judge, named = judging.load(config)
+        encodes = family_encoder(config, encoder)
         with progress() as bar:
             task = bar.add_task("loading", total=None)
 
@@ -246,19 +295,40 @@ def profile(
                 bar.update(task, completed=done, total=total, description=what)
 
             found, selector, model = measure_family(
-                config, log, named.encode, judging, how, threads=threads, report=report
+                config, log, encodes.encode, judge, how, threads=profiling.threads, report=report
             )
-        about = {"family": config.name, "model": model, "encoder": named.version}
-        write_profile(out, found, selector, **about, alpha=alpha, judge=" ".join((kind, *models)))
+        write_profile(out, found, selector, ProfileOrigin(config.name, model, encodes.version, named, how.alpha))
     if as_json:
         print_json({**selector.to_dict(), "measured": found.bins()})
         return
     for row in found.bins():
         cells = ", ".join(f"K={k}: {ratio:.2f}" for k, ratio in row["ratio"].items())
-        print_line(f"{by.value} {row['from']:.2f}…{row['to']:.2f} ({row['pairs']}): {cells}")
+        print_line(f"{how.by.value} {row['from']:.2f}…{row['to']:.2f} ({row['pairs']}): {cells}")
     for similarity, k in selector.levels:
         print_line(f"resume at {k} above {similarity:.3f}")
     note(f"written to {out}")
+
+
+def _log(prompts: Path | None, config: FamilyConfig, how: CacheProfiling) -> list[str]:
+    """The prompts of a file, or scenes for a family that was trained on them.
+
+    Raises:
+        ConfigError: there is no file, and the family was not trained on scenes.
+    """
+    import numpy as np
+
+    from cache.replay import read_prompts
+    from quality.suite import checker_folder
+    from traces.prompts import prompt_log
+
+    if prompts is not None:
+        return read_prompts(prompts)
+    if checker_folder(config) is None:  # a family with a checker was trained on prompts of scenes
+        raise ConfigError(
+            f"--prompts: the default prompts are scenes of `weir train`, which are not typical of family "
+            f"{config.name}; give a log of its users' prompts, one per line"
+        )
+    return prompt_log(np.random.default_rng(how.seed), how.prompts)
 
 
 @app.command("fit-predictor")
@@ -302,9 +372,8 @@ def fit_predictor(
 
 
 @app.command()
-def stats(
-    url: UrlOption = None, secret_file: SecretOption = None, tls_ca: TlsOption = None, as_json: JsonOption = False
-) -> None:
+@grouped
+def stats(*, where: StoreOptions, as_json: JsonOption = False) -> None:
     """Show the number of entries, states and bytes in the store, by tenant.
 
     Example: weir cache stats --json
@@ -312,7 +381,7 @@ def stats(
     from cache.store.maintenance import summary
 
     with error_exit():
-        store = _store(url, secret_file, tls_ca)
+        store = where.connect()
         found = _call_store(lambda: summary(store))
     if as_json:
         print_json(found)
@@ -325,12 +394,12 @@ def stats(
 
 
 @app.command()
+@grouped
 def purge(
     tenant: Annotated[str | None, typer.Option(help="Only this tenant.")] = None,
     everything: Annotated[bool, typer.Option("--all", help="All tenants.")] = False,
-    url: UrlOption = None,
-    secret_file: SecretOption = None,
-    tls_ca: TlsOption = None,
+    *,
+    where: StoreOptions,
     as_json: JsonOption = False,
 ) -> None:
     """Delete the cached entries of one tenant or of all.
@@ -346,11 +415,11 @@ def purge(
 
     with error_exit():
         check_tenant(tenant, everything)
-        if url is None and (running := _running()) is not None:
+        if where.url is None and (running := _running()) is not None:
             note(f"{running.name} is up and purges its cache")
             deleted = purge_through(ApiClient(running.url, os.environ.get("WEIR_API_KEY")), tenant)["values"]
         else:
-            store = _store(url, secret_file, tls_ca, writing=True)
+            store = where.connect(writing=True)
             prefix = ROOT if tenant is None else PREFIX + Partitions.prefix(tenant)
             deleted = _call_store(lambda: store.purge(prefix))
     if as_json:
@@ -360,12 +429,12 @@ def purge(
 
 
 @app.command("export")
+@grouped
 def export_(
     out: Annotated[Path, typer.Argument(help="File to write.")],
     tenant: Annotated[str | None, typer.Option(help="Only this tenant.")] = None,
-    url: UrlOption = None,
-    secret_file: SecretOption = None,
-    tls_ca: TlsOption = None,
+    *,
+    where: StoreOptions,
 ) -> None:
     """Write all cached entries to one file, sealed as in the store.
 
@@ -374,17 +443,17 @@ def export_(
     from cache.store.maintenance import export_store
 
     with error_exit():
-        store = _store(url, secret_file, tls_ca)
+        store = where.connect()
         count = _call_store(lambda: export_store(store, out, tenant))
     print_line(f"{count} values are in {out}")
 
 
 @app.command("import")
+@grouped
 def import_(
     source: Annotated[Path, typer.Argument(help="File that `weir cache export` wrote.")],
-    url: UrlOption = None,
-    secret_file: SecretOption = None,
-    tls_ca: TlsOption = None,
+    *,
+    where: StoreOptions,
 ) -> None:
     """Import an exported file. Values without a valid tag are refused. A service reads the values when it starts.
 
@@ -393,31 +462,9 @@ def import_(
     from cache.store.maintenance import import_store
 
     with error_exit():
-        store = _store(url, secret_file, tls_ca, writing=True)
+        store = where.connect(writing=True)
         taken, refused = _call_store(lambda: import_store(store, source))
     print_line(f"{taken} values imported, {refused} refused")
-
-
-def _store(url: str | None, secret_file: Path | None, tls_ca: Path | None, *, writing: bool = False) -> Any:
-    """The store that the options, the environment or the service that is up name.
-
-    Args:
-        writing: whether the server has to accept writes.
-    """
-    from cache.factory import URL, connected, secrets
-    from cache.store.store import SealedStore
-
-    secret = ""
-    if url is None and URL not in os.environ and (service := _running()) is not None:
-        url, secret = service.cache_url or None, service.cache_secret
-    if url is None and URL not in os.environ:
-        raise ConfigError(f"no service whose cache has a Redis is up, or several are; name the Redis: --url or {URL}")
-    named, certificates = (None if path is None else str(path) for path in (secret_file, tls_ca))
-    config = CacheConfig(url=url, secret_file=named, tls_ca=certificates)
-    backend = connected(config, patience_s=_REDIS_TIMEOUT_S)
-    first, *retired = secrets(config, secret)  # what is missing here is known without asking the server
-    _call_store(partial(backend.check, writing=writing))
-    return SealedStore(backend, first, config.compression, retired)
 
 
 def _running() -> Any:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from cli.judge_options import JudgeOptions
+from cli.option_groups import grouped
 from cli.terminal import FamilyOption, JsonOption, error_exit, note, print_json, print_line, progress
 from weir.assets import FAMILY
 from weir.config import FamilyConfig, load_family
@@ -14,11 +19,15 @@ from weir.core import ImageSize
 from weir.errors import ConfigError
 from weir.files import check_place, file_format, make_folder
 
+if TYPE_CHECKING:
+    from workers.profiler import Measurements
 
-def profile(
-    out: Annotated[Path, typer.Option(help="Profile file to write.")],
-    family: FamilyOption = FAMILY,
-    batch_sizes: Annotated[str, typer.Option(help="Batch sizes, comma-separated.")] = "1,2,4,8",
+
+@dataclass(frozen=True, slots=True)
+class ProfileOptions:
+    """Options of what a profile measures."""
+
+    batch_sizes: Annotated[str, typer.Option(help="Batch sizes, comma-separated.")] = "1,2,4,8"
     sizes: Annotated[
         str | None,
         typer.Option(
@@ -26,32 +35,65 @@ def profile(
             "the family file.",
             show_default="the family's own only",
         ),
-    ] = None,
-    repeats: Annotated[int, typer.Option(min=1, help="Measured batches of each size.")] = 3,
-    prompts: Annotated[Path | None, typer.Option(help="File, one prompt per line.", show_default="generated")] = None,
-    count: Annotated[int, typer.Option(min=1, help="Number of prompts to measure confidences on.")] = 200,
-    threads: Annotated[int, typer.Option(min=1, help="Threads of torch on the CPU.")] = 1,
+    ] = None
+    repeats: Annotated[int, typer.Option(min=1, help="Measured batches of each size.")] = 3
+    prompts: Annotated[Path | None, typer.Option(help="File, one prompt per line.", show_default="generated")] = None
+    count: Annotated[int, typer.Option(min=1, help="Number of prompts to measure confidences on.")] = 200
+    threads: Annotated[int, typer.Option(min=1, help="Threads of torch on the CPU.")] = 1
     judge_last: Annotated[
         bool, typer.Option("--judge-last", help="Also measure confidences in images of the last variant, for redraws.")
-    ] = False,
+    ] = False
+
+    def measurements(self, family: FamilyConfig) -> Measurements:
+        """What is measured of a family.
+
+        Raises:
+            ConfigError: an option is invalid.
+        """
+        from traces.prompts import prompt_by_id
+        from workers.profiler import Measurements
+
+        try:
+            batches = [int(b) for b in self.batch_sizes.split(",")]
+        except ValueError:
+            raise ConfigError(f"--batch-sizes is {self.batch_sizes!r}; give whole numbers like 1,2,4,8") from None
+        if self.prompts is not None and not self.prompts.is_file():
+            raise ConfigError(f"--prompts: there is no file {self.prompts}")
+        if self.prompts is not None:
+            lines = self.prompts.read_text().splitlines()
+        else:
+            lines = [prompt_by_id(i) for i in range(self.count)]
+        prompts = [line for line in lines if line.strip()][: self.count]
+        return Measurements(batches, self.repeats, prompts, self._sizes(family), self.judge_last)
+
+    def _sizes(self, family: FamilyConfig) -> tuple[ImageSize, ...]:
+        if self.sizes is None:
+            return ()
+        if self.sizes == "listed":
+            return family.sizes
+        try:
+            return tuple(map(ImageSize.of, self.sizes.split(",")))
+        except ValueError as error:
+            raise ConfigError(f"--sizes: {error}; or `listed`") from None
+
+
+@grouped
+def profile(
+    out: Annotated[Path, typer.Option(help="Profile file to write.")],
+    family: FamilyOption = FAMILY,
+    *,
+    profiling: ProfileOptions,
     as_json: JsonOption = False,
 ) -> None:
     """Measure a family on this machine: seconds per batch and confidences, by variant.
 
     Example: weir profile --out deploy/profiles/weir-tiny-cpu.json
     """
-    from traces.prompts import prompt_by_id
     from workers.profiler import profile_family, write_profile
 
     with error_exit():
-        try:
-            batches = [int(b) for b in batch_sizes.split(",")]
-        except ValueError:
-            raise ConfigError(f"--batch-sizes is {batch_sizes!r}; give whole numbers like 1,2,4,8") from None
-        if prompts is not None and not prompts.is_file():
-            raise ConfigError(f"--prompts: there is no file {prompts}")
-        lines = prompts.read_text().splitlines() if prompts else [prompt_by_id(i) for i in range(count)]
         config = load_family(family)
+        wanted = profiling.measurements(config)
         file_format(out, ["json"])
         make_folder(out.parent)
         check_place(out)
@@ -59,36 +101,21 @@ def profile(
             task = bar.add_task("loading", total=None)
             measured = profile_family(
                 config,
-                batches,
-                repeats,
+                wanted,
                 lambda done, total, what: bar.update(task, completed=done, total=total, description=what),
-                prompts=[line for line in lines if line.strip()][:count],
-                threads=threads,
-                judge_last=judge_last,
-                sizes=_sizes(sizes, config),
+                threads=profiling.threads,
             )
         write_profile(measured, out)
     if as_json:
         print_json(measured.model_dump(mode="json"))
-    else:
-        for variant in measured.variants.values():
-            cells = ", ".join(f"{b}: {s:.3f} s" for b, s in zip(variant.batch_sizes, variant.latency_s, strict=True))
-            print_line(f"  {cells}", bold=variant.name)
-            for size, times in variant.sizes.items():
-                cells = ", ".join(f"{b}: {s:.3f} s" for b, s in zip(times.batch_sizes, times.latency_s, strict=True))
-                print_line(f"  {cells}", bold=f"  at {size}")
-        note(f"written to {out}")
-
-
-def _sizes(given: str | None, family: FamilyConfig) -> tuple[ImageSize, ...]:
-    if given is None:
-        return ()
-    if given == "listed":
-        return family.sizes
-    try:
-        return tuple(map(ImageSize.of, given.split(",")))
-    except ValueError as error:
-        raise ConfigError(f"--sizes: {error}; or `listed`") from None
+        return
+    for variant in measured.variants.values():
+        cells = ", ".join(f"{b}: {s:.3f} s" for b, s in zip(variant.batch_sizes, variant.latency_s, strict=True))
+        print_line(f"  {cells}", bold=variant.name)
+        for size, times in variant.sizes.items():
+            cells = ", ".join(f"{b}: {s:.3f} s" for b, s in zip(times.batch_sizes, times.latency_s, strict=True))
+            print_line(f"  {cells}", bold=f"  at {size}")
+    note(f"written to {out}")
 
 
 def train(
@@ -126,21 +153,25 @@ def train(
     print_line(f"the family is in {out}")
 
 
+@dataclass(frozen=True, slots=True)
+class UserPromptOptions(JudgeOptions):
+    """Options of prompts of users, and of the measure of their images."""
+
+    prompts: Annotated[
+        Path | None,
+        typer.Option(help="Prompts of your users, one per line, for --clip, --pick or --judge.", show_default="scenes"),
+    ] = None
+
+
+@grouped
 def evaluate(
     out: Annotated[Path, typer.Option(help="Folder of the results and plots.")] = Path("runs/evaluation"),
     family: FamilyOption = FAMILY,
     count: Annotated[int, typer.Option(min=8, help="Held-out prompts.")] = 400,
     approximations: Annotated[int, typer.Option(min=0, help="Prompts to measure resume and warm start on.")] = 0,
     card: Annotated[Path | None, typer.Option(help="Also write the model card into this folder.")] = None,
-    prompts: Annotated[
-        Path | None,
-        typer.Option(help="Prompts of your users, one per line, for --clip, --pick or --judge.", show_default="scenes"),
-    ] = None,
-    judge: Annotated[
-        str | None, typer.Option(help="Measure for --prompts: attributes, clip, pick, or module:name of your own.")
-    ] = None,
-    clip: Annotated[str | None, typer.Option(help="CLIP as the measure: hub name or folder.")] = None,
-    pick: Annotated[str | None, typer.Option(help="PickScore as the measure: hub name or folder.")] = None,
+    *,
+    users: UserPromptOptions,
     as_json: JsonOption = False,
 ) -> None:
     """Measure a family's quality on held-out prompts.
@@ -151,36 +182,25 @@ def evaluate(
     Example: weir evaluate --count 100 --out runs/evaluation
     """
     from cache.replay import read_prompts
-    from quality.suite import load_judge, named_measure
     from training.card import write_card, write_plots
     from training.evaluate import evaluate as measure
     from training.evaluate_prompts import evaluate_prompts
-    from workers.models.device import device_of
 
     with error_exit():
         config = load_family(family)
-        if prompts is None and (judge or clip or pick):
+        if users.prompts is None and (users.judge or users.clip or users.pick):
             raise ConfigError("--judge, --clip and --pick measure the images of --prompts; give a file of prompts")
-        if prompts is not None and (card or approximations):
+        if users.prompts is not None and (card or approximations):
             raise ConfigError("--card and --approximations are for families of `weir train`; leave --prompts out")
         for folder in filter(None, (out, card)):
             make_folder(folder)
-        with progress() as bar:
-            tasks: dict[str, Any] = {}
-
-            def report(what: str, done: int, total: int) -> None:
-                if what not in tasks:
-                    tasks[what] = bar.add_task(what, total=total)
-                bar.update(tasks[what], completed=done)
-
-            if prompts is None:
+        with _stages() as report:
+            if users.prompts is None:
                 figures = measure(config, out, count=count, approximations=min(approximations, count), progress=report)
                 write_plots(out)
             else:
-                kind, models = named_measure(judge, clip, pick)
-                scorer = load_judge(config, kind, clip=clip, pick=pick, device=str(device_of(config)))
-                asked = read_prompts(prompts)[:count]
-                figures = evaluate_prompts(config, asked, scorer, " ".join((kind, *models)), out, report)
+                judge, named = users.load(config)
+                figures = evaluate_prompts(config, read_prompts(users.prompts)[:count], judge, named, out, report)
         if card is not None:
             write_card(out, card)
     if as_json:
@@ -188,6 +208,20 @@ def evaluate(
     else:
         print_line(f"results and plots are in {out}")
         note(f"`weir calibrate {out / 'evaluation.json'}` shows what each threshold keeps")
+
+
+@contextmanager
+def _stages() -> Iterator[Callable[[str, int, int], None]]:
+    """Context manager of a function that shows the progress of several stages: name, done, total."""
+    with progress() as bar:
+        tasks: dict[str, Any] = {}
+
+        def report(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = bar.add_task(what, total=total)
+            bar.update(tasks[what], completed=done)
+
+        yield report
 
 
 def fetch(

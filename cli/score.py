@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from cli.option_groups import grouped
 from cli.terminal import FamilyOption, JsonOption, error_exit, print_json, print_line
 from weir.assets import FAMILY
 from weir.config import load_family
@@ -19,19 +21,44 @@ if TYPE_CHECKING:
     from quality.suite import Suite
 
 
+@dataclass(frozen=True, slots=True)
+class SuiteOptions:
+    """Options of the measures of images."""
+
+    family: FamilyOption = FAMILY
+    clip: Annotated[str | None, typer.Option(help="CLIP for CLIP scores: hub name or folder.")] = None
+    pick: Annotated[str | None, typer.Option(help="PickScore: hub name or folder.")] = None
+    inception: Annotated[str | None, typer.Option(help="Inception-v3: hub name or folder.")] = None
+    measure: Annotated[
+        list[str] | None, typer.Option(help="module:name of a measure of your own; repeat it for several.")
+    ] = None
+
+    def load(self, *, distance: bool) -> Suite:
+        """The measures that the options name; without any of them, the family's.
+
+        Args:
+            distance: whether a Fréchet distance is to be measured.
+
+        Raises:
+            ConfigError: a measure cannot be loaded.
+        """
+        from quality.suite import INCEPTION, family_suite, hub_suite
+
+        if self.clip or self.pick or self.inception or self.measure:
+            published = (self.inception or INCEPTION) if distance else None
+            return hub_suite(inception=published, clip=self.clip, pick=self.pick, own=self.measure or ())
+        return family_suite(load_family(self.family))
+
+
+@grouped
 def score(
     runs: Annotated[list[Path], typer.Argument(help="Folders of replays, with requests.csv and images.")],
     reference: Annotated[Path | None, typer.Option(help="Folder of real images, for the Fréchet distance.")] = None,
     against: Annotated[
         Path | None, typer.Option(help="Folder of another replay of the trace, for paired quality ratios.")
     ] = None,
-    family: FamilyOption = FAMILY,
-    clip: Annotated[str | None, typer.Option(help="CLIP for CLIP scores: hub name or folder.")] = None,
-    pick: Annotated[str | None, typer.Option(help="PickScore: hub name or folder.")] = None,
-    inception: Annotated[str | None, typer.Option(help="Inception-v3: hub name or folder.")] = None,
-    measure: Annotated[
-        list[str] | None, typer.Option(help="module:name of a measure of your own; repeat it for several.")
-    ] = None,
+    *,
+    measures: SuiteOptions,
     as_json: JsonOption = False,
 ) -> None:
     """Measure the images of replays: CLIP score, PickScore, Fréchet distance, and ratios to another replay.
@@ -40,15 +67,11 @@ def score(
 
     Example: weir score runs/weir --against runs/all-heavy --clip openai/clip-vit-large-patch14
     """
-    from quality.suite import INCEPTION, family_suite, hub_suite, read_pictures
+    from quality.suite import read_pictures
 
     with error_exit():
         images = {run: _read_images(run) for run in [*runs, *([against] if against else [])]}
-        if clip or pick or inception or measure:
-            published = (inception or INCEPTION) if reference is not None else None
-            suite = hub_suite(inception=published, clip=clip, pick=pick, own=measure or ())
-        else:
-            suite = family_suite(load_family(family))
+        suite = measures.load(distance=reference is not None)
         real = None if reference is None else suite.features(read_pictures(reference))
         scores = {run: _scores(suite, found) for run, found in images.items()}
         rows = [_row(suite, run, images[run], scores[run], real) for run in runs]

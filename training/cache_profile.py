@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,57 +12,24 @@ from PIL import Image
 
 from cache.cache import Judge
 from cache.policy.selector import By, Selector
-from cache.profiling import Generate, Measured, Runs, measure, measure_judged, thresholds
+from cache.profiling import (
+    CacheProfiling,
+    EncodedLog,
+    Generate,
+    Measured,
+    Runs,
+    measure,
+    measure_judged,
+    thresholds,
+)
 from quality.suite import scored
 from weir.config import FamilyConfig
 from weir.core import ImageRequest, Resume
 from weir.errors import ConfigError
-from weir.states import capture_steps
 from workers.models.family import Family
 
 #: Called with the runs that are done, their number, and what they are.
 Report = Callable[[int, int, str], None]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CacheProfiling:
-    """How a cache profile is measured.
-
-    Attributes:
-        by: the criterion by which a cached run is used for a prompt.
-        alpha: share of the quality to keep, 0…1.
-        count: pairs of prompts to generate.
-        cached: by confidence, the prompts that fill the cache first.
-        candidates: by confidence, the neighbours to choose from.
-        stride: resumed runs take every n-th of the remaining steps.
-        accept: by confidence, below it a resumed image is generated from noise.
-        seed: of everything random.
-    """
-
-    by: By = By.SIMILARITY
-    alpha: float = 0.95
-    count: int = 160
-    cached: int = 240
-    candidates: int = 32
-    stride: int = 1
-    accept: float = 0.9
-    seed: int = 0
-
-    @property
-    def prompts(self) -> int:
-        """Length of a log of prompts that is long enough."""
-        return self.cached + self.count if self.by is By.CONFIDENCE else 20 * self.count
-
-    def steps_to_resume_at(self, steps: int) -> list[int]:
-        """The K to measure of a variant with that many steps.
-
-        Raises:
-            ConfigError: the stride fits none.
-        """
-        ks = [k for k in capture_steps(steps) if k % self.stride == 0]
-        if not ks or steps % self.stride:
-            raise ConfigError(f"--stride is {self.stride}; it must divide {steps} steps and a captured one")
-        return ks
 
 
 def measure_family(
@@ -91,21 +58,11 @@ def measure_family(
     generate, discriminator = judged_runs(engine, judge, how.stride), engine.judges[last]
     if how.by is By.SIMILARITY:
         prompts = list(dict.fromkeys(log))
-        found = measure(prompts, encode(prompts), ks, generate, count=how.count, seed=how.seed, progress=report)
+        found = measure(EncodedLog(prompts, encode(prompts)), ks, generate, how, progress=report)
     elif isinstance(discriminator, Judge):
         prompts = [*dict.fromkeys(log[: -how.count]), *log[-how.count :]]
         found = measure_judged(
-            prompts,
-            encode(prompts),
-            ks[-1],
-            generate,
-            discriminator.weigh,
-            count=how.count,
-            candidates=how.candidates,
-            steps=steps,
-            stride=how.stride,
-            accept=how.accept,
-            progress=report,
+            EncodedLog(prompts, encode(prompts)), steps, generate, discriminator.weigh, how, progress=report
         )
     else:
         raise ConfigError(f"--by confidence: family {config.name} has no discriminator for stored features")

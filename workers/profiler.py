@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,17 +20,49 @@ from workers.engine.engine import DenoiseJob, Engine, OutOfMemory, Sample, denoi
 Progress = Callable[[int, int, str], None]
 
 
+@dataclass(frozen=True, slots=True)
+class Measurements:
+    """What a profile measures.
+
+    Attributes:
+        batch_sizes: batch sizes to measure, each at least 1.
+        repeats: number of measured runs of each batch size.
+        prompts: held-out prompts; the batches use them in turn, and each gives one confidence of every variant.
+        sizes: sizes of images to measure besides the family's own; times of others are interpolated by pixels.
+        judge_last: also measures confidences of the last variant, on which redraws depend. It takes one run of the
+            last variant for every prompt.
+    """
+
+    batch_sizes: Sequence[int]
+    repeats: int
+    prompts: Sequence[str]
+    sizes: Sequence[ImageSize] = ()
+    judge_last: bool = False
+
+    def check(self, family: FamilyConfig) -> None:
+        """Checks that a family can be measured so.
+
+        Raises:
+            ConfigError: names the field.
+        """
+        if not self.batch_sizes or min(self.batch_sizes) < 1:
+            raise ConfigError(f"batch_sizes is {list(self.batch_sizes)}; give at least one, each at least 1")
+        if self.repeats < 1:
+            raise ConfigError(f"repeats is {self.repeats}; it must be at least 1")
+        if not self.prompts:
+            raise ConfigError("prompts is empty; a profile needs at least one prompt")
+        for size in self.sizes:
+            if size not in family.allowed_sizes:
+                raise ConfigError(f"sizes has {size}; {family.name} allows {family.allowed_sizes}")
+
+
 def profile_family(
     family: FamilyConfig,
-    batch_sizes: Sequence[int],
-    repeats: int,
+    wanted: Measurements,
     progress: Progress | None = None,
     *,
-    prompts: Sequence[str],
     engine: Engine | None = None,
     threads: int = 1,
-    judge_last: bool = False,
-    sizes: Sequence[ImageSize] = (),
 ) -> Profile:
     """Measures the median seconds per batch and per step of every variant, and the confidence for every prompt.
 
@@ -39,34 +71,20 @@ def profile_family(
     are measured per image in the largest batch, with prompts that are not in the encoder's cache.
 
     Args:
-        batch_sizes: batch sizes to measure, each at least 1.
-        repeats: number of measured runs of each batch size.
-        prompts: held-out prompts; the batches use them in turn, and each gives one confidence of every variant.
         engine: a loaded family to reuse; None loads it.
         threads: number of torch's threads on the CPU; a replica uses 1.
-        sizes: sizes of images to measure besides the family's own; times of others are interpolated by pixels.
-        judge_last: also measures confidences of the last variant, on which redraws depend. It takes one run of the
-            last variant for every prompt.
 
     Raises:
         ConfigError: an argument is invalid, the family cannot be loaded, or the smallest batch does not fit.
     """
-    batches = sorted(set(batch_sizes))
-    if not batches or batches[0] < 1:
-        raise ConfigError(f"batch_sizes is {list(batch_sizes)}; give at least one, each at least 1")
-    if repeats < 1:
-        raise ConfigError(f"repeats is {repeats}; it must be at least 1")
-    if not prompts:
-        raise ConfigError("prompts is empty; a profile needs at least one prompt")
-    for size in sizes:
-        if size not in family.allowed_sizes:
-            raise ConfigError(f"sizes has {size}; {family.name} allows {family.allowed_sizes}")
-    others = [size for size in dict.fromkeys(sizes) if size != family.size]
+    wanted.check(family)
+    batches, repeats, prompts = sorted(set(wanted.batch_sizes)), wanted.repeats, wanted.prompts
+    others = [size for size in dict.fromkeys(wanted.sizes) if size != family.size]
     if engine is None:
         from workers.models.family import Family
 
         engine = Family.load(family, threads=threads)
-    judged = family.keys if judge_last else family.keys[:-1]
+    judged = family.keys if wanted.judge_last else family.keys[:-1]
     runs = len(family.keys) * len(batches) * (1 + len(others)) * (repeats + 1)
     report = _ProgressReporter(progress, total=runs + len(judged) * -(-len(prompts) // batches[-1]))
     measured = _Measurement(engine, family, batches, repeats, prompts, report)

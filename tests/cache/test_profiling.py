@@ -7,7 +7,18 @@ import numpy as np
 import pytest
 
 from cache.policy.selector import By, load_selector
-from cache.profiling import Measured, Runs, choose_pairs, measure, measure_judged, thresholds, write_profile
+from cache.profiling import (
+    CacheProfiling,
+    EncodedLog,
+    Measured,
+    ProfileOrigin,
+    Runs,
+    choose_pairs,
+    measure,
+    measure_judged,
+    thresholds,
+    write_profile,
+)
 from weir.errors import ConfigError
 
 KS = (5, 25)
@@ -69,7 +80,7 @@ def test_every_pair_is_generated_whole_and_resumed_at_every_k() -> None:
         return Runs(np.ones(len(prompts)), passed, [None] * len(prompts), np.zeros(len(prompts)))
 
     prompts = [str(i) for i in range(10)]
-    found = measure(prompts, np.eye(10), KS, draw, count=10, batch=4)
+    found = measure(EncodedLog(prompts, np.eye(10)), KS, draw, CacheProfiling(count=10), batch=4)
     assert len(found.similarity) == 10
     cached, asked, at_5, _ = seen[:4]
     assert asked[2] == [None] * 4
@@ -96,8 +107,8 @@ def judged(confidence: float, accept: float = 0.9, unseen: tuple[int, ...] = ())
         assert prompt == "query"
         return np.array([0.1, 0.7, 0.9])[seen[:, 0].astype(int)]
 
-    sizes = {"count": 1, "candidates": 2, "steps": 50, "stride": 5, "accept": accept}
-    return measure_judged(["a", "b", "c", "query"], vectors, 25, draw, weigh, **sizes), resumed
+    how = CacheProfiling(count=1, candidates=2, stride=5, accept=accept)
+    return measure_judged(EncodedLog(["a", "b", "c", "query"], vectors), 50, draw, weigh, how), resumed
 
 
 def test_by_confidence_the_best_judged_of_the_neighbours_is_resumed() -> None:
@@ -131,11 +142,12 @@ def test_a_hit_has_to_save_steps_too() -> None:
 def test_a_profile_is_what_the_selector_reads(tmp_path) -> None:
     path, found = tmp_path / "cache.json", pairs()
     selector = thresholds(found, 0.95, 50)
-    write_profile(path, found, selector, family="f", model="m", encoder="e", alpha=0.95, judge="attributes")
+    origin = ProfileOrigin(family="f", model="m", encoder="e", judge="attributes", alpha=0.95)
+    write_profile(path, found, selector, origin)
     assert load_selector(path) == selector
     assert json.loads(path.read_text())["pairs"] == 400
     with pytest.raises(ConfigError, match="is a folder"):
-        write_profile(tmp_path, found, selector, family="f", model="m", encoder="e", alpha=0.95, judge="attributes")
+        write_profile(tmp_path, found, selector, origin)
 
 
 def test_alpha_is_a_share() -> None:
