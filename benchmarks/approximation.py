@@ -48,9 +48,8 @@ def main() -> None:
             family_suite(family),
             prompts,
             ClipScorer.load(str(family.clip)).embed_text(prompts).numpy(),
-            size=family.size,
-            steps=family.heavy.steps,
-            progress=lambda what, done, total: status.update(f"{what}: {done} of {total}"),
+            family,
+            lambda what, done, total: status.update(f"{what}: {done} of {total}"),
         )
         resumed = measures.resume() if "resume" in arguments.parts else []
         warm = measures.warm_start(arguments.threshold) if "warm" in arguments.parts else []

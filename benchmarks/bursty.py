@@ -27,6 +27,7 @@ from rich.table import Table
 from benchmarks import command
 from benchmarks.engine import LEVELS, SHARES
 from traces.loader import load_trace
+from traces.trace import Trace
 from weir.config import load_family
 from weir.core import ImageRequest, Resume
 from weir.states import State
@@ -120,6 +121,57 @@ def figures(images: Sequence[Waiting], slo_s: float) -> dict[str, float]:
     }
 
 
+class Workload:
+    """The first images of a trace, of which some resume as in a cache."""
+
+    def __init__(self, engine: Family, trace: Trace, count: int, slo_s: float):
+        self.arrivals = np.array(trace.arrivals_s[:count]) - trace.arrivals_s[0]
+        self.steps, self._engine, self._slo_s = engine.config.heavy.steps, engine, slo_s
+        size = engine.config.size
+        self._requests = [
+            ImageRequest(f"bursty-{i}", prompt, i, size, float("inf")) for i, prompt in enumerate(trace.prompts[:count])
+        ]
+        chosen = np.random.default_rng(0).choice(LEVELS, len(self._requests), p=np.array(SHARES) / sum(SHARES))
+        self.levels = [round(int(k) / 50 * self.steps) for k in chosen]
+        # Speed does not depend on the content of a state, so the states of one run serve all images.
+        [source] = engine.generate(
+            "heavy", [ImageRequest("source", "a red circle", 0, size, float("inf"), capture="bursty")]
+        )
+        self._states: dict[int, State] = {state.step: state for state in source.states}
+
+    def __len__(self) -> int:
+        return len(self._requests)
+
+    def images(self, scale: float) -> list[Waiting]:
+        """Returns the images with their arrivals stretched by ``scale``."""
+        made = []
+        rows = zip(self._requests, self.levels, (self.arrivals * scale).tolist(), strict=True)
+        for i, (request, level, arrival) in enumerate(rows):
+            resumed = replace(request, resume=Resume("-", level) if level else None)
+            order = denoise_job(self._engine.config, "heavy", resumed, self._states.get(level))
+            made.append(
+                Waiting(
+                    ticket=i,
+                    call=self._engine.call_of(order),
+                    deadline=arrival + self._slo_s,
+                    left=self.steps - level,
+                    order=order,
+                    arrival_s=arrival,
+                )
+            )
+        return made
+
+    def image_s(self, batch: int) -> float:
+        """Measures the seconds of an image in full batches."""
+        warm, full = Replica(self._engine, batch), self.images(0.0)[:batch]
+        warm.begin(full)
+        warm.step(full)
+        before = warm.now
+        for _ in range(5):
+            warm.step(full)
+        return (warm.now - before) / 5 / batch * (self.steps - float(np.mean(self.levels)))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--family", type=Path, default=Path("deploy/families/weir-tiny.yaml"))
@@ -131,53 +183,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    config = load_family(args.family)
-    engine = Family.load(config, threads=1)
-    trace = load_trace(args.trace)
-    arrivals = np.array(trace.arrivals_s[: args.images]) - trace.arrivals_s[0]
-    size, steps = config.size, config.heavy.steps
-    requests = [
-        ImageRequest(f"bursty-{i}", prompt, i, size, float("inf"))
-        for i, prompt in enumerate(trace.prompts[: args.images])
-    ]
-    rng = np.random.default_rng(0)
-    levels = [round(int(k) / 50 * steps) for k in rng.choice(LEVELS, len(requests), p=np.array(SHARES) / sum(SHARES))]
-    # Speed does not depend on the content of a state, so the states of one run serve all images.
-    [source] = engine.generate(
-        "heavy", [ImageRequest("source", "a red circle", 0, size, float("inf"), capture="bursty")]
-    )
-    states: dict[int, State] = {state.step: state for state in source.states}
-
-    def images(scale: float) -> list[Waiting]:
-        made = []
-        for i, (request, level, arrival) in enumerate(zip(requests, levels, arrivals * scale, strict=True)):
-            resumed = replace(request, resume=Resume("-", level) if level else None)
-            order = denoise_job(config, "heavy", resumed, states.get(level))
-            made.append(
-                Waiting(
-                    ticket=i,
-                    call=engine.call_of(order),
-                    deadline=arrival + args.slo,
-                    left=steps - level,
-                    order=order,
-                    arrival_s=float(arrival),
-                )
-            )
-        return made
-
-    warm = Replica(engine, args.batch)
-    full = images(0.0)[: args.batch]
-    warm.begin(full)
-    warm.step(full)
-    before = warm.now
-    for _ in range(5):
-        warm.step(full)
-    image_s = (warm.now - before) / 5 / args.batch * (steps - float(np.mean(levels)))
-    scale = len(requests) * image_s / args.load / float(arrivals[-1])
-    found: dict[str, Any] = {"images": len(requests), "batch": args.batch, "slo_s": args.slo, "load": args.load}
-    table = Table("", "p50", "p99", "violations", "goodput", title=f"{len(requests)} images of {args.trace.name}")
+    engine = Family.load(load_family(args.family), threads=1)
+    load = Workload(engine, load_trace(args.trace), args.images, args.slo)
+    scale = len(load) * load.image_s(args.batch) / args.load / float(load.arrivals[-1])
+    found: dict[str, Any] = {"images": len(load), "batch": args.batch, "slo_s": args.slo, "load": args.load}
+    table = Table("", "p50", "p99", "violations", "goodput", title=f"{len(load)} images of {args.trace.name}")
     for name in ("batches", "steps"):
-        replica, asked = Replica(engine, args.batch), images(scale)
+        replica, asked = Replica(engine, args.batch), load.images(scale)
         serve(replica, asked, getattr(replica, name), name)
         row = found[name] = figures(asked, args.slo)
         table.add_row(

@@ -23,7 +23,8 @@ import os
 import random
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -191,68 +192,82 @@ def resident_mib() -> float:
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
-def lookup(args: argparse.Namespace) -> dict:
-    """Measures similarity search alone and with a concurrent writer, on clustered vectors like those of prompts."""
+def clustered(entries: int, queries: int, dim: int) -> tuple[np.ndarray, np.ndarray]:
+    """Makes unit vectors that are clustered like those of prompts, [N, D], and queries near some of them, [Q, D]."""
     rng = np.random.default_rng(0)
-    centres = rng.normal(size=(2000, args.dim)).astype(np.float32)
-    ids = np.arange(args.entries)
-    vectors = centres[rng.integers(2000, size=args.entries)]
-    for start in range(0, args.entries, 100_000):
+    centres = rng.normal(size=(2000, dim)).astype(np.float32)
+    vectors = centres[rng.integers(2000, size=entries)]
+    for start in range(0, entries, 100_000):
         part = vectors[start : start + 100_000]
         part += 0.5 * rng.normal(size=part.shape).astype(np.float32)
         part /= np.linalg.norm(part, axis=1, keepdims=True)
-    queries = vectors[rng.integers(args.entries, size=args.queries)]
-    queries = queries + 0.1 * rng.normal(size=queries.shape).astype(np.float32) / np.sqrt(args.dim)
-    queries /= np.linalg.norm(queries, axis=1, keepdims=True)
-    before = resident_mib()
-    index = VectorIndex(args.dim)
-    started = time.perf_counter()
-    index.add_many(ids.tolist(), vectors)
-    build_s = time.perf_counter() - started
-    gc.collect()
-    memory = resident_mib() - before
+    asked = vectors[rng.integers(entries, size=queries)]
+    asked = asked + 0.1 * rng.normal(size=asked.shape).astype(np.float32) / np.sqrt(dim)
+    return vectors, asked / np.linalg.norm(asked, axis=1, keepdims=True)
 
-    def timed(times: int) -> dict[str, float]:
-        """Measures wall and processor time; the latter is the time of a lookup on an otherwise idle core."""
-        wall, processor = [], []
-        for query in queries[:times]:
-            begin, worked = time.perf_counter(), time.thread_time()
-            index.search(query, 4)
-            processor.append(time.thread_time() - worked)
-            wall.append(time.perf_counter() - begin)
-        return percentiles(wall) | {f"processor_{name}": value for name, value in percentiles(processor).items()}
 
-    timed(50)
-    alone = timed(args.queries)
-    stop = threading.Event()
-    written = [0]
+def search_times(index: VectorIndex, queries: np.ndarray) -> dict[str, float]:
+    """Measures wall and processor time; the latter is the time of a lookup on an otherwise idle core."""
+    wall, processor = [], []
+    for query in queries:
+        begin, worked = time.perf_counter(), time.thread_time()
+        index.search(query, 4)
+        processor.append(time.thread_time() - worked)
+        wall.append(time.perf_counter() - begin)
+    return percentiles(wall) | {f"processor_{name}": value for name, value in percentiles(processor).items()}
+
+
+@contextmanager
+def writing(index: VectorIndex, vectors: np.ndarray) -> Iterator[list[int]]:
+    """Adds and removes entries on a thread during the block; yields a list with their number so far."""
+    stop, written, entries = threading.Event(), [0], len(vectors)
 
     def write() -> None:
-        at = args.entries
+        at = entries
         while not stop.is_set():
-            index.add(at, vectors[at % args.entries])
-            index.remove(at - 50 if at - 50 >= args.entries else at % args.entries)
+            index.add(at, vectors[at % entries])
+            index.remove(at - 50 if at - 50 >= entries else at % entries)
             at, written[0] = at + 1, written[0] + 1
             time.sleep(0.005)
 
     writer = threading.Thread(target=write)
     writer.start()
-    beside = timed(args.queries)
-    stop.set()
-    writer.join()
+    try:
+        yield written
+    finally:
+        stop.set()
+        writer.join()
+
+
+def snapshot(index: VectorIndex, path: Path) -> dict[str, float]:
+    """Measures saving and loading of an index."""
+    started = time.perf_counter()
+    index.save(path)
+    saved = time.perf_counter()
+    VectorIndex.load(path)
+    loaded, size_mib = time.perf_counter(), path.stat().st_size / 2**20
+    path.unlink()
+    path.with_suffix(".json").unlink()
+    return {"mib": size_mib, "save_s": saved - started, "load_s": loaded - saved}
+
+
+def lookup(args: argparse.Namespace) -> dict:
+    """Measures similarity search alone and with a concurrent writer, on clustered vectors like those of prompts."""
+    vectors, queries = clustered(args.entries, args.queries, args.dim)
+    before = resident_mib()
+    index = VectorIndex(args.dim)
+    started = time.perf_counter()
+    index.add_many(list(range(args.entries)), vectors)
+    build_s = time.perf_counter() - started
+    gc.collect()
+    memory = resident_mib() - before
+    search_times(index, queries[:50])
+    alone = search_times(index, queries)
+    with writing(index, vectors) as written:
+        beside = search_times(index, queries)
     sample = queries[:200]
     exact = np.array([int((vectors @ q).argmax()) for q in sample])
     recall = float(np.mean([index.search(q)[0][0] == e for q, e in zip(sample, exact, strict=True)]))
-    path = Path(args.snapshot)
-    started = time.perf_counter()
-    index.save(path)
-    save_s = time.perf_counter() - started
-    started = time.perf_counter()
-    VectorIndex.load(path)
-    load_s = time.perf_counter() - started
-    size_mib = path.stat().st_size / 2**20
-    path.unlink()
-    path.with_suffix(".json").unlink()
     found = {
         "entries": args.entries,
         "dim": args.dim,
@@ -262,7 +277,7 @@ def lookup(args: argparse.Namespace) -> dict:
         "alone": alone,
         "beside_a_writer": beside | {"writes": written[0]},
         "recall_at_1": recall,
-        "snapshot": {"mib": size_mib, "save_s": save_s, "load_s": load_s},
+        "snapshot": snapshot(index, Path(args.snapshot)),
     }
     console.print_json(json.dumps(found))
     return found

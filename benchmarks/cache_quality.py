@@ -29,7 +29,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -95,6 +95,14 @@ class Judged:
 
     scores: dict[str, np.ndarray]
     features: np.ndarray
+
+
+class Job(NamedTuple):
+    """A run for the request with an index."""
+
+    index: int
+    request: ImageRequest
+    state: State | None = None
 
 
 class Bench:
@@ -183,68 +191,74 @@ class Bench:
             even: number of steps of every run of ``fewer-steps``; None uses the steps that each K leaves.
         """
         chosen = approach(name, load_selector(selector))
-        trusted = chosen.rules.selector if chosen.rules else Selector(())
-        count = len(self.asked)
-        none = [Found(-1.0, None)] * count
-        if name in ("crs", "modm"):
-            cosines = self.fitting()
-            nearest = cosines.argmax(1)
-            ks = [self.steps] * count
-            if name == "modm":
-                assert like is not None
-                ranks = np.argsort(np.argsort(-cosines.max(1)))
-                ks = np.array(sorted((f.k for f in like.found), reverse=True))[ranks].tolist()
-            found = [
-                Found(float(cosines[i, j]), Match(str(j), float(cosines[i, j]), k, k) if k else None)
-                for i, (j, k) in enumerate(zip(nearest, ks, strict=True))
-            ]
-        elif name == "fewer-steps":
-            assert like is not None
-            found = like.found
-        else:
-            found = self.found(chosen) if chosen.rules is not None else none
+        found = self._matches(name, chosen, like)
         cached = [None if f.match is None else self.cached[int(f.match.entry)] for f in found]
-        images: list[Image.Image | None] = [None] * count
-        steps = [0] * count
-        jobs: dict[str, list[tuple[int, ImageRequest, State | None]]] = {"light": [], "heavy": []}
-        for i, (prompt, seed, one, near) in enumerate(zip(self.asked, self.seeds, found, cached, strict=True)):
+        images: list[Image.Image | None] = [None] * len(found)
+        jobs: dict[str, list[Job]] = {"light": [], "heavy": []}
+        for i, (one, near) in enumerate(zip(found, cached, strict=True)):
             act = chosen.act(one.k) if even is None else Act.FEWER
             if act is Act.RETURN:
                 assert near is not None
                 images[i] = near.image
             elif act is Act.LIGHT:
-                jobs["light"].append((i, self.request(f"r{i}", prompt, seed), None))
-            elif act is Act.RESUME:
-                assert near is not None
-                resume = Resume("-", one.k, trusted.stride, trusted.accept)
-                request = self.request(f"r{i}", prompt, seed, resume=resume)
-                jobs["heavy"].append((i, request, near.states[one.k]))
-            elif act is Act.RENOISE:
-                assert near is not None
-                start = near.finished.to_bytes()
-                request = self.request(f"r{i}", prompt, seed, warm_start=WarmStart(start, one.k))
-                jobs["heavy"].append((i, request, None))
+                jobs["light"].append(Job(i, self.request(f"r{i}", self.asked[i], self.seeds[i])))
             else:
-                left = self.steps - chosen.saved(one.k)
-                if even is not None:
-                    left = even
-                jobs["heavy"].append((i, self.request(f"r{i}", prompt, seed, overrides=Overrides(left)), None))
+                jobs["heavy"].append(self._heavy_job(i, chosen, act, one, even))
+        steps = [0] * len(found)
         for variant, part in jobs.items():
-            output = self.generate(variant, [r for _, r, _ in part], [s for _, _, s in part], what=name if part else "")
-            for (i, _, _), one in zip(part, output, strict=True):
-                images[i] = picture(one.image)
-                steps[i] = one.steps if variant == "heavy" else 0
-            doubted = [
-                (i, request, one)
-                for (i, request, state), one in zip(part, output, strict=True)
-                if state is not None and request.resume and (one.confidence or 0.0) < request.resume.min_confidence
-            ]
-            again = [replace(request, resume=None, judge=True) for _, request, _ in doubted]
-            for (i, _, before), one in zip(doubted, self.generate(variant, again), strict=True):
-                steps[i] += one.steps
-                if (one.confidence or 0.0) >= (before.confidence or 0.0):
-                    images[i] = picture(one.image)
+            self._run(variant, part, images, steps, what=name if part else "")
         return Answers([i for i in images if i is not None], steps, found, cached)
+
+    def _matches(self, name: str, chosen: Approach, like: Answers | None) -> list[Found]:
+        """Returns the match of every request by an approach; see :meth:`answer`."""
+        if name in ("crs", "modm"):
+            cosines = self.fitting()
+            ks = [self.steps] * len(self.asked)
+            if name == "modm":
+                assert like is not None
+                ranks = np.argsort(np.argsort(-cosines.max(1)))
+                ks = np.array(sorted((f.k for f in like.found), reverse=True))[ranks].tolist()
+            return [
+                Found(float(cosines[i, j]), Match(str(j), float(cosines[i, j]), k, k) if k else None)
+                for i, (j, k) in enumerate(zip(cosines.argmax(1), ks, strict=True))
+            ]
+        if name == "fewer-steps":
+            assert like is not None
+            return like.found
+        return self.found(chosen) if chosen.rules is not None else [Found(-1.0, None)] * len(self.asked)
+
+    def _heavy_job(self, i: int, chosen: Approach, act: Act, one: Found, even: int | None) -> Job:
+        """Returns the run of the heavy variant for request ``i``: resumed, renoised, or with fewer steps."""
+        request = partial(self.request, f"r{i}", self.asked[i], self.seeds[i])
+        near = None if one.match is None else self.cached[int(one.match.entry)]
+        if act is Act.RESUME:
+            assert near is not None
+            trusted = chosen.rules.selector if chosen.rules else Selector(())
+            resume = Resume("-", one.k, trusted.stride, trusted.accept)
+            return Job(i, request(resume=resume), near.states[one.k])
+        if act is Act.RENOISE:
+            assert near is not None
+            return Job(i, request(warm_start=WarmStart(near.finished.to_bytes(), one.k)))
+        left = self.steps - chosen.saved(one.k) if even is None else even
+        return Job(i, request(overrides=Overrides(left)))
+
+    def _run(
+        self, variant: str, jobs: list[Job], images: list[Image.Image | None], steps: list[int], what: str
+    ) -> None:
+        """Generates images, and again from noise those that the discriminator doubts; enters them and their steps."""
+        output = self.generate(variant, [it.request for it in jobs], [it.state for it in jobs], what=what)
+        doubted = []
+        for job, one in zip(jobs, output, strict=True):
+            images[job.index] = picture(one.image)
+            steps[job.index] = one.steps if variant == "heavy" else 0
+            resume = job.request.resume
+            if job.state is not None and resume and (one.confidence or 0.0) < resume.min_confidence:
+                doubted.append((job, one))
+        again = [replace(job.request, resume=None, judge=True) for job, _ in doubted]
+        for (job, before), one in zip(doubted, self.generate(variant, again), strict=True):
+            steps[job.index] += one.steps
+            if (one.confidence or 0.0) >= (before.confidence or 0.0):
+                images[job.index] = picture(one.image)
 
     def tries(self, selector: Selector, most: int = 3) -> Answers:
         """Generates short runs from noise with the stride of resumed runs until the discriminator accepts an image: the
@@ -395,7 +409,7 @@ def gallery(bench: Bench, weir: Answers, vanilla: Answers, path: Path, count: in
     )
 
 
-def main() -> None:
+def read_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--family", type=Path, default=Path("deploy/families/weir-tiny.yaml"))
     parser.add_argument("--log", choices=sorted(LOGS), default="sessions")
@@ -407,7 +421,21 @@ def main() -> None:
     parser.add_argument("--latency", type=int, default=0, help="number of requests to measure one by one")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("runs/cache"))
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+def rows_of(args: argparse.Namespace) -> list[tuple[str, str, str, str]]:
+    """Returns for each row its name, its approach ("": tries), its selector, and the row whose K it uses."""
+    others = [n for n in args.approaches if n not in ("vanilla", "weir", "judged")]
+    rows = [(n, n, args.selector, "weir") for n in ("vanilla", "weir", *others)]
+    if args.judged:
+        rows += [("judged", "judged", args.judged, ""), ("fewer-steps (judged)", "fewer-steps", args.judged, "judged")]
+        rows.append(("tries (judged)", "", args.judged, ""))
+    return rows
+
+
+def main() -> None:
+    args = read_arguments()
     for selector in filter(None, (args.selector, args.judged)):
         load_selector(selector)  # what is wrong with it is known before minutes of work
     torch.set_num_threads(1)
@@ -417,11 +445,6 @@ def main() -> None:
     rng = np.random.default_rng(args.seed + 1)
     real = [Image.fromarray(render(sample_scene(rng))) for _ in range(max(200, args.requests))]
     reference = bench.suite.features(real)
-    others = [n for n in args.approaches if n not in ("vanilla", "weir", "judged")]
-    rows = [(n, n, args.selector, "weir") for n in ("vanilla", "weir", *others)]
-    if args.judged:
-        rows += [("judged", "judged", args.judged, ""), ("fewer-steps (judged)", "fewer-steps", args.judged, "judged")]
-        rows.append(("tries (judged)", "", args.judged, ""))
     answers: dict[str, Answers] = {}
     judged: dict[str, Judged] = {}
     found: dict = {"log": args.log, "model": bench.engine.models["heavy"], "warm": len(bench.cached)}
@@ -431,7 +454,7 @@ def main() -> None:
     def written() -> None:
         (args.out / f"{args.log}.json").write_text(json.dumps(found, indent=1))
 
-    for name, approach_name, selector, like in rows:
+    for name, approach_name, selector, like in rows_of(args):
         even = round(float(np.mean(answers[like].steps))) if name == "fewer-steps (judged)" else None
         found_by = load_selector(selector)
         answers[name] = (

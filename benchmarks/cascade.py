@@ -142,7 +142,7 @@ def markdown(runs: dict[str, Runs], traces: Iterable[str]) -> str:
     return "\n".join(parts)
 
 
-def main() -> None:
+def read_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trace", type=Path, action="append", help="may be repeated; default: Normal and Bursty")
     parser.add_argument("--policies", default=",".join(("static", *names(levels=False))))
@@ -154,7 +154,11 @@ def main() -> None:
         "--unseeded", action="store_true", help="let the service choose seeds, so that it may redraw images"
     )
     parser.add_argument("--out", type=Path, default=Path("runs/cascade"), help="folder for one file per policy")
-    arguments = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    arguments = read_arguments()
     console = Console()
     policies = arguments.policies.split(",")
     if unknown := set(policies) - {"static", *names()}:

@@ -39,7 +39,7 @@ from simulator.report import report
 from simulator.request_stream import RequestStream
 from testing.service_files import service_file
 from traces.outcome import RequestOutcome as Answer
-from traces.replay import ReplaySettings, replay
+from traces.replay import Replay, ReplaySettings, replay
 from traces.trace import Arrival, Trace
 from weir.cascade import AT_DEADLINE
 from weir.core import ImageRequest, ImageSize
@@ -111,7 +111,7 @@ def network_delays(answers: list[Answer]) -> tuple[float, ...]:
     )
 
 
-def main() -> None:
+def read_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--policy", default="weir")
@@ -119,8 +119,30 @@ def main() -> None:
     parser.add_argument("--duration", type=float, default=float("inf"), help="seconds of the trace, before dilation")
     parser.add_argument("--start", type=float, default=0.0, help="first second of the trace")
     parser.add_argument("--out", type=Path, help="also write the figures here")
-    arguments = parser.parse_args()
-    dilation, console = arguments.dilation, Console(stderr=True)
+    return parser.parse_args()
+
+
+def replayed(profile: Profile, policy: str, trace: Trace, slo_s: float) -> Replay:
+    """Replays the trace against the emulated service."""
+    with tempfile.TemporaryDirectory(prefix="weir-live-") as name:
+        folder = Path(name)
+        (folder / "profile.json").write_text(profile.model_dump_json())
+        config = service_file(
+            CONFIG,
+            folder / "live.yaml",
+            policy=policy,
+            slo_s=slo_s,
+            family=str(FAMILY),
+            pool={"emulate": str(folder / "profile.json")},
+        )
+        with served(config, folder / "state") as service:
+            settings = ReplaySettings(slo_s, keep_images=False, timeout_s=10 * slo_s)
+            return replay(trace, service.url, folder / "replay", settings, console=Console(stderr=True))
+
+
+def main() -> None:
+    arguments = read_arguments()
+    dilation = arguments.dilation
     slo_s = dilation * CASCADES["diffserve-1"].slo_s
     profile = cascade_profile(diffserve_file(arguments.data, "dist_sdturbo.txt"), dilation)
     recorded = read_arrivals(diffserve_file(arguments.data, "trace_4to32qps.txt"))
@@ -140,20 +162,7 @@ def main() -> None:
         requests = RequestStream(arrivals, {LIGHT: judged})
         return simulate(make_policy(arguments.policy, setting), requests, profile, Conditions(transit_s=transit_s))
 
-    with tempfile.TemporaryDirectory(prefix="weir-live-") as name:
-        folder = Path(name)
-        (folder / "profile.json").write_text(profile.model_dump_json())
-        config = service_file(
-            CONFIG,
-            folder / "live.yaml",
-            policy=arguments.policy,
-            slo_s=slo_s,
-            family=str(FAMILY),
-            pool={"emulate": str(folder / "profile.json")},
-        )
-        with served(config, folder / "state") as service:
-            settings = ReplaySettings(slo_s, keep_images=False, timeout_s=10 * slo_s)
-            done = replay(trace, service.url, folder / "replay", settings, console=console)
+    done = replayed(profile, arguments.policy, trace, slo_s)
     live = as_outcome(done.outcomes, len(trace), slo_s, arguments.policy)
     one_way_s = network_delays(done.outcomes)
     runs = {"live": live, "simulated": simulated(one_way_s), "undelayed": simulated()}

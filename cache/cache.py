@@ -7,14 +7,13 @@ fails changes nothing. Not thread-safe: the service calls it from one thread.
 from __future__ import annotations
 
 import logging
-import time
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from operator import itemgetter
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 from urllib.parse import unquote
 
 import numpy as np
@@ -23,6 +22,7 @@ from cache.policy.catalog import Catalog, Found, Gone
 from cache.policy.partition import Partitions, Settings
 from cache.store.backend import StoreFailed
 from cache.store.store import PREFIX, ROOT, Record, SealedStore
+from weir.clocks import Clocks
 from weir.core import CacheLookup, Resume
 from weir.prompt_levels import LevelHead
 from weir.states import capture_steps, state_key
@@ -56,6 +56,20 @@ class Judge(Protocol):
     def weigh(self, seen: np.ndarray, prompt: str) -> np.ndarray:
         """Confidence 0…1, [N], in the images with the features ``seen``, float16 [N, F]."""
         ...
+
+
+class PromptModels(NamedTuple):
+    """Models that a cache asks about a prompt, besides its encoder.
+
+    Attributes:
+        predictor: None: every prompt is searched for.
+        levels: None: prompts have no class.
+        judge: judge of the cached images, for selectors by confidence.
+    """
+
+    predictor: Predictor | None = None
+    levels: LevelHead | None = None
+    judge: Judge | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,9 +112,7 @@ class ApproximateCache:
     Args:
         dim: width of the encoder's vectors.
         steps: steps of a whole run of the heavy variant, for requests that set none.
-        judge: judge of the cached images, for selectors by confidence.
-        clock: seconds of a monotonic clock.
-        unix_time: clock of the entry records, which outlive the process.
+        clocks: the wall clock is that of the entry records, which outlive the process.
     """
 
     def __init__(
@@ -111,11 +123,8 @@ class ApproximateCache:
         *,
         dim: int,
         steps: int,
-        predictor: Predictor | None = None,
-        levels: LevelHead | None = None,
-        judge: Judge | None = None,
-        clock: Callable[[], float] = time.monotonic,
-        unix_time: Callable[[], float] = time.time,
+        models: PromptModels = PromptModels(),
+        clocks: Clocks = Clocks(),
     ):
         self.counters = Counters()
         self.catalog = catalog
@@ -123,11 +132,11 @@ class ApproximateCache:
         self._dim = dim
         self._partitions = partitions
         self._steps = steps
-        self._predictor = predictor
-        self.levels = levels
-        self._judge = judge
-        self._clock = clock
-        self._unix_time = unix_time
+        self._predictor = models.predictor
+        self.levels = models.levels
+        self._judge = models.judge
+        self._clock = clocks.monotonic
+        self._unix_time = clocks.unix
         self._open: OrderedDict[str, _OpenRequest] = OrderedDict()
         # A client that leaves during its lookup may have its end arrive first. Its lookup must not pin anything then.
         self._ended_early: OrderedDict[str, None] = OrderedDict()

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TypeAlias
 
-from cache.cache import ApproximateCache, Judge
+from cache.cache import ApproximateCache, Judge, PromptModels
 from cache.encoder import Encoder
 from cache.index import VectorIndex
 from cache.policy.catalog import Catalog, Insert, Rules
@@ -179,9 +179,7 @@ def open_cache(
         store,
         dim=encoder.dim,
         steps=family.heavy.steps,
-        predictor=predictor,
-        levels=levels,
-        judge=judged,
+        models=PromptModels(predictor, levels, judged),
     )
 
 

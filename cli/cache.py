@@ -119,7 +119,8 @@ class ApproachOptions:
 
     def limits(self, chosen: Approach) -> list[tuple[str, int | None]]:
         """Every eviction policy with every capacity."""
-        return list(itertools.product(self.eviction or [chosen.eviction], self.capacity or [None]))
+        capacities: list[int | None] = list(self.capacity or []) or [None]
+        return list(itertools.product(self.eviction or [chosen.eviction], capacities))
 
 
 @app.command("replay-log")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,6 +10,7 @@ import typer
 from rich import box
 from rich.table import Table
 
+from cli.option_groups import grouped
 from cli.terminal import (
     FamilyOption,
     JsonOption,
@@ -34,16 +35,63 @@ SHADOW_SEED = 3_000_017
 app = typer.Typer(help="Predict which approximation level a prompt tolerates.", no_args_is_help=True)
 
 
+@dataclass(frozen=True, slots=True)
+class PairOptions:
+    """Options of prompts that are generated and judged at every level."""
+
+    count: Annotated[int, typer.Option(min=50, help="Prompts to generate at every level.")] = 1000
+    judge: Annotated[str, typer.Option(help="attributes or clip.")] = "attributes"
+    work: Annotated[Path, typer.Option(help="Folder of the images, to continue a run.")] = Path("runs/levels")
+
+    def draw(self, config: FamilyConfig, shorter: list[int], what: str, seed: int) -> LevelPairs:
+        """Generates the prompts and judges the images, with a progress bar.
+
+        Args:
+            shorter: numbers of steps of the levels between the whole heavy run and the light variant.
+            what: names the prompts, for the bar.
+            seed: of the prompts.
+
+        Raises:
+            ConfigError: an option is invalid, or the family cannot generate an image.
+        """
+        from quality.suite import family_suite
+        from training.level_pairs import draw_pairs, held_out_prompts, ladder_of
+
+        suite = family_suite(config)
+        if self.judge not in suite.judges:
+            raise ConfigError(f"--judge is {self.judge!r}; choose one of {', '.join(suite.judges)}")
+        make_folder(self.work)
+        with progress() as bar:
+            task = bar.add_task(what, total=self.count)
+            return draw_pairs(
+                config,
+                suite,
+                self.judge,
+                ladder_of(config, shorter),
+                held_out_prompts(self.count, seed),
+                self.work / "pairs.npz",
+                lambda done, total: bar.update(task, completed=done, total=total),
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class SampleOptions(PairOptions):
+    """Options of shadow samples."""
+
+    count: Annotated[int, typer.Option(min=50, help="Shadow samples: prompts to generate at every level.")] = 200
+    work: Annotated[Path, typer.Option(help="Folder of the samples, to continue a run.")] = Path("runs/levels-check")
+
+
 @app.command()
+@grouped
 def fit(
     family: FamilyOption = FAMILY,
-    count: Annotated[int, typer.Option(min=50, help="Prompts to generate at every level.")] = 1000,
+    *,
+    generated: PairOptions,
     steps: Annotated[
         str, typer.Option(help="Numbers of steps of the levels between the whole heavy run and the light variant.")
     ] = "10,5",
     alpha: Annotated[float, typer.Option(min=0.5, max=1, help="Share of the best level's quality to keep.")] = 0.95,
-    judge: Annotated[str, typer.Option(help="attributes or clip.")] = "attributes",
-    work: Annotated[Path, typer.Option(help="Folder of the images, to continue a run.")] = Path("runs/levels"),
     out: Annotated[Path, typer.Option(help="Level head to write.")] = LEVEL_HEAD,
     as_json: JsonOption = False,
 ) -> None:
@@ -53,6 +101,7 @@ def fit(
     """
     from cache.encoder import family_encoder
     from training.level_head import fit_levels
+    from training.level_pairs import SEED
 
     with error_exit():
         config = load_family(family)
@@ -63,7 +112,7 @@ def fit(
         file_format(out, ["safetensors"])
         make_folder(out.parent)
         check_place(out)
-        pairs = _pairs(config, judge, shorter, count, work, "prompts at every level")
+        pairs = generated.draw(config, shorter, "prompts at every level", SEED)
         encoder = family_encoder(config)
         head, report = fit_levels(pairs, encoder.encode(pairs.prompts), encoder.version, config.name, alpha=alpha)
         head.save(out)
@@ -91,12 +140,12 @@ def fit(
 
 
 @app.command()
+@grouped
 def check(
     head: Annotated[Path, typer.Argument(help="Level head to check.")] = LEVEL_HEAD,
     family: FamilyOption = FAMILY,
-    count: Annotated[int, typer.Option(min=50, help="Shadow samples: prompts to generate at every level.")] = 200,
-    judge: Annotated[str, typer.Option(help="attributes or clip.")] = "attributes",
-    work: Annotated[Path, typer.Option(help="Folder of the samples, to continue a run.")] = Path("runs/levels-check"),
+    *,
+    samples: SampleOptions,
     was: Annotated[
         bool,
         typer.Option("--alarmed", help="The last check raised an alarm, which takes more to end."),
@@ -120,7 +169,7 @@ def check(
         encoder = family_encoder(config)
         known = LevelHead.load(head, encoder=encoder.version, steps=config.heavy.steps)
         shorter = [int(rung.rsplit("-", 1)[1]) for rung in known.about.rungs[1:-1]]
-        pairs = _pairs(config, judge, shorter, count, work, "shadow samples", seed=SHADOW_SEED)
+        pairs = samples.draw(config, shorter, "shadow samples", SHADOW_SEED)
         vectors = encoder.encode(pairs.prompts)
         drifts = level_drifts(known, pairs, vectors)
         drifted = alarmed(drifts, DriftRules(), was)
@@ -144,32 +193,3 @@ def check(
         print_line(f"level head {known.version}: {verdict}")
     if drifted and not refit:
         raise typer.Exit(1)
-
-
-def _pairs(
-    config: FamilyConfig, judge: str, shorter: list[int], count: int, work: Path, what: str, **seed: int
-) -> LevelPairs:
-    """Generates prompts at every level and judges the images, with a progress bar.
-
-    Args:
-        seed: seed of the prompts; by default that of fits.
-    """
-    from quality.suite import family_suite
-    from training.level_pairs import draw_pairs, ladder_of
-
-    suite = family_suite(config)
-    if judge not in suite.judges:
-        raise ConfigError(f"--judge is {judge!r}; choose one of {', '.join(suite.judges)}")
-    make_folder(work)
-    with progress() as bar:
-        task = bar.add_task(what, total=count)
-        return draw_pairs(
-            config,
-            suite,
-            judge,
-            ladder_of(config, shorter),
-            count,
-            work / "pairs.npz",
-            lambda done, total: bar.update(task, completed=done, total=total),
-            **seed,
-        )

@@ -25,8 +25,8 @@ def grouped(command: Callable[..., None]) -> Callable[..., None]:
         def simulate(trace: TraceOption, *, cluster: Cluster) -> None: ...
     """
     hints = get_type_hints(command, include_extras=True)
-    groups = {name: kind for name, kind in hints.items() if is_dataclass(kind)}
-    options = []
+    groups: dict[str, Any] = {name: kind for name, kind in hints.items() if is_dataclass(kind)}
+    options: list[Parameter] = []
     for parameter in inspect.signature(command).parameters.values():
         if parameter.name in groups:
             options += _options_of(groups[parameter.name])

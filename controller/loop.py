@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 from controller.counters import Counters
 from controller.live_ranks import LiveRanks
@@ -21,6 +21,7 @@ from controller.policy import Policy
 from solvers.solution import Solution
 from weir import metrics as metrics_of
 from weir import tracing
+from weir.clocks import Clocks
 from weir.errors import PlanError
 from weir.pin import fitted, held
 from weir.plan import PINNED, Plan
@@ -38,6 +39,20 @@ START_S = 120.0
 CONFIGURED = 1
 
 
+class ServiceLink(NamedTuple):
+    """How a controller observes and steers a service.
+
+    Attributes:
+        look: returns the counters of the load balancer; its argument is the previous snapshot.
+        publish: publishes a plan, or raises when it cannot; its second argument is the plan in force.
+        lead: whether this controller may publish. A controller that may not drops its state and waits.
+    """
+
+    look: Callable[[Counters | None], Counters]
+    publish: Callable[[Plan, Plan], None]
+    lead: Callable[[], bool] = lambda: True
+
+
 class Controller:
     """Runs one policy on one live pool, on a single thread.
 
@@ -46,13 +61,9 @@ class Controller:
             at the start, after each failure of the policy, when it is outdated, when another one is to plan, and when
             the pool is to have another number of replicas.
         size: number of replicas of the configuration. A plan covers the live ones; Serve starts the others meanwhile.
-        look: returns the counters of the load balancer; its argument is the previous snapshot.
-        publish: publishes a plan, or raises when it cannot; its second argument is the plan in force.
         metrics: records observations and plans.
         outdated: whether the inputs of the policy have changed since the last call.
-        lead: whether this controller may publish. A controller that may not drops its state and waits.
-        clock: monotonic clock, seconds.
-        unix_time: clock of the notes.
+        clocks: the wall clock is that of the notes.
 
     Attributes:
         notes: notes of the last published plans, the newest last.
@@ -62,24 +73,19 @@ class Controller:
         self,
         make_policy: Callable[[str, int], Policy],
         size: int,
+        service: ServiceLink,
         *,
-        look: Callable[[Counters | None], Counters],
-        publish: Callable[[Plan, Plan], None],
         metrics: Metrics | None = None,
         outdated: Callable[[], bool] = lambda: False,
-        lead: Callable[[], bool] = lambda: True,
-        clock: Callable[[], float] = time.monotonic,
-        unix_time: Callable[[], float] = time.time,
+        clocks: Clocks = Clocks(),
     ):
         self._make_policy = make_policy
         self._configured = self._size = size
-        self._look = look
-        self._publish = publish
+        self._service = service
         self._metrics = metrics or NoMetrics()
         self._outdated = outdated
-        self._lead = lead
-        self._clock = clock
-        self._unix_time = unix_time
+        self._clock = clocks.monotonic
+        self._unix_time = clocks.unix
         self.notes: deque[PlanNote] = deque(maxlen=MOST_NOTES)
         self._policy_since = 0.0
         self._version = 0
@@ -118,11 +124,11 @@ class Controller:
             self._failure = ""
 
     def _step(self) -> None:
-        if not self._lead():
+        if not self._service.lead():
             self._reset()
             return
         began = self._unix_time()
-        seen = self._look(self._before)
+        seen = self._service.look(self._before)
         seen = replace(seen, ranks=self._ranks.observe(seen.ranks, self._clock()))
         self._before, before = seen, self._before
         self._size = seen.size or self._configured
@@ -216,7 +222,7 @@ class Controller:
         )
         try:
             with planning, tracing.span("publish", "client"):
-                self._publish(plan, running)
+                self._service.publish(plan, running)
         except Exception:
             if self._policy is not None and plan.origin != PINNED:
                 self._policy.resume(running)  # its own last plan did not come into force

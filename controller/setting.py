@@ -222,14 +222,15 @@ class Setting:
         """Builds DiffServe's problem (:func:`~solvers.diffserve.published_problem`) for the first and the last variant,
         with all GPUs (or ``gpus`` of them) of the first type."""
         first = self.gpus[0]
+        count, latencies = (
+            self.replicas if gpus is None else gpus,
+            {self.variants[0]: first.light, self.last: first.heavy},
+        )
         return published_problem(
-            first.light,
-            first.heavy,
+            GpuType("gpu", count, latencies),
             self.deferral,
-            gpus=self.replicas if gpus is None else gpus,
             demand_rps=demand_rps,
             slo_s=self.slo_s,
-            variants=(self.variants[0], self.last),
             queue_delay_s=queue_delay_s,
             tie_break=tie_break,
         )

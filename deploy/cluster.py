@@ -78,10 +78,14 @@ def cluster(
             cause and the remedy.
     """
     _set_environment()
-    if address := existing():
-        with _connected(address, report) as dashboard:
-            yield dashboard
-        return
+    address = existing()
+    with _connected(address, report) if address else _local(cpus, gpus, nodes, folder, report) as dashboard:
+        yield dashboard
+
+
+@contextmanager
+def _local(cpus: float, gpus: float, nodes: int, folder: Path | None, report: Callable[[str], None]) -> Iterator[str]:
+    """Context manager of a cluster on this machine; see :func:`cluster`."""
     import ray
 
     ray_private.allow_loopback()

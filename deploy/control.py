@@ -25,7 +25,7 @@ from ray.serve.handle import DeploymentHandle
 
 from controller.counter_sum import CounterSum
 from controller.counters import Counters
-from controller.loop import Controller
+from controller.loop import Controller, ServiceLink
 from deploy.policy import level_head, policy_of, refusal
 from deploy.publish import Publisher
 from deploy.serve_config import APPLICATION, BALANCER, CONTROLLER, ON_HEAD, located
@@ -144,11 +144,9 @@ def controller(service: ServiceConfig, edges: Edges) -> Controller:
     return Controller(
         lambda name, replicas: policy_of(service, levels.head if levels else None, name, replicas),
         service.plan.size,
-        outdated=levels.renewed if levels else lambda: False,
-        look=edges.look,
-        publish=edges.publish,
+        ServiceLink(edges.look, edges.publish, edges.lead),
         metrics=RayMetrics(),
-        lead=edges.lead,
+        outdated=levels.renewed if levels else lambda: False,
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import threading
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -75,42 +76,69 @@ def up(
         stack.callback(state.release)
         if left := state.recorded():
             end_service(None, left.scratch, 0)
-        progress = Progress(console)
-        record = Service(state.name, os.getpid(), "", "", str(config_path))
-
-        def report(waiting_for: str) -> None:
-            if stop.is_set():
-                raise KeyboardInterrupt
-            state.write(replace(record, waiting_for=waiting_for))
-            progress.wait_for(waiting_for)
-
-        report("the checks of this machine")
+        starting = _Startup(state, str(config_path), console, stop)
+        starting.report("the checks of this machine")
         free = bindable(service.http.host, service.http.port if port is None else port)
-        for warning in preflight(service, family, report):
-            console.print(Text(warning), soft_wrap=True)
-        report("the process of the service")
+        for warning in preflight(service, family, starting.report):
+            starting.say(warning)
+        starting.report("the process of the service")
         scratch = scratch_folder()
         stack.callback(shutil.rmtree, scratch, ignore_errors=True)
         start = Start(str(config_path), free, nodes, str(folder), state.lock_fd, str(scratch), not detach)
-        with state.log.open("w") as log:
-            process = ServiceProcess(state, start, log)
-        stack.callback(process.end, progress, stop)
-        url = f"http://{service.http.host}:{free}"
-        state.write(replace(record, pid=process.pid, url=url, scratch=start.scratch, waiting_for="its imports"))
-        try:
-            running = process.wait_ready(progress, stop)
-        except WeirError as error:
-            console.print(Text(f"the log of {state.name} is {state.log}"), soft_wrap=True)
-            raise type(error)(f"{state.name} did not start: {error.message}") from None
+        process = starting.launch(start, f"http://{service.http.host}:{free}")
+        stack.callback(process.end, starting.progress, stop)
+        running = starting.wait_ready(process)
         if detach:
             stack.pop_all()
             process.leave()
             state.hand_over()
             return running
-        message = f"{state.name} is up: {running.url}/v1 (dashboard {running.dashboard}); Ctrl-C stops it"
-        console.print(Text(message), soft_wrap=True)
+        starting.say(f"{state.name} is up: {running.url}/v1 (dashboard {running.dashboard}); Ctrl-C stops it")
         process.wait(stop)
     return None
+
+
+class _Startup:
+    """What a start says while it goes on: to the terminal, and in the state file to other commands."""
+
+    def __init__(self, state: StateFile, config: str, console: Console, stop: threading.Event):
+        self._state, self._console, self._stop = state, console, stop
+        self._record = Service(state.name, os.getpid(), "", "", config)
+        self.progress = Progress(console)
+
+    def say(self, line: str) -> None:
+        self._console.print(Text(line), soft_wrap=True)
+
+    def report(self, waiting_for: str) -> None:
+        """Says what the start waits for now.
+
+        Raises:
+            KeyboardInterrupt: a signal ended the start.
+        """
+        if self._stop.is_set():
+            raise KeyboardInterrupt
+        self._state.write(replace(self._record, waiting_for=waiting_for))
+        self.progress.wait_for(waiting_for)
+
+    def launch(self, start: Start, url: str) -> ServiceProcess:
+        """Starts the process of the service, which writes to the log."""
+        with self._state.log.open("w") as log:
+            process = ServiceProcess(self._state, start, log)
+        found = replace(self._record, pid=process.pid, url=url, scratch=start.scratch, waiting_for="its imports")
+        self._state.write(found)
+        return process
+
+    def wait_ready(self, process: ServiceProcess) -> Service:
+        """Waits until the service is up.
+
+        Raises:
+            WeirError: it did not start; where its log is was said before.
+        """
+        try:
+            return process.wait_ready(self.progress, self._stop)
+        except WeirError as error:
+            self.say(f"the log of {self._state.name} is {self._state.log}")
+            raise type(error)(f"{self._state.name} did not start: {error.message}") from None
 
 
 def down(name: str | None = None, *, folder: Path = FOLDER, console: Console | None = None) -> Service:

@@ -16,9 +16,9 @@ import numpy as np
 from PIL import Image
 
 from quality.paired import PairedRatio, paired_ratio
-from weir.core import ImageRequest, ImageSize, Overrides, Resume, WarmStart
+from weir.config import FamilyConfig
+from weir.core import ImageRequest, Overrides, Resume, WarmStart
 from weir.errors import ConfigError
-from weir.plan import HEAVY, LIGHT
 from weir.states import State, capture_steps
 
 _BATCH = 16
@@ -91,9 +91,7 @@ class Approximations:
     Args:
         prompts: held out from training, all different.
         embeddings: unit vectors [N, D] of the prompts, by the encoder of the cache.
-        size: of the images.
-        steps: of a whole heavy run.
-        variants: keys of the light and the heavy variant.
+        family: its first and its last variant are the light and the heavy one.
     """
 
     def __init__(
@@ -102,17 +100,15 @@ class Approximations:
         judges: Judges,
         prompts: Sequence[str],
         embeddings: np.ndarray,
-        *,
-        size: ImageSize,
-        steps: int,
-        variants: tuple[str, str] = (LIGHT, HEAVY),
+        family: FamilyConfig,
         progress: Progress | None = None,
     ):
-        self.prompts, self.similarities, self.steps = list(prompts), embeddings @ embeddings.T, steps
+        self.prompts, self.similarities, self.steps = list(prompts), embeddings @ embeddings.T, family.heavy.steps
         self._engine, self._judges, self._progress = engine, judges, progress
-        self._light, self._heavy = variants
+        self._light, self._heavy = family.keys[0], family.keys[-1]
         self._requests = [
-            ImageRequest(f"resume-{i}", prompt, i, size, deadline=float("inf")) for i, prompt in enumerate(self.prompts)
+            ImageRequest(f"resume-{i}", prompt, i, family.size, deadline=float("inf"))
+            for i, prompt in enumerate(self.prompts)
         ]
         self._all = range(len(self.prompts))
         whole = self._generate("heavy", self._heavy, [replace(r, capture="") for r in self._requests])

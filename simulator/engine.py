@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from controller.counters import Counters
-from controller.loop import TICK_S, Controller
+from controller.loop import TICK_S, Controller, ServiceLink
 from controller.policy import Policy
 from load_balancer.admission.admission import Admission
 from load_balancer.dispatch.dispatcher import Dispatcher
@@ -53,6 +53,7 @@ from weir.cascade import (
     advance,
     first_run,
 )
+from weir.clocks import Clocks
 from weir.errors import NotReady, Overloaded
 from weir.metrics import Metric
 from weir.plan import Plan
@@ -179,10 +180,9 @@ class Simulation:
         self._controller = Controller(
             lambda name, size: self.policy,
             len(self.replicas),
-            look=self._observed,
-            publish=self._publish,
+            ServiceLink(self._observed, self._publish),
             metrics=FailuresAreErrors(),
-            clock=self._clock,
+            clocks=Clocks(monotonic=self._clock),
         )
         self._controller.step()
         self._later(TICK_S, self._tick, 1)

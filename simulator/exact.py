@@ -23,7 +23,7 @@ import numpy as np
 
 from controller.counter_sum import CounterSum
 from controller.counters import Counters
-from controller.loop import TICK_S, Controller
+from controller.loop import TICK_S, Controller, ServiceLink
 from controller.policy import Policy
 from simulator.conditions import Conditions
 from simulator.device import setting_profile
@@ -451,10 +451,9 @@ class _Run:
         self._controller = Controller(
             lambda name, size: self._policy,
             len(plan.assignments),
-            look=self._look,
-            publish=self._publish,
+            ServiceLink(self._look, self._publish),
             metrics=FailuresAreErrors(),
-            clock=clock.time,
+            clocks=Clocks(monotonic=clock.time),
         )
         self._controller.step()
         return [*watching, clock.create_task(self._control()), clock.create_task(self._die())]

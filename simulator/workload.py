@@ -16,7 +16,7 @@ from simulator.arrivals import Arrivals, resampled, trace_arrivals
 from simulator.confidences import confidences_of
 from simulator.request_stream import RequestStream
 from traces.trace import Trace
-from weir.config import load_service
+from weir.config import FamilyConfig, ServiceConfig, load_service
 from weir.core import CacheLookup, Resume
 from weir.errors import ConfigError
 from weir.profiles import Profile, load_profile
@@ -106,13 +106,7 @@ def service_workload(
         ConfigError: names the file and what is missing there.
     """
     service, family = load_service(service_path)
-    source = service.profile or service.pool.emulate
-    if source is None:
-        raise ConfigError(
-            f"{service_path}: the key profile is missing; make a profile with `weir profile` and name it there"
-        )
-    profile = load_profile(source, family.keys, family.size)
-    _check_qualities(source, profile)
+    profile = _comparable_profile(service_path, service, family)
     selector, worth = load_selector(service.cache.selector), load_resume_quality(service.cache.selector)
     if selector.steps != profile.heavy.steps:
         raise ConfigError(
@@ -181,7 +175,16 @@ def _matches_by_confidence(count: int, seed: int, selector: Selector, worth: Res
     return _Matches(np.where(ks > 0, 1.0, 0.0), ks, np.full((count, 1), worth.mean(selector)), doubts)
 
 
-def _check_qualities(source: str, profile: Profile) -> None:
+def _comparable_profile(path: Path, service: ServiceConfig, family: FamilyConfig) -> Profile:
+    """The profile of a service with the quality of every mix.
+
+    Raises:
+        ConfigError: there is none, or it lacks a measurement.
+    """
+    source = service.profile or service.pool.emulate
+    if source is None:
+        raise ConfigError(f"{path}: the key profile is missing; make a profile with `weir profile` and name it there")
+    profile = load_profile(source, family.keys, family.size)
     for key in profile.keys[:-1]:
         variant = profile.variant(key)
         if variant.quality is None or variant.quality.smaller_is_better or not variant.confidences:
@@ -189,6 +192,7 @@ def _check_qualities(source: str, profile: Profile) -> None:
                 f"{source}: to compare cascades, caches and levels a profile needs confidences and the quality of "
                 f"mixes of {key}, on a scale where more is better; `weir calibrate` adds both"
             )
+    return profile
 
 
 def _classes(

@@ -12,19 +12,15 @@ none, because it counts GPUs for each batch size. The optimal threshold is the s
 from __future__ import annotations
 
 from solvers.problem import GpuType, Problem
-from weir.core import DeferralCurve, LatencyProfile
-from weir.plan import HEAVY, LIGHT
+from weir.core import DeferralCurve
 
 
 def published_problem(
-    light: LatencyProfile,
-    heavy: LatencyProfile,
+    gpus: GpuType,
     deferral: DeferralCurve,
     *,
-    gpus: int,
     demand_rps: float,
     slo_s: float,
-    variants: tuple[str, str] = (LIGHT, HEAVY),
     queue_delay_s: tuple[float, float] = (0.0, 0.0),
     tie_break: float = 0.0,
 ) -> Problem:
@@ -33,13 +29,13 @@ def published_problem(
     Where the published problem is infeasible, this one sheds demand: :attr:`Solution.shed_rps` is then above 0.
 
     Args:
-        gpus: number of GPU workers (S − 1 in the artifact, which reserves one worker as a sink).
-        variants: keys of the light and the heavy variant.
+        gpus: the GPU workers (S − 1 in the artifact, which reserves one worker as a sink), with the latencies of the
+            light and the heavy variant.
         queue_delay_s: q_light and q_heavy.
         tie_break: cost of a GPU; above 0 it selects one of the allocations with the optimal threshold.
     """
     return Problem(
-        gpus=(GpuType("gpu", gpus, dict(zip(variants, (light, heavy), strict=True))),),
+        gpus=(gpus,),
         demand_rps=demand_rps,
         slo_s=slo_s,
         thresholds=deferral.thresholds,

@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from training.clip import embed_prompts, token_ids
-from training.denoiser import LIGHT_TIMESTEPS, Trajectories, new_scheduler, predict, trajectories
+from training.denoiser import LIGHT_TIMESTEPS, Conditioning, Trajectories, new_scheduler, predict, trajectories
 from training.loop import LossFn, Schedule, train
 from training.recipe import GUIDANCE, TEACHER_STEPS, Shipped
 from training.scenes import Scene, caption, render, sample_scene
@@ -163,7 +163,13 @@ def teach(layers: AdapterLayers, heavy: UNet2DConditionModel, data: StyleData, c
 
     def guided(x: torch.Tensor, *prompt: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
         return trajectories(
-            heavy, x, *prompt, steps=TEACHER_STEPS, guidance=GUIDANCE, keep=keep, predicting=layers.predict
+            heavy,
+            x,
+            Conditioning(*prompt),
+            steps=TEACHER_STEPS,
+            guidance=GUIDANCE,
+            keep=keep,
+            predicting=layers.predict,
         )
 
     parts = zip(noise.split(_CALL), data.states[:count].split(_CALL), data.pooled[:count].split(_CALL), strict=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -176,12 +177,18 @@ def train_denoiser(
     return average.to(device).eval().requires_grad_(False)
 
 
+class Conditioning(NamedTuple):
+    """What the UNets see of N prompts: hidden states, [N, 32, 192], and pooled vectors, [N, 96]."""
+
+    states: torch.Tensor
+    pooled: torch.Tensor
+
+
 @torch.no_grad()
 def trajectories(
     unet: UNet2DConditionModel,
     noise: torch.Tensor,
-    states: torch.Tensor,
-    pooled: torch.Tensor,
+    prompts: Conditioning,
     *,
     steps: int,
     guidance: float,
@@ -196,6 +203,7 @@ def trajectories(
     scheduler = new_scheduler()
     scheduler.set_timesteps(steps)
     x, kept = noise, []
+    states, pooled = prompts
     both_states = torch.cat([torch.zeros_like(states), states])
     both_pooled = torch.cat([torch.zeros_like(pooled), pooled])
     for i, t in enumerate(scheduler.timesteps):

@@ -172,10 +172,8 @@ def measured_approximations(run: Evaluation, count: int, progress: Progress | No
         family_suite(family),
         prompts,
         run.scorer.embed_text(prompts).numpy(),
-        size=family.size,
-        steps=family.heavy.steps,
-        variants=(family.keys[0], family.keys[-1]),
-        progress=progress,
+        family,
+        progress,
     )
     return approximation_figures(len(prompts), measures.resume(), measures.warm_start(math.inf), "attributes")
 
@@ -189,65 +187,95 @@ def evaluate(
         approximations: number of prompts for which resumed runs and warm starts are measured, too; each costs as much
             as 30 whole runs.
     """
-    scenes = held_out(count)
-    run = Evaluation(family, scenes, progress)
+    run = Evaluation(family, held_out(count), progress)
     first, *others, last = family.keys
-    light = run.generate(first)
-    middle = {key: run.generate(key) for key in others}
-    by_steps = {n: run.generate(last, n) for n in STEPS}
-    heavy = by_steps[STEPS[-1]]
-    real = run.real.features
-
-    rng = np.random.default_rng(11)
-    random_order = np.mean(
-        [quality_by_share(light.attributes, heavy.attributes, rng.permutation(count)) for _ in range(200)], axis=0
+    found = _Images(
+        light=run.generate(first),
+        middle={key: run.generate(key) for key in others},
+        by_steps={n: run.generate(last, n) for n in STEPS},
     )
-    gain = light.attributes - heavy.attributes
-    good = light.good_enough
-    orders = {
-        "discriminator": by_confidence(light.confidence),
-        "clip": np.argsort(-light.clip, kind="stable"),
-        "oracle": np.argsort(-gain, kind="stable"),
-    }
     figures: dict[str, object] = {
         "family": family.name,
         "prompts": count,
-        "rows": {
-            "real": run.floor.figures(run.counts, real),
-            f"light ({family.light.steps} steps)": light.figures(run.counts, real),
-            **{f"{k} ({family.variants[k].steps} steps)": it.figures(run.counts, real) for k, it in middle.items()},
-            **{f"heavy ({n} steps)": by_steps[n].figures(run.counts, real) for n in STEPS},
-        },
-        "light_at_least_as_good": float(((gain >= 0) & (light.clip >= heavy.clip)).mean()),
-        "light_good_enough": float(good.mean()),
-        "discriminator_auc": float(roc_auc_score(good, light.confidence)),
-        "clip_auc": float(roc_auc_score(good, light.clip)),
-        "light_share": list(SHARES),
-        "quality": {
-            **{name: quality_by_share(light.attributes, heavy.attributes, order) for name, order in orders.items()},
-            "random": random_order.tolist(),
-        },
-        "heavy_by_steps": {str(n): float(by_steps[n].attributes.mean()) for n in STEPS},
-        "confidences": rounded(light.confidence),
-        "variants": {
-            key: {
-                "confidences": rounded(it.confidence),
-                "quality": {
-                    "discriminator": quality_by_share(it.attributes, heavy.attributes, by_confidence(it.confidence))
-                },
-            }
-            for key, it in middle.items()
-        }
-        | {last: {"confidences": rounded(heavy.confidence)}},
+        "rows": found.rows(run),
+        **found.deferral(),
+        "heavy_by_steps": {str(n): float(images.attributes.mean()) for n, images in found.by_steps.items()},
+        "confidences": rounded(found.light.confidence),
+        "variants": found.variants() | {last: {"confidences": rounded(found.heavy.confidence)}},
     }
     if approximations:
         figures["approximation"] = measured_approximations(run, approximations, progress)
     out.mkdir(parents=True, exist_ok=True)
-    kept = {key: it.pixels for key, it in middle.items()}
-    kept |= {"light": light.pixels, "confidence": light.confidence, "light_exact": light.exact}
-    kept |= {"heavy_exact": heavy.exact} | {f"heavy_{n}": by_steps[n].pixels for n in STEPS}
     with written_whole(out / "images.npz") as draft, draft.open("wb") as file:
-        np.savez_compressed(file, allow_pickle=False, **kept)
+        np.savez_compressed(file, allow_pickle=False, **found.arrays())
     with written_whole(out / "evaluation.json") as draft:
         draft.write_text(json.dumps(figures, indent=1) + "\n")
     return figures
+
+
+@dataclass(frozen=True)
+class _Images:
+    """The images of an evaluation.
+
+    Attributes:
+        middle: by key of the variant between the first and the last.
+        by_steps: of the last variant, by number of steps.
+    """
+
+    light: Judged
+    middle: dict[str, Judged]
+    by_steps: dict[int, Judged]
+
+    @property
+    def heavy(self) -> Judged:
+        return self.by_steps[STEPS[-1]]
+
+    def rows(self, run: Evaluation) -> dict[str, dict[str, float]]:
+        """The rows of the model card by name."""
+        family = run.family
+        named = {
+            "real": run.floor,
+            f"light ({family.light.steps} steps)": self.light,
+            **{f"{key} ({family.variants[key].steps} steps)": images for key, images in self.middle.items()},
+            **{f"heavy ({n} steps)": images for n, images in self.by_steps.items()},
+        }
+        return {name: images.figures(run.counts, run.real.features) for name, images in named.items()}
+
+    def deferral(self) -> dict[str, object]:
+        """How well the light images that should be deferred are known, and the quality that each order gives."""
+        light, heavy = self.light, self.heavy
+        gain, rng = light.attributes - heavy.attributes, np.random.default_rng(11)
+        orders = {
+            "discriminator": by_confidence(light.confidence),
+            "clip": np.argsort(-light.clip, kind="stable"),
+            "oracle": np.argsort(-gain, kind="stable"),
+        }
+        at_random = [
+            quality_by_share(light.attributes, heavy.attributes, rng.permutation(len(gain))) for _ in range(200)
+        ]
+        return {
+            "light_at_least_as_good": float(((gain >= 0) & (light.clip >= heavy.clip)).mean()),
+            "light_good_enough": float(light.good_enough.mean()),
+            "discriminator_auc": float(roc_auc_score(light.good_enough, light.confidence)),
+            "clip_auc": float(roc_auc_score(light.good_enough, light.clip)),
+            "light_share": list(SHARES),
+            "quality": {
+                **{name: quality_by_share(light.attributes, heavy.attributes, it) for name, it in orders.items()},
+                "random": np.mean(at_random, axis=0).tolist(),
+            },
+        }
+
+    def variants(self) -> dict[str, dict[str, object]]:
+        """Confidences and quality of the variants between the first and the last."""
+        found: dict[str, dict[str, object]] = {}
+        for key, images in self.middle.items():
+            order = by_confidence(images.confidence)
+            quality = quality_by_share(images.attributes, self.heavy.attributes, order)
+            found[key] = {"confidences": rounded(images.confidence), "quality": {"discriminator": quality}}
+        return found
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The arrays to keep, by name."""
+        kept = {key: images.pixels for key, images in self.middle.items()}
+        kept |= {"light": self.light.pixels, "confidence": self.light.confidence, "light_exact": self.light.exact}
+        return kept | {"heavy_exact": self.heavy.exact} | {f"heavy_{n}": it.pixels for n, it in self.by_steps.items()}

@@ -13,7 +13,7 @@ from transformers import CLIPTokenizer
 
 from quality.checker import AttributeChecker, DetectedObject, Requirements, Verdict, Vocabulary, judge, read_prompt
 from training.clip import Encoders, embed_prompts, token_ids
-from training.denoiser import trajectories
+from training.denoiser import Conditioning, trajectories
 from training.scenes import BACKGROUNDS, COLOURS, MAX_OBJECTS, SHAPES, SIZES, TEXTURES
 from training.vae import LATENT_CHANNELS
 
@@ -144,38 +144,49 @@ class Judge:
         return np.concatenate([table.ravel(), np.array(rest, np.int8)])
 
 
+@dataclass(frozen=True)
+class LightPipeline:
+    """The light variant with the other parts that generate its images.
+
+    Attributes:
+        steps: denoising steps of an image.
+    """
+
+    unet: UNet2DConditionModel
+    vae: AutoencoderKL
+    encoders: Encoders
+    tokenizer: CLIPTokenizer
+    steps: int = LIGHT_STEPS
+
+    @torch.no_grad()
+    def images(self, captions: list[str], generator: torch.Generator) -> torch.Tensor:
+        """Generates an image for each caption, in −1…1, [B, 3, H, W]."""
+        device, side = self.unet.device, self.unet.config.sample_size
+        ids = token_ids(self.tokenizer, captions).to(device)
+        prompts = Conditioning(*(part.float().to(device) for part in embed_prompts(self.encoders, ids)))
+        noise = torch.randn((len(ids), LATENT_CHANNELS, side, side), generator=generator, device=device)
+        x, _ = trajectories(self.unet, noise, prompts, steps=self.steps, guidance=1.0)
+        return self.vae.decode(x / self.vae.config.scaling_factor).sample.clamp(-1, 1)
+
+
 @torch.no_grad()
 def detect_on_light_images(
-    light: UNet2DConditionModel,
-    vae: AutoencoderKL,
+    light: LightPipeline,
     checker: AttributeChecker,
-    encoders: Encoders,
-    tokenizer: CLIPTokenizer,
     captions: list[str],
     path: Path,
     *,
     count: int,
     seed: int,
-    steps: int = LIGHT_STEPS,
     batch: int = 32,
 ) -> SeenImages:
-    """Generates light images for the last ``count`` training captions and detects their objects; stored at ``path``.
-
-    Args:
-        steps: denoising steps of the light images.
-    """
+    """Generates light images for the last ``count`` training captions and detects their objects; stored at ``path``."""
     first = len(captions) - count
     if not path.exists():
-        device = light.device
-        generator = torch.Generator(device=device).manual_seed(seed)
-        side = light.config.sample_size
+        generator = torch.Generator(device=light.unet.device).manual_seed(seed)
         images, objects, backgrounds = [], [], []
         for i in tqdm(range(first, len(captions), batch), desc="light images", unit="batch"):
-            ids = token_ids(tokenizer, captions[i : i + batch]).to(device)
-            states, pooled = (part.float().to(device) for part in embed_prompts(encoders, ids))
-            noise = torch.randn((len(ids), LATENT_CHANNELS, side, side), generator=generator, device=device)
-            x, _ = trajectories(light, noise, states, pooled, steps=steps, guidance=1.0)
-            decoded = vae.decode(x / vae.config.scaling_factor).sample.clamp(-1, 1)
+            decoded = light.images(captions[i : i + batch], generator)
             for found, background in checker.detect(decoded):
                 objects.append(object_rows(found))
                 backgrounds.append(BACKGROUNDS.index(background))

@@ -110,22 +110,26 @@ def ladder_of(family: FamilyConfig, steps: Sequence[int]) -> tuple[Rung, ...]:
     return (*(Rung(family.keys[-1], n) for n in own), Rung(family.keys[0]))
 
 
+def held_out_prompts(count: int, seed: int = SEED) -> list[str]:
+    """``count`` prompts that are in no training set; equal seeds give equal prompts."""
+    return [caption(scene) for scene in held_out(count, seed)]
+
+
 def draw_pairs(
     family: FamilyConfig,
     judges: Judges,
     judge: str,
     rungs: Sequence[Rung],
-    count: int,
+    prompts: list[str],
     file: Path,
     progress: Progress | None = None,
-    seed: int = SEED,
 ) -> LevelPairs:
-    """Generates and judges ``count`` prompts at every rung, and continues from the prompts in ``file``.
+    """Generates and judges the prompts at every rung, and continues from those in ``file``.
 
     Raises:
         ConfigError: the family cannot generate an image, or the file holds other prompts or rungs.
     """
-    prompts = [caption(scene) for scene in held_out(count, seed)]
+    count = len(prompts)
     names = tuple(rung.name for rung in rungs)
     pairs = LevelPairs([], names, np.zeros((0, len(names))), np.zeros(0))
     if file.exists():

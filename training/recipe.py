@@ -29,6 +29,7 @@ from training.clip import Encoders, embed_prompts, token_ids, train_encoders
 from training.dataset import SceneData
 from training.denoiser import (
     LIGHT_TIMESTEPS,
+    Conditioning,
     LatentData,
     Trajectories,
     distil,
@@ -48,7 +49,7 @@ from training.export import (
     export_pipeline,
     load_encoders,
 )
-from training.judging import LIGHT_STEPS, detect_on_light_images
+from training.judging import LIGHT_STEPS, LightPipeline, detect_on_light_images
 from training.loop import Schedule
 from training.tokenizer import new_tokenizer
 from training.vae import encode_all, refine_decoder, train_vae
@@ -149,26 +150,6 @@ def strange_texts(count: int, seed: int) -> list[str]:
     ]
 
 
-def _latent_data(
-    latents: np.ndarray,
-    objects: np.ndarray,
-    encoders: Encoders,
-    ids: torch.Tensor,
-    strange: torch.Tensor,
-    work: Path,
-    device: str,
-) -> LatentData:
-    path = work / "prompts.npz"
-    if not path.exists():
-        states, pooled = embed_prompts(encoders, ids.to(device))
-        odd_states, odd_pooled = embed_prompts(encoders, strange.to(device))
-        np.savez(path, states=states, pooled=pooled, odd_states=odd_states, odd_pooled=odd_pooled)
-    kept = np.load(path, allow_pickle=False)
-    parts = (latents, kept["states"], kept["pooled"], kept["odd_states"], kept["odd_pooled"])
-    cells = centre_labels(objects)[0].numpy().astype(np.int8)
-    return LatentData(*(torch.from_numpy(np.array(p)).to(device) for p in (*parts, cells)))
-
-
 @torch.no_grad()
 def teach(
     heavy: UNet2DConditionModel, data: LatentData, path: Path, *, count: int, seed: int, batch: int = 64
@@ -185,9 +166,9 @@ def teach(
         ends, points = [], []
         for i in tqdm(range(0, count, batch), desc="teacher", unit="batch"):
             last = min(i + batch, count)
-            states, pooled = data.states[i:last].float(), data.pooled[i:last].float()
-            noise = torch.randn((len(states), *data.latents.shape[1:]), generator=generator, device=data.latents.device)
-            end, kept = trajectories(heavy, noise, states, pooled, steps=TEACHER_STEPS, guidance=GUIDANCE, keep=keep)
+            prompts = Conditioning(data.states[i:last].float(), data.pooled[i:last].float())
+            noise = torch.randn((last - i, *data.latents.shape[1:]), generator=generator, device=data.latents.device)
+            end, kept = trajectories(heavy, noise, prompts, steps=TEACHER_STEPS, guidance=GUIDANCE, keep=keep)
             ends.append(end.half().cpu())
             points.append(torch.stack(kept).half().cpu())
         np.savez(path, end=torch.cat(ends).numpy(), points=torch.cat(points, 1).numpy())
@@ -220,88 +201,124 @@ def train_family(
         raise ConfigError("this budget trains no UNets; name the family to copy them from with --start")
     shipped = Shipped.load(start, device) if start else None
     dataset.build(work / "scenes", budget.scenes, seed, shares=SHARES)
-    data = dataset.load(work / "scenes")
-    tokenizer = new_tokenizer()
-    if shipped:  # the other parts depend on these, so they are not trained again
-        encoders, checker, vae = shipped.encoders, shipped.checker, shipped.vae
-    else:
-        encoders = train_encoders(
-            data,
-            tokenizer,
-            steps=budget.encoder_steps,
-            batch=3 * budget.batch,
-            seed=seed + 1,
-            folder=work,
-            device=device,
-        )
-        checker = train_checker(data, steps=budget.checker_steps, batch=48, seed=seed + 2, folder=work, device=device)
-        vae = train_vae(data, steps=budget.vae_steps, batch=8, seed=seed, folder=work, device=device)
-    heavy, light = _train_denoisers(shipped, vae, encoders, tokenizer, data, work, budget, seed, device)
-    suffix = "" if drawn_steps == LIGHT_STEPS else f"-{drawn_steps}"
-    seen = detect_on_light_images(
-        light,
-        vae,
-        checker,
-        encoders,
-        tokenizer,
-        data.captions,
-        work / f"seen{suffix}.npz",
-        count=budget.seen,
-        seed=seed + 6,
-        steps=drawn_steps,
-    )
-    discriminator = train_discriminator(
-        data,
-        seen,
-        encoders.clip(),
-        tokenizer,
-        work,
-        Schedule(steps=budget.judging_steps, batch=budget.batch, lr=1.5e-3, seed=seed + 8, ema=0.99, save_every=250),
-        name=f"discriminator{suffix}",
-        start=shipped.discriminator.net if shipped else None,
-    )
-    export_encoders(out, encoders, tokenizer)
-    export_pipeline(out, encoders, tokenizer, vae, heavy, light)
+    run = _Training(shipped, dataset.load(work / "scenes"), new_tokenizer(), work, budget, seed, device)
+    encoders, checker, vae = run.readers()
+    heavy, light = run.denoisers(vae, encoders)
+    discriminator = run.discriminator(LightPipeline(light, vae, encoders, run.tokenizer, drawn_steps), checker)
+    export_encoders(out, encoders, run.tokenizer)
+    export_pipeline(out, encoders, run.tokenizer, vae, heavy, light)
     checker.save(out / CHECKER)
     discriminator.save(out / DISCRIMINATOR, f"../{CLIP}")
 
 
-def _train_denoisers(
-    shipped: Shipped | None,
-    vae: AutoencoderKL,
-    encoders: Encoders,
-    tokenizer: CLIPTokenizer,
-    data: SceneData,
-    work: Path,
-    budget: Budget,
-    seed: int,
-    device: str,
-) -> tuple[UNet2DConditionModel, UNet2DConditionModel]:
-    """Trains the heavy UNet, the decoder (which changes ``vae``) and the light UNet; returns the UNets."""
-    if shipped and not budget.heavy_steps and not budget.light_steps:
-        return shipped.heavy, shipped.light
-    latents = encode_all(vae, data, work / "latents.npy", device=device)
-    ids = token_ids(tokenizer, data.captions)
-    strange = token_ids(tokenizer, strange_texts(512, seed))
-    prompts = _latent_data(latents, data.objects, encoders, ids, strange, work, device)
-    if shipped and not budget.heavy_steps:
-        heavy = shipped.heavy
-    else:
-        heavy = train_denoiser(
-            "heavy",
-            prompts,
-            work,
-            Schedule(steps=budget.heavy_steps, batch=budget.batch, lr=1.2e-3, seed=seed + 3, ema=0.998),
-            device,
-            start=shipped.heavy if shipped else None,
+@dataclass(frozen=True)
+class _Training:
+    """One run of the recipe: what its stages have in common.
+
+    Attributes:
+        shipped: the family whose training is continued; None: all parts are new.
+        work: folder of the checkpoints.
+        seed: every stage has a seed of its own, which follows from it.
+    """
+
+    shipped: Shipped | None
+    data: SceneData
+    tokenizer: CLIPTokenizer
+    work: Path
+    budget: Budget
+    seed: int
+    device: str
+
+    def readers(self) -> tuple[Encoders, AttributeChecker, AutoencoderKL]:
+        """The encoders, the checker and the autoencoder. The other parts depend on them, so those of an existing family
+        are not trained again."""
+        if self.shipped:
+            return self.shipped.encoders, self.shipped.checker, self.shipped.vae
+        budget = self.budget
+        encoders = train_encoders(
+            self.data,
+            self.tokenizer,
+            steps=budget.encoder_steps,
+            batch=3 * budget.batch,
+            seed=self.seed + 1,
+            folder=self.work,
+            device=self.device,
         )
-    if budget.decoder_steps:
-        refine_decoder(vae, data, steps=budget.decoder_steps, batch=8, seed=seed, folder=work, device=device)
-    entering, ends = teach(heavy, prompts, work / "teacher.npz", count=budget.taught, seed=seed)
-    light = distil(
-        deepcopy(shipped.light if shipped else heavy),
-        Trajectories(LIGHT_TIMESTEPS, entering, ends, prompts.states[: len(ends)], prompts.pooled[: len(ends)]),
-        work,
-        Schedule(steps=budget.light_steps, batch=budget.batch, lr=6e-4, seed=seed + 5, flat=0.2, ema=0.995),
-    )
-    return heavy, light
+        checker = train_checker(
+            self.data, steps=budget.checker_steps, batch=48, seed=self.seed + 2, folder=self.work, device=self.device
+        )
+        vae = train_vae(
+            self.data, steps=budget.vae_steps, batch=8, seed=self.seed, folder=self.work, device=self.device
+        )
+        return encoders, checker, vae
+
+    def denoisers(self, vae: AutoencoderKL, encoders: Encoders) -> tuple[UNet2DConditionModel, UNet2DConditionModel]:
+        """Trains the heavy UNet, the decoder (which changes ``vae``) and the light UNet; returns the UNets."""
+        budget, shipped, work, seed = self.budget, self.shipped, self.work, self.seed
+        if shipped and not budget.heavy_steps and not budget.light_steps:
+            return shipped.heavy, shipped.light
+        prompts = self._latent_data(vae, encoders)
+        if shipped and not budget.heavy_steps:
+            heavy = shipped.heavy
+        else:
+            heavy = train_denoiser(
+                "heavy",
+                prompts,
+                work,
+                Schedule(steps=budget.heavy_steps, batch=budget.batch, lr=1.2e-3, seed=seed + 3, ema=0.998),
+                self.device,
+                start=shipped.heavy if shipped else None,
+            )
+        if budget.decoder_steps:
+            refine_decoder(
+                vae, self.data, steps=budget.decoder_steps, batch=8, seed=seed, folder=work, device=self.device
+            )
+        entering, ends = teach(heavy, prompts, work / "teacher.npz", count=budget.taught, seed=seed)
+        light = distil(
+            deepcopy(shipped.light if shipped else heavy),
+            Trajectories(LIGHT_TIMESTEPS, entering, ends, prompts.states[: len(ends)], prompts.pooled[: len(ends)]),
+            work,
+            Schedule(steps=budget.light_steps, batch=budget.batch, lr=6e-4, seed=seed + 5, flat=0.2, ema=0.995),
+        )
+        return heavy, light
+
+    def _latent_data(self, vae: AutoencoderKL, encoders: Encoders) -> LatentData:
+        """Latents and conditioning of all scenes, and of the strange texts."""
+        latents = encode_all(vae, self.data, self.work / "latents.npy", device=self.device)
+        path = self.work / "prompts.npz"
+        if not path.exists():
+            ids = token_ids(self.tokenizer, self.data.captions)
+            strange = token_ids(self.tokenizer, strange_texts(512, self.seed))
+            states, pooled = embed_prompts(encoders, ids.to(self.device))
+            odd_states, odd_pooled = embed_prompts(encoders, strange.to(self.device))
+            np.savez(path, states=states, pooled=pooled, odd_states=odd_states, odd_pooled=odd_pooled)
+        kept = np.load(path, allow_pickle=False)
+        parts = (latents, kept["states"], kept["pooled"], kept["odd_states"], kept["odd_pooled"])
+        cells = centre_labels(self.data.objects)[0].numpy().astype(np.int8)
+        return LatentData(*(torch.from_numpy(np.array(p)).to(self.device) for p in (*parts, cells)))
+
+    def discriminator(self, light: LightPipeline, checker: AttributeChecker) -> Discriminator:
+        """Trains the discriminator on images of the light variant."""
+        suffix = "" if light.steps == LIGHT_STEPS else f"-{light.steps}"
+        path = self.work / f"seen{suffix}.npz"
+        seen = detect_on_light_images(
+            light, checker, self.data.captions, path, count=self.budget.seen, seed=self.seed + 6
+        )
+        schedule = Schedule(
+            steps=self.budget.judging_steps,
+            batch=self.budget.batch,
+            lr=1.5e-3,
+            seed=self.seed + 8,
+            ema=0.99,
+            save_every=250,
+        )
+        return train_discriminator(
+            self.data,
+            seen,
+            light.encoders.clip(),
+            self.tokenizer,
+            self.work,
+            schedule,
+            name=f"discriminator{suffix}",
+            start=self.shipped.discriminator.net if self.shipped else None,
+        )

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import redis
 
-from cache.cache import ApproximateCache, Judge
+from cache.cache import ApproximateCache, Judge, PromptModels
 from cache.encoder import WordEncoder
 from cache.index import VectorIndex
 from cache.policy.catalog import Catalog, Rules
@@ -214,7 +214,7 @@ class Setup:
         selector = PUBLISHED["nirvana"] if judge is None else Selector(((0.5, 25),), by=By.CONFIDENCE)
         catalog = Catalog(Rules(selector), Weir(), budget, lambda: VectorIndex(width))
         partitions = Partitions(family, self._encoder.version)
-        self.cache = ApproximateCache(partitions, catalog, store, dim=width, steps=50, judge=judge)
+        self.cache = ApproximateCache(partitions, catalog, store, dim=width, steps=50, models=PromptModels(judge=judge))
 
     def lookup(self, name: str, tenant: str, prompt: str, settings: Settings = HERE) -> CacheLookup:
         [vector] = self._encoder.encode([prompt])

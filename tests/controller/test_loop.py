@@ -12,7 +12,7 @@ from prometheus_client import CollectorRegistry
 
 from controller.counters import Counters
 from controller.live_ranks import ABSENCE_S
-from controller.loop import APPLY_S, START_S, Controller, spread
+from controller.loop import APPLY_S, START_S, Controller, ServiceLink, spread
 from controller.plan_notes import MOST_NOTES
 from controller.policies.weir import Weir
 from controller.registry import make_policy
@@ -21,6 +21,7 @@ from load_balancer.runner.observation_counters import ObservationCounters
 from solvers.problem import GpuType
 from testing.collector import recorded
 from weir.cascade import Admitted, CascadeSettings, ImageTask, Judged, Progress
+from weir.clocks import Clocks
 from weir.core import DeferralCurve, LatencyProfile
 from weir.errors import NotReady, PlanError
 from weir.pin import Pin, PinValues, pinned
@@ -109,11 +110,9 @@ def controller(
     return Controller(
         lambda name, size: make_policy(name or policy, setting_of(size)),
         SIZE,
-        look=cluster.look,
-        publish=cluster.publish,
+        ServiceLink(cluster.look, cluster.publish, lead or (lambda: True)),
         metrics=metrics,
-        lead=lead or (lambda: True),
-        clock=lambda: cluster.now,
+        clocks=Clocks(monotonic=lambda: cluster.now),
     )
 
 
@@ -372,10 +371,9 @@ def test_an_outdated_policy_is_replaced_and_the_plan_in_force_stays(cluster):
     it = Controller(
         make,
         SIZE,
-        look=cluster.look,
-        publish=cluster.publish,
+        ServiceLink(cluster.look, cluster.publish),
         outdated=lambda: next(answers),
-        clock=lambda: cluster.now,
+        clocks=Clocks(monotonic=lambda: cluster.now),
     )
     cluster.seconds(it, 20, FEW)
     plan = cluster.plan

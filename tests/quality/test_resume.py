@@ -11,6 +11,8 @@ import pytest
 from PIL import Image
 
 from quality.resume import RANKS, Approximations, best_warm_start, figures
+from testing.toy_family import FAMILY
+from weir.config import FamilyConfig
 from weir.core import ImageRequest
 from weir.states import State, capture_steps
 
@@ -68,10 +70,14 @@ class Brightness:
         return {"brightness": np.array([np.asarray(image).mean() / 255 for image in images])}
 
 
+#: Its heavy variant has as many steps as the engine of the test.
+TOY = FamilyConfig.model_validate(FAMILY | {"heavy": FAMILY["heavy"] | {"steps": STEPS}})
+
+
 def measures(light: float) -> Approximations:
     angles = np.linspace(0, 1, len(PROMPTS))
     embeddings = np.stack([np.cos(angles), np.sin(angles)], 1)
-    return Approximations(Engine(light), Brightness(), PROMPTS, embeddings, size=2, steps=STEPS)
+    return Approximations(Engine(light), Brightness(), PROMPTS, embeddings, TOY)
 
 
 def test_resuming_from_the_own_state_loses_no_quality() -> None:

@@ -7,6 +7,7 @@ import pytest
 from baselines.published import cascade
 from solvers.backends import installed
 from solvers.diffserve import published_problem
+from solvers.problem import GpuType
 from solvers.solve import solve
 from weir.plan import HEAVY, LIGHT
 
@@ -33,9 +34,8 @@ ROWS = [(name, demand, best) for name, rows in GOLDEN.items() for demand, best i
 
 def published(name: str, demand: float, queue_delay_s: tuple[float, float] = (0.0, 0.0)):
     c = cascade(name)
-    return published_problem(
-        c.light, c.heavy, c.deferral, gpus=16, demand_rps=demand, slo_s=c.slo_s, queue_delay_s=queue_delay_s
-    )
+    gpus = GpuType.pair("gpu", 16, c.light, c.heavy)
+    return published_problem(gpus, c.deferral, demand_rps=demand, slo_s=c.slo_s, queue_delay_s=queue_delay_s)
 
 
 @pytest.mark.parametrize("solver", installed())

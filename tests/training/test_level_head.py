@@ -9,10 +9,8 @@ import pytest
 
 from cache.encoder import family_encoder
 from testing.toy_family import with_variants
-from training.evaluate import held_out
 from training.level_head import fit_levels
-from training.level_pairs import SEED, LevelPairs, Rung, draw_pairs, ladder_of
-from training.scenes import caption
+from training.level_pairs import LevelPairs, Rung, draw_pairs, held_out_prompts, ladder_of
 from weir.config import FamilyConfig, load_family
 from weir.errors import ConfigError
 from weir.prompt_levels import LevelHead
@@ -81,15 +79,15 @@ def test_a_stopped_run_continues_from_its_file(tmp_path, embedded):
     file, rungs = tmp_path / "pairs.npz", ladder_of(embedded, [1])
     names = tuple(rung.name for rung in rungs)
     assert names == ("heavy-4", "heavy-1", "light")
-    prompts = [caption(scene) for scene in held_out(2, SEED)]
+    prompts = held_out_prompts(2)
     LevelPairs(prompts[:1], names, np.full((1, 3), 0.5), np.full(1, 0.5)).save(file)
-    pairs = draw_pairs(embedded, Ink(), "ink", rungs, 2, file)
+    pairs = draw_pairs(embedded, Ink(), "ink", rungs, prompts, file)
     assert pairs.prompts == prompts
     assert (pairs.quality[0] == 0.5).all()
     assert ((pairs.quality[1] > 0) & (pairs.quality[1] < 1)).all()
-    assert draw_pairs(embedded, Ink(), "ink", rungs, 1, file).prompts == prompts[:1]
+    assert draw_pairs(embedded, Ink(), "ink", rungs, prompts[:1], file).prompts == prompts[:1]
     with pytest.raises(ConfigError, match=r"holds other prompts or rungs .*heavy-1"):
-        draw_pairs(embedded, Ink(), "ink", (Rung("light"),), 4, file)
+        draw_pairs(embedded, Ink(), "ink", (Rung("light"),), held_out_prompts(4), file)
 
 
 def test_steps_that_do_not_descend_are_refused(embedded):

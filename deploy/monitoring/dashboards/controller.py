@@ -15,12 +15,12 @@ def controller() -> dict[str, Any]:
         "controller",
         "Weir: Controller",
         "The forecast of the controller, its decisions, and whether it runs.",
-        [*_decisions(), *_health()],
+        [*_demand(), *_decisions(), *_health()],
     )
 
 
-def _decisions() -> list[dict[str, Any]]:
-    """What the controller foresees and decides."""
+def _demand() -> list[dict[str, Any]]:
+    """What the controller foresees, and what it lets in."""
     return [
         timeseries(
             "Demand and forecast",
@@ -42,6 +42,12 @@ def _decisions() -> list[dict[str, Any]]:
             unit="reqps",
             help="Where the plan has no limit, the curve shows the capacity.",
         ),
+    ]
+
+
+def _decisions() -> list[dict[str, Any]]:
+    """What the controller decides."""
+    return [
         timeseries(
             "Planned replicas by role",
             [
