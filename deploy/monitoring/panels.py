@@ -7,12 +7,17 @@ the dashboards are checked against (``make check-dashboards``).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from weir.metrics import PATH, ROLE
 
 #: Width of Grafana's grid.
 COLUMNS = 24
+#: Height of a panel with curves.
+HEIGHT = 8
+#: How curves are drawn: as lines, as stacked areas for parts of a whole, or in steps, with a value constant until the
+#: next one, for example a number of replicas.
+Style = Literal["lines", "stacked", "steps", "stacked-steps"]
 #: The Prometheus to query, a variable of every dashboard.
 DATASOURCE = {"type": "prometheus", "uid": "${datasource}"}
 #: Colours of series, the same on every dashboard.
@@ -36,6 +41,13 @@ class Query(NamedTuple):
     legend: str = ""
 
 
+class Alarm(NamedTuple):
+    """Values that are shown in red."""
+
+    when: Literal["above", "below"]
+    value: float
+
+
 def row(title: str) -> dict[str, Any]:
     """A heading above the following panels."""
     return {"type": "row", "title": title, "collapsed": False, "panels": [], "gridPos": {"w": COLUMNS, "h": 1}}
@@ -48,35 +60,31 @@ def timeseries(
     unit: str,
     help: str,
     width: int = 12,
-    height: int = 8,
-    stacked: bool = False,
-    least: float | None = 0,
-    most: float | None = None,
-    steps: bool = False,
+    limits: tuple[float | None, float | None] = (0, None),
+    style: Style = "lines",
 ) -> dict[str, Any]:
     """Curves over time.
 
     Args:
         unit: one of Grafana's ids: ``reqps``, ``s``, ``percentunit``, ``short``, ``bytes``, …
         help: description, which Grafana shows behind the panel's (i).
-        stacked: stacks the series as areas, for parts of a whole.
-        least, most: fixed ends of the axis.
-        steps: draws a value as constant until the next one, for example a number of replicas.
+        limits: fixed ends of the axis; None leaves an end to the values.
     """
+    stacked = style.startswith("stacked")
     custom = {
         "drawStyle": "line",
-        "lineInterpolation": "stepAfter" if steps else "linear",
+        "lineInterpolation": "stepAfter" if style.endswith("steps") else "linear",
         "lineWidth": 1 if stacked else 2,
         "fillOpacity": 60 if stacked else 8,
         "showPoints": "never",
         "spanNulls": False,
         "stacking": {"mode": "normal" if stacked else "none", "group": "A"},
     }
-    limits = {key: value for key, value in (("min", least), ("max", most)) if value is not None}
+    ends = {key: value for key, value in zip(("min", "max"), limits, strict=True) if value is not None}
     return {
-        **_panel("timeseries", title, queries, help, width, height),
+        **_panel("timeseries", title, queries, help, width, HEIGHT),
         "fieldConfig": {
-            "defaults": {"unit": unit, "color": {"mode": "palette-classic"}, "custom": custom, **limits},
+            "defaults": {"unit": unit, "color": {"mode": "palette-classic"}, "custom": custom, **ends},
             "overrides": _colours(queries),
         },
         "options": {
@@ -92,20 +100,15 @@ def stat(
     *,
     unit: str,
     help: str,
-    width: int = 4,
     decimals: int | None = None,
     colour: str = "#5A5A66",
-    alarm_above: float | None = None,
-    alarm_below: float | None = None,
+    alarm: Alarm | None = None,
 ) -> dict[str, Any]:
     """The current value in large type, with its history behind it; red beyond the alarm value."""
-    red, fine = "#C4162A", colour
-    if alarm_above is not None:
-        stages: list[dict[str, Any]] = [{"value": None, "color": fine}, {"value": alarm_above, "color": red}]
-    elif alarm_below is not None:
-        stages = [{"value": None, "color": red}, {"value": alarm_below, "color": fine}]
-    else:
-        stages = [{"value": None, "color": fine}]
+    stages: list[dict[str, Any]] = [{"value": None, "color": colour}]
+    if alarm is not None:
+        below, above = ("#C4162A", colour) if alarm.when == "below" else (colour, "#C4162A")
+        stages = [{"value": None, "color": below}, {"value": alarm.value, "color": above}]
     defaults: dict[str, Any] = {
         "unit": unit,
         "color": {"mode": "thresholds"},
@@ -114,7 +117,7 @@ def stat(
     if decimals is not None:
         defaults["decimals"] = decimals
     return {
-        **_panel("stat", title, [query], help, width, 4),
+        **_panel("stat", title, [query], help, width=4, height=4),
         "fieldConfig": {"defaults": defaults, "overrides": []},
         "options": {
             "colorMode": "value",
@@ -127,10 +130,10 @@ def stat(
     }
 
 
-def heatmap(title: str, metric: str, *, unit: str, help: str, width: int = 12, height: int = 8) -> dict[str, Any]:
+def heatmap(title: str, metric: str, *, unit: str, help: str, width: int = 12) -> dict[str, Any]:
     """A histogram over time: the number of observations in each bucket, as a heatmap."""
     query = Query(f"sum by (le) (increase({metric}_bucket[$__rate_interval]))", "{{le}}")
-    panel = _panel("heatmap", title, [query], help, width, height)
+    panel = _panel("heatmap", title, [query], help, width, HEIGHT)
     panel["targets"][0]["format"] = "heatmap"
     return {
         **panel,

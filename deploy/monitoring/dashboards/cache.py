@@ -31,7 +31,7 @@ def _savings() -> list[dict[str, Any]]:
             [Query(rate(metrics.SERVED, by="k"), "K = {{k}}")],
             unit="reqps",
             width=8,
-            stacked=True,
+            style="stacked",
             help="Step at which the heavy run began: K steps were skipped. 0 is a miss or a light answer.",
         ),
         timeseries(
@@ -42,7 +42,7 @@ def _savings() -> list[dict[str, Any]]:
             ],
             unit="percentunit",
             width=8,
-            most=1,
+            limits=(0, 1),
             help="Share of hits among requests that used the cache, and share of heavy steps that were skipped.",
         ),
         heatmap(
@@ -126,8 +126,8 @@ def _contents() -> list[dict[str, Any]]:
             [Query(now(metrics.BREAKER_OPEN, "side"), "{{side}}")],
             unit="short",
             width=8,
-            most=1,
-            steps=True,
+            limits=(0, 1),
+            style="steps",
             help="1 while a process does not call the store after several consecutive failures.",
         ),
         timeseries(

@@ -38,7 +38,7 @@ def _judge() -> list[dict[str, Any]]:
                 Query(quantile(0.75, metrics.CONFIDENCE), "confidence p75"),
             ],
             unit="short",
-            most=1,
+            limits=(0, 1),
             help="A threshold at the median of the confidences defers half of the images.",
         ),
         timeseries(
@@ -48,7 +48,7 @@ def _judge() -> list[dict[str, Any]]:
                 Query(or_zero(now(metrics.PLANNED_DEFERRAL)), "planned"),
             ],
             unit="percentunit",
-            most=1,
+            limits=(0, 1),
             help="Share of light images below the threshold, and the share that the plan was made for.",
         ),
         timeseries(
@@ -105,7 +105,7 @@ def _replicas() -> list[dict[str, Any]]:
             "Denoising steps",
             [Query(rate(metrics.STEPS, by="role"), "{{role}}")],
             unit="short",
-            stacked=True,
+            style="stacked",
             help="Denoising steps per second, by role.",
         ),
         timeseries(

@@ -56,7 +56,7 @@ def _decisions() -> list[dict[str, Any]]:
                 Query(now(metrics.DRAINED), "drained"),
             ],
             unit="short",
-            steps=True,
+            style="steps",
             help="Replicas that the plan assigns to each role, live replicas as counted by the controller, and those "
             "that an operator has drained.",
         ),
@@ -69,7 +69,7 @@ def _decisions() -> list[dict[str, Any]]:
                 Query(now(metrics.PINNED), "pinned"),
             ],
             unit="short",
-            most=1,
+            limits=(0, 1),
             help="The controller sets the threshold so that the planned share is deferred. Pinned is 1 while an "
             "operator's pin holds the plan or a part of it.",
         ),
@@ -77,15 +77,15 @@ def _decisions() -> list[dict[str, Any]]:
             "Steps of a heavy run",
             [Query(now(metrics.PLAN_HEAVY_STEPS), "from noise")],
             unit="short",
-            steps=True,
+            style="steps",
             help="Fewer under load, out of the numbers whose quality was measured. 0: the variant's own number.",
         ),
         timeseries(
             "Plan version",
             [Query(now(metrics.PLAN_VERSION), "version"), Query(now(metrics.PLAN_LIGHT), "first variant")],
             unit="short",
-            least=None,
-            steps=True,
+            limits=(None, None),
+            style="steps",
             help="Version of the current plan, and the position in the ladder of the first variant that it uses.",
         ),
     ]
@@ -119,7 +119,7 @@ def _health() -> list[dict[str, Any]]:
             "Solutions by status",
             each(metrics.SOLVES, "status", ("optimal", "feasible", "relaxed", "lightest")),
             unit="short",
-            stacked=True,
+            style="stacked",
             help="Solutions per second. Feasible: the time limit was reached. Relaxed: solved on a coarser grid. "
             "Lightest: no solver answered.",
         ),

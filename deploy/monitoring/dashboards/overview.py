@@ -6,7 +6,7 @@ from typing import Any
 
 from deploy.monitoring.dashboards.frame import dashboard
 from deploy.monitoring.dashboards.queries import WINDOW, now, or_zero, quantiles, rate
-from deploy.monitoring.panels import Query, stat, timeseries
+from deploy.monitoring.panels import Alarm, Query, stat, timeseries
 from weir import metrics
 
 
@@ -29,7 +29,7 @@ def _numbers() -> list[dict[str, Any]]:
             unit="percentunit",
             decimals=2,
             colour="#2E9E6B",
-            alarm_below=0.99,
+            alarm=Alarm("below", 0.99),
             help="Share of the images requested in 5 minutes that were answered before the deadline.",
         ),
         stat(
@@ -54,7 +54,7 @@ def _numbers() -> list[dict[str, Any]]:
             unit="percentunit",
             decimals=0,
             colour="#2E9E6B",
-            alarm_above=1,
+            alarm=Alarm("above", 1),
             help="Demand divided by the capacity of the plan's replicas.",
         ),
         stat(
@@ -62,7 +62,7 @@ def _numbers() -> list[dict[str, Any]]:
             Query('count(ALERTS{alertstate="firing"}) or vector(0)'),
             unit="short",
             colour="#2E9E6B",
-            alarm_above=1,
+            alarm=Alarm("above", 1),
             help="Alerts that fire now; docs/monitoring.md says what to do about each.",
         ),
     ]
@@ -88,8 +88,7 @@ def _curves() -> list[dict[str, Any]]:
             "Replicas by role",
             [Query(now(metrics.REPLICAS_READY, "role"), "{{role}}")],
             unit="short",
-            stacked=True,
-            steps=True,
+            style="stacked-steps",
             help="Live replicas, by their role in the plan.",
         ),
         timeseries(
@@ -99,7 +98,7 @@ def _curves() -> list[dict[str, Any]]:
                 for kind in ("late", "failed", "refused")
             ],
             unit="reqps",
-            stacked=True,
+            style="stacked",
             help="Images that were answered after the deadline, failed, or were refused.",
         ),
         timeseries(
@@ -112,14 +111,14 @@ def _curves() -> list[dict[str, Any]]:
             "Quality and light share",
             [Query("weir:quality:ratio_rate1m", "quality"), Query("weir:light_share:ratio_rate1m", "light share")],
             unit="percentunit",
-            most=1,
+            limits=(0, 1),
             help="The cost of high demand: the more answers come from the light variant, the lower the quality.",
         ),
         timeseries(
             "Answers by path",
             [Query(rate(metrics.ANSWERED, by="path"), "{{path}}")],
             unit="reqps",
-            stacked=True,
+            style="stacked",
             help="Light: the judge accepted the image. Light-deadline: the judge deferred it, but a heavy image "
             "would have been late. Heavy: generated from noise. Cache: resumed from the state of another prompt.",
         ),
