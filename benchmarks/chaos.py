@@ -165,7 +165,7 @@ def main() -> None:
             table.write(HEAD)
         for name, run in itertools.product(names, range(given.runs)):
             fault, chance = known[name], random.Random(f"{given.seed + run} {name}")
-            with bed.without_controllers() if fault.alone else nullcontext():
+            with bed.controllers.stopped() if fault.alone else nullcontext():
                 rows.append(asyncio.run(run_fault(bed, fault, chance, rps=given.rps, plain=given.plain)))
             if not given.json:
                 table.write(line(rows[-1]))

@@ -18,15 +18,14 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import psutil
 from rich.console import Console
 
 from benchmarks import command, served
 from deploy.local import readiness
+from testing.processes import nodes_of
 from testing.service_files import service_file
 from traces.loader import load_trace
 from traces.replay import ReplaySettings, replay
@@ -71,16 +70,6 @@ class LostNode:
     replicas: tuple[int, int, int]
     plan_after_s: float | None
     whole_after_s: float | None
-
-
-def nodes_of(pid: int) -> list[psutil.Process]:
-    """Returns the raylets, except the head's, of the cluster that a process has started."""
-    found = []
-    for process in psutil.Process(pid).children(recursive=True):
-        with suppress(psutil.Error):  # it ended meanwhile
-            if process.name() == "raylet" and "--head" not in process.cmdline():
-                found.append(process)
-    return found
 
 
 def kill_a_node(pid: int) -> None:

@@ -163,7 +163,7 @@ class ApproximateCache:
         ks = () if entry is None else self.catalog.stored(entry)
         if name not in self._ended_early:
             if entry is not None:
-                self.catalog.pin(entry, ks)
+                self.catalog.pins.add(entry, ks)
             self._open[name] = _OpenRequest(partition, prompt, vector, found, ks, self._clock())
         stored = tuple((k, state_key(partition, str(entry), k)) for k in ks)
         resume = None
@@ -207,7 +207,7 @@ class ApproximateCache:
         found, entry = ticket.found, ticket.found.entry
         self.counters.served[resumed_at] += 1
         if entry is not None:
-            self.catalog.unpin(entry, ticket.pinned)
+            self.catalog.pins.remove(entry, ticket.pinned)
             if sought and resumed_at == sought:
                 self.catalog.use(entry, sought, found.match.wanted if found.match and found.k == sought else sought)
         try:
@@ -226,7 +226,7 @@ class ApproximateCache:
     @property
     def pinned(self) -> int:
         """Number of states that open requests keep from eviction."""
-        return self.catalog.pinned
+        return len(self.catalog.pins)
 
     def stored(self, name: str, captured: Sequence[int]) -> bool:
         """Whether the store has all states that a run captured; True while the store cannot be read."""
@@ -362,6 +362,6 @@ class ApproximateCache:
         while self._open and next(iter(self._open.values())).since < until:
             name, ticket = self._open.popitem(last=False)
             if ticket.found.entry is not None:
-                self.catalog.unpin(ticket.found.entry, ticket.pinned)
+                self.catalog.pins.remove(ticket.found.entry, ticket.pinned)
             self.counters.reasons["never_finished"] += 1
             log.info("dropped the request %s, which was not finished in time", name)

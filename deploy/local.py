@@ -84,14 +84,14 @@ def up(
         starting.report("the process of the service")
         scratch = scratch_folder()
         stack.callback(shutil.rmtree, scratch, ignore_errors=True)
-        start = Start(str(config_path), free, nodes, str(folder), state.lock_fd, str(scratch), not detach)
+        start = Start(str(config_path), free, nodes, str(folder), state.lock.fd, str(scratch), not detach)
         process = starting.launch(start, f"http://{service.http.host}:{free}")
         stack.callback(process.end, starting.progress, stop)
         running = starting.wait_ready(process)
         if detach:
             stack.pop_all()
             process.leave()
-            state.hand_over()
+            state.lock.hand_over()
             return running
         starting.say(f"{state.name} is up: {running.url}/v1 (dashboard {running.dashboard}); Ctrl-C stops it")
         process.wait(stop)
@@ -169,7 +169,7 @@ def down(name: str | None = None, *, folder: Path = FOLDER, console: Console | N
         return False
 
     end_service(service.pid, service.scratch, grace_s(service), waiting)
-    if not state.wait_released(RELEASE_S):
+    if not state.lock.wait_released(RELEASE_S):
         raise ServiceError(f"{service.name} (process {service.pid}) did not end within {RELEASE_S:.0f} s after a kill")
     if state.path.exists():
         with suppress(ServiceError):  # the next start has the name already

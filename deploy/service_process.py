@@ -83,7 +83,7 @@ def serve(start: Start) -> None:
     """
     service, family = load_service(start.config)
     state = StateFile(Path(start.config).stem, Path(start.folder))
-    state.adopt(start.lock_fd)
+    state.lock.adopt(start.lock_fd)
     url = f"http://{service.http.host}:{start.port}"
     policy = service.controller.policy
     record = Service(state.name, os.getpid(), url, "", start.config, scratch=start.scratch, policy=policy)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 import time
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO
 
+from deploy.name_lock import NameLock
 from weir.errors import ConfigError, ServiceError
 from weir.files import make_folder, written_whole
 
@@ -56,6 +54,9 @@ class StateFile:
 
     From its start to its end a service has a process that holds the lock: first `weir up`, which passes the lock on to
     the process of the service.
+
+    Attributes:
+        lock: on the name.
     """
 
     def __init__(self, name: str, folder: Path = FOLDER):
@@ -64,8 +65,7 @@ class StateFile:
         self.log = folder / f"{name}.log"
         self.logs = folder / "logs" / name
         self.targets = folder / "targets" / f"{name}.json"
-        self._lock_path = folder / f"{name}.lock"
-        self._lock: IO[str] | None = None
+        self.lock = NameLock(folder / f"{name}.lock")
 
     def acquire(self) -> None:
         """Claims the name.
@@ -80,22 +80,11 @@ class StateFile:
             problem = error.message.removesuffix("; name another")
             raise ConfigError(f"{problem}; it keeps the state of services, so start Weir where you can write") from None
         end = time.monotonic() + ACQUIRE_S
-        while not self._try_acquire():
+        while not self.lock.try_acquire():
             # A service keeps the lock. A process that reads the state holds it only for a moment.
             if time.monotonic() > end:
                 raise ServiceError(already(self.name, self.read()))
             time.sleep(0.02)
-
-    def adopt(self, lock_fd: int) -> None:
-        """Takes over the lock that the parent process has acquired, by its inherited file descriptor."""
-        os.set_inheritable(lock_fd, False)  # the lock must end with this process, and not with its children
-        self._lock = os.fdopen(lock_fd, "a")
-
-    @property
-    def lock_fd(self) -> int:
-        """File descriptor of the lock, for a child process to inherit and :meth:`adopt`."""
-        assert self._lock is not None
-        return self._lock.fileno()
 
     def release(self) -> None:
         """Releases the name; the files are deleted before the lock is released.
@@ -103,39 +92,13 @@ class StateFile:
         If the process that shares the lock has released it already, another service may have the name now, and its
         files stay.
         """
-        assert self._lock is not None
-        if self._is_current(self._lock):
+        if self.lock.is_current:
             self.path.unlink(missing_ok=True)
             self.targets.unlink(missing_ok=True)
             with suppress(OSError):  # the folder has the list of another service
                 self.targets.parent.rmdir()
-            self._lock_path.unlink(missing_ok=True)
-        self.hand_over()
-
-    def hand_over(self) -> None:
-        """Leaves the name, with its files, to the process that shares the lock."""
-        assert self._lock is not None
-        self._lock.close()
-        self._lock = None
-
-    def _try_acquire(self) -> bool:
-        lock = self._lock_path.open("a")
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if self._is_current(lock):
-                self._lock = lock
-                return True
-        except BlockingIOError:
-            pass
-        lock.close()
-        return False
-
-    def _is_current(self, lock: IO[str]) -> bool:
-        """Whether the file is still the one at the path: its last owner may have deleted it."""
-        try:
-            return os.path.samestat(os.fstat(lock.fileno()), self._lock_path.stat())
-        except FileNotFoundError:
-            return False
+            self.lock.delete()
+        self.lock.hand_over()
 
     def write(self, service: Service) -> None:
         """Replaces the file atomically: a reader sees the old state or the new one. Only its owner may read it."""
@@ -154,39 +117,19 @@ class StateFile:
         self.acquire()
         self.release()
 
-    def held(self) -> bool:
-        """Whether a live process holds the name."""
-        try:
-            with self._lock_path.open("r") as lock:
-                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except FileNotFoundError:
-            return False
-        except BlockingIOError:
-            return True
-        return False
-
     def read(self) -> Service | None:
         """The service, or None when no service with this name is up."""
-        return self.recorded() if self.held() else None
+        return self.recorded() if self.lock.held() else None
 
     def read_killed(self) -> Service | None:
         """The service of this name that was killed before it could remove its files, or None."""
-        return None if self.held() else self.recorded()
+        return None if self.lock.held() else self.recorded()
 
     def recorded(self) -> Service | None:
         try:
             return Service(**json.loads(self.path.read_text()))
         except (FileNotFoundError, json.JSONDecodeError, TypeError):
             return None
-
-    def wait_released(self, timeout_s: float) -> bool:
-        """Waits until no process holds the name; False if the time is over first."""
-        end = time.monotonic() + timeout_s
-        while self.held():
-            if time.monotonic() > end:
-                return False
-            time.sleep(0.1)
-        return True
 
 
 def already(name: str, service: Service | None) -> str:

@@ -5,26 +5,18 @@ They live in the load balancer, and end when its process does: then the configur
 
 from __future__ import annotations
 
-import logging
-from collections import Counter, deque
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any, NamedTuple, Protocol
 
+from load_balancer.action_log import ActionLog
 from load_balancer.adapter_catalog import AdapterCatalog
+from load_balancer.pin_control import PinControl
 from load_balancer.pool.replica_registry import ReplicaRegistry
 from weir.adapters import AdapterUse, AdapterWeights
 from weir.clocks import Clocks
 from weir.errors import Conflict, NotReady
-from weir.pin import Pin, PinValues, pinned
 from weir.plan import Plan
-
-log = logging.getLogger(__name__)
-
-#: Number of actions that are kept.
-MOST_ACTIONS = 100
-#: Sender of the action that ends a pin in time.
-TIME = "end of its time"
 
 
 class ControllerClient(Protocol):
@@ -89,43 +81,6 @@ class ControlTargets(NamedTuple):
     workers: AdapterCheck | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Action:
-    """An action of an operator.
-
-    Attributes:
-        at: unix time, seconds.
-        who: name of the key; ``anonymous`` without keys.
-        action: pin, unpin, policy, scale, drain, return, purge, add-adapter or remove-adapter.
-        what: its argument, in words.
-        until: unix time at which it ends by itself; None: it does not.
-    """
-
-    at: float
-    who: str
-    action: str
-    what: str
-    until: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class TimedPin:
-    """A pin with its end.
-
-    Attributes:
-        until: unix time, seconds, for people.
-        ends_at: the same on the monotonic clock, which decides.
-    """
-
-    pin: Pin
-    until: float
-    ends_at: float
-
-    def is_over(self, now: float) -> bool:
-        """Whether the pin has ended at a time of the monotonic clock."""
-        return now >= self.ends_at
-
-
 class AdminControls:
     """The controls of one load balancer. Lives on its event loop.
 
@@ -136,8 +91,8 @@ class AdminControls:
 
     Attributes:
         replicas: number of replicas of the pool.
-        actions: the last actions, the newest last.
-        counts: number of actions since the start, by name.
+        log: what operators did.
+        pins: sets and ends the pin.
     """
 
     def __init__(
@@ -152,48 +107,15 @@ class AdminControls:
     ):
         self.policy = targets.policy
         self.replicas = len(configured.assignments)
-        self.actions: deque[Action] = deque(maxlen=MOST_ACTIONS)
-        self.counts: Counter[str] = Counter()
+        self.log = ActionLog(clocks.unix)
         self._registry = registry
-        self._configured = configured
-        self._ladder = tuple(ladder)
         self._controller = targets.controller
+        self.pins = PinControl(registry, configured, ladder, self.log, clocks, self._need_controller)
         self._cache = targets.cache
         self._adapters = adapters
         self._workers = targets.workers
-        self._clocks = clocks
-        self._timed: TimedPin | None = None
 
     # -------------------------------------------------------------------------------------------------- plan
-
-    @property
-    def pin(self) -> TimedPin | None:
-        """The pin in force. Records the end of one whose time is over."""
-        if self._timed is not None and self._timed.is_over(self._clocks.monotonic()):
-            self._timed = None
-            self._record(TIME, "unpin", "the policy plans again")
-        return self._timed
-
-    def set_pin(self, who: str, values: PinValues, for_s: float, reason: str) -> None:
-        """Pins values, or the whole plan in force, for a time; replaces the pin before it.
-
-        Raises:
-            InvalidRequest: a value is out of range; nothing changed.
-            Conflict: no controller publishes plans, or the plan in force cannot be pinned in parts; nothing changed.
-        """
-        self._need_controller()
-        words = f"pinned by {who}" + (f": {reason}" if reason else "")
-        running, ranks = self._registry.plan, self._registry.undrained_ranks
-        pin = pinned(values, running, self._configured, self._ladder, ranks, words)
-        until = self._clocks.unix() + for_s
-        self._timed = TimedPin(pin, until, self._clocks.monotonic() + for_s)
-        self._record(who, "pin", _shown(values) + (f" ({reason})" if reason else ""), until)
-
-    def unpin(self, who: str) -> None:
-        """Ends the pin; does nothing if there is none."""
-        if self.pin is not None:
-            self._timed = None
-            self._record(who, "unpin", "the policy plans again")
 
     async def switch_policy(self, who: str, name: str) -> None:
         """Lets another policy plan; the plan in force stays until its first one.
@@ -206,7 +128,7 @@ class AdminControls:
         await self._need_controller().check_policy(name)
         if name != self.policy:
             before, self.policy = self.policy, name
-            self._record(who, "policy", f"{name} instead of {before}")
+            self.log.record(who, "policy", f"{name} instead of {before}")
 
     # -------------------------------------------------------------------------------------- replicas and cache
 
@@ -222,17 +144,17 @@ class AdminControls:
         self._need_controller()
         if replicas != self.replicas:
             before, self.replicas = self.replicas, replicas
-            self._record(who, "scale", f"{replicas} replicas instead of {before}")
+            self.log.record(who, "scale", f"{replicas} replicas instead of {before}")
 
     def drain(self, who: str, replica: str, *, force: bool = False) -> None:
         """Drains a replica; see :meth:`ReplicaRegistry.drain`."""
         if self._registry.drain(replica, force=force):
-            self._record(who, "drain", replica)
+            self.log.record(who, "drain", replica)
 
     def restore(self, who: str, replica: str) -> None:
         """Returns a drained replica to work; see :meth:`ReplicaRegistry.restore`."""
         if self._registry.restore(replica):
-            self._record(who, "return", replica)
+            self.log.record(who, "return", replica)
 
     async def cache_statistics(self) -> dict[str, Any]:
         """Statistics of the running cache.
@@ -251,7 +173,7 @@ class AdminControls:
             NotReady: the cache does not answer, or its store does not.
         """
         deleted = await self._need_cache().purge(tenant)
-        self._record(who, "purge", "all tenants" if tenant is None else f"tenant {tenant}")
+        self.log.record(who, "purge", "all tenants" if tenant is None else f"tenant {tenant}")
         return deleted
 
     # ---------------------------------------------------------------------------------------------- adapters
@@ -269,68 +191,54 @@ class AdminControls:
             raise NotReady("no replica can check the adapter; try again")
         await self._workers.check_adapter(AdapterUse(name, 1.0, weights))
         self._adapters.add(name, weights)
-        self._record(who, "add-adapter", f"{name} of {weights.reference}")
+        self.log.record(who, "add-adapter", f"{name} of {weights.reference}")
 
     def remove_adapter(self, who: str, name: str) -> None:
         """Removes an adapter; see :meth:`AdapterCatalog.remove`."""
         self._adapters.remove(name)
-        self._record(who, "remove-adapter", name)
+        self.log.record(who, "remove-adapter", name)
 
     # ------------------------------------------------------------------------------------------------ reports
 
     def orders(self) -> dict[str, Any]:
         """What the controller has to follow, as JSON."""
-        timed = self.pin
+        timed = self.pins.current
         pin = None if timed is None else timed.pin.to_dict()
         return {"policy": self.policy, "size": self.replicas, "pin": pin}
 
     def state(self) -> dict[str, Any]:
         """The controls as they are, as JSON; actions are the newest first."""
-        timed = self.pin
-        pin = None
-        if timed is not None:
-            left_s = round(timed.ends_at - self._clocks.monotonic(), 3)
-            pin = {"reason": timed.pin.reason, "until": timed.until, "left_s": left_s, **timed.pin.values.parts}
+        pin = self.pins.state()
         return {
             "policy": self.policy,
             "size": self.replicas,
             "pin": pin,
             "replicas": self._registry.replicas(),
             "adapters": {name: asdict(weights) for name, weights in self._adapters.items()},
-            "actions": [asdict(action) for action in reversed(self.actions)],
+            "actions": [asdict(action) for action in reversed(self.log.recent)],
         }
 
     # ------------------------------------------------------------------------------------- other load balancers
 
     def to_dict(self) -> dict[str, Any]:
         """What the other load balancers have to follow, as JSON."""
-        timed = self.pin
+        pin = self.pins.to_dict()
         return {
             "policy": self.policy,
             "replicas": self.replicas,
-            "pin": None if timed is None else {"pin": timed.pin.to_dict(), "until": timed.until},
+            "pin": pin,
             "drained": sorted(self._registry.drained),
             "adapters": self._adapters.to_dict(),
-            "actions": [asdict(action) for action in self.actions],
-            "counts": dict(self.counts),
+            **self.log.to_dict(),
         }
 
     def follow(self, fields: Mapping[str, Any]) -> None:
         """Takes in what another load balancer's :meth:`to_dict` has written."""
         self.policy, self.replicas = fields["policy"], fields["replicas"]
-        self._timed, kept = None, fields["pin"]
-        if kept is not None and (left_s := kept["until"] - self._clocks.unix()) > 0:
-            self._timed = TimedPin(Pin.from_dict(kept["pin"]), kept["until"], self._clocks.monotonic() + left_s)
+        self.pins.follow(fields["pin"])
         self._registry.set_drained(fields["drained"])
         self._adapters.follow(fields.get("adapters", {}))  # absent in what an older version has written
-        self.actions = deque((Action(**action) for action in fields["actions"]), maxlen=MOST_ACTIONS)
-        self.counts = Counter(fields["counts"])
-
-    def _record(self, who: str, action: str, what: str, until: float | None = None) -> None:
-        self.actions.append(Action(self._clocks.unix(), who, action, what, until))
-        self.counts[action] += 1
-        ends = "" if until is None else f" until={until:.0f}"
-        log.warning("admin action=%s who=%s what=%r%s", action, who, what, ends)
+        self.log.follow(fields)
 
     def _need_controller(self) -> ControllerClient:
         if self._controller is None:
@@ -344,11 +252,3 @@ class AdminControls:
         if self._cache is None:
             raise Conflict("this service has no cache; set cache.mode in the service file")
         return self._cache
-
-
-def _shown(values: PinValues) -> str:
-    parts = (
-        f"{name} " + ", ".join(f"{variant}={value:g}" for variant, value in part.items())
-        for name, part in values.parts.items()
-    )
-    return "; ".join(parts) or "the plan in force"

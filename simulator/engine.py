@@ -388,7 +388,7 @@ class Simulation:
         )
         batch = self.dispatcher.finished(replica.name, image.number, now, report)
         if batch is not None and not job.resumed_at:
-            whole_s = self.dispatcher.whole_s(batch, reply.batch_size, reply.device_s)
+            whole_s = self.dispatcher.times.whole_s(batch, reply.batch_size, reply.device_s)
             self.counters.batch(batch.variant, reply.batch_size, whole_s)
         image.run = image.job = image.replica = None
         self.forecast.observe(run, image.ready_at)
@@ -435,7 +435,7 @@ class Simulation:
         image: _Image = job.image
         if image.job is job and image.run is not None and image.replica is not None:
             self.dispatcher.forget(image.replica.name, image.number, now)
-            role = self.dispatcher.role_of(image.replica.name)
+            role = self.dispatcher.replicas.role_of(image.replica.name)
             self._fail(image, Reason.ROLE_CHANGED, role if role != image.run.role else "")
 
     def _fail(self, image: _Image, reason: Reason, new_role: str = "") -> None:
@@ -469,8 +469,8 @@ class Simulation:
         counted = Counters.from_dict(
             {
                 "plan": _SOME_PLAN,
-                "ranks": self.dispatcher.ranks,
-                "queued": {role: self.dispatcher.queued(role) for role in self.plan.roles},
+                "ranks": self.dispatcher.replicas.ranks,
+                "queued": {role: self.dispatcher.replicas.queued(role) for role in self.plan.roles},
                 **self.counters.since(judged, batches, self.now, fetched=fetched, verdicts=verdicts),
             }
         )

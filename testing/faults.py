@@ -14,6 +14,7 @@ import redis
 
 from cache.store.redis_server import RedisServer
 from deploy.serve_config import BALANCER, CACHE
+from testing.processes import actor, nodes_of, program
 from testing.testbed import HEAVY, LIGHT, PROMPTS, Testbed, plan
 from weir import plan as plans
 
@@ -86,25 +87,25 @@ def _break(replica: Any) -> None:
 
 def lose_controller(bed: Testbed, chance: random.Random, on_inject: Callable[[], None]) -> Recovered:
     """Kills the controller and starts it again later."""
-    (controller,) = bed.controllers
+    (controller,) = bed.controllers.running
     on_inject()
-    bed.stop_controller(controller, signal.SIGKILL)
+    bed.controllers.stop(controller, signal.SIGKILL)
     time.sleep(LASTS_S)
-    bed.start_controller()
+    bed.controllers.start()
     return bed.is_whole
 
 
 def front_door(bed: Testbed, chance: random.Random) -> int:
     """Selects the process to which clients connect: HAProxy before several load balancers, else Serve's proxy."""
-    return bed.named("haproxy").pid if bed.balancers > 1 else bed.process("ProxyActor")
+    return program("haproxy").pid if bed.balancers > 1 else actor("ProxyActor")
 
 
 def lose_gcs(bed: Testbed, chance: random.Random, on_inject: Callable[[], None]) -> Recovered:
     """Kills Ray's GCS. The service is whole when it has taken in a new plan, which goes through the GCS."""
-    victim = bed.named("gcs_server")
+    victim = program("gcs_server")
     on_inject()
     victim.kill()
-    bed.wait(lambda: bed.named("gcs_server").pid != victim.pid)
+    bed.wait(lambda: program("gcs_server").pid != victim.pid)
 
     def publishes() -> bool:
         bed.publish(plan(bed.next_version()))
@@ -116,7 +117,7 @@ def lose_gcs(bed: Testbed, chance: random.Random, on_inject: Callable[[], None])
 
 def lose_node(bed: Testbed, chance: random.Random, on_inject: Callable[[], None]) -> Recovered:
     """Kills the raylet of a node with all its processes; another node joins later."""
-    node = chance.choice(bed.nodes())
+    node = chance.choice(nodes_of(os.getpid()))
     dead = [process.pid for process in node.children()]
     on_inject()
     node.kill()
@@ -128,9 +129,9 @@ def lose_node(bed: Testbed, chance: random.Random, on_inject: Callable[[], None]
 def two_controllers(bed: Testbed, chance: random.Random, on_inject: Callable[[], None]) -> Recovered:
     """Runs a second controller for a while."""
     on_inject()
-    second = bed.start_controller()
+    second = bed.controllers.start()
     time.sleep(2 * LASTS_S)
-    bed.stop_controller(second)
+    bed.controllers.stop(second)
     return bed.is_whole
 
 
@@ -221,7 +222,7 @@ def faults(flips: int) -> dict[str, Fault]:
         "cache": Fault("kill -9 of the cache", kill(any_of(CACHE))),
         "balancer": Fault("kill -9 of a load balancer", kill(any_of(BALANCER))),
         "proxy": Fault("kill -9 of the front door", kill(front_door), front_door=True),
-        "serve": Fault("kill -9 of Serve's controller", kill(lambda bed, _: bed.process("ServeController"))),
+        "serve": Fault("kill -9 of Serve's controller", kill(lambda bed, _: actor("ServeController"))),
         "gcs": Fault("kill -9 of Ray's GCS", lose_gcs),
         "controller": Fault("kill -9 of the controller", lose_controller),
         "node": Fault("kill -9 of a node's raylet", lose_node),

@@ -12,8 +12,6 @@ import logging
 import os
 import secrets
 import signal
-import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -25,17 +23,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import httpx
-import psutil
 
-from benchmarks.lost_node import nodes_of
 from cache.factory import SECRET
 from cache.store.redis_server import RedisServer
 from deploy.cluster import RayWatch, behind_haproxy, cluster, start_node
 from deploy.local import bindable, readiness
 from deploy.serve_config import APPLICATION, POOL, render, with_plan
 from load_balancer.http.openapi import GENERATIONS
+from testing.processes import LiveControllers
 from testing.service_files import emulated_service
-from weir.assets import ROOT
 from weir.config import load_service
 from weir.plan import Plan
 
@@ -75,7 +71,7 @@ class Testbed:
         dashboard: HTTP address of the dashboard of Ray.
         balancers: number of load balancers.
         redis: Redis server of the cache; None without one.
-        controllers: the running live controllers.
+        controllers: the live controllers.
     """
 
     __test__ = False  # pytest would collect a class of this name
@@ -87,9 +83,11 @@ class Testbed:
     publisher: Publisher
     balancers: int = 1
     redis: RedisServer | None = None
-    controllers: list[subprocess.Popen[bytes]] = field(default_factory=list)
     #: Linux kills a node with the thread that started it, so one permanent thread starts all nodes.
     _starter: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1))
+
+    def __post_init__(self) -> None:
+        self.controllers = LiveControllers(self.config)
 
     def state(self) -> dict[str, Any] | None:
         """Returns the readiness report; None while the load balancer does not answer."""
@@ -120,22 +118,6 @@ class Testbed:
     def pids(self, role: str) -> list[int]:
         """Returns the process ids of :meth:`replicas`."""
         return [it["process"]["pid"] for it in self.replicas(role)]
-
-    def process(self, name: str) -> int:
-        """Returns the process id of Ray's actor of that name, such as ``ServeController``."""
-        for process in psutil.Process().children(recursive=True):
-            with suppress(psutil.Error):
-                if " ".join(process.cmdline()).startswith(f"ray::{name}"):
-                    return process.pid
-        raise RuntimeError(f"no running process has the name {name}")
-
-    def named(self, name: str) -> psutil.Process:
-        """Returns the process of the service that runs a program of that name, such as ``gcs_server``."""
-        return next(it for it in psutil.Process().children(recursive=True) if it.name() == name)
-
-    def nodes(self) -> list[psutil.Process]:
-        """Returns the raylets of the nodes beside the head."""
-        return nodes_of(os.getpid())
 
     def start_node(self) -> None:
         """Starts another node with the same number of CPUs."""
@@ -179,33 +161,6 @@ class Testbed:
         answer.raise_for_status()
         about: dict[str, Any] = answer.json()["data"][0]["weir"]
         return about
-
-    # --------------------------------------------------------------------------------------------- processes
-
-    def start_controller(self) -> subprocess.Popen[bytes]:
-        """Starts another live controller in a separate process."""
-        import ray
-
-        address = ray.get_runtime_context().gcs_address
-        command = [sys.executable, "-m", "testing.testbed", str(self.config), "--ray", address]
-        process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-        self.controllers.append(process)
-        return process
-
-    def stop_controller(self, process: subprocess.Popen[bytes], number: int = signal.SIGTERM) -> None:
-        process.send_signal(number)
-        process.wait(60)
-        self.controllers.remove(process)
-
-    @contextmanager
-    def without_controllers(self) -> Iterator[None]:
-        """Stops all controllers and starts the same number afterwards."""
-        running = list(self.controllers)
-        for process in running:
-            self.stop_controller(process)
-        yield
-        for _ in running:
-            self.start_controller()
 
 
 def _running(deployment: dict[str, Any]) -> dict[str, int]:
@@ -258,12 +213,11 @@ def testbed(folder: Path, balancers: int) -> Iterator[Testbed]:
             bed.publisher.wait_applied(plan(1), timeout_s=START_S)
             if not bed.wait(bed.is_whole):
                 raise RuntimeError(f"the service did not become ready: {bed.state()}")
-            bed.start_controller()
+            bed.controllers.start()
             try:
                 yield bed
             finally:
-                for process in list(bed.controllers):
-                    bed.stop_controller(process, signal.SIGKILL)
+                bed.controllers.kill_all()
                 import ray.serve
 
                 ray.serve.shutdown()

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from cache.policy.eviction import EvictionPolicy, StateKey
+from cache.policy.eviction import EvictionPolicy
+from cache.policy.pins import Pins
 from cache.policy.selector import By, Selector, usable
 
 #: From this cosine on, two prompts count as the same.
@@ -128,7 +129,8 @@ class Catalog:
         self._indexes: dict[str, Index] = {}
         self._entries: dict[str, _Entry] = {}
         self._names: dict[int, str] = {}
-        self._pins: Counter[StateKey] = Counter()
+        #: States that are protected from eviction.
+        self.pins = Pins()
         self._next = 0
 
     def __len__(self) -> int:
@@ -186,22 +188,6 @@ class Catalog:
             return {}
         known = (name for name, row in seen.items() if row is not None)
         return dict(zip(known, weigh(np.stack(rows)).tolist(), strict=True))
-
-    @property
-    def pinned(self) -> int:
-        """Number of states that are protected from eviction."""
-        return len(self._pins)
-
-    def pin(self, entry: str, ks: Iterable[int]) -> None:
-        """Protects states from eviction until :meth:`unpin`."""
-        self._pins.update((entry, k) for k in ks)
-
-    def unpin(self, entry: str, ks: Iterable[int]) -> None:
-        """Reverts one :meth:`pin`."""
-        for key in ((entry, k) for k in ks):
-            self._pins[key] -= 1
-            if self._pins[key] <= 0:
-                del self._pins[key]
 
     def use(self, entry: str, k: int, wanted: int) -> None:
         """Counts a request that resumed from a state.
@@ -305,7 +291,7 @@ class Catalog:
         time."""
         leaving = []
         while self.used_bytes + size_bytes > self.budget_bytes:
-            victim = self._eviction.victim(self._pins)
+            victim = self._eviction.victim(self.pins)
             if victim is None:
                 break
             leaving.append(Gone(self._entries[victim[0]].partition, *victim))

@@ -37,7 +37,7 @@ def watch(name: str | None, *, port: int, console: Console, folder: Path = FOLDE
         message = Text(f"Prometheus monitors {state.name} at {prometheus.url}; Ctrl-C stops it\n")
         message.append(f"To start Grafana at http://127.0.0.1:3000:\n{grafana_command(prometheus.url)}")
         console.print(message, soft_wrap=True)
-        while prometheus.running and state.held():
+        while prometheus.running and state.lock.held():
             time.sleep(0.5)
         if not prometheus.running:
             raise ServiceError(f"Prometheus ended; its log is {folder / 'monitoring' / state.name / 'prometheus.log'}")

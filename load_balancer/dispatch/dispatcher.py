@@ -22,6 +22,7 @@ from load_balancer.dispatch.finish_time import (
     priced_open,
 )
 from load_balancer.dispatch.network_delay import NetworkDelay
+from load_balancer.dispatch.replicas import Replicas
 from load_balancer.dispatch.role_index import MOST_FALLEN, MOST_SWING_S, TIE_S, RoleIndex
 from load_balancer.dispatch.service_times import ServiceTimes
 from weir.plan import Plan, ReplicaChoice
@@ -53,7 +54,7 @@ class Dispatcher:
         self.delay = NetworkDelay()
         self._model = SlotQueueModel if times.stepwise else BatchQueueModel
         self._chance = chance or random.Random()
-        self._replicas: dict[str, ReplicaQueueModel] = {}
+        self.replicas = Replicas()
         self._roles: dict[str, RoleIndex] = {}
         self._own: dict[str, RoleIndex] = {}
         self._part = (0, 1)
@@ -67,7 +68,7 @@ class Dispatcher:
         #: See :func:`load_balancer.dispatch.finish_time.priced_open`.
         self.open_role = priced_open(plan)
         self._at_random = plan.rules.replica_choice is ReplicaChoice.RANDOM
-        for replica in self._replicas.values():
+        for replica in self.replicas.values():
             self._follow(replica, replica.rank)
         self._regroup()
 
@@ -84,12 +85,12 @@ class Dispatcher:
 
     def sync(self, described: Iterable[Mapping[str, Any]]) -> None:
         """Takes in the ``replica``, ``rank``, ``ready`` and ``queued`` of all live replicas, and removes all others."""
-        seen: dict[str, ReplicaQueueModel] = {}
+        seen = Replicas()
         same = True
         for it in described:
             if not it.get("ready", True):
                 continue
-            known = self._replicas.get(it["replica"])
+            known = self.replicas.get(it["replica"])
             if known is None or known.rank != it["rank"]:
                 same = False
                 self._regroup()  # the index of its role does not have it yet
@@ -100,46 +101,14 @@ class Dispatcher:
                 known.foreign = foreign
                 self._changed(known)
             seen[known.id] = known
-        if not same or len(seen) < len(self._replicas):
+        if not same or len(seen) < len(self.replicas):
             self._regroup()
-        self._replicas = seen
+        self.replicas = seen
 
     def remove(self, replica: str) -> None:
         """Removes a replica that died."""
-        if self._replicas.pop(replica, None) is not None:
+        if self.replicas.pop(replica, None) is not None:
             self._regroup()
-
-    def role_of(self, replica: str) -> str:
-        """The role of a live replica under the plan in force; "" when the replica is gone."""
-        it = self._replicas.get(replica)
-        return it.role if it else ""
-
-    def ready(self, role: str) -> int:
-        """Number of live replicas of the role."""
-        index = self._index().get(role)
-        return len(index.members) if index is not None else 0
-
-    @property
-    def ranks(self) -> list[int]:
-        """Ranks of the live replicas, in ascending order."""
-        return sorted(r.rank for r in self._replicas.values())
-
-    def queued(self, role: str) -> int:
-        """Number of images that wait in the queues of the role's replicas."""
-        return sum(r.waiting for r in self._replicas.values() if r.role == role)
-
-    def capacity_rps(self, role: str) -> float:
-        """Images per second that the role's replicas generate in full batches; 0 while no batch time is known."""
-        variant = self._plan.variant_of(role)
-        seconds = [
-            (r.batch_size, self.times.seconds(variant, r.batch_size)) for r in self._replicas.values() if r.role == role
-        ]
-        return sum(size / batch_s for size, batch_s in seconds if batch_s > 0)
-
-    @property
-    def outstanding(self) -> dict[str, int]:
-        """Number of images sent to each replica and not answered yet."""
-        return {r.id: r.outstanding for r in self._replicas.values()}
 
     def pick(self, kind: Kind, now: float, *, avoid: Collection[str] = (), low_priority: bool = False) -> Choice | None:
         """Chooses the replica for an image of this kind by the plan's rules; None when there is no replica at all.
@@ -164,7 +133,7 @@ class Dispatcher:
                 found = index.earliest(kind, now, low_priority)
                 if found is not None and kind.role in self._own:
                     own = self._own[kind.role].earliest(kind, now, low_priority)
-                    patience_s = PATIENCE * self.run_s(kind)
+                    patience_s = PATIENCE * self.times.run_s(kind)
                     if own is not None and own[1] <= found[1] + patience_s:
                         found = own
                 self._asked, self._answer = question, None if found is None else Choice(found[0].id, found[1])
@@ -211,7 +180,7 @@ class Dispatcher:
 
     def assign(self, replica: str, request: ImageId, kind: Kind, now: float, *, low_priority: bool = False) -> None:
         """Records that the image was sent to the replica; all other images precede one of low priority."""
-        it = self._replicas.get(replica)
+        it = self.replicas.get(replica)
         if it is not None:
             it.assign(request, kind, now, low_priority=low_priority)
             self._changed(it)
@@ -222,7 +191,7 @@ class Dispatcher:
         Returns:
             The kind of the image for the first reply of those that finished together; None for the others.
         """
-        it = self._replicas.get(replica)
+        it = self.replicas.get(replica)
         if it is None:
             return None
         kind = it.replied(request, now, report)
@@ -233,26 +202,17 @@ class Dispatcher:
 
     def begun(self, replica: str, request: ImageId) -> bool:
         """Whether the image is being generated, as far as the model knows; an unknown image counts as begun."""
-        it = self._replicas.get(replica)
+        it = self.replicas.get(replica)
         return it is None or it.begun(request)
-
-    def run_s(self, kind: Kind) -> float:
-        """Predicted seconds of an image of the kind alone."""
-        return self.times.seconds(kind.variant, 1, kind.work, kind.size)
 
     def batch_s(self, replica: str, kind: Kind) -> float:
         """Predicted seconds of a full batch of the kind at the replica; 0 when the replica is gone."""
-        it = self._replicas.get(replica)
+        it = self.replicas.get(replica)
         return self.times.seconds(kind.variant, it.batch_size, kind.work, kind.size) if it else 0.0
-
-    def whole_s(self, kind: Kind, batch_size: int, device_s: float) -> float:
-        """Seconds that a batch of the kind would have taken with the variant's own number of steps and the family's own
-        size."""
-        return self.times.whole(kind.variant, batch_size, device_s, kind.work, kind.size)
 
     def position(self, request: ImageId) -> int | None:
         """0 while the image is generated, 1 for the first waiting image, and so on; None when it is at no replica."""
-        for it in self._replicas.values():
+        for it in self.replicas.values():
             if request in it.queue:
                 if it.begun(request):
                     return 0
@@ -262,7 +222,7 @@ class Dispatcher:
 
     def forget(self, replica: str, request: ImageId, now: float) -> None:
         """Removes an image that was cancelled or failed."""
-        it = self._replicas.get(replica)
+        it = self.replicas.get(replica)
         if it is not None and it.knows(request):
             it.forget(request, now)
             self._changed(it)
@@ -272,13 +232,13 @@ class Dispatcher:
         members = index.members if index is not None else []
         if avoid:
             members = [r for r in members if r.id not in avoid]
-        return members or [r for r in self._replicas.values() if r.id not in avoid]
+        return members or [r for r in self.replicas.values() if r.id not in avoid]
 
     def _index(self) -> dict[str, RoleIndex]:
         """The live replicas by role; rebuilt after a change of plan or of replicas."""
         if not self._roles:
             members: dict[str, list[ReplicaQueueModel]] = {}
-            for it in self._replicas.values():
+            for it in self.replicas.values():
                 members.setdefault(it.role, []).append(it)
             self._roles = {role: RoleIndex(its, self.times, self.delay) for role, its in members.items()}
             self._own = {

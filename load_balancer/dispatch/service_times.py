@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from weir.core import ImageSize, LatencyProfile
 from weir.profiles import Profile
+
+if TYPE_CHECKING:
+    from load_balancer.dispatch.finish_time import Kind
 
 #: Weight of a new observation, small enough that one slow batch does not refuse traffic.
 LEARNING_RATE = 0.2
@@ -96,6 +100,15 @@ class ServiceTimes:
         if work == 1.0 and batch_size < len(times.table):
             return times.table[batch_size] * known.correction
         return times.profiled(batch_size, work) * known.correction
+
+    def run_s(self, kind: Kind) -> float:
+        """Predicted seconds of an image of the kind alone."""
+        return self.seconds(kind.variant, 1, kind.work, kind.size)
+
+    def whole_s(self, kind: Kind, batch_size: int, device_s: float) -> float:
+        """Seconds that a batch of the kind would have taken with the variant's own number of steps and the family's own
+        size."""
+        return self.whole(kind.variant, batch_size, device_s, kind.work, kind.size)
 
     def price(self, size: ImageSize | None, work: float = 1.0) -> float:
         """Cost of an image of a size as a multiple of one of the family's own (:meth:`weir.profiles.Profile.price`).

@@ -70,14 +70,14 @@ def _plan_routes(router: APIRouter, operations: _Operations, variants: Iterable[
     async def pin(request: Request) -> Response:
         body = await operations.read(request, schema.PinBody)
         async with operations.changing():
-            operations.controls.set_pin(_who(request), body.values, body.for_s, body.reason)
+            operations.controls.pins.set(_who(request), body.values, body.for_s, body.reason)
         return operations.state()
 
     @router.delete("/pin", **schema.UNPIN)
     @_for_administrators
     async def unpin(request: Request) -> Response:
         async with operations.changing():
-            operations.controls.unpin(_who(request))
+            operations.controls.pins.end(_who(request))
         return operations.state()
 
     @router.put("/policy", **schema.SWITCH)

@@ -5,15 +5,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping
-from contextlib import asynccontextmanager
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 from load_balancer.dispatch.dispatcher import Dispatcher
 from load_balancer.dispatch.failure_detector import FailureDetector
+from load_balancer.pool.answer_waits import AnswerWaits
 from load_balancer.pool.draining import check_drain, check_known, replaced, working
-from load_balancer.pool.pool import Pool, ReplicaLost
+from load_balancer.pool.pool import Pool
 from weir.errors import PlanError
 from weir.plan import Plan
 
@@ -32,6 +32,9 @@ class ReplicaRegistry:
         variants: keys of the variants that the replicas hold; a plan with another one is refused.
         drain_s: longest time that a replica which is being stopped takes to finish what it has begun.
         clock: seconds of a monotonic clock.
+
+    Attributes:
+        waits: for the replicas' answers; they end when a replica is declared dead.
     """
 
     def __init__(
@@ -61,7 +64,7 @@ class ReplicaRegistry:
         self._known: dict[str, Mapping[str, Any]] = {}
         #: Ids of the drained replicas: they finish what they have, and get nothing new.
         self.drained: set[str] = set()
-        self._waits: defaultdict[str, set[asyncio.Timeout]] = defaultdict(set)
+        self.waits = AnswerWaits()
 
     def apply(self, fields: Any) -> None:
         """Takes the next plan. Never raises: an invalid or older plan changes nothing."""
@@ -87,7 +90,7 @@ class ReplicaRegistry:
                 await self._take_in(await self._pool.describe())
             except Exception:
                 log.exception("the replicas could not be probed; their last descriptions are kept")
-            wait = REFRESH_S if self._dispatcher.ranks else REFRESH_S / 5
+            wait = REFRESH_S if self._dispatcher.replicas.ranks else REFRESH_S / 5
             if self._failures.pending:
                 wait = 0.0  # images wait at a replica that may be lost
             try:
@@ -105,36 +108,12 @@ class ReplicaRegistry:
         self._dispatcher.sync(working(found.available, self.drained))
         self._dispatcher.times.forgive(now)
         for replica in found.lost:
-            for wait in self._waits.get(replica, ()):
-                if not wait.expired():
-                    wait.reschedule(0)  # in the past on any clock
+            self.waits.abort(replica)
         self._refreshed.set()
         self._refreshed.clear()
         for it in found.to_end:
             log.warning("%s has not answered for too long and is killed; Ray Serve replaces it", it["replica"])
             await self._pool.end(it)
-
-    @asynccontextmanager
-    async def while_answering(self, replica: str) -> AsyncIterator[None]:
-        """Context manager that aborts a wait for the replica's answer when the replica is declared dead.
-
-        Raises:
-            ReplicaLost: the replica stopped answering; see ``load_balancer/dispatch/failure_detector.py``.
-        """
-        limit = asyncio.timeout(None)
-        try:
-            async with limit:
-                self._waits[replica].add(limit)
-                try:
-                    yield
-                finally:
-                    self._waits[replica].discard(limit)
-                    if not self._waits[replica]:
-                        del self._waits[replica]
-        except TimeoutError as error:
-            if not limit.expired():
-                raise
-            raise ReplicaLost(replica, "it does not answer") from error
 
     def drain(self, replica: str, *, force: bool = False) -> bool:
         """Sends the replica no more images; it finishes those that it has. Returns False if it is drained already.
@@ -186,7 +165,7 @@ class ReplicaRegistry:
                     "rank": it["rank"],
                     "role": self.plan.assignment(it["rank"]).role,
                     "state": "drained" if replica in self.drained else working_state,
-                    "in_flight": len(self._waits.get(replica, ())),
+                    "in_flight": self.waits.count(replica),
                     "node": process.get("node"),
                     "pid": process.get("pid"),
                     "clock_skew_s": round(it.get("clock_skew_s", 0.0), 3),
@@ -209,21 +188,21 @@ class ReplicaRegistry:
 
     async def found(self) -> None:
         """Returns when there is a replica that takes work."""
-        while not self._dispatcher.ranks:
+        while not self._dispatcher.replicas.ranks:
             await self.refreshed()
 
     def readiness(self) -> dict[str, Any]:
         """The readiness report: ready when every role of the plan has a live replica; ``pending`` lists what is
         missing. A drained replica is not missing: others serve the role that only drained replicas have."""
-        replicas, pending, ready = {}, [], bool(self._dispatcher.ranks)
+        replicas, pending, ready = {}, [], bool(self._dispatcher.replicas.ranks)
         roles = Counter(self.plan.assignment(rank).role for rank in self.undrained_ranks)
         for role in self.plan.roles:
-            planned, live = roles[role], self._dispatcher.ready(role)
+            planned, live = roles[role], self._dispatcher.replicas.ready(role)
             replicas[role] = {"planned": planned, "ready": live}
             if live < planned:
                 pending.append(f"{role}: {live} of {planned} replicas ready")
             ready = ready and (live > 0 or planned == 0)
-        if self.drained and not self._dispatcher.ranks:
+        if self.drained and not self._dispatcher.replicas.ranks:
             pending.append(f"{len(self.drained)} replicas are drained, and no other one takes work")
         age_s = round(self._clock() - self.plan_since, 3)
         return {

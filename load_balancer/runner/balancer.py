@@ -154,7 +154,7 @@ class Balancer:
 
         self._forecast.expect(images, first.role)
         if request.caller.priority != "batch":
-            self._shares.begun(request.caller.tenant, images, self.dispatcher.run_s(self._forecast.kind(first)))
+            self._shares.begun(request.caller.tenant, images, self.dispatcher.times.run_s(self._forecast.kind(first)))
         return GenerationTask(request, images, generate, ended)
 
     def _image_request(self, request: GenerationRequest, image: str, seed: int, deadline: float) -> ImageRequest:
@@ -269,7 +269,7 @@ class Balancer:
         """Runs :meth:`ShadowSamples.sample` on this pool while nearly all replicas are idle."""
 
         def quiet() -> bool:
-            return self.admission.in_flight < max(1.0, QUIET * len(self.dispatcher.ranks))
+            return self.admission.in_flight < max(1.0, QUIET * len(self.dispatcher.replicas.ranks))
 
         return await self._shadow.sample(levels, self.generate, quiet)
 
@@ -287,7 +287,7 @@ class Balancer:
         """
         return {
             "plan": self.registry.plan.to_dict(),
-            "ranks": self.dispatcher.ranks,
+            "ranks": self.dispatcher.replicas.ranks,
             "queued": self._queued(),
             **self.controls.orders(),
             **self.observations.since(judged, batches, self.clock(), fetched=fetched, verdicts=verdicts),
@@ -304,13 +304,14 @@ class Balancer:
             in_flight=self.admission.in_flight,
             unanswered={} if self._cache is None else self._cache.failures,
         )
+        pinned = self.controls.pins.current is not None
         self.metrics.record_clock_skew(self.registry.clock_skew_s)
-        self.metrics.record_controls(self.controls.pin is not None, len(self.registry.drained), self.controls.counts)
+        self.metrics.record_controls(pinned, len(self.registry.drained), self.controls.log.counts)
 
     def live(self) -> dict[str, Any]:
         """The state for the web page, which polls it once a second and computes rates from two answers."""
         state, plan, seen = self.readiness(), self.registry.plan, self.observations
-        timed = self.controls.pin
+        timed = self.controls.pins.current
         return {
             "time": self._unix_time(),
             "ready": state["ready"],
@@ -352,4 +353,4 @@ class Balancer:
         return {"plan": described, **self.controls.state()}
 
     def _queued(self) -> dict[str, int]:
-        return {role: self.dispatcher.queued(role) for role in self.registry.plan.roles}
+        return {role: self.dispatcher.replicas.queued(role) for role in self.registry.plan.roles}

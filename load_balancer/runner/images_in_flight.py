@@ -44,7 +44,7 @@ class ImagesInFlight:
         """An image is sent to a replica."""
         kind = self._forecast.kind(run)
         self._dispatcher.assign(replica, image, kind, self._clock(), low_priority=run.low_priority)
-        self._shares.runs(image, self._dispatcher.run_s(kind))
+        self._shares.runs(image, self._dispatcher.times.run_s(kind))
         self._tell(Sent(replica, image, kind, run.low_priority))
         self._forecast.forget([image])
 

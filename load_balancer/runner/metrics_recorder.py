@@ -159,9 +159,9 @@ class MetricsRecorder:
             sizes = [a.batch_size for a in assignments if a.role == role]
             record(metrics_of.PLAN_REPLICAS, len(sizes), role=role)
             record(metrics_of.PLAN_BATCH_SIZE, max(sizes, default=0), role=role)
-            record(metrics_of.REPLICAS_READY, dispatcher.ready(role), role=role)
-            record(metrics_of.QUEUED, dispatcher.queued(role), role=role)
-            record(metrics_of.CAPACITY, dispatcher.capacity_rps(role), role=role)
+            record(metrics_of.REPLICAS_READY, dispatcher.replicas.ready(role), role=role)
+            record(metrics_of.QUEUED, dispatcher.replicas.queued(role), role=role)
+            record(metrics_of.CAPACITY, dispatcher.replicas.capacity_rps(role, plan.variant_of(role)), role=role)
         if self._counters_read_at is not None:
             record(metrics_of.CONTROLLER_SILENT, max(0.0, now - self._counters_read_at))
 

@@ -150,7 +150,7 @@ class ReplicaCalls:
 
     def _new_role(self, replica: str, old: str) -> str:
         """The role that a replica has after it gave up ``old``; "" while it is unknown."""
-        known = self._dispatcher.role_of(replica)
+        known = self._dispatcher.replicas.role_of(replica)
         if known not in ("", old):
             return known
         others = [role for role in self._registry.plan.roles if role != old]
@@ -167,7 +167,7 @@ class ReplicaCalls:
             reply = self._reply(run, request, replica, show)
             if run.droppable:
                 reply = self._or_dropped(reply, replica, run, request.id)
-            async with self._registry.while_answering(replica):
+            async with self._registry.waits.on(replica):
                 result = ImageResult.from_dict(await reply)
             self._count(replica, request.id, result)
         except ReplicaLost as error:
@@ -227,5 +227,5 @@ class ReplicaCalls:
             return
         kind = self._in_flight.replied(replica, image, result)
         if kind is not None and not result.resumed_at:
-            whole_s = self._dispatcher.whole_s(kind, result.batch_size, result.device_s)
+            whole_s = self._dispatcher.times.whole_s(kind, result.batch_size, result.device_s)
             self._counters.batch(kind.variant, result.batch_size, whole_s)

@@ -69,7 +69,7 @@ def killed_service(tmp_path: Path) -> tuple[StateFile, Path]:
     state = StateFile("toy", tmp_path / "state")
     state.acquire()
     state.write(Service("toy", 1, "http://127.0.0.1:1", "", "toy.yaml", ready=True, scratch=str(scratch)))
-    state.hand_over()
+    state.lock.hand_over()
     return state, scratch
 
 

@@ -111,7 +111,7 @@ def test_of_claims_at_the_same_time_one_wins_however_often_the_state_is_read(tmp
 
     def read() -> None:
         while not stop.is_set():
-            StateFile("toy", tmp_path).held()
+            StateFile("toy", tmp_path).lock.held()
 
     reader = threading.Thread(target=read)
     reader.start()
@@ -133,11 +133,12 @@ def test_a_child_process_takes_over_the_name_and_its_end_frees_it(tmp_path):
     state.write(SERVICE)
     code = (
         "import pathlib, sys; from deploy.state import StateFile\n"
-        "state = StateFile('toy', pathlib.Path(sys.argv[1])); state.adopt(int(sys.argv[2])); input(); state.release()"
+        "state = StateFile('toy', pathlib.Path(sys.argv[1])); state.lock.adopt(int(sys.argv[2]))\n"
+        "input(); state.release()"
     )
-    command = [sys.executable, "-c", code, str(tmp_path), str(state.lock_fd)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, pass_fds=[state.lock_fd], text=True) as child:
-        state.hand_over()
+    command = [sys.executable, "-c", code, str(tmp_path), str(state.lock.fd)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, pass_fds=[state.lock.fd], text=True) as child:
+        state.lock.hand_over()
         assert StateFile("toy", tmp_path).read() == SERVICE
         child.communicate("\n")
     assert StateFile("toy", tmp_path).read() is None

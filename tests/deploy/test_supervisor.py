@@ -137,7 +137,7 @@ def test_a_cluster_that_answers_and_accepts_no_connection_is_given_up(
     monkeypatch.setattr(supervisor.sys, "executable", str(connecting))
     state = StateFile("toy", tmp_path)
     state.acquire()
-    start = Start("toy.yaml", 1, 0, str(tmp_path), state.lock_fd, str(tmp_path / "weir-a"), True)
+    start = Start("toy.yaml", 1, 0, str(tmp_path), state.lock.fd, str(tmp_path / "weir-a"), True)
     with (tmp_path / "log").open("w") as log:
         process = ServiceProcess(state, start, log)
     state.write(Service("toy", process.pid, "", "", "toy.yaml", connecting_to="10.0.0.5:6379"))

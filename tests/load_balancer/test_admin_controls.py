@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
+from load_balancer.action_log import MOST_ACTIONS
 from load_balancer.adapter_catalog import AdapterCatalog
-from load_balancer.admin_controls import MOST_ACTIONS, AdminControls, ControlTargets
+from load_balancer.admin_controls import AdminControls, ControlTargets
 from load_balancer.dispatch.dispatcher import Dispatcher
 from load_balancer.dispatch.service_times import ServiceTimes
 from load_balancer.pool.replica_registry import ReplicaRegistry
@@ -72,7 +73,7 @@ PIN = PinValues(thresholds={LIGHT: 0.1})
 
 
 def test_a_pin_ends_by_the_monotonic_clock_whatever_the_wall_clock_says(controls, times):
-    controls.set_pin("ops", PIN, 60, "a look")
+    controls.pins.set("ops", PIN, 60, "a look")
     times.unix += 1e6
     assert controls.orders()["pin"]["plan"]["thresholds"] == [0.1]
     times.monotonic += 59.9
@@ -80,23 +81,23 @@ def test_a_pin_ends_by_the_monotonic_clock_whatever_the_wall_clock_says(controls
     times.unix -= 2e6
     times.monotonic += 0.1
     assert controls.orders()["pin"] is None
-    assert (controls.actions[-1].who, controls.actions[-1].action) == ("end of its time", "unpin")
+    assert (controls.log.recent[-1].who, controls.log.recent[-1].action) == ("end of its time", "unpin")
 
 
 def test_a_second_pin_replaces_the_first(controls, times):
-    controls.set_pin("ops", PIN, 60, "")
-    controls.set_pin("ops", PinValues(), 10, "")
+    controls.pins.set("ops", PIN, 60, "")
+    controls.pins.set("ops", PinValues(), 10, "")
     assert controls.state()["pin"] == {"reason": "pinned by ops", "until": times.unix + 10, "left_s": 10}
     times.monotonic += 10
-    assert controls.pin is None
+    assert controls.pins.current is None
 
 
 def test_a_refused_pin_leaves_the_one_before_it(controls):
-    controls.set_pin("ops", PIN, 60, "")
+    controls.pins.set("ops", PIN, 60, "")
     with pytest.raises(InvalidRequest):
-        controls.set_pin("ops", PinValues(replicas={HEAVY: 99}), 60, "")
+        controls.pins.set("ops", PinValues(replicas={HEAVY: 99}), 60, "")
     assert controls.orders()["pin"]["values"] == {"thresholds": {LIGHT: 0.1}}
-    assert controls.counts == {"pin": 1}
+    assert controls.log.counts == {"pin": 1}
 
 
 async def test_a_policy_is_switched_when_the_controller_can_make_it(controls):
@@ -108,42 +109,42 @@ async def test_a_policy_is_switched_when_the_controller_can_make_it(controls):
 
 
 async def test_every_action_is_recorded_with_its_key_time_and_end(controls, times, caplog):
-    controls.set_pin("ops", PIN, 60, "a look")
+    controls.pins.set("ops", PIN, 60, "a look")
     times.unix += 5
     await controls.switch_policy("root", "all-heavy")
     await controls.purge("root", "acme")
-    controls.unpin("ops")
-    assert [(it.at - 1e9, it.who, it.action, it.what, it.until) for it in controls.actions] == [
+    controls.pins.end("ops")
+    assert [(it.at - 1e9, it.who, it.action, it.what, it.until) for it in controls.log.recent] == [
         (0, "ops", "pin", "thresholds light=0.1 (a look)", 1e9 + 60),
         (5, "root", "policy", "all-heavy instead of weir", None),
         (5, "root", "purge", "tenant acme", None),
         (5, "ops", "unpin", "the policy plans again", None),
     ]
-    assert controls.counts == {"pin": 1, "policy": 1, "purge": 1, "unpin": 1}
+    assert controls.log.counts == {"pin": 1, "policy": 1, "purge": 1, "unpin": 1}
     assert "admin action=pin who=ops what='thresholds light=0.1 (a look)' until=1000000060" in caplog.messages
     assert [it["action"] for it in controls.state()["actions"]] == ["unpin", "purge", "policy", "pin"]
 
 
 async def test_what_changes_nothing_is_no_action(controls):
-    controls.unpin("ops")
+    controls.pins.end("ops")
     await controls.switch_policy("ops", "all-heavy")
     await controls.switch_policy("ops", "all-heavy")
-    assert [it.action for it in controls.actions] == ["policy"]
+    assert [it.action for it in controls.log.recent] == ["policy"]
 
 
 def test_the_record_is_bounded(controls):
     for _ in range(MOST_ACTIONS + 5):
-        controls.set_pin("ops", PIN, 60, "")
-    assert len(controls.actions) == MOST_ACTIONS
-    assert controls.counts["pin"] == MOST_ACTIONS + 5
+        controls.pins.set("ops", PIN, 60, "")
+    assert len(controls.log.recent) == MOST_ACTIONS
+    assert controls.log.counts["pin"] == MOST_ACTIONS + 5
 
 
 async def test_a_static_service_without_a_cache_says_what_is_missing(made):
     static = made(ControlTargets("static"))
     with pytest.raises(Conflict, match=r"controller\.policy"):
-        static.set_pin("ops", PIN, 60, "")
+        static.pins.set("ops", PIN, 60, "")
     with pytest.raises(Conflict, match=r"controller\.policy"):
         await static.switch_policy("ops", "weir")
     with pytest.raises(Conflict, match=r"cache\.mode"):
         await static.purge("ops", None)
-    assert not static.actions
+    assert not static.log.recent

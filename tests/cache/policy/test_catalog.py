@@ -103,10 +103,10 @@ def test_a_pinned_state_is_never_evicted() -> None:
     cached.insert("p", "a", at(1), {25: 10})
     match = cached.find("p", at(1)).match
     assert match is not None
-    cached.pin("a", (match.k,))
+    cached.pins.add("a", (match.k,))
     cached.insert("p", "b", at(0), {25: 10})
     assert cached.stored("a") == (25,)
-    cached.unpin("a", (match.k,))
+    cached.pins.remove("a", (match.k,))
     cached.insert("p", "c", at(-1), {25: 10})
     assert cached.used_bytes <= 10
 

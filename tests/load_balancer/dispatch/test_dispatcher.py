@@ -92,9 +92,9 @@ def test_a_reply_frees_its_whole_batch_and_starts_the_next():
     dispatcher.finished("r0", "a", 1.0, BatchReport(batch_size=1, compute_s=1.0, queued=2))
     assert best(dispatcher, LIGHT_IMAGE, 1.0).finish_at == pytest.approx(1.0 + 1.1 + 1.0)
     dispatcher.finished("r0", "b", 2.1, BatchReport(batch_size=2, compute_s=1.1, queued=0))
-    assert dispatcher.outstanding == {"r0": 1}
+    assert dispatcher.replicas.outstanding == {"r0": 1}
     dispatcher.finished("r0", "c", 2.1, BatchReport(batch_size=2, compute_s=1.1, queued=0))
-    assert dispatcher.outstanding == {"r0": 0}
+    assert dispatcher.replicas.outstanding == {"r0": 0}
     assert dispatcher.pick(LIGHT_IMAGE, 3.0) == ("r0", 4.0)
 
 
@@ -147,7 +147,7 @@ def test_no_replica_at_all_is_no_choice():
 def test_a_replica_that_is_not_ready_gets_nothing():
     dispatcher = dispatcher_of(1, 0)
     dispatcher.sync(described(0, ready=False))
-    assert dispatcher.ready(LIGHT) == 0
+    assert dispatcher.replicas.ready(LIGHT) == 0
 
 
 def test_a_removed_replica_loses_its_queue_and_late_replies_are_ignored():
@@ -157,15 +157,15 @@ def test_a_removed_replica_loses_its_queue_and_late_replies_are_ignored():
     dispatcher.finished("r0", "a", 1.0, BatchReport(batch_size=1, compute_s=1.0))
     dispatcher.forget("r0", "a", 1.0)
     dispatcher.assign("r0", "b", LIGHT_IMAGE, 1.0)
-    assert dispatcher.outstanding == {"r1": 0, "r2": 0}
+    assert dispatcher.replicas.outstanding == {"r1": 0, "r2": 0}
 
 
 def test_a_new_plan_assigns_roles_by_rank_and_keeps_outstanding_images():
     dispatcher = dispatcher_of(1, 1)
     dispatcher.assign("r0", "a", LIGHT_IMAGE, 0.0)
     dispatcher.set_plan(Plan.split(2, 0, 2, light_batch=1, heavy_batch=1, threshold=0.5))
-    assert (dispatcher.ready(LIGHT), dispatcher.ready(HEAVY)) == (0, 2)
-    assert dispatcher.outstanding == {"r0": 1, "r1": 0}
+    assert (dispatcher.replicas.ready(LIGHT), dispatcher.replicas.ready(HEAVY)) == (0, 2)
+    assert dispatcher.replicas.outstanding == {"r0": 1, "r1": 0}
     assert best(dispatcher, HEAVY_IMAGE, 0.0).replica == "r1"
 
 
@@ -221,10 +221,10 @@ def test_outstanding_images_are_consistent_and_predictions_never_lie_in_the_past
             dispatcher.set_plan(
                 Plan.split(version, k % 4, 4 - k % 4, light_batch=batch, heavy_batch=batch, threshold=0.5)
             )
-    assert sum(dispatcher.outstanding.values()) == len(sent)
+    assert sum(dispatcher.replicas.outstanding.values()) == len(sent)
     for replica, request in sent:
         dispatcher.forget(replica, request, now)
-    assert not any(dispatcher.outstanding.values())
+    assert not any(dispatcher.replicas.outstanding.values())
 
 
 @given(st.lists(st.integers(1, 4), min_size=1, max_size=30))

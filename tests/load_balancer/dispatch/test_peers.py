@@ -23,16 +23,16 @@ def books(name: str) -> tuple[Dispatcher, PeerBooks]:
 def test_an_image_of_a_peer_counts_until_its_reply() -> None:
     dispatcher, peers = books("a")
     peers.hear("b", [Sent("r1", "image", HEAVY_IMAGE, False)], 0.0)
-    assert dispatcher.outstanding["r1"] == 1
+    assert dispatcher.replicas.outstanding["r1"] == 1
     peers.hear("b", [Replied("r1", "image", 1, 0.5, 1, 0), Left("r1", "image")], 0.5)
-    assert dispatcher.outstanding["r1"] == 0
+    assert dispatcher.replicas.outstanding["r1"] == 0
 
 
 def test_a_peers_image_is_not_taken_for_one_of_the_same_name() -> None:
     dispatcher, peers = books("a")
     dispatcher.assign("r1", "image", HEAVY_IMAGE, 0.0)
     peers.hear("b", [Sent("r1", "image", HEAVY_IMAGE, False), Left("r1", "image")], 0.0)
-    assert dispatcher.outstanding["r1"] == 1
+    assert dispatcher.replicas.outstanding["r1"] == 1
 
 
 def test_the_images_of_a_peer_that_is_lost_are_forgotten() -> None:
@@ -41,7 +41,7 @@ def test_the_images_of_a_peer_that_is_lost_are_forgotten() -> None:
     assert peers.share == 1 / 3
     peers.hear("b", [Sent("r1", "image", HEAVY_IMAGE, False)], 0.0)
     peers.follow({"c"}, 1.0)
-    assert dispatcher.outstanding["r1"] == 0
+    assert dispatcher.replicas.outstanding["r1"] == 0
     assert peers.share == 1 / 2
 
 

@@ -94,7 +94,7 @@ def test_among_a_thousand_replicas_few_are_evaluated(monkeypatch):
     assert [send(number) for number in range(1000)] == [f"r{rank}" for rank in range(1000)]
     assert send(1000) == "r0"
     asked = 0
-    model = type(next(iter(dispatcher._replicas.values())))
+    model = type(next(iter(dispatcher.replicas.values())))
     finish_at = model.finish_at
 
     def counted(self, *arguments, **more):

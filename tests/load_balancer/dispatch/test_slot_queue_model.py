@@ -83,7 +83,7 @@ def test_images_leave_one_by_one(profile):
     dispatcher.assign("r0", "b", LIGHT_IMAGE, 0.4)
     dispatcher.assign("r0", "c", LIGHT_IMAGE, 0.5)
     dispatcher.finished("r0", "a", 1.3, BatchReport(batch_size=2, compute_s=1.3, together=1, queued=1))
-    assert dispatcher.outstanding == {"r0": 2}
+    assert dispatcher.replicas.outstanding == {"r0": 2}
     assert dispatcher.begun("r0", "b")
     assert dispatcher.begun("r0", "c")
 
@@ -95,7 +95,7 @@ def test_images_finished_at_the_same_step_leave_together(profile):
     assert dispatcher.finished("r0", "a", 1.7, BatchReport(batch_size=3, compute_s=1.7, together=3)) == LIGHT_IMAGE
     assert dispatcher.finish_at(LIGHT_IMAGE, 1.7) == pytest.approx(1.7 + 1.0, rel=0.05)
     assert dispatcher.finished("r0", "b", 1.7, BatchReport(batch_size=3, compute_s=1.7, together=3)) is None
-    assert dispatcher.outstanding == {"r0": 1}
+    assert dispatcher.replicas.outstanding == {"r0": 1}
 
 
 def test_a_resumed_run_costs_its_steps_and_the_whole_fixed_cost(profile):
@@ -161,7 +161,7 @@ def test_images_that_finish_together_are_of_one_size(profile):
     for name, kind in (("a", LIGHT_IMAGE), ("b", LARGE_IMAGE), ("c", LIGHT_IMAGE)):
         dispatcher.assign("r0", name, kind, 0.0)
     dispatcher.finished("r0", "a", 1.5, BatchReport(batch_size=2, compute_s=1.5, together=2))
-    assert dispatcher.outstanding["r0"] == 2, "c is expected, too"
+    assert dispatcher.replicas.outstanding["r0"] == 2, "c is expected, too"
     assert dispatcher.finish_at(LARGE_IMAGE, 1.5) == pytest.approx(1.5 + 1.5 * 2.0), "b is there"
 
 

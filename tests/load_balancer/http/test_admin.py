@@ -74,8 +74,8 @@ async def test_a_key_without_the_scope_admin_is_refused_and_nothing_changes(ops,
     answer = await ops.request(method, path, json=body, headers=headers)
     assert answer.status_code == (403 if key else 401)
     assert answer.json()["error"]["code"] == ("forbidden" if key else "invalid_api_key")
-    assert not balancer.controls.actions
-    assert balancer.controls.pin is None
+    assert not balancer.controls.log.recent
+    assert balancer.controls.pins.current is None
     assert not balancer.registry.drained
 
 
@@ -163,7 +163,7 @@ async def test_a_bad_body_is_refused_with_its_field_and_range(ops, balancer, met
     error = answer.json()["error"]
     assert (answer.status_code, error["param"]) == (400, param)
     assert words in error["message"]
-    assert not balancer.controls.actions
+    assert not balancer.controls.log.recent
 
 
 async def test_a_body_that_is_not_json_is_refused(ops):
@@ -203,7 +203,7 @@ async def test_the_pool_gets_another_number_of_replicas(ops, balancer):
     assert balancer.counters()["size"] == 5
     assert answer.json()["actions"][0]["what"] == "5 replicas instead of 3"
     await ops.put("replicas", json={"replicas": 5})
-    assert balancer.controls.counts["scale"] == 1, "what changes nothing is no action"
+    assert balancer.controls.log.counts["scale"] == 1, "what changes nothing is no action"
 
 
 async def test_metrics_count_actions_and_show_pins_and_drained_replicas(ops, balancer, registry):

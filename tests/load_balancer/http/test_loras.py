@@ -153,7 +153,7 @@ async def test_an_administrator_adds_and_removes_adapters_while_the_service_runs
     assert (await client.post(GENERATIONS, json={**GOOD, "loras": [{"name": "chalk"}]})).status_code == 200
     assert pool.calls[-1][2]["adapters"][0]["weights"]["reference"] == body["file"]
     assert (await client.post(GENERATIONS, json={**GOOD, "loras": [{"name": "night"}]})).status_code == 400
-    assert [it.action for it in balancer.controls.actions] == ["add-adapter", "remove-adapter"]
+    assert [it.action for it in balancer.controls.log.recent] == ["add-adapter", "remove-adapter"]
 
 
 @pytest.mark.parametrize(
@@ -177,7 +177,7 @@ async def test_an_adapter_that_cannot_be_added_is_refused_and_nothing_changes(cl
     assert answer.status_code == status
     assert named in answer.json()["error"]["message"]
     assert list(balancer.adapters) == ["night", "sepia"]
-    assert not balancer.controls.actions
+    assert not balancer.controls.log.recent
     if status == 400 and "wrong" not in body.get("file", ""):
         assert not jsonschema.Draft202012Validator(AdapterBody.model_json_schema()).is_valid(body)
 

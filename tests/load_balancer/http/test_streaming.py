@@ -191,7 +191,7 @@ async def test_a_client_that_leaves_a_stream_cancels_its_work(balancer, family, 
     while balancer.admission.in_flight:
         await asyncio.sleep(0)
     assert pool.cancelled == 1
-    assert not any(balancer.dispatcher.outstanding.values())
+    assert not any(balancer.dispatcher.replicas.outstanding.values())
 
 
 async def test_a_stream_is_encoded_once_for_all_its_listeners(client, pool, monkeypatch):

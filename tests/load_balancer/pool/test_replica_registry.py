@@ -94,12 +94,12 @@ async def test_a_replica_that_missed_some_probes_gets_no_images_and_the_others_s
         hanging.hung.add("replica-1")
         for _ in range(MISSED_PROBES - 1):
             await registry.refreshed()
-            assert dispatcher.ranks == [0, 1, 2]
+            assert dispatcher.replicas.ranks == [0, 1, 2]
         await registry.refreshed()
-        assert dispatcher.ranks == [0, 2]
+        assert dispatcher.replicas.ranks == [0, 2]
         hanging.hung.clear()
         await registry.refreshed()
-        assert dispatcher.ranks == [0, 1, 2]
+        assert dispatcher.replicas.ranks == [0, 1, 2]
 
 
 async def test_an_answer_resets_the_count_of_missed_probes(hanging, plan, profile):
@@ -107,7 +107,7 @@ async def test_an_answer_resets_the_count_of_missed_probes(hanging, plan, profil
         for _ in range(2 * MISSED_PROBES):
             hanging.hung ^= {"replica-1"}
             await registry.refreshed()
-            assert dispatcher.ranks == [0, 1, 2]
+            assert dispatcher.replicas.ranks == [0, 1, 2]
 
 
 async def test_a_wait_for_a_silent_replica_ends_with_replica_lost(hanging, plan, profile):

@@ -92,7 +92,7 @@ async def test_a_heavy_image_that_is_late_leaves_the_light_one_and_is_cancelled(
         assert image.path == "light-deadline"
         assert image.latency_s < 0.4
         assert pool.cancelled == 1
-        assert not any(balancer.dispatcher.outstanding.values())
+        assert not any(balancer.dispatcher.replicas.outstanding.values())
 
 
 async def test_the_light_image_is_answered_with_a_margin_before_the_deadline(running, pool, monkeypatch):
@@ -309,7 +309,7 @@ async def test_cancelling_a_request_cancels_its_work(running, pool):
             await order
         assert pool.cancelled == 3
         assert balancer.admission.in_flight == 0
-        assert not any(balancer.dispatcher.outstanding.values())
+        assert not any(balancer.dispatcher.replicas.outstanding.values())
 
 
 async def test_one_image_that_fails_cancels_its_siblings(running, pool):

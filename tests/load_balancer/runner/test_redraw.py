@@ -27,7 +27,7 @@ def generate(running, pool):
         pool.heavy_confidences[:] = confidences
         async with running(slo_s=slo_s, redraw=REDRAW) as balancer:
             (image,) = await balancer.generate(wanted)
-            assert not any(balancer.dispatcher.outstanding.values())
+            assert not any(balancer.dispatcher.replicas.outstanding.values())
             assert balancer.counters()["late_answers"] == 0
         return image
 

@@ -242,9 +242,9 @@ async def test_load_balancers_know_what_the_others_have_sent_and_divide_the_limi
     await until(lambda: a.balancer.peers.share == b.balancer.peers.share == 0.5)
     pool.delay_s[HEAVY] = 600
     running = asyncio.create_task(a.client.post(GENERATIONS, json={**GOOD, "model": "toy/heavy"}))
-    await until(lambda: sum(b.balancer.dispatcher.outstanding.values()) == 1)
+    await until(lambda: sum(b.balancer.dispatcher.replicas.outstanding.values()) == 1)
     running.cancel()
-    await until(lambda: sum(b.balancer.dispatcher.outstanding.values()) == 0)
+    await until(lambda: sum(b.balancer.dispatcher.replicas.outstanding.values()) == 0)
 
 
 async def test_one_controller_at_a_time_may_publish_plans(join):
