@@ -176,9 +176,9 @@ MUTATIONS = (
     ),
     Mutation(
         "deadlines, quotas and lifetimes follow the wall clock",
-        "load_balancer/runner/balancer.py",
-        "clock: Callable[[], float] = time.monotonic,",
-        "clock: Callable[[], float] = time.time,",
+        "weir/clocks.py",
+        "monotonic: Callable[[], float] = time.monotonic",
+        "monotonic: Callable[[], float] = time.time",
         "tests/weir/test_clocks.py::test_the_wall_clock_is_read_for_people_and_other_hosts_only",
     ),
     Mutation(
@@ -398,7 +398,7 @@ MUTATIONS = (
     ),
     Mutation(
         "images wait for a hung replica for ever",
-        "load_balancer/pool/replica_registry.py",
+        "load_balancer/pool/answer_waits.py",
         "if not wait.expired():",
         "if False:",
         "tests/load_balancer/pool/test_replica_registry.py::test_images_at_a_hung_replica_are_generated_by_another",
@@ -533,7 +533,7 @@ MUTATIONS = (
     ),
     Mutation(
         "a pin holds for ever",
-        "load_balancer/admin_controls.py",
+        "load_balancer/pin_control.py",
         "return now >= self.ends_at",
         "return False",
         "tests/load_balancer/test_admin_controls.py::test_a_pin_ends_by_the_monotonic_clock_whatever_the_wall_clock_says",
@@ -621,7 +621,7 @@ MUTATIONS = (
     Mutation(
         "a late release deletes the state of the next service",
         "deploy/state.py",
-        "        if self._is_current(self._lock):",
+        "        if self.lock.is_current:",
         "        if True:",
         "tests/deploy/test_state.py::test_a_late_release_leaves_the_files_of_the_next_service",
     ),
