@@ -98,9 +98,9 @@ class Judged:
 
 
 class Job(NamedTuple):
-    """A run for the request with an index."""
+    """A run for the request of a number."""
 
-    index: int
+    number: int
     request: ImageRequest
     state: State | None = None
 
@@ -249,16 +249,16 @@ class Bench:
         output = self.generate(variant, [it.request for it in jobs], [it.state for it in jobs], what=what)
         doubted = []
         for job, one in zip(jobs, output, strict=True):
-            images[job.index] = picture(one.image)
-            steps[job.index] = one.steps if variant == "heavy" else 0
+            images[job.number] = picture(one.image)
+            steps[job.number] = one.steps if variant == "heavy" else 0
             resume = job.request.resume
             if job.state is not None and resume and (one.confidence or 0.0) < resume.min_confidence:
                 doubted.append((job, one))
         again = [replace(job.request, resume=None, judge=True) for job, _ in doubted]
         for (job, before), one in zip(doubted, self.generate(variant, again), strict=True):
-            steps[job.index] += one.steps
+            steps[job.number] += one.steps
             if (one.confidence or 0.0) >= (before.confidence or 0.0):
-                images[job.index] = picture(one.image)
+                images[job.number] = picture(one.image)
 
     def tries(self, selector: Selector, most: int = 3) -> Answers:
         """Generates short runs from noise with the stride of resumed runs until the discriminator accepts an image: the
