@@ -85,7 +85,7 @@ async def watched(
 
 
 async def for_ever(registry: ReplicaRegistry, replica: str) -> None:
-    async with registry.while_answering(replica):
+    async with registry.waits.on(replica):
         await asyncio.Event().wait()
 
 
