@@ -492,7 +492,7 @@ def test_no_state_of_a_lookup_is_evicted_before_the_request_is_finished(store: S
         setup.serve(f"other {i}", f"prompt number {i} of nothing alike {i * 7919}")
     assert setup.cache.catalog.stored("1") == (5, 10, 15, 20, 25)
     setup.cache.finish("open")
-    assert not setup.cache.catalog._pins
+    assert not setup.cache.catalog.pins
 
 
 def test_a_damaged_state_is_deleted_with_its_place_in_the_catalog(server: RedisServer, store: SealedStore) -> None:
@@ -523,10 +523,10 @@ def test_a_request_that_is_never_finished_expires(store: SealedStore) -> None:
     setup.serve("1", "a red circle")
     setup.cache._clock = lambda: now[0]
     setup.lookup("lost", "acme", "a red circle")
-    assert setup.cache.catalog._pins
+    assert setup.cache.catalog.pins
     now[0] = 1000
     setup.serve("2", "a red circle")
-    assert not setup.cache.catalog._pins
+    assert not setup.cache.catalog.pins
     assert setup.cache.counters.reasons["never_finished"] == 1
 
 
