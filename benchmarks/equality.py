@@ -227,12 +227,12 @@ def main() -> None:
                 "from_first": float((theirs - plain).abs().max()) if theirs.shape == plain.shape else None,
             }
             console.print(f"{len(rows)}/{len(chosen)} {case.name}", highlight=False)
+            args.out.write_text(json.dumps(rows, indent=1))
     table = Table("case", "to diffusers", "largest value", "to the first row", title="finished latents")
     for name, row in rows.items():
         beside = "" if row["from_first"] is None else f"{row['from_first']:.2f}"
         table.add_row(name, f"{row['difference']:.1e}", f"{row['largest']:.1f}", beside)
     console.print(table)
-    args.out.write_text(json.dumps(rows, indent=1))
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -95,6 +96,9 @@ class Up(NamedTuple):
                 if look.done():
                     look = group.create_task(asyncio.to_thread(until))
                 await asyncio.sleep(0.5 / rps)
+        for answer in answers:
+            if not answer.result().is_success:
+                logging.error("%s", answer.result().text)  # pytest shows it when the test fails
         return Counter(answer.result().status_code for answer in answers)
 
 
