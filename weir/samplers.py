@@ -23,6 +23,7 @@ Scheduler = Literal[
     "unipc-karras",
     "lcm",
     "tcd",
+    "flow-euler",
 ]
 #: Number of steps of the schedule from which LCM and TCD choose theirs (``original_inference_steps``).
 DISTILLED_STEPS = 50

@@ -30,7 +30,7 @@ import torch
 
 from weir.errors import ConfigError, InvalidRequest
 from weir.samplers import Scheduler
-from workers.engine.scheduler_settings import SAMPLERS, settings_for, unsupported
+from workers.engine.scheduler_settings import OWN_SPACING, SAMPLERS, Spacing, settings_for, unsupported
 
 Array = npt.NDArray[np.float64]
 #: Scheduler settings that change the noise level of step k or the meaning of a latent at step k.
@@ -54,7 +54,19 @@ _MEANING = (
     "lambda_min_clipped",
     "sigma_min",
     "sigma_max",
+    # of flow matching
+    "shift",
+    "use_dynamic_shifting",
+    "base_shift",
+    "max_shift",
+    "base_image_seq_len",
+    "max_image_seq_len",
+    "shift_terminal",
+    "time_shift_type",
+    "stochastic_sampling",
 )
+#: Stands for the prediction type of flow matching, which has one: the velocity ε − x_0.
+_VELOCITY = "velocity"
 #: Length of the unit vectors. A scheduler adds noise of length 1 to them, which rounds them by a millionth of it.
 _LENGTH = 2.0**20
 #: A coefficient below this is a zero that was rounded.
@@ -140,24 +152,28 @@ class Sampler:
         digest = hashlib.blake2b(json.dumps(meaning, sort_keys=True, default=str).encode(), digest_size=6).hexdigest()
         kind = SAMPLERS[name].scheduler.removesuffix("Scheduler")
         #: Samplers of equal id give a latent at step k of N the same meaning.
-        self.id = f"{kind}-{made.config.prediction_type}-{digest}"
+        self.id = f"{kind}-{made.config.get('prediction_type', _VELOCITY)}-{digest}"
         self._table = lru_cache(_KEPT)(self._read)
 
-    def schedule(self, steps: int, first: int = 0) -> Schedule:
+    def schedule(self, steps: int, first: int = 0, spacing: Spacing = OWN_SPACING) -> Schedule:
         """The schedule of a run of ``steps`` steps that starts at step ``first``; what it has of earlier steps means
         nothing.
+
+        Args:
+            spacing: of the noise levels, as the pipeline has it for an image of one size.
 
         Raises:
             InvalidRequest: the sampler has no run of that many steps.
         """
-        whole = self._table(steps, 0)
+        whole = self._table(steps, 0, spacing)
         # A sampler without a history takes the same steps wherever a run starts, and reading a table takes time.
-        return whole if whole.kept == 1 else self._table(steps, first)
+        return whole if whole.kept == 1 else self._table(steps, first, spacing)
 
-    def _read(self, steps: int, first: int) -> Schedule:
+    def _read(self, steps: int, first: int, spacing: Spacing) -> Schedule:
         scheduler = self._kind.from_config(self._config)
         try:
-            scheduler.set_timesteps(steps)
+            with np.errstate(divide="ignore", invalid="ignore"):  # what is not finite is refused below
+                scheduler.set_timesteps(**spacing.arguments(steps))
             table = _table(scheduler, first)
         except (ValueError, IndexError, AssertionError) as error:
             raise self._impossible(steps, str(error).partition("\n")[0][:200]) from error
@@ -190,7 +206,7 @@ def _table(scheduler: Any, first: int) -> Schedule:
     size = len(rows[0].push)
     used = _used([row.mix for row in rows], size)
     scale = np.array([1.0] * first + [row.scale for row in rows])
-    from_x, from_m = _estimate(scheduler.config.prediction_type, scale * signal, scale * noise)
+    from_x, from_m = _estimate(scheduler.config.get("prediction_type", _VELOCITY), scale * signal, scale * noise)
     mix, push, churn = np.zeros((steps, size, size)), np.zeros((steps, size)), np.zeros((steps, size))
     for k, row in enumerate(rows, first):
         mix[k], push[k], churn[k] = row.mix, row.push, row.churn
@@ -204,7 +220,7 @@ def _table(scheduler: Any, first: int) -> Schedule:
         churn=churn[:, used],
         signal=signal,
         noise=noise,
-        initial=float(scheduler.init_noise_sigma),
+        initial=float(getattr(scheduler, "init_noise_sigma", 1)),  # flow matching starts from noise itself
     )
 
 
@@ -228,7 +244,8 @@ def _step(scheduler: Any, k: int) -> _Step:
     units = [torch.stack([torch.zeros(size + 1), _LENGTH * it]) for it in torch.eye(size + 1)]
     _remember(scheduler, [None if known is None else units[1 + i] for i, known in enumerate(history)])
     timestep, takes = scheduler.timesteps[k], inspect.signature(scheduler.step).parameters
-    scale = float(scheduler.scale_model_input(torch.ones(()), timestep))
+    scaled = hasattr(scheduler, "scale_model_input")
+    scale = float(scheduler.scale_model_input(torch.ones(()), timestep)) if scaled else 1.0
     how: dict[str, Any] = {"eta": TCD_GAMMA} if isinstance(scheduler, diffusers.TCDScheduler) else {}
     if "generator" in takes:
         how["generator"] = torch.Generator().manual_seed(0)
@@ -270,7 +287,11 @@ def _level(scheduler: Any, k: int) -> tuple[float, float]:
     """Signal and noise of the latent that enters step k."""
     _begin_at(scheduler, k)
     one, zero = torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0])
-    signal, noise = scheduler.add_noise(one, zero, scheduler.timesteps[k : k + 1]).tolist()
+    timestep = scheduler.timesteps[k : k + 1]
+    if hasattr(scheduler, "scale_noise"):
+        signal, noise = scheduler.scale_noise(one, timestep, zero).tolist()
+    else:
+        signal, noise = scheduler.add_noise(one, zero, timestep).tolist()
     return signal, noise
 
 
@@ -288,4 +309,6 @@ def _estimate(kind: str, signal: Array, noise: Array) -> tuple[Array, Array]:
         return 1 / signal, -noise / signal
     if kind == "v_prediction":
         return signal, -noise
+    if kind == _VELOCITY:
+        return np.ones_like(noise), -noise
     return np.zeros_like(signal), np.ones_like(signal)

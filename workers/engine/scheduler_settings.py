@@ -5,25 +5,29 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from weir.samplers import DISTILLED_STEPS, Scheduler
 
 _DDPM = "use a pipeline with DDPM's noise schedule (beta_schedule)"
+_FLOW = "the noise levels of flow matching"
 #: Settings of other noise schedules, which these samplers would ignore.
 _OTHER_SCHEDULES = {
     "sigma_data": "EDM's noise levels",
-    "shift": "the noise levels of flow matching",
-    "use_flow_sigmas": "the noise levels of flow matching",
-    "use_dynamic_shifting": "the noise levels of flow matching",
-    "shift_terminal": "the noise levels of flow matching",
+    "shift": _FLOW,
+    "use_flow_sigmas": _FLOW,
+    "use_dynamic_shifting": _FLOW,
+    "shift_terminal": _FLOW,
     "snr_shift_scale": "CogVideoX's noise schedule",
 }
 #: Beginnings of diffusers' classes with other noise schedules; their files may leave out the settings above.
 _OTHER_CLASSES = {
     "EDM": "EDM's noise levels",
     "CosineDPM": "EDM's noise levels",
-    "FlowMatch": "the noise levels of flow matching",
+    "FlowMatch": _FLOW,
     "CogVideoX": "CogVideoX's noise schedule",
 }
+_FLOW_CLASS = "FlowMatchEulerDiscreteScheduler"
 _PREDICTIONS = ("epsilon", "v_prediction", "sample")
 #: The values that diffusers' schedulers compute.
 _VALUES = {
@@ -62,11 +66,34 @@ class SamplerKind(NamedTuple):
         scheduler: diffusers' class.
         fixed: settings that the name determines, whatever the pipeline's scheduler says.
         follows: the settings of :data:`_DEFAULTS` that the class follows.
+        of_flows: whether the sampler is for flow matching (Lipman et al. 2023); the others are for DDPM's noise schedule.
     """
 
     scheduler: str
     fixed: Mapping[str, Any] = {}
     follows: frozenset[str] = frozenset()
+    of_flows: bool = False
+
+
+class Spacing(NamedTuple):
+    """What the spacing of a run's noise levels needs besides the scheduler's settings. Pipelines pass it.
+
+    Attributes:
+        linear: whether the N levels before the shift fall evenly from 1 to 1/N; otherwise they are the scheduler's own.
+        mu: the shift that ``use_dynamic_shifting`` needs, which depends on the size of the image; None without it.
+    """
+
+    linear: bool = False
+    mu: float | None = None
+
+    def arguments(self, steps: int) -> dict[str, Any]:
+        """The arguments of a scheduler's ``set_timesteps`` for a run of N = ``steps`` steps."""
+        levels = {"sigmas": np.linspace(1, 1 / steps, steps).tolist()} if self.linear else {}
+        return {"num_inference_steps": steps, **levels, **({} if self.mu is None else {"mu": self.mu})}
+
+
+#: That of a scheduler whose settings say all.
+OWN_SPACING = Spacing()
 
 
 _DPM = _SPACINGS | {"final_sigmas_type", "lambda_min_clipped"}
@@ -120,7 +147,10 @@ SAMPLERS: dict[Scheduler, SamplerKind] = {
     "unipc-karras": _karras(_UNIPC),
     "lcm": SamplerKind("LCMScheduler", {}, frozenset({"rescale_betas_zero_snr"})),
     "tcd": SamplerKind("TCDScheduler", {}, frozenset({"rescale_betas_zero_snr"})),
+    "flow-euler": SamplerKind(_FLOW_CLASS, {}, _SPACINGS, of_flows=True),
 }
+#: Ways of ``use_dynamic_shifting``.
+_TIME_SHIFTS = ("exponential", "linear")
 #: Settings of UniPC with which diffusers' last step divides by zero, unless the last noise level is sigma_min.
 _UNIPC_DIVIDES: dict[str, object] = {"solver_type": "bh1", "lower_order_final": False, "predict_x0": False}
 #: Samplers whose first step divides a noise prediction by the signal, of which pure noise has none.
@@ -140,8 +170,9 @@ def settings_for(name: Scheduler, config: Mapping[str, Any]) -> dict[str, Any]:
     Args:
         config: configuration of the pipeline's own scheduler.
     """
-    # diffusers clips by default, which is only right for pixels
-    return {"clip_sample": False, **config, **SAMPLERS[name].fixed}
+    kind = SAMPLERS[name]
+    # diffusers' schedulers of DDPM clip by default, which is only right for pixels
+    return {**({} if kind.of_flows else {"clip_sample": False}), **config, **kind.fixed}
 
 
 def unsupported(name: Scheduler, config: Mapping[str, Any]) -> Iterator[Unsupported]:
@@ -151,12 +182,16 @@ def unsupported(name: Scheduler, config: Mapping[str, Any]) -> Iterator[Unsuppor
         name: the sampler that the family file names; it takes noise schedule and prediction type from ``config``.
     """
     kind, made_by = SAMPLERS[name], str(config.get("_class_name", ""))
+    if kind.of_flows:
+        yield from _unsupported_flow(name, config)
+        return
     others = {key: meaning for key, meaning in _OTHER_SCHEDULES.items() if config.get(key)}
     if not others:
         meaning = next((it for begin, it in _OTHER_CLASSES.items() if made_by.startswith(begin)), None)
         others = {"_class_name": meaning} if meaning else {}
     for key, schedule in others.items():
-        yield Unsupported(f"{key} is {config[key]}: {schedule}, which {name} does not follow", _DDPM)
+        remedy = "use flow-euler" if schedule == _FLOW else _DDPM
+        yield Unsupported(f"{key} is {config[key]}: {schedule}, which {name} does not follow", remedy)
     predictions = _PREDICTIONS[:2] if name == "euler-ancestral" else _PREDICTIONS
     for key, values in {**_VALUES, "prediction_type": predictions}.items():
         if config.get(key) not in (None, *values):
@@ -192,8 +227,30 @@ def _not_followed(name: Scheduler, kind: SamplerKind, config: Mapping[str, Any])
         given = kind.fixed.get(key, config.get(key))
         if key in kind.follows or given is None or given == default:
             continue
-        able = ", ".join(other for other, it in SAMPLERS.items() if key in it.follows and key not in it.fixed)
+        able = ", ".join(
+            other for other, it in SAMPLERS.items() if key in it.follows and key not in it.fixed and not it.of_flows
+        )
         yield Unsupported(f"{key} is {given}, which {name} does not follow", f"use one of {able}")
+    yield from _several_spacings(kind, config)
+
+
+def _several_spacings(kind: SamplerKind, config: Mapping[str, Any]) -> Iterator[Unsupported]:
     if sum(bool(kind.fixed.get(key, config.get(key))) for key in _SPACINGS) > 1:
         both = " and ".join(sorted(key for key in _SPACINGS if config.get(key)))
         yield Unsupported(f"{both} are both True", "set all but one of them to false")
+
+
+def _unsupported_flow(name: Scheduler, config: Mapping[str, Any]) -> Iterator[Unsupported]:
+    """The settings with which a run of flow matching would differ from diffusers', or fail."""
+    made_by = config.get("_class_name", _FLOW_CLASS if "shift" in config else "a scheduler of another noise schedule")
+    if made_by != _FLOW_CLASS:
+        yield Unsupported(
+            f"_class_name is {made_by}, which {name} does not follow",
+            f"use a pipeline with {_FLOW_CLASS}, or another sampler",
+        )
+        return
+    if config.get("invert_sigmas"):
+        yield Unsupported("invert_sigmas is True, for models whose noise levels rise", "set invert_sigmas: false")
+    if (given := config.get("time_shift_type", _TIME_SHIFTS[0])) not in _TIME_SHIFTS:
+        yield Unsupported(f"time_shift_type is {given}", f"{name} supports {', '.join(_TIME_SHIFTS)}")
+    yield from _several_spacings(SAMPLERS[name], config)
