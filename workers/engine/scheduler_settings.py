@@ -66,7 +66,7 @@ class SamplerKind(NamedTuple):
         scheduler: diffusers' class.
         fixed: settings that the name determines, whatever the pipeline's scheduler says.
         follows: the settings of :data:`_DEFAULTS` that the class follows.
-        of_flows: whether the sampler is for flow matching (Lipman et al. 2023); the others are for DDPM's noise schedule.
+        of_flows: whether it is for flow matching (Lipman et al. 2023); the others are for DDPM's noise schedule.
     """
 
     scheduler: str

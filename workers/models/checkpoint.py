@@ -28,8 +28,8 @@ from workers.models.source import (
 )
 from workers.models.tensor_files import Shapes, file_set, misfit, read_shapes
 
-#: Parts of a pipeline that have no weights or are not loaded.
-_WEIGHTLESS = ("scheduler", "tokenizer", "tokenizer_2", "feature_extractor", "safety_checker", "image_encoder")
+#: Beginnings of the names of parts of a pipeline that have no weights or are not loaded.
+_WEIGHTLESS = ("scheduler", "tokenizer", "feature_extractor", "safety_checker", "image_encoder")
 _VAE = "AutoencoderKL"
 _VAE_REMEDY = f"give an {_VAE} written by save_pretrained, or a hub repository"
 _CHECKPOINT_REMEDY = "give a local folder with the model's configurations, so that nothing is fetched"
@@ -98,15 +98,26 @@ def check_configs(family: FamilyConfig, key: str, architecture: type[Architectur
         of_denoiser = part == architecture.denoiser_part
         source = denoiser_source(family, key) if of_denoiser else pipeline_source(family, key)
         raise source.error(f"{part}: {what}", remedy)
-    factor = architecture.factor(configs)
+    _check_sizes(family, key, architecture, configs)
+
+
+def _check_sizes(family: FamilyConfig, key: str, architecture: type[Architecture], configs: Configs) -> None:
+    factor, most = architecture.factor(configs), architecture.most_side(configs)
     pixels_each = f"is not a multiple of {factor}, the factor between pixels and latents of {key}"
     for name, size in zip(("size", *("sizes",) * len(family.sizes)), family.allowed_sizes, strict=True):
         if size.width % factor or size.height % factor:
             nearest = " and ".join(map(str, _nearest_sizes(size, factor)))
             raise ConfigError(f"family {family.name}: {name}: {size} {pixels_each}; the nearest sizes are {nearest}")
+        if most is not None and max(size) > most:
+            too_long = f"has a side of more than {most} pixels, for which {key} has no positions"
+            raise ConfigError(f"family {family.name}: {name}: {size} {too_long}; name a smaller size")
     if family.any_size is not None and family.any_size.multiple % factor:
         given = family.any_size.multiple
         raise ConfigError(f"family {family.name}: any_size.multiple: {given} {pixels_each}; write a multiple of it")
+    if family.any_size is not None and most is not None and family.any_size.most_side > most:
+        given = family.any_size.most_side
+        too_long = f"{given} is more than the {most} pixels for which {key} has positions"
+        raise ConfigError(f"family {family.name}: any_size.most_side: {too_long}; write at most {most}")
 
 
 def _nearest_sizes(size: ImageSize, factor: int) -> list[ImageSize]:
@@ -182,7 +193,11 @@ def _check_whole_file(source: Source, architecture: type[Architecture], configs:
     if source.folder is None or not source.folder.is_file():
         raise source.error("there is no such file", "give the path of a .safetensors file")
     given = _shapes(source, _single_file(source, source.folder, None))
-    for name, (part, shape) in architecture.single_file_shapes(configs).items():
+    expected = architecture.single_file_shapes(configs)
+    if not expected:
+        what = f"a {architecture.pipeline_class} is not loaded from one file"
+        raise source.error(what, "leave checkpoint out, and name a pipeline with weights")
+    for name, (part, shape) in expected.items():
         if name not in given:
             raise source.error(f"it has no tensor {name}, of the {part} of a {architecture.pipeline_class}", _LAYOUT)
         if given[name] != shape:
@@ -193,7 +208,12 @@ def _check_whole_file(source: Source, architecture: type[Architecture], configs:
 def _parts(index: Mapping[str, Any]) -> Iterator[str]:
     """The parts of a pipeline that have weights."""
     for part, kind in index.items():
-        if not part.startswith("_") and isinstance(kind, list) and kind[1] is not None and part not in _WEIGHTLESS:
+        if (
+            not part.startswith("_")
+            and isinstance(kind, list)
+            and kind[1] is not None
+            and not part.startswith(_WEIGHTLESS)
+        ):
             yield part
 
 
@@ -251,7 +271,10 @@ def check_inversion(
         ConfigError: a tensor is missing or of another width.
     """
     found: dict[str, str] = {}
-    for encoder, (_, name, width) in architecture.inversion_widths(configs).items():
+    widths = architecture.inversion_widths(configs)
+    if not widths:
+        raise source.error(f"a {architecture.pipeline_class} has no textual inversions", "leave textual_inversions out")
+    for encoder, (_, name, width) in widths.items():
         wanted = name or (next(iter(given)) if len(given) == 1 else None)
         if wanted is None or wanted not in given:
             there = ", ".join(sorted(given)) or "nothing"

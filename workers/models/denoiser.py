@@ -59,7 +59,7 @@ class _Batch:
         rows: index of the image of each row of the call, [B + G]: all prompts, then the negative prompts of the guided
             images.
         guided: indices of the guided images, [G].
-        guidance: their guidance scales, [G, 1, 1, 1].
+        guidance: their factors of classifier-free guidance, [G, 1, 1, 1].
         conditions: what the denoiser is conditioned on, by name, one row per row of the call.
         updates: what the images' adapters change of the denoiser's layers.
     """
@@ -69,7 +69,7 @@ class _Batch:
     rows: torch.Tensor
     guided: torch.Tensor
     guidance: torch.Tensor
-    conditions: dict[str, torch.Tensor]
+    conditions: dict[str, Any]
     updates: dict[str, RowUpdate]
 
 
@@ -138,7 +138,7 @@ class Denoiser:
         texts = [*((s, s.prompt) for s in samples), *((s, s.negative) for s in samples if s.negative is not None)]
         conditions = [self._model.conditions(text, sample.job.recipe) for sample, text in texts]
         rows = torch.tensor([*range(len(samples)), *guided], device=self._device)
-        scales = [samples[i].job.recipe.guidance for i in guided]
+        scales = [self._model.guidance_factor(samples[i].job.recipe.guidance) for i in guided]
         count = max(s.schedule.kept for s in samples)
         adapters = [samples[i].adapters for i in (*range(len(samples)), *guided)]
         return _Batch(

@@ -89,7 +89,10 @@ class Family:
         for key, pipeline in pipelines.items():
             for name in config.samplers_of(key):
                 self._samplers[key, name] = Sampler(name, pipeline.scheduler.config)
-                self._samplers[key, name].schedule(config.variants[key].steps)  # so that no request waits for it
+                # so that no request waits for it
+                self._samplers[key, name].schedule(
+                    config.variants[key].steps, spacing=self._adapters[key].spacing(config.size)
+                )
         self.models = {key: f"{config.variants[key].name}-{it.revision}" for key, it in self._denoisers.items()}
         self._prompts = PromptEncoder()
         self._loras = AdapterStore(config, self._adapters, self.device)
@@ -169,6 +172,21 @@ class Family:
         return self._within_memory(lambda: [*self._begin(jobs)], jobs)
 
     def _begin(self, jobs: Sequence[DenoiseJob]) -> list[DenoisingState | WeirError]:
+        refusals = [self._refusal(job) for job in jobs]
+        begun = iter(self._begin_accepted([job for job, it in zip(jobs, refusals, strict=True) if it is None]))
+        return [next(begun) if it is None else it for it in refusals]
+
+    def _refusal(self, job: DenoiseJob) -> WeirError | None:
+        """Why the job's models cannot use its prompts; None if they can."""
+        request = job.request
+        prompts = (parsed(it, request.prompt_syntax) for it in (request.prompt, request.negative_prompt))
+        try:
+            self._adapters[job.recipe.variant].check_prompts(*prompts)
+        except WeirError as error:
+            return error
+        return None
+
+    def _begin_accepted(self, jobs: Sequence[DenoiseJob]) -> list[DenoisingState | WeirError]:
         adapters = [self._loras.load(job.request.adapters) for job in jobs]
         texts = self._encode(jobs, adapters)
         begun: list[DenoisingState | WeirError] = []
@@ -176,7 +194,7 @@ class Family:
             try:
                 self.check(job)
                 request = job.request
-                schedule = self.sampler(job.recipe).schedule(job.recipe.steps, job.first)
+                schedule = self._schedule(job.recipe, job.recipe.steps, job.first)
                 # the states of a run with a stride are not captured: they differ from those of whole runs
                 keeps = {*(capture_steps(len(schedule)) if request.capture is not None and job.stride == 1 else ())}
                 keeps |= {len(schedule)} if request.keep_latent else set()
@@ -231,9 +249,14 @@ class Family:
 
     def _level(self, job: DenoiseJob, steps: int | None = None, step: int | None = None) -> tuple[float, float]:
         """Signal and noise levels of the latent that enters a step; by default the job's first step."""
-        schedule = self.sampler(job.recipe).schedule(job.recipe.steps if steps is None else steps)
+        schedule = self._schedule(job.recipe, job.recipe.steps if steps is None else steps)
         at = job.first if step is None else step
         return round(float(schedule.signal[at]), 6), round(float(schedule.noise[at]), 6)
+
+    def _schedule(self, recipe: Recipe, steps: int, first: int = 0) -> Schedule:
+        """The schedule of a run of ``steps`` steps by a recipe's sampler, at its size."""
+        spacing = self._adapters[recipe.variant].spacing(recipe.size)
+        return self.sampler(recipe).schedule(steps, first, spacing)
 
     def _shape(self, job: DenoiseJob) -> tuple[int, int, int]:
         """Shape [C, H/f, W/f] of the job's latents."""
@@ -255,12 +278,12 @@ class Family:
     def _encode_alike(self, jobs: Sequence[DenoiseJob], adapters: AdapterSet) -> list[tuple[Text, Text | None]]:
         """Encodes the prompts and negative prompts of jobs with the same adapters."""
         model = self._adapters[jobs[0].recipe.variant]
-        embeds_guidance, zeros = model.embeds_guidance, model.zeros_for_no_negative
+        zeros = model.zeros_for_no_negative
         requests = [job.request for job in jobs]
         prompts = [(it.tenant, parsed(it.prompt, it.prompt_syntax)) for it in requests]
         negatives = [
             (it.tenant, parsed(it.negative_prompt, it.prompt_syntax))
-            if job.recipe.guidance > 1 and not embeds_guidance
+            if model.guidance_factor(job.recipe.guidance) is not None
             else None
             for job, it in zip(jobs, requests, strict=True)
         ]

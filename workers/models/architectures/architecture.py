@@ -12,6 +12,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeAlias
 
+from weir.errors import InvalidRequest
+from workers.engine.scheduler_settings import OWN_SPACING, Spacing
+
 if TYPE_CHECKING:
     import torch
 
@@ -70,12 +73,16 @@ class Architecture(ABC):
         denoiser_part: part of the pipeline that a variant may replace.
         text_encoders: parts of the pipeline that encode prompts.
         loading: arguments of ``from_pretrained`` that leave out parts that Weir does not use or that change images.
+        weighs_prompts: whether parts of a prompt may have weights.
+        has_negative_prompts: whether there is a guidance scale at which a negative prompt has an effect.
     """
 
     pipeline_class: ClassVar[str]
     denoiser_part: ClassVar[str]
     text_encoders: ClassVar[tuple[str, ...]]
     loading: ClassVar[Mapping[str, Any]]
+    weighs_prompts: ClassVar[bool] = True
+    has_negative_prompts: ClassVar[bool] = True
 
     def __init__(self, pipeline: Pipeline):
         self.pipeline = pipeline
@@ -90,7 +97,10 @@ class Architecture(ABC):
     @classmethod
     @abstractmethod
     def single_file_shapes(cls, configs: Configs) -> dict[str, tuple[str, tuple[int, ...]]]:
-        """Parts of the pipeline and shapes of some tensors, by their names in files of the original repositories."""
+        """Parts of the pipeline and shapes of some tensors, by their names in files of the original repositories.
+
+        Empty: a whole model in one file is not served.
+        """
 
     @classmethod
     @abstractmethod
@@ -98,13 +108,20 @@ class Architecture(ABC):
         """The tensors of a textual inversion's file.
 
         Returns:
-            By text encoder: its tokenizer, the name of its tensor (None: the only one), and the tensor's width.
+            By text encoder: its tokenizer, the name of its tensor (None: the only one), and the tensor's width. Empty:
+            the architecture has no textual inversions.
         """
 
     @classmethod
     @abstractmethod
     def factor(cls, configs: Configs) -> int:
-        """Number of pixels of an image's side for each position of its latent; sizes are multiples of it."""
+        """Number of pixels of which the sides of images are multiples: those of a position of the latent, or of a patch
+        of positions."""
+
+    @classmethod
+    def most_side(cls, configs: Configs) -> int | None:
+        """Longest side of an image for whose positions the denoiser has encodings, pixels; None: any."""
+        return None
 
     @classmethod
     @abstractmethod
@@ -133,15 +150,36 @@ class Architecture(ABC):
     def text_key(self) -> object:
         """Identifies the text encoders: models of equal keys encode a prompt equally."""
 
-    @property
     @abstractmethod
-    def embeds_guidance(self) -> bool:
-        """Whether the denoiser is conditioned on the guidance scale, and needs no second row for a negative prompt."""
+    def guidance_factor(self, guidance: float) -> float | None:
+        """The factor s of classifier-free guidance, negative + s · (prompt − negative), at a guidance scale.
+
+        Returns:
+            None if there is none: then a call has no row for a negative prompt.
+        """
 
     @property
     @abstractmethod
     def zeros_for_no_negative(self) -> bool:
         """Whether an empty negative prompt is :meth:`Text.zeros`, and not the encoding of an empty text."""
+
+    def spacing(self, size: ImageSize) -> Spacing:
+        """How the pipeline spaces the noise levels of an image of a size."""
+        return OWN_SPACING
+
+    def check_prompts(self, prompt: Prompt, negative: Prompt) -> None:
+        """Checks that the models can use everything that prompts have.
+
+        Raises:
+            InvalidRequest: names the field and the remedy.
+        """
+        name = type(self).__name__
+        for field, parts in (("prompt", prompt), ("negative_prompt", negative)):
+            if not self.weighs_prompts and any(part.weight != 1 for part in parts):
+                raise InvalidRequest(f"{field} has weights, which {name} has no use for; write it without", param=field)
+        if not self.has_negative_prompts and any(part.text for part in negative):
+            what = f"negative_prompt has no effect in {name}, whose guidance needs none; leave it out"
+            raise InvalidRequest(what, param="negative_prompt")
 
     @abstractmethod
     def encode(self, prompts: Sequence[Prompt]) -> list[Text]:
@@ -164,12 +202,16 @@ class Architecture(ABC):
         """Everything that the denoiser is conditioned on for one image, by name, without a batch dimension."""
 
     @abstractmethod
-    def stack(self, conditions: Sequence[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-        """The conditions of several images as batches, of which each row has the same effect as alone."""
+    def stack(self, conditions: Sequence[dict[str, torch.Tensor]]) -> dict[str, Any]:
+        """The conditions of several images as batches, of which each row has the same effect as alone.
+
+        Returns:
+            What :meth:`denoise` takes; of no meaning elsewhere.
+        """
 
     @abstractmethod
     def denoise(
-        self, denoiser: Any, latents: torch.Tensor, timesteps: torch.Tensor, conditions: dict[str, torch.Tensor]
+        self, denoiser: Any, latents: torch.Tensor, timesteps: torch.Tensor, conditions: Mapping[str, Any]
     ) -> torch.Tensor:
         """The denoiser's output for a batch.
 
@@ -180,14 +222,29 @@ class Architecture(ABC):
             conditions: those of the batch's images, stacked.
         """
 
-    @abstractmethod
     def encode_image(self, image: torch.Tensor, noises: torch.Generator) -> torch.Tensor:
         """Encodes an image [3, H, W] in −1…1 to a finished latent [C, H/f, W/f], float32.
 
         Args:
             noises: gives the noise of the VAE's distribution.
         """
+        import torch  # not at the top: an adapter is imported to check configurations
 
-    @abstractmethod
+        encoded = self.vae.encode(image[None].to(self.vae.dtype))
+        if not hasattr(encoded, "latent_dist"):  # of a VAE without a distribution, such as the tiny ones
+            return self.scaled(encoded.latents)[0].float()
+        mean, deviation = encoded.latent_dist.mean, encoded.latent_dist.std
+        noise = torch.randn(mean.shape, generator=noises).to(mean)
+        return self.scaled(mean + deviation * noise)[0].float()
+
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """Decodes finished latents [B, C, H/f, W/f] to images [B, 3, H, W], float32, about −1…1."""
+        return self.vae.decode(self.unscaled(latents.to(self.vae.dtype)), return_dict=False)[0].float()
+
+    @abstractmethod
+    def scaled(self, encoded: torch.Tensor) -> torch.Tensor:
+        """What the VAE encodes, on the scale of latents."""
+
+    @abstractmethod
+    def unscaled(self, latents: torch.Tensor) -> torch.Tensor:
+        """What the VAE decodes; the inverse of :meth:`scaled`."""

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from workers.models.architectures.architecture import Architecture, Pipeline
+from workers.models.architectures.flux import Flux
 from workers.models.architectures.stable_diffusion import StableDiffusion
+from workers.models.architectures.stable_diffusion_3 import StableDiffusion3
 from workers.models.architectures.stable_diffusion_xl import StableDiffusionXL
+from workers.models.architectures.z_image import ZImage
 
-ARCHITECTURES: dict[str, type[Architecture]] = {it.pipeline_class: it for it in (StableDiffusionXL, StableDiffusion)}
+ARCHITECTURES: dict[str, type[Architecture]] = {
+    it.pipeline_class: it for it in (StableDiffusionXL, StableDiffusion, StableDiffusion3, Flux, ZImage)
+}
 
 
 def adapt(pipeline: Pipeline) -> Architecture:

@@ -106,8 +106,12 @@ class StableDiffusion(Architecture):
         return id(self.pipeline.text_encoder)
 
     @property
-    def embeds_guidance(self) -> bool:
+    def _embeds_guidance(self) -> bool:
+        """Whether the UNet is conditioned on the guidance scale."""
         return self.pipeline.unet.config.time_cond_proj_dim is not None
+
+    def guidance_factor(self, guidance: float) -> float | None:
+        return guidance if guidance > 1 and not self._embeds_guidance else None
 
     @property
     def zeros_for_no_negative(self) -> bool:
@@ -142,11 +146,11 @@ class StableDiffusion(Architecture):
 
     def conditions(self, text: Text, recipe: Recipe) -> dict[str, torch.Tensor]:
         conditions = dict(text.tensors)
-        if self.embeds_guidance:
+        if self._embeds_guidance:
             conditions["timestep_cond"] = self._guidance_embedding(recipe.guidance)
         return conditions
 
-    def stack(self, conditions: Sequence[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    def stack(self, conditions: Sequence[dict[str, torch.Tensor]]) -> dict[str, Any]:
         import torch  # not at the top: an adapter is imported to check configurations
 
         texts = [row["encoder_hidden_states"] for row in conditions]
@@ -159,26 +163,15 @@ class StableDiffusion(Architecture):
         return stacked
 
     def denoise(
-        self, denoiser: Any, latents: torch.Tensor, timesteps: torch.Tensor, conditions: dict[str, torch.Tensor]
+        self, denoiser: Any, latents: torch.Tensor, timesteps: torch.Tensor, conditions: Mapping[str, Any]
     ) -> torch.Tensor:
         return denoiser(latents, timesteps, return_dict=False, **conditions)[0]
 
-    def encode_image(self, image: torch.Tensor, noises: torch.Generator) -> torch.Tensor:
-        import torch  # not at the top: an adapter is imported to check configurations
-
-        encoded = self.vae.encode(image[None].to(self.vae.dtype))
-        if not hasattr(encoded, "latent_dist"):  # of a VAE without a distribution, such as the tiny ones
-            return self._scaled(encoded.latents)[0].float()
-        mean, deviation = encoded.latent_dist.mean, encoded.latent_dist.std
-        noise = torch.randn(mean.shape, generator=noises).to(mean)
-        return self._scaled(mean + deviation * noise)[0].float()
-
-    def decode(self, latents: torch.Tensor) -> torch.Tensor:
-        return self._decode(latents.to(self.vae.dtype) / self.vae.config.scaling_factor)
-
-    def _scaled(self, encoded: torch.Tensor) -> torch.Tensor:
-        """What the VAE encodes, on the scale of latents; :meth:`decode` takes it back."""
+    def scaled(self, encoded: torch.Tensor) -> torch.Tensor:
         return encoded * self.vae.config.scaling_factor
+
+    def unscaled(self, latents: torch.Tensor) -> torch.Tensor:
+        return latents / self.vae.config.scaling_factor
 
     def _windows(self, prompt: Prompt) -> Windows:
         """Splits a prompt's tokens into windows, of the same number for each text encoder."""
@@ -257,9 +250,6 @@ class StableDiffusion(Architecture):
         width = unet.config.time_cond_proj_dim
         embedded = self.pipeline.get_guidance_scale_embedding(torch.tensor([guidance - 1]), embedding_dim=width)
         return embedded[0].to(self.device, unet.dtype)
-
-    def _decode(self, latents: torch.Tensor) -> torch.Tensor:
-        return self.vae.decode(latents, return_dict=False)[0].float()
 
 
 def _extended(text: Text, empty: Text, length: int) -> Text:

@@ -68,7 +68,7 @@ class StableDiffusionXL(StableDiffusion):
         return {**super().conditions(text, recipe), "time_ids": sizes}
 
     def denoise(
-        self, denoiser: Any, latents: torch.Tensor, timesteps: torch.Tensor, conditions: dict[str, torch.Tensor]
+        self, denoiser: Any, latents: torch.Tensor, timesteps: torch.Tensor, conditions: Mapping[str, Any]
     ) -> torch.Tensor:
         added = {name: conditions[name] for name in ("text_embeds", "time_ids")}
         others = {name: tensor for name, tensor in conditions.items() if name not in added}
@@ -80,18 +80,17 @@ class StableDiffusionXL(StableDiffusion):
         output = self._encoder_output(number, windows, without, output_hidden_states=True)
         return output.hidden_states[-2], output[0]
 
-    def decode(self, latents: torch.Tensor) -> torch.Tensor:
-        latents = latents.to(self.vae.dtype)
-        if (statistics := self._statistics(latents)) is None:
-            return super().decode(latents)
-        mean, std = statistics
-        return self._decode(latents * std / self.vae.config.scaling_factor + mean)
-
-    def _scaled(self, encoded: torch.Tensor) -> torch.Tensor:
+    def scaled(self, encoded: torch.Tensor) -> torch.Tensor:
         if (statistics := self._statistics(encoded)) is None:
-            return super()._scaled(encoded)
+            return super().scaled(encoded)
         mean, std = statistics
         return (encoded - mean) * self.vae.config.scaling_factor / std
+
+    def unscaled(self, latents: torch.Tensor) -> torch.Tensor:
+        if (statistics := self._statistics(latents)) is None:
+            return super().unscaled(latents)
+        mean, std = statistics
+        return latents * std / self.vae.config.scaling_factor + mean
 
     def _statistics(self, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
         """Mean and standard deviation of the VAE's latents by channel, [C, 1, 1], where its configuration has both."""
