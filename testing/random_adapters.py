@@ -12,6 +12,8 @@ from safetensors.torch import save_file
 
 #: Layers that adapters of kohya and diffusers change: attention, feed-forward, projections, convolutions, embeddings.
 _UNET = re.compile(r"to_(q|k|v|out\.0)$|ff\.net\.(0\.proj|2)$|proj_(in|out)$|conv1$|time_emb_proj$")
+#: Of transformers also the additional projections and the modulation.
+_TRANSFORMER = re.compile(r"to_(q|k|v|out\.0|add_out)$|add_(q|k|v)_proj$|ff\.net\.(0\.proj|2)$|proj_mlp$|norm\.linear$")
 _ATTENTION = re.compile(r"to_(q|k|v|out\.0)$")
 _TEXT = re.compile(r"(q|k|v|out)_proj$|fc[12]$")
 
@@ -27,11 +29,13 @@ def random_adapter(pipeline: Any, seed: int, *, rank: int = 4, strength: float =
     """
     random = torch.Generator().manual_seed(seed)
     tensors: Tensors = {}
-    parts = {"unet": _UNET} | ({"text_encoder": _TEXT, "text_encoder_2": _TEXT} if text else {})
+    parts = {"unet": _UNET, "transformer": _TRANSFORMER} | (
+        {"text_encoder": _TEXT, "text_encoder_2": _TEXT} if text else {}
+    )
     for part, layers in parts.items():
         module = getattr(pipeline, part, None)
         for name, layer in [] if module is None else module.named_modules():
-            if layers.search(name) is None:
+            if layers.search(name) is None or not hasattr(layer, "weight"):
                 continue
             outputs, inputs, *kernel = layer.weight.shape
             down = torch.randn((rank, inputs, *kernel), generator=random) / inputs**0.5

@@ -62,6 +62,11 @@ class VariantConfig(_Strict):
     name: str = Field(description="shown in answers and metrics, e.g. sdxl-lightning-4step")
     pipeline: str | None = None
     revision: str | None = None
+    shares_encoders: bool = Field(
+        False,
+        description="whether the variant's pipeline has the family's text encoders and VAE: then only its denoiser and "
+        "its scheduler are loaded",
+    )
     checkpoint: str | None = Field(
         None, description="whole model in one safetensors file, with the configurations of the variant's pipeline"
     )
@@ -91,6 +96,8 @@ class VariantConfig(_Strict):
             raise ValueError("give either pipeline or unet (with unet_file where needed), not both")
         if self.checkpoint and not self.pipeline:
             raise ValueError("checkpoint needs pipeline: the folder with the configurations of the model")
+        if self.shares_encoders and (self.checkpoint or not self.pipeline):
+            raise ValueError("shares_encoders needs a pipeline, whose denoiser is loaded, and no checkpoint")
         if self.unet_file and not self.unet:
             raise ValueError("unet_file needs unet: the repository or folder that holds the file")
         if self.weights and (self.checkpoint or self.unet_file or not (self.pipeline or self.unet)):

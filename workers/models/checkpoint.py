@@ -15,12 +15,14 @@ from weir.errors import ConfigError
 from weir.json_files import read_json
 from workers.models.architectures.architecture import Architecture, Configs
 from workers.models.architectures.registry import ARCHITECTURES
-from workers.models.lora.adapter_header import check_header
+from workers.models.lora.adapter_header import check_header, check_taken
 from workers.models.source import (
     Source,
     adapter_source,
     checkpoint_source,
     denoiser_source,
+    family_file,
+    family_source,
     first_lines,
     inversion_sources,
     pipeline_source,
@@ -61,7 +63,7 @@ def check_family(family: FamilyConfig) -> None:
     for key, variant in family.variants.items():
         source, base = pipeline_source(family, key), None
         if (folder := source.folder) is not None:
-            base = _read_pipeline(source, folder, checkpoint_source(family, key))
+            base = _read_pipeline(source, folder, checkpoint_source(family, key), _lender(family, key))
         elif (whole := checkpoint_source(family, key)) is not None:
             raise whole.error(f"{source.key} is {source.reference}, a repository of the hub", _CHECKPOINT_REMEDY)
         configs = {} if base is None else {**base.configs, **vae}
@@ -79,8 +81,9 @@ def check_family(family: FamilyConfig) -> None:
             for it in inversion_sources(family).values():
                 _check_inversion(it, base.architecture, configs)
             for use in family.adapter_uses:
+                check_taken(own := adapter_source(family.name, use), base.architecture)
                 if use.weights.is_file:
-                    check_header(adapter_source(family.name, use), configs["unet"].get("cross_attention_dim", 1280))
+                    check_header(own, configs[base.architecture.denoiser_part].get("cross_attention_dim"))
         if variant.discriminator_folder is not None:
             judge = Source(family.name, f"{key}.discriminator", variant.discriminator_folder)
             remedy = "the family's training recipe writes it (`weir train`)"
@@ -159,18 +162,46 @@ def check_single_file(source: Source, name: str, given: Shapes, expected: Shapes
 # ---------------------------------------------------------------------------------------------------- files
 
 
-def _read_pipeline(source: Source, folder: Path, file: Source | None) -> _Checkpoint:
+def _lender(family: FamilyConfig, key: str) -> _Checkpoint | None:
+    """The family's pipeline, if a variant has its text encoders and its VAE from there.
+
+    Raises:
+        ConfigError: it is not a local folder, but the variant's own is: then nothing is known of these parts.
+    """
+    if not family.variants[key].shares_encoders:
+        return None
+    source = family_source(family)
+    if source.folder is None:
+        what = f"{key} shares its encoders, and this is no local folder"
+        raise source.error(what, f"give a local folder, or a repository of the hub in {key}.pipeline too")
+    return _read_pipeline(source, source.folder, family_file(family), None)
+
+
+def other_kind(source: Source, architecture: type[Architecture], lender: str) -> ConfigError:
+    """The error of a pipeline that shares encoders with one of another class."""
+    what = f"it is a {architecture.pipeline_class}, and shares the encoders of a {lender}"
+    return source.error(what, "leave shares_encoders out, or use pipelines of one kind")
+
+
+def _read_pipeline(source: Source, folder: Path, file: Source | None, lender: _Checkpoint | None) -> _Checkpoint:
     """Reads a pipeline's folder.
 
     Args:
         file: the single file that has the weights; None: they are in the folder.
+        lender: has all parts but the denoiser and the scheduler; None: the folder has them.
     """
     index = _read_config(source, folder / "model_index.json", _REMEDY)
     architecture = architecture_of(source, index)
-    configs = {"scheduler": _read_config(source, folder / "scheduler" / "scheduler_config.json", _REMEDY)}
+    schedule = _read_config(source, folder / "scheduler" / "scheduler_config.json", _REMEDY)
+    configs: dict[str, Mapping[str, Any]] = {"scheduler": schedule}
     shapes: dict[str, Shapes] = {}
     remedy, of_set = "fetch the pipeline again", False
+    if lender is not None and lender.architecture is not architecture:
+        raise other_kind(source, architecture, lender.architecture.pipeline_class)
     for part in _parts(index):
+        if lender is not None and part != architecture.denoiser_part:
+            configs[part], shapes[part] = lender.configs.get(part, {}), {}
+            continue
         configs[part] = _read_config(source, folder / part / "config.json", remedy)
         if file is not None:
             shapes[part] = {}

@@ -36,6 +36,7 @@ from workers.models.noise import generator
 from workers.models.prompt_encoder import EMPTY, PromptEncoder
 from workers.models.safety import SafetyChecker, family_safety_checker
 from workers.models.weights import load_pipelines
+from workers.models.weights_hash import weights_hash
 
 log = logging.getLogger(__name__)
 
@@ -93,7 +94,12 @@ class Family:
                 self._samplers[key, name].schedule(
                     config.variants[key].steps, spacing=self._adapters[key].spacing(config.size)
                 )
-        self.models = {key: f"{config.variants[key].name}-{it.revision}" for key, it in self._denoisers.items()}
+        texts = {model.text_key: model for model in self._adapters.values()}
+        encoders = {key: weights_hash(*map(model.part, model.text_encoders)) for key, model in texts.items()}
+        self.models = {
+            key: f"{config.variants[key].name}-{it.revision}-{encoders[self._adapters[key].text_key]}"
+            for key, it in self._denoisers.items()
+        }
         self._prompts = PromptEncoder()
         self._loras = AdapterStore(config, self._adapters, self.device)
         for use in config.adapter_uses:

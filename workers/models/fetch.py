@@ -18,10 +18,11 @@ from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, Revi
 from weir.config import FamilyConfig
 from weir.errors import ConfigError, ServiceError, WeirError
 from weir.own_code import is_own
+from workers.models.architectures.registry import ARCHITECTURES
 from workers.models.tensor_files import file_set
 
 INDEX = "model_index.json"
-_SMALL = (".json", ".txt", ".model")
+_SMALL = (".json", ".txt", ".model", ".jinja")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +34,7 @@ class Repository:
         file: the only file to fetch; None: all files that are needed.
         pipeline: whether the repository holds a pipeline, of which the parts in its index are fetched.
         file_set: the files to fetch, e.g. fp16; None: those without a set in their names.
+        lends: whether only the denoiser and the scheduler of the pipeline are needed.
     """
 
     key: str
@@ -41,6 +43,7 @@ class Repository:
     file: str | None = None
     pipeline: bool = False
     file_set: str | None = None
+    lends: bool = False
 
 
 def named(family: FamilyConfig) -> list[Repository]:
@@ -50,7 +53,8 @@ def named(family: FamilyConfig) -> list[Repository]:
         files = family.file_set(key)
         if variant.pipeline:
             place = f"{key}.pipeline", variant.pipeline, variant.revision
-            found.append(Repository(*place, pipeline=True, file_set=files))
+            lends = variant.shares_encoders
+            found.append(Repository(*place, pipeline=True, file_set=files, lends=lends))
         if variant.checkpoint:
             found.append(Repository(f"{key}.checkpoint", variant.checkpoint, None))
         if variant.unet:
@@ -67,7 +71,7 @@ def named(family: FamilyConfig) -> list[Repository]:
     found += [
         Repository(f"adapters.{it.name}", it.weights.reference, it.weights.revision, it.weights.file) for it in uses
     ]
-    own = all(variant.pipeline for variant in family.variants.values())
+    own = all(variant.pipeline and not variant.shares_encoders for variant in family.variants.values())
     found = found[1:] if own else found  # the shared pipeline is not loaded if every variant has its own
     places = {(it.repository, it.revision, it.file, it.file_set): it for it in reversed(found)}
     return [it for it in found if it in places.values()]
@@ -78,9 +82,13 @@ def repositories(family: FamilyConfig) -> list[Repository]:
     return [it for it in named(family) if not Path(it.repository).exists()]
 
 
-def parts_of(index: Mapping[str, Any]) -> list[str]:
-    """The parts of a pipeline with files, by the content of its index."""
-    return [name for name, kind in index.items() if isinstance(kind, list) and kind[1] is not None]
+def parts_of(index: Mapping[str, Any], it: Repository) -> list[str]:
+    """The parts with files that are needed of a pipeline, by the content of its index."""
+    parts = [name for name, kind in index.items() if isinstance(kind, list) and kind[1] is not None]
+    architecture = ARCHITECTURES.get(index.get("_class_name", ""))
+    if not it.lends or architecture is None:
+        return parts
+    return [name for name in parts if name in (architecture.denoiser_part, "scheduler")]
 
 
 def files_to_fetch(files: Iterable[str], weights: str | None, parts: Iterable[str] | None = None) -> list[str]:
@@ -143,7 +151,8 @@ def _fetch(it: Repository, family: str, report: Callable[[str], None]) -> Path:
 def _files(it: Repository, files: list[str]) -> list[str]:
     parts = None
     if it.pipeline:
-        parts = parts_of(json.loads(Path(hf_hub_download(it.repository, INDEX, revision=it.revision)).read_text()))
+        index = json.loads(Path(hf_hub_download(it.repository, INDEX, revision=it.revision)).read_text())
+        parts = parts_of(index, it)
     return files_to_fetch(files, it.file_set, parts)
 
 

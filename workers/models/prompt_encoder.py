@@ -57,6 +57,6 @@ class PromptEncoder:
 def _encoded(model: Architecture, texts: list[Prompt], adapters: AdapterSet) -> list[Text]:
     with ExitStack() as stack:
         for part in model.text_encoders if adapters else ():
-            module = getattr(model.pipeline, part)
+            module = model.part(part)
             stack.enter_context(applied(module, row_updates(module, part, [adapters])))
         return model.encode(texts)

@@ -35,12 +35,22 @@ class Source:
         return ConfigError(f"family {self.family}: {self.key}: {self.reference}{revision}: {what}; {remedy}")
 
 
+def family_source(family: FamilyConfig) -> Source:
+    """The family's pipeline."""
+    return Source(family.name, "pipeline", family.pipeline, family.revision, family.file_set())
+
+
+def family_file(family: FamilyConfig) -> Source | None:
+    """The single file with the weights of the family's pipeline; None if they are in the pipeline's folder."""
+    return None if family.checkpoint is None else Source(family.name, "checkpoint", family.checkpoint)
+
+
 def pipeline_source(family: FamilyConfig, key: str) -> Source:
     """The pipeline of a variant."""
     variant = family.variants[key]
     if variant.pipeline:
         return Source(family.name, f"{key}.pipeline", variant.pipeline, variant.revision, family.file_set(key))
-    return Source(family.name, "pipeline", family.pipeline, family.revision, family.file_set())
+    return family_source(family)
 
 
 def denoiser_source(family: FamilyConfig, key: str) -> Source:
@@ -54,8 +64,9 @@ def denoiser_source(family: FamilyConfig, key: str) -> Source:
 def checkpoint_source(family: FamilyConfig, key: str) -> Source | None:
     """The single file with the weights of a variant's pipeline; None if they are in the pipeline's folder."""
     variant = family.variants[key]
-    own, place = (variant.checkpoint, f"{key}.checkpoint") if variant.pipeline else (family.checkpoint, "checkpoint")
-    return None if own is None else Source(family.name, place, own)
+    if not variant.pipeline:
+        return family_file(family)
+    return None if variant.checkpoint is None else Source(family.name, f"{key}.checkpoint", variant.checkpoint)
 
 
 def vae_source(family: FamilyConfig) -> Source | None:

@@ -82,7 +82,7 @@ def _files(it: Repository) -> list[Path]:
         return [folder / it.file]
     parts = None
     if it.pipeline:
-        parts = [part for part in parts_of(json.loads((folder / INDEX).read_text())) if part not in _NOT_LOADED]
+        parts = [part for part in parts_of(json.loads((folder / INDEX).read_text()), it) if part not in _NOT_LOADED]
     there = [str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()]
     return [folder / file for file in files_to_fetch(there, it.file_set, parts) if file.endswith(".safetensors")]
 

@@ -26,11 +26,14 @@ from workers.models.checkpoint import (
     check_inversion,
     check_single_file,
     check_vae,
+    other_kind,
 )
 from workers.models.source import (
     Source,
     checkpoint_source,
     denoiser_source,
+    family_file,
+    family_source,
     first_lines,
     inversion_sources,
     pipeline_source,
@@ -54,18 +57,20 @@ def load_pipelines(family: FamilyConfig, device: torch.device, dtype: torch.dtyp
     transformers_logging.disable_progress_bar()
     loaded: dict[tuple[str | None, ...], Pipeline] = {}
 
-    def load_once(source: Source, file: Source | None) -> Pipeline:
+    def load_once(source: Source, file: Source | None, lender: Pipeline | None = None) -> Pipeline:
         place = (source.reference, source.revision, source.file_set, None if file is None else file.reference)
         if place not in loaded:
-            whole = _load_pipeline(source, dtype) if file is None else _load_file(source, file, dtype)
-            _add_words(family, whole)
+            whole = _load_pipeline(source, dtype, lender) if file is None else _load_file(source, file, dtype)
+            if lender is None:
+                _add_words(family, whole)
             loaded[place] = whole
         return loaded[place]
 
     pipelines: dict[str, Pipeline] = {}
     vae = _load_vae(family, dtype)
     for key, variant in family.variants.items():
-        base = load_once(pipeline_source(family, key), checkpoint_source(family, key))
+        lender = load_once(family_source(family), family_file(family)) if variant.shares_encoders else None
+        base = load_once(pipeline_source(family, key), checkpoint_source(family, key), lender)
         architecture = ARCHITECTURES[type(base).__name__]
         parts = {} if vae is None else {"vae": vae}
         if variant.unet:
@@ -80,19 +85,34 @@ def load_pipelines(family: FamilyConfig, device: torch.device, dtype: torch.dtyp
     return pipelines
 
 
-def _load_pipeline(source: Source, dtype: torch.dtype) -> Pipeline:
+def _load_pipeline(source: Source, dtype: torch.dtype, lender: Pipeline | None) -> Pipeline:
+    """Loads a pipeline.
+
+    Args:
+        lender: a pipeline with all of its parts but denoiser and scheduler, which are then not loaded again.
+    """
     try:
         index = DiffusionPipeline.load_config(source.reference, revision=source.revision)
+        architecture = architecture_of(source, index)
+        lent = {} if lender is None else _lent(source, architecture, lender)
         return DiffusionPipeline.from_pretrained(
             source.reference,
             revision=source.revision,
             variant=source.file_set,
             dtype=dtype,
             use_safetensors=True,  # never a pickle
-            **architecture_of(source, index).loading,
+            **{**architecture.loading, **lent},
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise source.error(first_lines(error), _HUB if source.folder is None else _refetch(source.file_set)) from error
+
+
+def _lent(source: Source, architecture: type[Architecture], lender: Pipeline) -> dict[str, Any]:
+    """The parts that a pipeline has from another one."""
+    if type(lender).__name__ != architecture.pipeline_class:
+        raise other_kind(source, architecture, type(lender).__name__)
+    own = (architecture.denoiser_part, "scheduler")
+    return {part: it for part, it in lender.components.items() if part not in own}
 
 
 def _add_words(family: FamilyConfig, pipeline: Pipeline) -> None:

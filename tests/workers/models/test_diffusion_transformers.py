@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import diffusers
 import numpy as np
+import peft  # noqa: F401  diffusers loads adapters with it
 import pytest
 import torch
 from PIL import Image
 
 from testing.pictures import gradient, mask, png
+from testing.random_adapters import random_adapter, write_peft
 from testing.tiny_models import SIZE
 from testing.tiny_transformers import (
     FACTOR,
@@ -23,6 +26,7 @@ from testing.tiny_transformers import (
     z_image_pipeline,
 )
 from tests.workers.samples import family, image_request, variant
+from weir.adapters import AdapterUse, AdapterWeights
 from weir.core import Edit, ImageRequest, ImageSize, Overrides, Resume, WarmStart
 from weir.errors import InvalidRequest
 from weir.plan import HEAVY, LIGHT
@@ -281,6 +285,29 @@ def test_an_edit_is_that_of_diffusers(kind: Kind, size: ImageSize, strength: flo
     ).images
     [sample] = ended(made, [*made.begin([denoise_job(made.config, HEAVY, request)])])
     assert apart(sample, unpacked(whole, expected, size)[0]) < ROUNDING
+
+
+# ------------------------------------------------------------------------------------------- adapters
+
+
+@pytest.mark.parametrize("name", ["flux-dev", "sd3"])
+def test_images_with_different_adapters_share_calls_and_are_those_of_diffusers(name: str, tmp_path: Path) -> None:
+    kind = KINDS[name]
+    made, plain = engine(kind), asked(kind)
+    tensors = random_adapter(made.pipelines[HEAVY], 1, text=False)
+    weights = AdapterWeights(str(write_peft(tensors, tmp_path / "a.safetensors")))
+    scales = (0.7, -0.4)
+    requests = [asked(kind, str(scale), adapters=(AdapterUse("a", scale, weights),)) for scale in scales]
+    jobs = [denoise_job(made.config, HEAVY, it) for it in (*requests, plain)]
+    *adapted, unchanged = ended(made, [*made.begin(jobs)])
+    assert apart(unchanged, theirs(made, kind, plain)) < ROUNDING
+    pipeline = kind.build()
+    other = engine(kind, pipeline)
+    pipeline.load_lora_weights(dict(tensors), adapter_name="a")
+    for request, scale, sample in zip(requests, scales, adapted, strict=True):
+        pipeline.set_adapters(["a"], [scale])
+        assert apart(sample, theirs(other, kind, request)) < 10 * ROUNDING
+        assert apart(sample, unchanged.latent) > 0.1
 
 
 # ------------------------------------------------------------------------------------------- refusals

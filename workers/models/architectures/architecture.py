@@ -74,6 +74,7 @@ class Architecture(ABC):
         text_encoders: parts of the pipeline that encode prompts.
         loading: arguments of ``from_pretrained`` that leave out parts that Weir does not use or that change images.
         weighs_prompts: whether parts of a prompt may have weights.
+        takes_adapters: whether LoRA adapters can be applied: the rows of a call are then those of every layer's inputs.
         has_negative_prompts: whether there is a guidance scale at which a negative prompt has an effect.
     """
 
@@ -82,6 +83,7 @@ class Architecture(ABC):
     text_encoders: ClassVar[tuple[str, ...]]
     loading: ClassVar[Mapping[str, Any]]
     weighs_prompts: ClassVar[bool] = True
+    takes_adapters: ClassVar[bool] = True
     has_negative_prompts: ClassVar[bool] = True
 
     def __init__(self, pipeline: Pipeline):
@@ -130,10 +132,14 @@ class Architecture(ABC):
 
     # ---------------------------------------------------------------------------------------------- models
 
+    def part(self, name: str) -> Any:
+        """The module that is a part of the pipeline."""
+        return getattr(self.pipeline, name)
+
     @property
     def denoiser(self) -> Any:
         """The denoiser's module."""
-        return getattr(self.pipeline, self.denoiser_part)
+        return self.part(self.denoiser_part)
 
     @property
     def vae(self) -> Any:

@@ -36,8 +36,8 @@ class StableDiffusion3(DiffusionTransformer):
         for key in ("in_channels", "out_channels"):
             yield Width(key, channels, "the VAE")
         yield Width("patch_size", PATCH, "the sizes of images")
-        pooled = [configs[part].get("projection_dim") for part in cls.text_encoders[:2]]
-        yield Width("pooled_projection_dim", sum(pooled) if all(pooled) else None, "text_encoder and text_encoder_2")
+        pooled = sum(configs[part].get("projection_dim", 0) for part in cls.text_encoders[:2])
+        yield Width("pooled_projection_dim", pooled or None, "text_encoder and text_encoder_2")
         yield Width("joint_attention_dim", configs["text_encoder_3"].get("d_model"), "text_encoder_3")
 
     @classmethod

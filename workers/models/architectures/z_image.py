@@ -23,6 +23,7 @@ class ZImage(DiffusionTransformer):
 
     pipeline_class = "ZImagePipeline"
     text_encoders = ("text_encoder",)
+    takes_adapters = False  # its embedders take the patches and tokens of all rows in one sequence
 
     @classmethod
     def mismatches(cls, configs: Configs, samplers: Sequence[Scheduler]) -> Iterator[Mismatch]:

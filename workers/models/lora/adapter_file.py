@@ -24,7 +24,7 @@ from safetensors import SafetensorError, safe_open
 
 from weir.adapters import AdapterUse
 from weir.json_files import parsed_json, read_json
-from workers.models.architectures.architecture import Pipeline
+from workers.models.architectures.architecture import Architecture
 from workers.models.lora.adapter_header import REMEDY, check_kind
 from workers.models.source import Source, first_lines
 from workers.models.tensor_files import Shapes
@@ -67,23 +67,23 @@ def adapter_path(source: Source, use: AdapterUse) -> Path:
         raise source.error(first_lines(error), "check repository, revision and weight_name") from error
 
 
-def read_updates(source: Source, file: Path, pipeline: Pipeline, *, values: bool = True) -> Updates:
+def read_updates(source: Source, file: Path, model: Architecture, *, values: bool = True) -> Updates:
     """The updates of an adapter in a file, on the CPU.
 
     Args:
-        pipeline: that the adapter is for.
+        model: that the adapter is for.
         values: False reads the header alone: the tensors have shapes and no values.
 
     Raises:
         ConfigError: the file is damaged, or of no known format.
     """
     try:
-        tensors, settings = _tensors(file, values)
+        tensors, settings = _tensors(file, values, model.denoiser_part)
     except (OSError, ValueError, SafetensorError) as error:
         raise source.error(f"{file.name} is damaged: {first_lines(error)}", "fetch or write it again") from None
     check_kind(source, tensors)
     try:
-        return _converted(tensors, settings, pipeline)
+        return _converted(tensors, settings, model)
     except (ValueError, LookupError, TypeError, AttributeError, RuntimeError, ArithmeticError, re.error) as error:
         raise source.error(f"its tensors cannot be read: {first_lines(error)}", REMEDY) from None
 
@@ -110,11 +110,12 @@ def check_fit(source: Source, updates: Mapping[str, LowRank], part: str, shapes:
             raise source.error(what, REMEDY)
 
 
-def _tensors(file: Path, values: bool) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+def _tensors(file: Path, values: bool, denoiser: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """The tensors of a file and the settings of PEFT, of the file's header or beside it.
 
     Args:
         values: False: tensors of more than one value are only shapes.
+        denoiser: part of the pipeline that PEFT's own folders are for.
     """
     tensors = {}
     with safe_open(file, "pt") as opened:
@@ -125,26 +126,29 @@ def _tensors(file: Path, values: bool) -> tuple[dict[str, torch.Tensor], dict[st
         settings = parsed_json((opened.metadata() or {}).get(_METADATA, "{}"))
     beside = file.with_name("adapter_config.json")
     if not settings and beside.exists() and all(name.startswith(_WRAPPED) for name in tensors):
-        settings = {f"unet.{key}": value for key, value in read_json(beside).items()}
+        settings = {f"{denoiser}.{key}": value for key, value in read_json(beside).items()}
     return tensors, settings
 
 
-def _converted(tensors: dict[str, torch.Tensor], settings: Mapping[str, Any], pipeline: Pipeline) -> Updates:
+def _converted(tensors: dict[str, torch.Tensor], settings: Mapping[str, Any], model: Architecture) -> Updates:
     """The updates in a file's tensors, by the names that the pipeline's layers have.
 
     Raises:
         ValueError: a tensor is of no known format.
     """
+    pipeline, denoiser = model.pipeline, model.denoiser_part
     if all(name.startswith(_WRAPPED) for name in tensors):
-        tensors = {f"unet.{name.removeprefix(_WRAPPED)}": tensor for name, tensor in tensors.items()}
+        tensors = {f"{denoiser}.{name.removeprefix(_WRAPPED)}": tensor for name, tensor in tensors.items()}
     if all(_KOHYA.match(name) for name in tensors):
+        if denoiser != "unet":
+            raise ValueError("they have kohya's names, which are read for UNets only; save it by diffusers' pipeline")
         tensors, _ = pipeline.lora_state_dict(_with_alphas(tensors), unet_config=pipeline.unet.config)
     updates: Updates = {}
-    for part in ("unet", "text_encoder", "text_encoder_2"):
+    for part in (denoiser, *model.text_encoders):
         own = {name.removeprefix(f"{part}."): it for name, it in tensors.items() if name.startswith(f"{part}.")}
         if own:
             factor = _factors({k.removeprefix(f"{part}."): v for k, v in settings.items() if k.startswith(f"{part}.")})
-            layers = _pairs(convert_unet_state_dict_to_peft(own) if part == "unet" else _of_text_encoder(own))
+            layers = _pairs(convert_unet_state_dict_to_peft(own) if part == denoiser else _of_text_encoder(own))
             updates[part] = {name: LowRank(down, up * factor(name, len(down))) for name, (down, up) in layers.items()}
     strays = [name for name in tensors if name.partition(".")[0] not in updates]
     if strays or not updates:

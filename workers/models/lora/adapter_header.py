@@ -13,6 +13,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
+from workers.models.architectures.architecture import Architecture
 from workers.models.source import Source, first_lines
 from workers.models.tensor_files import Shapes, read_shapes
 
@@ -35,7 +36,8 @@ def check_header(source: Source, cross_attention: object) -> None:
     """Checks a local adapter.
 
     Args:
-        cross_attention: width of the encoded prompts, ``cross_attention_dim`` of the UNet's configuration.
+        cross_attention: width of the encoded prompts, ``cross_attention_dim`` of the denoiser's configuration; None
+            without it.
 
     Raises:
         ConfigError: names the adapter, the tensor and the remedy.
@@ -50,6 +52,16 @@ def check_header(source: Source, cross_attention: object) -> None:
                 f"{name} has the shape {list(shape)}; the encoded prompts of this model have {cross_attention} values"
             )
             raise source.error(what, REMEDY)
+
+
+def check_taken(source: Source, architecture: type[Architecture]) -> None:
+    """Checks that an architecture takes adapters.
+
+    Raises:
+        ConfigError: it does not.
+    """
+    if not architecture.takes_adapters:
+        raise source.error(f"a {architecture.pipeline_class} takes no LoRA adapters", "leave adapters out")
 
 
 def check_kind(source: Source, names: Iterable[str]) -> None:

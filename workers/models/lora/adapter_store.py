@@ -24,6 +24,7 @@ from workers.models.lora.adapter_file import (
     check_fit,
     read_updates,
 )
+from workers.models.lora.adapter_header import check_taken
 from workers.models.source import Source, adapter_source
 
 log = logging.getLogger(__name__)
@@ -65,7 +66,7 @@ class AdapterStore:
     def __init__(self, family: FamilyConfig, models: Mapping[str, Architecture], device: torch.device):
         self._family = family
         self._models = models
-        self._pipeline = next(iter(models.values())).pipeline  # the others convert names the same way
+        self._model = next(iter(models.values()))  # the others convert names the same way
         self._device = device
         self._bound = family.adapters_mib * MEBIBYTE
         self._fetched: dict[AdapterWeights, Path] = {}
@@ -124,10 +125,10 @@ class AdapterStore:
 
     def _read(self, source: Source, path: Path) -> Adapter:
         self._check(source, path)
-        updates = read_updates(source, path, self._pipeline)
+        updates = read_updates(source, path, self._model)
         with path.open("rb") as file:
             id = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=6)).hexdigest()
-        dtype = self._pipeline.unet.dtype
+        dtype = self._model.denoiser.dtype
 
         def moved(update: LowRank) -> LowRank:
             return LowRank(*(it.to(self._device, dtype).contiguous() for it in update))
@@ -146,9 +147,10 @@ class AdapterStore:
         Raises:
             ConfigError: names the layer.
         """
-        updates = read_updates(source, path, self._pipeline, values=False)
+        check_taken(source, type(self._model))
+        updates = read_updates(source, path, self._model, values=False)
         elements = sum(tensor.numel() for own in updates.values() for update in own.values() for tensor in update)
-        size = elements * self._pipeline.unet.dtype.itemsize
+        size = elements * self._model.denoiser.dtype.itemsize
         if size > self._bound:
             what = f"it takes {size / MEBIBYTE:.0f} MiB, and adapters_mib is {self._family.adapters_mib}"
             raise source.error(what, "raise adapters_mib in the family file")
