@@ -158,6 +158,11 @@ class FamilyConfig(_Strict):
     adapters_mib: int = Field(
         1024, ge=1, description="memory of a replica for adapters; those that were not used for longest make room"
     )
+    eight_bit_encoders: tuple[str, ...] = Field(
+        (),
+        description="text encoders of the pipelines, e.g. text_encoder_2, whose linear layers are kept in 8 bits: half of "
+        "their memory",
+    )
     weights: FileSet | None = Field(
         None, description="file set of the repositories, such as fp16; default: the files without one in their names"
     )

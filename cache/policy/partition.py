@@ -50,7 +50,7 @@ class Partitions:
         heavy = family.heavy
         revision = heavy.revision or family.revision or "local"
         self._family = family
-        self._model = f"{heavy.name}@{revision}"
+        self._model = f"{heavy.name}@{revision}" + "".join(f"+{part}-8bit" for part in family.eight_bit_encoders)
         self._encoder = encoder
 
     def name(self, tenant: str, settings: Settings) -> str:

@@ -101,6 +101,10 @@ def check_configs(family: FamilyConfig, key: str, architecture: type[Architectur
         of_denoiser = part == architecture.denoiser_part
         source = denoiser_source(family, key) if of_denoiser else pipeline_source(family, key)
         raise source.error(f"{part}: {what}", remedy)
+    if strays := sorted({*family.eight_bit_encoders} - {*architecture.text_encoders}):
+        has = " and ".join(architecture.text_encoders)
+        what = f"eight_bit_encoders: {strays[0]}: a {architecture.pipeline_class} has no such text encoder"
+        raise ConfigError(f"family {family.name}: {what}; it has {has}")
     _check_sizes(family, key, architecture, configs)
 
 

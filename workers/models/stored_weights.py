@@ -59,7 +59,8 @@ def size_bytes(family: FamilyConfig, element_bytes: int) -> int:
     Only pipelines and UNets that are on this machine count; judges and activations come on top.
     """
     files = {file for it in named(family) if it.key not in _ON_TOP for file in _files(it)}
-    return element_bytes * sum(map(_elements, files))
+    small = family.eight_bit_encoders
+    return sum(_elements(file) * (1 if file.parent.name in small else element_bytes) for file in files)
 
 
 def _folder(it: Repository) -> Path | None:

@@ -28,6 +28,7 @@ from workers.models.checkpoint import (
     check_vae,
     other_kind,
 )
+from workers.models.eight_bit import keep_in_eight_bits
 from workers.models.source import (
     Source,
     checkpoint_source,
@@ -63,6 +64,8 @@ def load_pipelines(family: FamilyConfig, device: torch.device, dtype: torch.dtyp
             whole = _load_pipeline(source, dtype, lender) if file is None else _load_file(source, file, dtype)
             if lender is None:
                 _add_words(family, whole)
+                for part in family.eight_bit_encoders:
+                    keep_in_eight_bits(getattr(whole, part))
             loaded[place] = whole
         return loaded[place]
 
