@@ -160,8 +160,7 @@ class FamilyConfig(_Strict):
     )
     eight_bit_encoders: tuple[str, ...] = Field(
         (),
-        description="text encoders of the pipelines, e.g. text_encoder_2, whose linear layers are kept in 8 bits: half of "
-        "their memory",
+        description="text encoders, e.g. text_encoder_2, whose linear layers are kept in 8 bits: half of their memory",
     )
     weights: FileSet | None = Field(
         None, description="file set of the repositories, such as fp16; default: the files without one in their names"
