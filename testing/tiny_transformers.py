@@ -99,11 +99,13 @@ def flow_scheduler(**settings: Any) -> Any:
     return FlowMatchEulerDiscreteScheduler(**settings)
 
 
-def flux_pipeline(seed: int = 0, *, guidance: bool = True) -> Any:
+def flux_pipeline(seed: int = 0, *, guidance: bool = True, heads: int = 2, layers: int = 1) -> Any:
     """Builds a tiny pipeline with the structure of black-forest-labs/FLUX.1-dev.
 
     Args:
         guidance: False: the structure of FLUX.1-schnell.
+        heads: of 16 channels each.
+        layers: of either kind.
     """
     from diffusers import FluxPipeline, FluxTransformer2DModel
     from transformers import CLIPTextModel
@@ -113,10 +115,10 @@ def flux_pipeline(seed: int = 0, *, guidance: bool = True) -> Any:
     transformer = FluxTransformer2DModel(
         patch_size=1,
         in_channels=4 * CHANNELS,
-        num_layers=1,
-        num_single_layers=1,
+        num_layers=layers,
+        num_single_layers=layers,
         attention_head_dim=16,
-        num_attention_heads=2,
+        num_attention_heads=heads,
         joint_attention_dim=WIDTH,
         pooled_projection_dim=WIDTH,
         guidance_embeds=guidance,
@@ -139,7 +141,7 @@ def schnell_pipeline(seed: int = 0) -> Any:
     return flux_pipeline(seed, guidance=False)
 
 
-def sd3_pipeline(seed: int = 0, *, dual: bool = True) -> Any:
+def sd3_pipeline(seed: int = 0, *, dual: bool = True, heads: int = 2, layers: int = 2) -> Any:
     """Builds a tiny pipeline with the structure of stabilityai/stable-diffusion-3.5-large.
 
     Args:
@@ -155,11 +157,11 @@ def sd3_pipeline(seed: int = 0, *, dual: bool = True) -> Any:
         patch_size=2,
         in_channels=CHANNELS,
         out_channels=CHANNELS,
-        num_layers=2,
+        num_layers=layers,
         attention_head_dim=16,
-        num_attention_heads=2,
+        num_attention_heads=heads,
         joint_attention_dim=2 * WIDTH,
-        caption_projection_dim=WIDTH,
+        caption_projection_dim=16 * heads,
         pooled_projection_dim=2 * WIDTH,
         pos_embed_max_size=32,
         dual_attention_layers=(0,) if dual else (),
@@ -180,7 +182,7 @@ def sd3_pipeline(seed: int = 0, *, dual: bool = True) -> Any:
     )
 
 
-def z_image_pipeline(seed: int = 0) -> Any:
+def z_image_pipeline(seed: int = 0, *, heads: int = 2, layers: int = 2) -> Any:
     """Builds a tiny pipeline with the structure of Tongyi-MAI/Z-Image-Turbo."""
     from diffusers import ZImagePipeline, ZImageTransformer2DModel
 
@@ -188,11 +190,11 @@ def z_image_pipeline(seed: int = 0) -> Any:
     words = qwen_tokenizer()
     transformer = ZImageTransformer2DModel(
         in_channels=CHANNELS,
-        dim=WIDTH,
-        n_layers=2,
+        dim=16 * heads,
+        n_layers=layers,
         n_refiner_layers=1,
-        n_heads=2,
-        n_kv_heads=2,
+        n_heads=heads,
+        n_kv_heads=heads,
         cap_feat_dim=WIDTH,
         axes_dims=[4, 4, 8],
         axes_lens=[1024, 64, 64],
