@@ -19,8 +19,8 @@ from workers.models.lora.low_rank import applied, row_updates
 TenantText = tuple[str, Prompt]
 #: A prompt without text.
 EMPTY: Prompt = (PromptPart(""),)
-#: Number of encodings to keep. One of SDXL takes 310 KiB.
-_KEPT = 512
+#: Memory of the encodings that are kept. One of SDXL takes 310 KiB, one of FLUX.1-dev 4 MiB.
+_BOUND_BYTES = 256 * 2**20
 
 
 class PromptEncoder:
@@ -28,6 +28,7 @@ class PromptEncoder:
 
     def __init__(self) -> None:
         self._known: OrderedDict[tuple[object, TenantText], Text] = OrderedDict()
+        self._size_bytes = 0
 
     def empty(self, model: Architecture, tenant: str, adapters: AdapterSet = ()) -> Text:
         """The encoding of an empty text."""
@@ -46,11 +47,12 @@ class PromptEncoder:
         if new := [key for key in wanted if (encoder, key) not in self._known]:
             for key, encoded in zip(new, _encoded(model, [text for _, text in new], own), strict=True):
                 self._known[encoder, key] = encoded
+                self._size_bytes += encoded.size_bytes
         for key in wanted:
             self._known.move_to_end((encoder, key))
         found = {key: self._known[encoder, key] for key in wanted}
-        while len(self._known) > _KEPT:
-            self._known.popitem(last=False)
+        while self._size_bytes > _BOUND_BYTES:
+            self._size_bytes -= self._known.popitem(last=False)[1].size_bytes
         return found
 
 

@@ -55,6 +55,11 @@ class Text:
     tensors: Mapping[str, torch.Tensor]
     unused_tokens: int
 
+    @property
+    def size_bytes(self) -> int:
+        """Memory of its tensors."""
+        return sum(tensor.nbytes for tensor in self.tensors.values())
+
     def zeros(self) -> Text:
         """The encoding of nothing: zeros of the same shapes."""
         return Text({name: tensor.new_zeros(tensor.shape) for name, tensor in self.tensors.items()}, 0)

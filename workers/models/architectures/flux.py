@@ -62,8 +62,8 @@ class Flux(DiffusionTransformer):
             texts, None, device=self.device, max_sequence_length=self._tokens
         )
         return [
-            Text(
-                {"encoder_hidden_states": own, "pooled_projections": summary},
+            Text(  # of its own memory, because an encoding is kept longer than its batch
+                {"encoder_hidden_states": own.clone(), "pooled_projections": summary.clone()},
                 tokens_beyond(self.pipeline.tokenizer_2, text, self._tokens),
             )
             for text, own, summary in zip(texts, states, pooled, strict=True)

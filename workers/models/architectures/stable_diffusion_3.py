@@ -59,8 +59,8 @@ class StableDiffusion3(DiffusionTransformer):
             max_sequence_length=_TOKENS,
         )
         return [
-            Text(
-                {"encoder_hidden_states": own, "pooled_projections": summary},
+            Text(  # of its own memory, because an encoding is kept longer than its batch
+                {"encoder_hidden_states": own.clone(), "pooled_projections": summary.clone()},
                 tokens_beyond(self.pipeline.tokenizer_3, text, _TOKENS),
             )
             for text, own, summary in zip(texts, states, pooled, strict=True)
