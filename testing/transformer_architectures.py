@@ -112,6 +112,11 @@ _Z_IMAGE: Settings = {
 }
 _DYNAMIC: Settings = {"shift": 3.0, "use_dynamic_shifting": True, "base_shift": 0.5, "max_shift": 1.15}
 
+_SD3_5_LARGE = Published(
+    "StableDiffusion3Pipeline", ("SD3Transformer2DModel", _SD3_5), {"shift": 3.0}, SD3_VAE, 8.1, (CLIP_L, CLIP_G)
+)
+
+#: By the names of the variants in ``deploy/families/``.
 PUBLISHED: dict[str, Published] = {
     "flux.1-dev": Published(
         "FluxPipeline",
@@ -129,14 +134,8 @@ PUBLISHED: dict[str, Published] = {
         11.9,
         (CLIP_L,),
     ),
-    "stable-diffusion-3.5-large": Published(
-        "StableDiffusion3Pipeline",
-        ("SD3Transformer2DModel", _SD3_5),
-        {"shift": 3.0},
-        SD3_VAE,
-        8.1,
-        (CLIP_L, CLIP_G),
-    ),
+    "stable-diffusion-3.5-large": _SD3_5_LARGE,
+    "stable-diffusion-3.5-large-turbo": _SD3_5_LARGE,
     "z-image-turbo": Published("ZImagePipeline", ("ZImageTransformer2DModel", _Z_IMAGE), {"shift": 3.0}, FLUX_VAE, 6.2),
     "z-image": Published("ZImagePipeline", ("ZImageTransformer2DModel", _Z_IMAGE), {"shift": 6.0}, FLUX_VAE, 6.2),
 }

@@ -8,10 +8,12 @@ import pytest
 import torch
 
 from testing.transformer_architectures import PUBLISHED, pipeline
+from weir.config import load_family
 from weir.core import ImageSize
 from workers.engine.scheduling import Recipe
 from workers.models.architectures.architecture import Architecture, Text
 from workers.models.architectures.registry import adapt
+from workers.models.checkpoint import check_configs
 from workers.models.weights import _configs
 
 SHAPES = [ImageSize.of(it) for it in ("1536x1024", "1008x1040")]
@@ -19,7 +21,11 @@ SHAPES = [ImageSize.of(it) for it in ("1536x1024", "1008x1040")]
 TOKENS = {"flux.1-dev": 512, "flux.1-schnell": 256, "stable-diffusion-3.5-large": 77 + 256}
 
 
-@pytest.fixture(scope="module", params=list(PUBLISHED))
+#: Models of different architectures, or with other settings of one.
+DIFFERENT = [name for name in PUBLISHED if name != "stable-diffusion-3.5-large-turbo"]
+
+
+@pytest.fixture(scope="module", params=DIFFERENT)
 def named(request: pytest.FixtureRequest) -> tuple[str, Architecture]:
     return request.param, adapt(pipeline(request.param))
 
@@ -70,3 +76,16 @@ def test_the_denoiser_has_the_published_number_of_parameters(named: tuple[str, A
 )
 def test_the_shift_at_1024_pixels_is_the_published_one(name: str, shift: float | None) -> None:
     assert adapt(pipeline(name)).spacing(ImageSize(1024, 1024)).mu == (None if shift is None else pytest.approx(shift))
+
+
+@pytest.mark.parametrize("name", ["flux", "stable-diffusion-3.5", "z-image"])
+def test_a_shipped_family_fits_the_published_models(name: str) -> None:
+    """Samplers and sizes of the family file, by the checks that run before a start."""
+    config = load_family(f"deploy/families/{name}.yaml")
+    for key, variant in config.variants.items():
+        model = adapt(pipeline(variant.name))
+        check_configs(config, key, type(model), _configs(model.pipeline.components))
+        assert config.dtype == "bfloat16"
+    assert [config.variants[key].shares_encoders for key in config.keys] == [True, False]
+    every = config.model_copy(update={"eight_bit_encoders": type(model).text_encoders})
+    check_configs(every, key, type(model), _configs(model.pipeline.components))
