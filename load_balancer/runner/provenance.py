@@ -32,6 +32,10 @@ def made_with(family: FamilyConfig, variant: VariantConfig, sampler: Scheduler |
             continue
     whole = variant.pipeline is not None
     versions["pipeline"] = _named(variant.pipeline or family.pipeline, variant.revision if whole else family.revision)
+    if variant.shares_encoders:
+        versions["encoders"] = _named(family.pipeline, family.revision)
+    if family.eight_bit_encoders:
+        versions["eight_bit_encoders"] = " ".join(family.eight_bit_encoders)
     if file := variant.checkpoint if whole else family.checkpoint:
         versions["checkpoint"] = _named(file, None)
     if variant.unet is not None:

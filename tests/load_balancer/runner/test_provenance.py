@@ -42,7 +42,11 @@ def test_a_local_folder_is_named_without_its_path() -> None:
     assert not any("/" in value for value in made_with(family, family.light).values())
 
 
-@pytest.mark.parametrize("name", sorted(name for name in FAMILIES if not name.startswith("weir-tiny")))
+#: Families whose files ask to pin a revision.
+UNPINNED = ("flux", "stable-diffusion-3.5", "z-image")
+
+
+@pytest.mark.parametrize("name", sorted(name for name in FAMILIES if not name.startswith(("weir-tiny", *UNPINNED))))
 def test_every_family_that_ships_takes_its_weights_from_the_hub_by_revision(name: str) -> None:
     family = FAMILIES[name]
     reported = [made_with(family, variant) for variant in family.variants.values()]
@@ -52,3 +56,19 @@ def test_every_family_that_ships_takes_its_weights_from_the_hub_by_revision(name
         revision = reference.partition("@")[2].partition("#")[0]
         assert len(revision) == 40, reference
         int(revision, 16)
+
+
+@pytest.mark.parametrize("name", UNPINNED)
+def test_a_family_without_revisions_says_so(name: str) -> None:
+    family = FAMILIES[name]
+    assert made_with(family, family.heavy)["pipeline"] == f"{family.pipeline}@latest"
+    assert "pin one before you serve" in " ".join(Path(f"deploy/families/{name}.yaml").read_text().split("\n# "))
+
+
+def test_shared_and_quantised_encoders_are_named() -> None:
+    family = FAMILIES["flux"].model_copy(update={"eight_bit_encoders": ("text_encoder_2",)})
+    light, heavy = made_with(family, family.light), made_with(family, family.heavy)
+    assert light["pipeline"] == "black-forest-labs/FLUX.1-schnell@latest"
+    assert light["encoders"] == heavy["pipeline"] == "black-forest-labs/FLUX.1-dev@latest"
+    assert "encoders" not in heavy
+    assert light["eight_bit_encoders"] == heavy["eight_bit_encoders"] == "text_encoder_2"

@@ -220,6 +220,19 @@ def test_an_image_is_that_of_diffusers_and_has_previews(kind: Kind, size: ImageS
     assert Image.open(io.BytesIO(preview)).size == (size.width // 2, size.height // 2)
 
 
+@EACH
+def test_everything_that_conditions_the_model_changes_the_latent(kind: Kind) -> None:
+    """A model that ignored its conditions would make the equalities of this file worthless."""
+    made = engine(kind)
+    requests = [asked(kind), asked(kind, prompt="another"), asked(kind, seed=8)]
+    if kind.guidance:
+        requests.append(asked(kind, overrides=Overrides(guidance=kind.guidance + 1)))
+    if kind.negative:
+        requests.append(asked(kind, negative_prompt="another"))
+    first, *others = ended(made, [*made.begin([denoise_job(made.config, HEAVY, it) for it in requests])])
+    assert all(apart(it, first.latent) > 100 * ROUNDING for it in others), [apart(it, first.latent) for it in others]
+
+
 def test_the_shift_of_flux_depends_on_the_size_and_its_images_are_still_those_of_diffusers() -> None:
     made = engine(KINDS["flux-dev"])
     adapter = adapt(made.pipelines[HEAVY])
