@@ -83,6 +83,24 @@ def write_kohya(tensors: Tensors, path: Path, alpha: float) -> Path:
     return path
 
 
+def flux_kohya_adapter(rank: int = 4, *, width: int, seed: int = 1) -> Tensors:
+    """The tensors of an adapter for FLUX.1 in kohya's names: the first double block, whose layers ``qkv`` are one, and
+    CLIP's first layer.
+
+    Args:
+        width: of the transformer and of CLIP.
+    """
+    random, tensors = torch.Generator().manual_seed(seed), {}
+    block = "lora_unet_double_blocks_0_"
+    layers = {f"{block}img_attn_qkv": 3, f"{block}txt_attn_qkv": 3, f"{block}img_attn_proj": 1, f"{block}img_mlp_0": 4}
+    layers |= {f"lora_te1_text_model_encoder_layers_0_self_attn_{it}_proj": 1 for it in ("q", "k", "v", "out")}
+    for name, times in layers.items():
+        tensors[f"{name}.lora_down.weight"] = torch.randn((rank, width), generator=random) / width**0.5
+        tensors[f"{name}.lora_up.weight"] = torch.randn((times * width, rank), generator=random) * 0.3
+        tensors[f"{name}.alpha"] = torch.tensor(rank / 2)
+    return tensors
+
+
 def write_peft_folder(tensors: Tensors, folder: Path, alpha: float) -> Path:
     """Writes PEFT's own folder for the UNet: ``base_model.model.….lora_A.weight`` beside ``adapter_config.json``."""
     folder.mkdir(parents=True, exist_ok=True)

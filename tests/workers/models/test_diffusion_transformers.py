@@ -15,8 +15,8 @@ import torch
 from PIL import Image
 
 from testing.pictures import gradient, mask, png
-from testing.random_adapters import random_adapter, write_peft
-from testing.tiny_models import SIZE
+from testing.random_adapters import flux_kohya_adapter, random_adapter, write_peft
+from testing.tiny_models import SIZE, WIDTH
 from testing.tiny_transformers import (
     FACTOR,
     flow_scheduler,
@@ -321,6 +321,22 @@ def test_images_with_different_adapters_share_calls_and_are_those_of_diffusers(n
         pipeline.set_adapters(["a"], [scale])
         assert apart(sample, theirs(other, kind, request)) < 10 * ROUNDING
         assert apart(sample, unchanged.latent) > 0.1
+
+
+@pytest.mark.parametrize("rank", [3, 4], ids=["divisible by the layers of qkv", "not divisible"])
+def test_an_adapter_of_flux_in_kohyas_names_is_applied_as_diffusers_does_it(rank: int, tmp_path: Path) -> None:
+    kind = KINDS["flux-dev"]
+    made, tensors = engine(kind), flux_kohya_adapter(rank, width=WIDTH)
+    weights = AdapterWeights(str(write_peft(tensors, tmp_path / "a.safetensors")))
+    request = asked(kind, adapters=(AdapterUse("a", 0.7, weights),))
+    [sample] = ended(made, [*made.begin([denoise_job(made.config, HEAVY, request)])])
+    pipeline = kind.build()
+    other = engine(kind, pipeline)
+    plain = theirs(other, kind, request)
+    pipeline.load_lora_weights(dict(tensors), adapter_name="a")
+    pipeline.set_adapters(["a"], [0.7])
+    assert apart(sample, theirs(other, kind, request)) < 10 * ROUNDING
+    assert apart(sample, plain) > 0.01
 
 
 # ------------------------------------------------------------------------------------------- refusals

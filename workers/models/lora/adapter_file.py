@@ -23,11 +23,12 @@ from huggingface_hub import hf_hub_download
 from safetensors import SafetensorError, safe_open
 
 from weir.adapters import AdapterUse
+from weir.errors import ConfigError
 from weir.json_files import parsed_json, read_json
 from workers.models.architectures.architecture import Architecture
 from workers.models.lora.adapter_header import REMEDY, check_kind
 from workers.models.source import Source, first_lines
-from workers.models.tensor_files import Shapes
+from workers.models.tensor_files import Shapes, read_shapes
 
 _KOHYA = re.compile(r"lora_(unet|te|te1|te2)_")
 _WRAPPED = "base_model.model."
@@ -80,12 +81,28 @@ def read_updates(source: Source, file: Path, model: Architecture, *, values: boo
     try:
         tensors, settings = _tensors(file, values, model.denoiser_part)
     except (OSError, ValueError, SafetensorError) as error:
-        raise source.error(f"{file.name} is damaged: {first_lines(error)}", "fetch or write it again") from None
+        raise _damaged(source, file, error) from None
     check_kind(source, tensors)
     try:
         return _converted(tensors, settings, model)
     except (ValueError, LookupError, TypeError, AttributeError, RuntimeError, ArithmeticError, re.error) as error:
         raise source.error(f"its tensors cannot be read: {first_lines(error)}", REMEDY) from None
+
+
+def stored_elements(source: Source, file: Path) -> int:
+    """Number of values in the file of an adapter.
+
+    Raises:
+        ConfigError: it is damaged.
+    """
+    try:
+        return sum(math.prod(shape) for shape in read_shapes(file).values())
+    except (OSError, SafetensorError) as error:
+        raise _damaged(source, file, error) from None
+
+
+def _damaged(source: Source, file: Path, error: Exception) -> ConfigError:
+    return source.error(f"{file.name} is damaged: {first_lines(error)}", "fetch or write it again")
 
 
 def check_fit(source: Source, updates: Mapping[str, LowRank], part: str, shapes: Shapes) -> None:
@@ -136,13 +153,11 @@ def _converted(tensors: dict[str, torch.Tensor], settings: Mapping[str, Any], mo
     Raises:
         ValueError: a tensor is of no known format.
     """
-    pipeline, denoiser = model.pipeline, model.denoiser_part
+    denoiser = model.denoiser_part
     if all(name.startswith(_WRAPPED) for name in tensors):
         tensors = {f"{denoiser}.{name.removeprefix(_WRAPPED)}": tensor for name, tensor in tensors.items()}
     if all(_KOHYA.match(name) for name in tensors):
-        if denoiser != "unet":
-            raise ValueError("they have kohya's names, which are read for UNets only; save it by diffusers' pipeline")
-        tensors, _ = pipeline.lora_state_dict(_with_alphas(tensors), unet_config=pipeline.unet.config)
+        tensors = _from_kohya(_with_alphas(tensors), model)
     updates: Updates = {}
     for part in (denoiser, *model.text_encoders):
         own = {name.removeprefix(f"{part}."): it for name, it in tensors.items() if name.startswith(f"{part}.")}
@@ -154,6 +169,16 @@ def _converted(tensors: dict[str, torch.Tensor], settings: Mapping[str, Any], mo
     if strays or not updates:
         raise ValueError(f"{min(strays)} is of no known format" if strays else "there are none")
     return updates
+
+
+def _from_kohya(tensors: dict[str, torch.Tensor], model: Architecture) -> dict[str, torch.Tensor]:
+    """Kohya's tensors by diffusers' names. Of a transformer, diffusers looks at values, to tell apart the updates of
+    layers that kohya has as one; tensors without values stand for full ones."""
+    if model.denoiser_part == "unet":
+        return model.pipeline.lora_state_dict(tensors, unet_config=model.pipeline.unet.config)[0]
+    return model.pipeline.lora_state_dict(
+        {name: torch.ones(()).expand(it.shape) if it.is_meta else it for name, it in tensors.items()}
+    )
 
 
 def _of_text_encoder(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

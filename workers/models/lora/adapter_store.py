@@ -23,6 +23,7 @@ from workers.models.lora.adapter_file import (
     adapter_path,
     check_fit,
     read_updates,
+    stored_elements,
 )
 from workers.models.lora.adapter_header import check_taken
 from workers.models.source import Source, adapter_source
@@ -148,12 +149,11 @@ class AdapterStore:
             ConfigError: names the layer.
         """
         check_taken(source, type(self._model))
-        updates = read_updates(source, path, self._model, values=False)
-        elements = sum(tensor.numel() for own in updates.values() for update in own.values() for tensor in update)
-        size = elements * self._model.denoiser.dtype.itemsize
+        size = stored_elements(source, path) * self._model.denoiser.dtype.itemsize
         if size > self._bound:
             what = f"it takes {size / MEBIBYTE:.0f} MiB, and adapters_mib is {self._family.adapters_mib}"
             raise source.error(what, "raise adapters_mib in the family file")
+        updates = read_updates(source, path, self._model, values=False)
         for key, model in self._models.items():
             for part, own in updates.items():
                 module = getattr(model.pipeline, part, None)
