@@ -14,7 +14,7 @@ from typing import Annotated, NoReturn
 try:
     import typer
 
-    from cli import admin, cache, calibrate, check, family, generate, keys, levels, plan, score, serve, trace
+    from cli import admin, adopt, cache, calibrate, check, family, generate, keys, levels, plan, score, serve, trace
     from weir import __version__
 except KeyboardInterrupt:  # the imports take long enough to press Ctrl-C
     sys.exit(130)
@@ -63,6 +63,7 @@ for command in (
     plan.compare,
     plan.cascades,
     family.fetch,
+    adopt.adopt,
     family.profile,
     family.train,
     family.evaluate,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -83,12 +84,20 @@ class ClipScorer:
     @torch.no_grad()
     def embed_images(self, images: torch.Tensor) -> torch.Tensor:
         """Embeddings of images, unit vectors [B, D]."""
+        return F.normalize(self.model.visual_projection(self._seen(images).pooler_output), dim=-1).cpu()
+
+    @torch.no_grad()
+    def embed_patches(self, images: torch.Tensor) -> torch.Tensor:
+        """States of the patches of images after the last layer, [B, patches, D]."""
+        return self._seen(images).last_hidden_state[:, 1:]
+
+    def _seen(self, images: torch.Tensor) -> Any:
+        """Output of the vision tower."""
         side = self.model.config.vision_config.image_size
         images = images.to(self.device, torch.float32)
         if images.shape[-2:] != (side, side):
             images = F.interpolate(images, (side, side), mode="bicubic", antialias=True)
-        pooled = self.model.vision_model(((images / 2 + 0.5) - self._mean) / self._std).pooler_output
-        return F.normalize(self.model.visual_projection(pooled), dim=-1).cpu()
+        return self.model.vision_model(((images / 2 + 0.5) - self._mean) / self._std)
 
     def score(self, images: torch.Tensor, prompts: list[str]) -> torch.Tensor:
         """Cosine similarity of every image with its prompt, [B]; times the model's scale if ``scaled`` was set."""

@@ -46,10 +46,10 @@ class AttributeJudge:
     """Share of the prompt's requirements that the image meets; 0 where the checker cannot read the prompt."""
 
     def __init__(self, checker: AttributeChecker):
-        self._checker = checker
+        self.checker = checker
 
     def score(self, images: torch.Tensor, prompts: list[str]) -> torch.Tensor:
-        verdicts = self._checker.check(images, prompts)
+        verdicts = self.checker.check(images, prompts)
         return torch.tensor([0.0 if v is None else v.attributes for v in verdicts])
 
 
@@ -196,11 +196,12 @@ def _pick_score(name: str, device: str = "cpu") -> Judge:
 
 
 def checker_folder(family: FamilyConfig) -> Path | None:
-    """Folder of the family's attribute checker; None if it has none."""
-    if family.light.discriminator_folder is None:
-        return None
-    folder = Path(family.light.discriminator_folder).parent / "checker"
-    return folder if folder.exists() else None
+    """Folder of the family's attribute checker, beside its discriminator or its CLIP; None if it has none."""
+    for beside in filter(None, (family.light.discriminator_folder, family.clip)):
+        folder = Path(beside).parent / "checker"
+        if folder.exists():
+            return folder
+    return None
 
 
 def scored(judge: Judge, prompts: Sequence[str], images: Sequence[Image.Image]) -> np.ndarray:

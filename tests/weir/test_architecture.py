@@ -16,6 +16,7 @@ ALLOWED = {
     "controller": {"weir", "solvers", "baselines"},
     "training": {"weir", "workers", "quality", "cache"},
     "baselines": {"weir", "solvers", "controller", "simulator", "traces"},
+    "adoption": {"weir", "workers", "quality", "cache", "controller", "simulator", "baselines", "traces", "training"},
     "simulator": {"weir", "solvers", "controller", "load_balancer", "cache", "workers", "traces", "baselines"},
     "deploy": {"weir", "solvers", "controller", "load_balancer", "cache", "workers", "traces", "quality", "training"},
 }

@@ -9,9 +9,18 @@ import torch
 
 from quality.clip import ClipScorer
 from weir.config import CLIP_SCORE, FamilyConfig
+from weir.errors import ConfigError
 from weir.own_code import is_own, made
+from workers.models.convolutional_judge import ConvolutionalJudge
 from workers.models.discriminator import Discriminator
+from workers.models.judge_files import judge_kind
+from workers.models.matching_judge import MatchingJudge
 from workers.models.weights_hash import weights_hash
+
+#: Discriminators that ``weir adopt`` trains, by the kind in their configuration.
+LEARNED: dict[str, type[MatchingJudge] | type[ConvolutionalJudge]] = {
+    it.kind: it for it in (MatchingJudge, ConvolutionalJudge)
+}
 
 
 class ClipConfidence:
@@ -84,4 +93,18 @@ def _load(family: FamilyConfig, discriminator: str, device: str) -> Judge:
     if is_own(discriminator):
         judge: Judge = made(discriminator, "discriminator", device, has=("confidence",))
         return judge
-    return Discriminator.load(discriminator, device)
+    kind = judge_kind(discriminator)
+    if kind is None:
+        return Discriminator.load(discriminator, device)
+    return learned_kind(kind, discriminator).load(discriminator, family, device)
+
+
+def learned_kind(kind: str, folder: str) -> type[MatchingJudge] | type[ConvolutionalJudge]:
+    """The class of a discriminator of ``weir adopt``.
+
+    Raises:
+        ConfigError: there is no such kind; the message names ``folder``.
+    """
+    if kind not in LEARNED:
+        raise ConfigError(f"{folder}: its kind is {kind}; this version of Weir knows {', '.join(LEARNED)}")
+    return LEARNED[kind]
