@@ -32,7 +32,7 @@ class Choices:
         light_rounds: images of every prompt by each lighter variant; the last variant generates one.
         pairs: other prompts that each light image is compared with.
         steps: training steps of a discriminator.
-        trained_only: leaves out the discriminators that the family file names.
+        trained_only: never chooses the discriminators that the family file names; they are measured all the same.
         batch_sizes: batch sizes to profile.
         cache_pairs: pairs of prompts to profile the cache with; 0: no cache.
         levels: numbers of steps of shorter runs of the last variant; empty: none are measured, and no level head.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,7 @@ from workers.models.convolutional_judge import ConvolutionalJudge, Convolutional
 from workers.models.judge_files import write_judge
 from workers.models.judges import Judge, family_judge
 from workers.models.learned_parts import ConfidenceScale, FamilyModels
-from workers.models.matching_judge import MatchingJudge, MatchingNet, MatchingShape, seen_parts
-from workers.models.text_reader import Words
+from workers.models.matching_judge import MatchingJudge, MatchingNet, MatchingShape, features
 
 #: Images that are looked at together.
 _BATCH = 32
@@ -82,7 +82,8 @@ class Lighter:
         """Figures of all candidates; the chosen one is written to the stage's folder."""
         candidates = self.candidates()
         figures = {it.name: Figures.of(self.pair, it.confidence) for it in candidates}
-        chosen = chosen_of(figures)
+        free = self.context.choices.trained_only
+        chosen = chosen_of({name: it for name, it in figures.items() if not (free and name == OWN)})
         best = next(it for it in candidates if it.name == chosen)
         reference = self.save(best, figures[chosen])
         return {
@@ -99,10 +100,8 @@ class Lighter:
     def candidates(self) -> list[Candidate]:
         """All candidates, each trained and measured."""
         found = list(self._known())
-        if self.models.clip is not None:
-            found.append(self._matching(MATCHING))
-        found += [self._matching(PIXELS), self._convolutional()]
-        return found
+        found.append(self._matching(PIXELS if self.models.clip is None else MATCHING))
+        return [*found, self._convolutional()]
 
     # ------------------------------------------------------------------------------------ not trained here
 
@@ -112,7 +111,7 @@ class Lighter:
         variant = family.variants[self.key]
         if self.models.clip is not None:
             found.append(self._judged(CLIP, self._with(CLIP_SCORE)))
-        if variant.discriminator not in (None, CLIP_SCORE) and not self.context.choices.trained_only:
+        if variant.discriminator not in (None, CLIP_SCORE):
             found.append(self._judged(OWN, self._with(str(variant.discriminator))))
         return found
 
@@ -139,9 +138,9 @@ class Lighter:
 
     # --------------------------------------------------------------------------------------- trained here
 
-    def _matching(self, name: str, inside: np.ndarray | None = None) -> Candidate:
-        shape, parts, words = self._matching_inputs(name)
-        training = Matching(self.lessons(), parts, words, shape, self.recipe)
+    def _matching(self, name: str) -> Candidate:
+        shape, seen = self._matching_inputs(name)
+        training = Matching(self.lessons, seen, self.text, shape, self.recipe)
         scale, confidence = self._out_of_fold(name, training)
         net = MatchingNet(shape)
         judge = MatchingJudge(net, self.models, scale, self.context.device)
@@ -170,37 +169,30 @@ class Lighter:
     def _on_all(self, training: Matching | Convolutional) -> Callable[[], nn.Module]:
         return lambda: training.fit(np.ones(self.count, bool), len(self.rounds))
 
-    def _matching_inputs(self, name: str) -> tuple[MatchingShape, torch.Tensor, Words]:
-        words = self._words()
+    def _matching_inputs(self, name: str) -> tuple[MatchingShape, torch.Tensor]:
         if name == PIXELS:
             pixels = self._pixels(self.rounds)
-            return MatchingShape(words.states.shape[-1], 0, 64, pixels.shape[-1]), pixels, words
-        patches = torch.cat([self._patches(round_) for round_ in self.rounds])
-        return MatchingShape(words.states.shape[-1], patches.shape[-1], patches.shape[1]), patches, words
+            return MatchingShape(self.text.shape[1], 0, side=pixels.shape[-1]), pixels
+        seen = torch.cat([self._features(round_) for round_ in self.rounds])
+        return MatchingShape(self.text.shape[1], seen.shape[1], self.models.aligned), seen
 
-    def _words(self) -> Words:
+    @cached_property
+    def text(self) -> torch.Tensor:
+        """Embeddings of all prompts, [N, T]."""
         prompts = self.context.prompts
-        read = [self.models.reader.read(prompts[i : i + _BATCH]) for i in range(0, self.count, _BATCH)]
-        longest = max(it.used.shape[1] for it in read)
+        return torch.cat([self.models.read(prompts[i : i + _BATCH]).cpu() for i in range(0, self.count, _BATCH)])
 
-        def padded(x: torch.Tensor) -> torch.Tensor:
-            rows = torch.zeros(len(x), longest, *x.shape[2:], dtype=x.dtype)
-            rows[:, : x.shape[1]] = x.cpu()
-            return rows
-
-        return Words(torch.cat([padded(it.states).half() for it in read]), torch.cat([padded(it.used) for it in read]))
-
-    def _patches(self, round_: Round) -> torch.Tensor:
-        images, shape = self.context.images(round_), MatchingShape(1, 1, 1)
+    def _features(self, round_: Round) -> torch.Tensor:
+        """Features of a round's images by the family's CLIP, float16 [N, F]."""
+        images, clip = self.context.images(round_), self.models.clip
+        assert clip is not None  # the candidate is left out otherwise
 
         def looked_at() -> np.ndarray:
-            parts = [
-                seen_parts(tensors(images.read(part)), shape, self.models).half().cpu().numpy()
-                for part in self._parts_of(images, "patches")
-            ]
-            return np.concatenate(parts)
+            parts = [features(clip, tensors(images.read(part))) for part in self._parts_of(images, "features")]
+            found: np.ndarray = torch.cat(parts).half().cpu().numpy()
+            return found
 
-        return torch.from_numpy(array_in(self.folder / f"patches-{round_.name}.npy", looked_at))
+        return torch.from_numpy(array_in(self.folder / f"features-{round_.name}.npy", looked_at))
 
     def _pixels(self, rounds: list[Round]) -> torch.Tensor:
         """Small squares of the images of some rounds, uint8 [I, 3, S, S]."""
@@ -223,6 +215,7 @@ class Lighter:
 
     # -------------------------------------------------------------------------------------------- lessons
 
+    @cached_property
     def lessons(self) -> Lessons:
         """Every image with its own prompt, and with some others that are worded alike."""
         context, prompts = self.context, self.context.prompts
@@ -249,11 +242,8 @@ class Lighter:
 
     def _others(self) -> list[list[tuple[int, int]]]:
         """For every round, pairs of an image and another prompt that is worded alike."""
-        words = self._words()
-        weight = words.used.unsqueeze(-1).float()
-        mean = (words.states.float() * weight).sum(1) / weight.sum(1)
-        mean = mean - mean.mean(0)
-        unit = mean / mean.norm(dim=1, keepdim=True).clamp(min=1e-6)
+        centred = self.text - self.text.mean(0)
+        unit = centred / centred.norm(dim=1, keepdim=True).clamp(min=1e-6)
         alike = unit @ unit.T
         alike.fill_diagonal_(-2)
         near = alike.topk(min(_NEAR, self.count - 1)).indices.numpy()
@@ -272,8 +262,8 @@ class Lighter:
         """
         if name not in (MATCHING, PIXELS):
             return []
-        shape, parts, words = self._matching_inputs(name)
-        training = Matching(self.lessons(), parts, words, shape, self.recipe)
+        shape, seen = self._matching_inputs(name)
+        training = Matching(self.lessons, seen, self.text, shape, self.recipe)
         held_out = np.arange(self.count - self.count // 5, self.count)
         pair, rows = self.pair.some(held_out), []
         for share in (*_LESS, 1.0):

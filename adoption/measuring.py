@@ -68,7 +68,6 @@ def profile(context: Context) -> dict[str, Any]:
         lambda done, total, what: context.report(f"profile: {what}", done, total),
         prompts=context.prompts[: max(batches)],
         engine=context.engine,
-        sizes=context.family.sizes,
     )
     return found.model_dump(mode="json")
 

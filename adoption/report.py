@@ -34,8 +34,8 @@ _SHOWN, _PIXELS = 12, 224
 ABOUT = {
     OWN: "the discriminator that the family file names",
     CLIP: "cosine of image and prompt by the family's CLIP; not trained",
-    MATCHING: "matches words of the prompt with patches of the CLIP",
-    PIXELS: "matches words of the prompt with the image's pixels",
+    MATCHING: "compares the prompt with what the CLIP sees of the image",
+    PIXELS: "compares the prompt with the image's pixels",
     CONVOLUTIONAL: "DiffServe's kind: tells light from heavy images, without the prompt",
 }
 _LINES = {OWN: "cache", CLIP: "deadline", MATCHING: "good", PIXELS: "medium", CONVOLUTIONAL: "bad"}

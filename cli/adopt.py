@@ -35,7 +35,7 @@ def adopt(
     pairs: Annotated[int, typer.Option(min=0, max=16, help="Other prompts to compare each light image with.")] = 4,
     steps: Annotated[int, typer.Option(min=1, help="Training steps of a discriminator.")] = 600,
     trained_only: Annotated[
-        bool, typer.Option("--trained-only", help="Ignore the discriminators that the family file names.")
+        bool, typer.Option("--trained-only", help="Choose none of the discriminators that the family file names.")
     ] = False,
     batch_sizes: Annotated[str, typer.Option(help="Batch sizes to profile, comma-separated.")] = "1,2,4,8",
     cache_pairs: Annotated[int, typer.Option(min=0, help="Pairs of prompts to profile the cache; 0: no cache.")] = 32,

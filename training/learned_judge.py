@@ -19,14 +19,15 @@ from torch import nn
 
 from workers.models.convolutional_judge import ConvolutionalNet
 from workers.models.matching_judge import MatchingNet, MatchingShape
-from workers.models.text_reader import Words
 
 #: Parts of the cross-validation.
 FOLDS = 5
 #: Examples of a step.
-_BATCH = 128
+_BATCH = 256
+#: The same of a network that sees pixels, which costs far more.
+_PIXEL_BATCH = 64
 #: Share of a step's examples whose prompt is the image's own.
-_OWN = 0.5
+_OWN = 0.3
 #: Steps at which the learning rate is largest, as a share of all.
 _WARM_UP = 0.15
 
@@ -110,12 +111,12 @@ class Matching:
     """Trains :class:`MatchingNet`.
 
     Args:
-        parts: of all images: patches, float16 [I, cells, D], or pixels, uint8 [I, 3, S, S].
-        words: of all prompts.
+        seen: of all images: features, float16 [I, F], or pixels, uint8 [I, 3, S, S].
+        text: embeddings of all prompts, [N, T].
     """
 
-    def __init__(self, lessons: Lessons, parts: torch.Tensor, words: Words, shape: MatchingShape, recipe: Recipe):
-        self._lessons, self._parts, self._words, self._shape, self._recipe = lessons, parts, words, shape, recipe
+    def __init__(self, lessons: Lessons, seen: torch.Tensor, text: torch.Tensor, shape: MatchingShape, recipe: Recipe):
+        self._lessons, self._seen, self._text, self._shape, self._recipe = lessons, seen, text, shape, recipe
         self._targets = torch.from_numpy(lessons.targets())
 
     def fit(self, inside: np.ndarray, seed: int) -> MatchingNet:
@@ -126,10 +127,11 @@ class Matching:
         net = MatchingNet(self._shape).to(recipe.device)
 
         def loss(rng: np.random.Generator) -> torch.Tensor:
-            count = round(_OWN * _BATCH) if len(others) else _BATCH
-            parts = [rng.choice(own, count), *([rng.choice(others, _BATCH - count)] if len(others) else [])]
+            batch = _BATCH if self._shape.image else _PIXEL_BATCH
+            count = round(_OWN * batch) if len(others) else batch
+            parts = [rng.choice(own, count), *([rng.choice(others, batch - count)] if len(others) else [])]
             rows = np.concatenate(parts)
-            logits = net(self._seen(lessons.image[rows]), self._read(lessons.prompt[rows]))
+            logits = self._forward(net, lessons.image[rows], lessons.prompt[rows])
             return F.binary_cross_entropy_with_logits(logits, self._targets[rows].to(recipe.device))
 
         return _trained(net, loss, recipe, seed)
@@ -138,16 +140,12 @@ class Matching:
     def logits(self, net: nn.Module, prompts: np.ndarray) -> np.ndarray:
         """Logits [B, 2] of the first round's images of these prompts."""
         parts = [prompts[i : i + _BATCH] for i in range(0, len(prompts), _BATCH)]
-        return np.concatenate([net(self._seen(part), self._read(part)).cpu().numpy() for part in parts])
+        return np.concatenate([self._forward(net, part, part).cpu().numpy() for part in parts])
 
-    def _seen(self, images: np.ndarray) -> torch.Tensor:
-        return as_input(self._parts[images].to(self._recipe.device))
-
-    def _read(self, prompts: np.ndarray) -> Words:
-        states, used = self._words.states[prompts], self._words.used[prompts]
-        longest = int(used.sum(1).max())
+    def _forward(self, net: nn.Module, images: np.ndarray, prompts: np.ndarray) -> torch.Tensor:
         device = self._recipe.device
-        return Words(states[:, :longest].to(device, torch.float32), used[:, :longest].to(device))
+        found: torch.Tensor = net(as_input(self._seen[images].to(device)), self._text[prompts].to(device))
+        return found
 
 
 class Convolutional:
@@ -162,7 +160,7 @@ class Convolutional:
         self._light, self._heavy, self._count, self._recipe = light, heavy, count, recipe
 
     def fit(self, inside: np.ndarray, seed: int) -> ConvolutionalNet:
-        recipe, half = self._recipe, _BATCH // 2
+        recipe, half = self._recipe, _PIXEL_BATCH // 2
         lights, heavies = (np.nonzero(inside[np.arange(len(it)) % self._count])[0] for it in (self._light, self._heavy))
         torch.manual_seed(recipe.seed + seed)
         net = ConvolutionalNet(self._light.shape[-1]).to(recipe.device)
@@ -186,7 +184,7 @@ class Convolutional:
 
 
 def as_input(parts: torch.Tensor) -> torch.Tensor:
-    """Pixels uint8 as floats in −1…1; patches as float32."""
+    """Pixels uint8 as floats in −1…1; features as float32."""
     return parts.float() / 127.5 - 1 if parts.dtype == torch.uint8 else parts.float()
 
 

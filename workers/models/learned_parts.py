@@ -55,6 +55,17 @@ class FamilyModels:
         clip = ClipScorer.load(family.clip, device, revision=family.clip_revision)
         return cls(TextReader(clip.model.text_model, clip.tokenizer, device), clip)
 
+    def read(self, prompts: list[str]) -> torch.Tensor:
+        """Embeddings of prompts, [B, T]: the CLIP's own one, which lies near those of images that fit, and then the
+        states of the text model. Without a CLIP only the latter."""
+        states = self.reader.read(prompts)
+        return states if self.clip is None else torch.cat([self.clip.embed_text(prompts).to(states.device), states], 1)
+
+    @property
+    def aligned(self) -> int:
+        """Width of the CLIP's own embeddings; 0 without a CLIP."""
+        return 0 if self.clip is None else int(self.clip.model.config.projection_dim)
+
     @property
     def version(self) -> str:
         return weights_hash(self.reader.model if self.clip is None else self.clip.model)

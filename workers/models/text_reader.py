@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from transformers import CLIPTextModel, CLIPTokenizer
@@ -10,15 +10,8 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from weir.errors import ConfigError
 
 
-class Words(NamedTuple):
-    """Words of prompts: hidden states [B, T, D], and which of them belong to the prompt, [B, T]."""
-
-    states: torch.Tensor
-    used: torch.Tensor
-
-
 class TextReader:
-    """Reads prompts with a CLIP's text model: the hidden states of its last two layers, side by side.
+    """Embeds prompts: the hidden states of a CLIP text model's last two layers at the end of the prompt.
 
     Args:
         model: a ``CLIPTextModel``, or the text model of a CLIP.
@@ -28,7 +21,6 @@ class TextReader:
         self.model = model.eval().to(device)
         self._tokenizer = tokenizer
         self._device = device
-        self.width = 2 * model.config.hidden_size
 
     @classmethod
     def load(cls, pipeline: str, revision: str | None = None, device: str = "cpu") -> TextReader:
@@ -47,11 +39,10 @@ class TextReader:
         return cls(getattr(model, "text_model", model), tokenizer, device)
 
     @torch.no_grad()
-    def read(self, prompts: list[str]) -> Words:
-        """The words of prompts, up to the end token of the longest one. Prompts are cut at the encoder's window."""
+    def read(self, prompts: list[str]) -> torch.Tensor:
+        """Embeddings of prompts, [B, 2 · width]. Prompts are cut at the encoder's window."""
         batch = self._tokenizer(prompts, padding="max_length", truncation=True, return_tensors="pt").to(self._device)
         out = self.model(batch.input_ids, output_hidden_states=True)
         end = (batch.input_ids == self._tokenizer.eos_token_id).int().argmax(-1)  # the first: it may also pad
-        longest = int(end.max()) + 1
-        used = torch.arange(longest, device=end.device) <= end[:, None]
-        return Words(torch.cat([out.hidden_states[-2], out.last_hidden_state], -1)[:, :longest].float(), used)
+        rows = torch.arange(len(prompts), device=end.device)
+        return torch.cat([out.hidden_states[-2][rows, end], out.last_hidden_state[rows, end]], -1).float()

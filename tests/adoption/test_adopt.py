@@ -1,0 +1,185 @@
+"""From a family file and prompts to a service: every stage once, whatever ends it, and files that `weir up` takes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from adoption import run
+from adoption.context import Choices
+from adoption.images import DrawnImages, Round
+from testing.tiny_models import SIZE, sdxl_pipeline
+from weir.assets import ROOT
+from weir.config import load_family, load_service
+from weir.core import ImageRequest
+from weir.errors import ConfigError
+from weir.profiles import load_profile
+from workers.models.family import Family
+
+#: Warnings of diffusers about its own code.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning"
+)
+PROMPTS = [f"prompt {i}" for i in range(run.LEAST)]
+CHOICES = Choices(
+    measure="testing.brightness:Brightness", light_rounds=2, pairs=1, steps=2, batch_sizes=(8,), cache_pairs=8
+)
+
+
+@pytest.fixture(scope="module")
+def family_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("family")
+    sdxl_pipeline().save_pretrained(folder / "pipeline")
+
+    def variant(name: str, steps: int) -> dict[str, Any]:
+        return {"name": name, "scheduler": "euler", "steps": steps, "guidance": 0}
+
+    fields = {
+        "name": "tiny",
+        "pipeline": "./pipeline",
+        "size": SIZE,
+        "device": "cpu",
+        "light": variant("tiny-light", 1),
+        "heavy": variant("tiny-heavy", 4),
+    }
+    (folder / "family.yaml").write_text(yaml.safe_dump(fields))
+    return folder / "family.yaml"
+
+
+@pytest.fixture(scope="module")
+def adopted(family_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished adoption."""
+    out = tmp_path_factory.mktemp("adopted")
+    run.adopt(load_family(family_file), PROMPTS, out, CHOICES)
+    return out
+
+
+def test_the_service_is_complete(adopted: Path) -> None:
+    service, family = load_service(adopted / "service.yaml")
+    profile = load_profile(str(service.profile), family.keys, family.size)
+    assert service.controller.policy == "weir"
+    assert len(profile.light.confidences) == len(PROMPTS)
+    assert profile.light.quality is not None
+    assert profile.light.fixed is not None
+    assert profile.light.fixed.discriminator_s > 0
+    assert service.plan.size == CHOICES.replicas
+
+
+def test_replicas_judge_with_the_new_discriminator(adopted: Path) -> None:
+    """The confidences of a served image are those of the card's network."""
+    _, family = load_service(adopted / "service.yaml")
+    engine = Family.load(family, threads=1)
+    requests = [ImageRequest(str(i), prompt, i, family.size, float("inf")) for i, prompt in enumerate(PROMPTS[:3])]
+    confidences = [it.confidence for it in engine.generate("light", requests)]
+    assert all(it is not None and 0 <= it <= 1 for it in confidences)
+    card = json.loads((adopted / "discriminators" / "light" / "card.json").read_text())
+    assert card["trained for"] == "tiny/light"
+    assert card["prompts"] == len(PROMPTS)
+
+
+def test_the_report_shows_images_and_every_discriminator(adopted: Path) -> None:
+    page = (adopted / "report.html").read_text()
+    for name in ("matching pixels", "convolutional", "best possible", "What is still weak"):
+        assert name in page
+    assert page.count("data:image/webp") >= 12
+
+
+def test_a_second_run_does_nothing_again(adopted: Path, family_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run, "_WORK", {})  # every stage would fail
+    notes: list[run.Note] = []
+    run.adopt(load_family(family_file), PROMPTS, adopted, CHOICES, say=notes.append)
+    assert all(it.skipped for it in notes)
+    assert len(notes) == len(run.stages(load_family(family_file), PROMPTS, CHOICES))
+
+
+STAGES = ("check", "profile", "images", "scores", "discriminators", "calibration", "cache", "levels", "ladder")
+#: Runs an adoption in a process of its own, which kills itself in the middle of the named stage.
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from adoption import images, measuring, run, scores
+from adoption.stages import Results
+from tests.adoption.test_adopt import CHOICES, PROMPTS
+from weir.config import load_family
+
+stage, count = sys.argv[1], 0
+
+def dying(self, *_):
+    global count
+    count += 1
+    if count == {"images": 20, "scores": 1}.get(stage, 1):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+work = run._WORK[stage]
+def begin(context):
+    if stage == "images":
+        write = images.DrawnImages.write
+        images.DrawnImages.write = lambda self, *a: (write(self, *a), dying(self))
+    elif stage == "scores":
+        write_array = scores.write_array
+        scores.write_array = lambda *a: (write_array(*a), dying(None))
+    else:
+        Results.put = dying  # the work is done, its result is not written
+    return work(context)
+
+run._WORK = {**run._WORK, stage: begin}
+run.adopt(load_family(sys.argv[2]), PROMPTS, Path(sys.argv[3]), CHOICES)
+"""
+
+
+@pytest.mark.parametrize("stage", ["images", "scores", "discriminators", "cache"])
+def test_a_run_that_was_killed_continues_where_it_was(stage: str, family_file: Path, tmp_path: Path) -> None:
+    arguments = [sys.executable, "-W", "ignore", "-c", KILLED, stage, str(family_file), str(tmp_path)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    ended = subprocess.run(arguments, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert ended.returncode == -signal.SIGKILL, ended.stderr[-2000:]
+    assert not list(tmp_path.rglob(f"{stage}-*.json"))
+    made = {path: path.stat().st_mtime_ns for path in (tmp_path / "work").rglob("*.png")}
+    made |= {path: path.stat().st_mtime_ns for path in (tmp_path / "work").glob("*.json")}
+
+    notes: list[run.Note] = []
+    run.adopt(load_family(family_file), PROMPTS, tmp_path, CHOICES, say=notes.append)
+    finished = STAGES[: STAGES.index(stage)]
+    assert tuple(it.stage.name for it in notes if it.skipped) == finished
+    assert all(path.stat().st_mtime_ns == at for path, at in made.items()), "something was made twice"
+    load_service(tmp_path / "service.yaml")
+
+
+def test_only_missing_images_are_generated(tmp_path: Path) -> None:
+    images = DrawnImages(tmp_path, Round("light"), 4)
+    images.write(1, b"png")
+    assert images.missing() == [0, 2, 3]
+
+
+def test_variants_share_the_seeds_of_a_round() -> None:
+    assert [Round(key).seed(7) for key in ("light", "heavy")] == [7, 7]
+    assert Round("light", 1).seed(7) != 7
+
+
+def test_too_few_prompts_are_refused_before_any_work(family_file: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="there are 1 different prompts; give at least 40"):
+        run.adopt(load_family(family_file), ["a", "a"], tmp_path, CHOICES)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_measure_without_a_positive_mean_is_refused(family_file: Path, tmp_path: Path) -> None:
+    choices = Choices(**{**{name: getattr(CHOICES, name) for name in CHOICES.__slots__}, "measure": f"{__name__}:Dark"})
+    with pytest.raises(ConfigError, match="the mean score of heavy is -"):
+        run.adopt(load_family(family_file), PROMPTS, tmp_path, choices)
+
+
+class Dark:
+    """A measure whose scores are all negative."""
+
+    def score(self, images: torch.Tensor, prompts: list[str]) -> torch.Tensor:
+        return torch.from_numpy(np.full(len(images), -1.0))
