@@ -17,6 +17,7 @@ from adoption.measuring import check, fingerprint, images, profile, scores, seco
 from adoption.report import write_report
 from adoption.service_files import SERVICE, write_files
 from adoption.stages import Results, Stage
+from quality.suite import read_pictures
 from weir.config import FamilyConfig
 from weir.errors import ConfigError
 from weir.files import make_folder
@@ -105,6 +106,8 @@ def adopt(
             f"there are {len(different)} different prompts; give at least {LEAST}, and better several hundred of your "
             "users"
         )
+    if choices.reference is not None:
+        read_pictures(choices.reference)
     make_folder(out)
     plan = stages(family, different, choices)
     context = Context(family, different, choices, Results(out / WORK, plan), report)

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,9 @@ import torch
 import yaml
 
 from adoption import run
-from adoption.context import Choices
 from adoption.images import DrawnImages, Round
 from testing.tiny_models import SIZE, sdxl_pipeline
+from tests.adoption.dying_adoption import CHOICES, PROMPTS
 from weir.assets import ROOT
 from weir.config import load_family, load_service
 from weir.core import ImageRequest
@@ -29,10 +30,6 @@ from workers.models.family import Family
 #: Warnings of diffusers about its own code.
 pytestmark = pytest.mark.filterwarnings(
     "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning"
-)
-PROMPTS = [f"prompt {i}" for i in range(run.LEAST)]
-CHOICES = Choices(
-    measure="testing.brightness:Brightness", light_rounds=2, pairs=1, steps=2, batch_sizes=(8,), cache_pairs=8
 )
 
 
@@ -102,57 +99,32 @@ def test_a_second_run_does_nothing_again(adopted: Path, family_file: Path, monke
     assert len(notes) == len(run.stages(load_family(family_file), PROMPTS, CHOICES))
 
 
-STAGES = ("check", "profile", "images", "scores", "discriminators", "calibration", "cache", "levels", "ladder")
-#: Runs an adoption in a process of its own, which kills itself in the middle of the named stage.
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-from adoption import images, measuring, run, scores
-from adoption.stages import Results
-from tests.adoption.test_adopt import CHOICES, PROMPTS
-from weir.config import load_family
-
-stage, count = sys.argv[1], 0
-
-def dying(self, *_):
-    global count
-    count += 1
-    if count == {"images": 20, "scores": 1}.get(stage, 1):
-        os.kill(os.getpid(), signal.SIGKILL)
-
-work = run._WORK[stage]
-def begin(context):
-    if stage == "images":
-        write = images.DrawnImages.write
-        images.DrawnImages.write = lambda self, *a: (write(self, *a), dying(self))
-    elif stage == "scores":
-        write_array = scores.write_array
-        scores.write_array = lambda *a: (write_array(*a), dying(None))
-    else:
-        Results.put = dying  # the work is done, its result is not written
-    return work(context)
-
-run._WORK = {**run._WORK, stage: begin}
-run.adopt(load_family(sys.argv[2]), PROMPTS, Path(sys.argv[3]), CHOICES)
-"""
-
-
-@pytest.mark.parametrize("stage", ["images", "scores", "discriminators", "cache"])
-def test_a_run_that_was_killed_continues_where_it_was(stage: str, family_file: Path, tmp_path: Path) -> None:
-    arguments = [sys.executable, "-W", "ignore", "-c", KILLED, stage, str(family_file), str(tmp_path)]
+@pytest.fixture(scope="module")
+def killed(family_file: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """What the runs of an adoption did that was killed in each of its stages, and at last was not."""
+    folder = tmp_path_factory.mktemp("killed")
+    command = [sys.executable, "-W", "ignore", "-m", "tests.adoption.dying_adoption", str(family_file), str(folder)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    ended = subprocess.run(arguments, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-    assert ended.returncode == -signal.SIGKILL, ended.stderr[-2000:]
-    assert not list(tmp_path.rglob(f"{stage}-*.json"))
-    made = {path: path.stat().st_mtime_ns for path in (tmp_path / "work").rglob("*.png")}
-    made |= {path: path.stat().st_mtime_ns for path in (tmp_path / "work").glob("*.json")}
+    ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    load_service(folder / "service.yaml")
+    return [json.loads(line) for line in ended.stdout.splitlines()]
 
-    notes: list[run.Note] = []
-    run.adopt(load_family(family_file), PROMPTS, tmp_path, CHOICES, say=notes.append)
-    finished = STAGES[: STAGES.index(stage)]
-    assert tuple(it.stage.name for it in notes if it.skipped) == finished
-    assert all(path.stat().st_mtime_ns == at for path, at in made.items()), "something was made twice"
-    load_service(tmp_path / "service.yaml")
+
+def test_a_run_that_was_killed_in_any_stage_continues_there(killed: list[dict[str, Any]]) -> None:
+    *dead, alive = killed
+    assert all(it["ended"] == -signal.SIGKILL for it in dead)
+    assert alive["ended"] == 0
+    # A run that is killed in a stage finishes the one before, in which the last run was killed.
+    results = [it["new results"] for it in killed]
+    assert results == [[], *([it["stage"]] for it in dead)]
+
+
+def test_nothing_is_made_twice_after_a_kill(killed: list[dict[str, Any]]) -> None:
+    assert all(not it["written again"] for it in killed)
+    first = next(it["new images"] for it in killed if it["stage"] == "images")
+    assert 0 < first < 3 * len(PROMPTS)
+    assert sum(it["new images"] for it in killed) == 3 * len(PROMPTS)
 
 
 def test_only_missing_images_are_generated(tmp_path: Path) -> None:
@@ -173,7 +145,7 @@ def test_too_few_prompts_are_refused_before_any_work(family_file: Path, tmp_path
 
 
 def test_a_measure_without_a_positive_mean_is_refused(family_file: Path, tmp_path: Path) -> None:
-    choices = Choices(**{**{name: getattr(CHOICES, name) for name in CHOICES.__slots__}, "measure": f"{__name__}:Dark"})
+    choices = replace(CHOICES, measure=f"{__name__}:Dark")
     with pytest.raises(ConfigError, match="the mean score of heavy is -"):
         run.adopt(load_family(family_file), PROMPTS, tmp_path, choices)
 
