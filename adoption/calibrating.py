@@ -8,7 +8,6 @@ import numpy as np
 
 from adoption.context import Context
 from adoption.images import Round
-from adoption.ranking import Pair
 from baselines.comparison.light_variants import Cascade, best_by_demand, usable
 from cache.encoder import family_encoder
 from controller.policies.weir import LONGEST
@@ -116,8 +115,3 @@ def levels(context: Context) -> dict[str, Any]:
     worth_it = report.gained > 0
     why = "" if worth_it else "its predictions gain nothing over a random choice"
     return {"fitted": worth_it, "why": why, "file": str(file), "gained": report.gained, "accuracy": report.accuracy}
-
-
-def pair_of(context: Context, key: str) -> Pair:
-    """Scores of a lighter variant and of the last one."""
-    return Pair(context.scores(Round(key)), context.scores(Round(context.last)))

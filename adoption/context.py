@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from adoption.images import DrawnImages, Round
+from adoption.ranking import Pair
 from adoption.stages import Results
 from quality.suite import Judge, load_judge
 from weir.config import FamilyConfig
@@ -132,6 +133,10 @@ class Context:
         more = [Round(key, n) for key in self.lighter for n in range(1, self.choices.light_rounds)]
         return [*first, *shorter, *more]
 
+    def rounds_of(self, key: str) -> list[Round]:
+        """The rounds of a lighter variant, the first one first."""
+        return [round_ for round_ in self.rounds if round_.variant == key]
+
     def images(self, round_: Round) -> DrawnImages:
         return DrawnImages(self.results.folder("images"), round_, len(self.prompts))
 
@@ -139,3 +144,7 @@ class Context:
         """Scores of the images of a round for their own prompts, [N]; the stage ``scores`` is finished."""
         found: np.ndarray = np.load(self.results.folder("scores") / f"{round_.name}.npy", allow_pickle=False)
         return found
+
+    def pair(self, key: str) -> Pair:
+        """Scores of the first round of a lighter variant and of the last one; the stage ``scores`` is finished."""
+        return Pair(self.scores(Round(key)), self.scores(Round(self.last)))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,24 +13,19 @@ import torch
 from torch import nn
 
 from adoption.context import Context
-from adoption.images import DrawnImages, Round
-from adoption.ranking import HALF, Figures, Pair, fit_scale
-from adoption.scores import array_in, scores_of
+from adoption.images import Round
+from adoption.judge_inputs import Inputs
+from adoption.ranking import HALF, Figures, fit_scale
+from adoption.scores import array_in
 from quality.suite import tensors
-from training.learned_judge import Convolutional, Lessons, Matching, Recipe, out_of_fold
+from training.learned_judge import Convolutional, Matching, Recipe, out_of_fold
 from weir.config import CLIP_SCORE
 from workers.models.convolutional_judge import ConvolutionalJudge, ConvolutionalNet
 from workers.models.judge_files import write_judge
 from workers.models.judges import Judge, family_judge
 from workers.models.learned_parts import ConfidenceScale, FamilyModels
-from workers.models.matching_judge import MatchingJudge, MatchingNet, MatchingShape, features
+from workers.models.matching_judge import MatchingJudge, MatchingNet, MatchingShape
 
-#: Images that are looked at together.
-_BATCH = 32
-#: Side of the images whose pixels a network sees, at most.
-_SIDE = 128
-#: Nearest prompts among which the others of an image are drawn.
-_NEAR = 32
 #: Shares of the prompts on which the learning curve is measured.
 _LESS = (0.25, 0.5)
 #: A discriminator of the family's own is kept unless a new one gains more by this much.
@@ -72,10 +66,10 @@ class Lighter:
     def __init__(self, context: Context, key: str):
         self.context, self.key, self.count = context, key, len(context.prompts)
         self.folder = context.results.folder("discriminators")
-        self.rounds = [round_ for round_ in context.rounds if round_.variant == key]
-        first = context.scores(self.rounds[0])
-        self.pair = Pair(first, context.scores(Round(context.last)))
+        self.rounds = context.rounds_of(key)
+        self.pair = context.pair(key)
         self.models = FamilyModels.load(context.family, context.device)
+        self.inputs = Inputs(context, key, self.models)
         self.recipe = Recipe(steps=context.choices.steps, device=context.device)
 
     def result(self) -> dict[str, Any]:
@@ -129,7 +123,7 @@ class Lighter:
 
         def confidences() -> np.ndarray:
             found: list[float] = []
-            for part in self._parts_of(images, name):
+            for part in images.parts():
                 found += judge.confidence(tensors(images.read(part)), [prompts[i] for i in part])
             return np.array(found)
 
@@ -139,8 +133,8 @@ class Lighter:
     # --------------------------------------------------------------------------------------- trained here
 
     def _matching(self, name: str) -> Candidate:
-        shape, seen = self._matching_inputs(name)
-        training = Matching(self.lessons, seen, self.text, shape, self.recipe)
+        shape, seen = self._seen_by(name)
+        training = Matching(self.inputs.lessons, seen, self.inputs.text, shape, self.recipe)
         scale, confidence = self._out_of_fold(name, training)
         net = MatchingNet(shape)
         judge = MatchingJudge(net, self.models, scale, self.context.device)
@@ -149,7 +143,7 @@ class Lighter:
         return Candidate(name, confidence, self._ms(judge), scale, train, config, MatchingJudge.kind)
 
     def _convolutional(self) -> Candidate:
-        light, heavy = self._pixels(self.rounds), self._pixels([Round(self.context.last)])
+        light, heavy = self.inputs.pixels(self.rounds), self.inputs.pixels([Round(self.context.last)])
         training = Convolutional(light, heavy, self.count, self.recipe)
         scale, confidence = self._out_of_fold(CONVOLUTIONAL, training)
         side = light.shape[-1]
@@ -169,101 +163,26 @@ class Lighter:
     def _on_all(self, training: Matching | Convolutional) -> Callable[[], nn.Module]:
         return lambda: training.fit(np.ones(self.count, bool), len(self.rounds))
 
-    def _matching_inputs(self, name: str) -> tuple[MatchingShape, torch.Tensor]:
+    def _seen_by(self, name: str) -> tuple[MatchingShape, torch.Tensor]:
+        """The shape of a matching network, and what it sees of all images."""
+        text = self.inputs.text.shape[1]
         if name == PIXELS:
-            pixels = self._pixels(self.rounds)
-            return MatchingShape(self.text.shape[1], 0, side=pixels.shape[-1]), pixels
-        seen = torch.cat([self._features(round_) for round_ in self.rounds])
-        return MatchingShape(self.text.shape[1], seen.shape[1], self.models.aligned), seen
-
-    @cached_property
-    def text(self) -> torch.Tensor:
-        """Embeddings of all prompts, [N, T]."""
-        prompts = self.context.prompts
-        return torch.cat([self.models.read(prompts[i : i + _BATCH]).cpu() for i in range(0, self.count, _BATCH)])
-
-    def _features(self, round_: Round) -> torch.Tensor:
-        """Features of a round's images by the family's CLIP, float16 [N, F]."""
-        images, clip = self.context.images(round_), self.models.clip
-        assert clip is not None  # the candidate is left out otherwise
-
-        def looked_at() -> np.ndarray:
-            parts = [features(clip, tensors(images.read(part))) for part in self._parts_of(images, "features")]
-            found: np.ndarray = torch.cat(parts).half().cpu().numpy()
-            return found
-
-        return torch.from_numpy(array_in(self.folder / f"features-{round_.name}.npy", looked_at))
-
-    def _pixels(self, rounds: list[Round]) -> torch.Tensor:
-        """Small squares of the images of some rounds, uint8 [I, 3, S, S]."""
-        family_size = self.context.family.size
-        side = min(_SIDE, family_size.width, family_size.height)
-        found = []
-        for round_ in rounds:
-            images = self.context.images(round_)
-            for part in self._parts_of(images, "pixels"):
-                small = [np.asarray(it.resize((side, side))) for it in images.read(part)]
-                found.append(torch.from_numpy(np.stack(small)).permute(0, 3, 1, 2))
-        return torch.cat(found)
-
-    def _parts_of(self, images: DrawnImages, what: str) -> list[range]:
-        parts = []
-        for i in range(0, images.count, _BATCH):
-            parts.append(range(i, min(i + _BATCH, images.count)))
-        self.context.report(f"{self.key}: {what}", 0, 0)
-        return parts
-
-    # -------------------------------------------------------------------------------------------- lessons
-
-    @cached_property
-    def lessons(self) -> Lessons:
-        """Every image with its own prompt, and with some others that are worded alike."""
-        context, prompts = self.context, self.context.prompts
-        own = np.concatenate([context.scores(round_) for round_ in self.rounds])
-        image = np.arange(len(own))
-        drawn_for = image % self.count
-        others, scores = self._others(), []
-        for number, round_ in enumerate(self.rounds):
-            pairs = [(i, prompts[j]) for i, j in others[number]]
-            file = self.folder / f"pairs-{round_.name}.npy"
-            scores.append(scores_of(context.judge, context.images(round_), pairs, file, self._scoring(round_)))
-        more = [np.array([i + n * self.count for i, _ in rows], int) for n, rows in enumerate(others)]
-        asked = [np.array([j for _, j in rows], int) for rows in others]
-        return Lessons(
-            np.concatenate([image, *more]),
-            np.concatenate([drawn_for, *asked]),
-            np.concatenate([own, *scores]),
-            drawn_for,
-            self.pair.heavy,
-        )
-
-    def _scoring(self, round_: Round) -> Callable[[int, int], None]:
-        return lambda done, total: self.context.report(f"comparisons: {round_.name}", done, total)
-
-    def _others(self) -> list[list[tuple[int, int]]]:
-        """For every round, pairs of an image and another prompt that is worded alike."""
-        centred = self.text - self.text.mean(0)
-        unit = centred / centred.norm(dim=1, keepdim=True).clamp(min=1e-6)
-        alike = unit @ unit.T
-        alike.fill_diagonal_(-2)
-        near = alike.topk(min(_NEAR, self.count - 1)).indices.numpy()
-        rng, wanted = np.random.default_rng(0), min(self.context.choices.pairs, near.shape[1])
-        return [
-            [(i, int(j)) for i in range(self.count) for j in rng.choice(near[i], wanted, replace=False)]
-            for _ in self.rounds
-        ]
+            pixels = self.inputs.pixels(self.rounds)
+            return MatchingShape(text, 0, side=pixels.shape[-1]), pixels
+        seen = torch.cat([self.inputs.features(round_) for round_ in self.rounds])
+        return MatchingShape(text, seen.shape[1], self.models.aligned), seen
 
     # --------------------------------------------------------------------------------------------- result
 
-    def learning_curve(self, name: str) -> list[dict[str, float]]:
+    def learning_curve(self, name: str) -> list[dict[str, float | None]]:
         """Area under the curve and gain of the chosen discriminator when it is trained on fewer prompts.
 
         They are measured on the last fifth of the prompts, and on all others for the whole.
         """
         if name not in (MATCHING, PIXELS):
             return []
-        shape, seen = self._matching_inputs(name)
-        training = Matching(self.lessons, seen, self.text, shape, self.recipe)
+        shape, seen = self._seen_by(name)
+        training = Matching(self.inputs.lessons, seen, self.inputs.text, shape, self.recipe)
         held_out = np.arange(self.count - self.count // 5, self.count)
         pair, rows = self.pair.some(held_out), []
         for share in (*_LESS, 1.0):
@@ -273,7 +192,7 @@ class Lighter:
             logits = array_in(file, lambda inside=inside: training.logits(training.fit(inside, 77), held_out))  # type: ignore[misc]
             scale = ConfidenceScale(*fit_scale(logits, pair))
             figures = Figures.of(pair, scale.confidence(torch.from_numpy(logits)).numpy())
-            rows.append({"prompts": int(inside.sum()), "auc": figures.auc or 0.5, "gain": figures.gain})
+            rows.append({"prompts": int(inside.sum()), "auc": figures.auc, "gain": figures.gain})
         return rows
 
     def save(self, it: Candidate, figures: Figures) -> str:

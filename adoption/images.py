@@ -15,6 +15,8 @@ from weir.errors import ConfigError
 from weir.files import make_folder, written_whole
 from workers.engine.engine import Engine
 
+#: Images that are looked at together.
+BATCH = 32
 #: Distance of the seeds of two rounds.
 _ROUND = 1_000_003
 
@@ -69,6 +71,10 @@ class DrawnImages:
             ConfigError: a file is damaged.
         """
         return [self._read(self._path(i)) for i in prompts]
+
+    def parts(self) -> list[range]:
+        """The indices of all images, in batches."""
+        return [range(i, min(i + BATCH, self.count)) for i in range(0, self.count, BATCH)]
 
     def _read(self, path: Path) -> Image.Image:
         try:

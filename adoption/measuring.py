@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from adoption.context import Context
-from adoption.images import DrawnImages, Round, draw
+from adoption.images import BATCH, DrawnImages, Round, draw
 from adoption.scores import array_in, scores_of
 from quality.frechet import frechet_distance
 from quality.inception import InceptionFeatures
@@ -20,8 +20,6 @@ from weir.profiles import Profile
 from workers.models.checkpoint import check_family
 from workers.profiler import profile_family
 
-#: Images that features are taken of at a time.
-_BATCH = 32
 #: Light shares at which the Fréchet distance of a mix is measured.
 FRECHET_SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
 
@@ -133,12 +131,7 @@ def _frechet(context: Context, folder: Path) -> dict[str, list[float]]:
         drawn = context.images(round_)
         return array_in(
             folder / f"features-{round_.name}.npy",
-            lambda: np.concatenate(
-                [
-                    _features(extractor, drawn.read(range(i, min(i + _BATCH, drawn.count))))
-                    for i in range(0, drawn.count, _BATCH)
-                ]
-            ),
+            lambda: np.concatenate([_features(extractor, drawn.read(part)) for part in drawn.parts()]),
         )
 
     heavy, order = features(Round(context.last)), np.random.default_rng(0).permutation(len(context.prompts))
@@ -159,5 +152,5 @@ def _extractor(context: Context) -> Extractor:
 
 
 def _features(extractor: Extractor, pictures: Any) -> np.ndarray:
-    parts = [pictures[i : i + _BATCH] for i in range(0, len(pictures), _BATCH)]
+    parts = [pictures[i : i + BATCH] for i in range(0, len(pictures), BATCH)]
     return np.concatenate([extractor.features(tensors(part)).numpy() for part in parts])

@@ -15,7 +15,6 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 from PIL import Image
 
-from adoption.calibrating import pair_of
 from adoption.context import Context
 from adoption.discriminators import CLIP, CONVOLUTIONAL, MATCHING, OWN, PIXELS
 from adoption.images import Round
@@ -110,7 +109,7 @@ _TIMED = ("check", "profile", "images", "scores", "discriminators", "calibration
 
 
 def _part(context: Context, key: str) -> VariantPart:
-    found, pair = context.done("discriminators")[key], pair_of(context, key)
+    found, pair = context.done("discriminators")[key], context.pair(key)
     figures = {name: Figures.from_dict(it) for name, it in found["candidates"].items()}
     chosen = found["chosen"]
     calibrated = context.done("calibration")["variants"][key]
@@ -149,9 +148,16 @@ def _quality(ax: Axes, figures: Mapping[str, Figures], chosen: str, found: Mappi
     _legend(ax)
 
 
-def _learning(ax: Axes, rows: list[dict[str, float]]) -> None:
+def _learning(ax: Axes, rows: list[dict[str, Any]]) -> None:
     prompts = [row["prompts"] for row in rows]
-    ax.plot(prompts, [row["auc"] for row in rows], "o-", color=COLOURS["good"], lw=2, label="area under the curve")
+    ax.plot(
+        prompts,
+        [np.nan if row["auc"] is None else row["auc"] for row in rows],
+        "o-",
+        color=COLOURS["good"],
+        lw=2,
+        label="area under the curve",
+    )
     ax.plot(prompts, [row["gain"] for row in rows], "o-", color=COLOURS["heavy"], lw=2, label="share of possible gain")
     ax.set(xlabel="prompts that it was trained on", xlim=(0, None), ylim=(None, 1))
     _legend(ax)
@@ -165,7 +171,7 @@ def _pairs(context: Context, key: str, confidence: np.ndarray) -> list[PairShown
     """Pairs at equal steps of the rank by confidence, the least confident first."""
     order = np.argsort(confidence, kind="stable")
     picked = order[np.linspace(0, len(order) - 1, min(_SHOWN, len(order))).round().astype(int)].tolist()
-    pair = pair_of(context, key)
+    pair = context.pair(key)
     light = context.images(Round(key)).read(picked)
     heavy = context.images(Round(context.last)).read(picked)
     return [

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 
-from adoption.calibrating import pair_of
 from adoption.context import Context
 from adoption.discriminators import CLIP
 from adoption.ranking import HALF, Figures, Pair
@@ -21,7 +21,7 @@ _ERRORS = 2.0
 
 def weak_points(context: Context, key: str) -> list[str]:
     """Sentences about one lighter variant; empty if nothing is weak."""
-    found, pair = context.done("discriminators")[key], pair_of(context, key)
+    found, pair = context.done("discriminators")[key], context.pair(key)
     figures = Figures.from_dict(found["candidates"][found["chosen"]])
     points = [_gap(key, context.last, pair), _discriminator(key, found["chosen"], figures, pair)]
     points += [_learning(found["learning"]), _few(pair)]
@@ -55,10 +55,11 @@ def _discriminator(key: str, chosen: str, figures: Figures, pair: Pair) -> str:
     return ""
 
 
-def _learning(rows: list[dict[str, float]]) -> str:
-    if len(rows) < 2:
+def _learning(rows: list[dict[str, Any]]) -> str:
+    known = [row for row in rows if row["auc"] is not None]
+    if len(known) < 2:
         return ""
-    before, now = rows[-2], rows[-1]
+    before, now = known[-2], known[-1]
     doublings = math.log2(now["prompts"] / before["prompts"])
     rise = (now["auc"] - before["auc"]) / max(doublings, 1e-6)
     if rise < _RISE:

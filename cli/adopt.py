@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cli.terminal import error_exit, note, print_line, progress
-from weir.config import load_family
+from weir.config import FamilyConfig, load_family
 from weir.errors import ConfigError
 from weir.files import make_folder
 
 if TYPE_CHECKING:
+    from adoption.context import Choices
     from adoption.run import Note
 
 
@@ -56,7 +57,6 @@ def adopt(
     """
     from adoption.context import Choices
     from adoption.report import REPORT
-    from adoption.run import adopt as run
     from cache.replay import read_prompts
     from quality.suite import named_measure
 
@@ -81,17 +81,23 @@ def adopt(
             keep=keep,
             threads=threads,
         )
-        make_folder(out)
-        with progress() as bar:
-            task = bar.add_task("check the weights", total=None)
-
-            def report(what: str, done: int, total: int) -> None:
-                bar.update(task, completed=done, total=total or None, description=what)
-
-            different = list(dict.fromkeys(asked))[:count]
-            service = run(config, different, out, choices, report, _say)
+        service = _run(config, list(dict.fromkeys(asked))[:count], out, choices)
     print_line(f"the report is {out / REPORT}")
     print_line(f"weir up {service}")
+
+
+def _run(family: FamilyConfig, prompts: list[str], out: Path, choices: Choices) -> Path:
+    """Adopts a family with a progress bar; returns the service file."""
+    from adoption.run import adopt as run
+
+    make_folder(out)
+    with progress() as bar:
+        task = bar.add_task("check the weights", total=None)
+
+        def report(what: str, done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total or None, description=what)
+
+        return run(family, prompts, out, choices, report, _say)
 
 
 def _say(it: Note) -> None:
