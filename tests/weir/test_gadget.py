@@ -32,8 +32,8 @@ from weir.profiles import load_profile
 from weir.states import State
 
 ROOMS = (
-    "benchmarks", "cache", "controller", "deploy", "load_balancer", "quality", "simulator", "solvers", "traces",
-    "training", "weir", "workers",
+    "adoption", "benchmarks", "cache", "controller", "deploy", "load_balancer", "quality", "simulator", "solvers",
+    "traces", "training", "weir", "workers",
 )  # fmt: skip
 FORBIDDEN = {"pickle", "_pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal", "jsonpickle"}
 #: Calls that unpickle by default, with the argument that prevents it.
