@@ -10,7 +10,16 @@ import numpy as np
 
 from adoption.context import Context
 from cache.encoder import family_encoder
-from cache.profiling import Generate, Runs, measure, thresholds, write_profile
+from cache.profiling import (
+    CacheProfiling,
+    EncodedLog,
+    Generate,
+    ProfileOrigin,
+    Runs,
+    measure,
+    thresholds,
+    write_profile,
+)
 from training.cache_profile import judged_runs
 from weir.errors import ConfigError
 from weir.files import written_whole
@@ -31,27 +40,24 @@ def cache_profile(context: Context) -> dict[str, Any]:
     folder, encoder = context.results.folder("cache"), family_encoder(context.family)
     generate = KeptRuns(judged_runs(context.engine, context.judge), folder)
     found = measure(
-        context.prompts,
-        encoder.encode(context.prompts),
+        EncodedLog(context.prompts, encoder.encode(context.prompts)),
         list(ks),
         generate,
-        count=count,
+        CacheProfiling(alpha=ALPHA, count=count),
         progress=lambda done, total, what: context.report(f"cache: {what}", done, total),
     )
     selector = thresholds(found, ALPHA, steps)
     if not selector.levels:
         return {"made": False, "why": f"no resumed run keeps {ALPHA:.0%} of the quality"}
     file = folder / "cache.json"
-    write_profile(
-        file,
-        found,
-        selector,
+    origin = ProfileOrigin(
         family=context.family.name,
         model=context.engine.models[context.last],
         encoder=encoder.version,
-        alpha=ALPHA,
         judge=context.choices.measure_name,
+        alpha=ALPHA,
     )
+    write_profile(file, found, selector, origin)
     for path in folder.glob("runs-*.npz"):
         path.unlink()
     levels = [[similarity, k] for similarity, k in selector.levels]

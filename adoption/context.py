@@ -47,7 +47,7 @@ class Choices:
     pick: str | None = None
     reference: Path | None = None
     light_rounds: int = 4
-    pairs: int = 4
+    pairs: int = 8
     steps: int = 600
     trained_only: bool = False
     batch_sizes: tuple[int, ...] = (1, 2, 4, 8)

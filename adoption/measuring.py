@@ -18,7 +18,7 @@ from weir.config import FamilyConfig
 from weir.errors import ConfigError
 from weir.profiles import Profile
 from workers.models.checkpoint import check_family
-from workers.profiler import profile_family
+from workers.profiler import Measurements, profile_family
 
 #: Light shares at which the Fréchet distance of a mix is measured.
 FRECHET_SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -39,21 +39,31 @@ def _files(path: Path) -> list[Any]:
 
 
 def check(context: Context) -> dict[str, Any]:
-    """Checks the weights, loads them, and generates and scores one image by every variant."""
+    """Checks the weights, loads them, and generates one image by every variant."""
     family, keys = context.family, context.family.keys
     check_family(family)
     models, seconds = context.engine.models, {}
     for done, key in enumerate(keys):
         context.report("first images", done, len(keys))
-        folder = context.results.folder("check")
-        images = DrawnImages(folder, Round(key), 1)
         started = time.perf_counter()
-        draw(context.engine, context.plain, context.prompts, images, 1)
+        draw(context.engine, context.plain, context.prompts, _first_image(context, key), 1)
         seconds[key] = time.perf_counter() - started
-        scores_of(context.judge, images, [(0, context.prompts[0])], folder / f"{key}.npy")
-    context.results.discard_folder("check")
     context.report("first images", len(keys), len(keys))
     return {"models": dict(models), "seconds_per_image": seconds, "device": context.device}
+
+
+def try_measure(context: Context) -> dict[str, Any]:
+    """Scores the first images by the measure, before hours go into images that it cannot judge."""
+    found = {}
+    for key in context.family.keys:
+        images = _first_image(context, key)
+        file = context.results.folder("measure") / f"{key}.npy"
+        found[key] = float(scores_of(context.judge, images, [(0, context.prompts[0])], file)[0])
+    return {"scores": found}
+
+
+def _first_image(context: Context, key: str) -> DrawnImages:
+    return DrawnImages(context.results.folder("check"), Round(key), 1)
 
 
 def profile(context: Context) -> dict[str, Any]:
@@ -61,10 +71,8 @@ def profile(context: Context) -> dict[str, Any]:
     batches = context.choices.batch_sizes
     found = profile_family(
         context.plain,
-        batches,
-        3,
+        Measurements(batches, 3, context.prompts[: max(batches)]),
         lambda done, total, what: context.report(f"profile: {what}", done, total),
-        prompts=context.prompts[: max(batches)],
         engine=context.engine,
     )
     return found.model_dump(mode="json")
@@ -116,10 +124,10 @@ def scores(context: Context) -> dict[str, Any]:
             f"{context.choices.measure_name}: the mean score of {context.last} is {best:.3g}; "
             "quality is stated as a share of it, so use a measure whose scores are above 0"
         )
-    return {"means": means, "frechet": _frechet(context, folder)}
+    return {"means": means, "frechet": frechet_by_share(context, folder)}
 
 
-def _frechet(context: Context, folder: Path) -> dict[str, list[float]]:
+def frechet_by_share(context: Context, folder: Path) -> dict[str, list[float]]:
     """Fréchet distance of random mixes of each lighter variant with the last one, at :data:`FRECHET_SHARES`."""
     if context.choices.reference is None:
         return {}

@@ -105,7 +105,11 @@ def write_report(context: Context, out: Path, written: Mapping[str, Any]) -> Non
         draft.write_text(page, encoding="utf-8")
 
 
-_TIMED = ("check", "profile", "images", "scores", "discriminators", "calibration", "cache", "levels", "ladder")
+#: Stages whose time the page shows.
+_TIMED = (
+    *("check", "measure", "profile", "images", "scores", "discriminators"),
+    *("calibration", "cache", "levels", "ladder"),
+)
 
 
 def _part(context: Context, key: str) -> VariantPart:

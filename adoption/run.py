@@ -13,7 +13,7 @@ from adoption.caching import cache_profile
 from adoption.calibrating import calibrate, ladder, levels
 from adoption.context import Choices, Context, Report
 from adoption.discriminators import discriminators
-from adoption.measuring import check, fingerprint, images, profile, scores, seconds_left
+from adoption.measuring import check, fingerprint, images, profile, scores, seconds_left, try_measure
 from adoption.report import write_report
 from adoption.service_files import SERVICE, write_files
 from adoption.stages import Results, Stage
@@ -50,10 +50,11 @@ def stages(family: FamilyConfig, prompts: Sequence[str], choices: Choices) -> li
     judged = choices.part("measure", "clip", "pick")
     drawn = ("light_rounds", "levels")
     return [
-        Stage("check", "check the weights", {"family": fields, "files": fingerprint(family), **judged}),
+        Stage("check", "check the weights", {"family": fields, "files": fingerprint(family)}),
+        Stage("measure", "try the measure", judged, ("check",)),
         Stage("profile", "profile the variants", choices.part("batch_sizes", "threads"), ("check",)),
         Stage("images", "generate the images", {"prompts": text, **choices.part(*drawn)}, ("check",)),
-        Stage("scores", "score the images", {**judged, **choices.part("reference")}, ("images",)),
+        Stage("scores", "score the images", choices.part("reference"), ("measure", "images")),
         Stage(
             "discriminators",
             "train the discriminators",
@@ -61,7 +62,7 @@ def stages(family: FamilyConfig, prompts: Sequence[str], choices: Choices) -> li
             ("scores",),
         ),
         Stage("calibration", "calibrate the thresholds", {}, ("profile", "scores", "discriminators")),
-        Stage("cache", "profile the cache", {"prompts": text, **judged, **choices.part("cache_pairs")}, ("check",)),
+        Stage("cache", "profile the cache", {"prompts": text, **choices.part("cache_pairs")}, ("measure",)),
         Stage("levels", "fit a level head", {}, ("scores", "discriminators")),
         Stage("ladder", "choose the ladder", choices.part("replicas", "slo_s", "demand_rps"), ("calibration",)),
     ]
@@ -69,6 +70,7 @@ def stages(family: FamilyConfig, prompts: Sequence[str], choices: Choices) -> li
 
 _WORK: Mapping[str, Callable[[Context], dict[str, Any]]] = {
     "check": check,
+    "measure": try_measure,
     "profile": profile,
     "images": images,
     "scores": scores,
