@@ -15,7 +15,7 @@ from torch import nn
 from adoption.context import Context
 from adoption.images import Round
 from adoption.judge_inputs import Inputs
-from adoption.ranking import HALF, Figures, fit_scale
+from adoption.ranking import HALF, Figures, fit_scale, held_out_confidence
 from adoption.scores import array_in
 from quality.suite import tensors
 from training.learned_judge import Convolutional, Matching, Recipe, out_of_fold
@@ -157,8 +157,7 @@ class Lighter:
         """The scale of a network's logits, and its confidences in images that it was not trained on."""
         self.context.report(f"{self.key}: {name}: training", 0, 0)
         logits = array_in(self._file(name, "logits"), lambda: out_of_fold(self.count, training.fit, training.logits))
-        scale = ConfidenceScale(*fit_scale(logits, self.pair))
-        return scale, scale.confidence(torch.from_numpy(logits)).numpy()
+        return ConfidenceScale(*fit_scale(logits, self.pair)), held_out_confidence(logits, self.pair)
 
     def _on_all(self, training: Matching | Convolutional) -> Callable[[], nn.Module]:
         return lambda: training.fit(np.ones(self.count, bool), len(self.rounds))
@@ -190,8 +189,7 @@ class Lighter:
             inside[: round(share * held_out[0])] = True
             file = self.folder / f"less-{self.key}-{int(inside.sum())}.npy"
             logits = array_in(file, lambda inside=inside: training.logits(training.fit(inside, 77), held_out))  # type: ignore[misc]
-            scale = ConfidenceScale(*fit_scale(logits, pair))
-            figures = Figures.of(pair, scale.confidence(torch.from_numpy(logits)).numpy())
+            figures = Figures.of(pair, held_out_confidence(logits, pair))
             rows.append({"prompts": int(inside.sum()), "auc": figures.auc, "gain": figures.gain})
         return rows
 

@@ -7,15 +7,19 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from sklearn.linear_model import LogisticRegression
+from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.metrics import roc_auc_score
+
+from quality.folds import FOLDS, folds_of
 
 #: Light shares of all curves.
 SHARES = tuple(i / 20 for i in range(21))
 #: Light share at which candidates are compared.
 HALF = 0.5
-#: Weights of the first logit, beside 1 − w for the second, that are tried.
-_WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0)
+#: Weight of the ridge, for standardised logits.
+_RIDGE = 10.0
+#: Least change of the log odds over a standard deviation: with less, all confidences would be alike.
+_LEAST_SLOPE = 0.1
 #: Standard deviation of a logit below which it says nothing.
 _FLAT = 1e-6
 
@@ -94,29 +98,40 @@ class Figures:
         return cls(given["auc"], given["auc_good"], tuple(given["curve"]), given["gain"])
 
 
-def fit_scale(logits: np.ndarray, pair: Pair) -> tuple[float, float, float]:
-    """Weights of the two logits and a constant, with which σ is the probability that the light image is as good.
+def fit_scale(logits: np.ndarray, pair: Pair) -> tuple[tuple[float, ...], float]:
+    """Weights of logits and a constant, with which σ is the probability that the light image is as good.
 
-    The ratio of the weights is the one of a few that keeps most quality over all light shares; then Platt's scaling has
-    two parameters. The fit cannot turn the order round.
+    The ratio of the weights comes from a ridge regression of the gain, light minus heavy score: in the order of the
+    expected gain a mix keeps most quality. Then Platt's scaling has two parameters.
 
     Args:
-        logits: of images that the network was not trained on, [N, 2].
+        logits: of images that the network was not trained on, [N, K].
     """
     spread = logits.std(0)
     norm = np.where(spread > _FLAT, spread, np.inf)
-    weight = max(_WEIGHTS, key=lambda w: float(np.mean(pair.curve(logits @ (np.array([w, 1 - w]) / norm)))))
-    direction = np.array([weight, 1 - weight]) / norm
+    fitted = Ridge(_RIDGE).fit((logits - logits.mean(0)) / norm, pair.light - pair.heavy)
+    direction = fitted.coef_ / norm
     slope, constant = _platt(logits @ direction, pair.as_good)
-    return float(slope * direction[0]), float(slope * direction[1]), constant
+    return tuple(float(it) for it in slope * direction), constant
+
+
+def held_out_confidence(logits: np.ndarray, pair: Pair) -> np.ndarray:
+    """Confidence [N] of each image by a scale that was fitted on the others: of :data:`FOLDS` parts, the other ones."""
+    folds, found = folds_of(len(logits)), np.zeros(len(logits))
+    for fold in range(FOLDS):
+        inside, rest = folds == fold, np.nonzero(folds != fold)[0]
+        weights, constant = fit_scale(logits[rest], pair.some(rest))
+        found[inside] = 1 / (1 + np.exp(-(logits[inside] @ np.array(weights) + constant)))
+    return found
 
 
 def _platt(values: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
-    """Slope and constant of Platt's scaling. A slope below a tenth would say less than the order does."""
+    """Slope and constant of Platt's scaling, which never turns the order round."""
+    spread = max(float(values.std()), _FLAT)
     if labels.all() or not labels.any():
-        return 1.0, 2.0 if labels.all() else -2.0
-    fitted = LogisticRegression(C=10.0).fit(values[:, None], labels)
-    return max(0.1, float(fitted.coef_[0, 0])), float(fitted.intercept_[0])
+        return 1 / spread, 2.0 if labels.all() else -2.0
+    fitted = LogisticRegression().fit(values[:, None] / spread, labels)
+    return max(_LEAST_SLOPE, float(fitted.coef_[0, 0])) / spread, float(fitted.intercept_[0])
 
 
 def _auc(labels: np.ndarray, confidence: np.ndarray) -> float | None:

@@ -17,11 +17,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from quality.folds import FOLDS, folds_of
 from workers.models.convolutional_judge import ConvolutionalNet
 from workers.models.matching_judge import MatchingNet, MatchingShape
 
-#: Parts of the cross-validation.
-FOLDS = 5
 #: Examples of a step.
 _BATCH = 256
 #: The same of a network that sees pixels, which costs far more.
@@ -88,22 +87,19 @@ Net = TypeVar("Net", bound=nn.Module)
 Fit = Callable[[np.ndarray, int], nn.Module]
 
 
-def folds_of(count: int, seed: int = 5) -> np.ndarray:
-    """The fold of each prompt, [N]."""
-    return np.random.default_rng(seed).permutation(count) % FOLDS
-
-
 def out_of_fold(count: int, fit: Fit, logits: Callable[[nn.Module, np.ndarray], np.ndarray]) -> np.ndarray:
-    """Logits [N, 2] of the first image of every prompt, by networks that were trained without its prompt.
+    """Logits [N, K] of the first image of every prompt, by networks that were trained without its prompt.
 
     Args:
         logits: of the images of these prompts by a network.
     """
-    folds, found = folds_of(count), np.zeros((count, 2))
+    folds, parts = folds_of(count), []
     for fold in range(FOLDS):
         held_out = np.nonzero(folds == fold)[0]
-        if len(held_out):
-            found[held_out] = logits(fit(folds != fold, fold), held_out)
+        parts.append((held_out, logits(fit(folds != fold, fold), held_out)))
+    found = np.zeros((count, parts[0][1].shape[1]))
+    for held_out, rows in parts:
+        found[held_out] = rows
     return found
 
 
@@ -132,13 +128,13 @@ class Matching:
             parts = [rng.choice(own, count), *([rng.choice(others, batch - count)] if len(others) else [])]
             rows = np.concatenate(parts)
             logits = self._forward(net, lessons.image[rows], lessons.prompt[rows])
-            return F.binary_cross_entropy_with_logits(logits, self._targets[rows].to(recipe.device))
+            return F.binary_cross_entropy_with_logits(logits[:, :2], self._targets[rows].to(recipe.device))
 
         return _trained(net, loss, recipe, seed)
 
     @torch.no_grad()
     def logits(self, net: nn.Module, prompts: np.ndarray) -> np.ndarray:
-        """Logits [B, 2] of the first round's images of these prompts."""
+        """Logits [B, K] of the first round's images of these prompts."""
         parts = [prompts[i : i + _BATCH] for i in range(0, len(prompts), _BATCH)]
         return np.concatenate([self._forward(net, part, part).cpu().numpy() for part in parts])
 
@@ -177,7 +173,7 @@ class Convolutional:
 
     @torch.no_grad()
     def logits(self, net: nn.Module, prompts: np.ndarray) -> np.ndarray:
-        """Logits [B, 2] of the first round's images of these prompts."""
+        """Logits [B, K] of the first round's images of these prompts."""
         parts = [prompts[i : i + _BATCH] for i in range(0, len(prompts), _BATCH)]
         device = self._recipe.device
         return np.concatenate([net(as_input(self._light[part].to(device))).cpu().numpy() for part in parts])

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adoption.ranking import SHARES, Figures, Pair, fit_scale
+from adoption.ranking import SHARES, Figures, Pair, fit_scale, held_out_confidence
 
 scores = st.lists(st.floats(0, 1), min_size=8, max_size=30)
 
@@ -51,16 +51,22 @@ def test_the_scale_uses_the_logit_that_keeps_quality_and_gives_probabilities() -
     pair = Pair(rng.random(400), rng.random(400))
     told = pair.light - pair.heavy
     logits = np.stack([rng.normal(size=400), 5 * told + rng.normal(size=400)], 1)
-    first, second, constant = fit_scale(logits, pair)
-    assert abs(first) < 0.2 * second
-    probability = 1 / (1 + np.exp(-(logits @ [first, second] + constant)))
+    weights, constant = fit_scale(logits, pair)
+    assert abs(weights[0]) < 0.2 * weights[1]
+    probability = 1 / (1 + np.exp(-(logits @ weights + constant)))
     sure = probability > 0.8
     assert pair.as_good[sure].mean() == pytest.approx(probability[sure].mean(), abs=0.1)
 
 
+def test_confidences_do_not_know_the_scores_of_their_own_images() -> None:
+    rng = np.random.default_rng(2)
+    pair = Pair(rng.random(300), rng.random(300))
+    figures = Figures.of(pair, held_out_confidence(rng.normal(size=(300, 3)), pair))
+    assert figures.auc == pytest.approx(0.5, abs=0.1)
+
+
 @pytest.mark.parametrize("light", [0.0, 1.0])
-def test_images_of_one_label_still_get_a_scale_that_keeps_their_order(light: float) -> None:
+def test_images_of_one_label_still_get_a_scale(light: float) -> None:
     logits = np.random.default_rng(0).normal(size=(20, 2))
-    scale = fit_scale(logits, Pair(np.full(20, light), np.full(20, 0.5)))
-    assert np.isfinite(scale).all()
-    assert max(scale[:2]) > 0
+    weights, constant = fit_scale(logits, Pair(np.full(20, light), np.full(20, 0.5)))
+    assert np.isfinite([*weights, constant]).all()

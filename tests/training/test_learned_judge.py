@@ -7,7 +7,8 @@ import torch
 from sklearn.metrics import roc_auc_score
 from torch import nn
 
-from training.learned_judge import FOLDS, Convolutional, Lessons, Matching, Recipe, folds_of, out_of_fold
+from quality.folds import FOLDS, folds_of
+from training.learned_judge import Convolutional, Lessons, Matching, Recipe, out_of_fold
 from workers.models.matching_judge import MatchingShape
 
 

@@ -25,7 +25,7 @@ _STAGES = (3, 24, 48, 96, 96)
 
 
 class ConvolutionalNet(nn.Module):
-    """Maps images [B, 3, H, W] in −1…1 to one logit, that of an image of the last variant, twice: [B, 2].
+    """Maps images [B, 3, H, W] in −1…1 to the logit of an image of the last variant, [B, 1].
 
     Args:
         side: images are scaled to squares of this side, pixels.
@@ -39,8 +39,8 @@ class ConvolutionalNet(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         x = self.body(squares(images, self.side))
-        logit = self.verdict(torch.cat([x.mean((2, 3)), x.amax((2, 3))], 1))
-        return logit.expand(-1, 2)
+        found: torch.Tensor = self.verdict(torch.cat([x.mean((2, 3)), x.amax((2, 3))], 1))
+        return found
 
 
 class ConvolutionalJudge:
@@ -65,8 +65,8 @@ class ConvolutionalJudge:
         try:
             net = ConvolutionalNet(config["side"])
             net.load_state_dict(weights)
-            scale = ConfidenceScale(**config["scale"])
-        except (KeyError, TypeError, RuntimeError) as error:
+            scale = ConfidenceScale.from_dict(config["scale"])
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise ConfigError(f"{folder}: not a discriminator ({error}); train one with `weir adopt`") from None
         return cls(net, scale, device)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 
@@ -14,22 +16,32 @@ from workers.models.weights_hash import weights_hash
 
 @dataclass(frozen=True, slots=True)
 class ConfidenceScale:
-    """Maps a network's two logits to a probability: σ(a · first + b · second + c).
+    """Maps what a network says of an image, K numbers, to a probability: σ(weights · numbers + constant).
 
-    This is Platt's scaling (Platt 1999) with two inputs, fitted on images that the network was not trained on. Isotonic
-    regression would fit closer, but its steps give many images one confidence, and a threshold could not divide them.
+    This is Platt's scaling (Platt 1999) with several inputs, fitted on images that the network was not trained on.
+    Isotonic regression would fit closer, but its steps give many images one confidence, and a threshold could not
+    divide them.
     """
 
-    first: float
-    second: float
+    weights: tuple[float, ...]
     constant: float
 
     def confidence(self, logits: torch.Tensor) -> torch.Tensor:
-        """Confidences 0…1, [B], of logits [B, 2]."""
-        return (self.first * logits[:, 0] + self.second * logits[:, 1] + self.constant).sigmoid()
+        """Confidences 0…1, [B], of logits [B, K]."""
+        weights = torch.tensor(self.weights, dtype=logits.dtype, device=logits.device)
+        return (logits @ weights + self.constant).sigmoid()
 
-    def to_dict(self) -> dict[str, float]:
+    def to_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+    @classmethod
+    def from_dict(cls, given: Mapping[str, Any]) -> ConfidenceScale:
+        """The inverse of :meth:`to_dict`.
+
+        Raises:
+            KeyError, TypeError, ValueError: it is none.
+        """
+        return cls(tuple(float(it) for it in given["weights"]), float(given["constant"]))
 
 
 @dataclass(frozen=True)

@@ -47,10 +47,11 @@ class MatchingShape:
 
 
 class MatchingNet(nn.Module):
-    """Maps features [B, F] of images, or images [B, 3, H, W] in −1…1, and embeddings [B, T] of prompts to two logits.
+    """Maps features [B, F] of images, or pixels [B, 3, H, W] in −1…1, and embeddings [B, T] of prompts to numbers, [B, K].
 
-    The first one is of the image being good, the second one of it being as good as the last variant's; [B, 2]. A CLIP's
-    own embeddings are compared as they are, beside what the network learns to compare: they need no training.
+    The first one is the logit of the image being good, the second one of it being as good as the last variant's. With a
+    CLIP there is a third one, the cosine of its own embeddings, which needs no training. The network compares these
+    embeddings as they are, too, beside what it learns to compare.
     """
 
     def __init__(self, shape: MatchingShape, dropout: float = 0.25):
@@ -79,17 +80,16 @@ class MatchingNet(nn.Module):
         )
 
     def match(self, seen: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
-        """Logits [B, 2] of looked-at images and embeddings of prompts, [B, T]."""
+        """The numbers [B, K] of looked-at images and embeddings of prompts, [B, T]."""
         aligned = self.shape.aligned
         mine, theirs = seen[:, :aligned], text[:, :aligned]
         looked, wanted = seen[:, aligned:], self.reader(text)
         scale = max(1, aligned) ** 0.5  # of unit vectors, so that all inputs are about as large
         parts = [looked, wanted, looked * wanted, (looked - wanted).abs()]
         parts += [scale * mine, scale * theirs, scale**2 * mine * theirs, scale * (mine - theirs).abs()]
-        found: torch.Tensor = self.verdict(torch.cat(parts, -1)) + self.cosine(
-            5 * (mine * theirs).sum(-1, keepdim=True)
-        )
-        return found
+        cosine = (mine * theirs).sum(-1, keepdim=True)
+        learned: torch.Tensor = self.verdict(torch.cat(parts, -1)) + self.cosine(5 * cosine)
+        return torch.cat([learned, cosine], 1) if aligned else learned
 
     def forward(self, images: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
         return self.match(self.look(images), text)
@@ -159,8 +159,8 @@ class MatchingJudge:
         try:
             net = MatchingNet(MatchingShape(**config["shape"]))
             net.load_state_dict(weights)
-            scale, version = ConfidenceScale(**config["scale"]), config["models"]
-        except (KeyError, TypeError, RuntimeError) as error:
+            scale, version = ConfidenceScale.from_dict(config["scale"]), config["models"]
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise ConfigError(f"{folder}: not a discriminator ({error}); train one with `weir adopt`") from None
         models = FamilyModels.load(family, device)
         if models.version != version:

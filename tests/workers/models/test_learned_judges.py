@@ -18,7 +18,7 @@ from workers.models.judges import family_judge
 from workers.models.learned_parts import ConfidenceScale, FamilyModels
 from workers.models.matching_judge import MatchingJudge, MatchingNet, MatchingShape, features
 
-SCALE = ConfidenceScale(1.0, 0.5, 0.1)
+SCALE = ConfidenceScale((1.0, 0.5), 0.1)
 PROMPTS = ["a red circle", "a blue star above a green ring"]
 IMAGES = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
 
@@ -41,9 +41,10 @@ def matching(folder: Path, models: FamilyModels, *, pixels: bool = False, versio
     shape = MatchingShape(models.read(PROMPTS).shape[1], width, models.aligned if width else 0, side=64)
     net = MatchingNet(shape).eval()
     fields = {name: getattr(shape, name) for name in shape.__slots__}
-    config = {"kind": "matching", "shape": fields, "models": version or models.version, "scale": SCALE.to_dict()}
+    scale = SCALE if pixels else ConfidenceScale((1.0, 0.5, 2.0), 0.1)
+    config = {"kind": "matching", "shape": fields, "models": version or models.version, "scale": scale.to_dict()}
     write_judge(folder, config, net.state_dict(), {})
-    return MatchingJudge(net, models, SCALE)
+    return MatchingJudge(net, models, scale)
 
 
 @pytest.mark.parametrize("pixels", [False, True])
@@ -66,7 +67,12 @@ def test_stored_features_give_the_confidence_of_the_image(pixels: bool, models: 
 
 def test_a_convolutional_discriminator_looks_at_the_image_alone(family: FamilyConfig, tmp_path: Path) -> None:
     net = ConvolutionalNet(64).eval()
-    write_judge(tmp_path, {"kind": "convolutional", "side": 64, "scale": SCALE.to_dict()}, net.state_dict(), {})
+    write_judge(
+        tmp_path,
+        {"kind": "convolutional", "side": 64, "scale": ConfidenceScale((1.0,), 0.1).to_dict()},
+        net.state_dict(),
+        {},
+    )
     judge = ConvolutionalJudge.load(tmp_path, family)
     assert judge.confidence(IMAGES, PROMPTS) == judge.confidence(IMAGES, ["", "a star"])
     larger = torch.nn.functional.interpolate(IMAGES, (96, 128))
