@@ -47,7 +47,7 @@ class MatchingShape:
 
 
 class MatchingNet(nn.Module):
-    """Maps features [B, F] of images, or pixels [B, 3, H, W] in −1…1, and embeddings [B, T] of prompts to numbers, [B, K].
+    """Maps features [B, F] of images, or pixels [B, 3, H, W], and embeddings [B, T] of prompts to numbers, [B, K].
 
     The first one is the logit of the image being good, the second one of it being as good as the last variant's. With a
     CLIP there is a third one, the cosine of its own embeddings, which needs no training. The network compares these
