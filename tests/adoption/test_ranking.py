@@ -46,16 +46,22 @@ def test_images_of_one_label_have_no_area_under_the_curve() -> None:
     assert figures.auc is None
 
 
-def test_the_scale_uses_the_logit_that_keeps_quality_and_gives_probabilities() -> None:
+def test_the_scale_gives_probabilities() -> None:
     rng = np.random.default_rng(1)
     pair = Pair(rng.random(400), rng.random(400))
     told = pair.light - pair.heavy
-    logits = np.stack([rng.normal(size=400), 5 * told + rng.normal(size=400)], 1)
+    logits = np.stack([10 * told + rng.normal(size=400), told + rng.normal(size=400)], 1)
     weights, constant = fit_scale(logits, pair)
-    assert abs(weights[0]) < 0.2 * weights[1]
     probability = 1 / (1 + np.exp(-(logits @ weights + constant)))
     sure = probability > 0.8
     assert pair.as_good[sure].mean() == pytest.approx(probability[sure].mean(), abs=0.1)
+
+
+def test_a_logit_that_never_changes_has_no_weight() -> None:
+    rng = np.random.default_rng(1)
+    weights, _ = fit_scale(np.stack([rng.normal(size=50), np.ones(50)], 1), Pair(rng.random(50), rng.random(50)))
+    assert weights[0] > 0
+    assert weights[1] == 0
 
 
 def test_confidences_do_not_know_the_scores_of_their_own_images() -> None:
