@@ -2,7 +2,7 @@
 
     python -m tests.adoption.dying_adoption FAMILY.yaml FOLDER
 
-Each run is a process of its own, forked from this one, which has imported everything and computed nothing.
+Each run is a process of its own, forked from this one, which has loaded the family once, so that no run imports again.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from adoption import images, run, scores
 from adoption.context import Choices, Context
 from adoption.stages import Results
 from weir.config import load_family
+from workers.models.family import Family
 
 PROMPTS = [f"prompt {i}" for i in range(run.LEAST)]
 CHOICES = Choices(
@@ -79,6 +80,7 @@ def one_run(family: str, folder: Path, stage: str | None) -> dict[str, Any]:
 def main() -> None:
     family, folder = sys.argv[1], Path(sys.argv[2])
     names = [stage.name for stage in run.stages(load_family(family), PROMPTS, CHOICES)]
+    Family.load(load_family(family), threads=1)
     for stage in (*names, None):
         sys.stdout.write(json.dumps(one_run(family, folder, stage)) + "\n")
         sys.stdout.flush()
