@@ -10,6 +10,7 @@ import numpy as np
 
 from adoption.context import Context
 from cache.encoder import family_encoder
+from cache.policy.selector import load_selector
 from cache.profiling import (
     CacheProfiling,
     EncodedLog,
@@ -31,25 +32,33 @@ ALPHA = 0.95
 
 def cache_profile(context: Context) -> dict[str, Any]:
     """Thresholds of the cache, measured on pairs of prompts."""
-    count, steps = context.choices.cache_pairs, context.family.heavy.steps
-    if count == 0:
+    steps = context.family.heavy.steps
+    if context.choices.cache_pairs == 0:
         return {"made": False, "why": "it was not asked for (--cache-pairs 0)"}
     ks = capture_steps(steps)
     if not ks:
         return {"made": False, "why": f"a run of {steps} steps has no step to resume from"}
-    folder, encoder = context.results.folder("cache"), family_encoder(context.family)
-    generate = KeptRuns(judged_runs(context.engine, context.judge), folder)
+    file = context.results.folder("cache") / "cache.json"
+    if not file.exists() and not _measured(context, list(ks), file):
+        return {"made": False, "why": f"no resumed run keeps {ALPHA:.0%} of the quality"}
+    for path in file.parent.glob("runs-*.npz"):
+        path.unlink()
+    return {"made": True, "why": "", "file": str(file), "levels": [list(it) for it in load_selector(file).levels]}
+
+
+def _measured(context: Context, ks: list[int], file: Path) -> bool:
+    """Writes the profile to ``file``; returns False without one if no resumed run keeps enough of the quality."""
+    encoder, steps = family_encoder(context.family), context.family.heavy.steps
     found = measure(
         EncodedLog(context.prompts, encoder.encode(context.prompts)),
-        list(ks),
-        generate,
-        CacheProfiling(alpha=ALPHA, count=count),
+        ks,
+        KeptRuns(judged_runs(context.engine, context.judge), file.parent),
+        CacheProfiling(alpha=ALPHA, count=context.choices.cache_pairs),
         progress=lambda done, total, what: context.report(f"cache: {what}", done, total),
     )
     selector = thresholds(found, ALPHA, steps)
     if not selector.levels:
-        return {"made": False, "why": f"no resumed run keeps {ALPHA:.0%} of the quality"}
-    file = folder / "cache.json"
+        return False
     origin = ProfileOrigin(
         family=context.family.name,
         model=context.engine.models[context.last],
@@ -58,10 +67,7 @@ def cache_profile(context: Context) -> dict[str, Any]:
         alpha=ALPHA,
     )
     write_profile(file, found, selector, origin)
-    for path in folder.glob("runs-*.npz"):
-        path.unlink()
-    levels = [[similarity, k] for similarity, k in selector.levels]
-    return {"made": True, "why": "", "file": str(file), "levels": levels, "pairs": len(found.similarity)}
+    return True
 
 
 class KeptRuns:
