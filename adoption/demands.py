@@ -19,9 +19,9 @@ from weir.plan import Plan
 from weir.profiles import Profile
 
 #: Length of a simulation in deadlines, and its limits in seconds and in requests.
-_DEADLINES, _LEAST_S, _MOST_S, _MOST_REQUESTS = 30, 120, 3600, 20_000
+_DEADLINES, _LEAST_S, _MOST_S, _MOST_REQUESTS = 30, 120, 3600, 4_000
 #: Demands to simulate, as shares of what the first variant alone can serve.
-SHARES = (0.02, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0)
+SHARES = (0.02, 0.05, 0.1, 0.25, 0.5, 0.75, 1.0)
 
 
 @dataclass(frozen=True, slots=True)
