@@ -11,11 +11,12 @@ import json
 import os
 import signal
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from adoption import images, run, scores
-from adoption.context import Choices, Context
+from adoption import images, run
+from adoption.context import Choices
 from adoption.stages import Results
 from weir.config import load_family
 from workers.models.family import Family
@@ -27,26 +28,29 @@ CHOICES = Choices(
 
 
 def die_in(stage: str) -> None:
-    """Makes the stage kill this process: among its files, or else before it writes its result."""
-    work = run._WORK[stage]
+    """Makes the stage kill this process: in the midst of its files, or else before it writes its result."""
+    if stage == "images":
+        write = images.DrawnImages.write
 
-    def dying(context: Context) -> dict[str, Any]:
-        if stage == "images":
-            write = images.DrawnImages.write
+        def write_and_die(self: images.DrawnImages, prompt: int, png: bytes) -> None:
+            write(self, prompt, png)
+            if prompt == 20:
+                die()
 
-            def write_and_die(self: images.DrawnImages, prompt: int, png: bytes) -> None:
-                write(self, prompt, png)
-                if prompt == 20:
-                    os.kill(os.getpid(), signal.SIGKILL)
+        images.DrawnImages.write = write_and_die  # type: ignore[method-assign]
+        return
+    put = Results.put
 
-            images.DrawnImages.write = write_and_die  # type: ignore[method-assign]
-        elif stage == "scores":
-            scores.write_array = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
-        else:
-            Results.put = lambda *_: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[method-assign]
-        return work(context)
+    def put_or_die(self: Results, name: str, result: Mapping[str, Any], seconds: float) -> None:
+        if name == stage:
+            die()
+        put(self, name, result, seconds)
 
-    run._WORK = {**run._WORK, stage: dying}
+    Results.put = put_or_die  # type: ignore[method-assign]
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def files(folder: Path) -> dict[Path, int]:

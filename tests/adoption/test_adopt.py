@@ -115,9 +115,8 @@ def test_a_run_that_was_killed_in_any_stage_continues_there(killed: list[dict[st
     *dead, alive = killed
     assert all(it["ended"] == -signal.SIGKILL for it in dead)
     assert alive["ended"] == 0
-    # A run that is killed in a stage finishes the one before, in which the last run was killed.
-    results = [it["new results"] for it in killed]
-    assert results == [[], *([it["stage"]] for it in dead)]
+    # A run finishes the stage in which the one before was killed, and is killed in the next.
+    assert [it["new results"] for it in killed] == [[], *([it["stage"]] for it in dead)]
 
 
 def test_nothing_is_made_twice_after_a_kill(killed: list[dict[str, Any]]) -> None:
