@@ -122,6 +122,14 @@ class Context:
     @cached_property
     def judge(self) -> Judge:
         """The measure of quality."""
+        return self.load_judge()
+
+    def load_judge(self) -> Judge:
+        """Loads the measure of quality.
+
+        Raises:
+            ConfigError: there is none of this name, or it cannot be loaded.
+        """
         it = self.choices
         return load_judge(self.family, it.measure, clip=it.clip, pick=it.pick, device=self.device)
 

@@ -113,6 +113,8 @@ def adopt(
     make_folder(out)
     plan = stages(family, different, choices)
     context = Context(family, different, choices, Results(out / WORK, plan), report)
+    if context.results.get("measure") is None:
+        context.load_judge()  # before anything that takes time
     for stage in plan:
         known = context.results.get(stage.name)
         started = time.perf_counter()
