@@ -129,7 +129,8 @@ def _family(path: Path) -> tuple[str, ...]:
     details = [f"{family.name}: {family.allowed_sizes} from {family.pipeline}"]
     for key, variant in family.variants.items():
         judge = f", judged by {variant.discriminator}" if variant.discriminator else ""
-        details.append(f"{key}: {variant.name}, {variant.steps} steps{judge}")
+        inpaints = f", edits with a mask by {variant.inpainting}" if variant.inpainting else ""
+        details.append(f"{key}: {variant.name}, {variant.steps} steps{judge}{inpaints}")
     if family.adapters:
         details.append(f"LoRA adapters: {', '.join(family.adapters)}")
     return tuple(details)

@@ -49,7 +49,7 @@ def text_encoder(kind: Any, words: Any) -> Any:
     ).eval()
 
 
-def unet(seed: int, *, sdxl: bool = True, channels: int = 16) -> Any:
+def unet(seed: int, *, sdxl: bool = True, channels: int = 16, in_channels: int = 4) -> Any:
     from diffusers import UNet2DConditionModel
 
     torch.manual_seed(seed)
@@ -61,7 +61,7 @@ def unet(seed: int, *, sdxl: bool = True, channels: int = 16) -> Any:
     }
     return UNet2DConditionModel(
         sample_size=SIZE // 2,
-        in_channels=4,
+        in_channels=in_channels,
         out_channels=4,
         block_out_channels=(channels, 2 * channels),
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
@@ -137,6 +137,17 @@ def sd_pipeline(seed: int = 0) -> Any:
         feature_extractor=None,
         requires_safety_checker=False,
     )
+
+
+def inpainting_pipeline(base: Any, seed: int = 5) -> Any:
+    """Builds a tiny inpainting pipeline with a UNet of 9 channels and the other parts of a pipeline."""
+    from diffusers import StableDiffusionInpaintPipeline, StableDiffusionXLInpaintPipeline
+
+    sdxl = hasattr(base, "text_encoder_2")
+    parts = {**base.components, "unet": unet(seed, sdxl=sdxl, in_channels=9)}
+    if sdxl:
+        return StableDiffusionXLInpaintPipeline(**parts, add_watermarker=False)
+    return StableDiffusionInpaintPipeline(**parts, requires_safety_checker=False)
 
 
 def clip(words: Any) -> Any:

@@ -72,8 +72,14 @@ class VariantConfig(_Strict):
     )
     unet: str | None = None
     unet_file: str | None = None
+    inpainting: str | None = Field(
+        None,
+        description="inpainting pipeline, folder or hub repository, whose UNet of 9 channels runs edits with a mask; "
+        "default: the variant's own denoiser does",
+    )
+    inpainting_revision: str | None = Field(None, description="of the repository; default: the latest")
     weights: FileSet | None = Field(
-        None, description="file set of its own pipeline or unet, or plain; default: the family's"
+        None, description="file set of its own pipeline, unet or inpainting, or plain; default: the family's"
     )
     scheduler: Scheduler
     steps: int = Field(ge=1, le=200)
@@ -100,8 +106,13 @@ class VariantConfig(_Strict):
             raise ValueError("shares_encoders needs a pipeline, whose denoiser is loaded, and no checkpoint")
         if self.unet_file and not self.unet:
             raise ValueError("unet_file needs unet: the repository or folder that holds the file")
-        if self.weights and (self.checkpoint or self.unet_file or not (self.pipeline or self.unet)):
-            raise ValueError("weights names a file set of the variant's own pipeline or unet; it loads no such folder")
+        if self.inpainting_revision and not self.inpainting:
+            raise ValueError("inpainting_revision needs inpainting: the repository that it is of")
+        whole = (self.pipeline or self.unet) and not (self.checkpoint or self.unet_file)
+        if self.weights and not (whole or self.inpainting):
+            raise ValueError(
+                "weights names a file set of the variant's own pipeline, unet or inpainting; it loads no such folder"
+            )
         if (most := most_steps(self.scheduler)) is not None and self.steps > most:
             raise ValueError(f"steps is {self.steps}; {self.scheduler} runs 1 to {most}")
         return self
@@ -732,6 +743,10 @@ def resolve(reference: str, relative_to: Path) -> str:
     return reference
 
 
+#: Keys of a variant that may be local paths.
+_VARIANT_PATHS = ("pipeline", "checkpoint", "unet", "inpainting")
+
+
 def load_family(path: Path | str) -> FamilyConfig:
     """Reads a family file and makes its local paths absolute.
 
@@ -752,7 +767,7 @@ def load_family(path: Path | str) -> FamilyConfig:
 
     variants = {}
     for name, variant in family.variants.items():
-        files = {k: absolute(f"{name}.{k}", getattr(variant, k)) for k in ("pipeline", "checkpoint", "unet")}
+        files = {k: absolute(f"{name}.{k}", getattr(variant, k)) for k in _VARIANT_PATHS}
         if variant.discriminator_folder is not None:
             files["discriminator"] = absolute(f"{name}.discriminator", variant.discriminator_folder)
         variants[name] = variant.model_copy(update=files)

@@ -9,6 +9,7 @@ from pathlib import Path
 import weir
 from weir.adapters import AdapterUse
 from weir.config import FamilyConfig, VariantConfig
+from weir.core import Edit
 from weir.samplers import Scheduler
 
 #: Packages whose version can change an image.
@@ -57,6 +58,13 @@ def made_with_adapters(adapters: Sequence[AdapterUse]) -> dict[str, str]:
         for use in adapters
     )
     return {"adapters": " ".join(named)} if adapters else {}
+
+
+def made_with_inpainting(variant: VariantConfig, edit: Edit | None) -> dict[str, str]:
+    """The inpainting pipeline whose UNet generated an edit; empty if the variant's own denoiser did."""
+    if variant.inpainting is None or edit is None or edit.mask is None:
+        return {}
+    return {"inpainting": _named(variant.inpainting, variant.inpainting_revision)}
 
 
 def _named(reference: str, revision: str | None) -> str:

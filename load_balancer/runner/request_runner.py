@@ -9,7 +9,7 @@ from load_balancer.runner.dispatch_forecast import DispatchForecast
 from load_balancer.runner.generation_task import GeneratedImage
 from load_balancer.runner.metrics_recorder import MetricsRecorder
 from load_balancer.runner.observation_counters import ObservationCounters
-from load_balancer.runner.provenance import made_with, made_with_adapters
+from load_balancer.runner.provenance import made_with, made_with_adapters, made_with_inpainting
 from load_balancer.runner.replica_call import ReplicaCalls, Show
 from weir import cascade, tracing
 from weir.cascade import Action, CascadeSettings, Event, ImageTask, Phase, Progress, Run, next_seed
@@ -157,14 +157,15 @@ class RequestRunner:
         task, images, best = work.progress.task, work.progress.images, work.progress.images[number]
         last = task.plan.last
         judged = [it.confidence for it in images if it.variant != last and not it.run.redraw]
-        sampler = self._family.variants[best.variant].scheduler
+        variant = self._family.variants[best.variant]
+        sampler = variant.scheduler
         if best.variant == last:
             sampler = work.request.overrides.sampler or sampler
         return GeneratedImage(
             result=work.results[number],
             path=path,
             variant=best.variant,
-            model=self._family.variants[best.variant].name,
+            model=variant.name,
             seed=_seed(work.request, best.run),
             confidence=judged[-1] if judged else None,
             heavy_confidence=best.confidence if best.variant == last else None,
@@ -173,7 +174,9 @@ class RequestRunner:
             compute_s=sum(result.compute_s for result in work.results),
             latency_s=self._forecast.now() - task.admitted_at,
             plan_version=task.plan.version,
-            made_with=self._made_with[best.variant, sampler] | made_with_adapters(work.request.adapters),
+            made_with=self._made_with[best.variant, sampler]
+            | made_with_adapters(work.request.adapters)
+            | made_with_inpainting(variant, work.request.edit),
             lookup=work.progress.lookup,
         )
 

@@ -288,12 +288,21 @@ def wants_judge(request: ImageRequest) -> bool:
 
 
 def run_to_end(engine: Engine, jobs: Sequence[DenoiseJob]) -> list[EngineOutput]:
-    """Generates the jobs of one call together, all steps in this thread. The failure of one job is in its output.
+    """Generates jobs, those of one :meth:`Engine.call_of` together, in this thread. A job's failure is in its output.
 
     Raises:
-        OutOfMemory: the batch does not fit the device (:meth:`Engine.step`).
-        Exception: the whole batch failed.
+        OutOfMemory: a batch does not fit the device (:meth:`Engine.step`).
+        Exception: a whole batch failed.
     """
+    calls = [engine.call_of(job) for job in jobs]
+    outputs = {
+        call: iter(_run_call(engine, [job for job, own in zip(jobs, calls, strict=True) if own == call]))
+        for call in dict.fromkeys(calls)
+    }
+    return [next(outputs[it]) for it in calls]
+
+
+def _run_call(engine: Engine, jobs: Sequence[DenoiseJob]) -> list[EngineOutput]:
     answers: dict[int, EngineOutput | Future[EngineOutput]] = {}
     live: dict[int, Sample] = {}
     for i, begun in enumerate(engine.begin(jobs)):

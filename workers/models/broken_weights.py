@@ -8,20 +8,22 @@ from torch import nn
 from weir.config import FamilyConfig
 from weir.errors import ConfigError
 from workers.models.architectures.architecture import Architecture
-from workers.models.source import denoiser_source, pipeline_source
+from workers.models.source import denoiser_source, inpainting_key, inpainting_source, pipeline_source
 
 
 def unusable(family: FamilyConfig, key: str, model: Architecture, problem: str) -> ConfigError:
     """The error of a variant whose images of the warm-up failed; names its weights and, if it finds it, the tensor.
 
     Args:
-        key: key of the variant.
+        key: key of the variant, or of its inpainting UNet.
         problem: message of a failed image.
     """
     broken = _not_finite(model)
-    source = denoiser_source(family, key)
+    variant = next(it for it in family.keys if key in (it, inpainting_key(it)))
+    inpainting = None if key == variant else inpainting_source(family, variant)
+    source = inpainting or denoiser_source(family, variant)
     if broken is not None and broken[0] != model.denoiser_part:
-        source = pipeline_source(family, key)
+        source = pipeline_source(family, variant)
     if broken is None:
         return source.error(f"an image of {key} failed in the warm-up", problem)
     part, name = broken

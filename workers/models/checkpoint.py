@@ -14,7 +14,7 @@ from weir.core import ImageSize
 from weir.errors import ConfigError
 from weir.json_files import read_json
 from workers.models.architectures.architecture import Architecture, Configs
-from workers.models.architectures.registry import ARCHITECTURES
+from workers.models.architectures.registry import ARCHITECTURES, INPAINTING
 from workers.models.lora.adapter_header import check_header, check_taken
 from workers.models.source import (
     Source,
@@ -24,6 +24,7 @@ from workers.models.source import (
     family_file,
     family_source,
     first_lines,
+    inpainting_source,
     inversion_sources,
     pipeline_source,
     vae_source,
@@ -37,6 +38,7 @@ _VAE_REMEDY = f"give an {_VAE} written by save_pretrained, or a hub repository"
 _CHECKPOINT_REMEDY = "give a local folder with the model's configurations, so that nothing is fetched"
 _LAYOUT = "the file must hold a whole model with the original repositories' names, beside configurations of its kind"
 _INVERSION = "use a textual inversion that was trained for this kind of model"
+_INPAINTING = "name an inpainting pipeline of the variant's architecture"
 _REMEDY = "give a folder written by save_pretrained, or a hub repository"
 
 
@@ -76,8 +78,11 @@ def check_family(family: FamilyConfig) -> None:
                 shapes = _shapes(own, file)
                 if base is not None and base.denoiser is not None:
                     check_single_file(own, file.name, shapes, base.denoiser)
+        inpainting = _read_inpainting(family, key)
         if base is not None:
             check_configs(family, key, base.architecture, configs)
+            if inpainting is not None:
+                check_inpainting(family, key, base.architecture, configs, inpainting)
             for it in inversion_sources(family).values():
                 _check_inversion(it, base.architecture, configs)
             for use in family.adapter_uses:
@@ -106,6 +111,37 @@ def check_configs(family: FamilyConfig, key: str, architecture: type[Architectur
         what = f"eight_bit_encoders: {strays[0]}: a {architecture.pipeline_class} has no such text encoder"
         raise ConfigError(f"family {family.name}: {what}; it has {has}")
     _check_sizes(family, key, architecture, configs)
+
+
+def check_inpainting(
+    family: FamilyConfig, key: str, architecture: type[Architecture], configs: Configs, own: Configs
+) -> None:
+    """Checks the inpainting UNet of a variant.
+
+    Args:
+        configs: of the variant's parts.
+        own: of the inpainting pipeline's UNet and scheduler, and its ``index``.
+
+    Raises:
+        ConfigError: names the key of the configuration and the remedy.
+    """
+    source, part = inpainting_source(family, key), architecture.denoiser_part
+    assert source is not None
+    if architecture.inpainting_class is None:
+        raise source.error(f"Weir has no inpainting for a {architecture.pipeline_class}", "leave inpainting out")
+    if (kind := own["index"].get("_class_name")) != architecture.inpainting_class:
+        raise source.error(f"the pipeline class is {kind}; {key} needs a {architecture.inpainting_class}", _INPAINTING)
+    latent = configs["vae"].get("latent_channels", 4)
+    if (given := own[part].get("in_channels", 4)) != 2 * latent + 1:
+        needed = f"{2 * latent + 1}: the latent, the mask and the latent of the picture"
+        raise source.error(f"{part}: in_channels is {given}; an inpainting UNet has {needed}", _INPAINTING)
+    kinds = [it["scheduler"].get("prediction_type", "epsilon") for it in (own, configs)]
+    if kinds[0] != kinds[1]:
+        raise source.error(f"scheduler: prediction_type is {kinds[0]}, and that of {key} is {kinds[1]}", _INPAINTING)
+    # In all other respects it has to be a UNet as the variant's own.
+    alike = {**configs, part: {**own[part], "in_channels": latent}}
+    for where, what, _ in architecture.mismatches(alike, family.samplers_of(key)):
+        raise source.error(f"{where}: {what}", _INPAINTING)
 
 
 def _check_sizes(family: FamilyConfig, key: str, architecture: type[Architecture], configs: Configs) -> None:
@@ -145,6 +181,8 @@ def architecture_of(source: Source, index: Mapping[str, Any]) -> type[Architectu
     """
     name = index.get("_class_name")
     if name not in ARCHITECTURES:
+        if name in INPAINTING:
+            raise source.error(f"the pipeline class is {name}", "name it in inpainting of a variant")
         raise source.error(f"the pipeline class is {name}", f"Weir serves {' and '.join(ARCHITECTURES)}")
     return ARCHITECTURES[name]
 
@@ -261,6 +299,21 @@ def _read_denoiser(source: Source, folder: Path) -> Mapping[str, Any]:
         remedy = f"name its file: unet_file: {plain[0]}" if plain else f"fetch its {files} files"
         raise source.error(f"there are no {files} files in {folder} (weights: {files})", remedy)
     return config
+
+
+def _read_inpainting(family: FamilyConfig, key: str) -> Configs | None:
+    """What :func:`check_inpainting` needs of a variant's inpainting pipeline; None without one or on the hub."""
+    source = inpainting_source(family, key)
+    if source is None or (folder := source.folder) is None:
+        return None
+    files = {"index": "model_index.json", "scheduler": "scheduler/scheduler_config.json", "unet": "unet/config.json"}
+    own = {part: _read_config(source, folder / file, _REMEDY) for part, file in files.items()}
+    _, of_set = _read_headers(source, folder / "unet", _REMEDY)
+    if (files_of := source.file_set) and not of_set:
+        raise source.error(
+            f"its unet has no {files_of} files (weights: {files_of})", f"fetch them, or set {key}.weights"
+        )
+    return own
 
 
 def _read_vae(family: FamilyConfig) -> Configs:

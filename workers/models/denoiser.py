@@ -62,6 +62,7 @@ class _Batch:
         guidance: their factors of classifier-free guidance, [G, 1, 1, 1].
         conditions: what the denoiser is conditioned on, by name, one row per row of the call.
         updates: what the images' adapters change of the denoiser's layers.
+        shown: what an inpainting UNet takes besides the latents, one row per row of the call; None for another one.
     """
 
     samples: tuple[DenoisingState, ...]
@@ -71,6 +72,7 @@ class _Batch:
     guidance: torch.Tensor
     conditions: dict[str, Any]
     updates: dict[str, RowUpdate]
+    shown: torch.Tensor | None
 
 
 class Denoiser:
@@ -105,6 +107,8 @@ class Denoiser:
         timesteps, scale, mix, push, churn = rows.split([1, 1, count * count, count, count], 1)
         before, timesteps = batch.kept[:, 0], timesteps[:, 0]
         scaled = (before * scale[..., None, None]).to(self._dtype)[batch.rows]
+        if batch.shown is not None:
+            scaled = torch.cat([scaled, batch.shown], 1)
         output = self._output(scaled, timesteps[batch.rows], batch).float()
         if len(batch.guided):
             output, negative = output[: len(samples)], output[len(samples) :]
@@ -141,6 +145,8 @@ class Denoiser:
         scales = [self._model.guidance_factor(samples[i].job.recipe.guidance) for i in guided]
         count = max(s.schedule.kept for s in samples)
         adapters = [samples[i].adapters for i in (*range(len(samples)), *guided)]
+        shown = [s.unchanged.channels for s in samples if s.unchanged is not None]
+        inpaints = [it for it in shown if it is not None]  # all or none of the samples of a call
         return _Batch(
             samples,
             torch.stack([_kept(s, count) for s in samples]),
@@ -149,6 +155,7 @@ class Denoiser:
             torch.tensor(scales, device=self._device)[:, None, None, None],
             self._model.stack(conditions),
             row_updates(self._model.denoiser, self._model.denoiser_part, adapters) if any(adapters) else {},
+            torch.stack(inpaints).to(self._dtype)[rows] if inpaints else None,
         )
 
 

@@ -24,17 +24,18 @@ from workers.engine.image_decoder import NOT_FINITE, Confidence, ImageDecoder, J
 from workers.engine.samplers import Sampler, Schedule
 from workers.engine.scheduling import Recipe
 from workers.models import stored_weights
-from workers.models.architectures.architecture import Pipeline, Text
+from workers.models.architectures.architecture import Architecture, Pipeline, Text
 from workers.models.architectures.registry import adapt
 from workers.models.broken_weights import unusable
 from workers.models.denoiser import Denoiser, DenoisingState
 from workers.models.device import device_of, dtype_of, keep_freed_memory, probe, within_memory
-from workers.models.edits import Pictures, Unchanged
+from workers.models.edits import Pictures, Unchanged, blank_edit
 from workers.models.judges import family_judges
 from workers.models.lora.adapter_store import AdapterSet, AdapterStore, model_id
 from workers.models.noise import generator
 from workers.models.prompt_encoder import EMPTY, PromptEncoder
 from workers.models.safety import SafetyChecker, family_safety_checker
+from workers.models.source import inpainting_key
 from workers.models.weights import load_pipelines
 from workers.models.weights_hash import weights_hash
 
@@ -70,14 +71,15 @@ class Family:
     ):
         """
         Args:
-            pipelines: pipeline of each variant, from the fastest to the best.
+            pipelines: pipeline of each variant, from the fastest to the best, and under :func:`inpainting_key` the one
+                with the inpainting UNet of a variant that has one.
             judges: judge of each variant, or None; None: no variant has a judge.
             checker: checks images before anybody sees them.
             decode_aside: as in :class:`workers.engine.image_decoder.ImageDecoder`.
         """
         self.config = config
         self.pipelines = pipelines
-        self.judges = judges or dict.fromkeys(pipelines)
+        self.judges = judges or dict.fromkeys(config.keys)
         self.device = pipelines[config.keys[-1]].device
         self.on_cpu = self.device.type == "cpu"
         self.beat = time.monotonic()
@@ -87,9 +89,9 @@ class Family:
             same = (self._denoisers[it] for it in self._denoisers if self._adapters[it].denoiser is model.denoiser)
             self._denoisers[key] = Denoiser(model, compiled=config.compile, like=next(same, None))
         self._samplers: dict[tuple[str, Scheduler], Sampler] = {}
-        for key, pipeline in pipelines.items():
+        for key in config.keys:
             for name in config.samplers_of(key):
-                self._samplers[key, name] = Sampler(name, pipeline.scheduler.config)
+                self._samplers[key, name] = Sampler(name, pipelines[key].scheduler.config)
                 # so that no request waits for it
                 self._samplers[key, name].schedule(
                     config.variants[key].steps, spacing=self._adapters[key].spacing(config.size)
@@ -97,8 +99,10 @@ class Family:
         texts = {model.text_key: model for model in self._adapters.values()}
         encoders = {key: weights_hash(*map(model.part, model.text_encoders)) for key, model in texts.items()}
         self.models = {
-            key: f"{config.variants[key].name}-{it.revision}-{encoders[self._adapters[key].text_key]}"
-            for key, it in self._denoisers.items()
+            key: f"{config.variants[name].name}-{it.revision}-{encoders[self._adapters[key].text_key]}"
+            for name in config.keys
+            for key in (name, inpainting_key(name))
+            if (it := self._denoisers.get(key)) is not None
         }
         self._prompts = PromptEncoder()
         self._loras = AdapterStore(config, self._adapters, self.device)
@@ -141,7 +145,15 @@ class Family:
     # ---------------------------------------------------------------------------------------------- begin
 
     def call_of(self, job: DenoiseJob) -> Hashable:
-        return job.recipe.variant, job.recipe.size
+        return self._model_key(job.recipe.variant, job.request.edit), job.recipe.size
+
+    def _model_key(self, variant: str, edit: Edit | None) -> str:
+        """Key of the model that generates: an edit with a mask has the variant's inpainting UNet, if there is one."""
+        key = inpainting_key(variant)
+        return key if edit is not None and edit.mask is not None and key in self._adapters else variant
+
+    def _model(self, job: DenoiseJob) -> Architecture:
+        return self._adapters[self._model_key(job.recipe.variant, job.request.edit)]
 
     def prepare(self, request: ImageRequest) -> None:
         self._loras.load(request.adapters)
@@ -164,7 +176,7 @@ class Family:
             wanted["step"] = (start.step, job.request.resume.step)
             wanted["number of steps"] = (start.steps, recipe.steps * job.stride)
             wanted["sampler"] = (start.sampler, self.sampler(recipe).id)
-            wanted["model"] = (start.model, self._model_id(recipe, self._loras.load(job.request.adapters)))
+            wanted["model"] = (start.model, self._model_id(job, self._loras.load(job.request.adapters)))
             if job.stride > 1 and start.steps == recipe.steps * job.stride:
                 wanted["noise level"] = (self._level(job, start.steps, start.step), self._level(job))
         for what, (given, expected) in wanted.items():
@@ -187,7 +199,7 @@ class Family:
         request = job.request
         prompts = (parsed(it, request.prompt_syntax) for it in (request.prompt, request.negative_prompt))
         try:
-            self._adapters[job.recipe.variant].check_prompts(*prompts)
+            self._model(job).check_prompts(*prompts)
         except WeirError as error:
             return error
         return None
@@ -240,18 +252,22 @@ class Family:
     def _edited(
         self, job: DenoiseJob, edit: Edit, schedule: Schedule, noises: torch.Generator
     ) -> tuple[torch.Tensor, Unchanged | None]:
-        """The start of an edit. The noise is drawn in diffusers' order: for the latent of the picture, for the start,
-        for the latent of what diffusers shows to inpainting UNets, and then for the steps that run."""
-        pictures = Pictures.of(edit, job.recipe.size)
-        latent = self._adapters[job.recipe.variant].encode_image(pictures.image.to(self.device), noises)
-        noise = torch.randn(latent.shape, generator=noises).to(self.device)
-        unchanged = Unchanged.of(pictures, latent, noise)
-        if unchanged is None:
-            return schedule.noised(latent, noise, job.first), None
-        torch.randn(latent.shape, generator=noises)
-        if edit.strength == 1:
-            return noise * schedule.initial, unchanged
-        return schedule.noised(latent, noise, job.first), unchanged
+        """The start of an edit. The noise is drawn in diffusers' order: for the latent of the picture (which an
+        inpainting UNet does not need at strength 1), for the start, for the latent of what inpainting UNets are shown,
+        and then for the steps that run."""
+        variant, model = job.recipe.variant, self._model(job)
+        inpaints = self._model_key(variant, edit) != variant
+        pictures, shape = Pictures.of(edit, job.recipe.size, self.device), self._shape(job)
+        from_noise = edit.mask is not None and edit.strength == 1
+        latent = None if inpaints and from_noise else model.encode_image(pictures.image, noises)
+        noise = torch.randn(shape, generator=noises).to(self.device)
+        start = noise * schedule.initial if from_noise or latent is None else schedule.noised(latent, noise, job.first)
+        if inpaints:
+            return start, Unchanged.of(pictures, model.encode_image(pictures.kept, noises), None)
+        if edit.mask is not None:
+            torch.randn(shape, generator=noises)
+        assert latent is not None
+        return start, Unchanged.of(pictures, latent, noise)
 
     def _level(self, job: DenoiseJob, steps: int | None = None, step: int | None = None) -> tuple[float, float]:
         """Signal and noise levels of the latent that enters a step; by default the job's first step."""
@@ -269,9 +285,9 @@ class Family:
         recipe = job.recipe
         return self._adapters[recipe.variant].latent_shape(recipe.size)
 
-    def _model_id(self, recipe: Recipe, adapters: AdapterSet) -> str:
-        """Identifies what the states of a recipe are made by."""
-        return model_id(self.models[recipe.variant], adapters)
+    def _model_id(self, job: DenoiseJob, adapters: AdapterSet) -> str:
+        """Identifies what the states of a job are made by."""
+        return model_id(self.models[self._model_key(job.recipe.variant, job.request.edit)], adapters)
 
     def _encode(self, jobs: Sequence[DenoiseJob], adapters: Sequence[AdapterSet]) -> Iterator[tuple[Text, Text | None]]:
         """Encodes prompts and, for guided jobs, negative prompts; those of equal adapters together."""
@@ -283,7 +299,7 @@ class Family:
 
     def _encode_alike(self, jobs: Sequence[DenoiseJob], adapters: AdapterSet) -> list[tuple[Text, Text | None]]:
         """Encodes the prompts and negative prompts of jobs with the same adapters."""
-        model = self._adapters[jobs[0].recipe.variant]
+        model = self._model(jobs[0])
         zeros = model.zeros_for_no_negative
         requests = [job.request for job in jobs]
         prompts = [(it.tenant, parsed(it.prompt, it.prompt_syntax)) for it in requests]
@@ -311,7 +327,8 @@ class Family:
 
     def step(self, samples: Sequence[DenoisingState]) -> list[WeirError | None]:
         self.beat = time.monotonic()
-        denoiser = self._denoisers[samples[0].job.recipe.variant]
+        job = samples[0].job
+        denoiser = self._denoisers[self._model_key(job.recipe.variant, job.request.edit)]
         finite = self._within_memory(lambda: denoiser.step(tuple(samples)), [s.job for s in samples])
         self.beat = time.monotonic()
         return [None if fine else NotFinite(NOT_FINITE) for fine in finite]
@@ -321,7 +338,7 @@ class Family:
 
     def _output(self, sample: DenoisingState, image: bytes, judged: Judged) -> EngineOutput:
         job, steps = sample.job, sample.job.recipe.steps
-        made_by = self.sampler(job.recipe).id, self._model_id(job.recipe, sample.adapters)
+        made_by = self.sampler(job.recipe).id, self._model_id(job, sample.adapters)
         kept = [State(x.numpy(), k, steps, *made_by) for k, x in sample.kept]
         return EngineOutput(
             image,
@@ -347,14 +364,18 @@ class Family:
         size = self.config.size
         doubling = {2**i for i in range(batch_size.bit_length())} if self.config.compile else {1}
         sizes = sorted({*doubling, batch_size})
-        batches = [(key, batch) for key in variants or self.config.keys for batch in sizes]
-        for done, (key, batch) in enumerate(batches, 1):
+        edit, steps = blank_edit(size), Overrides(steps=_WARM_UP_STEPS)
+        kinds = [(key, it) for key in variants or self.config.keys for it in (None, edit)]
+        kinds = [it for it in kinds if it[1] is None or self._model_key(*it) != it[0]]
+        batches = [(*it, batch) for it in kinds for batch in sizes]
+        for done, (variant, given, batch) in enumerate(batches, 1):
+            key = self._model_key(variant, given)
             requests = [
-                ImageRequest(f"warm-up-{i}", "", i, size, float("inf"), overrides=Overrides(steps=_WARM_UP_STEPS))
+                ImageRequest(f"warm-up-{i}", "", i, size, float("inf"), overrides=steps, edit=given)
                 for i in range(batch)
             ]
             try:
-                outputs = self.generate(key, requests)
+                outputs = self.generate(variant, requests)
             except OutOfMemory as error:  # the step loop splits such a batch
                 log.warning("Warm-up: %s", error.message)
                 continue

@@ -18,7 +18,8 @@ from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, Revi
 from weir.config import FamilyConfig
 from weir.errors import ConfigError, ServiceError, WeirError
 from weir.own_code import is_own
-from workers.models.architectures.registry import ARCHITECTURES
+from workers.models.architectures.registry import ARCHITECTURES, INPAINTING
+from workers.models.source import inpainting_key
 from workers.models.tensor_files import file_set
 
 INDEX = "model_index.json"
@@ -59,6 +60,9 @@ def named(family: FamilyConfig) -> list[Repository]:
             found.append(Repository(f"{key}.checkpoint", variant.checkpoint, None))
         if variant.unet:
             found.append(Repository(f"{key}.unet", variant.unet, variant.revision, variant.unet_file, file_set=files))
+        if variant.inpainting:
+            place = inpainting_key(key), variant.inpainting, variant.inpainting_revision
+            found.append(Repository(*place, pipeline=True, file_set=files, lends=True))
     if family.checkpoint:
         found.append(Repository("checkpoint", family.checkpoint, None))
     if family.vae:
@@ -85,7 +89,8 @@ def repositories(family: FamilyConfig) -> list[Repository]:
 def parts_of(index: Mapping[str, Any], it: Repository) -> list[str]:
     """The parts with files that are needed of a pipeline, by the content of its index."""
     parts = [name for name, kind in index.items() if isinstance(kind, list) and kind[1] is not None]
-    architecture = ARCHITECTURES.get(index.get("_class_name", ""))
+    name = index.get("_class_name", "")
+    architecture = ARCHITECTURES.get(name) or INPAINTING.get(name)
     if not it.lends or architecture is None:
         return parts
     return [name for name in parts if name in (architecture.denoiser_part, "scheduler")]

@@ -61,6 +61,20 @@ def denoiser_source(family: FamilyConfig, key: str) -> Source:
     return Source(family.name, f"{key}.unet", variant.unet, variant.revision, family.file_set(key))
 
 
+def inpainting_key(key: str) -> str:
+    """Key of a variant's inpainting UNet in the family file, and among the loaded models."""
+    return f"{key}.inpainting"
+
+
+def inpainting_source(family: FamilyConfig, key: str) -> Source | None:
+    """The pipeline with the inpainting UNet of a variant; None if there is none."""
+    variant = family.variants[key]
+    if variant.inpainting is None:
+        return None
+    place = inpainting_key(key), variant.inpainting, variant.inpainting_revision
+    return Source(family.name, *place, family.file_set(key))
+
+
 def checkpoint_source(family: FamilyConfig, key: str) -> Source | None:
     """The single file with the weights of a variant's pipeline; None if they are in the pipeline's folder."""
     variant = family.variants[key]

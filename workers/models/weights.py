@@ -9,7 +9,7 @@ from typing import Any
 import diffusers
 import torch
 from accelerate import init_empty_weights
-from diffusers import AutoencoderKL, DiffusionPipeline
+from diffusers import AutoencoderKL, DDIMScheduler, DiffusionPipeline
 from diffusers.utils import logging as diffusers_logging
 from huggingface_hub import hf_hub_download
 from safetensors import SafetensorError
@@ -23,6 +23,7 @@ from workers.models.checkpoint import (
     architecture_of,
     check_configs,
     check_family,
+    check_inpainting,
     check_inversion,
     check_single_file,
     check_vae,
@@ -36,6 +37,8 @@ from workers.models.source import (
     family_file,
     family_source,
     first_lines,
+    inpainting_key,
+    inpainting_source,
     inversion_sources,
     pipeline_source,
     vae_source,
@@ -47,6 +50,9 @@ _HUB = "give a local folder, or a repository of the Hugging Face hub that this m
 
 def load_pipelines(family: FamilyConfig, device: torch.device, dtype: torch.dtype) -> dict[str, Pipeline]:
     """Loads the pipeline of each variant on ``device``, with its own scheduler. Common parts are shared in memory.
+
+    Returns:
+        By key of the variant, and by :func:`inpainting_key` that with the inpainting UNet of a variant that has one.
 
     Raises:
         ConfigError: names the key of the family file, the path and the remedy.
@@ -82,6 +88,7 @@ def load_pipelines(family: FamilyConfig, device: torch.device, dtype: torch.dtyp
         # Checked again, because nothing of a hub repository was there before.
         check_configs(family, key, architecture, _configs({**base.components, **parts}))
         pipelines[key] = architecture.assemble(base, **parts)
+    pipelines |= _load_inpainting(family, pipelines, dtype)
     for pipeline in pipelines.values():
         pipeline.to(device)
         pipeline.set_progress_bar_config(disable=True)
@@ -162,6 +169,39 @@ def _load_denoiser(source: Source, variant: VariantConfig, base: Architecture, d
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise source.error(first_lines(error), _HUB if source.folder is None else _refetch(source.file_set)) from error
+
+
+def _load_inpainting(
+    family: FamilyConfig, pipelines: Mapping[str, Pipeline], dtype: torch.dtype
+) -> dict[str, Pipeline]:
+    """The pipelines of variants with their inpainting UNets; each UNet is loaded once."""
+    loaded: dict[tuple[str | None, ...], Any] = {}
+    found: dict[str, Pipeline] = {}
+    for key, base in pipelines.items():
+        if (source := inpainting_source(family, key)) is None:
+            continue
+        architecture = ARCHITECTURES[type(base).__name__]
+        place = source.reference, source.revision, source.file_set
+        try:
+            if place not in loaded:
+                how = {"revision": source.revision, "subfolder": architecture.denoiser_part}
+                loaded[place] = type(architecture(base).denoiser).from_pretrained(
+                    source.reference, variant=source.file_set, dtype=dtype, use_safetensors=True, **how
+                )
+            own = {
+                "index": DiffusionPipeline.load_config(source.reference, revision=source.revision),
+                "scheduler": DDIMScheduler.load_config(
+                    source.reference, revision=source.revision, subfolder="scheduler"
+                ),
+                architecture.denoiser_part: loaded[place].config,
+            }
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+            raise source.error(
+                first_lines(error), _HUB if source.folder is None else _refetch(source.file_set)
+            ) from error
+        check_inpainting(family, key, architecture, _configs(base.components), own)
+        found[inpainting_key(key)] = architecture.assemble(base, **{architecture.denoiser_part: loaded[place]})
+    return found
 
 
 def _load_vae(family: FamilyConfig, dtype: torch.dtype) -> Any:

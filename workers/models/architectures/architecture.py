@@ -75,6 +75,7 @@ class Architecture(ABC):
 
     Attributes:
         pipeline_class: name of diffusers' pipeline class (``_class_name`` in ``model_index.json``).
+        inpainting_class: name of diffusers' class of pipelines whose denoiser may inpaint; None: Weir uses none.
         denoiser_part: part of the pipeline that a variant may replace.
         text_encoders: parts of the pipeline that encode prompts.
         loading: arguments of ``from_pretrained`` that leave out parts that Weir does not use or that change images.
@@ -84,6 +85,7 @@ class Architecture(ABC):
     """
 
     pipeline_class: ClassVar[str]
+    inpainting_class: ClassVar[str | None] = None
     denoiser_part: ClassVar[str]
     text_encoders: ClassVar[tuple[str, ...]]
     loading: ClassVar[Mapping[str, Any]]
@@ -228,7 +230,8 @@ class Architecture(ABC):
 
         Args:
             denoiser: the module :attr:`denoiser`, or its compiled form.
-            latents: scaled latents [B, C, H/f, W/f] in the denoiser's precision.
+            latents: scaled latents [B, C, H/f, W/f] in the denoiser's precision; of an inpainting UNet with the C + 1
+                channels of :attr:`workers.models.edits.Unchanged.channels` behind them.
             timesteps: [B].
             conditions: those of the batch's images, stacked.
         """

@@ -13,6 +13,9 @@ ARCHITECTURES: dict[str, type[Architecture]] = {
     it.pipeline_class: it for it in (StableDiffusionXL, StableDiffusion, StableDiffusion3, Flux, ZImage)
 }
 
+#: By diffusers' pipeline class for inpainting.
+INPAINTING = {it.inpainting_class: it for it in ARCHITECTURES.values() if it.inpainting_class is not None}
+
 
 def adapt(pipeline: Pipeline) -> Architecture:
     """A loaded pipeline as the engine uses it."""

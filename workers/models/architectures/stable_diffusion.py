@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from workers.engine.scheduling import Recipe
 
 _TEXT_TO_IMAGE = "use the UNet of a text-to-image model of this architecture"
+_INPAINTING = "it is an inpainting UNet: name its pipeline in inpainting of the variant, and a text-to-image model here"
 #: Settings of UNets with conditions that these pipelines do not compute.
 _UNCONDITIONED = {"class_embed_type": None, "num_class_embeds": None, "encoder_hid_dim": None}
 
@@ -29,6 +30,7 @@ class StableDiffusion(Architecture):
     """Stable Diffusion 1 and 2."""
 
     pipeline_class = "StableDiffusionPipeline"
+    inpainting_class = "StableDiffusionInpaintPipeline"
     denoiser_part = "unet"
     loading: ClassVar[Mapping[str, Any]] = {
         "safety_checker": None,
@@ -57,8 +59,12 @@ class StableDiffusion(Architecture):
         unet, channels = configs["unet"], configs["vae"].get("latent_channels", 4)
         for key in ("in_channels", "out_channels"):
             if (given := unet.get(key, 4)) != channels:
-                kind = " (9 channels: inpainting, 8: editing)" if key == "in_channels" else ""
-                yield Mismatch("unet", f"{key} is {given}, and the VAE's latents have {channels}{kind}", _TEXT_TO_IMAGE)
+                inpaints = key == "in_channels" and given == 2 * channels + 1
+                yield Mismatch(
+                    "unet",
+                    f"{key} is {given}, and the VAE's latents have {channels}",
+                    _INPAINTING if inpaints else _TEXT_TO_IMAGE,
+                )
         width = sum(configs[encoder].get("hidden_size", 0) for encoder in cls.text_encoders)
         given = unet.get("cross_attention_dim", 1280)
         if {*(given if isinstance(given, list | tuple) else [given])} != {width}:
@@ -142,7 +148,7 @@ class StableDiffusion(Architecture):
 
     def latent_shape(self, size: ImageSize) -> tuple[int, int, int]:
         factor = self.pipeline.vae_scale_factor
-        return self.pipeline.unet.config.in_channels, size.height // factor, size.width // factor
+        return self.pipeline.unet.config.out_channels, size.height // factor, size.width // factor
 
     def conditions(self, text: Text, recipe: Recipe) -> dict[str, torch.Tensor]:
         conditions = dict(text.tensors)

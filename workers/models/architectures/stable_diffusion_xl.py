@@ -23,6 +23,7 @@ class StableDiffusionXL(StableDiffusion):
     """Stable Diffusion XL."""
 
     pipeline_class = "StableDiffusionXLPipeline"
+    inpainting_class = "StableDiffusionXLInpaintPipeline"
     loading: ClassVar[Mapping[str, Any]] = {"add_watermarker": False}
     text_encoders = ("text_encoder", "text_encoder_2")
     tokenizers = ("tokenizer", "tokenizer_2")
