@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -175,32 +176,28 @@ def _load_inpainting(
     family: FamilyConfig, pipelines: Mapping[str, Pipeline], dtype: torch.dtype
 ) -> dict[str, Pipeline]:
     """The pipelines of variants with their inpainting UNets; each UNet is loaded once."""
-    loaded: dict[tuple[str | None, ...], Any] = {}
+    loaded: dict[Source, Any] = {}
     found: dict[str, Pipeline] = {}
     for key, base in pipelines.items():
         if (source := inpainting_source(family, key)) is None:
             continue
-        architecture = ARCHITECTURES[type(base).__name__]
-        place = source.reference, source.revision, source.file_set
+        architecture, place = ARCHITECTURES[type(base).__name__], replace(source, key="")
+        kind, part = type(architecture(base).denoiser), architecture.denoiser_part
+        where = {"pretrained_model_name_or_path": source.reference, "revision": source.revision}
         try:
-            if place not in loaded:
-                how = {"revision": source.revision, "subfolder": architecture.denoiser_part}
-                loaded[place] = type(architecture(base).denoiser).from_pretrained(
-                    source.reference, variant=source.file_set, dtype=dtype, use_safetensors=True, **how
-                )
             own = {
-                "index": DiffusionPipeline.load_config(source.reference, revision=source.revision),
-                "scheduler": DDIMScheduler.load_config(
-                    source.reference, revision=source.revision, subfolder="scheduler"
-                ),
-                architecture.denoiser_part: loaded[place].config,
+                "index": DiffusionPipeline.load_config(**where),
+                "scheduler": DDIMScheduler.load_config(**where, subfolder="scheduler"),
+                part: kind.load_config(**where, subfolder=part),
             }
+            check_inpainting(family, key, architecture, _configs(base.components), own)
+            if place not in loaded:
+                how = {"variant": source.file_set, "dtype": dtype, "use_safetensors": True}
+                loaded[place] = kind.from_pretrained(**where, subfolder=part, **how)
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-            raise source.error(
-                first_lines(error), _HUB if source.folder is None else _refetch(source.file_set)
-            ) from error
-        check_inpainting(family, key, architecture, _configs(base.components), own)
-        found[inpainting_key(key)] = architecture.assemble(base, **{architecture.denoiser_part: loaded[place]})
+            hint = _HUB if source.folder is None else _refetch(source.file_set)
+            raise source.error(first_lines(error), hint) from error
+        found[inpainting_key(key)] = architecture.assemble(base, **{part: loaded[place]})
     return found
 
 
