@@ -81,6 +81,13 @@ MUTATIONS = (
         "tests/workers/models/test_edits.py::test_an_edit_with_a_mask_is_that_of_diffusers",
     ),
     Mutation(
+        "an edit with a mask shares calls with images that the inpainting UNet does not generate",
+        "workers/models/family.py",
+        "return self._model_key(job), job.recipe.size",
+        "return job.recipe.variant, job.recipe.size",
+        "tests/workers/models/test_inpainting.py::test_calls_of_the_two_unets_are_kept_apart",
+    ),
+    Mutation(
         "the rate of a key counts images of any size as one",
         "load_balancer/runner/balancer.py",
         "return request.n * max(1.0, whole * max(1.0, steps / own))",

@@ -8,22 +8,23 @@ from torch import nn
 from weir.config import FamilyConfig
 from weir.errors import ConfigError
 from workers.models.architectures.architecture import Architecture
-from workers.models.source import denoiser_source, inpainting_key, inpainting_source, pipeline_source
+from workers.models.source import denoiser_source, inpainting_source, pipeline_source
 
 
-def unusable(family: FamilyConfig, key: str, model: Architecture, problem: str) -> ConfigError:
+def unusable(
+    family: FamilyConfig, key: str, model: Architecture, problem: str, *, inpaints: bool = False
+) -> ConfigError:
     """The error of a variant whose images of the warm-up failed; names its weights and, if it finds it, the tensor.
 
     Args:
-        key: key of the variant, or of its inpainting UNet.
+        key: key of the variant.
+        inpaints: whether its inpainting UNet generated them.
         problem: message of a failed image.
     """
     broken = _not_finite(model)
-    variant = next(it for it in family.keys if key in (it, inpainting_key(it)))
-    inpainting = None if key == variant else inpainting_source(family, variant)
-    source = inpainting or denoiser_source(family, variant)
+    source = (inpainting_source(family, key) if inpaints else None) or denoiser_source(family, key)
     if broken is not None and broken[0] != model.denoiser_part:
-        source = pipeline_source(family, variant)
+        source = pipeline_source(family, key)
     if broken is None:
         return source.error(f"an image of {key} failed in the warm-up", problem)
     part, name = broken

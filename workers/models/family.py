@@ -98,11 +98,10 @@ class Family:
                 )
         texts = {model.text_key: model for model in self._adapters.values()}
         encoders = {key: weights_hash(*map(model.part, model.text_encoders)) for key, model in texts.items()}
+        names = {it: own.name for key, own in config.variants.items() for it in (key, inpainting_key(key))}
         self.models = {
-            key: f"{config.variants[name].name}-{it.revision}-{encoders[self._adapters[key].text_key]}"
-            for name in config.keys
-            for key in (name, inpainting_key(name))
-            if (it := self._denoisers.get(key)) is not None
+            key: f"{names[key]}-{it.revision}-{encoders[self._adapters[key].text_key]}"
+            for key, it in self._denoisers.items()
         }
         self._prompts = PromptEncoder()
         self._loras = AdapterStore(config, self._adapters, self.device)
@@ -145,15 +144,16 @@ class Family:
     # ---------------------------------------------------------------------------------------------- begin
 
     def call_of(self, job: DenoiseJob) -> Hashable:
-        return self._model_key(job.recipe.variant, job.request.edit), job.recipe.size
+        return self._model_key(job), job.recipe.size
 
-    def _model_key(self, variant: str, edit: Edit | None) -> str:
-        """Key of the model that generates: an edit with a mask has the variant's inpainting UNet, if there is one."""
-        key = inpainting_key(variant)
-        return key if edit is not None and edit.mask is not None and key in self._adapters else variant
+    def _model_key(self, job: DenoiseJob) -> str:
+        """Key of a job's model: the variant's inpainting UNet for an edit with a mask, if there is one."""
+        edit, key = job.request.edit, inpainting_key(job.recipe.variant)
+        inpaints = edit is not None and edit.mask is not None and key in self._adapters
+        return key if inpaints else job.recipe.variant
 
     def _model(self, job: DenoiseJob) -> Architecture:
-        return self._adapters[self._model_key(job.recipe.variant, job.request.edit)]
+        return self._adapters[self._model_key(job)]
 
     def prepare(self, request: ImageRequest) -> None:
         self._loras.load(request.adapters)
@@ -255,8 +255,7 @@ class Family:
         """The start of an edit. The noise is drawn in diffusers' order: for the latent of the picture (which an
         inpainting UNet does not need at strength 1), for the start, for the latent of what inpainting UNets are shown,
         and then for the steps that run."""
-        variant, model = job.recipe.variant, self._model(job)
-        inpaints = self._model_key(variant, edit) != variant
+        model, inpaints = self._model(job), self._model_key(job) != job.recipe.variant
         pictures, shape = Pictures.of(edit, job.recipe.size, self.device), self._shape(job)
         from_noise = edit.mask is not None and edit.strength == 1
         latent = None if inpaints and from_noise else model.encode_image(pictures.image, noises)
@@ -287,7 +286,7 @@ class Family:
 
     def _model_id(self, job: DenoiseJob, adapters: AdapterSet) -> str:
         """Identifies what the states of a job are made by."""
-        return model_id(self.models[self._model_key(job.recipe.variant, job.request.edit)], adapters)
+        return model_id(self.models[self._model_key(job)], adapters)
 
     def _encode(self, jobs: Sequence[DenoiseJob], adapters: Sequence[AdapterSet]) -> Iterator[tuple[Text, Text | None]]:
         """Encodes prompts and, for guided jobs, negative prompts; those of equal adapters together."""
@@ -327,8 +326,7 @@ class Family:
 
     def step(self, samples: Sequence[DenoisingState]) -> list[WeirError | None]:
         self.beat = time.monotonic()
-        job = samples[0].job
-        denoiser = self._denoisers[self._model_key(job.recipe.variant, job.request.edit)]
+        denoiser = self._denoisers[self._model_key(samples[0].job)]
         finite = self._within_memory(lambda: denoiser.step(tuple(samples)), [s.job for s in samples])
         self.beat = time.monotonic()
         return [None if fine else NotFinite(NOT_FINITE) for fine in finite]
@@ -365,11 +363,14 @@ class Family:
         doubling = {2**i for i in range(batch_size.bit_length())} if self.config.compile else {1}
         sizes = sorted({*doubling, batch_size})
         edit, steps = blank_edit(size), Overrides(steps=_WARM_UP_STEPS)
-        kinds = [(key, it) for key in variants or self.config.keys for it in (None, edit)]
-        kinds = [it for it in kinds if it[1] is None or self._model_key(*it) != it[0]]
-        batches = [(*it, batch) for it in kinds for batch in sizes]
-        for done, (variant, given, batch) in enumerate(batches, 1):
-            key = self._model_key(variant, given)
+        models = [
+            (variant, key, given)
+            for variant in variants or self.config.keys
+            for key, given in ((variant, None), (inpainting_key(variant), edit))
+            if key in self._adapters
+        ]
+        batches = [(*model, batch) for model in models for batch in sizes]
+        for done, (variant, key, given, batch) in enumerate(batches, 1):
             requests = [
                 ImageRequest(f"warm-up-{i}", "", i, size, float("inf"), overrides=steps, edit=given)
                 for i in range(batch)
@@ -381,7 +382,7 @@ class Family:
                 continue
             for output in outputs:
                 if output.error is not None:
-                    raise unusable(self.config, key, self._adapters[key], output.error[1])
+                    raise unusable(self.config, variant, self._adapters[key], output.error[1], inpaints=key != variant)
             log.info("Warm-up: %d of %d (%s × %d)", done, len(batches), key, batch)
 
     def probe(self) -> None:
