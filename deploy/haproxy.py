@@ -5,8 +5,8 @@ environment name the program (``RAY_SERVE_HAPROXY_BINARY_PATH``). That program i
 the configuration, and then becomes HAProxy. It imports next to nothing, because it starts at every reload.
 
 The rules: a request that no load balancer has answered yet is sent to another one when its load balancer dies. Headers
-are bounded in size, number and time. Serve's control headers of clients do not reach Serve. Refusals have the shape of
-the API, except those of what is no HTTP or has headers beyond the buffer, which are HAProxy's own. While it does not
+are bounded in size, number and time. Headers that control Serve do not reach it from clients. Refusals have the shape
+of the API, except those of what is no HTTP or has headers beyond the buffer, which are HAProxy's own. While it does not
 know the load balancers yet, it says that they are not ready, and not that there is no such path. The statistics are for
 this machine only.
 """
