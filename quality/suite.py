@@ -104,8 +104,8 @@ def own_measures(family: FamilyConfig) -> tuple[Path, str]:
     folder = checker_folder(family)
     if folder is None:
         raise ConfigError(
-            f"family {family.name} has no attribute checker beside its discriminator, as families of `weir train` do. "
-            "A published model can measure its images, by hub name or folder: "
+            f"family {family.name} has no attribute checker beside its discriminator or CLIP, as families of "
+            "`weir train` do. A published model can measure its images, by hub name or folder: "
             f"`weir evaluate --prompts FILE --clip {CLIP}`, `weir score --clip {CLIP}`, and for the thresholds of a "
             f"cache `weir cache profile --clip {CLIP}`"
         )

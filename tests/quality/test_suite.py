@@ -24,6 +24,8 @@ from weir.config import load_family
 from weir.errors import ConfigError
 
 FAMILY = load_family("deploy/families/weir-tiny.yaml")
+#: The family without what its checker is beside.
+BARE = with_variants(FAMILY, light={"discriminator": None}).model_copy(update={"clip": None})
 CLIP = Path("models/weir-tiny/clip")
 
 
@@ -71,13 +73,12 @@ def test_published_measures_are_loaded_from_folders(inception: Path, tmp_path: P
 def test_a_judge_is_the_familys_or_a_published_one_from_a_folder(tmp_path: Path) -> None:
     pick = tmp_path / "pick"
     shutil.copytree(CLIP, pick)
-    bare = with_variants(FAMILY, light={"discriminator": None}).model_copy(update={"clip": None})
     prompts, images = scenes(40, 7)
     own = family_suite(FAMILY).scores(prompts, images)
     for name in ("attributes", "clip"):
         assert scored(load_judge(FAMILY, name), prompts, images) == pytest.approx(own[name])
-    assert scored(load_judge(bare, "clip", clip=str(CLIP)), prompts, images) == pytest.approx(own["clip"])
-    picked = scored(load_judge(bare, "pick", pick=str(pick)), prompts, images)
+    assert scored(load_judge(BARE, "clip", clip=str(CLIP)), prompts, images) == pytest.approx(own["clip"])
+    picked = scored(load_judge(BARE, "pick", pick=str(pick)), prompts, images)
     assert picked / own["clip"] == pytest.approx(picked[0] / own["clip"][0], rel=1e-3)
 
 
@@ -126,7 +127,7 @@ def test_a_family_without_measures_is_refused_with_the_alternatives() -> None:
         family_suite(FAMILY.model_copy(update={"clip": None}))
     remedies = f"`weir score --clip {CLIP_NAME}`, .*`weir cache profile --clip {CLIP_NAME}`"
     with pytest.raises(ConfigError, match=f"has no attribute checker .*{remedies}"):
-        family_suite(with_variants(FAMILY, light={"discriminator": None}))
+        family_suite(BARE)
 
 
 @pytest.mark.parametrize("command", ["evaluate", "levels fit"])
@@ -134,8 +135,7 @@ def test_a_family_that_cannot_be_measured_is_refused_before_its_models_are_loade
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
 ) -> None:
     family = tmp_path / "family.yaml"
-    bare = with_variants(FAMILY, light={"discriminator": None})
-    family.write_text(yaml.safe_dump(bare.model_dump(mode="json"), sort_keys=False))
+    family.write_text(yaml.safe_dump(BARE.model_dump(mode="json"), sort_keys=False))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("workers.models.family.Family.load", None)
     refused = CliRunner().invoke(app, [*command.split(), "--family", str(family)])

@@ -877,8 +877,9 @@ def test_the_cache_is_told_the_end_of_every_lookup_once_and_never_without_one(da
 @given(st.data())
 def test_a_finished_image_is_never_thrown_away(data):
     steps = walk(lambda choices: data.draw(st.sampled_from(choices)), cancels=False)
-    last = steps[-1].after
-    if last.task.plan.rules.light_fallback or last.doubted is not None:
+    last, event = steps[-1].after, steps[-1].event
+    blocked = isinstance(event, RunFailed) and event.reason is Reason.BLOCKED  # then none of the prompt may be shown
+    if not blocked and (last.task.plan.rules.light_fallback or last.doubted is not None):
         assert isinstance(steps[-1].actions[-1], Answer) or not last.images
 
 

@@ -192,8 +192,9 @@ def _load_inpainting(
             }
             check_inpainting(family, key, architecture, _configs(base.components), own)
             if place not in loaded:
-                how = {"variant": source.file_set, "dtype": dtype, "use_safetensors": True}
-                loaded[place] = kind.from_pretrained(**where, subfolder=part, **how)
+                loaded[place] = kind.from_pretrained(
+                    **where, subfolder=part, variant=source.file_set, dtype=dtype, use_safetensors=True
+                )
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             hint = _HUB if source.folder is None else _refetch(source.file_set)
             raise source.error(first_lines(error), hint) from error
