@@ -105,8 +105,8 @@ def adopt(
     different = list(dict.fromkeys(prompts))
     if len(different) < LEAST:
         raise ConfigError(
-            f"there are {len(different)} different prompts; give at least {LEAST}, and better several hundred of your "
-            "users"
+            f"--prompts: the number of different prompts is {len(different)}; give at least {LEAST}, and better "
+            "several hundred of your users"
         )
     if choices.reference is not None:
         read_pictures(choices.reference)

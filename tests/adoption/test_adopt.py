@@ -138,7 +138,7 @@ def test_variants_share_the_seeds_of_a_round() -> None:
 
 
 def test_too_few_prompts_are_refused_before_any_work(family_file: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="there are 1 different prompts; give at least 40"):
+    with pytest.raises(ConfigError, match="--prompts: the number of different prompts is 1; give at least 40"):
         run.adopt(load_family(family_file), ["a", "a"], tmp_path, CHOICES)
     assert list(tmp_path.iterdir()) == []
 
