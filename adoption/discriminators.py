@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,13 @@ from adoption.images import Round
 from adoption.judge_inputs import Inputs
 from adoption.ranking import HALF, Figures, fit_scale, held_out_confidence
 from adoption.scores import array_in
+from quality.folds import FOLDS
 from quality.suite import tensors
 from training.learned_judge import Convolutional, Matching, Recipe, out_of_fold
 from weir.config import CLIP_SCORE
 from workers.models.convolutional_judge import ConvolutionalJudge, ConvolutionalNet
 from workers.models.judge_files import write_judge
-from workers.models.judges import Judge, family_judge
+from workers.models.judges import Judge, named_judge
 from workers.models.learned_parts import ConfidenceScale, FamilyModels
 from workers.models.matching_judge import MatchingJudge, MatchingNet, MatchingShape
 
@@ -30,6 +32,9 @@ from workers.models.matching_judge import MatchingJudge, MatchingNet, MatchingSh
 _LESS = (0.25, 0.5)
 #: A discriminator of the family's own is kept unless a new one gains more by this much.
 _CLEARLY = 0.02
+
+#: Seeds of the network that is trained on all prompts, and of those of the learning curve. Folds have theirs by number.
+_SEED_OF_ALL, _SEED_OF_LESS = FOLDS, FOLDS + 1
 
 #: Names of the candidates.
 OWN, CLIP, MATCHING, PIXELS, CONVOLUTIONAL = "own", "CLIP score", "matching", "matching pixels", "convolutional"
@@ -104,18 +109,10 @@ class Lighter:
         family, found = self.context.family, []
         variant = family.variants[self.key]
         if self.models.clip is not None:
-            found.append(self._judged(CLIP, self._with(CLIP_SCORE)))
+            found.append(self._judged(CLIP, named_judge(family, CLIP_SCORE, self.context.device)))
         if variant.discriminator not in (None, CLIP_SCORE):
-            found.append(self._judged(OWN, self._with(str(variant.discriminator))))
+            found.append(self._judged(OWN, named_judge(family, str(variant.discriminator), self.context.device)))
         return found
-
-    def _with(self, discriminator: str) -> Judge:
-        variants = {**self.context.family.variants}
-        first = self.context.family.keys[0]
-        variants[first] = variants[first].model_copy(update={"discriminator": discriminator})
-        judge = family_judge(self.context.family.model_copy(update={"variants": variants}), self.context.device)
-        assert judge is not None
-        return judge
 
     def _judged(self, name: str, judge: Judge) -> Candidate:
         """A candidate that needs no training."""
@@ -160,7 +157,7 @@ class Lighter:
         return ConfidenceScale(*fit_scale(logits, self.pair)), held_out_confidence(logits, self.pair)
 
     def _on_all(self, training: Matching | Convolutional) -> Callable[[], nn.Module]:
-        return lambda: training.fit(np.ones(self.count, bool), len(self.rounds))
+        return lambda: training.fit(np.ones(self.count, bool), _SEED_OF_ALL)
 
     def _seen_by(self, name: str) -> tuple[MatchingShape, torch.Tensor]:
         """The shape of a matching network, and what it sees of all images."""
@@ -176,7 +173,7 @@ class Lighter:
     def learning_curve(self, name: str) -> list[dict[str, float | None]]:
         """Area under the curve and gain of the chosen discriminator when it is trained on fewer prompts.
 
-        They are measured on the last fifth of the prompts, and on all others for the whole.
+        All are measured on the last fifth of the prompts, on which none of these networks is trained.
         """
         if name not in (MATCHING, PIXELS):
             return []
@@ -188,7 +185,8 @@ class Lighter:
             inside = np.zeros(self.count, bool)
             inside[: round(share * held_out[0])] = True
             file = self.folder / f"less-{self.key}-{int(inside.sum())}.npy"
-            logits = array_in(file, lambda inside=inside: training.logits(training.fit(inside, 77), held_out))  # type: ignore[misc]
+            fitted = partial(training.fit, inside, _SEED_OF_LESS)
+            logits = array_in(file, lambda fitted=fitted: training.logits(fitted(), held_out))  # type: ignore[misc]
             figures = Figures.of(pair, held_out_confidence(logits, pair))
             rows.append({"prompts": int(inside.sum()), "auc": figures.auc, "gain": figures.gain})
         return rows

@@ -27,8 +27,9 @@ FRECHET_SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
 def fingerprint(family: FamilyConfig) -> dict[str, Any]:
     """Identifies the weights of a family without reading them: sizes and times of local files, revisions of others."""
     named = [family.pipeline, family.checkpoint, family.vae, family.clip, *family.textual_inversions.values()]
+    named += [it.file for it in family.adapters.values()]
     for variant in family.variants.values():
-        named += [variant.pipeline, variant.checkpoint, variant.unet, variant.discriminator_folder]
+        named += [variant.pipeline, variant.checkpoint, variant.unet, variant.inpainting, variant.discriminator_folder]
     return {name: _files(Path(name)) for name in sorted({it for it in named if it is not None and it.startswith("/")})}
 
 

@@ -14,7 +14,7 @@ from quality.folds import FOLDS, folds_of
 
 #: Light shares of all curves.
 SHARES = tuple(i / 20 for i in range(21))
-#: Light share at which candidates are compared.
+#: Light share at which candidates of equal gain are compared.
 HALF = 0.5
 #: Least change of the log odds over a standard deviation: with less, all confidences would be alike.
 _LEAST_SLOPE = 0.1
@@ -68,8 +68,7 @@ class Figures:
         auc: area under the ROC curve for "as good as the heavy image"; None when all images have one label.
         auc_good: the same for "at least the mean score of the heavy images".
         curve: quality at each of :data:`SHARES`.
-        gain: how much of the gain of the best possible choice over a random one it has at half light images, on average
-            over the light shares.
+        gain: how much of the best possible choice's gain over a random one it has, on average over the light shares.
     """
 
     auc: float | None

@@ -54,7 +54,7 @@ def write_files(context: Context, out: Path) -> dict[str, Any]:
 
 
 def _family(context: Context, keys: list[str], out: Path) -> dict[str, Any]:
-    """The family file: as it was given, with the chosen variants and their discriminators."""
+    """The fields of the family file: those given, with the chosen variants and their discriminators."""
     family, chosen = context.family, context.done("discriminators")
     fields = family.model_dump(mode="json", exclude_defaults=True)
     variants = {}

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -103,10 +102,6 @@ class Results:
         folder = self._folder / f"{name}-{self._keys[name]}"
         make_folder(folder)
         return folder
-
-    def discard_folder(self, name: str) -> None:
-        """Deletes the files of a finished stage that nothing needs any more."""
-        shutil.rmtree(self._folder / f"{name}-{self._keys[name]}", ignore_errors=True)
 
     def _path(self, name: str) -> Path:
         return self._folder / f"{name}-{self._keys[name]}.json"

@@ -12,25 +12,13 @@ import torch
 
 from quality.calibration import Calibration
 from quality.suite import load_judge
+from testing.brightness import Brightness
 from testing.tiny_models import SIZE, sdxl_pipeline
 from training.evaluate_prompts import evaluate_prompts
 from weir.config import FamilyConfig
 from weir.errors import ConfigError
 
 PROMPTS = [f"prompt {i}" for i in range(10)]
-
-
-class Brightness:
-    """A discriminator and a measure: the mean of the pixels, on a scale from 0 to 1."""
-
-    def __init__(self, device: str = "cpu"):
-        self.device = device
-
-    def confidence(self, images: torch.Tensor, prompts: list[str]) -> list[float]:
-        return self.score(images, prompts).tolist()
-
-    def score(self, images: torch.Tensor, prompts: list[str]) -> torch.Tensor:
-        return (images.float().mean((1, 2, 3)) + 1) / 2
 
 
 class Darkness(Brightness):

@@ -87,7 +87,7 @@ class Unchanged(NamedTuple):
 
 
 def blank_edit(size: ImageSize) -> Edit:
-    """An edit that generates all of a grey picture anew, for a warm-up."""
+    """An edit for a warm-up: a grey picture whose mask covers all of it."""
     image, mask = io.BytesIO(), io.BytesIO()
     Image.new("RGB", size, "grey").save(image, "PNG")
     Image.new("L", size, "white").save(mask, "PNG")

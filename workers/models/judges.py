@@ -72,7 +72,7 @@ def family_judges(family: FamilyConfig, device: str = "cpu") -> dict[str, Judge 
     loaded: dict[str | None, Judge | None] = {None: None}
     for variant in family.variants.values():
         if variant.discriminator not in loaded:
-            loaded[variant.discriminator] = _load(family, str(variant.discriminator), device)
+            loaded[variant.discriminator] = named_judge(family, str(variant.discriminator), device)
     judges = {key: loaded[variant.discriminator] for key, variant in family.variants.items()}
     return {**judges, family.keys[-1]: loaded[family.discriminator]}
 
@@ -83,10 +83,15 @@ def family_judge(family: FamilyConfig, device: str = "cpu") -> Judge | None:
     Raises:
         ConfigError: the judge cannot be loaded.
     """
-    return None if family.discriminator is None else _load(family, family.discriminator, device)
+    return None if family.discriminator is None else named_judge(family, family.discriminator, device)
 
 
-def _load(family: FamilyConfig, discriminator: str, device: str) -> Judge:
+def named_judge(family: FamilyConfig, discriminator: str, device: str = "cpu") -> Judge:
+    """The judge that a family file names: a folder, ``clip``, or ``module:name`` of one's own.
+
+    Raises:
+        ConfigError: it cannot be loaded.
+    """
     if discriminator == CLIP_SCORE:
         assert family.clip is not None  # checked by FamilyConfig
         return ClipConfidence(ClipScorer.load(family.clip, device, revision=family.clip_revision))
