@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import logging
 import math
 import os
@@ -15,6 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
+import httpx
 import psutil
 
 from deploy import haproxy
@@ -225,21 +227,32 @@ def keep_state(folder: Path) -> tuple[str, ...]:
 
 
 @contextmanager
-def behind_haproxy(folder: Path, silent_s: float) -> Iterator[None]:
-    """Has Ray, started in this block, put its HAProxy before several load balancers.
+def behind_haproxy(folder: Path, silent_s: float) -> Iterator[Callable[[], int]]:
+    """Has Ray, started in this block, put its HAProxy before several load balancers. Yields how many of them it knows.
 
     Args:
         folder: for files of HAProxy, with a short path.
         silent_s: longest time in which a load balancer that works says nothing to a client that waits, seconds.
     """
-    given = haproxy.environment(folder, (free_port(), free_port()), silent_s)
+    statistics = free_port()
+    given = haproxy.environment(folder, (free_port(), statistics), silent_s)
     given = {name: value for name, value in given.items() if name not in os.environ}
     os.environ.update(given)
     try:
-        yield
+        yield lambda: _known_balancers(statistics)
     finally:
         for name in given:
             os.environ.pop(name, None)
+
+
+def _known_balancers(port: int) -> int:
+    """To how many load balancers the HAProxy with its statistics at this port gives requests; 0 without an answer."""
+    try:
+        answer = httpx.get(f"http://127.0.0.1:{port}/stats;csv", timeout=5, trust_env=False).raise_for_status()
+    except httpx.HTTPError:
+        return 0
+    servers = csv.DictReader(answer.text.removeprefix("# ").splitlines())
+    return sum(it["bck"] == "0" and it["svname"] != "BACKEND" and it["status"].startswith("UP") for it in servers)
 
 
 class RayWatch:

@@ -4,11 +4,11 @@ Ray Serve starts an HAProxy on every node that has a proxy, writes its configura
 environment name the program (``RAY_SERVE_HAPROXY_BINARY_PATH``). That program is this module: it adds Weir's rules to
 the configuration, and then becomes HAProxy. It imports next to nothing, because it starts at every reload.
 
-The rules: a request that no load balancer has answered yet is sent to another one when its load balancer dies. Headers
-are bounded in size, number and time. Headers that control Serve do not reach it from clients. Refusals have the shape
-of the API, except those of what is no HTTP or has headers beyond the buffer, which are HAProxy's own. While it does not
-know the load balancers yet, it says that they are not ready, and not that there is no such path. The statistics are for
-this machine only.
+The rules: a request that no load balancer has answered yet is sent to another one when its load balancer dies, and is
+refused with a reason if there is none. Headers are bounded in size, number and time. Headers that control Serve do not
+reach it from clients. Refusals have the shape of the API, except those of what is no HTTP or has headers beyond the
+buffer, which are HAProxy's own. While it does not know the load balancers yet, it says that they are not ready, and not
+that there is no such path. The statistics are for this machine only.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ CHECK_MS, CHECKS = 500, 2
 
 #: Names the program that Ray Serve starts as HAProxy.
 PROGRAM = "RAY_SERVE_HAPROXY_BINARY_PATH"
-_SUFFIX = ".weir"
+_MARK = "# Hardened by Weir\n"
 
 
 class UnknownConfiguration(Exception):
@@ -71,7 +71,7 @@ def environment(folder: Path, ports: tuple[int, int], silent_s: float) -> dict[s
         "RAY_SERVE_HAPROXY_NBTHREAD": str(min(4, os.cpu_count() or 1)),
         # Without an answer, or with a connection that ended before one, nothing was promised to the client.
         "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response response-timeout",
-        "RAY_SERVE_HAPROXY_RETRIES": "3",
+        "RAY_SERVE_HAPROXY_RETRIES": "6",
         "RAY_SERVE_HAPROXY_TIMEOUT_CONNECT_S": "1",
         "RAY_SERVE_HAPROXY_TIMEOUT_SERVER_S": str(round(silent_s) + 1),
         "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": str(BUFFER_BYTES),
@@ -104,14 +104,17 @@ def hardened(config: str, error_files: str) -> str:
         # A request is sent again only if all of it was there when it was sent first.
         f"http-request wait-for-body time {BODY_S}s if METH_POST",
     ]
-    changes = (
+    changes = [
         (r"(stats socket .*) mode 666 ", lambda found: f"{found[1]} mode 600 "),
         (r"(frontend prometheus\n\s+bind) :", lambda found: f"{found[1]} 127.0.0.1:"),
         (r"(listen stats\n\s+bind) \*:", lambda found: f"{found[1]} 127.0.0.1:"),
         (r"frontend http_frontend\n\s+bind .*\n", lambda found: found[0] + "".join(f"    {it}\n" for it in rules)),
         (r"(backend default_backend\n\s+http-request return) .*", lambda found: f"{found[1]} {unready}"),
         (r"errorfile (502|503|504) \S+", lambda found: f"errorfile {found[1]} {error_files}/503.http"),
-    )
+    ]
+    if re.search(r"^\s+server ", config, re.MULTILINE):
+        # When a kept connection ends, HAProxy says nothing to the client and expects it to send the request again.
+        changes.append((r"http-reuse always", lambda found: "http-reuse never\n    option http-server-close"))
     for pattern, changed in changes:
         config, count = re.subn(pattern, changed, config)
         if not count:
@@ -151,15 +154,15 @@ def main() -> None:
 
     arguments = sys.argv[1:]
     if "-f" in arguments:
-        place = arguments.index("-f") + 1
-        given = Path(arguments[place])
+        given = Path(arguments[arguments.index("-f") + 1])
         errors = given.with_name("errors")
         errors.mkdir(exist_ok=True)
         for status, text in refusals().items():
             (errors / f"{status}.http").write_text(text)
-        changed = given.with_name(given.name + _SUFFIX)
-        changed.write_text(hardened(given.read_text(), str(errors)))
-        arguments[place] = str(changed)
+        # In its place, and not beside it: Serve finds the processes that it has to end by the path in their arguments.
+        config = given.read_text()
+        if not config.startswith(_MARK):
+            given.write_text(_MARK + hardened(config, str(errors)))
     binary = get_haproxy_binary()
     os.execv(binary, [binary, *arguments])
 

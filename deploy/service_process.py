@@ -17,7 +17,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -113,9 +113,10 @@ def _run(
             redis = stack.enter_context(_redis(service, scratch))
             progress.update(cache_url=redis.url, cache_secret=os.environ.get(SECRET, ""))
         (scratch / "ray").mkdir()
-        if service.balancers > 1:
-            stack.enter_context(behind_haproxy(scratch / "door", BATCH_SLACK * service.slo_s))
         progress.update(connecting_to=existing() or "")
+        known: Callable[[], int] | None = None
+        if service.balancers > 1 and not existing():
+            known = stack.enter_context(behind_haproxy(scratch / "door", BATCH_SLACK * service.slo_s))
         dashboard = stack.enter_context(
             cluster(
                 replicas * pool.cpus_per_replica,
@@ -134,6 +135,8 @@ def _run(
         stack.callback(_shut_down)
         ray = RayWatch()
         _deploy(start, service, family, progress, stop, ray)
+        while known and known() < service.balancers and not stop.wait(POLL_S):
+            progress.wait_for("HAProxy to know the load balancers")
         if stop.is_set():
             return
         progress.update(ready=True, waiting_for="")

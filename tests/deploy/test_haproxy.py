@@ -44,8 +44,8 @@ if asyncio.iscoroutine(result):
 
 
 class LoadBalancer(http.server.BaseHTTPRequestHandler):
-    """Answers with the headers that it gets. Asked for /die by a request for the first time, it ends the connection
-    without an answer."""
+    """Answers with the headers that it gets. Asked for /die by a request for the first time, or for /dead, it ends the
+    connection without an answer."""
 
     protocol_version = "HTTP/1.1"
     asked: ClassVar[set[str]] = set()
@@ -56,7 +56,7 @@ class LoadBalancer(http.server.BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers.get("content-length", 0)))
         name = self.headers.get("x-request-id", "")
-        if self.path == "/die" and name not in self.asked:
+        if self.path == "/dead" or (self.path == "/die" and name not in self.asked):
             self.asked.add(name)
             self.connection.shutdown(socket.SHUT_RDWR)
             self.close_connection = True
@@ -126,6 +126,16 @@ def test_a_request_whose_load_balancer_dies_is_answered_by_another_one(door):
         assert answer.status_code == 200
         assert answer.json()["body"] == "a prompt"
         assert answer.json()["headers"]["x-request-id"] == f"r{number}"
+
+
+def test_a_request_on_a_kept_connection_that_every_load_balancer_drops_is_refused_with_a_reason(door):
+    with httpx.Client(base_url=door, timeout=30) as client:
+        for _ in range(5):
+            assert client.get("/").status_code == 200
+            refusal = client.post("/dead", content=b"a prompt")
+            assert refusal.status_code == 503
+            assert refusal.json()["error"]["code"] == "not_ready"
+            assert refusal.headers["retry-after"] == "2"
 
 
 def test_a_body_larger_than_the_buffer_passes(door):
