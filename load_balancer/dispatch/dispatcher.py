@@ -110,20 +110,34 @@ class Dispatcher:
         if self.replicas.pop(replica, None) is not None:
             self._regroup()
 
-    def pick(self, kind: Kind, now: float, *, avoid: Collection[str] = (), low_priority: bool = False) -> Choice | None:
+    def pick(
+        self,
+        kind: Kind,
+        now: float,
+        *,
+        avoid: Collection[str] = (),
+        doubtful: Collection[str] = (),
+        low_priority: bool = False,
+    ) -> Choice | None:
         """Chooses the replica for an image of this kind by the plan's rules; None when there is no replica at all.
 
         Every replica holds all variants, so while no replica of the role is alive, the others serve it.
+
+        Args:
+            avoid: replicas that are not chosen.
+            doubtful: replicas that are chosen only if no other one has the role.
         """
         if not self._at_random:
-            return self._earliest(kind, now, avoid, low_priority)
-        candidates = self._candidates(kind.role, avoid)
+            return self._earliest(kind, now, avoid, low_priority, doubtful)
+        candidates = self._candidates(kind.role, avoid, doubtful)
         if not candidates:
             return None
         replica = self._chance.choice(candidates)
         return Choice(replica.id, replica.finish_at(kind, now, low_priority=low_priority))
 
-    def _earliest(self, kind: Kind, now: float, avoid: Collection[str], low_priority: bool) -> Choice | None:
+    def _earliest(
+        self, kind: Kind, now: float, avoid: Collection[str], low_priority: bool, doubtful: Collection[str] = ()
+    ) -> Choice | None:
         if not avoid:
             question = (kind, now, low_priority)
             if self._asked == question:  # a dispatch repeats the question of the prediction before it
@@ -139,7 +153,7 @@ class Dispatcher:
                 self._asked, self._answer = question, None if found is None else Choice(found[0].id, found[1])
                 return self._answer
         best = None
-        for replica in self._candidates(kind.role, avoid):
+        for replica in self._candidates(kind.role, avoid, doubtful):
             finish = replica.finish_at(kind, now, low_priority=low_priority)
             key = (finish + TIE_S * len(replica.queue), replica.rank)
             if best is None or key < best[0]:
@@ -227,11 +241,12 @@ class Dispatcher:
             it.forget(request, now)
             self._changed(it)
 
-    def _candidates(self, role: str, avoid: Collection[str]) -> list[ReplicaQueueModel]:
+    def _candidates(self, role: str, avoid: Collection[str], doubtful: Collection[str] = ()) -> list[ReplicaQueueModel]:
         index = self._index().get(role)
         members = index.members if index is not None else []
         if avoid:
             members = [r for r in members if r.id not in avoid]
+            members = [r for r in members if r.id not in doubtful] or members
         return members or [r for r in self.replicas.values() if r.id not in avoid]
 
     def _index(self) -> dict[str, RoleIndex]:

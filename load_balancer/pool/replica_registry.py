@@ -146,6 +146,11 @@ class ReplicaRegistry:
             self.drained = wanted
             self._dispatcher.sync(working(self._available, self.drained))
 
+    def on_nodes_of(self, replicas: Collection[str]) -> frozenset[str]:
+        """Ids of all replicas that run on a node of one of these."""
+        nodes = {_node(self._known[it]) for it in replicas if it in self._known} - {None}
+        return frozenset(replica for replica, it in self._known.items() if _node(it) in nodes)
+
     @property
     def undrained_ranks(self) -> list[int]:
         """Ranks of the plan in force whose replicas are not drained, in ascending order."""
@@ -211,3 +216,7 @@ class ReplicaRegistry:
             "replicas": replicas,
             "plan": {"version": self.plan.version, "age_s": age_s, "threshold": self.plan.threshold},
         }
+
+
+def _node(described: Mapping[str, Any]) -> str | None:
+    return (described.get("process") or {}).get("node")

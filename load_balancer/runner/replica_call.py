@@ -142,11 +142,14 @@ class ReplicaCalls:
     async def _choose(self, run: Run) -> Choice:
         """Chooses the replica for an image; waits until there is one."""
         kind, avoid = self._forecast.kind(run), frozenset(run.avoid)
-        while (
-            choice := self._dispatcher.pick(kind, self._clock(), avoid=avoid, low_priority=run.low_priority)
-        ) is None:
+        beside = self._registry.on_nodes_of(run.avoid)  # if their node has died, the next attempt would fail as well
+        while True:
+            choice = self._dispatcher.pick(
+                kind, self._clock(), avoid=avoid, doubtful=beside, low_priority=run.low_priority
+            )
+            if choice is not None:
+                return choice
             await self._registry.refreshed()
-        return choice
 
     def _new_role(self, replica: str, old: str) -> str:
         """The role that a replica has after it gave up ``old``; "" while it is unknown."""

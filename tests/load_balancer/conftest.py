@@ -43,9 +43,11 @@ class FakePool:
         self.heavy_confidences: list[float] = []  # of the next heavy images that are to be judged
         self.delay_s: dict[str, float] = {LIGHT: 0.0, HEAVY: 0.0}
         self.fail: Callable[[str, str], tuple[str, str] | None] = lambda replica, role: None
+        self.nodes: dict[str, str] = {}
 
     async def describe(self) -> list[dict[str, Any]]:
-        return [{"replica": r, "rank": rank, "ready": True, "queued": 0} for r, rank in self.alive.items()]
+        described = ({"replica": r, "rank": rank, "ready": True, "queued": 0} for r, rank in self.alive.items())
+        return [it | {"process": {"node": self.nodes.get(it["replica"])}} for it in described]
 
     async def generate(self, replica: str, variant: str, request: dict[str, Any], role: str) -> dict[str, Any]:
         self.calls.append((replica, variant, request))

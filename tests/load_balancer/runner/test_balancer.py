@@ -189,6 +189,17 @@ async def test_a_request_whose_replica_died_is_sent_once_more_elsewhere(running,
     assert first == second
 
 
+async def test_a_request_whose_node_died_is_sent_once_more_to_another_node(running, pool):
+    pool.alive = {f"replica-{rank}": rank for rank in range(4)}
+    pool.nodes = {"replica-0": "one", "replica-1": "one", "replica-2": "one", "replica-3": "two"}
+    async with running(Plan.split(1, 4, 0, light_batch=4, heavy_batch=4, threshold=0.5)) as balancer:
+        for replica in ("replica-0", "replica-1", "replica-2"):
+            del pool.alive[replica]
+        (image,) = await balancer.generate(ORDER)
+    assert image.path == "light"
+    assert [replica for replica, _, _ in pool.calls] == ["replica-0", "replica-3"]
+
+
 async def test_two_deaths_end_in_a_typed_error(running, pool):
     async with running() as balancer:
         pool.alive.clear()
