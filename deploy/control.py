@@ -41,6 +41,8 @@ from weir.telemetry import RayMetrics
 
 #: Timeout of calls to the load balancer, seconds; the next step calls it again.
 TIMEOUT_S = 5.0
+#: Timeout of what a controller that ends still has to do, seconds: the load balancer may have ended before it.
+LEAVE_S = 1.0
 #: Timeout of each of the two calls of a publication, seconds: both end before another controller could take the lease.
 DASHBOARD_TIMEOUT_S = 4.0
 #: Timeout of a shadow sample, seconds. It is long because a sample has a lower priority than all requests.
@@ -103,7 +105,7 @@ class Edges:
 
     def follow(self) -> None:
         """Releases the lease, so that the next controller need not wait for its expiry."""
-        self._balancer.follow.remote(self._name).result(timeout_s=TIMEOUT_S)
+        self._balancer.follow.remote(self._name).result(timeout_s=LEAVE_S)
 
     def look(self, before: Counters | None) -> Counters:
         """The sum of the counters of all load balancers that answer.
@@ -185,7 +187,7 @@ class ControlLoop:
     async def __del__(self) -> None:
         """Stops the loop and releases the lease. Serve calls it before the process ends."""
         self._stop.set()
-        await asyncio.to_thread(self._thread.join)
+        await asyncio.to_thread(self._thread.join, LEAVE_S)
         await asyncio.to_thread(self._edges.follow)
 
 

@@ -74,6 +74,8 @@ def environment(folder: Path, ports: tuple[int, int], silent_s: float) -> dict[s
         "RAY_SERVE_HAPROXY_RETRIES": "6",
         "RAY_SERVE_HAPROXY_TIMEOUT_CONNECT_S": "1",
         "RAY_SERVE_HAPROXY_TIMEOUT_SERVER_S": str(round(silent_s) + 1),
+        # HAProxy knows within this time that a load balancer ends; 30 s are for front doors that are told by others.
+        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "5",
         "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": str(BUFFER_BYTES),
         "RAY_SERVE_HAPROXY_HEALTH_CHECK_INTER": f"{CHECK_MS}ms",
         "RAY_SERVE_HAPROXY_HEALTH_CHECK_DOWNINTER": f"{CHECK_MS}ms",
