@@ -97,12 +97,13 @@ check-dashboards: setup  ## make the dashboards and hold them against Grafana's 
 	$(BIN)/python -m deploy.monitoring.dashboards
 	cd deploy/monitoring/grafana/schema && npm ci --silent && npm run --silent check
 
-# Tests that start Ray mostly wait, so the others run beside them. They are not shared out further: Ray gives its own
-# processes little time to start.
-test: lint  ## lint, type-check and run every test
+# Tests that start Ray mostly wait, so the others and the checks run beside them. They are not shared out further: Ray
+# gives its own processes little time to start.
+test: setup-dev  ## lint, type-check and run every test
 	@$(MAKE) --no-print-directory --jobs=2 --keep-going --output-sync=target test-on-ray test-without-ray
 test-on-ray: TESTS := ray
 test-without-ray: TESTS := not ray
+test-without-ray: lint
 test-on-ray test-without-ray: setup-dev
 	$(BIN)/python -m pytest -m '$(TESTS)'
 

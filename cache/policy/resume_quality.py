@@ -49,12 +49,12 @@ class ResumeQuality:
         It is at most 1, rises with the similarity (isotonic regression) and falls with K, so that no lucky pair
         decides.
         """
-        from sklearn.isotonic import IsotonicRegression
+        from scipy.optimize import isotonic_regression
 
         columns = []
         for k in ks:
-            rising = IsotonicRegression(y_max=1.0, out_of_bounds="clip")
-            columns.append(rising.fit(self.similarity, self.ratio[k], self.pairs).predict(similarities))
+            rising = np.minimum(isotonic_regression(self.ratio[k], weights=self.pairs).x, 1.0)
+            columns.append(np.interp(similarities, self.similarity, rising))
         return np.minimum.accumulate(np.stack(columns, axis=1), axis=1)
 
 

@@ -54,10 +54,24 @@ def family_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def adopted(family_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a finished adoption."""
-    out = tmp_path_factory.mktemp("adopted")
-    run.adopt(load_family(family_file), PROMPTS, out, CHOICES)
+def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("adopted")
+
+
+@pytest.fixture(scope="module")
+def killed(family_file: Path, out: Path) -> list[dict[str, Any]]:
+    """What the runs of an adoption did that was killed in each of its stages, and at last was not."""
+    command = [sys.executable, "-W", "ignore", "-m", "tests.adoption.dying_adoption", str(family_file), str(out)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    return [json.loads(line) for line in ended.stdout.splitlines()]
+
+
+@pytest.fixture(scope="module")
+def adopted(killed: list[dict[str, Any]], out: Path) -> Path:
+    """The folder of an adoption that was finished after all these deaths."""
+    assert killed[-1]["ended"] == 0
     return out
 
 
@@ -97,18 +111,6 @@ def test_a_second_run_does_nothing_again(adopted: Path, family_file: Path, monke
     run.adopt(load_family(family_file), PROMPTS, adopted, CHOICES, say=notes.append)
     assert all(it.skipped for it in notes)
     assert len(notes) == len(run.stages(load_family(family_file), PROMPTS, CHOICES))
-
-
-@pytest.fixture(scope="module")
-def killed(family_file: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """What the runs of an adoption did that was killed in each of its stages, and at last was not."""
-    folder = tmp_path_factory.mktemp("killed")
-    command = [sys.executable, "-W", "ignore", "-m", "tests.adoption.dying_adoption", str(family_file), str(folder)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-    assert ended.returncode == 0, ended.stderr[-3000:]
-    load_service(folder / "service.yaml")
-    return [json.loads(line) for line in ended.stdout.splitlines()]
 
 
 def test_a_run_that_was_killed_in_any_stage_continues_there(killed: list[dict[str, Any]]) -> None:
