@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 
 from testing.tiny_models import SIZE, WIDTH, text_encoder, tokenizer
 
@@ -139,6 +141,30 @@ def flux_pipeline(seed: int = 0, *, guidance: bool = True, heads: int = 2, layer
 def schnell_pipeline(seed: int = 0) -> Any:
     """Builds a tiny pipeline with the structure of black-forest-labs/FLUX.1-schnell."""
     return flux_pipeline(seed, guidance=False)
+
+
+def flux_family(folder: Path, **more: Any) -> Path:
+    """Saves FLUX.1-schnell and FLUX.1-dev in miniature, and the family file of the pair.
+
+    Args:
+        more: further fields of the family file.
+    """
+    flux_pipeline().save_pretrained(folder / "dev")
+    schnell_pipeline(1).save_pretrained(folder / "schnell")
+    light = {"name": "schnell", "pipeline": "schnell", "shares_encoders": True, "steps": 2, "guidance": 0}
+    heavy = {"name": "dev", "steps": 10, "guidance": 3.5}
+    family = {
+        "name": "flux",
+        "pipeline": "dev",
+        "size": SIZE,
+        "device": "cpu",
+        "eight_bit_encoders": ["text_encoder_2"],
+        "light": light | {"scheduler": "flow-euler"},
+        "heavy": heavy | {"scheduler": "flow-euler"},
+    }
+    path = folder / "family.yaml"
+    path.write_text(yaml.safe_dump(family | more, sort_keys=False))
+    return path
 
 
 def sd3_pipeline(seed: int = 0, *, dual: bool = True, heads: int = 2, layers: int = 2) -> Any:

@@ -19,6 +19,7 @@ import yaml
 from adoption import run
 from adoption.images import DrawnImages, Round
 from testing.tiny_models import SIZE, sdxl_pipeline
+from testing.tiny_transformers import flux_family
 from tests.adoption.dying_adoption import CHOICES, PROMPTS
 from weir.assets import ROOT
 from weir.config import load_family, load_service
@@ -126,6 +127,14 @@ def test_nothing_is_made_twice_after_a_kill(killed: list[dict[str, Any]]) -> Non
     first = next(it["new images"] for it in killed if it["stage"] == "images")
     assert 0 < first < 3 * len(PROMPTS)
     assert sum(it["new images"] for it in killed) == 3 * len(PROMPTS)
+
+
+def test_a_pair_of_diffusion_transformers_becomes_a_service(tmp_path: Path) -> None:
+    family = load_family(flux_family(tmp_path))
+    run.adopt(family, PROMPTS, tmp_path / "out", replace(CHOICES, light_rounds=1, cache_pairs=0))
+    service, _ = load_service(tmp_path / "out" / "service.yaml")
+    assert service.plan.size == CHOICES.replicas
+    assert (tmp_path / "out" / "report.html").is_file()
 
 
 def test_only_missing_images_are_generated(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from PIL import Image
 from deploy.local import down, up
 from deploy.state import StateFile
 from testing.tiny_models import SIZE
-from testing.tiny_transformers import flux_pipeline, schnell_pipeline
+from testing.tiny_transformers import flux_family
 from weir.assets import WEIGHTS
 from weir.config import load_family
 from weir.core import ImageRequest, ImageSize
@@ -26,27 +26,6 @@ from workers.models.family import Family
 
 pytestmark = [pytest.mark.timeout(600), pytest.mark.ray]
 PROMPTS = [f"a {colour} circle" for colour in ("red", "blue", "green", "yellow")]
-
-
-def write_family(folder: Path) -> Path:
-    """Saves FLUX.1-schnell and FLUX.1-dev in miniature, and the family file of the pair."""
-    flux_pipeline().save_pretrained(folder / "dev")
-    schnell_pipeline(1).save_pretrained(folder / "schnell")
-    light = {"name": "schnell", "pipeline": "schnell", "shares_encoders": True, "steps": 2, "guidance": 0}
-    heavy = {"name": "dev", "steps": 10, "guidance": 3.5}
-    family = {
-        "name": "flux",
-        "pipeline": "dev",
-        "size": SIZE,
-        "device": "cpu",
-        "eight_bit_encoders": ["text_encoder_2"],
-        "light": light | {"scheduler": "flow-euler"},
-        "heavy": heavy | {"scheduler": "flow-euler"},
-        "discriminator": str(WEIGHTS / "discriminator"),
-    }
-    path = folder / "family.yaml"
-    path.write_text(yaml.safe_dump(family, sort_keys=False))
-    return path
 
 
 def confidences(family: Path) -> dict[str, float]:
@@ -60,7 +39,7 @@ def confidences(family: Path) -> dict[str, float]:
 @pytest.fixture(scope="module")
 def judged(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, float]]:
     folder = tmp_path_factory.mktemp("flux")
-    family = write_family(folder)
+    family = flux_family(folder, discriminator=str(WEIGHTS / "discriminator"))
     return folder, confidences(family)
 
 
