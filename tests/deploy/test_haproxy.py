@@ -71,6 +71,11 @@ class LoadBalancer(http.server.BaseHTTPRequestHandler):
         pass
 
 
+class Server(http.server.ThreadingHTTPServer):
+    def handle_error(self, *_: object) -> None:
+        pass  # HAProxy leaves connections when it ends
+
+
 @contextmanager
 def front_door(folder: Path, backends: list[int]) -> Iterator[str]:
     """The address of a front door before load balancers at these ports."""
@@ -101,7 +106,7 @@ def front_door(folder: Path, backends: list[int]) -> Iterator[str]:
 @pytest.fixture(scope="module")
 def door(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a front door before two load balancers."""
-    servers = [http.server.ThreadingHTTPServer(("127.0.0.1", 0), LoadBalancer) for _ in range(2)]
+    servers = [Server(("127.0.0.1", 0), LoadBalancer) for _ in range(2)]
     for it in servers:
         threading.Thread(target=it.serve_forever, daemon=True).start()
     with front_door(tmp_path_factory.mktemp("door"), [it.server_port for it in servers]) as url:
