@@ -1,4 +1,7 @@
-"""Tests of a whole service with a cache: Serve, emulated workers, its own Redis, a real Prometheus, and traces."""
+"""Tests of a whole service with a cache: Serve, emulated workers, its own Redis, a real Prometheus, and traces.
+
+Prompts are encoded by processes of their own: losing one of them, the cache or Redis costs hits only.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import json
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,6 +33,7 @@ from weir.tracing import ENDPOINT
 pytestmark = [pytest.mark.timeout(600), pytest.mark.ray]
 #: Of the rates in panels; Prometheus scrapes every second here.
 RATE_INTERVAL = "15s"
+REPEATED = "a red circle left of a blue star"
 
 
 class Watched(NamedTuple):
@@ -38,11 +42,24 @@ class Watched(NamedTuple):
     prometheus: Prometheus
     collector: Collector
 
-    def ask(self, prompt: str, **more: Any) -> dict[str, Any]:
+    def ask(self, prompt: str = REPEATED, **more: Any) -> dict[str, Any]:
         body = {"prompt": prompt, "model": "toy/heavy", "seed": 1, **more}
         answer = httpx.post(f"{self.service.url}/v1/images/generations", json=body, timeout=240)
         assert answer.status_code == 200, answer.text
         return answer.json()["data"][0]["weir"]
+
+    def hits(self) -> bool:
+        """Asks for the repeated prompt; whether it resumed."""
+        return bool(self.ask()["path"] == "cache")
+
+    def replicas(self, deployment: str) -> list[psutil.Process]:
+        """The processes of a deployment's replicas."""
+        found = []
+        for process in psutil.Process(self.service.pid).children(recursive=True):
+            with suppress(psutil.NoSuchProcess):
+                if f"ray::ServeReplica:weir:{deployment}" in " ".join(process.cmdline()):
+                    found.append(process)
+        return found
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +68,8 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
     config = toy_service(
         folder,
         # A laptop under tests stalls longer than a server: what is tested is the path, not the time limits.
-        cache={"mode": "read-write", "encoder": "words", "fetch_s": 0.5, "lookup_s": 5},
+        cache={"mode": "read-write", "encoder": "words", "encoder_replicas": 2, "fetch_s": 0.5, "lookup_s": 5},
+        slo_s=120,
     )
     states = folder / "state"
     with ExitStack() as ending:
@@ -99,12 +117,12 @@ def test_a_service_that_is_up_reports_its_state_and_refuses_a_second_start(watch
 def test_a_repeated_prompt_resumes(watched: Watched) -> None:
     assert watched.service.cache_url.startswith("redis://")
     assert watched.state.path.stat().st_mode & 0o077 == 0, "the file holds a secret"
-    first = watched.ask("a red circle left of a blue star")
+    first = watched.ask()
     assert first["path"] == "heavy"
     again: dict[str, Any] = {}
 
     def resumed() -> bool:
-        again.update(watched.ask("a red circle left of a blue star"))
+        again.update(watched.ask())
         return again["path"] == "cache"
 
     wait_for(resumed)
@@ -114,7 +132,8 @@ def test_a_repeated_prompt_resumes(watched: Watched) -> None:
     assert again["steps"] == 25
     other = watched.ask("nothing alike whatsoever")
     assert (other["path"], other["cache"]["k"]) == ("heavy", 0)
-    assert watched.ask("a red circle left of a blue star", cache="off")["cache"] is None
+    assert watched.ask(cache="off")["cache"] is None
+    assert [len(watched.replicas(name)) for name in ("Encoder", "Cache")] == [2, 1]
 
 
 def test_a_request_is_followed_through_load_balancer_cache_and_worker(watched: Watched) -> None:
@@ -135,7 +154,7 @@ def test_a_request_is_followed_through_load_balancer_cache_and_worker(watched: W
     assert any(record["message"].startswith("answered after ") for record in records)
 
 
-def test_a_request_is_one_trace_through_load_balancer_cache_and_worker(watched: Watched) -> None:
+def test_a_request_is_one_trace_through_load_balancer_encoder_and_worker(watched: Watched) -> None:
     trace = "0af7651916cd43dd8448eb211c80319c"
     url, body = f"{watched.service.url}/v1/images/generations", {"prompt": "a blue star", "output_format": "jpeg"}
     headers = {"x-request-id": "traced", "traceparent": f"00-{trace}-b7ad6b7169203331-01"}
@@ -149,7 +168,7 @@ def test_a_request_is_one_trace_through_load_balancer_cache_and_worker(watched: 
     spans = {it.name: it for it in mine()}
     assert {it.attributes["weir.request_id"] for it in spans.values()} == {"traced"}
     assert {spans[name].service for name in ("image", "encode", "run")} == {"weir-load-balancer"}
-    assert (spans["lookup"].service, spans["generate"].service) == ("weir-cache", "weir-worker")
+    assert (spans["lookup"].service, spans["generate"].service) == ("weir-cache-encoder", "weir-worker")
     assert spans["lookup"].parent_id == spans["cache lookup"].span_id
     calls = {it.span_id for it in mine() if it.name == "run"}
     assert {it.parent_id for it in mine() if it.name == "generate"} == calls
@@ -181,6 +200,28 @@ def test_every_panel_has_data_after_a_bursty_replay(watched: Watched, tmp_path: 
     assert float(counted["value"][1]) >= done.planned
 
 
+@pytest.mark.parametrize("harm", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "hanging"])
+def test_requests_are_answered_and_hit_again_while_one_encoder_is_lost(watched: Watched, harm: int) -> None:
+    wait_for(watched.hits)
+    [victim, other] = watched.replicas("Encoder")
+    victim.send_signal(harm)
+    wait_for(lambda: all([watched.hits() for _ in range(5)]))  # every one of them is answered
+    wait_for(lambda: len(watched.replicas("Encoder")) == 2 and victim not in watched.replicas("Encoder"))
+    assert other.is_running()
+    wait_for(watched.hits)
+
+
+def test_requests_are_answered_while_the_cache_is_lost_and_its_successor_has_the_entries(watched: Watched) -> None:
+    wait_for(watched.hits)
+    [victim] = watched.replicas("Cache")
+    before = watched.ask()["cache"]["id"]
+    victim.kill()
+    wait_for(lambda: watched.ask() and watched.replicas("Cache") not in ([], [victim]))
+    wait_for(watched.hits)
+    assert watched.ask()["cache"]["id"] == before, "the index was read from the store"
+    assert len(watched.replicas("Encoder")) == 2
+
+
 def test_a_redis_that_dies_is_started_again_and_every_request_meanwhile_is_answered(watched: Watched) -> None:
     def servers() -> list[psutil.Process]:
         names = ("redis-server", "valkey-server")
@@ -189,7 +230,7 @@ def test_a_redis_that_dies_is_started_again_and_every_request_meanwhile_is_answe
     [server] = servers()
     server.send_signal(signal.SIGKILL)
     wait_for(lambda: watched.ask("a blue star")["path"] in ("heavy", "cache") and servers() not in ([], [server]))
-    wait_for(lambda: watched.ask("a red circle left of a blue star")["path"] == "cache")
+    wait_for(watched.hits)
     assert "Redis ended, and was started again" in (watched.state.path.parent / "toy.log").read_text()
 
 
