@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
@@ -141,35 +142,45 @@ class _Measurement(NamedTuple):
 
     def variant(self, key: str, others: Sequence[ImageSize]) -> VariantProfile:
         """Times of a variant at the family's own size and at others; one of which no image fits is left out."""
-        variant, own = self.family.variants[key], self._times(key, self.family.size)
-        if own is None:
+        variant, own = self.family.variants[key], self.family.size
+        timed = self._timed(key, [own, *others])
+        if not timed[own]:
             raise ConfigError(
                 f"family {self.family.name}: a batch of {self.batches[0]} images of {variant.name} does not fit; "
                 "use smaller batches"
             )
-        found = {size: times for size in others if (times := self._times(key, size)) is not None}
-        return VariantProfile(name=variant.name, steps=variant.steps, sizes=found, **dict(own))
+        found = {size: self._times(key, size, batches) for size, batches in timed.items() if batches}
+        return VariantProfile(name=variant.name, steps=variant.steps, **dict(found.pop(own)), sizes=found)
 
-    def _times(self, key: str, size: ImageSize) -> BatchTimes | None:
-        """Times of a variant at one size; None if not even the smallest batch fits."""
-        measured: dict[int, _Timed] = {}
+    def _timed(self, key: str, sizes: Sequence[ImageSize]) -> dict[ImageSize, dict[int, _Timed]]:
+        """Times by size and by batch size, as far as they fit into the memory.
+
+        The sizes take turns, so that what else the machine does slows all of them alike.
+        """
+        measured: dict[ImageSize, dict[int, _Timed]] = {size: {} for size in sizes}
+        fitting = list(sizes)
         for batch in self.batches:
-            label = f"{self.family.variants[key].name} × {batch}"
-            label += "" if size == self.family.size else f" at {size}"
-            try:
-                runs = []
-                for i in range(self.repeats + 1):
-                    # trailing spaces keep the prompts of a repeat out of the encoder's cache
-                    worded = [f"{self.prompts[j % len(self.prompts)]} {' ' * i}" for j in range(batch)]
+            runs: dict[ImageSize, list[_Timed]] = {size: [] for size in fitting}
+            for i, size in product(range(self.repeats + 1), sizes):
+                if size not in fitting:
+                    continue
+                label = f"{self.family.variants[key].name} × {batch}"
+                label += "" if size == self.family.size else f" at {size}"
+                # trailing spaces keep the prompts of a repeat out of the encoder's cache
+                worded = [f"{self.prompts[j % len(self.prompts)]} {' ' * i}" for j in range(batch)]
+                try:
                     jobs = [denoise_job(self.family, key, it) for it in _requests(size, worded, 0)]
-                    runs.append(_run(self.engine, jobs))
+                    runs[size].append(_run(self.engine, jobs))
                     self.report(label)
-                measured[batch] = _Timed(*map(statistics.median, zip(*runs[1:], strict=True)))
-            except OutOfMemory:
-                self.report(f"{label}: out of memory")
-                break
-        if not measured:
-            return None
+                except OutOfMemory:
+                    self.report(f"{label}: out of memory")
+                    fitting.remove(size)
+            for size in fitting:
+                measured[size][batch] = _Timed(*map(statistics.median, zip(*runs[size][1:], strict=True)))
+        return measured
+
+    def _times(self, key: str, size: ImageSize, measured: Mapping[int, _Timed]) -> BatchTimes:
+        """What the profile holds of one size."""
         batch, largest = list(measured.items())[-1]
         last = key == self.family.keys[-1]
         judging_s = 0.0 if last else _judging_s(self.engine, key, size, self.prompts, batch, self.repeats)
