@@ -97,15 +97,15 @@ check-dashboards: setup  ## make the dashboards and hold them against Grafana's 
 	$(BIN)/python -m deploy.monitoring.dashboards
 	cd deploy/monitoring/grafana/schema && npm ci --silent && npm run --silent check
 
-# Tests that start Ray often wait, so the others and the checks run beside them. Ray's many processes yield to these: they
-# have the second core for themselves. The tests are not shared out further: Ray gives its own processes little time to start.
+# Tests that start Ray mostly wait, so the others and the checks run beside them. They are not shared out further: Ray
+# gives its own processes little time to start.
 test: setup-dev  ## lint, type-check and run every test
 	@$(MAKE) --no-print-directory --jobs=2 --keep-going --output-sync=target test-on-ray test-without-ray
+test-on-ray: TESTS := ray
+test-without-ray: TESTS := not ray
 test-without-ray: lint
-test-on-ray: setup-dev
-	nice -n 5 $(BIN)/python -m pytest -m ray
-test-without-ray: setup-dev
-	$(BIN)/python -m pytest -m 'not ray'
+test-on-ray test-without-ray: setup-dev
+	$(BIN)/python -m pytest -m '$(TESTS)'
 
 fuzz: setup-dev  ## fuzz the API from its own description
 	$(BIN)/python -m tests.fuzz
