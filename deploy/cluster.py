@@ -227,32 +227,36 @@ def keep_state(folder: Path) -> tuple[str, ...]:
 
 
 @contextmanager
-def behind_haproxy(folder: Path, silent_s: float) -> Iterator[Callable[[], int]]:
-    """Has Ray, started in this block, put its HAProxy before several load balancers. Yields how many of them it knows.
+def behind_haproxy(folder: Path, silent_s: float) -> Iterator[None]:
+    """Has Ray, started in this block, put its HAProxy before several load balancers.
 
     Args:
         folder: for files of HAProxy, with a short path.
         silent_s: longest time in which a load balancer that works says nothing to a client that waits, seconds.
     """
-    statistics = free_port()
-    given = haproxy.environment(folder, (free_port(), statistics), silent_s)
+    given = haproxy.environment(folder, (free_port(), free_port()), silent_s)
     given = {name: value for name, value in given.items() if name not in os.environ}
     os.environ.update(given)
     try:
-        yield lambda: _known_balancers(statistics)
+        yield
     finally:
         for name in given:
             os.environ.pop(name, None)
 
 
-def _known_balancers(port: int) -> int:
-    """To how many load balancers the HAProxy with its statistics at this port gives requests; 0 without an answer."""
+def haproxy_knows(balancers: int) -> bool:
+    """Whether the HAProxy of :func:`behind_haproxy` gives requests to so many load balancers. True if there is none,
+    because the environment of the user has switched it off."""
+    if os.environ.get(haproxy.ENABLED) != "1":
+        return True
+    url = f"http://127.0.0.1:{os.environ[haproxy.STATISTICS_PORT]}/stats;csv"
     try:
-        answer = httpx.get(f"http://127.0.0.1:{port}/stats;csv", timeout=5, trust_env=False).raise_for_status()
+        answer = httpx.get(url, timeout=5, trust_env=False).raise_for_status()
     except httpx.HTTPError:
-        return 0
+        return False
     servers = csv.DictReader(answer.text.removeprefix("# ").splitlines())
-    return sum(it["bck"] == "0" and it["svname"] != "BACKEND" and it["status"].startswith("UP") for it in servers)
+    known = [it for it in servers if it["bck"] == "0" and it["svname"] != "BACKEND" and it["status"].startswith("UP")]
+    return len(known) >= balancers
 
 
 class RayWatch:

@@ -41,7 +41,8 @@ from weir.telemetry import RayMetrics
 
 #: Timeout of calls to the load balancer, seconds; the next step calls it again.
 TIMEOUT_S = 5.0
-#: Timeout of what a controller that ends still has to do, seconds: the load balancer may have ended before it.
+#: Time for the last step of a controller that ends, and for its release of the lease, seconds. The load balancer, which
+#: both call, may have ended before.
 LEAVE_S = 1.0
 #: Timeout of each of the two calls of a publication, seconds: both end before another controller could take the lease.
 DASHBOARD_TIMEOUT_S = 4.0
@@ -185,10 +186,14 @@ class ControlLoop:
             raise RuntimeError("the control loop has ended")
 
     async def __del__(self) -> None:
-        """Stops the loop and releases the lease. Serve calls it before the process ends."""
+        """Stops the loop and releases the lease. Serve calls it before the process ends.
+
+        While a step is still under way, the lease is kept and expires by itself: the step may be about to publish.
+        """
         self._stop.set()
         await asyncio.to_thread(self._thread.join, LEAVE_S)
-        await asyncio.to_thread(self._edges.follow)
+        if not self._thread.is_alive():
+            await asyncio.to_thread(self._edges.follow)
 
 
 def dashboard() -> str:

@@ -31,6 +31,9 @@ CHECK_MS, CHECKS = 500, 2
 
 #: Names the program that Ray Serve starts as HAProxy.
 PROGRAM = "RAY_SERVE_HAPROXY_BINARY_PATH"
+ENABLED = "RAY_SERVE_ENABLE_HA_PROXY"
+STATISTICS_PORT = "RAY_SERVE_HAPROXY_STATS_PORT"
+#: First line of a configuration that has Weir's rules already.
 _MARK = "# Hardened by Weir\n"
 
 
@@ -60,21 +63,21 @@ def environment(folder: Path, ports: tuple[int, int], silent_s: float) -> dict[s
     )
     program.chmod(0o700)
     return {
-        "RAY_SERVE_ENABLE_HA_PROXY": "1",
+        ENABLED: "1",
         PROGRAM: str(program),
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "haproxy.cfg"),
         "RAY_SERVE_HAPROXY_SOCKET_PATH": str(folder / "admin.sock"),
         "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(folder),
         "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(folder / "server-state"),
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(ports[0]),
-        "RAY_SERVE_HAPROXY_STATS_PORT": str(ports[1]),
+        STATISTICS_PORT: str(ports[1]),
         "RAY_SERVE_HAPROXY_NBTHREAD": str(min(4, os.cpu_count() or 1)),
         # Without an answer, or with a connection that ended before one, nothing was promised to the client.
         "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response response-timeout",
         "RAY_SERVE_HAPROXY_RETRIES": "6",
         "RAY_SERVE_HAPROXY_TIMEOUT_CONNECT_S": "1",
         "RAY_SERVE_HAPROXY_TIMEOUT_SERVER_S": str(round(silent_s) + 1),
-        # HAProxy knows within this time that a load balancer ends; 30 s are for front doors that are told by others.
+        # HAProxy knows within this time that a load balancer ends. Serve's 30 s are for front doors of other makers.
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "5",
         "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": str(BUFFER_BYTES),
         "RAY_SERVE_HAPROXY_HEALTH_CHECK_INTER": f"{CHECK_MS}ms",

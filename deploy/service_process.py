@@ -17,7 +17,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -28,7 +28,7 @@ import yaml
 from cache.factory import SECRET, URL
 from cache.store.redis_server import RedisServer
 from deploy.cause import reason
-from deploy.cluster import RayWatch, behind_haproxy, cluster, end, existing, targets_file
+from deploy.cluster import RayWatch, behind_haproxy, cluster, end, existing, haproxy_knows, targets_file
 from deploy.local import readiness
 from deploy.logs import logging_to
 from deploy.preflight import starts_redis
@@ -114,9 +114,8 @@ def _run(
             progress.update(cache_url=redis.url, cache_secret=os.environ.get(SECRET, ""))
         (scratch / "ray").mkdir()
         progress.update(connecting_to=existing() or "")
-        known: Callable[[], int] | None = None
-        if service.balancers > 1 and not existing():
-            known = stack.enter_context(behind_haproxy(scratch / "door", BATCH_SLACK * service.slo_s))
+        if service.balancers > 1:
+            stack.enter_context(behind_haproxy(scratch / "door", BATCH_SLACK * service.slo_s))
         dashboard = stack.enter_context(
             cluster(
                 replicas * pool.cpus_per_replica,
@@ -135,8 +134,6 @@ def _run(
         stack.callback(_shut_down)
         ray = RayWatch()
         _deploy(start, service, family, progress, stop, ray)
-        while known and known() < service.balancers and not stop.wait(POLL_S):
-            progress.wait_for("HAProxy to know the load balancers")
         if stop.is_set():
             return
         progress.update(ready=True, waiting_for="")
@@ -167,11 +164,23 @@ def _deploy(
     )
     while not stop.is_set():
         ray.check()
-        now = readiness(progress.service.url)
-        if now and now["ready"] and not now["pending"]:
+        waits_for = _pending(progress.service.url, service.balancers)
+        if not waits_for:
             return
-        progress.wait_for(", ".join(now["pending"]) if now else "an answer of the API")
+        progress.wait_for(waits_for)
         stop.wait(POLL_S)
+
+
+def _pending(url: str, balancers: int) -> str:
+    """What a start still waits for; "" when the service is ready."""
+    now = readiness(url)
+    if now is None:
+        return "an answer of the API"
+    if now["pending"] or not now["ready"]:
+        return ", ".join(now["pending"]) or "its replicas"
+    # The HAProxy of a cluster that runs already has other ports.
+    known = balancers == 1 or existing() or haproxy_knows(balancers)
+    return "" if known else "HAProxy to know the load balancers"
 
 
 def _shut_down() -> None:

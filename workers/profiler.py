@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import product
+from itertools import count, product
 from pathlib import Path
 from typing import NamedTuple
 
@@ -88,7 +88,7 @@ def profile_family(
     judged = family.keys if wanted.judge_last else family.keys[:-1]
     runs = len(family.keys) * len(batches) * (1 + len(others)) * (repeats + 1)
     report = _ProgressReporter(progress, total=runs + len(judged) * -(-len(prompts) // batches[-1]))
-    measured = _Measurement(engine, family, batches, repeats, prompts, report)
+    measured = _Measurement(engine, family, batches, repeats, prompts, report, count())
     variants = {key: measured.variant(key, others) for key in family.keys}
     for key in judged:
         confidences = _confidences(engine, family, key, prompts, variants[key].batch_sizes[-1], report)
@@ -139,6 +139,7 @@ class _Measurement(NamedTuple):
     repeats: int
     prompts: Sequence[str]
     report: _ProgressReporter
+    runs: Iterator[int]
 
     def variant(self, key: str, others: Sequence[ImageSize]) -> VariantProfile:
         """Times of a variant at the family's own size and at others; one of which no image fits is left out."""
@@ -161,13 +162,14 @@ class _Measurement(NamedTuple):
         fitting = list(sizes)
         for batch in self.batches:
             runs: dict[ImageSize, list[_Timed]] = {size: [] for size in fitting}
-            for i, size in product(range(self.repeats + 1), sizes):
+            for _, size in product(range(self.repeats + 1), sizes):
                 if size not in fitting:
                     continue
                 label = f"{self.family.variants[key].name} × {batch}"
                 label += "" if size == self.family.size else f" at {size}"
-                # trailing spaces keep the prompts of a repeat out of the encoder's cache
-                worded = [f"{self.prompts[j % len(self.prompts)]} {' ' * i}" for j in range(batch)]
+                # a number of their own keeps the prompts of every run out of the encoder's cache
+                run = next(self.runs)
+                worded = [f"{self.prompts[j % len(self.prompts)]} {run}" for j in range(batch)]
                 try:
                     jobs = [denoise_job(self.family, key, it) for it in _requests(size, worded, 0)]
                     runs[size].append(_run(self.engine, jobs))

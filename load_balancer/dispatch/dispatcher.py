@@ -125,7 +125,7 @@ class Dispatcher:
 
         Args:
             avoid: replicas that are not chosen.
-            doubtful: replicas that are chosen only if no other one has the role.
+            doubtful: replicas that, in another attempt, are chosen only if no other one has the role.
         """
         if not self._at_random:
             return self._earliest(kind, now, avoid, low_priority, doubtful)

@@ -142,7 +142,8 @@ class ReplicaCalls:
     async def _choose(self, run: Run) -> Choice:
         """Chooses the replica for an image; waits until there is one."""
         kind, avoid = self._forecast.kind(run), frozenset(run.avoid)
-        beside = self._registry.on_nodes_of(run.avoid)  # if their node has died, the next attempt would fail as well
+        # A node that dies takes its replicas with it, and a second attempt on one of them would be lost as well.
+        beside = self._registry.on_nodes_of(run.avoid) if run.avoid else frozenset()
         while True:
             choice = self._dispatcher.pick(
                 kind, self._clock(), avoid=avoid, doubtful=beside, low_priority=run.low_priority

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import ClassVar
 
 import httpx
+import psutil
 import pytest
 
 from deploy.haproxy import BUFFER_BYTES, UnknownConfiguration, environment, hardened
@@ -141,6 +142,18 @@ def test_a_request_on_a_kept_connection_that_every_load_balancer_drops_is_refuse
             assert refusal.status_code == 503
             assert refusal.json()["error"]["code"] == "not_ready"
             assert refusal.headers["retry-after"] == "2"
+
+
+def test_serve_finds_its_haproxy_by_the_path_of_its_configuration_which_is_hardened_once(tmp_path):
+    with front_door(tmp_path, []):
+        [proxy] = [it for it in psutil.Process().children(recursive=True) if str(tmp_path) in " ".join(it.cmdline())]
+        config = tmp_path / "d" / "haproxy.cfg"
+        assert proxy.name() == "haproxy"
+        assert str(config) in proxy.cmdline()
+        once = config.read_text()
+        program = [str(tmp_path / "d" / "haproxy"), "-c", "-f", str(config)]
+        assert subprocess.run(program, capture_output=True, check=False).returncode == 0
+        assert config.read_text() == once
 
 
 def test_a_body_larger_than_the_buffer_passes(door):
